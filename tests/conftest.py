@@ -12,6 +12,7 @@ from typing import Final
 import psutil
 import pytest
 from _pytest.fixtures import FixtureDef
+from command_line import Cli
 from hypothesis import settings
 from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import Installed, installed_with_all
@@ -129,6 +130,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def rewrite_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written from what was found."""
     return bool(request.config.getoption("--rewrite-golden"))
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Return what calls the program's commands."""
+    return Cli(capsys)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty folder, in which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -207,11 +207,7 @@ class Daemon:
         command += self._keys
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command,
-                cwd=self._config.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                command, cwd=self._config.parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def kill(self) -> None:
@@ -315,7 +311,7 @@ def check(
         runs = db.execute("SELECT run_id FROM v_runs").fetchall()
         if len(runs) != 1:
             raise RoundFailed(f"{name} has {len(runs)} runs instead of one that went on")
-        found = Outcome()
+        outcome = Outcome()
         for key, candles_of_key in data.items():
             decisions = db.execute(
                 "SELECT open_time_ms, refused_by FROM v_decisions WHERE instrument = ?"
@@ -333,14 +329,14 @@ def check(
                     f"{times == sorted(times)}"
                 )
             check_bars(db, key, candles_of_key, name)
-            found.bars += len(times)
-            found.late += sum(refused == "late" for _, refused in decisions)
-        found.closes = check_closes(db, sorted(data), name)
-        found.live = db.execute(
+            outcome.bars += len(times)
+            outcome.late += sum(refused == "late" for _, refused in decisions)
+        outcome.closes = check_closes(db, sorted(data), name)
+        outcome.live = db.execute(
             "SELECT count(*) FROM v_decisions JOIN v_bars USING (run_id, sequence)"
             " WHERE source = 'stream'"
         ).fetchone()[0]
-        found.fills = check_account(db, sorted(data), name, cash)
+        outcome.fills = check_account(db, sorted(data), name, cash)
     for verb in (["audit", "verify"], ["verify"]):
         if verb == ["verify"] and with_model:
             continue  # it takes too long for a campaign
@@ -350,7 +346,7 @@ def check(
         )  # fmt: skip
         if done.returncode != 0:
             raise RoundFailed(f"{name}: {' '.join(verb)} says {done.stdout}{done.stderr}")
-    return found
+    return outcome
 
 
 def check_bars(db: sqlite3.Connection, key: str, data: Candles, name: str) -> None:
@@ -382,26 +378,24 @@ def check_closes(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int:
             "SELECT sequence, instrument, open_time_ms, accepted FROM v_bars"
         )
     }
-    for sequence, (_, _, said) in events.items():
-        behind = [bars.get(sequence + 1 + place) for place in range(said["bars"])]
+    for sequence, (_, _, row) in events.items():
+        behind = [bars.get(sequence + 1 + place) for place in range(row["bars"])]
         names = [one[0] for one in behind if one is not None]
-        is_whole = all(
-            one is not None and one[1:] == (said["open_time_ms"], True) for one in behind
-        )
-        if not is_whole or names != [key for key in keys if key not in said["absent"]]:
-            raise RoundFailed(f"{name}: behind the close {said} at {sequence} stands {behind}")
-    return sum(said["bars"] > 1 for _, _, said in events.values())
+        is_whole = all(one is not None and one[1:] == (row["open_time_ms"], True) for one in behind)
+        if not is_whole or names != [key for key in keys if key not in row["absent"]]:
+            raise RoundFailed(f"{name}: behind the close {row} at {sequence} stands {behind}")
+    return sum(event["bars"] > 1 for _, _, event in events.values())
 
 
-def check_together(found: Outcome, name: str) -> None:
+def check_together(outcome: Outcome, name: str) -> None:
     """Hold a round of two symbols to the closes whose bars were taken together.
 
     The model is slower than the round. Where the machine is busy, REST brings it almost all bars,
     each alone; it is held to one such close once the stream brought it ``LIVE_BARS``.
     """
-    fewest = FEWEST_CLOSES if name != "model" else int(found.live >= LIVE_BARS)
-    if found.closes < fewest:
-        raise RoundFailed(f"{name} took the bars of only {found.closes} closes together")
+    fewest = FEWEST_CLOSES if name != "model" else int(outcome.live >= LIVE_BARS)
+    if outcome.closes < fewest:
+        raise RoundFailed(f"{name} took the bars of only {outcome.closes} closes together")
 
 
 def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str, first: int) -> int:

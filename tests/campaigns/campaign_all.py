@@ -57,10 +57,10 @@ def passed() -> dict[str, dict[str, str]]:
     return tomllib.loads(PASSED.read_text(encoding="utf-8"))
 
 
-def keep(part: str, commit: str, said: str) -> None:
+def keep(part: str, commit: str, message: str) -> None:
     """Write down that *part* passed on *commit*, whose last line was *said*."""
     known = passed()
-    known[part] = {"commit": commit, "date": f"{datetime.now(UTC):%Y-%m-%d}", "said": said}
+    known[part] = {"commit": commit, "date": f"{datetime.now(UTC):%Y-%m-%d}", "said": message}
     head = PASSED.read_text(encoding="utf-8").partition("\n")[0]
     tables = [
         "\n".join((f"[{name}]", *(f"{key} = {_quoted(text)}" for key, text in one.items()), ""))

@@ -92,7 +92,7 @@ class Killer:
         self.done: Counter[str] = Counter()
         self._cluster, self._rng = cluster, rng
         first_ms = START_MS + WARM_BARS * MINUTE_MS
-        self._due: dict[str, list[tuple[int, str]]] = {one.name: [] for one in daemons}
+        self._due: dict[str, list[tuple[int, str]]] = {daemon.name: [] for daemon in daemons}
         for number in range(kills):
             at_ms = first_ms + int(rng.uniform(0.02, 1) * bars) * MINUTE_MS
             kind = KINDS[number % len(KINDS)]
@@ -105,7 +105,7 @@ class Killer:
     def is_over(self) -> bool:
         """Return whether nothing is due, the server is up and each daemon went on."""
         due = sum(map(len, self._due.values())) + (self._up_at_s is not None)
-        return not due and all(last_step(one) > at for one, at in self._killed_at.items())
+        return not due and all(last_step(name) > at for name, at in self._killed_at.items())
 
     def look(self, daemon: Daemon, newest_ms: int) -> None:
         """Kill what is due of *daemon*, which decided *newest_ms*."""
@@ -144,7 +144,7 @@ def run_to_the_end(daemons: Sequence[Daemon], killer: Killer, last_ms: int) -> N
     decided: list[int] = []
     until_s = time.monotonic() + BEHIND_WITHIN_S
     while True:
-        newest = [one.newest_ms() for one in daemons]
+        newest = [daemon.newest_ms() for daemon in daemons]
         if newest != decided:
             decided, until_s = newest, time.monotonic() + BEHIND_WITHIN_S
         if time.monotonic() > until_s:
@@ -221,16 +221,16 @@ def compare_tables(database: Path, back: Path) -> int:
     """Hold every row of every table of *back* against the file's; return the rows."""
     listed = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
     count = 0
-    with reading(database) as own, reading(back) as pulled:
-        tables = [{name for (name,) in db.execute(listed)} for db in (own, pulled)]
+    with reading(database) as connection, reading(back) as pulled:
+        tables = [{name for (name,) in db.execute(listed)} for db in (connection, pulled)]
         if tables[0] != tables[1]:
             raise RoundFailed(f"{database.stem}: other tables came back: {tables[0] ^ tables[1]}")
         for table in sorted(tables[0]):
-            names = [row[1] for row in own.execute(f"PRAGMA table_info({table})")]
+            names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             quoted = ", ".join(f'"{name}"' for name in names)
             typed = ", ".join(f'typeof("{name}")' for name in names)
             query = f'SELECT {quoted}, {typed} FROM "{table}" ORDER BY {quoted}'
-            mine, theirs = own.execute(query), pulled.execute(query)
+            mine, theirs = connection.execute(query), pulled.execute(query)
             for row in mine:
                 count += 1
                 if row != (other := theirs.fetchone()):
@@ -265,7 +265,7 @@ def compare_list(databases: Sequence[Path], url: str) -> None:
     except ValueError:
         raise RoundFailed(f"fleet says {said}") from None
     listed = {run["database_id"] for run in runs}
-    if listed != {identity(one) for one in databases}:
+    if listed != {identity(database) for database in databases}:
         raise RoundFailed(f"fleet lists {len(listed)} of {len(databases)} databases")
     strange = [(run["file"], run["health"], run["alarms"]) for run in runs if run["alarms"]]
     strange += [(run["file"], run["health"], "") for run in runs if run["health"] != "ended"]
@@ -339,17 +339,17 @@ def main() -> int:
     for seed in range(wanted.seed, wanted.seed + wanted.rounds):
         sizes = {"daemons": wanted.daemons, "symbols": wanted.symbols, "bars": wanted.bars}
         try:
-            found = play(seed, **sizes, speed=wanted.speed, kills=wanted.kills)
+            fleet = play(seed, **sizes, speed=wanted.speed, kills=wanted.kills)
         except RoundFailed as failure:
             failed += 1
             print(f"seed {seed}: FAILED, {failure}", flush=True)
             continue
-        killed = ", ".join(f"{count} of a {kind}" for kind, count in sorted(found.kills.items()))
+        killed = ", ".join(f"{count} of a {kind}" for kind, count in sorted(fleet.kills.items()))
         print(
             f"seed {seed}: {wanted.daemons} daemons of {wanted.symbols} symbols, {wanted.bars} "
-            f"bars; kills: {killed}; {found.decisions:,} decisions, {found.steps:,} steps once "
-            f"each and in order, {found.drained:,} of them after the end; "
-            f"{found.minutes:.1f} minutes",
+            f"bars; kills: {killed}; {fleet.decisions:,} decisions, {fleet.steps:,} steps once "
+            f"each and in order, {fleet.drained:,} of them after the end; "
+            f"{fleet.minutes:.1f} minutes",
             flush=True,
         )
     print(f"{wanted.rounds - failed} passed, {failed} failed")

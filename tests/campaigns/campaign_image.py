@@ -66,7 +66,7 @@ def _said(command: list[str], program: str | None = None) -> str:
 
 
 def faults(
-    found: Mapping[str, Any], printed: str, *, is_compiled: bool, has_index: bool
+    document: Mapping[str, Any], printed: str, *, is_compiled: bool, has_index: bool
 ) -> list[str]:
     """Name what of *found*, and of what the build *printed*, is not as it must be."""
 
@@ -76,18 +76,18 @@ def faults(
         )
 
     must = {
-        "it runs as 10001": found["user"] == 10001,
-        "it runs in /data": found["folder"] == "/data",
-        "doctor finds no fault": not found["failed"],
-        "doctor names its loops": ("native_avx" in found["attention"]) is is_compiled,
+        "it runs as 10001": document["user"] == 10001,
+        "it runs in /data": document["folder"] == "/data",
+        "doctor finds no fault": not document["failed"],
+        "doctor names its loops": ("native_avx" in document["attention"]) is is_compiled,
         "one line says that it has no loops": lines(BARE) == (not is_compiled),
-        "PyTorch is for processors": found["cuda"] == "None" or not has_index,
+        "PyTorch is for processors": document["cuda"] == "None" or not has_index,
         "one line says that no index answered": lines(USUAL) == (not has_index),
-        "it has no compiler": found["compilers"] == [],
-        "its user may write in /data alone": found["writable"] == [],
-        "it is healthy once it runs": not found["healthy before"] and found["healthy"],
-        "it ends in order": found["ended with"] == 0,
-        "its decisions follow from its record": "decisions follow from" in found["verified"],
+        "it has no compiler": document["compilers"] == [],
+        "its user may write in /data alone": document["writable"] == [],
+        "it is healthy once it runs": not document["healthy before"] and document["healthy"],
+        "it ends in order": document["ended with"] == 0,
+        "its decisions follow from its record": "decisions follow from" in document["verified"],
     }
     return [name for name, holds in must.items() if not holds]
 
@@ -111,11 +111,11 @@ def tried(name: str, folder: Path, program: str) -> tuple[str, list[str]]:
     has_index = "no index" not in name
     printed = build(dockerfile, {} if has_index else {"TORCH_INDEX": SILENT})
     said = run("python", "-", *commands(dockerfile), program=program)
-    found = json.loads(said.splitlines()[-1])
-    wrong = faults(found, printed, is_compiled=not becomes, has_index=has_index)
+    document = json.loads(said.splitlines()[-1])
+    wrong = faults(document, printed, is_compiled=not becomes, has_index=has_index)
     if wrong:
-        print(f"{name} is wrong: {'; '.join(wrong)}: {found}\n{printed[-3_000:]}")
-    return f"{found['version']}, {found['megabytes']:,} MB, {found['attention']}", wrong
+        print(f"{name} is wrong: {'; '.join(wrong)}: {document}\n{printed[-3_000:]}")
+    return f"{document['version']}, {document['megabytes']:,} MB, {document['attention']}", wrong
 
 
 def main() -> int:

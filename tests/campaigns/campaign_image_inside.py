@@ -47,7 +47,7 @@ def writable(top: Path = Path("/")) -> list[str]:
     found = []
     for folder, folders, files in os.walk(top):
         if Path(folder) == top:
-            folders[:] = [one for one in folders if one not in _APART]
+            folders[:] = [folder for folder in folders if folder not in _APART]
         found += [
             str(one) for one in (Path(folder, name) for name in folders + files) if may_write(one)
         ]
@@ -61,8 +61,8 @@ def installed() -> dict[str, Any]:
         "user": os.getuid(),
         "folder": str(Path.cwd()),
         "version": said("tracepaper", "--version"),
-        "failed": [one["detail"] for one in doctor if one["verdict"] == "fail"],
-        "attention": next(one["detail"] for one in doctor if one["check"] == "attention"),
+        "failed": [row["detail"] for row in doctor if row["verdict"] == "fail"],
+        "attention": next(row["detail"] for row in doctor if row["check"] == "attention"),
         "cuda": said("python", "-c", "import torch; print(torch.version.cuda)"),
         "compilers": [name for name in COMPILERS if shutil.which(name)],
         "writable": writable(),
@@ -97,18 +97,18 @@ def lived(entry: list[str], health: list[str]) -> dict[str, Any]:
             f'time_scale = {SPEED}\n[strategy]\nname = "attention"\n',
             encoding="utf-8",
         )
-        found: dict[str, Any] = {"healthy before": is_healthy(health), "healthy": False}
+        document: dict[str, Any] = {"healthy before": is_healthy(health), "healthy": False}
         with Path("run.log").open("w", encoding="utf-8") as log:
             daemon = subprocess.Popen(entry, stdout=log, stderr=log)
         until_s = time.monotonic() + WITHIN_S
-        while daemon.poll() is None and time.monotonic() < until_s and not found["healthy"]:
-            found["healthy"] = is_healthy(health) and decided() >= BARS
+        while daemon.poll() is None and time.monotonic() < until_s and not document["healthy"]:
+            document["healthy"] = is_healthy(health) and decided() >= BARS
         daemon.send_signal(signal.SIGTERM)
-        found["ended with"] = daemon.wait(60)
-        found["log"] = Path("run.log").read_text(encoding="utf-8")[-1_500:]
+        document["ended with"] = daemon.wait(60)
+        document["log"] = Path("run.log").read_text(encoding="utf-8")[-1_500:]
         exchange.terminate()
-    found["verified"] = said("tracepaper", "verify", "last", "--db", "tracepaper.db")
-    return found
+    document["verified"] = said("tracepaper", "verify", "last", "--db", "tracepaper.db")
+    return document
 
 
 def main() -> None:

@@ -211,10 +211,10 @@ def codes(code: CodeType) -> dict[tuple[str, int], CodeType]:
     """Return all that *code* defines by its dotted name and how many of that name come before."""
     found: dict[tuple[str, int], CodeType] = {}
 
-    def add(one: CodeType) -> None:
-        nth = sum(name == one.co_qualname for name, _ in found)
-        found[one.co_qualname, nth] = one
-        for inner in one.co_consts:
+    def add(code_type: CodeType) -> None:
+        nth = sum(name == code_type.co_qualname for name, _ in found)
+        found[code_type.co_qualname, nth] = code_type
+        for inner in code_type.co_consts:
             if isinstance(inner, CodeType):
                 add(inner)
 
@@ -241,8 +241,8 @@ def run(item: pytest.Item, following: pytest.Item | None) -> bool:
 def probed(mutants: Iterable[Mutant], root: Path) -> dict[Path, ast.Module]:
     """Return the modules of *mutants*, where each of their definitions tells that it is run."""
     names: dict[Path, set[str]] = {}
-    for one in mutants:
-        names.setdefault(one.path, set()).add(one.definition)
+    for mutant in mutants:
+        names.setdefault(mutant.path, set()).add(mutant.definition)
     found = {}
     for path, own in names.items():
         found[path] = ast.parse(sources(root)[path])
@@ -428,7 +428,7 @@ class Budget:
             for modules in [{*group.modules}]
         }
         tasks: list[Task] = []
-        asked = {one for group in self._table.values() for one in group.mutations}
+        asked = {mutation for group in self._table.values() for mutation in group.mutations}
         for mutation in filter(asked.__contains__, self._mutants):
             mutant, own = self._mutants[mutation], near[mutation.group]
             tests = chosen(own, mutant, self._table[mutation.group].limit_s)
@@ -514,7 +514,7 @@ def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) ->
         raise MutationLost(budget.problem)
     print()
     for name, group in table.items():
-        print(row(name, [budget.verdicts[one] for one in group.mutations]))
+        print(row(name, [budget.verdicts[mutation] for mutation in group.mutations]))
     print(row("all", list(budget.verdicts.values())))
     survivors = [mutation for mutation, verdict in budget.verdicts.items() if not verdict.found]
     for mutation in survivors:
@@ -524,8 +524,8 @@ def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) ->
 
 def row(name: str, verdicts: Sequence[Verdict]) -> str:
     """Return how many were found, and the seconds of their tests."""
-    killed = sum(bool(one.found) for one in verdicts)
-    seconds = sum(one.seconds for one in verdicts)
+    killed = sum(bool(verdict.found) for verdict in verdicts)
+    seconds = sum(verdict.seconds for verdict in verdicts)
     return f"{name:12} {killed:4} of {len(verdicts)} killed {seconds:6.0f} s"
 
 

@@ -52,7 +52,7 @@ _SAYS: Final = "import torch; print(torch.backends.cpu.get_cpu_capability())"
 def numeric(folder: Path = TESTS) -> list[str]:
     """List the test files that compute with torch, by their first imports."""
     found = sorted(folder.rglob("test_*.py"))
-    return [str(one) for one in found if "\nimport torch\n" in one.read_text()]
+    return [str(path) for path in found if "\nimport torch\n" in path.read_text()]
 
 
 def main() -> None:
@@ -62,10 +62,10 @@ def main() -> None:
     parser.add_argument("tests", nargs="*", help="test files, by default all that compute")
     asked = parser.parse_args()
     files, failed = asked.tests or numeric(), []
-    for name, own in PROCESSORS.items():
+    for name, processor in PROCESSORS.items():
         if asked.only not in (None, name):
             continue
-        environment = os.environ | own
+        environment = os.environ | processor
         width = subprocess.run(
             [sys.executable, "-c", _SAYS],
             env=environment,
@@ -74,7 +74,7 @@ def main() -> None:
             check=True,
         ).stdout.strip()
         print(f"{name} ({width}):", flush=True)
-        narrow = "AVX512" not in own.get("ONEDNN_MAX_CPU_ISA", "AVX512")
+        narrow = "AVX512" not in processor.get("ONEDNN_MAX_CPU_ISA", "AVX512")
         left_out = ["--deselect", BEYOND] if narrow else []
         begun = time.monotonic()
         done = subprocess.run(

@@ -27,7 +27,7 @@ def asked(database: Path, query: str) -> list[tuple[Any, ...]]:
 def check_sides(database: Path, name: str) -> None:
     """Hold both sides to the account, at every bar and to the last unit."""
     names = ("cash", "equity", "fees_paid", "funding_paid", "realized_pnl", "unrealized_pnl")
-    texts = ", ".join(f"{one}_text" for one in names)
+    texts = ", ".join(f"{name}_text" for name in names)
     sums: dict[int, list[Decimal]] = {}
     for sequence, *values in asked(database, f"SELECT sequence, {texts} FROM v_twin_equity"):
         before = sums.get(sequence, [Decimal(0)] * len(names))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from checker import check_parts, check_sides, check_universe
 from drawn import KINDS, RoundFailed
+from engines import engine_of
 from histories import RecordedHistory
+from records import tamper
 from storage_cases import run, write_run
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
@@ -83,9 +83,7 @@ def test_what_does_not_add_up_is_found(name: str, tmp_path: Path) -> None:
     check(path, "a history")
     for said, statement in forgeries.items():
         forged = Path(shutil.copy(path, tmp_path / "forged.db"))
-        with closing(sqlite3.connect(forged)) as database:
-            database.execute(statement)
-            database.commit()
+        tamper(forged, statement)
         with pytest.raises(RoundFailed, match=said):
             check(forged, "a history")
 
@@ -105,19 +103,14 @@ def recorded(database: Path, events: list[Event]) -> list[Step]:
     """Run *events* of two symbols by quotes, into *database*."""
     items = (BITCOIN, ETHER)
     given: dict[str, dict[str, Any]] = {
-        "market": {"symbols": [one.symbol for one in items]},
+        "market": {"symbols": [context.symbol for context in items]},
         "sizing": {"mode": "fixed", "quantity": "1"},
         "account": {"cash": "1000000"},
         "execution": {"model": "quote", "latency_ms": 0},
         "exchange": {"time_scale": 1_200.0},
     }
-    engine = build_engine(
-        load(None, given),
-        items,
-        execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={one.symbol: Enters() for one in items},
+    engine = engine_of(
+        given, items, execution=FillModel.QUOTE, strategies={one.symbol: Enters() for one in items}
     )
     steps = [engine.step(event, None) for event in events]
     write_run(database, steps, of=run(instruments=items, strategy="enters"))
@@ -168,7 +161,7 @@ CLOSES: list[Event] = [
     *BEGIN,
     asked(10_000, 1.1),
     at(1, *FLAT),
-    *(one for index in (2, 3) for one in (asked(9_700, index + 0.5), at(index, *FELL))),
+    *(event for index in (2, 3) for event in (asked(9_700, index + 0.5), at(index, *FELL))),
     at(4, *FLAT),
 ]
 MISSED: list[Event] = [
@@ -196,7 +189,7 @@ def test_bars_that_closed_before_the_stop_was_armed_neither_meet_nor_blame_it(
 
 
 @pytest.mark.parametrize(
-    ("events", "met_in", "said"),
+    ("events", "met_in", "message"),
     [
         pytest.param(CLOSES, 3, "2 closes beyond it", id="quotes"),
         pytest.param(MISSED, 4, "1 missed bars that went through it", id="a missed bar"),
@@ -209,7 +202,7 @@ def test_bars_that_closed_before_the_stop_was_armed_neither_meet_nor_blame_it(
     ],
 )
 def test_a_stop_that_is_skipped_is_found(
-    events: list[Event], met_in: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    events: list[Event], met_in: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = recorded(tmp_path / "right.db", events)
     assert stops(steps) == [(OrderStatus.FILLED, met_in)]
@@ -217,7 +210,7 @@ def test_a_stop_that_is_skipped_is_found(
     monkeypatch.setattr(matching, "touched", lambda *_: False)
     skipped = recorded(tmp_path / "skipped.db", events)
     assert [status for status, _ in stops(skipped)] == [OrderStatus.ACCEPTED]
-    with pytest.raises(RoundFailed, match=f"stop 1-0 at 98.00 stood for {said}"):
+    with pytest.raises(RoundFailed, match=f"stop 1-0 at 98.00 stood for {message}"):
         campaign.check_stops(tmp_path / "skipped.db", "stopped", timely=10_000)
 
 
@@ -235,6 +228,6 @@ def test_a_stop_that_is_skipped_is_found(
 def test_closes_that_are_not_taken_together_are_found(
     name: str, closes: int, live: int, *, is_found: bool
 ) -> None:
-    found = campaign.Outcome(closes=closes, live=live)
+    outcome = campaign.Outcome(closes=closes, live=live)
     with pytest.raises(RoundFailed) if is_found else nullcontext():
-        campaign.check_together(found, name)
+        campaign.check_together(outcome, name)

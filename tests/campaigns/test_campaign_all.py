@@ -17,10 +17,10 @@ def test_each_part_is_a_program_that_exists() -> None:
     for command in campaign_all.PARTS.values():
         assert command[0] in {"promtool", sys.executable}
         assert all((campaign_all.ROOT / word).exists() for word in command if "/campaigns/" in word)
-    rounds = [one for name, one in campaign_all.PARTS.items() if name.startswith("rounds_")]
+    rounds = [part for name, part in campaign_all.PARTS.items() if name.startswith("rounds_")]
     drawn = [int(one[one.index("--seed") + 1]) for one in rounds]
     assert drawn == list(range(1, 101, 10)), "a hundred seeds, each of them once"
-    alone = [one for name, one in campaign_all.PARTS.items() if name.startswith("live_")]
+    alone = [part for name, part in campaign_all.PARTS.items() if name.startswith("live_")]
     assert {one[one.index("--kind") + 1] for one in alone} < set(KINDS)
     assert all("--rounds" in one for one in alone)
 
@@ -46,12 +46,12 @@ def test_a_part_is_kept_beside_the_others(checkout: Path) -> None:
     campaign_all.keep("live", "aaaaaaaaa", '2 passed, "0" failed \\')
     campaign_all.keep("flood", "bbbbbbbbb", "100 passed")
     campaign_all.keep("flood", "ccccccccc", "101 passed")
-    found = campaign_all.passed()
-    assert {name: one["commit"] for name, one in found.items()} == {
+    document = campaign_all.passed()
+    assert {name: row["commit"] for name, row in document.items()} == {
         "flood": "ccccccccc",
         "live": "aaaaaaaaa",
     }
-    assert found["live"]["said"] == '2 passed, "0" failed \\'
+    assert document["live"]["said"] == '2 passed, "0" failed \\'
     assert path.read_text().startswith(HEAD)
 
 
@@ -61,7 +61,7 @@ def test_what_passed_on_this_commit_is_not_run_again_and_what_failed_is_not_kept
     monkeypatch.setattr(sys, "argv", ["campaign_all.py"])
     assert (campaign_all.main(), campaign_all.main()) == (1, 1)
     assert (checkout / "ran").read_text() == "x"
-    assert {name: one["said"] for name, one in campaign_all.passed().items()} == {
+    assert {name: row["said"] for name, row in campaign_all.passed().items()} == {
         "good": "7 passed"
     }
     monkeypatch.setattr(sys, "argv", ["campaign_all.py", "--only", "go"])

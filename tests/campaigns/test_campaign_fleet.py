@@ -47,7 +47,7 @@ def test_what_is_whole_is_let_pass(shipped: Path, fleet_url: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("statements", "said"),
+    ("statements", "message"),
     [
         pytest.param((f"DELETE FROM steps WHERE sequence = {STEP}",), "steps has", id="missing"),
         pytest.param(REPEATED, "steps of the server has", id="repeated"),
@@ -70,14 +70,14 @@ def test_what_is_whole_is_let_pass(shipped: Path, fleet_url: str, tmp_path: Path
 )
 def test_what_is_planted_on_the_server_is_found(
     statements: tuple[str, ...],
-    said: str,
+    message: str,
     shipped: Path,
     postgres: Cluster,
     fleet_url: str,
     tmp_path: Path,
 ) -> None:
     postgres.sql(fleet_url, *statements)
-    with pytest.raises(RoundFailed, match=said):
+    with pytest.raises(RoundFailed, match=message):
         campaign_fleet.compare(shipped, fleet_url, tmp_path)
 
 
@@ -90,7 +90,7 @@ def test_a_file_that_was_never_shipped_is_missed_in_the_list(
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "message"),
     [
         ("DELETE FROM orders WHERE sequence = (SELECT max(sequence) FROM orders)", "orders has"),
         (
@@ -104,7 +104,7 @@ def test_a_file_that_was_never_shipped_is_missed_in_the_list(
     ],
 )
 def test_two_files_whose_tables_differ_are_found(
-    statement: str, said: str, shipped: Path, tmp_path: Path
+    statement: str, message: str, shipped: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.db"
     with closing(sqlite3.connect(shipped)) as source, closing(sqlite3.connect(other)) as target:
@@ -113,7 +113,7 @@ def test_two_files_whose_tables_differ_are_found(
         target.execute("PRAGMA foreign_keys = OFF")
         target.execute(statement)
         target.commit()
-    with pytest.raises(RoundFailed, match=said):
+    with pytest.raises(RoundFailed, match=message):
         campaign_fleet.compare_tables(shipped, other)
     with pytest.raises(RoundFailed, match="the server"):
         campaign_fleet.compare_tables(other, shipped)

@@ -125,7 +125,7 @@ def test_a_mutation_that_is_lost_or_ambiguous_is_named(
 
 def judged(root: Path, *mutations: Mutation, tests: str = TESTS) -> tuple[int, str]:
     """Judge *mutations* of the planted program; return the exit code and what was printed."""
-    rows = ", ".join(str([str(part) for part in one[1:]]) for one in mutations)
+    rows = ", ".join(str([str(part) for part in mutation[1:]]) for mutation in mutations)
     table = f'[purse]\ntests = ["test_purse"]\nmutations = [{rows}]\n'
     (root / "tests" / "campaigns").mkdir(exist_ok=True)
     (root / "tests" / "campaigns" / "mutations.toml").write_text(table)
@@ -168,10 +168,7 @@ def test_what_fails_without_a_mutation_is_named(root: Path) -> None:
 
 
 def test_a_part_of_a_name_chooses_mutations() -> None:
-    table = {
-        "purse": Group((), (PAYS, LIVES)),
-        "rest": Group((), (BREAKS,)),
-    }
+    table = {"purse": Group((), (PAYS, LIVES)), "rest": Group((), (BREAKS,))}
     assert campaign_mutants.wanted(table, "") == table
     assert campaign_mutants.wanted(table, "rest") == {"rest": table["rest"]}
     assert campaign_mutants.wanted(table, "Purse.pay") == {"purse": Group((), (PAYS,))}

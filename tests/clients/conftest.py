@@ -95,7 +95,7 @@ def play(client_python: Callable[[str], Path], tmp_path: Path) -> Callable[..., 
                     os.killpg(process.pid, signal.SIGKILL)  # with what it started itself
                     raise
         assert process.returncode == 0, output[-4_000:] + errors[-4_000:]
-        found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-        return found | {"calls": set(calls.read_text(encoding="utf-8").split())}
+        document: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+        return document | {"calls": set(calls.read_text(encoding="utf-8").split())}
 
     return played

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
@@ -94,12 +95,9 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("added")
-def test_functions_become_commands_and_typers_become_groups(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert invoke(["zz-single"]) == 0
-    assert invoke(["zz-group", "inner", "7", "--fast"]) == 0
-    assert capsys.readouterr().out == "fine\n7 True\n"
+def test_functions_become_commands_and_typers_become_groups(cli: Cli) -> None:
+    assert cli.out("zz-single") == "fine\n"
+    assert cli.out("zz-group", "inner", "7", "--fast") == "7 True\n"
 
 
 @pytest.mark.usefixtures("added")
@@ -114,17 +112,17 @@ def test_functions_become_commands_and_typers_become_groups(
     ],
 )
 def test_errors_are_one_sentence_with_their_exit_code(
-    kind: str, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+    kind: str, code: int, sentence: str, cli: Cli
 ) -> None:
-    assert invoke(["zz-single", "--kind", kind]) == code
-    streams = capsys.readouterr()
+    streams = cli("zz-single", "--kind", kind)
+    assert streams.code == code
     assert (streams.out, streams.err) == ("", sentence)
 
 
 @pytest.mark.usefixtures("added")
-def test_log_lines_never_mix_with_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["zz-single", "--kind", "log"]) == 0
-    streams = capsys.readouterr()
+def test_log_lines_never_mix_with_the_answer(cli: Cli) -> None:
+    streams = cli("zz-single", "--kind", "log")
+    assert streams.code == 0
     assert streams.out == "log\n"
     assert json.loads(streams.err)["event"] == "something"
 
@@ -174,25 +172,20 @@ def test_no_thread_of_a_loop_holds_up_the_end(
         (["--fast"], "No such option: --fast"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_two(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke(arguments) == 2
-    error = capsys.readouterr().err
+def test_wrong_usage_is_one_sentence_and_two(arguments: list[str], words: str, cli: Cli) -> None:
+    error = cli.err(*arguments, code=2)
     assert words in error
     assert error.count("\n") == 1
 
 
 @pytest.mark.usefixtures("added")
-def test_a_command_that_cannot_be_loaded_does_not_hide_the_others(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert invoke([]) == 0
-    listing = capsys.readouterr().out
+def test_a_command_that_cannot_be_loaded_does_not_hide_the_others(cli: Cli) -> None:
+    listing = cli.out()
     assert "Cannot be loaded" in listing
     assert "A group." in listing
-    assert invoke(["zz-broken", "anything", "--at", "all"]) == 1
-    assert "No module named 'added_absent'" in capsys.readouterr().err
+    assert "No module named 'added_absent'" in cli.err(
+        "zz-broken", "anything", "--at", "all", code=1
+    )
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

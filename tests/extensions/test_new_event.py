@@ -9,14 +9,12 @@ from typing import Any, cast, get_args
 import builders
 import pytest
 import storage_cases as cases
+from engines import engine_of
 from msgspec import Struct
 
-from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record import rows
-from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Closed, Event, Prune, RunEnd
 
 
@@ -69,13 +67,7 @@ def test_a_new_kind_is_stored_read_back_shown_and_audited(
 
 
 def test_the_engine_refuses_a_kind_without_a_case() -> None:
-    engine = build_engine(
-        load(None, {"strategy": {"name": "sma_cross"}}),
-        [builders.instrument()],
-        execution=FillModel.NEXT_OPEN,
-        forecaster=None,
-        period_start_ms=0,
-    )
+    engine = engine_of({"strategy": {"name": "sma_cross"}}, [builders.instrument()])
     fake: Any = Outage("linear:BTCUSDT", 30, builders.START_MS + 1, builders.START_MS + 2)
     with pytest.raises(AssertionError, match="Expected code to be unreachable"):
         engine.step(fake, None)

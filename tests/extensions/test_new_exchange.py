@@ -116,9 +116,9 @@ class MemoryMarket:
 
     async def funding(self, instrument: Instrument, start_ms: int, end_ms: int) -> list[Funding]:
         return [
-            one
-            for one in self.settlements
-            if instrument.id == COIN.id and start_ms <= one.market_ms <= end_ms
+            settlement
+            for settlement in self.settlements
+            if instrument.id == COIN.id and start_ms <= settlement.market_ms <= end_ms
         ]
 
     def stream_url(self, category: Category) -> str:
@@ -170,25 +170,25 @@ class Running:
 
     def bars(self) -> list[tuple[int, Source]]:
         return [
-            ((one.open_time_ms - START_MS) // MINUTE, one.source)
-            for one in self.events
-            if isinstance(one, Bar)
+            ((event.open_time_ms - START_MS) // MINUTE, event.source)
+            for event in self.events
+            if isinstance(event, Bar)
         ]
 
     def gaps(self) -> list[tuple[int, int, GapCause, str]]:
         return [
             (
-                (one.from_ms - START_MS) // MINUTE,
-                (one.until_ms - START_MS) // MINUTE,
-                one.cause,
-                one.repaired_by,
+                (gap.from_ms - START_MS) // MINUTE,
+                (gap.until_ms - START_MS) // MINUTE,
+                gap.cause,
+                gap.repaired_by,
             )
-            for one in self.events
-            if isinstance(one, Gap)
+            for gap in self.events
+            if isinstance(gap, Gap)
         ]
 
     def settled(self) -> list[int]:
-        return [one.market_ms for one in self.events if isinstance(one, Funding)]
+        return [event.market_ms for event in self.events if isinstance(event, Funding)]
 
     async def has_bars(self, *indexes: int) -> None:
         """Let network time pass until these are the last bars."""
@@ -281,5 +281,5 @@ async def test_prices_and_order_books_come_through() -> None:
         )
         run.close(0)
         await run.has_bars(0)
-        kinds = [type(one) for one in run.events[-4:]]
+        kinds = [type(event) for event in run.events[-4:]]
         assert kinds == [Quote, Mark, Depths, Bar]

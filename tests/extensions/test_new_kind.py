@@ -66,7 +66,7 @@ def test_it_is_evaluated_compared_fitted_on_folds_and_ablated(said: dict[str, st
     whole, compared, folds = (document(said[name]) for name in ("evaluate", "compare", "folds"))
     assert whole["figures"].keys() >= {"5", "30"}
     assert [span["name"] for span in document(said["holdout"])["spans"]] == ["last"]
-    assert [one["name"].endswith("again") for one in compared["beside"]] == [True]
+    assert [row["name"].endswith("again") for row in compared["beside"]] == [True]
     assert "Fold 6 of 6." in said["folds"]
     assert "With shrink=0." in said["folds"]
     assert "shrink=0" in json.dumps(folds)

@@ -59,17 +59,17 @@ def examples() -> dict[str, str]:
 def _lasting(text: str, folder: str, run_id: str) -> str:
     """Return *text* without what differs from run to run: ids, hashes, clocks and folders."""
     text = text.replace(run_id, RUN_ID).replace(f"{folder}/", "")
-    for found, instead in VOLATILE.items():
-        text = re.sub(found, instead, text)
+    for name, instead in VOLATILE.items():
+        text = re.sub(name, instead, text)
     return text
 
 
 def _example(shelf: Databases, route: ReadRoute, names: Mapping[str, str]) -> str:
     path, query = route.path.format(**names), QUERIES.get(route.path, {})
     found = msgspec.to_builtins(match(path, query).respond(shelf, lambda *_: None))
-    asked = "&".join(f"{name}={value}" for name, value in query.items())
+    text = "&".join(f"{name}={value}" for name, value in query.items())
     lines = ",\n".join(f'  "{name}": {_shown(value)}' for name, value in found.items())
-    address = f"{PREFIX}{path}{'?' if asked else ''}{asked}"
+    address = f"{PREFIX}{path}{'?' if text else ''}{text}"
     return f"`{address}`\n\n```json\n{{\n{lines}\n}}\n```\n"
 
 

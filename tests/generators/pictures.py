@@ -45,23 +45,14 @@ COLOURS: Final = 128
 COLUMNS, LINES = 100, 32  # of the terminal
 
 
-def on_a_terminal(
-    command: tuple[str, ...],
-    folder: Path,
-    extra: Mapping[str, str],
-) -> None:
+def on_a_terminal(command: tuple[str, ...], folder: Path, extra: Mapping[str, str]) -> None:
     """Run *command* to its end on a pseudo-terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     kept = environment({"TERM": "xterm-256color", "COLORTERM": "truecolor", **extra})
     del kept["NO_COLOR"]
     process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=kept,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        command, cwd=folder, env=kept, stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     written = bytearray()

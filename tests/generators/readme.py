@@ -267,11 +267,11 @@ def hashed(text: str) -> str:
 
 def changed() -> list[Path]:
     """Return the README and the pages that differ from those that were last walked."""
-    known = json.loads(WALKED.read_text(encoding="utf-8"))
+    document = json.loads(WALKED.read_text(encoding="utf-8"))
     return [
         page
         for page in pages()
-        if page == README or known.get(page.stem) != hashed(page.read_text(encoding="utf-8"))
+        if page == README or document.get(page.stem) != hashed(page.read_text(encoding="utf-8"))
     ]
 
 

@@ -105,10 +105,10 @@ class Beside:
             (*at, _round(price), _round(size)) for at, (price, size) in found.items()
         )
         asked = [
-            [T0 + one.at, request.side.value, request.price, request.quantity]
-            for one in orders
-            if one.what == "send"
-            for request in one.content
+            [T0 + order.at, request.side.value, request.price, request.quantity]
+            for order in orders
+            if order.what == "send"
+            for request in order.content
             if isinstance(request, OrderRequest)
         ]
         rows = list(_events(source, item, tick, lot))

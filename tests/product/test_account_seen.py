@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -11,14 +10,15 @@ from typing import Any
 
 import pytest
 from builders import START_MS, bar, instrument, quote
+from engines import engine_of
+from forging import verified
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import tamper
 from test_recovery import Process, configured, events
 
 from tracepaper.daemon.broker.account import posting_account
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.database.reader import Reader
@@ -65,9 +65,7 @@ def engine(*answers: object, name: str = "Looks", by: FillModel = FillModel.NEXT
         "sizing": {"mode": "fixed", "quantity": "2"},
         "execution": {"slippage_bp": "0", "spread_bp": "0"},
     }
-    return build_engine(
-        load(None, sections), [instrument()], execution=by, period_start_ms=0, forecaster=None
-    )
+    return engine_of(sections, execution=by)
 
 
 def test_what_filled_at_the_open_of_the_bar_is_seen_at_its_close_and_once() -> None:
@@ -123,7 +121,7 @@ class LooksAtAll(PortfolioStrategy):
         pass
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
-        SEEN.extend(seen.account for seen in contexts.values())
+        SEEN.extend(context.account for context in contexts.values())
         return dict.fromkeys(contexts, Signal(Action.LONG, "all"))
 
 
@@ -135,13 +133,7 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
         "strategy": {"name": f"{__name__}:{name}", "options": {"answers": ["LONG"] * 3}},
         "sizing": {"mode": "fixed", "quantity": "2"},
     }
-    machine = build_engine(
-        load(None, sections),
-        [instrument(symbol) for symbol in symbols],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=None,
-    )
+    machine = engine_of(sections, [instrument(symbol) for symbol in symbols])
     for index in range(3):
         known = [
             bar(10_000 + 70 * index * place, index=index, instrument_id=f"linear:{symbol}")
@@ -154,7 +146,7 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
         assert one is not None and two is not None  # noqa: PT018
         assert one.exact == two.exact == steps[-1].account
         assert [len(seen.fills) for seen in (one, two)] == [int(index == 1)] * 2
-    held = [seen.position.unrealized for seen in SEEN[-2:] if seen is not None]
+    held = [view.position.unrealized for view in SEEN[-2:] if view is not None]
     assert held[0] != held[1] != 0
 
 
@@ -221,9 +213,7 @@ def ran(path: Path, model: FillModel, cuts: list[int], **sections: dict[str, Any
     given = events(60, quotes=model is FillModel.QUOTE)
     config = configured("seer:Seer", model, **sections)
     for begin, end in pairwise(cuts):
-        process = Process(path, config, model)
-        process.live(given[begin:end])
-        process.stop()
+        Process(path, config, model).through(given[begin:end])
     with Reader.open(path) as reader:
         run = reader.find("last")
         assert reader.run(run).sees_account
@@ -248,18 +238,16 @@ def test_parity_with_another_model_ends_at_the_first_fill_that_differs(seer: Pat
     first, second = seer / "quotes.db", seer / "opens.db"
     ran(first, FillModel.QUOTE, [0, 120])
     ran(second, FillModel.NEXT_OPEN, [0, 60])
-    found = parity_of(first, second)
-    assert found.holds
-    assert found.first_fill.startswith("linear:BTCUSDT at ")
-    assert " in the first and BUY 1 at " in found.first_fill
-    assert found.compared > 0
-    assert found.compared == found.identical
-    assert found.after_first_fill > 20
+    parity = parity_of(first, second)
+    assert parity.holds
+    assert parity.first_fill.startswith("linear:BTCUSDT at ")
+    assert " in the first and BUY 1 at " in parity.first_fill
+    assert parity.compared > 0
+    assert parity.compared == parity.identical
+    assert parity.after_first_fill > 20
     for path in (first, second):
-        with sqlite3.connect(path) as raw:
-            raw.execute("UPDATE runs SET sees_account = NULL")
+        tamper(path, "UPDATE runs SET sees_account = NULL")
     forged = parity_of(first, second)
     assert not forged.holds, "compared in full, they differ"
-    with Reader.open(first) as reader:
-        untrue = verify_run(reader, first, reader.find("last"))
+    untrue = verified(first)
     assert not untrue.holds, "the run's row denies what its class declares"

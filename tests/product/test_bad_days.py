@@ -25,6 +25,7 @@ from daemon_under_test import (
     price,
     settings,
 )
+from records import rows
 from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load, render
@@ -36,11 +37,7 @@ from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import (
-    AuditUnwritable,
-    Fatal,
-    StrategyFailed,
-)
+from tracepaper.strategies.errors import AuditUnwritable, Fatal, StrategyFailed
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
 from tracepaper.strategies.types.decisions import Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar, ModelChange, RunKind
@@ -71,10 +68,10 @@ async def test_a_hostile_frame_changes_nothing_and_the_daemon_goes_on(
     database = tmp_path / "run.db"
     async with ScriptedServer() as server, daemon(server, database) as running:
         await running.close_bars(10)
-        known = running.server.connections
+        connections = running.server.connections
         await server.send(HOSTILE[name])
         if name == "huge":
-            await running.until(lambda: server.connections > known and server.sockets)
+            await running.until(lambda: server.connections > connections and server.sockets)
         await running.close_bars(12)
         traded = [step.event for step in running.decisions()]
     check_record(database, bars=22)
@@ -98,11 +95,11 @@ async def test_a_daemon_that_was_down_catches_up_in_few_commits(tmp_path: Path) 
 async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     async with ScriptedServer() as server:
-        seen: list[Step] = []
+        steps: list[Step] = []
 
         def watch(step: Step) -> bool:
-            seen.append(step)
-            if sum(one.decision is not None for one in seen) == 15:
+            steps.append(step)
+            if sum(step.decision is not None for step in steps) == 15:
                 flooded.stop()
             return True
 
@@ -116,7 +113,7 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
             clock=ServersClock(server),
         )
         running = Running(server, asyncio.create_task(flooded.run()))
-        running.steps = seen
+        running.steps = steps
         await running.close_bars(3)
         running.pass_bars(400)
         await server.send(*(kline(START_MS + at * MINUTE, price(at)) for at in range(3, 403)))
@@ -126,8 +123,7 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
         assert Guarded.closes == [START_MS + at * MINUTE for at in range(running.decided())]
         assert 15 <= running.decided() < 15 + GROUP_STEPS
     check_record(database, bars=running.decided())
-    with closing(sqlite3.connect(database)) as db:
-        (ended,) = db.execute("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL").fetchone()
+    (ended,) = rows(database, "SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL")[0]
     assert ended == 1
 
 
@@ -298,8 +294,7 @@ async def test_a_start_that_fails_leaves_no_run(
         given = settings(server, http={"port": int(taken)}, **sections)
         with pytest.raises(Fatal, match=words):
             await Daemon(load(None, given), database, kind=RunKind.LIVE).run()
-    with closing(sqlite3.connect(database)) as db:
-        assert db.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+    assert rows(database, "SELECT count(*) FROM runs")[0] == (0,)
 
 
 async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(
@@ -391,8 +386,7 @@ async def test_a_stop_waits_out_minutes_of_broken_books_and_meets_the_first_true
         await server.send(book(START_MS + 5 * MINUTE + 900, "103.0", "103.1"))
         await running.until(lambda: sum(len(step.fills) for step in running.steps) == 2)
     check_record(database, bars=5)
-    with closing(sqlite3.connect(database)) as db:
-        taken = db.execute("SELECT side, price, reason FROM v_fills ORDER BY sequence").fetchall()
+    taken = rows(database, "SELECT side, price, reason FROM v_fills ORDER BY sequence")
     assert taken == [("BUY", 108.0, "up"), ("SELL", 103.0, "stop 1 %")]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from forging import rechain
+from records import rows
 
 import tracepaper
 from tracepaper import Action, BarContext, Cancel, Orders, Percent, Signal, Strategy, buy
@@ -59,7 +60,7 @@ def is_whole(path: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (lambda _: Signal(Action.LONG, "x", stop=10**400), "gave the stop 1000"),
         (lambda _: Signal(Action.LONG, "x", stop=Percent(10**400)), "gave the stop Percent"),
@@ -70,9 +71,9 @@ def is_whole(path: Path) -> bool:
     ],
 )
 def test_a_number_that_nothing_can_hold_is_one_sentence(
-    answer: Callable[[BarContext], object], said: str
+    answer: Callable[[BarContext], object], message: str
 ) -> None:
-    with pytest.raises(StrategyFailed, match=said) as raised:
+    with pytest.raises(StrategyFailed, match=message) as raised:
         answered(answer)
     assert "\n" not in str(raised.value)
 
@@ -95,10 +96,9 @@ def test_a_step_of_more_rows_than_its_shape_counts_is_recorded_and_held_to_its_h
     run = answered(grid, path)
     assert run.verify().holds
     assert is_whole(path)
-    with closing(sqlite3.connect(path)) as raw:
-        (step, most), *_ = raw.execute(
-            "SELECT sequence, count(*) FROM orders GROUP BY sequence ORDER BY 2 DESC"
-        ).fetchall()
+    (step, most), *_ = rows(
+        path, "SELECT sequence, count(*) FROM orders GROUP BY sequence ORDER BY 2 DESC"
+    )
     assert most > 256  # one row less, and its shape is what it was
     assert not is_whole(without(path, "orders", step))
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from builders import present
+from forging import verified
 from test_recovery import Process, configured, events
 
 from tracepaper.daemon.session.user_class import make_own, user_portfolio, user_strategy
-from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import (
     DeclaredState,
     PortfolioMember,
@@ -78,30 +78,25 @@ def declared(process: Process) -> Any:
 
 
 def test_it_is_stored_in_the_step_in_which_it_changed(counts: Path) -> None:
-    process = Process(counts.with_name("run.db"), CONFIG, FillModel.QUOTE)
-    process.live(events(30, quotes=True))
-    process.stop()
+    process = Process(counts.with_name("run.db"), CONFIG, FillModel.QUOTE).through(
+        events(30, quotes=True)
+    )
     for step in process.steps:
         decided = step.decision is not None
         assert (step.state is not None) >= decided  # it changes at each decision
     assert declared(process)["seen"] == 18  # bars that only warm up leave it as it was
 
 
-def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(
-    counts: Path,
-) -> None:
+def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(counts: Path) -> None:
     path = counts.with_name("run.db")
-    first = Process(path, CONFIG, FillModel.QUOTE)
-    first.live(events(30, quotes=True))
-    first.stop()
+    first = Process(path, CONFIG, FillModel.QUOTE).through(events(30, quotes=True))
     other = configured("counts:Counts", FillModel.QUOTE, gate={"late_ms": 30_000})
     second = Process(path, other, FillModel.QUOTE)
     assert not second.opened.resumed
     assert declared(second) == declared(first)
     second.live(events(40, quotes=True)[60:])
     second.stop()
-    with Reader.open(path) as reader:
-        assert verify_run(reader, path, reader.find("last")).differences == []
+    assert verified(path).differences == []
     counts.write_text(counts.read_text().replace("% 9", "% 8"))
     sys.modules.pop("counts")
     third = Process(path, CONFIG, FillModel.QUOTE)
@@ -113,8 +108,7 @@ def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(
 def test_what_does_not_decode_into_a_changed_state_is_one_sentence(counts: Path) -> None:
     strategy = make_own("counts:Counts", {}, ["BTCUSDT"])["BTCUSDT"]
     owner = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
-    kept = DeclaredState.of(owner)
-    assert kept is not None
+    kept = present(DeclaredState.of(owner))
     with pytest.raises(ConfigInvalid, match=r"^What a step stored is no Memory.*; open a new run"):
         kept.hand_back(msgspec.msgpack.encode({"held": "five"}))
 
@@ -196,8 +190,7 @@ def test_a_state_that_a_restart_would_read_otherwise_stops_the_run(held: Any) ->
         def decide(self, outlook: object) -> Any: ...
 
     strategy = user_strategy(Mine, {})
-    kept = DeclaredState.of(strategy)
-    assert kept is not None
+    kept = present(DeclaredState.of(strategy))
     strategy.state = held
     with pytest.raises(StrategyFailed, match=r"(keep it a|let its fields hold)"):
         kept.changed()
@@ -221,8 +214,7 @@ def test_numbers_that_are_not_finite_and_nested_structs_are_kept() -> None:
         def decide(self, outlook: object) -> Any: ...
 
     strategy = user_strategy(Mine, {})
-    kept = DeclaredState.of(strategy)
-    assert kept is not None
+    kept = present(DeclaredState.of(strategy))
     assert not kept.changed()
     strategy.state.by_name["a"] = (1, 2.0)
     assert kept.changed()

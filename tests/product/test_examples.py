@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 from programs import ROOT, run
+from records import rows
 
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 LIVE_BARS: Final = 150
@@ -35,7 +36,7 @@ EXAMPLES: Final = [
         {
             "TRACEPAPER_STRATEGY__OPTIONS": json.dumps(
                 {"bars": 20, "levels": 3, "spacing": 0.02, "quantity": 0.01}
-            ),
+            )
         },
     ),
     Example(
@@ -88,8 +89,7 @@ def test_an_example_trades_in_replay_and_follows_from_its_record(
     done = said(
         ["replay", *given, "--db", "past.db", "--to", "2025-05-27"], tmp_path, example.settings
     )
-    with sqlite3.connect(tmp_path / "past.db") as database:
-        ((fills,),) = database.execute("SELECT count(*) FROM v_fills").fetchall()
+    ((fills,),) = rows(tmp_path / "past.db", "SELECT count(*) FROM v_fills")
     assert fills > 2
     verified = said(["verify", "last", "--db", "past.db"], tmp_path, {})
     assert verified["agreed"] == done["decisions"]
@@ -113,9 +113,9 @@ def test_an_example_decides_live_as_it_does_on_the_candles(
     said(replay, tmp_path, example.settings)
     compared = run(["parity", "live.db#last", "past.db#last", "--json"], tmp_path)
     assert compared.out, compared.err
-    found = json.loads(compared.out)
+    document = json.loads(compared.out)
     assert compared.code == 0, compared.out
-    assert found["compared"] + sum(found["timing"].values()) >= LIVE_BARS
+    assert document["compared"] + sum(document["timing"].values()) >= LIVE_BARS
     with sqlite3.connect(tmp_path / "live.db") as database:
         counted = dict(database.execute("SELECT role, count(*) FROM v_orders GROUP BY 1"))
     assert sum(counted.values()) >= (2 if example.file else 1)

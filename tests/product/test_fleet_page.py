@@ -37,7 +37,7 @@ def server(postgres: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_the_page_does_what_it_says(
     postgres: Cluster, server: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    said = {}
+    document = {}
     for role in PASSWORDS:
         postgres.sql(postgres.url("postgres"), f"DROP ROLE IF EXISTS {role}")
     for block in blocks(PAGE):
@@ -48,10 +48,10 @@ def test_the_page_does_what_it_says(
             code = invoke(shlex.split(words)[1:])
             out, err = capsys.readouterr()
             assert (code, err if "fleet postgres" in words else "") == (0, ""), f"{line}\n{err}"
-            said[" ".join(line.split()[1:3])] = out
-    assert said["db ship"].startswith("Shipped ")
-    assert "The chain of run" in said["audit verify"]
-    assert "decisions follow from the record" in said["verify last"]
+            document[" ".join(line.split()[1:3])] = out
+    assert document["db ship"].startswith("Shipped ")
+    assert "The chain of run" in document["audit verify"]
+    assert "decisions follow from the record" in document["verify last"]
     original = tmp_path / "one.db"
     for command in (["report", "last"], ["explain", "last"], ["audit", "trades", "last"]):
         answers = []

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from account_laws import check_account
 from builders import START_MS, instrument
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import ManualClock
-from fed_daemon import Process as FedProcess
+from fed_daemon import CheckedProcess as Process
 from hedged_cases import DRAWN, MINUTE, SCRIPTED, configured
 from hedged_cases import walk as events
 from records import check_record
@@ -25,24 +24,15 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.build import margin_rules, resolved
 from tracepaper.daemon.session.notices import Notices
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.runs import holdings
 from tracepaper.replay.report.terminal import summary_document
 from tracepaper.storage.chain.trades import check_terms, check_trades
-from tracepaper.storage.chain.verify import verify_chain
-from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel
-from tracepaper.strategies.types.market import (
-    Bar,
-    Event,
-    Funding,
-    Mark,
-)
+from tracepaper.strategies.types.market import Bar, Funding, Mark
 from tracepaper.strategies.units import unscaled
 
 ITEM = instrument()
@@ -53,36 +43,16 @@ def hedged(execution: FillModel, seed: int = 1, **sections: Any) -> Config:
     return resolved(configured({"seed": seed}, **sections), execution)
 
 
-class Process(FedProcess):
-    """A process whose engine is asked at every step whether its sums hold."""
-
-    def feed(self, event: Event) -> None:
-        super().feed(event)
-        check_account(self.opened.engine.broker.own)
-
-
 def recorded(path: Path, execution: FillModel = FillModel.NEXT_OPEN, count: int = 60) -> Process:
-    process = Process(path, hedged(execution), execution)
-    process.live(events(1, count, quotes=execution is FillModel.QUOTE, shocks=True))
-    process.stop()
-    return process
-
-
-def holds(path: Path) -> None:
-    """Assert that the record at *path* holds, and that all of it follows from itself."""
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        assert verify_run(reader, path, run_id).differences == []
-        assert check_trades(reader.connection, run_id) is None
-        assert check_terms(reader.connection, run_id) is None
-    with open_reader(path) as connection:
-        assert verify_chain(connection, run_id).problem is None
+    return Process(path, hedged(execution), execution).through(
+        events(1, count, quotes=execution is FillModel.QUOTE, shocks=True)
+    )
 
 
 def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     process = recorded(path, count=120)
-    holds(path)
+    check_record(path)
     last = process.steps[-1]
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute(
@@ -90,11 +60,11 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
             "FROM v_positions WHERE sequence = (SELECT max(sequence) FROM v_positions) ORDER BY 1"
         ).fetchall()
         assert [row[0] for row in rows] == ["LONG", "SHORT"]
-        for row, one in zip(rows, last.twins, strict=True):
-            assert round(float(row[1]) * 1_000) == one.position.quantity
-            assert (row[2] or 0) * 10**8 == pytest.approx(one.position.margin, rel=1e-12)
-            assert (row[3] is not None) is bool(one.position.quantity)
-            assert float(row[4]) * 10**8 == pytest.approx(one.position.realized_pnl, abs=1)
+        for row, twin in zip(rows, last.twins, strict=True):
+            assert round(float(row[1]) * 1_000) == twin.position.quantity
+            assert (row[2] or 0) * 10**8 == pytest.approx(twin.position.margin, rel=1e-12)
+            assert (row[3] is not None) is bool(twin.position.quantity)
+            assert float(row[4]) * 10**8 == pytest.approx(twin.position.realized_pnl, abs=1)
             assert float(row[5]) * 10**8 == pytest.approx(last.account.equity, abs=10)
         wrong = (
             "SELECT count(*) FROM v_positions WHERE quantity <> 0 AND NOT CASE side WHEN 'LONG' "
@@ -110,17 +80,17 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
         ).fetchall()
         assert [row[0] for row in trades] == ["LONG", "SHORT"]
         # Of a side that holds nothing at the end, the trades are all that it earned.
-        flat = {one.twin for one in last.twins if not one.position.quantity}
+        flat = {step.twin for step in last.twins if not step.position.quantity}
         for side, _, net in trades:
             if side in flat:
-                (kept,) = (one.position for one in last.twins if one.twin == side)
+                (kept,) = (step.position for step in last.twins if step.twin == side)
                 earned = kept.realized_pnl - kept.fees_paid - kept.funding_paid
                 assert net * 10**8 == pytest.approx(earned, rel=1e-9)
         sums = connection.execute(
             "SELECT position_side, sum(amount) FROM v_ledger WHERE kind <> 'opened' GROUP BY 1"
         ).fetchall()
         for side, amount in sums:
-            (account,) = (one.account for one in last.twins if one.twin == side)
+            (account,) = (step.account for step in last.twins if step.twin == side)
             assert amount * 10**8 == pytest.approx(account.cash - 5_000_000_000_000, abs=100)
         orders = connection.execute(
             "SELECT DISTINCT position_side FROM v_orders ORDER BY 1"
@@ -142,9 +112,7 @@ def test_a_one_way_run_shows_the_side_by_its_sign(tmp_path: Path) -> None:
         load(None, {"strategy": {"name": DRAWN_SIGNALS, "options": {"seed": 1}}}),
         FillModel.NEXT_OPEN,
     )
-    process = Process(path, config, FillModel.NEXT_OPEN)
-    process.live(events(1, 60))
-    process.stop()
+    process = Process(path, config, FillModel.NEXT_OPEN).through(events(1, 60))
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT side, quantity FROM v_positions").fetchall()
         assert {row[0] for row in rows} == {"LONG", "SHORT", "FLAT"}
@@ -224,9 +192,7 @@ def test_a_flat_account_is_taken_over_with_its_cash_alone(tmp_path: Path) -> Non
         configured(says, of=SCRIPTED, account={"position_mode": "one_way"}), FillModel.NEXT_OPEN
     )
     given = events(1, 14)
-    first = Process(path, before, FillModel.NEXT_OPEN)
-    first.live(given)
-    first.stop()
+    first = Process(path, before, FillModel.NEXT_OPEN).through(given)
     cash = first.steps[-1].account.cash
     assert cash != 10**13
     second = Process(path, hedged(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
@@ -253,10 +219,10 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     last = process.steps[-1]
     databases = Databases([path])
     shown = databases.find(process.opened.run.run_id)
-    shown_as = [(one.side, float(one.quantity_text)) for one in holdings(shown)]
+    shown_as = [(holding.side, float(holding.quantity_text)) for holding in holdings(shown)]
     assert shown_as == [
-        (one.twin if one.position.quantity else "FLAT", abs(one.position.quantity) / 1_000)
-        for one in last.twins
+        (step.twin if step.position.quantity else "FLAT", abs(step.position.quantity) / 1_000)
+        for step in last.twins
     ]
     monitor = Monitor(
         run=process.opened.run,

@@ -18,9 +18,7 @@ from programs import ROOT
 from readme import blocks
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.baselines import (
-    BASELINES,
-)
+from tracepaper.replay.learning.baselines import BASELINES
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, layer
@@ -39,10 +37,7 @@ SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""
 SHORT: Final = {"steps": 2, "length": 128, "windows": 8, "batch": 2, "explained_bars": 500}
 """Sizes of a fit, and of what is explained after it."""
-CHARTS: Final = (
-    "report/attention_charts.py",
-    "explain/document.py",
-)
+CHARTS: Final = ("report/attention_charts.py", "explain/document.py")
 
 
 class Line(NamedTuple):
@@ -87,10 +82,7 @@ def registered_names() -> dict[str, Iterable[str]]:
         "Mechanisms": [*(set(MaskKind) - {MaskKind.OTHER}), *backends.BACKENDS],
         "Encodings": [*ENCODINGS, *CLOCKS],
         "Heads": HEADS,
-        "Explanations": [
-            *METHODS,
-            *(one.name for one in fields(Rollout)),
-        ],
+        "Explanations": [*METHODS, *(field.name for field in fields(Rollout))],
         "Diagnostics": [*BASELINES, *Rule],
         "Plots": charts(),
         "Calls": [*dir(attention), *layer.BACKENDS],
@@ -126,8 +118,8 @@ def sized(words: Sequence[str]) -> list[str]:
     kinds = network_kinds()
     if name not in {*KINDS, *kinds}:
         return [*words, *choose("training.threads=1")]
-    own = type(kinds[name].read({})) if name in kinds else CrossAssetConfig
-    usual: dict[str, Any] = {one.name: one.default for one in fields(own)}
+    config = type(kinds[name].read({})) if name in kinds else CrossAssetConfig
+    usual: dict[str, Any] = {field.name: field.default for field in fields(config)}
     lowered = {key: min(size, usual[key]) for key, size in SMALL.items() if key in usual}
     short = {f"training.{key}": size for key, size in (SHORT | {"threads": 1}).items()}
     return [*words, *choose(*(f"{key}={size}" for key, size in (lowered | short).items()))]
@@ -223,10 +215,10 @@ def test_a_command_shows_what_it_stands_beside(
 def test_a_call_gives_finite_numbers(line: Line, names: dict[str, Any]) -> None:
     if "Rule." in line.shown_by:
         pytest.importorskip("cvxpy")
-    found = list(_tensors(eval(line.shown_by, names)))
-    assert found
-    assert all(bool(torch.isfinite(one).all()) for one in found)
-    assert any(bool((one != 0).any()) for one in found)
+    tensors = list(_tensors(eval(line.shown_by, names)))
+    assert tensors
+    assert all(bool(torch.isfinite(one).all()) for one in tensors)
+    assert any(bool((one != 0).any()) for one in tensors)
 
 
 def _tensors(found: object) -> Iterator[torch.Tensor]:

@@ -186,8 +186,8 @@ async def test_fifty_bars_cause_the_steps_that_they_always_caused(
         lines = [json.dumps(step, separators=(",", ":"), sort_keys=True) for step in found]
         GOLDEN.write_text("\n".join(lines) + "\n", encoding="utf-8")
     golden = [json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
-    for step, known in zip(found, golden, strict=True):
-        assert step == known, f"step {known['sequence']} changed; `make golden` shows how"
+    for step, row in zip(found, golden, strict=True):
+        assert step == row, f"step {row['sequence']} changed; `make golden` shows how"
 
 
 def golden_steps() -> list[dict[str, Any]]:

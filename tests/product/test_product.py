@@ -219,9 +219,9 @@ def test_a_resumed_replay_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     resumed = run([*data, "--db", "cut.db", "--resume", stopped["run_id"]], tmp_path, path)
     assert resumed.code == 0, resumed.err
     compared = run(["parity", "whole.db#last", "cut.db#last", "--json"], tmp_path)
-    found = json.loads(compared.out)
+    document = json.loads(compared.out)
     assert compared.code == 0, compared.out
-    assert found["identical"] == found["compared"] == said["decisions"]
+    assert document["identical"] == document["compared"] == said["decisions"]
     once = "SELECT count(*), count(DISTINCT open_time_ms) FROM v_bars"
     assert asked(once, tmp_path / "cut.db") == [(said["bars"], said["bars"])]
     assert json.loads(resumed.out)["equity"] == said["equity"]
@@ -232,8 +232,8 @@ def test_lookahead_aggregates_candles_as_a_replay_does(tmp_path: Path) -> None:
     data = ["--data", str(DEMO_CANDLES), "-c", "trader.toml", "--json"]
     checked = run(["lookahead", *data, "--probes", "3", "--bars", "300"], tmp_path)
     assert checked.code == 0, checked.err
-    found = json.loads(checked.out)
-    assert (found["holds"], found["probes"], found["bars"]) == (True, 3, 300)
+    document = json.loads(checked.out)
+    assert (document["holds"], document["probes"], document["bars"]) == (True, 3, 300)
 
 
 # ---------------------------------------------------------------- terminals

@@ -14,6 +14,8 @@ import pytest
 from builders import bars, forecast, quote
 from fakes import FixedForecaster
 from fed_daemon import Process as FedProcess
+from forging import verified
+from records import tamper
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine import engine as engine_module
@@ -25,10 +27,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import FillModel, Forecast
-from tracepaper.strategies.types.market import (
-    Event,
-    Instrument,
-)
+from tracepaper.strategies.types.market import Event, Instrument
 
 pytestmark = pytest.mark.slow
 
@@ -112,9 +111,7 @@ def test_confirmations_that_no_state_was_stored_for_are_read_back(
     unsaved = [step for step in confirmed if step.state is None]
     assert len(unsaved) > 10
     for cut in range(WARM + 2, len(given), 15):
-        first = Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN)
-        first.live(given[:cut])
-        first.stop()
+        Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN).through(given[:cut])
         second = Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN)
         restored = msgspec.msgpack.encode(second.opened.engine.state())
         assert restored == states[cut - WARM - 2], f"stopped after {cut}"
@@ -127,9 +124,7 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
     given = events(30, quotes=True)
     path = tmp_path / "run.db"
     config = configured("sma_cross", FillModel.QUOTE)
-    first = Process(path, config, FillModel.QUOTE)
-    first.live(given)
-    first.stop()
+    first = Process(path, config, FillModel.QUOTE).through(given)
     other = configured("sma_cross", FillModel.QUOTE, gate={"late_ms": 30_000})
     second = Process(path, other, FillModel.QUOTE)
     assert not second.opened.resumed
@@ -178,9 +173,7 @@ def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(
     given = events(30, quotes=True)
     path = counts.with_name("run.db")
     config = configured("counts:Counts", FillModel.QUOTE)
-    first = Process(path, config, FillModel.QUOTE)
-    first.live(given)
-    first.stop()
+    first = Process(path, config, FillModel.QUOTE).through(given)
     assert first.opened.run.strategy_sha256
     again = Process(path, config, FillModel.QUOTE)
     assert again.opened.resumed
@@ -223,14 +216,12 @@ def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
     given = events(120, quotes=True)
     config = configured("counts:Counts", FillModel.QUOTE)
     for begin, end in ((0, 160), (160, 166), (166, 240)):
-        process = Process(path, config, FillModel.QUOTE)
-        process.live(given[begin:end])
-        process.stop()
+        Process(path, config, FillModel.QUOTE).through(given[begin:end])
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, reader.find("last")).holds
-        found = verify_run(reader, path, reader.find("last"))
-    assert (found.holds, found.culprit) == (False, Cause.STRATEGY)
-    assert found.likely_cause == KEEPS_STATE
+        verification = verify_run(reader, path, reader.find("last"))
+    assert (verification.holds, verification.culprit) == (False, Cause.STRATEGY)
+    assert verification.likely_cause == KEEPS_STATE
 
 
 LOOKS_BACK = """
@@ -260,9 +251,7 @@ def test_history_and_the_last_verdict_are_the_same_after_a_restart(counts: Path)
     for name, cuts in (("whole.db", [0, 120]), ("cut.db", [0, 54, 88, 90, 120])):
         path = counts.with_name(name)
         for begin, end in pairwise(cuts):
-            process = Process(path, config, FillModel.QUOTE)
-            process.live(given[begin:end])
-            process.stop()
+            Process(path, config, FillModel.QUOTE).through(given[begin:end])
         with Reader.open(path) as reader:
             run = reader.find("last")
             steps = list(reader.steps(run))
@@ -277,25 +266,20 @@ def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Pa
     given = events(120, quotes=True)
     config = configured("counts:Counts", FillModel.QUOTE)
     for begin, end in ((0, 160), (160, 240)):
-        process = Process(path, config, FillModel.QUOTE)
-        process.live(given[begin:end])
-        process.stop()
-    with sqlite3.connect(path) as raw:
-        raw.execute(
-            "UPDATE steps SET high = high + 1 "
-            "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
-        )
-    with Reader.open(path) as reader:
-        found = verify_run(reader, path, reader.find("last"))
-    assert (found.holds, found.culprit) == (False, Cause.RECORD)
+        Process(path, config, FillModel.QUOTE).through(given[begin:end])
+    tamper(
+        path,
+        "UPDATE steps SET high = high + 1 "
+        "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)",
+    )
+    verification = verified(path)
+    assert (verification.holds, verification.culprit) == (False, Cause.RECORD)
 
 
 def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     config = configured("sma_cross", FillModel.QUOTE)
-    first = Process(path, config, FillModel.QUOTE)
-    first.live(events(40, quotes=True))
-    first.stop()
+    Process(path, config, FillModel.QUOTE).through(events(40, quotes=True))
     with sqlite3.connect(path) as raw:
         changed = raw.execute(
             "UPDATE fills SET fee = fee + 1 WHERE sequence = (SELECT max(sequence) FROM fills)"

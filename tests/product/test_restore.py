@@ -30,14 +30,14 @@ def section(title: str) -> str:
     """Return the commands of a section of the runbook."""
     text = RUNBOOK.read_text(encoding="utf-8")
     begun = text.index(f"## {title}\n")
-    found = re.search(r"```sh\n(.*?)```", text[begun : text.index("\n## ", begun + 1)], re.DOTALL)
-    assert found is not None
-    return found[1]
+    match = re.search(r"```sh\n(.*?)```", text[begun : text.index("\n## ", begun + 1)], re.DOTALL)
+    assert match is not None
+    return match[1]
 
 
 def night() -> str:
     """Return what the line of cron runs, as cron hands it to the shell."""
-    (line,) = [one for one in section("Back up").splitlines() if not one.startswith("#")]
+    (line,) = [line for line in section("Back up").splitlines() if not line.startswith("#")]
     *_, words = line.split(maxsplit=6)
     return words.replace("\\%", "%")
 
@@ -62,9 +62,9 @@ def test_what_the_night_copied_is_restored_and_verified(tmp_path: Path) -> None:
     lib, backups = tmp_path / "lib", tmp_path / "backups"
     for folder in (lib, backups, tmp_path / "made"):
         folder.mkdir()
-    made = explained_runs.replayed(tmp_path / "made")
-    shutil.move(made, lib / "tracepaper.db")
-    shutil.move(checkpoints.kept_checkpoints(made), lib / "tracepaper.db.checkpoints")
+    path = explained_runs.replayed(tmp_path / "made")
+    shutil.move(path, lib / "tracepaper.db")
+    shutil.move(checkpoints.kept_checkpoints(path), lib / "tracepaper.db.checkpoints")
     shutil.rmtree(tmp_path / "made")
     (copied, beside) = shell(night(), tmp_path).splitlines()
     assert copied.startswith("Copied ")
@@ -73,11 +73,11 @@ def test_what_the_night_copied_is_restored_and_verified(tmp_path: Path) -> None:
     lib.mkdir()
     for name in ("tracepaper.db", "tracepaper.db-wal", "tracepaper.db.checkpoints"):
         (lib / name).write_text("what is left of it")
-    said = shell(MACHINE + section("Restore"), tmp_path)
-    assert said.startswith("tracepaper stop")
-    assert "The chain of run" in said
-    assert re.search(r"(\d+) of \1 decisions follow from the record", said)
-    assert said.endswith("tracepaper start\n")
+    text = shell(MACHINE + section("Restore"), tmp_path)
+    assert text.startswith("tracepaper stop")
+    assert "The chain of run" in text
+    assert re.search(r"(\d+) of \1 decisions follow from the record", text)
+    assert text.endswith("tracepaper start\n")
     assert len(list((lib / "broken").iterdir())) == 3
 
 
@@ -92,7 +92,7 @@ def test_a_copy_has_the_models_of_its_runs_and_nothing_half_written(tmp_path: Pa
     copy = tmp_path / "copies" / "copy.db"
     copy.parent.mkdir()
     names = [one.relative_to(copy.parent) for one in backup(path, copy)]
-    model = next(one.name for one in kept.iterdir() if not one.name.startswith("."))
+    model = next(path.name for path in kept.iterdir() if not path.name.startswith("."))
     assert names == [
         Path("copy.db.checkpoints") / model / "card.toml",
         Path("copy.db.checkpoints") / model / "weights.safetensors",

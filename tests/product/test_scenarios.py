@@ -89,10 +89,10 @@ def shown(
 def state(path: Path) -> list[Any]:
     """Return what the newest stored state declares and owns."""
     query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY sequence DESC LIMIT 1"
-    found = decode_state(rows(path, query)[0][0])
-    books = found.account.books
+    engine_state = decode_state(rows(path, query)[0][0])
+    books = engine_state.account.books
     return [
-        found.declared, found.account.cash,
+        engine_state.declared, engine_state.account.cash,
         {key: (book.holding, book.protection) for key, book in books.items()},
     ]  # fmt: skip
 
@@ -157,26 +157,26 @@ def test_any_bar_can_be_the_first_that_is_derived(scenario: Scenario) -> None:
     with Reader.open(path) as reader:
         for part in (0.1, 0.5, 0.95):
             at_ms = times[round(len(times) * part)]
-            found = verify_run(reader, path, reader.find("last"), from_ms=at_ms)
-            assert found.holds, found.differences[:3]
-            assert found.from_ms == at_ms
+            verification = verify_run(reader, path, reader.find("last"), from_ms=at_ms)
+            assert verification.holds, verification.differences[:3]
+            assert verification.from_ms == at_ms
 
 
 @CHEAP
 def test_fed_again_it_decides_the_same(scenario: Scenario, tmp_path: Path) -> None:
     path, again = scenario.recorded(), tmp_path / "again.db"
-    found = run_again(path, again)
-    assert found.differences == []
-    assert found.identical == found.compared > 0
+    parity = run_again(path, again)
+    assert parity.differences == []
+    assert parity.identical == parity.compared > 0
     assert_same(path, again)
 
 
 def test_killed_at_a_step_and_resumed_it_is_as_if_it_had_not_been(
     scenario: Scenario, tmp_path: Path
 ) -> None:
-    made = [copied(cut, tmp_path / cut.name) for cut in scenario.killed()]
-    assert made
-    for cut in made:
+    paths = [copied(cut, tmp_path / cut.name) for cut in scenario.killed()]
+    assert paths
+    for cut in paths:
         resumed(cut, scenario.data())
         assert_goes_on(scenario, cut)
     check_record(cut)
@@ -218,8 +218,8 @@ def test_what_a_prune_keeps_is_derived(scenario: Scenario, tmp_path: Path) -> No
 def test_what_a_prune_keeps_is_fed_again(scenario: Scenario, tmp_path: Path) -> None:
     path, again = copied(scenario.recorded(), tmp_path / "pruned.db"), tmp_path / "again.db"
     prune(path, scenario.keep_days)
-    found = run_again(path, again)
-    assert found.holds, found.differences[:3]
+    parity = run_again(path, again)
+    assert parity.holds, parity.differences[:3]
     check_record(again)
 
 
@@ -251,12 +251,12 @@ def is_found(path: Path, database: Path) -> bool:
 def other_from(candles: Sequence[Candles], from_ms: int) -> list[Candles]:
     """Return *candles* with other prices from a time on."""
     found = []
-    for one in candles:
-        factor = np.where(one.open_time_ms >= from_ms, 21, 20)
+    for candle in candles:
+        factor = np.where(candle.open_time_ms >= from_ms, 21, 20)
         prices = {
-            name: getattr(one, name) * factor // 20 for name in ("open", "high", "low", "close")
+            name: getattr(candle, name) * factor // 20 for name in ("open", "high", "low", "close")
         }
-        found.append(replace(one, **prices))
+        found.append(replace(candle, **prices))
     return found
 
 

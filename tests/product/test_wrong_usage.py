@@ -11,6 +11,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 from exchange_client import candles, walk_rows
 
 from tracepaper.daemon.cli import invoke
@@ -65,11 +66,10 @@ def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
-def said(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, list[str]]:
+def said(cli: Cli, line: str) -> tuple[int, list[str]]:
     """Return the exit code of *line* and what it said on stderr."""
-    capsys.readouterr()
-    code = invoke(shlex.split(line))
-    return code, capsys.readouterr().err.strip().splitlines()
+    answer = cli(*shlex.split(line))
+    return answer.code, answer.err.strip().splitlines()
 
 
 CASES = [
@@ -126,10 +126,10 @@ CASES = [
 
 @pytest.mark.parametrize(("line", "code", "words"), CASES, ids=[line for line, _, _ in CASES])
 def test_it_is_refused_in_one_sentence_and_leaves_nothing(
-    place: Path, capsys: pytest.CaptureFixture[str], line: str, code: int, words: str
+    place: Path, cli: Cli, line: str, code: int, words: str
 ) -> None:
     before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
-    ended, (sentence,) = said(capsys, line)
+    ended, (sentence,) = said(cli, line)
     assert ended == code, sentence
     assert re.search(words, sentence), sentence
     assert sentence.endswith(".")
@@ -141,9 +141,7 @@ def test_it_is_refused_in_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("table", ["steps", "runs"])
-def test_a_damaged_page_is_said_by_every_question(
-    place: Path, capsys: pytest.CaptureFixture[str], table: str
-) -> None:
+def test_a_damaged_page_is_said_by_every_question(place: Path, cli: Cli, table: str) -> None:
     with sqlite3.connect(place / "run.db") as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
@@ -161,9 +159,7 @@ def test_a_damaged_page_is_said_by_every_question(
         "db prune --keep 1",
         "replay --data hurt.db#last --json",
     ):
-        code, lines = said(
-            capsys, f"{question} --db {'new' if '--data' in question else 'hurt'}.db"
-        )
+        code, lines = said(cli, f"{question} --db {'new' if '--data' in question else 'hurt'}.db")
         assert (code, len(lines)) == (1, 1), (question, lines)
 
 
@@ -182,13 +178,11 @@ class Fails(Strategy):
 
 
 @pytest.mark.parametrize("database", ["run.db", "new.db"])
-def test_a_replay_whose_start_fails_leaves_no_run(
-    place: Path, capsys: pytest.CaptureFixture[str], database: str
-) -> None:
+def test_a_replay_whose_start_fails_leaves_no_run(place: Path, cli: Cli, database: str) -> None:
     (place / "at_once.py").write_text(FAILS_AT_ONCE)
     text = (place / "sma.toml").read_text().replace('"sma_cross"', '"at_once:Fails"')
     (place / "fails.toml").write_text(text.replace("fast = 3\nslow = 7\n", ""))
-    code, lines = said(capsys, f"replay -c fails.toml --data BTCUSDT.csv --db {database}")
+    code, lines = said(cli, f"replay -c fails.toml --data BTCUSDT.csv --db {database}")
     assert (code, lines[-1][:29]) == (1, "Fails failed in observe with ")
     if database == "new.db":
         assert not list(place.glob("new.db*"))
@@ -206,12 +200,12 @@ class Interrupting(MetaPathFinder):
 
 
 def test_a_replay_that_is_stopped_before_it_begins_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
 ) -> None:
     monkeypatch.delitem(sys.modules, "tracepaper.replay.backtest.make", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
-    assert invoke(["replay", "any.csv", "--db", str(tmp_path / "run.db")]) == 130
-    told = capsys.readouterr()
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    assert told.err.startswith("Interrupted before the replay began")
+    answer = cli("replay", "any.csv", "--db", tmp_path / "run.db")
+    assert answer.code == 130
+    assert (answer.out, answer.err.count("\n")) == ("", 1)
+    assert answer.err.startswith("Interrupted before the replay began")
     assert not list(tmp_path.iterdir())

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Cli
 from programs import ROOT
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.strategies.allocation import Array, Rule, allocate
 from tracepaper.strategies.examples import allocation as example
 
@@ -20,42 +20,32 @@ CANDLES = [SAMPLES / f"binance_um_{symbol}USDT_15m_2025-05.csv.gz" for symbol in
 DAY_BARS = 96
 
 
-def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    code = invoke([str(word) for word in (*words, "--json")])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out)
-
-
 @pytest.mark.parametrize("rule", ["inverse", "mean_variance"])
 def test_weights_are_found_once_a_day_and_follow_from_the_record(
-    rule: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     options = {"rule": rule, "window": DAY_BARS, "every": DAY_BARS, "bound": 0.6}
     monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", json.dumps(options))
     database = tmp_path / "run.db"
     span = ("--to", "2025-05-12")
-    answered(capsys, "replay", *CANDLES, "-c", CONFIG, "--db", database, *span)
+    cli.json("replay", *CANDLES, "-c", CONFIG, "--db", database, *span)
     question = (
         "SELECT open_time_ms, group_concat(number) AS weights FROM v_notes WHERE name = 'weight' "
         "GROUP BY open_time_ms ORDER BY open_time_ms"
     )
-    found = answered(capsys, "audit", "sql", question, "--db", database)
-    weights = [[float(each) for each in row["weights"].split(",")] for row in found]
+    document = cli.json("audit", "sql", question, "--db", database)
+    weights = [[float(each) for each in row["weights"].split(",")] for row in document]
     assert len(weights) >= 7
     assert all(len(each) == 2 and sum(each) <= 1 and max(each) <= 0.6 for each in weights)
     assert all(min(each) >= 0 for each in weights)
     if rule == "inverse":  # bitcoin moves less, so that more of it is held
         assert all(first > second for first, second in weights)
-    checked = answered(capsys, "verify", "last", "--db", database)
+    checked = cli.json("verify", "last", "--db", database)
     assert checked["holds"]
 
 
 def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     asked: list[list[float]] = []
 
@@ -70,16 +60,16 @@ def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_as
     monkeypatch.setenv("TRACEPAPER_SIZING__REBALANCE", "0.5")
     monkeypatch.setenv("TRACEPAPER_SIZING__MAX_POSITION", "30000")
     database = tmp_path / "run.db"
-    answered(capsys, "replay", *CANDLES, "-c", CONFIG, "--db", database, "--to", "2025-05-12")
+    cli.json("replay", *CANDLES, "-c", CONFIG, "--db", database, "--to", "2025-05-12")
     question = (
         "SELECT n.open_time_ms, n.number AS weight, p.quantity * d.close / p.equity AS share FROM "
         "v_notes n JOIN v_positions p USING (run_id, sequence) JOIN v_bars d USING (run_id, "
         "sequence) WHERE n.name = 'weight' ORDER BY n.sequence"
     )
-    rows = answered(capsys, "audit", "sql", question, "--db", database)
-    shares = [[float(one["share"]) for one in rows[at : at + 2]] for at in range(0, len(rows), 2)]
-    weights = [[float(one["weight"]) for one in rows[at : at + 2]] for at in range(0, len(rows), 2)]
+    rows = cli.json("audit", "sql", question, "--db", database)
+    shares = [[float(row["share"]) for row in rows[at : at + 2]] for at in range(0, len(rows), 2)]
+    weights = [[float(row["weight"]) for row in rows[at : at + 2]] for at in range(0, len(rows), 2)]
     assert len(shares) == len(asked) > 5
     assert np.allclose(asked, shares, atol=1e-9)
     assert np.abs(np.array(shares[1:]) - weights[:-1]).max() > 0.2
-    assert answered(capsys, "verify", "last", "--db", database)["holds"]
+    assert cli.json("verify", "last", "--db", database)["holds"]

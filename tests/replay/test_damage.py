@@ -10,6 +10,8 @@ from pathlib import Path
 
 import explained_runs
 import pytest
+from command_line import Cli
+from records import tamper
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
@@ -25,11 +27,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return explained_runs.replayed(folder, bars=explained_runs.CONTEXT + 20)
 
 
-def exchanged(raw: sqlite3.Connection, one: str, other: str) -> None:
+def exchanged(raw: sqlite3.Connection, text: str, other: str) -> None:
     """Let two tables have each other's pages."""
     pages = dict(raw.execute("SELECT name, rootpage FROM sqlite_schema").fetchall())
     raw.execute("PRAGMA writable_schema = ON")
-    for name, page in ((one, pages[other]), (other, pages[one])):
+    for name, page in ((text, pages[other]), (other, pages[text])):
         raw.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = ?", (page, name))
 
 
@@ -102,7 +104,7 @@ def test_damage_ends_in_a_sentence_that_names_the_check(
 
 @pytest.mark.parametrize("lost", ["the folder", "weights.safetensors", "card.toml"])
 def test_a_checkpoint_that_is_not_kept_any_more_is_to_be_restored(
-    tmp_path: Path, sound: Path, lost: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, sound: Path, lost: str, cli: Cli
 ) -> None:
     copied = tmp_path / sound.name
     shutil.copy(sound, copied)
@@ -121,8 +123,7 @@ def test_a_checkpoint_that_is_not_kept_any_more_is_to_be_restored(
         ["explain", f"last:{last}", "--full", "--db", str(copied)],
         ["replay", "--data", f"{copied}#last", "--db", str(tmp_path / "new.db")],
     ):
-        assert invoke(words) == 1
-        assert sentence in capsys.readouterr().err
+        assert sentence in cli.err(*words, code=1)
     assert not list(tmp_path.glob("new.db*"))
 
 
@@ -168,10 +169,7 @@ def test_only_stored_bytes_are_called_damaged(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_ours_is_not_laid_on_the_record(
-    sound: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_given: object, **_named: object) -> None:
         raise TypeError("ours")
@@ -182,8 +180,6 @@ def test_a_fault_of_ours_is_not_laid_on_the_record(
     assert "TypeError: ours" in told
     changed = tmp_path / "changed.db"
     shutil.copy(sound, changed)
-    with closing(sqlite3.connect(changed)) as raw:
-        raw.execute("UPDATE steps SET close = close + 1 WHERE close IS NOT NULL")
-        raw.commit()
+    tamper(changed, "UPDATE steps SET close = close + 1 WHERE close IS NOT NULL")
     assert invoke(["report", "--db", str(changed)]) == 1
     assert "restore a backup" in said(capsys)

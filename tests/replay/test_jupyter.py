@@ -100,10 +100,10 @@ def test_a_cell_shows_once_what_a_terminal_prints(
 def test_a_class_typed_in_a_cell_is_run_and_verified(cells: dict[str, list[Any]]) -> None:
     (output,) = cells[TYPED]  # and no warning: its source is known
     assert output.name == "stdout"
-    holds, source_sha256, said = output.text.split(" ", 2)
+    holds, source_sha256, part = output.text.split(" ", 2)
     assert (holds, source_sha256) == ("True", sha256(RISING.encode()).hexdigest())
-    assert said.startswith("__main__:Rising on linear:BTCUSDT, ")
-    assert "no other process can import the class Rising" in said
+    assert part.startswith("__main__:Rising on linear:BTCUSDT, ")
+    assert "no other process can import the class Rising" in part
 
 
 def test_a_report_is_drawn_as_it_is_set(cells: dict[str, list[Any]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import models
 import numpy as np
 import pytest
 import torch
+from command_line import Cli
 
 import tracepaper
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.read import read_candles
 from tracepaper.storage.checkpoints import CARD_NAME, save
@@ -38,20 +37,15 @@ def lines(folder: Path) -> list[str]:
     return (folder / CARD_NAME).read_text().splitlines()
 
 
-def test_models_lists_a_checkpoint_with_its_facts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_lists_a_checkpoint_with_its_facts(tmp_path: Path, cli: Cli) -> None:
     folder = checkpoint(tmp_path / "a")
-    assert invoke(["models", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
+    out = cli.out("models", tmp_path)
     assert "flash: 3 layers, window 50; receptive field 148 bars; horizons 5, 30, 240" in out
     assert str(folder) in out
 
 
 @pytest.mark.parametrize("value", ABSURD)
-def test_no_card_gives_a_traceback(
-    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_card_gives_a_traceback(value: str, tmp_path: Path, cli: Cli) -> None:
     folder = checkpoint(tmp_path / "a")
     whole = lines(folder)
     candles = tmp_path / "BTCUSDT.csv"
@@ -64,45 +58,35 @@ def test_no_card_gives_a_traceback(
         (folder / CARD_NAME).write_text(text)
         tomllib.loads(text)
         for words in (["models", str(folder)], ["evaluate", str(folder), "--data", str(candles)]):
-            code = invoke(words)
-            said = capsys.readouterr()
-            assert bool(code) is bool(said.err)
-            assert said.err.count("\n") <= 1, (line, said.err[:300])
-            assert "Traceback" not in said.err
+            answer = cli(*words)
+            assert bool(answer.code) is bool(answer.err)
+            assert answer.err.count("\n") <= 1, (line, answer.err[:300])
+            assert "Traceback" not in answer.err
 
 
-def test_a_network_is_checked_over_real_rows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_network_is_checked_over_real_rows(tmp_path: Path, cli: Cli) -> None:
     folder = str(checkpoint(tmp_path / "a"))
-    assert invoke(["models", "check", folder]) == 0
-    assert "Every layer is finite" in capsys.readouterr().out
-    assert invoke(["models", "check", folder, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["rows"], found["windows"], len(found["heads"])) == (148, 4, 6)
-    assert found["faults"] == []
+    assert "Every layer is finite" in cli.out("models", "check", folder)
+    document = cli.json("models", "check", folder)
+    assert (document["rows"], document["windows"], len(document["heads"])) == (148, 4, 6)
+    assert document["faults"] == []
 
 
-def test_an_ensembles_network_is_checked_by_its_bundled_name(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert invoke(["models", "check", "flash-15m", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["rows"], len(found["heads"])) == (509, 16)
+def test_an_ensembles_network_is_checked_by_its_bundled_name(cli: Cli) -> None:
+    document = cli.json("models", "check", "flash-15m")
+    assert (document["rows"], len(document["heads"])) == (509, 16)
 
 
-def test_a_dead_head_of_a_checkpoint_ends_with_exit_code_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dead_head_of_a_checkpoint_ends_with_exit_code_1(tmp_path: Path, cli: Cli) -> None:
     made = models.network()
     with torch.no_grad():
         next(made.layers()).project_out.weight[:, :8] = 0.0
     save(tmp_path / "dead", made.state_dict(), models.card(temperature=1.0))
-    assert invoke(["models", "check", str(tmp_path / "dead")]) == 1
-    said = capsys.readouterr()
-    assert "it is dead" in said.out
-    assert "is not in order: Layer 0, head 0" in said.err
-    assert said.err.count("\n") == 1
+    answer = cli("models", "check", tmp_path / "dead")
+    assert answer.code == 1
+    assert "it is dead" in answer.out
+    assert "is not in order: Layer 0, head 0" in answer.err
+    assert answer.err.count("\n") == 1
 
 
 def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path) -> None:
@@ -137,23 +121,19 @@ def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path)
         stored.attention(path, at=bars[300].open_time_ms)
 
 
-def test_a_network_is_exported_and_answers_elsewhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_network_is_exported_and_answers_elsewhere(tmp_path: Path, cli: Cli) -> None:
     folder, path = checkpoint(tmp_path / "a"), tmp_path / "a.pt2"
     command = ["models", "export", str(folder), "--to", "torch", "--out", str(path)]
-    assert invoke([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = cli.json(*command)
     assert (found["bars"], found["columns"], found["bytes"]) == (148, 30, path.stat().st_size)
     rows = torch.randn(1, 148, 30, generator=torch.Generator().manual_seed(9))
     positions = torch.arange(148) + 5
-    said = torch.export.load(path).module()(rows, positions)
+    document = torch.export.load(path).module()(rows, positions)
     with torch.no_grad():
         wanted = models.network()(rows, positions)
-    torch.testing.assert_close(said["mean"], wanted.mean[:, -1], rtol=0, atol=1e-6)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "a.pt2"]
-    assert invoke(command) == 2
-    assert "is there already" in capsys.readouterr().err
+    torch.testing.assert_close(document["mean"], wanted.mean[:, -1], rtol=0, atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.pt2"]
+    assert "is there already" in cli.err(*command, code=2)
 
 
 @pytest.mark.parametrize(
@@ -168,17 +148,11 @@ def test_a_network_is_exported_and_answers_elsewhere(
     ],
 )
 def test_an_export_that_cannot_be_is_one_sentence(
-    options: tuple[str, ...],
-    sentence: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...], sentence: str, here: Path, cli: Cli
 ) -> None:
-    folder = checkpoint(tmp_path / "a")
-    monkeypatch.chdir(tmp_path)
-    assert invoke(["models", "export", str(folder), *options]) == 2
-    assert sentence in capsys.readouterr().err
-    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    folder = checkpoint(here / "a")
+    assert sentence in cli.err("models", "export", folder, *options, code=2)
+    assert [path.name for path in here.iterdir()] == ["a"]
 
 
 def judged(folder: Path, qlike: list[float], signs: list[float], **more: object) -> Path:
@@ -203,7 +177,7 @@ def judged(folder: Path, qlike: list[float], signs: list[float], **more: object)
 
 
 @pytest.mark.parametrize(
-    ("qlike", "signs", "said"),
+    ("qlike", "signs", "message"),
     [
         ([0.37, 0.02], [0.5, 0.01], ""),
         ([0.45, 0.02], [0.54, 0.01], ""),
@@ -216,18 +190,12 @@ def judged(folder: Path, qlike: list[float], signs: list[float], **more: object)
     ],
 )
 def test_a_network_that_has_not_beaten_persistence_is_experimental(
-    qlike: list[float],
-    signs: list[float],
-    said: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    qlike: list[float], signs: list[float], message: str, tmp_path: Path, cli: Cli
 ) -> None:
     folder = judged(tmp_path / "a", qlike, signs)
-    assert invoke(["models", str(folder)]) == 0
-    out = capsys.readouterr().out
-    assert ("experimental" in out) == bool(said)
-    assert said in out
+    out = cli.out("models", folder)
+    assert ("experimental" in out) == bool(message)
+    assert message in out
     assert "receptive field 148 bars, context 167" in out
-    assert invoke(["models", str(folder), "--json"]) == 0
-    [told] = json.loads(capsys.readouterr().out)["models"]
-    assert bool(told["experimental"]) == bool(said)
+    [model] = cli.json("models", folder)["models"]
+    assert bool(model["experimental"]) == bool(message)

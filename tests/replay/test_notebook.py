@@ -46,20 +46,20 @@ def frame(run: RunFrames[pl.DataFrame], name: str) -> pl.DataFrame:
 def test_a_frame_has_the_rows_and_columns_of_its_view(
     database: Path, run_id: str, name: str
 ) -> None:
-    found = frame(open_run(run_id, database, exact=True), name)
+    data_frame = frame(open_run(run_id, database, exact=True), name)
     with sqlite3.connect(database) as db:
         cursor = db.execute(f"SELECT * FROM v_{name} WHERE run_id = ? ORDER BY sequence", (run_id,))
         names = [column[0].replace("_iso", "_utc") for column in cursor.description]
         rows = cursor.fetchall()
-    assert found.columns == names
-    assert found.height == len(rows)
+    assert data_frame.columns == names
+    assert data_frame.height == len(rows)
     for place, column in enumerate(names):
         if not column.endswith("_utc"):
-            assert found[column].to_list() == [row[place] for row in rows]
+            assert data_frame[column].to_list() == [row[place] for row in rows]
     plain = open_run(run_id, database)
     short = frame(plain, name)
     assert short.columns == [column for column in names if not column.endswith("_text")]
-    assert short.equals(found.select(short.columns))
+    assert short.equals(data_frame.select(short.columns))
     assert plain.columns(name)["column"].to_list() == short.columns
 
 

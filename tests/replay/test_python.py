@@ -74,9 +74,9 @@ def test_the_command_and_the_function_decide_alike(made: Backtest, candles: Path
     )
     other = made.database.parent / "command.db"
     given = ("replay", "--data", str(candles), "-c", str(config), "--db", str(other), "--json")
-    said = json.loads(run(given, made.database.parent).out)
+    document = json.loads(run(given, made.database.parent).out)
     assert decision_hashes(other) == decision_hashes(made.database)
-    assert said["decisions"] == BARS
+    assert document["decisions"] == BARS
     with Reader.open(other) as one, Reader.open(made.database) as two:
         rows = [reader.run(reader.find("last")).config_sha256 for reader in (one, two)]
     assert rows[0] == rows[1]
@@ -339,11 +339,11 @@ def test_a_typed_class_runs_here_and_is_refused_elsewhere(candles: Path, tmp_pat
         check=True,
         timeout=deadline_s(),
     )
-    first, said, second, _ = done.stdout.splitlines()
+    first, line, second, _ = done.stdout.splitlines()
     assert first.startswith("__main__:Typed True")
     assert second.startswith("__main__:Typed True")
     assert first != second  # two classes of one name have two ids
-    assert "no other process can import the class Typed" in said
+    assert "no other process can import the class Typed" in line
     assert "Python keeps no source of the class Typed" in done.stderr
     elsewhere = run(("verify", "last", "--db", "True.db"), tmp_path)
     assert elsewhere.code == 2
@@ -399,13 +399,13 @@ def test_each_class_of_several_is_known_while_its_run_is_made_and_checked(candle
     given = {name: {"share": "0.5", "name": of} for name, of in (("one", First), ("two", Second))}
     with backtest(None, candles, strategies=given, config=SIZED) as found:
         assert found.verify().holds
-        said = "".join(json.loads(found.frames.run["warnings"]))
-        assert "the class First" in said
-        assert "the class Second" in said
+        text = "".join(json.loads(found.frames.run["warnings"]))
+        assert "the class First" in text
+        assert "the class Second" in text
 
 
 @pytest.mark.parametrize(
-    ("strategy", "given", "said"),
+    ("strategy", "given", "message"),
     [
         ("sma_cross", several_of(Follows), "Give one strategy, or several as strategies"),
         (None, ["sma_cross"], "give the keys of each"),
@@ -415,9 +415,9 @@ def test_each_class_of_several_is_known_while_its_run_is_made_and_checked(candle
     ],
 )
 def test_what_strategies_do_not_take_is_one_sentence(
-    candles: Path, strategy: Any, given: Any, said: str
+    candles: Path, strategy: Any, given: Any, message: str
 ) -> None:
-    with pytest.raises(ConfigInvalid, match=said) as refused:
+    with pytest.raises(ConfigInvalid, match=message) as refused:
         backtest(strategy, candles, strategies=given, config=SIZED)
     assert "\n" not in str(refused.value)
 

@@ -59,4 +59,4 @@ def definitions(path: Path) -> set[str]:
 
 def test_what_the_last_table_places_is_there() -> None:
     assert ("daemon/broker/matching.py", "touched") in places()
-    assert [one for one in places() if one[1] not in definitions(ROOT / one[0])] == []
+    assert [place for place in places() if place[1] not in definitions(ROOT / place[0])] == []

@@ -21,10 +21,7 @@ PLACES = {
         "replay.exchange.fault_kinds",
     ),
     "A loss": ("replay.learning.losses",),
-    "A backend, an encoding": (
-        "strategies.attention.backends",
-        "strategies.networks.encodings",
-    ),
+    "A backend, an encoding": ("strategies.attention.backends", "strategies.networks.encodings"),
 }
 NEWCOMERS = {"my_kernel"}
 """What the reader is to write himself."""
@@ -33,12 +30,12 @@ NEWCOMERS = {"my_kernel"}
 def used(source: str) -> set[str]:
     """Return the global names that *source* reads and does not make."""
     nodes = list(ast.walk(ast.parse(source)))
-    made = {node.arg for node in nodes if isinstance(node, ast.arg)}
-    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    made |= {str(node.name) for node in nodes if isinstance(node, ast.ExceptHandler)}
+    args = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    args |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    args |= {str(node.name) for node in nodes if isinstance(node, ast.ExceptHandler)}
     names = [node for node in nodes if isinstance(node, ast.Name)]
-    made |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    return {node.id for node in names} - made - set(dir(builtins))
+    args |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    return {node.id for node in names} - args - set(dir(builtins))
 
 
 def sections() -> dict[str, str]:

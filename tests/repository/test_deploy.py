@@ -254,7 +254,7 @@ def expressions() -> list[str]:
     return [
         *(rule["expr"] for group in rules["groups"] for rule in group["rules"]),
         *(target["expr"] for panel in board["panels"] for target in panel["targets"]),
-        *(str(one["query"]) for one in board["templating"]["list"] if one["type"] == "query"),
+        *(str(row["query"]) for row in board["templating"]["list"] if row["type"] == "query"),
     ]
 
 
@@ -265,7 +265,7 @@ def test_alarms_and_pictures_ask_for_what_is_exported(exported: dict[str, set[st
 
 
 def test_every_metric_of_ours_is_in_an_alarm_or_a_picture(exported: dict[str, set[str]]) -> None:
-    asked = {name for one in expressions() for name, _ in SELECTOR.findall(one)}
+    asked = {name for expression in expressions() for name, _ in SELECTOR.findall(expression)}
     spare = {"tracepaper_info", "tracepaper_last_bar_close_seconds"}
     ours = {name for name in exported if name.startswith("tracepaper_")} - spare
     parts = ("_bucket", "_sum", "_count")

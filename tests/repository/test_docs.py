@@ -47,7 +47,7 @@ def astray(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [name for name, found in RULES.items() if found])
+@pytest.mark.parametrize("page", [name for name, rule in RULES.items() if rule])
 def test_the_rules_of_a_page_have_one_letter(page: str) -> None:
     assert len({rule[0] for rule in RULES[page]}) == 1
 
@@ -95,7 +95,7 @@ def test_what_no_command_shows_of_attention_is_a_documented_call() -> None:
         there = import_module(f"tracepaper.strategies.{module}")
         listed = re.findall(r"`(\w+)`", names)
         owners = [there, *(value for value in vars(there).values() if isinstance(value, type))]
-        assert [name for name in listed if not any(hasattr(one, name) for one in owners)] == []
+        assert [name for name in listed if not any(hasattr(owner, name) for owner in owners)] == []
         documented |= set(listed)
     assert calls - documented == set(), "name them in docs/attention.md, As calls"
 

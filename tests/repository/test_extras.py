@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from command_line import Cli
 from programs import ROOT
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import EXTRAS, require
 
@@ -71,12 +71,11 @@ def test_a_missing_extra_is_said_before_anything_is_opened(
     option: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     hide(package, monkeypatch)
-    assert invoke(command.split()) == 2
-    assert capsys.readouterr().err == (
+    assert cli.err(*command.split(), code=2) == (
         f"{option} needs {package}: install it with pip install 'tracepaper[{EXTRAS[package]}]', "
         "or 'tracepaper[all]'.\n"
     )

@@ -156,9 +156,9 @@ def test_a_pod_is_unprivileged_probed_and_alone_with_its_volume() -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     for probe, path in (("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/readyz")):
-        asked = container[f"{probe}Probe"]["exec"]["command"]
-        assert f"http://127.0.0.1:{load().http.port}{path}" in asked[-1]
-        compile(asked[-1], probe, "exec")
+        command = container[f"{probe}Probe"]["exec"]["command"]
+        assert f"http://127.0.0.1:{load().http.port}{path}" in command[-1]
+        compile(command[-1], probe, "exec")
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert mounts["config"]["subPathExpr"] == "$(POD_NAME).toml"
     claimed = [claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from answers import agree
+from command_line import Cli
 from programs import ROOT
 from readme import (
     README,
@@ -22,8 +23,6 @@ from readme import (
     shortened,
 )
 from wheels import Installed
-
-from tracepaper.daemon.cli import invoke
 
 TEXTS = {page: page.read_text(encoding="utf-8") for page in pages()}
 CHANGED = changed()
@@ -42,9 +41,7 @@ WITHIN = 0.01
 
 @pytest.fixture(scope="module")
 def outcomes(
-    request: pytest.FixtureRequest,
-    installed: Installed,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, installed: Installed, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Path, list[Outcome]]:
     """Read the pages once from the first to the last, and do what they say with the wheel."""
     walk = Walk(tmp_path_factory.mktemp("newcomer"), installed.extra)
@@ -76,7 +73,7 @@ def test_the_commands_run_and_answer_as_shown(
 
 
 def test_programs_that_go_on_end_in_good_order(outcomes: dict[Path, list[Outcome]]) -> None:
-    ended = [item for found in outcomes.values() for item in found if not item.block.lines]
+    ended = [item for outcome in outcomes.values() for item in outcome if not item.block.lines]
     assert ended  # the README starts a daemon
     for outcome in ended:
         (name, code, wanted) = outcome.codes[0]
@@ -127,15 +124,12 @@ INLINE = sorted(
 
 
 @pytest.mark.parametrize("command", INLINE)
-def test_a_command_named_in_passing_exists_with_its_options(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_named_in_passing_exists_with_its_options(command: str, cli: Cli) -> None:
     words = command.split()[1:]
     verbs = (
         words[:2] if words[0] in ("audit", "bench", "config", "data", "db", "models") else words[:1]
     )
-    assert invoke([*verbs, "--help"]) == 0
-    listed = capsys.readouterr().out
+    listed = cli.out(*verbs, "--help")
     for option in (word for word in words if word.startswith("-")):
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", listed), f"{option} of {command}"
 
@@ -156,7 +150,7 @@ def test_no_path_of_this_machine_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "found", "same"),
+    ("shown", "text", "same"),
     [
         ("4,665 bars in 5.1 s", "4,666 bars in 9 s", True),
         ("4,665 bars", "4,965 bars", False),
@@ -167,8 +161,8 @@ def test_no_path_of_this_machine_is_shown() -> None:
         ("1 2", "1 2 3", False),
     ],
 )
-def test_answers_agree_in_words_and_nearly_in_numbers(shown: str, found: str, same: bool) -> None:
-    assert agree(shown, found, within=WITHIN) is same
+def test_answers_agree_in_words_and_nearly_in_numbers(shown: str, text: str, same: bool) -> None:
+    assert agree(shown, text, within=WITHIN) is same
 
 
 def test_blocks_know_their_language_and_section() -> None:

@@ -104,9 +104,9 @@ def test_whatever_is_imported_or_called_by_make_check_is_a_declared_dependency()
 
 def test_every_folder_with_modules_is_a_listed_package() -> None:
     folders = {path.parent.relative_to(ROOT) for path in sources()}
-    found = {".".join(("tracepaper", *folder.parts)) for folder in folders}
+    texts = {".".join(("tracepaper", *folder.parts)) for folder in folders}
     listed = project()["tool"]["setuptools"]["packages"]  # type: ignore[index]
-    assert sorted(found) == sorted(listed)
+    assert sorted(texts) == sorted(listed)
     assert listed == sorted(listed)
 
 
@@ -160,7 +160,7 @@ def spoken(path: Path) -> str:
 
 def lost_pointers(path: Path, text: str) -> set[str]:
     """Return the documents, links and files that *text*, which stands in *path*, names in vain."""
-    documents = {name for found in POINTER.findall(text) for name in found if name}
+    documents = {name for match in POINTER.findall(text) for name in match if name}
     lost = documents - {page.stem for pages in PAGES for page in ROOT.glob(pages)}
     lost |= {name for name in IN_THE_REPOSITORY.findall(text) if not (ROOT / name).exists()}
     if path.suffix == ".md":
@@ -191,7 +191,7 @@ def classes_named_twice(modules: Iterable[tuple[str, str]]) -> dict[str, list[st
         for node in parsed(source).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(name)
-    return {name: found for name, found in places.items() if len(found) > 1}
+    return {name: place for name, place in places.items() if len(place) > 1}
 
 
 def test_a_public_class_name_has_one_meaning() -> None:

@@ -12,6 +12,7 @@ import pytest
 import storage_cases as cases
 from builders import START_MS, altered, quote
 from msgspec.structs import replace
+from records import tamper
 
 from tracepaper.storage.audit import COMMIT_WITHIN_MS, SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
@@ -328,9 +329,7 @@ def test_resume_refuses_a_run_whose_tail_was_cut(tmp_path: Path) -> None:
 def test_resume_refuses_a_run_whose_row_counts_another_number_of_steps(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     cases.write_run(path, cases.plain_steps(9))
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("UPDATE runs SET step_count = step_count + 1")
-        raw.commit()
+    tamper(path, "UPDATE runs SET step_count = step_count + 1")
     log = SqlAuditLog.open(path)
     with pytest.raises(DataInvalid, match=r"step 8, 10 counted\); run `tracepaper audit verify`"):
         log.resume("r-1")
@@ -404,17 +403,17 @@ def test_a_log_goes_on_after_the_disk_has_room_again(tmp_path: Path) -> None:
 
 async def test_a_failed_live_append_is_told_to_the_caller(tmp_path: Path) -> None:
     log = log_with_room_for(tmp_path / "a.db", 1)
-    told: list[Step] = []
+    steps: list[Step] = []
 
     async def append() -> None:
         for step in cases.plain_steps(200):
             await log.append(step)
-            told.append(step)
+            steps.append(step)
 
     with pytest.raises(AuditUnwritable):
         await append()
     log.close()
-    assert stored(tmp_path / "a.db") == told
+    assert stored(tmp_path / "a.db") == steps
 
 
 def test_a_step_that_cannot_be_encoded_ends_the_log_but_not_what_came_before(

@@ -53,15 +53,15 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 def test_a_checkpoint_reads_back_with_its_id(tmp_path: Path) -> None:
     saved = save(tmp_path / "a", tensors(), card())
-    found = load(tmp_path / "a")
-    assert found.sha256 == saved.sha256
+    checkpoint = load(tmp_path / "a")
+    assert checkpoint.sha256 == saved.sha256
     weights = hashlib.sha256((tmp_path / "a" / WEIGHTS_NAME).read_bytes()).hexdigest()
-    assert found.card["model"]["weights_sha256"] == weights
-    assert found.sha256 == identity(weights, found.card).sha256
-    assert found.id == found.sha256[:12] == found.card["model"]["id"]
-    assert found.card["architecture"] == card()["architecture"]
+    assert checkpoint.card["model"]["weights_sha256"] == weights
+    assert checkpoint.sha256 == identity(weights, checkpoint.card).sha256
+    assert checkpoint.id == checkpoint.sha256[:12] == checkpoint.card["model"]["id"]
+    assert checkpoint.card["architecture"] == card()["architecture"]
     for name, tensor in tensors().items():
-        assert torch.equal(found.tensors[name], tensor)
+        assert torch.equal(checkpoint.tensors[name], tensor)
 
 
 def test_equal_weights_have_equal_ids_and_others_do_not(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_rubbish_that_its_card_vouches_for_is_no_safetensors_file(tmp_path: Path
     path.write_bytes(b"\xff" * 40)
     digest = hashlib.sha256(b"\xff" * 40).hexdigest()
     vouching = {**saved.card, "model": {**saved.card["model"], "weights_sha256": digest}}
-    found = identity(digest, vouching)
-    vouching["model"] |= {"id": found.id, "sha256": found.sha256}
+    checkpoint = identity(digest, vouching)
+    vouching["model"] |= {"id": checkpoint.id, "sha256": checkpoint.sha256}
     (tmp_path / "a" / CARD_NAME).write_text(dump(vouching))
     with pytest.raises(CheckpointMismatch, match="no safetensors"):
         load(tmp_path / "a")

@@ -33,10 +33,10 @@ def test_times_with_any_zone_and_milliseconds_are_the_same_rows(tmp_path: Path) 
         "c.csv": f"mood,time\n0.5,{NOON_MS}\n-1,{NOON_MS + 60_000}\n",
     }
     for name, text in texts.items():
-        found = read_covariates(written(tmp_path, text, name))
-        assert found.columns == ("mood",)
-        assert found.rows[""].time_ms.tolist() == [NOON_MS, NOON_MS + 60_000]
-        assert found.rows[""].values.tolist() == [[0.5], [-1.0]]
+        covariate_file = read_covariates(written(tmp_path, text, name))
+        assert covariate_file.columns == ("mood",)
+        assert covariate_file.rows[""].time_ms.tolist() == [NOON_MS, NOON_MS + 60_000]
+        assert covariate_file.rows[""].values.tolist() == [[0.5], [-1.0]]
 
 
 def test_a_broken_millisecond_is_rounded_up_so_that_nothing_is_known_early(tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ def grown(tmp_path: Path) -> GrowingFile:
     """Return a file of two rows that were taken in."""
     path = tmp_path / "news.csv"
     path.write_text(HEAD + line(1) + line(2), encoding="utf-8")
-    found = GrowingFile(path)
-    assert found.has_changed()
-    first = found.read()
+    growing_file = GrowingFile(path)
+    assert growing_file.has_changed()
+    first = growing_file.read()
     assert first.is_whole
-    found.take(first)
-    assert not found.has_changed()
-    return found
+    growing_file.take(first)
+    assert not growing_file.has_changed()
+    return growing_file
 
 
 def add(file: GrowingFile, text: str) -> None:
@@ -42,7 +42,7 @@ def add(file: GrowingFile, text: str) -> None:
 def times(file: GrowingFile) -> dict[str, list[int]]:
     """Return the minutes of what is read by symbol."""
     rows = file.read().file.rows
-    return {key: ((own.time_ms - NOON_MS) // 60_000).tolist() for key, own in rows.items()}
+    return {key: ((row.time_ms - NOON_MS) // 60_000).tolist() for key, row in rows.items()}
 
 
 def test_of_lines_those_are_read_that_were_added(grown: GrowingFile) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 from forging import rechain
+from records import tamper
 from storage_cases import prune
 
 from tracepaper.storage.chain.integrity import audit
@@ -59,7 +60,7 @@ def test_a_step_without_a_movement_has_no_row(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "message"),
     [
         ("UPDATE ledger SET amount = amount + 1 WHERE sequence = 11", "at step 11, and the entry"),
         (
@@ -70,12 +71,12 @@ def test_a_step_without_a_movement_has_no_row(path: Path) -> None:
     ],
 )
 def test_a_changed_amount_is_found_and_its_step_named(
-    path: Path, statement: str, said: str
+    path: Path, statement: str, message: str
 ) -> None:
     assert problem(path) == ""
     edited(path, statement)
     assert "The ledger adds up to" in problem(path)
-    assert said in problem(path)
+    assert message in problem(path)
 
 
 def test_a_prune_keeps_the_ledger(tmp_path: Path) -> None:
@@ -93,7 +94,5 @@ def test_a_prune_keeps_the_ledger(tmp_path: Path) -> None:
 
 
 def test_a_ledger_that_was_dropped_is_missed(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("DROP TABLE ledger")
-        raw.commit()
+    tamper(path, "DROP TABLE ledger")
     assert problem(path) == "The table ledger is missing: restore a backup."

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
-from builders import MINUTE, altered
+from builders import MINUTE, altered, present
 from msgspec.structs import replace
+from records import tamper
 from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
@@ -167,9 +168,7 @@ def test_a_pruned_run_resumes_as_before(path: Path) -> None:
     resumed = log.resume("r-1")
     log.close()
     assert resumed.next_sequence == before.next_sequence + 1
-    assert resumed.last is not None
-    assert before.last is not None
-    assert resumed.last.account == before.last.account
+    assert present(resumed.last).account == present(before.last).account
     for name in ("state", "last_open_ms", "last_funding_ms"):
         assert getattr(resumed, name) == getattr(before, name), name
 
@@ -256,14 +255,11 @@ def test_a_row_added_where_a_prune_dropped_all_is_found(
         )
         assert added.rowcount == 1
         raw.commit()
-    problem = verify(path).problem
-    assert problem is not None
+    problem = present(verify(path).problem)
     assert (problem.what, problem.tables, problem.sequence) == ("extra", (table,), 7)
 
 
-def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(
-    tmp_path: Path,
-) -> None:
+def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     before = GateSet(cases.CROSS_GATES.gates, (1.0, 99.0, 60_000.0, 0.0))
     early = [
@@ -273,11 +269,8 @@ def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(
     write_run(path, [*early, *STEPS[15:]])
     prune(path, keep_days=1, pruned_at_ms=5)
     assert verify(path).holds
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("UPDATE gate_sets SET threshold = 98.0 WHERE threshold = 99.0")
-        raw.commit()
-    problem = verify(path).problem
-    assert problem is not None
+    tamper(path, "UPDATE gate_sets SET threshold = 98.0 WHERE threshold = 99.0")
+    problem = present(verify(path).problem)
     assert problem.what == "changed"
     assert "gate_sets" in problem.tables
 

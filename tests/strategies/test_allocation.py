@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,9 +46,9 @@ def test_a_covariance_is_shrunk_by_the_share_of_the_published_formula(
     distance = ((sample - mean * np.eye(assets)) ** 2).sum()
     share = min(1.0, noise / distance) if distance > 1e-30 else 1.0
     expected = share * mean * np.eye(assets) + (1 - share) * sample
-    found = covariance(returns)
-    assert np.allclose(found, expected, rtol=1e-9, atol=1e-18)
-    assert np.linalg.eigvalsh(found).min() > 0
+    values = covariance(returns)
+    assert np.allclose(values, expected, rtol=1e-9, atol=1e-18)
+    assert np.linalg.eigvalsh(values).min() > 0
 
 
 def test_newer_bars_weigh_more_with_a_half_life() -> None:
@@ -71,13 +72,13 @@ def test_weights_keep_their_limits_and_have_six_decimals(
 ) -> None:
     risk = covariance(drawn(40, assets, seed))
     expected = 0.01 * np.random.default_rng(seed).normal(size=assets)
-    found = allocate(rule, risk, expected=expected, bound=bound)
-    assert found.min() >= 0
-    assert found.max() <= bound
-    assert found.sum() <= 1
-    assert np.array_equal(found, np.round(found, 6))
+    values = allocate(rule, risk, expected=expected, bound=bound)
+    assert values.min() >= 0
+    assert values.max() <= bound
+    assert values.sum() <= 1
+    assert np.array_equal(values, np.round(values, 6))
     if rule is Rule.MINIMUM:
-        assert found.sum() == pytest.approx(min(1.0, bound * assets), abs=1e-5)
+        assert values.sum() == pytest.approx(min(1.0, bound * assets), abs=1e-5)
 
 
 def least(assets: int, loss: Callable[[Array], float], steps: int, *, whole: bool) -> float:
@@ -99,8 +100,8 @@ def test_no_grid_point_has_less_variance_and_turnover(seed: int, cost: float) ->
     def loss(weights: Array) -> float:
         return float(weights @ risk @ weights / unit + cost * np.abs(weights - held).sum())
 
-    found = allocate(Rule.MINIMUM, risk, held=held, cost=cost)
-    assert loss(found) <= least(3, loss, 40, whole=True) + 1e-4
+    values = allocate(Rule.MINIMUM, risk, held=held, cost=cost)
+    assert loss(values) <= least(3, loss, 40, whole=True) + 1e-4
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -113,17 +114,17 @@ def test_no_grid_point_has_more_of_what_mean_variance_wants(seed: int, cost: flo
         traded = np.abs(weights - held).sum()
         return float(2.5 * weights @ risk @ weights + cost * traded - expected @ weights)
 
-    found = allocate(
+    values = allocate(
         Rule.MEAN_VARIANCE, risk, expected=expected, held=held, aversion=5.0, cost=cost
     )
-    assert loss(found) <= least(3, loss, 40, whole=False) + 1e-6
+    assert loss(values) <= least(3, loss, 40, whole=False) + 1e-6
 
 
 def test_dear_turnover_keeps_what_is_held() -> None:
     risk, held = covariance(drawn(60, 3, 5)), np.array([0.2, 0.3, 0.1])
     expected = np.array([0.001, -0.001, 0.002])
-    found = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held, cost=1.0)
-    assert found == pytest.approx(held, abs=2e-6)
+    values = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held, cost=1.0)
+    assert values == pytest.approx(held, abs=2e-6)
     free = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held)
     assert np.abs(free - held).sum() > 0.1
 
@@ -188,9 +189,7 @@ def test_returns_are_of_common_closes() -> None:
     assert np.allclose(np.exp(returns_of(closes)), [[1.1, 1.0], [0.9, 2.0]])
 
 
-def test_what_cannot_be_weighed_is_refused_in_one_sentence(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_cannot_be_weighed_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     risk = np.eye(2)
     hostile: list[tuple[Callable[[], object], str]] = [
         (lambda: covariance(drawn(2, 2, 0)), "at least 3 finite"),
@@ -233,8 +232,7 @@ def test_an_expected_gain_is_the_difference_of_the_objective(goal: AllocationGoa
     returns = drawn(90, 3, 4)
     held, weights = np.array([0.6, 0.1, 0.1]), np.array([0.2, 0.5, 0.3])
     risk = 8 * covariance(returns, half_life=goal.half_life)
-    found = expected_gain(goal, returns, held=held, weights=weights)
-    assert found is not None
+    found = present(expected_gain(goal, returns, held=held, weights=weights))
     if goal.rule is Rule.MINIMUM:
         scaled = held / 0.8
         wanted = np.sqrt(scaled @ risk @ scaled) - np.sqrt(weights @ risk @ weights)
@@ -246,8 +244,7 @@ def test_an_expected_gain_is_the_difference_of_the_objective(goal: AllocationGoa
 
         wanted = utility(weights) - utility(held) - 0.001 * np.abs(weights - held).sum()
     assert found[0] == pytest.approx(wanted, rel=1e-9)
-    unmoved = expected_gain(goal, returns, held=weights, weights=weights)
-    assert unmoved is not None
+    unmoved = present(expected_gain(goal, returns, held=weights, weights=weights))
     assert np.allclose(unmoved, 0.0, atol=1e-15)
 
 
@@ -260,8 +257,7 @@ def test_its_error_is_the_spread_over_other_bars(goal: AllocationGoal) -> None:
     gains, errors = [], []
     for _ in range(400):
         returns = source.normal(size=(300, 3)) @ mixing
-        found = expected_gain(goal, returns, held=held, weights=weights)
-        assert found is not None
+        found = present(expected_gain(goal, returns, held=held, weights=weights))
         gains.append(found[0])
         errors.append(found[1])
     assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.15)
@@ -272,10 +268,8 @@ def test_neighbouring_bars_that_are_alike_widen_the_error() -> None:
     held, weights = np.array([0.6, 0.1, 0.3]), np.array([0.2, 0.5, 0.3])
     returns = drawn(120, 3, 4)
     doubled = np.repeat(returns, 2, axis=0)
-    once = expected_gain(goal, returns, held=held, weights=weights)
-    twice = expected_gain(goal, doubled, held=held, weights=weights)
-    assert once is not None
-    assert twice is not None
+    once = present(expected_gain(goal, returns, held=held, weights=weights))
+    twice = present(expected_gain(goal, doubled, held=held, weights=weights))
     # Independent bars would have made it 1 / sqrt(2) of that.
     assert twice[1] / once[1] > 0.8
 
@@ -287,6 +281,5 @@ def test_nothing_is_expected_of_rules_without_an_objective_or_of_an_empty_accoun
         goal = AllocationGoal(rule, 8)
         assert expected_gain(goal, returns, held=weights, weights=weights) is None
     assert expected_gain(GOALS[2], returns, held=none, weights=weights) is None
-    found = expected_gain(GOALS[0], returns, held=none, weights=weights)
-    assert found is not None
+    found = present(expected_gain(GOALS[0], returns, held=none, weights=weights))
     assert found[1] > 0

@@ -7,7 +7,7 @@ from typing import Any
 import models
 import msgspec
 import pytest
-from builders import bar, explanation, forecast, instrument
+from builders import bar, explanation, forecast, instrument, present
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -173,13 +173,12 @@ def test_sizes_that_follow_no_confidence_follow_none_of_another_model() -> None:
 
 
 def test_a_card_gives_back_what_it_was_given() -> None:
-    found = build(changed(""), models.network().state_dict()).calibration
-    assert found is not None
+    found = present(build(changed(""), models.network().state_dict()).calibration)
     assert (found.confidence, found.cells) == (FITTED, CELLS)
     assert found.coverage == (GateCoverage(0.5, {"confidence": 0.5}, ("MIXED",)),)
 
 
-@pytest.mark.parametrize(("name", "values", "said"), [
+@pytest.mark.parametrize(("name", "values", "message"), [
     ("confidence", {"chosen": "luck"}, "chosen must be one of entropy, calibrated, margin"),
     ("confidence", {"spread": [1.0]}, "spread needs one number more than edges"),
     ("confidence", {"edges": [float("nan")]}, "every number must be finite"),
@@ -196,7 +195,7 @@ def test_a_card_gives_back_what_it_was_given() -> None:
     ("coverage", {"share": 1.5}, "share lies between 0 and 1"),
 ])  # fmt: skip
 def test_a_card_that_is_not_whole_is_refused_in_one_sentence(
-    name: str, values: dict[str, object], said: str
+    name: str, values: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(CheckpointMismatch, match=said):
+    with pytest.raises(CheckpointMismatch, match=message):
         build(changed(name, **values), models.network().state_dict())

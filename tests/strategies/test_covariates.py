@@ -105,10 +105,10 @@ def test_features_of_an_archive_and_bar_by_bar_are_equal_with_covariates() -> No
 
 def test_the_scale_is_that_of_the_rows_before_a_time() -> None:
     rows = rows_of(np.array([1, 2, 3]), np.array([[1.0, 4.0], [3.0, 4.0], [900.0, 9.0]]))
-    found = CovariateScale.fitted(("mood", "heat"), [rows], until_ms=3)
-    assert found.centre == (2.0, 4.0)
-    assert found.scale == (1.0, 1.0)
-    assert CovariateScale.of(found.section()) == found
+    covariate_scale = CovariateScale.fitted(("mood", "heat"), [rows], until_ms=3)
+    assert covariate_scale.centre == (2.0, 4.0)
+    assert covariate_scale.scale == (1.0, 1.0)
+    assert CovariateScale.of(covariate_scale.section()) == covariate_scale
 
 
 @pytest.mark.parametrize(

@@ -196,12 +196,12 @@ def test_a_ratio_is_the_same_with_and_without_a_zero_beside_it(
     changes = np.array(rows, float)[1:] - np.array(rows, float)[:-1]
     expected = 100 * (changes / np.array(rows, float)[:-1])
     assert ind.roc(np.array(rows), 1)[1:].tolist() == expected.tolist()
-    found = ind.roc(np.array(with_zero), 1)
+    floats = ind.roc(np.array(with_zero), 1)
     kept = [place for place in range(1, len(with_zero)) if place not in {at, at + 1}]
     of_rows = [place - (place > at) for place in kept]
-    assert found[kept].tolist() == expected[[place - 1 for place in of_rows]].tolist()
+    assert floats[kept].tolist() == expected[[place - 1 for place in of_rows]].tolist()
     if at < len(rows):
-        assert found[at + 1] == 0.0
+        assert floats[at + 1] == 0.0
 
 
 def test_what_talib_lacks_is_what_it_says() -> None:
@@ -315,13 +315,13 @@ def test_supertrend_is_pines(seed: int) -> None:
 
 
 def test_a_crossing_is_of_the_row_in_which_the_side_changes() -> None:
-    one = np.array([np.nan, 1.0, 2.0, 3.0, 2.0, 2.0, 1.0, 3.0])
+    values = np.array([np.nan, 1.0, 2.0, 3.0, 2.0, 2.0, 1.0, 3.0])
     other = np.array([2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, np.nan])
-    assert ind.crossover(one, other).nonzero()[0].tolist() == [3]
-    assert ind.crossover(one, 2.0).nonzero()[0].tolist() == [3, 7]
-    assert ind.crossunder(one, other).nonzero()[0].tolist() == [6]
-    assert ind.crossunder(one, 2).nonzero()[0].tolist() == [6]
-    assert not ind.crossover(one[1:2], 0.0).any()
+    assert ind.crossover(values, other).nonzero()[0].tolist() == [3]
+    assert ind.crossover(values, 2.0).nonzero()[0].tolist() == [3, 7]
+    assert ind.crossunder(values, other).nonzero()[0].tolist() == [6]
+    assert ind.crossunder(values, 2).nonzero()[0].tolist() == [6]
+    assert not ind.crossover(values[1:2], 0.0).any()
 
 
 def test_every_indicator_is_named_in_the_docs_and_compared() -> None:

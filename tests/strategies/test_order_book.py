@@ -7,6 +7,7 @@ import zlib
 import depth_cases as cases
 import numpy as np
 import pytest
+from builders import present
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -32,8 +33,8 @@ def event(count: int, *, first: int = 0, cause: str = "", levels: int = 5, seed:
     return packed_books(cases.BTC.id, books, every_ms=EVERY_MS, cause=cause, seen_ms=at_ms)
 
 
-def same(one: Books, other: Books) -> bool:
-    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+def same(books: Books, other: Books) -> bool:
+    pairs = zip(vars(books).values(), vars(other).values(), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -84,8 +85,7 @@ def test_the_newest_books_until_a_close_are_seen(last: int) -> None:
     for part in range(3):
         record.add(event(60, first=60 * part, seed=part))
     close_ms = cases.FIRST_MS + last * EVERY_MS
-    seen = record.until(close_ms)
-    assert seen is not None
+    seen = present(record.until(close_ms))
     times = (seen.seen_ms - cases.FIRST_MS) // EVERY_MS
     assert times.tolist() == list(range(last - 69, last + 1))  # none later, and no more
     assert record.until(cases.FIRST_MS - 1) is None
@@ -96,8 +96,7 @@ def test_nothing_from_before_a_gap_is_seen(cause: str, first: int) -> None:
     record = OrderBookHistory(100)
     record.add(event(60))
     record.add(event(5, first=first, cause=cause))
-    seen = record.until(cases.FIRST_MS + 1_000 * EVERY_MS)
-    assert seen is not None
+    seen = present(record.until(cases.FIRST_MS + 1_000 * EVERY_MS))
     assert len(seen) == 5
 
 

@@ -127,8 +127,8 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
                 sigmas.append(next(step.take([asking], taken), float("nan")))
                 asking = None
     scan, warmed = FeatureWindow(20, wide), FeatureWindow(20, wide)
-    known = FeatureMemory(wide).of("scanned").take_all(own)
-    found = list(scan.take(own, known))
+    rows = FeatureMemory(wide).of("scanned").take_all(own)
+    found = list(scan.take(own, rows))
     assert np.array_equal(found, sigmas[-len(own) + SCHEMA.lookback - 1 :], equal_nan=True)
     last = own[-(19 + SCHEMA.lookback) :]
     assert len(list(warmed.take(last, FeatureMemory(wide).of("warmed").take_all(last)))) == 20

@@ -27,9 +27,9 @@ def drawn(draw: st.DrawFn) -> Sessions:
         end = draw(st.integers(start + 30, 1_430))
         rows.append((day, day * 1_440 - offset + start, day * 1_440 - offset + end, offset))
     rows = [
-        one
-        for one, two in zip(rows, [*rows[1:], None], strict=True)
-        if two is None or one[2] <= two[1]
+        row
+        for row, two in zip(rows, [*rows[1:], None], strict=True)
+        if two is None or row[2] <= two[1]
     ]
     days, opens, closes, offsets = (tuple(column) for column in zip(*rows, strict=True))
     anchor = draw(st.sampled_from(list(Anchor)))

@@ -67,9 +67,9 @@ def test_one_false_price_is_none() -> None:
 
 def test_a_sentence_names_what_is_read_back() -> None:
     split = SuspectedSplit(1_402_320_600_000, 7, 1)
-    said = split.sentence("AAPL")
-    assert said.startswith("AAPL: the split of 7 for 1 suspected on 2014-06-09 is not adjusted;")
-    found = named_splits(["The strategy warms until 2014.", said])
+    text = split.sentence("AAPL")
+    assert text.startswith("AAPL: the split of 7 for 1 suspected on 2014-06-09 is not adjusted;")
+    found = named_splits(["The strategy warms until 2014.", text])
     assert found == {"AAPL": [SuspectedSplit(1_402_272_000_000, 7, 1)]}
 
 
@@ -95,8 +95,8 @@ def test_what_it_says_depends_on_the_sessions_that_it_names(data: st.DataObject)
     late = [bar for bar in bars if bar[0] > last - WATCHED_SESSIONS]
     oldest = [bar for bar in late if bar[0] == late[0][0]]
     late = late[min(begin, len(oldest) - 1) :]
-    assert [one for one in found(late) if one.open_time_ms == last] == [
-        one for one in found(bars) if one.open_time_ms == last
+    assert [split for split in found(late) if split.open_time_ms == last] == [
+        split for split in found(bars) if split.open_time_ms == last
     ]
 
 

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MINUTE, bar, bars, explanation, forecast, instrument
+from builders import MINUTE, bar, bars, explanation, forecast, instrument, present
+from engines import engine_of
 from fakes import FixedForecaster
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, needs_forecaster
+from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import NoTradeBand, VolatilityKind, WindowedVolatility
 from tracepaper.strategies.builtin import ClosesVolatility, SizedBy, TrendStrategy, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.calibration import Calibration
-from tracepaper.strategies.types.decisions import Action, FillModel, Forecast, Step
+from tracepaper.strategies.types.decisions import Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar
 
 HOUR = 60 * MINUTE
@@ -79,17 +80,16 @@ def test_direction_and_size_are_what_the_closes_say(long_only: bool) -> None:
     closes = [one.close for one in bars(200, seed=3)]
     history = hourly(closes)
     strategy = trend(long_only=long_only, target_volatility=0.1)
-    found = set()
+    volatility = set()
     for end in range(8, 200):
         answer = said(strategy, history[:end])
         wanted = dense(closes[:end], [2, 4, 8], long_only=long_only, target=0.1)
         sign = {Action.LONG: 1, Action.SHORT: -1, Action.FLAT: 0}[answer.action]
         size = sign * answer.strength if sign else 0.0
         assert size == pytest.approx(wanted, abs=1e-9)
-        assert answer.note is not None
-        assert answer.note["size"] == pytest.approx(wanted, abs=1e-9)
-        found.add(answer.action)
-    assert found == {Action.LONG, Action.FLAT if long_only else Action.SHORT}
+        assert present(answer.note)["size"] == pytest.approx(wanted, abs=1e-9)
+        volatility.add(answer.action)
+    assert volatility == {Action.LONG, Action.FLAT if long_only else Action.SHORT}
 
 
 def test_what_it_decides_is_noted() -> None:
@@ -117,12 +117,12 @@ def test_the_band_is_that_of_how_the_trend_moves_with_the_price() -> None:
         if answer.action is Action.FLAT:
             assert answer.band is None
             continue
-        known = np.array(closes[end - 8 : end], dtype=float)
+        values = np.array(closes[end - 8 : end], dtype=float)
         trends = []
         for last in range(3, 8):
             votes = []
             for window in (2, 4, 8):
-                part = known[max(last + 1 - window, 0) : last + 1]
+                part = values[max(last + 1 - window, 0) : last + 1]
                 away = part[-1] / part.mean() - 1
                 # The distance that was noted, of the newest close, says the deviation used.
                 votes.append((away, part.size))
@@ -135,7 +135,7 @@ def test_the_band_is_that_of_how_the_trend_moves_with_the_price() -> None:
             np.mean([min(max(away / (deviation * math.sqrt(n / 3)), 0), 1) for away, n in votes])
             for votes in trends
         ]
-        returns = np.diff(known[3:]) / known[3:-1]
+        returns = np.diff(values[3:]) / values[3:-1]
         sensitivity = math.sqrt((np.diff(levels) ** 2).sum() / (returns**2).sum())
         share = answer.strength / float(str(answer.note["trend"]))
         wanted = (1.5 * 1e-9 * (share * sensitivity) ** 2 / 10.0) ** (1 / 3)
@@ -161,8 +161,7 @@ def test_a_dearer_trade_widens_the_band_and_a_colder_mind_narrows_it() -> None:
 
 def test_a_constant_size_follows_no_volatility() -> None:
     wild = [1_000_000 + 400 * place + 60_000 * (place % 2) for place in range(8)]
-    note = said(trend(sized_by=SizedBy.CONSTANT), hourly(wild)).note
-    assert note is not None
+    note = present(said(trend(sized_by=SizedBy.CONSTANT), hourly(wild)).note)
     assert "volatility" not in note
     assert note["size"] == note["trend"]
 
@@ -257,13 +256,7 @@ def engine(forecaster: FixedForecaster | None, **sections: dict[str, Any]) -> En
         model={"checkpoint": "default" if forecaster else "none"},
         **sections,
     )
-    return build_engine(
-        config,
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=forecaster,
-    )
+    return engine_of(config, forecaster=forecaster)
 
 
 def stepped(machine: Engine, history: list[Bar], answer: Forecast | None = None) -> list[Step]:
@@ -271,9 +264,7 @@ def stepped(machine: Engine, history: list[Bar], answer: Forecast | None = None)
 
 
 def notes(step: Step) -> dict[str, float | str | None]:
-    assert step.decision is not None
-    assert step.decision.note is not None
-    return step.decision.note
+    return present(present(step.decision).note)
 
 
 def test_minutes_are_decided_on_closed_hours_and_held_in_between() -> None:
@@ -302,8 +293,7 @@ def test_an_hour_with_a_hole_decides_nothing() -> None:
     whole = stepped(engine(None), history)
     last = max(at for at, step in enumerate(whole) if step.decision and step.decision.note)
     holed = stepped(engine(None), history[: last - 10] + history[last - 9 :])[last - 1]
-    assert holed.decision is not None
-    assert holed.decision.outcome.reason == "no hour has closed"
+    assert present(holed.decision).outcome.reason == "no hour has closed"
 
 
 def test_the_models_volatility_sizes_and_its_gates_judge_without_its_direction() -> None:
@@ -312,8 +302,7 @@ def test_the_models_volatility_sizes_and_its_gates_judge_without_its_direction()
     machine = engine(forecaster, strategy=chosen)
     steps = stepped(machine, bars(7 * 60), forecaster._answer([]))  # noqa: SLF001 - a fake
     last = next(s for s in reversed(steps) if s.decision and s.decision.note)
-    assert last.decision is not None
-    gates = set(last.decision.outcome.gate_set.gates)
+    gates = set(present(last.decision).outcome.gate_set.gates)
     assert {"confidence", "collapsed", "shifted", "regime", "deadline", "finite"} <= gates
     assert not {"direction", "edge"} & gates
     # Half an hour's deviation of 0.5 % is one of a year by the root of the half-hours in it.
@@ -333,7 +322,7 @@ def test_shadow_accounts_show_what_the_band_and_the_usual_volatility_are_worth()
         machine = engine(forecaster, strategy=strategy, **sections)
         steps = stepped(machine, bars(30 * 60, seed=11), forecaster._answer([]))  # noqa: SLF001
         return [
-            [one.position.quantity for step in steps for one in step.twins if one.twin == name]
+            [twin.position.quantity for step in steps for twin in step.twins if twin.twin == name]
             for name in twins
         ]
 
@@ -357,16 +346,13 @@ def test_the_gates_hold_up_entries_and_never_an_exit() -> None:
     machine = engine(model(), strategy={"twins": ["random_gate"]})
     entered = stepped(machine, history[: 8 * 60], sure)
     assert entered[-1].account is not None
-    held = entered[-1].position
-    assert held is not None
+    held = present(entered[-1].position)
     assert held.quantity > 0
     left = stepped(machine, history[8 * 60 :], unsure)
     out = next(s for s in left if s.decision and s.decision.outcome.action is Action.FLAT)
-    assert out.decision is not None
-    assert out.decision.outcome.refused_by == "confidence"
-    assert out.decision.outcome.reason == "no trend up"
-    assert left[-1].position is not None
-    assert left[-1].position.quantity == 0
+    assert present(out.decision).outcome.refused_by == "confidence"
+    assert present(out.decision).outcome.reason == "no trend up"
+    assert present(left[-1].position).quantity == 0
     # Refused all along, it is never entered.
     refused = stepped(engine(model()), history, unsure)
     assert {s.decision.target_quantity for s in refused if s.decision} == {0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -40,6 +40,15 @@ from tracepaper.strategies.units import MONEY_SCALE
 
 MINUTE = 60_000
 START_MS = 1_700_000_040_000  # a whole minute
+
+
+_Value = TypeVar("_Value")
+
+
+def present(value: _Value | None) -> _Value:
+    """Return *value*, which is not None."""
+    assert value is not None
+    return value
 
 
 def instrument(

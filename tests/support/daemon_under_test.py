@@ -163,13 +163,7 @@ async def daemon(
 
     config = load(None, settings(server, **sections))
     clock = ServersClock(server)
-    daemon = Daemon(
-        config,
-        database,
-        kind=RunKind.LIVE,
-        watch=watch,
-        clock=clock,
-    )
+    daemon = Daemon(config, database, kind=RunKind.LIVE, watch=watch, clock=clock)
     running = Running(server, asyncio.create_task(daemon.run()), clock)
     holder.append(running)
     try:

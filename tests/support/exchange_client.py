@@ -183,8 +183,5 @@ async def serving(
 ) -> AsyncIterator[tuple[EmbeddedExchange, Client]]:
     """Serve candles by a manual clock."""
     settings = ExchangeSettings(candles=served, manual=True, start=start, speed=speed, seed=seed)
-    async with (
-        EmbeddedExchange(settings) as exchange,
-        aiohttp.ClientSession() as session,
-    ):
+    async with EmbeddedExchange(settings) as exchange, aiohttp.ClientSession() as session:
         yield exchange, Client(exchange, session)

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from builders import MINUTE, START_MS, bar, instrument, quote
+from builders import MINUTE, START_MS, bar, instrument, present, quote
+from engines import engine_of
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.decisions import (
-    Action,
-    Fill,
-    FillModel,
-    Order,
-    OrderRole,
-    Step,
-)
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Order, OrderRole, Step
 from tracepaper.strategies.types.market import Bar, Category, Event
 
 KEY = "linear:BTCUSDT"
@@ -53,13 +45,8 @@ def machine(
         "execution": {**COSTLESS, "model": execution.value, "latency_ms": 0},
         **sections,
     }
-    return build_engine(
-        load(None, given),
-        [instrument(category=category)],
-        execution=execution,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={"BTCUSDT": Says(signals, twins)},
+    return engine_of(
+        given, [instrument(category=category)], execution=execution, strategy=Says(signals, twins)
     )
 
 
@@ -99,8 +86,7 @@ def of_role(steps: list[Step], role: OrderRole) -> list[Order]:
 
 
 def held(step: Step) -> int:
-    assert step.position is not None
-    return step.position.quantity
+    return present(step.position).quantity
 
 
 def entered(signal: Signal, *after: Bar, **sections: Any) -> list[Step]:

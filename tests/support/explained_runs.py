@@ -83,12 +83,7 @@ def replayed(
     small = checkpoint(folder, network, **calibration)
     config.write_text(
         _CONFIG.format(
-            symbols=names,
-            strategy=strategy,
-            checkpoint=small,
-            edge=edge,
-            model=model,
-            gates=gates,
+            symbols=names, strategy=strategy, checkpoint=small, edge=edge, model=model, gates=gates
         )
         + further,
         encoding="utf-8",

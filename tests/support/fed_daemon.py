@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
+from account_laws import check_account
 from builders import START_MS, instrument
 
 from tracepaper.daemon.config.loading import Config
@@ -90,3 +92,17 @@ class Process:
         """End the run in good order."""
         self.audit.end(2)
         self.audit.close()
+
+    def through(self, given: Sequence[Event]) -> Self:
+        """Live through *given* and stop; return itself."""
+        self.live(given)
+        self.stop()
+        return self
+
+
+class CheckedProcess(Process):
+    """A process whose engine is asked at every step whether its sums hold."""
+
+    def feed(self, event: Event) -> None:
+        super().feed(event)
+        check_account(self.opened.engine.broker.own)

@@ -9,10 +9,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
+from command_line import Cli
 from storage_cases import plain_steps, write_run
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.ship import database_id
@@ -53,12 +52,9 @@ def shipped(folder: Path, url: str, *, name: str = "a", steps: int = 40) -> Path
     return path
 
 
-def of_command(url: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def of_command(url: str, cli: Cli) -> Any:
     """Ask ``tracepaper fleet URL --json`` for its rows."""
-    capsys.readouterr()
-    invoke(["fleet", url, "--json"])
-    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-    return rows
+    return json.loads(cli("fleet", url, "--json").out)
 
 
 def followed(path: Path, host: str, daemon: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from builders import START_MS, bars, quote
+from builders import START_MS, bars, present, quote
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.strategies.api.context import (
@@ -19,10 +19,7 @@ from tracepaper.strategies.api.context import (
     sell,
 )
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.decisions import (
-    Action,
-    PositionSide,
-)
+from tracepaper.strategies.types.decisions import Action, PositionSide
 from tracepaper.strategies.types.market import Event, Funding, Mark, Side
 
 MINUTE = 60_000
@@ -43,14 +40,12 @@ class Drawn(Strategy):
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Draw an answer; note what the account shows."""
-        account = context.account
-        assert account is not None
+        account = present(context.account)
         assert account.long is not None
-        assert account.short is not None
-        assert account.long.quantity >= 0 >= account.short.quantity
+        assert account.long.quantity >= 0 >= present(account.short).quantity
         note: dict[str, float | str | None] = {
             "long": account.long.quantity,
-            "short": account.short.quantity,
+            "short": present(account.short).quantity,
             "net": account.position.quantity,
             "held": float(account.long.bars_held),
             "sides": " ".join(str(fill.exact.position_side) for fill in account.fills),

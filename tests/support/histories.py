@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from account_laws import check_account
-from builders import MINUTE, START_MS, bar, instrument, quote
+from builders import MINUTE, START_MS, bar, instrument, present, quote
+from engines import engine_of
 from msgspec.structs import replace
 from records import check_record
 
@@ -24,7 +25,7 @@ from tracepaper.daemon.broker.margin import CrossMargin
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.resume import Opening, open_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import (
@@ -403,10 +404,7 @@ class History:
 
     def _opened(self) -> Engine:
         config = resolved(load(None, self.case.given), self.case.model)
-        return build_engine(
-            config, list(self._items.values()), execution=self.case.model, period_start_ms=0,
-            forecaster=None,
-        )  # fmt: skip
+        return engine_of(config, list(self._items.values()), execution=self.case.model)  # fmt: skip
 
     def _take(self, event: Any) -> None:
         engine, rests = self.engine, True
@@ -477,8 +475,7 @@ class History:
         """
         account = self.engine.broker.own
         if isinstance(account.policy, CrossMargin):
-            values = account.policy.values({last.instrument: last.reference_price})
-            assert values is not None
+            values = present(account.policy.values({last.instrument: last.reference_price}))
             assert balance_of(account.cash, values) >= 0
 
     def _unit(self, key: str) -> int:

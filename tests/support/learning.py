@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import close_by_close
@@ -60,12 +57,7 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
     "cross": {"kind": "cross", "bars": 9, "frame": 4, "tokens": 5},
-    "trading": {
-        "kind": "trading",
-        "layers": 2,
-        "modalities": ["price", "time"],
-        "runup": True,
-    },
+    "trading": {"kind": "trading", "layers": 2, "modalities": ["price", "time"], "runup": True},
     "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
 }
 """Small forms of the networks, by a name; every kind is among them."""
@@ -172,14 +164,6 @@ def judge_checkpoint(
 
 def quiet(_: object) -> None:
     """Say nothing."""
-
-
-def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    """Run a command; return the JSON document that it prints."""
-    code = invoke([str(word) for word in (*words, "--json")])
-    output = capsys.readouterr()
-    assert code == 0, output.err
-    return json.loads(output.out)
 
 
 def by_forecaster(rows: Iterable[Mapping[str, Any]], horizon: int) -> dict[str, Any]:

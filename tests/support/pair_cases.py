@@ -12,7 +12,6 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT")
-HOUR_MS = 3_600_000
 
 
 def cointegrated(count: int, *, seed: int = 5, interval_ms: int = 60_000) -> list[Candles]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from builders import bar, instrument
+from builders import bar, instrument, present
 from msgspec import structs
 
 from tracepaper.daemon.broker.account import BrokerSettings
@@ -157,8 +157,7 @@ class Played:
     @property
     def places(self) -> list[QueuePlace]:
         """Return the places of the account's limits, as they are in the end."""
-        queues = self.broker.own.positions[KEY].queues
-        assert queues is not None
+        queues = present(self.broker.own.positions[KEY].queues)
         return [*queues.places.values()]
 
     @property

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from builders import present
 from msgspec import Struct
 
 from tracepaper.replay.archive import Candles
@@ -80,7 +81,8 @@ class Imbalance(Strategy):
         if books is None or len(books) < self.books:
             return Signal(Action.HOLD, "too few books")
         bid, ask = books.size[:, :, 0].sum(axis=0).tolist()
-        return Signal(Action.LONG if bid > ask else Action.FLAT, "as the books stand")
+        note = {"bid": float(bid), "ask": float(ask), "last_ms": float(books.seen_ms[-1])}
+        return Signal(Action.LONG if bid > ask else Action.FLAT, "as the books stand", note=note)
 
 
 class Rolls(Strategy):
@@ -93,8 +95,7 @@ class Rolls(Strategy):
         self._options = options
 
     def decide(self, context: BarContext) -> Signal | Orders:
-        assert context.account is not None
-        place = ord(context.symbol[0]) + 10 * len(context.account.fills)
+        place = ord(context.symbol[0]) + 10 * len(present(context.account).fills)
         roll = random.Random(context.exact.open_time_ms // 1_000 + place).random()
         if roll < 0.5:
             return Signal(Action.HOLD, "dice")
@@ -146,8 +147,7 @@ class Quoter(Strategy):
         self._away = float(str(options.get("away", 0.3)))
 
     def decide(self, context: BarContext) -> Orders:
-        assert context.account is not None
-        close, held = float(context.history.close[-1]), context.account.position.quantity
+        close, held = float(context.history.close[-1]), present(context.account).position.quantity
         item = context.instrument
         requests = [
             buy(1.5, limit=to_tick(close - self._away, item), tag="bid"),

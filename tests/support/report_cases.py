@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.report.report import Report, build_report
@@ -104,18 +101,3 @@ def build_report_of(database: Path, run: str = "last") -> Report:
     from tracepaper.storage.database.reader import resolve
 
     return build_report(database, resolve(database, run).run_id)
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Return exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    code = invoke([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def document(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    """Return the JSON document that a command prints."""
-    code, out, err = typed(capsys, *words, "--json")
-    assert (code, err) == (0, "")
-    return json.loads(out)

@@ -5,11 +5,10 @@ The daemon is the real one; what trains is a process of its own that answers wha
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import msgspec
 import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline
 from daemon_under_test import Running, price
+from records import rows
 
 from tracepaper.daemon.session.child import frame_of
 from tracepaper.daemon.session.retraining import CandidateJudgement
@@ -116,8 +116,7 @@ class Planted:
         return [event.outcome.value for event in self.events()]
 
     def rows(self, query: str) -> list[Any]:
-        with closing(sqlite3.connect(self.database)) as db:
-            return db.execute(query).fetchall()
+        return rows(self.database, query)
 
     def decided_by(self) -> list[Any]:
         """Return how many decisions each model made, in their order."""

@@ -500,6 +500,13 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE events SET content = json_set(content, '$.bars', 1) WHERE kind = 'closed'",
             ("UPDATE events SET content = json_set(content, '$.absent', "
             "json('[\"linear:AAAUSDT\"]')) WHERE kind = 'closed'"),
+            ("UPDATE steps SET instrument = 1 - instrument "
+            "WHERE sequence > (SELECT max(sequence) - 2 FROM steps WHERE open > 0)"),
+            f"UPDATE fills SET instrument = 1 - instrument {LATEST}",
+            ("UPDATE orders SET instrument = 1 - instrument "
+            "WHERE sequence = (SELECT min(sequence) FROM orders)"),
+            ("UPDATE ledger SET instrument = 1 - instrument "
+            "WHERE sequence = (SELECT max(sequence) FROM ledger)"),
         ),
     ),
     "spot": Scenario(

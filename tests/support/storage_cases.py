@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +122,6 @@ def run(run_id: str = "r-1", **changes: object) -> Run:
     return Run(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def hashed(text: str) -> bytes:
-    return sha256(text.encode()).digest()
-
-
 def decided(
     number: int,
     event: Bar,
@@ -167,10 +162,7 @@ def moved(fill: Fill, before: Position, after: Position, cash: int) -> tuple[Led
     if not profit:
         return (fee,)
     left = cash + fill.fee
-    return (
-        LedgerEntry(LedgerKind.REALIZED, profit, left, fill.instrument, fill.order_id),
-        fee,
-    )
+    return (LedgerEntry(LedgerKind.REALIZED, profit, left, fill.instrument, fill.order_id), fee)
 
 
 def market_fill(order_id: str, side: Side, price: int, at_ms: int) -> Fill:
@@ -473,7 +465,6 @@ counts = st.integers(0, MONEY_LIMIT)
 times = st.integers(0, 4_102_444_800_000)
 floats = st.floats(allow_nan=False, allow_infinity=False).map(lambda number: number + 0.0)
 words = st.text(max_size=12)
-hashes = st.binary(min_size=32, max_size=32)
 ids = st.sampled_from((BTC.id, ETH.id))
 positions = st.builds(Position, numbers, numbers, numbers, numbers, numbers, numbers)
 accounts = st.builds(Account, numbers, numbers, numbers, numbers, numbers, numbers)

@@ -11,12 +11,7 @@ START_MS = 1_746_400_320_000
 
 
 def walk(
-    count: int,
-    *,
-    seed: int = 0,
-    decimals: int = 2,
-    flat: float = 0.1,
-    interval_ms: int = MINUTE_MS,
+    count: int, *, seed: int = 0, decimals: int = 2, flat: float = 0.1, interval_ms: int = MINUTE_MS
 ) -> list[Bar]:
     """Return a heavy-tailed walk; *flat* of its bars neither move nor trade."""
     rng = np.random.default_rng(seed)

@@ -58,11 +58,6 @@ closed = rows.fetchall()
 amount, open_rate, close_rate = closed[0]
 print(
     json.dumps(
-        {
-            "closed": len(closed),
-            "amount": amount,
-            "open_rate": open_rate,
-            "close_rate": close_rate,
-        }
+        {"closed": len(closed), "amount": amount, "open_rate": open_rate, "close_rate": close_rate}
     )
 )

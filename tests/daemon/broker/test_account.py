@@ -135,11 +135,11 @@ def test_a_restored_account_encodes_what_it_took_over() -> None:
 
 def test_a_position_that_is_confirmed_is_encoded_anew() -> None:
     item = instrument()
-    one = PaperAccount([item], SETTINGS)
-    one.encoded_state()
-    one.confirm(item.id, 60_000)
-    encoded = msgpack.encode(one.encoded_state())
-    assert msgpack.decode(encoded, type=AccountState) == one.state()
+    paper_account = PaperAccount([item], SETTINGS)
+    paper_account.encoded_state()
+    paper_account.confirm(item.id, 60_000)
+    encoded = msgpack.encode(paper_account.encoded_state())
+    assert msgpack.decode(encoded, type=AccountState) == paper_account.state()
 
 
 @pytest.mark.parametrize(("cash", "bound"), [(20 * 10**8, 10), (5 * 10**8, 5), (-(10**8), 0)])

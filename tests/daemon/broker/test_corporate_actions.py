@@ -155,21 +155,21 @@ def test_what_histories_and_ranges_know_is_as_if_fed_with_adjusted_bars() -> Non
     true = TrueRange(), TrueRange()
     mean = DayRange(86_400_000), DayRange(86_400_000)
     pairs: tuple[tuple[Any, Any], ...] = (true, mean)
-    for one, other in pairs:
+    for raw, adjusted in pairs:
         for bar in bars:
-            one.push(bar)
-            other.push(adjusted_bar(split, bar))
-        one.adjust(split)
-        one.push(later)
-        other.push(later)
+            raw.push(bar)
+            adjusted.push(adjusted_bar(split, bar))
+        raw.adjust(split)
+        raw.push(later)
+        adjusted.push(later)
     assert true[0].rate == true[1].rate > 0
     assert mean[0].mean() == mean[1].mean() is not None
     for kind in VolatilityKind:
-        known, fed = WindowedVolatility(kind, 40), WindowedVolatility(kind, 40)
+        volatility, fed = WindowedVolatility(kind, 40), WindowedVolatility(kind, 40)
         for bar in bars:
-            known.add(bar.close)
+            volatility.add(bar.close)
             fed.add(adjusted_price(split, bar.close))
-        known.adjust(split)
-        known.add(700)
+        volatility.adjust(split)
+        volatility.add(700)
         fed.add(700)
-        assert known.of_bars(1) == fed.of_bars(1)
+        assert volatility.of_bars(1) == fed.of_bars(1)

@@ -1,7 +1,7 @@
 """Execution models: at what price, how much, and what it costs."""
 
 import pytest
-from builders import bar, bars, instrument, quote
+from builders import bar, bars, instrument, present, quote
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -50,10 +50,8 @@ def test_costs_never_favour_the_order(price: int, rate: int, side: Side) -> None
 def test_a_quote_fills_at_the_far_side_up_to_its_size() -> None:
     executor = Executor(instrument(), FEE)
     seen = quote(10_000, 10_020, size=400)
-    buy = executor.at_quote(order(), seen, 400)
-    sell = executor.at_quote(order(Side.SELL, filled=900), seen, 400)
-    assert buy is not None
-    assert sell is not None
+    buy = present(executor.at_quote(order(), seen, 400))
+    sell = present(executor.at_quote(order(Side.SELL, filled=900), seen, 400))
     assert (buy.price, buy.quantity, buy.reference_price) == (10_020, 400, 10_010)
     assert (sell.price, sell.quantity) == (10_000, 100)
 
@@ -115,11 +113,9 @@ def test_the_true_range_is_that_of_the_last_sixty_bars() -> None:
 def test_impact_is_paid_on_the_whole_order_and_a_limit_pays_none() -> None:
     executor = Executor(instrument(tick_size=1), ExecutionCosts(0, impact=10**7))  # 10 bp
     seen = quote(99_990, 100_000, size=400)
-    fill = executor.at_quote(order(), seen, 400)
-    assert fill is not None
+    fill = present(executor.at_quote(order(), seen, 400))
     assert (fill.quantity, fill.price) == (1_000, 100_150)  # 1.5 multiples beyond the first
     limit = structs.replace(order(), price=100_000, kind=OrderKind.LIMIT)
-    part = executor.at_quote(limit, seen, 400)
-    assert part is not None
+    part = present(executor.at_quote(limit, seen, 400))
     assert (part.quantity, part.price) == (400, 100_000)
     assert executor.at_quote(order(), seen, 0) is None

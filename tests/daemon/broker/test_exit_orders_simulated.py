@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-from builders import START_MS, bar, instrument, quote
+from builders import START_MS, bar, present, quote
+from engines import engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -21,7 +22,6 @@ from tracepaper.daemon.broker.orders import PROTECTIVE, RestingOrders
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
@@ -70,13 +70,8 @@ class Story:
 
     def engine(self) -> Engine:
         """Return the engine of this story at its start."""
-        return build_engine(
-            configured(self.execution),
-            [instrument()],
-            execution=self.execution,
-            period_start_ms=0,
-            forecaster=None,
-            strategies={"BTCUSDT": Told(self.said)},
+        return engine_of(
+            configured(self.execution), execution=self.execution, strategy=Told(self.said)
         )
 
     def events(self) -> Iterator[Event]:
@@ -205,17 +200,16 @@ def compared(seed: int, execution: FillModel) -> Counter[str]:
                 own.bar(event, is_missed=is_missed)
             own.bars.append(event)
             is_refused = own.decide(event, story.said[len(own.bars) - 1])
-            decision = steps[-1].decision
-            assert decision is not None
+            decision = present(steps[-1].decision)
             assert is_refused is (decision.unfilled_reason is not None), decision.unfilled_reason
             met["refused"] += is_refused
         assert told(steps) == own.fills
         book = engine.state().account.books[KEY]
         assert book.holding.quantity == own.held
         assert book.orders.target == own.wanted
-        resting = [stands(one) for one in book.orders.others if one.role in PROTECTIVE]
+        resting = [stands(other) for other in book.orders.others if other.role in PROTECTIVE]
         assert sorted(resting) == sorted(
-            (one.role, -own.held, one.price, one.is_triggered) for one in own.orders
+            (order.role, -own.held, order.price, order.is_triggered) for order in own.orders
         )
         for fill in own.fills:
             met[f"{fill.role} {'made' if fill.is_maker else 'took'}"] += 1

@@ -8,7 +8,8 @@ from statistics import NormalDist
 from typing import Any
 
 import pytest
-from builders import MINUTE, START_MS, bar, bars, forecast, instrument
+from builders import MINUTE, START_MS, bar, bars, forecast, instrument, present
+from engines import engine_of
 from exit_cases import (
     FLAT,
     KEY,
@@ -36,7 +37,7 @@ from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn, HeldPosit
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.build import build_engine, warmup_bars
+from tracepaper.daemon.session.build import warmup_bars
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
@@ -45,7 +46,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     Action,
-    FillModel,
     Forecast,
     Liquidity,
     Order,
@@ -65,10 +65,10 @@ def placed(steps: list[Step], role: OrderRole) -> Order:
     return order
 
 
-@pytest.mark.parametrize(("said", "trigger"), [(long(), 9_800), (short(), 10_200)])
-def test_a_signal_without_a_stop_gets_the_configured_one(said: Signal, trigger: int) -> None:
+@pytest.mark.parametrize(("signal", "trigger"), [(long(), 9_800), (short(), 10_200)])
+def test_a_signal_without_a_stop_gets_the_configured_one(signal: Signal, trigger: int) -> None:
     against = path(2, 10_000, 10_300, 9_700, 10_000)
-    steps = entered(said, against, exits={"stop_loss": "2%"})
+    steps = entered(signal, against, exits={"stop_loss": "2%"})
     stop = placed(steps[:2], OrderRole.STOP)
     assert (stop.trigger, stop.reason) == (trigger, "exits.stop_loss 2 %")
     assert [(fill.price, fill.reason) for fill in steps[2].fills] == [
@@ -104,8 +104,7 @@ def test_the_same_signal_waits_after_a_configured_stop_unless_it_may_reenter() -
     said = dict.fromkeys(range(5), long())
     events = [*flat_bars(2), path(2, 10_000, 10_000, 9_700, 10_000), *flat_bars(5)[3:]]
     steps = taken(machine(said, exits={"stop_loss": "2%"}), events)
-    assert steps[2].decision is not None
-    assert steps[2].decision.unfilled_reason == (
+    assert present(steps[2].decision).unfilled_reason == (
         "closed by its stop; it enters again after another signal"
     )
     assert [held(step) for step in steps] == [0, 1_000, 0, 0, 0]
@@ -164,9 +163,9 @@ def test_a_level_of_the_other_side_s_plan_is_no_reason_to_keep_it() -> None:
     day = DayRange(MINUTE)
 
     def plan(side: Signal, held: HeldPosition | None) -> Plan:
-        made = planner.plan(side, 10_000, 10_000, 0, day, expected=expected, held=held)
-        assert isinstance(made, Plan)
-        return made
+        plan = planner.plan(side, 10_000, 10_000, 0, day, expected=expected, held=held)
+        assert isinstance(plan, Plan)
+        return plan
 
     of_short = plan(short(), None)
     assert plan(short(), HeldPosition(of_short, 0)) == of_short
@@ -190,11 +189,11 @@ def test_a_level_by_a_forecast_of_any_finite_number_is_a_price_or_a_sentence(
         ExpectedReturn(0.0, abs(size), 5e-324),
         ExpectedReturn(-size, abs(size), abs(size)),
     ):
-        made = planner.plan(signal, 10_000, 10_000, 0, day, expected=expected)
-        if isinstance(made, str):
-            assert len(made) < 80
+        plan = planner.plan(signal, 10_000, 10_000, 0, day, expected=expected)
+        if isinstance(plan, str):
+            assert len(plan) < 80
             continue
-        for level in (made.stop, made.target, made.trailing):
+        for level in (plan.stop, plan.target, plan.trailing):
             assert level is not None
             assert abs(level.value) < 2**63
             assert 0 < level.at(10_000, 1) < 2**63
@@ -205,12 +204,12 @@ def test_a_level_of_any_finite_number_is_refused_in_a_sentence(number: float) ->
     planner, day = Planner(instrument()), DayRange(MINUTE)
     for away in (number, Percent(number), Percent(-number)):
         for key in ("stop", "target", "trailing"):
-            made = planner.plan(long(**{key: away}), 10_000, 10_000, 0, day)
-            if isinstance(made, Plan):  # far on the right side, and kept within 64 bits
-                level = getattr(made, key)
+            plan = planner.plan(long(**{key: away}), 10_000, 10_000, 0, day)
+            if isinstance(plan, Plan):  # far on the right side, and kept within 64 bits
+                level = getattr(plan, key)
                 assert abs(level.value) < 2**63
             else:
-                assert made.startswith(("stop", "target", "trailing stop"))
+                assert plan.startswith(("stop", "target", "trailing stop"))
 
 
 def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:
@@ -405,14 +404,7 @@ def forecasting(
         "execution": {"taker_fee": "0", "model": "next_open"},
         "exits": exits,
     }
-    return build_engine(
-        load(None, given),
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=forecaster,
-        strategies={"BTCUSDT": Forecasting(action)},
-    )
+    return engine_of(given, forecaster=forecaster, strategy=Forecasting(action))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -438,18 +430,17 @@ def test_the_levels_of_a_forecast_are_those_of_its_law(sign: int) -> None:
 def test_without_a_forecast_nothing_is_entered_that_could_not_be_protected() -> None:
     engine = forecasting(Action.LONG, stop_loss="2 volatility")
     first, second = engine.step(bar(10_000), None), engine.step(bar(10_000, index=1), forecast())
-    assert first.decision is not None
-    assert second.decision is not None
-    assert first.decision.unfilled_reason == "no forecast to place exits.stop_loss by"
-    assert second.decision.unfilled_reason is None
+    assert present(first.decision).unfilled_reason == "no forecast to place exits.stop_loss by"
+    assert present(second.decision).unfilled_reason is None
     assert not fills([first, second])
 
 
 def test_a_level_that_the_forecast_does_not_reach_refuses_the_entry() -> None:
     engine = forecasting(Action.LONG, take_profit="q0.2")
     step = engine.step(bar(10_000), forecast(0.002))
-    assert step.decision is not None
-    assert step.decision.unfilled_reason == ("exits.take_profit q0.2 is not above the close")
+    assert present(step.decision).unfilled_reason == (
+        "exits.take_profit q0.2 is not above the close"
+    )
 
 
 def test_a_model_that_lacks_what_exits_follow_is_refused() -> None:

@@ -6,51 +6,27 @@ from typing import Any
 
 import pytest
 from builders import bar, instrument
+from engines import Says, engine_of
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, costs_for, fees_of_symbols
-from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy
-from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
+from tracepaper.daemon.session.build import costs_for, fees_of_symbols
+from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity
-
-
-class Once(Strategy):
-    """Asks at its first bar for what it was made with, and then for nothing."""
-
-    gates = CORE_GATES
-
-    def __init__(self, wanted: Signal | Orders) -> None:
-        self._wanted = wanted
-        self._asked = False
-
-    def decide(self, context: BarContext) -> Signal | Orders:
-        del context
-        if self._asked:
-            return Signal(Action.HOLD, "asked")
-        self._asked = True
-        return self._wanted
+from tracepaper.strategies.types.decisions import Action, Liquidity
 
 
 def engine(wanted: Signal | Orders, **execution: Any) -> Engine:
-    config = load(
-        None,
+    items = [instrument(), instrument("WIFUSDT")]
+    return engine_of(
         {
             "market": {"symbols": ["BTCUSDT", "WIFUSDT"]},
             "strategy": {"name": "sma_cross"},
             "sizing": {"mode": "fixed", "quantity": "1"},
             "execution": execution,
         },
-    )
-    items = [instrument(), instrument("WIFUSDT")]
-    return build_engine(
-        config,
         items,
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={item.symbol: Once(wanted) for item in items},
+        strategies={item.symbol: Says(wanted) for item in items},
     )
 
 
@@ -92,11 +68,11 @@ def test_what_a_symbol_does_not_say_is_that_of_all() -> None:
             "execution": {"slippage_bp": "2", "fees": {"WIFUSDT": {"maker": "0.0001"}}},
         },
     )
-    general, own = costs_for(config), fees_of_symbols(config)
-    assert list(own) == ["WIFUSDT"]
-    assert own["WIFUSDT"].taker_fee == general.taker_fee
-    assert own["WIFUSDT"].slippage == general.slippage
-    assert (own["WIFUSDT"].maker_fee, general.maker_fee) == (1_000_000, 2_000_000)
+    general, document = costs_for(config), fees_of_symbols(config)
+    assert list(document) == ["WIFUSDT"]
+    assert document["WIFUSDT"].taker_fee == general.taker_fee
+    assert document["WIFUSDT"].slippage == general.slippage
+    assert (document["WIFUSDT"].maker_fee, general.maker_fee) == (1_000_000, 2_000_000)
 
 
 def test_fees_of_a_symbol_that_is_not_traded_are_refused() -> None:

@@ -432,7 +432,7 @@ def test_of_two_stops_at_one_price_the_older_is_met_first() -> None:
     desk.bar(10_000, 10_000, 10_000, 10_000)
     old, new = desk.send(*(sell(1, stop=99, reduce_only=True, tag=tag) for tag in "ab"))
     met = desk.bar(10_000, 10_000, 9_890, 9_900)
-    assert [(one.order_id, one.status) for one in met.orders] == [
+    assert [(order.order_id, order.status) for order in met.orders] == [
         (old.order_id, OrderStatus.FILLED), (new.order_id, OrderStatus.CANCELED),
     ]  # fmt: skip
 
@@ -574,7 +574,7 @@ def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_m
     assert target.order_id == "0-2"
     met = desk.quote(9_940, 9_960)
     # The stop meets the quote before the rest of the entry does, which is then for nothing.
-    assert [(one.role, one.status) for one in met.orders] == [
+    assert [(order.role, order.status) for order in met.orders] == [
         (OrderRole.STOP, OrderStatus.FILLED),
         (OrderRole.SIGNAL, OrderStatus.CANCELED),
         (OrderRole.TARGET, OrderStatus.CANCELED),

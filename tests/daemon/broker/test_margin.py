@@ -8,16 +8,14 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from builders import START_MS, bar, instrument, quote
+from builders import START_MS, bar, instrument, present, quote
+from engines import Says, engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from own_ledger import OwnLedger
 
-from tracepaper.daemon.broker.account import (
-    BrokerSettings,
-    PaperAccount,
-)
+from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import BookState, Holding
@@ -26,7 +24,7 @@ from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.build import build_engine, margin_rules, margin_warnings
+from tracepaper.daemon.session.build import margin_rules, margin_warnings
 from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
@@ -51,19 +49,6 @@ TIERS = (
 """0.5 % to 20,000 at 100 times, 1 % less 100 to 100,000 at 50 times."""
 
 
-class Says(Strategy):
-    """Says each of what it was made with at a bar, in order, and then HOLD."""
-
-    gates = CORE_GATES
-
-    def __init__(self, *said: Signal | Orders) -> None:
-        self._said = list(said)
-
-    def decide(self, context: BarContext) -> Signal | Orders:
-        del context
-        return self._said.pop(0) if self._said else Signal(Action.HOLD, "said")
-
-
 LONG, FLAT, HOLD = (Signal(one, "now") for one in (Action.LONG, Action.FLAT, Action.HOLD))
 
 
@@ -81,22 +66,15 @@ def engine(
     **costs: Any,
 ) -> Engine:
     of = of or item()
-    config = load(
-        None,
+    return engine_of(
         {
             "strategy": {"name": "sma_cross"},
             "sizing": {"mode": "fixed", "quantity": quantity},
             "execution": costs,
             "account": {"cash": cash, "margin": "isolated", "leverage": leverage},
         },
-    )
-    return build_engine(
-        config,
         [of],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={of.symbol: strategy},
+        strategy=strategy,
     )
 
 
@@ -107,13 +85,12 @@ def entered(machine: Engine) -> Step:
 
 
 def bound(step: Step) -> Order:
-    (order,) = [one for one in step.orders if one.role is OrderRole.LIQUIDATION]
+    (order,) = [order for order in step.orders if order.role is OrderRole.LIQUIDATION]
     return order
 
 
 def margin_of(step: Step) -> int:
-    assert step.position is not None
-    return step.position.margin
+    return present(step.position).margin
 
 
 # ---------------------------------------------------------------- the numbers of one position
@@ -149,8 +126,7 @@ def test_a_position_is_liquidated_where_the_path_reaches_it_and_loses_its_margin
     assert (fill.model, fill.price, fill.quantity) == (FillModel.LIQUIDATION, 90_000, 1_000)
     assert before.account.cash - step.account.cash == margin_of(before)
     assert [entry.kind for entry in step.ledger] == ["realized", "liquidation_fee"]
-    assert step.position is not None
-    assert (step.position.quantity, step.position.margin) == (0, 0)
+    assert (present(step.position).quantity, present(step.position).margin) == (0, 0)
 
 
 def test_one_tick_above_it_stands() -> None:
@@ -174,8 +150,8 @@ def test_a_gap_through_it_loses_the_margin_and_no_more() -> None:
     step = machine.step(bar(10_000, index=3, open_=10_000), None)
     assert [fill.model for fill in step.fills] == [FillModel.LIQUIDATION]
     assert before.account.cash - step.account.cash == margin_of(before)
-    asked = [one for one in step.orders if one.role is OrderRole.SIGNAL]
-    assert [one.status for one in asked] == [OrderStatus.CANCELED]
+    orders = [order for order in step.orders if order.role is OrderRole.SIGNAL]
+    assert [one.status for one in orders] == [OrderStatus.CANCELED]
 
 
 def test_a_stop_that_lies_nearer_comes_first() -> None:
@@ -184,8 +160,7 @@ def test_a_stop_that_lies_nearer_comes_first() -> None:
     entered(machine)
     step = machine.step(bar(89_000, index=2, open_=96_000, low=88_000), None)
     assert [(fill.model, fill.price) for fill in step.fills] == [(FillModel.BAR_PATH, 92_000)]
-    assert step.position is not None
-    assert step.position.quantity == 0
+    assert present(step.position).quantity == 0
 
 
 @pytest.mark.parametrize(("high", "is_taken"), [(106_500, False), (107_000, True)])
@@ -199,8 +174,7 @@ def test_what_is_added_inside_a_bar_moves_the_liquidation_price_for_the_rest_of_
     step = machine.step(bar(100_000, index=2, open_=100_000, high=high, low=94_000), None)
     taken = [fill for fill in step.fills if fill.model is FillModel.LIQUIDATION]
     assert [fill.quantity for fill in taken] == [2_000] * is_taken
-    assert step.position is not None
-    assert step.position.quantity == (0 if is_taken else -2_000)
+    assert present(step.position).quantity == (0 if is_taken else -2_000)
     if is_taken:
         margin = margin_of(before) + 95 * MONEY_SCALE + 1_045 * MONEY_SCALE * 55 // 100_000
         fee = 950 * MONEY_SCALE * 55 // 100_000
@@ -230,8 +204,7 @@ def test_a_settlement_that_brings_a_position_past_the_newest_mark_price_ends_it_
     marked = machine.step(Mark(KEY, 90_600, closed_ms + 1, closed_ms + 1), None)
     assert marked.fills == ()
     paid = machine.step(Funding(KEY, 10**8, closed_ms + 2, closed_ms + 2), None)
-    trigger = bound(paid).trigger
-    assert trigger is not None
+    trigger = present(bound(paid).trigger)
     assert trigger > 90_600
     step = machine.step(bar(100_000, index=2), None)
     assert [fill.model for fill in step.fills] == [FillModel.LIQUIDATION]
@@ -337,8 +310,7 @@ def test_funding_beyond_the_available_balance_comes_from_the_margin() -> None:
     step = machine.step(Funding(KEY, 100_000_000, at, at), None)  # 1 %
     assert step.account.cash == before.account.cash - 10 * MONEY_SCALE
     assert margin_of(step) == step.account.cash
-    nearer = bound(step).trigger
-    assert nearer is not None
+    nearer = present(bound(step).trigger)
     assert nearer > 90_500
 
 
@@ -353,8 +325,7 @@ def test_an_order_beyond_the_available_balance_is_cut(
     cash: str, quantity: int, reason: str | None
 ) -> None:
     step = engine(Says(LONG), cash=cash).step(bar(100_000), None)
-    assert step.decision is not None
-    assert step.decision.unfilled_reason == reason
+    assert present(step.decision).unfilled_reason == reason
     assert [order.quantity for order in step.orders] == [quantity]
 
 
@@ -386,19 +357,18 @@ def test_a_fill_is_cut_to_what_the_balance_still_covers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "leverage", "said"),
+    ("quantity", "leverage", "message"),
     [
         ("30", "60", "leverage 60 above 50, the most of risk tier 2"),
         ("101", "50", "position above 100000, the last risk tier"),
     ],
 )
-def test_leverage_above_the_tier_is_refused(quantity: str, leverage: str, said: str) -> None:
+def test_leverage_above_the_tier_is_refused(quantity: str, leverage: str, message: str) -> None:
     machine = engine(
         Says(LONG), of=item(risk_tiers=TIERS), quantity=quantity, cash="10000", leverage=leverage
     )
     step = machine.step(bar(100_000), None)
-    assert step.decision is not None
-    assert step.decision.unfilled_reason == said
+    assert present(step.decision).unfilled_reason == message
 
 
 def test_leverage_above_the_first_tier_or_the_instruments_most_is_refused_at_the_start() -> None:
@@ -433,8 +403,7 @@ def test_a_position_of_exactly_a_tiers_limit_belongs_to_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "paid", "left"),
-    [(1, 1, 99), (12_000, 100, 0), (-1, -1, 100), (-3, -3, 100)],
+    ("rate", "paid", "left"), [(1, 1, 99), (12_000, 100, 0), (-1, -1, 100), (-3, -3, 100)]
 )
 def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     rate: int, paid: int, left: int
@@ -457,9 +426,9 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
 
 def test_a_tier_that_is_assumed_is_said() -> None:
     config = load(None, {"account": {"margin": "isolated"}, "strategy": {"name": "sma_cross"}})
-    (said,) = margin_warnings(config, [item(), item(risk_tiers=TIERS)])
-    assert said.startswith("one tier assumed: the risk tiers of linear:BTCUSDT are not known")
-    assert "0.5 %" in said
+    (warning,) = margin_warnings(config, [item(), item(risk_tiers=TIERS)])
+    assert warning.startswith("one tier assumed: the risk tiers of linear:BTCUSDT are not known")
+    assert "0.5 %" in warning
     assert margin_warnings(load(None, {}), [item()]) == ()
 
 
@@ -619,10 +588,10 @@ def test_what_is_shown_of_a_position_is_what_its_own_order_says() -> None:
     triggers: list[int | None] = []
     for at, close in enumerate((100_000, 100_010, 99_000, 98_777, 99_020, 98_900, 98_800, 98_700)):
         step = machine.step(bar(close, index=at), None)
-        for one in step.orders:
-            if one.role is OrderRole.LIQUIDATION:
-                ended = one.status in {OrderStatus.FILLED, OrderStatus.CANCELED}
-                triggers.append(None if ended else one.trigger)
+        for order in step.orders:
+            if order.role is OrderRole.LIQUIDATION:
+                ended = order.status in {OrderStatus.FILLED, OrderStatus.CANCELED}
+                triggers.append(None if ended else order.trigger)
         shown = rules.use_of(step.position)
         assert (None if shown is None else shown.liquidation) == (triggers or [None])[-1]
         if shown is not None:
@@ -643,6 +612,6 @@ def test_rules_are_those_of_the_configured_fees_and_leverage() -> None:
         },
     )
     position = entered(engine(Says(LONG))).position
-    found = margin_rules(config, [item()])[KEY].use_of(position)
-    assert found == MarginRules(item(), 500, 10**7).use_of(position)
+    margin_use = margin_rules(config, [item()])[KEY].use_of(position)
+    assert margin_use == MarginRules(item(), 500, 10**7).use_of(position)
     assert margin_rules(load(None, {"account": {"margin": "none"}}), [item()]) == {}

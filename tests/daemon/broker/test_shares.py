@@ -59,10 +59,7 @@ def money(value: int) -> Decimal:
     st.integers(1, 40_000),
 )
 def test_every_cent_equals_an_independent_decimal_ledger(
-    targets: list[tuple[int, int]],
-    decimals: int,
-    fees: tuple[str, str, str],
-    mark: int,
+    targets: list[tuple[int, int]], decimals: int, fees: tuple[str, str, str], mark: int
 ) -> None:
     rate, per_share, minimum = map(Decimal, fees)
     paper = account(costs(*fees), decimals)

@@ -47,8 +47,8 @@ def bar_of(one: KlineCandle, of: Instrument | None = None, source: Source = Sour
     return read(one, START + MINUTE + 441, source)
 
 
-def read(one: KlineCandle, of: Instrument | None = None) -> tuple[int, ...]:
-    bar = bar_of(one, of, Source.REST)
+def read(kline_candle: KlineCandle, of: Instrument | None = None) -> tuple[int, ...]:
+    bar = bar_of(kline_candle, of, Source.REST)
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover or 0)
 
 
@@ -77,10 +77,10 @@ def test_a_real_closing_candle_becomes_a_bar() -> None:
 def test_fast_and_careful_reading_agree_with_decimal_arithmetic(
     of: Instrument, numbers: tuple[int, int, int, int], volume: int, turnover: int
 ) -> None:
-    low, one, other, high = sorted(numbers)
+    low, number, other, high = sorted(numbers)
     places = min(of.price_decimals + of.quantity_decimals, 8)
     sent = candle(
-        open=text(one, of.price_decimals),
+        open=text(number, of.price_decimals),
         close=text(other, of.price_decimals),
         high=text(high, of.price_decimals),
         low=text(low, of.price_decimals),
@@ -88,7 +88,7 @@ def test_fast_and_careful_reading_agree_with_decimal_arithmetic(
         turnover=text(turnover, places),
     )
     assert read(sent, of) == (
-        one,
+        number,
         high,
         low,
         other,
@@ -142,11 +142,11 @@ def test_a_minute_without_trades_or_with_rounded_turnover_is_possible(
 def test_turnover_of_any_price_in_the_range_is_possible(
     of: Instrument, numbers: tuple[int, int, int, int], volume: int, share: float
 ) -> None:
-    low, one, other, high = sorted(numbers) if volume else [numbers[0]] * 4
+    low, number, other, high = sorted(numbers) if volume else [numbers[0]] * 4
     price = low + int(share * (high - low))
     places = of.price_decimals + of.quantity_decimals
     sent = candle(
-        open=text(one, of.price_decimals),
+        open=text(number, of.price_decimals),
         close=text(other, of.price_decimals),
         high=text(high, of.price_decimals),
         low=text(low, of.price_decimals),

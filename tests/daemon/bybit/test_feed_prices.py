@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import ScriptedServer, book, ticker
+from engines import engine_of
 from msgspec.structs import replace
 from waiting import until
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import FeedStart
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
@@ -45,22 +44,16 @@ class Says(Strategy):
 
 def held(action: Action, leverage: str = "5") -> Engine:
     """Return an engine that holds *action* on margin since the last of some daily bars."""
-    config = load(
-        None,
+    engine = engine_of(
         {
             "market": {"interval": "D"},
             "strategy": {"name": "sma_cross"},
             "sizing": {"mode": "fixed", "quantity": "1"},
             "account": {"cash": "5000", "margin": "isolated", "leverage": leverage},
         },
-    )
-    engine = build_engine(
-        config,
         [BITCOIN],
         execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={BITCOIN.symbol: Says(action)},
+        strategy=Says(action),
     )
     for index in range(-DAYS, 0):
         open_ms = TODAY_MS + index * DAY_MS
@@ -106,8 +99,8 @@ async def fed(
 
 def prices(run: Live) -> list[tuple[type, int]]:
     """Return what was handed on, as its kind and tenths of a second since the first frame."""
-    found = [one for one in run.events if isinstance(one, Quote | Mark)]
-    return [(type(one), (one.market_ms - TODAY_MS - 6_000) // EACH_MS) for one in found]
+    events = [event for event in run.events if isinstance(event, Quote | Mark)]
+    return [(type(one), (one.market_ms - TODAY_MS - 6_000) // EACH_MS) for one in events]
 
 
 class Stream:
@@ -120,10 +113,10 @@ class Stream:
     async def send(self, tenths: int, frame: dict[str, Any]) -> None:
         at = TODAY_MS + 6_000 + tenths * EACH_MS
         self._run.move_to(at)
-        known = self._run.feed.counters["frames"]
+        frames = self._run.feed.counters["frames"]
         dated = {name: at for name in ("ts", "cts") if name in frame}
         await self.server.send(frame | dated)
-        await until(lambda: self._run.feed.counters["frames"] > known and self._run.is_idle())
+        await until(lambda: self._run.feed.counters["frames"] > frames and self._run.is_idle())
 
 
 def mark(price: float, **beside: float) -> dict[str, Any]:
@@ -232,7 +225,7 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
     async with fed(engine, EIGHT_MS - 2_000) as (stream, run, _):
 
         def settled() -> list[Funding]:
-            return [one for one in run.events if isinstance(one, Funding)]
+            return [event for event in run.events if isinstance(event, Funding)]
 
         run.gate.clear()
         await stream.server.send(announcing("0.15"))
@@ -259,10 +252,7 @@ async def test_a_mark_that_liquidates_comes_behind_the_newest_of_the_others(toge
     other = replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
 
     def of_other(frame: dict[str, Any]) -> dict[str, Any]:
-        return frame | {
-            "topic": "tickers.ETHUSDT",
-            "data": frame["data"] | {"symbol": "ETHUSDT"},
-        }
+        return frame | {"topic": "tickers.ETHUSDT", "data": frame["data"] | {"symbol": "ETHUSDT"}}
 
     async with ScriptedServer() as server:
         server.server_ms = TODAY_MS + 5_000

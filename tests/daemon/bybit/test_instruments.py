@@ -126,10 +126,10 @@ SPOT_BTC = {
 
 def recorded_instruments() -> dict[str, Instrument]:
     body = json.loads((HERE / "instruments_linear_2026-08-09.json").read_bytes())
-    found, page = read_instruments(json.dumps(body["result"]).encode(), Category.LINEAR)
+    read_instrument, page = read_instruments(json.dumps(body["result"]).encode(), Category.LINEAR)
     assert (page.next_page_cursor, page.category) == ("", "linear")
-    assert len(found) == len(body["result"]["list"])
-    return {one.symbol: one for one in found}
+    assert len(read_instrument) == len(body["result"]["list"])
+    return {one.symbol: one for one in read_instrument}
 
 
 def test_real_linear_filters_are_read_exactly() -> None:
@@ -172,8 +172,8 @@ def test_a_filter_that_is_no_number_is_refused(path: str, value: str) -> None:
 
 def test_one_odd_listing_does_not_hide_the_others() -> None:
     body = {"list": [{"symbol": "ODD"}, SPOT_BTC], "category": "spot"}
-    found, _ = read_instruments(json.dumps(body).encode(), Category.SPOT)
-    assert [one.symbol for one in found] == ["BTCUSDT"]
+    read_instrument, _ = read_instruments(json.dumps(body).encode(), Category.SPOT)
+    assert [one.symbol for one in read_instrument] == ["BTCUSDT"]
 
 
 # ---------------------------------------------------------------- risk tiers
@@ -251,11 +251,11 @@ def test_a_ticker_that_cannot_be_read_is_left_out_and_the_others_are_chosen(row:
     body = {"category": "linear", "list": [row, sound, sound]}
     page = msgspec.json.decode(msgspec.json.encode(body), type=TickerPage)
     listings = {one.symbol: ListingInfo(one.symbol, "Trading", "USDT") for one in items}
-    found = read_tickers(page, listings)
-    assert [one.symbol for one in found] == ["ETHUSDT"]
-    made = change_of(UniverseRule(top=2), items, found, now_ms=1)
-    assert made.chosen == ("linear:ETHUSDT",)
-    assert made.seen == (("linear:ETHUSDT", "5000", "0.05", -1),)
+    symbols = read_tickers(page, listings)
+    assert [one.symbol for one in symbols] == ["ETHUSDT"]
+    change = change_of(UniverseRule(top=2), items, symbols, now_ms=1)
+    assert change.chosen == ("linear:ETHUSDT",)
+    assert change.seen == (("linear:ETHUSDT", "5000", "0.05", -1),)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,7 @@ from decimal import Decimal
 import pytest
 from aiohttp import web
 from builders import instrument
-from bybit_server import (
-    FILTERS,
-    MINUTE,
-    START_MS,
-    ScriptedServer,
-    SteppedClock,
-    exchange_section,
-)
+from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
 from msgspec import structs
 from waiting import until
 
@@ -98,11 +91,7 @@ async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None
                 "list": [{**FILTERS, "symbol": "AUSDT"}],
                 "nextPageCursor": "second",
             },
-            {
-                "category": "linear",
-                "list": [{**FILTERS, "symbol": "BUSDT"}],
-                "nextPageCursor": "",
-            },
+            {"category": "linear", "list": [{**FILTERS, "symbol": "BUSDT"}], "nextPageCursor": ""},
         ]
         server.answer_next("instruments-info", *(server.reply(page) for page in pages))
         found = await rest.instruments(Category.LINEAR)
@@ -140,7 +129,7 @@ async def test_funding_history_is_paged_backwards_and_returned_oldest_first() ->
         times = [START_MS + index * HOUR for index in range(450)]
         server.funding = [(at, f"-0.000{index:03}") for index, at in enumerate(times)]
         found = await rest.funding(instrument(), times[3], times[-1])
-        assert [one.market_ms for one in found] == times[3:]
+        assert [clock.market_ms for clock in found] == times[3:]
         assert found[0].rate == -30_000
         assert len(server.asked("funding/history")) == 3
         assert all("startTime" in query for query in server.asked("funding/history"))

@@ -75,10 +75,7 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
     "time": (
         "time",
         lambda rest: rest.server_time_ms(),
-        {
-            "numbers for text": {"timeSecond": 1, "timeNano": 2},
-            "nothing": {},
-        },
+        {"numbers for text": {"timeSecond": 1, "timeNano": 2}, "nothing": {}},
     ),
     "klines": (
         "kline",
@@ -162,11 +159,7 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
 
 @asynccontextmanager
 async def asking(
-    server: ScriptedServer,
-    clock: SteppedClock,
-    *,
-    is_proven: bool,
-    is_dated_by_server: bool = True,
+    server: ScriptedServer, clock: SteppedClock, *, is_proven: bool, is_dated_by_server: bool = True
 ) -> AsyncIterator[BybitClient]:
     settings = exchange_section(rest_url=server.rest_url, ban_cooldown_s=1)
     async with BybitClient(
@@ -222,12 +215,12 @@ async def test_whatever_a_call_is_answered_it_is_asked_again_and_never_ends_a_pr
         with capture_logs() as lines:
             begun_s = clock.network_s()
             for what, answer in bad_answers(server, wrong).items():
-                asked = len(server.asked(path))
+                count = len(server.asked(path))
                 server.answer_next(path, answer)
                 task = asyncio.ensure_future(call(rest))
                 await clock.run(task.done)
                 assert await task == expected, what
-                assert len(server.asked(path)) == asked + 2, what
+                assert len(server.asked(path)) == count + 2, what
         said = [line for line in lines if line["event"] == "retrying"]
         assert (
             sum(line["log_level"] == "warning" for line in said)

@@ -119,10 +119,10 @@ async def running(
 async def test_topics_are_subscribed_ten_at_a_time_with_their_own_ids() -> None:
     async with ScriptedServer() as server, running(server, *TOPICS) as (_, stream):
         await until(stream.answered.is_set)
-        requests = [one for one in server.received if one["op"] == "subscribe"]
-        assert [len(one["args"]) for one in requests] == [10, 10, 3]
+        requests = [row for row in server.received if row["op"] == "subscribe"]
+        assert [len(request["args"]) for request in requests] == [10, 10, 3]
         assert server.subscribed() == list(TOPICS)
-        assert len({one["req_id"] for one in requests}) == 3
+        assert len({request["req_id"] for request in requests}) == 3
         assert stream.is_connected
 
 
@@ -200,7 +200,7 @@ async def test_a_refused_topic_does_not_cost_its_neighbours() -> None:
         async with running(server, *TOPICS[:10]) as (setup, stream):
             await until(stream.answered.is_set)
             assert stream.refused == {"kline.1.S3USDT"}
-            alone = [one["args"] for one in server.received if len(one["args"]) == 1]
+            alone = [row["args"] for row in server.received if len(row["args"]) == 1]
             assert sorted(topic for (topic,) in alone) == sorted(TOPICS[:10])
             server.refused_topics.clear()
             await setup.clock.run(lambda: not stream.refused)
@@ -212,7 +212,7 @@ async def test_a_topic_is_renewed_by_leaving_it_and_more_and_more_seldom() -> No
         await until(stream.answered.is_set)
 
         def asked() -> list[tuple[str, list[str]]]:
-            return [(one["op"], one["args"]) for one in server.received if one["op"] != "ping"][1:]
+            return [(row["op"], row["args"]) for row in server.received if row["op"] != "ping"][1:]
 
         both = [("unsubscribe", [TOPICS[1]]), ("subscribe", [TOPICS[1]])]
         stream.resubscribe((TOPICS[1], "orderbook.1.NOT.OURS"))

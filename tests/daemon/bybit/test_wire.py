@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from builders import instrument
+from builders import instrument, present
 from bybit_frames import recorded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,8 +120,7 @@ def test_a_delta_leaves_unsent_fields_as_they_were() -> None:
     wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.0001"))
     received = wire.receive(ticker("delta", 6, nextFundingTime="1000"))
     assert isinstance(received, Ticker)
-    assert received.mark is not None
-    assert (received.mark.price, received.mark.market_ms) == (1005, 6)
+    assert (present(received.mark).price, present(received.mark).market_ms) == (1005, 6)
     assert (received.funding_rate, received.next_funding_ms) == (1_000_000, 1000)
 
 
@@ -136,8 +135,7 @@ def test_a_snapshot_forgets_what_came_before() -> None:
 def test_a_mark_finer_than_the_tick_is_rounded() -> None:
     received = linear().receive(ticker("snapshot", markPrice="65117.44"))
     assert isinstance(received, Ticker)
-    assert received.mark is not None
-    assert received.mark.price == 651174
+    assert present(received.mark).price == 651174
 
 
 def book(kind: str, bids: Any, asks: Any, *, ts: int = 5, u: int = 9) -> bytes:
@@ -155,8 +153,7 @@ def quote_of(wire: Wire, frame: bytes) -> Quote | None:
 def test_a_snapshot_replaces_the_whole_book() -> None:
     wire = linear()
     quote_of(wire, book("snapshot", [["100.0", "1"]], [["100.5", "2"]]))
-    quote = quote_of(wire, book("snapshot", [["90.0", "3"]], [["90.10", "4"]]))
-    assert quote is not None
+    quote = present(quote_of(wire, book("snapshot", [["90.0", "3"]], [["90.10", "4"]])))
     assert (quote.bid, quote.bid_size, quote.ask, quote.ask_size) == (900, 3000, 901, 4000)
 
 
@@ -165,16 +162,14 @@ def test_deltas_insert_update_and_delete_levels_also_unknown_ones() -> None:
     quote_of(wire, book("snapshot", [["100.0", "1"]], [["100.5", "2"]]))
     quote = quote_of(wire, book("delta", [["100.1", "5"], ["7.0", "0"]], [["100.5", "0"]]))
     assert quote is None
-    quote = quote_of(wire, book("delta", [], [["100.4", "1"]]))
-    assert quote is not None
+    quote = present(quote_of(wire, book("delta", [], [["100.4", "1"]])))
     assert (quote.bid, quote.ask) == (1001, 1004)
 
 
 def test_update_one_is_a_snapshot_after_a_restart_of_the_service() -> None:
     wire = linear()
     quote_of(wire, book("snapshot", [["100.0", "1"]], [["100.5", "2"]]))
-    quote = quote_of(wire, book("delta", [["50.0", "1"]], [["50.5", "1"]], u=1))
-    assert quote is not None
+    quote = present(quote_of(wire, book("delta", [["50.0", "1"]], [["50.5", "1"]], u=1)))
     assert (quote.bid, quote.ask) == (500, 505)
 
 
@@ -308,8 +303,7 @@ def test_a_ticker_dated_ahead_changes_nothing_that_later_ones_build_on() -> None
     wire.receive(ticker("snapshot", NOW + HOUR, markPrice="9", fundingRate="0.5"))
     received = wire.receive(ticker("delta", NOW + 1, lastPrice="5"))
     assert isinstance(received, Ticker)
-    assert received.mark is not None
-    assert (received.mark.price, received.funding_rate) == (50, 1_000_000)
+    assert (present(received.mark).price, received.funding_rate) == (50, 1_000_000)
 
 
 def test_a_funding_time_more_than_a_day_ahead_is_not_announced() -> None:
@@ -447,8 +441,7 @@ def test_two_depths_of_one_symbol_are_two_books() -> None:
     deep = book("snapshot", [["1.0", "1"]], [["9.0", "1"]]).replace(b"book.1.", b"book.50.")
     quote_of(wire, book("snapshot", [["4.0", "1"]], [["5.0", "1"]]))
     quote_of(wire, deep)
-    quote = quote_of(wire, book("delta", [["4.5", "1"]], []))
-    assert quote is not None
+    quote = present(quote_of(wire, book("delta", [["4.5", "1"]], [])))
     assert (quote.bid, quote.ask) == (45, 50)
 
 
@@ -479,11 +472,10 @@ def test_a_book_of_so_many_levels_stands_from_the_touch_outwards() -> None:
     assert wire.depth(topic, 2, 7) is None
     bids = [["1.0", "1"], ["1.2", "3"], ["1.1", "2"]]
     quote_of(wire, deep("snapshot", 10, bids, [["2.0", "4"]]))
-    seen = wire.depth(topic, 2, 7)
-    assert seen is not None
-    assert (seen.instrument, seen.market_ms, seen.seen_ms) == ("linear:BTCUSDT", 5, 7)
-    assert list(struct.iter_unpack("<qq", seen.bids)) == [(12, 3_000), (11, 2_000)]
-    assert list(struct.iter_unpack("<qq", seen.asks)) == [(20, 4_000)]
+    depth = present(wire.depth(topic, 2, 7))
+    assert (depth.instrument, depth.market_ms, depth.seen_ms) == ("linear:BTCUSDT", 5, 7)
+    assert list(struct.iter_unpack("<qq", depth.bids)) == [(12, 3_000), (11, 2_000)]
+    assert list(struct.iter_unpack("<qq", depth.asks)) == [(20, 4_000)]
     quote_of(wire, deep("delta", 11, [], [["2.0", "0"]]))
     assert wire.depth(topic, 2, 7) is None
     assert wire.knows(topic)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
-from report_cases import document, typed
+from command_line import Cli
+from records import tamper
 from waiting import deadline_s
 
 from tracepaper.storage.database.queries import ask
@@ -29,17 +30,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.db"
 
 
-def test_verify_says_that_the_chain_holds(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = typed(capsys, "audit", "verify", "--db", path)
+def test_verify_says_that_the_chain_holds(path: Path, cli: Cli) -> None:
+    code, out, err = cli("audit", "verify", "--db", path)
     assert (code, err) == (0, "")
     assert "The chain of run plain holds: 60 steps." in out
     assert "keep a copy elsewhere" in out
 
 
 @pytest.mark.parametrize("left", ["steps", "events", "instruments"])
-def test_verify_says_that_every_run_was_removed(
-    path: Path, left: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_says_that_every_run_was_removed(path: Path, left: str, cli: Cli) -> None:
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("PRAGMA foreign_keys = OFF")
         for table in metadata.tables:
@@ -47,92 +46,82 @@ def test_verify_says_that_every_run_was_removed(
                 raw.execute(f"DELETE FROM {table}")
         raw.commit()
     for words in (["last"], ["plain"], ["--all"]):
-        code, out, err = typed(capsys, "audit", "verify", *words, "--db", path)
+        code, out, err = cli("audit", "verify", *words, "--db", path)
         assert (code, out) == (1, "")
         assert f"Every run of the database was removed, and rows of {left} are left" in err
 
 
-def test_verify_names_what_was_changed_and_exits_with_1(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_names_what_was_changed_and_exits_with_1(path: Path, cli: Cli) -> None:
     connection = sqlite3.connect(path)
     connection.execute("UPDATE steps SET close = close + 1 WHERE sequence = 33")
     connection.commit()
     connection.close()
-    code, out, err = typed(capsys, "audit", "verify", "plain", "--db", path)
+    code, out, err = cli("audit", "verify", "plain", "--db", path)
     assert (code, err) == (1, "")
     assert "Steps 0 to 59 do not give the digest of their commit: steps." in out
-    code, out, _ = typed(capsys, "audit", "verify", "plain", "--db", path, "--json")
+    code, out, _ = cli("audit", "verify", "plain", "--db", path, "--json")
     assert code == 1
-    found = json.loads(out)
-    assert (found["holds"], found["steps"]) == (False, 0)
-    assert found["problem"]["sequence"] == 0
-    assert typed(capsys, "audit", "verify", "rich", "--db", path)[0] == 0
+    document = json.loads(out)
+    assert (document["holds"], document["steps"]) == (False, 0)
+    assert document["problem"]["sequence"] == 0
+    assert cli("audit", "verify", "rich", "--db", path)[0] == 0
 
 
-def test_a_head_that_was_kept_is_looked_for(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, line, _ = typed(capsys, "audit", "head", "--db", path)
+def test_a_head_that_was_kept_is_looked_for(path: Path, cli: Cli) -> None:
+    code, line, _ = cli("audit", "head", "--db", path)
     assert code == 0
     run_id, count, kept = line.split()
     assert (run_id, count, len(kept)) == ("plain", "60", 64)
-    assert document(capsys, "audit", "head", "--db", path) == {
-        "run_id": "plain",
-        "steps": 60,
-        "head": kept,
-    }
-    code, out, _ = typed(capsys, "audit", "verify", "--head", kept, "--db", path)
+    assert cli.json("audit", "head", "--db", path) == {"run_id": "plain", "steps": 60, "head": kept}
+    code, out, _ = cli("audit", "verify", "--head", kept, "--db", path)
     assert code == 0
     assert "the digest of the commit that ends at step 59" in out
-    code, out, _ = typed(capsys, "audit", "verify", "--head", "00" * 32, "--db", path)
+    code, out, _ = cli("audit", "verify", "--head", "00" * 32, "--db", path)
     assert code == 1
     assert "the chain was rewritten, or an older copy was put back" in out
-    code, out, err = typed(capsys, "audit", "verify", "--head", "abc", "--db", path)
+    code, out, err = cli("audit", "verify", "--head", "abc", "--db", path)
     assert (code, out) == (2, "")
     assert "64 hexadecimal digits" in err
 
 
-def test_decisions_are_the_newest_in_their_order(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = document(capsys, "audit", "decisions", "--limit", 3, "--db", path)
+def test_decisions_are_the_newest_in_their_order(path: Path, cli: Cli) -> None:
+    rows = cli.json("audit", "decisions", "--limit", 3, "--db", path)
     assert [row["sequence"] for row in rows] == [57, 58, 59]
     assert {row["action"] for row in rows} <= {"LONG", "FLAT"}
-    code, out, _ = typed(capsys, "audit", "decisions", "rich", "--db", path)
+    code, out, _ = cli("audit", "decisions", "rich", "--db", path)
     assert code == 0
     assert out.splitlines()[0].split("\t")[:2] == ["sequence", "open_time_iso"]
     assert "confidence" in out
 
 
-def test_trades_are_the_fills_with_exact_money(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = document(capsys, "audit", "trades", "--limit", 1000, "--db", path)
+def test_trades_are_the_fills_with_exact_money(path: Path, cli: Cli) -> None:
+    rows = cli.json("audit", "trades", "--limit", 1000, "--db", path)
     fills = [fill for step in STEPS for fill in step.fills]
     assert [row["order_id"] for row in rows] == [fill.order_id for fill in fills]
     assert rows[0]["fee"] == f"{fills[0].fee / 10**8:.8f}"
 
 
-def test_equity_ends_with_the_last_step(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = document(capsys, "audit", "equity", f"{path}#plain", "--limit", 2)
+def test_equity_ends_with_the_last_step(path: Path, cli: Cli) -> None:
+    rows = cli.json("audit", "equity", f"{path}#plain", "--limit", 2)
     assert [row["sequence"] for row in rows] == [58, 59]
     whole, part = divmod(STEPS[-1].account.equity, 10**8)
     assert rows[-1]["equity"] == f"{whole}.{part:08d}"
 
 
-def test_a_run_without_trades_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_trades_says_so(tmp_path: Path, cli: Cli) -> None:
     cases.write_run(tmp_path / "b.db", STEPS[:5])
-    code, out, err = typed(capsys, "audit", "trades", "--db", tmp_path / "b.db")
+    code, out, err = cli("audit", "trades", "--db", tmp_path / "b.db")
     assert code == 1
     assert out.startswith("sequence\t")
     assert err == "Run r-1 has none.\n"
 
 
-def test_sql_answers_in_lines_and_in_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sql_answers_in_lines_and_in_json(path: Path, cli: Cli) -> None:
     question = "SELECT run_id, step_count FROM v_runs ORDER BY 1"
-    code, out, _ = typed(capsys, "audit", "sql", question, "--db", path)
+    code, out, _ = cli("audit", "sql", question, "--db", path)
     steps = len(cases.rich_steps())
     assert (code, out) == (0, f"run_id\tstep_count\nplain\t60\nrich\t{steps}\n")
-    assert document(capsys, "audit", "sql", question, "--db", path) == [
+    assert cli.json("audit", "sql", question, "--db", path) == [
         {"run_id": "plain", "step_count": 60},
         {"run_id": "rich", "step_count": steps},
     ]
@@ -149,32 +138,28 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
         "SELECT count(*) FROM v_bars a, v_bars b, v_bars c, v_bars d, v_bars e",
     ],
 )
-def test_a_question_without_end_is_given_up_in_time(
-    question: str, path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = typed(capsys, "audit", "sql", question, "--db", path, "--seconds", "0.05")
+def test_a_question_without_end_is_given_up_in_time(question: str, path: Path, cli: Cli) -> None:
+    code, out, err = cli("audit", "sql", question, "--db", path, "--seconds", "0.05")
     assert (code, out) == (1, "")
     assert "took too long" in err
     assert err.count("\n") == 1
 
 
-def test_an_answer_without_end_is_cut_and_says_so(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_answer_without_end_is_cut_and_says_so(path: Path, cli: Cli) -> None:
     asked = ("audit", "sql", ENDLESS + "i FROM n", "--db", path, "--rows", "5")
-    code, out, err = typed(capsys, *asked)
+    code, out, err = cli(*asked)
     assert (code, out.split()) == (0, ["i", "1", "2", "3", "4", "5"])
     assert "the first 5 rows; there are more" in err
-    code, out, err = typed(capsys, *asked, "--json")
+    code, out, err = cli(*asked, "--json")
     assert [row["i"] for row in json.loads(out)] == [1, 2, 3, 4, 5]
     assert "there are more" in err
 
 
 def test_values_and_answers_have_a_size(
-    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     huge = "SELECT hex(zeroblob(60000000))"
-    code, _, err = typed(capsys, "audit", "sql", huge, "--db", path)
+    code, _, err = cli("audit", "sql", huge, "--db", path)
     assert (code, "larger than 64 MiB" in err) == (1, True)
     monkeypatch.setattr("tracepaper.storage.database.queries.BYTES_MOST", 1 << 20)
     with Reader.open(path) as reader:
@@ -203,9 +188,9 @@ def children_of(pid: int) -> list[str]:
     """Wait until the process has a child that is at work; return the ids of its children."""
     known = Path(f"/proc/{pid}/task/{pid}/children")
     while True:
-        found = known.read_text(encoding="ascii").split()
-        if any(_ticks(one) > 30 for one in found):
-            return found
+        parts = known.read_text(encoding="ascii").split()
+        if any(_ticks(one) > 30 for one in parts):
+            return parts
 
 
 def _ticks(pid: str) -> int:
@@ -235,62 +220,51 @@ def test_ctrl_c_ends_a_question_at_once(question: str, path: Path) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_name_that_is_not_there_is_answered_with_those_that_are(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = typed(
-        capsys, "audit", "sql", "SELECT d.confidense FROM v_decisions d", "--db", path
-    )
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(path: Path, cli: Cli) -> None:
+    code, _, err = cli("audit", "sql", "SELECT d.confidense FROM v_decisions d", "--db", path)
     assert code == 2
     assert "no such column: d.confidense; v_decisions has run_id, sequence," in err
     assert "(the nearest is confidence)" in err
-    code, _, err = typed(capsys, "audit", "sql", "SELECT * FROM v_decision", "--db", path)
+    code, _, err = cli("audit", "sql", "SELECT * FROM v_decision", "--db", path)
     assert code == 2
     assert "the views are " in err
     assert "(the nearest is v_decisions)" in err
     assert err.count("\n") == 1
 
 
-def test_every_run_is_checked_at_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = typed(capsys, "audit", "verify", "--all", "--db", path)
+def test_every_run_is_checked_at_once(path: Path, cli: Cli) -> None:
+    code, out, err = cli("audit", "verify", "--all", "--db", path)
     assert (code, err) == (0, "")
     assert [line.split()[4] for line in out.splitlines() if "holds" in line] == ["rich", "plain"]
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute(
-            "UPDATE steps SET close = close + 1 WHERE run_key = 1 AND sequence = "
-            "(SELECT min(sequence) FROM steps WHERE run_key = 1 AND open > 0)"
-        )
-        raw.commit()
-    assert typed(capsys, "audit", "verify", "--db", path)[0] == 0  # the newest is whole
-    code, out, _ = typed(capsys, "audit", "verify", "--all", "--db", path, "--json")
+    tamper(
+        path,
+        "UPDATE steps SET close = close + 1 WHERE run_key = 1 AND sequence = "
+        "(SELECT min(sequence) FROM steps WHERE run_key = 1 AND open > 0)",
+    )
+    assert cli("audit", "verify", "--db", path)[0] == 0  # the newest is whole
+    code, out, _ = cli("audit", "verify", "--all", "--db", path, "--json")
     assert code == 1
     assert [run["holds"] for run in json.loads(out)] == [False, True]
-    code, _, err = typed(capsys, "audit", "verify", "rich", "--all", "--db", path)
+    code, _, err = cli("audit", "verify", "rich", "--all", "--db", path)
     assert (code, "neither a run nor --head" in err) == (2, True)
 
 
-def test_what_is_wrong_with_the_file_is_said_once_and_of_no_chain(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("DROP VIEW v_gaps")
-    code, out, _ = typed(capsys, "audit", "verify", "--all", "--db", path)
+def test_what_is_wrong_with_the_file_is_said_once_and_of_no_chain(path: Path, cli: Cli) -> None:
+    tamper(path, "DROP VIEW v_gaps")
+    code, out, _ = cli("audit", "verify", "--all", "--db", path)
     assert (code, out.count("\n"), "chain" in out) == (1, 1, False)
     assert out.startswith("The view v_gaps is missing: ")
 
 
-def test_a_trigger_and_damage_are_one_sentence(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("CREATE TRIGGER t AFTER INSERT ON steps BEGIN DELETE FROM fills; END")
-    code, out, err = typed(capsys, "audit", "verify", "--db", path)
+def test_a_trigger_and_damage_are_one_sentence(path: Path, cli: Cli) -> None:
+    tamper(path, "CREATE TRIGGER t AFTER INSERT ON steps BEGIN DELETE FROM fills; END")
+    code, out, err = cli("audit", "verify", "--db", path)
     assert (code, err, out.count("\n")) == (1, "", 1)
     assert "trigger t changes rows" in out
     content = bytearray(path.read_bytes())
     middle = len(content) // 2 // 4096 * 4096
     content[middle : middle + 4096] = b"\xff" * 4096
     path.write_bytes(content)
-    code, out, err = typed(capsys, "audit", "verify", "--db", path)
+    code, out, err = cli("audit", "verify", "--db", path)
     assert (code, (out + err).count("\n")) == (1, 1)
     assert "damaged" in out + err or "malformed" in err

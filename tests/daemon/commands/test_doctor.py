@@ -11,12 +11,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 from fleet_cases import grown
 from postgres_server import Cluster
 from readme import DOCS, blocks
 from storage_cases import plain_steps, write_run
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.diagnostics import ask_fleet
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -42,32 +42,30 @@ OFFLINE = [
 ]
 
 
-def findings(
-    capsys: pytest.CaptureFixture[str], *arguments: str | Path
-) -> dict[str, tuple[str, str]]:
+def findings(cli: Cli, *arguments: str | Path) -> dict[str, tuple[str, str]]:
     """Return verdict and detail by check; the exit code must agree with them."""
-    code = invoke(["doctor", "--json", *map(str, arguments)])
-    rows = json.loads(capsys.readouterr().out)["findings"]
-    assert code == int(any(row["verdict"] == "fail" for row in rows))
+    answer = cli("doctor", "--json", *arguments)
+    rows = json.loads(answer.out)["findings"]
+    assert answer.code == int(any(row["verdict"] == "fail" for row in rows))
     return {row["check"]: (row["verdict"], row["detail"]) for row in rows}
 
 
 def test_a_secret_that_a_shell_cannot_read_is_a_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = '[notify]\naddresses = ["env:NOTIFY_A"]\n[http]\ntokens = {anna = "env:ANNA"}\n'
     config = configured(tmp_path, text)
     db = tmp_path / "run.db"
-    verdict, detail = findings(capsys, "-c", config, "--db", db)["tokens"]
+    verdict, detail = findings(cli, "-c", config, "--db", db)["tokens"]
     assert verdict == "warn"
     assert detail.startswith("[http] tokens, anna: env:ANNA names an environment variable")
     monkeypatch.setenv("ANNA", "a" * 32)
-    verdict, detail = findings(capsys, "-c", config, "--db", db)["notify"]
+    verdict, detail = findings(cli, "-c", config, "--db", db)["notify"]
     assert verdict == "warn"
-    assert invoke(["config", "check", "-c", str(config)]) == 2
+    assert cli("config", "check", "-c", config).code == 2
     assert detail.startswith("[notify] addresses: env:NOTIFY_A names an environment variable")
     monkeypatch.setenv("NOTIFY_A", "json://127.0.0.1/hunter2")
-    found = findings(capsys, "-c", config, "--db", db)["notify"]
+    found = findings(cli, "-c", config, "--db", db)["notify"]
     assert found == ("ok", "env:NOTIFY_A; `tracepaper notify test` sends one message")
 
 
@@ -77,53 +75,46 @@ def configured(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_sound_machine_passes_every_check(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = findings(capsys, "--db", tmp_path / "run.db")
-    assert list(found) == OFFLINE
-    assert {name for name, (verdict, _) in found.items() if verdict == "fail"} == set()
-    assert "torch 2" in found["packages"][1]
-    assert "sdpa" in found["attention"][1]
-    assert "SHA-256 as its card names" in found["checkpoint"][1]
+def test_a_sound_machine_passes_every_check(tmp_path: Path, cli: Cli) -> None:
+    document = findings(cli, "--db", tmp_path / "run.db")
+    assert list(document) == OFFLINE
+    assert {name for name, (verdict, _) in document.items() if verdict == "fail"} == set()
+    assert "torch 2" in document["packages"][1]
+    assert "sdpa" in document["attention"][1]
+    assert "SHA-256 as its card names" in document["checkpoint"][1]
 
 
-def test_people_read_one_line_a_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["doctor", "--db", str(tmp_path / "run.db")]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_people_read_one_line_a_check(tmp_path: Path, cli: Cli) -> None:
+    lines = cli.out("doctor", "--db", tmp_path / "run.db").splitlines()
     assert [line.split()[1] for line in lines] == OFFLINE
 
 
-def test_a_swapped_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_swapped_checkpoint_is_found(tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(DEFAULT_CHECKPOINT, folder)
     weights = bytearray((folder / "weights.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "weights.safetensors").write_bytes(weights)
     config = configured(tmp_path, f'[model]\ncheckpoint = "{folder}"')
-    verdict, detail = findings(capsys, "-c", config, "--db", tmp_path / "a.db")["checkpoint"]
+    verdict, detail = findings(cli, "-c", config, "--db", tmp_path / "a.db")["checkpoint"]
     assert verdict == "fail"
     assert "restore the folder" in detail
 
 
-def test_a_folder_that_is_missing_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = findings(capsys, "--db", tmp_path / "absent" / "run.db")
-    assert found["database"][0] == found["disk"][0] == "fail"
+def test_a_folder_that_is_missing_is_found(tmp_path: Path, cli: Cli) -> None:
+    document = findings(cli, "--db", tmp_path / "absent" / "run.db")
+    assert document["database"][0] == document["disk"][0] == "fail"
 
 
-def test_the_process_that_uses_the_database_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_process_that_uses_the_database_is_named(tmp_path: Path, cli: Cli) -> None:
     from tracepaper.storage.audit import SqlAuditLog
 
     path = tmp_path / "run.db"
     SqlAuditLog.open(path).close()
-    assert findings(capsys, "--db", path)["database"][1].endswith("not in use")
+    assert findings(cli, "--db", path)["database"][1].endswith("not in use")
     lock = InstanceLock.acquire(path)
     try:
-        assert f"process {os.getpid()}" in findings(capsys, "--db", path)["database"][1]
+        assert f"process {os.getpid()}" in findings(cli, "--db", path)["database"][1]
     finally:
         lock.release()
 
@@ -136,41 +127,36 @@ def test_the_process_that_uses_the_database_is_named(
     ],
 )
 def test_a_model_that_this_machine_cannot_run_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, verdict: str, words: str
+    tmp_path: Path, cli: Cli, text: str, verdict: str, words: str
 ) -> None:
     config = configured(tmp_path, text)
-    found = findings(capsys, "-c", config, "--db", tmp_path / "a.db")["attention"]
-    assert found[0] == verdict
-    assert words in found[1]
+    attention = findings(cli, "-c", config, "--db", tmp_path / "a.db")["attention"]
+    assert attention[0] == verdict
+    assert words in attention[1]
 
 
-async def test_online_asks_the_exchange_and_its_stream(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_online_asks_the_exchange_and_its_stream(tmp_path: Path, cli: Cli) -> None:
     settings = ExchangeSettings(data=(f"BTCUSDT={CANDLES}",), manual=True)
     async with EmbeddedExchange(settings) as exchange:
         config = configured(
             tmp_path,
             f'[exchange]\nrest_url = "{exchange.rest_url}"\nstream_url = "{exchange.stream_url}"',
         )
-        found = await asyncio.to_thread(
-            findings, capsys, "--online", "-c", config, "--db", tmp_path / "a.db"
+        document = await asyncio.to_thread(
+            findings, cli, "--online", "-c", config, "--db", tmp_path / "a.db"
         )
-    assert found["linear:BTCUSDT"] == ("ok", "status Trading")
-    assert found["stream"][0] == "ok"
-    assert found["exchange"][0] == "warn"  # its time is that of its candles
-    assert "clock is" in found["exchange"][1]
+    assert document["linear:BTCUSDT"] == ("ok", "status Trading")
+    assert document["stream"][0] == "ok"
+    assert document["exchange"][0] == "warn"  # its time is that of its candles
+    assert "clock is" in document["exchange"][1]
 
 
-def test_an_exchange_that_cannot_be_reached_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_exchange_that_cannot_be_reached_fails(tmp_path: Path, cli: Cli) -> None:
     config = configured(
-        tmp_path,
-        '[exchange]\nrest_url = "http://127.0.0.1:1"\nstream_url = "ws://127.0.0.1:1"',
+        tmp_path, '[exchange]\nrest_url = "http://127.0.0.1:1"\nstream_url = "ws://127.0.0.1:1"'
     )
-    found = findings(capsys, "--online", "-c", config, "--db", tmp_path / "a.db")
-    assert found["exchange"][0] == found["stream"][0] == "fail"
+    document = findings(cli, "--online", "-c", config, "--db", tmp_path / "a.db")
+    assert document["exchange"][0] == document["stream"][0] == "fail"
 
 
 # ---------------------------------------------------------------- storage.ship_to
@@ -229,10 +215,7 @@ def test_who_ships_a_file_already_is_named(
 
 
 def test_a_role_that_cannot_ship_is_found(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    postgres: Cluster,
-    fleet_url: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Cluster, fleet_url: str
 ) -> None:
     path = tmp_path / "run.db"
     url = fleet_url.replace("owner@", "shipping@")
@@ -296,10 +279,7 @@ def test_a_copy_that_went_on_is_found_before_it_trades(tmp_path: Path, fleet_url
 
 
 def test_shipping_is_asked_for_online_and_its_extra_without_a_network(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    fleet_url: str,
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, fleet_url: str
 ) -> None:
     config = configured(
         tmp_path,
@@ -307,13 +287,13 @@ def test_shipping_is_asked_for_online_and_its_extra_without_a_network(
         f'[storage]\nship_to = "{fleet_url}"\n',
     )
     given = ("-c", config, "--db", tmp_path / "run.db")
-    found = findings(capsys, "--online", *given)
-    assert found["fleet"][0] == found["shipping"][0] == "ok"
-    assert found["shipping"][1].endswith(f"to {shown(fleet_url)}; --online asks that server")
+    document = findings(cli, "--online", *given)
+    assert document["fleet"][0] == document["shipping"][0] == "ok"
+    assert document["shipping"][1].endswith(f"to {shown(fleet_url)}; --online asks that server")
     monkeypatch.setattr("tracepaper.strategies.extras.find_spec", lambda _name: None)
-    found = findings(capsys, *given)
-    assert "fleet" not in found
-    verdict, detail = found["shipping"]
+    document = findings(cli, *given)
+    assert "fleet" not in document
+    verdict, detail = document["shipping"]
     assert verdict == "fail"
     assert detail.startswith("[storage] ship_to needs psycopg: install it with pip install 'tracep")
     assert ask_fleet(load(config), tmp_path / "run.db") == []

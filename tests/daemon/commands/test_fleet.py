@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
+from command_line import Cli
 from fleet_cases import assert_same, grown
 from postgres_server import Cluster
-from report_cases import typed
 from waiting import deadline_s, until
 
 from tracepaper.daemon.config.loading import load
@@ -32,45 +32,45 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_typed_ships_pulls_verifies_and_lists(
-    path: Path, postgres: Cluster, capsys: pytest.CaptureFixture[str]
+    path: Path, postgres: Cluster, cli: Cli
 ) -> None:
     url, back = postgres.empty(), path.with_name("back.db")
-    code, out, err = typed(capsys, "fleet", url)
+    code, out, err = cli("fleet", url)
     assert (code, out) == (1, "")
     assert "holds no record of a fleet: make its tables with `tracepaper db create --to URL`" in err
-    assert typed(capsys, "db", "create", "--to", url)[1].endswith(
+    assert cli("db", "create", "--to", url)[1].endswith(
         "has the tables and views of a fleet now.\n"
     )
-    assert "has its tables already" in typed(capsys, "db", "create", "--to", url)[1]
-    assert "holds no run yet" in typed(capsys, "fleet", url)[1]
+    assert "has its tables already" in cli("db", "create", "--to", url)[1]
+    assert "holds no run yet" in cli("fleet", url)[1]
     for words in (("db", "pull", "--db", back), ("audit", "verify")):
-        code, out, err = typed(capsys, *words, "--from", url)
+        code, out, err = cli(*words, "--from", url)
         assert (code, out) == (1, "")
         assert err.endswith("holds no run yet: `tracepaper db ship --to URL` brings the first.\n")
         assert not back.exists()
-    code, out, _ = typed(capsys, "db", "ship", "--to", url, "--db", path, "--once", "--json")
+    code, out, _ = cli("db", "ship", "--to", url, "--db", path, "--once", "--json")
     document = json.loads(out)
     assert document["database_id"] == database_id(path)
     assert (code, document["steps"], document["holes"]) == (0, 200, [])
-    code, out, _ = typed(capsys, "audit", "verify", "--from", url, "--json")
+    code, out, _ = cli("audit", "verify", "--from", url, "--json")
     verified = json.loads(out)
     assert (code, verified["steps"], verified["database"]) == (0, 200, database_id(path))
-    code, out, _ = typed(capsys, "db", "pull", "--from", url, "--db", back, "--json")
+    code, out, _ = cli("db", "pull", "--from", url, "--db", back, "--json")
     assert (code, json.loads(out)["rows"]["steps"]) == (0, 200)
     assert_same(path, back)
-    code, out, _ = typed(capsys, "fleet", url, "--json")
+    code, out, _ = cli("fleet", url, "--json")
     (run,) = json.loads(out)
     assert (code, run["run_id"], run["health"], run["lag_steps"]) == (0, "r-1", "shipped", 0)
-    with_sql = typed(capsys, "audit", "equity", "last", "--limit", 1, "--db", path, "--json")[1]
+    with_sql = cli("audit", "equity", "last", "--limit", 1, "--db", path, "--json")[1]
     (equity,) = json.loads(with_sql)
     assert run["equity"] == equity["equity"]
-    shown = typed(capsys, "fleet", url)[1]
+    shown = cli("fleet", url)[1]
     assert "r-1" in shown
     assert f"{float(run['equity']):,.2f}" in shown
 
 
 def test_what_is_refused_names_the_address_and_what_to_do(
-    postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str], path: Path
+    postgres: Cluster, fleet_url: str, cli: Cli, path: Path
 ) -> None:
     assert shown_address("postgresql:///fleet?service=x") == "postgresql:///fleet"
     assert shown_address("postgresql://me@h:1/fleet") == "h:1/fleet"
@@ -78,26 +78,20 @@ def test_what_is_refused_names_the_address_and_what_to_do(
     user = fleet_url.replace("owner@", "nothing@")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGPASSWORD", "n")
-        upgrading = typed(capsys, "db", "create", "--to", user)
-        shipping = typed(capsys, "db", "ship", "--once", "--to", user, "--db", path)
+        upgrading = cli("db", "create", "--to", user)
+        shipping = cli("db", "ship", "--once", "--to", user, "--db", path)
     postgres.sql(fleet_url, "DROP ROLE nothing")
     assert (upgrading[0], shipping[0]) == (1, 1)
     assert "or a role that may create a schema" in upgrading[2]
     assert "grant it what docs/fleet.md shows" in shipping[2]
-    assert typed(capsys, "db", "ship", "--once", "--to", fleet_url, "--db", path)[0] == 0
-    code, _, err = typed(
-        capsys, *("db", "pull", "--from", fleet_url, "--db", "b.db", "--database", "zz")
-    )
+    assert cli("db", "ship", "--once", "--to", fleet_url, "--db", path)[0] == 0
+    code, _, err = cli(*("db", "pull", "--from", fleet_url, "--db", "b.db", "--database", "zz"))
     assert code == 1
     assert "no database zz; `tracepaper fleet URL --json` lists" in err
 
 
 def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
-    tmp_path: Path,
-    postgres: Cluster,
-    fleet_url: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, postgres: Cluster, fleet_url: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path, back = tmp_path / "a.db", tmp_path / "back.db"
@@ -108,13 +102,13 @@ def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
         port = free.getsockname()[1]
     monkeypatch.setenv("TRACEPAPER_STORAGE__SHIP_TO", postgres.url("fleet", port=port))
     before = path.read_bytes()
-    code, out, err = typed(capsys, *prune)
+    code, out, err = cli(*prune)
     assert (code, out) == (1, "")
     assert "Nothing was pruned, since not all is shipped" in err
     assert "--hole" in err
     assert path.read_bytes() == before
     monkeypatch.delenv("TRACEPAPER_STORAGE__SHIP_TO")  # as where the configuration is not named
-    code, out, err = typed(capsys, *prune)
+    code, out, err = cli(*prune)
     assert (code, out) == (2, "")
     assert (
         f"a.db is shipped to {shown_address(fleet_url)} by the configuration of its last daemon"
@@ -122,24 +116,24 @@ def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
     )
     assert path.read_bytes() == before
     monkeypatch.setenv("TRACEPAPER_STORAGE__SHIP_TO", fleet_url)
-    assert typed(capsys, *prune)[0] == 0
+    assert cli(*prune)[0] == 0
     assert postgres.sql(fleet_url, "SELECT count(*) FROM holes") == [(0,)]
-    typed(capsys, "db", "pull", "--from", fleet_url, "--db", back)
+    cli("db", "pull", "--from", fleet_url, "--db", back)
     assert_same(path, back)
 
 
 def test_a_prune_with_a_hole_is_named_by_the_fleet(
-    tmp_path: Path, fleet_url: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fleet_url: str, cli: Cli
 ) -> None:
     path = tmp_path / "a.db"
     cases.write_run(path, cases.plain_steps(100))
-    typed(capsys, "db", "ship", "--to", fleet_url, "--db", path, "--once")
+    cli("db", "ship", "--to", fleet_url, "--db", path, "--once")
     grown(path, 5000, seed=1, since=100)
-    assert typed(capsys, "db", "prune", "--keep", 1, "--hole", "--db", path)[0] == 0
-    code, _, err = typed(capsys, "db", "ship", "--to", fleet_url, "--db", path, "--once")
+    assert cli("db", "prune", "--keep", 1, "--hole", "--db", path)[0] == 0
+    code, _, err = cli("db", "ship", "--to", fleet_url, "--db", path, "--once")
     assert code == 0
     assert "were pruned before they were shipped" in err
-    code, out, _ = typed(capsys, "fleet", fleet_url, "--json")
+    code, out, _ = cli("fleet", fleet_url, "--json")
     assert code == 1
     assert json.loads(out)[0]["alarms"] == ["1 spans pruned before they were shipped"]
 

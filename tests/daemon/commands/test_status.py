@@ -11,15 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from builders import (
-    MINUTE,
-    START_MS,
-    bar,
-    decision,
-    forecast,
-    run,
-    step,
-)
+from builders import MINUTE, START_MS, bar, decision, forecast, run, step
+from command_line import Cli
 from fakes import ManualClock
 from operated import Operated, serving
 
@@ -112,7 +105,7 @@ async def test_a_token_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["gone", "another's", "another's to read", "earlier", "a link"])
 async def test_a_command_without_the_token_is_refused_in_one_sentence(
-    daemon: Operated, capsys: pytest.CaptureFixture[str], way: str
+    daemon: Operated, cli: Cli, way: str
 ) -> None:
     file = token_file(daemon.database)
     words = "give the command as that user"

@@ -48,12 +48,9 @@ def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (config.market.interval, config.strategy.fast, config.http.port) == ("5", 8, 3)
 
 
-def test_the_working_directory_file_is_the_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_working_directory_file_is_the_default(here: Path) -> None:
     assert load() == Config()
-    (tmp_path / "tracepaper.toml").write_text('[account]\ncash = "7"')
+    (here / "tracepaper.toml").write_text('[account]\ncash = "7"')
     assert load().account.cash == Decimal(7)
 
 
@@ -208,18 +205,15 @@ def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.Monke
         load(None)
 
 
-def test_a_default_file_that_is_none_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_default_file_that_is_none_is_refused(here: Path) -> None:
     """A container's missing file is mounted as a folder: the default symbol is not traded then."""
-    monkeypatch.chdir(tmp_path)
     assert load().market.symbols == ("BTCUSDT",)
-    path = tmp_path / "tracepaper.toml"
+    path = here / "tracepaper.toml"
     path.mkdir()
     with pytest.raises(ConfigInvalid, match=r"^tracepaper\.toml cannot be read"):
         load()
     path.rmdir()
-    path.symlink_to(tmp_path / "absent")
+    path.symlink_to(here / "absent")
     with pytest.raises(ConfigInvalid, match=r"no configuration at tracepaper\.toml"):
         load()
 
@@ -395,13 +389,13 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_horizon(tmp_path: Path) -> 
 
 def test_exits_are_read_as_freqtrade_writes_them_and_decide_a_run() -> None:
     written = {"0": 0.04, "30": "2%", "1h": 0.01}
-    made = load(
+    config = load(
         None, {"exits": {"stop_loss": " 2.50 %", "take_profit": "q0.90", "minimal_roi": written}}
     )
-    assert (made.exits.stop_loss, made.exits.take_profit) == ("2.5%", "q0.9")
-    assert made.exits.minimal_roi == {"0": "4%", "30m": "2%", "1h": "1%"}
-    assert restore(made.canonical_json()) == made
-    assert load(None, {"exits": made.exits.model_dump()}) == made
+    assert (config.exits.stop_loss, config.exits.take_profit) == ("2.5%", "q0.9")
+    assert config.exits.minimal_roi == {"0": "4%", "30m": "2%", "1h": "1%"}
+    assert restore(config.canonical_json()) == config
+    assert load(None, {"exits": config.exits.model_dump()}) == config
     plain = load(None)
-    assert made.sha256() != plain.sha256()
+    assert config.sha256() != plain.sha256()
     assert load(None, {"exits": {"reenter": False}}).sha256() == plain.sha256()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from pydantic import ValidationError
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import PREFIX, SECTIONS, load, restore, with_settings
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import CREDENTIALS, TOKENS, is_reference, read_secret, without
@@ -148,11 +148,12 @@ def test_what_is_no_secret_is_taken() -> None:
     assert restore(config.canonical_json()) == config
 
 
-def test_config_show_prints_places_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["config", "show", "--set", "notify.addresses=env:A,credential:b.c"]) == 0
-    assert 'addresses = ["env:A", "credential:b.c"]' in capsys.readouterr().out
-    assert invoke(["config", "show", "--set", f"notify.addresses={PLANTED['chat']}"]) == 2
-    printed = capsys.readouterr()
+def test_config_show_prints_places_alone(cli: Cli) -> None:
+    assert 'addresses = ["env:A", "credential:b.c"]' in cli.out(
+        "config", "show", "--set", "notify.addresses=env:A,credential:b.c"
+    )
+    printed = cli("config", "show", "--set", f"notify.addresses={PLANTED['chat']}")
+    assert printed.code == 2
     assert SECRET not in printed.out + printed.err
 
 
@@ -199,8 +200,8 @@ def test_a_reference_is_a_name_and_no_path(text: str) -> None:
 
 def test_no_part_of_an_address_is_left_in_an_error() -> None:
     address = f"https://bob:{SECRET}%2Fx@api.example.com/hook-secret?to=%40home"
-    said = f"401 for {SECRET}/x at api.example.com, hook-secret, @home"
-    left = without(said, address)
+    text = f"401 for {SECRET}/x at api.example.com, hook-secret, @home"
+    left = without(text, address)
     assert SECRET not in left
     assert "example" not in left
     assert "home" not in left

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 from exchange_client import candles, walk_rows
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load, load_with_origins, restore, with_settings
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
@@ -47,10 +47,7 @@ def test_without_a_setting_the_file_is_given_as_it_stands() -> None:
     assert with_settings(Path("paper.toml"), []) == Path("paper.toml")
 
 
-def test_the_default_file_lies_under_the_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_default_file_lies_under_the_settings(here: Path) -> None:
     Path("tracepaper.toml").write_text("[strategy]\nfast = 3\n", encoding="utf-8")
     config = load(with_settings(None, ["strategy.slow=9", "strategy.name=sma_cross"]))
     assert (config.strategy.fast, config.strategy.slow) == (3, 9)
@@ -70,20 +67,19 @@ def test_the_default_file_lies_under_the_settings(
      "evaluate odd:Odd --data x.csv", "lookahead --data x.csv", "recursive --data x.csv"],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_used_is_refused_alike_by_every_command(
-    command: str, texts: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    command: str, texts: list[str], sentence: str, cli: Cli
 ) -> None:
     with pytest.raises(ConfigInvalid) as caught:
         load(with_settings(None, texts))
     assert str(caught.value).startswith("--set")
     assert sentence in str(caught.value)
-    assert invoke([*command.split(), *(word for text in texts for word in ("--set", text))]) == 2
-    assert capsys.readouterr().err == f"{caught.value}\n"
+    assert (
+        cli.err(*command.split(), *(word for text in texts for word in ("--set", text)), code=2)
+        == f"{caught.value}\n"
+    )
 
 
-def test_a_replay_and_a_sweep_run_by_what_is_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_replay_and_a_sweep_run_by_what_is_set(here: Path, cli: Cli) -> None:
     walk = candles(walk_rows(60))
     rows = zip(walk.open_time_ms, walk.open, walk.high, walk.low, walk.close, strict=True)
     lines = ["open_time,open,high,low,close,volume"]
@@ -91,15 +87,13 @@ def test_a_replay_and_a_sweep_run_by_what_is_set(
     Path("BTCUSDT.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     own = ["--set", "strategy.name=sma_cross", "--set", "strategy.fast=3"]
     words = ["BTCUSDT.csv", *own, "--json"]
-    assert invoke(["replay", *words, "--set", "strategy.slow=9", "--db", "run.db"]) == 0
+    assert cli("replay", *words, "--set", "strategy.slow=9", "--db", "run.db").code == 0
     with Reader.open(Path("run.db")) as reader:
         stored = reader.run(reader.find("last"))
     assert restore(stored.config).strategy.slow == 9
-    capsys.readouterr()
     sweep = ["sweep", *words, "--space", "strategy.slow=7,9", "--jobs", "1"]
-    assert invoke([*sweep, "--objective", "return", "--state", "cells.db"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert "TRACEPAPER_STRATEGY__NAME=sma_cross TRACEPAPER_STRATEGY__FAST=3 " in found["command"]
+    document = json.loads(cli.out(*sweep, "--objective", "return", "--state", "cells.db"))
+    assert "TRACEPAPER_STRATEGY__NAME=sma_cross TRACEPAPER_STRATEGY__FAST=3 " in document["command"]
     # Only sma_cross, which is set, reads the key that is swept.
-    low, high = (cell["value"] for cell in found["cells"])
+    low, high = (cell["value"] for cell in document["cells"])
     assert low != high

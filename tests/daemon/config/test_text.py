@@ -5,9 +5,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-import pytest
+from command_line import Cli
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import SECTIONS, Config, example, load, render
 from tracepaper.daemon.config.values import description
 
@@ -60,23 +59,18 @@ def test_a_rendered_configuration_reads_back(tmp_path: Path) -> None:
     assert load(path) == config
 
 
-def test_init_writes_what_check_and_show_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_init_writes_what_check_and_show_read(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "paper.toml"
-    assert invoke(["config", "init", str(path)]) == 0
+    assert cli("config", "init", path).code == 0
     assert path.read_text(encoding="utf-8") == example()
-    assert invoke(["config", "check", "-c", str(path)]) == 0
-    assert Config().sha256()[:12] in capsys.readouterr().out
-    assert invoke(["config", "show", "-c", str(path)]) == 0
-    assert Config.model_validate(tomllib.loads(capsys.readouterr().out)) == Config()
+    assert Config().sha256()[:12] in cli.out("config", "check", "-c", path)
+    assert Config.model_validate(tomllib.loads(cli.out("config", "show", "-c", path))) == Config()
 
 
-def test_init_replaces_nothing_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_replaces_nothing_unasked(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "paper.toml"
     path.write_text("mine")
-    assert invoke(["config", "init", str(path)]) == 2
-    assert "add --force" in capsys.readouterr().err
+    assert "add --force" in cli.err("config", "init", path, code=2)
     assert path.read_text() == "mine"
-    assert invoke(["config", "init", str(path), "--force"]) == 0
-    assert invoke(["config", "init", str(tmp_path / "no" / "where.toml")]) == 2
+    assert cli("config", "init", path, "--force").code == 0
+    assert cli("config", "init", tmp_path / "no" / "where.toml").code == 2

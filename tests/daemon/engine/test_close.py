@@ -8,14 +8,13 @@ from itertools import accumulate
 from typing import Any
 
 import pytest
-from builders import START_MS, bars, forecast, instrument
+from builders import START_MS, bars, forecast, instrument, present
+from engines import engine_of
 from fakes import FixedForecaster, MemoryAudit
 from msgspec.structs import replace
 from waiting import deadline_s
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -27,7 +26,7 @@ from tracepaper.daemon.session.loop import (
     steps_of,
 )
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.decisions import FillModel, Forecast, PredictionTimeout, Step
+from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout, Step
 from tracepaper.strategies.types.market import Bar, Close, Closed, Event, ModelChange, Quote
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
@@ -43,13 +42,7 @@ def engine(**sections: dict[str, Any]) -> Engine:
         "account": {"cash": "1000000"},
         **sections,
     }
-    return build_engine(
-        load(None, given),
-        [instrument(symbol) for symbol in SYMBOLS],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=None,
-    )
+    return engine_of(given, [instrument(symbol) for symbol in SYMBOLS])
 
 
 def closes(count: int) -> list[list[Bar]]:
@@ -111,8 +104,7 @@ def test_all_bars_fill_and_mark_before_the_first_is_decided() -> None:
     before = None
     for together in closes(60):
         *_, third = machine.close(closed(together), together, [None] * 3)
-        assert third.position is not None
-        if third.position.quantity > 0:
+        if present(third.position).quantity > 0:
             before = together, third.account.equity
             break
     assert before is not None
@@ -236,7 +228,7 @@ async def test_what_a_late_bar_trades_is_stored_at_once() -> None:
     first = next(step.sequence for step in alone.steps if step.orders)
     assert alone.together == [1] * 60
     # From the bar behind the first order on all are late: that order is filled by one of them.
-    late = [replace(one, seen_ms=one.seen_ms + 10**9) for one in events[first + 1 :]]
+    late = [replace(event, seen_ms=event.seen_ms + 10**9) for event in events[first + 1 :]]
     audit = Transactions()
     given = [*events[: first + 1], *late]
     await drive(Scripted(given), NoModel(), engine(), audit, is_behind=lambda: True)
@@ -295,11 +287,7 @@ async def test_a_close_that_is_late_is_late_for_all_of_it() -> None:
 
     gate = threading.Event()
     worker = WorkerPredictor(
-        Stuck(),
-        BarHistory(KEYS, context=1),
-        Worker("model"),
-        period_start_ms=0,
-        deadline_ms=30,
+        Stuck(), BarHistory(KEYS, context=1), Worker("model"), period_start_ms=0, deadline_ms=30
     )
     await worker.predict(start())
     first, second = (Close(closed(together), together) for together in closes(2))

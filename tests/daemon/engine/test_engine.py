@@ -7,17 +7,16 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from builders import START_MS, bar, bars, explanation, forecast, instrument, quote
+from builders import START_MS, bar, bars, explanation, forecast, instrument, present, quote
+from engines import engine_of
 from fakes import FixedForecaster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import SmaCross
 from tracepaper.strategies.types.calibration import Calibration
@@ -61,8 +60,8 @@ def engine(
     forecaster: FixedForecaster | None = None,
     **sections: dict[str, Any],
 ) -> Engine:
-    return build_engine(
-        load(None, {**SMA, **sections}),
+    return engine_of(
+        {**SMA, **sections},
         [item or instrument()],
         execution=execution,
         period_start_ms=period_start_ms,
@@ -77,19 +76,13 @@ def steps_of(machine: Engine, events: list[Event]) -> list[Step]:
 def attention(**gate: Any) -> Engine:
     """Return an engine whose gates pass an ordinary forecast."""
     rules = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.5", **gate}
-    return build_engine(
-        load(
-            None,
-            {
-                **SMA,
-                "strategy": {"name": "attention"},
-                "gate": rules,
-                "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
-            },
-        ),
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
+    return engine_of(
+        {
+            **SMA,
+            "strategy": {"name": "attention"},
+            "gate": rules,
+            "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
+        },
         forecaster=FixedForecaster(lambda _seen: None, calibration=CALIBRATION),
     )
 
@@ -109,13 +102,13 @@ class NewSignals(SmaCross):
     """Signals as ``sma_cross`` does, each time by a new object, so that no bar is a repetition."""
 
     def decide(self, context: BarContext) -> Signal:
-        known = super().decide(context)
-        return Signal(known.action, known.reason, known.strength)
+        signal = super().decide(context)
+        return Signal(signal.action, signal.reason, signal.strength)
 
 
 def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
     """Return bars with something else at each (kind, index) of *places*."""
-    made: list[Event] = []
+    events: list[Event] = []
     kinds = {index: kind for kind, index in places}
     for index, one in enumerate(bars(120, seed=seed)):
         kind, at_ms = kinds.get(index), one.open_time_ms
@@ -124,18 +117,18 @@ def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
                 continue  # a hole
             case 1 | 2 | 3:
                 order = (CommandKind.HALT, CommandKind.RESUME, CommandKind.FLATTEN)[kind - 1]
-                made.append(Command(order, "", at_ms, at_ms))
+                events.append(Command(order, "", at_ms, at_ms))
             case 4 | 5:
                 finer = instrument(quantity_step=3 if kind == 4 else 1)
-                made.append(InstrumentChange(finer, at_ms, at_ms))
+                events.append(InstrumentChange(finer, at_ms, at_ms))
             case 6:
-                made.append(structs.replace(one, close=one.close * 3, high=one.close * 3))
+                events.append(structs.replace(one, close=one.close * 3, high=one.close * 3))
                 continue  # an implausible close
             case 7:
-                made.append(structs.replace(one, seen_ms=one.seen_ms + 10 * 60_000))
+                events.append(structs.replace(one, seen_ms=one.seen_ms + 10 * 60_000))
                 continue  # a late bar
-        made.append(one)
-    return made
+        events.append(one)
+    return events
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,19 +140,16 @@ def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
 def test_a_bar_that_repeats_the_last_decision_gives_the_step_that_deciding_anew_gives(
     seed: int, places: list[tuple[int, int]], long_only: bool
 ) -> None:
-    made = [
-        build_engine(
-            load(None, SMA),
-            [instrument()],
-            execution=FillModel.NEXT_OPEN,
+    engines = [
+        engine_of(
+            SMA,
             period_start_ms=START_MS + 3 * 60_000,
-            forecaster=None,
-            strategies={"BTCUSDT": kind(fast=3, slow=7, long_only=long_only)},
+            strategy=kind(fast=3, slow=7, long_only=long_only),
         )
         for kind in (SmaCross, NewSignals)
     ]
     events = disturbed(seed, places)
-    assert steps_of(made[0], events) == steps_of(made[1], events)
+    assert steps_of(engines[0], events) == steps_of(engines[1], events)
 
 
 def test_decisions_that_repeat_share_one_outcome() -> None:
@@ -179,16 +169,11 @@ class Reasons(SmaCross):
 
 
 def test_an_outcome_that_comes_again_is_the_same_and_few_are_remembered() -> None:
-    made = build_engine(
-        load(None, SMA),
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=START_MS,
-        forecaster=None,
-        strategies={"BTCUSDT": Reasons(fast=3, slow=7, long_only=True)},
+    made = engine_of(
+        SMA, period_start_ms=START_MS, strategy=Reasons(fast=3, slow=7, long_only=True)
     )
     outcomes = [step.decision.outcome for step in steps_of(made, list(bars(120))) if step.decision]
-    assert [one.reason for one in outcomes[8:12]] == ["turn 0", "turn 1", "turn 0", "bar 11"]
+    assert [signal.reason for signal in outcomes[8:12]] == ["turn 0", "turn 1", "turn 0", "bar 11"]
     assert outcomes[8] is outcomes[10]
     assert outcomes[8] == outcomes[110] is outcomes[112]
     assert outcomes[110] is not outcomes[8], "forgotten among so many"
@@ -200,7 +185,7 @@ def test_an_outcome_comes_again_only_where_the_same_gates_passed() -> None:
     at_ms = made[40].open_time_ms
     halt = Command(CommandKind.HALT, "", at_ms, at_ms)
     steps = steps_of(engine(), [*made[:40], halt, made[40], late, made[42]])
-    on_time, too_late, again = (one.decision.outcome for one in steps[-3:] if one.decision)
+    on_time, too_late, again = (step.decision.outcome for step in steps[-3:] if step.decision)
     assert on_time.reason == too_late.reason == again.reason == "refused by operator"
     assert on_time.passed != too_late.passed
     assert on_time is again
@@ -281,8 +266,7 @@ def test_cash_is_what_the_fills_say(seed: int) -> None:
         for fill in step.fills
     )
     last = got[-1]
-    assert last.position is not None
-    entry = last.position.entry_notional
+    entry = present(last.position).entry_notional
     assert last.account.cash == 1_000_000 * 10**8 - paid + entry
 
 
@@ -302,8 +286,9 @@ def test_a_close_that_no_market_gives_is_held_and_the_next_one_is_not_judged_by_
     ]
     assert got[70] is not None
     assert got[70].action is Action.HOLD
-    measured = dict(zip(got[70].gate_set.gates, got[70].measures, strict=True))["plausible"]
-    assert measured is not None
+    measured = present(
+        dict(zip(got[70].gate_set.gates, got[70].measures, strict=True))["plausible"]
+    )
     assert measured > 100_000
     allowed = steps_of(engine(gate={"plausible": "1000000"}), list(history))
     assert all(step.decision.refused_by != "plausible" for step in allowed if step.decision)
@@ -334,8 +319,10 @@ def test_a_late_bar_is_held_and_refused_by_late() -> None:
     history = bars(10)
     late = bar(history[9].close, index=9, late_ms=60_001)
     step = steps_of(engine(), [*history[:9], late])[-1]
-    assert step.decision is not None
-    assert (step.decision.action, step.decision.refused_by) == (Action.HOLD, "late")
+    assert (present(step.decision).action, present(step.decision).refused_by) == (
+        Action.HOLD,
+        "late",
+    )
 
 
 def test_the_bar_after_a_hole_is_refused_by_gap() -> None:
@@ -404,8 +391,7 @@ def test_a_thin_quote_fills_in_part_and_the_rest_waits() -> None:
 
 def test_without_a_quote_the_stale_gate_is_null_and_refuses() -> None:
     step = steps_of(engine(execution=FillModel.QUOTE), list(bars(8)))[-1]
-    assert step.decision is not None
-    assert step.decision.refused_by == "stale"
+    assert present(step.decision).refused_by == "stale"
 
 
 @pytest.mark.parametrize(
@@ -416,8 +402,7 @@ def test_a_quote_dated_after_the_bar_has_no_age_and_refuses(dated_ms: int, *, pa
     history = list(bars(8))
     steps_of(machine, list(history[:7]))
     machine.step(quote(at_ms=history[7].seen_ms + dated_ms), None)
-    decision = machine.step(history[7], None).decision
-    assert decision is not None
+    decision = present(machine.step(history[7], None).decision)
     stale = decision.gate_set.gates.index("stale")
     assert decision.measures[stale] == (-dated_ms if passes else None)
     assert (decision.refused_by == "stale") == (not passes)
@@ -434,9 +419,8 @@ def test_halt_holds_and_resume_lifts_it() -> None:
     machine.step(command(CommandKind.HALT), None)
     halted = machine.step(history[7], None).decision
     machine.step(command(CommandKind.RESUME), None)
-    resumed = machine.step(history[8], None).decision
+    resumed = present(machine.step(history[8], None).decision)
     assert halted is not None
-    assert resumed is not None
     assert (halted.action, halted.refused_by) == (Action.HOLD, "operator")
     assert resumed.refused_by is None
 
@@ -450,8 +434,7 @@ def test_flatten_halts_and_closes_what_is_held() -> None:
     (order,) = machine.step(command(CommandKind.FLATTEN), None).orders
     assert order.reason == "FLATTEN"
     after = machine.step(bar(item.close, index=200), None)
-    assert after.position is not None
-    assert after.position.quantity == 0
+    assert present(after.position).quantity == 0
     assert machine.halted
 
 
@@ -460,27 +443,20 @@ def test_flatten_halts_and_closes_what_is_held() -> None:
 
 def test_an_allowed_forecast_is_traded_and_every_gate_is_recorded() -> None:
     step = answered(attention(), [None, None, forecast(0.01)])[-1]
-    decision = step.decision
-    assert decision is not None
-    assert (decision.action, decision.allowed, decision.regime) == (
-        Action.LONG,
-        True,
-        Regime.MIXED,
-    )
+    decision = present(step.decision)
+    assert (decision.action, decision.allowed, decision.regime) == (Action.LONG, True, Regime.MIXED)
     assert len(decision.measures) == len(decision.gate_set.gates)
     assert None not in decision.measures
 
 
 def test_a_late_model_is_refused_by_deadline() -> None:
-    decision = answered(attention(), [None, None, PredictionTimeout(1_000)])[-1].decision
-    assert decision is not None
+    decision = present(answered(attention(), [None, None, PredictionTimeout(1_000)])[-1].decision)
     assert (decision.action, decision.refused_by) == (Action.HOLD, "deadline")
 
 
 def test_a_forecast_that_is_not_finite_is_refused_and_not_stored() -> None:
     step = answered(attention(), [None, None, forecast(float("nan"))])[-1]
-    assert step.decision is not None
-    assert step.decision.refused_by == "finite"
+    assert present(step.decision).refused_by == "finite"
     assert step.prediction is None
 
 
@@ -488,8 +464,7 @@ def test_a_refusal_by_judgement_holds_or_closes_as_configured() -> None:
     unsure = forecast(0.01, explained=explanation(confidence=0.01))
     for on_refusal, action in (("hold", Action.HOLD), ("flat", Action.FLAT)):
         got = answered(attention(on_refusal=on_refusal), [None, None, forecast(0.01), unsure])
-        decision = got[-1].decision
-        assert decision is not None
+        decision = present(got[-1].decision)
         assert (decision.refused_by, decision.action) == ("confidence", action)
 
 
@@ -499,8 +474,10 @@ def test_a_position_that_outlives_its_horizon_is_closed() -> None:
     actions = [step.decision.action for step in got if step.decision]
     assert actions[2] is Action.LONG
     assert actions[3:32] == [Action.HOLD] * 29
-    assert got[32].decision is not None
-    assert (got[32].decision.action, got[32].decision.reason) == (Action.FLAT, "horizon")
+    assert (present(got[32].decision).action, present(got[32].decision).reason) == (
+        Action.FLAT,
+        "horizon",
+    )
 
 
 def test_the_ungated_twin_trades_what_judgement_refused() -> None:
@@ -509,8 +486,7 @@ def test_the_ungated_twin_trades_what_judgement_refused() -> None:
     (twin,) = got[-1].twins
     assert twin.twin == "ungated"
     assert (len(twin.fills), twin.position.quantity) == (1, 1_000)
-    assert got[-1].position is not None
-    assert got[-1].position.quantity == 0
+    assert present(got[-1].position).quantity == 0
 
 
 def test_the_twin_does_not_trade_on_inputs_that_cannot_be_believed() -> None:

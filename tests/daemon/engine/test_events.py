@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import MINUTE, START_MS, bar, bars, explanation, forecast, instrument
+from builders import MINUTE, START_MS, bar, bars, explanation, forecast, instrument, present
+from engines import engine_of
 from exit_cases import KEY, asked, flat_bars, held, long, machine, path, short, taken
 from fakes import FixedForecaster
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from tracepaper.daemon.broker.exit_orders import NOTHING_FOLLOWS
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.build import build_engine, model_terms
+from tracepaper.daemon.session.build import model_terms
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import SmaCross
 from tracepaper.strategies.types.calibration import Calibration, RegimeCells
@@ -83,20 +84,15 @@ class Turns(SmaCross):
 
 
 def test_what_comes_again_under_another_model_was_judged_by_its_gates() -> None:
-    engine = build_engine(
-        load(None, {"strategy": {"name": "sma_cross", "fast": 3, "slow": 5}}),
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={"BTCUSDT": Turns(fast=3, slow=5, long_only=True)},
+    engine = engine_of(
+        {"strategy": {"name": "sma_cross", "fast": 3, "slow": 5}},
+        strategy=Turns(fast=3, slow=5, long_only=True),
     )
     made = bars(60)
     before = [engine.step(one, None).decision for one in made[:20]][-2]
     prepared(engine).step(change(()), None)
-    after = [engine.step(one, None).decision for one in made[20:]][-2]
+    after = present([engine.step(one, None).decision for one in made[20:]][-2])
     assert before is not None
-    assert after is not None
     assert (before.outcome.reason, before.passed) == (after.outcome.reason, after.passed)
     assert before.gate_set.thresholds != after.gate_set.thresholds
     assert after.gate_set == engine.states[KEY].gates.evaluator.gate_set
@@ -113,8 +109,7 @@ def test_a_flatten_ends_the_protection_that_an_unfilled_entry_brought() -> None:
 def test_a_flatten_ends_the_protection_that_a_turn_would_have_brought() -> None:
     engine = machine({0: long(stop=98.0), 1: short(stop=102.0)}, execution=FillModel.QUOTE)
     taken(engine, [*flat_bars(1), asked(10_000, 1), bar(10_000, index=1)])
-    following = engine.state().account.books[KEY].protection.following
-    assert following is not None
+    following = present(engine.state().account.books[KEY].protection.following)
     assert following != NOTHING_FOLLOWS
     engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)
     assert engine.state().account.books[KEY].protection.following == NOTHING_FOLLOWS
@@ -145,11 +140,8 @@ def by_cells() -> Engine:
         for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
     }
     calibration = Calibration(quantiles, {30: 1.0}, 0.0, cells=CELLS)
-    return build_engine(
-        load(None, {"strategy": {"name": "attention"}}),
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
+    return engine_of(
+        {"strategy": {"name": "attention"}},
         forecaster=FixedForecaster(lambda _seen: None, calibration=calibration),
     )
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 import pytest
 from builders import MINUTE, START_MS, bar, instrument
 from depth_cases import depth
+from engines import engine_of
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.order_book import books_of, packed_books
@@ -44,16 +43,11 @@ class Looks(Strategy):
 def machine() -> tuple[Engine, Looks]:
     item = instrument(tick_size=1)
     looks = Looks()
-    config = load(
-        None, {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}}
-    )
-    engine = build_engine(
-        config,
+    engine = engine_of(
+        {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}},
         [item],
         execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={item.symbol: looks},
+        strategy=looks,
     )
     for index in range(BARS):
         engine.step(minute(index), None)
@@ -86,10 +80,10 @@ def test_of_a_false_book_and_those_before_it_none_is_seen(false: int, at: int) -
     engine, looks = machine()
     mids = [PRICE] * 60
     mids[at] = false
-    said, _ = steps(engine, [books(mids), minute(BARS)])
+    step, _ = steps(engine, [books(mids), minute(BARS)])
     assert looks.saw == (list(range(58 - at, -1, -1)) or None)
-    assert said.belief is not None
-    assert said.belief.startswith("not believed unless their bar goes there: 1 of 60 order books")
+    assert step.belief is not None
+    assert step.belief.startswith("not believed unless their bar goes there: 1 of 60 order books")
     # It stays unseen; what comes after it is seen.
     steps(engine, [books([PRICE] * 60, index=BARS + 1), minute(BARS + 1)])
     assert looks.saw == list(range(59, -1, -1))
@@ -106,17 +100,17 @@ def test_where_the_last_book_before_the_close_is_false_none_is_seen() -> None:
 
 def test_true_books_are_seen_and_nothing_is_said_of_them() -> None:
     engine, looks = machine()
-    said, _ = steps(engine, [books([PRICE + place for place in range(60)]), minute(BARS)])
-    assert said.belief is None
+    step, _ = steps(engine, [books([PRICE + place for place in range(60)]), minute(BARS)])
+    assert step.belief is None
     assert looks.saw == list(range(59, -1, -1))
 
 
 def test_books_of_a_crash_that_their_bar_shows_are_seen() -> None:
     engine, looks = machine()
     fall = [PRICE] * 20 + [DOWN] * 40
-    said, _ = steps(engine, [books(fall), minute(BARS, DOWN, open_=PRICE)])
-    assert said.belief is not None
-    assert said.belief.startswith("not believed unless their bar goes there: 40 of 60 order books")
+    step, _ = steps(engine, [books(fall), minute(BARS, DOWN, open_=PRICE)])
+    assert step.belief is not None
+    assert step.belief.startswith("not believed unless their bar goes there: 40 of 60 order books")
     assert looks.saw == list(range(59, -1, -1))
 
 
@@ -125,8 +119,8 @@ def test_books_before_a_crash_are_usual_where_quotes_showed_it_already() -> None
     at = START_MS + (BARS + 1) * MINUTE - 500
     fall = [PRICE] * 20 + [DOWN] * 40
     shown = (Mark(KEY, DOWN + 60, at - 100, at, index=DOWN), Mark(KEY, DOWN, at, at))
-    *_, said, _ = steps(engine, [*shown, books(fall), minute(BARS, DOWN, open_=PRICE)])
-    assert said.belief is None
+    *_, step, _ = steps(engine, [*shown, books(fall), minute(BARS, DOWN, open_=PRICE)])
+    assert step.belief is None
     assert looks.saw == list(range(59, -1, -1))
 
 
@@ -161,11 +155,7 @@ def test_what_is_recalled_hides_the_same() -> None:
     """A replay that goes on, and one that begins in the midst of a run."""
     mids = [PRICE] * 60
     mids[30] = DOWN
-    events: list[Depths | Bar] = [
-        books(mids),
-        minute(BARS),
-        books([PRICE] * 9, index=BARS + 1),
-    ]
+    events: list[Depths | Bar] = [books(mids), minute(BARS), books([PRICE] * 9, index=BARS + 1)]
     (live, seen), (recalled, again), (repeated, third) = machine(), machine(), machine()
     steps(live, events)
     for event in events:
@@ -182,17 +172,12 @@ def test_what_is_recalled_hides_the_same() -> None:
 def test_before_ten_bars_every_book_is_believed() -> None:
     item = instrument(tick_size=1)
     looks = Looks()
-    config = load(
-        None, {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}}
-    )
-    engine = build_engine(
-        config,
+    engine = engine_of(
+        {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}},
         [item],
         execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={item.symbol: looks},
+        strategy=looks,
     )
-    said, _ = steps(engine, [books([DOWN] * 60, index=0), minute(0)])
-    assert said.belief is None
+    step, _ = steps(engine, [books([DOWN] * 60, index=0), minute(0)])
+    assert step.belief is None
     assert looks.saw == list(range(59, -1, -1))

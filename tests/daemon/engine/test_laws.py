@@ -73,12 +73,13 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (TWO_BY_QUOTES, RestingOrders, "restore", _forgets),
     (MARGIN_BY_QUOTES, Latency, "of", _at_once),
     (MARGIN_BY_QUOTES, RestingOrders, "resize", _nothing),
-    (SPOT_BY_BARS, matching.MarketPass, "_refusal", _never),
+    (SPOT_BY_BARS, Line, "refusal", _never),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "forget_passing", _never),
     (MARGIN_BY_QUOTES, RestingOrders, "expire", _nothing),
     (SPOT_BY_BARS, MemberState, "unfilled", _says_nothing),
+    (MARGIN_BY_BARS, matching, "_may_meet", _never),
 ]
 
 

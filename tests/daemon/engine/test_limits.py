@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import pytest
-from builders import MINUTE, START_MS, bar, instrument
+from builders import MINUTE, START_MS, bar, instrument, present
+from engines import engine_of
+from records import rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.values import SizeBy
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Command, CommandKind, InstrumentChange
@@ -36,8 +36,7 @@ def ran(folder: Path, settings: str, *, until: str = "2025-05-26T12:00") -> Path
 
 
 def asked(database: Path, sql: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(database) as connection:
-        return connection.execute(sql).fetchall()
+    return rows(database, sql)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +92,7 @@ def test_a_limit_that_only_refuses_halts_nothing() -> None:
     engine, key = _engine('[risk]\nmax_daily_loss = 5\non_breach = "refuse"\n')
     for index, close in enumerate((10_000, 10_000, 10_100, 10_200, 9_000, 9_000)):
         engine.step(bar(close, index=index, instrument_id=key), None)
-    assert engine.risk.state.breach is not None
-    assert engine.risk.state.breach.limit == "risk.daily_loss"
+    assert present(engine.risk.state.breach).limit == "risk.daily_loss"
     assert engine.breach == "", "status and metrics call the run halted by what this says"
 
 
@@ -105,14 +103,13 @@ def test_two_symbols_that_enter_at_one_close_count_each_other() -> None:
     for index, close in enumerate((10_000, 10_000, 10_100, 10_200)):
         for symbol in ("AUSDT", "BUSDT"):
             seen = bar(close, index=index, instrument_id=f"linear:{symbol}")
-            decision = engine.step(seen, None).decision
-            assert decision is not None
+            decision = present(engine.step(seen, None).decision)
             refused.append(decision.refused_by)
     assert refused[-4:-2] == [None, "risk.exposure"], "before either is filled"
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ('[sizing]\nmode = "allocation"\nweights = {ETHUSDT = "0.5"}\n', "names ETHUSDT"),
         ("[risk]\ncooldown = 0\n", "whole number"),
@@ -120,17 +117,11 @@ def test_two_symbols_that_enter_at_one_close_count_each_other() -> None:
         ("[sizing]\nlookback = 5\n", "22"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(tmp_path: Path, settings: str, said: str) -> None:
+def test_what_cannot_be_is_one_sentence(tmp_path: Path, settings: str, message: str) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(CROSS + settings)
-    with pytest.raises(ConfigInvalid, match=said):
-        build_engine(
-            load(file),
-            [instrument()],
-            execution=FillModel.NEXT_OPEN,
-            period_start_ms=START_MS,
-            forecaster=None,
-        )
+    with pytest.raises(ConfigInvalid, match=message):
+        engine_of(load(file), period_start_ms=START_MS)
 
 
 def test_a_symbol_that_is_not_trading_is_refused_by_name() -> None:
@@ -140,8 +131,7 @@ def test_a_symbol_that_is_not_trading_is_refused_by_name() -> None:
     engine.step(
         InstrumentChange(msgspec.structs.replace(closed, status="Closed"), START_MS, START_MS), None
     )
-    decision = engine.step(bar(index=0, instrument_id=key), None).decision
-    assert decision is not None
+    decision = present(engine.step(bar(index=0, instrument_id=key), None).decision)
     gates = decision.gate_set.gates
     assert not decision.passed >> gates.index("tradable") & 1
 
@@ -162,10 +152,8 @@ def _engine(settings: str, execution: FillModel = FillModel.NEXT_OPEN) -> tuple[
         file.write_text('[strategy]\nname = "sma_cross"\nfast = 1\nslow = 2\n' + settings)
         config = load(file)
     items = [instrument(symbol) for symbol in config.market.symbols]
-    made = build_engine(
-        config, items, execution=execution, period_start_ms=START_MS, forecaster=None
-    )
-    return made, items[0].id
+    engine = engine_of(config, items, execution=execution, period_start_ms=START_MS)
+    return engine, items[0].id
 
 
 NEEDS_A_MODEL = {"tanh", "kelly", "volatility", "expected_shortfall", "network_allocation"}
@@ -183,5 +171,4 @@ def test_a_size_that_no_forecast_gives_is_refused_and_every_other_is_held(mode: 
     engine, key = _engine(sizing + '[exits]\nstop_loss = "2%"\n')
     for index in range(40):
         step = engine.step(bar(10_000 + 10 * index, index=index, instrument_id=key), None)
-    assert step.position is not None
-    assert step.position.quantity > 0
+    assert present(step.position).quantity > 0

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 from builders import MINUTE, bar, instrument, quote
+from engines import engine_of
 from msgspec.structs import replace
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -49,13 +48,8 @@ def engine(
     **sections: dict[str, Any],
 ) -> Engine:
     made = type("Told", (Says,), {"answers": answers, "gates": gates, "twins": twins})
-    return build_engine(
-        load(None, {"strategy": {"name": "sma_cross"}, **sections}),
-        [instrument()],
-        execution=execution,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={"BTCUSDT": made()},
+    return engine_of(
+        {"strategy": {"name": "sma_cross"}, **sections}, execution=execution, strategy=made()
     )
 
 
@@ -193,12 +187,11 @@ def test_halt_takes_back_what_could_open_and_flatten_takes_back_all() -> None:
 
 def test_on_spot_a_sale_by_list_may_only_reduce() -> None:
     made = type("Told", (Says,), {"answers": (listed(sell(1)),), "gates": Strategy.gates})
-    machine = build_engine(
-        load(None, {"strategy": {"name": "sma_cross"}, "market": {"category": "spot"}}),
+    machine = engine_of(
+        {"strategy": {"name": "sma_cross"}, "market": {"category": "spot"}},
         [instrument(category=Category.SPOT)],
-        execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=None,
-        strategies={"BTCUSDT": made()},
-    )  # fmt: skip
+        strategy=made(),
+    )
     (order,) = machine.step(bar(10_000, instrument_id="spot:BTCUSDT"), None).orders
     assert order.reduce_only
     assert order.status is OrderStatus.REJECTED

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import MINUTE, START_MS, bar, instrument, quote
+from builders import MINUTE, START_MS, bar, instrument, present, quote
+from engines import engine_of
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.price_checks import OWN_MS, largest_rate
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, OrderStatus, Step
@@ -40,8 +39,8 @@ class Says(Strategy):
 
     gates = CORE_GATES
 
-    def __init__(self, said: Signal | Orders) -> None:
-        self._said = said
+    def __init__(self, signal: Signal | Orders) -> None:
+        self._said = signal
 
     def decide(self, context: BarContext) -> Signal | Orders:
         is_last = context.time == HELD_MS - MINUTE
@@ -49,7 +48,7 @@ class Says(Strategy):
 
 
 def machine(
-    said: Signal | Orders,
+    signal: Signal | Orders,
     *,
     margin: bool = False,
     category: Category = Category.LINEAR,
@@ -59,8 +58,7 @@ def machine(
 ) -> Engine:
     item = instrument(category=category, tick_size=1)
     account = {"margin": "isolated", "leverage": leverage} if margin else {}
-    config = load(
-        None,
+    return engine_of(
         {
             "market": {"category": category.value},
             "strategy": {"name": "sma_cross"},
@@ -68,14 +66,9 @@ def machine(
             "account": {"cash": "5000", **account},
             "execution": keys,
         },
-    )
-    return build_engine(
-        config,
         [item],
         execution=execution,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={item.symbol: Says(said)},
+        strategy=Says(signal),
     )
 
 
@@ -130,8 +123,7 @@ T0 = HELD_MS + 1_000
 def test_what_was_entered_is_held() -> None:
     engine = held(machine(LONG, margin=True))
     step = engine.step(mark(PRICE, T0), None)
-    assert step.position is not None
-    assert step.position.quantity == 1_000
+    assert present(step.position).quantity == 1_000
     assert step.belief is None
 
 
@@ -139,7 +131,7 @@ def test_what_was_entered_is_held() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "margin", "frame"),
+    ("signal", "margin", "frame"),
     [
         (LONG, True, mark(DOWN, T0)),
         (LONG, True, mark(1, T0)),
@@ -155,17 +147,16 @@ def test_what_was_entered_is_held() -> None:
     ],
 )
 def test_one_false_frame_fills_and_liquidates_nothing(
-    said: Signal | Orders, margin: bool, frame: Quote | Mark
+    signal: Signal | Orders, margin: bool, frame: Quote | Mark
 ) -> None:
-    engine = held(machine(said, margin=margin))
+    engine = held(machine(signal, margin=margin))
     before = engine.step(mark(PRICE + 1, T0 - 500, index=PRICE, last=PRICE), None)
     assert fills(engine, book(PRICE, T0 - 400)) == []
     assert engine.prices.doubts(frame)
     step = engine.step(frame, None)
     assert step.fills == ()
     assert step.position == before.position  # nor is it valued at such a price
-    assert step.belief is not None
-    assert step.belief.startswith("not believed: ")
+    assert present(step.belief).startswith("not believed: ")
     # What was true before goes on, and the false frame has left nothing behind.
     for place in range(1, 8):
         at = T0 + place * 500
@@ -204,8 +195,7 @@ def test_an_order_whose_time_is_over_ends_at_a_false_book_too() -> None:
 def test_a_quote_that_is_not_believed_shows_that_quotes_come() -> None:
     engine = held(machine(LONG))
     engine.step(book(DOWN, HELD_MS + 50_000), None)
-    decided = engine.step(bar(PRICE, index=BARS), None).decision
-    assert decided is not None
+    decided = present(engine.step(bar(PRICE, index=BARS), None).decision)
     stale = dict(zip(decided.gate_set.gates, decided.measures, strict=True))["stale"]
     assert stale == 10_000
 
@@ -231,8 +221,7 @@ def test_a_mark_that_another_source_shows_liquidates(other: str, sign: int) -> N
     (fill,) = step.fills
     assert fill.model is FillModel.LIQUIDATION
     name = other.removesuffix(" of the ticker before")
-    assert step.belief is not None
-    assert step.belief.startswith(f"believed on the {name} {price // 100}")
+    assert present(step.belief).startswith(f"believed on the {name} {price // 100}")
 
 
 def test_a_mark_that_waits_liquidates_in_the_step_of_what_shows_it() -> None:
@@ -244,8 +233,7 @@ def test_a_mark_that_waits_liquidates_in_the_step_of_what_shows_it() -> None:
     (fill,) = step.fills
     assert (fill.model, fill.reference_price) == (FillModel.LIQUIDATION, DOWN)
     assert fill.filled_ms == T0 + 700
-    assert step.belief is not None
-    assert step.belief.endswith("; the mark before it is believed on this one")
+    assert present(step.belief).endswith("; the mark before it is believed on this one")
 
 
 @pytest.mark.parametrize(
@@ -334,7 +322,7 @@ def test_a_crash_that_sources_show_liquidates(sources: str, lags: dict[str, int]
     events = crash(sources, lags=lags)
     if gap > 1:
         each = len(events) // 120
-        events = [one for place, one in enumerate(events) if place // each % gap == gap - 1]
+        events = [event for place, event in enumerate(events) if place // each % gap == gap - 1]
     found = fills(engine, *events)
     assert [fill.model for fill in found] == [FillModel.LIQUIDATION]
 
@@ -491,8 +479,7 @@ def test_an_absurd_rate_moves_nothing(rate: int) -> None:
     step = settled(engine, rate)
     assert not step.accepted
     assert step.account == before.account
-    assert step.belief is not None
-    assert step.belief.startswith("not believed: a funding rate of ")
+    assert present(step.belief).startswith("not believed: a funding rate of ")
     later = settled(engine, PERCENT // 100)  # the true one of the same time comes after it
     assert later.accepted
     assert [entry.kind for entry in later.ledger] == ["funding"]
@@ -503,8 +490,7 @@ def test_a_rate_that_the_ticker_announced_is_booked() -> None:
     engine.step(mark(PRICE, T0 - 500, funding_rate=12 * PERCENT), None)
     step = settled(engine, 12 * PERCENT)
     assert step.accepted
-    assert step.belief is not None
-    assert step.belief.startswith("believed on the ticker's 12 %: ")
+    assert present(step.belief).startswith("believed on the ticker's 12 %: ")
 
 
 @pytest.mark.parametrize("early_ms", [HOUR_MS, HOUR_MS + 1])

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import MINUTE, START_MS, bar, instrument, quote
+from builders import MINUTE, START_MS, bar, instrument, present, quote
+from engines import engine_of
 
 from tracepaper import backtest
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.replay.checks.identity import decision_identity
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderStatus, Step
-from tracepaper.strategies.types.market import (
-    Category,
-    Command,
-    CommandKind,
-    InstrumentChange,
-)
+from tracepaper.strategies.types.market import Category, Command, CommandKind, InstrumentChange
 from tracepaper.strategies.units import DAY_MS
-
-CANDLES = Path(__file__).parents[3] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 
 
 class Wants(Strategy):
@@ -49,13 +41,7 @@ def engine(*actions: str, by: FillModel = FillModel.NEXT_OPEN, **sections: Any) 
         "account": {"cash": "100"},
         **sections,
     }
-    return build_engine(
-        load(None, given),
-        [instrument(category=Category.SPOT)],
-        execution=by,
-        period_start_ms=0,
-        forecaster=None,
-    )
+    return engine_of(given, [instrument(category=Category.SPOT)], execution=by)
 
 
 def closes(machine: Engine, *prices: int) -> list[Step]:
@@ -148,8 +134,7 @@ def test_a_bar_that_a_gate_holds_sends_nothing_that_was_refused_before() -> None
     late = bar(9_900, index=1, late_ms=5, instrument_id="spot:BTCUSDT")
     step = machine.step(late, None)
     assert unfilled([first, step]) == [CASH, None]
-    assert step.decision is not None
-    assert (step.decision.refused_by, step.orders) == ("late", ())
+    assert (present(step.decision).refused_by, step.orders) == ("late", ())
 
 
 def test_a_size_below_the_step_is_said() -> None:
@@ -240,11 +225,7 @@ def test_what_slippage_adds_is_paid_from_cash_too() -> None:
 
 def by_quotes(*actions: str, **sections: Any) -> Engine:
     machine = engine(
-        *actions,
-        by=FillModel.QUOTE,
-        account={"cash": "1000"},
-        gate={"stale_ms": 10**9},
-        **sections,
+        *actions, by=FillModel.QUOTE, account={"cash": "1000"}, gate={"stale_ms": 10**9}, **sections
     )
     machine.step(quote(at_ms=START_MS, instrument_id="spot:BTCUSDT"), None)
     return machine

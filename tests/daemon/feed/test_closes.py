@@ -87,17 +87,17 @@ async def test_an_instrument_with_a_hole_is_not_waited_for() -> None:
             START_MS + minute * MINUTE for minute in (0, 0, 0, 1, 1, 1, 2, 2, 2)
         ]
         for item in ALL:  # each instrument's own bars stay in order, its gap before them
-            own = [
+            events = [
                 event
                 for event in run.events
                 if isinstance(event, Bar | Gap) and event.instrument == item.id
             ]
-            assert [type(event).__name__ for event in own] == ["Bar", "Gap", "Bar", "Bar"]
+            assert [type(event).__name__ for event in events] == ["Bar", "Gap", "Bar", "Bar"]
 
 
 def gatherer(*states: FeedState) -> CloseGatherer:
     return CloseGatherer(
-        {one.instrument.id: one for one in states},
+        {state.instrument.id: state for state in states},
         clock=ManualClock(),
         is_up=lambda _: True,
         remind=lambda _: None,
@@ -115,8 +115,8 @@ def waiting(item: Instrument, next_ms: int = START_MS) -> FeedState:
 def test_the_end_of_an_earlier_wait_ends_no_later_one() -> None:
     states = waiting(BITCOIN), waiting(ETHER)
     gathered = gatherer(*states)
-    for one in states:
-        one.sequence.skip(START_MS + MINUTE)
+    for state in states:
+        state.sequence.skip(START_MS + MINUTE)
     assert list(gathered.push(bar(index=1, instrument_id=BITCOIN.id))) == []
     assert list(gathered.expire(START_MS)) == []
     assert told(list(gathered.expire(START_MS + MINUTE))) == [(1, ["ETH"]), "BTC"]

@@ -19,9 +19,9 @@ def holder() -> DepthHolder:
 
 def taken(given: list[tuple[Depth, str]]) -> list[Depths]:
     """Return the events of all books, the last ones as before a bar."""
-    made = holder()
-    events = [event for depth, cause in given for event in made.add(depth, cause)]
-    return [*events, *made.flush()]
+    depth_holder = holder()
+    events = [event for depth, cause in given for event in depth_holder.add(depth, cause)]
+    return [*events, *depth_holder.flush()]
 
 
 def walked(count: int) -> list[Depth]:
@@ -30,36 +30,36 @@ def walked(count: int) -> list[Depth]:
 
 def test_books_in_a_row_become_blocks_and_come_back() -> None:
     books = walked(150)
-    events = taken([(one, "" if number else "stopped") for number, one in enumerate(books)])
-    assert [one.count for one in events] == [BLOCK_BOOKS, BLOCK_BOOKS, 22]
-    assert [one.cause for one in events] == ["stopped", "", ""]
+    events = taken([(book, "" if number else "stopped") for number, book in enumerate(books)])
+    assert [event.count for event in events] == [BLOCK_BOOKS, BLOCK_BOOKS, 22]
+    assert [event.cause for event in events] == ["stopped", "", ""]
     wanted = books_of(books, 5)
     for name in ("seen_ms", "market_ms", "price", "size"):
-        held = np.concatenate([getattr(books_in(one), name) for one in events])
+        held = np.concatenate([getattr(books_in(event), name) for event in events])
         assert (held == getattr(wanted, name)).all()
 
 
 def test_a_gap_ends_a_block_and_begins_one_with_its_cause() -> None:
     books = walked(10)
     events = taken(
-        [(one, "disconnected" if number == 4 else "") for number, one in enumerate(books)]
+        [(book, "disconnected" if number == 4 else "") for number, book in enumerate(books)]
     )
-    assert [(one.count, one.cause) for one in events] == [(4, ""), (6, "disconnected")]
+    assert [(depths.count, depths.cause) for depths in events] == [(4, ""), (6, "disconnected")]
 
 
 def test_a_book_that_found_no_room_in_the_queue_is_a_gap() -> None:
     books = walked(10)
     del books[3]
-    events = taken([(one, "") for one in books])
-    assert [(one.count, one.cause) for one in events] == [(3, ""), (6, "overflow")]
+    events = taken([(book, "") for book in books])
+    assert [(depths.count, depths.cause) for depths in events] == [(3, ""), (6, "overflow")]
 
 
 @pytest.mark.parametrize("cut", [1, 5])
 def test_what_came_before_a_bar_is_never_handed_on_twice(cut: int) -> None:
     books, made = walked(8), holder()
-    first = [event for one in books[:cut] for event in made.add(one, "")] + [*made.flush()]
+    first = [event for book in books[:cut] for event in made.add(book, "")] + [*made.flush()]
     assert [*made.flush()] == []
-    second = [event for one in books[cut:] for event in made.add(one, "")] + [*made.flush()]
-    assert [one.count for one in first + second] == [cut, 8 - cut]
+    second = [event for book in books[cut:] for event in made.add(book, "")] + [*made.flush()]
+    assert [depths.count for depths in first + second] == [cut, 8 - cut]
     assert second[0].first_ms == first[0].next_ms
     assert second[0].cause == ""

@@ -204,8 +204,8 @@ async def test_an_overdue_bar_that_rest_lacks_is_awaited_without_a_verdict() -> 
         await run.close_bar(0)
         await until(run.bars)
         run.move_to(START_MS + 2 * MINUTE + 5_000)
-        asked = len(server.asked("kline"))
-        await run.expect(lambda: len(server.asked("kline")) >= asked + 3)
+        count = len(server.asked("kline"))
+        await run.expect(lambda: len(server.asked("kline")) >= count + 3)
         assert not run.gaps()
         server.add_candle(START_MS + MINUTE)
         await run.expect(lambda: len(run.bars()) == 2)
@@ -376,7 +376,7 @@ async def test_filters_are_read_again_daily_and_handed_on_when_they_differ() -> 
             changes: list[InstrumentChange] = []
 
             def found() -> bool:
-                changes[:] = [one for one in run.events if isinstance(one, InstrumentChange)]
+                changes[:] = [event for event in run.events if isinstance(event, InstrumentChange)]
                 return bool(changes)
 
             await run.expect(found)
@@ -395,7 +395,7 @@ async def test_filters_that_the_run_cannot_express_are_refused_and_end_nothing()
         for days in (1, 2):
             run.move_to(START_MS + days * 25 * HOUR)
             await run.expect(partial(run.has_counted, "filters_refused", days))
-        assert not [one for one in run.events if isinstance(one, InstrumentChange)]
+        assert not [event for event in run.events if isinstance(event, InstrumentChange)]
 
 
 async def test_a_command_takes_its_place_in_line_and_stop_ends_the_feed() -> None:
@@ -482,7 +482,7 @@ async def test_a_book_that_lost_its_state_is_subscribed_anew() -> None:
         began_s = run.clock.network_s()
         await run.expect(lambda: run.clock.network_s() > began_s + 10)
         assert server.subscribed().count(topic) == 2
-        left = [one["args"] for one in server.received if one["op"] == "unsubscribe"]
+        left = [row["args"] for row in server.received if row["op"] == "unsubscribe"]
         assert left == [[topic]]
 
 
@@ -490,12 +490,12 @@ async def test_a_book_that_lost_its_state_is_subscribed_anew() -> None:
 async def test_whatever_is_dated_ahead_has_the_time_read_anew(planted: str) -> None:
     async with ScriptedServer() as server, live(server, data_watchdog_s=1e9) as run:
         await close_honestly(run, 0, 1)
-        now_ms, asked = run.clock.market_ms(), len(server.asked("time"))
+        now_ms, count = run.clock.market_ms(), len(server.asked("time"))
         later = kline(START_MS + 5 * MINUTE, ts=now_ms)
         await server.send(book(now_ms + 4_900) if planted == "a book" else later)
         await until(lambda: sum(run.feed.counters[f"ahead.{kind}"] for kind in KINDS))
         began_s = run.clock.network_s()
-        await run.expect(lambda: len(server.asked("time")) > asked)
+        await run.expect(lambda: len(server.asked("time")) > count)
         assert run.clock.network_s() - began_s <= 2  # and not after half a minute
 
 
@@ -595,10 +595,10 @@ async def test_an_implausible_close_waits_for_a_rest_that_fails_and_others_behin
         server.answer_next("kline", *(web.Response(status=500) for _ in range(4)))
         await server.send(kline(START_MS + 12 * MINUTE, HIGH))
         await until(lambda: run.feed.counters["implausible_bars"])
-        seen = run.feed.counters["frames"]
+        frames = run.feed.counters["frames"]
         for index in (13, 14):
             await run.close_bar(index, rest=False)
-        await until(lambda: run.feed.counters["frames"] == seen + 2)
+        await until(lambda: run.feed.counters["frames"] == frames + 2)
         assert len(run.bars()) == 12
         await run.expect(lambda: len(run.bars()) == 15)
         assert run.opens() == list(range(15))
@@ -740,8 +740,8 @@ async def test_a_doubted_quote_comes_behind_the_newest_mark_and_before_what_show
             ticker(at + 7, "41.0"),
         )
         await until(lambda: len(run.events) >= 5)
-        prices = [one for one in run.events if isinstance(one, Quote | Mark)]
-        seen = [(type(one), one.market_ms - at) for one in prices]
+        prices = [event for event in run.events if isinstance(event, Quote | Mark)]
+        seen = [(type(price), price.market_ms - at) for price in prices]
         assert seen == [(Quote, 2), (Mark, 3), (Quote, 4), (Quote, 5), (Mark, 7)]
         assert run.feed.counters["doubted_prices"] == 2
 

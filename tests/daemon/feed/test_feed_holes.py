@@ -8,25 +8,13 @@ from functools import partial
 import pytest
 from aiohttp import web
 from bybit_feed import BITCOIN, Live, live
-from bybit_server import (
-    MINUTE,
-    START_MS,
-    ScriptedServer,
-    kline,
-)
+from bybit_server import MINUTE, START_MS, ScriptedServer, kline
 from msgspec import structs
 from waiting import until
 
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.state import PENDING_MAX
-from tracepaper.strategies.types.market import (
-    Bar,
-    Funding,
-    Gap,
-    GapCause,
-    Instrument,
-    Source,
-)
+from tracepaper.strategies.types.market import Bar, Funding, Gap, GapCause, Instrument, Source
 
 HOUR = 3_600_000
 ETHER = structs.replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
@@ -129,9 +117,9 @@ async def test_a_hole_is_not_given_up_while_no_answer_reaches_past_it() -> None:
         await run.expect(lambda: run.clock.network_s() > begun_s + 300)
         assert run.opens() == [0]
         assert not run.gaps()
-        asked = len(server.asked("kline"))
+        count = len(server.asked("kline"))
         await run.expect(lambda: run.clock.network_s() > begun_s + 600)
-        assert 5 <= len(server.asked("kline")) - asked <= 30  # with backoff
+        assert 5 <= len(server.asked("kline")) - count <= 30  # with backoff
         for index in range(1, 5):
             server.add_candle(START_MS + index * MINUTE)
         await run.expect(lambda: len(run.bars()) == 5)
@@ -246,7 +234,7 @@ async def test_a_time_said_three_times_is_believed_and_what_follows_is_decided(y
             event for event in run.events if isinstance(event, Gap) and event.repaired_by == "clock"
         ]
         assert len(jumps) == 2
-        assert all(one.from_ms < one.until_ms for one in jumps)
+        assert all(gap.from_ms < gap.until_ms for gap in jumps)
         assert all(not isinstance(event, Bar) or event.close > 0 for event in run.events)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from depth_cases import FIRST_MS
+from forging import verified
 from recordings import run_into
 from records import rows
 from seeded_events import ITEM, MINUTE_MS, SeededMarket, seeded_market
@@ -22,9 +23,7 @@ from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.market import Bar, BookUpdate, Event
@@ -153,9 +152,8 @@ def test_whenever_a_bar_comes_the_events_are_those_of_a_replay(
     assert found[: bars[-1] + 1] == wanted[: bars[-1] + 1]
     assert sum(event[0] == "book" for event in found) > 5
     last_ms = int(replay.feed.candles[0].closes_ms[-1]) - response_ms
-    assert [one for one in rows(path, FILLS) if one[0] <= last_ms] == rows(known, FILLS)
-    with Reader.open(path) as reader:
-        assert verify_run(reader, path, reader.find("last")).differences == []
+    assert [row for row in rows(path, FILLS) if row[0] <= last_ms] == rows(known, FILLS)
+    assert verified(path).differences == []
 
 
 def test_a_bar_that_never_comes_holds_nothing_up_for_long(tmp_path: Path) -> None:

@@ -153,23 +153,23 @@ async def test_a_clock_that_is_set_back_forgets_prices_dated_ahead_of_it() -> No
 
 
 @pytest.mark.parametrize(
-    ("time_scale", "said"),
+    ("time_scale", "message"),
     [
         (1.0, "list fewer market.symbols"),
         (100.0, "lower it, and the --speed of tracepaper exchange"),
     ],
 )
 async def test_a_machine_that_reads_frames_late_says_so_and_what_to_do_once_a_minute(
-    time_scale: float, said: str
+    time_scale: float, message: str
 ) -> None:
     maintenance, clock = maintaining(quoted(), time_scale=time_scale)
     with capture_logs() as lines:
         for _ in range(130 * 20):  # 130 s of frames that are 6 s old
             clock.advance(network_s=0.05, market_ms=int(50 * time_scale))
             maintenance.observe(clock.market_ms() - int(6_000 * time_scale))
-    assert [one["event"] for one in lines] == ["behind"] * 3
+    assert [line["event"] for line in lines] == ["behind"] * 3
     assert lines[0]["reason"] == "frames are read 6 s after they were sent"
-    assert said in lines[0]["advice"]
+    assert message in lines[0]["advice"]
     assert "too slow for 1 symbol" in lines[0]["advice"]
 
 
@@ -191,7 +191,7 @@ async def test_a_full_queue_says_so_once_a_minute() -> None:
         for _ in range(61):
             maintenance.lag.warn("the queue of the feed is full, and quotes are dropped")
             clock.advance(network_s=1)
-    assert [one["event"] for one in lines] == ["behind"] * 2
+    assert [line["event"] for line in lines] == ["behind"] * 2
 
 
 async def test_what_is_overdue_is_so_in_the_time_of_the_frames() -> None:

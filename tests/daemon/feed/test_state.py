@@ -166,8 +166,8 @@ def test_a_doubted_settlement_is_handed_on_once_and_asked_for_until_another_rate
     funding = schedule()
     absurd = structs.replace(settlement(16), rate=10**10)
 
-    def doubts(one: Funding) -> bool:
-        return one.rate > 10**9
+    def doubts(funding: Funding) -> bool:
+        return funding.rate > 10**9
 
     assert funding.settle([absurd], doubts) == [absurd]
     assert funding.is_overdue(16 * HOUR)
@@ -181,7 +181,7 @@ def test_a_doubted_settlement_is_handed_on_once_and_asked_for_until_another_rate
 def test_a_settlement_that_stays_doubted_holds_up_no_later_one() -> None:
     funding = schedule()
     absurd = structs.replace(settlement(16), rate=10**10)
-    found = funding.settle([absurd, settlement(24)], lambda one: one.rate > 10**9)
+    found = funding.settle([absurd, settlement(24)], lambda funding: funding.rate > 10**9)
     assert found == [
         absurd,
         Gap("linear:BTCUSDT", 16 * HOUR, 24 * HOUR, GapCause.FUNDING, "", 24 * HOUR, 24 * HOUR),

@@ -47,15 +47,15 @@ async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
 ) -> None:
     """The newest bars of the first are missing, and each answer comes behind one of another."""
     others = [item(f"M{number}USDT") for number in range(12)]
-    names = [one.symbol for one in others]
-    asked, given = answers.asked, answers.given
+    names = [other.symbol for other in others]
+    document, given = answers.asked, answers.given
     events: list[Event] = []
 
     def holds(name: str, number: int) -> bool:
-        if any(isinstance(one, Bar) and one.instrument != BITCOIN.id for one in events):
+        if any(isinstance(event, Bar) and event.instrument != BITCOIN.id for event in events):
             return False  # the events of the queue are delivered
         if name in names:
-            return number == 1 and asked["BTCUSDT"] < 5 + names.index(name)
+            return number == 1 and document["BTCUSDT"] < 5 + names.index(name)
         return 5 <= number < 5 + len(names) and not given[names[number - 5]]
 
     answers.holds = holds
@@ -66,13 +66,13 @@ async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
         async with live(server, start=START, instruments=(BITCOIN, *others)) as run:
             events = run.events
             await run.expect(lambda: len(run.bars()) == BEFORE - 2 + BEFORE * len(others))
-    assert asked["BTCUSDT"] < 8
+    assert document["BTCUSDT"] < 8
 
 
 def opens(run: Live, of: Instrument) -> list[int]:
     """Return the open times of the bars of an instrument, in minutes since the start."""
-    bars = [one for one in run.bars() if one.instrument == of.id]
-    return [(one.open_time_ms - START_MS) // MINUTE for one in bars]
+    bars = [bar for bar in run.bars() if bar.instrument == of.id]
+    return [(bar.open_time_ms - START_MS) // MINUTE for bar in bars]
 
 
 async def close(run: Live, minute: int, *names: str) -> None:
@@ -184,7 +184,7 @@ async def test_a_connection_that_is_lost_while_a_symbol_waits_makes_no_hole_befo
         await run.expect(lambda: opens(run, ETHER)[-1:] == [2])
         assert run.clock.network_s() - asked_s < 10
         assert opens(run, ETHER) == list(range(since, 3))
-        assert not [one for one in run.gaps() if not one[-1]]
+        assert not [gap for gap in run.gaps() if not gap[-1]]
 
 
 async def test_a_symbol_that_is_listed_behind_a_lost_connection_begins_with_its_first_bar(
@@ -222,16 +222,16 @@ async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_it
             await close(run, minute, "BTCUSDT", "ETHUSDT")
         server.funding = rates
         if not is_late:
-            await run.expect(lambda: sum(isinstance(one, Funding) for one in run.events) == 2)
+            await run.expect(lambda: sum(isinstance(event, Funding) for event in run.events) == 2)
         answers.limit()
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 3)
         await close(run, 3, "BTCUSDT", "ETHUSDT")
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 4)
-        of_ether = [one for one in run.events if getattr(one, "instrument", "") == ETHER.id]
+        of_ether = [event for event in run.events if getattr(event, "instrument", "") == ETHER.id]
         (place,) = [at for at, one in enumerate(of_ether) if isinstance(one, Funding)]
-        closed = [one.close_time_ms for one in of_ether[:place] if isinstance(one, Bar)]
+        closed = [bar.close_time_ms for bar in of_ether[:place] if isinstance(bar, Bar)]
         assert max(closed) < START_MS + MINUTE
-        await run.expect(lambda: sum(isinstance(one, Funding) for one in run.events) == 2)
+        await run.expect(lambda: sum(isinstance(event, Funding) for event in run.events) == 2)
 
 
 async def test_the_filters_of_a_symbol_that_waits_are_not_asked_for_as_if_it_were_silent(

@@ -44,10 +44,7 @@ async def submit(_request: CommandRequest, _caller: Caller) -> int:
 
 @asynccontextmanager
 async def served(
-    timeout_s: float = TIMEOUT_S,
-    *,
-    submit: Submit = submit,
-    limits: ConnectionLimits | None = None,
+    timeout_s: float = TIMEOUT_S, *, submit: Submit = submit, limits: ConnectionLimits | None = None
 ) -> AsyncIterator[HttpServer]:
     async with HttpServer(
         host="127.0.0.1",
@@ -266,10 +263,7 @@ async def test_a_fault_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture
         limits.protocol(runner.server), "127.0.0.1", 0
     )
     port = listening.sockets[0].getsockname()[1]
-    async with (
-        aiohttp.ClientSession() as client,
-        client.get(f"http://127.0.0.1:{port}/") as answer,
-    ):
+    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/") as answer:
         assert answer.status == 500
     listening.close()
     await runner.cleanup()

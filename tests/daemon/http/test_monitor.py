@@ -59,12 +59,7 @@ def test_a_decided_bar_makes_it_ready_with_exact_amounts() -> None:
     facts = status["instruments"][BTC]  # type: ignore[index]
     assert (facts["close"], facts["quantity"], facts["unrealized_pnl"]) == ("101", "-1.5", "2.5")
     assert (facts["action"], facts["allowed"], facts["refused_by"]) == ("HOLD", False, "edge")
-    assert facts["gates"][-1] == {
-        "gate": "edge",
-        "measure": 0.4,
-        "threshold": 1.0,
-        "passed": False,
-    }
+    assert facts["gates"][-1] == {"gate": "edge", "measure": 0.4, "threshold": 1.0, "passed": False}
 
 
 def test_on_margin_it_says_what_is_bound_and_where_it_ends() -> None:
@@ -276,6 +271,6 @@ def test_a_quantile_is_the_bound_of_its_class_and_none_beyond_every_bound() -> N
     }  # fmt: skip
     for seconds in (*[0.05] * 50, *[0.5] * 40, *[2.0] * 10):
         took_s.add(seconds)
-    found = took_s.document("x")
-    assert (found["p50"], found["p90"], found["p99"]) == (0.1, 1.0, None)
-    assert found["count"] == 100
+    document = took_s.document("x")
+    assert (document["p50"], document["p90"], document["p99"]) == (0.1, 1.0, None)
+    assert document["count"] == 100

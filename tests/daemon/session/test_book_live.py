@@ -52,10 +52,7 @@ def sections(**market: Any) -> dict[str, dict[str, Any]]:
     return {
         "exchange": {"time_scale": 60.0, "ahead_ms": 600_000, "backoff_max_s": 0.1},
         "market": {"symbols": [SYMBOL], **market},
-        "strategy": {
-            "name": f"{__name__}:Quoter",
-            "options": {"away": 0.0002, "size": 0.05},
-        },
+        "strategy": {"name": f"{__name__}:Quoter", "options": {"away": 0.0002, "size": 0.05}},
         "account": {"cash": "100000000"},
         "model": {"checkpoint": "none"},
         "execution": {"model": "book", "latency_ms": 1_500, "response_ms": 50},
@@ -78,15 +75,10 @@ def causes(path: Path) -> list[str]:
     return [cause for cause in found if cause]
 
 
-async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(
-    tmp_path: Path,
-) -> None:
+async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(tmp_path: Path) -> None:
     folder, path = tmp_path / "kept", tmp_path / "live.db"
     given = sections(record_events=str(folder))
-    async with (
-        EmbeddedExchange(served()) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
+    async with EmbeddedExchange(served()) as exchange, trading(exchange, path, **given) as live:
         await live.listening(TOPICS + 2)  # those of the process that records
         for _ in range(12):
             await live.close_bar({SYMBOL})

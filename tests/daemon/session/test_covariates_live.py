@@ -133,7 +133,7 @@ async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
         for step in live.steps
         if isinstance(step.event, Bar) and step.decision is not None
     ]
-    passed = {one: [at for name, at in said if name == f"linear:{one}"] for one in symbols}
+    passed = {symbol: [at for name, at in said if name == f"linear:{symbol}"] for symbol in symbols}
     assert passed == {"BTCUSDT": [True, True, False], "ETHUSDT": [False, True, False]}
     assert [symbol for symbol, _ in known(database)].count("ETHUSDT") == 1
     assert check_several(database) == 6

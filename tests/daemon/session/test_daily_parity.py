@@ -67,8 +67,8 @@ class Planted:
 
     def asked(self) -> list[str]:
         """Return the options of each call."""
-        asked = self.folder / "asked.txt"
-        return asked.read_text().splitlines() if asked.exists() else []
+        path = self.folder / "asked.txt"
+        return path.read_text().splitlines() if path.exists() else []
 
     def events(self) -> list[ParityCheck]:
         with Reader.open(self.database) as reader:
@@ -181,15 +181,15 @@ async def test_what_breaks_off_is_a_result_too(
     planted: Planted, code: str, limit: str, reason: str
 ) -> None:
     planted.answers(code)
-    found, submitted = daily(planted.folder, time_limit=limit)
-    async with found.at_work(lambda: None):
-        found.observe(closed(10))
+    daily_parity, submitted = daily(planted.folder, time_limit=limit)
+    async with daily_parity.at_work(lambda: None):
+        daily_parity.observe(closed(10))
         await until(lambda: submitted.events, poll_s=0.01)
     (event,) = submitted.events
     assert (event.outcome, event.compared) == (FAILED, 0)
     assert event.reason.startswith(f"2023-11-14 could not be replayed: {reason}")
     assert (event.from_ms, event.until_ms) == (MIDNIGHT_MS - DAY_MS, MIDNIGHT_MS)
-    assert found.due_ms == MIDNIGHT_MS + DAY_MS + 10 * MINUTE
+    assert daily_parity.due_ms == MIDNIGHT_MS + DAY_MS + 10 * MINUTE
 
 
 @pytest.mark.parametrize(
@@ -203,21 +203,21 @@ async def test_what_breaks_off_is_a_result_too(
 def test_the_check_begins_with_the_first_bar_that_closes_at_its_time(
     tmp_path: Path, daily_at: str, minutes: range, first: int
 ) -> None:
-    found, _ = daily(tmp_path, daily_at=daily_at)
+    daily_parity, _ = daily(tmp_path, daily_at=daily_at)
     begun = []
     for minute in minutes:
-        found.observe(closed(minute))
-        if found._is_due.is_set():  # noqa: SLF001 - when, not that
+        daily_parity.observe(closed(minute))
+        if daily_parity._is_due.is_set():  # noqa: SLF001 - when, not that
             begun.append(minute)
     assert begun[0] == first
 
 
 async def test_of_bars_of_a_week_the_day_is_checked_on_which_one_opened(planted: Planted) -> None:
-    found, submitted = daily(planted.folder)
+    daily_parity, submitted = daily(planted.folder)
     monday_ms = MIDNIGHT_MS + 5 * DAY_MS
     week = builders.bar(open_time_ms=monday_ms, interval_ms=7 * DAY_MS)
-    async with found.at_work(lambda: None):
-        found.observe(builders.step(week))
+    async with daily_parity.at_work(lambda: None):
+        daily_parity.observe(builders.step(week))
         await until(lambda: submitted.events, poll_s=0.01)
     assert planted.asked()[0].split()[1:3] == ["--day", "2023-11-13"]
 
@@ -226,27 +226,27 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: Planted)
     go = planted.folder / "go"
     wait = f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
     planted.answers(f"{wait}\nprint({msgspec.json.encode(WELL).decode()!r})")
-    found, submitted = daily(planted.folder)
-    async with found.at_work(lambda: None):
-        found.observe(closed(10))
+    daily_parity, submitted = daily(planted.folder)
+    async with daily_parity.at_work(lambda: None):
+        daily_parity.observe(closed(10))
         await until(planted.asked, poll_s=0.01)
-        assert found.is_checking
-        found.observe(closed(11))
+        assert daily_parity.is_checking
+        daily_parity.observe(closed(11))
         go.touch()
-        await until(lambda: not found.is_checking and submitted.events, poll_s=0.01)
-        found.observe(closed(12))
+        await until(lambda: not daily_parity.is_checking and submitted.events, poll_s=0.01)
+        daily_parity.observe(closed(12))
         await asyncio.sleep(0)
-        assert not found.is_checking
-        found.observe(closed(1_440 + 9))
+        assert not daily_parity.is_checking
+        daily_parity.observe(closed(1_440 + 9))
         await until(lambda: len(submitted.events) > 1, poll_s=0.01)
     days = [words.split()[2] for words in planted.asked()]
     assert days == ["2023-11-14", "2023-11-15"]
 
 
 async def test_after_days_without_the_daemon_only_the_last_is_checked(planted: Planted) -> None:
-    found, submitted = daily(planted.folder)
-    async with found.at_work(lambda: None):
-        found.observe(closed(5 * 1_440 + 9))
+    daily_parity, submitted = daily(planted.folder)
+    async with daily_parity.at_work(lambda: None):
+        daily_parity.observe(closed(5 * 1_440 + 9))
         await until(lambda: submitted.events, poll_s=0.01)
     assert planted.asked()[0].split()[1:3] == ["--day", "2023-11-19"]
 
@@ -305,6 +305,6 @@ async def test_the_day_of_a_daemon_is_identical_to_its_replay(tmp_path: Path) ->
         f"identical {BEFORE} of {BEFORE} decisions of 2023-11-14, from 22:14Z on"
     )
     with Reader.open(database) as reader:
-        found = verify_run(reader, database, reader.find("last"))
-        assert found.holds  # with the result of the check in the record
-        assert verify_chain(reader.connection, found.run_id).holds
+        verification = verify_run(reader, database, reader.find("last"))
+        assert verification.holds  # with the result of the check in the record
+        assert verify_chain(reader.connection, verification.run_id).holds

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from depth_cases import trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
@@ -23,17 +21,11 @@ from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.types.market import Depths
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = 16
 TOPICS = 4  # candles, quotes, marks and books
 SPEED = 60.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +48,8 @@ def sections(checkpoint: Path) -> dict[str, dict[str, Any]]:
 
 def events(path: Path) -> list[Depths]:
     with Reader.open(path) as reader:
-        found = [event for _, _, event, _ in reader.events(reader.find("last"))]
-    return [event for event in found if isinstance(event, Depths)]
+        depths = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    return [event for event in depths if isinstance(event, Depths)]
 
 
 async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
@@ -77,14 +69,14 @@ async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
     assert (np.diff(times) > 0).all()
     assert len(times) > 300
     assert all(one.levels == 20 for one in stored)
-    starts = [one.cause for one in stored if one.cause]
+    starts = [depths.cause for depths in stored if depths.cause]
     assert starts == ["stopped", "stopped"]
     said = [reason for (reason,) in rows(path, "SELECT reason FROM v_decisions ORDER BY sequence")]
     assert sum(reason.startswith("the mid is expected") for reason in said) >= 4
     assert check_record(path) == len(said)
     again = tmp_path / "again.db"
-    found = run_again(path, again)
-    assert (found.compared, found.differences) == (len(said), [])
+    parity = run_again(path, again)
+    assert (parity.compared, parity.differences) == (len(said), [])
 
 
 BOOKS = {"topic": "orderbook.50.BTCUSDT"}
@@ -112,10 +104,7 @@ async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
     path = tmp_path / "live.db"
     given = sections(checkpoint)
     given["exchange"] |= {"backoff_max_s": 0.1}
-    async with (
-        EmbeddedExchange(served) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
+    async with EmbeddedExchange(served) as exchange, trading(exchange, path, **given) as live:
         await live.listening(TOPICS)
         for _ in range(2):
             await live.close_bar({"BTCUSDT"})
@@ -132,8 +121,8 @@ async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
             await live.close_bar({"BTCUSDT"})
     stored = events(path)
     assert {one.cause for one in stored if one.cause} == {"stopped", cause}
-    for one, two in pairwise(stored):
-        assert bool(two.cause) == (two.first_ms != one.next_ms)
+    for depths, two in pairwise(stored):
+        assert bool(two.cause) == (two.first_ms != depths.next_ms)
     check_record(path)
 
 
@@ -146,10 +135,7 @@ async def test_bars_that_rest_brings_after_a_gap_see_no_book_of_it(
     path = tmp_path / "live.db"
     given = sections(checkpoint)
     given["exchange"] |= {"backoff_max_s": 0.1}
-    async with (
-        EmbeddedExchange(served) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
+    async with EmbeddedExchange(served) as exchange, trading(exchange, path, **given) as live:
         await live.listening(TOPICS)
         for _ in range(2):
             await live.close_bar({"BTCUSDT"})

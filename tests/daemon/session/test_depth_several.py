@@ -24,7 +24,6 @@ from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.types.decisions import Action
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
-MINUTE_MS = 60_000
 BARS = 12
 SPEED = 60.0
 TOPICS = 8  # candles, quotes, marks and books of each
@@ -41,9 +40,9 @@ class Both(PortfolioStrategy):
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         said = {}
-        for symbol, one in contexts.items():
-            books = one.depth
-            age = -1.0 if books is None else float(one.time - books.seen_ms[-1])
+        for symbol, context in contexts.items():
+            books = context.depth
+            age = -1.0 if books is None else float(context.time - books.seen_ms[-1])
             count = 0.0 if books is None else float(len(books))
             said[symbol] = Signal(Action.HOLD, "seen", note={"age": age, "count": count})
         return said
@@ -102,10 +101,7 @@ async def test_the_books_of_all_symbols_come_before_a_close_of_all(tmp_path: Pat
     path = tmp_path / "live.db"
     given = sections()
     given["exchange"] = {"time_scale": SPEED}
-    async with (
-        EmbeddedExchange(served) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
+    async with EmbeddedExchange(served) as exchange, trading(exchange, path, **given) as live:
         await live.listening(TOPICS)
         for _ in range(4):
             await live.close_bar(set(SYMBOLS))

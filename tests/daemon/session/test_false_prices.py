@@ -107,7 +107,7 @@ async def test_one_false_frame_takes_no_position_away(tmp_path: Path, kind: str)
         assert len(fills(live)) == 1
         doubted = [step for step in live.steps if step.belief is not None]
         assert {type(step.event) for step in doubted} == {type_}
-        assert all(one.startswith("not believed: ") for one in beliefs(live))
+        assert all(belief.startswith("not believed: ") for belief in beliefs(live))
         assert all(abs(step.account.equity - 10**14) < 10**12 for step in live.steps)
     check_record(path)
 
@@ -146,7 +146,7 @@ async def test_a_crash_that_is_true_takes_it_within_its_minute(
         assert taken.filled_ms < crash_ms + MINUTE
         assert taken.model is (FillModel.LIQUIDATION if margin else FillModel.QUOTE)
         said = beliefs(live)
-        assert any(one.startswith("believed on the ") or "is believed on" in one for one in said)
+        assert any(text.startswith("believed on the ") or "is believed on" in text for text in said)
         if not margin:
             assert any(isinstance(step.event, Trade) for step in live.steps)
     check_record(path)

@@ -47,23 +47,23 @@ def asked(count: int, *, depth: int = 0, trades: bool = False, name: str = "") -
 def test_every_symbol_is_on_one_connection_and_none_is_too_large(count: int) -> None:
     request = asked(count, depth=50, trades=True)
     shares = websocket.connections(Category.LINEAR, request)
-    assert tuple(item for one in shares for item in one.instruments) == request.instruments
-    sizes = [len(one.instruments) for one in shares]
+    assert tuple(item for share in shares for item in share.instruments) == request.instruments
+    sizes = [len(share.instruments) for share in shares]
     assert max(sizes) <= websocket.SYMBOLS_PER_CONNECTION
     assert len(shares) == -(-count // websocket.SYMBOLS_PER_CONNECTION)
     assert max(sizes) - min(sizes) <= 1
-    assert {(one.depth, one.trades) for one in shares} == {(50, True)}
+    assert {(request.depth, request.trades) for request in shares} == {(50, True)}
 
 
 def test_long_names_are_divided_by_the_characters_that_a_connection_takes() -> None:
     request = asked(200, depth=50, trades=True, name="N" * 200)
     shares = websocket.connections(Category.LINEAR, request)
     assert len(shares) > 200 / websocket.SYMBOLS_PER_CONNECTION
-    for one in shares:
-        topics = [topic for item in one.instruments for topic in websocket.topics_of(item, one)]
-        assert len(topics) == 5 * len(one.instruments)  # the books' own topic among them
+    for share in shares:
+        topics = [topic for item in share.instruments for topic in websocket.topics_of(item, share)]
+        assert len(topics) == 5 * len(share.instruments)  # the books' own topic among them
         assert websocket.characters_of(topics) <= websocket.ARGUMENT_CHARACTERS_MAX
-    assert sum(len(one.instruments) for one in shares) == 200
+    assert sum(len(request.instruments) for request in shares) == 200
 
 
 # ---------------------------------------------------------------- a run

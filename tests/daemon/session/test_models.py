@@ -35,8 +35,7 @@ def system(root: Path, *, limit: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("limit", "free"),
-    [(None, 8_192_000), ("1000000", 400_000), ("max", 8_192_000), ("500000", 0)],
+    ("limit", "free"), [(None, 8_192_000), ("1000000", 400_000), ("max", 8_192_000), ("500000", 0)]
 )
 def test_what_the_machine_has_is_less_in_a_container(
     tmp_path: Path, limit: str | None, free: int
@@ -47,11 +46,11 @@ def test_what_the_machine_has_is_less_in_a_container(
 
 def test_what_attends_is_on_the_run_and_in_its_start_event() -> None:
     config = Config()
-    made = models.load_forecaster(config)
+    forecaster = models.load_forecaster(config)
     run = describe_run(
-        config, [cases.BTC], made, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
+        config, [cases.BTC], forecaster, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
     )
-    change = start_event(made, warm_from=(), market_ms=1)
+    change = start_event(forecaster, warm_from=(), market_ms=1)
     assert run.backend == change.backend == models.chosen_backend(config)
     assert run.backend == (*compiled.available(), "tiles")[0]
 

@@ -18,6 +18,7 @@ import builders
 import msgspec
 import pytest
 from bybit_server import ScriptedServer
+from command_line import Cli
 from daemon_under_test import check_record, daemon
 from fakes import JumpClock, ManualClock
 from notify_cases import TEMPERS, receivers
@@ -312,10 +313,7 @@ async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
 async def test_no_temper_of_a_receiver_delays_a_decision(tmp_path: Path) -> None:
     """Bars are decided and stored, and the stop is in order, while a message is under way."""
     async with receivers(*TEMPERS) as found, ScriptedServer() as server:
-        section: dict[str, Any] = {
-            "addresses": list(found.address.values()),
-            "timeout_s": 600.0,
-        }
+        section: dict[str, Any] = {"addresses": list(found.address.values()), "timeout_s": 600.0}
         with capture_logs() as lines:
             async with daemon(server, tmp_path / "run.db", notify=section) as running:
                 await running.close_bars(12)
@@ -385,9 +383,7 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
 # ---------------------------------------------------------------- before a run begins
 
 
-def test_a_run_begins_only_where_its_addresses_can_be_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run_begins_only_where_its_addresses_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     section = load(None, {"notify": {"addresses": ["env:NOTIFY_A"]}}).notify
     check_notify(section, {"NOTIFY_A": "json://x"})
     with pytest.raises(ConfigInvalid, match=r"^\[notify\] addresses: env:NOTIFY_A names an"):
@@ -398,9 +394,8 @@ def test_a_run_begins_only_where_its_addresses_can_be_read(
         check_notify(section, {"NOTIFY_A": "json://x"})
 
 
-def test_a_test_without_addresses_says_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["notify", "test"]) == 2
-    assert capsys.readouterr().err == (
+def test_a_test_without_addresses_says_what_to_write(cli: Cli) -> None:
+    assert cli.err("notify", "test", code=2) == (
         '[notify] addresses is empty; name one, such as "env:NAME" or '
         '"json://127.0.0.1:8080/hook".\n'
     )

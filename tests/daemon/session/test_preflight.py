@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sqlite3
 from collections.abc import Callable
 from contextlib import nullcontext
 from decimal import Decimal
@@ -15,6 +14,7 @@ from builders import instrument
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon, settings
 from own_strategies import importable
+from records import rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -81,16 +81,15 @@ REFUSED = {
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(here: Path) -> Path:
     """Stand in a folder with a damaged checkpoint and a file of words."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(DEFAULT_CHECKPOINT, tmp_path / "damaged")
-    weights = tmp_path / "damaged" / "weights.safetensors"
+    shutil.copytree(DEFAULT_CHECKPOINT, here / "damaged")
+    weights = here / "damaged" / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
     weights.write_bytes(content)
-    (tmp_path / "words.db").write_text("these are words and no database at all\n")
-    return tmp_path
+    (here / "words.db").write_text("these are words and no database at all\n")
+    return here
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -131,10 +130,10 @@ async def test_a_damaged_checkpoint_is_wrong_usage(
     damaged = keep(given, database) if is_kept else given
     damage(damaged)
     config = load(None, {"model": {"checkpoint": str(given)}})
-    with pytest.raises(ConfigInvalid, match=words.format(at=re.escape(str(damaged)))) as said:
+    with pytest.raises(ConfigInvalid, match=words.format(at=re.escape(str(damaged)))) as error:
         await Daemon(config, database, kind=RunKind.LIVE).run()
-    assert str(damaged) in str(said.value)
-    assert str(said.value).endswith(".")
+    assert str(damaged) in str(error.value)
+    assert str(error.value).endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -157,9 +156,9 @@ async def test_a_class_that_cannot_be_made_is_wrong_usage(
     head += "def decide(self, now): return None\n    "
     (tmp_path / "unmade.py").write_text(body.replace("{STRATEGY}", head))
     config = load(None, {"strategy": {"name": "unmade:Mine"}})
-    with importable(tmp_path), pytest.raises(ConfigInvalid if usage else StrategyFailed) as said:
+    with importable(tmp_path), pytest.raises(ConfigInvalid if usage else StrategyFailed) as error:
         await Daemon(config, tmp_path / "run.db", kind=RunKind.LIVE).run()
-    assert str(said.value).endswith(".")
+    assert str(error.value).endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -227,8 +226,7 @@ async def test_a_daemon_whose_size_is_no_order_leaves_no_run(tmp_path: Path) -> 
         given = settings(server, sizing={"quantity": "151"})
         with pytest.raises(ConfigInvalid, match="above 150, the largest order of linear:BTCUSDT"):
             await Daemon(load(None, given), database, kind=RunKind.LIVE).run()
-    with sqlite3.connect(database) as db:
-        assert db.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+    assert rows(database, "SELECT count(*) FROM runs")[0] == (0,)
 
 
 async def test_once_served_a_size_that_became_too_large_is_no_fault_of_the_configuration(
@@ -247,8 +245,7 @@ async def test_once_served_a_size_that_became_too_large_is_no_fault_of_the_confi
             await running.until(
                 lambda: any(isinstance(s.event, ModelChange) for s in running.steps)
             )
-    with sqlite3.connect(database) as db:
-        assert db.execute("SELECT count(*) FROM runs").fetchone() == (1,), "it went on with its run"
+    assert rows(database, "SELECT count(*) FROM runs")[0] == (1,), "it went on with its run"
 
 
 async def test_what_is_wrong_here_is_said_before_the_network_is(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def topics(symbol: str, depth: int = 200) -> tuple[str, str]:
 
 
 def listening_to(exchange: EmbeddedExchange, *names: str, times: int = 1) -> bool:
-    heard = [topic for one in exchange.hub.connections for topic in one.topics]
+    heard = [topic for connection in exchange.hub.connections for topic in connection.topics]
     return all(heard.count(name) >= times for name in names)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import present
 from bybit_server import ScriptedServer
 from daemon_under_test import Running, ServersClock, daemon, settings
 from programs import environment
@@ -98,15 +99,13 @@ async def test_a_better_model_takes_over_within_its_run(
     assert planted.rows(changes) == [(own, 1), (other, 0), (other, 1)]
 
 
-async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
-    planted: Planted,
-) -> None:
+async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(planted: Planted) -> None:
     planted.judges()
-    seen: list[Step] = []
+    steps: list[Step] = []
 
     def watch(step: Step) -> bool:
         """End the daemon once the promotion is stored, before the model is changed."""
-        seen.append(step)
+        steps.append(step)
         return not isinstance(step.event, RetrainingEnd)
 
     async with ScriptedServer() as server:
@@ -116,11 +115,11 @@ async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
         cut = Daemon(given, planted.database, kind=RunKind.LIVE, watch=watch, clock=clock)
         task = asyncio.create_task(cut.run())
         running = Running(server, task, clock)
-        running.steps = seen
+        running.steps = steps
         await decide(running, 0, 11)
         async with deadline():
             await task
-        assert not has(seen, ModelChange, 2)
+        assert not has(steps, ModelChange, 2)
         async with daemon(server, planted.database, **planted.sections) as running:
             await decide(running, 11, 3)
     planted.check()
@@ -189,7 +188,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
                 if not (planted.folder / "candidate").exists():  # it was moved: refused
                     made(planted.folder / "candidate", 2)
     planted.check()
-    assert [event.outcome.value for event in planted.events()] == [said for _, said, _ in cases]
+    assert [event.outcome.value for event in planted.events()] == [case for _, case, _ in cases]
     for event, (_, _, reason) in zip(planted.events(), cases, strict=True):
         assert reason in event.reason
     spent = [event.test for event in planted.events()]
@@ -241,10 +240,8 @@ def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
         env=environment(),
         text=True,
     ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline().split() == ["19", "True", "512"]
-        process.stdin.close()
+        assert present(process.stdout).readline().split() == ["19", "True", "512"]
+        present(process.stdin).close()
         assert process.wait(timeout=deadline_s()) == ENDED
 
 
@@ -309,8 +306,7 @@ async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> 
     with closing(sqlite3.connect(planted.database)) as db, db:
         db.execute("DELETE FROM models WHERE model_sha256 = ?", (planted.candidate.sha256,))
     with Reader.open(planted.database) as reader:
-        problem = audit(reader.connection, reader.find("last")).problem
-        assert problem is not None
+        problem = present(audit(reader.connection, reader.find("last")).problem)
         assert "which a run was changed to, is missing" in problem.sentence
     with closing(sqlite3.connect(planted.database)) as db, db:
         query = "SELECT content FROM events WHERE kind = 'retrained'"
@@ -322,8 +318,8 @@ async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> 
     with Reader.open(planted.database) as reader:
         run_id = reader.find("last")
         assert not verify_chain(reader.connection, run_id).holds
-        found = verify_run(reader, planted.database, run_id)
-        fields = [one.field.partition(" (")[0] for one in found.differences]
+        verification = verify_run(reader, planted.database, run_id)
+        fields = [difference.field.partition(" (")[0] for difference in verification.differences]
         assert fields == ["event.p", "event.outcome", "event.reason"]
     with closing(sqlite3.connect(planted.database)) as db:
         for due, change in FORGED.items():
@@ -331,8 +327,8 @@ async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> 
                 db.execute("UPDATE events SET content = ? WHERE kind = 'retrained'", (honest,))
                 db.execute(f"UPDATE events SET content = {change} WHERE kind = 'retrained'")
             with Reader.open(planted.database) as reader:
-                found = verify_run(reader, planted.database, run_id)
-            named = {one.field.partition(" (")[0] for one in found.differences}
+                verification = verify_run(reader, planted.database, run_id)
+            named = {difference.field.partition(" (")[0] for difference in verification.differences}
             assert named == {f"event.{name}" for name in due.split()}
     kept = checkpoints.kept_folder(planted.database, planted.candidate.id)
     kept.rename(planted.folder / "elsewhere")

@@ -199,17 +199,17 @@ def forecasts_of(planted: Planted, *, closes: int) -> tuple[list[float], list[fl
     """
     kept = checkpoints.kept_folder(planted.database, planted.candidate.id)
     config = load(None, planted.sections)
-    made = forecaster_of(kept, config, mode="batched")
-    at = made.horizons.index(config.gate.horizon)
+    forecaster = forecaster_of(kept, config, mode="batched")
+    at = forecaster.horizons.index(config.gate.horizon)
     with Reader.open(planted.database) as reader:
         run_id = reader.find("last")
         run = reader.run(run_id)
         at_ms = run.period_start_ms + closes * run.interval_ms
         known = {item.id: reader.bars(run_id, item.id) for item in run.instruments}
     for name, bars in known.items():
-        made.warm(name, [bar for bar in bars if bar.open_time_ms < at_ms])
+        forecaster.warm(name, [bar for bar in bars if bar.open_time_ms < at_ms])
     closed = [next(bar for bar in bars if bar.open_time_ms == at_ms) for bars in known.values()]
-    said = [one.volatility[at] for one in made.predict_many(closed) if one is not None]
+    said = [one.volatility[at] for one in forecaster.predict_many(closed) if one is not None]
     query = f"SELECT volatility FROM v_decisions WHERE open_time_ms = {at_ms} ORDER BY instrument"
     return [row[0] for row in planted.rows(query)], said
 

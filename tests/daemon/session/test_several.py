@@ -25,13 +25,7 @@ from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import (
-    Bar,
-    Category,
-    FrameBar,
-    Instrument,
-    InstrumentChange,
-)
+from tracepaper.strategies.types.market import Bar, Category, FrameBar, Instrument, InstrumentChange
 
 SEEN: dict[int, tuple[list[int], list[float]]] = {}
 """By time: when the quarters had closed that a question saw, and their closes."""
@@ -222,14 +216,14 @@ async def test_what_is_warm_trades_first_and_the_others_say_when(
         "strategy": strategy, "market": {"symbols": names, "gather_ms": 10_000},
     }  # fmt: skip
     path = tmp_path / "turn.db"
-    answered, asked = asyncio.Event(), BybitClient.candles
+    answered, candles = asyncio.Event(), BybitClient.candles
 
     async def held(
         client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
         if interval_ms == 15 * MINUTE and item.symbol == "CCCUSDT":
             await answered.wait()
-        return await asked(client, item, interval_ms, start_ms, end_ms)
+        return await candles(client, item, interval_ms, start_ms, end_ms)
 
     monkeypatch.setattr(BybitClient, "candles", held)
     async with EmbeddedExchange(served) as exchange:
@@ -241,7 +235,7 @@ async def test_what_is_warm_trades_first_and_the_others_say_when(
             assert waits.startswith("['linear:CCCUSDT is warming up until ")
             answered.set()
             await live.until(
-                lambda: sum(isinstance(one.event, FrameBar) for one in live.steps) == 18
+                lambda: sum(isinstance(step.event, FrameBar) for step in live.steps) == 18
             )
             later = await live.close_bar(set(names))
             assert (await asyncio.to_thread(ask, path, "/status"))["not_ready"] == []

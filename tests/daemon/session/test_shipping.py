@@ -95,13 +95,13 @@ async def test_a_shipper_that_is_killed_is_begun_again(
         await until_told(running, path, lambda told: told["steps"] >= 3)
         os.kill(begun[0], signal.SIGKILL)
         await running.close_bars(3)
-        found = await until_told(
+        document = await until_told(
             running,
             path,
             lambda told: len(begun) > 1 and told["errors"] and not told["lag_steps"]
             and not told["error"] and told["steps"] >= len(running.steps),
         )  # fmt: skip
-        assert found["errors"] >= 1
+        assert document["errors"] >= 1
         await running.until(lambda: True)
     await until(lambda: [run.health for run in overview(fleet_url)] == ["ended"], poll_s=0.1)
     pull(fleet_url, back)
@@ -119,9 +119,9 @@ async def test_without_a_server_the_daemon_decides_as_ever(
         daemon(server, path, storage={"ship_to": postgres.url("fleet", port=port)}) as running,
     ):
         await running.close_bars(5)
-        found = await until_told(running, path, lambda told: told["error"])
-        assert "does not take the connection" in found["error"]
-        assert found["errors"] >= 1
+        document = await until_told(running, path, lambda told: told["error"])
+        assert "does not take the connection" in document["error"]
+        assert document["errors"] >= 1
         await until_told(running, path, lambda told: told["lag_steps"] >= 5)
         status = await asyncio.to_thread(ask, path, "/status")
         assert running.decided() == 5

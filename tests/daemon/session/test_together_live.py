@@ -25,9 +25,9 @@ BARS, START = 620, 560
 
 def data(*, shorter: int = 0) -> list[Candles]:
     """Return the candles of all symbols; of the second without the *shorter* first ones."""
-    found = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(TOGETHER)]
-    found[1] = slice_candles(found[1], slice(shorter, None))
-    return found
+    candles = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(TOGETHER)]
+    candles[1] = slice_candles(candles[1], slice(shorter, None))
+    return candles
 
 
 def sections(folder: Path, kind: str, **more: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def why(path: Path, open_ms: int) -> set[tuple[Any, ...]]:
 
 def cut(path: Path, copy: Path) -> Path:
     """Return a copy of a database at work: what is there where its process is killed now."""
-    with closing(sqlite3.connect(path)) as one, closing(sqlite3.connect(copy)) as other:
-        one.backup(other)
+    with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(copy)) as other:
+        connection.backup(other)
     return copy
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MINUTE, START_MS, bar, instrument
+from builders import MINUTE, START_MS, bar, instrument, present
 from bybit_server import SteppedClock
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
@@ -58,10 +58,10 @@ def listed(
 
 
 def chosen(
-    seen: list[TradedSymbol], names: tuple[str, ...] | None = None, **rule: Any
+    symbols: list[TradedSymbol], names: tuple[str, ...] | None = None, **rule: Any
 ) -> list[str]:
-    found = choose(UniverseRule(**rule), seen, count=rule["top"], now_ms=100 * DAY, names=names)
-    return [one.symbol for one in found.chosen]
+    change = choose(UniverseRule(**rule), symbols, count=rule["top"], now_ms=100 * DAY, names=names)
+    return [one.symbol for one in change.chosen]
 
 
 # ---------------------------------------------------------------- the rule
@@ -95,18 +95,18 @@ def test_each_limit_leaves_out_what_is_beyond_it() -> None:
 
 
 def test_a_universe_that_is_empty_says_so_in_one_sentence() -> None:
-    found = change_of(
+    change = change_of(
         UniverseRule(top=2, min_turnover=Decimal(1000)),
         [instrument("AAAUSDT"), instrument("GONEUSDT")],
         [listed("AAAUSDT")],
         now_ms=100 * DAY,
     )
-    assert found.chosen == ()
-    assert found.reason == (
+    assert change.chosen == ()
+    assert change.reason == (
         "none of 1 symbols passes market.universe, so no position is opened until the next choice; "
         "loosen its limits or its list"
     )
-    assert found.seen == (("linear:AAAUSDT", "100", "0.05", 10),)
+    assert change.seen == (("linear:AAAUSDT", "100", "0.05", 10),)
 
 
 def test_the_next_choice_is_at_the_next_stated_time() -> None:
@@ -120,9 +120,8 @@ def test_the_next_choice_is_at_the_next_stated_time() -> None:
 
 def test_limits_may_meet() -> None:
     rule = {"top": 20, "candidates": 20, "min_volatility": "0.1", "max_volatility": "0.1"}
-    made = load(None, {"market": {"universe": rule}}).market.universe
-    assert made is not None
-    assert made.top == made.candidates
+    universe_rule = present(load(None, {"market": {"universe": rule}}).market.universe)
+    assert universe_rule.top == universe_rule.candidates
 
 
 @pytest.mark.parametrize(
@@ -216,17 +215,13 @@ def _times(candles: Candles, volume: int | IntArray) -> Candles:
 
 
 def replayed(
-    path: Path,
-    candles: list[Candles],
-    rule: dict[str, Any],
-    interval: str = "1",
-    **options: Any,
+    path: Path, candles: list[Candles], rule: dict[str, Any], interval: str = "1", **options: Any
 ) -> None:
     config = load(
         None,
         {
             "market": {
-                "symbols": [one.symbol for one in candles],
+                "symbols": [candle.symbol for candle in candles],
                 "universe": rule,
                 "interval": interval,
             },
@@ -264,7 +259,7 @@ def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
     made = choices(path)
     assert [one.market_ms for one in made] == [made[0].market_ms + hour_ms * at for at in range(61)]
     assert made[0].chosen == ()  # nothing had closed
-    best = [one.chosen for one in made[1:]]
+    best = [change.chosen for change in made[1:]]
     assert set(best) == {("linear:BBBUSDT",), ("linear:AAAUSDT",)}
     turned = best.index(("linear:AAAUSDT",))
     assert best == [("linear:BBBUSDT",)] * turned + [("linear:AAAUSDT",)] * (len(best) - turned)
@@ -317,11 +312,11 @@ async def test_live_choices_are_events_that_a_restart_and_a_replay_repeat(tmp_pa
             await again.until(lambda: len(told(again.steps)) == 1)
             for _ in range(3):
                 await again.close_bar(both)
-    made = choices(path)
-    assert [one.chosen for one in made] == [
+    changes = choices(path)
+    assert [change.chosen for change in changes] == [
         *[("linear:CCCUSDT",)] * 2, ("linear:AAAUSDT",), (),
     ]  # fmt: skip
-    assert "cannot be read" in made[-1].reason
+    assert "cannot be read" in changes[-1].reason
     assert rows(path, "SELECT count(*) FROM v_runs") == [(1,)]
     assert rows(path, "SELECT DISTINCT instrument FROM v_decisions ORDER BY 1") == [
         ("linear:AAAUSDT",), ("linear:CCCUSDT",),
@@ -353,8 +348,7 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more_and_its_l
     names.write_text("AAAUSDT\n")
     config = load(None, {"market": {"universe": {"top": 1, "file": str(names)}}})
     parts: Any = ([instrument("AAAUSDT")], Lists(), None, clock)
-    universe = universe_of(config, None, tmp_path / "no.db", parts)
-    assert universe is not None
+    universe = present(universe_of(config, None, tmp_path / "no.db", parts))
     first = await universe.choose()
     assert (first.market_ms, first.chosen) == (due_ms - 200, ("linear:AAAUSDT",))
     universe.due_ms = due_ms
@@ -386,7 +380,7 @@ def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
     rule: dict[str, Any] = {"top": 1, "candidates": 3, "at": ["00:05", "00:15"]}
     until_ms = int(data[0].open_time_ms[9])
     replayed(path, data, rule, until_ms=until_ms)
-    assert {one.market_ms <= until_ms for one in choices(path)} == {True}
+    assert {choice.market_ms <= until_ms for choice in choices(path)} == {True}
 
     def known(**changed: Any) -> tuple[str, ...]:
         config = load(None, {"market": {"universe": rule | changed}})
@@ -413,8 +407,7 @@ async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_d
 
     config = load(None, {"market": {"universe": {"top": 1}}})
     parts: Any = ([instrument("AAAUSDT")], Lists(), submit, SteppedClock(due_ms))
-    universe = universe_of(config, None, tmp_path / "no.db", parts)
-    assert universe is not None
+    universe = present(universe_of(config, None, tmp_path / "no.db", parts))
     universe.due_ms = due_ms
     closing = bar(open_time_ms=due_ms - MINUTE)
     async with universe.at_work(lambda: None):

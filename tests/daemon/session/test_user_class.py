@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import bar, instrument
+from builders import bar, instrument, present
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -309,8 +309,8 @@ class Told:
         ("{'of': {3, 1}, 'a': 2}", "{'of': {1, 3}, 'a': 2}"),
         ("{<it at 0x7fb>, <an at 0x7fa>}", "{<an at 0x…>, <it at 0x…>}"),
         ("set()", "set()"),
-        ("{" + ", ".join(f"'{one:03}'" for one in reversed(range(99))) + "}",
-         "{" + ", ".join(f"'{one:03}'" for one in range(10)) + ", '010',…"),
+        ("{" + ", ".join(f"'{number:03}'" for number in reversed(range(99))) + "}",
+         "{" + ", ".join(f"'{number:03}'" for number in range(10)) + ", '010',…"),
     ],
 )  # fmt: skip
 def test_what_a_value_says_of_itself_is_the_same_in_every_process(text: str, due: str) -> None:
@@ -386,10 +386,10 @@ def hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hashed]:
 
 def test_a_declared_file_is_a_path_by_its_name(hashed: Hashed, tmp_path: Path) -> None:
     hashed()
-    made = importlib.import_module("mine").Mine()
-    assert made.files["pack/declared.csv"].read_text() == "1"
+    strategy = importlib.import_module("mine").Mine()
+    assert strategy.files["pack/declared.csv"].read_text() == "1"
     (tmp_path / "declared.csv").unlink()
-    for use in (hashed, lambda: user_strategy(type(made), {})):
+    for use in (hashed, lambda: user_strategy(type(strategy), {})):
         with pytest.raises(
             ConfigInvalid, match=r"Mine\.files names declared\.csv, and there is no"
         ):
@@ -447,10 +447,10 @@ def test_the_id_does_not_depend_on_where_the_folder_lies(hashed: Hashed, tmp_pat
 @pytest.mark.parametrize("other", ["x + 2", "y + 1", "-x"])
 def test_a_typed_class_is_told_by_its_code(other: str) -> None:
     def typed(answer: str) -> str:
-        made: dict[str, type] = {}
+        document: dict[str, type] = {}
         text = f"class Mine:\n def decide(self, x, y):\n  return {answer}"
-        exec(text, {"__name__": "typed"}, made)
-        return class_sha256(made["Mine"])
+        exec(text, {"__name__": "typed"}, document)
+        return class_sha256(document["Mine"])
 
     assert typed("x + 1") == typed("x + 1")
     assert typed("x + 1") != typed(other)
@@ -503,7 +503,7 @@ class Yields(Answers):
 
 
 @pytest.mark.parametrize(
-    ("made_of", "told"),
+    ("made_of", "message"),
     [
         (NoDecide, r"NoDecide has no decide; give it def decide\(self, context\)\."),
         (Frames, r"Frames has decide\(self, .*metadata.*; let it be decide\(self, context\)\."),
@@ -511,13 +511,13 @@ class Yields(Answers):
         (Yields, r"Yields\.observe is a generator \(it yields\); write it as def observe"),
     ],
 )
-def test_a_decide_that_takes_no_context_is_refused(made_of: type[Strategy], told: str) -> None:
-    with pytest.raises(ConfigInvalid, match=told):
+def test_a_decide_that_takes_no_context_is_refused(made_of: type[Strategy], message: str) -> None:
+    with pytest.raises(ConfigInvalid, match=message):
         user_strategy(made_of, {})
 
 
 @pytest.mark.parametrize(
-    ("made_of", "told"),
+    ("made_of", "message"),
     [
         (
             Blind,
@@ -527,8 +527,8 @@ def test_a_decide_that_takes_no_context_is_refused(made_of: type[Strategy], told
         (Misspelt, "no attribute 'acount' .*; mend it and start again."),
     ],
 )
-def test_what_was_not_asked_for_is_named(made_of: type[Strategy], told: str) -> None:
-    with pytest.raises(StrategyFailed, match=told):
+def test_what_was_not_asked_for_is_named(made_of: type[Strategy], message: str) -> None:
+    with pytest.raises(StrategyFailed, match=message):
         user_strategy(made_of, {}).decide(OUTLOOK)
 
 
@@ -538,21 +538,19 @@ def test_what_was_not_asked_for_is_named(made_of: type[Strategy], told: str) -> 
 )
 def test_sources_are_parsed_while_another_thread_parses(other: Callable[[], object]) -> None:
     """Python 3.11 ends a parse in a SystemError where another thread parsed in its midst."""
-    asked: list[Future[object]] = []
+    futures: list[Future[object]] = []
 
     def ask(phase: str, _: dict[str, int]) -> None:
-        frame = inspect.currentframe()
-        assert frame is not None
-        assert frame.f_back is not None
-        within = frame.f_back.f_code.co_name
+        frame = present(inspect.currentframe())
+        within = present(frame.f_back).f_code.co_name
         if (
             phase == "start"
-            and not asked
+            and not futures
             and within == "parse"
             and threading.current_thread() is us
         ):
-            asked.append(pool.submit(other))
-            wait(asked, timeout=0.1)
+            futures.append(pool.submit(other))
+            wait(futures, timeout=0.1)
 
     us, thresholds = threading.current_thread(), gc.get_threshold()
     with ThreadPoolExecutor(1) as pool:
@@ -563,4 +561,4 @@ def test_sources_are_parsed_while_another_thread_parses(other: Callable[[], obje
         finally:
             gc.set_threshold(*thresholds)
             gc.callbacks.remove(ask)
-        assert asked[0].result()
+        assert futures[0].result()

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bars, instrument
+from command_line import Cli
+from engines import engine_of
 from msgspec.structs import replace
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.gates.gate import MEASURES
-from tracepaper.strategies.types.decisions import FillModel, Forecast
+from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
 BTC = "linear:BTCUSDT"
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in [one for one in sys.modules if one.startswith("own_")]:
+    for name in [module for module in sys.modules if module.startswith("own_")]:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
 
@@ -72,9 +72,9 @@ def configured(module: str, folder: Path, **model: Any) -> Config:
 
 
 def made(folder: Path, body: str, *, mode: str = "step", **model: Any) -> UserForecaster:
-    found = load_model(configured(written(folder, body), folder, **model), mode=mode)
-    found.scale([instrument()])
-    return found
+    forecaster = load_model(configured(written(folder, body), folder, **model), mode=mode)
+    forecaster.scale([instrument()])
+    return forecaster
 
 
 def answers(model: UserForecaster, given: list[Bar]) -> list[Forecast | None]:
@@ -128,9 +128,9 @@ def test_prices_are_prices_and_the_past_is_its_own_to_keep(folder: Path) -> None
         return {{"mean_return": past.close[-1]}}
 """
     model = made(folder, body)
-    found = answers(model, given := bars(9))
+    forecasts = answers(model, given := bars(9))
     prices = [bar.close / 10 ** instrument().price_decimals for bar in given]
-    assert [x.mean_return[0] for x in found if x] == prices[3:]
+    assert [x.mean_return[0] for x in forecasts if x] == prices[3:]
     kept: list[Any] = model.model.kept  # type: ignore[attr-defined]
     assert [array.tolist() for array in kept] == [prices[at : at + 4] for at in range(6)]
 
@@ -189,9 +189,9 @@ def test_features_are_held_to_be_pure_of_one_width_and_finite(folder: Path) -> N
             "return [past.close[-1] / past.close[0] - 1, past.volume.sum()]", function
         )
         name = written(folder, PLAIN, header=header)
-        found = load_model(configured(name, folder))
-        found.scale([instrument()])
-        return found
+        forecaster = load_model(configured(name, folder))
+        forecaster.scale([instrument()])
+        return forecaster
 
     with pytest.raises(StrategyFailed, match="computed twice"):
         answers(model("return [np.random.random()]"), bars(4))
@@ -200,8 +200,8 @@ def test_features_are_held_to_be_pure_of_one_width_and_finite(folder: Path) -> N
         answers(model(growing), bars(9))
     with pytest.raises(StrategyFailed, match="return a row of numbers"):
         answers(model("return 'high'"), bars(4))
-    [found] = [x for x in answers(model("return [np.nan]"), bars(3)) if x]
-    assert np.isnan(found.mean_return).all()
+    [forecast] = [x for x in answers(model("return [np.nan]"), bars(3)) if x]
+    assert np.isnan(forecast.mean_return).all()
 
 
 def test_files_are_read_beside_the_configuration_and_are_part_of_the_id(folder: Path) -> None:
@@ -216,14 +216,14 @@ def test_files_are_read_beside_the_configuration_and_are_part_of_the_id(folder: 
 
     def loaded(**options: object) -> UserForecaster:
         given = configured(name, folder, files=["weight.txt"], options=options)
-        found = load_model(given)
-        found.scale([instrument()])
-        return found
+        forecaster = load_model(given)
+        forecaster.scale([instrument()])
+        return forecaster
 
     first = loaded()
-    [found] = answers(first, bars(1))
-    assert found is not None
-    assert found.mean_return == (0.25,)
+    [forecast] = answers(first, bars(1))
+    assert forecast is not None
+    assert forecast.mean_return == (0.25,)
     assert loaded().model_sha256 == first.model_sha256
     assert loaded(times=2).model_sha256 != first.model_sha256
     restored = restore(configured(name, folder, files=["weight.txt"]).canonical_json())
@@ -260,15 +260,15 @@ def test_the_declared_files_of_the_features_are_part_of_the_id(folder: Path) -> 
 def test_another_schema_by_the_configuration_is_another_model(folder: Path) -> None:
     name = written(folder, PLAIN)
     given = {"model": {"class": f"{name}:Mine"}}
-    own = load_model(load(None, given))
+    forecaster = load_model(load(None, given))
     minutes, hours = (
         load_model(
             load(None, {**given, "features": {"schema": "v2"}, "market": {"interval": text}})
         )
         for text in ("1m", "1h")
     )
-    assert (own.context, minutes.context, hours.context) == (3, 480, 240)
-    assert len({own.model_id, minutes.model_id, hours.model_id}) == 3
+    assert (forecaster.context, minutes.context, hours.context) == (3, 480, 240)
+    assert len({forecaster.model_id, minutes.model_id, hours.model_id}) == 3
 
 
 def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
@@ -282,19 +282,13 @@ def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
     def gates(**overrides: Any) -> dict[str, float]:
         named = {"strategy": {"name": "attention"}, "model": {"class": f"{name}:Mine"}}
         given = load(None, {**named, **overrides})
-        engine = build_engine(
-            given,
-            [instrument()],
-            execution=FillModel.NEXT_OPEN,
-            period_start_ms=0,
-            forecaster=load_model(given),
-        )
-        [found] = engine.gate_sets
-        return dict(zip(found.gates, found.thresholds, strict=True))
+        engine = engine_of(given, forecaster=load_model(given))
+        [gate_set] = engine.gate_sets
+        return dict(zip(gate_set.gates, gate_set.thresholds, strict=True))
 
-    found = gates()
-    assert found["direction"] == 0.5
-    assert not {"confidence", "edge", "regime"} & set(found)
+    document = gates()
+    assert document["direction"] == 0.5
+    assert not {"confidence", "edge", "regime"} & set(document)
     with pytest.raises(ConfigInvalid, match=r"gate.direction = 'q0.7'.*write a number"):
         gates(gate={"direction": "q0.7"})
     assert gates(gate={"direction": "0.6"})["direction"] == 0.6
@@ -309,13 +303,7 @@ def test_a_model_without_a_direction_cannot_be_traded_by_the_built_in_strategy(
     name = f"{written(folder, body)}:Mine"
     given = load(None, {"strategy": {"name": "attention"}, "model": {"class": name}})
     with pytest.raises(ConfigInvalid, match="needs mean_return or probabilities"):
-        build_engine(
-            given,
-            [instrument()],
-            execution=FillModel.NEXT_OPEN,
-            period_start_ms=0,
-            forecaster=load_model(given),
-        )
+        engine_of(given, forecaster=load_model(given))
 
 
 def test_bars_out_of_order_and_unknown_instruments_are_bugs(folder: Path) -> None:
@@ -362,15 +350,13 @@ def test_instruments_are_apart(folder: Path) -> None:
 
 def test_a_checkpoint_sees_what_its_card_says() -> None:
     for asked in ("mine:features", "v2"):
-        said = rf"schema = '{asked}' is for a class of your own, and the checkpoint sees tree-1m"
-        with pytest.raises(ConfigInvalid, match=said):
+        text = rf"schema = '{asked}' is for a class of your own, and the checkpoint sees tree-1m"
+        with pytest.raises(ConfigInvalid, match=text):
             load_forecaster(load(None, {"features": {"schema": asked}}))
     assert load_forecaster(load(None)).measures == MEASURES
 
 
-def test_rows_that_look_at_one_another_end_the_replay(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_that_look_at_one_another_end_the_replay(folder: Path, cli: Cli) -> None:
     body = """
     features = "{module}:features"
     def predict_rows(self, rows):
@@ -380,9 +366,8 @@ def test_rows_that_look_at_one_another_end_the_replay(
     (folder / "own.toml").write_text(f'[model]\nclass = "{name}:Mine"\n', encoding="utf-8")
     candles(folder)
     given = ["replay", "-c", "own.toml", "--data", "BTCUSDT_1m.csv", "--db", "own.db"]
-    assert invoke(given) == 1
-    assert "the network saw later bars" in capsys.readouterr().err
-    assert invoke([*given, "--mode", "step"]) == 0
+    assert "the network saw later bars" in cli.err(*given, code=1)
+    assert cli(*given, "--mode", "step").code == 0
 
 
 def candles(folder: Path) -> Path:

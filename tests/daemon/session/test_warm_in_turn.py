@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from builders import instrument
+from engines import engine_of
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import FixedForecaster
@@ -27,7 +28,6 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.daemon.session.run_row import warm_up_of
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -98,7 +98,7 @@ async def test_the_first_trades_while_the_others_are_asked_for_and_nothing_is_lo
             closes = [await live.close_bar({"AAAUSDT"}) for _ in range(3)]
             await live.until(lambda: len(bars_of(live.steps, "BBBUSDT")) == 2 * PAGE)
             assert not bars_of(live.steps, "CCCUSDT")
-            [start] = [one.event for one in live.steps if isinstance(one.event, ModelChange)]
+            [start] = [step.event for step in live.steps if isinstance(step.event, ModelChange)]
             assert [key for key, _ in start.warm_from] == ["linear:AAAUSDT"]
             status = await asyncio.to_thread(ask, case.path, "/status")
             said = str(status["not_ready"])
@@ -125,8 +125,8 @@ async def test_the_first_trades_while_the_others_are_asked_for_and_nothing_is_lo
         for _ in range(4):
             await live.close_bar(set(NAMES))
     query = f"SELECT mean_return, confidence FROM v_decisions WHERE open_time_ms = {last}"
-    for one, other in zip(rows(case.path, query), rows(together, query), strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+    for row, other in zip(rows(case.path, query), rows(together, query), strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
 
 
 async def test_a_run_that_ends_amid_its_turns_goes_on_with_them(
@@ -145,7 +145,7 @@ async def test_a_run_that_ends_amid_its_turns_goes_on_with_them(
         async with trading(exchange, case.path, **case.sections) as again:
             await again.listening(12)
             await again.close_bar(set(NAMES[:3]))
-            [start] = [one.event for one in again.steps if isinstance(one.event, ModelChange)]
+            [start] = [step.event for step in again.steps if isinstance(step.event, ModelChange)]
             assert [key for key, _ in start.warm_from] == ["linear:AAAUSDT"]
             assert answers.asked["BBBUSDT"] < PAGES  # it has two of them
             answers.limit()
@@ -174,7 +174,7 @@ async def test_a_start_names_no_symbol_that_rest_leaves_with_a_part_of_its_past(
         monkeypatch.setattr(warming, "BEFORE_START", 1_000)  # so B is asked for before the start
         async with trading(exchange, case.path, **case.sections, **waits) as again:
             await again.listening(12)
-            [start] = [one.event for one in again.steps if isinstance(one.event, ModelChange)]
+            [start] = [step.event for step in again.steps if isinstance(step.event, ModelChange)]
             assert [key for key, _ in start.warm_from] == [
                 "linear:AAAUSDT",
                 "linear:CCCUSDT",
@@ -193,8 +193,8 @@ async def test_a_portfolio_waits_for_the_bars_of_all(case: Case) -> None:
             await live.listening(12)
             await live.close_bar(set(NAMES))
         events = [step.event for step in live.steps]
-    start = next(at for at, one in enumerate(events) if isinstance(one, ModelChange))
-    assert {one.instrument for one in events[:start] if isinstance(one, Bar)} == {
+    start = next(at for at, event in enumerate(events) if isinstance(event, ModelChange))
+    assert {event.instrument for event in events[:start] if isinstance(event, Bar)} == {
         f"linear:{name}" for name in NAMES
     }
 
@@ -217,8 +217,8 @@ async def test_what_an_account_holds_is_valued_by_its_past_before_the_first_deci
             await live.listening(12)
             await live.close_bar(set(NAMES))
     events = [step.event for step in live.steps]
-    start = next(at for at, one in enumerate(events) if isinstance(one, ModelChange))
-    assert Counter(one.instrument for one in events[:start] if isinstance(one, Bar)) == {
+    start = next(at for at, event in enumerate(events) if isinstance(event, ModelChange))
+    assert Counter(event.instrument for event in events[:start] if isinstance(event, Bar)) == {
         f"linear:{name}": 150 for name in NAMES
     }
     assert check_record(case.path) > 0
@@ -235,13 +235,7 @@ def test_a_model_that_reads_another_symbol_waits_for_the_bars_of_all(
     model: type[FixedForecaster], first: int
 ) -> None:
     config = load(None, {"strategy": {"name": "sma_cross"}, "market": {"symbols": SIXTY}})
-    engine = build_engine(
-        config,
-        [instrument(name) for name in SIXTY],
-        execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-    )
+    engine = engine_of(config, [instrument(name) for name in SIXTY], execution=FillModel.QUOTE)
     plan = warm_up_of(engine, model(lambda _seen: None), 0, config, 1_000)
     assert (plan.first, plan.before) == (first, first)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 import structlog
+from command_line import Cli
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.commands.daemon import _instrument
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.console import Terminal
@@ -97,11 +97,8 @@ def test_status_shows_a_reason_as_it_is() -> None:
         ["audit", "sql", "SELECT reason FROM v_decisions"],
     ],
 )
-def test_lines_for_a_pipe_obey_nothing_either(
-    path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke([*words, "--db", str(path)]) == 0
-    assert harmless(capsys.readouterr().out)
+def test_lines_for_a_pipe_obey_nothing_either(path: Path, words: list[str], cli: Cli) -> None:
+    assert harmless(cli.out(*words, "--db", path))
 
 
 def test_a_note_in_a_log_line_is_shown_as_it_is() -> None:

@@ -37,12 +37,12 @@ INSTRUMENTS = {"linear:BTCUSDT": instrument()}
 
 def state_of(*steps: Step, of: Run | None = None) -> ScreenState:
     """Return what the view's own process knows after *steps*."""
-    told, state = ScreenState(), ScreenState()
-    told.open(of or run(instruments=tuple(INSTRUMENTS.values())))
-    told.bars_per_s = 33.4
+    screen_state, state = ScreenState(), ScreenState()
+    screen_state.open(of or run(instruments=tuple(INSTRUMENTS.values())))
+    screen_state.bars_per_s = 33.4
     for one in steps:
-        told.observe(one)
-        for change in pickle.loads(pickle.dumps(told.changes())):
+        screen_state.observe(one)
+        for change in pickle.loads(pickle.dumps(screen_state.changes())):
             state.apply(change)
     return state
 
@@ -170,19 +170,19 @@ def test_between_bars_fills_and_marks_move_money_and_position() -> None:
 
 
 def test_what_is_kept_is_bounded_and_evenly_spread() -> None:
-    told = ScreenState()
-    told.open(run(instruments=(instrument(),)))
+    screen_state = ScreenState()
+    screen_state.open(run(instruments=(instrument(),)))
     count = 5 * EQUITY_KEPT
     for number, one in enumerate(bars(count)):
         taken = step(one, decided=decision(), of=account(number), fills=(fill(),))
-        told.observe(taken)
-    assert len(told.closes["linear:BTCUSDT"]) == CLOSES_KEPT
-    assert len(told.newest) == FILLS_KEPT
-    assert EQUITY_KEPT // 2 <= len(told.equity) <= EQUITY_KEPT
-    seen = [value // MONEY_SCALE for value in told.equity]
-    assert seen == list(range(0, count, told.every))
-    assert len(told.changes()) == 2
-    assert len(told.changes()) == 1
+        screen_state.observe(taken)
+    assert len(screen_state.closes["linear:BTCUSDT"]) == CLOSES_KEPT
+    assert len(screen_state.newest) == FILLS_KEPT
+    assert EQUITY_KEPT // 2 <= len(screen_state.equity) <= EQUITY_KEPT
+    seen = [value // MONEY_SCALE for value in screen_state.equity]
+    assert seen == list(range(0, count, screen_state.every))
+    assert len(screen_state.changes()) == 2
+    assert len(screen_state.changes()) == 1
 
 
 def test_control_characters_and_markup_are_shown_as_text() -> None:
@@ -283,10 +283,10 @@ def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
             step(one, sequence=number, decided=decision(), prediction=forecast()), INSTRUMENTS
         )
         clock.advance(network_s=0.1)
-    said = [json.loads(line) for line in log.getvalue().splitlines()]
-    decisions = [line for line in said if line["event"] == "decision"]
-    assert said[0]["event"] == "run opened"
-    assert said[0]["run_id"] == "run-7f3a"
+    documents = [json.loads(line) for line in log.getvalue().splitlines()]
+    decisions = [line for line in documents if line["event"] == "decision"]
+    assert documents[0]["event"] == "run opened"
+    assert documents[0]["run_id"] == "run-7f3a"
     assert 3 <= len(decisions) <= 4
     assert decisions[0]["action"] == "HOLD"
     assert decisions[0]["refused_by"] == "edge"
@@ -300,14 +300,14 @@ def test_fills_gaps_and_commands_are_never_left_out(log: io.StringIO) -> None:
     view = Lines(ManualClock())
     for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
         view.show(shown, INSTRUMENTS)
-    said = [json.loads(line) for line in log.getvalue().splitlines()]
-    events = [line["event"] for line in said]
+    documents = [json.loads(line) for line in log.getvalue().splitlines()]
+    events = [line["event"] for line in documents]
     assert events.count("fill") == 3
-    (gap,) = (line for line in said if line["event"] == "gap")
+    (gap,) = (line for line in documents if line["event"] == "gap")
     assert (gap["cause"], gap["repaired_by"]) == ("missed", "never")
-    (command,) = (line for line in said if line["event"] == "command")
+    (command,) = (line for line in documents if line["event"] == "command")
     assert (command["kind"], command["note"]) == ("HALT", "news")
-    (first, *_) = (line for line in said if line["event"] == "fill")
+    (first, *_) = (line for line in documents if line["event"] == "fill")
     assert (first["side"], first["quantity"], first["price"]) == ("BUY", "1", "101")
 
 
@@ -321,13 +321,13 @@ class Terminal(io.StringIO):
 
 def shown() -> RunWatcher:
     configure(stream=io.StringIO())
-    found = RunWatcher(Lines(ManualClock()), limit=None, until_ms=None)
-    found.opened(run(instruments=(instrument(),)))
+    run_watcher = RunWatcher(Lines(ManualClock()), limit=None, until_ms=None)
+    run_watcher.opened(run(instruments=(instrument(),)))
     passing = (("operator", 1.0, 1.0, True), ("edge", 1.4, 1.0, True))
     allowed = decision(measures=passing)
     refused = decision()
     for sequence, decided in enumerate((allowed, refused, refused)):
-        found.watch(
+        run_watcher.watch(
             step(
                 bar(index=sequence),
                 sequence=sequence,
@@ -336,15 +336,15 @@ def shown() -> RunWatcher:
                 of=account(99_987),
             )
         )
-    return found
+    return run_watcher
 
 
 def test_a_terminal_is_told_what_happened_and_what_to_type_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found, terminal = shown(), Terminal()
+    run_watcher, terminal = shown(), Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    found.print_summary(Path("mine.db"))
+    run_watcher.print_summary(Path("mine.db"))
     said = terminal.getvalue()
     assert "since this start: 3 bars decided, 1 allowed, 1 fill; equity 99,987.00." in said
     assert "Refused most by edge 2." in said
@@ -353,10 +353,10 @@ def test_a_terminal_is_told_what_happened_and_what_to_type_next(
 
 
 def test_elsewhere_it_is_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, log, out = shown(), io.StringIO(), io.StringIO()
+    run_watcher, log, out = shown(), io.StringIO(), io.StringIO()
     configure(stream=log)
     monkeypatch.setattr(sys, "stdout", out)
-    found.print_summary(Path("mine.db"))
+    run_watcher.print_summary(Path("mine.db"))
     (line,) = (json.loads(text) for text in log.getvalue().splitlines())
     assert out.getvalue() == ""
     assert (line["event"], line["bars"], line["refused"]) == ("ended", 3, {"edge": 2})

@@ -62,23 +62,19 @@ def recorded(path: Path, frames: list[bytes]) -> list[tuple[str, bytes]]:
     with EventsWriter(path, HEADER) as writer:
         now = [0.0]
         taker = EventRecorder(
-            BTC,
-            TOPICS,
-            writer,
-            accepts=lambda ms: ms <= now[0] + 1_000,
-            now_ms=lambda: now[0],
+            BTC, TOPICS, writer, accepts=lambda ms: ms <= now[0] + 1_000, now_ms=lambda: now[0]
         )
-        for one in frames:
-            now[0] = max(now[0], json.loads(one)["ts"] + 5) if one[:1] == b"{" else now[0]
-            taker.receive(one)
+        for frame in frames:
+            now[0] = max(now[0], json.loads(frame)["ts"] + 5) if frame[:1] == b"{" else now[0]
+            taker.receive(frame)
     return [(line.cause, line.data.encode()) for line in EventsFile(path).lines()]
 
 
 def session(*topics: str) -> list[str]:
     with gzip.open(SESSION, "rt") as file:
         entries = [json.loads(line) for line in file]
-    frames = [one["data"] for one in entries if one["t"] == "recv"]
-    return [one for one in frames if json.loads(one).get("topic") in topics]
+    frames = [entry["data"] for entry in entries if entry["t"] == "recv"]
+    return [frame for frame in frames if json.loads(frame).get("topic") in topics]
 
 
 # ---------------------------------------------------------------- what is kept
@@ -93,9 +89,9 @@ def test_a_session_is_kept_frame_by_frame_as_it_came(tmp_path: Path) -> None:
     assert [line.data for line in file.lines()] == sent
     said = json.loads(made.out)
     changes = [json.loads(one)["data"] for one in sent]
-    books = [one for one in changes if isinstance(one, dict)]
-    assert said["changes"] == sum(len(one["b"]) + len(one["a"]) for one in books) > 500
-    assert said["trades"] == sum(len(one) for one in changes if isinstance(one, list)) > 0
+    books = [change for change in changes if isinstance(change, dict)]
+    assert said["changes"] == sum(len(book["b"]) + len(book["a"]) for book in books) > 500
+    assert said["trades"] == sum(len(change) for change in changes if isinstance(change, list)) > 0
     assert said["frames"] == len(sent)
     assert said["bytes_an_event"] == said["bytes"] / (said["changes"] + said["trades"])
     again = run(words, tmp_path)
@@ -280,8 +276,8 @@ def test_a_forged_file_is_refused_by_its_check(tmp_path: Path, name: str) -> Non
     frames, why = FORGED[name]
     path = tmp_path / "a"
     with EventsWriter(path, structs.replace(HEADER, ahead_ms=2_000)) as writer:
-        for place, one in enumerate(frames):
-            writer.add(FIRST_MS + 1_000 * place, one)
+        for place, frame in enumerate(frames):
+            writer.add(FIRST_MS + 1_000 * place, frame)
     done = run(["data", "check", "a"], tmp_path)
     assert done.code == 1
     assert why in done.out

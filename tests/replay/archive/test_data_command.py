@@ -58,7 +58,7 @@ def test_import_then_list_then_read(tmp_path: Path) -> None:
     assert "linear:BTCUSDT, 1m: 1,500 candles" in text
     assert "linear:SOLUSDT, 1m: 1,500 candles" in text
     document = json.loads(run("list", "--db", archive, "--json"))
-    assert [one["bars"] for one in document["series"]] == [1_500, 1_500]
+    assert [row["bars"] for row in document["series"]] == [1_500, 1_500]
     assert len(read_candles(f"SOLUSDT={archive}")) == 1_500
 
 
@@ -97,8 +97,8 @@ async def fetched(tmp_path: Path, *arguments: str) -> tuple[int, list[int]]:
         async with deadline():
             output, _ = await process.communicate()
     assert process.returncode == 0
-    (one,) = json.loads(output)["series"]
-    return one["bars"], read_candles(archive).open_time_ms.tolist()
+    (row,) = json.loads(output)["series"]
+    return row["bars"], read_candles(archive).open_time_ms.tolist()
 
 
 async def test_fetch_fills_an_archive_and_goes_on_where_it_ended(tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_recorded_frames_become_a_file_that_check_reads(tmp_path: Path) -> None:
     assert "linear:BTCUSDT, 50 levels a side each 50 ms, from frames" in text
     assert "0 gaps" in text
     assert run("check", out) == text
-    (found,) = json.loads(run("check", out, "--json"))["files"]
-    assert (found["valid"], found["instrument"], found["gaps"]) == (True, "linear:BTCUSDT", [])
-    assert found["books"] * 50 == found["recorded_ms"] > 1_000
+    (file,) = json.loads(run("check", out, "--json"))["files"]
+    assert (file["valid"], file["instrument"], file["gaps"]) == (True, "linear:BTCUSDT", [])
+    assert file["books"] * 50 == file["recorded_ms"] > 1_000
     assert json.loads(run("record", "BTCUSDT", "--from", LINEAR, "--out", out + "1", "--json"))
 
 

@@ -58,8 +58,8 @@ def test_it_is_a_gzip_file_whose_first_line_says_what_it_holds(tmp_path: Path) -
     write(tmp_path / "a", walk(70))
     with gzip.open(tmp_path / "a") as file:  # checks the length and the sum of every member
         line, _, _ = file.read().partition(b"\n")
-    said = json.loads(line)
-    assert (said["format"], said["instrument"], said["levels"]) == (
+    document = json.loads(line)
+    assert (document["format"], document["instrument"], document["levels"]) == (
         "tracepaper depth",
         "linear:BTCUSDT",
         5,
@@ -72,9 +72,9 @@ def test_a_later_session_goes_on_behind_a_gap(tmp_path: Path) -> None:
     later = list(walk(50, seed=2, first_ms=FIRST_MS + 500_000))
     assert write(tmp_path / "a", first) == ""
     assert write(tmp_path / "a", later, cause="stopped") == ""
-    found = read_depth(tmp_path / "a")
-    assert rows(found.books) == as_rows(first + later)
-    assert [len(part) for part in found.stretches()] == [100, 50]
+    recorded_depth = read_depth(tmp_path / "a")
+    assert rows(recorded_depth.books) == as_rows(first + later)
+    assert [len(part) for part in recorded_depth.stretches()] == [100, 50]
     (gap,) = depth_quality(tmp_path / "a").gaps
     assert (gap.from_ms, gap.until_ms, gap.cause) == (
         FIRST_MS + 99_000,
@@ -92,9 +92,9 @@ def test_a_gap_within_a_session_begins_a_block(tmp_path: Path) -> None:
         writer.add(later[0], "sequence")
         for one in later[1:]:
             writer.add(one, "")
-    found = read_depth(tmp_path / "a")
-    assert rows(found.books) == as_rows(first + later)
-    assert found.starts.tolist() == [0, 10]
+    recorded_depth = read_depth(tmp_path / "a")
+    assert rows(recorded_depth.books) == as_rows(first + later)
+    assert recorded_depth.starts.tolist() == [0, 10]
     assert [gap.cause for gap in depth_quality(tmp_path / "a").gaps] == ["sequence"]
 
 
@@ -105,9 +105,9 @@ def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     last = whole.rindex(BOOKS_MARK)
     for cut in range(last + 1, len(whole), 7):
         path.write_bytes(whole[:cut])
-        found = read_depth(path)
-        assert len(found.books) == 120
-        assert found.torn == (
+        recorded_depth = read_depth(path)
+        assert len(recorded_depth.books) == 120
+        assert recorded_depth.torn == (
             f"The last {cut - last:,} bytes of {path} are no whole block, as a recorder that was "
             "killed leaves them; they are left out."
         )
@@ -132,12 +132,12 @@ def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:
             whole[:place] + bytes([whole[place] ^ rng.randint(1, 255)]) + whole[place + 1 :]
         )
         try:
-            found = read_depth(path)
+            recorded_depth = read_depth(path)
         except DataInvalid:
             continue
         assert place >= last, place
-        assert found.torn
-        assert rows(found.books) == told[:120]
+        assert recorded_depth.torn
+        assert rows(recorded_depth.books) == told[:120]
 
 
 def test_a_damaged_middle_is_refused_and_never_cut_off(tmp_path: Path) -> None:

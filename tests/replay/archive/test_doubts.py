@@ -372,8 +372,8 @@ def test_a_user_names_a_column_or_leaves_one_out(tmp_path: Path) -> None:
         "last": [row[0] for row in CANDLES],
         "volume": [row[4] for row in CANDLES],
     }
-    made = candles_of_frame(frame, symbol="BTCUSDT", columns=("close=last",))
-    assert made.close.tolist() == made.open.tolist()
+    candles = candles_of_frame(frame, symbol="BTCUSDT", columns=("close=last",))
+    assert candles.close.tolist() == candles.open.tolist()
     twice = written(tmp_path, [(*row, row[0]) for row in CANDLES], header="t,o,h,l,CLOSE,v,Close")
     with pytest.raises(DataInvalid, match="--columns close=CLOSE"):
         read_candles(twice)

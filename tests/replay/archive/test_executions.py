@@ -157,16 +157,16 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("lines", "said"), BAD, ids=lambda part: str(part)[:40])
+@pytest.mark.parametrize(("lines", "message"), BAD, ids=lambda part: str(part)[:40])
 def test_what_cannot_be_believed_is_one_sentence(
-    lines: tuple[str, ...], said: str, tmp_path: Path
+    lines: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataInvalid) as refused:
         read(tmp_path, *lines)
     sentence = str(refused.value)
-    if said.startswith("line 1: header"):
-        said = "has a header and no fills"
-    assert said in sentence
+    if message.startswith("line 1: header"):
+        message = "has a header and no fills"
+    assert message in sentence
     assert "\n" not in sentence
     assert sentence.endswith(".")
 
@@ -201,4 +201,4 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
         except DataInvalid as error:
             refused.append(str(error))
     assert 100 < len(refused) < 400
-    assert [said for said in refused if not said.endswith(".")] == []
+    assert [text for text in refused if not text.endswith(".")] == []

@@ -79,9 +79,7 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     async with (
         EmbeddedExchange(settings) as exchange,
         Breaking(
-            exchange_section(rest_url=exchange.rest_url),
-            clock=ManualClock(),
-            rng=random.Random(1),
+            exchange_section(rest_url=exchange.rest_url), clock=ManualClock(), rng=random.Random(1)
         ) as client,
     ):
         instrument = await client.instrument(served.category, served.symbol)
@@ -138,9 +136,7 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     async with (
         EmbeddedExchange(settings) as exchange,
         Forgetful(
-            exchange_section(rest_url=exchange.rest_url),
-            clock=clock,
-            rng=random.Random(1),
+            exchange_section(rest_url=exchange.rest_url), clock=clock, rng=random.Random(1)
         ) as client,
     ):
         client.hidden, client.asked = {FIRST_MS + i * MINUTE for i in hidden}, []
@@ -162,9 +158,7 @@ async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None
     async with (
         EmbeddedExchange(settings) as exchange,
         BybitClient(
-            exchange_section(rest_url=exchange.rest_url),
-            clock=clock,
-            rng=random.Random(1),
+            exchange_section(rest_url=exchange.rest_url), clock=clock, rng=random.Random(1)
         ) as client,
     ):
         (outcome,) = await fetch_symbols(

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.layouts import split_argument
 from tracepaper.replay.backtest.run_spec import names_a_run
@@ -160,13 +160,10 @@ def test_a_symbol_before_a_path_is_told_from_a_path(
     assert split_argument(argument.format(path)) == (symbol, path)
 
 
-def test_a_file_that_exists_under_the_whole_name_is_that_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    plain(tmp_path, "F=BTCUSDT.csv")
-    plain(tmp_path, "BTCUSDT.csv")
-    plain(tmp_path / "symbol=ETHUSDT", "part.csv")
+def test_a_file_that_exists_under_the_whole_name_is_that_file(here: Path) -> None:
+    plain(here, "F=BTCUSDT.csv")
+    plain(here, "BTCUSDT.csv")
+    plain(here / "symbol=ETHUSDT", "part.csv")
     assert split_argument("F=BTCUSDT.csv") == (None, Path("F=BTCUSDT.csv"))
     assert split_argument("X=F=BTCUSDT.csv") == ("X", Path("F=BTCUSDT.csv"))
     assert split_argument("symbol=ETHUSDT/part.csv") == (None, Path("symbol=ETHUSDT/part.csv"))
@@ -186,11 +183,8 @@ def test_a_file_that_exists_under_the_whole_name_is_that_file(
         ("no/such/folder=absent.csv", "does not exist"),
     ],
 )
-def test_what_is_neither_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, why: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    plain(tmp_path, "prices.csv")
+def test_what_is_neither_is_one_sentence(here: Path, argument: str, why: str) -> None:
+    plain(here, "prices.csv")
     assert why in refusal(argument)
 
 
@@ -219,12 +213,9 @@ def test_a_name_and_a_content_that_differ_are_refused(tmp_path: Path) -> None:
     assert "holds ETHUSDT by its content" in refusal(same, symbol="BTCUSDT")
 
 
-def test_a_file_with_a_number_sign_in_its_name_is_candles_and_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    plain(tmp_path, "BTCUSDT#1.csv")
-    plain(tmp_path / "k=1", "run.db")
+def test_a_file_with_a_number_sign_in_its_name_is_candles_and_no_run(here: Path) -> None:
+    plain(here, "BTCUSDT#1.csv")
+    plain(here / "k=1", "run.db")
     assert not names_a_run("BTCUSDT#1.csv")
     assert not names_a_run("BTCUSDT=BTCUSDT#1.csv")
     assert not names_a_run("BTCUSDT=absent#1.csv")
@@ -232,15 +223,12 @@ def test_a_file_with_a_number_sign_in_its_name_is_candles_and_no_run(
     assert names_a_run("absent.db#last")
 
 
-def test_every_command_refuses_to_rename_in_silence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_refuses_to_rename_in_silence(tmp_path: Path, cli: Cli) -> None:
     path = str(plain(tmp_path))
     for command in (
         ["replay", "--data", path, "--symbol", "ETHUSDT", "--db", str(tmp_path / "run.db")],
         ["data", "import", path, "--symbol", "ETHUSDT", "--db", str(tmp_path / "archive.db")],
         ["data", "check", path, "--symbol", "ETHUSDT"],
     ):
-        assert invoke(command) == 2
-        assert "holds BTCUSDT by its name" in " ".join(capsys.readouterr().err.split())
+        assert "holds BTCUSDT by its name" in " ".join(cli.err(*command, code=2).split())
     assert not list(tmp_path.glob("*.db"))

@@ -313,10 +313,10 @@ def test_a_real_file_equals_its_text_decimal_by_decimal(path: Path) -> None:
     kept = np.ones(len(rows), dtype=np.bool_)
     if "date" in rows[0]:
         kept = np.array([row["date"].endswith(":00:00") for row in rows])
-    found = texts(candles)
+    amounts = texts(candles)
     for place, name in enumerate(wanted, start=1):
         column = [value for value, keep in zip(wanted[name], kept, strict=True) if keep]
-        assert [row[place] for row in found] == column
+        assert [row[place] for row in amounts] == column
 
 
 def test_turnover_is_read_where_the_maker_has_it(tmp_path: Path) -> None:

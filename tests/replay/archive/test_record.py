@@ -41,20 +41,20 @@ Taken = list[tuple[Depth, str]]
 def sampled(frames: list[bytes], request: DepthRequest = REQUEST, **keys: Any) -> Taken:
     taken: Taken = []
     sampler = DepthSampler(BTC, request, lambda one, cause: taken.append((one, cause)), **keys)
-    for one in frames:
-        sampler.receive(one)
+    for frame in frames:
+        sampler.receive(frame)
     return taken
 
 
 def recorded() -> list[dict[str, Any]]:
     with gzip.open(SESSION, "rt") as file:
         entries = [json.loads(line) for line in file]
-    frames = [json.loads(one["data"]) for one in entries if one["t"] == "recv"]
-    return [one for one in frames if one.get("topic") == "orderbook.200.BTCUSDT"]
+    frames = [json.loads(entry["data"]) for entry in entries if entry["t"] == "recv"]
+    return [frame for frame in frames if frame.get("topic") == "orderbook.200.BTCUSDT"]
 
 
 def levels(taken: Taken) -> dict[int, tuple[bytes, bytes]]:
-    return {one.seen_ms: (one.bids, one.asks) for one, _ in taken}
+    return {depth.seen_ms: (depth.bids, depth.asks) for depth, _ in taken}
 
 
 def plainly(
@@ -77,7 +77,7 @@ def test_the_levels_of_recorded_frames_are_those_of_a_dictionary(count: int, eve
 
 def causes(frames: list[bytes]) -> list[tuple[int, str]]:
     """Return when books begin after a gap, and why."""
-    return [(one.seen_ms - FIRST_MS, cause) for one, cause in sampled(frames) if cause]
+    return [(depth.seen_ms - FIRST_MS, cause) for depth, cause in sampled(frames) if cause]
 
 
 def test_the_book_of_a_time_is_made_of_the_frames_until_then() -> None:
@@ -107,7 +107,7 @@ def test_a_gap_is_marked_with_its_cause_and_never_bridged(name: str) -> None:
     gaps = causes([*begun, *after])
     assert [why for _, why in gaps] == ["stopped", cause]
     resumed = gaps[1][0]
-    times = [one.seen_ms - FIRST_MS for one, _ in taken]
+    times = [depth.seen_ms - FIRST_MS for depth, _ in taken]
     assert times == sorted(set(times))
     inside = json.loads(after[0])["ts"] - FIRST_MS
     assert not any(max(110, inside) < at_ms < resumed for at_ms in times)
@@ -118,7 +118,7 @@ def test_a_gap_is_marked_with_its_cause_and_never_bridged(name: str) -> None:
 def test_a_frame_dated_ahead_is_a_gap() -> None:
     frames = [snapshot(0, 7), delta(250, 8), delta(10**9, 9), snapshot(300, 20), delta(700, 21)]
     taken = sampled(frames, accepts=lambda ms: ms < FIRST_MS + 10_000)
-    assert [(one.seen_ms - FIRST_MS, why) for one, why in taken if why] == [
+    assert [(depth.seen_ms - FIRST_MS, why) for depth, why in taken if why] == [
         (0, "stopped"),
         (300, "refused"),
     ]
@@ -144,7 +144,7 @@ def test_mutated_frames_raise_nothing_and_leave_possible_books() -> None:
         if not taken:
             continue
         check_books(books_of([one for one, _ in taken], 50), "mutated")
-        steps = np.diff([one.seen_ms for one, _ in taken])
+        steps = np.diff([depth.seen_ms for depth, _ in taken])
         marked = np.array([bool(cause) for _, cause in taken[1:]])
         assert (steps > 0).all()
         assert marked[steps != 100].all()
@@ -161,16 +161,16 @@ async def test_live_books_are_those_of_another_client(tmp_path: Path) -> None:
             await live.exchange.advance(1_000)
 
     frames = await recording(tmp_path / "a", work)
-    found = read_depth(tmp_path / "a")
+    depth = read_depth(tmp_path / "a")
     plain = plainly(frames, 50, 100)
     assert len(plain) > 300
-    for row in range(len(found.books)):
-        sides = zip(found.books.price[row], found.books.size[row], strict=True)
+    for row in range(len(depth.books)):
+        sides = zip(depth.books.price[row], depth.books.size[row], strict=True)
         kept = tuple(
             packed([(int(p), int(q)) for p, q in zip(*side, strict=True) if q]) for side in sides
         )
-        assert kept == plain.get(int(found.books.seen_ms[row]), kept)
-    assert set(plain) <= set(found.books.seen_ms.tolist())
+        assert kept == plain.get(int(depth.books.seen_ms[row]), kept)
+    assert set(plain) <= set(depth.books.seen_ms.tolist())
     quality = depth_quality(tmp_path / "a")
     assert (quality.gaps, quality.source, quality.instrument) == ((), "loopback", "linear:BTCUSDT")
 
@@ -206,12 +206,12 @@ async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_pat
         size = out.stat().st_size
         program = recorder(exchange, out)
         try:
-            await until(lambda: any(one.topics for one in exchange.hub.connections))
+            await until(lambda: any(connection.topics for connection in exchange.hub.connections))
             async with client.stream() as stream:
                 await stream.subscribe("orderbook.50.BTCUSDT")
                 for _ in range(30):
                     await exchange.advance(1_000)
-                heard = [one["ts"] for one in await stream.drain() if "topic" in one]
+                heard = [message["ts"] for message in await stream.drain() if "topic" in message]
             await until(lambda: out.stat().st_size > size)
         finally:
             program.process.send_signal(signal.SIGTERM)

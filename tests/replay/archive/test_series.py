@@ -68,7 +68,7 @@ def test_a_contradiction_leaves_the_archive_as_it_was(tmp_path: Path) -> None:
 def test_several_series_are_listed_and_chosen_by_symbol(tmp_path: Path) -> None:
     archive = tmp_path / "candles.db"
     import_candles(archive, [minutes(), minutes(symbol="SOL")])
-    assert [one.instrument for one in held(archive)] == ["linear:BTCUSDT", "linear:SOLUSDT"]
+    assert [candles.instrument for candles in held(archive)] == ["linear:BTCUSDT", "linear:SOLUSDT"]
     assert read_candles(f"SOLUSDT={archive}").instrument == "linear:SOLUSDT"
     assert read_candles(archive, symbol="BTCUSDT").instrument == "linear:BTCUSDT"
     with pytest.raises(ConfigInvalid, match="holds linear:BTCUSDT of 60 s, linear:SOLUSDT of 60 s"):

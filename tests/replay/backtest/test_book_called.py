@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import own_strategies as own
 import pytest
+from records import rows
 from seeded_events import SeededMarket, seeded_market
 
 from tracepaper import backtest, sweep
@@ -79,8 +78,7 @@ def typed(place: Path, *words: str | Path) -> int:
 
 def fills(path: Path) -> list[tuple[Any, ...]]:
     sql = "SELECT filled_ms, side, price_text, quantity_text, model FROM v_fills ORDER BY sequence"
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(sql).fetchall()
+    return rows(path, sql)
 
 
 def test_the_command_the_call_and_a_sweep_make_the_same_run(
@@ -113,6 +111,6 @@ def test_recursive_goes_on_in_the_middle_of_a_book(
 ) -> None:
     words = ("recursive", "--data", f"BTCUSDT={market.candles}", "-c", "run.toml", "--bars", "90")
     assert typed(place, *words, "--events", market.events, "--probes", "2", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["differences"] == []
-    assert told["probes"] == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["differences"] == []
+    assert document["probes"] == 2

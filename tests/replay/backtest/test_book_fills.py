@@ -249,7 +249,7 @@ def scripts(draw: Any, length: int = 25) -> list[Say]:
         if what == "set":
             own, far = (bids, asks) if is_bid else (asks, bids)
             crossed = [one for one in far if size and (one <= price if is_bid else one >= price)]
-            kept = {one: of for one, of in own.items() if one != price} | (
+            kept = {name: of for name, of in own.items() if name != price} | (
                 {price: size} if size else {}
             )
             if len(crossed) == len(far) or not kept:
@@ -304,7 +304,7 @@ def test_no_more_is_filled_than_was_shown_or_traded(
     assert all(
         filled.get(key, 0) == order.filled <= order.quantity for key, order in orders.items()
     )
-    signed = sum(one.quantity * (1 if one.side is Side.BUY else -1) for one in found.fills)
+    signed = sum(order.quantity * (1 if order.side is Side.BUY else -1) for order in found.fills)
     assert signed == found.broker.own.held(KEY)
     for one in script:
         if one.what != "trade":
@@ -352,7 +352,7 @@ def test_what_no_event_holds_changes_nothing(
     assert few.ends == every.ends
     assert few.broker.state()[0].books[KEY].holding == every.broker.state()[0].books[KEY].holding
     places = [
-        [(one.ahead, one.level, one.traded) for one in played_so.places]
+        [(place.ahead, place.level, place.traded) for place in played_so.places]
         for played_so in (few, every)
     ]
     assert places[0] == places[1]

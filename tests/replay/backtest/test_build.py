@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 from programs import ROOT
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import configuration
 from tracepaper.strategies.errors import ConfigInvalid
@@ -96,12 +96,12 @@ def test_an_interval_finer_than_the_data_is_refused_with_who_named_it(
 
 
 def test_two_symbols_come_from_two_files() -> None:
-    found = configuration(None, [sol(), read_candles(BTC)])
-    assert found.market.symbols == ("SOLUSDT", "BTCUSDT")
+    config = configuration(None, [sol(), read_candles(BTC)])
+    assert config.market.symbols == ("SOLUSDT", "BTCUSDT")
 
 
 def test_a_strategy_is_found_beside_its_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     home = tmp_path / "mine"
     home.mkdir()
@@ -114,5 +114,4 @@ def test_a_strategy_is_found_beside_its_configuration(
     (home / "mine.toml").write_text('[strategy]\nname = "beside_its_file:Mine"\n')
     monkeypatch.setattr("sys.path", list(sys.path))
     called = ["replay", str(SOL), "-c", str(home / "mine.toml"), "--db", "run.db", "--json"]
-    assert invoke(called) == 0
-    assert json.loads(capsys.readouterr().out)["decisions"] == len(sol())
+    assert json.loads(cli.out(*called))["decisions"] == len(sol())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from page_cases import shown_of
 from records import rows as asked
 from report_cases import build_report_of
@@ -157,9 +158,9 @@ def test_equity_over_a_split_is_that_of_adjusted_candles(strategy: type) -> None
     with held(strategy, 7.0, 10, SPLIT) as run, held(strategy, 1.0, 70) as adjusted:
         assert len(curve(run)) > 40
         assert curve(run) == pytest.approx(curve(adjusted), abs=70 * 0.05)
-        one, other = run.summary, adjusted.summary
+        summary, other = run.summary, adjusted.summary
         for key in ("return", "max_drawdown", "buy_and_hold_return", "volatility_day"):
-            assert one[key] == pytest.approx(other[key], abs=1e-4)
+            assert summary[key] == pytest.approx(other[key], abs=1e-4)
         assert len(run.trades) == len(adjusted.trades) == 1
         assert run.trades["quantity"][0] == 70
         assert run.report()["sentences"] is not None
@@ -305,9 +306,9 @@ def test_what_cannot_be_applied_is_refused_in_one_sentence(
     candles(DAY)
     actions(*lines)
     assert replayed("--actions", "actions.csv") == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert sentence in said
-    assert said.count(". ") == 0
+    text = " ".join(capsys.readouterr().err.split())
+    assert sentence in text
+    assert text.count(". ") == 0
     assert not Path("run.db").exists()
 
 
@@ -331,14 +332,13 @@ def test_a_day_without_a_session_is_applied_at_the_next_one() -> None:
     assert asked("run.db", query) == [(moment("2014-11-28T09:30"),)]
 
 
-def test_shares_alone_have_actions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_shares_alone_have_actions(cli: Cli) -> None:
     candles(DAY)
     actions(SPLIT)
     words = ["replay", "ACMEUSDT=acme.csv", "--actions", "actions.csv", "--db", "run.db"]
     Path("linear.toml").write_text('[strategy]\nname = "sma_cross"\n')
-    assert invoke([*words, "-c", "linear.toml"]) == 2
     assert "--actions are of shares, and the run trades linear" in " ".join(
-        capsys.readouterr().err.split()
+        cli.err(*words, "-c", "linear.toml", code=2).split()
     )
 
 
@@ -433,10 +433,10 @@ def test_a_split_that_is_suspected_soon_after_one_is_judged_by_what_a_start_woul
         "stock:ACME", CorporateActionKind.SPLIT, 7, 1, 0, bars[1].close, times[2], times[2]
     )
 
-    def plausible(*known: Bar | CorporateAction) -> float:
+    def plausible(*events: Bar | CorporateAction) -> float:
         history = build(given, data, started_at_ms=1).engine.markets["stock:ACME"].history
-        for one in known:
-            history.adjust(one) if isinstance(one, CorporateAction) else history.observe(one)
+        for event in events:
+            history.adjust(event) if isinstance(event, CorporateAction) else history.observe(event)
         return history.plausible
 
     adjusted = [adjusted_bar(split, bar) for bar in bars[:2]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 import depth_cases as cases
 import numpy as np
 import pytest
-import torch
 from depth_cases import FIRST_MS, header, trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record, run_into
-from records import check_record, rows
+from records import check_record, rows, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.models import make_orderbook
@@ -28,43 +26,17 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.explain.document import explain_decision
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.context import BarContext, Signal
-from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import books_in
-from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Depths
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MINUTE_MS = 60_000
 BARS = 30
 WINDOW = 16
 NETWORK = OrderBookConfig(levels=5, window=WINDOW, dim=8, layers=1, heads=2, horizons=(1, 3))
-
-
-class Imbalance(Strategy):
-    """Long where more is bid than asked at the best levels of the newest books, else flat."""
-
-    books = 10
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._options = options
-
-    def decide(self, context: BarContext) -> Signal:
-        books = context.depth
-        if books is None or len(books) < self.books:
-            return Signal(Action.HOLD, "too few books")
-        bid, ask = books.size[:, :, 0].sum(axis=0).tolist()
-        seen = {"bid": float(bid), "ask": float(ask), "last_ms": float(books.seen_ms[-1])}
-        return Signal(Action.LONG if bid > ask else Action.FLAT, "as the books stand", note=seen)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +92,8 @@ def replayed(path: Path, books: Path, checkpoint: Path, **keys: Any) -> str:
 
 def events(path: Path) -> list[Depths]:
     with Reader.open(path) as reader:
-        found = [event for _, _, event, _ in reader.events(reader.find("last"))]
-    return [event for event in found if isinstance(event, Depths)]
+        depths = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    return [event for event in depths if isinstance(event, Depths)]
 
 
 def reasons(path: Path) -> list[str]:
@@ -135,7 +107,7 @@ def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
     replayed(path, books, checkpoint)
     recorded = read_depth(books)
     stored = [books_in(event) for event in events(path)]
-    times = np.concatenate([one.seen_ms for one in stored])
+    times = np.concatenate([depths.seen_ms for depths in stored])
     begun_ms, end_ms = FIRST_MS - WINDOW * 1_000, FIRST_MS + BARS * MINUTE_MS
     wanted = (recorded.books.seen_ms > begun_ms) & (recorded.books.seen_ms <= end_ms)
     assert times.tolist() == recorded.books.seen_ms[wanted].tolist()
@@ -143,7 +115,7 @@ def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
     assert (price == recorded.books.price[wanted]).all()
     order = rows(path, "SELECT kind, market_ms FROM v_events WHERE kind IN ('bar', 'depth')")
     assert [at_ms for _, at_ms in order] == sorted(at_ms for _, at_ms in order)
-    assert [one.cause for one in events(path) if one.cause] == ["stopped", "disconnected"]
+    assert [depth.cause for depth in events(path) if depth.cause] == ["stopped", "disconnected"]
     check_record(path)
 
 
@@ -172,8 +144,8 @@ def test_a_false_book_of_a_file_is_said_and_moves_no_decision(
     """Planted: one book of minute 12 a third too low, and the last of minute 14."""
     planted = {12 * 60 + 20, 15 * 60}
     made = [
-        cases.depth([(430_000, 5)], [(430_001, 5)], one.seen_ms) if second in planted else one
-        for second, one in enumerate(walk(20 * 60, first_ms=FIRST_MS))
+        cases.depth([(430_000, 5)], [(430_001, 5)], node.seen_ms) if second in planted else node
+        for second, node in enumerate(walk(20 * 60, first_ms=FIRST_MS))
     ]
     write(tmp_path / "false.depth", made)
     path = tmp_path / "a.db"
@@ -230,7 +202,7 @@ def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
     tmp_path: Path, books: Path, checkpoint: Path
 ) -> None:
     recorded = read_depth(books)
-    finer = [replace(one, price_decimals=one.price_decimals + 3) for one in candles()]
+    finer = [replace(candle, price_decimals=candle.price_decimals + 3) for candle in candles()]
     replay = built(tmp_path / "a.db", [recorded], checkpoint, data=finer)
     assert replay.instruments[0].price_decimals == 4
     first = next(event for event in replay.feed.events() if isinstance(event, Depths))
@@ -242,7 +214,7 @@ def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
 
 def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, books: Path) -> None:
     given = {
-        "strategy": {"name": f"{__name__}:Imbalance"},
+        "strategy": {"name": "recorded_strategies:Imbalance"},
         "sizing": {"mode": "fixed", "quantity": "0.1"},
         "account": {"cash": "1000000"},
         "model": {"checkpoint": "none"},
@@ -326,8 +298,8 @@ def test_a_decision_is_explained_by_its_map_of_level_and_time(
     )
     decision = f"{run_id}:{sequence}"
     explain_decision(decision, path, full=True, png=None, as_json=True)
-    told = json.loads(capsys.readouterr().out)
-    found = told["books"]
+    document = json.loads(capsys.readouterr().out)
+    found = document["books"]
     weights = np.array([found[side]["weights"] for side in ("bid", "ask")])
     assert weights.shape == (2, WINDOW, 5)
     assert weights.sum() == pytest.approx(1, abs=1e-5)
@@ -346,9 +318,7 @@ def test_a_decision_whose_books_are_gone_says_so(
 ) -> None:
     path = tmp_path / "a.db"
     run_id = replayed(path, books, checkpoint)
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("DELETE FROM events WHERE kind = 'depth'")
-        database.commit()
+    tamper(path, "DELETE FROM events WHERE kind = 'depth'")
     query = "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 20"
     ((sequence,),) = rows(path, query)
     with pytest.raises(DataInvalid, match="no longer has the order books that decision"):

@@ -89,7 +89,7 @@ def test_the_typed_command_and_the_call_make_the_same_run(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert typed(place, *REPLAY, "--depth", "btc.depth", "--db", "a.db", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
+    document = json.loads(capsys.readouterr().out)
     assert typed(place, "verify", "last", "--db", "a.db") == 0
     with own.importable(place):
         made = backtest(
@@ -98,7 +98,7 @@ def test_the_typed_command_and_the_call_make_the_same_run(
         again = backtest(
             "by_books:Mine", "BTCUSDT-1m.csv", config=SIZED, depth=[Path("btc.depth")], db="c.db"
         )
-    assert told["bars"] == BARS
+    assert document["bars"] == BARS
     assert typed(place, "parity", "a.db#last", "b.db#last") == 0
     assert list(made.decisions["action"]) == list(again.decisions["action"])
     assert set(made.decisions["action"]) == {"LONG", "FLAT"}
@@ -266,6 +266,6 @@ def test_what_is_given_twice_or_in_the_wrong_place_is_said(
 
 
 def book(bids: list[tuple[int, int]], asks: list[tuple[int, int]], **keys: int) -> Depth:
-    (made,) = walk(1, first_ms=FIRST_MS + MINUTE_MS)
+    (node,) = walk(1, first_ms=FIRST_MS + MINUTE_MS)
     flat = [np.array(side, dtype="<i8").tobytes() for side in (bids, asks)]
-    return structs.replace(made, bids=flat[0], asks=flat[1], **keys)
+    return structs.replace(node, bids=flat[0], asks=flat[1], **keys)

@@ -12,6 +12,7 @@ import own_strategies as own
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from recorded_strategies import Framed
 from recordings import record
 from records import check_record, decision_hashes, rows, run_again
 
@@ -24,31 +25,20 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.strategies.api.context import BarContext, Signal
-from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Action
 
 MINUTE = 60_000
 SEEN: list[tuple[int, list[int], list[int]]] = []
 """At each question: the time, and when the bars of both frames had closed."""
 
 
-class Trend(Strategy):
-    """Long while the close is above the mean of the last quarters of an hour."""
-
-    warmup = 3
-    frames = ("5", "15")
-    frames_warmup = {"15": 4}  # noqa: RUF012 - as a user writes it
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._options = options
+class Trend(Framed):
+    """Keeps what it is asked with."""
 
     def decide(self, context: BarContext) -> Signal:
         fives, quarters = context.timeframe("5"), context.timeframe("15")
         SEEN.append((context.time, fives.time.tolist(), quarters.time.tolist()))
-        above = context.close > quarters.close.mean() and fives.close[-1] > fives.open[0]
-        note = {"fives": float(fives.close.sum()), "quarters": float(quarters.close.sum())}
-        return Signal(Action.LONG if above else Action.FLAT, "as the quarters say", note=note)
+        return super().decide(context)
 
 
 def walk(count: int = 400, *, seed: int = 1, symbol: str = "BTCUSDT") -> Candles:
@@ -217,10 +207,10 @@ class Mine(Strategy):
 def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds: bool) -> None:
     (tmp_path / "early.py").write_text(EARLY.format(when=when))
     with own.importable(tmp_path):
-        found = looked(configured(strategy={"name": "early:Mine"}), [walk(160)])
-    assert found.holds is holds
+        finding = looked(configured(strategy={"name": "early:Mine"}), [walk(160)])
+    assert finding.holds is holds
     assert (
-        "a bar of a higher frame was handed on that had not closed" in found.because
+        "a bar of a higher frame was handed on that had not closed" in finding.because
     ) is not holds
 
 
@@ -232,12 +222,12 @@ def test_candles_of_the_frame_warm_every_later_start() -> None:
     soon = slice_candles(late, slice(0, 24))  # starts before and after the first candle closes
     with FreshProcesses() as fresh:
         for part, probes in ((late, 1), (soon, 2)):
-            found = recursive(
+            finding = recursive(
                 configured(), MarketData([part], frames=frames), fresh, probes=probes, warmup=1
             )
-            assert found.holds, found.sentence()
-            assert found.probes == probes
-            assert found.compared > 20
+            assert finding.holds, finding.sentence()
+            assert finding.probes == probes
+            assert finding.compared > 20
 
 
 @pytest.mark.parametrize(("when", "holds"), [("False", True), ("self._count == 4", False)])
@@ -248,10 +238,10 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
     fives, late = hours_before(walk(200), 67, 5)
     with own.importable(tmp_path), FreshProcesses() as fresh:
         config = configured(strategy={"name": "early:Mine"})
-        found = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
-    assert found.holds is holds, found.sentence()
+        finding = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
+    assert finding.holds is holds, finding.sentence()
     if holds:
-        assert found.unproved == []
-        assert found.depends == [
+        assert finding.unproved == []
+        assert finding.depends == [
             "it depends on the absolute price, first at linear:BTCUSDT bar 2025-01-01T01:07:00Z"
         ]

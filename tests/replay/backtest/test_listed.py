@@ -14,11 +14,7 @@ from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.context import (
-    BarContext,
-    Orders,
-    buy,
-)
+from tracepaper.strategies.api.context import BarContext, Orders, buy
 from tracepaper.strategies.api.strategy import Strategy
 
 BARS = 300

@@ -57,7 +57,7 @@ def times_of(data: MarketData) -> list[Sequence[int]]:
         data.funding[0].time_ms.tolist(),
         data.frames[0].closes_ms.tolist(),
         data.depth[0].times.tolist(),
-        [one.ex_date.toordinal() for one in data.actions],
+        [action.ex_date.toordinal() for action in data.actions],
     ]
 
 
@@ -77,7 +77,7 @@ def test_nonsense_stands_in_place_of_later_bars_and_books_alone(data: MarketData
     other = data.until(at_ms, cut=False)
     same = other.candles[0].close == data.candles[0].close
     assert np.flatnonzero(~same).tolist() == list(range(AT + 1, BARS))
-    first, second = (one.depth[0].loaded().books.price for one in (data, other))
+    first, second = (market_data.depth[0].loaded().books.price for market_data in (data, other))
     is_other = (first != second).any(axis=(1, 2))
     assert is_other.tolist() == (data.depth[0].times > at_ms + MINUTE_MS).tolist()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stock_files
+from command_line import Cli
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
@@ -89,10 +90,10 @@ def test_a_file_of_months_is_read_and_checked_by_the_calendar(months: Path, days
     read = read_candles(months)
     assert (read.interval_ms, read.missing, read.gaps) == (MONTH_MS, 0, [])
     assert read.closes_ms.tolist() == [*read.open_time_ms[1:].tolist(), read.until_ms]
-    made = resample(read_candles(days), MONTH_MS)
+    candles = resample(read_candles(days), MONTH_MS)
     for name in ("open_time_ms", "open", "high", "low", "close", "volume", "closes_ms"):
-        assert np.array_equal(getattr(read, name), getattr(made, name)), name
-    assert "2 coarse candles not whole" in made.notes[-1]
+        assert np.array_equal(getattr(read, name), getattr(candles, name)), name
+    assert "2 coarse candles not whole" in candles.notes[-1]
     assert quality(read).calendar is None
 
 
@@ -110,25 +111,23 @@ def test_months_that_open_elsewhere_are_refused(tmp_path: Path) -> None:
 def test_minutes_make_a_month_and_one_that_lacks_one_is_dropped() -> None:
     start = month_start(541)  # a February of 28 days
     rows = walk_rows(59 * 1_440)
-    made = resample(made_candles(rows, first_ms=start), MONTH_MS)
-    assert made.open_time_ms.tolist() == [start, month_start(542)]
+    candles = resample(made_candles(rows, first_ms=start), MONTH_MS)
+    assert candles.open_time_ms.tolist() == [start, month_start(542)]
     times = [start + place * 60_000 for place in range(len(rows))]
     del rows[5], times[5]
-    made = resample(made_candles(rows, times_ms=times), MONTH_MS)
-    assert made.open_time_ms.tolist() == [month_start(542)]
+    candles = resample(made_candles(rows, times_ms=times), MONTH_MS)
+    assert candles.open_time_ms.tolist() == [month_start(542)]
 
 
 # ---------------------------------------------------------------- runs
 
 
 def test_a_run_of_a_file_of_months_is_that_of_its_days(
-    run: Path, days: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, days: Path, tmp_path: Path, cli: Cli
 ) -> None:
     replayed(tmp_path / "made.db", days, "--set", "market.interval=1mo")
-    capsys.readouterr()
-    assert invoke(["parity", f"{run}#last", f"{tmp_path / 'made.db'}#last", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["compared"], found["identical"], found["only_in_first"]) == (78, 78, 0)
+    document = cli.json("parity", f"{run}#last", f"{tmp_path / 'made.db'}#last")
+    assert (document["compared"], document["identical"], document["only_in_first"]) == (78, 78, 0)
 
 
 def test_verify_lookahead_and_recursive_hold_over_months(
@@ -146,22 +145,20 @@ def test_verify_lookahead_and_recursive_hold_over_months(
 
 
 def test_an_archive_holds_months_without_a_hole(
-    run: Path, months: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, months: Path, tmp_path: Path, cli: Cli
 ) -> None:
     archive = str(tmp_path / "archive.db")
-    assert invoke(["data", "import", str(months), "--archive", archive]) == 0
-    assert invoke(["data", "list", "--archive", archive, "--json"]) == 0
-    text = capsys.readouterr().out
+    assert cli("data", "import", months, "--archive", archive).code == 0
+    text = cli.out("data", "list", "--archive", archive, "--json")
     listed = json.loads(text[text.index("{") :])["series"][0]
     assert (listed["bars"], listed["gaps"]) == (78, [])
     with History.open(Path(archive)) as history:
-        assert history.spans("linear:BTCUSDT", MONTH_MS) == [(month_start(552), month_start(630))]
+        times = history.times("linear:BTCUSDT", MONTH_MS)
+        assert times == [month_start(month) for month in range(552, 630)]
         for bar in history.read("linear:BTCUSDT", MONTH_MS):
             assert bar.market_ms == bar.close_time_ms == month_start(month_of(bar.market_ms))
     replayed(tmp_path / "run.db", Path(archive))
-    capsys.readouterr()
-    assert invoke(["parity", f"{run}#last", f"{tmp_path / 'run.db'}#last", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["identical"] == 78
+    assert cli.json("parity", f"{run}#last", f"{tmp_path / 'run.db'}#last")["identical"] == 78
 
 
 FRAMED = '''
@@ -253,9 +250,9 @@ def test_months_of_shares_open_and_close_with_their_sessions(label: str, tmp_pat
         category=Category.STOCK, symbol="ABC", sessions_for=sessions_named("XNAS"),
     )  # fmt: skip
     assert quality(read).sessions == quality(daily).sessions == len(day)
-    made = resample(daily, MONTH_MS)
-    assert made.open_time_ms.tolist() == opens
-    assert made.closes_ms.tolist() == read.closes_ms.tolist()
+    candles = resample(daily, MONTH_MS)
+    assert candles.open_time_ms.tolist() == opens
+    assert candles.closes_ms.tolist() == read.closes_ms.tolist()
 
 
 def test_a_year_has_twelve_months_and_a_month_its_days() -> None:

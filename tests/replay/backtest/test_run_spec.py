@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 
 from tracepaper import ConfigInvalid, backtest, sweep
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import (
     Consumer,
@@ -34,8 +34,8 @@ def test_a_call_from_python_takes_what_is_declared(
 
 
 def test_every_source_is_a_field_of_the_spec_and_of_the_data() -> None:
-    assert set(SOURCES) == {one.name for one in fields(MarketData)}
-    assert set(SOURCES) <= {one.name for one in fields(MarketSpec)}
+    assert set(SOURCES) == {field.name for field in fields(MarketData)}
+    assert set(SOURCES) <= {field.name for field in fields(MarketSpec)}
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,12 @@ def test_every_source_is_a_field_of_the_spec_and_of_the_data() -> None:
     ],
 )
 def test_a_command_has_the_options_of_its_fields_alone(
-    command: str, lacks: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    command: str, lacks: tuple[str, ...], cli: Cli
 ) -> None:
-    assert invoke([command, "--help"]) == 0
-    told = capsys.readouterr().out
+    output = cli.out(command, "--help")
     has = ("[PATH]", "--data", "--columns", "--actions", "--frame-data", "--depth", "--events",
            "--set", "--strategy")  # fmt: skip
-    assert [flag for flag in (*has, *lacks) if flag in told] == list(has)
+    assert [flag for flag in (*has, *lacks) if flag in output] == list(has)
 
 
 def test_what_would_be_ignored_is_refused_by_the_name_of_its_option() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from forging import rechain
 from msgspec.structs import replace
 from records import decision_hashes, rows
@@ -105,7 +106,7 @@ def test_the_bar_after_a_missing_half_session_is_refused(interval_ms: int) -> No
     measured = "SELECT measure FROM v_gates WHERE gate = 'gap' AND NOT passed"
     assert rows("run.db", measured) == [(4.0 if interval_ms == HOUR_MS else 1.0,)]
     assert rows("run.db", "SELECT from_ms, until_ms FROM v_gaps") == [
-        (moment("2014-11-28T09:30"), moment("2014-12-01T09:30")),
+        (moment("2014-11-28T09:30"), moment("2014-12-01T09:30"))
     ]
 
 
@@ -120,8 +121,8 @@ def test_without_a_calendar_every_weekend_is_a_hole() -> None:
 def test_a_bar_is_decided_at_the_close_of_its_session() -> None:
     replayed(opens("2014-11-03", "2014-12-05"))
     query = "SELECT e.market_ms FROM v_equity e JOIN v_decisions d USING (sequence)"
-    (found,) = rows("run.db", f"{query} WHERE d.open_time_ms = {moment('2014-11-28T09:30')}")
-    assert found == (moment("2014-11-28T13:00"),)
+    (row,) = rows("run.db", f"{query} WHERE d.open_time_ms = {moment('2014-11-28T09:30')}")
+    assert row == (moment("2014-11-28T13:00"),)
 
 
 def test_a_short_signal_is_flat_and_says_why() -> None:
@@ -220,14 +221,14 @@ TRUE_SESSIONS = package.sessions_of_years
 
 def _without_thanksgiving(name: str, first: int, last: int) -> Sessions:
     """Answer as a package would that has learnt that 27 November was no holiday."""
-    known = TRUE_SESSIONS(name, first, last)
-    at = known.days.index(moment("2014-11-28T00:00+00:00") // (24 * HOUR_MS))
+    sessions = TRUE_SESSIONS(name, first, last)
+    at = sessions.days.index(moment("2014-11-28T00:00+00:00") // (24 * HOUR_MS))
     return replace(
-        known,
-        days=(*known.days[:at], known.days[at] - 1, *known.days[at:]),
-        opens=(*known.opens[:at], known.opens[at] - 1_440, *known.opens[at:]),
-        closes=(*known.closes[:at], known.closes[at] - 1_440, *known.closes[at:]),
-        offsets=(*known.offsets[:at], known.offsets[at], *known.offsets[at:]),
+        sessions,
+        days=(*sessions.days[:at], sessions.days[at] - 1, *sessions.days[at:]),
+        opens=(*sessions.opens[:at], sessions.opens[at] - 1_440, *sessions.opens[at:]),
+        closes=(*sessions.closes[:at], sessions.closes[at] - 1_440, *sessions.closes[at:]),
+        offsets=(*sessions.offsets[:at], sessions.offsets[at], *sessions.offsets[at:]),
     )
 
 
@@ -261,56 +262,50 @@ def test_a_replay_goes_on_by_its_own_sessions_whatever_the_package_says_later(
 
 
 def test_data_beyond_the_run_s_own_sessions_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     write(Path("acme.csv"), opens("2014-11-03", "2014-12-31"))
     run_id = interrupted(monkeypatch)
     write(Path("acme.csv"), opens("2014-11-03", "2015-02-27"))
     again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--db", "part.db"]
-    assert invoke([*again, "--resume", run_id]) == 1
-    assert "beyond the sessions that the run was opened with" in capsys.readouterr().err
+    assert "beyond the sessions that the run was opened with" in cli.err(
+        *again, "--resume", run_id, code=1
+    )
 
 
 # ---------------------------------------------------------------- what is said, and refused
 
 
-def test_a_report_counts_days_and_years_in_sessions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_counts_days_and_years_in_sessions(cli: Cli) -> None:
     replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
-    capsys.readouterr()
-    assert invoke(["report", "last", "--db", "run.db", "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)["accounts"][0]
+    figures = cli.json("report", "last", "--db", "run.db")["accounts"][0]
     sessions = len(opens("2014-10-20", "2014-12-31"))
     assert figures["days"] == sessions
     assert figures["volatility"] == pytest.approx(figures["volatility_day"] * 252**0.5)
-    capsys.readouterr()
-    assert invoke(["report", "last", "--db", "run.db"]) == 0
-    assert "A year has 252.0 sessions" in " ".join(capsys.readouterr().out.split())
+    assert "A year has 252.0 sessions" in " ".join(
+        cli.out("report", "last", "--db", "run.db").split()
+    )
 
 
-def test_a_calendar_that_does_not_exist_is_one_sentence(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_calendar_that_does_not_exist_is_one_sentence(cli: Cli) -> None:
     Path("wrong.toml").write_text(SHARES.replace("XNAS", "NOWHERE"))
     write(Path("acme.csv"), opens("2014-11-03", "2014-12-31"), date_alone)
-    assert invoke(["replay", "ACME=acme.csv", "-c", "wrong.toml", "--db", "run.db"]) == 2
-    error = capsys.readouterr().err
+    error = cli.err("replay", "ACME=acme.csv", "-c", "wrong.toml", "--db", "run.db", code=2)
     assert (error.count("\n"), "'NOWHERE' is no calendar" in error) == (1, True)
 
 
-def test_shares_are_not_traded_live(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["run", "-c", "shares.toml", "--db", "live.db"]) == 2
-    assert "has no exchange here; trade its candle files by" in capsys.readouterr().err
+def test_shares_are_not_traded_live(cli: Cli) -> None:
+    assert "has no exchange here; trade its candle files by" in cli.err(
+        "run", "-c", "shares.toml", "--db", "live.db", code=2
+    )
     assert not Path("live.db").exists()
 
 
-def test_an_archive_gives_back_shares_as_they_were_read(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_archive_gives_back_shares_as_they_were_read(cli: Cli) -> None:
     replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
     called = ["data", "import", "ACME=acme.csv", "--calendar", "XNAS", "--db", "archive.db"]
-    assert invoke(called) == 0
-    assert "0 holes" in capsys.readouterr().out
-    assert invoke(["replay", "archive.db", "-c", "shares.toml", "--db", "two.db", "--json"]) == 0
+    assert "0 holes" in cli.out(*called)
+    assert cli("replay", "archive.db", "-c", "shares.toml", "--db", "two.db", "--json").code == 0
     assert decision_hashes("two.db") == decision_hashes("run.db")
 
 
@@ -336,7 +331,7 @@ NAMED = "the split of 7 for 1 suspected on 2014-12-03 is not adjusted; give adju
 
 @pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
 def test_a_split_that_was_not_adjusted_is_named_and_its_bar_refused(
-    interval_ms: int, capsys: pytest.CaptureFixture[str]
+    interval_ms: int, cli: Cli
 ) -> None:
     at = jumping(interval_ms, 1.0, 7.0)
     assert refused() == [("plausible", at)]
@@ -344,10 +339,8 @@ def test_a_split_that_was_not_adjusted_is_named_and_its_bar_refused(
     assert rows("run.db", measured) == [(None, 0)]
     ((warnings,),) = rows("run.db", "SELECT warnings FROM v_runs")
     assert json.loads(warnings) == [f"ACME: {NAMED}"]
-    assert invoke(["verify", "last", "--db", "run.db"]) == 0
-    capsys.readouterr()
-    assert invoke(["data", "check", "ACME=acme.csv", "--calendar", "XNAS"]) == 0
-    assert f"  ⚠ ACME: {NAMED}\n" in capsys.readouterr().out
+    assert cli("verify", "last", "--db", "run.db").code == 0
+    assert f"  ⚠ ACME: {NAMED}\n" in cli.out("data", "check", "ACME=acme.csv", "--calendar", "XNAS")
 
 
 class Holds(Strategy):
@@ -443,6 +436,6 @@ def test_days_and_weeks_are_made_of_session_bars(capsys: pytest.CaptureFixture[s
     assert invoke(["lookahead", *given]) == 0
     capsys.readouterr()
     assert invoke(["recursive", *given, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["compared"] > 50
-    assert said["warmup"] < 168  # a week of hours that are no sessions
+    document = json.loads(capsys.readouterr().out)
+    assert document["compared"] > 50
+    assert document["warmup"] < 168  # a week of hours that are no sessions

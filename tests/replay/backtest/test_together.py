@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record
-from records import check_record, decision_hashes, rows
+from records import check_record, decision_hashes, rows, tamper
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
@@ -56,8 +54,8 @@ def replayed(
 
 def test_a_symbol_that_lacks_the_bar_is_named_absent(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    one, two, three = candles(50)
-    replayed(path, [one, two, _without(three, 20)])
+    candle, two, three = candles(50)
+    replayed(path, [candle, two, _without(three, 20)])
     told = rows(path, "SELECT content ->> 'absent' FROM v_events WHERE kind = 'closed'")
     assert [absent for (absent,) in told if absent != "[]"] == ['["linear:SOLUSDT"]']
     check_record(path)
@@ -84,12 +82,11 @@ def _without(part: Candles, row: int) -> Candles:
 def test_a_record_that_lost_a_bar_of_a_close_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     run_id = replayed(path, candles(40))
-    with closing(sqlite3.connect(path)) as database:
-        database.execute(
-            "UPDATE events SET content = replace(content, '\"bars\":3', '\"bars\":4') "
-            "WHERE sequence = (SELECT max(sequence) FROM events WHERE kind = 'closed')"
-        )
-        database.commit()
+    tamper(
+        path,
+        "UPDATE events SET content = replace(content, '\"bars\":3', '\"bars\":4') "
+        "WHERE sequence = (SELECT max(sequence) FROM events WHERE kind = 'closed')",
+    )
     with Reader.open(path) as reader:
         assert not verify_chain(reader.connection, run_id).holds
         with pytest.raises(DataInvalid, match="rows are missing"):
@@ -108,8 +105,8 @@ def test_the_model_answers_a_close_in_one_batch_and_verify_repeats_its_bits(tmp_
     check_record(batched)
     for path, other in ((single, second), (scanned, third)):
         with Reader.open(batched) as one, Reader.open(path) as two:
-            found = compare_runs(ComparedRun(one, first), ComparedRun(two, other))
-        assert found.differences == []
+            parity = compare_runs(ComparedRun(one, first), ComparedRun(two, other))
+        assert parity.differences == []
     again = tmp_path / "again.db"
     audit = SqlAuditLog.open(again)
     rerun_recorded(f"{batched}#{first}", audit, again, Tally(), started_at_ms=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from pages import said_in
 from programs import ROOT
 from recordings import record
@@ -51,10 +52,9 @@ def test_every_twin_is_in_the_record_the_summary_and_the_report(
     assert {"buy_and_hold", "random_gate"} <= accounts.keys()
 
 
-def test_a_twin_that_does_not_exist_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_twin_that_does_not_exist_is_one_sentence(cli: Cli) -> None:
     Path("twins.toml").write_text(TWINS.replace("random_gate", "lucky"))
-    assert invoke(["replay", str(SOL), "-c", "twins.toml", "--db", "run.db"]) == 2
-    error = capsys.readouterr().err
+    error = cli.err("replay", SOL, "-c", "twins.toml", "--db", "run.db", code=2)
     assert error.count("\n") == 1
     assert "ungated, random_gate, buy_and_hold" in error
 
@@ -87,16 +87,12 @@ CROSS = SCENARIOS["cross margin"]
 LIQUIDATED = "model = 'liquidation'"
 
 
-def test_the_report_and_the_shadow_accounts_know_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_and_the_shadow_accounts_know_it(tmp_path: Path, cli: Cli) -> None:
     path, sections = tmp_path / "a.db", dict(CROSS.sections())
     sections["strategy"] = {**sections["strategy"], "twins": ["buy_and_hold", "random_gate"]}
     record(path, load(None, sections), CROSS.candles())
     check_record(path)
     assert rows(path, f"SELECT count(*) FROM v_twin_fills WHERE {LIQUIDATED}")[0][0] > 0
-    capsys.readouterr()
-    assert invoke(["report", "--db", str(path), "--json"]) == 0
-    own, *_ = json.loads(capsys.readouterr().out)["accounts"]
-    assert own["end"] >= 0
-    assert own["liquidation_price"] is None
+    account, *_ = cli.json("report", "--db", path)["accounts"]
+    assert account["end"] >= 0
+    assert account["liquidation_price"] is None

@@ -75,7 +75,7 @@ def test_interrupted_it_goes_on_to_the_end_that_is_named(
     assert invoke(["verify", "last", "--db", str(cut)]) == 0
     with Reader.open(whole) as one, Reader.open(cut) as other:
         first, second = (ComparedRun(reader, reader.find("last")) for reader in (one, other))
-        found = compare_runs(first, second)
+        parity = compare_runs(first, second)
         assert compare_runs(first, first).exact
     # What a chunk that begins elsewhere rounds otherwise is no difference.
-    assert (found.exact, found.differing, found.compared) == (False, 0, len(wanted))
+    assert (parity.exact, parity.differing, parity.compared) == (False, 0, len(wanted))

@@ -67,11 +67,7 @@ def test_every_route_gives_the_same_row(mask: Mask) -> None:
     sums = [layer.logsumexp for layer in layers]
     case = Case(inputs.queries, inputs.keys, sums, matrices, mask)
     expected = reference.rollout(matrices, mask)[:, -1:]
-    for row in (
-        bench.explain(layers),
-        bench.explain(layers, "tiles"),
-        bench.dense(inputs, mask),
-    ):
+    for row in (bench.explain(layers), bench.explain(layers, "tiles"), bench.dense(inputs, mask)):
         case.hold(row, expected)
     torch.testing.assert_close(bench.explain_every(layers)[0, -1].sum(), torch.tensor(1.0))
 

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import depth_cases
 import numpy as np
 import pytest
+from command_line import Cli
 from depth_cases import delta, header, packed, snapshot
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from msgspec import structs
 from recordings import record
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.book_events import EventsFile, EventsHeader, EventsWriter
@@ -117,20 +117,18 @@ def samples(
     return path
 
 
-def asked(
-    capsys: pytest.CaptureFixture[str], run: Path, *books: Path, code: int = 0
-) -> dict[str, Any]:
-    words = [word for each in books for word in ("--books", str(each))]
-    assert invoke(["parity", "last", "--db", str(run), *words, "--json"]) == code
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
+def asked(cli: Cli, run: Path, *books: Path, code: int = 0) -> Any:
+    words = [word for each in books for word in ("--books", each)]
+    answer = cli("parity", "last", "--db", run, *words, "--json")
+    assert answer.code == code
+    return json.loads(answer.out)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert invoke(["parity", *words]) in {1, 2}
-    said = capsys.readouterr().err
-    assert len(said.strip().split(". ")) <= 2
-    return said
+def refused(cli: Cli, *words: str) -> str:
+    answer = cli("parity", *words)
+    assert answer.code in {1, 2}
+    assert len(answer.err.strip().split(". ")) <= 2
+    return answer.err
 
 
 def of_btc(sent: Iterable[Sent]) -> list[Sent]:
@@ -142,11 +140,7 @@ def of_btc(sent: Iterable[Sent]) -> list[Sent]:
 
 @pytest.mark.parametrize("planted", [3.0, -2.0])
 def test_a_planted_bias_is_found_within_its_error(
-    planted: float,
-    run: Path,
-    sent: list[Sent],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    planted: float, run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     rng = np.random.default_rng(5)
     of_day = {one.at_ms // 86_400_000: rng.normal(0.0, 1.0) for one in sent}
@@ -156,35 +150,35 @@ def test_a_planted_bias_is_found_within_its_error(
         mine,
         lambda one: book_for(one, planted + of_day[one.at_ms // 86_400_000] + rng.normal(0, 2)),
     )
-    found = asked(capsys, run, path)
-    row = found["figures"]["all"][0]
+    document = asked(cli, run, path)
+    row = document["figures"]["all"][0]
     value, error = row["bias_bp"]["value"], row["bias_bp"]["error"]
-    assert row["orders"] == found["orders"] == len(mine)
+    assert row["orders"] == document["orders"] == len(mine)
     assert 0.05 < error < 1.0
     assert abs(value - planted) < 3 * error
     word = "optimistic" if planted > 0 else "pessimistic"
-    assert found["sentences"][0].startswith(f"Paper was {word}: a fill at the books costs")
+    assert document["sentences"][0].startswith(f"Paper was {word}: a fill at the books costs")
 
 
 def test_fills_at_exactly_the_mean_price_of_the_book_cost_exactly_nothing(
-    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
-    found = asked(capsys, run, samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)))
-    rows = [row for table in found["figures"].values() for row in table]
+    document = asked(cli, run, samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)))
+    rows = [row for table in document["figures"].values() for row in table]
     assert {(row["bias_bp"]["value"], row["std_bp"]) for row in rows} == {(0.0, 0.0)}
-    assert {row["bias_bp"]["error"] for row in found["figures"]["all"]} == {0.0}
-    assert found["sentences"] == [
+    assert {row["bias_bp"]["error"] for row in document["figures"]["all"]} == {0.0}
+    assert document["sentences"] == [
         "No bias of paper is shown: +0.00 ± 0.00 bp (95 %: +0.00 to +0.00) covers 0."
     ]
 
 
 def test_biases_of_a_symbol_a_size_and_an_hour_stand_in_their_rows(
-    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     other = [one for one in sent if one not in of_btc(sent)]
     hour = other[0].at_ms // 3_600_000 % 24
-    found = asked(
-        capsys,
+    document = asked(
+        cli,
         run,
         samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)),
         samples(
@@ -194,20 +188,20 @@ def test_biases_of_a_symbol_a_size_and_an_hour_stand_in_their_rows(
             "eth.depth",
         ),
     )
-    by_symbol = {row["name"]: row["bias_bp"]["value"] for row in found["figures"]["symbol"]}
+    by_symbol = {row["name"]: row["bias_bp"]["value"] for row in document["figures"]["symbol"]}
     assert by_symbol["BTCUSDT"] == 0.0
     assert 2.0 < by_symbol["ETHUSDT"] < 4.0
-    by_hour = {row["name"]: row["bias_bp"]["value"] for row in found["figures"]["hour"]}
+    by_hour = {row["name"]: row["bias_bp"]["value"] for row in document["figures"]["hour"]}
     assert max(by_hour, key=lambda name: by_hour[name]) == f"{hour:02d}"
     assert by_hour[f"{hour:02d}"] == pytest.approx(2.0, abs=0.01)  # of both symbols
-    assert sum(row["orders"] for row in found["figures"]["size"]) == len(sent)
+    assert sum(row["orders"] for row in document["figures"]["size"]) == len(sent)
 
 
 # ---------------------------------------------------------------- what is counted apart
 
 
 def test_what_a_book_has_no_size_for_stands_apart(
-    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     thin = {one.at_ms for one in mine[::4]}
@@ -217,52 +211,49 @@ def test_what_a_book_has_no_size_for_stands_apart(
             return book_for(one, 7.0, size=one.quantity // 2)
         return book_for(one, 0.0)
 
-    found = asked(capsys, run, samples(tmp_path, mine, book))
-    row = found["figures"]["unfilled"][0]
+    document = asked(cli, run, samples(tmp_path, mine, book))
+    row = document["figures"]["unfilled"][0]
     assert (row["name"], row["orders"]) == ("BTCUSDT", len(thin))
     asked_for = sum(float(one.price) * one.quantity / 1_000 for one in mine if one.at_ms in thin)
     assert row["ordered"] == pytest.approx(asked_for)
     assert row["unfilled"] == pytest.approx(asked_for / 2, rel=0.01)
     assert row["bias_bp"]["value"] == pytest.approx(7.0, abs=0.01)
-    of_all = found["figures"]["all"][0]
+    of_all = document["figures"]["all"][0]
     assert of_all["orders"] == len(mine) - len(thin)
     assert of_all["bias_bp"]["value"] == 0.0
 
 
 def test_orders_outside_and_inside_gaps_and_of_other_symbols_are_counted(
-    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     told = [*mine[3:8], *mine[12:-2]]
-    found = asked(capsys, run, samples(tmp_path, told, lambda one: book_for(one, 1.0)))
-    assert found["orders"] == len(told)
-    assert found["left_out"] == {
+    document = asked(cli, run, samples(tmp_path, told, lambda one: book_for(one, 1.0)))
+    assert document["orders"] == len(told)
+    assert document["left_out"] == {
         "orders inside gaps of the recording": 4,
         "orders of linear:ETHUSDT, of which no books were given": len(sent) - len(mine),
         "orders outside the recorded time": 5,
     }
-    assert invoke(["parity", "last", "--db", str(run), "--books", str(tmp_path / "a.depth")]) == 0
-    said = capsys.readouterr().out
-    assert f"beside recorded books: {len(told)}. Fills of the run: {len(sent)}." in said
-    assert "Left out: 4 orders inside gaps of the recording." in said
+    output = cli.out("parity", "last", "--db", run, "--books", tmp_path / "a.depth")
+    assert f"beside recorded books: {len(told)}. Fills of the run: {len(sent)}." in output
+    assert "Left out: 4 orders inside gaps of the recording." in output
 
 
 def test_two_files_of_a_symbol_are_read_as_one(
-    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
-    one, two = (
+    path, two = (
         samples(tmp_path, part, lambda each: book_for(each, 0.0), name)
         for part, name in ((mine[:20], "one.depth"), (mine[20:], "two.depth"))
     )
-    found = asked(capsys, run, one, two)
-    assert found["orders"] == len(mine)
-    assert len(found["left_out"]) == 1
+    document = asked(cli, run, path, two)
+    assert document["orders"] == len(mine)
+    assert len(document["left_out"]) == 1
 
 
-def test_limits_and_stops_are_counted_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_limits_and_stops_are_counted_apart(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "run.db"
     walk = made_candles(walk_rows(400), interval_ms=QUARTER)
     given: dict[str, dict[str, Any]] = {
@@ -284,9 +275,9 @@ def test_limits_and_stops_are_counted_apart(
         )
         for row in market
     ]  # fmt: skip
-    found = asked(capsys, path, samples(tmp_path, sent, lambda one: book_for(one, 0.0)))
-    assert found["orders"] == len(sent)
-    assert found["left_out"] == {"orders that waited for a price (limits and stops)": stops}
+    document = asked(cli, path, samples(tmp_path, sent, lambda one: book_for(one, 0.0)))
+    assert document["orders"] == len(sent)
+    assert document["left_out"] == {"orders that waited for a price (limits and stops)": stops}
 
 
 # ---------------------------------------------------------------- recorded events
@@ -303,11 +294,11 @@ EVENTS = EventsHeader(
 def events(path: Path, frames: Sequence[tuple[int, bytes | str]], of: EventsHeader) -> Path:
     """Write frames, or the causes of gaps, each received at its time."""
     with EventsWriter(path, of) as writer:
-        for at_ms, one in frames:
-            if isinstance(one, str):
-                writer.add(at_ms, cause=one)
+        for at_ms, frame in frames:
+            if isinstance(frame, str):
+                writer.add(at_ms, cause=frame)
             else:
-                writer.add(at_ms, one)
+                writer.add(at_ms, frame)
     return path
 
 
@@ -337,7 +328,7 @@ def test_an_event_book_stands_from_its_frame_until_the_next(tmp_path: Path) -> N
 
 
 def test_events_and_samples_of_the_same_books_agree(
-    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     rng = np.random.default_rng(2)
@@ -359,17 +350,17 @@ def test_events_and_samples_of_the_same_books_agree(
             (at_ms, snapshot(at_ms - depth_cases.FIRST_MS, 1, sides)),
         ]
     path = events(tmp_path / "a.events", frames, of)
-    one = asked(capsys, run, path)
-    two = asked(capsys, run, samples(tmp_path, mine, lambda each: books[each.at_ms]))
-    assert one["orders"] == len(mine)
-    assert one["figures"] == two["figures"]
+    document = asked(cli, run, path)
+    two = asked(cli, run, samples(tmp_path, mine, lambda each: books[each.at_ms]))
+    assert document["orders"] == len(mine)
+    assert document["figures"] == two["figures"]
 
 
 # ---------------------------------------------------------------- bad input
 
 
 def test_a_wrong_symbol_no_overlap_and_a_foreign_file_are_one_sentence(
-    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     place = ["last", "--db", str(run), "--books"]
@@ -378,39 +369,34 @@ def test_a_wrong_symbol_no_overlap_and_a_foreign_file_are_one_sentence(
         return structs.replace(book_for(one, 0.0), instrument="linear:SOLUSDT")
 
     sol = samples(
-        tmp_path,
-        [one._replace(instrument="linear:SOLUSDT") for one in mine],
-        foreign,
-        "sol.depth",
+        tmp_path, [one._replace(instrument="linear:SOLUSDT") for one in mine], foreign, "sol.depth"
     )
-    said = refused(capsys, *place, str(sol))
+    said = refused(cli, *place, str(sol))
     assert "--books holds linear:SOLUSDT" in said
     assert "trades linear:BTCUSDT, linear:ETHUSDT: give recordings of those." in said
     later = [one._replace(at_ms=one.at_ms + 10**10) for one in mine]
     path = samples(tmp_path, later, lambda one: book_for(one, 0.0), "later.depth")
-    assert "can be compared" in (said := refused(capsys, *place, str(path)))
+    assert "can be compared" in (said := refused(cli, *place, str(path)))
     assert f"{len(mine)} orders outside the recorded time" in said
     (tmp_path / "notes.txt").write_text("notes")
-    assert "notes.txt" in refused(capsys, *place, str(tmp_path / "notes.txt"))
-    assert "none.depth" in refused(capsys, *place, str(tmp_path / "none.depth"))
+    assert "notes.txt" in refused(cli, *place, str(tmp_path / "notes.txt"))
+    assert "none.depth" in refused(cli, *place, str(tmp_path / "none.depth"))
     empty = tmp_path / "empty.depth"
     with DepthWriter(empty, header()):
         pass
-    assert "no books yet" in refused(capsys, *place, str(empty))
+    assert "no books yet" in refused(cli, *place, str(empty))
     torn = tmp_path / "torn.depth"
     torn.write_bytes(samples(tmp_path, mine, lambda one: book_for(one, 0.0)).read_bytes()[:-7])
-    assert len(asked(capsys, run, torn)["notes"]) == 1
-    assert "--books is of one run" in refused(capsys, "last", "last", *place[1:], str(torn))
-    assert "--books is of one run" in refused(capsys, *place, str(torn), "--day", "2025-01-01")
+    assert len(asked(cli, run, torn)["notes"]) == 1
+    assert "--books is of one run" in refused(cli, "last", "last", *place[1:], str(torn))
+    assert "--books is of one run" in refused(cli, *place, str(torn), "--day", "2025-01-01")
 
 
-def test_a_run_without_a_fill_is_told_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_a_fill_is_told_so(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "run.db"
     replayed(path, [made_candles(walk_rows(5), interval_ms=QUARTER)])
     depth_cases.write(tmp_path / "a.depth", depth_cases.walk(3))
-    found = asked(capsys, path, tmp_path / "a.depth")
+    found = asked(cli, path, tmp_path / "a.depth")
     assert found["sentences"] == ["The run filled no market order, so there is nothing to compare."]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from command_line import Cli
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.cli import invoke
@@ -20,12 +20,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.executions import Execution, Executions
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter, RecordedDepth
 from tracepaper.replay.checks.paper_fills import BookFills, OpenFills, orders_of
-from tracepaper.replay.checks.slippage import (
-    BASIS_POINT,
-    FAR,
-    SlippageFindings,
-    calibrate,
-)
+from tracepaper.replay.checks.slippage import BASIS_POINT, FAR, SlippageFindings, calibrate
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import Books
@@ -108,12 +103,12 @@ def paper(candles: Candles) -> OpenFills:
     return OpenFills([candles])
 
 
-def setting(found: SlippageFindings, key: str) -> Any:
-    return next(one for one in found.settings if one.key == key)
+def setting(findings: SlippageFindings, key: str) -> Any:
+    return next(one for one in findings.settings if one.key == key)
 
 
-def everything(found: SlippageFindings) -> dict[str, Any]:
-    return found.tables[0].documents()[0]
+def everything(findings: SlippageFindings) -> dict[str, Any]:
+    return findings.tables[0].documents()[0]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -121,19 +116,19 @@ def test_a_planted_slippage_is_found_within_its_error(
     seed: int, candles: Candles, paper: OpenFills
 ) -> None:
     fills = generated(candles, 3.7, seed, days=90, a_day=12)
-    found = calibrate(fills, paper, costs_of(1.0), 100)
-    fitted = setting(found, "slippage_bp")
+    findings = calibrate(fills, paper, costs_of(1.0), 100)
+    fitted = setting(findings, "slippage_bp")
     assert fitted.proposed is not None
     assert fitted.error < 1.0
     assert abs(fitted.proposed - 3.7) < 3 * fitted.error
-    assert found.held_out is not None
-    before, after = found.held_out.before, found.held_out.after
+    assert findings.held_out is not None
+    before, after = findings.held_out.before, findings.held_out.after
     assert after is not None
     assert (before.days, after.days) == (30, 30)
     assert abs(before.mean - 2.7) < 3 * (before.error or 0.0)
     assert abs(after.mean) < 3 * (after.error or 0.0)
-    assert everything(found)["bias_bp"]["value"] == pytest.approx(2.7, abs=2.0)
-    assert 4.5 < everything(found)["std_bp"] < 6.5
+    assert everything(findings)["bias_bp"]["value"] == pytest.approx(2.7, abs=2.0)
+    assert 4.5 < everything(findings)["std_bp"] < 6.5
 
 
 def test_intervals_of_95_percent_hold_the_truth_and_no_bias_proposes_nothing(
@@ -153,11 +148,11 @@ def test_intervals_of_95_percent_hold_the_truth_and_no_bias_proposes_nothing(
 
 def test_without_a_bias_no_change_is_shown(candles: Candles, paper: OpenFills) -> None:
     fills = generated(candles, 2.0, 7, days=30, a_day=12)
-    found = calibrate(fills, paper, costs_of(2.0), 100)
-    assert [one.proposed for one in found.settings] == [None, None, None]
-    assert any(said.startswith("No change is shown:") for said in found.sentences)
-    assert found.held_out is not None
-    assert found.held_out.after is None
+    findings = calibrate(fills, paper, costs_of(2.0), 100)
+    assert [one.proposed for one in findings.settings] == [None, None, None]
+    assert any(sentence.startswith("No change is shown:") for sentence in findings.sentences)
+    assert findings.held_out is not None
+    assert findings.held_out.after is None
 
 
 def test_a_bias_of_the_earlier_days_alone_is_not_proposed(
@@ -170,30 +165,30 @@ def test_a_bias_of_the_earlier_days_alone_is_not_proposed(
         for one in generated(later, -3.7, 2, days=30, a_day=12).taken
         if one.time_ms >= START_MS + 20 * DAY_MS
     ]
-    found = calibrate(file_of(taken), paper, costs_of(), 100)
-    assert setting(found, "slippage_bp").proposed is None
-    assert any("held-out days nearer to 0" in said for said in found.sentences)
+    findings = calibrate(file_of(taken), paper, costs_of(), 100)
+    assert setting(findings, "slippage_bp").proposed is None
+    assert any("held-out days nearer to 0" in sentence for sentence in findings.sentences)
 
 
 def test_fills_that_are_better_than_any_setting_change_nothing(
     candles: Candles, paper: OpenFills
 ) -> None:
-    found = calibrate(generated(candles, -4.0, 3, days=30, a_day=12), paper, costs_of(), 100)
-    assert setting(found, "slippage_bp").proposed is None
-    assert any(said.startswith("No change is possible:") for said in found.sentences)
+    findings = calibrate(generated(candles, -4.0, 3, days=30, a_day=12), paper, costs_of(), 100)
+    assert setting(findings, "slippage_bp").proposed is None
+    assert any(sentence.startswith("No change is possible:") for sentence in findings.sentences)
 
 
 def test_a_spread_stays_unless_less_than_half_of_it_fits(
     candles: Candles, paper: OpenFills
 ) -> None:
     fills = generated(candles, 3.7, 4, days=30, a_day=12)
-    found = calibrate(fills, paper, costs_of(0.0, 2.0), 100)
-    assert setting(found, "spread_bp").proposed is None
-    assert setting(found, "slippage_bp").proposed == pytest.approx(2.7, abs=1.5)
-    found = calibrate(fills, paper, costs_of(1.0, 20.0), 100)
-    assert setting(found, "slippage_bp").proposed == 0.0
-    assert setting(found, "spread_bp").proposed == pytest.approx(7.4, abs=3.0)
-    assert any("not identified: spread_bp" in said for said in found.sentences)
+    findings = calibrate(fills, paper, costs_of(0.0, 2.0), 100)
+    assert setting(findings, "spread_bp").proposed is None
+    assert setting(findings, "slippage_bp").proposed == pytest.approx(2.7, abs=1.5)
+    findings = calibrate(fills, paper, costs_of(1.0, 20.0), 100)
+    assert setting(findings, "slippage_bp").proposed == 0.0
+    assert setting(findings, "spread_bp").proposed == pytest.approx(7.4, abs=3.0)
+    assert any("not identified: spread_bp" in sentence for sentence in findings.sentences)
 
 
 def test_parts_of_an_order_are_one_order_at_their_mean_price() -> None:
@@ -208,7 +203,7 @@ def test_parts_of_an_order_are_one_order_at_their_mean_price() -> None:
             part("9", "1", 1, ""),
         ]
     )
-    assert [(one.price, one.quantity, one.time_ms) for one in orders] == [
+    assert [(order.price, order.quantity, order.time_ms) for order in orders] == [
         (Decimal(9), Decimal(1), 1),
         (Decimal(9), Decimal(1), 1),
         (Decimal(12), Decimal(3), 3),
@@ -264,19 +259,19 @@ SENT = [START_MS + day * DAY_MS + hour * 3_600_000 for day in range(24) for hour
 
 def test_latency_and_slippage_are_found_where_books_were_recorded() -> None:
     depth = recorded(SENT, 1)
-    found = calibrate(book_fills(depth, SENT, 700, 2), BookFills([depth]), costs_of(), 100)
-    latency, slippage = setting(found, "latency_ms"), setting(found, "slippage_bp")
+    findings = calibrate(book_fills(depth, SENT, 700, 2), BookFills([depth]), costs_of(), 100)
+    latency, slippage = setting(findings, "latency_ms"), setting(findings, "slippage_bp")
     assert latency.proposed == pytest.approx(700, abs=100)
     assert latency.low <= 700 <= latency.high
     assert slippage.proposed == pytest.approx(1.5, abs=0.3)
-    assert [one.key for one in found.settings] == ["slippage_bp", "latency_ms"]
-    assert found.held_out is not None
-    assert found.held_out.after is not None
-    assert found.held_out.after.deviation < found.held_out.before.deviation / 2
+    assert [one.key for one in findings.settings] == ["slippage_bp", "latency_ms"]
+    assert findings.held_out is not None
+    assert findings.held_out.after is not None
+    assert findings.held_out.after.deviation < findings.held_out.before.deviation / 2
 
 
 def test_recorded_books_are_read_by_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     depth = recorded(SENT, 1)
@@ -297,19 +292,17 @@ def test_recorded_books_are_read_by_the_command(
                 [one.symbol, one.side, one.price, one.quantity, one.time_ms, one.created_ms]
             )
     command = ["calibrate", str(path), "--depth", str(tmp_path / "books.depth")]
-    assert invoke([*command, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    document = cli.json(*command)
     assert (document["model"], document["orders"]) == ("quote", len(SENT))
     assert [one["key"] for one in document["settings"]] == ["slippage_bp", "latency_ms"]
     assert document["settings"][1]["proposed"] == pytest.approx(700, abs=100)
-    assert invoke(command) == 0
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 80
+    output = cli.out(*command)
+    assert max(map(len, output.splitlines())) <= 80
     (every,) = document["figures"]["all"]
-    assert f"{every['bias_bp']['value']:+,.2f} ± {every['bias_bp']['error']:,.2f}" in said
+    assert f"{every['bias_bp']['value']:+,.2f} ± {every['bias_bp']['error']:,.2f}" in output
     for one in document["settings"]:
-        assert f"{one['proposed']:g}" in said
-    assert "Held out: 72 orders on 8 days from " in " ".join(said.split())
+        assert f"{one['proposed']:g}" in output
+    assert "Held out: 72 orders on 8 days from " in " ".join(output.split())
 
 
 def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:
@@ -317,17 +310,17 @@ def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:
     turn = START_MS + 16 * DAY_MS
     early = [one for one in book_fills(depth, SENT, 700, 8).taken if one.time_ms < turn]
     late = [one for one in book_fills(depth, SENT, 100, 9).taken if one.time_ms >= turn]
-    found = calibrate(file_of([*early, *late]), BookFills([depth]), costs_of(1.5), 100)
-    assert setting(found, "latency_ms").proposed is None
-    assert setting(found, "latency_ms").low > 100
-    assert any(said.startswith("No change of latency_ms is shown") for said in found.sentences)
+    findings = calibrate(file_of([*early, *late]), BookFills([depth]), costs_of(1.5), 100)
+    assert setting(findings, "latency_ms").proposed is None
+    assert setting(findings, "latency_ms").low > 100
+    assert any(text.startswith("No change of latency_ms is shown") for text in findings.sentences)
 
 
 def test_a_latency_that_fits_already_stays() -> None:
     depth = recorded(SENT, 3)
-    found = calibrate(book_fills(depth, SENT, 300, 4), BookFills([depth]), costs_of(1.5), 300)
-    assert [one.proposed for one in found.settings] == [None, None]
-    assert setting(found, "latency_ms").low <= 300 <= setting(found, "latency_ms").high
+    findings = calibrate(book_fills(depth, SENT, 300, 4), BookFills([depth]), costs_of(1.5), 300)
+    assert [one.proposed for one in findings.settings] == [None, None]
+    assert setting(findings, "latency_ms").low <= 300 <= setting(findings, "latency_ms").high
 
 
 def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
@@ -368,9 +361,9 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
         "",
     )
     found = calibrate(fills, BookFills([slow]), costs_of(), 100)
-    assert any("latency_ms (the books are" in said for said in found.sentences)
+    assert any("latency_ms (the books are" in sentence for sentence in found.sentences)
     found = calibrate(generated(candles, 1.0, 0, days=18, a_day=9), paper, costs_of(), 100)
-    assert any("latency_ms (candles show no price" in said for said in found.sentences)
+    assert any("latency_ms (candles show no price" in sentence for sentence in found.sentences)
 
 
 # ---------------------------------------------------------------- a run's own fills
@@ -393,13 +386,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(
-    exported: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(exported: Path, cli: Cli) -> None:
     command = ["calibrate", str(exported), "--candles", str(DATA)]
-    capsys.readouterr()
-    assert invoke([*command, *SETTINGS, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    document = cli.json(*command, *SETTINGS)
     assert (document["rows"], document["orders"], document["left_out"]) == (177, 177, {})
     for rows in document["figures"].values():
         assert sum(row["orders"] for row in rows) == 177
@@ -407,8 +396,7 @@ def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(
             assert row["bias_bp"] == {"value": 0.0, "error": None}
             assert row["std_bp"] == 0.0
     assert document["settings"] == []  # of nine days nothing is proposed
-    assert invoke([*command, *SETTINGS[:2], *SETTINGS[4:], "--json"]) == 0
-    less = json.loads(capsys.readouterr().out)
+    less = cli.json(*command, *SETTINGS[:2], *SETTINGS[4:])
     assert less["figures"]["all"][0]["bias_bp"]["value"] == pytest.approx(0.5, abs=0.02)
 
 
@@ -437,17 +425,17 @@ def test_orders_that_nothing_covers_are_counted_and_named(
         Execution("BTCUSDT", Side.BUY, first.price * 2, Decimal(1), first.time_ms, None, ""),
     ]
     fills.fills += strange
-    found = calibrate(fills, paper, costs_of(), 100)
-    assert found.orders == 108
-    assert found.left_out == {
+    findings = calibrate(fills, paper, costs_of(), 100)
+    assert findings.orders == 108
+    assert findings.left_out == {
         "orders of XRPUSDT, of which nothing was given": 1,
         "orders outside what was given": 2,
         FAR: 1,
     }
-    assert any("of BTCUSDT at 2024-10-03T23:59:59.999Z" in note for note in found.notes)
-    found = calibrate(file_of(strange), paper, costs_of(), 100)
-    assert found.sentences == ["No order could be compared, so nothing is proposed."]
-    assert found.tables == []
+    assert any("of BTCUSDT at 2024-10-03T23:59:59.999Z" in note for note in findings.notes)
+    findings = calibrate(file_of(strange), paper, costs_of(), 100)
+    assert findings.sentences == ["No order could be compared, so nothing is proposed."]
+    assert findings.tables == []
 
 
 def test_candles_of_two_categories_are_refused(candles: Candles) -> None:

@@ -14,10 +14,10 @@ import explained_runs
 import msgspec
 import numpy as np
 import pytest
+from command_line import Cli
 from forging import rechain
 from native_objects import built, loops_of
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.backtest.predictors import RETURNS
 from tracepaper.replay.checks.compare import TOLERANCES, RowCheck, StepComparison, is_rounding
 from tracepaper.replay.checks.verify import Verification, verify_run
@@ -62,9 +62,9 @@ ELSEWHERE = (
 
 
 def test_a_run_made_elsewhere_says_what_differs(run: Path, tmp_path: Path) -> None:
-    found = verified(copied(run, tmp_path / "a.db", *ELSEWHERE), run)
-    assert (found.holds, found.exact) == (True, False)
-    assert found.elsewhere.startswith("torch_version was 1.0 and is ")
+    verification = verified(copied(run, tmp_path / "a.db", *ELSEWHERE), run)
+    assert (verification.holds, verification.exact) == (True, False)
+    assert verification.elsewhere.startswith("torch_version was 1.0 and is ")
 
 
 def forged_place(run: Path, path: Path, name: str, value: str) -> Path:
@@ -79,16 +79,16 @@ def forged_place(run: Path, path: Path, name: str, value: str) -> Path:
 
 
 def test_threads_follow_from_the_configuration(run: Path, tmp_path: Path) -> None:
-    found = verified(forged_place(run, tmp_path / "a.db", "threads", "7"), run)
-    assert not found.holds
-    assert "threads" in found.differences[0].field
+    verification = verified(forged_place(run, tmp_path / "a.db", "threads", "7"), run)
+    assert not verification.holds
+    assert "threads" in verification.differences[0].field
 
 
 @pytest.mark.parametrize("name", ["device", "backend", "instruction_set", "libraries"])
 def test_each_part_of_the_environment_counts(run: Path, tmp_path: Path, name: str) -> None:
-    found = verified(forged_place(run, tmp_path / "a.db", name, "'x'"), run)
-    assert (found.holds, found.exact) == (True, False)
-    assert name in found.elsewhere
+    verification = verified(forged_place(run, tmp_path / "a.db", name, "'x'"), run)
+    assert (verification.holds, verification.exact) == (True, False)
+    assert name in verification.elsewhere
 
 
 def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_the_last_bit_of_one_float_is_found_here_and_excused_elsewhere(
     assert not verified(copied(run, tmp_path / "here.db", change), run).holds
     path = copied(run, tmp_path / "elsewhere.db", *ELSEWHERE, change)
     rechain(path)
-    found = verified(path, run)
-    assert (found.holds, found.tolerated) == (True, 1)
+    verification = verified(path, run)
+    assert (verification.holds, verification.tolerated) == (True, 1)
     assert not verified(
         copied(path, tmp_path / "b.db", ELSEWHERE[0].replace("1.0", "2")), run
     ).holds
@@ -184,8 +184,8 @@ def test_each_float_has_its_tolerance(run: Path, name: str, share: float, holds:
             case _:
                 raise AssertionError(name)
 
-    found = compared(run, change, exact=False)
-    assert (name in {column for column, *_ in found.unequal}) is not holds
+    comparison = compared(run, change, exact=False)
+    assert (name in {column for column, *_ in comparison.unequal}) is not holds
     assert name in {column for column, *_ in compared(run, change, exact=True).unequal}
 
 
@@ -193,7 +193,7 @@ def test_each_float_has_its_tolerance(run: Path, name: str, share: float, holds:
 
 
 def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, cli: Cli
 ) -> None:
     late = tmp_path / "late.db"
     shutil.copy(run, late)
@@ -204,8 +204,7 @@ def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
             f"refused_by = 'late', passed = passed & ~4 WHERE sequence = {outcome}"
         )
         raw.commit()
-    assert invoke(["parity", f"{run}#last", f"{late}#last", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["timing"]["late"] > 0
+    assert cli.json("parity", f"{run}#last", f"{late}#last")["timing"]["late"] > 0
 
 
 # ---------------------------------------------------------------- the halves of an ensemble
@@ -238,14 +237,7 @@ def test_halves_of_another_shape_or_without_a_value_differ(derived: bytes | None
     assert not is_rounding(("answers.halves", derived, stored), [()], member_shape=(2, 2))
 
 
-MEMBERS = np.array(
-    [
-        [[1e-4], [1e-3]],
-        [[3e-4], [2e-3]],
-        [[0.0], [4e-3]],
-    ],
-    dtype="<f4",
-)
+MEMBERS = np.array([[[1e-4], [1e-3]], [[3e-4], [2e-3]], [[0.0], [4e-3]]], dtype="<f4")
 """[member; mean or volatility; horizon]."""
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import explained_runs
 import pytest
+from builders import present
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
 from recordings import copied, recorded
-from records import run_again
+from records import rows, run_again, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -88,8 +89,8 @@ def verified(path: Path, from_ms: int | None = None) -> Verification:
 def audited(path: Path) -> str:
     """Return what ``audit verify`` says of the last run; nothing where it holds."""
     with Reader.open(path) as reader:
-        found = audit(reader.connection, reader.find("last"))
-    return "" if found.problem is None else found.problem.sentence
+        audit_result = audit(reader.connection, reader.find("last"))
+    return "" if audit_result.problem is None else audit_result.problem.sentence
 
 
 def prune(path: Path, keep_days: int, *, days: int = 0) -> Pruning:
@@ -107,10 +108,7 @@ def opened(path: Path) -> list[int]:
 
 def forge(path: Path, *statements: str) -> None:
     """Change rows of *path*, and compute every digest anew."""
-    with closing(sqlite3.connect(path)) as raw:
-        for statement in statements:
-            assert raw.execute(statement).rowcount > 0, statement
-        raw.commit()
+    tamper(path, *statements)
     rechain(path)
 
 
@@ -131,8 +129,7 @@ def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) ->
     copied(recorded(config, data_of("crossing"), started_at_ms=1, group_steps=50), path)
     with Reader.open(path) as reader:
         run_id = reader.find("last")
-        bounds = reader.commit_of(1, 160)
-        assert bounds is not None
+        bounds = present(reader.commit_of(1, 160))
         found = verify_run(reader, path, run_id, commit=160)
         assert (found.holds, found.steps, found.from_step) == (True, 50, bounds[0])
         assert bounds[0] <= 160 <= bounds[1]
@@ -149,14 +146,14 @@ def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path)
     pruned = prune(path, 3)
     assert pruned.steps > 100
     assert not audited(path)
-    found = verified(path)
-    assert found.holds, found.differences[:3]
-    assert found.decisions >= 12
-    assert not found.exact  # a pass over many begins elsewhere
+    verification = verified(path)
+    assert verification.holds, verification.differences[:3]
+    assert verification.decisions >= 12
+    assert not verification.exact  # a pass over many begins elsewhere
     again = tmp_path / "again.db"
     same = run_again(path, again)
     assert same.holds, same.differences[:3]
-    assert same.compared == found.decisions
+    assert same.compared == verification.decisions
     assert verified(again).holds
 
 
@@ -167,9 +164,9 @@ def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     replayed(path, "crossing")
     prune(path, 3)
-    found = verified(path)
-    state = f"sequence = {found.state_step}"
-    bar = f"sequence = {found.from_step - 2}"
+    verification = verified(path)
+    state = f"sequence = {verification.state_step}"
+    bar = f"sequence = {verification.from_step - 2}"
     for number, statement in enumerate(
         (
             f"UPDATE steps SET close = close * 2, high = high * 2 WHERE {bar}",
@@ -242,7 +239,7 @@ def test_what_a_prune_left_of_trades_is_held_together(tmp_path: Path, what: str)
     with closing(sqlite3.connect(path)) as raw:
         (lost,) = raw.execute(f"SELECT count(*) FROM fills WHERE {old} AND order_id IN ({losing})")
     assert lost > (5,)
-    forge(path, *(one.format(old=old, losing=losing) for one in statements))
+    forge(path, *(statement.format(old=old, losing=losing) for statement in statements))
     found = audited(path)
     assert found
     with Reader.open(path) as reader:
@@ -321,12 +318,11 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
     path = tmp_path / "run.db"
     replayed(path, of)
     until = prune(path, 3).until_sequence if is_pruned else 100
-    with closing(sqlite3.connect(path)) as raw:
-        (step,) = raw.execute("SELECT min(sequence) FROM fills").fetchone()
+    (step,) = rows(path, "SELECT min(sequence) FROM fills")[0]
     assert step < until
     assert not audited(path)
     old, at = f"sequence <= {until}", f"sequence = {step}"
-    forge(path, *(one.format(old=old, at=at, step=step) for one in statements))
+    forge(path, *(statement.format(old=old, at=at, step=step) for statement in statements))
     assert said in audited(path)
 
 
@@ -337,17 +333,15 @@ def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path
     assert not audited(path)
     pruned = f"book > 0 AND sequence <= {done.until_sequence}"
     shadow = f"UPDATE fills SET notional = notional + 1 WHERE {pruned}"
-    with closing(sqlite3.connect(path)) as raw:
-        (first,) = raw.execute("SELECT min(sequence) FROM fills WHERE book > 0").fetchone()
+    (first,) = rows(path, "SELECT min(sequence) FROM fills WHERE book > 0")[0]
     assert first <= done.until_sequence
     forge(path, shadow)
     with Reader.open(path) as reader:
-        problem = audit(reader.connection, reader.find("last")).problem
-        assert problem is not None
+        problem = present(audit(reader.connection, reader.find("last")).problem)
         assert problem.tables == ("fills",)
-        told = check_trades(reader.connection, reader.find("last"))
-    assert told is not None
-    assert told.tables == ("holdings", "fills")
+        chain_problem = check_trades(reader.connection, reader.find("last"))
+    assert chain_problem is not None
+    assert chain_problem.tables == ("holdings", "fills")
 
 
 def test_a_run_that_a_prune_left_too_little_of_is_derived_as_far_as_its_bars_go(
@@ -357,11 +351,11 @@ def test_a_run_that_a_prune_left_too_little_of_is_derived_as_far_as_its_bars_go(
     replayed(path, "crossing")
     times = opened(path)
     maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
-    found = verified(path)
-    assert found.holds
-    assert found.from_ms is not None
-    assert found.from_ms > times[-72]
-    assert (found.chained, found.chained + found.decisions) == (61, 72)
+    verification = verified(path)
+    assert verification.holds
+    assert verification.from_ms is not None
+    assert verification.from_ms > times[-72]
+    assert (verification.chained, verification.chained + verification.decisions) == (61, 72)
     maintenance.prune(path, keep_days=2, pruned_at_ms=6, reach=lambda _run: Lookback({}))
     with pytest.raises(DataInvalid, match=r"less than its decisions look back on: nothing of it"):
         verified(path)
@@ -400,8 +394,8 @@ def test_a_prune_that_is_killed_was_not_or_is_whole(tmp_path: Path) -> None:
         assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
         open_writer(copy).close()
         assert not audited(copy)
-        found = verified(copy)
-        assert found.holds
-        assert (found.from_step > 0) is (before == "VACUUM")
+        verification = verified(copy)
+        assert verification.holds
+        assert (verification.from_step > 0) is (before == "VACUUM")
         assert prune(copy, 3).until_sequence > 0
         assert verified(copy).from_step > 0

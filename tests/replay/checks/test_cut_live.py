@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from bybit_server import MINUTE, START_MS, ScriptedServer, ticker
 from daemon_under_test import daemon, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import believed, rechain, verified
-from records import run_again
+from records import run_again, tamper
 from retrain_cases import Planted, decide, until_has
 from several_live import trading
 
@@ -34,18 +30,12 @@ from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import ModelChange
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OFF = {"edge": "0", "confidence": "0", "collapse": "0", "shift": "1", "direction": "0"}
 EVERY = ["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 LATE = 560
 """Bars that REST brings behind the promotion: more than the model looks back on."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 async def promote(planted: Planted) -> None:
@@ -137,15 +127,15 @@ def test_what_a_prune_keeps_of_a_daemon_is_derived_and_fed_again(
     path = pruned(recorded, name, tmp_path)
     with Reader.open(path) as reader:
         assert audit(reader.connection, reader.find("last")).problem is None
-    found = verified(path)
-    assert found.holds, found.differences[:3]
-    assert found.exact
-    assert found.decisions == found.agreed
-    assert found.chained > 0
+    verification = verified(path)
+    assert verification.holds, verification.differences[:3]
+    assert verification.exact
+    assert verification.decisions == verification.agreed
+    assert verification.chained > 0
     again = tmp_path / "again.db"
     same = run_again(path, again)
     assert same.holds, same.differences[:3]
-    assert same.identical == found.decisions
+    assert same.identical == verification.decisions
     assert verified(again).holds
 
 
@@ -216,8 +206,6 @@ def test_what_is_forged_in_a_pruned_record_of_a_daemon_is_found(
     recorded: dict[str, Path], name: str, what: str, tmp_path: Path
 ) -> None:
     path = pruned(recorded, name, tmp_path)
-    with closing(sqlite3.connect(path)) as raw:
-        assert raw.execute(FORGED[name][what]).rowcount > 0
-        raw.commit()
+    tamper(path, FORGED[name][what])
     rechain(path)
     assert not believed(path)

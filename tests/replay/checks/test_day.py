@@ -84,28 +84,28 @@ def at(quarter: int) -> str:
 
 
 def test_a_whole_day_is_identical(run: Path) -> None:
-    found = day(run)
-    assert found.outcome is IDENTICAL
-    assert (found.compared, found.identical, found.within_tolerance) == (96, 96, 0)
-    assert (found.from_ms, found.until_ms) == (FIRST_MS + DAY_MS, FIRST_MS + 2 * DAY_MS)
-    assert found.reason == "identical 96 of 96 decisions of 2025-01-02"
-    assert (found.culprit, found.field, found.differs_at) == ("", "", "")
+    check = day(run)
+    assert check.outcome is IDENTICAL
+    assert (check.compared, check.identical, check.within_tolerance) == (96, 96, 0)
+    assert (check.from_ms, check.until_ms) == (FIRST_MS + DAY_MS, FIRST_MS + 2 * DAY_MS)
+    assert check.reason == "identical 96 of 96 decisions of 2025-01-02"
+    assert (check.culprit, check.field, check.differs_at) == ("", "", "")
 
 
 @pytest.mark.parametrize(
     ("number", "count", "part"), [(0, 64, ", from 08:00Z on"), (3, 20, ", until 05:00Z")]
 )
 def test_a_part_of_a_day_says_which(run: Path, number: int, count: int, part: str) -> None:
-    found = day(run, number)
-    assert found.outcome is IDENTICAL
-    assert found.reason == f"identical {count} of {count} decisions of 2025-01-0{number + 1}{part}"
+    check = day(run, number)
+    assert check.outcome is IDENTICAL
+    assert check.reason == f"identical {count} of {count} decisions of 2025-01-0{number + 1}{part}"
 
 
 def test_without_bounds_all_that_was_decided_is_replayed(run: Path) -> None:
     with Reader.open(run) as reader:
-        found = check_span(reader, run, reader.find("last"))
-    assert found.reason == "identical 276 of 276 decisions"
-    assert (found.from_ms, found.until_ms) == (BEGIN_MS, BEGIN_MS + 276 * QUARTER)
+        check = check_span(reader, run, reader.find("last"))
+    assert check.reason == "identical 276 of 276 decisions"
+    assert (check.from_ms, check.until_ms) == (BEGIN_MS, BEGIN_MS + 276 * QUARTER)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_a_changed_candle_is_named_on_its_day_alone(run: Path) -> None:
 
 def test_a_changed_threshold_is_the_configurations_fault(run: Path) -> None:
     change(run, """UPDATE runs SET config = replace(config, '"fast":3', '"fast":4')""")
-    found = day(run)
-    assert (found.outcome, found.culprit) == (DIFFERENT, "configuration")
-    assert "the configuration, or the record, is to blame" in found.reason
-    assert len(found.reason) < 800
+    check = day(run)
+    assert (check.outcome, check.culprit) == (DIFFERENT, "configuration")
+    assert "the configuration, or the record, is to blame" in check.reason
+    assert len(check.reason) < 800
 
 
 @pytest.mark.parametrize(
@@ -167,20 +167,20 @@ def test_a_strategy_that_reads_the_clock_or_draws_is_named(
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(time, "time", lambda: 4e9)  # in another year
             replayed(path, strategy={"name": "clocked:Mine"})
-        found = day(path)
-    assert (found.outcome, found.culprit) == (DIFFERENT, "strategy")
-    assert cause in found.reason
+        check = day(path)
+    assert (check.outcome, check.culprit) == (DIFFERENT, "strategy")
+    assert cause in check.reason
 
 
 # ---------------------------------------------------------------- what cannot be replayed
 
 
 def test_a_day_without_a_decision_says_so(run: Path) -> None:
-    found = day(run, 9)
-    assert (found.outcome, found.compared) == (FAILED, 0)
+    check = day(run, 9)
+    assert (check.outcome, check.compared) == (FAILED, 0)
     with Reader.open(run) as reader:
         run_id = reader.find("last")
-    assert found.reason == (f"2025-01-10 could not be replayed: run {run_id} decided no bar of it")
+    assert check.reason == (f"2025-01-10 could not be replayed: run {run_id} decided no bar of it")
 
 
 def test_a_pruned_day_says_so_and_those_that_are_left_are_replayed(run: Path) -> None:
@@ -200,10 +200,10 @@ def test_a_changed_model_is_a_reason(tmp_path: Path) -> None:
         assert check_span(reader, path, run_id).outcome is IDENTICAL
         (weights,) = Path(f"{path}.checkpoints").rglob("*.safetensors")
         weights.write_bytes(bytes([*weights.read_bytes()[:-1], 1]))
-        found = check_span(reader, path, run_id)
-    assert (found.outcome, found.compared) == (FAILED, 0)
-    assert found.reason.startswith("the run could not be replayed: ")
-    assert "restore" in found.reason
+        check = check_span(reader, path, run_id)
+    assert (check.outcome, check.compared) == (FAILED, 0)
+    assert check.reason.startswith("the run could not be replayed: ")
+    assert "restore" in check.reason
 
 
 # ---------------------------------------------------------------- by hand

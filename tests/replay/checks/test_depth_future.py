@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
@@ -50,12 +49,6 @@ LEAKS = {
 
 
 @pytest.fixture(scope="module")
-def fresh() -> Iterator[FreshProcesses]:
-    with FreshProcesses() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def depth(tmp_path_factory: pytest.TempPathFactory) -> list[RecordedDepth]:
     path = tmp_path_factory.mktemp("books") / "btc.depth"
     write(path, walk(3_600, first_ms=FIRST_MS + 60 * MINUTE_MS))
@@ -99,9 +92,9 @@ def test_who_sees_the_books_that_are_handed_on_passes(
     tmp_path: Path, fresh: FreshProcesses, candles: list[Candles], depth: list[RecordedDepth]
 ) -> None:
     config = written(tmp_path, "fair_books", FAIR)
-    found = looked(config, tmp_path, fresh, candles, depth)
-    assert (found.differences, found.depends) == ([], []), found.sentence()
-    assert (found.without_later, found.probes) == (120, 2)
+    finding = looked(config, tmp_path, fresh, candles, depth)
+    assert (finding.differences, finding.depends) == ([], []), finding.sentence()
+    assert (finding.without_later, finding.probes) == (120, 2)
     with own.importable(tmp_path):
         later = recursive(config, MarketData(candles, depth=depth), fresh, probes=2, warmup=60)
     assert later.holds, later.sentence()
@@ -117,9 +110,9 @@ def test_who_looks_for_later_books_is_found(
     leak: str,
 ) -> None:
     config = written(tmp_path, f"leak_{list(LEAKS).index(leak)}", LEAKS[leak])
-    found = looked(config, tmp_path, fresh, candles, depth)
-    assert found.because == "it depends on bars that are still to come"
-    assert found.differences
+    finding = looked(config, tmp_path, fresh, candles, depth)
+    assert finding.because == "it depends on bars that are still to come"
+    assert finding.differences
 
 
 def probed(config: Config, data: MarketData, *probes: FutureProbe) -> list[Any]:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import explained_runs
 import msgspec
 import pytest
-from forging import rechain
-from records import rows
+from forging import rechain, verified
+from records import rows, tamper
 
-from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.calibration import FittedConfidence, LinearScore, RegimeCells
 
 HEADS = 4  # two layers of two
@@ -43,8 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def holds(path: Path, database: Path) -> bool:
-    with Reader.open(path) as reader:
-        return verify_run(reader, database, reader.find("last")).holds
+    return verified(path, database).holds
 
 
 def test_the_record_names_the_confidence_the_regime_and_the_size(run: Path) -> None:
@@ -61,8 +56,7 @@ def test_the_record_names_the_confidence_the_regime_and_the_size(run: Path) -> N
     assert cells <= {None, 1, 2, 3}
     assert cells - {None}
     sized = rows(
-        run,
-        "SELECT DISTINCT size_factor FROM v_decisions WHERE action IN ('LONG', 'SHORT')",
+        run, "SELECT DISTINCT size_factor FROM v_decisions WHERE action IN ('LONG', 'SHORT')"
     )
     assert {factor for (factor,) in sized} <= {0.8, 1.0}
     assert sized
@@ -75,11 +69,10 @@ def test_it_is_derived_again_and_what_was_forged_is_found(run: Path, tmp_path: P
     for column, value in (("regime_cell", "regime_cell % 3 + 1"), ("size_factor", "0.9")):
         path = tmp_path / f"{column}.db"
         shutil.copy(run, path)
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute(
-                f"UPDATE outcomes SET {column} = {value} WHERE sequence = "
-                f"(SELECT max(sequence) FROM outcomes WHERE {column} IS NOT NULL)"
-            )
-            connection.commit()
+        tamper(
+            path,
+            f"UPDATE outcomes SET {column} = {value} WHERE sequence = "
+            f"(SELECT max(sequence) FROM outcomes WHERE {column} IS NOT NULL)",
+        )
         rechain(path)
         assert not holds(path, run)

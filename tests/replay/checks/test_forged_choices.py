@@ -45,12 +45,12 @@ def data(*, has_turnover: bool = True, bars: int = BARS) -> list[Candles]:
     """Return hours of three symbols, the first of which trades least, then most."""
     found = []
     for seed, name in enumerate(NAMES):
-        made = made_candles(walk_rows(bars, seed=seed), interval_ms=HOUR, symbol=name)
+        candles = made_candles(walk_rows(bars, seed=seed), interval_ms=HOUR, symbol=name)
         times = np.where(np.arange(bars) < 30, 1, 9) if seed == 0 else 3 + seed
-        turnover = None if made.turnover is None else made.turnover * times
+        turnover = None if candles.turnover is None else candles.turnover * times
         found.append(
             with_fields(
-                made, volume=made.volume * times, turnover=turnover if has_turnover else None
+                candles, volume=candles.volume * times, turnover=turnover if has_turnover else None
             )
         )
     return found
@@ -100,10 +100,10 @@ def replayed(
 
 def named(path: Path) -> set[str]:
     """Return the fields in which ``verify`` finds the run to differ from its record."""
-    found = verified(path)
+    verification = verified(path)
     assert audited(path)
-    assert found.holds is not bool(found.differences)
-    return {one.field.partition(" ")[0] for one in found.differences}
+    assert verification.holds is not bool(verification.differences)
+    return {difference.field.partition(" ")[0] for difference in verification.differences}
 
 
 def test_honest_choices_follow_from_the_bars(tmp_path: Path) -> None:
@@ -178,34 +178,34 @@ def test_a_turnover_beyond_64_bits_a_day_is_added_up_exactly() -> None:
     part = data()[0]
     vast = with_fields(part, turnover=np.full(BARS, 2**61, dtype=np.int64))
     rule, at_ms = UniverseRule(top=1), int(part.open_time_ms[30])
-    found = choices(rule, [vast], [instrument(part.symbol)], start_ms=at_ms)
-    ((_, turnover, _, _),) = found[0].seen
+    changes = choices(rule, [vast], [instrument(part.symbol)], start_ms=at_ms)
+    ((_, turnover, _, _),) = changes[0].seen
     assert int(turnover) == round(Fraction(24 * 2**61, 10**part.turnover_decimals))
 
 
-def others(one: UniverseChange) -> tuple[str, ...]:
-    return tuple(key for key, *_ in one.seen if key not in one.chosen)
+def others(change: UniverseChange) -> tuple[str, ...]:
+    return tuple(key for key, *_ in change.seen if key not in change.chosen)
 
 
-def figures(one: UniverseChange, **changed: Any) -> UniverseChange:
+def figures(change: UniverseChange, **changed: Any) -> UniverseChange:
     """Return *one* whose first candidate has other figures."""
     names = ("id", "turnover", "volatility", "age")
-    first = dict(zip(names, one.seen[0], strict=True)) | changed
-    return replace(one, seen=(tuple(first.values()), *one.seen[1:]))
+    first = dict(zip(names, change.seen[0], strict=True)) | changed
+    return replace(change, seen=(tuple(first.values()), *change.seen[1:]))
 
 
 @pytest.mark.parametrize(
     ("forge", "field"),
     [
         (lambda one: [replace(one, chosen=(one.chosen[0], *others(one)))], "event.chosen"),
-        (lambda one: [replace(one, chosen=one.chosen[::-1])], "event.chosen"),
-        (lambda one: [replace(one, chosen=one.chosen[:1])], "event.chosen"),
-        (lambda one: [replace(one, chosen=(one.chosen[0],) * 2)], "event.chosen"),
+        (lambda change: [replace(change, chosen=change.chosen[::-1])], "event.chosen"),
+        (lambda change: [replace(change, chosen=change.chosen[:1])], "event.chosen"),
+        (lambda change: [replace(change, chosen=(change.chosen[0],) * 2)], "event.chosen"),
         (lambda one: [replace(one, reason="all is well")], "event.reason"),
         (lambda one: [figures(one, turnover="7")], "event.seen"),
         (lambda one: [figures(one, volatility="0.5")], "event.seen"),
         (lambda one: [figures(one, age=900)], "event.seen"),
-        (lambda one: [replace(one, seen=one.seen[:2])], "event.seen"),
+        (lambda change: [replace(change, seen=change.seen[:2])], "event.seen"),
         (lambda one: [], "event.universe"),
         (lambda one: [one, one], "event.universe"),
         (lambda one: [one, replace(one, market_ms=one.market_ms + HOUR)], "event.universe"),
@@ -283,14 +283,14 @@ def as_live(path: Path) -> Path:
         (lambda one: [], set()),  # an exchange may not have answered
         (lambda one: [replace(one, market_ms=one.market_ms + 1)], set()),
         (lambda one: [replace(one, chosen=(one.chosen[0], *others(one)))], {"event.chosen"}),
-        (lambda one: [replace(one, chosen=one.chosen[::-1])], {"event.chosen"}),
+        (lambda change: [replace(change, chosen=change.chosen[::-1])], {"event.chosen"}),
         (lambda one: [replace(one, chosen=one.chosen[:1])], {"event.chosen", "event.reason"}),
-        (lambda one: [replace(one, chosen=(*one.chosen, *others(one)))],
+        (lambda change: [replace(change, chosen=(*change.chosen, *others(change)))],
          {"event.chosen", "event.reason"}),
         (lambda one: [replace(one, chosen=("linear:NONE", one.chosen[0]))], {"event.chosen"}),
-        (lambda one: [replace(one, chosen=(one.chosen[0],) * 2)], {"event.chosen"}),
-        (lambda one: [replace(one, seen=(*one.seen, ("linear:NONE", "1", "0.01", 3)),
-                              reason=one.reason.replace("of 3", "of 4"))], {"event.chosen"}),
+        (lambda change: [replace(change, chosen=(change.chosen[0],) * 2)], {"event.chosen"}),
+        (lambda change: [replace(change, seen=(*change.seen, ("linear:NONE", "1", "0.01", 3)),
+                              reason=change.reason.replace("of 3", "of 4"))], {"event.chosen"}),
         (lambda one: [replace(one, reason="all is well")], {"event.reason"}),
         (lambda one: [replace(one, market_ms=one.market_ms - 1)], set()),  # a clock behind
         (lambda one: [replace(one, market_ms=one.market_ms - HOUR)], {"event.universe"}),
@@ -316,5 +316,5 @@ def test_from_amid_a_run_honest_choices_pass_and_a_forged_one_is_found(tmp_path:
     ):
         path = replayed(tmp_path / f"{name}.db", data(), forge, place=8)
         with Reader.open(path) as reader:
-            found = verify_run(reader, path, reader.find("last"), from_ms=begins)
-        assert found.holds is (name == "honest"), found.differences
+            verification = verify_run(reader, path, reader.find("last"), from_ms=begins)
+        assert verification.holds is (name == "honest"), verification.differences

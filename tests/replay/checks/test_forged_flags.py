@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import explained_runs
 import pytest
 from forging import audited, believed, forged, unequal
 from recordings import record
@@ -75,11 +74,6 @@ def booked(market: SeededMarket, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return replayed(tmp_path_factory.mktemp("booked") / "run.db", market, Flagged)
 
 
-@pytest.fixture(scope="module")
-def modelled() -> Path:
-    return explained_runs.recorded()
-
-
 FLAGS = [
     *(f"{table}.{column.name}" for table in TABLES for column in TABLES[table]
       if column.scale == FLAG),
@@ -94,8 +88,8 @@ UNSEEN = {"fills.while_down"}
 def plantings(path: Path, column: str) -> Iterator[str]:
     """Yield statements that say another thing in a row of each value that *column* has."""
     table, name = column.split(".")
-    keys = [one.name for one in TABLES[table] if one.is_key]
-    is_null = next(one.null for one in TABLES[table] if one.name == name)
+    keys = [column.name for column in TABLES[table] if column.is_key]
+    is_null = next(column.null for column in TABLES[table] if column.name == name)
     with closing(sqlite3.connect(path)) as raw:
         rows = raw.execute(f"SELECT {name}, {', '.join(keys)} FROM {table}").fetchall()
     found = {value: key for value, *key in rows}
@@ -134,8 +128,8 @@ def test_a_row_of_the_run_that_no_run_writes_is_found_by_the_audit(
         "instruments SET max_leverage = 0",
         """instruments SET risk_tiers = '[ ]'""",
     ):
-        made = forged(booked, tmp_path / "forged.db", f"UPDATE {change}")
-        assert not audited(made), change
+        path = forged(booked, tmp_path / "forged.db", f"UPDATE {change}")
+        assert not audited(path), change
 
 
 def updates(path: Path) -> list[tuple[int, BookUpdate]]:

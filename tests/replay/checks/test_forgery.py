@@ -87,12 +87,6 @@ def replayed(path: Path, bars: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run of a small model with trades and twins, and its checkpoint beside it."""
-    return explained_runs.recorded()
-
-
-@pytest.fixture(scope="module")
 def pruned(plain: Path) -> Path:
     """Return a longer run without a model, pruned to its last day and what that looks back on."""
     path = replayed(plain.with_name("pruned.db"), 2 * BARS)

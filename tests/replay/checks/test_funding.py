@@ -78,10 +78,10 @@ def test_a_settlement_that_never_came_is_a_gap_and_in_the_report(path: Path) -> 
         ("funding", MISSING, DUES[11])
     ]
     report = build_report(path, views.run_id)
-    said = " ".join(report.sentences)
-    assert "1 settlements of funding never came, 1 of them while a position was held" in said
-    assert "1 settlements came twice and were booked once" in said
-    assert "bars never came" not in said
+    text = " ".join(report.sentences)
+    assert "1 settlements of funding never came, 1 of them while a position was held" in text
+    assert "1 settlements came twice and were booked once" in text
+    assert "bars never came" not in text
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_settlements_are_held_to_the_published_history(
     path: Path, changed: Callable[[_History], _History], counts: tuple[int, ...]
 ) -> None:
     with Reader.open(path) as reader:
-        found = check_funding(reader, reader.find("last"), changed(_History()).rates)
-    assert not found.holds
-    assert found.missing == (MISSING,)
+        check = check_funding(reader, reader.find("last"), changed(_History()).rates)
+    assert not check.holds
+    assert check.missing == (MISSING,)
     assert (
-        found.booked, len(found.differing), len(found.missing), len(found.unpublished)
+        check.booked, len(check.differing), len(check.missing), len(check.unpublished)
     ) == counts  # fmt: skip
 
 

@@ -11,11 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tracepaper.replay.checks.identity import (
-    DecisionIdentity,
-    decision_identity,
-    scale_factor,
-)
+from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity, scale_factor
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import (
@@ -110,11 +106,11 @@ def test_a_decision_ignores_the_models_id() -> None:
 
 
 def test_late_none_and_a_forecast_differ_but_the_deadline_does_not_count() -> None:
-    seen = {
+    decision_identities = {
         identity(prediction=prediction)
         for prediction in (None, ANSWER, PredictionTimeout(1), PredictionTimeout(2))
     }
-    assert len(seen) == 3
+    assert len(decision_identities) == 3
 
 
 @pytest.mark.parametrize("gate", list(gate_order()))
@@ -143,9 +139,9 @@ def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
         (1.0, 100.0, 60_000.0, 0.0, 60_000.0, 5.0),
     )
     outcome = DecisionOutcome(Action.LONG, "", True, None, small, 0b111, Regime.UNKNOWN)
-    one = Decision(outcome, 5, (1.0, 120.0, 0.0))
+    decision = Decision(outcome, 5, (1.0, 120.0, 0.0))
     other = builders.altered(
-        one,
+        decision,
         gate_set=large,
         measures=(1.0, 120.0, 3.0, 0.0, 17.0, 1.0),
         passed=0b111111,
@@ -153,7 +149,7 @@ def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
         allowed=False,
         reason="another",
     )
-    assert identity(decision=one) == identity(decision=other)
+    assert identity(decision=decision) == identity(decision=other)
 
 
 def test_thresholds_count() -> None:

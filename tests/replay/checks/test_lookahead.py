@@ -142,27 +142,24 @@ FAIR: dict[str, dict[str, str]] = {
 def test_a_strategy_of_ours_passes(
     strategy: dict[str, Any], walk: Candles, fresh: FreshProcesses
 ) -> None:
-    found = lookahead(configured(strategy), MarketData([walk]), fresh, Limits(probes=6))
-    assert found.holds, found.differences
-    assert found.verdict == "nothing moved"
-    assert (found.probes, found.bars, found.without_later) == (6, 160, 160)
-    assert found.compared > 3 * 160
-    assert found.depends == found.unproved == []
+    finding = lookahead(configured(strategy), MarketData([walk]), fresh, Limits(probes=6))
+    assert finding.holds, finding.differences
+    assert finding.verdict == "nothing moved"
+    assert (finding.probes, finding.bars, finding.without_later) == (6, 160, 160)
+    assert finding.compared > 3 * 160
+    assert finding.depends == finding.unproved == []
 
 
 @pytest.mark.parametrize("name", FAIR)
 def test_an_honest_class_passes(check: Checks, name: str) -> None:
     (check.folder / "own_helper.py").write_text("def rises(bar):\n    return bar.close > bar.open")
-    found = check(**FAIR[name])
-    assert found.holds, (found.differences, found.because, found.opened)
-    assert found.without_later == found.bars == 160
-    assert found.depends == []
-    unheard = {
-        "polars without a file": "polars",
-        "a database in memory": "sqlite3",
-    }
-    said = [f"what {unheard[name]} opened: native code is not heard"] if name in unheard else []
-    assert found.unproved == said
+    finding = check(**FAIR[name])
+    assert finding.holds, (finding.differences, finding.because, finding.opened)
+    assert finding.without_later == finding.bars == 160
+    assert finding.depends == []
+    unheard = {"polars without a file": "polars", "a database in memory": "sqlite3"}
+    texts = [f"what {unheard[name]} opened: native code is not heard"] if name in unheard else []
+    assert finding.unproved == texts
 
 
 @pytest.mark.parametrize(
@@ -189,7 +186,7 @@ READ: dict[str, dict[str, str]] = {
     "hourly closes joined on their open time": JOINED,
     "a source file that it writes": {
         "init": "import pathlib\nmemo = pathlib.Path('{}/memo.py')\n"
-        "if not memo.exists():\n    memo.write_text('KNOWN = {}')",
+        "if not memo.exists():\n    memo.write_text('KNOWN = {}')"
     },
     "a source that is imported, and read as well": {
         "top": "import own_helper",
@@ -209,10 +206,10 @@ def test_a_class_that_opens_a_file_is_refused_and_the_file_named(check: Checks, 
     (check.folder / "own_helper.py").write_text("# 103000 103500")
     (check.folder / "future.py").write_text("103000 103500")
     bodies = {part: text.replace("{}", str(check.folder)) for part, text in READ[name].items()}
-    found = check(**bodies)
-    assert (found.verdict, found.holds) == ("read", False)
-    assert len(found.opened) == 1
-    assert Path(found.opened[0].name).parent == check.folder
+    finding = check(**bodies)
+    assert (finding.verdict, finding.holds) == ("read", False)
+    assert len(finding.opened) == 1
+    assert Path(finding.opened[0].name).parent == check.folder
 
 
 TABLES = {
@@ -231,11 +228,11 @@ def test_a_table_in_a_source_is_refused_and_named(
     if beside:
         (check.folder / f"own_table_{len(name)}.py").write_text(text)
         text = f"import own_table_{len(name)}"
-    found = check(top=text, decide="return by(bar.close > bar.open)")
-    assert (found.verdict, found.holds) == ("read", False)
-    assert [item.what for item in found.opened] == ["table"]
-    assert "the strategy opens a table in " in found.sentence()
-    (allowed,) = (item.name for item in found.opened)
+    finding = check(top=text, decide="return by(bar.close > bar.open)")
+    assert (finding.verdict, finding.holds) == ("read", False)
+    assert [item.what for item in finding.opened] == ["table"]
+    assert "the strategy opens a table in " in finding.sentence()
+    (allowed,) = (item.name for item in finding.opened)
     if beside:
         assert check(allow=allowed, top=text, decide="return by(bar.close > bar.open)").holds
 
@@ -244,40 +241,40 @@ def test_a_small_table_a_docstring_and_a_warning_are_no_reading(check: Checks) -
     hours = f'"""{"what it does " * 99}"""\nimport warnings\nHOURS = {list(range(24))}'
     (check.folder / "own_hours.py").write_text(hours)
     top = "import own_hours, warnings\nwarnings.simplefilter('always')"
-    found = check(top=top, init="warnings.warn('old')", decide="return by(bar.close > bar.open)")
-    assert found.holds, found.sentence()
+    finding = check(top=top, init="warnings.warn('old')", decide="return by(bar.close > bar.open)")
+    assert finding.holds, finding.sentence()
 
 
 def test_the_c_library_is_refused_and_named(check: Checks) -> None:
     path = check.folder / "hourly.csv"
-    found = check(init=f"import ctypes\nctypes.CDLL(None).open({str(path)!r}.encode(), 0)")
-    assert found.verdict == "read"
-    assert [(item.what, item.name) for item in found.opened] == [("program", "ctypes.CDLL(None)")]
+    finding = check(init=f"import ctypes\nctypes.CDLL(None).open({str(path)!r}.encode(), 0)")
+    assert finding.verdict == "read"
+    assert [(item.what, item.name) for item in finding.opened] == [("program", "ctypes.CDLL(None)")]
 
 
 @pytest.mark.parametrize("allowed", ["hourly.csv", "."])
 def test_what_is_allowed_is_not_refused_and_stays_unproved(check: Checks, allowed: str) -> None:
     bodies = {part: text.replace("{}", str(check.folder)) for part, text in JOINED.items()}
-    found = check(allow=str(check.folder / allowed), **bodies)
-    assert found.holds
-    assert [Path(item.name).name for item in found.allowed] == ["hourly.csv"]
-    assert "whether what it was allowed to open tells the future" in found.unproved[0]
-    assert found.depends[0].startswith("it depends on the date")
+    finding = check(allow=str(check.folder / allowed), **bodies)
+    assert finding.holds
+    assert [Path(item.name).name for item in finding.allowed] == ["hourly.csv"]
+    assert "whether what it was allowed to open tells the future" in finding.unproved[0]
+    assert finding.depends[0].startswith("it depends on the date")
 
 
 def test_a_declared_file_is_not_refused_and_stays_unproved(check: Checks) -> None:
     path = check.folder / "hourly.csv"
     bodies = {**JOINED, "init": JOINED["init"].replace("pathlib.Path('{}/hourly.csv')", "{}")}
     bodies["init"] = bodies["init"].replace("{}", "self.files['hourly.csv']", 1)
-    found = check(head="files = ('hourly.csv',)", **bodies)
-    assert found.holds, found.sentence()
-    assert found.unproved == [f"whether its declared files tell the future: {path}"]
+    finding = check(head="files = ('hourly.csv',)", **bodies)
+    assert finding.holds, finding.sentence()
+    assert finding.unproved == [f"whether its declared files tell the future: {path}"]
 
 
 def test_another_file_than_the_declared_one_is_refused(check: Checks) -> None:
     bodies = {part: text.replace("{}", str(check.folder)) for part, text in JOINED.items()}
-    found = check(head="files = ('closes.npy',)", **bodies)
-    assert found.sentence().startswith(
+    checks = check(head="files = ('closes.npy',)", **bodies)
+    assert checks.sentence().startswith(
         f"read: the strategy reads {check.folder}/hourly.csv, which `files` does not name; "
     )
 
@@ -380,24 +377,24 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
 def test_a_declared_column_that_looks_ahead_is_named_though_no_decision_moves(
     check: Checks,
 ) -> None:
-    found = check(
+    finding = check(
         top="import numpy as np",
         columns="later = np.append(history.close[1:], history.close[-1])\n"
         "return {'now': history.close, 'later': later}",
         decide="return by(now.columns['now'][-1] > 0)",
     )
-    assert (found.verdict, found.because) == ("moved", FUTURE)
-    assert found.differences[0].field == "column 'later'"
+    assert (finding.verdict, finding.because) == ("moved", FUTURE)
+    assert finding.differences[0].field == "column 'later'"
 
 
 @pytest.mark.parametrize("name", LEAKS)
 def test_a_leak_is_found_and_called_what_it_is(check: Checks, name: str) -> None:
     because, bodies = LEAKS[name]
-    found = check(**bodies)
-    assert (found.verdict, found.holds) == ("moved", False)
-    assert because in found.because
-    assert because == FUTURE or FUTURE not in found.because
-    assert found.differences[0].instrument == "linear:BTCUSDT"
+    finding = check(**bodies)
+    assert (finding.verdict, finding.holds) == ("moved", False)
+    assert because in finding.because
+    assert because == FUTURE or FUTURE not in finding.because
+    assert finding.differences[0].instrument == "linear:BTCUSDT"
 
 
 def test_a_variable_that_cannot_tell_is_allowed_by_its_name(check: Checks) -> None:
@@ -408,14 +405,14 @@ def test_a_variable_that_cannot_tell_is_allowed_by_its_name(check: Checks) -> No
 def test_objects_that_share_one_state_are_told_apart_from_memory(
     check: Checks, walk: Candles, other: Candles
 ) -> None:
-    found = check(
+    checks = check(
         walk,
         other,
         init="type(self).last = 0",
         observe="self.before, type(self).last = type(self).last, bar.close",
         decide="return by(self.before % 1_000 > bar.close % 1_000)",
     )
-    assert "order of the symbols" in found.because
+    assert "order of the symbols" in checks.because
 
 
 PAIR_BY_GLOBAL = {
@@ -431,16 +428,16 @@ PAIR_BY_GLOBAL = {
 def test_a_pair_over_a_module_global_depends_on_the_order_of_its_symbols(
     check: Checks, walk: Candles, other: Candles
 ) -> None:
-    found = check(walk, other, **PAIR_BY_GLOBAL)
-    assert found.verdict == "moved"
-    assert found.because.startswith("it depends on the order of the symbols within a close")
-    assert found.because.endswith("let one PortfolioStrategy decide for all")
+    finding = check(walk, other, **PAIR_BY_GLOBAL)
+    assert finding.verdict == "moved"
+    assert finding.because.startswith("it depends on the order of the symbols within a close")
+    assert finding.because.endswith("let one PortfolioStrategy decide for all")
 
 
 def test_a_class_that_only_holds_is_said_to_prove_nothing(check: Checks) -> None:
-    found = check(decide="return Signal(Action.HOLD, 'the other symbol is unknown')")
-    assert found.holds
-    assert found.unproved == ["anything of what it would do: it signalled HOLD at all 160 bars"]
+    finding = check(decide="return Signal(Action.HOLD, 'the other symbol is unknown')")
+    assert finding.holds
+    assert finding.unproved == ["anything of what it would do: it signalled HOLD at all 160 bars"]
 
 
 PORTFOLIO = """
@@ -463,10 +460,7 @@ class Mine(PortfolioStrategy):
 
 @pytest.mark.parametrize(
     ("first", "because"),
-    [
-        ("min(now)", ""),
-        ("next(iter(now))", "the order of the symbols within a close"),
-    ],
+    [("min(now)", ""), ("next(iter(now))", "the order of the symbols within a close")],
 )
 def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
     tmp_path: Path, fresh: FreshProcesses, walk: Candles, other: Candles, first: str, because: str
@@ -474,9 +468,9 @@ def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
     (tmp_path / "own_portfolio.py").write_text(PORTFOLIO.format(first=first))
     config = configured({"name": "own_portfolio:Mine"}, walk, other)
     with own.importable(tmp_path):
-        found = lookahead(config, MarketData([walk, other]), fresh, FEW)
-    assert found.holds is (not because)
-    assert because in found.because
+        finding = lookahead(config, MarketData([walk, other]), fresh, FEW)
+    assert finding.holds is (not because)
+    assert because in finding.because
 
 
 # ---------------------------------------------------------------- what is said
@@ -492,21 +486,21 @@ def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
 def test_what_a_decision_depends_on_is_named_and_not_refused(
     check: Checks, rule: str, on: str
 ) -> None:
-    found = check(decide=f"return by({rule})")
-    assert found.holds
-    assert len(found.depends) == 1
-    assert f"it depends {on}, first at linear:BTCUSDT bar " in found.depends[0]
+    finding = check(decide=f"return by({rule})")
+    assert finding.holds
+    assert len(finding.depends) == 1
+    assert f"it depends {on}, first at linear:BTCUSDT bar " in finding.depends[0]
 
 
 def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk: Candles) -> None:
-    found = lookahead(configured(HONEST[0]), MarketData([walk]), fresh, Limits(seconds=0.0))
-    assert not found.holds
-    assert found.without_later == 0
-    assert len(found.unproved) == 10
-    assert all("the time was over" in sentence for sentence in found.unproved)
-    assert len(found.unfinished) == 10
-    assert found.verdict == "nothing moved so far"
-    assert found.sentence() == (
+    finding = lookahead(configured(HONEST[0]), MarketData([walk]), fresh, Limits(seconds=0.0))
+    assert not finding.holds
+    assert finding.without_later == 0
+    assert len(finding.unproved) == 10
+    assert all("the time was over" in sentence for sentence in finding.unproved)
+    assert len(finding.unfinished) == 10
+    assert finding.verdict == "nothing moved so far"
+    assert finding.sentence() == (
         "not probed to the end: 0 of 160 bars decided without a later one, 0 of 12 futures "
         "corrupted or cut off, 0 steps compared, nothing moved so far; give more --seconds, or "
         "fewer --bars."
@@ -552,33 +546,30 @@ def test_a_class_that_hangs_later_is_not_proved_to_the_end(
     monkeypatch.setattr(lookahead_module, "GRACE_S", 0.3)
     check.limits = Limits(seconds=2.0)
     later = "self.seen = getattr(self, 'seen', 0) + 1; Mine.all = getattr(Mine, 'all', 0) + 1"
-    found = check(observe=f"{later}\nif Mine.all > 200: {HANGS}", decide="return by(True)")
+    finding = check(observe=f"{later}\nif Mine.all > 200: {HANGS}", decide="return by(True)")
     said = "a second run in one process: not probed to the end, the time was over"
-    assert said in found.unproved
-    assert found.verdict == "nothing moved so far"
-    assert f"{found.without_later} of 160 bars decided" in found.sentence()
+    assert said in finding.unproved
+    assert finding.verdict == "nothing moved so far"
+    assert f"{finding.without_later} of 160 bars decided" in finding.sentence()
 
 
 # ---------------------------------------------------------------- the command
 
 
 @pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walk: Candles, other: Candles
-) -> Iterator[Path]:
+def folder(here: Path, walk: Candles, other: Candles) -> Iterator[Path]:
     """Write two files of candles, and a class that reads one of them; work there."""
     for part in (walk, other):
         columns = (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         lines = [",".join(map(str, row)) for row in rows]
         text = "open_time,open,high,low,close,volume\n" + "\n".join(lines) + "\n"
-        (tmp_path / f"{part.symbol}.csv").write_text(text)
+        (here / f"{part.symbol}.csv").write_text(text)
     reads = own.source(init="open('BTCUSDT.csv').close()", decide="return by(bar.close > bar.open)")
-    (tmp_path / "peeking.py").write_text(reads)
-    (tmp_path / "peeking.toml").write_text('[strategy]\nname = "peeking:Mine"\n')
-    monkeypatch.chdir(tmp_path)
-    with own.importable(tmp_path):
-        yield tmp_path
+    (here / "peeking.py").write_text(reads)
+    (here / "peeking.toml").write_text('[strategy]\nname = "peeking:Mine"\n')
+    with own.importable(here):
+        yield here
 
 
 BOTH = ["--data", "BTCUSDT.csv", "--data", "ETHUSDT.csv", "--probes", "1"]

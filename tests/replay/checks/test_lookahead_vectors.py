@@ -118,9 +118,9 @@ def test_a_strategy_that_finds_the_file_in_memory_is_found(tmp_path: Path, walk:
 def test_the_whole_check_holds_and_moves_the_rows_with_the_bars(
     tmp_path: Path, walk: Candles, fresh: FreshProcesses
 ) -> None:
-    found = lookahead(config(tmp_path, walk), MarketData([walk]), fresh, Limits(probes=1))
-    assert found.holds, found.differences
-    assert found.depends == []
+    finding = lookahead(config(tmp_path, walk), MarketData([walk]), fresh, Limits(probes=1))
+    assert finding.holds, finding.differences
+    assert finding.depends == []
 
 
 def test_rows_are_corrupted_cut_off_or_moved_as_it_is_said(tmp_path: Path, walk: Candles) -> None:

@@ -17,12 +17,12 @@ from tracepaper.replay.checks.parity import Parity
 
 
 def test_nothing_that_agrees_is_no_agreement() -> None:
-    found = Parity("one", "two", exact=True)
-    assert not found.holds
-    found.compared, found.timing = 2, {"late": 2}
-    assert not found.holds
-    found.identical = 1
-    assert found.holds
+    parity = Parity("one", "two", exact=True)
+    assert not parity.holds
+    parity.compared, parity.timing = 2, {"late": 2}
+    assert not parity.holds
+    parity.identical = 1
+    assert parity.holds
 
 
 def test_runs_of_no_common_bar_are_said_to_be_not_compared(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -27,12 +26,6 @@ HOLD = "Signal(Action.HOLD, 'nothing new')"
 @pytest.fixture(scope="module")
 def walk() -> Candles:
     return made_candles(walk_rows(300))
-
-
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[FreshProcesses]:
-    with FreshProcesses() as server:
-        yield server
 
 
 def configured(name: str, **sections: dict[str, Any]) -> Config:
@@ -92,9 +85,9 @@ REMEMBERS: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("name", REMEMBERS)
 def test_a_memory_longer_than_the_warm_up_is_found(found: Starts, name: str) -> None:
-    said = found({}, **REMEMBERS[name])
-    assert not said.holds
-    assert said.differences[0].field in ("signal", "strength")
+    finding = found({}, **REMEMBERS[name])
+    assert not finding.holds
+    assert finding.differences[0].field in ("signal", "strength")
 
 
 SEVENTH = "return by(self.state.count % 7 < 3)"
@@ -180,22 +173,22 @@ UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
 @pytest.mark.parametrize("name", UNDECLARED)
 def test_state_that_is_not_declared_is_found_and_named(found: Starts, name: str) -> None:
     named, bodies = UNDECLARED[name]
-    said = found({}, **bodies)
-    assert not said.holds
-    assert named in said.sentence()
-    assert "its State does not declare" in said.sentence()
+    finding = found({}, **bodies)
+    assert not finding.holds
+    assert named in finding.sentence()
+    assert "its State does not declare" in finding.sentence()
 
 
 def test_state_that_is_declared_is_handed_to_a_later_start(found: Starts) -> None:
-    said = found(
+    finding = found(
         {},
         top="from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
         head="State = Memory",
         observe="self.state.count += 1",
         decide=SEVENTH,
     )
-    assert said.holds, said.sentence()
-    assert said.compared > 100
+    assert finding.holds, finding.sentence()
+    assert finding.compared > 100
 
 
 ENTRIES = (
@@ -225,9 +218,9 @@ def test_what_sees_the_account_starts_later_with_the_account_that_stood(
 ) -> None:
     bodies = SEEN[name]
     state = "; State = Memory" if "top" in bodies else ""
-    said = found({}, **{**bodies, "head": f"sees_account = True{state}"})
-    assert said.holds, said.differences
-    assert said.compared > 100
+    finding = found({}, **{**bodies, "head": f"sees_account = True{state}"})
+    assert finding.holds, finding.differences
+    assert finding.compared > 100
 
 
 RANGE_OF_A_DAY = (
@@ -246,8 +239,8 @@ def test_a_later_start_knows_the_range_of_a_day_before_its_warm_up(
     (tmp_path / "ranged.py").write_text(text)
     with own.importable(tmp_path):
         config = configured("ranged:Mine", market={"symbols": ["BTCUSDT"], "interval": "15"})
-        said = recursive(config, MarketData([quarters]), fresh, probes=4, warmup=60)
-    assert said.holds, said.differences
+        finding = recursive(config, MarketData([quarters]), fresh, probes=4, warmup=60)
+    assert finding.holds, finding.differences
 
 
 UNDECLARED_WITH_ACCOUNT: dict[str, tuple[str, dict[str, str]]] = {
@@ -274,10 +267,10 @@ def test_what_is_remembered_of_the_account_and_not_declared_is_named(
     found: Starts, name: str
 ) -> None:
     named, bodies = UNDECLARED_WITH_ACCOUNT[name]
-    said = found({}, **{**bodies, "head": "sees_account = True"})
-    assert not said.holds
-    assert named in said.sentence()
-    assert "its State does not declare" in said.sentence()
+    finding = found({}, **{**bodies, "head": "sees_account = True"})
+    assert not finding.holds
+    assert named in finding.sentence()
+    assert "its State does not declare" in finding.sentence()
 
 
 FALLS = f"return by(True) if bar.close > bar.open + 350 else {HOLD}"
@@ -306,10 +299,10 @@ FAIR: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 @pytest.mark.parametrize("name", FAIR)
 def test_what_the_account_alone_explains_is_no_difference(found: Starts, name: str) -> None:
     sections, bodies = FAIR[name]
-    said = found(sections, **bodies)
-    assert said.holds, said.differences
-    assert said.probes == 4
-    assert said.compared > 100
+    finding = found(sections, **bodies)
+    assert finding.holds, finding.differences
+    assert finding.probes == 4
+    assert finding.compared > 100
 
 
 @pytest.mark.parametrize("name", ["sma_cross", "persistence"])
@@ -331,11 +324,11 @@ SYMBOLS = {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}}
 def test_several_symbols_start_later_at_one_time(
     tmp_path: Path, walks: list[Candles], fresh: FreshProcesses
 ) -> None:
-    said = recursive(
+    finding = recursive(
         configured("sma_cross", **SYMBOLS), MarketData(walks), fresh, probes=4, warmup=60
     )
-    assert said.holds
-    assert (said.probes, said.compared > 400) == (4, True)
+    assert finding.holds
+    assert (finding.probes, finding.compared > 400) == (4, True)
     (tmp_path / "counts.py").write_text(own.source(**REMEMBERS["a count of all bars"]))
     with own.importable(tmp_path):
         config = configured("counts:Mine", **SYMBOLS)
@@ -345,8 +338,8 @@ def test_several_symbols_start_later_at_one_time(
 def test_symbols_that_have_no_time_in_common_are_refused(
     walks: list[Candles], fresh: FreshProcesses
 ) -> None:
-    one, two = walks
-    later = replace(one, open_time_ms=one.open_time_ms + 10**9)
+    candles, two = walks
+    later = replace(candles, open_time_ms=candles.open_time_ms + 10**9)
     with pytest.raises(DataInvalid, match="of one time"):
         recursive(
             configured("sma_cross", **SYMBOLS), MarketData([later, two]), fresh, probes=4, warmup=60

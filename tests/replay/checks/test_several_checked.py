@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 
 CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
-PAIR = [
-    made_candles(walk_rows(80)),
-    replace(made_candles(walk_rows(80, seed=2)), symbol="ETHUSDT"),
-]
-
-
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[FreshProcesses]:
-    with FreshProcesses() as server:
-        yield server
+PAIR = [made_candles(walk_rows(80)), replace(made_candles(walk_rows(80, seed=2)), symbol="ETHUSDT")]
 
 
 def configured(other: dict[str, Any], candles: list[Candles]) -> Config:
@@ -42,10 +32,7 @@ def configured(other: dict[str, Any], candles: list[Candles]) -> Config:
         None,
         {
             "market": {"symbols": [part.symbol for part in candles]},
-            "strategies": {
-                "cross": {**CROSS, "share": "0.5"},
-                "other": {**other, "share": "0.4"},
-            },
+            "strategies": {"cross": {**CROSS, "share": "0.5"}, "other": {**other, "share": "0.4"}},
             "sizing": {"mode": "equity", "fraction": "1"},
         },
     )
@@ -62,9 +49,9 @@ def recorded(path: Path, other: dict[str, Any], candles: list[Candles]) -> Path:
 
 def test_what_the_account_became_by_another_symbol_is_no_lookahead(fresh: FreshProcesses) -> None:
     config = configured({**CROSS, "slow": 11}, PAIR)
-    found = lookahead(config, MarketData(PAIR), fresh, Limits(probes=2))
-    assert found.differences == []
-    assert not found.because
+    finding = lookahead(config, MarketData(PAIR), fresh, Limits(probes=2))
+    assert finding.differences == []
+    assert not finding.because
 
 
 SHARED = {
@@ -93,9 +80,9 @@ def test_a_forged_threshold_of_one_of_several_strategies_is_found(
     assert verified(path).holds
     changed = "UPDATE gate_sets SET threshold = threshold + 1 WHERE gate_set = 1"
     made = forged(path, tmp_path / "forged.db", f"{changed} AND ordinal = {ordinal}")
-    found = verified(made)
-    assert not found.holds
-    assert found.differences[0].field == "runs.gate_sets"
+    verification = verified(made)
+    assert not verification.holds
+    assert verification.differences[0].field == "runs.gate_sets"
 
 
 NAMELESS = """class Nameless(Exception):
@@ -111,7 +98,7 @@ def test_an_error_that_has_no_text_sets_its_strategy_aside(tmp_path: Path, decid
         path = recorded(tmp_path / "run.db", {"name": "own_nameless:Mine"}, PAIR[:1])
         assert verified(path).holds
         with Reader.open(path) as reader:
-            *_, last = (one for one in reader.steps(reader.find("last")) if one.decision)
-    (said,) = [one.outcome.reason for one in last.strategies if one.strategy == "other"]
-    assert said.startswith("set aside: Mine ")
-    assert "(Nameless has no text: RuntimeError)" in said
+            *_, last = (step for step in reader.steps(reader.find("last")) if step.decision)
+    (reason,) = [one.outcome.reason for one in last.strategies if one.strategy == "other"]
+    assert reason.startswith("set aside: Mine ")
+    assert "(Nameless has no text: RuntimeError)" in reason

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from fed_daemon import Process
 from hedged_cases import configured
 from hedged_cases import walk as hedged_events
@@ -84,13 +85,13 @@ def found_of(database: Path, fills: Sequence[Execution]) -> ShortfallFindings:
 
 def joined(database: Path, fills: Sequence[Execution]) -> ShortfallFindings:
     """Join *fills* and store what is found."""
-    found = found_of(database, fills)
+    findings = found_of(database, fills)
     with Reader.open(database) as reader:
         run_id = reader.find("last")
-        rows = stored_rows(reader, run_id, found)
+        rows = stored_rows(reader, run_id, findings)
         run_key = reader.stored_run(run_id).run_key
     assert store_shortfalls(database, run_key, rows) == ""
-    return found
+    return findings
 
 
 def paper_fills(database: Path) -> list[Execution]:
@@ -237,8 +238,8 @@ def test_without_ids_of_the_run_every_fill_counts_once(database: Path) -> None:
         for fill in (*account, *strange)
         if fill.time_ms < end
     ]
-    found = joined(database, fills)
-    assert found.joined == len(fills)
+    findings = joined(database, fills)
+    assert findings.joined == len(fills)
     rows = stored(database)
     summed = sum(money(row, "account_result") for row in rows)
     assert abs(summed - ledger.profit(fills)) * MONEY <= len(rows) + len(fills)
@@ -276,8 +277,8 @@ def test_each_cause_is_told_from_the_others(crossing: Path) -> None:
 
     def parts(*instead: Execution) -> dict[str, Fraction]:
         kept = [each for each in paper if each is not fill]
-        found = found_of(crossing, [*kept, *instead]).shortfalls[4]
-        return {part: Fraction(value, MONEY) for part, value in found.parts.items() if value}
+        shortfall = found_of(crossing, [*kept, *instead]).shortfalls[4]
+        return {part: Fraction(value, MONEY) for part, value in shortfall.parts.items() if value}
 
     assert parts(fill) == {}
     dearer = replace(fill, price=fill.price + 2 * sign)
@@ -323,28 +324,24 @@ def written(path: Path, fills: Sequence[Execution]) -> str:
 
 
 def test_an_import_replaces_the_one_before_and_is_in_the_report(
-    crossing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    crossing: Path, tmp_path: Path, cli: Cli
 ) -> None:
     paper = paper_fills(crossing)
     command = ["calibrate", "--run", "last", "--db", str(crossing)]
     dearer = [replace(fill, price=fill.price + 1) for fill in paper]
-    assert invoke([*command, written(tmp_path / "a.csv", dearer), "--json"]) == 0
-    capsys.readouterr()
+    assert cli(*command, written(tmp_path / "a.csv", dearer), "--json").code == 0
     fills = written(tmp_path / "b.csv", paper[:-7])
-    assert invoke([*command, fills, "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = cli.json(*command, fills)
     assert (answer["fills"], answer["left_out"]) == (len(paper) - 7, {})
     assert answer["notes"][-1].startswith("7 decisions after the last fill of the file")
     by_part = {row["part"]: row for row in answer["shortfall"]}
     assert by_part["missed"]["decisions"] == 7
     assert by_part["price"]["money"] == by_part["delay"]["money"] == 0
     assert len(answer["shortfall_decisions"]) == len(stored(crossing)) == len(paper)
-    assert invoke(["report", "last", "--db", str(crossing), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = cli.json("report", "last", "--db", crossing)
     for name in ("shortfall", "shortfall_decisions"):
         assert report[name] == answer[name]
-    assert invoke([*command, fills]) == 0
-    assert "Shortfall by decision" in capsys.readouterr().out
+    assert "Shortfall by decision" in cli.out(*command, fills)
     shelf = Databases([crossing])
     account = documents.account(shelf.find(answer["run_id"]))
     *_, table = account.parts

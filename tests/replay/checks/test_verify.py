@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
 from recordings import copied, record, recorded
+from records import tamper
 from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
@@ -83,25 +83,25 @@ def run(tmp_path: Path, walk: Candles) -> Path:
 
 
 def test_a_sample_compares_only_the_last_steps(run: Path) -> None:
-    found = verified(run, sample=50)
-    assert found.holds
-    assert found.decisions == 49  # and the end of the run
-    assert found.steps > BARS
+    verification = verified(run, sample=50)
+    assert verification.holds
+    assert verification.decisions == 49  # and the end of the run
+    assert verification.steps > BARS
 
 
 @pytest.mark.parametrize(
-    ("forged", "said"),
+    ("forged", "message"),
     [
         ("DELETE FROM gate_sets", "Row 0 of gate_sets is missing"),
         ("UPDATE runs SET interval_ms = 0", "holds what no run has"),
     ],
 )
 def test_what_cannot_be_read_is_a_sentence_and_no_agreement(
-    run: Path, forged: str, said: str
+    run: Path, forged: str, message: str
 ) -> None:
     with sqlite3.connect(run) as raw:
         raw.execute(forged)
-    with pytest.raises(DataInvalid, match=said):
+    with pytest.raises(DataInvalid, match=message):
         verified(run)
 
 
@@ -114,9 +114,9 @@ def test_parity_compares_hashes_only_where_both_runs_went_the_same_way(
     assert compared(run, other).exact
     with sqlite3.connect(other) as raw:
         raw.execute(f"UPDATE runs SET {column} = 'another'")
-    found = compared(run, other)
-    assert found.holds
-    assert not found.exact
+    parity = compared(run, other)
+    assert parity.holds
+    assert not parity.exact
 
 
 def test_parity_names_the_first_field_that_differs(
@@ -125,10 +125,10 @@ def test_parity_names_the_first_field_that_differs(
     other = tmp_path / "other.db"
     slower = {"name": "sma_cross", "fast": 3, "slow": 8, "long_only": False}
     replayed(other, walk, strategy=slower)
-    found = compared(run, other)
-    assert not found.holds
-    assert found.differences[0].instrument == walk.instrument
-    assert found.differences[0].field
+    parity = compared(run, other)
+    assert not parity.holds
+    assert parity.differences[0].instrument == walk.instrument
+    assert parity.differences[0].field
 
 
 def finer(candles: Candles) -> Candles:
@@ -144,9 +144,9 @@ def test_parity_takes_equal_volumes_of_other_decimals_as_equal(
     replayed(
         slow, finer(walk), strategy={"name": "sma_cross", "fast": 3, "slow": 8, "long_only": False}
     )
-    found = compared(run, slow)
-    assert found.differing
-    assert not any(one.field.startswith("bar ") for one in found.differences)
+    parity = compared(run, slow)
+    assert parity.differing
+    assert not any(difference.field.startswith("bar ") for difference in parity.differences)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -160,9 +160,9 @@ def test_parity_names_a_volume_that_differs_in_its_last_decimal(
     if not exact:
         with sqlite3.connect(other) as raw:
             raw.execute("UPDATE runs SET mode = 'another'")
-    found = compared(run, other)
-    assert (found.exact, found.differing) == (exact, 1)
-    first = found.differences[0]
+    parity = compared(run, other)
+    assert (parity.exact, parity.differing) == (exact, 1)
+    first = parity.differences[0]
     assert first.field == "bar volume"
     assert first.second == f"{first.first}{'0' * (8 - len(first.first.partition('.')[2]) - 1)}1"
 
@@ -174,18 +174,18 @@ def test_parity_within_tolerances_still_compares_targets(
     replayed(other, walk, sizing={"mode": "fixed", "quantity": "2"})
     with sqlite3.connect(other) as raw:
         raw.execute("UPDATE runs SET mode = 'another'")
-    found = compared(run, other)
-    assert found.differing > BARS // 2
-    assert [one.field for one in found.differences[:1]] == ["target_quantity"]
-    assert (found.differences[0].first, found.differences[0].second) in (("1", "2"), ("-1", "-2"))
+    parity = compared(run, other)
+    assert parity.differing > BARS // 2
+    assert [difference.field for difference in parity.differences[:1]] == ["target_quantity"]
+    assert (parity.differences[0].first, parity.differences[0].second) in (("1", "2"), ("-1", "-2"))
 
 
 def test_parity_says_which_bars_only_one_run_has(tmp_path: Path, walk: Candles, run: Path) -> None:
     shorter = tmp_path / "shorter.db"
     replayed(shorter, slice_candles(walk, slice(0, 300)))
-    found = compared(run, shorter)
-    assert (found.compared, found.only_in_first, found.only_in_second) == (300, 100, 0)
-    assert found.holds
+    parity = compared(run, shorter)
+    assert (parity.compared, parity.only_in_first, parity.only_in_second) == (300, 100, 0)
+    assert parity.holds
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -195,12 +195,12 @@ def test_parity_does_not_hold_over_a_bar_that_one_run_lacks_in_the_middle(
     holed = tmp_path / "holed.db"
     parts = [np.arange(200), np.arange(201, BARS)]
     replayed(holed, slice_candles(walk, np.concatenate(parts)))
-    found = compared(*((holed, run) if turned else (run, holed)))
-    assert not found.holds
-    assert found.missing == 1
-    told = [one for one in found.differences if one.field == "the bar"]
-    assert [one.open_time_ms for one in told] == [int(walk.open_time_ms[200])]
-    assert (told[0].first, told[0].second) == (
+    parity = compared(*((holed, run) if turned else (run, holed)))
+    assert not parity.holds
+    assert parity.missing == 1
+    differences = [difference for difference in parity.differences if difference.field == "the bar"]
+    assert [candles.open_time_ms for candles in differences] == [int(walk.open_time_ms[200])]
+    assert (differences[0].first, differences[0].second) == (
         ("missing", "decided") if turned else ("decided", "missing")
     )
 
@@ -235,17 +235,17 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_of_the_default_model_is_rederived_bit_for_bit(explained: Path) -> None:
-    found = verified(explained)
-    assert found.holds
-    assert found.exact
-    assert found.agreed == found.decisions == 5_100
+    verification = verified(explained)
+    assert verification.holds
+    assert verification.exact
+    assert verification.agreed == verification.decisions == 5_100
 
 
 def test_one_pass_and_bar_by_bar_decide_alike() -> None:
-    found = compared(explained_runs.recorded(), explained_runs.recorded(mode="step"))
-    assert not found.exact
-    assert found.holds, found.differences[:3]
-    assert found.identical + found.within_tolerance == explained_runs.BARS
+    parity = compared(explained_runs.recorded(), explained_runs.recorded(mode="step"))
+    assert not parity.exact
+    assert parity.holds, parity.differences[:3]
+    assert parity.identical + parity.within_tolerance == explained_runs.BARS
 
 
 class GrowingReader(Reader):
@@ -277,10 +277,10 @@ def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
     with GrowingReader.open(path) as reader:
         before = reader.stored_run(run_id).step_count
         reader.grow = grow
-        found = verify_run(reader, path, run_id)
+        verification = verify_run(reader, path, run_id)
         assert reader.stored_run(run_id).step_count > before
-    assert found.holds
-    assert found.steps == before
+    assert verification.holds
+    assert verification.steps == before
 
 
 # ---------------------------------------------------------------- who is to blame
@@ -333,13 +333,13 @@ def test_a_strategy_that_decides_otherwise_is_to_blame(
         source.write_text(now or then)
         if now:
             del sys.modules[module]
-        found = verified(path)
-    assert (found.holds, found.culprit) == (False, Cause.STRATEGY)
-    assert cause in found.likely_cause
+        verification = verified(path)
+    assert (verification.holds, verification.culprit) == (False, Cause.STRATEGY)
+    assert cause in verification.likely_cause
 
 
 BY_HASH = {
-    "the order of a set": "return by(next(iter({f'{bar.close} +', f'{bar.close} -'}))[-1] == '+')",
+    "the order of a set": "return by(next(iter({f'{bar.close} +', f'{bar.close} -'}))[-1] == '+')"
 }
 IN_ANOTHER_PROCESS = """
 from tracepaper.daemon.cli import invoke
@@ -365,9 +365,9 @@ def test_a_strategy_that_decides_by_hashes_of_texts_is_to_blame(
         check=True,
     )
     with own.importable(tmp_path):
-        found = verified(tmp_path / "run.db")
-    assert (found.holds, found.culprit) == (False, Cause.STRATEGY)
-    assert "by the hash of a text, or by the order of a set of texts" in found.likely_cause
+        verification = verified(tmp_path / "run.db")
+    assert (verification.holds, verification.culprit) == (False, Cause.STRATEGY)
+    assert "by the hash of a text, or by the order of a set of texts" in verification.likely_cause
 
 
 def test_a_changed_decision_of_an_honest_class_is_the_record(tmp_path: Path, walk: Candles) -> None:
@@ -378,8 +378,8 @@ def test_a_changed_decision_of_an_honest_class_is_the_record(tmp_path: Path, wal
         with sqlite3.connect(path) as raw:
             raw.execute("UPDATE outcomes SET reason = 'another' WHERE sequence % 2")
         rechain(path)
-        found = verified(path)
-    assert (found.holds, found.culprit) == (False, Cause.RECORD)
+        verification = verified(path)
+    assert (verification.holds, verification.culprit) == (False, Cause.RECORD)
 
 
 @pytest.mark.parametrize(
@@ -396,8 +396,8 @@ def test_the_part_of_the_run_that_differs_is_named(
 ) -> None:
     with sqlite3.connect(run) as raw:
         raw.execute(f"UPDATE runs SET {column} = ?", (value,))
-    found = verified(run)
-    assert (found.holds, found.culprit) == (False, culprit)
+    verification = verified(run)
+    assert (verification.holds, verification.culprit) == (False, culprit)
 
 
 def test_one_culprit_is_named_only_where_all_else_is_equal(tmp_path: Path, walk: Candles) -> None:
@@ -427,33 +427,21 @@ def test_a_broken_chain_is_said_where_the_strategy_seems_another(
         assert verified(path).to_blame == "the strategy"
 
 
-LOST = {
-    "the tail": "DELETE FROM {} WHERE sequence >= 300",
-    "every step": "DELETE FROM {}",
-}
-ROWS = ("steps", "events", "states", "answers", "outcomes", "holdings", "orders", "fills")
-
-
-def tamper(path: Path, *statements: str) -> None:
-    """Do *statements* to the database at *path*; the chain is left as it was."""
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("PRAGMA foreign_keys = OFF")
-        for statement in statements:
-            raw.execute(statement)
-        raw.commit()
+LOST = {"the tail": "DELETE FROM {} WHERE sequence >= 300", "every step": "DELETE FROM {}"}
+ROWS = ("steps", "events", "states", "outcomes", "holdings", "orders", "fills")
 
 
 @pytest.mark.parametrize("lost", list(LOST))
 def test_steps_that_are_lost_are_no_run_that_follows(run: Path, lost: str) -> None:
     tamper(run, *(LOST[lost].format(table) for table in ROWS))
-    found = verified(run)
-    assert (found.holds, found.culprit) == (False, Cause.RECORD)
-    assert "402" in [one.first for one in found.differences]
+    verification = verified(run)
+    assert (verification.holds, verification.culprit) == (False, Cause.RECORD)
+    assert "402" in [difference.first for difference in verification.differences]
 
 
 @pytest.mark.parametrize("count", [-5, 0, 100, 5_000])
 def test_a_count_of_steps_that_is_not_theirs_is_found(run: Path, count: int) -> None:
     tamper(run, f"UPDATE runs SET step_count = {count}")
-    found = verified(run)
-    assert (found.holds, found.culprit) == (False, Cause.RECORD)
-    assert "runs.step_count" in [one.field for one in found.differences]
+    verification = verified(run)
+    assert (verification.holds, verification.culprit) == (False, Cause.RECORD)
+    assert "runs.step_count" in [difference.field for difference in verification.differences]

@@ -36,9 +36,7 @@ def strict() -> dict[str, Any]:
     return sections | {"gate": {**sections["gate"], "direction": "0.6"}}
 
 
-CASES = SCENARIOS | {
-    MODEL: replace(SCENARIOS["a model with gates"], sections=strict, mode="scan"),
-}
+CASES = SCENARIOS | {MODEL: replace(SCENARIOS["a model with gates"], sections=strict, mode="scan")}
 FEE = {"execution": {"taker_fee": "0.0011"}}
 
 
@@ -182,7 +180,7 @@ def _judged(step: Step) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("name", "change", "message"),
     [
         ("crossing", {"changes": {"gate": {"shfit": "1"}}}, "shfit"),
         ("crossing", {"changes": {"execution": {"taker_fee": "7"}}}, "taker_fee"),
@@ -203,12 +201,12 @@ def _judged(step: Step) -> tuple[object, ...]:
     ],
 )
 def test_what_the_record_does_not_hold_is_refused(
-    name: str, change: dict[str, Any], said: str
+    name: str, change: dict[str, Any], message: str
 ) -> None:
     path = CASES[name].recorded()
     if change.get("from_ms") == -1:
         change = {"from_ms": from_of(CASES[name], 0.8)}
-    with pytest.raises(TracepaperError, match=said) as refused:
+    with pytest.raises(TracepaperError, match=message) as refused:
         of(path, **change)
     assert str(refused.value).count("\n") == 0
 

@@ -33,9 +33,9 @@ def said(folder: Path) -> dict[str, Any]:
     """Return what a short demo says at its end."""
     ended = run([*SHORT, "--db", "show.db", "--json"], folder)
     assert ended.code == 0, ended.err[-2000:]
-    found: dict[str, Any] = json.loads(ended.out)
-    found["announced"] = ended.err
-    return found
+    document: dict[str, Any] = json.loads(ended.out)
+    document["announced"] = ended.err
+    return document
 
 
 def test_every_incident_is_announced_and_ends_well(said: dict[str, Any]) -> None:

@@ -68,12 +68,12 @@ def follow_by_pybit(category: Category) -> tuple[threading.Event, Counter[str]]:
     pybit registers a topic after it has sent the request, and dies of an answer that is faster;
     then its subscribe waits for ever, so its thread is a daemon.
     """
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     enough = threading.Event()
 
     def keep(message: dict[str, Any]) -> None:
-        seen[message["topic"]] += 1
-        if len(seen) == 4 and min(seen.values()) >= 3:
+        counts[message["topic"]] += 1
+        if len(counts) == 4 and min(counts.values()) >= 3:
             enough.set()
 
     def follow() -> None:
@@ -86,7 +86,7 @@ def follow_by_pybit(category: Category) -> tuple[threading.Event, Counter[str]]:
         stream.exit()
 
     threading.Thread(target=follow, daemon=True).start()
-    return enough, seen
+    return enough, counts
 
 
 @pytest.mark.parametrize("category", EXCHANGE_CATEGORIES)

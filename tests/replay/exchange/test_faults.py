@@ -66,13 +66,13 @@ def test_one_seed_gives_one_schedule() -> None:
 def test_the_schedule_draws_from_every_status_code_and_lie() -> None:
     dealt = [timed.fault for timed in islice(FaultPlan(every_s=1).scheduled(), 400 * len(FAULTS))]
     drawn = {
-        "status": {one.status for one in dealt if one.kind == "http_status"},
-        "code": {one.code for one in dealt if one.kind == "retcode"},
-        "lie": {(one.ms, one.topic) for one in dealt if one.kind == "lying_time"},
+        "status": {fault.status for fault in dealt if fault.kind == "http_status"},
+        "code": {fault.code for fault in dealt if fault.kind == "retcode"},
+        "lie": {(fault.ms, fault.topic) for fault in dealt if fault.kind == "lying_time"},
     }
     lies = {(lie_ms, path) for lie_ms in LIES_MS for path in ("", KLINE_PATH)}
     assert drawn == {"status": set(STATUSES), "code": set(RETCODES), "lie": lies}
-    assert {one.topic for one in dealt if one.kind == "drop"} == {"", "kline."}
+    assert {fault.topic for fault in dealt if fault.kind == "drop"} == {"", "kline."}
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])
@@ -257,11 +257,11 @@ async def subscribed(stream: StreamClient) -> None:
 
 async def test_a_disconnect_cuts_every_stream_at_once() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
-        async with client.stream() as one, client.stream() as other:
-            await subscribed(one)
+        async with client.stream() as stream_client, client.stream() as other:
+            await subscribed(stream_client)
             await subscribed(other)
             exchange.arm("disconnect")
-            await one.until_cut()
+            await stream_client.until_cut()
             await other.until_cut()
         assert exchange.faults.tally("disconnect").fired == 1
         async with client.stream() as again:
@@ -421,7 +421,7 @@ async def test_a_false_ticker_is_one_that_the_next_ones_mend(
         await stream.subscribe("tickers.BTCUSDT")
         exchange.arm(kind)
         await exchange.advance(MINUTE)
-        false, *others = [one for one in await stream.drain() if one["type"] == "delta"]
+        false, *others = [message for message in await stream.drain() if message["type"] == "delta"]
         result = await client.result("tickers", category="linear", symbol="BTCUSDT")
         for name in names:
             said, true = Decimal(false["data"][name]), Decimal(result["list"][0][name])
@@ -430,8 +430,8 @@ async def test_a_false_ticker_is_one_that_the_next_ones_mend(
                 assert said == said_of[name]
             else:
                 assert abs(said / true - factor) < Decimal("0.02")
-        assert any("markPrice" in one["data"] for one in others)
-        assert all(Decimal(one["data"].get("markPrice", 50_000)) > 40_000 for one in others)
+        assert any("markPrice" in other["data"] for other in others)
+        assert all(Decimal(other["data"].get("markPrice", 50_000)) > 40_000 for other in others)
 
 
 async def test_a_false_book_stands_a_third_too_low_once() -> None:
@@ -440,7 +440,7 @@ async def test_a_false_book_stands_a_third_too_low_once() -> None:
         exchange.arm("false_book")
         await exchange.advance(MINUTE)
         books = [one["data"] for one in await stream.drain() if one.get("type") == "snapshot"]
-        bids, asks = ([Decimal(one[side][0][0]) for one in books] for side in "ba")
+        bids, asks = ([Decimal(book[side][0][0]) for book in books] for side in "ba")
         assert all(bid < ask for bid, ask in zip(bids, asks, strict=True))
         assert sum(bid < 50_000 for bid in bids) == 1
 
@@ -483,14 +483,14 @@ async def test_any_code_a_redirect_and_a_lie_are_answered_on_request() -> None:
         assert (await client.get("time"))["retMsg"] == "Route not found."
         for lie_ms in (-3_600_000, 2**62):
             exchange.arm("lying_time", ms=lie_ms)
-            told = await client.get("time")
-            assert told["time"] == exchange.clock.now_ms() + lie_ms
-            assert told["result"]["timeNano"] == str(told["time"] * 1_000_000)
+            document = await client.get("time")
+            assert document["time"] == exchange.clock.now_ms() + lie_ms
+            assert document["result"]["timeNano"] == str(document["time"] * 1_000_000)
         exchange.arm("lying_time", topic="/v5/market/kline")
         assert (await client.get("time"))["time"] == exchange.clock.now_ms()
-        told = await client.get("kline", symbol="BTCUSDT", interval="1", limit=2)
-        assert told["time"] == exchange.clock.now_ms() + 3_600_000
-        assert len(told["result"]["list"]) == 2
+        document = await client.get("kline", symbol="BTCUSDT", interval="1", limit=2)
+        assert document["time"] == exchange.clock.now_ms() + 3_600_000
+        assert len(document["result"]["list"]) == 2
 
 
 async def test_a_request_that_hangs_is_not_answered() -> None:
@@ -528,9 +528,9 @@ async def test_pages_of_candles_are_disturbed_in_six_ways_each_once() -> None:
         async def disturbed(kind: str) -> Message:
             exchange.arm(kind)
             await client.get("time")  # no page of candles, so it is not hit
-            told = await page(client)
+            message = await page(client)
             assert await page(client) == true
-            return told
+            return message
 
         assert (await disturbed("empty_page"))["list"] == []
         assert (await disturbed("short_page"))["list"] == true["list"][2:]

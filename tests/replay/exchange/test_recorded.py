@@ -70,7 +70,7 @@ def test_the_coin_of_a_pool_is_no_symbol(tmp_path: Path) -> None:
     frames: list[dict[str, Any]] = [
         {"topic": topic, "data": []} for topic in ("insurance.USDT", "kline.1.BTCUSDT")
     ]
-    lines = [json.dumps({"t": "recv", "ts": 1.5, "data": json.dumps(one)}) for one in frames]
+    lines = [json.dumps({"t": "recv", "ts": 1.5, "data": json.dumps(frame)}) for frame in frames]
     path = tmp_path / "session.jsonl"
     path.write_text("\n".join(lines))
     assert read_recording(path).symbols == ["BTCUSDT"]
@@ -115,10 +115,10 @@ async def test_a_text_log_of_spot_announces_spot_and_lists_the_instruments_of_it
     settings = ExchangeSettings(frames=SPOT_LOG, manual=True)
     async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
         client = Client(exchange, session)
-        said = exchange.announcement()
-        assert said["categories"] == ["spot"]
+        document = exchange.announcement()
+        assert document["categories"] == ["spot"]
         symbols = ["ARBUSDC", "CPOOLUSDT", "KCSUSDT", "MASAUSDT", "OPUSDC", "TUSDUSDT"]
-        assert said["symbols"] == symbols
+        assert document["symbols"] == symbols
         listed = await client.result("instruments-info", category="spot")
         assert set(listed) == {"category", "list"}
         ticks = {item["symbol"]: item["priceFilter"]["tickSize"] for item in listed["list"]}

@@ -27,7 +27,7 @@ async def test_a_fault_is_armed_and_reported_with_its_time() -> None:
         async with client.session.get(f"{control}/faults") as response:
             report = await response.json()
         assert set(report) == set(FAULTS)
-        assert all(one["meaning"] == FAULTS[kind].meaning for kind, one in report.items())
+        assert all(row["meaning"] == FAULTS[kind].meaning for kind, row in report.items())
         assert report["missing_close"]["scheduled"] == report["missing_close"]["fired"] == 1
         (at_ms,) = report["missing_close"]["times"]
         assert exchange.clock.now_ms() - 2 * MINUTE < at_ms <= exchange.clock.now_ms()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
+from builders import present
 from exchange_client import (
     FIRST_MS,
     MINUTE,
@@ -45,8 +46,7 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
 async def test_it_announces_its_addresses_and_ends_with_zero(number: signal.Signals) -> None:
     async with deadline():
         process = await start("--data", str(DATA), "--speed", "50", "--fault-every", "5")
-        assert process.stdout is not None
-        ready = json.loads(await process.stdout.readline())
+        ready = json.loads(await present(process.stdout).readline())
         assert (ready["symbols"], ready["interval"], ready["speed"]) == (["BTCUSDT"], "1", 50.0)
         async with ClientSession() as session:
             async with session.get(f"{ready['rest_url']}/v5/market/time") as response:
@@ -69,10 +69,8 @@ async def test_it_announces_its_addresses_and_ends_with_zero(number: signal.Sign
 async def test_time_runs_by_itself_and_says_where_the_data_ends() -> None:
     async with deadline():
         process = await start("--data", str(DATA), "--speed", "60000", "--start", "700")
-        assert process.stdout is not None
-        assert process.stderr is not None
-        ready = json.loads(await process.stdout.readline())
-        assert b"data ends" in await process.stderr.readline()
+        ready = json.loads(await present(process.stdout).readline())
+        assert b"data ends" in await present(process.stderr).readline()
         async with ClientSession() as session:
             url = f"{ready['rest_url']}/v5/market/kline?symbol=BTCUSDT&interval=1&limit=1"
             async with session.get(url) as response:
@@ -99,13 +97,11 @@ async def test_it_ends_when_standard_input_ends_whatever_that_is(way: str, tmp_p
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
-            assert process.stdout is not None
-            assert process.stderr is not None
-            assert json.loads(await process.stdout.readline())["symbols"] == ["BTCUSDT"]
+            assert json.loads(await present(process.stdout).readline())["symbols"] == ["BTCUSDT"]
             if way == "pipe":
                 assert process.returncode is None
                 os.close(writer)
-            assert await process.stderr.read() == b""
+            assert await present(process.stderr).read() == b""
             assert await process.wait() == 0
     finally:
         for number in {descriptor, reader, *([] if way == "pipe" else [writer])}:
@@ -115,8 +111,7 @@ async def test_it_ends_when_standard_input_ends_whatever_that_is(way: str, tmp_p
 async def test_now_is_the_wall_clock() -> None:
     async with deadline():
         process = await start("--data", str(DATA), "--now")
-        assert process.stdout is not None
-        ready = json.loads(await process.stdout.readline())
+        ready = json.loads(await present(process.stdout).readline())
         async with ClientSession() as session:
             url = f"{ready['rest_url']}/v5/market/kline?symbol=BTCUSDT&interval=1&limit=2"
             asked_ms = SystemClock().wall_ms()

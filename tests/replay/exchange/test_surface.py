@@ -63,27 +63,12 @@ DOCUMENTED: list[tuple[str, dict[str, str], str, str | int | None]] = [
     ("time", {}, "timeSecond timeNano", None),
     ("kline", BTC | {"interval": "1"}, KLINE, 7),
     ("mark-price-kline", BTC | {"interval": "5"}, KLINE, 5),
-    (
-        "instruments-info",
-        BTC,
-        "category list nextPageCursor",
-        LINEAR_INSTRUMENT,
-    ),
-    (
-        "instruments-info",
-        {"category": "spot"},
-        "category list",
-        SPOT_INSTRUMENT,
-    ),
+    ("instruments-info", BTC, "category list nextPageCursor", LINEAR_INSTRUMENT),
+    ("instruments-info", {"category": "spot"}, "category list", SPOT_INSTRUMENT),
     ("orderbook", BTC, BOOK, 2),
     ("tickers", BTC, "category list", LINEAR_TICKER),
     ("tickers", {"category": "spot"}, "category list", SPOT_TICKER),
-    (
-        "funding/history",
-        BTC,
-        "category list",
-        "symbol fundingRate fundingRateTimestamp",
-    ),
+    ("funding/history", BTC, "category list", "symbol fundingRate fundingRateTimestamp"),
     ("recent-trade", BTC, "category list", TRADE),
     ("risk-limit", BTC, "category list nextPageCursor", TIER),
 ]
@@ -192,8 +177,8 @@ def test_mark_and_index_differ_from_the_last_price_and_agree_with_their_candles(
 
 def test_candles_of_the_mark_open_at_the_close_before_and_aggregate_exactly() -> None:
     def rows(interval: str) -> list[list[float]]:
-        found = result_of("mark-price-kline", BTC | {"interval": interval, "limit": "1000"})
-        return [[float(text) for text in row] for row in found["list"]][1:][::-1]
+        document = result_of("mark-price-kline", BTC | {"interval": interval, "limit": "1000"})
+        return [[float(text) for text in row] for row in document["list"]][1:][::-1]
 
     minutes, hours = rows("1"), rows("60")
     for before, after in pairwise(minutes):
@@ -251,9 +236,9 @@ async def test_risk_limits_come_in_pages_of_fifteen_symbols() -> None:
     ],
 )
 def test_what_no_route_can_mean_is_refused(path: str, query: dict[str, str]) -> None:
-    found = answer(VENUE, f"/v5/market/{path}", query, NOW)
-    assert isinstance(found, ExchangeError)
-    assert found.code == 10001
+    error = answer(VENUE, f"/v5/market/{path}", query, NOW)
+    assert isinstance(error, ExchangeError)
+    assert error.code == 10001
 
 
 async def test_a_busy_bar_has_more_trades_and_more_quotes() -> None:
@@ -274,9 +259,9 @@ async def test_a_busy_bar_has_more_trades_and_more_quotes() -> None:
 
 def test_clients_that_load_instruments_find_fees_and_coins() -> None:
     def rows(path: str, query: dict[str, str]) -> list[dict[str, Any]]:
-        found = answer(VENUE, path, query, NOW)
-        assert isinstance(found, dict)
-        return list(found["rows"] if "rows" in found else found["list"])
+        document = answer(VENUE, path, query, NOW)
+        assert isinstance(document, dict)
+        return list(document["rows"] if "rows" in document else document["list"])
 
     (fee,) = rows("/v5/account/fee-rate", {"category": "linear"})
     assert fee == {

@@ -9,10 +9,10 @@ from pathlib import Path
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from explained_runs import LAST
 from pages import document_in, layers_of, said_in
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.explain.attribution import MemberView, by_model, compare, sided
 from tracepaper.replay.explain.document import (
     age_chart,
@@ -54,19 +54,19 @@ def test_what_two_have_in_common_is_counted_by_age_by_bar_and_by_layer() -> None
 
 
 def test_a_decision_has_all_in_common_with_itself_and_less_with_another(database: Path) -> None:
-    own = sided(past(database), "own")
-    same = compare(own, sided(past(database), "again"))
+    view = sided(past(database), "own")
+    same = compare(view, sided(past(database), "again"))
     assert same.common_ages == pytest.approx(1.0)
     assert same.common_bars == pytest.approx(1.0)
     assert same.common_by_layer == pytest.approx([1.0, 1.0])
     assert same.rank_correlation == pytest.approx(1.0)
-    other = compare(own, sided(past(database, LAST - 30), "earlier"))
+    other = compare(view, sided(past(database, LAST - 30), "earlier"))
     assert other.common_ages < 0.999
     assert other.common_bars < other.common_ages
     full = explain_fully(past(database))
-    assert own.mean_return == full.agreement.recomputed.mean_return
-    assert own.weights == full.attribution.weights
-    assert own.features == {one.feature: one.all_bars for one in full.moves.features}
+    assert view.mean_return == full.agreement.recomputed.mean_return
+    assert view.weights == full.attribution.weights
+    assert view.features == {move.feature: move.all_bars for move in full.moves.features}
 
 
 def test_another_model_is_asked_on_the_same_bars(database: Path, tmp_path: Path) -> None:
@@ -88,36 +88,34 @@ def test_a_model_of_other_bars_or_without_attention_is_refused(database: Path) -
         by_model(database, past(database), "flash-1m")
 
 
-def said(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> tuple[str, str]:
-    assert invoke(["explain", *map(str, words)]) == code
-    read = capsys.readouterr()
+def said(cli: Cli, code: int, *words: object) -> tuple[str, str]:
+    read = cli("explain", *words)
+    assert read.code == code
     return read.out, read.err
 
 
-def test_explain_compares_on_the_terminal_and_as_json(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_compares_on_the_terminal_and_as_json(database: Path, cli: Cli) -> None:
     words = (f"last:{LAST}", "--db", database)
-    out, _ = said(capsys, 0, *words, "--with", f"last:{LAST - 30}")
+    out, _ = said(cli, 0, *words, "--with", f"last:{LAST - 30}")
     assert "Beside each other" in out
     assert f"decision {LAST - 30:,}" in out
-    told = json.loads(said(capsys, 0, *words, "--with", f"last:{LAST}", "--json")[0])["compared"]
+    told = json.loads(said(cli, 0, *words, "--with", f"last:{LAST}", "--json")[0])["compared"]
     assert told["common_bars"] == pytest.approx(1.0)
-    own = database.parent / "small"
-    told = json.loads(said(capsys, 0, *words, "--compare", own, "--json")[0])["compared"]
+    path = database.parent / "small"
+    told = json.loads(said(cli, 0, *words, "--compare", path, "--json")[0])["compared"]
     assert told["common_by_layer"] == pytest.approx([1.0, 1.0])
-    _, err = said(capsys, 2, *words, "--compare", own, "--with", "last")
+    _, err = said(cli, 2, *words, "--compare", path, "--with", "last")
     assert "leave --with or --compare out" in err
-    _, err = said(capsys, 1, *words, "--with", "last:1")
+    _, err = said(cli, 1, *words, "--with", "last:1")
     assert "came before its model was warm" in err
 
 
 def test_a_decisions_page_holds_its_charts_and_asks_nobody(
-    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    database: Path, tmp_path: Path, cli: Cli
 ) -> None:
     page = tmp_path / "page.html"
     words = (f"last:{LAST}", "--db", database, "--with", f"last:{LAST - 30}", "--page", page)
-    _, err = said(capsys, 0, *words)
+    _, err = said(cli, 0, *words)
     assert f"The page is {page}." in err
     document = document_in(page)
     charts = [part for part in document["parts"] if part["kind"] == "chart"]
@@ -147,14 +145,14 @@ def test_the_charts_show_what_was_recomputed(database: Path) -> None:
     first, second = (sided(past(database, at), str(at)) for at in (LAST, LAST - 30))
     lines = layers_of(age_chart(compare(first, second)))
     assert list(lines) == [str(LAST - 30), str(LAST)]
-    assert [sum(one.y) for one in lines.values()] == pytest.approx([100.0, 100.0], abs=1e-3)
+    assert [sum(line.y) for line in lines.values()] == pytest.approx([100.0, 100.0], abs=1e-3)
     found = compare(first, second)
     features = features_chart(found)
     assert features is not None
     top = features.panels[0].y.names[0]
-    for name, one in zip((str(LAST), str(LAST - 30)), (first, second), strict=True):
+    for name, view in zip((str(LAST), str(LAST - 30)), (first, second), strict=True):
         bars = layers_of(features)[name]
-        assert bars.x[0] == pytest.approx(1e4 * one.features[top], rel=1e-3)
+        assert bars.x[0] == pytest.approx(1e4 * view.features[top], rel=1e-3)
     layer = layer_chart(found, 1)
     assert f"{found.common_by_layer[1]:.0%} in common" in layer.caption
     assert sum(layers_of(layer)[str(LAST)].y) == pytest.approx(100.0, abs=1e-2)

@@ -7,8 +7,8 @@ from pathlib import Path
 import learning
 import numpy as np
 import pytest
+from command_line import Cli
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.models import BASE, LightGBM, tree_shap
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run_spec import RunSpec
@@ -54,35 +54,29 @@ horizon = 30
 
 @pytest.mark.parametrize("base", [0.001, 0.002])
 def test_contributions_are_shown_and_have_to_sum_to_the_forecast(
-    base: float,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    base: float, here: Path, cli: Cli
 ) -> None:
-    (tmp_path / "summed_model.py").write_text(CLASS, encoding="utf-8")
-    (tmp_path / "config.toml").write_text(CONFIG % base, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    data = learning.write_csv(learning.learnable(40, seed=0, symbol="AAAUSDT"), tmp_path)
-    database = tmp_path / "run.db"
-    config = tmp_path / "config.toml"
+    (here / "summed_model.py").write_text(CLASS, encoding="utf-8")
+    (here / "config.toml").write_text(CONFIG % base, encoding="utf-8")
+    data = learning.write_csv(learning.learnable(40, seed=0, symbol="AAAUSDT"), here)
+    database = here / "run.db"
+    config = here / "config.toml"
     make_run(RunSpec(candles=(str(data),), config=config, database=database))
     with Reader.open(database) as reader:
         run_id = reader.find("last")
     past = open_any(database, run_id, 40)
-    capsys.readouterr()
-    code = invoke(["explain", f"{run_id}:40", "--db", str(database)])
-    said = capsys.readouterr()
+    answer = cli("explain", f"{run_id}:40", "--db", database)
     if base != 0.001:
-        assert code != 0
+        assert answer.code != 0
         with pytest.raises(DataInvalid, match="let them sum to it"):
             contributed(past)
         return
     found = contributed(past)
-    assert code == 0
+    assert answer.code == 0
     assert found is not None
     assert {name for name, _ in found.features} == {"price", "volume", "base"}
     assert sum(added for _, added in found.features) == pytest.approx(found.mean_return, rel=1e-9)
-    assert "volume" in said.out
+    assert "volume" in answer.out
 
 
 @pytest.mark.skipif(not is_installed("lightgbm"), reason="needs LightGBM")

@@ -54,34 +54,30 @@ def test_the_nearest_of_the_failed_gates_has_the_smallest_share(
     threshold: float, confidence: float, edge: float
 ) -> None:
     assume(abs(confidence - edge) > 1e-9)
-    found = flips_of(
+    flips = flips_of(
         stored(
             gate("confidence", confidence, 1.0),
             gate("shifted", 0.04, 0.05),
             gate("edge", edge * threshold, threshold),
         )
     )
-    assert found.must_pass == ("confidence", "edge")
-    assert found.nearest == ("confidence" if confidence > edge else "edge")
+    assert flips.must_pass == ("confidence", "edge")
+    assert flips.nearest == ("confidence" if confidence > edge else "edge")
 
 
 def test_a_refusal_by_one_gate_says_what_it_was_short_by() -> None:
-    found = flips_of(stored(gate("confidence", 0.3, 0.2), gate("edge", 0.75, 1.0)))
-    assert not found.allowed
-    assert found.must_pass == ("edge",)
-    assert found.sentence == "It would have passed, had edge been .25 more."
+    flips = flips_of(stored(gate("confidence", 0.3, 0.2), gate("edge", 0.75, 1.0)))
+    assert not flips.allowed
+    assert flips.must_pass == ("edge",)
+    assert flips.sentence == "It would have passed, had edge been .25 more."
 
 
 def test_a_refusal_by_several_names_all_and_the_nearest() -> None:
-    found = flips_of(
-        stored(
-            gate("shifted", 0.06, 0.05),
-            gate("direction", 0.518, 0.52),
-            gate("edge", 0.1, 1.0),
-        )
+    flips = flips_of(
+        stored(gate("shifted", 0.06, 0.05), gate("direction", 0.518, 0.52), gate("edge", 0.1, 1.0))
     )
-    assert found.sentence == "All of shifted, direction, edge would have had to pass."
-    assert found.nearest == "direction"
+    assert flips.sentence == "All of shifted, direction, edge would have had to pass."
+    assert flips.nearest == "direction"
 
 
 def test_the_share_of_direction_begins_where_its_measure_does() -> None:
@@ -93,7 +89,7 @@ def test_the_share_of_direction_begins_where_its_measure_does() -> None:
 
 
 def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> None:
-    found = flips_of(
+    flips = flips_of(
         stored(
             gate("operator", 1.0, 1.0),
             gate("warm", 590.0, 590.0),
@@ -102,8 +98,8 @@ def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> No
             gate("edge", 1.05, 1.0),
         )
     )
-    assert (found.allowed, found.must_pass, found.nearest) == (True, (), "edge")
-    assert found.sentence == "Every gate passed; nearest edge, with .050 to spare."
+    assert (flips.allowed, flips.must_pass, flips.nearest) == (True, (), "edge")
+    assert flips.sentence == "Every gate passed; nearest edge, with .050 to spare."
 
 
 @pytest.mark.parametrize(
@@ -115,9 +111,9 @@ def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> No
     ],
 )
 def test_a_gate_without_a_share_still_says_why(row: Row, words: str) -> None:
-    found = flips_of(stored(row))
-    assert found.sentence == words
-    assert found.nearest is None
+    flips = flips_of(stored(row))
+    assert flips.sentence == words
+    assert flips.nearest is None
 
 
 @pytest.mark.parametrize(
@@ -133,8 +129,8 @@ def test_the_side_is_where_mean_and_classes_agree(
     mean: float, up: float, down: float, side: str
 ) -> None:
     changed = {**FORECAST, "mean_return": mean, "p_up": up, "p_down": down}
-    found = flips_of(stored(**changed)).side
-    assert found is not None
-    assert found.side == side
-    assert found.lean == up - down
-    assert found.mean_over_stdev == mean / 0.002
+    forecast_side = flips_of(stored(**changed)).side
+    assert forecast_side is not None
+    assert forecast_side.side == side
+    assert forecast_side.lean == up - down
+    assert forecast_side.mean_over_stdev == mean / 0.002

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import storage_cases as cases
-from builders import decision
+from builders import decision, present
 from page_cases import shown_of
 from rich.console import Console
 
@@ -48,11 +48,10 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     console = Console(file=text, width=200)
     show(console, stored_parts(*read_decision(path, shown.run_id, 31)))
     assert sentence in " ".join(text.getvalue().split())
-    banner = runs.halt(shown)
-    assert banner is not None
+    banner = present(runs.halt(shown))
     assert banner.giver == "on the command line"
-    told = [one.text for one in records.happenings(shown) if one.kind == "command"]
-    assert told[1] == "HALT by root, on the page, with the token anna: news"
+    texts = [one.text for one in records.happenings(shown) if one.kind == "command"]
+    assert texts[1] == "HALT by root, on the page, with the token anna: news"
 
     rows = shown.views.rows("v_commands")
     assert [(row["origin"], row["token"], row["user"]) for row in rows] == [

@@ -11,6 +11,7 @@ from pathlib import Path
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from programs import ROOT
 
 import tracepaper
@@ -48,14 +49,14 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
     assert len(spans) > 4
     assert [(row["instrument"], row["from_ms"]) for row in found] == sorted(spans)
     for row in found:
-        own = np.array(spans[row["instrument"], row["from_ms"]])
-        assert row["decisions"] == len(own)
-        assert row["older"]["value"] == pytest.approx(own[:, 1].mean(), abs=1e-7)
-        assert row["age_0"]["value"] == pytest.approx(own[:, 2].mean(), rel=1e-6)
-        assert row["age_0"]["error"] == pytest.approx(own[:, 2].std(), rel=1e-4)
-        assert own[:, 2].std() > 1e-3
+        values = np.array(spans[row["instrument"], row["from_ms"]])
+        assert row["decisions"] == len(values)
+        assert row["older"]["value"] == pytest.approx(values[:, 1].mean(), abs=1e-7)
+        assert row["age_0"]["value"] == pytest.approx(values[:, 2].mean(), rel=1e-6)
+        assert row["age_0"]["error"] == pytest.approx(values[:, 2].std(), rel=1e-4)
+        assert values[:, 2].std() > 1e-3
         ages = {name: share["value"] for name, share in row.items() if name.startswith("age_")}
-        assert sum(ages.values()) == pytest.approx(own[:, 0].mean(), rel=1e-6)
+        assert sum(ages.values()) == pytest.approx(values[:, 0].mean(), rel=1e-6)
 
 
 def test_ages_are_told_apart_in_groups_that_reach_four_times_as_far() -> None:
@@ -64,19 +65,15 @@ def test_ages_are_told_apart_in_groups_that_reach_four_times_as_far() -> None:
     assert found == pytest.approx({"age_0": 1.0, "age_64": 9.0, "age_256": 11.0, "older": 7.0})
 
 
-def test_features_are_those_of_the_decisions_that_are_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_features_are_those_of_the_decisions_that_are_asked(tmp_path: Path, cli: Cli) -> None:
     sample = ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
     path = tmp_path / "run.db"
     span = ["--from", "2025-05-31T10:00", "--to", "2025-05-31T12:00", "--db", str(path)]
-    assert invoke(["replay", "--data", str(sample), *span]) == 0
-    capsys.readouterr()
+    assert cli("replay", "--data", sample, *span).code == 0
     given = ["report", "last", "--db", str(path), "--importance", "1h", "--samples", "2", "--json"]
-    assert invoke(given) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert len(made["importance_bars"]) == 2
-    first, second = made["importance_features"]
+    document = json.loads(cli.out(*given))
+    assert len(document["importance_bars"]) == 2
+    first, second = document["importance_features"]
     assert (first["decisions"], second["decisions"]) == (2, 2)
     names = [name for name in first if name not in {"instrument", "from_ms", "decisions"}]
     assert sum(first[name]["value"] for name in names) == pytest.approx(1.0)

@@ -8,9 +8,8 @@ from typing import Any
 
 import explained_runs
 import pytest
+from command_line import Cli
 from explained_runs import CONTEXT, LAST, SMALL
-
-from tracepaper.daemon.cli import invoke
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -26,28 +25,20 @@ def modelless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return explained_runs.replayed(folder, strategy="sma_cross", bars=60)
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+def said(cli: Cli, of: Path, sequence: int, *options: str, code: int = 0) -> tuple[str, str]:
     """Return what was printed, as single-spaced text, and what was said on stderr."""
-    printed = capsys.readouterr()
-    return " ".join(printed.out.split()), printed.err
+    answer = cli("explain", f"last:{sequence}", "--db", of, *options)
+    assert answer.code == code
+    return " ".join(answer.out.split()), answer.err
 
 
-def explain(database: Path, sequence: int, *options: str) -> int:
-    return invoke(["explain", f"last:{sequence}", "--db", str(database), *options])
+def told(cli: Cli, of: Path, sequence: int, *options: str, code: int = 0) -> tuple[Any, str]:
+    out, err = said(cli, of, sequence, *options, "--json", code=code)
+    return json.loads(out), err
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
-    printed = capsys.readouterr()
-    document = json.loads(printed.out)
-    assert isinstance(document, dict)
-    return document, printed.err
-
-
-def test_the_stored_part_names_the_verdict_and_what_would_flip_it(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert explain(database, LAST) == 0
-    text, _ = said(capsys)
+def test_the_stored_part_names_the_verdict_and_what_would_flip_it(database: Path, cli: Cli) -> None:
+    text, _ = said(cli, database, LAST)
     assert "HOLD (refused by edge)" in text
     assert "It would have passed, had edge been" in text
     assert "round-trip costs" in text
@@ -55,11 +46,8 @@ def test_the_stored_part_names_the_verdict_and_what_would_flip_it(
     assert "Deletion test" not in text
 
 
-def test_full_adds_attribution_features_and_the_deletion_test(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert explain(database, LAST, "--full") == 0
-    text, _ = said(capsys)
+def test_full_adds_attribution_features_and_the_deletion_test(database: Path, cli: Cli) -> None:
+    text, _ = said(cli, database, LAST, "--full")
     for words in (
         "Recomputed from the stored bars, 30 bars ahead",
         "the stored buckets differ by at most",
@@ -70,11 +58,8 @@ def test_full_adds_attribution_features_and_the_deletion_test(
         assert words in text
 
 
-def test_json_is_one_document_with_everything(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert explain(database, LAST, "--full", "--json") == 0
-    document, complaint = told(capsys)
+def test_json_is_one_document_with_everything(database: Path, cli: Cli) -> None:
+    document, complaint = told(cli, database, LAST, "--full")
     assert complaint == ""
     assert document["decision"]["sequence"] == LAST
     assert document["flips"]["must_pass"] == ["edge"]
@@ -101,27 +86,22 @@ def test_json_is_one_document_with_everything(
     ],
 )
 def test_another_method_is_shown_beside_the_stored_rollout(
-    options: tuple[str, ...], bars: int, database: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], bars: int, database: Path, cli: Cli
 ) -> None:
-    assert explain(database, LAST, *options, "--json") == 0
-    document, _ = told(capsys)
+    document, _ = told(cli, database, LAST, *options)
     found = document["by_method"]
     weights = found["attribution"]["weights"]
     assert found["method"] == (options[1] if options[0] == "--method" else "rollout")
     assert (len(weights), document["full"]) == (bars, None)
     assert sum(weights) == pytest.approx(1.0, abs=1e-5)
     assert 0.0 < found["common"] < 0.9999
-    assert explain(database, LAST, *options) == 0
-    text, _ = said(capsys)
+    text, _ = said(cli, database, LAST, *options)
     assert f"By the method {found['method']}" in text
     assert f"and {found['common']:.0%} of the weight on the same bars" in text
 
 
-def test_the_method_as_stored_is_what_was_stored(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert explain(database, LAST, "--method", "rollout", "--json") == 0
-    document, _ = told(capsys)
+def test_the_method_as_stored_is_what_was_stored(database: Path, cli: Cli) -> None:
+    document, _ = told(cli, database, LAST, "--method", "rollout")
     assert document["by_method"]["common"] == pytest.approx(1.0, abs=1e-5)
 
 
@@ -138,39 +118,29 @@ def test_the_method_as_stored_is_what_was_stored(
     ],
 )
 def test_a_method_that_there_is_none_of_is_refused_before_anything_is_said(
-    options: tuple[str, ...],
-    sentence: str,
-    database: Path,
-    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...], sentence: str, database: Path, cli: Cli
 ) -> None:
-    assert explain(database, LAST, *options) == 2
-    text, complaint = said(capsys)
+    text, complaint = said(cli, database, LAST, *options, code=2)
     assert text == ""
     assert sentence in complaint
     assert complaint.count("\n") == 1
 
 
-def test_a_decision_before_the_warm_up_says_so(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert explain(database, 7) == 0
-    text, _ = said(capsys)
+def test_a_decision_before_the_warm_up_says_so(database: Path, cli: Cli) -> None:
+    text, _ = said(cli, database, 7)
     assert f"not yet warm: 7 of the {CONTEXT} bars" in text
-    assert explain(database, 7, "--full") == 1
-    text, complaint = said(capsys)
+    text, complaint = said(cli, database, 7, "--full", code=1)
     assert "refused by warm" in text
     assert "came before its model was warm" in complaint
     assert complaint.count("\n") == 1
 
 
 def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
-    modelless: Path, capsys: pytest.CaptureFixture[str]
+    modelless: Path, cli: Cli
 ) -> None:
-    assert explain(modelless, 40) == 0
-    text, _ = said(capsys)
+    text, _ = said(cli, modelless, 40)
     assert "The strategy sma_cross asks no model" in text
-    assert explain(modelless, 40, "--full", "--json") == 1
-    document, complaint = told(capsys)
+    document, complaint = told(cli, modelless, 40, "--full", code=1)
     assert document["full"] is None
     assert "asked no model" in document["full_missing"]
     assert document["full_missing"] in complaint
@@ -178,14 +148,10 @@ def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
 
 @pytest.mark.parametrize("options", [(), ("--full",)])
 def test_a_picture_is_drawn(
-    database: Path,
-    tmp_path: Path,
-    options: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
+    database: Path, tmp_path: Path, options: tuple[str, ...], cli: Cli
 ) -> None:
     path = tmp_path / "decision.png"
-    assert explain(database, LAST, "--png", str(path), *options) == 0
-    assert said(capsys)[1] == f"The picture is {path}.\n"
+    assert said(cli, database, LAST, "--png", str(path), *options)[1] == f"The picture is {path}.\n"
     content = path.read_bytes()
     assert content.startswith(PNG)
     width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))

@@ -11,8 +11,9 @@ import explained_runs
 import models
 import numpy as np
 import pytest
+from command_line import Cli
 from explained_runs import CONTEXT, LAST, SMALL
-from report_cases import SAMPLE, replayed, typed
+from report_cases import SAMPLE, replayed
 
 from tracepaper.replay.document.values import Paragraph, Table
 from tracepaper.replay.explain.decision_document import read_decision
@@ -256,15 +257,13 @@ mean_reversion = "0.4"
 """
 
 
-def test_explain_says_how_many_multiplications_probsparse_makes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_says_how_many_multiplications_probsparse_makes(tmp_path: Path, cli: Cli) -> None:
     config = InformerConfig(dim=16, layers=3, heads=2, window=256)
     folder = tmp_path / "informer"
     save(folder, models.weights(config), models.card(config, temperature=1.0))
     told = f'[strategy]\nname = "attention"\n[model]\ncheckpoint = "{folder}"\n{GATE}'
     database = replayed(tmp_path, told, "--data", SAMPLE, "--to", "2025-05-26T20:30:00Z")
-    code, out, _ = typed(capsys, "explain", "last", "--full", "--db", database)
+    code, out, _ = cli("explain", "last", "--full", "--db", database)
     assert code == 0
     # Layers of 256 and 128 bars rank by 30 and 25 keys; of the last one 64 bars are seen by one.
     dense = 2 * 256**2 + 2 * 128**2 + 2 * 64

@@ -13,6 +13,7 @@ from pathlib import Path
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from msgspec import structs
 from records import rows
 
@@ -63,45 +64,45 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def forecasts(path: Path) -> list[Forecast]:
     with Reader.open(path) as reader:
         steps = list(reader.steps(reader.find("last")))
-    return [one.prediction for one in steps if isinstance(one.prediction, Forecast)]
+    return [step.prediction for step in steps if isinstance(step.prediction, Forecast)]
 
 
 def test_every_head_is_in_the_record_at_every_horizon(run: Path) -> None:
     found = forecasts(run)
     assert len(found) > 100
-    for one in found:
-        for at in range(len(one.horizons)):
-            quantiles = one.head("quantiles", at)
+    for forecast in found:
+        for at in range(len(forecast.horizons)):
+            quantiles = forecast.head("quantiles", at)
             assert len(quantiles) == 3
             assert list(quantiles) == sorted(quantiles)
-            assert len(one.head("path", at)) == 12
-            odds = one.head("regimes", at)[::2]
+            assert len(forecast.head("path", at)) == 12
+            odds = forecast.head("regimes", at)[::2]
             assert math.isclose(sum(odds), 1.0, rel_tol=1e-5)
-            tails = np.array(one.head("tails", at)).reshape(2, 2, 2)
+            tails = np.array(forecast.head("tails", at)).reshape(2, 2, 2)
             assert (tails[..., 1] >= tails[..., 0]).all(), "a shortfall is beyond its value at risk"
             assert (tails[:, 0] >= tails[:, 1]).all(), "the rarer loss is the larger"
-            median, most = one.head("drawdown", at)
+            median, most = forecast.head("drawdown", at)
             assert 0 < median < most
-            assert one.head("runup", at) == ()
+            assert forecast.head("runup", at) == ()
 
 
 def test_columns_hold_the_figures_at_the_gates_horizon(run: Path) -> None:
     names = ", ".join(HEAD_COLUMNS[1:])
     stored = rows(run, f"SELECT {names} FROM v_decisions WHERE mean_return IS NOT NULL")
     horizon = NETWORK.horizons.index(30)
-    for row, one in zip(stored, forecasts(run), strict=True):
-        tails = one.head("tails", horizon)
+    for row, forecast in zip(stored, forecasts(run), strict=True):
+        tails = forecast.head("tails", horizon)
         share = math.log(2) / math.log(5)  # from 5 % to 2.5 %, of the way to 1 %
         long, short = (tails[at + 3] + share * (tails[at + 1] - tails[at + 3]) for at in (0, 4))
-        regime = int(np.argmax(one.head("regimes", horizon)[::2])) + 1
+        regime = int(np.argmax(forecast.head("regimes", horizon)[::2])) + 1
         assert row == pytest.approx(
             (
                 1 - math.exp(-long),
                 math.exp(short) - 1,
-                1 - math.exp(-one.head("drawdown", horizon)[0]),
+                1 - math.exp(-forecast.head("drawdown", horizon)[0]),
                 regime,
-                one.head("allocation", horizon)[0],
-                one.head("dropout_spread", horizon)[0],
+                forecast.head("allocation", horizon)[0],
+                forecast.head("dropout_spread", horizon)[0],
             ),
             rel=1e-9,
         )
@@ -162,18 +163,18 @@ def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
 
 def test_a_number_that_no_head_could_give_agrees_with_none_alone(run: Path) -> None:
     """A replay samples a bar without a book or volatility, and no later bar is to blame for it."""
-    one = forecasts(run)[0]
-    count = len(one.horizons)
+    forecast = forecasts(run)[0]
+    count = len(forecast.horizons)
     for name in HEADS:
-        assert one.heads is not None
-        packed = np.frombuffer(getattr(one.heads, name), "<f4").reshape(count, -1).copy()
+        assert forecast.heads is not None
+        packed = np.frombuffer(getattr(forecast.heads, name), "<f4").reshape(count, -1).copy()
         packed[:, -1] = np.nan
-        unknown = structs.replace(one.heads, **{name: packed.tobytes()})
+        unknown = structs.replace(forecast.heads, **{name: packed.tobytes()})
         assert heads_agree(unknown, structs.replace(unknown), count), name
-        assert not heads_agree(unknown, one.heads, count), name
-        assert not heads_agree(one.heads, unknown, count), name
+        assert not heads_agree(unknown, forecast.heads, count), name
+        assert not heads_agree(forecast.heads, unknown, count), name
         packed[0, 0] += 1.0
-        other = structs.replace(one.heads, **{name: packed.tobytes()})
+        other = structs.replace(forecast.heads, **{name: packed.tobytes()})
         # What is left of a head of one number is NaN alone.
         assert heads_agree(unknown, other, count) is (packed.shape[1] == 1), name
 
@@ -187,13 +188,13 @@ def test_what_was_added_to_heads_is_left_out_where_it_is_empty() -> None:
 
 
 def test_a_forecast_whose_head_is_not_finite_is_refused(run: Path) -> None:
-    one = forecasts(run)[0]
-    assert is_finite_forecast(one)
-    assert one.heads is not None
+    forecast = forecasts(run)[0]
+    assert is_finite_forecast(forecast)
+    assert forecast.heads is not None
     for name in HEADS:
-        broken = struct.pack("<f", math.nan) + getattr(one.heads, name)[4:]
-        heads = structs.replace(one.heads, **{name: broken})
-        assert not is_finite_forecast(structs.replace(one, heads=heads)), name
+        broken = struct.pack("<f", math.nan) + getattr(forecast.heads, name)[4:]
+        heads = structs.replace(forecast.heads, **{name: broken})
+        assert not is_finite_forecast(structs.replace(forecast, heads=heads)), name
 
 
 def test_gates_judge_what_heads_said(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_what_a_short_may_lose_on_the_way_is_the_rise_that_the_network_says(
         return
     horizon = NETWORK.horizons.index(30)
     with Reader.open(path) as reader:
-        steps = {one.sequence: one for one in reader.steps(reader.find("last"))}
+        steps = {step.sequence: step for step in reader.steps(reader.find("last"))}
     judged = rows(
         path,
         "SELECT d.sequence, g.measure, d.action FROM v_gates g JOIN v_decisions d "
@@ -249,9 +250,9 @@ def test_what_a_short_may_lose_on_the_way_is_the_rise_that_the_network_says(
     )
     assert {action for *_, action in judged} == {"SHORT"}
     for sequence, measure, _ in judged:
-        said = steps[sequence].prediction
-        assert isinstance(said, Forecast)
-        lost = math.exp(said.head("runup", horizon)[0]) - 1
+        prediction = steps[sequence].prediction
+        assert isinstance(prediction, Forecast)
+        lost = math.exp(prediction.head("runup", horizon)[0]) - 1
         assert measure == pytest.approx(10_000 * lost / 100_000, rel=0.01)
 
 
@@ -302,7 +303,7 @@ def test_each_head_that_decides_has_a_twin_without_it_from_record_to_report(
     assert invoke(["verify", "last", "--db", str(path)]) == 0
     capsys.readouterr()
     assert invoke(["report", "last", "--db", str(path), "--json"]) == 0
-    accounts = {one["account"] for one in json.loads(capsys.readouterr().out)["accounts"]}
+    accounts = {account["account"] for account in json.loads(capsys.readouterr().out)["accounts"]}
     assert set(twins) <= accounts
 
 
@@ -319,14 +320,14 @@ def spread_run(folder: Path, mode: str, threshold: str) -> Path:
 
 
 def test_the_spread_of_dropout_is_stored_judged_shown_and_verified(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: Cli
 ) -> None:
     path = spread_run(tmp_path / "scan", "scan", "0.5")
     said = forecasts(path)
-    own = [one.dropout_spread(one.horizons.index(30)) for one in said]
+    own = [forecast.dropout_spread(forecast.horizons.index(30)) for forecast in said]
     measured = [
-        spread / one.stdev_return[one.horizons.index(30)]
-        for one, spread in zip(said, own, strict=True)
+        spread / forecast.stdev_return[forecast.horizons.index(30)]
+        for forecast, spread in zip(said, own, strict=True)
         if spread is not None
     ]
     assert len(measured) == len(own) > 50
@@ -335,13 +336,11 @@ def test_the_spread_of_dropout_is_stored_judged_shown_and_verified(
     gates = rows(
         path, "SELECT measure, passed FROM v_gates WHERE gate = 'dropout_spread' ORDER BY sequence"
     )
-    assert [one for one, _ in gates if one is not None] == pytest.approx(measured)
-    assert invoke(["verify", "last", "--db", str(path)]) == 0
+    assert [gate for gate, _ in gates if gate is not None] == pytest.approx(measured)
+    assert cli("verify", "last", "--db", path).code == 0
     stepped = spread_run(tmp_path / "step", "step", "0.5")
-    assert [one.heads for one in forecasts(stepped)] == [one.heads for one in said]
-    capsys.readouterr()
-    assert invoke(["explain", f"last:{explained_runs.LAST}", "--db", str(path)]) == 0
-    assert "dropout_spread" in capsys.readouterr().out
+    assert [forecast.heads for forecast in forecasts(stepped)] == [one.heads for one in said]
+    assert "dropout_spread" in cli.out("explain", f"last:{explained_runs.LAST}", "--db", path)
     # At the median of what was measured, half of the decisions are refused.
     middle = sorted(measured)[len(measured) // 2]
     strict = spread_run(tmp_path / "strict", "scan", f"{middle:.10f}")

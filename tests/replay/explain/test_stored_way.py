@@ -9,6 +9,7 @@ from pathlib import Path
 import explained_runs
 import numpy as np
 import pytest
+from builders import present
 from explained_runs import LAST
 from page_cases import shown_of
 
@@ -37,10 +38,10 @@ def past(database: Path) -> Past:
 
 def test_a_run_explained_otherwise_is_derived_again(database: Path) -> None:
     with Reader.open(database) as reader:
-        found = verify_run(reader, database, explained_runs.run_id(database))
-    assert found.holds
-    assert found.exact
-    assert found.agreed == found.decisions > 0
+        verification = verify_run(reader, database, explained_runs.run_id(database))
+    assert verification.holds
+    assert verification.exact
+    assert verification.agreed == verification.decisions > 0
 
 
 def test_its_row_warns_of_quantiles_that_were_fitted_to_another(database: Path) -> None:
@@ -54,8 +55,7 @@ def test_its_row_warns_of_quantiles_that_were_fitted_to_another(database: Path) 
 def test_its_decisions_are_opened_bar_by_bar_as_they_were_stored(database: Path) -> None:
     opened = past(database)
     assert opened.forecaster.method == Rollout(fusion="norm", residual_weight=0.25)
-    difference = attribute(opened).largest_bucket_difference
-    assert difference is not None
+    difference = present(attribute(opened).largest_bucket_difference)
     assert difference < 1e-6
 
 
@@ -91,9 +91,9 @@ def test_a_record_that_says_another_explanation_does_not_hold(
         connection.execute("UPDATE runs SET config = ?", (written,))
     connection.close()
     with Reader.open(forged) as reader:
-        found = verify_run(reader, forged, run_id)
-    assert not found.holds
-    assert any("buckets" in difference.field for difference in found.differences)
+        verification = verify_run(reader, forged, run_id)
+    assert not verification.holds
+    assert any("buckets" in difference.field for difference in verification.differences)
 
 
 def test_a_run_by_relevance_is_derived_again_and_says_so(
@@ -132,13 +132,12 @@ def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
     )
     run_id = explained_runs.run_id(database)
     with Reader.open(database) as reader:
-        found = verify_run(reader, database, run_id)
-    assert found.holds
-    assert found.decisions > 0
+        verification = verify_run(reader, database, run_id)
+    assert verification.holds
+    assert verification.decisions > 0
     opened = open_past(database, run_id, 570)
     assert opened.forecaster.method.name == "gradient"
     assert opened.forecaster.method.horizon == 30
-    difference = attribute(opened).largest_bucket_difference
-    assert difference is not None
+    difference = present(attribute(opened).largest_bucket_difference)
     assert difference < 1e-6
     assert read_decision(database, run_id, 570)[0].buckets

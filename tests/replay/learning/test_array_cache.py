@@ -33,18 +33,18 @@ class Filler:
 def test_arrays_are_made_once_and_mapped(tmp_path: Path) -> None:
     fill = Filler()
     for _ in range(2):
-        found = ArrayCache(tmp_path / "deep").get("key", WANTED, fill)
-        assert isinstance(found["values"], np.memmap)
-        assert (found["values"] == 1.5).all()
-        found["values"][:] = 9.0  # nobody else's
-        assert found["sigma"].dtype == np.float64
+        document = ArrayCache(tmp_path / "deep").get("key", WANTED, fill)
+        assert isinstance(document["values"], np.memmap)
+        assert (document["values"] == 1.5).all()
+        document["values"][:] = 9.0  # nobody else's
+        assert document["sigma"].dtype == np.float64
     assert fill.times == 1
 
 
 def test_without_a_folder_they_are_made_in_memory() -> None:
-    found = ArrayCache(None).get("key", WANTED, Filler())
-    assert not isinstance(found["values"], np.memmap)
-    assert (found["values"] == 1.5).all()
+    document = ArrayCache(None).get("key", WANTED, Filler())
+    assert not isinstance(document["values"], np.memmap)
+    assert (document["values"] == 1.5).all()
 
 
 def test_whoever_is_cut_off_leaves_nothing(tmp_path: Path) -> None:

@@ -14,26 +14,26 @@ KNOWN = segment(2 * DAY_BARS)
 
 
 def test_persistence_is_the_last_return_of_the_same_length() -> None:
-    found = base.past_return(KNOWN, 30)
+    values = base.past_return(KNOWN, 30)
     t = 900
     expected = np.log(KNOWN.close[t] / KNOWN.close[t - 30]) / (KNOWN.sigma[t] * 30**0.5)
-    assert found[t] == pytest.approx(expected)
+    assert values[t] == pytest.approx(expected)
 
 
 def test_seasonal_naive_is_yesterdays_return_over_the_same_hours() -> None:
-    found = base.past_return(KNOWN, 30, days=1)
+    values = base.past_return(KNOWN, 30, days=1)
     t = 2_000
     moved = np.log(KNOWN.close[t - DAY_BARS + 30] / KNOWN.close[t - DAY_BARS])
-    assert found[t] == pytest.approx(moved / (KNOWN.sigma[t] * 30**0.5))
-    assert found[600] == 0.0  # yesterday is not known
+    assert values[t] == pytest.approx(moved / (KNOWN.sigma[t] * 30**0.5))
+    assert values[600] == 0.0  # yesterday is not known
 
 
 def test_past_variances_are_means_of_squares() -> None:
-    found = base.past_variances(KNOWN)
+    values = base.past_variances(KNOWN)
     squares = np.diff(np.log(KNOWN.close)) ** 2
     t = 1_800
     for row, window in enumerate((5, 30, 240, 1440)):
-        assert found[row, t] == pytest.approx(squares[t - window : t].mean() / KNOWN.sigma[t] ** 2)
+        assert values[row, t] == pytest.approx(squares[t - window : t].mean() / KNOWN.sigma[t] ** 2)
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_windows_of_past_variance_are_times(minutes: int, windows: tuple[int, ..
 @pytest.mark.parametrize("horizon", [5, 30])
 def test_seasonal_variance_is_what_followed_at_the_same_time_of_earlier_days(horizon: int) -> None:
     long = segment(6 * DAY_BARS + 200)
-    found = base.seasonal_variances(long, horizon)
+    values = base.seasonal_variances(long, horizon)
     squares = np.diff(np.log(long.close), prepend=np.log(long.close[:1])) ** 2
     t = 5 * DAY_BARS + 100
     days = [
         squares[t - back * DAY_BARS + 1 :][:horizon].mean() / long.sigma[t] ** 2
         for back in range(1, 6)
     ]
-    assert found[0, t] == pytest.approx(days[0])
-    assert found[1, t] == pytest.approx(np.mean(days))
-    assert np.isnan(found[1, t - DAY_BARS])  # five days are not known
+    assert values[0, t] == pytest.approx(days[0])
+    assert values[1, t] == pytest.approx(np.mean(days))
+    assert np.isnan(values[1, t - DAY_BARS])  # five days are not known
     assert np.isnan(base.seasonal_variances(long, DAY_BARS + 1)).all()
 
 
@@ -68,8 +68,8 @@ def test_no_baseline_sees_the_future(days: int) -> None:
         before = base.past_return(KNOWN, horizon, days=days)
         after = base.past_return(changed, horizon, days=days)
         np.testing.assert_array_equal(before[:2_001], after[:2_001])
-        known, other = (base.seasonal_variances(each, horizon) for each in (KNOWN, changed))
-        np.testing.assert_array_equal(known[:, :2_001], other[:, :2_001])
+        values, other = (base.seasonal_variances(each, horizon) for each in (KNOWN, changed))
+        np.testing.assert_array_equal(values[:, :2_001], other[:, :2_001])
     np.testing.assert_array_equal(
         base.past_variances(KNOWN)[:, 600:2_001], base.past_variances(changed)[:, 600:2_001]
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import Cli
 from learning import (
     DAY_BARS,
     HORIZONS,
@@ -122,15 +123,7 @@ def network(folder: Path, candles: str) -> Path:
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
     material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
-    train(
-        recipe,
-        material,
-        folder / "net",
-        created_ms=0,
-        observe=quiet,
-        say=quiet,
-        resume=False,
-    )
+    train(recipe, material, folder / "net", created_ms=0, observe=quiet, say=quiet, resume=False)
     return folder / "net"
 
 
@@ -141,12 +134,7 @@ def judged(path: Path, candles: str, span: NamedSpan) -> Judgement:
 
 
 def test_models_of_every_kind_are_held_to_the_same_bars(
-    first: Path,
-    other: Path,
-    network: Path,
-    candles: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    first: Path, other: Path, network: Path, candles: str, tmp_path: Path, cli: Cli
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", str(network), "--data", candles, "--holdout", AS_TEXT, "--json"]
@@ -154,11 +142,10 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     others = [str(first), str(other), "beside_mine:Mine"]
     for name in others:
         words += ["--compare", name]
-    assert invoke(words) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [one["name"] for one in found["beside"]] == others
-    assert len({found["id"], *(one["id"] for one in found["beside"])}) == 4
-    for span in found["spans"]:
+    document = json.loads(cli.out(*words))
+    assert [row["name"] for row in document["beside"]] == others
+    assert len({document["id"], *(row["id"] for row in document["beside"])}) == 4
+    for span in document["spans"]:
         _, *rows = by_forecaster(span["tables"]["beside_qlike"]["rows"], 5).values()
         assert [row["forecaster"] for row in rows] == others
         assert {row["days"] for row in rows} == {2}
@@ -167,21 +154,20 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
         assert set(signs) == {"model", *others[:2]}
     # Each opened both spans, and the judged model counts those of its own file.
     counted = {one.model for one in read_openings(first.parent / FILE_NAME)}
-    assert counted >= {found["id"], *(one["id"] for one in found["beside"][:2])}
-    whole = found["tables"]["beside_spans"]["rows"]
+    assert counted >= {document["id"], *(row["id"] for row in document["beside"][:2])}
+    whole = document["tables"]["beside_spans"]["rows"]
     assert [row["model"] for row in whole[:3]] == others
     assert [row["horizon"] for row in whole] == [5] * 3 + [30] * 3 + [5] * 2 + [30] * 2
     assert "the model less each other model" in said_in(page)
 
 
 def test_the_difference_is_that_of_losses_in_log_returns(
-    first: Path, other: Path, candles: str, capsys: pytest.CaptureFixture[str]
+    first: Path, other: Path, candles: str, cli: Cli
 ) -> None:
     """By the definition, from each model judged alone."""
     words = ["evaluate", str(first), "--data", candles, "--compare", str(other), "--json"]
     dates = ["--from", iso(TEN_DAYS.from_ms or 0), "--to", iso(TEN_DAYS.until_ms or 0)]
-    assert invoke([*words, *dates]) == 0
-    tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
+    tables = json.loads(cli.out(*words, *dates))["spans"][0]["tables"]
     alone = [judged(path, candles, TEN_DAYS) for path in (first, other)]
     for horizon in HORIZONS:
         one, rival = (each.forecasts.at(horizon) for each in alone)
@@ -217,36 +203,32 @@ def test_the_difference_is_that_of_losses_in_log_returns(
 def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     first: Path, candles: str
 ) -> None:
-    one = judged(first, candles, SPANS[0])
-    rows = one.forecasts
+    judgement = judged(first, candles, SPANS[0])
+    rows = judgement.forecasts
     oracle = rows.holding(MODEL, variance=np.maximum(rows.labels["variance"], 0.01))
-    first_alone = one.compared_with("oracle", ModelForecasts(oracle))
+    first_alone = judgement.compared_with("oracle", ModelForecasts(oracle))
     planted = first_alone.compared_with("same", ModelForecasts(rows))
 
     def compared_with(of: Judgement) -> dict[str, DayDifference]:
         each = of.forecasts.at(30)
         return compare(each, LOSSES["qlike"], others=each.compared)
 
-    found = compared_with(planted)
-    assert found["same"].value == pytest.approx(0.0, abs=1e-12)
-    assert found["oracle"].value > 0.1  # the model loses so much more
+    document = compared_with(planted)
+    assert document["same"].value == pytest.approx(0.0, abs=1e-12)
+    assert document["oracle"].value > 0.1  # the model loses so much more
     alone = compared_with(first_alone)["oracle"]
-    values = holm([alone.p, found["same"].p])
-    assert found["oracle"].p == pytest.approx(values[0])
+    values = holm([alone.p, document["same"].p])
+    assert document["oracle"].p == pytest.approx(values[0])
     kept = {table.key for table in tables_of(planted)}
     assert {"beside_qlike", "beside_sign"} <= kept
-    assert not any(key.startswith("beside") for key in (t.key for t in tables_of(one)))
+    assert not any(key.startswith("beside") for key in (t.key for t in tables_of(judgement)))
     (both,) = [t for t in tables_across([planted, planted]) if t.key == "beside_spans"]
     same = [row for row in both.documents() if row["model"] == "same"]
     assert {row["verdict"] for row in same} == {"level"}
 
 
 def test_what_cannot_be_compared_is_refused_in_one_sentence(
-    first: Path,
-    folder: Path,
-    candles: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    first: Path, folder: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     later = glm(folder / "later", candles, split(4, 5, 7))
     far = glm(folder / "far", candles, horizons=(7,))
@@ -260,10 +242,10 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
         (["--compare", str(later), "--folds", "walk:2"], "and no span nor --compare"),
         (["--compare", str(tmp_path / "none")], "none"),
     ]
-    for words, said in cases:
+    for words, case in cases:
         assert invoke(["evaluate", str(first), "--data", candles, *words]) != 0, words
         told = capsys.readouterr().err
-        assert said in told
+        assert case in told
         assert told.count("\n") == 1
     # Without a date the later one is asked about the bars after both had learnt.
     words = ["evaluate", str(first), "--data", candles, "--compare", str(later), "--json"]

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -39,13 +39,11 @@ from tracepaper.replay.learning.order_books import BookDataset, BookPanel, read_
 from tracepaper.replay.learning.samples import NO_LABEL, Samples, move
 from tracepaper.replay.learning.splits import Fold, Part
 from tracepaper.storage.checkpoints import CARD_NAME
-from tracepaper.strategies.errors import (
-    CheckpointMismatch,
-    ConfigInvalid,
-    DataInvalid,
-)
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, books_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = choose(
     "window=8",
@@ -57,14 +55,6 @@ TINY = choose(
     "training.threads=1",
     "training.windows=1",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +94,7 @@ def said(*words: object, code: int = 0) -> str:
 # ---------------------------------------------------------------- nothing is claimed
 
 CLAIM = re.compile(
-    r"accurac|log.?loss|brier|beat|frequenc|(?<!no )figures?|\d %|better|\bhits?\b",
-    re.IGNORECASE,
+    r"accurac|log.?loss|brier|beat|frequenc|(?<!no )figures?|\d %|better|\bhits?\b", re.IGNORECASE
 )
 
 
@@ -133,8 +122,8 @@ def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
         assert CLAIM.search(text) is None, (name, CLAIM.search(text))
     assert read["model"]["trained"] is False
     assert not {"figures", "frequencies", "split"} & set(read)
-    found = json.loads(said(*evaluate(recorded, folder, "--json")))
-    assert (found["figures"], len(found["says"])) == ({}, 2)
+    document = json.loads(said(*evaluate(recorded, folder, "--json")))
+    assert (document["figures"], len(document["says"])) == ({}, 2)
 
 
 @pytest.mark.parametrize("source", ["loopback", "frames"])
@@ -266,8 +255,8 @@ def test_each_answer_knows_half_a_window_where_it_can() -> None:
 def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
     data = read_books([recorded], (1,))
     config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
-    made = [fitted(data, config, BookFitOptions(3, 1, seed=seed)) for seed in (1, 1, 2)]
-    weights = [one.embed.weight for one in made]
+    networks = [fitted(data, config, BookFitOptions(3, 1, seed=seed)) for seed in (1, 1, 2)]
+    weights = [network.embed.weight for network in networks]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

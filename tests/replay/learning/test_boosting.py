@@ -31,29 +31,29 @@ def table(seed: int, count: int = 2_000) -> LabelledRows:
 
 
 def test_the_fit_is_the_same_for_any_number_of_threads_and_finds_the_variance() -> None:
-    one, two = (boost(table(0), table(1), TINY, of="variance", threads=n) for n in (1, 2))
-    for name, array in one.arrays().items():
+    trees, two = (boost(table(0), table(1), TINY, of="variance", threads=n) for n in (1, 2))
+    for name, array in trees.arrays().items():
         np.testing.assert_array_equal(array, two.arrays()[name])
     probe = table(2)
-    found = Scorer(one).scores(probe.rows)
+    found = Scorer(trees).scores(probe.rows)
     for horizon in range(2):
         assert np.corrcoef(found[:, horizon], probe.rows[:, horizon])[0, 1] > 0.9
 
 
 def test_it_stops_early_where_there_is_nothing_to_find() -> None:
     noise = np.random.default_rng(3).normal(size=(2_000, 1))
-    one, other = (LabelledRows(t.rows, noise, np.ones_like(noise)) for t in (table(4), table(5)))
-    assert boost(one, other, TINY, of="mean", threads=1).trees[0] < TINY.rounds
+    rows, other = (LabelledRows(t.rows, noise, np.ones_like(noise)) for t in (table(4), table(5)))
+    assert boost(rows, other, TINY, of="mean", threads=1).trees[0] < TINY.rounds
 
 
 def test_rows_of_no_weight_are_not_learnt_from() -> None:
-    known = table(6)
-    wild = np.where(np.arange(2_000)[:, None] % 2, known.values, 1e6)
-    weights = np.where(np.arange(2_000)[:, None] % 2, known.weights, 0.0)
-    found = boost(LabelledRows(known.rows, wild, weights), known, TINY, of="variance", threads=1)
-    assert Scorer(found).scores(known.rows).max() < np.log(1e3)
+    rows = table(6)
+    wild = np.where(np.arange(2_000)[:, None] % 2, rows.values, 1e6)
+    weights = np.where(np.arange(2_000)[:, None] % 2, rows.weights, 0.0)
+    trees = boost(LabelledRows(rows.rows, wild, weights), rows, TINY, of="variance", threads=1)
+    assert Scorer(trees).scores(rows.rows).max() < np.log(1e3)
     with pytest.raises(DataInvalid, match="The validation part has no label"):
-        boost(known, LabelledRows(known.rows, wild, 0 * weights), TINY, of="variance", threads=1)
+        boost(rows, LabelledRows(rows.rows, wild, 0 * weights), TINY, of="variance", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_trees_that_cannot_be_stored_are_refused(given: dict[str, Any]) -> None:
     quiet = {"verbosity": -1, "min_data_in_leaf": 2, "min_data_per_group": 2, "cat_smooth": 0.1}
     values = (rows[:, 0] == 1) * 5.0 + rows[:, 1] * rows[:, 2]
     columns = asked.pop("categorical_feature", "auto")
-    known = lightgbm.Dataset(rows, values, categorical_feature=columns, params=asked)
-    made = lightgbm.train(quiet | asked, known, 3)
+    dataset = lightgbm.Dataset(rows, values, categorical_feature=columns, params=asked)
+    made = lightgbm.train(quiet | asked, dataset, 3)
     with pytest.raises(ConfigInvalid, match="train without them"):
         trees_of(made.model_to_string())
 
@@ -91,16 +91,16 @@ class Without(MetaPathFinder):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ModuleNotFoundError("No module named 'lightgbm'"), r"pip install 'tracepaper\[train\]"),
         (OSError("libgomp.so.1: cannot open shared object file"), "libgomp1 by Debian"),
     ],
 )
 def test_what_lightgbm_lacks_is_named(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "lightgbm")
     monkeypatch.setattr(sys, "meta_path", [Without(error), *sys.meta_path])
-    with pytest.raises(ConfigInvalid, match=said):
+    with pytest.raises(ConfigInvalid, match=message):
         import_lightgbm()

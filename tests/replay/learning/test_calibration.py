@@ -54,8 +54,8 @@ def test_measures_are_those_of_the_gates() -> None:
     forecast = builders.forecast(explained=builders.explanation())
     horizon = forecast.horizons[-1]
     at = forecast.horizons.index(horizon)
-    found = measures([forecast, forecast], given=MEASURES, horizon=horizon, slope=0.4)
-    seen = GateInputs(
+    document = measures([forecast, forecast], given=MEASURES, horizon=horizon, slope=0.4)
+    gate_inputs = GateInputs(
         forecast=forecast,
         explanation=forecast.explanation,
         horizon_index=at,
@@ -69,9 +69,9 @@ def test_measures_are_those_of_the_gates() -> None:
         ("direction", "direction"),
         ("edge", "edge"),
     ):
-        assert found[name][1] == GATES[gate].measure(seen)
+        assert document[name][1] == GATES[gate].measure(gate_inputs)
     assert forecast.explanation is not None
-    assert found["recent_mass"][0] == forecast.explanation.recent_mass
+    assert document["recent_mass"][0] == forecast.explanation.recent_mass
 
 
 def test_a_forecast_without_an_explanation_is_refused() -> None:
@@ -89,13 +89,13 @@ def test_the_default_thresholds_are_those_of_the_gates() -> None:
     expected = {
         "confidence": 1.0, "collapsed": 1.0, "shifted": 99.0, "direction": 1.0, "edge": 1.0,
     }  # fmt: skip
-    found = default_thresholds({"quantiles": known})
-    assert {name: found[name] for name in expected} == expected
-    assert found.keys() == expected.keys()
+    document = default_thresholds({"quantiles": known})
+    assert {name: document[name] for name in expected} == expected
+    assert document.keys() == expected.keys()
     mild = {"confidence": {"chosen": "margin", "strict": False}, "quantiles": known}
-    found = default_thresholds(mild)
-    assert found["confidence_margin"] == 1.0
-    assert "confidence" not in found
+    document = default_thresholds(mild)
+    assert document["confidence_margin"] == 1.0
+    assert "confidence" not in document
     strict = {"confidence": {"chosen": "margin", "strict": True}, "quantiles": known}
     assert default_thresholds(strict)["confidence_margin"] == 50.0
 

@@ -48,8 +48,8 @@ def candles(symbol: str, moves: Moves) -> Candles:
 
 def material(folder: Path, moves: dict[str, Moves], *, missing: int | None = None) -> Dataset:
     paths = []
-    for symbol, own in moves.items():
-        path = learning.write_csv(candles(symbol, own), folder)
+    for symbol, move in moves.items():
+        path = learning.write_csv(candles(symbol, move), folder)
         paths.append(str(path))
     if missing is not None:
         lines = gzip.decompress(Path(paths[-1]).read_bytes()).decode().splitlines()
@@ -72,14 +72,14 @@ def together(
     }
 
 
-def of_part(found: Dataset, learnt: Mapping[str, Mapping[str, Any]]) -> Forecasts:
-    rows = correlations_of(found, Part.TEST, learnt)
+def of_part(dataset: Dataset, learnt: Mapping[str, Mapping[str, Any]]) -> Forecasts:
+    rows = correlations_of(dataset, Part.TEST, learnt)
     assert rows is not None
     return rows
 
 
-def judged(found: Dataset) -> Forecasts:
-    return of_part(found, learn_correlations(found))
+def judged(dataset: Dataset) -> Forecasts:
+    return of_part(dataset, learn_correlations(dataset))
 
 
 def error(rows: Forecasts, name: str) -> float:
@@ -92,77 +92,77 @@ def over_a_month(rows: Forecasts) -> Forecasts:
 
 
 def test_both_correlations_are_those_of_their_bars(tmp_path: Path) -> None:
-    found = material(tmp_path, together(0.5))
-    one = judged(found)
-    assert one.horizons == (30,)  # that of 2 bars is left out
-    assert list(one.names.values()) == ["AAAUSDT BBBUSDT"]
-    first, second = (np.diff(np.log(segment.close)) for segment in found.segments)
+    dataset = material(tmp_path, together(0.5))
+    forecasts = judged(dataset)
+    assert forecasts.horizons == (30,)  # that of 2 bars is left out
+    assert list(forecasts.names.values()) == ["AAAUSDT BBBUSDT"]
+    first, second = (np.diff(np.log(segment.close)) for segment in dataset.segments)
     labelled = np.logical_and.reduce(
-        [SPLIT.labelled(segment, HORIZONS, Part.TEST)[:, 1] for segment in found.segments]
+        [SPLIT.labelled(segment, HORIZONS, Part.TEST)[:, 1] for segment in dataset.segments]
     )
     rows = np.flatnonzero(labelled)
-    assert len(rows) == len(one)
+    assert len(rows) == len(forecasts)
     for at in (0, 7, 400):
         bar = rows[at]
         a, b = first[bar : bar + 30], second[bar : bar + 30]  # the 30 returns after it
         wanted = (a @ b) / np.sqrt((a @ a) * (b @ b))
-        assert one.labels[CORRELATION][at] == pytest.approx(wanted, abs=1e-9)
+        assert forecasts.labels[CORRELATION][at] == pytest.approx(wanted, abs=1e-9)
         ages = np.arange(bar)[::-1]  # of the returns until it, the newest last
         weights = EWMA_DECAY**ages
         a, b = first[:bar], second[:bar]
         wanted = (weights * a) @ b / np.sqrt(((weights * a) @ a) * ((weights * b) @ b))
-        assert one.value(CORRELATION, "EWMA")[at] == pytest.approx(wanted, abs=1e-9)
+        assert forecasts.value(CORRELATION, "EWMA")[at] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_no_later_bar_moves_what_is_said(tmp_path: Path) -> None:
     moves = together(0.5)
     before = material(tmp_path, moves)
     cut = BARS - 300
-    for own, sign in zip(moves.values(), (1, -1), strict=True):
-        own[cut:] = sign * np.abs(own[cut:]) * 3
+    for move, sign in zip(moves.values(), (1, -1), strict=True):
+        move[cut:] = sign * np.abs(move[cut:]) * 3
     (tmp_path / "after").mkdir()
     after = material(tmp_path / "after", moves)
     learnt = learn_correlations(before)
     assert learn_correlations(after) == learnt
-    one, other = (of_part(of, learnt) for of in (before, after))
-    known = len(one) - (300 - 30)
-    for name in one.values:
-        first, second = (of.value(CORRELATION, name) for of in (one, other))
+    forecasts, other = (of_part(of, learnt) for of in (before, after))
+    known = len(forecasts) - (300 - 30)
+    for name in forecasts.values:
+        first, second = (of.value(CORRELATION, name) for of in (forecasts, other))
         np.testing.assert_allclose(first[:known], second[:known], atol=1e-9)
-    first, second = (of.labels[CORRELATION][: known - 30] for of in (one, other))
+    first, second = (of.labels[CORRELATION][: known - 30] for of in (forecasts, other))
     np.testing.assert_allclose(first, second, atol=1e-9)
-    first, second = (of.value(CORRELATION, "EWMA")[known + 5 :] for of in (one, other))
+    first, second = (of.value(CORRELATION, "EWMA")[known + 5 :] for of in (forecasts, other))
     assert np.abs(first - second).max() > 0.1
 
 
 def test_ewma_is_not_believed_where_the_correlation_stays(tmp_path: Path) -> None:
-    found = material(tmp_path, together(0.6))
-    learnt = learn_correlations(found)["30"]
+    dataset = material(tmp_path, together(0.6))
+    learnt = learn_correlations(dataset)["30"]
     assert learnt["ewma_weight"] < 0.1
     assert learnt["mean"] == pytest.approx([0.6], abs=0.03)
-    one = over_a_month(judged(found))
-    assert error(one, LEARNT) < 0.9 * error(one, "EWMA")
-    assert "are better beside EWMA's (1 pairs)" in correlation_sentences(one, horizon=30)[0]
-    assert correlation_sentences(one, horizon=5) == []
+    forecasts = over_a_month(judged(dataset))
+    assert error(forecasts, LEARNT) < 0.9 * error(forecasts, "EWMA")
+    assert "are better beside EWMA's (1 pairs)" in correlation_sentences(forecasts, horizon=30)[0]
+    assert correlation_sentences(forecasts, horizon=5) == []
 
 
 def test_ewma_is_believed_where_the_correlation_changes(tmp_path: Path) -> None:
     changing = np.where(np.arange(BARS) // 400 % 2, 0.95, 0.05)
-    found = material(tmp_path, together(changing))
-    learnt = learn_correlations(found)["30"]
+    dataset = material(tmp_path, together(changing))
+    learnt = learn_correlations(dataset)["30"]
     assert learnt["ewma_weight"] > 0.6
-    one = judged(found)
-    assert error(one, LEARNT) < 0.6 * error(one, "mean of the training part")
+    forecasts = judged(dataset)
+    assert error(forecasts, LEARNT) < 0.6 * error(forecasts, "mean of the training part")
 
 
 def test_what_is_learnt_of_several_is_a_correlation_matrix(tmp_path: Path) -> None:
-    found = material(tmp_path, together(np.where(np.arange(BARS) // 300 % 2, 0.99, 0.3), count=4))
-    learnt = learn_correlations(found)["30"]
+    dataset = material(tmp_path, together(np.where(np.arange(BARS) // 300 % 2, 0.99, 0.3), count=4))
+    learnt = learn_correlations(dataset)["30"]
     assert len(learnt["pairs"]) == 6
     assert 0 <= learnt["mean_weight"] + learnt["ewma_weight"] <= 1.0 + 1e-7
-    one = judged(found)
-    assert set(one.values) == {LEARNT, *OTHERS}
-    learnt_rows = one.value(CORRELATION, LEARNT).reshape(6, -1).T  # pair after pair
+    forecasts = judged(dataset)
+    assert set(forecasts.values) == {LEARNT, *OTHERS}
+    learnt_rows = forecasts.value(CORRELATION, LEARNT).reshape(6, -1).T  # pair after pair
     for values in learnt_rows[::40]:
         whole = np.eye(4)
         whole[np.triu_indices(4, 1)] = values
@@ -182,9 +182,9 @@ def test_bars_after_a_hole_of_one_symbol_are_left_out(tmp_path: Path) -> None:
 
 def test_one_symbol_has_no_correlation(tmp_path: Path) -> None:
     (alone,) = together(0.5, count=1).items()
-    found = material(tmp_path, dict([alone]))
-    assert learn_correlations(found) == {}
-    assert correlations_of(found, Part.TEST, {"30": {}}) is None
+    dataset = material(tmp_path, dict([alone]))
+    assert learn_correlations(dataset) == {}
+    assert correlations_of(dataset, Part.TEST, {"30": {}}) is None
 
 
 def test_pairs_of_a_card_that_the_candles_lack_are_left_out(tmp_path: Path) -> None:

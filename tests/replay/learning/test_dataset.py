@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Cli
 from learning import DAY_BARS, MINUTE_MS, choose, learnable, split, write_csv
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of
 from tracepaper.replay.learning.recipe import read_recipe, recipe_of, with_bars
@@ -27,10 +26,7 @@ SPLIT = split(8, 9, 10, embargo=2)
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return minutes of two symbols over twenty days."""
     made = tmp_path_factory.mktemp("candles")
-    both = (
-        learnable(DAYS * DAY_BARS),
-        learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"),
-    )
+    both = (learnable(DAYS * DAY_BARS), learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"))
     return [str(write_csv(candles, made)) for candles in both]
 
 
@@ -68,10 +64,10 @@ def test_a_symbol_is_of_a_part_only_where_it_has_bars_to_judge(
     paths: list[str], tmp_path: Path
 ) -> None:
     early = write_csv(learnable(4 * DAY_BARS, seed=2, symbol="EARLYUSDT"), tmp_path)
-    found = Dataset.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
-    both = found.symbols(Part.TEST)
+    dataset = Dataset.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
+    both = dataset.symbols(Part.TEST)
     assert len(both) == 2
-    assert found.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
+    assert dataset.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
 
 
 def test_no_label_of_any_interval_reaches_out_of_training(joint: Dataset) -> None:
@@ -176,29 +172,25 @@ def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
     assert np.isnan(known[: segment.first]).all()
 
 
-def test_a_material_is_described(
-    paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_material_is_described(paths: list[str], tmp_path: Path, cli: Cli) -> None:
     command = ["data", "describe", *paths, "--interval", "15m,5m", "--horizons", "1h,2d"]
     command += ["--cache", str(tmp_path), "--train-until", "2023-11-23"]
     command += ["--validate-until", "2023-11-27", "--calibrate-until", "2023-12-01"]
-    assert invoke([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [file["symbol"] for file in found["files"]] == ["AAAUSDT", "BBBUSDT"]
-    assert found["features"]["schema_id"] == "v2-15m"
-    assert [one["interval"] for one in found["intervals"]] == ["15m", "5m"]
-    hour, two_days = found["parts"]["train"]["horizons"]
+    document = cli.json(*command)
+    assert [file["symbol"] for file in document["files"]] == ["AAAUSDT", "BBBUSDT"]
+    assert document["features"]["schema_id"] == "v2-15m"
+    assert [interval["interval"] for interval in document["intervals"]] == ["15m", "5m"]
+    hour, two_days = document["parts"]["train"]["horizons"]
     assert hour["not_overlapping"] == pytest.approx(hour["bars"] / 4, rel=0.02)
     assert two_days["independent_days"] == two_days["days"] // 2
-    assert found["parts"]["train"]["further_bars"] > 2 * hour["bars"]
-    assert found["most_resident_mb"] > 0
-    assert invoke(command) == 0
-    assert "2d: " in capsys.readouterr().out
+    assert document["parts"]["train"]["further_bars"] > 2 * hour["bars"]
+    assert document["most_resident_mb"] > 0
+    assert "2d: " in cli.out(*command)
 
 
 @pytest.mark.parametrize("network", ["trading", "tree", "portfolio"])
 def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
-    network: str, paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: str, paths: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     """Two days of validation hold no label of two days: all scores had been NaN."""
     made = choose(
@@ -210,15 +202,13 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
         "split.calibration_until=2023-12-01",
     )
     out = ("--out", str(tmp_path / "made"))
-    assert invoke(["train", *(f"--data={path}" for path in paths), *made, *out]) == 1
-    said = capsys.readouterr().err
-    assert "The validation part has no bar whose next 192 (2d) end in it; give more" in said
+    complaint = cli.err("train", *(f"--data={path}" for path in paths), *made, *out, code=1)
+    assert "The validation part has no bar whose next 192 (2d) end in it; give more" in complaint
     assert not (tmp_path / "made").exists()
     dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
     wanted = ["--interval", "15m", "--horizons", "1h,2d", "--calibrate-until", "2023-12-01", *dates]
-    assert invoke(["data", "describe", *paths, *wanted, "--json"]) == 0
-    parts = json.loads(capsys.readouterr().out)["parts"]
-    assert [one["bars"] > 0 for one in parts["validation"]["horizons"]] == [True, False]
+    parts = cli.json("data", "describe", *paths, *wanted)["parts"]
+    assert [horizon["bars"] > 0 for horizon in parts["validation"]["horizons"]] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -233,8 +223,8 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
 def test_a_recipe_may_say_horizons_as_times(
     features: dict[str, object], given: str, bars: tuple[int, ...]
 ) -> None:
-    found = with_bars({"features": features, "architecture": {"horizons": given}})
-    assert found["architecture"]["horizons"] == bars
+    document = with_bars({"features": features, "architecture": {"horizons": given}})
+    assert document["architecture"]["horizons"] == bars
     of_gates = with_bars(
         {"features": features, "calibration": {"horizon": given.split(",", maxsplit=1)[0]}}
     )
@@ -254,7 +244,7 @@ def test_a_recipe_of_times_needs_their_bars(features: dict[str, object], sentenc
 
 
 def test_a_network_is_trained_on_two_intervals_by_one_command(
-    paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    paths: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     """Its card is a recipe, and says how to read the files again."""
     out = tmp_path / "made"
@@ -270,8 +260,7 @@ def test_a_network_is_trained_on_two_intervals_by_one_command(
     command += [*choose("calibration.horizon=1h", "window=8", "layers=1", "dim=8")]
     command += [*choose("heads=2", "training.length=64", "training.explained_bars=500")]
     command += [*choose("split.train_until=2023-11-23", "split.validation_until=2023-11-26")]
-    assert invoke([*command, *choose("split.calibration_until=2023-11-29"), "--json"]) == 0
-    card = json.loads(capsys.readouterr().out)["card"]
+    card = cli.json(*command, *choose("split.calibration_until=2023-11-29"))["card"]
     assert card["features"]["schema_id"] == "v2-15m"
     assert card["market"]["horizons"] == ["30m", "1h"]
     assert (card["architecture"]["horizons"], card["calibration"]["horizon"]) == ([2, 4], 4)

@@ -95,8 +95,8 @@ def train(folder: Path, name: str, *words: str) -> Checkpoint:
     return load(folder / name)
 
 
-def ensemble(found: Checkpoint, mode: str = "step") -> EnsembleForecaster:
-    built = build(found.card, found.tensors, RunOptions(mode=mode))
+def ensemble(checkpoint: Checkpoint, mode: str = "step") -> EnsembleForecaster:
+    built = build(checkpoint.card, checkpoint.tensors, RunOptions(mode=mode))
     assert isinstance(built, EnsembleForecaster)
     return built
 
@@ -114,22 +114,22 @@ def test_the_wider_schema_holds_the_other_from_its_first_bar_on(bars: list[Bar])
         compute(NARROW, table),
         compute(WIDE, table),
     )
-    own = len(NARROW.names)
+    count = len(NARROW.names)
     assert part.first == NARROW.lookback - 1
-    assert part.values[:, :own].tobytes() == narrow.values.tobytes()
+    assert part.values[:, :count].tobytes() == narrow.values.tobytes()
     assert part.sigma.tobytes() == narrow.sigma.tobytes()
     assert part.values[wide.first :].tobytes() == wide.values[wide.first :].tobytes()
-    assert np.isnan(part.values[part.first : wide.first, own:]).all()
+    assert np.isnan(part.values[part.first : wide.first, count:]).all()
 
 
 def test_the_context_is_the_longer_of_both_and_not_their_sum(
     made: Checkpoint, bars: list[Bar]
 ) -> None:
-    found = ensemble(made)
+    forecaster = ensemble(made)
     field = LAYERS * (WINDOW - 1) + 1
-    assert found.context == max(field + NARROW.lookback - 1, WIDE.lookback) == WIDE.lookback
-    said = [found.step(bar) for bar in bars[: found.context + 3]]
-    assert [one is None for one in said] == [at < found.context - 1 for at in range(len(said))]
+    assert forecaster.context == max(field + NARROW.lookback - 1, WIDE.lookback) == WIDE.lookback
+    said = [forecaster.step(bar) for bar in bars[: forecaster.context + 3]]
+    assert [one is None for one in said] == [at < forecaster.context - 1 for at in range(len(said))]
     longer = {**made.card["parts"]["network"]["architecture"], "window": 400}
     parts = made.card["parts"]
     wide = {**parts, "network": {**parts["network"], "architecture": longer}}
@@ -145,25 +145,25 @@ def test_each_half_says_what_it_says_alone(made: Checkpoint, bars: list[Bar]) ->
         for half in ("network", "rows")
     )
     for bar in bars[: both.context + 20]:
-        mixed, one, other = (each.step(bar) for each in (both, network, rows))
+        mixed, forecast, other = (each.step(bar) for each in (both, network, rows))
         if mixed is None:
             assert other is None
             continue
-        assert one is not None
+        assert forecast is not None
         assert other is not None
-        assert mixed.mean_return == one.mean_return
-        assert mixed.explanation == one.explanation
+        assert mixed.mean_return == forecast.mean_return
+        assert mixed.explanation == forecast.explanation
         logs = [
             share * np.log(a) + (1 - share) * np.log(b)
-            for share, a, b in zip(both.shares, one.volatility, other.volatility, strict=True)
+            for share, a, b in zip(both.shares, forecast.volatility, other.volatility, strict=True)
         ]
         assert mixed.volatility == pytest.approx(np.exp(logs), rel=1e-12)
         wide = [s * v for s, v in zip(both.spread, mixed.volatility, strict=True)]
         assert mixed.stdev_return == tuple(wide)
-        for stored, alone in zip(halves(mixed), (one, other), strict=True):
+        for stored, alone in zip(halves(mixed), (forecast, other), strict=True):
             wanted = np.array([alone.mean_return, alone.volatility])
             assert stored == pytest.approx(wanted, rel=1e-6)
-        assert halves(one).shape[0] == 0
+        assert halves(forecast).shape[0] == 0
 
 
 def test_a_restart_from_exactly_the_context_goes_on(made: Checkpoint, bars: list[Bar]) -> None:
@@ -171,8 +171,8 @@ def test_a_restart_from_exactly_the_context_goes_on(made: Checkpoint, bars: list
     start, name = 900, bars[0].instrument
     for bar in bars[:start]:
         endless.step(bar)
-    for one in (fresh, again):
-        one.warm(name, bars[start - one.context : start])
+    for forecaster in (fresh, again):
+        forecaster.warm(name, bars[start - forecaster.context : start])
     for bar in bars[start : start + 70]:
         said, restarted, repeated = (known(one.step(bar)) for one in (endless, fresh, again))
         assert restarted == repeated  # in every bit
@@ -195,12 +195,12 @@ def test_known_bars_in_parts_agree_with_steps(made: Checkpoint, bars: list[Bar])
     scanning, stepping = ensemble(made, "scan"), ensemble(made)
     cuts = (0, 100, 300, 481, 700, 1_000)
     scanned = [one for first, last in pairwise(cuts) for one in scanning.scan(bars[first:last])]
-    for bar, one in zip(bars, scanned, strict=False):
+    for bar, forecast in zip(bars, scanned, strict=False):
         other = stepping.step(bar)
-        assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            assert one.volatility == pytest.approx(other.volatility, rel=1e-4)
-            assert one.mean_return == pytest.approx(other.mean_return, rel=1e-3, abs=1e-7)
+        assert (forecast is None) == (other is None)
+        if forecast is not None and other is not None:
+            assert forecast.volatility == pytest.approx(other.volatility, rel=1e-4)
+            assert forecast.mean_return == pytest.approx(other.mean_return, rel=1e-3, abs=1e-7)
 
 
 def test_its_card_makes_the_same_weights_again(made: Checkpoint, folder: Path) -> None:
@@ -227,12 +227,12 @@ def test_halves_that_are_trained_make_the_same_ensemble(made: Checkpoint, folder
     ]
     train(folder, "tree", *tree, *dates)
     halves = choose(f"ensemble.members={folder / 'net'},{folder / 'tree'}")
-    found = train(
+    checkpoint = train(
         folder, "pair", *halves, *choose("training.explained_bars=500", "training.threads=1")
     )
-    assert found.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
+    assert checkpoint.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
     for section in ("ensemble", "calibration", "figures", "honesty"):
-        assert found.card[section] == made.card[section]
+        assert checkpoint.card[section] == made.card[section]
 
 
 def test_what_cannot_be_had_is_one_sentence(
@@ -273,16 +273,16 @@ def test_a_run_is_derived_again_and_shows_both_halves(
     words = ("replay", "--data", data(folder), "--config", str(config))
     invoke(*words, "--to", "2023-11-20T20:00", "--db", database)
     invoke("verify", "last", "--db", database)
-    told = json.loads(invoke("explain", "last:500", "--full", "--json", "--db", database))
-    assert told["decision"]["model_id"] == made.id
-    assert told["full"]["agreement"]["stored"][0] == pytest.approx(
-        told["full"]["agreement"]["recomputed"][0], abs=1e-7
+    document = json.loads(invoke("explain", "last:500", "--full", "--json", "--db", database))
+    assert document["decision"]["model_id"] == made.id
+    assert document["full"]["agreement"]["stored"][0] == pytest.approx(
+        document["full"]["agreement"]["recomputed"][0], abs=1e-7
     )
-    assert told["by_feature"]["gap"] < 1e-8
-    assert told["full"]["moves"]["gap"] < 1
-    assert len(told["by_feature"]["features"]) == len(WIDE.names)
+    assert document["by_feature"]["gap"] < 1e-8
+    assert document["full"]["moves"]["gap"] < 1
+    assert len(document["by_feature"]["features"]) == len(WIDE.names)
     share = made.card["ensemble"]["network_share"]["8"]
-    assert told["by_feature"]["share"] == pytest.approx(1 - share)
+    assert document["by_feature"]["share"] == pytest.approx(1 - share)
     full = invoke("explain", "last:500", "--full", "--db", database)
     assert "Bar by bar" in full
     assert f"the network has {share:.2f}, and the mean" in " ".join(full.split())
@@ -315,11 +315,11 @@ def test_the_checkpoint_is_judged_again_and_examined_with_both_members(
     assert told["figures"] == json.loads(json.dumps(made.card["figures"]))
     assert {"model", "network_half", "row_half", "gamma_glm"} <= set(told["figures"]["8"]["qlike"])
     assert any("share of" in sentence for sentence in told["sentences"])
-    found = {one["name"]: one for one in told["findings"]}
-    assert "the ensemble's network" in found["explanations"]["title"]
-    seen = {row["feature"] for row in found["permutation"]["rows"]}
-    assert seen & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
-    own = next(row for row in found["intervals"]["rows"] if row["interval"] == "own")
+    document = {finding["name"]: finding for finding in told["findings"]}
+    assert "the ensemble's network" in document["explanations"]["title"]
+    features = {row["feature"] for row in document["permutation"]["rows"]}
+    assert features & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
+    own = next(row for row in document["intervals"]["rows"] if row["interval"] == "own")
     assert own["coverage"][0] == pytest.approx(told["figures"]["8"]["coverage_90"][0], abs=1e-4)
 
 
@@ -335,9 +335,9 @@ def test_folds_read_each_half_by_its_own_features(
     ]
     assert cli.invoke([*words, "--folds", "walk:1", "--json"]) == cli.DONE
     rows = json.loads(capsys.readouterr().out)["tables"]["folds_qlike"]["rows"]
-    known = {name: row["value"]["value"] for name, row in by_forecaster(rows, 2).items()}
-    assert {"model", "network half", "row half", "tree seasonal"} <= set(known)
-    assert known["model"] != known["network half"] != known["row half"]
+    document = {name: row["value"]["value"] for name, row in by_forecaster(rows, 2).items()}
+    assert {"model", "network half", "row half", "tree seasonal"} <= set(document)
+    assert document["model"] != document["network half"] != document["row half"]
 
 
 def test_members_that_do_not_belong_together_are_refused(made: Checkpoint) -> None:

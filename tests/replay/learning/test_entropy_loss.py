@@ -22,8 +22,8 @@ def test_the_confidence_that_is_trained_is_the_one_that_gates() -> None:
     network = models.network()
     reads = network.trace(torch.randn(2, ROWS, network.config.features), torch.arange(ROWS)).reads
     gated = torch.stack(confidence(reads, range(ROWS)), dim=1).mean(dim=(1, 2))
-    found = trained_confidence(reads)
-    torch.testing.assert_close(found, gated, atol=1e-5, rtol=0)
+    tensor = trained_confidence(reads)
+    torch.testing.assert_close(tensor, gated, atol=1e-5, rtol=0)
 
 
 def test_it_is_the_correlation_of_confidence_with_the_rows_losses() -> None:
@@ -39,10 +39,10 @@ def test_it_is_the_correlation_of_confidence_with_the_rows_losses() -> None:
     wanted = np.corrcoef(sure[used].numpy(), standardised.mean((0, 2)))[0, 1]
     assert float(confidence_loss(sure, each, weights)) == pytest.approx(wanted, abs=1e-5)
     wrong = each[:, used].mean((0, 2))
-    told = torch.zeros_like(sure)
-    told[used] = -wrong
-    assert float(confidence_loss(told, each, weights)) < -0.95
-    assert float(confidence_loss(-told, each, weights)) > 0.95
+    values = torch.zeros_like(sure)
+    values[used] = -wrong
+    assert float(confidence_loss(values, each, weights)) < -0.95
+    assert float(confidence_loss(-values, each, weights)) > 0.95
 
 
 @pytest.mark.parametrize("labelled", [0, 1, ROWS])
@@ -50,10 +50,10 @@ def test_where_nothing_varies_it_is_zero_and_has_a_finite_gradient(labelled: int
     sure = torch.full((1, ROWS), 0.25, requires_grad=True)
     weights = torch.zeros(1, ROWS, 2)
     weights[:, :labelled] = 1.0
-    found = confidence_loss(sure, torch.ones(3, 1, ROWS, 2), weights)
-    assert float(found) == 0.0
-    if found.requires_grad:
-        (gradient,) = torch.autograd.grad(found, sure)
+    tensor = confidence_loss(sure, torch.ones(3, 1, ROWS, 2), weights)
+    assert float(tensor) == 0.0
+    if tensor.requires_grad:
+        (gradient,) = torch.autograd.grad(tensor, sure)
         assert torch.isfinite(gradient).all()
 
 

@@ -7,17 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from learning import (
-    DAY_BARS,
-    FORMS,
-    WINDOW,
-    answered,
-    by_forecaster,
-    choose,
-    learnable,
-    recipe,
-    write_csv,
-)
+from command_line import Cli
+from learning import DAY_BARS, FORMS, WINDOW, by_forecaster, choose, learnable, recipe, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -85,17 +76,13 @@ def prepared(out: Path, folder: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_network_is_trained_replayed_and_verified(
-    name: str,
-    trained: Callable[[str], Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, trained: Callable[[str], Path], tmp_path: Path, cli: Cli
 ) -> None:
     config, path = prepared(trained(name), tmp_path)
-    capsys.readouterr()
     database = tmp_path / "run.db"
     run = ("replay", path, "-c", config, "--db", database)
-    assert answered(capsys, *run)["decisions"] == BARS
-    assert answered(capsys, "verify", "last", "--db", database)["exact"]
+    assert cli.json(*run)["decisions"] == BARS
+    assert cli.json("verify", "last", "--db", database)["exact"]
     with Reader.open(database) as reader:
         forecast = reader.step(reader.find("last"), BARS).prediction
     assert isinstance(forecast, Forecast)
@@ -112,69 +99,64 @@ def test_a_decision_says_which_time_frame_and_which_of_its_bars(
     frames_seen: list[tuple[int, int]],
     trained: Callable[[str], Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     config, path = prepared(trained(name), tmp_path)
-    capsys.readouterr()
     database = tmp_path / "run.db"
-    answered(capsys, "replay", path, "-c", config, "--db", database)
+    cli.json("replay", path, "-c", config, "--db", database)
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
-    found = answered(capsys, *asked)["full"]["attribution"]
-    frames = found["frames"]
+    attribution = cli.json(*asked)["full"]["attribution"]
+    frames = attribution["frames"]
     assert [(each["interval_ms"] // 60_000, each["bars"]) for each in frames] == frames_seen
     assert sum(each["weight"] for each in frames) == pytest.approx(1.0, abs=1e-6)
-    assert sum(found["weights"]) == pytest.approx(1.0, abs=1e-6)
-    assert found["modalities"] == []
+    assert sum(attribution["weights"]) == pytest.approx(1.0, abs=1e-6)
+    assert attribution["modalities"] == []
     for each in frames:
         opened = [bar["open_time_ms"] for bar in each["heaviest"]]
         assert all(time % each["interval_ms"] == 0 for time in opened)
         weights = [bar["weight"] for bar in each["heaviest"]]
         assert weights == sorted(weights, reverse=True)
         assert sum(weights) <= each["weight"] + 1e-9
-    assert invoke([str(word) for word in asked]) == 0
-    assert "By timeframe, of closed bars" in capsys.readouterr().out
+    assert "By timeframe, of closed bars" in cli.out(*asked)
 
 
 def test_a_decision_says_which_modality_and_which_bars_of_it(
-    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Callable[[str], Path], tmp_path: Path, cli: Cli
 ) -> None:
     config, path = prepared(trained("trading"), tmp_path)
-    capsys.readouterr()
     database = tmp_path / "run.db"
-    answered(capsys, "replay", path, "-c", config, "--db", database)
+    cli.json("replay", path, "-c", config, "--db", database)
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
-    full = answered(capsys, *asked)["full"]
+    full = cli.json(*asked)["full"]
     for horizon in (5, 30):
-        own = {
+        document = {
             key: [row for row in rows if row["bars ahead"] == horizon]
             for key, rows in full["further"].items()
         }
-        assert len(own["tails"]) == 4
-        assert sum(row["odds"] for row in own["regimes"]) == pytest.approx(1.0)
-        assert own["paths"][-1]["after bars"] == horizon
-    found = full["attribution"]
-    assert found["frames"] == []
-    shares = {each["modality"]: each["weight"] for each in found["modalities"]}
+        assert len(document["tails"]) == 4
+        assert sum(row["odds"] for row in document["regimes"]) == pytest.approx(1.0)
+        assert document["paths"][-1]["after bars"] == horizon
+    attribution = full["attribution"]
+    assert attribution["frames"] == []
+    shares = {each["modality"]: each["weight"] for each in attribution["modalities"]}
     assert set(shares) == {"price", "time"}
-    assert sum(shares.values()) == pytest.approx(sum(found["weights"]), abs=1e-6)
-    for each in found["modalities"]:
+    assert sum(shares.values()) == pytest.approx(sum(attribution["weights"]), abs=1e-6)
+    for each in attribution["modalities"]:
         weights = [bar["weight"] for bar in each["heaviest"]]
         assert weights == sorted(weights, reverse=True)
         assert sum(weights) <= each["weight"] + 1e-9
-    assert invoke([str(word) for word in asked]) == 0
-    told = capsys.readouterr().out
-    assert "By modality of the bars" in told
+    output = cli.out(*asked)
+    assert "By modality of the bars" in output
     for title in ("The loss that a share", "The largest fall and rise", "The odds of each regime"):
-        assert title in told
-    assert "…" not in told.split("The loss that a share", 1)[1]
-    assert "The path that it says, in bp" in told
+        assert title in output
+    assert "…" not in output.split("The loss that a share", 1)[1]
+    assert "The path that it says, in bp" in output
 
 
 def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
-    trained: Callable[[str], Path], candles: Path, capsys: pytest.CaptureFixture[str]
+    trained: Callable[[str], Path], candles: Path, cli: Cli
 ) -> None:
     folder = trained("trading")
-    capsys.readouterr()
     words = (
         "evaluate",
         folder,
@@ -182,7 +164,7 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
         candles,
         *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
     )
-    (span,) = answered(capsys, *words)["spans"]
+    (span,) = cli.json(*words)["spans"]
     card, tables = load(folder).card, span["tables"]
     assert [(row["horizon"], row["tail"], row["share"]) for row in tables["tails"]["rows"]] == [
         (horizon, f"of a {side} position", share)
@@ -247,12 +229,12 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
 
 
 def test_correlations_of_several_symbols_are_judged_beside_ewma(
-    candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    candles: Path, tmp_path: Path, cli: Cli
 ) -> None:
     other = write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), tmp_path)
     out, data = tmp_path / "two", ("--data", candles, "--data", other)
     words = ("train", recipe(FORMS["trading"], tmp_path), *data, "--out", out)
-    card = answered(capsys, *words)["card"]
+    card = cli.json(*words)["card"]
     assert card["calibration"]["correlation"]["30"]["pairs"] == ["AAAUSDT BBBUSDT"]
     judging = (
         "evaluate",
@@ -260,7 +242,7 @@ def test_correlations_of_several_symbols_are_judged_beside_ewma(
         *data,
         *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
     )
-    (span,) = answered(capsys, *judging)["spans"]
+    (span,) = cli.json(*judging)["spans"]
     rows = list(by_forecaster(span["tables"]["correlation"]["rows"], 5).values())
     assert [row["forecaster"] for row in rows] == ["learnt", "EWMA", "mean of the training part"]
     assert rows[0]["less"] is None
@@ -279,17 +261,17 @@ def test_no_future_moves_a_network_that_was_trained(
     config, path = prepared(trained(name), tmp_path)
     with FreshProcesses(MODEL) as fresh:
         given = read_candles(str(path))
-        found = lookahead(load_config(config), MarketData([given]), fresh, Limits(probes=1))
-    assert found.verdict == "nothing moved"
-    assert found.probes == 1
+        finding = lookahead(load_config(config), MarketData([given]), fresh, Limits(probes=1))
+    assert finding.verdict == "nothing moved"
+    assert finding.probes == 1
 
 
 def test_the_command_of_a_card_makes_the_same_weights_again(
-    candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    candles: Path, tmp_path: Path, cli: Cli
 ) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     words = ("train", recipe(FORMS["lstm"], tmp_path), "--data", candles)
-    answered(capsys, *words, "--out", first)
+    cli.json(*words, "--out", first)
     card = load(first).card
     judging = (
         "evaluate",
@@ -298,7 +280,7 @@ def test_the_command_of_a_card_makes_the_same_weights_again(
         candles,
         *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
     )
-    judged = answered(capsys, *judging)["figures"]
+    judged = cli.json(*judging)["figures"]
     assert {key: judged[key] for key in ("5", "30")} == {
         key: card["figures"][key] for key in ("5", "30")
     }
@@ -306,7 +288,7 @@ def test_the_command_of_a_card_makes_the_same_weights_again(
     assert command[:3] == ["tracepaper", "train", "card.toml"]
     assert command[4] == candles.name
     command[2], command[4], command[-1] = str(first / "card.toml"), str(candles), str(again)
-    answered(capsys, *command[1:])
+    cli.json(*command[1:])
     found = load(again).card
     assert found["model"]["weights_sha256"] == card["model"]["weights_sha256"]
     assert found["figures"] == card["figures"]

@@ -70,11 +70,11 @@ class Planted(Network):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
         del positions
-        said = torch.zeros(len(x))
+        values = torch.zeros(len(x))
         for weight, age in zip(self.weight, AGES, strict=True):
             if age < x.shape[1]:
-                said = said + weight * x[:, -1 - age, RETURN]
-        every = said[:, None, None].expand(-1, 1, len(HORIZONS))
+                values = values + weight * x[:, -1 - age, RETURN]
+        every = values[:, None, None].expand(-1, 1, len(HORIZONS))
         logits = torch.zeros(*every.shape, 3)
         dof = torch.full_like(every, 5.0)
         return Outputs(every, torch.zeros_like(every), dof, logits, every, None, None)
@@ -176,28 +176,28 @@ def test_a_window_that_matters_is_missed_when_it_is_cut(
     network = knowing()
     network.takes_any_length = any_length  # type: ignore[misc]
     subject = Subject(leaking, HORIZON, network)
-    [found] = context_ablation(subject, 120)
-    whole, half, *_ = by_forecaster(found.records()[: len(found.rows) // 2], HORIZON).values()
+    [table] = context_ablation(subject, 120)
+    whole, half, *_ = by_forecaster(table.records()[: len(table.rows) // 2], HORIZON).values()
     assert whole["value"] == pytest.approx((0.0, 0.0), abs=1e-3)
     assert half["forecaster"] == "1/2: 16 bars"  # the bar of age 20 is gone
     assert beyond(half["less"]) < -5
-    assert len(found.rows) == 2 * len(HORIZONS) * 6
-    assert ("restarted" in found.notes[0]) is any_length
+    assert len(table.rows) == 2 * len(HORIZONS) * 6
+    assert ("restarted" in table.notes[0]) is any_length
 
 
 def test_the_column_that_is_used_is_found_and_no_other(leaking: Dataset) -> None:
     few = replace(leaking, schema=schema("v2-1m"))
-    [found] = feature_permutation(Subject(few, HORIZON, knowing()), 400)
-    assert found.records()[0]["feature"] in {"return_1", "all of return"}
-    used = cells(found, feature="return_1")
+    [table] = feature_permutation(Subject(few, HORIZON, knowing()), 400)
+    assert table.records()[0]["feature"] in {"return_1", "all of return"}
+    used = cells(table, feature="return_1")
     assert beyond(used["QLIKE 30m"]) > 5
-    assert cells(found, feature="all of return")["QLIKE 30m"] == used["QLIKE 30m"]
-    for row in found.records():
+    assert cells(table, feature="all of return")["QLIKE 30m"] == used["QLIKE 30m"]
+    for row in table.records():
         if row["feature"] not in {"return_1", "all of return"}:
             assert row["QLIKE 30m"] == (0.0, 0.0)
     # The weekday is one number all day long: blocks of a day cannot take it from its bars.
-    assert "weekday_sin" in found.notes[0]
-    assert "hour_sin" not in found.notes[0]
+    assert "weekday_sin" in table.notes[0]
+    assert "hour_sin" not in table.notes[0]
 
 
 def test_blocks_change_places_within_their_day(plain: Segment) -> None:
@@ -260,18 +260,18 @@ def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: D
     config = FlashConfig(dim=4, layers=1, heads=1, window=2, horizons=HORIZONS, dropout=0.2)
     network = FlashNetwork(config)
     subject = Subject(material, HORIZON, network)
-    found, days = inspections.intervals(subject)
-    rows = {row["interval"]: row for row in found.records()}
+    interval, days = inspections.intervals(subject)
+    rows = {row["interval"]: row for row in interval.records()}
     assert list(rows) == ["own", "fixed conformal", "adaptive conformal", "MC dropout"]
     assert 0.87 < value(rows["adaptive conformal"]["coverage"]) < 0.93
     assert rows["MC dropout"]["coverage"] != rows["own"]["coverage"]
     bars = material.segments[0]
     chosen = np.arange(bars.first + 10, bars.first + 60)
-    one, other = (predict(network, bars, chosen, dropout=True) for _ in range(2))
-    assert not np.array_equal(one["mean"], other["mean"])  # each pass drops other numbers
+    document, other = (predict(network, bars, chosen, dropout=True) for _ in range(2))
+    assert not np.array_equal(document["mean"], other["mean"])  # each pass drops other numbers
     assert not network.training
     assert not any(module.training for module in network.modules())
-    assert inspections.intervals(subject)[0].records() == found.records()
+    assert inspections.intervals(subject)[0].records() == interval.records()
     assert days.records()[0]["day"] == "2023-11-17"
     assert sum(value(row["bars"]) for row in days.records()) > 3_000
     still = Subject(material, HORIZON, FlashNetwork(replace(config, dropout=0.0)))
@@ -328,10 +328,10 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
     trained = TrainedRows(
         ROW_KINDS["glm"], model, material.schema, HORIZONS, "", "", (1.0, 1.0), None
     )
-    found, added = inspections.attributions(Subject(material, HORIZON, trained=trained), 2)
-    for row in found.records():
+    table, added = inspections.attributions(Subject(material, HORIZON, trained=trained), 2)
+    for row in table.records():
         assert value(row["rank correlation"]) > 0.9
-    assert {row["method"] for row in found.records()} == {"KernelSHAP", "LIME"}
+    assert {row["method"] for row in table.records()} == {"KernelSHAP", "LIME"}
     sizes = [value(row["log variance"]) for row in added.records()]
     assert sizes == sorted(sizes, reverse=True)
     with pytest.raises(ConfigInvalid, match="--inspect context changes the bars"):
@@ -352,8 +352,8 @@ def test_without_captum_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyP
 def test_what_is_not_asked_for_is_not_examined(material: Dataset) -> None:
     subject = Subject(material, HORIZON, Planted())
     assert list(examined(subject, {})) == []
-    [found] = examined(subject, {"context": 5})
-    assert found.key == "ablation"
+    [table] = examined(subject, {"context": 5})
+    assert table.key == "ablation"
 
 
 def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) -> None:
@@ -386,16 +386,14 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
     used = [row["feature"] for row in permuted_network.records() if value(row["QLIKE 30m"]) != 0]
     assert "return_1" in used
     assert leaking.schema.names[1] not in used
-    found = {one.key for one in inspections.attributions(mixed(0.5), 2)}
-    assert found == {"attributions", "attributions_rows", "contributions"}
+    keys = {table.key for table in inspections.attributions(mixed(0.5), 2)}
+    assert keys == {"attributions", "attributions_rows", "contributions"}
 
 
-def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(
-    material: Dataset,
-) -> None:
+def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(material: Dataset) -> None:
     found = Subject(material, HORIZON).neutral
     [training] = material.samples(Part.TRAIN)
-    known = training.segment.values[training.start : training.stop]
-    assert found == pytest.approx(known.mean(axis=0, dtype=np.float64), abs=1e-6)
+    values = training.segment.values[training.start : training.stop]
+    assert found == pytest.approx(values.mean(axis=0, dtype=np.float64), abs=1e-6)
     stored = {"ridge": {"centre": np.arange(30.0)}}
     assert Subject(replace(material, stored=stored), HORIZON).neutral.tolist() == list(range(30))

@@ -43,11 +43,11 @@ def test_correlations_agree_with_scipy() -> None:
 def test_an_error_is_that_of_blocks_of_five_days() -> None:
     weekly = RNG.normal(size=8)
     values = np.repeat(weekly, ROWS // 8)  # every bar of five days is the same
-    found = figures.mean(values, DAYS)
-    assert found.value == pytest.approx(weekly.mean())
-    assert found.error == pytest.approx(weekly.std(ddof=1) / 8**0.5)
+    daily_estimate = figures.mean(values, DAYS)
+    assert daily_estimate.value == pytest.approx(weekly.mean())
+    assert daily_estimate.error == pytest.approx(weekly.std(ddof=1) / 8**0.5)
     drawn = figures.figure(np.stack([values, values**0]), DAYS, lambda s: s[:, 0] / s[:, 1])
-    assert drawn.error == pytest.approx(found.error, rel=0.15)
+    assert drawn.error == pytest.approx(daily_estimate.error, rel=0.15)
     few = DAYS < 9  # one block: nothing says how far another one would be away
     assert figures.mean(values[few], DAYS[few]).error is None
 
@@ -57,10 +57,10 @@ def test_a_figure_repeats() -> None:
 
 
 def test_sign_accuracy_leaves_out_what_did_not_move_and_halves_what_was_not_said() -> None:
-    found = seen(
+    daily_estimate = seen(
         "sign_accuracy", np.array([2.0, 2.0, 1.0, 0.0]), sign=np.array([1.0, -1.0, 0.0, 5.0])
     )
-    assert found.value == pytest.approx((1 + 0 + 0.5) / 3)
+    assert daily_estimate.value == pytest.approx((1 + 0 + 0.5) / 3)
 
 
 def test_r_squared_is_against_no_move() -> None:
@@ -80,8 +80,8 @@ def test_coverage_of_the_right_distribution_is_ninety_percent() -> None:
     value = RNG.standard_t(4, ROWS) * 2.0 + 1.0
     ones = np.ones(ROWS)
     hit = figures.inside(ones, 2 * ones, 4 * ones, value, figures.COVERAGE)
-    found = figures.mean(hit, DAYS)
-    assert found.value == pytest.approx(0.9, abs=4 * (found.error or 0.0))
+    daily_estimate = figures.mean(hit, DAYS)
+    assert daily_estimate.value == pytest.approx(0.9, abs=4 * (daily_estimate.error or 0.0))
 
 
 def test_probabilities_that_are_true_are_calibrated_and_sure_ones_are_not() -> None:
@@ -104,6 +104,6 @@ def test_brier_of_certainty_is_zero_or_two() -> None:
 
 def test_macro_f1_agrees_with_its_definition() -> None:
     classes = np.array([0, 0, 1, 1, 2, 2])
-    said = np.array([0, 1, 1, 1, 0, 0])
-    found = seen("direction.f1", classes, probability=np.eye(3)[said])
-    assert found.value == pytest.approx((0.4 + 0.8 + 0.0) / 3)
+    values = np.array([0, 1, 1, 1, 0, 0])
+    daily_estimate = seen("direction.f1", classes, probability=np.eye(3)[values])
+    assert daily_estimate.value == pytest.approx((0.4 + 0.8 + 0.0) / 3)

@@ -39,16 +39,16 @@ def test_a_chosen_column_stands_in_the_command_that_makes_a_model_again(tmp_path
     path.write_bytes(gzip.compress(text.replace(b"close", b"Settle")))
     with pytest.raises(DataInvalid, match="--columns close=NAME"):
         read_files([str(path)])
-    found = read_files([str(path)], columns=("close=Settle",))
-    np.testing.assert_array_equal(found.candles[MINUTE_MS][0].close, learnable(300).close)
-    assert "--columns close=Settle" in command(found.sources)
+    files = read_files([str(path)], columns=("close=Settle",))
+    np.testing.assert_array_equal(files.candles[MINUTE_MS][0].close, learnable(300).close)
+    assert "--columns close=Settle" in command(files.sources)
 
 
 def test_a_coarser_bar_that_lacks_a_part_is_a_hole(tmp_path: Path) -> None:
     rows = np.delete(np.arange(200), [52])  # a part of the bar that opens at minute 50
     path = written(slice_candles(learnable(200), rows), tmp_path, "a")
-    found = read_files([path], (MINUTE_MS, FIVE))
-    [fine], [coarse] = found.candles[MINUTE_MS], found.candles[FIVE]
+    files = read_files([path], (MINUTE_MS, FIVE))
+    [fine], [coarse] = files.candles[MINUTE_MS], files.candles[FIVE]
     assert (len(fine), len(coarse)) == (199, 39)
     assert START_MS + 10 * FIVE not in coarse.open_time_ms
     assert coarse.missing == 1
@@ -59,13 +59,13 @@ def test_a_coarser_bar_that_lacks_a_part_is_a_hole(tmp_path: Path) -> None:
 def test_a_bar_that_two_files_hold_is_used_once_from_the_first(tmp_path: Path) -> None:
     first = learnable(300)
     other = learnable(300, seed=9, start=200)  # another price of the same symbol
-    found = read_files([written(first, tmp_path, "a"), written(other, tmp_path, "b")])
-    [joined] = found.candles[MINUTE_MS]
+    files = read_files([written(first, tmp_path, "a"), written(other, tmp_path, "b")])
+    [joined] = files.candles[MINUTE_MS]
     assert len(joined) == 500
     assert joined.missing == 0
     np.testing.assert_array_equal(joined.close[:300], first.close)
     np.testing.assert_array_equal(joined.close[300:], other.close[100:])
-    assert [source.known_already for source in found.sources] == [0, 100]
+    assert [source.known_already for source in files.sources] == [0, 100]
 
 
 def test_a_file_that_fills_a_hole_joins_what_lies_around_it(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_one_symbol_of_two_markets_is_learnt_once_but_never_joined(tmp_path: Pat
     text = write_csv(learnable(300, seed=3, start=200), tmp_path / "..").rename(
         tmp_path / "bybit_spot_AAAUSDT_1m.csv.gz"
     )
-    found = read_files([str(linear), str(text)]).candles[MINUTE_MS]
-    assert [(one.instrument, len(one)) for one in found] == [
+    candle = read_files([str(linear), str(text)]).candles[MINUTE_MS]
+    assert [(candles.instrument, len(candles)) for candles in candle] == [
         ("linear:AAAUSDT", 300),
         ("spot:AAAUSDT", 200),
     ]
@@ -93,8 +93,8 @@ def test_several_symbols_and_intervals_are_read_together(tmp_path: Path) -> None
         written(learnable(600), tmp_path, "a"),
         written(learnable(600, seed=1, symbol="BBBUSDT"), tmp_path, "b"),
     ]
-    found = read_files(paths, (FIVE, 3 * FIVE)).candles
-    assert {interval: [len(one) for one in held] for interval, held in found.items()} == {
+    candles = read_files(paths, (FIVE, 3 * FIVE)).candles
+    assert {interval: [len(one) for one in held] for interval, held in candles.items()} == {
         FIVE: [120, 120],
         3 * FIVE: [40, 40],
     }

@@ -73,12 +73,7 @@ def fit(
     torch.manual_seed(chosen.seed)
     torch.set_num_threads(1)
     return heads_fit(
-        network(kind, dropout),
-        training,
-        VALIDATION,
-        chosen,
-        folder=folder,
-        about={"kind": kind},
+        network(kind, dropout), training, VALIDATION, chosen, folder=folder, about={"kind": kind}
     )
 
 
@@ -157,7 +152,7 @@ def test_a_full_disk_leaves_the_state_before_and_says_where(tmp_path: Path) -> N
     with pytest.raises(OSError, match="No space left on device") as raised:
         states.write_state(path, {"a": torch.zeros(9)}, {"step": 2})
     assert raised.value.filename == str(path)
-    assert [one.name for one in tmp_path.iterdir()] == [states.STATE_NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [states.STATE_NAME]
     tensors, facts = states.read_state(path)
     assert facts == {"step": 1}
     assert torch.equal(tensors["a"], torch.ones(9))
@@ -328,7 +323,7 @@ def test_the_gradients_of_each_part_are_kept_at_each_validation(tmp_path: Path) 
     objective.gradient(next(objective.batches(0)))
     for part, each in norms.items():
         own = [p.grad for n, p in objective.network.named_parameters() if n.startswith(f"{part}.")]
-        flat = np.concatenate([one.numpy().ravel() for one in own if one is not None])
+        flat = np.concatenate([tensor.numpy().ravel() for tensor in own if tensor is not None])
         assert each[0][0] == pytest.approx(math.sqrt(float(np.square(flat, dtype=float).sum())))
     # Of the last, the weights that were left.
     left = made.network.state_dict().items()
@@ -362,10 +357,10 @@ def test_measuring_gradients_moves_no_bit_and_draws_nothing() -> None:
     flow.add()
     flow.medians()
     assert torch.equal(torch.get_rng_state(), state)
-    for one, own, kept in zip(made.parameters(), weights, before, strict=True):
-        assert torch.equal(one, own)
-        assert (one.grad is None) is (kept is None)
-        assert one.grad is None or kept is None or torch.equal(one.grad, kept)
+    for parameter, weight, kept in zip(made.parameters(), weights, before, strict=True):
+        assert torch.equal(parameter, weight)
+        assert (parameter.grad is None) is (kept is None)
+        assert parameter.grad is None or kept is None or torch.equal(parameter.grad, kept)
 
 
 def test_a_layer_that_next_to_no_gradient_reaches_is_named_while_fitting(tmp_path: Path) -> None:

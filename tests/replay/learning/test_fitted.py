@@ -54,17 +54,17 @@ def made(folder: Path, material: Dataset) -> Checkpoint:
 def test_what_was_fitted_is_read_back_in_every_bit(
     made: Checkpoint, material: Dataset, folder: Path, tmp_path: Path
 ) -> None:
-    found = stored_baselines(folder / "glm", made.card)
-    assert found is not None
+    fitted_baselines = stored_baselines(folder / "glm", made.card)
+    assert fitted_baselines is not None
     wanted = {name for name, each in BASELINES.items() if not each.on_request}
-    assert set(found) == set(material.fitted) == wanted
+    assert set(fitted_baselines) == set(material.fitted) == wanted
     for name, arrays in material.fitted.items():
-        assert set(found[name]) == set(arrays)
+        assert set(fitted_baselines[name]) == set(arrays)
         for key, array in arrays.items():
-            np.testing.assert_array_equal(found[name][key], array)
+            np.testing.assert_array_equal(fitted_baselines[name][key], array)
     again = fit_baselines(material.samples(Part.TRAIN))
     for key, array in again["tree_seasonal"].items():
-        np.testing.assert_array_equal(found["tree_seasonal"][key], array)
+        np.testing.assert_array_equal(fitted_baselines["tree_seasonal"][key], array)
     saved = save_judged(tmp_path / "again", made.tensors, made.card, again)
     assert saved.sha256 == made.sha256  # and so are the bytes of the file
     without = {key: value for key, value in made.card.items() if key != "baselines"}
@@ -76,11 +76,11 @@ def test_evaluate_needs_no_candle_of_the_training_span(
 ) -> None:
     late = str(next((folder / "late").glob("*.csv.gz")))
     assert cli.invoke(["evaluate", str(folder / "glm"), "--data", late, "--json"]) == cli.DONE
-    told = json.loads(capsys.readouterr().out)
-    names = set(told["figures"]["30"]["qlike"])
+    document = json.loads(capsys.readouterr().out)
+    names = set(document["figures"]["30"]["qlike"])
     assert names == {"model", "har", "log_linear", "ewma", "gamma_glm", "tree", "tree_seasonal"}
-    assert told["figures"]["30"]["qlike"] != made.card["figures"]["30"]["qlike"]
-    assert all(error is None for _, error in told["figures"]["30"]["qlike"].values())
+    assert document["figures"]["30"]["qlike"] != made.card["figures"]["30"]["qlike"]
+    assert all(error is None for _, error in document["figures"]["30"]["qlike"].values())
 
 
 def test_trees_and_the_gamma_regression_bite(made: Checkpoint) -> None:
@@ -90,7 +90,7 @@ def test_trees_and_the_gamma_regression_bite(made: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         (("v0", "5 30"), "is of .?features v0, horizons 5 30: .* and the checkpoint of .*v2-1m"),
         (
@@ -102,7 +102,7 @@ def test_trees_and_the_gamma_regression_bite(made: Checkpoint) -> None:
     ],
 )
 def test_a_file_of_another_model_is_refused(
-    made: Checkpoint, tmp_path: Path, changed: Any, said: str
+    made: Checkpoint, tmp_path: Path, changed: Any, message: str
 ) -> None:
     content = changed
     if isinstance(changed, tuple):
@@ -111,7 +111,7 @@ def test_a_file_of_another_model_is_refused(
         content = save({"other/factor": np.zeros(2)}, metadata=about)
     (tmp_path / FILE_NAME).write_bytes(content)
     section = {**made.card["baselines"], "sha256": sha256_of(content)}
-    with pytest.raises(CheckpointMismatch, match=said):
+    with pytest.raises(CheckpointMismatch, match=message):
         stored_baselines(tmp_path, {**made.card, "baselines": section})
 
 

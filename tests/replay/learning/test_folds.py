@@ -35,7 +35,7 @@ EMBARGO_MS = 45 * MINUTE_MS
 LEARNT = (Part.TRAIN, Part.VALIDATION)
 
 
-def leaks(fold: Fold, known: list[Segment]) -> int:
+def leaks(fold: Fold, segments: list[Segment]) -> int:
     """Return how many labels that are learnt from span a held-out bar, or open in its embargo.
 
     By the definition, bar by bar: a label of bar t at horizon h spans the bars t + 1 to t + h.
@@ -47,7 +47,7 @@ def leaks(fold: Fold, known: list[Segment]) -> int:
         (Part.VALIDATION, later),
         (Part.CALIBRATION, fold.test),
     ):
-        for one in known:
+        for one in segments:
             held = np.zeros(len(one), dtype=bool)
             after = np.zeros(len(one), dtype=bool)
             for start, stop in spans:
@@ -83,7 +83,7 @@ def test_what_calibrates_is_the_end_of_what_is_learnt_from_and_nothing_else() ->
         made = with_calibration(fold)
         assert (made.calibration, made.test) == (fold.validation, fold.test)
         spans = (*made.train, *made.validation, *made.calibration)
-        assert all(one[1] == two[0] for one, two in pairwise(spans))
+        assert all(span[1] == two[0] for span, two in pairwise(spans))
         assert length(spans) == length((*fold.train, *fold.validation))
         masks = [made.labelled(KNOWN, HORIZONS, part) for part in Part]
         assert (np.sum(masks, axis=0) <= 1).all()  # no bar is in two parts
@@ -156,7 +156,7 @@ def test_all_that_is_not_tested_is_learnt_from_or_stops_the_fit(groups: int, tes
         assert whole + length(fold.test) == SPAN[1] - SPAN[0]
         assert length(fold.validation) == round(STOP_SHARE * whole)
         spans = sorted((*fold.train, *fold.validation, *fold.test))
-        assert all(one[1] == two[0] for one, two in pairwise(spans))
+        assert all(span[1] == two[0] for span, two in pairwise(spans))
 
 
 def test_a_walk_learns_from_the_past_alone_and_tests_the_rest_once() -> None:
@@ -181,7 +181,7 @@ def test_folds_are_cut_at_midnights_within_the_span() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("walk", "write walk:3"),
         ("walk:3/2", "write walk:3"),
@@ -194,6 +194,6 @@ def test_folds_are_cut_at_midnights_within_the_span() -> None:
         ("k:3", "write walk:3"),
     ],
 )
-def test_folds_that_cannot_be_are_refused(text: str, said: str) -> None:
-    with pytest.raises(ConfigInvalid, match=said):
+def test_folds_that_cannot_be_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigInvalid, match=message):
         read_folds(text, SPAN, embargo_ms=0)

@@ -57,14 +57,14 @@ def said_of(found: Forecasts) -> list[str]:
 def test_errors_of_size_are_in_basis_points_beside_no_move() -> None:
     plain = forecasts()
     found = replace(plain, labels={**plain.labels, "unit": np.full(2_400, 0.002)})
-    told = figures(found)["16"]
+    document = figures(found)["16"]
     value, variance = found.labels["returns"], found.labels["variance"]
     off = 20.0 * (value - found.value("mean"))  # bp
-    assert told["mae"][MODEL][0] == pytest.approx(np.abs(off).mean(), abs=1e-5)
-    assert told["mse"][MODEL][0] == pytest.approx((off**2).mean(), abs=1e-5)
-    assert told["mae"]["no_move"][0] == pytest.approx(20 * np.abs(value).mean(), abs=1e-5)
+    assert document["mae"][MODEL][0] == pytest.approx(np.abs(off).mean(), abs=1e-5)
+    assert document["mse"][MODEL][0] == pytest.approx((off**2).mean(), abs=1e-5)
+    assert document["mae"]["no_move"][0] == pytest.approx(20 * np.abs(value).mean(), abs=1e-5)
     missed = 20 * np.abs(np.sqrt(found.value("variance", "ewma")) - np.sqrt(variance))
-    assert told["volatility_mae"]["ewma"][0] == pytest.approx(missed.mean(), abs=1e-5)
+    assert document["volatility_mae"]["ewma"][0] == pytest.approx(missed.mean(), abs=1e-5)
     bare = {**found.values, MODEL: {"variance": found.value("variance")}}
     without = figures(replace(found, values=bare), "model")["16"]
     assert list(without["mae"]) == list(without["mse"]) == ["no_move"]
@@ -80,9 +80,9 @@ def test_no_bundled_card_claims_more_than_it_keeps(name: str) -> None:
     # Better or worse is said with its p alone, and of no difference that chance explains.
     for one in shown:
         if re.search(r"\b(better|worse) than the best", one):
-            found = re.search(r"p ([\d.]+) by Holm over", one)
-            assert found is not None
-            assert float(found[1]) < 0.05
+            match = re.search(r"p ([\d.]+) by Holm over", one)
+            assert match is not None
+            assert float(match[1]) < 0.05
     assert sum("by Holm over" in one for one in shown) >= 1
     assert "lstm" in stored["baselines"]["names"]
 

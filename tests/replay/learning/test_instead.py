@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Cli
 from learning import DAY_BARS, HORIZONS, by_forecaster, choose, learnable, split, write_csv
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.judge.folds import Refits, ablated, ablation_tables, refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
@@ -61,7 +60,7 @@ def checkpoint(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
-    checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, candles: str, cli: Cli
 ) -> None:
     words = [
         "evaluate",
@@ -74,8 +73,7 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
     ]
     changes = ["clock=week,sessions", "training.steps=1"]
     given = [word for change in changes for word in ("--ablate", change)]
-    assert invoke([*words, *given, "--json"]) == 0
-    tables = json.loads(capsys.readouterr().out)["tables"]
+    tables = cli.json(*words, *given)["tables"]
     [_, *rows] = by_forecaster(tables["instead_qlike"]["rows"], 5).values()
     assert [row["forecaster"] for row in rows] == changes
     for row in rows:
@@ -89,22 +87,22 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
 def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
     checkpoint: Path, material: Dataset
 ) -> None:
-    own = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
+    refits = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
     horizon = HORIZONS[0]
-    first = own.tests[0].forecasts.at(horizon)
+    first = refits.tests[0].forecasts.at(horizon)
     # Bars of the fold's few days as if they were of a month.
     opened = np.arange(len(first)) * (30 * DAY_BARS * 60_000 // len(first))
     first = replace(first, open_ms=opened)
-    own = replace(own, tests=[ModelForecasts(first, None)])
+    refits = replace(refits, tests=[ModelForecasts(first, None)])
     realised, forecast = first.labels["variance"], first.value("variance")
 
     def others(variance: Array) -> Refits:
         changed = first.holding(MODEL, variance=variance)
-        return replace(own, tests=[ModelForecasts(changed, None)])
+        return replace(refits, tests=[ModelForecasts(changed, None)])
 
     changes = {"oracle": realised.clip(1e-3), "worse": 8.0 * forecast, "same": forecast}
-    [found, _] = ablation_tables(own, {name: others(of) for name, of in changes.items()})
-    rows = by_forecaster(found.documents(), horizon)
+    [table, _] = ablation_tables(refits, {name: others(of) for name, of in changes.items()})
+    rows = by_forecaster(table.documents(), horizon)
     said = {name: row["verdict"] for name, row in rows.items()}  # of the recipe as it is
     assert said == {"model": None, "oracle": "worse", "worse": "better", "same": "level"}
     assert rows["same"]["less"]["value"] == 0.0
@@ -140,12 +138,9 @@ def test_what_is_no_change_is_refused_in_one_sentence(
         ablated(load(checkpoint).card, change)
 
 
-def test_a_change_needs_folds(
-    checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_change_needs_folds(checkpoint: Path, candles: str, cli: Cli) -> None:
     words = ["evaluate", str(checkpoint), "--data", candles, "--ablate", "encoding=none"]
-    assert invoke(words) == 2
-    assert "give --folds walk:1" in capsys.readouterr().err
+    assert "give --folds walk:1" in cli.err(*words, code=2)
 
 
 def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
@@ -165,9 +160,9 @@ def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
 def test_of_an_ensemble_the_network_is_changed_and_the_rows_stay() -> None:
     card = load(locate("flash-15m")).card
     before, after = (recipe_of(one) for one in (card, ablated(card, "encoding=alibi")))
-    known, found = (one.members[0].document()["architecture"] for one in (before, after))
+    known, architecture = (one.members[0].document()["architecture"] for one in (before, after))
     assert known["encoding"] == "rope"
-    assert found == {**known, "encoding": "alibi"}
+    assert architecture == {**known, "encoding": "alibi"}
     assert after.members[1] == before.members[1]
     told = ablated(card, "training.entropy_weight=0.25")
     assert recipe_of(told).options.entropy_weight == 0.25

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import Cli
 from learning import (
     DAY_BARS,
     HORIZONS,
     START_MS,
-    answered,
     by_forecaster,
     choose,
     judge_checkpoint,
@@ -130,7 +130,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def paths(folder: Path) -> list[str]:
-    return [str(write_csv(one, folder)) for one in candles()]
+    return [str(write_csv(candle, folder)) for candle in candles()]
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +147,14 @@ def aligned(material: Dataset) -> Dataset:
 @pytest.fixture(scope="module")
 def models(folder: Path, material: Dataset, aligned: Dataset) -> dict[str, Path]:
     """Return a checkpoint of each kind over several assets, and one of a single instrument."""
-    made = {name: folder / name for name in ("crossasset", "portfolio", "flash")}
+    document = {name: folder / name for name in ("crossasset", "portfolio", "flash")}
     for kind in ("crossasset", "portfolio"):
-        train(recipe(kind), aligned, made[kind], created_ms=0)
+        train(recipe(kind), aligned, document[kind], created_ms=0)
     config = FlashConfig(dim=8, layers=1, heads=2, window=16, horizons=HORIZONS)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
     own = Recipe(kinds()["flash"], config, options, 30, name="flash", explained_bars=500)
-    train(own, material, made["flash"], created_ms=0, observe=quiet, say=quiet, resume=False)
-    return made
+    train(own, material, document["flash"], created_ms=0, observe=quiet, say=quiet, resume=False)
+    return document
 
 
 @pytest.fixture(scope="module")
@@ -168,22 +168,19 @@ def given(paths: Sequence[str]) -> list[str]:
 
 
 def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
-    models: dict[str, Path],
-    paths: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    models: dict[str, Path], paths: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", models["portfolio"], *given(paths), "--holdout", AS_TEXT, "--html", page]
     others = [str(models[kind]) for kind in ("crossasset", "flash")]
-    found = answered(capsys, *words, *ONE_THREAD, "--compare", others[0], "--compare", others[1])
-    assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 1), ("B", 1)]
-    assert [one["symbols"] for one in found["spans"]] == [list(SYMBOLS)] * 2
-    assert {one["openings"] for one in found["spans"]} == {1}
-    counted = {one.model for one in read_openings(models["flash"].parent / FILE_NAME)}
-    assert {found["id"], *(one["id"] for one in found["beside"])} <= counted
+    document = cli.json(*words, *ONE_THREAD, "--compare", others[0], "--compare", others[1])
+    assert [(span["name"], span["days"]) for span in document["spans"]] == [("A", 1), ("B", 1)]
+    assert [span["symbols"] for span in document["spans"]] == [list(SYMBOLS)] * 2
+    assert {span["openings"] for span in document["spans"]} == {1}
+    counted = {model.model for model in read_openings(models["flash"].parent / FILE_NAME)}
+    assert {document["id"], *(row["id"] for row in document["beside"])} <= counted
     weights = []
-    for span in found["spans"]:
+    for span in document["spans"]:
         tables = span["tables"]
         for key in ("beside_qlike", "beside_sign", "beside_across"):
             assert list(by_forecaster(tables[key]["rows"], 30)) == ["model", *others]
@@ -197,12 +194,12 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
         assert span["figures"]["weights"]["days"] == 1
     assert weights[0]["value"] != weights[1]["value"]
     assert "Rank correlation across the assets" in said_in(page)
-    whole = found["tables"]["beside_spans"]["rows"]
+    whole = document["tables"]["beside_spans"]["rows"]
     assert [row["model"] for row in whole[:2]] == others
 
 
 def test_a_single_instruments_model_stands_beside_one_of_several(
-    models: dict[str, Path], paths: list[str], capsys: pytest.CaptureFixture[str]
+    models: dict[str, Path], paths: list[str], cli: Cli
 ) -> None:
     """The difference is that of the other order, with its sign turned."""
     dates = ["--from", iso(SPANS[0].from_ms or 0), "--to", iso(SPANS[0].until_ms or 0)]
@@ -211,7 +208,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     for one, other in (pair, pair[::-1]):
         words = ["evaluate", one, *given(paths), *dates, "--compare", other]
         more = [*choose("evaluation.explained_bars=500")] if one == models["flash"] else []
-        tables = answered(capsys, *words, *ONE_THREAD, *more)["spans"][0]["tables"]
+        tables = cli.json(*words, *ONE_THREAD, *more)["spans"][0]["tables"]
         values.append(
             [
                 by_forecaster(tables[f"beside_{loss}"]["rows"], horizon)[str(other)]["less"][
@@ -228,8 +225,8 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
 def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> None:
     one = judged.forecasts.at(HORIZONS[1])
     said, value, unit = one.value("relative"), one.labels["returns"], one.labels["unit"]
-    found = ranks(MetricView(one), said)
-    found = found[np.isfinite(found)]
+    values = ranks(MetricView(one), said)
+    values = values[np.isfinite(values)]
     times = one.keys >> 32
     expected = []
     for time in np.unique(times)[:50]:
@@ -237,12 +234,12 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> No
         assert len(rows) == len(SYMBOLS)
         pair = (of[rows] * unit[rows] for of in (said, value))
         expected.append(spearmanr(*pair).statistic)
-    np.testing.assert_allclose(found[:50], expected, atol=1e-12)
+    np.testing.assert_allclose(values[:50], expected, atol=1e-12)
     shuffled = np.random.default_rng(0).permutation(len(one))  # in any order of its rows
     oracle = one.holding(MODEL, relative=value).where(shuffled)
     against = ranked(judged.compared_with("oracle", ModelForecasts(oracle)))
     less = by_forecaster(against, HORIZONS[1])["oracle"]["less"]
-    assert less["value"] == pytest.approx(found.mean() - 1.0)
+    assert less["value"] == pytest.approx(values.mean() - 1.0)
     fields = {name: of for name, of in one.values[MODEL].items() if name != "relative"}
     blind = ModelForecasts(replace(one, values={MODEL: fields}))
     assert ranked(judged.compared_with("blind", blind))
@@ -257,17 +254,17 @@ def ranked(judged: Judgement) -> list[dict[str, Any]]:
 def test_relative_returns_stand_at_the_rows_of_their_symbols(
     judged: Judgement, aligned: Dataset, models: dict[str, Path]
 ) -> None:
-    found = load(models["portfolio"])
-    network = TogetherModel.read(found.card, found.tensors).network
+    model = load(models["portfolio"])
+    network = TogetherModel.read(model.card, model.tensors).network
     [panel] = aligned.panels
     times = panel.segments[0].open_time_ms
     rows = np.searchsorted(times, (SPANS[0].from_ms or 0) + np.array([100, 700, 1_300]) * 60_000)
     said = predicted(network, panel, rows).heads["relative"]  # [asset, row, horizon]
-    for column, (_, one) in enumerate(judged.forecasts.by_horizon()):
+    for column, (_, forecasts) in enumerate(judged.forecasts.by_horizon()):
         for asset, segment in enumerate(panel.segments):
-            places = [int(np.flatnonzero(one.keys == key)[0]) for key in segment.keys[rows]]
+            places = [int(np.flatnonzero(forecasts.keys == key)[0]) for key in segment.keys[rows]]
             wanted = said[asset, :, column]
-            np.testing.assert_allclose(one.value("relative")[places], wanted, atol=1e-6)
+            np.testing.assert_allclose(forecasts.value("relative")[places], wanted, atol=1e-6)
             assert len(set(wanted.tolist())) == 3
 
 
@@ -279,14 +276,14 @@ def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
     net = 1e-3 * np.random.default_rng(0).standard_normal(40)
     better, worse = held(net + 1e-3, 0), held(net, 5)
     both = better.join(worse, "worse")
-    found = compare(both, PORTFOLIOS["net"], others=("worse",))["worse"]
+    day_difference = compare(both, PORTFOLIOS["net"], others=("worse",))["worse"]
     sums = [one.value("net") * 1e4 for one in (better, worse)]
     wanted = difference(sums[0][5:], sums[1][:-5], np.arange(5, 40))
-    assert found.days == 35
-    assert found.value == pytest.approx(wanted.value)
-    assert found.error == pytest.approx(wanted.error)
+    assert day_difference.days == 35
+    assert day_difference.value == pytest.approx(wanted.value)
+    assert day_difference.error == pytest.approx(wanted.error)
     gains = [DayDifference(5.0, 0.1, days, 1e-9) for days in (FEW_DAYS - 1, FEW_DAYS)]
-    assert [verdict_of(PORTFOLIOS["net"], one) for one in gains] == [FEW, "better"]
+    assert [verdict_of(PORTFOLIOS["net"], gain) for gain in gains] == [FEW, "better"]
 
 
 def test_a_span_holds_what_its_own_days_made(judged: Judgement) -> None:
@@ -303,12 +300,12 @@ def test_a_span_holds_what_its_own_days_made(judged: Judgement) -> None:
 
 
 def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
-    models: dict[str, Path], paths: list[str], capsys: pytest.CaptureFixture[str]
+    models: dict[str, Path], paths: list[str], cli: Cli
 ) -> None:
     words = ["evaluate", models["portfolio"], *given(paths), "--folds", "walk:1"]
     changes = ["every=30", "layers=2"]
     more = [word for change in changes for word in ("--ablate", change)]
-    tables = answered(capsys, *words, *ONE_THREAD, *more)["tables"]
+    tables = cli.json(*words, *ONE_THREAD, *more)["tables"]
     for key in ("instead_qlike", "instead_sign", "instead_across", "instead_weights"):
         horizon = 1440 if key == "instead_weights" else 30
         [_, *rows] = by_forecaster(tables[key]["rows"], horizon).values()
@@ -325,10 +322,10 @@ class Leaking(Fold):
     """A fold that learns from what it tests."""
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> np.ndarray:
-        found = super().labelled(segment, horizons, part)
+        values = super().labelled(segment, horizons, part)
         if part is Part.TRAIN:
-            found = found | super().labelled(segment, horizons, Part.TEST)
-        return found
+            values = values | super().labelled(segment, horizons, Part.TEST)
+        return values
 
 
 def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
@@ -336,8 +333,8 @@ def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
 ) -> None:
     def spoilt(network: torch.nn.Module, options: FitOptions) -> Policy:
         """Return how a fit goes whose third step overflows its weights."""
-        own = policy_of(network, options)
-        return own._replace(rate=lambda step: own.rate(step) if step < 2 else math.inf)
+        policy = policy_of(network, options)
+        return policy._replace(rate=lambda step: policy.rate(step) if step < 2 else math.inf)
 
     monkeypatch.setattr(cross_sectional, "policy_of", spoilt)
     chosen = recipe("crossasset")
@@ -379,8 +376,8 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
 
 def test_the_card_says_what_was_learnt_and_on_which_device(models: dict[str, Path]) -> None:
     training = {kind: load(models[kind]).card["training"] for kind in ("crossasset", "portfolio")}
-    assert {one["device"] for one in training.values()} == {"cpu"}
-    assert {(one["flat_band"], one["variance_floor"]) for one in training.values()} == {
+    assert {row["device"] for row in training.values()} == {"cpu"}
+    assert {(row["flat_band"], row["variance_floor"]) for row in training.values()} == {
         (FLAT_BAND, VARIANCE_FLOOR)
     }
     assert training["crossasset"]["losses"].endswith("QLIKE, Huber of the relative return")
@@ -443,7 +440,7 @@ def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
     span = (START_MS, START_MS + 3 * DAY_MS)
     [fold] = walk_forward(span, 1, embargo_ms=SPLIT.embargo_bars * 60_000)
     start = (fold.test[0][0] - START_MS) // 60_000
-    files = [str(write_csv(one, tmp_path)) for one in candles(changed_from=start)]
+    files = [str(write_csv(candle, tmp_path)) for candle in candles(changed_from=start)]
     other = close_by_close(material_of(files), lambda _: SPLIT)
 
     def weights(of: Dataset, by: Fold) -> torch.Tensor:
@@ -462,7 +459,7 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
     """Its last decision is 10 minutes before a part's end, and weights are held for 30."""
     cut = split(2 + 10 / DAY_BARS, 2.75, 3.25)
     start = (cut.train_until_ms - START_MS) // 60_000
-    files = [str(write_csv(one, tmp_path)) for one in candles(changed_from=start)]
+    files = [str(write_csv(candle, tmp_path)) for candle in candles(changed_from=start)]
     both = [close_by_close(one, lambda _: cut) for one in (material, material_of(files))]
     for part, is_same in ((Part.TRAIN, True), (Part.VALIDATION, False)):
         units = [usual_return(one.samples(part), 30) for one in both]
@@ -510,9 +507,9 @@ def test_what_cannot_be_asked_of_several_is_refused_in_one_sentence(
 def test_another_without_these_symbols_is_refused_beside(
     models: dict[str, Path], paths: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = load(models["crossasset"])
-    section = {**own.card["architecture"], "symbols": [*SYMBOLS[:2], "DDDUSDT"]}
-    save(folder / "other", own.tensors, {**own.card, "architecture": section})
+    model = load(models["crossasset"])
+    section = {**model.card["architecture"], "symbols": [*SYMBOLS[:2], "DDDUSDT"]}
+    save(folder / "other", model.tensors, {**model.card, "architecture": section})
     words = [
         "evaluate",
         str(models["portfolio"]),

@@ -67,11 +67,11 @@ def test_it_learns_what_the_last_hour_says(material: Dataset, fitted: FittedBase
     table = network_forecasts(
         FlashNetwork(tiny()), replace(material, stored=fitted), Part.TEST
     ).cooled({})
-    for found in figures(table).values():
-        assert found["qlike"]["lstm"][0] < found["qlike"]["ewma"][0]
-        assert found["qlike"]["lstm"][0] < found["qlike"]["network"][0]
-        assert set(found["sign_accuracy"]["lstm"]) != set(found["sign_accuracy"]["ridge"])
-        assert "lstm" in found["r_squared"]
+    for row in figures(table).values():
+        assert row["qlike"]["lstm"][0] < row["qlike"]["ewma"][0]
+        assert row["qlike"]["lstm"][0] < row["qlike"]["network"][0]
+        assert set(row["sign_accuracy"]["lstm"]) != set(row["sign_accuracy"]["ridge"])
+        assert "lstm" in row["r_squared"]
 
 
 def test_a_fit_repeats_in_every_bit_and_leaves_the_generator_as_it_was(
@@ -124,11 +124,11 @@ def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
     )
     assert cli.invoke([*words, "--out", str(tmp_path / "without")]) == cli.DONE
     capsys.readouterr()
-    made, plain = (load(tmp_path / name).card for name in ("with", "without"))
-    assert made["training"]["baselines"] == ["lstm"]
-    assert set(made["baselines"]["names"]) - set(plain["baselines"]["names"]) == {"lstm"}
-    assert {*made["figures"]["5"]["qlike"]} - {*plain["figures"]["5"]["qlike"]} == {"lstm"}
-    assert recipe_of(made).hash == recipe_of(plain).hash  # no choice of the model's
+    card, plain = (load(tmp_path / name).card for name in ("with", "without"))
+    assert card["training"]["baselines"] == ["lstm"]
+    assert set(card["baselines"]["names"]) - set(plain["baselines"]["names"]) == {"lstm"}
+    assert {*card["figures"]["5"]["qlike"]} - {*plain["figures"]["5"]["qlike"]} == {"lstm"}
+    assert recipe_of(card).hash == recipe_of(plain).hash  # no choice of the model's
     for name, beside in (("with", True), ("without", False)):
         words = [
             "evaluate",
@@ -150,27 +150,27 @@ def test_a_card_asks_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in (["flash"], ["tree"], ["flash", *choose("ensemble.kind=tree")]):
         words = ["train", "--init", *kind]
         assert cli.invoke([*words, *choose("training.baselines=lstm")]) == cli.DONE
-        said = tomllib.loads(capsys.readouterr().out)
-        assert said["training"]["baselines"] == ["lstm"]
-        assert "baselines" not in said.get("ensemble", {})
+        document = tomllib.loads(capsys.readouterr().out)
+        assert document["training"]["baselines"] == ["lstm"]
+        assert "baselines" not in document.get("ensemble", {})
         assert cli.invoke(words) == cli.DONE
         assert "baselines" not in tomllib.loads(capsys.readouterr().out)["training"]
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ("gru", "names 'gru', which is not fitted on request; choose of lstm"),
         ("tree", "names 'tree'"),
     ],
 )
 def test_others_cannot_be_asked_for(
-    given: str, said: str, capsys: pytest.CaptureFixture[str]
+    given: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", "--init", "glm", *choose(f"training.baselines={given}")]
     assert cli.invoke(words) == cli.WRONG_USAGE
     told = capsys.readouterr().err
-    assert said in told
+    assert message in told
     assert told.count("\n") == 1
 
 

@@ -35,7 +35,7 @@ def test_spans_are_read_with_names_and_dates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (("A", None, None), "write A=2024"),
         (("A=2024-10-01", None, None), "write A=2024"),
@@ -49,9 +49,9 @@ def test_spans_are_read_with_names_and_dates() -> None:
     ],
 )
 def test_spans_that_cannot_be_are_refused(
-    given: tuple[str | None, str | None, str | None], said: str
+    given: tuple[str | None, str | None, str | None], message: str
 ) -> None:
-    with pytest.raises(ConfigInvalid, match=said):
+    with pytest.raises(ConfigInvalid, match=message):
         read_spans(*given)
 
 
@@ -94,18 +94,18 @@ def test_what_comes_with_the_package_is_counted_in_the_users_state(
 
 
 def test_seeds_and_names_are_one_recipe_and_another_window_is_another() -> None:
-    own = read_card(DEFAULT_CHECKPOINT)
-    named = {**own, "model": {**own["model"], "name": "other"}}
-    assert recipe_of(named).hash == recipe_of(own).hash
+    document = read_card(DEFAULT_CHECKPOINT)
+    named = {**document, "model": {**document["model"], "name": "other"}}
+    assert recipe_of(named).hash == recipe_of(document).hash
     luck = {"seed": 9, "threads": 1}
     for half in ("network", "rows"):
-        assert recipe_of(changed(own, half, "training", luck)).hash == recipe_of(own).hash
+        assert recipe_of(changed(document, half, "training", luck)).hash == recipe_of(document).hash
     for half, section, chosen in (
         ("network", "architecture", {"window": 544}),
         ("network", "training", {"steps": 7}),
         ("rows", "training", {"rounds": 7}),
     ):
-        assert recipe_of(changed(own, half, section, chosen)).hash != recipe_of(own).hash
+        assert recipe_of(changed(document, half, section, chosen)).hash != recipe_of(document).hash
 
 
 def changed(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from own_strategies import importable
 
 from tracepaper.daemon.cli import invoke
@@ -46,24 +46,16 @@ def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def judged(
-    folder: Path, data: Path, capsys: pytest.CaptureFixture[str], name: str, **parts: str
-) -> dict[str, Any]:
+def judged(folder: Path, data: Path, cli: Cli, name: str, **parts: str) -> Any:
     """Write a model, evaluate it, and return what is said as JSON."""
     (folder / f"{name}.py").write_text(ORACLE.format(**{**MEAN, **parts}), encoding="utf-8")
     with importable(folder):
-        code = invoke(["evaluate", f"{name}:Mine", "--data", str(data), "--json"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    found: dict[str, Any] = json.loads(said.out)
-    return found
+        return cli.json("evaluate", f"{name}:Mine", "--data", data)
 
 
-def test_one_that_knows_is_told_from_its_opposite(
-    tmp_path: Path, waves: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    knows = judged(tmp_path, waves, capsys, "oracle_knows")["figures"]["30"]
-    errs = judged(tmp_path, waves, capsys, "oracle_errs", sign="-")["figures"]["30"]
+def test_one_that_knows_is_told_from_its_opposite(tmp_path: Path, waves: Path, cli: Cli) -> None:
+    knows = judged(tmp_path, waves, cli, "oracle_knows")["figures"]["30"]
+    errs = judged(tmp_path, waves, cli, "oracle_errs", sign="-")["figures"]["30"]
     assert knows["sign_accuracy"]["model"][0] > 0.95
     assert errs["sign_accuracy"]["model"][0] < 0.05
     assert knows["ic"]["model"][0] == pytest.approx(-errs["ic"]["model"][0], abs=1e-4)
@@ -72,13 +64,9 @@ def test_one_that_knows_is_told_from_its_opposite(
     assert not {"coverage_90", "direction"} & set(knows)
 
 
-def test_probabilities_alone_are_judged_as_such(
-    tmp_path: Path, waves: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_probabilities_alone_are_judged_as_such(tmp_path: Path, waves: Path, cli: Cli) -> None:
     answer = '{"p_up": 0.9 if mean < 0 else 0.1}'
-    found = judged(
-        tmp_path, waves, capsys, "oracle_p", measures='("probabilities",)', answer=answer
-    )
+    found = judged(tmp_path, waves, cli, "oracle_p", measures='("probabilities",)', answer=answer)
     figures = found["figures"]["30"]
     assert figures["direction"]["accuracy"][0] > 0.7  # some of the bars move hardly, and are flat
     assert "model" not in figures["sign_accuracy"]
@@ -86,15 +74,15 @@ def test_probabilities_alone_are_judged_as_such(
 
 
 def test_it_is_judged_after_it_was_trained_and_says_so(
-    tmp_path: Path, waves: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, waves: Path, cli: Cli
 ) -> None:
     until = 'trained_until = "2025-05-27T12:00"'
-    found = judged(tmp_path, waves, capsys, "oracle_dated", more=until)
+    document = judged(tmp_path, waves, cli, "oracle_dated", more=until)
     after = BARS - 36 * 60
-    assert found["figures"]["30"]["bars"] == after - 30 - 30  # embargo, and the last horizon
-    assert found["sentences"][0].startswith("Judged on bars after 2025-05-27T12:00:00Z")
-    assert any("no attention" in sentence for sentence in found["sentences"])
-    undated = judged(tmp_path, waves, capsys, "oracle_undated")
+    assert document["figures"]["30"]["bars"] == after - 30 - 30  # embargo, and the last horizon
+    assert document["sentences"][0].startswith("Judged on bars after 2025-05-27T12:00:00Z")
+    assert any("no attention" in sentence for sentence in document["sentences"])
+    undated = judged(tmp_path, waves, cli, "oracle_undated")
     assert "does not say until when it was trained" in undated["sentences"][0]
 
 

@@ -120,8 +120,8 @@ def test_the_card_carries_99_rising_quantiles_of_every_measure(made: Checkpoint)
 
 def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
     for horizon in HORIZONS:
-        found = made.card["figures"][str(horizon)]
-        assert set(found["ic"]) == {
+        figure = made.card["figures"][str(horizon)]
+        assert set(figure["ic"]) == {
             "network",
             "ridge",
             "persistence",
@@ -129,10 +129,10 @@ def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
             "seasonal_naive",
             "random",
         }
-        assert set(found["qlike"]) == {
+        assert set(figure["qlike"]) == {
             *("network", "har", "log_linear", "ewma", "gamma_glm", "tree", "tree_seasonal")
         }
-        assert abs(found["sign_accuracy"]["random"][0] - 0.5) < 0.05
+        assert abs(figure["sign_accuracy"]["random"][0] - 0.5) < 0.05
     gates = made.card["figures"]["gates"]
     assert "entropy_confidence" in gates["selective"]
     assert gates["traded"]["bars"] > 500
@@ -143,15 +143,15 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
 ) -> None:
     forecaster = build(made.card, made.tensors, RunOptions(threads=1))
     material = Dataset.read(paths[:1], lambda _: SPLIT, HORIZONS)
-    known = material.segments[0]
-    bars = bars_of(known.candles)[: forecaster.context + 200]
+    segment = material.segments[0]
+    bars = bars_of(segment.candles)[: forecaster.context + 200]
     forecasts = [forecast for forecast in forecaster.scan(bars) if forecast is not None]
     assert len(forecasts) == 201
     assert forecasts[0].model_id == made.id
     # The median of the calibration slice is near the median of other bars of one market.
     threshold = threshold_of("q0.5", "confidence", forecaster.calibration, key="gate.confidence")
-    seen = [f.explanation.confidence for f in forecasts if f.explanation is not None]
-    assert 0.02 < float(np.mean(np.array(seen) >= threshold)) < 0.98
+    confidences = [f.explanation.confidence for f in forecasts if f.explanation is not None]
+    assert 0.02 < float(np.mean(np.array(confidences) >= threshold)) < 0.98
 
 
 def test_an_unfinished_training_is_taken_up(
@@ -296,11 +296,11 @@ def test_several_seeds_give_several_checkpoints_and_their_spread(
     first, second = (
         c["card"]["figures"]["30"]["ic"]["network"][0] for c in document["checkpoints"]
     )
-    told = load(out / "seed-4").card
+    card = load(out / "seed-4").card
     weights = [c["card"]["model"]["weights_sha256"] for c in document["checkpoints"]]
-    assert told["seeds"]["weights_sha256"] == weights
-    assert "From 2 seeds" in told["honesty"]["sentences"][-1]
-    mean, deviation = told["seeds"]["30"]["ic"]
+    assert card["seeds"]["weights_sha256"] == weights
+    assert "From 2 seeds" in card["honesty"]["sentences"][-1]
+    mean, deviation = card["seeds"]["30"]["ic"]
     assert mean == pytest.approx((first + second) / 2, abs=1e-5)
     assert deviation == pytest.approx(abs(first - second) / 2**0.5, abs=1e-5)
 
@@ -335,14 +335,14 @@ def test_a_study_of_seeds_is_the_same_in_processes_and_goes_on_with_what_is_whol
         card = load(out / f"seed-{seed}").card
         assert card["model"]["created"] == before[seed]["created"]
         assert card["model"]["weights_sha256"] == before[seed]["weights_sha256"]
-        assert [one for one in card["honesty"]["sentences"] if one.startswith("From ")] == [
+        assert [text for text in card["honesty"]["sentences"] if text.startswith("From ")] == [
             card["honesty"]["sentences"][-1]
         ]
         assert card["honesty"]["sentences"][-1].startswith("From 3 seeds")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--seed", "1", "--seed", "2", "--seeds", "2"), "--seeds counts from one seed on"),
         (("--jobs", "2"), "say where seeds are trained; give --seeds N too"),
@@ -351,9 +351,9 @@ def test_a_study_of_seeds_is_the_same_in_processes_and_goes_on_with_what_is_whol
     ],
 )
 def test_a_study_that_is_none_is_refused_before_anything_is_read(
-    words: tuple[str, ...], said: str, tmp_path: Path
+    words: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigInvalid, match=said):
+    with pytest.raises(ConfigInvalid, match=message):
         seeds(tmp_path / "out", "none.csv", *words)
     assert list(tmp_path.iterdir()) == []
 
@@ -369,9 +369,9 @@ def test_help_needs_no_torch() -> None:
 def test_the_bundled_checkpoints_are_listed_and_whole() -> None:
     listed = json.loads(run(list_models, "--json"))["models"]
     contexts = {}
-    for place, known in ((Path(one["folder"]), one["card"]) for one in listed):
+    for place, known in ((Path(row["folder"]), row["card"]) for row in listed):
         found = load(place)
         contexts[place.name] = build(found.card, found.tensors, RunOptions(threads=1)).context
-        assert sum(one.stat().st_size for one in place.iterdir()) < 4_000_000
+        assert sum(path.stat().st_size for path in place.iterdir()) < 4_000_000
         assert stored_baselines(place, known) is not None
     assert contexts == {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991, "trading-15m": 384}

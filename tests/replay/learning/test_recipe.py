@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from learning import FORMS, choose
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.estimators.networks import derived
 from tracepaper.replay.learning.recipe import (
     Recipe,
@@ -29,16 +29,11 @@ from tracepaper.strategies.networks.architecture import network_kinds
 from tracepaper.strategies.networks.keys import keys_of
 
 
-def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert invoke(["train", *words]) == 0
-    return capsys.readouterr().out
-
-
 @pytest.mark.parametrize("name", sorted(kinds()))
 def test_an_initial_recipe_explains_each_key_and_reads_back_equal(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, cli: Cli
 ) -> None:
-    text = printed(capsys, "--init", name)
+    text = cli.out("train", "--init", name)
     lines = text.splitlines()
     known = kinds()[name]
     section: dict[str, Any] = {}
@@ -52,21 +47,19 @@ def test_an_initial_recipe_explains_each_key_and_reads_back_equal(
             assert not [key for key in section.values() if not key.derived]
     file = tmp_path / "recipe.toml"
     file.write_text(text)
-    assert printed(capsys, "--init", str(file)) == text
+    assert cli.out("train", "--init", str(file)) == text
     assert tomllib.loads(text)["model"]["kind"] == name
 
 
-def test_every_kind_is_listed_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_is_listed_with_what_it_is(cli: Cli) -> None:
     for option in ("--init", "--keys"):
-        lines = printed(capsys, option, "?").splitlines()
+        lines = cli.out("train", option, "?").splitlines()
         assert [line.split()[0] for line in lines] == list(kinds())
         assert all(len(line.split()) > 2 for line in lines)
 
 
-def test_keys_are_listed_with_type_range_default_and_text(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    rows = {row["key"]: row for row in json.loads(printed(capsys, "--keys", "informer", "--json"))}
+def test_keys_are_listed_with_type_range_default_and_text(cli: Cli) -> None:
+    rows = {row["key"]: row for row in json.loads(cli.out("train", "--keys", "informer", "--json"))}
     assert rows["architecture.factor"] == {
         "key": "architecture.factor",
         "type": "whole number",
@@ -79,7 +72,7 @@ def test_keys_are_listed_with_type_range_default_and_text(
     assert rows["split.train_until"]["default"] is None
     assert "architecture.features" not in rows  # the data tell it
     assert {"training.steps", "ensemble.kind", "calibration.horizon"} <= set(rows)
-    shown = printed(capsys, "--keys", "informer")
+    shown = cli.out("train", "--keys", "informer")
     assert all(name in shown for name in rows)
 
 
@@ -175,20 +168,18 @@ def test_a_setting_that_a_recipe_cannot_have_is_refused(text: str, sentence: str
 
 @pytest.mark.parametrize("kind", sorted(network_kinds()))
 def test_a_printed_recipe_reads_back(kind: str) -> None:
-    made = recipe_of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
-    assert recipe_of(tomllib.loads(made.text())) == made
+    recipe = recipe_of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
+    assert recipe_of(tomllib.loads(recipe.text())) == recipe
     known = keys_of(type(network_kinds()[kind].read({})))
-    assert set(made.document()["architecture"]) == set(known)
-    assert made.document()["architecture"]["dropout"] == 0.1
+    assert set(recipe.document()["architecture"]) == set(known)
+    assert recipe.document()["architecture"]["dropout"] == 0.1
 
 
-def test_options_lie_over_the_recipe_and_a_card_is_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_lie_over_the_recipe_and_a_card_is_one(tmp_path: Path, cli: Cli) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text('[model]\nkind = "informer"\n[architecture]\nfactor = 3\nlayers = 2\n')
     changes = choose("layers=4", "distil=false", "training.seed=9")
-    said = tomllib.loads(printed(capsys, "--init", str(file), *changes))
+    said = tomllib.loads(cli.out("train", "--init", str(file), *changes))
     assert said["architecture"]["factor"] == 3
     assert said["architecture"]["layers"] == 4
     assert said["architecture"]["distil"] is False
@@ -226,24 +217,24 @@ def test_what_a_recipe_cannot_mean_is_refused(document: dict[str, Any], sentence
         recipe_of(document)
 
 
-def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_model_has_a_recipe_of_its_own(cli: Cli) -> None:
     words = ["--init", "tree", *choose("training.seed=4", "horizons=5,15")]
-    said = tomllib.loads(printed(capsys, *words))
-    made = recipe_of(said)
-    assert (made.kind.name, made.horizons, made.horizon, made.options.seed) == (
+    document = tomllib.loads(cli.out("train", *words))
+    recipe = recipe_of(document)
+    assert (recipe.kind.name, recipe.horizons, recipe.horizon, recipe.options.seed) == (
         "tree",
         (5, 15),
         15,
         4,
     )
-    assert tomllib.loads(made.text()) == said
-    assert invoke(["train", *words, *choose("layers=3")]) != 0
-    assert "kind tree has no architecture.layers" in capsys.readouterr().err
+    assert tomllib.loads(recipe.text()) == document
+    error = cli.err("train", *words, *choose("layers=3"), code=2)
+    assert "kind tree has no architecture.layers" in error
 
 
 def test_a_network_is_made_for_its_rows_and_its_interval() -> None:
-    made = recipe_of({"architecture": {"gated": True}})
-    fitted = derived(made, schema("v2-15m").names, interval_minutes=15)
+    recipe = recipe_of({"architecture": {"gated": True}})
+    fitted = derived(recipe, schema("v2-15m").names, interval_minutes=15)
     section = fitted.document()["architecture"]
     assert (section["features"], section["interval_minutes"]) == (78, 15)
     plain = derived(

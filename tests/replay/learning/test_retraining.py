@@ -56,8 +56,8 @@ def asked(folder: Path, tmp_path: Path) -> Retraining:
     )
 
 
-def judged(asked: Retraining) -> CandidateJudgement:
-    return retrain(asked, say=lambda _: None)
+def judged(retraining: Retraining) -> CandidateJudgement:
+    return retrain(retraining, say=lambda _: None)
 
 
 def test_a_better_an_equal_and_a_worse_candidate_are_told_apart(
@@ -83,19 +83,19 @@ def test_a_candidate_is_trained_on_what_comes_before_and_its_span_is_counted(
 ) -> None:
     left = asked.folder / "candidate.training"
     left.mkdir(parents=True)
-    found = judged(replace(asked, candidate=None, until_ms=START_MS + 5 * DAY_MS))
-    assert found.until_ms == START_MS + 5 * DAY_MS
-    assert found.from_ms == START_MS + 3 * DAY_MS
-    made = load(Path(found.candidate))
-    assert found.candidate_sha256 == made.sha256
-    assert split_of(made.card).calibration_until_ms == found.from_ms
-    assert made.card["data"]["files"][0]["bars"] == 5 * DAY_BARS
-    assert made.card["architecture"] == load(folder / "good").card["architecture"]
+    judgement = judged(replace(asked, candidate=None, until_ms=START_MS + 5 * DAY_MS))
+    assert judgement.until_ms == START_MS + 5 * DAY_MS
+    assert judgement.from_ms == START_MS + 3 * DAY_MS
+    checkpoint = load(Path(judgement.candidate))
+    assert judgement.candidate_sha256 == checkpoint.sha256
+    assert split_of(checkpoint.card).calibration_until_ms == judgement.from_ms
+    assert checkpoint.card["data"]["files"][0]["bars"] == 5 * DAY_BARS
+    assert checkpoint.card["architecture"] == load(folder / "good").card["architecture"]
     assert not left.exists()
     (opening,) = read_openings(asked.folder / "openings.toml")
-    assert (opening.recipe, opening.model) == (found.recipe, made.id)
-    assert found.difference is not None
-    assert found.difference < -0.2
+    assert (opening.recipe, opening.model) == (judgement.recipe, checkpoint.id)
+    assert judgement.difference is not None
+    assert judgement.difference < -0.2
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_too_few_bars_or_days_are_said_and_nothing_is_trained(
 ) -> None:
     if "until_ms" in changed:
         changed = {**changed, "min_bars": 5_000}
-    found = judged(replace(asked, candidate=None, **changed))
-    assert reason in found.reason
-    assert not found.is_judged
+    judgement = judged(replace(asked, candidate=None, **changed))
+    assert reason in judgement.reason
+    assert not judgement.is_judged
     assert not (asked.folder / "candidate").exists()
 
 
@@ -125,9 +125,9 @@ def test_a_candidate_that_saw_the_judged_time_is_not_judged(
     section = {**good.card["split"], "calibration_until": "2023-11-20T00:00:00Z"}
     card = {k: v for k, v in good.card.items() if k != "baselines"} | {"split": section}
     save(tmp_path / "seen", good.tensors, card)
-    found = judged(replace(asked, candidate=tmp_path / "seen"))
-    assert "the candidate learnt until 2023-11-20" in found.reason
-    assert not found.is_judged
+    judgement = judged(replace(asked, candidate=tmp_path / "seen"))
+    assert "the candidate learnt until 2023-11-20" in judgement.reason
+    assert not judgement.is_judged
 
 
 def test_the_command_prints_what_a_daemon_would_do(
@@ -140,9 +140,9 @@ def test_the_command_prints_what_a_daemon_would_do(
     assert cli.invoke([*words, *more]) == 2
     assert "has no model to train" in capsys.readouterr().err
     assert cli.invoke([*words, *more, "--against", str(folder / "off"), "--test", "2"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["test"], said["level"]) == (2, level_of(0.05, 2))
-    assert said["reason"] == ""
+    document = json.loads(capsys.readouterr().out)
+    assert (document["test"], document["level"]) == (2, level_of(0.05, 2))
+    assert document["reason"] == ""
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_of_the_training_is_left(
@@ -161,8 +161,8 @@ def test_a_full_disk_is_one_sentence_and_nothing_of_the_training_is_left(
     (asked.folder / ".candidate-killed").mkdir()  # of a training that was killed while it wrote
     with full_disk(monkeypatch, candidate):
         assert cli.invoke(words) == cli.FAILED
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"{candidate}: No space left on device; correct that and try again."
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"{candidate}: No space left on device; correct that and try again."
     assert list(asked.folder.iterdir()) == []
     assert cli.invoke(words) == cli.DONE
     assert {path.name for path in asked.folder.iterdir()} == {"candidate", "openings.toml"}

@@ -117,12 +117,12 @@ def test_the_figures_follow_from_the_weights(checkpoint: Checkpoint, material: D
 
 def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Dataset) -> None:
     bars = bars_of(material.segments[0].candles)[:600]
-    made = forecaster_of(checkpoint)
+    forecaster = forecaster_of(checkpoint)
     instrument = bars[0].instrument
     with pytest.raises(InvariantBroken, match="no decision to explain yet"):
-        made.explain(instrument)
-    last = known([made.step(bar) for bar in bars])[-1]
-    row, sigma, added = made.explain(instrument)
+        forecaster.explain(instrument)
+    last = known([forecaster.step(bar) for bar in bars])[-1]
+    row, sigma, added = forecaster.explain(instrument)
     np.testing.assert_array_equal(row, material.segments[0].values[599])
     root = sigma * np.sqrt(HORIZONS)
     mean = (added.mean.sum(axis=1) + added.mean_base) * root
@@ -186,7 +186,7 @@ def test_it_is_replayed_verified_and_taken_apart(
     assert {gate["gate"] for gate in told["gates"]}.isdisjoint({"collapse", "regime", "direction"})
     full = told["by_feature"]
     assert full["gap"] < 1e-15
-    means = [one["mean_return"] for one in full["features"]]
+    means = [feature["mean_return"] for feature in full["features"]]
     assert full["mean_base"] + sum(means) == pytest.approx(full["mean_return"])
     shown = invoke("explain", "last:600", "--full", "--db", str(database))
     assert "Added by each feature, over 30 bars" in shown
@@ -195,10 +195,7 @@ def test_it_is_replayed_verified_and_taken_apart(
 
 
 def test_a_row_model_is_examined_by_column_and_interval(
-    made: dict[str, Checkpoint],
-    folder: Path,
-    candles: str,
-    capsys: pytest.CaptureFixture[str],
+    made: dict[str, Checkpoint], folder: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = [
         "--inspect",
@@ -210,16 +207,16 @@ def test_a_row_model_is_examined_by_column_and_interval(
         "--json",
     ]
     assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, *asked]) == 0
-    told = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
-    assert list(told) == [
+    document = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert list(document) == [
         "permutation",
         "attributions",
         "contributions",
         "intervals",
         "interval_days",
     ]
-    assert told["permutation"]["rows"][0]["QLIKE 30m"][0] > 0
-    covered = {row["interval"]: row["coverage"][0] for row in told["intervals"]["rows"]}
+    assert document["permutation"]["rows"][0]["QLIKE 30m"][0] > 0
+    covered = {row["interval"]: row["coverage"][0] for row in document["intervals"]["rows"]}
     figures = made["glm"].card["figures"]["30"]
     assert covered["own"] == pytest.approx(figures["coverage_90"][0], abs=1e-4)
     assert (
@@ -247,10 +244,10 @@ def test_seeds_of_a_tree_compare_each_other_on_their_cards(candles: str, tmp_pat
     found = {}
     for kind in ("tree", "glm"):
         recipes = [rows_recipe(kind, 300, replace(OPTIONS, rounds=3, seed=seed)) for seed in (1, 2)]
-        for folder, made in train_seeds(
+        for folder, train_seed in train_seeds(
             recipes, DataRequest([candles]), tmp_path / kind, created_ms=0
         ):
-            found[kind, folder.name] = made.card
+            found[kind, folder.name] = train_seed.card
     trees = [found["tree", name] for name in ("seed-1", "seed-2")]
     assert trees[0]["seeds"] == trees[1]["seeds"]
     assert trees[0]["seeds"]["seeds"] == [1, 2]

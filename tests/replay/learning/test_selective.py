@@ -16,8 +16,8 @@ NOISE = RNG.random(ROWS)
 
 
 def test_a_measure_that_knows_gains_and_noise_does_not() -> None:
-    found = table(HIT, {"sure": SURE, "noise": NOISE}, DAYS)
-    assert len(found["sure"]["gained"]) == len(COVERAGES)
+    document = table(HIT, {"sure": SURE, "noise": NOISE}, DAYS)
+    assert len(document["sure"]["gained"]) == len(COVERAGES)
     tenth = gained(HIT, SURE, 0.1, DAYS)
     assert tenth.value == pytest.approx(0.975 - 0.75, abs=0.02)
     chance = gained(HIT, NOISE, 0.1, DAYS)

@@ -26,11 +26,11 @@ def test_no_label_crosses_into_another_part(cuts: list[int], embargo: int) -> No
     first, second, third = (START_MS + cut * MINUTE_MS for cut in cuts)
     split = Split(first, second, third, embargo)
     horizons = (5, 30)
-    seen = np.zeros((len(KNOWN), len(horizons)), dtype=int)
+    values = np.zeros((len(KNOWN), len(horizons)), dtype=int)
     for part in Part:
         start, stop = split.span(part)
         mask = split.labelled(KNOWN, horizons, part)
-        seen += mask
+        values += mask
         for column, horizon in enumerate(horizons):
             rows = np.flatnonzero(mask[:, column])
             if not len(rows):
@@ -39,7 +39,7 @@ def test_no_label_crosses_into_another_part(cuts: list[int], embargo: int) -> No
             assert KNOWN.close_time_ms[rows[-1] + horizon] <= stop
             wait = 0 if part is Part.TRAIN else embargo * MINUTE_MS
             assert KNOWN.close_time_ms[rows[0]] >= start + wait
-    assert seen.max() <= 1
+    assert values.max() <= 1
 
 
 def test_every_bar_is_used_but_for_purge_embargo_lookback_and_end() -> None:

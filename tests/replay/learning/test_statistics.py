@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from builders import present
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,10 +112,8 @@ def test_a_measure_that_knows_is_found_and_a_useless_one_is_not() -> None:
     informed, useless = [], []
     for rng in map(np.random.default_rng, range(80)):
         parts = [ranked(rng, knows=0.3) for _ in range(2)]
-        curve = risk_curve(parts)
-        noise = risk_curve([ranked(rng, knows=0.0) for _ in range(2)])
-        assert curve is not None
-        assert noise is not None
+        curve = present(risk_curve(parts))
+        noise = present(risk_curve([ranked(rng, knows=0.0) for _ in range(2)]))
         informed.append(verdict(curve.area) == "better")
         useless.append(verdict(noise.area) != "level")
     assert np.mean(informed) > 0.9
@@ -124,8 +123,7 @@ def test_a_measure_that_knows_is_found_and_a_useless_one_is_not() -> None:
 def test_the_curve_is_its_definition() -> None:
     rng = np.random.default_rng(5)
     parts = [ranked(rng, knows=0.3) for _ in range(2)]
-    found = risk_curve(parts)
-    assert found is not None
+    found = present(risk_curve(parts))
     expected = []
     for part in parts:
         order = np.argsort(-part.measure)
@@ -141,8 +139,7 @@ def test_the_curve_is_its_definition() -> None:
 def test_a_measure_that_says_one_thing_of_all_bars_chooses_by_chance() -> None:
     # The first days are the riskiest: ties in order of time would look like knowledge.
     risk = (DAYS < 10).astype(float)
-    found = risk_curve([RankedBars(risk, np.zeros(ROWS), DAYS)])
-    assert found is not None
+    found = present(risk_curve([RankedBars(risk, np.zeros(ROWS), DAYS)]))
     assert abs(found.area.value) < 0.02
 
 
@@ -173,8 +170,7 @@ def test_what_is_best_on_one_half_alone_is_overfitted() -> None:
     scores = np.full((8, 4), 1.0)
     for candidate in range(4):
         scores[2 * candidate : 2 * candidate + 2, candidate] = -1.0
-    found = overfitting(scores)
-    assert found is not None
+    found = present(overfitting(scores))
     assert found > 0.6
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bar, instrument
-from learning import DAY_BARS, START_MS, answered, choose, learnable, write_csv
+from command_line import Cli
+from learning import DAY_BARS, START_MS, choose, learnable, write_csv
 from recordings import record
 from records import rows
 
@@ -47,12 +48,11 @@ def data(count: int = BARS) -> list[Candles]:
     return [made(symbol, count) for symbol in SYMBOLS]
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+def refused(cli: Cli, *words: object) -> str:
     """Run a command that is refused; return what it says."""
-    capsys.readouterr()
-    assert invoke([str(word) for word in words]) != 0
-    said = capsys.readouterr()
-    return " ".join((said.out + said.err).split())
+    answer = cli(*words)
+    assert answer.code != 0
+    return " ".join((answer.out + answer.err).split())
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_it_is_trained_traded_verified_and_judged_again(
     trained: Callable[..., Path],
     files: list[Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     folder = trained(kind, *more)
     card = load(folder).card
@@ -164,13 +164,12 @@ def test_it_is_trained_traded_verified_and_judged_again(
     assert set(of_pairs) == ({"5", "30"} if "factors=2" in more else set())
     for one in of_pairs.values():
         assert set(one) == {"network", "learnt", "ewma", "mean_of_the_training_part"}
-    said = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
-    assert len(said) == (3 if of_pairs else 0)
-    capsys.readouterr()
-    again = answered(capsys, "evaluate", folder, *given(files), *choose("evaluation.threads=1"))
+    sentences = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
+    assert len(sentences) == (3 if of_pairs else 0)
+    again = cli.json("evaluate", folder, *given(files), *choose("evaluation.threads=1"))
     assert again["figures"] == card["figures"]
-    said = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
-    assert again["sentences"] == [*said, *card["training"]["not_used"]]
+    sentences = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
+    assert again["sentences"] == [*sentences, *card["training"]["not_used"]]
     path = tmp_path / "run.db"
     run_id = record(path, configured(folder, kind), data())
     with Reader.open(path) as reader:
@@ -225,13 +224,13 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
         notes: dict[int, dict[str, float]] = {}
         for sequence, name, number in noted:
             notes.setdefault(sequence, {})[name] = number
-        weighed = sorted(sequence for sequence, one in notes.items() if "volatility" in one)
+        weighed = sorted(sequence for sequence, note in notes.items() if "volatility" in note)
         for first in weighed[::3]:
             close = [reader.step(run_id, first + at).prediction for at in range(3)]
             said = np.empty((3, 3))
-            for at, one in enumerate(close):
-                assert isinstance(one, Forecast)
-                said[at] = one.head("correlations", 0)
+            for at, forecast in enumerate(close):
+                assert isinstance(forecast, Forecast)
+                said[at] = forecast.head("correlations", 0)
                 others = {n: v for n, v in notes[first + at].items() if n.startswith("moves_with_")}
                 assert others == {
                     f"moves_with_{SYMBOLS[j]}": said[at, j] for j in range(3) if j != at
@@ -241,8 +240,8 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
             risk = (said * (1 - shrink) + shrink * np.eye(3)) * np.outer(deviations, deviations)
             plain = np.linalg.solve(risk, np.ones(3))
             if (plain > 0).all():
-                own = [notes[first + at]["weight"] for at in range(3)]
-                assert own == pytest.approx(plain / plain.sum(), abs=2e-5)
+                weights = [notes[first + at]["weight"] for at in range(3)]
+                assert weights == pytest.approx(plain / plain.sum(), abs=2e-5)
                 checked += 1
     assert checked > 5
     # Shrunk whole, no two symbols move together: then the run is the other's shadow account.
@@ -290,10 +289,10 @@ def test_two_that_move_together_share_what_a_third_has_alone() -> None:
     found = weighed({"rule": "minimum", "shrink": 0, "cost": 0}, forecasts)
     plain = np.linalg.solve(np.array(ROWS), np.ones(3))
     wanted = plain / plain.sum()
-    assert [one.strength for one in found.values()] == pytest.approx(wanted, abs=1e-4)
+    assert [signal.strength for signal in found.values()] == pytest.approx(wanted, abs=1e-4)
     assert [one.uncorrelated for one in found.values()] == pytest.approx([1 / 3] * 3, abs=1e-4)
     best = weighed({"rule": "mean_variance", "aversion": 0, "cost": 0}, forecasts)
-    assert [one.action.name for one in best.values()] == ["FLAT", "FLAT", "LONG"]
+    assert [signal.action.name for signal in best.values()] == ["FLAT", "FLAT", "LONG"]
 
 
 @pytest.mark.parametrize("other", [None, said_of("CCCUSDT", ROWS[2], float("nan"))])
@@ -387,86 +386,82 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
 
 def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Path]) -> None:
     with FreshProcesses() as fresh:
-        found = lookahead(
+        finding = lookahead(
             configured(trained("portfolio"), "portfolio"),
             MarketData(data()),
             fresh,
             Limits(probes=1),
         )
-    assert found.holds, found.because
+    assert finding.holds, finding.because
 
 
 def test_a_decision_says_which_asset_and_which_of_its_bars(
-    trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
     path = tmp_path / "run.db"
     record(path, configured(trained("portfolio"), "portfolio"), data())
     asked = rows(path, "SELECT sequence FROM v_notes WHERE name = 'weight' ORDER BY 1 DESC")
     sequence = asked[1][0]
-    capsys.readouterr()
-    document = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
-    found = document["influence"]
-    assert found["largest_difference"] == 0.0
-    assert [len(row) for row in found["matrix"]] == [3, 3, 3]
-    assert all(sum(row) == pytest.approx(1.0, abs=1e-6) for row in found["matrix"])
-    at = found["symbols"].index(found["symbol"])
+    document = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
+    influence = document["influence"]
+    assert influence["largest_difference"] == 0.0
+    assert [len(row) for row in influence["matrix"]] == [3, 3, 3]
+    assert all(sum(row) == pytest.approx(1.0, abs=1e-6) for row in influence["matrix"])
+    at = influence["symbols"].index(influence["symbol"])
     noted = {name: document["notes"][f"from_{name}"] for name in SYMBOLS}
-    assert found["matrix"][at] == pytest.approx([noted[name] for name in found["symbols"]])
-    weights = [one["weight"] for one in found["heaviest"]]
+    assert influence["matrix"][at] == pytest.approx([noted[name] for name in influence["symbols"]])
+    weights = [row["weight"] for row in influence["heaviest"]]
     assert weights == sorted(weights, reverse=True)
     closed = document["decision"]["open_time_ms"]
-    assert all(one["open_time_ms"] <= closed for one in found["heaviest"])
+    assert all(row["open_time_ms"] <= closed for row in influence["heaviest"])
     words = ["explain", f"last:{sequence}", "--db", str(path), "--full"]
-    assert invoke(words) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Influence: the share of each asset" in said
-    assert f"It looked at {found['symbol']}" in said
+    text = " ".join(cli.out(*words).split())
+    assert "Influence: the share of each asset" in text
+    assert f"It looked at {influence['symbol']}" in text
     early = rows(path, "SELECT min(sequence) FROM v_decisions")[0][0]
-    cold = refused(capsys, "explain", f"last:{early}", "--db", path, "--full")
+    cold = refused(cli, "explain", f"last:{early}", "--db", path, "--full")
     assert "came before its model was warm" in cold
-    usual = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--method", "rollout")[
+    usual = cli.json("explain", f"last:{sequence}", "--db", path, "--method", "rollout")[
         "influence"
     ]
-    assert usual == found
-    kept = answered(
-        capsys, "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
+    assert usual == influence
+    kept = cli.json(
+        "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
         "--residual", "0.9",
     )["influence"]  # fmt: skip
     assert kept["residual_weight"] == 0.9
-    assert kept["matrix"][at][at] > found["matrix"][at][at]
+    assert kept["matrix"][at][at] > influence["matrix"][at][at]
     assert kept["largest_difference"] > 0
     for words in (
         ["--method", "norm"],
         ["--fusion", "max"],
         ["--method", "rollout", "--discard", "0.5"],
     ):
-        other = refused(capsys, "explain", f"last:{sequence}", "--db", path, *words)
+        other = refused(cli, "explain", f"last:{sequence}", "--db", path, *words)
         assert "A network over several symbols is explained by its rollout" in other
-    other = refused(
-        capsys, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}"
-    )
+    other = refused(cli, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}")
     assert "looks at several symbols, of which `explain --full` and `--method rollout` say" in other
 
 
 def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
-    trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
-    own = load(trained("portfolio"))
+    checkpoint = load(trained("portfolio"))
     folder = tmp_path / "own"
-    save(folder, own.tensors, own.card)
+    save(folder, checkpoint.tensors, checkpoint.card)
     path = tmp_path / "run.db"
     record(path, configured(folder, "portfolio"), data())
     shutil.rmtree(folder)
     sequence = rows(path, "SELECT max(sequence) FROM v_notes")[0][0]
-    assert answered(capsys, "verify", "last", "--db", path)["holds"]
-    found = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
-    assert found["influence"]["largest_difference"] == 0.0
-    kept = kept_folder(path, own.card["model"]["id"])
-    changed = {name: tensor * 1.01 for name, tensor in own.tensors.items()}
-    save(kept, changed, own.card)
-    assert "restore it" in refused(capsys, "verify", "last", "--db", path)
+    assert cli.json("verify", "last", "--db", path)["holds"]
+    document = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
+    assert document["influence"]["largest_difference"] == 0.0
+    kept = kept_folder(path, checkpoint.card["model"]["id"])
+    changed = {name: tensor * 1.01 for name, tensor in checkpoint.tensors.items()}
+    save(kept, changed, checkpoint.card)
+    assert "restore it" in refused(cli, "verify", "last", "--db", path)
     shutil.rmtree(kept)
-    words = refused(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
+    words = refused(cli, "explain", f"last:{sequence}", "--db", path, "--full")
     assert "is not kept any more" in words
 
 
@@ -515,34 +510,31 @@ def test_an_option_or_a_symbol_that_is_none_is_named(
 
 
 def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence(
-    trained: Callable[..., Path],
-    files: list[Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    trained: Callable[..., Path], files: list[Path], tmp_path: Path, cli: Cli
 ) -> None:
     folder = trained("portfolio")
     config = tmp_path / "config.toml"
     config.write_text(f'[model]\ncheckpoint = "{folder}"\n[strategy]\nname = "attention"\n')
     words: tuple[object, ...] = ("replay", files[0], "-c", config, "--db", tmp_path / "run.db")
-    assert "answers for all symbols of a close" in refused(capsys, *words)
+    assert "answers for all symbols of a close" in refused(cli, *words)
     config.write_text('[strategy]\nname = "portfolio"\n')
-    assert "needs a checkpoint of that kind, and model.checkpoint" in refused(capsys, *words)
+    assert "needs a checkpoint of that kind, and model.checkpoint" in refused(cli, *words)
     config.write_text('[strategy]\nname = "portfolio"\n[model]\ncheckpoint = "none"\n')
-    assert "needs a model, and model.checkpoint is none" in refused(capsys, *words)
+    assert "needs a model, and model.checkpoint is none" in refused(cli, *words)
     named = f'[model]\ncheckpoint = "{folder}"\n'
     config.write_text(f'{named}[strategy]\nname = "crossasset"\n')
-    assert "is of the kind portfolio; name another" in refused(capsys, *words)
+    assert "is of the kind portfolio; name another" in refused(cli, *words)
     named += '[strategy]\nname = "portfolio"\n'
     config.write_text(f'{named}[market]\ninterval = "5"\n')
-    assert "trained on interval 1, and market.interval is 5" in refused(capsys, *words)
+    assert "trained on interval 1, and market.interval is 5" in refused(cli, *words)
     config.write_text(f"{named}[model.explanation]\nmethod = 'norm'\n")
-    assert "take model.explanation out" in refused(capsys, *words)
+    assert "take model.explanation out" in refused(cli, *words)
     config.write_text(f"{named}[gate]\nhorizon = 7\n")
-    assert "gate.horizon 7 is no horizon of the model" in refused(capsys, *words)
+    assert "gate.horizon 7 is no horizon of the model" in refused(cli, *words)
     words = ("evaluate", folder, *given(files), "--inspect", "context=5")
-    assert "examines what a model says of one instrument's bars" in refused(capsys, *words)
+    assert "examines what a model says of one instrument's bars" in refused(cli, *words)
     out = tmp_path / "out"
     words = (*training("crossasset"), *given(files[:1]), "--out", out)
-    assert "at least two symbols" in refused(capsys, *words)
+    assert "at least two symbols" in refused(cli, *words)
     words = (*training("crossasset", *choose("every=7")), *given(files), "--out", out)
-    assert "every is 7; weights are held for one of the horizons" in refused(capsys, *words)
+    assert "every is 7; weights are held for one of the horizons" in refused(cli, *words)

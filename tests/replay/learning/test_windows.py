@@ -38,8 +38,8 @@ def test_every_labelled_position_is_a_sample_once_an_epoch(
 ) -> None:
     wanted = sorted(
         values.tobytes()
-        for known in TRAINING
-        for values, weights in zip(known.segment.values, known.weights, strict=True)
+        for samples in TRAINING
+        for values, weights in zip(samples.segment.values, samples.weights, strict=True)
         if weights.any()
     )
     seen: list[bytes] = []
@@ -102,8 +102,8 @@ def test_a_segment_shorter_than_a_chunk_is_padded_without_weight() -> None:
 
 
 def test_weights_have_a_mean_of_about_one() -> None:
-    known = TRAINING[0]
-    assert np.median(known.weights[known.weights > 0]) == pytest.approx(1.0)
+    samples = TRAINING[0]
+    assert np.median(samples.weights[samples.weights > 0]) == pytest.approx(1.0)
 
 
 def test_a_window_longer_than_any_segment_is_refused() -> None:

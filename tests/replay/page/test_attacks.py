@@ -75,8 +75,8 @@ async def daemon_of(database: Path) -> AsyncIterator[Served]:
         submit=submit,
         registry=CollectorRegistry(),
         page=lambda: page,
-    ) as made:
-        yield Served(made.url, page, commands)
+    ) as http_server:
+        yield Served(http_server.url, page, commands)
 
 
 @pytest.fixture
@@ -171,9 +171,9 @@ LOOKED_UP: Final = (
 async def test_a_run_id_is_only_ever_looked_up(url: str, client: aiohttp.ClientSession) -> None:
     for run in LOOKED_UP:
         for rest in ("", "/candles", "/decisions/1", "/views/fills", "/health"):
-            status, found = await answer(client, f"{url}{PREFIX}/runs/{run}{rest}")
-            assert status == 404, (run, rest, found)
-            assert found["error"].endswith((".", "all."))
+            status, document = await answer(client, f"{url}{PREFIX}/runs/{run}{rest}")
+            assert status == 404, (run, rest, document)
+            assert document["error"].endswith((".", "all."))
         async with client.get(URL(f"{url}{PREFIX}/stream?run={run}", encoded=True)) as response:
             assert response.status == 400, run
 
@@ -268,8 +268,8 @@ async def test_questions_beyond_what_it_answers_leave_the_operator_his_place(
         client.ws_connect(f"{daemon.url}{PREFIX}/stream") as two,
     ):
         await asyncio.gather(one.receive_json(), two.receive_json())
-        status, found = await answer(client, f"{daemon.url}{PREFIX}/runs")
-        assert (status, found["error"][-10:]) == (503, "ask again.")
+        status, document = await answer(client, f"{daemon.url}{PREFIX}/runs")
+        assert (status, document["error"][-10:]) == (503, "ask again.")
         async with client.get(f"{daemon.url}/status") as response:
             assert response.status == 200
 
@@ -297,9 +297,9 @@ async def test_a_child_that_cannot_be_started_is_said_and_started_later(
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", "/nowhere/python")
         await reading.prepare()
-        found = await reading.answer(asked)
-        assert found.status == 503
-        assert b"cannot be started (No such file or directory); ask again." in found.body
+        reply_frame = await reading.answer(asked)
+        assert reply_frame.status == 503
+        assert b"cannot be started (No such file or directory); ask again." in reply_frame.body
     assert (await reading.answer(asked)).status == 200
 
 
@@ -336,31 +336,31 @@ async def test_what_no_request_may_raise_is_answered_and_logged(
     reading = ReaderProcess([cross_database], served="", is_heavy=False)
     try:
         with capture_logs() as logged:
-            found = await reading.answer({"path": "/runs", "query": {}})
-            assert (found.status, found.body) == (
+            reply_frame = await reading.answer({"path": "/runs", "query": {}})
+            assert (reply_frame.status, reply_frame.body) == (
                 500,
                 b'{"error":"This cannot be answered (NotImplementedError: planted); see the log."}',
             )
             run = shown_of(cross_database).run_id
             assert (await reading.answer({"path": f"/runs/{run}", "query": {}})).status == 200
             said = "NotImplementedError: planted"
-            await until(lambda: said in [one["line"] for one in logged], poll_s=0.01)
+            await until(lambda: said in [row["line"] for row in logged], poll_s=0.01)
     finally:
         await reading.close()
 
 
 @pytest.fixture
 async def reading(cross_database: Path) -> AsyncIterator[ReaderProcess]:
-    made = ReaderProcess([cross_database], served="", is_heavy=False)
-    yield made
-    await made.close()
+    reader_process = ReaderProcess([cross_database], served="", is_heavy=False)
+    yield reader_process
+    await reader_process.close()
 
 
 def working() -> list[int]:
     """Return the processes that read for this one, and have not ended."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     found = []
-    for pid in {int(one) for file in children for one in file.read_text().split()}:
+    for pid in {int(part) for file in children for part in file.read_text().split()}:
         with suppress(OSError):
             if b"page.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
@@ -420,8 +420,8 @@ async def test_a_child_that_nobody_asks_ends_and_is_started_again(
 def copied(database: Path, folder: Path, *changes: str) -> Path:
     """Copy *database* and change the copy by SQL."""
     copy = folder / "copy.db"
-    with closing(sqlite3.connect(database)) as one, closing(sqlite3.connect(copy)) as two:
-        one.backup(two)
+    with closing(sqlite3.connect(database)) as connection, closing(sqlite3.connect(copy)) as two:
+        connection.backup(two)
         for change in changes:
             two.execute(change)
         two.commit()
@@ -433,14 +433,14 @@ def address(route: ReadRoute, run: str) -> str:
     return route.path.format(run=run, sequence=1400, view="fills", left=run, right=run, sweep="x")
 
 
-def refusal(path: str, status: int, found: Any) -> dict[str, str]:
+def refusal(path: str, status: int, document: Any) -> dict[str, str]:
     """Return the sentence, by its path, where *path* is refused; it must be one."""
     if status == 200:
         return {}
     assert 400 <= status < 500 or status == 503, (path, status)
-    assert found["error"].endswith((".", "all.")), (path, found)
-    assert "Traceback" not in found["error"]
-    return {path: found["error"]}
+    assert document["error"].endswith((".", "all.")), (path, document)
+    assert "Traceback" not in document["error"]
+    return {path: document["error"]}
 
 
 def every_answer(database: Path, run: str) -> dict[str, str]:
@@ -502,9 +502,9 @@ async def test_a_locked_database_refuses_and_answers_when_it_is_free(
         with closing(sqlite3.connect(database, isolation_level=None)) as writer:
             writer.execute("PRAGMA locking_mode = EXCLUSIVE")
             writer.execute("BEGIN EXCLUSIVE")
-            status, found = await answer(client, f"{url}{PREFIX}/runs/{run}")
+            status, document = await answer(client, f"{url}{PREFIX}/runs/{run}")
             assert status in {409, 503}
-            assert "lock" in found["error"]
+            assert "lock" in document["error"]
             writer.execute("ROLLBACK")
         status, _ = await answer(client, f"{url}{PREFIX}/runs/{run}")
         assert status == 200
@@ -514,9 +514,7 @@ async def test_a_locked_database_refuses_and_answers_when_it_is_free(
 
 
 async def test_no_answer_holds_a_secret_or_where_files_lie(
-    tmp_path: Path,
-    client: aiohttp.ClientSession,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "hunter2Hunter2hunter2"
     monkeypatch.setenv("PLANTED_ADDRESS", f"json://user:{secret}@127.0.0.1:9/x")
@@ -582,10 +580,7 @@ def test_markup_in_a_record_is_text_in_every_place(tmp_path: Path, cross_databas
 
 @pytest.mark.parametrize(
     ("forged", "verdict"),
-    [
-        ((), "Sound."),
-        (("UPDATE steps SET close = close + 1 WHERE sequence = 1400",), "Not sound."),
-    ],
+    [((), "Sound."), (("UPDATE steps SET close = close + 1 WHERE sequence = 1400",), "Not sound.")],
 )
 def test_only_a_run_that_was_derived_again_is_called_sound(
     tmp_path: Path, cross_database: Path, forged: tuple[str, ...], verdict: str
@@ -593,9 +588,9 @@ def test_only_a_run_that_was_derived_again_is_called_sound(
     database = copied(cross_database, tmp_path, *forged)
     with shown_in_browser(database) as (page, url, _):
         page.goto(f"{url}/#/run/{shown_of(database).run_id}/health")
-        said = page.locator("main h1")
-        said.filter(has_text=verdict).wait_for()  # a short run is derived again without a click
-        assert ("loss" in said.inner_html()) is bool(forged)
+        element = page.locator("main h1")
+        element.filter(has_text=verdict).wait_for()  # a short run is derived again without a click
+        assert ("loss" in element.inner_html()) is bool(forged)
         page.get_by_role("button", name="Verify the run").click()
         page.get_by_text("Derived again, now.").wait_for()
-        assert verdict in said.inner_text()
+        assert verdict in element.inner_text()

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import PHONE, SMALL, WIDE, opened
+from builders import present
 from page_cases import serving_apart
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
@@ -51,9 +52,9 @@ def ready(page: Page) -> None:
 
 def pinned(page: Page) -> int:
     """Return the sequence of the address."""
-    found = re.search(r"/decision/(\d+)", page.url)
-    assert found is not None, page.url
-    return int(found[1])
+    match = re.search(r"/decision/(\d+)", page.url)
+    assert match is not None, page.url
+    return int(match[1])
 
 
 def last(database: Path) -> int:
@@ -113,8 +114,7 @@ def test_it_opens_on_one_sentence_one_chart_and_the_newest_decision(
 def red(page: Page) -> tuple[float, float]:
     """Find the refusal that is drawn furthest to the right in the rows of gates."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    box = page.locator("ul.rows").bounding_box()
-    assert box is not None
+    box = present(page.locator("ul.rows").bounding_box())
     for x in range(int(box["x"]) - 4, 30, -1):
         for y in range(int(box["y"]), int(box["y"] + box["height"])):
             if image.getpixel((x, y)) == LOSS:
@@ -133,8 +133,7 @@ def test_a_click_on_a_drawn_refusal_gives_the_gates_of_v_gates(page: Page, datab
 def test_each_of_two_quick_clicks_opens_its_bar_and_asks_for_it_once(page: Page) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    box = page.locator(".chart .canvas").bounding_box()
-    assert box is not None
+    box = present(page.locator(".chart .canvas").bounding_box())
     found = []
     for x in (300, 700, 500):  # faster than a double click
         before = page.evaluate("location.hash")
@@ -234,11 +233,11 @@ def test_a_slider_that_is_let_go_says_what_another_threshold_would_have_made(
         slider = page.get_by_label("taker fee")
         slider.focus()
         page.keyboard.press("Home")
-        made = page.locator(".whatif .document")
-        expect(made).to_contain_text("execution.taker_fee unset → 0")
-        expect(made).to_contain_text("as recorded")
+        element = page.locator(".whatif .document")
+        expect(element).to_contain_text("execution.taker_fee unset → 0")
+        expect(element).to_contain_text("as recorded")
         page.get_by_role("button", name="as recorded").click()
-        expect(made).to_have_count(0)
+        expect(element).to_have_count(0)
 
 
 def test_zooming_out_asks_coarser_cells_and_in_again_finer(page: Page) -> None:
@@ -293,14 +292,14 @@ def test_cells_cut_in_the_browser_are_those_of_the_server(page: Page, kind: str)
     interval = run["interval_ms"]
     until = run["last_ms"] + interval
     start = (until - 900 * interval) // (60 * interval) * 60 * interval
-    asked = [run["run_id"], kind, run["instruments"][0], start, until, 100]
-    own, given = page.evaluate(CUT, asked)
-    assert own["interval_ms"] == given["interval_ms"] > interval
+    run_ids = [run["run_id"], kind, run["instruments"][0], start, until, 100]
+    document, given = page.evaluate(CUT, run_ids)
+    assert document["interval_ms"] == given["interval_ms"] > interval
     for name, column in given.items():
         if name == "volume":  # a sum of floats, in another order
-            assert own[name] == pytest.approx(column)
+            assert document[name] == pytest.approx(column)
         else:
-            assert own[name] == column, name
+            assert document[name] == column, name
 
 
 FRAME: Final = """async ([instrument, marks, fills]) => {
@@ -388,5 +387,5 @@ def test_a_file_says_of_each_drawn_decision_what_it_holds(page: Page) -> None:
 
 def test_an_address_that_is_none_opens_the_newest_run(page: Page) -> None:
     script = 'import("/assets/address.js").then((address) => address.parseAddress("#/run/%"))'
-    found = page.evaluate(script)
-    assert (found["place"], found["run"], found["view"]) == ("run", None, "now")
+    document = page.evaluate(script)
+    assert (document["place"], document["run"], document["view"]) == ("run", None, "now")

@@ -45,11 +45,11 @@ def answer(database: Path, path: str, **query: Any) -> Any:
 
 def test_every_place_of_the_page_has_its_answer(held: dict[str, Any], cross_database: Path) -> None:
     run = shown_of(cross_database).run_id
-    own = f"/api/v1/runs/{run}"
-    named = {own + place for place in PLACES}
-    named |= {f"{own}/{kind}?instrument=linear%3ABTCUSDT" for kind in ("candles", "series")}
-    named |= {f"{own}/views/{view}" for view in ("trades", "orders", "fills", "ledger")}
-    whole = {name for name in held if re.fullmatch(rf"{own}/decisions/\d+", name)}
+    text = f"/api/v1/runs/{run}"
+    named = {text + place for place in PLACES}
+    named |= {f"{text}/{kind}?instrument=linear%3ABTCUSDT" for kind in ("candles", "series")}
+    named |= {f"{text}/views/{view}" for view in ("trades", "orders", "fills", "ledger")}
+    whole = {name for name in held if re.fullmatch(rf"{text}/decisions/\d+", name)}
     assert held.keys() == named | whole | {"/api/v1/runs", "/api/v1/file"}
     assert held["/api/v1/file"]["whole"] == len(whole) > 50
     assert [row["run_id"] for row in held["/api/v1/runs"]["runs"]] == [run]
@@ -61,9 +61,9 @@ def test_what_is_not_drawn_alone_is_the_interfaces_own_answer(
     run = shown_of(cross_database).run_id
     for rest in ("", "/marks", "/health", "/refusals", "/report"):
         assert held[f"/api/v1/runs/{run}{rest}"] == answer(cross_database, f"/runs/{run}{rest}")
-    own = f"/runs/{run}/candles"
-    candles = held[f"/api/v1{own}?instrument=linear%3ABTCUSDT"]
-    assert candles == answer(cross_database, own, points=20_000)
+    text = f"/runs/{run}/candles"
+    candles = held[f"/api/v1{text}?instrument=linear%3ABTCUSDT"]
+    assert candles == answer(cross_database, text, points=20_000)
     for name, decision in held.items():
         if "/decisions/" in name:
             assert decision == answer(cross_database, name.removeprefix("/api/v1"))
@@ -103,11 +103,11 @@ def test_the_decisions_that_matter_are_whole(held: dict[str, Any], cross_databas
 
 def test_full_holds_every_decision_in_blocks(cross_database: Path) -> None:
     shown = shown_of(cross_database)
-    made = contents_of(cross_database, shown.run_id, full=True)
+    file_contents = contents_of(cross_database, shown.run_id, full=True)
     sequences = shown.views.rows("v_decisions")
-    assert not any("/decisions/" in name for name in made.record)
+    assert not any("/decisions/" in name for name in file_contents.record)
     names: list[str] = []
-    for block in made.blocks:
+    for block in file_contents.blocks:
         answers = unpacked(block.text)
         of_block = [int(name.rpartition("/")[2]) for name in answers]
         assert (of_block[0], of_block[-1]) == (block.first, block.last)
@@ -115,7 +115,7 @@ def test_full_holds_every_decision_in_blocks(cross_database: Path) -> None:
     assert [int(name.rpartition("/")[2]) for name in names] == [
         row["sequence"] for row in sequences
     ]
-    assert made.record["/api/v1/file"]["whole"] == len(sequences)
+    assert file_contents.record["/api/v1/file"]["whole"] == len(sequences)
 
 
 def test_a_run_longer_than_a_file_takes_has_cells_and_its_newest_bars(
@@ -167,7 +167,7 @@ def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
     shown = shown_of(pruned)
     assert shown.columns.span[0] > 0
     record = contents_of(pruned, shown.run_id).record
-    own = f"/api/v1/runs/{shown.run_id}"
-    series = record[f"{own}/series?instrument=linear%3ABTCUSDT"]
+    text = f"/api/v1/runs/{shown.run_id}"
+    series = record[f"{text}/series?instrument=linear%3ABTCUSDT"]
     assert series["sequence"][0] >= shown.columns.span[0]
-    assert f"{own}/decisions/{series['sequence'][-1]}" in record
+    assert f"{text}/decisions/{series['sequence'][-1]}" in record

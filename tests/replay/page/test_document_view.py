@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import complaints
+from builders import present
 
 from tracepaper.replay.document.charts import (
     BandLayer,
@@ -185,12 +186,11 @@ def test_every_part_is_drawn_at_every_width_in_light_and_dark_without_a_complain
 def test_the_pointer_reads_all_panels_of_one_time(browser: Browser, file: Path) -> None:
     page = opened(browser, file)
     figure = page.locator("figure").first
-    box = figure.locator("svg[role=img]").first.bounding_box()
-    assert box is not None
+    box = present(figure.locator("svg[role=img]").first.bounding_box())
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    said = figure.locator(".plot-reading")
-    said.get_by_text("own").wait_for()
-    text = said.text_content() or ""
+    element = figure.locator(".plot-reading")
+    element.get_by_text("own").wait_for()
+    text = element.text_content() or ""
     assert text.startswith(("2025-06-01 ", "2025-06-02 "))
     assert "UTC: band " in text
     assert "refused" in text
@@ -204,13 +204,13 @@ def test_arrow_keys_step_through_a_chart_and_escape_leaves_it(browser: Browser, 
     page = opened(browser, file)
     figure = page.locator("figure").first
     figure.locator("svg[role=img]").first.focus()
-    said = figure.locator(".plot-reading")
+    element = figure.locator(".plot-reading")
     page.keyboard.press("ArrowRight")
-    said.get_by_text("2025-06-01 00:00 UTC").wait_for()
+    element.get_by_text("2025-06-01 00:00 UTC").wait_for()
     page.keyboard.press("ArrowRight")
-    said.get_by_text("2025-06-01 01:00 UTC").wait_for()
+    element.get_by_text("2025-06-01 01:00 UTC").wait_for()
     page.keyboard.press("ArrowLeft")
-    said.get_by_text("2025-06-01 00:00 UTC").wait_for()
+    element.get_by_text("2025-06-01 00:00 UTC").wait_for()
     page.keyboard.press("Escape")
     page.wait_for_function("!document.querySelector('line.pointer')")
     closed(page)
@@ -221,8 +221,7 @@ def test_dragging_zooms_all_panels_and_a_button_shows_all_again(
 ) -> None:
     page = opened(browser, file)
     figure = page.locator("figure").first
-    box = figure.locator("svg[role=img]").first.bounding_box()
-    assert box is not None
+    box = present(figure.locator("svg[role=img]").first.bounding_box())
     labels = figure.locator("text.axis").all_text_contents()
     page.mouse.move(box["x"] + 200, box["y"] + 60)
     page.mouse.down()
@@ -240,19 +239,19 @@ def test_dragging_zooms_all_panels_and_a_button_shows_all_again(
 def test_edges_are_chosen_by_pointer_and_by_keyboard(browser: Browser, file: Path) -> None:
     page = opened(browser, file)
     figure = page.locator("figure", has_text="One bar").or_(page.locator("figure:has(.edges)"))
-    said = figure.locator(".plot-reading")
-    assert "From 2025-06-01 03:00 UTC, layer 2" in (said.text_content() or "")
+    element = figure.locator(".plot-reading")
+    assert "From 2025-06-01 03:00 UTC, layer 2" in (element.text_content() or "")
     figure.get_by_role("button", name="layer 1").click()
-    said.get_by_text("layer 1, most: head 1").wait_for()
+    element.get_by_text("layer 1, most: head 1").wait_for()
     figure.get_by_role("button", name="head 1").click()
-    said.get_by_text("most: head 2").wait_for()
+    element.get_by_text("most: head 2").wait_for()
     figure.get_by_role("slider", name="decided bar").focus()
     page.keyboard.press("ArrowLeft")
-    said.get_by_text("From 2025-06-01 02:00 UTC").wait_for()
+    element.get_by_text("From 2025-06-01 02:00 UTC").wait_for()
     figure.get_by_role("slider", name="bars looked at").focus()
     page.keyboard.press("ArrowLeft")
-    said.get_by_text("bars back, layer 1").wait_for()
-    assert (said.text_content() or "").startswith("To 7")  # from the oldest cell on
+    element.get_by_text("bars back, layer 1").wait_for()
+    assert (element.text_content() or "").startswith("To 7")  # from the oldest cell on
     closed(page)
 
 

@@ -12,9 +12,9 @@ from typing import Final
 from urllib.parse import unquote
 
 import pytest
+from command_line import Cli
 from pages import document_in, record_in
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay import page as package
 from tracepaper.replay.document.charts import Chart, ChartAxis, ChartPanel, LineLayer
 from tracepaper.replay.document.values import Paragraph, TitledParts, as_parts, table_of
@@ -129,15 +129,11 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         write_document_page(DOCUMENT, tmp_path / "missing" / "page.html")
 
 
-def test_a_page_given_as_a_database_is_named_for_what_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_page_given_as_a_database_is_named_for_what_it_is(tmp_path: Path, cli: Cli) -> None:
     page = tmp_path / "d.html"
     write_document_page(DOCUMENT, page)
-    assert invoke(["ui", "--db", str(page)]) == 1
-    said = capsys.readouterr().err
-    assert said == f"{page} is a page and not a database: open it in a browser.\n"
+    complaint = cli.err("ui", "--db", page, code=1)
+    assert complaint == f"{page} is a page and not a database: open it in a browser.\n"
     other = tmp_path / "d.db"
     other.write_bytes(b"<!doc")  # no page, and no database
-    assert invoke(["ui", "--db", str(other)]) == 1
-    assert "is a page" not in capsys.readouterr().err
+    assert "is a page" not in cli.err("ui", "--db", other, code=1)

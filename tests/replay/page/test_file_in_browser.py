@@ -35,8 +35,8 @@ def held(file: Path) -> tuple[str, dict[str, Any], list[int]]:
     """Return the run of *file*, its record, and the decisions that are whole."""
     record = record_in(file.read_text(encoding="utf-8"))
     run = record["/api/v1/file"]["run_id"]
-    found = re.findall(rf"/runs/{run}/decisions/(\d+)", " ".join(record))
-    return run, record, sorted(map(int, found))
+    matches = re.findall(rf"/runs/{run}/decisions/(\d+)", " ".join(record))
+    return run, record, sorted(map(int, matches))
 
 
 def test_it_opens_on_the_newest_decision_and_every_place_opens(

@@ -13,6 +13,7 @@ import browser as shared
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import PHONE, SMALL, WIDE
+from command_line import Cli
 from fleet_cases import followed, grown, of_command, shipped
 from playwright.sync_api import expect
 from postgres_server import Cluster
@@ -94,7 +95,7 @@ def cells(run: dict[str, Any]) -> dict[str, str]:
         "equity": number(run["equity"]),
         "positions": "; ".join(held) or "flat",
         "last decision": run["last_decision"] or "",
-        "alarms": "".join(f"alarm: {one}" for one in run["alarms"]),
+        "alarms": "".join(f"alarm: {alarm}" for alarm in run["alarms"]),
     }
 
 
@@ -110,10 +111,10 @@ def number(text: str | None) -> str:
 
 
 def test_every_row_is_the_commands_in_its_order_and_an_alarm_is_marked(
-    browser: Browser, url: str, fleet: str, capsys: pytest.CaptureFixture[str]
+    browser: Browser, url: str, fleet: str, cli: Cli
 ) -> None:
-    wanted = of_command(fleet, capsys)
-    assert {one["health"] for one in wanted} == {"halted", "running", "ended"}
+    wanted = of_command(fleet, cli)
+    assert {row["health"] for row in wanted} == {"halted", "running", "ended"}
     with opened(browser, url) as page:
         expect(page.locator("main h1")).to_have_text("Fleet")
         assert rows(page) == [cells(one) for one in wanted]
@@ -123,7 +124,7 @@ def test_every_row_is_the_commands_in_its_order_and_an_alarm_is_marked(
 
 
 def test_what_is_shipped_appears_without_a_reload(
-    browser: Browser, url: str, fleet: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    browser: Browser, url: str, fleet: str, tmp_path: Path, cli: Cli
 ) -> None:
     path = tmp_path / "runs.db"
     with opened(browser, url) as page:
@@ -133,7 +134,7 @@ def test_what_is_shipped_appears_without_a_reload(
         grown(path, 70, seed=1, since=40)
         ship_once(path, fleet, needed_by="--to")
         expect(row.locator("[data-title=steps]")).to_have_text("70")
-        assert rows(page) == [cells(one) for one in of_command(fleet, capsys)]
+        assert rows(page) == [cells(one) for one in of_command(fleet, cli)]
         shipped(tmp_path, fleet, name="fourth")
         expect(page.locator("tbody tr")).to_have_count(4)
         assert page.evaluate("window.kept")

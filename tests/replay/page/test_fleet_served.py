@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import pytest
+from command_line import Cli
 from fleet_cases import contents, followed, grown, of_command, shipped
 from postgres_server import Cluster
 from programs import BIN, Program
@@ -74,27 +75,27 @@ async def page_over(source: FleetSource) -> AsyncIterator[Asking]:
 
 
 async def test_rows_are_those_of_the_command(
-    source: FleetSource, postgres: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: FleetSource, postgres: Cluster, tmp_path: Path, cli: Cli
 ) -> None:
     first, second = (shipped(tmp_path, source.url, name=name) for name in ("a", "b"))
     daemon = {"halted_by": "operator", "not_ready": ["warming up"]}
     postgres.sql(source.url, followed(first, PLANT, daemon), followed(second, "a", {"ready": True}))
     async with page_over(source) as page:
-        found = await page.get("/fleet")
-        wanted = of_command(source.url, capsys)
-        assert found["runs"] == wanted
-        assert [(one["host"], one["health"]) for one in wanted] == [
+        document = await page.get("/fleet")
+        wanted = of_command(source.url, cli)
+        assert document["runs"] == wanted
+        assert [(row["host"], row["health"]) for row in wanted] == [
             (PLANT, "halted"),
             ("a", "running"),
         ]
         assert wanted[0]["alarms"] == ["halted by operator", "warming up"]
-        assert found["error"] is None
-        assert found["as_of_ms"] > 0
+        assert document["error"] is None
+        assert document["as_of_ms"] > 0
         grown(first, 60, seed=1, since=40)
         ship_once(first, source.url, needed_by="--to")
-        found = await page.get("/fleet")
-        assert found["runs"] == of_command(source.url, capsys)
-        assert {one["steps"] for one in found["runs"]} == {60, 40}
+        document = await page.get("/fleet")
+        assert document["runs"] == of_command(source.url, cli)
+        assert {run["steps"] for run in document["runs"]} == {60, 40}
 
 
 async def test_a_server_that_is_away_is_said_and_the_rows_stay_until_it_is_back(
@@ -131,14 +132,14 @@ async def test_a_server_that_does_not_answer_keeps_no_other_request_waiting(
         assert (await page.pull("r-1", database_id(path)))["type"] == "done"
         with psycopg.connect(source.url) as blocking:
             blocking.execute("LOCK TABLE tracepaper.runs IN ACCESS EXCLUSIVE MODE")
-            asked = asyncio.create_task(page.get("/fleet"))
+            task = asyncio.create_task(page.get("/fleet"))
             waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             with psycopg.connect(source.url, autocommit=True) as looking:
                 await until(lambda: looking.execute(waiting).fetchone() == (1,), poll_s=0.05)
             (run,) = (await page.get("/runs"))["runs"]
             assert (await page.get(f"/runs/{run['run_id']}"))["row"] == run
-            assert not asked.done()
-        assert (await asked)["error"] is None
+            assert not task.done()
+        assert (await task)["error"] is None
 
 
 async def test_a_run_that_is_opened_is_pulled_and_shown(
@@ -150,11 +151,7 @@ async def test_a_run_that_is_opened_is_pulled_and_shown(
         unopened = await page.get("/runs/r-1")
         assert unopened == {"error": "This run is not open here: open it from Fleet."}
         done = await page.pull("r-1", database_id(path))
-        assert done["result"] == {
-            "run_id": "r-1",
-            "database_id": database_id(path),
-            "steps": 40,
-        }
+        assert done["result"] == {"run_id": "r-1", "database_id": database_id(path), "steps": 40}
         (file,) = source.folder.glob("*/*.db")
         assert {one.name for one in (file, file.parent)} == {"r-1.db", file.parent.name}
         assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -254,8 +251,8 @@ def test_the_oldest_files_and_those_of_a_pull_that_was_given_up_are_removed(
         os.utime(copy, (place, place))
     held = shelf.reader(shelf.paths[-1])
     pull_run(shelf, database_id(path), "r-1", told)
-    assert [one.name for one in shelf.paths] == ["r-1.db", "old-2.db"]
-    assert {one.parent for one in shelf.paths} == set(source.folder.iterdir())
+    assert [path.name for path in shelf.paths] == ["r-1.db", "old-2.db"]
+    assert {path.parent for path in shelf.paths} == set(source.folder.iterdir())
     with pytest.raises(Exception, match="closed"):
         held.run_ids()
 

@@ -81,7 +81,7 @@ def check(shown: ShownRun) -> None:
     assert found.keys() == expected.keys()
     curves = runs.equity(shown, None, None, 20_000)
     at = np.searchsorted(report.times_ms, curves.time_ms, side="right")
-    listed = {one.name: one for one in runs.run(shown).accounts}
+    listed = {account.name: account for account in runs.run(shown).accounts}
     for share, one in found.items():
         curve = expected[share].equity
         assert curves.equity[one.name] == pytest.approx(curve[at], abs=1e-6)
@@ -98,9 +98,9 @@ def check_news(shown: ShownRun) -> None:
         if name in {one.name for one in holding.held(shown)}
     }
     shelf, end = Databases([shown.database]), shown.columns.span[1]
-    told = [step for step in news.since(shelf, shown.run_id, end - 20).steps if step.bar]
-    assert told
-    for step in told:
+    steps = [step for step in news.since(shelf, shown.run_id, end - 20).steps if step.bar]
+    assert steps
+    for step in steps:
         assert step.bar is not None
         closed = step.bar[0] + MINUTE_MS
         found = {name: value for name, value in step.equity.items() if name in expected}
@@ -123,8 +123,8 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
     settled = [at for at, one in enumerate(every, 1) if at > 60 and isinstance(one, Funding)]
     chosen = random.Random(seed).sample(settled[:-1], PARTS - 1)
     edges = [0, *sorted(chosen), len(every)]
-    known = archive_instrument(tiled(10))
-    instruments = [structs.replace(known, symbol=name) for name in config.market.symbols]
+    instrument = archive_instrument(tiled(10))
+    instruments = [structs.replace(instrument, symbol=name) for name in config.market.symbols]
     with live_parts(config, instruments, None, database, start_ms=every[0].market_ms) as parts:
         asyncio.run(_append(parts, [parts.start()]))
         followed = shown_of(database)

@@ -194,7 +194,7 @@ def test_halt_resume_and_flatten_stand_in_the_record_and_are_obeyed(
     banner.filter(has_text=flattened).filter(has_text="(enough);").wait_for()
     running.wait_for("SELECT 1 FROM v_fills WHERE sequence > ?", flat)
     page.locator("h1.sentence").filter(has_text="Flat").wait_for()
-    assert [one["kind"] for _, one in running.commands()] == ["HALT", "RESUME", "FLATTEN"]
+    assert [command["kind"] for _, command in running.commands()] == ["HALT", "RESUME", "FLATTEN"]
 
 
 def test_a_refused_mark_shows_the_gates_of_v_gates(page: Page, running: Running) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import explained_runs
 import pytest
+from builders import present
+from command_line import Cli
 from page_cases import shown_of
+from records import rows, tamper
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.page.runs import newest_parity
@@ -27,50 +30,37 @@ def database(made: Path, tmp_path: Path) -> Path:
 
 
 def checks(database: Path) -> list[tuple[str, str, int, int, int]]:
-    with closing(sqlite3.connect(database)) as raw:
-        return raw.execute(
-            "SELECT kind, result, compared, identical, is_current FROM v_checks"
-        ).fetchall()
+    return rows(database, "SELECT kind, result, compared, identical, is_current FROM v_checks")
 
 
 @pytest.mark.parametrize("command", ["verify", "parity"])
 def test_the_page_shows_what_was_compared_until_a_step_comes_after(
-    database: Path, command: str, capsys: pytest.CaptureFixture[str]
+    database: Path, command: str, cli: Cli
 ) -> None:
     assert newest_parity(shown_of(database)) is None
-    assert invoke([command, "last", "--db", str(database)]) == 0
+    assert cli(command, "last", "--db", database).code == 0
     ((kind, result, compared, identical, is_current),) = checks(database)
     assert (kind, result, is_current) == (command, "identical", 1)
     assert compared == identical > 0
-    parity = newest_parity(shown_of(database))
-    assert parity is not None
+    parity = present(newest_parity(shown_of(database)))
     assert (parity.identical, parity.decisions, parity.error) == (compared, compared, "")
-    assert invoke(["audit", "verify", "last", "--db", str(database)]) == 0
+    assert cli("audit", "verify", "last", "--db", database).code == 0
 
-    with closing(sqlite3.connect(database)) as raw:  # as a run that goes on changes it
-        raw.execute("UPDATE runs SET head_digest = zeroblob(32)")
-        raw.commit()
+    tamper(database, "UPDATE runs SET head_digest = zeroblob(32)")
     assert newest_parity(shown_of(database)) is None
     assert [row[-1] for row in checks(database)] == [0]
 
 
-def test_a_difference_is_shown_with_its_place(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with closing(sqlite3.connect(database)) as raw:
-        raw.execute("UPDATE steps SET target_quantity = target_quantity + 1 WHERE sequence = 40")
-        raw.commit()
-    assert invoke(["verify", "last", "--db", str(database)]) == 1
-    parity = newest_parity(shown_of(database))
-    assert parity is not None
+def test_a_difference_is_shown_with_its_place(database: Path, cli: Cli) -> None:
+    tamper(database, "UPDATE steps SET target_quantity = target_quantity + 1 WHERE sequence = 40")
+    assert cli("verify", "last", "--db", database).code == 1
+    parity = present(newest_parity(shown_of(database)))
     assert parity.identical < parity.decisions
     assert parity.first_difference
 
 
-def test_a_part_of_the_run_is_no_parity_of_it(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke(["verify", "last", "--sample", "5", "--db", str(database)]) == 0
+def test_a_part_of_the_run_is_no_parity_of_it(database: Path, cli: Cli) -> None:
+    assert cli("verify", "last", "--sample", "5", "--db", database).code == 0
     assert checks(database) == []
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 from page_cases import record, shown_of
+from records import rows
 
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
@@ -111,9 +110,9 @@ def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
         shown.rollups.refresh()
         assert shown.columns.span[0] > 0
         check(shown, database)
-        found = runs.run(shown)
-        assert found.row.total_return == found.accounts[0].total_return
-        computed = [one.source for one in found.accounts if not one.is_stored]
+        run = runs.run(shown)
+        assert run.row.total_return == run.accounts[0].total_return
+        computed = [account.source for account in run.accounts if not account.is_stored]
         assert computed
         assert all("left of a pruned run" in source for source in computed)
 
@@ -124,19 +123,18 @@ async def _append(parts: Any, events: list[Any]) -> None:
 
 def check(shown: ShownRun, database: Path) -> None:
     """Compare every count with the stored rows."""
-    found = runs.run(shown)
+    run = runs.run(shown)
     query = "SELECT refused_by, sequence FROM v_decisions ORDER BY sequence"
-    with closing(sqlite3.connect(database)) as connection:
-        stored = connection.execute(query).fetchall()
-    assert found.row.decisions == len(stored)
+    stored = rows(database, query)
+    assert run.row.decisions == len(stored)
     refused = Counter(gate for gate, _ in stored if gate is not None)
-    assert {gate.gate: gate.refused for gate in found.gates if gate.refused} == refused
-    assert found.first_sequence == min((each for _, each in stored), default=None)
-    assert found.last_sequence == max((each for _, each in stored), default=None)
+    assert {gate.gate: gate.refused for gate in run.gates if gate.refused} == refused
+    assert run.first_sequence == min((each for _, each in stored), default=None)
+    assert run.last_sequence == max((each for _, each in stored), default=None)
     warmed = [each for gate, each in stored if gate != "warm"]
-    assert found.warm_sequence == min(warmed, default=None)
+    assert run.warm_sequence == min(warmed, default=None)
     others = [each for gate, each in stored if gate not in (None, "warm")]
-    last = None if found.last_refusal is None else found.last_refusal.sequence
+    last = None if run.last_refusal is None else run.last_refusal.sequence
     assert last == max(others, default=None)
 
 

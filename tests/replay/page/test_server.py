@@ -84,14 +84,14 @@ async def test_databases_that_cannot_be_read_say_why(
     (tmp_path / "folder.db").mkdir()
     paths = [empty, text, gone, tmp_path / "folder.db", cross_database]
     async with serving(paths, host="127.0.0.1", port=0) as url:
-        status, found = await answer(client, f"{url}{PREFIX}/runs")
+        status, document = await answer(client, f"{url}{PREFIX}/runs")
         assert status == 200
-        refused = {one["database"]: one["error"] for one in found["refused"]}
+        refused = {row["database"]: row["error"] for row in document["refused"]}
         assert {"empty.db", "<img>.db", "gone.db", "folder.db"} <= refused.keys()
-        assert all(one.endswith(".") for one in refused.values()), refused
-        assert "Traceback" not in json.dumps(found)
-        assert str(tmp_path) not in json.dumps(found)
-        for row in found["runs"]:
+        assert all(text.endswith(".") for text in refused.values()), refused
+        assert "Traceback" not in json.dumps(document)
+        assert str(tmp_path) not in json.dumps(document)
+        for row in document["runs"]:
             status, whole = await answer(client, f"{url}{PREFIX}/runs/{row['run_id']}")
             assert status == 200, whole
 

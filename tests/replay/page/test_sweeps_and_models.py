@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from page_cases import shown_of
-from records import decision_hashes
+from records import decision_hashes, tamper
 from report_cases import BTC, cross, replayed
 
 import tracepaper
@@ -62,9 +62,9 @@ def test_a_sweep_in_the_making_is_not_waited_for(
     connect = sqlite3.connect
 
     def connected(*given: Any, **named: Any) -> sqlite3.Connection:
-        found: sqlite3.Connection = connect(*given, **named)
-        waited.extend(found.execute("PRAGMA busy_timeout").fetchone())
-        return found
+        connection: sqlite3.Connection = connect(*given, **named)
+        waited.extend(connection.execute("PRAGMA busy_timeout").fetchone())
+        return connection
 
     monkeypatch.setattr(sqlite3, "connect", connected)
     read_sweep(path)
@@ -93,8 +93,7 @@ def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
     assert refused.error.startswith("The sweep cut.db cannot be read")
     strange = tmp_path / "strange.db"
     strange.write_bytes(content)
-    with sqlite3.connect(strange) as db:
-        db.execute("UPDATE document SET content = '{'")
+    tamper(strange, "UPDATE document SET content = '{'")
     (refused,) = runs.runs(Databases([strange])).refused
     assert refused.error.startswith("The sweep strange.db cannot be read")
     for other in (b"", b"SQLite", content[:68] + b"\0\0\0\0" + content[72:]):
@@ -156,8 +155,8 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
     )
 
 
-def rows_of(found: model.RunForecasts, key: str) -> list[Any]:
-    parts = model.came_true(found, 30, 60_000)
+def rows_of(run_forecasts: model.RunForecasts, key: str) -> list[Any]:
+    parts = model.came_true(run_forecasts, 30, 60_000)
     (table,) = [part for part in parts if isinstance(part, Table) and part.key == key]
     return list(table.rows)
 

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import json
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import present
+from command_line import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import said_in
+from records import rows
 from report_cases import BTC, cross, replayed
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.report import benchmarks
 from tracepaper.replay.report.record import Bars
@@ -79,13 +78,13 @@ def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:
-    found = benchmarks.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]), np.arange(8) / 10)
-    assert found.sizes.tolist() == [2, 2, 1]
-    assert found.counts.tolist() == [3, 2, 2]
-    assert found.offset.tolist() == [0, 1, 2, 0, 2, 0, 1]
-    assert found.delta.tolist() == [1, 1, -2, -1, 1, 3, -3]
+    episodes = benchmarks.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]), np.arange(8) / 10)
+    assert episodes.sizes.tolist() == [2, 2, 1]
+    assert episodes.counts.tolist() == [3, 2, 2]
+    assert episodes.offset.tolist() == [0, 1, 2, 0, 2, 0, 1]
+    assert episodes.delta.tolist() == [1, 1, -2, -1, 1, 3, -3]
     # A change costs what those of its own bar do.
-    assert found.cost.tolist() == [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 0.7]
+    assert episodes.cost.tolist() == [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 0.7]
     assert benchmarks.episodes(np.zeros(3), np.zeros(3)).sizes.size == 0
 
 
@@ -125,14 +124,14 @@ def test_changes_earn_what_the_positions_between_them_earn(
     earned = benchmarks.gains(bars, held, np.abs(delta), 0.001).cumsum()
     at = np.flatnonzero(delta)
     cost = np.full(at.size, 0.001)
-    found = benchmarks.value_at(bars, at, delta[at], np.arange(held.size + 1), cost)
-    assert found == pytest.approx(np.concatenate(([0.0], earned)), abs=1e-9)
+    floats = benchmarks.value_at(bars, at, delta[at], np.arange(held.size + 1), cost)
+    assert floats == pytest.approx(np.concatenate(([0.0], earned)), abs=1e-9)
 
 
 def test_every_place_is_as_likely_as_any_other() -> None:
     chance = np.random.default_rng(5)
-    one = benchmarks.episodes(np.array([1.0, 1, 1, 0]), np.zeros(4))
-    starts = [int(benchmarks.place(one, 8, chance)[0][0]) for _ in range(3_000)]
+    episodes = benchmarks.episodes(np.array([1.0, 1, 1, 0]), np.zeros(4))
+    starts = [int(benchmarks.place(episodes, 8, chance)[0][0]) for _ in range(3_000)]
     counts = np.bincount(starts, minlength=6)
     assert counts.size == 6
     assert counts.min() > 400  # 500 expected, five standard deviations are 102
@@ -141,21 +140,17 @@ def test_every_place_is_as_likely_as_any_other() -> None:
 def test_random_twins_repeat_and_have_as_many_positions_as_the_run(cross_report: Report) -> None:
     record = cross_report.record
     marks = np.array([0, 700, 1_500])
-    one = benchmarks.random_twins(record, record.account, marks, count=20)
-    two = benchmarks.random_twins(record, record.account, marks, count=20)
-    assert one is not None
-    assert two is not None
-    assert one.median.tolist() == two.median.tolist()
+    random_twins = present(benchmarks.random_twins(record, record.account, marks, count=20))
+    two = present(benchmarks.random_twins(record, record.account, marks, count=20))
+    assert random_twins.median.tolist() == two.median.tolist()
     changes = np.flatnonzero(np.diff(np.sign(record.account.held["linear:BTCUSDT"]))).size
-    assert one.positions == changes  # long and short: every change of side opens one
-    assert (one.low <= one.median).all()
-    assert (one.median <= one.high).all()
-    assert one.low[0] == one.high[0] == 1_000_000
+    assert random_twins.positions == changes  # long and short: every change of side opens one
+    assert (random_twins.low <= random_twins.median).all()
+    assert (random_twins.median <= random_twins.high).all()
+    assert random_twins.low[0] == random_twins.high[0] == 1_000_000
 
 
-def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
-    cross_report: Report,
-) -> None:
+def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(cross_report: Report) -> None:
     """One position over all warm bars has nowhere else to go."""
     record = cross_report.record
     bars = record.bars["linear:BTCUSDT"]
@@ -166,10 +161,9 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
     ledger = type(record.account)(
         "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), 0.0, 0.0, 0.0, 0.0
     )
-    found = benchmarks.random_twins(record, ledger, np.array([0]), count=3)
-    assert found is not None
-    assert found.final_median == pytest.approx(equity)
-    assert found.beaten == 0.5, "as good as chance, for chance has no other place"
+    random_twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=3))
+    assert random_twins.final_median == pytest.approx(equity)
+    assert random_twins.beaten == 0.5, "as good as chance, for chance has no other place"
 
 
 @pytest.mark.parametrize("liquidity", Liquidity)
@@ -195,8 +189,7 @@ def test_an_account_without_information_beats_half_of_its_random_twins(
         ledger = type(record.account)(
             "all", np.array([1e6, equity]), {name: held}, fills, 0.0, 0.0, 0.0, 0.0
         )
-        twins = benchmarks.random_twins(record, ledger, np.array([0]), count=30)
-        assert twins is not None
+        twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=30))
         beaten.append(twins.beaten)
     # A share between 0 and 1 that is even has a deviation of 0.29: that of 30 of them is 0.05.
     assert np.mean(beaten) == pytest.approx(0.5, abs=0.15)
@@ -210,29 +203,24 @@ MARGIN = '\nmargin = "isolated"\nleverage = "10"\n'
 
 @pytest.mark.parametrize(("config", "held"), [(cross() + MARGIN, True), (cross(), False)])
 def test_the_account_says_margin_leverage_and_liquidation_price(
-    config: str, held: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: str, held: bool, tmp_path: Path, cli: Cli
 ) -> None:
     database = replayed(tmp_path, config, "--data", BTC, "--to", "2025-05-04T18:00")
     query = "SELECT margin, liquidation_price_text FROM v_positions ORDER BY sequence DESC LIMIT 1"
-    with closing(sqlite3.connect(database)) as connection:
-        ((margin, price),) = connection.execute(query).fetchall()
+    ((margin, price),) = rows(database, query)
     assert (margin is not None) is held
-    capsys.readouterr()
     page = tmp_path / "run.html"
-    assert invoke(["report", "--db", str(database), "--json", "--html", str(page)]) == 0
-    own, *others = json.loads(capsys.readouterr().out)["accounts"]
+    account, *others = cli.json("report", "--db", database, "--html", page)["accounts"]
     leverage = 10.0 if held else None
-    assert (own["margin_used"], own["leverage"], own["liquidation_price"]) == (
+    assert (account["margin_used"], account["leverage"], account["liquidation_price"]) == (
         margin,
         leverage,
         price,
     )
     assert all(of["margin_used"] is None for of in others)
-    with closing(sqlite3.connect(database)) as connection:
-        ((run_id,),) = connection.execute("SELECT run_id FROM v_runs").fetchall()
-    assert Backtest(database, run_id).summary["end"] == own["end"]
+    ((run_id,),) = rows(database, "SELECT run_id FROM v_runs")
+    assert Backtest(database, run_id).summary["end"] == account["end"]
     assert "liquidation_price" not in FIGURES, "no sweep is judged by it"
-    assert invoke(["report", "--db", str(database)]) == 0
-    shown = capsys.readouterr().out
+    shown = cli.out("report", "--db", database)
     assert ("liquidated at" in shown) is held
     assert ("liquidated at" in said_in(page)) is held

@@ -6,6 +6,7 @@ from statistics import mean
 
 import numpy as np
 import pytest
+from builders import present
 from pages import layers_of
 
 from tracepaper.replay.document.charts import HeatLayer
@@ -33,21 +34,19 @@ def decided(report: Report, what: str) -> list[float]:
 
 
 def test_every_column_of_the_heatmap_holds_all_of_the_attention(attention_report: Report) -> None:
-    assert attention_report.attention is not None
-    (heatmap,) = attention_report.attention.heatmaps
+    (heatmap,) = present(attention_report.attention).heatmaps
     columns = heatmap.times_ms.size
     assert 1 < columns <= COLUMNS_MAX
     assert heatmap.weights.shape == (70, columns)
     assert heatmap.weights.sum(axis=0) == pytest.approx(np.ones(columns), abs=1e-4)
     explained = len(decided(attention_report, "sequence"))
-    assert attention_report.attention.explained == explained
+    assert present(attention_report.attention).explained == explained
 
 
 def test_a_trade_s_rollout_by_age_agrees_with_the_stored_recent_mass_and_buckets(
     attention_report: Report,
 ) -> None:
-    assert attention_report.attention is not None
-    aged = attention_report.attention.rollout_by_age
+    aged = present(attention_report.attention).rollout_by_age
     assert aged
     with sqlite3.connect(attention_report.record.database) as db:
         for sequence, row in aged.items():
@@ -66,15 +65,13 @@ def test_a_trade_s_rollout_by_age_agrees_with_the_stored_recent_mass_and_buckets
 
 
 def test_the_heads_mean_confidence_is_the_decisions(attention_report: Report) -> None:
-    assert attention_report.attention is not None
-    heads = attention_report.attention.head_confidence
+    heads = present(attention_report.attention).head_confidence
     assert (heads.size, attention_report.heads) == (16, 4)
     assert heads.mean() == pytest.approx(mean(decided(attention_report, "confidence")), abs=1e-6)
 
 
 def test_the_heads_over_time_are_the_confidence_of_each_column(attention_report: Report) -> None:
-    assert attention_report.attention is not None
-    [heatmap] = attention_report.attention.heatmaps
+    [heatmap] = present(attention_report.attention).heatmaps
     assert heatmap.heads.shape == (16, heatmap.times_ms.size)
     assert heatmap.heads.mean(axis=0) == pytest.approx(heatmap.confidence, abs=1e-6)
     chart = heads_over_time_chart(heatmap, attention_report.heads)
@@ -137,8 +134,8 @@ def test_a_cell_by_age_counts_back_from_each_rows_own_bar() -> None:
 
 def test_cells_of_several_bars_hold_their_mean_share() -> None:
     bars = 1_030
-    found = RolloutMap(np.array([0]), np.arange(bars, dtype=float)[None], np.zeros(1))
-    for cells in (cells_by_position(found), cells_by_age(found)):
+    rollout_map = RolloutMap(np.array([0]), np.arange(bars, dtype=float)[None], np.zeros(1))
+    for cells in (cells_by_position(rollout_map), cells_by_age(rollout_map)):
         assert len(cells.firsts) == 512
         widths = np.diff(cells.firsts, append=bars)
         assert np.nansum(cells.shares[0] * widths) == pytest.approx(bars * (bars - 1) / 2)

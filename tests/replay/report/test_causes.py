@@ -57,9 +57,9 @@ def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> Non
         first, *parts = summary_document(database, run.run_id).parts
     assert isinstance(first, Paragraph)
     assert ", 0 fills" in first.text
-    (made,) = (made for made in parts if isinstance(made, Table) and made.key == "rejected")
-    assert made.rows == (("quantity is no multiple of the step 0.001", 60),)
-    assert made.title.startswith("Rejected orders")
+    (table,) = (part for part in parts if isinstance(part, Table) and part.key == "rejected")
+    assert table.rows == (("quantity is no multiple of the step 0.001", 60),)
+    assert table.title.startswith("Rejected orders")
 
 
 class Once(Strategy):

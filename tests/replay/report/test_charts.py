@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from builders import present
 from pages import layers_of
 
 from tracepaper.replay.document.charts import BarLayer, Chart, HeatLayer, LineLayer
@@ -30,19 +31,17 @@ from tracepaper.replay.report.report import Report
 
 def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
     chart = equity_chart(cross_report)
-    own = layers_of(chart)["this run"]
-    assert own.role == "accent"
-    assert own.x[-1] == cross_report.record.times_ms[-1]
-    earned = cross_report.accounts[0].performance.total_return
-    assert earned is not None
+    line_layer = layers_of(chart)["this run"]
+    assert line_layer.role == "accent"
+    assert line_layer.x[-1] == cross_report.record.times_ms[-1]
+    earned = present(cross_report.accounts[0].performance.total_return)
     whole = 100 * earned
-    assert own.y[-1] == pytest.approx(whole, rel=1e-5)
+    assert line_layer.y[-1] == pytest.approx(whole, rel=1e-5)
     shown = layers_of(chart).keys()
     assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %", "position"} <= shown
     assert [panel.y.title for panel in chart.panels] == ["return, %", "drawdown, %", "position, %"]
     lost = next(layer for layer in chart.panels[1].layers if layer.name == "this run")  # type: ignore[union-attr]
-    worst = cross_report.accounts[0].performance.max_drawdown
-    assert worst is not None
+    worst = present(cross_report.accounts[0].performance.max_drawdown)
     assert min(lost.y) == pytest.approx(-100 * worst, rel=1e-4)  # type: ignore[union-attr]
 
 
@@ -68,8 +67,7 @@ def test_gates_that_cannot_be_judged_have_no_mark(
             strict=True,
         )
     )
-    chart = refusal_chart(judged)
-    assert chart is not None
+    chart = present(refusal_chart(judged))
     layers = layers_of(chart)
     band, marks = layers["random gate, 95 %"], layers["this gate ± 2 errors"]
     assert (band.base, band.x) == ([-2.0] * 3, [5.0] * 3)
@@ -81,8 +79,7 @@ def test_gates_that_cannot_be_judged_have_no_mark(
 
 
 def test_the_price_chart_marks_every_entry_and_exit_at_its_price(cross_report: Report) -> None:
-    chart = price_chart(cross_report, "linear:BTCUSDT")
-    assert chart is not None
+    chart = present(price_chart(cross_report, "linear:BTCUSDT"))
     marks = layers_of(chart)
     closed = cross_report.own_trades
     entries = marks["entry long"].x + marks["entry short"].x
@@ -97,11 +94,8 @@ def test_the_price_chart_marks_every_entry_and_exit_at_its_price(cross_report: R
     )
 
 
-def test_the_price_chart_counts_every_refused_signal_of_each_gate(
-    attention_report: Report,
-) -> None:
-    chart = price_chart(attention_report, "linear:BTCUSDT")
-    assert chart is not None
+def test_the_price_chart_counts_every_refused_signal_of_each_gate(attention_report: Report) -> None:
+    chart = present(price_chart(attention_report, "linear:BTCUSDT"))
     stripes = layers_of(chart)["signals refused"]
     drawn = dict(zip(chart.panels[-1].y.names, map(sum, stripes.rows), strict=True))
     refused = {
@@ -112,12 +106,9 @@ def test_the_price_chart_counts_every_refused_signal_of_each_gate(
     assert drawn == refused
 
 
-def test_a_price_of_many_bars_is_thinned_with_its_extremes_and_said(
-    cross_report: Report,
-) -> None:
+def test_a_price_of_many_bars_is_thinned_with_its_extremes_and_said(cross_report: Report) -> None:
     bars = cross_report.record.bars["linear:BTCUSDT"]
-    chart = price_chart(cross_report, "linear:BTCUSDT")
-    assert chart is not None
+    chart = present(price_chart(cross_report, "linear:BTCUSDT"))
     band, close = layers_of(chart)["low to high"], layers_of(chart)["close"]
     assert len(close.x) == 800 < bars.close.size
     assert min(band.low) == bars.low.min()
@@ -137,12 +128,12 @@ def test_no_line_crosses_a_hole_in_the_data() -> None:
 
 
 def test_an_account_that_dwarfs_the_run_has_a_panel_of_its_own(cross_report: Report) -> None:
-    own, *others = cross_report.curves
+    curve, *others = cross_report.curves
     huge = replace(others[-1], equity=others[-1].equity[0] * np.linspace(1.0, 50.0, 800))
-    chart = equity_chart(replace(cross_report, curves=(own, huge)))
+    chart = equity_chart(replace(cross_report, curves=(curve, huge)))
     drawn = [[getattr(layer, "name", "") for layer in panel.layers] for panel in chart.panels]
     first, second = drawn[:2]
-    assert (own.name in first, own.name in second) == (True, False)
+    assert (curve.name in first, curve.name in second) == (True, False)
     assert (f"{huge.name}, 100 % held" in first, second) == (False, [f"{huge.name}, 100 % held"])
     for panel in equity_chart(cross_report).panels[:1]:
         reach = {
@@ -151,12 +142,11 @@ def test_an_account_that_dwarfs_the_run_has_a_panel_of_its_own(cross_report: Rep
             if isinstance(layer, LineLayer)
         }
         low, high = (f(of[place] for of in reach.values()) for place, f in enumerate((min, max)))
-        assert reach[own.name][1] - reach[own.name][0] >= (high - low) / 5
+        assert reach[curve.name][1] - reach[curve.name][0] >= (high - low) / 5
 
 
 def test_gains_and_losses_of_trades_are_counted_apart(cross_report: Report) -> None:
-    chart = trades_chart(cross_report)
-    assert chart is not None
+    chart = present(trades_chart(cross_report))
     [returns], [spans] = (panel.layers for panel in chart.panels)
     closed = cross_report.own_trades
     assert isinstance(returns, BarLayer)
@@ -186,8 +176,7 @@ def ratios_of(chart: Chart) -> HeatLayer:
 
 
 def test_the_heatmap_shows_ratios_around_one(attention_report: Report) -> None:
-    assert attention_report.attention is not None
-    (heatmap,) = attention_report.attention.heatmaps
+    (heatmap,) = present(attention_report.attention).heatmaps
     shown = ratios_of(rollout_chart(attention_report, heatmap))
     ratios = 2.0 ** np.array(shown.rows, dtype=np.float64)
     cells = len(ratios)
@@ -199,8 +188,7 @@ def test_the_heatmap_shows_ratios_around_one(attention_report: Report) -> None:
 
 
 def test_the_oldest_cells_neither_show_nor_stretch_the_heatmap(attention_report: Report) -> None:
-    assert attention_report.attention is not None
-    (heatmap,) = attention_report.attention.heatmaps
+    (heatmap,) = present(attention_report.attention).heatmaps
     rng, columns = np.random.default_rng(4), heatmap.times_ms.size
     # Ten cells that move by a tenth, and the oldest, of next to nothing, by a factor of eight.
     usual = np.array([*([0.08] * 10), 0.004, 0.0001, 0.0])[:, None]
@@ -226,8 +214,7 @@ def test_the_histogram_counts_the_decisions_on_both_sides_of_the_gate(
 
 
 def test_winners_and_losers_are_two_lines_over_the_ages(attention_report: Report) -> None:
-    chart = groups_chart(attention_report)
-    assert chart is not None
+    chart = present(groups_chart(attention_report))
     winners, losers = chart.panels[0].layers
     for line, group in zip((winners, losers), attention_report.groups, strict=True):
         assert isinstance(line, LineLayer)
@@ -240,12 +227,10 @@ def test_winners_and_losers_are_two_lines_over_the_ages(attention_report: Report
 def test_the_confidence_of_each_head_is_a_cell_that_bears_its_number(
     attention_report: Report,
 ) -> None:
-    assert attention_report.attention is not None
-    chart = head_confidence_chart(attention_report, attention_report.heads)
-    assert chart is not None
+    chart = present(head_confidence_chart(attention_report, attention_report.heads))
     cells = layers_of(chart)["confidence"]
     shown = np.array(cells.rows).ravel()
-    assert shown == pytest.approx(attention_report.attention.head_confidence, rel=1e-3)
+    assert shown == pytest.approx(present(attention_report.attention).head_confidence, rel=1e-3)
     assert cells.is_written
     assert (cells.low, cells.high) == pytest.approx((shown.min(), shown.max()), rel=1e-3)
     assert chart.panels[0].x.names[0] == "head 1"

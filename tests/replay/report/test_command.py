@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from report_cases import typed
+from command_line import Cli
 
 
-def test_the_terminal_names_accounts_costs_and_refusals(
-    attention_database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = typed(capsys, "report", "last", "--db", attention_database)
+def test_the_terminal_names_accounts_costs_and_refusals(attention_database: Path, cli: Cli) -> None:
+    code, out, err = cli("report", "last", "--db", attention_database)
     assert (code, err) == (0, "")
     for word in ("ungated", "buy and hold", "Costs", "Months", "confidence", "Regimes", "random"):
         assert word in out
     assert "predicted no momentum" not in out  # folded under one line
     assert "more to know before believing any of it: --notes" in out
-    unfolded = typed(capsys, "report", "last", "--db", attention_database, "--notes")[1]
+    unfolded = cli("report", "last", "--db", attention_database, "--notes")[1]
     assert "predicted no momentum" in " ".join(unfolded.split())

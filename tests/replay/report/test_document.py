@@ -6,7 +6,7 @@ import empyrical
 import numpy as np
 import pytest
 import storage_cases as cases
-from builders import MINUTE
+from builders import MINUTE, present
 from report_cases import BTC, STRICT, build_report_of, cross, replayed
 
 from tracepaper.replay.report.figures import tables
@@ -23,16 +23,16 @@ def test_figures_of_a_day_are_those_of_its_ends_and_of_a_year_there_are_none(
 ) -> None:
     record = cross_report.record
     equity = record.account.equity
-    found = cross_report.accounts[0].performance
+    performance = cross_report.accounts[0].performance
     midnight = np.flatnonzero(record.times_ms % 86_400_000 == 0)
     ends = equity[[0, *(midnight + 1), -1]]
     daily = ends[1:] / ends[:-1] - 1
     assert daily.size == 2
-    assert found.bars == 1_500
-    assert found.days == pytest.approx(DAYS)
-    assert found.mean_day == pytest.approx(daily.mean())
-    assert found.error_day is None  # of one block of days
-    assert found.max_drawdown == pytest.approx(
+    assert performance.bars == 1_500
+    assert performance.days == pytest.approx(DAYS)
+    assert performance.mean_day == pytest.approx(daily.mean())
+    assert performance.error_day is None  # of one block of days
+    assert performance.max_drawdown == pytest.approx(
         -empyrical.max_drawdown(equity[1:] / equity[:-1] - 1)
     )
     for account in cross_report.accounts:
@@ -75,8 +75,7 @@ def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
 def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
     cross_report: Report,
 ) -> None:
-    done = cross_report.accounts[0].activity
-    assert done is not None
+    done = present(cross_report.accounts[0].activity)
     assert done.mean_exposure is not None
     equal, full = cross_report.accounts[-2:]
     assert (equal.name, full.name) == (f"buy and hold at {done.mean_exposure:.2%}", BUY_AND_HOLD)
@@ -87,22 +86,22 @@ def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
 def test_shown_curves_start_and_end_with_the_account_and_keep_its_worst_drawdown(
     cross_report: Report,
 ) -> None:
-    own = cross_report.curves[0]
+    curve = cross_report.curves[0]
     equity = cross_report.record.account.equity
-    assert own.equity[[0, -1]].tolist() == equity[[0, -1]].tolist()
-    assert own.drawdown.max() == pytest.approx(cross_report.accounts[0].performance.max_drawdown)
-    assert own.equity.size == own.drawdown.size == cross_report.marks_ms.size == 800
+    assert curve.equity[[0, -1]].tolist() == equity[[0, -1]].tolist()
+    assert curve.drawdown.max() == pytest.approx(cross_report.accounts[0].performance.max_drawdown)
+    assert curve.equity.size == curve.drawdown.size == cross_report.marks_ms.size == 800
     assert (np.diff(cross_report.marks_ms) > 0).all()
 
 
 def test_a_warning_of_the_run_and_the_card_s_honest_sentences_are_shown(
     attention_report: Report, tmp_path: Path
 ) -> None:
-    said = " ".join(attention_report.sentences)
+    text = " ".join(attention_report.sentences)
     assert attention_report.warnings == ()
-    assert "The model's card: For paper trading only" in said
-    assert "predicted no momentum in returns" in said
-    assert "Binance" in said
+    assert "The model's card: For paper trading only" in text
+    assert "predicted no momentum in returns" in text
+    assert "Binance" in text
     config = STRICT + '[market]\nsymbols = ["BTCUSDT"]\ninterval = "5"\n'
     other = build_report_of(replayed(tmp_path, config, "--data", BTC))
     warned = other.warnings

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from exchange_client import FIRST_MS, walk_rows
 from own_strategies import importable
 
 import tracepaper
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.checkpoints import FittedSpan, fitted_spans
 from tracepaper.strategies.units import iso
 
@@ -40,7 +39,7 @@ def columns() -> dict[str, list[float]]:
 
 @pytest.mark.parametrize(("trained", "inside"), [(-1, 0), (100, 100)])
 def test_bars_that_a_class_was_trained_on_are_counted_and_judged_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: int, inside: int
+    tmp_path: Path, cli: Cli, trained: int, inside: int
 ) -> None:
     until = iso(FIRST_MS + HOUR * trained)
     name, path = f"fitted_{trained}".replace("-", "_"), tmp_path / "run.db"
@@ -53,17 +52,15 @@ def test_bars_that_a_class_was_trained_on_are_counted_and_judged_apart(
         data = {"BTCUSDT": columns()}
         run = tracepaper.backtest("attention", data, config=config, db=path, progress=False)
         shown = repr(run)
-    told = f"{inside} of {BARS} bars lie in the time that the model was fitted on"
-    capsys.readouterr()
-    assert invoke(["report", "last", "--json", "--db", str(path)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    said = [one for one in report["warnings"] if "fitted on" in one]
-    assert (told in shown) == bool(inside) == bool(said)
+    text = f"{inside} of {BARS} bars lie in the time that the model was fitted on"
+    report = cli.json("report", "last", "--db", path)
+    warnings = [warning for warning in report["warnings"] if "fitted on" in warning]
+    assert (text in shown) == bool(inside) == bool(warnings)
     parts = {part["part"]: part for part in report.get("stretches", ())}
     if not inside:
         assert not parts
         return
-    assert told in said[0]
+    assert text in warnings[0]
     assert set(parts) == {"training", "after training"}
     whole = report["accounts"][0]
     assert sum(part["days"] for part in parts.values()) == pytest.approx(whole["days"], abs=0.1)

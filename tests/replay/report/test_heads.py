@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +7,11 @@ from pathlib import Path
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from models import AnyConfig
 from pages import document_in, said_in
 from report_cases import build_report_of
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.document.charts import EdgeLayer, FlowLayer, HeatLayer
 from tracepaper.replay.explain.recompute import attribute, open_past
@@ -23,12 +22,7 @@ from tracepaper.replay.report.attention_charts import (
     heads_chart,
     layers_chart,
 )
-from tracepaper.replay.report.heads import (
-    HeadReport,
-    group_names,
-    read_heads,
-    subject_tables,
-)
+from tracepaper.replay.report.heads import HeadReport, group_names, read_heads, subject_tables
 from tracepaper.replay.report.report import Report
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
@@ -149,10 +143,10 @@ def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
     further: tuple[Path, HeadReport],
 ) -> None:
     database, heads = further
-    told = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
-    assert told.largest_bucket_difference is not None
-    assert told.largest_bucket_difference < 1e-5
-    assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
+    attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
+    assert attribution.largest_bucket_difference is not None
+    assert attribution.largest_bucket_difference < 1e-5
+    assert heads.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
     layers, count = len(heads.readings), len(heads.groups)
     assert heads.flow.shape == (layers, count, count)
     assert heads.flow.sum(axis=(1, 2)) == pytest.approx(np.ones(layers), abs=1e-5)
@@ -165,12 +159,11 @@ def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
 
 @pytest.mark.parametrize("further", ["full", "trading"], indirect=True)
 def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
-    further: tuple[Path, HeadReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    further: tuple[Path, HeadReport], cli: Cli, tmp_path: Path
 ) -> None:
     database, heads = further
     words = ["report", "last", "--db", str(database), "--heads"]
-    assert invoke([*words, "--html", str(tmp_path / "page.html")]) == 0
-    out = capsys.readouterr().out
+    out = cli.out(*words, "--html", tmp_path / "page.html")
     layers = len(heads.readings)
     assert all(f"\n{layer}.2 " in out for layer in range(1, layers + 1))
     assert f"by the run's own model at decision {heads.sequence:,}" in out
@@ -179,8 +172,7 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     charts = [part for part in document_in(page)["parts"] if part["kind"] == "chart"]
     drawn = [panel["layers"][0]["type"] for chart in charts for panel in chart["panels"]]
     assert {"edges", "flow"} <= set(drawn)
-    assert invoke([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["heads"]
+    found = cli.json(*words)["heads"]
     assert [head["head"] for head in found["kinds"]] == [
         f"{layer}.{head}" for layer in range(1, layers + 1) for head in (1, 2)
     ]
@@ -204,7 +196,7 @@ NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
 def test_the_flow_is_by_the_method_that_a_stream_stores(tmp_path: Path) -> None:
     database = explained_runs.replayed(tmp_path, strategy="trend", further=NORM)
     heads = read_heads(build_report_of(database).record)
-    told = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
-    assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
+    attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
+    assert heads.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
     assert heads.rollout[-1] < 0.5  # a quarter stays in each layer, not half
     assert heads.note == ""

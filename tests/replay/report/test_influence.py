@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -12,20 +11,16 @@ import numpy as np
 import pytest
 import torch
 from builders import instrument
+from command_line import Cli
 from learning import learnable
 from msgspec import structs
 from recordings import record
 from torch import Tensor
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.document.charts import HeatLayer
 from tracepaper.replay.explain.attribution import influence
-from tracepaper.replay.report.attention import (
-    COLUMNS_SHOWN,
-    InfluenceReport,
-    read_influence,
-)
+from tracepaper.replay.report.attention import COLUMNS_SHOWN, InfluenceReport, read_influence
 from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
 from tracepaper.replay.report.report import Report, build_report
 from tracepaper.replay.report.trades import ClosedTrade
@@ -123,18 +118,17 @@ def report(run: Callable[[str], tuple[Path, str]]) -> Report:
 
 @pytest.fixture(scope="module")
 def swayed(report: Report) -> InfluenceReport:
-    found = read_influence(report.record, report.trades[report.shown])
-    assert found is not None
-    return found
+    influence_report = read_influence(report.record, report.trades[report.shown])
+    assert influence_report is not None
+    return influence_report
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_what_is_planted_is_the_matrix(
-    name: str, run: Callable[[str], tuple[Path, str]], capsys: pytest.CaptureFixture[str]
+    name: str, run: Callable[[str], tuple[Path, str]], cli: Cli
 ) -> None:
     path, _ = run(name)
-    assert invoke(["report", "last", "--db", str(path), "--heads", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["influence"]
+    found = cli.json("report", "last", "--db", path, "--heads")["influence"]
     assert found["symbols"] == list(SYMBOLS)
     assert min(found["decisions"]) == max(found["decisions"]) >= 10
     np.testing.assert_allclose(found["mean"], PLANTED[name][1], atol=1e-6)
@@ -175,15 +169,15 @@ def test_winners_and_losers_stand_beside_each_other(report: Report) -> None:
         trade("AAAUSDT", 0, 1.0), trade("BBBUSDT", 1, 2.0), trade("BBBUSDT", 3, 1.0),
         trade("CCCUSDT", 2, -1.0),
     ]  # fmt: skip
-    found = read_influence(report.record, trades)
-    assert found is not None
-    winners, losers = found.groups
+    influence_report = read_influence(report.record, trades)
+    assert influence_report is not None
+    winners, losers = influence_report.groups
     assert (winners.name, winners.trades, losers.name, losers.trades) == ("winners", 3, "losers", 1)
     np.testing.assert_allclose(winners.mean, [2.0 / 3.0, 1.0 / 3.0, 0.0], atol=1e-6)
     np.testing.assert_allclose(winners.error, [1.0 / 6.0, 1.0 / 6.0, 0.0], atol=1e-6)
     assert winners.own == pytest.approx(2.0 / 3.0)
     np.testing.assert_allclose(losers.mean, [0.5, 0.0, 0.5], atol=1e-6)
-    (entries,) = (t for t in found.tables() if t.key == "influence_entries")
+    (entries,) = (t for t in influence_report.tables() if t.key == "influence_entries")
     rows = {row["bars"]: row for row in entries.documents()}
     assert rows["AAAUSDT"]["winners"]["error"] == pytest.approx(1.0 / 6.0)
     assert rows["CCCUSDT"]["losers"] == {"value": pytest.approx(0.5), "error": None}
@@ -210,15 +204,15 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
         }
     made = structs.replace(instrument(), symbol="")
     known = {f"linear:{name}": structs.replace(made, symbol=name) for name in names}
-    found = read_influence(replace(report.record, notes=notes, instruments=known))
-    assert found is not None
-    tables = found.tables()
-    chart, quarters = influence_chart(found), influence_quarters_chart(found)
-    np.testing.assert_allclose(found.mean, whole.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(found.spread, whole.std(axis=0), atol=1e-9)
-    np.testing.assert_allclose(found.mean.sum(axis=1) + found.rest, 1.0)
-    assert found.rest.max() > 0.0
-    np.testing.assert_allclose(found.quarters[1], whole[10:20].mean(axis=0), atol=1e-12)
+    influence_report = read_influence(replace(report.record, notes=notes, instruments=known))
+    assert influence_report is not None
+    tables = influence_report.tables()
+    chart, quarters = influence_chart(influence_report), influence_quarters_chart(influence_report)
+    np.testing.assert_allclose(influence_report.mean, whole.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(influence_report.spread, whole.std(axis=0), atol=1e-9)
+    np.testing.assert_allclose(influence_report.mean.sum(axis=1) + influence_report.rest, 1.0)
+    assert influence_report.rest.max() > 0.0
+    np.testing.assert_allclose(influence_report.quarters[1], whole[10:20].mean(axis=0), atol=1e-12)
     matrix, led_by, pairs = tables
     assert len(matrix.figures) == COLUMNS_SHOWN + 2
     for shown in matrix.documents():
@@ -233,10 +227,10 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     [drawn] = chart.panels[0].layers
     assert isinstance(drawn, HeatLayer)
     np.testing.assert_allclose(
-        np.array(drawn.rows, dtype=np.float64) / 100, found.mean, rtol=1e-2, atol=1e-9
+        np.array(drawn.rows, dtype=np.float64) / 100, influence_report.mean, rtol=1e-2, atol=1e-9
     )
     assert drawn.high == pytest.approx(100 * apart.max())
-    mean, spread = 100 * found.mean[at, of], 100 * found.spread[at, of]
+    mean, spread = 100 * influence_report.mean[at, of], 100 * influence_report.spread[at, of]
     assert drawn.texts[at][of] == f"{mean:.2f} ± {spread:.2f} %"
     assert not chart.panels[0].x.has_labels  # a hundred names have no room
     assert quarters is not None

@@ -33,15 +33,15 @@ def with_fills(record: RunRecord, *fills: tuple[int, Side, float]) -> RunRecord:
 def test_the_close_so_many_bars_later_is_compared_with_the_price(cross_report: Report) -> None:
     record, bars = cross_report.record, cross_report.record.bars[KEY]
     last = bars.close.size - 1
-    made = with_fills(
+    run_record = with_fills(
         record, (10, Side.BUY, 100_000.0), (10, Side.SELL, 100_000.0), (last - 5, Side.BUY, 1.0)
     )
-    one, five, thirty = markouts(made)
+    one, five, thirty = markouts(run_record)
     assert (one.name, five.name, thirty.name) == ("1 bar", "5 bars", "30 bars")
     assert [found.moved.size for found in (one, five, thirty)] == [3, 3, 2]
-    for found, after in ((one, 1), (five, 5), (thirty, 30)):
+    for markout, after in ((one, 1), (five, 5), (thirty, 30)):
         change = bars.close[10 + after] / 100_000.0 - 1
-        assert found.moved[:2].tolist() == pytest.approx([change, -change])
+        assert markout.moved[:2].tolist() == pytest.approx([change, -change])
     assert thirty.mean is not None
     mean, error = thirty.mean
     assert mean == pytest.approx(0)

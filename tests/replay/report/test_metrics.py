@@ -33,24 +33,24 @@ def closes(count: int, interval_ms: int = DAY) -> np.ndarray[tuple[int], np.dtyp
 
 @given(returns.filter(lambda values: len(values) >= 30))
 def test_figures_of_a_year_equal_the_established_library(values: list[float]) -> None:
-    found = metrics.performance(closes(len(values)), curve(values), DAY)
+    performance = metrics.performance(closes(len(values)), curve(values), DAY)
     series = np.array(values, dtype=np.float64)
     options = {"annualization": 365}
-    assert found.days == len(values)
-    assert found.total_return == near(empyrical.cum_returns_final(series))
-    assert found.max_drawdown == near(-empyrical.max_drawdown(series))
-    assert found.volatility == near(empyrical.annual_volatility(series, **options))
-    assert found.sharpe == near(empyrical.sharpe_ratio(series, **options))
-    assert found.mean_day == near(float(series.mean()))
-    assert found.error_day is not None
+    assert performance.days == len(values)
+    assert performance.total_return == near(empyrical.cum_returns_final(series))
+    assert performance.max_drawdown == near(-empyrical.max_drawdown(series))
+    assert performance.volatility == near(empyrical.annual_volatility(series, **options))
+    assert performance.sharpe == near(empyrical.sharpe_ratio(series, **options))
+    assert performance.mean_day == near(float(series.mean()))
+    assert performance.error_day is not None
     growth = float(np.log1p(series).sum()) * 365 / series.size
     if growth < 600:
         expected = empyrical.cagr(series, **options)
-        assert found.cagr == pytest.approx(expected, rel=1e-4, abs=1e-9)
+        assert performance.cagr == pytest.approx(expected, rel=1e-4, abs=1e-9)
     if (series < 0).any():
-        assert found.sortino == near(empyrical.sortino_ratio(series, **options))
+        assert performance.sortino == near(empyrical.sortino_ratio(series, **options))
     else:
-        assert found.sortino is None
+        assert performance.sortino is None
 
 
 @given(returns, st.integers(0, 29 * 24 - 1))
@@ -58,14 +58,14 @@ def test_nothing_is_a_year_s_under_thirty_days(values: list[float], more: int) -
     count = len(values) + more
     hours = min(count, 30 * 24 - 1)
     equity = curve((values * hours)[:hours])
-    found = metrics.performance(closes(hours, HOUR), equity, HOUR)
-    assert found.days < 30
+    performance = metrics.performance(closes(hours, HOUR), equity, HOUR)
+    assert performance.days < 30
     annual = (
-        found.cagr, found.volatility, found.sharpe, found.sharpe_error,
-        found.probabilistic_sharpe, found.sortino, found.calmar,
+        performance.cagr, performance.volatility, performance.sharpe, performance.sharpe_error,
+        performance.probabilistic_sharpe, performance.sortino, performance.calmar,
     )  # fmt: skip
     assert annual == (None,) * 7
-    assert metrics.turnover([1e6], equity, found.days) is None
+    assert metrics.turnover([1e6], equity, performance.days) is None
 
 
 def test_a_year_of_bars_grows_by_its_total_return() -> None:
@@ -146,10 +146,10 @@ def test_a_rolling_ratio_is_that_of_each_window() -> None:
 def test_the_worst_drawdowns_are_apart_and_deepest_first() -> None:
     equity = [100, 120, 90, 110, 121, 60, 70]
     times = [10, 11, 12, 13, 14, 15, 16]
-    one, two = metrics.worst_drawdowns(times, equity)
-    assert one.depth == pytest.approx(61 / 121)
-    assert (one.peak_ms, one.trough_ms) == (14, 15)
-    assert one.recovered_ms is None
+    drawdown, two = metrics.worst_drawdowns(times, equity)
+    assert drawdown.depth == pytest.approx(61 / 121)
+    assert (drawdown.peak_ms, drawdown.trough_ms) == (14, 15)
+    assert drawdown.recovered_ms is None
     assert (two.depth, two.peak_ms, two.trough_ms, two.recovered_ms) == (0.25, 11, 12, 14)
     assert metrics.worst_drawdowns([1, 2, 3], [1.0, 2.0, 3.0]) == []
     waves = [100, 90] * 9
@@ -185,19 +185,19 @@ def test_an_account_that_lost_everything_has_no_ratios() -> None:
 
 
 def test_trades_and_exposure_are_counted() -> None:
-    found = metrics.activity(
+    activity = metrics.activity(
         exposures=[0, 0.5, 1.0, 0, 2.0],
         notionals=[500, -300, 200],
         equity=[1_000, 1_000, 1_000, 1_000, 1_000],
         profits=[30.0, -10.0, 0.0, 20.0],
         days=73.0,
     )
-    assert found.exposure == pytest.approx(0.6)
-    assert found.mean_exposure == pytest.approx(0.7)
-    assert found.turnover == pytest.approx(5.0)
-    assert (found.trades, found.hit_rate) == (4, 0.5)
-    assert found.profit_factor == pytest.approx(5.0)
-    assert found.mean_profit == pytest.approx(10.0)
+    assert activity.exposure == pytest.approx(0.6)
+    assert activity.mean_exposure == pytest.approx(0.7)
+    assert activity.turnover == pytest.approx(5.0)
+    assert (activity.trades, activity.hit_rate) == (4, 0.5)
+    assert activity.profit_factor == pytest.approx(5.0)
+    assert activity.mean_profit == pytest.approx(10.0)
 
 
 @given(st.lists(st.floats(min_value=-0.05, max_value=0.05), min_size=1, max_size=60))

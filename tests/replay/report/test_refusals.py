@@ -65,8 +65,8 @@ def test_a_gate_is_compared_with_what_it_saw_and_let_pass(attention_report: Repo
         if not others:
             assert row.kept_better_bp is None
             continue
-        mean_of = sum(one.measured * (one.gross_bp or 0.0) for one in others) / sum(
-            one.measured for one in others
+        mean_of = sum(refusal.measured * (refusal.gross_bp or 0.0) for refusal in others) / sum(
+            other.measured for other in others
         )
         assert row.passed_bp == pytest.approx(mean_of)
         assert row.kept_better_bp == pytest.approx(mean_of - (row.gross_bp or 0.0))
@@ -84,9 +84,7 @@ def test_without_forecasts_signals_are_unknown_and_not_none(cross_report: Report
     assert {row.signals for row in cross_report.refusals} == {None}
 
 
-def test_a_signal_whose_horizon_has_a_hole_in_it_is_not_measured(
-    attention_report: Report,
-) -> None:
+def test_a_signal_whose_horizon_has_a_hole_in_it_is_not_measured(attention_report: Report) -> None:
     record = attention_report.record
     (bars,) = record.bars.values()
     moved = bars.open_time_ms.copy()
@@ -138,24 +136,24 @@ def test_a_gate_is_not_credited_with_what_every_signal_loses() -> None:
     chosen = blocks(gross.size, 0.9, 7, 2)
     net = gross - 11e-4
     assert net[chosen].mean() < -10e-4
-    found = judge(net, chosen, days)
-    assert found.sign == 0
+    judgement = judge(net, chosen, days)
+    assert judgement.sign == 0
     # A cost that all pay changes neither the difference nor what a random gate makes.
     free = judge(gross, chosen, days)
-    assert (found.difference, found.error) == pytest.approx((free.difference, free.error))
-    assert (found.low, found.high) == pytest.approx((free.low, free.high))
+    assert (judgement.difference, judgement.error) == pytest.approx((free.difference, free.error))
+    assert (judgement.low, judgement.high) == pytest.approx((free.low, free.high))
 
 
 def test_a_gate_that_refuses_bad_signals_saved_and_one_that_refuses_good_ones_cost() -> None:
     gross, days = world(60, 3)
     chosen = blocks(gross.size, 0.3, 5, 4)
     for effect, sign in ((-4e-4, 1), (4e-4, -1)):
-        found = judge(gross + effect * chosen, chosen, days)
-        assert found.sign == sign
-        assert found.difference == pytest.approx(-effect, rel=0.35)
-        assert found.low is not None
-        assert found.high is not None
-        assert found.low < 0 < found.high
+        judgement = judge(gross + effect * chosen, chosen, days)
+        assert judgement.sign == sign
+        assert judgement.difference == pytest.approx(-effect, rel=0.35)
+        assert judgement.low is not None
+        assert judgement.high is not None
+        assert judgement.low < 0 < judgement.high
 
 
 def test_one_lucky_day_of_many_signals_proves_nothing() -> None:
@@ -166,10 +164,10 @@ def test_one_lucky_day_of_many_signals_proves_nothing() -> None:
     gross[crash] -= 100e-4
     chosen[crash] = True
     naive = gross[chosen].std(ddof=1) / np.sqrt(chosen.sum())
-    found = judge(gross, chosen, days)
-    assert found.difference is not None
-    assert found.difference > 10 * naive
-    assert found.sign == 0
+    judgement = judge(gross, chosen, days)
+    assert judgement.difference is not None
+    assert judgement.difference > 10 * naive
+    assert judgement.sign == 0
 
 
 def test_one_bad_month_proves_nothing_though_its_days_agree() -> None:
@@ -177,11 +175,11 @@ def test_one_bad_month_proves_nothing_though_its_days_agree() -> None:
     gross, days = world(100, 11)
     month = days // 20
     gross += np.array([-6e-4, 5e-4, -5e-4, 6e-4, 0.0])[month]
-    found = judge(gross, month == 0, days)
-    assert found.difference is not None
-    assert found.error is not None
-    assert found.difference > 2.5 * found.error  # by days alone it would have saved
-    assert found.sign == 0
+    judgement = judge(gross, month == 0, days)
+    assert judgement.difference is not None
+    assert judgement.error is not None
+    assert judgement.difference > 2.5 * judgement.error  # by days alone it would have saved
+    assert judgement.sign == 0
 
 
 @pytest.mark.parametrize(
@@ -241,9 +239,9 @@ def test_allowed_signals_are_better_or_worse_and_never_saved() -> None:
 def test_a_gate_on_few_days_is_not_judged_and_one_that_refuses_all_cannot_be() -> None:
     gross, days = world(40, 7)
     few = (days < 9) & blocks(gross.size, 0.5, 1, 8)
-    found = judge(gross, few, days)
-    assert (found.days, found.error, found.sign) == (9, None, 0)
-    assert found.difference is not None
+    judgement = judge(gross, few, days)
+    assert (judgement.days, judgement.error, judgement.sign) == (9, None, 0)
+    assert judgement.difference is not None
     assert judge(gross, np.ones(gross.size, dtype=np.bool_), days).difference is None
     assert judge(gross, np.zeros(gross.size, dtype=np.bool_), days).days == 0
     assert judge(np.empty(0), np.empty(0, dtype=np.bool_), np.empty(0, dtype=np.int64)).days == 0

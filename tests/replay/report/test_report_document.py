@@ -47,12 +47,12 @@ def test_a_calendar_has_a_year_a_row_and_the_year_s_return_behind_its_months(
     cross_report: Report,
 ) -> None:
     given = replace(cross_report, monthly=((2024, 12, 0.1), (2025, 1, -0.05), (2025, 3, 0.02)))
-    made = months(given)
-    assert [row[0] for row in made.rows] == ["2024", "2025"]
-    assert list(made.rows[0][12:]) == pytest.approx([0.1, 0.1])
-    assert made.rows[1][1:4] == (-0.05, "", 0.02)
-    assert made.rows[1][13] == pytest.approx(0.95 * 1.02 - 1)
-    [part] = as_parts([made])
+    table = months(given)
+    assert [row[0] for row in table.rows] == ["2024", "2025"]
+    assert list(table.rows[0][12:]) == pytest.approx([0.1, 0.1])
+    assert table.rows[1][1:4] == (-0.05, "", 0.02)
+    assert table.rows[1][13] == pytest.approx(0.95 * 1.02 - 1)
+    [part] = as_parts([table])
     december, january = part["rows"][0][12], part["rows"][1][1]
     assert (december["text"], december["tint"]) == ("+10.00 %", 1.0)
     assert (january["text"], january["tint"]) == ("−5.00 %", -0.5)

@@ -14,9 +14,9 @@ from typing import Any
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from scipy import stats
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.report.metrics import kupiec
 from tracepaper.replay.report.risk_heads import HeadOutcomes, tables_of
 from tracepaper.storage.database.reader import Reader
@@ -41,17 +41,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return explained_runs.replayed(folder, network=network, edge="0")
 
 
-def reported(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    capsys.readouterr()
-    assert invoke(["report", "last", "--db", str(path), "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+def reported(path: Path, cli: Cli) -> dict[str, Any]:
+    document: dict[str, Any] = cli.json("report", "last", "--db", path)
+    return document
 
 
-def test_the_report_says_what_heads_said_and_what_came(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = reported(run, capsys)
+def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> None:
+    found = reported(run, cli)
     with closing(sqlite3.connect(run)) as raw:
         closes = [row[0] for row in raw.execute("SELECT close FROM v_bars ORDER BY sequence")]
         decided = raw.execute("SELECT sequence FROM v_decisions ORDER BY sequence").fetchall()
@@ -60,9 +56,9 @@ def test_the_report_says_what_heads_said_and_what_came(
     assert len(logs) == len(decided)
     with Reader.open(run) as reader:
         said = [
-            (place[one.sequence], one.prediction)
-            for one in reader.steps(reader.find("last"))
-            if isinstance(one.prediction, Forecast)
+            (place[step.sequence], step.prediction)
+            for step in reader.steps(reader.find("last"))
+            if isinstance(step.prediction, Forecast)
         ]
     said = [(at, one) for at, one in said if at + HORIZON < len(logs)]
     index = said[0][1].horizons.index(HORIZON)
@@ -77,7 +73,7 @@ def test_the_report_says_what_heads_said_and_what_came(
     ]  # fmt: skip
     for number, row in enumerate(rows):
         sign = -1 if number < 2 else 1
-        limits = [one.head("tails", index)[2 * number] for _, one in said]
+        limits = [forecast.head("tails", index)[2 * number] for _, forecast in said]
         beyond = [sign * move > limit for move, limit in zip(moved, limits, strict=True)]
         assert row["came"]["value"] == pytest.approx(np.mean(beyond))
         assert row["bars"] == sum(at % HORIZON == 0 for at, _ in said)
@@ -85,26 +81,25 @@ def test_the_report_says_what_heads_said_and_what_came(
             lost = [sign * move for move, is_lost in zip(moved, beyond, strict=True) if is_lost]
             assert row["lost"]["value"] == pytest.approx(np.mean(lost))
             expected = [
-                one.head("tails", index)[2 * number + 1]
-                for (_, one), is_lost in zip(said, beyond, strict=True) if is_lost
+                forecast.head("tails", index)[2 * number + 1]
+                for (_, forecast), is_lost in zip(said, beyond, strict=True) if is_lost
             ]  # fmt: skip
             assert row["expected"] == pytest.approx(np.mean(expected))
     quantiles = {(row["of"], row["said"]): row["came"]["value"] for row in found["head_quantiles"]}
     assert set(quantiles) == {
         ("drawdown", 0.5), ("drawdown", 0.9), ("return", 0.05), ("return", 0.5), ("return", 0.95),
     }  # fmt: skip
-    median = [one.head("drawdown", index)[0] for _, one in said]
+    median = [forecast.head("drawdown", index)[0] for _, forecast in said]
     assert quantiles["drawdown", 0.5] == np.mean(np.array(fallen) <= np.array(median))
-    upper = [one.head("quantiles", index)[2] for _, one in said]
+    upper = [forecast.head("quantiles", index)[2] for _, forecast in said]
     assert quantiles["return", 0.95] == pytest.approx(np.mean(np.array(moved) <= np.array(upper)))
-    regimes = [int(np.argmax(one.head("regimes", index)[::2])) + 1 for _, one in said]
+    regimes = [int(np.argmax(forecast.head("regimes", index)[::2])) + 1 for _, forecast in said]
     for row in found["learned_regimes"]:
         inside = [w for w, regime in zip(wild, regimes, strict=True) if regime == row["regime"]]
         assert row["bars"] == len(inside)
         if inside:
             assert row["volatility"]["value"] == pytest.approx(np.mean(inside))
-    assert invoke(["report", "last", "--db", str(run)]) == 0
-    assert "Tails that the network forecast" in capsys.readouterr().out
+    assert "Tails that the network forecast" in cli.out("report", "last", "--db", run)
 
 
 def planted(factor: float = 1.0) -> HeadOutcomes:
@@ -142,16 +137,16 @@ def rows_of(one: HeadOutcomes) -> dict[str, list[dict[str, Any]]]:
 def test_right_heads_hold_and_wrong_ones_do_not() -> None:
     right, narrow = rows_of(planted()), rows_of(planted(0.7))
     for row in right["head_tails"]:
-        came = row["came"]
-        assert came["value"] == pytest.approx(row["said"], abs=4 * came["error"])
-        assert 0 < came["error"] < 0.01
+        values = row["came"]
+        assert values["value"] == pytest.approx(row["said"], abs=4 * values["error"])
+        assert 0 < values["error"] < 0.01
         assert row["p"] > 0.01
         assert row["lost"]["value"] == pytest.approx(row["expected"], rel=0.1)
     for row in narrow["head_tails"]:
         assert row["p"] < 1e-4
         assert row["lost"]["value"] > 1.05 * row["expected"]
-    came = [row["came"]["value"] for row in right["head_quantiles"]]
-    assert came == pytest.approx([0.5, 0.9], abs=0.02)
+    values = [row["came"]["value"] for row in right["head_quantiles"]]
+    assert values == pytest.approx([0.5, 0.9], abs=0.02)
     calm, wild = right["learned_regimes"]
     assert (calm["volatility"]["value"], wild["volatility"]["value"]) == (1.0, 3.0)
     assert calm["share"] + wild["share"] == 1.0

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-from builders import MINUTE, START_MS, bar, instrument
+from builders import MINUTE, START_MS, bar
+from command_line import Cli
+from engines import engine_of
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
-from records import rows
+from records import rows, tamper
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.build import build
@@ -32,7 +29,6 @@ from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event
 
 HOUR = 3_600_000
@@ -88,7 +84,7 @@ def states_of(path: Path, until: int | None = None) -> tuple[LastingState, ...]:
 
 
 def kinds(states: Iterable[LastingState]) -> list[tuple[str, int]]:
-    return [(one.kind, one.sequence) for one in states]
+    return [(lasting_state.kind, lasting_state.sequence) for lasting_state in states]
 
 
 def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
@@ -136,7 +132,7 @@ def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
 
 
 def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: Cli
 ) -> None:
     path = tmp_path / "run.db"
     run_id = ran(path, {"max_drawdown": "0.004", "on_breach": "flatten"}, {})
@@ -146,21 +142,16 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     run = Backtest(path, run_id)
     assert repr(run).splitlines()[0] == state.sentence
     assert run.summary["halted_ms"] == state.since_ms
-    capsys.readouterr()
-    assert invoke(["report", "last", "--json", "--db", str(path)]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = cli.json("report", "last", "--db", path)
     assert report["states"] == [state.document()]
     (part,) = report["stretches"]
     assert (part["part"], part["until_ms"]) == ("until the halt", state.since_ms)
     assert part["exposure"] > report["accounts"][0]["exposure"]
-    assert invoke(["explain", f"last:{state.sequence - 1}", "--json", "--db", str(path)]) == 0
-    assert json.loads(capsys.readouterr().out)["states"] == []
-    assert invoke(["explain", "last", "--json", "--db", str(path)]) == 0
-    (then,) = json.loads(capsys.readouterr().out)["states"]
+    assert cli.json("explain", f"last:{state.sequence - 1}", "--db", path)["states"] == []
+    (then,) = cli.json("explain", "last", "--db", path)["states"]
     assert (then["by"], then["refused"]) == ("risk.drawdown", state.refused)
     for command in ("report", "explain"):
-        assert invoke([command, "last", "--db", str(path)]) == 0
-        assert "halted by risk.drawdown since" in capsys.readouterr().out
+        assert "halted by risk.drawdown since" in cli.out(command, "last", "--db", path)
 
     reach = partial(recorded_reach, path)
     maintenance.prune(path, keep_days=2, pruned_at_ms=5, reach=reach)
@@ -172,9 +163,7 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     assert after.refused is not None
     assert 0 < after.refused < state.refused
     assert "at least" in after.sentence
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("DELETE FROM halts")
-        raw.commit()
+    tamper(path, "DELETE FROM halts")
     with Reader.open(path) as reader:
         assert not audit(reader.connection, run_id).holds
 
@@ -183,13 +172,7 @@ def test_a_run_that_takes_over_a_halted_one_records_its_halt_at_once() -> None:
     def engine() -> Any:
         strategy = {**CROSS, "fast": 1, "slow": 2}
         sections: dict[str, dict[str, Any]] = {"strategy": strategy, "sizing": {"mode": "equity"}}
-        return build_engine(
-            load(None, {**sections, "risk": {"max_daily_loss": "5"}}),
-            [instrument()],
-            execution=FillModel.NEXT_OPEN,
-            period_start_ms=START_MS,
-            forecaster=None,
-        )
+        return engine_of({**sections, "risk": {"max_daily_loss": "5"}}, period_start_ms=START_MS)
 
     first, second, third = engine(), engine(), engine()
     closes = (10_000, 10_000, 10_100, 10_200, 9_000, 9_000)
@@ -202,9 +185,7 @@ def test_a_run_that_takes_over_a_halted_one_records_its_halt_at_once() -> None:
     assert third.step(later, None).halted is None, "the same run has it already"
 
 
-def test_a_drawdown_that_only_refuses_holds_a_run_without_position_for_good(
-    tmp_path: Path,
-) -> None:
+def test_a_drawdown_that_only_refuses_holds_a_run_without_position_for_good(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     limits = {"max_drawdown": "0.004", "on_breach": "refuse"}
     ran(path, limits, {}, long_only=True)

@@ -21,8 +21,8 @@ def sized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Replay the trend, sized by the volatility of its closes."""
     path = tmp_path_factory.mktemp("sized") / "run.db"
     config = {"sizing": {"rebalance": "0.25"}}
-    made = backtest("trend", str(SAMPLE), params=PARAMS, config=config, db=path)
-    return path, made.run_id
+    run_views = backtest("trend", str(SAMPLE), params=PARAMS, config=config, db=path)
+    return path, run_views.run_id
 
 
 def rows(path: Path, run_id: str, view: str) -> list[Row]:
@@ -42,9 +42,9 @@ def test_a_fill_that_changed_a_size_says_what_changed_it(sized: tuple[Path, str]
     assert len(told) == FILLS_SHOWN < len(fills)
     assert {row["reason"] for row in fills[-FILLS_SHOWN:]} == {"trend up"}
     before, *shown = fills[-FILLS_SHOWN - 1 :]
-    for fill, said in zip(shown, told, strict=True):
+    for fill, text in zip(shown, told, strict=True):
         now, then = (noted[int(of["order_id"].partition("-")[0])] for of in (fill, before))
-        change, _, cause = said.partition(": ")
+        change, _, cause = text.partition(": ")
         assert change == ("more" if fill["side"] == "BUY" else "less")
         moved_by = {
             "trend": now["trend"] / then["trend"],

@@ -29,9 +29,7 @@ def test_closed_trades_add_up_to_the_account(cross_report: Report) -> None:
     assert sum(trade.profit for trade in closed) + still_open == pytest.approx(earned, abs=1e-6)
 
 
-def test_a_trade_carries_its_reasons_and_the_decision_that_opened_it(
-    cross_report: Report,
-) -> None:
+def test_a_trade_carries_its_reasons_and_the_decision_that_opened_it(cross_report: Report) -> None:
     trade = cross_report.own_trades[0]
     explained = cross_report.explained[0]
     assert explained.trade == trade
@@ -41,7 +39,7 @@ def test_a_trade_carries_its_reasons_and_the_decision_that_opened_it(
     of_this_run = {gate for gate in CORE_GATES if not GATES[gate].of_quotes}
     assert {gate["gate"] for gate in explained.gates} == of_this_run
     assert [gate["gate"] for gate in explained.gates][:4] == ["operator", "warm", "late", "gap"]
-    assert {one.side for one in cross_report.own_trades} == {"LONG", "SHORT"}
+    assert {trade.side for trade in cross_report.own_trades} == {"LONG", "SHORT"}
 
 
 def test_gross_is_what_the_same_run_earns_where_trading_is_free(tmp_path: Path) -> None:

@@ -97,9 +97,9 @@ def check(path: Path, run_id: str, least: int) -> None:
     view = rows(path, f"SELECT {names} FROM v_trades ORDER BY closed_ms, instrument, side")
     report = sorted(
         (
-            (one.instrument, one.side, one.entry_ms, one.entry_reason, one.exit_ms,
-             one.exit_reason, one.quantity, one.entry_price, one.exit_price, one.profit)
-            for one in build_report(path, run_id).own_trades
+            (trade.instrument, trade.side, trade.entry_ms, trade.entry_reason, trade.exit_ms,
+             trade.exit_reason, trade.quantity, trade.entry_price, trade.exit_price, trade.profit)
+            for trade in build_report(path, run_id).own_trades
         ),
         key=lambda trade: (trade[4], trade[0], trade[1]),
     )  # fmt: skip
@@ -130,8 +130,7 @@ class Adds(Strategy):
         return Orders((buy(rng.randint(2, 9)),), "more")
 
 
-def test_over_splits_and_dividends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_over_splits_and_dividends(here: Path) -> None:
     times = opens("2014-11-03", "2014-12-31", HOUR_MS)
     split = [
         next(at for at in times if at >= first) for first in (1_416_300_000_000, 1_417_600_000_000)

@@ -111,25 +111,25 @@ def test_a_checkpoint_goes_with_the_work(packed: Work, tmp_path: Path) -> None:
 def test_another_version_or_library_is_named(packed: Work) -> None:
     around = surroundings()
     around["equal"] = {**around["equal"], "tracepaper": "0.0.9+abc"}
-    said = f"tracepaper is {code_version()} there and 0.0.9+abc here; install the same on every "
-    assert over_there(packed, around) == (None, f"{said}node.")
+    text = f"tracepaper is {code_version()} there and 0.0.9+abc here; install the same on every "
+    assert over_there(packed, around) == (None, f"{text}node.")
     around["equal"] = {**surroundings()["equal"], "torch": "1.0"}
     work, why = over_there(packed, around)
     assert work is None
     assert why.startswith("torch is ")
 
 
-@pytest.mark.parametrize(("changed", "said"), [
+@pytest.mark.parametrize(("changed", "message"), [
     ({"configured": "another"}, "it reads another configuration; put the file where every node"),
     ({"strategy": "nowhere_at_all:Mine"}, "'nowhere_at_all:Mine' cannot be imported"),
     ({"kept_in": Path("/nowhere/at/all")}, "an objective that is a function reads runs on the dr"),
 ])  # fmt: skip
 def test_a_worker_that_lacks_something_says_what(
-    packed: Work, changed: dict[str, Any], said: str
+    packed: Work, changed: dict[str, Any], message: str
 ) -> None:
     work, why = over_there(replace(packed, **changed))
     assert work is None
-    assert said in why
+    assert message in why
 
 
 def test_work_of_a_module_that_is_not_there_is_refused() -> None:

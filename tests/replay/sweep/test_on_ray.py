@@ -120,8 +120,8 @@ class Sweeping:
     def cells(self, extra: dict[str, str] | None = None, **asked: Any) -> list[Any]:
         code, out, err = self.told(extra, **asked)
         assert code == 0, err
-        found: list[Any] = json.loads(out.splitlines()[-1])
-        return found
+        document: list[Any] = json.loads(out.splitlines()[-1])
+        return document
 
 
 @pytest.fixture
@@ -141,14 +141,14 @@ def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweep
         "jobs": 2,
         "limit_s": 15.0,
     }
-    found = {cell[0]["how"]: cell for cell in sweeping.cells(on="ray", **asked)}
-    assert found["fine"][1] == found["fine too"][1] == found[once][1] is not None
-    assert found["exits"][2] == (
+    document = {cell[0]["how"]: cell for cell in sweeping.cells(on="ray", **asked)}
+    assert document["fine"][1] == document["fine too"][1] == document[once][1] is not None
+    assert document["exits"][2] == (
         "Tried 3 times on Ray: its worker or node ended; let the class raise and not exit, or "
         "give it less memory."
     )
     assert (sweeping.folder / "exits").read_text() == "xxx"
-    assert found["blocks"][2] == (
+    assert document["blocks"][2] == (
         "It took longer than 15 s and was stopped; give a higher limit, or mend it."
     )
 
@@ -215,7 +215,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
     )  # fmt: skip
     there.wait_until(lambda: len(list(tmp_path.glob("begun-*"))) >= 6)
     family = psutil.Process(there.process.pid).children(recursive=True)
-    [folder] = {Path(found) for one in family for found in FOLDER.findall(" ".join(one.cmdline()))}
+    [folder] = {Path(match) for one in family for match in FOLDER.findall(" ".join(one.cmdline()))}
     assert folder.is_dir()
     os.killpg(there.process.pid, signal.SIGINT)
     ended = there.end()
@@ -227,13 +227,13 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
     (tmp_path / "go").touch()
     whole = run([*words, "--on", "ray"], tmp_path, extra)
     assert whole.err == ""
-    made = json.loads(whole.out)
-    assert len(made["cells"]) == 60
-    assert 4 <= 60 - made["new_runs"] < 60
+    document = json.loads(whole.out)
+    assert len(document["cells"]) == 60
+    assert 4 <= 60 - document["new_runs"] < 60
     local = json.loads(run([*words, "--state", "local.db"], tmp_path, extra).out)
-    seconds = [one.pop("seconds", None) for one in (*local["cells"], *made["cells"])]
+    seconds = [one.pop("seconds", None) for one in (*local["cells"], *document["cells"])]
     assert len(seconds) == 120
-    assert local["cells"] == made["cells"]
+    assert local["cells"] == document["cells"]
 
 
 # ---------------------------------------------------------------- clusters
@@ -282,11 +282,11 @@ class Nodes:
 @pytest.fixture
 def cluster() -> Iterator[Nodes]:
     folder = Path(tempfile.mkdtemp(prefix="tp-test-", dir="/tmp"))
-    made = Nodes(folder)
+    nodes = Nodes(folder)
     try:
-        yield made
+        yield nodes
     finally:
-        made.process.communicate(timeout=deadline_s(60))
+        nodes.process.communicate(timeout=deadline_s(60))
         shutil.rmtree(folder, ignore_errors=True)
 
 

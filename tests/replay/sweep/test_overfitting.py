@@ -61,9 +61,9 @@ def test_a_sweep_says_it_beside_the_deflated_ratio(days: Path) -> None:
     assert found.overfitting is not None
     assert found.overfitting.probability == overfitting_probability(daily)
     assert (found.overfitting.points, found.overfitting.left_out) == (4, 0)
-    said = " ".join(luck(found))
+    text = " ".join(luck(found))
     share = f"{found.overfitting.probability * 100:.0f} %"
-    assert f"Probability of backtest overfitting: {share}" in said
-    assert "deflated Sharpe ratio" in said
+    assert f"Probability of backtest overfitting: {share}" in text
+    assert "deflated Sharpe ratio" in text
     written = msgspec.json.decode(msgspec.json.encode(found.document()))
     assert written["overfitting_probability"] == found.overfitting.probability

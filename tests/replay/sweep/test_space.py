@@ -107,13 +107,13 @@ def test_tpe_goes_on_as_if_it_had_never_stopped(begin: int) -> None:
 
     points: list[dict[str, Any]] = []
     for first in (0, begin):
-        made = sampler_of("tpe", AXES, trials=20, seed=3, maximize=True)
+        sampler = sampler_of("tpe", AXES, trials=20, seed=3, maximize=True)
         for number, point in enumerate(points[:first]):
-            made.tell(number, point, worth(point))
+            sampler.tell(number, point, worth(point))
         found = points[:first]
         for number in range(first, 20):
-            point = made.ask(number)
-            made.tell(number, point, worth(point))
+            point = sampler.ask(number)
+            sampler.tell(number, point, worth(point))
             found.append(point)
         if points:
             assert found == points

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import present
 from own_strategies import importable
 from programs import environment, run
 from waiting import deadline_s
@@ -76,8 +77,7 @@ def test_a_cell_is_the_replay_of_its_point(nine: Sweep, candles: Path) -> None:
 
 
 def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
-    best = nine.best
-    assert best is not None
+    best = present(nine.best)
     assert best.value == max(cell.value or -1 for cell in nine.cells)
     with nine.best_run() as again:
         assert again.summary == best.figures
@@ -88,8 +88,8 @@ def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
         cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True,
         timeout=deadline_s(120),
     )  # fmt: skip
-    said = json.loads(done.stdout)
-    assert said["equity"] == pytest.approx(best.figures["end"])
+    document = json.loads(done.stdout)
+    assert document["equity"] == pytest.approx(best.figures["end"])
 
 
 def test_processes_find_what_this_one_finds(nine: Sweep, candles: Path) -> None:
@@ -99,15 +99,13 @@ def test_processes_find_what_this_one_finds(nine: Sweep, candles: Path) -> None:
 
 
 def test_heat_and_neighbours(nine: Sweep) -> None:
-    heat = nine.heat("fast", "slow")
-    assert heat is not None
+    heat = present(nine.heat("fast", "slow"))
     assert (heat.columns, heat.rows) == (("3", "5", "9"), ("12", "20", "40"))
     for cell in nine.cells:
         at = [12, 20, 40].index(cell.point["slow"]), [3, 5, 9].index(cell.point["fast"])
         assert heat.values[at] == cell.value
     assert heat.values[heat.best] == np.nanmax(heat.values)
-    beside = nine.neighbours
-    assert beside is not None
+    beside = present(nine.neighbours)
     row, column = heat.best
     wanted = [
         heat.values[row + down, column + across]
@@ -132,8 +130,7 @@ def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path)
 def test_the_deflated_ratio_counts_every_trial(days: Path) -> None:
     earlier = here(days, {"fast": [2, 4, 8], "slow": [30, 60]}, "sharpe")
     found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
-    assert found.best is not None
-    daily = np.array(found.best.daily)
+    daily = np.array(present(found.best).daily)
     assert daily.size == 40
     ratios = [np.mean(cell.daily) / np.std(cell.daily, ddof=1)
               for cell in (*earlier.cells, *found.cells)]  # fmt: skip
@@ -143,8 +140,7 @@ def test_the_deflated_ratio_counts_every_trial(days: Path) -> None:
     assert sorted(trials.sharpe_day) == pytest.approx(sorted(ratios))
     wanted = metrics.deflated_sharpe(daily, trials=8, variance=float(np.var(ratios, ddof=1)))
     assert found.deflated_sharpe == pytest.approx(wanted)
-    above_zero = metrics.probabilistic_sharpe(daily)
-    assert above_zero is not None
+    above_zero = present(metrics.probabilistic_sharpe(daily))
     assert found.deflated_sharpe is not None
     assert found.deflated_sharpe < above_zero
     assert "(the deflated Sharpe ratio) is" in " ".join(repr(found).split())
@@ -152,12 +148,11 @@ def test_the_deflated_ratio_counts_every_trial(days: Path) -> None:
 
 def test_luck_counts_trials_without_a_ratio_and_needs_two_that_have_one(days: Path) -> None:
     found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
-    assert found.best is not None
     ratios = (0.1, 0.3, -0.05)
     many = replace(found, trials=Trials(50, ratios))
     variance = statistics.variance(ratios)
     assert many.best_by_chance == pytest.approx(metrics.best_by_chance(50, variance))
-    wanted = metrics.deflated_sharpe(found.best.daily, trials=50, variance=variance)
+    wanted = metrics.deflated_sharpe(present(found.best).daily, trials=50, variance=variance)
     assert many.deflated_sharpe == pytest.approx(wanted)
     assert many.document()["trials_on_these_data"] == 50
     two = replace(found, trials=Trials(50, ratios[:2]))
@@ -183,8 +178,8 @@ def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
         with backtest("sma_cross", days, params=test.point, config=SIZED,
                       start=span.until_ms, end=span.test_ms) as alone:  # fmt: skip
             assert test.value == alone.summary["return"]
-    said = " ".join(repr(found).split())
-    assert "Out of sample, in 3 tests after their windows" in said
+    text = " ".join(repr(found).split())
+    assert "Out of sample, in 3 tests after their windows" in text
     assert found.trials.number == 4  # windows of one configuration are one trial
 
 
@@ -399,8 +394,7 @@ def test_an_objective_that_fails_is_recorded_in_its_cell(candles: Path) -> None:
         "The objective returned True; return a number.",
     ]
     assert "objective failed as the objective with RuntimeError: no idea" in found.cells[0].error
-    assert found.best is not None
-    assert found.best.value == found.best.figures["trades"]
+    assert present(found.best).value == present(found.best).figures["trades"]
     assert found.trials.number == 5  # they were tried, whatever was made of them
 
 
@@ -478,6 +472,6 @@ def test_a_file_of_vectors_is_of_the_data(candles: Path, tmp_path: Path) -> None
         config = {**SIZED, "model": {"covariates": str(file)}}
         space = {"sizing.quantity": ["0.1"]}
         spec = RunSpec(candles=(str(candles),), config=config)
-        asked = read_request(spec, space, "return", strategy="persistence")
-        hashes.append(asked.data_sha256)
+        request = read_request(spec, space, "return", strategy="persistence")
+        hashes.append(request.data_sha256)
     assert hashes[0] == hashes[1] != hashes[2]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import storage_cases as cases
-from forging import rechain
+from forging import literal, rechain
 from msgspec.structs import replace
+from records import rows, tamper
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.verify import ChainReport, verify_chain
+from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.rows import CHAINED_TABLES, RUN_TABLES, SPARSE_TABLES
 from tracepaper.strategies.types.decisions import GateSet, Step
@@ -41,22 +43,15 @@ def path(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(original, tmp_path / "run.db"))
 
 
-def tamper(path: Path, *statements: str) -> None:
-    """Run *statements* with foreign keys off, as a stranger with another tool would."""
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA foreign_keys = OFF")
-    for statement in statements:
-        assert connection.execute(statement).rowcount != 0, statement
-    connection.commit()
-    connection.close()
-
-
 def verify(path: Path, *, head: bytes | None = None, run_id: str = "r-1") -> ChainReport:
-    connection = sqlite3.connect(path)
-    try:
+    with closing(sqlite3.connect(path)) as connection:
         return verify_chain(connection, run_id, head=head)
-    finally:
-        connection.close()
+
+
+def problem_of(path: Path, *, head: bytes | None = None) -> ChainProblem:
+    problem = verify(path, head=head).problem
+    assert problem is not None
+    return problem
 
 
 def test_the_recomputed_head_is_the_one_the_log_returned(tmp_path: Path) -> None:
@@ -138,26 +133,18 @@ def another(value: object) -> object:
 
 @pytest.mark.parametrize(("table", "column"), columns_of_steps())
 def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str) -> None:
-    connection = sqlite3.connect(path)
-    step, value = connection.execute(
-        f"SELECT sequence, {column} FROM {table} WHERE run_key = 2 AND {column} IS NOT NULL "
-        "ORDER BY sequence LIMIT 1",
-    ).fetchone() or (None, None)
-    if step is None:  # every row has null here: put something in its place
-        (step,) = connection.execute(
-            f"SELECT min(sequence) FROM {table} WHERE run_key = 2"
-        ).fetchone()
-        (kind,) = connection.execute(
-            "SELECT type FROM pragma_table_info(?) WHERE name = ?", (table, column)
-        ).fetchone()
+    text = f"FROM {table} WHERE run_key = 2"
+    held = rows(path, f"SELECT sequence, {column} {text} AND {column} IS NOT NULL ORDER BY 1")
+    if not held:  # every row has null here: put something in its place
+        kind = str(metadata.tables[table].columns[column].type)
         value = b"" if kind == "BLOB" else 0
-    changed = another(value)
-    connection.execute("PRAGMA foreign_keys = OFF")
-    connection.execute(
-        f"UPDATE {table} SET {column} = ? WHERE run_key = 2 AND sequence = ?", (changed, step)
+        held = [(step, value) for (step,) in rows(path, f"SELECT min(sequence) {text}")]
+    step, value = held[0]
+    tamper(
+        path,
+        f"UPDATE {table} SET {column} = {literal(another(value))} "
+        f"WHERE run_key = 2 AND sequence = {step}",
     )
-    connection.commit()
-    connection.close()
     report = verify(path)
     assert report.problem is not None
     assert report.problem.sequence == step
@@ -175,15 +162,11 @@ def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str
     ],
 )
 def test_a_changed_run_is_found(path: Path, table: str, column: str) -> None:
-    connection = sqlite3.connect(path)
-    query = f"SELECT {column} FROM {table} WHERE run_key = 2"
-    (value,) = connection.execute(query).fetchone()
+    (value,) = rows(path, f"SELECT {column} FROM {table} WHERE run_key = 2")[0]
     fresh = {int: 1, str: "r-0", bytes: b"r-0"}
     kind = metadata.tables[table].columns[column].type.python_type
     changed = fresh[kind] if value is None else another(value)
-    connection.execute(f"UPDATE {table} SET {column} = ? WHERE run_key = 2", (changed,))
-    connection.commit()
-    connection.close()
+    tamper(path, f"UPDATE {table} SET {column} = {literal(changed)} WHERE run_key = 2")
     report = verify(path)
     assert report.problem is not None
     if column == "step_count":
@@ -196,12 +179,8 @@ def test_a_changed_run_is_found(path: Path, table: str, column: str) -> None:
 @pytest.mark.parametrize("column", ["gate", "threshold"])
 def test_a_changed_gate_set_is_found_and_named(path: Path, column: str) -> None:
     value = "'edge'" if column == "gate" else "99.0"
-    tamper(
-        path,
-        f"UPDATE gate_sets SET {column} = {value} WHERE run_key = 2 AND ordinal = 3",
-    )
-    problem = verify(path).problem
-    assert problem is not None
+    tamper(path, f"UPDATE gate_sets SET {column} = {value} WHERE run_key = 2 AND ordinal = 3")
+    problem = problem_of(path)
     assert (problem.what, problem.tables, problem.sequence) == (
         "changed",
         ("gate_sets",),
@@ -209,23 +188,12 @@ def test_a_changed_gate_set_is_found_and_named(path: Path, column: str) -> None:
     )
 
 
-def test_a_removed_gate_is_found(path: Path) -> None:
-    tamper(path, "DELETE FROM gate_sets WHERE run_key = 2 AND ordinal = 16")
-    problem = verify(path).problem
-    assert problem is not None
-    assert problem.tables == ("gate_sets",)
-
-
 @pytest.mark.parametrize("table", ["steps", *SPARSE_TABLES])
 def test_a_removed_row_is_found_and_named(path: Path, table: str) -> None:
-    connection = sqlite3.connect(path)
-    (step,) = connection.execute(
-        f"SELECT sequence FROM {table} WHERE run_key = 2 ORDER BY sequence = 0, sequence"
-    ).fetchone()
-    connection.close()
+    query = f"SELECT sequence FROM {table} WHERE run_key = 2 ORDER BY sequence = 0, sequence"
+    (step,) = rows(path, query)[0]
     tamper(path, f"DELETE FROM {table} WHERE run_key = 2 AND sequence = {step}")
-    problem = verify(path).problem
-    assert problem is not None
+    problem = problem_of(path)
     assert (problem.what, problem.tables) == ("missing", (table,))
     assert problem.sequence == step
     assert table in problem.sentence
@@ -238,10 +206,7 @@ def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
         path = path.with_name("plain.db")
         cases.write_run(path, STEPS, of=cases.run("untouched"))
         cases.write_run(path, cases.plain_steps(len(STEPS)), group_steps=1)
-    connection = sqlite3.connect(path)
-    have = {
-        step for (step,) in connection.execute(f"SELECT sequence FROM {table} WHERE run_key = 2")
-    }
+    have = {step for (step,) in rows(path, f"SELECT sequence FROM {table} WHERE run_key = 2")}
     free = next(at for at in range(1, len(STEPS)) if at not in have)
     names = [
         column.name
@@ -250,42 +215,35 @@ def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
     ]
     listed = ", ".join(names)
     source = min(step for step in have if step > 0)
-    connection.execute(
+    tamper(
+        path,
         f"INSERT INTO {table} (run_key, sequence, {listed}) "
-        f"SELECT 2, {free}, {listed} FROM {table} WHERE run_key = 2 AND sequence = {source}"
+        f"SELECT 2, {free}, {listed} FROM {table} WHERE run_key = 2 AND sequence = {source}",
     )
-    connection.commit()
-    connection.close()
-    problem = verify(path).problem
-    assert problem is not None
-    assert (problem.what, problem.sequence) == (
-        "extra",
-        free,
-    )
-    assert problem.tables == (table,)
+    problem = problem_of(path)
+    assert (problem.what, problem.sequence, problem.tables) == ("extra", free, (table,))
 
 
 @pytest.mark.parametrize("cut", [1, 5, len(STEPS)])
 def test_a_cut_tail_is_found(path: Path, cut: int) -> None:
     first = len(STEPS) - cut
     tamper(path, f"DELETE FROM {RUN_TABLES[0]} WHERE run_key = 2 AND sequence >= {first}")
-    problem = verify(path).problem
-    assert problem is not None
+    problem = problem_of(path)
     assert (problem.what, problem.sequence) == ("missing", len(STEPS) - cut)
+
+
+def cut_off(path: Path, first: int) -> None:
+    """Delete all rows of the steps from *first* on."""
+    keys = dict.fromkeys(CHAINED_TABLES, "sequence") | {"commits": "first_sequence"}
+    with closing(sqlite3.connect(path)) as raw, raw:
+        for table, key in keys.items():
+            raw.execute(f"DELETE FROM {table} WHERE run_key = 2 AND {key} >= {first}")
 
 
 def test_a_tail_cut_in_every_table_is_found(path: Path) -> None:
     first = len(STEPS) - 3
-    connection = sqlite3.connect(path)
-    for table in RUN_TABLES:
-        connection.execute(f"DELETE FROM {table} WHERE run_key = 2 AND sequence >= ?", (first,))
-    connection.execute(
-        "DELETE FROM commits WHERE run_key = 2 AND first_sequence >= ?", (len(STEPS) - 3,)
-    )
-    connection.commit()
-    connection.close()
-    problem = verify(path).problem
-    assert problem is not None
+    cut_off(path, first)
+    problem = problem_of(path)
     assert problem.what == "cut"
 
 
@@ -294,29 +252,14 @@ def test_a_tail_cut_with_the_runs_row_made_to_fit_is_found_by_a_head_kept_elsewh
 ) -> None:
     kept = verify(path).head
     last = len(STEPS) - 4
-    connection = sqlite3.connect(path)
-    for table in CHAINED_TABLES:
-        connection.execute(f"DELETE FROM {table} WHERE run_key = 2 AND sequence > ?", (last,))
-    connection.execute("DELETE FROM commits WHERE run_key = 2 AND first_sequence > ?", (last,))
-    (head,) = connection.execute(LINK, (last,)).fetchone()
-    connection.execute(
-        "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = 2", (last + 1, head)
+    cut_off(path, last + 1)
+    (head,) = rows(path, LINK, last)[0]
+    tamper(
+        path,
+        f"UPDATE runs SET step_count = {last + 1}, head_digest = {literal(head)} WHERE run_key = 2",
     )
-    connection.commit()
-    connection.close()
     assert verify(path).holds
-    problem = verify(path, head=kept).problem
-    assert problem is not None
-    assert problem.what == "rewritten"
-
-
-def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) -> None:
-    kept = verify(path).head
-    tamper(path, f"UPDATE steps SET close = close + 1 WHERE run_key = 2 AND sequence = {FIRST_BAR}")
-    rechain(path)
-    assert verify(path).holds
-    problem = verify(path, head=kept).problem
-    assert problem is not None
+    problem = problem_of(path, head=kept)
     assert problem.what == "rewritten"
 
 
@@ -324,16 +267,12 @@ def test_a_step_of_neither_bar_nor_event_is_found_in_a_rewritten_chain(path: Pat
     reading = next(step.sequence for step in STEPS if isinstance(step.event, CovariatesRead))
     tamper(path, f"DELETE FROM events WHERE run_key = 2 AND sequence = {reading}")
     rechain(path)
-    problem = verify(path).problem
-    assert problem is not None
+    problem = problem_of(path)
     assert (problem.sequence, problem.what) == (reading, "changed")
 
 
 def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    (digest,) = connection.execute(LINK, (LAST - 2,)).fetchone()
-    connection.close()
-    report = verify(path, head=digest)
+    report = verify(path, head=rows(path, LINK, LAST - 2)[0][0])
     assert report.holds
     assert report.head_sequence == LAST - 2
 
@@ -344,8 +283,7 @@ def test_one_step_more_than_the_runs_row_counts_is_found(path: Path) -> None:
         "UPDATE runs SET step_count = step_count - 1, head_digest = "
         f"({LINK.replace('?', str(LAST - 1))}) WHERE run_key = 2",
     )
-    problem = verify(path).problem
-    assert problem is not None
+    problem = problem_of(path)
     assert (problem.what, problem.sequence, problem.tables) == ("extra", LAST, ("steps",))
 
 
@@ -356,8 +294,7 @@ def test_a_gate_set_that_no_outcome_names_is_found(path: Path) -> None:
         "SELECT run_key, 99, ordinal, gate, threshold FROM gate_sets "
         "WHERE run_key = 2 AND gate_set = (SELECT max(gate_set) FROM gate_sets WHERE run_key = 2)",
     )
-    problem = verify(path).problem
-    assert problem is not None
+    problem = problem_of(path)
     assert problem.what == "changed"
     assert "gate_sets" in problem.tables
 
@@ -375,8 +312,7 @@ def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
         f"FROM {table} WHERE run_key = 2 AND sequence = "
         f"(SELECT min(sequence) FROM {table} WHERE run_key = 2)",
     )
-    problem = verify(path).problem
-    assert problem is not None
+    problem = problem_of(path)
     assert (problem.what, problem.tables) == ("extra", (table,))
 
 

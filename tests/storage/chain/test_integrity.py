@@ -12,6 +12,7 @@ import pytest
 import storage_cases as cases
 from forging import rechain
 from msgspec.structs import replace
+from records import rows
 from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
@@ -86,8 +87,7 @@ def test_a_schema_that_is_not_ours_is_found(path: Path, statement: str, sentence
 
 
 def test_a_redefined_view_is_found(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as raw:
-        (sql,) = raw.execute("SELECT sql FROM sqlite_schema WHERE name = 'v_fills'").fetchone()
+    (sql,) = rows(path, "SELECT sql FROM sqlite_schema WHERE name = 'v_fills'")[0]
     done(path, "DROP VIEW v_fills", sql.replace("f.fee", "0 * f.fee", 1))
     assert "view v_fills is not as this version makes it" in said(path)
 
@@ -102,10 +102,10 @@ def test_a_redefined_view_is_found(path: Path) -> None:
 )
 def test_what_others_added_is_a_warning(path: Path, statement: str) -> None:
     done(path, statement)
-    found = audited(path)
-    assert found.holds
-    assert len(found.warnings) == 1
-    assert "is not ours" in found.warnings[0]
+    audit_result = audited(path)
+    assert audit_result.holds
+    assert len(audit_result.warnings) == 1
+    assert "is not ours" in audit_result.warnings[0]
 
 
 def test_a_row_that_belongs_to_nothing_is_found(path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import polars as pl
 import pytest
 import storage_cases as cases
-from builders import altered
+from builders import altered, present
+from command_line import Cli
 from msgspec.structs import replace
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.database.exports import chosen, export
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.views import VIEWS
@@ -32,8 +32,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps = list(cases.rich_steps())
     decided = [place for place, step in enumerate(steps) if step.decision is not None]
     for place, reason in zip(decided, (ODD, ""), strict=False):
-        decision = steps[place].decision
-        assert decision is not None
+        decision = present(steps[place].decision)
         steps[place] = replace(steps[place], decision=altered(decision, reason=reason))
     cases.write_run(path, steps, of=cases.run("rich"))
     cases.write_run(path, cases.plain_steps(60), of=cases.run("plain"))
@@ -126,17 +125,18 @@ def test_a_folder_with_something_in_it_is_refused(reader: Reader, tmp_path: Path
 
 
 def test_the_command_writes_chosen_views_and_refuses_the_rest_in_one_sentence(
-    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    database: Path, tmp_path: Path, cli: Cli
 ) -> None:
     line = ["audit", "export", "plain", "--db", str(database)]
     out = str(tmp_path / "out")
-    assert invoke([*line, "--csv", out, "--views", "v_fills, v_decisions"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["v_fills\t5", "v_decisions\t60"]
-    assert invoke([*line, "--csv", out]) == 2
-    assert "name another folder" in capsys.readouterr().err
-    assert invoke(line) == 2
-    assert "--parquet DIR, or --csv DIR" in capsys.readouterr().err
-    assert invoke([*line, "--csv", out, "--parquet", out]) == 2
-    assert invoke([*line, "--csv", str(tmp_path / "b"), "--views", "v_fill"]) == 2
-    assert "There is no view v_fill" in capsys.readouterr().err
+    assert cli.out(*line, "--csv", out, "--views", "v_fills, v_decisions").splitlines() == [
+        "v_fills\t5",
+        "v_decisions\t60",
+    ]
+    assert "name another folder" in cli.err(*line, "--csv", out, code=2)
+    assert "--parquet DIR, or --csv DIR" in cli.err(*line, code=2)
+    assert cli(*line, "--csv", out, "--parquet", out).code == 2
+    assert "There is no view v_fill" in cli.err(
+        *line, "--csv", tmp_path / "b", "--views", "v_fill", code=2
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -77,10 +77,10 @@ def test_bars_are_the_accepted_ones_that_a_step_could_see(path: Path) -> None:
     ]
     with Reader.open(path) as reader:
         for last in range(len(RICH)):
-            seen = [step.event for step in accepted if step.sequence <= last]
-            assert reader.bars("abc-1", cases.BTC.id, 2, until=last) == seen[-2:]
-            assert reader.bars("abc-1", cases.BTC.id, 99, until=last) == seen
-        assert reader.bars("abc-1", cases.BTC.id) == seen
+            events = [step.event for step in accepted if step.sequence <= last]
+            assert reader.bars("abc-1", cases.BTC.id, 2, until=last) == events[-2:]
+            assert reader.bars("abc-1", cases.BTC.id, 99, until=last) == events
+        assert reader.bars("abc-1", cases.BTC.id) == events
         with pytest.raises(DataInvalid, match="no instrument linear:DOGEUSDT"):
             reader.bars("abc-1", "linear:DOGEUSDT", 2, until=3)
 
@@ -145,15 +145,12 @@ def test_a_question_is_answered(path: Path, question: str) -> None:
         "-- nothing",
     ],
 )
-def test_anything_but_a_question_is_refused(
-    path: Path, question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_anything_but_a_question_is_refused(path: Path, question: str, here: Path) -> None:
     before = path.read_bytes()
     with Reader.open(path) as reader, pytest.raises(ConfigInvalid, match="SELECT"):
         ask(reader.connection, question)
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == []
+    assert list(here.iterdir()) == []
 
 
 def test_the_connection_is_free_again_after_a_question(path: Path) -> None:

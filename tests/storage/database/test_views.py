@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import storage_cases as cases
-from builders import START_MS
+from builders import START_MS, present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -154,8 +154,7 @@ def test_decisions_tell_forecast_and_reason(database: sqlite3.Connection) -> Non
             assert row["mean_return"] == step.prediction.mean_return[at]
             assert row["volatility"] == step.prediction.volatility[at]
             assert row["model_id"] == step.prediction.model_id
-            assert step.prediction.explanation is not None
-            assert row["confidence"] == step.prediction.explanation.confidence
+            assert row["confidence"] == present(step.prediction.explanation).confidence
         else:
             assert row["mean_return"] is None
             assert row["late_deadline_ms"] == 1_000
@@ -260,8 +259,7 @@ def test_equity_is_the_account_after_every_step(database: sqlite3.Connection) ->
 def test_positions_are_the_positions_after_every_step(database: sqlite3.Connection) -> None:
     held = [step for step in PLAIN if step.position is not None]
     for row, step in zip(of_run(database, "v_positions", "plain"), held, strict=True):
-        position = step.position
-        assert position is not None
+        position = present(step.position)
         assert row["quantity_text"] == scaled(position.quantity, 3)
         assert row["unrealized_pnl_text"] == scaled(position.unrealized_pnl, 8)
         if position.quantity:
@@ -285,9 +283,7 @@ def test_an_average_price_that_is_no_decimal_has_no_text(tmp_path: Path) -> None
     assert row == (pytest.approx(10_000 / 3), None, "10000.00000001")
 
 
-def test_fills_carry_exact_money_and_the_state_of_their_order(
-    database: sqlite3.Connection,
-) -> None:
+def test_fills_carry_exact_money_and_the_state_of_their_order(database: sqlite3.Connection) -> None:
     filled: list[tuple[int, Fill]] = [
         (step.sequence, fill) for step in PLAIN for fill in step.fills
     ]
@@ -364,9 +360,7 @@ def test_the_views_tell_runs_apart(database: sqlite3.Connection) -> None:
             assert len(of_run(database, view.name, row["run_id"])) == row["n"]
 
 
-def test_orders_and_fills_name_the_decision_that_caused_them_and_no_command(
-    tmp_path: Path,
-) -> None:
+def test_orders_and_fills_name_the_decision_that_caused_them_and_no_command(tmp_path: Path) -> None:
     steps = list(cases.plain_steps(60))
     flatten = Command(CommandKind.FLATTEN, "enough", steps[30].event.market_ms, START_MS)
     born = cases.order("30-0", Side.SELL, OrderStatus.ACCEPTED, START_MS)

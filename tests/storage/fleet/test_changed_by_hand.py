@@ -44,8 +44,8 @@ def test_a_change_on_the_server_is_found(
     postgres.sql(fleet_url, statement)
     before = sorted(tmp_path.iterdir())
     assert invoke(["audit", "verify", "--from", fleet_url]) == 1
-    said = "".join(capsys.readouterr())
-    assert re.search(words, said), said
+    text = "".join(capsys.readouterr())
+    assert re.search(words, text), text
     if "is no record" in words:
         with pytest.raises(DataInvalid, match=words):
             pull(fleet_url, tmp_path / "b.db")
@@ -84,9 +84,9 @@ def test_a_status_that_cannot_be_read_is_an_alarm(
     write_run(path, plain_steps(20))
     ship_once(path, fleet_url)
     postgres.sql(fleet_url, SEEN.replace("{}", status))
-    (found,) = overview(fleet_url)
-    assert found.health == "not ready"
-    assert "cannot be read" in found.alarms[0]
+    (fleet_run,) = overview(fleet_url)
+    assert fleet_run.health == "not ready"
+    assert "cannot be read" in fleet_run.alarms[0]
 
 
 def test_a_time_that_nothing_can_hold_is_named(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from fleet_cases import assert_same, grown
 from postgres_server import Cluster
+from records import rows
 from storage_cases import CROSS_GATES, plain_steps, rich_steps, run, write_run
 from waiting import deadline_s
 
@@ -161,15 +161,15 @@ def test_a_follower_waits_for_a_server_that_is_away_and_goes_on(
     path, back = tmp_path / "a.db", tmp_path / "b.db"
     write_run(path, plain_steps(100))
     following = Following(path, fleet_url)
-    following.until(lambda told: told.steps == 100)
+    following.until(lambda progress: progress.steps == 100)
     postgres.stop("immediate")
     try:
         grown(path, 150, seed=1, since=100)
-        away = following.until(lambda told: told.error)
+        away = following.until(lambda progress: progress.error)
         assert "does not take the connection" in away.error or "broke off" in away.error
-        lagging = following.until(lambda told: told.error and told.lag_steps == 50)
+        lagging = following.until(lambda progress: progress.error and progress.lag_steps == 50)
         assert lagging.errors >= 1
-        following.until(lambda told: told.lag_steps == 50 and told.lag_s > 0)
+        following.until(lambda progress: progress.lag_steps == 50 and progress.lag_s > 0)
     finally:
         postgres.start()
     following.until(lambda told: told.steps == 150 and not told.error and not told.lag_steps)
@@ -192,12 +192,12 @@ def test_a_follower_waits_for_the_end_of_another_and_takes_over(
     first.open()
     following = Following(path, fleet_url)
     try:
-        following.until(lambda told: told.errors == 4)
+        following.until(lambda progress: progress.errors == 4)
         # One sentence, however often it tried: a log has one line of it.
-        (sentence,) = {told.error for told in following.told}
+        (sentence,) = {progress.error for progress in following.told}
         assert "without --once waits for its end" in sentence
         first.close()
-        following.until(lambda told: told.steps == 100 and not told.error)
+        following.until(lambda progress: progress.steps == 100 and not progress.error)
     finally:
         first.close()
         following.end()
@@ -335,10 +335,9 @@ def test_a_server_that_does_not_answer_holds_nobody_up(
         for step in plain_steps(80)[50:]:
             log.append_now(step)
         log.flush()
-        with closing(sqlite3.connect(path)) as other:
-            assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+        assert rows(path, "PRAGMA wal_checkpoint(TRUNCATE)")[0] == (0, 0, 0)
         blocking.rollback()
-    following.until(lambda told: told.steps == 80)
+    following.until(lambda progress: progress.steps == 80)
     following.end()
     log.close()
 

@@ -98,7 +98,7 @@ def test_the_row_of_one_step_is_read_alone(view: View, postgres: Cluster, fleet:
     )
     question = select_step(view) % (f"'{name}'", run_key, 150)
     ((found,),) = postgres.sql(fleet, f"EXPLAIN (FORMAT JSON) {question}")
-    keyed = [one for one in scans(found[0]["Plan"]) if one[0] == "steps"]
+    keyed = [scan for scan in scans(found[0]["Plan"]) if scan[0] == "steps"]
     assert keyed
     assert all(
         "sequence = 150" in condition or "sequence = s." in condition for *_, condition in keyed

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from postgres_server import Cluster
+from records import rows
 from storage_cases import plain_steps, prune, rich_steps, run, write_run
 
 from tracepaper.storage.database.view_columns import View
@@ -20,8 +19,7 @@ KEYS = ("run_id", "sequence", "ordinal", "order_id")
 def of_file(path: Path, view: View) -> list[tuple[Any, ...]]:
     names = ", ".join(f'"{column.name}"' for column in view.columns)
     order = ", ".join(name for name in KEYS if name in {column.name for column in view.columns})
-    with closing(sqlite3.connect(path)) as db:
-        return db.execute(f"SELECT {names} FROM {view.name} ORDER BY {order}").fetchall()
+    return rows(path, f"SELECT {names} FROM {view.name} ORDER BY {order}")
 
 
 def of_server(postgres: Cluster, url: str, view: View) -> list[tuple[Any, ...]]:

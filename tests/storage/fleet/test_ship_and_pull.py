@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 from fleet_cases import assert_same, contents, grown
 from postgres_server import Cluster
-from storage_cases import (
-    CROSS_GATES,
-    plain_steps,
-    prune,
-    rich_steps,
-    run,
-    write_run,
-)
+from storage_cases import CROSS_GATES, plain_steps, prune, rich_steps, run, write_run
 
 from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog

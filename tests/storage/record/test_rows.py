@@ -19,10 +19,7 @@ from tracepaper.storage.record.columns import SCHEMA, SEQUENCE_LIMIT, Row, store
 from tracepaper.storage.record.decode import InternedRows, StepDecoder, StoredRows
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, pack, sealed
-from tracepaper.storage.record.rows import (
-    CHAINED_TABLES,
-    SPARSE_TABLES,
-)
+from tracepaper.storage.record.rows import CHAINED_TABLES, SPARSE_TABLES
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import GateSet, Step
 from tracepaper.strategies.types.market import InstrumentChange
@@ -88,14 +85,14 @@ def test_whole_runs_come_back_from_a_file(steps: list[Step], tmp_path: Path) -> 
 
 def test_columns_stand_in_the_order_of_the_schema() -> None:
     encoder = StepEncoder(cases.run(), 1)
-    seen = set()
+    step_encoder = set()
     for step in cases.rich_steps():
         encoder.add(step)
         for table, rows in encoder.take().items():
             for row in rows:
-                seen.add(table)
+                step_encoder.add(table)
                 assert table == "steps" or len(row) == len(stored_columns(table)), table
-    assert seen == set(CHAINED_TABLES)
+    assert step_encoder == set(CHAINED_TABLES)
 
 
 def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:

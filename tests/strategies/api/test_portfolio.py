@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from builders import START_MS, bars, instrument
+from builders import START_MS, bars, instrument, present
+from engines import engine_of
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, make_strategies
+from tracepaper.daemon.session.build import make_strategies
 from tracepaper.daemon.session.user_class import user_portfolio
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioMember, PortfolioStrategy
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
-from tracepaper.strategies.types.decisions import Action, FillModel, Step
+from tracepaper.strategies.types.decisions import Action, Step
 from tracepaper.strategies.types.market import Bar, Closed
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
@@ -62,12 +63,8 @@ def sections(**given: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def engine(period_start_ms: int = 0) -> Engine:
-    return build_engine(
-        load(None, sections()),
-        [instrument(symbol) for symbol in SYMBOLS],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=period_start_ms,
-        forecaster=None,
+    return engine_of(
+        sections(), [instrument(symbol) for symbol in SYMBOLS], period_start_ms=period_start_ms
     )
 
 
@@ -97,11 +94,8 @@ def test_it_is_asked_once_a_close_before_the_first_decision_and_fills_by_symbol(
     assert [step.fills[0].quantity if step.fills else 0 for step in (btc, eth, sol)] == [
         1_000, 1_000, 0,
     ]  # fmt: skip
-    assert btc.position is not None
-    assert eth.position is not None
-    assert btc.position.quantity == -eth.position.quantity == 1_000
-    assert sol.decision is not None
-    assert sol.decision.reason == "not named by the portfolio"
+    assert present(btc.position).quantity == -present(eth.position).quantity == 1_000
+    assert present(sol.decision).reason == "not named by the portfolio"
 
 
 def test_who_is_absent_is_not_asked_about_and_a_late_bar_is_asked_about_alone() -> None:
@@ -159,16 +153,16 @@ class Odd(Mapping[str, Signal]):
     ],
 )
 def test_what_is_no_answer_ends_in_one_sentence(answer: object, words: str) -> None:
-    made = user_portfolio(Spread, {"answer": answer}, SYMBOLS)
+    portfolio_strategy = user_portfolio(Spread, {"answer": answer}, SYMBOLS)
     with pytest.raises(StrategyFailed, match=rf"^Spread .*{words}.*\.$"):
-        made.decide({})
+        portfolio_strategy.decide({})
 
 
 def test_all_symbols_share_one_object_which_knows_them() -> None:
     strategies = make_strategies(load(None, sections()), None)
     members = [one for one in strategies.values() if isinstance(one, PortfolioMember)]
     assert len(members) == 3
-    assert len({id(one.portfolio) for one in members}) == 1
+    assert len({id(member.portfolio) for member in members}) == 1
     assert members[0].portfolio.symbols == SYMBOLS
     assert members[0].warmup == 2
 

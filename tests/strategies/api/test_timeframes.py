@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from builders import bars as made_bars
-from builders import instrument
+from builders import instrument, present
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -45,10 +45,10 @@ def higher(wanted: int = 4) -> TimeframeAggregator:
     return TimeframeAggregator(ITEM, "5", MINUTE, wanted)
 
 
-def whole(known: Sequence[Bar]) -> list[Row]:
+def whole(bars: Sequence[Bar]) -> list[Row]:
     """Return what five bars each add up to, another way: by their place in time."""
     groups: dict[int, list[Bar]] = {}
-    for bar in known:
+    for bar in bars:
         groups.setdefault(bar.open_time_ms // FIVE * FIVE, []).append(bar)
     return [
         (
@@ -98,10 +98,10 @@ def candle(row: Row) -> FrameBar:
 
 def test_no_candle_comes_before_own_bars_have_made_theirs() -> None:
     frame = higher()
-    known = minutes(5)
-    frame.add(known[0])
+    bars = minutes(5)
+    frame.add(bars[0])
     assert frame.take(candle((START_MS - FIVE, 10, 12, 9, 11, 5)))
-    assert not frame.take(candle(whole(known)[0]))
+    assert not frame.take(candle(whole(bars)[0]))
 
 
 @given(
@@ -112,15 +112,15 @@ def test_no_candle_comes_before_own_bars_have_made_theirs() -> None:
 def test_a_bar_appears_with_the_bar_that_closes_it_and_holes_never_do(
     missing: set[int], first: int, wanted: int
 ) -> None:
-    known: list[Bar] = []
+    bars: list[Bar] = []
     frame = higher(wanted)
     for bar in minutes(60, first=first):
         if (bar.open_time_ms - START_MS) // MINUTE in missing:
             continue
-        known.append(bar)
+        bars.append(bar)
         frame.add(bar)
         now_ms = bar.close_time_ms // FIVE * FIVE
-        due = [row for row in whole(known) if now_ms - wanted * FIVE <= row[0] < now_ms]
+        due = [row for row in whole(bars) if now_ms - wanted * FIVE <= row[0] < now_ms]
         assert shown(frame) == due
         assert all(row[0] + FIVE <= bar.close_time_ms for row in due)
 
@@ -147,42 +147,41 @@ def test_what_is_handed_on_follows_from_the_last_bars_alone(
 
 
 def test_candles_from_elsewhere_warm_what_own_bars_do_not_reach() -> None:
-    known = minutes(30, first=3)
+    bars = minutes(30, first=3)
     earlier = whole(minutes(60, first=-55))[-6:]
     frame = higher(4)
-    for bar in known[:2]:
+    for bar in bars[:2]:
         frame.add(bar)
     assert shown(frame) == []
-    wanted = frame.lacking(known[1].close_time_ms)
-    assert wanted is not None
+    wanted = present(frame.lacking(bars[1].close_time_ms))
     assert (wanted.from_ms, wanted.until_ms) == (START_MS - 3 * FIVE, START_MS + FIVE)
     assert not frame.is_warm
     assert all(frame.take(candle(row)) for row in earlier)
-    assert frame.lacking(known[1].close_time_ms) is None
+    assert frame.lacking(bars[1].close_time_ms) is None
     assert frame.is_warm
     assert shown(frame) == [row for row in earlier if row[0] >= START_MS - 3 * FIVE]
-    for bar in known[2:]:
+    for bar in bars[2:]:
         frame.add(bar)
-    assert shown(frame) == whole(known)[-4:]
+    assert shown(frame) == whole(bars)[-4:]
 
 
 def test_a_candle_that_closes_later_is_not_handed_on_before() -> None:
     frame = higher(4)
-    known = minutes(9, first=3)
+    bars = minutes(9, first=3)
     partial = whole(minutes(5))[0]
-    frame.add(known[0])
+    frame.add(bars[0])
     assert frame.take(candle(partial))  # it closes with the next bar
     assert shown(frame) == []
-    frame.add(known[1])
+    frame.add(bars[1])
     assert shown(frame) == [partial]
 
 
 def test_own_bars_have_the_word_from_where_they_begin() -> None:
-    known = minutes(12)
+    bars = minutes(12)
     frame = higher(4)
-    for bar in known:
+    for bar in bars:
         frame.add(bar)
-    first, second = whole(known)
+    first, second = whole(bars)
     assert frame.take(candle(first))
     assert not frame.take(candle((*second[:4], second[4] + 1, second[5])))
     assert not frame.take(candle((START_MS + 2 * FIVE, *second[1:])))  # still open
@@ -191,18 +190,18 @@ def test_own_bars_have_the_word_from_where_they_begin() -> None:
 
 
 def test_a_start_that_feeds_candles_first_hands_on_the_same() -> None:
-    known = minutes(40, first=3)
+    bars = minutes(40, first=3)
     frame, again = higher(4), higher(4)
     given = [candle(row) for row in whole(minutes(60, first=-45))]
-    for bar in known[:25]:
+    for bar in bars[:25]:
         frame.add(bar)
     taken = [one for one in given if frame.take(one)]
     for one in taken:
         again.take(one)
-    for bar in known[:25]:
+    for bar in bars[:25]:
         again.add(bar)
     assert shown(frame) == shown(again)
-    for bar in known[25:]:
+    for bar in bars[25:]:
         frame.add(bar)
         again.add(bar)
         assert shown(frame) == shown(again)
@@ -211,11 +210,11 @@ def test_a_start_that_feeds_candles_first_hands_on_the_same() -> None:
 
 
 def test_a_candle_never_fills_a_hole_of_own_bars() -> None:
-    known = minutes(15)
+    bars = minutes(15)
     frame = higher(4)
-    for bar in (*known[:7], *known[8:]):
+    for bar in (*bars[:7], *bars[8:]):
         frame.add(bar)
-    first, second, third = whole(known)
+    first, second, third = whole(bars)
     assert shown(frame) == [first, third]
     assert not frame.take(candle(second))
     assert shown(frame) == [first, third]

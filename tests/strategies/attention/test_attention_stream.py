@@ -17,8 +17,8 @@ WINDOW, LAYERS, BATCH, HEADS, DIM, TIME = 7, 3, 2, 2, 4, 150
 def inputs(seed: int = 2) -> list[tuple[Tensor, Tensor, Tensor]]:
     drawn = torch.Generator().manual_seed(seed)
     shape = (3, BATCH, HEADS, TIME, DIM)
-    made = [torch.randn(shape, generator=drawn, dtype=torch.float64) for _ in range(LAYERS)]
-    return [(one[0], one[1], one[2]) for one in made]
+    tensors = [torch.randn(shape, generator=drawn, dtype=torch.float64) for _ in range(LAYERS)]
+    return [(one[0], one[1], one[2]) for one in tensors]
 
 
 def stream(window: int = WINDOW) -> Stream:

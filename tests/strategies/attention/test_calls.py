@@ -80,8 +80,8 @@ def explained(mask: Mask, backend: str) -> Call:
 
     def call(given: list[Tensor], lay: Layout) -> list[Tensor]:
         queries, keys = [given[0], given[2]], [given[1], given[3]]
-        made = [sums(q, k, mask, lay) for q, k in zip(queries, keys, strict=True)]
-        layers = layers_of(queries, keys, made, mask)
+        tensors = [sums(q, k, mask, lay) for q, k in zip(queries, keys, strict=True)]
+        layers = layers_of(queries, keys, tensors, mask)
         return [*rolled(layers, lay(torch.tensor(ROWS)), backend=backend)]
 
     return call
@@ -90,9 +90,9 @@ def explained(mask: Mask, backend: str) -> Call:
 def fused(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask for the fusions that need whole rows, and for weights of heads."""
     query, key = given[:2]
-    made = [sums(query, key, Mask(), lay)]
+    tensors = [sums(query, key, Mask(), lay)]
     shares = lay(torch.tensor([[0.2, 0.3, 0.5]]))
-    layers = layers_of([query], [key], made, Mask())
+    layers = layers_of([query], [key], tensors, Mask())
     every = rolled(layers, ROWS, Rollout(head_weights=shares))
     return [*every, *rolled(layers, ROWS, Rollout(fusion="max"))]
 
@@ -150,14 +150,14 @@ def crossed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask across two streams, with gradients."""
     query, key, value = (x.detach().requires_grad_() for x in given[:3])
     closes = lay(torch.arange(TIME).expand(BATCH, -1).contiguous())
-    seen = closed_keys(closes, closes)
-    read = cross_attend(query, key, value, lay(seen))
+    tensor = closed_keys(closes, closes)
+    read = cross_attend(query, key, value, lay(tensor))
     total = lay(read.logsumexp)
-    mask = Mask(causal=False, seen=seen)
+    mask = Mask(causal=False, seen=tensor)
     step = Layer(query.detach(), key.detach(), None, total, mask, source="others")
     whole = cross_attend(query, key, value)
     return [
-        seen.double(),
+        tensor.double(),
         *read,
         *whole,
         *torch.autograd.grad(read.output, (query, key, value), given[3]),
@@ -168,9 +168,9 @@ def crossed(given: list[Tensor], lay: Layout) -> list[Tensor]:
 
 def streamed(given: list[Tensor], _: Layout) -> list[Tensor]:
     """Take the bars one after the other."""
-    made = Stream(5, batch=BATCH, heads=HEADS, dim=DIM, dtype=given[0].dtype)
-    read = [made.attend(0, *(x[:, :, at] for x in given[:3])) for at in range(TIME)]
-    return [torch.stack([one.output for one in read]), made.rollout().weights["bars"]]
+    stream = Stream(5, batch=BATCH, heads=HEADS, dim=DIM, dtype=given[0].dtype)
+    read = [stream.attend(0, *(x[:, :, at] for x in given[:3])) for at in range(TIME)]
+    return [torch.stack([one.output for one in read]), stream.rollout().weights["bars"]]
 
 
 def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
@@ -179,10 +179,10 @@ def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
     drawn = lay(probsparse.sample_keys(TIME, Mask(), factor=1, seed=1))
     few = probsparse.attend_rows(query, key, value, [1]).output
     features = linear.random_features(query, key, key[0, :, :3].detach())
-    made = probsparse.attend_sparsely(query, key, value, Mask(), drawn, factor=1)
-    matrix = probsparse.dense_rows(made.rows)
+    sparse_attention = probsparse.attend_sparsely(query, key, value, Mask(), drawn, factor=1)
+    matrix = probsparse.dense_rows(sparse_attention.rows)
     reads: list[Read] = [
-        SparseRead(made.rows),
+        SparseRead(sparse_attention.rows),
         MatrixRead(lay(matrix)),
         MapRead(probsparse.convolution_taps(query.detach()[:, 0, :, None].expand(-1, -1, 3, -1))),
     ]
@@ -190,11 +190,11 @@ def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
     inputs = (query, key, value)
     with torch.autocast("cpu", enabled=False):  # as training does
         slopes = [
-            *torch.autograd.grad(made.output, inputs, given[3], retain_graph=True),
+            *torch.autograd.grad(sparse_attention.output, inputs, given[3], retain_graph=True),
             *torch.autograd.grad(even.output, inputs, given[3]),
         ]
     return [
-        made.output,
+        sparse_attention.output,
         few,
         *features,
         *rolled(reads, ROWS),
@@ -265,9 +265,9 @@ LAID: Final = (
 def laid(dtype: torch.dtype) -> Iterator[tuple[list[Tensor], list[Tensor], Layout]]:
     """Yield tensors in other strides, the same side by side, and a layout of all their numbers."""
     generator = torch.Generator().manual_seed(4)
-    made = torch.randn(4, BATCH, HEADS, TIME, DIM, generator=generator).to(dtype)
+    batch = torch.randn(4, BATCH, HEADS, TIME, DIM, generator=generator).to(dtype)
     for layout, changed in LAID:
-        given = [LAYOUTS[layout](x) if at in changed else x for at, x in enumerate(made)]
+        given = [LAYOUTS[layout](x) if at in changed else x for at, x in enumerate(batch)]
         preserving = layout if layout in PRESERVING else "every other entry"
         yield given, [x.clone().contiguous() for x in given], LAYOUTS[preserving]
 
@@ -304,9 +304,9 @@ def test_autocast_changes_nothing_and_what_explains_carries_no_gradient(
     plain = CALLS[name](given, LAYOUTS["contiguous"])
     with torch.autocast("cpu", torch.bfloat16):
         under = CALLS[name](given, LAYOUTS["contiguous"])
-    for found, wanted in zip(under, plain, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-        assert not name.startswith(EXPLAINS) or not found.requires_grad
+    for tensor, wanted in zip(under, plain, strict=True):
+        torch.testing.assert_close(tensor, wanted, rtol=0, atol=0)
+        assert not name.startswith(EXPLAINS) or not tensor.requires_grad
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -318,15 +318,15 @@ def test_gradients_are_those_of_stored_matrices_and_second_ones_are_refused(mask
     matrix = reference.attention_matrix(query, key, mask)
     scores = query @ key.mT * query.shape[-1] ** -0.5
     entropies = reference.logsumexp(query, key, mask) - (matrix * scores).sum(dim=-1)
-    for own, dense in (
+    for array_spec, dense in (
         (trained_entropy(query, key, total, mask), entropies),
         (attend(query, key, value, mask).output, matrix @ value),
     ):
-        torch.testing.assert_close(own, dense, rtol=0, atol=1e-12)
-        above = torch.rand(own.shape, dtype=own.dtype)
+        torch.testing.assert_close(array_spec, dense, rtol=0, atol=1e-12)
+        above = torch.rand(array_spec.shape, dtype=array_spec.dtype)
         wanted = torch.autograd.grad(dense, (query, key), above, retain_graph=True)
         with torch.autocast("cpu", torch.bfloat16):
-            first = torch.autograd.grad(own, (query, key), above, create_graph=True)
+            first = torch.autograd.grad(array_spec, (query, key), above, create_graph=True)
         for slope, other in zip(first, wanted, strict=True):
             torch.testing.assert_close(slope, other, rtol=0, atol=1e-11)
         with pytest.raises(RuntimeError, match="once_differentiable"):

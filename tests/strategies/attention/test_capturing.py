@@ -93,8 +93,8 @@ def test_a_model_is_explained_as_its_stored_matrices_are(
     assert torch.equal(before, model(**given)[0])
     model.set_attn_implementation("eager")  # type: ignore[operator]
     stored = list(model(**given, output_attentions=True).attentions)
-    found = captured.rollout().weights["bars"][:, 0]
-    assert (found.double() - rolled(stored)).abs().max() < 1e-6
+    weights = captured.rollout().weights["bars"][:, 0]
+    assert (weights.double() - rolled(stored)).abs().max() < 1e-6
     if form != "GptOss":  # whose rows sum to less than 1
         heads = entropy(captured.reads, [-1 % stored[-1].shape[-1]])[-1][..., 0]
         last = stored[-1][:, :, -1].double()
@@ -142,7 +142,7 @@ def test_gradients_fuse_heads_as_autograd_does() -> None:
     with capture(model, backward=True) as captured:
         output = model(x)
         captured.gradient(output[:, -1].sum())
-    found = captured.rollout(method=Rollout(fusion="gradient")).weights["bars"][:, 0]
+    weights = captured.rollout(method=Rollout(fusion="gradient")).weights["bars"][:, 0]
     model.by_matrices(x)[:, -1].sum().backward()
     row = torch.eye(TOKENS, dtype=torch.float64)[-1:].expand(2, 1, TOKENS)
     for matrix in reversed(model.matrices):
@@ -150,7 +150,7 @@ def test_gradients_fuse_heads_as_autograd_does() -> None:
         fused = (matrix.grad * matrix).clamp_min(0.0).mean(dim=1).detach()
         fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-300)
         row = 0.5 * row + 0.5 * row @ fused
-    assert (found - row[:, 0]).abs().max() < 1e-9
+    assert (weights - row[:, 0]).abs().max() < 1e-9
 
 
 def test_torchs_own_modules_are_seen_though_they_avoid_the_function() -> None:
@@ -169,8 +169,8 @@ def test_torchs_own_modules_are_seen_though_they_avoid_the_function() -> None:
         below = part.norm2(between + part.linear2(part.linear1(between).relu()))
     with torch.no_grad(), capture(model) as captured:
         model(x, src_key_padding_mask=padding)
-    found = captured.rollout().weights["bars"][:, 0]
-    assert (found - rolled(stored)).abs().max() < 1e-9
+    weights = captured.rollout().weights["bars"][:, 0]
+    assert (weights - rolled(stored)).abs().max() < 1e-9
     alone = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True).eval().double()
     with torch.no_grad(), capture(alone) as captured:
         _, matrix = alone(x, x, x, average_attn_weights=False)
@@ -187,8 +187,8 @@ def test_generation_over_a_cache_is_one_sequence() -> None:
         for at in range(split, TOKENS):
             model(given[:, at : at + 1], cache=cache)
     rows = [split - 1, TOKENS - 1]
-    one, other = (each.rollout(rows).weights["bars"] for each in (whole, steps))
-    assert (one - other).abs().max() < 1e-6
+    bars, other = (each.rollout(rows).weights["bars"] for each in (whole, steps))
+    assert (bars - other).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("hides", [-torch.inf, torch.finfo(torch.float32).min, None])

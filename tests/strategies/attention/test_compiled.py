@@ -328,29 +328,29 @@ def rings(draw: st.DrawFn) -> Rings:
 @REPEATED
 @given(rings())
 def test_a_scan_is_that_of_whole_matrices(name: str, rings: Rings) -> None:
-    for own, dense in zip(rings.scanned(name), rings.dense(), strict=True):
-        torch.testing.assert_close(own, dense.float(), atol=3 * NEAR, rtol=NEAR)
+    for row, dense in zip(rings.scanned(name), rings.dense(), strict=True):
+        torch.testing.assert_close(row, dense.float(), atol=3 * NEAR, rtol=NEAR)
 
 
 @pytest.mark.parametrize("encoding", [each for each in ENCODINGS if each != "alibi"])
 def test_a_stream_says_the_same_by_loops_and_by_tiles(name: str, encoding: str) -> None:
     net = models.network(replace(models.SMALL, encoding=encoding))
-    told: dict[str, list[Advance]] = {}
+    document: dict[str, list[Advance]] = {}
     for backend in (name, "tiles"):
         stream, state = StreamingNetwork(net, backend=backend), StreamState(net, streams=2)
         drawn = torch.Generator().manual_seed(1)
-        told[backend], at = [], 29_000_017
+        document[backend], at = [], 29_000_017
         for bars in (150, 1, CHUNK_BARS, 1, 70):
             x = torch.randn(2, bars, net.config.features, generator=drawn)
             positions = np.arange(at, at + bars, dtype=np.int64)
             given = (x, np.stack([positions, positions]))
-            told[backend].append(stream.advance(state, *given, streams=(0, 1), padded=bars > 1))
+            document[backend].append(stream.advance(state, *given, streams=(0, 1), padded=bars > 1))
             at += bars
-    for own, torchs in zip(told[name], told["tiles"], strict=True):
-        for one, other in zip(own.outputs, torchs.outputs, strict=True):
-            torch.testing.assert_close(one, other, atol=2 * NEAR, rtol=NEAR)
-        torch.testing.assert_close(own.confidence, torchs.confidence, atol=2 * NEAR, rtol=0.0)
-        np.testing.assert_allclose(own.rollout, torchs.rollout, atol=NEAR, rtol=0.0)
+    for advance, torchs in zip(document[name], document["tiles"], strict=True):
+        for output, other in zip(advance.outputs, torchs.outputs, strict=True):
+            torch.testing.assert_close(output, other, atol=2 * NEAR, rtol=NEAR)
+        torch.testing.assert_close(advance.confidence, torchs.confidence, atol=2 * NEAR, rtol=0.0)
+        np.testing.assert_allclose(advance.rollout, torchs.rollout, atol=NEAR, rtol=0.0)
 
 
 @REPEATED

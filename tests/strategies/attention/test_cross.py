@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -35,12 +36,12 @@ def drawn(*lengths: int, seed: int = 0, heads: int = 2, batch: int = 2) -> list[
     ]
 
 
-def dense(query: Tensor, key: Tensor, seen: Tensor | None) -> Tensor:
+def dense(query: Tensor, key: Tensor, tensor: Tensor | None) -> Tensor:
     """Return the matrices [batch, head, query, key]; a row that sees nothing is 0."""
     scores = query @ key.mT / math.sqrt(DIM)
-    if seen is None:
+    if tensor is None:
         return scores.softmax(dim=-1)
-    hidden = torch.arange(key.shape[2]) >= seen.view(-1, query.shape[2])[:, None, :, None]
+    hidden = torch.arange(key.shape[2]) >= tensor.view(-1, query.shape[2])[:, None, :, None]
     return scores.masked_fill(hidden, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
 
 
@@ -77,8 +78,8 @@ def test_what_is_read_and_its_gradients_are_those_of_the_matrix(
 def test_no_query_reads_a_key_that_has_not_closed() -> None:
     query_closes = torch.tensor([60, 120, 180, 240])  # one stream a minute
     key_closes = torch.tensor([0, 100, 120, 120, 239, 300])  # one whenever something happened
-    seen = closed_keys(query_closes, key_closes)
-    assert seen.tolist() == [1, 4, 4, 5]
+    tensor = closed_keys(query_closes, key_closes)
+    assert tensor.tolist() == [1, 4, 4, 5]
 
     def leaks(seen: Tensor) -> bool:
         query, key, value = drawn(4, 6, 6)
@@ -91,8 +92,8 @@ def test_no_query_reads_a_key_that_has_not_closed() -> None:
                 return True
         return False
 
-    assert not leaks(seen)
-    assert leaks((seen + 1).clamp_max(6))  # one key of the future, planted
+    assert not leaks(tensor)
+    assert leaks((tensor + 1).clamp_max(6))  # one key of the future, planted
 
 
 def test_memory_holds_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,18 +137,17 @@ def dense_rollout(reads: list[Layer], share: float, fusion: str) -> Tensor:
     """Return the product over all 14 tokens of all streams together, [batch, token, token]."""
     places = {"0": slice(0, 4), "1": slice(4, 11), "2": slice(11, 14)}
     product = torch.eye(14, dtype=torch.float64).expand(2, 14, 14)
-    for step in sorted({one.step for one in reads if one.step is not None}):
-        own = [one for one in reads if one.step == step]
+    for step in sorted({layer.step for layer in reads if layer.step is not None}):
+        own = [layer for layer in reads if layer.step == step]
         layer = torch.eye(14, dtype=torch.float64).repeat(2, 1, 1)
-        for into in {one.target for one in own}:
+        for into in {layer.target for layer in own}:
             layer[:, places[into], places[into]] *= share
         for one in own:
             matrix = dense(one.query, one.key, one.mask.seen)
             fused = matrix.mean(dim=1)
             if fusion == "gradient":
                 assert one.gradient is not None
-                assert one.value is not None
-                fused = (matrix * (one.gradient @ one.value.mT)).clamp_min(0).mean(dim=1)
+                fused = (matrix * (one.gradient @ present(one.value).mT)).clamp_min(0).mean(dim=1)
                 fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-300)
             each = (1 - share) / sum(other.target == one.target for other in own)
             layer[:, places[one.target], places[one.source]] += each * fused
@@ -170,24 +170,22 @@ def test_the_rollout_over_streams_is_the_product_over_all_their_tokens(
         else torch.zeros(2, lengths[stream], length).double()
         for each, length in enumerate(lengths)
     }
-    found = rollout(READS, start, Rollout(share, fusion)).weights
-    joined = torch.cat([found[str(each)] for each in range(3)], dim=-1)
+    weights = rollout(READS, start, Rollout(share, fusion)).weights
+    joined = torch.cat([weights[str(each)] for each in range(3)], dim=-1)
     first = sum(lengths[:stream])
     wanted = dense_rollout(READS, share, fusion)[:, first : first + lengths[stream]]
     torch.testing.assert_close(joined, wanted, rtol=0, atol=1e-12)
 
 
 def test_a_row_that_no_gradient_asks_for_keeps_itself() -> None:
-    found = read(0, 1, 0, 4)
-    assert found.value is not None
-    assert found.gradient is not None
-    slope = found.gradient.clone()
+    layer = read(0, 1, 0, 4)
+    slope = present(layer.gradient).clone()
     slope[:, :, 2] = -1.0  # against every value
-    found = replace(found, value=found.value.abs(), gradient=slope)
-    weights = rollout([found], [2, 3], Rollout(fusion="gradient")).weights
+    layer = replace(layer, value=present(layer.value).abs(), gradient=slope)
+    weights = rollout([layer], [2, 3], Rollout(fusion="gradient")).weights
     assert weights["0"][:, 0, 2].tolist() == [1.0, 1.0]
     assert float(weights["1"][:, 0].sum()) == 0.0
-    wanted = dense_rollout([found], 0.5, "gradient")[:, 2:4, :11]
+    wanted = dense_rollout([layer], 0.5, "gradient")[:, 2:4, :11]
     torch.testing.assert_close(
         torch.cat((weights["0"], weights["1"]), dim=-1), wanted, rtol=0, atol=1e-12
     )
@@ -212,11 +210,11 @@ class Reader(nn.Module):
         super().__init__()
         self.query, self.key = nn.Linear(8, 16), nn.Linear(8, 16)
 
-    def forward(self, times: Tensor, others: Tensor, values: Tensor, seen: Tensor) -> Layer:
+    def forward(self, times: Tensor, others: Tensor, values: Tensor, tensor: Tensor) -> Layer:
         codes = [self._code(x) for x in (times, others)]
         query, key = self.query(codes[0])[None, None], self.key(codes[1])[None, None]
-        self.read, logsumexp = cross_attend(query, key, values.expand(-1, -1, -1, 16), seen)
-        mask = Mask(causal=False, seen=seen)
+        self.read, logsumexp = cross_attend(query, key, values.expand(-1, -1, -1, 16), tensor)
+        mask = Mask(causal=False, seen=tensor)
         return Layer(query, key, None, logsumexp, mask, source="others")
 
     @staticmethod
@@ -230,26 +228,26 @@ def test_a_trained_layer_is_explained_by_the_key_that_it_learned_to_read() -> No
     torch.manual_seed(0)
     others = torch.arange(0, 128, 4)
     times = torch.arange(30, 120, 6)
-    seen = closed_keys(times, others)
-    asked = seen - 4
+    tensor = closed_keys(times, others)
+    asked = tensor - 4
     reader = Reader()
     optimiser = torch.optim.Adam(reader.parameters(), lr=0.03)
     for _ in range(250):
         values = torch.randn(1, 1, len(others), 1)
-        reader(times.float(), others.float(), values, seen)
+        reader(times.float(), others.float(), values, tensor)
         loss = (reader.read[0, 0, :, 0] - values[0, 0, asked, 0]).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    read_ = reader(times.float(), others.float(), torch.randn(1, 1, len(others), 1), seen)
+    read_ = reader(times.float(), others.float(), torch.randn(1, 1, len(others), 1), tensor)
     weights = rollout([read_], range(len(times))).weights
-    own, other = weights["bars"], weights["others"]
+    bars, other = weights["bars"], weights["others"]
     assert torch.equal(other[0].argmax(dim=-1), asked)
-    torch.testing.assert_close(own[0].diagonal(), torch.full((len(times),), 0.5))
+    torch.testing.assert_close(bars[0].diagonal(), torch.full((len(times),), 0.5))
 
 
 @pytest.mark.parametrize(
-    ("seen", "words"),
+    ("tensor", "words"),
     [
         (torch.ones(4), "one whole number a query"),
         (torch.ones(3, dtype=torch.int64), "one whole number a query"),
@@ -257,10 +255,10 @@ def test_a_trained_layer_is_explained_by_the_key_that_it_learned_to_read() -> No
         (torch.full((4,), -1), "from 0 to 7"),
     ],
 )
-def test_keys_that_are_not_there_cannot_be_seen(seen: Tensor, words: str) -> None:
+def test_keys_that_are_not_there_cannot_be_seen(tensor: Tensor, words: str) -> None:
     query, key = drawn(4, 7)
     with pytest.raises(AttentionInvalid, match=words):
-        cross_attend(query, key, key, seen)
+        cross_attend(query, key, key, tensor)
 
 
 def test_what_does_not_fit_is_one_sentence() -> None:

@@ -39,15 +39,15 @@ def test_attention_with_its_gradients_equals_the_definition(
         assert backend != "auto"
         return  # the refusals have tests of their own
     generator = torch.Generator().manual_seed(time + dim)
-    made = torch.randn(3, 1, 2, time, dim, generator=generator).to(dtype)
-    there = [x.cuda().requires_grad_() for x in made]
-    here = [x.double().requires_grad_() for x in made]
+    batch = torch.randn(3, 1, 2, time, dim, generator=generator).to(dtype)
+    there = [x.cuda().requires_grad_() for x in batch]
+    here = [x.double().requires_grad_() for x in batch]
     found = attend(there[0], there[1], there[2], mask, backend=backend)
     wanted = attend(here[0], here[1], here[2], mask, backend="chunked")
-    told = torch.randn(wanted.output.shape, generator=generator)
-    grads = torch.autograd.grad(found.output, there, told.to(dtype).cuda())
-    true = torch.autograd.grad(wanted.output, here, told.to(dtype).double())
-    least = float(told.norm())  # a query that sees one key alone moves nothing: the slope is 0
+    tensor = torch.randn(wanted.output.shape, generator=generator)
+    grads = torch.autograd.grad(found.output, there, tensor.to(dtype).cuda())
+    true = torch.autograd.grad(wanted.output, here, tensor.to(dtype).double())
+    least = float(tensor.norm())  # a query that sees one key alone moves nothing: the slope is 0
     pairs = [(found.output, wanted.output, 1e-9), (found.logsumexp, wanted.logsumexp, 1.0)]
     for ours, exact, size in (*pairs, *((*pair, least) for pair in zip(grads, true, strict=True))):
         error = (ours.detach().double().cpu() - exact.detach()).norm() / exact.norm().clamp_min(
@@ -70,12 +70,12 @@ def test_attention_takes_any_strides(
         return  # the refusals have tests of their own
     lay, generator = LAYOUTS[layout], torch.Generator().manual_seed(dim)
     made = torch.randn(4, 2, 3, 129, dim, generator=generator).to(dtype).cuda()
-    found: list[list[torch.Tensor]] = []
+    tensors: list[list[torch.Tensor]] = []
     for given in ([lay(x) for x in made], [lay(x).contiguous() for x in made]):
         leaves = [x.detach().requires_grad_() for x in given[:3]]
         output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask, backend=backend)
-        found.append([output, logsumexp, *torch.autograd.grad(output, leaves, given[3])])
-    for one, two in zip(*found, strict=True):
+        tensors.append([output, logsumexp, *torch.autograd.grad(output, leaves, given[3])])
+    for one, two in zip(*tensors, strict=True):
         error = (one - two).double().norm() / two.double().norm().clamp_min(1e-9)
         assert float(error) < TOLERANCES[dtype]
 
@@ -89,17 +89,17 @@ def test_auto_takes_wide_heads_and_values_of_their_own_dim(
     query, key, value = (
         torch.randn(1, 2, 129, size, generator=generator).to(dtype) for size in (dim, dim, width)
     )
-    found = attend(query.cuda(), key.cuda(), value.cuda(), Mask()).output
+    output = attend(query.cuda(), key.cuda(), value.cuda(), Mask()).output
     wide = (query.double(), key.double(), value.double())
     wanted = attend(wide[0], wide[1], wide[2], Mask(), backend="chunked").output
-    error = (found.double().cpu() - wanted).norm() / wanted.norm()
+    error = (output.double().cpu() - wanted).norm() / wanted.norm()
     assert float(error) < TOLERANCES[dtype]
 
 
 def test_a_window_of_one_bar_takes_more_stretches_than_a_grid_has_rows() -> None:
     made = torch.randn(3, 1, 1, 70_000, 8, generator=torch.Generator().manual_seed(1)).cuda()
-    found = attend(made[0], made[1], made[2], Mask.window(1)).output
-    error = (found - made[2]).norm() / made[2].norm()  # a matrix unit rounds the values
+    output = attend(made[0], made[1], made[2], Mask.window(1)).output
+    error = (output - made[2]).norm() / made[2].norm()  # a matrix unit rounds the values
     assert float(error) < TOLERANCES[torch.float32]
 
 
@@ -122,9 +122,9 @@ def test_rollout_takes_any_strides(layout: str, mask: Mask) -> None:
     made = torch.randn(2, 2, 3, 257, 18, generator=generator).cuda()
     query, key = (LAYOUTS[layout](x) for x in made)
     sums = attend(query.contiguous(), key.contiguous(), key.contiguous(), mask).logsumexp
-    found = rolled(layers_of([query], [key], [sums], mask), [200, 256]).weights
+    weights = rolled(layers_of([query], [key], [sums], mask), [200, 256]).weights
     wanted = rolled(layers_of([query.contiguous()], [key.contiguous()], [sums], mask), [200, 256])
-    assert float((found - wanted.weights).abs().amax()) < 1e-6
+    assert float((weights - wanted.weights).abs().amax()) < 1e-6
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -18,9 +18,7 @@ from tracepaper.strategies.attention import (
     kernels,
     triton_rollout,
 )
-from tracepaper.strategies.attention import (
-    kernels as cuts,
-)
+from tracepaper.strategies.attention import kernels as cuts
 from tracepaper.strategies.attention.backends import CudaEfficient, kernel_for
 from tracepaper.strategies.attention.flash import CudaFlash
 from tracepaper.strategies.attention.kernels import choose, resolve
@@ -131,14 +129,14 @@ def test_a_kernel_that_does_not_fit_fetches_less_ahead_and_then_gives_up() -> No
 def test_many_short_stretches_of_time_go_some_at_a_time(
     mask: Mask, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = torch.randn(4, 3, 2, 30, 8, generator=torch.Generator().manual_seed(1))
-    found: list[Sequence[Tensor]] = []
+    tensor = torch.randn(4, 3, 2, 30, 8, generator=torch.Generator().manual_seed(1))
+    tensors: list[Sequence[Tensor]] = []
     for limit in (65_535, most):
         monkeypatch.setattr(cuts, "_BATCH_MOST", limit)
-        leaves = [x.clone().requires_grad_() for x in made[:3]]
+        leaves = [x.clone().requires_grad_() for x in tensor[:3]]
         output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask)
-        found.append((output, logsumexp, *torch.autograd.grad(output, leaves, made[3])))
-    for one, two in zip(*found, strict=True):
+        tensors.append((output, logsumexp, *torch.autograd.grad(output, leaves, tensor[3])))
+    for one, two in zip(*tensors, strict=True):
         assert torch.equal(one, two)
 
 
@@ -147,7 +145,7 @@ def test_many_short_stretches_of_time_go_some_at_a_time(
 @pytest.mark.parametrize("backend", ["sdpa", "chunked"])
 def test_values_have_a_dim_of_their_own(backend: str, mask: Mask, width: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    query, key, value, told = (
+    query, key, value, tensor = (
         torch.randn(2, 3, 20, dim, generator=generator, dtype=torch.float64)
         for dim in (8, 8, width, width)
     )
@@ -164,7 +162,7 @@ def test_values_have_a_dim_of_their_own(backend: str, mask: Mask, width: int) ->
                 for at in range(width)
             ]
             output, sums = torch.cat([part.output[..., :1] for part in parts], -1), parts[0][1]
-        found.append([output, sums, *torch.autograd.grad(output, leaves, told)])
+        found.append([output, sums, *torch.autograd.grad(output, leaves, tensor)])
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-13)
 

@@ -48,49 +48,49 @@ def elsewhere() -> Iterator[None]:
 @pytest.mark.usefixtures("elsewhere")
 def test_a_stream_makes_every_tensor_where_its_weights_are(encoding: str) -> None:
     with torch.device("cpu"):
-        made = models.forecaster(replace(models.SMALL, encoding=encoding, clock=("week",)))
-    made.warm("linear:BTCUSDT", BARS[:700])
-    assert made.step(BARS[700]) is not None
-    assert made.scan(BARS[701:800])[-1] is not None
-    assert len(made.explain("linear:BTCUSDT").weights) == 148
+        forecaster = models.forecaster(replace(models.SMALL, encoding=encoding, clock=("week",)))
+    forecaster.warm("linear:BTCUSDT", BARS[:700])
+    assert forecaster.step(BARS[700]) is not None
+    assert forecaster.scan(BARS[701:800])[-1] is not None
+    assert len(forecaster.explain("linear:BTCUSDT").weights) == 148
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_streams_in_one_batch_make_every_tensor_where_their_weights_are() -> None:
     with torch.device("cpu"):
-        made = models.forecaster()
+        forecaster = models.forecaster()
     names = ("linear:BTCUSDT", "linear:ETHUSDT")
     bars = {name: builders.bars(760, seed=1, instrument_id=name) for name in names}
     for name in names:
-        made.warm(name, bars[name][:750])
+        forecaster.warm(name, bars[name][:750])
     for at in range(750, 760):
-        assert None not in made.predict_many([bars[name][at] for name in names])
+        assert None not in forecaster.predict_many([bars[name][at] for name in names])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("elsewhere")
 def test_a_window_makes_every_tensor_where_its_weights_are(kind: str) -> None:
-    made = windowed(kind)
-    made.warm("linear:BTCUSDT", WINDOW_BARS[:CONTEXT])
-    assert made.step(WINDOW_BARS[CONTEXT]) is not None
-    assert made.device == "cpu"
+    forecaster = windowed(kind)
+    forecaster.warm("linear:BTCUSDT", WINDOW_BARS[:CONTEXT])
+    assert forecaster.step(WINDOW_BARS[CONTEXT]) is not None
+    assert forecaster.device == "cpu"
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_an_attribution_makes_every_tensor_where_the_weights_are() -> None:
     with torch.device("cpu"):
-        made = models.forecaster()
-    found = Probe(made, BARS[: made.context], horizon=30)
-    assert np.isfinite(found.contributions(nodes=2).mean_return).all()
+        forecaster = models.forecaster()
+    probe = Probe(forecaster, BARS[: forecaster.context], horizon=30)
+    assert np.isfinite(probe.contributions(nodes=2).mean_return).all()
 
 
 def test_half_numbers_forecast_what_float32_does() -> None:
     said = []
     for dtype in ("float32", "bfloat16"):
-        made = windowed("full", dtype=dtype)
-        made.warm("linear:BTCUSDT", WINDOW_BARS[:CONTEXT])
-        said.append(made.step(WINDOW_BARS[CONTEXT]))
-        assert made.dtype == dtype
+        forecaster = windowed("full", dtype=dtype)
+        forecaster.warm("linear:BTCUSDT", WINDOW_BARS[:CONTEXT])
+        said.append(forecaster.step(WINDOW_BARS[CONTEXT]))
+        assert forecaster.dtype == dtype
     plain, half = said
     assert plain is not None
     assert half is not None
@@ -108,7 +108,7 @@ def windowed(kind: str, dtype: str = "float32") -> WindowedForecaster:
 
 
 @pytest.mark.parametrize(
-    ("built", "seen", "device", "words"),
+    ("built", "count", "device", "words"),
     [
         (False, 0, "cuda", "built without CUDA; install a CUDA build of torch, or set cpu"),
         (True, 0, "cuda", "finds no CUDA device; check the driver with nvidia-smi"),
@@ -119,11 +119,11 @@ def windowed(kind: str, dtype: str = "float32") -> WindowedForecaster:
     ],
 )
 def test_a_device_that_is_not_there_is_said(
-    built: bool, seen: int, device: str, words: str, monkeypatch: pytest.MonkeyPatch
+    built: bool, count: int, device: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     if not words:
         require_device(device)
         return

@@ -74,13 +74,13 @@ def test_the_convolution_rests_on_the_length_of_what_each_bar_brings() -> None:
 def test_the_convolution_and_its_gradient_are_those_of_torch() -> None:
     generator = torch.Generator().manual_seed(3)
     shapes = ((2, 7, 4), (5, 4, 3), (5,))  # input, weight, bias
-    made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    given = [tensor.clone().requires_grad_() for tensor in made]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    given = [tensor.clone().requires_grad_() for tensor in tensors]
     x, weight, bias = given
     one = convolve(x, weight, bias)[0]
     other = functional.conv1d(x.mT, weight, bias, padding=1).mT
-    found = [[mixed, *torch.autograd.grad(mixed.sin().sum(), given)] for mixed in (one, other)]
-    for ours, theirs in zip(*found, strict=True):
+    mixeds = [[mixed, *torch.autograd.grad(mixed.sin().sum(), given)] for mixed in (one, other)]
+    for ours, theirs in zip(*mixeds, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
@@ -109,7 +109,7 @@ def test_the_rollout_through_distilling_is_the_product_of_the_matrices() -> None
     reads: list[Read] = [
         SparseRead(low), MapRead(convolution), MapRead(pooling), SparseRead(high)
     ]  # fmt: skip
-    found = rollout(reads, [14, 3]).weights["bars"]
+    bars = rollout(reads, [14, 3]).weights["bars"]
     lower, upper = (
         0.5 * torch.eye(time) + 0.5 * dense_rows(rows).mean(dim=1)
         for rows, time in ((low, 30), (high, 15))
@@ -117,7 +117,7 @@ def test_the_rollout_through_distilling_is_the_product_of_the_matrices() -> None
     wanted = (upper @ dense(pooling) @ dense(convolution) @ lower)[:, [14, 3]]
     # Matrices, shares and rows are rounded once, each stage sums over 30 bars at most and 3 heads.
     rounding = gamma(4 * (30 + 3 + 4) + 30, torch.float32)
-    torch.testing.assert_close(found.double(), wanted, rtol=rounding, atol=0)
+    torch.testing.assert_close(bars.double(), wanted, rtol=rounding, atol=0)
 
 
 def test_maps_that_do_not_fit_are_refused() -> None:

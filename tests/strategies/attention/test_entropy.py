@@ -36,18 +36,18 @@ def test_entropy_equals_the_stored_matrices(made: Case) -> None:
 def test_the_gradient_of_entropy_is_that_of_the_stored_matrix(mask: Mask) -> None:
     made = case(mask, time=37, layers=1)
     query, key = made.queries[0].requires_grad_(), made.keys[0].requires_grad_()
-    found = trained_entropy(query, key, made.sums[0], mask)
+    tensor = trained_entropy(query, key, made.sums[0], mask)
     seen = reference.visible(37, mask)
     scores = (query @ key.transpose(-1, -2) / math.sqrt(8)).masked_fill(~seen, -1e9)
     shares = scores.softmax(dim=-1)
     wanted = torch.logsumexp(scores, dim=-1) - (shares * scores).sum(dim=-1)
-    assert (found - wanted).abs().max() < 1e-12
-    above = torch.linspace(-1.0, 1.0, found.numel(), dtype=torch.float64).view_as(found)
+    assert (tensor - wanted).abs().max() < 1e-12
+    above = torch.linspace(-1.0, 1.0, tensor.numel(), dtype=torch.float64).view_as(tensor)
     pairs = zip(
-        *(torch.autograd.grad(x, (query, key), above) for x in (found, wanted)), strict=True
+        *(torch.autograd.grad(x, (query, key), above) for x in (tensor, wanted)), strict=True
     )
-    for own, other in pairs:
-        assert (own - other).abs().max() < 1e-12
+    for gradient, expected in pairs:
+        assert (gradient - expected).abs().max() < 1e-12
 
 
 def test_peaked_rows_have_full_confidence_at_huge_scores() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from attention_cases import case
+from builders import present
 from scipy import stats
 from torch import Tensor
 
@@ -82,7 +83,7 @@ def test_heads_that_share_nothing_are_fully_specialised_and_equal_heads_are_not(
 def test_every_head_of_every_layer_is_read() -> None:
     made = case(Mask.window(30), time=120, heads=3, layers=2, size=0.0)
     readings = read_heads(made.layers, range(60, 120, 5))
-    assert [[one.kind for one in layer] for layer in readings] == [[HeadKind.DIFFUSE] * 3] * 2
+    assert [[mask.kind for mask in layer] for layer in readings] == [[HeadKind.DIFFUSE] * 3] * 2
     with pytest.raises(AttentionInvalid, match="give later rows"):
         read_heads(made.layers, [5, 60])
 
@@ -202,9 +203,8 @@ def tied(name: str, visible: int, seed: int, noise: float = 0.4) -> tuple[str, .
     parts = [each.masked_fill(hidden, 0.0) for each in (looks * fading, chance)]
     own, random = (each / each.sum(dim=1, keepdim=True) for each in parts)
     weights = (1.0 - noise) * own + noise * random
-    found = ties_of(weights, rows, visible, volume, volatility, moved)
-    assert found is not None
-    return found.marks
+    ties = present(ties_of(weights, rows, visible, volume, volatility, moved))
+    return ties.marks
 
 
 @pytest.mark.parametrize("visible", [200, 1_088])
@@ -227,8 +227,7 @@ def test_ties_are_what_numpy_says_and_need_enough_bars() -> None:
     age = torch.tensor(rows)[:, None] - torch.arange(98)
     weights = weights.masked_fill((age < 0) | (age >= visible), 0.0)
     volume, volatility, moved = torch.rand(3, 98, generator=generator, dtype=torch.float64)
-    found = ties_of(weights, rows, visible, volume, volatility, moved)
-    assert found is not None
+    ties = present(ties_of(weights, rows, visible, volume, volatility, moved))
     by_age = np.array([[float(weights[r, row - a]) for a in range(visible)]
                        for r, row in enumerate(rows)])  # fmt: skip
     looks: dict[int, list[float]] = {}
@@ -238,14 +237,14 @@ def test_ties_are_what_numpy_says_and_need_enough_bars() -> None:
     known = sorted(bar for bar, each in looks.items() if len(each) >= 2)
     mean = np.array([np.mean(looks[bar]) for bar in known])
     wanted = stats.spearmanr(mean, volume.numpy()[known]).statistic
-    assert found.volume.value == pytest.approx(wanted, abs=1e-12)
+    assert ties.volume.value == pytest.approx(wanted, abs=1e-12)
     shifted = [
         stats.spearmanr(mean, np.roll(volume.numpy()[known], k)).statistic
         for k in range(len(known) // 20, len(known) - len(known) // 20)
     ]
-    assert found.volume.p == pytest.approx(
+    assert ties.volume.p == pytest.approx(
         (1 + sum(one >= wanted - 1e-12 for one in shifted)) / (1 + len(shifted)), abs=0.03
     )
     top = np.argsort(-moved.numpy()[known])[: round(len(known) / 64)]
-    assert found.extremes.value == pytest.approx(mean[top].mean() / mean.mean(), abs=1e-9)
+    assert ties.extremes.value == pytest.approx(mean[top].mean() / mean.mean(), abs=1e-9)
     assert ties_of(weights[:, -60:], [57, 58, 59], 50, *torch.rand(3, 60)) is None

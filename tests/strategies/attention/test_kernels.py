@@ -84,9 +84,7 @@ def rounding(query: Tensor, key: Tensor, dtype: torch.dtype) -> float:
 
 def masks(time: int) -> st.SearchStrategy[Mask]:
     return st.one_of(
-        st.just(Mask.full()),
-        st.just(Mask()),
-        st.integers(1, time + 3).map(Mask.window),
+        st.just(Mask.full()), st.just(Mask()), st.integers(1, time + 3).map(Mask.window)
     )
 
 
@@ -280,13 +278,13 @@ def test_chunks_equal_the_definition_with_their_gradients(
     heads: int, time: int, dim: int, mask: Mask, entries: int
 ) -> None:
     generator = torch.Generator().manual_seed(time)
-    made = torch.randn(3, 2, heads, time, dim, generator=generator, dtype=torch.float64)
+    tensor = torch.randn(3, 2, heads, time, dim, generator=generator, dtype=torch.float64)
     told = torch.randn(2, heads, time, dim, generator=generator, dtype=torch.float64)
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)
         for way in (partial(attend, backend="chunked"), dense):
-            query, key, value = (x.clone().requires_grad_() for x in made)
+            query, key, value = (x.clone().requires_grad_() for x in tensor)
             output, logsumexp = way(query, key, value, mask)
             grads = torch.autograd.grad(output, (query, key, value), told)
             found.append([output.detach(), logsumexp.detach(), *grads])
@@ -334,16 +332,16 @@ class WindowedKernel(ChunkedBackend):
 
 
 def test_a_kernel_with_windows_of_its_own_is_asked_for_them() -> None:
-    made = torch.randn(3, 1, 2, 30, 8, generator=torch.Generator().manual_seed(1))
+    tensor = torch.randn(3, 1, 2, 30, 8, generator=torch.Generator().manual_seed(1))
     grads = []
     WindowedKernel.asked.clear()
     for kernel in (WindowedKernel(), ChunkedBackend()):
-        leaves = [x.clone().requires_grad_() for x in made]
+        leaves = [x.clone().requires_grad_() for x in tensor]
         output, _ = kernel_attention(*leaves, kernel, Mask.window(7), 0.3)
         grads.append(torch.autograd.grad(output.sum(), leaves))
     assert WindowedKernel.asked == [7, -7]
-    for one, two in zip(*grads, strict=True):
-        torch.testing.assert_close(one, two)
+    for grad, two in zip(*grads, strict=True):
+        torch.testing.assert_close(grad, two)
 
 
 def _broken(**changes: object) -> dict[str, object]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -89,19 +90,16 @@ def fused(layer: Layer, fusion: str) -> Tensor:
     if fusion in {"max", "min"}:
         return matrix.amax(dim=1) if fusion == "max" else matrix.amin(dim=1)
     group = layer.query.shape[1] // layer.key.shape[1]
-    assert layer.value is not None
-    assert layer.gradient is not None
-    assert layer.output_weight is not None
-    value = layer.value.double().repeat_interleave(group, dim=1)
+    value = present(layer.value).double().repeat_interleave(group, dim=1)
     if fusion == "gradient":
-        return (matrix * (layer.gradient.double() @ value.mT)).clamp_min(0).mean(dim=1)
-    by_head = layer.output_weight.double().unflatten(1, (-1, DIM))
+        return (matrix * (present(layer.gradient).double() @ value.mT)).clamp_min(0).mean(dim=1)
+    by_head = present(layer.output_weight).double().unflatten(1, (-1, DIM))
     lengths = torch.einsum("bhkd,mhd->bhkm", value, by_head).norm(dim=-1)
     return (matrix * lengths[:, :, None]).mean(dim=1)
 
 
-def same(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+def same(tensor: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -210,8 +208,8 @@ def test_a_step_of_decoding_over_a_cache_is_the_last_row_of_the_whole() -> None:
     wanted = rollout(whole, [6]).weights["bars"]
     top = whole[-1]
     step = Layer.of(top.query[:, :, -1:], top.key, top.value, mask, softcap=2.0)
-    found = rollout([*whole[:-1], step], [0]).weights["bars"]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    bars = rollout([*whole[:-1], step], [0]).weights["bars"]
+    torch.testing.assert_close(bars, wanted, rtol=0, atol=1e-12)
 
 
 def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
@@ -221,10 +219,10 @@ def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
         spoiled[1, :, [at for at in range(6) if at not in range(6)[kept]]] = 1e3
         again = Layer.of(padded.query, spoiled, padded.value, mask)
         alone = Layer.of(padded.query[1:, :, kept], padded.key[1:, :, kept], None, Mask())
-        found = rollout([padded, again], [kept.stop - 1]).weights["bars"][1:]
+        bars = rollout([padded, again], [kept.stop - 1]).weights["bars"][1:]
         own = rollout([alone, alone], [3]).weights["bars"]
-        torch.testing.assert_close(found[..., kept], own, rtol=0, atol=1e-12)
-        assert float(found.sum()) == pytest.approx(float(found[..., kept].sum()))
+        torch.testing.assert_close(bars[..., kept], own, rtol=0, atol=1e-12)
+        assert float(bars.sum()) == pytest.approx(float(bars[..., kept].sum()))
 
 
 def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:

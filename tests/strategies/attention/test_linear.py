@@ -85,9 +85,9 @@ def test_the_rollout_is_the_product_of_the_matrices(mask: Mask) -> None:
         layers.append(attend_linearly(query, key, value, mask).layer)
         matrices.append(dense(query, key, mask))
     reads = [LinearRead(layer, mask) for layer in layers]
-    found = rollout(reads, rows, Rollout(residual_weight=0.3)).weights["bars"]
+    bars = rollout(reads, rows, Rollout(residual_weight=0.3)).weights["bars"]
     whole = reference.rollout(matrices, mask, residual_weight=0.3)
-    assert torch.allclose(found, whole[:, rows], atol=1e-12)
+    assert torch.allclose(bars, whole[:, rows], atol=1e-12)
     above = rollout(reads, rows, Rollout(start_layer=2)).weights["bars"]
     assert torch.allclose(above, reference.rollout(matrices[2:], mask)[:, rows], atol=1e-12)
 
@@ -119,17 +119,17 @@ def test_random_features_come_nearer_to_the_softmax_the_more_there_are() -> None
 
 
 def test_directions_are_orthogonal_and_of_gaussian_length() -> None:
-    found = draw_directions(2, 16, 40, seed=9)
-    assert found.shape == (2, 40, 16)
-    block = found[0, :16].double()
+    tensor = draw_directions(2, 16, 40, seed=9)
+    assert tensor.shape == (2, 40, 16)
+    block = tensor[0, :16].double()
     products = block @ block.T
     assert torch.allclose(
         products - products.diag().diag(), torch.zeros(16, 16).double(), atol=1e-5
     )
     many = draw_directions(4, 16, 2_000, seed=2).square().sum(-1)
     assert float(many.mean()) == pytest.approx(16, rel=0.03)
-    assert torch.equal(found, draw_directions(2, 16, 40, seed=9))
-    assert not torch.equal(found, draw_directions(2, 16, 40, seed=8))
+    assert torch.equal(tensor, draw_directions(2, 16, 40, seed=9))
+    assert not torch.equal(tensor, draw_directions(2, 16, 40, seed=8))
 
 
 def test_what_cannot_be_is_refused_in_one_sentence() -> None:

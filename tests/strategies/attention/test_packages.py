@@ -21,8 +21,8 @@ MASKS = [Mask.full(), Mask(), Mask.window(1), Mask.window(7), Mask.window(30)]
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    made = torch.randn(3, 2, 2, 24, 8, generator=torch.Generator().manual_seed(2))
-    return made[0], made[1], made[2]
+    tensor = torch.randn(3, 2, 2, 24, 8, generator=torch.Generator().manual_seed(2))
+    return tensor[0], tensor[1], tensor[2]
 
 
 def by_matrices(

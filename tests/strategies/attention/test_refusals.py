@@ -156,13 +156,13 @@ HALF: Final = (torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("window", [1, 5, 30])
 def test_a_stream_of_half_numbers_rolls_out_at_every_step(window: int, dtype: torch.dtype) -> None:
-    made = Stream(window, layers=2, batch=2, heads=2, dim=DIM, dtype=dtype)
+    stream = Stream(window, layers=2, batch=2, heads=2, dim=DIM, dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     layers = torch.randn(2, 3, 2, 2, 40, DIM, generator=generator).to(dtype)
     mask = Mask.window(window)
     for step in range(40):
         for number, layer in enumerate(layers):
-            read = made.attend(number, *(x[:, :, step] for x in layer))
+            read = stream.attend(number, *(x[:, :, step] for x in layer))
             assert (read.output.dtype, read.logsumexp.dtype) == (dtype, torch.float32)
             query, key, value = (x[:, :, : step + 1].double() for x in layer)
             matrix = reference.attention_matrix(query, key, mask)[:, :, -1:]
@@ -170,17 +170,17 @@ def test_a_stream_of_half_numbers_rolls_out_at_every_step(window: int, dtype: to
             # The output is rounded once, and what is rounded is off by float32's own error.
             bound = torch.finfo(dtype).eps / 2 * true.abs() + 1e-5
             assert bool(((read.output.double() - true).abs() <= bound).all())
-        told = made.rollout().weights["bars"]
+        bars = stream.rollout().weights["bars"]
     matrices = [reference.attention_matrix(q.double(), k.double(), mask) for q, k, _ in layers]
-    wanted = reference.rollout(matrices, mask)[:, -1:, -told.shape[-1] :]
-    torch.testing.assert_close(told.double(), wanted, rtol=0, atol=1e-6)
+    wanted = reference.rollout(matrices, mask)[:, -1:, -bars.shape[-1] :]
+    torch.testing.assert_close(bars.double(), wanted, rtol=0, atol=1e-6)
 
 
 def test_a_stream_of_other_types_is_refused() -> None:
     refused(lambda: Stream(3, heads=1, dim=2, dtype=torch.int32), "A stream of torch.int32 cannot")
-    made = Stream(3, heads=1, dim=2, dtype=torch.bfloat16)
+    stream = Stream(3, heads=1, dim=2, dtype=torch.bfloat16)
     step = torch.ones(1, 1, 2)
-    refused(lambda: made.attend(0, step, step, step), "query is torch.float32 on cpu, the stream")
+    refused(lambda: stream.attend(0, step, step, step), "query is torch.float32 on cpu, the stream")
 
 
 @settings(max_examples=30)
@@ -194,17 +194,17 @@ def test_sparse_rows_of_half_numbers_keep_their_mass(
     mask = Mask() if is_causal else Mask.full()
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, 2, 2, time, DIM, generator=generator).to(dtype)
-    made = probsparse.attend_sparsely(
+    attention = probsparse.attend_sparsely(
         query, key, value, mask, probsparse.sample_keys(time, mask, factor=2, seed=1), factor=2
     )
-    assert (made.output.dtype, made.rows.weights.dtype) == (dtype, torch.float32)
+    assert (attention.output.dtype, attention.rows.weights.dtype) == (dtype, torch.float32)
     weights = torch.rand(2, 3, time, generator=generator).to(dtype)
-    pushed = probsparse.push_sparse(made.rows, weights)
-    matrix = probsparse.dense_rows(made.rows).double()
+    pushed = probsparse.push_sparse(attention.rows, weights)
+    matrix = probsparse.dense_rows(attention.rows).double()
     wanted = (weights.double()[:, None] @ matrix).mean(dim=1)
     # Sums of up to 700 terms in float32.
     bound = time * torch.finfo(torch.float32).eps
     torch.testing.assert_close(pushed.double(), wanted, rtol=bound, atol=bound)
     true: Tensor = matrix @ value.double()
     rounding = torch.finfo(dtype).eps * (true.abs() + 1e-3)
-    assert bool(((made.output.double() - true).abs() <= rounding).all())
+    assert bool(((attention.output.double() - true).abs() <= rounding).all())

@@ -202,10 +202,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], sentenc
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"fusion": "max", "discard_ratio": 0.3}],
-)
+@pytest.mark.parametrize("options", [{}, {"fusion": "max", "discard_ratio": 0.3}])
 def test_a_device_explains_as_the_cpu_does(mask: Mask, options: dict[str, object]) -> None:
     made = case(mask, time=500, dim=32, heads=2, dtype=torch.float32)
     queries, keys, sums = ([one.cuda() for one in part] for part in made[:3])

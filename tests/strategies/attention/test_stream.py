@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -82,14 +83,13 @@ def dense(
 ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
     """Return outputs, confidences and bucketed rollout rows from whole float64 matrices."""
     with torch.no_grad():
-        seen = net.trace(x[None], torch.from_numpy(positions))
+        trace = net.trace(x[None], torch.from_numpy(positions))
     time, rho = len(x), method.residual_weight
     eye = rollout = torch.eye(time, dtype=torch.float64)
     visible = torch.arange(1, time + 1).clamp(max=net.config.window)
     confidences = []
-    for depth, (layer, block) in enumerate(zip(seen.attending, net.layers(), strict=True)):
+    for depth, (layer, block) in enumerate(zip(trace.attending, net.layers(), strict=True)):
         assert isinstance(layer, Layer)
-        assert layer.value is not None
         matrix = reference.layer_matrix(layer)[0]  # [1, head, N, N]
         confidence = 1.0 - torch.special.entr(matrix[0]).sum(-1) / visible.double().log()
         confidence[:, 0] = 0.0
@@ -97,7 +97,7 @@ def dense(
         if depth < method.start_layer:
             continue
         if method.fusion == "norm":
-            value = layer.value[..., : net.config.head_dim]
+            value = present(layer.value)[..., : net.config.head_dim]
             lengths = value_norms(value, block.project_out.weight).double()
             fused = (matrix * lengths[:, :, None]).mean(1)[0]
             fused = fused / fused.sum(-1, keepdim=True)
@@ -111,7 +111,7 @@ def dense(
     columns = torch.zeros(time, buckets + 1, dtype=torch.float64)
     columns.scatter_add_(1, torch.from_numpy(back).clamp_min(0), rollout.detach())
     confidence = torch.stack(confidences).permute(2, 0, 1)
-    return seen.outputs.mean[0], confidence.detach(), columns.numpy()
+    return trace.outputs.mean[0], confidence.detach(), columns.numpy()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -139,9 +139,10 @@ def test_a_gated_network_and_its_clocks_stream_as_the_matrices_say(portions: lis
     )  # fmt: skip
     net = models.network(config)
     for block in net.layers():
-        assert block.gate is not None
         assert block.key_gate is not None
-        torch.nn.init.normal_(block.gate.weight, generator=torch.Generator().manual_seed(5))
+        torch.nn.init.normal_(
+            present(block.gate).weight, generator=torch.Generator().manual_seed(5)
+        )
     x, positions = rows(300), np.arange(START, START + 300)
     mean, confidence, rollout, _ = feed(net, x, positions, portions)
     wanted, wanted_confidence, wanted_rollout = dense(net, x, positions)
@@ -229,8 +230,8 @@ def test_a_nan_passes_and_hides_no_row_that_loses_mass(broken: tuple[int, ...]) 
     x, positions = rows(2), np.array([[START], [START]])
     first = stream.advance(state, x[:, None], positions, streams=(0, 1))
     assert np.isfinite(first.rollout).all()
-    for one in range(2):
-        state.layers[1].rollout.rows[one].mul_(0.5 if one in broken else np.nan)
+    for number in range(2):
+        state.layers[1].rollout.rows[number].mul_(0.5 if number in broken else np.nan)
     if not broken:
         passed = stream.advance(state, x[:, None], positions + 1, streams=(0, 1))
         assert np.isnan(passed.rollout).any()
@@ -290,7 +291,7 @@ def test_chunks_of_several_streams_equal_each_alone(encoding: str, portions: lis
     while done < 600:
         portion = portions[turn % len(portions)]
         part = slice(done, min(done + max(portion, 1), 600))
-        told = stream.advance(
+        advance = stream.advance(
             state,
             torch.stack([x[i][ages[i] :][part] for i in range(3)]),
             np.stack([positions[i][ages[i] :][part] for i in range(3)]),
@@ -300,9 +301,9 @@ def test_chunks_of_several_streams_equal_each_alone(encoding: str, portions: lis
         for i in range(3):
             at = slice(ages[i] + part.start, ages[i] + part.stop)
             scale = alone[i][0].std()
-            assert (told.outputs.mean[i] - alone[i][0][at]).abs().max() <= 1e-4 * scale
-            torch.testing.assert_close(told.confidence[i], alone[i][1][at], rtol=0, atol=1e-5)
-            np.testing.assert_allclose(told.rollout[i], alone[i][2][at], rtol=0, atol=1e-6)
+            assert (advance.outputs.mean[i] - alone[i][0][at]).abs().max() <= 1e-4 * scale
+            torch.testing.assert_close(advance.confidence[i], alone[i][1][at], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(advance.rollout[i], alone[i][2][at], rtol=0, atol=1e-6)
         done, turn = part.stop, turn + 1
     assert state.counts == [600, 640, 0, 900]
 
@@ -345,13 +346,12 @@ def made_forecaster(method: Rollout) -> StreamingForecaster:
 
 @pytest.mark.parametrize("named", ["max", "heads", "norm above"])
 def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> None:
-    made = made_forecaster(WAYS[named])
-    bars = builders.bars(made.context + 30, seed=5)
-    made.warm(NAME, bars[:-1])
-    answer = made.step(bars[-1])
-    assert answer is not None
+    forecaster = made_forecaster(WAYS[named])
+    bars = builders.bars(forecaster.context + 30, seed=5)
+    forecaster.warm(NAME, bars[:-1])
+    answer = present(forecaster.step(bars[-1]))
     assert answer.explanation is not None
-    found = made.explain(NAME)
+    found = forecaster.explain(NAME)
     assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
     blocks = np.array(found.open_time_ms) // (60_000 * 64)
     sums = np.bincount(blocks[-1] - blocks, weights=found.weights)
@@ -359,12 +359,10 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
     np.testing.assert_allclose(sums, kept, rtol=0, atol=1e-6)
     usual = made_forecaster(Rollout())
     usual.warm(NAME, bars[:-1])
-    other = usual.step(bars[-1])
-    assert other is not None
-    assert other.explanation is not None
+    other = present(usual.step(bars[-1]))
     assert other.mean_return == answer.mean_return  # explained otherwise, and no other forecast
-    assert other.explanation.entropy == answer.explanation.entropy
-    assert other.explanation.buckets != answer.explanation.buckets
+    assert present(other.explanation).entropy == answer.explanation.entropy
+    assert present(other.explanation).buckets != answer.explanation.buckets
 
 
 @pytest.mark.parametrize(
@@ -376,21 +374,9 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
             "cannot store where every bar looked by gradient",
         ),
         (Rollout(fusion="flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
-        (
-            Rollout(discard_ratio=0.1),
-            ConfigInvalid,
-            "set discard to 0",
-        ),
-        (
-            Rollout(start_layer=3),
-            AttentionInvalid,
-            "choose 0 to 2",
-        ),
-        (
-            Rollout(head_weights=(1.0,)),
-            AttentionInvalid,
-            "Give 2 head weights",
-        ),
+        (Rollout(discard_ratio=0.1), ConfigInvalid, "set discard to 0"),
+        (Rollout(start_layer=3), AttentionInvalid, "choose 0 to 2"),
+        (Rollout(head_weights=(1.0,)), AttentionInvalid, "Give 2 head weights"),
     ],
 )
 def test_what_no_stream_can_store_is_refused(

@@ -17,10 +17,7 @@ from tracepaper.strategies.attention.methods import Rollout
 
 TIME = 600
 ROWS = [0, 299, 599]
-MASKS = {
-    "causal": Mask(),
-    "window": Mask.window(100),
-}
+MASKS = {"causal": Mask(), "window": Mask.window(100)}
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +31,8 @@ def threads() -> Iterator[None]:
 def computed(mask: Mask) -> list[Tensor]:
     """Return what each operation gives over the same layers: values, gradients, explanations."""
     generator = torch.Generator().manual_seed(4)
-    made = torch.randn(2, 3, 1, 4, TIME, 8, generator=generator, dtype=torch.float64)
-    queries, keys, values = (list(part) for part in made.unbind(1))
+    tensor = torch.randn(2, 3, 1, 4, TIME, 8, generator=generator, dtype=torch.float64)
+    queries, keys, values = (list(part) for part in tensor.unbind(1))
     found, sums = [], []
     for query, key, value in zip(queries, keys, values, strict=True):
         leaves = [x.clone().requires_grad_() for x in (query, key, value)]
@@ -63,8 +60,8 @@ def read_across() -> list[Tensor]:
     """Return the same of linear and of cross-attention."""
     generator = torch.Generator().manual_seed(5)
     query, key, value = torch.randn(3, 1, 4, TIME, 8, generator=generator, dtype=torch.float64)
-    seen = closed_keys(torch.arange(TIME), 3 * torch.arange(200) + 2)
-    crossed = cross_attend(query, key[:, :, :200], value[:, :, :200], seen)
+    tensor = closed_keys(torch.arange(TIME), 3 * torch.arange(200) + 2)
+    crossed = cross_attend(query, key[:, :, :200], value[:, :, :200], tensor)
     read = attend_linearly(elu_features(query), elu_features(key), value, Mask())
     return [*crossed[:1], read.output, rolled([LinearRead(read.layer)], ROWS).weights]
 
@@ -75,7 +72,7 @@ def test_results_do_not_depend_on_threads(name: str) -> None:
     wanted: list[Tensor] = []
     for count in (1, 2, 3, 8, 16):
         torch.set_num_threads(count)
-        found = computed(MASKS[name]) if name in MASKS else read_across()
-        wanted = wanted or found
-        for one, other in zip(found, wanted, strict=True):
+        tensors = computed(MASKS[name]) if name in MASKS else read_across()
+        wanted = wanted or tensors
+        for one, other in zip(tensors, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

@@ -41,7 +41,7 @@ def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> Non
     )
     cases_run = json.loads(done.stdout)
     assert len(cases_run) == 3 * (7 + len(attention_cases.LAYOUTS))
-    wrong = [one for one in cases_run if not one["repeats"] or one["error"] > 3e-7]
+    wrong = [row for row in cases_run if not row["repeats"] or row["error"] > 3e-7]
     assert not wrong
 
 

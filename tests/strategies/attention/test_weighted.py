@@ -12,8 +12,6 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
-MASKS = (Mask.full(), Mask(), Mask.window(11))
-
 
 def tensors(made: Case, *, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)

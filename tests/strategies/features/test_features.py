@@ -42,34 +42,34 @@ MORE = 240  # bars after the first row
 
 
 def bars_of(
-    found: FeatureSchema, *, seed: int = 1, flat: float = 0.1, more: int = MORE
+    feature_schema: FeatureSchema, *, seed: int = 1, flat: float = 0.1, more: int = MORE
 ) -> list[Bar]:
-    interval_ms = REACHES[found.schema_id.split("-")[1]].interval_ms
-    return walk(found.lookback + more, seed=seed, flat=flat, interval_ms=interval_ms)
+    interval_ms = REACHES[feature_schema.schema_id.split("-")[1]].interval_ms
+    return walk(feature_schema.lookback + more, seed=seed, flat=flat, interval_ms=interval_ms)
 
 
 @cache
 def known(schema_id: str) -> tuple[FeatureSchema, list[Bar], FeatureBlock]:
-    found = schema(schema_id)
-    bars = bars_of(found)
-    return found, bars, compute(found, columns(bars))
+    feature_schema = schema(schema_id)
+    bars = bars_of(feature_schema)
+    return feature_schema, bars, compute(feature_schema, columns(bars))
 
 
 def row_of(schema_id: str) -> dict[str, float]:
     """Return the last row by the names of its columns."""
-    found, _, block = known(schema_id)
-    return dict(zip(found.names, block.values[-1].astype(float).tolist(), strict=True))
+    feature_schema, _, block = known(schema_id)
+    return dict(zip(feature_schema.names, block.values[-1].astype(float).tolist(), strict=True))
 
 
 @pytest.mark.parametrize("schema_id", [*SOME, "tree-1m"])
 def test_the_stream_equals_the_batch_in_every_bit(schema_id: str) -> None:
-    found, bars, block = known(schema_id)
-    stream = FeatureStreams(found)
-    start = 0 if found.lookback < 200 else found.lookback - 2
+    feature_schema, bars, block = known(schema_id)
+    stream = FeatureStreams(feature_schema)
+    start = 0 if feature_schema.lookback < 200 else feature_schema.lookback - 2
     stream.warm(0, bars[:start])
     for i, bar in enumerate(bars[start:], start):
         [row], [sigma], [count] = stream.step([bar])
-        assert (count >= found.lookback) == (i >= block.first)
+        assert (count >= feature_schema.lookback) == (i >= block.first)
         assert row.tobytes() == block.values[i].tobytes()
         assert np.array_equal(sigma, block.sigma[i], equal_nan=True)
 
@@ -89,15 +89,13 @@ def test_a_row_depends_on_exactly_its_lookback(schema_id: str) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    schema_id=st.sampled_from(SOME),
-    seed=st.integers(0, 2**32 - 1),
-    later=st.integers(1, MORE - 1),
+    schema_id=st.sampled_from(SOME), seed=st.integers(0, 2**32 - 1), later=st.integers(1, MORE - 1)
 )
 def test_no_later_bar_moves_a_row(schema_id: str, seed: int, later: int) -> None:
-    found, bars, before = known(schema_id)
-    changed = found.lookback + later
-    corrupted = bars[:changed] + bars_of(found, seed=seed, flat=0.5)[changed:]
-    after = compute(found, columns(corrupted))
+    feature_schema, bars, before = known(schema_id)
+    changed = feature_schema.lookback + later
+    corrupted = bars[:changed] + bars_of(feature_schema, seed=seed, flat=0.5)[changed:]
+    after = compute(feature_schema, columns(corrupted))
     assert before.values[:changed].tobytes() == after.values[:changed].tobytes()
     assert before.sigma[:changed].tobytes() == after.sigma[:changed].tobytes()
     assert not np.array_equal(before.values[changed], after.values[changed])
@@ -112,8 +110,8 @@ def test_no_later_bar_moves_a_row(schema_id: str, seed: int, later: int) -> None
 def test_rows_are_finite_and_clipped_however_flat_the_market(
     schema_id: str, seed: int, flat: float
 ) -> None:
-    found = schema(schema_id)
-    block = compute(found, columns(bars_of(found, seed=seed, flat=flat, more=60)))
+    feature_schema = schema(schema_id)
+    block = compute(feature_schema, columns(bars_of(feature_schema, seed=seed, flat=flat, more=60)))
     rows = block.values[block.first :]
     assert np.isfinite(rows).all()
     assert np.abs(rows).max() <= 5.0
@@ -121,10 +119,10 @@ def test_rows_are_finite_and_clipped_however_flat_the_market(
 
 
 def test_instruments_that_are_stepped_together_do_not_touch_each_other() -> None:
-    found = schema("v2-15m")
-    walks = [bars_of(found, seed=seed) for seed in range(5)]
-    blocks = [compute(found, columns(bars)) for bars in walks]
-    streams = FeatureStreams(found, streams=2)
+    feature_schema = schema("v2-15m")
+    walks = [bars_of(feature_schema, seed=seed) for seed in range(5)]
+    blocks = [compute(feature_schema, columns(bars)) for bars in walks]
+    streams = FeatureStreams(feature_schema, streams=2)
     streams.extend(3)
     ages = [150 + 30 * place for place in range(5)]
     for place, age in enumerate(ages):
@@ -150,7 +148,7 @@ def test_the_columns_of_a_tree_begin_with_those_of_a_network_in_every_bit() -> N
 
 @pytest.mark.parametrize(("text", "bars"), [("5m", 48), ("15m", 16), ("1h", 4)])
 def test_a_window_of_four_hours_is_so_many_bars(text: str, bars: int) -> None:
-    found, walked, block = known(f"v2-{text}")
+    feature_schema, walked, block = known(f"v2-{text}")
     close = np.array([bar.close for bar in walked], dtype=float)
     moves, sigma = np.diff(np.log(close)), float(block.sigma[-1])
     row = row_of(f"v2-{text}")
@@ -161,7 +159,7 @@ def test_a_window_of_four_hours_is_so_many_bars(text: str, bars: int) -> None:
     season = moves[len(moves) - day : len(moves) - day + bars]
     expected = float(np.log(np.sqrt(np.mean(season**2)) / sigma))
     assert row["yesterday_4h"] == pytest.approx(expected, abs=1e-5)
-    assert found.names.index("yesterday_4h") == schema("v2-1m").names.index("yesterday_4h")
+    assert feature_schema.names.index("yesterday_4h") == schema("v2-1m").names.index("yesterday_4h")
 
 
 def test_sigma_is_half_of_four_hours_and_half_of_a_day() -> None:
@@ -213,13 +211,13 @@ def test_what_has_no_room_is_zero_and_the_interval_says_so() -> None:
 def test_a_turn_of_the_day_follows_the_clock_and_needs_two_bars(
     text: str, absent: tuple[str, ...]
 ) -> None:
-    found, bars, block = known(f"v2-{text}")
+    feature_schema, bars, block = known(f"v2-{text}")
     minutes = np.array([bar.open_time_ms for bar in bars[-MORE:]]) / MINUTE_MS
     for turn in CYCLES:
         period = int(turn[:-1]) * (60 if turn[-1] == "h" else 1)
         angle = 2.0 * np.pi * (minutes % period) / period
         for name, wanted in (("sin", np.sin(angle)), ("cos", np.cos(angle))):
-            row = block.values[-MORE:, found.names.index(f"cycle_{turn}_{name}")]
+            row = block.values[-MORE:, feature_schema.names.index(f"cycle_{turn}_{name}")]
             np.testing.assert_allclose(row, 0.0 if turn in absent else wanted, atol=1e-6)
 
 
@@ -362,13 +360,13 @@ def test_a_feature_that_is_added_is_found_in_names_width_and_rows(
         return (np.exp(of.distance(window)) - 1.0) / of.sigma
 
     monkeypatch.setitem(FAMILIES, "wider", [*COLUMNS, *added])
-    found = schema("wider-1m")
-    assert found.names == (*SCHEMA.names, "sigmas_from_32")
+    feature_schema = schema("wider-1m")
+    assert feature_schema.names == (*SCHEMA.names, "sigmas_from_32")
     bars = walk(SCHEMA.lookback + 40, seed=4)
-    block, known = compute(found, columns(bars)), compute(SCHEMA, columns(bars))
+    block, feature_block = compute(feature_schema, columns(bars)), compute(SCHEMA, columns(bars))
     assert block.values.shape == (len(bars), 79)
-    np.testing.assert_array_equal(block.values[:, :78], known.values)
-    stream = FeatureStreams(found)
+    np.testing.assert_array_equal(block.values[:, :78], feature_block.values)
+    stream = FeatureStreams(feature_schema)
     stream.warm(0, bars[:-1])
     [row] = stream.step(bars[-1:]).values
     np.testing.assert_array_equal(row, block.values[-1])

@@ -37,13 +37,13 @@ def test_identity_and_calibration_come_from_the_card() -> None:
         content_free=0.25,
         temperature={"5": 1.0, "30": 2.0, "240": 3.0},
     )
-    made = build(card, models.network().state_dict(), RunOptions(mode="scan"))
-    assert (made.model_id, made.model_sha256) == ("0123456789ab", "01" * 32)
-    assert made.mode == "scan"
-    assert made.calibration is not None
-    assert made.calibration.slope == {5: 0.9, 30: 0.5, 240: 0.1}
-    assert made.calibration.quantiles["confidence"] == tuple(QUANTILES)
-    assert made.calibration.content_free == 0.25
+    forecaster = build(card, models.network().state_dict(), RunOptions(mode="scan"))
+    assert (forecaster.model_id, forecaster.model_sha256) == ("0123456789ab", "01" * 32)
+    assert forecaster.mode == "scan"
+    assert forecaster.calibration is not None
+    assert forecaster.calibration.slope == {5: 0.9, 30: 0.5, 240: 0.1}
+    assert forecaster.calibration.quantiles["confidence"] == tuple(QUANTILES)
+    assert forecaster.calibration.content_free == 0.25
 
 
 def test_a_card_without_quantiles_has_no_calibration() -> None:
@@ -187,8 +187,8 @@ def test_a_backend_asked_for_by_name_is_the_one_that_attends(
             answers.append([made.step(bar) for bar in builders.bars(made.context, seed=3)][-1])
         assert made.backend == backend
         assert set(used) == {backend}
-    assert all(one is not None for one in answers)
-    means = [one.mean_return for one in answers if one is not None]
+    assert all(answer is not None for answer in answers)
+    means = [answer.mean_return for answer in answers if answer is not None]
     assert means[1:] == [pytest.approx(means[0], rel=1e-4)]
 
 
@@ -239,13 +239,13 @@ def test_a_window_seen_as_a_whole_is_refused_as_well() -> None:
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="this system says otherwise")
 def test_the_maker_and_model_of_the_processor_are_part_of_what_bits_are_promised_for() -> None:
     # Torch's capability alone is the same on processors whose libraries round differently.
-    told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    if (maker := re.search(r"vendor_id\s*: (\S+)", told)) is None:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    if (maker := re.search(r"vendor_id\s*: (\S+)", text)) is None:
         pytest.skip("this kind of processor names no maker")
     family, model = (
-        found[1]
+        match[1]
         for name in ("cpu family", "model")
-        if (found := re.search(rf"^{name}\s*: (\d+)", told, re.MULTILINE)) is not None
+        if (match := re.search(rf"^{name}\s*: (\d+)", text, re.MULTILINE)) is not None
     )
     capability = torch.backends.cpu.get_cpu_capability()
     assert computing()[1] == f"{capability} of {maker[1]} {family}/{model}"

@@ -8,6 +8,7 @@ import gzip
 import builders
 import numpy as np
 import pytest
+from builders import present
 from numpy.typing import NDArray
 
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -60,9 +61,9 @@ def explained(measure: NDArray[np.float64], phases: NDArray[np.int64]) -> float:
 def test_the_phase_of_the_open_bucket_explains_next_to_nothing(
     candles: list[Bar], answers: list[Forecast], name: str
 ) -> None:
-    told = [answer.explanation for answer in answers if answer.explanation is not None]
-    measure = np.array([getattr(one, name) for one in told])
-    opened = [bar.open_time_ms // bar.interval_ms for bar in candles[-len(told) :]]
+    explanations = [answer.explanation for answer in answers if answer.explanation is not None]
+    measure = np.array([getattr(one, name) for one in explanations])
+    opened = [bar.open_time_ms // bar.interval_ms for bar in candles[-len(explanations) :]]
     # Over 18,800 bars of another month it is at most .005 for each; these are 4,800.
     assert explained(measure, np.array(opened) % 64) < 0.015
 
@@ -74,30 +75,28 @@ def test_a_live_step_agrees_with_the_batched_pass(
     first = live.context
     live.warm(NAME, candles[:first])
     for bar, wanted in zip(candles[first : first + 200], answers[1:], strict=False):
-        found = live.step(bar)
-        assert found is not None
-        assert found.explanation is not None
+        forecast = present(live.step(bar))
+        assert forecast.explanation is not None
         assert wanted.explanation is not None
         scale = np.abs(wanted.stdev_return)
-        assert (np.abs(np.subtract(found.mean_return, wanted.mean_return)) <= 1e-4 * scale).all()
-        np.testing.assert_allclose(found.p_up, wanted.p_up, atol=1e-5)
+        assert (np.abs(np.subtract(forecast.mean_return, wanted.mean_return)) <= 1e-4 * scale).all()
+        np.testing.assert_allclose(forecast.p_up, wanted.p_up, atol=1e-5)
         for name in ("confidence", "recent_mass", "shift"):
-            one, other = getattr(found.explanation, name), getattr(wanted.explanation, name)
+            one, other = getattr(forecast.explanation, name), getattr(wanted.explanation, name)
             assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_the_attribution_of_a_real_decision_adds_up(
     candles: list[Bar], answers: list[Forecast]
 ) -> None:
-    made = forecaster()
-    made.warm(NAME, candles[: made.context])
-    assert isinstance(made.network, StreamingForecaster)
-    found = made.network.explain(NAME)
-    told = answers[0].explanation
-    assert told is not None
+    ensemble_forecaster = forecaster()
+    ensemble_forecaster.warm(NAME, candles[: ensemble_forecaster.context])
+    assert isinstance(ensemble_forecaster.network, StreamingForecaster)
+    found = ensemble_forecaster.network.explain(NAME)
+    explanation = present(answers[0].explanation)
     block = np.array(found.open_time_ms) // (64 * builders.MINUTE)
     summed = [
         np.array(found.weights)[block == block[-1] - age].sum()
-        for age in range(len(told.buckets) // 4)
+        for age in range(len(explanation.buckets) // 4)
     ]
-    np.testing.assert_allclose(summed, np.frombuffer(told.buckets, "<f4"), atol=1e-5)
+    np.testing.assert_allclose(summed, np.frombuffer(explanation.buckets, "<f4"), atol=1e-5)

@@ -9,6 +9,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from builders import present
 from models import SMALL, AnyConfig, card, weights
 from msgspec import structs
 
@@ -37,8 +38,8 @@ def forecaster(name: str, passes: int = PASSES, mode: str = "step") -> Forecaste
     return build(card(config), weights(config), RunOptions(mode=mode, dropout_passes=passes))
 
 
-def without(one: Forecast | None) -> Forecast | None:
-    return None if one is None else structs.replace(one, heads=None)
+def without(forecast: Forecast | None) -> Forecast | None:
+    return None if forecast is None else structs.replace(forecast, heads=None)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -62,8 +63,8 @@ def test_a_step_a_scan_and_a_warm_start_agree_in_every_bit(name: str) -> None:
     assert [heads(warmed.step(bar)) for bar in bars[-4:]] == [heads(one) for one in stepped[-4:]]
 
 
-def heads(one: Forecast | None) -> bytes:
-    return b"" if one is None or one.heads is None else one.heads.dropout_spread
+def heads(forecast: Forecast | None) -> bytes:
+    return b"" if forecast is None or forecast.heads is None else forecast.heads.dropout_spread
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -72,8 +73,7 @@ def test_the_spread_is_the_deviation_of_the_means_of_masks_drawn_by_the_bars_tim
 ) -> None:
     made = forecaster(name)
     bars = builders.bars(made.context, seed=8)
-    answer = [made.step(bar) for bar in bars][-1]
-    assert answer is not None
+    answer = present([made.step(bar) for bar in bars][-1])
     schema, network = rows.schema("v2-1m"), made.model.network  # type: ignore[attr-defined]
     assert isinstance(network, Network)
     assert not any(module.training for module in network.modules())
@@ -89,7 +89,7 @@ def test_the_spread_is_the_deviation_of_the_means_of_masks_drawn_by_the_bars_tim
         ]
     means = means.numpy().astype(np.float64)
     centre = sum(means) / PASSES
-    variance = sum((one - centre) ** 2 for one in means) / (PASSES - 1)
+    variance = sum((mean - centre) ** 2 for mean in means) / (PASSES - 1)
     wanted = np.sqrt(variance) * block.sigma[-1] * np.sqrt(answer.horizons)
     assert (wanted > 0).all()
     found = [answer.dropout_spread(at) for at in range(len(answer.horizons))]
@@ -120,8 +120,7 @@ def test_a_checkpoint_without_dropout_is_refused() -> None:
 
 def test_what_is_recorded_without_passes_is_what_was_recorded_before_there_were_any() -> None:
     made = forecaster("flash")
-    answer = [made.step(bar) for bar in builders.bars(made.context, seed=8)][-1]
-    assert answer is not None
+    answer = present([made.step(bar) for bar in builders.bars(made.context, seed=8)][-1])
     assert answer.heads is not None
     assert len(answer.heads.stored()) == 8
     assert len(structs.replace(answer.heads, dropout_spread=b"").stored()) == 6

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from builders import present
 from numpy.typing import NDArray
 
 from tracepaper.strategies.api.model import EXPLAINED
@@ -76,16 +77,16 @@ def numbers(answers: Sequence[Forecast | None]) -> NDArray[np.float64]:
 
 
 def assert_same(
-    kind: str, found: Sequence[Forecast | None], wanted: Sequence[Forecast | None]
+    kind: str, forecasts: Sequence[Forecast | None], wanted: Sequence[Forecast | None]
 ) -> None:
     """Hold answers against each other: in every bit, or where products round within 1e-4."""
     if kind in WHOLE:
-        assert list(found) == list(wanted)
+        assert list(forecasts) == list(wanted)
         return
-    assert [one is None for one in found] == [one is None for one in wanted]
-    one, other = numbers(found), numbers(wanted)
+    assert [one is None for one in forecasts] == [one is None for one in wanted]
+    values, other = numbers(forecasts), numbers(wanted)
     scale = np.maximum(np.abs(other).max(0), 1e-6)
-    assert (np.abs(one - other) / scale).max() <= 1e-4
+    assert (np.abs(values - other) / scale).max() <= 1e-4
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -159,17 +160,17 @@ def test_bars_out_of_order_or_of_another_interval_are_refused(
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_temperature_flattens_the_odds(kind: str) -> None:
-    one, other = (warmed(kind, temperature=by).step(BARS[CONTEXT]) for by in (1.0, 9.0))
-    assert one is not None
+    forecast, other = (warmed(kind, temperature=by).step(BARS[CONTEXT]) for by in (1.0, 9.0))
+    assert forecast is not None
     assert other is not None
-    assert one.mean_return == other.mean_return
+    assert forecast.mean_return == other.mean_return
     for index in range(3):
-        odds = np.array([one.p_down[index], one.p_flat[index], one.p_up[index]])
+        odds = np.array([forecast.p_down[index], forecast.p_flat[index], forecast.p_up[index]])
         assert odds.sum() == pytest.approx(1.0, abs=1e-6)
         wanted = odds ** (1 / 9) / (odds ** (1 / 9)).sum()
         found = [other.p_down[index], other.p_flat[index], other.p_up[index]]
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    assert min(*one.stdev_return, *one.volatility) > 0
+    assert min(*forecast.stdev_return, *forecast.volatility) > 0
 
 
 @pytest.mark.parametrize("kind", ATTENDING)
@@ -200,15 +201,12 @@ def test_where_it_looked_adds_up_bar_by_bar(kind: str) -> None:
         msgspec.structs.replace(bar, open_time_ms=bar.open_time_ms + 500 * bar.interval_ms)
         for bar in BARS[CONTEXT + 30 :]
     ]
-    last = [made.step(bar) for bar in late][-1]
-    assert last is not None
-    assert last.explanation is not None
-    assert (last.explanation.older_mass or 0.0) > 0.01  # what lies beyond the hole
+    last = present([made.step(bar) for bar in late][-1])
+    assert (present(last.explanation).older_mass or 0.0) > 0.01  # what lies beyond the hole
 
 
 def test_one_without_attention_says_what_it_gives_and_no_more() -> None:
     made = warmed("lstm")
     assert (made.measures, made.backend) == (MEASURES - set(EXPLAINED), "recurrence")
-    answer = made.step(BARS[CONTEXT])
-    assert answer is not None
+    answer = present(made.step(BARS[CONTEXT]))
     assert (answer.explanation, answer.model_id) == (None, models.card()["model"]["id"])

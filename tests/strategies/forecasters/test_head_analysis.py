@@ -93,16 +93,16 @@ def test_the_flow_goes_from_the_group_that_holds_to_the_group_that_is_given() ->
 
 
 def test_heads_are_read_from_as_many_decisions_as_there_are_bars_for() -> None:
-    made = models.forecaster()
-    bars = builders.bars(made.context + DECISIONS + 5, seed=5)
-    whole = look_into(made, bars, EDGES)
+    forecaster = models.forecaster()
+    bars = builders.bars(forecaster.context + DECISIONS + 5, seed=5)
+    whole = look_into(forecaster, bars, EDGES)
     assert whole.by_age.shape == (3, 2, DECISIONS, models.SMALL.window)
-    few = look_into(made, bars[-made.context - 1 :], EDGES)
+    few = look_into(forecaster, bars[-forecaster.context - 1 :], EDGES)
     assert few.by_age == pytest.approx(whole.by_age[:, :, -2:], abs=1e-5)
     assert few.rollout == pytest.approx(whole.rollout, abs=1e-6)
     assert np.abs(np.diff(whole.by_age, axis=2)).max() > 1e-3
-    with pytest.raises(DataInvalid, match=f"read from {made.context + 1}; leave --heads out"):
-        look_into(made, bars[: made.context], EDGES)
+    with pytest.raises(DataInvalid, match=f"read from {forecaster.context + 1}; leave --heads out"):
+        look_into(forecaster, bars[: forecaster.context], EDGES)
 
 
 def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:
@@ -124,36 +124,34 @@ WAYS = (
 
 
 @pytest.mark.parametrize("method", WAYS, ids=str)
-def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(
-    method: Rollout,
-) -> None:
+def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(method: Rollout) -> None:
     usual = models.forecaster()
-    made = StreamingForecaster(usual.model, mode="step", threads=1, method=method)
-    bars = builders.bars(made.context + 3, seed=5)
-    made.warm("linear:BTCUSDT", bars)
-    _, rollout = flow_down(made.attribution_by_layer("linear:BTCUSDT"), EDGES)
-    told = np.array(made.explain("linear:BTCUSDT").weights)
-    assert rollout == pytest.approx(told, abs=1e-5)
+    forecaster = StreamingForecaster(usual.model, mode="step", threads=1, method=method)
+    bars = builders.bars(forecaster.context + 3, seed=5)
+    forecaster.warm("linear:BTCUSDT", bars)
+    _, rollout = flow_down(forecaster.attribution_by_layer("linear:BTCUSDT"), EDGES)
+    values = np.array(forecaster.explain("linear:BTCUSDT").weights)
+    assert rollout == pytest.approx(values, abs=1e-5)
     usual.warm("linear:BTCUSDT", bars)
     other = np.array(usual.explain("linear:BTCUSDT").weights)
     assert (np.abs(rollout - other).max() > 1e-3) == (method != Rollout())
 
 
 def test_each_row_of_a_streams_map_is_the_rollout_of_that_bars_own_decision() -> None:
-    made = models.forecaster()
-    bars = builders.bars(made.context + 60, seed=5)
+    forecaster = models.forecaster()
+    bars = builders.bars(forecaster.context + 60, seed=5)
     window = models.SMALL.window
-    made.warm("linear:BTCUSDT", bars)
-    found = map_of(made, made.attribution_by_layer("linear:BTCUSDT"))
+    forecaster.warm("linear:BTCUSDT", bars)
+    found = map_of(forecaster, forecaster.attribution_by_layer("linear:BTCUSDT"))
     assert found.ages.tolist() == list(range(window - 1, -1, -1))
     assert found.weights.shape == (window, window)
     assert found.weights.sum(axis=1) + found.older == pytest.approx(np.ones(window))
     for age in (0, 1, 20, window - 1):
         earlier = models.forecaster()
         earlier.warm("linear:BTCUSDT", bars[: len(bars) - age])
-        told = np.array(earlier.explain("linear:BTCUSDT").weights)
+        values = np.array(earlier.explain("linear:BTCUSDT").weights)
         row = found.weights[window - 1 - age]
-        assert row[: window - age] == pytest.approx(told[age - window :], abs=1e-6)
+        assert row[: window - age] == pytest.approx(values[age - window :], abs=1e-6)
         assert row[window - age :].tolist() == [0.0] * age
 
 

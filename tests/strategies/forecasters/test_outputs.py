@@ -40,7 +40,7 @@ def told(bars: int = 1) -> Explanation:
 
 
 def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
-    (found,) = forecasts(
+    (forecast,) = forecasts(
         outputs(),
         np.array([0.01]),
         [told()],
@@ -48,17 +48,17 @@ def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
         temperature=(1.0, 1.0),
         model_id="m",
     )
-    assert found.mean_return == pytest.approx((0.5 * 0.02, -0.25 * 0.03))
-    assert found.volatility == pytest.approx((0.5 * 0.02, 0.03))
+    assert forecast.mean_return == pytest.approx((0.5 * 0.02, -0.25 * 0.03))
+    assert forecast.volatility == pytest.approx((0.5 * 0.02, 0.03))
     wanted = (stats.t(4.0, scale=0.02).std(), stats.t(10.0, scale=2 * 0.03).std())
-    assert found.stdev_return == pytest.approx(wanted)
+    assert forecast.stdev_return == pytest.approx(wanted)
     odds = np.exp([0.0, 1.0, 2.0]) / np.exp([0.0, 1.0, 2.0]).sum()
-    assert (found.p_down[0], found.p_flat[0], found.p_up[0]) == pytest.approx(tuple(odds))
-    assert found.p_down[1] == pytest.approx(1 / 3)
+    assert (forecast.p_down[0], forecast.p_flat[0], forecast.p_up[0]) == pytest.approx(tuple(odds))
+    assert forecast.p_down[1] == pytest.approx(1 / 3)
 
 
 def test_an_unknown_sigma_makes_every_return_unknown_and_no_odds() -> None:
-    (found,) = forecasts(
+    (forecast,) = forecasts(
         outputs(),
         np.array([math.nan]),
         [told()],
@@ -66,17 +66,17 @@ def test_an_unknown_sigma_makes_every_return_unknown_and_no_odds() -> None:
         temperature=(1.0, 1.0),
         model_id="m",
     )
-    assert np.isnan(found.mean_return + found.stdev_return + found.volatility).all()
-    assert np.isfinite(found.p_up).all()
+    assert np.isnan(forecast.mean_return + forecast.stdev_return + forecast.volatility).all()
+    assert np.isfinite(forecast.p_up).all()
 
 
 def test_an_explanation_carries_the_rows_as_little_endian_floats() -> None:
-    found = told()
-    assert np.frombuffer(found.buckets, "<f4").tolist() == [0.25, 0.25, 0.25]
-    assert np.frombuffer(found.entropy, "<f4").tolist() == [0.5] * 6
-    assert found.older_mass == 0.25
-    assert found.confidence == 0.5
-    assert found.content_free == 0.1
-    assert found.recent_mass == 0.25  # a quarter of 200 bars is one cell
-    assert found.l1_error == 0.0
-    assert found.shift is None
+    explanation = told()
+    assert np.frombuffer(explanation.buckets, "<f4").tolist() == [0.25, 0.25, 0.25]
+    assert np.frombuffer(explanation.entropy, "<f4").tolist() == [0.5] * 6
+    assert explanation.older_mass == 0.25
+    assert explanation.confidence == 0.5
+    assert explanation.content_free == 0.1
+    assert explanation.recent_mass == 0.25  # a quarter of 200 bars is one cell
+    assert explanation.l1_error == 0.0
+    assert explanation.shift is None

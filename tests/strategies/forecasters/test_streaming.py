@@ -38,8 +38,8 @@ NEAR = gamma(3 * 2 * 16, torch.float32)
 
 def numbers(answer: Forecast) -> NDArray[np.float64]:
     """Return every number of *answer* in its own scale: of a return that is its deviation."""
-    told = answer.explanation
-    assert told is not None
+    explanation = answer.explanation
+    assert explanation is not None
     deviation = np.array(answer.stdev_return)
     return np.concatenate(
         [
@@ -47,17 +47,17 @@ def numbers(answer: Forecast) -> NDArray[np.float64]:
             np.log(deviation),
             np.log(answer.volatility),
             [x for name in ODDS for x in getattr(answer, name)],
-            [getattr(told, name) for name in MEASURES],
-            np.frombuffer(told.entropy, "<f4"),
-            np.frombuffer(told.buckets, "<f4"),
+            [getattr(explanation, name) for name in MEASURES],
+            np.frombuffer(explanation.entropy, "<f4"),
+            np.frombuffer(explanation.buckets, "<f4"),
         ]
     )
 
 
-def assert_equal(found: Sequence[Forecast | None], wanted: Sequence[Forecast | None]) -> None:
+def assert_equal(forecasts: Sequence[Forecast | None], wanted: Sequence[Forecast | None]) -> None:
     """Hold answers against each other to ``NEAR`` of scale."""
-    assert [x is None for x in found] == [x is None for x in wanted]
-    for one, other in zip(found, wanted, strict=True):
+    assert [x is None for x in forecasts] == [x is None for x in wanted]
+    for one, other in zip(forecasts, wanted, strict=True):
         if one is not None and other is not None:
             np.testing.assert_allclose(numbers(one), numbers(other), rtol=NEAR, atol=NEAR)
 
@@ -73,18 +73,18 @@ def warmed(ages: dict[str, int], config: FlashConfig = models.SMALL) -> Streamin
 
 
 def test_a_live_step_attends_one_window_a_layer() -> None:
-    made = models.forecaster()
-    made.warm(NAMES[0], LONG[:1_000])
-    before = made.attended_pairs
+    forecaster = models.forecaster()
+    forecaster.warm(NAMES[0], LONG[:1_000])
+    before = forecaster.attended_pairs
     for bar in LONG[1_000:1_020]:
-        made.step(bar)
-    assert made.attended_pairs - before == 20 * 3 * 50
+        forecaster.step(bar)
+    assert forecaster.attended_pairs - before == 20 * 3 * 50
 
 
 def test_the_attribution_equals_the_dense_rollout() -> None:
-    made = models.forecaster()
-    made.warm(NAMES[0], LONG[:900])
-    _, layers = made.history(NAMES[0])
+    forecaster = models.forecaster()
+    forecaster.warm(NAMES[0], LONG[:900])
+    _, layers = forecaster.history(NAMES[0])
     queries, keys, _ = zip(*layers, strict=True)
     row = torch.zeros(148, dtype=torch.float64)
     row[-1] = 1.0
@@ -94,13 +94,13 @@ def test_the_attribution_equals_the_dense_rollout() -> None:
         scores = query[0].double() @ key[0].double().mT * query.shape[-1] ** -0.5
         shares = scores.masked_fill(hidden, -torch.inf).softmax(-1).mean(0)
         row = 0.5 * row + 0.5 * row @ shares
-    np.testing.assert_allclose(made.explain(NAMES[0]).weights, row.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(forecaster.explain(NAMES[0]).weights, row.numpy(), rtol=0, atol=1e-6)
 
 
 def test_the_first_answer_of_a_stream_has_no_shift() -> None:
     """With a context of one bar and no bar before it there is nothing to compare."""
-    made = models.forecaster(replace(models.SMALL, window=1))
-    answers = made.scan(LONG[: made.context + 1])
+    forecaster = models.forecaster(replace(models.SMALL, window=1))
+    answers = forecaster.scan(LONG[: forecaster.context + 1])
     first, second = answers[-2:]
     assert first is not None
     assert first.explanation is not None
@@ -136,15 +136,15 @@ def test_a_row_of_a_scan_that_is_not_finite_spoils_its_own_forecast_alone(
 def test_instruments_of_different_ages_are_stepped_as_if_alone(encoding: str) -> None:
     config = replace(models.SMALL, encoding=encoding, window=40, clock=("week",))
     alone, together = warmed(AGES, config), warmed(AGES, config)
-    found: list[Forecast | None] = []
+    forecasts: list[Forecast | None] = []
     wanted: list[Forecast | None] = []
     for turn in range(80):
         bars = [BARS[name][AGES[name] + turn] for name in NAMES]
-        found += together.predict_many(bars)
+        forecasts += together.predict_many(bars)
         wanted += [alone.step(bar) for bar in bars]
     assert sum(x is not None for x in wanted) > 160
     assert any(x is None for x in wanted)
-    assert_equal(found, wanted)
+    assert_equal(forecasts, wanted)
     assert together.attended_pairs == alone.attended_pairs
 
 
@@ -191,10 +191,10 @@ def test_steps_scans_and_warms_of_one_go_between_steps_of_all() -> None:
         assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
 
     step_all(800)
-    for made in (alone, together):
-        made.step(BARS[first][801])
-        made.scan(BARS[second][801:870])
-        made.warm(NAMES[2], BARS[NAMES[2]][100:850])
+    for forecaster in (alone, together):
+        forecaster.step(BARS[first][801])
+        forecaster.scan(BARS[second][801:870])
+        forecaster.warm(NAMES[2], BARS[NAMES[2]][100:850])
     step_all(870)
     step_all(871)
     assert together.explain(second).weights == pytest.approx(
@@ -208,9 +208,9 @@ def test_the_bits_of_a_group_depend_on_its_members_and_their_order_alone() -> No
     orders = (NAMES, group, NAMES[::-1], (NAMES[0], NAMES[1], NAMES[2]))
     found = []
     for order in orders:
-        made = warmed(dict.fromkeys(order, 800))
+        forecaster = warmed(dict.fromkeys(order, 800))
         found.append(
-            [made.predict_many([BARS[name][at] for name in group]) for at in range(800, 840)]
+            [forecaster.predict_many([BARS[name][at] for name in group]) for at in range(800, 840)]
         )
     assert found[1:] == found[:1] * 3
 
@@ -232,9 +232,9 @@ def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
     monkeypatch.setattr(FeatureStreams, "step", broken)
     for at in (800, 801):
         bars = [BARS[name][at] for name in NAMES]
-        found, wanted = together.predict_many(bars), [alone.step(bar) for bar in bars]
-        assert_equal(found[1:], wanted[1:])
-        spoiled = found[0]
+        forecasts, wanted = together.predict_many(bars), [alone.step(bar) for bar in bars]
+        assert_equal(forecasts[1:], wanted[1:])
+        spoiled = forecasts[0]
         assert spoiled is not None
         assert np.isnan(spoiled.mean_return).all() == (at == 800)
         assert spoiled.p_up == pytest.approx(wanted[0].p_up if wanted[0] else (), abs=1e-6)

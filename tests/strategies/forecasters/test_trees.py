@@ -99,7 +99,7 @@ KNOWN = trees_of(booster(3, leaves=6, rounds=3).model_to_string())
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"feature": KNOWN.feature + 9}, "beyond the 5"),
         ({"threshold": KNOWN.threshold * np.nan}, "not finite"),
@@ -115,8 +115,8 @@ KNOWN = trees_of(booster(3, leaves=6, rounds=3).model_to_string())
         ({"other": KNOWN.value}, "other is missing or unknown"),
     ],
 )
-def test_arrays_that_are_no_whole_trees_are_refused(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(CheckpointMismatch, match=said):
+def test_arrays_that_are_no_whole_trees_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointMismatch, match=message):
         Scorer(Trees.read({**KNOWN.arrays(), **changed}, features=COLUMNS))
 
 
@@ -159,13 +159,13 @@ def test_a_glm_answers_a_row_alike_in_any_company_and_takes_it_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"mean_base": np.zeros(3)}, r"mean_base is no float64 of shape \[2\]"),
         ({"centre": np.zeros(COLUMNS, dtype=np.float32)}, "centre is no float64"),
         ({"more": np.zeros(2)}, "more is no part of a glm"),
     ],
 )
-def test_a_glm_of_other_weights_is_refused(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(CheckpointMismatch, match=said):
+def test_a_glm_of_other_weights_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointMismatch, match=message):
         GlmModel({**glm(), **changed}, COLUMNS, 2)

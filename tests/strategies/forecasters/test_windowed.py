@@ -43,27 +43,27 @@ def forecaster(kind: str, method: Rollout = PLAIN) -> WindowedForecaster:
     return WindowedForecaster(model, threads=1, backend="sdpa", method=method)
 
 
-def answered(made: WindowedForecaster, bars: list[Bar]) -> list[Forecast]:
-    answers = [made.step(bar) for bar in bars]
+def answered(windowed_forecaster: WindowedForecaster, bars: list[Bar]) -> list[Forecast]:
+    answers = [windowed_forecaster.step(bar) for bar in bars]
     return [answer for answer in answers if answer is not None]
 
 
 def test_the_full_forms_row_equals_the_stored_matrices() -> None:
-    made = network("full").eval()
-    assert isinstance(made, FlashNetwork)
+    flash_network = network("full").eval()
+    assert isinstance(flash_network, FlashNetwork)
     x = torch.randn(1, WINDOW, 78, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(10**6, 10**6 + WINDOW)
     with torch.inference_mode():
-        seen = made.explain(x, positions)
-        traces = [one for one in made.trace(x, positions).reads if isinstance(one, Layer)]
+        seen = flash_network.explain(x, positions)
+        traces = [one for one in flash_network.trace(x, positions).reads if isinstance(one, Layer)]
     matrices = [
-        reference.attention_matrix(trace.query.double(), trace.key.double(), made.mask)
+        reference.attention_matrix(trace.query.double(), trace.key.double(), flash_network.mask)
         for trace in traces
     ]
-    wanted = reference.rollout(matrices, made.mask)[:, [-1]]
+    wanted = reference.rollout(matrices, flash_network.mask)[:, [-1]]
     queries, keys = [trace.query for trace in traces], [trace.key for trace in traces]
     sums = [trace.logsumexp for trace in traces]
-    Case(queries, keys, sums, matrices, made.mask).hold(seen.rollout.weights, wanted)
+    Case(queries, keys, sums, matrices, flash_network.mask).hold(seen.rollout.weights, wanted)
     assert seen.confidence.shape == (2, 2)
 
 
@@ -78,16 +78,16 @@ WAYS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, method: Rollout) -> None:
     usual, other = forecaster(kind), forecaster(kind, method)
-    for made in (usual, other):
-        made.warm(NAME, BARS[:CONTEXT])
+    for windowed_forecaster in (usual, other):
+        windowed_forecaster.warm(NAME, BARS[:CONTEXT])
     bars = BARS[: CONTEXT + 2]
-    one, two = (answered(made, bars[CONTEXT:])[-1] for made in (usual, other))
-    assert one.explanation is not None
+    forecast, two = (answered(made, bars[CONTEXT:])[-1] for made in (usual, other))
+    assert forecast.explanation is not None
     assert two.explanation is not None
-    assert one.explanation.buckets != two.explanation.buckets
+    assert forecast.explanation.buckets != two.explanation.buckets
     same = ("confidence", "entropy", "content_free")
-    assert all(getattr(one.explanation, n) == getattr(two.explanation, n) for n in same)
-    assert msgspec.structs.replace(two, explanation=one.explanation) == one
+    assert all(getattr(forecast.explanation, n) == getattr(two.explanation, n) for n in same)
+    assert msgspec.structs.replace(two, explanation=forecast.explanation) == forecast
     seen = Probe(other, bars, horizon=5).looked(method).weights[0, 0].double().numpy()
     positions = np.array([bar.open_time_ms for bar in bars[-WINDOW:]]) // (60_000 * 64)
     sums = np.bincount(positions[-1] - positions, weights=seen)

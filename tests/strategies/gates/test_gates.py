@@ -20,7 +20,6 @@ from tracepaper.strategies.gates.gate import GATES, GateInputs, gate_order, verd
 from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, LinearScore
 from tracepaper.strategies.types.decisions import Action, Forecast, HeadForecasts, Regime
 
-MIXED = frozenset({Regime.MIXED})
 WITH_HEADS = replace(
     forecast(),
     heads=HeadForecasts(
@@ -55,9 +54,9 @@ FITTED = FittedConfidence(
 )
 
 
-def judged(gate: str, threshold: float, seen: GateInputs) -> tuple[float | None, bool]:
+def judged(gate: str, threshold: float, gate_inputs: GateInputs) -> tuple[float | None, bool]:
     evaluator = GateEvaluator(frozenset({gate}), {gate: threshold})
-    measures, passed = evaluator.judge(seen)
+    measures, passed = evaluator.judge(gate_inputs)
     assert (evaluator.first_failed(passed) is None) is (passed == 1)
     return measures[0], passed == 1
 
@@ -157,15 +156,15 @@ PASSES = {
 }
 
 
-def is_of_what_may_be_absent(seen: GateInputs) -> bool:
+def is_of_what_may_be_absent(gate_inputs: GateInputs) -> bool:
     """Return whether *seen* holds a forecast, its explanation, its check, a quote or a range."""
     answered = (
-        seen.forecast,
-        seen.explanation,
-        seen.finite,
-        seen.quote_age_ms,
-        seen.spread_bp,
-        seen.range_bp,
+        gate_inputs.forecast,
+        gate_inputs.explanation,
+        gate_inputs.finite,
+        gate_inputs.quote_age_ms,
+        gate_inputs.spread_bp,
+        gate_inputs.range_bp,
     )
     return any(value is not None for value in answered)
 
@@ -220,33 +219,33 @@ def test_all_gates_are_evaluated_and_the_first_in_order_names_the_refusal() -> N
 def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped(first: float) -> None:
     gates = frozenset({"operator", "gap", "plausible"})
     evaluator = GateEvaluator(gates, {"operator": 1, "gap": 0, "plausible": 100})
-    seen = GateInputs()
+    gate_inputs = GateInputs()
     for jump in (first, 1.0, 101.0, 100.0, 101.0):
         passed = 0b111 if jump <= 100 else 0b011
-        seen.plausible = jump
-        assert evaluator.judge(seen) == ((1.0, 0.0, jump), passed)
+        gate_inputs.plausible = jump
+        assert evaluator.judge(gate_inputs) == ((1.0, 0.0, jump), passed)
 
 
 def test_bars_that_look_alike_but_for_one_measure_are_judged_by_it() -> None:
     names = ("operator", "warm", "late", "gap")
     evaluator = GateEvaluator(frozenset(names), {"operator": 1, "warm": 5, "late": 10, "gap": 0})
     for changed in ({}, {"missing_bars": 1}, {"late_ms": 11}, {"bars": 4}, {"running": False}):
-        seen = replace(GateInputs(bars=5), **changed)
+        gate_inputs = replace(GateInputs(bars=5), **changed)
         evaluator.judge(GateInputs(bars=5))
         anew = GateEvaluator(frozenset(names), {"operator": 1, "warm": 5, "late": 10, "gap": 0})
-        assert evaluator.judge(seen) == anew.judge(seen), changed
+        assert evaluator.judge(gate_inputs) == anew.judge(gate_inputs), changed
 
 
 def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:
-    seen = GateInputs(explanation=explanation(confidence=math.nan))
-    assert judged("confidence", 0.1, seen) == (None, False)
+    gate_inputs = GateInputs(explanation=explanation(confidence=math.nan))
+    assert judged("confidence", 0.1, gate_inputs) == (None, False)
     endless = GateInputs(explanation=explanation(confidence=math.inf))
     assert judged("confidence", 0.1, endless) == (None, False)
 
 
 def test_a_measure_of_minus_zero_is_zero() -> None:
-    seen = GateInputs(explanation=explanation(confidence=-0.0))
-    assert str(judged("confidence", 0.0, seen)[0]) == "0.0"
+    gate_inputs = GateInputs(explanation=explanation(confidence=-0.0))
+    assert str(judged("confidence", 0.0, gate_inputs)[0]) == "0.0"
 
 
 @given(st.floats(0.01, 0.99))

@@ -10,19 +10,15 @@ import pytest
 from builders import bar, bars
 
 from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, remembered
-from tracepaper.strategies.gates.evaluator import (
-    YARDSTICK_LEAST,
-    YARDSTICK_MEMORY,
-    Plausibility,
-)
+from tracepaper.strategies.gates.evaluator import YARDSTICK_LEAST, YARDSTICK_MEMORY, Plausibility
 from tracepaper.strategies.types.market import Bar
 
 TICK = 10
 
 
 def measured(history: list[Bar], tick: int = TICK) -> list[float]:
-    seen = Plausibility()
-    return [seen.add(one, tick) for one in history]
+    plausibility = Plausibility()
+    return [plausibility.add(one, tick) for one in history]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -47,13 +43,13 @@ def test_the_yardstick_is_the_median_true_range_of_the_last_sixty_bars(seed: int
 
 def test_what_a_copy_is_shown_the_original_does_not_know() -> None:
     history = bars(100, seed=2)
-    seen = Plausibility()
+    plausibility = Plausibility()
     for one in history[:80]:
-        seen.add(one, TICK)
-    tried = seen.copy()
+        plausibility.add(one, TICK)
+    tried = plausibility.copy()
     for place, one in enumerate(history[80:], 80):
         tried.add(history[place - 20], TICK)
-        assert seen.add(one, TICK) == measured(history[: place + 1])[-1]
+        assert plausibility.add(one, TICK) == measured(history[: place + 1])[-1]
 
 
 def test_the_bars_of_sixty_true_ranges_are_remembered_and_no_more() -> None:

@@ -44,9 +44,9 @@ OPTIONS = {
 
 def network(kind: str) -> FlashNetwork | InformerNetwork:
     torch.manual_seed(5)
-    made: FlashNetwork | InformerNetwork
+    flash_network: FlashNetwork | InformerNetwork
     if kind in {"informer", "distilling"}:
-        made = InformerNetwork(
+        flash_network = InformerNetwork(
             InformerConfig(
                 features=5, dim=8, layers=2, heads=2, window=TIME, factor=2,
                 distil=kind == "distilling",
@@ -55,16 +55,16 @@ def network(kind: str) -> FlashNetwork | InformerNetwork:
     else:
         encoding = "alibi" if kind == "alibi" else "rope"
         mask = "window" if kind == "alibi" else kind
-        made = FlashNetwork(
+        flash_network = FlashNetwork(
             FlashConfig(
                 features=5, dim=8, layers=2, heads=2, mask=mask, encoding=encoding,
                 window=TIME if mask == "full" else 18,
             )
         )  # fmt: skip
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in flash_network.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return made.double().eval()
+    return flash_network.double().eval()
 
 
 def window() -> Tensor:
@@ -74,23 +74,23 @@ def window() -> Tensor:
 
 def looked(made: Network, method: Rollout) -> Tensor:
     method = replace(method, horizon=HORIZON)
-    found = made.explain(window(), torch.arange(TIME), method).rollout
-    assert float(found.l1_error.max()) < 1e-5
-    return found.weights[0, 0].double()
+    rollout = made.explain(window(), torch.arange(TIME), method).rollout
+    assert float(rollout.l1_error.max()) < 1e-5
+    return rollout.weights[0, 0].double()
 
 
-def stored(made: FlashNetwork | InformerNetwork) -> list[Tensor | Taps]:
+def stored(flash_network: FlashNetwork | InformerNetwork) -> list[Tensor | Taps]:
     """Return each layer's matrix [1, head, time, time], and the maps of time between them."""
-    found: list[Tensor | Taps] = []
-    for read in made.trace(window(), torch.arange(TIME)).reads:
+    tensors: list[Tensor | Taps] = []
+    for read in flash_network.trace(window(), torch.arange(TIME)).reads:
         if isinstance(read, MapRead):
-            found.append(read.taps)
+            tensors.append(read.taps)
         elif isinstance(read, SparseRead):
-            found.append(dense_rows(read.of))
+            tensors.append(dense_rows(read.of))
         else:
             assert isinstance(read, Layer)
-            found.append(reference.layer_matrix(read)[0])
-    return found
+            tensors.append(reference.layer_matrix(read)[0])
+    return tensors
 
 
 def walked(parts: list[Tensor | Taps], fused: list[Tensor], options: Rollout) -> Tensor:
@@ -115,19 +115,19 @@ def walked(parts: list[Tensor | Taps], fused: list[Tensor], options: Rollout) ->
     return row / row.sum()
 
 
-def slacks(made: FlashNetwork | InformerNetwork) -> list[float]:
+def slacks(flash_network: FlashNetwork | InformerNetwork) -> list[float]:
     """Return how far entries of each layer may lie apart and be ties to discarding."""
-    if isinstance(made, InformerNetwork):
+    if isinstance(flash_network, InformerNetwork):
         return [1e-6, 1e-6]
     return [
         tie_slack(largest_score(read.query, read.key))
-        for read in made.trace(window(), torch.arange(TIME)).reads
+        for read in flash_network.trace(window(), torch.arange(TIME)).reads
         if isinstance(read, Layer)
     ]
 
 
-def mask_of(made: FlashNetwork | InformerNetwork) -> Mask:
-    return made.mask if isinstance(made, FlashNetwork) else Mask.full()
+def mask_of(flash_network: FlashNetwork | InformerNetwork) -> Mask:
+    return flash_network.mask if isinstance(flash_network, FlashNetwork) else Mask.full()
 
 
 def normalised(weights: Tensor) -> Tensor:
@@ -141,60 +141,56 @@ KINDS = ("window", "causal", "full", "alibi", "informer", "distilling")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("named", OPTIONS)
 def test_rollout_with_any_option_equals_stored_matrices(kind: str, named: str) -> None:
-    made, options = network(kind), OPTIONS[named]
-    parts = stored(made)
-    matrices = [one for one in parts if isinstance(one, Tensor)]
+    flash_network, options = network(kind), OPTIONS[named]
+    parts = stored(flash_network)
+    matrices = [part for part in parts if isinstance(part, Tensor)]
     shares = HEADS if named == "heads" else torch.full((2, 2), 0.5)
     fused = [
         reference.discard(
-            reference.fuse(
-                matrix,
-                options.fusion,
-                share.double(),
-            ),
-            mask_of(made),
+            reference.fuse(matrix, options.fusion, share.double()),
+            mask_of(flash_network),
             options.discard_ratio,
             slack=slack,
         )[0]
-        for matrix, share, slack in zip(matrices, shares, slacks(made), strict=True)
+        for matrix, share, slack in zip(matrices, shares, slacks(flash_network), strict=True)
     ]
-    found = looked(made, options)
-    torch.testing.assert_close(found, walked(parts, fused, options), rtol=0, atol=1e-12)
+    tensor = looked(flash_network, options)
+    torch.testing.assert_close(tensor, walked(parts, fused, options), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [Rollout(), Rollout(residual_weight=0.3)])
 def test_norm_equals_stored_matrices(kind: str, options: Rollout) -> None:
-    made = network(kind)
-    parts = stored(made)
-    matrices = [one for one in parts if isinstance(one, Tensor)]
-    values = values_of(made)
+    flash_network = network(kind)
+    parts = stored(flash_network)
+    matrices = [part for part in parts if isinstance(part, Tensor)]
+    values = values_of(flash_network)
     fused = []
-    for matrix, value, block in zip(matrices, values, made.blocks, strict=True):
+    for matrix, value, block in zip(matrices, values, flash_network.blocks, strict=True):
         weight = block.get_submodule("project_out").weight
         assert isinstance(weight, Tensor)
         lengths = value_norms(value, weight)
         fused.append(normalised((matrix * lengths[:, :, None]).mean(dim=1)[0]))
-    found = looked(made, replace(options, fusion="norm"))
-    torch.testing.assert_close(found, walked(parts, fused, options), rtol=0, atol=1e-12)
+    tensor = looked(flash_network, replace(options, fusion="norm"))
+    torch.testing.assert_close(tensor, walked(parts, fused, options), rtol=0, atol=1e-12)
 
 
-def values_of(made: FlashNetwork | InformerNetwork) -> list[Tensor]:
+def values_of(flash_network: FlashNetwork | InformerNetwork) -> list[Tensor]:
     """Return each layer's values [1, head, time, dim] by another road: states through norms."""
     values = []
     states: list[Tensor] = []
     hooks = [
         block.register_forward_pre_hook(lambda _, given: states.append(given[0]))
-        if isinstance(made, InformerNetwork)
+        if isinstance(flash_network, InformerNetwork)
         else block.get_submodule("attention_norm").register_forward_pre_hook(
             lambda _, given: states.append(given[0])
         )
-        for block in made.blocks
+        for block in flash_network.blocks
     ]
-    made(window())
+    flash_network(window())
     for hook in hooks:
         hook.remove()
-    for depth, block in enumerate(made.blocks):
+    for depth, block in enumerate(flash_network.blocks):
         state = states[depth]
         mixed = block.get_submodule("project_in")(block.get_submodule("attention_norm")(state))
         values.append(mixed.unflatten(-1, (3, 2, -1))[..., 2, :, :].transpose(1, 2).detach())
@@ -222,18 +218,18 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix() -> None:
     row = (slope * matrix).clamp_min(0.0).mean(dim=1)[0, -1].detach()
     wanted = 0.5 * row / row.sum()
     wanted[-1] += 0.5
-    found = looked(made, Rollout(fusion="gradient"))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    tensor = looked(made, Rollout(fusion="gradient"))
+    torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_follows_the_horizon_and_sums_to_one(kind: str) -> None:
-    made = network(kind)
-    one = made.explain(window(), torch.arange(TIME), Rollout(fusion="gradient")).rollout
-    found = looked(made, Rollout(fusion="gradient"))
-    assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
-    assert bool((found >= 0).all())
-    assert float((one.weights[0, 0] - found).abs().max()) > 1e-4
+    flash_network = network(kind)
+    one = flash_network.explain(window(), torch.arange(TIME), Rollout(fusion="gradient")).rollout
+    tensor = looked(flash_network, Rollout(fusion="gradient"))
+    assert float(tensor.sum()) == pytest.approx(1.0, abs=1e-6)
+    assert bool((tensor >= 0).all())
+    assert float((one.weights[0, 0] - tensor).abs().max()) > 1e-4
 
 
 def test_the_flow_among_the_newest_bars_is_that_of_all() -> None:
@@ -247,11 +243,11 @@ def test_the_flow_among_the_newest_bars_is_that_of_all() -> None:
 
 
 def test_the_flow_of_a_network_is_the_last_rows_flow() -> None:
-    made = network("window")
-    reads = made.trace(window(), torch.arange(TIME)).reads
+    flash_network = network("window")
+    reads = flash_network.trace(window(), torch.arange(TIME)).reads
     wanted = flow(reads, [TIME - 1], Rollout(residual_weight=0.4)).weights["bars"][0, 0]
-    found = looked(made, Rollout(fusion="flow", residual_weight=0.4))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    tensor = looked(flash_network, Rollout(fusion="flow", residual_weight=0.4))
+    torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["window", "distilling"])

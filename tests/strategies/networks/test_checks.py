@@ -21,32 +21,32 @@ def network(kind: str) -> Network:
 def windows(made: Network) -> list[tuple[Tensor, Tensor]]:
     time = made.config.receptive_field
     rows = torch.randn(3, 1, time, 4, generator=torch.Generator().manual_seed(7))
-    return [(one, torch.arange(100 * at, 100 * at + time)) for at, one in enumerate(rows)]
+    return [(row, torch.arange(100 * at, 100 * at + time)) for at, row in enumerate(rows)]
 
 
 def examined(made: Network) -> NetworkCheck:
     before = {name: value.clone() for name, value in made.state_dict().items()}
-    found = check_network(made, windows(made))
+    check = check_network(made, windows(made))
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
     assert all(parameter.grad is None for parameter in made.parameters())
-    return found
+    return check
 
 
-def block(made: Network, depth: int = 1) -> Block:
-    assert isinstance(made, FlashNetwork)
-    return list(made.layers())[depth]
+def block(flash_network: Network, depth: int = 1) -> Block:
+    assert isinstance(flash_network, FlashNetwork)
+    return list(flash_network.layers())[depth]
 
 
 @pytest.mark.parametrize(
     "kind", ["flash", "informer", "decoder", "multiscale", "cross", "trading", "lstm"]
 )
 def test_a_network_without_a_fault_has_none(kind: str) -> None:
-    found = examined(network(kind))
-    assert found.faults == ()
-    assert len(found.heads) == {"lstm": 0, "cross": 8, "decoder": 12}.get(kind, 4)
-    assert all(one.gradient > 0 for one in found.gradients)
-    for layer in {one.layer for one in found.heads}:
-        shares = [one.share for one in found.heads if one.layer == layer]
+    check = examined(network(kind))
+    assert check.faults == ()
+    assert len(check.heads) == {"lstm": 0, "cross": 8, "decoder": 12}.get(kind, 4)
+    assert all(gradient.gradient > 0 for gradient in check.gradients)
+    for layer in {head.layer for head in check.heads}:
+        shares = [head_check.share for head_check in check.heads if head_check.layer == layer]
         assert sum(share for share in shares if share is not None) == pytest.approx(1.0)
 
 
@@ -54,29 +54,29 @@ def test_the_layer_that_overflows_is_named() -> None:
     made = network("flash")
     with torch.no_grad():
         made.get_parameter("blocks.1.mlp.rise.weight").fill_(3e38)
-    found = examined(made)
-    assert len(found.faults) == 1
-    assert "Over the rows: Layer blocks.1.mlp.rise (Linear) produced" in found.faults[0]
+    check = examined(made)
+    assert len(check.faults) == 1
+    assert "Over the rows: Layer blocks.1.mlp.rise (Linear) produced" in check.faults[0]
 
 
 def test_what_overflows_at_the_extremes_alone_is_found() -> None:
-    made = network("flash")
-    assert isinstance(made, FlashNetwork)
+    flash_network = network("flash")
+    assert isinstance(flash_network, FlashNetwork)
     with torch.no_grad():
-        made.embed.weight.zero_()
-        made.embed.bias.zero_()
-        made.embed.weight[0] = 2e37  # four columns of 5 are more than a float holds
-    calm = [(torch.zeros_like(rows), at) for rows, at in windows(made)]
-    found = check_network(made, calm)
-    assert any("rows at 5" in one for one in found.faults)
+        flash_network.embed.weight.zero_()
+        flash_network.embed.bias.zero_()
+        flash_network.embed.weight[0] = 2e37  # four columns of 5 are more than a float holds
+    calm = [(torch.zeros_like(rows), at) for rows, at in windows(flash_network)]
+    check = check_network(flash_network, calm)
+    assert any("rows at 5" in fault for fault in check.faults)
 
 
 def test_a_dead_head_is_found() -> None:
     made = network("flash")
     with torch.no_grad():
         block(made).project_out.weight[:, :4] = 0.0  # the columns that read head 0
-    found = examined(made)
-    assert found.faults == ("Layer 1, head 0: it is dead, and moves 0.00% of its layer's output.",)
+    check = examined(made)
+    assert check.faults == ("Layer 1, head 0: it is dead, and moves 0.00% of its layer's output.",)
 
 
 def test_a_head_that_collapsed_onto_one_bar_is_found() -> None:
@@ -91,8 +91,8 @@ def test_a_head_that_attends_evenly_whatever_it_sees_is_found() -> None:
     with torch.no_grad():
         block(made, 0).project_in.weight[:4] = 0.0  # the queries of head 0
         block(made, 0).project_in.bias[:4] = 0.0
-    found = examined(made)
-    assert found.faults[0] == "Layer 0, head 0: it attends evenly, whatever the rows are."
+    check = examined(made)
+    assert check.faults[0] == "Layer 0, head 0: it attends evenly, whatever the rows are."
 
 
 def test_parts_that_no_gradient_reaches_are_named() -> None:
@@ -106,7 +106,7 @@ def test_parts_that_no_gradient_reaches_are_named() -> None:
     with torch.no_grad():
         assert isinstance(made.norm, torch.nn.LayerNorm)
         made.norm.weight.zero_()
-    found = examined(made)
-    lost = [one.part for one in found.gradients if one.fault]
+    check = examined(made)
+    lost = [gradient_check.part for gradient_check in check.gradients if gradient_check.fault]
     assert lost == ["embed", "blocks.0", "blocks.1"]
-    assert "embed: no gradient reaches it." in found.faults
+    assert "embed: no gradient reaches it." in check.faults

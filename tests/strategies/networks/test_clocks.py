@@ -110,8 +110,8 @@ def test_a_clock_moves_a_forecast_and_none_does_not(kind: str) -> None:
             if isinstance(code, ClockCode):
                 torch.nn.init.normal_(code.project.weight)
         with torch.inference_mode():
-            told: torch.Tensor = net(torch.ones(1, 16, 3), torch.arange(16) + first).mean[:, -1]
-        return told
+            tensor: torch.Tensor = net(torch.ones(1, 16, 3), torch.arange(16) + first).mean[:, -1]
+        return tensor
 
     assert torch.allclose(answer((), 0), answer((), 240), atol=1e-6)
     assert not torch.allclose(answer(("sessions",), 0), answer(("sessions",), 240), atol=1e-3)

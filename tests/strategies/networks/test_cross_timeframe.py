@@ -57,13 +57,13 @@ class Dense(DenseLayers):
         dim, size = self.config.dim, self.config.dim // self.config.heads
         asked = self.linear(f"{name}.project_in", self.norm(f"{name}.attention_norm", x))
         given = self.linear(f"{name}.project_in", self.norm(f"{name}.attention_norm", other))
-        seen = np.array([[there <= here for there in closes[1]] for here in closes[0]])
+        values = np.array([[there <= here for there in closes[1]] for here in closes[0]])
         read, heads = np.zeros_like(x), []
         for head in range(self.config.heads):
             at = slice(head * size, (head + 1) * size)
             query, key, value = asked[:, at], given[:, dim:][:, at], given[:, 2 * dim :][:, at]
             scores = self.turned(query, closes[0]) @ self.turned(key, closes[1]).T
-            power = np.where(seen, np.exp(scores / math.sqrt(size)), 0.0)
+            power = np.where(values, np.exp(scores / math.sqrt(size)), 0.0)
             matrix = power / np.maximum(power.sum(1, keepdims=True), 1e-300)
             read[:, at] = matrix @ value
             heads.append(matrix)
@@ -117,16 +117,16 @@ class Dense(DenseLayers):
             across[tokens:][sees] *= share
             across[tokens:, :tokens][sees] = (1 - share) * read[sees]
             product = across @ within @ product
-        made: Matrix = product[-1]
-        return made
+        matrix: Matrix = product[-1]
+        return matrix
 
     def by_bar(self, weights: Matrix) -> Matrix:
         """Return *weights* of slower bars and bars by the rows of the window."""
-        found = np.zeros(self.config.window)
-        found[-self.config.bars :] = weights[self.config.tokens :]
+        values = np.zeros(self.config.window)
+        values[-self.config.bars :] = weights[self.config.tokens :]
         for rows, weight in zip(self.members, weights, strict=False):
-            found[rows] += weight / len(rows)
-        return found
+            values[rows] += weight / len(rows)
+        return values
 
 
 @pytest.mark.parametrize("config", [SMALL, BLIND], ids=["seeing", "blind"])
@@ -135,24 +135,24 @@ class Dense(DenseLayers):
 def test_forecast_rollout_and_confidence_equal_stored_matrices(
     config: CrossConfig, shift: int, has_holes: bool
 ) -> None:
-    made, (x, positions) = network(config), window(config, shift=shift)
+    cross_network, (x, positions) = network(config), window(config, shift=shift)
     if has_holes:  # of some slower bars the last rows are missing
         positions = positions + positions.sub(shift) // 3 * 2
-    dense = Dense(made)
+    dense = Dense(cross_network)
     forecast = dense(x[0].numpy(), positions.tolist())
     with torch.no_grad():
-        seen = made.explain(x, positions)
-        told = made(x, positions)
+        outputs = cross_network.explain(x, positions)
+        told = cross_network(x, positions)
     np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
-    torch.testing.assert_close(seen.outputs.mean, told.mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(outputs.outputs.mean, told.mean, rtol=0, atol=1e-12)
     wanted = dense.rollout(0.5)
-    shares = [part.share for part in seen.parts]
+    shares = [part.share for part in outputs.parts]
     np.testing.assert_allclose(shares, wanted, rtol=0, atol=1e-10)
-    by_bar = seen.rollout.weights[0, 0].numpy()
+    by_bar = outputs.rollout.weights[0, 0].numpy()
     np.testing.assert_allclose(by_bar, dense.by_bar(wanted), rtol=0, atol=1e-10)
     assert by_bar.sum() == pytest.approx(1.0, abs=1e-12)
     asked = [matrix[:, -1] for name, matrix in dense.matrices if name != "slower"]
-    for sure, rows in zip(seen.confidence.numpy(), asked, strict=True):
+    for sure, rows in zip(outputs.confidence.numpy(), asked, strict=True):
         entropy = -(rows * np.log(rows)).sum(1)
         np.testing.assert_allclose(sure, 1 - entropy / math.log(rows.shape[1]), atol=1e-10)
 
@@ -180,60 +180,60 @@ class DenseOther(Dense):
 def test_another_symbols_bars_are_read_and_explained_as_stored_matrices_say(
     config: CrossConfig, has_holes: bool
 ) -> None:
-    made = network(config)
+    cross_network = network(config)
     positions = window(config)[1]
     x = torch.cat([window(config)[0], window(config)[0].flip(1)], dim=-1)
     if has_holes:
         positions = positions + positions.sub(5) // 3 * 2
-    dense = DenseOther(made)
+    dense = DenseOther(cross_network)
     forecast = dense(x[0].numpy(), positions.tolist())
     with torch.no_grad():
-        seen, told = made.explain(x, positions), made(x, positions)
+        outputs, told = cross_network.explain(x, positions), cross_network(x, positions)
     np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
-    shares = [part.share for part in seen.parts]
+    shares = [part.share for part in outputs.parts]
     np.testing.assert_allclose(shares, dense.rollout(0.5), rtol=0, atol=1e-10)
     asked = [matrix[:, -1] for name, matrix in dense.matrices if name != "slower"]
-    for sure, rows in zip(seen.confidence.numpy(), asked, strict=True):
+    for sure, rows in zip(outputs.confidence.numpy(), asked, strict=True):
         entropy = -(rows * np.log(rows)).sum(1)
         np.testing.assert_allclose(sure, 1 - entropy / math.log(rows.shape[1]), atol=1e-10)
-    other = [part for part in seen.parts if part.symbol == "BBBUSDT"]
+    other = [part for part in outputs.parts if part.symbol == "BBBUSDT"]
     assert [part.frame for part in other] == [config.frame] * config.tokens
     assert sum(part.share for part in other) == pytest.approx(0.75)
-    assert not any(part.symbol for part in seen.parts[config.tokens :])
+    assert not any(part.symbol for part in outputs.parts[config.tokens :])
 
 
 def test_no_bar_reads_a_later_bar_of_the_other_symbol() -> None:
-    made, positions = network(EACH), window(EACH)[1]
+    cross_network, positions = network(EACH), window(EACH)[1]
     x = torch.cat([window(EACH)[0], window(EACH)[0].flip(1)], dim=-1)
     with torch.no_grad():
-        before = states(made, x, positions)
+        before = states(cross_network, x, positions)
         for row in range(EACH.window - EACH.tokens, EACH.window):
             other = x.clone()
             other[0, row, FEATURES:] += 1.0  # of the other symbol's bar alone
-            moved = (states(made, other, positions) - before).abs().amax(1) > 0
+            moved = (states(cross_network, other, positions) - before).abs().amax(1) > 0
             assert moved.tolist() == [place >= row for place in range(EACH.window)]
 
 
 def test_a_layers_ages_and_rows_are_those_of_both_timeframes() -> None:
-    made, (x, positions) = network(), window()
+    cross_network, (x, positions) = network(), window()
     with torch.no_grad():
-        own, read, *_ = made.attribution_by_layer(x, positions)
-    closed = [SMALL.window - 1 - rows[-1] for rows in members(made, x, positions)]
-    assert own.age.tolist() == [*closed, *range(SMALL.bars - 1, -1, -1)]
-    assert float(own.rows[:, : -SMALL.bars].abs().max()) == 0.0
-    older = [row for rows in members(made, x, positions) for row in rows]
+        attribution, read, *_ = cross_network.attribution_by_layer(x, positions)
+    closed = [SMALL.window - 1 - rows[-1] for rows in members(cross_network, x, positions)]
+    assert attribution.age.tolist() == [*closed, *range(SMALL.bars - 1, -1, -1)]
+    assert float(attribution.rows[:, : -SMALL.bars].abs().max()) == 0.0
+    older = [row for rows in members(cross_network, x, positions) for row in rows]
     assert float(read.rows[:, older].sum()) == pytest.approx(2.0)  # its heads look there alone
 
 
-def members(made: CrossNetwork, x: Tensor, positions: Tensor) -> list[list[int]]:
-    dense = Dense(made)
+def members(cross_network: CrossNetwork, x: Tensor, positions: Tensor) -> list[list[int]]:
+    dense = Dense(cross_network)
     dense(x[0].numpy(), positions.tolist())
     return dense.members
 
 
-def states(made: CrossNetwork, x: Tensor, positions: Tensor) -> Tensor:
+def states(cross_network: CrossNetwork, x: Tensor, positions: Tensor) -> Tensor:
     """Return the bars above the last layer, [bar, dim]."""
-    return made.run(x, positions, None)[0]
+    return cross_network.run(x, positions, None)[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -248,17 +248,17 @@ def test_a_bar_sees_itself_the_bars_before_it_and_slower_bars_that_have_closed(
     bars: int, frame: int, tokens: int, kept: float, seed: int
 ) -> None:
     config = replace(SMALL, bars=bars, frame=frame, tokens=tokens)
-    made, time = network(config), config.window
+    cross_network, time = network(config), config.window
     draw = np.random.default_rng(seed)
     grid = np.sort(draw.choice(round(time / kept), time, replace=False)) + seed
     positions, places = torch.from_numpy(grid), grid.tolist()
     x = window(config)[0].requires_grad_()
-    found = states(made, x, positions)
+    tensor = states(cross_network, x, positions)
     closes = [(place // frame + 1) * frame - 1 for place in places]
     newest = sorted({close for close in closes if close <= places[-1]})[-tokens:]
     for bar in range(bars):
         row = time - bars + bar
-        (slope,) = torch.autograd.grad(found[bar].square().sum(), x, retain_graph=True)
+        (slope,) = torch.autograd.grad(tensor[bar].square().sum(), x, retain_graph=True)
         wanted = {
             at
             for at in range(time)
@@ -279,67 +279,67 @@ def test_a_slower_bar_that_is_open_moves_nothing_and_once_it_closes_it_does() ->
 
 
 def test_a_dead_head_is_named_by_the_row_of_its_confidence() -> None:
-    made, (x, positions) = network(), window()
+    cross_network, (x, positions) = network(), window()
     with torch.no_grad():  # the columns that read head 1
-        made.get_parameter("layers.1.2.project_out.weight")[:, 4:] = 0.0
-    found = check_network(made.float(), [(x.float(), positions)])
-    assert found.faults == ("Layer 3, head 1: it is dead, and moves 0.00% of its layer's output.",)
+        cross_network.get_parameter("layers.1.2.project_out.weight")[:, 4:] = 0.0
+    check = check_network(cross_network.float(), [(x.float(), positions)])
+    assert check.faults == ("Layer 3, head 1: it is dead, and moves 0.00% of its layer's output.",)
 
 
 def test_each_window_of_a_batch_lies_on_its_own_grid() -> None:
-    made, (x, positions) = network(), window()
+    cross_network, (x, positions) = network(), window()
     pair = torch.stack((positions, positions + 10_001))
-    both = made(torch.cat((x, x)), pair).mean
+    both = cross_network(torch.cat((x, x)), pair).mean
     for at in range(2):
-        torch.testing.assert_close(both[at], made(x, pair[at]).mean[0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(both[at], cross_network(x, pair[at]).mean[0], rtol=0, atol=1e-12)
     assert not torch.allclose(both[0], both[1])
 
 
 def test_the_clock_reaches_both_timeframes_at_their_closes() -> None:
     config = replace(SMALL, clock=("week",), interval_minutes=60)
-    made, (x, positions) = network(config), window(config)
+    cross_network, (x, positions) = network(config), window(config)
     with torch.no_grad():
-        for embed in (made.embed, made.embed_slower):
+        for embed in (cross_network.embed, cross_network.embed_slower):
             embed.weight.zero_()
             embed.bias.zero_()
-        (bars, _), (slower, _), *_ = made.enter(x, positions)
-    assert made.clock is not None
+        (bars, _), (slower, _), *_ = cross_network.enter(x, positions)
+    assert cross_network.clock is not None
     last = int(positions[-1])
     closes = [(last + 1) // 4 * 4 - 1 - 4 * back for back in (2, 1, 0)]
-    torch.testing.assert_close(slower[0], made.clock(torch.tensor(closes)))
-    torch.testing.assert_close(bars[0], made.clock(positions[-7:]))
+    torch.testing.assert_close(slower[0], cross_network.clock(torch.tensor(closes)))
+    torch.testing.assert_close(bars[0], cross_network.clock(positions[-7:]))
 
 
 def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
-    made, (x, positions) = network(), window()
-    dense = Dense(made)
+    cross_network, (x, positions) = network(), window()
+    dense = Dense(cross_network)
     dense(x[0].numpy(), positions.tolist())
     for share, lowest in ((0.5, 0), (0.2, 0), (0.7, 1)):
         method = Rollout(residual_weight=share, start_layer=lowest)
-        found = made.explain(x, positions, method)
+        outputs = cross_network.explain(x, positions, method)
         wanted = dense.rollout(share, lowest=lowest)
-        np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
-        np.testing.assert_allclose(found.rollout.weights[0, 0], dense.by_bar(wanted), atol=1e-10)
+        np.testing.assert_allclose([part.share for part in outputs.parts], wanted, atol=1e-10)
+        np.testing.assert_allclose(outputs.rollout.weights[0, 0], dense.by_bar(wanted), atol=1e-10)
 
 
 def test_the_gradient_weighs_entries_of_all_three_blocks() -> None:
-    made, (x, positions) = network(), window()
-    dense = Dense(made)
+    cross_network, (x, positions) = network(), window()
+    dense = Dense(cross_network)
     dense(x[0].numpy(), positions.tolist())
-    seen = made.trace(x, positions)
-    slopes = torch.autograd.grad(seen.outputs.mean[0, 0, 1], seen.attended)
-    for at, (read, slope) in enumerate(zip(seen.attending, slopes, strict=True)):
+    trace = cross_network.trace(x, positions)
+    slopes = torch.autograd.grad(trace.outputs.mean[0, 0, 1], trace.attended)
+    for at, (read, slope) in enumerate(zip(trace.attending, slopes, strict=True)):
         name, matrix = dense.matrices[at]
         assert read.value is not None
         moved = (slope[0] @ read.value[0].mT).detach().numpy()
         fused = np.maximum(moved * matrix, 0.0).mean(0)
         total = fused.sum(1, keepdims=True)
-        own = np.eye(len(fused), fused.shape[1]) if name != "read" else np.zeros_like(fused)
+        values = np.eye(len(fused), fused.shape[1]) if name != "read" else np.zeros_like(fused)
         dense.matrices[at] = (
             name,
-            np.where(total > 0, fused / np.where(total, total, 1), own)[None],
+            np.where(total > 0, fused / np.where(total, total, 1), values)[None],
         )
-    found = made.explain(x, positions, Rollout(fusion="gradient", horizon=7))
+    outputs = cross_network.explain(x, positions, Rollout(fusion="gradient", horizon=7))
     wanted = dense.rollout(0.5)
-    np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
-    assert float(found.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-12)
+    np.testing.assert_allclose([part.share for part in outputs.parts], wanted, atol=1e-10)
+    assert float(outputs.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-12)

@@ -93,19 +93,19 @@ def test_a_code_of_the_place_is_the_same_a_window_later_whatever_the_state(name:
 
 def test_a_mixture_leans_from_waves_to_what_is_learned_and_rotates_as_well() -> None:
     torch.manual_seed(0)
-    made = Mixture(SIZES)
-    waves, places = sinusoidal_table(torch.arange(10), 8, 10), made.place.detach()
+    mixture = Mixture(SIZES)
+    waves, places = sinusoidal_table(torch.arange(10), 8, 10), mixture.place.detach()
     at = torch.arange(10)
-    torch.testing.assert_close(made.code(at), (0.5 * waves + 0.5 * places).float())
+    torch.testing.assert_close(mixture.code(at), (0.5 * waves + 0.5 * places).float())
     for lean, wanted in (([30.0, 0.0], waves), ([0.0, 30.0], places)):
         with torch.no_grad():
-            made.lean.copy_(torch.tensor(lean))
-        torch.testing.assert_close(made.code(at), wanted.float())
-        torch.testing.assert_close(made.shares().sum(), torch.tensor(1.0))
-    (slope,) = torch.autograd.grad(made.code(at).square().sum(), made.lean)
+            mixture.lean.copy_(torch.tensor(lean))
+        torch.testing.assert_close(mixture.code(at), wanted.float())
+        torch.testing.assert_close(mixture.shares().sum(), torch.tensor(1.0))
+    (slope,) = torch.autograd.grad(mixture.code(at).square().sum(), mixture.lean)
     assert slope.shape == (2,)
     cosine, _ = turns(at, 4)
-    torch.testing.assert_close(made.phases(at).cosine, cosine[:, None, None])
+    torch.testing.assert_close(mixture.phases(at).cosine, cosine[:, None, None])
 
 
 def test_a_bar_takes_as_much_of_its_place_as_its_own_features_ask_for() -> None:

@@ -34,9 +34,9 @@ def network(kind: str) -> tuple[nn.Module, Example]:
     return made, (example, torch.arange(29_000_003, 29_000_003 + time))
 
 
-def last(made: nn.Module, example: Example) -> dict[str, torch.Tensor]:
+def last(module: nn.Module, example: Example) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        said: dict[str, torch.Tensor] = LastBar(made)(*example)
+        said: dict[str, torch.Tensor] = LastBar(module)(*example)
         return said
 
 
@@ -83,11 +83,11 @@ def test_an_operation_that_onnx_lacks_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_outputs_that_differ_are_refused() -> None:
-    one = [torch.ones(2), None]
-    assert require_agreement(one, [torch.ones(2)], "test") == 0.0
+    values = [torch.ones(2), None]
+    assert require_agreement(values, [torch.ones(2)], "test") == 0.0
     with pytest.raises(AttentionInvalid, match=r"differs by 0\.1 of an output"):
-        require_agreement(one, [torch.full((2,), 0.9)], "test")
+        require_agreement(values, [torch.full((2,), 0.9)], "test")
     with pytest.raises(AttentionInvalid, match="differs by nan"):
-        require_agreement(one, [torch.full((2,), float("nan"))], "test")
+        require_agreement(values, [torch.full((2,), float("nan"))], "test")
     with pytest.raises(AttentionInvalid, match="has other outputs"):
-        require_agreement(one, [torch.ones(3)], "test")
+        require_agreement(values, [torch.ones(3)], "test")

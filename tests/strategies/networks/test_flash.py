@@ -135,10 +135,10 @@ def test_checkpointing_changes_memory_and_no_gradient() -> None:
     x = rows(110)
     for net in (plain, thrifty):
         net(x).mean.square().sum().backward()
-    for one, other in zip(plain.parameters(), thrifty.parameters(), strict=True):
-        assert (one.grad is None) == (other.grad is None)
-        if one.grad is not None and other.grad is not None:
-            torch.testing.assert_close(one.grad, other.grad)
+    for parameter, other in zip(plain.parameters(), thrifty.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        if parameter.grad is not None and other.grad is not None:
+            torch.testing.assert_close(parameter.grad, other.grad)
 
 
 def test_stochastic_depth_drops_branches_in_training_alone_and_keeps_their_mean() -> None:

@@ -33,7 +33,7 @@ def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
     made = case(mask, seed=seed, batch=2, time=time, layers=1, dtype=dtype)
     layer = made.layers[0]
     fuse = layer._fuse_tile(Fuse(fusion))  # noqa: SLF001 - entry by entry
-    found = smallest_kept(
+    tensor = smallest_kept(
         layer._parts,  # noqa: SLF001
         fuse,
         ratio,
@@ -47,7 +47,7 @@ def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
     for element in range(2):
         ordered = fused[element][seen].sort().values
         wanted = float(ordered[int(ratio * len(ordered))])
-        assert float(found[element]) == wanted
+        assert float(tensor[element]) == wanted
 
 
 @settings(max_examples=30, deadline=None)

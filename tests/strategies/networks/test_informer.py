@@ -9,10 +9,7 @@ import torch
 
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import rollout
-from tracepaper.strategies.attention.probsparse import (
-    SparseRead,
-    sample_keys,
-)
+from tracepaper.strategies.attention.probsparse import SparseRead, sample_keys
 from tracepaper.strategies.networks.architecture import Trace
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
@@ -62,12 +59,12 @@ def test_the_last_layer_is_computed_of_the_decided_bar_alone(distil: bool) -> No
         is_last = depth == config.layers - 1
         state = block(state, drawn if is_last else made.get_buffer(f"keys_{depth}"), kept)
     whole = state  # every row, ranked
-    seen = made.trace(x)
-    outputs, reads = seen.outputs, seen.reads
+    trace = made.trace(x)
+    outputs, reads = trace.outputs, trace.reads
     wanted = made.heads(made.norm(whole[:, -1:]))
     torch.testing.assert_close(outputs.mean, wanted.mean, rtol=0, atol=1e-12)
     top = [config.lengths[-1] - 1]
-    one, other = (rollout(each, top).weights["bars"] for each in (reads, kept.reads))
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    bars, other = (rollout(each, top).weights["bars"] for each in (reads, kept.reads))
+    torch.testing.assert_close(bars, other, rtol=0, atol=1e-6)
     ranked, alone = kept.reads[-1], reads[-1]
     torch.testing.assert_close(ranked.confidence(top), alone.confidence(top), rtol=0, atol=1e-12)

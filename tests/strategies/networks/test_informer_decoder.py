@@ -39,16 +39,16 @@ def window(config: InformerConfig = SMALL) -> torch.Tensor:
 
 def softmax(scores: Matrix) -> Matrix:
     power: Matrix = np.exp(scores - scores.max(-1, keepdims=True))
-    made: Matrix = power / power.sum(-1, keepdims=True)
-    return made
+    matrix: Matrix = power / power.sum(-1, keepdims=True)
+    return matrix
 
 
 class Dense(DenseLayers):
     """The architecture written down a second time: dense, one window, one head, one row a loop."""
 
-    def __init__(self, made: InformerNetwork) -> None:
-        super().__init__(made)
-        self.config = made.config
+    def __init__(self, informer_network: InformerNetwork) -> None:
+        super().__init__(informer_network)
+        self.config = informer_network.config
         self.maps: list[tuple[str, Matrix]] = []
         """Of the encoder, in forward order: an attention's heads, or a map of time."""
         self.decoder: list[tuple[Matrix, Matrix]] = []  # heads of each layer: own, and the read
@@ -152,8 +152,8 @@ class Dense(DenseLayers):
             state = self.norm(f"{name}.feed_forward.norm", moved)
             self.decoder.append((own, np.array(across)))
         raw = self.linear("heads.project", self.norm("decoder.norm", state[start:]))
-        made: Matrix = raw[:, 0]  # of each placeholder the mean return
-        return made
+        matrix: Matrix = raw[:, 0]  # of each placeholder the mean return
+        return matrix
 
     def rollout(self, share: float, *, lowest: int = 0) -> Matrix:
         """Return the placeholders' rollout over the bars; *share* is kept."""
@@ -181,16 +181,16 @@ class Dense(DenseLayers):
 @pytest.mark.parametrize("change", [{}, EVERY, {"start_token": 1}, {"horizons": (5,)}], ids=str)
 def test_forecast_rollout_and_confidence_equal_a_dense_computation(change: dict[str, Any]) -> None:
     config = replace(SMALL, **change)
-    made, x = network(config), window(config)
-    dense = Dense(made)
+    informer_network, x = network(config), window(config)
+    dense = Dense(informer_network)
     forecast = dense(x[0].numpy())
     with torch.no_grad():
-        told = made(x)
-        seen = made.explain(x, torch.arange(config.window))
-    assert told.mean.shape == (1, 1, len(config.horizons))
-    assert told.direction_logits.shape == (1, 1, len(config.horizons), 3)
-    np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
-    torch.testing.assert_close(seen.outputs.mean, told.mean, rtol=0, atol=1e-12)
+        outputs = informer_network(x)
+        seen = informer_network.explain(x, torch.arange(config.window))
+    assert outputs.mean.shape == (1, 1, len(config.horizons))
+    assert outputs.direction_logits.shape == (1, 1, len(config.horizons), 3)
+    np.testing.assert_allclose(outputs.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
+    torch.testing.assert_close(seen.outputs.mean, outputs.mean, rtol=0, atol=1e-12)
     weights = seen.rollout.weights[0, 0].numpy()
     np.testing.assert_allclose(weights, dense.rollout(0.5), rtol=0, atol=1e-10)
     assert weights.sum() == pytest.approx(1.0, abs=1e-12)
@@ -204,20 +204,20 @@ def test_forecast_rollout_and_confidence_equal_a_dense_computation(change: dict[
 def confidence(rows: Matrix) -> Matrix:
     """Return the mean over rows [head, row, key] of one less their entropy over what they see."""
     entropy = -(rows * np.log(np.maximum(rows, 1e-300))).sum(2)
-    made: Matrix = (1 - entropy / np.log((rows > 0).sum(2))).mean(1)
-    return made
+    matrix: Matrix = (1 - entropy / np.log((rows > 0).sum(2))).mean(1)
+    return matrix
 
 
 def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
-    made, x = network(), window()
-    dense = Dense(made)
+    informer_network, x = network(), window()
+    dense = Dense(informer_network)
     dense(x[0].numpy())
     for share, lowest in ((0.2, 0), (0.7, 2)):
         options = Rollout(residual_weight=share, start_layer=lowest)
         method = options
-        found = made.explain(x, torch.arange(SMALL.window), method).rollout
+        rollout = informer_network.explain(x, torch.arange(SMALL.window), method).rollout
         wanted = dense.rollout(share, lowest=lowest)
-        np.testing.assert_allclose(found.weights[0, 0], wanted, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(rollout.weights[0, 0], wanted, rtol=0, atol=1e-10)
 
 
 def test_each_placeholder_stands_at_the_bar_that_it_answers() -> None:

@@ -103,6 +103,6 @@ def test_what_a_key_does_not_declare_is_refused(section: dict[str, Any], sentenc
 
 
 def test_a_whole_number_for_a_number_is_that_number() -> None:
-    found = checked_section(Small, {"sizes": [3], "free": -(2**70)})
-    assert (found["sizes"], found["free"]) == ((3,), -(2**70))
+    document = checked_section(Small, {"sizes": [3], "free": -(2**70)})
+    assert (document["sizes"], document["free"]) == ((3,), -(2**70))
     assert type(checked_section(FlashConfig, {"mlp_ratio": 4})["mlp_ratio"]) is float

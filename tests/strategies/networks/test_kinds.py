@@ -54,10 +54,10 @@ def test_a_card_gives_the_architecture_back_and_every_weight_learns(kind: str) -
 def test_what_its_layers_carry_down_and_its_parts_are_the_rollout(kind: str) -> None:
     made = network(kind)
     x, positions = window(made)
-    seen, layers = made.explain(x, positions), made.attribution_by_layer(x, positions)
+    outputs, layers = made.explain(x, positions), made.attribution_by_layer(x, positions)
     forecast = made(x, positions).mean[:, -1:]
-    torch.testing.assert_close(seen.outputs.mean, forecast, rtol=0, atol=1e-6)
-    wanted = seen.rollout.weights[0]
+    torch.testing.assert_close(outputs.outputs.mean, forecast, rtol=0, atol=1e-6)
+    wanted = outputs.rollout.weights[0]
     assert float(wanted.sum()) == pytest.approx(1.0, abs=1e-6)
     carried = torch.zeros(1, len(layers[-1].age), dtype=x.dtype)
     carried[0, -1] = 1.0
@@ -65,7 +65,7 @@ def test_what_its_layers_carry_down_and_its_parts_are_the_rollout(kind: str) -> 
         torch.testing.assert_close(layer.rows.double().sum(1), torch.ones(2).double())
         carried = layer.carry(carried)
     torch.testing.assert_close(carried.to(wanted), wanted, rtol=0, atol=1e-6)
-    assert_parts(seen)
+    assert_parts(outputs)
 
 
 @pytest.mark.parametrize("kind", [*ATTENDING, "gated"])
@@ -95,13 +95,13 @@ def gated() -> Network:
     return FlashNetwork(config).double().eval()
 
 
-def assert_parts(seen: ExplainedOutputs) -> None:
+def assert_parts(outputs: ExplainedOutputs) -> None:
     """Check that the parts, each spread over its rows, are the weights."""
-    weights = seen.rollout.weights[0, 0]
+    weights = outputs.rollout.weights[0, 0]
     by_bar = torch.zeros_like(weights)
-    for part in seen.parts:
+    for part in outputs.parts:
         by_bar[part.start : part.start + part.rows] += part.share / part.rows
-    if seen.parts:
+    if outputs.parts:
         torch.testing.assert_close(by_bar, weights, rtol=0, atol=1e-6)
 
 
@@ -124,7 +124,7 @@ def test_another_method_sums_to_one_or_is_refused(kind: str, method: str) -> Non
         with pytest.raises(AttentionInvalid):
             made.explain(*window(made), WAYS[method])
         return
-    usual, other = (made.explain(*window(made), one) for one in (Rollout(), WAYS[method]))
+    usual, other = (made.explain(*window(made), rollout) for rollout in (Rollout(), WAYS[method]))
     assert float(other.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-6)
     assert float((other.rollout.weights - usual.rollout.weights).abs().max()) > 1e-4
     assert_parts(other)

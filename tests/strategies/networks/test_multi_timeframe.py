@@ -57,7 +57,7 @@ def test_a_token_is_made_of_the_rows_of_its_closed_bar(
     draw = np.random.default_rng(seed)
     grid = np.sort(draw.choice(6 * time, round(6 * time * kept), replace=False))[:time] + shift
     x = rows(time, seed)
-    found = frame_of(x, torch.from_numpy(grid)[None], wide=wide, count=count)
+    tokens = frame_of(x, torch.from_numpy(grid)[None], wide=wide, count=count)
     members: dict[int, list[int]] = {}
     for place, position in enumerate(grid.tolist()):
         members.setdefault(position // wide, []).append(place)
@@ -66,9 +66,9 @@ def test_a_token_is_made_of_the_rows_of_its_closed_bar(
     for token, bar in enumerate(closed):
         own = members[bar]
         expected = torch.cat((x[0, own].double().mean(0), x[0, own[-1]].double()))
-        assert torch.allclose(found.rows[0, token].double(), expected, atol=1e-6)
-        assert found.close[0, token] == grid[own[-1]]
-        assert (int(found.start[0, token]), int(found.length[0, token])) == (own[0], len(own))
+        assert torch.allclose(tokens.rows[0, token].double(), expected, atol=1e-6)
+        assert tokens.close[0, token] == grid[own[-1]]
+        assert (int(tokens.start[0, token]), int(tokens.length[0, token])) == (own[0], len(own))
 
 
 def test_a_bar_that_is_not_over_is_no_token_and_one_that_just_closed_is() -> None:
@@ -81,24 +81,24 @@ def test_a_bar_that_is_not_over_is_no_token_and_one_that_just_closed_is() -> Non
 
 
 def test_each_window_of_a_batch_lies_on_its_own_grid() -> None:
-    made, time = network(), SMALL.window
+    multiscale_network, time = network(), SMALL.window
     x = torch.cat((rows(time, 1), rows(time, 2)))
     positions = torch.stack((torch.arange(time) + 7, torch.arange(time) + 10_001))
-    together = made(x, positions)
+    together = multiscale_network(x, positions)
     for at in range(2):
-        alone = made(x[at : at + 1], positions[at])
+        alone = multiscale_network(x[at : at + 1], positions[at])
         assert torch.allclose(together.mean[at], alone.mean[0], atol=1e-6)
-    moved = made(x[:1], positions[0] + 1)
-    assert not torch.allclose(moved.mean, made(x[:1], positions[0]).mean)
+    moved = multiscale_network(x[:1], positions[0] + 1)
+    assert not torch.allclose(moved.mean, multiscale_network(x[:1], positions[0]).mean)
 
 
 def test_cycles_of_day_week_and_funding_reach_the_tokens_of_every_frame() -> None:
     minutes = 5
     config = replace(SMALL, clock=("week", "funding"), interval_minutes=minutes)
-    made = network(config)
+    multiscale_network = network(config)
     x, start = rows(config.window), 1_000_003
     positions = torch.arange(start, start + config.window)
-    tokens, frames = made.tokens(x, positions)
+    tokens, frames = multiscale_network.tokens(x, positions)
     closes = torch.cat([frame.close[0] for frame in frames[::-1]]).tolist()
     assert len(set(closes)) > 8  # frames close at times of their own
     for token, close in zip(tokens[0], closes, strict=True):
@@ -110,10 +110,10 @@ def test_cycles_of_day_week_and_funding_reach_the_tokens_of_every_frame() -> Non
         assert found[2] == pytest.approx(math.sin(2 * math.pi * day), abs=1e-5)  # a day's turn
         assert found[8] == pytest.approx(math.sin(turns[4]), abs=1e-5)
         assert found[-1] == pytest.approx(shift, abs=1e-6)
-    forecast = made(x, positions).mean.detach()
-    week_on = made(x, positions + 7 * 1_440 // minutes).mean
+    forecast = multiscale_network(x, positions).mean.detach()
+    week_on = multiscale_network(x, positions + 7 * 1_440 // minutes).mean
     torch.testing.assert_close(week_on, forecast)
-    hour_on = made(x, positions + 60 // minutes).mean
+    hour_on = multiscale_network(x, positions + 60 // minutes).mean
     assert float((hour_on - forecast).abs().max()) > 1e-5
 
 
@@ -134,11 +134,11 @@ def test_the_rollout_over_tokens_equals_the_dense_product() -> None:
 
 def test_what_lies_in_no_token_moves_nothing_and_what_lies_in_one_does() -> None:
     config = replace(SMALL, frames=(1, 12), tokens=(5, 2))
-    made, time = network(config), config.window
+    multiscale_network, time = network(config), config.window
     positions = torch.arange(time) + 12 - (time % 12)  # the window ends with a closed bar
     x = rows(time)
     slopes = x.clone().requires_grad_()
-    made(slopes, positions).mean.sum().backward()
+    multiscale_network(slopes, positions).mean.sum().backward()
     assert slopes.grad is not None
     seen = slopes.grad[0].abs().sum(-1) > 0
     assert seen.tolist() == [False] * (time - 24) + [True] * 24

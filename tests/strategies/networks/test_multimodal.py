@@ -48,10 +48,10 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
     states, shares = [], []
     for row in x[0]:
         encoded = []
-        for encoder, own in zip(fusion.encoders, places.values(), strict=True):
+        for encoder, place in zip(fusion.encoders, places.values(), strict=True):
             assert isinstance(encoder, nn.Sequential)
             first, last = encoder[0], encoder[2]
-            encoded.append(last(functional.gelu(first(row[own]))))
+            encoded.append(last(functional.gelu(first(row[place]))))
         mixed, parts = [], []
         for head in range(made.config.heads):
             span = slice(4 * head, 4 * head + 4)
@@ -80,39 +80,39 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_what_was_looked_at_equals_the_dense_product_by_bar_and_modality() -> None:
-    made, x, positions = network(), rows(25), torch.arange(25) + 9
-    wanted = dense_rollout(made, x, positions)
-    seen = made.explain(x, positions)
-    found = torch.tensor([part.share for part in seen.parts], dtype=torch.float64).view(25, 3)
-    assert torch.allclose(found, wanted, atol=1e-12)
-    assert float(found.sum()) == pytest.approx(1.0, abs=1e-12)
-    assert torch.allclose(found.sum(1), seen.rollout.weights[0, 0], atol=1e-12)
+    trading_network, x, positions = network(), rows(25), torch.arange(25) + 9
+    wanted = dense_rollout(trading_network, x, positions)
+    seen = trading_network.explain(x, positions)
+    view = torch.tensor([part.share for part in seen.parts], dtype=torch.float64).view(25, 3)
+    assert torch.allclose(view, wanted, atol=1e-12)
+    assert float(view.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert torch.allclose(view.sum(1), seen.rollout.weights[0, 0], atol=1e-12)
     assert [part.start for part in seen.parts] == [bar for bar in range(25) for _ in range(3)]
     assert [part.modality for part in seen.parts[:3]] == ["volume", "price", "time"]
-    assert torch.allclose(seen.outputs.mean, made(x, positions).mean[:, -1:], atol=1e-12)
+    assert torch.allclose(seen.outputs.mean, trading_network(x, positions).mean[:, -1:], atol=1e-12)
     shares = wanted / wanted.sum(1, keepdim=True)
     assert float(shares.std(0).min()) > 0.01  # the shares are not the same at every bar
 
 
 @torch.no_grad()
 def test_every_row_is_answered_as_its_window_alone_and_no_later_row_moves_it() -> None:
-    made, x = network(), rows(60)
+    trading_network, x = network(), rows(60)
     positions = torch.arange(60) + 100
-    every = made(x, positions)
+    every = trading_network(x, positions)
     for row in (24, 40, 59):
         own = slice(row - SMALL.receptive_field + 1, row + 1)
-        alone = made(x[:, own], positions[own])
+        alone = trading_network(x[:, own], positions[own])
         assert torch.allclose(every.mean[:, row], alone.mean[:, -1], atol=1e-12)
     moved = x.clone()
     moved[:, 41:] += 3.0
-    after = made(moved, positions)
+    after = trading_network(moved, positions)
     assert torch.equal(after.mean[:, :41], every.mean[:, :41])
     assert not torch.allclose(after.mean[:, 41], every.mean[:, 41])
 
 
 def test_a_row_depends_on_its_receptive_field_and_on_no_unused_column() -> None:
-    made, x = network(), rows(40).requires_grad_()
-    made(x, torch.arange(40)).log_variance[:, -1].sum().backward()
+    trading_network, x = network(), rows(40).requires_grad_()
+    trading_network(x, torch.arange(40)).log_variance[:, -1].sum().backward()
     assert x.grad is not None
     slopes = x.grad[0].abs()
     assert (slopes.sum(1) > 0).tolist() == [False] * 15 + [True] * 25
@@ -121,22 +121,22 @@ def test_a_row_depends_on_its_receptive_field_and_on_no_unused_column() -> None:
 
 @torch.no_grad()
 def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
-    made, x, positions = network(), rows(25), torch.arange(25)
+    trading_network, x, positions = network(), rows(25), torch.arange(25)
     # Volume encodes to the same whatever its columns, and the query asks for just that.
     signs = torch.tensor([1.0, -1.0] * 4).double()
-    for at, encoder in enumerate(made.fusion.encoders):
+    for at, encoder in enumerate(trading_network.fusion.encoders):
         assert isinstance(encoder, nn.Sequential)
         last = encoder[2]
         assert isinstance(last, nn.Linear)
         last.weight.zero_()
         last.bias.copy_(signs if at == 0 else torch.zeros(8))
-    made.fusion.key.weight.copy_(torch.eye(8))
-    made.fusion.key.bias.zero_()
-    made.fusion.norm.weight.fill_(1.0)
-    made.fusion.norm.bias.zero_()
-    made.fusion.query.copy_(4.0 * signs.view(2, 4))
-    by_name = dict.fromkeys(made.fusion.names, 0.0)
-    for part in made.explain(x, positions).parts:
+    trading_network.fusion.key.weight.copy_(torch.eye(8))
+    trading_network.fusion.key.bias.zero_()
+    trading_network.fusion.norm.weight.fill_(1.0)
+    trading_network.fusion.norm.bias.zero_()
+    trading_network.fusion.query.copy_(4.0 * signs.view(2, 4))
+    by_name = dict.fromkeys(trading_network.fusion.names, 0.0)
+    for part in trading_network.explain(x, positions).parts:
         by_name[part.modality] += part.share
     assert by_name["volume"] > 0.99
     assert sum(by_name.values()) == pytest.approx(1.0)
@@ -144,14 +144,14 @@ def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
 
 def test_features_are_parted_by_their_names() -> None:
     names, modalities = schema("v2-1m").names, ["time", "price", "volume"]
-    found = by_names({}, names)
-    assert found["modalities"] == modalities
-    of = [modalities[at] for at in found["columns"]]
+    document = by_names({}, names)
+    assert document["modalities"] == modalities
+    of = [modalities[at] for at in document["columns"]]
     assert of[names.index("hour_sin")] == "time"
     assert of[names.index("volume_z")] == of[names.index("flow_" + names_of(names, "flow_"))]
     assert of[names.index("sigma_level")] == "price"
     kind = network_kinds()["trading"]
-    assert kind.read({"features": len(names), **found}).groups.keys() == set(modalities)
+    assert kind.read({"features": len(names), **document}).groups.keys() == set(modalities)
 
 
 def names_of(names: tuple[str, ...], start: str) -> str:

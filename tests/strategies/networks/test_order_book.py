@@ -127,25 +127,25 @@ def test_answer_and_map_are_those_of_dense_matrices(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(grid, "_TOKENS_AT_ONCE", at_once)
-    made, given = network(), tokens()
-    shares, weights = dense(made, given)
-    seen = made.explain(given)
+    order_book_network, given = network(), tokens()
+    shares, weights = dense(order_book_network, given)
+    seen = order_book_network.explain(given)
     assert np.abs(plain(seen.probabilities) - shares[-1]).max() < 1e-13
     assert np.abs(plain(seen.weights) - weights).max() < 1e-13
     assert abs(float(seen.weights.sum()) - 1) < 1e-13
     assert seen.l1_error < 1e-13
     assert float(seen.weights.max()) > 3 / given[..., 0].numel()  # it is no even map
-    in_one_pass = made(given[None])[0].softmax(dim=-1)
+    in_one_pass = order_book_network(given[None])[0].softmax(dim=-1)
     assert np.abs(plain(in_one_pass) - shares).max() < 1e-13
 
 
 def test_no_answer_depends_on_a_later_book() -> None:
-    made, given = network(), tokens()
-    before = made(given[None])
+    order_book_network, given = network(), tokens()
+    before = order_book_network(given[None])
     for at in range(1, BOOKS):
         changed = given.clone()
         changed[at:] = torch.randn_like(changed[at:])
-        after = made(changed[None])
+        after = order_book_network(changed[None])
         assert torch.equal(before[:, :at], after[:, :at])
         assert not torch.allclose(before[:, at:], after[:, at:])
 

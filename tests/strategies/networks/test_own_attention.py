@@ -70,9 +70,9 @@ def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> Non
         assert isinstance(read, MatrixRead)
         product = (0.5 * torch.eye(24) + 0.5 * read.matrices[0].double().mean(dim=0)) @ product
     with torch.no_grad():
-        found = own.explain(rows()[:1], torch.arange(24)).rollout
-    assert torch.allclose(found.weights[0, 0].double(), product[-1], atol=1e-6)
-    assert float(found.weights.sum()) == pytest.approx(1.0, abs=1e-6)
+        rollout = own.explain(rows()[:1], torch.arange(24)).rollout
+    assert torch.allclose(rollout.weights[0, 0].double(), product[-1], atol=1e-6)
+    assert float(rollout.weights.sum()) == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_where_it_is_held_a_failing_pass_is_nan_and_says_why(
     with torch.no_grad():
         for seed in range(2_000):
             x = torch.randn(1, 24, 5, generator=torch.Generator().manual_seed(seed))
-            seen = own.trace(x)
-            outputs, [lowest, *_] = seen.outputs, seen.reads
+            trace = own.trace(x)
+            outputs, [lowest, *_] = trace.outputs, trace.reads
             assert isinstance(lowest, MatrixRead)
             assert torch.allclose(lowest.matrices.sum(dim=-1), torch.ones(1, 2, 24), atol=1e-5)
             assert bool(outputs.mean.isnan().all()) == (len(said) > failed)
@@ -183,8 +183,8 @@ def test_it_is_trained_replayed_verified_and_explained(
     database = replayed(folder, "net", tmp_path / "run.db")
     capsys.readouterr()
     assert cli.invoke(["verify", "last", "--db", str(database), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["agreed"] == told["decisions"] > 1_000
+    document = json.loads(capsys.readouterr().out)
+    assert document["agreed"] == document["decisions"] > 1_000
     assert cli.invoke(["explain", "last", "--db", str(database), "--full"]) == 0
     assert "own" in capsys.readouterr().out
 
@@ -199,11 +199,11 @@ def test_a_bar_that_it_fails_on_is_held_and_the_run_goes_on(
     database = replayed(folder, "faulty", tmp_path / "run.db")
     err = capsys.readouterr().err
     assert cli.invoke(["verify", "last", "--db", str(database), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["agreed"] == told["decisions"] > 1_000
+    document = json.loads(capsys.readouterr().out)
+    assert document["agreed"] == document["decisions"] > 1_000
     with closing(sqlite3.connect(database)) as db:
         refused = dict(db.execute("SELECT refused_by, count(*) FROM v_decisions GROUP BY 1"))
-    assert 0 < refused["finite"] < 0.5 * told["decisions"]
+    assert 0 < refused["finite"] < 0.5 * document["decisions"]
     assert "own_attention:Sometimes returned weights that are not finite" in err
 
 
@@ -224,9 +224,9 @@ def test_what_breaks_while_it_is_trained_ends_the_training_in_a_sentence(
 def test_a_changed_source_is_refused_where_it_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = checkpoints.load(folder / "net")
-    build(found.card, found.tensors)
+    checkpoint = checkpoints.load(folder / "net")
+    build(checkpoint.card, checkpoint.tensors)
     changed = OWN_CLASSES.find(FADING)._replace(sha256="cd" * 32)
     monkeypatch.setattr(OWN_CLASSES, "find", lambda _: changed)
     with pytest.raises(CheckpointMismatch, match="restore them, or train again"):
-        build(found.card, found.tensors)
+        build(checkpoint.card, checkpoint.tensors)

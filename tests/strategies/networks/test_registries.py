@@ -14,6 +14,8 @@ import builders
 import models
 import pytest
 import torch
+from builders import present
+from command_line import Cli
 from fakes import registered
 from learning import choose
 from torch import Tensor, nn
@@ -47,12 +49,12 @@ def tensors(time: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
-    made = Backend(
+def test_a_backend_is_one_entry(cli: Cli) -> None:
+    backend = Backend(
         "fast", runs_on=lambda _: True, kernel=lambda *_: ChunkedBackend(), is_aligned=False
     )
     full = replace(models.SMALL, mask="full")
-    with registered(backends.BACKENDS, lambda: backends.register(made)):
+    with registered(backends.BACKENDS, lambda: backends.register(backend)):
         assert "fast" in kernels.available("cpu")
         for mask in (Mask.full(), Mask(), Mask.window(9)):
             found = kernels.attend(*tensors(), mask, backend="fast")
@@ -60,7 +62,7 @@ def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(AttentionInvalid, match=r"choose auto or one of sdpa, .*fast"):
             kernels.resolve("faster", "cpu", torch.float32)
         with pytest.raises(AttentionInvalid, match="already"):
-            backends.register(made)
+            backends.register(backend)
         weights = models.network(full).state_dict()
         assert build(models.card(full), weights, RunOptions(backend="fast")).backend == "fast"
         assert load(None, {"model": {"backend": "fast"}}).model.backend == "fast"
@@ -84,14 +86,9 @@ def test_an_encoding_is_one_class(capsys: pytest.CaptureFixture[str], tmp_path: 
     bars = builders.bars(900, seed=3)
     plain = models.forecaster(config).scan(bars)[-1]
     with registered(encodings.ENCODINGS, lambda: encodings.encoding("recent")(Recent)):
-        own = models.forecaster(replace(config, encoding="recent")).scan(bars)[-1]
-        assert own is not None
-        assert plain is not None
-        assert own.explanation is not None
-        assert plain.explanation is not None
-        assert own.explanation.recent_mass is not None
-        assert plain.explanation.recent_mass is not None
-        assert own.explanation.recent_mass > plain.explanation.recent_mass
+        own = present(models.forecaster(replace(config, encoding="recent")).scan(bars)[-1])
+        recent, anywhere = (present(present(one).explanation).recent_mass for one in (own, plain))
+        assert present(recent) > present(anywhere)
         with pytest.raises(ConfigInvalid, match=r"choose one of rope, .*recent"):
             replace(config, encoding="?")
         with pytest.raises(ConfigInvalid, match="encoding recent looks back only"):
@@ -144,7 +141,7 @@ class Echo(Network):
 
 
 def test_a_network_is_one_module() -> None:
-    made = ModelKind(
+    model_kind = ModelKind(
         "echo", "says it again", read=EchoConfig.read, make=Echo, backend=lambda _: "echoing"
     )
     card = models.card()
@@ -152,7 +149,7 @@ def test_a_network_is_one_module() -> None:
     weights = Echo(EchoConfig(window=30)).state_dict()
     with pytest.raises(ConfigInvalid, match=r"names the kind 'echo'; use .*informer"):
         build(card, weights)
-    with registered(KINDS, lambda: register(made)):
+    with registered(KINDS, lambda: register(model_kind)):
         with pytest.raises(ConfigInvalid, match=r"architecture\.depth is unknown"):
             build(card | {"architecture": {"depth": 1}}, weights)
         assert choose_backend(card, "auto", device="cpu") == "echoing"
@@ -162,7 +159,6 @@ def test_a_network_is_one_module() -> None:
         last = answers[-1]
         assert answers[-2] is None
         assert last is not None
-        assert last.explanation is not None
-        assert last.explanation.recent_mass == 1.0
+        assert present(last.explanation).recent_mass == 1.0
         with pytest.raises(ConfigInvalid, match=r"use .*informer.* or echo"):
             architecture.kind_of("choir")
