@@ -43,12 +43,6 @@ class Frame(NamedTuple):
     at_ms: float
 
 
-def frame_of(topic: str, kind: str, data: object, at_ms: int, **more: int) -> Frame:
-    """Return the frame of *topic* that is dated *at_ms*; *kind* is ``snapshot`` or ``delta``."""
-    body = {"topic": topic, "type": kind, "ts": at_ms, "data": data, **more}
-    return Frame(topic, encode(body), at_ms)
-
-
 Due = tuple[float, Callable[[], list[Frame]]]
 """A market time, and what to build when it comes."""
 
@@ -284,7 +278,11 @@ class CandleChannel(Channel):
         }
 
     def _frame(self, elements: list[dict[str, Any]], at_ms: int) -> Frame:
-        return frame_of(self.topic, "snapshot", elements, at_ms)
+        if self._market.category is Category.SPOT:
+            body = {"type": "snapshot", "topic": self.topic, "data": elements, "ts": at_ms}
+        else:
+            body = {"topic": self.topic, "data": elements, "ts": at_ms, "type": "snapshot"}
+        return Frame(self.topic, encode(body), at_ms)
 
 
 class TradeChannel(Channel):
@@ -315,9 +313,13 @@ class TradeChannel(Channel):
                 yield traded_ms + 0.5, partial(self._frames, row, chosen, traded_ms)
 
     def _frames(self, row: int, places: list[int], traded_ms: int) -> list[Frame]:
-        elements = [trade_element(self._market, row, place) for place in places]
-        frame = frame_of(self.topic, "snapshot", elements, traded_ms + 1)
-        return [frame._replace(at_ms=traded_ms + 0.5)]
+        market, at_ms = self._market, traded_ms + 1
+        elements = [trade_element(market, row, place) for place in places]
+        if market.category is Category.SPOT:
+            body = {"type": "snapshot", "topic": self.topic, "ts": at_ms, "data": elements}
+        else:
+            body = {"topic": self.topic, "type": "snapshot", "ts": at_ms, "data": elements}
+        return [Frame(self.topic, encode(body), traded_ms + 0.5)]
 
 
 def trade_element(market: SimulatedMarket, row: int, place: int) -> dict[str, Any]:

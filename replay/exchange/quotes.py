@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from tracepaper.replay.exchange.channels import (
     Frame,
     FramePace,
     TopicRequest,
-    frame_of,
+    encode,
     topic,
 )
 from tracepaper.replay.exchange.instruments import padded
@@ -332,7 +332,13 @@ class TickerChannel(Channel):
         return (linear_ticker if linear else spot_ticker)(self._market, row, at_ms)
 
     def _frame(self, kind: str, state: dict[str, str], at_ms: int) -> Frame:
-        return frame_of(self.topic, kind, state, at_ms, cs=self._market.sequence(at_ms))
+        sequence = self._market.sequence(at_ms)
+        body: dict[str, Any]
+        if self._market.category is Category.SPOT:
+            body = {"topic": self.topic, "ts": at_ms, "type": kind, "cs": sequence, "data": state}
+        else:
+            body = {"topic": self.topic, "type": kind, "data": state, "cs": sequence, "ts": at_ms}
+        return Frame(self.topic, encode(body), at_ms)
 
 
 class BookChannel(Channel):
@@ -413,7 +419,11 @@ class BookChannel(Channel):
             "u": self._update_id,
             "seq": market.sequence(at_ms),
         }
-        return frame_of(self.topic, kind, content, at_ms, cts=self._matched_ms)
+        head: dict[str, Any] = {"topic": self.topic, "type": kind, "ts": at_ms}
+        if market.category is Category.SPOT:
+            head = {"topic": self.topic, "ts": at_ms, "type": kind}
+        body = head | {"data": content, "cts": self._matched_ms}
+        return Frame(self.topic, encode(body), at_ms)
 
 
 def level_texts(market: SimulatedMarket, side: Levels) -> list[Pair]:

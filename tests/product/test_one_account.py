@@ -180,7 +180,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"strategies": {"a": {"share": "0.6"}}}, "[strategies.a] is alone; write it as [strategy]"),
     (
-        {"strategy": {"fast": 3}, "strategies": {"a": {"share": "0.5"}, "b": {"share": "0.5"}}},
+        {
+            "strategy": {"long_only": False},
+            "strategies": {"a": {"share": "0.5"}, "b": {"share": "0.5"}},
+        },
         "gives [strategy], and [strategies] names several; leave one out.",
     ),
     ({"strategies": {"a": {}, "b": {"share": "0.5"}}}, "[strategies.a] needs a share"),

@@ -44,11 +44,12 @@ GATES = {"confidence": "0.1", "collapse": "0", "shift": "1", "edge": "0"}
 
 
 def configured(strategy: str, execution: FillModel, **sections: dict[str, Any]) -> Config:
+    keys = {"fast": 3, "slow": 7, "long_only": False} if strategy == "sma_cross" else {}
     return resolved(
         load(
             None,
             {
-                "strategy": {"name": strategy, "fast": 3, "slow": 7, "long_only": False},
+                "strategy": {"name": strategy, **keys},
                 "sizing": {"mode": "fixed", "quantity": "1"},
                 "gate": GATES,
                 "regime": {"momentum": "0.7", "mean_reversion": "0.3"},

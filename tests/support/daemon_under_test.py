@@ -145,7 +145,8 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
     if "strategies" in sections:
         del given["strategy"]
     for name, section in sections.items():
-        before = {} if "mode" in section else given.get(name, {})  # a size goes with its mode
+        # Keys go with their choice, a size with its mode and an option with its strategy.
+        before = {} if {"mode", "name"} & section.keys() else given.get(name, {})
         given[name] = {**before, **section}
     return given
 

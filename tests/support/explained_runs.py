@@ -31,8 +31,7 @@ symbols = [{symbols}]
 interval = "1"
 [strategy]
 name = "{strategy}"
-fast = 3
-slow = 7
+{periods}
 [model]
 checkpoint = "{checkpoint}"
 {model}
@@ -83,7 +82,13 @@ def replayed(
     small = checkpoint(folder, network, **calibration)
     config.write_text(
         _CONFIG.format(
-            symbols=names, strategy=strategy, checkpoint=small, edge=edge, model=model, gates=gates
+            symbols=names,
+            strategy=strategy,
+            periods="fast = 3\nslow = 7" if strategy == "sma_cross" else "",
+            checkpoint=small,
+            edge=edge,
+            model=model,
+            gates=gates,
         )
         + further,
         encoding="utf-8",

@@ -290,7 +290,7 @@ PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
     (Protector, "_place", _at_entry, FillModel.NEXT_OPEN),
     (Protector, "leave", _at_once, FillModel.NEXT_OPEN),
     (RestingOrders, "_close_first", _canceled, FillModel.QUOTE),
-    (Executor, "made", _at_the_open, FillModel.QUOTE),
+    (Executor, "fill_resting", _at_the_open, FillModel.QUOTE),
 ]
 
 
