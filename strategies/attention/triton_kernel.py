@@ -13,6 +13,28 @@ import triton.language as tl
 
 
 @triton.jit
+def scores_of(
+    queries_by_dim,
+    keys_by_dim,
+    factor,  # scale · log2 e, over the cap where there is one
+    cap,  # of the scores, times log2 e
+    CAPPED: tl.constexpr,
+    WIDEN: tl.constexpr,  # multiply in float32: the interpreter has no half types
+    PRECISION: tl.constexpr,  # of products of float32 numbers
+):
+    """Return the scores [query, key] to base 2."""
+    if WIDEN:
+        queries_by_dim = queries_by_dim.to(tl.float32)
+        keys_by_dim = keys_by_dim.to(tl.float32)
+    # TF32 alone would round away the digits that the logsumexp was computed with.
+    scores = tl.dot(queries_by_dim, keys_by_dim, input_precision=PRECISION)
+    scores = scores * factor
+    if CAPPED:
+        scores = cap * (2.0 * tl.sigmoid(2.0 * scores) - 1.0)  # the hyperbolic tangent
+    return scores
+
+
+@triton.jit
 def push_kernel(
     query,  # [pair, time, dim], contiguous; a pair is one head of one batch element
     key,  # [key pair, time, dim]
@@ -59,8 +81,6 @@ def push_kernel(
         mask=is_dim[:, None] & is_key[None, :],
         other=0.0,
     )
-    if WIDEN:
-        keys_by_dim = keys_by_dim.to(tl.float32)
     own_weights = weights + (pair // heads) * rows * time
     # Of the queries that see any key of the block, those from the first to the last with a weight.
     begin = 0
@@ -89,14 +109,8 @@ def push_kernel(
             mask=is_query[:, None] & is_dim[None, :],
             other=0.0,
         )
-        if WIDEN:
-            queries_by_dim = queries_by_dim.to(tl.float32)
         bias = tl.load(minus_logsumexp + pair * time + index, mask=is_query, other=-float("inf"))
-        # TF32 alone would round away the digits that the logsumexp was computed with.
-        scores = tl.dot(queries_by_dim, keys_by_dim, input_precision=PRECISION)
-        scores = scores * factor
-        if CAPPED:
-            scores = cap * (2.0 * tl.sigmoid(2.0 * scores) - 1.0)  # the hyperbolic tangent
+        scores = scores_of(queries_by_dim, keys_by_dim, factor, cap, CAPPED, WIDEN, PRECISION)
         entries = tl.exp2(scores + bias[:, None])
         if CAUSAL:
             distance = index[:, None] - key_at[None, :]
@@ -154,8 +168,6 @@ def mass_kernel(
         mask=is_row[:, None] & is_dim[None, :],
         other=0.0,
     )
-    if WIDEN:
-        queries_by_dim = queries_by_dim.to(tl.float32)
     bias = tl.load(minus_logsumexp + pair * time + query_at, mask=is_row, other=0.0)
     begin = 0
     end = time
@@ -173,12 +185,7 @@ def mass_kernel(
             mask=is_dim[:, None] & is_key[None, :],
             other=0.0,
         )
-        if WIDEN:
-            keys_by_dim = keys_by_dim.to(tl.float32)
-        scores = tl.dot(queries_by_dim, keys_by_dim, input_precision=PRECISION)
-        scores = scores * factor
-        if CAPPED:
-            scores = cap * (2.0 * tl.sigmoid(2.0 * scores) - 1.0)  # the hyperbolic tangent
+        scores = scores_of(queries_by_dim, keys_by_dim, factor, cap, CAPPED, WIDEN, PRECISION)
         logs = scores + bias[:, None]
         is_shown = is_key[None, :]
         if CAUSAL:
