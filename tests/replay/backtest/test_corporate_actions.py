@@ -192,8 +192,8 @@ def test_a_split_that_the_file_does_not_name_is_suspected_as_before() -> None:
     at = candles()
     actions("ACME,2014-11-20,dividend,0.47")
     assert replayed("--actions", "actions.csv") == 0
-    assert [text.partition(" is suspected")[0] for text in warnings_of()] == [
-        "ACME: a split of 7 for 1 on 2014-12-03"
+    assert [text.partition(" is not")[0] for text in warnings_of()] == [
+        "ACME: the split of 7 for 1 suspected on 2014-12-03"
     ]
     query = "SELECT open_time_ms FROM v_decisions WHERE refused_by = 'plausible'"
     assert asked("run.db", query) == [(at,)]
