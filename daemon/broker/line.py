@@ -465,8 +465,14 @@ class Line:
         queues = self.positions.queues
         state = None
         if queues is not None and self is self.positions.lines[0]:
-            leaving = (part.orders.leaving for part in self.positions.parts)
-            state = queues.state(sorted(frozenset[str]().union(*leaving)))
+            # After a restart each part has the names of all: those of its orders count.
+            leaving = {
+                order.order_id
+                for part in self.positions.parts
+                for order in part.orders.others
+                if order.order_id in part.orders.leaving
+            }
+            state = queues.state(sorted(leaving))
         return BookState(self.holding, self.orders.state(), self.protector.state, state)
 
     def restore(self, state: BookState) -> None:
