@@ -70,13 +70,18 @@ def windows(
     """
     rows = learnt or length
 
-    def stacked(parts: Iterable[NDArray[Any]], count: int) -> Tensor:
-        """[asset, some of time, ..] each as [window, asset, time, ..], of one asset without it."""
+    is_one = len(part[0].panel.symbols) == 1
+
+    def stacked(parts: Iterable[NDArray[Any]], count: int, *, is_plain: bool = is_one) -> Tensor:
+        """[asset, some of time, ..] each as [window, asset, time, ..]; *is_plain* without assets.
+
+        Two assets have one pair, whose axis stays.
+        """
         each = list(parts)
         whole = np.zeros((len(each), len(each[0]), count, *each[0].shape[2:]), each[0].dtype)
         for row, column in zip(whole, each, strict=True):
             row[:, : column.shape[1]] = column
-        return torch.from_numpy(whole if whole.shape[1] > 1 else whole[:, 0])
+        return torch.from_numpy(whole[:, 0] if is_plain else whole)
 
     for cuts in order:
         of = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
@@ -98,7 +103,7 @@ def windows(
         yield Batch(
             stacked((s.panel.values(start, stop) for s, start, stop in of), length),
             labels,
-            stacked((s.weights[None, at] for s, at in taken), rows),
+            stacked((s.weights[None, at] for s, at in taken), rows, is_plain=True),
             torch.tensor(firsts)[:, None] + torch.arange(length),
         )
 
