@@ -128,7 +128,7 @@ async def kill_and_go_on(demo: Demo) -> None:
     os.kill(first.pid, signal.SIGKILL)
     await first.wait()
     acknowledged = int(str(status["sequence"]))
-    run_id, stored, equity = await asyncio.to_thread(_as_stored, demo.files, acknowledged)
+    run_id, stored, cash = await asyncio.to_thread(_as_stored, demo.files, acknowledged)
     demo.say(
         f"Process {first.pid} is dead, with {stored:,} steps on the disk. The market waits while "
         "the next one starts: at this speed it would miss a day."
@@ -143,11 +143,11 @@ async def kill_and_go_on(demo: Demo) -> None:
     account = status["account"]
     assert isinstance(account, dict)
     now_id, *_ = await asyncio.to_thread(_as_stored, demo.files, acknowledged)
-    is_whole = now_id == run_id and abs(float(account["equity"]) - equity) < 0.01
+    is_whole = now_id == run_id and abs(float(account["cash"]) - cash) < 0.01
     _concluded(
         demo,
-        f"Process {demo.process.pid} goes on with the same run {run_id}: every step that was "
-        f"acknowledged is there, and the account stood at {equity:,.2f} as before."
+        f"Process {demo.process.pid} goes on with the same run {run_id}: every step that did "
+        f"anything is there, and the account holds {cash:,.2f} in cash as before."
         if is_whole
         else f"Process {demo.process.pid} did not go on where process {first.pid} was killed.",
         is_well=is_whole,
@@ -155,14 +155,16 @@ async def kill_and_go_on(demo: Demo) -> None:
 
 
 def _as_stored(files: ShowFiles, sequence: int) -> tuple[str, int, float]:
-    """Return the newest run's id, its number of steps, and its equity at *sequence*, on the disk.
+    """Return the newest run's id, its number of steps, and its cash at *sequence*, on the disk.
 
-    A step may lie there that was not acknowledged any more.
+    A step may lie there that was not acknowledged any more, and a quote that did nothing may have
+    waited for the next bar's commit.
     """
     with Reader.open(files.database) as reader:
         run_id = reader.find("last")
-        (row,) = RunViews(reader.connection, run_id).rows("v_equity", sequence=sequence)
-        return run_id, reader.stored_run(run_id).step_count, float(row["equity"])
+        views = RunViews(reader.connection, run_id)
+        (row,) = views.rows("v_equity", sequence=sequence) or views.rows("v_equity", newest=1)
+        return run_id, reader.stored_run(run_id).step_count, float(row["cash"])
 
 
 async def change_a_tick(demo: Demo) -> None:
