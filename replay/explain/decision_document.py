@@ -364,7 +364,7 @@ _GATES: Final = (
         "share",
         "share",
         "share",
-        lambda gate: None if GATES[gate.gate].is_switch else gate.share,
+        lambda gate: gate.share if gate.is_gradual else None,
     ),
     Figure[GateMargin]("unit", "unit", "text", lambda gate: unit_beside(gate.gate)),
     of_field("passed", "", "mark"),
