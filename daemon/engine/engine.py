@@ -141,7 +141,7 @@ class MemberAnswers(NamedTuple):
     size: int | None  # the largest position to which all of it could lead, where limits ask
 
 
-class Ahead(NamedTuple):
+class BarPreview(NamedTuple):
     """What takes in bars of an instrument that follow at once, before their steps."""
 
     take: Callable[[Bar], float]  # returns how plausible the bar is
@@ -601,13 +601,13 @@ class Engine:
         del measured[len(taken.bars) :]
         return taken
 
-    def _look_ahead(self, key: str, closes: tuple[int, int]) -> Ahead:
+    def _look_ahead(self, key: str, closes: tuple[int, int]) -> BarPreview:
         """Return what takes in bars of *key* that follow at once, and close within *closes*."""
         market = self.markets[key]
         asked = [of_member for _, of_member in self._on[key]] or [self.states[key]]
         looks = [decider.look_ahead(closes) for decider in asked]
         observers = [look.observe for look in looks if look.observe is not None]
-        return Ahead(
+        return BarPreview(
             market.history.follow_at_once(observers),
             min(decider.gates.evaluator.plausible_most for decider in market.deciders),
             [look.repeats for look in looks],
