@@ -517,7 +517,7 @@ class Engine:
         )
         if confirms or self.save:
             room = min(room, -first % STATE_EVERY_STEPS)
-        taken = self._take_repeats(units, room, closes)
+        taken = self._take_repeats(units, room, closes, repeats)
         if not taken.bars:
             return None
         stretch = self._valued(first, taken, repeats)
@@ -557,7 +557,11 @@ class Engine:
         return replace(repeat, twins=tuple(twins))
 
     def _take_repeats(  # noqa: C901 - the path of every bar, without calls
-        self, units: UnitQueue, room: int, closes: Mapping[str, tuple[int, int]]
+        self,
+        units: UnitQueue,
+        room: int,
+        closes: Mapping[str, tuple[int, int]],
+        repeats: Mapping[str, Repeat],
     ) -> QuietUnits:
         """Take the units whose bars follow at once, close within *closes*, and repeat the last.
 
@@ -572,7 +576,7 @@ class Engine:
         kind = type(unit)
         if self._reset != NEVER:  # the first close of a day may give shares anew
             room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
-        ahead = [self._look_ahead(key, closes[key]) for key in markets]
+        ahead = [self._look_ahead(key, closes[key], repeat) for key, repeat in repeats.items()]
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
             is_repeated = True
             try:
@@ -582,8 +586,8 @@ class Engine:
                     if plausible > plausible_most:
                         is_repeated = False
                 for bar, of_bar in zip(bars, ahead, strict=True):
-                    for repeats in of_bar.repeats:
-                        is_repeated = repeats(bar) and is_repeated
+                    for repeats_last in of_bar.repeats:
+                        is_repeated = repeats_last(bar) and is_repeated
             except Exception as error:  # noqa: BLE001 - whatever a strategy raises, later
                 self._raised, is_repeated = error, False
             if not is_repeated:
@@ -601,11 +605,11 @@ class Engine:
         del measured[len(taken.bars) :]
         return taken
 
-    def _look_ahead(self, key: str, closes: tuple[int, int]) -> BarPreview:
+    def _look_ahead(self, key: str, closes: tuple[int, int], repeat: Repeat) -> BarPreview:
         """Return what takes in bars of *key* that follow at once, and close within *closes*."""
         market = self.markets[key]
         asked = [of_member for _, of_member in self._on[key]] or [self.states[key]]
-        looks = [decider.look_ahead(closes) for decider in asked]
+        looks = [decider.look_ahead(closes, repeat) for decider in asked]
         observers = [look.observe for look in looks if look.observe is not None]
         return BarPreview(
             market.history.follow_at_once(observers),

@@ -80,7 +80,7 @@ class LookAhead(NamedTuple):
     """What is shown a bar before its step, and then asked about it, once a bar each."""
 
     observe: Callable[[Bar], None] | None  # None where neither strategy nor sizer looks
-    repeats: Callable[[Bar], bool]  # whether its step will repeat the one before
+    repeats: Callable[[Bar], bool]  # whether its step will repeat the one before, but for the note
 
 
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
@@ -595,7 +595,7 @@ class MemberState:
             # Whatever else leaves a target open may have gone at the next bar.
             or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
-            or signal.note is not None  # each bar stores it anew
+            or (self.member is not None and signal.note is not None)  # each bar stores it anew
             or (self._wants_protection and is_entry(signal.action))
             or not self.history.is_full
         ):
@@ -604,14 +604,14 @@ class MemberState:
         if passed != last.outcome.passed:
             return None
         decision = Decision(last.outcome, last.target_quantity, measures)
-        return Repeat(decision, self.gates.evaluator.plausible_at, line.position)
+        return Repeat(decision, self.gates.evaluator.plausible_at, line.position, {})
 
-    def look_ahead(self, closes: tuple[int, int]) -> LookAhead:
+    def look_ahead(self, closes: tuple[int, int], repeat: Repeat) -> LookAhead:
         """Return how to observe bars that follow at once, and to ask about each, before its step.
 
         The second says whether the step repeats the newest decision; it does not outside *closes*,
         the lowest and the highest. The sizer is asked only where the close is outside the interval
-        of prices at which it has kept what is held.
+        of prices at which it has kept what is held. Notes are left in *repeat*.
         """
         strategy, sizer, member = self.strategy, self._sizer, self.member
         signal, last = self.signal, self.outcomes.newest
@@ -636,11 +636,9 @@ class MemberState:
             nonlocal newest, least, most
             answer = decide(BarContext(bar, None, regime, outcome, None, shared))
             if answer is not newest:
-                allowed = self._as_allowed(answer)
-                if allowed != signal:
-                    self._answer = allowed
+                if not self._asks_again(answer, signal, repeat.notes, bar):
                     return False
-                newest = answer
+                newest = answer if answer.note is None else None  # which each bar stores anew
             close = bar.close
             if least <= close <= most:
                 return True
@@ -656,6 +654,30 @@ class MemberState:
             return True
 
         return LookAhead(observe, repeats)
+
+    def _asks_again(
+        self,
+        answer: Signal | Orders,
+        signal: Signal,
+        notes: dict[int, dict[str, float | str | None]],
+        bar: Bar,
+    ) -> bool:
+        """Take the *answer* at *bar*, and return whether it is *signal* but for the note.
+
+        That goes into *notes*; what strategies of a shared account note does not repeat.
+        """
+        self._answer = allowed = self._as_allowed(answer)
+        if allowed == signal:
+            self._answer = signal
+        elif (
+            self.member is not None
+            or not isinstance(allowed, Signal)
+            or replace(allowed, note=signal.note) != signal
+        ):
+            return False
+        if allowed.note is not None:
+            notes[bar.open_time_ms] = dict(allowed.note)
+        return True
 
     def end_stretch(self) -> None:
         """Go on after bars that repeated the newest decision, as after their steps."""

@@ -89,6 +89,7 @@ _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
+_NO_ANSWER: Final[Row] = (None,) * (len(TABLES["answers"]) - 3)  # all but the key and the note
 _STEP_COLUMNS: Final = stored_columns("steps")
 _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY = map(
     _STEP_COLUMNS.index,
@@ -229,24 +230,23 @@ class StepEncoder:
     def add_stretch(self, stretch: QuietStretch) -> None:
         """Add the rows of each step of *stretch*, as :meth:`add` does.
 
-        After the first unit only numbers change, where the rows of ``steps`` hold it all.
+        After the first unit only numbers and notes change.
         """
         if stretch.next_sequence > SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
-        for unit in range(stretch.units):
-            for step in stretch.steps(unit):
-                self.add(step)
-            answers = self._rows["answers"]
-            if not unit and not (answers and int(answers[-1][1] or 0) >= stretch.first):
-                self._repeat(stretch)
-                break
+        answers = len(self._rows["answers"])
+        for step in stretch.steps(0):
+            self.add(step)
+        if stretch.units > 1:
+            self._repeat(stretch, self._rows["answers"][answers:])
         self.due = stretch.next_sequence
 
-    def _repeat(self, stretch: QuietStretch) -> None:
-        """Add the rows of all units of *stretch* but the first, whose rows were added last."""
+    def _repeat(self, stretch: QuietStretch, answers: Sequence[Row]) -> None:
+        """Add the rows of all units of *stretch* but the first, whose rows were added last.
+
+        Those in ``answers`` are *answers*.
+        """
         count, units, closes = len(stretch.repeats), stretch.units - 1, stretch.closes[1:]
-        if not units:
-            return
         rows, width = self._rows["steps"], count + bool(closes)
         of_close = rows[-width][2:_ACCOUNT]  # what each close repeats, but for key and marks
         like = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
@@ -279,6 +279,8 @@ class StepEncoder:
         added: list[Row] = list(zip(*columns, strict=True))
         if None in columns[-1]:
             added = [*map(trimmed, added)]
+        if answers or any(repeated.notes for repeated in stretch.repeats.values()):
+            self._repeat_answers(stretch, sequences, answers)
         if stretch.twins:
             self._repeat_twins(stretch, sequences)
         if not closes:
@@ -292,6 +294,19 @@ class StepEncoder:
             equity = (worth + profit,) if worth != stretch.marks.account.cash else ()
             rows.append((*key, *of_close, profit, *equity))
             rows += added[unit * count : (unit + 1) * count]
+
+    def _repeat_answers(
+        self, stretch: QuietStretch, sequences: Sequence[int], answers: Sequence[Row]
+    ) -> None:
+        """Add the notes of bars with *sequences*, and the measures in *answers* of the first."""
+        count, rows = len(stretch.repeats), self._rows["answers"]
+        first = stretch.first + bool(stretch.closes)
+        of_first = {row[_SEQUENCE]: row[2:-1] for row in answers}
+        judged = [of_first.get(first + place, _NO_ANSWER) for place in range(count)]
+        for at, (bar, sequence) in enumerate(zip(stretch.bars[count:], sequences, strict=True)):
+            note = stretch.repeats[bar.instrument].notes.get(bar.open_time_ms)
+            if note is not None or judged[at % count] != _NO_ANSWER:
+                rows.append((self._run_key, sequence, *judged[at % count], _json(note)))
 
     def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> None:
         """Add the rows of several strategies at the steps with *sequences*, as :meth:`_repeat`."""

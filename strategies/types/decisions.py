@@ -537,14 +537,15 @@ class Repeat(Struct, frozen=True, gc=False):
     decision: Decision
     plausible_at: int | None  # the place of ``plausible`` among the measures; None: not declared
     position: Position  # before the first step
+    notes: dict[int, dict[str, float | str | None]]  # of bars that have one, by open time
     twins: tuple[TwinStep, ...] = ()  # of several strategies, before the first step
 
-    def decision_at(self, plausible: float) -> Decision:
-        """Return the decision at a bar that is so *plausible*."""
-        if (at := self.plausible_at) is None:
-            return self.decision
+    def decision_at(self, bar: Bar, plausible: float) -> Decision:
+        """Return the decision at *bar*, which is so *plausible*."""
         measures = self.decision.measures
-        return replace(self.decision, measures=(*measures[:at], plausible, *measures[at + 1 :]))
+        if (at := self.plausible_at) is not None:
+            measures = (*measures[:at], plausible, *measures[at + 1 :])
+        return replace(self.decision, measures=measures, note=self.notes.get(bar.open_time_ms))
 
 
 class BookMarks(Struct, frozen=True, gc=False):
@@ -612,7 +613,7 @@ class QuietStretch(Struct, frozen=True, gc=False):
         accounts = [marks.account_at(unit) for marks in self.twins]
         for at in range(unit * count, (unit + 1) * count):
             repeat = self.repeats[self.bars[at].instrument]
-            decision = repeat.decision_at(self.plausible[at])
+            decision = repeat.decision_at(self.bars[at], self.plausible[at])
             position = replace(repeat.position, unrealized_pnl=self.marks.unrealized[at])
             twins = tuple(
                 replace(

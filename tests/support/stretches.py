@@ -62,6 +62,7 @@ class Drawn(Strategy):
         if self.kind == "columns":
             self.columns = lambda history: {"mean": ema(history.close, 3)}
         self.warmup = options["warmup"]
+        self.noted = 0.3 if self.seed % 2 else 0.95
         self._count = 0
         self._signal: Signal | Orders = STANDING[-1]
 
@@ -90,7 +91,7 @@ class Drawn(Strategy):
                 drawn += [PROTECTED, BANDED, listed]
             self._signal = rng.choice(drawn)
         signal = self._signal
-        if isinstance(signal, Signal) and self.kind == "noted" and rng.random() < 0.3:
+        if isinstance(signal, Signal) and self.kind == "noted" and rng.random() < self.noted:
             return msgspec.structs.replace(signal, note={"roll": rng.random()})
         if self.kind == "equal" and rng.random() < 0.8:
             return msgspec.structs.replace(signal)
@@ -260,6 +261,8 @@ class Compared:
                 self.counted["stretches with a position"] += held
                 self.counted[f"stretches of {len(stretch.repeats)} instruments"] += 1
                 self.counted["stretches of several strategies"] += bool(stretch.twins)
+                noted = any(repeat.notes for repeat in stretch.repeats.values())
+                self.counted["stretches with notes"] += noted
             return stretch
 
         vars(engine)["stretch"] = counted

@@ -19,15 +19,16 @@ from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
-ONE, TWO, SEVERAL, FAILS = 4, 139, 44, 33
+ONE, TWO, SEVERAL, FAILS, NOTES = 4, 139, 5, 33, 20
 
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
-    for seed in (ONE, TWO, SEVERAL, FAILS):
+    for seed in (ONE, TWO, SEVERAL, FAILS, NOTES):
         reached += Compared(seed, tmp_path).counted
     names = {f"stretches of {count} instruments" for count in (1, 2)}
-    names |= {"stretches with a position", "stretches of several strategies", "failures"}
+    names |= {"stretches with a position", "stretches with notes", "failures"}
+    names.add("stretches of several strategies")
     assert names <= reached.keys()
 
 
