@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import ExitStack, closing
-from functools import cache
-from itertools import compress, groupby, repeat
-from operator import is_not, itemgetter
+from functools import cache, lru_cache
+from itertools import chain, groupby, repeat
+from operator import call, is_not, itemgetter, ne
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -25,7 +25,7 @@ from tracepaper.storage.database.connection import (
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA, insert_sql, stored_columns
+from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA, stored_columns
 from tracepaper.strategies.errors import AuditUnwritable
 
 if TYPE_CHECKING:
@@ -147,6 +147,10 @@ def _connect_writing(path: Path) -> Connection:
     return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
+BLOCK_ROWS: Final = 30
+"""Rows of different shapes that one statement inserts."""
+_ALIKE_ROWS: Final = 4
+"""Where so many rows in a row are alike, a statement of one row is the faster one."""
 _OPENED_AT: Final = stored_columns("steps").index("open_time_ms")
 
 
@@ -155,15 +159,24 @@ def insert_rows(raw: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> N
     for table, of_table in rows.items():
         # Binding a null costs as much as four numbers, so what is null in all rows of a shape
         # is left out. They stay in order: every page is filled before the next one is begun.
-        shape = _step_shape if table == "steps" else len
-        parts = [list(part) for _, part in groupby(of_table, shape)]
-        shapes: dict[int, list[Row]] = {}
-        for part in parts:
-            shapes.setdefault(shape(part[0]), []).extend(part)
-        inserts = {key: _insert_of(table, alike) for key, alike in shapes.items()}
-        for part in parts:
-            sql, chosen = inserts[shape(part[0])]
-            raw.executemany(sql, part if chosen is None else map(chosen, part))
+        shapes = [*map(_step_shape if table == "steps" else len, of_table)]
+        alike: dict[int, list[Row]] = {shape: [] for shape in shapes}
+        for shape, row in zip(shapes, of_table, strict=True):
+            alike[shape].append(row)
+        present = {shape: _present(of_shape) for shape, of_shape in alike.items()}
+        whole = 0
+        if _ALIKE_ROWS * sum(map(ne, shapes, shapes[1:])) > len(shapes):  # as of bars and closes
+            whole = len(of_table) // BLOCK_ROWS * BLOCK_ROWS
+        for start in range(0, whole, BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            sql, picks = _insert_of(table, tuple(map(present.__getitem__, shapes[block])))
+            raw.execute(sql, [*chain.from_iterable(map(call, picks, of_table[block]))])
+        start = whole
+        for shape, same in groupby(shapes[whole:]):
+            sql, (pick,) = _insert_of(table, (present[shape],))
+            part = of_table[start : (start := start + len([*same]))]
+            is_whole = present[shape] == (1 << len(part[0])) - 1
+            raw.executemany(sql, part if is_whole else map(pick, part))
 
 
 def _step_shape(row: Row) -> int:
@@ -171,14 +184,27 @@ def _step_shape(row: Row) -> int:
     return len(row) if row[_OPENED_AT] is not None else -len(row)
 
 
-def _insert_of(table: str, rows: Sequence[Row]) -> tuple[str, Callable[[Row], Row] | None]:
-    """Return the insert of *rows* of one length, and what picks its values; None of all of them."""
-    present = [
-        value is not None or any(map(is_not, map(itemgetter(place), rows), repeat(None)))
+def _present(rows: Sequence[Row]) -> int:
+    """Return a bit for each place at which one of *rows*, all of one length, is not null."""
+    return sum(
+        1 << place
         for place, value in enumerate(rows[0])
-    ]
-    sql = insert_sql(table, tuple(compress(stored_columns(table), present)))
-    return sql, None if all(present) else itemgetter(*compress(range(len(present)), present))
+        if value is not None or any(map(is_not, map(itemgetter(place), rows), repeat(None)))
+    )
+
+
+@lru_cache(128)
+def _insert_of(
+    table: str, present: tuple[int, ...]
+) -> tuple[str, tuple[Callable[[Row], Row], ...]]:
+    """Return the insert of a row for each of *present*, and what picks the values of each."""
+    columns = stored_columns(table)
+    places = [[place for place in range(len(columns)) if bits >> place & 1] for bits in present]
+    union = sorted({*chain.from_iterable(places)})
+    names = ", ".join(columns[place] for place in union)
+    values = [", ".join("?" if at in of_row else "NULL" for at in union) for of_row in places]
+    sql = f"INSERT INTO {table} ({names}) VALUES ({'), ('.join(values)})"
+    return sql, tuple(itemgetter(*of_row) for of_row in places)
 
 
 def in_memory() -> sqlite3.Connection:

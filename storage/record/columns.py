@@ -659,9 +659,9 @@ def stored_columns(table: str) -> tuple[str, ...]:
 
 
 @cache
-def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
-    """Return the insert into *table* of *columns*, or of all of them."""
-    names = columns or stored_columns(table)
+def insert_sql(table: str) -> str:
+    """Return the insert into *table* of all its columns."""
+    names = stored_columns(table)
     return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
 
 
