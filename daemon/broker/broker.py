@@ -33,6 +33,7 @@ from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
+from tracepaper.daemon.broker.positions import Positions
 from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
@@ -569,8 +570,8 @@ class Broker:
     def is_still(self) -> bool:
         """Return whether bars to come can do nothing but value what is held.
 
-        Of one account without sides, in which nothing rests or is protected, and nothing can be
-        liquidated.
+        Of one account without sides, in which nothing can be liquidated. What rests or protects
+        has to be passed by each bar: see :meth:`resting`.
         """
         if self.save or self._by_quotes or self._by_book or self._marked or self._confirms:
             return False
@@ -579,11 +580,17 @@ class Broker:
         for lines in self._lines.values():
             for line in lines:
                 orders = line.orders
-                if orders.order is not None or orders.others or orders.is_guarded:
+                if orders.order is not None:
+                    return False
+                if (orders.others or orders.is_guarded) and self.own.owners:
                     return False
             if self._is_on_margin and lines[0].holding.quantity:
                 return False
         return True
+
+    def resting(self) -> dict[str, Positions]:
+        """Return the positions of the account at which something rests, by instrument."""
+        return {key: at for key, at in self.own.positions.items() if at.waits}
 
     def follow(self, bars: Sequence[Bar]) -> None:
         """Value what is held by the last of *bars* of one instrument, for which it was still."""

@@ -78,7 +78,7 @@ class Positions:
         time ends inside a bar meets none of it. What the fill of an entry arms may be met inside
         the same bar, and what it opens on margin be liquidated.
         """
-        if not self.waits or self._is_passed_by(bar):
+        if not self.waits or self.is_passed_by(bar):
             return
         newer = [
             (part.orders, part.orders.rewind())
@@ -109,7 +109,7 @@ class Positions:
         MarketPass(self).book(fill)
         self.protect_fills(first)
 
-    def _is_passed_by(self, bar: Bar) -> bool:
+    def is_passed_by(self, bar: Bar) -> bool:
         """Return whether *bar* leaves all that rests as it is, and calls no account."""
         for part in self.parts:
             if part.protector.is_timed or not matching.passes(part.orders, bar):

@@ -576,8 +576,13 @@ class Engine:
         kind = type(unit)
         if self._reset != NEVER:  # the first close of a day may give shares anew
             room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
+        resting = self.broker.resting()
         ahead = [self._look_ahead(key, closes[key], repeat) for key, repeat in repeats.items()]
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
+            if resting and not all(
+                of.is_passed_by(bar) for bar in bars if (of := resting.get(bar.instrument))
+            ):
+                break
             is_repeated = True
             try:
                 for bar, (take, plausible_most, _) in zip(bars, ahead, strict=True):

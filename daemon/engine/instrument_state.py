@@ -597,6 +597,7 @@ class MemberState:
             or not isinstance(signal, Signal)
             or (self.member is not None and signal.note is not None)  # each bar stores it anew
             or (self._wants_protection and is_entry(signal.action))
+            or ((orders.others or orders.is_guarded) and signal.action is not Action.HOLD)
             or not self.history.is_full
         ):
             return None

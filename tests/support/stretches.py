@@ -86,11 +86,15 @@ class Drawn(Strategy):
         rng = random.Random(f"{self.seed} {bar.open_time_ms} {bar.close}")
         if rng.random() < self.restless:
             drawn: list[Signal | Orders] = [*STANDING]
+            if self.kind == "held":
+                drawn = [PROTECTED, PROTECTED, STANDING[2]]
             if self.kind == "all":
                 listed = Orders((buy(0.2, round(context.close * 0.999, 1), tag="a"),), "listed")
                 drawn += [PROTECTED, BANDED, listed]
             self._signal = rng.choice(drawn)
         signal = self._signal
+        if signal is PROTECTED and self.kind == "held":
+            self._signal = STANDING[-1]
         if isinstance(signal, Signal) and self.kind == "noted" and rng.random() < self.noted:
             return msgspec.structs.replace(signal, note={"roll": rng.random()})
         if self.kind == "equal" and rng.random() < 0.8:
@@ -162,7 +166,7 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
         options = {
             "seed": rng.randint(0, 99),
             "restless": rng.choice((0.02, 0.1, 0.4)),
-            "kind": rng.choice(("same", "same", "equal", "noted", "all", "history", "columns")),
+            "kind": rng.choice(("same", "held", "equal", "noted", "all", "history", "columns")),
             "warmup": rng.choice((3, 5, 12)),
             "fails_at": rng.choice((0, 0, 0, 0, 50, -50)),
         }
@@ -263,6 +267,7 @@ class Compared:
                 self.counted["stretches of several strategies"] += bool(stretch.twins)
                 noted = any(repeat.notes for repeat in stretch.repeats.values())
                 self.counted["stretches with notes"] += noted
+                self.counted["stretches under a stop"] += bool(engine.broker.resting())
             return stretch
 
         vars(engine)["stretch"] = counted

@@ -19,16 +19,16 @@ from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
-ONE, TWO, SEVERAL, FAILS, NOTES = 4, 139, 5, 33, 20
+ONE, TWO, SEVERAL, FAILS, NOTES, STOP = 4, 40, 5, 33, 20, 56
 
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
-    for seed in (ONE, TWO, SEVERAL, FAILS, NOTES):
+    for seed in (TWO, SEVERAL, NOTES, STOP):
         reached += Compared(seed, tmp_path).counted
     names = {f"stretches of {count} instruments" for count in (1, 2)}
-    names |= {"stretches with a position", "stretches with notes", "failures"}
-    names.add("stretches of several strategies")
+    names |= {"stretches under a stop", "stretches with notes", "failures"}
+    names |= {"stretches with a position", "stretches of several strategies"}
     assert names <= reached.keys()
 
 
