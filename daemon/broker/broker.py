@@ -703,6 +703,9 @@ def _joined(refusals: Iterable[tuple[PositionSide | None, str | None]]) -> str |
 
 def refuse_sides(answer: Signal | Orders) -> None:
     """Raise ``StrategyFailed`` where *answer* names a side, which one-way mode lacks."""
-    requests = answer.requests if isinstance(answer, Orders) else (answer,)
-    if any(getattr(request, "position_side", None) for request in requests):
+    if isinstance(answer, Orders):
+        names_side = any(getattr(request, "position_side", None) for request in answer.requests)
+    else:  # as at most bars
+        names_side = answer.position_side is not None
+    if names_side:
         raise StrategyFailed(ONE_WAY)
