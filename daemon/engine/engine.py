@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
@@ -109,7 +109,6 @@ STATE_EVERY_STEPS: Final = 1_024
 _NOTED: Final = frozenset({RunEnd, Prune})
 """What the log notes by itself: no engine sees it as it happens, so none stores its state there."""
 
-_INSTRUMENT: Final = attrgetter("instrument")
 _QUIET: Final = frozenset({Bar, Close, Closed})
 """What may change nothing but prices."""
 
@@ -572,27 +571,28 @@ class Engine:
         opened = {bar.open_time_ms for of in markets.values() if (bar := of.history.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
         taken = QuietUnits([], [], [])
-        measured, unit = taken.plausible, units.peek()
-        kind = type(unit)
+        every_bar, measured, unit = taken.bars, taken.plausible, units.peek()
+        kind, is_repeated = type(unit), True
         if self._reset != NEVER:  # the first close of a day may give shares anew
             room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
         resting = self.broker.resting()
         ahead = [self._look_ahead(key, closes[key], repeat) for key, repeat in repeats.items()]
+        takes = [(place, of_bar.take, of_bar.plausible_most) for place, of_bar in enumerate(ahead)]
+        asks = [(place, ask) for place, of_bar in enumerate(ahead) for ask in of_bar.repeats]
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
             if resting and not all(
                 of.is_passed_by(bar) for bar in bars if (of := resting.get(bar.instrument))
             ):
                 break
-            is_repeated = True
             try:
-                for bar, (take, plausible_most, _) in zip(bars, ahead, strict=True):
-                    plausible = take(bar)
+                for place, take, plausible_most in takes:
+                    plausible = take(bars[place])
                     measured.append(plausible)
                     if plausible > plausible_most:
                         is_repeated = False
-                for bar, of_bar in zip(bars, ahead, strict=True):
-                    for repeats_last in of_bar.repeats:
-                        is_repeated = repeats_last(bar) and is_repeated
+                for place, ask in asks:
+                    if not ask(bars[place]):
+                        is_repeated = False
             except Exception as error:  # noqa: BLE001 - whatever a strategy raises, later
                 self._raised, is_repeated = error, False
             if not is_repeated:
@@ -600,14 +600,14 @@ class Engine:
                     for decider in markets[bar.instrument].deciders:
                         decider.ahead = bar
                 break
-            taken.bars.extend(bars)
+            every_bar.extend(bars)
             if type(unit) is Close:
                 taken.closes.append(unit.closed)
                 room -= 1
             room -= len(bars)
             due_ms += interval_ms
             unit = units.advance()
-        del measured[len(taken.bars) :]
+        del measured[len(every_bar) :]
         return taken
 
     def _look_ahead(self, key: str, closes: tuple[int, int], repeat: Repeat) -> BarPreview:
@@ -642,16 +642,16 @@ class Engine:
         elif type(unit) is Close and len(unit.bars) < room:
             bars = unit.bars
         states, interval_ms = self.states, self._interval_ms
-        for bar in bars:
+        if len(bars) != len(states):
+            return ()
+        for key, bar in zip(states, bars):  # noqa: B905 - of one length, at every bar
             if (
-                bar.open_time_ms != due_ms
+                bar.instrument != key
+                or bar.open_time_ms != due_ms
                 or bar.seen_ms - due_ms != interval_ms
                 or bar.interval_ms != interval_ms
-                or bar.instrument not in states
             ):
                 return ()
-        if len(bars) != len(states) or (bars[1:] and [*map(_INSTRUMENT, bars)] != [*states]):
-            return ()
         return bars
 
     def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:

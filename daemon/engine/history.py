@@ -233,19 +233,16 @@ class InstrumentHistory:
         """
         self.missing_bars, plausible = 0, self.plausible
         judge = None if self.plausibility is None else self.plausibility.add
-        appends = [record.append for record in self._records]
-        push, tick = self.day_range.push, self._tick
+        tick, records = self._tick, (record.append for record in self._records)
+        shows = [*records, self.day_range.push, *observers]
 
         def take(bar: Bar) -> float:
             nonlocal plausible
             if judge is not None:
                 self.plausible = plausible = judge(bar, tick)
-            for append in appends:
-                append(bar)
             self.last_bar = bar
-            push(bar)
-            for observe in observers:
-                observe(bar)
+            for show in shows:
+                show(bar)
             return plausible
 
         return take

@@ -32,13 +32,11 @@ class UnitQueue:
         None as well where that cannot be drawn: ``peek`` says why, when what was taken is dealt
         with.
         """
-        self._next = None
         try:
-            self._next = unit = next(self._source, None)
+            self._next = next(self._source, None)
         except Exception as error:  # noqa: BLE001 - whatever the source raises, later
-            self._error = error
-            return None
-        return unit
+            self._next, self._error = None, error
+        return self._next
 
     def next(self) -> Unit:
         """Take the next unit; raise ``InvariantBroken`` at the end."""
