@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -16,12 +16,12 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from tracepaper.daemon.http.monitor import Monitor, RetrainProgress
-from tracepaper.storage.fleet.server import ShipProgress
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.strategies.types.decisions import Account, Step
-from tracepaper.strategies.types.market import Bar, ParityCheck, ParityOutcome
+from tracepaper.strategies.types.market import Bar, ParityOutcome
 from tracepaper.strategies.units import MONEY_SCALE
 
+Status = Mapping[str, Any]
 ACCOUNT_HELP: Final = {
     "cash": "Cash of the paper account, in quote currency.",
     "equity": "Cash and the value of open positions, in quote currency.",
@@ -75,46 +75,58 @@ class MonitorCollector(Collector):
         yield _counted("feed", "what", "What happened to the feed.", monitor.counters)
         yield _counted("fills", "", "Fills of the account.", {"": monitor.fills})
         yield _counted("revisions", "", "Bars revised after the fact.", {"": monitor.revisions})
-        if monitor.retraining is not None:
-            yield from _retraining(monitor.retraining)
-        if monitor.parity is not None and monitor.parity.last is not None:
-            yield from _parity(monitor.parity.last)
-        if monitor.notices is not None:
-            text = "Notices by what became of them: deliveries sent and failed, notices dropped."
-            yield _counted("notices", "outcome", text, monitor.notices)
-        if monitor.shipping is not None:
-            yield from _shipping(monitor.shipping())
+        for name, metrics_of in _BESIDE.items():
+            if (status := monitor.beside.get(name)) is not None:
+                yield from metrics_of(status())
         if monitor.last is not None:
             yield from _accounts(monitor.last)
         yield from _bars(monitor)
 
 
-def _retraining(progress: RetrainProgress) -> Iterable[Metric]:
-    counts = {outcome.value: count for outcome, count in progress.outcomes.items()}
-    yield _counted("retrainings", "outcome", "Retrainings of the model, by what became.", counts)
-    yield _gauge("retraining", "1 while a model is trained.", float(progress.is_training))
+def _retraining(status: Status) -> Iterable[Metric]:
+    counts, text = status["outcomes"], "Retrainings of the model, by what became."
+    yield _counted("retrainings", "outcome", text, counts)
+    yield _gauge("retraining", "1 while a model is trained.", float(status["training"]))
     due = "UTC market time from which the next retraining begins."
-    yield _gauge("retraining_due_seconds", due, progress.due_ms / 1000)
+    yield _gauge("retraining_due_seconds", due, status["due_ms"] / 1000)
 
 
-def _parity(last: ParityCheck) -> Iterable[Metric]:
+def _parity(status: Status) -> Iterable[Metric]:
+    if (last := status["last"]) is None:
+        return
     became = "1 for what became of the last daily replay: identical, different or failed."
     outcomes = GaugeMetricFamily("tracepaper_parity_outcome", became, labels=["outcome"])
     for outcome in ParityOutcome:
-        outcomes.add_metric([outcome.value], float(outcome is last.outcome))
+        outcomes.add_metric([outcome.value], float(outcome.value == last["outcome"]))
     yield outcomes
-    yield _gauge("parity_compared", "Decisions that it compared.", last.compared)
-    yield _gauge("parity_identical", "Of them equal in every bit.", last.identical)
-    yield _gauge("parity_until_seconds", "UTC end of the day replayed.", last.until_ms / 1000)
+    yield _gauge("parity_compared", "Decisions that it compared.", last["compared"])
+    yield _gauge("parity_identical", "Of them equal in every bit.", last["identical"])
+    yield _gauge("parity_until_seconds", "UTC end of the day replayed.", last["until_ms"] / 1000)
 
 
-def _shipping(progress: ShipProgress) -> Iterable[Metric]:
-    yield _counted("ship_steps", "", "Steps shipped to the fleet.", {"": progress.steps})
-    yield _counted("ship_errors", "", "Faults of shipping.", {"": progress.errors})
-    yield _counted("ship_holes", "", "Spans pruned before they were shipped.", {"": progress.holes})
-    yield _gauge("ship_failing", "1 while shipping has a fault.", float(bool(progress.error)))
-    yield _gauge("ship_lag_steps", "Steps committed and not shipped.", progress.lag_steps)
-    yield _gauge("ship_lag_seconds", "Since the oldest of them was seen.", progress.lag_s)
+def _notices(status: Status) -> Iterable[Metric]:
+    text = "Notices by what became of them: deliveries sent and failed, notices dropped."
+    yield _counted("notices", "outcome", text, status)
+
+
+def _shipping(status: Status) -> Iterable[Metric]:
+    for name, text in (
+        ("steps", "Steps shipped to the fleet."),
+        ("errors", "Faults of shipping."),
+        ("holes", "Spans pruned before they were shipped."),
+    ):
+        yield _counted(f"ship_{name}", "", text, {"": status[name]})
+    yield _gauge("ship_failing", "1 while shipping has a fault.", float(bool(status["error"])))
+    yield _gauge("ship_lag_steps", "Steps committed and not shipped.", status["lag_steps"])
+    yield _gauge("ship_lag_seconds", "Since the oldest of them was seen.", status["lag_s"])
+
+
+_BESIDE: Final = {
+    "retraining": _retraining,
+    "parity": _parity,
+    "notices": _notices,
+    "shipping": _shipping,
+}
 
 
 def _accounts(step: Step) -> Iterable[Metric]:

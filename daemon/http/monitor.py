@@ -7,14 +7,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, Protocol
-
-import msgspec
+from typing import Any, Final, Protocol
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.clock import AuditLog, Clock, Predictor
-from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.gates.declared import late, operator, warm
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -32,9 +29,6 @@ from tracepaper.strategies.types.market import (
     CommandKind,
     Instrument,
     ModelChange,
-    ParityCheck,
-    RetrainingEnd,
-    RetrainOutcome,
     Unit,
 )
 from tracepaper.strategies.units import MONEY_DECIMALS, minute_text, unscaled
@@ -47,6 +41,8 @@ WORK_BOUNDS_S: Final = (
 FRESH_INTERVALS: Final = 3
 """A daemon is ready while its newest bar closed at most so many intervals ago."""
 FRESH_S: Final = 5.0  # of the machine, where a fast clock makes that more than the intervals
+BESIDE: Final = ("retraining", "parity", "notices", "shipping", "recording")
+"""What may work beside a run: None in the status where it does not."""
 
 Document = dict[str, object]
 
@@ -64,27 +60,6 @@ class Newest(Protocol):
 
     def warm_at(self, instrument: str) -> int | None:
         """Return when REST has answered all that *instrument* waits for; None where it has."""
-        ...
-
-
-class RetrainProgress(Protocol):
-    """How the retraining of a run's model stands."""
-
-    is_training: bool
-    due_ms: int  # market time
-    last: RetrainingEnd | None
-    outcomes: dict[RetrainOutcome, int]
-
-
-class ParityProgress(Protocol):
-    """How the daily replay of a run stands."""
-
-    is_checking: bool
-    last: ParityCheck | None
-
-    @property
-    def due_ms(self) -> int:
-        """The market time from which on the next replay begins."""
         ...
 
 
@@ -134,10 +109,9 @@ class Monitor:
     *counters* are the feed's own (reconnections, repairs, malformed frames), read at each request.
     *newest* has the times of the feed's newest frame and quotes; *breach* returns the breached
     limit that halts new exposure, if any; *obstacles* returns other reasons why the daemon cannot
-    decide; *margin* has the rules of each instrument that trades on margin. ``retraining`` is set
-    where the model is retrained, ``parity`` where days are replayed, ``notices`` to counts where
-    they are sent, and ``warm_at`` to a function that returns when an instrument will have enough
-    bars.
+    decide; *margin* has the rules of each instrument that trades on margin. ``beside`` has what
+    works beside the run, by its key in the status, and returns how it stands; ``warm_at`` returns
+    when an instrument will have enough bars.
     """
 
     def __init__(
@@ -173,11 +147,7 @@ class Monitor:
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
         self._margin = margin or {}
         self.model_id = run.model_id
-        self.retraining: RetrainProgress | None = None
-        self.parity: ParityProgress | None = None
-        self.notices: Mapping[str, int] | None = None
-        self.shipping: Callable[[], ShipProgress] | None = None
-        self.recording: Callable[[], Document] | None = None
+        self.beside: dict[str, Callable[[], Mapping[str, Any]]] = {}
         self._instruments = {instrument.id: instrument for instrument in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -288,11 +258,8 @@ class Monitor:
             "market_ms": self._clock.market_ms(),
             "strategy": run.strategy,
             "model_id": self.model_id,
-            "retraining": self._retraining_document(),
-            "parity": self._parity_document(),
-            "notices": None if self.notices is None else dict(self.notices),
-            "shipping": self._shipping_document(),
-            "recording": None if self.recording is None else self.recording(),
+            **dict.fromkeys(BESIDE),
+            **{name: status() for name, status in self.beside.items()},
             "sequence": last.sequence if last is not None else None,
             "bars": self.events["Bar"],
             "decisions": self.actions.total(),
@@ -320,32 +287,6 @@ class Monitor:
                 self.commit_s.document("commit"),
             ],
         }
-
-    def _retraining_document(self) -> Document | None:
-        """Return the state of retraining; None where [model] retrain is absent."""
-        if (progress := self.retraining) is None:
-            return None
-        last = progress.last
-        return {
-            "training": progress.is_training,
-            "due_ms": progress.due_ms,
-            "outcomes": {outcome.value: count for outcome, count in progress.outcomes.items()},
-            "last": None if last is None else msgspec.to_builtins(last),
-        }
-
-    def _parity_document(self) -> Document | None:
-        """Return the state of the daily replay; None where [parity] daily_at is off."""
-        if (progress := self.parity) is None:
-            return None
-        last = None if progress.last is None else msgspec.to_builtins(progress.last)
-        return {"checking": progress.is_checking, "due_ms": progress.due_ms, "last": last}
-
-    def _shipping_document(self) -> Document | None:
-        """Return how shipping stands; None where [storage] ship_to is absent."""
-        if self.shipping is None:
-            return None
-        document: Document = msgspec.to_builtins(self.shipping())
-        return document
 
     def _account_document(self, last: Step) -> Document:
         """Return the run's own account; on margin also the margin of all positions."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, Predictor, SystemClock
@@ -342,9 +342,9 @@ class Daemon:
                 breach=lambda: engine.breach,
                 margin=margin_rules(config, run.instruments),
             )
-            monitor.retraining = retrainer
             companions: list[Companion] = [each for each in (retrainer, universe) if each]
             companions += self._companions(run, engine, feed, monitor)
+            monitor.beside = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
             token = write_token(self._database)
@@ -453,14 +453,12 @@ class Daemon:
     def _companions(
         self, run: Run, engine: Engine, feed: LiveFeed, monitor: Monitor
     ) -> Iterator[Companion]:
-        """Yield what works beside a run as its configuration says, and let *monitor* tell of it."""
+        """Yield what works beside a run as its configuration says."""
         config, clock, database = self._config, self._clock, self._database
         if config.parity.daily_at != OFF:
-            submit = partial(self._submit, feed)
-            monitor.parity = parity = DailyParity(config.parity, database, run, submit, clock)
-            yield parity
+            yield DailyParity(config.parity, database, run, partial(self._submit, feed), clock)
         if config.notify.addresses:
-            messenger = Messenger(
+            yield Messenger(
                 config,
                 run,
                 clock,
@@ -468,16 +466,10 @@ class Daemon:
                 set_aside=lambda: engine.set_aside,
                 frame_age_s=monitor.frame_age_s,
             )
-            monitor.notices = messenger.counts
-            yield messenger
         if (url := config.storage.ship_to) is not None:
-            shipper = ShippingProcess(url, database, clock)
-            monitor.shipping = lambda: shipper.progress
-            yield shipper
+            yield ShippingProcess(url, database, clock)
         if (folder := folder_of(config)) is not None:
-            recorder = Recorder(config, folder, clock)
-            monitor.recording = lambda: asdict(recorder.progress)
-            yield recorder
+            yield Recorder(config, folder, clock)
 
     def _feed(
         self, opened: OpenedRun, client: MarketDataClient, first: Sequence[Event]

@@ -26,7 +26,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import (
-    Bar,
     Category,
     Event,
     Instrument,
@@ -105,12 +104,10 @@ class Universe(ScheduledJob):
         self.due_ms = 0 if last_ms is None else next_choice_ms(rule, last_ms)
 
     def observe(self, step: Step) -> None:
-        """Begin a choice once a bar is stored that closed when it was due, or later."""
-        event = step.event
-        if isinstance(event, UniverseChange):
-            self.due_ms = next_choice_ms(self._rule, event.market_ms)
-        elif isinstance(event, Bar) and step.accepted and event.market_ms >= self.due_ms:
-            self._is_due.set()
+        """Begin a choice once it is due; a stored one says when the next is."""
+        if isinstance(step.event, UniverseChange):
+            self.due_ms = next_choice_ms(self._rule, step.event.market_ms)
+        super().observe(step)
 
     async def _do(self) -> None:
         await self._submit(await self.choose())
