@@ -23,6 +23,7 @@ from tracepaper.daemon.feed.state import (
     FeedState,
     MissingRanges,
     Place,
+    Price,
     bar_ranges,
 )
 from tracepaper.strategies.types.market import (
@@ -33,8 +34,6 @@ from tracepaper.strategies.types.market import (
     Funding,
     Gap,
     GapCause,
-    Mark,
-    Quote,
     Source,
 )
 
@@ -289,7 +288,7 @@ FUNDING_WAIT_S: Final = 0.5
 
 log = structlog.get_logger("bybit.feed")
 
-Delivered = TypeVar("Delivered", Bar, Gap, Quote | Mark | Depths)
+Delivered = TypeVar("Delivered", Bar, Gap, Price | Depths)
 
 
 class BarSequencer:

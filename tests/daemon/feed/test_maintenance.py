@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 
 import pytest
 from builders import instrument, quote
@@ -145,7 +145,7 @@ async def test_a_clock_that_is_set_back_forgets_prices_dated_ahead_of_it() -> No
     maintenance, clock = maintaining(state)
     clock.advance(market_ms=10_000)
     for market_ms in (START_MS + 2_000, START_MS + 2_001):
-        state.update_quote(quote(at_ms=market_ms), None)
+        state.keep(quote(at_ms=market_ms), matters=False)
         await maintenance.synchronise()
         assert clock.market_ms() == START_MS
         is_kept = market_ms <= START_MS + 2_000
@@ -212,27 +212,20 @@ async def asked_after(frame_ms: int, polls: int) -> bool:
     """Return whether REST is asked for a bar that is overdue, where frames of *frame_ms* come."""
     clock = JumpClock(START_MS + 200_000)
     state = quoted()
-    asked: list[object] = []
-
-    def spawn(work: Coroutine[None, None, None]) -> None:
-        asked.append(work)
-        work.close()
-
     maintenance = FeedMaintenance(
         client=TellingClient(clock, ()),
         clock=clock,
         exchange=exchange_section(),
         states={state.instrument.id: state},
         queue=EventQueue(10),
-        spawn=spawn,
+        spawn=lambda work: work.close(),
     )
-    maintenance.start()
-    overdue = asyncio.create_task(maintenance.run_overdue())
+    running = asyncio.create_task(maintenance.run())
     while len(clock.slept) < polls:
         maintenance.observe(frame_ms)
         await asyncio.sleep(0)
-    overdue.cancel()
-    return bool(asked)
+    running.cancel()
+    return not state.claim_request()
 
 
 @pytest.mark.parametrize(("frame_ms", "is_asked"), [(50_000, False), (66_000, True)])
