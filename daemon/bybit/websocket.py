@@ -420,9 +420,7 @@ class CategoryStream:
     ) -> None:
         self._category = category
         self._request = request
-        self._instruments = tuple(
-            instrument for instrument in request.instruments if instrument.category is category
-        )
+        self._instruments = request.instruments
         self._ids = frozenset(instrument.id for instrument in self._instruments)
         self._listener = listener
         self._clock = clock

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from ipaddress import ip_address
@@ -497,27 +497,25 @@ TWIN_NAMES: Final = (
 """Every shadow account."""
 
 
-def _droppable(value: str) -> str:
-    names = gate_order(*DROPPABLE)
-    if value not in names:
-        raise ValueError(f"write {', '.join(names)} instead of {value!r}")
-    return value
+def _name_of(names: Sequence[str]) -> AfterValidator:
+    """Accept one of *names*."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"write {', '.join(names)} instead of {value!r}")
+        return value
+
+    return AfterValidator(check)
 
 
 DroppedGates = Annotated[
-    tuple[Annotated[str, AfterValidator(_droppable)], ...],
+    tuple[Annotated[str, _name_of(gate_order(*DROPPABLE))], ...],
     BeforeValidator(several),
     AfterValidator(lambda names: tuple(sorted(set(names)))),
 ]
 
 
-def _twin_name(value: str) -> str:
-    if value not in TWIN_NAMES:
-        raise ValueError(f"write {', '.join(TWIN_NAMES)} instead of {value!r}")
-    return value
-
-
-TwinName = Annotated[str, AfterValidator(_twin_name)]
+TwinName = Annotated[str, _name_of(TWIN_NAMES)]
 SymbolShares = Annotated[
     dict[str, Annotated[Exact, Field(ge=0, le=1)]], BeforeValidator(json_object)
 ]

@@ -10,8 +10,9 @@ from typing import Final, Self
 import structlog
 from msgspec import structs
 
-from tracepaper.daemon.clock import Clock, PriceJudge
+from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.engine.price_checks import Prices
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     BackfillPage,
@@ -62,7 +63,7 @@ BEHIND_WAIT_S: Final = 5.0
 
 
 class LiveFeed:
-    """Implements ``ports.Feed``; an async context manager that owns the connections.
+    """The ``Feed`` of a daemon; an async context manager that owns the connections.
 
     ::
 
@@ -88,7 +89,7 @@ class LiveFeed:
         quote_from_ms: Callable[[Quote], int | None],
         liquidates: Callable[[Mark], bool] = lambda _: False,
         marks_together: bool = False,
-        judge: PriceJudge | None = None,
+        judge: Prices | None = None,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self.counters = client.counters  # of streams and REST together

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.rules import MarginRules
-from tracepaper.daemon.clock import AuditLog, Clock, Predictor
+from tracepaper.daemon.clock import Clock
 from tracepaper.strategies.gates.declared import late, operator, warm
 from tracepaper.strategies.types.decisions import (
     Account,
     Decision,
     Position,
-    Prediction,
     Run,
     Step,
     TwinStep,
@@ -29,7 +28,6 @@ from tracepaper.strategies.types.market import (
     CommandKind,
     Instrument,
     ModelChange,
-    Unit,
 )
 from tracepaper.strategies.units import MONEY_DECIMALS, minute_text, unscaled
 
@@ -45,6 +43,7 @@ BESIDE: Final = ("retraining", "parity", "notices", "shipping", "recording")
 """What may work beside a run: None in the status where it does not."""
 
 Document = dict[str, object]
+T = TypeVar("T")
 
 
 class Newest(Protocol):
@@ -177,13 +176,22 @@ class Monitor:
             if operator.name in gates:
                 self.halted = not decision.passed >> gates.index(operator.name) & 1
 
-    def predicting(self, predictor: Predictor) -> Predictor:
-        """Return *predictor*, timed."""
-        return _TimedPredictor(predictor, self._clock, self.model_s)
+    def timed(
+        self,
+        work: Callable[..., Awaitable[T]],
+        took_s: Histogram,
+        counts: Callable[[T], bool] = lambda _result: True,
+    ) -> Callable[..., Awaitable[T]]:
+        """Return *work*, of which each call is timed whose result *counts*."""
 
-    def committing(self, audit: AuditLog) -> AuditLog:
-        """Return *audit*, timed."""
-        return _TimedAudit(audit, self._clock, self.commit_s)
+        async def call(*given: object) -> T:
+            begun_s = self._clock.network_s()
+            result = await work(*given)
+            if counts(result):
+                took_s.add(self._clock.network_s() - begun_s)
+            return result
+
+        return call
 
     # ------------------------------------------------------------ ages
 
@@ -336,38 +344,6 @@ class Monitor:
             "leverage": unscaled(used.leverage, LEVERAGE_DECIMALS),
             "liquidation_price": unscaled(used.liquidation, self._instruments[name].price_decimals),
         }
-
-
-class _TimedPredictor:
-    """A predictor whose predictions are timed; the bars of one close count as one."""
-
-    def __init__(self, predictor: Predictor, clock: Clock, took_s: Histogram) -> None:
-        self._predictor = predictor
-        self._clock = clock
-        self._took_s = took_s
-
-    async def predict(self, unit: Unit) -> Sequence[Prediction]:
-        """Return the prediction at each event of *unit*."""
-        begun_s = self._clock.network_s()
-        predictions = await self._predictor.predict(unit)
-        if any(prediction is not None for prediction in predictions):
-            self._took_s.add(self._clock.network_s() - begun_s)
-        return predictions
-
-
-class _TimedAudit:
-    """An audit log whose appends are timed."""
-
-    def __init__(self, audit: AuditLog, clock: Clock, took_s: Histogram) -> None:
-        self._audit = audit
-        self._clock = clock
-        self._took_s = took_s
-
-    async def append(self, *steps: Step) -> None:
-        """Store *steps* in one transaction, or raise ``AuditUnwritable``."""
-        begun_s = self._clock.network_s()
-        await self._audit.append(*steps)
-        self._took_s.add(self._clock.network_s() - begun_s)
 
 
 def _sides_of(step: Step) -> Sequence[TwinStep]:

@@ -21,7 +21,7 @@ import structlog
 from msgspec.structs import replace
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.clock import Clock, Predictor, SystemClock
+from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
@@ -51,7 +51,7 @@ from tracepaper.daemon.session.build import (
 from tracepaper.daemon.session.child import Companion
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, reader_of
-from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive, nothing_new
+from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
 from tracepaper.daemon.session.models import forecaster_of, load_forecaster, warnings_for
 from tracepaper.daemon.session.parity import OFF, DailyParity
@@ -401,13 +401,19 @@ class Daemon:
                     waiting.set_result(step.sequence)
                 return self._watch(step) and not self._supervisor.stopping.is_set()
 
-            timed = monitor.predicting(predictor), engine, monitor.committing(audit)
+            predict = monitor.timed(
+                no_forecast if predictor is None else predictor.predict,
+                monitor.model_s,
+                lambda predictions: any(of is not None for of in predictions),
+            )
             for each in companions:
                 await stack.enter_async_context(each.at_work(self._supervisor.stop))
             stack.push(self._supervisor.keep_failure)
             await drive(
                 feed,
-                *timed,
+                predict,
+                engine,
+                monitor.timed(audit.append, monitor.commit_s),
                 watch=watch,
                 newly_known=nothing_new if covariates is None else covariates.newly,
                 is_behind=feed.is_behind,
@@ -426,10 +432,12 @@ class Daemon:
                 first.append(await asyncio.to_thread(covariates.first, self._config, now_ms))
         return first
 
-    def _answering(self, opened: OpenedRun, feed: LiveFeed) -> tuple[Predictor, Retrainer | None]:
-        """Return the predictor, and the retrainer where ``model.retrain`` is set."""
+    def _answering(
+        self, opened: OpenedRun, feed: LiveFeed
+    ) -> tuple[WorkerPredictor | None, Retrainer | None]:
+        """Return the predictor of a model, and the retrainer where ``model.retrain`` is set."""
         if (forecaster := opened.forecaster) is None:
-            return NoModel(), None
+            return None, None
         config, clock = self._config, self._clock
         predictor = WorkerPredictor(
             forecaster,
