@@ -256,18 +256,18 @@ def sqlite_file(value: str) -> str:
     return value
 
 
-def host_and_port(listener: str) -> tuple[str, str]:
-    """Return the two parts of ``127.0.0.1:9187`` or ``[::1]:9187``."""
+def host_and_port(listener: str) -> tuple[str, int]:
+    """Return the two parts of ``127.0.0.1:9187`` or ``[::1]:9187``; raise ``ValueError``."""
     host, _, port = listener.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), port
+    if not (port.isdecimal() and port.isascii()):
+        raise ValueError(listener)
+    return str(ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
 
 
 def host_with_port(value: str) -> str:
     """Refuse what is no address with a port."""
-    host, port = host_and_port(value)
     try:
-        ip_address(host)
-        is_port = port.isdecimal() and port.isascii() and int(port) < 1 << 16
+        is_port = host_and_port(value)[1] < 1 << 16
     except ValueError:
         is_port = False
     if not is_port:

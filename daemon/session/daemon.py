@@ -25,7 +25,6 @@ from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
-from tracepaper.daemon.config.values import host_and_port
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
@@ -40,7 +39,6 @@ from tracepaper.daemon.http.server import (
     CommandRequest,
     HttpServer,
     MountedPage,
-    metrics_listener,
 )
 from tracepaper.daemon.session.build import (
     margin_rules,
@@ -349,28 +347,16 @@ class Daemon:
             monitor.warm_at = warm_at
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
-            registry = registry_of(monitor)
             server = await stack.enter_async_context(
                 HttpServer(
-                    host=config.http.host,
-                    port=config.http.port,
+                    config.http,
                     tokens={FILE_LABEL: token, **tokens_of(config.http)},
                     status=monitor.status,
                     submit=lambda request, caller: self._command(feed, request, caller),
-                    registry=registry,
+                    registry=registry_of(monitor),
                     page=lambda: _page(self._database, run.run_id, monitor.status),
                 )
             )
-            if config.http.metrics is not None:
-                host, port = host_and_port(config.http.metrics)
-                url = await stack.enter_async_context(metrics_listener(host, int(port), registry))
-                log.info("metrics served", url=url)
-            if config.http.page is not None:
-                host, port = host_and_port(config.http.page)
-                url = await stack.enter_async_context(
-                    server.page_listener(host, int(port), config.http.hosts)
-                )
-                log.info("page served to who has a token", url=url)
             audit.lock.publish(server.url)
             log.info("The page is %s/", server.url)
             self._listening(server.url)
