@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
@@ -18,7 +17,7 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, RunKind
-from tracepaper.strategies.units import NOTHING, count_of, duration
+from tracepaper.strategies.units import count_of, duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -54,8 +53,6 @@ def run(
 
 Document = dict[str, object]
 REASONS_SHOWN: Final = 5
-WHOLE_INSTRUMENTS: Final = 8
-"""``status`` shows the gates of so many instruments, and a line for each of more."""
 
 
 def status(
@@ -94,6 +91,8 @@ def status(
 def _parts(document: Document) -> list[RenderableType]:
     from rich.text import Text
 
+    from tracepaper.daemon.terminal.screen import status_lines
+
     state, reasons = document["state"], cast("list[str]", document["not_ready"])
     head = Text.assemble(
         (f"{state}", "bold green" if state == "running" else "bold yellow"),
@@ -122,14 +121,7 @@ def _parts(document: Document) -> list[RenderableType]:
     if (recording := cast("Document | None", document["recording"])) is not None:
         words = recording["error"] or "every frame of the books and trades"
         parts.append(Text(f"recording: {words}", "yellow" if recording["error"] else "dim"))
-    if document["account"] is not None:
-        parts.append(_accounts(document))
-    instruments = cast("dict[str, Document]", document["instruments"])
-    if len(instruments) > WHOLE_INSTRUMENTS:
-        parts.append(_many_instruments(instruments))
-    else:
-        parts += [_instrument(name, facts) for name, facts in instruments.items()]
-    return parts
+    return [*parts, *status_lines(document)]
 
 
 def _retraining(facts: Document, now_ms: int) -> str:
@@ -154,105 +146,6 @@ def _parity(facts: Document) -> RenderableType:
         return Text(f"parity: first replay at {minute_text(cast('int', facts['due_ms']))}", "dim")
     style = {"identical": "dim", "different": "bold red"}.get(str(last["outcome"]), "yellow")
     return Text(f"parity: {visible(str(last['reason']))}", style)
-
-
-def _accounts(document: Document) -> RenderableType:
-    from rich.table import Table
-
-    from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
-
-    table = Table(
-        box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", caption_justify="left"
-    )
-    columns = ["equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"]
-    if "margin_used" in cast("Document", document["account"]):
-        columns.append("margin_used")
-    table.add_column("account")
-    for column in columns:
-        table.add_column(
-            column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "),
-            justify="right",
-            overflow="fold",
-            no_wrap=column != "margin_used",  # so that its title gives way, and no number
-        )
-    twins = cast("dict[str, dict[str, str]]", document["twins"])
-    run_account = cast("dict[str, str]", document["account"])
-    accounts: Document = {"run": run_account, **twins}
-    equity = {name: Decimal(facts["equity"]) for name, facts in twins.items()}
-    if reserve := reserve_of(Decimal(run_account["equity"]), equity):
-        accounts[RESERVE] = {"equity": str(reserve), "cash": str(reserve)}
-    for name, account in accounts.items():
-        facts = cast("dict[str, str]", account)
-        table.add_row(
-            name if name in {"run", RESERVE} else account_title(name),
-            *(
-                f"{Decimal(facts[column]):,.2f}" if column in facts else NOTHING
-                for column in columns
-            ),
-        )
-    ratio = cast("Document", document["account"]).get("maintenance_ratio")
-    if ratio is not None:
-        table.caption = f"maintenance ratio {ratio:.1%}; at 100 % the account is liquidated"
-    return table
-
-
-def _many_instruments(instruments: dict[str, Document]) -> RenderableType:
-    """Return a line for each of many instruments, those that hold a position first."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
-    for column in ("instrument", "close", "position", "decision"):
-        table.add_column(column, justify="right" if column in {"close", "position"} else "left")
-    held = {name: _held(facts) for name, facts in instruments.items()}
-    for name in sorted(instruments, key=lambda each: held[each] == "0"):
-        facts = instruments[name]
-        words = f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip()
-        if (gate := facts.get("refused_by")) is not None:
-            words += f" (refused by {gate})"
-        table.add_row(name, str(facts["close"]), held[name], words)
-    table.caption = "the gates of each: --json"
-    return table
-
-
-def _held(facts: Document) -> str:
-    """Return the position of an instrument; in hedge mode that of each side that has one."""
-    sides = cast("dict[str, Document]", facts.get("sides", {"": facts}))
-    held = (str(side.get("quantity", "0")) for side in sides.values())
-    return ", ".join(quantity for quantity in held if quantity != "0") or "0"
-
-
-def _instrument(name: str, facts: Document) -> RenderableType:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from tracepaper.strategies.gates.gate import measured
-
-    head = Text.assemble(
-        (f"\n{name}", "bold"),
-        f"  close {facts['close']}  {'net position' if 'sides' in facts else 'position'} "
-        f"{facts.get('quantity', '0')}  ",
-    )
-    positions = cast("dict[str, Document]", facts.get("sides", {"": facts}))
-    for side, held in positions.items():  # in hedge mode both
-        head.append(f"{side} {held['quantity']}  " if side else "")
-        if "margin" in held:
-            head.append(
-                f"margin {Decimal(str(held['margin'])):,.2f} at {held['leverage']} x, liquidated "
-                f"at {held['liquidation_price']}  "
-            )
-    head.append(f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip())
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("gate", "measure", "threshold"):
-        table.add_column(column, justify="left" if column == "gate" else "right")
-    for gate in cast("list[Document]", facts.get("gates", [])):
-        mark, style = ("✓", "green") if gate["passed"] else ("✗", "red")
-        measure, threshold = (cast("float | None", gate[key]) for key in ("measure", "threshold"))
-        name = str(gate["gate"])
-        table.add_row(
-            f"[{style}]{mark}[/] {name}", measured(name, measure), measured(name, threshold)
-        )
-    return Group(head, table)
 
 
 def command(

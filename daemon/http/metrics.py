@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.strategies.types.decisions import Account, Step
+from tracepaper.strategies.types.decisions import Account
 from tracepaper.strategies.types.market import Bar, ParityOutcome
 from tracepaper.strategies.units import MONEY_SCALE
 
@@ -64,7 +64,7 @@ class MonitorCollector(Collector):
         )
         yield _gauge("ready", "1 while decisions can be made.", float(not monitor.not_ready()))
         halted = "1 after HALT, FLATTEN or the breach of a limit, until RESUME."
-        yield _gauge("halted", halted, float(monitor.halted_by is not None))
+        yield _gauge("halted", halted, float(bool(monitor.halted_by)))
         blocked = "1 while another process holds the database's write lock."
         yield _gauge("database_blocked", blocked, float(monitor.is_obstructed))
         yield from _ages(monitor)
@@ -79,7 +79,7 @@ class MonitorCollector(Collector):
             if (status := monitor.beside.get(name)) is not None:
                 yield from metrics_of(status())
         if monitor.last is not None:
-            yield from _accounts(monitor.last)
+            yield from _accounts({"": monitor.last.account, **monitor.twins})
         yield from _bars(monitor)
 
 
@@ -129,13 +129,11 @@ _BESIDE: Final = {
 }
 
 
-def _accounts(step: Step) -> Iterable[Metric]:
-    """Yield the sums of the account, and of its twins under the label ``twin``."""
-    accounts: list[tuple[str, Account]] = [("", step.account)]
-    accounts += [(twin.twin, twin.account) for twin in step.twins]
+def _accounts(accounts: Mapping[str, Account]) -> Iterable[Metric]:
+    """Yield the sums of *accounts*, those of twins under the label ``twin``."""
     for name, text in ACCOUNT_HELP.items():
         family = GaugeMetricFamily(f"tracepaper_{name}", text, labels=["twin"])
-        for twin, account in accounts:
+        for twin, account in accounts.items():
             family.add_metric([twin], getattr(account, name) / MONEY_SCALE)
         yield family
 

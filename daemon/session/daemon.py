@@ -87,7 +87,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.gates.declared import plausible
+from tracepaper.strategies.gates.declared import operator, plausible
 from tracepaper.strategies.gates.evaluator import configured
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
@@ -336,8 +336,7 @@ class Daemon:
                 counters=feed.counters,
                 newest=feed,
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
-                halted=engine.halted,
-                breach=lambda: engine.breach,
+                halted_by=operator.name if engine.halted else engine.breach,
                 margin=margin_rules(config, run.instruments),
             )
             companions: list[Companion] = [each for each in (retrainer, universe) if each]

@@ -23,7 +23,7 @@ from typing import Final, TextIO
 import structlog
 
 from tracepaper.daemon.clock import Clock, SystemClock
-from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, Change, ScreenState
+from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, RunView, Status
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.types.decisions import Account, Forecast, Run, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap, Instrument
@@ -81,7 +81,8 @@ class Screen:
     def __init__(self, clock: Clock, terminal: str, database: Path) -> None:
         self._clock = clock
         self._database = database
-        self._state = ScreenState()
+        self._view: RunView | None = None  # once a run is open
+        self._log: tuple[str, ...] = ()  # the newest last
         self._pace = Pace(clock)
         self._lock = threading.Lock()
         self._is_changed = True
@@ -131,16 +132,17 @@ class Screen:
     def opened(self, run: Run) -> None:
         """Show the name of *run*."""
         with self._lock:
-            self._state.open(run)
+            self._view = RunView(run, self._clock)
             self._is_changed = True
 
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Take in *step*; *instruments* by id have the decimals of its numbers."""
         with self._lock:
             lines = self._lines
-            if not self._state.decisions and step.decision is not None:
+            assert self._view is not None
+            if not self._view.decisions and step.decision is not None:
                 self._pace = Pace(self._clock)  # warm-up bars had another pace
-            self._state.observe(step)
+            self._view.observe(step)
             if isinstance(step.event, Bar) and step.accepted:
                 self._pace.count()
             self._is_changed = True
@@ -150,16 +152,16 @@ class Screen:
     def _hold(self, line: str) -> None:
         """Show a line that was written for the terminal."""
         with self._lock:
-            self._state.log = (*self._state.log, line)[-LOG_KEPT:]
+            self._log = (*self._log, line)[-LOG_KEPT:]
             self._is_changed = True
 
-    def _changes(self) -> list[Change]:
+    def _changes(self) -> list[Status]:
         with self._lock:
             if not self._is_changed:
                 return []
             self._is_changed = False
-            self._state.bars_per_s = self._pace.per_second()
-            return self._state.changes()
+            shown: Status = {"bars_per_s": self._pace.per_second(), "log": self._log}
+            return [shown, *([] if self._view is None else self._view.changes())]
 
     def _tell(self) -> None:
         try:

@@ -41,7 +41,14 @@ async def test_status_shows_health_account_and_gates(
 ) -> None:
     assert await called("status", "--db", daemon.database) == 0
     shown = capsys.readouterr().out
-    for words in ("running", "run-7f3a", "1 bar, 1 decision", "100,000.00", "✗ edge", "✓ warm"):
+    for words in (
+        "running",
+        "run-7f3a",
+        "1 bar, 1 decision",
+        "100,000.00",
+        "✗ edge",
+        "of 4 passed",
+    ):
         assert words in shown
 
 
