@@ -78,7 +78,6 @@ from tracepaper.daemon.session.universe import (
     Universe,
     known_candidates,
     new_candidates,
-    universe_of,
     with_symbols,
 )
 from tracepaper.storage import checkpoints
@@ -319,12 +318,18 @@ class Daemon:
         forecaster = opened.forecaster
         self._opened(run)
         _log_opened(opened, config, client.candles_max)
-        universe = universe_of(
-            config,
-            run.run_id if opened.resumed else None,
-            self._database,
-            (opened.instruments, client, lambda event: self._submit(feed, event), self._clock),
-        )
+        universe = None
+        if (rule := config.market.universe) is not None:
+            universe = Universe(
+                config,
+                rule,
+                opened.instruments,
+                client,
+                lambda event: self._submit(feed, event),
+                self._clock,
+                database=self._database,
+                resumed=run.run_id if opened.resumed else None,
+            )
         covariates = reader_of(config, forecaster, run.period_start_ms)
         first = await self._first_events(universe, covariates)
         async with AsyncExitStack() as stack:
