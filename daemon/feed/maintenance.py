@@ -93,13 +93,6 @@ class _TimeSample(Struct, frozen=True):
     answered_s: float
 
 
-class ServerTimeReading(Struct, frozen=True):
-    """A server's time that is accepted; ``is_jump`` where it is far from what was expected."""
-
-    server_ms: int
-    is_jump: bool
-
-
 class ServerTimeReader:
     """Reads the exchange's time; one wrong answer moves nothing.
 
@@ -122,17 +115,17 @@ class ServerTimeReader:
         sample = await self._ask()
         again = await self._ask()
         if not self._agree(sample, again):
-            return (await self._confirmed(again)).server_ms
+            return (await self._confirmed(again))[0]
         return again.server_ms
 
-    async def read(self) -> ServerTimeReading:
-        """Return the time; one far from the clock's is accepted once three answers agree."""
+    async def read(self) -> tuple[int, bool]:
+        """Return the time, and whether it jumps: then three answers have agreed on it."""
         sample = await self._ask()
         if self._is_near(sample):
-            return ServerTimeReading(sample.server_ms, is_jump=False)
+            return sample.server_ms, False
         return await self._confirmed(sample)
 
-    async def _confirmed(self, sample: _TimeSample) -> ServerTimeReading:
+    async def _confirmed(self, sample: _TimeSample) -> tuple[int, bool]:
         """Return the time on which three answers in a row agree, or the first expected one."""
         agreeing = 1
         log.warning(
@@ -144,10 +137,10 @@ class ServerTimeReader:
             await self._client.cooldown.pause("server time", RESAMPLE_S)
             again = await self._ask()
             if self._is_near(again):
-                return ServerTimeReading(again.server_ms, is_jump=False)
+                return again.server_ms, False
             agreeing = agreeing + 1 if self._agree(sample, again) else 1
             sample = again
-        return ServerTimeReading(sample.server_ms, is_jump=True)
+        return sample.server_ms, True
 
     async def _ask(self) -> _TimeSample:
         asked_s = self._clock.network_s()
@@ -357,8 +350,7 @@ class FeedMaintenance:
         self._is_resync_requested = False
         asked_s = self._clock.network_s()
         expected_ms = self._clock.market_ms()
-        reading = await self._time.read()
-        server_ms = reading.server_ms
+        server_ms, is_jump = await self._time.read()
         self._synchronised_s = self._clock.network_s()
         answer_s = min(self._synchronised_s - asked_s, UNDER_WAY_S_MAX)
         late_ms = answer_s * 1_000 * self._exchange.time_scale
@@ -369,7 +361,7 @@ class FeedMaintenance:
         for state in self._states.values():
             state.drop_ahead(self._clock.market_ms() + self._ahead_ms)
         self._counters["resyncs"] += 1
-        if reading.is_jump and self._is_live:
+        if is_jump and self._is_live:
             self._counters["jumps"] += 1
             log.warning("market time jumped", from_ms=expected_ms, until_ms=server_ms)
             first_ms, last_ms = sorted((expected_ms, server_ms))

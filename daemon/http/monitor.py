@@ -382,6 +382,7 @@ def bar_document(step: Step, instrument: Instrument, horizon: int | None) -> Doc
     bar = step.event
     assert isinstance(bar, Bar)
     document: Document = {
+        "instrument": bar.instrument,
         "open_time_ms": bar.open_time_ms,
         "close_time_ms": bar.close_time_ms,
         "close": unscaled(bar.close, instrument.price_decimals),

@@ -7,10 +7,11 @@ A status is the document that a daemon serves (``daemon/http/monitor.py``). The 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from threading import Lock
 from typing import Any, Final
 
 from rich.text import Text
@@ -61,7 +62,7 @@ class RunView:
     """The status of a run, and the course of its prices and its equity, for the live view.
 
     ``observe`` is O(1) a step, and nothing here grows with time. ``changes`` are told to the view's
-    own process, which keeps them by ``take_in``.
+    own process, which keeps them by ``take_in``; another thread may ask for them.
     """
 
     def __init__(self, run: Run, clock: Clock) -> None:
@@ -74,9 +75,10 @@ class RunView:
         config = restore(run.config)
         margin = margin_rules(config, run.instruments)
         self.decisions = 0
-        self._monitor = Monitor(run=run, clock=clock, margin=margin)
+        self.monitor = Monitor(run=run, clock=clock, margin=margin)
+        self._lock = Lock()
         self._cash = str(config.account.cash)
-        self._instruments = {item.id: item for item in run.instruments}
+        self.instruments = {item.id: item for item in run.instruments}
         self._fills: list[Status] = []  # the newest first
         self._equity: list[int] = []  # evenly over all decided bars
         self._every = 1  # decided bars between two values of equity
@@ -85,9 +87,13 @@ class RunView:
 
     def observe(self, step: Step) -> None:
         """Take in *step*."""
-        self._monitor.observe(step)
+        with self._lock:
+            self._observe(step)
+
+    def _observe(self, step: Step) -> None:
+        self.monitor.observe(step)
         for fill in step.fills:
-            item = self._instruments[fill.instrument]
+            item = self.instruments[fill.instrument]
             self._fills.insert(
                 0,
                 {
@@ -119,23 +125,26 @@ class RunView:
                 self._every *= 2
         self.decisions += 1
 
-    def changes(self) -> Iterator[Status]:
-        """Yield all that changed since the last call, each part of one instrument at most."""
-        yield self._monitor.summary() | {
-            "cash": self._cash,
-            "newest": self._fills.copy(),
-            "equity": self._equity.copy(),
-        }
-        changed, self._changed = self._changed, {}
-        for name in changed.keys() & self._closes.keys():
-            yield {
-                "instruments": {name: self._monitor.instrument(name)},
-                "closes": {name: self._closes[name].copy()},
-            }
+    def changes(self) -> list[Status]:
+        """Return all that changed since the last call, each part of one instrument at most."""
+        with self._lock:
+            course = {"newest": self._fills.copy(), "equity": self._equity.copy()}
+            changed, self._changed = self._changed, {}
+            return [
+                {**self.monitor.summary(), **course, "cash": self._cash},
+                *(
+                    {
+                        "instruments": {name: self.monitor.instrument(name)},
+                        "closes": {name: self._closes[name].copy()},
+                    }
+                    for name in changed
+                    if name in self._closes
+                ),
+            ]
 
 
 def take_in(status: Status, change: Status) -> None:
-    """Take into *status* what a view's ``changes`` yielded."""
+    """Take into *status* what a view's ``changes`` returned."""
     for name, value in change.items():
         if name in _BY_INSTRUMENT:
             status.setdefault(name, {}).update(value)

@@ -45,7 +45,7 @@ def state_of(*steps: Step, of: Run | None = None) -> Status:
     status: Status = {"bars_per_s": 33.4}
     for one in steps:
         view.observe(one)
-        for change in pickle.loads(pickle.dumps(list(view.changes()))):
+        for change in pickle.loads(pickle.dumps(view.changes())):
             take_in(status, change)
     return status
 
@@ -177,7 +177,7 @@ def test_what_is_kept_is_bounded_and_evenly_spread() -> None:
     for number, one in enumerate(bars(count)):
         view.observe(step(one, decided=decision(), of=account(number), fills=(fill(),)))
     for parts in (2, 1):
-        changes = list(view.changes())
+        changes = view.changes()
         assert len(changes) == parts
         for change in changes:
             take_in(status, change)
@@ -292,12 +292,10 @@ def test_the_pace_is_of_the_last_ten_seconds() -> None:
 
 def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
     clock = ManualClock()
-    view = Lines(clock)
-    view.opened(run())
+    watcher = RunWatcher(Lines(clock), limit=None, until_ms=None)
+    watcher.opened(run())
     for number, one in enumerate(bars(30)):
-        view.show(
-            step(one, sequence=number, decided=decision(), prediction=forecast()), INSTRUMENTS
-        )
+        watcher.watch(step(one, sequence=number, decided=decision(), prediction=forecast()))
         clock.advance(network_s=0.1)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     decisions = [line for line in documents if line["event"] == "decision"]
@@ -313,9 +311,10 @@ def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
 def test_fills_gaps_and_commands_are_never_left_out(log: io.StringIO) -> None:
     gap_step = step(Gap("linear:BTCUSDT", 0, 60_000, GapCause.MISSED, "", 0, 0))
     halt_step = step(Command(CommandKind.HALT, "news", 0, 0))
-    view = Lines(ManualClock())
+    watcher = RunWatcher(Lines(ManualClock()), limit=None, until_ms=None)
+    watcher.opened(run())
     for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
-        view.show(shown, INSTRUMENTS)
+        watcher.watch(shown)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     events = [line["event"] for line in documents]
     assert events.count("fill") == 3
