@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import builders
-from actions_ledger import UNIT, OwnAccount
+from actions_ledger import UNIT, ReferenceAccount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -75,7 +75,7 @@ def action(kind: str, new: int = 1, old: int = 1, amount: int = 0, close: int = 
 def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any]) -> None:
     ledger = opened(decimals)
     scale = 10**decimals
-    own = OwnAccount(Fraction(CASH, UNIT), Fraction(1, scale))
+    own = ReferenceAccount(Fraction(CASH, UNIT), Fraction(1, scale))
     for what, size, price in moves:
         held, fee = ledger.held("stock:ACME"), UNIT + 1
         at = Fraction(price, 100)

@@ -10,7 +10,7 @@ import pytest
 from builders import START_MS, bar, instrument, quote
 from engines import Says, engine_of
 from msgspec.structs import replace
-from own_cross import OwnCross, Resting, Taken, Tier
+from reference_cross import ReferenceCross, ReferenceFill, Resting, Tier
 
 from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import Broker, FilledEvent
@@ -322,7 +322,7 @@ class Twice:
             rng.choice("05"),
         )
         self.desk = Desk(cash=cash, leverage=leverage, slippage_bp=bp)
-        self.own = OwnCross(
+        self.own = ReferenceCross(
             Fraction(cash), Fraction(leverage), OWN_TIERS, KEYS, Fraction(1, 100),
             Fraction(1, 1_000), Fraction(int(bp), 10_000),
         )  # fmt: skip
@@ -380,7 +380,7 @@ class Twice:
         return done
 
     def held_to(
-        self, due: tuple[set[str], list[Taken]], filled: FilledEvent, done: list[Fill]
+        self, due: tuple[set[str], list[ReferenceFill]], filled: FilledEvent, done: list[Fill]
     ) -> list[Fill]:
         canceled, made = due
         ended = {
@@ -392,7 +392,7 @@ class Twice:
         place = len(done)
         got = filled.fills[place : place + len(made)]
         assert [
-            Taken(
+            ReferenceFill(
                 order.instrument,
                 Fraction(order.quantity if order.side is Side.BUY else -order.quantity, 1_000),
                 Fraction(order.price, 100),

@@ -14,7 +14,7 @@ from engines import engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from own_protection import Filled, OwnProtection
+from reference_protection import Filled, ReferenceProtection
 
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import Protector
@@ -180,7 +180,7 @@ def restarted(story: Story, steps: list[Step]) -> Engine:
 
 def compared(seed: int, execution: FillModel) -> Counter[str]:
     """Let engine and simulator live through one story; return what was met, by name."""
-    story, own, met = Story(seed, execution), OwnProtection(QUANTITY), Counter[str]()
+    story, own, met = Story(seed, execution), ReferenceProtection(QUANTITY), Counter[str]()
     engine, steps, missed_until = story.engine(), list[Step](), 0
     cuts = random.Random(seed)
     for event in story.events():

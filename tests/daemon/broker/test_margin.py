@@ -13,7 +13,7 @@ from engines import Says, engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from own_ledger import OwnLedger
+from reference_ledger import ReferenceLedger
 
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState
@@ -469,7 +469,7 @@ def market(rng: random.Random, wildness: int) -> list[Bar | Funding]:
     return events
 
 
-def booked(own: OwnLedger, fill: Fill, tiers: tuple[RiskTier, ...]) -> None:
+def booked(own: ReferenceLedger, fill: Fill, tiers: tuple[RiskTier, ...]) -> None:
     """Book *fill* in an account kept by itself; a liquidation loses its margin and no more.
 
     It reduces the position to the highest lower tier that ends the call, or takes all of it over.
@@ -487,7 +487,7 @@ def booked(own: OwnLedger, fill: Fill, tiers: tuple[RiskTier, ...]) -> None:
     price, fee = Decimal(fill.price).scaleb(-2), Decimal(fill.fee).scaleb(-8)
     taken = fill.model is FillModel.LIQUIDATION
     cash, margin = own.cash, own.of(KEY).margin
-    own.linear(KEY, signed if fill.side is Side.BUY else -signed, price, fee, taken=taken)
+    own.linear(KEY, signed if fill.side is Side.BUY else -signed, price, fee, is_forced=taken)
     if taken:
         lost = margin - own.of(KEY).margin
         assert cash - own.cash <= lost, "more than the margin of what was closed was lost"
@@ -499,7 +499,7 @@ def limits(tiers: tuple[RiskTier, ...]) -> list[Decimal]:
 
 
 def is_called(
-    own: OwnLedger, mark: Decimal, tiers: tuple[RiskTier, ...], only: Decimal | None = None
+    own: ReferenceLedger, mark: Decimal, tiers: tuple[RiskTier, ...], only: Decimal | None = None
 ) -> bool:
     """Return whether the position, or *only* so much of it, is called at *mark*.
 
@@ -542,7 +542,7 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
     tiers = rng.choice((STEPS, tiers_of(item())))
     terms["of"] = item(risk_tiers=tiers)
     machine = engine(Dice(seed), **terms)
-    own = OwnLedger(Decimal(terms["cash"]), leverage=Decimal(terms["leverage"]))
+    own = ReferenceLedger(Decimal(terms["cash"]), leverage=Decimal(terms["leverage"]))
     mark, last = Decimal(1_000), bar(100_000)
     moved: list[tuple[str, Decimal]] = []
     settled = 0

@@ -13,9 +13,9 @@ from builders import bar as at_price
 from fakes import FixedForecaster
 from msgspec.structs import replace
 from several_strategies import (
+    ACCOUNTING,
     DRAWN,
     SCRIPTED,
-    TOLD,
     configured,
     crossed_in,
     fills_of,
@@ -481,7 +481,7 @@ def test_in_hedge_mode_a_confirmed_share_is_stored_at_once() -> None:
 
 
 def test_each_strategy_sees_its_own_part_and_size() -> None:
-    engine = built(configured(of=(TOLD, TOLD, DRAWN)))
+    engine = built(configured(of=(ACCOUNTING, ACCOUNTING, DRAWN)))
     held = dict.fromkeys(("a", "b"), 0.0)
     for event in walk(5):
         step = engine.step(event, None)

@@ -13,8 +13,8 @@ import pytest
 from builders import instrument
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon, settings
-from own_strategies import importable
 from records import rows
+from user_strategies import importable
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load

@@ -21,7 +21,7 @@ from builders import present
 from bybit_server import ScriptedServer
 from daemon_under_test import Running, ServersClock, daemon, settings
 from programs import environment
-from retrain_cases import NOTHING, Planted, decide, has, made, until_has
+from retrain_cases import NOTHING, Planted, decide, has, until_has, written
 from waiting import deadline, deadline_s
 
 from tracepaper.daemon.config.loading import load
@@ -161,7 +161,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
 
     A round of eleven bars has one, that is due every ten: after ten rounds it could have two.
     """
-    away = made(planted.folder / "away", 3, window=20)
+    away = written(planted.folder / "away", 3, window=20)
     broken = "print('The loss is NaN.', file=sys.stderr); sys.exit(1)"
     elsewhere: dict[str, Any] = {
         "candidate": str(planted.folder / "away"),
@@ -186,7 +186,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
                 await decide(running, number * 11, 11)
                 await until_has(running, RetrainingEnd, number + 1)
                 if not (planted.folder / "candidate").exists():  # it was moved: refused
-                    made(planted.folder / "candidate", 2)
+                    written(planted.folder / "candidate", 2)
     planted.check()
     assert [event.outcome.value for event in planted.events()] == [case for _, case, _ in cases]
     for event, (_, _, reason) in zip(planted.events(), cases, strict=True):

@@ -20,7 +20,7 @@ from exchange_client import walk_rows
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
 from records import check_record
-from retrain_cases import CONTEXT, made
+from retrain_cases import CONTEXT, written
 from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline
 
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    made(tmp_path / "model", 1)
+    written(tmp_path / "model", 1)
     data = tuple(
         made_candles(walk_rows(CONTEXT + 60, seed=seed), symbol=name)
         for seed, name in enumerate(NAMES)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from depth_cases import FIRST_MS, walk, write
 from msgspec import structs
 
@@ -66,7 +66,7 @@ def place(tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "BTCUSDT-1m.csv").write_text("\n".join(lines) + "\n")
     shutil.copy(books, tmp_path / "btc.depth")
     (tmp_path / "by_books.py").write_text(
-        own.source(head="books = 100", init="self.share = options.get('share', 1)", decide=DECIDE)
+        users.source(head="books = 100", init="self.share = options.get('share', 1)", decide=DECIDE)
     )
     (tmp_path / "run.toml").write_text(
         '[strategy]\nname = "by_books:Mine"\n[sizing]\nmode = "fixed"\nquantity = "0.1"\n'
@@ -78,7 +78,7 @@ def place(tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def typed(place: Path, *words: str) -> int:
-    with own.importable(place):
+    with users.importable(place):
         return invoke([*words])
 
 
@@ -91,7 +91,7 @@ def test_the_typed_command_and_the_call_make_the_same_run(
     assert typed(place, *REPLAY, "--depth", "btc.depth", "--db", "a.db", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert typed(place, "verify", "last", "--db", "a.db") == 0
-    with own.importable(place):
+    with users.importable(place):
         made = backtest(
             "by_books:Mine", "BTCUSDT-1m.csv", config=SIZED, depth="btc.depth", db="b.db"
         )
@@ -149,7 +149,7 @@ def test_a_sweep_takes_books_and_goes_on_with_the_same_ones_alone(place: Path) -
             **named,
         )
 
-    with own.importable(place):
+    with users.importable(place):
         found = swept(depth="btc.depth")
         assert [cell.error for cell in found.cells] == ["", ""]
         assert found.cells[0].config_sha256 != found.cells[1].config_sha256
@@ -176,7 +176,7 @@ def test_a_stopped_run_goes_on_with_its_books_alone(
 ) -> None:
     monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
     given: dict[str, Any] = {"candles": ("BTCUSDT-1m.csv",), "config": Path("run.toml")}
-    with own.importable(place):
+    with users.importable(place):
         whole = RunSpec(depth=(Path("btc.depth"),), database=place / "a.db", **given)
         made = make_run(whole, stopped_after(30))
         assert not made.tally.finished

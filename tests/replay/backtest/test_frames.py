@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from recorded_strategies import Framed
@@ -206,7 +206,7 @@ class Mine(Strategy):
 )
 def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds: bool) -> None:
     (tmp_path / "early.py").write_text(EARLY.format(when=when))
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         finding = looked(configured(strategy={"name": "early:Mine"}), [walk(160)])
     assert finding.holds is holds
     assert (
@@ -236,7 +236,7 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
 ) -> None:
     (tmp_path / "early.py").write_text(EARLY.format(when=when))
     fives, late = hours_before(walk(200), 67, 5)
-    with own.importable(tmp_path), FreshProcesses() as fresh:
+    with users.importable(tmp_path), FreshProcesses() as fresh:
         config = configured(strategy={"name": "early:Mine"})
         finding = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
     assert finding.holds is holds, finding.sentence()

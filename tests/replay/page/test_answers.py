@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from own_strategies import importable
 from page_cases import shown_of
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
+from user_strategies import importable
 
 from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.explain.decision import margin_text

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from command_line import Cli
 from exchange_client import FIRST_MS, walk_rows
-from own_strategies import importable
+from user_strategies import importable
 
 import tracepaper
 from tracepaper.storage.checkpoints import FittedSpan, fitted_spans

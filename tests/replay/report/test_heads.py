@@ -194,7 +194,7 @@ NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
 
 
 def test_the_flow_is_by_the_method_that_a_stream_stores(tmp_path: Path) -> None:
-    database = explained_runs.replayed(tmp_path, strategy="trend", further=NORM)
+    database = explained_runs.replayed(tmp_path, strategy="trend", extra=NORM)
     heads = read_heads(build_report_of(database).record)
     attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
     assert heads.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
