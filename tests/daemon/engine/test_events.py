@@ -88,10 +88,10 @@ def test_what_comes_again_under_another_model_was_judged_by_its_gates() -> None:
         {"strategy": {"name": "sma_cross", "fast": 3, "slow": 5}},
         strategy=Turns(fast=3, slow=5, long_only=True),
     )
-    made = bars(60)
-    before = [engine.step(one, None).decision for one in made[:20]][-2]
+    candles = bars(60)
+    before = [engine.step(candle, None).decision for candle in candles[:20]][-2]
     prepared(engine).step(change(()), None)
-    after = present([engine.step(one, None).decision for one in made[20:]][-2])
+    after = present([engine.step(candle, None).decision for candle in candles[20:]][-2])
     assert before is not None
     assert (before.outcome.reason, before.passed) == (after.outcome.reason, after.passed)
     assert before.gate_set.thresholds != after.gate_set.thresholds
@@ -146,21 +146,21 @@ def by_cells() -> Engine:
     )
 
 
-def seen(mass: float) -> Any:
+def forecast_of(mass: float) -> Any:
     return forecast(explained=explanation(recent_mass=mass))
 
 
 def test_a_start_goes_on_in_the_cell_of_its_record() -> None:
     engine, again = by_cells(), by_cells()
-    steps = [engine.step(one, seen(0.6)) for one in bars(20)]
+    steps = [engine.step(candle, forecast_of(0.6)) for candle in bars(20)]
     state = next(step.state for step in reversed(steps) if step.state is not None)
     assert engine.markets[KEY].regimes.cell == 2
     Restart(again).restore(decode_state(state), next_sequence=20)
     assert again.markets[KEY].regimes.cell == 2
-    between = seen(0.499)  # nearer to the other cell, and not by enough to leave this one
-    for one in (engine, again):
-        one.step(bar(10_100, index=20), between)
-        assert one.markets[KEY].regimes.cell == 2
+    between = forecast_of(0.499)  # nearer to the other cell, and not by enough to leave this one
+    for started in (engine, again):
+        started.step(bar(10_100, index=20), between)
+        assert started.markets[KEY].regimes.cell == 2
 
 
 def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:
