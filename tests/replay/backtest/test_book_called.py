@@ -94,10 +94,10 @@ def test_the_command_the_call_and_a_sweep_make_the_same_run(
             "quotes_at_books:Quotes", market.candles, {"away": [0.2, 0.4]}, config=CONFIG,
             events=[market.events], objective="return", executor=InThisProcess(), progress=False,
         )  # fmt: skip
-    found = fills(place / "a.db")
-    assert len(found) > 8
-    assert {row[4] for row in found} == {"book"}
-    assert fills(place / "b.db") == found
+    rows = fills(place / "a.db")
+    assert len(rows) > 8
+    assert {row[4] for row in rows} == {"book"}
+    assert fills(place / "b.db") == rows
     assert [cell.error for cell in swept.cells] == ["", ""]
     assert swept.command is not None
     words = shlex.split(swept.command)

@@ -126,9 +126,9 @@ def test_candles_of_the_frame_warm_what_the_bars_do_not_reach(tmp_path: Path) ->
     assert kinds["frame_bar"] == 4 + 1 + 3 + 1  # and the one that its first bar lies in
     check_record(path)
     replayed(whole, configured(), [data])
-    seen = dict(rows(whole, DECIDED))
+    decided = dict(rows(whole, DECIDED))
     warm = rows(path, DECIDED)[2:]
-    assert [(at, seen[at]) for at, _ in warm] == warm
+    assert [(at, decided[at]) for at, _ in warm] == warm
     again = tmp_path / "again.db"
     assert run_again(path, again, first).holds
 
@@ -161,7 +161,7 @@ def test_frames_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> Non
         replayed(tmp_path / "a.db", config, [walk()])
 
 
-def looked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
+def checked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
     with FreshProcesses() as fresh:
         return lookahead(config, MarketData(data), fresh, Limits(probes=2))
 
@@ -207,7 +207,7 @@ class Mine(Strategy):
 def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds: bool) -> None:
     (tmp_path / "early.py").write_text(EARLY.format(when=when))
     with users.importable(tmp_path):
-        finding = looked(configured(strategy={"name": "early:Mine"}), [walk(160)])
+        finding = checked(configured(strategy={"name": "early:Mine"}), [walk(160)])
     assert finding.holds is holds
     assert (
         "a bar of a higher frame was handed on that had not closed" in finding.because
