@@ -303,9 +303,9 @@ def _accounts(
         daily = metrics.daily_returns(closes, curve, calendar)
         rows.append((np.diff(curve[ends]), daily, fall, paid_fees / MONEY_SCALE, filled))
     (profits, daily, fall, fees, fills), (profits2, daily2, fall2, fees2, fills2) = rows
-    apart = daily2 - daily if daily.size == daily2.size else daily[:0]
+    daily_change = daily2 - daily if daily.size == daily2.size else daily[:0]
     worse = None if fall is None or fall2 is None else fall2 - fall
-    rows.append((profits2 - profits, apart, worse, fees2 - fees, fills2 - fills))
+    rows.append((profits2 - profits, daily_change, worse, fees2 - fees, fills2 - fills))
     return tuple(
         {
             "account": name,
