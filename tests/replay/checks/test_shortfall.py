@@ -358,7 +358,7 @@ def test_what_cannot_be_joined_is_one_sentence(
     empty = tmp_path / "empty.csv"
     empty.write_text("")
     command = ["calibrate", "--run", "last", "--db", str(crossing)]
-    for changed, said in (
+    for changed, sentence in (
         ([replace(fill, symbol="XRPUSDT") for fill in paper], "of XRPUSDT, which the run does not"),
         ([replace(fill, time_ms=fill.time_ms + 10**10) for fill in paper], "outside of the run's"),
         ([replace(paper[0], quantity=Decimal("0.12345678"))], "is traded in 3 decimals"),
@@ -367,7 +367,7 @@ def test_what_cannot_be_joined_is_one_sentence(
         path = str(empty) if changed is None else written(tmp_path / "fills.csv", changed)
         assert invoke([*command, path]) != 0
         answer = capsys.readouterr().err
-        assert said in answer
+        assert sentence in answer
         assert "Traceback" not in answer
     mixed = [paper[0], paper[0], replace(paper[1], symbol="XRPUSDT"), *paper[2:]]
     path = written(tmp_path / "fills.csv", mixed)
