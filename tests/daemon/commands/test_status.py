@@ -70,9 +70,9 @@ async def test_the_exit_code_says_whether_the_daemon_is_ready(
     async with serving(unready, Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))):
         for way in ([], ["--json"], ["--ready"]):
             assert await called("status", *way, "--db", unready) == 1
-            shown = capsys.readouterr()
-            assert "no bar" in shown.out
-            assert shown.err == ""
+            output = capsys.readouterr()
+            assert "no bar" in output.out
+            assert output.err == ""
     assert await called("status", "--ready", "--db", tmp_path / "nobody.db") == 1
     assert "No daemon runs" in capsys.readouterr().err
 

@@ -248,8 +248,8 @@ def test_a_coarser_tick_keeps_the_scales_of_the_run() -> None:
 
 
 def test_filters_that_did_not_change_are_equal_after_rescaling() -> None:
-    one = instrument()
-    assert rescaled(one, one) == one
+    item = instrument()
+    assert rescaled(item, item) == item
 
 
 def test_a_finer_tick_than_the_run_keeps_ends_it() -> None:

@@ -57,7 +57,7 @@ def told(symbols: int = 1, count: int = 120) -> RunView:
                     decided=decision(measures=measures),
                     prediction=forecast(),
                     position=held,
-                    fills=(fill(),) if number == 7 and one is named[0] else (),
+                    fills=(fill(),) if number == 7 and item is named[0] else (),
                     of=account_of(100_000 + number % 30),
                     twins=(TwinStep("ungated", Position(), account_of(99_930), ()),),
                 )
@@ -101,7 +101,7 @@ HALT = """\
 
 
 async def test_tab_turns_to_the_next_symbol_and_back() -> None:
-    async with shown(told(3)) as (view, pilot, _):
+    async with running_app(screen(3)) as (view, pilot, _):
 
         async def symbol(*keys: str) -> str:
             await pilot.press(*keys)
@@ -121,7 +121,7 @@ async def test_the_operators_word_is_given_once_it_is_confirmed(tmp_path: Path) 
     monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
     async with (
         serving(database, monitor) as daemon,
-        shown(told(), 80, 24, database) as (view, pilot, _),
+        running_app(screen(), 80, 24, database) as (view, pilot, _),
     ):
         await pilot.press("h", "x", "escape")
         await view.workers.wait_for_complete()
@@ -145,7 +145,7 @@ async def test_the_operators_word_is_given_once_it_is_confirmed(tmp_path: Path) 
 
 
 async def test_a_word_that_reaches_no_daemon_says_so(tmp_path: Path) -> None:
-    async with shown(told(), 100, 30, tmp_path / "[b]no.db") as (view, pilot, _):
+    async with running_app(screen(), 100, 30, tmp_path / "[b]no.db") as (view, pilot, _):
         await pilot.press("h", "enter")
         await until(lambda: "No daemon runs on" in "".join(lines_of(view)), poll_s=0.01)
         assert "[b]no.db" in "".join(line.strip(" │▌▐") for line in lines_of(view))
@@ -153,7 +153,7 @@ async def test_a_word_that_reaches_no_daemon_says_so(tmp_path: Path) -> None:
 
 
 async def test_quitting_asks_whether_the_daemon_is_to_stop() -> None:
-    async with shown(told()) as (view, pilot, daemon):
+    async with running_app(screen()) as (view, pilot, daemon):
         await pilot.press("q")
         await pilot.pause()
         assert any("l    leave the view: the daemon goes on" in line for line in lines_of(view))
@@ -163,14 +163,14 @@ async def test_quitting_asks_whether_the_daemon_is_to_stop() -> None:
         await pilot.pause()
         assert daemon.recv() == STOP
         assert view.is_running  # until the daemon has ended
-    async with shown(told()) as (view, pilot, daemon):
+    async with running_app(screen()) as (view, pilot, daemon):
         await pilot.press("q", "l")
         await until(lambda: not view.is_running, poll_s=0.01)
         assert not daemon.poll()
 
 
 async def test_the_view_ends_with_its_daemon() -> None:
-    async with shown(told()) as (view, _, daemon):
+    async with running_app(screen()) as (view, _, daemon):
         daemon.close()
         await until(lambda: not view.is_running, poll_s=0.01)
         assert view.return_code == 0

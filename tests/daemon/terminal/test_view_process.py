@@ -82,9 +82,9 @@ class Terminal:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
-    found = Terminal()
-    yield found
-    found.close()
+    fake = Terminal()
+    yield fake
+    fake.close()
 
 
 def decided(number: int, of: Instrument = BTC) -> Step:
