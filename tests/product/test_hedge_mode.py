@@ -231,10 +231,10 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     )
     for step in process.steps:
         monitor.observe(step)
-    found = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
+    sides = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
     holding = next(step for step in reversed(process.steps) if step.position is not None)
     for twin in holding.twins:
-        side = found[twin.twin.lower()]
+        side = sides[twin.twin.lower()]
         assert side["quantity"] == unscaled(twin.position.quantity, 3)
         assert ("liquidation_price" in side) is bool(twin.position.quantity)
 

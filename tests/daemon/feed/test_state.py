@@ -308,44 +308,49 @@ def quote(market_ms: int, bid: int = 100) -> Quote:
 
 
 def is_event(
-    one: FeedState, quote: Quote, from_ms: int | None, *, evident: bool = False, again: bool = False
+    state: FeedState,
+    quote: Quote,
+    from_ms: int | None,
+    *,
+    evident: bool = False,
+    again: bool = False,
 ) -> bool:
-    """Return whether *one* makes an event of *quote*, with an order that may fill at *from_ms*."""
-    fills = from_ms is not None and one.may_fill(quote, from_ms, again=again)
-    return one.keep(quote, matters=evident or fills)
+    """Return whether *quote* is an event, with an order that may fill at *from_ms*."""
+    fills = from_ms is not None and state.may_fill(quote, from_ms, again=again)
+    return state.keep(quote, matters=evident or fills)
 
 
 def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
-    one = market()
-    assert not is_event(one, quote(1), None)
-    assert not is_event(one, quote(2), None)
-    assert one.undelivered() == [quote(2)]
-    assert one.undelivered() == []
+    state = market()
+    assert not is_event(state, quote(1), None)
+    assert not is_event(state, quote(2), None)
+    assert state.undelivered() == [quote(2)]
+    assert state.undelivered() == []
 
 
 def test_a_mark_price_that_liquidates_is_an_event_at_once_and_only_then() -> None:
     state = market()
     calm, deadly, late = (Mark("linear:BTCUSDT", price, price, price) for price in (5, 6, 4))
-    assert not one.keep(calm, matters=False)
-    assert one.keep(deadly, matters=True)
-    assert not one.keep(late, matters=True)
-    assert one.undelivered() == []
+    assert not state.keep(calm, matters=False)
+    assert state.keep(deadly, matters=True)
+    assert not state.keep(late, matters=True)
+    assert state.undelivered() == []
 
 
 def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
-    one = market()
-    assert not is_event(one, quote(9), 10)
-    assert is_event(one, quote(10), 10)
-    assert not is_event(one, quote(11), 10)
-    assert is_event(one, quote(12, bid=101), 10)
+    state = market()
+    assert not is_event(state, quote(9), 10)
+    assert is_event(state, quote(10), 10)
+    assert not is_event(state, quote(11), 10)
+    assert is_event(state, quote(12, bid=101), 10)
 
 
 def test_a_quote_is_an_event_that_is_evidence_or_follows_one_that_was_not_believed() -> None:
-    one = market()
-    assert is_event(one, quote(5), None, evident=True)
-    assert not is_event(one, quote(6), 5)
-    assert is_event(one, quote(7), 5, again=True)
-    assert not is_event(one, quote(8), None, again=True)
+    state = market()
+    assert is_event(state, quote(5), None, evident=True)
+    assert not is_event(state, quote(6), 5)
+    assert is_event(state, quote(7), 5, again=True)
+    assert not is_event(state, quote(8), None, again=True)
 
 
 def trade(market_ms: int) -> Trade:
@@ -353,73 +358,58 @@ def trade(market_ms: int) -> Trade:
 
 
 def test_a_trade_is_an_event_where_it_is_evidence_and_beside_a_price_that_is_doubted() -> None:
-    one = market()
-    assert not one.keep(trade(5), matters=False)
-    assert one.undelivered() == []
+    state = market()
+    assert not state.keep(trade(5), matters=False)
+    assert state.undelivered() == []
     mark = Mark("linear:BTCUSDT", 7, 6, 6)
-    one.keep(mark, matters=False)
-    assert one.deliver(Mark, Trade) == [mark, trade(5)]
-    assert one.deliver(Mark, Trade) == []
-    is_event(one, quote(8), None)
-    assert one.keep(trade(9), matters=True)
-    assert one.deliver(Quote, Trade) == [quote(8)]
-    assert not one.keep(trade(4), matters=True)
-    one.keep(trade(3_000_000), matters=False)
-    one.drop_ahead(2_000_000)
-    assert one.keep(trade(10), matters=True)
+    state.keep(mark, matters=False)
+    assert state.deliver(Mark, Trade) == [mark, trade(5)]
+    assert state.deliver(Mark, Trade) == []
+    is_event(state, quote(8), None)
+    assert state.keep(trade(9), matters=True)
+    assert state.deliver(Quote, Trade) == [quote(8)]
+    assert not state.keep(trade(4), matters=True)
+    state.keep(trade(3_000_000), matters=False)
+    state.drop_ahead(2_000_000)
+    assert state.keep(trade(10), matters=True)
 
 
 def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:
-    one = market()
-    is_event(one, quote(5), None)
-    one.undelivered()
-    assert is_event(one, quote(20), 10)
+    state = market()
+    is_event(state, quote(5), None)
+    state.undelivered()
+    assert is_event(state, quote(20), 10)
 
 
 def test_an_older_quote_is_a_replay_and_changes_nothing() -> None:
-    one = market()
-    is_event(one, quote(10), None)
-    assert not is_event(one, quote(9, bid=50), 5)
-    assert one.undelivered() == [quote(10)]
+    state = market()
+    is_event(state, quote(10), None)
+    assert not is_event(state, quote(9, bid=50), 5)
+    assert state.undelivered() == [quote(10)]
 
 
 def test_of_two_quotes_in_one_millisecond_the_later_frame_counts() -> None:
-    one = market()
-    is_event(one, quote(10), None)
-    is_event(one, quote(10, bid=101), None)
-    assert one.undelivered() == [quote(10, bid=101)]
-    assert is_event(one, quote(10, bid=102), 10)
-    assert is_event(one, quote(10, bid=103), 10)
-
-
-def test_of_two_marks_in_one_millisecond_the_later_frame_counts() -> None:
-    one = market()
-    one.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
-    one.keep(Mark("linear:BTCUSDT", 8, 10, 10), matters=False)
-    assert one.undelivered() == [Mark("linear:BTCUSDT", 8, 10, 10)]
+    state = market()
+    is_event(state, quote(10), None)
+    is_event(state, quote(10, bid=101), None)
+    assert state.undelivered() == [quote(10, bid=101)]
+    assert is_event(state, quote(10, bid=102), 10)
+    assert is_event(state, quote(10, bid=103), 10)
 
 
 def test_a_quote_handed_on_in_time_for_the_order_is_not_handed_on_again() -> None:
-    one = market()
-    assert is_event(one, quote(10), 10)
-    assert not is_event(one, quote(10), 10)
-    assert is_event(one, quote(11), 11)  # another order may fill from here
+    state = market()
+    assert is_event(state, quote(10), 10)
+    assert not is_event(state, quote(10), 10)
+    assert is_event(state, quote(11), 11)  # another order may fill from here
 
 
 def test_what_is_dated_at_the_latest_time_itself_is_kept() -> None:
-    one = market()
-    is_event(one, quote(10), None)
-    one.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
-    one.drop_ahead(10)
-    assert one.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
-
-
-def test_the_newest_mark_goes_before_a_bar_once() -> None:
-    one = market()
-    one.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
-    one.keep(Mark("linear:BTCUSDT", 6, 9, 9), matters=False)
-    assert one.undelivered() == [Mark("linear:BTCUSDT", 7, 10, 10)]
-    assert one.undelivered() == []
+    state = market()
+    is_event(state, quote(10), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
+    state.drop_ahead(10)
+    assert state.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
 
 
 def overdue(state: FeedState, market_ms: int, network_s: float) -> bool:
@@ -455,17 +445,17 @@ def test_a_bar_that_came_ends_the_waiting() -> None:
 
 
 def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None:
-    one = market()
-    is_event(one, quote(3_000_000), None)
-    one.keep(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000), matters=False)
-    one.undelivered()
-    one.drop_ahead(3_000_000)
-    is_event(one, quote(10), None)
-    assert one.undelivered() == []
-    one.drop_ahead(2_999_999)
-    is_event(one, quote(10), None)
-    one.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
-    assert one.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+    state = market()
+    is_event(state, quote(3_000_000), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000), matters=False)
+    state.undelivered()
+    state.drop_ahead(3_000_000)
+    is_event(state, quote(10), None)
+    assert state.undelivered() == []
+    state.drop_ahead(2_999_999)
+    is_event(state, quote(10), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
+    assert state.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
 
 
 def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:

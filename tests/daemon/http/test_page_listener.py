@@ -49,14 +49,14 @@ def page() -> Shown:
 
 
 @pytest.fixture
-async def url(shown: Shown) -> AsyncIterator[str]:
+async def url(page: Shown) -> AsyncIterator[str]:
     async with HttpServer(
         HttpSection(port=0, page="127.0.0.1:0"),
         tokens={"database": FILE_TOKEN, "anna": TOKEN},
         status=lambda: {"ready": True},
-        submit=shown.submit,
+        submit=page.submit,
         registry=CollectorRegistry(),
-        page=lambda: shown,
+        page=lambda: page,
     ) as server:
         yield server.page_url
 

@@ -37,7 +37,7 @@ def lines_of(view: LiveView) -> list[str]:
     return [lines.get(place, "").rstrip() for place in range(view.size.height)]
 
 
-def told(symbols: int = 1, count: int = 120) -> RunView:
+def screen(symbols: int = 1, count: int = 120) -> RunView:
     """Return the state of a run whose last decision a gate refused, as its daemon keeps it."""
     named = [instrument(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")[:symbols]]
     view = RunView(run(instruments=tuple(named)), ManualClock())
@@ -48,8 +48,8 @@ def told(symbols: int = 1, count: int = 120) -> RunView:
         ("shifted", 0.0125, 0.01, False),
         ("edge", 1.4, 1.0, True),
     )
-    for one in named:
-        for number, of in enumerate(bars(count, instrument_id=one.id)):
+    for item in named:
+        for number, of in enumerate(bars(count, instrument_id=item.id)):
             view.observe(
                 step(
                     of,
@@ -66,7 +66,7 @@ def told(symbols: int = 1, count: int = 120) -> RunView:
 
 
 @asynccontextmanager
-async def shown(
+async def running_app(
     state: RunView, width: int = 100, height: int = 30, database: Path = Path("none.db")
 ) -> AsyncIterator[tuple[LiveView, Pilot[None], Connection]]:
     """Show *state* on a screen of *width* x *height*, told over a pipe as by a daemon."""

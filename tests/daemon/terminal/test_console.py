@@ -10,15 +10,12 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 import structlog
-from builders import bar, decision, instrument, step
 from command_line import Cli
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.daemon.http.monitor import bar_document
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.daemon.terminal.screen import status_lines
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.explain.decision_document import read_decision
 from tracepaper.replay.explain.document import stored_parts
@@ -82,15 +79,6 @@ def test_a_summary_an_explanation_and_a_report_show_a_reason_as_it_is(path: Path
     assert harmless(written.getvalue())
     console, written = terminal()
     show_report(console, build_report(path, "r-1"), notes=True)
-    assert harmless(written.getvalue())
-
-
-def test_status_shows_a_reason_as_it_is() -> None:
-    console, written = terminal()
-    allowed = decision(measures=(("operator", 1.0, 1.0, True),), reason=EVIL)
-    facts = bar_document(step(bar(), decided=allowed), instrument(), None)
-    for line in status_lines({"account": None, "instruments": {"linear:BTCUSDT": facts}}):
-        console.print(line)
     assert harmless(written.getvalue())
 
 
