@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -17,10 +17,12 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, RunKind
-from tracepaper.strategies.units import count_of, duration
+from tracepaper.strategies.units import count_of, duration, minute_text, visible
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.text import Text
+
+    from tracepaper.daemon.terminal.screen import Status
 
 
 def run(
@@ -51,7 +53,6 @@ def run(
     watcher.print_summary(database)
 
 
-Document = dict[str, object]
 REASONS_SHOWN: Final = 5
 
 
@@ -82,70 +83,65 @@ def status(
             print_json(document)
         else:
             console = Terminal(highlight=False)
-            for part in _parts(document):
-                console.print(part)
+            for line in _lines(document):
+                console.print(line)
     if not is_ready:
         raise typer.Exit(1)
 
 
-def _parts(document: Document) -> list[RenderableType]:
+def _lines(status: Status) -> list[Text]:
+    """Return the lines of *status*: health, what works beside the run, accounts, instruments."""
     from rich.text import Text
 
     from tracepaper.daemon.terminal.screen import status_lines
 
-    state, reasons = document["state"], cast("list[str]", document["not_ready"])
+    state, reasons = status["state"], status["not_ready"]
     head = Text.assemble(
         (f"{state}", "bold green" if state == "running" else "bold yellow"),
-        "" if document["halted_by"] is None else f" by {document['halted_by']}",
-        f"  run {document['run_id']} ({document['kind']}), process {document['pid']}, ",
-        f"{document['strategy']} {document['model_id']}".rstrip(),
+        "" if status["halted_by"] is None else f" by {status['halted_by']}",
+        f"  run {status['run_id']} ({status['kind']}), process {status['pid']}, ",
+        f"{status['strategy']} {status['model_id']}".rstrip(),
     )
-    nouns = ("bar", "decision", "fill")
-    counts = ", ".join(count_of(cast("int", document[f"{noun}s"]), noun) for noun in nouns)
-    counts += f" up to event {document['sequence']}"
-    parts: list[RenderableType] = [head, Text(counts, "dim")]
-    parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
+    counts = ", ".join(count_of(status[f"{noun}s"], noun) for noun in ("bar", "decision", "fill"))
+    lines = [head, Text(f"{counts} up to event {status['sequence']}", "dim")]
+    lines += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
     if (more := len(reasons) - REASONS_SHOWN) > 0:
-        parts.append(Text(f"and {more} more; --json has all", "yellow"))
-    if (retraining := cast("Document | None", document["retraining"])) is not None:
-        parts.append(Text(_retraining(retraining, cast("int", document["market_ms"])), "dim"))
-    if (parity := cast("Document | None", document["parity"])) is not None:
-        parts.append(_parity(parity))
-    if (notices := cast("dict[str, int] | None", document["notices"])) is not None:
-        counts = ", ".join(f"{count} {what}" for what, count in notices.items())
+        lines.append(Text(f"and {more} more; --json has all", "yellow"))
+    if (retraining := status["retraining"]) is not None:
+        lines.append(Text(_retraining(retraining, status["market_ms"]), "dim"))
+    if (parity := status["parity"]) is not None:
+        lines.append(_parity(parity))
+    if (notices := status["notices"]) is not None:
+        words = ", ".join(f"{count} {what}" for what, count in notices.items())
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
-        parts.append(Text(f"notices: {counts}", style))
-    if (shipping := cast("Document | None", document["shipping"])) is not None:
-        words = shipping["error"] or f"{shipping['lag_steps']} steps behind"
-        parts.append(Text(f"shipping: {words}", "yellow" if shipping["error"] else "dim"))
-    if (recording := cast("Document | None", document["recording"])) is not None:
-        words = recording["error"] or "every frame of the books and trades"
-        parts.append(Text(f"recording: {words}", "yellow" if recording["error"] else "dim"))
-    return [*parts, *status_lines(document)]
+        lines.append(Text(f"notices: {words}", style))
+    for name, well in (
+        ("shipping", "{lag_steps} steps behind"),
+        ("recording", "every frame of the books and trades"),
+    ):
+        if (process := status[name]) is not None:
+            words, style = process["error"] or well.format_map(process), "dim"
+            lines.append(Text(f"{name}: {words}", "yellow" if process["error"] else style))
+    return [*lines, *status_lines(status)]
 
 
-def _retraining(facts: Document, now_ms: int) -> str:
-    last = cast("Document | None", facts["last"])
-    wait_ms = max(cast("int", facts["due_ms"]) - now_ms, 0)
-    counts = cast("dict[str, int]", facts["outcomes"])
+def _retraining(facts: Status, now_ms: int) -> str:
+    last, wait_ms = facts["last"], max(facts["due_ms"] - now_ms, 0)
     parts = [
         "a model is trained now" if facts["training"] else f"retraining in {duration(wait_ms)}",
-        ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count),
+        ", ".join(f"{count} {outcome}" for outcome, count in facts["outcomes"].items() if count),
         "" if last is None else f"last {last['outcome']}: {last['reason']}",
     ]
     return "; ".join(part for part in parts if part)
 
 
-def _parity(facts: Document) -> RenderableType:
+def _parity(facts: Status) -> Text:
     from rich.text import Text
 
-    from tracepaper.strategies.units import minute_text, visible
-
-    last = cast("Document | None", facts["last"])
-    if last is None:
-        return Text(f"parity: first replay at {minute_text(cast('int', facts['due_ms']))}", "dim")
-    style = {"identical": "dim", "different": "bold red"}.get(str(last["outcome"]), "yellow")
-    return Text(f"parity: {visible(str(last['reason']))}", style)
+    if (last := facts["last"]) is None:
+        return Text(f"parity: first replay at {minute_text(facts['due_ms'])}", "dim")
+    style = {"identical": "dim", "different": "bold red"}.get(last["outcome"], "yellow")
+    return Text(f"parity: {visible(last['reason'])}", style)
 
 
 def command(
