@@ -66,22 +66,6 @@ class Newest(Protocol):
         ...
 
 
-class Silent:
-    """A feed that has received nothing."""
-
-    def frame_s(self) -> float | None:
-        """Return None."""
-        return None
-
-    def quote_ms(self, _instrument: str) -> int | None:
-        """Return None."""
-        return None
-
-    def warm_at(self, _instrument: str) -> int | None:
-        """Return None."""
-        return None
-
-
 class Histogram:
     """How often something took how long, in seconds."""
 
@@ -145,7 +129,7 @@ class Monitor:
         self.commit_s = Histogram(WORK_BOUNDS_S)
         self._committed_s: float | None = None
         self._clock = clock
-        self._newest = newest or Silent()
+        self._newest = newest  # None before anything was received
         self._obstacles = obstacles
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
         self._margin = margin or {}
@@ -215,12 +199,12 @@ class Monitor:
 
     def quote_age_s(self, instrument: str) -> float | None:
         """Return the age, in market time, of the newest quote of *instrument*."""
-        quote_ms = self._newest.quote_ms(instrument)
+        quote_ms = None if self._newest is None else self._newest.quote_ms(instrument)
         return None if quote_ms is None else self._age_s(quote_ms)
 
     def frame_age_s(self) -> float | None:
         """Return the network time since the newest frame."""
-        frame_s = self._newest.frame_s()
+        frame_s = None if self._newest is None else self._newest.frame_s()
         return None if frame_s is None else self._clock.network_s() - frame_s
 
     def commit_age_s(self) -> float | None:
@@ -243,7 +227,8 @@ class Monitor:
         reasons = list(self._obstacles())
         fresh_s = max(FRESH_INTERVALS * self.run.interval_ms, self._clock.scaled_ms(FRESH_S)) / 1000
         for instrument in self._instruments:
-            age_s, turn_ms = self.bar_age_s(instrument), self._newest.warm_at(instrument)
+            age_s = self.bar_age_s(instrument)
+            turn_ms = None if self._newest is None else self._newest.warm_at(instrument)
             if turn_ms is not None:
                 reasons.append(f"{instrument} is warming up until {minute_text(turn_ms)}")
             elif age_s is None:
