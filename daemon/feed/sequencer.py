@@ -103,29 +103,27 @@ class Backfill:
         *,
         patience_s: float | None = None,
         unanswered: set[str] | None = None,
-        count_left: Callable[[int], None] = lambda _left: None,
-    ) -> AsyncIterator[Gap | Bar]:
+    ) -> AsyncIterator[tuple[int, Gap | Bar]]:
         """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
+
+        Before each stands the number of events of the same answer behind it.
 
         A ``Gap`` repaired by ``rest`` comes before its bars, at most a thousand at a time; an
         unrepaired one covers bars that are lost. Each bar is accepted by its sequence as it is
         yielded. An instrument without an answer within *patience_s* of network time after the first
         answer, or without a first one as long, stays open, and is added to *unanswered*: it holds
-        up no other. *count_left* is called before each event with the number of events of the same
-        answer behind it.
+        up no other.
         """
         holes = [hole for hole in holes if hole.is_open]
         patience = Patience(patience_s, set() if unanswered is None else unanswered)
-        async for left, event in self._filled(holes, patience):
-            count_left(left)
-            yield event
+        async for counted in self._filled(holes, patience):
+            yield counted
         holes = [hole for hole in holes if hole.state.instrument.id not in patience.unanswered]
         # An instrument without any candle is as rare as an answer that wrongly says so: ask twice.
         if unknown := [hole for hole in holes if hole.is_new]:
             await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
-            async for left, event in self._filled(unknown, patience):
-                count_left(left)
-                yield event
+            async for counted in self._filled(unknown, patience):
+                yield counted
 
     async def _wait(self, seconds: float) -> None:
         await self._client.cooldown.pause("a hole in the candles", seconds)
@@ -379,49 +377,37 @@ class BarSequencer:
     async def answers(self, hole: Hole) -> AsyncIterator[list[Event]]:
         """Fill *hole* from REST beside the stream: yield the events of each answer."""
         events: list[Event] = []
-        left = 0
-
-        def count(behind: int) -> None:
-            nonlocal left
-            left = behind
-
-        async for event in self.fill([hole], patience_s=None, unanswered=set(), count_left=count):
+        async for left, event in self._filled([hole], None, set()):
             events.append(event)
             if not left and isinstance(event, Bar | Gap):
                 yield events
                 events = []
 
     async def fill(
-        self,
-        holes: Sequence[Hole],
-        *,
-        patience_s: float | None,
-        unanswered: set[str],
-        count_left: Callable[[int], None] | None = None,
+        self, holes: Sequence[Hole], *, patience_s: float | None, unanswered: set[str]
     ) -> AsyncIterator[Event]:
         """Fill *holes* from REST, each bar preceded by the settlements that belong before it.
 
-        An instrument that is not answered in time is added to *unanswered*. *count_left* is called
-        as ``Backfill.fill`` calls it.
+        An instrument that is not answered in time is added to *unanswered*.
         """
-        events = self._backfill.fill(
-            holes,
-            patience_s=patience_s,
-            unanswered=unanswered,
-            count_left=count_left or self._count_left,
-        )
-        async for event in events:
+        async for left, event in self._filled(holes, patience_s, unanswered):
+            self.left = left
+            yield event
+
+    async def _filled(
+        self, holes: Sequence[Hole], patience_s: float | None, unanswered: set[str]
+    ) -> AsyncIterator[tuple[int, Event]]:
+        """Yield each event behind the number of those of the same answer that follow it."""
+        counted = self._backfill.fill(holes, patience_s=patience_s, unanswered=unanswered)
+        async for left, event in counted:
             if isinstance(event, Bar):
                 state = self._states[event.instrument]
                 async for before in self._settlements_before(state, event.close_time_ms):
-                    yield before
+                    yield left, before
                 self._counters["rest_bars"] += 1
             else:
                 self._counters["repairs" if event.repaired_by else "holes"] += 1
-            yield event
-
-    def _count_left(self, left: int) -> None:
-        self.left = left
+            yield left, event
 
     def _begin_at(self, state: FeedState, bar: Bar) -> None:
         """Begin a new run at *bar* where REST had nothing: the instrument was just listed."""

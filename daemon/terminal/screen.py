@@ -273,28 +273,28 @@ _TWIN_TITLES: Final = frozenset(map(account_title, TWINS))
 
 
 def _money(status: Status) -> Text:
-    own, cash = status["account"], Decimal(status.get("cash", 0))
-    accounts = {"equity": own}
+    of_run, cash = status["account"], Decimal(status.get("cash", 0))
+    accounts = {"equity": of_run}
     accounts |= {account_title(name): account for name, account in status["twins"].items()}
     cells = []
     for name, texts in accounts.items():
         account = {key: Decimal(amount) for key, amount in texts.items() if isinstance(amount, str)}
         text = Text.assemble((f" {name} ", "dim"))
-        text.append(f"{account['equity']:,.2f} ", "bold" if texts is own else "")
-        if texts is not own and name not in _TWIN_TITLES:  # it began with a part of the cash
+        text.append(f"{account['equity']:,.2f} ", "bold" if texts is of_run else "")
+        if texts is not of_run and name not in _TWIN_TITLES:  # it began with a part of the cash
             earned = account["realized_pnl"] + account["unrealized_pnl"]
             text.append_text(_signed(earned - account["fees_paid"] - account["funding_paid"]))
         elif cash:
             text.append_text(_signed((account["equity"] / cash - 1) * 100, unit=" %"))
         cells.append(text)
     equity = {name: Decimal(account["equity"]) for name, account in status["twins"].items()}
-    if reserve := reserve_of(Decimal(own["equity"]), equity):
+    if reserve := reserve_of(Decimal(of_run["equity"]), equity):
         cells.append(Text.assemble((f" {RESERVE} ", "dim"), f"{reserve:,.2f} "))
-    if "margin_used" in own:
-        cells.append(Text(f"margin used {Decimal(own['margin_used']):,.2f}", "dim"))
-    if (ratio := own.get("maintenance_ratio")) is not None:
+    if "margin_used" in of_run:
+        cells.append(Text(f"margin used {Decimal(of_run['margin_used']):,.2f}", "dim"))
+    if (ratio := of_run.get("maintenance_ratio")) is not None:
         cells.append(Text(f"maintenance ratio {ratio:.1%}, liquidated at 100 %", "dim"))
-    costs = Decimal(own["fees_paid"]) + Decimal(own["funding_paid"])
+    costs = Decimal(of_run["fees_paid"]) + Decimal(of_run["funding_paid"])
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
     return Text("  ").join(cells)
 

@@ -44,7 +44,7 @@ async def filled(
     """Fill *holes* in stepped time; *waits_s* gets how long that took."""
 
     async def collect() -> list[Gap | Bar]:
-        return [event async for event in Backfill(client, clock, 30.0).fill(holes)]
+        return [event async for _, event in Backfill(client, clock, 30.0).fill(holes)]
 
     async with asking(server) as (client, clock):
         begun_s = clock.network_s()
