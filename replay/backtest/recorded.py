@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -40,7 +40,6 @@ from tracepaper.daemon.session.user_model import refuse_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import Beginnings, Lookback, StartingPoint
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
@@ -74,6 +73,9 @@ from tracepaper.strategies.types.market import (
     RunKind,
     Unit,
 )
+
+if TYPE_CHECKING:
+    from tracepaper.storage.audit import SqlAuditLog
 
 
 @dataclass(frozen=True)

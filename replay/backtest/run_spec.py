@@ -286,10 +286,10 @@ class RunSpec(MarketSpec):
 
 
 def _time(text: str | None, flag: str) -> int | None:
-    from tracepaper.replay.archive.columns import instant
-
     if text is None:
         return None
+    from tracepaper.replay.archive.columns import instant
+
     try:
         return instant(text)
     except ConfigInvalid:

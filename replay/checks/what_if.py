@@ -30,8 +30,8 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
-from tracepaper.storage.audit import GROUP_STEPS
 from tracepaper.storage.database.run_rows import NO_TARGET, Columns
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -92,7 +92,7 @@ class WhatIf:
 class DecisionLog:
     """Keeps of each step what is compared: what it decided, and the account after it."""
 
-    room = GROUP_STEPS
+    room = SEQUENCE_LIMIT
 
     def __init__(self) -> None:
         self.account: Account | None = None  # after the last step
