@@ -5,6 +5,7 @@ The rule is docs/identity.md, I21.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -92,59 +93,40 @@ class WhatIf:
 class DecisionLog:
     """Keeps of each step what is compared: what it decided, and the account after it."""
 
-    room = SEQUENCE_LIMIT
+    room = SEQUENCE_LIMIT  # no group of steps is ever full
 
     def __init__(self) -> None:
         self.account: Account | None = None  # after the last step
         self.fills = 0
         self.decisions: list[Decision] = []  # a stretch repeats its first
-        self._rows: tuple[list[int], ...] = ([], [], [], [], [])
+        self._opens_ms, self._places, self._equity = array("q"), array("q"), array("q")
         self._codes: dict[Verdict, int] = {}
-        self._places: dict[str, int] = {}
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
-        self._places = {item.id: place for place, item in enumerate(run.instruments)}
+        self._place_of = {item.id: place for place, item in enumerate(run.instruments)}
 
     def append_now(self, *steps: Step) -> None:
         """Keep what *steps* decided."""
         for step in steps:
             self.account = step.account
             self.fills += len(step.fills)
-            if step.decision is not None and isinstance(step.event, Bar):
-                self._take(step.event, step.decision, step.account.equity)
+            if step.decision is not None and isinstance(bar := step.event, Bar):
+                self._opens_ms.append(bar.open_time_ms)
+                self._places.append(self._place_of[bar.instrument])
+                self._equity.append(step.account.equity)
+                self.decisions.append(step.decision)
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Keep what each bar of *stretch* repeats."""
-        marks = stretch.marks
+        marks, repeats, units = stretch.marks, stretch.repeats, stretch.units
         self.account = stretch.last[1]
-        judged = [self._judged(key, repeat.decision) for key, repeat in stretch.repeats.items()]
-        values = (
-            [bar.open_time_ms for bar in stretch.bars],
-            *(list(column) * stretch.units for column in zip(*judged, strict=True)),
-            [marks.worth + profit for profit in marks.account_unrealized for _ in judged],
+        self._opens_ms.extend([bar.open_time_ms for bar in stretch.bars])
+        self._places.extend([self._place_of[key] for key in repeats] * units)
+        self._equity.extend(
+            [marks.worth + profit for profit in marks.account_unrealized for _ in repeats]
         )
-        for row, more in zip(self._rows, values, strict=True):
-            row.extend(more)
-        self.decisions += [repeat.decision for repeat in stretch.repeats.values()] * stretch.units
-
-    def _take(self, bar: Bar, decision: Decision, equity: int) -> None:
-        opens, places, targets, verdicts, equities = self._rows
-        place, target, verdict = self._judged(bar.instrument, decision)
-        opens.append(bar.open_time_ms)
-        places.append(place)
-        targets.append(target)
-        verdicts.append(verdict)
-        equities.append(equity)
-        self.decisions.append(decision)
-
-    def _judged(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
-        target, outcome = decision.target_quantity, decision.outcome
-        return (
-            self._places[instrument],
-            NO_TARGET if target is None else target,
-            self.code(outcome.action, outcome.refused_by),
-        )
+        self.decisions += [repeat.decision for repeat in repeats.values()] * units
 
     def code(self, action: str, refused_by: str | None) -> int:
         """Return the place of a verdict in ``verdicts``."""
@@ -157,9 +139,17 @@ class DecisionLog:
 
     def columns(self) -> Columns:
         """Return what was kept, a row a decision."""
-        names = ("open_time_ms", "instrument", "target_quantity", "verdict", "equity")
-        columns = dict(zip(names, (np.array(row, np.int64) for row in self._rows), strict=True))
-        return columns | {"place": np.arange(len(self.decisions))}
+        targets = (of.target_quantity for of in self.decisions)
+        outcomes = (of.outcome for of in self.decisions)
+        kept = {
+            "open_time_ms": self._opens_ms,
+            "instrument": self._places,
+            "target_quantity": [NO_TARGET if target is None else target for target in targets],
+            "verdict": [self.code(of.action, of.refused_by) for of in outcomes],
+            "equity": self._equity,
+            "place": range(len(self.decisions)),
+        }
+        return {name: np.array(column, np.int64) for name, column in kept.items()}
 
     def flush(self) -> None:
         """Do nothing: nothing waits."""
