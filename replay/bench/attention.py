@@ -34,7 +34,7 @@ from tracepaper.strategies.attention.methods import (
 )
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.architecture import Network, network_kinds
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -56,8 +56,6 @@ ENOUGH_S: Final = 3.0
 """Once the rounds of a row took this long together, it was measured often enough."""
 FOREIGN_KEYS: Final = 4_096
 TOKENS: Final = 2_048
-KINDS: Final = ("linear", "informer", "multiscale", "cross", "trading")
-"""Kinds of networks beside the flash network that attend over the bars of one symbol."""
 LIVE_STEPS: Final = 200
 LIVE_SCANS: Final = 8
 BATCH_BARS: Final = 4_352
@@ -124,9 +122,6 @@ def measure(
     for row in model_rows(setting, tell):
         yield f"a Llama of 4 layers, {TOKENS:,} tokens", row
     if device == "cpu":
-        for name in KINDS:
-            tell(f"the network of kind {name}")
-            yield "a network of each kind, one window", network_row(name)
         tell("a live step and a scan")
         yield "the default network as a stream", live_row()
 
@@ -363,28 +358,17 @@ def model_rows(
 # ---------------------------------------------------------------- our networks
 
 
-def network_row(kind: str) -> Row:
-    """Return the forward of a network of *kind* over one window, and its explanation's ratio."""
-    record = network_kinds()[kind]
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        network = record.make(record.read({})).eval()
-    seconds = interleaved(window_routes(network))
-    return {"kind": kind, "bars": network.config.receptive_field} | _ratios(seconds, "forward")
-
-
-def window_routes(network: Network) -> dict[str, Route]:
-    """Return the routes of a *network* over one window of random rows, plain and explained."""
+def explained_window(network: Network) -> Route:
+    """Return what explains a *network*'s answer to one window of random rows."""
     generator = torch.Generator().manual_seed(SEED)
     bars = network.config.receptive_field
     x = torch.randn(1, bars, network.config.features, generator=generator).clamp(-5, 5)
-    positions = torch.arange(bars)
 
-    def route(ask: Callable[[Tensor, Tensor], object]) -> object:
+    def route() -> object:
         with torch.inference_mode():
-            return ask(x, positions)
+            return network.explain(x, torch.arange(bars))
 
-    return {"forward": partial(route, network), "explained": partial(route, network.explain)}
+    return route
 
 
 class Scan:

@@ -58,18 +58,14 @@ def most_resident_mb() -> float:
     return _held_mb("VmHWM")
 
 
-def status_kib(name: str) -> int:
-    """Return the kernel's own figure of this process, in KiB; raise ``OSError`` without one.
+def _held_mb(name: str) -> float:
+    """Return the kernel's figure *name* of this process, in MB; its peak where there is none.
 
     ``getrusage`` hands the peak of a parent on to its children.
     """
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def _held_mb(name: str) -> float:
     try:
-        return status_kib(name) * 1_024 / 1e6
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1_024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1_024 / 1e6

@@ -236,7 +236,7 @@ def measure_model(
     the default model. In each round its network alone explains bars, or windows, for ``ALONE_S``.
     Raises ``ConfigInvalid`` of a model without attention.
     """
-    from tracepaper.replay.bench.attention import Scan, window_routes
+    from tracepaper.replay.bench.attention import Scan, explained_window
     from tracepaper.strategies.forecasters.attribution import attending
     from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 
@@ -249,7 +249,7 @@ def measure_model(
     if isinstance(network, StreamingForecaster):
         alone: Callable[[], int] = Scan(network.network).advance
     else:
-        window = window_routes(network.model.network)["explained"]
+        window = explained_window(network.model.network)
 
         def alone() -> int:
             window()

@@ -149,9 +149,6 @@ class MarketPace:
 
 # ---------------------------------------------------------------- files
 
-NAMES_MAX: Final = 100
-"""Shows that may begin in one folder within one second."""
-
 
 @dataclass(frozen=True)
 class ShowFiles:
@@ -179,18 +176,6 @@ class ShowFiles:
         for end in ("", "-wal", "-shm"):
             self.changed.with_name(self.changed.name + end).unlink(missing_ok=True)
 
-    def claim(self) -> None:
-        """Make the configuration's file; raise ``DataInvalid`` where one of the files exists."""
-        for path in (self.database, self.config, self.changed):
-            require_new(path)
-        try:
-            self.config.touch(exist_ok=False)
-        except OSError as error:
-            raise DataInvalid(
-                f"{self.config} cannot be written ({error.strerror}); go to a folder of yours, or "
-                "give --db."
-            ) from None
-
 
 def require_new(path: Path) -> None:
     """Raise ``DataInvalid`` where *path* exists: each demo begins a new database."""
@@ -204,14 +189,18 @@ def stamp(wall_ms: int) -> str:
 
 
 def claimed(database: Path | None, *, wall_ms: int) -> ShowFiles:
-    """Return the files of a new show: *database* and what lies beside it, or new names."""
-    if database is not None:
-        files = ShowFiles(database)
-        files.claim()
-        return files
-    for number in range(1, NAMES_MAX):
-        files = ShowFiles(Path(f"demo-{stamp(wall_ms)}{'' if number == 1 else f'-{number}'}.db"))
-        if not files.config.exists():
-            files.claim()
-            return files
-    raise DataInvalid(f"{NAMES_MAX} demos began in this second; wait a moment.")
+    """Return the files of a new show: *database*, by default of this second, and those beside it.
+
+    Raises ``DataInvalid`` where one exists.
+    """
+    files = ShowFiles(database or Path(f"demo-{stamp(wall_ms)}.db"))
+    for path in (files.database, files.config, files.changed):
+        require_new(path)
+    try:
+        files.config.touch(exist_ok=False)
+    except OSError as error:
+        raise DataInvalid(
+            f"{files.config} cannot be written ({error.strerror}); go to a folder of yours, or "
+            "give --db."
+        ) from None
+    return files

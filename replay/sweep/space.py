@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -24,8 +25,8 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.document.values import Form, written
 from tracepaper.replay.report.figures import ACCOUNTS
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.extras import missing_sentence
-from tracepaper.strategies.units import DAY_MS, number
+from tracepaper.strategies.extras import require
+from tracepaper.strategies.units import DAY_MS, number, time_of
 
 Point = dict[str, Any]
 """One value for each option."""
@@ -240,7 +241,8 @@ class OptunaSampler:
     def __init__(
         self, name: str, axes: Sequence[Axis], *, count: int, seed: int, maximize: bool
     ) -> None:
-        library = _optuna(name)
+        require("optuna", f"The sampler {name}")
+        library: Any = import_module("optuna")
         self.count = count
         self._seed = seed
         self._axes = axes
@@ -328,19 +330,6 @@ def _stored(axis: Axis, value: Any) -> Any:  # noqa: ANN401 - a value of the axi
     return axis.values.index(value) if axis.values else value
 
 
-def _optuna(name: str) -> Any:  # noqa: ANN401 - the library
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigInvalid(
-            f"{missing_sentence('optuna', f'The sampler {name}')[:-1]}, or take the sampler grid."
-        ) from error
-    return optuna
-
-
-_UNITS: Final = {"d": DAY_MS, "h": 3_600_000, "w": 7 * DAY_MS}
-
-
 class Span(NamedTuple):
     """UTC milliseconds: points are tried from *from_ms* to *until_ms*, the best to *test_ms*.
 
@@ -382,31 +371,12 @@ def walk(given: object, first: int, last: int) -> list[Span]:
 
 
 def _lengths(given: object) -> tuple[int, int]:
-    if isinstance(given, str):
-        given = tuple(given.split("/"))
-    if not isinstance(given, Sequence) or len(given) != 2:
-        raise _wrong(given)
-    train, test = (_length(part, given) for part in given)
-    return train, test
-
-
-def _length(part: object, given: object) -> int:
-    factor = DAY_MS
-    if isinstance(part, str):
-        text = part.strip()
-        factor = _UNITS.get(text[-1:], DAY_MS)
-        try:
-            part = float(text.removesuffix("d").removesuffix("h").removesuffix("w"))
-        except ValueError:
-            raise _wrong(given) from None
-    if not isinstance(part, (int, float)) or not 0 < part < float("inf"):
-        raise _wrong(given)
-    return int(part * factor)
-
-
-def _wrong(given: object) -> ConfigInvalid:
-    return ConfigInvalid(
-        f"The windows are {shown(given)}; give days to train and to test, such as 90d/30d."
+    lengths = [time_of(part) for part in given.split("/")] if isinstance(given, str) else []
+    match lengths:
+        case [int(train), int(test)] if train and test:
+            return train, test
+    raise ConfigInvalid(
+        f"The windows are {shown(given)}; give times to train and to test, such as 90d/30d."
     )
 
 
