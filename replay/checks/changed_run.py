@@ -95,7 +95,7 @@ class ChangedRun:
     def derive(self, log: StepLog) -> None:
         """Take the recorded events through the engine into *log*."""
         recorded = RecordedRun(self.run, self.config, self.engine, self.forecaster)
-        predictor = RecordedPredictor(recorded, None, self.database, probes=False)
+        predictor = RecordedPredictor(recorded, None, self.database)
         rows = _later(self.reader, self.run, self.first_ms) if self.first_ms else None
         log.begin(self.run, self.engine.gate_sets)
         events = predictor.events(self.reader, self.run.run_id, rows, place={})
