@@ -93,7 +93,13 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
             started_at_ms = clock.wall_ms()
             run_id = rerun(recorded[0], audit, database, tally, started_at_ms=started_at_ms)
         elif spec.resume is not None:
-            run_id = _resume(spec, spec.resume, audit, database, tally)
+            refuse_unused(
+                spec, Consumer.RESUME, f"Run {spec.resume} goes on by its own configuration"
+            )
+            data = MarketData.read(spec, sessions_for=sessions_before(database, spec.resume))
+            run_id = resume_replay(
+                spec.resume, data, audit, database, tally, until_ms=spec.until_ms
+            )
         else:
             replay = _replay_of(spec, database, clock.wall_ms())
             with watch.progress(replay) as tally.progress:
@@ -123,12 +129,6 @@ def run_in_memory(spec: RunSpec) -> MemoryLog:
     run_replay(replay, log, Tally())
     log.end(wall_ms())
     return log
-
-
-def _resume(spec: RunSpec, wanted: str, audit: SqlAuditLog, database: Path, tally: Tally) -> str:
-    refuse_unused(spec, Consumer.RESUME, f"Run {wanted} goes on by its own configuration")
-    data = MarketData.read(spec, sessions_for=sessions_before(database, wanted))
-    return resume_replay(wanted, data, audit, database, tally, until_ms=spec.until_ms)
 
 
 def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Replay:

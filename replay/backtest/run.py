@@ -136,8 +136,8 @@ class ReplayPredictor:
     """How a replay is answered: ``ahead`` wraps the events, ``predictor`` answers them."""
 
     predictor: KnownPredictor
-    ahead: Callable[[Iterable[Event]], Iterable[Event]]
-    history: BarHistory | None
+    ahead: Callable[[Iterable[Event]], Iterable[Event]] = lambda events: events
+    history: BarHistory | None = None
     prober: Forecaster | None = None  # which samples the bars of a pass over known ones
 
     def events(self, replay: Replay, *, frames: Mapping[str, int] = {}) -> Iterable[Event]:
@@ -205,12 +205,12 @@ def _predictor_over(replay: Replay) -> ReplayPredictor:
     """Return none, one pass over known bars, or a step for each bar."""
     forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
     if forecaster is None:
-        return ReplayPredictor(_NoForecasts(), lambda events: events, None)
+        return ReplayPredictor(_NoForecasts())
     keys = [item.id for item in replay.instruments]
     if forecaster.mode != "scan" or not forecaster.causal:
         history = BarHistory(keys, context=forecaster.context)
         inline = InlinePredictor(forecaster, history, period_start_ms=start_ms)
-        return ReplayPredictor(inline, lambda events: events, inline.history)
+        return ReplayPredictor(inline, history=inline.history)
     prober = replay.prober()
     scan = ScanPredictor(forecaster, prober, keys, period_start_ms=start_ms)
     return ReplayPredictor(scan, scan.read_ahead, scan.history, prober)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -76,19 +76,18 @@ BEGUN: Final = "stopped"
 """Why the first books of a feed go on from none."""
 
 
+Number = TypeVar("Number", int, Integers)
+
+
 class Scale(NamedTuple):
     """What numbers of one scale are multiplied by, or divided by, to be those of another."""
 
     times: int = 1
     over: int = 1
 
-    def of(self, numbers: Integers) -> Integers:
+    def of(self, numbers: Number) -> Number:
         """Return *numbers* in the other scale."""
         return numbers * self.times // self.over
-
-    def one(self, number: int) -> int:
-        """Return *number* in the other scale."""
-        return number * self.times // self.over
 
 
 def _depths(

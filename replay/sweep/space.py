@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -181,51 +181,29 @@ def _value(text: str) -> int | float | bool | str:
     return plain
 
 
-def grid(axes: Sequence[Axis]) -> list[Point]:
-    """Return every point of *axes*, the last axis fastest; refuse one without points."""
-    for axis in axes:
-        if not axis.points():
-            raise ConfigInvalid(
-                f"The space of {axis.name} has no points for a grid; give a step or a list, or "
-                "draw with the sampler random or tpe."
-            )
-    count = math.prod(len(axis.points()) for axis in axes)
-    if count > POINTS_MOST:
-        raise ConfigInvalid(
-            f"The grid has {count:,} points; give at most {POINTS_MOST:,}, or draw of them with "
-            "the sampler random."
-        )
-    names = [axis.name for axis in axes]
-    return [
-        dict(zip(names, values, strict=True))
-        for values in itertools.product(*(axis.points() for axis in axes))
-    ]
-
-
 DRAWN_BY_DEFAULT: Final = 100
 SAMPLERS: Final = ("grid", "random", "tpe")
 
 
-class Sampler(Protocol):
-    """Names the points of one span's trials, in order."""
-
-    count: int
-
-    def ask(self, number: int) -> Point:
-        """Return the point of trial *number*; asked once for each, in order."""
-        ...
-
-    def tell(self, number: int, point: Point, value: float | None) -> None:
-        """Take in what trial *number* came to; None where it failed."""
-        ...
-
-
 class GridSampler:
-    """Every point of the grid, in order."""
+    """Every point of the grid in order, the last axis fastest; refuses an axis without points."""
 
     def __init__(self, axes: Sequence[Axis]) -> None:
-        self._points = grid(axes)
-        self.count = len(self._points)
+        points = [axis.points() for axis in axes]
+        for axis, of_axis in zip(axes, points, strict=True):
+            if not of_axis:
+                raise ConfigInvalid(
+                    f"The space of {axis.name} has no points for a grid; give a step or a list, or "
+                    "draw with the sampler random or tpe."
+                )
+        self.count = math.prod(map(len, points))
+        if self.count > POINTS_MOST:
+            raise ConfigInvalid(
+                f"The grid has {self.count:,} points; give at most {POINTS_MOST:,}, or draw of "
+                "them with the sampler random."
+            )
+        names = [axis.name for axis in axes]
+        self._points = [dict(zip(names, of, strict=True)) for of in itertools.product(*points)]
 
     def ask(self, number: int) -> Point:
         """Return the grid's point of this number."""
@@ -288,6 +266,10 @@ class OptunaSampler:
                 params=params, distributions=self._distributions, value=value, state=state
             )
         )
+
+
+Sampler = GridSampler | OptunaSampler
+"""Names the points of one span's trials: asked once for each, in order, and told its value."""
 
 
 def sampler_of(
