@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tracepaper.daemon.session.user_class import imported
+from tracepaper.replay.bench.machine import Route, interleaved
 from tracepaper.strategies.attention import compiled, reference
 from tracepaper.strategies.attention.capturing import capture
 from tracepaper.strategies.attention.kernels import attend
@@ -50,10 +51,6 @@ EVERY_MAX: Final = 8_192
 """Beyond, buckets of every row are kept for windows alone, by the stream."""
 WINDOW: Final = 1_088
 MASKS: Final = {"causal": Mask(), f"window {WINDOW:,}": Mask.window(WINDOW), "full": Mask.full()}
-ROUNDS_MIN: Final = 3
-ROUNDS_MAX: Final = 9
-ENOUGH_S: Final = 3.0
-"""Once the rounds of a row took this long together, it was measured often enough."""
 FOREIGN_KEYS: Final = 4_096
 TOKENS: Final = 2_048
 LIVE_STEPS: Final = 200
@@ -63,7 +60,6 @@ BATCH_BARS: Final = 4_352
 SEED: Final = 20_240_501
 
 Row = dict[str, Any]
-Route = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +129,6 @@ def function_named(name: str) -> Callable[[Inputs, Mask], object]:
         raise ConfigInvalid(f"--compare {name} is no function; name one of (inputs, mask).")
     measured: Callable[[Inputs, Mask], object] = function
     return measured
-
-
-def interleaved(
-    routes: Mapping[str, Route],
-    *,
-    clock: Callable[[], float] = time.process_time,
-    wait: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Return each route's median seconds; every round takes each route once, after a warm-up.
-
-    *wait* returns when the work that a route started is done.
-    """
-    for route in routes.values():
-        route()
-    wait()
-    spent: dict[str, list[float]] = {name: [] for name in routes}
-    for done in range(ROUNDS_MAX):
-        if done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S:
-            break
-        for name, route in routes.items():
-            before = clock()
-            route()
-            wait()
-            spent[name].append(clock() - before)
-    return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
 def _timed(setting: Setting, routes: Mapping[str, Route]) -> dict[str, float]:

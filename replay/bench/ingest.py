@@ -12,62 +12,51 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 from tracepaper.daemon.bybit.messages import decode_kline
 from tracepaper.daemon.bybit.wire import Wire
-from tracepaper.replay.bench.machine import machine_line
+from tracepaper.replay.bench.machine import Route, interleaved, machine_line
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.types.market import Category, Instrument
 from tracepaper.strategies.units import MINUTE_MS, without_zeros
 
-ROUNDS: Final = 7
 BITCOIN: Final = Instrument(
     Category.LINEAR, "BTCUSDT", "BTC", "USDT", 1, 3, 8, 8, 1, 1, 1, 150_000, 5 * 10**10, 480
 )
 
-Route = Callable[[bytes], object]
 
-
-def measure_ingest(frames: int = 200_000) -> dict[str, Any]:
-    """Return frames a CPU second of each route, after *frames* frames each, and the machine.
+def measure_ingest() -> dict[str, Any]:
+    """Return frames a CPU second of each route, and the machine.
 
     ``ratio_msgspec`` is our cost as a multiple of decoding alone.
     """
     closing = closing_frames()
     wire = Wire(category=Category.LINEAR, instruments=[BITCOIN], interval_ms=MINUTE_MS)
-    routes: dict[str, tuple[Route, Sequence[bytes]]] = {
-        "tracepaper": (wire.receive, closing),
-        "msgspec": (decode_kline, closing),
-        "roll": (wire.receive, roll_frames(closing)),
-        "open": (wire.receive, open_frames(closing)),
-    }
-    rates = rate(routes, frames)
+
+    def over(read: Callable[[bytes], object], frames: Sequence[bytes]) -> Route:
+        def route() -> None:
+            for frame in frames:
+                read(frame)
+
+        return route
+
+    seconds = interleaved(
+        {
+            "tracepaper": over(wire.receive, closing),
+            "msgspec": over(decode_kline, closing),
+            "roll": over(wire.receive, roll_frames(closing)),
+            "open": over(wire.receive, open_frames(closing)),
+        }
+    )
     return {
-        "frames": frames,
-        "rounds": ROUNDS,
-        "frames_per_cpu_s": rates,
-        "ratio_msgspec": rates["msgspec"] / rates["tracepaper"],
+        "frames": len(closing),
+        "frames_per_cpu_s": {name: len(closing) / spent for name, spent in seconds.items()},
+        "ratio_msgspec": seconds["tracepaper"] / seconds["msgspec"],
         "machine": machine_line(),
     }
-
-
-def rate(routes: dict[str, tuple[Route, Sequence[bytes]]], frames: int) -> dict[str, float]:
-    """Return each route's median frames a CPU second; every round takes each route once."""
-    each = max(1, frames // ROUNDS)
-    rates: dict[str, list[float]] = {name: [] for name in routes}
-    for number in range(ROUNDS):
-        for name, (route, source) in routes.items():
-            batch = [source[(number * each + place) % len(source)] for place in range(each)]
-            began = time.process_time()
-            for frame in batch:
-                route(frame)
-            rates[name].append(each / (time.process_time() - began))
-    return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def closing_frames() -> list[bytes]:

@@ -12,16 +12,14 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.bench import attention as bench
 from tracepaper.replay.bench.attention import (
     MASKS,
-    ROUNDS_MAX,
-    ROUNDS_MIN,
     Setting,
     draw,
     explanation_row,
     foreign_row,
-    interleaved,
     live_row,
     model_rows,
 )
+from tracepaper.replay.bench.machine import ROUNDS_MAX, ROUNDS_MIN, interleaved
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.networks.flash import FlashConfig
