@@ -191,7 +191,7 @@ class Daemon:
             require("psycopg", "[storage] ship_to", config.storage.ship_to)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
-                    load_forecaster, config, beside=self._database, live=True
+                    load_forecaster, config, database=self._database, live=True
                 )
                 self._configured_sha256 = forecaster.model_sha256
                 forecaster = await asyncio.to_thread(self._newest_model, forecaster)

@@ -143,8 +143,8 @@ def make_together(
 _KIB: Final = 1024
 
 
-def load_checkpoint(config: Config, *, beside: Path | None = None) -> checkpoints.Checkpoint:
-    """Load the configured checkpoint and keep a copy beside the database *beside*."""
+def load_checkpoint(config: Config, *, database: Path | None = None) -> checkpoints.Checkpoint:
+    """Load the configured checkpoint and keep a copy beside the database *database*."""
     folder = checkpoints.locate(config.model.checkpoint)
     if not checkpoints.is_checkpoint(folder):
         raise ConfigInvalid(
@@ -152,8 +152,8 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> checkpoint
             "`tracepaper train` wrote, or one that `tracepaper models` lists."
         )
     checkpoint = checkpoints.load(folder)
-    if beside is not None:
-        checkpoints.keep(folder, beside)
+    if database is not None:
+        checkpoints.keep(folder, database)
     return checkpoint
 
 
@@ -193,24 +193,24 @@ def chosen_backend(config: Config) -> str:
 
 
 def load_forecaster(
-    config: Config, *, beside: Path | None = None, mode: str = "step", live: bool = False
+    config: Config, *, database: Path | None = None, mode: str = "step", live: bool = False
 ) -> Forecaster:
     """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
 
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
-    is kept beside the database *beside*; *live*, covariates are events.
+    is kept beside the database *database*; *live*, covariates are events.
     """
     refuse_combination(traits_of(config))
     if config.model.own_class:
         model = load_model(config, mode=mode)
-        if beside is not None:
-            checkpoints.keep_card(model.card, model.identity, beside)
+        if database is not None:
+            checkpoints.keep_card(model.card, model.identity, database)
         return model
     if mode == "step" and config.market.closes_together:
         mode = "batched"
-    checkpoint = load_checkpoint(config, beside=beside)
+    checkpoint = load_checkpoint(config, database=database)
     refuse_combination(traits_of(config, checkpoint.card))
-    source = configured_covariates(config, checkpoint.card, beside=beside, live=live)
+    source = configured_covariates(config, checkpoint.card, database=database, live=live)
     return _built(checkpoint, config, mode, source)
 
 
@@ -225,7 +225,7 @@ def forecaster_of_run(
     gone.
     """
     if config.model.own_class:
-        return load_forecaster(config, beside=into, mode=run.mode)
+        return load_forecaster(config, database=into, mode=run.mode)
     kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
     if into is not None:
         checkpoints.keep(kept, into)

@@ -286,7 +286,7 @@ def build(
         refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
     forecaster = None
     if needs_forecaster(config):
-        forecaster = load_forecaster(config, beside=database, mode=mode)
+        forecaster = load_forecaster(config, database=database, mode=mode)
     strategies = make_strategies(config, forecaster)
     rule, names = config.market.universe, list_of(config)
     books_read = max(

@@ -5,10 +5,9 @@ The rule is docs/identity.md, I21.
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -31,18 +30,11 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
-from tracepaper.storage.database.run_rows import NO_TARGET, Columns
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_rows import Columns
+from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.decisions import (
-    Account,
-    Decision,
-    GateSet,
-    QuietStretch,
-    Run,
-    Step,
-)
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.decisions import Decision
 from tracepaper.strategies.units import MONEY_SCALE, count_of, iso
 
 CHANGES_KEPT: Final = 100
@@ -90,97 +82,71 @@ class WhatIf:
     notes: tuple[str, ...]
 
 
-class DecisionLog:
-    """Keeps of each step what is compared: what it decided, and the account after it."""
+@dataclass(frozen=True)
+class _DecidedRun:
+    """A run and its decisions: a row a decision of ``rows``, with the code of its verdict."""
 
-    room = SEQUENCE_LIMIT  # no group of steps is ever full
+    reader: Reader
+    columns: RunColumns
+    rows: Columns
 
-    def __init__(self) -> None:
-        self.account: Account | None = None  # after the last step
-        self.fills = 0
-        self.decisions: list[Decision] = []  # a stretch repeats its first
-        self._opens_ms, self._places, self._equity = array("q"), array("q"), array("q")
-        self._codes: dict[Verdict, int] = {}
-
-    def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
-        """Take the instruments of *run*."""
-        self._place_of = {item.id: place for place, item in enumerate(run.instruments)}
-
-    def append_now(self, *steps: Step) -> None:
-        """Keep what *steps* decided."""
-        for step in steps:
-            self.account = step.account
-            self.fills += len(step.fills)
-            if step.decision is not None and isinstance(bar := step.event, Bar):
-                self._opens_ms.append(bar.open_time_ms)
-                self._places.append(self._place_of[bar.instrument])
-                self._equity.append(step.account.equity)
-                self.decisions.append(step.decision)
-
-    def append_stretch(self, stretch: QuietStretch) -> None:
-        """Keep what each bar of *stretch* repeats."""
-        marks, repeats, units = stretch.marks, stretch.repeats, stretch.units
-        self.account = stretch.last[1]
-        self._opens_ms.extend([bar.open_time_ms for bar in stretch.bars])
-        self._places.extend([self._place_of[key] for key in repeats] * units)
-        self._equity.extend(
-            [marks.worth + profit for profit in marks.account_unrealized for _ in repeats]
+    @classmethod
+    def of(cls, reader: Reader, run_id: str, codes: dict[Verdict, int]) -> _DecidedRun:
+        """Read the run; each verdict that is none of *codes* is added to them."""
+        columns = RunColumns(reader, run_id)
+        rows = columns.rows.decided()
+        verdicts = [
+            codes.setdefault((outcome.action, outcome.refused_by), len(codes))
+            for outcome in columns.rows.outcomes
+        ]
+        return cls(
+            reader, columns, rows | {"verdict": np.array(verdicts, np.int64)[rows["outcome"]]}
         )
-        self.decisions += [repeat.decision for repeat in repeats.values()] * units
 
-    def code(self, action: str, refused_by: str | None) -> int:
-        """Return the place of a verdict in ``verdicts``."""
-        return self._codes.setdefault((action, refused_by), len(self._codes))
+    def at(self, places: Ints) -> _DecidedRun:
+        """Return the run with the decisions at *places* alone."""
+        return replace(self, rows={name: column[places] for name, column in self.rows.items()})
 
-    @property
-    def verdicts(self) -> list[Verdict]:
-        """Every verdict by its code."""
-        return [*self._codes]
-
-    def columns(self) -> Columns:
-        """Return what was kept, a row a decision."""
-        targets = (of.target_quantity for of in self.decisions)
-        outcomes = (of.outcome for of in self.decisions)
-        kept = {
-            "open_time_ms": self._opens_ms,
-            "instrument": self._places,
-            "target_quantity": [NO_TARGET if target is None else target for target in targets],
-            "verdict": [self.code(of.action, of.refused_by) for of in outcomes],
-            "equity": self._equity,
-            "place": range(len(self.decisions)),
-        }
-        return {name: np.array(column, np.int64) for name, column in kept.items()}
-
-    def flush(self) -> None:
-        """Do nothing: nothing waits."""
+    def decision(self, place: int) -> Decision:
+        """Return the decision at *place*."""
+        sequence = int(self.rows["sequence"][place])
+        decision = self.reader.step(self.columns.run.run_id, sequence).decision
+        assert decision is not None, "only what was decided is compared"
+        return decision
 
 
 def what_if(changed: ChangedRun) -> WhatIf:
     """Derive *changed*, and compare each of its decisions with the record's."""
-    log, run = DecisionLog(), changed.stored.run
-    changed.derive(log)
-    columns, derived = RunColumns(changed.reader, run.run_id), log.columns()
-    stored = columns.rows.decided()
-    codes = [log.code(outcome.action, outcome.refused_by) for outcome in columns.rows.outcomes]
-    stored["verdict"] = np.array(codes, np.int64)[stored["outcome"]]
+    with MemoryLog() as log:
+        changed.derive(log)
+        return _compared(changed, log.reader)
+
+
+def _compared(changed: ChangedRun, reader: Reader) -> WhatIf:
+    run, codes = changed.stored.run, dict[Verdict, int]()
+    stored, derived = (
+        _DecidedRun.of(source, run.run_id, codes) for source in (changed.reader, reader)
+    )
     keys, others = (
-        of["open_time_ms"] * len(run.instruments) + of["instrument"] for of in (stored, derived)
+        of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"]
+        for of in (stored, derived)
     )
     if not np.array_equal(keys, others):
         _, mine, theirs = np.intersect1d(keys, others, return_indices=True)
         order = np.argsort(mine)
-        stored = {name: column[mine[order]] for name, column in stored.items()}
-        derived = {name: column[theirs[order]] for name, column in derived.items()}
-    if not (opens := stored["open_time_ms"]).size:
+        stored, derived = stored.at(mine[order]), derived.at(theirs[order])
+    if not (opens := stored.rows["open_time_ms"]).size:
         raise DataInvalid("No bar was decided both times; give an earlier --from.")
-    moves = stored["target_quantity"] != derived["target_quantity"]
-    differs = moves | (stored["verdict"] != derived["verdict"])
-    pairs = zip(*(of["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
-    causes = Counter[str]()
+    moves, judged = (
+        stored.rows[name] != derived.rows[name] for name in ("target_quantity", "verdict")
+    )
+    differs = moves | judged
+    verdicts, causes = list(codes), Counter[str]()
+    pairs = zip(*(of.rows["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
     for (before, after), times in Counter(pairs).items():
-        causes[_why(log.verdicts[before], log.verdicts[after])] += times
-    closes = columns.times.closes_of(opens)
-    listed = _beginnings(differs, stored, derived)[:CHANGES_KEPT]
+        causes[_why(verdicts[before], verdicts[after])] += times
+    closes = stored.columns.times.closes_of(opens)
+    listed = _beginnings(differs, stored.rows, derived.rows)[:CHANGES_KEPT]
     return WhatIf(
         run.run_id,
         changed.words,
@@ -189,9 +155,9 @@ def what_if(changed: ChangedRun) -> WhatIf:
         int(moves.sum()),
         int(opens[0]),
         int(closes[-1]),
-        _accounts(changed, columns, log, closes, (stored, derived)),
+        _accounts(closes, stored, derived),
         tuple({"why": why, "decisions": times} for why, times in causes.most_common()),
-        tuple(_changes(changed, log, listed, stored, derived)),
+        tuple(_changes(listed, stored, derived)),
         tuple(_notes(changed)),
     )
 
@@ -227,25 +193,21 @@ def _why(before: Verdict, after: Verdict) -> str:
     return f"{refused_after} refuses" + (f" before {refused}" if refused else "")
 
 
-def _changes(
-    changed: ChangedRun, log: DecisionLog, listed: Ints, stored: Columns, derived: Columns
-) -> Iterator[Cells]:
+def _changes(listed: Ints, stored: _DecidedRun, derived: _DecidedRun) -> Iterator[Cells]:
     """Yield the decisions in the places *listed* as they were and as they are."""
-    items, run_id = changed.run.instruments, changed.stored.run.run_id
+    items = stored.columns.run.instruments
     for place in listed.tolist():
-        sequence, item = int(stored["sequence"][place]), items[stored["instrument"][place]]
-        before = changed.reader.step(run_id, sequence).decision
-        after = log.decisions[derived["place"][place]]
-        assert before is not None, "only what was decided is compared"
+        item = items[stored.rows["instrument"][place]]
+        before, after = stored.decision(place), derived.decision(place)
         gate, judged = after.refused_by, after
         if gate is None or gate == before.refused_by:
             gate, judged = before.refused_by, before
         at = None if gate is None else judged.gate_set.gates.index(gate)
         verdicts = [(of.action.value, of.refused_by) for of in (before, after)]
         yield {
-            "open_time_ms": int(stored["open_time_ms"][place]),
+            "open_time_ms": int(stored.rows["open_time_ms"][place]),
             "instrument": item.id,
-            "sequence": sequence,
+            "sequence": int(stored.rows["sequence"][place]),
             "before": _verdict_text(verdicts[0]),
             "target_before": _quantity(before, item.quantity_decimals),
             "after": _verdict_text(verdicts[1]),
@@ -266,36 +228,28 @@ def _quantity(decision: Decision, decimals: int) -> float | None:
     return None if target is None else target / 10**decimals
 
 
-def _accounts(
-    changed: ChangedRun,
-    columns: RunColumns,
-    log: DecisionLog,
-    closes: Ints,
-    both: tuple[Columns, Columns],
-) -> tuple[Cells, ...]:
+def _accounts(closes: Ints, stored: _DecidedRun, derived: _DecidedRun) -> tuple[Cells, ...]:
     """Return what the account made as recorded and with the change, and the difference by day."""
-    reader, run_id, calendar = changed.reader, changed.stored.run.run_id, columns.times.calendar
-    first, last = int(both[0]["sequence"][0]), columns.span[1]
-    assert log.account is not None, "it decided"
-    paid = reader.step(run_id, last).account.fees_paid
-    if first > columns.span[0]:
-        paid -= reader.step(run_id, first - 1).account.fees_paid
-    starts = columns.equity_before(first), float(changed.config.account.cash)
+    calendar = stored.columns.times.calendar
     days = metrics.return_days(closes, calendar)
     ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
     rows: list[tuple[Floats, Floats, float | None, float, int]] = []
-    for start, of, paid_fees, filled in (
-        (starts[0], both[0], paid, len(columns.rows.filled((first, last)))),
-        (starts[1], both[1], log.account.fees_paid, log.fills),
-    ):
-        curve = np.concatenate(([start], of["equity"] / MONEY_SCALE))
+    for of in (stored, derived):
+        columns, run_id = of.columns, of.columns.run.run_id
+        first, last = int(of.rows["sequence"][0]), columns.span[1]
+        paid = of.reader.step(run_id, last).account.fees_paid
+        if first > columns.span[0]:
+            paid -= of.reader.step(run_id, first - 1).account.fees_paid
+        equity = of.rows["equity"] / MONEY_SCALE
+        curve = np.concatenate(([columns.equity_before(first)], equity))
         fall = float(metrics.drawdowns(curve).max()) if (curve > 0).all() else None
         daily = metrics.daily_returns(closes, curve, calendar)
-        rows.append((np.diff(curve[ends]), daily, fall, paid_fees / MONEY_SCALE, filled))
+        fills = len(columns.rows.filled((first, last)))
+        rows.append((np.diff(curve[ends]), daily, fall, paid / MONEY_SCALE, fills))
     (profits, daily, fall, fees, fills), (profits2, daily2, fall2, fees2, fills2) = rows
-    apart = daily2 - daily if daily.size == daily2.size else daily[:0]
+    daily_change = daily2 - daily if daily.size == daily2.size else daily[:0]
     worse = None if fall is None or fall2 is None else fall2 - fall
-    rows.append((profits2 - profits, apart, worse, fees2 - fees, fills2 - fills))
+    rows.append((profits2 - profits, daily_change, worse, fees2 - fees, fills2 - fills))
     return tuple(
         {
             "account": name,

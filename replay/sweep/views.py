@@ -185,14 +185,14 @@ def luck(sweep: SweepResult) -> Iterator[str]:
     yield f"Of {count_of(len(values), 'point')}{where} the best reaches {top}, the median {middle}."
     if len(values) > 1 and min(values) == max(values):
         yield "All points came to the same: nothing in this space moved it."
-    elif (beside := sweep.neighbours) is not None:
-        if beside.median is None:
-            yield f"All {beside.failed} points one step beside it failed."
+    elif (near := sweep.neighbours) is not None:
+        if near.median is None:
+            yield f"All {near.failed} points one step beside it failed."
         else:
-            failed = f" ({beside.failed} more failed)" if beside.failed else ""
+            failed = f" ({near.failed} more failed)" if near.failed else ""
             yield (
-                f"The {count_of(len(beside.values), 'point')} one step beside it{failed} came to a "
-                f"median of {in_words(beside.median, sweep.objective)}: a peak that its neighbours "
+                f"The {count_of(len(near.values), 'point')} one step beside it{failed} came to a "
+                f"median of {in_words(near.median, sweep.objective)}: a peak that its neighbours "
                 "do not share is chance."
             )
     mean, error = best.figures["mean_day"], best.figures["mean_day_error"]

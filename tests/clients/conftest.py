@@ -36,7 +36,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def client_python() -> Callable[[str], Path]:
     """Return the interpreter of a client's own environment, made at its first use."""
 
-    def made(name: str) -> Path:
+    def python_of(name: str) -> Path:
         folder = ENVIRONMENTS / name
         python, stamp = folder / "bin" / "python", folder / "installed"
         wanted = "\n".join(REQUIREMENTS[name])
@@ -47,7 +47,7 @@ def client_python() -> Callable[[str], Path]:
             stamp.write_text(wanted)
         return python
 
-    return made
+    return python_of
 
 
 @contextmanager
@@ -79,10 +79,10 @@ def play(client_python: Callable[[str], Path], tmp_path: Path) -> Callable[..., 
     def played(name: str, program: str, category: str, within_s: float) -> dict[str, Any]:
         python = client_python(name)
         calls = tmp_path / "calls.txt"
-        with exchange(category, calls) as said:
+        with exchange(category, calls) as addresses:
             command = [str(python), str(HERE / "programs" / f"{program}.py")]
             with subprocess.Popen(
-                [*command, said["rest_url"], said["stream_url"], category],
+                [*command, addresses["rest_url"], addresses["stream_url"], category],
                 cwd=tmp_path,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -250,8 +250,8 @@ def test_loading_a_model_imports_no_compiler() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}])
-def test_threads_that_wait_leave_the_processor_to_others(own: dict[str, str]) -> None:
+@pytest.mark.parametrize("variables", [{}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_that_wait_leave_the_processor_to_others(variables: dict[str, str]) -> None:
     kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
         [sys.executable, "-c", "from tracepaper.daemon.cli import main\nmain()", "doctor"],
@@ -259,11 +259,11 @@ def test_threads_that_wait_leave_the_processor_to_others(own: dict[str, str]) ->
         text=True,
         check=False,
         timeout=deadline_s(),
-        env={**kept, **own, "OMP_DISPLAY_ENV": "verbose"},
+        env={**kept, **variables, "OMP_DISPLAY_ENV": "verbose"},
     )
     # The library of OpenMP prints it when torch loads it.
     [spins] = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
-    assert (int(spins) == 0) is (not own)
+    assert (int(spins) == 0) is (not variables)
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -196,12 +196,12 @@ def exported() -> dict[str, set[str]]:
     """Return the labels of every sample that a daemon exports."""
     clock = ManualClock(START_MS)
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
-    made = decision(measures=(("operator", 0.0, 1.0, False),))
+    outcome = decision(measures=(("operator", 0.0, 1.0, False),))
     monitor.parity = Replayed()
     monitor.notices = {"sent": 1}
     monitor.shipping = ShipProgress
     monitor.retraining = Retrains()
-    monitor.observe(step(bar(), decided=made, prediction=forecast(), position=Position()))
+    monitor.observe(step(bar(), decided=outcome, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}
 
@@ -237,14 +237,14 @@ class Heard:
 
 def unknown(expression: str, exported: dict[str, set[str]]) -> list[str]:
     """Return the metrics and labels of *expression* that no daemon exports."""
-    found = []
+    names = []
     for name, selector in SELECTOR.findall(expression):
         if name not in exported:
-            found.append(name)
+            names.append(name)
             continue
-        asked = set(re.findall(r"(\w+)\s*[=!]", selector))
-        found += [f"{name}.{label}" for label in sorted(asked - exported[name] - SCRAPER)]
-    return found
+        labels = set(re.findall(r"(\w+)\s*[=!]", selector))
+        names += [f"{name}.{label}" for label in sorted(labels - exported[name] - SCRAPER)]
+    return names
 
 
 def expressions() -> list[str]:
@@ -259,25 +259,25 @@ def expressions() -> list[str]:
 
 
 def test_alarms_and_pictures_ask_for_what_is_exported(exported: dict[str, set[str]]) -> None:
-    asked = expressions()
-    assert len(asked) > 40
-    assert [name for one in asked for name in unknown(one, exported)] == []
+    queries = expressions()
+    assert len(queries) > 40
+    assert [name for query in queries for name in unknown(query, exported)] == []
 
 
 def test_every_metric_of_ours_is_in_an_alarm_or_a_picture(exported: dict[str, set[str]]) -> None:
-    asked = {name for expression in expressions() for name, _ in SELECTOR.findall(expression)}
+    names = {name for expression in expressions() for name, _ in SELECTOR.findall(expression)}
     spare = {"tracepaper_info", "tracepaper_last_bar_close_seconds"}
     ours = {name for name in exported if name.startswith("tracepaper_")} - spare
     parts = ("_bucket", "_sum", "_count")
-    histograms = {name.removesuffix("_bucket") for name in asked if name.endswith("_bucket")}
-    covered = asked | {name + part for name in histograms for part in parts}
+    histograms = {name.removesuffix("_bucket") for name in names if name.endswith("_bucket")}
+    covered = names | {name + part for name in histograms for part in parts}
     assert ours - covered == set()
 
 
 def test_label_values_that_alarms_name_exist() -> None:
     text = " ".join(expressions())
     assert set(re.findall(r'gate="(\w+)"', text)) <= set(gate_order())
-    assert set(re.findall(r'outcome="(\w+)"', text)) <= {one.value for one in ParityOutcome}
+    assert set(re.findall(r'outcome="(\w+)"', text)) <= {outcome.value for outcome in ParityOutcome}
     source = (ROOT / "daemon" / "bybit" / "websocket.py").read_text(encoding="utf-8")
     for counter in re.findall(r'what="(\w+)"', text):
         assert f'"{counter}"' in source

@@ -81,7 +81,7 @@ def test_each_bar_of_a_close_has_its_own_step_behind_that_of_the_close() -> None
 def test_the_last_step_of_a_close_alone_stores_the_state() -> None:
     stored = [step.state is not None for step in run(engine(), flat(40))]
     assert stored[:4] == [False, False, False, True]
-    assert {place % 4 for place, one in enumerate(stored) if one} == {3}
+    assert {place % 4 for place, is_stored in enumerate(stored) if is_stored} == {3}
 
 
 def test_no_decision_depends_on_the_place_of_its_instrument() -> None:
@@ -96,7 +96,7 @@ def test_no_decision_depends_on_the_place_of_its_instrument() -> None:
         }  # fmt: skip
 
     forwards = by_bar(run(engine(), flat(60)))
-    assert forwards == by_bar(run(engine(), flat(60, order=lambda one: one[::-1])))
+    assert forwards == by_bar(run(engine(), flat(60, order=lambda order: order[::-1])))
 
 
 def test_all_bars_fill_and_mark_before_the_first_is_decided() -> None:
@@ -207,7 +207,7 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
 ) -> None:
     closed_together = closes(120)
     now_ms = closed_together[-1][0].close_time_ms + 300  # the newest alone is in time
-    late = [replace(one, seen_ms=now_ms) for together in closed_together for one in together[:1]]
+    late = [replace(item, seen_ms=now_ms) for together in closed_together for item in together[:1]]
     audit, watched = Transactions(), []
 
     def watch(step: Step) -> bool:
@@ -222,7 +222,7 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
 
 
 async def test_what_a_late_bar_trades_is_stored_at_once() -> None:
-    events = [one for together in closes(60) for one in together[:1]]
+    events = [item for together in closes(60) for item in together[:1]]
     alone = Transactions()
     await drive(Scripted(events), NoModel(), engine(), alone)
     first = next(step.sequence for step in alone.steps if step.orders)
@@ -248,7 +248,7 @@ def start() -> ModelChange:
 
 class Counting(FixedForecaster):
     def __init__(self) -> None:
-        super().__init__(lambda seen: forecast(seen[-1].close / 1e9), context=1)
+        super().__init__(lambda history: forecast(history[-1].close / 1e9), context=1)
         self.groups: list[list[str]] = []
 
     def predict_many(self, given: Sequence[Bar]) -> list[Forecast | None]:

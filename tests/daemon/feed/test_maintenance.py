@@ -71,8 +71,8 @@ async def test_the_first_time_costs_no_wait_where_two_answers_agree() -> None:
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_far_time_that_is_not_repeated_is_not_believed(error_ms: int, times: int) -> None:
     time, clock = asking([error_ms] * times)
-    told = await time.read()
-    assert (told.is_jump, told.server_ms) == (False, START_MS + times * 1_000)
+    answer = await time.read()
+    assert (answer.is_jump, answer.server_ms) == (False, START_MS + times * 1_000)
     assert clock.slept == [1.0] * times
 
 
@@ -86,8 +86,8 @@ async def test_a_far_time_is_believed_when_it_is_said_three_times(error_ms: int)
 async def test_answers_that_contradict_each_other_are_not_believed() -> None:
     years = [YEAR_MS * (1 + index % 4) for index in range(40)]
     time, clock = asking(years)
-    told = await time.read()
-    assert not told.is_jump
+    answer = await time.read()
+    assert not answer.is_jump
     assert len(clock.slept) == 40
 
 
@@ -212,10 +212,10 @@ async def asked_after(frame_ms: int, polls: int) -> bool:
     """Return whether REST is asked for a bar that is overdue, where frames of *frame_ms* come."""
     clock = JumpClock(START_MS + 200_000)
     state = quoted()
-    asked: list[object] = []
+    works: list[object] = []
 
     def spawn(work: Coroutine[None, None, None]) -> None:
-        asked.append(work)
+        works.append(work)
         work.close()
 
     maintenance = FeedMaintenance(
@@ -232,7 +232,7 @@ async def asked_after(frame_ms: int, polls: int) -> bool:
         maintenance.observe(frame_ms)
         await asyncio.sleep(0)
     overdue.cancel()
-    return bool(asked)
+    return bool(works)
 
 
 @pytest.mark.parametrize(("frame_ms", "is_asked"), [(50_000, False), (66_000, True)])
@@ -256,8 +256,8 @@ def test_a_coarser_tick_keeps_the_scales_of_the_run() -> None:
 
 
 def test_filters_that_did_not_change_are_equal_after_rescaling() -> None:
-    one = instrument()
-    assert rescaled(one, one) == one
+    item = instrument()
+    assert rescaled(item, item) == item
 
 
 def test_a_finer_tick_than_the_run_keeps_ends_it() -> None:

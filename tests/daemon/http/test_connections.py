@@ -123,8 +123,8 @@ async def test_one_byte_at_a_time_does_not_buy_time() -> None:
 
 async def test_an_answer_that_nobody_reads_is_not_kept() -> None:
     async with served() as server:
-        asked = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-        connection = await connect(server, asked * 5_000)
+        request = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        connection = await connect(server, request * 5_000)
         assert await answers(server)
         await ended(connection)
 
@@ -194,11 +194,11 @@ async def test_a_listener_for_metrics_serves_nothing_else() -> None:
 async def test_an_idle_connection_is_closed_and_not_counted_as_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = HALF_OPEN["an answered request, and no other"]
+    request = HALF_OPEN["an answered request, and no other"]
     async with served() as server:
-        kept = await connect(server, asked)
+        kept = await connect(server, request)
         assert b"200 OK" in await kept[0].readuntil(b"\r\n\r\n")
-        kept[1].write(asked)  # the connection serves again
+        kept[1].write(request)  # the connection serves again
         assert (await ended(kept)).count(b"200 OK") == 1
     assert "connections refused" not in capsys.readouterr().err
 

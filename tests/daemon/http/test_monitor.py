@@ -70,9 +70,9 @@ def test_on_margin_it_says_what_is_bound_and_where_it_ends() -> None:
     status = watched.status()
     assert status["account"]["margin_used"] == "15"  # type: ignore[index]
     facts = status["instruments"][BTC]  # type: ignore[index]
-    shown = {name: facts[name] for name in ("margin", "leverage", "liquidation_price")}
+    bound = {name: facts[name] for name in ("margin", "leverage", "liquidation_price")}
     expected = rules[BTC].bounds(held.entry_notional, held.quantity, held.margin).liquidation
-    assert shown == {
+    assert bound == {
         "margin": "15",
         "leverage": "10",
         "liquidation_price": unscaled(expected, instrument().price_decimals),
@@ -90,13 +90,13 @@ def test_on_cross_margin_it_says_the_ratio_at_which_the_account_is_liquidated() 
     rules = {BTC: MarginRules(instrument(), 1_000, 0, is_cross=True)}
     watched = Monitor(run=run(), clock=ManualClock(CLOSE_MS), margin=rules)
     held = Position(1_500, 150 * MONEY_SCALE, unrealized_pnl=10 * MONEY_SCALE)
-    seen = step(bar(), decided=decision(), position=held)
-    watched.observe(seen)
+    observed = step(bar(), decided=decision(), position=held)
+    watched.observe(observed)
     status = watched.status()
     account = status["account"]
     needed = rules[BTC].maintenance(160 * MONEY_SCALE)  # at the mark
     assert account["margin_used"] == "16"  # type: ignore[index]
-    assert account["maintenance_ratio"] == needed / seen.account.equity  # type: ignore[index]
+    assert account["maintenance_ratio"] == needed / observed.account.equity  # type: ignore[index]
     assert "liquidation_price" not in status["instruments"][BTC]  # type: ignore[index]
 
 

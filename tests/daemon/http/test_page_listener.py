@@ -43,21 +43,21 @@ class Shown:
 
 
 @pytest.fixture
-def shown() -> Shown:
+def page() -> Shown:
     return Shown()
 
 
 @pytest.fixture
-async def url(shown: Shown) -> AsyncIterator[str]:
+async def url(page: Shown) -> AsyncIterator[str]:
     async with (
         HttpServer(
             host="127.0.0.1",
             port=0,
             tokens={"database": FILE_TOKEN, "anna": TOKEN},
             status=lambda: {"ready": True},
-            submit=shown.submit,
+            submit=page.submit,
             registry=CollectorRegistry(),
-            page=lambda: shown,
+            page=lambda: page,
         ) as server,
         server.page_listener("127.0.0.1", 0, ("localhost", "127.0.0.1")) as address,
     ):
@@ -79,7 +79,7 @@ async def status(client: aiohttp.ClientSession, url: str, **headers: str) -> int
 
 
 async def test_nothing_is_shown_without_a_token_and_all_with_one(
-    url: str, shown: Shown, client: aiohttp.ClientSession
+    url: str, page: Shown, client: aiohttp.ClientSession
 ) -> None:
     for path in PATHS:
         assert await status(client, url + path) == 401
@@ -88,12 +88,12 @@ async def test_nothing_is_shown_without_a_token_and_all_with_one(
         assert await status(client, url + path, Cookie=f"tracepaper-1={TOKEN}") == 401
     for path in ("/livez", "/metrics", "/command"):  # and what is not there says nothing either
         assert await status(client, url + path) == 401
-    assert shown.paths == []
+    assert page.paths == []
     assert [await status(client, url + path, **BEARER) for path in PATHS] == [200] * len(PATHS)
 
 
 async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
-    url: str, shown: Shown, client: aiohttp.ClientSession
+    url: str, page: Shown, client: aiohttp.ClientSession
 ) -> None:
     async with client.post(f"{url}/session", headers=BEARER) as answer:
         assert answer.status == 204
@@ -106,7 +106,7 @@ async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
         assert answer.status == 401
     async with client.post(f"{url}/command", json={"kind": "HALT"}, headers=BEARER) as answer:
         assert answer.status == 200
-    assert [caller.token for caller in shown.callers] == ["anna"]
+    assert [caller.token for caller in page.callers] == ["anna"]
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
 )
 @pytest.mark.parametrize("path", ["/api/v1/runs", "/api/v1/stream?run=last", "/session"])
 async def test_another_host_and_another_site_are_refused_with_a_token_too(
-    url: str, shown: Shown, client: aiohttp.ClientSession, headers: dict[str, str], path: str
+    url: str, page: Shown, client: aiohttp.ClientSession, headers: dict[str, str], path: str
 ) -> None:
     method = "POST" if path == "/session" else "GET"
     async with client.request(method, url + path, headers={**BEARER, **headers}) as answer:
         assert answer.status == 403
         assert "Set-Cookie" not in answer.headers
-    assert shown.paths == []
+    assert page.paths == []
 
 
 async def test_a_token_cannot_be_guessed_and_who_is_in_stays_in(

@@ -203,11 +203,11 @@ async def test_who_does_not_know_the_token_changes_nothing_and_may_look(
 
 
 async def test_a_port_that_is_taken_is_refused_in_one_sentence(daemon: Daemon) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         with pytest.raises(ConfigInvalid, match="set another \\[http\\] port"):
-            await server_of(daemon, taken.getsockname()[1]).__aenter__()
+            await server_of(daemon, listener.getsockname()[1]).__aenter__()
 
 
 async def test_the_end_frees_the_port_though_a_client_holds_on(daemon: Daemon) -> None:

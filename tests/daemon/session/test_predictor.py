@@ -27,8 +27,8 @@ from tracepaper.strategies.types.market import Bar, Close, Closed, ModelChange, 
 KEY = "linear:BTCUSDT"
 
 
-def says(seen: Sequence[Bar]) -> Forecast:
-    return forecast(seen[-1].close / 1e9)
+def says(history: Sequence[Bar]) -> Forecast:
+    return forecast(history[-1].close / 1e9)
 
 
 def start(warm_from: tuple[tuple[str, int], ...] = ()) -> ModelChange:

@@ -37,7 +37,7 @@ def lines_of(view: LiveView) -> list[str]:
     return [lines.get(place, "").rstrip() for place in range(view.size.height)]
 
 
-def told(symbols: int = 1, count: int = 120) -> ScreenState:
+def screen(symbols: int = 1, count: int = 120) -> ScreenState:
     """Return the state of a run whose last decision a gate refused, as its daemon keeps it."""
     named = [instrument(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")[:symbols]]
     state = ScreenState()
@@ -49,8 +49,8 @@ def told(symbols: int = 1, count: int = 120) -> ScreenState:
         ("shifted", 0.0125, 0.01, False),
         ("edge", 1.4, 1.0, True),
     )
-    for one in named:
-        for number, of in enumerate(bars(count, instrument_id=one.id)):
+    for item in named:
+        for number, of in enumerate(bars(count, instrument_id=item.id)):
             state.observe(
                 step(
                     of,
@@ -58,7 +58,7 @@ def told(symbols: int = 1, count: int = 120) -> ScreenState:
                     decided=decision(measures=measures),
                     prediction=forecast(),
                     position=held,
-                    fills=(fill(),) if number == 7 and one is named[0] else (),
+                    fills=(fill(),) if number == 7 and item is named[0] else (),
                     of=account_of(100_000 + number % 30),
                     twins=(TwinStep("ungated", Position(), account_of(99_930), ()),),
                 )
@@ -67,7 +67,7 @@ def told(symbols: int = 1, count: int = 120) -> ScreenState:
 
 
 @asynccontextmanager
-async def shown(
+async def running_app(
     state: ScreenState, width: int = 100, height: int = 30, database: Path = Path("none.db")
 ) -> AsyncIterator[tuple[LiveView, Pilot[None], Connection]]:
     """Show *state* on a screen of *width* x *height*, told over a pipe as by a daemon."""
@@ -102,7 +102,7 @@ HALT = """\
 
 
 async def test_tab_turns_to_the_next_symbol_and_back() -> None:
-    async with shown(told(3)) as (view, pilot, _):
+    async with running_app(screen(3)) as (view, pilot, _):
 
         async def symbol(*keys: str) -> str:
             await pilot.press(*keys)
@@ -122,7 +122,7 @@ async def test_the_operators_word_is_given_once_it_is_confirmed(tmp_path: Path) 
     monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
     async with (
         serving(database, monitor) as daemon,
-        shown(told(), 80, 24, database) as (view, pilot, _),
+        running_app(screen(), 80, 24, database) as (view, pilot, _),
     ):
         await pilot.press("h", "x", "escape")
         await view.workers.wait_for_complete()
@@ -146,7 +146,7 @@ async def test_the_operators_word_is_given_once_it_is_confirmed(tmp_path: Path) 
 
 
 async def test_a_word_that_reaches_no_daemon_says_so(tmp_path: Path) -> None:
-    async with shown(told(), 100, 30, tmp_path / "[b]no.db") as (view, pilot, _):
+    async with running_app(screen(), 100, 30, tmp_path / "[b]no.db") as (view, pilot, _):
         await pilot.press("h", "enter")
         await until(lambda: "No daemon runs on" in "".join(lines_of(view)), poll_s=0.01)
         assert "[b]no.db" in "".join(line.strip(" │▌▐") for line in lines_of(view))
@@ -154,7 +154,7 @@ async def test_a_word_that_reaches_no_daemon_says_so(tmp_path: Path) -> None:
 
 
 async def test_quitting_asks_whether_the_daemon_is_to_stop() -> None:
-    async with shown(told()) as (view, pilot, daemon):
+    async with running_app(screen()) as (view, pilot, daemon):
         await pilot.press("q")
         await pilot.pause()
         assert any("l    leave the view: the daemon goes on" in line for line in lines_of(view))
@@ -164,14 +164,14 @@ async def test_quitting_asks_whether_the_daemon_is_to_stop() -> None:
         await pilot.pause()
         assert daemon.recv() == STOP
         assert view.is_running  # until the daemon has ended
-    async with shown(told()) as (view, pilot, daemon):
+    async with running_app(screen()) as (view, pilot, daemon):
         await pilot.press("q", "l")
         await until(lambda: not view.is_running, poll_s=0.01)
         assert not daemon.poll()
 
 
 async def test_the_view_ends_with_its_daemon() -> None:
-    async with shown(told()) as (view, _, daemon):
+    async with running_app(screen()) as (view, _, daemon):
         daemon.close()
         await until(lambda: not view.is_running, poll_s=0.01)
         assert view.return_code == 0

@@ -49,9 +49,9 @@ def terminal() -> tuple[Terminal, io.StringIO]:
 
 def harmless(text: str) -> bool:
     """Return whether *text* shows what was stored, and holds only the console's own sequences."""
-    own = text.replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[2m", "")
-    own = own.replace("\x1b[1;2m", "").replace("\x1b[3m", "").replace("\x1b[2;3m", "")
-    return SEEN in own and not any(sign in own for sign in "\x1b\x9b\u202e")
+    plain = text.replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[2m", "")
+    plain = plain.replace("\x1b[1;2m", "").replace("\x1b[3m", "").replace("\x1b[2;3m", "")
+    return SEEN in plain and not any(sign in plain for sign in "\x1b\x9b\u202e")
 
 
 def test_control_characters_are_written_out_and_lines_stay() -> None:

@@ -82,9 +82,9 @@ class Terminal:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
-    found = Terminal()
-    yield found
-    found.close()
+    fake = Terminal()
+    yield fake
+    fake.close()
 
 
 def decided(number: int, of: Instrument = BTC) -> Step:
@@ -160,8 +160,8 @@ async def test_a_view_that_hangs_delays_no_step_and_is_ended(terminal: Terminal)
         view.process.send_signal(signal.SIGSTOP)
         # More than any pipe holds: the thread that tells the view waits, this one does not.
         for number in range(1, 6):
-            for one in many:
-                view.show(decided(number, one), KNOWN)
+            for candle in many:
+                view.show(decided(number, candle), KNOWN)
     assert view.process.returncode == -signal.SIGKILL
     await until(lambda: terminal.text.endswith(LEAVE.decode()), poll_s=0.02)
     assert terminal.modes() == before

@@ -111,14 +111,14 @@ def test_tpe_goes_on_as_if_it_had_never_stopped(begin: int) -> None:
         sampler = sampler_of("tpe", AXES, trials=20, seed=3, maximize=True)
         for number, point in enumerate(points[:first]):
             sampler.tell(number, point, worth(point))
-        found = points[:first]
+        drawn = points[:first]
         for number in range(first, 20):
             point = sampler.ask(number)
             sampler.tell(number, point, worth(point))
-            found.append(point)
+            drawn.append(point)
         if points:
-            assert found == points
-        points = found
+            assert drawn == points
+        points = drawn
 
 
 @pytest.mark.parametrize(
