@@ -63,6 +63,7 @@ class Intent(NamedTuple):
     expected: ExpectedReturn | None = None  # by the model, where [exits] follow it
     # In hedge mode what each side is asked for, None where a gate holds it; the rest is of both.
     sides: Mapping[PositionSide, Intent | None] = {}
+    ends_lists: bool = False  # whether it takes back the orders by list that could open anything
 
     @property
     def is_entry(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from tracepaper.strategies.api.context import (
     buy,
     sell,
 )
-from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import (
     Bar,
@@ -127,6 +127,21 @@ class Drawn(Strategy):
             yield Cancel(rng.choice(("", "a")))
 
 
+class DrawnTogether(PortfolioStrategy):
+    """What ``Drawn`` says of each symbol of a close, of which some are left out."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._drawn = Drawn(options)
+        self.twins, self.horizon = self._drawn.twins, self._drawn.horizon
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
+        """Draw an answer for each symbol, by its bar's volume."""
+        named = {symbol: of for symbol, of in contexts.items() if of.exact.volume % 5}
+        return {symbol: self._drawn.decide(of) for symbol, of in named.items()}
+
+
 class Close(NamedTuple):
     """A close whose bars are observed together."""
 
@@ -194,13 +209,13 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
             )
         ),
     }
-    drawn = "histories:Drawn"
+    drawn = ["histories:Drawn"] * 3 + ["histories:DrawnTogether"]
     horizon, twins = rng.choice((None, 5)), ["ungated", "buy_and_hold"][: rng.randint(0, 2)]
     if is_several:
         shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
         given["strategies"] = {
             f"s{number}": {
-                "name": drawn,
+                "name": rng.choice(drawn),
                 "share": shares[number],
                 "twins": twins,
                 "options": options(number, horizon=horizon),
@@ -210,7 +225,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
         given["strategies"]["reset"] = rng.choice(("never", "day"))
     else:
         given["strategy"] = {
-            "name": drawn,
+            "name": rng.choice(drawn),
             "twins": twins,
             "options": options(rng.randint(0, 99), horizon=horizon),
         }

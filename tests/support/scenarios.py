@@ -527,9 +527,13 @@ SCENARIOS: dict[str, Scenario] = {
             },
             "AAAUSDT", "BBBUSDT",
             sizing={"mode": "notional", "notional": "1000"},
+            account={"position_mode": "hedge"},
         ),
         candles=lambda: cointegrated(BARS, interval_ms=HOUR_MS),
-        shows=_counts("v_fills", "v_notes WHERE name = 'opened' AND number > 2"),
+        shows=(
+            *_counts("v_notes WHERE name = 'opened' AND number > 2"),
+            "SELECT count(DISTINCT instrument || position_side) = 4 FROM v_fills",
+        ),
         forged=("UPDATE answers SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",),
     ),
     "a hole": Scenario(

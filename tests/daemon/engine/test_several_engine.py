@@ -361,20 +361,26 @@ def test_a_limit_counts_the_lists_of_all_and_holds_up_none_that_only_reduces() -
     assert orders_of(third) == [("a", 9_900, OrderStatus.NEW)]
 
 
-@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown"])
+@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown", "drawdown of nothing"])
 def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
+    most, b = "0.0001", dict[str, list[Any]]()
     ends: dict[str, list[Any]] = {"2": ["FAIL"]} if how == "FAIL" else {}
+    if how == "drawdown of nothing":  # by the fees of what the two buy and sell
+        most, ends = "0.000003", {"1": ["ORDERS", [2, None, False]]}
+        b = {"0": ["ORDERS", [-2, None, False]], "1": ["ORDERS", [-2, None, False]]}
+    risk = {"max_drawdown": most, "on_breach": "flatten"} if "drawdown" in how else {}
     listed = ["ORDERS", [2, None, False], [6, 80, False]]
-    risk = {"max_drawdown": "0.0001", "on_breach": "flatten"} if how == "drawdown" else {}
-    engine = listing(risk=risk, a={"0": listed, **ends}, b={})
+    engine = listing(risk=risk, a={"0": listed, **ends}, b=b)
     run(engine, [at_price(10_000, index=at) for at in range(2)])
     owner = engine.broker.own.owners["a"]
     assert owner.held(ITEM.id) == 2_000
-    assert len(owner.lines_of(ITEM.id)[0].orders.others) == 1
+    assert owner.lines_of(ITEM.id)[0].orders.others
     if how in {"HALT", "FLATTEN"}:
         run(engine, [Command(CommandKind(how), "", 0, 0)])
     run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
-    assert not owner.lines_of(ITEM.id)[0].orders.others
+    for line in (owner.lines_of(ITEM.id)[0] for owner in engine.broker.own.owners.values()):
+        assert not line.orders.others
+        assert how == "HALT" or not line.held
     assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
 
 
