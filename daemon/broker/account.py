@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.apportion import apportion, funding_parts
 from tracepaper.daemon.broker.book import (
     AccountState,
     Book,
@@ -31,6 +30,7 @@ from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginP
 from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
 from tracepaper.daemon.broker.positions import Positions
 from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.apportion import apportion, funding_parts
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from tracepaper.daemon.broker.account import Intent, part_of
-from tracepaper.daemon.broker.apportion import crossed
 from tracepaper.daemon.broker.book import requests_of
 from tracepaper.daemon.broker.line import Line
 from tracepaper.strategies.api.context import Orders
+from tracepaper.strategies.apportion import crossed
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,

@@ -266,7 +266,12 @@ class MemberState:
     def adjust(self, action: CorporateAction) -> None:
         """Take the bars before a split as those of the shares after it."""
         self._sizer.adjust(action)
-        self.strategy.adjust(action)
+        try:
+            self.strategy.adjust(action)
+        except StrategyFailed as error:
+            if self.member is None:
+                raise
+            self.member.fail(str(error))
 
     # ------------------------------------------------------------ a bar, from top to bottom
 

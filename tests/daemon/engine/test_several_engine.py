@@ -40,6 +40,8 @@ from tracepaper.strategies.types.market import (
     Category,
     Command,
     CommandKind,
+    CorporateAction,
+    CorporateActionKind,
     Event,
     Funding,
     Mark,
@@ -502,6 +504,44 @@ def test_each_strategy_sees_its_own_part_and_size() -> None:
                 assert note["held"] == (part.held(ITEM.id) - crossed) / 1_000
     first = engine.broker.own.owners["a"].balance().equity
     assert first != engine.broker.own.owners["b"].balance().equity
+
+
+class Keeps(PortfolioStrategy):
+    """Keeps prices that it cannot adjust, and buys at the first close."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    def adjust(self, action: CorporateAction) -> None:
+        assert not action.is_split
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
+        return {symbol: Signal(Action.LONG, "all") for symbol in contexts}
+
+
+def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust() -> None:
+    sizes, of = {"a": "6", "b": "5", "c": "1"}, {"c": f"{__name__}:Keeps"}
+    strategies = {
+        name: {
+            "name": of.get(name, SCRIPTED), "options": {"says": {"0": ["LONG"]}}, "share": "0.3",
+            "sizing": {"mode": "fixed", "quantity": size},
+        }
+        for name, size in sizes.items()
+    }  # fmt: skip
+    config = load(None, {"market": {"category": "spot"}, "strategies": strategies})
+    item = {"category": Category.STOCK, "quantity_decimals": 0, "quantity_step": 1}
+    engine = built(config, FillModel.QUOTE, **item)
+    key, end = "stock:BTCUSDT", START_MS + MINUTE
+    shown = [quote(995, 1_000, at_ms=end + ms, size=10, instrument_id=key) for ms in (-500, 500)]
+    first, later = (at_price(1_000, index=at, instrument_id=key) for at in range(2))
+    split = CorporateAction(key, CorporateActionKind("split"), 1, 10, 0, 1_000, end, end)
+    run(engine, [shown[0], first, shown[1], split, later])
+    owners = engine.broker.own.owners
+    # Of 10 for 12 that were ordered a has 5 of 6: of one share that is left, all.
+    assert [owner.held(key) for owner in owners.values()] == [1, 0, 0]
+    assert [owner.target(key) for owner in owners.values()] == [1, 0, 0]
+    assert engine.broker.own.line(key).orders.order is None
+    assert [*engine.set_aside] == ["c"]
 
 
 def test_spot_parts_pay_their_fee_in_base() -> None:
