@@ -115,13 +115,9 @@ class Pong(Struct, gc=False):
 class Unknown(Struct, gc=False):
     """A well-formed frame that is not ours to read."""
 
-    kind: str
-
 
 class RefusedFrame(Struct, gc=False):
     """A frame whose date is not accepted; none of it was applied."""
-
-    kind: str
 
 
 Received = ClosedCandles | Ticker | BestQuotes | Trades | Ack | Pong | Unknown | RefusedFrame
@@ -316,7 +312,7 @@ class Wire:
             f"A {kind} frame is dated {server_ms}, ahead of the exchange's time; it was dropped "
             "and that time is read anew.",
         )
-        return RefusedFrame(kind)
+        return RefusedFrame()
 
     def _accepts_date(self, server_ms: int) -> bool:
         return self._observe is None or self._observe(server_ms)
@@ -351,7 +347,7 @@ class Wire:
         """Count a frame that was not subscribed; foreign kinds share a counter, to stay few."""
         counted = kind if kind in self._readers else "other"
         self.counters[f"unknown.{counted}"] += 1
-        return Unknown(kind[:32])
+        return Unknown()
 
     def _before_snapshot(self, kind: str, topic: str) -> Unknown:
         """Refuse a delta that comes before any snapshot, and mark its topic as stale."""
@@ -361,7 +357,7 @@ class Wire:
             f"A delta of {topic[:64]} came before any snapshot; it was dropped and a snapshot is "
             "asked for.",
         )
-        return Unknown(kind)
+        return Unknown()
 
     def _kline(self, frame: bytes, _: Instrument) -> Received:
         """Read a kline frame whose keys come in another order."""
@@ -459,8 +455,8 @@ class Wire:
         if is_deep and not levels.follow(book.data.u, is_snapshot=is_snapshot):
             raise FrameImpossible(
                 "skipped",
-                f"{_not_following(book.topic, levels.update, book.data.u)}; the book was dropped "
-                "and a snapshot is asked for.",
+                f"Frame {book.data.u} of {book.topic} does not follow {levels.update}; the book "
+                "was dropped and a snapshot is asked for.",
             )
         sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
         if not self._accepts_date(max(book.ts, book.cts)):
@@ -469,7 +465,12 @@ class Wire:
             return self._ahead("orderbook", max(book.ts, book.cts))
         levels.apply(sides, is_snapshot=is_snapshot)
         levels.update, levels.market_ms = book.data.u, book.ts
-        _refuse_deep(levels, instrument)
+        if max(len(levels.bids), len(levels.asks)) > BOOK_LEVELS_MAX:
+            raise FrameImpossible(
+                "deep",
+                f"The book of {instrument.id} has more than {BOOK_LEVELS_MAX} levels a side; it "
+                "was dropped and a snapshot is asked for.",
+            )
         self.stale_topics.discard(book.topic)
         if not levels.bids or not levels.asks:
             return BestQuotes(book.ts, None)
@@ -542,18 +543,3 @@ def _merged(before: TickerData, delta: TickerData) -> TickerData:
         else delta.next_funding_time,
         funding_rate=before.funding_rate if delta.funding_rate is None else delta.funding_rate,
     )
-
-
-def _not_following(topic: str, last: int, update: int) -> str:
-    if update > last:
-        return f"Frames of {topic} between {last} and {update} are missing"
-    return f"Frame {update} of {topic} came {'twice' if update == last else f'after {last}'}"
-
-
-def _refuse_deep(book: Levels, instrument: Instrument) -> None:
-    if max(len(book.bids), len(book.asks)) > BOOK_LEVELS_MAX:
-        raise FrameImpossible(
-            "deep",
-            f"The book of {instrument.id} has more than {BOOK_LEVELS_MAX} levels a side; it was "
-            "dropped and a snapshot is asked for.",
-        )
