@@ -20,7 +20,6 @@ from tracepaper.replay.document.values import (
     Paragraph,
     Part,
     TitledParts,
-    as_document,
     of_field,
     table,
     table_of,
@@ -62,9 +61,9 @@ POSITIONS: Final = (
 )
 
 
-def account(shown: ShownRun) -> answers.Document:
+def account(shown: ShownRun) -> TitledParts:
     """Return the run's accounts, their curves, what is held, and a trader's own fills."""
-    return answers.Document(**as_document(TitledParts("Account", tuple(_account(shown)))))
+    return TitledParts("Account", tuple(_account(shown)))
 
 
 def _account(shown: ShownRun) -> Iterator[Part]:
@@ -152,7 +151,7 @@ _Differing = tuple[int, int, str, npt.NDArray[np.bool_], int, int]
 """Its weight, its bar's open, instrument, in which fields, and both sequences."""
 
 
-def compare(left: ShownRun, right: ShownRun) -> answers.Document:
+def compare(left: ShownRun, right: ShownRun) -> TitledParts:
     """Return where two runs decided the same bars differently."""
     compared = ("target_quantity", *_NUMBERS)
     left_columns, right_columns = (run.columns.decisions(compared) for run in (left, right))
@@ -193,9 +192,7 @@ def compare(left: ShownRun, right: ShownRun) -> answers.Document:
             for place in np.flatnonzero(differs.any(axis=1)).tolist()
         ]  # fmt: skip
     differing.sort(key=itemgetter(0, 1, 2))
-    return answers.Document(
-        **as_document(TitledParts("Compare", (*_compared(left, right, common, differing, counts),)))
-    )
+    return TitledParts("Compare", tuple(_compared(left, right, common, differing, counts)))
 
 
 def _compared(

@@ -14,7 +14,6 @@ from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.marks import fill_mark
 from tracepaper.replay.page.records import told
 from tracepaper.replay.page.rollups import OWN, TIME, words_of
-from tracepaper.replay.page.runs import holdings
 from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.errors import TracepaperError
 
@@ -39,7 +38,6 @@ class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
     decision: dict[str, Any] | None = None  # the row of ``Series`` for it, by column
     fills: list[answers.FillMark] = field(default_factory=list)
     equity: dict[str, float] = field(default_factory=dict)
-    holdings: list[answers.InstrumentPosition] = field(default_factory=list)
     happening: answers.RunEvent | None = None
 
 
@@ -105,7 +103,6 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     computed = holding.at_bars(shown, bars, first)
     for sequence, columns in by_step.items():
         equity.setdefault(sequence, {}).update(computed.get(int(columns[TIME]), {}))
-    held = holdings(shown)
     steps: list[StreamStep] = []
     for event in shown.views.rows("v_events", sequence=sequences):
         sequence, kind = event["sequence"], event["kind"]
@@ -128,7 +125,6 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
                 decision=None if values is None else _decision(values, sequence),
                 fills=fills.get(sequence, []),
                 equity=equity.get(sequence, {}),
-                holdings=held if sequence == last else [],
                 happening=None
                 if kind in _QUIET
                 else answers.RunEvent(

@@ -20,6 +20,7 @@ from report_cases import BTC, SAMPLE, STRICT, cross, replayed
 from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
+    answers,
     decisions,
     derivations,
     documents,
@@ -29,7 +30,7 @@ from tracepaper.replay.page import (
     runs,
 )
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
-from tracepaper.replay.page.routes import match
+from tracepaper.replay.page.routes import RowParameters, match
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.report import build_report
 from tracepaper.storage.database.lock import InstanceLock
@@ -152,7 +153,7 @@ def test_orders_that_rested_are_those_of_the_views(rested: ShownRun) -> None:
 
 
 def test_the_account_is_a_document_whose_curves_end_at_its_figures(shown: ShownRun) -> None:
-    parts = documents.account(shown).parts
+    parts = as_parts(documents.account(shown).parts)
     accounts = runs.accounts(shown)
     table, chart = (
         next(part for part in parts if part["kind"] == kind) for kind in ("table", "chart")
@@ -228,22 +229,25 @@ def test_each_account_is_measured_from_its_own_beginning(shown: ShownRun) -> Non
 
 
 def test_rows_are_filtered_sorted_and_paged(shown: ShownRun) -> None:
-    asked: Any = {"from_ms": None, "until_ms": None, "sort": None, "descending": False}
-    found = records.rows(shown, "decisions", {"allowed": "0"}, **asked, limit=10, after=None)
+    found = records.rows(shown, "decisions", {"allowed": "0"}, RowParameters(limit=10))
     assert found.total == shown.views.count("v_decisions", allowed=0)
-    more = records.rows(shown, "decisions", {"allowed": "0"}, **asked, limit=10, after=found.next)
+    after = RowParameters(limit=10, after=found.next)
+    more = records.rows(shown, "decisions", {"allowed": "0"}, after)
     assert more.rows[0][1] > found.rows[-1][1]
-    whole = records.rows(shown, "fills", {}, **asked, limit=1_000, after=None)
+    whole = records.rows(shown, "fills", {}, RowParameters(limit=1_000))
     assert whole.next is None
-    last = records.rows(shown, "fills", {}, **asked, limit=whole.total, after=None)
+    last = records.rows(shown, "fills", {}, RowParameters(limit=whole.total))
     assert (len(last.rows), last.next) == (whole.total, None)  # a page that is just full
     for view, filters in (("nope", {}), ("fills", {"x": "1"}), ("fills", {"price": "much"})):
         with pytest.raises(HttpRefusal):
-            records.rows(shown, view, filters, **asked, limit=10, after=None)
+            records.rows(shown, view, filters, RowParameters(limit=10))
 
 
 def test_the_report_is_the_document_that_the_command_writes(shown: ShownRun) -> None:
-    answer = derivations.report_of(shown)
+    answer = match(f"/runs/{shown.run_id}/report", {}).respond(
+        Databases([shown.database]), lambda *_: None
+    )
+    assert isinstance(answer, answers.Document)
     document = report_document(build_report(shown.database, shown.run_id))
     assert (answer.title, answer.parts) == (document.title, as_parts(document.parts))
     assert {part["kind"] for part in answer.parts} >= {"paragraph", "table", "chart", "fold"}
@@ -283,7 +287,7 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
     answer = derivations.ask(found, sequence, lambda share, _doing: told.append(share))
     assert told == sorted(set(told))
     assert len(told) >= 5
-    features, heads = answer.parts
+    features, heads = as_parts(answer.parts)
     assert features["rows"][0][1]["sort"] != 0
     blocks = decisions.decision(found, sequence).looked
     ((layer,),) = [panel["layers"] for panel in heads["parts"][0]["panels"]]
@@ -294,11 +298,10 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
 
 
 def test_refusals_by_day_are_all_refusals(shown: ShownRun) -> None:
-    _, days, _, refused = records.refusals(shown).parts
+    _, days, _, refused = as_parts(records.refusals(shown).parts)
     counted = sum(map(sum, days["panels"][0]["layers"][0]["rows"]))
     assert counted == shown.views.count("v_decisions", allowed=0)
-    document = derivations.report_of(shown)
-    assert refused in document.parts
+    assert refused in as_parts(derivations.report_of(shown).parts)
 
 
 def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(

@@ -1,10 +1,12 @@
 /** A chart of a document: panels in SVG, heat maps on a canvas under it, one pointer for all panels. */
 import { html, useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
+import { onTheme } from "../theme.js";
 import { LETTER, scale, ticks } from "./axis.js";
 import { EdgesView } from "./edges.js";
 import { FlowView } from "./flow.js";
 import { Cells, ColourBar, cellText, edgesOf, inkOn, cellOf } from "./heat.js";
 import { drawn, extentOf, legendOf, numbersOf, readingOf } from "./layers.js";
+import { TableView } from "./table.js";
 
 const [RIGHT, LABELS_MOST] = [12, 210];
 const NARROW = 620;
@@ -43,17 +45,7 @@ function useWidth(box) {
 /** A number that changes with the colours of the page. */
 function useTheme() {
   const [turns, setTurns] = useState(0);
-  useEffect(() => {
-    const turn = () => setTurns((before) => before + 1);
-    const prefers = matchMedia("(prefers-color-scheme: dark)");
-    const observer = new MutationObserver(turn);
-    observer.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
-    prefers.addEventListener("change", turn);
-    return () => {
-      observer.disconnect();
-      prefers.removeEventListener("change", turn);
-    };
-  }, []);
+  useEffect(() => onTheme(() => setTurns((before) => before + 1)), []);
   return turns;
 }
 
@@ -252,16 +244,8 @@ function OnCells({ heat, x, y, theme }) {
 /** The chart's numbers as a table, made where somebody opens it. */
 function Numbers({ chart }) {
   const [isOpen, setOpen] = useState(false);
-  const { heads, rows, left } = isOpen ? numbersOf(chart) : { heads: [], rows: [], left: 0 };
   return html`<details class="numbers" onToggle=${(event) => setOpen(event.currentTarget.open)}>
     <summary>as a table</summary>
-    ${isOpen &&
-    html`<div class="sideways" tabindex="0" role="region" aria-label=${`Numbers: ${nameOf(chart)}`}>
-      <table>
-        <thead><tr>${heads.map((head) => html`<th scope="col">${head}</th>`)}</tr></thead>
-        <tbody>${rows.map((row) => html`<tr>${row.map((cell) => html`<td>${cell}</td>`)}</tr>`)}</tbody>
-      </table>
-      ${left > 0 && html`<p class="note">${left.toLocaleString("en")} more rows are left out, evenly.</p>`}
-    </div>`}
+    ${isOpen && html`<${TableView} table=${numbersOf(chart)} name=${`Numbers: ${nameOf(chart)}`} />`}
   </details>`;
 }
