@@ -36,7 +36,7 @@ from tracepaper.replay.exchange.fault_kinds import (
     FrameFault,
     FrameOutcome,
 )
-from tracepaper.replay.exchange.faults import FaultPlan, fault_from, plan_from, read_plan
+from tracepaper.replay.exchange.faults import FaultPlan, ListedFault, fault_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Bar, Category
@@ -93,7 +93,7 @@ def test_a_file_lists_faults_by_time(tmp_path: Path, suffix: str) -> None:
     path.write_text(texts[suffix])
     plan = read_plan(path)
     assert (plan.seed, plan.every_s, plan.kinds) == (4, 2.5, ("stall",))
-    assert [(timed.wait_s, timed.fault.kind) for timed in plan.listed] == [
+    assert [(timed.wait_s, timed.fault.kind) for timed in plan.listed()] == [
         (1.5, "drop"),
         (3.5, "stall"),
     ]
@@ -112,9 +112,11 @@ def test_a_file_lists_faults_by_time(tmp_path: Path, suffix: str) -> None:
         {"kinds": 5},
     ],
 )
-def test_a_wrong_plan_is_one_sentence(request_body: dict[str, object]) -> None:
+def test_a_wrong_plan_is_one_sentence(tmp_path: Path, request_body: dict[str, object]) -> None:
+    path = tmp_path / "faults.json"
+    path.write_text(json.dumps(request_body))
     with pytest.raises(ConfigInvalid, match=r"give .*\.$"):
-        plan_from(request_body)
+        read_plan(path)
 
 
 ROWS = walk_rows(60, seed=8)
@@ -559,7 +561,8 @@ async def test_a_fault_that_is_declared_once_is_found_everywhere(
     assert "shout  " in capsys.readouterr().out
     dealt = {timed.fault.kind for timed in islice(FaultPlan(every_s=1).scheduled(), len(FAULTS))}
     assert "shout" in dealt
-    assert plan_from({"faults": [{"kind": "shout"}]}).listed[0].fault == Fault("shout")
+    (listed,) = FaultPlan(faults=(ListedFault("shout"),)).listed()
+    assert listed.fault == Fault("shout")
     with pytest.raises(ConfigInvalid, match="shout"):
         fault_from({"kind": "whisper"})
     async with (
