@@ -248,6 +248,12 @@ export const getColumns = (run, kind, parameters, options) => source.get(runPath
 /** Rows of a documented view. */
 export const getView = (run, view, parameters, options) => source.get(runPath(run, `/views/${view}`), parameters, options);
 
+/** The first row of a documented view, by its columns; null of none. */
+export async function getRow(run, view, parameters) {
+  const { rows, columns } = await getView(run, view, { ...parameters, limit: 1 });
+  return rows.length ? Object.fromEntries(columns.map(({ name }, at) => [name, rows[0][at]])) : null;
+}
+
 /** Another answer of a run: health, refusals, report, compare/OTHER. */
 export const getOf = (run, rest, options) => source.get(runPath(run, `/${rest}`), {}, options);
 

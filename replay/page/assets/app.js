@@ -128,29 +128,30 @@ export function App() {
   useKeys({ "Ctrl+k": openPalette, "?": () => setOpen("keys"), "Shift+?": () => setOpen("keys"), t: toggleTheme, u: zone });
 
   const entries = useMemo(() => {
-    const views = run
-      ? [
-          ["Now", "now"],
-          ["Account: equity, positions, orders, trades, ledger", "account"],
-          ["Gates: refusals, and what each gate saved or cost", "gates"],
-          ["Health: parity, feed, latency, gaps, restarts", "health"],
-          ...(run.has_model ? [["Model: card, calibration, intervals, risk and coverage", "model"]] : []),
-          ["Report", "report"],
-        ].map(([words, view]) => ({ words, kind: "view", act: () => go({ run: id, view }) }))
-      : [];
-    const symbols = run && run.instruments.length > 1 ? run.instruments.map((each) => ({ words: each.symbol, kind: "symbol", act: () => go({ run: id, instrument: each.id }) })) : [];
-    const rows = runs.value?.runs ?? [];
-    const others = rows.map((row) => ({ words: `${strategyName(row.strategy)} on ${row.instruments[0] ?? ""} ${row.run_id.slice(0, 8)}`, kind: "run", act: () => go({ run: row.run_id }) }));
-    const sweeps = (runs.value?.sweeps ?? []).map((row) => ({ words: `Sweep of ${strategyName(row.strategy)} ${row.sweep_id.slice(0, 8)}`, kind: "sweep", act: () => go({ place: "sweep", sweep: row.sweep_id }) }));
-    const beside = rows.filter((row) => row.run_id !== id && id).map((row) => ({ words: `Compare with ${strategyName(row.strategy)} ${row.run_id.slice(0, 8)}`, kind: "view", act: () => go({ run: id, view: "compare", other: row.run_id }) }));
-    const commands = [
-      { words: "Light or dark", kind: "command", act: toggleTheme },
-      { words: `Times in ${isLocal() ? "UTC" : "local time"}`, kind: "command", act: zone },
-      { words: "Keys", kind: "command", act: () => setOpen("keys") },
+    const to = (words, kind, place) => ({ words, kind, act: () => go(place) });
+    const does = (words, act) => ({ words, kind: "command", act });
+    const nameOf = (row, each) => `${strategyName(row.strategy)} ${each.slice(0, 8)}`;
+    const views = [
+      ["Now", "now"],
+      ["Account: equity, positions, orders, trades, ledger", "account"],
+      ["Gates: refusals, and what each gate saved or cost", "gates"],
+      ["Health: parity, feed, latency, gaps, restarts", "health"],
+      ...(run?.has_model ? [["Model: card, calibration, intervals, risk and coverage", "model"]] : []),
+      ["Report", "report"],
     ];
-    if (run?.row.is_served) commands.push({ words: "HALT, RESUME or FLATTEN", kind: "command", act: () => setOpen("operator") });
-    const places = [...(fleet ? ["Fleet"] : []), "Runs"].map((words) => ({ words, kind: "view", act: () => go({ place: words.toLowerCase() }) }));
-    return [...views, ...places, ...symbols, ...others, ...sweeps, ...beside, ...commands];
+    const rows = runs.value?.runs ?? [];
+    return [
+      ...(run ? views.map(([words, view]) => to(words, "view", { run: id, view })) : []),
+      ...[...(fleet ? ["Fleet"] : []), "Runs"].map((words) => to(words, "view", { place: words.toLowerCase() })),
+      ...(run?.instruments.length > 1 ? run.instruments.map((each) => to(each.symbol, "symbol", { run: id, instrument: each.id })) : []),
+      ...rows.map((row) => to(`${strategyName(row.strategy)} on ${row.instruments[0] ?? ""} ${row.run_id.slice(0, 8)}`, "run", { run: row.run_id })),
+      ...(runs.value?.sweeps ?? []).map((row) => to(`Sweep of ${nameOf(row, row.sweep_id)}`, "sweep", { place: "sweep", sweep: row.sweep_id })),
+      ...rows.filter((row) => id && row.run_id !== id).map((row) => to(`Compare with ${nameOf(row, row.run_id)}`, "view", { run: id, view: "compare", other: row.run_id })),
+      does("Light or dark", toggleTheme),
+      does(`Times in ${isLocal() ? "UTC" : "local time"}`, zone),
+      does("Keys", () => setOpen("keys")),
+      ...(run?.row.is_served ? [does("HALT, RESUME or FLATTEN", () => setOpen("operator"))] : []),
+    ];
   }, [run, runs.value, id, fleet]);
 
   const instrument = address.instrument ?? run?.instruments[0]?.id;

@@ -1,5 +1,5 @@
 /** Hooks that several views share. */
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 
 /** Whether a server may answer later what it does not now: it is away, busy or ending. */
 export const isPassing = (error) => !error.status || error.status === 503;
@@ -38,6 +38,18 @@ export function useEvent(target, name, hear) {
     target.addEventListener(name, listen);
     return () => target.removeEventListener(name, listen);
   }, [target, name]);
+}
+
+/** Call `measure(element)` once it is drawn, and where its size changes. @returns {Object} its ref */
+export function useSize(measure) {
+  const box = useRef();
+  useLayoutEffect(() => {
+    measure(box.current);
+    const observer = new ResizeObserver(() => measure(box.current));
+    observer.observe(box.current);
+    return () => observer.disconnect();
+  }, []);
+  return box;
 }
 
 /**

@@ -1,5 +1,6 @@
 /** A chart of a document: panels in SVG, heat maps on a canvas under it, one pointer for all panels. */
-import { html, useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
+import { html, useEffect, useMemo, useState } from "../vendor/htm-preact.js";
+import { useSize } from "../hooks.js";
 import { onTheme } from "../theme.js";
 import { LETTER, scale, ticks } from "./axis.js";
 import { EdgesView } from "./edges.js";
@@ -14,8 +15,8 @@ const LABEL_ROOM = 58;
 
 /** Draws `chart` as tracepaper.replay.document.charts.Chart says it. */
 export function ChartView({ chart }) {
-  const box = useRef();
-  const width = useWidth(box);
+  const [width, setWidth] = useState(0);
+  const box = useSize(({ clientWidth }) => setWidth(clientWidth));
   const theme = useTheme();
   const [only] = chart.panels[0].layers;
   const view =
@@ -31,16 +32,6 @@ export function ChartView({ chart }) {
 
 /** What a chart is called where it cannot be seen. */
 const nameOf = (chart, panel) => [chart.title, panel?.title, chart.caption].filter(Boolean).join(". ") || "chart";
-
-function useWidth(box) {
-  const [width, setWidth] = useState(0);
-  useEffect(() => {
-    const observer = new ResizeObserver(([entry]) => setWidth(Math.floor(entry.contentRect.width)));
-    observer.observe(box.current);
-    return () => observer.disconnect();
-  }, []);
-  return width;
-}
 
 /** A number that changes with the colours of the page. */
 function useTheme() {

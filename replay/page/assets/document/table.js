@@ -1,5 +1,6 @@
 /** Tables: of a document, of a list, and pages that a server sorts. */
-import { html, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
+import { html, useMemo, useState } from "../vendor/htm-preact.js";
+import { useSize } from "../hooks.js";
 
 const ROWS_AT_ONCE = 200;
 const LONG = 32; // letters beyond which a column of text breaks its lines
@@ -41,18 +42,8 @@ function Tiles({ table: { columns, rows } }) {
 
 /** A box that scrolls where its table is wide or long, by keyboard as well. */
 function Scrolled({ name, children }) {
-  const box = useRef();
   const [isWide, setWide] = useState(false);
-  useLayoutEffect(() => {
-    const measure = () => {
-      const { scrollWidth, clientWidth, scrollHeight, clientHeight } = box.current;
-      setWide(scrollWidth > clientWidth || scrollHeight > clientHeight);
-    };
-    measure();
-    const observer = new ResizeObserver(measure);
-    observer.observe(box.current);
-    return () => observer.disconnect();
-  }, []);
+  const box = useSize(({ scrollWidth, clientWidth, scrollHeight, clientHeight }) => setWide(scrollWidth > clientWidth || scrollHeight > clientHeight));
   const reached = isWide ? { tabindex: 0, role: "region", "aria-label": name || "table" } : {};
   return html`<div class="sideways" ref=${box} ...${reached}>${children}</div>`;
 }
