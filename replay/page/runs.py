@@ -409,7 +409,11 @@ def series(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Series:
     """Return the decisions of one instrument, a cell for each candle in which one was made."""
-    cell_ms, whole = shown.rollups.cells(instrument, from_ms, until_ms, points)
+    return series_of(shown, instrument, *shown.rollups.cells(instrument, from_ms, until_ms, points))
+
+
+def series_of(shown: ShownRun, instrument: str, cell_ms: int, whole: Block) -> answers.Series:
+    """Return the decisions that the cells of *whole*, each of *cell_ms*, hold."""
     decided = ~np.isnan(whole.get("sequence", np.empty(0)))
     block = {name: column[decided] for name, column in whole.items()} if decided.size else whole
     gates = shown.columns.gates if decided.size else ()

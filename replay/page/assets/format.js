@@ -66,13 +66,6 @@ export function percent(value, { sign = false, decimals = 2 } = {}) {
   return `${plus}${text}${NARROW}%`;
 }
 
-/** A return in basis points, signed. */
-export function basisPoints(value, { sign = true } = {}) {
-  if (value == null) return "–";
-  const text = number(value * 1e4, 1);
-  return (sign && !text.startsWith(MINUS) && /[1-9]/.test(text) ? "+" : "") + text;
-}
-
 /** A quantity's exact text without a sign and without zeros after its last digit. */
 export function quantity(text) {
   const bare = String(text ?? "0").replace(/^[-\u2212]/, "");
