@@ -428,9 +428,7 @@ def exchange(
     frames: Annotated[
         Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines or text.")
     ] = None,
-    faults: Annotated[
-        Path | None, typer.Option(help="Faults to inject: a TOML or JSON file.")
-    ] = None,
+    faults: Annotated[Path | None, typer.Option(help="Faults to inject: a TOML file.")] = None,
     fault_seed: Annotated[
         int,
         typer.Option(help="Seed of the schedule of faults; by default 0.", show_default=False),

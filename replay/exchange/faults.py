@@ -160,14 +160,13 @@ class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_plan(path: Path | None) -> FaultPlan:
-    """Return the plan of a TOML or JSON file, or raise ``ConfigInvalid``; without one, none."""
+    """Return the plan of a TOML file, or raise ``ConfigInvalid``; without one, none."""
     if path is None:
         return FaultPlan()
-    decode = msgspec.json.decode if path.suffix == ".json" else msgspec.toml.decode
     try:
-        return decode(path.read_bytes(), type=FaultPlan)
+        return msgspec.toml.decode(path.read_bytes(), type=FaultPlan)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigInvalid(
-            f"{path} is no faults file ({error}): give TOML or .json with seed, every_s, kinds "
-            "and a list faults."
+            f"{path} is no faults file ({error}): give TOML with seed, every_s, kinds and a "
+            "list faults."
         ) from None

@@ -222,20 +222,6 @@ def test_a_long_file_goes_on_from_its_last_blocks(
         writer.add(FIRST_MS + 55_105, snapshot(55_100, 9))
 
 
-def test_damage_in_the_middle_is_refused_wherever_it_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    recorded(path, [snapshot(0, 7)])
-    begin = path.stat().st_size
-    recorded(path, [snapshot(5_000, 20)])
-    content = bytearray(path.read_bytes())
-    for at in (begin // 2, begin - 3):
-        broken = bytes(content[:at]) + bytes([content[at] ^ 255]) + bytes(content[at + 1 :])
-        path.write_bytes(broken)
-        for read in (events_quality, read_recording):
-            with pytest.raises(DataInvalid, match=r"damaged between|no header|of `tracepaper data"):
-                read(path)
-
-
 FORGED: dict[str, tuple[list[bytes], str]] = {
     "a frame taken out": (
         [snapshot(0, 7), delta(200, 9)],
