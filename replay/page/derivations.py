@@ -122,16 +122,15 @@ def report_of(shown: ShownRun) -> TitledParts:
 
 def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
     """Return what a change would have made of the run, as ``whatif`` says it."""
-    from tracepaper.daemon.config.loading import NOTHING, WithSettings, with_settings
+    from tracepaper.daemon.config.loading import settings_of
     from tracepaper.replay.checks.changed_run import changed_run
     from tracepaper.replay.checks.what_if import what_if, what_if_document
 
-    given = with_settings(None, [text for text in wanted.changes.split(";") if text])
     changed = changed_run(
         shown.reader,
         shown.database,
         shown.run_id,
-        changes=given.settings if isinstance(given, WithSettings) else NOTHING,
+        changes=settings_of([text for text in wanted.changes.split(";") if text]),
         drop_gates=[name for name in wanted.drop.split(",") if name],
         from_ms=wanted.from_ms,
     )
