@@ -180,7 +180,13 @@ Given = Path | Sections | WithSettings | None
 
 
 def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
-    """Return *file* with each ``section.key=value`` of *texts* over it and over the environment.
+    """Return *file* with the keys of *texts* over it and over the environment."""
+    settings = settings_of(texts)
+    return WithSettings(file, settings) if settings else file
+
+
+def settings_of(texts: Sequence[str] | None) -> Sections:
+    """Return each ``section.key=value`` of *texts* by section and key.
 
     A value is text, as in an environment variable: names with commas between, tables as JSON.
     Raises ``ConfigInvalid`` for a text of another form, an unknown key, and a key given twice.
@@ -197,7 +203,7 @@ def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
         if key in settings.setdefault(section, {}):
             raise ConfigInvalid(f"{SET} gives {section}.{key} twice; give it once.")
         settings[section][key] = value
-    return WithSettings(file, settings) if settings else file
+    return settings
 
 
 ELSEWHERE: Final = {
