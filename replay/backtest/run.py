@@ -157,14 +157,11 @@ class ReplayPredictor:
     history: BarHistory | None
     prober: Forecaster | None = None  # which samples the bars of a pass over known ones
 
-    def events(self, replay: Replay, *, frames: Mapping[str, int] = {}) -> Iterable[Event]:
-        """Return the start of *replay* and all its events, ready to be predicted.
-
-        Of each book so many *frames* were dealt with.
-        """
+    def events(self, replay: Replay) -> Iterable[Event]:
+        """Return the start of *replay* and all its events, ready to be predicted."""
         start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
         handed_on = self.ahead(chain((start,), replay.feed.events()))
-        return replay.with_books(handed_on, frames_read=lambda key: frames.get(key, 0))
+        return replay.with_books(handed_on, frames_read=lambda _key: 0)
 
 
 class StepLog(Protocol):
@@ -257,6 +254,23 @@ def resume_replay(
 ) -> str:
     """Go on with the replay *wanted* over the same *data*, until *until_ms*; return its run id.
 
+    Raises what :func:`resumed_replay` raises.
+    """
+    replay, predictor, events = resumed_replay(wanted, data, audit, database, until_ms=until_ms)
+    run_events(events, predictor, replay.engine, audit, tally)
+    return replay.run.run_id
+
+
+def resumed_replay(
+    wanted: str,
+    data: MarketData,
+    audit: SqlAuditLog,
+    database: Path,
+    *,
+    until_ms: int | None = None,
+) -> tuple[Replay, KnownPredictor, Iterable[Event]]:
+    """Return the replay *wanted* as a new process goes on with it, and the events that follow.
+
     Raises ``ConfigInvalid`` where it is no replay, is finished, or was made by other code.
     """
     with Reader.open(database) as reader:
@@ -335,8 +349,7 @@ def resume_replay(
             (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
         ),
     )
-    run_events(handed_on, way.predictor, replay.engine, audit, tally)
-    return run_id
+    return replay, way.predictor, handed_on
 
 
 def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:
