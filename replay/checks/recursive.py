@@ -46,7 +46,6 @@ from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GateKind, gate_order
 from tracepaper.strategies.types.decisions import Decision
-from tracepaper.strategies.types.market import Bar
 
 SHOWN_LONGEST: Final = 40
 """Characters of a value that is named with its name; of longer ones a hash is compared."""
@@ -275,7 +274,7 @@ def record_until(connection: Connection, setting: _Setting, database: Path, end_
 def derive(connection: Connection, setting: _Setting, database: Path | None) -> None:
     """Send the decided steps of all bars, or those after the run that *database* holds."""
     with _derivation(setting, database) as (_, steps):
-        decided = [each for each in chain.from_iterable(steps) if _is_decided(each)]
+        decided = [each for each in chain.from_iterable(steps) if each.bar and each.step.decision]
     connection.send(decided)
 
 
@@ -285,8 +284,7 @@ def derive_memory(
     """Send what the strategy of *instrument* remembers after its bar that opened at *at_ms*."""
     with _derivation(setting, database) as (engine, steps):
         for together in steps:
-            events = [derived_step.step.event for derived_step in together]
-            if any(isinstance(event, Bar) and event.open_time_ms == at_ms for event in events):
+            if any(bar.open_time_ms == at_ms for each in together if (bar := each.bar)):
                 break
         connection.send(memory_of(engine.strategy_of(instrument)))
 
@@ -310,10 +308,6 @@ def _derivation(
             engine,
             (derive_steps(engine, unit, predictor.predict(unit)) for unit in gathered(events)),
         )
-
-
-def _is_decided(derived_step: DerivedStep) -> bool:
-    return isinstance(derived_step.step.event, Bar) and derived_step.step.decision is not None
 
 
 def recursive(
@@ -367,7 +361,7 @@ def recursive(
             with fresh.child(derive, setting, database) as child:
                 steps = child.receive()
             finding.probes += 1
-            same_period = [mine for mine in whole if mine.step.event.open_time_ms >= from_ms]
+            same_period = [mine for mine in whole if mine.bar.open_time_ms >= from_ms]
             for mine, other in zip(same_period, steps, strict=True):
                 finding.compared += 1
                 if not same_judgement(mine, other):
@@ -381,11 +375,9 @@ def _undeclared(
     fresh: FreshProcesses, setting: _Setting, database: Path, at: DerivedStep
 ) -> list[str]:
     """Return the names of what two derivations remember otherwise after the bar of *at*."""
-    event = at.step.event
-    assert isinstance(event, Bar)
-    memories: list[dict[str, str]] = []
+    assert at.bar is not None
+    key, memories = (at.bar.instrument, at.bar.open_time_ms), list[dict[str, str]]()
     for begun in (None, database):
-        key = event.instrument, event.open_time_ms
         with fresh.child(derive_memory, setting, begun, *key) as child:
             memories.append(child.receive())
     first, second = memories
@@ -463,25 +455,20 @@ def _shown(signal: Signal | Orders) -> str:
 
 def difference_of(mine: DerivedStep, other: DerivedStep) -> Difference:
     """Return the first field in which two steps differ: columns, then the signal, then others."""
-    event = mine.step.event
     for (name, first), (_, second) in zip(mine.columns, other.columns, strict=False):
-        if isinstance(event, Bar) and repr(first) != repr(second):
-            at = event.instrument, event.open_time_ms
-            return Difference(*at, f"column {name!r}", str(first), str(second))
+        if repr(first) != repr(second):
+            return Difference.of(mine.step, f"column {name!r}", str(first), str(second))
     every = zip(mine.by_strategy, other.by_strategy, strict=True)
     mine, other = next((pair for pair in every if not same_judgement(*pair)), (mine, other))
-    event, a, b = mine.step.event, mine.signal, other.signal
-    if isinstance(event, Bar) and a is not None and b is not None:
-        at = event.instrument, event.open_time_ms
+    step, a, b = mine.step, mine.signal, other.signal
+    if a is not None and b is not None:
         if isinstance(a, Orders) or isinstance(b, Orders):
-            return Difference(*at, "signal", _shown(a), _shown(b))
+            return Difference.of(step, "signal", _shown(a), _shown(b))
         if a.action is not b.action:
-            return Difference(*at, "signal", a.action, b.action)
+            return Difference.of(step, "signal", a.action, b.action)
         if a.strength != b.strength:
-            return Difference(*at, "strength", str(a.strength), str(b.strength))
-        if mine.step.decision is not None and other.step.decision is not None:
-            for name, first, second in decision_differences(
-                mine.step.decision, other.step.decision
-            ):
-                return Difference(*at, name, first, second)
-    return first_difference(mine.step, other.step)
+            return Difference.of(step, "strength", str(a.strength), str(b.strength))
+        if step.decision is not None and other.step.decision is not None:
+            for name, first, second in decision_differences(step.decision, other.step.decision):
+                return Difference.of(step, name, first, second)
+    return first_difference(step, other.step)

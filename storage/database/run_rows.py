@@ -199,8 +199,8 @@ class RunRows:
         """Return what was decided at each decided bar, in the order of the run.
 
         ``sequence``, ``open_time_ms``, ``instrument`` (its place), ``target_quantity`` as it is
-        stored (the least integer of a list of orders), ``outcome`` (its place in ``outcomes``), and the
-        own account's ``equity`` after it.
+        stored (the least integer of a list of orders), ``outcome`` (its place in ``outcomes``), and
+        the own account's ``equity`` after it.
         """
         *bar, outcome, holding, profit, stored = self._integers(_DECIDED, (self._run_key, *span), 8)
         columns: Columns = dict(zip(DECIDED, bar, strict=True))
