@@ -391,6 +391,8 @@ class Broker:
             return None
         action, target, reason = intent.action, intent.target, intent.reason
         orders = line.orders
+        if intent.ends_lists:
+            orders.withdraw("", reason, opening_only=True)
         before = orders.target
         plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:

@@ -29,9 +29,10 @@ from tracepaper.daemon.session.loop import gathered
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_code import own_folder, own_sources
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.make import resumed_replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import SHARES, near_measure, predictions_agree
-from tracepaper.replay.backtest.run import Tally, resumed_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import Difference, decision_differences
 from tracepaper.replay.checks.isolation import (
     FreshProcesses,
@@ -302,8 +303,7 @@ def _derivation(
         yield replay.engine, derived(replay)
         return
     with closing(SqlAuditLog.open(database)) as audit:
-        replay, predictor, events = resumed_replay("last", setting.data, audit, database)
-        engine = replay.engine
+        _, engine, predictor, events = resumed_replay("last", setting.data, audit, database)
         yield (
             engine,
             (derive_steps(engine, unit, predictor.predict(unit)) for unit in gathered(events)),

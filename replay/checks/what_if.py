@@ -5,8 +5,9 @@ The rule is docs/identity.md, I21.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -29,10 +30,12 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_rows import Columns
-from tracepaper.storage.memory_log import MemoryLog
+from tracepaper.storage.database.run_rows import NOT_STORED, Columns
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.decisions import Decision
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.types.decisions import Decision, GateSet, QuietStretch, Run, Step
+from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import MONEY_SCALE, count_of, iso
 
 CHANGES_KEPT: Final = 100
@@ -81,50 +84,98 @@ class WhatIf:
 
 
 @dataclass(frozen=True)
-class _DecidedRun:
-    """A run and its decisions: a row a decision of ``rows``, with the code of its verdict."""
+class DecidedRun:
+    """The decisions of a run, a row each: its place in the run, the code of its verdict."""
 
-    reader: Reader
-    columns: RunColumns
     rows: Columns
+    decision: Callable[[int], Decision]  # at a place
+    made: Callable[[int], tuple[float, int, int]]  # the equity before a place, fees and fills since
 
-    @classmethod
-    def of(cls, reader: Reader, run_id: str, codes: dict[Verdict, int]) -> _DecidedRun:
-        """Read the run; each verdict that is none of *codes* is added to them."""
-        columns = RunColumns(reader, run_id)
-        rows = columns.rows.decided()
-        verdicts = [
-            codes.setdefault((outcome.action, outcome.refused_by), len(codes))
-            for outcome in columns.rows.outcomes
-        ]
-        return cls(
-            reader, columns, rows | {"verdict": np.array(verdicts, np.int64)[rows["outcome"]]}
-        )
 
-    def at(self, places: Ints) -> _DecidedRun:
-        """Return the run with the decisions at *places* alone."""
-        return replace(self, rows={name: column[places] for name, column in self.rows.items()})
+class DecisionLog:
+    """Keeps of a run what is compared; its rows would take as long as to derive them."""
 
-    def decision(self, place: int) -> Decision:
-        """Return the decision at *place*."""
-        sequence = int(self.rows["sequence"][place])
-        decision = self.reader.step(self.columns.run.run_id, sequence).decision
-        assert decision is not None, "only what was decided is compared"
-        return decision
+    room = SEQUENCE_LIMIT  # no group of steps is ever full
+
+    def __init__(self, cash: float) -> None:
+        self._cash, self._fees, self._fills = cash, 0, 0  # of the account, until the last step
+        self._decisions: list[Decision] = []  # a stretch repeats its first
+        self._opens_ms, self._instruments, self._equity = array("q"), array("q"), array("q")
+
+    def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
+        """Take the instruments of *run*."""
+        self._place_of = {item.id: place for place, item in enumerate(run.instruments)}
+
+    def append_now(self, *steps: Step) -> None:
+        """Keep what *steps* decided."""
+        for step in steps:
+            self._fees = step.account.fees_paid
+            self._fills += len(step.fills)
+            if step.decision is not None and isinstance(step.event, Bar):
+                self._take([step.event], [step.decision], [step.account.equity])
+
+    def append_stretch(self, stretch: QuietStretch) -> None:
+        """Keep what each bar of *stretch* repeats."""
+        marks, decisions = stretch.marks, [of.decision for of in stretch.repeats.values()]
+        equity = [marks.worth + profit for profit in marks.account_unrealized for _ in decisions]
+        self._take(stretch.bars, decisions * stretch.units, equity)
+
+    def _take(self, bars: Sequence[Bar], decisions: list[Decision], equity: list[int]) -> None:
+        self._opens_ms.extend([bar.open_time_ms for bar in bars])
+        self._instruments.extend([self._place_of[bar.instrument] for bar in bars])
+        self._equity.extend(equity)
+        self._decisions += decisions
+
+    def flush(self) -> None:
+        """Do nothing: nothing waits."""
+
+    def decided(self, codes: dict[Verdict, int]) -> DecidedRun:
+        """Return the decisions; each verdict that is none of *codes* is added to them."""
+        targets = (of.target_quantity for of in self._decisions)
+        verdicts = ((of.action, of.refused_by) for of in self._decisions)
+        columns = {
+            "place": range(len(self._decisions)),
+            "open_time_ms": self._opens_ms,
+            "instrument": self._instruments,
+            "target_quantity": [NOT_STORED if target is None else target for target in targets],
+            "verdict": [codes.setdefault(verdict, len(codes)) for verdict in verdicts],
+            "equity": self._equity,
+        }
+        rows = {name: np.array(column, np.int64) for name, column in columns.items()}
+        made = self._cash, self._fees, self._fills  # its first decision is compared
+        return DecidedRun(rows, self._decisions.__getitem__, lambda _first: made)
+
+
+def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) -> DecidedRun:
+    """Return the decisions of a record; each verdict that is none of *codes* is added to them."""
+    run_id, rows = columns.run.run_id, columns.rows.decided()
+    verdicts = [
+        codes.setdefault((outcome.action, outcome.refused_by), len(codes))
+        for outcome in columns.rows.outcomes
+    ]
+    rows["verdict"] = np.array(verdicts, np.int64)[rows["outcome"]]
+
+    def decision(sequence: int) -> Decision:
+        stored = reader.step(run_id, sequence).decision
+        assert stored is not None, "only what was decided is compared"
+        return stored
+
+    def made(first: int) -> tuple[float, int, int]:
+        begin, last = columns.span
+        paid = reader.step(run_id, last).account.fees_paid
+        if first > begin:
+            paid -= reader.step(run_id, first - 1).account.fees_paid
+        return columns.equity_before(first), paid, len(columns.rows.filled((first, last)))
+
+    return DecidedRun(rows | {"place": rows["sequence"]}, decision, made)
 
 
 def what_if(changed: ChangedRun) -> WhatIf:
     """Derive *changed*, and compare each of its decisions with the record's."""
-    with MemoryLog() as log:
-        changed.derive(log)
-        return _compared(changed, log.reader)
-
-
-def _compared(changed: ChangedRun, reader: Reader) -> WhatIf:
-    run, codes = changed.stored.run, dict[Verdict, int]()
-    stored, derived = (
-        _DecidedRun.of(source, run.run_id, codes) for source in (changed.reader, reader)
-    )
+    log, codes = DecisionLog(float(changed.config.account.cash)), dict[Verdict, int]()
+    changed.derive(log)
+    run, columns = changed.stored.run, RunColumns(changed.reader, changed.stored.run.run_id)
+    stored, derived = _recorded(changed.reader, columns, codes), log.decided(codes)
     keys, others = (
         of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"]
         for of in (stored, derived)
@@ -132,7 +183,10 @@ def _compared(changed: ChangedRun, reader: Reader) -> WhatIf:
     if not np.array_equal(keys, others):
         _, mine, theirs = np.intersect1d(keys, others, return_indices=True)
         order = np.argsort(mine)
-        stored, derived = stored.at(mine[order]), derived.at(theirs[order])
+        stored, derived = (
+            replace(of, rows={name: column[rows[order]] for name, column in of.rows.items()})
+            for of, rows in ((stored, mine), (derived, theirs))
+        )
     if not (opens := stored.rows["open_time_ms"]).size:
         raise DataInvalid("No bar was decided both times; give an earlier --from.")
     moves, judged = (
@@ -143,7 +197,7 @@ def _compared(changed: ChangedRun, reader: Reader) -> WhatIf:
     pairs = zip(*(of.rows["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
     for (before, after), times in Counter(pairs).items():
         causes[_why(verdicts[before], verdicts[after])] += times
-    closes = stored.columns.times.closes_of(opens)
+    closes = columns.times.closes_of(opens)
     listed = _beginnings(differs, stored.rows, derived.rows)[:CHANGES_KEPT]
     return WhatIf(
         run.run_id,
@@ -153,9 +207,9 @@ def _compared(changed: ChangedRun, reader: Reader) -> WhatIf:
         int(moves.sum()),
         int(opens[0]),
         int(closes[-1]),
-        _accounts(closes, stored, derived),
+        _accounts(closes, columns.times.calendar, stored, derived),
         tuple({"why": why, "decisions": times} for why, times in causes.most_common()),
-        tuple(_changes(listed, stored, derived)),
+        tuple(_changes(run.instruments, listed, stored, derived)),
         tuple(_notes(changed)),
     )
 
@@ -191,21 +245,22 @@ def _why(before: Verdict, after: Verdict) -> str:
     return f"{refused_after} refuses" + (f" before {refused}" if refused else "")
 
 
-def _changes(listed: Ints, stored: _DecidedRun, derived: _DecidedRun) -> Iterator[Cells]:
-    """Yield the decisions in the places *listed* as they were and as they are."""
-    items = stored.columns.run.instruments
-    for place in listed.tolist():
-        item = items[stored.rows["instrument"][place]]
-        before, after = stored.decision(place), derived.decision(place)
+def _changes(
+    items: Sequence[Instrument], listed: Ints, stored: DecidedRun, derived: DecidedRun
+) -> Iterator[Cells]:
+    """Yield the decisions of the rows *listed* as they were and as they are."""
+    for row in listed.tolist():
+        item = items[stored.rows["instrument"][row]]
+        before, after = (of.decision(int(of.rows["place"][row])) for of in (stored, derived))
         gate, judged = after.refused_by, after
         if gate is None or gate == before.refused_by:
             gate, judged = before.refused_by, before
         at = None if gate is None else judged.gate_set.gates.index(gate)
         verdicts = [(of.action.value, of.refused_by) for of in (before, after)]
         yield {
-            "open_time_ms": int(stored.rows["open_time_ms"][place]),
+            "open_time_ms": int(stored.rows["open_time_ms"][row]),
             "instrument": item.id,
-            "sequence": int(stored.rows["sequence"][place]),
+            "sequence": int(stored.rows["sequence"][row]),
             "before": _verdict_text(verdicts[0]),
             "target_before": _quantity(before, item.quantity_decimals),
             "after": _verdict_text(verdicts[1]),
@@ -226,23 +281,18 @@ def _quantity(decision: Decision, decimals: int) -> float | None:
     return None if target is None else target / 10**decimals
 
 
-def _accounts(closes: Ints, stored: _DecidedRun, derived: _DecidedRun) -> tuple[Cells, ...]:
+def _accounts(
+    closes: Ints, calendar: Calendar | None, stored: DecidedRun, derived: DecidedRun
+) -> tuple[Cells, ...]:
     """Return what the account made as recorded and with the change, and the difference by day."""
-    calendar = stored.columns.times.calendar
     days = metrics.return_days(closes, calendar)
     ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
     rows: list[tuple[Floats, Floats, float | None, float, int]] = []
     for of in (stored, derived):
-        columns, run_id = of.columns, of.columns.run.run_id
-        first, last = int(of.rows["sequence"][0]), columns.span[1]
-        paid = of.reader.step(run_id, last).account.fees_paid
-        if first > columns.span[0]:
-            paid -= of.reader.step(run_id, first - 1).account.fees_paid
-        equity = of.rows["equity"] / MONEY_SCALE
-        curve = np.concatenate(([columns.equity_before(first)], equity))
+        start, paid, fills = of.made(int(of.rows["place"][0]))
+        curve = np.concatenate(([start], of.rows["equity"] / MONEY_SCALE))
         fall = float(metrics.drawdowns(curve).max()) if (curve > 0).all() else None
         daily = metrics.daily_returns(closes, curve, calendar)
-        fills = len(columns.rows.filled((first, last)))
         rows.append((np.diff(curve[ends]), daily, fall, paid / MONEY_SCALE, fills))
     (profits, daily, fall, fees, fills), (profits2, daily2, fall2, fees2, fills2) = rows
     daily_change = daily2 - daily if daily.size == daily2.size else daily[:0]

@@ -89,7 +89,7 @@ def perform(show: Show) -> None:
         _clean(files)
         raise FeedLost("The demo was stopped before its first decision; start it again.")
     files.drop_changed()
-    played = DemoShow(tuple(demo.outcomes), demo.starts, demo.pace.slowest_s, files)
+    played = DemoShow(tuple(demo.outcomes), demo.starts, files)
     sum_up(files.database, played, as_json=show.as_json)
     if demo.failure is not None:
         raise demo.failure

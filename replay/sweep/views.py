@@ -135,9 +135,18 @@ def _windows(sweep: SweepResult) -> Table:
     return _table("windows", "", columns, rows)
 
 
-def _table(key: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> Table:
+def _table(
+    key: str,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Value]],
+    texts: Sequence[int] = (),
+) -> Table:
     # An option may be called as a figure is, so columns are told apart by their place.
-    figures = [of_row(str(place), name, "exact") for place, name in enumerate(columns)]
+    figures = [
+        of_row(str(place), name, "text" if place in texts else "exact")
+        for place, name in enumerate(columns)
+    ]
     return Table(key, title, tuple(figures), tuple(map(tuple, rows)), whole=True)
 
 
@@ -299,12 +308,7 @@ def _cells(sweep: SweepResult) -> Table:
         )
         for cell in sweep.cells
     ]
-    texts = (1, len(heads) - 1)
-    figures = [
-        of_row(str(place), name, "text" if place in texts else "exact")
-        for place, name in enumerate(heads)
-    ]
-    return Table("runs", "", tuple(figures), tuple(rows), whole=True)
+    return _table("runs", "", heads, rows, texts=(1, len(heads) - 1))
 
 
 def _heat_chart(sweep: SweepResult, heat: Heat) -> Chart:

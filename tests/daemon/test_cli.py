@@ -310,3 +310,12 @@ def test_a_replay_without_a_model_imports_no_torch(tmp_path: Path) -> None:
         "print(codes, sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     assert done.stderr.splitlines()[-1] == "[0, 0, 0] []"
+    words = ["whatif", "last", "--db", str(tmp_path / "run.db"), "--set"]
+    done = python(
+        "import sys\n"
+        "from tracepaper.daemon.cli import invoke\n"
+        f"code = invoke([*{words!r}, 'execution.taker_fee=0.0002'])\n"
+        "heavy = {'torch', 'scipy', 'sqlalchemy', 'aiohttp', 'tracepaper.replay.archive'}\n"
+        "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    assert done.stderr == "0 []\n"

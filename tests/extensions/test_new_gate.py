@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from pages import said_in
-from programs import ROOT, environment
-from waiting import deadline_s
+from programs import texts_of_program
 
 NEW = ("calm", "certain")
 
@@ -18,18 +15,9 @@ NEW = ("calm", "certain")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return what every place says, by its name, after a replay with two new gates."""
     folder = tmp_path_factory.mktemp("new_gate")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "new_gate_program.py"), str(folder)],
-        env=environment({"COLUMNS": "200"}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=deadline_s(300),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    files = [*folder.glob("*.txt"), folder / "written.toml"]
-    texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
-    return texts | {"page": said_in(folder / "page.html")}
+    texts = texts_of_program("new_gate_program.py", folder)
+    written = (folder / "written.toml").read_text(encoding="utf-8")
+    return {**texts, "written": written, "page": said_in(folder / "page.html")}
 
 
 def test_its_key_is_in_the_documented_configuration(outputs: dict[str, str]) -> None:

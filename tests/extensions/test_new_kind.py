@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-from programs import ROOT, environment
-from waiting import deadline_s
+from programs import texts_of_program
 
 from tracepaper.strategies.api.model import KINDS, ModelKind, register
 from tracepaper.strategies.errors import ConfigInvalid
@@ -19,17 +16,7 @@ from tracepaper.strategies.forecasters.build import model_kinds
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return what every command answers, by its name, where one more kind is registered."""
-    folder = tmp_path_factory.mktemp("new_kind")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "new_kind_program.py"), str(folder)],
-        env=environment({"COLUMNS": "200"}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=deadline_s(300),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.txt")}
+    return texts_of_program("new_kind_program.py", tmp_path_factory.mktemp("new_kind"))
 
 
 def document(text: str) -> Any:

@@ -32,7 +32,7 @@ from tracepaper.replay.report.terminal import summary_document
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel
-from tracepaper.strategies.types.market import Bar, Funding, Mark
+from tracepaper.strategies.types.market import Funding, Mark
 from tracepaper.strategies.units import unscaled
 
 ITEM = instrument()
@@ -232,8 +232,8 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     for step in process.steps:
         monitor.observe(step)
     sides = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
-    bar = next(step for step in reversed(process.steps) if isinstance(step.event, Bar))
-    for twin in bar.twins:
+    holding = next(step for step in reversed(process.steps) if step.position is not None)
+    for twin in holding.twins:
         side = sides[twin.twin.lower()]
         assert side["quantity"] == unscaled(twin.position.quantity, 3)
         assert ("liquidation_price" in side) is bool(twin.position.quantity)

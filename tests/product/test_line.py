@@ -145,7 +145,8 @@ async def stored_steps(path: Path) -> list[Step]:
     predictor = InlinePredictor(
         forecaster, opened.history, period_start_ms=opened.run.period_start_ms
     )
-    await drive(ScriptedFeed(events(opened)), LateOnce(predictor), opened.engine, audit)
+    late = LateOnce(predictor).predict
+    await drive(ScriptedFeed(events(opened)), late, opened.engine, audit.append)
     audit.end(2)
     audit.close()
     with Reader.open(path) as reader:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from builders import START_MS, bar, decision, forecast, run, step
 from fakes import ManualClock
+from msgspec import to_builtins
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import deadline_s
@@ -27,12 +28,7 @@ from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
 from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Position
-from tracepaper.strategies.types.market import (
-    ParityCheck,
-    ParityOutcome,
-    RetrainingEnd,
-    RetrainOutcome,
-)
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -196,30 +192,19 @@ def exported() -> dict[str, set[str]]:
     """Return the labels of every sample that a daemon exports."""
     clock = ManualClock(START_MS)
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
-    outcome = decision(measures=(("operator", 0.0, 1.0, False),))
-    monitor.parity = Replayed()
-    monitor.notices = {"sent": 1}
-    monitor.shipping = ShipProgress
-    monitor.retraining = Retrains()
-    monitor.observe(step(bar(), decided=outcome, prediction=forecast(), position=Position()))
+    made = decision(measures=(("operator", 0.0, 1.0, False),))
+    monitor.beside = {
+        "parity": lambda: {"last": to_builtins(IDENTICAL)},
+        "notices": lambda: {"sent": 1},
+        "shipping": lambda: to_builtins(ShipProgress()),
+        "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
+    }
+    monitor.observe(step(bar(), decided=made, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}
 
 
-class Replayed:
-    """A daily replay that found no difference."""
-
-    is_checking, due_ms = False, START_MS
-    last: ParityCheck | None = ParityCheck(ParityOutcome.IDENTICAL, "", 0, START_MS, 1, 1, 0)
-
-
-class Retrains:
-    """A retraining that has promoted one model."""
-
-    def __init__(self) -> None:
-        self.is_training, self.due_ms = False, START_MS
-        self.last: RetrainingEnd | None = None
-        self.outcomes = {RetrainOutcome.PROMOTED: 1}
+IDENTICAL = ParityCheck(ParityOutcome.IDENTICAL, "", 0, START_MS, 1, 1, 0)
 
 
 class Heard:

@@ -15,7 +15,13 @@ from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, TrueRange
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
-from tracepaper.strategies.corporate_actions import adjusted_bar, adjusted_price
+from tracepaper.strategies.corporate_actions import (
+    ShareTerms,
+    adjusted_bar,
+    adjusted_price,
+    entitlement,
+    entitlement_parts,
+)
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity
 from tracepaper.strategies.types.market import (
     Category,
@@ -107,6 +113,32 @@ def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any
     moved = [(entry.kind.value, Fraction(entry.amount, UNIT)) for entry in ledger.entries[1:]]
     assert moved == reference.moves
     assert sum(entry.amount for entry in ledger.entries) == ledger.cash
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.one_of(RATIOS, st.integers(1, 3 * RATE)),
+    st.lists(st.tuples(st.integers(0, 900), st.integers(0, 10**13)), min_size=1, max_size=4),
+    st.integers(100, 90_000),
+)
+def test_parts_of_an_action_add_up_and_each_gets_its_own_to_a_unit(
+    what: Any, parts: list[tuple[int, int]], close: int
+) -> None:
+    parts = [(quantity, entry if quantity else 0) for quantity, entry in parts]
+    given = {"amount": what} if isinstance(what, int) else {"new": what[0], "old": what[1]}
+    acted = action("dividend" if isinstance(what, int) else "split", close=close, **given)
+    terms, held = ShareTerms.of(share(0)), tuple(map(sum, zip(*parts, strict=True)))
+    whole = entitlement(acted, held[0], held[1], terms)
+    assert entitlement_parts(acted, whole, [(held[0], held[1])], terms) == [whole]
+    shared = entitlement_parts(acted, whole, parts, terms)
+    for name in ("quantity", "paid"):
+        assert sum(getattr(part, name) for part in shared) == getattr(whole, name)
+    ratio, price = Fraction(acted.new, acted.old), Fraction(close * UNIT, 100)
+    for (before, _), after in zip(parts, shared, strict=True):
+        got = price / ratio * after.quantity + after.paid
+        assert abs(got - before * (price + Fraction(acted.amount * UNIT, RATE))) < 1
+        assert abs(after.quantity - before * ratio) < 1
+        assert after.paid > 0 or after.entry == after.paid  # what is paid for is held at its cost
 
 
 def test_seven_for_one_by_hand() -> None:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.broker.apportion import apportion, crossed, funding_parts
+from tracepaper.strategies.apportion import apportion, crossed, funding_parts
 from tracepaper.strategies.units import RATE_SCALE, divide_half_even
 
 WEIGHTS = st.lists(st.integers(0, 10**12), min_size=1, max_size=6).filter(any)

@@ -31,7 +31,6 @@ OFFLINE = [
     "python",
     "packages",
     "sqlite",
-    "times",
     "configuration",
     "database",
     "disk",

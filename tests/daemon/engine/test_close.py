@@ -18,11 +18,11 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
-    NoModel,
     Worker,
     WorkerPredictor,
     drive,
     gathered,
+    no_forecast,
     steps_of,
 )
 from tracepaper.strategies.errors import DataInvalid
@@ -196,7 +196,7 @@ async def test_a_close_is_stored_in_one_transaction_and_watched_whole() -> None:
 
     first, second, third = closes(3)
     events: list[Event] = [closed(first), *first, closed(second), *second, closed(third), *third]
-    await drive(Scripted(events), NoModel(), engine(), audit, watch=watch)
+    await drive(Scripted(events), no_forecast, engine(), audit.append, watch=watch)
     assert audit.together == [4, 4]
     assert [step.sequence for step in watched] == list(range(8))
 
@@ -216,7 +216,7 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
         return True
 
     feed = Scripted([*late[:110], None, *late[110:]])
-    await drive(feed, NoModel(), engine(), audit, watch=watch, is_behind=lambda: is_behind)
+    await drive(feed, no_forecast, engine(), audit.append, watch=watch, is_behind=lambda: is_behind)
     assert watched == list(range(120))
     assert audit.together == ([100, 10, 10] if is_behind else [1] * 120)
 
@@ -224,14 +224,14 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
 async def test_what_a_late_bar_trades_is_stored_at_once() -> None:
     events = [item for together in closes(60) for item in together[:1]]
     alone = Transactions()
-    await drive(Scripted(events), NoModel(), engine(), alone)
+    await drive(Scripted(events), no_forecast, engine(), alone.append)
     first = next(step.sequence for step in alone.steps if step.orders)
     assert alone.together == [1] * 60
     # From the bar behind the first order on all are late: that order is filled by one of them.
     late = [replace(event, seen_ms=event.seen_ms + 10**9) for event in events[first + 1 :]]
     audit = Transactions()
     given = [*events[: first + 1], *late]
-    await drive(Scripted(given), NoModel(), engine(), audit, is_behind=lambda: True)
+    await drive(Scripted(given), no_forecast, engine(), audit.append, is_behind=lambda: True)
     traded = [bool(step.orders or step.fills) for step in audit.steps]
     assert any(traded[first + 1 :])
     ends = list(accumulate(audit.together))

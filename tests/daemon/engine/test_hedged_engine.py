@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -21,10 +22,13 @@ from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, packed_mov
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import (
     BookUpdate,
+    Closed,
     Command,
     CommandKind,
     Event,
@@ -34,7 +38,6 @@ from tracepaper.strategies.types.market import (
 )
 
 ITEM = instrument()
-PAIR = "tracepaper.strategies.examples.pair:Pair"
 KEY = ITEM.id
 
 
@@ -393,5 +396,43 @@ def test_what_hedge_mode_does_not_take_is_one_sentence() -> None:
             period_start_ms=0,
             forecaster=None,
         )
-    with pytest.raises(ConfigInvalid, match="decides for all symbols of a close trades no account"):
-        built(configured({}, of=PAIR))
+
+
+class Weights(PortfolioStrategy):
+    """Weighs all symbols by the volume of their bars: above 0, below it, or nothing."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal]:
+        actions = Action.LONG, Action.SHORT, Action.FLAT, Action.HOLD
+        return {
+            symbol: Signal(actions[of.exact.volume % 4], "drawn", (0.5, 1.0)[of.exact.volume % 2])
+            for symbol, of in contexts.items()
+        }
+
+
+def test_the_weights_of_a_portfolio_are_of_one_side_each_and_held_as_in_one_way_mode() -> None:
+    items = [instrument(symbol) for symbol in ("BTCUSDT", "ETHUSDT")]
+    whole, hedged = (
+        build_engine(
+            configured({}, of=f"{__name__}:Weights", account={"position_mode": mode},
+                       market={"symbols": ["BTCUSDT", "ETHUSDT"]}, risk={"max_notional": "70000"}),
+            items, execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=None,
+        )
+        for mode in ("one_way", "hedge")
+    )  # fmt: skip
+    turned = 0
+    for closes in zip(
+        *(bars(60, seed=at, instrument_id=of.id) for at, of in enumerate(items)), strict=True
+    ):
+        closed = Closed(closes[0].open_time_ms, 2, (), closes[0].closed_ms, closes[0].closed_ms)
+        before = [hedged.broker.own.held(item.id) for item in items]
+        for engine in (whole, hedged):
+            engine.close(closed, closes, [None, None])
+            check_account(engine.broker.own)
+        held = [hedged.broker.own.held(item.id) for item in items]
+        assert held == [whole.broker.own.held(item.id) for item in items]
+        assert all(0 in {book.held(of.id) for book in hedged.broker.own.books} for of in items)
+        turned += sum(was * now < 0 for was, now in zip(before, held, strict=True))
+    assert turned > 10

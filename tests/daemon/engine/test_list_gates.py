@@ -185,6 +185,19 @@ def test_halt_takes_back_what_could_open_and_flatten_takes_back_all() -> None:
     assert held_by(machine) == 0
 
 
+def test_a_breach_that_flattens_takes_back_what_could_open_whatever_is_listed_on() -> None:
+    more, breach = (
+        listed(buy(1), buy(6, limit=80)),
+        {"max_drawdown": "0.001", "on_breach": "flatten"},
+    )
+    machine = engine(more, more, more, more, account={"cash": "100"}, risk=breach)
+    for index, close in enumerate((10_000, 10_000, 9_000, 9_000)):
+        last = step(machine, index, close)
+    assert last.decision is not None
+    assert last.decision.reason == "halted by risk.drawdown"
+    assert held_by(machine) == len(machine.broker.own.line(KEY).orders.orders) == 0
+
+
 def test_on_spot_a_sale_by_list_may_only_reduce() -> None:
     kind = type("Told", (Says,), {"answers": (listed(sell(1)),), "gates": Strategy.gates})
     machine = engine_of(

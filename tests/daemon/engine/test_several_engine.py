@@ -40,6 +40,8 @@ from tracepaper.strategies.types.market import (
     Category,
     Command,
     CommandKind,
+    CorporateAction,
+    CorporateActionKind,
     Event,
     Funding,
     Mark,
@@ -367,20 +369,26 @@ def test_a_limit_counts_the_lists_of_all_and_holds_up_none_that_only_reduces() -
     assert orders_of(third) == [("a", 9_900, OrderStatus.NEW)]
 
 
-@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown"])
+@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown", "drawdown of nothing"])
 def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
+    most, b = "0.0001", dict[str, list[Any]]()
     ends: dict[str, list[Any]] = {"2": ["FAIL"]} if how == "FAIL" else {}
+    if how == "drawdown of nothing":  # by the fees of what the two buy and sell
+        most, ends = "0.000003", {"1": ["ORDERS", [2, None, False]]}
+        b = {"0": ["ORDERS", [-2, None, False]], "1": ["ORDERS", [-2, None, False]]}
+    risk = {"max_drawdown": most, "on_breach": "flatten"} if "drawdown" in how else {}
     listed = ["ORDERS", [2, None, False], [6, 80, False]]
-    risk = {"max_drawdown": "0.0001", "on_breach": "flatten"} if how == "drawdown" else {}
-    engine = listing(risk=risk, a={"0": listed, **ends}, b={})
+    engine = listing(risk=risk, a={"0": listed, **ends}, b=b)
     run(engine, [at_price(10_000, index=at) for at in range(2)])
     owner = engine.broker.own.owners["a"]
     assert owner.held(ITEM.id) == 2_000
-    assert len(owner.lines_of(ITEM.id)[0].orders.others) == 1
+    assert owner.lines_of(ITEM.id)[0].orders.others
     if how in {"HALT", "FLATTEN"}:
         run(engine, [Command(CommandKind(how), "", 0, 0)])
     run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
-    assert not owner.lines_of(ITEM.id)[0].orders.others
+    for line in (owner.lines_of(ITEM.id)[0] for owner in engine.broker.own.owners.values()):
+        assert not line.orders.others
+        assert how == "HALT" or not line.held
     assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
 
 
@@ -502,6 +510,44 @@ def test_each_strategy_sees_its_own_part_and_size() -> None:
                 assert note["held"] == (part.held(ITEM.id) - crossed) / 1_000
     first = engine.broker.own.owners["a"].balance().equity
     assert first != engine.broker.own.owners["b"].balance().equity
+
+
+class Keeps(PortfolioStrategy):
+    """Keeps prices that it cannot adjust, and buys at the first close."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    def adjust(self, action: CorporateAction) -> None:
+        assert not action.is_split
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
+        return {symbol: Signal(Action.LONG, "all") for symbol in contexts}
+
+
+def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust() -> None:
+    sizes, of = {"a": "6", "b": "5", "c": "1"}, {"c": f"{__name__}:Keeps"}
+    strategies = {
+        name: {
+            "name": of.get(name, SCRIPTED), "options": {"says": {"0": ["LONG"]}}, "share": "0.3",
+            "sizing": {"mode": "fixed", "quantity": size},
+        }
+        for name, size in sizes.items()
+    }  # fmt: skip
+    config = load(None, {"market": {"category": "spot"}, "strategies": strategies})
+    item = {"category": Category.STOCK, "quantity_decimals": 0, "quantity_step": 1}
+    engine = built(config, FillModel.QUOTE, **item)
+    key, end = "stock:BTCUSDT", START_MS + MINUTE
+    shown = [quote(995, 1_000, at_ms=end + ms, size=10, instrument_id=key) for ms in (-500, 500)]
+    first, later = (at_price(1_000, index=at, instrument_id=key) for at in range(2))
+    split = CorporateAction(key, CorporateActionKind("split"), 1, 10, 0, 1_000, end, end)
+    run(engine, [shown[0], first, shown[1], split, later])
+    owners = engine.broker.own.owners
+    # Of 10 for 12 that were ordered a has 5 of 6: of one share that is left, all.
+    assert [owner.held(key) for owner in owners.values()] == [1, 0, 0]
+    assert [owner.target(key) for owner in owners.values()] == [1, 0, 0]
+    assert engine.broker.own.line(key).orders.order is None
+    assert [*engine.set_aside] == ["c"]
 
 
 def test_spot_parts_pay_their_fee_in_base() -> None:

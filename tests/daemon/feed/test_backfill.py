@@ -13,7 +13,7 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchang
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.funding import FundingSchedule
-from tracepaper.daemon.feed.sequencer import Hole, fill
+from tracepaper.daemon.feed.sequencer import Backfill, Hole
 from tracepaper.daemon.feed.state import BarSequence, FeedState
 from tracepaper.strategies.types.market import Bar, Gap, GapCause
 
@@ -44,7 +44,7 @@ async def filled(
     """Fill *holes* in stepped time; *waits_s* gets how long that took."""
 
     async def collect() -> list[Gap | Bar]:
-        return [event async for event in fill(holes, client=client, clock=clock, certain_s=30.0)]
+        return [event async for _, event in Backfill(client, clock, 30.0).fill(holes)]
 
     async with asking(server) as (client, clock):
         begun_s = clock.network_s()

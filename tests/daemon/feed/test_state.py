@@ -307,10 +307,23 @@ def quote(market_ms: int, bid: int = 100) -> Quote:
     return Quote("linear:BTCUSDT", bid, 1, bid + 1, 1, market_ms, market_ms)
 
 
+def is_event(
+    state: FeedState,
+    quote: Quote,
+    from_ms: int | None,
+    *,
+    evident: bool = False,
+    again: bool = False,
+) -> bool:
+    """Return whether *quote* is an event, with an order that may fill at *from_ms*."""
+    fills = from_ms is not None and state.may_fill(quote, from_ms, again=again)
+    return state.keep(quote, matters=evident or fills)
+
+
 def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
     state = market()
-    assert not state.update_quote(quote(1), None)
-    assert not state.update_quote(quote(2), None)
+    assert not is_event(state, quote(1), None)
+    assert not is_event(state, quote(2), None)
     assert state.undelivered() == [quote(2)]
     assert state.undelivered() == []
 
@@ -318,26 +331,26 @@ def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
 def test_a_mark_price_that_liquidates_is_an_event_at_once_and_only_then() -> None:
     state = market()
     calm, deadly, late = (Mark("linear:BTCUSDT", price, price, price) for price in (5, 6, 4))
-    assert not state.update_mark(calm)
-    assert state.update_mark(deadly, matters=True)
-    assert not state.update_mark(late, matters=True)
+    assert not state.keep(calm, matters=False)
+    assert state.keep(deadly, matters=True)
+    assert not state.keep(late, matters=True)
     assert state.undelivered() == []
 
 
 def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
     state = market()
-    assert not state.update_quote(quote(9), 10)
-    assert state.update_quote(quote(10), 10)
-    assert not state.update_quote(quote(11), 10)
-    assert state.update_quote(quote(12, bid=101), 10)
+    assert not is_event(state, quote(9), 10)
+    assert is_event(state, quote(10), 10)
+    assert not is_event(state, quote(11), 10)
+    assert is_event(state, quote(12, bid=101), 10)
 
 
 def test_a_quote_is_an_event_that_is_evidence_or_follows_one_that_was_not_believed() -> None:
     state = market()
-    assert state.update_quote(quote(5), None, is_evidence=True)
-    assert not state.update_quote(quote(6), 5)
-    assert state.update_quote(quote(7), 5, again=True)
-    assert not state.update_quote(quote(8), None, again=True)
+    assert is_event(state, quote(5), None, evident=True)
+    assert not is_event(state, quote(6), 5)
+    assert is_event(state, quote(7), 5, again=True)
+    assert not is_event(state, quote(8), None, again=True)
 
 
 def trade(market_ms: int) -> Trade:
@@ -346,72 +359,57 @@ def trade(market_ms: int) -> Trade:
 
 def test_a_trade_is_an_event_where_it_is_evidence_and_beside_a_price_that_is_doubted() -> None:
     state = market()
-    assert not state.update_trade(trade(5), is_evidence=False)
+    assert not state.keep(trade(5), matters=False)
     assert state.undelivered() == []
     mark = Mark("linear:BTCUSDT", 7, 6, 6)
-    state.update_mark(mark)
-    assert state.beside(quote(7)) == [mark, trade(5)]
-    assert state.beside(quote(7)) == []
-    state.update_quote(quote(8), None)
-    assert state.update_trade(trade(9), is_evidence=True)
-    assert state.beside(mark) == [quote(8)]
-    assert not state.update_trade(trade(4), is_evidence=True)
-    state.update_trade(trade(3_000_000), is_evidence=False)
+    state.keep(mark, matters=False)
+    assert state.deliver(Mark, Trade) == [mark, trade(5)]
+    assert state.deliver(Mark, Trade) == []
+    is_event(state, quote(8), None)
+    assert state.keep(trade(9), matters=True)
+    assert state.deliver(Quote, Trade) == [quote(8)]
+    assert not state.keep(trade(4), matters=True)
+    state.keep(trade(3_000_000), matters=False)
     state.drop_ahead(2_000_000)
-    assert state.update_trade(trade(10), is_evidence=True)
+    assert state.keep(trade(10), matters=True)
 
 
 def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:
     state = market()
-    state.update_quote(quote(5), None)
+    is_event(state, quote(5), None)
     state.undelivered()
-    assert state.update_quote(quote(20), 10)
+    assert is_event(state, quote(20), 10)
 
 
 def test_an_older_quote_is_a_replay_and_changes_nothing() -> None:
     state = market()
-    state.update_quote(quote(10), None)
-    assert not state.update_quote(quote(9, bid=50), 5)
+    is_event(state, quote(10), None)
+    assert not is_event(state, quote(9, bid=50), 5)
     assert state.undelivered() == [quote(10)]
 
 
 def test_of_two_quotes_in_one_millisecond_the_later_frame_counts() -> None:
     state = market()
-    state.update_quote(quote(10), None)
-    state.update_quote(quote(10, bid=101), None)
+    is_event(state, quote(10), None)
+    is_event(state, quote(10, bid=101), None)
     assert state.undelivered() == [quote(10, bid=101)]
-    assert state.update_quote(quote(10, bid=102), 10)
-    assert state.update_quote(quote(10, bid=103), 10)
-
-
-def test_of_two_marks_in_one_millisecond_the_later_frame_counts() -> None:
-    state = market()
-    state.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    state.update_mark(Mark("linear:BTCUSDT", 8, 10, 10))
-    assert state.undelivered() == [Mark("linear:BTCUSDT", 8, 10, 10)]
+    assert is_event(state, quote(10, bid=102), 10)
+    assert is_event(state, quote(10, bid=103), 10)
 
 
 def test_a_quote_handed_on_in_time_for_the_order_is_not_handed_on_again() -> None:
     state = market()
-    assert state.update_quote(quote(10), 10)
-    assert not state.update_quote(quote(10), 10)
-    assert state.update_quote(quote(11), 11)  # another order may fill from here
+    assert is_event(state, quote(10), 10)
+    assert not is_event(state, quote(10), 10)
+    assert is_event(state, quote(11), 11)  # another order may fill from here
 
 
 def test_what_is_dated_at_the_latest_time_itself_is_kept() -> None:
     state = market()
-    state.update_quote(quote(10), None)
-    state.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    is_event(state, quote(10), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
     state.drop_ahead(10)
     assert state.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
-
-
-def test_the_newest_mark_goes_before_a_bar_once() -> None:
-    state = market()
-    state.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    state.update_mark(Mark("linear:BTCUSDT", 6, 9, 9))
-    assert state.undelivered() == [Mark("linear:BTCUSDT", 7, 10, 10)]
-    assert state.undelivered() == []
 
 
 def overdue(state: FeedState, market_ms: int, network_s: float) -> bool:
@@ -448,15 +446,15 @@ def test_a_bar_that_came_ends_the_waiting() -> None:
 
 def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None:
     state = market()
-    state.update_quote(quote(3_000_000), None)
-    state.update_mark(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000))
+    is_event(state, quote(3_000_000), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000), matters=False)
     state.undelivered()
     state.drop_ahead(3_000_000)
-    state.update_quote(quote(10), None)
+    is_event(state, quote(10), None)
     assert state.undelivered() == []
     state.drop_ahead(2_999_999)
-    state.update_quote(quote(10), None)
-    state.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    is_event(state, quote(10), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
     assert state.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from builders import MINUTE, START_MS, account, bar, decision, fill, forecast, instrument, run, step
 from fakes import ManualClock, MemoryAudit
 from prometheus_client.exposition import generate_latest
@@ -12,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Histogram, Monitor
-from tracepaper.strategies.types.decisions import Action, Position, Prediction, Step, TwinStep
-from tracepaper.strategies.types.market import Bar, Command, CommandKind, Quote, Unit
+from tracepaper.strategies.types.decisions import Action, Position, Step, TwinStep
+from tracepaper.strategies.types.market import Command, CommandKind, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
 BTC = "linear:BTCUSDT"
@@ -247,17 +245,16 @@ async def test_forecasts_and_commits_are_timed() -> None:
     watched = Monitor(run=run(), clock=clock)
     kept = MemoryAudit()
 
-    class Slow:
-        async def predict(self, unit: Unit) -> Sequence[Prediction]:
-            await clock.sleep(0.4)
-            return [forecast() if isinstance(unit, Bar) else None]
+    async def slow(is_answered: bool) -> bool:
+        await clock.sleep(0.4)
+        return is_answered
 
-    predictor, audit = watched.predicting(Slow()), watched.committing(kept)
-    for _ in range(2):
-        assert await predictor.predict(bar()) == [forecast()]
-    assert await predictor.predict(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) == [None]
+    predict = watched.timed(slow, watched.model_s, bool)
+    for is_answered in (True, True, False):
+        assert await predict(is_answered) is is_answered
+    append = watched.timed(kept.append, watched.commit_s)
     for _ in range(3):
-        await audit.append(decided())
+        await append(decided())
     assert len(kept.steps) == 3
     assert scraped(watched, "tracepaper_model_seconds_count") == {(): 2.0}
     assert scraped(watched, "tracepaper_model_seconds_sum") == {(): 0.8}

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.entrance import GUESSES_MOST, tokens_of
 from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.strategies.errors import ConfigInvalid
@@ -49,19 +50,15 @@ def page() -> Shown:
 
 @pytest.fixture
 async def url(page: Shown) -> AsyncIterator[str]:
-    async with (
-        HttpServer(
-            host="127.0.0.1",
-            port=0,
-            tokens={"database": FILE_TOKEN, "anna": TOKEN},
-            status=lambda: {"ready": True},
-            submit=page.submit,
-            registry=CollectorRegistry(),
-            page=lambda: page,
-        ) as server,
-        server.page_listener("127.0.0.1", 0, ("localhost", "127.0.0.1")) as address,
-    ):
-        yield address
+    async with HttpServer(
+        HttpSection(port=0, page="127.0.0.1:0"),
+        tokens={"database": FILE_TOKEN, "anna": TOKEN},
+        status=lambda: {"ready": True},
+        submit=page.submit,
+        registry=CollectorRegistry(),
+        page=lambda: page,
+    ) as server:
+        yield server.page_url
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from waiting import deadline, deadline_s
 
+from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.server import NOTE_LIMIT, Caller, CommandRequest, HttpServer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin
@@ -49,8 +50,7 @@ def server_of(daemon: Daemon, port: int = 0) -> HttpServer:
     registry = CollectorRegistry()
     Gauge("some", "A gauge.", registry=registry).set(3)
     return HttpServer(
-        host="127.0.0.1",
-        port=port,
+        HttpSection(port=port),
         tokens={"database": TOKEN, "anna": "a-token-of-anna-alone"},
         status=lambda: daemon.status,
         submit=daemon.submit,

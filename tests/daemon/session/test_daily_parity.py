@@ -259,7 +259,7 @@ def test_status_and_metrics_have_the_last_result(tmp_path: Path, outcome: Parity
     parity, _ = daily(tmp_path)
     monitor = Monitor(run=builders.run(), clock=ManualClock(START_MS))
     assert monitor.status()["parity"] is None
-    monitor.parity = parity
+    monitor.beside[parity.key] = parity.status
     assert b"tracepaper_parity" not in generate_latest(registry_of(monitor))
     assert line_of(monitor) == "parity: first replay at 2023-11-15T00:10Z\n"
     parity.last = msgspec.structs.replace(WELL, outcome=outcome, until_ms=MIDNIGHT_MS)

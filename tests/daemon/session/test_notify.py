@@ -418,7 +418,7 @@ def test_status_and_metrics_count_them() -> None:
     monitor = Monitor(run=builders.run(), clock=ManualClock(builders.START_MS))
     assert monitor.status()["notices"] is None
     assert b"tracepaper_notices" not in generate_latest(registry_of(monitor))
-    monitor.notices = {"sent": 3, "failed": 1, "dropped": 0}
+    monitor.beside["notices"] = lambda: {"sent": 3, "failed": 1, "dropped": 0}
     assert monitor.status()["notices"] == {"sent": 3, "failed": 1, "dropped": 0}
     assert b'tracepaper_notices_total{outcome="failed"} 1.0' in generate_latest(
         registry_of(monitor)

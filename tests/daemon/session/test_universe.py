@@ -33,10 +33,10 @@ from tracepaper.daemon.feed.universe import (
     next_choice_ms,
 )
 from tracepaper.daemon.session.universe import (
+    Universe,
     known_candidates,
     list_of,
     new_candidates,
-    universe_of,
 )
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import IntArray
@@ -351,8 +351,9 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more_and_its_l
     names = tmp_path / "list.txt"
     names.write_text("AAAUSDT\n")
     config = load(None, {"market": {"universe": {"top": 1, "file": str(names)}}})
-    parts: Any = ([instrument("AAAUSDT")], Lists(), None, clock)
-    universe = present(universe_of(config, None, tmp_path / "no.db", parts))
+    rule = present(config.market.universe)
+    parts: Any = (config, rule, [instrument("AAAUSDT")], Lists(), None, clock)
+    universe = Universe(*parts, database=tmp_path / "no.db", resumed=None)
     first = await universe.choose()
     assert (first.market_ms, first.chosen) == (due_ms - 200, ("linear:AAAUSDT",))
     universe.due_ms = due_ms
@@ -410,8 +411,9 @@ async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_d
         return 1
 
     config = load(None, {"market": {"universe": {"top": 1}}})
-    parts: Any = ([instrument("AAAUSDT")], Lists(), submit, SteppedClock(due_ms))
-    universe = present(universe_of(config, None, tmp_path / "no.db", parts))
+    rule = present(config.market.universe)
+    parts: Any = (config, rule, [instrument("AAAUSDT")], Lists(), submit, SteppedClock(due_ms))
+    universe = Universe(*parts, database=tmp_path / "no.db", resumed=None)
     universe.due_ms = due_ms
     closing = bar(open_time_ms=due_ms - MINUTE)
     async with universe.at_work(lambda: None):

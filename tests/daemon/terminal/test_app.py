@@ -19,7 +19,7 @@ from waiting import until
 
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.terminal.app import LiveView
-from tracepaper.daemon.terminal.screen import STOP, ScreenState
+from tracepaper.daemon.terminal.screen import STOP, RunView
 from tracepaper.strategies.types.decisions import Position, TwinStep
 from tracepaper.strategies.types.market import CommandKind
 
@@ -37,11 +37,10 @@ def lines_of(view: LiveView) -> list[str]:
     return [lines.get(place, "").rstrip() for place in range(view.size.height)]
 
 
-def screen(symbols: int = 1, count: int = 120) -> ScreenState:
+def screen(symbols: int = 1, count: int = 120) -> RunView:
     """Return the state of a run whose last decision a gate refused, as its daemon keeps it."""
     named = [instrument(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")[:symbols]]
-    state = ScreenState()
-    state.open(run(instruments=tuple(named)))
+    view = RunView(run(instruments=tuple(named)), ManualClock())
     held = Position(1_500, 1_500 * 990_000 * 10**3, 0, 25 * 10**7)
     measures = (
         ("operator", 1.0, 1.0, True),
@@ -51,7 +50,7 @@ def screen(symbols: int = 1, count: int = 120) -> ScreenState:
     )
     for item in named:
         for number, of in enumerate(bars(count, instrument_id=item.id)):
-            state.observe(
+            view.observe(
                 step(
                     of,
                     sequence=number,
@@ -63,12 +62,12 @@ def screen(symbols: int = 1, count: int = 120) -> ScreenState:
                     twins=(TwinStep("ungated", Position(), account_of(99_930), ()),),
                 )
             )
-    return state
+    return view
 
 
 @asynccontextmanager
 async def running_app(
-    state: ScreenState, width: int = 100, height: int = 30, database: Path = Path("none.db")
+    state: RunView, width: int = 100, height: int = 30, database: Path = Path("none.db")
 ) -> AsyncIterator[tuple[LiveView, Pilot[None], Connection]]:
     """Show *state* on a screen of *width* x *height*, told over a pipe as by a daemon."""
     daemon, theirs = Pipe()
@@ -80,7 +79,7 @@ async def running_app(
     theirs.close()
 
 
-async def tell(pilot: Pilot[None], daemon: Connection, state: ScreenState) -> None:
+async def tell(pilot: Pilot[None], daemon: Connection, state: RunView) -> None:
     for change in state.changes():
         daemon.send(change)
     await until(lambda: any("equity" in line for line in lines_of_pilot(pilot)), poll_s=0.01)

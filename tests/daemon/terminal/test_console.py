@@ -14,7 +14,6 @@ from command_line import Cli
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.daemon.commands.daemon import _instrument
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.document.terminal import show, show_document
@@ -80,12 +79,6 @@ def test_a_summary_an_explanation_and_a_report_show_a_reason_as_it_is(path: Path
     assert harmless(written.getvalue())
     console, written = terminal()
     show_report(console, build_report(path, "r-1"), notes=True)
-    assert harmless(written.getvalue())
-
-
-def test_status_shows_a_reason_as_it_is() -> None:
-    console, written = terminal()
-    console.print(_instrument("linear:BTCUSDT", {"close": "1", "action": "BUY", "reason": EVIL}))
     assert harmless(written.getvalue())
 
 

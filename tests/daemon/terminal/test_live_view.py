@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,14 @@ from tracepaper.daemon.terminal.screen import (
     CLOSES_KEPT,
     EQUITY_KEPT,
     FILLS_KEPT,
-    ScreenState,
+    RunView,
+    Status,
     line_chart,
     screen,
     sparkline,
     split,
+    status_lines,
+    take_in,
 )
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Position, PredictionTimeout, Run, Step, TwinStep
@@ -35,20 +39,19 @@ from tracepaper.strategies.units import MONEY_SCALE
 INSTRUMENTS = {"linear:BTCUSDT": instrument()}
 
 
-def state_of(*steps: Step, of: Run | None = None) -> ScreenState:
+def state_of(*steps: Step, of: Run | None = None) -> Status:
     """Return what the view's own process knows after *steps*."""
-    screen_state, state = ScreenState(), ScreenState()
-    screen_state.open(of or run(instruments=tuple(INSTRUMENTS.values())))
-    screen_state.bars_per_s = 33.4
+    view = RunView(of or run(instruments=tuple(INSTRUMENTS.values())), ManualClock())
+    status: Status = {"bars_per_s": 33.4}
     for each in steps:
-        screen_state.observe(each)
-        for change in pickle.loads(pickle.dumps(screen_state.changes())):
-            state.apply(change)
-    return state
+        view.observe(each)
+        for change in pickle.loads(pickle.dumps(view.changes())):
+            take_in(status, change)
+    return status
 
 
-def text(state: ScreenState, width: int = 120, height: int = 50, chosen: str = "") -> str:
-    lines = screen(state, width, height, chosen)
+def text(status: Status, width: int = 120, height: int = 50, chosen: str = "") -> str:
+    lines = screen(status, width, height, chosen)
     assert len(lines) <= height
     assert all(line.cell_len <= width for line in lines)
     return "\n".join(line.plain for line in lines)
@@ -102,9 +105,8 @@ def test_on_margin_the_screen_says_what_is_bound_and_where_it_ends() -> None:
     of = structs.replace(run(instruments=(instrument(),)), config=config)
     held = Position(1_500, 150 * MONEY_SCALE, margin=15 * MONEY_SCALE)
     state = state_of(step(bar(), decided=decision(), position=held), of=of)
-    price = state.margin["linear:BTCUSDT"].use_of(held)
-    assert price is not None
-    assert f"15.00 at 10 x, liquidated at {price.liquidation / 100:,.2f}" in text(state)
+    price = Decimal(state["instruments"]["linear:BTCUSDT"]["liquidation_price"])
+    assert f"15.00 at 10 x, liquidated at {price:,.2f}" in text(state)
     assert "margin used 15.00" in text(state)
     assert "margin" not in drawn(full_step())
 
@@ -127,7 +129,7 @@ def test_money_and_failing_gates_are_never_cut_off(
     named = tuple(instrument(f"{letter}USDT") for letter in "ABCDEF"[:symbols])
     of = structs.replace(run(instruments=named), strategy="a_module_of_mine:AStrategyWithALongName")
     state = state_of(*(live_step(17, failed=failed, name=item.id) for item in named), of=of)
-    state.halted_by, state.log = "operator", ("line 7",)
+    state |= {"halted_by": "operator", "log": ("line 7",)}
     screen = text(state, width, height, named[-1].id)
     assert "-1.5 " in screen
     assert " equity 100,012.00 +0.01 %" in screen
@@ -170,26 +172,27 @@ def test_between_bars_fills_and_marks_move_money_and_position() -> None:
 
 
 def test_what_is_kept_is_bounded_and_evenly_spread() -> None:
-    screen_state = ScreenState()
-    screen_state.open(run(instruments=(instrument(),)))
+    view, status = RunView(run(instruments=(instrument(),)), ManualClock()), Status()
     count = 5 * EQUITY_KEPT
     for number, candle in enumerate(bars(count)):
-        last = step(candle, decided=decision(), of=account(number), fills=(fill(),))
-        screen_state.observe(last)
-    assert len(screen_state.closes["linear:BTCUSDT"]) == CLOSES_KEPT
-    assert len(screen_state.newest) == FILLS_KEPT
-    assert EQUITY_KEPT // 2 <= len(screen_state.equity) <= EQUITY_KEPT
-    curve = [value // MONEY_SCALE for value in screen_state.equity]
-    assert curve == list(range(0, count, screen_state.every))
-    assert len(screen_state.changes()) == 2
-    assert len(screen_state.changes()) == 1
+        view.observe(step(candle, decided=decision(), of=account(number), fills=(fill(),)))
+    for parts in (2, 1):
+        changes = view.changes()
+        assert len(changes) == parts
+        for change in changes:
+            take_in(status, change)
+    assert len(status["closes"]["linear:BTCUSDT"]) == CLOSES_KEPT
+    assert len(status["newest"]) == FILLS_KEPT
+    assert EQUITY_KEPT // 2 <= len(status["equity"]) <= EQUITY_KEPT
+    curve = [value // MONEY_SCALE for value in status["equity"]]
+    assert curve == list(range(0, count, count // len(curve)))
 
 
 def test_control_characters_and_markup_are_shown_as_text() -> None:
     hostile = "\x1b[2J[bold]x[/]\nnext"
     of = structs.replace(run(instruments=(instrument(),)), strategy=hostile)
     state = state_of(step(bar(), decided=decision(), fills=(fill(reason=hostile),)), of=of)
-    state.log = (hostile,)
+    state["log"] = (hostile,)
     for line in screen(state, 200, 50):
         assert not set(line.plain) & {"\x1b", "\n", "\t"}
     assert "\\x1b[2J[bold]x[/]" in text(state, 200)
@@ -198,6 +201,19 @@ def test_control_characters_and_markup_are_shown_as_text() -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (10, 3), (40, 6), (500, 200)])
 def test_no_size_of_terminal_is_too_small_or_too_large(width: int, height: int) -> None:
     assert text(state_of(live_step(17)), width, height)
+
+
+def test_a_status_has_few_instruments_whole_and_a_line_for_each_of_many() -> None:
+    for many in (2, 9):
+        named = tuple(instrument(f"{letter}USDT") for letter in "ABCDEFGHI"[:many])
+        of = structs.replace(run(instruments=named))
+        status = state_of(*(live_step(5, name=item.id) for item in named), of=of)
+        del status["closes"]
+        lines = status_lines(status)
+        text = "\n".join(line.plain for line in lines)
+        assert all(item.symbol in text for item in named)
+        assert text.count("✗ operator") == (many if many == 2 else 0)
+        assert text.count("refused by operator") == many
 
 
 def test_the_operators_word_is_shown_until_another_lifts_it() -> None:
@@ -222,10 +238,6 @@ def test_a_warm_up_bar_has_no_decision() -> None:
     screen = drawn(step(bar()))
     assert "gates" not in screen
     assert "1 bar taken in" in screen
-
-
-def test_a_revision_is_not_drawn() -> None:
-    assert "65,114.20" in drawn(full_step(), step(bar(1), sequence=4, accepted=False))
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=80))
@@ -278,12 +290,10 @@ def test_the_pace_is_of_the_last_ten_seconds() -> None:
 
 def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
     clock = ManualClock()
-    view = Lines(clock)
-    view.opened(run())
-    for number, candle in enumerate(bars(30)):
-        view.show(
-            step(candle, sequence=number, decided=decision(), prediction=forecast()), INSTRUMENTS
-        )
+    watcher = RunWatcher(Lines(clock), limit=None, until_ms=None)
+    watcher.opened(run())
+    for number, one in enumerate(bars(30)):
+        watcher.watch(step(one, sequence=number, decided=decision(), prediction=forecast()))
         clock.advance(network_s=0.1)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     decisions = [line for line in documents if line["event"] == "decision"]
@@ -299,9 +309,10 @@ def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
 def test_fills_gaps_and_commands_are_never_left_out(log: io.StringIO) -> None:
     gap_step = step(Gap("linear:BTCUSDT", 0, 60_000, GapCause.MISSED, "", 0, 0))
     halt_step = step(Command(CommandKind.HALT, "news", 0, 0))
-    view = Lines(ManualClock())
-    for each in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
-        view.show(each, INSTRUMENTS)
+    watcher = RunWatcher(Lines(ManualClock()), limit=None, until_ms=None)
+    watcher.opened(run())
+    for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
+        watcher.watch(shown)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     events = [line["event"] for line in documents]
     assert events.count("fill") == 3

@@ -24,8 +24,9 @@ from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
+from tracepaper.replay.backtest.make import resume_replay
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, resume_replay
+from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.samples import DEMO_CANDLES

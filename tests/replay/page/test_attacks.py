@@ -29,6 +29,7 @@ from report_cases import BTC, cross, replayed
 from structlog.testing import capture_logs
 from waiting import deadline_s, until
 
+from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.client import token_file
 from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.replay.page import process, server
@@ -68,8 +69,7 @@ async def daemon_of(database: Path) -> AsyncIterator[Served]:
         return 1
 
     async with HttpServer(
-        host="127.0.0.1",
-        port=0,
+        HttpSection(port=0),
         tokens={"database": TOKEN},
         status=lambda: {"ready": True},
         submit=submit,

@@ -99,6 +99,7 @@ def fill(order_id: str, side: str, quantity: str, price: str, fee: str, fee_base
     texts = {"quantity": quantity, "price": price, "notional": notional, "fee": fee}
     return {
         "order_id": order_id,
+        "sequence": int(order_id.partition("-")[0]),
         "instrument": "spot:BTCUSDT",
         "side": side,
         "reason": f"why {order_id}",
@@ -123,7 +124,7 @@ def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
         ),
         *(0.0, 0.0, 0.0, 0.0),
     )
-    (trade,) = trades(ledger, {"spot:BTCUSDT": coarse})
+    (trade,) = trades([ledger], {"spot:BTCUSDT": coarse})["spot"]
     assert trade.profit == pytest.approx(0.999 * 120 - 0.1 - 100)
     assert (trade.side, trade.entry_sequence, trade.exit_sequence) == ("LONG", 3, 9)
     assert (trade.entry_reason, trade.exit_reason) == ("why 3-0", "why 9-0")
