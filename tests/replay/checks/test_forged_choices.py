@@ -42,17 +42,17 @@ Forge = Callable[[UniverseChange], list[UniverseChange]]
 
 def data(*, has_turnover: bool = True, bars: int = BARS) -> list[Candles]:
     """Return hours of three symbols, the first of which trades least, then most."""
-    found = []
+    parts = []
     for seed, name in enumerate(NAMES):
         candles = made_candles(walk_rows(bars, seed=seed), interval_ms=HOUR, symbol=name)
         times = np.where(np.arange(bars) < 30, 1, 9) if seed == 0 else 3 + seed
         turnover = None if candles.turnover is None else candles.turnover * times
-        found.append(
+        parts.append(
             with_fields(
                 candles, volume=candles.volume * times, turnover=turnover if has_turnover else None
             )
         )
-    return found
+    return parts
 
 
 class ForgedFeed:
