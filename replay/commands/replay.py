@@ -132,10 +132,10 @@ def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int, str | N
 
 def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.document.terminal import show_document
     from tracepaper.replay.report.terminal import (
         decision_to_explain,
         program_name,
-        show_summary,
         summary_document,
     )
 
@@ -157,7 +157,7 @@ def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None
         return
     console, program = Terminal(), program_name()
     sequence = decision_to_explain(database, run_id)
-    show_summary(console, summary_document(database, run_id))
+    show_document(console, summary_document(database, run_id), blank_lines=False)
     if not tally.finished:
         console.print(
             f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.", markup=False

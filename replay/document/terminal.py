@@ -20,6 +20,7 @@ from tracepaper.replay.document.values import (
     Paragraph,
     Part,
     Table,
+    TitledParts,
     Value,
     tone,
     written,
@@ -36,6 +37,14 @@ def head(console: Console, title: str, text: str) -> None:
     """Print what the document is about: *text* in a frame that bears *title*."""
     lines, heading = Text(text), Text(title)
     console.print(Panel(lines, title=heading, title_align="left", border_style="dim"))
+
+
+def show_document(console: Console, document: TitledParts, *, blank_lines: bool = True) -> None:
+    """Print *document*, its first paragraph in a frame under the title."""
+    first, *parts = document.parts
+    assert isinstance(first, Paragraph)
+    head(console, document.title, first.text)
+    show(console, parts, blank_lines=blank_lines)
 
 
 def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -> None:

@@ -538,10 +538,10 @@ def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust()
     item = {"category": Category.STOCK, "quantity_decimals": 0, "quantity_step": 1}
     engine = built(config, FillModel.QUOTE, **item)
     key, end = "stock:BTCUSDT", START_MS + MINUTE
-    shown = [quote(995, 1_000, at_ms=end + ms, size=10, instrument_id=key) for ms in (-500, 500)]
+    quotes = [quote(995, 1_000, at_ms=end + ms, size=10, instrument_id=key) for ms in (-500, 500)]
     first, later = (at_price(1_000, index=at, instrument_id=key) for at in range(2))
     split = CorporateAction(key, CorporateActionKind("split"), 1, 10, 0, 1_000, end, end)
-    run(engine, [shown[0], first, shown[1], split, later])
+    run(engine, [quotes[0], first, quotes[1], split, later])
     owners = engine.broker.own.owners
     # Of 10 for 12 that were ordered a has 5 of 6: of one share that is left, all.
     assert [owner.held(key) for owner in owners.values()] == [1, 0, 0]

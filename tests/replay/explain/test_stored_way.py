@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from builders import present
 from explained_runs import LAST
+from forging import verified
 from page_cases import shown_of
 from report_cases import build_report_of
 
@@ -39,8 +40,7 @@ def past(database: Path) -> Past:
 
 
 def test_a_run_explained_otherwise_is_derived_again(database: Path) -> None:
-    with Reader.open(database) as reader:
-        verification = verify_run(reader, database, explained_runs.run_id(database))
+    verification = verified(database, wanted=explained_runs.run_id(database))
     assert verification.holds
     assert verification.exact
     assert verification.agreed == verification.decisions > 0
@@ -92,8 +92,7 @@ def test_a_record_that_says_another_explanation_does_not_hold(
         written = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         connection.execute("UPDATE runs SET config = ?", (written,))
     connection.close()
-    with Reader.open(forged) as reader:
-        verification = verify_run(reader, forged, run_id)
+    verification = verified(forged, wanted=run_id)
     assert not verification.holds
     assert any("buckets" in difference.field for difference in verification.differences)
 
@@ -138,8 +137,7 @@ def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
         tmp_path, network=full, mode="step", bars=570, extra=gradient
     )
     run_id = explained_runs.run_id(database)
-    with Reader.open(database) as reader:
-        verification = verify_run(reader, database, run_id)
+    verification = verified(database, wanted=run_id)
     assert verification.holds
     assert verification.decisions > 0
     opened = open_past(database, run_id, 570)
