@@ -36,7 +36,7 @@ from tracepaper.daemon.broker.orders import FLATTEN, Moment
 from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
     Action,
     Confirmation,
@@ -68,10 +68,6 @@ class Save(IntEnum):
     NOW = 2  # by this step; within a close, by its last one
 
 
-ONE_WAY: Final = (
-    "The strategy names a position_side, and the account is in one-way mode; set "
-    'account.position_mode to "hedge", or name none.'
-)
 _LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
 
 
@@ -306,8 +302,6 @@ class Broker:
         """
         if self.own.owners:
             return
-        if signal.position_side is not None and not self.own.sides:
-            raise StrategyFailed(ONE_WAY)
         for line in self._lines[instrument]:
             if line.orders.is_guarded:
                 line.protector.on_signal(signal.action)
@@ -347,8 +341,6 @@ class Broker:
         orders, REJECTED.
         """
         account = self.own if shadow is None else self.shadows[shadow]
-        if isinstance(intent, Orders) and not account.sides:
-            refuse_sides(intent)
         refusals: list[tuple[PositionSide | None, str | None]] = []
         for book in account.books:
             part = part_of(intent, book.side)
@@ -694,10 +686,3 @@ def _joined(refusals: Iterable[tuple[PositionSide | None, str | None]]) -> str |
     """Return why not all is reached, by side; None where nothing is refused."""
     texts = [why if side is None else f"{side}: {why}" for side, why in refusals if why]
     return "; ".join(texts) or None
-
-
-def refuse_sides(answer: Signal | Orders) -> None:
-    """Raise ``StrategyFailed`` where *answer* names a side, which one-way mode lacks."""
-    requests = answer.requests if isinstance(answer, Orders) else (answer,)
-    if any(getattr(request, "position_side", None) for request in requests):
-        raise StrategyFailed(ONE_WAY)
