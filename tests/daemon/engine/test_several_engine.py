@@ -542,16 +542,3 @@ def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust()
     assert [owner.target(key) for owner in owners.values()] == [1, 0, 0]
     assert engine.broker.own.line(key).orders.order is None
     assert [*engine.set_aside] == ["c"]
-
-
-def test_spot_parts_pay_their_fee_in_base() -> None:
-    engine = built(configured(), category=Category.SPOT)
-    for bar in bars(150, seed=6, instrument_id="spot:BTCUSDT"):
-        step = engine.step(bar, None)
-        broker = engine.broker
-        own, parts = broker.own.balance(), [part.balance() for part in broker.own.owners.values()]
-        assert sum(part.equity for part in parts) + broker.own.reserve == own.equity
-        held = [part.held("spot:BTCUSDT") for part in broker.own.owners.values()]
-        assert sum(held) == broker.own.held("spot:BTCUSDT")
-        assert min(held) >= 0
-    assert step.account.fees_paid > 0
