@@ -580,19 +580,13 @@ class Broker:
         return True
 
     def follow(self, bars: Sequence[Bar]) -> None:
-        """Value what is held by the last of *bars* of one instrument, for which it was still."""
+        """Value what is held by the last of *bars* of one instrument, which change nothing else."""
         key = bars[-1].instrument
         self._newest.pop(key, None)
         self.mark_at_close(key, bars[-1].close)
         if self._ranges:
             for bar in bars:
                 self._ranges[key].push(bar)
-
-    def recall(self, bar: Bar) -> None:
-        """Take in a bar that the run already holds."""
-        self.mark_at_close(bar.instrument, bar.close)
-        if self._ranges:
-            self._ranges[bar.instrument].push(bar)
 
     def forget(self) -> None:
         """Drop what a restarted process does not know: mark prices, and which quotes are missed."""
@@ -604,10 +598,6 @@ class Broker:
         return any(
             line.held or line.orders.target or line.orders.rests for line in self._lines[instrument]
         )
-
-    def fills_since_decided(self, instrument: str) -> tuple[Fill, ...]:
-        """Return the run's fills that the next decision on *instrument* will be told of."""
-        return tuple(self.own.fills.get(instrument, ()))
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return what must survive a restart: of the run's account, and of those beside it."""

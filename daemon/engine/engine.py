@@ -320,7 +320,7 @@ class Engine:
         return {
             key: SinceDecided(
                 state.outcomes.verdict,
-                self.broker.fills_since_decided(key),
+                tuple(self.broker.own.fills.get(key, ())),
                 {
                     member.name: SinceDecided(
                         member.states[key].outcomes.verdict,
@@ -537,7 +537,7 @@ class Engine:
                 or (share.plausible_at is None) is not (repeat.plausible_at is None)
             ):
                 return None
-            confirms = wish is not None and wish.is_entry
+            confirms = wish is not None and wish.action in ENTRIES
             decided = member.keep(key, share.decision, repeat.decision)
             twins.append(TwinStep(member.name, share.position, account, (), confirms, decided))
         return replace(repeat, twins=tuple(twins))
@@ -907,7 +907,7 @@ class Engine:
             self._quiet.pop(key, None)
             if routed.is_quiet and not (broker.shadows or intent.ends_lists):
                 entries = (wish for wish in wishes.intents.values() if isinstance(wish, Intent))
-                enters = any(wish.is_entry for wish in entries)
+                enters = any(wish.action in ENTRIES for wish in entries)
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
         else:  # what only reduces is not held up, and what a command left opposing crosses still

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import ENTRIES, OPENS, Intent, is_entry, side_of
+from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Intent
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import Line
@@ -380,7 +380,7 @@ class MemberState:
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
         intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
         action = intent.action
-        factor = self._sizer.factor(forecast) if is_entry(action) else None
+        factor = self._sizer.factor(forecast) if action in ENTRIES else None
         outcome = self.outcomes.of(
             action, intent.reason, refused, passed, factor, self.regimes, gates.evaluator
         )
@@ -469,13 +469,13 @@ class MemberState:
             return self._follow(
                 signal, bar, forecast, account, refused, is_full=is_full, expires=expires
             )
-        named = side_of(signal.action)
+        named = SIDE_OF.get(signal.action)
         judged = account if named is None else account.sides[named]
         intent = self._follow(
             signal, bar, forecast, judged, refused, is_full=is_full, expires=False
         )
         action, key = intent.action, bar.instrument
-        named = side_of(action)
+        named = SIDE_OF.get(action)
         sides: dict[PositionSide, Intent | None] = {}
         left, outlived = 0, False
         for side, book in account.sides.items():
@@ -520,7 +520,7 @@ class MemberState:
             target = targets[side] = standing if action is Action.HOLD else nets[side]
             entry = Action(side.value) if target else Action.FLAT
             sides[side] = Intent(Action.HOLD if target == standing else entry, target, reason)
-        target = targets.get(side_of(action), sum(targets.values()))
+        target = targets.get(SIDE_OF.get(action), sum(targets.values()))
         return Intent(action, target, reason, sides=sides)
 
     def _follow(
@@ -620,7 +620,7 @@ class MemberState:
             or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
             or signal.note is not None  # each bar stores it anew
-            or (self._wants_protection and is_entry(signal.action))
+            or (self._wants_protection and signal.action in ENTRIES)
             or not self.history.is_full
         ):
             return None
@@ -652,7 +652,7 @@ class MemberState:
             observe = strategy.observe
         decide = strategy.decide if member is None else partial(member.ask, self)
         lowest, highest = closes
-        least, most = (1, 0) if is_entry(signal.action) and not sizer.follows_signal else closes
+        least, most = (1, 0) if signal.action in ENTRIES and not sizer.follows_signal else closes
         grows = sizer.falls_with_price(signal)
         shared, regime = self._instrument_context, self.regimes.regime
 
@@ -669,7 +669,7 @@ class MemberState:
             if least <= close <= most:
                 return True
             if not lowest <= close <= highest or (
-                is_entry(signal.action)
+                signal.action in ENTRIES
                 and sizer.target(signal, bar, None, standing=standing) != standing
             ):
                 return False
@@ -789,7 +789,7 @@ class MemberState:
         With lists of several strategies *sizes* are the positions that all could lead to.
         """
         key, books = bar.instrument, {book.side: book for book in account.books}
-        named = side_of(signal.action) if account.sides else None
+        named = SIDE_OF.get(signal.action) if account.sides else None
         targets = {side: book.target(key) for side, book in books.items()}
         judged = {side for side in targets if named in {None, side}}
         for side, book in books.items():

@@ -501,7 +501,7 @@ class Twice:
             self.desk.broker.change(item)
         self.desk.broker.restore(*state)
         for key, last in known.items():
-            self.desk.broker.recall(last)
+            self.desk.broker.follow((last,))
             self.own.marks[key] = Fraction(last.close, 100)
         self.marked.clear()
         self.agree()
