@@ -415,7 +415,7 @@ class Broker:
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
     ) -> tuple[Plan | None, str | None]:
         """Confirm the position of an entry; return its exit orders and why it cannot be entered."""
-        plan, refusal = self._planned(line, intent, bar, at_ms)
+        plan, refusal = self.planned(line, intent, bar, at_ms)
         if intent.action not in ENTRIES or refusal is not None:
             if refusal is not None and line.key in self._confirms:
                 self.save = Save.NOW  # else the step says that its entry confirmed the position
@@ -431,21 +431,17 @@ class Broker:
             plan = None
         return plan, None
 
-    def _planned(
+    def planned(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
     ) -> tuple[Plan | None, str | None]:
         """Return the exit orders that an entry asks for, and why it cannot be entered."""
         if intent.action not in ENTRIES or intent.refusal is not None:
-            return None, intent.refusal if intent.action in ENTRIES else None
+            return None, intent.refusal
         signal = intent.signal
         if signal is None or not (intent.is_protected or line.orders.is_guarded):
             return None, None
         planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
         return (None, planned) if isinstance(planned, str) else (planned, None)
-
-    def refusal_of(self, line: Line, intent: Intent, bar: Bar, at_ms: int) -> str | None:
-        """Return why *line* cannot enter as *intent* asks; None where it can, or exits."""
-        return self._planned(line, intent, bar, at_ms)[1]
 
     def send(self, lists: Mapping[str, Orders], bar: Bar, at_ms: int) -> None:
         """Ask owners of the run's account, by name, for their *lists* alone."""

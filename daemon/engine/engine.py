@@ -866,7 +866,7 @@ class Engine:
                     line.orders.withdraw("", member.closed)
                 target = before = line.orders.target
                 part = None if intent is None else part_of(intent, book.side)
-                if isinstance(part, Intent) and not broker.refusal_of(line, part, bar, at_ms):
+                if isinstance(part, Intent) and not broker.planned(line, part, bar, at_ms)[1]:
                     target = part.target
                 has_changed |= target != before
                 net[book.side] += target
