@@ -524,14 +524,14 @@ class Engine:
         if quiet is None or state.intent is not quiet.intent or state.signal is not UNCHANGED:
             return None
         twins, wishes = [], quiet.wishes.intents
-        for (member, of_member), asked in zip(self._on[key], quiet.asked, strict=True):
+        for (member, of_member), intent in zip(self._on[key], quiet.asked, strict=True):
             (book,) = member.account.books
             account, wish = book.subtotal(), wishes.get(member.name)
             share = of_member.begin_stretch(book.lines[key])
             if (
                 share is None
                 or isinstance(wish, Orders)
-                or of_member.intent is not asked
+                or of_member.intent is not intent
                 or (account.equity <= 0) is not member.is_empty
                 # Else the share has a measure of its own at each bar.
                 or (share.plausible_at is None) is not (repeat.plausible_at is None)
@@ -590,8 +590,8 @@ class Engine:
     def _look_ahead(self, key: str, closes: tuple[int, int]) -> BarPreview:
         """Return what takes in bars of *key* that follow at once, and close within *closes*."""
         market = self.markets[key]
-        asked = [of_member for _, of_member in self._on[key]] or [self.states[key]]
-        looks = [decider.look_ahead(closes) for decider in asked]
+        deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
+        looks = [decider.look_ahead(closes) for decider in deciders]
         observers = [look.observe for look in looks if look.observe is not None]
         return BarPreview(
             market.history.follow_at_once(observers),
@@ -836,8 +836,8 @@ class Engine:
 
     def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
-        asked = [of_member.intent for _, of_member in self._on[bar.instrument]]
-        wishes, signal = self._netted(bar, self.broker.own, asked, decisions, at_ms)
+        intents = [of_member.intent for _, of_member in self._on[bar.instrument]]
+        wishes, signal = self._netted(bar, self.broker.own, intents, decisions, at_ms)
         return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
 
     def _netted(
@@ -991,13 +991,13 @@ class Engine:
         key, state = bar.instrument, self.states[bar.instrument]
         inputs, evaluator = state.gates.inputs, state.gates.evaluator
         for name, account in self.broker.shadows.items():
-            asked = [
+            wanted = [
                 self.shadows[member.name].wish(
                     name, of_member, bar, prediction, decided, account.owners[member.name]
                 )
                 for (member, of_member), decided in zip(self._on[key], of_members, strict=True)
             ]
-            wishes, signal = self._netted(bar, account, asked, of_members, at_ms)
+            wishes, signal = self._netted(bar, account, wanted, of_members, at_ms)
             intent = state.net_intent(signal, wishes.targets, account, key)
             if name in BOUND or (inputs.is_outside and name != BUY_AND_HOLD):
                 refused = evaluator.first_failed(

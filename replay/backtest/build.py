@@ -287,7 +287,7 @@ def build(
         refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
     forecaster = None
     if needs_forecaster(config):
-        forecaster = load_forecaster(config, beside=database, mode=mode)
+        forecaster = load_forecaster(config, database=database, mode=mode)
     strategies = make_strategies(config, forecaster)
     rule, names = config.market.universe, list_of(config)
     books_read = max(
@@ -449,18 +449,10 @@ def _instruments(
         instrument = archive_instrument(
             part, fractional=market.fractional, currency=market.currency, shared=shared
         )
-        before = by_id.get(instrument.id)
-        if before is None or instrument.price_decimals > before.price_decimals:
-            by_id[instrument.id] = instrument if before is None else _finest(instrument, before)
-        else:
-            by_id[instrument.id] = _finest(before, instrument)
+        before = by_id.get(instrument.id, instrument)
+        by_id[instrument.id] = msgspec.structs.replace(
+            max(before, instrument, key=lambda item: item.price_decimals),
+            volume_decimals=max(before.volume_decimals, instrument.volume_decimals),
+            turnover_decimals=max(before.turnover_decimals, instrument.turnover_decimals),
+        )
     return tuple(by_id.values())
-
-
-def _finest(first: Instrument, second: Instrument) -> Instrument:
-    """Return *first*, whose prices are finer, with decimals that also hold *second*'s volumes."""
-    return msgspec.structs.replace(
-        first,
-        volume_decimals=max(first.volume_decimals, second.volume_decimals),
-        turnover_decimals=max(first.turnover_decimals, second.turnover_decimals),
-    )

@@ -322,8 +322,8 @@ def _learnable(count: int, *symbols: str) -> Callable[[], list[Candles]]:
 
 def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
     """Return three strategies on one account."""
-    listing, told = several_strategies.LISTING, several_strategies.TOLD
-    given = [*zip("abc", ("0.5", "0.3", "0.1"), (told, listing, told), strict=True)]
+    listing, telling = several_strategies.LISTING, several_strategies.ACCOUNTING
+    given = [*zip("abc", ("0.5", "0.3", "0.1"), (telling, listing, telling), strict=True)]
     return lambda: {
         "market": {"symbols": list(symbols or ("BTCUSDT",)), "interval": "60"},
         "sizing": {"mode": "equity", "fraction": "1"},

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import builders
-from actions_ledger import UNIT, OwnAccount
+from actions_ledger import UNIT, ReferenceAccount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -49,7 +49,7 @@ def share(decimals: int) -> Instrument:
 
 
 def fill(side: Side, quantity: int, price: int, decimals: int, fee: int) -> Fill:
-    known: dict[str, Any] = {
+    values: dict[str, Any] = {
         "order_id": "1-0",
         "instrument": "stock:ACME",
         "side": side,
@@ -64,7 +64,7 @@ def fill(side: Side, quantity: int, price: int, decimals: int, fee: int) -> Fill
         "reason": "",
         "filled_ms": 5,
     }
-    return Fill(**{name: known[name] for name in Fill.__struct_fields__ if name in known})
+    return Fill(**{name: values[name] for name in Fill.__struct_fields__ if name in values})
 
 
 def opened(decimals: int) -> PaperAccount:
@@ -81,37 +81,37 @@ def action(kind: str, new: int = 1, old: int = 1, amount: int = 0, close: int = 
 def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any]) -> None:
     ledger = opened(decimals)
     scale = 10**decimals
-    own = OwnAccount(Fraction(CASH, UNIT), Fraction(1, scale))
+    reference = ReferenceAccount(Fraction(CASH, UNIT), Fraction(1, scale))
     for what, size, price in moves:
         held, fee = ledger.held("stock:ACME"), UNIT + 1
         at = Fraction(price, 100)
         if what == "buy":
             ledger.line("stock:ACME").post(fill(Side.BUY, size * 7, price, decimals, fee))
-            own.buy(Fraction(size * 7, scale), at, Fraction(fee, UNIT))
+            reference.buy(Fraction(size * 7, scale), at, Fraction(fee, UNIT))
         elif what == "sell" and held:
             sold = max(held * size // 100, 1)
             ledger.line("stock:ACME").post(fill(Side.SELL, sold, price, decimals, fee))
-            own.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
+            reference.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
         elif what == "split":
             ledger.line("stock:ACME").apply_action(action("split", size[0], size[1], close=price))
-            own.split(Fraction(*size), at)
+            reference.split(Fraction(*size), at)
         elif what == "dividend":
             ledger.line("stock:ACME").apply_action(action("dividend", amount=size, close=price))
-            own.dividend(Fraction(size, RATE))
+            reference.dividend(Fraction(size, RATE))
         ledger.line("stock:ACME").mark_to(price)
         account, position = ledger.balance(), ledger.position("stock:ACME")
-        assert Fraction(position.quantity, scale) == own.quantity
-        assert Fraction(position.entry_notional, UNIT) == own.entry
-        assert Fraction(account.cash, UNIT) == own.cash
-        assert Fraction(account.realized_pnl, UNIT) == own.realized
-        assert Fraction(account.fees_paid, UNIT) == own.fees
-        assert Fraction(account.equity, UNIT) == own.equity(at)
+        assert Fraction(position.quantity, scale) == reference.quantity
+        assert Fraction(position.entry_notional, UNIT) == reference.entry
+        assert Fraction(account.cash, UNIT) == reference.cash
+        assert Fraction(account.realized_pnl, UNIT) == reference.realized
+        assert Fraction(account.fees_paid, UNIT) == reference.fees
+        assert Fraction(account.equity, UNIT) == reference.equity(at)
         # K10: cash = start + realized profit - fees - cost of the held shares.
         cost = position.entry_notional
         assert account.cash == CASH + account.realized_pnl - account.fees_paid - cost
     assert ledger.entries is not None
     moved = [(entry.kind.value, Fraction(entry.amount, UNIT)) for entry in ledger.entries[1:]]
-    assert moved == own.moves
+    assert moved == reference.moves
     assert sum(entry.amount for entry in ledger.entries) == ledger.cash
 
 
@@ -165,7 +165,7 @@ def test_a_fraction_is_paid_at_the_close_before_adjusted_and_the_rest_keeps_its_
     assert (position.quantity, position.entry_notional) == (2, 200 * UNIT)
     assert position.realized_pnl == 10 * UNIT
     assert ledger.entries is not None
-    assert [(one.kind, one.amount) for one in ledger.entries[2:]] == [("cash_in_lieu", 60 * UNIT)]
+    assert [(row.kind, row.amount) for row in ledger.entries[2:]] == [("cash_in_lieu", 60 * UNIT)]
 
 
 def test_a_bar_before_a_split_is_one_of_the_new_shares() -> None:

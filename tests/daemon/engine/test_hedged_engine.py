@@ -61,7 +61,7 @@ def scripted(says: dict[str, Any], **options: Any) -> Engine:
 
 
 def sides(step: Step) -> tuple[int, int]:
-    long, short = (one.position.quantity for one in step.twins)
+    long, short = (twin.position.quantity for twin in step.twins)
     return long, short
 
 
@@ -167,7 +167,7 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
     assert decided is not None
     assert (decided.action, decided.reason) == (Action.FLAT, "horizon")
     assert decided.target_quantity == sides(steps[7])[0]
-    confirmed = [[one.twin for one in step.twins if one.confirmed] for step in steps]
+    confirmed = [[twin.twin for twin in step.twins if twin.confirmed] for step in steps]
     assert confirmed[1:5] == [["LONG"], [], ["SHORT"], ["LONG"]]
 
 
@@ -176,8 +176,8 @@ def test_sides_that_end_together_are_not_asked_for_again() -> None:
     says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
     before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
     wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
-    made: list[Event] = [*before, wide, *after]
-    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), made)
+    stream: list[Event] = [*before, wide, *after]
+    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), stream)
     assert sides(steps[5]) == (400, -400)
     assert {fill.position_side for fill in steps[6].fills} == {LONG, SHORT}
     held, ended = steps[5].decision, steps[6].decision
@@ -195,10 +195,10 @@ def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refu
         account={"cash": "5100"},
         risk={"max_notional": "70000"},
     )
-    made = list(bars(9))
-    received = Funding(KEY, -5 * 10**8, made[4].close_time_ms, made[4].close_time_ms)
+    stream = list(bars(9))
+    received = Funding(KEY, -5 * 10**8, stream[4].close_time_ms, stream[4].close_time_ms)
     steps: list[Step] = []
-    events: list[Event] = [*made[:5], received, *made[5:]]
+    events: list[Event] = [*stream[:5], received, *stream[5:]]
     for event in events:
         steps.append(engine.step(event, None))
         check_account(engine.broker.own)
@@ -215,9 +215,9 @@ def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refu
 
 def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"], "6": ["LONG"]}, gate={"on_refusal": "flat"})
-    made = list(bars(12))
-    late = replace(made[6], seen_ms=made[6].seen_ms + 10**9)
-    steps = run(engine, [*made[:6], late, *made[7:]])
+    stream = list(bars(12))
+    late = replace(stream[6], seen_ms=stream[6].seen_ms + 10**9)
+    steps = run(engine, [*stream[:6], late, *stream[7:]])
     decided = steps[6].decision
     assert decided is not None
     assert decided.refused_by == "late"
@@ -243,12 +243,12 @@ def test_the_size_of_a_side_leaves_room_for_the_other() -> None:
 
 def test_a_command_closes_both_sides_at_once() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
-    made = list(bars(9))
-    command = Command(CommandKind.FLATTEN, "", made[5].close_time_ms, made[5].close_time_ms)
-    steps = run(engine, [*made[:6], command, *made[6:]])
+    stream = list(bars(9))
+    command = Command(CommandKind.FLATTEN, "", stream[5].close_time_ms, stream[5].close_time_ms)
+    steps = run(engine, [*stream[:6], command, *stream[6:]])
     sent = steps[6].orders
-    assert [one.position_side for one in sent] == [LONG, SHORT]
-    assert len({one.order_id for one in sent}) == 2
+    assert [order.position_side for order in sent] == [LONG, SHORT]
+    assert len({order.order_id for order in sent}) == 2
     assert sides(steps[7]) == (0, 0)
 
 
@@ -277,15 +277,19 @@ def test_orders_of_a_list_open_and_close_the_side_that_they_name() -> None:
 
 def test_a_side_that_a_mark_reaches_is_liquidated_and_the_other_one_stands() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
-    made = list(bars(8))
-    at_ms = made[5].close_time_ms
-    events: list[Event] = [*made[:6], Mark(KEY, made[5].close * 88 // 100, at_ms, at_ms), *made[6:]]
+    stream = list(bars(8))
+    at_ms = stream[5].close_time_ms
+    events: list[Event] = [
+        *stream[:6],
+        Mark(KEY, stream[5].close * 88 // 100, at_ms, at_ms),
+        *stream[6:],
+    ]
     steps = run(engine, events)
-    taken = steps[6]
-    assert [(f.position_side, f.model) for f in taken.fills] == [(LONG, FillModel.LIQUIDATION)]
-    assert sides(taken)[0] == 0 > sides(taken)[1]
+    liquidated = steps[6]
+    assert [(f.position_side, f.model) for f in liquidated.fills] == [(LONG, FillModel.LIQUIDATION)]
+    assert sides(liquidated)[0] == 0 > sides(liquidated)[1]
     margin = steps[5].twins[0].position.margin
-    lost = steps[5].account.cash - taken.account.cash
+    lost = steps[5].account.cash - liquidated.account.cash
     assert 0 < lost <= margin
 
 
@@ -305,8 +309,8 @@ def test_what_the_market_shows_is_shared_by_both_sides(model: FillModel) -> None
         configured({"says": {"1": ["SHORT"], "3": ["ORDERS", listed]}}, of=SCRIPTED), model
     )
     events: list[Event] = []
-    for one in bars(8):
-        events += [one, displayed(one.close, one.close_time_ms + 500, model)]
+    for candle in bars(8):
+        events += [candle, displayed(candle.close, candle.close_time_ms + 500, model)]
     steps = run(engine, events)
     fills = steps[7].fills
     assert [(f.position_side, f.quantity) for f in fills] == [(LONG, 3_000), (SHORT, 1_000)]
@@ -316,11 +320,11 @@ def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
     """Their net is nothing; its past values what is held all the same."""
     sizing = {"mode": "fixed", "quantity": "1"}
     engine = scripted({"1": ["LONG"], "2": ["SHORT"], "5": ["FLAT"]}, sizing=sizing)
-    seen = []
-    for one in bars(8):
-        seen.append((engine.broker.own.held(KEY), engine.broker.is_engaged(KEY)))
-        engine.step(one, None)
-    held, engaged = zip(*seen, strict=True)
+    states = []
+    for candle in bars(8):
+        states.append((engine.broker.own.held(KEY), engine.broker.is_engaged(KEY)))
+        engine.step(candle, None)
+    held, engaged = zip(*states, strict=True)
     assert held == (0, 0, 0, 1_000, 0, 0, 0, 0)
     assert engaged == (False, False, True, True, True, True, True, False)
 
@@ -329,22 +333,22 @@ def test_the_side_that_receives_funding_is_settled_first() -> None:
     """Its money covers what the other one pays, before any margin does."""
     account = {"cash": "8900", "leverage": "10"}
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]}, account=account)
-    made = list(bars(6))
-    events: list[Event] = [*made, Funding(KEY, 5 * 10**8, made[5].close_time_ms, 0)]
+    stream = list(bars(6))
+    events: list[Event] = [*stream, Funding(KEY, 5 * 10**8, stream[5].close_time_ms, 0)]
     steps: list[Step] = []
     for event in events:
         steps.append(engine.step(event, None))
         check_account(engine.broker.own)
     before, after = steps[-2].twins, steps[-1].twins
-    assert [one.position.margin for one in before] == [one.position.margin for one in after]
+    assert [twin.position.margin for twin in before] == [twin.position.margin for twin in after]
     assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
 
 
 def test_the_margin_of_one_side_leaves_less_for_the_other() -> None:
     engine = scripted({"1": ["LONG"], "3": ["SHORT"]}, account={"cash": "6000"})
     steps: list[Step] = []
-    for one in bars(6):
-        steps.append(engine.step(one, None))
+    for candle in bars(6):
+        steps.append(engine.step(candle, None))
         check_account(engine.broker.own)
     refused = steps[3].decision
     assert refused is not None

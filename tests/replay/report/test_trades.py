@@ -142,14 +142,14 @@ Moves = list[tuple[int, int, int]]
 
 def closed(moves: Moves) -> list[ClosedTrade]:
     """Return the trades that *moves* close: signed quantity, and notional and fee in 10⁻⁸."""
-    book, found = TradeBook(instrument(quantity_decimals=0, quantity_step=1)), []
+    book, trades = TradeBook(instrument(quantity_decimals=0, quantity_step=1)), []
     for place, (quantity, notional, fee) in enumerate(moves):
         side, price = "BUY" if quantity > 0 else "SELL", notional / abs(quantity)
         row = fill(f"{place}-0", side, str(abs(quantity)), "1", "0", "0") | {"price": price}
         money = {"notional_text": f"{notional}e-8", "fee_text": f"{fee}e-8"}
         if (trade := book.fill(row | money)) is not None:
-            found.append(trade)
-    return found
+            trades.append(trade)
+    return trades
 
 
 def test_a_fill_that_turns_the_position_is_shared_by_quantity_and_what_is_open_is_none() -> None:

@@ -66,10 +66,10 @@ def ledger(path: Path) -> list[tuple[Any, ...]]:
     """Return the closed trades by the fills, payments and splits of a record."""
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
-        asked = "SELECT * FROM v_fills ORDER BY sequence, ordinal"
-        lines = [(row["sequence"], dict(row)) for row in connection.execute(asked)]
-        asked = "SELECT * FROM v_events WHERE kind = 'corporate_action'"
-        lines += [(row["sequence"], dict(row)) for row in connection.execute(asked)]
+        query = "SELECT * FROM v_fills ORDER BY sequence, ordinal"
+        lines = [(row["sequence"], dict(row)) for row in connection.execute(query)]
+        query = "SELECT * FROM v_events WHERE kind = 'corporate_action'"
+        lines += [(row["sequence"], dict(row)) for row in connection.execute(query)]
         paid = dict(
             connection.execute(
                 "SELECT sequence, amount_text FROM v_ledger "
@@ -107,9 +107,9 @@ def check(path: Path, run_id: str, least: int) -> None:
     )  # fmt: skip
     exact = ledger(path)
     assert len(exact) >= least
-    for found in (view, report):
-        assert [one[:6] for one in found] == [one[:6] for one in exact]
-        for of_record, of_ledger in zip(found, exact, strict=True):
+    for trades in (view, report):
+        assert [trade[:6] for trade in trades] == [trade[:6] for trade in exact]
+        for of_record, of_ledger in zip(trades, exact, strict=True):
             assert of_record[6:] == pytest.approx([float(part) for part in of_ledger[6:]], abs=1e-6)
 
 
