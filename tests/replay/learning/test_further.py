@@ -281,7 +281,7 @@ def test_the_tails_follow_a_planted_volatility(judged: Forecasts) -> None:
     for chosen in (is_wild, ~is_wild):
         rows = judged.where(chosen)
         for found in islice(breach_rows(rows, rows.value("tails").astype(np.float64)), 1, None, 2):
-            assert 0.02 < found["came"].value < 0.09
+            assert 0.02 < found["realised"].value < 0.09
             assert 0.75 < found["shortfall"].value < 1.3
     # One that ignores the hour is passed too often where it is wild: the same test says so.
     rows = judged.where(is_wild)
