@@ -215,11 +215,6 @@ class FittedModel(ABC):
             bars=bars or self.usually_explained,
         )
 
-    def held(self, data: Any) -> Forecasts | None:  # noqa: ANN401
-        """Return what weights made of the test part: its own and every rule's; None without any."""
-        del data
-        return None
-
     def pairs(self, data: Any) -> Forecasts | None:  # noqa: ANN401
         """Return the correlations of the test part's symbols beside others; None without any."""
         return correlations_of(data, Part.TEST, self.card["calibration"].get("correlation", {}))
@@ -253,7 +248,7 @@ class FittedModel(ABC):
             judged = judged_gates(table, explained, section, data.split.second_span_ms)
             if not self.shows_gates:
                 judged = replace(judged, forecasts=table, explained=None)
-        judged = replace(judged, held=self.held(data), pairs=self.pairs(data))
+        judged = replace(judged, pairs=self.pairs(data))
         results = figures(table, self.called) | paired_figures(table, leave=self.members)
         results["gates"] = judged.figures
         sentences = self.findings(results, judged)

@@ -485,16 +485,19 @@ class CrossAssetModel(NetworkModel):
         return answers
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
-        """Return the network's forecasts of each asset at the closes of *part*."""
+        """Return the network's forecasts of each asset at the closes of *part*.
+
+        Of the test part with what its weights and every rule's made of the decisions.
+        """
         answers = [
             SegmentFields(of_asset, fields.rows, answer)
             for samples, fields in self._answered(data, part)
             for of_asset, answer in zip(samples.each, fields.each, strict=True)
         ]
-        return forecasts_of(answers, data.baselines, data.horizons)
+        forecasts = forecasts_of(answers, data.baselines, data.horizons)
+        return replace(forecasts, held=self._held(data)) if part is Part.TEST else forecasts
 
-    def held(self, data: Dataset) -> Forecasts | None:
-        """Return what the network's weights and every rule's made of the test part's decisions."""
+    def _held(self, data: Dataset) -> Forecasts | None:
         config = self.model.config
         decisions = portfolio_decisions(
             data.samples(Part.TEST), every=config.every, field=config.receptive_field
@@ -508,8 +511,8 @@ class CrossAssetModel(NetworkModel):
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
         """Return the sentences of ranks across the assets, and of what weights made."""
         sentences = [cards.NOTICE, *rank_sentences(results, horizon=self.horizon)]
-        if judgement.held is not None:
-            results["weights"] = portfolio_figures(judgement.held)
+        if (held := judgement.forecasts.held) is not None:
+            results["weights"] = portfolio_figures(held)
             sentences += portfolio_sentences(results["weights"])
         return sentences
 

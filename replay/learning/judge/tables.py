@@ -309,7 +309,7 @@ def _paired(judgement: Judgement) -> Iterable[Table]:
 @shown("beside")
 def _beside(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each other model on the rows that both answer, a table a metric."""
-    for rows in (judgement.forecasts, judgement.held):
+    for rows in (judgement.forecasts, judgement.forecasts.held):
         if rows is not None and rows.compared:
             for key, metric in compared_by(rows).items():
                 title = f"{metric.title}: the model less each other model"
@@ -408,25 +408,22 @@ shown("further")(lambda judgement: head_tables(judgement.forecasts))
 @shown("scores")
 def _scores(judgement: Judgement) -> Iterable[Table]:
     """Return what is judged of books, assets, their pairs and portfolios, beside others."""
-    rows, pairs, held = judgement.forecasts, judgement.pairs, judgement.held
-    yield from scores_of(rows, held)
-    if pairs is not None:
+    yield from scores_of(judgement.forecasts)
+    if (pairs := judgement.pairs) is not None:
         note = f"Of one-bar returns to the horizon, pairs {', '.join(pairs.names.values())}."
         metric, notes = PAIRS[CORRELATION], [NOTE, note]
         judged = MODEL if MODEL in pairs.values else LEARNT
         yield forecaster_table(CORRELATION, metric.title, pairs, metric, model=judged, notes=notes)
 
 
-def scores_of(
-    rows: Forecasts, held: Forecasts | None, prefix: str = "", suffix: str = ""
-) -> Iterable[Table]:
+def scores_of(rows: Forecasts, prefix: str = "", suffix: str = "") -> Iterable[Table]:
     """Yield tables of the forecasters of books, or of those that rank or weigh several assets."""
     metrics = BOOKS if "move" in rows.labels else {}
     if rows.gives(RELATIVE):
         metrics = {"across": RANKS}
     for key, metric in metrics.items():
         yield forecaster_table(f"{prefix}{key}", f"{metric.title}{suffix}", rows, metric)
-    if held is not None:
+    if (held := rows.held) is not None:
         counts = f"{int(held.labels['decisions'].sum()):,} decisions on {len(held)} days."
         weights = {metric.title: metric for metric in PORTFOLIOS.values()}
         title = f"Weights, net of the same fees{suffix}"

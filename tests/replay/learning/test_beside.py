@@ -31,7 +31,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
-from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
@@ -206,8 +206,8 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     judgement = judged(first, candles, SPANS[0])
     rows = judgement.forecasts
     oracle = rows.holding(MODEL, variance=np.maximum(rows.labels["variance"], 0.01))
-    first_alone = judgement.compared_with("oracle", ModelForecasts(oracle))
-    planted = first_alone.compared_with("same", ModelForecasts(rows))
+    first_alone = judgement.compared_with("oracle", oracle)
+    planted = first_alone.compared_with("same", rows)
 
     def compared_with(of: Judgement) -> dict[str, DayDifference]:
         each = of.forecasts.at(30)

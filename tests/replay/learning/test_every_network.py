@@ -25,7 +25,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork
 from tracepaper.strategies.types.decisions import Forecast
 
 pytestmark = pytest.mark.slow

@@ -43,7 +43,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.outputs import head_forecasts
 from tracepaper.strategies.networks.architecture import Heads, Outputs
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork, by_names
 from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,
     PATH_LEVELS,

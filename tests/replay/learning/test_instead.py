@@ -12,7 +12,7 @@ from learning import DAY_BARS, HORIZONS, by_forecaster, choose, learnable, split
 
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.judge.folds import Refits, ablated, ablation_tables, refit
-from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.statistics import qlike_of
 from tracepaper.replay.learning.training import train
@@ -89,16 +89,16 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
 ) -> None:
     refits = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
     horizon = HORIZONS[0]
-    first = refits.tests[0].forecasts.at(horizon)
+    first = refits.tests[0].at(horizon)
     # Bars of the fold's few days as if they were of a month.
     opened = np.arange(len(first)) * (30 * DAY_BARS * 60_000 // len(first))
     first = replace(first, open_ms=opened)
-    refits = replace(refits, tests=[ModelForecasts(first, None)])
+    refits = replace(refits, tests=[first])
     realised, forecast = first.labels["variance"], first.value("variance")
 
     def others(variance: Array) -> Refits:
         changed = first.holding(MODEL, variance=variance)
-        return replace(refits, tests=[ModelForecasts(changed, None)])
+        return replace(refits, tests=[changed])
 
     changes = {"oracle": realised.clip(1e-3), "worse": 8.0 * forecast, "same": forecast}
     [table, _] = ablation_tables(refits, {name: others(of) for name, of in changes.items()})
@@ -127,7 +127,6 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
         ("features=29", "they keep architecture.features"),
         ("training.threads=2", "they keep training.threads"),
         ("training.explained_bars=9", "they keep training.explained_bars"),
-        ("training.baselines=lstm", "they keep training.baselines"),
         ("window=wide", "must be a whole number"),
     ],
 )

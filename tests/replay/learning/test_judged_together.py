@@ -42,7 +42,7 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.folds import refit
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, ModelForecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import (
     FEW,
@@ -237,11 +237,11 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> No
     np.testing.assert_allclose(values[:50], expected, atol=1e-12)
     shuffled = np.random.default_rng(0).permutation(len(one))  # in any order of its rows
     oracle = one.holding(MODEL, relative=value).where(shuffled)
-    against = ranked(judged.compared_with("oracle", ModelForecasts(oracle)))
+    against = ranked(judged.compared_with("oracle", oracle))
     less = by_forecaster(against, HORIZONS[1])["oracle"]["less"]
     assert less["value"] == pytest.approx(values.mean() - 1.0)
     fields = {name: of for name, of in one.values[MODEL].items() if name != "relative"}
-    blind = ModelForecasts(replace(one, values={MODEL: fields}))
+    blind = replace(one, values={MODEL: fields})
     assert ranked(judged.compared_with("blind", blind))
 
 
@@ -287,7 +287,7 @@ def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
 
 
 def test_a_span_holds_what_its_own_days_made(judged: Judgement) -> None:
-    held = judged.held
+    held = judged.forecasts.held
     assert held is not None
     assert set(held.day) == {(SPANS[0].from_ms or 0) // DAY_MS}
     tables = {made.key: made for made in tables_of(judged)}

@@ -20,7 +20,7 @@ from scipy import stats
 from tracepaper.replay.report.metrics import kupiec
 from tracepaper.replay.report.risk_heads import HeadOutcomes, tables_of
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.networks.multimodal import TradingConfig
+from tracepaper.strategies.networks.trading import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast
 
 HORIZON = 30
