@@ -432,7 +432,7 @@ class Fit:
                     f"{self._path} was written with other {name}; repeat those, or delete it."
                 )
         self.progress = Progress(**facts["progress"])
-        self._waited = facts.get("waits", 0)  # states once lacked it
+        self._waited = facts["waits"]
         self.best = stripped("best", tensors)
         self.network.load_state_dict(stripped("network", tensors))
         if self._policy.averaged is not None:

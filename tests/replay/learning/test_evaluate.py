@@ -29,7 +29,6 @@ from tracepaper.replay.document.charts import LineLayer, RuleLayer
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
-from tracepaper.replay.learning.fitted import candle_model
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import RULES, Judgement
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
@@ -49,7 +48,7 @@ from tracepaper.replay.learning.judge.tables import (
     tables_of,
 )
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
+from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import ConfigInvalid
@@ -231,7 +230,7 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     from tracepaper.replay.learning.judge.folds import refit, tables
 
     of_rows = load(glm)
-    halves = [candle_model(made.card, made.tensors) for made in (network, of_rows)]
+    halves = [kind_of(made.card).load(made.card, made.tensors) for made in (network, of_rows)]
     joined = join(halves[0], halves[1], material, name="both", created_ms=0).calibrated(
         material, bars=600
     )

@@ -36,7 +36,7 @@ from tracepaper.replay.learning.judge.metrics import (
     breach_rows,
 )
 from tracepaper.replay.learning.losses import ADDED, added
-from tracepaper.replay.learning.samples import EVERY_HEAD, targets, wanted_labels
+from tracepaper.replay.learning.samples import EVERY_HEAD, targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.windows import Epochs, predict
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
@@ -64,8 +64,12 @@ HORIZONS = (5, 30)
 
 def test_only_a_network_that_has_the_head_learns_its_label() -> None:
     usual = {"returns", "direction", "variance"}
-    assert set(targets(learning.panel(700), HORIZONS)) == usual == set(wanted_labels())
-    assert set(wanted_labels(EVERY_HEAD | HEADS)) == usual | {"drawdown", "path", "runup"}
+    assert set(targets(learning.panel(700), HORIZONS)) == usual
+    assert set(targets(learning.panel(700), HORIZONS, EVERY_HEAD | HEADS)) == usual | {
+        "drawdown",
+        "path",
+        "runup",
+    }
 
 
 def test_drawdown_and_path_are_those_of_the_closes_until_the_horizon() -> None:
