@@ -107,6 +107,8 @@ class Dataset:
     others: Sequence[Panel] = ()
     stored: FittedBaselines | None = None
     """Baselines that were fitted before; None fits them on the training part."""
+    requested: tuple[str, ...] = ()
+    """Of the baselines that are fitted on request, those that are."""
     heads: frozenset[str] = EVERY_HEAD
     """The heads that are learnt, whose labels are needed."""
     vectors: SideInputs | None = None
@@ -137,10 +139,12 @@ class Dataset:
         arrays: ArrayCache = IN_MEMORY,
         stored: FittedBaselines | None = None,
         vectors: SideInputs | None = None,
+        requested: tuple[str, ...] = (),
     ) -> Dataset:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
 
-        *vectors* are joined to the bars that could know them.
+        *vectors* are joined to the bars that could know them; *requested* are the baselines that
+        are fitted on request.
 
         *schema_id* names a schema, or a family of which the interval's is taken. The model is made
         for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
@@ -193,6 +197,7 @@ class Dataset:
             bars,
             alone(others),
             stored,
+            requested,
             vectors=vectors,
         )
 
@@ -377,8 +382,13 @@ class Dataset:
         """The baselines as arrays, fitted on the training part when first asked for."""
         if self.stored is not None:
             return self.stored
-        training = self.samples(Part.TRAIN)
-        return fit_baselines([of_asset for samples in training for of_asset in samples.each])
+        training, stopping = (
+            [of_asset for samples in self.samples(part) for of_asset in samples.each]
+            if part is Part.TRAIN or self.requested
+            else []
+            for part in (Part.TRAIN, Part.VALIDATION)
+        )
+        return fit_baselines(training, stopping, self.requested)
 
     @cached_property
     def baselines(self) -> dict[str, Answer]:

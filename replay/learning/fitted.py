@@ -346,6 +346,7 @@ def read_dataset(
             arrays=request.arrays,
             stored=None if card is None or folder is None else stored_baselines(folder, card),
             vectors=plain if card is None else inputs_of(card, request.inputs),
+            requested=() if folder else recipe.baselines,
         )
 
     def given(segments: Sequence[Segment]) -> Split:

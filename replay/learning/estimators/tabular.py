@@ -104,7 +104,7 @@ def row_kind(
         BoostingOptions,  # a regression chooses nothing
         fitted,
         load,
-        shared=("threads", "explained_bars"),
+        shared=("threads", "explained_bars", "baselines"),
         explained_bars=EXPLAINED_BARS,
         needs=needs,
         walks_only=False,

@@ -31,7 +31,7 @@ MODEL: Final = "network"
 """The judged model among the forecasters, whatever its kind."""
 OF_MODEL: Final = "model"
 """What tables, and cards of all but networks, call it."""
-SIZED: Final = ("ridge", "persistence")
+SIZED: Final = ("ridge", "persistence", "lstm")
 """Baselines of the mean whose size means something, not its sign and order alone."""
 _WEAKER: Final[Mapping[str, tuple[str, ...]]] = {
     "size": ("mean",), "score": ("mean",), "sign": ("score", "mean")
@@ -260,9 +260,14 @@ def _of_segment(
         MODEL: {name: _as_column(of[used, column], name) for name, of in fields.items()}
     }
     for name, answer in baselines.items():
-        of = BASELINES[name].of
-        answered = answer(BaselineQuestion(segment, rows, past[:, rows], horizon, column))[used]
-        values[name] = {"score" if of == "mean" and name not in SIZED else of: answered}
+        mean = "mean" if name in SIZED else "score"
+        values[name] = {
+            {"mean": mean, "variance": "variance"}[of]: answer(
+                BaselineQuestion(segment, rows, past[:, rows], horizon, column, of)
+            )[used]
+            for of in ("mean", "variance")
+            if BASELINES[name].gives(of)
+        }
     chosen = rows[used]
     labels: dict[str, NDArray[Any]] = {
         "returns": samples.labels["returns"][0, chosen, column].astype(np.float64),
