@@ -668,7 +668,7 @@ def decided(batch: Batch, config: CrossAssetConfig) -> tuple[Tensor, Tensor]:
     return rows, held.gather(2, rows[:, None].expand(-1, held.shape[1], -1))
 
 
-class CrossSection(MeanLoss[Batch]):
+class CrossSection(MeanLoss):
     """What a network over several assets learns."""
 
     def __init__(

@@ -97,11 +97,6 @@ class OrderBookModel(FittedModel):
         figures = {str(at): figures_of(rows) for at, rows in table.by_horizon()}
         return Judgement(table, figures, sentences_of(figures))
 
-    def tails(self, data: BookDataset) -> dict[str, Any]:
-        """Return none: it forecasts no distribution."""
-        del data
-        return {}
-
     def save(self, folder: Path, data: BookDataset) -> Checkpoint:
         """Write the checkpoint into *folder*; return it."""
         del data
@@ -160,7 +155,7 @@ def shallow(part: Sequence[Samples], network: OrderBookNetwork) -> list[Samples]
     ]
 
 
-class _Moves(MeanLoss[Batch]):
+class _Moves(MeanLoss):
     """What a network of order books learns: the next moves of the mid, at every book."""
 
     titles = "cross-entropy of the moves"

@@ -29,6 +29,7 @@ from tracepaper.replay.document.charts import LineLayer, RuleLayer
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import RULES, Judgement
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
@@ -85,7 +86,7 @@ def glm(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "training": {"explained_bars": 300},
         },
     )
-    train(recipe, material, folder, created_ms=1_700_000_000_000)
+    train(recipe, material, FitRun(folder))
     return folder
 
 
@@ -94,15 +95,7 @@ def network(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Chec
     torch.set_num_threads(1)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
     recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
-    return train(
-        recipe,
-        material,
-        tmp_path_factory.mktemp("models") / "tiny",
-        created_ms=1_700_000_000_000,
-        observe=quiet,
-        say=quiet,
-        resume=False,
-    )
+    return train(recipe, material, FitRun(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture(scope="module")

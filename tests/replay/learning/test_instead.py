@@ -11,6 +11,7 @@ from command_line import Cli
 from learning import DAY_BARS, HORIZONS, by_forecaster, choose, learnable, split, write_csv
 
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.folds import Refits, ablated, ablation_tables, refit
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.recipe import recipe_of
@@ -47,15 +48,7 @@ def checkpoint(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
         }
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("models") / "flash"
-    train(
-        recipe,
-        material,
-        folder,
-        created_ms=1_700_000_000_000,
-        observe=lambda _: None,
-        say=lambda _: None,
-        resume=False,
-    )
+    train(recipe, material, FitRun(folder))
     return folder
 
 
