@@ -53,7 +53,7 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     closes = np.array([bar.close for bar in bars]) / 10**item.price_decimals
     shares = rounded([100 * row["weight"] for row in rows])
     what, words = ("relevance", ADDED) if stored.is_relevance else ("attention", LOOKED)
-    looked = LineLayer(
+    line = LineLayer(
         what,
         [*starts, rows[-1]["until_open_time_ms"]],
         [*shares, None],
@@ -66,7 +66,7 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     up = ChartAxis(f"{what} in 64 bars, %", unit=" %", digits=2, has_zero=True)
     panels = [
         ChartPanel([close], across, ChartAxis("close"), 190),
-        ChartPanel([looked], across, up, 150),
+        ChartPanel([line], across, up, 150),
     ]
     return Chart(
         "",

@@ -138,13 +138,13 @@ def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
             limit, expected = tails[:, at, place].T
             lost = sign * comparison.returned
             beyond = lost > limit
-            apart = beyond[comparison.separate]
+            exceeded = beyond[comparison.separate]
             yield {
                 "position": position,
                 "forecast": share,
                 "realised": _mean(beyond.astype(np.float64), comparison.days),
-                "bars": apart.size,
-                "p": kupiec(int(apart.sum()), apart.size, share),
+                "bars": exceeded.size,
+                "p": kupiec(int(exceeded.sum()), exceeded.size, share),
                 "lost": _mean(lost[beyond], comparison.days[beyond]),
                 "expected": float(expected[beyond].mean()) if beyond.any() else None,
             }

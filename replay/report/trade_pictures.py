@@ -127,7 +127,7 @@ def trade_chart(explained: ExplainedTrade) -> Chart:
         # The oldest begins before the picture.
         starts = [float(max(start, times[0])) for start, *_ in blocks]
         shares = rounded([100 * weight for *_, weight in blocks])
-        looked = LineLayer(
+        line = LineLayer(
             "attention",
             [*starts, float(blocks[-1][1])],
             [*shares, None],
@@ -136,7 +136,7 @@ def trade_chart(explained: ExplainedTrade) -> Chart:
             is_filled=True,
         )
         up = ChartAxis("attention, %", unit=" %", digits=2, has_zero=True)
-        panels.append(ChartPanel([held, looked], time_axis(), up, 80))
+        panels.append(ChartPanel([held, line], time_axis(), up, 80))
         caption += " Under the price: where attention flowed."
     return Chart("", caption, panels, is_aligned=True)
 

@@ -28,7 +28,12 @@ from tracepaper.replay.report.metrics import mean_error
 from tracepaper.replay.report.record import AccountRecord, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.run_views import Row
-from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
+from tracepaper.strategies.corporate_actions import (
+    Entitlement,
+    ShareTerms,
+    entitlement,
+    entitlement_parts,
+)
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity
@@ -229,7 +234,6 @@ class TradeBook:
     def __init__(self, instrument: Instrument) -> None:
         self._unit = 10 ** (_QUANTITY_DECIMALS - instrument.quantity_decimals)
         self._step = instrument.quantity_step * self._unit
-        self._terms = ShareTerms.of(instrument)
         self._held = 0  # signed, as an integer of 10⁻¹⁸
         self._open(0, 0, [])
 
@@ -240,10 +244,14 @@ class TradeBook:
         self._entered = Fraction(abs(self._held))  # the most held, in quantities before any split
         self._splits = Fraction(1)
 
-    def act(self, action: CorporateAction) -> None:
-        """Take in a split or a dividend of the instrument."""
+    @property
+    def held(self) -> int:
+        """The quantity that is held, signed."""
+        return self._held // self._unit
+
+    def act(self, after: Entitlement) -> None:
+        """Take in what a split or a dividend of the instrument left of it, and paid."""
         if before := self._held:
-            after = entitlement(action, before // self._unit, 0, self._terms)
             self._held = after.quantity * self._unit
             self._cash += after.paid
             self._splits *= Fraction(self._held, before)
@@ -303,26 +311,40 @@ _MONEY: Final = ("notional_text", "fee_text")
 
 
 def trades(
-    ledger: AccountRecord,
+    ledgers: Sequence[AccountRecord],
     instruments: Mapping[str, Instrument],
     actions: Sequence[tuple[int, CorporateAction]] = (),
-) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger* in the order of their exits."""
-    closed: list[tuple[tuple[int, str, str], ClosedTrade]] = []
-    books: dict[tuple[str, str], TradeBook] = {}  # in hedge mode an instrument has two
+) -> dict[str, list[ClosedTrade]]:
+    """Return the closed trades of each of *ledgers* in the order of their exits, by its name.
+
+    They are an account, or the shares of all owners in one: each gets its part of an action.
+    """
+    closed: list[tuple[tuple[int, str, str], str, ClosedTrade]] = []
+    # In hedge mode an instrument has two.
+    books: dict[tuple[str, str], dict[str, TradeBook]] = {}
     waiting = deque(actions)
-    for fill in ledger.fills:
+    fills = [(fill, ledger.name) for ledger in ledgers for fill in ledger.fills]
+    for fill, name in sorted(fills, key=lambda filled: filled[0]["sequence"]):
         while waiting and waiting[0][0] < fill["sequence"]:
             _, action = waiting.popleft()
-            for (name, _), book in books.items():
-                if name == action.instrument:
-                    book.act(action)
+            _act(action, books.get((action.instrument, ""), {}), instruments[action.instrument])
         key = fill["instrument"], fill.get("position_side") or ""
-        if key not in books:
-            books[key] = TradeBook(instruments[key[0]])
-        if (trade := books[key].fill(fill)) is not None:
-            closed.append(((trade.exit_ms, *key), trade))
-    return [trade for _, trade in sorted(closed, key=itemgetter(0))]
+        of_key = books.setdefault(key, {})
+        if name not in of_key:
+            of_key[name] = TradeBook(instruments[key[0]])
+        if (trade := of_key[name].fill(fill)) is not None:
+            closed.append(((trade.exit_ms, *key), name, trade))
+    closed.sort(key=itemgetter(0))
+    return {of.name: [trade for _, name, trade in closed if name == of.name] for of in ledgers}
+
+
+def _act(action: CorporateAction, books: Mapping[str, TradeBook], instrument: Instrument) -> None:
+    """Let each of *books* take in its part of *action*, which is of all of them together."""
+    terms, held = ShareTerms.of(instrument), [(book.held, 0) for book in books.values()]
+    whole = entitlement(action, sum(quantity for quantity, _ in held), 0, terms)
+    parts = entitlement_parts(action, whole, held, terms)
+    for book, part in zip(books.values(), parts, strict=True):
+        book.act(part)
 
 
 def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
@@ -331,9 +353,12 @@ def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]
         name: [int(record.bars[name].open_time_ms[place]) for place, _ in every]
         for name, every in record.splits.items()
     }
+    ledgers, named = [ledger], record.config.strategies.named
+    if record.actions and ledger.name in named:
+        ledgers = [of for of in record.twins if of.name in named]
     return [
         trade
-        for trade in trades(ledger, record.instruments, record.actions)
+        for trade in trades(ledgers, record.instruments, record.actions)[ledger.name]
         if not any(
             trade.entry_ms < at <= trade.exit_ms for at in split_ms.get(trade.instrument, ())
         )

@@ -38,8 +38,7 @@ _BARS: Final = (
 _ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity", "equity")
 DECIDED: Final = ("sequence", "open_time_ms", "instrument", "target_quantity")
 _NOT_STORED: Final = -(2**63)
-NO_TARGET: Final = _NOT_STORED
-"""Stands where a decision asks for a list of orders."""
+"""Stands where a column is null, as the target of a decision that asks for a list of orders."""
 _AFTER: Final = (
     "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {book}, {of}.holding, "
     "coalesce({of}.account_unrealized_pnl, {of}.unrealized_pnl, 0), "
@@ -201,7 +200,7 @@ class RunRows:
         """Return what was decided at each decided bar, in the order of the run.
 
         ``sequence``, ``open_time_ms``, ``instrument`` (its place), ``target_quantity`` as it is
-        stored (``NO_TARGET`` of a list of orders), ``outcome`` (its place in ``outcomes``), and the
+        stored (-2⁶³ of a list of orders), ``outcome`` (its place in ``outcomes``), and the
         own account's ``equity`` after it.
         """
         *bar, outcome, holding, profit, stored = self._integers(_DECIDED, (self._run_key, *span), 8)

@@ -99,6 +99,7 @@ def fill(order_id: str, side: str, quantity: str, price: str, fee: str, fee_base
     texts = {"quantity": quantity, "price": price, "notional": notional, "fee": fee}
     return {
         "order_id": order_id,
+        "sequence": int(order_id.partition("-")[0]),
         "instrument": "spot:BTCUSDT",
         "side": side,
         "reason": f"why {order_id}",
@@ -123,7 +124,7 @@ def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
         ),
         *(0.0, 0.0, 0.0, 0.0),
     )
-    (trade,) = trades(ledger, {"spot:BTCUSDT": coarse})
+    (trade,) = trades([ledger], {"spot:BTCUSDT": coarse})["spot"]
     assert trade.profit == pytest.approx(0.999 * 120 - 0.1 - 100)
     assert (trade.side, trade.entry_sequence, trade.exit_sequence) == ("LONG", 3, 9)
     assert (trade.entry_reason, trade.exit_reason) == ("why 3-0", "why 9-0")
@@ -141,14 +142,14 @@ Moves = list[tuple[int, int, int]]
 
 def closed(moves: Moves) -> list[ClosedTrade]:
     """Return the trades that *moves* close: signed quantity, and notional and fee in 10⁻⁸."""
-    book, found = TradeBook(instrument(quantity_decimals=0, quantity_step=1)), []
+    book, trades = TradeBook(instrument(quantity_decimals=0, quantity_step=1)), []
     for place, (quantity, notional, fee) in enumerate(moves):
         side, price = "BUY" if quantity > 0 else "SELL", notional / abs(quantity)
         row = fill(f"{place}-0", side, str(abs(quantity)), "1", "0", "0") | {"price": price}
         money = {"notional_text": f"{notional}e-8", "fee_text": f"{fee}e-8"}
         if (trade := book.fill(row | money)) is not None:
-            found.append(trade)
-    return found
+            trades.append(trade)
+    return trades
 
 
 def test_a_fill_that_turns_the_position_is_shared_by_quantity_and_what_is_open_is_none() -> None:
