@@ -171,7 +171,13 @@ Given = Path | Sections | WithSettings | None
 
 
 def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
-    """Return *file* with each ``section.key=value`` of *texts* over it and over the environment.
+    """Return *file* with each ``section.key=value`` of *texts* over it and over the environment."""
+    settings = settings_of(texts)
+    return WithSettings(file, settings) if settings else file
+
+
+def settings_of(texts: Sequence[str] | None) -> Tables:
+    """Return the keys that each ``section.key=value`` of *texts* sets, by section.
 
     A value is text, as in an environment variable: names with commas between, tables as JSON.
     Raises ``ConfigInvalid`` for a text of another form, an unknown key, and a key given twice.
@@ -188,7 +194,7 @@ def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
         if key in settings.setdefault(section, {}):
             raise ConfigInvalid(f"{SET} gives {section}.{key} twice; give it once.")
         settings[section][key] = value
-    return WithSettings(file, settings) if settings else file
+    return settings
 
 
 ELSEWHERE: Final = {

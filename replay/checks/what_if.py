@@ -32,7 +32,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_rows import NO_TARGET, Columns
+from tracepaper.storage.database.run_rows import NOT_STORED, Columns
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar
@@ -139,7 +139,7 @@ class DecisionLog:
             "place": range(len(self._decisions)),
             "open_time_ms": self._opens_ms,
             "instrument": self._instruments,
-            "target_quantity": [NO_TARGET if target is None else target for target in targets],
+            "target_quantity": [NOT_STORED if target is None else target for target in targets],
             "verdict": [codes.setdefault(verdict, len(codes)) for verdict in verdicts],
             "equity": self._equity,
         }
