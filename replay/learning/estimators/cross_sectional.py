@@ -405,12 +405,6 @@ def chosen_keys(config: CrossAssetConfig) -> dict[str, Any]:
     return section
 
 
-def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
-    """Return the network of a checkpoint; raise ``CheckpointMismatch`` where it does not fit."""
-    TogetherModel.read(card, tensors)
-    return CrossAssetModel(card, tensors)
-
-
 class CrossAssetModel(NetworkModel):
     """A fitted network over several assets, which answers at closes that all of them have."""
 
@@ -780,7 +774,7 @@ for _kind in KINDS.values():
             CrossAssetConfig,
             FitOptions,
             fit,
-            load,
+            CrossAssetModel,
             read_config,
             chosen_keys,
             defaults={"length": 512, "batch": 4},

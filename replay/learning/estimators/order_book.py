@@ -71,7 +71,7 @@ class OrderBookModel(FittedModel):
 
     @cached_property
     def network(self) -> OrderBookNetwork:
-        """The network with its weights."""
+        """The network with its weights; raises as ``BookModel.read`` where it is none."""
         return BookModel.read(self.card, self.tensors).network
 
     def for_fold(self, data: BookDataset) -> Self:
@@ -321,19 +321,13 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def load_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookModel:
-    """Return the network of a checkpoint; raise as ``BookModel.read`` for one that is not."""
-    BookModel.read(card, tensors)
-    return OrderBookModel(card, tensors)
-
-
 register(
     Kind(
         ORDER_BOOK,
         OrderBookConfig,
         BookFitOptions,
         fit,
-        load_model,
+        OrderBookModel,
         suits=lambda recipe, data: data.require(recipe.architecture),
         shared=(),
         fixed={"features": FEATURES},

@@ -329,10 +329,10 @@ def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
 def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> None:
     """Reading the network is the check, and stands in no ``assert``."""
     script = """
-from tracepaper.replay.learning.estimators.order_book import load_model
+from tracepaper.replay.learning.estimators.order_book import OrderBookModel
 from tracepaper.strategies.errors import ConfigInvalid
 try:
-    load_model({"model": {"kind": "tree"}}, {})
+    OrderBookModel({"model": {"kind": "tree"}}, {}).network
 except ConfigInvalid as error:
     print(error)
 """
