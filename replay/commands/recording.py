@@ -80,10 +80,7 @@ def record_session(
             at_end_of_input(lambda: loop.call_soon_threadsafe(end))
             skips = _say
         clock = SystemClock(exchange.time_scale)
-        warns = None if service else _say
-        return await record_live(
-            exchange, requests, clock=clock, done=done, skips=skips, warns=warns
-        )
+        return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
 
     return run_loop(session())
 

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
@@ -429,9 +428,7 @@ def exchange(
     frames: Annotated[
         Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines or text.")
     ] = None,
-    faults: Annotated[
-        Path | None, typer.Option(help="Faults to inject: a TOML or JSON file.")
-    ] = None,
+    faults: Annotated[Path | None, typer.Option(help="Faults to inject: a TOML file.")] = None,
     fault_seed: Annotated[
         int,
         typer.Option(help="Seed of the schedule of faults; by default 0.", show_default=False),
@@ -498,7 +495,9 @@ def _print(*parts: str) -> None:
 
 def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:
     """Return the plan of the file at *path* with the schedule of the options."""
+    from msgspec import structs
+
     from tracepaper.replay.exchange.faults import read_plan
 
     plan = read_plan(path)
-    return replace(plan, seed=seed, every_s=every_s) if every_s else plan
+    return structs.replace(plan, seed=seed, every_s=every_s) if every_s else plan

@@ -12,6 +12,7 @@ import pytest
 from builders import present
 from explained_runs import LAST
 from page_cases import shown_of
+from report_cases import build_report_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.verify import verify_run
@@ -19,6 +20,7 @@ from tracepaper.replay.explain.attribution import TypedMethod, explain_by
 from tracepaper.replay.explain.decision_document import read_decision
 from tracepaper.replay.explain.recompute import Past, attribute, open_past
 from tracepaper.replay.page import decisions
+from tracepaper.replay.report.attention_charts import rollout_chart
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import DataInvalid
@@ -122,6 +124,11 @@ def test_a_run_by_relevance_is_derived_again_and_says_so(
     page = decisions.decision(shown_of(database), LAST)
     (table,) = [part for part in page.parts if part.get("key") == "looked"]
     assert table["aside"].startswith("relevance")
+    by_rollout = explain_by(open_past(database, run_id, LAST), TypedMethod(method="rollout"))
+    assert by_rollout.common < 0.9  # it is compared with the relevance that was stored
+    report = build_report_of(database)
+    heatmap = present(report.attention).heatmaps[0]
+    assert "size of relevance by age" in rollout_chart(report, heatmap).caption
 
 
 def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
