@@ -343,13 +343,10 @@ class Dataset:
     @property
     def card(self) -> dict[str, Any]:
         """The sections of a card that say what was learnt from."""
+        interval = cards.interval_name(self.interval_ms)
         return {
             "features": cards.features_section(self.schema, self.vectors) | self.read_as,
-            "market": {
-                "interval": cards.interval_name(self.interval_ms),
-                "symbols": sorted({source.symbol for source in self.sources}),
-                "horizons": list(self.times),
-            },
+            "market": cards.market_section(interval, self.sources, self.times),
             "split": cards.split_section(self.split),
             "data": cards.data_section(self.sources),
         }

@@ -44,7 +44,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     Ints,
     concatenated,
 )
-from tracepaper.replay.learning.judge.metrics import LOSSES, MetricView
+from tracepaper.replay.learning.judge.metrics import METRICS, MetricView
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import SYMBOL_MASK, Segment
@@ -375,7 +375,10 @@ def selective(explained: Forecasts) -> dict[str, Any]:
 
 
 def _gained(rows: Forecasts, measures: Mapping[str, Array]) -> dict[str, Any]:
-    return table(1.0 - LOSSES["sign"].terms(MetricView(rows)), measures, rows.day)
+    """Return the ``table`` of the accuracy of signs, on the rows that moved."""
+    hit = METRICS["sign_accuracy"].terms(MetricView(rows))
+    moved = np.isfinite(hit)
+    return table(hit[moved], {name: of[moved] for name, of in measures.items()}, rows.day[moved])
 
 
 def selective_of(rows: Forecasts) -> dict[str, Any]:
@@ -470,19 +473,20 @@ LEVEL: Final = 0.05
 
 
 def outcomes(explained: Forecasts) -> Forecasts:
-    """Return the explained rows whose inputs are all known, with what followed each.
+    """Return the explained rows that moved and whose inputs are all known, with what followed each.
 
-    ``hit`` is 1 less the loss of the sign, ``loss`` the QLIKE of ``LOSSES``, and ``missed`` how
-    many deviations the return lay from the mean.
+    ``hit`` and ``loss`` are the sign accuracy and the QLIKE of ``METRICS``, and ``missed`` how many
+    deviations the return lay from the mean.
     """
-    finite = np.ones(len(explained), dtype=np.bool_)
+    hit = METRICS["sign_accuracy"].terms(MetricView(explained))
+    finite = np.isfinite(hit)
     for values in inputs_of(explained).values():
         finite &= np.isfinite(values)
     rows = explained.where(finite)
     value = rows.labels["returns"] * rows.labels["unit"]
     labels = {
-        "hit": 1.0 - LOSSES["sign"].terms(MetricView(rows)),
-        "loss": LOSSES["qlike"].terms(MetricView(rows)),
+        "hit": hit[finite],
+        "loss": METRICS["qlike"].terms(MetricView(rows)),
         "missed": np.abs(value - rows.value("mean")) / rows.value("stdev"),
     }
     return replace(rows, labels={**rows.labels, **labels})

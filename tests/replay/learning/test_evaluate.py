@@ -231,7 +231,7 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     found = refit(made.card, material, "walk:2", say=quiet)
     assert [bool(fold.calibration) for fold in found.folds] == [True, True]
     for fold in found.tests:
-        for _, rows in fold.by_horizon():
+        for _, rows in fold.forecasts.by_horizon():
             mix, first, second = (np.log(rows.value("variance", n)) for n in (MODEL, *NAMES))
             apart = np.abs(first - second) > 0.1
             shares = ((mix - second) / (first - second))[apart]

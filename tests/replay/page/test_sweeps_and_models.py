@@ -143,7 +143,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
     """Draw outcomes of a normal law around what was said, *spread* times as wide as was said."""
     draw = np.random.default_rng(3)
     mean = draw.normal(0.0, 0.001, count)
-    realised = skill * mean + spread * draw.normal(0.0, 0.002, count)
+    came = skill * mean + spread * draw.normal(0.0, 0.002, count)
     days = np.repeat(np.arange(20), count // 20)
     return model.RunForecasts(
         open_time_ms=days * 86_400_000,
@@ -151,7 +151,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
         stdev=np.full(count, 0.002),
         up=np.clip(0.5 + 100 * mean, 0.01, 0.99),
         confidence=np.abs(mean),
-        realised=realised,
+        came=came,
     )
 
 
