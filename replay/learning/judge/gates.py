@@ -44,12 +44,12 @@ from tracepaper.replay.learning.judge.forecasts import (
     Ints,
     concatenated,
 )
-from tracepaper.replay.learning.judge.metrics import METRICS, MetricView
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import SYMBOL_MASK, Segment
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
+    VARIANCE_FLOOR,
     DailyEstimate,
     area_gained,
     area_gained_more,
@@ -207,11 +207,11 @@ def explained_rows(
     these share the *bars* equally. Of each the rows are those of ``spread_rows``, after the bars
     that warm the model; one that is too short is left out.
 
-    Labels are ``returns``, ``variance`` and ``unit`` as everywhere; ``traded``, the log return from
-    the next bar's open; and the ``place`` of the bar, further apart between segments. Fields are
-    the forecast's law in log returns with its ``variance`` in the unit of the label, every gate's
-    measure, and the inputs of a fitted confidence where probabilities are forecast; NaN where one
-    is not known. Raises ``DataInvalid`` where there is no row, or a row has no answer.
+    Labels are log returns: ``return`` from this close, ``traded`` from the next bar's open, both to
+    the close *horizon* bars ahead; the variance ``realised`` of the one-bar returns until then; and
+    the ``place`` of the bar, further apart between segments. Fields are the forecast's law, every
+    gate's measure, and the inputs of a fitted confidence where probabilities are forecast; NaN
+    where one is not known. Raises ``DataInvalid`` where there is no row, or a row has no answer.
     """
     share = max(bars // len(part[0]) // len(part), 1)
     parts: list[Forecasts] = []
@@ -272,27 +272,24 @@ def _beside(
         fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
     )
     segment = samples.segment
-    labels = _outcomes(segment, rows, horizon) | {"place": rows - rows[0] + place}
-    fields["variance"] = (fields["volatility"] / labels["unit"]) ** 2
     return Forecasts(
         segment.keys[rows] & SYMBOL_MASK,
         segment.open_time_ms[rows],
         segment.open_time_ms[rows + horizon],
         np.full(len(rows), horizon),
         segment.interval_ms,
-        labels,
+        _outcomes(segment, rows, horizon) | {"place": rows - rows[0] + place},
         {MODEL: fields},
     )
 
 
 def _outcomes(segment: Segment, rows: Ints, horizon: int) -> dict[str, NDArray[Any]]:
     close, moves = segment.close, np.diff(np.log(segment.close), prepend=np.log(segment.close[0]))
-    squares, unit = np.cumsum(moves * moves), segment.sigma[rows] * np.sqrt(horizon)
+    squares = np.cumsum(moves * moves)
     return {
-        "returns": np.log(close[rows + horizon] / close[rows]) / unit,
+        "return": np.log(close[rows + horizon] / close[rows]),
         "traded": np.log(close[rows + horizon] / segment.candles.open[rows + 1]),
-        "variance": (squares[rows + horizon] - squares[rows]) / unit**2,
-        "unit": unit,
+        "realised": squares[rows + horizon] - squares[rows],
     }
 
 
@@ -363,35 +360,35 @@ def with_confidence(table: Forecasts, explained: Forecasts) -> Forecasts:
 
 def selective(explained: Forecasts) -> dict[str, Any]:
     """Return the accuracy gained by each gate's measure at equal coverage, and their areas."""
+    hit = (np.sign(explained.value("mean")) == np.sign(explained.labels["return"])).astype(
+        np.float64
+    )
     sure = {
         "margin": explained.value("margin"),
         "mean_over_stdev": np.abs(explained.value("mean")) / explained.value("stdev"),
         "predicted_calm": -explained.value("volatility"),
-        "random": np.random.default_rng(_SEED).random(len(explained)),
+        "random": np.random.default_rng(_SEED).random(len(hit)),
     }
     if explained.gives("confidence"):
         sure = {"entropy_confidence": explained.value("confidence"), **sure}
-    return _gained(explained, sure)
-
-
-def _gained(rows: Forecasts, measures: Mapping[str, Array]) -> dict[str, Any]:
-    """Return the ``table`` of the accuracy of signs, on the rows that moved."""
-    hit = METRICS["sign_accuracy"].terms(MetricView(rows))
-    moved = np.isfinite(hit)
-    return table(hit[moved], {name: of[moved] for name, of in measures.items()}, rows.day[moved])
+    return table(hit, sure, explained.day)
 
 
 def selective_of(rows: Forecasts) -> dict[str, Any]:
     """Return what accuracy the surest bars gain, by the gates of the fields that are given."""
     measures: dict[str, Array] = {}
-    if rows.gives("mean"):
-        measures["edge"] = np.abs(rows.value("mean"))
+    side: Array | None = None
     if rows.gives("probability"):
         down, _, up = rows.value("probability").T
+        side = (rows.value("logits")[:, 2] - rows.value("logits")[:, 0]).astype(np.float64)
         measures["direction"] = np.maximum(down, up) / (down + up)
-        if not rows.gives("mean"):
-            rows = rows.holding(MODEL, sign=up - down)
-    return _gained(rows, measures) if measures else {}
+    if rows.gives("mean"):
+        side = rows.value("mean")
+        measures = {"edge": np.abs(side), **measures}
+    if side is None:
+        return {}
+    hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(rows.labels["returns"]))
+    return table(hit.astype(np.float64), measures, rows.day)
 
 
 def separate(
@@ -473,21 +470,21 @@ LEVEL: Final = 0.05
 
 
 def outcomes(explained: Forecasts) -> Forecasts:
-    """Return the explained rows that moved and whose inputs are all known, with what followed each.
+    """Return the explained rows whose inputs are all known, with what followed each.
 
-    ``hit`` and ``loss`` are the sign accuracy and the QLIKE of ``METRICS``, and ``missed`` how many
-    deviations the return lay from the mean.
+    ``hit`` is 1 where the sign was right, ``loss`` the QLIKE of the volatility, and ``missed`` how
+    many deviations the return lay from the mean.
     """
-    hit = METRICS["sign_accuracy"].terms(MetricView(explained))
-    finite = np.isfinite(hit)
+    finite = np.ones(len(explained), dtype=np.bool_)
     for values in inputs_of(explained).values():
         finite &= np.isfinite(values)
     rows = explained.where(finite)
-    value = rows.labels["returns"] * rows.labels["unit"]
+    mean, value = rows.value("mean"), rows.labels["return"]
+    ratio = np.maximum(rows.labels["realised"] / rows.value("volatility") ** 2, VARIANCE_FLOOR)
     labels = {
-        "hit": hit[finite],
-        "loss": METRICS["qlike"].terms(MetricView(rows)),
-        "missed": np.abs(value - rows.value("mean")) / rows.value("stdev"),
+        "hit": (np.sign(mean) == np.sign(value)).astype(np.float64),
+        "loss": ratio - np.log(ratio) - 1.0,
+        "missed": np.abs(value - mean) / rows.value("stdev"),
     }
     return replace(rows, labels={**rows.labels, **labels})
 
@@ -855,7 +852,7 @@ def _clustered(places: Array, count: int) -> tuple[Array, NDArray[np.int64]]:
 
 def _ratio(rows: Forecasts) -> DailyEstimate:
     """Return realised over forecast variance of *rows*, with its error."""
-    ratios = rows.labels["variance"] / rows.value("variance")
+    ratios = rows.labels["realised"] / rows.value("volatility") ** 2
     # Each bar counts alike: a few violent days would decide a ratio of sums.
     terms = np.stack([ratios, np.ones_like(ratios)])
     return figure(terms, rows.day, lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))

@@ -63,15 +63,13 @@ def rows(
         "stdev": np.ones(ROWS),
         "margin": inputs["margin"],
         "volatility": np.ones(ROWS),
-        "variance": np.ones(ROWS),
     }
     return table(
         np.arange(ROWS) * pace_ms,
         {
-            "returns": right * size,
+            "return": right * size,
             "traded": right * size,
-            "variance": variance,
-            "unit": np.ones(ROWS),
+            "realised": variance,
             "place": np.arange(ROWS),
         },
         {MODEL: {**inputs, **model, **measures}},
@@ -134,8 +132,8 @@ def test_worth_on_one_span_alone_is_not_worth() -> None:
     fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
     good, chance = rows(sure_by="entropy_0", gain=1.0, seed=1), rows(seed=1)
     half = np.arange(ROWS) < ROWS // 2
-    value = np.where(half, good.labels["returns"], chance.labels["returns"])
-    mixed = replaced(good, labels={**good.labels, "returns": value})
+    value = np.where(half, good.labels["return"], chance.labels["return"])
+    mixed = replaced(good, labels={**good.labels, "return": value})
     strict, untouched = judge_spans(mixed, fitted)
     first, second = (span["holm"][CALIBRATED] for span in untouched["spans"])
     assert first < 0.05 < second
@@ -224,7 +222,7 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
     realised = np.array([1.0, 3.0, 0.5])[planted]
     made = replaced(
         found,
-        labels={**found.labels, "variance": realised},
+        labels={**found.labels, "realised": realised},
     ).holding(MODEL, **measures)
     cells = fit_cells(made, 3)
     assert cells is not None

@@ -43,7 +43,9 @@ def explained(*, edge: np.ndarray, mean: float = 0.01) -> Forecasts:
     return table(
         np.arange(ROWS) * pace_ms,
         {
+            "return": 0 * ones,
             "traded": np.full(ROWS, 0.002),
+            "realised": ones,
             "place": np.arange(ROWS),
         },
         {MODEL: {**model, "edge": edge, "shift": ones / 2, "confidence": ones / 2}},
