@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -28,18 +26,11 @@ from tracepaper.replay.report.metrics import mean_error
 from tracepaper.replay.report.record import AccountRecord, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.run_views import Row
-from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity
-from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
-from tracepaper.strategies.units import (
-    DAY_MS,
-    MONEY_DECIMALS,
-    MONEY_SCALE,
-    RATE_SCALE,
-    divide_half_even,
-)
+from tracepaper.strategies.types.market import Instrument, Side
+from tracepaper.strategies.units import DAY_MS, RATE_SCALE
 
 _LARGER: Final = "make the position larger by [sizing]"
 _SMALLER: Final = "make the position smaller by [sizing]"
@@ -109,9 +100,6 @@ def _threshold(gate: str) -> str:
     if not isinstance(threshold, ThresholdKey):
         return ""
     return f"its threshold is [{GATES[gate].section}] {threshold.name}"
-
-
-_QUANTITY_DECIMALS: Final = 18  # no instrument has more
 
 
 @dataclass(frozen=True)
@@ -217,127 +205,38 @@ class Costs:
     net: float
 
 
-class TradeBook:
-    """The trades of one position, taken in fill by fill, from flat to flat.
-
-    A profit is what came in less what went out, so nothing is rounded; a fill that turns the
-    position is shared between the two trades by quantity, half-even. A sale that leaves less than a
-    step, which cannot be sold, ends the trade. A trade that a split left less than a step of is
-    none.
-    """
-
-    def __init__(self, instrument: Instrument) -> None:
-        self._unit = 10 ** (_QUANTITY_DECIMALS - instrument.quantity_decimals)
-        self._step = instrument.quantity_step * self._unit
-        self._terms = ShareTerms.of(instrument)
-        self._held = 0  # signed, as an integer of 10⁻¹⁸
-        self._open(0, 0, [])
-
-    def _open(self, cash: int, paid: int, entries: list[tuple[Row, int]]) -> None:
-        """Begin a trade with what is held now."""
-        self._cash, self._paid, self._peak = cash, paid, self._held
-        self._entries, self._exits = entries, list[tuple[Row, int]]()
-        self._entered = Fraction(abs(self._held))  # the most held, in quantities before any split
-        self._splits = Fraction(1)
-
-    def act(self, action: CorporateAction) -> None:
-        """Take in a split or a dividend of the instrument."""
-        if before := self._held:
-            after = entitlement(action, before // self._unit, 0, self._terms)
-            self._held = after.quantity * self._unit
-            self._cash += after.paid
-            self._splits *= Fraction(self._held, before)
-            self._peak = max(self._peak, self._held)
-
-    def fill(self, fill: Row) -> ClosedTrade | None:
-        """Take in a row of ``v_fills``; return the trade that it closes, if it closes one."""
-        quantity = _signed_quantity(fill)
-        if not quantity:
-            return None
-        if not self._held:
-            self._open(0, 0, [])
-        notional, fee = (_scaled(fill[name], MONEY_DECIMALS) for name in _MONEY)
-        held = self._held
-        moved = -held if quantity < 0 < held + quantity < self._step else quantity
-        sign = 1 if moved > 0 else -1
-        turned = held * moved < 0 and abs(moved) > abs(held)
-        share = abs(held) if turned else abs(moved)
-        closing_notional = divide_half_even(notional * share, abs(moved))
-        closing_fee = divide_half_even(fee * share, abs(moved))
-        self._cash -= sign * closing_notional
-        self._paid += closing_fee
-        (self._exits if held * moved < 0 else self._entries).append((fill, share))
-        self._held += moved
-        if self._held and not turned:
-            self._peak = max(self._peak, self._held, key=abs)
-            self._entered = max(self._entered, abs(self._held) / self._splits)
-            return None
-        trade = self._closed()
-        rest = -sign * (notional - closing_notional), fee - closing_fee
-        self._open(*rest, [(fill, abs(self._held))])
-        return trade
-
-    def _closed(self) -> ClosedTrade:
-        (first, _), (last, _) = self._entries[0], self._exits[-1]
-        entry, profit = _mean_price(self._entries), (self._cash - self._paid) / MONEY_SCALE
-        return ClosedTrade(
-            instrument=first["instrument"],
-            side="LONG" if self._peak > 0 else "SHORT",
-            quantity=abs(self._peak) / 10**_QUANTITY_DECIMALS,
-            entry_ms=first["filled_ms"],
-            exit_ms=last["filled_ms"],
-            entry_price=entry,
-            exit_price=_mean_price(self._exits),
-            profit=profit,
-            fees=self._paid / MONEY_SCALE,
-            return_bp=1e4 * profit / (entry * float(self._entered / 10**_QUANTITY_DECIMALS)),
-            entry_reason=first["reason"],
-            exit_reason=last["reason"],
-            entry_sequence=_decided_at(first),
-            exit_sequence=_decided_at(last),
-            is_liquidated=last["model"] == FillModel.LIQUIDATION,
-        )
-
-
-_MONEY: Final = ("notional_text", "fee_text")
-
-
-def trades(
-    ledger: AccountRecord,
-    instruments: Mapping[str, Instrument],
-    actions: Sequence[tuple[int, CorporateAction]] = (),
-) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger* in the order of their exits."""
-    closed: list[tuple[tuple[int, str, str], ClosedTrade]] = []
-    books: dict[tuple[str, str], TradeBook] = {}  # in hedge mode an instrument has two
-    waiting = deque(actions)
-    for fill in ledger.fills:
-        while waiting and waiting[0][0] < fill["sequence"]:
-            _, action = waiting.popleft()
-            for (name, _), book in books.items():
-                if name == action.instrument:
-                    book.act(action)
-        key = fill["instrument"], fill.get("position_side") or ""
-        if key not in books:
-            books[key] = TradeBook(instruments[key[0]])
-        if (trade := books[key].fill(fill)) is not None:
-            closed.append(((trade.exit_ms, *key), trade))
-    return [trade for _, trade in sorted(closed, key=itemgetter(0))]
-
-
 def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger*, without those over an unadjusted split."""
+    """Return the closed trades of *ledger* in the order of their exits.
+
+    Those over an unadjusted split are left out.
+    """
     split_ms = {
         name: [int(record.bars[name].open_time_ms[place]) for place, _ in every]
         for name, every in record.splits.items()
     }
     return [
-        trade
-        for trade in trades(ledger, record.instruments, record.actions)
+        _closed_trade(row)
+        for row in sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
         if not any(
-            trade.entry_ms < at <= trade.exit_ms for at in split_ms.get(trade.instrument, ())
+            row["opened_ms"] < at <= row["closed_ms"] for at in split_ms.get(row["instrument"], ())
         )
     ]
+
+
+_SHARED: Final = (
+    *("instrument", "side", "quantity", "entry_price", "exit_price", "profit", "fees"),
+    *("entry_reason", "exit_reason", "entry_sequence", "exit_sequence"),
+)
+
+
+def _closed_trade(row: Row) -> ClosedTrade:
+    return ClosedTrade(
+        **{name: row[name] for name in _SHARED},
+        entry_ms=row["opened_ms"],
+        exit_ms=row["closed_ms"],
+        return_bp=1e4 * row["profit"] / row["stake"],
+        is_liquidated=row["exit_model"] == FillModel.LIQUIDATION,
+    )
 
 
 def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
@@ -374,34 +273,6 @@ def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
         return max(0.0, 1.0 - spread / distance) if distance else 0.0
     moved = fill["price"] * terms.slippage / (RATE_SCALE + terms.slippage)
     return min(1.0, moved / distance) if distance else 0.0
-
-
-def _signed_quantity(fill: Row) -> int:
-    """Return the change of the position by *fill*, a buy positive, as an integer of 10⁻¹⁸.
-
-    A buy on spot pays its fee in base, so less arrives than was bought.
-    """
-    quantity = _scaled(fill["quantity_text"], _QUANTITY_DECIMALS)
-    if fill["side"] == Side.BUY:
-        return quantity - _scaled(fill["fee_base_text"], _QUANTITY_DECIMALS)
-    return -quantity
-
-
-def _mean_price(parts: Sequence[tuple[Row, int]]) -> float:
-    """Return the mean price of the fills of *parts*, each weighted by its quantity."""
-    weighted = [(fill["price"], quantity) for fill, quantity in parts]
-    first = float(weighted[0][0])  # so that fills at one price have that price, to the last bit
-    moved = sum((price - first) * quantity for price, quantity in weighted)
-    return first + float(moved) / sum(quantity for _, quantity in weighted)
-
-
-def _decided_at(fill: Row) -> int:
-    """Return the sequence of the step that created the fill's order."""
-    return int(str(fill["order_id"]).partition("-")[0])
-
-
-def _scaled(text: str, decimals: int) -> int:
-    return int(Decimal(text).scaleb(decimals))
 
 
 AFTER_BARS: Final = (1, 5, 30)
