@@ -257,7 +257,7 @@ def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[Clo
     trades = [
         trade
         for trade in report.trades[report.shown]
-        if trade.instrument == instrument and trade.exit_ms >= since_ms
+        if trade.instrument == instrument and trade.closed_ms >= since_ms
     ]
     if len(trades) <= TRADES_MAX:
         return trades
@@ -331,7 +331,7 @@ def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
         layers.append(
             MarkLayer(
                 f"entry {side.lower()}",
-                [trade.entry_ms for trade in of],
+                [trade.opened_ms for trade in of],
                 rounded([trade.entry_price for trade in of], 8),
                 shape,
                 texts=[trade.entry_reason for trade in of],
@@ -346,7 +346,7 @@ def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
         layers.append(
             MarkLayer(
                 name,
-                [trade.exit_ms for trade in of],
+                [trade.closed_ms for trade in of],
                 rounded([trade.exit_price for trade in of], 8),
                 shape,
                 (role,),

@@ -197,7 +197,7 @@ def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
 
 
 LAST: Final = (
-    of_field("exit_ms", "exit", "minute"),
+    of_field("closed_ms", "exit", "minute"),
     of_field("side", "side", "text"),
     of_field("entry_reason", "why in", "text"),
     of_field("exit_reason", "why out", "text"),

@@ -72,7 +72,7 @@ def chosen(trades: Sequence[ClosedTrade], most: int = EXPLAINED_MAX) -> list[Clo
         return list(trades)
     by_profit = sorted(trades, key=lambda trade: trade.profit)
     picked = [*by_profit[: most // 2], *by_profit[-(most - most // 2) :]]
-    return sorted(picked, key=lambda trade: trade.entry_ms)
+    return sorted(picked, key=lambda trade: trade.opened_ms)
 
 
 def explain_trades(
@@ -131,7 +131,7 @@ def _price(
         ]
     )
     first = int(np.searchsorted(closes_ms, back_ms))
-    last = int(np.searchsorted(closes_ms, trade.exit_ms)) + _AFTER_BARS
+    last = int(np.searchsorted(closes_ms, trade.closed_ms)) + _AFTER_BARS
     places = np.arange(first, min(last, closes_ms.size))
     if places.size > POINTS_MAX:
         places = places[np.linspace(0, places.size - 1, POINTS_MAX).round().astype(np.int64)]
@@ -379,7 +379,7 @@ def _stretch(
         until_ms,
         figures,
         float(np.mean(held != 0)) if held.size else None,
-        sum(from_ms < trade.exit_ms <= until_ms for trade in closed),
+        sum(from_ms < trade.closed_ms <= until_ms for trade in closed),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -104,33 +104,38 @@ def _threshold(gate: str) -> str:
 
 @dataclass(frozen=True)
 class ClosedTrade:
-    """One closed trade; prices are means over its fills, money in quote currency."""
+    """One closed trade, by columns of ``v_trades``; money in quote currency."""
 
     instrument: str
     side: str  # LONG or SHORT
     quantity: float  # the most that it held, not negative
-    entry_ms: int
-    exit_ms: int
+    opened_ms: int
+    closed_ms: int
     entry_price: float
     exit_price: float
     profit: float  # after fees, before funding
     fees: float
-    return_bp: float  # profit by entry notional, in basis points
+    stake: float
     entry_reason: str
     exit_reason: str
+    exit_model: str
     entry_sequence: int  # of the decision that opened it
     exit_sequence: int
-    is_liquidated: bool = False
+
+    @property
+    def return_bp(self) -> float:
+        """Profit by what it held cost, in basis points."""
+        return 1e4 * self.profit / self.stake
 
     @property
     def exit_cause(self) -> str:
         """Why it was left, without the amounts of a liquidation."""
-        return "liquidated" if self.is_liquidated else self.exit_reason
+        return "liquidated" if self.exit_model == FillModel.LIQUIDATION else self.exit_reason
 
     @property
     def held_ms(self) -> int:
         """How long it was held."""
-        return self.exit_ms - self.entry_ms
+        return self.closed_ms - self.opened_ms
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ class TradeGroup:
     @property
     def days(self) -> int:
         """The number of UTC days on which one of them was closed."""
-        return len({trade.exit_ms // DAY_MS for trade in self.trades})
+        return len({trade.closed_ms // DAY_MS for trade in self.trades})
 
     @property
     def mean_return(self) -> tuple[float, float | None] | None:
@@ -163,7 +168,7 @@ class TradeGroup:
         if not self.trades:
             return None
         returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
-        days = np.array([trade.exit_ms // DAY_MS for trade in self.trades])
+        days = np.array([trade.closed_ms // DAY_MS for trade in self.trades])
         return float(returns.mean()), mean_error(returns, days)
 
     @property
@@ -215,7 +220,7 @@ def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]
         for name, every in record.splits.items()
     }
     return [
-        _closed_trade(row)
+        ClosedTrade(*_OF_TRADE(row))
         for row in sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
         if not any(
             row["opened_ms"] < at <= row["closed_ms"] for at in split_ms.get(row["instrument"], ())
@@ -223,20 +228,7 @@ def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]
     ]
 
 
-_SHARED: Final = (
-    *("instrument", "side", "quantity", "entry_price", "exit_price", "profit", "fees"),
-    *("entry_reason", "exit_reason", "entry_sequence", "exit_sequence"),
-)
-
-
-def _closed_trade(row: Row) -> ClosedTrade:
-    return ClosedTrade(
-        **{name: row[name] for name in _SHARED},
-        entry_ms=row["opened_ms"],
-        exit_ms=row["closed_ms"],
-        return_bp=1e4 * row["profit"] / row["stake"],
-        is_liquidated=row["exit_model"] == FillModel.LIQUIDATION,
-    )
+_OF_TRADE: Final = itemgetter(*(of.name for of in fields(ClosedTrade)))
 
 
 def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:

@@ -87,8 +87,8 @@ def test_frames_have_the_rows_of_the_record(made: Backtest) -> None:
     assert made.fills.height == made.orders.height > 20
     assert made.trades.height == made.summary["trades"]
     assert made.trades.height > 10
-    assert made.trades["exit_utc"].dtype == pl.Datetime("ms", "UTC")
-    assert (made.trades["exit_ms"] > made.trades["entry_ms"]).all()
+    assert made.trades["closed_utc"].dtype == pl.Datetime("ms", "UTC")
+    assert (made.trades["closed_ms"] > made.trades["opened_ms"]).all()
     assert made.equity["equity"][-1] == pytest.approx(made.summary["end"])
     assert made.frames.bars().height == BARS
 
@@ -100,7 +100,7 @@ def test_without_polars_frames_are_columns_of_numpy(
     plain = Backtest(made.database, made.run_id)
     assert isinstance(plain.trades, dataframes.NumpyFrame)
     assert plain.trades["profit"].tolist() == made.trades["profit"].to_list()
-    assert plain.trades["exit_utc"].dtype == "M8[ms]"
+    assert plain.trades["closed_utc"].dtype == "M8[ms]"
     assert plain.decisions.height == BARS
     assert plain.decisions["allowed"].dtype == np.bool_
     assert np.isnan(plain.decisions["mean_return"]).all()

@@ -26,7 +26,7 @@ def test_a_trade_carries_its_reasons_and_the_decision_that_opened_it(cross_repor
     assert explained.trade == trade
     assert explained.decision["sequence"] == trade.entry_sequence
     assert explained.decision["reason"] == trade.entry_reason
-    assert explained.decision["open_time_ms"] + 60_000 == trade.entry_ms
+    assert explained.decision["open_time_ms"] + 60_000 == trade.opened_ms
     of_this_run = {gate for gate in CORE_GATES if not GATES[gate].of_quotes}
     assert {gate["gate"] for gate in explained.gates} == of_this_run
     assert [gate["gate"] for gate in explained.gates][:4] == ["operator", "warm", "late", "gap"]
