@@ -24,6 +24,7 @@ from tracepaper.replay.document.charts import (
     MarkShape,
     RuleLayer,
     named,
+    percent_axis,
     rounded,
     time_axis,
 )
@@ -126,14 +127,13 @@ def accounts_chart(
         (beside if place in dwarfs else returns).append(replace(drawn, y=rounded(change)))
         losses.append(replace(drawn, y=rounded(lost), width=1.0))
     across = time_axis()
-    of_return = ChartAxis("return, %", unit=" %", digits=2)
-    of_others = ChartAxis("return of accounts that went further, %", unit=" %", digits=2)
-    of_held = ChartAxis("position, %", unit=" %", digits=1, has_zero=True)
+    of_return = percent_axis("return, %", has_zero=False)
+    of_others = percent_axis("return of accounts that went further, %", has_zero=False)
     panels = [
         ChartPanel(returns, across, of_return, 300),
         *([ChartPanel(beside, across, of_others, 140)] if beside else []),
-        ChartPanel(losses, across, ChartAxis("drawdown, %", unit=" %", digits=2), 110),
-        ChartPanel(held, across, of_held, 90),
+        ChartPanel(losses, across, percent_axis("drawdown, %", has_zero=False), 110),
+        ChartPanel(held, across, percent_axis("position, %", 1), 90),
     ]
     caption = "Return since the start, share lost from the peak, and the position held."
     return Chart("Equity", caption, panels, is_aligned=True, lines_first=LINES_FIRST)

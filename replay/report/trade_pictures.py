@@ -17,6 +17,8 @@ from tracepaper.replay.document.charts import (
     LineLayer,
     MarkLayer,
     SpanLayer,
+    held_steps,
+    percent_axis,
     rounded,
     time_axis,
 )
@@ -127,15 +129,8 @@ def trade_chart(explained: ExplainedTrade) -> Chart:
         # The oldest begins before the picture.
         starts = [float(max(start, times[0])) for start, *_ in blocks]
         shares = rounded([100 * weight for *_, weight in blocks])
-        looked = LineLayer(
-            "attention",
-            [*starts, float(blocks[-1][1])],
-            [*shares, None],
-            width=1.0,
-            is_step=True,
-            is_filled=True,
-        )
-        up = ChartAxis("attention, %", unit=" %", digits=2, has_zero=True)
+        looked = held_steps("attention", starts, float(blocks[-1][1]), shares)
+        up = percent_axis("attention, %")
         panels.append(ChartPanel([held, looked], time_axis(), up, 80))
         caption += " Under the price: where attention flowed."
     return Chart("", caption, panels, is_aligned=True)

@@ -22,7 +22,7 @@ from tracepaper.daemon.broker.rules import (
     below_quantity,
     below_step,
 )
-from tracepaper.replay.report.metrics import mean_error
+from tracepaper.replay.report.metrics import mean_by_day
 from tracepaper.replay.report.record import AccountRecord, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.run_views import Row
@@ -165,11 +165,9 @@ class TradeGroup:
     @property
     def mean_return(self) -> tuple[float, float | None] | None:
         """The mean return as a fraction, and its error over the days of the exits."""
-        if not self.trades:
-            return None
         returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
-        days = np.array([trade.closed_ms // DAY_MS for trade in self.trades])
-        return float(returns.mean()), mean_error(returns, days)
+        days = np.array([trade.closed_ms // DAY_MS for trade in self.trades], dtype=np.int64)
+        return mean_by_day(returns, days)
 
     @property
     def held_ms(self) -> float | None:
@@ -281,9 +279,7 @@ class Markout(NamedTuple):
     @property
     def mean(self) -> tuple[float, float | None] | None:
         """The mean and its error by the day of the fill, as fractions; None without fills."""
-        if not self.moved.size:
-            return None
-        return float(self.moved.mean()), mean_error(self.moved, self.days)
+        return mean_by_day(self.moved, self.days)
 
     @property
     def against(self) -> float | None:
