@@ -66,8 +66,7 @@ class TradeBook:
 
     def pay(self, amount: int) -> None:
         """Take in a settlement: the money that came in."""
-        if self._held:
-            self._funding -= amount
+        self._funding -= amount
 
     def fill(self, row: Sequence[Any]) -> Row | None:
         """Take in a row of ``fills``; return the columns of the trade that it closes, if it does.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.trades import TradeBooks
-from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.types.market import Category, CorporateAction, CorporateActionKind
 
 TRADES = stored_columns("trades")
 
@@ -66,6 +66,18 @@ def test_what_was_held_of_an_account_taken_over_is_none_but_what_is_opened_since
     taken.hold(row("holdings", instrument=0, quantity=2))
     (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0))
     assert (trade["opened_sequence"], trade["entry_notional"]) == (1, 200)
+
+
+def test_a_split_leaves_the_stake_and_funding_counts_while_it_is_held() -> None:
+    held, paid = books(), row("ledger", kind="funding", instrument=0, amount=-3)
+    held.pay(paid)
+    assert closed(held, (4, 400, 0)) == []
+    held.pay(paid)
+    at = {"market_ms": 0, "seen_ms": 0}
+    held.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 2, 1, 0, 50, **at))
+    (trade,) = closed(held, (2, 120, 0), (-10, 600, 0))
+    assert (trade["quantity"], trade["entry_quantity"], trade["funding"]) == (10, 6, 3)
+    assert trade["stake"] == 433  # five of the shares before the split, of 520 for six
 
 
 fills = st.lists(
