@@ -9,13 +9,13 @@ import asyncio
 import datetime as dt
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
-from tracepaper.strategies.types.decisions import Prediction, Step
-from tracepaper.strategies.types.market import Event, Funding, Mark, Quote, Trade, Unit
+from tracepaper.strategies.types.decisions import Prediction
+from tracepaper.strategies.types.market import Event, Unit
 
 
 class SystemClock:
@@ -155,49 +155,12 @@ class Clock(Protocol):
         ...
 
 
-class Feed(Protocol):
-    """Events in the order in which the engine must see them."""
-
-    def __aiter__(self) -> AsyncIterator[Event | None]:
-        """Yield events until the feed ends; None before a wait where an event was promised."""
-        ...
-
-
-class PriceJudge(Protocol):
-    """The engine's judgement of prices and rates that jump, for the feed."""
-
-    def doubts(self, price: Quote | Mark | Funding, /) -> bool:
-        """Return whether *price* would not be believed by itself."""
-        ...
-
-    def is_evidence(self, price: Quote | Mark | Trade, /) -> bool:
-        """Return whether *price* confirms one that was not believed, or an absurd rate."""
-        ...
-
-    def settled_ms(self, instrument: str, /) -> int:
-        """Return the time of the newest settlement of *instrument* that was booked, or -1."""
-        ...
-
-    def repeats(self, price: Quote | Mark, /) -> bool:
-        """Return whether *price* only repeats one of its source that was not believed."""
-        ...
-
-    def holds_quote(self, instrument: str, /) -> bool:
-        """Return whether the newest quote of *instrument* was not believed."""
-        ...
-
-
-class Predictor(Protocol):
-    """Where the model runs, and the only thing that may run elsewhere."""
-
-    async def predict(self, unit: Unit, /) -> Sequence[Prediction]:
-        """Return the forecast at each event of *unit*: a timeout, or None where none is needed."""
-        ...
-
-
-class AuditLog(Protocol):
-    """Where steps are kept; a step that could not be kept must not be acted on."""
-
-    async def append(self, *steps: Step) -> None:
-        """Store *steps* in one transaction, or raise ``AuditUnwritable``."""
-        ...
+Feed = AsyncIterable[Event | None]
+"""Events in the order in which the engine must see them; None before a wait where one was promised.
+"""
+Predict = Callable[[Unit], Awaitable[Sequence[Prediction]]]
+"""Runs the model, the only thing that may run elsewhere: the forecast at each event, a timeout, or
+None where none is needed."""
+Append = Callable[..., Awaitable[object]]
+"""Stores steps in one transaction, or raises ``AuditUnwritable``: then they must not be acted on.
+"""

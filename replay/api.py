@@ -323,11 +323,11 @@ class Backtest:
         from tracepaper.replay.explain.document import RecomputedAnswer, document, stored_parts
 
         self._require_open()
-        stored, told = read_decision(self.database, self.run_id, self._sequence_of(sequence))
-        parts = tuple(stored_parts(stored, told))
+        stored, titled = read_decision(self.database, self.run_id, self._sequence_of(sequence))
+        parts = tuple(stored_parts(stored, titled))
         return Text(
             text_of(lambda console: show(console, parts)),
-            document(stored, told.title, RecomputedAnswer(), None),
+            document(stored, titled.title, RecomputedAnswer(), None),
         )
 
     def _sequence_of(self, index: int) -> int:

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.session.run_row import sessions_of
+from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, RunRows, Span
 from tracepaper.storage.database.run_views import RunViews
-from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
@@ -22,7 +22,7 @@ from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.memory_log import MemoryLog
     from tracepaper.strategies.types.decisions import GateSet
     from tracepaper.strategies.types.market import CorporateAction, Instrument
 
@@ -82,7 +82,7 @@ class RunColumns:
     """
 
     def __init__(self, source: Reader | MemoryLog, run_id: str) -> None:
-        reader = source.reader if isinstance(source, MemoryLog) else source
+        reader = source if isinstance(source, Reader) else source.reader
         stored = reader.stored_run(run_id)
         self.run, self.run_key = stored.run, stored.run_key
         sessions, self.interval_ms = sessions_of(stored.run), stored.run.interval_ms

@@ -136,7 +136,7 @@ COMMIT_WITHIN_MS: Final = 1_000
 
 
 class SqlAuditLog:
-    """The audit log of one run in one SQLite database; implements ``ports.AuditLog``."""
+    """The audit log of one run in one SQLite database."""
 
     def __init__(
         self, writer: Writer, group_steps: int | None = None, *, path: Path | None = None

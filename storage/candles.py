@@ -14,7 +14,6 @@ import msgspec
 from msgspec.structs import replace
 
 from tracepaper.storage.database.connection import ReadOnly
-from tracepaper.storage.database.writer import advice, open_writer
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.months import interval_end
 from tracepaper.strategies.types.market import Bar, Instrument, Source
@@ -138,8 +137,10 @@ class HistoryWriter:
 
     def __init__(self, path: Path) -> None:
         """Open or make the archive *path*; it raises what ``open_writer`` does."""
-        self._path = path
-        self._writer = open_writer(path)
+        from tracepaper.storage.database import writer  # only where something is written
+
+        self._path, self._advice = path, writer.advice
+        self._writer = writer.open_writer(path)
         self._raw = self._writer.raw
 
     def __enter__(self) -> Self:
@@ -172,7 +173,7 @@ class HistoryWriter:
             self._raw.rollback()
             raise AuditUnwritable(
                 f"{self._path} cannot take the bars ({error}), so nothing was written; "
-                f"{advice(error)}."
+                f"{self._advice(error)}."
             ) from error
         except BaseException:
             self._raw.rollback()

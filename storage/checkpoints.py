@@ -325,11 +325,11 @@ def save(
     tensors: Mapping[str, torch.Tensor],
     card: Card,
     *,
-    beside: Mapping[str, bytes] = MappingProxyType({}),
+    extra: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Checkpoint:
     """Write a checkpoint whole, in place of an older one; return it as it reads back.
 
-    ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in; files *beside* the weights are
+    ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in; files *extra* the weights are
     written by their names. The folder is written under another name and renamed, so that a reader
     finds the old one, the new one or, for an instant, none. Raises ``OSError`` that names *folder*
     where it cannot be written; nothing of the new one is left then.
@@ -344,7 +344,7 @@ def save(
     read = parse(dump({**card, "model": model}))
     derived = identity(sha256, read)
     text = dump({**read, "model": {**read["model"], "id": derived.id, "sha256": derived.sha256}})
-    files = {WEIGHTS_NAME: weights, CARD_NAME: text.encode(), **beside}
+    files = {WEIGHTS_NAME: weights, CARD_NAME: text.encode(), **extra}
     try:
         _put_files(files, folder)
     except OSError as error:

@@ -5,11 +5,12 @@ The rules are docs/stocks.md, K16 to K25.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from tracepaper.strategies.apportion import apportion, rounded_parts
 from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
 from tracepaper.strategies.units import Notional, divide_half_even, paid_for
 
@@ -54,6 +55,40 @@ def entitlement(
     paid = divide_half_even(worth, action.new * notional.divisor)
     entry = divide_half_even(entry_notional * fraction, quantity * action.new)
     return Entitlement(left, paid, entry)
+
+
+def entitlement_parts(
+    action: CorporateAction,
+    whole: Entitlement,
+    parts: Sequence[tuple[int, int]],
+    terms: ShareTerms,
+) -> list[Entitlement]:
+    """Share *whole* among the *parts* of a position, each a quantity and an entry notional.
+
+    Steps and money go by quantity, units that are left to the largest remainders. A part that a
+    split leaves more than its own pays the others for it, at the price of the fraction.
+    """
+    quantities = [quantity for quantity, _ in parts]
+    if not any(quantities):
+        return [Entitlement(0, 0, 0)] * len(parts)
+    if not action.is_split:
+        paid = apportion(whole.paid, quantities)
+        return [Entitlement(held, part, 0) for held, part in zip(quantities, paid, strict=True)]
+    left = [terms.step * steps for steps in apportion(whole.quantity // terms.step, quantities)]
+    fractions = [
+        before * action.new - after * action.old
+        for before, after in zip(quantities, left, strict=True)
+    ]
+    price, unit = action.close * terms.notional.multiplier, action.new * terms.notional.divisor
+    paid = rounded_parts(whole.paid, [price * fraction for fraction in fractions], unit)
+    return [
+        Entitlement(
+            after,
+            part,
+            divide_half_even(entry * fraction, held * action.new) if fraction > 0 else part,
+        )
+        for (held, entry), after, fraction, part in zip(parts, left, fractions, paid, strict=True)
+    ]
 
 
 def whole_steps(action: CorporateAction, quantity: int, step: int) -> int:

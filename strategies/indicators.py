@@ -455,9 +455,9 @@ def cci(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
     """Return the typical price's distance from its mean, in 0.015 mean deviations."""
     typical = (high + low + close) / 3
     mean = rolling_means(typical, period)
-    apart = np.abs(windows(typical, period) - mean[:, None]).sum(axis=1) / period
+    deviation = np.abs(windows(typical, period) - mean[:, None]).sum(axis=1) / period
     off = typical[typical.size - mean.size :] - mean
-    return padded(ratio(off, 0.015 * apart, 0.0), close.size)
+    return padded(ratio(off, 0.015 * deviation, 0.0), close.size)
 
 
 def adx(

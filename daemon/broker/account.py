@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.apportion import apportion, funding_parts
 from tracepaper.daemon.broker.book import (
     AccountState,
     Book,
@@ -31,6 +30,7 @@ from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginP
 from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
 from tracepaper.daemon.broker.positions import Positions
 from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.apportion import apportion, funding_parts
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -63,6 +63,7 @@ class Intent(NamedTuple):
     expected: ExpectedReturn | None = None  # by the model, where [exits] follow it
     # In hedge mode what each side is asked for, None where a gate holds it; the rest is of both.
     sides: Mapping[PositionSide, Intent | None] = {}
+    ends_lists: bool = False  # whether it takes back the orders by list that could open anything
 
     @property
     def is_entry(self) -> bool:

@@ -172,11 +172,11 @@ class Broker:
     def take(self) -> FilledEvent:
         """Return what was done since the last call; ``NOTHING_FILLED`` where nothing was."""
         if self.shadows:
-            beside = self._fills_of_shadows()
+            of_others = self._fills_of_shadows()
         elif not self.own.journal.has_changes:  # as at most bars
             return NOTHING_FILLED
         else:
-            beside = {}
+            of_others = {}
         journal = self.own.journal
         if journal.has_changes:
             journal = journal.take()
@@ -184,21 +184,21 @@ class Broker:
         fills = tuple(journal.fills)
         for fill in fills if self.own.sides else ():
             assert fill.position_side is not None
-            beside[fill.position_side] = (*beside.get(fill.position_side, ()), fill)
+            of_others[fill.position_side] = (*of_others.get(fill.position_side, ()), fill)
         for owner, fill in journal.parts:
-            beside[owner] = (*beside.get(owner, ()), fill)
-        if not journal.orders and not beside:
+            of_others[owner] = (*of_others.get(owner, ()), fill)
+        if not journal.orders and not of_others:
             return NOTHING_FILLED
-        return FilledEvent(fills, journal.orders, beside, journal.entries)
+        return FilledEvent(fills, journal.orders, of_others, journal.entries)
 
     def _fills_of_shadows(self) -> dict[str, tuple[Fill, ...]]:
-        beside = {}
+        of_shadows = {}
         for name, account in self.shadows.items():
             if account.journal.has_changes:
                 self.save = Save.NOW
                 if fills := tuple(account.journal.take().fills):
-                    beside[name] = fills
-        return beside
+                    of_shadows[name] = fills
+        return of_shadows
 
     def on_bar(self, bar: Bar, *, is_last: bool = True) -> None:
         """Fill what rests by *bar*, and value what is held.
@@ -391,6 +391,8 @@ class Broker:
             return None
         action, target, reason = intent.action, intent.target, intent.reason
         orders = line.orders
+        if intent.ends_lists:
+            orders.withdraw("", reason, opening_only=True)
         before = orders.target
         plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:
@@ -621,8 +623,8 @@ class Broker:
 
     def encoded_state(self) -> tuple[EncodedAccount, dict[str, EncodedAccount]]:
         """Return what decodes as :meth:`state`, of which most is known already."""
-        beside = {name: account.encoded_state() for name, account in self._stored.items()}
-        return self.own.encoded_state(), beside
+        shadows = {name: account.encoded_state() for name, account in self._stored.items()}
+        return self.own.encoded_state(), shadows
 
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:

@@ -26,7 +26,13 @@ from tracepaper.daemon.broker.exit_plans import ExpectedReturn, HeldPosition, Pl
 from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import NO_CASH, Bounds, MarginRules
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.corporate_actions import ShareTerms, adjusted_price, entitlement
+from tracepaper.strategies.corporate_actions import (
+    Entitlement,
+    ShareTerms,
+    adjusted_price,
+    entitlement,
+    entitlement_parts,
+)
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -310,11 +316,20 @@ class Line:
         """Post a split or a dividend on what the close before it left, and adjust orders.
 
         Cash in lieu and dividends count as realized profit. After a split the mark is that close,
-        adjusted.
+        adjusted. Of shares each gets its part.
         """
+        lines = (self, *self.shares)
+        whole, *parts = [(line.held, line.holding.entry_notional) for line in lines]
+        entitled = entitlement(action, *whole, self.terms)
+        of_parts = entitlement_parts(action, entitled, parts, self.terms)
+        for line, due in zip(lines, (entitled, *of_parts), strict=True):
+            line._post_action(action, due)  # noqa: SLF001 - of the same class
+        if action.is_split:
+            for line, (before, _) in zip((*self.shares, self), (*parts, whole), strict=True):
+                splits.adjust_orders(line, action, before)
+
+    def _post_action(self, action: CorporateAction, entitled: Entitlement) -> None:
         holding = self.holding
-        before = holding.quantity
-        entitled = entitlement(action, before, holding.entry_notional, self.terms)
         holding.quantity = entitled.quantity
         holding.entry_notional -= entitled.entry
         holding.realized_pnl += entitled.paid - entitled.entry
@@ -325,8 +340,6 @@ class Line:
         if action.is_split:
             self.mark = adjusted_price(action, action.close)
         self._post_holding()
-        if action.is_split:
-            splits.adjust_orders(self, action, before)
 
     def refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""

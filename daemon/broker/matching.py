@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.apportion import apportion
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after, urgency
+from tracepaper.strategies.apportion import apportion
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Fill,

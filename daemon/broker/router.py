@@ -8,16 +8,15 @@ The rules are docs/one_account.md, J12 to J23.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from tracepaper.daemon.broker.account import Intent, part_of
-from tracepaper.daemon.broker.apportion import crossed
 from tracepaper.daemon.broker.book import requests_of
 from tracepaper.daemon.broker.line import Line
 from tracepaper.strategies.api.context import Orders
+from tracepaper.strategies.apportion import crossed
 from tracepaper.strategies.types.decisions import (
-    Action,
     Fill,
     FillModel,
     Liquidity,
@@ -37,6 +36,10 @@ class Wishes(NamedTuple):
     intents: Mapping[str, Intent | Orders]  # of those that no gate holds, by name
     targets: Mapping[PositionSide | None, int]  # all of them together, of each position
     price: int
+
+    def closed(self, closing: Intent, owners: Iterable[str]) -> Wishes:
+        """Return the wishes of *owners* that are all *closing*."""
+        return Wishes(dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price)
 
     def reach(self, position: Line) -> int:
         """Return the largest *position*, unsigned, to which the target and lists could lead."""
@@ -62,17 +65,11 @@ def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) 
     """Ask each share of *position* for its wish, and the position for the net *intent* of all."""
     refusals: dict[str, str | None] = {}
     side = position.book.side
-    is_breached = intent.target != wishes.targets[side]  # of a limit: all of it is closed
     for share in position.shares:
         whole = wishes.intents.get(share.owner)
         wish = None if whole is None else part_of(whole, side)
         if wish is not None:
-            wanted = Intent(Action.FLAT, 0, intent.reason) if is_breached else wish
-            refusals[share.owner] = ask(share, wanted)
-        elif is_breached:
-            share.want(0, intent.reason)
-        if is_breached:
-            share.orders.withdraw("", intent.reason, opening_only=True)
+            refusals[share.owner] = ask(share, wish)
     cross(position, wishes.price, at_ms)
     refusal = ask(position, intent)
     is_quiet = not (

@@ -31,10 +31,13 @@ def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
     prices. Orders by list are canceled.
     """
     resting, protector, instrument, held = line.orders, line.protector, line.item, line.held
-    if resting.target == before:
+    target = whole_steps(action, resting.target, instrument.quantity_step)
+    if line.shares:
+        line.agree()
+    elif resting.target == before:
         resting.target = held
-    else:
-        resting.target = whole_steps(action, resting.target, instrument.quantity_step)
+    else:  # a share may have got more than its own: what it wants of the order stays a buy or sale
+        resting.target = (max if resting.target > before else min)(target, held)
     if (order := resting.order) is not None:
         needed = abs(resting.target - held)
         if needed:

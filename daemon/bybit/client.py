@@ -181,6 +181,10 @@ def read_settlements(
     return settlements
 
 
+def _subject(instrument: Instrument) -> dict[str, str]:
+    return {"category": instrument.category.value, "symbol": instrument.symbol}
+
+
 def _check_subject(noun: str, instrument: Instrument, category: str, symbol: str) -> None:
     if (category, symbol) != (instrument.category.value, instrument.symbol):
         raise _unrelated(f"{noun} of {category}:{symbol}, where {instrument.id} was asked")
@@ -301,8 +305,7 @@ class BybitClient:
             page_bars, unreadable, server_ms = await self._get(
                 "/v5/market/kline",
                 {
-                    "category": instrument.category.value,
-                    "symbol": instrument.symbol,
+                    **_subject(instrument),
                     "interval": name,
                     "start": str(first_ms),
                     "end": str(last_ms),
@@ -322,41 +325,46 @@ class BybitClient:
 
     async def instruments(self, category: Category, symbol: str = "") -> list[Instrument]:
         """Return *category*'s tradable instruments, or the one called *symbol* (else none)."""
-        instruments: list[Instrument] = []
-        cursors: set[str] = set()
-        cursor = ""
-        while cursor not in cursors and len(cursors) < PAGES_MAX:
-            cursors.add(cursor)
-            query = {"category": category.value, "limit": str(CANDLES_MAX)}
-            if symbol:
-                query["symbol"] = symbol
-            if cursor:
-                query["cursor"] = cursor
-            page, cursor = await self._get(
-                "/v5/market/instruments-info",
-                query,
-                msgspec.Raw,
-                lambda raw, _: read_instruments_page(raw, category, symbol),
-            )
-            instruments += page
-            if not cursor:
-                break
-        return instruments
+        return await self._listing(
+            category, symbol, lambda raw: read_instruments_page(raw, category, symbol)
+        )
 
     async def instrument(self, category: Category, symbol: str) -> Instrument:
         """Return one instrument; one that is not listed is refused, or awaited once proven."""
 
-        def read(raw: msgspec.Raw, _: int) -> Instrument:
+        def read(raw: msgspec.Raw) -> tuple[list[Instrument], str]:
             instruments, _cursor = read_instruments_page(raw, category, symbol)
             if not instruments:
                 raise ConfigInvalid(
                     f"Bybit trades no {category.value} instrument {symbol}; correct "
                     "market.symbols or market.category."
                 )
-            return instruments[0]
+            return instruments, ""
 
-        query = {"category": category.value, "limit": str(CANDLES_MAX), "symbol": symbol}
-        return await self._get("/v5/market/instruments-info", query, msgspec.Raw, read)
+        return (await self._listing(category, symbol, read))[0]
+
+    async def _listing(
+        self, category: Category, symbol: str, read: Callable[[msgspec.Raw], tuple[list[R], str]]
+    ) -> list[R]:
+        """Return what *read* makes of the pages about *category*'s instruments, or *symbol*.
+
+        It returns the cursor of the next page as well, empty after the last.
+        """
+        entries: list[R] = []
+        cursors: set[str] = set()
+        cursor = ""
+        while cursor not in cursors and len(cursors) < PAGES_MAX:
+            cursors.add(cursor)
+            query = {"category": category.value, "limit": str(CANDLES_MAX)}
+            query |= {"symbol": symbol} if symbol else {}
+            query |= {"cursor": cursor} if cursor else {}
+            page, cursor = await self._get(
+                "/v5/market/instruments-info", query, msgspec.Raw, lambda raw, _: read(raw)
+            )
+            entries += page
+            if not cursor:
+                break
+        return entries
 
     async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
         """Return the risk tiers of *instrument*, the smallest first; none where there are none."""
@@ -366,7 +374,7 @@ class BybitClient:
                 _check_subject("risk tiers", instrument, page.category, row.symbol)
             return tuple(sorted(map(risk_tier, page.rows), key=attrgetter("limit")))
 
-        query = {"category": instrument.category.value, "symbol": instrument.symbol}
+        query = _subject(instrument)
         return await self._get("/v5/market/risk-limit", query, messages.RiskLimits, read)
 
     async def funding(self, instrument: Instrument, start_ms: int, end_ms: int) -> list[Funding]:
@@ -383,8 +391,7 @@ class BybitClient:
             page = await self._get(
                 "/v5/market/funding/history",
                 {
-                    "category": instrument.category.value,
-                    "symbol": instrument.symbol,
+                    **_subject(instrument),
                     "startTime": str(start_ms),
                     "endTime": str(until_ms),
                     "limit": str(SETTLEMENTS_MAX),
@@ -418,7 +425,7 @@ class BybitClient:
                 f"Bybit has no {category} ticker of {symbol}; correct market.symbols."
             )
 
-        query = {"category": category, "symbol": symbol}
+        query = _subject(instrument)
         return await self._get("/v5/market/tickers", query, messages.Tickers, read)
 
     async def listed(self, category: Category) -> list[TradedSymbol]:
@@ -426,25 +433,12 @@ class BybitClient:
 
         That is one question about all tickers, and one about a thousand instruments.
         """
-        listings: dict[str, messages.ListingInfo] = {}
-        cursors: set[str] = set()
-        cursor = ""
-        while cursor not in cursors and len(cursors) < PAGES_MAX:
-            cursors.add(cursor)
-            query = {"category": category.value, "limit": str(CANDLES_MAX)}
-            if cursor:
-                query["cursor"] = cursor
 
-            def read(raw: msgspec.Raw, _: int) -> tuple[list[messages.ListingInfo], str]:
-                listed, page = read_listings(bytes(raw))
-                return listed, page.next_page_cursor
+        def read(raw: msgspec.Raw) -> tuple[list[messages.ListingInfo], str]:
+            entries, page = read_listings(bytes(raw))
+            return entries, page.next_page_cursor
 
-            listed, cursor = await self._get(
-                "/v5/market/instruments-info", query, msgspec.Raw, read
-            )
-            listings |= {listing.symbol: listing for listing in listed}
-            if not cursor:
-                break
+        listings = {entry.symbol: entry for entry in await self._listing(category, "", read)}
 
         def days(page: messages.TickerPage, _: int) -> list[TradedSymbol]:
             if page.category != category.value:

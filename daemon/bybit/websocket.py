@@ -420,19 +420,21 @@ class CategoryStream:
     ) -> None:
         self._category = category
         self._request = request
-        self._instruments = tuple(
-            instrument for instrument in request.instruments if instrument.category is category
-        )
+        self._instruments = request.instruments
         self._ids = frozenset(instrument.id for instrument in self._instruments)
         self._listener = listener
         self._clock = clock
         self._counters = counters
         self._logged: set[str] = set()
         self._wire = self._new_wire()
-        samplers = [self._sampler(item) for item in self._instruments if request.depth]
-        self._samplers = {sampler.topic: sampler for sampler in samplers}
-        readers = [self._event_reader(item) for item in self._instruments if request.fill_levels]
-        self._readers = {topic: reader for reader in readers for topic in reader.topics}
+        self._readers: list[DepthSampler | EventReader] = [
+            *(self._sampler(item) for item in self._instruments if request.depth),
+            *(self._event_reader(item) for item in self._instruments if request.fill_levels),
+        ]
+        self._by_topic: dict[str, list[DepthSampler | EventReader]] = {}
+        for reader in self._readers:
+            for topic in reader.topics:
+                self._by_topic.setdefault(topic, []).append(reader)
         self._takes_trades = request.trades or category is Category.SPOT
         self._stream = PublicStream(
             category=category,
@@ -523,9 +525,7 @@ class CategoryStream:
         is_stale = isinstance(cause, FeedStale)
         self._counters["stale" if is_stale else "disconnects"] += 1
         why = "stale" if is_stale else "disconnected"
-        for sampler in self._samplers.values():
-            sampler.lost(why)
-        for reader in set(self._readers.values()):
+        for reader in self._readers:
             reader.lost(why)
         self._listener.on_lost(
             self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED
@@ -533,11 +533,9 @@ class CategoryStream:
 
     def _receive(self, frame: bytes) -> Received | None:
         """Read one frame and give its data to the listener; None where it was refused."""
-        topic = topic_of(frame) if self._samplers or self._readers else ""
+        topic = topic_of(frame) if self._readers else ""
         taken: Received | None = None
-        if readers := [
-            reader for by in (self._samplers, self._readers) if (reader := by.get(topic))
-        ]:
+        if readers := self._by_topic.get(topic, ()):
             for reader in readers:
                 taken = reader.receive(frame) or taken
                 if stale := reader.pop_stale_topics():

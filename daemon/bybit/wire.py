@@ -115,13 +115,9 @@ class Pong(Struct, gc=False):
 class Unknown(Struct, gc=False):
     """A well-formed frame that is not ours to read."""
 
-    kind: str
-
 
 class RefusedFrame(Struct, gc=False):
     """A frame whose date is not accepted; none of it was applied."""
-
-    kind: str
 
 
 Received = ClosedCandles | Ticker | BestQuotes | Trades | Ack | Pong | Unknown | RefusedFrame
@@ -316,7 +312,7 @@ class Wire:
             f"A {kind} frame is dated {server_ms}, ahead of the exchange's time; it was dropped "
             "and that time is read anew.",
         )
-        return RefusedFrame(kind)
+        return RefusedFrame()
 
     def _accepts_date(self, server_ms: int) -> bool:
         return self._observe is None or self._observe(server_ms)
@@ -351,7 +347,7 @@ class Wire:
         """Count a frame that was not subscribed; foreign kinds share a counter, to stay few."""
         counted = kind if kind in self._readers else "other"
         self.counters[f"unknown.{counted}"] += 1
-        return Unknown(kind[:32])
+        return Unknown()
 
     def _before_snapshot(self, kind: str, topic: str) -> Unknown:
         """Refuse a delta that comes before any snapshot, and mark its topic as stale."""
@@ -361,7 +357,7 @@ class Wire:
             f"A delta of {topic[:64]} came before any snapshot; it was dropped and a snapshot is "
             "asked for.",
         )
-        return Unknown(kind)
+        return Unknown()
 
     def _kline(self, frame: bytes, _: Instrument) -> Received:
         """Read a kline frame whose keys come in another order."""

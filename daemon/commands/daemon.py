@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -18,10 +17,12 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, RunKind
-from tracepaper.strategies.units import NOTHING, count_of, duration
+from tracepaper.strategies.units import count_of, duration, minute_text, visible
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.text import Text
+
+    from tracepaper.daemon.terminal.screen import Status
 
 
 def run(
@@ -52,10 +53,7 @@ def run(
     watcher.print_summary(database)
 
 
-Document = dict[str, object]
 REASONS_SHOWN: Final = 5
-WHOLE_INSTRUMENTS: Final = 8
-"""``status`` shows the gates of so many instruments, and a line for each of more."""
 
 
 def status(
@@ -85,174 +83,65 @@ def status(
             print_json(document)
         else:
             console = Terminal(highlight=False)
-            for part in _parts(document):
-                console.print(part)
+            for line in _lines(document):
+                console.print(line)
     if not is_ready:
         raise typer.Exit(1)
 
 
-def _parts(document: Document) -> list[RenderableType]:
+def _lines(status: Status) -> list[Text]:
+    """Return the lines of *status*: health, what works beside the run, accounts, instruments."""
     from rich.text import Text
 
-    state, reasons = document["state"], cast("list[str]", document["not_ready"])
+    from tracepaper.daemon.terminal.screen import status_lines
+
+    state, reasons = status["state"], status["not_ready"]
     head = Text.assemble(
         (f"{state}", "bold green" if state == "running" else "bold yellow"),
-        "" if document["halted_by"] is None else f" by {document['halted_by']}",
-        f"  run {document['run_id']} ({document['kind']}), process {document['pid']}, ",
-        f"{document['strategy']} {document['model_id']}".rstrip(),
+        "" if status["halted_by"] is None else f" by {status['halted_by']}",
+        f"  run {status['run_id']} ({status['kind']}), process {status['pid']}, ",
+        f"{status['strategy']} {status['model_id']}".rstrip(),
     )
-    nouns = ("bar", "decision", "fill")
-    counts = ", ".join(count_of(cast("int", document[f"{noun}s"]), noun) for noun in nouns)
-    counts += f" up to event {document['sequence']}"
-    parts: list[RenderableType] = [head, Text(counts, "dim")]
-    parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
+    counts = ", ".join(count_of(status[f"{noun}s"], noun) for noun in ("bar", "decision", "fill"))
+    lines = [head, Text(f"{counts} up to event {status['sequence']}", "dim")]
+    lines += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
     if (more := len(reasons) - REASONS_SHOWN) > 0:
-        parts.append(Text(f"and {more} more; --json has all", "yellow"))
-    if (retraining := cast("Document | None", document["retraining"])) is not None:
-        parts.append(Text(_retraining(retraining, cast("int", document["market_ms"])), "dim"))
-    if (parity := cast("Document | None", document["parity"])) is not None:
-        parts.append(_parity(parity))
-    if (notices := cast("dict[str, int] | None", document["notices"])) is not None:
-        counts = ", ".join(f"{count} {what}" for what, count in notices.items())
+        lines.append(Text(f"and {more} more; --json has all", "yellow"))
+    if (retraining := status["retraining"]) is not None:
+        lines.append(Text(_retraining(retraining, status["market_ms"]), "dim"))
+    if (parity := status["parity"]) is not None:
+        lines.append(_parity(parity))
+    if (notices := status["notices"]) is not None:
+        words = ", ".join(f"{count} {what}" for what, count in notices.items())
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
-        parts.append(Text(f"notices: {counts}", style))
-    if (shipping := cast("Document | None", document["shipping"])) is not None:
-        words = shipping["error"] or f"{shipping['lag_steps']} steps behind"
-        parts.append(Text(f"shipping: {words}", "yellow" if shipping["error"] else "dim"))
-    if (recording := cast("Document | None", document["recording"])) is not None:
-        words = recording["error"] or "every frame of the books and trades"
-        parts.append(Text(f"recording: {words}", "yellow" if recording["error"] else "dim"))
-    if document["account"] is not None:
-        parts.append(_accounts(document))
-    instruments = cast("dict[str, Document]", document["instruments"])
-    if len(instruments) > WHOLE_INSTRUMENTS:
-        parts.append(_many_instruments(instruments))
-    else:
-        parts += [_instrument(name, facts) for name, facts in instruments.items()]
-    return parts
+        lines.append(Text(f"notices: {words}", style))
+    for name, well in (
+        ("shipping", "{lag_steps} steps behind"),
+        ("recording", "every frame of the books and trades"),
+    ):
+        if (process := status[name]) is not None:
+            words, style = process["error"] or well.format_map(process), "dim"
+            lines.append(Text(f"{name}: {words}", "yellow" if process["error"] else style))
+    return [*lines, *status_lines(status)]
 
 
-def _retraining(facts: Document, now_ms: int) -> str:
-    last = cast("Document | None", facts["last"])
-    wait_ms = max(cast("int", facts["due_ms"]) - now_ms, 0)
-    counts = cast("dict[str, int]", facts["outcomes"])
+def _retraining(facts: Status, now_ms: int) -> str:
+    last, wait_ms = facts["last"], max(facts["due_ms"] - now_ms, 0)
     parts = [
         "a model is trained now" if facts["training"] else f"retraining in {duration(wait_ms)}",
-        ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count),
+        ", ".join(f"{count} {outcome}" for outcome, count in facts["outcomes"].items() if count),
         "" if last is None else f"last {last['outcome']}: {last['reason']}",
     ]
     return "; ".join(part for part in parts if part)
 
 
-def _parity(facts: Document) -> RenderableType:
+def _parity(facts: Status) -> Text:
     from rich.text import Text
 
-    from tracepaper.strategies.units import minute_text, visible
-
-    last = cast("Document | None", facts["last"])
-    if last is None:
-        return Text(f"parity: first replay at {minute_text(cast('int', facts['due_ms']))}", "dim")
-    style = {"identical": "dim", "different": "bold red"}.get(str(last["outcome"]), "yellow")
-    return Text(f"parity: {visible(str(last['reason']))}", style)
-
-
-def _accounts(document: Document) -> RenderableType:
-    from rich.table import Table
-
-    from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
-
-    table = Table(
-        box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", caption_justify="left"
-    )
-    columns = ["equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"]
-    if "margin_used" in cast("Document", document["account"]):
-        columns.append("margin_used")
-    table.add_column("account")
-    for column in columns:
-        table.add_column(
-            column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "),
-            justify="right",
-            overflow="fold",
-            no_wrap=column != "margin_used",  # so that its title gives way, and no number
-        )
-    twins = cast("dict[str, dict[str, str]]", document["twins"])
-    run_account = cast("dict[str, str]", document["account"])
-    accounts: Document = {"run": run_account, **twins}
-    equity = {name: Decimal(facts["equity"]) for name, facts in twins.items()}
-    if reserve := reserve_of(Decimal(run_account["equity"]), equity):
-        accounts[RESERVE] = {"equity": str(reserve), "cash": str(reserve)}
-    for name, account in accounts.items():
-        facts = cast("dict[str, str]", account)
-        table.add_row(
-            name if name in {"run", RESERVE} else account_title(name),
-            *(
-                f"{Decimal(facts[column]):,.2f}" if column in facts else NOTHING
-                for column in columns
-            ),
-        )
-    ratio = cast("Document", document["account"]).get("maintenance_ratio")
-    if ratio is not None:
-        table.caption = f"maintenance ratio {ratio:.1%}; at 100 % the account is liquidated"
-    return table
-
-
-def _many_instruments(instruments: dict[str, Document]) -> RenderableType:
-    """Return a line for each of many instruments, those that hold a position first."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
-    for column in ("instrument", "close", "position", "decision"):
-        table.add_column(column, justify="right" if column in {"close", "position"} else "left")
-    held = {name: _held(facts) for name, facts in instruments.items()}
-    for name in sorted(instruments, key=lambda each: held[each] == "0"):
-        facts = instruments[name]
-        words = f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip()
-        if (gate := facts.get("refused_by")) is not None:
-            words += f" (refused by {gate})"
-        table.add_row(name, str(facts["close"]), held[name], words)
-    table.caption = "the gates of each: --json"
-    return table
-
-
-def _held(facts: Document) -> str:
-    """Return the position of an instrument; in hedge mode that of each side that has one."""
-    sides = cast("dict[str, Document]", facts.get("sides", {"": facts}))
-    held = (str(side.get("quantity", "0")) for side in sides.values())
-    return ", ".join(quantity for quantity in held if quantity != "0") or "0"
-
-
-def _instrument(name: str, facts: Document) -> RenderableType:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from tracepaper.strategies.gates.gate import measured
-
-    head = Text.assemble(
-        (f"\n{name}", "bold"),
-        f"  close {facts['close']}  {'net position' if 'sides' in facts else 'position'} "
-        f"{facts.get('quantity', '0')}  ",
-    )
-    positions = cast("dict[str, Document]", facts.get("sides", {"": facts}))
-    for side, held in positions.items():  # in hedge mode both
-        head.append(f"{side} {held['quantity']}  " if side else "")
-        if "margin" in held:
-            head.append(
-                f"margin {Decimal(str(held['margin'])):,.2f} at {held['leverage']} x, liquidated "
-                f"at {held['liquidation_price']}  "
-            )
-    head.append(f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip())
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("gate", "measure", "threshold"):
-        table.add_column(column, justify="left" if column == "gate" else "right")
-    for gate in cast("list[Document]", facts.get("gates", [])):
-        mark, style = ("✓", "green") if gate["passed"] else ("✗", "red")
-        measure, threshold = (cast("float | None", gate[key]) for key in ("measure", "threshold"))
-        name = str(gate["gate"])
-        table.add_row(
-            f"[{style}]{mark}[/] {name}", measured(name, measure), measured(name, threshold)
-        )
-    return Group(head, table)
+    if (last := facts["last"]) is None:
+        return Text(f"parity: first replay at {minute_text(facts['due_ms'])}", "dim")
+    style = {"identical": "dim", "different": "bold red"}.get(last["outcome"], "yellow")
+    return Text(f"parity: {visible(last['reason'])}", style)
 
 
 def command(

@@ -356,13 +356,13 @@ def backup(
     from tracepaper.storage.maintenance import backup as back_up
 
     path = database_path(db, config)
-    beside = back_up(path, file)
+    folders = back_up(path, file)
     if json:
         document = {"database": str(path), "backup": str(file), "bytes": file.stat().st_size}
-        print_json({**document, "beside": [str(copy) for copy in beside]})
+        print_json({**document, "beside": [str(copy) for copy in folders]})
         return
     typer.echo(f"Copied {path} to {file} ({file.stat().st_size:,} bytes).")
-    for folder in sorted({copy.relative_to(file.parent).parts[0] for copy in beside}):
+    for folder in sorted({copy.relative_to(file.parent).parts[0] for copy in folders}):
         typer.echo(f"{file.parent / folder} holds what its runs were decided by: it belongs to it.")
 
 

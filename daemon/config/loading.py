@@ -23,7 +23,6 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.notify import NotifySection
@@ -148,14 +147,6 @@ class Config(BaseModel):
         return hashlib.sha256(_json(decides).encode()).hexdigest()
 
 
-class _Environment(Config, BaseSettings):
-    """The same fields as environment variables; read by ``load``, never constructed."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True, enable_decoding=False
-    )
-
-
 SECTIONS: Final[dict[str, type[Section]]] = {
     name: field.annotation
     for name, field in Config.model_fields.items()
@@ -180,7 +171,13 @@ Given = Path | Sections | WithSettings | None
 
 
 def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
-    """Return *file* with each ``section.key=value`` of *texts* over it and over the environment.
+    """Return *file* with each ``section.key=value`` of *texts* over it and over the environment."""
+    settings = settings_of(texts)
+    return WithSettings(file, settings) if settings else file
+
+
+def settings_of(texts: Sequence[str] | None) -> Tables:
+    """Return the keys that each ``section.key=value`` of *texts* sets, by section.
 
     A value is text, as in an environment variable: names with commas between, tables as JSON.
     Raises ``ConfigInvalid`` for a text of another form, an unknown key, and a key given twice.
@@ -197,7 +194,7 @@ def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
         if key in settings.setdefault(section, {}):
             raise ConfigInvalid(f"{SET} gives {section}.{key} twice; give it once.")
         settings[section][key] = value
-    return WithSettings(file, settings) if settings else file
+    return settings
 
 
 ELSEWHERE: Final = {
@@ -339,16 +336,27 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigInvalid(f"{path} is not TOML: {error}; correct that line.") from None
 
 
-def _environment() -> Tables:
-    """Read the variables ``TRACEPAPER_SECTION__KEY``; refuse a section that does not exist."""
-    for name in os.environ:
-        section, separator, _ = name.upper().removeprefix(PREFIX).partition("__")
-        if name.upper().startswith(PREFIX) and separator and section.lower() not in SECTIONS:
+def _environment() -> dict[str, Any]:
+    """Read the variables ``TRACEPAPER_SECTION__KEY``; refuse a section that does not exist.
+
+    A variable without a text is none. One of a whole table wins over those of its keys.
+    """
+    tables: dict[str, Any] = {}
+    for name in sorted(os.environ, key=lambda name: -name.count("__")):
+        section, *keys = name.lower().removeprefix(PREFIX.lower()).split("__")
+        if not name.upper().startswith(PREFIX) or (section not in SECTIONS and not keys):
+            continue
+        if section not in SECTIONS:
             raise ConfigInvalid(
-                f"{name} names no section of the configuration"
-                f"{_nearest(section.lower(), SECTIONS)}; correct or unset it."
+                f"{name} names no section of the configuration{_nearest(section, SECTIONS)}; "
+                "correct or unset it."
             )
-    return EnvSettingsSource(_Environment)()
+        if value := os.environ[name]:
+            table, path = tables, [section, *keys]
+            for key in path[:-1]:
+                table = table.setdefault(key, {})
+            table[path[-1]] = value
+    return tables
 
 
 def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Origins]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tracepaper.daemon.config.values import several
 from tracepaper.storage.fleet.server import AddressHasSecret, server_address
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -175,7 +176,7 @@ def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
     for section, table in tables.items() if isinstance(tables, Mapping) else ():
         for key, value in table.items() if isinstance(table, Mapping) else ():
             if (section, key) == ("notify", "addresses"):
-                secret = next(filter(None, map(secret_in_address, _texts(_listed(value)))), "")
+                secret = next(filter(None, map(secret_in_address, _texts(several(value)))), "")
             elif (section, key) == TOKENS:
                 secret = ""  # no run stores them
             elif (section, key) == SHIP_TO:
@@ -255,13 +256,6 @@ def _texts(value: object) -> Iterator[str]:
                 yield from _texts(item)
         case _:
             pass
-
-
-def _listed(value: object) -> object:
-    """Return the parts of a text with commas between, as an environment variable has it."""
-    if isinstance(value, str):
-        return [part for part in (each.strip(" []\"'") for each in value.split(",")) if part]
-    return value
 
 
 def _query(text: str) -> list[tuple[str, str]]:

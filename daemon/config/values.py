@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from ipaddress import ip_address
@@ -256,18 +256,18 @@ def sqlite_file(value: str) -> str:
     return value
 
 
-def host_and_port(listener: str) -> tuple[str, str]:
-    """Return the two parts of ``127.0.0.1:9187`` or ``[::1]:9187``."""
+def host_and_port(listener: str) -> tuple[str, int]:
+    """Return the two parts of ``127.0.0.1:9187`` or ``[::1]:9187``; raise ``ValueError``."""
     host, _, port = listener.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), port
+    if not (port.isdecimal() and port.isascii()):
+        raise ValueError(listener)
+    return str(ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
 
 
 def host_with_port(value: str) -> str:
     """Refuse what is no address with a port."""
-    host, port = host_and_port(value)
     try:
-        ip_address(host)
-        is_port = port.isdecimal() and port.isascii() and int(port) < 1 << 16
+        is_port = host_and_port(value)[1] < 1 << 16
     except ValueError:
         is_port = False
     if not is_port:
@@ -497,27 +497,25 @@ TWIN_NAMES: Final = (
 """Every shadow account."""
 
 
-def _droppable(value: str) -> str:
-    names = gate_order(*DROPPABLE)
-    if value not in names:
-        raise ValueError(f"write {', '.join(names)} instead of {value!r}")
-    return value
+def _name_of(names: Sequence[str]) -> AfterValidator:
+    """Accept one of *names*."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"write {', '.join(names)} instead of {value!r}")
+        return value
+
+    return AfterValidator(check)
 
 
 DroppedGates = Annotated[
-    tuple[Annotated[str, AfterValidator(_droppable)], ...],
+    tuple[Annotated[str, _name_of(gate_order(*DROPPABLE))], ...],
     BeforeValidator(several),
     AfterValidator(lambda names: tuple(sorted(set(names)))),
 ]
 
 
-def _twin_name(value: str) -> str:
-    if value not in TWIN_NAMES:
-        raise ValueError(f"write {', '.join(TWIN_NAMES)} instead of {value!r}")
-    return value
-
-
-TwinName = Annotated[str, AfterValidator(_twin_name)]
+TwinName = Annotated[str, _name_of(TWIN_NAMES)]
 SymbolShares = Annotated[
     dict[str, Annotated[Exact, Field(ge=0, le=1)]], BeforeValidator(json_object)
 ]

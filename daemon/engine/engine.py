@@ -39,6 +39,7 @@ from tracepaper.daemon.engine.state import (
     BOUND,
     BUY_AND_HOLD,
     INTEGRITY,
+    WITHOUT,
     EngineSettings,
     EngineState,
     MemberTerms,
@@ -50,15 +51,10 @@ from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
-from tracepaper.strategies.api.strategy import (
-    Strategy,
-    portfolio_of,
-)
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.timeframes import FrameRange, Row
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
-    Action,
     BookMarks,
     Decision,
     Fill,
@@ -196,12 +192,6 @@ class Engine:
             closes_outside=settings.closes_outside,
         )
         self.is_hedged = settings.broker.is_hedged
-        deciders = (strategies, *(terms.strategies for terms in members))
-        if self.is_hedged and any(portfolio_of(of.values()) for of in deciders):
-            raise ConfigInvalid(
-                "A strategy that decides for all symbols of a close trades no account in hedge "
-                'mode; set account.position_mode to "one_way".'
-            )
         account = MemberTerms("", 0, strategies, sizers, gates, settings)
         lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
         self._net_sizers = {
@@ -538,14 +528,14 @@ class Engine:
         if quiet is None or state.intent is not quiet.intent or state.signal is not UNCHANGED:
             return None
         twins, wishes = [], quiet.wishes.intents
-        for (member, of_member), asked in zip(self._on[key], quiet.asked, strict=True):
+        for (member, of_member), intent in zip(self._on[key], quiet.asked, strict=True):
             (book,) = member.account.books
             account, wish = book.subtotal(), wishes.get(member.name)
             share = of_member.begin_stretch(book.lines[key])
             if (
                 share is None
                 or isinstance(wish, Orders)
-                or of_member.intent is not asked
+                or of_member.intent is not intent
                 or (account.equity <= 0) is not member.is_empty
                 # Else the share has a measure of its own at each bar.
                 or (share.plausible_at is None) is not (repeat.plausible_at is None)
@@ -604,8 +594,8 @@ class Engine:
     def _look_ahead(self, key: str, closes: tuple[int, int]) -> BarPreview:
         """Return what takes in bars of *key* that follow at once, and close within *closes*."""
         market = self.markets[key]
-        asked = [of_member for _, of_member in self._on[key]] or [self.states[key]]
-        looks = [decider.look_ahead(closes) for decider in asked]
+        deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
+        looks = [decider.look_ahead(closes) for decider in deciders]
         observers = [look.observe for look in looks if look.observe is not None]
         return BarPreview(
             market.history.follow_at_once(observers),
@@ -850,8 +840,8 @@ class Engine:
 
     def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
-        asked = [of_member.intent for _, of_member in self._on[bar.instrument]]
-        wishes, signal = self._netted(bar, self.broker.own, asked, decisions, at_ms)
+        intents = [of_member.intent for _, of_member in self._on[bar.instrument]]
+        wishes, signal = self._netted(bar, self.broker.own, intents, decisions, at_ms)
         self._net_sizers[bar.instrument].net = sum(wishes.targets.values())
         return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
 
@@ -916,10 +906,12 @@ class Engine:
             if quiet.enters:
                 self.save = self.save or _LATER
         elif isinstance(intent, Intent):
+            if intent.ends_lists:
+                wishes = wishes.closed(intent, broker.own.owners)
             routed = broker.route(intent, wishes, bar, at_ms)
             decision = state.unfilled(decision, routed.refusal)
             self._quiet.pop(key, None)
-            if routed.is_quiet and not broker.shadows:
+            if routed.is_quiet and not (broker.shadows or intent.ends_lists):
                 entries = (wish for wish in wishes.intents.values() if isinstance(wish, Intent))
                 enters = any(wish.is_entry for wish in entries)
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
@@ -937,7 +929,7 @@ class Engine:
         shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
         twins = (
             *shown(broker.sides, key, decided_ms=decided_ms),
-            *self._member_steps(key, (filled, done), decision, answers, routed),
+            *self._member_steps(key, (filled, done), decision, answers.decisions, wishes, routed),
             *shown(broker.shadows, key, decided_ms=decided_ms),
         )
         return BarOutcome(decision, prediction, done.orders, twins)
@@ -947,15 +939,16 @@ class Engine:
         key: str,
         both: tuple[FilledEvent, FilledEvent],
         decision: Decision,
-        answers: MemberAnswers,
+        of_members: Sequence[Decision],
+        wishes: Wishes,
         routed: RouteResult,
     ) -> list[TwinStep]:
         """Return what a step holds of each member, whose fills came before and by its decision."""
         twins: list[TwinStep] = []
         filled, done = both
-        wishes, refusals, refused_by = answers.wishes, routed.refusals, decision.refused_by
+        refusals, refused_by = routed.refusals, decision.refused_by
         are_filled = filled.beside or done.beside
-        for (member, of_member), wished in zip(self._on[key], answers.decisions, strict=True):
+        for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
             name, account = member.name, member.account
             refusal, confirms, is_asked = None, False, name in refusals
             if is_asked:
@@ -1002,25 +995,28 @@ class Engine:
         A limit was measured on the run's own sum, so it does not refuse less exposure.
         """
         key, state = bar.instrument, self.states[bar.instrument]
-        gates = state.gates
+        inputs, evaluator = state.gates.inputs, state.gates.evaluator
         for name, account in self.broker.shadows.items():
-            asked = [
+            wanted = [
                 self.shadows[member.name].wish(
                     name, of_member, bar, prediction, decided, account.owners[member.name]
                 )
                 for (member, of_member), decided in zip(self._on[key], of_members, strict=True)
             ]
-            wishes, signal = self._netted(bar, account, asked, of_members, at_ms)
+            wishes, signal = self._netted(bar, account, wanted, of_members, at_ms)
             intent = state.net_intent(signal, wishes.targets, account, key)
-            if name in BOUND or (gates.inputs.is_outside and name != BUY_AND_HOLD):
+            if name in BOUND or (inputs.is_outside and name != BUY_AND_HOLD):
+                refused = evaluator.first_failed(
+                    decision.passed, reduces=inputs.reduces, without=WITHOUT.get(name)
+                )
                 is_less = all(
                     abs(target) <= abs(line.held) and target * line.held >= 0
                     for line in account.lines_of(key)
                     for target in [wishes.targets[line.book.side]]
                 )
-                if closing := gates.risk.closing(gates.inputs):
-                    intent = Intent(Action.FLAT, 0, closing)
-                elif decision.refused_by is not None and not is_less:
+                if (closing := state.closing(refused)) is not None:
+                    intent, wishes = closing, wishes.closed(closing, account.owners)
+                elif refused is not None and not is_less:
                     continue
             self.broker.route(intent, wishes, bar, at_ms, shadow=name)
 

@@ -266,7 +266,12 @@ class MemberState:
     def adjust(self, action: CorporateAction) -> None:
         """Take the bars before a split as those of the shares after it."""
         self._sizer.adjust(action)
-        self.strategy.adjust(action)
+        try:
+            self.strategy.adjust(action)
+        except StrategyFailed as error:
+            if self.member is None:
+                raise
+            self.member.fail(str(error))
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
@@ -369,9 +374,7 @@ class MemberState:
         ):
             return Decision(last.outcome, last.target_quantity, measures)
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
-        intent = self.follow(signal, bar, forecast, account, refused)
-        if (closing := gates.risk.closing(gates.inputs)) and refused not in INTEGRITY:
-            intent = Intent(Action.FLAT, 0, closing)
+        intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
         action = intent.action
         factor = self._sizer.factor(forecast) if is_entry(action) else None
         outcome = self.outcomes.of(
@@ -417,13 +420,23 @@ class MemberState:
         self, orders: Orders, bar: Bar, account: Holdings, refused: str | None
     ) -> Orders | Intent:
         """Return *orders* as far as gate *refused* allows them, or the intent in their place."""
+        if (closing := self.closing(refused)) is not None:
+            return closing
         if refused is None:
             return orders
         kept = () if refused in INTEGRITY else tuple(filter(self._reduces, orders.requests))
         is_flat = self._flat_on_refusal and refused in JUDGEMENT
-        if is_flat or self.gates.risk.closing(self.gates.inputs) or not kept:
+        if is_flat or not kept:
             return self.follow(Signal(Action.HOLD, ""), bar, None, account, refused)
         return replace(orders, requests=kept)
+
+    def closing(self, refused: str | None) -> Intent | None:
+        """Return the intent that closes all by a breach or where a universe was left; else None.
+
+        Gate *refused* failed first: one of integrity leaves everything as it is.
+        """
+        why = "" if refused in INTEGRITY else self.gates.risk.closing(self.gates.inputs)
+        return Intent(Action.FLAT, 0, why, ends_lists=True) if why else None
 
     def follow(
         self,
@@ -442,7 +455,7 @@ class MemberState:
         closed wherever the inputs could be believed.
 
         In hedge mode it has an intent of each side: of the one that *signal* names, and of the
-        other.
+        other, which a portfolio closes: its signal is the whole weight of the instrument.
         """
         if not account.sides:
             expires = refused not in INTEGRITY and self._expired(bar, account)
@@ -465,9 +478,7 @@ class MemberState:
             standing, side_intent = book.target(key), None
             if side is named:
                 side_intent = intent
-            elif action is Action.FLAT and (
-                signal.action is not Action.FLAT or signal.position_side in {None, side}
-            ):
+            elif self._closes(side, action, signal):
                 side_intent = Intent(Action.FLAT, 0, intent.reason)
             elif refused not in INTEGRITY and self._expired(bar, book):
                 side_intent, outlived = Intent(Action.FLAT, 0, HORIZON), True
@@ -480,6 +491,14 @@ class MemberState:
         elif named is None:
             intent = intent._replace(target=left)
         return intent._replace(sides=sides)
+
+    def _closes(self, side: PositionSide, action: Action, signal: Signal) -> bool:
+        """Return whether *signal*, which gates made *action*, closes a *side* it does not open."""
+        if action in ENTRIES:
+            return isinstance(self.strategy, PortfolioMember)
+        return action is Action.FLAT and (
+            signal.action is not Action.FLAT or signal.position_side in {None, side}
+        )
 
     @staticmethod
     def net_intent(
@@ -772,7 +791,7 @@ class MemberState:
                 targets[side] = self._nets[side]
             elif side is named:
                 targets[side] = self._target(signal, bar, forecast, book)
-            elif signal.action is Action.FLAT and signal.position_side in {None, side}:
+            elif self._closes(side, signal.action, signal):
                 targets[side] = 0
         if self._nets:  # which names no side: what changes is judged
             judged = {side for side in targets if targets[side] != standing[side]} or judged

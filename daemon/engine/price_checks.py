@@ -509,8 +509,8 @@ def _shown(price: Price) -> tuple[_SourcePrice, ...]:
         return (_SourcePrice("quote", price.bid + price.ask),)
     if isinstance(price, Trade):
         return (_SourcePrice("trade", 2 * price.price),)
-    beside = (("index", price.index), ("last trade", price.last))
-    others = (_SourcePrice(name, 2 * other) for name, other in beside if other is not None)
+    sources = (("index", price.index), ("last trade", price.last))
+    others = (_SourcePrice(name, 2 * other) for name, other in sources if other is not None)
     return (_SourcePrice("mark", 2 * price.price), *others)
 
 

@@ -387,6 +387,8 @@ def _bound(
     """
     signal = state.signal
     assert signal is not None  # the bar was decided
+    if (closing := state.closing(refused)) is not None:
+        return closing
     intent: Intent | Orders
     if isinstance(signal, Orders):
         intent = state.allowed_of(signal, bar, account, refused)
@@ -396,8 +398,6 @@ def _bound(
             if all(_is_less(part_of(free, book.side), book, bar) for book in account.books):
                 refused = None
         intent = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
-        if (closing := state.gates.risk.closing(state.gates.inputs)) and refused not in INTEGRITY:
-            intent = Intent(Action.FLAT, 0, closing)
     is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
     return None if is_held else intent
 

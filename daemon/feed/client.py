@@ -456,22 +456,10 @@ class GapCauseNotice(Struct, frozen=True):
     cause: GapCause
 
 
-class SubmittedEvent(Struct, frozen=True):
-    """An event from outside or from a background task, delivered as it stands."""
-
-    event: Event
-
-
 class CloseTimeout(Struct, frozen=True):
     """The wait for the bars that opened at ``open_time_ms`` is over."""
 
     open_time_ms: int
-
-
-class NextFrame(Struct, frozen=True):
-    """The next frame of the book that fills orders."""
-
-    frame: ReadFrame
 
 
 class Stop(Struct, frozen=True):
@@ -480,11 +468,12 @@ class Stop(Struct, frozen=True):
 
 Item = (
     MarketData
-    | NextFrame
+    | ReadFrame
     | BackfillPage
     | WarmUpAnswer
     | GapCauseNotice
-    | SubmittedEvent
     | CloseTimeout
     | Stop
+    | Event
 )
+"""A frame is of the book that fills orders; an event of another kind is delivered as it stands."""

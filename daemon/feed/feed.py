@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Final, Self, assert_never
+from typing import Final, Self
 
 import structlog
 from msgspec import structs
 
-from tracepaper.daemon.clock import Clock, PriceJudge
+from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.engine.price_checks import Prices
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     BackfillPage,
@@ -22,11 +23,9 @@ from tracepaper.daemon.feed.client import (
     Item,
     MarketData,
     MarketDataClient,
-    NextFrame,
     OrderBookSample,
     Stop,
     StreamRequest,
-    SubmittedEvent,
     WarmUpAnswer,
     first_cause,
 )
@@ -35,7 +34,7 @@ from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.live_book import OVERFLOW
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
-from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState
+from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState, Price
 from tracepaper.daemon.feed.warming import WarmUpTurns
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
@@ -64,7 +63,7 @@ BEHIND_WAIT_S: Final = 5.0
 
 
 class LiveFeed:
-    """Implements ``ports.Feed``; an async context manager that owns the connections.
+    """The ``Feed`` of a daemon; an async context manager that owns the connections.
 
     ::
 
@@ -90,7 +89,7 @@ class LiveFeed:
         quote_from_ms: Callable[[Quote], int | None],
         liquidates: Callable[[Mark], bool] = lambda _: False,
         marks_together: bool = False,
-        judge: PriceJudge | None = None,
+        judge: Prices | None = None,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self.counters = client.counters  # of streams and REST together
@@ -203,7 +202,7 @@ class LiveFeed:
 
     async def submit(self, event: Event) -> None:
         """Queue *event*: an operator's command, a timer."""
-        self._queue.put(SubmittedEvent(event))
+        self._queue.put(event)
 
     def stop(self) -> None:
         """End the feed after the events that are already in the queue."""
@@ -247,7 +246,7 @@ class LiveFeed:
     def on_book(self, instrument: str, frame: ReadFrame) -> bool:
         """Queue *frame* of the book that fills orders; what has no room leaves a gap."""
         del instrument  # a run has one such book
-        if not frame.cause and self._queue.try_put(NextFrame(frame), share=0.75):
+        if not frame.cause and self._queue.try_put(frame, share=0.75):
             self._ends_in_gap = False
             return True
         if not frame.cause:
@@ -255,7 +254,7 @@ class LiveFeed:
             frame = ReadFrame(self._clock.market_ms(), OVERFLOW)
         if not self._ends_in_gap:  # the first cause stands
             self._ends_in_gap = True
-            self._queue.put(NextFrame(frame))
+            self._queue.put(frame)
         return frame.cause != OVERFLOW
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
@@ -292,7 +291,7 @@ class LiveFeed:
         self._listen()
         async for event in self._catch_up():
             yield event
-        self._maintenance.start()
+        self._spawn(self._maintenance.run())
         async for live in self._live():
             yield live
 
@@ -330,12 +329,7 @@ class LiveFeed:
 
     async def _on_item(  # noqa: C901, PLR0912 - one case an item
         self,
-        item: MarketData
-        | NextFrame
-        | BackfillPage
-        | WarmUpAnswer
-        | GapCauseNotice
-        | SubmittedEvent,
+        item: MarketData | ReadFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | Event,
     ) -> AsyncIterator[Event]:
         """Yield the events that one item of the queue causes."""
         match item:
@@ -347,11 +341,12 @@ class LiveFeed:
                     for price in (*self._marks_of_others(item), *self._with_others(item)):
                         yield structs.replace(price, seen_ms=self._clock.market_ms())
             case OrderBookSample():
-                for block in self._states[item.depth.instrument].take_book(item):
-                    yield structs.replace(block, seen_ms=self._clock.market_ms())
-            case NextFrame():
+                if (books := self._states[item.depth.instrument].books) is not None:
+                    for block in books.add(item.depth, item.cause):
+                        yield structs.replace(block, seen_ms=self._clock.market_ms())
+            case ReadFrame():
                 if (book := self._start.book) is not None:
-                    for update in book.take(item.frame):
+                    for update in book.take(item):
                         yield self._received(update)
             case BackfillPage():
                 async for event in self._sequencer.page(item):
@@ -361,10 +356,8 @@ class LiveFeed:
                     yield event
             case GapCauseNotice():
                 self._states[item.instrument].set_gap_cause(item.cause)
-            case SubmittedEvent():
-                yield item.event
-            case _:
-                assert_never(item)
+            case _:  # from outside, or from a background task
+                yield item
 
     async def _warmed_by(self, answer: WarmUpAnswer) -> AsyncIterator[Event]:
         """Yield what REST brought of an instrument in its turn, and the stream behind the last."""
@@ -380,30 +373,26 @@ class LiveFeed:
     def _received(self, update: BookUpdate) -> BookUpdate:
         return structs.replace(update, seen_ms=max(update.market_ms, self._clock.market_ms()))
 
-    def _is_event(self, item: Quote | Mark | Trade) -> bool:
+    def _is_event(self, item: Price) -> bool:
         """Keep *item*; return whether it is an event at once, or only before the next bar."""
         state, judge = self._states[item.instrument], self._judge
-        is_evidence = judge is not None and judge.is_evidence(item)
-        if isinstance(item, Trade):
-            return state.update_trade(item, is_evidence=is_evidence)
-        repeats = judge is not None and judge.repeats(item)
-        if isinstance(item, Mark):
-            matters = is_evidence or (not repeats and self._liquidates(item))
-            return state.update_mark(item, matters=matters)
-        from_ms = None if repeats else self._quote_from_ms(item)
-        again = judge is not None and judge.holds_quote(item.instrument)
-        return state.update_quote(item, from_ms, is_evidence=is_evidence, again=again)
+        matters = judge is not None and judge.is_evidence(item)
+        if not matters and not isinstance(item, Trade) and not (judge and judge.repeats(item)):
+            if isinstance(item, Mark):
+                matters = self._liquidates(item)
+            elif (from_ms := self._quote_from_ms(item)) is not None:
+                again = judge is not None and judge.holds_quote(item.instrument)
+                matters = state.may_fill(item, from_ms, again=again)
+        return state.keep(item, matters=matters)
 
-    def _marks_of_others(self, item: Quote | Mark | Trade) -> list[Mark]:
+    def _marks_of_others(self, item: Price) -> list[Price]:
         """Return the newest marks of the other instruments, where they liquidate with *item*."""
         if not self._marks_together or not isinstance(item, Mark):
             return []
-        others = (
-            state.newest_mark() for key, state in self._states.items() if key != item.instrument
-        )
-        return [mark for mark in others if mark is not None]
+        others = [state for key, state in self._states.items() if key != item.instrument]
+        return [mark for state in others for mark in state.deliver(Mark)]
 
-    def _with_others(self, item: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
+    def _with_others(self, item: Price) -> list[Price]:
         """Return *item*, and before it the newest prices of the other sources where they matter.
 
         They do where *item* is doubted, and where it confirms a price that was not believed.
@@ -414,7 +403,8 @@ class LiveFeed:
         self.counters["doubted_prices"] += is_doubted
         if not is_doubted and not judge.is_evidence(item):
             return [item]
-        return [*self._states[item.instrument].beside(item), item]
+        kinds = [kind for kind in (Quote, Mark, Trade) if not isinstance(item, kind)]
+        return [*self._states[item.instrument].deliver(*kinds), item]
 
     def _holes(self, until_ms: int) -> list[Hole]:
         """Return the holes until *until_ms* of the instruments that REST answers."""
@@ -452,15 +442,8 @@ class LiveFeed:
         return self._warming.at_ms(instrument)
 
     def _listen(self) -> None:
-        """Start the background tasks: connections, time, settlements, filters."""
-        for work in (
-            *(stream.run() for stream in self._streams),
-            self._maintenance.run_time(),
-            self._maintenance.run_overdue(),
-            self._maintenance.run_settlements(),
-            self._maintenance.run_filters(),
-            self._warming.run(),
-        ):
+        """Start the connections, and what is warmed in a later turn."""
+        for work in (*(stream.run() for stream in self._streams), self._warming.run()):
             self._spawn(work)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

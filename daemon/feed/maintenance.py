@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Final
 
 import structlog
@@ -18,7 +18,6 @@ from tracepaper.daemon.feed.client import (
     GapCauseNotice,
     Item,
     MarketDataClient,
-    SubmittedEvent,
 )
 from tracepaper.daemon.feed.state import FeedState
 from tracepaper.strategies.errors import ConfigInvalid
@@ -94,13 +93,6 @@ class _TimeSample(Struct, frozen=True):
     answered_s: float
 
 
-class ServerTimeReading(Struct, frozen=True):
-    """A server's time that is accepted; ``is_jump`` where it is far from what was expected."""
-
-    server_ms: int
-    is_jump: bool
-
-
 class ServerTimeReader:
     """Reads the exchange's time; one wrong answer moves nothing.
 
@@ -123,17 +115,17 @@ class ServerTimeReader:
         sample = await self._ask()
         again = await self._ask()
         if not self._agree(sample, again):
-            return (await self._confirmed(again)).server_ms
+            return (await self._confirmed(again))[0]
         return again.server_ms
 
-    async def read(self) -> ServerTimeReading:
-        """Return the time; one far from the clock's is accepted once three answers agree."""
+    async def read(self) -> tuple[int, bool]:
+        """Return the time, and whether it jumps: then three answers have agreed on it."""
         sample = await self._ask()
         if self._is_near(sample):
-            return ServerTimeReading(sample.server_ms, is_jump=False)
+            return sample.server_ms, False
         return await self._confirmed(sample)
 
-    async def _confirmed(self, sample: _TimeSample) -> ServerTimeReading:
+    async def _confirmed(self, sample: _TimeSample) -> tuple[int, bool]:
         """Return the time on which three answers in a row agree, or the first expected one."""
         agreeing = 1
         log.warning(
@@ -145,10 +137,10 @@ class ServerTimeReader:
             await self._client.cooldown.pause("server time", RESAMPLE_S)
             again = await self._ask()
             if self._is_near(again):
-                return ServerTimeReading(again.server_ms, is_jump=False)
+                return again.server_ms, False
             agreeing = agreeing + 1 if self._agree(sample, again) else 1
             sample = again
-        return ServerTimeReading(sample.server_ms, is_jump=True)
+        return sample.server_ms, True
 
     async def _ask(self) -> _TimeSample:
         asked_s = self._clock.network_s()
@@ -242,7 +234,7 @@ class StreamLag:
 
 
 class FeedMaintenance:
-    """Background work of a feed; ``run_*`` never return. They work from ``start`` on."""
+    """Background work of a feed, from ``run`` on: the exchange's time, and what REST is asked."""
 
     def __init__(
         self,
@@ -265,16 +257,54 @@ class FeedMaintenance:
         self._states = states
         self._queue = queue
         self._counters = client.counters
-        self._resync_requested = asyncio.Event()
+        self._asked: set[str] = set()  # what is under way
+        self._filters_read: dict[str, tuple[int, float]] = {}  # in market and network time
+        self._is_resync_requested = False
         self._synchronised_s = 0.0
         self._ahead_ms = exchange.ahead_ms * exchange.time_scale
         self._frame_lead_ms = 0.0  # how far frames have moved the clock since it was read
         self.lag = StreamLag(clock, exchange, len(states))
         self.waiting: set[str] = set()  # instruments whose bars come in a later turn
 
-    def start(self) -> None:
-        """Begin to work: the feed has caught up."""
+    async def run(self) -> None:
+        """Ask for all that is due, now that the feed has caught up; never return.
+
+        Each is asked for apart: what is not answered holds up nothing else.
+        """
         self._is_live = True
+        now_read = self._clock.market_ms(), self._clock.network_s()
+        self._filters_read = dict.fromkeys(self._states, now_read)
+        while True:
+            await self._clock.sleep(POLL_S)
+            now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
+            # A machine that reads frames late would else ask for every bar that they bring.
+            frames_ms, grace_ms = self.lag.frames_ms(), self._exchange.grace_ms
+            resync_s = LAG_RESYNC_S if self._is_resync_requested else RESYNC_S
+            if now_s - self._synchronised_s >= resync_s:
+                self._ask("time", self.synchronise)
+            for key, state in self._states.items():
+                if state.is_overdue(market_ms=frames_ms, network_s=now_s, grace_ms=grace_ms):
+                    self.request_bars(state)
+                settlements, filters = f"settlements of {key}", f"filters of {key}"
+                if settlements not in self._asked and state.is_settlement_due(
+                    market_ms=now_ms, network_s=now_s
+                ):
+                    self._ask(settlements, partial(self._settle, state, now_ms))
+                if filters not in self._asked and self._are_filters_due(key, now_ms, now_s):
+                    self._ask(filters, partial(self._read_filters, state))
+
+    def _ask(self, what: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Do *work* in the background, unless it is under way."""
+
+        async def ask() -> None:
+            try:
+                await work()
+            finally:
+                self._asked.discard(what)
+
+        if what not in self._asked:
+            self._asked.add(what)
+            self._spawn(ask())
 
     def observe(self, server_ms: int) -> bool:
         """Take in the time of a frame; a large difference has the clock read anew.
@@ -297,7 +327,7 @@ class FeedMaintenance:
 
     def request_resync(self) -> None:
         """Request a reading of the exchange's clock."""
-        self._resync_requested.set()
+        self._is_resync_requested = True
 
     async def settlements(self, state: FeedState, until_ms: int) -> list[Funding | Gap]:
         """Return the new settlements up to *until_ms*, counted as delivered, and what is missing.
@@ -317,11 +347,10 @@ class FeedMaintenance:
 
     async def synchronise(self) -> None:
         """Read the exchange's clock."""
-        self._resync_requested.clear()
+        self._is_resync_requested = False
         asked_s = self._clock.network_s()
         expected_ms = self._clock.market_ms()
-        reading = await self._time.read()
-        server_ms = reading.server_ms
+        server_ms, is_jump = await self._time.read()
         self._synchronised_s = self._clock.network_s()
         answer_s = min(self._synchronised_s - asked_s, UNDER_WAY_S_MAX)
         late_ms = answer_s * 1_000 * self._exchange.time_scale
@@ -332,43 +361,15 @@ class FeedMaintenance:
         for state in self._states.values():
             state.drop_ahead(self._clock.market_ms() + self._ahead_ms)
         self._counters["resyncs"] += 1
-        if reading.is_jump and self._is_live:
+        if is_jump and self._is_live:
             self._counters["jumps"] += 1
             log.warning("market time jumped", from_ms=expected_ms, until_ms=server_ms)
             first_ms, last_ms = sorted((expected_ms, server_ms))
             for key in self._states:
                 gap = Gap(key, first_ms, last_ms, GapCause.JUMPED, "clock", server_ms, server_ms)
-                self._queue.put(SubmittedEvent(gap))
+                self._queue.put(gap)
                 # The next hole of the instrument has this cause.
                 self._queue.put(GapCauseNotice(key, GapCause.JUMPED))
-
-    async def run_time(self) -> None:
-        """Read the exchange's clock every ``RESYNC_S``, and soon after a frame differs from it."""
-        while True:
-            await self._clock.sleep(POLL_S)
-            age_s = self._clock.network_s() - self._synchronised_s
-            if self._is_live and age_s >= (
-                LAG_RESYNC_S if self._resync_requested.is_set() else RESYNC_S
-            ):
-                await self.synchronise()
-
-    async def run_overdue(self) -> None:
-        """Ask REST for each bar whose closing frame is overdue.
-
-        A machine that reads frames late would else ask for every bar that they bring, and be later.
-        """
-        while True:
-            await self._clock.sleep(POLL_S)
-            if not self._is_live:
-                continue
-            market_ms = self.lag.frames_ms()
-            for state in self._states.values():
-                if state.is_overdue(
-                    market_ms=market_ms,
-                    network_s=self._clock.network_s(),
-                    grace_ms=self._exchange.grace_ms,
-                ):
-                    self.request_bars(state)
 
     def request_bars(self, state: FeedState) -> None:
         """Request the missing bars in the background; the answer comes through the queue.
@@ -392,29 +393,10 @@ class FeedMaintenance:
             BackfillPage(state.instrument.id, from_ms, tuple(bars), self._clock.network_s())
         )
 
-    async def run_settlements(self) -> None:
-        """Deliver settlements whose time has passed as soon as the exchange publishes them.
-
-        Each instrument is asked for apart: one that is not answered holds up no other.
-        """
-        asking: set[str] = set()
-
-        async def ask(state: FeedState, now_ms: int) -> None:
-            try:
-                for settled in await self.settlements(state, now_ms):
-                    self._queue.put(SubmittedEvent(settled))
-            finally:
-                asking.discard(state.instrument.id)
-
-        while True:
-            await self._clock.sleep(POLL_S)
-            if not self._is_live:
-                continue
-            now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
-            for key, state in self._states.items():
-                if key not in asking and state.is_settlement_due(market_ms=now_ms, network_s=now_s):
-                    asking.add(key)
-                    self._spawn(ask(state, now_ms))
+    async def _settle(self, state: FeedState, until_ms: int) -> None:
+        """Deliver settlements until *until_ms* as soon as the exchange publishes them."""
+        for settled in await self.settlements(state, until_ms):
+            self._queue.put(settled)
 
     async def _filters(self, instrument: Instrument) -> list[Instrument]:
         """Return the instrument's current filters; closed where the exchange lists none."""
@@ -424,43 +406,24 @@ class FeedMaintenance:
             await self._client.cooldown.pause("filters", self._exchange.certain_s)
         return [closed(instrument)]
 
-    async def run_filters(self) -> None:
-        """Read the filters again once a day of market time; deliver those that changed.
+    def _are_filters_due(self, key: str, now_ms: int, now_s: float) -> bool:
+        """Return whether the filters of *key* are to be read: once a day of market time.
 
         More often while bars do not come that are not waited for: the exchange may have closed the
-        instrument. Each is asked for apart: one that is not answered holds up no other.
+        instrument.
         """
-        start_s = self._clock.network_s()
-        read: dict[str, tuple[int, float]] = {}  # in market and network time
-        asking: set[str] = set()
-
-        async def ask(state: FeedState) -> None:
-            try:
-                await self._read_filters(state)
-            finally:
-                asking.discard(state.instrument.id)
-
-        while True:
-            await self._clock.sleep(POLL_S)
-            if not self._is_live:
-                continue
-            now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
-            for key, state in self._states.items():
-                if key in asking:
-                    continue
-                read_ms, read_s = read.get(key, (now_ms, start_s))
-                read_ms = min(read_ms, now_ms)
-                silent_ms = now_ms - state.sequence.next_close_ms
-                is_silent = silent_ms > SILENT_BARS * state.sequence.interval_ms
-                is_silent &= key not in self.waiting
-                is_due = now_ms - read_ms >= FILTERS_MS
-                is_due |= is_silent and now_s - read_s >= FILTERS_AGAIN_S
-                read[key] = (now_ms, now_s) if is_due else (read_ms, read_s)
-                if is_due:
-                    asking.add(key)
-                    self._spawn(ask(state))
+        sequence = self._states[key].sequence
+        read_ms, read_s = self._filters_read[key]
+        read_ms = min(read_ms, now_ms)
+        is_silent = now_ms - sequence.next_close_ms > SILENT_BARS * sequence.interval_ms
+        is_silent &= key not in self.waiting
+        is_due = now_ms - read_ms >= FILTERS_MS
+        is_due |= is_silent and now_s - read_s >= FILTERS_AGAIN_S
+        self._filters_read[key] = (now_ms, now_s) if is_due else (read_ms, read_s)
+        return is_due
 
     async def _read_filters(self, state: FeedState) -> None:
+        """Read the filters, and deliver those that changed."""
         before = state.instrument
         for fresh in await self._filters(before):
             try:
@@ -482,4 +445,4 @@ class FeedMaintenance:
                 )
             state.change_filters(changed)
             now_ms = self._clock.market_ms()
-            self._queue.put(SubmittedEvent(InstrumentChange(changed, now_ms, now_ms)))
+            self._queue.put(InstrumentChange(changed, now_ms, now_ms))

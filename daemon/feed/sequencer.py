@@ -23,6 +23,7 @@ from tracepaper.daemon.feed.state import (
     FeedState,
     MissingRanges,
     Place,
+    Price,
     bar_ranges,
 )
 from tracepaper.strategies.types.market import (
@@ -33,8 +34,6 @@ from tracepaper.strategies.types.market import (
     Funding,
     Gap,
     GapCause,
-    Mark,
-    Quote,
     Source,
 )
 
@@ -67,43 +66,6 @@ class Hole(Struct, frozen=True):
         return self.cause is None and not self.state.sequence.is_begun
 
 
-async def _wait(seconds: float, client: MarketDataClient) -> None:
-    await client.cooldown.pause("a hole in the candles", seconds)
-
-
-async def fill(
-    holes: Sequence[Hole],
-    *,
-    client: MarketDataClient,
-    clock: Clock,
-    certain_s: float,
-    patience_s: float | None = None,
-    unanswered: set[str] | None = None,
-    count_left: Callable[[int], None] = lambda _left: None,
-) -> AsyncIterator[Gap | Bar]:
-    """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
-
-    A ``Gap`` repaired by ``rest`` comes before its bars, at most a thousand at a time; an
-    unrepaired one covers bars that REST lacked twice, *certain_s* apart. Each bar is accepted by
-    its sequence as it is yielded. An instrument without an answer within *patience_s* of network
-    time after the first answer, or without a first one as long, stays open, and is added to
-    *unanswered*: it holds up no other. *count_left* is called before each event with the number of
-    events of the same answer behind it.
-    """
-    holes = [hole for hole in holes if hole.is_open]
-    patience = Patience(patience_s, set() if unanswered is None else unanswered)
-    async for left, event in _filled(holes, client, clock, certain_s, patience):
-        count_left(left)
-        yield event
-    holes = [hole for hole in holes if hole.state.instrument.id not in patience.unanswered]
-    # An instrument without any candle is as rare as an answer that wrongly says so: ask twice.
-    if unknown := [hole for hole in holes if hole.is_new]:
-        await _wait(min(LISTING_WAIT_S_MAX, certain_s), client)
-        async for left, event in _filled(unknown, client, clock, certain_s, patience):
-            count_left(left)
-            yield event
-
-
 class Patience(NamedTuple):
     """How long to wait for a first answer, and behind it for the last; None: without end."""
 
@@ -127,72 +89,92 @@ class Patience(NamedTuple):
                 task.cancel()
 
 
-async def _filled(
-    holes: Sequence[Hole],
-    client: MarketDataClient,
-    clock: Clock,
-    certain_s: float,
-    patience: Patience,
-) -> AsyncIterator[tuple[int, Gap | Bar]]:
-    """Yield each event with the number of those that follow it without another request."""
-    if not holes:
-        return
-    window_ms = client.candles_max * holes[0].state.sequence.interval_ms
-    first_ms = min(hole.state.sequence.next_open_ms for hole in holes)
-    last_ms = max(hole.until_ms for hole in holes)
-    for start_ms in range(first_ms, last_ms, window_ms):
-        windows = {
-            hole.state.instrument.id: _HoleReader(hole, client, clock, certain_s).window(
-                start_ms, start_ms + window_ms
-            )
-            for hole in holes
-            if hole.state.instrument.id not in patience.unanswered
-        }
-        answers = await patience.answers(windows)
-        events = [
-            (when_ms, place, event)
-            for place, hole in enumerate(holes)
-            for when_ms, event in answers.get(hole.state.instrument.id, ())
-        ]
-        # Sorting is stable: at one time a gap stays before its bars, and symbols in their order.
-        ordered = sorted(events, key=lambda entry: entry[:2])
-        for left, (_, place, event) in zip(reversed(range(len(ordered))), ordered, strict=True):
-            sequence = holes[place].state.sequence
-            now_ms = clock.market_ms()
-            if isinstance(event, Bar):
-                holes[place].state.accept(event)
-                yield left, structs.replace(event, seen_ms=now_ms)
-            else:
-                if not event.repaired_by:
-                    sequence.skip(event.until_ms)
-                yield left, structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
+class Backfill:
+    """Fills holes from REST; what it lacks twice, *certain_s* apart, is lost for good."""
 
-
-class _HoleReader:
-    """Reads the bars of one hole from REST."""
-
-    def __init__(
-        self, hole: Hole, client: MarketDataClient, clock: Clock, certain_s: float
-    ) -> None:
-        self._hole = hole
+    def __init__(self, client: MarketDataClient, clock: Clock, certain_s: float) -> None:
         self._client = client
         self._clock = clock
         self._certain_s = certain_s
 
-    async def window(self, start_ms: int, end_ms: int) -> list[tuple[int, Gap | Bar]]:
+    async def fill(
+        self,
+        holes: Sequence[Hole],
+        *,
+        patience_s: float | None = None,
+        unanswered: set[str] | None = None,
+    ) -> AsyncIterator[tuple[int, Gap | Bar]]:
+        """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
+
+        Before each stands the number of events of the same answer behind it.
+
+        A ``Gap`` repaired by ``rest`` comes before its bars, at most a thousand at a time; an
+        unrepaired one covers bars that are lost. Each bar is accepted by its sequence as it is
+        yielded. An instrument without an answer within *patience_s* of network time after the first
+        answer, or without a first one as long, stays open, and is added to *unanswered*: it holds
+        up no other.
+        """
+        holes = [hole for hole in holes if hole.is_open]
+        patience = Patience(patience_s, set() if unanswered is None else unanswered)
+        async for counted in self._filled(holes, patience):
+            yield counted
+        holes = [hole for hole in holes if hole.state.instrument.id not in patience.unanswered]
+        # An instrument without any candle is as rare as an answer that wrongly says so: ask twice.
+        if unknown := [hole for hole in holes if hole.is_new]:
+            await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
+            async for counted in self._filled(unknown, patience):
+                yield counted
+
+    async def _wait(self, seconds: float) -> None:
+        await self._client.cooldown.pause("a hole in the candles", seconds)
+
+    async def _filled(
+        self, holes: Sequence[Hole], patience: Patience
+    ) -> AsyncIterator[tuple[int, Gap | Bar]]:
+        """Yield each event with the number of those that follow it without another request."""
+        if not holes:
+            return
+        window_ms = self._client.candles_max * holes[0].state.sequence.interval_ms
+        first_ms = min(hole.state.sequence.next_open_ms for hole in holes)
+        last_ms = max(hole.until_ms for hole in holes)
+        for start_ms in range(first_ms, last_ms, window_ms):
+            windows = {
+                hole.state.instrument.id: self._window(hole, start_ms, start_ms + window_ms)
+                for hole in holes
+                if hole.state.instrument.id not in patience.unanswered
+            }
+            answers = await patience.answers(windows)
+            events = [
+                (when_ms, place, event)
+                for place, hole in enumerate(holes)
+                for when_ms, event in answers.get(hole.state.instrument.id, ())
+            ]
+            # Sorting is stable: a gap stays before its bars, and symbols in their order.
+            ordered = sorted(events, key=lambda entry: entry[:2])
+            for left, (_, place, event) in zip(reversed(range(len(ordered))), ordered, strict=True):
+                state, now_ms = holes[place].state, self._clock.market_ms()
+                if isinstance(event, Bar):
+                    state.accept(event)
+                    yield left, structs.replace(event, seen_ms=now_ms)
+                else:
+                    if not event.repaired_by:
+                        state.sequence.skip(event.until_ms)
+                    yield left, structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
+
+    async def _window(self, hole: Hole, start_ms: int, end_ms: int) -> list[tuple[int, Gap | Bar]]:
         """Return the bars and gaps of [*start_ms*, *end_ms*), with the times to sort by."""
-        hole = self._hole
         sequence = hole.state.sequence
         interval_ms = sequence.interval_ms
         from_ms = sequence.next_open_ms
         until_ms = min(end_ms, hole.until_ms)
         request_ms = max(from_ms, start_ms)
-        if request_ms >= until_ms or not (bars := await self._request(request_ms, until_ms)):
+        if request_ms >= until_ms or not (bars := await self._request(hole, request_ms, until_ms)):
             return []
         if hole.is_new:
-            bars = await self._from_listing(bars, from_ms)
+            bars = await self._from_listing(hole, bars, from_ms)
             from_ms = bars[0].open_time_ms
-        bars = await self._verified(await self._close_inner_holes(bars, from_ms))
+        bars = await self._close_inner_holes(hole, bars, from_ms)
+        bars = await self._verified(hole, bars)
         events: list[tuple[int, Gap | Bar]] = []
         for run in bar_ranges(
             bars, from_ms=from_ms, until_ms=bars[-1].close_time_ms, interval_ms=interval_ms
@@ -202,17 +184,17 @@ class _HoleReader:
             events.extend((bar.close_time_ms, bar) for bar in run.bars)
         return events
 
-    async def _request(self, from_ms: int, until_ms: int) -> list[Bar]:
-        state = self._hole.state
+    async def _request(self, hole: Hole, from_ms: int, until_ms: int) -> list[Bar]:
+        state = hole.state
         return await self._client.candles(
             state.instrument, state.sequence.interval_ms, from_ms, until_ms - 1
         )
 
-    async def _from_listing(self, bars: list[Bar], from_ms: int) -> list[Bar]:
+    async def _from_listing(self, hole: Hole, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* and those before them that a second answer has, back to the listing."""
         while (first_ms := bars[0].open_time_ms) > from_ms:
-            await _wait(min(LISTING_WAIT_S_MAX, self._certain_s), self._client)
-            again = await self._request(from_ms, bars[0].close_time_ms)
+            await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
+            again = await self._request(hole, from_ms, bars[0].close_time_ms)
             if not again or again[-1].open_time_ms < first_ms:
                 continue  # it lacks a bar of the first answer, so it cannot be trusted before it
             if again[0].open_time_ms == first_ms:
@@ -220,27 +202,29 @@ class _HoleReader:
             bars = again[:-1] + bars
         return bars
 
-    async def _verified(self, bars: list[Bar]) -> list[Bar]:
+    async def _verified(self, hole: Hole, bars: list[Bar]) -> list[Bar]:
         """Return *bars* once two answers in a row agree on each implausible close."""
         verified: dict[int, Bar] = {}
         wait_s = FIRST_WAIT_S
-        while unverified := self._hole.state.implausible(
+        while unverified := hole.state.implausible(
             bars, lambda bar: verified.get(bar.open_time_ms) == bar
         ):
-            again = await self._request(unverified[0].open_time_ms, unverified[-1].close_time_ms)
+            again = await self._request(
+                hole, unverified[0].open_time_ms, unverified[-1].close_time_ms
+            )
             repeated = {bar.open_time_ms: bar for bar in again}
             latest = {bar.open_time_ms: repeated.get(bar.open_time_ms, bar) for bar in unverified}
             agreed = [bar for bar in unverified if repeated.get(bar.open_time_ms) == bar]
             verified.update((bar.open_time_ms, bar) for bar in agreed)
             bars = [latest.get(bar.open_time_ms, bar) for bar in bars]
             if len(agreed) < len(unverified):
-                await _wait(wait_s, self._client)
+                await self._wait(wait_s)
                 wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
         return bars
 
-    async def _close_inner_holes(self, bars: list[Bar], from_ms: int) -> list[Bar]:
+    async def _close_inner_holes(self, hole: Hole, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* with those that later answers have between them."""
-        interval_ms = self._hole.state.sequence.interval_ms
+        interval_ms = hole.state.sequence.interval_ms
         missing = MissingRanges(self._certain_s)
         by_time = {bar.open_time_ms: bar for bar in bars}
         wait_s = FIRST_WAIT_S
@@ -251,14 +235,14 @@ class _HoleReader:
             missing.update(ranges, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
             if missing.due_s() == float("inf"):
                 return bars
-            await _wait(min(wait_s, max(0.0, missing.due_s() - now_s)), self._client)
+            await self._wait(min(wait_s, max(0.0, missing.due_s() - now_s)))
             wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
             past_ms = ranges[-1][1]
             again: list[Bar] = []
             while not again or again[-1].open_time_ms < past_ms:
-                again = await self._request(ranges[0][0], past_ms + interval_ms)
+                again = await self._request(hole, ranges[0][0], past_ms + interval_ms)
                 if not again or again[-1].open_time_ms < past_ms:
-                    await _wait(wait_s, self._client)
+                    await self._wait(wait_s)
                 by_time = {**{bar.open_time_ms: bar for bar in again}, **by_time}
 
 
@@ -289,7 +273,7 @@ FUNDING_WAIT_S: Final = 0.5
 
 log = structlog.get_logger("bybit.feed")
 
-Delivered = TypeVar("Delivered", Bar, Gap, Quote | Mark | Depths)
+Delivered = TypeVar("Delivered", Bar, Gap, Price | Depths)
 
 
 class BarSequencer:
@@ -310,13 +294,12 @@ class BarSequencer:
         is_up: Callable[[FeedState], bool],
         certain_s: float,
     ) -> None:
-        self._client = client
+        self._backfill = Backfill(client, clock, certain_s)
         self._clock = clock
         self._states = states
         self._maintenance = maintenance
         self._counters = client.counters
         self._is_up = is_up
-        self._certain_s = certain_s
         self.left = 0  # bars at hand that follow the one just yielded
         self._new = {key for key, state in states.items() if state.cause is None}  # to this run
         self._held: dict[str, list[Bar]] = {}  # of the stream, while their past is asked for
@@ -394,52 +377,37 @@ class BarSequencer:
     async def answers(self, hole: Hole) -> AsyncIterator[list[Event]]:
         """Fill *hole* from REST beside the stream: yield the events of each answer."""
         events: list[Event] = []
-        left = 0
-
-        def count(behind: int) -> None:
-            nonlocal left
-            left = behind
-
-        async for event in self.fill([hole], patience_s=None, unanswered=set(), count_left=count):
+        async for left, event in self._filled([hole], None, set()):
             events.append(event)
             if not left and isinstance(event, Bar | Gap):
                 yield events
                 events = []
 
     async def fill(
-        self,
-        holes: Sequence[Hole],
-        *,
-        patience_s: float | None,
-        unanswered: set[str],
-        count_left: Callable[[int], None] | None = None,
+        self, holes: Sequence[Hole], *, patience_s: float | None, unanswered: set[str]
     ) -> AsyncIterator[Event]:
         """Fill *holes* from REST, each bar preceded by the settlements that belong before it.
 
-        An instrument that is not answered in time is added to *unanswered*. *count_left* is called
-        as that of the function ``fill`` is.
+        An instrument that is not answered in time is added to *unanswered*.
         """
-        events = fill(
-            holes,
-            client=self._client,
-            clock=self._clock,
-            certain_s=self._certain_s,
-            patience_s=patience_s,
-            unanswered=unanswered,
-            count_left=count_left or self._count_left,
-        )
-        async for event in events:
+        async for left, event in self._filled(holes, patience_s, unanswered):
+            self.left = left
+            yield event
+
+    async def _filled(
+        self, holes: Sequence[Hole], patience_s: float | None, unanswered: set[str]
+    ) -> AsyncIterator[tuple[int, Event]]:
+        """Yield each event behind the number of those of the same answer that follow it."""
+        counted = self._backfill.fill(holes, patience_s=patience_s, unanswered=unanswered)
+        async for left, event in counted:
             if isinstance(event, Bar):
                 state = self._states[event.instrument]
                 async for before in self._settlements_before(state, event.close_time_ms):
-                    yield before
+                    yield left, before
                 self._counters["rest_bars"] += 1
             else:
                 self._counters["repairs" if event.repaired_by else "holes"] += 1
-            yield event
-
-    def _count_left(self, left: int) -> None:
-        self.left = left
+            yield left, event
 
     def _begin_at(self, state: FeedState, bar: Bar) -> None:
         """Begin a new run at *bar* where REST had nothing: the instrument was just listed."""

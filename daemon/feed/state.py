@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from msgspec import Struct, structs
 
-from tracepaper.daemon.feed.client import OrderBookSample
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.strategies.gates.evaluator import Plausibility
 from tracepaper.strategies.order_book import BLOCK_BOOKS, books_of, packed_books
@@ -25,7 +24,7 @@ from tracepaper.strategies.types.market import (
     Trade,
 )
 
-Dated = TypeVar("Dated", Quote, Mark, Trade)
+Price = Quote | Mark | Trade
 
 # ---------------------------------------------------------------- bars
 
@@ -341,9 +340,7 @@ class FeedState:
         self.missing = MissingRanges(certain_s)
         self._close_filter = CloseFilter() if close_filter is None else close_filter
         self.books = books  # None where none are asked for
-        self._quote: NewestPrice[Quote] = NewestPrice()
-        self._mark: NewestPrice[Mark] = NewestPrice()
-        self._trade: NewestPrice[Trade] = NewestPrice()
+        self._newest = {kind: NewestPrice() for kind in (Quote, Mark, Trade)}
         self._overdue_open_ms = -1
         self._request_at_s = float("inf")
         self._request_wait_s = GRACE_S
@@ -353,7 +350,8 @@ class FeedState:
     @property
     def quote_ms(self) -> int | None:
         """The market time of the newest quote."""
-        return None if self._quote.value is None else self._quote.value.market_ms
+        quote = self._newest[Quote].value
+        return None if quote is None else quote.market_ms
 
     def accept(self, bar: Bar) -> None:
         """Count *bar* as delivered, for the first time."""
@@ -405,78 +403,47 @@ class FeedState:
         if not len(self.pending):
             self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
 
-    def update_quote(
-        self, quote: Quote, from_ms: int | None, *, is_evidence: bool = False, again: bool = False
-    ) -> bool:
-        """Keep *quote* if it is the newest; return whether it is an event of its own.
+    def may_fill(self, quote: Quote, from_ms: int, *, again: bool = False) -> bool:
+        """Return whether *quote* matters to an order that rests and may fill from *from_ms* on.
 
-        It is one while an order rests (*from_ms* is the market time from which it may fill): the
-        first quote at or after that, then each that differs from the one delivered before. An equal
-        one is an event too (*again*) where that one was not believed. One that *is_evidence* always
-        is.
+        The first quote at or after that does, then each that differs from the one delivered before.
+        An equal one does too (*again*) where that one was not believed.
         """
-        delivered = self._quote.delivered
-        if not self._quote.update(quote):
+        if quote.market_ms < from_ms:
             return False
-        if not is_evidence:
-            if from_ms is None or quote.market_ms < from_ms:
-                return False
-            is_later = delivered is not None and delivered.market_ms >= from_ms
-            if is_later and not again and _offers(delivered) == _offers(quote):
-                return False
-        self._quote.deliver()
+        delivered = self._newest[Quote].delivered
+        if again or not isinstance(delivered, Quote) or delivered.market_ms < from_ms:
+            return True
+        return _offers(delivered) != _offers(quote)
+
+    def keep(self, price: Price, *, matters: bool) -> bool:
+        """Keep *price* if it is the newest of its kind; return whether it is an event of its own.
+
+        It is where it *matters*. Quotes and marks that do not are delivered before a bar, trades
+        beside a price that is doubted.
+        """
+        newest = self._newest[type(price)]
+        if not newest.update(price) or not matters:
+            return False
+        newest.deliver()
         return True
 
-    def update_mark(self, mark: Mark, *, matters: bool = False) -> bool:
-        """Keep *mark* if it is the newest; return whether it is an event of its own: it *matters*.
-
-        The others are delivered only before a bar.
-        """
-        if not self._mark.update(mark) or not matters:
-            return False
-        self._mark.deliver()
-        return True
-
-    def newest_mark(self) -> Mark | None:
-        """Return the newest mark unless it was delivered."""
-        return self._mark.deliver()
-
-    def update_trade(self, trade: Trade, *, is_evidence: bool) -> bool:
-        """Keep *trade* if it is the newest; return whether it is an event: it *is_evidence*.
-
-        The only other trade delivered is the newest before a price that is doubted.
-        """
-        if not self._trade.update(trade) or not is_evidence:
-            return False
-        self._trade.deliver()
-        return True
-
-    def beside(self, price: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
-        """Return the newest of the other sources than that of *price*, unless delivered."""
-        quote = None if isinstance(price, Quote) else self._quote.deliver()
-        mark = None if isinstance(price, Mark) else self._mark.deliver()
-        trade = None if isinstance(price, Trade) else self._trade.deliver()
-        return [newest for newest in (quote, mark, trade) if newest is not None]
+    def deliver(self, *kinds: type[Struct]) -> list[Price]:
+        """Return the newest prices of *kinds* unless they were delivered; they count so now."""
+        newest = (of.deliver() for kind, of in self._newest.items() if kind in kinds)
+        return [price for price in newest if price is not None]
 
     def drop_ahead(self, latest_ms: float) -> None:
         """Forget prices dated after *latest_ms*, so that later ones do not look old."""
-        self._quote.drop_ahead(latest_ms)
-        self._mark.drop_ahead(latest_ms)
-        self._trade.drop_ahead(latest_ms)
+        for newest in self._newest.values():
+            newest.drop_ahead(latest_ms)
 
-    def take_book(self, sampled: OrderBookSample) -> Iterator[Depths]:
-        """Hold a sampled book; yield the blocks that are full."""
-        if self.books is not None:
-            yield from self.books.add(sampled.depth, sampled.cause)
-
-    def undelivered(self) -> list[Quote | Mark | Depths]:
+    def undelivered(self) -> list[Price | Depths]:
         """Return the newest quote and mark unless they were delivered, and the held books.
 
         All of it counts as delivered now.
         """
-        newest = (self._quote.deliver(), self._mark.deliver())
-        books = () if self.books is None else self.books.flush()
-        return [*(price for price in newest if price is not None), *books]
+        return [*self.deliver(Quote, Mark), *(() if self.books is None else self.books.flush())]
 
     def is_settlement_due(self, *, market_ms: int, network_s: float) -> bool:
         """Return True, once for each request, when a settlement is overdue.
@@ -517,14 +484,14 @@ class FeedState:
         self._request_at_s = min(self._request_at_s, network_s)
 
 
-class NewestPrice(Generic[Dated]):
+class NewestPrice:
     """The newest quote, mark or trade by market time, and the one that was delivered last."""
 
     def __init__(self) -> None:
-        self.value: Dated | None = None
-        self.delivered: Dated | None = None
+        self.value: Price | None = None
+        self.delivered: Price | None = None
 
-    def update(self, value: Dated) -> bool:
+    def update(self, value: Price) -> bool:
         """Keep *value* unless it is older than the newest; return whether it was kept.
 
         Right after subscribing the exchange plays older frames again.
@@ -534,7 +501,7 @@ class NewestPrice(Generic[Dated]):
         self.value = value
         return True
 
-    def deliver(self) -> Dated | None:
+    def deliver(self) -> Price | None:
         """Return the newest unless it was delivered; it counts as delivered now."""
         if self.value is self.delivered:
             return None
@@ -596,5 +563,5 @@ class PendingBars:
         return taken
 
 
-def _offers(quote: Quote | None) -> tuple[int, int, int, int] | None:
-    return None if quote is None else (quote.bid, quote.bid_size, quote.ask, quote.ask_size)
+def _offers(quote: Quote) -> tuple[int, int, int, int]:
+    return quote.bid, quote.bid_size, quote.ask, quote.ask_size

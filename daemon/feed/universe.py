@@ -16,7 +16,7 @@ from tracepaper.daemon.config.values import SYMBOLS_MAX, plain, symbol_name
 from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Instrument, UniverseChange
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS
+from tracepaper.strategies.units import DAY_MS, time_of_day_ms
 
 LIST_BYTES_MAX: Final = 1 << 20
 SYMBOL_LIKE: Final = re.compile(r"[A-Z0-9][A-Z0-9.-]*")
@@ -147,15 +147,10 @@ def nothing_chosen(reason: str, now_ms: int) -> UniverseChange:
 def next_choice_ms(rule: UniverseRule, after_ms: int) -> int:
     """Return the first of the rule's times of day after *after_ms*, UTC milliseconds."""
     day_ms = after_ms // DAY_MS * DAY_MS
-    times = [_of_day(text) for text in rule.at]
+    times = [time_of_day_ms(text) for text in rule.at]
     return min(
         at_ms
         for day in (day_ms, day_ms + DAY_MS)
         for time_ms in times
         if (at_ms := day + time_ms) > after_ms
     )
-
-
-def _of_day(text: str) -> int:
-    hours, _, minutes = text.partition(":")
-    return (int(hours) * 60 + int(minutes)) * MINUTE_MS

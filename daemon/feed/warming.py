@@ -19,7 +19,6 @@ from tracepaper.daemon.feed.client import (
     FeedStart,
     Item,
     MarketDataClient,
-    SubmittedEvent,
     WarmUpAnswer,
 )
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
@@ -258,7 +257,7 @@ class WarmUpTurns:
             if sequence.next_open_ms == before_ms:
                 await self._taken_in(WarmUpAnswer(key, is_last=True))
         for frame_bar in await self.frames_of(key):
-            self._queue.put(SubmittedEvent(frame_bar))
+            self._queue.put(frame_bar)
         self.turns.done(key)
         is_warm.set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -16,12 +16,12 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from tracepaper.daemon.http.monitor import Monitor, RetrainProgress
-from tracepaper.storage.fleet.server import ShipProgress
-from tracepaper.strategies.types.decisions import Account, Step
-from tracepaper.strategies.types.market import Bar, ParityCheck, ParityOutcome
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.strategies.types.decisions import Account
+from tracepaper.strategies.types.market import Bar, ParityOutcome
 from tracepaper.strategies.units import MONEY_SCALE
 
+Status = Mapping[str, Any]
 ACCOUNT_HELP: Final = {
     "cash": "Cash of the paper account, in quote currency.",
     "equity": "Cash and the value of open positions, in quote currency.",
@@ -64,7 +64,7 @@ class MonitorCollector(Collector):
         )
         yield _gauge("ready", "1 while decisions can be made.", float(not monitor.not_ready()))
         halted = "1 after HALT, FLATTEN or the breach of a limit, until RESUME."
-        yield _gauge("halted", halted, float(monitor.halted_by is not None))
+        yield _gauge("halted", halted, float(bool(monitor.halted_by)))
         blocked = "1 while another process holds the database's write lock."
         yield _gauge("database_blocked", blocked, float(monitor.is_obstructed))
         yield from _ages(monitor)
@@ -75,55 +75,65 @@ class MonitorCollector(Collector):
         yield _counted("feed", "what", "What happened to the feed.", monitor.counters)
         yield _counted("fills", "", "Fills of the account.", {"": monitor.fills})
         yield _counted("revisions", "", "Bars revised after the fact.", {"": monitor.revisions})
-        if monitor.retraining is not None:
-            yield from _retraining(monitor.retraining)
-        if monitor.parity is not None and monitor.parity.last is not None:
-            yield from _parity(monitor.parity.last)
-        if monitor.notices is not None:
-            text = "Notices by what became of them: deliveries sent and failed, notices dropped."
-            yield _counted("notices", "outcome", text, monitor.notices)
-        if monitor.shipping is not None:
-            yield from _shipping(monitor.shipping())
+        for name, metrics_of in _BESIDE.items():
+            if (status := monitor.beside.get(name)) is not None:
+                yield from metrics_of(status())
         if monitor.last is not None:
-            yield from _accounts(monitor.last)
+            yield from _accounts({"": monitor.last.account, **monitor.twins})
         yield from _bars(monitor)
 
 
-def _retraining(progress: RetrainProgress) -> Iterable[Metric]:
-    counts = {outcome.value: count for outcome, count in progress.outcomes.items()}
-    yield _counted("retrainings", "outcome", "Retrainings of the model, by what became.", counts)
-    yield _gauge("retraining", "1 while a model is trained.", float(progress.is_training))
+def _retraining(status: Status) -> Iterable[Metric]:
+    counts, text = status["outcomes"], "Retrainings of the model, by what became."
+    yield _counted("retrainings", "outcome", text, counts)
+    yield _gauge("retraining", "1 while a model is trained.", float(status["training"]))
     due = "UTC market time from which the next retraining begins."
-    yield _gauge("retraining_due_seconds", due, progress.due_ms / 1000)
+    yield _gauge("retraining_due_seconds", due, status["due_ms"] / 1000)
 
 
-def _parity(last: ParityCheck) -> Iterable[Metric]:
+def _parity(status: Status) -> Iterable[Metric]:
+    if (last := status["last"]) is None:
+        return
     became = "1 for what became of the last daily replay: identical, different or failed."
     outcomes = GaugeMetricFamily("tracepaper_parity_outcome", became, labels=["outcome"])
     for outcome in ParityOutcome:
-        outcomes.add_metric([outcome.value], float(outcome is last.outcome))
+        outcomes.add_metric([outcome.value], float(outcome.value == last["outcome"]))
     yield outcomes
-    yield _gauge("parity_compared", "Decisions that it compared.", last.compared)
-    yield _gauge("parity_identical", "Of them equal in every bit.", last.identical)
-    yield _gauge("parity_until_seconds", "UTC end of the day replayed.", last.until_ms / 1000)
+    yield _gauge("parity_compared", "Decisions that it compared.", last["compared"])
+    yield _gauge("parity_identical", "Of them equal in every bit.", last["identical"])
+    yield _gauge("parity_until_seconds", "UTC end of the day replayed.", last["until_ms"] / 1000)
 
 
-def _shipping(progress: ShipProgress) -> Iterable[Metric]:
-    yield _counted("ship_steps", "", "Steps shipped to the fleet.", {"": progress.steps})
-    yield _counted("ship_errors", "", "Faults of shipping.", {"": progress.errors})
-    yield _counted("ship_holes", "", "Spans pruned before they were shipped.", {"": progress.holes})
-    yield _gauge("ship_failing", "1 while shipping has a fault.", float(bool(progress.error)))
-    yield _gauge("ship_lag_steps", "Steps committed and not shipped.", progress.lag_steps)
-    yield _gauge("ship_lag_seconds", "Since the oldest of them was seen.", progress.lag_s)
+def _notices(status: Status) -> Iterable[Metric]:
+    text = "Notices by what became of them: deliveries sent and failed, notices dropped."
+    yield _counted("notices", "outcome", text, status)
 
 
-def _accounts(step: Step) -> Iterable[Metric]:
-    """Yield the sums of the account, and of its twins under the label ``twin``."""
-    accounts: list[tuple[str, Account]] = [("", step.account)]
-    accounts += [(twin.twin, twin.account) for twin in step.twins]
+def _shipping(status: Status) -> Iterable[Metric]:
+    for name, text in (
+        ("steps", "Steps shipped to the fleet."),
+        ("errors", "Faults of shipping."),
+        ("holes", "Spans pruned before they were shipped."),
+    ):
+        yield _counted(f"ship_{name}", "", text, {"": status[name]})
+    yield _gauge("ship_failing", "1 while shipping has a fault.", float(bool(status["error"])))
+    yield _gauge("ship_lag_steps", "Steps committed and not shipped.", status["lag_steps"])
+    yield _gauge("ship_lag_seconds", "Since the oldest of them was seen.", status["lag_s"])
+
+
+_BESIDE: Final = {
+    "retraining": _retraining,
+    "parity": _parity,
+    "notices": _notices,
+    "shipping": _shipping,
+}
+
+
+def _accounts(accounts: Mapping[str, Account]) -> Iterable[Metric]:
+    """Yield the sums of *accounts*, those of twins under the label ``twin``."""
     for name, text in ACCOUNT_HELP.items():
         family = GaugeMetricFamily(f"tracepaper_{name}", text, labels=["twin"])
-        for twin, account in accounts:
+        for twin, account in accounts.items():
             family.add_metric([twin], getattr(account, name) / MONEY_SCALE)
         yield family
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, Protocol
-
-import msgspec
+from typing import Any, Final, Protocol, TypeVar
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.rules import MarginRules
-from tracepaper.daemon.clock import AuditLog, Clock, Predictor
-from tracepaper.storage.fleet.server import ShipProgress
-from tracepaper.strategies.gates.declared import late, operator, warm
+from tracepaper.daemon.clock import Clock
+from tracepaper.strategies.gates.declared import late, operator, risk_halt, warm
 from tracepaper.strategies.types.decisions import (
     Account,
     Decision,
+    Forecast,
     Position,
     Prediction,
+    PredictionTimeout,
     Run,
     Step,
     TwinStep,
@@ -32,12 +31,8 @@ from tracepaper.strategies.types.market import (
     CommandKind,
     Instrument,
     ModelChange,
-    ParityCheck,
-    RetrainingEnd,
-    RetrainOutcome,
-    Unit,
 )
-from tracepaper.strategies.units import MONEY_DECIMALS, minute_text, unscaled
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, minute_text, unscaled
 
 DECISION_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 WORK_BOUNDS_S: Final = (
@@ -47,8 +42,12 @@ WORK_BOUNDS_S: Final = (
 FRESH_INTERVALS: Final = 3
 """A daemon is ready while its newest bar closed at most so many intervals ago."""
 FRESH_S: Final = 5.0  # of the machine, where a fast clock makes that more than the intervals
+_HALTING: Final = frozenset({operator.name, risk_halt.name})
+BESIDE: Final = ("retraining", "parity", "notices", "shipping", "recording")
+"""What may work beside a run: None in the status where it does not."""
 
 Document = dict[str, object]
+T = TypeVar("T")
 
 
 class Newest(Protocol):
@@ -65,43 +64,6 @@ class Newest(Protocol):
     def warm_at(self, instrument: str) -> int | None:
         """Return when REST has answered all that *instrument* waits for; None where it has."""
         ...
-
-
-class RetrainProgress(Protocol):
-    """How the retraining of a run's model stands."""
-
-    is_training: bool
-    due_ms: int  # market time
-    last: RetrainingEnd | None
-    outcomes: dict[RetrainOutcome, int]
-
-
-class ParityProgress(Protocol):
-    """How the daily replay of a run stands."""
-
-    is_checking: bool
-    last: ParityCheck | None
-
-    @property
-    def due_ms(self) -> int:
-        """The market time from which on the next replay begins."""
-        ...
-
-
-class Silent:
-    """A feed that has received nothing."""
-
-    def frame_s(self) -> float | None:
-        """Return None."""
-        return None
-
-    def quote_ms(self, _instrument: str) -> int | None:
-        """Return None."""
-        return None
-
-    def warm_at(self, _instrument: str) -> int | None:
-        """Return None."""
-        return None
 
 
 class Histogram:
@@ -132,12 +94,11 @@ class Monitor:
     """Watches the steps of one run; ``status`` and ``/metrics`` are read from it.
 
     *counters* are the feed's own (reconnections, repairs, malformed frames), read at each request.
-    *newest* has the times of the feed's newest frame and quotes; *breach* returns the breached
-    limit that halts new exposure, if any; *obstacles* returns other reasons why the daemon cannot
-    decide; *margin* has the rules of each instrument that trades on margin. ``retraining`` is set
-    where the model is retrained, ``parity`` where days are replayed, ``notices`` to counts where
-    they are sent, and ``warm_at`` to a function that returns when an instrument will have enough
-    bars.
+    *newest* has the times of the feed's newest frame and quotes; *halted_by* is the gate that
+    allows no new exposure until RESUME, if any; *obstacles* returns other reasons why the daemon
+    cannot decide; *margin* has the rules of each instrument that trades on margin. ``beside`` has
+    what works beside the run, by its key in the status, and returns how it stands; ``warm_at``
+    returns when an instrument will have enough bars.
     """
 
     def __init__(
@@ -148,47 +109,42 @@ class Monitor:
         counters: Mapping[str, int] | None = None,
         newest: Newest | None = None,
         obstacles: Callable[[], Sequence[str]] = tuple,
-        halted: bool = False,
-        breach: Callable[[], str] = str,
+        halted_by: str = "",
         margin: Mapping[str, MarginRules] | None = None,
     ) -> None:
         self.run = run
         self.counters: Mapping[str, int] = counters if counters is not None else {}
         self.last: Step | None = None
+        self.twins: dict[str, Account] = {}  # beside the run's own, the newest
         self.events: Counter[str] = Counter()
         self.actions: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.fills = 0
         self.revisions = 0
-        self.halted = halted
+        self.halted_by = halted_by
         self.bars: dict[str, Step] = {}
+        self.held: dict[str, Step] = {}  # by instrument the newest step that says what is held
         self.decision_s = Histogram(DECISION_BOUNDS_S)
         self.model_s = Histogram(WORK_BOUNDS_S)
         self.commit_s = Histogram(WORK_BOUNDS_S)
         self._committed_s: float | None = None
         self._clock = clock
-        self._newest = newest or Silent()
+        self._newest = newest  # None before anything was received
         self._obstacles = obstacles
-        self._breach = breach
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
         self._margin = margin or {}
         self.model_id = run.model_id
-        self.retraining: RetrainProgress | None = None
-        self.parity: ParityProgress | None = None
-        self.notices: Mapping[str, int] | None = None
-        self.shipping: Callable[[], ShipProgress] | None = None
-        self.recording: Callable[[], Document] | None = None
+        self.beside: dict[str, Callable[[], Mapping[str, Any]]] = {}
         self._instruments = {instrument.id: instrument for instrument in run.instruments}
 
     def observe(self, step: Step) -> None:
         """Count one stored step."""
         self.last = step
+        self.twins.update((twin.twin, twin.account) for twin in step.twins)
         self._committed_s = self._clock.network_s()
         self.events[type(step.event).__name__] += 1
         self.fills += len(step.fills)
         match step.event:
-            case Command(kind=kind):
-                self.halted = kind is not CommandKind.RESUME
             case ModelChange(model_id=model_id):
                 self.model_id = model_id
             case Bar(instrument=instrument):
@@ -203,17 +159,36 @@ class Monitor:
             self.actions[decision.action.value] += 1
             if decision.refused_by is not None:
                 self.refusals[decision.refused_by] += 1
-            gates = decision.gate_set.gates
-            if operator.name in gates:
-                self.halted = not decision.passed >> gates.index(operator.name) & 1
+        self.halted_by = self._halting(step)
+        # Quotes fill, and marks move what is held, between bars.
+        if step.position is not None and (name := getattr(step.event, "instrument", "")):
+            self.held[name] = step
 
-    def predicting(self, predictor: Predictor) -> Predictor:
-        """Return *predictor*, timed."""
-        return _TimedPredictor(predictor, self._clock, self.model_s)
+    def _halting(self, step: Step) -> str:
+        """Return the gate that allows no new exposure after *step*; empty where none does."""
+        if isinstance(step.event, Command):
+            return "" if step.event.kind is CommandKind.RESUME else operator.name
+        if not self.halted_by and step.halted is not None:
+            return step.halted.limit
+        refused_by = None if step.decision is None else step.decision.refused_by
+        return self.halted_by or (str(refused_by) if refused_by in _HALTING else "")
 
-    def committing(self, audit: AuditLog) -> AuditLog:
-        """Return *audit*, timed."""
-        return _TimedAudit(audit, self._clock, self.commit_s)
+    def timed(
+        self,
+        work: Callable[..., Awaitable[T]],
+        took_s: Histogram,
+        counts: Callable[[T], bool] = lambda _result: True,
+    ) -> Callable[..., Awaitable[T]]:
+        """Return *work*, of which each call is timed whose result *counts*."""
+
+        async def call(*given: object) -> T:
+            begun_s = self._clock.network_s()
+            result = await work(*given)
+            if counts(result):
+                took_s.add(self._clock.network_s() - begun_s)
+            return result
+
+        return call
 
     # ------------------------------------------------------------ ages
 
@@ -224,12 +199,12 @@ class Monitor:
 
     def quote_age_s(self, instrument: str) -> float | None:
         """Return the age, in market time, of the newest quote of *instrument*."""
-        quote_ms = self._newest.quote_ms(instrument)
+        quote_ms = None if self._newest is None else self._newest.quote_ms(instrument)
         return None if quote_ms is None else self._age_s(quote_ms)
 
     def frame_age_s(self) -> float | None:
         """Return the network time since the newest frame."""
-        frame_s = self._newest.frame_s()
+        frame_s = None if self._newest is None else self._newest.frame_s()
         return None if frame_s is None else self._clock.network_s() - frame_s
 
     def commit_age_s(self) -> float | None:
@@ -245,11 +220,6 @@ class Monitor:
         """Whether another reason than the market keeps the daemon from deciding."""
         return bool(self._obstacles())
 
-    @property
-    def halted_by(self) -> str | None:
-        """The gate that allows no new exposure until RESUME: ``operator``, a limit, or None."""
-        return operator.name if self.halted else self._breach() or None
-
     # ------------------------------------------------------------ documents
 
     def not_ready(self) -> Sequence[str]:
@@ -257,7 +227,8 @@ class Monitor:
         reasons = list(self._obstacles())
         fresh_s = max(FRESH_INTERVALS * self.run.interval_ms, self._clock.scaled_ms(FRESH_S)) / 1000
         for instrument in self._instruments:
-            age_s, turn_ms = self.bar_age_s(instrument), self._newest.warm_at(instrument)
+            age_s = self.bar_age_s(instrument)
+            turn_ms = None if self._newest is None else self._newest.warm_at(instrument)
             if turn_ms is not None:
                 reasons.append(f"{instrument} is warming up until {minute_text(turn_ms)}")
             elif age_s is None:
@@ -272,41 +243,41 @@ class Monitor:
                 reasons.append(f"{instrument} is warming up{until}")
         return reasons
 
-    def status(self) -> Document:
-        """Return the whole state as plain values; money, prices and quantities as exact text."""
-        run, last, reasons = self.run, self.last, self.not_ready()
+    def summary(self) -> Document:
+        """Return the run and its accounts as plain values; money as exact text."""
+        run, last = self.run, self.last
         return {
-            "state": "running" if self.halted_by is None else "halted",
-            "halted_by": self.halted_by,
-            "ready": not reasons,
-            "not_ready": list(reasons),
+            "state": "halted" if self.halted_by else "running",
+            "halted_by": self.halted_by or None,
             "run_id": run.run_id,
             "kind": run.kind.value,
+            "strategy": run.strategy,
+            "model_id": self.model_id,
+            "sequence": last.sequence if last is not None else None,
+            "bars": self.events["Bar"],
+            "decisions": self.actions.total(),
+            "fills": self.fills,
+            "account": self._account_document(last) if last is not None else None,
+            "twins": {name: account_document(account) for name, account in self.twins.items()},
+        }
+
+    def status(self) -> Document:
+        """Return the whole state as plain values; money, prices and quantities as exact text."""
+        run, reasons = self.run, self.not_ready()
+        return {
+            **self.summary(),
+            "ready": not reasons,
+            "not_ready": list(reasons),
             "pid": os.getpid(),
             "code_version": run.code_version,
             "started_at_ms": run.started_at_ms,
             "market_ms": self._clock.market_ms(),
-            "strategy": run.strategy,
-            "model_id": self.model_id,
-            "retraining": self._retraining_document(),
-            "parity": self._parity_document(),
-            "notices": None if self.notices is None else dict(self.notices),
-            "shipping": self._shipping_document(),
-            "recording": None if self.recording is None else self.recording(),
-            "sequence": last.sequence if last is not None else None,
-            "bars": self.events["Bar"],
-            "decisions": self.actions.total(),
+            **dict.fromkeys(BESIDE),
+            **{name: status() for name, status in self.beside.items()},
             "actions": dict(self.actions),
             "refusals": dict(self.refusals),
             "revisions": self.revisions,
-            "fills": self.fills,
-            "account": self._account_document(last) if last is not None else None,
-            "twins": {t.twin: account_document(t.account) for t in last.twins} if last else {},
-            "instruments": {
-                name: bar_document(step, self._instruments[name])
-                | self._margin_document(name, step)
-                for name, step in self.bars.items()
-            },
+            "instruments": {name: self.instrument(name) for name in self.bars},
             "counters": dict(self.counters),
             "feeds": [
                 {"instrument": key, "bar_s": self.bar_age_s(key), "quote_s": self.quote_age_s(key)}
@@ -321,39 +292,13 @@ class Monitor:
             ],
         }
 
-    def _retraining_document(self) -> Document | None:
-        """Return the state of retraining; None where [model] retrain is absent."""
-        if (progress := self.retraining) is None:
-            return None
-        last = progress.last
-        return {
-            "training": progress.is_training,
-            "due_ms": progress.due_ms,
-            "outcomes": {outcome.value: count for outcome, count in progress.outcomes.items()},
-            "last": None if last is None else msgspec.to_builtins(last),
-        }
-
-    def _parity_document(self) -> Document | None:
-        """Return the state of the daily replay; None where [parity] daily_at is off."""
-        if (progress := self.parity) is None:
-            return None
-        last = None if progress.last is None else msgspec.to_builtins(progress.last)
-        return {"checking": progress.is_checking, "due_ms": progress.due_ms, "last": last}
-
-    def _shipping_document(self) -> Document | None:
-        """Return how shipping stands; None where [storage] ship_to is absent."""
-        if self.shipping is None:
-            return None
-        document: Document = msgspec.to_builtins(self.shipping())
-        return document
-
     def _account_document(self, last: Step) -> Document:
         """Return the run's own account; on margin also the margin of all positions."""
         document = account_document(last.account)
         if self._margin:
             positions = [
                 (rules, position)
-                for key, step in self.bars.items()
+                for key, step in self.held.items()
                 if (rules := self._margin.get(key)) is not None
                 for position in _positions_of(step)
             ]
@@ -365,68 +310,38 @@ class Monitor:
                 document["maintenance_ratio"] = needed / equity if equity > 0 else None
         return document
 
-    def _margin_document(self, name: str, step: Step) -> Document:
-        """Return margin, leverage and liquidation price of the position of *name*, if held.
+    def instrument(self, name: str) -> Document:
+        """Return the last bar of the instrument *name*, what was decided on it, and what is held.
 
-        In hedge mode both of its sides.
+        In hedge mode that is held on each of its ``sides`` too.
         """
-        sides = _sides_of(step)
-        if not sides:
-            return self._use_document(name, step.position)
-        decimals = self._instruments[name].quantity_decimals
-        return {
-            "sides": {
-                twin.twin.lower(): {
-                    "quantity": unscaled(twin.position.quantity, decimals),
-                    "unrealized_pnl": unscaled(twin.position.unrealized_pnl, MONEY_DECIMALS),
-                    "realized_pnl": unscaled(twin.position.realized_pnl, MONEY_DECIMALS),
-                }
-                | self._use_document(name, twin.position)
-                for twin in sides
+        item = self._instruments[name]
+        document = bar_document(self.bars[name], item, self.run.gate_horizon)
+        if (held := self.held.get(name)) is None or held.position is None:
+            return document
+        sides = {twin.twin.lower(): self._position(twin.position, item) for twin in _sides_of(held)}
+        document |= self._position(held.position, item, is_net=bool(sides))
+        return document | ({"sides": sides} if sides else {})
+
+    def _position(self, position: Position, item: Instrument, *, is_net: bool = False) -> Document:
+        """Return *position*; on margin also what it binds, unless it *is_net* of two sides."""
+        document: Document = {
+            "quantity": unscaled(position.quantity, item.quantity_decimals),
+            "unrealized_pnl": unscaled(position.unrealized_pnl, MONEY_DECIMALS),
+            "realized_pnl": unscaled(position.realized_pnl, MONEY_DECIMALS),
+        }
+        if position.quantity:
+            size = abs(position.quantity) / 10**item.quantity_decimals
+            average = abs(position.entry_notional) / MONEY_SCALE / size
+            document["entry_price"] = f"{average:.{item.price_decimals}f}"
+        rules = None if is_net else self._margin.get(item.id)
+        if rules is not None and (used := rules.use_of(position)) is not None:
+            document |= {
+                "margin": unscaled(used.margin, MONEY_DECIMALS),
+                "leverage": unscaled(used.leverage, LEVERAGE_DECIMALS),
+                "liquidation_price": unscaled(used.liquidation, item.price_decimals),
             }
-        }
-
-    def _use_document(self, name: str, position: Position | None) -> Document:
-        rules = self._margin.get(name)
-        if rules is None or (used := rules.use_of(position)) is None:
-            return {}
-        return {
-            "margin": unscaled(used.margin, MONEY_DECIMALS),
-            "leverage": unscaled(used.leverage, LEVERAGE_DECIMALS),
-            "liquidation_price": unscaled(used.liquidation, self._instruments[name].price_decimals),
-        }
-
-
-class _TimedPredictor:
-    """A predictor whose predictions are timed; the bars of one close count as one."""
-
-    def __init__(self, predictor: Predictor, clock: Clock, took_s: Histogram) -> None:
-        self._predictor = predictor
-        self._clock = clock
-        self._took_s = took_s
-
-    async def predict(self, unit: Unit) -> Sequence[Prediction]:
-        """Return the prediction at each event of *unit*."""
-        begun_s = self._clock.network_s()
-        predictions = await self._predictor.predict(unit)
-        if any(prediction is not None for prediction in predictions):
-            self._took_s.add(self._clock.network_s() - begun_s)
-        return predictions
-
-
-class _TimedAudit:
-    """An audit log whose appends are timed."""
-
-    def __init__(self, audit: AuditLog, clock: Clock, took_s: Histogram) -> None:
-        self._audit = audit
-        self._clock = clock
-        self._took_s = took_s
-
-    async def append(self, *steps: Step) -> None:
-        """Store *steps* in one transaction, or raise ``AuditUnwritable``."""
-        begun_s = self._clock.network_s()
-        await self._audit.append(*steps)
-        self._took_s.add(self._clock.network_s() - begun_s)
+        return document
 
 
 def _sides_of(step: Step) -> Sequence[TwinStep]:
@@ -447,31 +362,53 @@ def account_document(account: Account) -> Document:
     }
 
 
-def bar_document(step: Step, instrument: Instrument) -> Document:
-    """Return the last bar of *instrument* with what was decided on it."""
-    bar, position = step.event, step.position
+def bar_document(step: Step, instrument: Instrument, horizon: int | None) -> Document:
+    """Return the last bar of *instrument*, its forecast, and what was decided on it."""
+    bar = step.event
     assert isinstance(bar, Bar)
     document: Document = {
+        "instrument": bar.instrument,
         "open_time_ms": bar.open_time_ms,
+        "close_time_ms": bar.close_time_ms,
         "close": unscaled(bar.close, instrument.price_decimals),
         "source": bar.source.value,
+        "base_coin": instrument.base_coin,
+        "price_decimals": instrument.price_decimals,
+        "forecast": forecast_document(step.prediction, horizon),
     }
-    if position is not None:
-        document |= {
-            "quantity": unscaled(position.quantity, instrument.quantity_decimals),
-            "unrealized_pnl": unscaled(position.unrealized_pnl, MONEY_DECIMALS),
-            "realized_pnl": unscaled(position.realized_pnl, MONEY_DECIMALS),
-        }
     if (decision := step.decision) is not None:
         document |= {
             "action": decision.action.value,
             "allowed": decision.allowed,
             "refused_by": decision.refused_by,
+            "unfilled": decision.unfilled_reason,
             "reason": decision.reason,
             "regime": decision.regime.value,
             "gates": gate_documents(decision),
         }
     return document
+
+
+def forecast_document(prediction: Prediction, horizon: int | None) -> Document | None:
+    """Return what the model expects at *horizon*, else at its first, and where it looked.
+
+    Of a forecast that came too late that is the deadline; None where there is none.
+    """
+    match prediction:
+        case PredictionTimeout(deadline_ms=deadline_ms):
+            return {"deadline_ms": deadline_ms}
+        case Forecast(horizons=horizons, explanation=explanation):
+            at = horizons.index(horizon) if horizon in horizons else 0
+            document: Document = {"horizon": horizons[at]}
+            for name in ("mean_return", "stdev_return", "p_down", "p_flat", "p_up"):
+                if column := getattr(prediction, name):
+                    document[name] = column[at]
+            if explanation is not None:
+                document["confidence"] = explanation.confidence
+                document["recent_mass"] = explanation.recent_mass
+            return document
+        case _:
+            return None
 
 
 def gate_documents(decision: Decision) -> list[Document]:

@@ -14,7 +14,7 @@ import asyncio
 import errno
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -26,7 +26,8 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from tracepaper.daemon.config.values import is_loopback
+from tracepaper.daemon.config.sections import HttpSection
+from tracepaper.daemon.config.values import host_and_port, is_loopback
 from tracepaper.daemon.http.entrance import (
     Entrance,
     answered,
@@ -295,20 +296,20 @@ class MountedPage(Protocol):
 
 
 class HttpServer:
-    """Serves ``/livez``, ``/readyz``, ``/metrics``, ``/status`` and ``/command``.
+    """Serves ``/livez``, ``/readyz``, ``/metrics``, ``/status`` and ``/command`` on loopback.
 
-    *status* returns plain values, ``ready`` among them. *submit* queues a command and returns the
-    sequence of the step that carried it out; it needs one of *tokens*, which are by
-    label. Use it as an async context manager;
-    ``url`` is the address, with the chosen port where the port is 0. *page* makes what is shown at
-    ``/``; it is called at the first request.
+    *section* also names the addresses beyond it: of ``/metrics`` alone, and of the page, where
+    every request needs one of *tokens*, or the cookie that it was traded for, and must name one of
+    its hosts. *status* returns plain values, ``ready`` among them. *submit* queues a command and
+    returns the sequence of its step; it needs one of *tokens*, which are by label. *page* makes
+    what is shown at ``/``; it is called at the first request. An async context manager; ``url``,
+    ``metrics_url`` and ``page_url`` have the chosen port where a port is 0.
     """
 
     def __init__(
         self,
+        section: HttpSection,
         *,
-        host: str,
-        port: int,
         tokens: Mapping[str, str],
         status: Status,
         submit: Submit,
@@ -316,38 +317,48 @@ class HttpServer:
         limits: ConnectionLimits | None = None,
         page: Callable[[], MountedPage] | None = None,
     ) -> None:
+        self._section = section
         self._make_page = page
         self._page: MountedPage | None = None
         self._tokens = tokens
-        self._limits = limits or ConnectionLimits()
-        self._stack = AsyncExitStack()
-        self._host = host
-        self._port = port
+        self._limits = limits
         self._status = status
         self._submit = submit
         self._registry = registry
-        self.url = ""
+        self.url = self.metrics_url = self.page_url = ""
 
     async def __aenter__(self) -> Self:
-        """Listen; raise ``ConfigInvalid`` where the address cannot be had."""
-        application = web.Application(
-            middlewares=[self._limits.middleware, refuse_foreigners, _require_token(self._tokens)],
-            client_max_size=BODY_LIMIT_BYTES,
-        )
-        application.add_routes(
-            [
-                web.get("/livez", self._livez),
-                web.get("/readyz", self._readyz),
-                web.get("/metrics", self._metrics),
-                web.get("/status", self._show_status),
-                web.post("/command", self._command),
-            ]
-        )
-        application.add_routes(self._page_routes())
-        self._stack.push_async_callback(self._close_page)
-        self.url = await self._stack.enter_async_context(
-            listening(application, self._limits, self._host, self._port)
-        )
+        """Listen; raise ``ConfigInvalid`` where an address cannot be had."""
+        section, metrics = self._section, web.get("/metrics", self._metrics)
+        health = [web.get("/livez", self._livez), web.get("/readyz", self._readyz), metrics]
+        shown = [web.get("/status", self._show_status), web.post("/command", self._command)]
+        if self._make_page is not None:
+            paths = ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
+            shown += [web.get(path, self._show_page) for path in paths]
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._close_page)
+            self.url = await stack.enter_async_context(
+                listening(
+                    [*health, *shown],
+                    refuse_foreigners,
+                    _require_token(self._tokens),
+                    at=(section.host, section.port),
+                    limits=self._limits,
+                )
+            )
+            if section.metrics is not None:
+                at = host_and_port(section.metrics)
+                listener = listening([metrics], at=at, key="[http] metrics")
+                self.metrics_url = await stack.enter_async_context(listener)
+                log.info("metrics served", url=self.metrics_url)
+            if section.page is not None:
+                entrance = Entrance(self._tokens, section.hosts)
+                shown.append(web.post("/session", entrance.sign_in))
+                at = host_and_port(section.page)
+                listener = listening(shown, entrance.middleware, at=at, key="[http] page")
+                self.page_url = await stack.enter_async_context(listener)
+                log.info("page served to who has a token", url=self.page_url)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -358,35 +369,6 @@ class HttpServer:
         """Tell the page, if somebody has opened it, that a step was stored."""
         if self._page is not None:
             self._page.wake()
-
-    @asynccontextmanager
-    async def page_listener(self, host: str, port: int, hosts: Sequence[str]) -> AsyncIterator[str]:
-        """Serve page, stream, status and commands on *host*, which may be any address; yield where.
-
-        Every request needs a token, or the cookie that it was traded for, and must name one of
-        *hosts*. A command needs the token itself. Raises ``ConfigInvalid`` where the address cannot
-        be had.
-        """
-        limits, entrance = ConnectionLimits(), Entrance(self._tokens, hosts)
-        application = web.Application(
-            middlewares=[limits.middleware, entrance.middleware], client_max_size=BODY_LIMIT_BYTES
-        )
-        application.add_routes(
-            [
-                web.get("/status", self._show_status),
-                web.post("/command", self._command),
-                web.post("/session", entrance.sign_in),
-                *self._page_routes(),
-            ]
-        )
-        async with listening(application, limits, host, port, key="[http] page") as url:
-            yield url
-
-    def _page_routes(self) -> list[web.RouteDef]:
-        if self._make_page is None:
-            return []
-        paths = ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
-        return [web.get(path, self._show_page) for path in paths]
 
     async def _show_page(self, request: web.Request) -> web.StreamResponse:
         if self._page is None:
@@ -410,7 +392,9 @@ class HttpServer:
         return web.Response(status=503, text="".join(f"{line}\n" for line in lines))
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return _exposed(self._registry)
+        return web.Response(
+            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
 
     async def _show_status(self, _request: web.Request) -> web.Response:
         return _json(self._status())
@@ -438,33 +422,23 @@ class HttpServer:
 
 
 @asynccontextmanager
-async def metrics_listener(host: str, port: int, registry: CollectorRegistry) -> AsyncIterator[str]:
-    """Serve ``/metrics`` alone on *host*, which may be any address; yield where.
-
-    Nothing else is there: no status, no page, no command. Raises ``ConfigInvalid`` where the
-    address cannot be had.
-    """
-
-    async def metrics(_request: web.Request) -> web.Response:
-        return _exposed(registry)
-
-    limits = ConnectionLimits()
-    application = web.Application(middlewares=[limits.middleware], client_max_size=1)
-    application.add_routes([web.get("/metrics", metrics)])
-    async with listening(application, limits, host, port, key="[http] metrics") as url:
-        yield url
-
-
-@asynccontextmanager
 async def listening(
-    application: web.Application,
-    limits: ConnectionLimits,
-    host: str,
-    port: int,
-    *,
+    routes: Iterable[web.RouteDef],
+    *middlewares: Middleware,
+    at: tuple[str, int],
     key: str = "[http] port, or 0 to pick one",
+    limits: ConnectionLimits | None = None,
+    body_bytes: int = BODY_LIMIT_BYTES,
 ) -> AsyncIterator[str]:
-    """Serve *application* on *host* and *port*; yield its URL."""
+    """Serve *routes* behind *middlewares* on a host and port; yield its URL.
+
+    Raises ``ConfigInvalid``, which names *key*, where the address cannot be had.
+    """
+    (host, port), limits = at, limits or ConnectionLimits()
+    application = web.Application(
+        middlewares=[limits.middleware, *middlewares], client_max_size=body_bytes
+    )
+    application.add_routes(routes)
     application.on_response_prepare.append(_guard)
     runner = web.AppRunner(
         application,
@@ -496,12 +470,6 @@ async def listening(
 async def _guard(_request: web.Request, response: web.StreamResponse) -> None:
     for name, value in GUARDS.items():
         response.headers.setdefault(name, value)
-
-
-def _exposed(registry: CollectorRegistry) -> web.Response:
-    return web.Response(
-        body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-    )
 
 
 @web.middleware

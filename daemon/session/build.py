@@ -140,6 +140,14 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
     return strategies
 
 
+def every_of(strategies: Strategies) -> list[Strategy]:
+    """Return each of *strategies*, and of several on one account each of them."""
+    every = list[Strategy]()
+    for strategy in strategies.values():
+        every += strategy.members.values() if isinstance(strategy, NetStrategy) else [strategy]
+    return every
+
+
 def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrategy]:
     """Return for each symbol what nets the strategies of *config*."""
     members = {
@@ -638,9 +646,7 @@ def warmup_bars(
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
     of_day = DayRange(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
-    every = list[Strategy]()
-    for strategy in strategies.values():
-        every += strategy.members.values() if isinstance(strategy, NetStrategy) else [strategy]
+    every = every_of(strategies)
     wanted = [frame_bars(strategy) for strategy in every]
     base_ms = config.market.interval_ms
     reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]

@@ -29,12 +29,13 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, Final, NamedTuple, NoReturn, Self, TypeVar
+from typing import IO, BinaryIO, ClassVar, Final, NamedTuple, NoReturn, Self, TypeVar
 
 import msgspec
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Bar
 
 PAUSE_S: Final = (1.0, 300.0)
 """The first and the longest pause after a fault; each further one doubles it."""
@@ -324,7 +325,16 @@ async def working(
 
 
 class Companion(ABC):
-    """Work beside a run: it is shown each stored step, and done in the block of ``at_work``."""
+    """Work beside a run: it is shown each stored step, and done in the block of ``at_work``.
+
+    ``key`` is its place in the daemon's status; empty where it has none.
+    """
+
+    key: ClassVar[str] = ""
+
+    def status(self) -> Mapping[str, object]:
+        """Return how it stands, as plain values."""
+        return {}
 
     def observe(self, step: Step) -> None:  # noqa: B027 - most work is shown no step
         """Take in a stored *step*."""
@@ -338,10 +348,17 @@ class Companion(ABC):
 
 
 class ScheduledJob(Companion):
-    """Does a job whenever it is due, one after the other."""
+    """Does a job whenever it is due, one after the other: a bar reached ``due_ms``, market time."""
+
+    due_ms: int
 
     def __init__(self) -> None:
         self._is_due = asyncio.Event()
+
+    def observe(self, step: Step) -> None:
+        """Begin the job once a bar is stored that closed when it was due, or later."""
+        if isinstance(step.event, Bar) and step.accepted and step.event.market_ms >= self.due_ms:
+            self._is_due.set()
 
     @abstractmethod
     async def _do(self) -> None: ...

@@ -77,9 +77,6 @@ LIVE + UNIVERSE + BOOK_FILLS
 LIVE + SYMBOLS + BOOK_FILLS
     execution.model 'book' fills no orders of several symbols; start a daemon for each, or set
     execution.model = "quote".
-SHARES + SEVERAL
-    [strategies] share no account of shares, whose splits and dividends have no parts; trade them by
-    [strategy].
 SPOT + MARGIN
     [account] margin is for linear positions, and category "spot" is paid in full; take it out, or
     set market.category to "linear".

@@ -257,23 +257,23 @@ class CovariateReader:
 
 def covariates_path(config: Config, written: str) -> Path:
     """Return the file: beside the configuration where it is there, else from the working folder."""
-    beside = None if config.folder is None else config.folder / written
-    return beside if beside is not None and beside.is_file() else Path(written)
+    near = None if config.folder is None else config.folder / written
+    return near if near is not None and near.is_file() else Path(written)
 
 
 def configured_covariates(
-    config: Config, card: Mapping[str, Any], *, beside: Path | None, live: bool
+    config: Config, card: Mapping[str, Any], *, database: Path | None, live: bool
 ) -> CovariateSource | None:
     """Return the covariates that ``[model] covariates`` names, in the columns of *card*.
 
-    Those of a *live* run are its events. A file that stands is kept beside the database *beside*.
+    Those of a *live* run are its events. A file that stands is kept beside the database *database*.
     Raises ``DataInvalid`` for a file that cannot be used, or lacks a column, or a symbol of a run
     that is not *live*.
     """
     if config.model.covariates is None:
         return None
     columns = _columns(card)
-    if live and beside is not None and columns:
+    if live and database is not None and columns:
         return RunCovariates(columns)
     file = read_covariates(covariates_path(config, config.model.covariates))
     source = file.standing(columns)
@@ -283,8 +283,8 @@ def configured_covariates(
                 f"{file.path} has no row of {symbol}; add some, or leave the column symbol out "
                 "where rows are everyone's."
             )
-    if beside is not None:
-        keep_covariates(file, beside)
+    if database is not None:
+        keep_covariates(file, database)
     return source
 
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.clock import Clock, Predictor, SystemClock
+from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
-from tracepaper.daemon.config.values import host_and_port
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
@@ -40,7 +39,6 @@ from tracepaper.daemon.http.server import (
     CommandRequest,
     HttpServer,
     MountedPage,
-    metrics_listener,
 )
 from tracepaper.daemon.session.build import (
     margin_rules,
@@ -51,7 +49,7 @@ from tracepaper.daemon.session.build import (
 from tracepaper.daemon.session.child import Companion
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, reader_of
-from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive, nothing_new
+from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
 from tracepaper.daemon.session.models import forecaster_of, load_forecaster, warnings_for
 from tracepaper.daemon.session.parity import OFF, DailyParity
@@ -80,7 +78,6 @@ from tracepaper.daemon.session.universe import (
     Universe,
     known_candidates,
     new_candidates,
-    universe_of,
     with_symbols,
 )
 from tracepaper.storage import checkpoints
@@ -89,7 +86,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.gates.declared import plausible
+from tracepaper.strategies.gates.declared import operator, plausible
 from tracepaper.strategies.gates.evaluator import configured
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
@@ -191,7 +188,7 @@ class Daemon:
             require("psycopg", "[storage] ship_to", config.storage.ship_to)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
-                    load_forecaster, config, beside=self._database, live=True
+                    load_forecaster, config, database=self._database, live=True
                 )
                 self._configured_sha256 = forecaster.model_sha256
                 forecaster = await asyncio.to_thread(self._newest_model, forecaster)
@@ -321,12 +318,18 @@ class Daemon:
         forecaster = opened.forecaster
         self._opened(run)
         _log_opened(opened, config, client.candles_max)
-        universe = universe_of(
-            config,
-            run.run_id if opened.resumed else None,
-            self._database,
-            (opened.instruments, client, lambda event: self._submit(feed, event), self._clock),
-        )
+        universe = None
+        if (rule := config.market.universe) is not None:
+            universe = Universe(
+                config,
+                rule,
+                opened.instruments,
+                client,
+                lambda event: self._submit(feed, event),
+                self._clock,
+                database=self._database,
+                resumed=run.run_id if opened.resumed else None,
+            )
         covariates = reader_of(config, forecaster, run.period_start_ms)
         first = await self._first_events(universe, covariates)
         async with AsyncExitStack() as stack:
@@ -338,39 +341,26 @@ class Daemon:
                 counters=feed.counters,
                 newest=feed,
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
-                halted=engine.halted,
-                breach=lambda: engine.breach,
+                halted_by=operator.name if engine.halted else engine.breach,
                 margin=margin_rules(config, run.instruments),
             )
-            monitor.retraining = retrainer
             companions: list[Companion] = [each for each in (retrainer, universe) if each]
             companions += self._companions(run, engine, feed, monitor)
+            monitor.beside = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
-            registry = registry_of(monitor)
             server = await stack.enter_async_context(
                 HttpServer(
-                    host=config.http.host,
-                    port=config.http.port,
+                    config.http,
                     tokens={FILE_LABEL: token, **tokens_of(config.http)},
                     status=monitor.status,
                     submit=lambda request, caller: self._command(feed, request, caller),
-                    registry=registry,
+                    registry=registry_of(monitor),
                     page=lambda: _page(self._database, run.run_id, monitor.status),
                 )
             )
-            if config.http.metrics is not None:
-                host, port = host_and_port(config.http.metrics)
-                url = await stack.enter_async_context(metrics_listener(host, int(port), registry))
-                log.info("metrics served", url=url)
-            if config.http.page is not None:
-                host, port = host_and_port(config.http.page)
-                url = await stack.enter_async_context(
-                    server.page_listener(host, int(port), config.http.hosts)
-                )
-                log.info("page served to who has a token", url=url)
             audit.lock.publish(server.url)
             log.info("The page is %s/", server.url)
             self._listening(server.url)
@@ -401,13 +391,19 @@ class Daemon:
                     waiting.set_result(step.sequence)
                 return self._watch(step) and not self._supervisor.stopping.is_set()
 
-            timed = monitor.predicting(predictor), engine, monitor.committing(audit)
+            predict = monitor.timed(
+                no_forecast if predictor is None else predictor.predict,
+                monitor.model_s,
+                lambda predictions: any(of is not None for of in predictions),
+            )
             for each in companions:
                 await stack.enter_async_context(each.at_work(self._supervisor.stop))
             stack.push(self._supervisor.keep_failure)
             await drive(
                 feed,
-                *timed,
+                predict,
+                engine,
+                monitor.timed(audit.append, monitor.commit_s),
                 watch=watch,
                 newly_known=nothing_new if covariates is None else covariates.newly,
                 is_behind=feed.is_behind,
@@ -426,10 +422,12 @@ class Daemon:
                 first.append(await asyncio.to_thread(covariates.first, self._config, now_ms))
         return first
 
-    def _answering(self, opened: OpenedRun, feed: LiveFeed) -> tuple[Predictor, Retrainer | None]:
-        """Return the predictor, and the retrainer where ``model.retrain`` is set."""
+    def _answering(
+        self, opened: OpenedRun, feed: LiveFeed
+    ) -> tuple[WorkerPredictor | None, Retrainer | None]:
+        """Return the predictor of a model, and the retrainer where ``model.retrain`` is set."""
         if (forecaster := opened.forecaster) is None:
-            return NoModel(), None
+            return None, None
         config, clock = self._config, self._clock
         predictor = WorkerPredictor(
             forecaster,
@@ -453,14 +451,12 @@ class Daemon:
     def _companions(
         self, run: Run, engine: Engine, feed: LiveFeed, monitor: Monitor
     ) -> Iterator[Companion]:
-        """Yield what works beside a run as its configuration says, and let *monitor* tell of it."""
+        """Yield what works beside a run as its configuration says."""
         config, clock, database = self._config, self._clock, self._database
         if config.parity.daily_at != OFF:
-            submit = partial(self._submit, feed)
-            monitor.parity = parity = DailyParity(config.parity, database, run, submit, clock)
-            yield parity
+            yield DailyParity(config.parity, database, run, partial(self._submit, feed), clock)
         if config.notify.addresses:
-            messenger = Messenger(
+            yield Messenger(
                 config,
                 run,
                 clock,
@@ -468,16 +464,10 @@ class Daemon:
                 set_aside=lambda: engine.set_aside,
                 frame_age_s=monitor.frame_age_s,
             )
-            monitor.notices = messenger.counts
-            yield messenger
         if (url := config.storage.ship_to) is not None:
-            shipper = ShippingProcess(url, database, clock)
-            monitor.shipping = lambda: shipper.progress
-            yield shipper
+            yield ShippingProcess(url, database, clock)
         if (folder := folder_of(config)) is not None:
-            recorder = Recorder(config, folder, clock)
-            monitor.recording = lambda: asdict(recorder.progress)
-            yield recorder
+            yield Recorder(config, folder, clock)
 
     def _feed(
         self, opened: OpenedRun, client: MarketDataClient, first: Sequence[Event]

@@ -10,12 +10,9 @@ import platform
 import random
 import re
 import shutil
-import sqlite3
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata, resources
 from pathlib import Path
@@ -65,7 +62,6 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         ("python", _python),
         ("packages", _packages),
         ("sqlite", _sqlite),
-        ("times", _time_zone),
         ("configuration", lambda: _configuration(config)),
         ("database", lambda: _database(database)),
         ("disk", lambda: _disk(database)),
@@ -146,19 +142,6 @@ def _sqlite() -> Finding:
     status = sqlite_status()
     verdict = Verdict.OK if status.is_usable else Verdict.FAIL
     return verdict, f"SQLite {status.version}: {status.verdict}"
-
-
-def _time_zone() -> Finding:
-    """Compare SQLite's conversion of a time with Python's: both must be UTC in every zone."""
-    moment_ms = 1_700_000_000_000
-    python_text = datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    connection = sqlite3.connect(":memory:")
-    row = connection.execute("SELECT datetime(?, 'unixepoch')", (moment_ms // 1000,)).fetchone()
-    connection.close()
-    zone = time.tzname[0]
-    if row != (python_text,):
-        return Verdict.FAIL, f"SQLite's times are not UTC under zone {zone}"
-    return Verdict.OK, f"UTC everywhere; the local zone ({zone}) is not used"
 
 
 def _configuration(config: Config) -> Finding:

@@ -26,7 +26,7 @@ from collections.abc import (
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
-from tracepaper.daemon.clock import AuditLog, Feed, Predictor
+from tracepaper.daemon.clock import Append, Feed, Predict
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
@@ -55,7 +55,7 @@ class KnownPredictor(Protocol):
     """Whether it predicts nothing: then steps that change only prices need not be taken singly."""
 
     def predict(self, unit: Unit, /) -> Sequence[Prediction]:
-        """Return the forecast at each event of *unit*, as ``Predictor`` does."""
+        """Return the forecast at each event of *unit*, as ``Predict`` does."""
         ...
 
 
@@ -111,9 +111,9 @@ async def nothing_new(_unit: Unit) -> Event | None:
 
 async def drive(
     feed: Feed,
-    predictor: Predictor,
+    predict: Predict,
     engine: Engine,
-    audit: AuditLog,
+    append: Append,
     *,
     watch: Callable[[Step], bool] = lambda _step: True,
     newly_known: Callable[[Unit], Awaitable[Event | None]] = nothing_new,
@@ -132,20 +132,20 @@ async def drive(
             before = await newly_known(unit)
             new: list[Step] = []
             for each in (unit,) if before is None else (before, unit):
-                predictions = await predictor.predict(each)
+                predictions = await predict(each)
                 new += steps_of(engine, each, predictions)
             steps += new
             if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
                 continue
         if not steps:
             continue
-        await audit.append(*steps)
+        await append(*steps)
         go_on = [watch(step) for step in steps]  # each of them is seen, whatever the first says
         steps = []
         if not all(go_on):
             return
     if steps:
-        await audit.append(*steps)
+        await append(*steps)
         for step in steps:
             watch(step)
 
@@ -503,12 +503,9 @@ async def _answer_of(answer: asyncio.Future[T]) -> T:
         raise
 
 
-class NoModel:
-    """Predicts nothing: for strategies that need no forecast."""
-
-    async def predict(self, unit: Unit) -> Sequence[Prediction]:
-        """Return None for each event of *unit*."""
-        return [None] * len(events_of(unit))
+async def no_forecast(unit: Unit) -> Sequence[Prediction]:
+    """Return None for each event of *unit*: for strategies that need no forecast."""
+    return [None] * len(events_of(unit))
 
 
 def warm(forecaster: Forecaster, history: BarHistory, change: ModelChange) -> None:

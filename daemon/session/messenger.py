@@ -109,6 +109,8 @@ class Messenger(Companion):
     found the queue full (dropped).
     """
 
+    key = "notices"
+
     def __init__(
         self,
         config: Config,
@@ -129,6 +131,10 @@ class Messenger(Companion):
         self._started_s = clock.network_s()
         self._allowance = Allowance(config.notify.per_minute, clock)
         self._turn = asyncio.Lock()
+
+    def status(self) -> dict[str, int]:
+        """Return the counts."""
+        return dict(self.counts)
 
     def observe(self, step: Step) -> None:
         """Queue the notices of a stored *step*; never wait, and never fail."""

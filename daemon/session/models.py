@@ -30,7 +30,7 @@ from tracepaper.daemon.session.user_model import load_model, user_model
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.book_features import reading_of
+from tracepaper.strategies.book_features import BookReading, reading_of
 from tracepaper.strategies.builtin import TREND, CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.gates.declared import learned_regime
@@ -65,13 +65,7 @@ def make_orderbook(config: Config) -> OrderBookStrategy:
             f"The orderbook checkpoint reads books of {model.instrument}, and the run trades "
             f"{traded}; trade that alone, or train on books of this."
         )
-    levels = model.config.levels
-    if market.depth < levels or market.depth_every_ms != model.every_ms:
-        raise ConfigInvalid(
-            f"The orderbook checkpoint reads {levels} levels each {model.every_ms:,} ms, and "
-            f"[market] has depth = {market.depth} and depth_every_ms = {market.depth_every_ms}; "
-            "set them so."
-        )
+    _require_books(config, BookReading(model.config.levels, model.every_ms))
     return OrderBookStrategy(model, config.strategy.options)
 
 
@@ -143,8 +137,8 @@ def make_together(
 _KIB: Final = 1024
 
 
-def load_checkpoint(config: Config, *, beside: Path | None = None) -> checkpoints.Checkpoint:
-    """Load the configured checkpoint and keep a copy beside the database *beside*."""
+def load_checkpoint(config: Config, *, database: Path | None = None) -> checkpoints.Checkpoint:
+    """Load the configured checkpoint and keep a copy beside the database *database*."""
     folder = checkpoints.locate(config.model.checkpoint)
     if not checkpoints.is_checkpoint(folder):
         raise ConfigInvalid(
@@ -152,8 +146,8 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> checkpoint
             "`tracepaper train` wrote, or one that `tracepaper models` lists."
         )
     checkpoint = checkpoints.load(folder)
-    if beside is not None:
-        checkpoints.keep(folder, beside)
+    if database is not None:
+        checkpoints.keep(folder, database)
     return checkpoint
 
 
@@ -193,24 +187,24 @@ def chosen_backend(config: Config) -> str:
 
 
 def load_forecaster(
-    config: Config, *, beside: Path | None = None, mode: str = "step", live: bool = False
+    config: Config, *, database: Path | None = None, mode: str = "step", live: bool = False
 ) -> Forecaster:
     """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
 
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
-    is kept beside the database *beside*; *live*, covariates are events.
+    is kept beside the database *database*; *live*, covariates are events.
     """
     refuse_combination(traits_of(config))
     if config.model.own_class:
         model = load_model(config, mode=mode)
-        if beside is not None:
-            checkpoints.keep_card(model.card, model.identity, beside)
+        if database is not None:
+            checkpoints.keep_card(model.card, model.identity, database)
         return model
     if mode == "step" and config.market.closes_together:
         mode = "batched"
-    checkpoint = load_checkpoint(config, beside=beside)
+    checkpoint = load_checkpoint(config, database=database)
     refuse_combination(traits_of(config, checkpoint.card))
-    source = configured_covariates(config, checkpoint.card, beside=beside, live=live)
+    source = configured_covariates(config, checkpoint.card, database=database, live=live)
     return _built(checkpoint, config, mode, source)
 
 
@@ -225,7 +219,7 @@ def forecaster_of_run(
     gone.
     """
     if config.model.own_class:
-        return load_forecaster(config, beside=into, mode=run.mode)
+        return load_forecaster(config, database=into, mode=run.mode)
     kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
     if into is not None:
         checkpoints.keep(kept, into)
@@ -292,7 +286,8 @@ def _built(
             f"[features] schema = '{schema}' is for a class of your own, and the checkpoint sees "
             f"{card_schema}; leave it out, or name a class with [model] class."
         )
-    _require_books(config, checkpoint.card)
+    if (reading := reading_of(checkpoint.card)) is not None:
+        _require_books(config, reading)
     _require_other(config, checkpoint.card)
     kind = known_kind(checkpoint.card)
     serves_close = kind is not None and kind.source is DataSource.CLOSES
@@ -336,11 +331,9 @@ def _say_once() -> Callable[[str], None]:
     return say
 
 
-def _require_books(config: Config, card: Mapping[str, Any]) -> None:
-    """Raise ``ConfigInvalid`` where the run has not the order books that *card*'s model reads."""
-    reading, market = reading_of(card), config.market
-    if reading is None:
-        return
+def _require_books(config: Config, reading: BookReading) -> None:
+    """Raise ``ConfigInvalid`` where the run has not the order books of a model's *reading*."""
+    market = config.market
     if market.depth < reading.levels or market.depth_every_ms != reading.every_ms:
         raise ConfigInvalid(
             f"The checkpoint reads order books of {reading.words}, and [market] has depth = "

@@ -38,6 +38,8 @@ class DailyParity(ScheduledJob):
     later. After days without the daemon, only the last of them is.
     """
 
+    key = "parity"
+
     def __init__(
         self,
         section: ParitySection,
@@ -63,17 +65,21 @@ class DailyParity(ScheduledJob):
         return (since_ms // DAY_MS + 1) * DAY_MS
 
     @property
-    def due_ms(self) -> int:
+    def due_ms(self) -> int:  # type: ignore[override] # computed, and never set
         """The market time from which on the next check begins."""
         return self._until_ms + self._at_ms
+
+    def status(self) -> dict[str, object]:
+        """Return whether a day is checked, when the next is, and the last result."""
+        last = msgspec.to_builtins(self.last)
+        return {"checking": self.is_checking, "due_ms": self.due_ms, "last": last}
 
     def observe(self, step: Step) -> None:
         """Begin a check once a bar of the next day is stored that reaches its due time."""
         bar = step.event
         if isinstance(bar, Bar) and step.accepted and bar.open_time_ms >= self._until_ms:
             self._newest = bar
-            if bar.market_ms >= self.due_ms:
-                self._is_due.set()
+            super().observe(step)
 
     async def _do(self) -> None:
         self.is_checking = True

@@ -29,13 +29,6 @@ PROBE_BYTES: Final = 64 * 1024
 log = structlog.get_logger("recording")
 
 
-class RecordingProgress(msgspec.Struct, frozen=True):
-    """How recording stands: faults since the daemon's start, and the one that lasts."""
-
-    faults: int = 0
-    error: str = ""
-
-
 def file_of(folder: Path, symbol: str) -> Path:
     """Return the file of *symbol* in *folder*."""
     return folder / f"{symbol}.events"
@@ -69,6 +62,8 @@ def check_recording(config: Config) -> None:
 class Recorder(Companion):
     """Keeps the process at work, which writes what it holds once its input is closed."""
 
+    key = "recording"
+
     def __init__(self, config: Config, folder: Path, clock: Clock) -> None:
         market = config.market
         command = (
@@ -78,15 +73,17 @@ class Recorder(Companion):
         )
         self._child = ChildProcess("recording", command, TimeLimits(end_s=END_S))
         self._clock = clock
-        self._progress = RecordingProgress()
+        self._faults, self._error = 0, ""
         self._begun_s: float | None = None  # network time; None while no process is at work
 
-    @property
-    def progress(self) -> RecordingProgress:
-        """How it stands; a fault is over once the process was at work for ``WELL_S``."""
-        if self._begun_s is None or self._clock.network_s() - self._begun_s < WELL_S:
-            return self._progress
-        return msgspec.structs.replace(self._progress, error="")
+    def status(self) -> dict[str, object]:
+        """Return the faults since the daemon's start, and the one that lasts.
+
+        It is over once the process was at work for ``WELL_S``.
+        """
+        begun_s = self._begun_s
+        is_well = begun_s is not None and self._clock.network_s() - begun_s >= WELL_S
+        return {"faults": self._faults, "error": "" if is_well else self._error}
 
     async def _work(self) -> None:
         await keep(self._record, self._clock, self._failed)
@@ -97,5 +94,5 @@ class Recorder(Companion):
 
     def _failed(self, error: Exception, pause_s: float) -> None:
         self._begun_s = None
-        self._progress = RecordingProgress(self._progress.faults + 1, str(error))
+        self._faults, self._error = self._faults + 1, str(error)
         log.warning("recording ended", error=str(error), again_s=pause_s)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -37,7 +38,6 @@ from tracepaper.daemon.session.run_row import (
     start_event,
     strategy_sha256,
 )
-from tracepaper.storage.audit import ResumePoint, SqlAuditLog
 from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.database.reader import Reader, RunModels
 from tracepaper.storage.database.run_views import actions_of
@@ -58,6 +58,9 @@ from tracepaper.strategies.types.market import (
     Side,
 )
 from tracepaper.strategies.units import MONEY_DECIMALS, scaled
+
+if TYPE_CHECKING:
+    from tracepaper.storage.audit import ResumePoint, SqlAuditLog
 
 log = structlog.get_logger("daemon")
 

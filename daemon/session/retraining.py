@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, render
@@ -30,8 +30,8 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Run, Step
-from tracepaper.strategies.types.market import Bar, Event, RetrainingEnd, RetrainOutcome, RunKind
+from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.market import Event, RetrainingEnd, RetrainOutcome, RunKind
 from tracepaper.strategies.units import DAY_MS, time_of, time_of_day_ms
 
 BARS_FILE: Final = "bars.db"
@@ -206,6 +206,8 @@ class Retrainer(ScheduledJob):
     *running* is the model that decides now, and *configured_sha256* is of ``[model] checkpoint``.
     """
 
+    key = "retraining"
+
     def __init__(
         self,
         config: Config,
@@ -237,12 +239,14 @@ class Retrainer(ScheduledJob):
         self._cut_off_ms = self._read_mark()
         self.due_ms = self._next_due(_first_start_ms(database, run, symbols))
 
-    # ------------------------------------------------------------ when
-
-    def observe(self, step: Step) -> None:
-        """Begin a retraining once a stored bar of the market reaches its due time."""
-        if isinstance(step.event, Bar) and step.accepted and step.event.market_ms >= self.due_ms:
-            self._is_due.set()
+    def status(self) -> dict[str, object]:
+        """Return whether a model is trained, when the next is, the outcomes and the last one."""
+        return {
+            "training": self.is_training,
+            "due_ms": self.due_ms,
+            "outcomes": {outcome.value: count for outcome, count in self.outcomes.items()},
+            "last": to_builtins(self.last),
+        }
 
     def _next_due(self, since_ms: int) -> int:
         """Return when the next retraining begins: after the last one, else after *since_ms*.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.session.child import ChildProcess, Companion, TimeLimits, keep
@@ -25,11 +25,17 @@ log = structlog.get_logger("shipping")
 class ShippingProcess(Companion):
     """Keeps the process at work, and has the newest ``progress`` of it."""
 
+    key = "shipping"
+
     def __init__(self, url: str, database: Path, clock: Clock) -> None:
         self.progress = ShipProgress()
         self._clock = clock
         command = (*PROGRAM, "--service", "--to", url, "--db", str(database))
         self._child = ChildProcess("shipping", command, TimeLimits(end_s=None))
+
+    def status(self) -> dict[str, object]:
+        """Return the newest progress."""
+        return asdict(self.progress)
 
     async def _work(self) -> None:
         await keep(self._ship, self._clock, self._failed)

@@ -26,7 +26,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import (
-    Bar,
     Category,
     Event,
     Instrument,
@@ -83,8 +82,8 @@ async def new_candidates(config: Config, client: MarketDataClient, now_ms: int) 
 class Universe(ScheduledJob):
     """Chooses at the rule's times of day which instruments may open positions.
 
-    Each choice is asked of the exchange in the background, and is an event. *last_ms* is the market
-    time of the newest one of the run; None before the first.
+    Each choice is asked of the exchange in the background, and is an event. *database* has those of
+    a run that goes on, *resumed*; None is a new run, whose first choice is due at once.
     """
 
     def __init__(
@@ -96,21 +95,24 @@ class Universe(ScheduledJob):
         submit: Callable[[Event], Awaitable[int]],
         clock: Clock,
         *,
-        last_ms: int | None,
+        database: Path,
+        resumed: str | None,
     ) -> None:
         super().__init__()
         self._config, self._rule = config, rule
         self._instruments, self._client = instruments, client
         self._submit, self._clock = submit, clock
-        self.due_ms = 0 if last_ms is None else next_choice_ms(rule, last_ms)
+        last: UniverseChange | None = None
+        if resumed is not None:
+            with Reader.open(database) as reader:
+                last = reader.newest_of(resumed, UniverseChange)
+        self.due_ms = 0 if last is None else next_choice_ms(rule, last.market_ms)
 
     def observe(self, step: Step) -> None:
-        """Begin a choice once a bar is stored that closed when it was due, or later."""
-        event = step.event
-        if isinstance(event, UniverseChange):
-            self.due_ms = next_choice_ms(self._rule, event.market_ms)
-        elif isinstance(event, Bar) and step.accepted and event.market_ms >= self.due_ms:
-            self._is_due.set()
+        """Begin a choice once it is due; a stored one says when the next is."""
+        if isinstance(step.event, UniverseChange):
+            self.due_ms = next_choice_ms(self._rule, step.event.market_ms)
+        super().observe(step)
 
     async def _do(self) -> None:
         await self._submit(await self.choose())
@@ -133,23 +135,3 @@ class Universe(ScheduledJob):
     def _now_ms(self) -> int:
         """Return the time of a choice: not before it was due, though our clock may be behind."""
         return max(self._clock.market_ms(), self.due_ms)
-
-
-def universe_of(
-    config: Config,
-    resumed: str | None,
-    database: Path,
-    parts: tuple[Sequence[Instrument], MarketDataClient, Callable[[Event], Awaitable[int]], Clock],
-) -> Universe | None:
-    """Return the rule that chooses a run's universe; None where all symbols may open positions.
-
-    *resumed* is the id of a run of *database* that goes on, None of a new one; *parts* are its
-    instruments, the exchange, what submits an event, and the clock.
-    """
-    if (rule := config.market.universe) is None:
-        return None
-    last: UniverseChange | None = None
-    if resumed is not None:
-        with Reader.open(database) as reader:
-            last = reader.newest_of(resumed, UniverseChange)
-    return Universe(config, rule, *parts, last_ms=None if last is None else last.market_ms)

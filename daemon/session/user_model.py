@@ -129,8 +129,8 @@ def model_class(name: str) -> type[Model]:
 def model_files(config: Config, made_of: type[Model]) -> dict[str, Path]:
     """Find ``[model] files`` beside the configuration, the class, or in the working folder."""
     is_typed = own_folder(made_of) is None  # in a session, so it has no file
-    beside = None if is_typed else Path(inspect.getfile(made_of)).resolve().parent
-    folders = [config.folder, beside, Path.cwd()]
+    package = None if is_typed else Path(inspect.getfile(made_of)).resolve().parent
+    folders = [config.folder, package, Path.cwd()]
     files = {}
     for written in config.model.files:
         places = [folder / written for folder in folders if folder is not None]

@@ -25,7 +25,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Input, Static
 
 from tracepaper.daemon.http.client import give
-from tracepaper.daemon.terminal.screen import STOP, ScreenState, screen
+from tracepaper.daemon.terminal.screen import STOP, Status, screen, take_in
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import CommandKind
 from tracepaper.strategies.units import visible
@@ -52,19 +52,19 @@ most a tenth of their threshold to spare (!)."""
 class Board(Widget):
     """The lines of the run's state, as many as the terminal has."""
 
-    def __init__(self, state: ScreenState) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._state = state
+        self.status: Status = {"bars_per_s": 0.0}
         self.chosen = ""  # the instrument that is shown whole
 
     def render(self) -> Text:
         """Draw the state."""
         width, height = self.size
-        return Text("\n", no_wrap=True).join(screen(self._state, width, height, self.chosen))
+        return Text("\n", no_wrap=True).join(screen(self.status, width, height, self.chosen))
 
     def turn(self, by: int) -> None:
         """Show the instrument *by* places on."""
-        if names := list(self._state.bars):
+        if names := list(self.status.get("instruments", ())):
             place = names.index(self.chosen) if self.chosen in names else 0
             self.chosen = names[(place + by) % len(names)]
             self.refresh()
@@ -132,8 +132,7 @@ class LiveView(App[None]):
         self.theme = "ansi-dark"  # the terminal's own colours, light ones too
         self._pipe = pipe
         self._database = database
-        self._state = ScreenState()
-        self._board = Board(self._state)
+        self._board = Board()
 
     def compose(self) -> ComposeResult:
         """Lay out the board above the keys."""
@@ -154,7 +153,7 @@ class LiveView(App[None]):
         """Take in what the daemon has told; end with it."""
         try:
             while self._pipe.poll():
-                self._state.apply(self._pipe.recv())
+                take_in(self._board.status, self._pipe.recv())
         except (EOFError, OSError):
             asyncio.get_running_loop().remove_reader(self._pipe.fileno())
             self.exit()

@@ -13,7 +13,7 @@ import sys
 import termios
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import Pipe
@@ -23,10 +23,10 @@ from typing import Final, TextIO
 import structlog
 
 from tracepaper.daemon.clock import Clock, SystemClock
-from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, Change, ScreenState
+from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, RunView, Status
 from tracepaper.strategies.gates.declared import late
-from tracepaper.strategies.types.decisions import Account, Forecast, Run, Step
-from tracepaper.strategies.types.market import Bar, Command, Gap, Instrument
+from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.market import Bar, Command, Gap
 from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, count_of, unscaled
 
 TOLD_EVERY_S: Final = 0.2
@@ -81,7 +81,8 @@ class Screen:
     def __init__(self, clock: Clock, terminal: str, database: Path) -> None:
         self._clock = clock
         self._database = database
-        self._state = ScreenState()
+        self._view: RunView | None = None  # once a run is open
+        self._log: tuple[str, ...] = ()  # the newest last
         self._pace = Pace(clock)
         self._lock = threading.Lock()
         self._is_changed = True
@@ -128,38 +129,38 @@ class Screen:
             self.process.kill()
             self._thread.join(ENDS_WITHIN_S)
 
-    def opened(self, run: Run) -> None:
-        """Show the name of *run*."""
+    def opened(self, view: RunView) -> None:
+        """Show the run of *view*."""
         with self._lock:
-            self._state.open(run)
+            self._view = view
             self._is_changed = True
 
-    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
-        """Take in *step*; *instruments* by id have the decimals of its numbers."""
+    def show(self, step: Step) -> None:
+        """Show *step*, which the run's view has taken in."""
         with self._lock:
             lines = self._lines
-            if not self._state.decisions and step.decision is not None:
+            assert self._view is not None
+            if self._view.decisions == 1 and step.decision is not None:
                 self._pace = Pace(self._clock)  # warm-up bars had another pace
-            self._state.observe(step)
             if isinstance(step.event, Bar) and step.accepted:
                 self._pace.count()
             self._is_changed = True
         if lines is not None:
-            lines.show(step, instruments)
+            lines.show(step)
 
     def _hold(self, line: str) -> None:
         """Show a line that was written for the terminal."""
         with self._lock:
-            self._state.log = (*self._state.log, line)[-LOG_KEPT:]
+            self._log = (*self._log, line)[-LOG_KEPT:]
             self._is_changed = True
 
-    def _changes(self) -> list[Change]:
+    def _changes(self) -> list[Status]:
         with self._lock:
             if not self._is_changed:
                 return []
             self._is_changed = False
-            self._state.bars_per_s = self._pace.per_second()
-            return self._state.changes()
+            shown: Status = {"bars_per_s": self._pace.per_second(), "log": self._log}
+            return [shown, *([] if self._view is None else self._view.changes())]
 
     def _tell(self) -> None:
         try:
@@ -188,7 +189,7 @@ class Screen:
         os.close(self._terminal)
         with self._lock:
             self._streams.release()
-            self._lines = Lines(self._clock)
+            self._lines = Lines(self._clock, self._view)
         if code != 0:
             log.warning("the live view is gone; log lines follow", exit_code=code)
 
@@ -250,8 +251,9 @@ class _HeldStream(io.TextIOBase):
 class Lines:
     """Logs each fill, gap and command, and a decision at most once a second."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, view: RunView | None = None) -> None:
         self._clock = clock
+        self._view = view
         self._pace = Pace(clock)
         self._logged_s = -LOG_EVERY_S
 
@@ -262,8 +264,9 @@ class Lines:
         """Log the number of bars."""
         log.info("view closed", bars=self._pace.bars)
 
-    def opened(self, run: Run) -> None:
+    def opened(self, view: RunView) -> None:
         """Log the run that began."""
+        self._view, run = view, view.monitor.run
         log.info(
             "run opened",
             run_id=run.run_id,
@@ -274,10 +277,11 @@ class Lines:
             warnings=list(run.warnings),
         )
 
-    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
+    def show(self, step: Step) -> None:
         """Log fills, gaps and commands, and now and then a bar."""
+        assert self._view is not None
         for fill in step.fills:
-            instrument = instruments[fill.instrument]
+            instrument = self._view.instruments[fill.instrument]
             log.info(
                 "fill",
                 sequence=step.sequence,
@@ -294,7 +298,7 @@ class Lines:
                 self._pace.count()
                 if self._clock.network_s() - self._logged_s >= LOG_EVERY_S:
                     self._logged_s = self._clock.network_s()
-                    self._log_bar(step, bar, instruments[bar.instrument])
+                    self._log_bar(step, self._view.monitor.instrument(bar.instrument))
             case Gap() as gap:
                 log.warning(
                     "gap",
@@ -311,27 +315,17 @@ class Lines:
             case _:
                 pass
 
-    def _log_bar(self, step: Step, bar: Bar, instrument: Instrument) -> None:
-        facts: dict[str, object] = {
-            "sequence": step.sequence,
-            "instrument": bar.instrument,
-            "open_time_ms": bar.open_time_ms,
-            "close": unscaled(bar.close, instrument.price_decimals),
-        }
-        if isinstance(step.prediction, Forecast) and (explanation := step.prediction.explanation):
-            confidence = explanation.confidence
-            facts["confidence"] = None if confidence is None else round(confidence, 4)
-        if (decision := step.decision) is not None:
-            facts["action"] = decision.action.value
-            facts["refused_by"] = decision.refused_by
-            facts["unfilled"] = decision.unfilled_reason
-            facts["regime"] = decision.regime.value
-        if step.position is not None:
-            quantity = step.position.quantity
-            facts["quantity"] = unscaled(quantity, instrument.quantity_decimals)
-        facts["equity"] = unscaled(step.account.equity, MONEY_DECIMALS)
-        facts["bars_per_s"] = round(self._pace.per_second(), 1)
-        log.info("decision" if step.decision is not None else "warm-up", **facts)
+    def _log_bar(self, step: Step, facts: Status) -> None:
+        named: Status = {"sequence": step.sequence, "instrument": facts["instrument"]}
+        named |= {name: facts[name] for name in ("open_time_ms", "close")}
+        if facts["forecast"] is not None and "confidence" in facts["forecast"]:
+            confidence = facts["forecast"]["confidence"]
+            named["confidence"] = None if confidence is None else round(confidence, 4)
+        further = ("action", "refused_by", "unfilled", "regime", "quantity")
+        named |= {name: facts[name] for name in further if name in facts}
+        named["equity"] = unscaled(step.account.equity, MONEY_DECIMALS)
+        named["bars_per_s"] = round(self._pace.per_second(), 1)
+        log.info("decision" if step.decision is not None else "warm-up", **named)
 
 
 class RunWatcher:
@@ -341,66 +335,61 @@ class RunWatcher:
         self._view = view
         self._limit = limit
         self._until_ms = until_ms
-        self._instruments: dict[str, Instrument] = {}
-        self.decided = 0
-        self.decisions = 0
+        self._run: RunView | None = None  # once it is open
+        self._decided = 0
         self._allowed = 0
-        self._fills = 0
-        self._refusals: Counter[str] = Counter()
         self._unfilled: Counter[str] = Counter()
-        self._account: Account | None = None
         self.reached_end = False
-        self.run: Run | None = None
+
+    @property
+    def decisions(self) -> int:
+        """The decided bars, late ones too."""
+        return 0 if self._run is None else self._run.decisions
 
     def opened(self, run: Run) -> None:
         """Take in the run that the next steps belong to."""
-        self.run = run
-        self._view.opened(run)
-        self._instruments = {item.id: item for item in run.instruments}
+        self._run = RunView(run, SystemClock())
+        self._view.opened(self._run)
 
     def watch(self, step: Step) -> bool:
         """Show *step*; return False once enough bars were decided, or the data have ended."""
-        self._view.show(step, self._instruments)
-        self._account = step.account
-        self._fills += len(step.fills)
+        assert self._run is not None
+        self._run.observe(step)
+        self._view.show(step)
         bar = step.event
         if isinstance(bar, Bar) and self._until_ms is not None:
             self.reached_end = bar.close_time_ms >= self._until_ms
         if (decision := step.decision) is not None:
-            self.decisions += 1
             self._allowed += decision.allowed
-            if decision.refused_by is not None:
-                self._refusals[decision.refused_by] += 1
-            elif decision.unfilled_reason is not None:
+            if decision.refused_by is None and decision.unfilled_reason is not None:
                 self._unfilled[decision.unfilled_reason] += 1
-            self.decided += decision.refused_by != late.name
-        return not self.reached_end and (self._limit is None or self.decided < self._limit)
+            self._decided += decision.refused_by != late.name
+        return not self.reached_end and (self._limit is None or self._decided < self._limit)
 
     def print_summary(self, database: Path) -> None:
         """Print the summary since the start and the next commands; without a terminal, log it."""
-        if self.run is None or self._account is None:
+        if self._run is None or (last := (monitor := self._run.monitor).last) is None:
             return
-        equity = f"{self._account.equity / MONEY_SCALE:,.2f}"
+        run_id, equity = monitor.run.run_id, f"{last.account.equity / MONEY_SCALE:,.2f}"
         if not sys.stdout.isatty():
             log.info(
                 "ended",
-                run=self.run.run_id,
+                run=run_id,
                 bars=self.decisions,
                 allowed=self._allowed,
-                fills=self._fills,
-                refused=dict(self._refusals.most_common()),
+                fills=monitor.fills,
+                refused=dict(monitor.refusals.most_common()),
                 unfilled=dict(self._unfilled.most_common()),
                 equity=equity,
             )
             return
         refused, unfilled = (
             ", ".join(f"{name} {count:,}" for name, count in counts.most_common(3))
-            for counts in (self._refusals, self._unfilled)
+            for counts in (monitor.refusals, self._unfilled)
         )
-        run_id = self.run.run_id
         sys.stdout.write(
             f"Run {run_id} since this start: {count_of(self.decisions, 'bar')} decided, "
-            f"{self._allowed:,} allowed, {count_of(self._fills, 'fill')}; equity {equity}.\n"
+            f"{self._allowed:,} allowed, {count_of(monitor.fills, 'fill')}; equity {equity}.\n"
             + (f"Refused most by {refused}.\n" if refused else "")
             + (f"Left unfilled: {unfilled}.\n" if unfilled else "")
             + "The next start goes on with this run and this account. Next:\n"

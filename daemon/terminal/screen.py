@@ -1,52 +1,27 @@
-"""The content of the live view: what it keeps of a run, and its lines for a size of terminal."""
+"""The status of a run as lines, for a size of terminal; the course that the live view adds to it.
+
+A status is the document that a daemon serves (``daemon/http/monitor.py``). The live view and
+``tracepaper status`` draw it alike.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from threading import Lock
+from typing import Any, Final
 
 from rich.text import Text
 
-from tracepaper.daemon.broker.account import SIDES
+from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.engine.state import RESERVE, TWINS, account_title, reserve_of
-from tracepaper.strategies.gates.declared import operator, risk_halt
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
-from tracepaper.strategies.types.decisions import (
-    Account,
-    Action,
-    Decision,
-    Fill,
-    Forecast,
-    Position,
-    PredictionTimeout,
-    Run,
-    Step,
-)
-from tracepaper.strategies.types.market import (
-    LEVERAGE_DECIMALS,
-    Bar,
-    Command,
-    CommandKind,
-    Instrument,
-    ModelChange,
-    Side,
-)
-from tracepaper.strategies.units import (
-    MONEY_DECIMALS,
-    MONEY_SCALE,
-    NOTHING,
-    count_of,
-    scaled,
-    unscaled,
-    visible,
-)
-
-if TYPE_CHECKING:  # what the view's own process starts without
-    from tracepaper.daemon.broker.rules import MarginRules, MarginUse
+from tracepaper.strategies.types.decisions import Action, Run, Step
+from tracepaper.strategies.types.market import Bar, Side
+from tracepaper.strategies.units import NOTHING, count_of, unscaled, visible
 
 STOP: Final = "stop"
 """The view's word that the daemon is to stop, as by Ctrl-C."""
@@ -69,141 +44,112 @@ CHART_LINES: Final = range(3, 21)
 NEAR: Final = 0.1
 """A gate passed nearly where its margin is at most this share of its threshold."""
 NEAR_SHOWN: Final = 3
+WHOLE_INSTRUMENTS: Final = 8
+"""A status has so many instruments whole, and a line for each of more."""
 ACTION_STYLES: Final = {
     Action.LONG: "bold green",
     Action.SHORT: "bold red",
     Action.FLAT: "bold",
     Action.HOLD: "dim",
 }
-_HALTING: Final = frozenset({operator.name, risk_halt.name})
 DOWN, FLAT, UP = "red", "bright_black", "green"
 
-Change = dict[str, Any]
-"""New values of a ``ScreenState`` by the name of the field; those of a dictionary are merged."""
+Status = dict[str, Any]
+_BY_INSTRUMENT: Final = ("instruments", "closes")
 
 
-@dataclass(slots=True)
-class ScreenState:
-    """The data of the live view.
+class RunView:
+    """The status of a run, and the course of its prices and its equity, for the live view.
 
-    The daemon's ``observe`` is O(1) a step, and nothing here grows with time. ``changes`` tells
-    another state of it, which stands in the view's own process, by ``apply``.
+    ``observe`` is O(1) a step, and nothing here grows with time. ``changes`` are told to the view's
+    own process, which keeps them by ``take_in``; another thread may ask for them.
     """
 
-    # of the run
-    run: Run | None = None
-    cash: int = 0  # money at the start of the account; 0 while unknown
-    horizon: int = 0  # of the forecast that is shown, in bars
-    instruments: dict[str, Instrument] = field(default_factory=dict)
-    margin: Mapping[str, MarginRules] = field(default_factory=dict)  # where it trades on margin
-    # of the newest step
-    account: Account | None = None
-    twins: dict[str, Account] = field(default_factory=dict)
-    model_id: str = ""  # of the model that decides now
-    halted_by: str = ""  # the gate that allows no new exposure until RESUME
-    decisions: int = 0
-    warming: int = 0
-    fills: int = 0
-    bars_per_s: float = 0.0
-    newest: tuple[Fill, ...] = ()  # the newest first
-    equity: list[int] = field(default_factory=list)  # money, evenly over all decided bars
-    log: tuple[str, ...] = ()  # the newest last
-    # by instrument
-    bars: dict[str, Step] = field(default_factory=dict)
-    closes: dict[str, list[int]] = field(default_factory=dict)
-    positions: dict[str, Position] = field(default_factory=dict)
-    sides: dict[str, dict[str, Position]] = field(default_factory=dict)  # in hedge mode
-    # what was not told yet
-    is_opened: bool = False
-    changed: dict[str, None] = field(default_factory=dict)
-    every: int = 1  # decided bars between two values of equity
-
-    def open(self, run: Run) -> None:
-        """Remember *run*; its stored configuration names the starting cash and the horizon."""
+    def __init__(self, run: Run, clock: Clock) -> None:
+        """Begin with *run*; its stored configuration has the cash at the start, and the margin."""
+        # What the view's own process starts without.
         from tracepaper.daemon.config.loading import restore
+        from tracepaper.daemon.http.monitor import Monitor
         from tracepaper.daemon.session.build import margin_rules
 
         config = restore(run.config)
-        self.run, self.model_id, self.is_opened = run, run.model_id, True
+        margin = margin_rules(config, run.instruments)
+        self.decisions = 0
+        self.monitor = Monitor(run=run, clock=clock, margin=margin)
+        self._lock = Lock()
+        self._cash = str(config.account.cash)
         self.instruments = {item.id: item for item in run.instruments}
-        self.cash = scaled(config.account.cash, MONEY_DECIMALS, name="[account] cash")
-        self.horizon = config.gate.horizon
-        self.margin = margin_rules(config, run.instruments)
+        self._fills: list[Status] = []  # the newest first
+        self._equity: list[int] = []  # evenly over all decided bars
+        self._every = 1  # decided bars between two values of equity
+        self._closes: dict[str, list[int]] = {}
+        self._changed: dict[str, None] = {}
 
     def observe(self, step: Step) -> None:
         """Take in *step*."""
-        self.account = step.account
-        for twin in step.twins:
-            self.twins[twin.twin] = twin.account
-        if step.position is not None and isinstance(
-            name := getattr(step.event, "instrument", None), str
-        ):
-            self.positions[name] = step.position  # quotes fill, and marks move it, between bars
-            self.sides[name] = {
-                shadow.twin: shadow.position for shadow in step.twins if shadow.twin in SIDES
-            }
-            self.changed[name] = None
-        if step.fills:
-            self.fills += len(step.fills)
-            self.newest = (*reversed(step.fills), *self.newest)[:FILLS_KEPT]
-        if isinstance(step.event, ModelChange):
-            self.model_id = step.event.model_id
-        if isinstance(step.event, Command):
-            is_resumed = step.event.kind is CommandKind.RESUME
-            self.halted_by = "" if is_resumed else operator.name
-        elif step.halted is not None:
-            self.halted_by = step.halted.limit
-        elif step.decision is not None and step.decision.refused_by in _HALTING:
-            self.halted_by = self.halted_by or step.decision.refused_by or ""
-        if isinstance(step.event, Bar) and step.accepted:
-            name = step.event.instrument
-            self.bars[name] = step
-            self.changed[name] = None
-            closes = self.closes.setdefault(name, [])
-            closes.append(step.event.close)
-            del closes[:-CLOSES_KEPT]
-            if step.decision is None:
-                self.warming += 1
-            else:
-                self._count_decision(step.account.equity)
+        with self._lock:
+            self._observe(step)
 
-    def _count_decision(self, equity: int) -> None:
-        if self.decisions % self.every == 0:
-            self.equity.append(equity)
-            if len(self.equity) > EQUITY_KEPT:
-                del self.equity[1::2]
-                self.every *= 2
+    def _observe(self, step: Step) -> None:
+        self.monitor.observe(step)
+        for fill in step.fills:
+            item = self.instruments[fill.instrument]
+            self._fills.insert(
+                0,
+                {
+                    "filled_ms": fill.filled_ms,
+                    "side": fill.side.value,
+                    "quantity": unscaled(fill.quantity, item.quantity_decimals),
+                    "symbol": item.symbol,
+                    "price": f"{fill.price / 10**item.price_decimals:,.{item.price_decimals}f}",
+                    "reason": fill.reason,
+                },
+            )
+            del self._fills[FILLS_KEPT:]
+        event = step.event
+        if step.position is not None and (name := getattr(event, "instrument", "")):
+            self._changed[name] = None
+        if isinstance(event, Bar) and step.accepted:
+            self._changed[event.instrument] = None
+            closes = self._closes.setdefault(event.instrument, [])
+            closes.append(event.close)
+            del closes[:-CLOSES_KEPT]
+            if step.decision is not None:
+                self._sample(step.account.equity)
+
+    def _sample(self, equity: int) -> None:
+        if self.decisions % self._every == 0:
+            self._equity.append(equity)
+            if len(self._equity) > EQUITY_KEPT:
+                del self._equity[1::2]
+                self._every *= 2
         self.decisions += 1
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[Status]:
         """Return all that changed since the last call, each part of one instrument at most."""
-        names = [field.name for field in fields(self)]
-        first, last = names.index("run" if self.is_opened else "account"), names.index("bars")
-        totals = {name: getattr(self, name) for name in names[first:last]}
-        copied = {"equity": self.equity.copy(), "twins": self.twins.copy()}
-        parts: list[Change] = [{**totals, **copied}]
-        for name in self.changed:
-            part: Change = {}
-            if name in self.positions:
-                part["positions"] = {name: self.positions[name]}
-                part["sides"] = {name: self.sides[name]}
-            if name in self.bars:
-                part |= {
-                    "bars": {name: self.bars[name]},
-                    "closes": {name: self.closes[name].copy()},
-                }
-            parts.append(part)
-        self.is_opened = False
-        self.changed.clear()
-        return parts
+        with self._lock:
+            course = {"newest": self._fills.copy(), "equity": self._equity.copy()}
+            changed, self._changed = self._changed, {}
+            return [
+                {**self.monitor.summary(), **course, "cash": self._cash},
+                *(
+                    {
+                        "instruments": {name: self.monitor.instrument(name)},
+                        "closes": {name: self._closes[name].copy()},
+                    }
+                    for name in changed
+                    if name in self._closes
+                ),
+            ]
 
-    def apply(self, change: Change) -> None:
-        """Take in what another state's ``changes`` returned."""
-        for name, value in change.items():
-            if isinstance(value, dict):
-                getattr(self, name).update(value)
-            else:
-                setattr(self, name, value)
+
+def take_in(status: Status, change: Status) -> None:
+    """Take into *status* what a view's ``changes`` returned."""
+    for name, value in change.items():
+        if name in _BY_INSTRUMENT:
+            status.setdefault(name, {}).update(value)
+        else:
+            status[name] = value
 
 
 @dataclass(frozen=True)
@@ -217,33 +163,45 @@ class _Section:
     is_parted: bool = False  # an empty line stands before it where there is room
 
 
-def screen(state: ScreenState, width: int, height: int, chosen: str = "") -> list[Text]:
+def screen(status: Status, width: int, height: int, chosen: str = "") -> list[Text]:
     """Return at most *height* lines of *width* cells: money first, then what was decided and why.
 
     Of several instruments *chosen* is shown whole, by default the first. Where lines are few, the
     price, equity, the log, fills and the forecast give way in this order, and gates that passed.
     """
-    top = [_head(state, width)]
-    if state.halted_by:
-        top.append(_banner(state))
-    if state.account is not None:
-        top.append(_money(state))
+    top = [_head(status, width)]
+    if status.get("halted_by"):
+        top.append(_banner(status))
+    if status.get("account"):
+        top.append(_money(status))
     sections = [_section(top)]
-    if state.bars:
-        name = chosen if chosen in state.bars else next(iter(state.bars))
-        sections += _of_instrument(state, name, width)
-        sections.append(_section(_others(state, name), least=2, rank=3, is_parted=True))
-        fills = _rows("fills", [_fill(state, fill) for fill in state.newest])
+    if instruments := status.get("instruments"):
+        name = chosen if chosen in instruments else next(iter(instruments))
+        sections += _of_instrument(status, name, width)
+        sections.append(_section(_others(status, name), least=2, rank=3, is_parted=True))
+        fills = _rows("fills", list(map(_fill, status["newest"])))
         sections.append(_section(fills, least=1, rank=4, is_parted=True))
     else:
         sections.append(_section([Text(" waiting for the first closed bar", "dim")]))
-    log = [Text.assemble(" ", Text.from_ansi(line)) for line in state.log]
+    log = [Text.assemble(" ", Text.from_ansi(line)) for line in status.get("log", ())]
     many = len(log)
     sections.append(_Section(lambda most: log[-most:], min(many, 1), many, 5, is_parted=True))
-    lines = [_harmless(line) for line in _fitted(sections, height)]
+    lines = _fitted(sections, height)
     for line in lines:
         line.truncate(width, overflow="ellipsis")
     return lines
+
+
+def status_lines(status: Status) -> list[Text]:
+    """Return accounts and instruments of *status*, each whole, or a line for each of many."""
+    instruments = status["instruments"]
+    sections = [_section([_money(status)] if status["account"] else [])]
+    if len(instruments) > WHOLE_INSTRUMENTS:
+        sections.append(_section(_others(status, "")))
+    else:
+        for name in instruments:
+            sections += _of_instrument(status, name, 0)
+    return _fitted(sections, sum(part.most + 1 for part in sections) + ROOMY_LINES)
 
 
 def _harmless(line: Text) -> Text:
@@ -275,7 +233,7 @@ def _fitted(sections: Sequence[_Section], height: int) -> list[Text]:
     for section, gap, most in zip(sections, gaps, given, strict=True):
         if most > 0:
             lines += [Text()] * gap
-            lines += section.draw(most)
+            lines += map(_harmless, section.draw(most))
     return lines
 
 
@@ -291,177 +249,166 @@ def _rows(label: str, lines: Sequence[Text]) -> list[Text]:
 # ---------------------------------------------------------------- the whole run
 
 
-def _head(state: ScreenState, width: int) -> Text:
+def _head(status: Status, width: int) -> Text:
     """Return one line; where it is too long, an ellipsis cuts the run's id first."""
-    counts = f"{state.bars_per_s:,.1f} bars/s "
-    if width >= NARROW:
-        counts = f"decisions {state.decisions:,}  fills {state.fills:,}  {counts}"
+    counts = f"{status['bars_per_s']:,.1f} bars/s "
     name = Text.assemble((" tracepaper", "bold"))
-    if (run := state.run) is not None:
-        name.append(f"  {run.kind.value}", "cyan")
-        name.append(f"  {run.strategy} {state.model_id}".rstrip())
-        name.append(f"  run {run.run_id}", "dim")
+    if "run_id" in status:
+        if width >= NARROW:
+            done = f"decisions {status['decisions']:,}  fills {status['fills']:,}"
+            counts = f"{done}  {counts}"
+        name.append(f"  {status['kind']}", "cyan")
+        name.append(f"  {status['strategy']} {status['model_id']}".rstrip())
+        name.append(f"  run {status['run_id']}", "dim")
     name.truncate(max(width - len(counts) - 1, 0), overflow="ellipsis", pad=True)
     return Text.assemble(name, " ", (counts, "dim"))
 
 
-def _banner(state: ScreenState) -> Text:
-    words = f" HALTED by {state.halted_by}: no new exposure until RESUME (r) "
+def _banner(status: Status) -> Text:
+    words = f" HALTED by {status['halted_by']}: no new exposure until RESUME (r) "
     return Text.assemble(" ", (words, "bold yellow reverse"))
 
 
 _TWIN_TITLES: Final = frozenset(map(account_title, TWINS))
 
 
-def _money(state: ScreenState) -> Text:
-    assert state.account is not None
-    accounts = [("equity", state.account)]
-    accounts += [(account_title(name), account) for name, account in state.twins.items()]
+def _money(status: Status) -> Text:
+    of_run, cash = status["account"], Decimal(status.get("cash", 0))
+    accounts = {"equity": of_run}
+    accounts |= {account_title(name): account for name, account in status["twins"].items()}
     cells = []
-    for name, account in accounts:
-        is_own = account is state.account
+    for name, texts in accounts.items():
+        account = {key: Decimal(amount) for key, amount in texts.items() if isinstance(amount, str)}
         text = Text.assemble((f" {name} ", "dim"))
-        text.append(f"{account.equity / MONEY_SCALE:,.2f} ", "bold" if is_own else "")
-        if not is_own and name not in _TWIN_TITLES:  # it began with a part of the cash
-            earned = account.realized_pnl + account.unrealized_pnl
-            earned -= account.fees_paid + account.funding_paid
-            text.append_text(_signed(earned / MONEY_SCALE))
-        elif state.cash:
-            text.append_text(_signed((account.equity / state.cash - 1) * 100, unit=" %"))
+        text.append(f"{account['equity']:,.2f} ", "bold" if texts is of_run else "")
+        if texts is not of_run and name not in _TWIN_TITLES:  # it began with a part of the cash
+            earned = account["realized_pnl"] + account["unrealized_pnl"]
+            text.append_text(_signed(earned - account["fees_paid"] - account["funding_paid"]))
+        elif cash:
+            text.append_text(_signed((account["equity"] / cash - 1) * 100, unit=" %"))
         cells.append(text)
-    equity = {name: Decimal(account.equity) for name, account in state.twins.items()}
-    if reserve := reserve_of(Decimal(state.account.equity), equity):
-        cells.append(Text.assemble((f" {RESERVE} ", "dim"), f"{reserve / MONEY_SCALE:,.2f} "))
-    if state.margin:
-        held = state.positions.items()
-        used = sum(
-            state.margin[name].used_by(position) for name, position in held if name in state.margin
-        )
-        cells.append(Text(f"margin used {used / MONEY_SCALE:,.2f}", "dim"))
-    costs = (state.account.fees_paid + state.account.funding_paid) / MONEY_SCALE
+    equity = {name: Decimal(account["equity"]) for name, account in status["twins"].items()}
+    if reserve := reserve_of(Decimal(of_run["equity"]), equity):
+        cells.append(Text.assemble((f" {RESERVE} ", "dim"), f"{reserve:,.2f} "))
+    if "margin_used" in of_run:
+        cells.append(Text(f"margin used {Decimal(of_run['margin_used']):,.2f}", "dim"))
+    if (ratio := of_run.get("maintenance_ratio")) is not None:
+        cells.append(Text(f"maintenance ratio {ratio:.1%}, liquidated at 100 %", "dim"))
+    costs = Decimal(of_run["fees_paid"]) + Decimal(of_run["funding_paid"])
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
     return Text("  ").join(cells)
 
 
-def _fill(state: ScreenState, fill: Fill) -> Text:
-    instrument = state.instruments[fill.instrument]
-    price = fill.price / 10**instrument.price_decimals
+def _fill(fill: Status) -> Text:
     return Text.assemble(
-        (f"{datetime.fromtimestamp(fill.filled_ms / 1000, UTC):%H:%M:%S} ", "dim"),
-        (f"{fill.side.value:<4} ", UP if fill.side is Side.BUY else DOWN),
-        f"{_grouped(unscaled(fill.quantity, instrument.quantity_decimals))} {instrument.symbol} ",
-        f"at {price:,.{instrument.price_decimals}f}  ",
-        (fill.reason, "dim"),
+        (f"{datetime.fromtimestamp(fill['filled_ms'] / 1000, UTC):%H:%M:%S} ", "dim"),
+        (f"{fill['side']:<4} ", UP if fill["side"] == Side.BUY else DOWN),
+        f"{_grouped(fill['quantity'])} {fill['symbol']} at {fill['price']}  ",
+        (fill["reason"], "dim"),
     )
 
 
 # ---------------------------------------------------------------- one instrument
 
 
-def _of_instrument(state: ScreenState, name: str, width: int) -> list[_Section]:
+def _of_instrument(status: Status, name: str, width: int) -> list[_Section]:
     """Return price and position, the decision with its gates, the forecast, equity and a chart."""
-    step, instrument = state.bars[name], state.instruments[name]
-    bar = step.event
-    assert isinstance(bar, Bar)
-    closed = datetime.fromtimestamp(bar.close_time_ms / 1000, UTC)
-    place = f"  {list(state.bars).index(name) + 1} of {len(state.bars)}, tab: next"
-    facts = [
+    instruments = status["instruments"]
+    facts = instruments[name]
+    category, _, symbol = name.partition(":")
+    closed = datetime.fromtimestamp(facts["close_time_ms"] / 1000, UTC)
+    place = f"  {list(instruments).index(name) + 1} of {len(instruments)}, tab: next"
+    lines = [
         _row(
-            instrument.symbol,
-            (_price(bar.close, instrument), "bold"),
-            (f"  {instrument.category.value}  closed {closed:%Y-%m-%d %H:%M} UTC", "dim"),
-            (place if len(state.bars) > 1 else "", "dim"),
+            symbol,
+            (_price(facts["close"], facts), "bold"),
+            (f"  {category}  closed {closed:%Y-%m-%d %H:%M} UTC", "dim"),
+            (place if len(instruments) > 1 and "closes" in status else "", "dim"),
         )
     ]
     gates = []
-    if step.decision is None:
-        facts.append(_row("warming up", (f"{count_of(state.warming, 'bar')} taken in", "dim")))
+    if "action" not in facts:
+        lines.append(_row("warming up", (f"{count_of(status['bars'], 'bar')} taken in", "dim")))
     else:
-        positions: dict[str, Position | None] = {**state.sides.get(name, {})}
-        for title, held in (positions or {"": state.positions.get(name)}).items():
-            facts.append(_row(title.lower() or "position", _position(held, instrument)))
-            if (rules := state.margin.get(name)) and (used := rules.use_of(held)):
-                facts.append(_row("margin", _margin(used, instrument)))
-        facts.append(_row("decision", _decision(step.decision)))
-        gates.append(_gates(step.decision))
-    forecast = [_row(title, line) for title, line in _prediction(step, state.horizon)]
-    cells, closes = width - LABEL_CELLS - 1, state.closes[name]
-    equity = [_row("equity", (sparkline(sampled(state.equity, cells)), "cyan"))]
+        for title, held in facts.get("sides", {"position": facts}).items():
+            lines.append(_row(title, _position(held, facts)))
+            if "margin" in held:
+                lines.append(_row("margin", _margin(held, facts)))
+        lines.append(_row("decision", _decision(facts)))
+        gates.append(_gates(facts["gates"]))
+    forecast = [_row(title, line) for title, line in _prediction(facts)]
+    sections = [_section(lines, is_parted=True), *gates, _section(forecast, least=2, rank=2)]
+    if (closes := status.get("closes", {}).get(name)) is None:
+        return sections
+    cells = width - LABEL_CELLS - 1
+    equity = [_row("equity", (sparkline(sampled(status["equity"], cells)), "cyan"))]
 
-    def chart(lines: int) -> Sequence[Text]:
-        if lines < CHART_LINES[0]:
+    def chart(most: int) -> Sequence[Text]:
+        if most < CHART_LINES[0]:
             return [_row("price", (sparkline(sampled(closes, cells)), "cyan"))]
-        ends = (_price(max(closes), instrument), _price(min(closes), instrument))
+        unit = 10 ** facts["price_decimals"]
+        ends = [_price(end / unit, facts) for end in (max(closes), min(closes))]
         edge = max(map(len, ends)) + 1
-        labels = [ends[0], *[""] * (lines - 2), ends[1]]
-        drawn = zip(line_chart(closes, cells - edge, lines), labels, strict=True)
+        labels = [ends[0], *[""] * (most - 2), ends[1]]
+        drawn = zip(line_chart(closes, cells - edge, most), labels, strict=True)
         return _rows(
             "price",
             [Text.assemble((line, "cyan"), (f"{label:>{edge}}", "dim")) for line, label in drawn],
         )
 
     return [
-        _section(facts, is_parted=True),
-        *gates,
-        _section(forecast, least=2, rank=2),
-        _section(equity if state.equity else [], rank=6, is_parted=True),
+        *sections,
+        _section(equity if status["equity"] else [], rank=6, is_parted=True),
         _Section(chart, 1, CHART_LINES[-1], rank=7),
     ]
 
 
-def _price(price: int, instrument: Instrument) -> str:
-    return f"{price / 10**instrument.price_decimals:,.{instrument.price_decimals}f}"
+def _price(price: str | float, facts: Status) -> str:
+    return f"{Decimal(price):,.{facts['price_decimals']}f}"
 
 
-def _others(state: ScreenState, shown: str) -> list[Text]:
+def _others(status: Status, shown: str) -> list[Text]:
     """Return a line for each instrument but the one that is *shown*."""
     lines = []
-    for name, step in state.bars.items():
-        if name != shown and isinstance(step.event, Bar):
-            instrument = state.instruments[name]
-            price = f"{_price(step.event.close, instrument):>12}  "
-            line = _row(
-                instrument.symbol[: LABEL_CELLS - 2],
-                price,
-                _position(state.positions.get(name), instrument),
-            )
-            if step.decision is not None:
-                line.append("  ").append_text(_decision(step.decision))
+    for name, facts in status["instruments"].items():
+        if name != shown:
+            symbol, price = name.partition(":")[2], f"{_price(facts['close'], facts):>12}  "
+            line = _row(symbol[: LABEL_CELLS - 2], price, _position(facts, facts))
+            if "action" in facts:
+                line.append("  ").append_text(_decision(facts))
             lines.append(line)
     return lines
 
 
-def _prediction(step: Step, horizon: int) -> list[tuple[str, Text]]:
-    match step.prediction:
-        case PredictionTimeout(deadline_ms=deadline_ms):
-            return [("forecast", Text(f"none within {deadline_ms} ms", "yellow"))]
-        case Forecast() as forecast:
-            lines = [("forecast", _forecast(forecast, horizon))]
-            if (explanation := forecast.explanation) is not None:
-                regime = step.decision.regime.value if step.decision is not None else NOTHING
-                text = (
-                    f"confidence {_share(explanation.confidence)}  regime {regime}  "
-                    f"recent mass {_share(explanation.recent_mass)}"
-                )
-                lines.append(("attention", Text(text)))
-            return lines
-        case _:
-            return []
+def _prediction(facts: Status) -> list[tuple[str, Text]]:
+    if (forecast := facts["forecast"]) is None:
+        return []
+    if (deadline_ms := forecast.get("deadline_ms")) is not None:
+        return [("forecast", Text(f"none within {deadline_ms} ms", "yellow"))]
+    lines = [("forecast", _forecast(forecast))]
+    if "confidence" in forecast:
+        text = (
+            f"confidence {_share(forecast['confidence'])}  "
+            f"regime {facts.get('regime', NOTHING)}  recent mass {_share(forecast['recent_mass'])}"
+        )
+        lines.append(("attention", Text(text)))
+    return lines
 
 
-def _share(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
+def _share(value: float | None, form: str = ".3f") -> str:
+    return NOTHING if value is None else f"{value:{form}}"
 
 
-def _forecast(forecast: Forecast, horizon: int) -> Text:
-    index = forecast.horizons.index(horizon) if horizon in forecast.horizons else 0
-    text = Text(f"in {forecast.horizons[index]} bars  ")
-    if forecast.mean_return:
-        spread = f" ± {forecast.stdev_return[index]:.3%}" if forecast.stdev_return else ""
-        text = Text(f"{forecast.mean_return[index]:+.3%}{spread} {text.plain}")
-    if not forecast.p_up:
+def _forecast(forecast: Status) -> Text:
+    text = Text(f"in {forecast['horizon']} bars  ")
+    if "mean_return" in forecast:
+        spread = (
+            f" ± {_share(forecast['stdev_return'], '.3%')}" if "stdev_return" in forecast else ""
+        )
+        text = Text(f"{_share(forecast['mean_return'], '+.3%')}{spread} {text.plain}")
+    shares = [forecast[name] for name in ("p_down", "p_flat", "p_up") if name in forecast]
+    if None in shares or not shares:
         return text
-    shares = (forecast.p_down[index], forecast.p_flat[index], forecast.p_up[index])
     text.append(f"↓{shares[0]:.0%} ", DOWN)
     for cells, style in zip(split(shares, BAR_CELLS), (DOWN, FLAT, UP), strict=True):
         text.append("━" * cells, style)
@@ -469,34 +416,33 @@ def _forecast(forecast: Forecast, horizon: int) -> Text:
     return text
 
 
-def _decision(decision: Decision) -> Text:
-    text = Text.assemble((decision.action.value, ACTION_STYLES.get(decision.action, "bold")))
-    if decision.refused_by is not None:
-        text.append(f"  {verdict(decision.action, decision.refused_by, decision.reason)}", "yellow")
-    elif decision.unfilled_reason is not None:
-        text.append(f"  unfilled: {decision.unfilled_reason}", "yellow")
-    elif decision.reason:
-        text.append(f"  {decision.reason}", "dim")
+def _decision(facts: Status) -> Text:
+    action, refused_by = Action(facts["action"]), facts["refused_by"]
+    text = Text.assemble((action.value, ACTION_STYLES.get(action, "bold")))
+    if refused_by is not None:
+        text.append(f"  {verdict(action, refused_by, facts['reason'])}", "yellow")
+    elif facts["unfilled"] is not None:
+        text.append(f"  unfilled: {facts['unfilled']}", "yellow")
+    elif facts["reason"]:
+        text.append(f"  {facts['reason']}", "dim")
     return text
 
 
-def _gates(decision: Decision) -> _Section:
+def _gates(gates: Sequence[Mapping[str, Any]]) -> _Section:
     """Return a line for each gate that failed, or passed nearly; the others are counted."""
     failed: list[Text] = []
     near: list[tuple[float, int, Text]] = []
-    rows = zip(
-        decision.gate_set.gates, decision.measures, decision.gate_set.thresholds, strict=True
-    )
-    for index, (gate, measure, threshold) in enumerate(rows):
+    for index, row in enumerate(gates):
+        gate, measure, threshold = row["gate"], row["measure"], row["threshold"]
         spare, facts = _spare(gate, measure, threshold), _against(gate, measure, threshold)
-        if not decision.passed >> index & 1:
+        if not row["passed"]:
             failed.append(Text.assemble(("✗ ", DOWN), (gate, "bold"), facts))
         elif threshold and spare is not None and 0 <= spare <= NEAR * abs(threshold):
             line = Text.assemble(("! ", "yellow"), gate, facts)
             near.append((spare / abs(threshold), index, line))
     nearest = [line for *_, line in sorted(near)][:NEAR_SHOWN]
-    total, passed = len(decision.measures), decision.passed.bit_count()
-    counted = Text.assemble(("✓ ", UP), f"{passed} of {total} passed")
+    total = len(gates)
+    counted = Text.assemble(("✓ ", UP), f"{total - len(failed)} of {total} passed")
 
     def draw(most: int) -> Sequence[Text]:
         lines = [*failed, *nearest[: max(most - len(failed) - 1, 0)], counted]
@@ -532,22 +478,18 @@ def _against(gate: str, measure: float | None, threshold: float) -> Text:
     return Text(f"{text}  {unit_beside(gate)}".rstrip(), "dim")
 
 
-def _position(position: Position | None, instrument: Instrument) -> Text:
-    if position is None or position.quantity == 0:
+def _position(held: Status, facts: Status) -> Text:
+    if "entry_price" not in held:
         return Text("none", "dim")
-    quantity = unscaled(position.quantity, instrument.quantity_decimals)
-    size = abs(position.quantity) / 10**instrument.quantity_decimals
-    average = abs(position.entry_notional) / MONEY_SCALE / size
-    text = Text(
-        f"{_grouped(quantity)} {instrument.base_coin} at {average:,.{instrument.price_decimals}f}  "
-    )
-    return text.append_text(_signed(position.unrealized_pnl / MONEY_SCALE))
+    price = _price(held["entry_price"], facts)
+    text = Text(f"{_grouped(held['quantity'])} {facts['base_coin']} at {price}  ")
+    return text.append_text(_signed(Decimal(held["unrealized_pnl"])))
 
 
-def _margin(used: MarginUse, instrument: Instrument) -> Text:
+def _margin(held: Status, facts: Status) -> Text:
     return Text(
-        f"{used.margin / MONEY_SCALE:,.2f} at {unscaled(used.leverage, LEVERAGE_DECIMALS)} x, "
-        f"liquidated at {_price(used.liquidation, instrument)}"
+        f"{Decimal(held['margin']):,.2f} at {held['leverage']} x, "
+        f"liquidated at {_price(held['liquidation_price'], facts)}"
     )
 
 
@@ -595,7 +537,7 @@ def split(shares: Sequence[float], cells: int) -> list[int]:
     return [after - before for before, after in itertools.pairwise(edges)]
 
 
-def _signed(amount: float, *, unit: str = "") -> Text:
+def _signed(amount: Decimal, *, unit: str = "") -> Text:
     style = UP if amount > 0 else DOWN if amount < 0 else "dim"
     return Text(f"{amount:+,.2f}{unit}", style)
 

@@ -118,19 +118,22 @@ class EventsSource:
                 yield ReadFrame(line.received_ms, line.cause)
                 continue
             frame = frame_of(read, line.data.encode(), of)
-            yield frame if is_same else _counted(frame, price, size)
+            yield frame if is_same else _mapped(frame, price.of, size.of)
 
 
-def _counted(frame: ReadFrame, price: Scale, size: Scale) -> ReadFrame:
-    """Return *frame* in other decimals."""
+def _mapped(
+    frame: ReadFrame, price: Callable[[int], int], size: Callable[[int], int], later_ms: int = 0
+) -> ReadFrame:
+    """Return *frame* later, with other prices and sizes."""
     book, best = frame.book, frame.best
     if book is not None:
-        bids, asks = ([(price.one(ticks), size.one(lots)) for ticks, lots in side] for side in book)
+        bids, asks = ([(price(ticks), size(lots)) for ticks, lots in side] for side in book)
         book = (bids, asks)
     return frame._replace(
+        at_ms=frame.at_ms + later_ms,
         book=book,
-        best=None if best is None else (price.one(best[0]), price.one(best[1])),
-        trades=[(taker, price.one(ticks), size.one(lots)) for taker, ticks, lots in frame.trades],
+        best=None if best is None else (price(best[0]), price(best[1])),
+        trades=[(taker, price(ticks), size(lots)) for taker, ticks, lots in frame.trades],
     )
 
 
@@ -165,21 +168,8 @@ class ChangedSource:
             is_known = self._known_ms is None or frame.at_ms <= self._known_ms
             if not is_known and self._cuts:
                 return
-            yield _changed(frame, self._later_ms, self._factor, 1 if is_known else 1_000)
-
-
-def _changed(frame: ReadFrame, later_ms: int, factor: int, more: int) -> ReadFrame:
-    """Return *frame* later, its prices times *factor*, with *more* times as much on its levels."""
-    book, best = frame.book, frame.best
-    if book is not None:
-        bids, asks = ([(price * factor, size * more) for price, size in side] for side in book)
-        book = (bids, asks)
-    return frame._replace(
-        at_ms=frame.at_ms + later_ms,
-        book=book,
-        best=None if best is None else (best[0] * factor, best[1] * factor),
-        trades=[(taker, price * factor, size * more) for taker, price, size in frame.trades],
-    )
+            more = 1 if is_known else 1_000
+            yield _mapped(frame, self._factor.__mul__, more.__mul__, self._later_ms)
 
 
 class SampledSource:

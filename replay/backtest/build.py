@@ -29,6 +29,7 @@ from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
     coverage_warnings,
+    every_of,
     make_strategies,
     margin_warnings,
     needs_forecaster,
@@ -286,7 +287,7 @@ def build(
         refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
     forecaster = None
     if needs_forecaster(config):
-        forecaster = load_forecaster(config, beside=database, mode=mode)
+        forecaster = load_forecaster(config, database=database, mode=mode)
     strategies = make_strategies(config, forecaster)
     rule, names = config.market.universe, list_of(config)
     books_read = max(
@@ -306,7 +307,7 @@ def build(
         ),
     )
     if feed.actions.splits:
-        _refuse_split(config, strategies, data, has_model=forecaster is not None)
+        _refuse_split(strategies, data, has_model=forecaster is not None)
     books, missing = None, tuple[str, ...]()
     if sources:
         times = (feed.period_start_ms, max(int(part.closes_ms[-1]) for part in feed.candles))
@@ -392,9 +393,7 @@ def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
     return data.events
 
 
-def _refuse_split(
-    config: Config, strategies: Strategies, data: MarketData, *, has_model: bool
-) -> None:
+def _refuse_split(strategies: Strategies, data: MarketData, *, has_model: bool) -> None:
     """Refuse a split where something would see the bars before it as a fall or a rise."""
     if has_model:
         raise ConfigInvalid(
@@ -406,13 +405,13 @@ def _refuse_split(
             f"--actions names a split within the data, and {data.frames[0].path} is not adjusted "
             "to it; leave --frame-data out."
         )
-    for strategy in map(unguarded, strategies.values()):
+    for strategy in map(unguarded, every_of(strategies)):
         base = PortfolioStrategy if isinstance(strategy, PortfolioStrategy) else Strategy
         if type(strategy).observe is not base.observe and type(strategy).adjust is base.adjust:
             raise ConfigInvalid(
-                f"{config.strategy.name} keeps what it observes, and --actions names a split; "
-                "define adjust(self, action), which takes its prices by action.old ÷ action.new, "
-                "or look back by context.history alone."
+                f"{type(strategy).__qualname__} keeps what it observes, and --actions names a "
+                "split; define adjust(self, action), which takes its prices by action.old ÷ "
+                "action.new, or look back by context.history alone."
             )
 
 
@@ -450,18 +449,10 @@ def _instruments(
         instrument = archive_instrument(
             part, fractional=market.fractional, currency=market.currency, shared=shared
         )
-        before = by_id.get(instrument.id)
-        if before is None or instrument.price_decimals > before.price_decimals:
-            by_id[instrument.id] = instrument if before is None else _finest(instrument, before)
-        else:
-            by_id[instrument.id] = _finest(before, instrument)
+        before = by_id.get(instrument.id, instrument)
+        by_id[instrument.id] = msgspec.structs.replace(
+            max(before, instrument, key=lambda item: item.price_decimals),
+            volume_decimals=max(before.volume_decimals, instrument.volume_decimals),
+            turnover_decimals=max(before.turnover_decimals, instrument.turnover_decimals),
+        )
     return tuple(by_id.values())
-
-
-def _finest(first: Instrument, second: Instrument) -> Instrument:
-    """Return *first*, whose prices are finer, with decimals that also hold *second*'s volumes."""
-    return msgspec.structs.replace(
-        first,
-        volume_decimals=max(first.volume_decimals, second.volume_decimals),
-        turnover_decimals=max(first.turnover_decimals, second.turnover_decimals),
-    )

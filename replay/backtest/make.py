@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
+from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.models import card_of
+from tracepaper.daemon.session.resume import recall_events, restore_engine
+from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
+from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import (
     Tally,
     Watch,
-    resume_replay,
+    predictor_over,
+    run_events,
     run_replay,
-    sessions_before,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, refuse_unused
-from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.audit import ResumePoint, SqlAuditLog
 from tracepaper.storage.checkpoints import identity
 from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.lock import lock_file
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import actions_of
 from tracepaper.storage.memory_log import MemoryLog
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.book_features import WANTED, books_read_by
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.market import (
+    Bar,
+    Closed,
+    CorporateAction,
+    Depths,
+    Event,
+    FrameBar,
+    Funding,
+    Gap,
+    RunKind,
+    UniverseChange,
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +93,13 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
             started_at_ms = clock.wall_ms()
             run_id = rerun(recorded[0], audit, database, tally, started_at_ms=started_at_ms)
         elif spec.resume is not None:
-            run_id = _resume(spec, spec.resume, audit, database, tally)
+            refuse_unused(
+                spec, Consumer.RESUME, f"Run {spec.resume} goes on by its own configuration"
+            )
+            data = MarketData.read(spec, sessions_for=sessions_before(database, spec.resume))
+            run_id = resume_replay(
+                spec.resume, data, audit, database, tally, until_ms=spec.until_ms
+            )
         else:
             replay = _replay_of(spec, database, clock.wall_ms())
             with watch.progress(replay) as tally.progress:
@@ -101,12 +129,6 @@ def run_in_memory(spec: RunSpec) -> MemoryLog:
     run_replay(replay, log, Tally())
     log.end(wall_ms())
     return log
-
-
-def _resume(spec: RunSpec, wanted: str, audit: SqlAuditLog, database: Path, tally: Tally) -> str:
-    refuse_unused(spec, Consumer.RESUME, f"Run {wanted} goes on by its own configuration")
-    data = MarketData.read(spec, sessions_for=sessions_before(database, wanted))
-    return resume_replay(wanted, data, audit, database, tally, until_ms=spec.until_ms)
 
 
 def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Replay:
@@ -145,3 +167,159 @@ def _remove_failed_start(database: Path, kept: dict[Path, list[Path]], *, is_new
     if is_new:
         database.unlink(missing_ok=True)
         lock_file(database).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- go on with an interrupted replay
+
+
+def sessions_before(database: Path, wanted: str) -> SessionsFor | None:
+    """Return a function that gives the sessions with which the run *wanted* was opened.
+
+    The package that computed them may say something else by now. None where it counts intervals.
+    """
+    with Reader.open(database) as reader:
+        sessions = sessions_of(reader.stored_run(reader.find(wanted)).run)
+    return None if sessions is None else partial(reaching, sessions)
+
+
+def resume_replay(
+    wanted: str,
+    data: MarketData,
+    audit: SqlAuditLog,
+    database: Path,
+    tally: Tally,
+    *,
+    until_ms: int | None = None,
+) -> str:
+    """Go on with the replay *wanted* over the same *data*, until *until_ms*; return its run id.
+
+    Raises ``ConfigInvalid`` where it is no replay, is finished, or was made by other code.
+    """
+    with Reader.open(database) as reader:
+        run_id = reader.find(wanted)
+        stored = reader.stored_run(run_id)
+        has_ended = reader.ended_at_ms(run_id) is not None
+    run = stored.run
+    if run.kind is not RunKind.REPLAY:
+        raise ConfigInvalid(f"Run {run_id} is a {run.kind.value} run; only a replay is resumed.")
+    if has_ended:
+        raise ConfigInvalid(f"Run {run_id} is finished; start a new replay.")
+    config = restore(run.config)
+    if bool(data.depth) != bool(config.market.depth):
+        raise ConfigInvalid(
+            f"Run {run_id} was made without order books; leave --depth out."
+            if data.depth
+            else f"Run {run_id} was made with order books; give the same --depth."
+        )
+    replay = build(
+        config,
+        data,
+        started_at_ms=run.started_at_ms,
+        from_ms=None if not stored.step_count else run.period_start_ms,
+        until_ms=until_ms,
+        mode=run.mode or "scan",
+        database=database,
+    )
+    if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
+        raise ConfigInvalid(
+            f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
+            "code, checkpoint or covariates; start a new replay."
+        )
+    _refuse_short(replay, database, run_id)
+    resumed = audit.resume(run_id)
+    with Reader.open(database) as reader:
+        held = {_frame_key(bar) for bar in reader.frame_bars(run_id)}
+        booked = [action for _, action in actions_of(reader.connection, run)]
+        choice = reader.newest_of(run_id, UniverseChange)
+        chosen_ms = -1 if choice is None else choice.market_ms
+        query = "SELECT instrument, from_ms FROM v_gaps WHERE run_id = ?"
+        gaps = set(reader.connection.execute(query, (run_id,)))
+    engine, market = replay.engine, replay.config.market
+    # A start forgets the books, so those are handed on again that are looked at next.
+    of_model = WANTED if books_read_by(replay.forecaster) else 0
+    seen_ms = {
+        key: open_ms
+        + market.interval_ms
+        - max(engine.books_of(key), of_model) * market.depth_every_ms
+        for key, open_ms in resumed.last_open_ms.items()
+    }
+    rest = (
+        event
+        for event in replay.feed.events()
+        if event not in booked and _is_new(event, resumed, held, seen_ms)
+        if not isinstance(event, UniverseChange) or event.market_ms > chosen_ms
+        if not isinstance(event, Gap) or (event.instrument, event.from_ms) not in gaps
+    )
+    way = predictor_over(replay)
+    history = way.history
+    with Reader.open(database) as reader:
+        restore_engine(replay.engine, reader, resumed, history)
+        bars = [] if history is None else [*chain(*history.known().values())]
+        for model in (replay.forecaster, way.prober):
+            recall_events(model, reader, run_id, bars)
+    warm_from = () if history is None else history.warm_from()
+    start = start_event(
+        replay.forecaster,
+        warm_from=warm_from,
+        market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
+    )
+    queues = engine.broker.frames_read()
+    handed_on = replay.with_books(
+        way.ahead(chain((start,), rest)),
+        frames_read=lambda key: queues.get(key, 0),
+        known_ms=max(
+            (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
+        ),
+    )
+    run_events(handed_on, way.predictor, replay.engine, audit, tally)
+    return run_id
+
+
+def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:
+    """Refuse to go on where a prune left fewer bars than decide: it would decide otherwise."""
+    context = 0 if replay.forecaster is None else replay.forecaster.context
+    with Reader.open(database) as reader:
+        if reader.pruned(reader.stored_run(run_id).run_key) is None:
+            return
+        for item in replay.instruments:
+            wanted = max(replay.engine.warmup_of(item.id), context)
+            held = len(reader.bars(run_id, item.id, wanted))
+            if held < wanted:
+                raise DataInvalid(
+                    f"Run {run_id} was pruned to {held:,} bars of {item.id}, and its decisions "
+                    f"depend on {wanted:,}; start a new replay."
+                )
+
+
+def _frame_key(bar: FrameBar) -> tuple[str, int, int]:
+    """Return the identity of a higher timeframe's candle."""
+    return bar.instrument, bar.interval_ms, bar.open_time_ms
+
+
+def _is_new(  # noqa: PLR0911 - one case an event
+    event: Event,
+    resumed: ResumePoint,
+    frame_bars: Collection[tuple[str, int, int]],
+    books_ms: Mapping[str, int],
+) -> bool:
+    """Return whether *event* comes after what the run already holds, *frame_bars* included.
+
+    Of order books those count as new that stood so after *books_ms*.
+    """
+    match event:
+        case Depths():
+            return event.market_ms > books_ms.get(event.instrument, -1)
+        case Bar():
+            return event.open_time_ms > resumed.last_open_ms.get(event.instrument, -1)
+        case Closed():  # of its bars all are stored or none
+            return event.open_time_ms > max(resumed.last_open_ms.values(), default=-1)
+        case FrameBar():
+            return _frame_key(event) not in frame_bars
+        case CorporateAction():
+            return event.market_ms > resumed.last_open_ms.get(event.instrument, -1)
+        case Funding():
+            return event.market_ms > resumed.last_funding_ms.get(event.instrument, -1)
+        case Gap():
+            return event.from_ms > resumed.last_open_ms.get(event.instrument, -1)
+        case _:
+            return True

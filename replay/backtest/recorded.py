@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
@@ -40,7 +40,6 @@ from tracepaper.daemon.session.user_model import refuse_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import Beginnings, Lookback, StartingPoint
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
@@ -74,6 +73,9 @@ from tracepaper.strategies.types.market import (
     RunKind,
     Unit,
 )
+
+if TYPE_CHECKING:
+    from tracepaper.storage.audit import SqlAuditLog
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,10 @@ class RecordedPredictor:
             for model in (self._run.forecaster, self._prober):
                 recall_lookback(model, reader, run_id, before)
             rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
-        events = self._queue_answers(rows if place is None else _without_ends(rows, place))
+        rows = rows if place is None else _without_ends(rows, place)
+        if self._inline is not None or self._is_outside:
+            return self._queue_answers(rows)
+        events = (event for _, event, _ in rows)
         return events if self._scan is None else self._scan.read_ahead(events)
 
     @property
@@ -293,12 +298,10 @@ class RecordedPredictor:
     def _queue_answers(self, rows: Iterable[tuple[int, Event, Prediction]]) -> Iterator[Event]:
         """Yield the events of *rows*, and queue each stored answer for ``predict``."""
         for sequence, event, stored in rows:
-            if isinstance(event, RetrainingEnd) and event.takes_over and not self._is_outside:
+            if type(event) is RetrainingEnd and event.takes_over and not self._is_outside:
                 self._promote(event, is_derived=sequence >= self._run.first)
-            if self._inline is not None or self._is_outside:
-                was_late = isinstance(stored, PredictionTimeout)
-                self._recorded.append(self._timeout if was_late else stored)
-                self.taken += self._is_outside and stored is not None
+            self._recorded.append(self._timeout if type(stored) is PredictionTimeout else stored)
+            self.taken += self._is_outside and stored is not None
             yield event
 
     def predict(self, unit: Unit) -> list[Prediction]:
@@ -480,12 +483,16 @@ def _rows_from(
             yield sequence, bar_after(splits, event) if isinstance(event, Bar) else event, stored
 
 
+_ENDS: Final = frozenset({RunEnd, Prune, ParityCheck})
+
+
 def _without_ends(
     rows: Iterable[tuple[int, Event, Prediction]], place: Mapping[str, Any]
 ) -> Iterator[tuple[int, Event, Prediction]]:
     """Yield *rows* without ends, prunes and daily replays, each start with this *place*."""
-    for sequence, event, answer in rows:
-        if isinstance(event, ModelChange):
-            yield sequence, msgspec.structs.replace(event, **place), answer
-        elif not isinstance(event, RunEnd | Prune | ParityCheck):
-            yield sequence, event, answer
+    for row in rows:
+        kind = type(event := row[1])
+        if kind is ModelChange:
+            yield row[0], msgspec.structs.replace(event, **place), row[2]
+        elif kind not in _ENDS:
+            yield row

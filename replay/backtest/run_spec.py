@@ -124,10 +124,10 @@ def _columns(value: object, _name: str) -> tuple[str, ...]:
 
 def moment(value: Any, name: str) -> str | None:  # noqa: ANN401 - a user's
     """Return *value* as the text of a time on the command line; without a zone it is UTC."""
-    from tracepaper.replay.archive.columns import instant
-
     if value is None:
         return None
+    from tracepaper.replay.archive.columns import instant
+
     if isinstance(value, datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=UTC)
         return str(round(moment.timestamp() * 1000))
@@ -286,10 +286,10 @@ class RunSpec(MarketSpec):
 
 
 def _time(text: str | None, flag: str) -> int | None:
-    from tracepaper.replay.archive.columns import instant
-
     if text is None:
         return None
+    from tracepaper.replay.archive.columns import instant
+
     try:
         return instant(text)
     except ConfigInvalid:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -76,46 +76,36 @@ BEGUN: Final = "stopped"
 """Why the first books of a feed go on from none."""
 
 
+Number = TypeVar("Number", int, Integers)
+
+
 class Scale(NamedTuple):
     """What numbers of one scale are multiplied by, or divided by, to be those of another."""
 
     times: int = 1
     over: int = 1
 
-    def of(self, numbers: Integers) -> Integers:
+    def of(self, numbers: Number) -> Number:
         """Return *numbers* in the other scale."""
         return numbers * self.times // self.over
 
-    def one(self, number: int) -> int:
-        """Return *number* in the other scale."""
-        return number * self.times // self.over
 
-
-@dataclass(frozen=True, eq=False)
-class DepthTrack:
-    """The books of one instrument as a feed hands them on: event *i* holds ``cuts[i]``."""
-
-    source: DepthSource
-    levels: int
-    price: Scale
-    size: Scale
-    cuts: Sequence[tuple[int, int, str]]  # first book, the one after the last, and the cause
-
-    @property
-    def times(self) -> Integers:
-        """The time of each event, that of its newest book."""
-        return self.source.times[[stop - 1 for _, stop, _ in self.cuts]]
-
-    def events(self) -> Iterator[Depths]:
-        """Yield the events; each is read and packed when it is drawn."""
-        header = self.source.header
-        for start, stop, cause in self.cuts:
-            read = self.source.part(start, stop).shallower(self.levels)
-            books = replace(read, price=self.price.of(read.price), size=self.size.of(read.size))
-            at_ms = int(books.seen_ms[-1])
-            yield packed_books(
-                header.instrument, books, every_ms=header.every_ms, cause=cause, seen_ms=at_ms
-            )
+def _depths(
+    source: DepthSource,
+    cuts: Sequence[tuple[int, int, str]],
+    levels: int,
+    price: Scale,
+    size: Scale,
+) -> Iterator[Depths]:
+    """Yield the books of each cut: its first, the one after its last, and the cause."""
+    header = source.header
+    for start, stop, cause in cuts:
+        read = source.part(start, stop).shallower(levels)
+        books = replace(read, price=price.of(read.price), size=size.of(read.size))
+        at_ms = int(books.seen_ms[-1])
+        yield packed_books(
+            header.instrument, books, every_ms=header.every_ms, cause=cause, seen_ms=at_ms
+        )
 
 
 def depth_tracks(given: Sequence[DepthSource], bars: BarSpan) -> list[Track]:
@@ -133,7 +123,7 @@ def depth_tracks(given: Sequence[DepthSource], bars: BarSpan) -> list[Track]:
         for recorded in given
         if recorded.header.instrument in closes_ms
     ]
-    return [Track(track.times, track.events) for track in cut if track.cuts]
+    return [track for track in cut if track.times.size]
 
 
 def depth_track(
@@ -142,10 +132,11 @@ def depth_track(
     closes_ms: Integers,
     interval_ms: int,
     lookback: DataLookback,
-) -> DepthTrack:
+) -> Track:
     """Cut the books of *recorded* at each of *closes_ms*; later ones are dropped.
 
-    It begins as many books before the first bar as *lookback* says.
+    It begins as many books before the first bar as *lookback* says. Each event has the time of its
+    newest book, and is read and packed when it is drawn.
 
     Raises ``DataInvalid`` where the instrument cannot count its prices and sizes exactly.
     """
@@ -163,13 +154,10 @@ def depth_track(
         for start in range(first, last, BLOCK_BOOKS):
             cause = causes.get(start, "") or (BEGUN if start == begin else "")
             cuts.append((start, min(start + BLOCK_BOOKS, last), cause))
-    return DepthTrack(
-        recorded,
-        lookback.levels,
-        scale_of(units.price, header.price_decimals, instrument.price_decimals, "prices"),
-        scale_of(units.size, header.quantity_decimals, instrument.quantity_decimals, "sizes"),
-        cuts,
-    )
+    price = scale_of(units.price, header.price_decimals, instrument.price_decimals, "prices")
+    size = scale_of(units.size, header.quantity_decimals, instrument.quantity_decimals, "sizes")
+    newest = np.array([stop - 1 for _, stop, _ in cuts], np.intp)
+    return Track(times[newest], partial(_depths, recorded, cuts, lookback.levels, price, size))
 
 
 def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--depth") -> Scale:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tracepaper.daemon.session.user_class import imported
+from tracepaper.replay.bench.machine import Route, interleaved
 from tracepaper.strategies.attention import compiled, reference
 from tracepaper.strategies.attention.capturing import capture
 from tracepaper.strategies.attention.kernels import attend
@@ -34,7 +35,7 @@ from tracepaper.strategies.attention.methods import (
 )
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.architecture import Network, network_kinds
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -50,14 +51,8 @@ EVERY_MAX: Final = 8_192
 """Beyond, buckets of every row are kept for windows alone, by the stream."""
 WINDOW: Final = 1_088
 MASKS: Final = {"causal": Mask(), f"window {WINDOW:,}": Mask.window(WINDOW), "full": Mask.full()}
-ROUNDS_MIN: Final = 3
-ROUNDS_MAX: Final = 9
-ENOUGH_S: Final = 3.0
-"""Once the rounds of a row took this long together, it was measured often enough."""
 FOREIGN_KEYS: Final = 4_096
 TOKENS: Final = 2_048
-KINDS: Final = ("linear", "informer", "multiscale", "cross", "trading")
-"""Kinds of networks beside the flash network that attend over the bars of one symbol."""
 LIVE_STEPS: Final = 200
 LIVE_SCANS: Final = 8
 BATCH_BARS: Final = 4_352
@@ -65,7 +60,6 @@ BATCH_BARS: Final = 4_352
 SEED: Final = 20_240_501
 
 Row = dict[str, Any]
-Route = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +118,6 @@ def measure(
     for row in model_rows(setting, tell):
         yield f"a Llama of 4 layers, {TOKENS:,} tokens", row
     if device == "cpu":
-        for name in KINDS:
-            tell(f"the network of kind {name}")
-            yield "a network of each kind, one window", network_row(name)
         tell("a live step and a scan")
         yield "the default network as a stream", live_row()
 
@@ -138,31 +129,6 @@ def function_named(name: str) -> Callable[[Inputs, Mask], object]:
         raise ConfigInvalid(f"--compare {name} is no function; name one of (inputs, mask).")
     measured: Callable[[Inputs, Mask], object] = function
     return measured
-
-
-def interleaved(
-    routes: Mapping[str, Route],
-    *,
-    clock: Callable[[], float] = time.process_time,
-    wait: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Return each route's median seconds; every round takes each route once, after a warm-up.
-
-    *wait* returns when the work that a route started is done.
-    """
-    for route in routes.values():
-        route()
-    wait()
-    spent: dict[str, list[float]] = {name: [] for name in routes}
-    for done in range(ROUNDS_MAX):
-        if done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S:
-            break
-        for name, route in routes.items():
-            before = clock()
-            route()
-            wait()
-            spent[name].append(clock() - before)
-    return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
 def _timed(setting: Setting, routes: Mapping[str, Route]) -> dict[str, float]:
@@ -363,28 +329,17 @@ def model_rows(
 # ---------------------------------------------------------------- our networks
 
 
-def network_row(kind: str) -> Row:
-    """Return the forward of a network of *kind* over one window, and its explanation's ratio."""
-    record = network_kinds()[kind]
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        network = record.make(record.read({})).eval()
-    seconds = interleaved(window_routes(network))
-    return {"kind": kind, "bars": network.config.receptive_field} | _ratios(seconds, "forward")
-
-
-def window_routes(network: Network) -> dict[str, Route]:
-    """Return the routes of a *network* over one window of random rows, plain and explained."""
+def explained_window(network: Network) -> Route:
+    """Return what explains a *network*'s answer to one window of random rows."""
     generator = torch.Generator().manual_seed(SEED)
     bars = network.config.receptive_field
     x = torch.randn(1, bars, network.config.features, generator=generator).clamp(-5, 5)
-    positions = torch.arange(bars)
 
-    def route(ask: Callable[[Tensor, Tensor], object]) -> object:
+    def route() -> object:
         with torch.inference_mode():
-            return ask(x, positions)
+            return network.explain(x, torch.arange(bars))
 
-    return {"forward": partial(route, network), "explained": partial(route, network.explain)}
+    return route
 
 
 class Scan:

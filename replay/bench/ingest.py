@@ -4,6 +4,7 @@ Every frame carries one closed candle, the dearest kind: real minutes of the bun
 written as the exchange writes them (numbers as text, trailing zeros left out). Frames at the roll,
 with two candles, and frames of the still open candle, which are most of a live stream, are measured
 beside. Routes are interleaved; each figure is the median of the rounds' process CPU time.
+Decoding alone stands beside them: machines differ, the ratio to it hardly.
 """
 
 from __future__ import annotations
@@ -11,67 +12,51 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 from tracepaper.daemon.bybit.messages import decode_kline
-from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
-from tracepaper.replay.bench.machine import machine_line
+from tracepaper.daemon.bybit.wire import Wire
+from tracepaper.replay.bench.machine import Route, interleaved, machine_line
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
+from tracepaper.strategies.types.market import Category, Instrument
 from tracepaper.strategies.units import MINUTE_MS, without_zeros
 
-ROUNDS: Final = 7
 BITCOIN: Final = Instrument(
     Category.LINEAR, "BTCUSDT", "BTC", "USDT", 1, 3, 8, 8, 1, 1, 1, 150_000, 5 * 10**10, 480
 )
 
-Route = Callable[[bytes], object]
 
+def measure_ingest() -> dict[str, Any]:
+    """Return frames a CPU second of each route, and the machine.
 
-def measure_ingest(frames: int = 200_000) -> dict[str, Any]:
-    """Return frames a CPU second of each route, after *frames* frames each, and the machine.
-
-    ``ratio_msgspec`` is our cost as a multiple of decoding alone, ``ratio_plain`` how many times
-    faster we are than ``json.loads`` with ``Decimal``: machines differ, ratios hardly.
+    ``ratio_msgspec`` is our cost as a multiple of decoding alone.
     """
     closing = closing_frames()
     wire = Wire(category=Category.LINEAR, instruments=[BITCOIN], interval_ms=MINUTE_MS)
-    check(wire, closing)
-    routes: dict[str, tuple[Route, Sequence[bytes]]] = {
-        "tracepaper": (wire.receive, closing),
-        "msgspec": (decode_kline, closing),
-        "plain": (plain_bars, closing),
-        "roll": (wire.receive, roll_frames(closing)),
-        "open": (wire.receive, open_frames(closing)),
-    }
-    rates = rate(routes, frames)
+
+    def over(read: Callable[[bytes], object], frames: Sequence[bytes]) -> Route:
+        def route() -> None:
+            for frame in frames:
+                read(frame)
+
+        return route
+
+    seconds = interleaved(
+        {
+            "tracepaper": over(wire.receive, closing),
+            "msgspec": over(decode_kline, closing),
+            "roll": over(wire.receive, roll_frames(closing)),
+            "open": over(wire.receive, open_frames(closing)),
+        }
+    )
     return {
-        "frames": frames,
-        "rounds": ROUNDS,
-        "frames_per_cpu_s": rates,
-        "ratio_msgspec": rates["msgspec"] / rates["tracepaper"],
-        "ratio_plain": rates["tracepaper"] / rates["plain"],
+        "frames": len(closing),
+        "frames_per_cpu_s": {name: len(closing) / spent for name, spent in seconds.items()},
+        "ratio_msgspec": seconds["tracepaper"] / seconds["msgspec"],
         "machine": machine_line(),
     }
-
-
-def rate(routes: dict[str, tuple[Route, Sequence[bytes]]], frames: int) -> dict[str, float]:
-    """Return each route's median frames a CPU second; every round takes each route once."""
-    each = max(1, frames // ROUNDS)
-    rates: dict[str, list[float]] = {name: [] for name in routes}
-    for number in range(ROUNDS):
-        for name, (route, source) in routes.items():
-            batch = [source[(number * each + place) % len(source)] for place in range(each)]
-            began = time.process_time()
-            for frame in batch:
-                route(frame)
-            rates[name].append(each / (time.process_time() - began))
-    return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def closing_frames() -> list[bytes]:
@@ -112,43 +97,3 @@ def roll_frames(closing: Sequence[bytes]) -> list[bytes]:
         parts["data"].append(times | new | rest)
         frames.append(json.dumps(parts, separators=(",", ":")).encode())
     return frames
-
-
-def plain_bars(frame: bytes) -> list[Bar]:
-    """Return the same bars by ``json.loads`` and ``Decimal``: exact as well, nothing clever."""
-    message = json.loads(frame)
-    bars = []
-    for candle in message["data"]:
-        if not candle["confirm"]:
-            continue
-        open_, high, low, close = (
-            int(Decimal(candle[name]).scaleb(1)) for name in ("open", "high", "low", "close")
-        )
-        volume, turnover = (int(Decimal(candle[name]).scaleb(8)) for name in ("volume", "turnover"))
-        if not (0 < low <= open_ <= high and low <= close <= high):
-            continue
-        bars.append(
-            Bar(
-                BITCOIN.id,
-                candle["start"],
-                MINUTE_MS,
-                open_,
-                high,
-                low,
-                close,
-                volume,
-                turnover,
-                message["ts"],
-                message["ts"],
-                Source.STREAM,
-            )
-        )
-    return bars
-
-
-def check(wire: Wire, closing: Sequence[bytes]) -> None:
-    """Raise ``InvariantBroken`` unless both ways of reading agree on every measured frame."""
-    for frame in closing:
-        received = wire.receive(frame)
-        if not isinstance(received, ClosedCandles) or received.bars != plain_bars(frame):
-            raise InvariantBroken("A measured frame is read in two ways; the figures are void.")

@@ -16,11 +16,11 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from tracepaper.daemon.clock import Predictor
+from tracepaper.daemon.clock import Predict
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
-from tracepaper.daemon.session.loop import BarHistory, NoModel, Worker, WorkerPredictor, drive
+from tracepaper.daemon.session.loop import BarHistory, Worker, WorkerPredictor, drive, no_forecast
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import describe_run, start_event
 from tracepaper.replay.archive.candles import bars_of
@@ -117,7 +117,7 @@ class LiveParts:
     """What the daemon puts a run together from, the exchange apart."""
 
     engine: Engine
-    predictor: Predictor
+    predict: Predict
     audit: SqlAuditLog
     start: Callable[[], ModelChange]  # the event that follows the bars before the period
 
@@ -149,21 +149,21 @@ def live_parts(
     )
     context = 0 if forecaster is None else forecaster.context
     kept = BarHistory([instrument.id for instrument in instruments], context=context)
-    predictor: Predictor = NoModel()
+    predict: Predict = no_forecast
     if forecaster is not None:
-        predictor = WorkerPredictor(
+        predict = WorkerPredictor(
             forecaster,
             kept,
             Worker("model"),
             period_start_ms=start_ms,
             deadline_ms=config.model.deadline_ms,
-        )
+        ).predict
     audit = SqlAuditLog.open(path)
     try:
         audit.begin(run, engine.gate_sets)
         yield LiveParts(
             engine,
-            predictor,
+            predict,
             audit,
             lambda: start_event(forecaster, warm_from=kept.warm_from(), market_ms=start_ms),
         )
@@ -228,7 +228,7 @@ def _timed(
         database = Path(folder) / "bench.db"
         with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
             feed = TimedFeed(closes[:context], parts.start, closes[context:], bare, database)
-            asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
+            asyncio.run(drive(feed, parts.predict, parts.engine, parts.audit.append))
             feed.grown_mb = resident_mb() - before_mb
             feed.grown_bytes += _content_bytes(database)
     return feed

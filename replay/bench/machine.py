@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on; memory of a process."""
+"""The machine that a figure was measured on; rounds of routes; memory of a process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ import os
 import platform
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
+
+ROUNDS_MIN: Final = 3
+ROUNDS_MAX: Final = 9
+ENOUGH_S: Final = 3.0
+"""Once the rounds of a row took this long together, it was measured often enough."""
+
+Route = Callable[[], object]
 
 
 def machine_line() -> str:
@@ -48,6 +59,31 @@ def _processor() -> str:
     return named[0] if named else platform.machine()
 
 
+def interleaved(
+    routes: Mapping[str, Route],
+    *,
+    clock: Callable[[], float] = time.process_time,
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Return each route's median seconds; every round takes each route once, after a warm-up.
+
+    *wait* returns when the work that a route started is done.
+    """
+    for route in routes.values():
+        route()
+    wait()
+    spent: dict[str, list[float]] = {name: [] for name in routes}
+    for done in range(ROUNDS_MAX):
+        if done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S:
+            break
+        for name, route in routes.items():
+            before = clock()
+            route()
+            wait()
+            spent[name].append(clock() - before)
+    return {name: statistics.median(seconds) for name, seconds in spent.items()}
+
+
 def resident_mb() -> float:
     """Return the memory this process holds now, in MB."""
     return _held_mb("VmRSS")
@@ -58,18 +94,14 @@ def most_resident_mb() -> float:
     return _held_mb("VmHWM")
 
 
-def status_kib(name: str) -> int:
-    """Return the kernel's own figure of this process, in KiB; raise ``OSError`` without one.
+def _held_mb(name: str) -> float:
+    """Return the kernel's figure *name* of this process, in MB; its peak where there is none.
 
     ``getrusage`` hands the peak of a parent on to its children.
     """
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def _held_mb(name: str) -> float:
     try:
-        return status_kib(name) * 1_024 / 1e6
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1_024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1_024 / 1e6

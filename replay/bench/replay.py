@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive import Candles, read_candles, slice_candles
+from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
@@ -32,7 +32,6 @@ from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.types.decisions import Action, Step
 
 YEAR_BARS: Final = 525_600
-SYMBOLS: Final = 50
 ALONE_S: Final = 1.0
 """CPU seconds of a round in which a network alone explains."""
 AHEAD: Final = 64
@@ -166,27 +165,17 @@ def measure_replay(
 ) -> dict[str, Any]:
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
-    Each round replays the same bars into a new database, and beside it as many bars of
-    ``SYMBOLS`` instruments, as many by a class as users write them, as many by two strategies on
-    one account, and a plain Python loop of the same strategy, without engine or log.
+    Each round replays the same bars into a new database, and beside it by a class as users write
+    them, by two strategies on one account, and in a plain Python loop of the same strategy, without
+    engine or log.
     """
     candles = tiled(bars)
-    # As many bars, of instruments that all close at the same times.
-    rows = slice(0, max(1, bars // SYMBOLS))
-    several = [
-        replace(slice_candles(candles, rows), symbol=f"S{number:02}USDT")
-        for number in range(SYMBOLS)
-    ]
     closes = candles.close.tolist()
-    spent: dict[str, list[float]] = {
-        name: [] for name in ("one", "fifty", "two", "written", "plain")
-    }
+    spent: dict[str, list[float]] = {name: [] for name in ("one", "two", "written", "plain")}
     for turn in range(rounds):
-        tell(f"round {turn + 1} of {rounds}: {bars:,} bars, of one symbol and of {SYMBOLS}")
+        tell(f"round {turn + 1} of {rounds}: {bars:,} bars")
         single = recorded(replay_of([candles], "sma_cross"))
         spent["one"].append(single.cpu_s / bars)
-        fifty = recorded(replay_of(several, "sma_cross"))
-        spent["fifty"].append(fifty.cpu_s / sum(map(len, several)))
         two = recorded(replay_of([candles], "sma_cross", times=2))
         spent["two"].append(two.cpu_s / bars)
         written = recorded(replay_of([candles], f"{__name__}:{Reversion.__name__}"))
@@ -201,7 +190,6 @@ def measure_replay(
         "bars_per_cpu_s": 1 / median["one"],
         "history_stop_notes_bars_per_cpu_s": 1 / median["written"],
         "times_plain_loop": median["one"] / median["plain"],
-        "fifty_symbols_times_one": median["fifty"] / median["one"],
         "two_strategies_times_one": median["two"] / median["one"],
         "database_bytes_per_bar": single.size / bars,
         "rss_mb_at_a_quarter": single.memory_mb[len(single.memory_mb) // 4],
@@ -236,7 +224,7 @@ def measure_model(
     the default model. In each round its network alone explains bars, or windows, for ``ALONE_S``.
     Raises ``ConfigInvalid`` of a model without attention.
     """
-    from tracepaper.replay.bench.attention import Scan, window_routes
+    from tracepaper.replay.bench.attention import Scan, explained_window
     from tracepaper.strategies.forecasters.attribution import attending
     from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 
@@ -249,7 +237,7 @@ def measure_model(
     if isinstance(network, StreamingForecaster):
         alone: Callable[[], int] = Scan(network.network).advance
     else:
-        window = window_routes(network.model.network)["explained"]
+        window = explained_window(network.model.network)
 
         def alone() -> int:
             window()

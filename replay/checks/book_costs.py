@@ -198,13 +198,13 @@ def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_SentOrder]], C
     sent = {row["order_id"]: row for row in views.rows("v_orders")}
     fills = views.rows("v_fills")
     groups: dict[str, list[tuple[Decimal, Decimal]]] = defaultdict(list)
-    apart: dict[str, str] = {}
+    set_aside: dict[str, str] = {}
     for fill in fills:
         name, order = fill["order_id"], sent.get(fill["order_id"])
         if order is None:
-            apart[name] = _UNKNOWN
+            set_aside[name] = _UNKNOWN
         elif order["kind"] != OrderKind.MARKET or fill["liquidity"] != Liquidity.TAKER:
-            apart[name] = _RESTED
+            set_aside[name] = _RESTED
         else:
             groups[name].append((Decimal(fill["price_text"]), Decimal(fill["quantity_text"])))
     orders: dict[str, list[_SentOrder]] = defaultdict(list)
@@ -219,7 +219,7 @@ def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_SentOrder]], C
         orders[instrument].append(_SentOrder(taken, paid))
     for held in orders.values():
         held.sort(key=lambda market_order: market_order.order.time_ms)
-    return len(fills), orders, Counter(apart.values())
+    return len(fills), orders, Counter(set_aside.values())
 
 
 def _first_known(

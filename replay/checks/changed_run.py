@@ -36,6 +36,7 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.backtest.run import StepLog, Tally, run_events
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_rows import WHOLE, RunRows
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -94,7 +95,7 @@ class ChangedRun:
     def derive(self, log: StepLog) -> None:
         """Take the recorded events through the engine into *log*."""
         recorded = RecordedRun(self.run, self.config, self.engine, self.forecaster)
-        predictor = RecordedPredictor(recorded, None, self.database, probes=False)
+        predictor = RecordedPredictor(recorded, None, self.database)
         rows = _later(self.reader, self.run, self.first_ms) if self.first_ms else None
         log.begin(self.run, self.engine.gate_sets)
         events = predictor.events(self.reader, self.run.run_id, rows, place={})
@@ -154,7 +155,7 @@ def changed_run(
         strategy_sha256=strategy_sha256(config),
         gate_horizon=config.gate.horizon,
     )
-    _refuse_size(reader, run, config)
+    _refuse_size(reader, stored.run_key, run, config)
     engine, bars = _engine(run, config, forecaster, shadows=shadows)
     for sha256 in reader.promoted(run_id):
         promoted = _forecaster(reader, run, sha256, 1 if forecaster is None else forecaster.context)
@@ -212,14 +213,14 @@ def _refuse_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int 
         raise DataInvalid(f"{why}.")
 
 
-def _refuse_size(reader: Reader, run: Run, config: Config) -> None:
+def _refuse_size(reader: Reader, run_key: int, run: Run, config: Config) -> None:
     """Refuse a size of which no order could be taken at the first prices, as a replay does."""
-    waiting = {item.id: item for item in run.instruments}
-    for _, _, event, _ in reader.events(run.run_id):
-        if isinstance(event, Bar) and (item := waiting.pop(event.instrument, None)) is not None:
-            refuse_size(config, item, Decimal(event.open).scaleb(-item.price_decimals))
-        if not waiting:
-            return
+    rows = RunRows(reader.connection, run_key)
+    for place, item in enumerate(run.instruments):
+        if (first := rows.bar_at(place, WHOLE, newest=False)) is not None:
+            bar = reader.step(run.run_id, first.sequence).event
+            assert isinstance(bar, Bar)
+            refuse_size(config, item, Decimal(bar.open).scaleb(-item.price_decimals))
 
 
 def _engine(

@@ -164,7 +164,7 @@ def _after_first_fill(
     step and of all later ones, of every instrument, for all of them share one account.
     """
     ours, theirs = _filled(first), _filled(second)
-    apart: list[tuple[int, str]] = []
+    differing: list[tuple[int, str]] = []
     known_from: list[list[int]] = [[], []]
     for key in sorted(ours.keys() | theirs.keys()):
         for fill, other in zip_longest(ours.get(key, ()), theirs.get(key, ())):
@@ -175,11 +175,11 @@ def _after_first_fill(
             at_ms = min(filled[1] for filled in (fill, other) if filled is not None)
             texts = ["none" if filled is None else filled[2] for filled in (fill, other)]
             fills = f"{texts[0]} in the first and {texts[1]} in the second"
-            apart.append((at_ms, f"{key} at {iso(at_ms)}: {fills}"))
+            differing.append((at_ms, f"{key} at {iso(at_ms)}: {fills}"))
             break
-    if not apart:
+    if not differing:
         return frozenset()
-    comparison.first_fill = min(apart)[1]
+    comparison.first_fill = min(differing)[1]
     bars: set[Key] = set()
     for run, sequences in zip((first, second), known_from, strict=True):
         if sequences:

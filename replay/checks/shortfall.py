@@ -170,13 +170,16 @@ def join_fills(reader: Reader, run_id: str, executions: Executions) -> Shortfall
         )
     if not ordered.by_id:
         raise DataInvalid(f"Run {run_id} has ordered nothing that a fill could follow.")
+    unknown = 0
     for of_order in by_order(sorted(fills, key=attrgetter("time_ms"))):
         name = names[of_order[0].symbol]
         side = ordered.find(name, of_order, markets[name])
         for fill in of_order:
-            side.account.add(_filled(fill, markets[name], executions.path))
-    if unknown := sum(fill.fee is None and fill.fee_base is None for fill in fills):
-        notes.append(f"{unknown:,} fills have no fee, so paper's counts for them")
+            filled = _filled(fill, markets[name], executions.path)
+            side.account.add(filled)
+            unknown += filled.fee is None
+    if unknown:
+        notes.append(f"{unknown:,} fills name no fee in a coin of their symbol; paper's is taken")
     shortfalls = [
         each
         for (name, _), book in sorted(ordered.books.items())

@@ -5,9 +5,10 @@ The rule is docs/identity.md, I21.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -30,18 +31,13 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.run_columns import Floats, Ints, RunColumns
-from tracepaper.storage.audit import GROUP_STEPS
-from tracepaper.storage.database.run_rows import NO_TARGET, Columns
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_rows import NOT_STORED, Columns
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.decisions import (
-    Account,
-    Decision,
-    GateSet,
-    QuietStretch,
-    Run,
-    Step,
-)
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.types.decisions import Decision, GateSet, QuietStretch, Run, Step
+from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import MONEY_SCALE, count_of, iso
 
 CHANGES_KEPT: Final = 100
@@ -89,108 +85,122 @@ class WhatIf:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class DecidedRun:
+    """The decisions of a run, a row each: its place in the run, the code of its verdict."""
+
+    rows: Columns
+    decision: Callable[[int], Decision]  # at a place
+    made: Callable[[int], tuple[float, int, int]]  # the equity before a place, fees and fills since
+
+
 class DecisionLog:
-    """Keeps of each step what is compared: what it decided, and the account after it."""
+    """Keeps of a run what is compared; its rows would take as long as to derive them."""
 
-    room = GROUP_STEPS
+    room = SEQUENCE_LIMIT  # no group of steps is ever full
 
-    def __init__(self) -> None:
-        self.account: Account | None = None  # after the last step
-        self.fills = 0
-        self.decisions: list[Decision] = []  # a stretch repeats its first
-        self._rows: tuple[list[int], ...] = ([], [], [], [], [])
-        self._codes: dict[Verdict, int] = {}
-        self._places: dict[str, int] = {}
+    def __init__(self, cash: float) -> None:
+        self._cash, self._fees, self._fills = cash, 0, 0  # of the account, until the last step
+        self._decisions: list[Decision] = []  # a stretch repeats its first
+        self._opens_ms, self._instruments, self._equity = array("q"), array("q"), array("q")
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
-        self._places = {item.id: place for place, item in enumerate(run.instruments)}
+        self._place_of = {item.id: place for place, item in enumerate(run.instruments)}
 
     def append_now(self, *steps: Step) -> None:
         """Keep what *steps* decided."""
         for step in steps:
-            self.account = step.account
-            self.fills += len(step.fills)
+            self._fees = step.account.fees_paid
+            self._fills += len(step.fills)
             if step.decision is not None and isinstance(step.event, Bar):
-                self._take(step.event, step.decision, step.account.equity)
+                self._take([step.event], [step.decision], [step.account.equity])
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Keep what each bar of *stretch* repeats."""
-        marks = stretch.marks
-        self.account = stretch.last[1]
-        judged = [self._judged(key, repeat.decision) for key, repeat in stretch.repeats.items()]
-        values = (
-            [bar.open_time_ms for bar in stretch.bars],
-            *(list(column) * stretch.units for column in zip(*judged, strict=True)),
-            [marks.worth + profit for profit in marks.account_unrealized for _ in judged],
-        )
-        for row, more in zip(self._rows, values, strict=True):
-            row.extend(more)
-        self.decisions += [repeat.decision for repeat in stretch.repeats.values()] * stretch.units
+        marks, decisions = stretch.marks, [of.decision for of in stretch.repeats.values()]
+        equity = [marks.worth + profit for profit in marks.account_unrealized for _ in decisions]
+        self._take(stretch.bars, decisions * stretch.units, equity)
 
-    def _take(self, bar: Bar, decision: Decision, equity: int) -> None:
-        opens, places, targets, verdicts, equities = self._rows
-        place, target, verdict = self._judged(bar.instrument, decision)
-        opens.append(bar.open_time_ms)
-        places.append(place)
-        targets.append(target)
-        verdicts.append(verdict)
-        equities.append(equity)
-        self.decisions.append(decision)
-
-    def _judged(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
-        target, outcome = decision.target_quantity, decision.outcome
-        return (
-            self._places[instrument],
-            NO_TARGET if target is None else target,
-            self.code(outcome.action, outcome.refused_by),
-        )
-
-    def code(self, action: str, refused_by: str | None) -> int:
-        """Return the place of a verdict in ``verdicts``."""
-        return self._codes.setdefault((action, refused_by), len(self._codes))
-
-    @property
-    def verdicts(self) -> list[Verdict]:
-        """Every verdict by its code."""
-        return [*self._codes]
-
-    def columns(self) -> Columns:
-        """Return what was kept, a row a decision."""
-        names = ("open_time_ms", "instrument", "target_quantity", "verdict", "equity")
-        columns = dict(zip(names, (np.array(row, np.int64) for row in self._rows), strict=True))
-        return columns | {"place": np.arange(len(self.decisions))}
+    def _take(self, bars: Sequence[Bar], decisions: list[Decision], equity: list[int]) -> None:
+        self._opens_ms.extend([bar.open_time_ms for bar in bars])
+        self._instruments.extend([self._place_of[bar.instrument] for bar in bars])
+        self._equity.extend(equity)
+        self._decisions += decisions
 
     def flush(self) -> None:
         """Do nothing: nothing waits."""
 
+    def decided(self, codes: dict[Verdict, int]) -> DecidedRun:
+        """Return the decisions; each verdict that is none of *codes* is added to them."""
+        targets = (of.target_quantity for of in self._decisions)
+        verdicts = ((of.action, of.refused_by) for of in self._decisions)
+        columns = {
+            "place": range(len(self._decisions)),
+            "open_time_ms": self._opens_ms,
+            "instrument": self._instruments,
+            "target_quantity": [NOT_STORED if target is None else target for target in targets],
+            "verdict": [codes.setdefault(verdict, len(codes)) for verdict in verdicts],
+            "equity": self._equity,
+        }
+        rows = {name: np.array(column, np.int64) for name, column in columns.items()}
+        made = self._cash, self._fees, self._fills  # its first decision is compared
+        return DecidedRun(rows, self._decisions.__getitem__, lambda _first: made)
+
+
+def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) -> DecidedRun:
+    """Return the decisions of a record; each verdict that is none of *codes* is added to them."""
+    run_id, rows = columns.run.run_id, columns.rows.decided()
+    verdicts = [
+        codes.setdefault((outcome.action, outcome.refused_by), len(codes))
+        for outcome in columns.rows.outcomes
+    ]
+    rows["verdict"] = np.array(verdicts, np.int64)[rows["outcome"]]
+
+    def decision(sequence: int) -> Decision:
+        stored = reader.step(run_id, sequence).decision
+        assert stored is not None, "only what was decided is compared"
+        return stored
+
+    def made(first: int) -> tuple[float, int, int]:
+        begin, last = columns.span
+        paid = reader.step(run_id, last).account.fees_paid
+        if first > begin:
+            paid -= reader.step(run_id, first - 1).account.fees_paid
+        return columns.equity_before(first), paid, len(columns.rows.filled((first, last)))
+
+    return DecidedRun(rows | {"place": rows["sequence"]}, decision, made)
+
 
 def what_if(changed: ChangedRun) -> WhatIf:
     """Derive *changed*, and compare each of its decisions with the record's."""
-    log, run = DecisionLog(), changed.stored.run
+    log, codes = DecisionLog(float(changed.config.account.cash)), dict[Verdict, int]()
     changed.derive(log)
-    columns, derived = RunColumns(changed.reader, run.run_id), log.columns()
-    stored = columns.rows.decided()
-    codes = [log.code(outcome.action, outcome.refused_by) for outcome in columns.rows.outcomes]
-    stored["verdict"] = np.array(codes, np.int64)[stored["outcome"]]
+    run, columns = changed.stored.run, RunColumns(changed.reader, changed.stored.run.run_id)
+    stored, derived = _recorded(changed.reader, columns, codes), log.decided(codes)
     keys, others = (
-        of["open_time_ms"] * len(run.instruments) + of["instrument"] for of in (stored, derived)
+        of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"]
+        for of in (stored, derived)
     )
     if not np.array_equal(keys, others):
         _, mine, theirs = np.intersect1d(keys, others, return_indices=True)
         order = np.argsort(mine)
-        stored = {name: column[mine[order]] for name, column in stored.items()}
-        derived = {name: column[theirs[order]] for name, column in derived.items()}
-    if not (opens := stored["open_time_ms"]).size:
+        stored, derived = (
+            replace(of, rows={name: column[rows[order]] for name, column in of.rows.items()})
+            for of, rows in ((stored, mine), (derived, theirs))
+        )
+    if not (opens := stored.rows["open_time_ms"]).size:
         raise DataInvalid("No bar was decided both times; give an earlier --from.")
-    moves = stored["target_quantity"] != derived["target_quantity"]
-    differs = moves | (stored["verdict"] != derived["verdict"])
-    pairs = zip(*(of["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
-    causes = Counter[str]()
+    moves, judged = (
+        stored.rows[name] != derived.rows[name] for name in ("target_quantity", "verdict")
+    )
+    differs = moves | judged
+    verdicts, causes = list(codes), Counter[str]()
+    pairs = zip(*(of.rows["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
     for (before, after), times in Counter(pairs).items():
-        causes[_why(log.verdicts[before], log.verdicts[after])] += times
+        causes[_why(verdicts[before], verdicts[after])] += times
     closes = columns.times.closes_of(opens)
-    listed = _beginnings(differs, stored, derived)[:CHANGES_KEPT]
+    listed = _beginnings(differs, stored.rows, derived.rows)[:CHANGES_KEPT]
     return WhatIf(
         run.run_id,
         changed.words,
@@ -199,9 +209,9 @@ def what_if(changed: ChangedRun) -> WhatIf:
         int(moves.sum()),
         int(opens[0]),
         int(closes[-1]),
-        _accounts(changed, columns, log, closes, (stored, derived)),
+        _accounts(closes, columns.times.calendar, stored, derived),
         tuple({"why": why, "decisions": times} for why, times in causes.most_common()),
-        tuple(_changes(changed, log, listed, stored, derived)),
+        tuple(_changes(run.instruments, listed, stored, derived)),
         tuple(_notes(changed)),
     )
 
@@ -238,24 +248,21 @@ def _why(before: Verdict, after: Verdict) -> str:
 
 
 def _changes(
-    changed: ChangedRun, log: DecisionLog, listed: Ints, stored: Columns, derived: Columns
+    items: Sequence[Instrument], listed: Ints, stored: DecidedRun, derived: DecidedRun
 ) -> Iterator[Cells]:
-    """Yield the decisions in the places *listed* as they were and as they are."""
-    items, run_id = changed.run.instruments, changed.stored.run.run_id
-    for place in listed.tolist():
-        sequence, item = int(stored["sequence"][place]), items[stored["instrument"][place]]
-        before = changed.reader.step(run_id, sequence).decision
-        after = log.decisions[derived["place"][place]]
-        assert before is not None, "only what was decided is compared"
+    """Yield the decisions of the rows *listed* as they were and as they are."""
+    for row in listed.tolist():
+        item = items[stored.rows["instrument"][row]]
+        before, after = (of.decision(int(of.rows["place"][row])) for of in (stored, derived))
         gate, judged = after.refused_by, after
         if gate is None or gate == before.refused_by:
             gate, judged = before.refused_by, before
         at = None if gate is None else judged.gate_set.gates.index(gate)
         verdicts = [(of.action.value, of.refused_by) for of in (before, after)]
         yield {
-            "open_time_ms": int(stored["open_time_ms"][place]),
+            "open_time_ms": int(stored.rows["open_time_ms"][row]),
             "instrument": item.id,
-            "sequence": sequence,
+            "sequence": int(stored.rows["sequence"][row]),
             "before": _verdict_text(verdicts[0]),
             "target_before": _quantity(before, item.quantity_decimals),
             "after": _verdict_text(verdicts[1]),
@@ -277,35 +284,22 @@ def _quantity(decision: Decision, decimals: int) -> float | None:
 
 
 def _accounts(
-    changed: ChangedRun,
-    columns: RunColumns,
-    log: DecisionLog,
-    closes: Ints,
-    both: tuple[Columns, Columns],
+    closes: Ints, calendar: Calendar | None, stored: DecidedRun, derived: DecidedRun
 ) -> tuple[Cells, ...]:
     """Return what the account made as recorded and with the change, and the difference by day."""
-    reader, run_id, calendar = changed.reader, changed.stored.run.run_id, columns.times.calendar
-    first, last = int(both[0]["sequence"][0]), columns.span[1]
-    assert log.account is not None, "it decided"
-    paid = reader.step(run_id, last).account.fees_paid
-    if first > columns.span[0]:
-        paid -= reader.step(run_id, first - 1).account.fees_paid
-    starts = columns.equity_before(first), float(changed.config.account.cash)
     days = metrics.return_days(closes, calendar)
     ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
     rows: list[tuple[Floats, Floats, float | None, float, int]] = []
-    for start, of, paid_fees, filled in (
-        (starts[0], both[0], paid, len(columns.rows.filled((first, last)))),
-        (starts[1], both[1], log.account.fees_paid, log.fills),
-    ):
-        curve = np.concatenate(([start], of["equity"] / MONEY_SCALE))
+    for of in (stored, derived):
+        start, paid, fills = of.made(int(of.rows["place"][0]))
+        curve = np.concatenate(([start], of.rows["equity"] / MONEY_SCALE))
         fall = float(metrics.drawdowns(curve).max()) if (curve > 0).all() else None
         daily = metrics.daily_returns(closes, curve, calendar)
-        rows.append((np.diff(curve[ends]), daily, fall, paid_fees / MONEY_SCALE, filled))
+        rows.append((np.diff(curve[ends]), daily, fall, paid / MONEY_SCALE, fills))
     (profits, daily, fall, fees, fills), (profits2, daily2, fall2, fees2, fills2) = rows
-    apart = daily2 - daily if daily.size == daily2.size else daily[:0]
+    daily_change = daily2 - daily if daily.size == daily2.size else daily[:0]
     worse = None if fall is None or fall2 is None else fall2 - fall
-    rows.append((profits2 - profits, apart, worse, fees2 - fees, fills2 - fills))
+    rows.append((profits2 - profits, daily_change, worse, fees2 - fees, fills2 - fills))
     return tuple(
         {
             "account": name,

@@ -14,15 +14,11 @@ app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
 
 @app.command()
-def ingest(
-    frames: Annotated[int, typer.Option(min=1_000, help="Frames a round.")] = 200_000,
-    *,
-    json: JsonOption = False,
-) -> None:
+def ingest(*, json: JsonOption = False) -> None:
     """Measure frames parsed to typed bars a CPU second."""
     from tracepaper.replay.bench.ingest import measure_ingest
 
-    _say("ingest: frame to typed bar", measure_ingest(frames), as_json=json)
+    _say("ingest: frame to typed bar", measure_ingest(), as_json=json)
 
 
 @app.command()

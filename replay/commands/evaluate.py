@@ -149,9 +149,9 @@ def evaluate(
     from tracepaper.replay.learning.fitted import DataRequest
     from tracepaper.replay.learning.side_inputs import SideFiles
 
-    request, beside = DataRequest(data, columns=columns or ()), SideFiles(covariates, depth or ())
+    request, files = DataRequest(data, columns=columns or ()), SideFiles(covariates, depth or ())
     if folds is not None:
-        inputs = beside.read()
+        inputs = files.read()
         _, model = _loaded(checkpoint, options.threads, inputs)
         folds_judged = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
         print_folds(folds_judged, html, as_json=json)
@@ -163,7 +163,7 @@ def evaluate(
             inspected | {"covariates": covariates, "depth": depth},
             "examines a checkpoint's network or arrays, which a class does not show; leave it out.",
         )
-    reading = _Reading(request, beside, given, options.threads)
+    reading = _Reading(request, files, given, options.threads)
     judged = _judged(reading, checkpoint, chosen, inspections, options.explained_bars)
     for name in compare or ():
         judged = _with_rival(judged, name, reading)

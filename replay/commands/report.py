@@ -340,14 +340,13 @@ def whatif(
 
     It takes the run's own bars and forecasts, in memory: no model is loaded, nothing is written.
     """
-    from tracepaper.daemon.config.loading import NOTHING, WithSettings, with_settings
+    from tracepaper.daemon.config.loading import settings_of
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.backtest.run_spec import RunSpec
     from tracepaper.replay.checks.changed_run import changed_run
     from tracepaper.replay.checks.what_if import as_json, show_what_if, what_if
     from tracepaper.storage.database.reader import Reader
 
-    given = with_settings(None, settings)
     place = located(run, db)
     with Reader.open(place.path) as reader:
         result = what_if(
@@ -355,7 +354,7 @@ def whatif(
                 reader,
                 place.path,
                 place.run_id,
-                changes=given.settings if isinstance(given, WithSettings) else NOTHING,
+                changes=settings_of(settings),
                 drop_gates=drop_gate or (),
                 from_ms=RunSpec(start=from_).from_ms,
             )

@@ -56,7 +56,6 @@ class DemoShow:
 
     outcomes: tuple[str, ...]  # of the incidents that happened, a sentence each
     starts: int  # of the daemon
-    slowest_s: float  # longest time of this machine from a bar's close until it was stored
     files: ShowFiles
 
 
@@ -122,7 +121,6 @@ def document(ending: DemoFigures, database: Path, played: DemoShow | None) -> di
         show_alone = {
             "config": str(played.files.config),
             "log": str(played.files.log),
-            "slowest_s": played.slowest_s,
             "processes": played.starts,
             "incidents": list(played.outcomes),
         }

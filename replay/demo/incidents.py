@@ -209,7 +209,7 @@ def _changed_and_checked(files: ShowFiles) -> tuple[int, str, bool]:
     if problem is None:
         return ours.steps, "nothing was changed.", False
     begins = -1 if problem.sequence is None else problem.sequence
-    return ours.steps, problem.sentence, ours.holds and 0 <= begins <= step - 0
+    return ours.steps, problem.sentence, ours.holds and 0 <= begins <= step
 
 
 INCIDENTS: Final = (

@@ -106,10 +106,7 @@ class Demo:
 
     def look(self) -> None:
         """Read what was stored since the last look, and show it."""
-        count = len(self.race.times_ms)
         self.race.look(self.files.database)
-        if not self.is_held and (new := self.race.times_ms[count:]):
-            self.pace.observe(new[0], now_s=self.clock.network_s())
         self.screen.show(self.race, speed=self.pace.speed, until_ms=self.until_ms)
 
     # ------------------------------------------------------------ the daemon

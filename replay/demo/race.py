@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,6 @@ class Race:
     start_ms: int = 0  # close of the first decided bar
     now_ms: int = 0  # close of the newest
     closes_ms: dict[str, int] = field(default_factory=dict)  # of the newest of each instrument
-    times_ms: list[int] = field(default_factory=list)  # closes of decided bars, each once
     equity: float = 0.0  # quote currency
     fills: int = 0
     gaps: list[Gap] = field(default_factory=list)
@@ -71,8 +70,6 @@ class Race:
         self.start_ms = self.start_ms or close_ms
         self.now_ms = max(self.now_ms, close_ms)
         self.closes_ms[bar.instrument] = close_ms
-        if not self.times_ms or close_ms > self.times_ms[-1]:
-            self.times_ms.append(close_ms)
         self.decisions += 1
         self.refused[refused_by] += 1
         self.equity = step.account.equity / MONEY_SCALE
@@ -91,7 +88,6 @@ BEHIND_INTERVALS: Final = 3.0
 """A machine falls behind where the next bar is stored later than both after its close."""
 FASTER: Final = 1.02
 SLOWER: Final = 0.7
-MARKS_KEPT: Final = 1_000
 
 
 def planned_speed(span_ms: int, seconds: float) -> float:
@@ -108,29 +104,22 @@ class MarketPace:
     def __init__(self, planned: float, interval_ms: int) -> None:
         self.planned: Final = planned
         self.speed = SPEED_MIN
-        self.slowest_s = 0.0  # longest time from a bar's close until it was stored
         self._interval_ms = interval_ms
         self._ceiling = planned
         self._is_behind = False
-        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_KEPT)  # seconds, market time
+        self._mark: tuple[float, int] | None = None  # seconds, market time
 
     def set(self, speed: float, *, now_ms: int, now_s: float) -> None:
         """Remember that market time is *now_ms* and passes at *speed* from *now_s* on."""
         self.speed = speed
-        self._marks.append((now_s, now_ms))
+        self._mark = now_s, now_ms
 
     def market_ms(self, now_s: float) -> int:
         """Return market time at *now_s*; 0 before any speed was set."""
-        if not self._marks:
+        if self._mark is None:
             return 0
-        from_s, from_ms = self._marks[-1]
+        from_s, from_ms = self._mark
         return from_ms + round((now_s - from_s) * 1_000 * self.speed)
-
-    def observe(self, close_ms: int, *, now_s: float) -> None:
-        """Take in that the bar which closed at *close_ms* was stored by *now_s*."""
-        self.set(self.speed, now_ms=self.market_ms(now_s), now_s=now_s)
-        closed_s = next((at_s for at_s, at_ms in self._marks if at_ms >= close_ms), now_s)
-        self.slowest_s = max(self.slowest_s, now_s - closed_s)
 
     def choose(self, stored_ms: int, *, now_s: float) -> float:
         """Return the speed from here on, where the newest stored bar closed at *stored_ms*."""
@@ -148,9 +137,6 @@ class MarketPace:
 
 
 # ---------------------------------------------------------------- files
-
-NAMES_MAX: Final = 100
-"""Shows that may begin in one folder within one second."""
 
 
 @dataclass(frozen=True)
@@ -179,18 +165,6 @@ class ShowFiles:
         for end in ("", "-wal", "-shm"):
             self.changed.with_name(self.changed.name + end).unlink(missing_ok=True)
 
-    def claim(self) -> None:
-        """Make the configuration's file; raise ``DataInvalid`` where one of the files exists."""
-        for path in (self.database, self.config, self.changed):
-            require_new(path)
-        try:
-            self.config.touch(exist_ok=False)
-        except OSError as error:
-            raise DataInvalid(
-                f"{self.config} cannot be written ({error.strerror}); go to a folder of yours, or "
-                "give --db."
-            ) from None
-
 
 def require_new(path: Path) -> None:
     """Raise ``DataInvalid`` where *path* exists: each demo begins a new database."""
@@ -204,14 +178,18 @@ def stamp(wall_ms: int) -> str:
 
 
 def claimed(database: Path | None, *, wall_ms: int) -> ShowFiles:
-    """Return the files of a new show: *database* and what lies beside it, or new names."""
-    if database is not None:
-        files = ShowFiles(database)
-        files.claim()
-        return files
-    for number in range(1, NAMES_MAX):
-        files = ShowFiles(Path(f"demo-{stamp(wall_ms)}{'' if number == 1 else f'-{number}'}.db"))
-        if not files.config.exists():
-            files.claim()
-            return files
-    raise DataInvalid(f"{NAMES_MAX} demos began in this second; wait a moment.")
+    """Return the files of a new show: *database*, by default of this second, and those beside it.
+
+    Raises ``DataInvalid`` where one exists.
+    """
+    files = ShowFiles(database or Path(f"demo-{stamp(wall_ms)}.db"))
+    for path in (files.database, files.config, files.changed):
+        require_new(path)
+    try:
+        files.config.touch(exist_ok=False)
+    except OSError as error:
+        raise DataInvalid(
+            f"{files.config} cannot be written ({error.strerror}); go to a folder of yours, or "
+            "give --db."
+        ) from None
+    return files

@@ -89,7 +89,7 @@ def perform(show: Show) -> None:
         _clean(files)
         raise FeedLost("The demo was stopped before its first decision; start it again.")
     files.drop_changed()
-    played = DemoShow(tuple(demo.outcomes), demo.starts, demo.pace.slowest_s, files)
+    played = DemoShow(tuple(demo.outcomes), demo.starts, files)
     sum_up(files.database, played, as_json=show.as_json)
     if demo.failure is not None:
         raise demo.failure
@@ -133,8 +133,8 @@ async def _played(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     candles = [str(path) for path in MONTH_CANDLES]
-    with exchange_beside(candles, SERVED_SPEED, start=WARM_UP_BARS) as beside:
-        served = beside.served
+    with exchange_beside(candles, SERVED_SPEED, start=WARM_UP_BARS) as exchange:
+        served = exchange.served
         interval_ms, until_ms = INTERVALS[served["interval"]], served["end_ms"]
         begin_ms = interval_start(served["start_ms"], interval_ms)
         if show.days is not None:
@@ -145,7 +145,7 @@ async def _played(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
             demo = Demo(served, files, screen, pace, clock, http, until_ms, show.seconds)
             try:
                 await demo.hold()
-                await _raced(demo, beside, stop, show)
+                await _raced(demo, exchange, stop, show)
             except TracepaperError as error:
                 if not demo.race.decisions:
                     raise
@@ -156,16 +156,16 @@ async def _played(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
     return demo
 
 
-async def _raced(demo: Demo, beside: ServedExchange, stop: asyncio.Event, show: Show) -> None:
+async def _raced(demo: Demo, exchange: ServedExchange, stop: asyncio.Event, show: Show) -> None:
     """Let the script run while it is shown and paced; end the daemon in good order."""
-    works = (beside.watch(), _script(demo, show), stop.wait(), demo.watch())
+    works = (exchange.watch(), _script(demo, show), stop.wait(), demo.watch())
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if any(task.exception() is not None for task in done):
             # A killed process resets its connections a moment before it is seen to have ended.
             await asyncio.sleep(LOOKED_AT_EVERY_S)
-        beside.require_alive()
+        exchange.require_alive()
         for task in done:
             task.result()  # what went wrong is raised here
     finally:
@@ -248,8 +248,8 @@ def perform_own(
     """
     database = database or Path(f"demo-{stamp(SystemClock().wall_ms())}.db")
     require_new(database)
-    with exchange_beside(data or (str(DEMO_CANDLES),), speed, columns=columns) as beside:
-        served = beside.served
+    with exchange_beside(data or (str(DEMO_CANDLES),), speed, columns=columns) as exchange:
+        served = exchange.served
         config, warnings = _configured(file, served)
         log.configure(level=config.log.level, output=config.log.format)
         for sentence in warnings:
@@ -263,7 +263,7 @@ def perform_own(
                 watch=watcher.watch,
                 listening=listening or (lambda _url: None),
             )
-            failure = run_loop(_run(daemon, beside))
+            failure = run_loop(_run(daemon, exchange))
     exit_zero_on_signals()
     if not watcher.decisions:
         raise failure or FeedLost("The demo was stopped before its first decision; start it again.")
@@ -272,12 +272,12 @@ def perform_own(
         raise failure
 
 
-async def _run(daemon: Daemon, beside: ServedExchange) -> FeedLost | None:
+async def _run(daemon: Daemon, exchange: ServedExchange) -> FeedLost | None:
     """Run *daemon*, as long as its exchange lives; return what is to be said where it did not."""
     running = asyncio.create_task(daemon.run())
     try:
         while not running.done():
-            beside.require_alive()
+            exchange.require_alive()
             await asyncio.wait({running}, timeout=LOOKED_AT_EVERY_S)
     except FeedLost as failure:
         daemon.stop()

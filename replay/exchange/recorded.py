@@ -41,13 +41,10 @@ from tracepaper.strategies.units import MINUTE_MS
 
 ROUTE_NOT_FOUND: Final = 10017
 MODULES: Final = (answers, channels, quotes, reference)
-ROUTES: Final = {
-    one.path: one for module in MODULES for one in vars(module).values() if isinstance(one, Route)
-}
+_DECLARED: Final = [value for module in MODULES for value in vars(module).values()]
+ROUTES: Final = {route.path: route for route in _DECLARED if isinstance(route, Route)}
 """Every route by its path."""
-TOPICS: Final = {
-    one.name: one for module in MODULES for one in vars(module).values() if isinstance(one, Topic)
-}
+TOPICS: Final = {topic.name: topic for topic in _DECLARED if isinstance(topic, Topic)}
 """Every kind of topic by its name."""
 
 

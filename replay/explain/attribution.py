@@ -256,9 +256,9 @@ def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
     """Attribute the decision by the method *typed*; raise ``AttentionInvalid`` if it cannot be."""
     horizon = past.forecast.horizons[past.horizon_index]
     method = dataclasses.replace(method_of(typed, past.forecaster.method), horizon=horizon)
-    looked = Probe(past.forecaster, past.bars, horizon=horizon).looked(method)
+    rollout = Probe(past.forecaster, past.bars, horizon=horizon).looked(method)
     usual = attribute(past)
-    weights = looked.weights[0, 0].double().numpy()
+    weights = rollout.weights[0, 0].double().numpy()
     same = np.array(usual.weights[-len(weights) :])
     bars = past.bars[-len(weights) :]
     return ByMethod(
@@ -268,7 +268,7 @@ def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
             tuple(bar.open_time_ms for bar in bars),
             tuple(bar.close / 10**past.price_decimals for bar in bars),
             tuple(weights.tolist()),
-            float(looked.l1_error[0, 0]),
+            float(rollout.l1_error[0, 0]),
             None,
         ),
         rank_correlation(weights[:-1], same[:-1]),
@@ -328,8 +328,8 @@ def compare(first: MemberView, second: MemberView) -> SideBySide:
         float(bars),
         rank_correlation(left[1:both], right[1:both]),
         tuple(
-            _common(of.mean(axis=0), beside.mean(axis=0))
-            for of, beside in zip(first.layers, second.layers, strict=False)
+            _common(of.mean(axis=0), other.mean(axis=0))
+            for of, other in zip(first.layers, second.layers, strict=False)
         ),
     )
 

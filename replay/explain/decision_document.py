@@ -394,32 +394,32 @@ def realised(columns: RunColumns, decision: Row) -> RealisedForecast:
     """Return what came of the forecast of *decision*, at the gates' horizon."""
     opened_ms = np.array([decision["open_time_ms"]])
     target_ms = int(columns.times.opens_later(opened_ms, decision["horizon"])[0])
-    came = None
+    change = None
     if (target := columns.sequence_at(decision["instrument"], target_ms)) is not None:
         closes = [
             columns.views.rows("v_bars", sequence=sequence)[0]["close"]
             for sequence in (decision["sequence"], target)
         ]
-        came = math.log(float(closes[1]) / float(closes[0]))
-    return RealisedForecast(columns.times.close_ms(target_ms), came)
+        change = math.log(float(closes[1]) / float(closes[0]))
+    return RealisedForecast(columns.times.close_ms(target_ms), change)
 
 
 def _forecast(row: Row, outcome: RealisedForecast, close_ms: int) -> Table:
     mean, stdev = row["mean_return"], row["stdev_return"]
     stated = f"{mean * BASIS_POINTS:+,.1f}"
     stated += " bp" if stdev is None else f" ± {_bp(stdev)} bp"
-    came = f"comes at {_clock(outcome.comes_ms, close_ms)}"
+    outcome_text = f"comes at {_clock(outcome.comes_ms, close_ms)}"
     if outcome.came is not None:
         inside = ""
         if stdev is not None:
             away = abs(outcome.came - mean) / stdev if stdev else math.inf
             within = [share for width, share in _BANDS if away <= width]
             inside = f", inside {within[0]} %" if within else ", outside 90 %"
-        came = f"came {outcome.came * BASIS_POINTS:+,.1f} bp{inside}"
+        outcome_text = f"came {outcome.came * BASIS_POINTS:+,.1f} bp{inside}"
     shares = [(name, row[f"p_{name}"]) for name in ("down", "flat", "up")]
     rows = [(name, _share(share), share) for name, share in shares if share is not None]
     title = f"Forecast, {row['horizon']} bars"
-    return replace(table_of("forecast", title, _SHARE, rows, (stated, came)), look="stack")
+    return replace(table_of("forecast", title, _SHARE, rows, (stated, outcome_text)), look="stack")
 
 
 def looked_table(stored: StoredDecision, close_ms: int) -> Table:
@@ -472,10 +472,10 @@ def _looked_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
 def _size(row: Row, held: str, held_after: str, base: str) -> Iterator[Part]:
     """Yield what was asked for, where it was not had."""
     target, unfilled = row["target_quantity_text"], row["unfilled_reason"]
-    asked = None if target is None else without_zeros(target)
-    if (asked is None or asked == held_after) and not unfilled:
+    target_text = None if target is None else without_zeros(target)
+    if (target_text is None or target_text == held_after) and not unfilled:
         return
-    pairs = [("held", held)] + ([] if asked is None else [("asked", f"{asked} {base}")])
+    pairs = [("held", held)] + ([] if target_text is None else [("asked", f"{target_text} {base}")])
     notes = [f"No order: {unfilled}."] if unfilled else []
     yield replace(table_of("size", "Size", PAIR, pairs, notes), look="pairs")
 
@@ -519,13 +519,13 @@ def _history(columns: RunColumns, stored: StoredDecision, order: Row) -> OrderHi
     booked = views.rows("v_ledger", sequence=steps) if steps else []
     moments: list[tuple[int | None, str]] = [(order["created_ms"], _sent(order))]
     for step in steps:
-        said = [_filled(fill, seen_ms.get(step)) for fill in fills if fill["sequence"] == step]
-        said += [
+        texts = [_filled(fill, seen_ms.get(step)) for fill in fills if fill["sequence"] == step]
+        texts += [
             f"{row['kind'].replace('_', ' ')} {row['amount']:+,.4f}, balance {row['balance']:,.2f}"
             for row in booked
             if row["sequence"] == step and row["order_id"] in (order_id, None)
         ]
-        moments += [(seen_ms.get(step), text) for text in said]
+        moments += [(seen_ms.get(step), text) for text in texts]
     if order["status"] in (OrderStatus.CANCELED, OrderStatus.REJECTED):
         moments.append((order["until_ms"], outcome(order)))
     notes = []

@@ -135,7 +135,7 @@ def explain_decision(
     if method:
         check_asked(method)
     path, run_id, sequence = locate(decision, database)
-    stored, told = read_decision(path, run_id, sequence)
+    stored, titled = read_decision(path, run_id, sequence)
     recomputed = RecomputedAnswer()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     try:
@@ -155,10 +155,10 @@ def explain_decision(
         missing = error
     if as_json:
         print_json(
-            document(stored, told.title, recomputed, None if missing is None else str(missing))
+            document(stored, titled.title, recomputed, None if missing is None else str(missing))
         )
     else:
-        show(Terminal(), _parts(stored, told, recomputed))
+        show(Terminal(), _parts(stored, titled, recomputed))
     if missing is not None:
         raise missing
     if png is not None:
@@ -174,7 +174,7 @@ def explain_decision(
                 "--page out."
             )
         heads = read_heads_at(path, open_past(path, run_id, sequence))
-        write_page(full_document(stored, told, recomputed.full, heads, recomputed.compared))
+        write_page(full_document(stored, titled, recomputed.full, heads, recomputed.compared))
 
 
 def _say(sentence: str) -> None:
@@ -227,8 +227,8 @@ def document(
 
 
 def _full(full: Full) -> dict[str, Any]:
-    further = {table.key: table.documents() for table in full.further}
-    return asdict(replace(full, further=())) | {"further": further}
+    tables = {table.key: table.documents() for table in full.further}
+    return asdict(replace(full, further=())) | {"further": tables}
 
 
 def _compared(path: Path, run_id: str, sequence: int, against: ComparedWith) -> SideBySide:
@@ -287,8 +287,8 @@ def _of_own_model(path: Path, run_id: str, sequence: int) -> RecomputedAnswer:
     return RecomputedAnswer(contributed=contributed(past))
 
 
-def stored_parts(stored: StoredDecision, told: TitledParts) -> Iterator[Part]:
-    """Yield what the rows of one decision say: *told*, after what held the run."""
+def stored_parts(stored: StoredDecision, titled: TitledParts) -> Iterator[Part]:
+    """Yield what the rows of one decision say: *titled*, after what held the run."""
     yield from (Paragraph(state.sentence, "warning") for state in stored.states)
     decision = stored.decision
     verdict, reason = verdict_of(decision)
@@ -297,18 +297,18 @@ def stored_parts(stored: StoredDecision, told: TitledParts) -> Iterator[Part]:
         f"{decision['action']} ({verdict}){reason and f', {reason}'}",
         "strong",
     )
-    yield Paragraph(told.title)
-    yield from told.parts
+    yield Paragraph(titled.title)
+    yield from titled.parts
     if not stored.has_forecast:
         yield Paragraph(stored.no_attribution or "")
 
 
 def _parts(
-    stored: StoredDecision, told: TitledParts, recomputed: RecomputedAnswer
+    stored: StoredDecision, titled: TitledParts, recomputed: RecomputedAnswer
 ) -> Iterator[Part]:
     if recomputed.full is not None:
         yield Paragraph(recomputed.full.deletion.sentence, "strong")
-    yield from stored_parts(stored, told)
+    yield from stored_parts(stored, titled)
     if recomputed.full is not None:
         yield from full_parts(recomputed.full)
     if recomputed.by_feature is not None:
@@ -337,11 +337,11 @@ def looked_chart(full: Full) -> Chart:
     moved = [BASIS_POINTS * added for added in moves.by_bar[:-1]]
     relevant = [BASIS_POINTS * added for added in moves.relevance[:-1]]
     shares = [100 * weight for weight in attribution.weights[:-1]]
-    looked = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
+    line = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
     roles: list[ChartRole] = ["gain" if each > 0 else "loss" for each in moved]
     panels = [
         close_panel(times, attribution.close[:-1], 170),
-        ChartPanel([looked], time_axis(), percent_axis("attention, %", 3), 150),
+        ChartPanel([line], time_axis(), percent_axis("attention, %", 3), 150),
         *(
             ChartPanel(
                 [layer],
@@ -473,7 +473,7 @@ def read_heads_at(database: Path, past: Past) -> HeadReport | None:
 
 def full_document(
     stored: StoredDecision,
-    told: TitledParts,
+    titled: TitledParts,
     full: Full,
     heads: HeadReport | None,
     compared: SideBySide | None,
@@ -485,7 +485,7 @@ def full_document(
     parts: list[Part] = [
         Paragraph(full.deletion.sentence, "lead"),
         Paragraph("The decision", "heading"),
-        *stored_parts(stored, told),
+        *stored_parts(stored, titled),
         Paragraph("Where it looked", "heading"),
         looked_chart(full),
         Paragraph("What moved it", "heading"),

@@ -54,9 +54,9 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     closes = np.array([bar.close for bar in bars]) / 10**item.price_decimals
     shares = rounded([100 * row["weight"] for row in rows])
     what, words = ("relevance", ADDED) if stored.is_relevance else ("attention", LOOKED)
-    looked = held_steps(what, starts, rows[-1]["until_open_time_ms"], shares)
+    line = held_steps(what, starts, rows[-1]["until_open_time_ms"], shares)
     up = percent_axis(f"{what} in 64 bars, %")
-    panels = [close_panel(times, closes, 190), ChartPanel([looked], time_axis(), up, 150)]
+    panels = [close_panel(times, closes, 190), ChartPanel([line], time_axis(), up, 150)]
     return Chart(
         "",
         f"Price and {what if stored.is_relevance else 'rollout'}: {words}.",

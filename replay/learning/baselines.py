@@ -589,7 +589,7 @@ def save_judged(
     if any(each.needs_lightgbm and name not in fitted for name, each in BASELINES.items()):
         sentences = [*card["honesty"]["sentences"], NO_TREES]
         whole["honesty"] = {**card["honesty"], "sentences": sentences}
-    return checkpoints.save(folder, tensors, whole, beside={FILE_NAME: file})
+    return checkpoints.save(folder, tensors, whole, extra={FILE_NAME: file})
 
 
 def stored_baselines(folder: Path, card: Mapping[str, Any]) -> FittedBaselines | None:

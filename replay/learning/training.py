@@ -123,7 +123,7 @@ def train_seeds(
 
         def keep(place: int, result: tuple[Checkpoint, dict[str, bytes]]) -> None:
             checkpoint, beside = result
-            save(left[place][1], checkpoint.tensors, checkpoint.card, beside=beside)
+            save(left[place][1], checkpoint.tensors, checkpoint.card, extra=beside)
 
         fit = _SeedFit(data, created_ms, first.threads)
         each(fit, [(recipe, seed_folder.name) for recipe, seed_folder in left], say, keep)
@@ -202,7 +202,7 @@ def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
                 "honesty": {"sentences": [*checkpoint.card["honesty"]["sentences"], sentences]},
                 "seeds": section,
             },
-            beside={FILE_NAME: (folder / FILE_NAME).read_bytes()},
+            extra={FILE_NAME: (folder / FILE_NAME).read_bytes()},
         )
         for folder, checkpoint in zip(folders, checkpoints, strict=True)
     ]

@@ -19,7 +19,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     instrument = row["instrument"]
     item, place = columns.instruments[instrument], columns.place(instrument)
     (bar,) = shown.views.rows("v_bars", sequence=sequence)
-    beside = {
+    neighbours = {
         newest: columns.rows.decided_at(span, instrument=place, newest=newest)
         for newest, span in ((True, (0, sequence - 1)), (False, (sequence + 1, WHOLE[1])))
     }
@@ -54,8 +54,8 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
             ).hex(),
             "digest": columns.rows.digest(sequence) or "",
         },
-        previous=beside[True],
-        following=beside[False],
+        previous=neighbours[True],
+        following=neighbours[False],
     )
 
 

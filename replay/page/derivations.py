@@ -123,17 +123,16 @@ def report_of(shown: ShownRun) -> answers.Document:
 
 def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) -> answers.Document:
     """Return what a change would have made of the run, as ``whatif`` says it."""
-    from tracepaper.daemon.config.loading import NOTHING, WithSettings, with_settings
+    from tracepaper.daemon.config.loading import settings_of
     from tracepaper.replay.checks.changed_run import changed_run
     from tracepaper.replay.checks.what_if import what_if, what_if_document
     from tracepaper.replay.document.values import as_document
 
-    given = with_settings(None, [text for text in changes.split(";") if text])
     changed = changed_run(
         shown.reader,
         shown.database,
         shown.run_id,
-        changes=given.settings if isinstance(given, WithSettings) else NOTHING,
+        changes=settings_of([text for text in changes.split(";") if text]),
         drop_gates=[name for name in drop.split(",") if name],
         from_ms=from_ms,
     )

@@ -163,12 +163,12 @@ def compare(left: ShownRun, right: ShownRun) -> answers.Document:
         left_at, right_at = (
             np.flatnonzero(run["instrument"] == name) for run in (left_columns, right_columns)
         )
-        times, at, beside = np.intersect1d(
+        times, at, at_right = np.intersect1d(
             left_columns["open_time_ms"][left_at],
             right_columns["open_time_ms"][right_at],
             return_indices=True,
         )
-        left_at, right_at = left_at[at], right_at[beside]
+        left_at, right_at = left_at[at], right_at[at_right]
         common += times.size
         differs = np.stack(
             [

@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import WSCloseCode, web
 from aiohttp.typedefs import Handler
 
-from tracepaper.daemon.http.server import ConnectionLimits, listening, refuse_foreigners
+from tracepaper.daemon.http.server import listening, refuse_foreigners
 from tracepaper.replay.page import process
 from tracepaper.replay.page.answers import Error, FailedTask, FinishedTask
 from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
@@ -364,15 +364,17 @@ async def serving(
     fleet: FleetSource | None = None,
 ) -> AsyncIterator[str]:
     """Serve the page over recorded databases, or a fleet, on loopback; yield its address."""
-    limits = ConnectionLimits()
     page = Page(paths, fleet=fleet)
     page.prepare()
-    application = web.Application(
-        middlewares=[limits.middleware, refuse_foreigners, _only_reads], client_max_size=MESSAGE_MAX
-    )
-    application.add_routes([web.get("/{path:.*}", page.handle)])
     try:
-        async with listening(application, limits, host, port, key="--port, or leave it out") as url:
+        async with listening(
+            [web.get("/{path:.*}", page.handle)],
+            refuse_foreigners,
+            _only_reads,
+            at=(host, port),
+            key="--port, or leave it out",
+            body_bytes=MESSAGE_MAX,
+        ) as url:
             yield url
     finally:
         await page.close()

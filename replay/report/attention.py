@@ -468,12 +468,12 @@ def _led(influence: InfluenceReport) -> Table:
 
 def _pairs(influence: InfluenceReport) -> Table:
     """List the largest shares of one symbol in where another looked."""
-    apart = influence.mean.copy()
-    np.fill_diagonal(apart, -1.0)
-    order = np.argsort(-apart, axis=None, kind="stable")[: apart.size - len(apart)]
+    pairs = influence.mean.copy()
+    np.fill_diagonal(pairs, -1.0)
+    order = np.argsort(-pairs, axis=None, kind="stable")[: pairs.size - len(pairs)]
     rows = []
     for place in order[:PAIRS_KEPT].tolist():
-        at, of = divmod(place, len(apart))
+        at, of = divmod(place, len(pairs))
         rows.append(
             {
                 "forecast": influence.symbols[at],

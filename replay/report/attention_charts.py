@@ -347,8 +347,8 @@ def _matrix(
 ) -> HeatLayer:
     """Return a heat map of *matrix*; the scale is that of what is not a symbol's own look."""
     count = len(influence.symbols)
-    apart = influence.mean[~np.eye(count, dtype=np.bool_)]
-    far = 100 * float(max(apart.max(initial=0.0), 1.0 / count))
+    others = influence.mean[~np.eye(count, dtype=np.bool_)]
+    far = 100 * float(max(others.max(initial=0.0), 1.0 / count))
     rows = [rounded(100 * row, 3) for row in matrix]
     return HeatLayer(
         "of the look", range(count), range(count), 0.0, far, rows, unit=" %", digits=2, texts=texts

@@ -28,7 +28,8 @@ The rule is docs/decisions.md, G21.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Liquidity
+from tracepaper.strategies.types.market import Side
 
 RANDOM_TWINS: Final = 200
 RANDOM_SEED: Final = 1
@@ -82,9 +84,29 @@ def exposures(record: RunRecord, ledger: AccountRecord) -> tuple[Floats, Floats]
 
 
 def sides_of(record: RunRecord, ledger: AccountRecord) -> list[AccountRecord]:
-    """Return both sides of the run's own account in hedge mode, else *ledger* alone."""
-    sides = [twin for twin in record.twins if twin.name in SIDES]
-    return sides if sides and ledger is record.account else [ledger]
+    """Return both sides of *ledger* in hedge mode, else itself; of all but the run's by fills."""
+    stored = [twin for twin in record.twins if twin.name in SIDES]
+    if not stored or ledger.name in SIDES:
+        return [ledger]
+    if ledger is record.account:
+        return stored
+    return [
+        replace(ledger, held={name: _held_of(record, ledger, name, side) for name in ledger.held})
+        for side in SIDES
+    ]
+
+
+def _held_of(record: RunRecord, ledger: AccountRecord, name: str, side: str) -> Floats:
+    """Return what fills left of the *side* of instrument *name* after each of its bars."""
+    at, held = [-1], [Decimal(0)]
+    for fill in ledger.fills:
+        if (fill["instrument"], fill["position_side"]) == (name, side):
+            quantity = Decimal(fill["quantity_text"])
+            at.append(fill["sequence"])
+            held.append(held[-1] + (quantity if fill["side"] == Side.BUY else -quantity))
+    decided = record.decisions.sequence[record.decisions.places[name]]
+    quantities: Floats = np.array(held, float)[np.searchsorted(at, decided, side="right") - 1]
+    return quantities
 
 
 def _exposures(

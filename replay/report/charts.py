@@ -117,21 +117,21 @@ def accounts_chart(
 
     *below* lies under their returns. Accounts that dwarf the run have a panel of their own.
     """
-    returns, beside, losses = [*below], list[Layer](), list[Layer]()
+    returns, dwarfed, losses = [*below], list[Layer](), list[Layer]()
     dwarfs = _dwarfing([curve.change for curve in curves])
     for place, curve in reversed(list(enumerate(curves))):
         at, (change, lost) = broken(
             times_ms, 100 * curve.change, -100 * curve.lost, calendar=calendar
         )
         drawn = replace(curve.line, x=at)
-        (beside if place in dwarfs else returns).append(replace(drawn, y=rounded(change)))
+        (dwarfed if place in dwarfs else returns).append(replace(drawn, y=rounded(change)))
         losses.append(replace(drawn, y=rounded(lost), width=1.0))
     across = time_axis()
     of_return = percent_axis("return, %", has_zero=False)
     of_others = percent_axis("return of accounts that went further, %", has_zero=False)
     panels = [
         ChartPanel(returns, across, of_return, 300),
-        *([ChartPanel(beside, across, of_others, 140)] if beside else []),
+        *([ChartPanel(dwarfed, across, of_others, 140)] if dwarfed else []),
         ChartPanel(losses, across, percent_axis("drawdown, %", has_zero=False), 110),
         ChartPanel(held, across, percent_axis("position, %", 1), 90),
     ]
@@ -280,11 +280,11 @@ def price_chart(report: Report, instrument: str, last: int | None = None) -> Cha
     times, low, high, close = _stretches(bars, closes_ms)
     at, (shown,) = broken(times, close, calendar=record.bar_times.calendar)
     over, (low, high) = _folded(times, low, high, close, record.bar_times.calendar)
-    beside, below = _noted(report, instrument, bars)
+    above, below = _noted(report, instrument, bars)
     prices: list[Layer] = [
         BandLayer("low to high", over, rounded(low, 8), rounded(high, 8)),
         LineLayer("close", at, rounded(shown, 8), "ink", 1.1),
-        *beside,
+        *above,
         *_marks(drawn_trades(report, instrument, int(closes_ms[0]))),
     ]
     panels = [ChartPanel(prices, time_axis(), ChartAxis("price"), 320)]
@@ -364,7 +364,7 @@ def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[La
     record = report.record
     notes = record.notes.get(instrument, {})
     low, high = bars.low.min(), bars.high.max()
-    beside: list[Layer] = []
+    above: list[Layer] = []
     below: list[Layer] = []
     for place, (name, whole) in enumerate(list(notes.items())[:NOTES_DRAWN]):
         inside = whole.open_time_ms >= bars.open_time_ms[0]
@@ -375,7 +375,7 @@ def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[La
             chosen = np.unique(np.linspace(0, times.size - 1, POINTS_MAX).round().astype(np.int64))
             at, (shown,) = broken(times[chosen], noted.number[chosen])
             is_price = low <= np.median(noted.number[has_number]) <= high
-            (beside if is_price else below).append(
+            (above if is_price else below).append(
                 LineLayer(name, at, rounded(shown), *NOTE_STYLES[place % len(NOTE_STYLES)])
             )
         text_at = np.flatnonzero(noted.text != "")
@@ -386,12 +386,12 @@ def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[La
             text_at = text_at[:: -(-text_at.size // TRADES_MAX)]
             prices = bars.close[np.searchsorted(bars.open_time_ms, noted.open_time_ms[text_at])]
             texts = noted.text[text_at].tolist()
-            beside.append(
+            above.append(
                 MarkLayer(
                     name, times[text_at].tolist(), rounded(prices, 8), "tick", ("muted",), texts
                 )
             )
-    return beside, below
+    return above, below
 
 
 def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel | None:

@@ -501,7 +501,7 @@ def _annual(report: Report) -> tuple[str, ...]:
         held += f", and {record.held_twin.name} with as much as the run held so far in the mean"
     if report.accounts[0].net_exposure is not None:
         held += (
-            ". In hedge mode the run's exposure is gross, both sides added up; net is the long "
+            ". In hedge mode exposure is gross, both sides added up; net is the long "
             "side less the short one, and buy and hold is compared at that of each bar without its "
             "sign"
         )

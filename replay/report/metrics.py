@@ -238,9 +238,9 @@ def sharpe_error(returns: Numbers) -> float | None:
     if values.size < 3 or float(np.ptp(values)) == 0.0:  # skew takes three
         return None
     # Skew and kurtosis are moments of these values; the ratio spends a degree of freedom.
-    apart = (values - values.mean()) / values.std()
+    standard = (values - values.mean()) / values.std()
     ratio = float(values.mean() / values.std(ddof=1))
-    skew, kurtosis = float(np.mean(apart**3)), float(np.mean(apart**4))
+    skew, kurtosis = float(np.mean(standard**3)), float(np.mean(standard**4))
     return ratio_error(ratio, count=values.size, skew=skew, kurtosis=kurtosis)
 
 

@@ -131,13 +131,13 @@ def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
             limit, expected = tails[:, at, place].T
             lost = sign * comparison.returned
             beyond = lost > limit
-            apart = beyond[comparison.separate]
+            exceeded = beyond[comparison.separate]
             yield {
                 "position": position,
                 "said": share,
                 "came": mean_by_day(beyond.astype(np.float64), comparison.days),
-                "bars": apart.size,
-                "p": kupiec(int(apart.sum()), apart.size, share),
+                "bars": exceeded.size,
+                "p": kupiec(int(exceeded.sum()), exceeded.size, share),
                 "lost": mean_by_day(lost[beyond], comparison.days[beyond]),
                 "expected": float(expected[beyond].mean()) if beyond.any() else None,
             }

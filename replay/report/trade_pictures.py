@@ -129,9 +129,9 @@ def trade_chart(explained: ExplainedTrade) -> Chart:
         # The oldest begins before the picture.
         starts = [float(max(start, times[0])) for start, *_ in blocks]
         shares = rounded([100 * weight for *_, weight in blocks])
-        looked = held_steps("attention", starts, float(blocks[-1][1]), shares)
+        line = held_steps("attention", starts, float(blocks[-1][1]), shares)
         up = percent_axis("attention, %")
-        panels.append(ChartPanel([held, looked], time_axis(), up, 80))
+        panels.append(ChartPanel([held, line], time_axis(), up, 80))
         caption += " Under the price: where attention flowed."
     return Chart("", caption, panels, is_aligned=True)
 

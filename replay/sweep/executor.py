@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ PLACES: Final = (LOCAL, RAY)
 """What ``--on`` names."""
 
 
-class UnitWork(Protocol[Unit_contra, Made_co]):
+class UnitWork(ABC, Generic[Unit_contra, Made_co]):
     """What units of work share: handed to each worker once, and called with one unit after another.
 
     It can be pickled. A call never raises for what is wrong with a unit: that is its outcome.
@@ -56,23 +57,22 @@ class UnitWork(Protocol[Unit_contra, Made_co]):
     @property
     def preload(self) -> Sequence[str]:
         """Modules that each process needs, loaded once."""
-        ...
+        return ()
 
     def packed(self) -> Self:
         """Return it with what it reads from files of this machine, for workers of another."""
-        ...
+        return self
 
     def check(self) -> None:
         """Raise ``ConfigInvalid`` or ``DataInvalid`` where a worker lacks something of it."""
-        ...
 
+    @abstractmethod
     def __call__(self, unit: Unit_contra, /) -> Made_co:
         """Carry out one unit."""
-        ...
 
+    @abstractmethod
     def failed(self, unit: Unit_contra, why: str, /) -> Made_co:
         """Return the outcome of a unit that came to nothing, by one sentence."""
-        ...
 
 
 class UnitExecutor(Protocol[U, R]):
@@ -160,14 +160,14 @@ class InThisProcess(Generic[U, R]):
 
 
 @dataclass
-class _Worker(Generic[U]):
+class _Worker:
     """One process: its end of the line, its id, and what it works on since when."""
 
     line: AbstractContextManager[Child]
     child: Child
     pid: int
-    unit: U
-    began_s: float
+    unit: Any = None
+    began_s: float = 0.0
 
 
 class LocalProcesses(Generic[U, R]):
@@ -188,22 +188,23 @@ class LocalProcesses(Generic[U, R]):
         # What is loaded before the server forks is loaded once.
         self._fresh = FreshProcesses(*work.preload)
         self._fresh.__enter__()
-        self._idle: list[tuple[AbstractContextManager[Child], Child, int]] = []
-        self._busy: list[_Worker[U]] = []
+        self._idle: list[_Worker] = []
+        self._busy: list[_Worker] = []
         self.cpu_s = 0.0
 
     def submit(self, unit: U) -> None:
         """Hand *unit* to an idle process, or to a new one."""
-        line, child, pid = self._idle.pop() if self._idle else self._started()
-        child.send(unit)
-        self._busy.append(_Worker(line, child, pid, unit, self._now_s()))
+        worker = self._idle.pop() if self._idle else self._started()
+        worker.child.send(unit)
+        worker.unit, worker.began_s = unit, self._now_s()
+        self._busy.append(worker)
 
-    def _started(self) -> tuple[AbstractContextManager[Child], Child, int]:
+    def _started(self) -> _Worker:
         line = self._fresh.child(serve)
         child = line.__enter__()
-        pid: int = child.receive()
+        worker = _Worker(line, child, child.receive())
         child.send((self._work, None if self._limit_s is None else self._limit_s + GRACE_S))
-        return line, child, pid
+        return worker
 
     def next(self) -> R:
         """Wait for the first process that answers, ends or is over its limit."""
@@ -221,7 +222,7 @@ class LocalProcesses(Generic[U, R]):
                     self._end(worker)
                     return self._work.failed(worker.unit, too_long(self._limit_s))
 
-    def _answered(self, worker: _Worker[U]) -> R:
+    def _answered(self, worker: _Worker) -> R:
         try:
             used_s: float
             outcome: R
@@ -231,10 +232,10 @@ class LocalProcesses(Generic[U, R]):
             return self._work.failed(worker.unit, ENDED)
         self.cpu_s += used_s
         self._busy.remove(worker)
-        self._idle.append((worker.line, worker.child, worker.pid))
+        self._idle.append(worker)
         return outcome
 
-    def _end(self, worker: _Worker[U]) -> None:
+    def _end(self, worker: _Worker) -> None:
         self._busy.remove(worker)
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
@@ -242,8 +243,8 @@ class LocalProcesses(Generic[U, R]):
 
     def close(self) -> None:
         """End every process, also one that hangs."""
-        for line, _, _ in self._idle:
-            line.__exit__(None, None, None)
+        for worker in self._idle:
+            worker.line.__exit__(None, None, None)
         for worker in list(self._busy):
             self._end(worker)
         self._fresh.__exit__()
@@ -346,18 +347,11 @@ class UnitOutcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FunctionWork(Generic[U]):
+class FunctionWork(UnitWork[tuple[int, U], UnitOutcome]):
     """A function of a unit, and of how to say a sentence, as the task of numbered units."""
 
     function: Callable[[U, Say], object]
     preload: Sequence[str] = ()
-
-    def packed(self) -> Self:
-        """Return itself: it reads no file."""
-        return self
-
-    def check(self) -> None:
-        """Find nothing missing: what unpickles is whole."""
 
     def __call__(self, unit: tuple[int, U]) -> UnitOutcome:
         """Call the function."""

@@ -77,7 +77,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     sampler: str = "grid",
     trials: int | None = None,
     seed: int = 0,
-    windows: Any = None,  # noqa: ANN401 - two lengths, as text or numbers
+    windows: str | None = None,
     direction: str | None = None,
     jobs: int | None = None,
     limit_s: float | None = LIMIT_S,

@@ -15,7 +15,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, cast
+from importlib import import_module
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -24,8 +25,8 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.document.values import Form, written
 from tracepaper.replay.report.figures import ACCOUNTS
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.extras import missing_sentence
-from tracepaper.strategies.units import DAY_MS, number
+from tracepaper.strategies.extras import require
+from tracepaper.strategies.units import DAY_MS, number, time_of
 
 Point = dict[str, Any]
 """One value for each option."""
@@ -180,51 +181,29 @@ def _value(text: str) -> int | float | bool | str:
     return plain
 
 
-def grid(axes: Sequence[Axis]) -> list[Point]:
-    """Return every point of *axes*, the last axis fastest; refuse one without points."""
-    for axis in axes:
-        if not axis.points():
-            raise ConfigInvalid(
-                f"The space of {axis.name} has no points for a grid; give a step or a list, or "
-                "draw with the sampler random or tpe."
-            )
-    count = math.prod(len(axis.points()) for axis in axes)
-    if count > POINTS_MOST:
-        raise ConfigInvalid(
-            f"The grid has {count:,} points; give at most {POINTS_MOST:,}, or draw of them with "
-            "the sampler random."
-        )
-    names = [axis.name for axis in axes]
-    return [
-        dict(zip(names, values, strict=True))
-        for values in itertools.product(*(axis.points() for axis in axes))
-    ]
-
-
 DRAWN_BY_DEFAULT: Final = 100
 SAMPLERS: Final = ("grid", "random", "tpe")
 
 
-class Sampler(Protocol):
-    """Names the points of one span's trials, in order."""
-
-    count: int
-
-    def ask(self, number: int) -> Point:
-        """Return the point of trial *number*; asked once for each, in order."""
-        ...
-
-    def tell(self, number: int, point: Point, value: float | None) -> None:
-        """Take in what trial *number* came to; None where it failed."""
-        ...
-
-
 class GridSampler:
-    """Every point of the grid, in order."""
+    """Every point of the grid in order, the last axis fastest; refuses an axis without points."""
 
     def __init__(self, axes: Sequence[Axis]) -> None:
-        self._points = grid(axes)
-        self.count = len(self._points)
+        points = [axis.points() for axis in axes]
+        for axis, of_axis in zip(axes, points, strict=True):
+            if not of_axis:
+                raise ConfigInvalid(
+                    f"The space of {axis.name} has no points for a grid; give a step or a list, or "
+                    "draw with the sampler random or tpe."
+                )
+        self.count = math.prod(map(len, points))
+        if self.count > POINTS_MOST:
+            raise ConfigInvalid(
+                f"The grid has {self.count:,} points; give at most {POINTS_MOST:,}, or draw of "
+                "them with the sampler random."
+            )
+        names = [axis.name for axis in axes]
+        self._points = [dict(zip(names, of, strict=True)) for of in itertools.product(*points)]
 
     def ask(self, number: int) -> Point:
         """Return the grid's point of this number."""
@@ -240,7 +219,8 @@ class OptunaSampler:
     def __init__(
         self, name: str, axes: Sequence[Axis], *, count: int, seed: int, maximize: bool
     ) -> None:
-        library = _optuna(name)
+        require("optuna", f"The sampler {name}")
+        library: Any = import_module("optuna")
         self.count = count
         self._seed = seed
         self._axes = axes
@@ -288,6 +268,10 @@ class OptunaSampler:
         )
 
 
+Sampler = GridSampler | OptunaSampler
+"""Names the points of one span's trials: asked once for each, in order, and told its value."""
+
+
 def sampler_of(
     name: str, axes: Sequence[Axis], *, trials: int | None, seed: int, maximize: bool
 ) -> Sampler:
@@ -326,19 +310,6 @@ def _plain(axis: Axis, drawn: Any) -> Any:  # noqa: ANN401 - a value of the axis
 
 def _stored(axis: Axis, value: Any) -> Any:  # noqa: ANN401 - a value of the axis
     return axis.values.index(value) if axis.values else value
-
-
-def _optuna(name: str) -> Any:  # noqa: ANN401 - the library
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigInvalid(
-            f"{missing_sentence('optuna', f'The sampler {name}')[:-1]}, or take the sampler grid."
-        ) from error
-    return optuna
-
-
-_UNITS: Final = {"d": DAY_MS, "h": 3_600_000, "w": 7 * DAY_MS}
 
 
 class Span(NamedTuple):
@@ -382,31 +353,12 @@ def walk(given: object, first: int, last: int) -> list[Span]:
 
 
 def _lengths(given: object) -> tuple[int, int]:
-    if isinstance(given, str):
-        given = tuple(given.split("/"))
-    if not isinstance(given, Sequence) or len(given) != 2:
-        raise _wrong(given)
-    train, test = (_length(part, given) for part in given)
-    return train, test
-
-
-def _length(part: object, given: object) -> int:
-    factor = DAY_MS
-    if isinstance(part, str):
-        text = part.strip()
-        factor = _UNITS.get(text[-1:], DAY_MS)
-        try:
-            part = float(text.removesuffix("d").removesuffix("h").removesuffix("w"))
-        except ValueError:
-            raise _wrong(given) from None
-    if not isinstance(part, (int, float)) or not 0 < part < float("inf"):
-        raise _wrong(given)
-    return int(part * factor)
-
-
-def _wrong(given: object) -> ConfigInvalid:
-    return ConfigInvalid(
-        f"The windows are {shown(given)}; give days to train and to test, such as 90d/30d."
+    lengths = [time_of(part) for part in given.split("/")] if isinstance(given, str) else []
+    match lengths:
+        case [int(train), int(test)] if train and test:
+            return train, test
+    raise ConfigInvalid(
+        f"The windows are {shown(given)}; give times to train and to test, such as 90d/30d."
     )
 
 

@@ -32,6 +32,7 @@ from tracepaper.replay.report.record import (
     read_record,
 )
 from tracepaper.replay.report.trades import closed_trades
+from tracepaper.replay.sweep.executor import UnitWork
 from tracepaper.replay.sweep.space import (
     OF_A_YEAR,
     Axis,
@@ -62,7 +63,7 @@ LIMIT_S: Final = 600.0
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(UnitWork["Cell", "CellResult"]):
     """What all runs of a sweep share; handed to each worker once."""
 
     strategy: str | None  # None for several on one account
@@ -244,7 +245,7 @@ class Search:
     sampler: str = "grid"
     trials: int | None = None
     seed: int = 0
-    windows: Any = None  # two lengths, as text or numbers
+    windows: str | None = None  # times to train and to test
     direction: str | None = None
     limit_s: float | None = LIMIT_S
 

@@ -135,9 +135,18 @@ def _windows(sweep: SweepResult) -> Table:
     return _table("windows", "", columns, rows)
 
 
-def _table(key: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> Table:
+def _table(
+    key: str,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Value]],
+    texts: Sequence[int] = (),
+) -> Table:
     # An option may be called as a figure is, so columns are told apart by their place.
-    figures = [of_row(str(place), name, "exact") for place, name in enumerate(columns)]
+    figures = [
+        of_row(str(place), name, "text" if place in texts else "exact")
+        for place, name in enumerate(columns)
+    ]
     return Table(key, title, tuple(figures), tuple(map(tuple, rows)), whole=True)
 
 
@@ -176,14 +185,14 @@ def luck(sweep: SweepResult) -> Iterator[str]:
     yield f"Of {count_of(len(values), 'point')}{where} the best reaches {top}, the median {middle}."
     if len(values) > 1 and min(values) == max(values):
         yield "All points came to the same: nothing in this space moved it."
-    elif (beside := sweep.neighbours) is not None:
-        if beside.median is None:
-            yield f"All {beside.failed} points one step beside it failed."
+    elif (near := sweep.neighbours) is not None:
+        if near.median is None:
+            yield f"All {near.failed} points one step beside it failed."
         else:
-            failed = f" ({beside.failed} more failed)" if beside.failed else ""
+            failed = f" ({near.failed} more failed)" if near.failed else ""
             yield (
-                f"The {count_of(len(beside.values), 'point')} one step beside it{failed} came to a "
-                f"median of {in_words(beside.median, sweep.objective)}: a peak that its neighbours "
+                f"The {count_of(len(near.values), 'point')} one step beside it{failed} came to a "
+                f"median of {in_words(near.median, sweep.objective)}: a peak that its neighbours "
                 "do not share is chance."
             )
     mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
@@ -299,12 +308,7 @@ def _cells(sweep: SweepResult) -> Table:
         )
         for cell in sweep.cells
     ]
-    texts = (1, len(heads) - 1)
-    figures = [
-        of_row(str(place), name, "text" if place in texts else "exact")
-        for place, name in enumerate(heads)
-    ]
-    return Table("runs", "", tuple(figures), tuple(rows), whole=True)
+    return _table("runs", "", heads, rows, texts=(1, len(heads) - 1))
 
 
 def _heat_chart(sweep: SweepResult, heat: Heat) -> Chart:

@@ -10,6 +10,7 @@ The rules are docs/storage.md, S10, and docs/money.md, M24.
 
 from __future__ import annotations
 
+from collections import deque
 from decimal import Decimal
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -21,7 +22,12 @@ from tracepaper.storage.chain.verify import ChainProblem
 from tracepaper.storage.database.chunks import select
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
-from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
+from tracepaper.strategies.corporate_actions import (
+    Entitlement,
+    ShareTerms,
+    entitlement,
+    entitlement_parts,
+)
 from tracepaper.strategies.types.decisions import (
     FillModel,
     LedgerKind,
@@ -43,7 +49,7 @@ from tracepaper.strategies.units import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _RUN: Final = "SELECT run_key, parent_run_id, config FROM runs WHERE run_id = ?"
 _INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
@@ -261,10 +267,6 @@ class _Position(Struct):
         """The columns of ``holdings`` that follow from fills."""
         return self.quantity, self.entry_notional, self.realized_pnl, self.fees_paid
 
-    def take(self, change: _StoredFill | _StoredAction) -> list[Entry]:
-        """Take in a *change* of it; return its movements of cash."""
-        return self.book(change) if isinstance(change, _StoredFill) else self.act(change)
-
     def book(self, fill: _StoredFill) -> list[Entry]:
         """Take in *fill*; return its movements of cash (docs/money.md, M5 to M8)."""
         buys = fill.side == Side.BUY.value
@@ -283,10 +285,9 @@ class _Position(Struct):
             if amount
         ]
 
-    def act(self, acted: _StoredAction) -> list[Entry]:
-        """Take in a split or a dividend; return its movement of cash (docs/stocks.md, K18)."""
+    def act(self, acted: _StoredAction, effect: Entitlement) -> list[Entry]:
+        """Take in what a split or a dividend left of it; return its movement of cash."""
         action = acted.action
-        effect = entitlement(action, self.quantity, self.entry_notional, acted.terms)
         self.quantity = effect.quantity
         self.entry_notional -= effect.entry
         self.realized_pnl += effect.paid - effect.entry
@@ -435,7 +436,7 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     acted = [] if not _has_shares(kinds) else list(_actions(connection, run_key))
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
         lambda: _check_positions(
-            connection, run_key, is_cash, acted, due, is_taken=is_taken, is_hedged=terms.is_hedged
+            connection, run_key, is_cash, acted, due, terms=terms, is_taken=is_taken
         ),
         lambda: _check_balances(connection, run_key, terms, is_taken=is_taken),
         lambda: _check_ledger(connection, run_key, due),
@@ -478,79 +479,86 @@ def _check_positions(
     acted: list[_StoredAction],
     due: list[tuple[int, Entry]],
     *,
+    terms: _RunTerms,
     is_taken: bool,
-    is_hedged: bool,
 ) -> Iterator[ChainProblem]:
     """Check every position against the fills before it; *due* takes their movements of cash."""
     fills = [_StoredFill(*row) for row in connection.execute(_FILLS, (run_key,))]
-    waiting: dict[tuple[str | None, int], list[_StoredFill]] = {}
-    for fill in reversed(fills):  # the oldest is taken from the end
-        waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
-    positions: dict[tuple[str | None, int], _Position] = {}
-    booked: dict[tuple[int, str | None], list[Entry]] = {}
-    counts: dict[tuple[str | None, int], int] = {}  # actions that were booked, of each position
+    waiting = {place: deque[_StoredFill | _StoredAction]() for place in is_cash}
+    changes: list[_StoredFill | _StoredAction] = [*acted, *fills]
+    for change in sorted(changes, key=lambda change: change.step):
+        waiting[change.instrument].append(change)
+    # Of a run that took over an account they were opened in the run before.
+    names = () if is_taken else {*terms.shares, None, *(fill.twin for fill in fills)}
+    positions = {
+        place: {name: _Position(is_paid) for name in names} for place, is_paid in is_cash.items()
+    }
+    booked: dict[int, list[Entry]] = {}
+    shown: dict[tuple[str | None, int], int] = {}
     for step, twin, place, *held in connection.execute(_HOLDINGS, (run_key,)):
-        books = [(name, place) for name in _posted_alone(twin, is_hedged=is_hedged)]
-        for book in books:
-            new = _new_changes(book, step, waiting, acted, counts)
-            if is_taken and book not in positions:  # it was opened in the run before
-                if len(books) == 1:  # else nothing says what of it each side has
-                    positions[book] = _Position(is_cash[place], *held)
-                continue
-            position = positions.setdefault(book, _Position(is_cash[place]))
-            booked |= {(id(change), book[0]): position.take(change) for change in new}
-        of_books = [positions[book].held for book in books if book in positions]
+        books, known = _posted_alone(twin, is_hedged=terms.is_hedged), positions[place]
+        while (behind := waiting[place]) and behind[0].step <= step:
+            booked |= _taken_in(behind.popleft(), known, tuple(terms.shares))
+        if is_taken and len(books) == 1:  # else nothing says what of it each side has
+            known.setdefault(books[0], _Position(is_cash[place], *held))
+        shown |= {(book, place): step for book in books}
+        of_books = [known[book].held for book in books if book in known]
         if of_books and [*map(sum, zip(*of_books, strict=True))] != held:
             yield _disagree(step, "positions", "fills", "holdings", "fills")
             return
-    for (twin, place), left in waiting.items():
-        position = positions.setdefault((twin, place), _Position(is_cash[place]))
-        while left and left[-1].model == _LIQUIDATION:  # no step showed the position since
-            fill = left.pop()
-            booked[id(fill), twin] = position.book(fill)
-        if left:
-            yield _disagree(left[-1].step, "positions", "fills", "holdings", "fills")
+    for fill in fills:
+        if fill.model != _LIQUIDATION and fill.step > shown.get((fill.twin, fill.instrument), -1):
+            yield _disagree(fill.step, "positions", "fills", "holdings", "fills")
             return
+    for place, left in waiting.items():  # no step showed these positions since
+        for change in left:
+            positions[place].setdefault(None, _Position(is_cash[place]))
+            booked |= _taken_in(change, positions[place], tuple(terms.shares))
     due += _movements(fills, acted, booked)
 
 
 def _movements(
     fills: Sequence[_StoredFill],
     acted: Sequence[_StoredAction],
-    booked: dict[tuple[int, str | None], list[Entry]],
+    booked: dict[int, list[Entry]],
 ) -> list[tuple[int, Entry]]:
     """Return the movements of the account's cash by its *fills* and by splits and dividends."""
     movements = [
         (fill.step, entry)
         for fill in fills
         if fill.is_own
-        for entry in booked.get((id(fill), fill.twin), [_UNKNOWN])
+        for entry in booked.get(id(fill), [_UNKNOWN])
     ]
-    movements += [
-        (action.step, entry) for action in acted for entry in booked.get((id(action), None), [])
-    ]
+    movements += [(action.step, entry) for action in acted for entry in booked.get(id(action), [])]
     return sorted(movements, key=lambda movement: movement[0])
 
 
 _SIDE_NAMES: Final = tuple(side.value for side in PositionSide)
 
 
-def _new_changes(
-    book: tuple[str | None, int],
-    step: int,
-    waiting: dict[tuple[str | None, int], list[_StoredFill]],
-    acted: Sequence[_StoredAction],
-    counts: dict[tuple[str | None, int], int],
-) -> list[_StoredFill | _StoredAction]:
-    """Take what changed *book* up to *step* from *waiting* fills, and from *acted* what is new."""
-    behind = waiting.get(book, [])
-    new: list[_StoredFill | _StoredAction] = []
-    while behind and behind[-1].step <= step:
-        new.append(behind.pop())
-    actions = [action for action in acted if action.instrument == book[1] and action.step <= step]
-    new += actions[counts.get(book, 0) :]
-    counts[book] = len(actions)
-    return sorted(new, key=lambda change: change.step)
+def _taken_in(
+    change: _StoredFill | _StoredAction,
+    positions: Mapping[str | None, _Position],
+    owners: Sequence[str],
+) -> dict[int, list[Entry]]:
+    """Take *change* into the *positions* of its instrument, by account, of which it is.
+
+    Return the movements of the account's cash, where that is known.
+    """
+    if isinstance(change, _StoredFill):
+        position = positions.get(change.twin)
+        return {} if position is None else {id(change): position.book(change)}
+    action, terms = change.action, change.terms
+    effects = {
+        name: entitlement(action, of.quantity, of.entry_notional, terms)
+        for name, of in positions.items()
+    }
+    if owners and positions.keys() >= {None, *owners}:
+        held = [(positions[name].quantity, positions[name].entry_notional) for name in owners]
+        parts = entitlement_parts(action, effects[None], held, terms)
+        effects |= dict(zip(owners, parts, strict=True))
+    entries = {name: of.act(change, effects[name]) for name, of in positions.items()}
+    return {id(change): entries.get(None, [])}
 
 
 def _posted_alone(twin: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:

@@ -37,13 +37,12 @@ _BARS: Final = (
 )
 _ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity", "equity")
 DECIDED: Final = ("sequence", "open_time_ms", "instrument", "target_quantity")
-_NOT_STORED: Final = -(2**63)
-NO_TARGET: Final = _NOT_STORED
-"""Stands where a decision asks for a list of orders."""
+NOT_STORED: Final = -(2**63)
+"""Stands where a column is null, as the target of a decision that asks for a list of orders."""
 _AFTER: Final = (
     "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {book}, {of}.holding, "
     "coalesce({of}.account_unrealized_pnl, {of}.unrealized_pnl, 0), "
-    f"coalesce({{of}}.equity, {_NOT_STORED}) FROM {{tables}} "
+    f"coalesce({{of}}.equity, {NOT_STORED}) FROM {{tables}} "
     "WHERE {of}.run_key = ? AND {of}.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
     "AND s.outcome IS NOT NULL ORDER BY {of}.sequence"
 )
@@ -54,9 +53,9 @@ _SHADOWS: Final = _AFTER.format(
     tables="twin_steps m CROSS JOIN steps s ON s.run_key = m.run_key AND s.sequence = m.sequence",
 )
 _DECIDED: Final = (
-    f"SELECT sequence, open_time_ms, instrument, coalesce(target_quantity, {_NOT_STORED}), "
+    f"SELECT sequence, open_time_ms, instrument, coalesce(target_quantity, {NOT_STORED}), "
     "outcome, holding, coalesce(account_unrealized_pnl, unrealized_pnl, 0), "
-    f"coalesce(equity, {_NOT_STORED}) FROM steps "
+    f"coalesce(equity, {NOT_STORED}) FROM steps "
     f"WHERE {WITHIN} AND open_time_ms IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
 )
 _BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
@@ -187,7 +186,7 @@ class RunRows:
         for query in (_OWN, _SHADOWS):
             *bar, book, holding, profit, stored = self._integers(query, (self._run_key, *span), 8)
             at = self._held(holding, book)
-            equity = np.where(stored == _NOT_STORED, self._cash[at] + profit, stored)
+            equity = np.where(stored == NOT_STORED, self._cash[at] + profit, stored)
             whose = self._whose[at]
             for name in np.unique(whose).tolist():
                 columns = (*bar, self._quantity[at], equity)
@@ -201,14 +200,14 @@ class RunRows:
         """Return what was decided at each decided bar, in the order of the run.
 
         ``sequence``, ``open_time_ms``, ``instrument`` (its place), ``target_quantity`` as it is
-        stored (``NO_TARGET`` of a list of orders), ``outcome`` (its place in ``outcomes``), and the
+        stored (-2⁶³ of a list of orders), ``outcome`` (its place in ``outcomes``), and the
         own account's ``equity`` after it.
         """
         *bar, outcome, holding, profit, stored = self._integers(_DECIDED, (self._run_key, *span), 8)
         columns: Columns = dict(zip(DECIDED, bar, strict=True))
         columns["outcome"] = np.searchsorted(self._outcome_keys, outcome)
         equity = self._cash[self._held(holding, 0)] + profit
-        return columns | {"equity": np.where(stored == _NOT_STORED, equity, stored)}
+        return columns | {"equity": np.where(stored == NOT_STORED, equity, stored)}
 
     def values(self, names: Sequence[str], place: int, at: Ints) -> Columns:
         """Return columns of the forecasts, or of the steps, at an instrument's steps *at*.

@@ -496,7 +496,7 @@ def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
     if count > 1 or marks.worth != marks.account.cash:
         of_account = [profit for profit in marks.account_unrealized[1:] for _ in range(count)]
         pairs = zip(of_account, unrealized, strict=True)
-        profits = [None if profit == own else profit for profit, own in pairs]
+        profits = [None if profit == paid else profit for profit, paid in pairs]
         if marks.worth != marks.account.cash:  # for what is held: spot alone stores the equity
             equities = [marks.worth + profit for profit in of_account]
     return unrealized, profits, equities

@@ -9,8 +9,15 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import json
+
 from tracepaper.storage.record.rows import gather
-from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
+from tracepaper.strategies.corporate_actions import (
+    Entitlement,
+    ShareTerms,
+    entitlement,
+    entitlement_parts,
+)
 from tracepaper.strategies.types.decisions import LedgerKind, PositionSide
 from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import divide_half_even
@@ -43,7 +50,7 @@ class TradeBook:
 
     def __init__(self, terms: ShareTerms, held: int = 0) -> None:
         self._terms = terms
-        self._held = held if abs(held) >= terms.step else 0  # signed
+        self.held = held if abs(held) >= terms.step else 0  # signed
         self._begin(None)
 
     def _begin(self, opened: tuple[int, int] | None) -> None:
@@ -55,13 +62,12 @@ class TradeBook:
         self._entries, self._exits = [0, 0], [0, 0]  # quantity and notional
         self._gross = self._fees = self._funding = self._dividends = 0
 
-    def act(self, action: CorporateAction) -> None:
-        """Take in a split or a dividend."""
-        if held := self._held:
-            after = entitlement(action, held, 0, self._terms)
-            self._held = after.quantity
+    def act(self, after: Entitlement) -> None:
+        """Take in what a split or a dividend left of it, and paid."""
+        if self.held:
             self._dividends += after.paid
-            self._splits *= Fraction(after.quantity, held)
+            self._splits *= Fraction(after.quantity, self.held)
+            self.held = after.quantity
             self._most = max(self._most, after.quantity)
 
     def pay(self, amount: int) -> None:
@@ -74,7 +80,7 @@ class TradeBook:
         They are those of ``trades`` behind the key.
         """
         sequence, ordinal, side, quantity, reference, notional, fee, fee_base = _FILLED(row)
-        held, is_buy = self._held, side == Side.BUY
+        held, is_buy = self.held, side == Side.BUY
         moved = quantity - fee_base if is_buy else -quantity
         if not moved:
             return None
@@ -88,7 +94,7 @@ class TradeBook:
         if not is_exit or left <= 0:
             self._book(whole, is_buy=is_buy, is_exit=is_exit)
             self._hold(held + moved)
-            return self._closed() if not self._held else None
+            return self._closed() if not self.held else None
         size = abs(moved)
         part = [divide_half_even(amount * (size - left), size) for amount in whole]
         self._book(part, is_buy=is_buy, is_exit=True)
@@ -108,7 +114,7 @@ class TradeBook:
         self._fees += fee
 
     def _hold(self, held: int) -> None:
-        self._held = held
+        self.held = held
         self._most = max(self._most, abs(held))
         before = abs(held) if self._splits == 1 else abs(held) / self._splits
         self._entered = max(self._entered, before)
@@ -135,6 +141,8 @@ class TradeBooks:
         self.is_taken = run.parent_run_id is not None
         self._terms = [ShareTerms.of(instrument) for instrument in run.instruments]
         self._places = {instrument.id: at for at, instrument in enumerate(run.instruments)}
+        named = json.decode(run.config).get("strategies", {})
+        self._owners = [name for name, of in named.items() if isinstance(of, dict)]
         self._books: dict[tuple[str | None, str | None, int], TradeBook] = {}
 
     def fill(self, row: Sequence[Any]) -> Row | None:
@@ -158,11 +166,18 @@ class TradeBooks:
             book.pay(amount)
 
     def act(self, action: CorporateAction) -> None:
-        """Take in a split or a dividend."""
+        """Take in a split or a dividend, of strategies their parts."""
         place = self._places[action.instrument]
-        for (_, _, instrument), book in self._books.items():
-            if instrument == place:
-                book.act(action)
+        terms = self._terms[place]
+        books = {twin: book for (twin, _, at), book in self._books.items() if at == place}
+        effects = {twin: entitlement(action, of.held, 0, terms) for twin, of in books.items()}
+        if owners := [name for name in self._owners if name in books]:
+            held = [(books[name].held, 0) for name in owners]
+            whole = entitlement(action, sum(quantity for quantity, _ in held), 0, terms)
+            parts = entitlement_parts(action, whole, held, terms)
+            effects |= dict(zip(owners, parts, strict=True))
+        for twin, book in books.items():
+            book.act(effects[twin])
 
     def hold(self, row: Sequence[Any]) -> None:
         """Take in a row of ``holdings`` of an account that was taken over, behind its fills."""

@@ -47,9 +47,9 @@ def laid_out(x: Tensor) -> Tensor:
     beside the tensor.
     """
     entries, rows = x.shape[3], x.shape[2]
-    beside = entries == 1 or x.stride(3) == 1
-    apart = rows == 1 or x.stride(2) >= entries
-    if beside and apart and (not x.is_cuda or _is_aligned(x)):
+    is_dense = entries == 1 or x.stride(3) == 1
+    is_spaced = rows == 1 or x.stride(2) >= entries
+    if is_dense and is_spaced and (not x.is_cuda or _is_aligned(x)):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 

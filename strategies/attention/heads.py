@@ -311,7 +311,7 @@ def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[Hea
     focus = event_focus(by_age, visible).share.mean(dim=-1).tolist() if long else None
     heads = len(weights)
     others = (weights.sum(dim=0) - weights) / max(1, heads - 1)
-    apart = divergence(weights, others).mean(dim=-1)
+    divergences = divergence(weights, others).mean(dim=-1)
     return [
         HeadFigures(
             float(near.mean_age[head].mean()),
@@ -319,7 +319,7 @@ def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[Hea
             float(near.effective_bars[head].mean()),
             None if focus is None else focus[head],
             float(steady[head]),
-            float(apart[head]) if heads > 1 else 0.0,
+            float(divergences[head]) if heads > 1 else 0.0,
         )
         for head in range(heads)
     ]
@@ -355,8 +355,8 @@ def specialisation(rows: Tensor) -> Tensor:
         return torch.zeros_like(rows[:, 0, :, 0])
     mixed: Tensor = torch.special.entr(rows.mean(dim=1))
     single: Tensor = torch.special.entr(rows)
-    apart: Tensor = mixed.sum(dim=-1) - single.sum(dim=-1).mean(dim=1)
-    return (apart / math.log(heads)).clamp(0.0, 1.0)
+    mutual: Tensor = mixed.sum(dim=-1) - single.sum(dim=-1).mean(dim=1)
+    return (mutual / math.log(heads)).clamp(0.0, 1.0)
 
 
 def read_head(weights: Tensor, rows: Sequence[int], visible: int) -> HeadReading:
@@ -437,8 +437,8 @@ def _tie(looks: Tensor, series: Tensor) -> Tie:
     products: Tensor = (
         torch.fft.irfft(torch.fft.rfft(looks) * torch.fft.rfft(series).conj(), n=count) / count
     )
-    apart = max(1, count // _NEAR_SHIFTS)
-    shifted = products[apart : count - apart]
+    shift = max(1, count // _NEAR_SHIFTS)
+    shifted = products[shift : count - shift]
     value = products[0]
     as_good = int((shifted >= value - 1e-12).sum())
     return Tie(float(value), (1 + as_good) / (1 + len(shifted)))
@@ -469,8 +469,8 @@ def _event_share(weights: Tensor, by_age: Tensor) -> float:
     Rows of an event-driven head agree on bars, those of a local head on ages. Half of them are held
     to the other half: neighbours agree on both where events lie side by side.
     """
-    apart = len(weights) // 2
-    in_time = 1.0 - float(divergence(weights[:-apart], weights[apart:]).mean())
-    in_age = 1.0 - float(divergence(by_age[:-apart], by_age[apart:]).mean())
+    half = len(weights) // 2
+    in_time = 1.0 - float(divergence(weights[:-half], weights[half:]).mean())
+    in_age = 1.0 - float(divergence(by_age[:-half], by_age[half:]).mean())
     # Rows that have next to nothing in common agree by chance alone.
     return in_time / (in_time + in_age) if in_time + in_age >= _ALIKE_LEAST else 0.5

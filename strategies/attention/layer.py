@@ -169,9 +169,9 @@ class Layer(Read):
             return self._operand(kind, self.logsumexp.to(kind))
         given = self.logsumexp.double()
         true = self.natural_logsumexp(torch.float64)
-        apart = (true - given).abs()
-        apart = apart.masked_fill(torch.isneginf(true) & torch.isneginf(given), 0.0)
-        if not float(apart.amax()) <= SLACK * eps * (FLOOR + self.largest):
+        error = (true - given).abs()
+        error = error.masked_fill(torch.isneginf(true) & torch.isneginf(given), 0.0)
+        if not float(error.amax()) <= SLACK * eps * (FLOOR + self.largest):
             raise AttentionInvalid(
                 "The logsumexp is not that of this query, key, mask and scale; give the kernel's "
                 "own, in natural logarithms."

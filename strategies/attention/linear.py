@@ -200,11 +200,11 @@ class LinearRead(Read):
 
     def content_free(self) -> LinearRead:
         """Return it with features that are all alike."""
-        ones = torch.ones_like(self.of.query)
-        time, features = ones.shape[2:]
-        counts = self.visible().to(ones)[:, None] * features
-        normaliser = counts.expand(*ones.shape[:2], time)
-        return replace(self, of=LinearLayer(ones, ones, normaliser))
+        unit = torch.ones_like(self.of.query)
+        time, features = unit.shape[2:]
+        counts = self.visible().to(unit)[:, None] * features
+        normaliser = counts.expand(*unit.shape[:2], time)
+        return replace(self, of=LinearLayer(unit, unit, normaliser))
 
 
 def _chunks(time: int) -> Iterator[slice]:

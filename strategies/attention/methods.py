@@ -156,10 +156,10 @@ class AttendedTokens:
         if self._content_free is None:
             raise AttentionInvalid("This explanation has no content share; choose rollout.")
         empty = self._content_free()
-        apart = [
+        distances = [
             (weights - empty[name]).abs().sum(dim=-1) for name, weights in self.weights.items()
         ]
-        return 0.5 * torch.stack(apart).sum(dim=0)
+        return 0.5 * torch.stack(distances).sum(dim=0)
 
 
 @explanation

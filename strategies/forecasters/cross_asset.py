@@ -146,8 +146,8 @@ class TogetherModel:
         else:
             at = self.config.horizons.index(self.horizon)
             expected = relative[..., at].double() * self.relative_slope[at]
-            apart = expected - expected.mean(dim=0)
-            weights = apart / apart.abs().sum(dim=0).clamp_min(1e-12)
+            excess = expected - expected.mean(dim=0)
+            weights = excess / excess.abs().sum(dim=0).clamp_min(1e-12)
         return np.asarray(weights.numpy().round(DECIMALS)) + 0.0  # no negative zero
 
 
@@ -306,10 +306,10 @@ class TogetherForecaster(CheckpointForecaster):
         return [
             replace(
                 answer,
-                further=SymbolAnswer(weight, tuple(apart), tuple(row)).encoded(),
+                further=SymbolAnswer(weight, tuple(covariance), tuple(row)).encoded(),
                 heads=heads,
             )
-            for answer, weight, apart, row, heads in zip(
+            for answer, weight, covariance, row, heads in zip(
                 answers, weights, relative.tolist(), shares.tolist(), _heads(outputs), strict=True
             )
         ]

@@ -174,16 +174,18 @@ class WindowedForecaster(CheckpointForecaster):
             if not ready:
                 continue
             explained: list[Explanation | None] = [None] * len(ready)
-            looked = [window.answer for window in ready if window.answer is not None]
-            if looked:
-                outputs = together([answer.outputs for answer in looked])
+            answered = [window.answer for window in ready if window.answer is not None]
+            if answered:
+                outputs = together([answer.outputs for answer in answered])
                 # Of a group each bar follows its own instrument's last one.
                 each = (
-                    [slice(at, at + 1) for at in range(len(looked))] if is_group else [slice(None)]
+                    [slice(at, at + 1) for at in range(len(answered))]
+                    if is_group
+                    else [slice(None)]
                 )
                 for cut in each:
                     memory = self.memory.of(ready[cut][0].instrument)
-                    explained[cut] = self._explained(memory, looked[cut])
+                    explained[cut] = self._explained(memory, answered[cut])
             else:
                 x = torch.from_numpy(np.stack([window.rows for window in ready])).to(self._place)
                 with torch.inference_mode():

@@ -249,7 +249,7 @@ class CustomNetwork(Transformer):
         later = [
             torch.cat((tensor[..., :at, :], other[..., at:, :]), dim=2) for tensor in (query, key)
         ]
-        beside = [torch.cat((tensor[:1], other[1:])) for tensor in (query, key)]
+        mixed = [torch.cat((tensor[:1], other[1:])) for tensor in (query, key)]
         with torch.random.fork_rng(devices=[]):
             self.mechanisms.eval()
             try:
@@ -266,7 +266,7 @@ class CustomNetwork(Transformer):
                             f"{name} gives a row other weights where later rows differ; let it "
                             "depend on the rows up to its own."
                         )
-                    moved = self._weights(mechanism, *beside)[0] - plain[0]
+                    moved = self._weights(mechanism, *mixed)[0] - plain[0]
                     if float(moved.abs().max()) > SUM_WITHIN:
                         raise AttentionInvalid(
                             f"{name} gives a window other weights where another one of the batch "

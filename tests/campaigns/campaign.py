@@ -380,8 +380,8 @@ def check_closes(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int:
     }
     for sequence, (_, _, row) in events.items():
         behind = [bars.get(sequence + 1 + place) for place in range(row["bars"])]
-        names = [one[0] for one in behind if one is not None]
-        is_whole = all(one is not None and one[1:] == (row["open_time_ms"], True) for one in behind)
+        names = [bar[0] for bar in behind if bar is not None]
+        is_whole = all(bar is not None and bar[1:] == (row["open_time_ms"], True) for bar in behind)
         if not is_whole or names != [key for key in keys if key not in row["absent"]]:
             raise RoundFailed(f"{name}: behind the close {row} at {sequence} stands {behind}")
     return sum(event["bars"] > 1 for _, _, event in events.values())
@@ -403,7 +403,7 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str, first:
     cash, fees = Decimal(first), Decimal(0)
     held = dict.fromkeys(keys, Decimal(0))
     count = 0
-    seen: dict[str, Decimal] = {}
+    amounts: dict[str, Decimal] = {}
     rows = db.execute(
         "SELECT instrument, order_id, side, quantity_text, price_text, fee_text, liquidity"
         " FROM v_fills ORDER BY sequence"
@@ -417,7 +417,7 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str, first:
         cash -= signed * price + fee
         held[key] += signed
         fees += fee
-        seen[order_id] = seen.get(order_id, Decimal(0)) + amount
+        amounts[order_id] = amounts.get(order_id, Decimal(0)) + amount
         count += 1
     ordered = {
         order_id: (Decimal(text), status)
@@ -425,7 +425,7 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str, first:
             "SELECT order_id, quantity_text, status FROM v_orders"
         )
     }
-    for order_id, filled in seen.items():
+    for order_id, filled in amounts.items():
         if order_id not in ordered or filled > ordered[order_id][0]:
             raise RoundFailed(f"{name}: order {order_id} was filled beyond its quantity")
         if ordered[order_id][1] == "FILLED" and filled != ordered[order_id][0]:
@@ -602,9 +602,9 @@ def check_others(daemons: Sequence[Daemon], data: Mapping[str, Candles]) -> Outc
     timely = outcome.bars - outcome.late
     if outcome.fills < max(min(FEWEST_FILLS, timely // BARS_A_FILL), 1):
         raise RoundFailed(f"sma has only {outcome.fills} fills of {timely} bars in time")
-    for name, found in (("sma", outcome), ("stopped", stopped), ("model", modelled)):
+    for name, outcomes in (("sma", outcome), ("stopped", stopped), ("model", modelled)):
         if len(data) > 1:
-            check_together(found, name)
+            check_together(outcomes, name)
     outcome.modelled = modelled.live
     return outcome
 
@@ -646,8 +646,8 @@ def run_to_the_end(
             raise RoundFailed(
                 f"no bar was decided for {deadline_s(TASK_WAIT_S):.0f} s: "
                 + ", ".join(
-                    f"{one.name} is {(last_ms - one.newest_ms()) // MINUTE_MS} bars behind"
-                    for one in pending
+                    f"{daemon.name} is {(last_ms - daemon.newest_ms()) // MINUTE_MS} bars behind"
+                    for daemon in pending
                 )
             )
         for daemon in list(pending):

@@ -59,12 +59,12 @@ def passed() -> dict[str, dict[str, str]]:
 
 def keep(part: str, commit: str, message: str) -> None:
     """Write down that *part* passed on *commit*, whose last line was *said*."""
-    known = passed()
-    known[part] = {"commit": commit, "date": f"{datetime.now(UTC):%Y-%m-%d}", "said": message}
+    parts = passed()
+    parts[part] = {"commit": commit, "date": f"{datetime.now(UTC):%Y-%m-%d}", "said": message}
     head = PASSED.read_text(encoding="utf-8").partition("\n")[0]
     tables = [
-        "\n".join((f"[{name}]", *(f"{key} = {_quoted(text)}" for key, text in one.items()), ""))
-        for name, one in sorted(known.items())
+        "\n".join((f"[{name}]", *(f"{key} = {_quoted(text)}" for key, text in table.items()), ""))
+        for name, table in sorted(parts.items())
     ]
     new = PASSED.with_suffix(".new")
     new.write_text("\n".join((head, *tables)), encoding="utf-8")
@@ -102,21 +102,21 @@ def main() -> int:
     parser.add_argument("--only", default="", help="the part, or the beginning of its name")
     wanted = parser.parse_args()
     commit = git("rev-parse", "--short=9", "HEAD")
-    own = PASSED.relative_to(ROOT).as_posix()
-    changed = [line for line in git("status", "--porcelain").splitlines() if line[3:] != own]
-    known, failed = passed(), []
+    record = PASSED.relative_to(ROOT).as_posix()
+    changed = [line for line in git("status", "--porcelain").splitlines() if line[3:] != record]
+    records, failed = passed(), []
     for part in PARTS:
-        if not part.startswith(wanted.only) or known.get(part, {}).get("commit") == commit:
+        if not part.startswith(wanted.only) or records.get(part, {}).get("commit") == commit:
             continue
         print(f"{part}:", flush=True)
-        code, said = run(part)
+        code, message = run(part)
         if code:
             failed.append(part)
         elif not changed:
-            keep(part, commit, said)
+            keep(part, commit, message)
     if changed:
         print("Nothing is written down, for there are changes that are not committed.")
-    print(f"Failed: {', '.join(failed)}." if failed else f"Passed on {commit}; see {own}.")
+    print(f"Failed: {', '.join(failed)}." if failed else f"Passed on {commit}; see {record}.")
     return 1 if failed else 0
 
 

@@ -61,7 +61,7 @@ class Fleet:
 # ---------------------------------------------------------------- the processes
 
 
-def asked(*words: str) -> tuple[int, str]:
+def called(*words: str) -> tuple[int, str]:
     """Return exit code and output of the program."""
     done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, check=False)
     return done.returncode, (done.stdout or done.stderr).strip()
@@ -69,13 +69,13 @@ def asked(*words: str) -> tuple[int, str]:
 
 def shippers(database: Path) -> list[int]:
     """Return the processes that ship *database* for a daemon."""
-    found = []
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
             if b"--service" in words and os.fsencode(database) in words:
-                found.append(int(folder.name))
-    return found
+                pids.append(int(folder.name))
+    return pids
 
 
 def last_step(daemon: Daemon) -> int:
@@ -123,11 +123,11 @@ class Killer:
         elif kind == "server":
             self._cluster.stop("immediate")
             self._up_at_s = time.monotonic() + self._rng.uniform(0, DOWN_S)
-        elif not (found := shippers(daemon.database)):
+        elif not (pids := shippers(daemon.database)):
             return  # between two of them
         else:
             with suppress(ProcessLookupError):
-                os.kill(found[0], signal.SIGKILL)
+                os.kill(pids[0], signal.SIGKILL)
         due.pop(0)
         self.done[kind] += 1
 
@@ -167,11 +167,11 @@ def drain(database: Path, url: str) -> int:
     until_s = time.monotonic() + BEHIND_WITHIN_S
     while True:
         before = shipped_steps(database, url)
-        code, said = asked("db", "ship", "--to", url, "--db", str(database), "--once")
+        code, output = called("db", "ship", "--to", url, "--db", str(database), "--once")
         if not code:
             return shipped_steps(database, url) - before
         if time.monotonic() > until_s:
-            raise RoundFailed(f"{database.stem} could not be shipped: {said}")
+            raise RoundFailed(f"{database.stem} could not be shipped: {output}")
         time.sleep(0.5)
 
 
@@ -205,14 +205,14 @@ def compare_steps(database: Path, url: str) -> int:
     """Hold each commit of the server against the file's; return the number of steps."""
     with reading(database) as db:
         query = "SELECT run_key, last_sequence, digest FROM commits ORDER BY 1, 2"
-        own = db.execute(query).fetchall()
+        commits = db.execute(query).fetchall()
         (steps,) = db.execute("SELECT count(*) FROM steps").fetchone()
     there = commits_there(database, url)
     name = database.stem
-    if lost := set(own) - set(there):
-        raise RoundFailed(f"{name}: {len(lost)} of {len(own)} commits are not on the server")
-    if own != there:
-        wrong = next((a for a, b in zip(own, there, strict=False) if a != b), there[-1])
+    if lost := set(commits) - set(there):
+        raise RoundFailed(f"{name}: {len(lost)} of {len(commits)} commits are not on the server")
+    if commits != there:
+        wrong = next((a for a, b in zip(commits, there, strict=False) if a != b), there[-1])
         raise RoundFailed(f"{name}: the server has other commits from step {wrong[1]} on")
     return int(steps)
 
@@ -245,25 +245,25 @@ def compare(database: Path, url: str, folder: Path) -> int:
     steps = compare_steps(database, url)
     back = folder / f"{database.stem}-back.db"
     own_id = identity(database)
-    code, said = asked("db", "pull", "--from", url, "--db", str(back), "--database", own_id)
+    code, output = called("db", "pull", "--from", url, "--db", str(back), "--database", own_id)
     if code:
-        raise RoundFailed(f"{database.stem} is not pulled: {said}")
+        raise RoundFailed(f"{database.stem} is not pulled: {output}")
     compare_tables(database, back)
     back.unlink()
     for words in (("--db", str(database)), ("--from", url, "--database", own_id)):
-        code, said = asked("audit", "verify", *words)
+        code, output = called("audit", "verify", *words)
         if code:
-            raise RoundFailed(f"{database.stem}: audit verify {words[0]} says {said}")
+            raise RoundFailed(f"{database.stem}: audit verify {words[0]} says {output}")
     return steps
 
 
 def compare_list(databases: Sequence[Path], url: str) -> None:
     """Hold the fleet's list against the files: each is there, ended in good order, no alarm."""
-    code, said = asked("fleet", url, "--json")
+    code, output = called("fleet", url, "--json")
     try:
-        runs = json.loads(said)
+        runs = json.loads(output)
     except ValueError:
-        raise RoundFailed(f"fleet says {said}") from None
+        raise RoundFailed(f"fleet says {output}") from None
     listed = {run["database_id"] for run in runs}
     if listed != {identity(database) for database in databases}:
         raise RoundFailed(f"fleet lists {len(listed)} of {len(databases)} databases")
@@ -287,9 +287,9 @@ def play(
     with tempfile.TemporaryDirectory(prefix="fleet-") as place, server as postgres:
         folder = Path(place)
         url = postgres.empty()
-        code, said = asked("db", "create", "--to", url)
+        code, output = called("db", "create", "--to", url)
         if code:
-            raise RoundFailed(f"the tables are not made: {said}")
+            raise RoundFailed(f"the tables are not made: {output}")
         data = candles(folder / "walk_1m.csv", rng, WARM_BARS + bars)
         of = dict.fromkeys(names, data)
         with exchange(of, speed=speed, seed=seed, start=WARM_BARS) as served:
@@ -310,18 +310,18 @@ def play(
                 for daemon in fleet:
                     daemon.end()
                 killer.restart_server(at_once=True)
-        found = Fleet(killer.done)
+        totals = Fleet(killer.done)
         for daemon in fleet:
-            found.drained += drain(daemon.database, url)
+            totals.drained += drain(daemon.database, url)
         for daemon in fleet:
             if "Traceback" in daemon.tail():
                 raise RoundFailed(f"{daemon.name} logged a traceback: {daemon.tail()}")
-            found.steps += compare(daemon.database, url, folder)
+            totals.steps += compare(daemon.database, url, folder)
             with reading(daemon.database) as db:
-                found.decisions += db.execute("SELECT count(*) FROM v_decisions").fetchone()[0]
+                totals.decisions += db.execute("SELECT count(*) FROM v_decisions").fetchone()[0]
         compare_list([daemon.database for daemon in fleet], url)
-    found.minutes = (time.monotonic() - began) / 60
-    return found
+    totals.minutes = (time.monotonic() - began) / 60
+    return totals
 
 
 def main() -> int:

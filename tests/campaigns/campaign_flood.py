@@ -60,7 +60,7 @@ def candles(path: Path, rng: random.Random, bars: int = BARS) -> Path:
         for number in range(bars):
             first, last = last, last + rng.randint(-400, 400)
             high, low = max(first, last) + rng.randint(0, 99), min(first, last) - rng.randint(0, 99)
-            prices = [f"{one / 10:.1f}" for one in (first, high, low, last)]
+            prices = [f"{price / 10:.1f}" for price in (first, high, low, last)]
             rows.writerow((START_MS + number * MINUTE_MS, *prices, rng.randint(1, 9_999) / 1_000))
     return path
 
@@ -83,9 +83,9 @@ def stopped(folder: Path, data: Path, rng: random.Random, *, is_models: bool) ->
             config = config.replace(usual, patient)
         (folder / "flood.toml").write_text(config)
         database = str(folder / "flood.db")
-        with (folder / "flood.err").open("w+") as said:
+        with (folder / "flood.err").open("w+") as errors:
             options = ("run", "-c", str(folder / "flood.toml"), "--db", database)
-            daemon = subprocess.Popen([*PROGRAM, *options], stderr=said)
+            daemon = subprocess.Popen([*PROGRAM, *options], stderr=errors)
             try:
                 wanted = rng.choice(("run opened", "connected", "decision", "decision"))
                 until_s = time.monotonic() + FLOODS_WITHIN_S
@@ -125,16 +125,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     wanted = parser.parse_args()
-    taken: list[float] = []
+    times_s: list[float] = []
     failed = others = number = 0
-    while len(taken) + failed < wanted.rounds and others <= NOT_FLOODED_MOST * wanted.rounds:
+    while len(times_s) + failed < wanted.rounds and others <= NOT_FLOODED_MOST * wanted.rounds:
         rng = random.Random(wanted.seed * 1_000 + number)
         with tempfile.TemporaryDirectory(prefix="flood-") as place:
             folder = Path(place)
             data = candles(folder / "walk_1m.csv", rng)
             try:
                 taken_s, steps = stopped(folder, data, rng, is_models=not number % MODEL_EVERY)
-                taken.append(taken_s)
+                times_s.append(taken_s)
                 print(f"round {number}: {steps:,} steps, ended in {taken_s:.2f} s", flush=True)
             except NotFlooded as silence:
                 others += 1
@@ -143,9 +143,9 @@ def main() -> int:
                 failed += 1
                 print(f"round {number}: {fault}", flush=True)
         number += 1
-    slowest = f", the slowest stop {max(taken):.2f} s" if taken else ""
-    print(f"{len(taken)} passed, {failed} failed, {others} not flooded{slowest}")
-    return 0 if len(taken) == wanted.rounds else 1
+    slowest = f", the slowest stop {max(times_s):.2f} s" if times_s else ""
+    print(f"{len(times_s)} passed, {failed} failed, {others} not flooded{slowest}")
+    return 0 if len(times_s) == wanted.rounds else 1
 
 
 if __name__ == "__main__":

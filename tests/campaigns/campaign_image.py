@@ -45,8 +45,8 @@ class BuildFailed(Exception):
 def build(dockerfile: Path, given: Mapping[str, str]) -> str:
     """Build the image anew; return what was printed."""
     command = ["docker", "build", "--no-cache", "--network", "host", "--progress", "plain"]
-    for name, one in given.items():
-        command += ["--build-arg", f"{name}={one}"]
+    for name, value in given.items():
+        command += ["--build-arg", f"{name}={value}"]
     return _said([*command, "-f", str(dockerfile), "-t", TAG, str(ROOT)])
 
 
@@ -110,8 +110,8 @@ def tried(name: str, folder: Path, program: str) -> tuple[str, list[str]]:
     shutil.copy(f"{DOCKERFILE}.dockerignore", folder)
     has_index = "no index" not in name
     printed = build(dockerfile, {} if has_index else {"TORCH_INDEX": SILENT})
-    said = run("python", "-", *commands(dockerfile), program=program)
-    document = json.loads(said.splitlines()[-1])
+    output = run("python", "-", *commands(dockerfile), program=program)
+    document = json.loads(output.splitlines()[-1])
     wrong = faults(document, printed, is_compiled=not becomes, has_index=has_index)
     if wrong:
         print(f"{name} is wrong: {'; '.join(wrong)}: {document}\n{printed[-3_000:]}")

@@ -27,7 +27,7 @@ WITHIN_S: Final = 180.0
 _APART: Final = {"proc", "sys", "dev", "data"}
 
 
-def said(*words: str) -> str:
+def printed_by(*words: str) -> str:
     """Return what a command prints; raise where it fails."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -44,29 +44,31 @@ def may_write(path: Path) -> bool:
 
 def writable(top: Path = Path("/")) -> list[str]:
     """List what the user may write below *top*, but in /data and in what the kernel mounts."""
-    found = []
+    paths = []
     for folder, folders, files in os.walk(top):
         if Path(folder) == top:
             folders[:] = [folder for folder in folders if folder not in _APART]
-        found += [
-            str(one) for one in (Path(folder, name) for name in folders + files) if may_write(one)
+        paths += [
+            str(path)
+            for path in (Path(folder, name) for name in folders + files)
+            if may_write(path)
         ]
-    return found
+    return paths
 
 
 def installed() -> dict[str, Any]:
     """Return who runs, what ``doctor`` says, and what the image holds."""
-    doctor = json.loads(said("tracepaper", "doctor", "--json"))["findings"]
+    doctor = json.loads(printed_by("tracepaper", "doctor", "--json"))["findings"]
     return {
         "user": os.getuid(),
         "folder": str(Path.cwd()),
-        "version": said("tracepaper", "--version"),
+        "version": printed_by("tracepaper", "--version"),
         "failed": [row["detail"] for row in doctor if row["verdict"] == "fail"],
         "attention": next(row["detail"] for row in doctor if row["check"] == "attention"),
-        "cuda": said("python", "-c", "import torch; print(torch.version.cuda)"),
+        "cuda": printed_by("python", "-c", "import torch; print(torch.version.cuda)"),
         "compilers": [name for name in COMPILERS if shutil.which(name)],
         "writable": writable(),
-        "megabytes": int(said("du", "-sm", "/opt/tracepaper").split()[0]),
+        "megabytes": int(printed_by("du", "-sm", "/opt/tracepaper").split()[0]),
     }
 
 
@@ -86,7 +88,7 @@ def decided() -> int:
 
 def lived(entry: list[str], health: list[str]) -> dict[str, Any]:
     """Run the image's own command on an exchange on loopback until it has decided; stop it."""
-    said("tracepaper", "data", "samples")
+    printed_by("tracepaper", "data", "samples")
     serving = ["tracepaper", "exchange", "--data", SAMPLE, "--speed", str(SPEED)]
     with subprocess.Popen(serving, stdout=subprocess.PIPE, text=True) as exchange:
         assert exchange.stdout is not None
@@ -107,7 +109,7 @@ def lived(entry: list[str], health: list[str]) -> dict[str, Any]:
         document["ended with"] = daemon.wait(60)
         document["log"] = Path("run.log").read_text(encoding="utf-8")[-1_500:]
         exchange.terminate()
-    document["verified"] = said("tracepaper", "verify", "last", "--db", "tracepaper.db")
+    document["verified"] = printed_by("tracepaper", "verify", "last", "--db", "tracepaper.db")
     return document
 
 

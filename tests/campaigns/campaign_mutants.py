@@ -103,13 +103,15 @@ def wanted(table: Mapping[str, Group], only: str) -> dict[str, Group]:
     """Return the group named *only*, or all with those mutations that it is a part of."""
     if only in table:
         return {only: table[only]}
-    found = {
+    chosen_groups = {
         name: group._replace(
-            mutations=tuple(one for one in group.mutations if fnmatch(str(one), f"*{only}*"))
+            mutations=tuple(
+                mutation for mutation in group.mutations if fnmatch(str(mutation), f"*{only}*")
+            )
         )
         for name, group in table.items()
     }
-    return {name: group for name, group in found.items() if group.mutations}
+    return {name: group for name, group in chosen_groups.items() if group.mutations}
 
 
 # ---------------------------------------------------------------- where a mutation belongs
@@ -150,7 +152,9 @@ def definitions(source: str) -> tuple[tuple[str, int, int], ...]:
 def pattern(text: str) -> re.Pattern[str]:
     """Return what matches *text* however its lines are broken."""
     tokens = re.findall(r"\w+|[^\w\s]", text)
-    parts = [rf"(?:,\s*)?{re.escape(one)}" if one in ")]}" else re.escape(one) for one in tokens]
+    parts = [
+        rf"(?:,\s*)?{re.escape(token)}" if token in ")]}" else re.escape(token) for token in tokens
+    ]
     begin = r"(?<!\w)" if re.match(r"\w", tokens[0]) else ""
     end = r"(?!\w)" if re.match(r"\w", tokens[-1]) else ""
     return re.compile(begin + r"\s*".join(parts) + end)
@@ -188,38 +192,40 @@ def functions(root: Path) -> Functions:
     for path in sources(root):
         with suppress(ImportError):
             import_module(".".join(["tracepaper", *path.with_suffix("").parts]))
-    found: dict[str, list[FunctionType]] = {}
-    for one in gc.get_objects():
+    by_file: dict[str, list[FunctionType]] = {}
+    for function in gc.get_objects():
         # Some objects warn where they are asked for their class.
-        if type(one) is FunctionType:
-            found.setdefault(one.__code__.co_filename, []).append(one)
-    return {name: found.get(name, []) for name in map(str, map(root.joinpath, sources(root)))}
+        if type(function) is FunctionType:
+            by_file.setdefault(function.__code__.co_filename, []).append(function)
+    return {name: by_file.get(name, []) for name in map(str, map(root.joinpath, sources(root)))}
 
 
-def swap(name: str, own: Iterable[FunctionType], before: Source, after: Source) -> None:
+def swap(name: str, functions: Iterable[FunctionType], before: Source, after: Source) -> None:
     """Have the functions of the module at *name* run what *after* says instead of *before*."""
-    old, new = (codes(compile(one, name, "exec", dont_inherit=True)) for one in (before, after))
+    old, new = (codes(compile(text, name, "exec", dont_inherit=True)) for text in (before, after))
     changed = {code: new[place] for place, code in old.items() if place in new}
-    for one in own:
+    for function in functions:
         try:
-            one.__code__ = changed.get(one.__code__, one.__code__)
+            function.__code__ = changed.get(function.__code__, function.__code__)
         except ValueError as error:
-            raise MutationLost(f"{name}: {one.__qualname__} cannot be mutated: {error}.") from None
+            raise MutationLost(
+                f"{name}: {function.__qualname__} cannot be mutated: {error}."
+            ) from None
 
 
 def codes(code: CodeType) -> dict[tuple[str, int], CodeType]:
     """Return all that *code* defines by its dotted name and how many of that name come before."""
-    found: dict[tuple[str, int], CodeType] = {}
+    by_name: dict[tuple[str, int], CodeType] = {}
 
     def add(code_type: CodeType) -> None:
-        nth = sum(name == code_type.co_qualname for name, _ in found)
-        found[code_type.co_qualname, nth] = code_type
+        nth = sum(name == code_type.co_qualname for name, _ in by_name)
+        by_name[code_type.co_qualname, nth] = code_type
         for inner in code_type.co_consts:
             if isinstance(inner, CodeType):
                 add(inner)
 
     add(code)
-    return found
+    return by_name
 
 
 # ---------------------------------------------------------------- what a fork does
@@ -243,29 +249,29 @@ def probed(mutants: Iterable[Mutant], root: Path) -> dict[Path, ast.Module]:
     names: dict[Path, set[str]] = {}
     for mutant in mutants:
         names.setdefault(mutant.path, set()).add(mutant.definition)
-    found = {}
-    for path, own in names.items():
-        found[path] = ast.parse(sources(root)[path])
-        for name, node in nodes(found[path]):
-            if name in own and not isinstance(node, ast.ClassDef):
+    trees = {}
+    for path, probed_names in names.items():
+        trees[path] = ast.parse(sources(root)[path])
+        for name, node in nodes(trees[path]):
+            if name in probed_names and not isinstance(node, ast.ClassDef):
                 [tell] = ast.parse(f"{PROBE}({f'{path}:{name}'!r})").body
                 node.body.insert(0, tell)
-    return found
+    return trees
 
 
 def trace(items: Sequence[pytest.Item]) -> dict[str, Traced]:
     """Return which definitions of the probed modules each test runs, of those that pass."""
-    found = {}
+    by_test = {}
     for item, following in zip_longest(items, items[1:]):
-        seen: set[str] = set()
-        setattr(builtins, PROBE, seen.add)
+        ran: set[str] = set()
+        setattr(builtins, PROBE, ran.add)
         began = time.process_time()
         if run(item, following):
-            found[item.nodeid] = Traced(time.process_time() - began, frozenset(seen))
+            by_test[item.nodeid] = Traced(time.process_time() - began, frozenset(ran))
         else:
             item.session.testsfailed = 0
             print(f"{item.nodeid} fails without any mutation and judges none", file=sys.__stderr__)
-    return found
+    return by_test
 
 
 def kill(mutate: Callable[[], None], items: Sequence[pytest.Item]) -> str:
@@ -308,14 +314,14 @@ class Fork:
     def result(self) -> Any:
         """Return what it answered: text where it ended without an answer, or had to be ended."""
         try:
-            found = self.answer.recv() if self.answer.poll() else "a test did not end"
+            outcome = self.answer.recv() if self.answer.poll() else "a test did not end"
         except EOFError:
-            found = "a test ended the process"
+            outcome = "a test ended the process"
         self._process.kill()
         self._process.join()
-        if isinstance(found, MutationLost):
-            raise found
-        return found
+        if isinstance(outcome, MutationLost):
+            raise outcome
+        return outcome
 
 
 def _answer(work: Callable[[], Any], sender: Connection) -> None:
@@ -409,8 +415,8 @@ class Budget:
         traced: dict[str, Traced] = {}
         limit_s = 6 * self._least_limit_s
         tasks = (
-            Task(module, partial(trace, list(own)), limit_s)
-            for module, own in groupby(items, key=lambda item: module_of(item.nodeid))
+            Task(module, partial(trace, list(tests)), limit_s)
+            for module, tests in groupby(items, key=lambda item: module_of(item.nodeid))
         )
         for module, answer, seconds in forked(tasks, self._jobs):
             traced |= {} if isinstance(answer, str) else answer
@@ -423,21 +429,21 @@ class Budget:
     ) -> Iterator[tuple[Mutation, Verdict]]:
         """Yield each mutation and what becomes of it."""
         near = {
-            name: {test: one for test, one in traced.items() if module_of(test) in modules}
+            name: {test: ran for test, ran in traced.items() if module_of(test) in modules}
             for name, group in self._table.items()
             for modules in [{*group.modules}]
         }
         tasks: list[Task] = []
-        asked = {mutation for group in self._table.values() for mutation in group.mutations}
-        for mutation in filter(asked.__contains__, self._mutants):
-            mutant, own = self._mutants[mutation], near[mutation.group]
-            tests = chosen(own, mutant, self._table[mutation.group].limit_s)
-            seconds = sum(own[test].seconds for test in tests)
+        requested = {mutation for group in self._table.values() for mutation in group.mutations}
+        for mutation in filter(requested.__contains__, self._mutants):
+            mutant, near_tests = self._mutants[mutation], near[mutation.group]
+            tests = chosen(near_tests, mutant, self._table[mutation.group].limit_s)
+            seconds = sum(near_tests[test].seconds for test in tests)
             mutate = partial(self._swap, mutant.path, self._probed[mutant.path], mutant.source)
             work = partial(kill, mutate, [items[test] for test in tests])
             tasks.append(Task(mutation, work, self._least_limit_s + 4 * seconds))
-        for mutation, found, seconds in forked(tasks, self._jobs):
-            yield mutation, Verdict(found, seconds)
+        for mutation, cause, seconds in forked(tasks, self._jobs):
+            yield mutation, Verdict(cause, seconds)
 
 
 def module_of(test: str) -> str:
@@ -454,7 +460,7 @@ def chosen(
     are returned, but at least one.
     """
     name = f"{mutant.path}:{mutant.definition}"
-    tests = [test for test, one in traced.items() if name in one.ran]
+    tests = [test for test, trace in traced.items() if name in trace.ran]
     if not tests and limit_s == float("inf"):
         tests = list(traced)
     seconds: dict[str, float] = {}
@@ -542,29 +548,31 @@ def main() -> int:
     parser.add_argument("--random", type=int, help="draw so many mutations of the whole product")
     parser.add_argument("--seed", type=int, default=1, help="of --random")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.chdir(asked.root)
+    os.chdir(options.root)
     try:
-        if asked.random is None:
-            every = groups(asked.root)
+        if options.random is None:
+            every = groups(options.root)
             mutants = {
-                one: find(one, asked.root) for group in every.values() for one in group.mutations
+                mutation: find(mutation, options.root)
+                for group in every.values()
+                for mutation in group.mutations
             }
         else:
-            every, mutants = random_groups(asked.random, asked.seed, asked.root)
-        table = wanted(every, asked.only)
+            every, mutants = random_groups(options.random, options.seed, options.root)
+        table = wanted(every, options.only)
         if not table:
-            parser.error(f"nothing in {TABLE} matches {asked.only!r}")
+            parser.error(f"nothing in {TABLE} matches {options.only!r}")
         budget = Budget(
-            table, mutants, jobs=asked.jobs, least_limit_s=asked.least_limit, root=asked.root
+            table, mutants, jobs=options.jobs, least_limit_s=options.least_limit, root=options.root
         )
-        marks = "not long" if asked.random is None else "not slow and not long"
-        is_wrong = judge(table, budget, marks, asked.root)
+        marks = "not long" if options.random is None else "not slow and not long"
+        is_wrong = judge(table, budget, marks, options.root)
     except MutationLost as error:
         print(error, file=sys.stderr)
         return 1
-    return is_wrong if asked.random is None else 0
+    return is_wrong if options.random is None else 0
 
 
 if __name__ == "__main__":

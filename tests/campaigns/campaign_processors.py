@@ -51,8 +51,8 @@ _SAYS: Final = "import torch; print(torch.backends.cpu.get_cpu_capability())"
 
 def numeric(folder: Path = TESTS) -> list[str]:
     """List the test files that compute with torch, by their first imports."""
-    found = sorted(folder.rglob("test_*.py"))
-    return [str(path) for path in found if "\nimport torch\n" in path.read_text()]
+    modules = sorted(folder.rglob("test_*.py"))
+    return [str(path) for path in modules if "\nimport torch\n" in path.read_text()]
 
 
 def main() -> None:
@@ -60,10 +60,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=PROCESSORS, help="one of the processors")
     parser.add_argument("tests", nargs="*", help="test files, by default all that compute")
-    asked = parser.parse_args()
-    files, failed = asked.tests or numeric(), []
+    options = parser.parse_args()
+    files, failed = options.tests or numeric(), []
     for name, processor in PROCESSORS.items():
-        if asked.only not in (None, name):
+        if options.only not in (None, name):
             continue
         environment = os.environ | processor
         width = subprocess.run(

@@ -36,7 +36,7 @@ def lowest() -> Iterator[str]:
     extras = project["optional-dependencies"]
     wanted = [
         *project["dependencies"],
-        *(one for name in extras.keys() - {*TOOLS} for one in extras[name]),
+        *(requirement for name in extras.keys() - {*TOOLS} for requirement in extras[name]),
     ]
     for requirement in sorted({*wanted}):
         name, version = re.split(r"(?:\[.*\])?>=", requirement)

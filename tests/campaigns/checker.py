@@ -18,7 +18,7 @@ FEES: Final = {"TAKER": Decimal("0.00055"), "MAKER": Decimal("0.0002")}
 MONEY: Final = Decimal("1e-8")
 
 
-def asked(database: Path, query: str) -> list[tuple[Any, ...]]:
+def rows_of(database: Path, query: str) -> list[tuple[Any, ...]]:
     """Return the rows of *query*."""
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         return connection.execute(query).fetchall()
@@ -29,10 +29,10 @@ def check_sides(database: Path, name: str) -> None:
     names = ("cash", "equity", "fees_paid", "funding_paid", "realized_pnl", "unrealized_pnl")
     texts = ", ".join(f"{name}_text" for name in names)
     sums: dict[int, list[Decimal]] = {}
-    for sequence, *values in asked(database, f"SELECT sequence, {texts} FROM v_twin_equity"):
+    for sequence, *values in rows_of(database, f"SELECT sequence, {texts} FROM v_twin_equity"):
         before = sums.get(sequence, [Decimal(0)] * len(names))
-        sums[sequence] = [one + Decimal(value) for one, value in zip(before, values, strict=True)]
-    for sequence, *values in asked(
+        sums[sequence] = [old + Decimal(value) for old, value in zip(before, values, strict=True)]
+    for sequence, *values in rows_of(
         database, f"SELECT sequence, {texts} FROM v_equity JOIN v_decisions USING (sequence)"
     ):
         of_account = [Decimal(value) for value in values]
@@ -45,7 +45,7 @@ def check_sides(database: Path, name: str) -> None:
 
 def check_parts(database: Path, name: str, *, is_all: bool) -> None:
     """Hold the sub-accounts to the account, at every step; *is_all*: their shares add up to 1."""
-    rows = asked(
+    rows = rows_of(
         database,
         "SELECT sequence, instrument, strategy, quantity_text, equity_text "
         "FROM v_strategy_decisions ORDER BY sequence",
@@ -57,7 +57,7 @@ def check_parts(database: Path, name: str, *, is_all: bool) -> None:
         worth[sequence] = worth.get(sequence, Decimal(0)) + Decimal(equity)
     account = {
         sequence: (Decimal(quantity), Decimal(equity))
-        for sequence, quantity, equity in asked(
+        for sequence, quantity, equity in rows_of(
             database,
             "SELECT d.sequence, p.quantity_text, e.equity_text FROM v_decisions d JOIN "
             "v_positions p USING (run_id, sequence) JOIN v_equity e USING (run_id, sequence)",
@@ -77,19 +77,19 @@ def check_universe(database: Path, name: str) -> None:
     """Hold every fill that opens or raises a position to the choice when its order was born."""
     choices = [
         (sequence, set(json.loads(content)["chosen"]))
-        for sequence, content in asked(
+        for sequence, content in rows_of(
             database,
             "SELECT sequence, content FROM v_events WHERE kind = 'universe' ORDER BY sequence",
         )
     ]
     if not choices:
         raise RoundFailed(f"{name}: nothing was ever chosen")
-    times = [at for (at,) in asked(database, "SELECT market_ms FROM v_events WHERE kind = "
+    times = [at for (at,) in rows_of(database, "SELECT market_ms FROM v_events WHERE kind = "
                                    "'universe' ORDER BY sequence")]  # fmt: skip
     if len(set(times)) < len(times):
         raise RoundFailed(f"{name}: a choice was made twice")
     held: dict[tuple[str, str | None], Decimal] = {}
-    for key, of, order_id, side, quantity in asked(
+    for key, of, order_id, side, quantity in rows_of(
         database,
         "SELECT instrument, position_side, order_id, side, quantity_text FROM v_fills "
         "ORDER BY sequence, ordinal",

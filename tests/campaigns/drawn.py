@@ -88,8 +88,8 @@ class Drawn:
         connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
         try:
             ((count,),) = connection.execute(self.seen)
-            ((asked,),) = connection.execute(self.asked)
-            fewest = min(self.fewest, max(asked // self.bars_each, 1))
+            ((decided,),) = connection.execute(self.asked)
+            fewest = min(self.fewest, max(decided // self.bars_each, 1))
         finally:
             connection.close()
         if count < fewest:
@@ -131,8 +131,8 @@ def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     (folder / "books_drawn.py").write_text(BOOKS)
     read = "SELECT count(*) FROM v_decisions WHERE reason LIKE 'more is %'"
     depth = {"market.depth": rng.choice((10, 20)), "market.depth_every_ms": 10_000}
-    asked = "SELECT count(*) FROM v_decisions WHERE refused_by IS NULL"
-    return Drawn('name = "books_drawn:Books"', depth, seen=read, asked=asked, bars_each=2)
+    decisions = "SELECT count(*) FROM v_decisions WHERE refused_by IS NULL"
+    return Drawn('name = "books_drawn:Books"', depth, seen=read, asked=decisions, bars_each=2)
 
 
 def covariates(folder: Path, candles: Path, rng: random.Random) -> Drawn:
@@ -162,8 +162,8 @@ def trained(candles: Path) -> Path:
     (folder / "own.csv").write_text("\n".join(("time,mood", *rows)) + "\n")
     small = ("dim=8", "layers=1", "heads=2", "window=33", "training.steps=4", "training.length=512")
     command = [*PROGRAM, "train", "--data", str(candles), "--out", str(folder / "model")]
-    for one in ("model.kind=trading", "horizons=5,30", "training.validate_every=2", *small):
-        command += ["--set", one]
+    for setting in ("model.kind=trading", "horizons=5,30", "training.validate_every=2", *small):
+        command += ["--set", setting]
     done = subprocess.run(
         [*command, "--covariates", str(folder / "own.csv")],
         capture_output=True, text=True, check=False,
@@ -221,8 +221,8 @@ def universe(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     """Draw a universe of one symbol that is chosen anew every ten minutes of market time."""
     times = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 10)]
     rule = {"top": 1, "at": times, "on_leave": rng.choice(("reduce", "close"))}
-    made = "SELECT count(*) FROM v_events WHERE kind = 'universe'"
-    return Drawn(SMA, {"market.universe": json.dumps(rule)}, seen=made, fewest=10)
+    changes = "SELECT count(*) FROM v_events WHERE kind = 'universe'"
+    return Drawn(SMA, {"market.universe": json.dumps(rule)}, seen=changes, fewest=10)
 
 
 def hedge(folder: Path, _candles: Path, rng: random.Random) -> Drawn:

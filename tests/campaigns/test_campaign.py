@@ -81,10 +81,10 @@ def test_what_does_not_add_up_is_found(name: str, tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     assert RecordedHistory(seed, path, kind, most=150).counted["fills"] > 5
     check(path, "a history")
-    for said, statement in forgeries.items():
+    for message, statement in forgeries.items():
         forged = Path(shutil.copy(path, tmp_path / "forged.db"))
         tamper(forged, statement)
-        with pytest.raises(RoundFailed, match=said):
+        with pytest.raises(RoundFailed, match=message):
             check(forged, "a history")
 
 
@@ -110,7 +110,10 @@ def recorded(database: Path, events: list[Event]) -> list[Step]:
         "exchange": {"time_scale": 1_200.0},
     }
     engine = engine_of(
-        given, items, execution=FillModel.QUOTE, strategies={one.symbol: Enters() for one in items}
+        given,
+        items,
+        execution=FillModel.QUOTE,
+        strategies={item.symbol: Enters() for item in items},
     )
     steps = [engine.step(event, None) for event in events]
     write_run(database, steps, of=run(instruments=items, strategy="enters"))
@@ -125,7 +128,7 @@ def at(index: int, *prices: int, source: Source = Source.STREAM) -> Bar:
     )
 
 
-def asked(bid: int, minute: float) -> Event:
+def quote_at(bid: int, minute: float) -> Event:
     return quote(bid, bid + 10, at_ms=START_MS + int(minute * MINUTE), instrument_id=KEY)
 
 
@@ -152,21 +155,21 @@ DIPPED = (10_000, 10_000, 9_700, 10_000)
 BEGIN: list[Event] = [at(0, *FLAT)]
 LATE_BARS: list[Event] = [
     *BEGIN,
-    asked(10_000, 6.4),  # behind the hole: it fills the entry, and the stop is armed
+    quote_at(10_000, 6.4),  # behind the hole: it fills the entry, and the stop is armed
     hole(1, 6),
     *(at(index, *FELL, source=Source.REST) for index in range(1, 6)),
     at(6, *FLAT),
 ]
 CLOSES: list[Event] = [
     *BEGIN,
-    asked(10_000, 1.1),
+    quote_at(10_000, 1.1),
     at(1, *FLAT),
-    *(event for index in (2, 3) for event in (asked(9_700, index + 0.5), at(index, *FELL))),
+    *(event for index in (2, 3) for event in (quote_at(9_700, index + 0.5), at(index, *FELL))),
     at(4, *FLAT),
 ]
 MISSED: list[Event] = [
     *BEGIN,
-    asked(10_000, 1.1),
+    quote_at(10_000, 1.1),
     at(1, *FLAT),
     hole(2, 3),
     at(2, *DIPPED, source=Source.REST),
@@ -183,7 +186,7 @@ def test_bars_that_closed_before_the_stop_was_armed_neither_meet_nor_blame_it(
     tmp_path: Path,
 ) -> None:
     database = tmp_path / "late.db"
-    steps = recorded(database, [*LATE_BARS, asked(9_790, 7.1), at(7, *FELL)])
+    steps = recorded(database, [*LATE_BARS, quote_at(9_790, 7.1), at(7, *FELL)])
     assert stops(steps) == [(OrderStatus.FILLED, len(steps) - 2)], "the first quote through it"
     campaign.check_stops(database, "stopped", timely=10_000)
 
@@ -194,7 +197,7 @@ def test_bars_that_closed_before_the_stop_was_armed_neither_meet_nor_blame_it(
         pytest.param(CLOSES, 3, "2 closes beyond it", id="quotes"),
         pytest.param(MISSED, 4, "1 missed bars that went through it", id="a missed bar"),
         pytest.param(
-            [*LATE_BARS, asked(9_700, 7.1), at(7, *FELL), asked(9_710, 8.1), at(8, *FELL)],
+            [*LATE_BARS, quote_at(9_700, 7.1), at(7, *FELL), quote_at(9_710, 8.1), at(8, *FELL)],
             9,
             "2 closes beyond it",
             id="after late bars",

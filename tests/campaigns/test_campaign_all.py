@@ -18,11 +18,11 @@ def test_each_part_is_a_program_that_exists() -> None:
         assert command[0] in {"promtool", sys.executable}
         assert all((campaign_all.ROOT / word).exists() for word in command if "/campaigns/" in word)
     rounds = [part for name, part in campaign_all.PARTS.items() if name.startswith("rounds_")]
-    drawn = [int(one[one.index("--seed") + 1]) for one in rounds]
+    drawn = [int(words[words.index("--seed") + 1]) for words in rounds]
     assert drawn == list(range(1, 101, 10)), "a hundred seeds, each of them once"
     alone = [part for name, part in campaign_all.PARTS.items() if name.startswith("live_")]
-    assert {one[one.index("--kind") + 1] for one in alone} < set(KINDS)
-    assert all("--rounds" in one for one in alone)
+    assert {words[words.index("--kind") + 1] for words in alone} < set(KINDS)
+    assert all("--rounds" in words for words in alone)
 
 
 @pytest.fixture

@@ -121,8 +121,8 @@ def test_two_files_whose_tables_differ_are_found(
 
 @pytest.mark.long
 def test_two_daemons_lose_and_repeat_nothing_when_all_is_killed(postgres: Cluster) -> None:
-    found = campaign_fleet.play(
+    fleet = campaign_fleet.play(
         1, daemons=2, symbols=5, bars=25, speed=240, kills=5, cluster=postgres
     )
-    assert found.kills == {"daemon": 2, "shipper": 2, "server": 1}
-    assert found.decisions >= 2 * 5, "the last bar at least, however late they came"
+    assert fleet.kills == {"daemon": 2, "shipper": 2, "server": 1}
+    assert fleet.decisions >= 2 * 5, "the last bar at least, however late they came"

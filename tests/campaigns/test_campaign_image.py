@@ -27,10 +27,10 @@ GOOD: dict[str, Any] = {
 
 
 def test_an_image_as_it_must_be_has_no_faults() -> None:
-    shown = f'#9 [build 3/9] RUN x || echo "{BARE}"\n#9 0.2 built\n'
-    assert faults(GOOD, shown, is_compiled=True, has_index=True) == []
+    log = f'#9 [build 3/9] RUN x || echo "{BARE}"\n#9 0.2 built\n'
+    assert faults(GOOD, log, is_compiled=True, has_index=True) == []
     bare = GOOD | {"attention": "compiled loops: none", "cuda": "13.0"}
-    printed = f"{shown}#9 0.3 {BARE} of attention\nno answer: {USUAL}\n"
+    printed = f"{log}#9 0.3 {BARE} of attention\nno answer: {USUAL}\n"
     assert faults(bare, printed, is_compiled=False, has_index=False) == []
 
 

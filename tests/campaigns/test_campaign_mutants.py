@@ -14,7 +14,9 @@ import pytest
 from campaign_mutants import Group, Mutation, MutationLost
 from waiting import deadline_s
 
-MUTATIONS = [one for group in campaign_mutants.groups().values() for one in group.mutations]
+MUTATIONS = [
+    mutation for group in campaign_mutants.groups().values() for mutation in group.mutations
+]
 
 PRODUCT = """
 class Purse:
@@ -148,23 +150,23 @@ def judged(root: Path, *mutations: Mutation, tests: str = TESTS) -> tuple[int, s
 
 
 def test_survivors_are_named_and_a_new_one_fails(root: Path) -> None:
-    code, said = judged(root, PAYS, LIVES, BREAKS, HANGS, ENDS)
-    assert code == 1, said
-    assert f"killed   purse  {PAYS}  tests/test_purse.py::test_pay" in said
-    assert f"killed   purse  {BREAKS}  tests/test_purse.py::test_spent" in said
-    assert f"killed   purse  {HANGS}  a test did not end" in said
-    assert f"killed   purse  {ENDS}  a test ended the process" in said
-    assert f"survives: {LIVES}  add a test" in said
-    assert "purse           4 of 5 killed" in said
+    code, output = judged(root, PAYS, LIVES, BREAKS, HANGS, ENDS)
+    assert code == 1, output
+    assert f"killed   purse  {PAYS}  tests/test_purse.py::test_pay" in output
+    assert f"killed   purse  {BREAKS}  tests/test_purse.py::test_spent" in output
+    assert f"killed   purse  {HANGS}  a test did not end" in output
+    assert f"killed   purse  {ENDS}  a test ended the process" in output
+    assert f"survives: {LIVES}  add a test" in output
+    assert "purse           4 of 5 killed" in output
     assert (root / "daemon" / "purse.py").read_text() == PRODUCT
 
 
 def test_what_fails_without_a_mutation_is_named(root: Path) -> None:
-    code, said = judged(root, PAYS, tests=f"{TESTS}    assert False\n")
+    code, output = judged(root, PAYS, tests=f"{TESTS}    assert False\n")
     fails = "tests/test_purse.py::test_spent fails without any mutation and judges none"
-    assert (code, fails in said) == (0, True), said
-    code, said = judged(root, PAYS, tests="import nothing_at_all")
-    assert (code, "tests/test_purse.py cannot be collected; mend it first" in said) == (1, True)
+    assert (code, fails in output) == (0, True), output
+    code, output = judged(root, PAYS, tests="import nothing_at_all")
+    assert (code, "tests/test_purse.py cannot be collected; mend it first" in output) == (1, True)
 
 
 def test_a_part_of_a_name_chooses_mutations() -> None:

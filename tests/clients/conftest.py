@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import interpreter_with
 
 HERE = Path(__file__).parent
 CANDLES = HERE.parent / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
-ENVIRONMENTS = Path(sys.prefix) / "clients"
 REQUIREMENTS = {
     "ccxt": ("ccxt==4.5.90",),
     "freqtrade": ("freqtrade==2026.9",),
@@ -35,19 +35,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture
 def client_python() -> Callable[[str], Path]:
     """Return the interpreter of a client's own environment, made at its first use."""
-
-    def made(name: str) -> Path:
-        folder = ENVIRONMENTS / name
-        python, stamp = folder / "bin" / "python", folder / "installed"
-        wanted = "\n".join(REQUIREMENTS[name])
-        if not stamp.exists() or stamp.read_text() != wanted:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-            pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-            subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
-            stamp.write_text(wanted)
-        return python
-
-    return made
+    folder = Path(sys.prefix) / "clients"
+    return lambda name: interpreter_with(REQUIREMENTS[name], folder / name)
 
 
 @contextmanager
@@ -79,10 +68,10 @@ def play(client_python: Callable[[str], Path], tmp_path: Path) -> Callable[..., 
     def played(name: str, program: str, category: str, within_s: float) -> dict[str, Any]:
         python = client_python(name)
         calls = tmp_path / "calls.txt"
-        with exchange(category, calls) as said:
+        with exchange(category, calls) as addresses:
             command = [str(python), str(HERE / "programs" / f"{program}.py")]
             with subprocess.Popen(
-                [*command, said["rest_url"], said["stream_url"], category],
+                [*command, addresses["rest_url"], addresses["stream_url"], category],
                 cwd=tmp_path,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

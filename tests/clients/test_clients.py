@@ -44,9 +44,9 @@ def test_ccxt_reads_markets_candles_tiers_and_histories(play: Play, category: st
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_ccxt_pro_watches_candles_trades_tickers_and_books(play: Play, category: str) -> None:
-    seen = play("ccxt", "with_ccxt_pro", category, 180)
-    assert calls_as_listed(seen, PRO, category)
-    assert min(seen[name] for name in ("levels", "ticker", "trades", "candles")) > 0
+    counts = play("ccxt", "with_ccxt_pro", category, 180)
+    assert calls_as_listed(counts, PRO, category)
+    assert min(counts[name] for name in ("levels", "ticker", "trades", "candles")) > 0
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

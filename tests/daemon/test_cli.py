@@ -250,8 +250,8 @@ def test_loading_a_model_imports_no_compiler() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}])
-def test_threads_that_wait_leave_the_processor_to_others(own: dict[str, str]) -> None:
+@pytest.mark.parametrize("variables", [{}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_that_wait_leave_the_processor_to_others(variables: dict[str, str]) -> None:
     kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
         [sys.executable, "-c", "from tracepaper.daemon.cli import main\nmain()", "doctor"],
@@ -259,11 +259,11 @@ def test_threads_that_wait_leave_the_processor_to_others(own: dict[str, str]) ->
         text=True,
         check=False,
         timeout=deadline_s(),
-        env={**kept, **own, "OMP_DISPLAY_ENV": "verbose"},
+        env={**kept, **variables, "OMP_DISPLAY_ENV": "verbose"},
     )
     # The library of OpenMP prints it when torch loads it.
     [spins] = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
-    assert (int(spins) == 0) is (not own)
+    assert (int(spins) == 0) is (not variables)
 
 
 def test_a_closed_pipe_is_quiet() -> None:
@@ -310,3 +310,12 @@ def test_a_replay_without_a_model_imports_no_torch(tmp_path: Path) -> None:
         "print(codes, sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     assert done.stderr.splitlines()[-1] == "[0, 0, 0] []"
+    words = ["whatif", "last", "--db", str(tmp_path / "run.db"), "--set"]
+    done = python(
+        "import sys\n"
+        "from tracepaper.daemon.cli import invoke\n"
+        f"code = invoke([*{words!r}, 'execution.taker_fee=0.0002'])\n"
+        "heavy = {'torch', 'scipy', 'sqlalchemy', 'aiohttp', 'tracepaper.replay.archive'}\n"
+        "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    assert done.stderr == "0 []\n"

@@ -57,10 +57,10 @@ def test_a_new_kind_is_stored_read_back_shown_and_audited(
     cases.write_run(path, steps)
     with Reader.open(path) as reader:
         assert list(reader.steps("r-1")) == steps
-        shown = reader.connection.execute(
+        stored = reader.connection.execute(
             "SELECT instrument, content FROM v_events WHERE kind = 'outage'"
         ).fetchall()
-        assert [(named, json.loads(content)) for named, content in shown] == [
+        assert [(named, json.loads(content)) for named, content in stored] == [
             (cases.BTC.id, {"minutes": 30})
         ]
         assert audit(reader.connection, "r-1").holds

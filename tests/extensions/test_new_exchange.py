@@ -67,7 +67,7 @@ class MemoryStream:
             return await self._is_up.wait()
 
     def is_connected(self, instrument: str) -> bool:
-        return self._is_up.is_set() and instrument in {one.id for one in self.request.instruments}
+        return self._is_up.is_set() and instrument in {coin.id for coin in self.request.instruments}
 
 
 class MemoryMarket:
@@ -94,8 +94,8 @@ class MemoryMarket:
         return [COIN] if category is COIN.category and symbol in ("", COIN.symbol) else []
 
     async def instrument(self, category: Category, symbol: str) -> Instrument:
-        for one in await self.instruments(category, symbol):
-            return one
+        for coin in await self.instruments(category, symbol):
+            return coin
         raise ConfigInvalid(f"The market in memory has no {symbol}; ask for {COIN.symbol}.")
 
     async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:

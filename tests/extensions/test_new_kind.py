@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-from programs import ROOT, environment
-from waiting import deadline_s
+from programs import texts_of_program
 
 from tracepaper.strategies.api.model import KINDS, ModelKind, register
 from tracepaper.strategies.errors import ConfigInvalid
@@ -17,28 +14,18 @@ from tracepaper.strategies.forecasters.build import model_kinds
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return what every command answers, by its name, where one more kind is registered."""
-    folder = tmp_path_factory.mktemp("new_kind")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "new_kind_program.py"), str(folder)],
-        env=environment({"COLUMNS": "200"}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=deadline_s(300),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.txt")}
+    return texts_of_program("new_kind_program.py", tmp_path_factory.mktemp("new_kind"))
 
 
 def document(text: str) -> Any:
     return json.loads(text[text.index("{\n") :].removesuffix("exit code 0\n"))
 
 
-def test_its_recipe_is_printed_listed_and_checked(said: dict[str, str]) -> None:
-    assert "seasonal    the spread of the last closes\n" in said["kinds"]
-    keys = json.loads(said["keys"].removesuffix("exit code 0\n"))
+def test_its_recipe_is_printed_listed_and_checked(outputs: dict[str, str]) -> None:
+    assert "seasonal    the spread of the last closes\n" in outputs["kinds"]
+    keys = json.loads(outputs["keys"].removesuffix("exit code 0\n"))
     assert {
         "key": "architecture.shrink",
         "type": "number",
@@ -46,15 +33,15 @@ def test_its_recipe_is_printed_listed_and_checked(said: dict[str, str]) -> None:
         "default": 0.5,
         "text": "Share of the fit that is not.",
     } in keys
-    assert "# Closes whose spread is taken (2 to 500).\nwindow = 60\n" in said["recipe"]
-    assert "architecture.window must be a whole number from 2 to 500." in said["wide"]
-    assert "seasonal has no architecture.shrnk, the nearest is shrink." in said["near"]
-    assert "no kind of model called 'seasonl', the nearest is seasonal" in said["other"]
+    assert "# Closes whose spread is taken (2 to 500).\nwindow = 60\n" in outputs["recipe"]
+    assert "architecture.window must be a whole number from 2 to 500." in outputs["wide"]
+    assert "seasonal has no architecture.shrnk, the nearest is shrink." in outputs["near"]
+    assert "no kind of model called 'seasonl', the nearest is seasonal" in outputs["other"]
 
 
-def test_it_is_trained_by_that_recipe_onto_a_whole_card(said: dict[str, str]) -> None:
-    assert "Fitting the seasonal.\nCalibrating.\nJudging on untouched time.\n" in said["train"]
-    card = document(said["again"])["card"]
+def test_it_is_trained_by_that_recipe_onto_a_whole_card(outputs: dict[str, str]) -> None:
+    assert "Fitting the seasonal.\nCalibrating.\nJudging on untouched time.\n" in outputs["train"]
+    card = document(outputs["again"])["card"]
     assert card["architecture"] == {"horizons": [5, 30], "window": 60, "shrink": 0.5}
     assert set(card["calibration"]) >= {"slope", "spread", "quantiles", "coverage"}
     assert card["training"]["closes"] == 60
@@ -62,43 +49,43 @@ def test_it_is_trained_by_that_recipe_onto_a_whole_card(said: dict[str, str]) ->
     assert {"ewma", "har", "gamma_glm"} <= set(card["figures"]["30"]["qlike"])
 
 
-def test_it_is_evaluated_compared_fitted_on_folds_and_ablated(said: dict[str, str]) -> None:
-    whole, compared, folds = (document(said[name]) for name in ("evaluate", "compare", "folds"))
+def test_it_is_evaluated_compared_fitted_on_folds_and_ablated(outputs: dict[str, str]) -> None:
+    whole, compared, folds = (document(outputs[name]) for name in ("evaluate", "compare", "folds"))
     assert whole["figures"].keys() >= {"5", "30"}
-    assert [span["name"] for span in document(said["holdout"])["spans"]] == ["last"]
+    assert [span["name"] for span in document(outputs["holdout"])["spans"]] == ["last"]
     assert [row["name"].endswith("again") for row in compared["beside"]] == [True]
-    assert "Fold 6 of 6." in said["folds"]
-    assert "With shrink=0." in said["folds"]
+    assert "Fold 6 of 6." in outputs["folds"]
+    assert "With shrink=0." in outputs["folds"]
     assert "shrink=0" in json.dumps(folds)
 
 
-def test_what_examines_a_network_refuses_it(said: dict[str, str]) -> None:
-    assert said["inspect"] == (
+def test_what_examines_a_network_refuses_it(outputs: dict[str, str]) -> None:
+    assert outputs["inspect"] == (
         "The model shows no network and no arrays of its own to examine; leave that out.\n"
         "exit code 2\n"
     )
 
 
-def test_a_run_trades_by_its_checkpoint_and_is_verified(said: dict[str, str]) -> None:
-    assert said["replay"].endswith("exit code 0\n")
-    assert "400 of 400 decisions follow from the record" in said["verify"]
+def test_a_run_trades_by_its_checkpoint_and_is_verified(outputs: dict[str, str]) -> None:
+    assert outputs["replay"].endswith("exit code 0\n")
+    assert "400 of 400 decisions follow from the record" in outputs["verify"]
 
 
-def test_a_run_has_the_gates_of_what_it_measures_alone(said: dict[str, str]) -> None:
-    gates = set(said["gates"].splitlines())
+def test_a_run_has_the_gates_of_what_it_measures_alone(outputs: dict[str, str]) -> None:
+    gates = set(outputs["gates"].splitlines())
     assert {"warm", "finite", "edge"} <= gates
     assert gates & {"confidence", "collapse", "shift", "direction", "regime"} == set()
 
 
-def test_what_explains_attention_says_that_it_has_none(said: dict[str, str]) -> None:
-    assert "forecasts without an explanation of where it looked" in said["explain"]
-    assert said["explain"].endswith("exit code 0\n")
-    assert "has no attention to look back through" in said["full"]
-    assert json.loads(said["report"].removesuffix("exit code 0\n"))["attention"] is None
+def test_what_explains_attention_says_that_it_has_none(outputs: dict[str, str]) -> None:
+    assert "forecasts without an explanation of where it looked" in outputs["explain"]
+    assert outputs["explain"].endswith("exit code 0\n")
+    assert "has no attention to look back through" in outputs["full"]
+    assert json.loads(outputs["report"].removesuffix("exit code 0\n"))["attention"] is None
 
 
-def test_what_needs_a_network_refuses_it_in_one_sentence(said: dict[str, str]) -> None:
-    assert said["check"] == (
+def test_what_needs_a_network_refuses_it_in_one_sentence(outputs: dict[str, str]) -> None:
+    assert outputs["check"] == (
         "A seasonal checkpoint has no network; name a network's checkpoint.\nexit code 2\n"
     )
 

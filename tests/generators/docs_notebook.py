@@ -32,6 +32,6 @@ def executed(folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made:
-        os.environ |= {"TRACEPAPER_TRIALS": f"{made}/trials.db", "IPYTHONDIR": made}
-        nbformat.write(executed(Path(made)), NOTEBOOK)
+    with tempfile.TemporaryDirectory() as trials:
+        os.environ |= {"TRACEPAPER_TRIALS": f"{trials}/trials.db", "IPYTHONDIR": trials}
+        nbformat.write(executed(Path(trials)), NOTEBOOK)

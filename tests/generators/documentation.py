@@ -51,13 +51,13 @@ PYTHON: Final = {
 def modules() -> list[str]:
     """Return the dotted name of every module and package that is installed, in order."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    found = []
+    listed = []
     for package in document["tool"]["setuptools"]["packages"]:
         folder = ROOT.joinpath(*package.split(".")[1:])
-        found.append(package)
+        listed.append(package)
         names = (path.stem for path in folder.glob("[!_]*.py"))
-        found += [f"{package}.{name}" for name in names if name != "setup"]
-    return sorted(name for name in found if ".migrations.versions" not in name)
+        listed += [f"{package}.{name}" for name in names if name != "setup"]
+    return sorted(name for name in listed if ".migrations.versions" not in name)
 
 
 def page_of(module: str) -> str:
@@ -69,8 +69,8 @@ def sections() -> Iterator[tuple[str, list[str]]]:
     """Yield each section of the index with the pages that it leads to; the decisions come last."""
     yield "tracepaper", ["README.md", INDEX.relative_to(ROOT).as_posix()]
     for part in INDEX.read_text(encoding="utf-8").split("\n## ")[1:]:
-        found = [(INDEX.parent / link).resolve() for link in LINK.findall(part)]
-        pages = dict.fromkeys(path.relative_to(ROOT).as_posix() for path in found)
+        paths = [(INDEX.parent / link).resolve() for link in LINK.findall(part)]
+        pages = dict.fromkeys(path.relative_to(ROOT).as_posix() for path in paths)
         of_section = [name for name in pages if name.endswith(".md") and "_log/" not in name]
         yield part.partition("\n")[0], of_section
     log = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/decisions_log/*.md"))

@@ -129,25 +129,25 @@ def _sentence(text: str) -> str:
 
 def _typed(module: str, attribute: str) -> Any:
     """Return the command that an entry point names, as the library parses it."""
-    found = getattr(importlib.import_module(module), attribute)
-    if isinstance(found, typer.Typer):
-        return typer.main.get_group(found)
+    command = getattr(importlib.import_module(module), attribute)
+    if isinstance(command, typer.Typer):
+        return typer.main.get_group(command)
     application = typer.Typer(add_completion=False)
-    application.command()(found)
+    application.command()(command)
     return typer.main.get_command(application)
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
     """Yield the parts of one command, or of each command of a group."""
     if hasattr(command, "commands"):
-        for inner, one in command.commands.items():
-            yield from _command(f"{name} {inner}", one)
+        for inner, subcommand in command.commands.items():
+            yield from _command(f"{name} {inner}", subcommand)
         return
     with command.make_context(name, [], resilient_parsing=True) as context:
         yield f"### `{name}`"
         yield " ".join((command.help or "").replace("\n\n", " ¶ ").split()).replace(" ¶ ", "\n\n")
-        shown = [one for one in command.params if one.name != "help" and not one.hidden]
-        rows = [_row(one, context) for one in shown]
+        options = [part for part in command.params if part.name != "help" and not part.hidden]
+        rows = [_row(part, context) for part in options]
         if rows:
             yield "\n".join(["| | default | |", "|---|---|---|", *rows])
 
@@ -155,15 +155,15 @@ def _command(name: str, command: Any) -> Iterator[str]:
 def _row(parameter: Any, context: Any) -> str:
     """Return the table row of one argument or option."""
     if parameter.param_type_name == "argument":
-        shown = f"`{(parameter.metavar or parameter.name).replace('|', ' or ')}`"
+        cell = f"`{(parameter.metavar or parameter.name).replace('|', ' or ')}`"
     else:
         kind = "" if parameter.is_flag else f" {parameter.metavar or ''}"
-        shown = ", ".join(f"`{name}`" for name in parameter.opts) + kind.rstrip()
+        cell = ", ".join(f"`{name}`" for name in parameter.opts) + kind.rstrip()
     given = parameter.get_default(context)
     default = "" if given in (None, False, (), []) or callable(given) else f"`{given}`"
     if parameter.required:
         default = "required"
-    return f"| {shown} | {default} | {' '.join((parameter.help or '').split())} |"
+    return f"| {cell} | {default} | {' '.join((parameter.help or '').split())} |"
 
 
 SUBJECTS: Final = (

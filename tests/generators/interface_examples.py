@@ -51,9 +51,9 @@ def examples() -> dict[str, str]:
             "sequence": str(sequence),
             "view": "decisions",
         }
-        shown = [route for route in ROUTES if not route.path.endswith(UNSHOWN)]
-        made = {route.path: _example(shelf, route, names) for route in shown}
-        return {place: _lasting(text, folder, run_id) for place, text in made.items()}
+        routes = [route for route in ROUTES if not route.path.endswith(UNSHOWN)]
+        texts = {route.path: _example(shelf, route, names) for route in routes}
+        return {place: _lasting(text, folder, run_id) for place, text in texts.items()}
 
 
 def _lasting(text: str, folder: str, run_id: str) -> str:
@@ -66,9 +66,9 @@ def _lasting(text: str, folder: str, run_id: str) -> str:
 
 def _example(shelf: Databases, route: ReadRoute, names: Mapping[str, str]) -> str:
     path, query = route.path.format(**names), QUERIES.get(route.path, {})
-    found = msgspec.to_builtins(match(path, query).respond(shelf, lambda *_: None))
+    answer = msgspec.to_builtins(match(path, query).respond(shelf, lambda *_: None))
     text = "&".join(f"{name}={value}" for name, value in query.items())
-    lines = ",\n".join(f'  "{name}": {_shown(value)}' for name, value in found.items())
+    lines = ",\n".join(f'  "{name}": {_shown(value)}' for name, value in answer.items())
     address = f"{PREFIX}{path}{'?' if text else ''}{text}"
     return f"`{address}`\n\n```json\n{{\n{lines}\n}}\n```\n"
 
@@ -85,8 +85,8 @@ def _cut(value: Any) -> Any:
         case str() if len(value) > LETTERS:
             return f"{value[: LETTERS - 1]}…"
         case list() | tuple():
-            return [_cut(one) for one in value[:ITEMS]]
+            return [_cut(element) for element in value[:ITEMS]]
         case dict():
-            return {name: _cut(one) for name, one in [*value.items()][:KEYS]}
+            return {name: _cut(element) for name, element in [*value.items()][:KEYS]}
         case _:
             return value

@@ -100,8 +100,8 @@ def page(folder: Path) -> None:
                 window.goto(url)
                 window.wait_for_selector("text=Gates")
                 window.wait_for_load_state("networkidle")
-                taken = Image.open(io.BytesIO(window.screenshot()))
-                taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+                picture = Image.open(io.BytesIO(window.screenshot()))
+                picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
                     ROOT / "deploy" / f"{name}.png", optimize=True
                 )
     finally:

@@ -77,7 +77,7 @@ class Outcome:
 
 def blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a Markdown *text* in order."""
-    found: list[Block] = []
+    parsed: list[Block] = []
     section, opened, held = "", -1, ""
     lines = text.splitlines()
     for number, line in enumerate(lines):
@@ -87,9 +87,9 @@ def blocks(text: str) -> list[Block]:
             if opened < 0:
                 opened, held = number + 1, line.removeprefix("```").strip()
             else:
-                found.append(Block(held, tuple(lines[opened:number]), opened, section))
+                parsed.append(Block(held, tuple(lines[opened:number]), opened, section))
                 opened = -1
-    return found
+    return parsed
 
 
 def commands(block: Block) -> list[str]:
@@ -118,9 +118,9 @@ class Walk:
 
     def outcomes(self, text: str) -> Iterator[Outcome]:
         """Yield what each block of commands did, in order; ends every program it started."""
-        found = blocks(text)
+        parsed = blocks(text)
         try:
-            for block, after in zip_longest(found, found[1:]):
+            for block, after in zip_longest(parsed, parsed[1:]):
                 yield from self._stopped(block.section)
                 if block.language == "sh":
                     answers = after is not None and after.language.startswith("text")
@@ -175,22 +175,22 @@ class Walk:
             self.programs.append((section, program))
             program.wait_until(lambda: "\n" in program.out)
             return
-        self.exchange = beside = self._start(
+        self.exchange = exchange = self._start(
             f"tracepaper exchange --data {SAMPLE} --speed 60", name="exchange"
         )
-        beside.wait_until(lambda: "\n" in beside.out)
+        exchange.wait_until(lambda: "\n" in exchange.out)
         # Bybit has months of minutes; the windows of the trend are such that these days suffice.
         windows = {"TRACEPAPER_STRATEGY__TREND_WINDOWS": "6h,12h,1d,2d"}
-        daemon = self._start(command, name="daemon", extra=pointing_at(beside.out) | windows)
+        daemon = self._start(command, name="daemon", extra=pointing_at(exchange.out) | windows)
         self.programs.append((section, daemon))
         daemon.wait_until(lambda: '"event": "decision"' in daemon.err)
         daemon.wait_until(self._is_ready)
 
     def _is_ready(self) -> bool:
         """Whether the daemon in the folder has all that its decisions look back on."""
-        asked = ["bash", "-c", "tracepaper status --ready"]
+        words = ["bash", "-c", "tracepaper status --ready"]
         extra = environment(self.installed)
-        done = subprocess.run(asked, cwd=self.folder, env=extra, capture_output=True, check=False)
+        done = subprocess.run(words, cwd=self.folder, env=extra, capture_output=True, check=False)
         return done.returncode == 0
 
     def _start(self, command: str, *, name: str, extra: dict[str, str] | None = None) -> Program:
@@ -246,8 +246,8 @@ def rewritten(text: str, outcomes: list[Outcome]) -> str:
     lines = text.splitlines()
     for outcome in reversed(outcomes):
         if (answer := outcome.answer) is not None:
-            found = [line.rstrip() for line in outcome.output.strip("\n").splitlines()]
-            lines[answer.start : answer.start + len(answer.lines)] = found
+            output = [line.rstrip() for line in outcome.output.strip("\n").splitlines()]
+            lines[answer.start : answer.start + len(answer.lines)] = output
     return "\n".join(lines) + "\n"
 
 
@@ -259,9 +259,9 @@ SAMPLES: Final = "## Samples\n\n```sh\ntracepaper data samples\n```\n"
 
 def hashed(text: str) -> str:
     """Return the SHA-256, in hexadecimal digits, of all that a walk of *text* depends on."""
-    found = blocks(text)
-    sections = list(dict.fromkeys(block.section for block in found))  # programs end with theirs
-    parts = [(sections.index(each.section), each.language, each.lines) for each in found]
+    parsed = blocks(text)
+    sections = list(dict.fromkeys(block.section for block in parsed))  # programs end with theirs
+    parts = [(sections.index(each.section), each.language, each.lines) for each in parsed]
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -280,7 +280,7 @@ def main(names: list[str]) -> None:
 
     Says which command failed, if any.
     """
-    known = json.loads(WALKED.read_text(encoding="utf-8")) if WALKED.exists() else {}
+    hashes = json.loads(WALKED.read_text(encoding="utf-8")) if WALKED.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         walk = Walk(Path(folder))
         list(walk.outcomes(SAMPLES))
@@ -298,8 +298,8 @@ def main(names: list[str]) -> None:
             if failed:
                 sys.exit("\n".join(failed))
             page.write_text(rewritten(text, outcomes), encoding="utf-8")
-            known[page.stem] = hashed(page.read_text(encoding="utf-8"))
-            WALKED.write_text(f"{json.dumps(known, indent=1, sort_keys=True)}\n", encoding="utf-8")
+            hashes[page.stem] = hashed(page.read_text(encoding="utf-8"))
+            WALKED.write_text(f"{json.dumps(hashes, indent=1, sort_keys=True)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

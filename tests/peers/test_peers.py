@@ -45,8 +45,8 @@ def test_nautilus_fills_the_same_orders_at_the_same_prices_and_fees(
     ours = Ours(tmp_path, "0.123")
     assert len(ours.fills) > 200
     theirs = peer("nautilus", ours.task())
-    own = [(ours.place(fill), signed(fill), Decimal(fill["price_text"])) for fill in ours.fills]
-    assert [(at, Decimal(q), Decimal(price)) for at, q, price, _ in theirs["fills"]] == own
+    fills = [(ours.place(fill), signed(fill), Decimal(fill["price_text"])) for fill in ours.fills]
+    assert [(at, Decimal(q), Decimal(price)) for at, q, price, _ in theirs["fills"]] == fills
     eighth = Decimal("1e-8")
     for (*_, fee), fill in zip(theirs["fills"], ours.fills, strict=True):
         assert abs(Decimal(fee) - Decimal(fill["fee_text"])) <= eighth

@@ -85,7 +85,7 @@ DIFFERENT: dict[str, tuple[list[Say], Fills, Fills]] = {
 }  # fmt: skip
 
 
-class Beside:
+class PeerOrders:
     """Our fills of a script, and the task that gives a peer the same."""
 
     def __init__(
@@ -96,15 +96,15 @@ class Beside:
         ours = Played(source, orders, item=item, model=model, exponent=exponent)
         numbers = {key: number for number, key in enumerate(sorted(ours.orders, key=_born), 1)}
         tick, lot = 10.0**-item.price_decimals, 10.0**-item.quantity_decimals
-        found: dict[tuple[int, int], tuple[float, float]] = {}
+        prices: dict[tuple[int, int], tuple[float, float]] = {}
         for fill in ours.fills:
             at = numbers[fill.order_id], fill.filled_ms - T0
-            quantity = found.get(at, (0.0, 0.0))[1] + fill.quantity * lot
-            found[at] = (fill.price * tick, quantity)
+            quantity = prices.get(at, (0.0, 0.0))[1] + fill.quantity * lot
+            prices[at] = (fill.price * tick, quantity)
         self.ours: Fills = sorted(
-            (*at, _round(price), _round(size)) for at, (price, size) in found.items()
+            (*at, _round(price), _round(size)) for at, (price, size) in prices.items()
         )
-        asked = [
+        sent = [
             [T0 + order.at, request.side.value, request.price, request.quantity]
             for order in orders
             if order.what == "send"
@@ -113,14 +113,14 @@ class Beside:
         ]
         rows = list(_events(source, item, tick, lot))
         self.task = {
-            "events": rows, "orders": asked, "model": model.value, "exponent": exponent,
+            "events": rows, "orders": sent, "model": model.value, "exponent": exponent,
             "latency_ms": 0, "tick": tick, "lot": lot, "until_ms": rows[-1][0] - 500,
         }  # fmt: skip
 
 
-def theirs_of(peer: Peer, besides: Sequence[Beside]) -> list[Fills]:
+def theirs_of(peer: Peer, besides: Sequence[PeerOrders]) -> list[Fills]:
     """Return the peer's fills of each, by order and millisecond."""
-    answer = peer("hftbacktest", {"tasks": [one.task for one in besides]})
+    answer = peer("hftbacktest", {"tasks": [compared.task for compared in besides]})
     return [
         sorted((number, at - T0, _round(price), _round(size)) for number, at, price, size in fills)
         for fills in answer["fills"]
@@ -158,10 +158,10 @@ def test_where_the_rules_agree_fills_are_equal_and_else_as_the_page_says(
     besides = []
     for number, (_, script, model) in enumerate(cases):
         whole = [*script, shows(100)]
-        besides.append(Beside(events_file(tmp_path / f"{number}.events", whole), whole, model))
-    for (name, *_), beside, theirs in zip(cases, besides, theirs_of(peer, besides), strict=True):
+        besides.append(PeerOrders(events_file(tmp_path / f"{number}.events", whole), whole, model))
+    for (name, *_), compared, theirs in zip(cases, besides, theirs_of(peer, besides), strict=True):
         if name in EQUAL:
-            assert beside.ours == theirs, name
+            assert compared.ours == theirs, name
             assert theirs, name
         else:
-            assert (beside.ours, theirs) == DIFFERENT[name][1:], name
+            assert (compared.ours, theirs) == DIFFERENT[name][1:], name

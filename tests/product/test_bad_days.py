@@ -289,9 +289,9 @@ async def test_a_start_that_fails_leaves_no_run(
     async with ScriptedServer() as server:
         for minute in range(1, 40):
             server.add_candle(START_MS - minute * MINUTE)
-        taken = server.rest_url.rpartition(":")[2] if way == "port in use" else "0"
+        used_port = server.rest_url.rpartition(":")[2] if way == "port in use" else "0"
         sections, words = FAILING[way]
-        given = settings(server, http={"port": int(taken)}, **sections)
+        given = settings(server, http={"port": int(used_port)}, **sections)
         with pytest.raises(Fatal, match=words):
             await Daemon(load(None, given), database, kind=RunKind.LIVE).run()
     assert rows(database, "SELECT count(*) FROM runs")[0] == (0,)
@@ -317,10 +317,10 @@ async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(
             decisions = [step.decision for step in running.decisions() if step.decision]
     check_record(database, bars=3)
     assert len(decisions) == 3
-    for one in decisions:
-        assert (one.action, one.refused_by in ("stale", "deadline")) == (Action.HOLD, True)
-        place = one.gate_set.gates.index("deadline")
-        assert not one.passed >> place & 1
+    for row in decisions:
+        assert (row.action, row.refused_by in ("stale", "deadline")) == (Action.HOLD, True)
+        place = row.gate_set.gates.index("deadline")
+        assert not row.passed >> place & 1
 
 
 async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: Path) -> None:
@@ -379,15 +379,15 @@ async def test_a_stop_waits_out_minutes_of_broken_books_and_meets_the_first_true
                 await server.send(book(end + 500, "107.9", "108.0"))
                 await running.until(lambda: any(step.fills for step in running.steps))
                 continue
-            frames = [book(end - 500 + 10 * at, *one) for at, one in enumerate(broken)]
+            frames = [book(end - 500 + 10 * at, *levels) for at, levels in enumerate(broken)]
             await server.send(*frames, kline(open_ms, price(minute)))
             await running.until(lambda: running.decided() >= running.minute)
         assert sum(len(step.fills) for step in running.steps) == 1
         await server.send(book(START_MS + 5 * MINUTE + 900, "103.0", "103.1"))
         await running.until(lambda: sum(len(step.fills) for step in running.steps) == 2)
     check_record(database, bars=5)
-    taken = rows(database, "SELECT side, price, reason FROM v_fills ORDER BY sequence")
-    assert taken == [("BUY", 108.0, "up"), ("SELL", 103.0, "stop 1 %")]
+    fills = rows(database, "SELECT side, price, reason FROM v_fills ORDER BY sequence")
+    assert fills == [("BUY", 108.0, "up"), ("SELL", 103.0, "stop 1 %")]
 
 
 async def test_a_class_that_exits_ends_the_daemon_with_a_sentence_and_loses_nothing(

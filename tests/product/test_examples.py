@@ -65,7 +65,7 @@ EXAMPLES: Final = [
 ]
 
 
-def said(command: list[str], folder: Path, settings: dict[str, str]) -> Any:
+def document_of(command: list[str], folder: Path, settings: dict[str, str]) -> Any:
     ended = run([*command, "--json"], folder, settings)
     assert ended.code == 0, ended.err[-2000:]
     return json.loads(ended.out)
@@ -86,12 +86,12 @@ def test_an_example_trades_in_replay_and_follows_from_its_record(
     example: Example, tmp_path: Path
 ) -> None:
     given = [*config_of(example), "--data", str(CANDLES)]
-    done = said(
+    done = document_of(
         ["replay", *given, "--db", "past.db", "--to", "2025-05-27"], tmp_path, example.settings
     )
     ((fills,),) = rows(tmp_path / "past.db", "SELECT count(*) FROM v_fills")
     assert fills > 2
-    verified = said(["verify", "last", "--db", "past.db"], tmp_path, {})
+    verified = document_of(["verify", "last", "--db", "past.db"], tmp_path, {})
     assert verified["agreed"] == done["decisions"]
     probed = run(
         ["lookahead", *given, "--probes", "2", "--bars", "600"], tmp_path, example.settings
@@ -106,11 +106,11 @@ def test_an_example_decides_live_as_it_does_on_the_candles(
     given = config_of(example)
     served = given or ["--data", str(CANDLES)]
     demo = ["demo", *served, "--bars", str(LIVE_BARS), "--speed", "1200", "--db", "live.db"]
-    live = said(demo, tmp_path, example.settings)
+    live = document_of(demo, tmp_path, example.settings)
     assert live["decisions"] >= LIVE_BARS
-    assert said(["verify", "last", "--db", "live.db"], tmp_path, {})["holds"]
+    assert document_of(["verify", "last", "--db", "live.db"], tmp_path, {})["holds"]
     replay = ["replay", *given, "--data", str(CANDLES), "--db", "past.db", "--to", LIVE_UNTIL]
-    said(replay, tmp_path, example.settings)
+    document_of(replay, tmp_path, example.settings)
     compared = run(["parity", "live.db#last", "past.db#last", "--json"], tmp_path)
     assert compared.out, compared.err
     document = json.loads(compared.out)

@@ -32,7 +32,7 @@ from tracepaper.replay.report.terminal import summary_document
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel
-from tracepaper.strategies.types.market import Bar, Funding, Mark
+from tracepaper.strategies.types.market import Funding, Mark
 from tracepaper.strategies.units import unscaled
 
 ITEM = instrument()
@@ -211,15 +211,15 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     process = recorded(path, count=40)
     config = hedged(FillModel.NEXT_OPEN, notify={"kinds": ["fills"]})
     notices = Notices(config.notify, process.opened.run, on_breach="halt")
-    told = [(step, one) for step in process.steps for one in notices.of_step(step, "")]
-    assert told
-    for step, one in told:
+    noted = [(step, notice) for step in process.steps for notice in notices.of_step(step, "")]
+    assert noted
+    for step, notice in noted:
         held = {unscaled(t.position.quantity, 3) for t in step.twins}
-        assert one.fields["position"] in held
+        assert notice.fields["position"] in held
     last = process.steps[-1]
     databases = Databases([path])
-    shown = databases.find(process.opened.run.run_id)
-    shown_as = [(holding.side, float(holding.quantity_text)) for holding in holdings(shown)]
+    shown_run = databases.find(process.opened.run.run_id)
+    shown_as = [(holding.side, float(holding.quantity_text)) for holding in holdings(shown_run)]
     assert shown_as == [
         (step.twin if step.position.quantity else "FLAT", abs(step.position.quantity) / 1_000)
         for step in last.twins
@@ -231,10 +231,10 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     )
     for step in process.steps:
         monitor.observe(step)
-    found = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
-    bar = next(step for step in reversed(process.steps) if isinstance(step.event, Bar))
-    for twin in bar.twins:
-        side = found[twin.twin.lower()]
+    sides = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
+    holding = next(step for step in reversed(process.steps) if step.position is not None)
+    for twin in holding.twins:
+        side = sides[twin.twin.lower()]
         assert side["quantity"] == unscaled(twin.position.quantity, 3)
         assert ("liquidation_price" in side) is bool(twin.position.quantity)
 

@@ -55,14 +55,14 @@ class Line(NamedTuple):
 
 def lines_of(page: str) -> list[Line]:
     """Return the lines of every table of *page*."""
-    found, section = [], ""
+    lines, section = [], ""
     for line in page.splitlines():
         if line.startswith("## "):
             section = line.removeprefix("## ")
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if line.startswith("| ") and len(cells) == 3 and cells[2].startswith("`"):
-            found.append(Line(section, cells[0], cells[2].strip("` |")))
-    return found
+            lines.append(Line(section, cells[0], cells[2].strip("` |")))
+    return lines
 
 
 LINES: Final = lines_of(PAGE)
@@ -172,9 +172,9 @@ def done() -> dict[str, tuple[int, str, str]]:
 def names() -> dict[str, Any]:
     """Return what the calls of the page may use."""
     [block] = [block for block in blocks(PAGE) if block.language == "python"]
-    found: dict[str, Any] = {}
-    exec(block.text, found)
-    return found
+    values: dict[str, Any] = {}
+    exec(block.text, values)
+    return values
 
 
 COMMANDS: Final = [line for line in LINES if "tracepaper " in line.shown_by]
@@ -185,12 +185,12 @@ def needed(command: str) -> list[str]:
     """Return the commands of the page that make what *command* reads, and *command* last."""
     read = set(re.findall(r"[\w.]+", command))
     before = [line.shown_by for line in COMMANDS]
-    made = [
-        one
-        for one in before[: before.index(command)]
-        if read & set(re.findall(r"(?:--out|tracepaper replay .*--db) ([\w.]+)", one))
+    makers = [
+        line
+        for line in before[: before.index(command)]
+        if read & set(re.findall(r"(?:--out|tracepaper replay .*--db) ([\w.]+)", line))
     ]
-    return list(dict.fromkeys([*(each for one in made for each in needed(one)), command]))
+    return list(dict.fromkeys([*(each for maker in makers for each in needed(maker)), command]))
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: f"{line.section}: {line.names}")
@@ -217,18 +217,18 @@ def test_a_call_gives_finite_numbers(line: Line, names: dict[str, Any]) -> None:
         pytest.importorskip("cvxpy")
     tensors = list(_tensors(eval(line.shown_by, names)))
     assert tensors
-    assert all(bool(torch.isfinite(one).all()) for one in tensors)
-    assert any(bool((one != 0).any()) for one in tensors)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    assert any(bool((tensor != 0).any()) for tensor in tensors)
 
 
-def _tensors(found: object) -> Iterator[torch.Tensor]:
+def _tensors(result: object) -> Iterator[torch.Tensor]:
     """Yield the tensors in what a call gave, numbers and arrays among them."""
-    if isinstance(found, AttendedTokens):
-        found = (*found.weights.values(), found.l1_error)
-    if isinstance(found, Layer):
-        found = (found.query, found.key, found.value)
-    if isinstance(found, tuple | list):
-        for one in found:
-            yield from _tensors(one)
+    if isinstance(result, AttendedTokens):
+        result = (*result.weights.values(), result.l1_error)
+    if isinstance(result, Layer):
+        result = (result.query, result.key, result.value)
+    if isinstance(result, tuple | list):
+        for part in result:
+            yield from _tensors(part)
     else:
-        yield torch.as_tensor(found, dtype=torch.float64)
+        yield torch.as_tensor(result, dtype=torch.float64)

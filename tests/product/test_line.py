@@ -70,8 +70,8 @@ def model() -> FixedForecaster:
     quantiles = {"confidence": tuple(index / 200 for index in range(1, 100))}
     quantiles["direction"] = tuple(0.5 + index / 1000 for index in range(1, 100))
 
-    def says(seen: Sequence[Bar]) -> Forecast:
-        change = (seen[-1].close - seen[0].close) / seen[0].close
+    def says(history: Sequence[Bar]) -> Forecast:
+        change = (history[-1].close - history[0].close) / history[0].close
         return forecast(
             change / 3,
             p_up=0.55 if change > 0 else 0.15,
@@ -145,7 +145,8 @@ async def stored_steps(path: Path) -> list[Step]:
     predictor = InlinePredictor(
         forecaster, opened.history, period_start_ms=opened.run.period_start_ms
     )
-    await drive(ScriptedFeed(events(opened)), LateOnce(predictor), opened.engine, audit)
+    late = LateOnce(predictor).predict
+    await drive(ScriptedFeed(events(opened)), late, opened.engine, audit.append)
     audit.end(2)
     audit.close()
     with Reader.open(path) as reader:
@@ -181,12 +182,12 @@ def _plain(value: Any) -> Any:
 async def test_fifty_bars_cause_the_steps_that_they_always_caused(
     tmp_path: Path, rewrite_golden: bool
 ) -> None:
-    found = [compact(step) for step in await stored_steps(tmp_path / "line.db")]
+    steps = [compact(step) for step in await stored_steps(tmp_path / "line.db")]
     if rewrite_golden:
-        lines = [json.dumps(step, separators=(",", ":"), sort_keys=True) for step in found]
+        lines = [json.dumps(step, separators=(",", ":"), sort_keys=True) for step in steps]
         GOLDEN.write_text("\n".join(lines) + "\n", encoding="utf-8")
     golden = [json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
-    for step, row in zip(found, golden, strict=True):
+    for step, row in zip(steps, golden, strict=True):
         assert step == row, f"step {row['sequence']} changed; `make golden` shows how"
 
 

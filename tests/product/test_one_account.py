@@ -13,7 +13,7 @@ from account_laws import check_account
 from builders import START_MS, bars, instrument, quote
 from fed_daemon import Process as FedProcess
 from several_live import MINUTE
-from several_strategies import DRAWN, TOLD, configured
+from several_strategies import ACCOUNTING, DRAWN, configured
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
@@ -36,7 +36,7 @@ FAILS_AT = (START_MS // MINUTE + 30) % 1_000
 
 def several(execution: FillModel, **sections: Any) -> Config:
     config = configured(
-        of=(TOLD, DRAWN, TOLD),
+        of=(ACCOUNTING, DRAWN, ACCOUNTING),
         options=({"seed": 1}, {"seed": 2, "fails_at": FAILS_AT}, {"seed": 3}),
         execution={"fill_within_ms": 60_000},
         **sections,
@@ -54,23 +54,23 @@ class Process(FedProcess):
 
 
 def events(count: int, *, quotes: bool) -> list[Event]:
-    made: list[Event] = []
+    stream: list[Event] = []
     for at, item in enumerate(bars(count, seed=4)):
         if quotes:
             at_ms = item.close_time_ms - 500
-            made.append(quote(item.close - 5, item.close + 5, at_ms=at_ms))
-        made.append(item)
+            stream.append(quote(item.close - 5, item.close + 5, at_ms=at_ms))
+        stream.append(item)
         if at % 10 == 9:
-            made.append(Funding(item.instrument, 1_234_567, item.close_time_ms, item.seen_ms))
-    return made
+            stream.append(Funding(item.instrument, 1_234_567, item.close_time_ms, item.seen_ms))
+    return stream
 
 
 def held(path: Path) -> None:
     """Assert that the record at *path* holds, and that all of it follows from itself."""
     with Reader.open(path) as reader:
         run_id = reader.find("last")
-        found = verify_run(reader, path, run_id)
-        assert found.differences == []
+        verification = verify_run(reader, path, run_id)
+        assert verification.differences == []
         assert check_trades(reader.connection, run_id) is None
         kept = list(reader.steps(run_id))
     assert any(step.strategies for step in kept)
@@ -98,7 +98,7 @@ def test_one_that_was_set_aside_stays_so_after_a_restart(tmp_path: Path) -> None
     whole = Process(tmp_path / "whole.db", several(model), model)
     whole.live(given)
     whole.stop()
-    assert any("set aside" in one.outcome.reason for one in whole.steps[-2].strategies)
+    assert any("set aside" in member.outcome.reason for member in whole.steps[-2].strategies)
     cut = [at for at, event in enumerate(given) if not isinstance(event, Funding)][36]
     for part in (given[:cut], given[cut:]):
         process = Process(tmp_path / "cut.db", several(model), model)
@@ -129,11 +129,11 @@ def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
     run_id = process.opened.run.run_id
     with closing(sqlite3.connect(path)) as connection:
         assert check_terms(connection, run_id) is None
-        for statement, said in FORGED:
+        for statement, sentence in FORGED:
             connection.execute(statement)
             problem = check_terms(connection, run_id) or check_trades(connection, run_id)
             assert problem is not None
-            assert said in problem.sentence
+            assert sentence in problem.sentence
             assert any(f" {table} " in statement for table in problem.tables)
             connection.rollback()
 
@@ -203,12 +203,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("sections", "said"), BAD)
-def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("sections", "sentence"), BAD)
+def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigInvalid) as caught:
         load(None, sections)
     text = str(caught.value)
-    assert said in text
+    assert sentence in text
     assert text.endswith(".")
     assert "\n" not in text
 
@@ -240,27 +240,29 @@ def test_explain_shows_what_stands_behind_a_netted_decision(
         capsys.readouterr()
         assert invoke(["explain", f"last:{step.sequence}", "--db", str(path), "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
-        for one, row in zip(step.strategies, document["strategies"], strict=True):
-            assert row["strategy"] == one.strategy
-            assert row["reason"] == one.outcome.reason
-            assert row["unfilled_reason"] == one.outcome.unfilled_reason
-            assert row["target_quantity"] == (one.target_quantity or 0) / 1_000
+        for member, row in zip(step.strategies, document["strategies"], strict=True):
+            assert row["strategy"] == member.strategy
+            assert row["reason"] == member.outcome.reason
+            assert row["unfilled_reason"] == member.outcome.unfilled_reason
+            assert row["target_quantity"] == (member.target_quantity or 0) / 1_000
             gates = json.loads(row["gates"])
-            assert set(gates) == set(one.outcome.gate_set.gates)
+            assert set(gates) == set(member.outcome.gate_set.gates)
             assert step.decision is not None
             own = zip(step.decision.outcome.gate_set.gates, step.decision.measures, strict=True)
-            measures = {**dict(own), **dict(one.measures)}
+            measures = {**dict(own), **dict(member.measures)}
             assert {gate: judged[0] for gate, judged in gates.items()} == {
                 gate: pytest.approx(measures[gate]) for gate in gates
             }
         assert invoke(["explain", f"last:{step.sequence}", "--db", str(path)]) == 0
-        said = capsys.readouterr().out
-        assert all(f"{one.strategy} wants " in " ".join(said.split()) for one in step.strategies)
-        assert "None of the strategies asks a model" in said
+        printed = capsys.readouterr().out
+        assert all(
+            f"{member.strategy} wants " in " ".join(printed.split()) for member in step.strategies
+        )
+        assert "None of the strategies asks a model" in printed
 
 
 @pytest.mark.parametrize(
-    ("axis", "options", "said"),
+    ("axis", "options", "sentence"),
     [
         ("fast=2,3", (), "fast is a key of one; let the sweep vary keys"),
         ("sizing.fraction=0.5,1", ("--strategy", "sma_cross"), "leave one out"),
@@ -271,14 +273,14 @@ def test_a_sweep_of_one_of_several_is_refused_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
     axis: str,
     options: tuple[str, ...],
-    said: str,
+    sentence: str,
 ) -> None:
     file = tmp_path / "both.toml"
     file.write_text('[strategies.a]\nshare = "0.5"\n[strategies.b]\nshare = "0.5"\n')
     state = ["--state", str(tmp_path / "sweep.db")]
     code = invoke(["sweep", str(DEMO_CANDLES), "-c", str(file), "--space", axis, *options, *state])
     assert code != 0
-    told = capsys.readouterr().err
-    assert "[strategies] names several" in told
-    assert said in told
+    complaint = capsys.readouterr().err
+    assert "[strategies] names several" in complaint
+    assert sentence in complaint
     assert not (tmp_path / "sweep.db").exists()

@@ -44,7 +44,7 @@ async def test_a_crash_takes_the_parts_of_both_symbols_live_as_replayed(tmp_path
         await live.listening(6)
         while exchange.clock.now_ms() < FIRST_MS + (warm + 5) * MINUTE:
             await live.close_bar(both)
-        taken = [
+        liquidations = [
             fill
             for step in live.steps
             for twin in step.twins
@@ -52,7 +52,7 @@ async def test_a_crash_takes_the_parts_of_both_symbols_live_as_replayed(tmp_path
             if fill.model is FillModel.LIQUIDATION
         ]
         assert any(step.fills for step in live.steps)
-        assert len(taken) >= 4, "of two symbols the parts of two strategies"
+        assert len(liquidations) >= 4, "of two symbols the parts of two strategies"
         assert live.steps[-1].account.equity >= 0
         await live.close_bar(both)
     check_parity(path, tmp_path)

@@ -33,7 +33,7 @@ quantity = "0.1"
 """
 
 
-def asked(question: str, database: Path) -> list[Any]:
+def rows(question: str, database: Path) -> list[Any]:
     with sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True) as db:
         return db.execute(question).fetchall()
 
@@ -127,19 +127,19 @@ def test_ctrl_c_ends_a_demo_in_order_with_its_summary(story: Story) -> None:
     assert re.search(r"\d+ decisions, \w+ ", story.ended.out)
     assert "The chain of" in story.ended.out
     assert "Traceback" not in story.ended.err
-    assert asked("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL", story.database) == [(1,)]
+    assert rows("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL", story.database) == [(1,)]
 
 
 def test_a_halt_is_obeyed_audited_and_shown(story: Story) -> None:
     assert story.halted.code == 0
     assert story.after["instruments"]["linear:BTCUSDT"]["reason"] == "refused by operator"
-    told = asked(
+    commands = rows(
         "SELECT min(sequence), content FROM v_events WHERE kind = 'command'", story.database
     )
-    assert "a look" in told[0][1]
+    assert "a look" in commands[0][1]
     refused = "SELECT DISTINCT refused_by FROM v_decisions WHERE sequence > ?"
     with sqlite3.connect(story.database) as db:
-        assert db.execute(refused, (told[0][0],)).fetchall() == [("operator",)]
+        assert db.execute(refused, (commands[0][0],)).fetchall() == [("operator",)]
 
 
 def test_a_second_instance_is_refused_with_the_holders_pid(story: Story) -> None:
@@ -150,14 +150,14 @@ def test_a_second_instance_is_refused_with_the_holders_pid(story: Story) -> None
 
 def test_sigterm_ends_a_daemon_in_good_order(tmp_path: Path) -> None:
     exchange = [str(BIN / "tracepaper"), "exchange", "--data", str(DEMO_CANDLES), "--speed", SPEED]
-    beside = Program(exchange, tmp_path, name="exchange")
+    exchange_process = Program(exchange, tmp_path, name="exchange")
     try:
-        beside.wait_until(lambda: "\n" in beside.out)
+        exchange_process.wait_until(lambda: "\n" in exchange_process.out)
         daemon = Program(
             [str(BIN / "tracepaper"), "run", "--db", "run.db"],
             tmp_path,
             name="daemon",
-            extra=pointing_at(beside.out),
+            extra=pointing_at(exchange_process.out),
         )
         try:
             daemon.wait_until(lambda: '"event": "decision"' in daemon.err)
@@ -165,7 +165,7 @@ def test_sigterm_ends_a_daemon_in_good_order(tmp_path: Path) -> None:
         finally:
             daemon.kill()
     finally:
-        beside.kill()
+        exchange_process.kill()
     assert ended.code == 0, ended.err[-2000:]
     checked = run(["audit", "verify", "last", "--db", "run.db"], tmp_path)
     assert checked.code == 0
@@ -207,7 +207,7 @@ def test_a_resumed_replay_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert whole.code == 0, whole.err
     said = json.loads(whole.out)
     assert {"run_id", "database", "bars", "decisions", "equity", "seconds"} <= set(said)
-    (times,) = asked(
+    (times,) = rows(
         "SELECT open_time_ms FROM v_bars ORDER BY sequence LIMIT 1 OFFSET 7777",
         tmp_path / "whole.db",
     )
@@ -223,7 +223,7 @@ def test_a_resumed_replay_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert compared.code == 0, compared.out
     assert document["identical"] == document["compared"] == said["decisions"]
     once = "SELECT count(*), count(DISTINCT open_time_ms) FROM v_bars"
-    assert asked(once, tmp_path / "cut.db") == [(said["bars"], said["bars"])]
+    assert rows(once, tmp_path / "cut.db") == [(said["bars"], said["bars"])]
     assert json.loads(resumed.out)["equity"] == said["equity"]
 
 

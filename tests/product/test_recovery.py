@@ -61,9 +61,9 @@ def configured(strategy: str, execution: FillModel, **sections: dict[str, Any]) 
     )
 
 
-def says(seen: Any) -> Forecast:
+def says(history: Any) -> Forecast:
     """Forecast the change over the remembered bars: a function of the bars alone."""
-    change = seen[-1].close - seen[0].close
+    change = history[-1].close - history[0].close
     return forecast(
         change / 1e6, p_up=0.5 if change > 0 else 0.2, p_down=0.2 if change > 0 else 0.5
     )
@@ -75,13 +75,13 @@ def model() -> FixedForecaster:
 
 def events(count: int, *, quotes: bool) -> list[Event]:
     """Bars with a quote just before each, as a live feed hands them on."""
-    made: list[Event] = []
+    made_events: list[Event] = []
     for item in bars(count, seed=4):
         if quotes:
             at = item.close_time_ms - 500
-            made.append(quote(item.close - 5, item.close + 5, at_ms=at))
-        made.append(item)
-    return made
+            made_events.append(quote(item.close - 5, item.close + 5, at_ms=at))
+        made_events.append(item)
+    return made_events
 
 
 class Process(FedProcess):

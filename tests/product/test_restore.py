@@ -66,9 +66,9 @@ def test_what_the_night_copied_is_restored_and_verified(tmp_path: Path) -> None:
     shutil.move(path, lib / "tracepaper.db")
     shutil.move(checkpoints.kept_checkpoints(path), lib / "tracepaper.db.checkpoints")
     shutil.rmtree(tmp_path / "made")
-    (copied, beside) = shell(night(), tmp_path).splitlines()
+    (copied, note) = shell(night(), tmp_path).splitlines()
     assert copied.startswith("Copied ")
-    assert beside.endswith(".db.checkpoints holds what its runs were decided by: it belongs to it.")
+    assert note.endswith(".db.checkpoints holds what its runs were decided by: it belongs to it.")
     shutil.rmtree(lib)  # the machine is lost
     lib.mkdir()
     for name in ("tracepaper.db", "tracepaper.db-wal", "tracepaper.db.checkpoints"):
@@ -91,7 +91,7 @@ def test_a_copy_has_the_models_of_its_runs_and_nothing_half_written(tmp_path: Pa
     (vectors / "abc.csv").write_text("time,x\n")
     copy = tmp_path / "copies" / "copy.db"
     copy.parent.mkdir()
-    names = [one.relative_to(copy.parent) for one in backup(path, copy)]
+    names = [file.relative_to(copy.parent) for file in backup(path, copy)]
     model = next(path.name for path in kept.iterdir() if not path.name.startswith("."))
     assert names == [
         Path("copy.db.checkpoints") / model / "card.toml",

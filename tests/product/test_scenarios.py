@@ -54,7 +54,7 @@ VIEWS = {
 """Views of a run, and the column of their time; without one a row belongs to a step."""
 
 
-def shown(
+def rows_of(
     path: Path,
     *,
     from_ms: int = 0,
@@ -67,7 +67,7 @@ def shown(
     Events of the kinds *again* are left out.
     """
     kinds = ", ".join(map(repr, ("model_change", "end", "prune", *again)))
-    found: dict[str, list[Any]] = {}
+    by_view: dict[str, list[Any]] = {}
     with closing(sqlite3.connect(path)) as database:
         for view in views:
             names = [row[1] for row in database.execute(f"PRAGMA table_info({view})")]
@@ -82,8 +82,8 @@ def shown(
                 f"WHERE e.kind NOT IN ({kinds}) AND {time} >= {from_ms} "
                 f"AND {time} < {until_ms}"
             )
-            found[view] = sorted(database.execute(query).fetchall(), key=repr)
-    return found
+            by_view[view] = sorted(database.execute(query).fetchall(), key=repr)
+    return by_view
 
 
 def state(path: Path) -> list[Any]:
@@ -98,7 +98,7 @@ def state(path: Path) -> list[Any]:
 
 
 def assert_same(one: Path, other: Path, views: Collection[str] = tuple(VIEWS), **span: Any) -> None:
-    first, second = (shown(path, views=views, **span) for path in (one, other))
+    first, second = (rows_of(path, views=views, **span) for path in (one, other))
     for view, expected in first.items():
         assert second[view] == expected, (other.name, view)
 
@@ -120,18 +120,20 @@ def assert_goes_on(scenario: Scenario, path: Path, from_ms: int = 0) -> None:
 
 
 CHEAP = pytest.mark.parametrize(
-    "scenario", [name for name, one in SCENARIOS.items() if not one.is_dear], indirect=True
+    "scenario",
+    [name for name, scenario in SCENARIOS.items() if not scenario.is_dear],
+    indirect=True,
 )
 """Of a law that is not asked of dear scenarios."""
 
 
 @pytest.fixture(params=SCENARIOS)
 def scenario(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scenario:
-    found = SCENARIOS[request.param]
-    if found.day_ms != DAY_MS:  # a short run may be pruned: none asks for a day's range
+    chosen = SCENARIOS[request.param]
+    if chosen.day_ms != DAY_MS:  # a short run may be pruned: none asks for a day's range
         monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
-        monkeypatch.setattr(maintenance, "DAY_MS", found.day_ms)
-    return found
+        monkeypatch.setattr(maintenance, "DAY_MS", chosen.day_ms)
+    return chosen
 
 
 def prune(path: Path, keep_days: int) -> maintenance.Pruning:
@@ -250,14 +252,14 @@ def is_found(path: Path, database: Path) -> bool:
 
 def other_from(candles: Sequence[Candles], from_ms: int) -> list[Candles]:
     """Return *candles* with other prices from a time on."""
-    found = []
+    later = []
     for candle in candles:
         factor = np.where(candle.open_time_ms >= from_ms, 21, 20)
         prices = {
             name: getattr(candle, name) * factor // 20 for name in ("open", "high", "low", "close")
         }
-        found.append(replace(candle, **prices))
-    return found
+        later.append(replace(candle, **prices))
+    return later
 
 
 def moved(
@@ -271,17 +273,17 @@ def moved(
     hand(candles)
     times, path = candles[0].open_time_ms, scenario.recorded()
     from_ms = int(times[scenario.early + (len(times) - scenario.early) * 2 // 3])
-    short = [slice_candles(one, np.flatnonzero(one.open_time_ms < from_ms)) for one in candles]
-    expected = shown(path, until_ms=from_ms, views=views)
+    short = [slice_candles(cut, np.flatnonzero(cut.open_time_ms < from_ms)) for cut in candles]
+    expected = rows_of(path, until_ms=from_ms, views=views)
     assert expected["v_decisions"]
-    found = []
+    differences = []
     for name, data in (("short", short), ("other", other_from(candles, from_ms))):
         hand(data)
         options = {"mode": scenario.mode, **scenario.files()}
         record(folder / f"{name}.db", scenario.config(), data, **options)
-        seen = shown(folder / f"{name}.db", until_ms=from_ms, views=views)
-        found += [f"{name} {view}" for view in views if seen[view] != expected[view]]
-    return found
+        rows = rows_of(folder / f"{name}.db", until_ms=from_ms, views=views)
+        differences += [f"{name} {view}" for view in views if rows[view] != expected[view]]
+    return differences
 
 
 def test_no_later_bar_moves_what_came_before(scenario: Scenario, tmp_path: Path) -> None:

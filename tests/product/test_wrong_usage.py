@@ -66,7 +66,7 @@ def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
-def said(cli: Cli, line: str) -> tuple[int, list[str]]:
+def error(cli: Cli, line: str) -> tuple[int, list[str]]:
     """Return the exit code of *line* and what it said on stderr."""
     answer = cli(*shlex.split(line))
     return answer.code, answer.err.strip().splitlines()
@@ -129,7 +129,7 @@ def test_it_is_refused_in_one_sentence_and_leaves_nothing(
     place: Path, cli: Cli, line: str, code: int, words: str
 ) -> None:
     before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
-    ended, (sentence,) = said(cli, line)
+    ended, (sentence,) = error(cli, line)
     assert ended == code, sentence
     assert re.search(words, sentence), sentence
     assert sentence.endswith(".")
@@ -159,7 +159,7 @@ def test_a_damaged_page_is_said_by_every_question(place: Path, cli: Cli, table: 
         "db prune --keep 1",
         "replay --data hurt.db#last --json",
     ):
-        code, lines = said(cli, f"{question} --db {'new' if '--data' in question else 'hurt'}.db")
+        code, lines = error(cli, f"{question} --db {'new' if '--data' in question else 'hurt'}.db")
         assert (code, len(lines)) == (1, 1), (question, lines)
 
 
@@ -182,7 +182,7 @@ def test_a_replay_whose_start_fails_leaves_no_run(place: Path, cli: Cli, databas
     (place / "at_once.py").write_text(FAILS_AT_ONCE)
     text = (place / "sma.toml").read_text().replace('"sma_cross"', '"at_once:Fails"')
     (place / "fails.toml").write_text(text.replace("fast = 3\nslow = 7\n", ""))
-    code, lines = said(cli, f"replay -c fails.toml --data BTCUSDT.csv --db {database}")
+    code, lines = error(cli, f"replay -c fails.toml --data BTCUSDT.csv --db {database}")
     assert (code, lines[-1][:29]) == (1, "Fails failed in observe with ")
     if database == "new.db":
         assert not list(place.glob("new.db*"))

@@ -47,10 +47,10 @@ def test_weights_are_found_once_a_day_and_follow_from_the_record(
 def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
-    asked: list[list[float]] = []
+    weights_held: list[list[float]] = []
 
     def recorded(rule: Rule, risk: Array, *, held: Array, **prices: Any) -> Array:
-        asked.append(held.tolist())
+        weights_held.append(held.tolist())
         return allocate(rule, risk, held=held, **prices)
 
     monkeypatch.setattr(example, "allocate", recorded)
@@ -69,7 +69,7 @@ def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_as
     rows = cli.json("audit", "sql", question, "--db", database)
     shares = [[float(row["share"]) for row in rows[at : at + 2]] for at in range(0, len(rows), 2)]
     weights = [[float(row["weight"]) for row in rows[at : at + 2]] for at in range(0, len(rows), 2)]
-    assert len(shares) == len(asked) > 5
-    assert np.allclose(asked, shares, atol=1e-9)
+    assert len(shares) == len(weights_held) > 5
+    assert np.allclose(weights_held, shares, atol=1e-9)
     assert np.abs(np.array(shares[1:]) - weights[:-1]).max() > 0.2
     assert cli.json("verify", "last", "--db", database)["holds"]

@@ -39,12 +39,12 @@ def mistyped(raw: sqlite3.Connection, column: str, value: object) -> None:
     """Write *value* past what the schema says of ``table.column``."""
     table, _, name = column.partition(".")
     query = "SELECT sql FROM sqlite_schema WHERE name = ?"
-    (made,) = raw.execute(query, (table,)).fetchone()
-    loose = re.sub(r"\bSTRICT\b,?", "", made).replace("NOT NULL", "").rstrip().rstrip(",")
+    (table_sql,) = raw.execute(query, (table,)).fetchone()
+    loose = re.sub(r"\bSTRICT\b,?", "", table_sql).replace("NOT NULL", "").rstrip().rstrip(",")
     (version,) = raw.execute("PRAGMA schema_version").fetchone()
     raw.execute("PRAGMA writable_schema = ON")
     raw.execute("PRAGMA ignore_check_constraints = ON")
-    for number, sql in enumerate((loose, made), start=1):
+    for number, sql in enumerate((loose, table_sql), start=1):
         raw.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (sql, table))
         raw.commit()
         raw.execute(f"PRAGMA schema_version = {version + number}")
@@ -64,7 +64,7 @@ DAMAGE: dict[str, tuple[str, object]] = {
 }
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
     """Return what was said on stderr beside warnings."""
     lines = capsys.readouterr().err.splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith("Warning: "))
@@ -93,13 +93,13 @@ def test_damage_ends_in_a_sentence_that_names_the_check(
         ["replay", "--data", f"{path}#last", "--db", str(tmp_path / "new.db")],
     ):
         code = invoke(words)
-        told = said(capsys)
-        if told:
-            assert (code, told.count("\n")) == (1, 1)
-        if told and words[0] == "verify":
-            assert "audit verify" in told or "restore a backup" in told
+        sentence = printed(capsys)
+        if sentence:
+            assert (code, sentence.count("\n")) == (1, 1)
+        if sentence and words[0] == "verify":
+            assert "audit verify" in sentence or "restore a backup" in sentence
     assert invoke(["audit", "verify", "--db", str(path)]) == 1
-    assert said(capsys) == ""
+    assert printed(capsys) == ""
 
 
 @pytest.mark.parametrize("lost", ["the folder", "weights.safetensors", "card.toml"])
@@ -176,10 +176,10 @@ def test_a_fault_of_ours_is_not_laid_on_the_record(
 
     monkeypatch.setattr("tracepaper.replay.report.report.build_report", fails)
     assert invoke(["report", "--db", str(sound)]) == 1
-    assert "restore a backup" not in (told := said(capsys)), told
-    assert "TypeError: ours" in told
+    assert "restore a backup" not in (sentence := printed(capsys)), sentence
+    assert "TypeError: ours" in sentence
     changed = tmp_path / "changed.db"
     shutil.copy(sound, changed)
     tamper(changed, "UPDATE steps SET close = close + 1 WHERE close IS NOT NULL")
     assert invoke(["report", "--db", str(changed)]) == 1
-    assert "restore a backup" in said(capsys)
+    assert "restore a backup" in printed(capsys)

@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def cells(folder: Path) -> dict[str, list[Any]]:
     """Return the outputs of each cell by its source, as Jupyter would draw them."""
     sources = (FIRST, TYPED, *SHOWN, *QUIET, *PRINTED)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(one) for one in sources])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in sources])
     place = {"metadata": {"path": str(folder)}}
     # A busy kernel sends what is printed in parts.
     client = NotebookClient(
@@ -117,16 +117,16 @@ def test_the_notebook_of_the_docs_shows_what_is_stored_in_it(folder: Path) -> No
     stored = nbformat.read(NOTEBOOK, as_version=4)
     again = executed(folder)
     assert len(stored.cells) == len(again.cells)
-    for one, other in zip(stored.cells, again.cells, strict=True):
-        assert one.source == other.source
-        assert texts(one) == texts(other), one.source
+    for cell, other in zip(stored.cells, again.cells, strict=True):
+        assert cell.source == other.source
+        assert texts(cell) == texts(other), cell.source
     pictures = [cell.source for cell in again.cells if "image/png" in str(cell.get("outputs"))]
     assert [source.partition("(")[0] for source in pictures] == ["run.plot", "sweep.heat"]
 
 
 def texts(cell: Any) -> list[Any]:
     """Return all that a cell shows; of a picture only that it is one."""
-    shown = []
+    outputs = []
     for output in cell.get("outputs", []):
         data = dict(output.get("data", {}), text=output.get("text"))
         if "image/png" in data:
@@ -134,8 +134,8 @@ def texts(cell: Any) -> list[Any]:
             data["image/png"] = data["image/png"][:8]
         if "image/png" in data.get("text/html", ""):
             data["text/html"] = data["text/html"].partition("base64,")[0]
-        shown.append((output.output_type, data))
-    return shown
+        outputs.append((output.output_type, data))
+    return outputs
 
 
 BAR: Final = """\

@@ -78,10 +78,10 @@ def test_an_ensembles_network_is_checked_by_its_bundled_name(cli: Cli) -> None:
 
 
 def test_a_dead_head_of_a_checkpoint_ends_with_exit_code_1(tmp_path: Path, cli: Cli) -> None:
-    made = models.network()
+    network = models.network()
     with torch.no_grad():
-        next(made.layers()).project_out.weight[:, :8] = 0.0
-    save(tmp_path / "dead", made.state_dict(), models.card(temperature=1.0))
+        next(network.layers()).project_out.weight[:, :8] = 0.0
+    save(tmp_path / "dead", network.state_dict(), models.card(temperature=1.0))
     answer = cli("models", "check", tmp_path / "dead")
     assert answer.code == 1
     assert "it is dead" in answer.out
@@ -93,11 +93,13 @@ def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path)
     candles = learning.learnable(900, seed=1, symbol="AAAUSDT")
     path = learning.write_csv(candles, tmp_path)
     stored = tracepaper.open_checkpoint(str(checkpoint(tmp_path / "a")))
-    found = stored.attention(path)
-    assert found.open_time_ms.tolist() == candles.open_time_ms[-148:].tolist()
-    made = models.forecaster()
-    made.warm("linear:AAAUSDT", bars := bars_of(read_candles(path)))
-    for rows, look in zip(found.layers, made.attribution_by_layer("linear:AAAUSDT"), strict=True):
+    maps = stored.attention(path)
+    assert maps.open_time_ms.tolist() == candles.open_time_ms[-148:].tolist()
+    forecaster = models.forecaster()
+    forecaster.warm("linear:AAAUSDT", bars := bars_of(read_candles(path)))
+    for rows, look in zip(
+        maps.layers, forecaster.attribution_by_layer("linear:AAAUSDT"), strict=True
+    ):
         assert rows.shape == (2, 148)
         assert rows.sum(axis=1) == pytest.approx([1.0, 1.0])
         live = look.rows.numpy()
@@ -116,7 +118,7 @@ def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path)
     }
     for layer, alone in zip(earlier.layers, stored.attention(short).layers, strict=True):
         assert layer == pytest.approx(alone, abs=1e-5)
-        assert np.abs(layer - found.layers[0]).max() > 1e-3
+        assert np.abs(layer - maps.layers[0]).max() > 1e-3
     with pytest.raises(DataInvalid, match=r"hold no .* bars of 1m without a hole.*give more"):
         stored.attention(path, at=bars[300].open_time_ms)
 
@@ -124,8 +126,8 @@ def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path)
 def test_a_network_is_exported_and_answers_elsewhere(tmp_path: Path, cli: Cli) -> None:
     folder, path = checkpoint(tmp_path / "a"), tmp_path / "a.pt2"
     command = ["models", "export", str(folder), "--to", "torch", "--out", str(path)]
-    found = cli.json(*command)
-    assert (found["bars"], found["columns"], found["bytes"]) == (148, 30, path.stat().st_size)
+    file = cli.json(*command)
+    assert (file["bars"], file["columns"], file["bytes"]) == (148, 30, path.stat().st_size)
     rows = torch.randn(1, 148, 30, generator=torch.Generator().manual_seed(9))
     positions = torch.arange(148) + 5
     document = torch.export.load(path).module()(rows, positions)

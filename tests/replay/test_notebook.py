@@ -36,9 +36,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frame(run: RunFrames[pl.DataFrame], name: str) -> pl.DataFrame:
-    found = getattr(run, name)()
-    assert isinstance(found, pl.DataFrame)
-    return found
+    rows = getattr(run, name)()
+    assert isinstance(rows, pl.DataFrame)
+    return rows
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -114,18 +114,18 @@ def test_a_missing_library_names_what_to_install(
 
 def test_a_table_of_the_report_is_a_frame_of_its_figures(database: Path) -> None:
     run = open_run("plain", database)
-    made = figures.tables(build_report(database, "plain"))
-    for key, table in made.items():
-        found = run.report(key)
+    tables = figures.tables(build_report(database, "plain"))
+    for key, table in tables.items():
+        column = run.report(key)
         documents = table.documents()
-        assert found.height == len(documents)
+        assert column.height == len(documents)
         for name in documents[0] if documents else ():
             values = [row[name] for row in documents]
             if any(isinstance(value, dict) for value in values):
                 errors = [value and value["error"] for value in values]
-                assert found[f"{name}_error"].to_list() == errors
+                assert column[f"{name}_error"].to_list() == errors
                 values = [value and value["value"] for value in values]
-            assert found[name].to_list() == values
+            assert column[name].to_list() == values
     assert {"end", "mean_day", "mean_day_error"} <= set(run.report().columns)
     with pytest.raises(ConfigInvalid, match="has no table nonsense; choose from accounts, "):
         run.report("nonsense")

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from own_strategies import importable
 from programs import ROOT, environment, run
 from records import decision_hashes
 from stock_files import HOUR_MS, opens, write
+from user_strategies import importable
 from waiting import deadline_s
 
 import tracepaper
@@ -47,7 +47,7 @@ def candles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Backtest:
+def sma_run(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Backtest:
     database = tmp_path_factory.mktemp("made") / "run.db"
     return backtest("sma_cross", candles, params=PARAMS, config=SIZED, db=database)
 
@@ -66,87 +66,87 @@ class Follows(Strategy):
         return Signal(Action.LONG if self._moved > self._least else Action.FLAT, "it rose or not")
 
 
-def test_the_command_and_the_function_decide_alike(made: Backtest, candles: Path) -> None:
-    config = made.database.parent / "sma.toml"
+def test_the_command_and_the_function_decide_alike(sma_run: Backtest, candles: Path) -> None:
+    config = sma_run.database.parent / "sma.toml"
     config.write_text(
         '[strategy]\nname = "sma_cross"\nfast = 5\nslow = 20\n'
         '[sizing]\nmode = "fixed"\nquantity = "0.1"\n'
     )
-    other = made.database.parent / "command.db"
+    other = sma_run.database.parent / "command.db"
     given = ("replay", "--data", str(candles), "-c", str(config), "--db", str(other), "--json")
-    document = json.loads(run(given, made.database.parent).out)
-    assert decision_hashes(other) == decision_hashes(made.database)
+    document = json.loads(run(given, sma_run.database.parent).out)
+    assert decision_hashes(other) == decision_hashes(sma_run.database)
     assert document["decisions"] == BARS
-    with Reader.open(other) as one, Reader.open(made.database) as two:
-        rows = [reader.run(reader.find("last")).config_sha256 for reader in (one, two)]
+    with Reader.open(other) as reader, Reader.open(sma_run.database) as two:
+        rows = [reader.run(reader.find("last")).config_sha256 for reader in (reader, two)]
     assert rows[0] == rows[1]
 
 
-def test_frames_have_the_rows_of_the_record(made: Backtest) -> None:
-    assert made.decisions.height == BARS
-    assert made.fills.height == made.orders.height > 20
-    assert made.trades.height == made.summary["trades"]
-    assert made.trades.height > 10
-    assert made.trades["closed_utc"].dtype == pl.Datetime("ms", "UTC")
-    assert (made.trades["closed_ms"] > made.trades["opened_ms"]).all()
-    assert made.equity["equity"][-1] == pytest.approx(made.summary["end"])
-    assert made.frames.bars().height == BARS
+def test_frames_have_the_rows_of_the_record(sma_run: Backtest) -> None:
+    assert sma_run.decisions.height == BARS
+    assert sma_run.fills.height == sma_run.orders.height > 20
+    assert sma_run.trades.height == sma_run.summary["trades"]
+    assert sma_run.trades.height > 10
+    assert sma_run.trades["closed_utc"].dtype == pl.Datetime("ms", "UTC")
+    assert (sma_run.trades["closed_ms"] > sma_run.trades["opened_ms"]).all()
+    assert sma_run.equity["equity"][-1] == pytest.approx(sma_run.summary["end"])
+    assert sma_run.frames.bars().height == BARS
 
 
 def test_without_polars_frames_are_columns_of_numpy(
-    made: Backtest, monkeypatch: pytest.MonkeyPatch
+    sma_run: Backtest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tracepaper.replay.dataframes.importlib.util.find_spec", lambda _name: None)
-    plain = Backtest(made.database, made.run_id)
+    plain = Backtest(sma_run.database, sma_run.run_id)
     assert isinstance(plain.trades, dataframes.NumpyFrame)
-    assert plain.trades["profit"].tolist() == made.trades["profit"].to_list()
+    assert plain.trades["profit"].tolist() == sma_run.trades["profit"].to_list()
     assert plain.trades["closed_utc"].dtype == "M8[ms]"
     assert plain.decisions.height == BARS
     assert plain.decisions["allowed"].dtype == np.bool_
     assert np.isnan(plain.decisions["mean_return"]).all()
-    assert plain.equity["equity"][-1] == made.equity["equity"][-1]
+    assert plain.equity["equity"][-1] == sma_run.equity["equity"][-1]
     assert f"{BARS:,} rows of run_id, sequence" in repr(plain.decisions)
 
 
-def test_frames_are_those_of_the_data_or_those_asked_for(made: Backtest) -> None:
+def test_frames_are_those_of_the_data_or_those_asked_for(sma_run: Backtest) -> None:
     candles = CSV.to_pandas().head(400)
     given: dict[str, Any] = {"params": {"fast": 5, "slow": 20}}
-    with tracepaper.backtest("sma_cross", {"BTCUSDT": candles}, **given) as own:
-        assert isinstance(own.trades, pd.DataFrame)
-        assert isinstance(own.frames.equity(), pd.DataFrame)
-    with tracepaper.backtest("sma_cross", {"BTCUSDT": candles}, frames="polars", **given) as own:
-        assert isinstance(own.trades, pl.DataFrame)
-    with tracepaper.backtest("sma_cross", {"BTCUSDT": pl.from_pandas(candles)}, **given) as own:
-        assert isinstance(own.trades, pl.DataFrame)
+    with tracepaper.backtest("sma_cross", {"BTCUSDT": candles}, **given) as run:
+        assert isinstance(run.trades, pd.DataFrame)
+        assert isinstance(run.frames.equity(), pd.DataFrame)
+    with tracepaper.backtest("sma_cross", {"BTCUSDT": candles}, frames="polars", **given) as run:
+        assert isinstance(run.trades, pl.DataFrame)
+    with tracepaper.backtest("sma_cross", {"BTCUSDT": pl.from_pandas(candles)}, **given) as run:
+        assert isinstance(run.trades, pl.DataFrame)
     with pytest.raises(ConfigInvalid, match="There are no spark frames; write polars, pandas or"):
         tracepaper.backtest("sma_cross", candles, frames="spark", **given)  # type: ignore[arg-type]
 
 
-def test_stats_are_the_summary_as_a_series(made: Backtest) -> None:
-    assert isinstance(made.stats, pd.Series)
-    assert made.stats.name == "sma_cross"
-    assert dict(made.stats) == dict(made.summary)
+def test_stats_are_the_summary_as_a_series(sma_run: Backtest) -> None:
+    assert isinstance(sma_run.stats, pd.Series)
+    assert sma_run.stats.name == "sma_cross"
+    assert dict(sma_run.stats) == dict(sma_run.summary)
 
 
-def test_the_chart_is_that_of_the_command(made: Backtest, tmp_path: Path) -> None:
+def test_the_chart_is_that_of_the_command(sma_run: Backtest, tmp_path: Path) -> None:
     of_call, of_command = tmp_path / "call.svg", tmp_path / "command.svg"
-    assert "closed trades" in made.report(chart=of_call, last=300).text.lower()
-    given = ("report", "last", "--db", str(made.database), "--chart", str(of_command))
+    assert "closed trades" in sma_run.report(chart=of_call, last=300).text.lower()
+    given = ("report", "last", "--db", str(sma_run.database), "--chart", str(of_command))
     assert run((*given, "--last", "300"), tmp_path).code == 0
     assert of_call.read_bytes() == of_command.read_bytes()
-    made.report(chart=tmp_path / "all.svg")
+    sma_run.report(chart=tmp_path / "all.svg")
     assert len((tmp_path / "all.svg").read_bytes()) > len(of_call.read_bytes())
 
 
-def test_a_decision_is_explained_by_its_sequence_or_from_the_end(made: Backtest) -> None:
-    last = made.decisions["sequence"][-1]
-    assert made.explain()["decision"]["sequence"] == last
-    assert made.explain(-2)["decision"]["sequence"] == last - 1
-    assert made.explain(last).text == made.explain().text
+def test_a_decision_is_explained_by_its_sequence_or_from_the_end(sma_run: Backtest) -> None:
+    last = sma_run.decisions["sequence"][-1]
+    assert sma_run.explain()["decision"]["sequence"] == last
+    assert sma_run.explain(-2)["decision"]["sequence"] == last - 1
+    assert sma_run.explain(last).text == sma_run.explain().text
     with pytest.raises(DataInvalid, match=r"1,500 decisions; -1501 is before the first"):
-        made.explain(-1501)
+        sma_run.explain(-1501)
     with pytest.raises(ConfigInvalid, match=r"1\.5 is no decision"):
-        made.explain(1.5)  # type: ignore[arg-type]
+        sma_run.explain(1.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_a_decision_is_explained_by_its_sequence_or_from_the_end(made: Backtest)
     ],
     ids=["polars", "polars moments", "pandas", "pandas index", "pandas zone", "lists", "numpy"],
 )  # fmt: skip
-def test_a_frame_is_read_as_its_file_is(frame: Any, made: Backtest) -> None:
-    with backtest("sma_cross", {"BTCUSDT": frame}, params=PARAMS, config=SIZED) as found:
-        assert decision_hashes(found.database) == decision_hashes(made.database)
+def test_a_frame_is_read_as_its_file_is(frame: Any, sma_run: Backtest) -> None:
+    with backtest("sma_cross", {"BTCUSDT": frame}, params=PARAMS, config=SIZED) as run:
+        assert decision_hashes(run.database) == decision_hashes(sma_run.database)
 
 
 def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path
 
 
 def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
-    made: Backtest, tmp_path: Path
+    sma_run: Backtest, tmp_path: Path
 ) -> None:
     other = CSV.rename({"close": "Settle"}).with_columns(Last=pl.col("open"), Amount=pl.lit(1.5))
     path = tmp_path / "BTCUSDT-1m.csv"
@@ -189,10 +189,10 @@ def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
     columns = {"close": "settle", "turnover": None}
     given: Any = {"params": PARAMS, "config": SIZED, "columns": columns}
     for data in (path, {"BTCUSDT": other}):
-        with backtest("sma_cross", data, **given) as found:
-            assert decision_hashes(found.database) == decision_hashes(made.database)
-            with Reader.open(found.database) as reader:
-                assert "by --columns" in " ".join(reader.run(found.run_id).warnings)
+        with backtest("sma_cross", data, **given) as run:
+            assert decision_hashes(run.database) == decision_hashes(sma_run.database)
+            with Reader.open(run.database) as reader:
+                assert "by --columns" in " ".join(reader.run(run.run_id).warnings)
     with pytest.raises(ConfigInvalid, match="read already"):
         backtest("sma_cross", read_candles(DEMO_CANDLES), **given)
     with pytest.raises(ConfigInvalid, match="columns is 'close'"):
@@ -205,16 +205,16 @@ def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
     assert "--columns close=settle --columns turnover=" in str(tried.command)
 
 
-def test_a_frame_takes_the_configured_symbol(made: Backtest) -> None:
+def test_a_frame_takes_the_configured_symbol(sma_run: Backtest) -> None:
     config = {**SIZED, "market": {"symbols": "BTCUSDT"}}
-    with backtest("sma_cross", CSV, params=PARAMS, config=config) as found:
-        assert decision_hashes(found.database) == decision_hashes(made.database)
+    with backtest("sma_cross", CSV, params=PARAMS, config=config) as run:
+        assert decision_hashes(run.database) == decision_hashes(sma_run.database)
 
 
 def test_candles_and_several_symbols(candles: Path) -> None:
-    one = read_candles(candles)
-    with backtest("persistence", [one, f"ETHUSDT={candles}"], config=SIZED) as found:
-        assert sorted(found.decisions["instrument"].unique()) == [
+    btc = read_candles(candles)
+    with backtest("persistence", [btc, f"ETHUSDT={candles}"], config=SIZED) as run:
+        assert sorted(run.decisions["instrument"].unique()) == [
             "linear:BTCUSDT",
             "linear:ETHUSDT",
         ]
@@ -268,11 +268,11 @@ def test_wrong_usage_gets_one_sentence(given: dict[str, Any], sentence: str, can
 
 def test_params_of_numpy_are_stored_as_numbers(candles: Path) -> None:
     given = {"least": np.int64(7)}
-    with backtest(Follows, candles, params=given, config=SIZED) as found:
-        stored = json.loads(found.frames.run["config"])["strategy"]["options"]
+    with backtest(Follows, candles, params=given, config=SIZED) as run:
+        stored = json.loads(run.frames.run["config"])["strategy"]["options"]
         assert stored == {"least": 7}
-        assert found.verify().holds
-        changed = found.what_if({"execution": {"taker_fee": "0.01"}})
+        assert run.verify().holds
+        changed = run.what_if({"execution": {"taker_fee": "0.01"}})
         assert "execution.taker_fee" in changed.text
         assert changed["accounts"]["rows"][1]["fees"] > changed["accounts"]["rows"][0]["fees"]
 
@@ -289,8 +289,8 @@ def test_params_lie_over_the_options_that_are_configured_for_this_class(
     with importable(tmp_path):
         with backtest("own:Own", candles, params={"b": 3}, config=config, end="2025-05-26T08:00"):
             pass
-        own = import_module("own").Own
-        with backtest(own, candles, params={"b": 3}, config=config, end="2025-05-26T08:00") as done:
+        cls = import_module("own").Own
+        with backtest(cls, candles, params={"b": 3}, config=config, end="2025-05-26T08:00") as done:
             assert done.frames.run["strategy"] == "own:Own"
             assert json.loads(done.frames.run["warnings"]) == []
 
@@ -359,9 +359,9 @@ def test_two_classes_of_one_name_in_two_threads_do_not_meet(candles: Path) -> No
         return Local
 
     def traded(action: Action) -> set[str]:
-        with backtest(made_of(action), candles, config=SIZED) as found:
-            assert found.verify().holds
-            return set(found.decisions["action"].unique())
+        with backtest(made_of(action), candles, config=SIZED) as run:
+            assert run.verify().holds
+            return set(run.decisions["action"].unique())
 
     with ThreadPoolExecutor(2) as pool:
         long, short = pool.map(traded, (Action.LONG, Action.SHORT))
@@ -377,15 +377,15 @@ def several_of(name: Any, **options: Any) -> dict[str, Any]:
 
 def test_several_strategies_are_those_of_the_configuration(candles: Path) -> None:
     options = {"options": {"least": 3}}
-    with backtest(None, candles, strategies=several_of(Follows, **options), config=SIZED) as found:
-        assert found.verify().holds
+    with backtest(None, candles, strategies=several_of(Follows, **options), config=SIZED) as run:
+        assert run.verify().holds
         stored = several_of(f"{__name__}:Follows", **options)
         with backtest(None, candles, config={**SIZED, "strategies": stored}) as named:
-            assert decision_hashes(named.database) == decision_hashes(found.database)
-            assert named.frames.run["config_sha256"] == found.frames.run["config_sha256"]
-        accounts = [row["account"] for row in found.report().document["accounts"]]
+            assert decision_hashes(named.database) == decision_hashes(run.database)
+            assert named.frames.run["config_sha256"] == run.frames.run["config_sha256"]
+        accounts = [row["account"] for row in run.report().document["accounts"]]
         assert accounts[1:3] == ["crossing", "own"]
-        fills = found.frames.twin_fills().to_dicts()
+        fills = run.frames.twin_fills().to_dicts()
         assert {row["twin"] for row in fills} == {"crossing", "own"}
 
 
@@ -397,9 +397,9 @@ def test_each_class_of_several_is_known_while_its_run_is_made_and_checked(candle
         """Another."""
 
     given = {name: {"share": "0.5", "name": of} for name, of in (("one", First), ("two", Second))}
-    with backtest(None, candles, strategies=given, config=SIZED) as found:
-        assert found.verify().holds
-        text = "".join(json.loads(found.frames.run["warnings"]))
+    with backtest(None, candles, strategies=given, config=SIZED) as run:
+        assert run.verify().holds
+        text = "".join(json.loads(run.frames.run["warnings"]))
         assert "the class First" in text
         assert "the class Second" in text
 
@@ -433,13 +433,13 @@ def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
         user_class(name)
 
 
-def test_it_runs_inside_a_running_event_loop(candles: Path, made: Backtest) -> None:
+def test_it_runs_inside_a_running_event_loop(candles: Path, sma_run: Backtest) -> None:
     async def cell() -> list[tuple[int, str]]:
-        with backtest("sma_cross", candles, params=PARAMS, config=SIZED) as found:
-            assert found.verify(sample=10).holds
-            return decision_hashes(found.database)
+        with backtest("sma_cross", candles, params=PARAMS, config=SIZED) as run:
+            assert run.verify(sample=10).holds
+            return decision_hashes(run.database)
 
-    assert asyncio.run(cell()) == decision_hashes(made.database)
+    assert asyncio.run(cell()) == decision_hashes(sma_run.database)
 
 
 def test_its_file_lives_with_the_result(candles: Path) -> None:
@@ -484,13 +484,13 @@ def test_a_period_is_bounded(candles: Path) -> None:
 
 
 def test_importing_the_names_of_a_strategy_imports_no_engine() -> None:
-    asked = (
+    code = (
         "import sys; from tracepaper import Action, Signal, Strategy, buy; "
         "print([name for name in sys.modules if name.startswith(('tracepaper.daemon', "
         "'tracepaper.replay', 'tracepaper.storage', 'sqlalchemy', 'polars', 'torch'))])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", asked],
+        [sys.executable, "-c", code],
         capture_output=True, text=True, check=True, timeout=deadline_s(), cwd=ROOT / "tests",
     )  # fmt: skip
     assert done.stdout.strip() == "[]"

@@ -20,22 +20,22 @@ def test_the_tests_that_the_plan_names_exist() -> None:
 
 def test_the_loop_that_the_plan_shows_is_the_loop_that_runs() -> None:
     source = " ".join((ROOT / "daemon" / "session" / "loop.py").read_text(encoding="utf-8").split())
-    shown = re.search(r"async for unit in _gathered.*?```", TEXT, re.DOTALL)
-    assert shown is not None
-    for line in shown.group(0).removesuffix("```").splitlines():
+    block = re.search(r"async for unit in _gathered.*?```", TEXT, re.DOTALL)
+    assert block is not None
+    for line in block.group(0).removesuffix("```").splitlines():
         assert line.split("#")[0].strip() in source, line
 
 
 def places() -> list[tuple[str, str]]:
     """Return what the last table places: files with a definition each, such as ``Class.method``."""
     table = TEXT.partition("### Where is")[2]
-    found, file = [], ""
+    pairs, file = [], ""
     for name in re.findall(r"`([\w/.]+)`", table):
         if "/" in name:
             file = name
         else:
-            found.append((file, name))
-    return found
+            pairs.append((file, name))
+    return pairs
 
 
 def definitions(path: Path) -> set[str]:

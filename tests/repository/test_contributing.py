@@ -41,10 +41,10 @@ def used(source: str) -> set[str]:
 def sections() -> dict[str, str]:
     """Return the Python examples of each heading."""
     parts = re.split(r"^### (.+)$", TEXT, flags=re.MULTILINE)[1:]
-    found = dict(zip(parts[::2], parts[1::2], strict=True))
+    texts = dict(zip(parts[::2], parts[1::2], strict=True))
     return {
         heading: "\n".join(re.findall(r"```python\n(.*?)```", part, re.DOTALL))
-        for heading, part in found.items()
+        for heading, part in texts.items()
         if "```python" in part
     }
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from builders import START_MS, bar, decision, forecast, run, step
 from fakes import ManualClock
+from msgspec import to_builtins
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import deadline_s
@@ -27,12 +28,7 @@ from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
 from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Position
-from tracepaper.strategies.types.market import (
-    ParityCheck,
-    ParityOutcome,
-    RetrainingEnd,
-    RetrainOutcome,
-)
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -197,29 +193,18 @@ def exported() -> dict[str, set[str]]:
     clock = ManualClock(START_MS)
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
     made = decision(measures=(("operator", 0.0, 1.0, False),))
-    monitor.parity = Replayed()
-    monitor.notices = {"sent": 1}
-    monitor.shipping = ShipProgress
-    monitor.retraining = Retrains()
+    monitor.beside = {
+        "parity": lambda: {"last": to_builtins(IDENTICAL)},
+        "notices": lambda: {"sent": 1},
+        "shipping": lambda: to_builtins(ShipProgress()),
+        "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
+    }
     monitor.observe(step(bar(), decided=made, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}
 
 
-class Replayed:
-    """A daily replay that found no difference."""
-
-    is_checking, due_ms = False, START_MS
-    last: ParityCheck | None = ParityCheck(ParityOutcome.IDENTICAL, "", 0, START_MS, 1, 1, 0)
-
-
-class Retrains:
-    """A retraining that has promoted one model."""
-
-    def __init__(self) -> None:
-        self.is_training, self.due_ms = False, START_MS
-        self.last: RetrainingEnd | None = None
-        self.outcomes = {RetrainOutcome.PROMOTED: 1}
+IDENTICAL = ParityCheck(ParityOutcome.IDENTICAL, "", 0, START_MS, 1, 1, 0)
 
 
 class Heard:
@@ -237,14 +222,14 @@ class Heard:
 
 def unknown(expression: str, exported: dict[str, set[str]]) -> list[str]:
     """Return the metrics and labels of *expression* that no daemon exports."""
-    found = []
+    names = []
     for name, selector in SELECTOR.findall(expression):
         if name not in exported:
-            found.append(name)
+            names.append(name)
             continue
-        asked = set(re.findall(r"(\w+)\s*[=!]", selector))
-        found += [f"{name}.{label}" for label in sorted(asked - exported[name] - SCRAPER)]
-    return found
+        labels = set(re.findall(r"(\w+)\s*[=!]", selector))
+        names += [f"{name}.{label}" for label in sorted(labels - exported[name] - SCRAPER)]
+    return names
 
 
 def expressions() -> list[str]:
@@ -259,25 +244,25 @@ def expressions() -> list[str]:
 
 
 def test_alarms_and_pictures_ask_for_what_is_exported(exported: dict[str, set[str]]) -> None:
-    asked = expressions()
-    assert len(asked) > 40
-    assert [name for one in asked for name in unknown(one, exported)] == []
+    queries = expressions()
+    assert len(queries) > 40
+    assert [name for query in queries for name in unknown(query, exported)] == []
 
 
 def test_every_metric_of_ours_is_in_an_alarm_or_a_picture(exported: dict[str, set[str]]) -> None:
-    asked = {name for expression in expressions() for name, _ in SELECTOR.findall(expression)}
+    names = {name for expression in expressions() for name, _ in SELECTOR.findall(expression)}
     spare = {"tracepaper_info", "tracepaper_last_bar_close_seconds"}
     ours = {name for name in exported if name.startswith("tracepaper_")} - spare
     parts = ("_bucket", "_sum", "_count")
-    histograms = {name.removesuffix("_bucket") for name in asked if name.endswith("_bucket")}
-    covered = asked | {name + part for name in histograms for part in parts}
+    histograms = {name.removesuffix("_bucket") for name in names if name.endswith("_bucket")}
+    covered = names | {name + part for name in histograms for part in parts}
     assert ours - covered == set()
 
 
 def test_label_values_that_alarms_name_exist() -> None:
     text = " ".join(expressions())
     assert set(re.findall(r'gate="(\w+)"', text)) <= set(gate_order())
-    assert set(re.findall(r'outcome="(\w+)"', text)) <= {one.value for one in ParityOutcome}
+    assert set(re.findall(r'outcome="(\w+)"', text)) <= {outcome.value for outcome in ParityOutcome}
     source = (ROOT / "daemon" / "bybit" / "websocket.py").read_text(encoding="utf-8")
     for counter in re.findall(r'what="(\w+)"', text):
         assert f'"{counter}"' in source

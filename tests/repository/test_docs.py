@@ -27,7 +27,7 @@ def rules(text: str) -> list[str]:
 
 
 RULES: Final = {page: rules(text) for page, text in PAGES.items()}
-EVERY: Final = Counter(rule for found in RULES.values() for rule in found)
+EVERY: Final = Counter(rule for rules in RULES.values() for rule in rules)
 
 
 def sources() -> list[Path]:
@@ -38,13 +38,13 @@ def sources() -> list[Path]:
 
 def astray(text: str) -> list[str]:
     """Return the pointers to pages or rules of docs/ in *text* that lead nowhere."""
-    found = []
+    lost = []
     for page, rule in POINTER.findall(text):
         if page.endswith(".ipynb") and not rule and (ROOT / "docs" / page).exists():
             continue
         if page not in PAGES or (rule and rule not in RULES[page]):
-            found.append(f"docs/{page} {rule}".strip())
-    return found
+            lost.append(f"docs/{page} {rule}".strip())
+    return lost
 
 
 @pytest.mark.parametrize("page", [name for name, rule in RULES.items() if rule])
@@ -70,13 +70,13 @@ def test_what_points_to_a_rule_finds_it() -> None:
     planted = "see docs/" + "money.md, M999; (docs/" + "nowhere.md), docs/" + "money.md, M3"
     assert astray(planted) == ["docs/money.md M999", "docs/nowhere.md"]
     assert astray("docs/" + "nowhere.ipynb") == ["docs/nowhere.ipynb"]
-    found = {
+    astray_in = {
         path.relative_to(ROOT).as_posix(): lost
         for path in sources()
         if path.name != Path(__file__).name
         if (lost := astray(path.read_text(encoding="utf-8")))
     }
-    assert found == {}
+    assert astray_in == {}
 
 
 @pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)

@@ -53,8 +53,8 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
 
 def extras() -> dict[str, list[str]]:
     with (ROOT / "pyproject.toml").open("rb") as file:
-        found: dict[str, list[str]] = tomllib.load(file)["project"]["optional-dependencies"]
-    return found
+        listed: dict[str, list[str]] = tomllib.load(file)["project"]["optional-dependencies"]
+    return listed
 
 
 def hide(package: str, patch: pytest.MonkeyPatch) -> None:

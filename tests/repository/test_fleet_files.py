@@ -91,8 +91,8 @@ def services() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_a_daemon_and_its_shipper_share_a_volume_and_nothing_is_published() -> None:
-    found = dict(services())
-    for name, service in found.items():
+    by_name = dict(services())
+    for name, service in by_name.items():
         assert "ports" not in service
         if name == "postgres":
             continue
@@ -110,7 +110,7 @@ def test_a_daemon_and_its_shipper_share_a_volume_and_nothing_is_published() -> N
             assert "password" not in service["command"][3]
     whole = yaml.safe_load(text_of("fleet.compose.yaml"))
     assert whole["networks"]["database"]["internal"] is True
-    mounted = {volume.split(":")[0] for of in found.values() for volume in of["volumes"]}
+    mounted = {volume.split(":")[0] for of in by_name.values() for volume in of["volumes"]}
     assert {name for name in mounted if not name.startswith(".")} == set(whole["volumes"])
 
 
@@ -125,13 +125,13 @@ def documents(text: str) -> list[dict[str, Any]]:
 
 def refused(text: str) -> list[str]:
     """Name the documents of a manifest that the schemas of Kubernetes refuse."""
-    found = []
+    kinds = []
     for document in documents(text):
         try:
             kubernetes_validate.validate(document, "1.37", strict=True)
         except kubernetes_validate.ValidationError:
-            found.append(document["kind"])
-    return found
+            kinds.append(document["kind"])
+    return kinds
 
 
 def test_the_schemas_of_kubernetes_take_the_manifest() -> None:
@@ -195,8 +195,8 @@ def test_every_symbol_is_in_one_file_that_is_a_configuration(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     configs = [load(path) for path in sorted((tmp_path / "fleet").glob("*.toml"))]
     assert len(configs) == 28
-    found = [(of.market.category, symbol) for of in configs for symbol in of.market.symbols]
-    assert sorted(found) == sorted(listed)
+    pairs = [(of.market.category, symbol) for of in configs for symbol in of.market.symbols]
+    assert sorted(pairs) == sorted(listed)
     assert sum(of.exchange.requests_per_s for of in configs) == pytest.approx(5, rel=0.01)
     metrics = [of.http.metrics for of in configs]
     assert len(set(metrics)) == 28

@@ -17,7 +17,7 @@ PACKAGES = ("daemon", "replay", "storage", "strategies")
 
 
 def test_every_module_is_found_by_walking_the_package() -> None:
-    walked = {found.name for found in pkgutil.walk_packages(tracepaper.__path__, "tracepaper.")}
+    walked = {module.name for module in pkgutil.walk_packages(tracepaper.__path__, "tracepaper.")}
     walked.discard("tracepaper.setup")  # in a checkout alone: what builds it lies at its root
     paths = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
     paths += [ROOT / "models.py", ROOT / "__main__.py"]
@@ -42,12 +42,12 @@ def test_a_name_that_it_does_not_have_is_an_attribute_error() -> None:
 
 
 def test_importing_it_imports_neither_its_parts_nor_a_library() -> None:
-    asked = (
+    program = (
         "import sys, tracepaper; dir(tracepaper); heavy = ('numpy', 'polars', 'sqlite3', 'torch'); "
         "print([name for name in sys.modules if name.startswith('tracepaper.') or name in heavy])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", asked],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,

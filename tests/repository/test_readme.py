@@ -82,10 +82,10 @@ def test_programs_that_go_on_end_in_good_order(outcomes: dict[Path, list[Outcome
 
 @pytest.mark.parametrize("page", TEXTS, ids=named)
 def test_every_answer_belongs_to_commands(page: Path) -> None:
-    found = blocks(TEXTS[page])
-    for before, after in itertools.pairwise(found):
+    page_blocks = blocks(TEXTS[page])
+    for before, after in itertools.pairwise(page_blocks):
         assert after.language != "text" or before.language == "sh"
-    assert all(block.lines for block in found)
+    assert all(block.lines for block in page_blocks)
 
 
 def unrun(text: str, *run: str) -> list[str]:
@@ -142,15 +142,15 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
 
 
 def test_no_path_of_this_machine_is_shown() -> None:
-    shown = "".join(TEXTS.values()) + "".join(
+    texts = "".join(TEXTS.values()) + "".join(
         path.read_text("utf-8") for path in (ROOT / "deploy").glob("*.svg")
     )
-    assert str(ROOT) not in shown
-    assert str(Path.home()) + "/" not in shown
+    assert str(ROOT) not in texts
+    assert str(Path.home()) + "/" not in texts
 
 
 @pytest.mark.parametrize(
-    ("shown", "text", "same"),
+    ("printed", "text", "same"),
     [
         ("4,665 bars in 5.1 s", "4,666 bars in 9 s", True),
         ("4,665 bars", "4,965 bars", False),
@@ -161,8 +161,8 @@ def test_no_path_of_this_machine_is_shown() -> None:
         ("1 2", "1 2 3", False),
     ],
 )
-def test_answers_agree_in_words_and_nearly_in_numbers(shown: str, text: str, same: bool) -> None:
-    assert agree(shown, text, within=WITHIN) is same
+def test_answers_agree_in_words_and_nearly_in_numbers(printed: str, text: str, same: bool) -> None:
+    assert agree(printed, text, within=WITHIN) is same
 
 
 def test_blocks_know_their_language_and_section() -> None:

@@ -89,14 +89,14 @@ def test_whatever_is_imported_or_called_by_make_check_is_a_declared_dependency()
     ours = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tracepaper"}
     ours |= {path.parent.name for path in (ROOT / "tests").rglob("__init__.py")}
     files = [*sources(), *(ROOT / "tests").rglob("*.py")]
-    found = {
+    names = {
         name
         for path in files
         if not {"clients", "peers"} & set(path.parts)  # programs in environments of their own
         for name in imported(path.read_text("utf-8"))
     } - ours
     tools = {"ruff", "import-linter", "mypy", "pyright", "vulture"}
-    needed = {makers.get(name, [name])[0].lower().replace("_", "-") for name in found} | tools
+    needed = {makers.get(name, [name])[0].lower().replace("_", "-") for name in names} | tools
     assert imported("import numpy.typing\nimport os\nfrom .a import b") == {"numpy"}
     assert {"numpy", "scipy", "pydantic"} <= needed
     assert {name for name in needed - declared if not name.startswith("flash-attn")} == set()
@@ -137,13 +137,13 @@ def test_no_package_reaches_for_files_or_modules_of_a_package_above() -> None:
     assert named_above("daemon", planted) == {"replay"}
     assert named_above("strategies", planted) == {"replay", "storage"}
     assert named_above("replay", planted) == set()
-    found = {
+    reaching = {
         path.relative_to(ROOT).as_posix(): named
         for path in sources()
         if (package := path.relative_to(ROOT).parts[0]) in PACKAGES
         if (named := named_above(package, path.read_text(encoding="utf-8")))
     }
-    assert found == {}
+    assert reaching == {}
 
 
 def spoken(path: Path) -> str:
@@ -209,9 +209,9 @@ def test_a_public_class_name_has_one_meaning() -> None:
 def test_what_may_be_unused_is_named_with_its_reason_and_is_unused() -> None:
     settings = project()["tool"]["vulture"]  # type: ignore[index]
     paths, allowed = [settings["paths"][:-1], settings["paths"][-1]]
-    found = Vulture(ignore_decorators=settings["ignore_decorators"])
-    found.scavenge([str(ROOT / path) for path in paths])
-    unused = {item.name for item in found.get_unused_code(min_confidence=60)}
+    vulture = Vulture(ignore_decorators=settings["ignore_decorators"])
+    vulture.scavenge([str(ROOT / path) for path in paths])
+    unused = {item.name for item in vulture.get_unused_code(min_confidence=60)}
     tree = ast.parse((ROOT / allowed).read_text(encoding="utf-8"))
     named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert unused - named == set(), "remove them, or give a reason in " + allowed

@@ -120,10 +120,10 @@ def test_the_usual_build_can_be_asked_for(indexes: Indexes) -> None:
 def test_without_an_index_of_that_version_the_usual_build_is_taken_in_one_line(
     indexes: Indexes, index: str
 ) -> None:
-    build, said = indexes.installed(index=index)
+    build, printed = indexes.installed(index=index)
     assert build == PINNED
-    assert said.count("\n") == 1
-    assert "the package index's own build is installed" in said
+    assert printed.count("\n") == 1
+    assert "the package index's own build is installed" in printed
 
 
 def test_another_word_is_refused(indexes: Indexes) -> None:

@@ -106,9 +106,9 @@ def test_without_extras_it_trades_explains_and_verifies_the_samples(plain: Insta
 
 @pytest.mark.long
 def test_without_extras_the_demo_proposes_what_runs(plain: Installed) -> None:
-    shown = plain.run("demo", "--days", "0.5", "--seconds", "5", "--no-incidents", "--db", "d.db")
-    assert shown.returncode == 0, shown.stderr
-    following = shown.stdout.partition(" Next:\n")[2].splitlines()
+    demo = plain.run("demo", "--days", "0.5", "--seconds", "5", "--no-incidents", "--db", "d.db")
+    assert demo.returncode == 0, demo.stderr
+    following = demo.stdout.partition(" Next:\n")[2].splitlines()
     *proposed, parity = [line for line in following if line.strip()]
     assert parity.startswith("Parity of the run with its replay: identical ")
     assert [line.split()[1] for line in proposed] == ["ui", "verify", "explain", "report"]

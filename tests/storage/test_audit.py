@@ -293,8 +293,8 @@ def test_resume_returns_where_the_run_stands(tmp_path: Path) -> None:
 def ended(path: Path) -> list[int | None]:
     """Return when the run ended, as the reader and as the view say it."""
     with Reader.open(path) as reader:
-        (shown,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
-        return [reader.ended_at_ms("r-1"), shown]
+        (ended_at,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
+        return [reader.ended_at_ms("r-1"), ended_at]
 
 
 def test_a_run_has_ended_where_its_last_step_says_so(tmp_path: Path) -> None:
@@ -364,23 +364,23 @@ def log_with_room_for(path: Path, pages: int) -> SqlAuditLog:
     return log
 
 
-def append_all(log: SqlAuditLog, steps: list[Step], taken: list[Step]) -> None:
+def append_all(log: SqlAuditLog, steps: list[Step], appended: list[Step]) -> None:
     for step in steps:
         log.append_now(step)
-        taken.append(step)
+        appended.append(step)
 
 
 def test_a_full_disk_stops_the_log_and_keeps_what_was_committed(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     log = log_with_room_for(path, 12)
     steps = cases.plain_steps(2_000)
-    taken: list[Step] = []
+    appended: list[Step] = []
     with pytest.raises(AuditUnwritable, match="database or disk is full"):
-        append_all(log, steps, taken)
+        append_all(log, steps, appended)
     with pytest.raises(AuditUnwritable, match="resumes at its last committed step"):
-        log.append_now(steps[len(taken)])
+        log.append_now(steps[len(appended)])
     log.close()
-    committed = len(taken) // 50 * 50
+    committed = len(appended) // 50 * 50
     assert 0 < committed < 2_000
     assert stored(path) == steps[:committed]
     assert holds(path)

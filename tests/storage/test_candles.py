@@ -75,13 +75,13 @@ def test_bars_that_contradict_each_other_are_refused_whole(tmp_path: Path) -> No
 
 def test_a_missing_turnover_is_taken_from_the_source_that_has_it(tmp_path: Path) -> None:
     bars = builders.bars(3)
-    known = [replace(bar, turnover=77) for bar in bars]
+    priced = [replace(bar, turnover=77) for bar in bars]
     path = tmp_path / "archive.db"
     with HistoryWriter(path) as writer:
         writer.write(BTC, MINUTE, bars)
-        assert writer.write(BTC, MINUTE, known) == ArchiveWrite(0, 3)
+        assert writer.write(BTC, MINUTE, priced) == ArchiveWrite(0, 3)
         assert writer.write(BTC, MINUTE, bars) == ArchiveWrite(0, 3)
-    assert read(path) == archived(known)
+    assert read(path) == archived(priced)
 
 
 @settings(max_examples=20, deadline=None)

@@ -50,8 +50,8 @@ def test_a_broken_millisecond_is_rounded_up_so_that_nothing_is_known_early(tmp_p
 
 def test_rows_are_parted_by_their_symbols(tmp_path: Path) -> None:
     text = f"time,symbol,a,b\n{NOON_MS},BTCUSDT,1,2\n{NOON_MS},ETHUSDT,3,4\n"
-    found = read_covariates(written(tmp_path, text)).chosen(["b"])
-    assert {symbol: rows.values.tolist() for symbol, rows in found.items()} == {
+    by_symbol = read_covariates(written(tmp_path, text)).chosen(["b"])
+    assert {symbol: rows.values.tolist() for symbol, rows in by_symbol.items()} == {
         "BTCUSDT": [[2.0]],
         "ETHUSDT": [[4.0]],
     }

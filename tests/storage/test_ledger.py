@@ -35,8 +35,8 @@ def edited(path: Path, *statements: str) -> None:
 
 def problem(path: Path) -> str:
     with Reader.open(path) as reader:
-        found = audit(reader.connection, reader.find("last")).problem
-    return "" if found is None else found.sentence
+        trouble = audit(reader.connection, reader.find("last")).problem
+    return "" if trouble is None else trouble.sentence
 
 
 def test_the_view_names_each_movement_and_the_cash_after_it(path: Path) -> None:

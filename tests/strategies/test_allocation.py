@@ -142,13 +142,13 @@ def test_the_simple_rules_are_what_they_say() -> None:
 def test_whatever_is_said_of_pairs_becomes_a_correlation_matrix(
     assets: int, seed: int, shrink: float
 ) -> None:
-    said = np.random.default_rng(seed).uniform(-1.2, 1.2, (assets, assets))
-    found = repaired(said, shrink=shrink)
-    assert (found == found.T).all()
-    assert (np.diag(found) == 1.0).all()
-    assert np.linalg.eigvalsh(found)[0] > -1e-12
+    pairs = np.random.default_rng(seed).uniform(-1.2, 1.2, (assets, assets))
+    repaired_matrix = repaired(pairs, shrink=shrink)
+    assert (repaired_matrix == repaired_matrix.T).all()
+    assert (np.diag(repaired_matrix) == 1.0).all()
+    assert np.linalg.eigvalsh(repaired_matrix)[0] > -1e-12
     if shrink == 1.0:
-        assert (found == np.eye(assets)).all()
+        assert (repaired_matrix == np.eye(assets)).all()
 
 
 def test_correlations_are_repaired_by_the_published_steps_and_only_where_they_must() -> None:
@@ -167,16 +167,16 @@ def test_correlations_are_repaired_by_the_published_steps_and_only_where_they_mu
 
 
 @pytest.mark.parametrize(
-    ("said", "shrink", "sentence"),
+    ("pairs", "shrink", "sentence"),
     [
         (np.ones((2, 3)), 0.0, "a row and a column for each asset"),
         (np.full((2, 2), np.nan), 0.0, "must be finite"),
         (np.eye(2), 1.1, "give a share of 0 to 1"),
     ],
 )
-def test_correlations_that_are_none_are_refused(said: Array, shrink: float, sentence: str) -> None:
+def test_correlations_that_are_none_are_refused(pairs: Array, shrink: float, sentence: str) -> None:
     with pytest.raises(DataInvalid, match=sentence):
-        repaired(said, shrink=shrink)
+        repaired(pairs, shrink=shrink)
 
 
 def test_rounding_never_passes_one() -> None:
@@ -232,7 +232,7 @@ def test_an_expected_gain_is_the_difference_of_the_objective(goal: AllocationGoa
     returns = drawn(90, 3, 4)
     held, weights = np.array([0.6, 0.1, 0.1]), np.array([0.2, 0.5, 0.3])
     risk = 8 * covariance(returns, half_life=goal.half_life)
-    found = present(expected_gain(goal, returns, held=held, weights=weights))
+    gain = present(expected_gain(goal, returns, held=held, weights=weights))
     if goal.rule is Rule.MINIMUM:
         scaled = held / 0.8
         wanted = np.sqrt(scaled @ risk @ scaled) - np.sqrt(weights @ risk @ weights)
@@ -243,7 +243,7 @@ def test_an_expected_gain_is_the_difference_of_the_objective(goal: AllocationGoa
             return float(mean @ of - 2.0 * of @ risk @ of)
 
         wanted = utility(weights) - utility(held) - 0.001 * np.abs(weights - held).sum()
-    assert found[0] == pytest.approx(wanted, rel=1e-9)
+    assert gain[0] == pytest.approx(wanted, rel=1e-9)
     unmoved = present(expected_gain(goal, returns, held=weights, weights=weights))
     assert np.allclose(unmoved, 0.0, atol=1e-15)
 
@@ -257,9 +257,9 @@ def test_its_error_is_the_spread_over_other_bars(goal: AllocationGoal) -> None:
     gains, errors = [], []
     for _ in range(400):
         returns = source.normal(size=(300, 3)) @ mixing
-        found = present(expected_gain(goal, returns, held=held, weights=weights))
-        gains.append(found[0])
-        errors.append(found[1])
+        gain = present(expected_gain(goal, returns, held=held, weights=weights))
+        gains.append(gain[0])
+        errors.append(gain[1])
     assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.15)
 
 
@@ -281,5 +281,5 @@ def test_nothing_is_expected_of_rules_without_an_objective_or_of_an_empty_accoun
         goal = AllocationGoal(rule, 8)
         assert expected_gain(goal, returns, held=weights, weights=weights) is None
     assert expected_gain(GOALS[2], returns, held=none, weights=weights) is None
-    found = present(expected_gain(GOALS[0], returns, held=none, weights=weights))
-    assert found[1] > 0
+    gain = present(expected_gain(GOALS[0], returns, held=none, weights=weights))
+    assert gain[1] > 0

@@ -80,8 +80,8 @@ def test_one_confidence_is_declared_the_one_that_is_chosen(by: str, gate: str) -
 
 
 def test_without_a_fit_or_at_another_horizon_it_is_entropy_and_calibrated_is_refused() -> None:
-    for known in (calibration(None), None):
-        assert confidence_by(settings(), known, MEASURES) == "entropy"
+    for fitted in (calibration(None), None):
+        assert confidence_by(settings(), fitted, MEASURES) == "entropy"
     assert confidence_by(settings(horizon=5), calibration(), MEASURES) == "entropy"
     with pytest.raises(ConfigInvalid, match=r"no fitted confidence at gate\.horizon 5"):
         confidence_by(settings("calibrated", horizon=5), calibration(), MEASURES)
@@ -97,15 +97,15 @@ def test_without_a_fit_or_at_another_horizon_it_is_entropy_and_calibrated_is_ref
 def test_the_default_threshold_is_what_the_card_has_earned(
     fitted: FittedConfidence | None, threshold: float
 ) -> None:
-    def found(text: str, known: Calibration | None) -> float:
+    def threshold_by(text: str, fitted: Calibration | None) -> float:
         return thresholds_of(
             ["confidence_margin"], settings("margin", text), warmup=1, interval_ms=1,
-            calibration=known,
+            calibration=fitted,
         )["confidence_margin"]  # fmt: skip
 
-    assert found("auto", calibration(fitted)) == pytest.approx(threshold)
-    assert found("q0.5", calibration(fitted)) == pytest.approx(0.5)
-    assert found("auto", None) == 0.0
+    assert threshold_by("auto", calibration(fitted)) == pytest.approx(threshold)
+    assert threshold_by("q0.5", calibration(fitted)) == pytest.approx(0.5)
+    assert threshold_by("auto", None) == 0.0
 
 
 def test_a_size_shrinks_where_the_volatility_is_expected_to_be_off() -> None:
@@ -118,7 +118,7 @@ def test_a_size_shrinks_where_the_volatility_is_expected_to_be_off() -> None:
     for mode in (SizingMode.FIXED, SizingMode.NOTIONAL):
         plain = Sizing(mode, quantity=1_000, notional=10**15)
         whole, scaled = (
-            Sizer(one, instrument()) for one in (plain, replace(plain, confidence=FITTED))
+            Sizer(sizing, instrument()) for sizing in (plain, replace(plain, confidence=FITTED))
         )
         assert whole.factor(unsure) is None
         assert scaled.factor(unsure) == 0.5
@@ -139,14 +139,14 @@ def test_a_cell_is_left_only_for_one_that_is_nearer_by_the_hysteresis() -> None:
 
 def test_a_coverage_counts_for_its_very_thresholds() -> None:
     two, every = ("MIXED", "MOMENTUM"), ("MOMENTUM", "MIXED", "MEAN_REVERSION")
-    known = tuple(
+    coverages = tuple(
         GateCoverage(share, {"confidence": least}, two)
         for share, least in ((0.25, 0.5), (0.75, 0.01))
     )
-    assert share_of(known, {"confidence": 0.5}, two) == 0.25
-    assert share_of(known, {"confidence": 0.5, "edge": 1.0}, two) is None
-    assert share_of(known, {"confidence": 0.5}, every) is None
-    assert share_of((replace(known[1], regimes=every),), {"confidence": 0.01}, every) == 0.75
+    assert share_of(coverages, {"confidence": 0.5}, two) == 0.25
+    assert share_of(coverages, {"confidence": 0.5, "edge": 1.0}, two) is None
+    assert share_of(coverages, {"confidence": 0.5}, every) is None
+    assert share_of((replace(coverages[1], regimes=every),), {"confidence": 0.01}, every) == 0.75
     assert share_of((), {}, two) is None
 
 
@@ -173,9 +173,9 @@ def test_sizes_that_follow_no_confidence_follow_none_of_another_model() -> None:
 
 
 def test_a_card_gives_back_what_it_was_given() -> None:
-    found = present(build(changed(""), models.network().state_dict()).calibration)
-    assert (found.confidence, found.cells) == (FITTED, CELLS)
-    assert found.coverage == (GateCoverage(0.5, {"confidence": 0.5}, ("MIXED",)),)
+    stored = present(build(changed(""), models.network().state_dict()).calibration)
+    assert (stored.confidence, stored.cells) == (FITTED, CELLS)
+    assert stored.coverage == (GateCoverage(0.5, {"confidence": 0.5}, ("MIXED",)),)
 
 
 @pytest.mark.parametrize(("name", "values", "message"), [

@@ -31,11 +31,11 @@ SCALE = CovariateScale(("mood", "heat"), (0.0, 1.0), (1.0, 2.0))
 
 def naive(rows: CovariateRows, close_ms: int) -> int:
     """Return the place of the row that a bar has by looking at each of them."""
-    found = -1
+    last = -1
     for place in range(len(rows)):
         if rows.from_ms[place] <= close_ms:
-            found = place
-    return found
+            last = place
+    return last
 
 
 times = st.lists(st.integers(0, 500), min_size=1, max_size=30, unique=True).map(sorted)
@@ -47,21 +47,21 @@ times = st.lists(st.integers(0, 500), min_size=1, max_size=30, unique=True).map(
 def test_the_join_is_that_of_a_naive_loop(
     at: list[int], late: list[int], closes: list[int]
 ) -> None:
-    known = np.maximum.accumulate(np.array(at) + np.array(late[: len(at)]))
-    rows = CovariateRows(np.array(at), known, np.zeros((len(at), 1)))
-    found = rows.places(np.array(closes, dtype=np.int64))
-    assert found.tolist() == [naive(rows, close) for close in closes]
+    known_ms = np.maximum.accumulate(np.array(at) + np.array(late[: len(at)]))
+    rows = CovariateRows(np.array(at), known_ms, np.zeros((len(at), 1)))
+    places = rows.places(np.array(closes, dtype=np.int64))
+    assert places.tolist() == [naive(rows, close) for close in closes]
 
 
 @given(times, st.integers(0, 600))
 def test_no_row_that_comes_later_changes_a_bar(at: list[int], close_ms: int) -> None:
     generator = np.random.default_rng(len(at))
     every = rows_of(np.array(at), generator.normal(size=(len(at), 2)))
-    count = sum(one <= close_ms for one in at)
-    known = rows_of(every.time_ms[:count], every.values[:count])
+    count = sum(time <= close_ms for time in at)
+    prefix = rows_of(every.time_ms[:count], every.values[:count])
     both = [
         CovariateColumns(SCALE, FixedCovariates("", {"": rows})).at("", np.array([close_ms]), 1)
-        for rows in (every, known)
+        for rows in (every, prefix)
     ]
     assert np.array_equal(both[0], both[1], equal_nan=True)
 
@@ -69,17 +69,17 @@ def test_no_row_that_comes_later_changes_a_bar(at: list[int], close_ms: int) -> 
 def test_a_row_counts_from_the_bar_that_closes_at_its_time_and_is_held() -> None:
     rows = rows_of(np.array([100, 250]), np.array([[1.0, 1.0], [2.0, 5.0]]))
     joined = CovariateColumns(SCALE, FixedCovariates("", {"": rows}))
-    found = joined.at("ANY", np.array([99, 100, 200, 249, 250]), 100)
-    assert np.isnan(found[0]).all()
-    assert found[1].tolist() == [1.0, 0.0, 0.0]
-    assert found[2].tolist() == pytest.approx([1.0, 0.0, np.log(2.0) / 2])
-    assert found[3, 0] == 1.0
-    assert found[4].tolist() == [2.0, 2.0, 0.0]
+    joined_rows = joined.at("ANY", np.array([99, 100, 200, 249, 250]), 100)
+    assert np.isnan(joined_rows[0]).all()
+    assert joined_rows[1].tolist() == [1.0, 0.0, 0.0]
+    assert joined_rows[2].tolist() == pytest.approx([1.0, 0.0, np.log(2.0) / 2])
+    assert joined_rows[3, 0] == 1.0
+    assert joined_rows[4].tolist() == [2.0, 2.0, 0.0]
 
 
 def test_each_symbol_has_its_own_rows_and_one_without_has_none() -> None:
-    own = {"BTC": rows_of(np.array([5]), np.array([[3.0, 1.0]]))}
-    joined = CovariateColumns(SCALE, FixedCovariates("", own))
+    rows = {"BTC": rows_of(np.array([5]), np.array([[3.0, 1.0]]))}
+    joined = CovariateColumns(SCALE, FixedCovariates("", rows))
     assert joined.at("BTC", np.array([9]), 1)[0, 0] == 3.0
     assert np.isnan(joined.at("ETH", np.array([9]), 1)).all()
 
@@ -99,7 +99,7 @@ def test_features_of_an_archive_and_bar_by_bar_are_equal_with_covariates() -> No
     plain = compute(schema("v2-1m"), columns(bars))
     assert np.array_equal(whole.values[:, :78], plain.values, equal_nan=True)
     streams = FeatureStreams(wide)
-    stepped = np.concatenate([streams.step([one]).values for one in bars])
+    stepped = np.concatenate([streams.step([bar]).values for bar in bars])
     assert np.array_equal(stepped[whole.first :], whole.values[whole.first :])
 
 

@@ -37,8 +37,8 @@ def candles(rows: int, seed: int, *, still: bool = False) -> Candles:
     return {"open": before, "high": high, "low": low, "close": close, "volume": volume}
 
 
-def parts(found: Found) -> tuple[Floats, ...]:
-    return found if isinstance(found, tuple) else (found,)
+def parts(result: Found) -> tuple[Floats, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def of(
@@ -98,10 +98,10 @@ TWINS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...]]]
 @pytest.mark.parametrize("still", [False, True], ids=["walk", "still"])
 def test_values_and_lookback_are_talibs(name: str, rows: int, still: bool) -> None:
     ours, theirs, columns = TWINS[name]
-    known = candles(rows, seed=rows, still=still)
-    given_columns = [known[column] for column in columns]
-    for one, two in zip(parts(ours(*given_columns)), parts(theirs(*given_columns)), strict=True):
-        assert one.tolist() == pytest.approx(two.tolist(), rel=1e-9, abs=1e-8, nan_ok=True)
+    table = candles(rows, seed=rows, still=still)
+    given_columns = [table[column] for column in columns]
+    for column, two in zip(parts(ours(*given_columns)), parts(theirs(*given_columns)), strict=True):
+        assert column.tolist() == pytest.approx(two.tolist(), rel=1e-9, abs=1e-8, nan_ok=True)
 
 
 PERIOD, WINDOW = 7, 30
@@ -166,14 +166,17 @@ def test_a_windowed_value_follows_from_its_rows_and_no_others(
     name: str, seed: int, rows: int, still: bool
 ) -> None:
     function, columns, depends_on = WINDOWED[name]
-    known = candles(rows, seed, still=still)
-    whole = parts(function(*(known[column] for column in columns)))
+    table = candles(rows, seed, still=still)
+    whole = parts(function(*(table[column] for column in columns)))
     end = rows - seed % (rows - depends_on + 1)
     for cut in (slice(end - depends_on, end), slice(0, end)):
-        some = parts(function(*(known[column][cut] for column in columns)))
-        for one, two in zip(whole, some, strict=True):
-            assert one[end - 1] == pytest.approx(two[-1], rel=1e-9, abs=1e-9, nan_ok=True)
-            assert not np.isnan(one[depends_on - 1 :]).any() or name in {"zscore", *WITHOUT_VOLUME}
+        some = parts(function(*(table[column][cut] for column in columns)))
+        for column, two in zip(whole, some, strict=True):
+            assert column[end - 1] == pytest.approx(two[-1], rel=1e-9, abs=1e-9, nan_ok=True)
+            assert not np.isnan(column[depends_on - 1 :]).any() or name in {
+                "zscore",
+                *WITHOUT_VOLUME,
+            }
 
 
 @given(st.integers(0, 10_000), st.integers(20, 200), st.integers(2, 19))
@@ -205,18 +208,18 @@ def test_a_ratio_is_the_same_with_and_without_a_zero_beside_it(
 
 
 def test_what_talib_lacks_is_what_it_says() -> None:
-    known = candles(40, seed=5)
-    close = known["close"]
+    table = candles(40, seed=5)
+    close = table["close"]
     last = close[-10:]
     assert ind.zscore(close, 10)[-1] == pytest.approx((last[-1] - last.mean()) / last.std())
     assert np.isnan(ind.zscore(np.full(20, 3.3), 10)).all()
-    upper, middle, lower = ind.donchian(known["high"], known["low"], 10)
-    assert (upper[-1], lower[-1]) == (known["high"][-10:].max(), known["low"][-10:].min())
+    upper, middle, lower = ind.donchian(table["high"], table["low"], 10)
+    assert (upper[-1], lower[-1]) == (table["high"][-10:].max(), table["low"][-10:].min())
     assert middle[-1] == (upper[-1] + lower[-1]) / 2
-    typical = (known["high"] + known["low"] + close) / 3
-    mean = np.average(typical[-10:], weights=known["volume"][-10:])
-    columns = known["high"], known["low"], close
-    assert ind.vwap(*columns, known["volume"], 10)[-1] == pytest.approx(mean)
+    typical = (table["high"] + table["low"] + close) / 3
+    mean = np.average(typical[-10:], weights=table["volume"][-10:])
+    columns = table["high"], table["low"], close
+    assert ind.vwap(*columns, table["volume"], 10)[-1] == pytest.approx(mean)
     assert np.isnan(ind.vwap(*columns, np.zeros(40), 10)).all()
 
 
@@ -228,8 +231,8 @@ def weighted(values: Floats) -> float:
 
 
 def test_means_that_talib_lacks_are_those_of_their_definition() -> None:
-    known = candles(40, seed=6)
-    close, volume = known["close"], known["volume"]
+    table = candles(40, seed=6)
+    close, volume = table["close"], table["volume"]
     ahead = [
         2 * weighted(close[end - 4 : end]) - weighted(close[end - 9 : end]) for end in (38, 39, 40)
     ]
@@ -247,8 +250,8 @@ def test_means_that_talib_lacks_are_those_of_their_definition() -> None:
 
 
 def test_channels_and_candles_that_talib_lacks_are_those_of_their_definition() -> None:
-    known = candles(80, seed=7)
-    high, low, close = (known[column] for column in HLC)
+    table = candles(80, seed=7)
+    high, low, close = (table[column] for column in HLC)
     upper, middle, lower = ind.keltner(high, low, close, 10, 1.5)
     far = 1.5 * talib.EMA(talib.TRANGE(high, low, close)[1:], 10)[-1]
     assert middle[-1] == pytest.approx(talib.EMA(close, 10)[-1])
@@ -263,27 +266,27 @@ def test_channels_and_candles_that_talib_lacks_are_those_of_their_definition() -
     assert second[-1] == centre(8, 76)
     assert np.isnan(second[:11]).all()
     assert not np.isnan(second[11:]).any()
-    opened, top, bottom, mean = ind.heikin_ashi(known["open"], high, low, close)
-    previous = (known["open"][0] + close[0]) / 2
+    opened, top, bottom, mean = ind.heikin_ashi(table["open"], high, low, close)
+    previous = (table["open"][0] + close[0]) / 2
     for row in range(80):
-        expected = (known["open"][row] + high[row] + low[row] + close[row]) / 4
+        expected = (table["open"][row] + high[row] + low[row] + close[row]) / 4
         assert (opened[row], mean[row]) == pytest.approx((previous, expected))
         assert top[row] == max(high[row], opened[row], mean[row])
         assert bottom[row] == min(low[row], opened[row], mean[row])
         previous = (previous + expected) / 2
     flow = [
-        (2 * close[row] - high[row] - low[row]) / (high[row] - low[row]) * known["volume"][row]
+        (2 * close[row] - high[row] - low[row]) / (high[row] - low[row]) * table["volume"][row]
         for row in range(70, 80)
     ]
-    found = ind.cmf(high, low, close, known["volume"], 10)[-1]
-    assert found == pytest.approx(sum(flow) / known["volume"][-10:].sum())
+    flow_share = ind.cmf(high, low, close, table["volume"], 10)[-1]
+    assert flow_share == pytest.approx(sum(flow) / table["volume"][-10:].sum())
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_supertrend_is_pines(seed: int) -> None:
     """Its bands never loosen, and it turns where the close passes the one that it follows."""
-    known = candles(300, seed, still=seed > 3)
-    high, low, close = (known[column] for column in HLC)
+    table = candles(300, seed, still=seed > 3)
+    high, low, close = (table[column] for column in HLC)
     lines, sides = ind.supertrend(high, low, close, 5, 1.5)
     mean = talib.ATR(high, low, close, 5)
     upper: float | None = None

@@ -85,8 +85,8 @@ def test_a_time_lies_in_the_month_that_a_date_says() -> None:
 
 
 def test_whole_months_between_two_times_are_counted_one_by_one() -> None:
-    for one, two in zip(drawn(1_000, 2), drawn(1_000, 3), strict=True):
-        first, second = min(one, two), max(one, two)
+    for smaller, two in zip(drawn(1_000, 2), drawn(1_000, 3), strict=True):
+        first, second = min(smaller, two), max(smaller, two)
         into = first - interval_start(first, MONTH_MS)
         at, count = month_of(first), 0
         while month_start(at + 1) + into <= second:
@@ -142,12 +142,12 @@ def test_an_aggregated_month_is_whole_and_comes_with_its_last_bar(base_ms: int) 
     lost = next(place for place, bar in enumerate(bars) if bar.open_time_ms > start + 70 * DAY_MS)
     del bars[lost]
     frame = TimeframeAggregator(item, "M", base_ms, 12)
-    seen: dict[int, tuple[int, ...]] = {}
+    first_rows: dict[int, tuple[int, ...]] = {}
     for bar in bars:
         frame.add(bar)
         if (row := frame.bars.newest) is not None:
             assert row[2] <= bar.open_time_ms + base_ms
-            seen.setdefault(row[1], row)
+            first_rows.setdefault(row[1], row)
     due = {}
     for opens, closes in pairwise(OPENS):
         mine = [bar for bar in bars if opens <= bar.open_time_ms < closes]
@@ -155,7 +155,7 @@ def test_an_aggregated_month_is_whole_and_comes_with_its_last_bar(base_ms: int) 
             high, low = max(bar.high for bar in mine), min(bar.low for bar in mine)
             volume = sum(bar.volume for bar in mine)
             due[opens] = (closes, mine[0].open, high, low, mine[-1].close, volume)
-    assert {at: row[2:] for at, row in seen.items()} == due
+    assert {at: row[2:] for at, row in first_rows.items()} == due
     assert len(due) == 3  # of four whole months, one of which lacks a bar
 
 

@@ -85,8 +85,8 @@ def test_the_newest_books_until_a_close_are_seen(last: int) -> None:
     for part in range(3):
         record.add(event(60, first=60 * part, seed=part))
     close_ms = cases.FIRST_MS + last * EVERY_MS
-    seen = present(record.until(close_ms))
-    times = (seen.seen_ms - cases.FIRST_MS) // EVERY_MS
+    books = present(record.until(close_ms))
+    times = (books.seen_ms - cases.FIRST_MS) // EVERY_MS
     assert times.tolist() == list(range(last - 69, last + 1))  # none later, and no more
     assert record.until(cases.FIRST_MS - 1) is None
 
@@ -96,8 +96,8 @@ def test_nothing_from_before_a_gap_is_seen(cause: str, first: int) -> None:
     record = OrderBookHistory(100)
     record.add(event(60))
     record.add(event(5, first=first, cause=cause))
-    seen = present(record.until(cases.FIRST_MS + 1_000 * EVERY_MS))
-    assert len(seen) == 5
+    books = present(record.until(cases.FIRST_MS + 1_000 * EVERY_MS))
+    assert len(books) == 5
 
 
 def test_a_restarted_process_knows_no_book() -> None:
@@ -115,11 +115,11 @@ def test_how_books_were_cut_into_events_changes_nothing() -> None:
         part = books.part(start, start + 16)
         cut.add(packed_books(cases.BTC.id, part, every_ms=EVERY_MS, seen_ms=0))
     close_ms = cases.FIRST_MS + 55 * EVERY_MS
-    one, two = whole.until(close_ms), cut.until(close_ms)
-    assert one is not None
+    together, two = whole.until(close_ms), cut.until(close_ms)
+    assert together is not None
     assert two is not None
     for name in ("seen_ms", "market_ms", "price", "size"):
-        assert np.array_equal(getattr(one, name), getattr(two, name))
+        assert np.array_equal(getattr(together, name), getattr(two, name))
 
 
 def test_the_memory_of_a_record_is_bounded() -> None:

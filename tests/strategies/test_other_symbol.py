@@ -28,7 +28,7 @@ SCHEMA = schema("v2-1m")
 LAST = COUNT - 1
 
 
-def shown(events: Iterable[Event]) -> RunOtherBars:
+def source_of(events: Iterable[Event]) -> RunOtherBars:
     source = RunOtherBars(LEADER, "v2-1m")
     for event in events:
         source.see(event)
@@ -44,19 +44,19 @@ def knows(source: RunOtherBars, place: int, symbol: str = LED) -> bool:
 
 
 def test_the_row_of_a_bar_is_the_feature_row_of_the_others_bar_of_its_close() -> None:
-    source = shown(closes(COUNT))
+    source = source_of(closes(COUNT))
     leader = compute(SCHEMA, columns(bars_of(candles(LEADER, COUNT))))
     times = np.concatenate([close_of(place) for place in (LAST - 20, LAST)])
-    found = OtherColumns.of(SCHEMA.names, source).at(LED, times, 60_000)
-    assert np.array_equal(found, leader.values[[LAST - 20, LAST]])
-    known = KnownOtherBars(LEADER, SCHEMA.names, times, leader.values[[LAST - 20, LAST]])
-    assert np.array_equal(OtherColumns.of(SCHEMA.names, known).at(LED, times, 60_000), found)
-    assert np.isnan(known.at(LED, times + 1).values).all()
-    assert np.isnan(known.at(LEADER, times).values).all()
+    rows = OtherColumns.of(SCHEMA.names, source).at(LED, times, 60_000)
+    assert np.array_equal(rows, leader.values[[LAST - 20, LAST]])
+    fixed = KnownOtherBars(LEADER, SCHEMA.names, times, leader.values[[LAST - 20, LAST]])
+    assert np.array_equal(OtherColumns.of(SCHEMA.names, fixed).at(LED, times, 60_000), rows)
+    assert np.isnan(fixed.at(LED, times + 1).values).all()
+    assert np.isnan(fixed.at(LEADER, times).values).all()
 
 
 def test_its_first_rows_and_the_rows_of_the_symbol_itself_are_unknown() -> None:
-    source = shown(closes(COUNT))
+    source = source_of(closes(COUNT))
     assert [knows(source, place) for place in (SCHEMA.lookback - 2, SCHEMA.lookback - 1)] == [
         False,
         True,
@@ -69,18 +69,18 @@ def test_its_first_rows_and_the_rows_of_the_symbol_itself_are_unknown() -> None:
 def test_in_one_close_the_order_of_the_bars_is_nothing(is_first: bool) -> None:
     *before, closed, led, leader = closes(COUNT)
     pair = (leader, led) if is_first else (led, leader)
-    assert knows(shown([*before, closed, *pair]), LAST)
+    assert knows(source_of([*before, closed, *pair]), LAST)
 
 
 def test_alone_a_bar_knows_what_came_before_it_and_no_later_one() -> None:
     *before, _, led, leader = closes(COUNT)
-    assert knows(shown([*before, leader, led]), LAST)
-    assert not knows(shown([*before, led, leader]), LAST)
-    assert not knows(shown([*before, led]), LAST)
+    assert knows(source_of([*before, leader, led]), LAST)
+    assert not knows(source_of([*before, led, leader]), LAST)
+    assert not knows(source_of([*before, led]), LAST)
 
 
 def test_a_late_bar_is_known_from_the_next_own_bar_on() -> None:
-    source = shown(closes(COUNT, lacks=[LAST - 6], late=3))
+    source = source_of(closes(COUNT, lacks=[LAST - 6], late=3))
     late = close_of(LAST - 6)
     by = [
         bool(np.isfinite(source.known(LED, late, int(close_of(LAST - 6 + after)[0])).values).all())
@@ -92,12 +92,12 @@ def test_a_late_bar_is_known_from_the_next_own_bar_on() -> None:
 
 def test_a_revision_changes_nothing() -> None:
     events = list(closes(COUNT))
-    source = shown(events)
-    found = source.at(LED, close_of(LAST)).values.copy()
+    source = source_of(events)
+    rows = source.at(LED, close_of(LAST)).values.copy()
     leader = events[-1]
     assert isinstance(leader, Bar)
     source.see(structs.replace(leader, close=leader.close + 50))
-    assert np.array_equal(source.at(LED, close_of(LAST)).values, found)
+    assert np.array_equal(source.at(LED, close_of(LAST)).values, rows)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
     lacks: tuple[int, ...], late: int, refused: int
 ) -> None:
     events = list(closes(COUNT, lacks=lacks, late=late))
-    own = [event for event in events if isinstance(event, Bar) and LED in event.instrument]
+    led_bars = [event for event in events if isinstance(event, Bar) and LED in event.instrument]
     source = RunOtherBars(LEADER, "v2-1m")
     wide = with_covariates(SCHEMA, OtherColumns.of(SCHEMA.names, source))
     step, memory = FeatureWindow(20, wide), FeatureMemory(wide)
@@ -120,17 +120,17 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
             due = event.bars
         elif isinstance(event, Bar):
             due -= 1
-            if event.instrument == own[0].instrument:
+            if event.instrument == led_bars[0].instrument:
                 asking = event
             if due == 0 and asking is not None:
-                taken = memory.take_group([asking])
-                sigmas.append(next(step.take([asking], taken), float("nan")))
+                rows_of_step = memory.take_group([asking])
+                sigmas.append(next(step.take([asking], rows_of_step), float("nan")))
                 asking = None
     scan, warmed = FeatureWindow(20, wide), FeatureWindow(20, wide)
-    rows = FeatureMemory(wide).of("scanned").take_all(own)
-    found = list(scan.take(own, rows))
-    assert np.array_equal(found, sigmas[-len(own) + SCHEMA.lookback - 1 :], equal_nan=True)
-    last = own[-(19 + SCHEMA.lookback) :]
+    rows = FeatureMemory(wide).of("scanned").take_all(led_bars)
+    scanned = list(scan.take(led_bars, rows))
+    assert np.array_equal(scanned, sigmas[-len(led_bars) + SCHEMA.lookback - 1 :], equal_nan=True)
+    last = led_bars[-(19 + SCHEMA.lookback) :]
     assert len(list(warmed.take(last, FeatureMemory(wide).of("warmed").take_all(last)))) == 20
     assert np.array_equal(scan.rows, step.rows)
     assert np.array_equal(warmed.rows, step.rows)

@@ -38,7 +38,7 @@ def drawn(draw: st.DrawFn) -> Sessions:
 
 def slowly(sessions: Sessions, interval_ms: int) -> list[tuple[int, int]]:
     """Return every bar shorter than a day, minute by minute."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     rows = zip(sessions.opens, sessions.closes, sessions.offsets, strict=True)
     for opened, closed, offset in rows:
         start = opened * MINUTE_MS
@@ -48,9 +48,9 @@ def slowly(sessions: Sessions, interval_ms: int) -> list[tuple[int, int]]:
             if sessions.anchor is Anchor.SESSION:
                 since = at - opened * MINUTE_MS
             if since % interval_ms == 0 or minute == closed:
-                found.append((start, at))
+                spans.append((start, at))
                 start = at
-    return found
+    return spans
 
 
 @settings(max_examples=25)

@@ -54,7 +54,7 @@ def trend(**options: Any) -> TrendStrategy:
     return TrendStrategy(**(given | options))
 
 
-def said(strategy: TrendStrategy, history: list[Bar]) -> Signal:
+def signal_of(strategy: TrendStrategy, history: list[Bar]) -> Signal:
     answer = strategy.decide(BarContext.of(history[-strategy.warmup :], instrument()))
     assert isinstance(answer, Signal)
     return answer
@@ -77,12 +77,12 @@ def dense(closes: list[int], windows: list[int], *, long_only: bool, target: flo
 
 @pytest.mark.parametrize("long_only", [True, False])
 def test_direction_and_size_are_what_the_closes_say(long_only: bool) -> None:
-    closes = [one.close for one in bars(200, seed=3)]
+    closes = [candle.close for candle in bars(200, seed=3)]
     history = hourly(closes)
     strategy = trend(long_only=long_only, target_volatility=0.1)
     volatility = set()
     for end in range(8, 200):
-        answer = said(strategy, history[:end])
+        answer = signal_of(strategy, history[:end])
         wanted = dense(closes[:end], [2, 4, 8], long_only=long_only, target=0.1)
         sign = {Action.LONG: 1, Action.SHORT: -1, Action.FLAT: 0}[answer.action]
         size = sign * answer.strength if sign else 0.0
@@ -94,7 +94,7 @@ def test_direction_and_size_are_what_the_closes_say(long_only: bool) -> None:
 
 def test_what_it_decides_is_noted() -> None:
     history = hourly([1_000_000 + 1_000 * place for place in range(8)])
-    answer = said(trend(), history)
+    answer = signal_of(trend(), history)
     assert answer.note is not None
     assert list(answer.note) == [
         "trend_2h", "trend_4h", "trend_8h", "trend", "volatility", "target_volatility", "size",
@@ -109,10 +109,10 @@ def test_what_it_decides_is_noted() -> None:
 
 def test_the_band_is_that_of_how_the_trend_moves_with_the_price() -> None:
     """By definition: the trend at each close of the newer half, from the closes known here."""
-    closes = [one.close for one in bars(100, seed=5)]
-    found = 0
+    closes = [candle.close for candle in bars(100, seed=5)]
+    banded = 0
     for end in range(8, 100):
-        answer = said(trend(), hourly(closes[:end]))
+        answer = signal_of(trend(), hourly(closes[:end]))
         assert answer.note is not None
         if answer.action is Action.FLAT:
             assert answer.band is None
@@ -141,16 +141,16 @@ def test_the_band_is_that_of_how_the_trend_moves_with_the_price() -> None:
         wanted = (1.5 * 1e-9 * (share * sensitivity) ** 2 / 10.0) ** (1 / 3)
         assert answer.band == answer.note["band"]
         assert answer.band == pytest.approx(wanted, rel=1e-6)
-        found += 1
-    assert found > 30
+        banded += 1
+    assert banded > 30
 
 
 def test_a_dearer_trade_widens_the_band_and_a_colder_mind_narrows_it() -> None:
-    history = hourly([one.close for one in bars(40, seed=3)])
+    history = hourly([candle.close for candle in bars(40, seed=3)])
 
     def width(cost: float, risk_aversion: float) -> float:
         bands = (
-            said(trend(band=NoTradeBand(cost, risk_aversion)), history[:end]).band
+            signal_of(trend(band=NoTradeBand(cost, risk_aversion)), history[:end]).band
             for end in range(8, 40)
         )
         return math.fsum(band for band in bands if band is not None)
@@ -161,18 +161,18 @@ def test_a_dearer_trade_widens_the_band_and_a_colder_mind_narrows_it() -> None:
 
 def test_a_constant_size_follows_no_volatility() -> None:
     wild = [1_000_000 + 400 * place + 60_000 * (place % 2) for place in range(8)]
-    note = present(said(trend(sized_by=SizedBy.CONSTANT), hourly(wild)).note)
+    note = present(signal_of(trend(sized_by=SizedBy.CONSTANT), hourly(wild)).note)
     assert "volatility" not in note
     assert note["size"] == note["trend"]
 
 
 def test_constant_prices_are_held() -> None:
-    answer = said(trend(), hourly([1_000_000] * 8))
+    answer = signal_of(trend(), hourly([1_000_000] * 8))
     assert (answer.action, answer.reason) == (Action.HOLD, "no volatility is known")
 
 
 def test_a_volatility_that_grows_by_closes_equals_one_made_anew() -> None:
-    closes = np.array([one.close for one in bars(60, seed=2)])
+    closes = np.array([candle.close for candle in bars(60, seed=2)])
     times = np.arange(60) * HOUR
     grown = ClosesVolatility()
     for end in (*range(10, 20), 25, *range(26, 40)):
@@ -215,10 +215,10 @@ def test_windows_are_halved_until_the_longest_is_half_of_the_span(
     span_ms: int, bar_ms: int, hours: list[int]
 ) -> None:
     usual = [8 * DAY, 16 * DAY, 32 * DAY, 64 * DAY]
-    found = windows_within(usual, span_ms, bar_ms)
-    assert [window_ms / HOUR for window_ms in found] == hours
+    windows = windows_within(usual, span_ms, bar_ms)
+    assert [window_ms / HOUR for window_ms in windows] == hours
     # What is taken can be made.
-    trend(windows_ms=found, interval_ms=bar_ms)
+    trend(windows_ms=windows, interval_ms=bar_ms)
 
 
 # ---------------------------------------------------------------- configured
@@ -243,8 +243,8 @@ def test_a_size_by_volatility_is_not_made_smaller_twice() -> None:
 def model(volatility: float | None = 0.005, *, confidence: float = 0.2) -> FixedForecaster:
     """Return a model that always says the same, or nothing."""
     answer = forecast(explained=explanation(confidence=confidence))
-    told = None if volatility is None else replace(answer, volatility=(volatility,))
-    return FixedForecaster(lambda _seen: told, calibration=CALIBRATION)
+    scaled = None if volatility is None else replace(answer, volatility=(volatility,))
+    return FixedForecaster(lambda _seen: scaled, calibration=CALIBRATION)
 
 
 def engine(forecaster: FixedForecaster | None, **sections: dict[str, Any]) -> Engine:
@@ -260,7 +260,7 @@ def engine(forecaster: FixedForecaster | None, **sections: dict[str, Any]) -> En
 
 
 def stepped(machine: Engine, history: list[Bar], answer: Forecast | None = None) -> list[Step]:
-    return [machine.step(one, answer) for one in history]
+    return [machine.step(candle, answer) for candle in history]
 
 
 def notes(step: Step) -> dict[str, float | str | None]:
@@ -270,10 +270,10 @@ def notes(step: Step) -> dict[str, float | str | None]:
 def test_minutes_are_decided_on_closed_hours_and_held_in_between() -> None:
     history = bars(6 * 60 + 30)
     steps = stepped(engine(None), history)
-    for one, step in zip(history, steps, strict=True):
+    for candle, step in zip(history, steps, strict=True):
         assert step.decision is not None
         outcome = step.decision.outcome
-        closed_ms = one.open_time_ms + MINUTE
+        closed_ms = candle.open_time_ms + MINUTE
         if outcome.refused_by == "warm":
             assert outcome.action is Action.HOLD
         elif closed_ms % HOUR:

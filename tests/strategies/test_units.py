@@ -103,9 +103,9 @@ def test_a_price_or_quantity_goes_to_the_nearest_that_can_be_ordered(
         price_decimals=decimals, tick_size=unit, quantity_decimals=decimals, quantity_step=unit
     )
     size = unit / 10**decimals
-    for made in (to_tick(wanted, item), to_step(wanted, item)):
-        assert abs(made - wanted) <= size / 2 * (1 + 1e-6)
-        assert Decimal(repr(made)).scaleb(decimals) % unit == 0
+    for rounded in (to_tick(wanted, item), to_step(wanted, item)):
+        assert abs(rounded - wanted) <= size / 2 * (1 + 1e-6)
+        assert Decimal(repr(rounded)).scaleb(decimals) % unit == 0
 
 
 # ---------------------------------------------------------------- texts

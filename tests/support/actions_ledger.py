@@ -17,7 +17,7 @@ def money(amount: Fraction) -> Fraction:
 
 
 @dataclass
-class OwnAccount:
+class ReferenceAccount:
     """Cash and what is held of one share; quantities in whole shares or parts of them."""
 
     cash: Fraction

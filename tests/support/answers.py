@@ -18,15 +18,15 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def agree(shown: str, answer: str, *, within: float) -> bool:
+def agree(printed: str, answer: str, *, within: float) -> bool:
     """Return whether two answers have the same words, and numbers that differ by so little.
 
     *within* is relative: a network's forecasts differ in their last digits between processors.
     """
-    shown, answer = plain(shown), plain(answer)
-    if _NUMBER.sub("#", shown) != _NUMBER.sub("#", answer):
+    printed, answer = plain(printed), plain(answer)
+    if _NUMBER.sub("#", printed) != _NUMBER.sub("#", answer):
         return False
-    pairs = zip(_numbers(shown), _numbers(answer), strict=True)
+    pairs = zip(_numbers(printed), _numbers(answer), strict=True)
     return all(abs(a - b) <= within * max(abs(a), abs(b)) for a, b in pairs)
 
 

@@ -11,7 +11,7 @@ from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section, kline
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.clock import PriceJudge
+from tracepaper.daemon.engine.price_checks import Prices
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Instrument, Mark, Quote
@@ -110,7 +110,7 @@ async def live(
     instruments: tuple[Instrument, ...] = (BITCOIN,),
     queue_limit: int = 1_000,
     time_scale: float = 1.0,
-    judge: PriceJudge | None = None,
+    judge: Prices | None = None,
     liquidates: Callable[[Mark], bool] = lambda _: False,
     marks_together: bool = False,
     clock: SteppedClock | None = None,

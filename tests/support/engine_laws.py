@@ -3,8 +3,8 @@
 A Hypothesis state machine drives the real engine and the real log over drawn bars, quotes, marks,
 settlements, filters, risk tiers, commands, missed intervals and kills. Beside it stands an engine
 that is never killed, is shown the same events and lets no bar pass its orders unread, an account
-kept in decimals (``own_ledger``) and every order as the steps told of it. What a strategy says at a
-bar is drawn from the bar's volume, so that the record alone says it again.
+kept in decimals (``reference_ledger``) and every order as the steps told of it. What a
+strategy says at a bar is drawn from the bar's volume, so that the record alone says it again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from msgspec import msgpack
 from msgspec.structs import replace
-from own_ledger import OwnLedger
+from reference_ledger import ReferenceLedger
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.orders import NEXT, PROTECTIVE
@@ -154,7 +154,7 @@ class Lives:
             account |= {"margin": "isolated", "leverage": world.leverage}
         given: dict[str, dict[str, Any]] = {
             "market": {"category": world.category.value, "symbols": list(names)},
-            "strategy": {"name": "told_strategy:Told"},
+            "strategy": {"name": "volume_strategy:ByVolume"},
             "sizing": {"mode": "equity", "fraction": "0.998"}
             if world.category.is_cash  # nearly all cash: a gap or slippage asks for more
             else {"mode": "fixed", "quantity": "2"},
@@ -212,7 +212,7 @@ class Book:
         world = lives.world
         self.lives, self.world = lives, world
         leverage = None if world.leverage is None else Decimal(world.leverage)
-        self.own = OwnLedger(Decimal(world.cash), leverage=leverage)
+        self.own = ReferenceLedger(Decimal(world.cash), leverage=leverage)
         self.known: dict[str, Order] = {}
         self.filled: Counter[str] = Counter()
         self.items = dict(lives.items)
@@ -238,18 +238,18 @@ class Book:
         if isinstance(event, Funding):
             self._settle(step, event)
         self.met[type(event).__name__] += 1
-        shown = self._believed(step)
+        quote = self._believed(step)
         ids = [order.order_id for order in step.orders]
         assert len(set(ids)) == len(ids), "an order is shown once a step"
         now = {order.order_id: order for order in step.orders}
         for fill in step.fills:
-            self._fill(fill, now[fill.order_id], before.get(fill.order_id), shown or event)
+            self._fill(fill, now[fill.order_id], before.get(fill.order_id), quote or event)
         for order in step.orders:
             self._order(order, before.get(order.order_id), step)
-        if isinstance(shown, Quote):
-            self._shown(step, shown)
-        self._stops(before, shown)
-        self._in_time(before, shown)
+        if isinstance(quote, Quote):
+            self._shown(step, quote)
+        self._stops(before, quote)
+        self._in_time(before, quote)
         self._reasoned(step)
         self._account(step)
 
@@ -308,10 +308,10 @@ class Book:
         held = self.own.of(fill.instrument)
         before, cash, margin = held.quantity, self.own.cash, held.margin
         if self.world.category is Category.LINEAR:
-            taken = fill.model is FillModel.LIQUIDATION
+            is_forced = fill.model is FillModel.LIQUIDATION
             signed = sign_of(fill.side) * quantity
-            self.own.linear(fill.instrument, signed, price, fee, taken=taken)
-            assert not taken or cash - self.own.cash <= margin, "more than its margin was lost"
+            self.own.linear(fill.instrument, signed, price, fee, is_forced=is_forced)
+            assert not is_forced or cash - self.own.cash <= margin, "more than its margin was lost"
         elif fill.side is Side.BUY:
             of_base = Decimal(fill.fee_base).scaleb(-3)
             self.own.bought(fill.instrument, quantity, price, of_base)
@@ -372,12 +372,12 @@ class Book:
     def _shown(self, step: Step, quote: Quote) -> None:
         """No more is filled than the quote shows, but of what the exchange itself closes."""
         for side, size in ((Side.BUY, quote.ask_size), (Side.SELL, quote.bid_size)):
-            taken = sum(
+            quantity = sum(
                 fill.quantity
                 for fill in step.fills
                 if fill.side is side and fill.model is not FillModel.LIQUIDATION
             )
-            assert taken <= size, "more than the quote showed"
+            assert quantity <= size, "more than the quote showed"
 
     # ------------------------------------------------------------ orders
 
@@ -495,12 +495,12 @@ class Book:
             assert holding.margin == position.margin.scaleb(8), "margin"
             orders = book.orders
             resting = {order.order_id: order for order in (orders.order, *orders.others) if order}
-            shown = {
+            resting_orders = {
                 name: order
                 for name, order in self.known.items()
                 if order.instrument == key and order.status not in ENDED
             }
-            assert resting == shown, "what rests is not what was shown"
+            assert resting == resting_orders, "what rests is not what was shown"
             self._protected(key, book)
         if self.world.category.is_cash:
             assert state.cash >= 0, "more was paid than there was"

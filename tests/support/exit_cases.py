@@ -69,7 +69,7 @@ def path(index: int, open_: int, high: int, low: int, close: int) -> Bar:
     return bar(close, index=index, open_=open_, high=high, low=low)
 
 
-def taken(engine: Engine, events: list[Any]) -> list[Step]:
+def steps_of(engine: Engine, events: list[Any]) -> list[Step]:
     return [engine.step(event, None) for event in events]
 
 
@@ -91,14 +91,14 @@ def held(step: Step) -> int:
 
 def entered(signal: Signal, *after: Bar, **sections: Any) -> list[Step]:
     """Signal at bar 0, enter at the open of bar 1 at 100.00, and go on."""
-    return taken(machine({0: signal}, **sections), [*flat_bars(2), *after])
+    return steps_of(machine({0: signal}, **sections), [*flat_bars(2), *after])
 
 
 def at_quotes(
     signals: dict[int, Signal], events: list[Event], **more: Any
 ) -> tuple[Engine, list[Step]]:
     engine = machine(signals, execution=FillModel.QUOTE, **more)
-    return engine, taken(engine, events)
+    return engine, steps_of(engine, events)
 
 
 def asked(bid: int, second: float, *, size: int = 10**9) -> Any:

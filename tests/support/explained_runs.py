@@ -67,14 +67,14 @@ def replayed(
     edge: str = "0.0001",
     bars: int = BARS,
     network: models.AnyConfig = SMALL,
-    further: str = "",
+    extra: str = "",
     model: str = "",
     gates: str = "",
     **calibration: Any,
 ) -> Path:
     """Replay learnable minutes into a new database in *folder*; return it.
 
-    *model* and *gates* are lines of those sections, *further* those of the configuration's last
+    *model* and *gates* are lines of those sections, *extra* those of the configuration's last
     section, ``[regime]``, and sections after it; *calibration* is what the card's has besides.
     """
     config = folder / "config.toml"
@@ -90,7 +90,7 @@ def replayed(
             model=model,
             gates=gates,
         )
-        + further,
+        + extra,
         encoding="utf-8",
     )
     files = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,8 @@ from tracepaper.strategies.api.context import (
     buy,
     sell,
 )
-from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
+from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import (
     Bar,
@@ -127,6 +128,21 @@ class Drawn(Strategy):
             yield Cancel(rng.choice(("", "a")))
 
 
+class DrawnTogether(PortfolioStrategy):
+    """What ``Drawn`` says of each symbol of a close, of which some are left out."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._drawn = Drawn(options)
+        self.twins, self.horizon = self._drawn.twins, self._drawn.horizon
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
+        """Draw an answer for each symbol, by its bar's volume."""
+        named = {symbol: of for symbol, of in contexts.items() if of.exact.volume % 5}
+        return {symbol: self._drawn.decide(of) for symbol, of in named.items()}
+
+
 class Close(NamedTuple):
     """A close whose bars are observed together."""
 
@@ -159,8 +175,8 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
     shape = rng.choice(shapes.get(kind, ("one", "one", "hedge", "several", "several hedge")))
     is_hedged, is_several = "hedge" in shape, "several" in shape
     category = "linear"
-    if not is_focused and not is_hedged and rng.random() < 0.15:
-        is_stock = shape == "one" and rng.random() < 0.4 and not by_book
+    if not is_focused and not is_hedged and rng.random() < 0.2:
+        is_stock = rng.random() < 0.5 and not by_book
         category = "stock" if is_stock else "spot"
     margins = ["none", "isolated", "isolated", "cross", "cross"]
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
@@ -194,13 +210,13 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
             )
         ),
     }
-    drawn = "histories:Drawn"
+    drawn = ["histories:Drawn"] * 3 + ["histories:DrawnTogether"]
     horizon, twins = rng.choice((None, 5)), ["ungated", "buy_and_hold"][: rng.randint(0, 2)]
     if is_several:
         shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
         given["strategies"] = {
             f"s{number}": {
-                "name": drawn,
+                "name": rng.choice(drawn),
                 "share": shares[number],
                 "twins": twins,
                 "options": options(number, horizon=horizon),
@@ -210,7 +226,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
         given["strategies"]["reset"] = rng.choice(("never", "day"))
     else:
         given["strategy"] = {
-            "name": drawn,
+            "name": rng.choice(drawn),
             "twins": twins,
             "options": options(rng.randint(0, 99), horizon=horizon),
         }
@@ -382,7 +398,7 @@ class History:
         self.case = drawn_case(self._rng, kind)
         self.counted: Counter[str] = Counter()
         self._items = {item.id: item for item in self.case.items}
-        self._bars = list[Bar]()
+        self._bars, self._splits = list[Bar](), list[CorporateAction]()
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
         self._held_of_sides: dict[tuple[str, str, PositionSide], int] = Counter()
         self.engine = self._opened()
@@ -393,7 +409,7 @@ class History:
         self._begin()
         for event in events[:most]:
             self._take(event)
-            if self.case.category != "stock" and self._rng.random() < RESTARTS:
+            if self._rng.random() < RESTARTS:
                 self._restart()
 
     def _begin(self) -> None:
@@ -464,6 +480,7 @@ class History:
         self.counted["fills"] += len(step.fills)
         self.counted["steps"] += 1
         if isinstance(step.event, CorporateAction):
+            self._splits += [step.event] if step.event.is_split else []
             for name, account in self._accounts():
                 key = step.event.instrument
                 self._held[name, key] = account.held(key)
@@ -536,7 +553,7 @@ class History:
         state, restart = old.state(), Restart(new)
         restart.restore(state, next_sequence=old.sequence, since=old.since_decided)
         for candle in self._bars:
-            restart.recall(candle)
+            restart.recall(bar_after(self._splits, candle))
         assert new.state() == state
         self.engine = new
         self.counted["restarts"] += 1
@@ -584,6 +601,8 @@ class RecordedHistory(History):
         self._at_ms = max(self._at_ms, *(step.event.market_ms for step in steps))
 
     def _restart(self) -> None:
+        if self.case.category == "stock":
+            return  # no daemon trades shares
         self._log.flush()  # the first steps wait for a bar
         self._log.close()
         state = self.engine.state()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tracepaper.replay.backtest.build import Replay
+from tracepaper.replay.backtest.make import resume_replay
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.storage.audit import SqlAuditLog
 
 

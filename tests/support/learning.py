@@ -152,11 +152,11 @@ def write_csv(candles: Candles, folder: Path) -> Path:
 
 
 def judge_checkpoint(
-    found: Checkpoint, material: Any, span: NamedSpan, *, bars: int | None = None
+    checkpoint: Checkpoint, material: Any, span: NamedSpan, *, bars: int | None = None
 ) -> Judgement:
     """Return the judgement of a checkpoint on *span* of *material*."""
-    kind = kind_of(found.card)
-    model = kind.load(found.card, found.tensors)
+    kind = kind_of(checkpoint.card)
+    model = kind.load(checkpoint.card, checkpoint.tensors)
     if kind.model.source is DataSource.CLOSES and not material.panel_symbols:
         material = close_by_close(material, lambda _: material.split)
     return judge_model(model, material, span, bars=bars)

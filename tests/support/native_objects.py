@@ -19,7 +19,7 @@ from tracepaper.strategies.attention import compiled
 SOURCE: Final = ROOT / "strategies" / "attention" / "native.c"
 
 
-def made(
+def library_of(
     folder: Path, compiler: str | None = None, root: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Build the extensions of the checkout at *root* and bring them to *folder*.
@@ -47,7 +47,7 @@ def built(folder: Path) -> Path:
     is_linux_x86 = (platform.system(), platform.machine()) == ("Linux", "x86_64")
     if not is_linux_x86 or shutil.which("gcc") is None:
         pytest.skip("nothing compiles C for this processor here")
-    done = made(folder, "gcc")
+    done = library_of(folder, "gcc")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return folder
 

@@ -46,7 +46,8 @@ def certain(inputs: GateInputs) -> float | None:
 from explained_runs import LAST, replayed, run_id
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.terminal.screen import ScreenState, screen
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.terminal.screen import RunView, screen, take_in
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import Bar
 
@@ -75,21 +76,24 @@ def main(folder: Path) -> None:
 
 def _screens(database: Path) -> Iterator[str]:
     """Yield the lines of the live view at the first bar that each new gate refused."""
-    state, awaited = ScreenState(), {"calm", "certain"}
+    status: dict[str, object] = {"bars_per_s": 0.0}
+    awaited = {"calm", "certain"}
     with Reader.open(database) as reader:
         stored = reader.stored_run(run_id(database))
-        state.open(stored.run)
+        view = RunView(stored.run, SystemClock())
         for step in reader.steps(stored.run.run_id):
             if not isinstance(step.event, Bar):
                 continue
-            state.observe(step)
+            view.observe(step)
             if step.decision is None:
                 continue
             gates, passed = step.decision.gate_set.gates, step.decision.passed
             failed = {name for at, name in enumerate(gates) if not passed >> at & 1}
             if failed & awaited:
                 awaited -= failed
-                yield from (line.plain for line in screen(state, 200, 100))
+                for change in view.changes():
+                    take_in(status, change)
+                yield from (line.plain for line in screen(status, 200, 100))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.client import write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
@@ -35,8 +36,7 @@ async def serving(database: Path, monitor: Monitor) -> AsyncIterator[Operated]:
     """Serve what *monitor* says as the daemon of *database* would."""
     operated = Operated(database, InstanceLock.acquire(database))
     async with HttpServer(
-        host="127.0.0.1",
-        port=0,
+        HttpSection(port=0),
         tokens={"database": write_token(database)},
         status=monitor.status,
         submit=operated.submit,

@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from programs import interpreter_with
 from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load
@@ -24,7 +25,6 @@ from tracepaper.storage.database.run_views import Row, RunViews
 
 TESTS = Path(__file__).parents[1]
 CANDLES = TESTS / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
-ENVIRONMENTS = Path(sys.prefix) / "peers"
 REQUIREMENTS = {
     "backtesting": ("backtesting==0.6.6",),
     "nautilus": ("nautilus_trader==1.221.0",),
@@ -40,22 +40,10 @@ def ask_peer(folder: Path, name: str, task: Task) -> dict[str, Any]:
     given, answer = folder / "task.json", folder / "answer.json"
     given.write_text(json.dumps(task), encoding="utf-8")
     program = TESTS / "peers" / "programs" / f"with_{name}.py"
-    subprocess.run([_python(name), program, given, answer], check=True, timeout=deadline_s(600))
+    python = interpreter_with(REQUIREMENTS[name], Path(sys.prefix) / "peers" / name)
+    subprocess.run([python, program, given, answer], check=True, timeout=deadline_s(600))
     read: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return read
-
-
-def _python(name: str) -> Path:
-    """Return the interpreter of a peer's environment."""
-    folder = ENVIRONMENTS / name
-    python, stamp = folder / "bin" / "python", folder / "installed"
-    wanted = "\n".join(REQUIREMENTS[name])
-    if not stamp.exists() or stamp.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
-        stamp.write_text(wanted)
-    return python
 
 
 class Ours:

@@ -31,6 +31,32 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, **plain, **(extra or {})}
 
 
+def interpreter_with(requirements: Sequence[str], folder: Path) -> Path:
+    """Return the interpreter of the environment in *folder*, made where it lacks *requirements*."""
+    python, stamp = folder / "bin" / "python", folder / "installed"
+    wanted = "\n".join(requirements)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run([*pip, *requirements], check=True)
+        stamp.write_text(wanted)
+    return python
+
+
+def texts_of_program(name: str, folder: Path) -> dict[str, str]:
+    """Run a program of tests/support, and return the texts that it writes into *folder*."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "support" / name), str(folder)],
+        env=environment({"COLUMNS": "200"}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=deadline_s(300),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.txt")}
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a program ended and what it wrote."""

@@ -94,6 +94,6 @@ def copied(database: Path, target: Path) -> Path:
     for suffix in ("", "-wal"):
         if (path := Path(f"{database}{suffix}")).exists():
             shutil.copy(path, f"{target}{suffix}")
-    for beside in database.parent.glob(f"{database.name}.*/"):
-        shutil.copytree(beside, target.with_name(beside.name.replace(database.name, target.name)))
+    for blocks in database.parent.glob(f"{database.name}.*/"):
+        shutil.copytree(blocks, target.with_name(blocks.name.replace(database.name, target.name)))
     return target

@@ -42,7 +42,7 @@ exec((pathlib.Path(__file__).parent / "answer.py").read_text())
 """
 
 
-def made(folder: Path, seed: int, *, window: int = 16) -> checkpoints.Checkpoint:
+def written(folder: Path, seed: int, *, window: int = 16) -> checkpoints.Checkpoint:
     """Write a small checkpoint; another seed has other weights and other thresholds."""
     config = replace(CONFIG, window=window)
     named = {gate.calibrated_as for gate in GATES.values()} - {""} | {"recent_mass"}
@@ -66,8 +66,8 @@ class Planted:
         self.program = folder / "program.py"
         self.program.write_text(ANSWERS, encoding="utf-8")
         self.folder, self.database = folder, folder / "run.db"
-        self.running = made(folder / "running", 1)
-        self.candidate = made(folder / "candidate", 2)
+        self.running = written(folder / "running", 1)
+        self.candidate = written(folder / "candidate", 2)
         self.sections: dict[str, Any] = {
             "strategy": {"name": "attention"},
             "model": {"checkpoint": str(folder / "running"), "retrain": "10m"},
@@ -169,12 +169,12 @@ def full_disk(patched: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
     """Let a checkpoint that is written to *folder* find no room, as in ``/dev/full``."""
     real = tempfile.mkdtemp
 
-    def made(*words: Any, **given: Any) -> str:
+    def refuse(*words: Any, **given: Any) -> str:
         part: str = real(*words, **given)
         if Path(part).name.startswith(f".{folder.name}-"):
             (Path(part) / checkpoints.WEIGHTS_NAME).symlink_to("/dev/full")
         return part
 
     with patched.context() as within:
-        within.setattr(tempfile, "mkdtemp", made)
+        within.setattr(tempfile, "mkdtemp", refuse)
         yield

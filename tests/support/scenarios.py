@@ -204,10 +204,11 @@ def _shares(folder: Path) -> None:
         prices=lambda row: 1.0 if row >= at else 7.0,
         volumes=lambda row: 7.0 if row >= at else 1.0,
     )
-    (folder / "actions.csv").write_text(
-        "symbol,date,kind,value\nACME,2014-12-03,split,7\n"
-        "ACME,2014-12-04,dividend,0.47\nACME,2014-12-02,dividend,0.1\n"
-    )
+    for name, ratio in (("actions", "7"), ("fractions", "73:10")):
+        (folder / f"{name}.csv").write_text(
+            f"symbol,date,kind,value\nACME,2014-12-03,split,{ratio}\n"
+            "ACME,2014-12-04,dividend,0.47\nACME,2014-12-02,dividend,0.1\n"
+        )
 
 
 SHARES: Sections = {
@@ -227,9 +228,9 @@ def _of_shares() -> list[Candles]:
     return list(MarketData.read(spec).candles)
 
 
-def _actions() -> dict[str, Any]:
+def _actions(name: str = "actions") -> dict[str, Any]:
     folder = recordings.stored("shares", _shares)
-    return {"actions": read_actions(folder / "actions.csv")}
+    return {"actions": read_actions(folder / f"{name}.csv")}
 
 
 BOOKS_MS = 5_000
@@ -321,8 +322,8 @@ def _learnable(count: int, *symbols: str) -> Callable[[], list[Candles]]:
 
 def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
     """Return three strategies on one account."""
-    listing, told = several_strategies.LISTING, several_strategies.TOLD
-    given = [*zip("abc", ("0.5", "0.3", "0.1"), (told, listing, told), strict=True)]
+    listing, telling = several_strategies.LISTING, several_strategies.ACCOUNTING
+    given = [*zip("abc", ("0.5", "0.3", "0.1"), (telling, listing, telling), strict=True)]
     return lambda: {
         "market": {"symbols": list(symbols or ("BTCUSDT",)), "interval": "60"},
         "sizing": {"mode": "equity", "fraction": "1"},
@@ -527,9 +528,13 @@ SCENARIOS: dict[str, Scenario] = {
             },
             "AAAUSDT", "BBBUSDT",
             sizing={"mode": "notional", "notional": "1000"},
+            account={"position_mode": "hedge"},
         ),
         candles=lambda: cointegrated(BARS, interval_ms=HOUR_MS),
-        shows=_counts("v_fills", "v_notes WHERE name = 'opened' AND number > 2"),
+        shows=(
+            *_counts("v_notes WHERE name = 'opened' AND number > 2"),
+            "SELECT count(DISTINCT instrument || position_side) = 4 FROM v_fills",
+        ),
         forged=("UPDATE answers SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",),
     ),
     "a hole": Scenario(
@@ -732,6 +737,26 @@ SCENARIOS: dict[str, Scenario] = {
             "DELETE FROM ledger WHERE kind = 'dividend'",
             ("UPDATE events SET content = replace(content, '7', '8') "
             "WHERE kind = 'corporate_action' AND content LIKE '%split%'"),
+        ),
+    ),
+    "shares of several": Scenario(
+        sections=lambda: {
+            **{name: of for name, of in SHARES.items() if name != "strategy"},
+            "strategies": {
+                name: {"name": "sma_cross", "fast": fast, "slow": 7, "share": "0.3"}
+                for name, fast in (("a", 3), ("b", 2), ("c", 1))
+            },
+        },
+        candles=_of_shares,
+        files=lambda: _actions("fractions"),
+        around="corporate_action",
+        shows=(
+            *_counts("v_ledger WHERE kind = 'dividend'", "v_ledger WHERE kind = 'cash_in_lieu'"),
+            "SELECT count(DISTINCT twin) = 3 FROM v_twin_fills",
+        ),
+        forged=(
+            "DELETE FROM ledger WHERE kind = 'dividend'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'b'",
         ),
     ),
     "order books": Scenario(

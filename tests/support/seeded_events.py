@@ -50,8 +50,8 @@ def seeded_market(
         ahead_ms=600_000,
     )
     sides: list[dict[int, int]] = [{}, {}]
-    shown: list[dict[int, int]] = [{}, {}]
-    sent, missed = shown, range(*gap)
+    levels: list[dict[int, int]] = [{}, {}]
+    sent, missed = levels, range(*gap)
     path = folder / "seeded.events"
     with EventsWriter(path, header) as writer:
         is_known = False
@@ -66,7 +66,7 @@ def seeded_market(
                         bid - level if place == 0 else bid + 1 + level for level in range(LEVELS)
                     ]
                     _move(side, wanted, rng)
-                shown = [dict(side) for side in sides]
+                levels = [dict(side) for side in sides]
                 taker = rng.choice(("Buy", "Sell"))
                 price = bid + 1 if taker == "Buy" else bid
                 size = rng.randint(1, 900)
@@ -82,9 +82,9 @@ def seeded_market(
                     continue
                 if not is_missed:
                     number += 1
-                    frame = _frame(item, number, at_ms, shown, sent if is_known else None)
+                    frame = _frame(item, number, at_ms, levels, sent if is_known else None)
                     writer.add(at_ms, json.dumps(frame).encode())
-                    is_known, sent = True, shown
+                    is_known, sent = True, levels
                 trade = {
                     "T": at_ms + 1, "s": item.symbol, "S": taker, "v": _size(size),
                     "p": _price(price), "i": str(number), "BT": False, "RPI": False,

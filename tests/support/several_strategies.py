@@ -54,7 +54,7 @@ class Drawn(Strategy):
         )
 
 
-class Told(Drawn):
+class Accounting(Drawn):
     """Remembers what it was told of its own account."""
 
     sees_account = True
@@ -116,7 +116,7 @@ class Listing(Strategy):
         rng = random.Random(context.exact.volume * 7 + self._seed)
         if rng.random() < 0.6:
             return self._turning.decide(context)
-        asked = list[OrderRequest | Cancel]()
+        requests = list[OrderRequest | Cancel]()
         sides: Sequence[PositionSide | None] = (None,)
         if context.account is not None and context.account.long is not None:
             sides = SIDES
@@ -125,15 +125,15 @@ class Listing(Strategy):
             kinds: tuple[dict[str, Any], ...] = {}, {"limit": level}, {"stop": level}
             kind = rng.choice(kinds)
             until = context.exact.closed_ms + 90_000 if kind and rng.random() < 0.3 else None
-            asked.append(
+            requests.append(
                 rng.choice((buy, sell))(
                     rng.choice((0.4, 3.0)), **kind, until=until, tag=rng.choice(("", "a")),
                     reduce_only=rng.random() < 0.3, position_side=rng.choice(sides),
                 )
             )  # fmt: skip
         if rng.random() < 0.2:
-            asked.append(Cancel(rng.choice(("", "a"))))
-        return Orders(tuple(asked), "listed")
+            requests.append(Cancel(rng.choice(("", "a"))))
+        return Orders(tuple(requests), "listed")
 
 
 class Scripted(Strategy):
@@ -172,7 +172,7 @@ class Scripted(Strategy):
 
 SCRIPTED = f"{__name__}:Scripted"
 DRAWN = f"{__name__}:Drawn"
-TOLD = f"{__name__}:Told"
+ACCOUNTING = f"{__name__}:Accounting"
 TURNING = f"{__name__}:Turning"
 LISTING = f"{__name__}:Listing"
 

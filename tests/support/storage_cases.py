@@ -479,17 +479,19 @@ linear_accounts = st.builds(
     money,
     money,
 )
+sizes = st.integers(1, 10**6)
+"""Of fills: what their sums in a trade come to fits 64 bits, as it does of any account."""
 fills = st.builds(
     Fill,
     words,
     ids,
     st.sampled_from(Side),
-    counts,
-    counts,
-    counts,
-    counts,
-    numbers,
-    counts,
+    sizes,
+    sizes,
+    sizes,
+    money,
+    money,
+    st.integers(0, 1),
     st.sampled_from(Liquidity),
     st.sampled_from(FillModel),
     words,
@@ -639,7 +641,7 @@ steps = st.builds(
         st.builds(
             LedgerEntry,
             st.sampled_from(LedgerKind),
-            numbers,
+            money,
             numbers,
             st.none() | ids,
             st.none() | words,

@@ -247,13 +247,13 @@ class Compared:
         path = self._folder / f"{self._seed}-{is_stepped}.db"
         replay = build(load(None, self._given), MarketData(self._data), started_at_ms=0)
         engine, error, tally = replay.engine, "", Tally()
-        taken = engine.stretch
+        stretch_of = engine.stretch
         usual = engine_module.STATE_EVERY_STEPS
 
         def counted(units: Any, room: int) -> Any:
             if is_stepped:
                 return None
-            if (stretch := taken(units, room)) is not None:
+            if (stretch := stretch_of(units, room)) is not None:
                 self.counted["stretches"] += 1
                 self.counted["bars in stretches"] += len(stretch.plausible)
                 held = any(repeat.position.quantity for repeat in stretch.repeats.values())

@@ -30,7 +30,7 @@ PARTS: Final = (
 )
 
 
-def known(*places: str) -> list[str]:
+def files_of_git(*places: str) -> list[str]:
     """Return the files that git tracks or would track, at *places* or everywhere."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *places],
@@ -44,7 +44,7 @@ def known(*places: str) -> list[str]:
 
 def tracked() -> set[str]:
     """Return the files of the package by their path in the wheel."""
-    return {f"tracepaper/{name}" for name in known(*PARTS)}
+    return {f"tracepaper/{name}" for name in files_of_git(*PARTS)}
 
 
 def built(folder: Path, compiler: str | None = None) -> Path:
@@ -52,7 +52,7 @@ def built(folder: Path, compiler: str | None = None) -> Path:
 
     It is built from a copy: a build folder of earlier days would hide what a fresh clone lacks.
     """
-    for name in known(*PARTS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in files_of_git(*PARTS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
     build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]

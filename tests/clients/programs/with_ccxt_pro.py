@@ -21,7 +21,7 @@ async def main() -> None:
         for _ in range(3):
             book = await client.watch_order_book(symbol)
             assert book["bids"][0][0] < book["asks"][0][0]
-        seen = {
+        counts = {
             "levels": len(book["bids"]),
             "ticker": (await client.watch_ticker(symbol))["last"],
             "trades": len(await client.watch_trades(symbol)),
@@ -29,7 +29,7 @@ async def main() -> None:
         }
     finally:
         await client.close()
-    print(json.dumps(seen))
+    print(json.dumps(counts))
 
 
 asyncio.run(main())

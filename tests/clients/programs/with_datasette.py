@@ -17,12 +17,12 @@ async def opened(path: Path) -> dict[str, list[int]]:
     connection = sqlite3.connect(path)
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'view'").fetchall()
     connection.close()
-    found = {}
+    statuses = {}
     for (name,) in names:
         page = await served.client.get(f"/{path.stem}/{name}")
         rows = await served.client.get(f"/{path.stem}/{name}.json?_shape=array&_size=1000")
-        found[name] = [page.status_code, rows.status_code, len(rows.json())]
-    return found
+        statuses[name] = [page.status_code, rows.status_code, len(rows.json())]
+    return statuses
 
 
 print(json.dumps(asyncio.run(opened(Path(sys.argv[1])))))

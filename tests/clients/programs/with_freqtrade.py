@@ -39,15 +39,15 @@ strategies = Path(__file__).parent / "strategies"
 command = [sys.executable, "-m", "freqtrade", "trade", "-c", "config.json", "--userdir", "user"]
 command += ["-s", "Always", "--strategy-path", str(strategies), "--db-url", "sqlite:///trades.db"]
 lines: list[str] = []
-asked = False
+is_answered = False
 with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
 ) as process:
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
-        if "exit_fill" in line and not asked:  # one word, as long lines are wrapped
-            asked = True
+        if "exit_fill" in line and not is_answered:  # one word, as long lines are wrapped
+            is_answered = True
             process.send_signal(signal.SIGTERM)
     process.wait()
 print("".join(lines[-60:]))

@@ -112,12 +112,12 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
             spot = item.category is Category.SPOT
             wanted = max(signed, -ledger.held(item.id)) if spot else signed
             if wanted:
-                made = fill(wanted, price, item.category)
-                ledger.lines[item.id].post(replace(made, instrument=item.id))
+                entry = fill(wanted, price, item.category)
+                ledger.lines[item.id].post(replace(entry, instrument=item.id))
         total = ledger.balance()
         positions = {key: ledger.position(key) for key in instruments}
         for name in ("realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"):
-            assert getattr(total, name) == sum(getattr(one, name) for one in positions.values())
+            assert getattr(total, name) == sum(getattr(row, name) for row in positions.values())
         on_spot = positions["spot:BTCUSDT"].entry_notional
         assert total.equity == total.cash + total.unrealized_pnl + on_spot
 
@@ -126,9 +126,9 @@ def test_a_restored_account_encodes_what_it_took_over() -> None:
     item = instrument()
     first, second = (PaperAccount([item], SETTINGS) for _ in range(2))
     first.line(item.id).submit(5, "why", Moment(0, 0, 10_000, 0))
-    for one in (first, second):
-        encoded = msgpack.encode(one.encoded_state())
-        assert msgpack.decode(encoded, type=AccountState) == one.state()
+    for account in (first, second):
+        encoded = msgpack.encode(account.encoded_state())
+        assert msgpack.decode(encoded, type=AccountState) == account.state()
     second.restore(msgpack.decode(msgpack.encode(first.state()), type=AccountState), {})
     assert msgpack.encode(second.encoded_state()) == msgpack.encode(first.encoded_state())
 
@@ -198,16 +198,16 @@ def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:
         ledger.lines[key].post(fill(-5, 10_000, Category.SPOT))
 
 
-@pytest.mark.parametrize(("missing", "said"), [(0, None), (1, "the available balance")])
+@pytest.mark.parametrize(("missing", "refused_with"), [(0, None), (1, "the available balance")])
 def test_a_balance_that_is_exactly_the_margin_and_the_fee_bears_the_fill(
-    missing: int, said: str | None
+    missing: int, refused_with: str | None
 ) -> None:
     item, entry = instrument(), fill(1_000, 10_000)
     rules = MarginRules(item, 1_000, TERMS.taker_fee)
     cash = rules.required(entry.notional) + entry.fee - missing
     settings = replace(SETTINGS, cash=cash, leverage=1_000)
     refusal = PaperAccount([item], settings).line(item.id).refusal(entry)
-    assert refusal is None if said is None else (refusal or "").startswith(said)
+    assert refusal is None if refused_with is None else (refusal or "").startswith(refused_with)
 
 
 def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:

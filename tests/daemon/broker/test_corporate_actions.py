@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import builders
-from actions_ledger import UNIT, OwnAccount
+from actions_ledger import UNIT, ReferenceAccount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -15,7 +15,13 @@ from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, TrueRange
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
-from tracepaper.strategies.corporate_actions import adjusted_bar, adjusted_price
+from tracepaper.strategies.corporate_actions import (
+    ShareTerms,
+    adjusted_bar,
+    adjusted_price,
+    entitlement,
+    entitlement_parts,
+)
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity
 from tracepaper.strategies.types.market import (
     Category,
@@ -43,7 +49,7 @@ def share(decimals: int) -> Instrument:
 
 
 def fill(side: Side, quantity: int, price: int, decimals: int, fee: int) -> Fill:
-    known: dict[str, Any] = {
+    values: dict[str, Any] = {
         "order_id": "1-0",
         "instrument": "stock:ACME",
         "side": side,
@@ -58,7 +64,7 @@ def fill(side: Side, quantity: int, price: int, decimals: int, fee: int) -> Fill
         "reason": "",
         "filled_ms": 5,
     }
-    return Fill(**{name: known[name] for name in Fill.__struct_fields__ if name in known})
+    return Fill(**{name: values[name] for name in Fill.__struct_fields__ if name in values})
 
 
 def opened(decimals: int) -> PaperAccount:
@@ -75,38 +81,64 @@ def action(kind: str, new: int = 1, old: int = 1, amount: int = 0, close: int = 
 def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any]) -> None:
     ledger = opened(decimals)
     scale = 10**decimals
-    own = OwnAccount(Fraction(CASH, UNIT), Fraction(1, scale))
+    reference = ReferenceAccount(Fraction(CASH, UNIT), Fraction(1, scale))
     for what, size, price in moves:
         held, fee = ledger.held("stock:ACME"), UNIT + 1
         at = Fraction(price, 100)
         if what == "buy":
             ledger.line("stock:ACME").post(fill(Side.BUY, size * 7, price, decimals, fee))
-            own.buy(Fraction(size * 7, scale), at, Fraction(fee, UNIT))
+            reference.buy(Fraction(size * 7, scale), at, Fraction(fee, UNIT))
         elif what == "sell" and held:
             sold = max(held * size // 100, 1)
             ledger.line("stock:ACME").post(fill(Side.SELL, sold, price, decimals, fee))
-            own.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
+            reference.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
         elif what == "split":
             ledger.line("stock:ACME").apply_action(action("split", size[0], size[1], close=price))
-            own.split(Fraction(*size), at)
+            reference.split(Fraction(*size), at)
         elif what == "dividend":
             ledger.line("stock:ACME").apply_action(action("dividend", amount=size, close=price))
-            own.dividend(Fraction(size, RATE))
+            reference.dividend(Fraction(size, RATE))
         ledger.line("stock:ACME").mark_to(price)
         account, position = ledger.balance(), ledger.position("stock:ACME")
-        assert Fraction(position.quantity, scale) == own.quantity
-        assert Fraction(position.entry_notional, UNIT) == own.entry
-        assert Fraction(account.cash, UNIT) == own.cash
-        assert Fraction(account.realized_pnl, UNIT) == own.realized
-        assert Fraction(account.fees_paid, UNIT) == own.fees
-        assert Fraction(account.equity, UNIT) == own.equity(at)
+        assert Fraction(position.quantity, scale) == reference.quantity
+        assert Fraction(position.entry_notional, UNIT) == reference.entry
+        assert Fraction(account.cash, UNIT) == reference.cash
+        assert Fraction(account.realized_pnl, UNIT) == reference.realized
+        assert Fraction(account.fees_paid, UNIT) == reference.fees
+        assert Fraction(account.equity, UNIT) == reference.equity(at)
         # K10: cash = start + realized profit - fees - cost of the held shares.
         cost = position.entry_notional
         assert account.cash == CASH + account.realized_pnl - account.fees_paid - cost
     assert ledger.entries is not None
     moved = [(entry.kind.value, Fraction(entry.amount, UNIT)) for entry in ledger.entries[1:]]
-    assert moved == own.moves
+    assert moved == reference.moves
     assert sum(entry.amount for entry in ledger.entries) == ledger.cash
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.one_of(RATIOS, st.integers(1, 3 * RATE)),
+    st.lists(st.tuples(st.integers(0, 900), st.integers(0, 10**13)), min_size=1, max_size=4),
+    st.integers(100, 90_000),
+)
+def test_parts_of_an_action_add_up_and_each_gets_its_own_to_a_unit(
+    what: Any, parts: list[tuple[int, int]], close: int
+) -> None:
+    parts = [(quantity, entry if quantity else 0) for quantity, entry in parts]
+    given = {"amount": what} if isinstance(what, int) else {"new": what[0], "old": what[1]}
+    acted = action("dividend" if isinstance(what, int) else "split", close=close, **given)
+    terms, held = ShareTerms.of(share(0)), tuple(map(sum, zip(*parts, strict=True)))
+    whole = entitlement(acted, held[0], held[1], terms)
+    assert entitlement_parts(acted, whole, [(held[0], held[1])], terms) == [whole]
+    shared = entitlement_parts(acted, whole, parts, terms)
+    for name in ("quantity", "paid"):
+        assert sum(getattr(part, name) for part in shared) == getattr(whole, name)
+    ratio, price = Fraction(acted.new, acted.old), Fraction(close * UNIT, 100)
+    for (before, _), after in zip(parts, shared, strict=True):
+        got = price / ratio * after.quantity + after.paid
+        assert abs(got - before * (price + Fraction(acted.amount * UNIT, RATE))) < 1
+        assert abs(after.quantity - before * ratio) < 1
+        assert after.paid > 0 or after.entry == after.paid  # what is paid for is held at its cost
 
 
 def test_seven_for_one_by_hand() -> None:
@@ -133,7 +165,7 @@ def test_a_fraction_is_paid_at_the_close_before_adjusted_and_the_rest_keeps_its_
     assert (position.quantity, position.entry_notional) == (2, 200 * UNIT)
     assert position.realized_pnl == 10 * UNIT
     assert ledger.entries is not None
-    assert [(one.kind, one.amount) for one in ledger.entries[2:]] == [("cash_in_lieu", 60 * UNIT)]
+    assert [(row.kind, row.amount) for row in ledger.entries[2:]] == [("cash_in_lieu", 60 * UNIT)]
 
 
 def test_a_bar_before_a_split_is_one_of_the_new_shares() -> None:

@@ -10,7 +10,7 @@ import pytest
 from builders import START_MS, bar, instrument, quote
 from engines import Says, engine_of
 from msgspec.structs import replace
-from own_cross import OwnCross, Resting, Taken, Tier
+from reference_cross import ReferenceCross, ReferenceFill, Resting, Tier
 
 from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import Broker, FilledEvent
@@ -88,10 +88,10 @@ class Desk:
         self.last[key] = bar(close, index=self.index, instrument_id=key, **shape)
         return self.on_bar(self.last[key])
 
-    def on_bar(self, one: Bar, **terms: Any) -> FilledEvent:
+    def on_bar(self, candle: Bar, **terms: Any) -> FilledEvent:
         self.sequence += 1
         self.broker.begin(self.sequence)
-        self.broker.on_bar(one, **terms)
+        self.broker.on_bar(candle, **terms)
         return self.broker.take()
 
     def mark(self, key: str, price: int) -> FilledEvent:
@@ -140,7 +140,7 @@ class Desk:
         return self.broker.own.balance().equity
 
 
-def taken(filled: FilledEvent) -> list[tuple[str, Side, int, int]]:
+def liquidations_in(filled: FilledEvent) -> list[tuple[str, Side, int, int]]:
     """Return the fills of the exchange's engine."""
     return [
         (fill.instrument, fill.side, fill.quantity, fill.price)
@@ -192,20 +192,20 @@ def test_a_position_is_reduced_to_the_highest_tier_that_does() -> None:
     desk = Desk(cash="4000", leverage="10")
     desk.enter(BTC, 30_000)  # 30,000: the third tier
     filled = desk.mark(BTC, 87_800)  # 26,340 at 2 % less 210: 317, and the fee; 323 are left
-    (found,) = taken(filled)
-    assert found[:2] == (BTC, Side.SELL)
-    assert found[3] == 87_800, "at the market, not where the balance is used up"
-    assert (30_000 - found[2]) * 87_800 <= 20_000 * 10**5 < (30_001 - found[2]) * 87_800
+    (reduction,) = liquidations_in(filled)
+    assert reduction[:2] == (BTC, Side.SELL)
+    assert reduction[3] == 87_800, "at the market, not where the balance is used up"
+    assert (30_000 - reduction[2]) * 87_800 <= 20_000 * 10**5 < (30_001 - reduction[2]) * 87_800
     assert filled.orders[0].reason == f"{CALLED}: reduced to risk tier 2"
-    assert desk.held(BTC) == 30_000 - found[2]
-    assert not taken(desk.mark(BTC, 87_800))
+    assert desk.held(BTC) == 30_000 - reduction[2]
+    assert not liquidations_in(desk.mark(BTC, 87_800))
 
 
 def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
     shape = {"open_": 100_000, "high": 100_100, "low": 80_000}
     called = Desk(cash="250")
     called.enter(BTC, 2_000)
-    (found,) = taken(called.bar(BTC, 99_000, **shape))
+    (reduction,) = liquidations_in(called.bar(BTC, 99_000, **shape))
     stopped = Desk(cash="250")
     stopped.enter(BTC, 2_000)
     stopped.send(BTC, sell(2, stop=950, reduce_only=True))
@@ -214,7 +214,7 @@ def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
     late = Desk(cash="250")
     late.enter(BTC, 2_000)
     late.send(BTC, sell(2, stop=850, reduce_only=True))
-    assert taken(late.bar(BTC, 99_000, **shape)) == [found]
+    assert liquidations_in(late.bar(BTC, 99_000, **shape)) == [reduction]
     assert not late.broker.own.line(BTC).orders.rests, "the stop ends with its position"
 
 
@@ -228,9 +228,9 @@ def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> Non
         desk.broker.on_quote(quote(100_000, 100_000, at_ms=at, instrument_id=key))
         assert desk.held(key) == target
     both = [bar(60_000, index=90, instrument_id=key) for key in (BTC, ETH)]
-    assert not taken(desk.on_bar(both[0], is_last=False))
-    assert not taken(desk.on_bar(both[1]))
-    assert len(taken(desk.on_bar(bar(30_000, index=91, instrument_id=BTC)))) == 2
+    assert not liquidations_in(desk.on_bar(both[0], is_last=False))
+    assert not liquidations_in(desk.on_bar(both[1]))
+    assert len(liquidations_in(desk.on_bar(bar(30_000, index=91, instrument_id=BTC)))) == 2
 
 
 def test_the_ratio_counts_at_exactly_100_percent() -> None:
@@ -276,7 +276,7 @@ def test_funding_comes_from_the_cash_and_may_call_the_account() -> None:
     assert not desk.pay(BTC, 100_000_000).fills  # 1 % of 2,000 is 20
     assert desk.broker.own.balance().funding_paid == 20 * MONEY_SCALE
     filled = desk.pay(BTC, 1_100_000_000)  # 220
-    assert [one[:3] for one in taken(filled)] == [(BTC, Side.SELL, 2_000)]
+    assert [reduction[:3] for reduction in liquidations_in(filled)] == [(BTC, Side.SELL, 2_000)]
     assert 0 <= desk.equity < MONEY_SCALE // 10
 
 
@@ -292,7 +292,7 @@ def test_a_close_at_a_price_that_costs_more_than_there_is_is_a_liquidation() -> 
     desk.broker.take()
     desk.broker.on_quote(quote(60_000, 60_010, at_ms=later + 900, instrument_id=BTC))
     filled = desk.broker.take()
-    assert [one[:3] for one in taken(filled)] == [(BTC, Side.SELL, 2_000)]
+    assert [liquidation[:3] for liquidation in liquidations_in(filled)] == [(BTC, Side.SELL, 2_000)]
     assert {order.status for order in filled.orders} == {OrderStatus.FILLED, OrderStatus.CANCELED}
     assert 0 <= desk.equity < MONEY_SCALE // 10
 
@@ -305,8 +305,8 @@ def test_a_live_feed_is_told_of_the_mark_that_calls_with_the_others_newest() -> 
     first, second = Mark(BTC, 80_300, START_MS, START_MS), Mark(ETH, 80_300, START_MS, START_MS)
     assert not desk.broker.liquidates(first)
     assert desk.broker.liquidates(second)
-    assert not taken(desk.mark(BTC, 80_300))
-    assert len(taken(desk.mark(ETH, 80_300))) == 2
+    assert not liquidations_in(desk.mark(BTC, 80_300))
+    assert len(liquidations_in(desk.mark(ETH, 80_300))) == 2
 
 
 # ---------------------------------------------------------------- laws over random sequences
@@ -322,12 +322,12 @@ class Twice:
             rng.choice("05"),
         )
         self.desk = Desk(cash=cash, leverage=leverage, slippage_bp=bp)
-        self.own = OwnCross(
+        self.own = ReferenceCross(
             Fraction(cash), Fraction(leverage), OWN_TIERS, KEYS, Fraction(1, 100),
             Fraction(1, 1_000), Fraction(int(bp), 10_000),
         )  # fmt: skip
         self.marked: set[str] = set()
-        self.items = {one.id: one for one in items()}
+        self.items = {item.id: item for item in items()}
         self.at_limit = 0  # changes of tiers that put a position at exactly the limit of one
         self.liquidations = self.ruins = self.reductions = 0
 
@@ -371,7 +371,7 @@ class Twice:
         """Hold them to the takeover in place of a close at *price* that the balance cannot bear."""
         held = self.own.of(key).quantity
         closing = [order for order in self.own.orders.values() if order.symbol == key]
-        assert any(one.signed * held < 0 for one in closing)
+        assert any(fill.signed * held < 0 for fill in closing)
         mark, self.own.marks[key] = self.own.marks[key], Fraction(price, 100)
         assert self.own.balance() < abs(self.own.value(key, held)) / 500, "and it could"
         self.ruins += 1
@@ -380,9 +380,9 @@ class Twice:
         return done
 
     def held_to(
-        self, due: tuple[set[str], list[Taken]], filled: FilledEvent, done: list[Fill]
+        self, due: tuple[set[str], list[ReferenceFill]], filled: FilledEvent, done: list[Fill]
     ) -> list[Fill]:
-        canceled, made = due
+        canceled, due_fills = due
         ended = {
             order.order_id
             for order in filled.orders
@@ -390,17 +390,17 @@ class Twice:
         }
         assert canceled <= ended
         place = len(done)
-        got = filled.fills[place : place + len(made)]
+        got = filled.fills[place : place + len(due_fills)]
         assert [
-            Taken(
+            ReferenceFill(
                 order.instrument,
                 Fraction(order.quantity if order.side is Side.BUY else -order.quantity, 1_000),
                 Fraction(order.price, 100),
             )
             for order in got
-        ] == made
+        ] == due_fills
         assert all(fill.model is FillModel.LIQUIDATION for fill in got)
-        self.reductions += any(one.quantity for one in self.own.held.values()) and bool(made)
+        self.reductions += any(row.quantity for row in self.own.held.values()) and bool(due_fills)
         assert not self.own.is_called()
         assert self.own.balance() >= 0, "more is lost than there was"
         return [*done, *got]
@@ -429,11 +429,11 @@ class Twice:
 
     def mark(self, key: str, price: int) -> None:
         at = START_MS + self.desk.index * 60_000
-        told = self.desk.broker.liquidates(Mark(key, price, at, at))
+        is_called = self.desk.broker.liquidates(Mark(key, price, at, at))
         filled = self.desk.mark(key, price)
         self.own.marks[key] = Fraction(price, 100)
         self.marked.add(key)
-        assert told is self.own.is_called()
+        assert is_called is self.own.is_called()
         assert len(self.expect(filled, [])) == len(filled.fills)
         self.note(filled.orders)
         self.agree()
@@ -480,27 +480,29 @@ class Twice:
         self.agree()
 
     def agree(self) -> None:
-        own, account = self.own, self.desk.broker.own
-        assert account.balance().cash == own.cash * 10**8
-        assert account.balance().equity == own.balance() * 10**8
+        reference, account = self.own, self.desk.broker.own
+        assert account.balance().cash == reference.cash * 10**8
+        assert account.balance().equity == reference.balance() * 10**8
         for key in KEYS:
-            held, holding = own.of(key), account.line(key).holding
+            held, holding = reference.of(key), account.line(key).holding
             assert holding.quantity == held.quantity * 1_000
             assert holding.entry_notional == held.entry * 10**8
             assert holding.margin == 0, "no position has a margin of its own"
             resting = {order.order_id for order in account.line(key).orders.orders}
-            assert resting == {name for name, order in own.orders.items() if order.symbol == key}
+            assert resting == {
+                name for name, order in reference.orders.items() if order.symbol == key
+            }
 
     def restart(self) -> None:
         """Kill it, and start anew from its state: marks since the newest bars are forgotten."""
-        state, known = self.desk.broker.state(), self.desk.last
+        state, last_bars = self.desk.broker.state(), self.desk.last
         sequence, index = self.desk.sequence, self.desk.index
         self.desk = Desk(**self.desk.terms)
-        self.desk.sequence, self.desk.index, self.desk.last = sequence, index, known
+        self.desk.sequence, self.desk.index, self.desk.last = sequence, index, last_bars
         for item in self.items.values():
             self.desk.broker.change(item)
         self.desk.broker.restore(*state)
-        for key, last in known.items():
+        for key, last in last_bars.items():
             self.desk.broker.recall(last)
             self.own.marks[key] = Fraction(last.close, 100)
         self.marked.clear()
@@ -546,6 +548,6 @@ def walked(seed: int, *, steps: int = 90, retiers: float = 0) -> Twice:
 def test_an_account_kept_by_itself_agrees_to_the_last_unit(retiers: float) -> None:
     """Changed tiers bind from the next price on, also of positions at exactly a limit."""
     both = [walked(seed, retiers=retiers) for seed in range(45)]
-    assert sum(one.liquidations for one in both) > 20
-    assert sum(one.reductions for one in both) > 0
-    assert not retiers or sum(one.at_limit for one in both) > 40
+    assert sum(desk.liquidations for desk in both) > 20
+    assert sum(desk.reductions for desk in both) > 0
+    assert not retiers or sum(desk.at_limit for desk in both) > 40

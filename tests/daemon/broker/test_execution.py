@@ -49,9 +49,9 @@ def test_costs_never_favour_the_order(price: int, rate: int, side: Side) -> None
 
 def test_a_quote_fills_at_the_far_side_up_to_its_size() -> None:
     executor = Executor(instrument(), FEE)
-    seen = quote(10_000, 10_020, size=400)
-    buy = present(executor.at_quote(order(), seen, 400))
-    sell = present(executor.at_quote(order(Side.SELL, filled=900), seen, 400))
+    level = quote(10_000, 10_020, size=400)
+    buy = present(executor.at_quote(order(), level, 400))
+    sell = present(executor.at_quote(order(Side.SELL, filled=900), level, 400))
     assert (buy.price, buy.quantity, buy.reference_price) == (10_020, 400, 10_010)
     assert (sell.price, sell.quantity) == (10_000, 100)
 
@@ -103,19 +103,19 @@ def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not(
 def test_the_true_range_is_that_of_the_last_sixty_bars() -> None:
     whole, late = TrueRange(), TrueRange()
     history = bars(200, seed=3)
-    for index, one in enumerate(history):
-        whole.push(one)
+    for index, candle in enumerate(history):
+        whole.push(candle)
         if index >= len(history) - RANGE_BARS - 1:
-            late.push(one)
+            late.push(candle)
     assert whole.rate == late.rate > 0
 
 
 def test_impact_is_paid_on_the_whole_order_and_a_limit_pays_none() -> None:
     executor = Executor(instrument(tick_size=1), ExecutionCosts(0, impact=10**7))  # 10 bp
-    seen = quote(99_990, 100_000, size=400)
-    fill = present(executor.at_quote(order(), seen, 400))
+    level = quote(99_990, 100_000, size=400)
+    fill = present(executor.at_quote(order(), level, 400))
     assert (fill.quantity, fill.price) == (1_000, 100_150)  # 1.5 multiples beyond the first
     limit = structs.replace(order(), price=100_000, kind=OrderKind.LIMIT)
-    part = present(executor.at_quote(limit, seen, 400))
+    part = present(executor.at_quote(limit, level, 400))
     assert (part.quantity, part.price) == (400, 100_000)
-    assert executor.at_quote(order(), seen, 0) is None
+    assert executor.at_quote(order(), level, 0) is None

@@ -23,7 +23,7 @@ from exit_cases import (
     others,
     path,
     short,
-    taken,
+    steps_of,
 )
 from msgspec.structs import replace
 
@@ -69,8 +69,8 @@ def test_a_stop_arms_in_the_step_of_its_entry_s_fill_and_fills_at_its_price() ->
 
 
 def test_a_trailing_stop_is_looked_at_from_the_close_wherever_the_position_was_entered() -> None:
-    said = {0: long(trailing=9.0), 2: long(trailing=1.0)}
-    *_, step = taken(machine(said), [*flat_bars(2), path(2, 10_000, 10_000, 9_850, 9_850)])
+    signals = {0: long(trailing=9.0), 2: long(trailing=1.0)}
+    *_, step = steps_of(machine(signals), [*flat_bars(2), path(2, 10_000, 10_000, 9_850, 9_850)])
     assert present(step.decision).unfilled_reason is None
     assert [order.trigger for order in of_role([step], OrderRole.TRAILING)] == [9_750]
 
@@ -80,22 +80,22 @@ def test_a_trailing_stop_is_looked_at_from_the_close_wherever_the_position_was_e
 def test_a_target_that_a_gap_passes_is_filled_at_its_price_as_it_is_new_or_amended(
     before: dict[str, Any], named: Any
 ) -> None:
-    said = {0: long(**before), 2: long(target=named)}
-    steps = taken(machine(said), [*flat_bars(3), path(3, 10_500, 10_510, 10_490, 10_500)])
+    signals = {0: long(**before), 2: long(target=named)}
+    steps = steps_of(machine(signals), [*flat_bars(3), path(3, 10_500, 10_510, 10_490, 10_500)])
     (fill,) = steps[3].fills
     assert (fill.price, fill.liquidity) == (10_200, Liquidity.MAKER)
     assert fill.filled_ms == steps[3].event.open_time_ms  # type: ignore[union-attr]
     quotes = [*flat_bars(1), asked(9_990, 1), bar(10_000, index=1), bar(10_000, index=2)]
-    _, steps = at_quotes(said, [*quotes, asked(10_500, 121)])
+    _, steps = at_quotes(signals, [*quotes, asked(10_500, 121)])
     (fill,) = steps[4].fills
     assert (fill.price, fill.liquidity) == (10_200, Liquidity.MAKER)
 
 
 def test_a_target_that_the_market_has_reached_when_its_entry_moves_it_takes() -> None:
     sized: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "4"}}
-    said = {0: long(strength=0.75), 2: long(target=Percent(3), strength=1.0)}
-    engine = machine(said, **sized)
-    steps = taken(engine, [*flat_bars(3), path(3, 10_600, 10_600, 10_600, 10_600)])
+    signals = {0: long(strength=0.75), 2: long(target=Percent(3), strength=1.0)}
+    engine = machine(signals, **sized)
+    steps = steps_of(engine, [*flat_bars(3), path(3, 10_600, 10_600, 10_600, 10_600)])
     assert [order.price for order in of_role(steps[:3], OrderRole.TARGET)] == [10_300]
     # 3 % above the average entry of 101.50 lies below the open, at which that moved.
     assert [(fill.price, fill.quantity, fill.liquidity) for fill in steps[3].fills] == [
@@ -104,7 +104,7 @@ def test_a_target_that_the_market_has_reached_when_its_entry_moves_it_takes() ->
     # What the entry at the open brings below that open arrives there, and takes.
     steps = entered(long(target=102.0), path(2, 10_000, 10_000, 10_000, 10_000))
     assert of_role(steps, OrderRole.TARGET)[0].status is OrderStatus.ACCEPTED
-    steps = taken(
+    steps = steps_of(
         machine({0: long(target=102.0)}), [*flat_bars(1), path(1, 10_300, 10_310, 10_290, 10_300)]
     )
     assert [(fill.price, fill.liquidity) for fill in steps[1].fills] == [
@@ -128,17 +128,17 @@ def test_the_range_of_a_day_is_that_of_its_definition_however_it_is_asked() -> N
     history = bars(2_000, seed=9)
     often, once = DayRange(MINUTE), DayRange(MINUTE)
     assert often.bars == 1_440
-    for place, one in enumerate(history):
-        often.push(one)
-        once.push(one)
+    for place, candle in enumerate(history):
+        often.push(candle)
+        once.push(candle)
         if place < 1_440:
             assert often.mean() is None
         elif place % 97 == 0:
             assert often.mean() == round(true_range(history[: place + 1], 1_440))
     assert once.mean() == often.mean()
     again = DayRange(MINUTE)
-    for one in history[-1_441:]:  # as a restart does
-        again.push(one)
+    for candle in history[-1_441:]:  # as a restart does
+        again.push(candle)
     assert again.mean() == often.mean()
 
 
@@ -150,7 +150,7 @@ def test_a_range_of_fewer_bars_than_a_day_holds_takes_fourteen() -> None:
 def test_volatility_is_named_and_refused_until_a_day_is_known() -> None:
     history = bars(1_450, seed=3)
     early = long(stop=Volatility(2))
-    steps = taken(machine({5: early, 1_440: early}), history)
+    steps = steps_of(machine({5: early, 1_440: early}), history)
     assert steps[5].decision is not None
     assert steps[5].decision.unfilled_reason == NO_VOLATILITY
     assert (steps[5].decision.action, steps[5].decision.target_quantity) == (Action.LONG, 1_000)
@@ -189,7 +189,7 @@ def test_volatility_is_named_and_refused_until_a_day_is_known() -> None:
 def test_a_level_on_the_wrong_side_refuses_the_entry_with_its_reason(
     signal: Signal, why: str
 ) -> None:
-    steps = taken(machine({0: signal}), flat_bars(3))
+    steps = steps_of(machine({0: signal}), flat_bars(3))
     decided = present(steps[0].decision)
     if why == "stop":  # a price below the least tick is the least tick
         assert fills(steps)
@@ -200,7 +200,7 @@ def test_a_level_on_the_wrong_side_refuses_the_entry_with_its_reason(
 
 
 def test_a_refused_level_leaves_position_and_protection() -> None:
-    steps = taken(machine({0: long(stop=98.0), 2: long(stop=101.0)}), flat_bars(4))
+    steps = steps_of(machine({0: long(stop=98.0), 2: long(stop=101.0)}), flat_bars(4))
     assert held(steps[3]) == 1_000
     assert [order.trigger for order in of_role(steps, OrderRole.STOP)] == [9_800]
     assert present(steps[2].decision).unfilled_reason is not None
@@ -215,7 +215,7 @@ def test_a_signal_that_waits_says_so_and_decides_as_ever() -> None:
     up = long(stop=98.0)
     events = flat_bars(6)
     events[2] = STOPPED
-    steps = taken(machine({0: up, 3: up}), events)
+    steps = steps_of(machine({0: up, 3: up}), events)
     decided = present(steps[3].decision)
     assert (decided.action, decided.target_quantity) == (Action.LONG, 1_000)
     assert decided.unfilled_reason == ("closed by its stop; it enters again after another signal")
@@ -224,28 +224,30 @@ def test_a_signal_that_waits_says_so_and_decides_as_ever() -> None:
 # ---------------------------------------------------------------- what replaces it
 
 
-@pytest.mark.parametrize("said", [FLAT, short(stop=105.0), short()])
-def test_what_closes_or_turns_the_position_cancels_it_and_not_its_signal(said: Signal) -> None:
-    steps = taken(machine({0: long(stop=98.0, target=110.0, trailing=3.0), 2: said}), flat_bars(4))
-    ended = [one for one in latest(steps).values() if one.side is Side.SELL and one.reduce_only]
+@pytest.mark.parametrize("signal", [FLAT, short(stop=105.0), short()])
+def test_what_closes_or_turns_the_position_cancels_it_and_not_its_signal(signal: Signal) -> None:
+    steps = steps_of(
+        machine({0: long(stop=98.0, target=110.0, trailing=3.0), 2: signal}), flat_bars(4)
+    )
+    ended = [row for row in latest(steps).values() if row.side is Side.SELL and row.reduce_only]
     assert len(ended) == 3
-    assert {one.status for one in ended} == {OrderStatus.CANCELED}
+    assert {row.status for row in ended} == {OrderStatus.CANCELED}
     assert {step.sequence for step in steps for order in step.orders if order in ended} >= {3}
     assert not [order for order in steps[2].orders if order.role is not OrderRole.SIGNAL]
-    assert held(steps[3]) == (0 if said is FLAT else -1_000)
-    assert len(of_role(steps, OrderRole.STOP)) == (2 if said.stop else 1)
+    assert held(steps[3]) == (0 if signal is FLAT else -1_000)
+    assert len(of_role(steps, OrderRole.STOP)) == (2 if signal.stop else 1)
 
 
 def test_neither_a_halt_nor_a_flatten_cancels_it_before_the_position_is_closed() -> None:
     engine = machine({0: long(stop=98.0)})
-    taken(engine, flat_bars(3))
+    steps_of(engine, flat_bars(3))
     at = START_MS + 3 * MINUTE
     engine.step(Command(CommandKind.HALT, "", at, at), None)
     assert len(others(engine)) == 1
     stopped = engine.step(path(3, 9_950, 9_960, 9_700, 9_990), None)
     assert [fill.price for fill in stopped.fills] == [9_800]  # exits skip all gates
     engine = machine({0: long(stop=98.0)})
-    taken(engine, flat_bars(3))
+    steps_of(engine, flat_bars(3))
     engine.step(Command(CommandKind.FLATTEN, "", at, at), None)
     assert [order.role for order in others(engine)] == [OrderRole.STOP]
     closed = engine.step(bar(10_000, index=3), None)
@@ -268,16 +270,16 @@ def mirrored(side: int, index: int, *prices: int) -> Bar:
     return path(index, open_, max(high, low), min(high, low), close)
 
 
-def going(side: int, **asked: Any) -> Signal:
-    return long(**asked) if side > 0 else short(**asked)
+def going(side: int, **options: Any) -> Signal:
+    return long(**options) if side > 0 else short(**options)
 
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_further_entry_leaves_a_trail_of_a_share_where_it_stands(side: int) -> None:
     sized: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "4"}}
-    said = {0: going(side, trailing=Percent(2), strength=0.5), 2: going(side, strength=1.0)}
-    engine = machine(said, **sized)
-    taken(engine, flat_bars(2))
+    signals = {0: going(side, trailing=Percent(2), strength=0.5), 2: going(side, strength=1.0)}
+    engine = machine(signals, **sized)
+    steps_of(engine, flat_bars(2))
     engine.step(mirrored(side, 2, 11_000, 11_000, 11_000, 11_000), None)
     stood = trailing_of(engine)
     assert stood == 10_000 + side * 800
@@ -292,9 +294,9 @@ def test_a_further_entry_leaves_a_trail_of_a_share_where_it_stands(side: int) ->
 def test_a_level_that_would_stand_beyond_the_close_is_refused_wherever_the_entry_was(
     side: int,
 ) -> None:
-    said = {0: going(side, stop=Percent(9)), 2: going(side, stop=Percent(2))}
-    engine = machine(said | {3: going(side, target=Percent(1))})
-    taken(engine, flat_bars(2))
+    signals = {0: going(side, stop=Percent(9)), 2: going(side, stop=Percent(2))}
+    engine = machine(signals | {3: going(side, target=Percent(1))})
+    steps_of(engine, flat_bars(2))
     lost = engine.step(mirrored(side, 2, 9_500, 9_500, 9_500, 9_500), None)
     won = engine.step(mirrored(side, 3, 10_200, 10_200, 10_200, 10_200), None)
     below, above = ("below", "above") if side > 0 else ("above", "below")
@@ -376,9 +378,9 @@ def minute(index: int, bid: int, second: float = 1, *, size: int = 10**9) -> Any
 
 def unfilled_exit(signal: Signal, *events: Event, later: dict[int, Signal] | None = None) -> Any:
     """Enter long in minute 1 under a stop; *said* at bar 2 finds no quote in time."""
-    told = {0: long(stop=98.0), 2: signal, **(later or {})}
+    signals = {0: long(stop=98.0), 2: signal, **(later or {})}
     opened = [*flat_bars(1), minute(1, 10_000), bar(10_000, index=1), bar(10_000, index=2)]
-    return at_quotes(told, [*opened, bar(10_000, index=3), *events])
+    return at_quotes(signals, [*opened, bar(10_000, index=3), *events])
 
 
 @pytest.mark.parametrize("signal", [FLAT, short(stop=105.0), short()])
@@ -427,7 +429,7 @@ def test_a_stop_that_comes_while_a_reversal_is_not_sent_leaves_its_target() -> N
     steps = [engine.step(bar(10_000, index=4), None)]  # and gives it up at bar 4, as at bar 3
     book = engine.state().account.books[KEY]
     assert (book.orders.target, book.holding.quantity) == (-1_000, 1_000)
-    steps += taken(engine, [minute(5, 9_790, 0), minute(5, 9_790, 1)])
+    steps += steps_of(engine, [minute(5, 9_790, 0), minute(5, 9_790, 1)])
     assert [fill.reason for fill in fills(steps)] == ["stop", "down"]
     assert held(steps[-1]) == -1_000
 
@@ -436,7 +438,7 @@ def test_a_stop_after_flat_does_not_let_the_side_wait() -> None:
     up = long(stop=90.0)
     engine, steps = unfilled_exit(FLAT, minute(4, 9_790, 0), later={4: up})
     assert held(steps[-1]) == 0
-    steps = taken(engine, [bar(9_790, index=4), minute(5, 9_790)])
+    steps = steps_of(engine, [bar(9_790, index=4), minute(5, 9_790)])
     assert held(steps[-1]) == 1_000
 
 
@@ -451,9 +453,9 @@ def test_the_side_that_is_signalled_again_before_its_exit_is_filled_stays_protec
 
 def test_a_reversal_that_the_account_cannot_bear_leaves_the_position_protected() -> None:
     poor: dict[str, Any] = {"account": {"cash": "30", "margin": "isolated", "leverage": "10"}}
-    said = {0: long(stop=98.0, strength=0.5), 2: short(stop=105.0)}
-    engine = machine(said, **poor, sizing={"mode": "fixed", "quantity": "4"})
-    steps = taken(engine, flat_bars(3))
+    signals = {0: long(stop=98.0, strength=0.5), 2: short(stop=105.0)}
+    engine = machine(signals, **poor, sizing={"mode": "fixed", "quantity": "4"})
+    steps = steps_of(engine, flat_bars(3))
     assert present(steps[2].decision).unfilled_reason is not None
     assert OrderRole.STOP in {order.role for order in others(engine)}
 
@@ -462,9 +464,9 @@ def test_a_reversal_that_the_account_cannot_bear_leaves_the_position_protected()
 
 
 def test_a_plan_stands_as_long_as_its_target_though_no_quote_filled_its_entry() -> None:
-    said = {0: long(stop=98.0, trailing=3.0)}
-    engine, steps = at_quotes(said, [*flat_bars(2), minute(2, 10_000)])
-    assert [one.status for one in steps[1].orders] == [OrderStatus.CANCELED, OrderStatus.ACCEPTED]
+    signals = {0: long(stop=98.0, trailing=3.0)}
+    engine, steps = at_quotes(signals, [*flat_bars(2), minute(2, 10_000)])
+    assert [row.status for row in steps[1].orders] == [OrderStatus.CANCELED, OrderStatus.ACCEPTED]
     assert held(steps[-1]) == 1_000
     assert {order.role: order.trigger for order in others(engine)} == {
         OrderRole.STOP: 9_800, OrderRole.TRAILING: 9_710,
@@ -472,8 +474,8 @@ def test_a_plan_stands_as_long_as_its_target_though_no_quote_filled_its_entry() 
 
 
 def test_a_plan_ends_with_its_target() -> None:
-    for told in (FLAT, long()):
-        engine, _ = at_quotes({0: long(stop=98.0), 1: told}, [*flat_bars(2), minute(2, 10_000)])
+    for signal in (FLAT, long()):
+        engine, _ = at_quotes({0: long(stop=98.0), 1: signal}, [*flat_bars(2), minute(2, 10_000)])
         assert others(engine) == ()
         assert engine.state().account.books[KEY].protection.plan is None
 
@@ -492,11 +494,11 @@ def test_a_target_that_its_entry_moves_below_the_bid_takes_at_the_next_quote() -
 
 def test_a_later_time_limit_replaces_one_that_waits_for_a_quote() -> None:
     until = START_MS + MINUTE + 30_000
-    said = {0: long(until=until), 1: long(until=until + 2 * MINUTE)}
+    signals = {0: long(until=until), 1: long(until=until + 2 * MINUTE)}
     empty = Quote(KEY, 10_000, 0, 10_010, 0, until, until)
-    engine, steps = at_quotes(said, [*flat_bars(1), asked(10_000, 1), empty])
+    engine, steps = at_quotes(signals, [*flat_bars(1), asked(10_000, 1), empty])
     assert [order.role for order in others(engine)] == [OrderRole.UNTIL]
-    steps = taken(engine, [bar(10_000, index=1), minute(2, 10_000), minute(3, 10_000, 31)])
+    steps = steps_of(engine, [bar(10_000, index=1), minute(2, 10_000), minute(3, 10_000, 31)])
     assert [len(step.fills) for step in steps] == [0, 0, 1]
 
 
@@ -635,16 +637,16 @@ def trailed(*events: Event, cut: int = 0) -> list[Step]:
         *flat_bars(1), asked(10_000, 1), bar(10_000, index=1), asked(10_500, 4.5 * 60),
         gap(2, 6, GapCause.DISCONNECTED), *events,
     )  # fmt: skip
-    said = {0: long(trailing=1.0)}
-    engine, steps = at_quotes(said, list(events[: cut or None]))
+    signals = {0: long(trailing=1.0)}
+    engine, steps = at_quotes(signals, list(events[: cut or None]))
     if cut:
-        known, state = steps, engine.state()
-        engine = machine(said, execution=FillModel.QUOTE)
+        steps_before, state = steps, engine.state()
+        engine = machine(signals, execution=FillModel.QUOTE)
         Restart(engine).restore(state, next_sequence=cut)
-        for step in known:
+        for step in steps_before:
             if isinstance(step.event, Bar):
                 Restart(engine).recall(step.event)
-        steps = [*known, *taken(engine, list(events[cut:]))]
+        steps = [*steps_before, *steps_of(engine, list(events[cut:]))]
     return steps
 
 
@@ -699,7 +701,7 @@ def test_what_quotes_moved_stays_once_a_bar_came_whose_quotes_were_seen() -> Non
     assert heard.state is not None
     assert not engine.state().account.books[KEY].orders.unmoved
     later = [gap(3, 4), missed(3, 10_390, 10_390, 10_390, 10_390)]
-    assert [fill.price for fill in fills(taken(engine, later))] == [10_390]
+    assert [fill.price for fill in fills(steps_of(engine, later))] == [10_390]
 
 
 # ---------------------------------------------------------------- twins and state
@@ -708,8 +710,8 @@ def test_what_quotes_moved_stays_once_a_bar_came_whose_quotes_were_seen() -> Non
 def test_a_twin_is_protected_alike() -> None:
     events = flat_bars(6)
     events[2] = STOPPED
-    said = {0: long(stop=98.0), 3: long(stop=98.0)}
-    steps = taken(machine(said, twins=("ungated",)), events)
+    signals = {0: long(stop=98.0), 3: long(stop=98.0)}
+    steps = steps_of(machine(signals, twins=("ungated",)), events)
     twins = [twin for step in steps for twin in step.twins]
     assert [fill.price for twin in twins for fill in twin.fills] == [10_000, 9_800]
     assert twins[-1].position == steps[-1].position

@@ -14,7 +14,7 @@ from engines import engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from own_protection import Filled, OwnProtection
+from reference_protection import Filled, ReferenceProtection
 
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import Protector
@@ -52,8 +52,8 @@ class Told(Strategy):
 
     gates = frozenset({"operator"})
 
-    def __init__(self, said: dict[int, Signal]) -> None:
-        self.said = said
+    def __init__(self, signals: dict[int, Signal]) -> None:
+        self.said = signals
 
     def decide(self, context: BarContext) -> Signal:
         return self.said[(context.exact.open_time_ms - START_MS) // WIDTH]
@@ -85,9 +85,9 @@ class Story:
                 yield Gap(KEY, opens_ms, at, GapCause.DOWN, "rest", at, at)
             elif self.execution is FillModel.QUOTE:
                 yield from self._quotes(opens_ms)
-            one = self._bar(index)
-            self.said[index] = self._says(one)
-            yield one
+            candle = self._bar(index)
+            self.said[index] = self._says(candle)
+            yield candle
 
     def _moved(self, widest: int) -> int:
         return max(self.close + 10 * self.rng.randint(-widest, widest), 5_000)
@@ -107,12 +107,12 @@ class Story:
         for _ in range(self.rng.randint(0, 5)):
             self.close = self._moved(self.rng.choice((2, 15, 40)))
             size = self.rng.choice((0, 130, 700, 10**6))
-            shown = quote(self.close, self.close + self.rng.choice((10, 10, 50)), at_ms=at_ms)
+            between = quote(self.close, self.close + self.rng.choice((10, 10, 50)), at_ms=at_ms)
             other = self.rng.choice((0, size, 10**6))
-            yield replace(shown, bid_size=size, ask_size=other)
+            yield replace(between, bid_size=size, ask_size=other)
             at_ms += self.rng.choice((10, 3_000, 60_000, 2_000_000))
 
-    def _says(self, one: Bar) -> Signal:
+    def _says(self, candle: Bar) -> Signal:
         rng = self.rng
         action = rng.choice((*[Action.HOLD] * 3, Action.LONG, Action.LONG, Action.SHORT,
                              Action.SHORT, Action.FLAT))  # fmt: skip
@@ -122,7 +122,7 @@ class Story:
 
         def level(direction: int) -> Any:
             away = 10 * rng.randint(-1, 50)
-            price = (one.close + direction * away) / 100
+            price = (candle.close + direction * away) / 100
             return rng.choice((None, price, Percent(rng.choice((0.5, 1.0, 3.0))), Volatility(0.5)))
 
         trail = (None, None, rng.randint(1, 40) / 10, Percent(rng.choice((0.5, 1.0, 2.0))),
@@ -134,14 +134,14 @@ class Story:
             stop=level(-sign),
             target=level(sign),
             trailing=rng.choice(trail),
-            until=one.close_time_ms + rng.randint(0, 3) * WIDTH // 2
+            until=candle.close_time_ms + rng.randint(0, 3) * WIDTH // 2
             if rng.random() < 0.2
             else None,
             reenter=rng.random() < 0.4,
         )
 
 
-def told(steps: list[Step]) -> list[Filled]:
+def filled_of(steps: list[Step]) -> list[Filled]:
     """Return the fills of the newest of *steps*, as the simulator tells of its own."""
     roles = {order.order_id: order.role for step in steps for order in step.orders}
     return [
@@ -180,7 +180,7 @@ def restarted(story: Story, steps: list[Step]) -> Engine:
 
 def compared(seed: int, execution: FillModel) -> Counter[str]:
     """Let engine and simulator live through one story; return what was met, by name."""
-    story, own, met = Story(seed, execution), OwnProtection(QUANTITY), Counter[str]()
+    story, reference, met = Story(seed, execution), ReferenceProtection(QUANTITY), Counter[str]()
     engine, steps, missed_until = story.engine(), list[Step](), 0
     cuts = random.Random(seed)
     for event in story.events():
@@ -188,30 +188,31 @@ def compared(seed: int, execution: FillModel) -> Counter[str]:
             engine = restarted(story, steps)
             met["a restart"] += 1
         steps.append(engine.step(event, None))
-        own.fills = []
+        reference.fills = []
         if isinstance(event, Gap):
             missed_until = event.until_ms
         elif isinstance(event, Quote):
-            own.quote(event)
+            reference.quote(event)
         elif isinstance(event, Bar):
             is_missed = event.open_time_ms < missed_until
             met["a missed bar"] += is_missed
             if is_missed or execution is FillModel.NEXT_OPEN:
-                own.bar(event, is_missed=is_missed)
-            own.bars.append(event)
-            is_refused = own.decide(event, story.said[len(own.bars) - 1])
+                reference.bar(event, is_missed=is_missed)
+            reference.bars.append(event)
+            is_refused = reference.decide(event, story.said[len(reference.bars) - 1])
             decision = present(steps[-1].decision)
             assert is_refused is (decision.unfilled_reason is not None), decision.unfilled_reason
             met["refused"] += is_refused
-        assert told(steps) == own.fills
+        assert filled_of(steps) == reference.fills
         book = engine.state().account.books[KEY]
-        assert book.holding.quantity == own.held
-        assert book.orders.target == own.wanted
+        assert book.holding.quantity == reference.held
+        assert book.orders.target == reference.wanted
         resting = [stands(other) for other in book.orders.others if other.role in PROTECTIVE]
         assert sorted(resting) == sorted(
-            (order.role, -own.held, order.price, order.is_triggered) for order in own.orders
+            (order.role, -reference.held, order.price, order.is_triggered)
+            for order in reference.orders
         )
-        for fill in own.fills:
+        for fill in reference.fills:
             met[f"{fill.role} {'made' if fill.is_maker else 'took'}"] += 1
     return met
 
@@ -278,10 +279,10 @@ def _canceled(honest: Any) -> Any:
 
 
 def _at_the_open(honest: Any) -> Any:
-    def made(self: Any, order: Order, *given: Any) -> Any:
+    def at_open(self: Any, order: Order, *given: Any) -> Any:
         return replace(honest(self, order, *given), price=(order.price or 0) + 10)
 
-    return made
+    return at_open
 
 
 PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
@@ -295,7 +296,7 @@ PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
 
 
 @pytest.mark.parametrize(("where", "name", "plant", "execution"), PLANTED, ids=[
-    f"{one[1]}{one[2].__name__}" for one in PLANTED
+    f"{row[1]}{row[2].__name__}" for row in PLANTED
 ])  # fmt: skip
 def test_the_simulator_refutes_an_engine_that_is_wrong(
     monkeypatch: pytest.MonkeyPatch, where: Any, name: str, plant: Any, execution: FillModel

@@ -25,7 +25,7 @@ from exit_cases import (
     others,
     path,
     short,
-    taken,
+    steps_of,
 )
 from fakes import FixedForecaster
 from programs import ROOT
@@ -78,7 +78,7 @@ def test_a_signal_without_a_stop_gets_the_configured_one(signal: Signal, trigger
 
 
 @pytest.mark.parametrize(
-    ("side", "own", "keys", "role", "price"),
+    ("side", "levels", "keys", "role", "price"),
     [
         (long, {"stop": 99.0}, {"stop_loss": "2%"}, OrderRole.STOP, 9_900),
         (long, {"stop": 97.0}, {"stop_loss": "2%"}, OrderRole.STOP, 9_800),
@@ -93,43 +93,45 @@ def test_a_signal_without_a_stop_gets_the_configured_one(signal: Signal, trigger
     ],
 )
 def test_of_a_signal_s_level_and_a_configured_one_the_nearer_stands(
-    side: Any, own: dict[str, Any], keys: dict[str, Any], role: OrderRole, price: int
+    side: Any, levels: dict[str, Any], keys: dict[str, Any], role: OrderRole, price: int
 ) -> None:
-    order = placed(entered(side(**own), exits=keys), role)
+    order = placed(entered(side(**levels), exits=keys), role)
     assert (order.trigger or order.price) == price
     assert order.reason.startswith("exits.") is (price in {9_800, 10_200})
 
 
 def test_the_same_signal_waits_after_a_configured_stop_unless_it_may_reenter() -> None:
-    said = dict.fromkeys(range(5), long())
+    signals = dict.fromkeys(range(5), long())
     events = [*flat_bars(2), path(2, 10_000, 10_000, 9_700, 10_000), *flat_bars(5)[3:]]
-    steps = taken(machine(said, exits={"stop_loss": "2%"}), events)
+    steps = steps_of(machine(signals, exits={"stop_loss": "2%"}), events)
     assert present(steps[2].decision).unfilled_reason == (
         "closed by its stop; it enters again after another signal"
     )
     assert [held(step) for step in steps] == [0, 1_000, 0, 0, 0]
-    steps = taken(machine(said, exits={"stop_loss": "2%", "reenter": True}), events)
+    steps = steps_of(machine(signals, exits={"stop_loss": "2%", "reenter": True}), events)
     assert [held(step) for step in steps] == [0, 1_000, 0, 1_000, 1_000]
 
 
 def test_a_configured_level_stays_where_its_entry_set_it_while_a_signal_s_own_moves() -> None:
     history = bars(1_500, seed=4)  # a day has 1,440
-    said = dict.fromkeys(range(1_450, 1_500), long())
-    steps = taken(machine(said, exits={"stop_loss": "20 atr", "take_profit": "30 atr"}), history)
+    signals = dict.fromkeys(range(1_450, 1_500), long())
+    steps = steps_of(
+        machine(signals, exits={"stop_loss": "20 atr", "take_profit": "30 atr"}), history
+    )
     stop = placed(steps, OrderRole.STOP)
     assert stop.status is not OrderStatus.FILLED
     assert stop.reason.startswith("exits.stop_loss 20 x ATR(1d)")
     changes = [order for step in steps[1_452:] for order in step.orders]
     assert changes == [], "neither moved nor amended"
     assert not any(step.state for step in steps[1_452:]), "nothing to store"
-    own = dict.fromkeys(said, long(stop=Volatility(20)))
-    moved = taken(machine(own), history)
+    moving = dict.fromkeys(signals, long(stop=Volatility(20)))
+    moved = steps_of(machine(moving), history)
     assert len({order.trigger for step in moved for order in step.orders} - {None}) > 5
 
 
 def test_a_configured_level_comes_back_where_the_signal_no_longer_names_a_nearer_one() -> None:
-    said = {0: long(stop=99.0), 2: long()}
-    steps = taken(machine(said, exits={"stop_loss": "2%"}), flat_bars(4))
+    signals = {0: long(stop=99.0), 2: long()}
+    steps = steps_of(machine(signals, exits={"stop_loss": "2%"}), flat_bars(4))
     assert [order.trigger for step in steps for order in step.orders if order.trigger] == [
         9_900,
         9_800,
@@ -143,10 +145,10 @@ def test_a_held_position_beyond_its_configured_stop_is_closed_at_the_next_price(
         path(3, 9_490, 9_490, 9_490, 9_490),
     ]
     before = machine({0: long()})
-    taken(before, events[:3])
+    steps_of(before, events[:3])
     after = machine({2: long()}, exits={"stop_loss": "2%"})
     Restart(after).restore(before.state(), next_sequence=2)
-    steps = taken(after, events[2:])
+    steps = steps_of(after, events[2:])
     assert [(fill.price, fill.reason) for fill in fills(steps)] == [(9_490, "exits.stop_loss 2 %")]
 
 
@@ -213,16 +215,16 @@ def test_a_level_of_any_finite_number_is_refused_in_a_sentence(number: float) ->
 
 
 def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:
-    said = dict.fromkeys(range(4), long(stop=98.0))
-    assert taken(machine(said), flat_bars(4))[-1].state is not None
-    assert taken(machine(said, exits={"stop_loss": "9%"}), flat_bars(4))[-1].state is None
+    signals = dict.fromkeys(range(4), long(stop=98.0))
+    assert steps_of(machine(signals), flat_bars(4))[-1].state is not None
+    assert steps_of(machine(signals, exits={"stop_loss": "9%"}), flat_bars(4))[-1].state is None
 
 
 def test_a_signal_that_takes_its_exit_back_keeps_the_exits() -> None:
     """FLAT finds no quote; the next LONG asks for the plan that stands, and nothing follows it."""
-    said = {0: long(), 2: FLAT, 3: long()}
+    signals = {0: long(), 2: FLAT, 3: long()}
     events = [*flat_bars(1), asked(10_000, 1), *flat_bars(4)[1:]]
-    engine, _ = at_quotes(said, events, exits={"stop_loss": "2%"})
+    engine, _ = at_quotes(signals, events, exits={"stop_loss": "2%"})
     assert engine.broker.own.line(KEY).protector.state.following is None
     assert [order.role for order in others(engine)] == [OrderRole.STOP]
 
@@ -236,9 +238,9 @@ def test_the_target_of_minimal_roi_comes_nearer_with_age(side: int) -> None:
         open_, high, low, close = (10_000 + side * (price - 10_000) for price in prices)
         return path(index, open_, max(high, low), min(high, low), close)
 
-    said = long() if side > 0 else short()
+    signal = long() if side > 0 else short()
     steps = entered(
-        said,
+        signal,
         mirrored(2, 10_000, 10_250, 10_000, 10_100),  # 1 minute old: 4 %
         mirrored(3, 10_100, 10_150, 10_100, 10_100),
         mirrored(4, 10_100, 10_190, 10_100, 10_100),  # 3 minutes old: 2 %
@@ -271,7 +273,7 @@ def test_a_position_that_has_its_return_when_the_table_falls_is_closed_at_that_o
 
 
 def test_a_table_without_a_first_minute_has_no_target_until_its_first_step() -> None:
-    steps = taken(machine({0: long()}, exits={"minimal_roi": {"3": "0%"}}), [
+    steps = steps_of(machine({0: long()}, exits={"minimal_roi": {"3": "0%"}}), [
         *flat_bars(2), path(2, 10_000, 10_500, 10_000, 10_000), bar(9_990, index=3),
         path(4, 9_990, 10_010, 9_990, 9_990),
     ])  # fmt: skip
@@ -281,33 +283,33 @@ def test_a_table_without_a_first_minute_has_no_target_until_its_first_step() -> 
 
 
 def test_a_repeated_signal_leaves_the_target_of_its_age() -> None:
-    said = dict.fromkeys(range(9), long())
-    steps = taken(machine(said, exits={"minimal_roi": ROI}), flat_bars(9))
+    signals = dict.fromkeys(range(9), long())
+    steps = steps_of(machine(signals, exits={"minimal_roi": ROI}), flat_bars(9))
     prices = [order.price for step in steps for order in step.orders if order.price]
     assert prices == [10_400, 10_200, 10_100]
 
 
 def test_a_time_limit_closes_at_the_first_open_of_that_age() -> None:
-    steps = taken(machine({0: long()}, exits={"time_limit": "3m"}), flat_bars(6))
+    steps = steps_of(machine({0: long()}, exits={"time_limit": "3m"}), flat_bars(6))
     assert [held(step) for step in steps] == [0, 1_000, 1_000, 1_000, 0, 0]
     (fill,) = steps[4].fills
     assert (fill.reason, fill.filled_ms) == ("exits.time_limit 3m", START_MS + 4 * MINUTE)
     assert placed(steps, OrderRole.UNTIL).reason == "exits.time_limit 3m"
     # The signal's own time comes first where it is earlier.
-    own = {0: long(until=START_MS + 2 * MINUTE)}
-    steps = taken(machine(own, exits={"time_limit": "3m"}), flat_bars(6))
+    timed = {0: long(until=START_MS + 2 * MINUTE)}
+    steps = steps_of(machine(timed, exits={"time_limit": "3m"}), flat_bars(6))
     assert [fill.reason for fill in fills(steps)] == ["up", "until"]
     both = {0: long(until=START_MS + 4 * MINUTE)}
-    steps = taken(machine(both, exits={"time_limit": "3m"}), flat_bars(6))
+    steps = steps_of(machine(both, exits={"time_limit": "3m"}), flat_bars(6))
     assert [fill.reason for fill in fills(steps)] == ["up", "until"]
 
 
 def test_a_reversal_starts_its_own_age() -> None:
-    said = {0: long(), 2: short()}
-    steps = taken(machine(said, exits={"time_limit": "3m"}), flat_bars(9))
+    signals = {0: long(), 2: short()}
+    steps = steps_of(machine(signals, exits={"time_limit": "3m"}), flat_bars(9))
     assert [held(step) for step in steps] == [0, 1_000, 1_000, -1_000, -1_000, -1_000, 0, 0, 0]
     engine = machine({0: long(), 1: FLAT}, exits={"time_limit": "3m"})
-    flat = taken(engine, flat_bars(6))
+    flat = steps_of(engine, flat_bars(6))
     assert [held(step) for step in flat] == [0, 1_000, 0, 0, 0, 0]
     assert engine.broker.own.line(KEY).protector.state == ProtectionState()
 
@@ -353,23 +355,23 @@ def test_exits_survive_a_restart_at_any_bar() -> None:
     history = bars(60, seed=11)
     keys = {"stop_loss": "3%", "trailing": "2%", "minimal_roi": {"0": "3%", "4": "1%", "9": "0%"},
             "time_limit": "12m"}  # fmt: skip
-    said = {0: long(), 14: FLAT, 15: short(), 30: long(), 44: short()}
-    expected = taken(machine(said, exits=keys), history)
+    signals = {0: long(), 14: FLAT, 15: short(), 30: long(), 44: short()}
+    expected = steps_of(machine(signals, exits=keys), history)
     reasons = {fill.reason.partition(" ")[0] for fill in fills(expected)}
     assert len(reasons & {"exits.minimal_roi", "exits.trailing", "exits.time_limit"}) >= 2
     for cut in range(1, 60, 2):
-        after = machine(said, exits=keys)
+        after = machine(signals, exits=keys)
         state = next(step.state for step in reversed(expected[:cut]) if step.state is not None)
         Restart(after).restore(decode_state(state), next_sequence=cut)
-        for one in history[:cut]:
-            Restart(after).recall(one)
-        again = taken(after, history[cut:])
+        for candle in history[:cut]:
+            Restart(after).recall(candle)
+        again = steps_of(after, history[cut:])
         assert [step.fills for step in again] == [step.fills for step in expected[cut:]]
         assert [step.orders for step in again] == [step.orders for step in expected[cut:]]
 
 
 def test_a_twin_has_the_same_exits() -> None:
-    steps = taken(
+    steps = steps_of(
         machine({0: long()}, twins=("ungated",), exits={"time_limit": "2m"}), flat_bars(5)
     )
     twins = [fill.reason for step in steps for twin in step.twins for fill in twin.fills]
@@ -413,8 +415,8 @@ def test_the_levels_of_a_forecast_are_those_of_its_law(sign: int) -> None:
     engine = forecasting(
         action, slope=0.5, stop_loss="q0.05", take_profit="q0.9", trailing="10 volatility"
     )
-    said: Forecast = forecast(sign * 0.004)  # deviation 0.004, volatility 0.005
-    steps = [engine.step(one, said) for one in flat_bars(3)]
+    answer: Forecast = forecast(sign * 0.004)  # deviation 0.004, volatility 0.005
+    steps = [engine.step(candle, answer) for candle in flat_bars(3)]
     law = NormalDist(0.002, 0.004)
 
     def at_tick(log_return: float) -> int:

@@ -59,9 +59,9 @@ class Desk:
     def send(self, *requests: OrderRequest | Cancel, close: int = CLOSE) -> tuple[Order, ...]:
         self.account.journal.take()
         self.account.journal.sequence += 1
-        seen = bar(close, instrument_id=self.item.id)
+        candle = bar(close, instrument_id=self.item.id)
         orders = Orders(requests, "listed")
-        self.line.send(orders, seen, seen.close_time_ms)
+        self.line.send(orders, candle, candle.close_time_ms)
         return self.account.journal.take().orders
 
     def arm(self, role: OrderRole, **given: Any) -> Any:
@@ -74,9 +74,9 @@ class Desk:
 
     def quote(self, bid: int, ask: int, *, size: int = 10_000, after_ms: int = 100) -> Any:
         at_ms = START_MS + 60_000 + after_ms
-        seen = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
+        level = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
         self.account.journal.take()
-        self.account.positions[self.item.id].match_quote(seen)
+        self.account.positions[self.item.id].match_quote(level)
         return self.account.journal.take()
 
     def bar(self, open_: int, high: int, low: int, close: int) -> Any:
@@ -359,8 +359,8 @@ def test_a_quote_at_the_time_of_an_order_ends_it() -> None:
     desk.quote(9_990, 10_000)
     (order,) = desk.resting
     for at_ms, from_ms in ((end_ms - 1, None), (end_ms, end_ms)):
-        seen = quote(9_990, 10_000, size=1_000, at_ms=at_ms, instrument_id=desk.item.id)
-        assert matching.matters_from(order, seen) == from_ms
+        level = quote(9_990, 10_000, size=1_000, at_ms=at_ms, instrument_id=desk.item.id)
+        assert matching.matters_from(order, level) == from_ms
 
 
 # ---------------------------------------------------------------- bars

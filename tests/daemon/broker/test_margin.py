@@ -13,7 +13,7 @@ from engines import Says, engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from own_ledger import OwnLedger
+from reference_ledger import ReferenceLedger
 
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState
@@ -49,7 +49,7 @@ TIERS = (
 """0.5 % to 20,000 at 100 times, 1 % less 100 to 100,000 at 50 times."""
 
 
-LONG, FLAT, HOLD = (Signal(one, "now") for one in (Action.LONG, Action.FLAT, Action.HOLD))
+LONG, FLAT, HOLD = (Signal(action, "now") for action in (Action.LONG, Action.FLAT, Action.HOLD))
 
 
 def item(**changed: Any) -> Instrument:
@@ -151,7 +151,7 @@ def test_a_gap_through_it_loses_the_margin_and_no_more() -> None:
     assert [fill.model for fill in step.fills] == [FillModel.LIQUIDATION]
     assert before.account.cash - step.account.cash == margin_of(before)
     orders = [order for order in step.orders if order.role is OrderRole.SIGNAL]
-    assert [one.status for one in orders] == [OrderStatus.CANCELED]
+    assert [order.status for order in orders] == [OrderStatus.CANCELED]
 
 
 def test_a_stop_that_lies_nearer_comes_first() -> None:
@@ -172,8 +172,8 @@ def test_what_is_added_inside_a_bar_moves_the_liquidation_price_for_the_rest_of_
     machine = engine(Says(*adding))
     before = entered(machine)
     step = machine.step(bar(100_000, index=2, open_=100_000, high=high, low=94_000), None)
-    taken = [fill for fill in step.fills if fill.model is FillModel.LIQUIDATION]
-    assert [fill.quantity for fill in taken] == [2_000] * is_taken
+    liquidations = [fill for fill in step.fills if fill.model is FillModel.LIQUIDATION]
+    assert [fill.quantity for fill in liquidations] == [2_000] * is_taken
     assert present(step.position).quantity == (0 if is_taken else -2_000)
     if is_taken:
         margin = margin_of(before) + 95 * MONEY_SCALE + 1_045 * MONEY_SCALE * 55 // 100_000
@@ -181,17 +181,17 @@ def test_what_is_added_inside_a_bar_moves_the_liquidation_price_for_the_rest_of_
         assert before.account.cash - step.account.cash <= margin + fee
 
 
-@pytest.mark.parametrize(("mark", "taken"), [(90_454, []), (90_453, [FillModel.LIQUIDATION])])
+@pytest.mark.parametrize(("mark", "models"), [(90_454, []), (90_453, [FillModel.LIQUIDATION])])
 def test_an_entry_behind_the_newest_mark_price_is_liquidated_by_it_at_the_bars_close(
-    mark: int, taken: list[FillModel]
+    mark: int, models: list[FillModel]
 ) -> None:
     machine = engine(Says(LONG))
     first, second = bar(100_000), bar(100_000, index=1)
     machine.step(first, None)
     machine.step(Mark(KEY, mark, first.close_time_ms + 1, first.close_time_ms + 1), None)
     step = machine.step(second, None)
-    assert [fill.model for fill in step.fills] == [FillModel.NEXT_OPEN, *taken]
-    if taken:
+    assert [fill.model for fill in step.fills] == [FillModel.NEXT_OPEN, *models]
+    if models:
         assert (step.fills[-1].price, step.fills[-1].filled_ms) == (90_000, second.close_time_ms)
 
 
@@ -243,7 +243,7 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
         items, BrokerSettings(FillModel.NEXT_OPEN, costs, 0, latency, leverage=1_000)
     )
     held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
-    books = {one.id: held for one in items}
+    books = {item.id: held for item in items}
     account.restore(AccountState(cash * MONEY_SCALE, books), {}, taken_over=True)
     return account
 
@@ -297,8 +297,8 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
 def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     items = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(*items)
-    for one in items:
-        account.set_liquidation_prices(one.id, START_MS)
+    for named in items:
+        account.set_liquidation_prices(named.id, START_MS)
     orders = account.journal.take().orders
     assert len({order.order_id for order in orders}) == len(items)
 
@@ -469,28 +469,32 @@ def market(rng: random.Random, wildness: int) -> list[Bar | Funding]:
     return events
 
 
-def booked(own: OwnLedger, fill: Fill, tiers: tuple[RiskTier, ...]) -> None:
+def booked(reference: ReferenceLedger, fill: Fill, tiers: tuple[RiskTier, ...]) -> None:
     """Book *fill* in an account kept by itself; a liquidation loses its margin and no more.
 
     It reduces the position to the highest lower tier that ends the call, or takes all of it over.
     """
-    mark, of = Decimal(fill.reference_price).scaleb(-2), own.of(KEY)
+    mark, of = Decimal(fill.reference_price).scaleb(-2), reference.of(KEY)
     if fill.model is FillModel.LIQUIDATION and of.quantity.scaleb(3) != (
         fill.quantity if fill.side is Side.SELL else -fill.quantity
     ):
         lower = [limit for limit in limits(tiers) if limit < abs(of.quantity) * mark]
         kept = [Decimal(int(limit / mark * 1_000)).scaleb(-3) for limit in sorted(lower)[::-1]]
-        ends = [one for one in kept if one and not is_called(own, mark, tiers, only=one)]
-        assert is_called(own, mark, tiers)
+        ends = [
+            least for least in kept if least and not is_called(reference, mark, tiers, only=least)
+        ]
+        assert is_called(reference, mark, tiers)
         assert abs(of.quantity) - Decimal(fill.quantity).scaleb(-3) == ends[0]
     signed = Decimal(fill.quantity).scaleb(-3)
     price, fee = Decimal(fill.price).scaleb(-2), Decimal(fill.fee).scaleb(-8)
-    taken = fill.model is FillModel.LIQUIDATION
-    cash, margin = own.cash, own.of(KEY).margin
-    own.linear(KEY, signed if fill.side is Side.BUY else -signed, price, fee, taken=taken)
-    if taken:
-        lost = margin - own.of(KEY).margin
-        assert cash - own.cash <= lost, "more than the margin of what was closed was lost"
+    is_forced = fill.model is FillModel.LIQUIDATION
+    cash, margin = reference.cash, reference.of(KEY).margin
+    reference.linear(
+        KEY, signed if fill.side is Side.BUY else -signed, price, fee, is_forced=is_forced
+    )
+    if is_forced:
+        lost = margin - reference.of(KEY).margin
+        assert cash - reference.cash <= lost, "more than the margin of what was closed was lost"
 
 
 def limits(tiers: tuple[RiskTier, ...]) -> list[Decimal]:
@@ -499,14 +503,17 @@ def limits(tiers: tuple[RiskTier, ...]) -> list[Decimal]:
 
 
 def is_called(
-    own: OwnLedger, mark: Decimal, tiers: tuple[RiskTier, ...], only: Decimal | None = None
+    reference: ReferenceLedger,
+    mark: Decimal,
+    tiers: tuple[RiskTier, ...],
+    only: Decimal | None = None,
 ) -> bool:
     """Return whether the position, or *only* so much of it, is called at *mark*.
 
     By the definition: margin less loss less the fee of closing where the margin is lost. Within a
     tick, by which the exchange's own order stands nearer.
     """
-    held = own.of(KEY)
+    held = reference.of(KEY)
     mark -= Decimal("0.009999999").copy_sign(held.quantity)
     size = abs(held.quantity)
     part = Fraction(1 if only is None else only / size)
@@ -515,7 +522,7 @@ def is_called(
     rate = Decimal(tiers[number].maintenance).scaleb(-10)
     deduction = Decimal(tiers[number].deduction).scaleb(-8)
     entry, margin, sign = abs(held.entry), held.margin, 1 if held.quantity > 0 else -1
-    bankrupt = Fraction(entry - sign * margin) / (1 - sign * Fraction(own.fee_rate))
+    bankrupt = Fraction(entry - sign * margin) / (1 - sign * Fraction(reference.fee_rate))
     left = sign * (Fraction(value) - bankrupt * part)
     return left <= max(Fraction(value * rate - deduction), Fraction(0))
 
@@ -542,7 +549,7 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
     tiers = rng.choice((STEPS, tiers_of(item())))
     terms["of"] = item(risk_tiers=tiers)
     machine = engine(Dice(seed), **terms)
-    own = OwnLedger(Decimal(terms["cash"]), leverage=Decimal(terms["leverage"]))
+    reference = ReferenceLedger(Decimal(terms["cash"]), leverage=Decimal(terms["leverage"]))
     mark, last = Decimal(1_000), bar(100_000)
     moved: list[tuple[str, Decimal]] = []
     settled = 0
@@ -553,23 +560,25 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
             assert step.accepted is (event.market_ms != settled)
             if event.market_ms != settled:
                 settled = event.market_ms
-                own.funding(KEY, mark, Decimal(event.rate).scaleb(-10))
+                reference.funding(KEY, mark, Decimal(event.rate).scaleb(-10))
         else:
             mark, last = Decimal(event.close).scaleb(-2), event
         for fill in step.fills:
-            booked(own, fill, tiers)
-        if isinstance(event, Bar) and own.of(KEY).quantity and not step.fills:
-            away = event.low if own.of(KEY).quantity > 0 else event.high
-            assert not is_called(own, Decimal(away).scaleb(-2), tiers), "called, and it stands"
-        held, position = own.of(KEY), step.position
+            booked(reference, fill, tiers)
+        if isinstance(event, Bar) and reference.of(KEY).quantity and not step.fills:
+            away = event.low if reference.of(KEY).quantity > 0 else event.high
+            assert not is_called(reference, Decimal(away).scaleb(-2), tiers), (
+                "called, and it stands"
+            )
+        held, position = reference.of(KEY), step.position
         assert position is not None
         assert position.quantity == held.quantity.scaleb(3)
         assert position.entry_notional == held.entry.scaleb(8)
         assert position.margin == held.margin.scaleb(8)
-        assert step.account.cash == own.cash.scaleb(8)
-        assert step.account.equity == own.equity({KEY: mark}).scaleb(8)
-        assert moved == own.movements, "the ledger is not what moved"
-        assert own.available >= Decimal("-1e-7"), "more is bound than is there"
+        assert step.account.cash == reference.cash.scaleb(8)
+        assert step.account.equity == reference.equity({KEY: mark}).scaleb(8)
+        assert moved == reference.movements, "the ledger is not what moved"
+        assert reference.available >= Decimal("-1e-7"), "more is bound than is there"
         if isinstance(event, Bar):
             assert step.account.equity >= 0, "equity below zero, and no liquidation"
         if step.state is not None and rng.random() < 0.2:  # killed, and started anew
@@ -592,12 +601,12 @@ def test_what_is_shown_of_a_position_is_what_its_own_order_says() -> None:
             if order.role is OrderRole.LIQUIDATION:
                 ended = order.status in {OrderStatus.FILLED, OrderStatus.CANCELED}
                 triggers.append(None if ended else order.trigger)
-        shown = rules.use_of(step.position)
-        assert (None if shown is None else shown.liquidation) == (triggers or [None])[-1]
-        if shown is not None:
-            assert (shown.margin, shown.leverage) == (margin_of(step), 1_000)
+        use = rules.use_of(step.position)
+        assert (None if use is None else use.liquidation) == (triggers or [None])[-1]
+        if use is not None:
+            assert (use.margin, use.leverage) == (margin_of(step), 1_000)
         paid = machine.step(Funding(KEY, 10**6, *(bar(close, index=at).close_time_ms,) * 2), None)
-        moved = [one.trigger for one in paid.orders if one.role is OrderRole.LIQUIDATION]
+        moved = [order.trigger for order in paid.orders if order.role is OrderRole.LIQUIDATION]
         triggers += moved
     assert len({*triggers} - {None}) >= 2
     assert triggers[-1] is None

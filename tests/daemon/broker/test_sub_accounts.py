@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.broker.apportion import apportion, crossed, funding_parts
+from tracepaper.strategies.apportion import apportion, crossed, funding_parts
 from tracepaper.strategies.units import RATE_SCALE, divide_half_even
 
 WEIGHTS = st.lists(st.integers(0, 10**12), min_size=1, max_size=6).filter(any)
@@ -22,14 +22,14 @@ def test_a_total_is_split_by_the_largest_remainder(amount: int, weights: list[in
     assert sum(parts) == amount
     exact = [Fraction(amount) * weight / sum(weights) for weight in weights]
     # Independent code: units are given one by one to whoever lacks most.
-    own = [abs(one).__floor__() for one in exact]
-    for _ in range(abs(amount) - sum(own)):
+    floors = [abs(share).__floor__() for share in exact]
+    for _ in range(abs(amount) - sum(floors)):
         lacks = [
-            abs(one) - got if got == abs(one).__floor__() else Fraction(-1)
-            for one, got in zip(exact, own, strict=True)
+            abs(share) - got if got == abs(share).__floor__() else Fraction(-1)
+            for share, got in zip(exact, floors, strict=True)
         ]
-        own[lacks.index(max(lacks))] += 1
-    assert [abs(part) for part in parts] == own
+        floors[lacks.index(max(lacks))] += 1
+    assert [abs(part) for part in parts] == floors
     if abs(amount) <= sum(weights):
         assert all(abs(part) <= weight for part, weight in zip(parts, weights, strict=True))
 
@@ -41,9 +41,9 @@ def test_a_total_is_split_by_the_largest_remainder(amount: int, weights: list[in
 def test_what_crosses_adds_up_to_nothing_and_leaves_one_side(wanted: list[int]) -> None:
     met = crossed(wanted)
     assert sum(met) == 0
-    left = [one - part for one, part in zip(wanted, met, strict=True)]
-    assert all(abs(part) <= abs(one) for one, part in zip(wanted, met, strict=True))
-    assert all(part * one >= 0 for one, part in zip(wanted, met, strict=True))
+    left = [amount - part for amount, part in zip(wanted, met, strict=True)]
+    assert all(abs(part) <= abs(amount) for amount, part in zip(wanted, met, strict=True))
+    assert all(part * amount >= 0 for amount, part in zip(wanted, met, strict=True))
     assert sum(left) == sum(wanted)
     assert min(left) >= 0 or max(left) <= 0
 
@@ -59,8 +59,8 @@ def test_funding_is_paid_and_received_by_each_position(values: list[int], rate: 
     paid = divide_half_even(sum(due), RATE_SCALE)
     parts = funding_parts(paid, due)
     assert sum(parts) == paid
-    for part, one in zip(parts, due, strict=True):
-        assert abs(part - Fraction(one, RATE_SCALE)) <= 1
+    for part, amount in zip(parts, due, strict=True):
+        assert abs(part - Fraction(amount, RATE_SCALE)) <= 1
 
 
 def test_what_a_margin_did_not_cover_is_spared_by_the_amounts() -> None:

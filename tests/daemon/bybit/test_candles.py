@@ -42,9 +42,11 @@ def candle(**changes: str | int) -> KlineCandle:
     return structs.replace(CLOSED, **changes)
 
 
-def bar_of(one: KlineCandle, of: Instrument | None = None, source: Source = Source.STREAM) -> Bar:
+def bar_of(
+    candle: KlineCandle, of: Instrument | None = None, source: Source = Source.STREAM
+) -> Bar:
     read = candle_reader(of or instrument(), MINUTE)
-    return read(one, START + MINUTE + 441, source)
+    return read(candle, START + MINUTE + 441, source)
 
 
 def read(kline_candle: KlineCandle, of: Instrument | None = None) -> tuple[int, ...]:

@@ -100,7 +100,7 @@ async def fed(
 def prices(run: Live) -> list[tuple[type, int]]:
     """Return what was handed on, as its kind and tenths of a second since the first frame."""
     events = [event for event in run.events if isinstance(event, Quote | Mark)]
-    return [(type(one), (one.market_ms - TODAY_MS - 6_000) // EACH_MS) for one in events]
+    return [(type(price), (price.market_ms - TODAY_MS - 6_000) // EACH_MS) for price in events]
 
 
 class Stream:
@@ -119,10 +119,10 @@ class Stream:
         await until(lambda: self._run.feed.counters["frames"] > frames and self._run.is_idle())
 
 
-def mark(price: float, **beside: float) -> dict[str, Any]:
+def mark(price: float, **others: float) -> dict[str, Any]:
     frame = ticker(0, f"{price:.1f}")
     names = {"index": "indexPrice", "last": "lastPrice"}
-    frame["data"] |= {names[name]: f"{value:.1f}" for name, value in beside.items()}
+    frame["data"] |= {names[name]: f"{value:.1f}" for name, value in others.items()}
     return frame
 
 
@@ -274,6 +274,6 @@ async def test_a_mark_that_liquidates_comes_behind_the_newest_of_the_others(toge
             await stream.send(2, mark(1_000.0))
             await stream.send(3, mark(999.0))
             await stream.send(4, mark(998.0))
-            found = [(one.instrument, one.price) for one in running.events if isinstance(one, Mark)]
-    own = [(BITCOIN.id, 9_990), (BITCOIN.id, 9_980)]
-    assert found == [(other.id, 9_010), *own] if together else found == own
+            marks = [(row.instrument, row.price) for row in running.events if isinstance(row, Mark)]
+    of_btc = [(BITCOIN.id, 9_990), (BITCOIN.id, 9_980)]
+    assert marks == [(other.id, 9_010), *of_btc] if together else marks == of_btc

@@ -129,7 +129,7 @@ def recorded_instruments() -> dict[str, Instrument]:
     read_instrument, page = read_instruments(json.dumps(body["result"]).encode(), Category.LINEAR)
     assert (page.next_page_cursor, page.category) == ("", "linear")
     assert len(read_instrument) == len(body["result"]["list"])
-    return {one.symbol: one for one in read_instrument}
+    return {item.symbol: item for item in read_instrument}
 
 
 def test_real_linear_filters_are_read_exactly() -> None:
@@ -143,9 +143,9 @@ def test_real_linear_filters_are_read_exactly() -> None:
 
 
 def test_decimals_follow_the_tick_and_never_the_price_scale() -> None:
-    found = recorded_instruments()
-    assert found["SOLUSDT"].price_decimals == 2  # its priceScale is 3, its tick 0.010
-    assert (found["1000000BABYDOGEUSDT"].quantity_step, found["DOGEUSDT"].quantity_decimals) == (
+    named = recorded_instruments()
+    assert named["SOLUSDT"].price_decimals == 2  # its priceScale is 3, its tick 0.010
+    assert (named["1000000BABYDOGEUSDT"].quantity_step, named["DOGEUSDT"].quantity_decimals) == (
         100,
         0,
     )
@@ -173,7 +173,7 @@ def test_a_filter_that_is_no_number_is_refused(path: str, value: str) -> None:
 def test_one_odd_listing_does_not_hide_the_others() -> None:
     body = {"list": [{"symbol": "ODD"}, SPOT_BTC], "category": "spot"}
     read_instrument, _ = read_instruments(json.dumps(body).encode(), Category.SPOT)
-    assert [one.symbol for one in read_instrument] == ["BTCUSDT"]
+    assert [item.symbol for item in read_instrument] == ["BTCUSDT"]
 
 
 # ---------------------------------------------------------------- risk tiers
@@ -250,9 +250,9 @@ def test_a_ticker_that_cannot_be_read_is_left_out_and_the_others_are_chosen(row:
     sound = DAY | {"symbol": "ETHUSDT"}
     body = {"category": "linear", "list": [row, sound, sound]}
     page = msgspec.json.decode(msgspec.json.encode(body), type=TickerPage)
-    listings = {one.symbol: ListingInfo(one.symbol, "Trading", "USDT") for one in items}
+    listings = {item.symbol: ListingInfo(item.symbol, "Trading", "USDT") for item in items}
     symbols = read_tickers(page, listings)
-    assert [one.symbol for one in symbols] == ["ETHUSDT"]
+    assert [ticker.symbol for ticker in symbols] == ["ETHUSDT"]
     change = change_of(UniverseRule(top=2), items, symbols, now_ms=1)
     assert change.chosen == ("linear:ETHUSDT",)
     assert change.seen == (("linear:ETHUSDT", "5000", "0.05", -1),)
@@ -273,8 +273,8 @@ def test_whatever_ticker_is_read_can_be_stored(changed: dict[str, str]) -> None:
     items = [instrument("BTCUSDT")]
     body = {"category": "linear", "list": [DAY | changed]}
     page = msgspec.json.decode(msgspec.json.encode(body), type=TickerPage)
-    found = read_tickers(page, {"BTCUSDT": ListingInfo("BTCUSDT", "Trading", "USDT")})
-    ((key, turnover, volatility, _),) = change_of(UniverseRule(top=1), items, found, now_ms=1).seen
+    rows = read_tickers(page, {"BTCUSDT": ListingInfo("BTCUSDT", "Trading", "USDT")})
+    ((key, turnover, volatility, _),) = change_of(UniverseRule(top=1), items, rows, now_ms=1).seen
     assert key == "linear:BTCUSDT"
     assert Decimal(turnover) >= 0
     assert Decimal(volatility) >= 0

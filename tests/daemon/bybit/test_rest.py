@@ -94,8 +94,8 @@ async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None
             {"category": "linear", "list": [{**FILTERS, "symbol": "BUSDT"}], "nextPageCursor": ""},
         ]
         server.answer_next("instruments-info", *(server.reply(page) for page in pages))
-        found = await rest.instruments(Category.LINEAR)
-        assert [one.symbol for one in found] == ["AUSDT", "BUSDT"]
+        instruments = await rest.instruments(Category.LINEAR)
+        assert [item.symbol for item in instruments] == ["AUSDT", "BUSDT"]
         assert [query.get("cursor") for query in server.asked("instruments-info")] == [
             None,
             "second",
@@ -128,9 +128,9 @@ async def test_funding_history_is_paged_backwards_and_returned_oldest_first() ->
     async with ScriptedServer() as server, asking(server) as rest:
         times = [START_MS + index * HOUR for index in range(450)]
         server.funding = [(at, f"-0.000{index:03}") for index, at in enumerate(times)]
-        found = await rest.funding(instrument(), times[3], times[-1])
-        assert [clock.market_ms for clock in found] == times[3:]
-        assert found[0].rate == -30_000
+        settlements = await rest.funding(instrument(), times[3], times[-1])
+        assert [clock.market_ms for clock in settlements] == times[3:]
+        assert settlements[0].rate == -30_000
         assert len(server.asked("funding/history")) == 3
         assert all("startTime" in query for query in server.asked("funding/history"))
 

@@ -221,9 +221,9 @@ async def test_whatever_a_call_is_answered_it_is_asked_again_and_never_ends_a_pr
                 await clock.run(task.done)
                 assert await task == expected, what
                 assert len(server.asked(path)) == count + 2, what
-        said = [line for line in lines if line["event"] == "retrying"]
+        retries = [line for line in lines if line["event"] == "retrying"]
         assert (
-            sum(line["log_level"] == "warning" for line in said)
+            sum(line["log_level"] == "warning" for line in retries)
             <= 1 + (clock.network_s() - begun_s) // 60
         )
         assert not server.asked("other")
@@ -282,12 +282,12 @@ async def test_any_value_of_an_answer_in_any_form_is_read_or_asked_again(
         expected = await clock.finish(call(rest))
         assert expected
         for body in data.draw(st.lists(odd(document(name)), min_size=1, max_size=40)):
-            server.answer_next(path, *(web.Response(body=one) for one in (body, good)))
-            found = await clock.finish(call(rest))
+            server.answer_next(path, *(web.Response(body=content) for content in (body, good)))
+            answer = await clock.finish(call(rest))
             is_read = bool(server.answers[path])
             server.answers[path].clear()
-            assert is_read or found == expected, body
-            assert not unstorable(found), body
+            assert is_read or answer == expected, body
+            assert not unstorable(answer), body
 
 
 RAW: dict[str, bytes] = {

@@ -211,16 +211,16 @@ async def test_a_topic_is_renewed_by_leaving_it_and_more_and_more_seldom() -> No
     async with ScriptedServer() as server, running(server, *TOPICS[:2]) as (setup, stream):
         await until(stream.answered.is_set)
 
-        def asked() -> list[tuple[str, list[str]]]:
+        def subscriptions() -> list[tuple[str, list[str]]]:
             return [(row["op"], row["args"]) for row in server.received if row["op"] != "ping"][1:]
 
         both = [("unsubscribe", [TOPICS[1]]), ("subscribe", [TOPICS[1]])]
         stream.resubscribe((TOPICS[1], "orderbook.1.NOT.OURS"))
-        await until(lambda: asked() == both)
+        await until(lambda: subscriptions() == both)
         began_s = setup.clock.network_s()
         for times in range(2, 5):
             stream.resubscribe((TOPICS[1],))
-            await setup.clock.run(is_equal(asked, times * both))
+            await setup.clock.run(is_equal(subscriptions, times * both))
         assert setup.clock.network_s() - began_s >= 1 + 2 + 4
         assert setup.listener.connected == 1
 

@@ -146,11 +146,11 @@ def test_a_question_without_end_is_given_up_in_time(question: str, path: Path, c
 
 
 def test_an_answer_without_end_is_cut_and_says_so(path: Path, cli: Cli) -> None:
-    asked = ("audit", "sql", ENDLESS + "i FROM n", "--db", path, "--rows", "5")
-    code, out, err = cli(*asked)
+    command = ("audit", "sql", ENDLESS + "i FROM n", "--db", path, "--rows", "5")
+    code, out, err = cli(*command)
     assert (code, out.split()) == (0, ["i", "1", "2", "3", "4", "5"])
     assert "the first 5 rows; there are more" in err
-    code, out, err = cli(*asked, "--json")
+    code, out, err = cli(*command, "--json")
     assert [row["i"] for row in json.loads(out)] == [1, 2, 3, 4, 5]
     assert "there are more" in err
 
@@ -163,8 +163,8 @@ def test_values_and_answers_have_a_size(
     assert (code, "larger than 64 MiB" in err) == (1, True)
     monkeypatch.setattr("tracepaper.storage.database.queries.BYTES_MOST", 1 << 20)
     with Reader.open(path) as reader:
-        found = ask(reader.connection, ENDLESS + "hex(zeroblob(100000)) FROM n")
-    assert (len(found.rows), found.cut) == (5, "the first 5 rows, 1 MiB")
+        answer = ask(reader.connection, ENDLESS + "hex(zeroblob(100000)) FROM n")
+    assert (len(answer.rows), answer.cut) == (5, "the first 5 rows, 1 MiB")
 
 
 # One operation, amid which SQLite looks at no clock: it took half a minute under any limit.
@@ -178,18 +178,18 @@ def test_ctrl_c_ends_one_operation_too(path: Path) -> None:
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     ) as process:
-        asked = children_of(process.pid)
+        pids = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(deadline_s()) == 130
-    assert not any(Path(f"/proc/{one}").exists() for one in asked)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def children_of(pid: int) -> list[str]:
     """Wait until the process has a child that is at work; return the ids of its children."""
-    known = Path(f"/proc/{pid}/task/{pid}/children")
+    children = Path(f"/proc/{pid}/task/{pid}/children")
     while True:
-        parts = known.read_text(encoding="ascii").split()
-        if any(_ticks(one) > 30 for one in parts):
+        parts = children.read_text(encoding="ascii").split()
+        if any(_ticks(pid) > 30 for pid in parts):
             return parts
 
 

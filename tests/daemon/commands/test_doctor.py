@@ -31,7 +31,6 @@ OFFLINE = [
     "python",
     "packages",
     "sqlite",
-    "times",
     "configuration",
     "database",
     "disk",
@@ -65,8 +64,8 @@ def test_a_secret_that_a_shell_cannot_read_is_a_warning(
     assert cli("config", "check", "-c", config).code == 2
     assert detail.startswith("[notify] addresses: env:NOTIFY_A names an environment variable")
     monkeypatch.setenv("NOTIFY_A", "json://127.0.0.1/hunter2")
-    found = findings(cli, "-c", config, "--db", db)["notify"]
-    assert found == ("ok", "env:NOTIFY_A; `tracepaper notify test` sends one message")
+    finding = findings(cli, "-c", config, "--db", db)["notify"]
+    assert finding == ("ok", "env:NOTIFY_A; `tracepaper notify test` sends one message")
 
 
 def configured(folder: Path, text: str) -> Path:
@@ -162,20 +161,20 @@ def test_an_exchange_that_cannot_be_reached_fails(tmp_path: Path, cli: Cli) -> N
 # ---------------------------------------------------------------- storage.ship_to
 
 
-def asked(url: str, path: Path) -> tuple[str, str]:
+def verdict_of(url: str, path: Path) -> tuple[str, str]:
     """Let doctor try the shipping of *path* to *url*."""
     config = load(None, {"storage": {"ship_to": url}})
-    (found,) = ask_fleet(config, path)
-    assert found.check == "fleet"
-    assert "\n" not in found.detail
-    return found.verdict.value, found.detail
+    (finding,) = ask_fleet(config, path)
+    assert finding.check == "fleet"
+    assert "\n" not in finding.detail
+    return finding.verdict.value, finding.detail
 
 
 def test_a_server_that_takes_what_is_shipped_passes(
     tmp_path: Path, postgres: Cluster, fleet_url: str
 ) -> None:
     path, where = tmp_path / "run.db", shown(fleet_url)
-    assert asked(fleet_url, path) == (
+    assert verdict_of(fleet_url, path) == (
         "ok",
         f"{where} takes what is shipped; nobody ships {path} now",
     )
@@ -183,7 +182,7 @@ def test_a_server_that_takes_what_is_shipped_passes(
     write_run(path, plain_steps(20))
     ship_once(path, fleet_url)
     before = path.read_bytes()
-    assert asked(fleet_url, path)[0] == "ok"
+    assert verdict_of(fleet_url, path)[0] == "ok"
     assert path.read_bytes() == before
 
 
@@ -194,12 +193,12 @@ def test_who_ships_a_file_already_is_named(
     write_run(path, plain_steps(20))
     elsewhere = Shipper(path, postgres.fresh())  # of the same server, which tells all locks
     elsewhere.open()
-    assert asked(fleet_url, path)[0] == "ok"
+    assert verdict_of(fleet_url, path)[0] == "ok"
     elsewhere.close()
     other = Shipper(path, fleet_url)
     other.open()
     try:
-        verdict, detail = asked(fleet_url, path)
+        verdict, detail = verdict_of(fleet_url, path)
         assert verdict == "warn"
         assert (
             f", but tracepaper {socket.gethostname()}:{os.getpid()} ships {path} already" in detail
@@ -207,7 +206,7 @@ def test_who_ships_a_file_already_is_named(
         assert "stop it before a daemon begins, or" in detail
         lock = InstanceLock.acquire(path)  # a daemon runs: that is its shipper
         try:
-            assert asked(fleet_url, path)[0] == "ok"
+            assert verdict_of(fleet_url, path)[0] == "ok"
         finally:
             lock.release()
     finally:
@@ -225,14 +224,14 @@ def test_a_role_that_cannot_ship_is_found(
         "CREATE ROLE shipping LOGIN PASSWORD 'secret-3141'",
     )
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
-    assert "give one by the variable PGPASSWORD" in asked(url, path)[1]
+    assert "give one by the variable PGPASSWORD" in verdict_of(url, path)[1]
     monkeypatch.setenv("PGPASSWORD", "wrong-2718")
-    verdict, detail = asked(url, path)
+    verdict, detail = verdict_of(url, path)
     assert verdict == "fail"
     assert "correct it in the variable PGPASSWORD" in detail
     assert "wrong-2718" not in detail
     monkeypatch.setenv("PGPASSWORD", "secret-3141")
-    assert "may not read the schema's version" in asked(url, path)[1]
+    assert "may not read the schema's version" in verdict_of(url, path)[1]
     page = (DOCS / "fleet.md").read_text(encoding="utf-8")
     (script,) = (block.text for block in blocks(page) if block.language == "sql")
     grants = [
@@ -251,16 +250,16 @@ def test_a_role_that_cannot_ship_is_found(
     try:
         for number, grant in enumerate(grants, 1):
             postgres.sql(fleet_url, grant)
-            verdict, detail = asked(url, path)
+            verdict, detail = verdict_of(url, path)
             if number in lacks:
                 assert verdict == "fail"
                 assert re.search(lacks[number], detail), detail
         assert (len(grants), verdict) == (5, "ok")
         postgres.sql(fleet_url, "REVOKE INSERT ON holes FROM shipping")
-        assert "lacks INSERT on holes: grant" in asked(url, path)[1]
+        assert "lacks INSERT on holes: grant" in verdict_of(url, path)[1]
         name = fleet_url.rpartition("/")[2]
         postgres.sql(fleet_url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        assert "takes no writes, as a standby does: name the one" in asked(url, path)[1]
+        assert "takes no writes, as a standby does: name the one" in verdict_of(url, path)[1]
     finally:
         reset = "ALTER DATABASE {} RESET default_transaction_read_only"
         postgres.sql(postgres.url("postgres"), reset.format(fleet_url.rpartition("/")[2]))
@@ -273,7 +272,7 @@ def test_a_copy_that_went_on_is_found_before_it_trades(tmp_path: Path, fleet_url
     shutil.copy(path, copy)
     grown(path, 40, seed=1, since=20)
     ship_once(path, fleet_url)
-    verdict, detail = asked(fleet_url, copy)
+    verdict, detail = verdict_of(fleet_url, copy)
     assert verdict == "fail"
     assert "has another history than the fleet's under its id" in detail
 

@@ -64,9 +64,9 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     with_sql = cli("audit", "equity", "last", "--limit", 1, "--db", path, "--json")[1]
     (equity,) = json.loads(with_sql)
     assert run["equity"] == equity["equity"]
-    shown = cli("fleet", url)[1]
-    assert "r-1" in shown
-    assert f"{float(run['equity']):,.2f}" in shown
+    text = cli("fleet", url)[1]
+    assert "r-1" in text
+    assert f"{float(run['equity']):,.2f}" in text
 
 
 def test_what_is_refused_names_the_address_and_what_to_do(

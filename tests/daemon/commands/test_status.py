@@ -41,7 +41,14 @@ async def test_status_shows_health_account_and_gates(
 ) -> None:
     assert await called("status", "--db", daemon.database) == 0
     shown = capsys.readouterr().out
-    for words in ("running", "run-7f3a", "1 bar, 1 decision", "100,000.00", "✗ edge", "✓ warm"):
+    for words in (
+        "running",
+        "run-7f3a",
+        "1 bar, 1 decision",
+        "100,000.00",
+        "✗ edge",
+        "of 4 passed",
+    ):
         assert words in shown
 
 
@@ -63,9 +70,9 @@ async def test_the_exit_code_says_whether_the_daemon_is_ready(
     async with serving(unready, Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))):
         for way in ([], ["--json"], ["--ready"]):
             assert await called("status", *way, "--db", unready) == 1
-            shown = capsys.readouterr()
-            assert "no bar" in shown.out
-            assert shown.err == ""
+            output = capsys.readouterr()
+            assert "no bar" in output.out
+            assert output.err == ""
     assert await called("status", "--ready", "--db", tmp_path / "nobody.db") == 1
     assert "No daemon runs" in capsys.readouterr().err
 

@@ -349,9 +349,9 @@ def test_a_time_that_is_a_horizon_follows_the_interval_of_a_later_source(
 def test_a_horizon_that_is_no_number_of_bars_is_refused(
     tmp_path: Path, text: str, sentence: str
 ) -> None:
-    said = refusal(tmp_path, f"[market]\n{text}\n")
-    assert sentence in said
-    assert str(tmp_path) in said
+    error = refusal(tmp_path, f"[market]\n{text}\n")
+    assert sentence in error
+    assert str(tmp_path) in error
 
 
 @pytest.mark.parametrize("name", checkpoints.bundled())

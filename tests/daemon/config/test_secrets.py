@@ -111,8 +111,8 @@ def test_every_source_of_a_key_is_searched(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["password", "api_key", "my_secret", "bot-token", "apiKey"])
 def test_an_option_that_is_called_a_secret_names_a_place(name: str) -> None:
-    said = refusal({"strategy": {"options": {"broker": {name: SECRET}}}})
-    assert 'write "env:NAME" and let your class read that environment variable' in said
+    error = refusal({"strategy": {"options": {"broker": {name: SECRET}}}})
+    assert 'write "env:NAME" and let your class read that environment variable' in error
     kept = load(None, {"strategy": {"name": "mine:Class", "options": {name: "env:MY_KEY"}}})
     assert kept.strategy.options == {name: "env:MY_KEY"}
 
@@ -162,9 +162,9 @@ def test_config_show_prints_places_alone(cli: Cli) -> None:
 
 def test_a_reference_is_read_where_it_points(tmp_path: Path) -> None:
     (tmp_path / "telegram").write_text(f"\n {PLANTED['chat']}\n", encoding="utf-8")
-    found = {"A": f" {SECRET} ", CREDENTIALS: str(tmp_path)}
-    assert read_secret("env:A", found) == SECRET
-    assert read_secret("credential:telegram", found) == PLANTED["chat"]
+    environment = {"A": f" {SECRET} ", CREDENTIALS: str(tmp_path)}
+    assert read_secret("env:A", environment) == SECRET
+    assert read_secret("credential:telegram", environment) == PLANTED["chat"]
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,8 @@ def test_a_replay_and_a_sweep_run_by_what_is_set(here: Path, cli: Cli) -> None:
     lines = ["open_time,open,high,low,close,volume"]
     lines += [",".join(str(int(cell)) for cell in row) + ",1" for row in rows]
     Path("BTCUSDT.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    own = ["--set", "strategy.name=sma_cross", "--set", "strategy.fast=3"]
-    words = ["BTCUSDT.csv", *own, "--json"]
+    settings = ["--set", "strategy.name=sma_cross", "--set", "strategy.fast=3"]
+    words = ["BTCUSDT.csv", *settings, "--json"]
     assert cli("replay", *words, "--set", "strategy.slow=9", "--db", "run.db").code == 0
     with Reader.open(Path("run.db")) as reader:
         stored = reader.run(reader.find("last"))

@@ -18,11 +18,11 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
-    NoModel,
     Worker,
     WorkerPredictor,
     drive,
     gathered,
+    no_forecast,
     steps_of,
 )
 from tracepaper.strategies.errors import DataInvalid
@@ -81,7 +81,7 @@ def test_each_bar_of_a_close_has_its_own_step_behind_that_of_the_close() -> None
 def test_the_last_step_of_a_close_alone_stores_the_state() -> None:
     stored = [step.state is not None for step in run(engine(), flat(40))]
     assert stored[:4] == [False, False, False, True]
-    assert {place % 4 for place, one in enumerate(stored) if one} == {3}
+    assert {place % 4 for place, is_stored in enumerate(stored) if is_stored} == {3}
 
 
 def test_no_decision_depends_on_the_place_of_its_instrument() -> None:
@@ -96,7 +96,7 @@ def test_no_decision_depends_on_the_place_of_its_instrument() -> None:
         }  # fmt: skip
 
     forwards = by_bar(run(engine(), flat(60)))
-    assert forwards == by_bar(run(engine(), flat(60, order=lambda one: one[::-1])))
+    assert forwards == by_bar(run(engine(), flat(60, order=lambda order: order[::-1])))
 
 
 def test_all_bars_fill_and_mark_before_the_first_is_decided() -> None:
@@ -196,7 +196,7 @@ async def test_a_close_is_stored_in_one_transaction_and_watched_whole() -> None:
 
     first, second, third = closes(3)
     events: list[Event] = [closed(first), *first, closed(second), *second, closed(third), *third]
-    await drive(Scripted(events), NoModel(), engine(), audit, watch=watch)
+    await drive(Scripted(events), no_forecast, engine(), audit.append, watch=watch)
     assert audit.together == [4, 4]
     assert [step.sequence for step in watched] == list(range(8))
 
@@ -207,7 +207,7 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
 ) -> None:
     closed_together = closes(120)
     now_ms = closed_together[-1][0].close_time_ms + 300  # the newest alone is in time
-    late = [replace(one, seen_ms=now_ms) for together in closed_together for one in together[:1]]
+    late = [replace(item, seen_ms=now_ms) for together in closed_together for item in together[:1]]
     audit, watched = Transactions(), []
 
     def watch(step: Step) -> bool:
@@ -216,22 +216,22 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
         return True
 
     feed = Scripted([*late[:110], None, *late[110:]])
-    await drive(feed, NoModel(), engine(), audit, watch=watch, is_behind=lambda: is_behind)
+    await drive(feed, no_forecast, engine(), audit.append, watch=watch, is_behind=lambda: is_behind)
     assert watched == list(range(120))
     assert audit.together == ([100, 10, 10] if is_behind else [1] * 120)
 
 
 async def test_what_a_late_bar_trades_is_stored_at_once() -> None:
-    events = [one for together in closes(60) for one in together[:1]]
+    events = [item for together in closes(60) for item in together[:1]]
     alone = Transactions()
-    await drive(Scripted(events), NoModel(), engine(), alone)
+    await drive(Scripted(events), no_forecast, engine(), alone.append)
     first = next(step.sequence for step in alone.steps if step.orders)
     assert alone.together == [1] * 60
     # From the bar behind the first order on all are late: that order is filled by one of them.
     late = [replace(event, seen_ms=event.seen_ms + 10**9) for event in events[first + 1 :]]
     audit = Transactions()
     given = [*events[: first + 1], *late]
-    await drive(Scripted(given), NoModel(), engine(), audit, is_behind=lambda: True)
+    await drive(Scripted(given), no_forecast, engine(), audit.append, is_behind=lambda: True)
     traded = [bool(step.orders or step.fills) for step in audit.steps]
     assert any(traded[first + 1 :])
     ends = list(accumulate(audit.together))
@@ -248,7 +248,7 @@ def start() -> ModelChange:
 
 class Counting(FixedForecaster):
     def __init__(self) -> None:
-        super().__init__(lambda seen: forecast(seen[-1].close / 1e9), context=1)
+        super().__init__(lambda history: forecast(history[-1].close / 1e9), context=1)
         self.groups: list[list[str]] = []
 
     def predict_many(self, given: Sequence[Bar]) -> list[Forecast | None]:

@@ -110,8 +110,8 @@ def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
     """Return bars with something else at each (kind, index) of *places*."""
     events: list[Event] = []
     kinds = {index: kind for kind, index in places}
-    for index, one in enumerate(bars(120, seed=seed)):
-        kind, at_ms = kinds.get(index), one.open_time_ms
+    for index, row in enumerate(bars(120, seed=seed)):
+        kind, at_ms = kinds.get(index), row.open_time_ms
         match kind:
             case 0:
                 continue  # a hole
@@ -122,12 +122,12 @@ def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
                 finer = instrument(quantity_step=3 if kind == 4 else 1)
                 events.append(InstrumentChange(finer, at_ms, at_ms))
             case 6:
-                events.append(structs.replace(one, close=one.close * 3, high=one.close * 3))
+                events.append(structs.replace(row, close=row.close * 3, high=row.close * 3))
                 continue  # an implausible close
             case 7:
-                events.append(structs.replace(one, seen_ms=one.seen_ms + 10 * 60_000))
+                events.append(structs.replace(row, seen_ms=row.seen_ms + 10 * 60_000))
                 continue  # a late bar
-        events.append(one)
+        events.append(row)
     return events
 
 
@@ -157,7 +157,7 @@ def test_decisions_that_repeat_share_one_outcome() -> None:
     pairs = list(pairwise(decisions))
     alike = [pair for pair in pairs if pair[0].outcome == pair[1].outcome]
     assert len(alike) > 30
-    assert all(one.outcome is other.outcome for one, other in alike)
+    assert all(first.outcome is other.outcome for first, other in alike)
 
 
 class Reasons(SmaCross):
@@ -169,10 +169,10 @@ class Reasons(SmaCross):
 
 
 def test_an_outcome_that_comes_again_is_the_same_and_few_are_remembered() -> None:
-    made = engine_of(
+    trend = engine_of(
         SMA, period_start_ms=START_MS, strategy=Reasons(fast=3, slow=7, long_only=True)
     )
-    outcomes = [step.decision.outcome for step in steps_of(made, list(bars(120))) if step.decision]
+    outcomes = [step.decision.outcome for step in steps_of(trend, list(bars(120))) if step.decision]
     assert [signal.reason for signal in outcomes[8:12]] == ["turn 0", "turn 1", "turn 0", "bar 11"]
     assert outcomes[8] is outcomes[10]
     assert outcomes[8] == outcomes[110] is outcomes[112]
@@ -180,11 +180,11 @@ def test_an_outcome_that_comes_again_is_the_same_and_few_are_remembered() -> Non
 
 
 def test_an_outcome_comes_again_only_where_the_same_gates_passed() -> None:
-    made = list(bars(60))
-    late = structs.replace(made[41], seen_ms=made[41].seen_ms + 10 * 60_000)
-    at_ms = made[40].open_time_ms
+    candles = list(bars(60))
+    late = structs.replace(candles[41], seen_ms=candles[41].seen_ms + 10 * 60_000)
+    at_ms = candles[40].open_time_ms
     halt = Command(CommandKind.HALT, "", at_ms, at_ms)
-    steps = steps_of(engine(), [*made[:40], halt, made[40], late, made[42]])
+    steps = steps_of(engine(), [*candles[:40], halt, candles[40], late, candles[42]])
     on_time, too_late, again = (step.decision.outcome for step in steps[-3:] if step.decision)
     assert on_time.reason == too_late.reason == again.reason == "refused by operator"
     assert on_time.passed != too_late.passed

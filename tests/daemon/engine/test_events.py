@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from builders import MINUTE, START_MS, bar, bars, explanation, forecast, instrument, present
 from engines import engine_of
-from exit_cases import KEY, asked, flat_bars, held, long, machine, path, short, taken
+from exit_cases import KEY, asked, flat_bars, held, long, machine, path, short, steps_of
 from fakes import FixedForecaster
 from msgspec.structs import replace
 
@@ -36,7 +36,7 @@ SHA = "b" * 64
 
 def test_a_settlement_that_is_told_twice_is_booked_once() -> None:
     engine = machine({0: long()})
-    before = taken(engine, flat_bars(3))[-1].account
+    before = steps_of(engine, flat_bars(3))[-1].account
     due = Funding(KEY, 10**6, AT, AT)
     first, again = (engine.step(replace(due, seen_ms=AT + late), None) for late in (0, 5))
     assert (first.accepted, again.accepted) == (True, False)
@@ -70,7 +70,7 @@ def test_what_a_restart_does_not_know_is_valued_at_the_close_from_there(
     event: Event, at_close: bool
 ) -> None:
     engine = prepared(machine({0: long()}))
-    closed = taken(engine, flat_bars(3))[-1].account.equity
+    closed = steps_of(engine, flat_bars(3))[-1].account.equity
     marked = engine.step(Mark(KEY, 9_900, AT, AT), None).account.equity
     assert marked < closed
     assert engine.step(event, None).account.equity == (closed if at_close else marked)
@@ -88,10 +88,10 @@ def test_what_comes_again_under_another_model_was_judged_by_its_gates() -> None:
         {"strategy": {"name": "sma_cross", "fast": 3, "slow": 5}},
         strategy=Turns(fast=3, slow=5, long_only=True),
     )
-    made = bars(60)
-    before = [engine.step(one, None).decision for one in made[:20]][-2]
+    candles = bars(60)
+    before = [engine.step(candle, None).decision for candle in candles[:20]][-2]
     prepared(engine).step(change(()), None)
-    after = present([engine.step(one, None).decision for one in made[20:]][-2])
+    after = present([engine.step(candle, None).decision for candle in candles[20:]][-2])
     assert before is not None
     assert (before.outcome.reason, before.passed) == (after.outcome.reason, after.passed)
     assert before.gate_set.thresholds != after.gate_set.thresholds
@@ -100,7 +100,7 @@ def test_what_comes_again_under_another_model_was_judged_by_its_gates() -> None:
 
 def test_a_flatten_ends_the_protection_that_an_unfilled_entry_brought() -> None:
     engine = machine({0: long(stop=98.0)}, execution=FillModel.QUOTE)
-    taken(engine, flat_bars(1))
+    steps_of(engine, flat_bars(1))
     assert engine.state().account.books[KEY].protection.plan is not None
     engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)
     assert engine.state().account.books[KEY].protection.plan is None
@@ -108,7 +108,7 @@ def test_a_flatten_ends_the_protection_that_an_unfilled_entry_brought() -> None:
 
 def test_a_flatten_ends_the_protection_that_a_turn_would_have_brought() -> None:
     engine = machine({0: long(stop=98.0), 1: short(stop=102.0)}, execution=FillModel.QUOTE)
-    taken(engine, [*flat_bars(1), asked(10_000, 1), bar(10_000, index=1)])
+    steps_of(engine, [*flat_bars(1), asked(10_000, 1), bar(10_000, index=1)])
     following = present(engine.state().account.books[KEY].protection.following)
     assert following != NOTHING_FOLLOWS
     engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)
@@ -118,7 +118,7 @@ def test_a_flatten_ends_the_protection_that_a_turn_would_have_brought() -> None:
 def test_what_moves_an_order_of_a_shadow_account_alone_is_saved() -> None:
     limit = {"max_exposure": "1"}
     engine = machine({0: long(trailing=1.0)}, twins=("ungated",), risk=limit)
-    steps = taken(engine, [*flat_bars(3), path(3, 10_000, 10_050, 9_990, 10_050)])
+    steps = steps_of(engine, [*flat_bars(3), path(3, 10_000, 10_050, 9_990, 10_050)])
     assert [held(step) for step in steps] == [0] * 4
     *_, moved = steps
     assert moved.twins[0].position.quantity == 1_000
@@ -146,21 +146,21 @@ def by_cells() -> Engine:
     )
 
 
-def seen(mass: float) -> Any:
+def forecast_of(mass: float) -> Any:
     return forecast(explained=explanation(recent_mass=mass))
 
 
 def test_a_start_goes_on_in_the_cell_of_its_record() -> None:
     engine, again = by_cells(), by_cells()
-    steps = [engine.step(one, seen(0.6)) for one in bars(20)]
+    steps = [engine.step(candle, forecast_of(0.6)) for candle in bars(20)]
     state = next(step.state for step in reversed(steps) if step.state is not None)
     assert engine.markets[KEY].regimes.cell == 2
     Restart(again).restore(decode_state(state), next_sequence=20)
     assert again.markets[KEY].regimes.cell == 2
-    between = seen(0.499)  # nearer to the other cell, and not by enough to leave this one
-    for one in (engine, again):
-        one.step(bar(10_100, index=20), between)
-        assert one.markets[KEY].regimes.cell == 2
+    between = forecast_of(0.499)  # nearer to the other cell, and not by enough to leave this one
+    for started in (engine, again):
+        started.step(bar(10_100, index=20), between)
+        assert started.markets[KEY].regimes.cell == 2
 
 
 def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:
@@ -173,7 +173,7 @@ def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:
 
 def test_a_breach_closes_nothing_over_the_operator_s_halt() -> None:
     engine = machine({0: long()}, risk={"max_drawdown": "0.000001", "on_breach": "flatten"})
-    steps = taken(engine, flat_bars(2))
+    steps = steps_of(engine, flat_bars(2))
     engine.step(Command(CommandKind.HALT, "", AT, AT), None)
     decision = engine.step(bar(9_900, index=2), None).decision
     assert held(steps[-1]) == 1_000

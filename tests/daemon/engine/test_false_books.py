@@ -62,11 +62,11 @@ def minute(index: int, close: int = PRICE, *, open_: int = PRICE) -> Bar:
 def books(mids: Sequence[int], *, index: int = BARS, from_s: int = 1) -> Depths:
     """Return the books of minute *index*, one a second from *from_s* on."""
     first_ms = START_MS + index * MINUTE + from_s * EVERY_MS
-    made = [
+    nodes = [
         depth([(mid - 5, 1)], [(mid + 5, 1)], first_ms + place * EVERY_MS)
         for place, mid in enumerate(mids)
     ]
-    laid = books_of(made, 1)
+    laid = books_of(nodes, 1)
     return packed_books(KEY, laid, every_ms=EVERY_MS, seen_ms=int(laid.seen_ms[-1]))
 
 
@@ -118,8 +118,8 @@ def test_books_before_a_crash_are_usual_where_quotes_showed_it_already() -> None
     engine, looks = machine()
     at = START_MS + (BARS + 1) * MINUTE - 500
     fall = [PRICE] * 20 + [DOWN] * 40
-    shown = (Mark(KEY, DOWN + 60, at - 100, at, index=DOWN), Mark(KEY, DOWN, at, at))
-    *_, step, _ = steps(engine, [*shown, books(fall), minute(BARS, DOWN, open_=PRICE)])
+    marks = (Mark(KEY, DOWN + 60, at - 100, at, index=DOWN), Mark(KEY, DOWN, at, at))
+    *_, step, _ = steps(engine, [*marks, books(fall), minute(BARS, DOWN, open_=PRICE)])
     assert step.belief is None
     assert looks.saw == list(range(59, -1, -1))
 
@@ -156,7 +156,7 @@ def test_what_is_recalled_hides_the_same() -> None:
     mids = [PRICE] * 60
     mids[30] = DOWN
     events: list[Depths | Bar] = [books(mids), minute(BARS), books([PRICE] * 9, index=BARS + 1)]
-    (live, seen), (recalled, again), (repeated, third) = machine(), machine(), machine()
+    (live, live_prices), (recalled, again), (repeated, third) = machine(), machine(), machine()
     steps(live, events)
     for event in events:
         restart = Restart(recalled)
@@ -164,9 +164,9 @@ def test_what_is_recalled_hides_the_same() -> None:
         Restart(repeated).repeat(event)
     for engine in (live, recalled, repeated):
         engine.step(minute(BARS + 1), None)
-    assert seen.saw == again.saw == third.saw
-    assert seen.saw is not None
-    assert len(seen.saw) == 29 + 9
+    assert live_prices.saw == again.saw == third.saw
+    assert live_prices.saw is not None
+    assert len(live_prices.saw) == 29 + 9
 
 
 def test_before_ten_bars_every_book_is_believed() -> None:

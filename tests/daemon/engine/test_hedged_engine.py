@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -21,10 +22,13 @@ from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, packed_mov
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import (
     BookUpdate,
+    Closed,
     Command,
     CommandKind,
     Event,
@@ -34,7 +38,6 @@ from tracepaper.strategies.types.market import (
 )
 
 ITEM = instrument()
-PAIR = "tracepaper.strategies.examples.pair:Pair"
 KEY = ITEM.id
 
 
@@ -58,7 +61,7 @@ def scripted(says: dict[str, Any], **options: Any) -> Engine:
 
 
 def sides(step: Step) -> tuple[int, int]:
-    long, short = (one.position.quantity for one in step.twins)
+    long, short = (twin.position.quantity for twin in step.twins)
     return long, short
 
 
@@ -164,7 +167,7 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
     assert decided is not None
     assert (decided.action, decided.reason) == (Action.FLAT, "horizon")
     assert decided.target_quantity == sides(steps[7])[0]
-    confirmed = [[one.twin for one in step.twins if one.confirmed] for step in steps]
+    confirmed = [[twin.twin for twin in step.twins if twin.confirmed] for step in steps]
     assert confirmed[1:5] == [["LONG"], [], ["SHORT"], ["LONG"]]
 
 
@@ -173,8 +176,8 @@ def test_sides_that_end_together_are_not_asked_for_again() -> None:
     says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
     before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
     wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
-    made: list[Event] = [*before, wide, *after]
-    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), made)
+    stream: list[Event] = [*before, wide, *after]
+    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), stream)
     assert sides(steps[5]) == (400, -400)
     assert {fill.position_side for fill in steps[6].fills} == {LONG, SHORT}
     held, ended = steps[5].decision, steps[6].decision
@@ -192,10 +195,10 @@ def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refu
         account={"cash": "5100"},
         risk={"max_notional": "70000"},
     )
-    made = list(bars(9))
-    received = Funding(KEY, -5 * 10**8, made[4].close_time_ms, made[4].close_time_ms)
+    stream = list(bars(9))
+    received = Funding(KEY, -5 * 10**8, stream[4].close_time_ms, stream[4].close_time_ms)
     steps: list[Step] = []
-    events: list[Event] = [*made[:5], received, *made[5:]]
+    events: list[Event] = [*stream[:5], received, *stream[5:]]
     for event in events:
         steps.append(engine.step(event, None))
         check_account(engine.broker.own)
@@ -212,9 +215,9 @@ def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refu
 
 def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"], "6": ["LONG"]}, gate={"on_refusal": "flat"})
-    made = list(bars(12))
-    late = replace(made[6], seen_ms=made[6].seen_ms + 10**9)
-    steps = run(engine, [*made[:6], late, *made[7:]])
+    stream = list(bars(12))
+    late = replace(stream[6], seen_ms=stream[6].seen_ms + 10**9)
+    steps = run(engine, [*stream[:6], late, *stream[7:]])
     decided = steps[6].decision
     assert decided is not None
     assert decided.refused_by == "late"
@@ -240,12 +243,12 @@ def test_the_size_of_a_side_leaves_room_for_the_other() -> None:
 
 def test_a_command_closes_both_sides_at_once() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
-    made = list(bars(9))
-    command = Command(CommandKind.FLATTEN, "", made[5].close_time_ms, made[5].close_time_ms)
-    steps = run(engine, [*made[:6], command, *made[6:]])
+    stream = list(bars(9))
+    command = Command(CommandKind.FLATTEN, "", stream[5].close_time_ms, stream[5].close_time_ms)
+    steps = run(engine, [*stream[:6], command, *stream[6:]])
     sent = steps[6].orders
-    assert [one.position_side for one in sent] == [LONG, SHORT]
-    assert len({one.order_id for one in sent}) == 2
+    assert [order.position_side for order in sent] == [LONG, SHORT]
+    assert len({order.order_id for order in sent}) == 2
     assert sides(steps[7]) == (0, 0)
 
 
@@ -274,15 +277,19 @@ def test_orders_of_a_list_open_and_close_the_side_that_they_name() -> None:
 
 def test_a_side_that_a_mark_reaches_is_liquidated_and_the_other_one_stands() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
-    made = list(bars(8))
-    at_ms = made[5].close_time_ms
-    events: list[Event] = [*made[:6], Mark(KEY, made[5].close * 88 // 100, at_ms, at_ms), *made[6:]]
+    stream = list(bars(8))
+    at_ms = stream[5].close_time_ms
+    events: list[Event] = [
+        *stream[:6],
+        Mark(KEY, stream[5].close * 88 // 100, at_ms, at_ms),
+        *stream[6:],
+    ]
     steps = run(engine, events)
-    taken = steps[6]
-    assert [(f.position_side, f.model) for f in taken.fills] == [(LONG, FillModel.LIQUIDATION)]
-    assert sides(taken)[0] == 0 > sides(taken)[1]
+    liquidated = steps[6]
+    assert [(f.position_side, f.model) for f in liquidated.fills] == [(LONG, FillModel.LIQUIDATION)]
+    assert sides(liquidated)[0] == 0 > sides(liquidated)[1]
     margin = steps[5].twins[0].position.margin
-    lost = steps[5].account.cash - taken.account.cash
+    lost = steps[5].account.cash - liquidated.account.cash
     assert 0 < lost <= margin
 
 
@@ -302,8 +309,8 @@ def test_what_the_market_shows_is_shared_by_both_sides(model: FillModel) -> None
         configured({"says": {"1": ["SHORT"], "3": ["ORDERS", listed]}}, of=SCRIPTED), model
     )
     events: list[Event] = []
-    for one in bars(8):
-        events += [one, displayed(one.close, one.close_time_ms + 500, model)]
+    for candle in bars(8):
+        events += [candle, displayed(candle.close, candle.close_time_ms + 500, model)]
     steps = run(engine, events)
     fills = steps[7].fills
     assert [(f.position_side, f.quantity) for f in fills] == [(LONG, 3_000), (SHORT, 1_000)]
@@ -313,11 +320,11 @@ def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
     """Their net is nothing; its past values what is held all the same."""
     sizing = {"mode": "fixed", "quantity": "1"}
     engine = scripted({"1": ["LONG"], "2": ["SHORT"], "5": ["FLAT"]}, sizing=sizing)
-    seen = []
-    for one in bars(8):
-        seen.append((engine.broker.own.held(KEY), engine.broker.is_engaged(KEY)))
-        engine.step(one, None)
-    held, engaged = zip(*seen, strict=True)
+    states = []
+    for candle in bars(8):
+        states.append((engine.broker.own.held(KEY), engine.broker.is_engaged(KEY)))
+        engine.step(candle, None)
+    held, engaged = zip(*states, strict=True)
     assert held == (0, 0, 0, 1_000, 0, 0, 0, 0)
     assert engaged == (False, False, True, True, True, True, True, False)
 
@@ -326,22 +333,22 @@ def test_the_side_that_receives_funding_is_settled_first() -> None:
     """Its money covers what the other one pays, before any margin does."""
     account = {"cash": "8900", "leverage": "10"}
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]}, account=account)
-    made = list(bars(6))
-    events: list[Event] = [*made, Funding(KEY, 5 * 10**8, made[5].close_time_ms, 0)]
+    stream = list(bars(6))
+    events: list[Event] = [*stream, Funding(KEY, 5 * 10**8, stream[5].close_time_ms, 0)]
     steps: list[Step] = []
     for event in events:
         steps.append(engine.step(event, None))
         check_account(engine.broker.own)
     before, after = steps[-2].twins, steps[-1].twins
-    assert [one.position.margin for one in before] == [one.position.margin for one in after]
+    assert [twin.position.margin for twin in before] == [twin.position.margin for twin in after]
     assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
 
 
 def test_the_margin_of_one_side_leaves_less_for_the_other() -> None:
     engine = scripted({"1": ["LONG"], "3": ["SHORT"]}, account={"cash": "6000"})
     steps: list[Step] = []
-    for one in bars(6):
-        steps.append(engine.step(one, None))
+    for candle in bars(6):
+        steps.append(engine.step(candle, None))
         check_account(engine.broker.own)
     refused = steps[3].decision
     assert refused is not None
@@ -389,5 +396,43 @@ def test_what_hedge_mode_does_not_take_is_one_sentence() -> None:
             period_start_ms=0,
             forecaster=None,
         )
-    with pytest.raises(ConfigInvalid, match="decides for all symbols of a close trades no account"):
-        built(configured({}, of=PAIR))
+
+
+class Weights(PortfolioStrategy):
+    """Weighs all symbols by the volume of their bars: above 0, below it, or nothing."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal]:
+        actions = Action.LONG, Action.SHORT, Action.FLAT, Action.HOLD
+        return {
+            symbol: Signal(actions[of.exact.volume % 4], "drawn", (0.5, 1.0)[of.exact.volume % 2])
+            for symbol, of in contexts.items()
+        }
+
+
+def test_the_weights_of_a_portfolio_are_of_one_side_each_and_held_as_in_one_way_mode() -> None:
+    items = [instrument(symbol) for symbol in ("BTCUSDT", "ETHUSDT")]
+    whole, hedged = (
+        build_engine(
+            configured({}, of=f"{__name__}:Weights", account={"position_mode": mode},
+                       market={"symbols": ["BTCUSDT", "ETHUSDT"]}, risk={"max_notional": "70000"}),
+            items, execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=None,
+        )
+        for mode in ("one_way", "hedge")
+    )  # fmt: skip
+    turned = 0
+    for closes in zip(
+        *(bars(60, seed=at, instrument_id=of.id) for at, of in enumerate(items)), strict=True
+    ):
+        closed = Closed(closes[0].open_time_ms, 2, (), closes[0].closed_ms, closes[0].closed_ms)
+        before = [hedged.broker.own.held(item.id) for item in items]
+        for engine in (whole, hedged):
+            engine.close(closed, closes, [None, None])
+            check_account(engine.broker.own)
+        held = [hedged.broker.own.held(item.id) for item in items]
+        assert held == [whole.broker.own.held(item.id) for item in items]
+        assert all(0 in {book.held(of.id) for book in hedged.broker.own.books} for of in items)
+        turned += sum(was * now < 0 for was, now in zip(before, held, strict=True))
+    assert turned > 10

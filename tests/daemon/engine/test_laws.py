@@ -86,7 +86,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
 @pytest.mark.parametrize(
     ("world", "where", "name", "plant"),
     PLANTED,
-    ids=[f"{one[2]}{one[3].__name__}" for one in PLANTED],
+    ids=[f"{planted[2]}{planted[3].__name__}" for planted in PLANTED],
 )
 def test_the_laws_refute_an_engine_that_is_wrong(
     monkeypatch: pytest.MonkeyPatch, world: World, where: Any, name: str, plant: Callable[..., Any]

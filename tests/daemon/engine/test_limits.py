@@ -35,7 +35,7 @@ def ran(folder: Path, settings: str, *, until: str = "2025-05-26T12:00") -> Path
     return database
 
 
-def asked(database: Path, sql: str) -> list[tuple[Any, ...]]:
+def rows_of(database: Path, sql: str) -> list[tuple[Any, ...]]:
     return rows(database, sql)
 
 
@@ -54,7 +54,7 @@ def test_a_limit_refuses_and_the_run_follows_from_its_record(
 ) -> None:
     database = ran(tmp_path, f"[risk]\n{limit}\n", until="2025-05-26T10:00")
     counted: dict[str | None, int] = dict(
-        asked(database, "SELECT refused_by, count(*) FROM v_decisions GROUP BY 1")
+        rows_of(database, "SELECT refused_by, count(*) FROM v_decisions GROUP BY 1")
     )
     assert counted[gate] > 0
 
@@ -65,11 +65,11 @@ def test_a_breach_ends_new_exposure_for_the_rest_of_the_run(
 ) -> None:
     limit = f'[risk]\nmax_drawdown = "0.0005"\non_breach = "{on_breach}"\n'
     database = ran(tmp_path, limit)
-    ((first,),) = asked(database, "SELECT min(sequence) FROM v_gates WHERE passed = 0 AND gate = "
+    ((first,),) = rows_of(database, "SELECT min(sequence) FROM v_gates WHERE passed = 0 AND gate = "
                         "'risk.drawdown'")  # fmt: skip
-    later = asked(database, f"SELECT count(*) FROM v_orders WHERE sequence > {first}")
+    later = rows_of(database, f"SELECT count(*) FROM v_orders WHERE sequence > {first}")
     assert later == [(0,)], "what closes is sent by the bar that breaches"
-    (end,) = asked(database, "SELECT quantity FROM v_positions ORDER BY sequence DESC LIMIT 1")
+    (end,) = rows_of(database, "SELECT quantity FROM v_positions ORDER BY sequence DESC LIMIT 1")
     assert bool(end[0]) == bool(held)
 
 
@@ -102,8 +102,8 @@ def test_two_symbols_that_enter_at_one_close_count_each_other() -> None:
     refused = []
     for index, close in enumerate((10_000, 10_000, 10_100, 10_200)):
         for symbol in ("AUSDT", "BUSDT"):
-            seen = bar(close, index=index, instrument_id=f"linear:{symbol}")
-            decision = present(engine.step(seen, None).decision)
+            candle = bar(close, index=index, instrument_id=f"linear:{symbol}")
+            decision = present(engine.step(candle, None).decision)
             refused.append(decision.refused_by)
     assert refused[-4:-2] == [None, "risk.exposure"], "before either is filled"
 

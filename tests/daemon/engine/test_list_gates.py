@@ -47,9 +47,9 @@ def engine(
     twins: tuple[str, ...] = Says.twins,
     **sections: dict[str, Any],
 ) -> Engine:
-    made = type("Told", (Says,), {"answers": answers, "gates": gates, "twins": twins})
+    kind = type("Told", (Says,), {"answers": answers, "gates": gates, "twins": twins})
     return engine_of(
-        {"strategy": {"name": "sma_cross"}, **sections}, execution=execution, strategy=made()
+        {"strategy": {"name": "sma_cross"}, **sections}, execution=execution, strategy=kind()
     )
 
 
@@ -119,11 +119,11 @@ def test_the_twin_sends_the_whole_list_whatever_judgement_says() -> None:
     assert twin.position.quantity == 1_000
 
 
-@pytest.mark.parametrize(("further", "bought"), [(set(), 1_000), ({"edge"}, 0)])
+@pytest.mark.parametrize(("extra", "bought"), [(set(), 1_000), ({"edge"}, 0)])
 def test_a_twin_without_a_gate_sends_the_list_that_no_other_gate_refuses(
-    further: set[str], bought: int
+    extra: set[str], bought: int
 ) -> None:
-    gates = Strategy.gates | {"direction"} | further
+    gates = Strategy.gates | {"direction"} | extra
     machine = engine(listed(buy(1)), gates=gates, twins=("no_direction",))
     step(machine, 0)
     (twin,) = step(machine, 1).twins
@@ -185,12 +185,25 @@ def test_halt_takes_back_what_could_open_and_flatten_takes_back_all() -> None:
     assert held_by(machine) == 0
 
 
+def test_a_breach_that_flattens_takes_back_what_could_open_whatever_is_listed_on() -> None:
+    more, breach = (
+        listed(buy(1), buy(6, limit=80)),
+        {"max_drawdown": "0.001", "on_breach": "flatten"},
+    )
+    machine = engine(more, more, more, more, account={"cash": "100"}, risk=breach)
+    for index, close in enumerate((10_000, 10_000, 9_000, 9_000)):
+        last = step(machine, index, close)
+    assert last.decision is not None
+    assert last.decision.reason == "halted by risk.drawdown"
+    assert held_by(machine) == len(machine.broker.own.line(KEY).orders.orders) == 0
+
+
 def test_on_spot_a_sale_by_list_may_only_reduce() -> None:
-    made = type("Told", (Says,), {"answers": (listed(sell(1)),), "gates": Strategy.gates})
+    kind = type("Told", (Says,), {"answers": (listed(sell(1)),), "gates": Strategy.gates})
     machine = engine_of(
         {"strategy": {"name": "sma_cross"}, "market": {"category": "spot"}},
         [instrument(category=Category.SPOT)],
-        strategy=made(),
+        strategy=kind(),
     )
     (order,) = machine.step(bar(10_000, instrument_id="spot:BTCUSDT"), None).orders
     assert order.reduce_only

@@ -75,20 +75,20 @@ def machine(
 def held(engine: Engine, *, category: Category = Category.LINEAR) -> Engine:
     """Return *engine* after bars of a range of 1.00 at 1,000.00, its signal filled there."""
     key = f"{category.value}:BTCUSDT"
-    asked(engine, key=key)
+    warned(engine, key=key)
     engine.step(book(PRICE, HELD_MS - MINUTE + 500, key=key), None)
-    one = bar(PRICE, index=BARS - 1, high=PRICE + 50, low=PRICE - 50, instrument_id=key)
-    engine.step(one, None)
+    candle = bar(PRICE, index=BARS - 1, high=PRICE + 50, low=PRICE - 50, instrument_id=key)
+    engine.step(candle, None)
     return engine
 
 
-def asked(engine: Engine, *, key: str = KEY) -> Engine:
+def warned(engine: Engine, *, key: str = KEY) -> Engine:
     """Return *engine* after the bar at whose close it was asked."""
     for index in range(BARS - 1):
         close_ms = START_MS + (index + 1) * MINUTE
         engine.step(book(PRICE, close_ms - 1, key=key), None)
-        one = bar(PRICE, index=index, high=PRICE + 50, low=PRICE - 50, instrument_id=key)
-        engine.step(one, None)
+        candle = bar(PRICE, index=index, high=PRICE + 50, low=PRICE - 50, instrument_id=key)
+        engine.step(candle, None)
     return engine
 
 
@@ -96,8 +96,8 @@ def book(price: int, at_ms: int, *, key: str = KEY) -> Quote:
     return quote(price - 5, price + 5, at_ms=at_ms, instrument_id=key)
 
 
-def mark(price: int, at_ms: int, **beside: int) -> Mark:
-    return Mark(KEY, price, at_ms, at_ms, **beside)
+def mark(price: int, at_ms: int, **others: int) -> Mark:
+    return Mark(KEY, price, at_ms, at_ms, **others)
 
 
 def trade(price: int, at_ms: int, *, key: str = KEY) -> Trade:
@@ -108,7 +108,7 @@ def fills(engine: Engine, *events: Event) -> list[Fill]:
     return [fill for event in events for fill in engine.step(event, None).fills]
 
 
-LONG, SHORT = (Signal(one, "now") for one in (Action.LONG, Action.SHORT))
+LONG, SHORT = (Signal(action, "now") for action in (Action.LONG, Action.SHORT))
 STOPPED = Signal(Action.LONG, "now", stop=Percent(5))
 STOPPED_SHORT = Signal(Action.SHORT, "now", stop=Percent(5))
 AIMED = Signal(Action.LONG, "now", target=Percent(5))
@@ -179,7 +179,7 @@ def test_a_trailing_stop_follows_no_false_book() -> None:
 
 
 def test_no_entry_is_filled_by_a_false_book_and_the_next_one_fills_it() -> None:
-    engine = asked(machine(LONG))
+    engine = warned(machine(LONG))
     at = START_MS + (BARS - 1) * MINUTE + 500
     assert fills(engine, book(DOWN, at)) == []
     (fill,) = fills(engine, book(PRICE + 10, at + 100))
@@ -187,7 +187,7 @@ def test_no_entry_is_filled_by_a_false_book_and_the_next_one_fills_it() -> None:
 
 
 def test_an_order_whose_time_is_over_ends_at_a_false_book_too() -> None:
-    engine = asked(machine(LONG, fill_within_ms=1_000))
+    engine = warned(machine(LONG, fill_within_ms=1_000))
     step = engine.step(book(DOWN, START_MS + (BARS - 1) * MINUTE + 5_000), None)
     assert [order.status for order in step.orders] == [OrderStatus.CANCELED]
 
@@ -210,13 +210,13 @@ def test_a_quote_that_is_not_believed_shows_that_quotes_come() -> None:
 def test_a_mark_that_another_source_shows_liquidates(other: str, sign: int) -> None:
     engine = held(machine(LONG if sign > 0 else SHORT, margin=True))
     price = DOWN if sign > 0 else UP
-    shown: dict[str, Event] = {
+    evidence: dict[str, Event] = {
         "quote": book(price + 10, T0),
         "trade": trade(price + 10, T0),
         "index of the ticker before": mark(price + 60, T0, index=price),
         "last trade of the ticker before": mark(price + 60, T0, last=price),
     }
-    assert fills(engine, shown[other]) == []
+    assert fills(engine, evidence[other]) == []
     step = engine.step(mark(price, T0 + 300), None)
     (fill,) = step.fills
     assert fill.model is FillModel.LIQUIDATION
@@ -227,9 +227,9 @@ def test_a_mark_that_another_source_shows_liquidates(other: str, sign: int) -> N
 def test_a_mark_that_waits_liquidates_in_the_step_of_what_shows_it() -> None:
     engine = held(machine(LONG, margin=True))
     assert fills(engine, mark(DOWN, T0)) == []
-    found = book(DOWN + 20, T0 + 700)
-    assert engine.prices.is_evidence(found)
-    step = engine.step(found, None)
+    shows = book(DOWN + 20, T0 + 700)
+    assert engine.prices.is_evidence(shows)
+    step = engine.step(shows, None)
     (fill,) = step.fills
     assert (fill.model, fill.reference_price) == (FillModel.LIQUIDATION, DOWN)
     assert fill.filled_ms == T0 + 700
@@ -290,8 +290,8 @@ def crash(sources: str, *, lags: dict[str, int]) -> list[Event]:
             return PRICE - PRICE * 30 * gone // (100 * MINUTE)
 
         if "ticker" in sources:
-            beside = {"index": price("index"), "last": price("last")}
-            events.append(mark(price("mark"), at, **beside))
+            others = {"index": price("index"), "last": price("last")}
+            events.append(mark(price("mark"), at, **others))
         if "book" in sources:
             events.append(book(price("book"), at + 100))
         if "trade" in sources:
@@ -323,8 +323,8 @@ def test_a_crash_that_sources_show_liquidates(sources: str, lags: dict[str, int]
     if gap > 1:
         each = len(events) // 120
         events = [event for place, event in enumerate(events) if place // each % gap == gap - 1]
-    found = fills(engine, *events)
-    assert [fill.model for fill in found] == [FillModel.LIQUIDATION]
+    liquidations = fills(engine, *events)
+    assert [fill.model for fill in liquidations] == [FillModel.LIQUIDATION]
 
 
 @pytest.mark.parametrize("category", [Category.LINEAR, Category.SPOT])
@@ -431,7 +431,7 @@ def test_a_start_forgets_what_waited() -> None:
 frames = st.lists(
     st.tuples(
         st.sampled_from(["mark", "ticker", "book", "trade", "bar"]),
-        st.integers(-4_000, 4_000).map(lambda one: PRICE + 10 * one),
+        st.integers(-4_000, 4_000).map(lambda tick: PRICE + 10 * tick),
         st.integers(0, 3_000),
     ),
     max_size=12,
@@ -452,8 +452,8 @@ def test_what_a_feed_asks_moves_no_step(frames: list[tuple[str, int, int]]) -> N
         elif kind == "trade":
             event = trade(price, at)
         else:
-            beside = {"index": price, "last": price} if kind == "ticker" else {}
-            event = mark(price, at, **beside)
+            others = {"index": price, "last": price} if kind == "ticker" else {}
+            event = mark(price, at, **others)
         if isinstance(event, Quote | Mark):
             questioned.prices.doubts(event)
             questioned.prices.repeats(event)
@@ -505,18 +505,18 @@ def test_an_absurd_rate_is_announced_again_from_half_an_hour_on() -> None:
     rate, half = largest_rate(instrument()) * 2, HOUR_MS // 2
     engine.step(mark(PRICE, T0, funding_rate=rate), None)
     late = [mark(PRICE, T0 + at, funding_rate=rate) for at in (half - 1, half)]
-    assert [engine.prices.is_evidence(one) for one in late] == [False, True]
+    assert [engine.prices.is_evidence(price) for price in late] == [False, True]
 
 
 def test_a_feed_hands_on_what_announces_an_absurd_rate() -> None:
     engine = held(machine(LONG, margin=True))
     rate = largest_rate(instrument()) * 2
     announcing = [mark(PRICE, T0 + at, funding_rate=rate) for at in (0, 100, HOUR_MS, HOUR_MS)]
-    asked = []
-    for one in announcing:
-        asked.append(engine.prices.is_evidence(one))
-        engine.step(one, None)
-    assert asked == [True, False, True, False]
+    answers = []
+    for price in announcing:
+        answers.append(engine.prices.is_evidence(price))
+        engine.step(price, None)
+    assert answers == [True, False, True, False]
     assert engine.prices.is_evidence(replace(announcing[-1], funding_rate=-rate))
     assert not engine.prices.is_evidence(mark(PRICE, T0 + HOUR_MS))
 

@@ -30,9 +30,9 @@ def account(equity: int) -> Account:
 
 
 def measured(watch: RiskWatch, equity: int, market_ms: int = 0) -> GateInputs:
-    seen = GateInputs()
-    watch.measure(seen, account=account(equity), market_ms=market_ms)
-    return seen
+    inputs = GateInputs()
+    watch.measure(inputs, account=account(equity), market_ms=market_ms)
+    return inputs
 
 
 def order(
@@ -83,10 +83,10 @@ def test_trades_are_counted_by_the_day_of_their_fill_with_the_one_being_judged()
 
 def test_the_carried_state_says_when_it_changed() -> None:
     watch = RiskWatch(LIMITS)
-    seen = GateInputs()
+    inputs = GateInputs()
     states = []
     for at_ms, equity in enumerate((1_000, 990, 1_001)):
-        watch.measure(seen, account=account(equity), market_ms=at_ms)
+        watch.measure(inputs, account=account(equity), market_ms=at_ms)
         states.append(watch.state)
     assert states[0] is states[1]
     assert states[1] is not states[2]
@@ -114,9 +114,9 @@ def test_equity_beyond_a_limit_is_a_breach_until_the_operator_resumes(
 ) -> None:
     watch = RiskWatch(limits)
     for at, equity in enumerate(equities):
-        seen = measured(watch, equity, at)
-    assert (found.limit if (found := watch.state.breach) else "") == breach
-    assert seen.is_breached is bool(breach)
+        inputs = measured(watch, equity, at)
+    assert (halted.limit if (halted := watch.state.breach) else "") == breach
+    assert inputs.is_breached is bool(breach)
     recovered = measured(watch, 5_000, 10)
     assert recovered.is_breached is bool(breach), "a breach outlasts what caused it"
     if breach:
@@ -155,15 +155,15 @@ def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:
     watch = RiskWatch({"risk.cooldown": 3.0})
 
     def since(at_ms: int) -> int:
-        seen = GateInputs()
+        inputs = GateInputs()
         watch.measure(
-            seen,
+            inputs,
             account=account(1),
             market_ms=at_ms,
             instrument=KEY,
             interval_ms=MINUTE_MS,
         )
-        return seen.since_stop
+        return inputs.since_stop
 
     assert since(0) == 3, "there was none yet"
     for role in (OrderRole.SIGNAL, OrderRole.TARGET):
@@ -178,11 +178,11 @@ def test_a_cooldown_of_months_counts_them_by_the_calendar() -> None:
     watch.count_fill(fill(0), order(role=OrderRole.STOP), Position(quantity=-5), Position())
 
     def since(at_ms: int) -> int:
-        seen = GateInputs()
+        inputs = GateInputs()
         watch.measure(
-            seen, account=account(1), market_ms=at_ms, instrument=KEY, interval_ms=MONTH_MS
+            inputs, account=account(1), market_ms=at_ms, instrument=KEY, interval_ms=MONTH_MS
         )
-        return seen.since_stop
+        return inputs.since_stop
 
     february, march = 31 * DAY_MS, 59 * DAY_MS
     assert [since(at) for at in (0, february - 1, february, march - 1, march)] == [0, 0, 1, 1, 2]
@@ -244,7 +244,7 @@ def test_with_a_calendar_trades_and_losses_in_a_row_count_by_session() -> None:
     for at_ms in (FIRST + HOUR_MS, FIRST + 7 * HOUR_MS):  # before and after midnight
         watch.count_fill(fill(at_ms), order(), Position(), opened)
         watch.count_fill(fill(at_ms + 1), order(), opened, closed)
-    seen = measured(watch, 1_000, FIRST + 8 * HOUR_MS)
-    assert (seen.daily_trades, seen.losing_streak) == (5, 2)
-    seen = measured(watch, 1_000, SECOND + HOUR_MS)
-    assert (seen.daily_trades, seen.losing_streak) == (1, 0)
+    inputs = measured(watch, 1_000, FIRST + 8 * HOUR_MS)
+    assert (inputs.daily_trades, inputs.losing_streak) == (5, 2)
+    inputs = measured(watch, 1_000, SECOND + HOUR_MS)
+    assert (inputs.daily_trades, inputs.losing_streak) == (1, 0)

@@ -53,13 +53,13 @@ def jumping(rng: random.Random, count: int, *, quotes: bool) -> Iterator[Event]:
         opened, most = price, 90_000 if rng.random() < 0.1 else 3_000
         price = max(opened + rng.randint(-most, most), 200_000) // 10 * 10
         ends = opened, price
-        made = bar(
+        candle = bar(
             price, index=index, open_=opened, volume=rng.randint(1, 10**6),
             high=max(ends) + rng.randint(0, 300) * 10, low=min(ends) - rng.randint(0, 300) * 10,
         )  # fmt: skip
-        end = made.close_time_ms
+        end = candle.close_time_ms
         if quotes and rng.random() < 0.1:
-            yield Gap(made.instrument, end - MINUTE, end, GapCause.DOWN, "rest", end, end)
+            yield Gap(candle.instrument, end - MINUTE, end, GapCause.DOWN, "rest", end, end)
             for ms in (100, 900):  # newer than the bar
                 middle = price + rng.randint(-600, 600) * 10
                 yield quote(middle - 50, middle + 50, at_ms=end + ms)
@@ -70,8 +70,8 @@ def jumping(rng: random.Random, count: int, *, quotes: bool) -> Iterator[Event]:
                 yield quote(middle - 50, middle + 50, at_ms=end - ms, size=size)
         if rng.random() < 0.3:
             mark = sum(ends) // 2 + rng.randint(-10_000, 10_000)
-            yield Mark(made.instrument, mark, end - 500, end - 500)
-        yield made
+            yield Mark(candle.instrument, mark, end - 500, end - 500)
+        yield candle
 
 
 def plain(fills: Sequence[Fill]) -> list[tuple[Any, ...]]:
@@ -109,45 +109,45 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(
         "sizing": {"mode": "notional", "notional": "30000"},
         "execution": COSTS,
     }
-    own = {"seed": seed}
-    strategy = {"name": of, "options": own, "twins": ["ungated"]}
+    options = {"seed": seed}
+    strategy = {"name": of, "options": options, "twins": ["ungated"]}
     alone = built(load(None, {**common, "strategy": strategy}), model)
-    both = several(model, own, {"says": {}}, of=of, twins=["ungated"], **common)
+    both = several(model, options, {"says": {}}, of=of, twins=["ungated"], **common)
     filled = 0
     for event in jumping(random.Random(seed), 60, quotes=bool(seed % 2)):
-        one, two = alone.step(event, None), both.step(event, None)
-        assert plain(one.fills) == plain(two.fills) == plain([one for _, one in fills_of(two)])
-        assert one.account == two.account
+        first, two = alone.step(event, None), both.step(event, None)
+        assert plain(first.fills) == plain(two.fills) == plain([part for _, part in fills_of(two)])
+        assert first.account == two.account
         # A shadow account of all is that of the one that trades.
-        assert shadow(one) == shadow(two)
+        assert shadow(first) == shadow(two)
         check_account(both.broker.own)
         check_account(both.broker.shadows["ungated"])
-        filled += len(one.fills)
+        filled += len(first.fills)
     assert filled > 20
 
 
 @pytest.mark.parametrize("mode", ["one_way", "hedge"])
 def test_half_an_account_is_traded_as_an_account_of_half_the_cash(mode: str) -> None:
-    own, sizing = {"seed": 4}, {"mode": "equity", "fraction": "0.6"}
+    options, sizing = {"seed": 4}, {"mode": "equity", "fraction": "0.6"}
     common: dict[str, Any] = {"sizing": sizing, "execution": COSTS}
     half, whole = ({"cash": cash, "position_mode": mode} for cash in ("50000", "100000"))
-    strategy = {"name": TURNING, "options": own}
+    strategy = {"name": TURNING, "options": options}
     model = FillModel.NEXT_OPEN
     alone = built(load(None, {**common, "account": half, "strategy": strategy}), model)
-    both = several(model, own, {"says": {}}, of=TURNING, account=whole, **common)
+    both = several(model, options, {"says": {}}, of=TURNING, account=whole, **common)
     filled = 0
     for event in jumping(random.Random(5), 80, quotes=False):
-        one, two = alone.step(event, None), both.step(event, None)
-        assert plain(one.fills) == plain(two.fills)
-        filled += len(one.fills)
+        first, two = alone.step(event, None), both.step(event, None)
+        assert plain(first.fills) == plain(two.fills)
+        filled += len(first.fills)
     assert filled > 20
 
 
 def entered(engine: Engine) -> list[Fill]:
     """Let *engine* decide a first bar at 10,000 and fill what it orders at a quote of plenty."""
     fills: list[Fill] = []
-    shown = [quote(999_900, 1_000_000, at_ms=START_MS + ms) for ms in (MINUTE - 500, MINUTE + 500)]
-    for event in (shown[0], bar(1_000_000), shown[1]):
+    quotes = [quote(999_900, 1_000_000, at_ms=START_MS + ms) for ms in (MINUTE - 500, MINUTE + 500)]
+    for event in (quotes[0], bar(1_000_000), quotes[1]):
         fills += engine.step(event, None).fills
     return fills
 
@@ -157,19 +157,19 @@ def later(bid: int, *, size: int = 10**9) -> Event:
 
 
 def test_a_stop_of_one_of_two_fills_no_further_than_the_bankruptcy_price() -> None:
-    said = {"says": {"0": ["LONG", 2]}}
+    options = {"says": {"0": ["LONG", 2]}}
     common: dict[str, Any] = {
         "account": {"cash": "20000", "margin": "isolated", "leverage": "30"},
         "execution": COSTS,
     }
     halves = {"mode": "notional", "notional": "15000"}
     whole = {**common, "sizing": {"mode": "notional", "notional": "30000"}}
-    one = built(
-        load(None, {**whole, "strategy": {"name": SCRIPTED, "options": said}}), FillModel.QUOTE
+    single = built(
+        load(None, {**whole, "strategy": {"name": SCRIPTED, "options": options}}), FillModel.QUOTE
     )
-    two = several(FillModel.QUOTE, said, said, of=SCRIPTED, sizing=halves, **common)
+    two = several(FillModel.QUOTE, options, options, of=SCRIPTED, sizing=halves, **common)
     ended: list[Step] = []
-    for engine in (one, two):
+    for engine in (single, two):
         assert [fill.quantity for fill in entered(engine)] == [3_000]
         ended.append(engine.step(later(930_000), None))
         assert engine.step(bar(930_000, index=1), None).orders == ()  # nobody wants it back
@@ -180,9 +180,9 @@ def test_a_stop_of_one_of_two_fills_no_further_than_the_bankruptcy_price() -> No
 
 
 def test_stops_of_two_share_the_size_of_a_quote() -> None:
-    said = {"says": {"0": ["LONG", 1]}}
+    options = {"says": {"0": ["LONG", 1]}}
     sizing = {"mode": "notional", "notional": "15000"}
-    engine = several(FillModel.QUOTE, said, said, of=SCRIPTED, sizing=sizing, execution=COSTS)
+    engine = several(FillModel.QUOTE, options, options, of=SCRIPTED, sizing=sizing, execution=COSTS)
     entered(engine)
     step = engine.step(later(980_000, size=2_000), None)
     assert {name: fill.quantity for name, fill in fills_of(step)} == {"a": 1_500, "b": 500}
@@ -207,12 +207,12 @@ def test_a_bar_has_one_path_for_a_long_and_a_short_of_two_strategies() -> None:
 def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -> None:
     says = {"0": ["LONG", 1]}, {"1": ["LONG"], "2": ["FLAT"]}
     engine = several(
-        FillModel.QUOTE, *({"says": one} for one in says), of=SCRIPTED, execution=COSTS,
+        FillModel.QUOTE, *({"says": option} for option in says), of=SCRIPTED, execution=COSTS,
         market={"category": "spot"}, sizing={"mode": "notional", "notional": "3000"},
     )  # fmt: skip
     key = "spot:BTCUSDT"
     held = []
-    for index, shown in enumerate(
+    for index, quotes in enumerate(
         (
             [(999_900, 300), (999_900, 10**6)],  # of 301 that were ordered the fee takes nothing
             [(999_900, 10**6)],
@@ -224,7 +224,7 @@ def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -
         close = bar(1_000_000, index=index, instrument_id=key)
         after = [
             quote(bid, bid + 100, size=size, at_ms=at_ms + MINUTE + 500 + ms, instrument_id=key)
-            for ms, (bid, size) in enumerate(shown)
+            for ms, (bid, size) in enumerate(quotes)
         ]
         events: list[Event] = [before, close, *after]
         for event in events:

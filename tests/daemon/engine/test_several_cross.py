@@ -26,14 +26,14 @@ TIERS = (
 
 
 def items() -> list[Instrument]:
-    return [replace(instrument(one, tick_size=1), risk_tiers=TIERS) for one in SYMBOLS]
+    return [replace(instrument(symbol, tick_size=1), risk_tiers=TIERS) for symbol in SYMBOLS]
 
 
-def scripted(execution: FillModel = FillModel.NEXT_OPEN, **said: dict[str, Any]) -> Engine:
+def scripted(execution: FillModel = FillModel.NEXT_OPEN, **says: dict[str, Any]) -> Engine:
     """Return an engine of two strategies that say what they are told of BTCUSDT."""
     config = configured(
         ("a", "b"), ("0.5", "0.5"), of=(SCRIPTED, SCRIPTED),
-        options=({"says": said["a"]}, {"says": said["b"]}),
+        options=({"says": says["a"]}, {"says": says["b"]}),
         account={"cash": "20000", "margin": "cross", "leverage": "10"},
         sizing={"mode": "equity", "fraction": "8"},
         execution={"fill_within_ms": MINUTE},
@@ -53,17 +53,17 @@ def flat(count: int, price: int = 100_000) -> list[Bar]:
 def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_next_close() -> None:
     engine = scripted(a={"0": ["LONG", None]}, b={"0": ["SHORT", None]})
     broker = engine.broker
-    for one in flat(2):
-        engine.step(one, None)
-    taken = broker.own.owners["a"].held(KEY)
-    assert (broker.own.owners["b"].held(KEY), broker.own.held(KEY)) == (-taken, 0)
+    for candle in flat(2):
+        engine.step(candle, None)
+    size = broker.own.owners["a"].held(KEY)
+    assert (broker.own.owners["b"].held(KEY), broker.own.held(KEY)) == (-size, 0)
     broker.share_out()
     broker.own.owners["b"].lines_of(KEY)[0].want(
-        -taken // 4, "less"
+        -size // 4, "less"
     )  # of what crosses, a half is bought
     broker.own.line(KEY).agree()
-    for one in flat(4)[2:]:
-        engine.step(one, None)
+    for candle in flat(4)[2:]:
+        engine.step(candle, None)
     long, short = (broker.own.owners[name].held(KEY) for name in ("a", "b"))
     net = broker.own.held(KEY)
     assert short < 0 < net < long
@@ -77,12 +77,14 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     assert [owner.held(KEY) for owner in broker.own.owners.values()] == [long - net, short]
     step = engine.step(bar(40_000, index=4, instrument_id=KEY), None)
     check_account(engine.broker.own)
-    assert {one.strategy: one.outcome.reason for one in step.strategies}["a"] == NO_EQUITY
+    assert {strategy.strategy: strategy.outcome.reason for strategy in step.strategies}[
+        "a"
+    ] == NO_EQUITY
 
 
 def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> None:
-    said: dict[str, Any] = {"a": {"0": ["LONG", 0.05]}, "b": {"0": ["LONG", None]}}
-    engine = scripted(FillModel.QUOTE, **said)
+    says: dict[str, Any] = {"a": {"0": ["LONG", 0.05]}, "b": {"0": ["LONG", None]}}
+    engine = scripted(FillModel.QUOTE, **says)
     broker = engine.broker
     engine.step(quote(99_990, 100_010, at_ms=START_MS + 59_000, instrument_id=KEY), None)
     engine.step(bar(100_000, index=0, instrument_id=KEY), None)
@@ -97,14 +99,14 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     assert broker.own.held(KEY) == 0
     assert 0 <= broker.own.balance().equity < 2 * MONEY_SCALE  # by a tick
     assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}
-    ended = {one.order_id: one for one in filled.orders}[stop.order_id]
+    ended = {order.order_id: order for order in filled.orders}[stop.order_id]
     assert (ended.status, ended.filled) == (OrderStatus.CANCELED, 0)
 
 
 def test_a_settlement_calls_the_account() -> None:
     engine = scripted(a={"0": ["LONG", None]}, b={"0": ["LONG", None]})
-    for one in flat(2):
-        engine.step(one, None)
+    for candle in flat(2):
+        engine.step(candle, None)
     assert engine.broker.own.held(KEY) > 0
     at_ms = START_MS + 2 * MINUTE
     engine.broker.on_funding(Funding(KEY, 11 * 10**8, at_ms, at_ms))

@@ -13,9 +13,9 @@ from builders import bar as at_price
 from fakes import FixedForecaster
 from msgspec.structs import replace
 from several_strategies import (
+    ACCOUNTING,
     DRAWN,
     SCRIPTED,
-    TOLD,
     configured,
     crossed_in,
     fills_of,
@@ -40,6 +40,8 @@ from tracepaper.strategies.types.market import (
     Category,
     Command,
     CommandKind,
+    CorporateAction,
+    CorporateActionKind,
     Event,
     Funding,
     Mark,
@@ -62,23 +64,23 @@ def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN, **item: An
 
 def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
     """Return bars, a settlement every ten of them, and marks and quotes where quotes fill."""
-    made: list[Event] = []
+    stream: list[Event] = []
     for at, bar in enumerate(bars(count, seed=seed)):
         if quotes:
             for ms in (1_000, 20_000, 59_000):
                 price = bar.open + (bar.close - bar.open) * ms // MINUTE
-                made.append(
+                stream.append(
                     quote(price - 5, price + 5, at_ms=bar.open_time_ms + ms, size=400 + 100 * at)
                 )
-        made.append(bar)
+        stream.append(bar)
         if at % 10 == 9:
             at_ms = bar.close_time_ms
             mark = bar.close + 13
-            made += [
+            stream += [
                 Mark(bar.instrument, mark, at_ms, at_ms),
                 Funding(bar.instrument, (-1) ** at * 1_234_567, at_ms, at_ms),
             ]
-    return made
+    return stream
 
 
 def run(engine: Engine, events: list[Event]) -> list[Step]:
@@ -103,18 +105,18 @@ def test_a_measure_that_moves_is_that_of_each_bar_though_its_verdict_stays() -> 
         ),
         FillModel.NEXT_OPEN,
     )
-    known = Calibration({}, {30: 1.0}, 0.0)
-    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=known)
-    made = build_engine(
+    calibration = Calibration({}, {30: 1.0}, 0.0)
+    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=calibration)
+    machine = build_engine(
         config, [ITEM], execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=model
     )
-    said = []
+    matches = []
     for at, bar in enumerate(bars(40, seed=3)):
         confidence = 0.5 + at / 1_000
-        step = made.step(bar, forecast(0.0, explained=explanation(confidence=confidence)))
-        said += [dict(one.measures).get("confidence") == confidence for one in step.strategies]
-    assert said.count(True) > 50
-    assert all(said[-20:])
+        step = machine.step(bar, forecast(0.0, explained=explanation(confidence=confidence)))
+        matches += [dict(line.measures).get("confidence") == confidence for line in step.strategies]
+    assert matches.count(True) > 50
+    assert all(matches[-20:])
 
 
 def test_opposing_parts_cross_at_the_close_without_fee() -> None:
@@ -155,7 +157,7 @@ def test_a_protective_order_belongs_to_its_strategy_and_trades_its_part() -> Non
         (name,) = {name for name, fill in fills_of(step) if fill.order_id == order.order_id}
         assert name == order.owner
     ids = [order.order_id for step in steps for order in step.orders if order.role in roles]
-    assert len({one.partition("-")[2] for one in ids}) >= 3  # of each strategy its own
+    assert len({order_id.partition("-")[2] for order_id in ids}) >= 3  # of each strategy its own
 
 
 def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() -> None:
@@ -163,15 +165,19 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     config = configured(options=({"seed": 1}, {"seed": 2, "fails_at": fails_at}, {"seed": 3}))
     engine = built(config)
     steps = run(engine, walk(5))
-    told = [{one.strategy: one for one in step.strategies} for step in steps if step.strategies]
-    failed = [one["b"] for one in told[40:]]
-    assert all(one.outcome.reason.startswith("set aside: Drawn failed in decide") for one in failed)
+    by_name = [
+        {line.strategy: line for line in step.strategies} for step in steps if step.strategies
+    ]
+    failed = [outcomes["b"] for outcomes in by_name[40:]]
+    assert all(
+        outcome.outcome.reason.startswith("set aside: Drawn failed in decide") for outcome in failed
+    )
     assert "0x…" in failed[0].outcome.reason
     assert r"\ud800\x00" in failed[0].outcome.reason  # what no text can hold is escaped
     assert "at several_strategies.py:" in failed[0].outcome.reason
-    assert {one.target_quantity for one in failed} == {0}
+    assert {outcome.target_quantity for outcome in failed} == {0}
     assert engine.broker.own.owners["b"].held(ITEM.id) == 0
-    assert any(one["a"].target_quantity for one in told[41:])
+    assert any(outcomes["a"].target_quantity for outcomes in by_name[41:])
     shares = engine.state().shares
     assert shares is not None
     assert list(shares.failed) == ["b"]
@@ -209,7 +215,9 @@ def test_a_strategy_without_equity_is_closed() -> None:
     for event in walk(5, 400):
         engine.step(event, None)
         check_account(engine.broker.own)
-    empty = [name for name, one in engine.broker.own.owners.items() if one.balance().equity <= 0]
+    empty = [
+        name for name, owner in engine.broker.own.owners.items() if owner.balance().equity <= 0
+    ]
     assert empty
     for member in engine.members:
         if member.name in empty:
@@ -267,7 +275,7 @@ def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close()
     check_account(engine.broker.own)
     of_net = [(name, fill) for name, fill in fills_of(step) if fill.model is not FillModel.CROSSED]
     assert {name for name, _ in of_net} == {
-        name for name, one in zip("abc", held, strict=True) if one * sum(held) > 0
+        name for name, part in zip("abc", held, strict=True) if part * sum(held) > 0
     }
     assert {fill.side.value for _, fill in of_net} == {side}
     assert crossed_in(step)
@@ -296,10 +304,10 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     none_to_buy = replace(quote(low, low + 10, at_ms=at_ms + 20), ask_size=0)
     step = engine.step(none_to_buy, None)
     check_account(engine.broker.own)
-    stops = [one for one in step.orders if one.role is OrderRole.STOP]
-    assert {(one.owner, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
+    stops = [order for order in step.orders if order.role is OrderRole.STOP]
+    assert {(order.owner, order.status) for order in stops} == {("a", OrderStatus.FILLED)}
     assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
-    (rest,) = (one for one in step.orders if one.role is OrderRole.SIGNAL)
+    (rest,) = (order for order in step.orders if order.role is OrderRole.SIGNAL)
     assert rest.quantity - rest.filled == b.target(ITEM.id) - b.held(ITEM.id) > 0
     engine.step(second, None)
     assert engine.broker.own.target(ITEM.id) == b.target(ITEM.id)
@@ -328,8 +336,8 @@ def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
         check_account(engine.broker.own)
         if step.decision is not None and step.decision.refused_by == "risk.notional":
             refused += 1
-            said = [one.outcome.unfilled_reason for one in step.strategies]
-            assert any(one and "risk.notional" in one for one in said)
+            reasons = [line.outcome.unfilled_reason for line in step.strategies]
+            assert any(reason and "risk.notional" in reason for reason in reasons)
     assert refused > 3
 
 
@@ -361,20 +369,26 @@ def test_a_limit_counts_the_lists_of_all_and_holds_up_none_that_only_reduces() -
     assert orders_of(third) == [("a", 9_900, OrderStatus.NEW)]
 
 
-@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown"])
+@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown", "drawdown of nothing"])
 def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
+    most, b = "0.0001", dict[str, list[Any]]()
     ends: dict[str, list[Any]] = {"2": ["FAIL"]} if how == "FAIL" else {}
+    if how == "drawdown of nothing":  # by the fees of what the two buy and sell
+        most, ends = "0.000003", {"1": ["ORDERS", [2, None, False]]}
+        b = {"0": ["ORDERS", [-2, None, False]], "1": ["ORDERS", [-2, None, False]]}
+    risk = {"max_drawdown": most, "on_breach": "flatten"} if "drawdown" in how else {}
     listed = ["ORDERS", [2, None, False], [6, 80, False]]
-    risk = {"max_drawdown": "0.0001", "on_breach": "flatten"} if how == "drawdown" else {}
-    engine = listing(risk=risk, a={"0": listed, **ends}, b={})
+    engine = listing(risk=risk, a={"0": listed, **ends}, b=b)
     run(engine, [at_price(10_000, index=at) for at in range(2)])
     owner = engine.broker.own.owners["a"]
     assert owner.held(ITEM.id) == 2_000
-    assert len(owner.lines_of(ITEM.id)[0].orders.others) == 1
+    assert owner.lines_of(ITEM.id)[0].orders.others
     if how in {"HALT", "FLATTEN"}:
         run(engine, [Command(CommandKind(how), "", 0, 0)])
     run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
-    assert not owner.lines_of(ITEM.id)[0].orders.others
+    for line in (owner.lines_of(ITEM.id)[0] for owner in engine.broker.own.owners.values()):
+        assert not line.orders.others
+        assert how == "HALT" or not line.held
     assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
 
 
@@ -395,8 +409,8 @@ def test_limits_bind_of_the_shadow_accounts_of_all_those_that_do_what_the_run_do
         ),
         FillModel.NEXT_OPEN,
     )
-    known = Calibration({}, {30: 1.0}, 0.0)
-    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=known)
+    calibration = Calibration({}, {30: 1.0}, 0.0)
+    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=calibration)
     engine = build_engine(
         config, [ITEM], execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=model
     )
@@ -460,8 +474,8 @@ def test_in_hedge_mode_a_limit_lets_one_side_go_while_the_other_is_not_reached()
     engine = hedged(*says, model=FillModel.QUOTE, max_drawdown="0.0002")
     events = list[Event]()
     for index, price in enumerate((1_000_000, 1_000_000, 1_010_000, 1_010_000)):
-        shown = quote(price - 50, price + 50, at_ms=START_MS + index * MINUTE + 59_500)
-        events += [replace(shown, ask_size=0), at_price(price, index=index)]  # nothing is bought
+        level = quote(price - 50, price + 50, at_ms=START_MS + index * MINUTE + 59_500)
+        events += [replace(level, ask_size=0), at_price(price, index=index)]  # nothing is bought
     steps = run(engine, events)[1::2]
     refused = [step.decision.refused_by for step in steps if step.decision is not None]
     assert refused == [None, None, "risk.drawdown", None]  # the price rose against the short side
@@ -481,21 +495,59 @@ def test_in_hedge_mode_a_confirmed_share_is_stored_at_once() -> None:
 
 
 def test_each_strategy_sees_its_own_part_and_size() -> None:
-    engine = built(configured(of=(TOLD, TOLD, DRAWN)))
+    engine = built(configured(of=(ACCOUNTING, ACCOUNTING, DRAWN)))
     held = dict.fromkeys(("a", "b"), 0.0)
     for event in walk(5):
         step = engine.step(event, None)
-        for one in step.strategies:
-            if one.strategy in held and one.note is not None:
-                note = one.note
-                part = engine.broker.own.owners[one.strategy]
+        for line in step.strategies:
+            if line.strategy in held and line.note is not None:
+                note = line.note
+                part = engine.broker.own.owners[line.strategy]
                 crossed = sum(
                     fill.quantity * (1 if fill.side.value == "BUY" else -1)
-                    for name, fill in crossed_in(step) if name == one.strategy
+                    for name, fill in crossed_in(step) if name == line.strategy
                 )  # fmt: skip
                 assert note["held"] == (part.held(ITEM.id) - crossed) / 1_000
     first = engine.broker.own.owners["a"].balance().equity
     assert first != engine.broker.own.owners["b"].balance().equity
+
+
+class Keeps(PortfolioStrategy):
+    """Keeps prices that it cannot adjust, and buys at the first close."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    def adjust(self, action: CorporateAction) -> None:
+        assert not action.is_split
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
+        return {symbol: Signal(Action.LONG, "all") for symbol in contexts}
+
+
+def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust() -> None:
+    sizes, of = {"a": "6", "b": "5", "c": "1"}, {"c": f"{__name__}:Keeps"}
+    strategies = {
+        name: {
+            "name": of.get(name, SCRIPTED), "options": {"says": {"0": ["LONG"]}}, "share": "0.3",
+            "sizing": {"mode": "fixed", "quantity": size},
+        }
+        for name, size in sizes.items()
+    }  # fmt: skip
+    config = load(None, {"market": {"category": "spot"}, "strategies": strategies})
+    item = {"category": Category.STOCK, "quantity_decimals": 0, "quantity_step": 1}
+    engine = built(config, FillModel.QUOTE, **item)
+    key, end = "stock:BTCUSDT", START_MS + MINUTE
+    shown = [quote(995, 1_000, at_ms=end + ms, size=10, instrument_id=key) for ms in (-500, 500)]
+    first, later = (at_price(1_000, index=at, instrument_id=key) for at in range(2))
+    split = CorporateAction(key, CorporateActionKind("split"), 1, 10, 0, 1_000, end, end)
+    run(engine, [shown[0], first, shown[1], split, later])
+    owners = engine.broker.own.owners
+    # Of 10 for 12 that were ordered a has 5 of 6: of one share that is left, all.
+    assert [owner.held(key) for owner in owners.values()] == [1, 0, 0]
+    assert [owner.target(key) for owner in owners.values()] == [1, 0, 0]
+    assert engine.broker.own.line(key).orders.order is None
+    assert [*engine.set_aside] == ["c"]
 
 
 def test_spot_parts_pay_their_fee_in_base() -> None:
@@ -503,8 +555,11 @@ def test_spot_parts_pay_their_fee_in_base() -> None:
     for bar in bars(150, seed=6, instrument_id="spot:BTCUSDT"):
         step = engine.step(bar, None)
         broker = engine.broker
-        own, parts = broker.own.balance(), [part.balance() for part in broker.own.owners.values()]
-        assert sum(part.equity for part in parts) + broker.own.reserve == own.equity
+        balance, parts = (
+            broker.own.balance(),
+            [part.balance() for part in broker.own.owners.values()],
+        )
+        assert sum(part.equity for part in parts) + broker.own.reserve == balance.equity
         held = [part.held("spot:BTCUSDT") for part in broker.own.owners.values()]
         assert sum(held) == broker.own.held("spot:BTCUSDT")
         assert min(held) >= 0

@@ -69,7 +69,7 @@ def attention(
     )
 
 
-def said() -> list[Forecast]:
+def forecasts() -> list[Forecast]:
     """Return an answer for each bar: up or down, and sure enough in four of ten."""
     rng = random.Random(2)
     answers = []
@@ -82,12 +82,12 @@ def said() -> list[Forecast]:
 
 
 def stepped(machine: Engine, first: int = 0, until: int = len(BARS)) -> list[Step]:
-    pairs = list(zip(BARS, said(), strict=True))[first:until]
+    pairs = list(zip(BARS, forecasts(), strict=True))[first:until]
     return [machine.step(bar, answer) for bar, answer in pairs]
 
 
 def quantity(step: Step, twin: str) -> int:
-    return next(one.position.quantity for one in step.twins if one.twin == twin)
+    return next(shadow.position.quantity for shadow in step.twins if shadow.twin == twin)
 
 
 def drawn(bar: Bar) -> float:
@@ -119,7 +119,7 @@ def test_the_gate_by_chance_lets_through_as_often_as_the_run_s_gates_did(on_refu
     assert 0.3 < passed / judged < 0.5
     assert let_through / judged == pytest.approx(passed / judged, abs=0.05)
     assert followed > 50
-    assert {one.decision.action for one in steps if one.decision} >= {Action.LONG, Action.SHORT}
+    assert {step.decision.action for step in steps if step.decision} >= {Action.LONG, Action.SHORT}
 
 
 def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
@@ -154,14 +154,14 @@ def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
     state = before[stored].state
     assert state is not None
     Restart(again).restore(decode_state(state), next_sequence=cut)
-    for one in BARS[max(cut - 60, 0) : cut]:
-        Restart(again).recall(one)
+    for candle in BARS[max(cut - 60, 0) : cut]:
+        Restart(again).recall(candle)
     for step in before[stored:]:
         Restart(again).count(step)
     machine = attention(twins)
-    made = stepped(machine, until=cut)
+    steps = stepped(machine, until=cut)
     assert again.state().bases == machine.state().bases
-    could = sum(step.decision is not None and step.decision.refused_by != "warm" for step in made)
+    could = sum(step.decision is not None and step.decision.refused_by != "warm" for step in steps)
     assert machine.state().bases["linear:BTCUSDT"].bars == could
 
 
@@ -170,7 +170,7 @@ def test_a_bar_that_cannot_be_believed_is_counted_and_not_judged() -> None:
     stepped(machine, until=40)
     before = machine.state().bases["linear:BTCUSDT"]
     late = replace(BARS[40], seen_ms=BARS[40].seen_ms + 10 * 60_000)
-    step = machine.step(late, said()[40])
+    step = machine.step(late, forecasts()[40])
     assert step.decision is not None
     assert step.decision.refused_by == "late"
     after = machine.state().bases["linear:BTCUSDT"]
@@ -182,16 +182,16 @@ def test_a_bar_that_cannot_be_believed_is_counted_and_not_judged() -> None:
 def test_what_outlived_its_horizon_is_not_closed_over_the_operator_s_halt() -> None:
     machine = attention([])
     likely = forecast(0.002, p_up=0.9, p_down=0.05)
-    steps = [machine.step(one, likely) for one in BARS[:10]]
+    steps = [machine.step(candle, likely) for candle in BARS[:10]]
     assert steps[-1].position is not None
     assert (held := steps[-1].position.quantity) > 0
     at_ms = BARS[10].open_time_ms
     machine.step(Command(CommandKind.HALT, "", at_ms, at_ms), None)
-    halted = [machine.step(one, likely) for one in BARS[10:60]]
+    halted = [machine.step(candle, likely) for candle in BARS[10:60]]
     assert {step.position.quantity for step in halted if step.position} == {held}
     machine.step(Command(CommandKind.RESUME, "", BARS[60].open_time_ms, 0), None)
     unsure = forecast(0.002, p_up=0.4, p_down=0.35)
-    *_, last = (machine.step(one, unsure) for one in BARS[60:63])
+    *_, last = (machine.step(candle, unsure) for candle in BARS[60:63])
     assert last.position is not None
     assert last.position.quantity == 0
 
@@ -224,12 +224,12 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
     basis = TwinBasis(judged=9, passed=9)
     passed = [basis.passes(bar.instrument, bar.open_time_ms, 0.25) for bar in BARS]
     assert passed == [drawn(bar) < 0.25 for bar in BARS]
-    known = replace(CALIBRATION, coverage=(counted,))
-    other = attention(["random_gate"], calibration=known)
+    calibration = replace(CALIBRATION, coverage=(counted,))
+    other = attention(["random_gate"], calibration=calibration)
     assert other.shadows[""].random_shares == []  # its regimes have thresholds of their own
-    found = attention(["random_gate"], calibration=known, usual_regimes=True)
-    assert found.shadows[""].random_shares == [0.25]
-    assert coverage_warnings(found) == (
+    usual = attention(["random_gate"], calibration=calibration, usual_regimes=True)
+    assert usual.shadows[""].random_shares == [0.25]
+    assert coverage_warnings(usual) == (
         "random_gate lets 25.00 % of the bars through: the calibration slice's coverage",
     )
     assert coverage_warnings(attention(["random_gate"])) == ()
@@ -276,19 +276,19 @@ def with_heads(
         forecaster=forecaster,
     )
     rng = random.Random(7)
-    answers = [replace(one, heads=heads(rng)) for one in said()]
+    answers = [replace(answer, heads=heads(rng)) for answer in forecasts()]
     every = bars(600, seed=4, instrument_id=traded.id)
-    return [machine.step(one, answer) for one, answer in zip(every, answers, strict=True)]
+    return [machine.step(candle, answer) for candle, answer in zip(every, answers, strict=True)]
 
 
-def own(steps: list[Step]) -> list[tuple[int, int]]:
+def run_account(steps: list[Step]) -> list[tuple[int, int]]:
     """Return position and equity of the run's own account after each step."""
     return [(step.position.quantity, step.account.equity) for step in steps if step.position]
 
 
 def twin(steps: list[Step], name: str) -> list[tuple[int, int]]:
-    every = (one for step in steps for one in step.twins if one.twin == name)
-    return [(one.position.quantity, one.account.equity) for one in every]
+    every = (shadow for step in steps for shadow in step.twins if shadow.twin == name)
+    return [(shadow.position.quantity, shadow.account.equity) for shadow in every]
 
 
 LEFT_OUT: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]] = {
@@ -312,8 +312,8 @@ def test_a_twin_without_a_gate_is_a_run_without_it(name: str, on_refusal: str) -
     assert refused.count(gate) > 50
     if name != "no_direction":
         assert refused.count("direction") > 50, "another gate goes on refusing"
-    assert twin(steps, name) == own(with_heads([], on_refusal=on_refusal, **without))
-    assert twin(steps, name) != own(steps)
+    assert twin(steps, name) == run_account(with_heads([], on_refusal=on_refusal, **without))
+    assert twin(steps, name) != run_account(steps)
 
 
 def test_a_twin_asks_for_what_it_could_not_pay_when_its_run_would() -> None:
@@ -324,8 +324,8 @@ def test_a_twin_asks_for_what_it_could_not_pay_when_its_run_would() -> None:
     plain = with_heads([], market=market, sizing=sizing)
     reasons = [step.decision.outcome.unfilled_reason for step in plain if step.decision]
     assert len(set(reasons)) > 1
-    assert any(quantity for quantity, _ in own(plain))
-    assert twin(steps, "no_learned_regime") == own(plain)
+    assert any(quantity for quantity, _ in run_account(plain))
+    assert twin(steps, "no_learned_regime") == run_account(plain)
 
 
 FULL: dict[str, dict[str, Any]] = {
@@ -342,9 +342,9 @@ def test_a_twin_of_full_size_is_a_run_by_the_usual_size(mode: str) -> None:
     own_keys = {"kelly": {"kelly": "0.001"}, "volatility": {"target_volatility": "0.002"}}
     sizing = {**FULL[mode], "mode": mode, **own_keys.get(mode, {})}
     steps = with_heads(["full_size"], sizing=sizing)
-    assert twin(steps, "full_size") == own(with_heads([], sizing=FULL[mode]))
-    assert twin(steps, "full_size") != own(steps)
-    assert any(quantity for quantity, _ in own(steps))
+    assert twin(steps, "full_size") == run_account(with_heads([], sizing=FULL[mode]))
+    assert twin(steps, "full_size") != run_account(steps)
+    assert any(quantity for quantity, _ in run_account(steps))
 
 
 def test_a_twin_that_would_be_the_run_itself_is_refused() -> None:
@@ -400,18 +400,18 @@ def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
         )
 
     likely, wide = answered(0.002, 0.001, 0.001), answered(0.009, 0.02, 0.3)
-    steps = [machine.step(one, likely) for one in BARS[:10]]
+    steps = [machine.step(candle, likely) for candle in BARS[:10]]
     assert {step.decision.refused_by for step in steps[4:] if step.decision} == {"edge"}
     before = quantity(steps[-1], "no_edge")
-    steps = [machine.step(one, wide) for one in BARS[10:13]]
+    steps = [machine.step(candle, wide) for candle in BARS[10:13]]
     assert {step.decision.refused_by for step in steps if step.decision} == {"risk.tail"}
     assert 0 < quantity(steps[-1], "no_edge") < before / 2
     more = answered(0.02, 0.001, 0.3)
     held = quantity(machine.step(BARS[13], more), "no_edge")
     assert quantity(machine.step(BARS[14], more), "no_edge") == held, "more of it is refused"
     short = replace(answered(-0.004, 0.02, 0.3), p_up=(0.2,), p_down=(0.6,))
-    for one in BARS[15:17]:
-        step = machine.step(one, short)
+    for candle in BARS[15:17]:
+        step = machine.step(candle, short)
         assert step.decision
         assert step.decision.refused_by == "risk.tail"
     assert quantity(step, "no_edge") == held, "the other side, however small, is refused"

@@ -255,8 +255,8 @@ def test_a_quote_fills_up_to_the_last_millisecond_and_cancels_from_the_next(
     assert bool(step.fills) is fills
     (order,) = step.orders
     assert order.status is (OrderStatus.FILLED if fills else OrderStatus.CANCELED)
-    seen = quote(instrument_id="spot:BTCUSDT")
-    assert machine.broker.quote_from_ms(seen) is None  # nor does the twin's order rest
+    level = quote(instrument_id="spot:BTCUSDT")
+    assert machine.broker.quote_from_ms(level) is None  # nor does the twin's order rest
 
 
 def test_the_wait_for_a_quote_is_wall_time_at_the_markets_pace() -> None:

@@ -13,7 +13,7 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchang
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.funding import FundingSchedule
-from tracepaper.daemon.feed.sequencer import Hole, fill
+from tracepaper.daemon.feed.sequencer import Backfill, Hole
 from tracepaper.daemon.feed.state import BarSequence, FeedState
 from tracepaper.strategies.types.market import Bar, Gap, GapCause
 
@@ -44,7 +44,7 @@ async def filled(
     """Fill *holes* in stepped time; *waits_s* gets how long that took."""
 
     async def collect() -> list[Gap | Bar]:
-        return [event async for event in fill(holes, client=client, clock=clock, certain_s=30.0)]
+        return [event async for _, event in Backfill(client, clock, 30.0).fill(holes)]
 
     async with asking(server) as (client, clock):
         begun_s = clock.network_s()
@@ -55,7 +55,7 @@ async def filled(
         return await task
 
 
-def told(events: list[Gap | Bar]) -> list[str]:
+def texts(events: list[Gap | Bar]) -> list[str]:
     """Write events as ``+from-until`` and ``-from-until`` for gaps, and a number for a bar."""
     return [
         str((event.open_time_ms - START_MS) // MINUTE)
@@ -76,11 +76,11 @@ async def serving(*indices: int, symbol: str = "BTCUSDT") -> ScriptedServer:
 
 async def test_holes_are_closed_for_good_and_the_end_stays_the_next_bar() -> None:
     async with await serving(1, 2, 4) as server:
-        one = market()
+        state = market()
         waits_s: list[float] = []
-        events = await filled(server, Hole(one, at(6), cause=GapCause.MISSED), waits_s=waits_s)
-        assert told(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4"]
-        assert one.sequence.next_open_ms == at(5)
+        events = await filled(server, Hole(state, at(6), cause=GapCause.MISSED), waits_s=waits_s)
+        assert texts(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4"]
+        assert state.sequence.next_open_ms == at(5)
         assert 30 <= waits_s[0] < 32  # both holes at once
         assert len(server.asked("kline")) >= 4
 
@@ -93,7 +93,7 @@ async def test_a_hole_of_one_answer_is_none() -> None:
             page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
             server.answer_next("kline", server.reply(page))
             events = await filled(server, Hole(market(), at(5), cause=GapCause.DOWN))
-            assert told(events) == ["+0-5", "0", "1", "2", "3", "4"], missing
+            assert texts(events) == ["+0-5", "0", "1", "2", "3", "4"], missing
 
 
 @pytest.mark.parametrize("cause", [None, GapCause.DOWN])
@@ -104,7 +104,7 @@ async def test_a_row_that_cannot_be_read_once_is_asked_for_again(cause: GapCause
         page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
         server.answer_next("kline", server.reply(page))
         events = await filled(server, Hole(market(), at(5), cause=cause))
-        assert told(events)[-5:] == ["0", "1", "2", "3", "4"]
+        assert texts(events)[-5:] == ["0", "1", "2", "3", "4"]
 
 
 async def test_an_empty_answer_is_no_late_listing() -> None:
@@ -114,13 +114,13 @@ async def test_an_empty_answer_is_no_late_listing() -> None:
             page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
             server.answer_next("kline", server.reply(page))
             events = await filled(server, Hole(market(), at(5), cause=None))
-            assert told(events) == ["0", "1", "2", "3", "4"], wrong
+            assert texts(events) == ["0", "1", "2", "3", "4"], wrong
 
 
 async def test_a_hole_across_windows_is_said_once_when_its_end_is_known() -> None:
     async with await serving(0, 2_500) as server:
         events = await filled(server, Hole(market(), at(2_501), cause=GapCause.DOWN))
-        assert told(events) == ["+0-1", "0", "-1-2500", "+2500-2501", "2500"]
+        assert texts(events) == ["+0-1", "0", "-1-2500", "+2500-2501", "2500"]
         assert len(server.asked("kline")) > 3
 
 
@@ -134,7 +134,7 @@ async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
             Hole(bitcoin, at(3), cause=GapCause.DOWN),
             Hole(ether, at(3), cause=GapCause.DOWN),
         )
-        assert told(events) == ["+0-3", "0", "1", "+1-3", "1", "2", "2"]
+        assert texts(events) == ["+0-3", "0", "1", "+1-3", "1", "2", "2"]
         bars = [event for event in events if isinstance(event, Bar)]
         assert [bar.instrument for bar in bars[1:3]] == ["linear:BTCUSDT", "linear:ETHUSDT"]
 
@@ -142,22 +142,22 @@ async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
 async def test_a_warm_up_says_holes_but_not_its_own_bars() -> None:
     async with await serving(3, 4, 6) as server:
         events = await filled(server, Hole(market(), at(8), cause=None))
-        assert told(events) == ["3", "4", "-5-6", "6"]
+        assert texts(events) == ["3", "4", "-5-6", "6"]
         assert {event.cause for event in events if isinstance(event, Gap)} == {GapCause.ARCHIVE}
 
 
 async def test_an_instrument_without_any_bar_has_no_hole() -> None:
     async with await serving() as server:
-        one = market()
-        assert await filled(server, Hole(one, at(8), cause=None)) == []
-        assert one.sequence.next_open_ms == at(0)
+        state = market()
+        assert await filled(server, Hole(state, at(8), cause=None)) == []
+        assert state.sequence.next_open_ms == at(0)
         assert len(server.asked("kline")) == 2
 
 
 async def test_nothing_missing_asks_nothing() -> None:
     async with await serving(0) as server:
-        one = market(first=5)
-        assert await filled(server, Hole(one, at(5), cause=GapCause.DOWN)) == []
+        state = market(first=5)
+        assert await filled(server, Hole(state, at(5), cause=GapCause.DOWN)) == []
         assert not server.requests
 
 

@@ -29,7 +29,7 @@ async def close(run: Live, minute: int, *symbols: str) -> None:
     await run.server.send(*(kline(open_ms, symbol=symbol) for symbol in symbols))
 
 
-def told(events: list[Event]) -> list[object]:
+def texts(events: list[Event]) -> list[object]:
     """Return the closes and bars of *events*: a close's size and its absent, a bar's symbol."""
     return [
         (event.bars, [name[7:10] for name in event.absent])
@@ -47,7 +47,7 @@ async def test_bars_of_one_close_go_on_together_in_the_order_of_the_run() -> Non
         assert not run.bars()  # one of them is still due
         await close(run, 0, "ETHUSDT")
         await until(lambda: len(run.bars()) == 3)
-        assert told(run.events) == [(3, []), "BTC", "ETH", "SOL"]
+        assert texts(run.events) == [(3, []), "BTC", "ETH", "SOL"]
         [closed] = [event for event in run.events if isinstance(event, Closed)]
         assert closed.open_time_ms == START_MS
         assert {bar.seen_ms for bar in run.bars()} == {closed.seen_ms}
@@ -61,7 +61,7 @@ async def test_who_does_not_come_in_time_is_absent_and_goes_on_alone_later() -> 
         assert 0.25 <= run.clock.network_s() - begun_s < 1
         await server.send(kline(START_MS, symbol="SOLUSDT"))
         await until(lambda: len(run.bars()) == 3)
-        assert told(run.events) == [(2, ["SOL"]), "BTC", "ETH", "SOL"]
+        assert texts(run.events) == [(2, ["SOL"]), "BTC", "ETH", "SOL"]
 
 
 async def test_nobody_is_waited_for_longer_than_half_an_interval() -> None:
@@ -119,14 +119,14 @@ def test_the_end_of_an_earlier_wait_ends_no_later_one() -> None:
         state.sequence.skip(START_MS + MINUTE)
     assert list(gathered.push(bar(index=1, instrument_id=BITCOIN.id))) == []
     assert list(gathered.expire(START_MS)) == []
-    assert told(list(gathered.expire(START_MS + MINUTE))) == [(1, ["ETH"]), "BTC"]
+    assert texts(list(gathered.expire(START_MS + MINUTE))) == [(1, ["ETH"]), "BTC"]
 
 
 def test_an_instrument_whose_bars_wait_behind_a_hole_is_not_waited_for() -> None:
     states = waiting(BITCOIN), waiting(ETHER)
     states[1].pending.add(bar(index=1, instrument_id=ETHER.id))
     events = list(gatherer(*states).push(bar(index=0, instrument_id=BITCOIN.id)))
-    assert told(events) == [(1, ["ETH"]), "BTC"]
+    assert texts(events) == [(1, ["ETH"]), "BTC"]
 
 
 async def test_the_next_close_ends_the_wait_for_this_one() -> None:
@@ -135,7 +135,7 @@ async def test_the_next_close_ends_the_wait_for_this_one() -> None:
         await until(lambda: run.feed.counters["bars"] == 1)
         await close(run, 1, "BTCUSDT")
         await until(run.bars)
-        assert told(run.events)[:2] == [(1, ["ETH", "SOL"]), "BTC"]
+        assert texts(run.events)[:2] == [(1, ["ETH", "SOL"]), "BTC"]
 
 
 async def test_a_revision_and_a_repeated_frame_are_never_gathered() -> None:
@@ -144,7 +144,7 @@ async def test_a_revision_and_a_repeated_frame_are_never_gathered() -> None:
         await until(lambda: len(run.bars()) == 3)
         await server.send(kline(START_MS, "101.5", symbol="ETHUSDT"), kline(START_MS))
         await until(lambda: len(run.bars()) == 4)
-        assert told(run.events) == [(3, []), "BTC", "ETH", "SOL", "ETH"]
+        assert texts(run.events) == [(3, []), "BTC", "ETH", "SOL", "ETH"]
 
 
 async def test_what_is_held_goes_on_when_the_feed_ends() -> None:
@@ -153,7 +153,7 @@ async def test_what_is_held_goes_on_when_the_feed_ends() -> None:
         await until(lambda: run.feed.counters["bars"] == 1)
         run.feed.stop()
         await until(lambda: run.is_ended)
-        assert told(run.events) == [(1, ["ETH", "SOL"]), "BTC"]
+        assert texts(run.events) == [(1, ["ETH", "SOL"]), "BTC"]
 
 
 async def test_without_gathering_each_bar_goes_on_by_itself() -> None:
@@ -161,4 +161,4 @@ async def test_without_gathering_each_bar_goes_on_by_itself() -> None:
     async with ScriptedServer() as server, live(server, start=alone, instruments=ALL) as run:
         await close(run, 0, "SOLUSDT", "BTCUSDT")
         await until(lambda: len(run.bars()) == 2)
-        assert told(run.events) == ["SOL", "BTC"]
+        assert texts(run.events) == ["SOL", "BTC"]

@@ -64,10 +64,10 @@ async def test_every_bar_comes_once_in_order_or_is_a_hole(seed: int) -> None:
         assert first == wanted
         values = Counter((bar.open_time_ms, bar.close) for bar in run.bars())
         assert set(values.values()) == {1}
-        said = [
+        missing = [
             minute
             for from_, until_, _, repaired_by in run.gaps()
             if not repaired_by
             for minute in range(from_, until_)
         ]
-        assert said == sorted(holes)
+        assert missing == sorted(holes)

@@ -41,14 +41,14 @@ class Quoter(Strategy):
         assert context.account is not None
         close, held = float(context.history.close[-1]), context.account.position.quantity
         item = context.instrument
-        asked = [
+        orders = [
             buy(1.5, limit=to_tick(close - 0.2, item), tag="bid"),
             sell(1.5, limit=to_tick(close + 0.2, item), tag="ask"),
         ]
         if abs(held) > 1:
             leave = sell if held > 0 else buy
-            asked.append(leave(abs(held), reduce_only=True, tag="out"))
-        return Orders(tuple(asked), "quotes")
+            orders.append(leave(abs(held), reduce_only=True, tag="out"))
+        return Orders(tuple(orders), "quotes")
 
 
 GAP = (3, 6)
@@ -65,16 +65,16 @@ def market(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> SeededMarket:
     folder = tmp_path_factory.mktemp("market")
-    made = seeded_market(folder, minutes=MINUTES, every_ms=250, **MARKETS[request.param])
+    seeded = seeded_market(folder, minutes=MINUTES, every_ms=250, **MARKETS[request.param])
     if request.param != "no word":
-        return made
-    quiet, file = folder / "quiet.events", EventsFile(made.events)
+        return seeded
+    quiet, file = folder / "quiet.events", EventsFile(seeded.events)
     first_ms, last_ms = (FIRST_MS + minute * MINUTE_MS for minute in GAP)
     with EventsWriter(quiet, file.header) as writer:
         for line in file.lines():
             if not first_ms <= line.received_ms < last_ms:
                 writer.add(line.received_ms, line.data.encode())
-    return SeededMarket(made.candles, quiet)
+    return SeededMarket(seeded.candles, quiet)
 
 
 def configured(response_ms: int, latency_ms: int) -> Config:
@@ -142,17 +142,17 @@ EVENTS = "SELECT kind, market_ms, content FROM v_events ORDER BY sequence"
 def test_whenever_a_bar_comes_the_events_are_those_of_a_replay(
     tmp_path: Path, market: SeededMarket, late_ms: int, response_ms: int, latency_ms: int
 ) -> None:
-    known, path = tmp_path / "known.db", tmp_path / "live.db"
-    replay = built(known, market, response_ms, latency_ms)
-    run_into(known, replay)
+    replayed, path = tmp_path / "known.db", tmp_path / "live.db"
+    replay = built(replayed, market, response_ms, latency_ms)
+    run_into(replayed, replay)
     live(path, market, late_ms, response_ms, latency_ms)
-    found, wanted = rows(path, EVENTS), rows(known, EVENTS)
-    bars = [place for place, event in enumerate(found) if event[0] == "bar"]
+    events, wanted = rows(path, EVENTS), rows(replayed, EVENTS)
+    bars = [place for place, event in enumerate(events) if event[0] == "bar"]
     assert len(bars) == MINUTES
-    assert found[: bars[-1] + 1] == wanted[: bars[-1] + 1]
-    assert sum(event[0] == "book" for event in found) > 5
+    assert events[: bars[-1] + 1] == wanted[: bars[-1] + 1]
+    assert sum(event[0] == "book" for event in events) > 5
     last_ms = int(replay.feed.candles[0].closes_ms[-1]) - response_ms
-    assert [row for row in rows(path, FILLS) if row[0] <= last_ms] == rows(known, FILLS)
+    assert [row for row in rows(path, FILLS) if row[0] <= last_ms] == rows(replayed, FILLS)
     assert verified(path).differences == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 
 import pytest
 from builders import instrument, quote
@@ -19,7 +19,6 @@ from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import (
     FeedMaintenance,
     ServerTimeReader,
-    ServerTimeReading,
     rescaled,
 )
 from tracepaper.daemon.feed.state import BarSequence, FeedState
@@ -72,14 +71,14 @@ async def test_the_first_time_costs_no_wait_where_two_answers_agree() -> None:
 async def test_a_far_time_that_is_not_repeated_is_not_believed(error_ms: int, times: int) -> None:
     time, clock = asking([error_ms] * times)
     told = await time.read()
-    assert (told.is_jump, told.server_ms) == (False, START_MS + times * 1_000)
+    assert told == (START_MS + times * 1_000, False)
     assert clock.slept == [1.0] * times
 
 
 @pytest.mark.parametrize("error_ms", [70_000, -70_000, YEAR_MS, -YEAR_MS])
 async def test_a_far_time_is_believed_when_it_is_said_three_times(error_ms: int) -> None:
     time, clock = asking([error_ms] * 9)
-    assert await time.read() == ServerTimeReading(START_MS + 2_000 + error_ms, is_jump=True)
+    assert await time.read() == (START_MS + 2_000 + error_ms, True)
     assert clock.slept == [1.0, 1.0]
 
 
@@ -87,20 +86,20 @@ async def test_answers_that_contradict_each_other_are_not_believed() -> None:
     years = [YEAR_MS * (1 + index % 4) for index in range(40)]
     time, clock = asking(years)
     told = await time.read()
-    assert not told.is_jump
+    assert not told[1]
     assert len(clock.slept) == 40
 
 
 async def test_a_near_time_is_taken_at_once() -> None:
     for error_ms in (0, 60_000, -60_000):
         time, clock = asking([error_ms])
-        assert await time.read() == ServerTimeReading(START_MS + error_ms, is_jump=False)
+        assert await time.read() == (START_MS + error_ms, False)
         assert clock.slept == []
 
 
 async def test_answers_that_were_long_on_their_way_agree_all_the_same() -> None:
     time, _ = asking([YEAR_MS] * 9, under_way_s=9.0)
-    assert (await time.read()).is_jump
+    assert (await time.read())[1]
 
 
 def maintaining(
@@ -145,7 +144,7 @@ async def test_a_clock_that_is_set_back_forgets_prices_dated_ahead_of_it() -> No
     maintenance, clock = maintaining(state)
     clock.advance(market_ms=10_000)
     for market_ms in (START_MS + 2_000, START_MS + 2_001):
-        state.update_quote(quote(at_ms=market_ms), None)
+        state.keep(quote(at_ms=market_ms), matters=False)
         await maintenance.synchronise()
         assert clock.market_ms() == START_MS
         is_kept = market_ms <= START_MS + 2_000
@@ -212,27 +211,20 @@ async def asked_after(frame_ms: int, polls: int) -> bool:
     """Return whether REST is asked for a bar that is overdue, where frames of *frame_ms* come."""
     clock = JumpClock(START_MS + 200_000)
     state = quoted()
-    asked: list[object] = []
-
-    def spawn(work: Coroutine[None, None, None]) -> None:
-        asked.append(work)
-        work.close()
-
     maintenance = FeedMaintenance(
         client=TellingClient(clock, ()),
         clock=clock,
         exchange=exchange_section(),
         states={state.instrument.id: state},
         queue=EventQueue(10),
-        spawn=spawn,
+        spawn=lambda work: work.close(),
     )
-    maintenance.start()
-    overdue = asyncio.create_task(maintenance.run_overdue())
+    running = asyncio.create_task(maintenance.run())
     while len(clock.slept) < polls:
         maintenance.observe(frame_ms)
         await asyncio.sleep(0)
-    overdue.cancel()
-    return bool(asked)
+    running.cancel()
+    return not state.claim_request()
 
 
 @pytest.mark.parametrize(("frame_ms", "is_asked"), [(50_000, False), (66_000, True)])
@@ -256,8 +248,8 @@ def test_a_coarser_tick_keeps_the_scales_of_the_run() -> None:
 
 
 def test_filters_that_did_not_change_are_equal_after_rescaling() -> None:
-    one = instrument()
-    assert rescaled(one, one) == one
+    item = instrument()
+    assert rescaled(item, item) == item
 
 
 def test_a_finer_tick_than_the_run_keeps_ends_it() -> None:

@@ -81,16 +81,16 @@ async def test_a_long_healthy_attempt_begins_the_backoff_anew() -> None:
 
 async def test_every_wait_is_told() -> None:
     clock = JumpClock()
-    told: list[tuple[str, float]] = []
+    waits: list[tuple[str, float]] = []
     await retry(
         failing(clock, times=3),
         clock=clock,
         rng=random.Random(1),
         name="rest",
         ceiling_s=30.0,
-        observer=lambda name, seconds: told.append((name, seconds)),
+        observer=lambda name, seconds: waits.append((name, seconds)),
     )
-    assert told == [("rest", waited) for waited in clock.slept]
+    assert waits == [("rest", waited) for waited in clock.slept]
 
 
 async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
@@ -106,11 +106,11 @@ async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
                 ceiling_s=2.0,
                 retry_log=retry_log,
             )
-    said = [line for line in lines if line["log_level"] == "warning"]
+    warnings = [line for line in lines if line["log_level"] == "warning"]
     waited_s = sum(clock.slept)
-    assert waited_s / 60 <= len(said) <= waited_s / 60 + 1
-    assert said[0]["failures"] == {"time": 1}
-    assert sum(sum(line["failures"].values()) for line in said) > 150
+    assert waited_s / 60 <= len(warnings) <= waited_s / 60 + 1
+    assert warnings[0]["failures"] == {"time": 1}
+    assert sum(sum(line["failures"].values()) for line in warnings) > 150
 
 
 async def test_a_spent_budget_raises_the_last_error() -> None:

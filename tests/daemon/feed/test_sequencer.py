@@ -71,8 +71,8 @@ def bars_from(first: int, count: int, source: Source = Source.STREAM) -> list[Ba
 
 async def opens(events: AsyncIterator[Event]) -> list[int]:
     """Return the open times of the bars that are delivered, in minutes from the start."""
-    found = [event async for event in events]
-    return [(one.open_time_ms - START_MS) // MINUTE for one in found if isinstance(one, Bar)]
+    stream = [event async for event in events]
+    return [(event.open_time_ms - START_MS) // MINUTE for event in stream if isinstance(event, Bar)]
 
 
 async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> None:
@@ -80,8 +80,8 @@ async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> 
     state = state_of()
     sequencer = sequencer_of(state, clock)
     delivered = []
-    for one in bars_from(0, 2):
-        delivered += await opens(sequencer.bar(one))
+    for candle in bars_from(0, 2):
+        delivered += await opens(sequencer.bar(candle))
     answered = tuple(bars_from(0, 3, Source.REST))
     page = BackfillPage(state.instrument.id, START_MS, answered, clock.network_s())
     delivered += await opens(sequencer.page(page))
@@ -108,8 +108,8 @@ async def test_a_stream_that_was_held_is_delivered_behind_the_past_in_order() ->
     sequencer = sequencer_of(state, SteppedClock(START_MS))
     key = state.instrument.id
     sequencer.hold(key)
-    for one in (bar(index=2), bar(index=3)):
-        assert await opens(sequencer.bar(one)) == []
+    for candle in (bar(index=2), bar(index=3)):
+        assert await opens(sequencer.bar(candle)) == []
     assert (sequencer.holds(key), state.claim_request()) == (True, False)
     for index in range(3):  # the last of them is the stream's first
         state.accept(bar(index=index, source=Source.REST))

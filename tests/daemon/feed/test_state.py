@@ -67,25 +67,25 @@ def test_a_bar_before_everything_known_is_old() -> None:
 
 
 def test_a_stream_that_repeats_an_implausible_close_does_not_verify_it() -> None:
-    known = bars(80)
-    far = replace_close(known[-1], 10 * known[-1].close)
-    closes = CloseFilter(100.0, known[:-1])
-    for said, doubted in (
+    candles = bars(80)
+    far = replace_close(candles[-1], 10 * candles[-1].close)
+    closes = CloseFilter(100.0, candles[:-1])
+    for candle, doubted in (
         (far, [far]),
         (far, [far]),
         (structs.replace(far, source=Source.REST), []),
     ):
-        assert closes.unverified([said], 10) == doubted
+        assert closes.unverified([candle], 10) == doubted
 
 
-def replace_close(one: Bar, price: int) -> Bar:
-    return structs.replace(one, close=price, high=max(one.high, price))
+def replace_close(candle: Bar, price: int) -> Bar:
+    return structs.replace(candle, close=price, high=max(candle.high, price))
 
 
 def test_memory_of_values_is_bounded() -> None:
     order = sequence()
-    for one in bars(REMEMBERED_BARS + 2):
-        order.accept(one)
+    for candle in bars(REMEMBERED_BARS + 2):
+        order.accept(candle)
     assert order.place(bar(index=0)) is Place.OLD
     assert order.place(bars(REMEMBERED_BARS + 2)[2]) is Place.REPEATED
 
@@ -101,13 +101,13 @@ def test_giving_up_never_goes_back() -> None:
 def test_runs_cover_the_window_in_order_without_overlap(present: set[int], length: int) -> None:
     window = [bar(index=index) for index in sorted(present)]
     end_ms = START_MS + length * MINUTE
-    found = bar_ranges(window, from_ms=START_MS, until_ms=end_ms, interval_ms=MINUTE)
-    assert [one for run in found for one in run.bars] == window
-    edges = [START_MS, *(run.until_ms for run in found)]
-    assert [run.from_ms for run in found] == edges[:-1]
+    ranges = bar_ranges(window, from_ms=START_MS, until_ms=end_ms, interval_ms=MINUTE)
+    assert [candle for run in ranges for candle in run.bars] == window
+    edges = [START_MS, *(run.until_ms for run in ranges)]
+    assert [run.from_ms for run in ranges] == edges[:-1]
     assert edges[-1] == end_ms
-    for one, other in itertools.pairwise(found):
-        assert bool(one.bars) != bool(other.bars)
+    for part, other in itertools.pairwise(ranges):
+        assert bool(part.bars) != bool(other.bars)
 
 
 def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> None:
@@ -181,8 +181,8 @@ def test_a_doubted_settlement_is_handed_on_once_and_asked_for_until_another_rate
 def test_a_settlement_that_stays_doubted_holds_up_no_later_one() -> None:
     funding = schedule()
     absurd = structs.replace(settlement(16), rate=10**10)
-    found = funding.settle([absurd, settlement(24)], lambda funding: funding.rate > 10**9)
-    assert found == [
+    settled = funding.settle([absurd, settlement(24)], lambda funding: funding.rate > 10**9)
+    assert settled == [
         absurd,
         Gap("linear:BTCUSDT", 16 * HOUR, 24 * HOUR, GapCause.FUNDING, "", 24 * HOUR, 24 * HOUR),
         settlement(24),
@@ -207,8 +207,8 @@ def test_of_settlements_that_were_not_booked_none_is_forgotten() -> None:
     funding = schedule()
     two = [settlement(16), settlement(24)]
     assert funding.settle(two) == two
-    for one in two:
-        funding.learn(one, is_booked=False)
+    for due in two:
+        funding.learn(due, is_booked=False)
     assert funding.settle(two) == two
     funding.learn(two[1], is_booked=True)
     funding.learn(two[0], is_booked=False)  # a later one is booked: it never will be
@@ -249,16 +249,16 @@ def test_asking_is_remembered_but_does_not_settle() -> None:
     assert funding.is_overdue(16 * HOUR)
 
 
-def missed(hour: int, *, until: int, found: int) -> Gap:
+def missed(hour: int, *, until: int, hours: int) -> Gap:
     times = (hour * HOUR, until * HOUR)
-    return Gap("linear:BTCUSDT", *times, GapCause.FUNDING, "", found * HOUR, found * HOUR)
+    return Gap("linear:BTCUSDT", *times, GapCause.FUNDING, "", hours * HOUR, hours * HOUR)
 
 
 def test_a_settlement_that_never_came_is_a_gap_before_the_next_one() -> None:
     funding = schedule()
     assert funding.settle([settlement(32)]) == [
-        missed(16, until=24, found=32),
-        missed(24, until=32, found=32),
+        missed(16, until=24, hours=32),
+        missed(24, until=32, hours=32),
         settlement(32),
     ]
     assert funding.settle([settlement(40)]) == [settlement(40)]
@@ -272,16 +272,16 @@ def test_a_settlement_that_was_announced_later_is_not_missed() -> None:
 
 @pytest.mark.parametrize("hours", [1, 2, 4])
 def test_each_symbol_has_its_own_interval_also_after_a_change_of_it(hours: int) -> None:
-    one = market(funding_minutes=480)
-    one.funding.settle([settlement(8)])
-    assert not one.funding.is_overdue((8 + hours) * HOUR)
-    one.change_filters(structs.replace(one.instrument, funding_interval_minutes=60 * hours))
-    assert one.funding.is_overdue((8 + hours) * HOUR)
-    assert not one.funding.is_overdue((8 + hours) * HOUR - 1)
+    state = market(funding_minutes=480)
+    state.funding.settle([settlement(8)])
+    assert not state.funding.is_overdue((8 + hours) * HOUR)
+    state.change_filters(structs.replace(state.instrument, funding_interval_minutes=60 * hours))
+    assert state.funding.is_overdue((8 + hours) * HOUR)
+    assert not state.funding.is_overdue((8 + hours) * HOUR - 1)
     due = [settlement(8 + hours), settlement(8 + 2 * hours), settlement(8 + 4 * hours)]
-    assert one.funding.settle(due) == [
+    assert state.funding.settle(due) == [
         *due[:2],
-        missed(8 + 3 * hours, until=8 + 4 * hours, found=8 + 4 * hours),
+        missed(8 + 3 * hours, until=8 + 4 * hours, hours=8 + 4 * hours),
         due[2],
     ]
 
@@ -307,37 +307,50 @@ def quote(market_ms: int, bid: int = 100) -> Quote:
     return Quote("linear:BTCUSDT", bid, 1, bid + 1, 1, market_ms, market_ms)
 
 
+def is_event(
+    state: FeedState,
+    quote: Quote,
+    from_ms: int | None,
+    *,
+    evident: bool = False,
+    again: bool = False,
+) -> bool:
+    """Return whether *quote* is an event, with an order that may fill at *from_ms*."""
+    fills = from_ms is not None and state.may_fill(quote, from_ms, again=again)
+    return state.keep(quote, matters=evident or fills)
+
+
 def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
-    one = market()
-    assert not one.update_quote(quote(1), None)
-    assert not one.update_quote(quote(2), None)
-    assert one.undelivered() == [quote(2)]
-    assert one.undelivered() == []
+    state = market()
+    assert not is_event(state, quote(1), None)
+    assert not is_event(state, quote(2), None)
+    assert state.undelivered() == [quote(2)]
+    assert state.undelivered() == []
 
 
 def test_a_mark_price_that_liquidates_is_an_event_at_once_and_only_then() -> None:
-    one = market()
+    state = market()
     calm, deadly, late = (Mark("linear:BTCUSDT", price, price, price) for price in (5, 6, 4))
-    assert not one.update_mark(calm)
-    assert one.update_mark(deadly, matters=True)
-    assert not one.update_mark(late, matters=True)
-    assert one.undelivered() == []
+    assert not state.keep(calm, matters=False)
+    assert state.keep(deadly, matters=True)
+    assert not state.keep(late, matters=True)
+    assert state.undelivered() == []
 
 
 def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
-    one = market()
-    assert not one.update_quote(quote(9), 10)
-    assert one.update_quote(quote(10), 10)
-    assert not one.update_quote(quote(11), 10)
-    assert one.update_quote(quote(12, bid=101), 10)
+    state = market()
+    assert not is_event(state, quote(9), 10)
+    assert is_event(state, quote(10), 10)
+    assert not is_event(state, quote(11), 10)
+    assert is_event(state, quote(12, bid=101), 10)
 
 
 def test_a_quote_is_an_event_that_is_evidence_or_follows_one_that_was_not_believed() -> None:
-    one = market()
-    assert one.update_quote(quote(5), None, is_evidence=True)
-    assert not one.update_quote(quote(6), 5)
-    assert one.update_quote(quote(7), 5, again=True)
-    assert not one.update_quote(quote(8), None, again=True)
+    state = market()
+    assert is_event(state, quote(5), None, evident=True)
+    assert not is_event(state, quote(6), 5)
+    assert is_event(state, quote(7), 5, again=True)
+    assert not is_event(state, quote(8), None, again=True)
 
 
 def trade(market_ms: int) -> Trade:
@@ -345,84 +358,69 @@ def trade(market_ms: int) -> Trade:
 
 
 def test_a_trade_is_an_event_where_it_is_evidence_and_beside_a_price_that_is_doubted() -> None:
-    one = market()
-    assert not one.update_trade(trade(5), is_evidence=False)
-    assert one.undelivered() == []
+    state = market()
+    assert not state.keep(trade(5), matters=False)
+    assert state.undelivered() == []
     mark = Mark("linear:BTCUSDT", 7, 6, 6)
-    one.update_mark(mark)
-    assert one.beside(quote(7)) == [mark, trade(5)]
-    assert one.beside(quote(7)) == []
-    one.update_quote(quote(8), None)
-    assert one.update_trade(trade(9), is_evidence=True)
-    assert one.beside(mark) == [quote(8)]
-    assert not one.update_trade(trade(4), is_evidence=True)
-    one.update_trade(trade(3_000_000), is_evidence=False)
-    one.drop_ahead(2_000_000)
-    assert one.update_trade(trade(10), is_evidence=True)
+    state.keep(mark, matters=False)
+    assert state.deliver(Mark, Trade) == [mark, trade(5)]
+    assert state.deliver(Mark, Trade) == []
+    is_event(state, quote(8), None)
+    assert state.keep(trade(9), matters=True)
+    assert state.deliver(Quote, Trade) == [quote(8)]
+    assert not state.keep(trade(4), matters=True)
+    state.keep(trade(3_000_000), matters=False)
+    state.drop_ahead(2_000_000)
+    assert state.keep(trade(10), matters=True)
 
 
 def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:
-    one = market()
-    one.update_quote(quote(5), None)
-    one.undelivered()
-    assert one.update_quote(quote(20), 10)
+    state = market()
+    is_event(state, quote(5), None)
+    state.undelivered()
+    assert is_event(state, quote(20), 10)
 
 
 def test_an_older_quote_is_a_replay_and_changes_nothing() -> None:
-    one = market()
-    one.update_quote(quote(10), None)
-    assert not one.update_quote(quote(9, bid=50), 5)
-    assert one.undelivered() == [quote(10)]
+    state = market()
+    is_event(state, quote(10), None)
+    assert not is_event(state, quote(9, bid=50), 5)
+    assert state.undelivered() == [quote(10)]
 
 
 def test_of_two_quotes_in_one_millisecond_the_later_frame_counts() -> None:
-    one = market()
-    one.update_quote(quote(10), None)
-    one.update_quote(quote(10, bid=101), None)
-    assert one.undelivered() == [quote(10, bid=101)]
-    assert one.update_quote(quote(10, bid=102), 10)
-    assert one.update_quote(quote(10, bid=103), 10)
-
-
-def test_of_two_marks_in_one_millisecond_the_later_frame_counts() -> None:
-    one = market()
-    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    one.update_mark(Mark("linear:BTCUSDT", 8, 10, 10))
-    assert one.undelivered() == [Mark("linear:BTCUSDT", 8, 10, 10)]
+    state = market()
+    is_event(state, quote(10), None)
+    is_event(state, quote(10, bid=101), None)
+    assert state.undelivered() == [quote(10, bid=101)]
+    assert is_event(state, quote(10, bid=102), 10)
+    assert is_event(state, quote(10, bid=103), 10)
 
 
 def test_a_quote_handed_on_in_time_for_the_order_is_not_handed_on_again() -> None:
-    one = market()
-    assert one.update_quote(quote(10), 10)
-    assert not one.update_quote(quote(10), 10)
-    assert one.update_quote(quote(11), 11)  # another order may fill from here
+    state = market()
+    assert is_event(state, quote(10), 10)
+    assert not is_event(state, quote(10), 10)
+    assert is_event(state, quote(11), 11)  # another order may fill from here
 
 
 def test_what_is_dated_at_the_latest_time_itself_is_kept() -> None:
-    one = market()
-    one.update_quote(quote(10), None)
-    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    one.drop_ahead(10)
-    assert one.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+    state = market()
+    is_event(state, quote(10), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
+    state.drop_ahead(10)
+    assert state.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
 
 
-def test_the_newest_mark_goes_before_a_bar_once() -> None:
-    one = market()
-    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    one.update_mark(Mark("linear:BTCUSDT", 6, 9, 9))
-    assert one.undelivered() == [Mark("linear:BTCUSDT", 7, 10, 10)]
-    assert one.undelivered() == []
-
-
-def overdue(one: FeedState, market_ms: int, network_s: float) -> bool:
-    return one.is_overdue(market_ms=market_ms, network_s=network_s, grace_ms=5_000)
+def overdue(state: FeedState, market_ms: int, network_s: float) -> bool:
+    return state.is_overdue(market_ms=market_ms, network_s=network_s, grace_ms=5_000)
 
 
 def test_grace_is_counted_in_market_and_in_network_time() -> None:
-    one = market()
-    assert not overdue(one, CLOSE + 60_000, 100.0)  # seen closed only now
-    assert not overdue(one, CLOSE + 60_000, 100.4)
-    assert overdue(one, CLOSE + 60_000, 100.5)
+    state = market()
+    assert not overdue(state, CLOSE + 60_000, 100.0)  # seen closed only now
+    assert not overdue(state, CLOSE + 60_000, 100.4)
+    assert overdue(state, CLOSE + 60_000, 100.5)
     other = market()
     assert not overdue(other, CLOSE, 100.0)
     assert not overdue(other, CLOSE + 4_999, 200.0)
@@ -430,34 +428,34 @@ def test_grace_is_counted_in_market_and_in_network_time() -> None:
 
 
 def test_questions_double_their_wait_up_to_a_bound() -> None:
-    one = market()
+    state = market()
     seconds = [tenth / 10 for tenth in range(3_000)]
-    asked = [at_s for at_s in seconds if overdue(one, CLOSE + 60_000, at_s)]
-    waits = [after - before for before, after in itertools.pairwise(asked)]
+    asked_s = [at_s for at_s in seconds if overdue(state, CLOSE + 60_000, at_s)]
+    waits = [after - before for before, after in itertools.pairwise(asked_s)]
     assert waits[:3] == [1.0, 2.0, 4.0]
     assert max(waits) == REQUEST_WAIT_MAX_S
-    assert asked[0] == 0.5
+    assert asked_s[0] == 0.5
 
 
 def test_a_bar_that_came_ends_the_waiting() -> None:
-    one = market()
-    overdue(one, CLOSE + 5_000, 1.0)
-    one.sequence.accept(structs.replace(bar(), open_time_ms=START_MS))
-    assert not overdue(one, CLOSE + 5_000, 9.0)
+    state = market()
+    overdue(state, CLOSE + 5_000, 1.0)
+    state.sequence.accept(structs.replace(bar(), open_time_ms=START_MS))
+    assert not overdue(state, CLOSE + 5_000, 9.0)
 
 
 def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None:
-    one = market()
-    one.update_quote(quote(3_000_000), None)
-    one.update_mark(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000))
-    one.undelivered()
-    one.drop_ahead(3_000_000)
-    one.update_quote(quote(10), None)
-    assert one.undelivered() == []
-    one.drop_ahead(2_999_999)
-    one.update_quote(quote(10), None)
-    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    assert one.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+    state = market()
+    is_event(state, quote(3_000_000), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000), matters=False)
+    state.undelivered()
+    state.drop_ahead(3_000_000)
+    is_event(state, quote(10), None)
+    assert state.undelivered() == []
+    state.drop_ahead(2_999_999)
+    is_event(state, quote(10), None)
+    state.keep(Mark("linear:BTCUSDT", 7, 10, 10), matters=False)
+    assert state.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
 
 
 def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:
@@ -467,8 +465,8 @@ def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:
     assert not pending.add(structs.replace(bar(), open_time_ms=START_MS + 5_000 * MINUTE))
     assert not pending.add(structs.replace(bar(), open_time_ms=START_MS))
     assert len(pending) == PENDING_MAX
-    taken = pending.pop_from(START_MS)
-    assert [versions[0].open_time_ms for versions in taken] == [
+    popped = pending.pop_from(START_MS)
+    assert [versions[0].open_time_ms for versions in popped] == [
         START_MS + index * MINUTE for index in range(PENDING_MAX)
     ]
     assert not len(pending)
@@ -484,40 +482,40 @@ def test_revisions_of_a_bar_that_waits_are_bounded() -> None:
 
 
 def test_a_cause_behind_bars_that_wait_is_of_the_next_hole() -> None:
-    one = market()
-    one.pending.add(bar())
-    one.set_gap_cause(GapCause.STALE)
-    causes = [one.cause]
-    one.pending.pop_from(bar().open_time_ms)
+    state = market()
+    state.pending.add(bar())
+    state.set_gap_cause(GapCause.STALE)
+    causes = [state.cause]
+    state.pending.pop_from(bar().open_time_ms)
     for _ in range(2):
-        one.clear_gap_cause()
-        causes.append(one.cause)
+        state.clear_gap_cause()
+        causes.append(state.cause)
     assert causes == [GapCause.MISSED, GapCause.STALE, GapCause.MISSED]
 
 
 def test_one_request_and_one_notice_of_a_cause_are_under_way_at_a_time() -> None:
-    one = market()
-    assert [one.claim_request(), one.claim_request()] == [True, False]
-    one.end_request()
-    assert one.claim_request()
-    assert [one.claim_gap_cause(), one.claim_gap_cause()] == [True, False]
-    one.set_gap_cause(GapCause.OVERFLOW)
-    assert one.claim_gap_cause()
+    state = market()
+    assert [state.claim_request(), state.claim_request()] == [True, False]
+    state.end_request()
+    assert state.claim_request()
+    assert [state.claim_gap_cause(), state.claim_gap_cause()] == [True, False]
+    state.set_gap_cause(GapCause.OVERFLOW)
+    assert state.claim_gap_cause()
 
 
 def test_an_overdue_settlement_is_asked_for_after_twice_the_wait_each_time() -> None:
-    one = market(funding_minutes=480)
+    state = market(funding_minutes=480)
     due_ms = 480 * MINUTE
-    assert not one.is_settlement_due(market_ms=due_ms - 1, network_s=0.0)
-    asked = [
+    assert not state.is_settlement_due(market_ms=due_ms - 1, network_s=0.0)
+    asked_s = [
         tenth / 10
         for tenth in range(1_000)
-        if one.is_settlement_due(market_ms=due_ms, network_s=tenth / 10)
+        if state.is_settlement_due(market_ms=due_ms, network_s=tenth / 10)
     ]
-    assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
-    one.funding.settle([Funding("linear:BTCUSDT", 1, due_ms, due_ms)])
-    assert not one.is_settlement_due(market_ms=due_ms, network_s=200.0)
-    assert [one.is_settlement_due(market_ms=2 * due_ms, network_s=at) for at in (200, 201)] == [
+    assert asked_s == [0, 1, 3, 7, 15, 31, 61, 91]
+    state.funding.settle([Funding("linear:BTCUSDT", 1, due_ms, due_ms)])
+    assert not state.is_settlement_due(market_ms=due_ms, network_s=200.0)
+    assert [state.is_settlement_due(market_ms=2 * due_ms, network_s=at) for at in (200, 201)] == [
         True,
         True,
     ]

@@ -36,7 +36,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> HeldAnswers:
     return HeldAnswers(monkeypatch, page=PAGE, before=1)  # one symbol
 
 
-def known(server: ScriptedServer, *names: str, first: int = -BEFORE, until: int = 0) -> None:
+def serve(server: ScriptedServer, *names: str, first: int = -BEFORE, until: int = 0) -> None:
     for name in names:
         for minute in range(first, until):
             server.add_candle(START_MS + minute * MINUTE, symbol=name)
@@ -60,8 +60,8 @@ async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
 
     answers.holds = holds
     async with ScriptedServer() as server:
-        known(server, "BTCUSDT", until=-2)
-        known(server, *names)
+        serve(server, "BTCUSDT", until=-2)
+        serve(server, *names)
         server.server_ms = START_MS + 3_000
         async with live(server, start=START, instruments=(BITCOIN, *others)) as run:
             events = run.events
@@ -100,10 +100,10 @@ async def waiting(
     The second has bars from minute *first* on, and *closes* minutes of both close meanwhile. Their
     funding is settled every *settles* minutes of the clock.
     """
-    both = [structs.replace(one, funding_interval_minutes=settles) for one in (BITCOIN, ETHER)]
-    known(server, "BTCUSDT")
+    both = [structs.replace(item, funding_interval_minutes=settles) for item in (BITCOIN, ETHER)]
+    serve(server, "BTCUSDT")
     if first is not None:
-        known(server, "ETHUSDT", first=first)
+        serve(server, "ETHUSDT", first=first)
     server.server_ms = START_MS + 3_000
     number = 1 if first is None else 2
     answers.holds = lambda name, place: name == "ETHUSDT" and place >= number
@@ -228,7 +228,7 @@ async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_it
         await close(run, 3, "BTCUSDT", "ETHUSDT")
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 4)
         of_ether = [event for event in run.events if getattr(event, "instrument", "") == ETHER.id]
-        (place,) = [at for at, one in enumerate(of_ether) if isinstance(one, Funding)]
+        (place,) = [at for at, event in enumerate(of_ether) if isinstance(event, Funding)]
         closed = [bar.close_time_ms for bar in of_ether[:place] if isinstance(bar, Bar)]
         assert max(closed) < START_MS + MINUTE
         await run.expect(lambda: sum(isinstance(event, Funding) for event in run.events) == 2)
@@ -255,5 +255,5 @@ async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: He
         run.is_asked = True
         answers.limit()
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE)
-        assert [said for said in run.behind if not said] == [False] * 2
+        assert [report for report in run.behind if not report] == [False] * 2
         assert len(run.behind) == BEFORE - PAGE

@@ -14,6 +14,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge
 from waiting import deadline
 
+from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.server import (
     CONNECTIONS_MAX,
     Caller,
@@ -21,7 +22,6 @@ from tracepaper.daemon.http.server import (
     ConnectionLimits,
     HttpServer,
     Submit,
-    metrics_listener,
 )
 from tracepaper.daemon.terminal import console
 
@@ -44,15 +44,19 @@ async def submit(_request: CommandRequest, _caller: Caller) -> int:
 
 @asynccontextmanager
 async def served(
-    timeout_s: float = TIMEOUT_S, *, submit: Submit = submit, limits: ConnectionLimits | None = None
+    timeout_s: float = TIMEOUT_S,
+    *,
+    metrics: str | None = None,
+    submit: Submit = submit,
+    limits: ConnectionLimits | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> AsyncIterator[HttpServer]:
     async with HttpServer(
-        host="127.0.0.1",
-        port=0,
+        HttpSection(port=0, metrics=metrics),
         tokens={"database": "t"},
         status=lambda: {"ready": True},
         submit=submit,
-        registry=CollectorRegistry(),
+        registry=registry or CollectorRegistry(),
         limits=limits or ConnectionLimits(most=MOST, timeout_s=timeout_s),
     ) as server:
         yield server
@@ -123,8 +127,8 @@ async def test_one_byte_at_a_time_does_not_buy_time() -> None:
 
 async def test_an_answer_that_nobody_reads_is_not_kept() -> None:
     async with served() as server:
-        asked = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-        connection = await connect(server, asked * 5_000)
+        request = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        connection = await connect(server, request * 5_000)
         assert await answers(server)
         await ended(connection)
 
@@ -175,8 +179,10 @@ async def test_sockets_that_are_held_open_keep_nobody_out(sent: bytes) -> None:
 async def test_a_listener_for_metrics_serves_nothing_else() -> None:
     registry = CollectorRegistry()
     Gauge("tracepaper_ready", "Whether it is ready.", registry=registry).set(1)
-    async with metrics_listener("0.0.0.0", 0, registry) as url, aiohttp.ClientSession() as client:
-        address = url.replace("0.0.0.0", "127.0.0.2")  # another address than the commands'
+    server = served(metrics="0.0.0.0:0", registry=registry)
+    async with server as listening, aiohttp.ClientSession() as client:
+        # Another address than the commands'.
+        address = listening.metrics_url.replace("0.0.0.0", "127.0.0.2")
         name = {"Host": "tracepaper.example:9187"}  # as a scraper of containers names it
         async with client.get(f"{address}/metrics", headers=name) as answer:
             assert answer.status == 200
@@ -194,11 +200,11 @@ async def test_a_listener_for_metrics_serves_nothing_else() -> None:
 async def test_an_idle_connection_is_closed_and_not_counted_as_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = HALF_OPEN["an answered request, and no other"]
+    request = HALF_OPEN["an answered request, and no other"]
     async with served() as server:
-        kept = await connect(server, asked)
+        kept = await connect(server, request)
         assert b"200 OK" in await kept[0].readuntil(b"\r\n\r\n")
-        kept[1].write(asked)  # the connection serves again
+        kept[1].write(request)  # the connection serves again
         assert (await ended(kept)).count(b"200 OK") == 1
     assert "connections refused" not in capsys.readouterr().err
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from builders import MINUTE, START_MS, account, bar, decision, fill, forecast, instrument, run, step
 from fakes import ManualClock, MemoryAudit
 from prometheus_client.exposition import generate_latest
@@ -12,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Histogram, Monitor
-from tracepaper.strategies.types.decisions import Action, Position, Prediction, Step, TwinStep
-from tracepaper.strategies.types.market import Bar, Command, CommandKind, Quote, Unit
+from tracepaper.strategies.types.decisions import Action, Position, Step, TwinStep
+from tracepaper.strategies.types.market import Command, CommandKind, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
 BTC = "linear:BTCUSDT"
@@ -70,9 +68,9 @@ def test_on_margin_it_says_what_is_bound_and_where_it_ends() -> None:
     status = watched.status()
     assert status["account"]["margin_used"] == "15"  # type: ignore[index]
     facts = status["instruments"][BTC]  # type: ignore[index]
-    shown = {name: facts[name] for name in ("margin", "leverage", "liquidation_price")}
+    bound = {name: facts[name] for name in ("margin", "leverage", "liquidation_price")}
     expected = rules[BTC].bounds(held.entry_notional, held.quantity, held.margin).liquidation
-    assert shown == {
+    assert bound == {
         "margin": "15",
         "leverage": "10",
         "liquidation_price": unscaled(expected, instrument().price_decimals),
@@ -90,13 +88,13 @@ def test_on_cross_margin_it_says_the_ratio_at_which_the_account_is_liquidated() 
     rules = {BTC: MarginRules(instrument(), 1_000, 0, is_cross=True)}
     watched = Monitor(run=run(), clock=ManualClock(CLOSE_MS), margin=rules)
     held = Position(1_500, 150 * MONEY_SCALE, unrealized_pnl=10 * MONEY_SCALE)
-    seen = step(bar(), decided=decision(), position=held)
-    watched.observe(seen)
+    observed = step(bar(), decided=decision(), position=held)
+    watched.observe(observed)
     status = watched.status()
     account = status["account"]
     needed = rules[BTC].maintenance(160 * MONEY_SCALE)  # at the mark
     assert account["margin_used"] == "16"  # type: ignore[index]
-    assert account["maintenance_ratio"] == needed / seen.account.equity  # type: ignore[index]
+    assert account["maintenance_ratio"] == needed / observed.account.equity  # type: ignore[index]
     assert "liquidation_price" not in status["instruments"][BTC]  # type: ignore[index]
 
 
@@ -247,17 +245,16 @@ async def test_forecasts_and_commits_are_timed() -> None:
     watched = Monitor(run=run(), clock=clock)
     kept = MemoryAudit()
 
-    class Slow:
-        async def predict(self, unit: Unit) -> Sequence[Prediction]:
-            await clock.sleep(0.4)
-            return [forecast() if isinstance(unit, Bar) else None]
+    async def slow(is_answered: bool) -> bool:
+        await clock.sleep(0.4)
+        return is_answered
 
-    predictor, audit = watched.predicting(Slow()), watched.committing(kept)
-    for _ in range(2):
-        assert await predictor.predict(bar()) == [forecast()]
-    assert await predictor.predict(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) == [None]
+    predict = watched.timed(slow, watched.model_s, bool)
+    for is_answered in (True, True, False):
+        assert await predict(is_answered) is is_answered
+    append = watched.timed(kept.append, watched.commit_s)
     for _ in range(3):
-        await audit.append(decided())
+        await append(decided())
     assert len(kept.steps) == 3
     assert scraped(watched, "tracepaper_model_seconds_count") == {(): 2.0}
     assert scraped(watched, "tracepaper_model_seconds_sum") == {(): 0.8}

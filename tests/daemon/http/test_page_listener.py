@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.entrance import GUESSES_MOST, tokens_of
 from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.strategies.errors import ConfigInvalid
@@ -43,25 +44,21 @@ class Shown:
 
 
 @pytest.fixture
-def shown() -> Shown:
+def page() -> Shown:
     return Shown()
 
 
 @pytest.fixture
-async def url(shown: Shown) -> AsyncIterator[str]:
-    async with (
-        HttpServer(
-            host="127.0.0.1",
-            port=0,
-            tokens={"database": FILE_TOKEN, "anna": TOKEN},
-            status=lambda: {"ready": True},
-            submit=shown.submit,
-            registry=CollectorRegistry(),
-            page=lambda: shown,
-        ) as server,
-        server.page_listener("127.0.0.1", 0, ("localhost", "127.0.0.1")) as address,
-    ):
-        yield address
+async def url(page: Shown) -> AsyncIterator[str]:
+    async with HttpServer(
+        HttpSection(port=0, page="127.0.0.1:0"),
+        tokens={"database": FILE_TOKEN, "anna": TOKEN},
+        status=lambda: {"ready": True},
+        submit=page.submit,
+        registry=CollectorRegistry(),
+        page=lambda: page,
+    ) as server:
+        yield server.page_url
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ async def status(client: aiohttp.ClientSession, url: str, **headers: str) -> int
 
 
 async def test_nothing_is_shown_without_a_token_and_all_with_one(
-    url: str, shown: Shown, client: aiohttp.ClientSession
+    url: str, page: Shown, client: aiohttp.ClientSession
 ) -> None:
     for path in PATHS:
         assert await status(client, url + path) == 401
@@ -88,12 +85,12 @@ async def test_nothing_is_shown_without_a_token_and_all_with_one(
         assert await status(client, url + path, Cookie=f"tracepaper-1={TOKEN}") == 401
     for path in ("/livez", "/metrics", "/command"):  # and what is not there says nothing either
         assert await status(client, url + path) == 401
-    assert shown.paths == []
+    assert page.paths == []
     assert [await status(client, url + path, **BEARER) for path in PATHS] == [200] * len(PATHS)
 
 
 async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
-    url: str, shown: Shown, client: aiohttp.ClientSession
+    url: str, page: Shown, client: aiohttp.ClientSession
 ) -> None:
     async with client.post(f"{url}/session", headers=BEARER) as answer:
         assert answer.status == 204
@@ -106,7 +103,7 @@ async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
         assert answer.status == 401
     async with client.post(f"{url}/command", json={"kind": "HALT"}, headers=BEARER) as answer:
         assert answer.status == 200
-    assert [caller.token for caller in shown.callers] == ["anna"]
+    assert [caller.token for caller in page.callers] == ["anna"]
 
 
 @pytest.mark.parametrize(
@@ -122,13 +119,13 @@ async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
 )
 @pytest.mark.parametrize("path", ["/api/v1/runs", "/api/v1/stream?run=last", "/session"])
 async def test_another_host_and_another_site_are_refused_with_a_token_too(
-    url: str, shown: Shown, client: aiohttp.ClientSession, headers: dict[str, str], path: str
+    url: str, page: Shown, client: aiohttp.ClientSession, headers: dict[str, str], path: str
 ) -> None:
     method = "POST" if path == "/session" else "GET"
     async with client.request(method, url + path, headers={**BEARER, **headers}) as answer:
         assert answer.status == 403
         assert "Set-Cookie" not in answer.headers
-    assert shown.paths == []
+    assert page.paths == []
 
 
 async def test_a_token_cannot_be_guessed_and_who_is_in_stays_in(

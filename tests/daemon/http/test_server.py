@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from waiting import deadline, deadline_s
 
+from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.server import NOTE_LIMIT, Caller, CommandRequest, HttpServer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin
@@ -49,8 +50,7 @@ def server_of(daemon: Daemon, port: int = 0) -> HttpServer:
     registry = CollectorRegistry()
     Gauge("some", "A gauge.", registry=registry).set(3)
     return HttpServer(
-        host="127.0.0.1",
-        port=port,
+        HttpSection(port=port),
         tokens={"database": TOKEN, "anna": "a-token-of-anna-alone"},
         status=lambda: daemon.status,
         submit=daemon.submit,
@@ -203,11 +203,11 @@ async def test_who_does_not_know_the_token_changes_nothing_and_may_look(
 
 
 async def test_a_port_that_is_taken_is_refused_in_one_sentence(daemon: Daemon) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         with pytest.raises(ConfigInvalid, match="set another \\[http\\] port"):
-            await server_of(daemon, taken.getsockname()[1]).__aenter__()
+            await server_of(daemon, listener.getsockname()[1]).__aenter__()
 
 
 async def test_the_end_frees_the_port_though_a_client_holds_on(daemon: Daemon) -> None:

@@ -38,14 +38,14 @@ class Quoter(Strategy):
         assert context.account is not None
         close, held = float(context.history.close[-1]), context.account.position.quantity
         item, size = context.instrument, self._size
-        asked = [
+        orders = [
             buy(size, limit=to_tick(close * (1 - self._away), item), tag="bid"),
             sell(size, limit=to_tick(close * (1 + self._away), item), tag="ask"),
         ]
         if abs(held) > size / 2:
             leave = sell if held > 0 else buy
-            asked.append(leave(abs(held), reduce_only=True, tag="out"))
-        return Orders(tuple(asked), "quotes")
+            orders.append(leave(abs(held), reduce_only=True, tag="out"))
+        return Orders(tuple(orders), "quotes")
 
 
 def sections(**market: Any) -> dict[str, dict[str, Any]]:
@@ -71,8 +71,8 @@ BOOKS = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY se
 
 
 def causes(path: Path) -> list[str]:
-    found = [json.loads(content)["cause"] for _, content in rows(path, BOOKS)]
-    return [cause for cause in found if cause]
+    contents = [json.loads(content)["cause"] for _, content in rows(path, BOOKS)]
+    return [cause for cause in contents if cause]
 
 
 async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(tmp_
         await live.listening(TOPICS + 2)  # those of the process that records
         for _ in range(12):
             await live.close_bar({SYMBOL})
-    found = rows(path, FILLS)
-    assert {row[5] for row in found} == {"book"}
-    assert {row[4] for row in found} == {"MAKER", "TAKER"}
-    assert len(found) > 5
+    fills = rows(path, FILLS)
+    assert {row[5] for row in fills} == {"book"}
+    assert {row[4] for row in fills} == {"MAKER", "TAKER"}
+    assert len(fills) > 5
     check_parity(path, tmp_path)
     candles = tmp_path / f"{SYMBOL}_1m.csv"
     with candles.open("w", newline="") as file:
@@ -105,7 +105,7 @@ async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(tmp_
     events = [EventsSource(folder / f"{SYMBOL}.events")]
     record(again, load(None, given), [bars], events=events)
     check_record(again)
-    assert rows(again, FILLS) == found
+    assert rows(again, FILLS) == fills
 
 
 BOOK = {"topic": "orderbook.200.BTCUSDT"}

@@ -232,10 +232,10 @@ async def test_messages_are_taken_until_the_process_ends(planted: Planted) -> No
         f"import os\nfor _ in range(3): os.write(1, {frame_of(Answer('x'))!r})\nos._exit(4)",
         encoding="utf-8",
     )
-    taken: list[Answer] = []
+    answers: list[Answer] = []
     with pytest.raises(ChildFailed, match="the echo ended with 4"):
-        await planted.child().follow(Answer, taken.append)
-    assert taken == [Answer("x")] * 3
+        await planted.child().follow(Answer, answers.append)
+    assert answers == [Answer("x")] * 3
 
 
 async def test_what_a_process_prints_is_no_message() -> None:

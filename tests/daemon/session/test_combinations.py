@@ -101,8 +101,8 @@ def configured(*traits: Trait) -> Config | None:
 
 @cache
 def pairs() -> list[tuple[Trait, Trait, Config]]:
-    made = ((first, second, configured(first, second)) for first, second in PAIRS)
-    return [(first, second, config) for first, second, config in made if config is not None]
+    configs = ((first, second, configured(first, second)) for first, second in PAIRS)
+    return [(first, second, config) for first, second, config in configs if config is not None]
 
 
 def test_each_trait_is_read_from_its_keys() -> None:

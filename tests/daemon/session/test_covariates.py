@@ -200,13 +200,13 @@ async def test_parquet_that_is_written_anew_grows_and_is_no_use_while_it_is_torn
         return path.read_bytes()
 
     written(1)
-    traded, said = Traded(path, ""), []
+    traded, answers = Traded(path, ""), []
     for number in range(1, 5):
         whole = written(number)
         if number == 3:
             path.write_bytes(whole[: len(whole) // 2])
-        said.append((await traded.answer(number))[0])
-    assert np.array_equal(said, [0.0, 1.0, np.nan, 3.0], equal_nan=True)
+        answers.append((await traded.answer(number))[0])
+    assert np.array_equal(answers, [0.0, 1.0, np.nan, 3.0], equal_nan=True)
     assert traded.is_derived()
 
 
@@ -218,8 +218,8 @@ async def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) 
             await traded.answer(at, symbol)
             # While the others are answered.
             traded.add(f"{close(at) + len(traded.said)},{symbol},{4 if symbol == 'BTC' else 3}\n")
-    said = [row[0] for row in traded.said.values()]
-    assert np.array_equal(said, [1.0, 2.0, np.nan, 4.0, 3.0, 3.0], equal_nan=True)
+    answers = [row[0] for row in traded.said.values()]
+    assert np.array_equal(answers, [1.0, 2.0, np.nan, 4.0, 3.0, 3.0], equal_nan=True)
     assert traded.is_derived()
 
 

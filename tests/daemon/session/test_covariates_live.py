@@ -37,7 +37,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def known(database: Path) -> list[tuple[str, float]]:
+def rows_of(database: Path) -> list[tuple[str, float]]:
     """Return the symbol and value of each row that the newest run knew."""
     with Reader.open(database) as reader:
         readings = reader.of_type(reader.find("last"), CovariatesRead)
@@ -83,10 +83,10 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
             await running.until(lambda: server.sockets and server.subscribed())
             running.pass_bars(2)
             await running.until(lambda: running.decided() >= 1)
-    assert [one == "finite" for one in refused(steps)] == [False] * 4 + [True] * 2 + [False]
+    assert [gate == "finite" for gate in refused(steps)] == [False] * 4 + [True] * 2 + [False]
     readings = [step.event for step in steps if isinstance(step.event, CovariatesRead)]
     assert [bool(reading.fault) for reading in readings] == [False, False, True, False]
-    assert known(database) == [("", 0.5), ("", -1.5), ("", 2.5)]
+    assert rows_of(database) == [("", 0.5), ("", -1.5), ("", 2.5)]
     with Reader.open(database) as reader:
         run_id = reader.find("last")
         assert verify_chain(reader.connection, run_id).holds
@@ -112,7 +112,9 @@ async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
 ) -> None:
     symbols = ("BTCUSDT", "ETHUSDT")
     database, given = tmp_path / "run.db", sections(tmp_path, file)
-    data = [made_candles(walk_rows(560, seed=at), symbol=one) for at, one in enumerate(symbols)]
+    data = [
+        made_candles(walk_rows(560, seed=at), symbol=symbol) for at, symbol in enumerate(symbols)
+    ]
     begins = int(data[0].open_time_ms[0])
     text = f"time,symbol,mood\n{begins},BTCUSDT,0.5\n"  # and none of the other yet
     write(file, text)
@@ -128,12 +130,14 @@ async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
         await live.close_bar(set(symbols))
         write(file, text + f"{at},ETHUSDT,1\n")  # before the one that it has
         await live.close_bar(set(symbols))
-    said = [
+    passes_of = [
         (step.event.instrument, passes(step.decision, "finite"))
         for step in live.steps
         if isinstance(step.event, Bar) and step.decision is not None
     ]
-    passed = {symbol: [at for name, at in said if name == f"linear:{symbol}"] for symbol in symbols}
+    passed = {
+        symbol: [at for name, at in passes_of if name == f"linear:{symbol}"] for symbol in symbols
+    }
     assert passed == {"BTCUSDT": [True, True, False], "ETHUSDT": [False, True, False]}
-    assert [symbol for symbol, _ in known(database)].count("ETHUSDT") == 1
+    assert [symbol for symbol, _ in rows_of(database)].count("ETHUSDT") == 1
     assert check_several(database) == 6

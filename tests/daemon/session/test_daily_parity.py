@@ -78,10 +78,10 @@ class Planted:
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    found = Planted(tmp_path)
+    directory = Planted(tmp_path)
     command = sys.executable, "-S", str(tmp_path / "program.py")
     monkeypatch.setattr(parity, "PROGRAM", command)
-    return found
+    return directory
 
 
 def checks(steps: list[Step]) -> list[ParityCheck]:
@@ -256,14 +256,14 @@ async def test_after_days_without_the_daemon_only_the_last_is_checked(planted: P
 
 @pytest.mark.parametrize("outcome", ParityOutcome)
 def test_status_and_metrics_have_the_last_result(tmp_path: Path, outcome: ParityOutcome) -> None:
-    found, _ = daily(tmp_path)
+    parity, _ = daily(tmp_path)
     monitor = Monitor(run=builders.run(), clock=ManualClock(START_MS))
     assert monitor.status()["parity"] is None
-    monitor.parity = found
+    monitor.beside[parity.key] = parity.status
     assert b"tracepaper_parity" not in generate_latest(registry_of(monitor))
-    assert shown(monitor) == "parity: first replay at 2023-11-15T00:10Z\n"
-    found.last = msgspec.structs.replace(WELL, outcome=outcome, until_ms=MIDNIGHT_MS)
-    assert shown(monitor) == "parity: identical 106 of 106 decisions\n"
+    assert line_of(monitor) == "parity: first replay at 2023-11-15T00:10Z\n"
+    parity.last = msgspec.structs.replace(WELL, outcome=outcome, until_ms=MIDNIGHT_MS)
+    assert line_of(monitor) == "parity: identical 106 of 106 decisions\n"
     text = generate_latest(registry_of(monitor)).decode()
     for each in ParityOutcome:
         value = float(each is outcome)
@@ -273,7 +273,7 @@ def test_status_and_metrics_have_the_last_result(tmp_path: Path, outcome: Parity
     assert f"tracepaper_parity_until_seconds {MIDNIGHT_MS / 1000:.9g}".split(".")[0] in text
 
 
-def shown(monitor: Monitor) -> str:
+def line_of(monitor: Monitor) -> str:
     """Return the line of ``tracepaper status``."""
     console = Console(width=200)
     document: Any = monitor.status()["parity"]

@@ -65,18 +65,20 @@ async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
                 for _ in range(bars):
                     await live.close_bar({"BTCUSDT"})
     stored = events(path)
-    times = np.concatenate([books_in(one).seen_ms for one in stored])
+    times = np.concatenate([books_in(books).seen_ms for books in stored])
     assert (np.diff(times) > 0).all()
     assert len(times) > 300
-    assert all(one.levels == 20 for one in stored)
+    assert all(books.levels == 20 for books in stored)
     starts = [depths.cause for depths in stored if depths.cause]
     assert starts == ["stopped", "stopped"]
-    said = [reason for (reason,) in rows(path, "SELECT reason FROM v_decisions ORDER BY sequence")]
-    assert sum(reason.startswith("the mid is expected") for reason in said) >= 4
-    assert check_record(path) == len(said)
+    reasons = [
+        reason for (reason,) in rows(path, "SELECT reason FROM v_decisions ORDER BY sequence")
+    ]
+    assert sum(reason.startswith("the mid is expected") for reason in reasons) >= 4
+    assert check_record(path) == len(reasons)
     again = tmp_path / "again.db"
     parity = run_again(path, again)
-    assert (parity.compared, parity.differences) == (len(said), [])
+    assert (parity.compared, parity.differences) == (len(reasons), [])
 
 
 BOOKS = {"topic": "orderbook.50.BTCUSDT"}
@@ -120,7 +122,7 @@ async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
         for _ in range(4):
             await live.close_bar({"BTCUSDT"})
     stored = events(path)
-    assert {one.cause for one in stored if one.cause} == {"stopped", cause}
+    assert {books.cause for books in stored if books.cause} == {"stopped", cause}
     for depths, two in pairwise(stored):
         assert bool(two.cause) == (two.first_ms != depths.next_ms)
     check_record(path)
@@ -154,11 +156,11 @@ async def test_bars_that_rest_brings_after_a_gap_see_no_book_of_it(
         "d.run_id AND n.sequence = d.sequence) FROM v_decisions d JOIN v_bars b "
         "USING (run_id, sequence) ORDER BY sequence"
     )
-    found = rows(path, query)
-    closes = [close for close, _, _ in found]
+    ages = rows(path, query)
+    closes = [close for close, _, _ in ages]
     assert closes == list(range(closes[0], closes[0] + 60_000 * len(closes), 60_000))
-    missed = [row for row in found if lost_ms + 30_000 < row[0] <= heard_ms]
+    missed = [row for row in ages if lost_ms + 30_000 < row[0] <= heard_ms]
     assert len(missed) >= 3
     assert {(source, notes) for _, source, notes in missed} == {("rest", 0)}  # nothing was asked
-    assert found[1][2] == found[-1][2] == 8
+    assert ages[1][2] == ages[-1][2] == 8
     check_record(path)

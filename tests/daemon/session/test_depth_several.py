@@ -39,13 +39,13 @@ class Both(PortfolioStrategy):
         self._options = options
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
-        said = {}
+        signals = {}
         for symbol, context in contexts.items():
             books = context.depth
             age = -1.0 if books is None else float(context.time - books.seen_ms[-1])
             count = 0.0 if books is None else float(len(books))
-            said[symbol] = Signal(Action.HOLD, "seen", note={"age": age, "count": count})
-        return said
+            signals[symbol] = Signal(Action.HOLD, "seen", note={"age": age, "count": count})
+        return signals
 
 
 def sections() -> dict[str, dict[str, Any]]:
@@ -61,19 +61,19 @@ def noted(path: Path, name: str) -> dict[str, list[float]]:
         "SELECT d.instrument, n.number FROM v_notes n JOIN v_decisions d USING (run_id, sequence) "
         "WHERE n.name = ? ORDER BY sequence"
     )
-    found: dict[str, list[float]] = {}
+    numbers: dict[str, list[float]] = {}
     with closing(sqlite3.connect(path)) as database:
         for instrument, number in database.execute(query, (name,)):
-            found.setdefault(instrument.partition(":")[2], []).append(number)
-    return found
+            numbers.setdefault(instrument.partition(":")[2], []).append(number)
+    return numbers
 
 
 def test_each_symbol_of_a_replay_sees_its_own_books(tmp_path: Path) -> None:
     data, depth = [], []
     for number, symbol in enumerate(SYMBOLS):
-        made = made_candles(walk_rows(BARS, seed=number + 1), symbol=symbol)
-        shift = FIRST_MS - int(made.open_time_ms[0])
-        data.append(replace(made, open_time_ms=made.open_time_ms + shift))
+        series = made_candles(walk_rows(BARS, seed=number + 1), symbol=symbol)
+        shift = FIRST_MS - int(series.open_time_ms[0])
+        data.append(replace(series, open_time_ms=series.open_time_ms + shift))
         if number == 0:  # the other one has no books
             write(
                 tmp_path / symbol,

@@ -142,11 +142,13 @@ async def test_a_crash_that_is_true_takes_it_within_its_minute(
         crash_ms = bars[-1].close_time_ms
         assert crash_ms == FIRST_MS + at * MINUTE
         await live.close_bar({"BTCUSDT"})
-        _, taken, *_ = fills(live)
-        assert taken.filled_ms < crash_ms + MINUTE
-        assert taken.model is (FillModel.LIQUIDATION if margin else FillModel.QUOTE)
-        said = beliefs(live)
-        assert any(text.startswith("believed on the ") or "is believed on" in text for text in said)
+        _, sold, *_ = fills(live)
+        assert sold.filled_ms < crash_ms + MINUTE
+        assert sold.model is (FillModel.LIQUIDATION if margin else FillModel.QUOTE)
+        texts = beliefs(live)
+        assert any(
+            text.startswith("believed on the ") or "is believed on" in text for text in texts
+        )
         if not margin:
             assert any(isinstance(step.event, Trade) for step in live.steps)
     check_record(path)

@@ -38,14 +38,16 @@ def walks(symbols: Sequence[str], bars: int) -> tuple[Candles, ...]:
 # ---------------------------------------------------------------- connections
 
 
-def asked(count: int, *, depth: int = 0, trades: bool = False, name: str = "") -> StreamRequest:
+def request_of(
+    count: int, *, depth: int = 0, trades: bool = False, name: str = ""
+) -> StreamRequest:
     items = tuple(instrument(f"{name}{number:03d}USDT") for number in range(count))
     return StreamRequest(items, 60_000, trades=trades, depth=depth)
 
 
 @pytest.mark.parametrize("count", [1, 50, 51, 199, 200])
 def test_every_symbol_is_on_one_connection_and_none_is_too_large(count: int) -> None:
-    request = asked(count, depth=50, trades=True)
+    request = request_of(count, depth=50, trades=True)
     shares = websocket.connections(Category.LINEAR, request)
     assert tuple(item for share in shares for item in share.instruments) == request.instruments
     sizes = [len(share.instruments) for share in shares]
@@ -56,7 +58,7 @@ def test_every_symbol_is_on_one_connection_and_none_is_too_large(count: int) -> 
 
 
 def test_long_names_are_divided_by_the_characters_that_a_connection_takes() -> None:
-    request = asked(200, depth=50, trades=True, name="N" * 200)
+    request = request_of(200, depth=50, trades=True, name="N" * 200)
     shares = websocket.connections(Category.LINEAR, request)
     assert len(shares) > 200 / websocket.SYMBOLS_PER_CONNECTION
     for share in shares:

@@ -55,9 +55,9 @@ def closed(at_ms: int, decided: Decision | None = WELL, symbol: str = "BTCUSDT",
     return builders.step(bar, decided=decided, **of)
 
 
-def told(found: Notices, *steps: Step, breach: str = "") -> list[tuple[str, str]]:
+def told_of(notifier: Notices, *steps: Step, breach: str = "") -> list[tuple[str, str]]:
     """Return kind and text of each notice of *steps*."""
-    return [words(notice) for step in steps for notice in found.of_step(step, breach)]
+    return [words(notice) for step in steps for notice in notifier.of_step(step, breach)]
 
 
 def words(notice: Notice) -> tuple[str, str]:
@@ -81,14 +81,14 @@ def filled(role: OrderRole, **of: Any) -> Step:
 
 
 def test_a_fill_says_what_was_traded_and_what_is_held_now() -> None:
-    assert told(notices(), filled(OrderRole.SIGNAL)) == [
+    assert told_of(notices(), filled(OrderRole.SIGNAL)) == [
         ("fills", "BTCUSDT bought 1 at 101 (edge); holds 1, equity 100,000.00")
     ]
 
 
 @pytest.mark.parametrize("role", OrderRole)
 def test_what_protects_is_told_apart_from_what_was_decided(role: OrderRole) -> None:
-    ((kind, text),) = told(notices(), filled(role, side=Side.SELL))
+    ((kind, text),) = told_of(notices(), filled(role, side=Side.SELL))
     if role in {OrderRole.SIGNAL, OrderRole.LIST, OrderRole.COMMAND}:
         assert kind == "fills"
     else:
@@ -98,7 +98,7 @@ def test_what_protects_is_told_apart_from_what_was_decided(role: OrderRole) -> N
 
 
 def test_what_others_wrote_stays_one_line_without_control_characters() -> None:
-    ((_, text),) = told(notices(), filled(OrderRole.SIGNAL, reason="a\x1b[31m\nb" + "x" * 5_000))
+    ((_, text),) = told_of(notices(), filled(OrderRole.SIGNAL, reason="a\x1b[31m\nb" + "x" * 5_000))
     assert "\n" not in text
     assert "\x1b" not in text
     assert len(text) < 500
@@ -109,23 +109,23 @@ def test_what_others_wrote_stays_one_line_without_control_characters() -> None:
 
 @pytest.mark.parametrize(("on_breach", "action"), [("halt", "no new"), ("flatten", "what is held")])
 def test_a_breach_is_told_once_until_it_is_lifted(on_breach: str, action: str) -> None:
-    found = notices(on_breach)
+    notifier = notices(on_breach)
     steps = [closed(START_MS + minute * MINUTE) for minute in range(3)]
-    assert told(found, *steps) == []
-    ((kind, text),) = told(found, *steps, breach="risk.drawdown")
+    assert told_of(notifier, *steps) == []
+    ((kind, text),) = told_of(notifier, *steps, breach="risk.drawdown")
     assert kind == "limits"
     assert text.startswith(f"risk.drawdown breached at equity 100,000.00: {action}")
     resume = builders.step(Command(CommandKind.RESUME, "", START_MS, START_MS))
-    assert [kind for kind, _ in told(found, resume, *steps)] == ["halt"]
-    assert len(told(found, *steps, breach="risk.drawdown")) == 1
+    assert [kind for kind, _ in told_of(notifier, resume, *steps)] == ["halt"]
+    assert len(told_of(notifier, *steps, breach="risk.drawdown")) == 1
 
 
 def test_a_limit_that_only_refuses_is_told_once_a_day() -> None:
-    found = notices("refuse", kinds=("limits",))
+    notifier = notices("refuse", kinds=("limits",))
     over = builders.decision(measures=(("risk.daily_loss", 9.0, 5.0, False),))
     day = [closed(MIDNIGHT_MS + minute * MINUTE, of) for minute, of in enumerate((over, WELL) * 3)]
     following = closed(MIDNIGHT_MS + DAY_MS, over)
-    found_in_all = told(found, *day, following, breach="risk.daily_loss")
+    found_in_all = told_of(notifier, *day, following, breach="risk.daily_loss")
     assert len(found_in_all) == 2
     assert found_in_all[0][1].endswith("no new exposure while it lasts")
 
@@ -133,7 +133,7 @@ def test_a_limit_that_only_refuses_is_told_once_a_day() -> None:
 @pytest.mark.parametrize("kind", CommandKind)
 def test_a_command_is_told_with_its_note(kind: CommandKind) -> None:
     step = builders.step(Command(kind, "lunch", START_MS, START_MS))
-    ((of, text),) = told(notices(), step)
+    ((of, text),) = told_of(notices(), step)
     assert of == "halt"
     assert text.startswith(f"{kind.value}: ")
     assert text.endswith(" (lunch)")
@@ -143,11 +143,11 @@ def test_a_command_is_told_with_its_note(kind: CommandKind) -> None:
 
 
 def test_a_lost_feed_is_told_once_and_so_is_its_return() -> None:
-    found = notices()
+    notifier = notices()
     states = [
         notice.fields["state"]
         for age_s in (0, 119, 121, 130, 500, 3, 2, 121)
-        for notice in found.of_feed(age_s, 120, START_MS)
+        for notice in notifier.of_feed(age_s, 120, START_MS)
     ]
     assert states == ["lost", "back", "lost"]
 
@@ -161,25 +161,25 @@ def test_a_gap_is_told_only_where_its_bars_never_come() -> None:
         )
         return builders.step(of)
 
-    assert told(notices(), gap("rest")) == []
-    ((kind, text),) = told(notices(), gap(""))
+    assert told_of(notices(), gap("rest")) == []
+    ((kind, text),) = told_of(notices(), gap(""))
     assert kind == "feed"
     assert "BTCUSDT lacks 2023-11-14T22:14Z to 2023-11-14T22:16Z for good (missed)" in text
 
 
 def test_late_decisions_are_told_when_they_begin_and_end() -> None:
-    found = notices(kinds=("late",))
+    notifier = notices(kinds=("late",))
     pattern = [(LATE, "BTCUSDT"), (LATE, "ETHUSDT"), (LATE, "BTCUSDT"), (WELL, "BTCUSDT")]
     steps = [closed(START_MS, decided, symbol) for decided, symbol in pattern]
-    assert told(found, *steps) == [("late", "decisions late: BTCUSDT is held: late by 4 s")]
-    assert told(found, closed(START_MS, WELL, "ETHUSDT"), closed(START_MS, WELL, "ETHUSDT")) == [
-        ("late", "decisions in time again: after 3 that were late")
-    ]
+    assert told_of(notifier, *steps) == [("late", "decisions late: BTCUSDT is held: late by 4 s")]
+    assert told_of(
+        notifier, closed(START_MS, WELL, "ETHUSDT"), closed(START_MS, WELL, "ETHUSDT")
+    ) == [("late", "decisions in time again: after 3 that were late")]
 
 
 def test_each_parity_result_is_told() -> None:
     check = ParityCheck(ParityOutcome.IDENTICAL, "identical 6 of 6 decisions", 0, 1, 6, 6, 0)
-    assert told(notices(), builders.step(check)) == [
+    assert told_of(notices(), builders.step(check)) == [
         ("parity", "parity: identical 6 of 6 decisions")
     ]
 
@@ -188,36 +188,36 @@ def test_each_parity_result_is_told() -> None:
 
 
 def test_refusals_are_counted_by_gate_over_a_span() -> None:
-    found = notices(refusals_every="1h", kinds=("refusals",))
+    notifier = notices(refusals_every="1h", kinds=("refusals",))
     begin_ms = MIDNIGHT_MS + 10 * MINUTE
     of = [REFUSED, WELL, LATE, REFUSED]
     steps = [closed(begin_ms + minute * MINUTE, each) for minute, each in enumerate(of)]
-    assert told(found, *steps) == []
+    assert told_of(notifier, *steps) == []
     over = closed(MIDNIGHT_MS + HOUR_MS)
-    assert told(found, over, over) == [
+    assert told_of(notifier, over, over) == [
         ("refusals", "3 of 5 decisions refused since 2023-11-15T00:10Z: edge 2, late 1")
     ]
     calm = [closed(MIDNIGHT_MS + HOUR_MS + minute * MINUTE) for minute in range(1, 120)]
-    assert told(found, *calm) == []
+    assert told_of(notifier, *calm) == []
 
 
 def test_the_day_is_summed_up_at_its_time() -> None:
-    found = notices(daily_at="00:30", kinds=("daily",))
+    notifier = notices(daily_at="00:30", kinds=("daily",))
     holding = TwinStep("buy_and_hold", Position(), builders.account(100_000), ())
     later = msgspec.structs.replace(holding, account=builders.account(98_000))
     first = closed(MIDNIGHT_MS, twins=(holding,))
     steps = [first, filled(OrderRole.SIGNAL), closed(MIDNIGHT_MS + 29 * MINUTE, REFUSED)]
-    assert told(found, *steps) == []
+    assert told_of(notifier, *steps) == []
     history = (START_MS - days * DAY_MS for days in (3, 2, 1))
-    assert told(notices(daily_at="00:30"), *map(closed, history)) == []
+    assert told_of(notices(daily_at="00:30"), *map(closed, history)) == []
     last = closed(MIDNIGHT_MS + 30 * MINUTE, of=builders.account(101_000), twins=(later,))
-    ((kind, text),) = told(found, last, closed(MIDNIGHT_MS + 31 * MINUTE))
+    ((kind, text),) = told_of(notifier, last, closed(MIDNIGHT_MS + 31 * MINUTE))
     assert kind == "daily"
     assert text == (
         "equity 101,000.00, +1,000.00 (+1.00 %) since 2023-11-15T00:00Z; 1 fills, fees 0.00, "
         "1 of 3 decisions refused; buy_and_hold -2.00 %"
     )
-    assert len(told(found, closed(MIDNIGHT_MS + DAY_MS + 30 * MINUTE))) == 1
+    assert len(told_of(notifier, closed(MIDNIGHT_MS + DAY_MS + 30 * MINUTE))) == 1
 
 
 # ---------------------------------------------------------------- kinds and fields
@@ -238,12 +238,12 @@ def everything() -> list[Step]:
 
 
 def test_every_kind_has_the_fields_that_its_template_may_name_and_no_other() -> None:
-    found, seen = notices(), {}
+    notifier, by_kind = notices(), {}
     for index, step in enumerate(everything()):
-        for notice in found.of_step(step, "risk.drawdown" if index else ""):
-            seen[notice.kind] = notice
-    assert set(seen) == set(KINDS)
-    for kind, notice in seen.items():
+        for notice in notifier.of_step(step, "risk.drawdown" if index else ""):
+            by_kind[notice.kind] = notice
+    assert set(by_kind) == set(KINDS)
+    for kind, notice in by_kind.items():
         fields = set(WORDINGS[kind].fields)
         named = {name for _, name, _, _ in string.Formatter().parse(WORDINGS[kind].template)}
         assert named - {None} <= fields
@@ -255,28 +255,28 @@ def test_every_kind_has_the_fields_that_its_template_may_name_and_no_other() -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_can_be_off(kind: str) -> None:
     others = tuple(name for name in KINDS if name != kind)
-    found = notices(kinds=others)
+    notifier = notices(kinds=others)
     told_kinds = {
         notice.kind
         for index, step in enumerate(everything())
-        for notice in found.of_step(step, "risk.drawdown" if index else "")
+        for notice in notifier.of_step(step, "risk.drawdown" if index else "")
     }
     assert told_kinds == set(others)
 
 
 def test_a_revision_of_a_bar_tells_nothing() -> None:
     revised = closed(MIDNIGHT_MS, None, accepted=False)
-    assert told(notices(), closed(START_MS), revised) == []
+    assert told_of(notices(), closed(START_MS), revised) == []
 
 
 def test_a_failed_strategy_is_told_once_and_not_by_the_words_of_a_reason() -> None:
-    found = notices()
+    notifier = notices()
     outcome = msgspec.structs.replace(WELL.outcome, reason="set aside: not yet")
     answered = StrategyDecision("a", outcome, 0)
     part = TwinStep("a", Position(0), builders.account(), (), False, answered)
     step = closed(START_MS, twins=(part,))
-    assert told(found, step) == []
-    failed = [found.of_step(step, "", {"b": "it failed"}) for _ in range(2)]
+    assert told_of(notifier, step) == []
+    failed = [notifier.of_step(step, "", {"b": "it failed"}) for _ in range(2)]
     assert [[notice.fields["command"] for notice in each] for each in failed] == [
         ["strategy b"],
         [],

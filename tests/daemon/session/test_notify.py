@@ -91,10 +91,10 @@ class Planted:
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    found = Planted(tmp_path)
+    files = Planted(tmp_path)
     command = sys.executable, "-S", str(tmp_path / "program.py")
     monkeypatch.setattr(messenger_module, "PROGRAM", command)
-    return found
+    return files
 
 
 def command(note: str, kind: CommandKind = CommandKind.HALT) -> Step:
@@ -114,13 +114,13 @@ def messenger(clock: SystemClock | ManualClock | None = None, **section: Any) ->
 
 
 @asynccontextmanager
-async def working(found: Messenger) -> AsyncIterator[Messenger]:
-    async with found.at_work(pytest.fail):
-        yield found
+async def working(sender: Messenger) -> AsyncIterator[Messenger]:
+    async with sender.at_work(pytest.fail):
+        yield sender
 
 
-def handled(found: Messenger, count: int) -> Callable[[], bool]:
-    return lambda: found.counts["sent"] + found.counts["failed"] >= count
+def handled(sender: Messenger, count: int) -> Callable[[], bool]:
+    return lambda: sender.counts["sent"] + sender.counts["failed"] >= count
 
 
 # ---------------------------------------------------------------- one message after another
@@ -128,27 +128,27 @@ def handled(found: Messenger, count: int) -> Callable[[], bool]:
 
 async def test_a_notice_is_sent_in_the_words_of_its_template(planted: Planted) -> None:
     words = {"halt": "{time} {strategy} {run}: {command} {note}"}
-    async with working(messenger(templates=words)) as found:
-        found.observe(command("lunch"))
-        await until(handled(found, 1), poll_s=0.01)
+    async with working(messenger(templates=words)) as sender:
+        sender.observe(command("lunch"))
+        await until(handled(sender, 1), poll_s=0.01)
     (sent,) = planted.sent()
     assert sent["title"] == "tracepaper BTCUSDT: halt"
     assert sent["body"] == (
         "2023-11-14T22:14Z attention run-7f3a: HALT no new exposure until RESUME (lunch)"
     )
-    assert found.counts == {"sent": 1, "failed": 0, "dropped": 0}
+    assert sender.counts == {"sent": 1, "failed": 0, "dropped": 0}
 
 
 async def test_what_comes_faster_than_the_limit_goes_together(planted: Planted) -> None:
     clock = JumpClock()
-    found = messenger(clock, per_minute=1)
+    sender = messenger(clock, per_minute=1)
     for index in range(3):
-        found.observe(command(f"a{index}"))
-    async with working(found):
-        await until(handled(found, 1), poll_s=0.01)
+        sender.observe(command(f"a{index}"))
+    async with working(sender):
+        await until(handled(sender, 1), poll_s=0.01)
         for index in range(2):
-            found.observe(command(f"b{index}"))
-        await until(handled(found, 2), poll_s=0.01)
+            sender.observe(command(f"b{index}"))
+        await until(handled(sender, 2), poll_s=0.01)
     first, second = (sent["body"].splitlines() for sent in planted.sent())
     assert [line.split("(")[1] for line in first] == ["a0)", "a1)", "a2)"]
     assert [line.split("(")[1] for line in second] == ["b0)", "b1)"]
@@ -156,12 +156,12 @@ async def test_what_comes_faster_than_the_limit_goes_together(planted: Planted) 
 
 
 async def test_a_message_tells_urgent_notices_first_and_counts_the_rest(planted: Planted) -> None:
-    found = messenger()
+    sender = messenger()
     fill = builders.step(builders.bar(), fills=(builders.fill(),) * (LINES_MOST + 5))
-    found.observe(fill)
-    found.observe(command("x" * 10_000))
-    async with working(found):
-        await until(handled(found, 1), poll_s=0.01)
+    sender.observe(fill)
+    sender.observe(command("x" * 10_000))
+    async with working(sender):
+        await until(handled(sender, 1), poll_s=0.01)
     (sent,) = planted.sent()
     *lines, halt, more = sent["body"].splitlines()
     assert sent["title"] == "tracepaper BTCUSDT: notices"
@@ -172,10 +172,10 @@ async def test_a_message_tells_urgent_notices_first_and_counts_the_rest(planted:
 
 
 def test_the_queue_is_bounded_and_says_what_it_dropped() -> None:
-    found = messenger()
+    sender = messenger()
     for _ in range(QUEUE_MOST + 7):
-        found.observe(command("x"))
-    assert found.counts["dropped"] == 7
+        sender.observe(command("x"))
+    assert sender.counts["dropped"] == 7
 
 
 async def test_what_is_not_sent_by_the_end_is_counted(
@@ -184,11 +184,11 @@ async def test_what_is_not_sent_by_the_end_is_counted(
     monkeypatch.setattr(messenger_module, "END_S", 0.05)
     planted.answers("time.sleep(60)")
     with capture_logs() as lines:
-        async with working(messenger()) as found:
-            found.observe(command("first"))
+        async with working(messenger()) as sender:
+            sender.observe(command("first"))
             await until(planted.sent, poll_s=0.01)
-            found.observe(command("second"))
-    assert found.counts["dropped"] == 2  # the one that waits, and the one under way
+            sender.observe(command("second"))
+    assert sender.counts["dropped"] == 2  # the one that waits, and the one under way
     assert {key: line[key] for line in lines for key in ("event", "count") if "count" in line} == {
         "event": "notices given up at the end",
         "count": 2,
@@ -196,10 +196,10 @@ async def test_what_is_not_sent_by_the_end_is_counted(
 
 
 async def test_the_notice_of_the_last_step_is_sent(planted: Planted) -> None:
-    async with working(messenger()) as found:
-        found.observe(command("the last"))
+    async with working(messenger()) as sender:
+        sender.observe(command("the last"))
     assert "the last" in planted.sent()[-1]["body"]
-    assert found.counts == {"sent": 1, "failed": 0, "dropped": 0}
+    assert sender.counts == {"sent": 1, "failed": 0, "dropped": 0}
 
 
 async def test_the_limit_lets_a_burst_through_and_then_one_a_share_of_a_minute() -> None:
@@ -219,7 +219,7 @@ async def test_the_limit_lets_a_burst_through_and_then_one_a_share_of_a_minute()
 
 async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None:
     clock = JumpClock()
-    found = Messenger(
+    sender = Messenger(
         load(None, {"notify": {"addresses": ["json://127.0.0.1:9/x"]}}),
         builders.run(),
         clock,
@@ -227,8 +227,8 @@ async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None
         set_aside=dict,
         frame_age_s=lambda: None,  # no frame ever came
     )
-    async with working(found):
-        await until(handled(found, 1), poll_s=0.01)
+    async with working(sender):
+        await until(handled(sender, 1), poll_s=0.01)
     assert "feed lost: no data for 2" in planted.sent()[0]["body"]
 
 
@@ -252,11 +252,11 @@ async def test_an_address_that_hangs_takes_nothing_from_others_or_the_next_messa
 async def test_a_notice_that_cannot_be_made_ends_nothing(planted: Planted) -> None:
     strange = msgspec.structs.replace(builders.fill(), instrument="linear:UNKNOWN")
     with capture_logs() as lines:
-        async with working(messenger()) as found:
-            found.observe(builders.step(builders.bar(), fills=(strange,)))
-            found.observe(command("after"))
-            await until(handled(found, 1), poll_s=0.01)
-    assert found.counts == {"sent": 1, "failed": 0, "dropped": 1}
+        async with working(messenger()) as sender:
+            sender.observe(builders.step(builders.bar(), fills=(strange,)))
+            sender.observe(command("after"))
+            await until(handled(sender, 1), poll_s=0.01)
+    assert sender.counts == {"sent": 1, "failed": 0, "dropped": 1}
     assert [line["event"] for line in lines] == ["notice not made"]
 
 
@@ -287,8 +287,8 @@ async def test_what_a_plugin_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch
 async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
     """One message at all of them at once takes one time limit; the process then begins anew."""
     clock = SystemClock()
-    async with receivers(*TEMPERS) as found:
-        addresses = list(found.address.values())
+    async with receivers(*TEMPERS) as servers:
+        addresses = list(servers.address.values())
         sender = Sender(addresses, limit_s=6.0)
         try:
             async with sender._child.exchange():  # noqa: SLF001 - its start is no part of the limit
@@ -299,25 +299,25 @@ async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
             again = {each.address: each.error for each in await sender.send(HELLO)}
         finally:
             await sender.close()
-    of = {key: delivered[address] for key, address in found.address.items()}
+    of = {key: delivered[address] for key, address in servers.address.items()}
     assert took_s < 6.0 + 5.0
     for kind in ("hook", "mail"):
         assert (of[kind, "takes"], of[kind, "slow"]) == ("", ""), of
         assert all(of[kind, temper] for temper in ("refuses", "hangs", "drips", "closes")), of
     assert "longer than notify.timeout_s" in of["hook", "drips"]
-    assert again[found.address["hook", "takes"]] == ""
-    assert json.loads(found.hooks[0])["message"] == HELLO.body
-    assert "hello <b>& all" in found.mails[0] or "hello &lt;b&gt;" in found.mails[0]
+    assert again[servers.address["hook", "takes"]] == ""
+    assert json.loads(servers.hooks[0])["message"] == HELLO.body
+    assert "hello <b>& all" in servers.mails[0] or "hello &lt;b&gt;" in servers.mails[0]
 
 
 async def test_no_temper_of_a_receiver_delays_a_decision(tmp_path: Path) -> None:
     """Bars are decided and stored, and the stop is in order, while a message is under way."""
-    async with receivers(*TEMPERS) as found, ScriptedServer() as server:
-        section: dict[str, Any] = {"addresses": list(found.address.values()), "timeout_s": 600.0}
+    async with receivers(*TEMPERS) as servers, ScriptedServer() as server:
+        section: dict[str, Any] = {"addresses": list(servers.address.values()), "timeout_s": 600.0}
         with capture_logs() as lines:
             async with daemon(server, tmp_path / "run.db", notify=section) as running:
                 await running.close_bars(12)
-                await running.until(lambda: found.asked >= len(section["addresses"]))
+                await running.until(lambda: servers.asked >= len(section["addresses"]))
                 await running.close_bars(8)  # each is awaited: none waits for an address
             assert running.task.result() is None
     check_record(tmp_path / "run.db", bars=20)
@@ -337,10 +337,10 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
 ) -> None:
     """A daemon trades while its addresses refuse, hang and close; nothing of it shows a secret."""
     database, export = tmp_path / "run.db", tmp_path / "export"
-    async with receivers("takes", "refuses", "hangs") as found, ScriptedServer() as server:
+    async with receivers("takes", "refuses", "hangs") as servers, ScriptedServer() as server:
 
         def secret(kind: str, temper: str) -> str:
-            return found.address[kind, temper].replace("://", f"://bob:{SECRET}@")
+            return servers.address[kind, temper].replace("://", f"://bob:{SECRET}@")
 
         (tmp_path / "hook").write_text(secret("hook", "refuses"), encoding="utf-8")
         monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
@@ -353,13 +353,13 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
             async with daemon(server, database, notify=section) as running:
                 await running.close_bars(12)
                 await asyncio.to_thread(ask, database, "/command", {"kind": "HALT", "note": "x"})
-                await running.until(lambda: found.hooks)
+                await running.until(lambda: servers.hooks)
                 await running.until(lambda: given_up(lines) >= 3)
                 status: Any = await asyncio.to_thread(ask, database, "/status")
                 await asyncio.to_thread(invoke, ["status", "--db", str(database)])
         named = f"notify.addresses={','.join(addresses)}"
         assert await asyncio.to_thread(invoke, ["notify", "test", "--set", named]) == 1
-    shown = [json.dumps(status), repr(lines)]
+    texts = [json.dumps(status), repr(lines)]
     assert status["notices"]["sent"] >= 1
     assert status["notices"]["failed"] >= 3
     for words in (
@@ -370,12 +370,12 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
         assert invoke(words) == 0, words
     printed = capfd.readouterr()
     assert re.search(r"notices: [1-9]\d* sent, [1-9]\d* failed, 0 dropped", printed.out)
-    shown += [printed.out, printed.err]
+    texts += [printed.out, printed.err]
     written = files_below(tmp_path)
     kept = [text for text in written if not text.startswith(b"json://bob")]
     assert len(kept) == len(written) - 1  # all but the credential itself
     assert b"credential:hook" in b"".join(kept)  # what is searched is there
-    for text in [*shown, *(text.decode(errors="replace") for text in kept)]:
+    for text in [*texts, *(text.decode(errors="replace") for text in kept)]:
         assert SECRET not in text
         assert "bob" not in text
 
@@ -418,7 +418,7 @@ def test_status_and_metrics_count_them() -> None:
     monitor = Monitor(run=builders.run(), clock=ManualClock(builders.START_MS))
     assert monitor.status()["notices"] is None
     assert b"tracepaper_notices" not in generate_latest(registry_of(monitor))
-    monitor.notices = {"sent": 3, "failed": 1, "dropped": 0}
+    monitor.beside["notices"] = lambda: {"sent": 3, "failed": 1, "dropped": 0}
     assert monitor.status()["notices"] == {"sent": 3, "failed": 1, "dropped": 0}
     assert b'tracepaper_notices_total{outcome="failed"} 1.0' in generate_latest(
         registry_of(monitor)

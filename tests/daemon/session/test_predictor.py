@@ -16,9 +16,9 @@ from waiting import deadline, deadline_s
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
-    NoModel,
     Worker,
     WorkerPredictor,
+    no_forecast,
 )
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout
@@ -27,8 +27,8 @@ from tracepaper.strategies.types.market import Bar, Close, Closed, ModelChange, 
 KEY = "linear:BTCUSDT"
 
 
-def says(seen: Sequence[Bar]) -> Forecast:
-    return forecast(seen[-1].close / 1e9)
+def says(history: Sequence[Bar]) -> Forecast:
+    return forecast(history[-1].close / 1e9)
 
 
 def start(warm_from: tuple[tuple[str, int], ...] = ()) -> ModelChange:
@@ -237,7 +237,7 @@ async def test_a_close_before_the_period_has_no_deadline() -> None:
 async def test_only_bars_are_answered() -> None:
     worker = working(FixedForecaster(says, context=1), deadline_ms=1_000)
     assert await worker.predict(quote()) == [None]
-    assert await NoModel().predict(bars(1)[0]) == [None]
+    assert await no_forecast(bars(1)[0]) == [None]
 
 
 def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -> None:

@@ -13,8 +13,8 @@ import pytest
 from builders import instrument
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon, settings
-from own_strategies import importable
 from records import rows
+from user_strategies import importable
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -214,10 +214,10 @@ def test_a_size_that_the_exchange_never_takes_is_refused(
 
 
 def test_a_quantity_worth_more_than_an_order_may_be_is_refused() -> None:
-    one = instrument()  # two price and three quantity decimals
-    check_range(one, price=100_000_00, quantity=230_584_300)
+    item = instrument()  # two price and three quantity decimals
+    check_range(item, price=100_000_00, quantity=230_584_300)
     with pytest.raises(ConfigInvalid, match=r"is worth 23,058,430,100 USDT.*worth 23,058,430,092"):
-        check_range(one, price=100_000_00, quantity=230_584_301)
+        check_range(item, price=100_000_00, quantity=230_584_301)
 
 
 async def test_a_daemon_whose_size_is_no_order_leaves_no_run(tmp_path: Path) -> None:
@@ -261,12 +261,12 @@ async def test_what_is_wrong_here_is_said_before_the_network_is(tmp_path: Path) 
 
 
 async def test_a_start_makes_a_users_class_once(tmp_path: Path) -> None:
-    own = {"name": f"{__name__}:Picky", "options": {"fast": 2}}
+    strategy = {"name": f"{__name__}:Picky", "options": {"fast": 2}}
     MADE.clear()
     async with ScriptedServer() as server:
-        async with daemon(server, tmp_path / "run.db", strategy=own) as running:
+        async with daemon(server, tmp_path / "run.db", strategy=strategy) as running:
             await running.close_bars(3)
         assert len(MADE) == 1
-        async with daemon(server, tmp_path / "run.db", strategy=own) as running:  # it goes on
+        async with daemon(server, tmp_path / "run.db", strategy=strategy) as running:  # it goes on
             await running.until(lambda: running.steps)
         assert len(MADE) == 2

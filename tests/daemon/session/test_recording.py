@@ -99,16 +99,18 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
         await by_hand.end()
         heard = [text for text in stream.texts if '"topic"' in text[:200]]
     for symbol in SYMBOLS:
-        found = events_quality(folder / f"{symbol}.events")
-        assert (found.gaps, found.torn, found.source) == ((), "", "loopback")
-        assert found.trades > 0
+        quality = events_quality(folder / f"{symbol}.events")
+        assert (quality.gaps, quality.torn, quality.source) == ((), "", "loopback")
+        assert quality.trades > 0
         sent = [text for text in heard if json.loads(text)["topic"] in topics(symbol)]
         # The snapshot of a subscription is its own: the last before time moved stands for both.
         kept = texts(folder / f"{symbol}.events")
         assert kept[-len(sent) + 1 :] == sent[1:]
         assert len(kept) == len(sent) > 200
     assert texts(tmp_path / "hand.events") == texts(folder / "BTCUSDT.events")
-    hand, ours = (EventsFile(one) for one in (tmp_path / "hand.events", folder / "BTCUSDT.events"))
+    hand, ours = (
+        EventsFile(file) for file in (tmp_path / "hand.events", folder / "BTCUSDT.events")
+    )
     # Each believes dates as far ahead as its own [exchange] says.
     assert replace(hand.header, ahead_ms=ours.header.ahead_ms) == ours.header
     checked = run(["data", "check", str(folder / "BTCUSDT.events")], tmp_path)
@@ -139,21 +141,21 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
         exchange.arm("disconnect")
         await exchange.advance(1_000)
         await live.until(lambda: not set(cut) & set(exchange.hub.connections))
-        own = ("orderbook.50.ETHUSDT",)  # of the daemon and of its recorder
+        expected = ("orderbook.50.ETHUSDT",)  # of the daemon and of its recorder
         await live.until(
             lambda: (
-                listening_to(exchange, *own, times=2)
+                listening_to(exchange, *expected, times=2)
                 and listening_to(exchange, *topics("ETHUSDT", 50), "kline.1.ETHUSDT")
             )
         )
         await live.close_bar(set(SYMBOLS))
         os.kill(begun[0], signal.SIGKILL)
-        await live.until(lambda: len(begun) == 2 and not listening_to(exchange, *own, times=2))
-        await live.until(lambda: listening_to(exchange, *own, times=2))
+        await live.until(lambda: len(begun) == 2 and not listening_to(exchange, *expected, times=2))
+        await live.until(lambda: listening_to(exchange, *expected, times=2))
         await live.close_bar(set(SYMBOLS))
-    found = events_quality(path)
-    assert {gap.cause for gap in found.gaps} == {"disconnected", "stopped"}
-    assert found.torn == ""
+    quality = events_quality(path)
+    assert {gap.cause for gap in quality.gaps} == {"disconnected", "stopped"}
+    assert quality.torn == ""
 
 
 # ---------------------------------------------------------------- no room
@@ -248,17 +250,17 @@ def test_several_symbols_of_a_session_are_a_file_each(tmp_path: Path) -> None:
                 session.write(json.dumps({"t": "recv", "conn": "1", "ts": at_s, "data": data}))
                 session.write("\n")
     words = ["data", "record", *SYMBOLS, "--from", "frames.jsonl", "--out", "kept"]
-    made = run([*words, "--events", "--json"], tmp_path)
-    assert made.code == 0, made.err
-    assert [(one["instrument"], one["frames"]) for one in json.loads(made.out)] == [
+    recording = run([*words, "--events", "--json"], tmp_path)
+    assert recording.code == 0, recording.err
+    assert [(row["instrument"], row["frames"]) for row in json.loads(recording.out)] == [
         (f"linear:{symbol}", 3) for symbol in SYMBOLS
     ]
-    one = ["data", "record", "ETHUSDT", "--events", *words[4:6], "--out", "one.events"]
-    assert run(one, tmp_path).code == 0
+    command = ["data", "record", "ETHUSDT", "--events", *words[4:6], "--out", "one.events"]
+    assert run(command, tmp_path).code == 0
     assert (tmp_path / "kept/ETHUSDT.events").read_bytes() == (tmp_path / "one.events").read_bytes()
-    for extra, said in (
+    for extra, sentence in (
         ([], "are for --events"),
         (["BTCUSDT", "--events"], "BTCUSDT is named twice"),
     ):
         refused = run([*words, *extra], tmp_path)
-        assert (refused.code, refused.err.count("\n"), said in refused.err) == (2, 1, True)
+        assert (refused.code, refused.err.count("\n"), sentence in refused.err) == (2, 1, True)

@@ -50,9 +50,9 @@ async def test_a_run_whose_account_is_gone_does_not_go_on(tmp_path: Path) -> Non
             await running.close_bars(2)
         with closing(sqlite3.connect(database, isolation_level=None)) as db:
             db.execute("DELETE FROM states")
-        made = Daemon(load(None, settings(server)), database, kind=RunKind.LIVE)
+        service = Daemon(load(None, settings(server)), database, kind=RunKind.LIVE)
         with pytest.raises(InvariantBroken, match="steps and no stored account; run `tracepaper"):
-            await made.run()
+            await service.run()
 
 
 async def test_a_halt_is_seen_from_the_start_of_the_next_daemon_on(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from builders import present
 from bybit_server import ScriptedServer
 from daemon_under_test import Running, ServersClock, daemon, settings
 from programs import environment
-from retrain_cases import NOTHING, Planted, decide, has, made, until_has
+from retrain_cases import NOTHING, Planted, decide, has, until_has, written
 from waiting import deadline, deadline_s
 
 from tracepaper.daemon.config.loading import load
@@ -44,9 +44,9 @@ from tracepaper.strategies.types.market import ModelChange, RetrainingEnd, Retra
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    found = Planted(tmp_path)
-    monkeypatch.setattr(retraining, "PROGRAM", found.command)
-    return found
+    files = Planted(tmp_path)
+    monkeypatch.setattr(retraining, "PROGRAM", files.command)
+    return files
 
 
 # ---------------------------------------------------------------- promotion
@@ -81,8 +81,8 @@ async def test_a_better_model_takes_over_within_its_run(
     (event,) = planted.events()
     assert (event.outcome, event.test) == (RetrainOutcome.PROMOTED, 1)
     assert event.level == level_of(0.05, 1)
-    own, other = planted.running.id, planted.candidate.id
-    assert planted.decided_by() == [(own, 11), (other, 5)]
+    first, other = planted.running.id, planted.candidate.id
+    assert planted.decided_by() == [(first, 11), (other, 5)]
     assert planted.rows("SELECT count(*) FROM models") == [(2,)]
     thresholds = "SELECT count(DISTINCT threshold) FROM gate_sets WHERE gate = 'direction'"
     assert planted.rows(thresholds) == [(2,)]
@@ -96,7 +96,7 @@ async def test_a_better_model_takes_over_within_its_run(
         "SELECT json_extract(content, '$.model_id'), json_array_length(content, '$.warm_from') "
         "FROM v_events WHERE kind = 'model_change' ORDER BY sequence"
     )
-    assert planted.rows(changes) == [(own, 1), (other, 0), (other, 1)]
+    assert planted.rows(changes) == [(first, 1), (other, 0), (other, 1)]
 
 
 async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(planted: Planted) -> None:
@@ -141,10 +141,10 @@ async def test_without_the_key_the_configured_model_decides_again(planted: Plant
         async with daemon(server, planted.database, **planted.sections) as running:
             await decide(running, 14, 1)
     planted.check(runs=3)
-    own, other = planted.running.id, planted.candidate.id
-    assert planted.decided_by() == [(own, 11), (other, 1), (own, 2), (other, 1)]
+    first, other = planted.running.id, planted.candidate.id
+    assert planted.decided_by() == [(first, 11), (other, 1), (first, 2), (other, 1)]
     (warnings,) = planted.rows("SELECT warnings FROM v_runs")[2]
-    assert f"the model {other} was promoted in service in place of {own}" in warnings
+    assert f"the model {other} was promoted in service in place of {first}" in warnings
 
 
 # ---------------------------------------------------------------- what is not promoted
@@ -161,7 +161,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
 
     A round of eleven bars has one, that is due every ten: after ten rounds it could have two.
     """
-    away = made(planted.folder / "away", 3, window=20)
+    away = written(planted.folder / "away", 3, window=20)
     broken = "print('The loss is NaN.', file=sys.stderr); sys.exit(1)"
     elsewhere: dict[str, Any] = {
         "candidate": str(planted.folder / "away"),
@@ -186,7 +186,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
                 await decide(running, number * 11, 11)
                 await until_has(running, RetrainingEnd, number + 1)
                 if not (planted.folder / "candidate").exists():  # it was moved: refused
-                    made(planted.folder / "candidate", 2)
+                    written(planted.folder / "candidate", 2)
     planted.check()
     assert [event.outcome.value for event in planted.events()] == [case for _, case, _ in cases]
     for event, (_, _, reason) in zip(planted.events(), cases, strict=True):
@@ -252,8 +252,10 @@ def test_all_judgements_together_spend_no_more_than_alpha() -> None:
     shares = [level_of(0.05, test) for test in range(1, 10_000)]
     assert 0.0499 < sum(shares) <= 0.05
     assert shares == sorted(shares, reverse=True)
-    found = CandidateJudgement("", "", difference=-0.01, error=0.001, p=0.01, days=28, horizon=30)
-    assert [verdict(found, test=test, alpha=0.05)[0].value for test in (1, 2)] == [
+    judgement = CandidateJudgement(
+        "", "", difference=-0.01, error=0.001, p=0.01, days=28, horizon=30
+    )
+    assert [verdict(judgement, test=test, alpha=0.05)[0].value for test in (1, 2)] == [
         "promoted",
         "refused",
     ]

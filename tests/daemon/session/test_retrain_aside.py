@@ -35,9 +35,9 @@ SYMBOLS = ("AAAUSDT", "BBBUSDT")
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    found = Planted(tmp_path)
-    monkeypatch.setattr(retraining, "PROGRAM", found.command)
-    return found
+    files = Planted(tmp_path)
+    monkeypatch.setattr(retraining, "PROGRAM", files.command)
+    return files
 
 
 # ---------------------------------------------------------------- a full disk
@@ -70,7 +70,7 @@ async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promot
             with full_disk(monkeypatch, kept):
                 await decide(running, 21, 10)
                 await until_has(running, RetrainingEnd, 3)
-            beside = [path.name for path in kept.parent.iterdir()]
+            siblings = [path.name for path in kept.parent.iterdir()]
             await decide(running, 31, 10)
             await until_has(running, ModelChange, 2)
             await decide(running, 41, 1)
@@ -81,7 +81,7 @@ async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promot
     assert reasons[1] == "the training ended with 1: no room"
     assert left == {retraining.CONFIG_FILE, retraining.LOG_FILE, retraining.MARK_FILE}
     assert reasons[2].endswith(f"cannot be promoted: {kept}: No space left on device")
-    assert beside == [planted.running.id]
+    assert siblings == [planted.running.id]
     # What was judged has spent its share, though the disk had no room for it.
     assert [event.test for event in planted.events()] == [0, 0, 1, 2]
     assert planted.decided_by() == [(planted.running.id, 41), (planted.candidate.id, 1)]
@@ -205,13 +205,17 @@ def forecasts_of(planted: Planted, *, closes: int) -> tuple[list[float], list[fl
         run_id = reader.find("last")
         run = reader.run(run_id)
         at_ms = run.period_start_ms + closes * run.interval_ms
-        known = {item.id: reader.bars(run_id, item.id) for item in run.instruments}
-    for name, bars in known.items():
+        past = {item.id: reader.bars(run_id, item.id) for item in run.instruments}
+    for name, bars in past.items():
         forecaster.warm(name, [bar for bar in bars if bar.open_time_ms < at_ms])
-    closed = [next(bar for bar in bars if bar.open_time_ms == at_ms) for bars in known.values()]
-    said = [one.volatility[at] for one in forecaster.predict_many(closed) if one is not None]
+    closed = [next(bar for bar in bars if bar.open_time_ms == at_ms) for bars in past.values()]
+    forecasts = [
+        forecast.volatility[at]
+        for forecast in forecaster.predict_many(closed)
+        if forecast is not None
+    ]
     query = f"SELECT volatility FROM v_decisions WHERE open_time_ms = {at_ms} ORDER BY instrument"
-    return [row[0] for row in planted.rows(query)], said
+    return [row[0] for row in planted.rows(query)], forecasts
 
 
 async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together(
@@ -220,7 +224,10 @@ async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together
     planted = Planted(tmp_path, *SYMBOLS)
     monkeypatch.setattr(retraining, "PROGRAM", planted.command)
     planted.judges()
-    data = [candles(walk_rows(CONTEXT + 60, seed=at), symbol=one) for at, one in enumerate(SYMBOLS)]
+    data = [
+        candles(walk_rows(CONTEXT + 60, seed=at), symbol=symbol)
+        for at, symbol in enumerate(SYMBOLS)
+    ]
     served = ExchangeSettings(candles=tuple(data), manual=True, start=CONTEXT + 10, speed=SPEED)
     sections = {**planted.sections, "market": {"symbols": list(SYMBOLS)}}
     async with EmbeddedExchange(served) as exchange:
@@ -236,8 +243,8 @@ async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together
             await live.listening(6)
             await close(live, 2)
     planted.check()
-    own, other = planted.running.id, planted.candidate.id
-    assert planted.decided_by() == [(own, 26), (other, 8)]
+    running, other = planted.running.id, planted.candidate.id
+    assert planted.decided_by() == [(running, 26), (other, 8)]
     stored, wanted = forecasts_of(planted, closes=13)
     assert stored == pytest.approx(wanted, rel=1e-5)
     modes = "SELECT DISTINCT json_extract(content, '$.mode') FROM v_events WHERE kind = "

@@ -70,8 +70,8 @@ async def test_frames_are_warmed_from_the_exchange_and_are_the_same_after_a_rest
                     await live.close_bar({"BTCUSDT"})
         frame_bars = [step.event for step in live.steps if isinstance(step.event, FrameBar)]
     assert frame_bars == []  # the run's own record had them
-    taken = rows(path, "SELECT count(*) FROM v_events WHERE kind = 'frame_bar'")
-    assert taken == [(6,)]
+    stored = rows(path, "SELECT count(*) FROM v_events WHERE kind = 'frame_bar'")
+    assert stored == [(6,)]
     assert check_record(path) == 17
     every = data.open_time_ms[14::15] + MINUTE
     closes = data.close[14::15] / 10

@@ -26,7 +26,7 @@ from tracepaper.storage.fleet.pull import pull
 KEYS = {"steps", "lag_steps", "lag_s", "errors", "error", "holes"}
 
 
-async def told(database: Path) -> dict[str, Any]:
+async def shipper_of(database: Path) -> dict[str, Any]:
     status = await asyncio.to_thread(ask, database, "/status")
     return cast("dict[str, Any]", status["shipping"])
 
@@ -36,9 +36,9 @@ async def until_told(running: Running, database: Path, condition: Any) -> dict[s
         if running.task.done():
             running.task.result()
             raise AssertionError("the daemon ended by itself")
-        found = await told(database)
-        if condition(found):
-            return found
+        state = await shipper_of(database)
+        if condition(state):
+            return state
         await asyncio.sleep(0.05)
 
 
@@ -51,10 +51,10 @@ async def test_a_daemon_ships_every_step_and_its_end(
         daemon(server, path, storage={"ship_to": fleet_url}) as running,
     ):
         await running.close_bars(12)
-        found = await until_told(
-            running, path, lambda told: told["steps"] >= len(running.steps) and not told["error"]
+        state = await until_told(
+            running, path, lambda state: state["steps"] >= len(running.steps) and not state["error"]
         )
-        assert set(found) == KEYS
+        assert set(state) == KEYS
         await until(
             lambda: [run.health for run in overview(fleet_url)] in (["running"], ["not ready"]),
             poll_s=0.1,
@@ -92,14 +92,14 @@ async def test_a_shipper_that_is_killed_is_begun_again(
         daemon(server, path, storage={"ship_to": fleet_url}) as running,
     ):
         await running.close_bars(3)
-        await until_told(running, path, lambda told: told["steps"] >= 3)
+        await until_told(running, path, lambda state: state["steps"] >= 3)
         os.kill(begun[0], signal.SIGKILL)
         await running.close_bars(3)
         document = await until_told(
             running,
             path,
-            lambda told: len(begun) > 1 and told["errors"] and not told["lag_steps"]
-            and not told["error"] and told["steps"] >= len(running.steps),
+            lambda state: len(begun) > 1 and state["errors"] and not state["lag_steps"]
+            and not state["error"] and state["steps"] >= len(running.steps),
         )  # fmt: skip
         assert document["errors"] >= 1
         await running.until(lambda: True)
@@ -119,10 +119,10 @@ async def test_without_a_server_the_daemon_decides_as_ever(
         daemon(server, path, storage={"ship_to": postgres.url("fleet", port=port)}) as running,
     ):
         await running.close_bars(5)
-        document = await until_told(running, path, lambda told: told["error"])
+        document = await until_told(running, path, lambda state: state["error"])
         assert "does not take the connection" in document["error"]
         assert document["errors"] >= 1
-        await until_told(running, path, lambda told: told["lag_steps"] >= 5)
+        await until_told(running, path, lambda state: state["lag_steps"] >= 5)
         status = await asyncio.to_thread(ask, path, "/status")
         assert running.decided() == 5
         code = await asyncio.to_thread(invoke, ["status", "--db", str(path)])

@@ -18,8 +18,8 @@ import pytest
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon
 from fakes import JumpClock
-from own_strategies import importable, source
 from structlog.testing import capture_logs
+from user_strategies import importable, source
 from waiting import deadline, deadline_s
 
 from tracepaper.daemon.session.supervisor import Notifier, Supervisor

@@ -31,7 +31,7 @@ def data(*, shorter: int = 0) -> list[Candles]:
 
 
 def sections(folder: Path, kind: str, **more: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    merged: dict[str, Any] = {
         "strategy": {"name": kind, "twins": ("random_gate",)},
         "model": {"checkpoint": str(folder), "deadline_ms": 60_000},
         "market": {"symbols": TOGETHER, "gather_ms": 40},
@@ -39,8 +39,8 @@ def sections(folder: Path, kind: str, **more: Mapping[str, Any]) -> dict[str, An
         "exchange": {"certain_s": 0.1},
     }
     for name, section in more.items():
-        found[name] = {**found.get(name, {}), **section}
-    return found
+        merged[name] = {**merged.get(name, {}), **section}
+    return merged
 
 
 def serving(candles: Sequence[Candles], *, start: int = START) -> EmbeddedExchange:
@@ -97,9 +97,9 @@ async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_do
     assert rows(killed, "SELECT count(*) FROM v_twin_fills WHERE twin = 'ungated'")[0][0] > 3
     path = tmp_path / "archive.db"
     record(path, load_config(None, given), candles)
-    live_said, said = weights(killed), weights(path)
+    live_said, weights_of = weights(killed), weights(path)
     assert len(live_said) >= 3 * 5
-    assert live_said == {key: said[key] for key in live_said}
+    assert live_said == {key: weights_of[key] for key in live_said}
 
 
 async def test_a_close_that_a_bar_misses_holds_all_and_is_followed_when_it_came(
@@ -140,11 +140,11 @@ async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_pa
         await live.listening(9)
         closes = [await live.close_bar(set(TOGETHER)) for _ in range(lacking + TOGETHER_EVERY)]
     check_parity(path, tmp_path)
-    said = why(path, closes[1])  # the first may come before there are quotes
+    reasons = why(path, closes[1])  # the first may come before there are quotes
     held = TOGETHER_CONTEXT - lacking + 2
     short = f"BBBUSDT has {held} of the {TOGETHER_CONTEXT} bars that are looked back on"
-    assert ("AAAUSDT", "HOLD", "finite", short) in said
-    assert ("BBBUSDT", "HOLD", "warm", None) in said
-    known = {at for at, _ in weights(path)}
-    assert known
-    assert min(known) >= closes[lacking - 1]
+    assert ("AAAUSDT", "HOLD", "finite", short) in reasons
+    assert ("BBBUSDT", "HOLD", "warm", None) in reasons
+    times = {at for at, _ in weights(path)}
+    assert times
+    assert min(times) >= closes[lacking - 1]

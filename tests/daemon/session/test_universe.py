@@ -33,10 +33,10 @@ from tracepaper.daemon.feed.universe import (
     next_choice_ms,
 )
 from tracepaper.daemon.session.universe import (
+    Universe,
     known_candidates,
     list_of,
     new_candidates,
-    universe_of,
 )
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import IntArray
@@ -61,33 +61,33 @@ def chosen(
     symbols: list[TradedSymbol], names: tuple[str, ...] | None = None, **rule: Any
 ) -> list[str]:
     change = choose(UniverseRule(**rule), symbols, count=rule["top"], now_ms=100 * DAY, names=names)
-    return [one.symbol for one in change.chosen]
+    return [symbol.symbol for symbol in change.chosen]
 
 
 # ---------------------------------------------------------------- the rule
 
 
 def test_the_best_by_the_measure_are_chosen_and_ties_go_by_symbol() -> None:
-    seen = [listed("C", 5), listed("B", 7, "0.01"), listed("A", 5, "0.02")]
-    assert chosen(seen, top=2) == ["B", "A"]
-    assert chosen(seen, top=2, by="volatility") == ["C", "A"]
+    listings = [listed("C", 5), listed("B", 7, "0.01"), listed("A", 5, "0.02")]
+    assert chosen(listings, top=2) == ["B", "A"]
+    assert chosen(listings, top=2, by="volatility") == ["C", "A"]
 
 
 def test_each_limit_leaves_out_what_is_beyond_it() -> None:
-    seen = [
+    listings = [
         listed("A"),
         listed("B", turnover=99),
         listed("C", days=9),
         listed("D", volatility="0.2"),
     ]
-    assert chosen(seen, top=9, min_turnover="100") == ["A", "C", "D"]
-    assert chosen(seen, top=9, min_age_days=10) == ["A", "D", "B"]
-    assert chosen(seen, top=9, max_volatility="0.1") == ["A", "C", "B"]
-    assert chosen(seen, top=9, min_volatility="0.1") == ["D"]
-    assert chosen(seen, top=9, names=("B", "X")) == ["B"]
-    assert chosen(seen, top=9, names=()) == []
-    assert chosen(seen, top=9, min_volatility="0.2", max_volatility="0.2") == ["D"]
-    assert chosen(seen, top=9, min_volatility="0.05", max_volatility="0.05") == ["A", "C", "B"]
+    assert chosen(listings, top=9, min_turnover="100") == ["A", "C", "D"]
+    assert chosen(listings, top=9, min_age_days=10) == ["A", "D", "B"]
+    assert chosen(listings, top=9, max_volatility="0.1") == ["A", "C", "B"]
+    assert chosen(listings, top=9, min_volatility="0.1") == ["D"]
+    assert chosen(listings, top=9, names=("B", "X")) == ["B"]
+    assert chosen(listings, top=9, names=()) == []
+    assert chosen(listings, top=9, min_volatility="0.2", max_volatility="0.2") == ["D"]
+    assert chosen(listings, top=9, min_volatility="0.05", max_volatility="0.05") == ["A", "C", "B"]
     assert [age_days(listed("A", days=days), 100 * DAY) for days in (0, 1, -1)] == [0, 1, -1]
     unknown = [TradedSymbol("A", "USDT", Decimal(1), Decimal("0.1"), 0)]
     assert chosen(unknown, top=9, min_age_days=1) == []
@@ -205,8 +205,8 @@ def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> N
 def walk(
     seed: int, symbol: str, bars: int, *, volume: int = 1, interval_ms: int = MINUTE
 ) -> Candles:
-    made = made_candles(walk_rows(bars, seed=seed), symbol=symbol, interval_ms=interval_ms)
-    return made if volume == 1 else _times(made, volume)
+    series = made_candles(walk_rows(bars, seed=seed), symbol=symbol, interval_ms=interval_ms)
+    return series if volume == 1 else _times(series, volume)
 
 
 def _times(candles: Candles, volume: int | IntArray) -> Candles:
@@ -236,7 +236,9 @@ def replayed(
 def choices(path: Path) -> list[UniverseChange]:
     with Reader.open(path) as reader:
         run_id = reader.find("last")
-        return [one.event for one in reader.steps(run_id) if isinstance(one.event, UniverseChange)]
+        return [
+            step.event for step in reader.steps(run_id) if isinstance(step.event, UniverseChange)
+        ]
 
 
 @pytest.mark.parametrize("on_leave", ["reduce", "close"])
@@ -256,14 +258,16 @@ def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
     rule = {"top": 1, "candidates": 2, "at": [f"{hour:02d}:00" for hour in range(24)]}
     replayed(path, data, rule | {"on_leave": on_leave}, interval="60", stop_after=50)
     resumed(path, MarketData(data))
-    made = choices(path)
-    assert [one.market_ms for one in made] == [made[0].market_ms + hour_ms * at for at in range(61)]
-    assert made[0].chosen == ()  # nothing had closed
-    best = [change.chosen for change in made[1:]]
+    changes = choices(path)
+    assert [row.market_ms for row in changes] == [
+        changes[0].market_ms + hour_ms * at for at in range(61)
+    ]
+    assert changes[0].chosen == ()  # nothing had closed
+    best = [change.chosen for change in changes[1:]]
     assert set(best) == {("linear:BBBUSDT",), ("linear:AAAUSDT",)}
     turned = best.index(("linear:AAAUSDT",))
     assert best == [("linear:BBBUSDT",)] * turned + [("linear:AAAUSDT",)] * (len(best) - turned)
-    left_ms = made[1 + turned].market_ms
+    left_ms = changes[1 + turned].market_ms
     refused = rows(
         path,
         "SELECT instrument, open_time_ms + 3600000 >= "
@@ -299,17 +303,17 @@ async def test_live_choices_are_events_that_a_restart_and_a_replay_repeat(tmp_pa
             await live.listening(6)
             for _ in range(6):
                 await live.close_bar(both)
-            await live.until(lambda: len(told(live.steps)) == 2)
+            await live.until(lambda: len(choices_in(live.steps)) == 2)
             names.write_text("AAAUSDT\n")
             for _ in range(5):
                 await live.close_bar(both)
-            await live.until(lambda: len(told(live.steps)) == 3)
+            await live.until(lambda: len(choices_in(live.steps)) == 3)
         names.unlink()
         async with trading(exchange, path, market=market, strategy=CROSSES) as again:
             await again.listening(6)
             for _ in range(5):
                 await again.close_bar(both)
-            await again.until(lambda: len(told(again.steps)) == 1)
+            await again.until(lambda: len(choices_in(again.steps)) == 1)
             for _ in range(3):
                 await again.close_bar(both)
     changes = choices(path)
@@ -328,7 +332,7 @@ async def test_live_choices_are_events_that_a_restart_and_a_replay_repeat(tmp_pa
     check_parity(path, tmp_path)
 
 
-def told(steps: list[Any]) -> list[UniverseChange]:
+def choices_in(steps: list[Any]) -> list[UniverseChange]:
     return [step.event for step in steps if isinstance(step.event, UniverseChange)]
 
 
@@ -347,8 +351,9 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more_and_its_l
     names = tmp_path / "list.txt"
     names.write_text("AAAUSDT\n")
     config = load(None, {"market": {"universe": {"top": 1, "file": str(names)}}})
-    parts: Any = ([instrument("AAAUSDT")], Lists(), None, clock)
-    universe = present(universe_of(config, None, tmp_path / "no.db", parts))
+    rule = present(config.market.universe)
+    parts: Any = (config, rule, [instrument("AAAUSDT")], Lists(), None, clock)
+    universe = Universe(*parts, database=tmp_path / "no.db", resumed=None)
     first = await universe.choose()
     assert (first.market_ms, first.chosen) == (due_ms - 200, ("linear:AAAUSDT",))
     universe.due_ms = due_ms
@@ -362,16 +367,16 @@ class Markets:
     """An exchange with symbols of two quote currencies."""
 
     async def listed(self, _: Category) -> list[TradedSymbol]:
-        one = listed("AAAUSDC", turnover=900)
-        return [one._replace(quote="USDC"), listed("BBBUSDT", turnover=5), listed("CCCUSDT")]
+        coin = listed("AAAUSDC", turnover=900)
+        return [coin._replace(quote="USDC"), listed("BBBUSDT", turnover=5), listed("CCCUSDT")]
 
 
 async def test_candidates_are_those_of_the_quote_currency() -> None:
     exchange: Any = Markets()
-    for quote, found in (("USDT", ("CCCUSDT", "BBBUSDT")), ("USDC", ("AAAUSDC",))):
+    for quote, names in (("USDT", ("CCCUSDT", "BBBUSDT")), ("USDC", ("AAAUSDC",))):
         rule = {"top": 1, "candidates": 3, "quote": quote}
         config = load(None, {"market": {"universe": rule}})
-        assert await new_candidates(config, exchange, 100 * DAY) == found
+        assert await new_candidates(config, exchange, 100 * DAY) == names
 
 
 def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
@@ -382,12 +387,12 @@ def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
     replayed(path, data, rule, until_ms=until_ms)
     assert {choice.market_ms <= until_ms for choice in choices(path)} == {True}
 
-    def known(**changed: Any) -> tuple[str, ...]:
+    def names_by(**changed: Any) -> tuple[str, ...]:
         config = load(None, {"market": {"universe": rule | changed}})
         return known_candidates(config, RunKind.REPLAY, path)
 
-    assert known() == NAMES
-    assert known(min_turnover="5") == known(at=["00:06"]) == ()
+    assert names_by() == NAMES
+    assert names_by(min_turnover="5") == names_by(at=["00:06"]) == ()
 
 
 async def turns() -> None:
@@ -399,15 +404,16 @@ async def turns() -> None:
 async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_does_not(
     tmp_path: Path,
 ) -> None:
-    due_ms, made = START_MS // DAY * DAY + DAY + 5 * MINUTE, list[Event]()
+    due_ms, events = START_MS // DAY * DAY + DAY + 5 * MINUTE, list[Event]()
 
     async def submit(event: Event) -> int:
-        made.append(event)
+        events.append(event)
         return 1
 
     config = load(None, {"market": {"universe": {"top": 1}}})
-    parts: Any = ([instrument("AAAUSDT")], Lists(), submit, SteppedClock(due_ms))
-    universe = present(universe_of(config, None, tmp_path / "no.db", parts))
+    rule = present(config.market.universe)
+    parts: Any = (config, rule, [instrument("AAAUSDT")], Lists(), submit, SteppedClock(due_ms))
+    universe = Universe(*parts, database=tmp_path / "no.db", resumed=None)
     universe.due_ms = due_ms
     closing = bar(open_time_ms=due_ms - MINUTE)
     async with universe.at_work(lambda: None):
@@ -417,11 +423,11 @@ async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_d
         ):
             universe.observe(early)
             await turns()
-            assert made == []
+            assert events == []
         universe.observe(undecided(3, closing))
         await turns()
-        assert [one.market_ms for one in made] == [due_ms]
-        universe.observe(undecided(4, made[0]))
+        assert [event.market_ms for event in events] == [due_ms]
+        universe.observe(undecided(4, events[0]))
         assert universe.due_ms == due_ms + DAY
 
 
@@ -445,7 +451,7 @@ def test_a_list_without_a_symbol_of_the_run_is_a_warning_of_it(
     candles = [walk(1, "AAA", 300), walk(2, "BBB", 300)]
     replayed(path, candles, {"top": 1, "file": str(listed_in)})
     ((warnings,),) = rows(path, "SELECT warnings FROM v_runs")
-    said = (
+    sentence = (
         "names no symbol of the run (AAA, BBB), so no position is opened; it begins with DOGEUSDT"
     )
-    assert (said in (warnings or "")) is warned
+    assert (sentence in (warnings or "")) is warned

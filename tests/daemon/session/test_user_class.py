@@ -61,7 +61,7 @@ class Answers(Strategy):
         return answer
 
 
-def asked(answer: object) -> Signal:
+def parsed(answer: object) -> Signal:
     signal = user_strategy(Answers, {"answer": answer}).decide(OUTLOOK)
     assert isinstance(signal, Signal)
     return signal
@@ -134,7 +134,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize("half", NUMBERS, ids=lambda half: type(half).__name__)
 def test_numbers_of_every_library_become_plain_ones(half: Any) -> None:
-    signal = asked(Signal(Action.LONG, "up", half, stop=half, trailing=Percent(half), band=half))
+    signal = parsed(Signal(Action.LONG, "up", half, stop=half, trailing=Percent(half), band=half))
     plain = (signal.strength, signal.stop, signal.trailing, signal.band)
     assert plain == (0.5, 0.5, Percent(0.5), 0.5)
     assert {type(signal.strength), type(signal.stop), type(signal.band)} == {float}
@@ -151,24 +151,24 @@ def test_numbers_of_every_library_become_plain_ones(half: Any) -> None:
 
 @pytest.mark.parametrize(("strength", "due"), [(1.0000000000000002, 1.0), (-1e-17, 0.0), (1, 1.0)])
 def test_a_share_that_a_rounding_moved_is_taken(strength: float, due: float) -> None:
-    assert asked(Signal(Action.LONG, "up", strength)).strength == due
+    assert parsed(Signal(Action.LONG, "up", strength)).strength == due
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
 def test_a_strength_that_is_not_finite_is_held(strength: float) -> None:
-    signal = asked(Signal(Action.LONG, "up", strength))
+    signal = parsed(Signal(Action.LONG, "up", strength))
     assert (signal.action, signal.reason) == (Action.HOLD, "strength is not finite")
 
 
 def test_protection_passes_as_it_is() -> None:
     given = Signal(Action.LONG, "up", 1.0, 3, Percent(2), Volatility(1.5), 5, reenter=True)
-    assert asked(given) == given
+    assert parsed(given) == given
     unknown = Signal(Action.LONG, "up", stop=math.nan)  # the market can cause it
-    assert repr(asked(unknown)) == repr(unknown)
+    assert repr(parsed(unknown)) == repr(unknown)
 
 
 def noted(note: Any) -> Any:
-    return asked(Signal(Action.LONG, "up", note=note)).note
+    return parsed(Signal(Action.LONG, "up", note=note)).note
 
 
 def test_a_note_is_kept_as_it_is_stored() -> None:
@@ -214,7 +214,7 @@ def test_a_bad_note_stops_with_advice(note: Any) -> None:
        st.text(), st.floats()))  # fmt: skip
 def test_any_answer_is_believed_or_refused_by_an_error_of_ours(answer: object) -> None:
     try:
-        signal = asked(answer)
+        signal = parsed(answer)
     except TracepaperError:
         return
     assert 0 <= signal.strength <= 1
@@ -378,9 +378,9 @@ def hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hashed]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    known = set(sys.modules)
+    modules = set(sys.modules)
     yield lambda: class_sha256(importlib.import_module("mine").Mine)
-    for name in set(sys.modules) - known:
+    for name in set(sys.modules) - modules:
         del sys.modules[name]
 
 

@@ -71,7 +71,7 @@ def configured(module: str, folder: Path, **model: Any) -> Config:
     return load(None, {"model": {"class": f"{module}:Mine", **model}}).beside(folder)
 
 
-def made(folder: Path, body: str, *, mode: str = "step", **model: Any) -> UserForecaster:
+def model_of(folder: Path, body: str, *, mode: str = "step", **model: Any) -> UserForecaster:
     forecaster = load_model(configured(written(folder, body), folder, **model), mode=mode)
     forecaster.scale([instrument()])
     return forecaster
@@ -82,7 +82,7 @@ def answers(model: UserForecaster, given: list[Bar]) -> list[Forecast | None]:
 
 
 def test_it_answers_once_its_whole_past_is_known(folder: Path) -> None:
-    model = made(folder, PLAIN)
+    model = model_of(folder, PLAIN)
     first = answers(model, given := bars(6))
     assert (model.context, first[:2]) == (3, [None, None])
     change = given[2].close / given[0].close - 1
@@ -94,20 +94,20 @@ def test_it_answers_once_its_whole_past_is_known(folder: Path) -> None:
 @pytest.mark.parametrize("schema", ["{module}:features", "v2"])
 def test_warmed_stepped_and_scanned_it_answers_alike(folder: Path, schema: str) -> None:
     body = ROWS.replace("{module}:features", schema)
-    whole = made(folder, body)
+    whole = model_of(folder, body)
     given = bars(560 if schema == "v2" else 40)
     stepped = answers(whole, given)
-    warmed = made(folder, body)
+    warmed = model_of(folder, body)
     warmed.warm(BTC, given[:-5])
     assert [x.mean_return for x in answers(warmed, given[-5:]) if x] == [
         x.mean_return for x in stepped[-5:] if x
     ]
-    scanning = made(folder, body, mode="scan")
+    scanning = model_of(folder, body, mode="scan")
     assert (scanning.mode, scanning.causal) == ("scan", True)
     parts = [scanning.scan(part) for part in (given[:2], given[2:-9], given[-9:-1])]
-    found = [*itertools.chain.from_iterable(parts), scanning.step(given[-1])]
-    assert [x and x.mean_return for x in found] == [x and x.mean_return for x in stepped]
-    assert sum(x is not None for x in found) == len(given) - whole.context + 1
+    scanned = [*itertools.chain.from_iterable(parts), scanning.step(given[-1])]
+    assert [x and x.mean_return for x in scanned] == [x and x.mean_return for x in stepped]
+    assert sum(x is not None for x in scanned) == len(given) - whole.context + 1
 
 
 def test_prices_are_prices_and_the_past_is_its_own_to_keep(folder: Path) -> None:
@@ -127,7 +127,7 @@ def test_prices_are_prices_and_the_past_is_its_own_to_keep(folder: Path) -> None
         assert len(past.volume) == 4 and seen.time == past.time[-1]
         return {{"mean_return": past.close[-1]}}
 """
-    model = made(folder, body)
+    model = model_of(folder, body)
     forecasts = answers(model, given := bars(9))
     prices = [bar.close / 10 ** instrument().price_decimals for bar in given]
     assert [x.mean_return[0] for x in forecasts if x] == prices[3:]
@@ -159,7 +159,7 @@ def test_a_declaration_that_cannot_be_kept_is_one_sentence(
     folder: Path, body: str, words: str
 ) -> None:
     with pytest.raises(ConfigInvalid, match=words):
-        made(folder, body)
+        model_of(folder, body)
 
 
 def test_what_is_no_model_or_no_name_is_said(folder: Path) -> None:
@@ -180,7 +180,7 @@ def test_what_is_no_model_or_no_name_is_said(folder: Path) -> None:
 )
 def test_what_it_does_wrong_ends_in_one_sentence(folder: Path, body: str, words: str) -> None:
     with pytest.raises(StrategyFailed, match=words):
-        answers(made(folder, body), bars(2))
+        answers(model_of(folder, body), bars(2))
 
 
 def test_features_are_held_to_be_pure_of_one_width_and_finite(folder: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_model_without_a_direction_cannot_be_traded_by_the_built_in_strategy(
 
 
 def test_bars_out_of_order_and_unknown_instruments_are_bugs(folder: Path) -> None:
-    model = made(folder, PLAIN)
+    model = model_of(folder, PLAIN)
     first, second = bars(2)
     model.step(second)
     with pytest.raises(InvariantBroken, match="does not follow"):
@@ -335,12 +335,12 @@ def test_a_class_that_was_typed_is_hashed_by_its_source(monkeypatch: pytest.Monk
 
 
 def test_instruments_are_apart(folder: Path) -> None:
-    model = made(folder, PLAIN)
+    model = model_of(folder, PLAIN)
     other = replace(instrument(), symbol="ETHUSDT", price_decimals=3)
     model.scale([instrument(), other])
     mine, theirs = bars(5), bars(5, seed=2, instrument_id=other.id)
     pairs = [model.predict_many(pair) for pair in zip(mine, theirs, strict=True)]
-    alone = made(folder, PLAIN)
+    alone = model_of(folder, PLAIN)
     assert [a and a.mean_return for a, _ in pairs] == [
         a and a.mean_return for a in answers(alone, mine)
     ]
@@ -349,10 +349,10 @@ def test_instruments_are_apart(folder: Path) -> None:
 
 
 def test_a_checkpoint_sees_what_its_card_says() -> None:
-    for asked in ("mine:features", "v2"):
-        text = rf"schema = '{asked}' is for a class of your own, and the checkpoint sees tree-1m"
+    for schema in ("mine:features", "v2"):
+        text = rf"schema = '{schema}' is for a class of your own, and the checkpoint sees tree-1m"
         with pytest.raises(ConfigInvalid, match=text):
-            load_forecaster(load(None, {"features": {"schema": asked}}))
+            load_forecaster(load(None, {"features": {"schema": schema}}))
     assert load_forecaster(load(None)).measures == MEASURES
 
 

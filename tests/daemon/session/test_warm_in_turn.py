@@ -20,7 +20,7 @@ from exchange_client import walk_rows
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
 from records import check_record
-from retrain_cases import CONTEXT, made
+from retrain_cases import CONTEXT, written
 from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline
 
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    made(tmp_path / "model", 1)
+    written(tmp_path / "model", 1)
     data = tuple(
         made_candles(walk_rows(CONTEXT + 60, seed=seed), symbol=name)
         for seed, name in enumerate(NAMES)
@@ -80,7 +80,9 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
 
 def bars_of(steps: list[Step], symbol: str) -> list[Bar]:
     events = (step.event for step in steps)
-    return [one for one in events if isinstance(one, Bar) and one.instrument.endswith(f":{symbol}")]
+    return [
+        item for item in events if isinstance(item, Bar) and item.instrument.endswith(f":{symbol}")
+    ]
 
 
 def decided_by_all(live: Live, open_ms: int) -> bool:
@@ -101,8 +103,8 @@ async def test_the_first_trades_while_the_others_are_asked_for_and_nothing_is_lo
             [start] = [step.event for step in live.steps if isinstance(step.event, ModelChange)]
             assert [key for key, _ in start.warm_from] == ["linear:AAAUSDT"]
             status = await asyncio.to_thread(ask, case.path, "/status")
-            said = str(status["not_ready"])
-            assert [name for name in NAMES if f"{name} is warming up until 20" in said] == NAMES[1:]
+            text = str(status["not_ready"])
+            assert [name for name in NAMES if f"{name} is warming up until 20" in text] == NAMES[1:]
             answers.limit()
             for open_ms in closes:  # those that closed meanwhile are decided too, late
                 await live.until(partial(decided_by_all, live, open_ms))

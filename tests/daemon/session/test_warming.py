@@ -36,7 +36,9 @@ async def test_a_listing_without_a_past_is_held_until_a_time_that_is_said(
     until = minute_text(START_MS // HOUR * HOUR + (1 + 64 * 24) * HOUR)
     assert status["not_ready"] == [f"linear:BTCUSDT is warming up until {until}"]
     assert refused == {"warm"}
-    [line] = [one for one in capfd.readouterr().err.splitlines() if '"event": "warming up"' in one]
+    [line] = [
+        line for line in capfd.readouterr().err.splitlines() if '"event": "warming up"' in line
+    ]
     assert f'"until": "{until}"' in line
     assert "trend_windows" not in line  # nothing is known that any would suffice for
 
@@ -51,15 +53,15 @@ def test_windows_for_which_the_past_of_an_exchange_suffices_are_named_and_trade(
     exchange = programs[0]
     try:
         exchange.wait_until(lambda: "\n" in exchange.out)
-        beside = pointing_at(exchange.out)
-        programs.append(held := started(tmp_path, "held", beside))
+        extra = pointing_at(exchange.out)
+        programs.append(held := started(tmp_path, "held", extra))
         held.wait_until(lambda: '"event": "decision"' in held.err)
         assert held.stop().code == 0
         [advice] = re.findall(r'"warming up".*it suffices for.*trend_windows = (\[.*?\])', held.err)
         windows = json.loads(advice.replace("\\", ""))
         assert windows == ["6h", "12h", "1d", "2d"]
         chosen = {"TRACEPAPER_STRATEGY__TREND_WINDOWS": json.dumps(windows)}
-        programs.append(trading := started(tmp_path, "trading", beside | chosen))
+        programs.append(trading := started(tmp_path, "trading", extra | chosen))
         trading.wait_until(lambda: '"refused_by": null' in trading.err)
         assert trading.stop().code == 0
         assert "warming up" not in trading.err
@@ -77,9 +79,9 @@ def test_of_several_strategies_each_trend_has_windows_of_its_own() -> None:
         {"long": of("trend"), "short": of("trend", trend_windows=["6h"])},
     )
     several = load(None, {"strategies": {**trends, "cross": of("sma_cross")}})
-    said = shorter_windows(several, 64 * 24 * HOUR - month)
+    sentence = shorter_windows(several, 64 * 24 * HOUR - month)
     windows = '["1d", "2d", "4d", "8d"]'
-    assert said == f"; it suffices for [strategies.long] trend_windows = {windows}"
+    assert sentence == f"; it suffices for [strategies.long] trend_windows = {windows}"
     alone = load(None, {"strategy": {"name": "trend"}})
     expected = f"; it suffices for [strategy] trend_windows = {windows}"
     assert shorter_windows(alone, 64 * 24 * HOUR - month) == expected

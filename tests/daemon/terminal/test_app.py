@@ -19,7 +19,7 @@ from waiting import until
 
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.terminal.app import LiveView
-from tracepaper.daemon.terminal.screen import STOP, ScreenState
+from tracepaper.daemon.terminal.screen import STOP, RunView
 from tracepaper.strategies.types.decisions import Position, TwinStep
 from tracepaper.strategies.types.market import CommandKind
 
@@ -37,11 +37,10 @@ def lines_of(view: LiveView) -> list[str]:
     return [lines.get(place, "").rstrip() for place in range(view.size.height)]
 
 
-def told(symbols: int = 1, count: int = 120) -> ScreenState:
+def screen(symbols: int = 1, count: int = 120) -> RunView:
     """Return the state of a run whose last decision a gate refused, as its daemon keeps it."""
     named = [instrument(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")[:symbols]]
-    state = ScreenState()
-    state.open(run(instruments=tuple(named)))
+    view = RunView(run(instruments=tuple(named)), ManualClock())
     held = Position(1_500, 1_500 * 990_000 * 10**3, 0, 25 * 10**7)
     measures = (
         ("operator", 1.0, 1.0, True),
@@ -49,26 +48,26 @@ def told(symbols: int = 1, count: int = 120) -> ScreenState:
         ("shifted", 0.0125, 0.01, False),
         ("edge", 1.4, 1.0, True),
     )
-    for one in named:
-        for number, of in enumerate(bars(count, instrument_id=one.id)):
-            state.observe(
+    for item in named:
+        for number, of in enumerate(bars(count, instrument_id=item.id)):
+            view.observe(
                 step(
                     of,
                     sequence=number,
                     decided=decision(measures=measures),
                     prediction=forecast(),
                     position=held,
-                    fills=(fill(),) if number == 7 and one is named[0] else (),
+                    fills=(fill(),) if number == 7 and item is named[0] else (),
                     of=account_of(100_000 + number % 30),
                     twins=(TwinStep("ungated", Position(), account_of(99_930), ()),),
                 )
             )
-    return state
+    return view
 
 
 @asynccontextmanager
-async def shown(
-    state: ScreenState, width: int = 100, height: int = 30, database: Path = Path("none.db")
+async def running_app(
+    state: RunView, width: int = 100, height: int = 30, database: Path = Path("none.db")
 ) -> AsyncIterator[tuple[LiveView, Pilot[None], Connection]]:
     """Show *state* on a screen of *width* x *height*, told over a pipe as by a daemon."""
     daemon, theirs = Pipe()
@@ -80,7 +79,7 @@ async def shown(
     theirs.close()
 
 
-async def tell(pilot: Pilot[None], daemon: Connection, state: ScreenState) -> None:
+async def tell(pilot: Pilot[None], daemon: Connection, state: RunView) -> None:
     for change in state.changes():
         daemon.send(change)
     await until(lambda: any("equity" in line for line in lines_of_pilot(pilot)), poll_s=0.01)
@@ -102,7 +101,7 @@ HALT = """\
 
 
 async def test_tab_turns_to_the_next_symbol_and_back() -> None:
-    async with shown(told(3)) as (view, pilot, _):
+    async with running_app(screen(3)) as (view, pilot, _):
 
         async def symbol(*keys: str) -> str:
             await pilot.press(*keys)
@@ -122,7 +121,7 @@ async def test_the_operators_word_is_given_once_it_is_confirmed(tmp_path: Path) 
     monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
     async with (
         serving(database, monitor) as daemon,
-        shown(told(), 80, 24, database) as (view, pilot, _),
+        running_app(screen(), 80, 24, database) as (view, pilot, _),
     ):
         await pilot.press("h", "x", "escape")
         await view.workers.wait_for_complete()
@@ -146,7 +145,7 @@ async def test_the_operators_word_is_given_once_it_is_confirmed(tmp_path: Path) 
 
 
 async def test_a_word_that_reaches_no_daemon_says_so(tmp_path: Path) -> None:
-    async with shown(told(), 100, 30, tmp_path / "[b]no.db") as (view, pilot, _):
+    async with running_app(screen(), 100, 30, tmp_path / "[b]no.db") as (view, pilot, _):
         await pilot.press("h", "enter")
         await until(lambda: "No daemon runs on" in "".join(lines_of(view)), poll_s=0.01)
         assert "[b]no.db" in "".join(line.strip(" │▌▐") for line in lines_of(view))
@@ -154,7 +153,7 @@ async def test_a_word_that_reaches_no_daemon_says_so(tmp_path: Path) -> None:
 
 
 async def test_quitting_asks_whether_the_daemon_is_to_stop() -> None:
-    async with shown(told()) as (view, pilot, daemon):
+    async with running_app(screen()) as (view, pilot, daemon):
         await pilot.press("q")
         await pilot.pause()
         assert any("l    leave the view: the daemon goes on" in line for line in lines_of(view))
@@ -164,14 +163,14 @@ async def test_quitting_asks_whether_the_daemon_is_to_stop() -> None:
         await pilot.pause()
         assert daemon.recv() == STOP
         assert view.is_running  # until the daemon has ended
-    async with shown(told()) as (view, pilot, daemon):
+    async with running_app(screen()) as (view, pilot, daemon):
         await pilot.press("q", "l")
         await until(lambda: not view.is_running, poll_s=0.01)
         assert not daemon.poll()
 
 
 async def test_the_view_ends_with_its_daemon() -> None:
-    async with shown(told()) as (view, _, daemon):
+    async with running_app(screen()) as (view, _, daemon):
         daemon.close()
         await until(lambda: not view.is_running, poll_s=0.01)
         assert view.return_code == 0

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,14 @@ from tracepaper.daemon.terminal.screen import (
     CLOSES_KEPT,
     EQUITY_KEPT,
     FILLS_KEPT,
-    ScreenState,
+    RunView,
+    Status,
     line_chart,
     screen,
     sparkline,
     split,
+    status_lines,
+    take_in,
 )
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Position, PredictionTimeout, Run, Step, TwinStep
@@ -35,20 +39,19 @@ from tracepaper.strategies.units import MONEY_SCALE
 INSTRUMENTS = {"linear:BTCUSDT": instrument()}
 
 
-def state_of(*steps: Step, of: Run | None = None) -> ScreenState:
+def state_of(*steps: Step, of: Run | None = None) -> Status:
     """Return what the view's own process knows after *steps*."""
-    screen_state, state = ScreenState(), ScreenState()
-    screen_state.open(of or run(instruments=tuple(INSTRUMENTS.values())))
-    screen_state.bars_per_s = 33.4
-    for one in steps:
-        screen_state.observe(one)
-        for change in pickle.loads(pickle.dumps(screen_state.changes())):
-            state.apply(change)
-    return state
+    view = RunView(of or run(instruments=tuple(INSTRUMENTS.values())), ManualClock())
+    status: Status = {"bars_per_s": 33.4}
+    for each in steps:
+        view.observe(each)
+        for change in pickle.loads(pickle.dumps(view.changes())):
+            take_in(status, change)
+    return status
 
 
-def text(state: ScreenState, width: int = 120, height: int = 50, chosen: str = "") -> str:
-    lines = screen(state, width, height, chosen)
+def text(status: Status, width: int = 120, height: int = 50, chosen: str = "") -> str:
+    lines = screen(status, width, height, chosen)
     assert len(lines) <= height
     assert all(line.cell_len <= width for line in lines)
     return "\n".join(line.plain for line in lines)
@@ -72,7 +75,7 @@ def full_step(sequence: int = 3) -> Step:
 
 
 def test_the_screen_shows_what_was_decided_and_why() -> None:
-    shown = drawn(full_step())
+    screen = drawn(full_step())
     for words in (
         "65,114.20",
         "+0.200% ± 0.400% in 30 bars",
@@ -94,7 +97,7 @@ def test_the_screen_shows_what_was_decided_and_why() -> None:
         "decisions 1  fills 1  33.4 bars/s",
         "closed 2023-11-14 22:15 UTC",
     ):
-        assert words in shown
+        assert words in screen
 
 
 def test_on_margin_the_screen_says_what_is_bound_and_where_it_ends() -> None:
@@ -102,9 +105,8 @@ def test_on_margin_the_screen_says_what_is_bound_and_where_it_ends() -> None:
     of = structs.replace(run(instruments=(instrument(),)), config=config)
     held = Position(1_500, 150 * MONEY_SCALE, margin=15 * MONEY_SCALE)
     state = state_of(step(bar(), decided=decision(), position=held), of=of)
-    price = state.margin["linear:BTCUSDT"].use_of(held)
-    assert price is not None
-    assert f"15.00 at 10 x, liquidated at {price.liquidation / 100:,.2f}" in text(state)
+    price = Decimal(state["instruments"]["linear:BTCUSDT"]["liquidation_price"])
+    assert f"15.00 at 10 x, liquidated at {price:,.2f}" in text(state)
     assert "margin used 15.00" in text(state)
     assert "margin" not in drawn(full_step())
 
@@ -113,9 +115,9 @@ def live_step(gates: int, *, failed: int = 1, name: str = "linear:BTCUSDT") -> S
     """Return a step with a position whose decision has so many gates, the first of them failed."""
     names = [name for name in GATES if not name.startswith("risk")][:gates]
     rows = tuple((name, 0.21, 0.18, at >= failed) for at, name in enumerate(names))
-    one = structs.replace(full_step(), decision=decision(measures=rows))
-    fills = tuple(structs.replace(of, instrument=name) for of in one.fills)
-    return structs.replace(one, event=structs.replace(one.event, instrument=name), fills=fills)
+    last = structs.replace(full_step(), decision=decision(measures=rows))
+    fills = tuple(structs.replace(of, instrument=name) for of in last.fills)
+    return structs.replace(last, event=structs.replace(last.event, instrument=name), fills=fills)
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 14), (80, 23), (200, 49)])
@@ -126,19 +128,19 @@ def test_money_and_failing_gates_are_never_cut_off(
 ) -> None:
     named = tuple(instrument(f"{letter}USDT") for letter in "ABCDEF"[:symbols])
     of = structs.replace(run(instruments=named), strategy="a_module_of_mine:AStrategyWithALongName")
-    state = state_of(*(live_step(17, failed=failed, name=one.id) for one in named), of=of)
-    state.halted_by, state.log = "operator", ("line 7",)
-    shown = text(state, width, height, named[-1].id)
-    assert "-1.5 " in shown
-    assert " equity 100,012.00 +0.01 %" in shown
-    assert "HALTED by operator" in shown
-    assert "bars/s" in shown.splitlines()[0]
-    assert f"{named[-1].symbol:<10}65,114.20" in shown
-    assert "✗ operator" in shown
-    assert "line 7" in shown or height == 14
+    state = state_of(*(live_step(17, failed=failed, name=item.id) for item in named), of=of)
+    state |= {"halted_by": "operator", "log": ("line 7",)}
+    screen = text(state, width, height, named[-1].id)
+    assert "-1.5 " in screen
+    assert " equity 100,012.00 +0.01 %" in screen
+    assert "HALTED by operator" in screen
+    assert "bars/s" in screen.splitlines()[0]
+    assert f"{named[-1].symbol:<10}65,114.20" in screen
+    assert "✗ operator" in screen
+    assert "line 7" in screen or height == 14
     whole = failed == 1 or height == 49
-    assert (f"✓ {17 - failed} of 17 passed" in shown) is whole
-    assert ("more of 17 failed" in shown) is not whole
+    assert (f"✓ {17 - failed} of 17 passed" in screen) is whole
+    assert ("more of 17 failed" in screen) is not whole
 
 
 def test_a_gate_that_passed_nearly_is_shown_and_one_that_cannot_be_near_is_not() -> None:
@@ -150,46 +152,47 @@ def test_a_gate_that_passed_nearly_is_shown_and_one_that_cannot_be_near_is_not()
         ("confidence_margin", 0.19, 0.18, True),
         ("edge", 1.0, 1.0, True),
     )
-    shown = drawn(step(bar(), decided=decision(measures=rows)))
-    gates = [line.strip() for line in shown.splitlines() if "needs" in line]
+    screen = drawn(step(bar(), decided=decision(measures=rows)))
+    gates = [line.strip() for line in screen.splitlines() if "needs" in line]
     assert gates == [
         "gates     ! edge  1, needs ≥ 1, 0 to spare  round-trip costs",
         "! shifted  0.0095, needs ≤ 0.01, 0.0005 to spare  JS distance",
         "! confidence_margin  0.19, needs ≥ 0.18, 0.01 to spare  of both",
     ]
-    assert "✓ 6 of 6 passed" in shown
+    assert "✓ 6 of 6 passed" in screen
 
 
 def test_between_bars_fills_and_marks_move_money_and_position() -> None:
     held = Position(2_000, 2_000 * 6_500_000 * 10**3, 0, -7 * MONEY_SCALE)
     later = step(quote(), sequence=4, position=held, of=account(99_990))
-    shown = drawn(full_step(), later)
-    assert "2 BTC at 65,000.00  -7.00" in shown
-    assert "equity 99,990.00 -0.01 %" in shown
-    assert "ungated twin 99,930.00" in shown
+    screen = drawn(full_step(), later)
+    assert "2 BTC at 65,000.00  -7.00" in screen
+    assert "equity 99,990.00 -0.01 %" in screen
+    assert "ungated twin 99,930.00" in screen
 
 
 def test_what_is_kept_is_bounded_and_evenly_spread() -> None:
-    screen_state = ScreenState()
-    screen_state.open(run(instruments=(instrument(),)))
+    view, status = RunView(run(instruments=(instrument(),)), ManualClock()), Status()
     count = 5 * EQUITY_KEPT
-    for number, one in enumerate(bars(count)):
-        taken = step(one, decided=decision(), of=account(number), fills=(fill(),))
-        screen_state.observe(taken)
-    assert len(screen_state.closes["linear:BTCUSDT"]) == CLOSES_KEPT
-    assert len(screen_state.newest) == FILLS_KEPT
-    assert EQUITY_KEPT // 2 <= len(screen_state.equity) <= EQUITY_KEPT
-    seen = [value // MONEY_SCALE for value in screen_state.equity]
-    assert seen == list(range(0, count, screen_state.every))
-    assert len(screen_state.changes()) == 2
-    assert len(screen_state.changes()) == 1
+    for number, candle in enumerate(bars(count)):
+        view.observe(step(candle, decided=decision(), of=account(number), fills=(fill(),)))
+    for parts in (2, 1):
+        changes = view.changes()
+        assert len(changes) == parts
+        for change in changes:
+            take_in(status, change)
+    assert len(status["closes"]["linear:BTCUSDT"]) == CLOSES_KEPT
+    assert len(status["newest"]) == FILLS_KEPT
+    assert EQUITY_KEPT // 2 <= len(status["equity"]) <= EQUITY_KEPT
+    curve = [value // MONEY_SCALE for value in status["equity"]]
+    assert curve == list(range(0, count, count // len(curve)))
 
 
 def test_control_characters_and_markup_are_shown_as_text() -> None:
     hostile = "\x1b[2J[bold]x[/]\nnext"
     of = structs.replace(run(instruments=(instrument(),)), strategy=hostile)
     state = state_of(step(bar(), decided=decision(), fills=(fill(reason=hostile),)), of=of)
-    state.log = (hostile,)
+    state["log"] = (hostile,)
     for line in screen(state, 200, 50):
         assert not set(line.plain) & {"\x1b", "\n", "\t"}
     assert "\\x1b[2J[bold]x[/]" in text(state, 200)
@@ -198,6 +201,19 @@ def test_control_characters_and_markup_are_shown_as_text() -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (10, 3), (40, 6), (500, 200)])
 def test_no_size_of_terminal_is_too_small_or_too_large(width: int, height: int) -> None:
     assert text(state_of(live_step(17)), width, height)
+
+
+def test_a_status_has_few_instruments_whole_and_a_line_for_each_of_many() -> None:
+    for many in (2, 9):
+        named = tuple(instrument(f"{letter}USDT") for letter in "ABCDEFGHI"[:many])
+        of = structs.replace(run(instruments=named))
+        status = state_of(*(live_step(5, name=item.id) for item in named), of=of)
+        del status["closes"]
+        lines = status_lines(status)
+        text = "\n".join(line.plain for line in lines)
+        assert all(item.symbol in text for item in named)
+        assert text.count("✗ operator") == (many if many == 2 else 0)
+        assert text.count("refused by operator") == many
 
 
 def test_the_operators_word_is_shown_until_another_lifts_it() -> None:
@@ -211,19 +227,17 @@ def test_the_operators_word_is_shown_until_another_lifts_it() -> None:
 
 def test_a_late_forecast_and_a_missing_measure_are_shown() -> None:
     rows = (("deadline", 0.0, 1.0, False), ("confidence", None, 0.18, False))
-    shown = drawn(step(bar(), decided=decision(measures=rows), prediction=PredictionTimeout(1_000)))
-    assert "none within 1000 ms" in shown
-    assert "✗ confidence  –, needs ≥ 0.18" in shown
+    screen = drawn(
+        step(bar(), decided=decision(measures=rows), prediction=PredictionTimeout(1_000))
+    )
+    assert "none within 1000 ms" in screen
+    assert "✗ confidence  –, needs ≥ 0.18" in screen
 
 
 def test_a_warm_up_bar_has_no_decision() -> None:
-    shown = drawn(step(bar()))
-    assert "gates" not in shown
-    assert "1 bar taken in" in shown
-
-
-def test_a_revision_is_not_drawn() -> None:
-    assert "65,114.20" in drawn(full_step(), step(bar(1), sequence=4, accepted=False))
+    screen = drawn(step(bar()))
+    assert "gates" not in screen
+    assert "1 bar taken in" in screen
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=80))
@@ -276,12 +290,10 @@ def test_the_pace_is_of_the_last_ten_seconds() -> None:
 
 def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
     clock = ManualClock()
-    view = Lines(clock)
-    view.opened(run())
+    watcher = RunWatcher(Lines(clock), limit=None, until_ms=None)
+    watcher.opened(run())
     for number, one in enumerate(bars(30)):
-        view.show(
-            step(one, sequence=number, decided=decision(), prediction=forecast()), INSTRUMENTS
-        )
+        watcher.watch(step(one, sequence=number, decided=decision(), prediction=forecast()))
         clock.advance(network_s=0.1)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     decisions = [line for line in documents if line["event"] == "decision"]
@@ -297,9 +309,10 @@ def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
 def test_fills_gaps_and_commands_are_never_left_out(log: io.StringIO) -> None:
     gap_step = step(Gap("linear:BTCUSDT", 0, 60_000, GapCause.MISSED, "", 0, 0))
     halt_step = step(Command(CommandKind.HALT, "news", 0, 0))
-    view = Lines(ManualClock())
+    watcher = RunWatcher(Lines(ManualClock()), limit=None, until_ms=None)
+    watcher.opened(run())
     for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
-        view.show(shown, INSTRUMENTS)
+        watcher.watch(shown)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     events = [line["event"] for line in documents]
     assert events.count("fill") == 3
@@ -319,7 +332,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown() -> RunWatcher:
+def watcher() -> RunWatcher:
     configure(stream=io.StringIO())
     run_watcher = RunWatcher(Lines(ManualClock()), limit=None, until_ms=None)
     run_watcher.opened(run(instruments=(instrument(),)))
@@ -342,18 +355,18 @@ def shown() -> RunWatcher:
 def test_a_terminal_is_told_what_happened_and_what_to_type_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_watcher, terminal = shown(), Terminal()
+    run_watcher, terminal = watcher(), Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     run_watcher.print_summary(Path("mine.db"))
-    said = terminal.getvalue()
-    assert "since this start: 3 bars decided, 1 allowed, 1 fill; equity 99,987.00." in said
-    assert "Refused most by edge 2." in said
+    output = terminal.getvalue()
+    assert "since this start: 3 bars decided, 1 allowed, 1 fill; equity 99,987.00." in output
+    assert "Refused most by edge 2." in output
     for words in ("tracepaper report", "tracepaper audit verify"):
-        assert any(words in line and "--db mine.db" in line for line in said.splitlines())
+        assert any(words in line and "--db mine.db" in line for line in output.splitlines())
 
 
 def test_elsewhere_it_is_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_watcher, log, out = shown(), io.StringIO(), io.StringIO()
+    run_watcher, log, out = watcher(), io.StringIO(), io.StringIO()
     configure(stream=log)
     monkeypatch.setattr(sys, "stdout", out)
     run_watcher.print_summary(Path("mine.db"))

@@ -60,16 +60,16 @@ def test_an_exception_is_one_line_of_json() -> None:
 
 
 def test_a_terminal_gets_a_coloured_console_unless_it_declines() -> None:
-    shown = {}
+    outputs = {}
     for name, environment in (("colour", {}), ("plain", {"NO_COLOR": "1"})):
         stream = Terminal()
         configure(stream=stream, environment=environment)
         structlog.get_logger("feed").info("gap repaired", bars=3)
-        shown[name] = stream.getvalue()
-    assert "\x1b[" in shown["colour"]
-    assert "\x1b[" not in shown["plain"]
-    assert "gap repaired" in shown["plain"]
-    assert "bars=3" in shown["plain"]
+        outputs[name] = stream.getvalue()
+    assert "\x1b[" in outputs["colour"]
+    assert "\x1b[" not in outputs["plain"]
+    assert "gap repaired" in outputs["plain"]
+    assert "bars=3" in outputs["plain"]
 
 
 def test_the_format_can_be_forced() -> None:

@@ -25,7 +25,7 @@ from programs import ROOT, environment
 from waiting import until
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.terminal.live_view import LEAVE, Screen, terminal_of_view
+from tracepaper.daemon.terminal.live_view import LEAVE, RunWatcher, Screen, terminal_of_view
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Instrument
 
@@ -82,9 +82,9 @@ class Terminal:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
-    found = Terminal()
-    yield found
-    found.close()
+    fake = Terminal()
+    yield fake
+    fake.close()
 
 
 def decided(number: int, of: Instrument = BTC) -> Step:
@@ -98,29 +98,29 @@ def decided(number: int, of: Instrument = BTC) -> Step:
 
 
 @contextmanager
-def viewed(terminal: Terminal, instruments: tuple[Instrument, ...] = (BTC,)) -> Iterator[Screen]:
+def viewed(
+    terminal: Terminal, instruments: tuple[Instrument, ...] = (BTC,)
+) -> Iterator[tuple[Screen, RunWatcher]]:
     """Open the view on *terminal*; end it, as its daemon does."""
     view = Screen(SystemClock(), terminal.path, Path("none.db"))
     view.begin()
     try:
-        view.opened(run(instruments=instruments))
-        yield view
+        watcher = RunWatcher(view, limit=None, until_ms=None)
+        watcher.opened(run(instruments=instruments))
+        yield view, watcher
     finally:
         view.end()
 
 
-KNOWN = {BTC.id: BTC}
-
-
 async def test_the_view_takes_the_terminal_and_gives_it_back(terminal: Terminal) -> None:
     before = terminal.modes()
-    with viewed(terminal) as view:
-        view.show(decided(1), KNOWN)
+    with viewed(terminal) as (view, watcher):
+        watcher.watch(decided(1))
         await terminal.shows("100,001.00")
         await until(lambda: terminal.modes() != before, poll_s=0.02)
         # The last state is told also where no step follows it.
         for number in range(2, 50):
-            view.show(decided(number), KNOWN)
+            watcher.watch(decided(number))
         await terminal.shows("100,049.00")
         assert ENTERED in terminal.text
         assert terminal.modes()[6][termios.VSUSP] == b"\0"
@@ -134,15 +134,15 @@ async def test_a_view_that_is_killed_leaves_a_whole_terminal_and_log_lines(
     terminal: Terminal, log: io.StringIO
 ) -> None:
     before = terminal.modes()
-    with viewed(terminal) as view:
-        view.show(decided(1), KNOWN)
+    with viewed(terminal) as (view, watcher):
+        watcher.watch(decided(1))
         await terminal.shows("100,001.00")
         view.process.kill()
         await until(lambda: "the live view is gone" in log.getvalue(), poll_s=0.02)
         await until(lambda: terminal.text.endswith(LEAVE.decode()), poll_s=0.02)
         assert terminal.modes() == before
         bought = step(bar(index=2), sequence=2, fills=(fill(),))
-        view.show(bought, KNOWN)
+        watcher.watch(bought)
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert [line["event"] for line in lines][:2] == [
         "the live view is gone; log lines follow",
@@ -154,14 +154,14 @@ async def test_a_view_that_is_killed_leaves_a_whole_terminal_and_log_lines(
 async def test_a_view_that_hangs_delays_no_step_and_is_ended(terminal: Terminal) -> None:
     before = terminal.modes()
     many = tuple(instrument(f"S{number}USDT") for number in range(300))
-    with viewed(terminal, many) as view:
-        view.show(decided(1, many[0]), KNOWN)
+    with viewed(terminal, many) as (view, watcher):
+        watcher.watch(decided(1, many[0]))
         await terminal.shows("100,001.00")
         view.process.send_signal(signal.SIGSTOP)
         # More than any pipe holds: the thread that tells the view waits, this one does not.
         for number in range(1, 6):
             for one in many:
-                view.show(decided(number, one), KNOWN)
+                watcher.watch(decided(number, one))
     assert view.process.returncode == -signal.SIGKILL
     await until(lambda: terminal.text.endswith(LEAVE.decode()), poll_s=0.02)
     assert terminal.modes() == before
@@ -171,8 +171,8 @@ async def test_the_view_stops_the_daemon_only_when_it_is_told_to(terminal: Termi
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
     try:
-        with viewed(terminal) as view:
-            view.show(decided(1), KNOWN)
+        with viewed(terminal) as (_, watcher):
+            watcher.watch(decided(1))
             await terminal.shows("100,001.00")
             terminal.type("q")
             await terminal.shows("leave the view")
@@ -186,15 +186,15 @@ async def test_the_view_stops_the_daemon_only_when_it_is_told_to(terminal: Termi
 async def test_a_view_that_is_left_is_followed_by_log_lines(
     terminal: Terminal, log: io.StringIO
 ) -> None:
-    with viewed(terminal) as view:
-        view.show(decided(1), KNOWN)
+    with viewed(terminal) as (view, watcher):
+        watcher.watch(decided(1))
         await terminal.shows("100,001.00")
         terminal.type("q")
         await terminal.shows("leave the view")
         terminal.type("l")
         await until(lambda: view.process.returncode == 0, poll_s=0.02)
         view.end()
-        view.show(decided(2), KNOWN)
+        watcher.watch(decided(2))
     assert [json.loads(line)["event"] for line in log.getvalue().splitlines()] == ["decision"]
 
 

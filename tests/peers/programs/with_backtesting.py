@@ -52,9 +52,9 @@ answer = {
     "cpu_s": cpu_s,
     "equity": [float(value) for value in done["_equity_curve"]["Equity"]],
     "trades": [
-        [int(one.EntryBar), int(one.ExitBar), float(one.Size), float(one.EntryPrice),
-         float(one.ExitPrice)]
-        for one in closed.itertuples()
+        [int(trade.EntryBar), int(trade.ExitBar), float(trade.Size), float(trade.EntryPrice),
+         float(trade.ExitPrice)]
+        for trade in closed.itertuples()
     ],
 }  # fmt: skip
 Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")

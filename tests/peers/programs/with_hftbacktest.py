@@ -39,14 +39,14 @@ def asset(task: dict[str, Any]) -> BacktestAsset:
         flags = EVENTS[kind] | EXCH_EVENT | LOCAL_EVENT
         flags |= BUY_EVENT if side == "BUY" else SELL_EVENT
         rows.append((flags, at_ms * MS, at_ms * MS, float(price), float(size), 0, 0, 0.0))
-    made = BacktestAsset().data(np.array(rows, dtype=event_dtype)).linear_asset(1.0)
-    made = made.constant_order_latency(task["latency_ms"] * MS, 0)
+    model = BacktestAsset().data(np.array(rows, dtype=event_dtype)).linear_asset(1.0)
+    model = model.constant_order_latency(task["latency_ms"] * MS, 0)
     if task["model"] == "RiskAdverseQueueModel":
-        made = made.risk_adverse_queue_model()
+        model = model.risk_adverse_queue_model()
     else:
-        made = made.power_prob_queue_model(float(task["exponent"]))
-    made = made.partial_fill_exchange().trading_value_fee_model(0.0, 0.0)
-    return made.tick_size(task["tick"]).lot_size(task["lot"])
+        model = model.power_prob_queue_model(float(task["exponent"]))
+    model = model.partial_fill_exchange().trading_value_fee_model(0.0, 0.0)
+    return model.tick_size(task["tick"]).lot_size(task["lot"])
 
 
 def fills_of(task: dict[str, Any]) -> list[list[float]]:

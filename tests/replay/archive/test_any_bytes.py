@@ -74,7 +74,7 @@ def test_the_unharmed_files_are_read() -> None:
 
 
 STARTS = sorted(
-    {(one.suffixes[0], magic) for one in FORMATS.values() for magic in one.magics or (b"",)}
+    {(kind.suffixes[0], magic) for kind in FORMATS.values() for magic in kind.magics or (b"",)}
 )
 TEXTS = [b"", b"\n", TEXT, TEXT[:-9], b"one two three\n", b"{}\n[1, 2]\n"]
 

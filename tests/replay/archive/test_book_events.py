@@ -52,8 +52,8 @@ REQUEST = DepthRequest(Category.LINEAR, "BTCUSDT", 50, 1_000, events=True)
 
 
 def trade(ts: int, price: str = "100.0") -> bytes:
-    one = {"T": FIRST_MS + ts, "s": "BTCUSDT", "S": "Buy", "v": "0.1", "p": price, "i": f"id{ts}"}
-    body = {"topic": TOPICS[1], "type": "snapshot", "ts": FIRST_MS + ts, "data": [one]}
+    row = {"T": FIRST_MS + ts, "s": "BTCUSDT", "S": "Buy", "v": "0.1", "p": price, "i": f"id{ts}"}
+    body = {"topic": TOPICS[1], "type": "snapshot", "ts": FIRST_MS + ts, "data": [row]}
     return json.dumps(body).encode()
 
 
@@ -82,18 +82,20 @@ def session(*topics: str) -> list[str]:
 
 def test_a_session_is_kept_frame_by_frame_as_it_came(tmp_path: Path) -> None:
     words = ["data", "record", "BTCUSDT", "--events", "--from", str(SESSION), "--out", "a.events"]
-    made = run([*words, "--json"], tmp_path)
-    assert made.code == 0, made.err
+    recording = run([*words, "--json"], tmp_path)
+    assert recording.code == 0, recording.err
     sent = session("orderbook.200.BTCUSDT", "publicTrade.BTCUSDT")
     file = EventsFile(tmp_path / "a.events")
     assert [line.data for line in file.lines()] == sent
-    said = json.loads(made.out)
-    changes = [json.loads(one)["data"] for one in sent]
+    totals = json.loads(recording.out)
+    changes = [json.loads(frame)["data"] for frame in sent]
     books = [change for change in changes if isinstance(change, dict)]
-    assert said["changes"] == sum(len(book["b"]) + len(book["a"]) for book in books) > 500
-    assert said["trades"] == sum(len(change) for change in changes if isinstance(change, list)) > 0
-    assert said["frames"] == len(sent)
-    assert said["bytes_an_event"] == said["bytes"] / (said["changes"] + said["trades"])
+    assert totals["changes"] == sum(len(book["b"]) + len(book["a"]) for book in books) > 500
+    assert (
+        totals["trades"] == sum(len(change) for change in changes if isinstance(change, list)) > 0
+    )
+    assert totals["frames"] == len(sent)
+    assert totals["bytes_an_event"] == totals["bytes"] / (totals["changes"] + totals["trades"])
     again = run(words, tmp_path)
     assert (again.code, again.out) == (1, "")
     assert "and the next is of" in again.err
@@ -133,7 +135,11 @@ def test_a_gap_is_marked_and_no_frame_is_kept_before_a_snapshot(tmp_path: Path, 
     begun = [snapshot(0, 6), trade(50), delta(110, 7)]
     if b"snapshot" in after[0] or json.loads(after[0])["data"]["u"] == 1:
         lines = recorded(tmp_path / "a", [*begun, *after])
-        assert lines == [*(("", one) for one in begun), (cause, b""), *(("", one) for one in after)]
+        assert lines == [
+            *(("", frame) for frame in begun),
+            (cause, b""),
+            *(("", frame) for frame in after),
+        ]
         return
     lines = recorded(tmp_path / "a", [*begun, after[0], delta(260, 90), trade(300), *AGAIN])
     assert [(why, body) for why, body in lines if why] == [(cause, b"")]
@@ -177,8 +183,8 @@ def test_other_topics_and_answers_are_left_out(tmp_path: Path) -> None:
     others = [b'{"success":true,"op":"subscribe"}', b'{"op":"pong"}', b'{"topic":"news","ts":1}']
     with EventsWriter(tmp_path / "a", HEADER) as writer:
         taker = EventRecorder(BTC, TOPICS, writer, accepts=lambda _: True, now_ms=lambda: 1e12)
-        for one in (*others, snapshot(0, 7), *others):
-            taker.receive(one)
+        for frame in (*others, snapshot(0, 7), *others):
+            taker.receive(frame)
     assert [line.data.encode() for line in EventsFile(tmp_path / "a").lines()] == [snapshot(0, 7)]
 
 
@@ -195,8 +201,8 @@ def test_a_torn_tail_is_cut_off_and_what_goes_on_begins_behind_a_gap(tmp_path: P
     longer = path.read_bytes()
     for size in range(len(whole) + 1, len(longer)):
         path.write_bytes(longer[:size])
-        found = events_quality(path)
-        assert (found.frames, found.torn[:9]) == (2, "The last ")
+        quality = events_quality(path)
+        assert (quality.frames, quality.torn[:9]) == (2, "The last ")
         assert len(read_recording(path).frames(*TOPICS)) == 2
     lines = recorded(path, later)
     assert [why for why, _ in lines] == ["", "", "stopped", "", ""]
@@ -362,8 +368,8 @@ async def test_live_events_are_the_frames_of_another_client(tmp_path: Path) -> N
     heard = [text for text in stream.texts if json.loads(text).get("topic") in TOPICS]
     kept = [line.data for line in EventsFile(tmp_path / "a").lines()]
     assert kept == heard
-    found = events_quality(tmp_path / "a")
-    assert (found.gaps, found.source, found.trades > 0) == ((), "loopback", True)
+    quality = events_quality(tmp_path / "a")
+    assert (quality.gaps, quality.source, quality.trades > 0) == ((), "loopback", True)
 
 
 @pytest.mark.parametrize("kind", FAULTS)
@@ -382,9 +388,9 @@ async def test_what_goes_wrong_is_a_gap_after_which_books_are_right(
                 await asyncio.sleep(0)
 
     await recording(tmp_path / "a", work, request=REQUEST)
-    found = events_quality(tmp_path / "a")  # it checks every frame after the gap as well
-    assert FAULTS[kind] in {gap.cause for gap in found.gaps}
-    assert found.frames > 100
+    quality = events_quality(tmp_path / "a")  # it checks every frame after the gap as well
+    assert FAULTS[kind] in {gap.cause for gap in quality.gaps}
+    assert quality.frames > 100
 
 
 async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
@@ -408,11 +414,11 @@ async def test_a_recorder_of_an_exchange_whose_time_stands_is_told(
     tmp_path: Path, hold: bool
 ) -> None:
     settings = ExchangeSettings(candles=(candles(walk_rows(40)),), hold=hold, start=3)
-    told: list[str] = []
+    warnings: list[str] = []
     async with EmbeddedExchange(settings) as exchange:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         section = exchange_section(rest_url=exchange.rest_url, stream_url=exchange.stream_url)
         requests = {tmp_path / "a": REQUEST}
-        await record_live(section, requests, clock=SystemClock(), done=done, warns=told.append)
-    assert ["start it without --hold" in one for one in told] == [True] * hold
+        await record_live(section, requests, clock=SystemClock(), done=done, warns=warnings.append)
+    assert ["start it without --hold" in warning for warning in warnings] == [True] * hold

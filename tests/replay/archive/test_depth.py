@@ -28,27 +28,27 @@ from tracepaper.strategies.types.market import Depth
 
 def rows(books: Books) -> list[tuple[int, int, bytes, bytes]]:
     """Return the books as the exchange's own pairs, absent levels left out."""
-    found = []
+    read_rows = []
     for row in range(len(books)):
         sides = [
             packed([(int(p), int(q)) for p, q in zip(*side, strict=True) if q])
             for side in zip(books.price[row], books.size[row], strict=True)
         ]
-        found.append((int(books.seen_ms[row]), int(books.market_ms[row]), sides[0], sides[1]))
-    return found
+        read_rows.append((int(books.seen_ms[row]), int(books.market_ms[row]), sides[0], sides[1]))
+    return read_rows
 
 
 def as_rows(depths: list[Depth]) -> list[tuple[int, int, bytes, bytes]]:
-    return [(one.seen_ms, one.market_ms, one.bids, one.asks) for one in depths]
+    return [(depth.seen_ms, depth.market_ms, depth.bids, depth.asks) for depth in depths]
 
 
 def test_what_is_written_is_read_back_to_the_unit(tmp_path: Path) -> None:
     depths = list(walk(200))
     depths[7] = depth([(649_000, 1)], [(700_000, 2**62)], depths[7].seen_ms)  # levels are missing
     write(tmp_path / "a", depths)
-    found = read_depth(tmp_path / "a")
-    assert rows(found.books) == as_rows(depths)
-    assert (found.starts.tolist(), found.torn, found.recorded_ms) == ([0], "", 200_000)
+    recorded = read_depth(tmp_path / "a")
+    assert rows(recorded.books) == as_rows(depths)
+    assert (recorded.starts.tolist(), recorded.torn, recorded.recorded_ms) == ([0], "", 200_000)
     quality = depth_quality(tmp_path / "a")
     assert (quality.books, quality.thin, quality.gaps) == (200, 1, ())
     assert (quality.first_ms, quality.last_ms) == (FIRST_MS, FIRST_MS + 199_000)
@@ -87,11 +87,11 @@ def test_a_gap_within_a_session_begins_a_block(tmp_path: Path) -> None:
     first = list(walk(10))
     later = list(walk(5, seed=2, first_ms=FIRST_MS + 30_000))
     with DepthWriter(tmp_path / "a", header()) as writer:
-        for one in first:
-            writer.add(one, "")
+        for depth in first:
+            writer.add(depth, "")
         writer.add(later[0], "sequence")
-        for one in later[1:]:
-            writer.add(one, "")
+        for depth in later[1:]:
+            writer.add(depth, "")
     recorded_depth = read_depth(tmp_path / "a")
     assert rows(recorded_depth.books) == as_rows(first + later)
     assert recorded_depth.starts.tolist() == [0, 10]
@@ -124,7 +124,7 @@ def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write(path, walk(130))
     whole = path.read_bytes()
-    told = rows(read_depth(path).books)
+    written = rows(read_depth(path).books)
     last, rng = whole.rindex(BOOKS_MARK), random.Random(5)
     places = [*range(60), *rng.sample(range(60, len(whole)), 240)]
     for place in places:
@@ -137,7 +137,7 @@ def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:
             continue
         assert place >= last, place
         assert recorded_depth.torn
-        assert rows(recorded_depth.books) == told[:120]
+        assert rows(recorded_depth.books) == written[:120]
 
 
 def test_a_damaged_middle_is_refused_and_never_cut_off(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_name_gives_the_interval_of_a_market_that_seldom_trades(tmp_path: Path
 
 def test_names_that_differ_in_case_alone_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "BTCUSDT.json"
-    made = [
+    objects = [
         {
             "T": START + (at + 1) * MINUTE - 1,
             "t": START + at * MINUTE,
@@ -168,7 +168,7 @@ def test_names_that_differ_in_case_alone_are_told_apart(tmp_path: Path) -> None:
         }
         for at, row in enumerate(CANDLES)
     ]
-    path.write_text(json.dumps(made), encoding="utf-8")
+    path.write_text(json.dumps(objects), encoding="utf-8")
     candles = read_candles(path)
     assert (candles.open_time_ms[0], opens(path)) == (START, EXPECTED)
     twice = written(tmp_path, [[*row, 1] for row in CANDLES], header=f"{HEADER},Volume")

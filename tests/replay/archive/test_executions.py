@@ -64,28 +64,30 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_known_layout_is_read(layout: str, tmp_path: Path) -> None:
-    found = read(tmp_path, *LAYOUTS[layout])
-    (one,) = found.taken
-    assert (one.symbol, one.price, one.quantity) == (
+    file = read(tmp_path, *LAYOUTS[layout])
+    (fill,) = file.taken
+    assert (fill.symbol, fill.price, fill.quantity) == (
         "BTCUSDT",
         Decimal("109905.5"),
         Decimal("0.091"),
     )
-    assert one.time_ms == AT_MS
-    assert one.side is (Side.SELL if layout.startswith("lower") else Side.BUY)
-    assert one.order == ("o1" if layout in {"api", "perpetual", "spot"} or "mark" in layout else "")
-    assert one.created_ms is None
+    assert fill.time_ms == AT_MS
+    assert fill.side is (Side.SELL if layout.startswith("lower") else Side.BUY)
+    assert fill.order == (
+        "o1" if layout in {"api", "perpetual", "spot"} or "mark" in layout else ""
+    )
+    assert fill.created_ms is None
 
 
 def test_the_time_of_the_order_is_read_and_minutes_are_noticed(tmp_path: Path) -> None:
-    found = read(tmp_path, API + ",createdTime", f"{ROW},{AT_MS - 250}")
-    assert found.taken[0].created_ms == AT_MS - 250
-    assert found.in_minutes
+    file = read(tmp_path, API + ",createdTime", f"{ROW},{AT_MS - 250}")
+    assert file.taken[0].created_ms == AT_MS - 250
+    assert file.in_minutes
     assert not read(tmp_path, API, ROW.replace(str(AT_MS), str(AT_MS + 1))).in_minutes
 
 
 def test_makers_stops_and_what_is_no_trade_are_counted_apart(tmp_path: Path) -> None:
-    found = read(
+    file = read(
         tmp_path,
         API + ",stopOrderType",
         f"{ROW},UNKNOWN",
@@ -95,27 +97,27 @@ def test_makers_stops_and_what_is_no_trade_are_counted_apart(tmp_path: Path) -> 
         ROW.replace("e1", "e5") + ",StopLoss",
         f"{ROW},UNKNOWN",
     )
-    assert found.rows == 6
-    assert len(found.taken) == 1
-    assert found.left_out == {
+    assert file.rows == 6
+    assert len(file.taken) == 1
+    assert file.left_out == {
         "of makers": 1,
         "of type Funding": 1,
         "of type BustTrade": 1,
         "of stops, which paper fills along a bar": 1,
         "repeated, the same execution id": 1,
     }
-    assert found.notes == []
+    assert file.notes == []
 
 
 def test_without_a_column_of_makers_limits_are_left_out(tmp_path: Path) -> None:
     head = "symbol,side,execPrice,execQty,execTime"
     rows = [f"BTCUSDT,Buy,1,1,{AT_MS},{kind}" for kind in ("Market", "Limit", "LIMIT")]
-    found = read(tmp_path, f"{head},orderType", *rows)
-    assert len(found.taken) == 1
-    assert found.left_out == {"of limits that may have been makers": 2}
-    found = read(tmp_path, head, f"BTCUSDT,Buy,1,1,{AT_MS}", f"BTCUSDT,Buy,1,1,{AT_MS}")
-    assert len(found.taken) == 2  # two equal fills may be two fills
-    assert found.notes == ["no column says which fills were makers, so all count as takers"]
+    file = read(tmp_path, f"{head},orderType", *rows)
+    assert len(file.taken) == 1
+    assert file.left_out == {"of limits that may have been makers": 2}
+    file = read(tmp_path, head, f"BTCUSDT,Buy,1,1,{AT_MS}", f"BTCUSDT,Buy,1,1,{AT_MS}")
+    assert len(file.taken) == 2  # two equal fills may be two fills
+    assert file.notes == ["no column says which fills were makers, so all count as takers"]
 
 
 def changed(old: str, new: str) -> str:
@@ -173,12 +175,12 @@ def test_what_cannot_be_believed_is_one_sentence(
 
 def test_a_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "zip.csv").write_bytes(b"PK\x03\x04\xff\xfe\x80")
-    for name, said in (
+    for name, sentence in (
         ("zip.csv", "no text in UTF-8"),
         ("none.csv", "cannot be read"),
         (".", "cannot be read"),
     ):
-        with pytest.raises(DataInvalid, match=said):
+        with pytest.raises(DataInvalid, match=sentence):
             read_executions(tmp_path / name)
 
 

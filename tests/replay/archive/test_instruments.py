@@ -38,8 +38,8 @@ def test_a_recorded_symbol_takes_the_finer_tick_of_record_and_data() -> None:
 @pytest.mark.parametrize("category", list(Category))
 def test_a_quantity_of_one_can_always_be_traded(symbol: str, category: Category) -> None:
     instrument = archive_instrument(sample(symbol, category=category))
-    one = 10**instrument.quantity_decimals
-    assert one % instrument.quantity_step == 0
+    unit = 10**instrument.quantity_decimals
+    assert unit % instrument.quantity_step == 0
     limits = (instrument.min_quantity, instrument.max_quantity, instrument.min_notional)
     assert limits == (0, 0, 0)
 
@@ -89,10 +89,10 @@ def test_every_settlement_that_was_taken_out_is_found(
     gone -= {whole[0], whole[-1]}
     late = data.draw(st.integers(0, 3)) * hours * HOUR
     kept = [time for time in whole if time not in gone]
-    found = missing_settlements(rates(kept), whole[0] - hours * HOUR - late, whole[-1] + late)
+    missing = missing_settlements(rates(kept), whole[0] - hours * HOUR - late, whole[-1] + late)
     before = [whole[0] - late + place for place in range(0, late, hours * HOUR)]
     after = [whole[-1] + hours * HOUR + place for place in range(0, late, hours * HOUR)]
-    assert [due for due, _ in found] == before + sorted(gone) + after
+    assert [due for due, _ in missing] == before + sorted(gone) + after
 
 
 def test_a_changed_interval_is_no_hole() -> None:

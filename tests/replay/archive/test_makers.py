@@ -215,8 +215,8 @@ def coinbase(rows: list[list[str]]) -> bytes:
 
 def coinbase_objects(rows: list[list[str]]) -> bytes:
     names = ["start", "low", "high", "open", "close", "volume"]
-    found = [dict(zip(names, map(str, row), strict=True)) for row in coinbase_order(rows)]
-    return json.dumps({"candles": found}).encode()
+    objects = [dict(zip(names, map(str, row), strict=True)) for row in coinbase_order(rows)]
+    return json.dumps({"candles": objects}).encode()
 
 
 def decimal_commas(rows: list[list[str]]) -> bytes:
@@ -379,11 +379,11 @@ def test_bybit_trades_become_the_candles_of_a_plain_loop(tmp_path: Path) -> None
         o, h, low, _, v = wanted.get(start, [exact, exact, exact, exact, Decimal(0)])
         wanted[start] = [o, max(h, exact), min(low, exact), exact, v + number]
     candles = read_candles(path)
-    found = {int(str(row[0])): row[1:] for row in texts(candles)}
-    assert {start: found[start] for start in wanted} == wanted
-    quiet = set(found) - set(wanted)
+    by_start = {int(str(row[0])): row[1:] for row in texts(candles)}
+    assert {start: by_start[start] for start in wanted} == wanted
+    quiet = set(by_start) - set(wanted)
     assert quiet
     for start in quiet:
-        close = found[start - 60_000][3]
-        assert found[start] == [close, close, close, close, Decimal(0)]
+        close = by_start[start - 60_000][3]
+        assert by_start[start] == [close, close, close, close, Decimal(0)]
     assert candles.gaps == []

@@ -35,15 +35,15 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import books_of, check_books
 from tracepaper.strategies.types.market import Category, Depth
 
-Taken = list[tuple[Depth, str]]
+Depths = list[tuple[Depth, str]]
 
 
-def sampled(frames: list[bytes], request: DepthRequest = REQUEST, **keys: Any) -> Taken:
-    taken: Taken = []
-    sampler = DepthSampler(BTC, request, lambda one, cause: taken.append((one, cause)), **keys)
+def sampled(frames: list[bytes], request: DepthRequest = REQUEST, **keys: Any) -> Depths:
+    sink: Depths = []
+    sampler = DepthSampler(BTC, request, lambda book, cause: sink.append((book, cause)), **keys)
     for frame in frames:
         sampler.receive(frame)
-    return taken
+    return sink
 
 
 def recorded() -> list[dict[str, Any]]:
@@ -53,8 +53,8 @@ def recorded() -> list[dict[str, Any]]:
     return [frame for frame in frames if frame.get("topic") == "orderbook.200.BTCUSDT"]
 
 
-def levels(taken: Taken) -> dict[int, tuple[bytes, bytes]]:
-    return {depth.seen_ms: (depth.bids, depth.asks) for depth, _ in taken}
+def levels(depths: Depths) -> dict[int, tuple[bytes, bytes]]:
+    return {depth.seen_ms: (depth.bids, depth.asks) for depth, _ in depths}
 
 
 def plainly(
@@ -69,10 +69,12 @@ def test_the_levels_of_recorded_frames_are_those_of_a_dictionary(count: int, eve
     frames = recorded()
     assert len(frames) == 25
     request = DepthRequest(Category.LINEAR, "BTCUSDT", count, every_ms)
-    taken = sampled([json.dumps(one).encode() for one in frames], request, topic=frames[0]["topic"])
-    assert len(taken) > 8
-    assert levels(taken) == plainly(frames, count, every_ms)
-    assert [cause for _, cause in taken] == ["stopped"] + [""] * (len(taken) - 1)
+    depths = sampled(
+        [json.dumps(frame).encode() for frame in frames], request, topic=frames[0]["topic"]
+    )
+    assert len(depths) > 8
+    assert levels(depths) == plainly(frames, count, every_ms)
+    assert [cause for _, cause in depths] == ["stopped"] + [""] * (len(depths) - 1)
 
 
 def causes(frames: list[bytes]) -> list[tuple[int, str]]:
@@ -81,7 +83,7 @@ def causes(frames: list[bytes]) -> list[tuple[int, str]]:
 
 
 def test_the_book_of_a_time_is_made_of_the_frames_until_then() -> None:
-    taken = sampled(
+    depths = sampled(
         [
             snapshot(0, 7),
             delta(100, 8, [["100.0", "5"]]),
@@ -89,7 +91,9 @@ def test_the_book_of_a_time_is_made_of_the_frames_until_then() -> None:
             delta(301, 10),
         ]
     )
-    best = [(one.seen_ms - FIRST_MS, one.market_ms - FIRST_MS, one.bids[8:16]) for one, _ in taken]
+    best = [
+        (book.seen_ms - FIRST_MS, book.market_ms - FIRST_MS, book.bids[8:16]) for book, _ in depths
+    ]
     size = {n: n.to_bytes(8, "little") for n in (1_000, 5_000, 6_000)}
     assert best == [
         (0, 0, size[1_000]),
@@ -103,22 +107,22 @@ def test_the_book_of_a_time_is_made_of_the_frames_until_then() -> None:
 def test_a_gap_is_marked_with_its_cause_and_never_bridged(name: str) -> None:
     after, cause = GAPS[name]
     begun = [snapshot(0, 6), delta(110, 7)]
-    taken = sampled([*begun, *after])
+    depths = sampled([*begun, *after])
     gaps = causes([*begun, *after])
     assert [why for _, why in gaps] == ["stopped", cause]
     resumed = gaps[1][0]
-    times = [depth.seen_ms - FIRST_MS for depth, _ in taken]
+    times = [depth.seen_ms - FIRST_MS for depth, _ in depths]
     assert times == sorted(set(times))
     inside = json.loads(after[0])["ts"] - FIRST_MS
     assert not any(max(110, inside) < at_ms < resumed for at_ms in times)
     assert times[-1] == json.loads(after[-1])["ts"] - FIRST_MS - 100
-    check_books(books_of([one for one, _ in taken], 50), name)
+    check_books(books_of([book for book, _ in depths], 50), name)
 
 
 def test_a_frame_dated_ahead_is_a_gap() -> None:
     frames = [snapshot(0, 7), delta(250, 8), delta(10**9, 9), snapshot(300, 20), delta(700, 21)]
-    taken = sampled(frames, accepts=lambda ms: ms < FIRST_MS + 10_000)
-    assert [(depth.seen_ms - FIRST_MS, why) for depth, why in taken if why] == [
+    depths = sampled(frames, accepts=lambda ms: ms < FIRST_MS + 10_000)
+    assert [(depth.seen_ms - FIRST_MS, why) for depth, why in depths if why] == [
         (0, "stopped"),
         (300, "refused"),
     ]
@@ -135,17 +139,19 @@ def test_mutated_frames_raise_nothing_and_leave_possible_books() -> None:
     assert causes(sent) == [(0, "stopped")]
     broken = 0
     for _ in range(200):
-        mutated = [bytearray(one) for one in sent]
+        mutated = [bytearray(frame) for frame in sent]
         for _ in range(rng.randint(1, 4)):
-            one = rng.choice(mutated)
-            at = rng.randrange(len(one))
-            one[at : at + rng.randint(0, 2)] = bytes(rng.choices(b'0123456789",[]{}.-eN\xff', k=1))
-        taken = sampled([bytes(one) for one in mutated])
-        if not taken:
+            frame = rng.choice(mutated)
+            at = rng.randrange(len(frame))
+            frame[at : at + rng.randint(0, 2)] = bytes(
+                rng.choices(b'0123456789",[]{}.-eN\xff', k=1)
+            )
+        depths = sampled([bytes(frame) for frame in mutated])
+        if not depths:
             continue
-        check_books(books_of([one for one, _ in taken], 50), "mutated")
-        steps = np.diff([depth.seen_ms for depth, _ in taken])
-        marked = np.array([bool(cause) for _, cause in taken[1:]])
+        check_books(books_of([book for book, _ in depths], 50), "mutated")
+        steps = np.diff([depth.seen_ms for depth, _ in depths])
+        marked = np.array([bool(cause) for _, cause in depths[1:]])
         assert (steps > 0).all()
         assert marked[steps != 100].all()
         broken += int(marked.sum())
@@ -218,6 +224,6 @@ async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_pat
             ended = await asyncio.to_thread(program.end)
     assert ended.code == 0, ended.err
     assert "1 gaps: " in ended.out
-    found = depth_quality(out)
-    assert [gap.cause for gap in found.gaps] == ["stopped"]
-    assert heard[0] < (found.last_ms or 0) < heard[-1]
+    quality_of_file = depth_quality(out)
+    assert [gap.cause for gap in quality_of_file.gaps] == ["stopped"]
+    assert heard[0] < (quality_of_file.last_ms or 0) < heard[-1]

@@ -62,7 +62,7 @@ def test_a_contradiction_leaves_the_archive_as_it_was(tmp_path: Path) -> None:
         import_candles(archive, [minutes(slice(0, 400), "SOL"), wrong])
     assert str(archive) in str(caught.value)
     assert wrong.path in str(caught.value)
-    assert [(one.instrument, one.bars) for one in held(archive)] == [("linear:BTCUSDT", 100)]
+    assert [(row.instrument, row.bars) for row in held(archive)] == [("linear:BTCUSDT", 100)]
 
 
 def test_several_series_are_listed_and_chosen_by_symbol(tmp_path: Path) -> None:
@@ -102,20 +102,20 @@ def test_a_fetch_wants_what_the_archive_lacks(tmp_path: Path) -> None:
 
 
 def test_a_whole_file_has_its_span_and_no_holes() -> None:
-    found = quality(read_candles(SAMPLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz"))
-    assert (found.instrument, found.rows, found.gaps, found.missing) == (
+    file = quality(read_candles(SAMPLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz"))
+    assert (file.instrument, file.rows, file.gaps, file.missing) == (
         "linear:SOLUSDT", 1_500, (), 0,
     )  # fmt: skip
-    assert found.last_ms - found.first_ms == 1_499 * 60_000
-    assert (found.price_decimals, found.volume_decimals, found.turnover_decimals) == (2, 2, None)
+    assert file.last_ms - file.first_ms == 1_499 * 60_000
+    assert (file.price_decimals, file.volume_decimals, file.turnover_decimals) == (2, 2, None)
 
 
 def test_holes_and_odd_rows_of_a_real_file_are_counted() -> None:
-    found = quality(read_candles(SAMPLES / "binance_spot_BTCUSDT_1h_2017-2018.csv.gz"))
-    assert found.rows == 4_400 - 43
-    assert found.missing == (found.last_ms - found.first_ms) // 3_600_000 + 1 - found.rows
-    assert found.missing == sum((b - a) // 3_600_000 for a, b in found.gaps)
-    assert any("43 candles off the grid dropped" in note for note in found.notes)
+    file = quality(read_candles(SAMPLES / "binance_spot_BTCUSDT_1h_2017-2018.csv.gz"))
+    assert file.rows == 4_400 - 43
+    assert file.missing == (file.last_ms - file.first_ms) // 3_600_000 + 1 - file.rows
+    assert file.missing == sum((b - a) // 3_600_000 for a, b in file.gaps)
+    assert any("43 candles off the grid dropped" in note for note in file.notes)
 
 
 def test_opens_are_compared_with_the_close_before_only_without_a_hole() -> None:

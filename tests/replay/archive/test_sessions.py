@@ -95,7 +95,7 @@ def test_times_without_a_zone_are_read_as_more_bars_fit(tmp_path: Path, writes: 
 
 
 @pytest.mark.parametrize(
-    "writes", [date_alone, local_midnight, with_offset, in_utc], ids=lambda one: one.__name__
+    "writes", [date_alone, local_midnight, with_offset, in_utc], ids=lambda writes: writes.__name__
 )
 def test_a_day_is_found_by_its_date_and_opens_with_its_session(
     tmp_path: Path, writes: Writes

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import own_strategies as own
 import pytest
+import user_strategies as users
 from records import rows
 from seeded_events import SeededMarket, seeded_market
 
@@ -72,7 +72,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def typed(place: Path, *words: str | Path) -> int:
-    with own.importable(place):
+    with users.importable(place):
         return invoke([str(word) for word in words])
 
 
@@ -86,7 +86,7 @@ def test_the_command_the_call_and_a_sweep_make_the_same_run(
 ) -> None:
     given = ("-c", "run.toml", "--events", market.events, "--db", "a.db")
     assert typed(place, "replay", market.candles, *given) == 0
-    with own.importable(place):
+    with users.importable(place):
         backtest(
             "quotes_at_books:Quotes", market.candles, config=CONFIG, events=market.events, db="b.db"
         ).close()
@@ -94,10 +94,10 @@ def test_the_command_the_call_and_a_sweep_make_the_same_run(
             "quotes_at_books:Quotes", market.candles, {"away": [0.2, 0.4]}, config=CONFIG,
             events=[market.events], objective="return", executor=InThisProcess(), progress=False,
         )  # fmt: skip
-    found = fills(place / "a.db")
-    assert len(found) > 8
-    assert {row[4] for row in found} == {"book"}
-    assert fills(place / "b.db") == found
+    rows = fills(place / "a.db")
+    assert len(rows) > 8
+    assert {row[4] for row in rows} == {"book"}
+    assert fills(place / "b.db") == rows
     assert [cell.error for cell in swept.cells] == ["", ""]
     assert swept.command is not None
     words = shlex.split(swept.command)

@@ -226,9 +226,9 @@ CASES: dict[str, tuple[list[Say], dict[str, Any], list[Any], list[Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_case_of_the_hand_made_book(tmp_path: Path, case: str) -> None:
     script, keys, fills, ends = CASES[case]
-    found = played(tmp_path / "book.events", script, **keys)
-    assert found.rows == fills
-    assert found.ends == ends
+    outcome = played(tmp_path / "book.events", script, **keys)
+    assert outcome.rows == fills
+    assert outcome.ends == ends
 
 
 # ---------------------------------------------------------------- properties
@@ -247,17 +247,19 @@ def scripts(draw: Any, length: int = 25) -> list[Say]:
         size = draw(st.integers(0, 12))
         is_bid = draw(st.booleans())
         if what == "set":
-            own, far = (bids, asks) if is_bid else (asks, bids)
-            crossed = [one for one in far if size and (one <= price if is_bid else one >= price)]
-            kept = {name: of for name, of in own.items() if name != price} | (
+            same, far = (bids, asks) if is_bid else (asks, bids)
+            crossed = [
+                level for level in far if size and (level <= price if is_bid else level >= price)
+            ]
+            kept = {name: of for name, of in same.items() if name != price} | (
                 {price: size} if size else {}
             )
             if len(crossed) == len(far) or not kept:
                 continue
-            for one in crossed:
-                del far[one]
-            own.clear()
-            own.update(kept)
+            for level in crossed:
+                del far[level]
+            same.clear()
+            same.update(kept)
             gone = dict.fromkeys(crossed, 0)
             sides = ({price: size}, gone) if is_bid else (gone, {price: size})
             script.append(shows(at, *sides))
@@ -294,30 +296,30 @@ quick = settings(
 def test_no_more_is_filled_than_was_shown_or_traded(
     tmp_path: Path, script: list[Say], keys: dict[str, Any]
 ) -> None:
-    found = played(tmp_path / "drawn.events", script, **keys)
+    outcome = played(tmp_path / "drawn.events", script, **keys)
     filled: dict[str, int] = {}
-    for fill in found.fills:
+    for fill in outcome.fills:
         filled[fill.order_id] = filled.get(fill.order_id, 0) + fill.quantity
         assert fill.quantity > 0
         assert fill.notional == fill.price * fill.quantity * 10**8
-    orders = found.orders
+    orders = outcome.orders
     assert all(
         filled.get(key, 0) == order.filled <= order.quantity for key, order in orders.items()
     )
-    signed = sum(order.quantity * (1 if order.side is Side.BUY else -1) for order in found.fills)
-    assert signed == found.broker.own.held(KEY)
-    for one in script:
-        if one.what != "trade":
+    signed = sum(order.quantity * (1 if order.side is Side.BUY else -1) for order in outcome.fills)
+    assert signed == outcome.broker.own.held(KEY)
+    for say in script:
+        if say.what != "trade":
             continue
-        ((taker, _, size, _),) = one.content
+        ((taker, _, size, _),) = say.content
         side = "sell" if taker == "Buy" else "buy"
-        at_once = [row for row in found.rows if row[0] == one.at and row[4] == "M"]
+        at_once = [row for row in outcome.rows if row[0] == say.at and row[4] == "M"]
         assert {row[1] for row in at_once} <= {side}
         assert sum(row[3] for row in at_once) <= size
     for side, prices in _shown(script).items():
         for price, sizes in prices.items():
             takers = [
-                row for row in found.rows if row[4] == "T" and (row[1], row[2]) == (side, price)
+                row for row in outcome.rows if row[4] == "T" and (row[1], row[2]) == (side, price)
             ]
             for (since, size), (until, _) in pairwise([*sizes, (10**9, 0)]):
                 # Both ends: an order that arrives at the time of a frame meets it.
@@ -327,14 +329,14 @@ def test_no_more_is_filled_than_was_shown_or_traded(
 
 def _shown(script: list[Say]) -> dict[str, dict[int, list[tuple[int, int]]]]:
     """Return the size that each level showed to a buyer or a seller, and from when on."""
-    found: dict[str, dict[int, list[tuple[int, int]]]] = {"buy": {}, "sell": {}}
-    for one in script:
-        if one.what not in {"set", "book"}:
+    sizes: dict[str, dict[int, list[tuple[int, int]]]] = {"buy": {}, "sell": {}}
+    for say in script:
+        if say.what not in {"set", "book"}:
             continue
-        for side, levels in zip(("sell", "buy"), one.content, strict=True):
+        for side, levels in zip(("sell", "buy"), say.content, strict=True):
             for price, size in levels.items():
-                found[side].setdefault(price, []).append((one.at, size))
-    return found
+                sizes[side].setdefault(price, []).append((say.at, size))
+    return sizes
 
 
 @quick
@@ -368,9 +370,9 @@ SIZES = st.integers(0, 40)
     st.lists(st.tuples(st.booleans(), SIZES), max_size=30),
 )
 def test_a_place_improves_by_a_cause_alone(
-    model: QueueModel, exponent: int, shown: int, happens: list[tuple[bool, int]]
+    model: QueueModel, exponent: int, quantity: int, happens: list[tuple[bool, int]]
 ) -> None:
-    rules, place = QueueRules(model, exponent), book_fills.joined("1-0", shown)
+    rules, place = QueueRules(model, exponent), book_fills.joined("1-0", quantity)
     for is_trade, size in happens:
         before = place
         if is_trade:
@@ -409,13 +411,13 @@ def test_nobody_knows_a_place_before_its_level_was_seen() -> None:
 
 
 def test_a_walk_leaves_what_was_taken() -> None:
-    levels, taken = [BookLevel(101, 5, 1), BookLevel(102, 7, 3)], TakenDepth()
-    taken.take(Side.SELL, levels[0], 2, 2)
-    walk = walked(levels, taken, Side.BUY, 9, None)
+    levels, used = [BookLevel(101, 5, 1), BookLevel(102, 7, 3)], TakenDepth()
+    used.take(Side.SELL, levels[0], 2, 2)
+    walk = walked(levels, used, Side.BUY, 9, None)
     assert [(level.price, part) for level, part in walk] == [(101, 3), (102, 6)]
-    assert taken.left(Side.SELL, BookLevel(101, 5, 3)) == 5  # a later frame set it
-    taken.forget_renewed(Side.SELL, [BookLevel(101, 5, 3)])
-    assert taken.entries() == ()
+    assert used.left(Side.SELL, BookLevel(101, 5, 3)) == 5  # a later frame set it
+    used.forget_renewed(Side.SELL, [BookLevel(101, 5, 3)])
+    assert used.entries() == ()
 
 
 # ---------------------------------------------------------------- what an event may hold

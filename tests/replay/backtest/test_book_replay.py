@@ -88,7 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, market: SeededMarket) -> Pat
 def test_the_queue_model_and_the_latencies_decide_what_is_filled(
     tmp_path: Path, whole: Path, market: SeededMarket
 ) -> None:
-    found = {"RiskAdverse": rows(whole, FILLS)}
+    by_model = {"RiskAdverse": rows(whole, FILLS)}
     tried: dict[str, dict[str, Any]] = {
         "PowerProb": {"queue_model": "PowerProbQueueModel"},
         "exponent": {"queue_model": "PowerProbQueueModel", "queue_exponent": 1},
@@ -98,9 +98,9 @@ def test_the_queue_model_and_the_latencies_decide_what_is_filled(
     for name, keys in tried.items():
         path = tmp_path / f"{name}.db"
         replayed(path, market, configured(**keys))
-        found[name] = rows(path, FILLS)
+        by_model[name] = rows(path, FILLS)
         check_record(path)
-    assert len({str(fills) for fills in found.values()}) == len(found)
+    assert len({str(fills) for fills in by_model.values()}) == len(by_model)
 
 
 def test_a_book_fills_several_strategies_on_cross_margin(
@@ -214,8 +214,8 @@ def test_an_order_that_arrives_with_a_trade_meets_the_whole_book(
     tmp_path: Path, trade_ms: int, limit: float | None
 ) -> None:
     script = [WHOLE, send(10, buy(14, limit=limit)), trade(trade_ms, "Buy", 101, 1), shows(150)]
-    found = played(tmp_path / "a.events", script, latency_ms=90)
-    assert found.rows == [(100, "buy", 101, 10, "T"), (100, "buy", 102, 4, "T")]
+    outcome = played(tmp_path / "a.events", script, latency_ms=90)
+    assert outcome.rows == [(100, "buy", 101, 10, "T"), (100, "buy", 102, 4, "T")]
 
 
 def test_a_file_that_ends_before_the_candles_says_so_and_fills_no_more(
@@ -333,8 +333,8 @@ def test_books_of_another_time_or_symbol_are_refused(tmp_path: Path, market: See
 def test_a_daemon_of_several_symbols_says_that_it_has_no_such_model(tmp_path: Path) -> None:
     words = ["run", "--set", "execution.model=book", "--set", "storage.url=sqlite:///a.db"]
     words += ["--set", "market.symbols=BTCUSDT,ETHUSDT"]
-    found = programs.run(words, tmp_path)
-    assert (found.code, found.err.count("fills no orders of several symbols")) == (2, 1)
+    ended = programs.run(words, tmp_path)
+    assert (ended.code, ended.err.count("fills no orders of several symbols")) == (2, 1)
     assert not (tmp_path / "a.db").exists()
 
 

@@ -270,9 +270,9 @@ def test_a_fraction_of_a_share_is_paid_out() -> None:
         query = "SELECT dividends, net FROM v_trades"
         ((dividends, net),) = asked(str(run.database), query)
         assert dividends == pytest.approx(paid)
-        made = curve(run)[-1] - 100_000
-        assert net == pytest.approx(made)
-        assert run.trades["profit"][0] == pytest.approx(made)
+        profit = curve(run)[-1] - 100_000
+        assert net == pytest.approx(profit)
+        assert run.trades["profit"][0] == pytest.approx(profit)
         assert run.verify().holds
 
 
@@ -326,8 +326,8 @@ def test_a_day_without_a_session_is_applied_at_the_next_one() -> None:
     candles(DAY)
     actions("ACME,2014-11-27,dividend,0.47")
     assert replayed("--actions", "actions.csv") == 0
-    said = "ACME: the dividend of 0.47 on 2014-11-27 is applied on 2014-11-28, its next bar"
-    assert said in warnings_of()
+    sentence = "ACME: the dividend of 0.47 on 2014-11-27 is applied on 2014-11-28, its next bar"
+    assert sentence in warnings_of()
     query = "SELECT market_ms FROM v_events WHERE kind = 'corporate_action'"
     assert asked("run.db", query) == [(moment("2014-11-28T09:30"),)]
 
@@ -406,13 +406,13 @@ def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> Non
     candles(interval_ms)
     actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,7")
     assert replayed("--actions", "actions.csv") == 0
-    shown = shown_of(Path("run.db"))
-    expected = held_alike(build_report_of(shown.database).record)
-    found = {one.share: one for one in holding.held(shown)}
-    assert len(found) == len(expected) > 0
-    for one in expected:
-        newest = next(of for share, of in found.items() if share == pytest.approx(one.share))
-        assert newest.newest == pytest.approx(one.equity[-1], abs=1e-6)
+    run = shown_of(Path("run.db"))
+    expected = held_alike(build_report_of(run.database).record)
+    by_share = {held.share: held for held in holding.held(run)}
+    assert len(by_share) == len(expected) > 0
+    for held in expected:
+        newest = next(of for share, of in by_share.items() if share == pytest.approx(held.share))
+        assert newest.newest == pytest.approx(held.equity[-1], abs=1e-6)
 
 
 # ---------------------------------------------------------------- sweeps

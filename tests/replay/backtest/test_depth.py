@@ -54,9 +54,9 @@ def checkpoint(books: Path) -> Path:
 
 
 def candles(count: int = BARS, **keys: Any) -> list[Candles]:
-    made = made_candles(walk_rows(count, seed=1))
-    shift = FIRST_MS - int(made.open_time_ms[0])
-    return [replace(made, open_time_ms=made.open_time_ms + shift, **keys)]
+    series = made_candles(walk_rows(count, seed=1))
+    shift = FIRST_MS - int(series.open_time_ms[0])
+    return [replace(series, open_time_ms=series.open_time_ms + shift, **keys)]
 
 
 def built(
@@ -111,7 +111,7 @@ def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
     begun_ms, end_ms = FIRST_MS - WINDOW * 1_000, FIRST_MS + BARS * MINUTE_MS
     wanted = (recorded.books.seen_ms > begun_ms) & (recorded.books.seen_ms <= end_ms)
     assert times.tolist() == recorded.books.seen_ms[wanted].tolist()
-    price = np.concatenate([one.price for one in stored])
+    price = np.concatenate([books.price for books in stored])
     assert (price == recorded.books.price[wanted]).all()
     order = rows(path, "SELECT kind, market_ms FROM v_events WHERE kind IN ('bar', 'depth')")
     assert [at_ms for _, at_ms in order] == sorted(at_ms for _, at_ms in order)
@@ -124,13 +124,13 @@ def test_it_trades_the_mid_and_holds_with_a_sentence_elsewhere(
 ) -> None:
     path = tmp_path / "a.db"
     replayed(path, books, checkpoint)
-    said = reasons(path)
-    assert said[10:14] == ["the newest order book is older than 2,000 ms"] * 4
-    assert said[14] == "fewer order books since the last gap than the 16 that are looked at"
-    assert said[-1] == "the newest order book is older than 2,000 ms"
-    known = {"the mid is expected to stay", "the mid is expected to rise"}
-    known |= {"the mid is expected to fall"}
-    assert set(said[:9]) | set(said[15:22]) <= known
+    noted = reasons(path)
+    assert noted[10:14] == ["the newest order book is older than 2,000 ms"] * 4
+    assert noted[14] == "fewer order books since the last gap than the 16 that are looked at"
+    assert noted[-1] == "the newest order book is older than 2,000 ms"
+    moves = {"the mid is expected to stay", "the mid is expected to rise"}
+    moves |= {"the mid is expected to fall"}
+    assert set(noted[:9]) | set(noted[15:22]) <= moves
     assert rows(path, "SELECT count(*) FROM v_fills") != [(0,)]
     notes = rows(path, "SELECT name, number FROM v_notes ORDER BY sequence, name")
     first = dict(notes[:8])
@@ -143,16 +143,16 @@ def test_a_false_book_of_a_file_is_said_and_moves_no_decision(
 ) -> None:
     """Planted: one book of minute 12 a third too low, and the last of minute 14."""
     planted = {12 * 60 + 20, 15 * 60}
-    made = [
+    nodes = [
         cases.depth([(430_000, 5)], [(430_001, 5)], node.seen_ms) if second in planted else node
         for second, node in enumerate(walk(20 * 60, first_ms=FIRST_MS))
     ]
-    write(tmp_path / "false.depth", made)
+    write(tmp_path / "false.depth", nodes)
     path = tmp_path / "a.db"
     replayed(path, tmp_path / "false.depth", checkpoint)
     with closing(sqlite3.connect(path)) as database:
-        said = [text for (text,) in database.execute("SELECT belief FROM v_events") if text]
-    assert [text.partition(", the last")[0] for text in said] == [
+        beliefs = [text for (text,) in database.execute("SELECT belief FROM v_events") if text]
+    assert [text.partition(", the last")[0] for text in beliefs] == [
         "not believed unless their bar goes there: 1 of 60 order books"
     ] * 2
     assert reasons(path)[12].startswith("the mid is expected")  # it looks at what came after it
@@ -170,12 +170,12 @@ def test_the_most_probable_move_is_what_is_done(
     for sequence, name, number in rows(path, "SELECT sequence, name, number FROM v_notes"):
         if name.startswith("p_"):
             odds.setdefault(sequence, {})[name] = number
-    said = dict(rows(path, "SELECT sequence, reason FROM v_decisions"))
+    reasons = dict(rows(path, "SELECT sequence, reason FROM v_decisions"))
     does = {"p_up": "rise", "p_flat": "stay", "p_down": "fall"}
     assert len(odds) > 10
     for sequence, of in odds.items():
-        assert said[sequence] == f"the mid is expected to {does[max(of, key=of.__getitem__)]}"
-    assert {reason.rpartition(" ")[2] for reason in said.values()} & {"rise", "fall"}
+        assert reasons[sequence] == f"the mid is expected to {does[max(of, key=of.__getitem__)]}"
+    assert {reason.rpartition(" ")[2] for reason in reasons.values()} & {"rise", "fall"}
 
 
 def test_a_newest_book_that_lacks_a_level_is_not_looked_at(
@@ -183,19 +183,19 @@ def test_a_newest_book_that_lacks_a_level_is_not_looked_at(
 ) -> None:
     recorded = read_depth(books)
     strategy = make_orderbook(built(tmp_path / "a.db", [recorded], checkpoint).config)
-    seen = recorded.books.part(0, WINDOW)
-    close_ms = int(seen.seen_ms[-1])
-    assert not isinstance(strategy.fit(seen, close_ms), str)
+    window = recorded.books.part(0, WINDOW)
+    close_ms = int(window.seen_ms[-1])
+    assert not isinstance(strategy.fit(window, close_ms), str)
     for side in (0, 1):
-        size = seen.size.copy()
+        size = window.size.copy()
         size[-1, side, -1] = 0
-        found = strategy.fit(replace(seen, size=size), close_ms)
-        assert found == "a side of the newest order book has fewer than 5 levels"
+        refusal = strategy.fit(replace(window, size=size), close_ms)
+        assert refusal == "a side of the newest order book has fewer than 5 levels"
         size[-2, side, -1] = 0
-        assert isinstance(strategy.fit(replace(seen, size=size), close_ms), str)
-    thin = seen.size.copy()
+        assert isinstance(strategy.fit(replace(window, size=size), close_ms), str)
+    thin = window.size.copy()
     thin[-2, 0, -1] = 0  # one before it may lack some
-    assert not isinstance(strategy.fit(replace(seen, size=thin), close_ms), str)
+    assert not isinstance(strategy.fit(replace(window, size=thin), close_ms), str)
 
 
 def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
@@ -223,7 +223,7 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
     record(path, load(None, given), candles(), depth=depth)
     noted = rows(path, "SELECT number FROM v_notes WHERE name = 'last_ms' ORDER BY sequence")
     closes = [FIRST_MS + (bar + 1) * MINUTE_MS for bar in range(BARS)]
-    assert [int(one) for (one,) in noted][:9] == closes[:9]
+    assert [int(at) for (at,) in noted][:9] == closes[:9]
     wanted = depth[0].books
     row = int(np.searchsorted(wanted.seen_ms, closes[0]))
     ((bid,),) = rows(
@@ -282,9 +282,9 @@ def test_a_checkpoint_of_another_symbol_is_refused(
 
 def test_depth_decides_a_run() -> None:
     plain = load(None, {})
-    asked = load(None, {"market": {"depth": 50}})
-    assert asked.settings()["market"]["depth_every_ms"] == 1_000
-    assert asked.sha256() != plain.sha256()
+    config = load(None, {"market": {"depth": 50}})
+    assert config.settings()["market"]["depth_every_ms"] == 1_000
+    assert config.sha256() != plain.sha256()
     assert cases.BTC.id == "linear:BTCUSDT"
 
 
@@ -299,18 +299,18 @@ def test_a_decision_is_explained_by_its_map_of_level_and_time(
     decision = f"{run_id}:{sequence}"
     explain_decision(decision, path, full=True, png=None, as_json=True)
     document = json.loads(capsys.readouterr().out)
-    found = document["books"]
-    weights = np.array([found[side]["weights"] for side in ("bid", "ask")])
+    answer = document["books"]
+    weights = np.array([answer[side]["weights"] for side in ("bid", "ask")])
     assert weights.shape == (2, WINDOW, 5)
     assert weights.sum() == pytest.approx(1, abs=1e-5)
     noted = dict(rows(path, f"SELECT name, number FROM v_notes WHERE sequence = {sequence}"))
     assert weights[0].sum() == pytest.approx(noted["looked_bid"], abs=1e-6)
-    assert found["answers"][-1]["up"] == pytest.approx(noted["p_up"], abs=1e-6)
-    assert found["seen_ms"][-1] == FIRST_MS + 21 * MINUTE_MS  # the close of that bar
+    assert answer["answers"][-1]["up"] == pytest.approx(noted["p_up"], abs=1e-6)
+    assert answer["seen_ms"][-1] == FIRST_MS + 21 * MINUTE_MS  # the close of that bar
     explain_decision(decision, path, full=True, png=None, as_json=False)
-    shown = capsys.readouterr().out
-    assert "untrained" in shown
-    assert "level" in shown
+    text = capsys.readouterr().out
+    assert "untrained" in text
+    assert "level" in text
 
 
 def test_a_decision_whose_books_are_gone_says_so(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from depth_cases import FIRST_MS, walk, write
 from msgspec import structs
 
@@ -66,7 +66,7 @@ def place(tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "BTCUSDT-1m.csv").write_text("\n".join(lines) + "\n")
     shutil.copy(books, tmp_path / "btc.depth")
     (tmp_path / "by_books.py").write_text(
-        own.source(head="books = 100", init="self.share = options.get('share', 1)", decide=DECIDE)
+        users.source(head="books = 100", init="self.share = options.get('share', 1)", decide=DECIDE)
     )
     (tmp_path / "run.toml").write_text(
         '[strategy]\nname = "by_books:Mine"\n[sizing]\nmode = "fixed"\nquantity = "0.1"\n'
@@ -78,7 +78,7 @@ def place(tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def typed(place: Path, *words: str) -> int:
-    with own.importable(place):
+    with users.importable(place):
         return invoke([*words])
 
 
@@ -91,8 +91,8 @@ def test_the_typed_command_and_the_call_make_the_same_run(
     assert typed(place, *REPLAY, "--depth", "btc.depth", "--db", "a.db", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert typed(place, "verify", "last", "--db", "a.db") == 0
-    with own.importable(place):
-        made = backtest(
+    with users.importable(place):
+        run = backtest(
             "by_books:Mine", "BTCUSDT-1m.csv", config=SIZED, depth="btc.depth", db="b.db"
         )
         again = backtest(
@@ -100,9 +100,9 @@ def test_the_typed_command_and_the_call_make_the_same_run(
         )
     assert document["bars"] == BARS
     assert typed(place, "parity", "a.db#last", "b.db#last") == 0
-    assert list(made.decisions["action"]) == list(again.decisions["action"])
-    assert set(made.decisions["action"]) == {"LONG", "FLAT"}
-    noted = made.frames.notes()
+    assert list(run.decisions["action"]) == list(again.decisions["action"])
+    assert set(run.decisions["action"]) == {"LONG", "FLAT"}
+    noted = run.frames.notes()
     last = [
         row for row, name in zip(noted["number"], noted["name"], strict=True) if name == "last_ms"
     ]
@@ -119,10 +119,10 @@ def test_what_is_read_by_blocks_is_what_is_read_whole(place: Path) -> None:
     rng = np.random.default_rng(2)
     for start, length in rng.integers(0, 150, (50, 2)).tolist():
         stop = min(start + length + 1, len(whole.books))
-        one, two = stored.part(start, stop), whole.part(start, stop)
-        assert (one.price == two.price).all()
-        assert (one.size == two.size).all()
-        assert one.market_ms.tolist() == two.market_ms.tolist()
+        part, two = stored.part(start, stop), whole.part(start, stop)
+        assert (part.price == two.price).all()
+        assert (part.size == two.size).all()
+        assert part.market_ms.tolist() == two.market_ms.tolist()
 
 
 def test_what_divides_all_prices_is_of_all_blocks(tmp_path: Path) -> None:
@@ -149,15 +149,15 @@ def test_a_sweep_takes_books_and_goes_on_with_the_same_ones_alone(place: Path) -
             **named,
         )
 
-    with own.importable(place):
-        found = swept(depth="btc.depth")
-        assert [cell.error for cell in found.cells] == ["", ""]
-        assert found.cells[0].config_sha256 != found.cells[1].config_sha256
-        assert "--depth btc.depth" in str(found.command)
-        best = found.best_run("best.db")
+    with users.importable(place):
+        trials = swept(depth="btc.depth")
+        assert [cell.error for cell in trials.cells] == ["", ""]
+        assert trials.cells[0].config_sha256 != trials.cells[1].config_sha256
+        assert "--depth btc.depth" in str(trials.command)
+        best = trials.best_run("best.db")
         assert "as the books stand" in set(best.decisions["reason"])
         assert [cell.value for cell in swept(depth="btc.depth").cells] == [
-            cell.value for cell in found.cells
+            cell.value for cell in trials.cells
         ]
         write(place / "other.depth", walk(60 * BARS, seed=5, first_ms=FIRST_MS))
         with pytest.raises(ConfigInvalid, match=r"holds a sweep with another depth; name another"):
@@ -167,8 +167,8 @@ def test_a_sweep_takes_books_and_goes_on_with_the_same_ones_alone(place: Path) -
 
 
 def stopped_after(bars: int) -> Watch:
-    asked = count(1)
-    return Watch(stopped=lambda: next(asked) > bars)
+    number = count(1)
+    return Watch(stopped=lambda: next(number) > bars)
 
 
 def test_a_stopped_run_goes_on_with_its_books_alone(
@@ -176,10 +176,10 @@ def test_a_stopped_run_goes_on_with_its_books_alone(
 ) -> None:
     monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
     given: dict[str, Any] = {"candles": ("BTCUSDT-1m.csv",), "config": Path("run.toml")}
-    with own.importable(place):
+    with users.importable(place):
         whole = RunSpec(depth=(Path("btc.depth"),), database=place / "a.db", **given)
-        made = make_run(whole, stopped_after(30))
-        assert not made.tally.finished
+        stopped = make_run(whole, stopped_after(30))
+        assert not stopped.tally.finished
         plain = RunSpec(
             **given | {"config": {"strategy": {"name": "sma_cross"}}}, database=place / "plain.db"
         )
@@ -193,8 +193,8 @@ def test_a_stopped_run_goes_on_with_its_books_alone(
     assert typed(place, "verify", "last", "--db", "a.db") == 0
     assert typed(place, *REPLAY, *depth, "--db", "whole.db") == 0
     query = "SELECT name, number, text FROM v_notes ORDER BY sequence, name"
-    with closing(sqlite3.connect("a.db")) as one, closing(sqlite3.connect("whole.db")) as two:
-        resumed = one.execute(query).fetchall()
+    with closing(sqlite3.connect("a.db")) as cut_db, closing(sqlite3.connect("whole.db")) as two:
+        resumed = cut_db.execute(query).fetchall()
         assert resumed == two.execute(query).fetchall()
         assert len(resumed) >= BARS
 
@@ -236,9 +236,9 @@ def test_books_that_do_not_fit_are_one_sentence_and_leave_nothing(
     plant, sentence = WRONG[kind]
     plant(place)
     assert typed(place, *REPLAY, "--depth", "bad", "--db", "a.db") == 1
-    said = capsys.readouterr().err
-    assert sentence in " ".join(said.split())
-    assert "Traceback" not in said
+    error = capsys.readouterr().err
+    assert sentence in " ".join(error.split())
+    assert "Traceback" not in error
     assert not (place / "a.db").exists()
 
 
@@ -247,7 +247,7 @@ def test_what_is_given_twice_or_in_the_wrong_place_is_said(
 ) -> None:
     depth = ("--depth", "btc.depth")
     assert typed(place, *REPLAY, *depth, "--db", "a.db") == 0
-    said = {
+    sentences = {
         ("replay", "--data", "a.db#last", *depth, "--db", "b.db"): "leave --depth out",
         (*REPLAY, *depth, *depth, "--db", "b.db"): "--depth names two files of BTCUSDT",
         ("replay", "btc.depth", "--symbol", "BTCUSDT", "--db", "b.db"): "give it by --depth beside",
@@ -255,7 +255,7 @@ def test_what_is_given_twice_or_in_the_wrong_place_is_said(
         (*REPLAY, *depth, "--from", "2025-01-01T00:50:00Z", "--db", "b.db"): "No bar opens from",
         (*REPLAY, "--db", "b.db"): "by_books:Mine reads order books, and market.depth is 0",
     }
-    for words, sentence in said.items():
+    for words, sentence in sentences.items():
         capsys.readouterr()
         assert typed(place, *words) != 0, words
         assert sentence in " ".join(capsys.readouterr().err.split()), words

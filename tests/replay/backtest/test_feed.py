@@ -80,9 +80,9 @@ def test_a_hole_is_a_gap_before_the_bar_that_shows_it() -> None:
 
 def test_several_symbols_come_in_order_of_close_then_of_symbol() -> None:
     events = list(feed(candles([1, 2, 3], "ETHUSDT"), candles([0, 1, 3])).events())
-    seen = [(type(e).__name__, getattr(e, "instrument", "")[7:10], e.seen_ms) for e in events]
+    closes = [(type(e).__name__, getattr(e, "instrument", "")[7:10], e.seen_ms) for e in events]
     close = [T0 + (i + 1) * MINUTE for i in range(4)]
-    assert seen == [
+    assert closes == [
         ("Bar", "BTC", close[0]),
         ("Bar", "ETH", close[1]),
         ("Bar", "BTC", close[1]),

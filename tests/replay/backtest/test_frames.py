@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from recorded_strategies import Framed
@@ -126,9 +126,9 @@ def test_candles_of_the_frame_warm_what_the_bars_do_not_reach(tmp_path: Path) ->
     assert kinds["frame_bar"] == 4 + 1 + 3 + 1  # and the one that its first bar lies in
     check_record(path)
     replayed(whole, configured(), [data])
-    seen = dict(rows(whole, DECIDED))
+    decided = dict(rows(whole, DECIDED))
     warm = rows(path, DECIDED)[2:]
-    assert [(at, seen[at]) for at, _ in warm] == warm
+    assert [(at, decided[at]) for at, _ in warm] == warm
     again = tmp_path / "again.db"
     assert run_again(path, again, first).holds
 
@@ -161,7 +161,7 @@ def test_frames_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> Non
         replayed(tmp_path / "a.db", config, [walk()])
 
 
-def looked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
+def checked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
     with FreshProcesses() as fresh:
         return lookahead(config, MarketData(data), fresh, Limits(probes=2))
 
@@ -206,8 +206,8 @@ class Mine(Strategy):
 )
 def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds: bool) -> None:
     (tmp_path / "early.py").write_text(EARLY.format(when=when))
-    with own.importable(tmp_path):
-        finding = looked(configured(strategy={"name": "early:Mine"}), [walk(160)])
+    with users.importable(tmp_path):
+        finding = checked(configured(strategy={"name": "early:Mine"}), [walk(160)])
     assert finding.holds is holds
     assert (
         "a bar of a higher frame was handed on that had not closed" in finding.because
@@ -236,7 +236,7 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
 ) -> None:
     (tmp_path / "early.py").write_text(EARLY.format(when=when))
     fives, late = hours_before(walk(200), 67, 5)
-    with own.importable(tmp_path), FreshProcesses() as fresh:
+    with users.importable(tmp_path), FreshProcesses() as fresh:
         config = configured(strategy={"name": "early:Mine"})
         finding = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
     assert finding.holds is holds, finding.sentence()

@@ -27,11 +27,11 @@ FAST, SLOW = 20, 100
 
 def whole_files() -> list[Path]:
     """Return every candle file without holes: the licensed copies, and more where they lie."""
-    found = sorted(CANDLES.glob("*.csv.gz"))
-    found += sorted(SHARED.glob("bybit_linear_*_1?_*.csv.gz"))
+    files = sorted(CANDLES.glob("*.csv.gz"))
+    files += sorted(SHARED.glob("bybit_linear_*_1?_*.csv.gz"))
     return [
         path
-        for path in found
+        for path in files
         if "funding" not in path.name
         and "quotes" not in path.name
         and "spot" not in path.name

@@ -78,7 +78,9 @@ def test_parity_hashes_what_a_list_asks_for_and_not_what_became_of_it(
 ) -> None:
     dear = tmp_path / "dear.db"
     replayed(dear, data, execution={"spread_bp": 50})
-    with Reader.open(whole) as one, Reader.open(dear) as two:
-        found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, two.find("last")))
-    assert found.identical == found.compared == BARS
+    with Reader.open(whole) as reader, Reader.open(dear) as two:
+        parity = compare_runs(
+            ComparedRun(reader, reader.find("last")), ComparedRun(two, two.find("last"))
+        )
+    assert parity.identical == parity.compared == BARS
     assert rows(whole, "SELECT price FROM fills") != rows(dear, "SELECT price FROM fills")

@@ -67,9 +67,10 @@ def test_what_is_cut_holds_nothing_later_and_all_that_was_known(data: MarketData
     cut, whole = data.until(at_ms, cut=True), times_of(data)
     limits = (at_ms, close_ms, close_ms, close_ms, date(2020, 1, 1).toordinal())
     assert times_of(cut) == [
-        [one for one in known if one <= limit] for known, limit in zip(whole, limits, strict=True)
+        [time for time in times if time <= limit]
+        for times, limit in zip(whole, limits, strict=True)
     ]
-    assert all(len(kept) < len(known) for kept, known in zip(times_of(cut), whole, strict=True))
+    assert all(len(kept) < len(times) for kept, times in zip(times_of(cut), whole, strict=True))
 
 
 def test_nonsense_stands_in_place_of_later_bars_and_books_alone(data: MarketData) -> None:
@@ -86,7 +87,7 @@ def test_weeks_later_all_times_are_and_nothing_else(data: MarketData) -> None:
     moved = data.shifted(3)
     by = (*[3 * WEEK_MS] * 4, 21)
     assert times_of(moved) == [
-        [one + later for one in times] for times, later in zip(times_of(data), by, strict=True)
+        [time + later for time in times] for times, later in zip(times_of(data), by, strict=True)
     ]
     assert moved.candles[0].close.tolist() == data.candles[0].close.tolist()
 

@@ -201,8 +201,8 @@ def test_days_see_closed_months_and_never_an_open_one(
         if refused:
             continue
         month = month_of(int(at) + DAY_MS)  # what closes with this day is known
-        one, two = (closes[month_start(month - back)] for back in (1, 2))
-        assert action == ("LONG" if one > two else "FLAT"), at
+        newer, two = (closes[month_start(month - back)] for back in (1, 2))
+        assert action == ("LONG" if newer > two else "FLAT"), at
     assert sum(not refused for *_, refused in rows) > 2_000
     assert invoke(["verify", "last", "--db", str(path)]) == 0
     assert invoke(["lookahead", *mine, "--bars", "200", "--probes", "1"]) == 0
@@ -211,12 +211,12 @@ def test_days_see_closed_months_and_never_an_open_one(
     assert invoke([*given, "--db", str(tmp_path / "given.db")]) == 0
     with Reader.open(tmp_path / "given.db") as reader:
         held = [step.event for step in reader.steps(reader.find("last"))]
-    closes_ms = [one.market_ms for one in held if isinstance(one, FrameBar)]
+    closes_ms = [event.market_ms for event in held if isinstance(event, FrameBar)]
     assert closes_ms == [month_start(month_of(at)) for at in closes_ms]
     assert len(closes_ms) >= 2
-    bars = [one for one in held if isinstance(one, Bar)]
+    bars = [event for event in held if isinstance(event, Bar)]
     assert date.fromordinal(719163 + bars[0].open_time_ms // DAY_MS) == date(2017, 3, 2)
-    times = [one.market_ms for one in held if isinstance(one, Bar | FrameBar)]
+    times = [event.market_ms for event in held if isinstance(event, Bar | FrameBar)]
     assert times == sorted(times)
 
 
@@ -269,7 +269,7 @@ def test_a_year_has_twelve_months_and_a_month_its_days() -> None:
 def test_where_months_cannot_be_they_are_refused_in_one_sentence(
     months: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words, said in (
+    for words, sentence in (
         (["run", "--set", "market.interval=M", "--db", str(tmp_path / "a.db")], "is for replays"),
         (["data", "fetch", "BTCUSDT", "--interval", "M"], "fetch D and set market.interval to M"),
         (["train", "--data", str(months), "--out", str(tmp_path / "m")], "too few to learn from"),
@@ -278,7 +278,7 @@ def test_where_months_cannot_be_they_are_refused_in_one_sentence(
     ):  # fmt: skip
         assert invoke(words) in {1, 2}
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said in error, error
+        assert sentence in error, error
         assert not error.startswith("Traceback")
     with pytest.raises(DataInvalid, match="no interval of the exchange's data"):
         SimulatedMarket(read_candles(months), seed=1)

@@ -53,8 +53,8 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
     assert predicted == list(replay.feed.events())
 
 
-def says(seen: Sequence[Bar]) -> Forecast:
-    return forecast(sum(bar.close for bar in seen) / 1e12)
+def says(history: Sequence[Bar]) -> Forecast:
+    return forecast(sum(bar.close for bar in history) / 1e12)
 
 
 def test_a_scan_probes_with_all_the_bars_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ KEY = "linear:BTCUSDT"
 CONTEXT = 20
 
 
-def says(seen: Sequence[Bar]) -> Forecast:
-    return forecast((seen[-1].close - seen[0].close) / 1e7)
+def says(history: Sequence[Bar]) -> Forecast:
+    return forecast((history[-1].close - history[0].close) / 1e7)
 
 
 class Peeking(FixedForecaster):
@@ -63,12 +63,12 @@ def test_a_probe_is_made_up_for_and_each_takes_another_instrument(
     forecaster = FixedForecaster(says, context=CONTEXT)
     machine = ScanPredictor(forecaster, prober, keys, period_start_ms=0)
     pairs = zip(*(bars(96, instrument_id=key) for key in keys), strict=True)
-    probed, asked = [], []
+    probed, warmed = [], []
     warm = prober.warm
 
-    def noted(instrument: str, known: Sequence[Bar]) -> None:
-        asked.append(instrument)
-        warm(instrument, known)
+    def noted(instrument: str, bars: Sequence[Bar]) -> None:
+        warmed.append(instrument)
+        warm(instrument, bars)
 
     monkeypatch.setattr(prober, "warm", noted)
     for number, event in enumerate(machine.read_ahead([item for pair in pairs for item in pair])):
@@ -76,7 +76,7 @@ def test_a_probe_is_made_up_for_and_each_takes_another_instrument(
         if number % 16 == 0:
             probed.append(machine.probed)
     assert probed == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
-    assert asked == [keys[0], keys[1], keys[0]]
+    assert warmed == [keys[0], keys[1], keys[0]]
 
 
 def test_many_instruments_are_read_ahead_by_whole_stretches(
@@ -85,18 +85,20 @@ def test_many_instruments_are_read_ahead_by_whole_stretches(
     monkeypatch.setattr(predictors, "CHUNK_EVENTS", 12)
     monkeypatch.setattr(predictors, "CHUNK_INSTRUMENTS", 2)
     keys = [f"linear:{name}USDT" for name in "ABC"]
-    taken: list[int] = []
+    counts: list[int] = []
 
     class Counting(FixedForecaster):
         def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-            taken.append(len(bars))
+            counts.append(len(bars))
             return super().scan(bars)
 
-    made = Counting(says, context=CONTEXT)
-    machine = ScanPredictor(made, FixedForecaster(says, context=CONTEXT), keys, period_start_ms=0)
+    forecaster = Counting(says, context=CONTEXT)
+    machine = ScanPredictor(
+        forecaster, FixedForecaster(says, context=CONTEXT), keys, period_start_ms=0
+    )
     pairs = zip(*(bars(16, instrument_id=key) for key in keys), strict=True)
     answers(machine, [item for pair in pairs for item in pair])
-    assert taken == [8] * 6
+    assert counts == [8] * 6
 
 
 def test_chunks_do_not_change_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:

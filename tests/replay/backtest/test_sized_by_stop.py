@@ -61,7 +61,7 @@ FALLING = candles(100, 100, 100, 100, 100, 97, 94, 91, 88)
 RISING = candles(100, 100, 100, 100, 100, 103, 106, 109, 112)
 
 
-def made(of: type[Strategy], data: Any, **params: float) -> Backtest:
+def run_of(of: type[Strategy], data: Any, **params: float) -> Backtest:
     return backtest(of, {"AAAUSDT": data}, params=params, config=SIZED)
 
 
@@ -78,7 +78,7 @@ def made(of: type[Strategy], data: Any, **params: float) -> Backtest:
 def test_an_entry_loses_the_share_of_equity_at_its_stop(
     of: type[Strategy], data: Any, params: dict[str, float], quantity: float
 ) -> None:
-    with made(of, data, **params) as run:
+    with run_of(of, data, **params) as run:
         (trade,) = run.trades.to_dicts()
         assert trade["quantity"] == quantity
         assert "stop" in trade["exit_reason"]
@@ -97,7 +97,7 @@ def test_an_entry_loses_the_share_of_equity_at_its_stop(
 def test_an_entry_without_a_distance_is_not_sent_and_says_why(
     params: dict[str, float], reason: str
 ) -> None:
-    with made(Enters, FALLING, **params) as run:
+    with run_of(Enters, FALLING, **params) as run:
         assert run.fills.height == run.orders.height == 0
         last = run.decisions.to_dicts()[ENTRY + 1]
         assert last["action"] == "LONG"

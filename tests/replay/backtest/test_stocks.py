@@ -168,8 +168,8 @@ def test_a_run_holds_the_sessions_it_was_counted_by() -> None:
     assert sessions.name == run.calendar == "XNAS"
     assert run.calendar_version == sessions.version
     assert len(sessions.days) == 252  # the whole of 2014
-    shown = rows("run.db", "SELECT calendar, calendar_version, calendar_sha256 FROM v_runs")
-    assert shown == [("XNAS", sessions.version, sessions.sha256)]
+    calendars = rows("run.db", "SELECT calendar, calendar_version, calendar_sha256 FROM v_runs")
+    assert calendars == [("XNAS", sessions.version, sessions.sha256)]
     lost = replace(sessions, days=sessions.days[:-1], opens=sessions.opens[:-1])
     lost = replace(lost, closes=sessions.closes[:-1], offsets=sessions.offsets[:-1])
     with pytest.raises(DataInvalid, match="are not those that it names"):
@@ -179,7 +179,7 @@ def test_a_run_holds_the_sessions_it_was_counted_by() -> None:
 def without(sessions: Sessions, place: int) -> Sessions:
     """Return *sessions* without the one at *place*."""
     kept = {
-        name: tuple(one for at, one in enumerate(getattr(sessions, name)) if at != place)
+        name: tuple(cell for at, cell in enumerate(getattr(sessions, name)) if at != place)
         for name in ("days", "opens", "closes", "offsets")
     }
     return replace(sessions, **kept)
@@ -359,7 +359,7 @@ class Holds(Strategy):
 def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_candles() -> None:
     times = opens("2014-11-03", "2014-12-31", 24 * HOUR_MS)
     at = times.index(moment("2014-12-03T09:30"))
-    made = []
+    runs = []
     for before in (7.0, 1.0):
         write(
             Path("acme.csv"),
@@ -370,8 +370,8 @@ def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_can
         execution = {"taker_fee": "0", "slippage_bp": "0"}
         config = {"market": {"asset": "stock", "calendar": "XNAS"}, "execution": execution}
         with backtest(Holds, "ACME=acme.csv", config=config) as run:
-            made.append((run.summary, run.trades, run.report()))
-    (divided, no_trades, report), (adjusted, trades, _) = made
+            runs.append((run.summary, run.trades, run.report()))
+    (divided, no_trades, report), (adjusted, trades, _) = runs
     assert adjusted["return"]
     assert len(trades) == 1
     keys = ("return", "mean_day", "max_drawdown", "sharpe", "calmar", "volatility_day")
@@ -422,15 +422,15 @@ def test_days_and_weeks_are_made_of_session_bars(capsys: pytest.CaptureFixture[s
     lost = times.index(moment("2014-12-10T11:00"))
     replayed([*times[:lost], *times[lost + 1 :]], config="days.toml")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[1")]
-    seen = {at: (days, weeks) for at, days, weeks in map(json.loads, lines)}
+    closes = {at: (days, weeks) for at, days, weeks in map(json.loads, lines)}
     friday = moment("2014-11-28T13:00")  # a half session
-    assert seen[friday][0] == [moment("2014-11-25T16:00"), moment("2014-11-26T16:00"), friday]
-    assert seen[friday][1] == [friday]
-    before = max(at for at in seen if at < friday)
-    assert seen[before][1] == [moment("2014-11-21T16:00")]
+    assert closes[friday][0] == [moment("2014-11-25T16:00"), moment("2014-11-26T16:00"), friday]
+    assert closes[friday][1] == [friday]
+    before = max(at for at in closes if at < friday)
+    assert closes[before][1] == [moment("2014-11-21T16:00")]
     holed = moment("2014-12-11T16:00")  # the day before lacks an hour, and so does its week
-    assert seen[holed][0] == [moment("2014-12-09T16:00"), holed]
-    assert seen[moment("2014-12-12T16:00")][1] == []
+    assert closes[holed][0] == [moment("2014-12-09T16:00"), holed]
+    assert closes[moment("2014-12-12T16:00")][1] == []
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     given = ["--data", "ACME=acme.csv", "-c", "days.toml", "--probes", "2"]
     assert invoke(["lookahead", *given]) == 0

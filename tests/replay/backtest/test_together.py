@@ -56,8 +56,8 @@ def test_a_symbol_that_lacks_the_bar_is_named_absent(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     candle, two, three = candles(50)
     replayed(path, [candle, two, _without(three, 20)])
-    told = rows(path, "SELECT content ->> 'absent' FROM v_events WHERE kind = 'closed'")
-    assert [absent for (absent,) in told if absent != "[]"] == ['["linear:SOLUSDT"]']
+    contents = rows(path, "SELECT content ->> 'absent' FROM v_events WHERE kind = 'closed'")
+    assert [absent for (absent,) in contents if absent != "[]"] == ['["linear:SOLUSDT"]']
     check_record(path)
 
 
@@ -104,8 +104,8 @@ def test_the_model_answers_a_close_in_one_batch_and_verify_repeats_its_bits(tmp_
     assert modes == ["batched", "step", "scan"]
     check_record(batched)
     for path, other in ((single, second), (scanned, third)):
-        with Reader.open(batched) as one, Reader.open(path) as two:
-            parity = compare_runs(ComparedRun(one, first), ComparedRun(two, other))
+        with Reader.open(batched) as reader, Reader.open(path) as two:
+            parity = compare_runs(ComparedRun(reader, first), ComparedRun(two, other))
         assert parity.differences == []
     again = tmp_path / "again.db"
     audit = SqlAuditLog.open(again)

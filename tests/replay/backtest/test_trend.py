@@ -54,10 +54,10 @@ def test_quarters_and_hours_of_one_market_are_one_trend(tmp_path: Path) -> None:
     record(tmp_path / "quarters.db", configured(), [quarters])
     record(tmp_path / "hours.db", configured("60"), [resample(quarters, HOUR)])
     warm_ms = first_ms + 25 * HOUR
-    one = rows(tmp_path / "quarters.db", NOTED, interval=QUARTER, warm_ms=warm_ms)
+    finer = rows(tmp_path / "quarters.db", NOTED, interval=QUARTER, warm_ms=warm_ms)
     two = rows(tmp_path / "hours.db", NOTED, interval=HOUR, warm_ms=warm_ms)
-    assert one == two
-    assert len({at for at, *_ in one}) > 100
+    assert finer == two
+    assert len({at for at, *_ in finer}) > 100
     check_record(tmp_path / "quarters.db")
     check_record(tmp_path / "hours.db")
 
@@ -87,8 +87,8 @@ FITTING = ("9h", "18h", "36h")  # not of the usual ones: whoever says them chose
 
 def windows(path: Path) -> list[str]:
     [(config,)] = rows(path, "SELECT DISTINCT config FROM runs")
-    found: list[str] = json.loads(config)["strategy"]["trend_windows"]
-    return found
+    names: list[str] = json.loads(config)["strategy"]["trend_windows"]
+    return names
 
 
 def unsaid(**strategy: Any) -> Config:
@@ -104,9 +104,10 @@ def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
     assert rows(path, "SELECT count(*) > 10 FROM v_fills") == [(1,)]
     check_record(path)
     assert invoke(["report", run_id, "--db", str(path)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     assert (
-        "Warning: the trend is taken over 6h, 12h, 1d, 2d, since the candles span 6.2 days" in said
+        "Warning: the trend is taken over 6h, 12h, 1d, 2d, since the candles span 6.2 days"
+        in printed
     )
     assert invoke(["replay", "--data", f"{path}#{run_id}", "--db", str(again), "--json"]) == 0
     assert windows(again) == windows(path)
@@ -145,9 +146,9 @@ def test_candles_of_a_higher_frame_and_another_strategy_leave_the_usual_windows(
 
 def test_a_cut_future_leaves_the_windows_of_a_check() -> None:
     with FreshProcesses() as fresh:
-        found = lookahead(unsaid(), MarketData([walk(200)]), fresh, Limits(probes=2))
-    assert found.holds, found.sentence()
-    assert found.without_later == 200
+        finding = lookahead(unsaid(), MarketData([walk(200)]), fresh, Limits(probes=2))
+    assert finding.holds, finding.sentence()
+    assert finding.without_later == 200
 
 
 def test_the_report_judges_the_trends_own_side(tmp_path: Path) -> None:
@@ -189,9 +190,9 @@ def test_explain_says_what_the_trend_was_made_of(
     assert f"40.0% ÷ {noted['volatility']:.1%} a year): {noted['size']:+.4f}." in text
     assert noted["size"] == noted["trend"] * min(1, 0.4 / noted["volatility"])
     assert invoke(["explain", f"last:{sequence + 1}", "--db", "a.db", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["notes"] == {}
-    assert said["decision"]["reason"] == "no hour has closed"
+    document = json.loads(capsys.readouterr().out)
+    assert document["notes"] == {}
+    assert document["decision"]["reason"] == "no hour has closed"
     assert (at + QUARTER) % HOUR == 0
 
 

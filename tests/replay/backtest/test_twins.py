@@ -38,9 +38,9 @@ def test_every_twin_is_in_the_record_the_summary_and_the_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert invoke(["replay", str(SOL), "-c", "twins.toml", "--db", "run.db"]) == 0
-    said = capsys.readouterr().out
-    assert "random_gate twin" in said
-    assert "buy_and_hold twin" in said
+    printed = capsys.readouterr().out
+    assert "random_gate twin" in printed
+    assert "buy_and_hold twin" in printed
     names = "SELECT DISTINCT twin FROM v_twin_fills ORDER BY 1"
     assert rows("run.db", names) == [("buy_and_hold",), ("random_gate",)]
     held = "SELECT count(*) FROM v_twin_fills WHERE twin = 'buy_and_hold' AND side = 'SELL'"
@@ -48,7 +48,9 @@ def test_every_twin_is_in_the_record_the_summary_and_the_report(
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     capsys.readouterr()
     assert invoke(["report", "last", "--db", "run.db", "--json"]) == 0
-    accounts = {one["account"]: one for one in json.loads(capsys.readouterr().out)["accounts"]}
+    accounts = {
+        account["account"]: account for account in json.loads(capsys.readouterr().out)["accounts"]
+    }
     assert {"buy_and_hold", "random_gate"} <= accounts.keys()
 
 
@@ -66,8 +68,8 @@ def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
     with backtest("sma_cross", SOL, params=params, config=config, end=end) as with_it:
         accounts = {row["account"]: row for row in with_it.report()["accounts"]}
         assert set(accounts) == {"this run", "buy_and_hold", "buy and hold"}
-        held, beside = accounts["buy_and_hold"], accounts["buy and hold"]
-        assert with_it.summary["held_return"] == held["return"] != beside["return"]
+        held, equal = accounts["buy_and_hold"], accounts["buy and hold"]
+        assert with_it.summary["held_return"] == held["return"] != equal["return"]
         page = Path("run.html")
         with_it.report(html=page)
         assert "buy and hold at its own exposure so far" in said_in(page)

@@ -73,8 +73,8 @@ def test_interrupted_it_goes_on_to_the_end_that_is_named(
     if network is WINDOWED:
         assert decision_hashes(cut) == wanted
     assert invoke(["verify", "last", "--db", str(cut)]) == 0
-    with Reader.open(whole) as one, Reader.open(cut) as other:
-        first, second = (ComparedRun(reader, reader.find("last")) for reader in (one, other))
+    with Reader.open(whole) as base, Reader.open(cut) as other:
+        first, second = (ComparedRun(reader, reader.find("last")) for reader in (base, other))
         parity = compare_runs(first, second)
         assert compare_runs(first, first).exact
     # What a chunk that begins elsewhere rounds otherwise is no difference.

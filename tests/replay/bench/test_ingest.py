@@ -1,11 +1,18 @@
-"""The ingest figures are of real frames, read alike by every route; no test is timed."""
+"""The ingest figures are of real frames, which the wire reads; no test is timed."""
 
 from __future__ import annotations
 
-from tracepaper.replay.bench.ingest import closing_frames, plain_bars
+from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
+from tracepaper.replay.bench.ingest import BITCOIN, closing_frames
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import MINUTE_MS
 
 
 def test_every_bundled_minute_is_a_frame_and_a_bar() -> None:
     frames = closing_frames()
     assert len(frames) == 12_000
-    assert all(len(plain_bars(frame)) == 1 for frame in frames[::100])
+    wire = Wire(category=Category.LINEAR, instruments=[BITCOIN], interval_ms=MINUTE_MS)
+    for frame in frames[::100]:
+        received = wire.receive(frame)
+        assert isinstance(received, ClosedCandles)
+        assert len(received.bars) == 1

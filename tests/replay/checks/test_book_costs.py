@@ -81,34 +81,34 @@ def sent(run: Path) -> list[Sent]:
             )
             for row in views.rows("v_fills")
         ]
-    assert len({one.at_ms // 86_400_000 for one in found}) > 12
+    assert len({order.at_ms // 86_400_000 for order in found}) > 12
     return found
 
 
-def book_for(one: Sent, bias_bp: float, *, size: int | None = None) -> Depth:
+def book_for(order: Sent, bias_bp: float, *, size: int | None = None) -> Depth:
     """Make a book whose far side is *bias_bp* of its mid worse than paper, by two equal levels.
 
     Half the spread is a basis point.
     """
-    sign = 1 if one.side is Side.BUY else -1
-    price = int(one.price.scaleb(DECIMALS))
+    sign = 1 if order.side is Side.BUY else -1
+    price = int(order.price.scaleb(DECIMALS))
     mid = round(price * (1 + sign * (bias_bp - 1) / 1e4))
     far = round(price + sign * mid * bias_bp / 1e4)
-    half = (one.quantity if size is None else size) // 2
+    half = (order.quantity if size is None else size) // 2
     wide = max(price // 1_000_000, 1)
     theirs = [(far - sign * wide, half), (far + sign * wide, half)]
     near = 2 * mid - theirs[0][0]
     ours = [(near, 1)]
     bids, asks = (ours, theirs) if sign > 0 else (theirs, ours)
-    seen_ms = -(-one.at_ms // EVERY_MS) * EVERY_MS
-    return Depth(one.instrument, packed(bids), packed(asks), seen_ms, seen_ms)
+    seen_ms = -(-order.at_ms // EVERY_MS) * EVERY_MS
+    return Depth(order.instrument, packed(bids), packed(asks), seen_ms, seen_ms)
 
 
 def samples(
     folder: Path, sent: Iterable[Sent], book: Callable[[Sent], Depth], name: str = "a.depth"
 ) -> Path:
     """Write a book for each order, gaps in between."""
-    path, held = folder / name, {one.at_ms: one for one in sent}
+    path, held = folder / name, {order.at_ms: order for order in sent}
     instrument = next(iter(held.values())).instrument
     of = header(2, EVERY_MS, instrument=instrument, price_decimals=DECIMALS)
     with DepthWriter(path, of) as writer:
@@ -117,7 +117,7 @@ def samples(
     return path
 
 
-def asked(cli: Cli, run: Path, *books: Path, code: int = 0) -> Any:
+def costs(cli: Cli, run: Path, *books: Path, code: int = 0) -> Any:
     words = [word for each in books for word in ("--books", each)]
     answer = cli("parity", "last", "--db", run, *words, "--json")
     assert answer.code == code
@@ -132,7 +132,7 @@ def refused(cli: Cli, *words: str) -> str:
 
 
 def of_btc(sent: Iterable[Sent]) -> list[Sent]:
-    return [one for one in sent if one.instrument == "linear:BTCUSDT"]
+    return [order for order in sent if order.instrument == "linear:BTCUSDT"]
 
 
 # ---------------------------------------------------------------- what is found
@@ -143,14 +143,16 @@ def test_a_planted_bias_is_found_within_its_error(
     planted: float, run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     rng = np.random.default_rng(5)
-    of_day = {one.at_ms // 86_400_000: rng.normal(0.0, 1.0) for one in sent}
+    of_day = {order.at_ms // 86_400_000: rng.normal(0.0, 1.0) for order in sent}
     mine = of_btc(sent)
     path = samples(
         tmp_path,
         mine,
-        lambda one: book_for(one, planted + of_day[one.at_ms // 86_400_000] + rng.normal(0, 2)),
+        lambda order: book_for(
+            order, planted + of_day[order.at_ms // 86_400_000] + rng.normal(0, 2)
+        ),
     )
-    document = asked(cli, run, path)
+    document = costs(cli, run, path)
     row = document["figures"]["all"][0]
     value, error = row["bias_bp"]["value"], row["bias_bp"]["error"]
     assert row["orders"] == document["orders"] == len(mine)
@@ -163,7 +165,7 @@ def test_a_planted_bias_is_found_within_its_error(
 def test_fills_at_exactly_the_mean_price_of_the_book_cost_exactly_nothing(
     run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
-    document = asked(cli, run, samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)))
+    document = costs(cli, run, samples(tmp_path, of_btc(sent), lambda order: book_for(order, 0.0)))
     rows = [row for table in document["figures"].values() for row in table]
     assert {(row["bias_bp"]["value"], row["std_bp"]) for row in rows} == {(0.0, 0.0)}
     assert {row["bias_bp"]["error"] for row in document["figures"]["all"]} == {0.0}
@@ -175,16 +177,16 @@ def test_fills_at_exactly_the_mean_price_of_the_book_cost_exactly_nothing(
 def test_biases_of_a_symbol_a_size_and_an_hour_stand_in_their_rows(
     run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
-    other = [one for one in sent if one not in of_btc(sent)]
+    other = [order for order in sent if order not in of_btc(sent)]
     hour = other[0].at_ms // 3_600_000 % 24
-    document = asked(
+    document = costs(
         cli,
         run,
-        samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)),
+        samples(tmp_path, of_btc(sent), lambda order: book_for(order, 0.0)),
         samples(
             tmp_path,
             other,
-            lambda one: book_for(one, 4.0 if one.at_ms // 3_600_000 % 24 == hour else 2.0),
+            lambda order: book_for(order, 4.0 if order.at_ms // 3_600_000 % 24 == hour else 2.0),
             "eth.depth",
         ),
     )
@@ -204,17 +206,19 @@ def test_what_a_book_has_no_size_for_stands_apart(
     run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
-    thin = {one.at_ms for one in mine[::4]}
+    thin = {order.at_ms for order in mine[::4]}
 
-    def book(one: Sent) -> Depth:
-        if one.at_ms in thin:
-            return book_for(one, 7.0, size=one.quantity // 2)
-        return book_for(one, 0.0)
+    def book(order: Sent) -> Depth:
+        if order.at_ms in thin:
+            return book_for(order, 7.0, size=order.quantity // 2)
+        return book_for(order, 0.0)
 
-    document = asked(cli, run, samples(tmp_path, mine, book))
+    document = costs(cli, run, samples(tmp_path, mine, book))
     row = document["figures"]["unfilled"][0]
     assert (row["name"], row["orders"]) == ("BTCUSDT", len(thin))
-    asked_for = sum(float(one.price) * one.quantity / 1_000 for one in mine if one.at_ms in thin)
+    asked_for = sum(
+        float(order.price) * order.quantity / 1_000 for order in mine if order.at_ms in thin
+    )
     assert row["ordered"] == pytest.approx(asked_for)
     assert row["unfilled"] == pytest.approx(asked_for / 2, rel=0.01)
     assert row["bias_bp"]["value"] == pytest.approx(7.0, abs=0.01)
@@ -227,16 +231,16 @@ def test_orders_outside_and_inside_gaps_and_of_other_symbols_are_counted(
     run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
-    told = [*mine[3:8], *mine[12:-2]]
-    document = asked(cli, run, samples(tmp_path, told, lambda one: book_for(one, 1.0)))
-    assert document["orders"] == len(told)
+    covered = [*mine[3:8], *mine[12:-2]]
+    document = costs(cli, run, samples(tmp_path, covered, lambda order: book_for(order, 1.0)))
+    assert document["orders"] == len(covered)
     assert document["left_out"] == {
         "orders inside gaps of the recording": 4,
         "orders of linear:ETHUSDT, of which no books were given": len(sent) - len(mine),
         "orders outside the recorded time": 5,
     }
     output = cli.out("parity", "last", "--db", run, "--books", tmp_path / "a.depth")
-    assert f"beside recorded books: {len(told)}. Fills of the run: {len(sent)}." in output
+    assert f"beside recorded books: {len(covered)}. Fills of the run: {len(sent)}." in output
     assert "Left out: 4 orders inside gaps of the recording." in output
 
 
@@ -248,7 +252,7 @@ def test_two_files_of_a_symbol_are_read_as_one(
         samples(tmp_path, part, lambda each: book_for(each, 0.0), name)
         for part, name in ((mine[:20], "one.depth"), (mine[20:], "two.depth"))
     )
-    document = asked(cli, run, path, two)
+    document = costs(cli, run, path, two)
     assert document["orders"] == len(mine)
     assert len(document["left_out"]) == 1
 
@@ -275,7 +279,7 @@ def test_limits_and_stops_are_counted_apart(tmp_path: Path, cli: Cli) -> None:
         )
         for row in market
     ]  # fmt: skip
-    document = asked(cli, path, samples(tmp_path, sent, lambda one: book_for(one, 0.0)))
+    document = costs(cli, path, samples(tmp_path, sent, lambda order: book_for(order, 0.0)))
     assert document["orders"] == len(sent)
     assert document["left_out"] == {"orders that waited for a price (limits and stops)": stops}
 
@@ -316,12 +320,12 @@ def test_an_event_book_stands_from_its_frame_until_the_next(tmp_path: Path) -> N
     path = events(tmp_path / "a.events", frames, EVENTS)
     times = [0, 99, 100, 199, 200, 201, 300, 399, 400, 550, 600, 600 + SILENT_MS,
              601 + SILENT_MS, 700 + SILENT_MS, 701 + SILENT_MS]  # fmt: skip
-    found = [
-        one if isinstance(one, str) else np.frombuffer(one.bids, "<i8")[:2].tolist()
-        for one in EventsFile(path).standing([first + at for at in times])
+    books = [
+        depth if isinstance(depth, str) else np.frombuffer(depth.bids, "<i8")[:2].tolist()
+        for depth in EventsFile(path).standing([first + at for at in times])
     ]
     whole, more, low = [1_000, 1_000], [1_000, 5_000], [980, 1_000]
-    assert found == [
+    assert books == [
         "outside", "outside", whole, whole, more, "disconnected", "disconnected", "disconnected",
         whole, "empty", low, low, "silent", low, "outside",
     ]  # fmt: skip
@@ -332,7 +336,7 @@ def test_events_and_samples_of_the_same_books_agree(
 ) -> None:
     mine = of_btc(sent)
     rng = np.random.default_rng(2)
-    books = {one.at_ms: book_for(one, float(rng.normal(2.0, 1.0))) for one in mine}
+    books = {order.at_ms: book_for(order, float(rng.normal(2.0, 1.0))) for order in mine}
     of = structs.replace(
         EVENTS, instrument=structs.replace(depth_cases.BTC, price_decimals=DECIMALS)
     )
@@ -350,8 +354,8 @@ def test_events_and_samples_of_the_same_books_agree(
             (at_ms, snapshot(at_ms - depth_cases.FIRST_MS, 1, sides)),
         ]
     path = events(tmp_path / "a.events", frames, of)
-    document = asked(cli, run, path)
-    two = asked(cli, run, samples(tmp_path, mine, lambda each: books[each.at_ms]))
+    document = costs(cli, run, path)
+    two = costs(cli, run, samples(tmp_path, mine, lambda each: books[each.at_ms]))
     assert document["orders"] == len(mine)
     assert document["figures"] == two["figures"]
 
@@ -365,19 +369,22 @@ def test_a_wrong_symbol_no_overlap_and_a_foreign_file_are_one_sentence(
     mine = of_btc(sent)
     place = ["last", "--db", str(run), "--books"]
 
-    def foreign(one: Sent) -> Depth:
-        return structs.replace(book_for(one, 0.0), instrument="linear:SOLUSDT")
+    def foreign(order: Sent) -> Depth:
+        return structs.replace(book_for(order, 0.0), instrument="linear:SOLUSDT")
 
     sol = samples(
-        tmp_path, [one._replace(instrument="linear:SOLUSDT") for one in mine], foreign, "sol.depth"
+        tmp_path,
+        [order._replace(instrument="linear:SOLUSDT") for order in mine],
+        foreign,
+        "sol.depth",
     )
-    said = refused(cli, *place, str(sol))
-    assert "--books holds linear:SOLUSDT" in said
-    assert "trades linear:BTCUSDT, linear:ETHUSDT: give recordings of those." in said
-    later = [one._replace(at_ms=one.at_ms + 10**10) for one in mine]
-    path = samples(tmp_path, later, lambda one: book_for(one, 0.0), "later.depth")
-    assert "can be compared" in (said := refused(cli, *place, str(path)))
-    assert f"{len(mine)} orders outside the recorded time" in said
+    sentence = refused(cli, *place, str(sol))
+    assert "--books holds linear:SOLUSDT" in sentence
+    assert "trades linear:BTCUSDT, linear:ETHUSDT: give recordings of those." in sentence
+    later = [order._replace(at_ms=order.at_ms + 10**10) for order in mine]
+    path = samples(tmp_path, later, lambda order: book_for(order, 0.0), "later.depth")
+    assert "can be compared" in (sentence := refused(cli, *place, str(path)))
+    assert f"{len(mine)} orders outside the recorded time" in sentence
     (tmp_path / "notes.txt").write_text("notes")
     assert "notes.txt" in refused(cli, *place, str(tmp_path / "notes.txt"))
     assert "none.depth" in refused(cli, *place, str(tmp_path / "none.depth"))
@@ -386,8 +393,8 @@ def test_a_wrong_symbol_no_overlap_and_a_foreign_file_are_one_sentence(
         pass
     assert "no books yet" in refused(cli, *place, str(empty))
     torn = tmp_path / "torn.depth"
-    torn.write_bytes(samples(tmp_path, mine, lambda one: book_for(one, 0.0)).read_bytes()[:-7])
-    assert len(asked(cli, run, torn)["notes"]) == 1
+    torn.write_bytes(samples(tmp_path, mine, lambda order: book_for(order, 0.0)).read_bytes()[:-7])
+    assert len(costs(cli, run, torn)["notes"]) == 1
     assert "--books is of one run" in refused(cli, "last", "last", *place[1:], str(torn))
     assert "--books is of one run" in refused(cli, *place, str(torn), "--day", "2025-01-01")
 
@@ -396,15 +403,17 @@ def test_a_run_without_a_fill_is_told_so(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "run.db"
     replayed(path, [made_candles(walk_rows(5), interval_ms=QUARTER)])
     depth_cases.write(tmp_path / "a.depth", depth_cases.walk(3))
-    found = asked(cli, path, tmp_path / "a.depth")
-    assert found["sentences"] == ["The run filled no market order, so there is nothing to compare."]
+    document = costs(cli, path, tmp_path / "a.depth")
+    assert document["sentences"] == [
+        "The run filled no market order, so there is nothing to compare."
+    ]
 
 
 def test_levels_are_walked_from_the_touch_outwards() -> None:
-    nothing, one, two, three = (Fraction(number) for number in range(4))
-    book = BookLevels([(two, one), (one, two)], [(three, one), (Fraction(5), two)])
+    nothing, unit, two, three = (Fraction(number) for number in range(4))
+    book = BookLevels([(two, unit), (unit, two)], [(three, unit), (Fraction(5), two)])
     assert book.mid == Fraction(5, 2)
-    assert book.walk(Side.BUY, one) == (three, nothing)
+    assert book.walk(Side.BUY, unit) == (three, nothing)
     assert book.walk(Side.BUY, two) == (Fraction(8), nothing)
     assert book.walk(Side.SELL, three) == (Fraction(4), nothing)
     assert book.walk(Side.SELL, Fraction(5)) == (Fraction(4), Fraction(2))

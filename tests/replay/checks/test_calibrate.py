@@ -55,8 +55,8 @@ def walked(days: int, seed: int = 0, symbol: str = "BTCUSDT") -> Candles:
     )
 
 
-def file_of(taken: Sequence[Execution]) -> Executions:
-    return Executions("fills.csv", len(taken), list(taken))
+def file_of(trades: Sequence[Execution]) -> Executions:
+    return Executions("fills.csv", len(trades), list(trades))
 
 
 def generated(
@@ -64,7 +64,7 @@ def generated(
 ) -> Executions:
     """Make orders at opens that pay *slippage_bp*, a noise of 5 bp, and what their day adds."""
     rng = np.random.default_rng(seed)
-    taken = []
+    trades = []
     for day in range(days):
         of_day = rng.normal(0.0, by_day)
         minutes = np.sort(rng.choice(1_440, a_day, replace=False)) + day * 1_440
@@ -73,7 +73,7 @@ def generated(
             worse = (slippage_bp + of_day + rng.normal(0.0, 5.0)) / 1e4
             open_ = int(candles.open[row]) / 100
             price = open_ * (1 + worse if side is Side.BUY else 1 - worse)
-            taken.append(
+            trades.append(
                 Execution(
                     candles.symbol,
                     side,
@@ -84,7 +84,7 @@ def generated(
                     "",
                 )
             )
-    return file_of(taken)
+    return file_of(trades)
 
 
 def costs_of(slippage_bp: float = 0.0, spread_bp: float = 0.0) -> ExecutionCosts:
@@ -104,7 +104,7 @@ def paper(candles: Candles) -> OpenFills:
 
 
 def setting(findings: SlippageFindings, key: str) -> Any:
-    return next(one for one in findings.settings if one.key == key)
+    return next(setting for setting in findings.settings if setting.key == key)
 
 
 def everything(findings: SlippageFindings) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def test_intervals_of_95_percent_hold_the_truth_and_no_bias_proposes_nothing(
     held, proposed = 0, 0
     for seed in range(40):
         fills = generated(candles, 2.0, 100 + seed, days=15, a_day=12, by_day=3.0)
-        found = calibrate(fills, paper, costs_of(2.0), 100)
-        fitted = setting(found, "slippage_bp")
+        findings = calibrate(fills, paper, costs_of(2.0), 100)
+        fitted = setting(findings, "slippage_bp")
         held += fitted.low <= 2.0 <= fitted.high
         proposed += fitted.proposed is not None
     assert 34 <= held <= 40  # 85 %
@@ -149,7 +149,7 @@ def test_intervals_of_95_percent_hold_the_truth_and_no_bias_proposes_nothing(
 def test_without_a_bias_no_change_is_shown(candles: Candles, paper: OpenFills) -> None:
     fills = generated(candles, 2.0, 7, days=30, a_day=12)
     findings = calibrate(fills, paper, costs_of(2.0), 100)
-    assert [one.proposed for one in findings.settings] == [None, None, None]
+    assert [setting.proposed for setting in findings.settings] == [None, None, None]
     assert any(sentence.startswith("No change is shown:") for sentence in findings.sentences)
     assert findings.held_out is not None
     assert findings.held_out.after is None
@@ -158,14 +158,14 @@ def test_without_a_bias_no_change_is_shown(candles: Candles, paper: OpenFills) -
 def test_a_bias_of_the_earlier_days_alone_is_not_proposed(
     candles: Candles, paper: OpenFills
 ) -> None:
-    taken = generated(candles, 3.7, 1, days=20, a_day=12).taken
+    trades = generated(candles, 3.7, 1, days=20, a_day=12).taken
     later = walked(30)
-    taken += [
-        one
-        for one in generated(later, -3.7, 2, days=30, a_day=12).taken
-        if one.time_ms >= START_MS + 20 * DAY_MS
+    trades += [
+        deal
+        for deal in generated(later, -3.7, 2, days=30, a_day=12).taken
+        if deal.time_ms >= START_MS + 20 * DAY_MS
     ]
-    findings = calibrate(file_of(taken), paper, costs_of(), 100)
+    findings = calibrate(file_of(trades), paper, costs_of(), 100)
     assert setting(findings, "slippage_bp").proposed is None
     assert any("held-out days nearer to 0" in sentence for sentence in findings.sentences)
 
@@ -233,14 +233,14 @@ def recorded(sent: Sequence[int], seed: int, every_ms: int = 100) -> RecordedDep
 
 def book_fills(depth: RecordedDepth, sent: Sequence[int], latency_ms: int, seed: int) -> Executions:
     rng = np.random.default_rng(seed)
-    taken = []
+    trades = []
     for place, at in enumerate(sent):
         created = at + int(rng.integers(0, 400))
         row = int(np.searchsorted(depth.times, created + latency_ms))
         side = Side.BUY if place % 2 else Side.SELL
         touched = int(depth.books.price[row, int(side is Side.BUY), 0]) / 100
         worse = (1.5 + rng.normal(0.0, 0.5)) / 1e4 * (1 if side is Side.BUY else -1)
-        taken.append(
+        trades.append(
             Execution(
                 "BTCUSDT",
                 side,
@@ -251,7 +251,7 @@ def book_fills(depth: RecordedDepth, sent: Sequence[int], latency_ms: int, seed:
                 str(place),
             )
         )
-    return file_of(taken)
+    return file_of(trades)
 
 
 SENT = [START_MS + day * DAY_MS + hour * 3_600_000 for day in range(24) for hour in range(2, 20, 2)]
@@ -264,7 +264,7 @@ def test_latency_and_slippage_are_found_where_books_were_recorded() -> None:
     assert latency.proposed == pytest.approx(700, abs=100)
     assert latency.low <= 700 <= latency.high
     assert slippage.proposed == pytest.approx(1.5, abs=0.3)
-    assert [one.key for one in findings.settings] == ["slippage_bp", "latency_ms"]
+    assert [setting.key for setting in findings.settings] == ["slippage_bp", "latency_ms"]
     assert findings.held_out is not None
     assert findings.held_out.after is not None
     assert findings.held_out.after.deviation < findings.held_out.before.deviation / 2
@@ -287,29 +287,36 @@ def test_recorded_books_are_read_by_the_command(
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["symbol", "side", "execPrice", "execQty", "execTime", "createdTime"])
-        for one in book_fills(depth, SENT, 700, 2).taken:
+        for deal in book_fills(depth, SENT, 700, 2).taken:
             rows.writerow(
-                [one.symbol, one.side, one.price, one.quantity, one.time_ms, one.created_ms]
+                [
+                    deal.symbol,
+                    deal.side,
+                    deal.price,
+                    deal.quantity,
+                    deal.time_ms,
+                    deal.created_ms,
+                ]
             )
     command = ["calibrate", str(path), "--depth", str(tmp_path / "books.depth")]
     document = cli.json(*command)
     assert (document["model"], document["orders"]) == ("quote", len(SENT))
-    assert [one["key"] for one in document["settings"]] == ["slippage_bp", "latency_ms"]
+    assert [setting["key"] for setting in document["settings"]] == ["slippage_bp", "latency_ms"]
     assert document["settings"][1]["proposed"] == pytest.approx(700, abs=100)
     output = cli.out(*command)
     assert max(map(len, output.splitlines())) <= 80
     (every,) = document["figures"]["all"]
     assert f"{every['bias_bp']['value']:+,.2f} ± {every['bias_bp']['error']:,.2f}" in output
-    for one in document["settings"]:
-        assert f"{one['proposed']:g}" in output
+    for deal in document["settings"]:
+        assert f"{deal['proposed']:g}" in output
     assert "Held out: 72 orders on 8 days from " in " ".join(output.split())
 
 
 def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:
     depth = recorded(SENT, 7)
     turn = START_MS + 16 * DAY_MS
-    early = [one for one in book_fills(depth, SENT, 700, 8).taken if one.time_ms < turn]
-    late = [one for one in book_fills(depth, SENT, 100, 9).taken if one.time_ms >= turn]
+    early = [deal for deal in book_fills(depth, SENT, 700, 8).taken if deal.time_ms < turn]
+    late = [deal for deal in book_fills(depth, SENT, 100, 9).taken if deal.time_ms >= turn]
     findings = calibrate(file_of([*early, *late]), BookFills([depth]), costs_of(1.5), 100)
     assert setting(findings, "latency_ms").proposed is None
     assert setting(findings, "latency_ms").low > 100
@@ -319,7 +326,7 @@ def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:
 def test_a_latency_that_fits_already_stays() -> None:
     depth = recorded(SENT, 3)
     findings = calibrate(book_fills(depth, SENT, 300, 4), BookFills([depth]), costs_of(1.5), 300)
-    assert [one.proposed for one in findings.settings] == [None, None]
+    assert [setting.proposed for setting in findings.settings] == [None, None]
     assert setting(findings, "latency_ms").low <= 300 <= setting(findings, "latency_ms").high
 
 
@@ -340,7 +347,7 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
         "",
     )
     fills = book_fills(depth, SENT, 300, 6)
-    unknown = file_of([replace(one, created_ms=None) for one in fills.taken])
+    unknown = file_of([replace(deal, created_ms=None) for deal in fills.taken])
     minutes = file_of(fills.taken)
     minutes.in_minutes = True
     for given, books, why in (
@@ -348,11 +355,13 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
         (unknown, depth, "when each order was created"),
         (minutes, depth, "no seconds"),
     ):
-        found = calibrate(given, BookFills([books]), costs_of(), 100)
-        said = [each for each in found.sentences if each.startswith("not identified: latency_ms")]
-        assert len(said) == 1
-        assert why in said[0]
-        assert setting(found, "latency_ms").proposed is None
+        findings = calibrate(given, BookFills([books]), costs_of(), 100)
+        reasons = [
+            each for each in findings.sentences if each.startswith("not identified: latency_ms")
+        ]
+        assert len(reasons) == 1
+        assert why in reasons[0]
+        assert setting(findings, "latency_ms").proposed is None
     slow = RecordedDepth(
         msgspec.structs.replace(depth.header, every_ms=60_000),
         depth.books,
@@ -360,10 +369,10 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
         depth.causes,
         "",
     )
-    found = calibrate(fills, BookFills([slow]), costs_of(), 100)
-    assert any("latency_ms (the books are" in sentence for sentence in found.sentences)
-    found = calibrate(generated(candles, 1.0, 0, days=18, a_day=9), paper, costs_of(), 100)
-    assert any("latency_ms (candles show no price" in sentence for sentence in found.sentences)
+    findings = calibrate(fills, BookFills([slow]), costs_of(), 100)
+    assert any("latency_ms (the books are" in sentence for sentence in findings.sentences)
+    findings = calibrate(generated(candles, 1.0, 0, days=18, a_day=9), paper, costs_of(), 100)
+    assert any("latency_ms (candles show no price" in sentence for sentence in findings.sentences)
 
 
 # ---------------------------------------------------------------- a run's own fills
@@ -403,12 +412,14 @@ def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(exported: Path
 # ---------------------------------------------------------------- what cannot be used
 
 
-def written(path: Path, taken: Sequence[Execution]) -> Path:
+def written(path: Path, trades: Sequence[Execution]) -> Path:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["symbol", "side", "execPrice", "execQty", "execTime", "isMaker"])
-        for one in taken:
-            rows.writerow([one.symbol, one.side, one.price, one.quantity, one.time_ms, "false"])
+        for deal in trades:
+            rows.writerow(
+                [deal.symbol, deal.side, deal.price, deal.quantity, deal.time_ms, "false"]
+            )
     return path
 
 
@@ -461,7 +472,7 @@ def test_candles_or_books_are_wanted_and_agree_with_the_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fills = str(written(tmp_path / "fills.csv", []))
-    for extra, said in (
+    for extra, sentence in (
         ([], "Give --candles"),
         (["--candles", str(DATA), "--depth", fills], "Give --candles"),
         (["--candles", str(DATA), "--set", "execution.model=quote"], "give --depth"),
@@ -470,5 +481,5 @@ def test_candles_or_books_are_wanted_and_agree_with_the_model(
     ):
         assert invoke(["calibrate", fills, *extra]) != 0
         answer = capsys.readouterr().err
-        assert said in answer
+        assert sentence in answer
         assert "Traceback" not in answer

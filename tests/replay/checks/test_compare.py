@@ -104,10 +104,10 @@ def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path
         assert json.loads(libraries)[fastest] == compiled.loops()[fastest].sha256
         assert verified(run, run).exact
     with loops_of(tmp_path / "none"):
-        found = verified(run, run)
-        assert (found.holds, found.exact) == (True, False)
-        assert found.elsewhere.startswith(f"backend was {fastest} and is tiles here, libraries")
-        assert found.tolerated > 0
+        proof = verified(run, run)
+        assert (proof.holds, proof.exact) == (True, False)
+        assert proof.elsewhere.startswith(f"backend was {fastest} and is tiles here, libraries")
+        assert proof.tolerated > 0
 
 
 def test_a_run_by_tiles_is_repeated_by_tiles_where_loops_are(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_a_run_by_tiles_is_repeated_by_tiles_where_loops_are(tmp_path: Path) -> 
     with loops_of(tmp_path / "none"):
         run = explained_runs.replayed(tmp_path)
     with loops_of(folder):
-        found = verified(run, run)
-    assert (found.holds, found.exact, found.agreed) == (True, True, found.decisions)
+        proof = verified(run, run)
+    assert (proof.holds, proof.exact, proof.agreed) == (True, True, proof.decisions)
 
 
 def test_the_last_bit_of_one_float_is_found_here_and_excused_elsewhere(
@@ -213,10 +213,10 @@ HALVES = np.array([[[1e-4, -2e-4], [1e-3, 2e-3]], [[3e-4, 0.0], [1.5e-3, 2.5e-3]
 """[half, mean or volatility, horizon]."""
 
 
-def said(change: float, place: tuple[int, int, int]) -> bytes:
-    found = HALVES.copy()
-    found[place] += change
-    return found.tobytes()
+def halves_with(change: float, place: tuple[int, int, int]) -> bytes:
+    halves = HALVES.copy()
+    halves[place] += change
+    return halves.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def said(change: float, place: tuple[int, int, int]) -> bytes:
         None,
         HALVES.tobytes()[:-4],
         HALVES.tobytes() + b"\0" * 16,
-        said(float("nan"), (0, 0, 0)),
-        said(float("inf"), (1, 1, 1)),
+        halves_with(float("nan"), (0, 0, 0)),
+        halves_with(float("inf"), (1, 1, 1)),
         HALVES[::-1].tobytes(),
     ],
 )

@@ -76,8 +76,8 @@ def replayed(path: Path, kind: str) -> str:
     sections = KINDS[kind]
     market = {"symbols": ["BTCUSDT"], "interval": "60", **sections.get("market", {})}
     config = load(None, {**sections, "market": market})
-    made = recorded(config, data_of(kind), started_at_ms=1, group_steps=1)
-    with Reader.open(copied(made, path)) as reader:
+    original = recorded(config, data_of(kind), started_at_ms=1, group_steps=1)
+    with Reader.open(copied(original, path)) as reader:
         return reader.find("last")
 
 
@@ -130,8 +130,8 @@ def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) ->
     with Reader.open(path) as reader:
         run_id = reader.find("last")
         bounds = present(reader.commit_of(1, 160))
-        found = verify_run(reader, path, run_id, commit=160)
-        assert (found.holds, found.steps, found.from_step) == (True, 50, bounds[0])
+        proof = verify_run(reader, path, run_id, commit=160)
+        assert (proof.holds, proof.steps, proof.from_step) == (True, 50, bounds[0])
         assert bounds[0] <= 160 <= bounds[1]
         forge(path, f"UPDATE steps SET target_quantity = 3 WHERE sequence = {bounds[1]}")
         assert verify_run(reader, path, run_id, commit=160).differing == 1
@@ -240,8 +240,8 @@ def test_what_a_prune_left_of_trades_is_held_together(tmp_path: Path, what: str)
         (lost,) = raw.execute(f"SELECT count(*) FROM fills WHERE {old} AND order_id IN ({losing})")
     assert lost > (5,)
     forge(path, *(statement.format(old=old, losing=losing) for statement in statements))
-    found = audited(path)
-    assert found
+    problem = audited(path)
+    assert problem
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, reader.find("last")).holds, "it was made to fit"
 
@@ -314,7 +314,7 @@ CONTRADICTS = {
 def test_an_order_or_a_fill_that_contradicts_itself_is_found(
     tmp_path: Path, what: str, *, is_pruned: bool
 ) -> None:
-    of, said, *statements = CONTRADICTS[what]
+    of, sentence, *statements = CONTRADICTS[what]
     path = tmp_path / "run.db"
     replayed(path, of)
     until = prune(path, 3).until_sequence if is_pruned else 100
@@ -323,7 +323,7 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
     assert not audited(path)
     old, at = f"sequence <= {until}", f"sequence = {step}"
     forge(path, *(statement.format(old=old, at=at, step=step) for statement in statements))
-    assert said in audited(path)
+    assert sentence in audited(path)
 
 
 @pytest.mark.usefixtures("short_days")

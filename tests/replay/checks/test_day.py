@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import explained_runs
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import rechain
@@ -120,8 +120,8 @@ def test_the_last_day_is_the_last_that_is_over(
     if quarters < 276:
         change(run, f"UPDATE steps SET outcome = NULL WHERE open_time_ms >= {first}")
     with Reader.open(run) as reader:
-        found = last_day(reader, reader.find("last"))
-    assert found == (None if begins is None else FIRST_MS + begins * DAY_MS)
+        begin_ms = last_day(reader, reader.find("last"))
+    assert begin_ms == (None if begins is None else FIRST_MS + begins * DAY_MS)
 
 
 # ---------------------------------------------------------------- planted differences
@@ -132,10 +132,10 @@ def test_a_changed_candle_is_named_on_its_day_alone(run: Path) -> None:
     for quarter, wrong in ((0, 1), (BARS - 1, 1), (-1, 0), (BARS, 2)):
         copy = Path(shutil.copy(run, run.with_name(f"{quarter}.db")))
         change(copy, f"UPDATE steps SET close = close + 1 WHERE {at(quarter)}", forges=True)
-        found = {number: day(copy, number) for number in range(3)}
-        assert found[wrong].outcome is DIFFERENT
-        assert found[wrong].culprit == "record"
-        assert all(found[number].outcome is IDENTICAL for number in range(wrong))
+        days = {number: day(copy, number) for number in range(3)}
+        assert days[wrong].outcome is DIFFERENT
+        assert days[wrong].culprit == "record"
+        assert all(days[number].outcome is IDENTICAL for number in range(wrong))
     copy = run.with_name("0.db")
     first = day(copy)
     assert first.differs_at == "linear:BTCUSDT 2025-01-02T00:00Z"
@@ -161,9 +161,9 @@ def test_a_changed_threshold_is_the_configurations_fault(run: Path) -> None:
 def test_a_strategy_that_reads_the_clock_or_draws_is_named(
     tmp_path: Path, decide: str, cause: str
 ) -> None:
-    (tmp_path / "clocked.py").write_text(own.source(top="import random, time", decide=decide))
+    (tmp_path / "clocked.py").write_text(users.source(top="import random, time", decide=decide))
     path = tmp_path / "run.db"
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(time, "time", lambda: 4e9)  # in another year
             replayed(path, strategy={"name": "clocked:Mine"})
@@ -215,8 +215,8 @@ def test_the_command_says_the_line_and_its_exit_code(
     assert invoke(["parity", "last", "--db", str(run)]) == 0
     assert capsys.readouterr().out == "identical 96 of 96 decisions of 2025-01-03.\n"
     assert invoke(["parity", f"{run}#last", "--day", "2025-01-02", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["outcome"], said["compared"], said["identical"]) == ("identical", 96, 96)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["outcome"], answer["compared"], answer["identical"]) == ("identical", 96, 96)
     assert invoke(["parity", "last", "--day", "2025-02-02", "--db", str(run)]) == 1
     assert "2025-02-02 could not be replayed" in capsys.readouterr().out
     change(run, f"UPDATE steps SET close = close + 1 WHERE {at(40)}")

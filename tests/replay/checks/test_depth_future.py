@@ -9,8 +9,8 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from depth_cases import FIRST_MS, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
@@ -57,8 +57,8 @@ def depth(tmp_path_factory: pytest.TempPathFactory) -> list[RecordedDepth]:
 
 @pytest.fixture(scope="module")
 def candles() -> list[Candles]:
-    made = made_candles(walk_rows(120))
-    return [replace(made, open_time_ms=made.open_time_ms + FIRST_MS - int(made.open_time_ms[0]))]
+    walk = made_candles(walk_rows(120))
+    return [replace(walk, open_time_ms=walk.open_time_ms + FIRST_MS - int(walk.open_time_ms[0]))]
 
 
 def configured(name: str) -> Config:
@@ -74,15 +74,15 @@ def configured(name: str) -> Config:
 
 def written(folder: Path, name: str, decide: str) -> Config:
     top = "import sys\nimport numpy as np"
-    (folder / f"{name}.py").write_text(own.source(top=top, head="books = 20", decide=decide))
+    (folder / f"{name}.py").write_text(users.source(top=top, head="books = 20", decide=decide))
     return configured(name)
 
 
-def looked(
+def checked(
     config: Config, folder: Path, fresh: FreshProcesses, *given: Any, **limits: Any
 ) -> LookaheadFinding:
     candles, depth = given
-    with own.importable(folder):
+    with users.importable(folder):
         return lookahead(
             config, MarketData(candles, depth=depth), fresh, Limits(probes=2, **limits)
         )
@@ -92,10 +92,10 @@ def test_who_sees_the_books_that_are_handed_on_passes(
     tmp_path: Path, fresh: FreshProcesses, candles: list[Candles], depth: list[RecordedDepth]
 ) -> None:
     config = written(tmp_path, "fair_books", FAIR)
-    finding = looked(config, tmp_path, fresh, candles, depth)
+    finding = checked(config, tmp_path, fresh, candles, depth)
     assert (finding.differences, finding.depends) == ([], []), finding.sentence()
     assert (finding.without_later, finding.probes) == (120, 2)
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         later = recursive(config, MarketData(candles, depth=depth), fresh, probes=2, warmup=60)
     assert later.holds, later.sentence()
     assert later.compared > 20
@@ -110,7 +110,7 @@ def test_who_looks_for_later_books_is_found(
     leak: str,
 ) -> None:
     config = written(tmp_path, f"leak_{list(LEAKS).index(leak)}", LEAKS[leak])
-    finding = looked(config, tmp_path, fresh, candles, depth)
+    finding = checked(config, tmp_path, fresh, candles, depth)
     assert finding.because == "it depends on bars that are still to come"
     assert finding.differences
 
@@ -120,12 +120,12 @@ def probed(config: Config, data: MarketData, *probes: FutureProbe) -> list[Any]:
     ours, theirs = Pipe()
     job = Thread(target=derive_probes, args=(theirs, config, data, "step"))
     job.start()
-    found = []
+    answers = []
     for probe in (*probes, None):
         ours.send(probe)
-        found.append(ours.recv())
+        answers.append(ours.recv())
     job.join()
-    return found[:-1]
+    return answers[:-1]
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -141,7 +141,7 @@ def test_a_feed_that_hands_books_on_too_early_is_found(
     data = MarketData(candles, depth=depth)
     first_ms = int(candles[0].open_time_ms[0])
     probes = [FutureProbe(first_ms, first_ms + bar * MINUTE_MS, cut) for bar in (80, 90, 100)]
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         honest = probed(config, data, *probes)
         assert [difference for _, difference in honest] == [None, None, None]
 
@@ -153,26 +153,26 @@ def test_a_feed_that_hands_books_on_too_early_is_found(
             return depth_track(replace(recorded, books=back), *given, **named)
 
         monkeypatch.setattr("tracepaper.replay.backtest.tracks.depth_track", early)
-        found = probed(config, data, *probes)
-    assert any(difference is not None for _, difference in found)
+        answers = probed(config, data, *probes)
+    assert any(difference is not None for _, difference in answers)
 
 
 def test_the_later_books_are_gone_or_others(depth: list[RecordedDepth]) -> None:
     (whole,) = depth
     until = SOURCES["depth"].until
 
-    def known(close_ms: int, *, cut: bool) -> RecordedDepth:
-        [found] = until([whole], Cutoff(0, close_ms, (), cut))
-        assert isinstance(found, RecordedDepth)
-        return found
+    def books_at(close_ms: int, *, cut: bool) -> RecordedDepth:
+        [recorded] = until([whole], Cutoff(0, close_ms, (), cut))
+        assert isinstance(recorded, RecordedDepth)
+        return recorded
 
     at_ms = int(whole.times[700])
-    cut = known(at_ms, cut=True)
+    cut = books_at(at_ms, cut=True)
     assert cut.times.tolist() == whole.times[:701].tolist()
     assert cut.starts.tolist() == [0]
-    other = known(at_ms, cut=False)
+    other = books_at(at_ms, cut=False)
     check_books(other.books, "what is taken for later books")
     same = (other.books.price == whole.books.price).all(axis=(1, 2))
     assert np.flatnonzero(~same).tolist() == list(range(701, len(whole.books)))
-    none = known(0, cut=True)
+    none = books_at(0, cut=True)
     assert (len(none.books), none.starts.tolist(), none.causes) == (0, [], ())

@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from builders import bar, instrument
 
 from tracepaper.daemon.config.loading import load
@@ -28,12 +28,12 @@ class Heard:
 
     def __call__(self, folder: Path, **bodies: str) -> list[tuple[str, str]]:
         name = f"heard_{next(_NUMBERS)}"
-        (folder / f"{name}.py").write_text(own.source(**bodies))
+        (folder / f"{name}.py").write_text(users.source(**bodies))
         of_bars = {"execution": {"model": "next_open"}}
         config = load(None, {"strategy": {"name": f"{name}:Mine"}, **of_bars})
         setup = Setup(config, (instrument(),), 0, "step", None)
         with (
-            own.importable(folder),
+            users.importable(folder),
             self._fresh.child(step_through, setup, [(bar(), [None])]) as child,
         ):
             child.receive()
@@ -91,8 +91,8 @@ def test_every_way_to_read_is_heard(
     opened: Heard, data: Path, monkeypatch: pytest.MonkeyPatch, line: str, name: str
 ) -> None:
     monkeypatch.chdir(data)
-    found = opened(data, observe=line.replace("{}", str(data)))
-    assert ("file", str(data / name)) in found
+    names = opened(data, observe=line.replace("{}", str(data)))
+    assert ("file", str(data / name)) in names
 
 
 def test_a_mapped_file_is_named_although_no_name_opened_it(opened: Heard, tmp_path: Path) -> None:
@@ -120,12 +120,12 @@ def test_a_program_is_heard(opened: Heard, tmp_path: Path, line: str, name: str)
 
 
 def test_what_a_thread_of_the_class_opens_is_heard(opened: Heard, data: Path) -> None:
-    found = opened(
+    names = opened(
         data,
         top=f"import threading\ndef read():\n    open('{data}/mine.csv').close()",
         observe="t = threading.Thread(target=read)\nt.start()\nt.join()",
     )
-    assert found == [("file", f"{data}/mine.csv")]
+    assert names == [("file", f"{data}/mine.csv")]
 
 
 def test_what_a_package_asks_of_the_machine_while_it_is_imported_is_exempt(
@@ -145,8 +145,8 @@ def test_what_a_package_asks_of_the_machine_while_it_is_imported_is_exempt(
 
 
 def test_a_library_loaded_by_hand_is_heard(opened: Heard, tmp_path: Path) -> None:
-    found = opened(tmp_path, init="import ctypes; ctypes.CDLL('libc.so.6')")
-    assert ("file", "libc.so.6") in found
+    names = opened(tmp_path, init="import ctypes; ctypes.CDLL('libc.so.6')")
+    assert ("file", "libc.so.6") in names
 
 
 @pytest.fixture
@@ -179,8 +179,8 @@ def test_what_python_packages_and_the_class_itself_are_made_of_is_exempt(
 def test_a_class_that_opens_without_end_is_not_remembered_without_end(
     opened: Heard, tmp_path: Path
 ) -> None:
-    found = opened(tmp_path, observe=f"for n in range(999): open(f'{tmp_path}/{{n}}', 'w').close()")
-    assert 100 < len(found) <= NAMES_KEPT
+    names = opened(tmp_path, observe=f"for n in range(999): open(f'{tmp_path}/{{n}}', 'w').close()")
+    assert 100 < len(names) <= NAMES_KEPT
 
 
 def test_a_module_from_elsewhere_is_heard(opened: Heard, helper: Path, tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_a_module_from_elsewhere_is_heard(opened: Heard, helper: Path, tmp_path:
     (helper / "my_helper.py").rename(elsewhere / "far_helper.py")
     folder = tmp_path / "here"
     folder.mkdir()
-    with own.importable(elsewhere):
-        found = opened(folder, top="import far_helper")
-    assert "far_helper.py" in [Path(name).name for _, name in found]
+    with users.importable(elsewhere):
+        names = opened(folder, top="import far_helper")
+    assert "far_helper.py" in [Path(name).name for _, name in names]
 
 
 def test_python_may_write_compiled_code_beside_the_class(opened: Heard, helper: Path) -> None:
@@ -206,20 +206,20 @@ def test_an_installed_class_is_heard_although_packages_are_exempt(
 ) -> None:
     packages = data / "site-packages"
     packages.mkdir()
-    with own.importable(packages):
-        found = opened(packages, observe=f"open('{data}/mine.csv').close()")
-    assert found == [("file", f"{data}/mine.csv")]
+    with users.importable(packages):
+        names = opened(packages, observe=f"open('{data}/mine.csv').close()")
+    assert names == [("file", f"{data}/mine.csv")]
 
 
 def test_what_it_opens_by_ours_is_heard(opened: Heard, data: Path) -> None:
     top = "from tracepaper.daemon.session.user_code import file_sha256\nfrom pathlib import Path"
-    found = opened(data, top=top, observe=f"file_sha256(Path('{data}/mine.csv'))")
-    assert found == [("file", f"{data}/mine.csv")]
+    names = opened(data, top=top, observe=f"file_sha256(Path('{data}/mine.csv'))")
+    assert names == [("file", f"{data}/mine.csv")]
 
 
 def test_a_declared_file_is_exempt_unless_it_is_written(opened: Heard, data: Path) -> None:
     reads = "open(self.files['mine.csv']).close()"
     assert opened(data, head="files = ('mine.csv',)", init=reads) == []
     writes = "open(self.files['mine.csv'], 'a').close()"
-    found = opened(data, head="files = ('mine.csv',)", init=writes)
-    assert found == [("file", f"{data}/mine.csv")]
+    names = opened(data, head="files = ('mine.csv',)", init=writes)
+    assert names == [("file", f"{data}/mine.csv")]

@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantiles = {"confidence_calibrated": [place / 100 for place in range(1, 100)]}
     return explained_runs.replayed(
         tmp_path_factory.mktemp("fitted"),
-        further="[sizing]\nby_confidence = true\n",
+        extra="[sizing]\nby_confidence = true\n",
         quantiles=quantiles,
         confidence=msgspec.to_builtins(FITTED),
         regimes=msgspec.to_builtins(CELLS),
@@ -43,8 +43,8 @@ def holds(path: Path, database: Path) -> bool:
 
 
 def test_the_record_names_the_confidence_the_regime_and_the_size(run: Path) -> None:
-    asked = "SELECT DISTINCT gate FROM v_gates WHERE gate LIKE 'confidence%'"
-    assert rows(run, asked) == [("confidence_calibrated",)]
+    query = "SELECT DISTINCT gate FROM v_gates WHERE gate LIKE 'confidence%'"
+    assert rows(run, query) == [("confidence_calibrated",)]
     measured = rows(
         run,
         "SELECT g.measure, d.mean_return / d.stdev_return FROM v_gates g JOIN v_decisions d "

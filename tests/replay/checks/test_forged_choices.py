@@ -78,7 +78,7 @@ class ForgedFeed:
 def replayed(
     path: Path,
     candles: list[Candles],
-    forge: Forge = lambda one: [one],
+    forge: Forge = lambda pick: [pick],
     *,
     place: int = 6,
     rule: dict[str, Any] = RULE,
@@ -129,7 +129,7 @@ def test_a_sentence_of_a_choice_by_a_list_is_held_to_its_figures(tmp_path: Path)
     (tmp_path / "list.txt").write_text("AAAUSDT\nCCCUSDT\n")
     by_list = RULE | {"file": str(tmp_path / "list.txt")}
     path = tmp_path / "forged.db"
-    replayed(path, data(), lambda one: [replace(one, reason="all is well")], rule=by_list)
+    replayed(path, data(), lambda pick: [replace(pick, reason="all is well")], rule=by_list)
     assert named(path) == {"event.reason"}
 
 
@@ -150,15 +150,15 @@ def test_figures_at_a_limit_are_held_to_it_as_far_as_they_are_rounded() -> None:
         ("102", "0.019998", True, True),
         ("102", "0.020001", False, False),
     ):
-        seen = Seen(Decimal(turnover), Decimal(volatility), 3)
-        assert (seen.passes(rule, 1), seen.passes(rule, -1)) == (may_pass, surely_passes), seen
-        assert not seen._replace(age_days=2).passes(rule, 1)
+        facts = Seen(Decimal(turnover), Decimal(volatility), 3)
+        assert (facts.passes(rule, 1), facts.passes(rule, -1)) == (may_pass, surely_passes), facts
+        assert not facts._replace(age_days=2).passes(rule, 1)
 
 
 def test_a_choice_comes_after_the_last_bars_and_by_the_candles_before_its_run(
     tmp_path: Path,
 ) -> None:
-    def made(name: str, *, from_ms: int | None = None) -> list[UniverseChange]:
+    def choices(name: str, *, from_ms: int | None = None) -> list[UniverseChange]:
         path = replayed(tmp_path / f"{name}.db", candles, rule=rule, from_ms=from_ms)
         with Reader.open(path) as reader:
             events = [event for _, _, event, _ in reader.events(reader.find("last"))]
@@ -167,10 +167,10 @@ def test_a_choice_comes_after_the_last_bars_and_by_the_candles_before_its_run(
     candles = data(bars=130)  # more than the bars that warm a run
     opens, end_ms = candles[0].open_time_ms, candles[0].until_ms
     rule = RULE | {"at": [f"{hour:02d}:{end_ms // 60_000 % 60:02d}" for hour in range(24)]}
-    whole = made("whole")
+    whole = choices("whole")
     assert whole[-1].market_ms == end_ms
-    later = made("later", from_ms=int(opens[100]))
-    assert later == [one for one in whole if one.market_ms >= opens[100]]
+    later = choices("later", from_ms=int(opens[100]))
+    assert later == [pick for pick in whole if pick.market_ms >= opens[100]]
     assert len(later) == 31
 
 
@@ -197,20 +197,20 @@ def figures(change: UniverseChange, **changed: Any) -> UniverseChange:
 @pytest.mark.parametrize(
     ("forge", "field"),
     [
-        (lambda one: [replace(one, chosen=(one.chosen[0], *others(one)))], "event.chosen"),
+        (lambda pick: [replace(pick, chosen=(pick.chosen[0], *others(pick)))], "event.chosen"),
         (lambda change: [replace(change, chosen=change.chosen[::-1])], "event.chosen"),
         (lambda change: [replace(change, chosen=change.chosen[:1])], "event.chosen"),
         (lambda change: [replace(change, chosen=(change.chosen[0],) * 2)], "event.chosen"),
-        (lambda one: [replace(one, reason="all is well")], "event.reason"),
-        (lambda one: [figures(one, turnover="7")], "event.seen"),
-        (lambda one: [figures(one, volatility="0.5")], "event.seen"),
-        (lambda one: [figures(one, age=900)], "event.seen"),
+        (lambda pick: [replace(pick, reason="all is well")], "event.reason"),
+        (lambda pick: [figures(pick, turnover="7")], "event.seen"),
+        (lambda pick: [figures(pick, volatility="0.5")], "event.seen"),
+        (lambda pick: [figures(pick, age=900)], "event.seen"),
         (lambda change: [replace(change, seen=change.seen[:2])], "event.seen"),
-        (lambda one: [], "event.universe"),
-        (lambda one: [one, one], "event.universe"),
-        (lambda one: [one, replace(one, market_ms=one.market_ms + HOUR)], "event.universe"),
-        (lambda one: [replace(one, market_ms=one.market_ms - 1)], "event.universe"),
-        (lambda one: [replace(one, market_ms=one.market_ms + 1)], "event.universe"),
+        (lambda pick: [], "event.universe"),
+        (lambda pick: [pick, pick], "event.universe"),
+        (lambda pick: [pick, replace(pick, market_ms=pick.market_ms + HOUR)], "event.universe"),
+        (lambda pick: [replace(pick, market_ms=pick.market_ms - 1)], "event.universe"),
+        (lambda pick: [replace(pick, market_ms=pick.market_ms + 1)], "event.universe"),
     ],
 )
 def test_a_choice_that_was_forged_before_all_was_derived_is_found(
@@ -235,7 +235,7 @@ def test_amid_its_files_a_forged_choice_is_found_a_day_after_the_first_bar(tmp_p
     path = replayed(
         tmp_path / "forged.db",
         data(),
-        lambda one: [figures(one, turnover="7")],
+        lambda pick: [figures(pick, turnover="7")],
         place=6,
         from_ms=begins,
     )
@@ -245,10 +245,10 @@ def test_amid_its_files_a_forged_choice_is_found_a_day_after_the_first_bar(tmp_p
 @pytest.mark.parametrize(
     ("forge", "fields"),
     [
-        (lambda one: [one], set()),
-        (lambda one: [figures(one, age=1)], {"event.seen"}),  # its bars show three days
-        (lambda one: [figures(one, age=900)], set()),  # its file may be as old as that
-        (lambda one: [figures(one, turnover="7")], {"event.seen", "event.chosen"}),
+        (lambda pick: [pick], set()),
+        (lambda pick: [figures(pick, age=1)], {"event.seen"}),  # its bars show three days
+        (lambda pick: [figures(pick, age=900)], set()),  # its file may be as old as that
+        (lambda pick: [figures(pick, turnover="7")], {"event.seen", "event.chosen"}),
     ],
 )
 def test_a_symbol_is_no_younger_than_the_bars_that_a_run_amid_its_files_holds(
@@ -259,7 +259,10 @@ def test_a_symbol_is_no_younger_than_the_bars_that_a_run_amid_its_files_holds(
     path = replayed(tmp_path / "forged.db", bars, forge, place=5, from_ms=begins)
     with Reader.open(path) as reader:
         events = [event for _, _, event, _ in reader.events(reader.find("last"))]
-    assert min(one.open_time_ms for one in events if isinstance(one, Bar)) > bars[0].open_time_ms[0]
+    assert (
+        min(event.open_time_ms for event in events if isinstance(event, Bar))
+        > bars[0].open_time_ms[0]
+    )
     assert named(path) == fields
 
 
@@ -278,23 +281,23 @@ def as_live(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("forge", "fields"),
     [
-        (lambda one: [one], set()),
-        (lambda one: [figures(one, volatility="0.5")], set()),  # it agrees with itself
-        (lambda one: [], set()),  # an exchange may not have answered
-        (lambda one: [replace(one, market_ms=one.market_ms + 1)], set()),
-        (lambda one: [replace(one, chosen=(one.chosen[0], *others(one)))], {"event.chosen"}),
+        (lambda pick: [pick], set()),
+        (lambda pick: [figures(pick, volatility="0.5")], set()),  # it agrees with itself
+        (lambda pick: [], set()),  # an exchange may not have answered
+        (lambda pick: [replace(pick, market_ms=pick.market_ms + 1)], set()),
+        (lambda pick: [replace(pick, chosen=(pick.chosen[0], *others(pick)))], {"event.chosen"}),
         (lambda change: [replace(change, chosen=change.chosen[::-1])], {"event.chosen"}),
-        (lambda one: [replace(one, chosen=one.chosen[:1])], {"event.chosen", "event.reason"}),
+        (lambda pick: [replace(pick, chosen=pick.chosen[:1])], {"event.chosen", "event.reason"}),
         (lambda change: [replace(change, chosen=(*change.chosen, *others(change)))],
          {"event.chosen", "event.reason"}),
-        (lambda one: [replace(one, chosen=("linear:NONE", one.chosen[0]))], {"event.chosen"}),
+        (lambda pick: [replace(pick, chosen=("linear:NONE", pick.chosen[0]))], {"event.chosen"}),
         (lambda change: [replace(change, chosen=(change.chosen[0],) * 2)], {"event.chosen"}),
         (lambda change: [replace(change, seen=(*change.seen, ("linear:NONE", "1", "0.01", 3)),
                               reason=change.reason.replace("of 3", "of 4"))], {"event.chosen"}),
-        (lambda one: [replace(one, reason="all is well")], {"event.reason"}),
-        (lambda one: [replace(one, market_ms=one.market_ms - 1)], set()),  # a clock behind
-        (lambda one: [replace(one, market_ms=one.market_ms - HOUR)], {"event.universe"}),
-        (lambda one: [one, replace(one, market_ms=one.market_ms + HOUR)], {"event.universe"}),
+        (lambda pick: [replace(pick, reason="all is well")], {"event.reason"}),
+        (lambda pick: [replace(pick, market_ms=pick.market_ms - 1)], set()),  # a clock behind
+        (lambda pick: [replace(pick, market_ms=pick.market_ms - HOUR)], {"event.universe"}),
+        (lambda pick: [pick, replace(pick, market_ms=pick.market_ms + HOUR)], {"event.universe"}),
     ],
 )  # fmt: skip
 def test_a_live_choice_is_held_to_its_own_figures_and_its_time(
@@ -311,8 +314,8 @@ def test_a_live_run_has_a_choice_before_its_first_decision(tmp_path: Path) -> No
 def test_from_amid_a_run_honest_choices_pass_and_a_forged_one_is_found(tmp_path: Path) -> None:
     begins = int(data()[0].open_time_ms[10])
     for name, forge in (
-        ("honest", lambda one: [one]),
-        ("forged", lambda one: [figures(one, turnover="7")]),
+        ("honest", lambda pick: [pick]),
+        ("forged", lambda pick: [figures(pick, turnover="7")]),
     ):
         path = replayed(tmp_path / f"{name}.db", data(), forge, place=8)
         with Reader.open(path) as reader:

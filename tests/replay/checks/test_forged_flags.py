@@ -92,14 +92,14 @@ def plantings(path: Path, column: str) -> Iterator[str]:
     is_null = next(column.null for column in TABLES[table] if column.name == name)
     with closing(sqlite3.connect(path)) as raw:
         rows = raw.execute(f"SELECT {name}, {', '.join(keys)} FROM {table}").fetchall()
-    found = {value: key for value, *key in rows}
-    assert len(found) == 2 or column in UNSEEN or table == "runs", found
-    for value, key in found.items():
+    by_value = {value: key for value, *key in rows}
+    assert len(by_value) == 2 or column in UNSEEN or table == "runs", by_value
+    for value, key in by_value.items():
         where = " AND ".join(f"{name} = {at}" for name, at in zip(keys, key, strict=True))
         for other in (0, 1, 2, -1, *((None,) if is_null else ())):
             if other != value:
-                said = "NULL" if other is None else str(other)
-                yield f"UPDATE {table} SET {name} = {said} WHERE {where}"
+                literal = "NULL" if other is None else str(other)
+                yield f"UPDATE {table} SET {name} = {literal} WHERE {where}"
 
 
 OF_A_MODEL = ("twin_steps", "outcomes")
@@ -110,9 +110,9 @@ def test_a_forged_flag_is_found(booked: Path, modelled: Path, tmp_path: Path) ->
     for column in FLAGS:
         path = modelled if column.startswith(OF_A_MODEL) else booked
         for statement in plantings(path, column):
-            made = forged(path, tmp_path / "forged.db", statement)
-            is_found = not audited(made) or (
-                not believed(made) if column.startswith("runs.") else column in unequal(made, path)
+            copy = forged(path, tmp_path / "forged.db", statement)
+            is_found = not audited(copy) or (
+                not believed(copy) if column.startswith("runs.") else column in unequal(copy, path)
             )
             assert is_found, statement
 
@@ -143,13 +143,13 @@ def test_a_book_that_is_forged_to_be_a_sample_is_found(
     market: SeededMarket, tmp_path: Path, strategy: type[Strategy]
 ) -> None:
     path = replayed(tmp_path / "run.db", market, strategy)
-    found = updates(path)
-    assert len(found) > 10
-    for step, _ in (found[0], found[-1]):
+    steps = updates(path)
+    assert len(steps) > 10
+    for step, _ in (steps[0], steps[-1]):
         change = (
             """UPDATE events SET content = replace(content, '"is_sampled":false', """
             f"""'"is_sampled":true') WHERE sequence = {step}"""
         )
-        made = forged(path, tmp_path / "forged.db", change)
-        assert audited(made)
-        assert not believed(made), step
+        copy = forged(path, tmp_path / "forged.db", change)
+        assert audited(copy)
+        assert not believed(copy), step

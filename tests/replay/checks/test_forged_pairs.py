@@ -10,8 +10,8 @@ from typing import Any
 
 import depth_cases
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import audited, believed, forged, literal, plantings, verified
@@ -28,12 +28,12 @@ from tracepaper.strategies.order_book import books_in, packed_books
 from tracepaper.strategies.types.market import Depths
 
 CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
-LOOKS = own.source(
+LOOKS = users.source(
     head="books = 3",
     decide="books = now.depth\n"
     "return by(books is not None and int(books.size[:, 0, 0].sum()) % 2 == 0)",
 )
-IGNORES = own.source(decide="return by(bar.close > bar.open)")
+IGNORES = users.source(decide="return by(bar.close > bar.open)")
 
 
 def recorded(path: Path, candles: list[Candles], depth: Any = (), **given: Any) -> Path:
@@ -84,11 +84,11 @@ def test_where_a_run_was_made_is_told_by_its_row_and_its_start_together(
             f"WHERE sequence = {start}"
         )
         target = tmp_path / "forged.db"
-        made = forged(path, target, f"UPDATE runs SET {name} = {literal(other)}", in_start)
-        if believed(made, path):
+        copy = forged(path, target, f"UPDATE runs SET {name} = {literal(other)}", in_start)
+        if believed(copy, path):
             passed.add(f"runs.{name}")
-    told = {f"runs.{name}" for name in SAID_TWICE} & set(TAKEN_AS_TOLD)
-    assert passed == (told if of_a_model else {"runs.code_version", "runs.libraries"})
+    named = {f"runs.{name}" for name in SAID_TWICE} & set(TAKEN_AS_TOLD)
+    assert passed == (named if of_a_model else {"runs.code_version", "runs.libraries"})
 
 
 def test_a_library_that_is_forged_loosens_nothing_where_no_model_answers(
@@ -154,7 +154,7 @@ def booked(
     walk = made_candles(walk_rows(12))
     shift = depth_cases.FIRST_MS - int(walk.open_time_ms[0])
     walk = replace(walk, open_time_ms=walk.open_time_ms + shift)
-    with own.importable(folder):
+    with users.importable(folder):
         path = recorded(
             folder / "run.db", [walk], [read_depth(books)], strategy={"name": f"{name}:Mine"}
         )

@@ -97,8 +97,8 @@ def pruned(plain: Path) -> Path:
 
 def test_the_rule_names_what_is_taken_as_told_and_nothing_else() -> None:
     text = (Path(__file__).parents[3] / "docs" / "storage.md").read_text(encoding="utf-8")
-    told = text[text.index("**S12.**") : text.index("**S13.**")]
-    named = {name for name in re.findall(r"`([a-z0-9_.]+)`", told) if name != "verify"}
+    rule = text[text.index("**S12.**") : text.index("**S13.**")]
+    named = {name for name in re.findall(r"`([a-z0-9_.]+)`", rule) if name != "verify"}
     assert named == {*TAKEN_AS_TOLD, *OUTSIDE, *OF_A_PRUNED_RUN}
 
 
@@ -231,7 +231,7 @@ def test_what_no_step_means_is_found(plain: Path, tmp_path: Path, what: str) -> 
 def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(plain, tmp_path / "later.db"))
     with closing(sqlite3.connect(path)) as raw:
-        one, other, named = raw.execute(
+        earlier, other, named = raw.execute(
             "SELECT a.sequence, b.sequence, a.outcome FROM steps a "
             "JOIN steps b ON b.run_key = a.run_key AND b.sequence = a.sequence + 1 "
             "AND b.outcome = a.outcome AND NOT EXISTS (SELECT 1 FROM outcomes o "
@@ -242,7 +242,7 @@ def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -
             f"{', '.join(stored_columns('outcomes')[2:])} "
             f"FROM outcomes WHERE sequence = {named}"
         )
-        raw.execute(f"UPDATE steps SET outcome = {other} WHERE sequence IN ({one}, {other})")
+        raw.execute(f"UPDATE steps SET outcome = {other} WHERE sequence IN ({earlier}, {other})")
         raw.commit()
     rechain(path)
     assert not believed(path)

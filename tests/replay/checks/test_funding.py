@@ -121,14 +121,16 @@ class _History:
 
 
 @pytest.mark.parametrize(
-    ("rates", "said"),
+    ("rates", "error"),
     [
         (history(DUES, symbol="WIFUSDT"), "is of linear:WIFUSDT, and run"),
         (history([1, 2]), "no settlement within the time"),
     ],
 )
-def test_a_history_of_something_else_is_refused(path: Path, rates: FundingRates, said: str) -> None:
-    with Reader.open(path) as reader, pytest.raises(DataInvalid, match=said):
+def test_a_history_of_something_else_is_refused(
+    path: Path, rates: FundingRates, error: str
+) -> None:
+    with Reader.open(path) as reader, pytest.raises(DataInvalid, match=error):
         check_funding(reader, reader.find("last"), rates)
 
 
@@ -140,9 +142,9 @@ def test_the_command_says_which_settlement_differs(
     file.write_text("\n".join(("funding_time,funding_rate", *lines)) + "\n", encoding="utf-8")
     words = ["verify", "last", "--db", str(path), "--funding", str(file)]
     assert invoke(words) == 1
-    said = capsys.readouterr().out
-    assert "23 of 24 published settlements of linear:BTCUSDT were booked" in said
-    assert ": not booked" in said
+    printed = capsys.readouterr().out
+    assert "23 of 24 published settlements of linear:BTCUSDT were booked" in printed
+    assert ": not booked" in printed
     assert invoke([*words, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["funding"][0]["missing"] == [MISSING]
     del lines[10]

@@ -49,12 +49,12 @@ def identity(
 def test_equal_numbers_of_other_decimals_have_the_same_identity() -> None:
     """65114.20 with two decimals equals 65114.2 with one, and a target of 1.000 equals 1."""
     two = replace(cases.BTC, price_decimals=2, volume_decimals=3, quantity_decimals=3)
-    one = replace(cases.BTC, price_decimals=1, volume_decimals=2, quantity_decimals=0)
+    item = replace(cases.BTC, price_decimals=1, volume_decimals=2, quantity_decimals=0)
     bar = Bar("x", 0, 60_000, 6511420, 6511430, 6511410, 6511420, 1230, None, 1, 1, Source.REST)
     coarse = replace(bar, open=651142, high=651143, low=651141, close=651142, volume=123)
     wanted = builders.altered(DECISION, target_quantity=1_000)
     assert identity(bar, None, wanted, two) == identity(
-        coarse, None, replace(wanted, target_quantity=1), one
+        coarse, None, replace(wanted, target_quantity=1), item
     )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
@@ -73,10 +73,10 @@ class Checks:
 
     def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> LookaheadFinding:
         name = f"own_{next(_NUMBERS)}"
-        (self.folder / f"{name}.py").write_text(own.source(**bodies))
+        (self.folder / f"{name}.py").write_text(users.source(**bodies))
         given = candles or (self._walk,)
         config = configured({"name": f"{name}:Mine"}, *given)
-        with own.importable(self.folder):
+        with users.importable(self.folder):
             return lookahead(config, MarketData(given), self._fresh, self.limits, allow=[allow])
 
 
@@ -220,12 +220,12 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("is_in_source", [True, False])
 def test_a_table_in_a_source_is_refused_and_named(
-    check: Checks, walk: Candles, name: str, *, beside: bool
+    check: Checks, walk: Candles, name: str, *, is_in_source: bool
 ) -> None:
     text = TABLES[name].format([int(close) for close in walk.close])
-    if beside:
+    if is_in_source:
         (check.folder / f"own_table_{len(name)}.py").write_text(text)
         text = f"import own_table_{len(name)}"
     finding = check(top=text, decide="return by(bar.close > bar.open)")
@@ -233,7 +233,7 @@ def test_a_table_in_a_source_is_refused_and_named(
     assert [item.what for item in finding.opened] == ["table"]
     assert "the strategy opens a table in " in finding.sentence()
     (allowed,) = (item.name for item in finding.opened)
-    if beside:
+    if is_in_source:
         assert check(allow=allowed, top=text, decide="return by(bar.close > bar.open)").holds
 
 
@@ -467,7 +467,7 @@ def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
 ) -> None:
     (tmp_path / "own_portfolio.py").write_text(PORTFOLIO.format(first=first))
     config = configured({"name": "own_portfolio:Mine"}, walk, other)
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         finding = lookahead(config, MarketData([walk, other]), fresh, FEW)
     assert finding.holds is (not because)
     assert because in finding.because
@@ -547,8 +547,8 @@ def test_a_class_that_hangs_later_is_not_proved_to_the_end(
     check.limits = Limits(seconds=2.0)
     later = "self.seen = getattr(self, 'seen', 0) + 1; Mine.all = getattr(Mine, 'all', 0) + 1"
     finding = check(observe=f"{later}\nif Mine.all > 200: {HANGS}", decide="return by(True)")
-    said = "a second run in one process: not probed to the end, the time was over"
-    assert said in finding.unproved
+    sentence = "a second run in one process: not probed to the end, the time was over"
+    assert sentence in finding.unproved
     assert finding.verdict == "nothing moved so far"
     assert f"{finding.without_later} of 160 bars decided" in finding.sentence()
 
@@ -565,10 +565,12 @@ def folder(here: Path, walk: Candles, other: Candles) -> Iterator[Path]:
         lines = [",".join(map(str, row)) for row in rows]
         text = "open_time,open,high,low,close,volume\n" + "\n".join(lines) + "\n"
         (here / f"{part.symbol}.csv").write_text(text)
-    reads = own.source(init="open('BTCUSDT.csv').close()", decide="return by(bar.close > bar.open)")
+    reads = users.source(
+        init="open('BTCUSDT.csv').close()", decide="return by(bar.close > bar.open)"
+    )
     (here / "peeking.py").write_text(reads)
     (here / "peeking.toml").write_text('[strategy]\nname = "peeking:Mine"\n')
-    with own.importable(here):
+    with users.importable(here):
         yield here
 
 
@@ -579,16 +581,16 @@ def test_the_command_names_what_was_read_and_exits_1(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke(["lookahead", "-c", "peeking.toml", *BOTH]) == 1
-    said = capsys.readouterr().out
-    assert f"reads {folder}/BTCUSDT.csv, which `files` does not name; declare the files" in said
-    assert "--allow-reading" in said
+    printed = capsys.readouterr().out
+    assert f"reads {folder}/BTCUSDT.csv, which `files` does not name; declare the files" in printed
+    assert "--allow-reading" in printed
 
 
 def test_the_command_that_did_not_probe_all_exits_1(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two more interpreters alone take longer than the second."""
-    (folder / "peeking.py").write_text(own.source(decide="return by(bar.close > bar.open)"))
+    (folder / "peeking.py").write_text(users.source(decide="return by(bar.close > bar.open)"))
     short = ["lookahead", "-c", "peeking.toml", *BOTH, "--seconds", "1"]
     assert invoke(short) == 1
     assert capsys.readouterr().out.startswith("lookahead: not probed to the end: ")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from numpy.typing import NDArray
@@ -68,9 +68,9 @@ def probed(config: Config, walk: Candles) -> list[Difference]:
         ours.send(FutureProbe(0, int(walk.open_time_ms[place]), cut))
     ours.send(None)
     derive_probes(theirs, config, MarketData([walk]), "scan")
-    found = [ours.recv() for _ in PROBES]
-    assert all(compared > 0 for compared, _ in found)
-    return [difference for _, difference in found if difference is not None]
+    answers = [ours.recv() for _ in PROBES]
+    assert all(compared > 0 for compared, _ in answers)
+    return [difference for _, difference in answers if difference is not None]
 
 
 def test_what_a_bar_could_know_stays_as_it_was(tmp_path: Path, walk: Candles) -> None:
@@ -108,8 +108,8 @@ PEEKING = {
 
 
 def test_a_strategy_that_finds_the_file_in_memory_is_found(tmp_path: Path, walk: Candles) -> None:
-    (tmp_path / "peeking_rows.py").write_text(own.source(**PEEKING))
-    with own.importable(tmp_path):
+    (tmp_path / "peeking_rows.py").write_text(users.source(**PEEKING))
+    with users.importable(tmp_path):
         given = config(tmp_path, walk, strategy={"name": "peeking_rows:Mine"})
         moved = probed(given, walk)
     assert moved

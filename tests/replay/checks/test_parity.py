@@ -34,8 +34,8 @@ def test_runs_of_no_common_bar_are_said_to_be_not_compared(
         config = load(None, {"strategy": {"name": "sma_cross", "fast": 3, "slow": 7}})
         record(path, config, [candles])
     assert invoke(["parity", *(f"{path}#last" for path in paths)]) == 1
-    said = capsys.readouterr().out
-    assert "Nothing was compared: give two runs that decided the same bars." in said
+    printed = capsys.readouterr().out
+    assert "Nothing was compared: give two runs that decided the same bars." in printed
 
 
 def test_fills_that_differ_are_said_with_prices_and_the_bar_by_its_time(

@@ -7,8 +7,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
@@ -42,14 +42,14 @@ class Starts:
 
     def __call__(self, sections: dict[str, Any], **bodies: str) -> RecursiveFinding:
         name = f"starts_{next(_NUMBERS)}"
-        (self._folder / f"{name}.py").write_text(own.source(**bodies))
+        (self._folder / f"{name}.py").write_text(users.source(**bodies))
         config = configured(f"{name}:Mine", **sections)
-        with own.importable(self._folder):
+        with users.importable(self._folder):
             return recursive(config, MarketData([self._walk]), self._fresh, probes=4, warmup=60)
 
 
 @pytest.fixture
-def found(tmp_path: Path, fresh: FreshProcesses, walk: Candles) -> Starts:
+def starts(tmp_path: Path, fresh: FreshProcesses, walk: Candles) -> Starts:
     return Starts(tmp_path, fresh, walk)
 
 
@@ -84,8 +84,8 @@ REMEMBERS: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("name", REMEMBERS)
-def test_a_memory_longer_than_the_warm_up_is_found(found: Starts, name: str) -> None:
-    finding = found({}, **REMEMBERS[name])
+def test_a_memory_longer_than_the_warm_up_is_found(starts: Starts, name: str) -> None:
+    finding = starts({}, **REMEMBERS[name])
     assert not finding.holds
     assert finding.differences[0].field in ("signal", "strength")
 
@@ -171,16 +171,16 @@ UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", UNDECLARED)
-def test_state_that_is_not_declared_is_found_and_named(found: Starts, name: str) -> None:
+def test_state_that_is_not_declared_is_found_and_named(starts: Starts, name: str) -> None:
     named, bodies = UNDECLARED[name]
-    finding = found({}, **bodies)
+    finding = starts({}, **bodies)
     assert not finding.holds
     assert named in finding.sentence()
     assert "its State does not declare" in finding.sentence()
 
 
-def test_state_that_is_declared_is_handed_to_a_later_start(found: Starts) -> None:
-    finding = found(
+def test_state_that_is_declared_is_handed_to_a_later_start(starts: Starts) -> None:
+    finding = starts(
         {},
         top="from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
         head="State = Memory",
@@ -214,11 +214,11 @@ SEEN: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("name", SEEN)
 def test_what_sees_the_account_starts_later_with_the_account_that_stood(
-    found: Starts, name: str
+    starts: Starts, name: str
 ) -> None:
     bodies = SEEN[name]
     state = "; State = Memory" if "top" in bodies else ""
-    finding = found({}, **{**bodies, "head": f"sees_account = True{state}"})
+    finding = starts({}, **{**bodies, "head": f"sees_account = True{state}"})
     assert finding.holds, finding.differences
     assert finding.compared > 100
 
@@ -235,9 +235,9 @@ def test_a_later_start_knows_the_range_of_a_day_before_its_warm_up(
     tmp_path: Path, fresh: FreshProcesses
 ) -> None:
     quarters = made_candles(walk_rows(300), interval_ms=900_000)  # 96 a day, and 60 warm up
-    text = own.source(head="sees_account = True", decide=RANGE_OF_A_DAY)
+    text = users.source(head="sees_account = True", decide=RANGE_OF_A_DAY)
     (tmp_path / "ranged.py").write_text(text)
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         config = configured("ranged:Mine", market={"symbols": ["BTCUSDT"], "interval": "15"})
         finding = recursive(config, MarketData([quarters]), fresh, probes=4, warmup=60)
     assert finding.holds, finding.differences
@@ -264,10 +264,10 @@ UNDECLARED_WITH_ACCOUNT: dict[str, tuple[str, dict[str, str]]] = {
 
 @pytest.mark.parametrize("name", UNDECLARED_WITH_ACCOUNT)
 def test_what_is_remembered_of_the_account_and_not_declared_is_named(
-    found: Starts, name: str
+    starts: Starts, name: str
 ) -> None:
     named, bodies = UNDECLARED_WITH_ACCOUNT[name]
-    finding = found({}, **{**bodies, "head": "sees_account = True"})
+    finding = starts({}, **{**bodies, "head": "sees_account = True"})
     assert not finding.holds
     assert named in finding.sentence()
     assert "its State does not declare" in finding.sentence()
@@ -297,9 +297,9 @@ FAIR: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", FAIR)
-def test_what_the_account_alone_explains_is_no_difference(found: Starts, name: str) -> None:
+def test_what_the_account_alone_explains_is_no_difference(starts: Starts, name: str) -> None:
     sections, bodies = FAIR[name]
-    finding = found(sections, **bodies)
+    finding = starts(sections, **bodies)
     assert finding.holds, finding.differences
     assert finding.probes == 4
     assert finding.compared > 100
@@ -329,8 +329,8 @@ def test_several_symbols_start_later_at_one_time(
     )
     assert finding.holds
     assert (finding.probes, finding.compared > 400) == (4, True)
-    (tmp_path / "counts.py").write_text(own.source(**REMEMBERS["a count of all bars"]))
-    with own.importable(tmp_path):
+    (tmp_path / "counts.py").write_text(users.source(**REMEMBERS["a count of all bars"]))
+    with users.importable(tmp_path):
         config = configured("counts:Mine", **SYMBOLS)
         assert not recursive(config, MarketData(walks), fresh, probes=4, warmup=60).holds
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import forged, verified
@@ -65,11 +65,11 @@ SHARED = {
 def test_a_leak_of_one_of_several_strategies_is_found(
     tmp_path: Path, fresh: FreshProcesses
 ) -> None:
-    (tmp_path / "own_shared.py").write_text(own.source(**SHARED))
+    (tmp_path / "own_shared.py").write_text(users.source(**SHARED))
     config = configured({"name": "own_shared:Mine"}, PAIR)
-    with own.importable(tmp_path):
-        found = lookahead(config, MarketData(PAIR), fresh, Limits(probes=2))
-    assert found.differences
+    with users.importable(tmp_path):
+        finding = lookahead(config, MarketData(PAIR), fresh, Limits(probes=2))
+    assert finding.differences
 
 
 @pytest.mark.parametrize("ordinal", [0, 1])
@@ -79,8 +79,8 @@ def test_a_forged_threshold_of_one_of_several_strategies_is_found(
     path = recorded(tmp_path / "run.db", {**CROSS, "slow": 11}, PAIR[:1])
     assert verified(path).holds
     changed = "UPDATE gate_sets SET threshold = threshold + 1 WHERE gate_set = 1"
-    made = forged(path, tmp_path / "forged.db", f"{changed} AND ordinal = {ordinal}")
-    verification = verified(made)
+    copy = forged(path, tmp_path / "forged.db", f"{changed} AND ordinal = {ordinal}")
+    verification = verified(copy)
     assert not verification.holds
     assert verification.differences[0].field == "runs.gate_sets"
 
@@ -93,12 +93,12 @@ NAMELESS = """class Nameless(Exception):
 
 @pytest.mark.parametrize("decide", ["raise Nameless()", "return Nameless()"])
 def test_an_error_that_has_no_text_sets_its_strategy_aside(tmp_path: Path, decide: str) -> None:
-    (tmp_path / "own_nameless.py").write_text(own.source(top=NAMELESS, decide=decide))
-    with own.importable(tmp_path):
+    (tmp_path / "own_nameless.py").write_text(users.source(top=NAMELESS, decide=decide))
+    with users.importable(tmp_path):
         path = recorded(tmp_path / "run.db", {"name": "own_nameless:Mine"}, PAIR[:1])
         assert verified(path).holds
         with Reader.open(path) as reader:
             *_, last = (step for step in reader.steps(reader.find("last")) if step.decision)
-    (reason,) = [one.outcome.reason for one in last.strategies if one.strategy == "other"]
+    (reason,) = [each.outcome.reason for each in last.strategies if each.strategy == "other"]
     assert reason.startswith("set aside: Mine ")
     assert "(Nameless has no text: RuntimeError)" in reason

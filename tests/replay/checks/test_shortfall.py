@@ -285,8 +285,9 @@ def test_each_cause_is_told_from_the_others(crossing: Path) -> None:
     assert parts(dearer) == {"price": -2 * Fraction(fill.quantity)}
     assert fill.fee is not None
     assert parts(replace(fill, fee=fill.fee + 3)) == {"fee": Fraction(-3)}
-    assert parts(replace(fill, fee=None, fee_base=None)) == {}  # unknown: paper's counts
-    assert parts(replace(fill, fee=fill.fee + 3, fee_coin="MNT")) == {}  # of no known worth
+    for unknown in (replace(fill, fee=None, fee_base=None), replace(fill, fee_coin="MNT")):
+        assert parts(unknown) == {}  # paper's counts
+        assert any("1 fills name no fee" in note for note in found_of(crossing, [unknown]).notes)
     assert set(parts(replace(fill, quantity=fill.quantity / 2, fee=fill.fee / 2))) == {"size"}
     assert set(parts()) == {"missed"}
     # The next bar's open, where the market stands then: it has moved, and nothing else differs.
@@ -357,7 +358,7 @@ def test_what_cannot_be_joined_is_one_sentence(
     empty = tmp_path / "empty.csv"
     empty.write_text("")
     command = ["calibrate", "--run", "last", "--db", str(crossing)]
-    for changed, said in (
+    for changed, sentence in (
         ([replace(fill, symbol="XRPUSDT") for fill in paper], "of XRPUSDT, which the run does not"),
         ([replace(fill, time_ms=fill.time_ms + 10**10) for fill in paper], "outside of the run's"),
         ([replace(paper[0], quantity=Decimal("0.12345678"))], "is traded in 3 decimals"),
@@ -366,7 +367,7 @@ def test_what_cannot_be_joined_is_one_sentence(
         path = str(empty) if changed is None else written(tmp_path / "fills.csv", changed)
         assert invoke([*command, path]) != 0
         answer = capsys.readouterr().err
-        assert said in answer
+        assert sentence in answer
         assert "Traceback" not in answer
     mixed = [paper[0], paper[0], replace(paper[1], symbol="XRPUSDT"), *paper[2:]]
     path = written(tmp_path / "fills.csv", mixed)

@@ -13,8 +13,8 @@ from typing import Any
 
 import explained_runs
 import numpy as np
-import own_strategies as own
 import pytest
+import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
@@ -24,8 +24,9 @@ from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
+from tracepaper.replay.backtest.make import resume_replay
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, resume_replay
+from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
@@ -68,8 +69,10 @@ def verified(path: Path, wanted: str = "last", **options: Any) -> Verification:
 
 
 def compared(first: Path, second: Path) -> Parity:
-    with Reader.open(first) as one, Reader.open(second) as two:
-        return compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, two.find("last")))
+    with Reader.open(first) as base, Reader.open(second) as two:
+        return compare_runs(
+            ComparedRun(base, base.find("last")), ComparedRun(two, two.find("last"))
+        )
 
 
 @pytest.fixture(scope="module")
@@ -285,18 +288,18 @@ def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
 
 # ---------------------------------------------------------------- who is to blame
 
-RISES = own.source(decide="return by(bar.close > bar.open)")
+RISES = users.source(decide="return by(bar.close > bar.open)")
 BLAMED: dict[str, tuple[str, str, str, str]] = {
     "another source": (RISES, RISES.replace("> bar", "< bar"), "", "was changed since: its source"),
     "a comment in its source": (RISES, f"{RISES}\n# new", "", "every step follows, but the"),
     "an unseeded draw": (
-        own.source(top="import random", decide="return by(random.random() < 0.5)"),
+        users.source(top="import random", decide="return by(random.random() < 0.5)"),
         "",
         "",
         "decides otherwise each time",
     ),
     "a file that it reads": (
-        own.source(
+        users.source(
             top="from pathlib import Path\nHERE = Path(__file__).with_name('said.txt')",
             init="self.said = HERE.read_text()",
             decide="return by((bar.close > bar.open) == bool(self.said))",
@@ -306,7 +309,7 @@ BLAMED: dict[str, tuple[str, str, str, str]] = {
         "said.txt, which `files` does not name and which may have changed",
     ),
     "a file that it declares": (
-        own.source(
+        users.source(
             head="files = ('said.txt',)",
             init="self.said = self.files['said.txt'].read_text()",
             decide="return by((bar.close > bar.open) == bool(self.said))",
@@ -322,14 +325,14 @@ BLAMED: dict[str, tuple[str, str, str, str]] = {
 def test_a_strategy_that_decides_otherwise_is_to_blame(
     tmp_path: Path, walk: Candles, name: str
 ) -> None:
-    then, now, said, cause = BLAMED[name]
+    then, now, text, cause = BLAMED[name]
     module = f"blamed_{list(BLAMED).index(name)}"
     source, path = tmp_path / f"{module}.py", tmp_path / "run.db"
     source.write_text(then)
     (tmp_path / "said.txt").write_text("")
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         replayed(path, walk, strategy={"name": f"{module}:Mine"})
-        (tmp_path / "said.txt").write_text(said)
+        (tmp_path / "said.txt").write_text(text)
         source.write_text(now or then)
         if now:
             del sys.modules[module]
@@ -352,7 +355,7 @@ def test_a_strategy_that_decides_by_hashes_of_texts_is_to_blame(
     tmp_path: Path, walk: Candles, name: str
 ) -> None:
     """Two derivations in one process agree; the run was made in another."""
-    (tmp_path / "hashes.py").write_text(own.source(decide=BY_HASH[name]))
+    (tmp_path / "hashes.py").write_text(users.source(decide=BY_HASH[name]))
     (tmp_path / "hashes.toml").write_text('[strategy]\nname = "hashes:Mine"\n')
     columns = (walk.open_time_ms, walk.open, walk.high, walk.low, walk.close, walk.volume)
     lines = [",".join(map(str, row)) for row in zip(*(c.tolist() for c in columns), strict=True)]
@@ -364,7 +367,7 @@ def test_a_strategy_that_decides_by_hashes_of_texts_is_to_blame(
         cwd=tmp_path,
         check=True,
     )
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         verification = verified(tmp_path / "run.db")
     assert (verification.holds, verification.culprit) == (False, Cause.STRATEGY)
     assert "by the hash of a text, or by the order of a set of texts" in verification.likely_cause
@@ -373,7 +376,7 @@ def test_a_strategy_that_decides_by_hashes_of_texts_is_to_blame(
 def test_a_changed_decision_of_an_honest_class_is_the_record(tmp_path: Path, walk: Candles) -> None:
     (tmp_path / "honest.py").write_text(RISES)
     path = tmp_path / "run.db"
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         replayed(path, walk, strategy={"name": "honest:Mine"})
         with sqlite3.connect(path) as raw:
             raw.execute("UPDATE outcomes SET reason = 'another' WHERE sequence % 2")
@@ -402,7 +405,7 @@ def test_the_part_of_the_run_that_differs_is_named(
 
 def test_one_culprit_is_named_only_where_all_else_is_equal(tmp_path: Path, walk: Candles) -> None:
     """A forgery by whoever recomputes the chain looks like other code; a broken chain, like all."""
-    said = {}
+    blamed = {}
     for version in ("", "0.0.1+other"):
         path = tmp_path / f"run{version}.db"
         replayed(path, walk)
@@ -410,8 +413,8 @@ def test_one_culprit_is_named_only_where_all_else_is_equal(tmp_path: Path, walk:
         if version:
             tamper(path, f"UPDATE runs SET code_version = '{version}'")
         rechain(path)
-        said[version] = verified(path).to_blame
-    assert said == {"": "the record", "0.0.1+other": "the code, or the record,"}
+        blamed[version] = verified(path).to_blame
+    assert blamed == {"": "the record", "0.0.1+other": "the code, or the record,"}
 
 
 def test_a_broken_chain_is_said_where_the_strategy_seems_another(
@@ -419,7 +422,7 @@ def test_a_broken_chain_is_said_where_the_strategy_seems_another(
 ) -> None:
     (tmp_path / "upright.py").write_text(RISES)
     path = tmp_path / "run.db"
-    with own.importable(tmp_path):
+    with users.importable(tmp_path):
         replayed(path, walk, strategy={"name": "upright:Mine"})
         tamper(path, f"UPDATE runs SET strategy_sha256 = '{'0' * 64}'")
         assert verified(path).to_blame == "the strategy, or the record,"

@@ -149,26 +149,26 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
     }
     whys = {str(cause["why"]) for cause in result.causes}
     assert {why for why in whys if why.endswith(" does not refuse")} == allowed
-    begins, known = [], dict[str, object]()
+    begins, last = [], dict[str, object]()
     for first, second in zip(before, after, strict=True):
         assert isinstance(first.event, Bar)
         both = _judged(first), _judged(second)
-        if both[0] != both[1] and known.get(first.event.instrument) != both:
+        if both[0] != both[1] and last.get(first.event.instrument) != both:
             begins.append(first.sequence)
-        known[first.event.instrument] = both
+        last[first.event.instrument] = both
     assert [each["sequence"] for each in result.changes] == begins[:100]
     recorded, changed, difference = result.accounts
     cash = 100_000.0
     for account, steps in ((recorded, before), (changed, after)):
-        assert made(account) == pytest.approx(steps[-1].account.equity / 1e8 - cash)
+        assert made_of(account) == pytest.approx(steps[-1].account.equity / 1e8 - cash)
         equity = np.array([cash, *(step.account.equity / 1e8 for step in steps)])
         peaks = np.maximum.accumulate(equity)
         assert account["max_drawdown"] == pytest.approx(float((1 - equity / peaks).max()))
         assert account["fees"] == pytest.approx(steps[-1].account.fees_paid / 1e8)
-    assert made(difference) == pytest.approx(made(changed) - made(recorded))
+    assert made_of(difference) == pytest.approx(made_of(changed) - made_of(recorded))
 
 
-def made(account: Mapping[str, Any]) -> float:
+def made_of(account: Mapping[str, Any]) -> float:
     profit, _ = account["profit"]
     return float(profit)
 

@@ -12,11 +12,12 @@ from tracepaper.strategies.errors import DataInvalid
 NOW_MS = 1_748_538_720_000
 
 
-def test_two_demos_of_one_second_have_files_of_their_own(here: Path) -> None:
-    first, second = (claimed(None, wall_ms=NOW_MS) for _ in range(2))
+def test_a_second_demo_of_one_second_is_refused(here: Path) -> None:
+    first = claimed(None, wall_ms=NOW_MS)
     assert first.database.name == "demo-20250529-171200.db"
-    assert second.database.name == "demo-20250529-171200-2.db"
-    assert {path.name for path in here.iterdir()} == {first.config.name, second.config.name}
+    with pytest.raises(DataInvalid, match="exists already"):
+        claimed(None, wall_ms=NOW_MS)
+    assert [path.name for path in here.iterdir()] == [first.config.name]
 
 
 def test_what_exists_is_refused(tmp_path: Path) -> None:

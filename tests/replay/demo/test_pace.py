@@ -18,8 +18,6 @@ def seconds_of(bars_a_second: float) -> float:
         now_s += TICK_S
         closed = min(pace.market_ms(now_s), MONTH) // QUARTER
         stored = min(float(closed), stored + bars_a_second * TICK_S)
-        if int(stored):
-            pace.observe(int(stored) * QUARTER, now_s=now_s)
         speed = pace.choose(int(stored) * QUARTER, now_s=now_s)
         assert SPEED_MIN <= speed <= PLANNED
         assert pace.market_ms(now_s) - stored * QUARTER < 40 * QUARTER  # few bars ever wait
@@ -44,13 +42,9 @@ def test_silence_slows_market_time_before_a_late_bar_can() -> None:
     assert SPEED_MIN < pace.choose(12_000_000_000, now_s=12.1) < PLANNED  # it learnt
 
 
-def test_a_lag_is_measured_from_the_close_on_the_machines_clock() -> None:
+def test_market_time_passes_at_the_newest_speed() -> None:
     pace = MarketPace(PLANNED, QUARTER)
     assert pace.market_ms(99.0) == 0
     pace.set(10.0, now_ms=0, now_s=100.0)
     pace.set(1.0, now_ms=20_000, now_s=102.0)
     assert pace.market_ms(103.0) == 21_000
-    pace.observe(20_000, now_s=103.0)
-    assert pace.slowest_s == 1.0
-    pace.observe(90_000, now_s=104.0)  # a clock that is ahead
-    assert pace.slowest_s == 1.0

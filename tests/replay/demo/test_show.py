@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(folder: Path) -> dict[str, Any]:
+def ending(folder: Path) -> dict[str, Any]:
     """Return what a short demo says at its end."""
     ended = run([*SHORT, "--db", "show.db", "--json"], folder)
     assert ended.code == 0, ended.err[-2000:]
@@ -38,36 +38,36 @@ def said(folder: Path) -> dict[str, Any]:
     return document
 
 
-def test_every_incident_is_announced_and_ends_well(said: dict[str, Any]) -> None:
-    assert len(said["incidents"]) == 4
-    assert "none is missing" in said["incidents"][0]
-    assert "refused by `operator`" in said["incidents"][1]
-    assert "goes on with the same run" in said["incidents"][2]
-    assert "do not give the digest of their commit: steps" in said["incidents"][3]
+def test_every_incident_is_announced_and_ends_well(ending: dict[str, Any]) -> None:
+    assert len(ending["incidents"]) == 4
+    assert "none is missing" in ending["incidents"][0]
+    assert "refused by `operator`" in ending["incidents"][1]
+    assert "goes on with the same run" in ending["incidents"][2]
+    assert "do not give the digest of their commit: steps" in ending["incidents"][3]
     for number in range(1, 5):
-        assert f"Incident {number} of 4" in said["announced"]
-    assert said["processes"] == 2
-    assert said["chain"]["holds"]
-    assert said["decisions"] >= 2 * 48  # it goes on until the last incident is over
+        assert f"Incident {number} of 4" in ending["announced"]
+    assert ending["processes"] == 2
+    assert ending["chain"]["holds"]
+    assert ending["decisions"] >= 2 * 48  # it goes on until the last incident is over
 
 
 def test_the_page_is_named_once_and_keeps_its_address_when_its_daemon_is_killed(
-    said: dict[str, Any], folder: Path
+    ending: dict[str, Any], folder: Path
 ) -> None:
-    [url] = re.findall(r"The page is (http://127\.0\.0\.1:\d+)/", said["announced"])
+    [url] = re.findall(r"The page is (http://127\.0\.0\.1:\d+)/", ending["announced"])
     log = (folder / "show.log").read_text()
     assert re.findall(r'"The page is (\S+)/"', log) == [url, url]  # of both processes
 
 
 def test_the_run_follows_from_its_record_and_the_changed_copy_is_gone(
-    said: dict[str, Any], folder: Path
+    ending: dict[str, Any], folder: Path
 ) -> None:
     verified = run(["verify", "last", "--db", "show.db", "--json"], folder)
-    assert json.loads(verified.out)["agreed"] == said["decisions"]
+    assert json.loads(verified.out)["agreed"] == ending["decisions"]
     assert {path.suffix for path in folder.glob("show*")} >= {".db", ".toml", ".log"}
     assert list(folder.glob("*changed*")) == []
-    assert said["parity"]["outcome"] == "identical"
-    assert said["parity"]["identical"] == said["parity"]["compared"] == said["decisions"]
+    assert ending["parity"]["outcome"] == "identical"
+    assert ending["parity"]["identical"] == ending["parity"]["compared"] == ending["decisions"]
 
 
 def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def test_any_window_holds_what_a_plain_filter_holds(
 
 async def test_coarser_intervals_are_exact_aggregates() -> None:
     async with serving(candles(ROWS), start=START) as (_, client):
-        ones = await client.result("kline", symbol="BTCUSDT", interval="1", limit=1000)
-        by_start = {int(row[0]): row for row in ones["list"]}
+        minutes = await client.result("kline", symbol="BTCUSDT", interval="1", limit=1000)
+        by_start = {int(row[0]): row for row in minutes["list"]}
         for interval, length in (("15", 15), ("60", 60), ("D", 1440)):
             result = await client.result("kline", symbol="BTCUSDT", interval=interval)
             for row in result["list"]:
@@ -154,14 +154,14 @@ async def test_data_of_five_minutes_has_no_candles_of_one() -> None:
 async def test_instruments_are_paged_by_a_cursor_that_ends() -> None:
     symbols = ["BTCUSDT", "ETHUSDT", "SOLUSDT"]
     async with serving(*(candles(ROWS, symbol=symbol) for symbol in symbols)) as (_, client):
-        seen, cursor = [], ""
+        listed, cursor = [], ""
         for _ in range(3):
             result = await client.result(
                 "instruments-info", category="linear", limit=1, cursor=cursor
             )
-            seen += [item["symbol"] for item in result["list"]]
+            listed += [item["symbol"] for item in result["list"]]
             cursor = result["nextPageCursor"]
-        assert (seen, cursor) == (symbols, "")
+        assert (listed, cursor) == (symbols, "")
 
 
 async def test_categories_and_statuses_without_instruments_answer_an_empty_list() -> None:

@@ -62,8 +62,8 @@ async def test_every_closed_candle_is_the_data_and_what_rest_says() -> None:
             rows = {row[0]: row for row in result["list"]}
             assert len(mine) == 30 * MINUTE // length
             assert all(rows[row[0]] == row for row in mine)
-        ones = [each for each in done if each["interval"] == "1"]
-        for place, element in enumerate(ones, START):
+        minutes = [each for each in done if each["interval"] == "1"]
+        for place, element in enumerate(minutes, START):
             opened, high, low, close, volume = ROWS[place]
             assert element["start"] == FIRST_MS + place * MINUTE
             figures = [Decimal(element[name]) for name in ("open", "high", "low", "close")]

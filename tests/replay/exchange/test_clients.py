@@ -98,10 +98,10 @@ async def test_pybit_follows_every_topic(
         url = exchange.stream_url + "/v5/public/{CHANNEL_TYPE}"
         monkeypatch.setattr(pybit.unified_trading, "PUBLIC_WSS", url)
         for _ in range(LIVES_OF_PYBIT):
-            enough, seen = follow_by_pybit(category)
+            enough, topics = follow_by_pybit(category)
             if await asyncio.to_thread(enough.wait, deadline_s() / LIVES_OF_PYBIT):
                 return
-        pytest.fail(f"pybit saw only {seen}")
+        pytest.fail(f"pybit saw only {topics}")
 
 
 # ---------------------------------------------------------------- ccxt

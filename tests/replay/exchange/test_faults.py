@@ -424,12 +424,12 @@ async def test_a_false_ticker_is_one_that_the_next_ones_mend(
         false, *others = [message for message in await stream.drain() if message["type"] == "delta"]
         result = await client.result("tickers", category="linear", symbol="BTCUSDT")
         for name in names:
-            said, true = Decimal(false["data"][name]), Decimal(result["list"][0][name])
+            price, true = Decimal(false["data"][name]), Decimal(result["list"][0][name])
             said_of = {"markPrice": Decimal(1), "fundingRate": Decimal("-0.4")}
             if factor is None:
-                assert said == said_of[name]
+                assert price == said_of[name]
             else:
-                assert abs(said / true - factor) < Decimal("0.02")
+                assert abs(price / true - factor) < Decimal("0.02")
         assert any("markPrice" in other["data"] for other in others)
         assert all(Decimal(other["data"].get("markPrice", 50_000)) > 40_000 for other in others)
 
@@ -439,7 +439,7 @@ async def test_a_false_book_stands_a_third_too_low_once() -> None:
         await stream.subscribe("orderbook.1.BTCUSDT")
         exchange.arm("false_book")
         await exchange.advance(MINUTE)
-        books = [one["data"] for one in await stream.drain() if one.get("type") == "snapshot"]
+        books = [frame["data"] for frame in await stream.drain() if frame.get("type") == "snapshot"]
         bids, asks = ([Decimal(book[side][0][0]) for book in books] for side in "ba")
         assert all(bid < ask for bid, ask in zip(bids, asks, strict=True))
         assert sum(bid < 50_000 for bid in bids) == 1
@@ -448,8 +448,8 @@ async def test_a_false_book_stands_a_third_too_low_once() -> None:
 async def test_an_absurd_settlement_is_of_one_answer() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
         exchange.arm("absurd_settlement")
-        asked = {"category": "linear", "symbol": "BTCUSDT"}
-        false, true = [(await client.result("funding/history", **asked))["list"] for _ in range(2)]
+        query = {"category": "linear", "symbol": "BTCUSDT"}
+        false, true = [(await client.result("funding/history", **query))["list"] for _ in range(2)]
         assert false[0]["fundingRate"] == "0.25"
         assert abs(Decimal(true[0]["fundingRate"])) < Decimal("0.001")
         assert false[1:] == true[1:]

@@ -22,8 +22,8 @@ def test_a_running_bar_is_what_its_trades_so_far_make_of_it(volume: int) -> None
     for row in range(6):
         path, start = market.path(row), market.open_ms(row)
         scales.add(path.size_scale)
-        own = [trade.time_ms for trade in path.trades]
-        for at_ms in [*range(start, start + MINUTE, 7_001), *own]:
+        times = [trade.time_ms for trade in path.trades]
+        for at_ms in [*range(start, start + MINUTE, 7_001), *times]:
             so_far = [trade for trade in path.trades if trade.time_ms <= at_ms]
             running = market.running(row, at_ms)
             assert running.volume == sum(trade.size for trade in so_far) // path.size_scale

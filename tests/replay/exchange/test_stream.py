@@ -97,15 +97,15 @@ async def test_an_unsubscribed_topic_is_silent() -> None:
 
 async def test_update_ids_do_not_go_back_when_a_topic_is_taken_again() -> None:
     async with serving(candles(ROWS)) as (exchange, client), client.stream() as stream:
-        seen = []
+        ids = []
         for _ in range(3):
             await stream.subscribe("orderbook.50.BTCUSDT")
             await exchange.advance(15_000)
             await stream.ask("unsubscribe", ["orderbook.50.BTCUSDT"])
             frames = await stream.drain()
             assert [frame["type"] for frame in frames[:2]] == ["snapshot", "delta"]
-            seen += [frame["data"]["u"] for frame in frames]
-        assert all(after > before for before, after in itertools.pairwise(seen))
+            ids += [frame["data"]["u"] for frame in frames]
+        assert all(after > before for before, after in itertools.pairwise(ids))
 
 
 async def test_the_first_frames_are_older_than_the_subscription() -> None:

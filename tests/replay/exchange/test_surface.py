@@ -77,9 +77,9 @@ IDS = [f"{path}-{query.get('category', '')}" for path, query, *_ in DOCUMENTED]
 
 def result_of(path: str, query: dict[str, str], now_ms: int = NOW) -> Any:
     """Return what *path* answers; a refusal fails."""
-    found = answer(VENUE, f"/v5/market/{path}", query, now_ms)
-    assert not isinstance(found, ExchangeError), found
-    return found
+    result = answer(VENUE, f"/v5/market/{path}", query, now_ms)
+    assert not isinstance(result, ExchangeError), result
+    return result
 
 
 @pytest.mark.parametrize(("path", "query", "fields", "item"), DOCUMENTED, ids=IDS)
@@ -112,11 +112,11 @@ def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any)
     empty = Venue([], may_be_empty=True)
     for category in ("inverse", "option", "nonsense", "spot"):
         query = {"category": category, "baseCoin": "ETH"}
-        found = answer(empty, route.path, query, NOW)
-        if isinstance(found, ExchangeError):
-            assert found.code == 10001
+        result = answer(empty, route.path, query, NOW)
+        if isinstance(result, ExchangeError):
+            assert result.code == 10001
         else:
-            assert found.get("list", []) == []
+            assert result.get("list", []) == []
 
 
 # ---------------------------------------------------------------- values
@@ -129,11 +129,11 @@ async def test_a_route_and_a_topic_that_are_declared_once_are_found_everywhere(
         """Return the phase of the moon."""
         return {"phase": query["symbol"], "at": now_ms}
 
-    def echoed(asked: Any) -> Any:
+    def echoed(subscription: Any) -> Any:
         """Send the trades again."""
-        symbol = asked.topic.partition(".")[2]
+        symbol = subscription.topic.partition(".")[2]
         return TOPICS["publicTrade"].function(
-            dataclasses.replace(asked, topic=f"publicTrade.{symbol}")
+            dataclasses.replace(subscription, topic=f"publicTrade.{symbol}")
         )
 
     monkeypatch.setitem(ROUTES, "/v5/market/moon", Route("/v5/market/moon", moon, ("symbol",)))

@@ -43,11 +43,11 @@ def side(weights: list[float], newest: int, layers: list[list[float]]) -> Member
 
 def test_what_two_have_in_common_is_counted_by_age_by_bar_and_by_layer() -> None:
     first = side([0.25, 0.25, 0.5], 10, [[0.5, 0.5], [1.0, 0.0]])
-    found = compare(first, side([0.5, 0.25, 0.25], 11, [[0.25, 0.75], [0.0, 1.0], [1.0]]))
-    assert found.common_ages == 0.25 + 0.25 + 0.25
+    comparison = compare(first, side([0.5, 0.25, 0.25], 11, [[0.25, 0.75], [0.0, 1.0], [1.0]]))
+    assert comparison.common_ages == 0.25 + 0.25 + 0.25
     # Bar 10 has 0.5 and 0.25, bar 9 0.25 and 0.5.
-    assert found.common_bars == 0.25 + 0.25
-    assert found.common_by_layer == (0.75, 0.0)
+    assert comparison.common_bars == 0.25 + 0.25
+    assert comparison.common_by_layer == (0.75, 0.0)
     longer = compare(first, side([0.5, 0.0, 0.0, 0.5], 10, []))
     assert (longer.common_ages, longer.common_bars) == (0.5, 0.5)
     assert longer.common_by_layer == ()
@@ -71,14 +71,14 @@ def test_a_decision_has_all_in_common_with_itself_and_less_with_another(database
 
 def test_another_model_is_asked_on_the_same_bars(database: Path, tmp_path: Path) -> None:
     other = explained_runs.checkpoint(tmp_path, replace(explained_runs.SMALL, window=20, layers=1))
-    asked = by_model(database, past(database), str(other))
-    assert asked.decided == past(database).decided
-    assert asked.bars[-1] == past(database).bars[-1]
-    assert len(asked.bars) == asked.forecaster.context < past(database).forecaster.context
-    found = compare(sided(past(database), "own"), sided(asked, "other"))
-    assert found.common_bars == pytest.approx(found.common_ages)
-    assert 0.0 < found.common_bars < 0.99
-    assert len(found.common_by_layer) == 1
+    other_past = by_model(database, past(database), str(other))
+    assert other_past.decided == past(database).decided
+    assert other_past.bars[-1] == past(database).bars[-1]
+    assert len(other_past.bars) == other_past.forecaster.context < past(database).forecaster.context
+    comparison = compare(sided(past(database), "own"), sided(other_past, "other"))
+    assert comparison.common_bars == pytest.approx(comparison.common_ages)
+    assert 0.0 < comparison.common_bars < 0.99
+    assert len(comparison.common_by_layer) == 1
 
 
 def test_a_model_of_other_bars_or_without_attention_is_refused(database: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_model_of_other_bars_or_without_attention_is_refused(database: Path) -
         by_model(database, past(database), "flash-1m")
 
 
-def said(cli: Cli, code: int, *words: object) -> tuple[str, str]:
+def printed(cli: Cli, code: int, *words: object) -> tuple[str, str]:
     read = cli("explain", *words)
     assert read.code == code
     return read.out, read.err
@@ -96,17 +96,17 @@ def said(cli: Cli, code: int, *words: object) -> tuple[str, str]:
 
 def test_explain_compares_on_the_terminal_and_as_json(database: Path, cli: Cli) -> None:
     words = (f"last:{LAST}", "--db", database)
-    out, _ = said(cli, 0, *words, "--with", f"last:{LAST - 30}")
+    out, _ = printed(cli, 0, *words, "--with", f"last:{LAST - 30}")
     assert "Beside each other" in out
     assert f"decision {LAST - 30:,}" in out
-    told = json.loads(said(cli, 0, *words, "--with", f"last:{LAST}", "--json")[0])["compared"]
-    assert told["common_bars"] == pytest.approx(1.0)
+    answer = json.loads(printed(cli, 0, *words, "--with", f"last:{LAST}", "--json")[0])["compared"]
+    assert answer["common_bars"] == pytest.approx(1.0)
     path = database.parent / "small"
-    told = json.loads(said(cli, 0, *words, "--compare", path, "--json")[0])["compared"]
-    assert told["common_by_layer"] == pytest.approx([1.0, 1.0])
-    _, err = said(cli, 2, *words, "--compare", path, "--with", "last")
+    answer = json.loads(printed(cli, 0, *words, "--compare", path, "--json")[0])["compared"]
+    assert answer["common_by_layer"] == pytest.approx([1.0, 1.0])
+    _, err = printed(cli, 2, *words, "--compare", path, "--with", "last")
     assert "leave --with or --compare out" in err
-    _, err = said(cli, 1, *words, "--with", "last:1")
+    _, err = printed(cli, 1, *words, "--with", "last:1")
     assert "came before its model was warm" in err
 
 
@@ -115,7 +115,7 @@ def test_a_decisions_page_holds_its_charts_and_asks_nobody(
 ) -> None:
     page = tmp_path / "page.html"
     words = (f"last:{LAST}", "--db", database, "--with", f"last:{LAST - 30}", "--page", page)
-    _, err = said(cli, 0, *words)
+    _, err = printed(cli, 0, *words)
     assert f"The page is {page}." in err
     document = document_in(page)
     charts = [part for part in document["parts"] if part["kind"] == "chart"]
@@ -125,35 +125,37 @@ def test_a_decisions_page_holds_its_charts_and_asks_nobody(
     panels = [panel for chart in charts for panel in chart["panels"]]
     kinds = {layer["type"] for panel in panels for layer in panel["layers"]}
     assert {"line", "bars", "heat", "edges", "flow"} <= kinds
-    shown = said_in(page)
+    text = said_in(page)
     for title in ("Where it looked", "What moved it", "Beside another", "One bar's edges"):
-        assert title in shown
-    assert "Recomputed by the run's own model" in shown
+        assert title in text
+    assert "Recomputed by the run's own model" in text
 
 
 def test_the_charts_show_what_was_recomputed(database: Path) -> None:
     full = explain_fully(past(database))
-    looked = layers_of(looked_chart(full))
-    whole = sum(looked["attention"].y)
+    layers = layers_of(looked_chart(full))
+    whole = sum(layers["attention"].y)
     assert whole == pytest.approx(100 * (1 - full.attribution.weights[-1]), abs=1e-3)
-    assert sum(looked["added"].y) == pytest.approx(1e4 * sum(full.moves.by_bar[:-1]), rel=1e-3)
+    assert sum(layers["added"].y) == pytest.approx(1e4 * sum(full.moves.by_bar[:-1]), rel=1e-3)
     chart = attribution_chart(full)
-    own, before = (layers_of(chart)[name] for name in ("at the decided bar", "at all bars before"))
+    decided, before = (
+        layers_of(chart)[name] for name in ("at the decided bar", "at all bars before")
+    )
     largest = full.moves.features[0]
     assert chart.panels[0].y.names[0] == largest.feature
-    assert own.x[0] + before.x[0] == pytest.approx(1e4 * largest.all_bars, rel=1e-3)
+    assert decided.x[0] + before.x[0] == pytest.approx(1e4 * largest.all_bars, rel=1e-3)
     first, second = (sided(past(database, at), str(at)) for at in (LAST, LAST - 30))
     lines = layers_of(age_chart(compare(first, second)))
     assert list(lines) == [str(LAST - 30), str(LAST)]
     assert [sum(line.y) for line in lines.values()] == pytest.approx([100.0, 100.0], abs=1e-3)
-    found = compare(first, second)
-    features = features_chart(found)
+    comparison = compare(first, second)
+    features = features_chart(comparison)
     assert features is not None
     top = features.panels[0].y.names[0]
     for name, view in zip((str(LAST), str(LAST - 30)), (first, second), strict=True):
         bars = layers_of(features)[name]
         assert bars.x[0] == pytest.approx(1e4 * view.features[top], rel=1e-3)
-    layer = layer_chart(found, 1)
-    assert f"{found.common_by_layer[1]:.0%} in common" in layer.caption
+    layer = layer_chart(comparison, 1)
+    assert f"{comparison.common_by_layer[1]:.0%} in common" in layer.caption
     assert sum(layers_of(layer)[str(LAST)].y) == pytest.approx(100.0, abs=1e-2)
-    assert features_chart(replace(found, first=replace(first, features={}))) is None
+    assert features_chart(replace(comparison, first=replace(first, features={}))) is None

@@ -71,11 +71,11 @@ def test_contributions_are_shown_and_have_to_sum_to_the_forecast(
         with pytest.raises(DataInvalid, match="let them sum to it"):
             contributed(past)
         return
-    found = contributed(past)
+    parts = contributed(past)
     assert answer.code == 0
-    assert found is not None
-    assert {name for name, _ in found.features} == {"price", "volume", "base"}
-    assert sum(added for _, added in found.features) == pytest.approx(found.mean_return, rel=1e-9)
+    assert parts is not None
+    assert {name for name, _ in parts.features} == {"price", "volume", "base"}
+    assert sum(added for _, added in parts.features) == pytest.approx(parts.mean_return, rel=1e-9)
     assert "volume" in answer.out
 
 

@@ -43,10 +43,10 @@ def stored(*gates: Row, **forecast: Any) -> StoredDecision:
 def test_a_margin_is_negative_exactly_where_the_gate_failed(
     which: str, measure: float, threshold: float
 ) -> None:
-    (found,) = flips_of(stored(gate(which, measure, threshold))).gates
-    assert found.margin is not None
-    assert (found.margin >= 0) is found.passed
-    assert abs(found.margin) == abs(measure - threshold)
+    (gate_flip,) = flips_of(stored(gate(which, measure, threshold))).gates
+    assert gate_flip.margin is not None
+    assert (gate_flip.margin >= 0) is gate_flip.passed
+    assert abs(gate_flip.margin) == abs(measure - threshold)
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0.0, 0.999), st.floats(0.0, 0.999))

@@ -35,25 +35,25 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     steps[59] = cases.undecided(59, flatten)
     path = tmp_path / "halted.db"
     cases.write_run(path, steps)
-    shown = shown_of(path)
+    run = shown_of(path)
     sentence = (
         f"HALT at {iso(at_ms)}, by root, on the page, with the token anna: news. RESUME lifts"
     )
 
-    card = decisions.decision(shown, 31)
+    card = decisions.decision(run, 31)
     because = card.parts[0]["text"]
     assert sentence in because
     assert "answers yes or no" not in because
     text = io.StringIO()
     console = Console(file=text, width=200)
-    show(console, stored_parts(*read_decision(path, shown.run_id, 31)))
+    show(console, stored_parts(*read_decision(path, run.run_id, 31)))
     assert sentence in " ".join(text.getvalue().split())
-    banner = present(runs.halt(shown))
+    banner = present(runs.halt(run))
     assert banner.giver == "on the command line"
-    texts = [one.text for one in records.happenings(shown) if one.kind == "command"]
+    texts = [happening.text for happening in records.happenings(run) if happening.kind == "command"]
     assert texts[1] == "HALT by root, on the page, with the token anna: news"
 
-    rows = shown.views.rows("v_commands")
+    rows = run.views.rows("v_commands")
     assert [(row["origin"], row["token"], row["user"]) for row in rows] == [
         ("page", "anna", "root"),
         ("command", "", ""),

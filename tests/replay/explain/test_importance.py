@@ -32,7 +32,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> None:
     run_id = explained_runs.run_id(database)
-    found = read_importance(database, run_id, str(SPAN)).of("bars").documents()
+    rows = read_importance(database, run_id, str(SPAN)).of("bars").documents()
     with closing(sqlite3.connect(database)) as db:
         stored = db.execute(
             "SELECT d.instrument, d.open_time_ms, a.buckets, a.older_mass FROM v_decisions d "
@@ -47,8 +47,8 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
         owner = (name, time // (SPAN * 60_000) * SPAN * 60_000)
         spans.setdefault(owner, []).append((buckets.sum(), older, youngest))
     assert len(spans) > 4
-    assert [(row["instrument"], row["from_ms"]) for row in found] == sorted(spans)
-    for row in found:
+    assert [(row["instrument"], row["from_ms"]) for row in rows] == sorted(spans)
+    for row in rows:
         values = np.array(spans[row["instrument"], row["from_ms"]])
         assert row["decisions"] == len(values)
         assert row["older"]["value"] == pytest.approx(values[:, 1].mean(), abs=1e-7)
@@ -61,8 +61,8 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
 
 def test_ages_are_told_apart_in_groups_that_reach_four_times_as_far() -> None:
     cells = np.arange(1.0, 8.0)[None] / 28.0  # six cells of 64 bars, and what is older
-    found = {name: 28.0 * share[0] for name, share in by_age(cells)}
-    assert found == pytest.approx({"age_0": 1.0, "age_64": 9.0, "age_256": 11.0, "older": 7.0})
+    shares = {name: 28.0 * share[0] for name, share in by_age(cells)}
+    assert shares == pytest.approx({"age_0": 1.0, "age_64": 9.0, "age_256": 11.0, "older": 7.0})
 
 
 def test_features_are_those_of_the_decisions_that_are_asked(tmp_path: Path, cli: Cli) -> None:
@@ -86,7 +86,7 @@ def test_features_are_those_of_the_decisions_that_are_asked(tmp_path: Path, cli:
     for sequence in (sequences[15], sequences[45]):  # the middles of the two halves of an hour
         rows = of_rows(open_any(path, run_id, sequence))
         assert rows is not None
-        sizes = {one.feature: abs(math.log(one.volatility)) for one in by_feature(rows).features}
+        sizes = {row.feature: abs(math.log(row.volatility)) for row in by_feature(rows).features}
         shares.append({name: size / sum(sizes.values()) for name, size in sizes.items()})
     for name in names:
         pair = [share[name] for share in shares]

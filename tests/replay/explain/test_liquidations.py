@@ -80,11 +80,11 @@ def configured(**sections: Any) -> dict[str, Any]:
 
 def liquidations(run: Backtest) -> dict[int, list[dict[str, Any]]]:
     """Return what explain says of the decisions that say anything of it, by instrument's minute."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    by_bar: dict[int, list[dict[str, Any]]] = {}
     for row in run.decisions.to_dicts():
-        if said := run.explain(int(row["sequence"]))["liquidations"]:
-            found.setdefault((row["open_time_ms"] - START_MS) // 60_000, []).extend(said)
-    return found
+        if rows := run.explain(int(row["sequence"]))["liquidations"]:
+            by_bar.setdefault((row["open_time_ms"] - START_MS) // 60_000, []).extend(rows)
+    return by_bar
 
 
 def lost_by(run: Backtest) -> float:
@@ -101,9 +101,9 @@ def isolated() -> Iterator[Backtest]:
 
 
 def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Backtest) -> None:
-    told = liquidations(isolated)
-    assert list(told) == [CRASH]
-    (only,) = told[CRASH]
+    by_bar = liquidations(isolated)
+    assert list(by_bar) == [CRASH]
+    (only,) = by_bar[CRASH]
     (fill,) = (row for row in isolated.fills.to_dicts() if row["model"] == "liquidation")
     assert only["fills"][0]["order_id"] == fill["order_id"]
     assert only["cost"] == pytest.approx(lost_by(isolated))
@@ -153,16 +153,16 @@ def crossed() -> Iterator[Backtest]:
 
 
 def test_on_cross_margin_all_positions_and_parts_are_told(crossed: Backtest) -> None:
-    told = liquidations(crossed)
-    taken = [row for row in crossed.fills.to_dicts() if row["model"] == "liquidation"]
-    assert len({row["instrument"] for row in taken}) == 2
-    for said in told.values():
-        for one in said:
-            assert {fill["order_id"] for fill in one["fills"]} == {row["order_id"] for row in taken}
-            assert one["cost"] == pytest.approx(lost_by(crossed))
-            assert "as the account's maintenance ratio reached 100 %: taken over" in one["said"]
-            assert one["said"].count("(of calm 2.000, quick 2.000)") == 2
-    assert sum(map(len, told.values())) == 2, "the close of either symbol says it"
+    by_bar = liquidations(crossed)
+    fills = [row for row in crossed.fills.to_dicts() if row["model"] == "liquidation"]
+    assert len({row["instrument"] for row in fills}) == 2
+    for rows in by_bar.values():
+        for row in rows:
+            assert {fill["order_id"] for fill in row["fills"]} == {row["order_id"] for row in fills}
+            assert row["cost"] == pytest.approx(lost_by(crossed))
+            assert "as the account's maintenance ratio reached 100 %: taken over" in row["said"]
+            assert row["said"].count("(of calm 2.000, quick 2.000)") == 2
+    assert sum(map(len, by_bar.values())) == 2, "the close of either symbol says it"
 
 
 def test_a_call_that_cancellations_end_says_so() -> None:

@@ -40,13 +40,13 @@ class Lists(Strategy):
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[Backtest]:
+def run() -> Iterator[Backtest]:
     with backtest(Lists, {"AAAUSDT": CANDLES}) as run:
         yield run
 
 
-def decided(made: Backtest, reason: str) -> int:
-    rows = made.decisions.to_dicts()
+def decided(run: Backtest, reason: str) -> int:
+    rows = run.decisions.to_dicts()
     (sequence,) = (row["sequence"] for row in rows if row["reason"] == reason)
     return int(sequence)
 
@@ -55,8 +55,8 @@ def became(document: Any) -> list[tuple[str, str, str | None, str]]:
     return [(of["side"], of["kind"], of["price"], of["became"]) for of in document["orders"]]
 
 
-def test_explain_lists_what_a_list_sent_and_canceled(made: Backtest) -> None:
-    first = made.explain(decided(made, "first"))
+def test_explain_lists_what_a_list_sent_and_canceled(run: Backtest) -> None:
+    first = run.explain(decided(run, "first"))
     assert became(first.document) == [
         ("BUY", "LIMIT", "99.5", "filled at 99.5 as maker"),
         ("BUY", "LIMIT", "50.0", "canceled by the strategy"),
@@ -65,7 +65,7 @@ def test_explain_lists_what_a_list_sent_and_canceled(made: Backtest) -> None:
     ]  # fmt: skip
     for words in ("filled 2 at 99.5", "canceled by the strategy", "rejected: it may only"):
         assert words in first.text
-    second = made.explain(decided(made, "second"))
+    second = run.explain(decided(run, "second"))
     assert became(second.document) == [
         ("BUY", "LIMIT", "50.0", "canceled by the strategy"),
         ("BUY", "STOP", None, "rests"),
@@ -74,9 +74,9 @@ def test_explain_lists_what_a_list_sent_and_canceled(made: Backtest) -> None:
     assert [of["quantity"] for of in second["orders"]] == ["3.000", "1.000"]
 
 
-def test_the_report_lists_them_for_terminal_json_and_page(made: Backtest, tmp_path: Any) -> None:
+def test_the_report_lists_them_for_terminal_json_and_page(run: Backtest, tmp_path: Any) -> None:
     page = tmp_path / "run.html"
-    report = made.report(html=page)
+    report = run.report(html=page)
     assert [of[3] for of in became(report)] == [
         "filled at 99.5 as maker",
         "canceled by the strategy",
@@ -84,8 +84,8 @@ def test_the_report_lists_them_for_terminal_json_and_page(made: Backtest, tmp_pa
         "rests",
     ]
     assert {of["decision"] for of in report["orders"]} == {
-        decided(made, "first"),
-        decided(made, "second"),
+        decided(run, "first"),
+        decided(run, "second"),
     }
     assert "Orders by list, and what became of each" in report.text
     assert "filled at 99.5 as maker" in said_in(page)

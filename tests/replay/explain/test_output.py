@@ -25,20 +25,20 @@ def modelless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return explained_runs.replayed(folder, strategy="sma_cross", bars=60)
 
 
-def said(cli: Cli, of: Path, sequence: int, *options: str, code: int = 0) -> tuple[str, str]:
+def texts(cli: Cli, of: Path, sequence: int, *options: str, code: int = 0) -> tuple[str, str]:
     """Return what was printed, as single-spaced text, and what was said on stderr."""
     answer = cli("explain", f"last:{sequence}", "--db", of, *options)
     assert answer.code == code
     return " ".join(answer.out.split()), answer.err
 
 
-def told(cli: Cli, of: Path, sequence: int, *options: str, code: int = 0) -> tuple[Any, str]:
-    out, err = said(cli, of, sequence, *options, "--json", code=code)
+def document_of(cli: Cli, of: Path, sequence: int, *options: str, code: int = 0) -> tuple[Any, str]:
+    out, err = texts(cli, of, sequence, *options, "--json", code=code)
     return json.loads(out), err
 
 
 def test_the_stored_part_names_the_verdict_and_what_would_flip_it(database: Path, cli: Cli) -> None:
-    text, _ = said(cli, database, LAST)
+    text, _ = texts(cli, database, LAST)
     assert "HOLD (refused by edge)" in text
     assert "It would have passed, had edge been" in text
     assert "round-trip costs" in text
@@ -47,7 +47,7 @@ def test_the_stored_part_names_the_verdict_and_what_would_flip_it(database: Path
 
 
 def test_full_adds_attribution_features_and_the_deletion_test(database: Path, cli: Cli) -> None:
-    text, _ = said(cli, database, LAST, "--full")
+    text, _ = texts(cli, database, LAST, "--full")
     for words in (
         "Recomputed from the stored bars, 30 bars ahead",
         "the stored buckets differ by at most",
@@ -59,7 +59,7 @@ def test_full_adds_attribution_features_and_the_deletion_test(database: Path, cl
 
 
 def test_json_is_one_document_with_everything(database: Path, cli: Cli) -> None:
-    document, complaint = told(cli, database, LAST, "--full")
+    document, complaint = document_of(cli, database, LAST, "--full")
     assert complaint == ""
     assert document["decision"]["sequence"] == LAST
     assert document["flips"]["must_pass"] == ["edge"]
@@ -88,20 +88,20 @@ def test_json_is_one_document_with_everything(database: Path, cli: Cli) -> None:
 def test_another_method_is_shown_beside_the_stored_rollout(
     options: tuple[str, ...], bars: int, database: Path, cli: Cli
 ) -> None:
-    document, _ = told(cli, database, LAST, *options)
-    found = document["by_method"]
-    weights = found["attribution"]["weights"]
-    assert found["method"] == (options[1] if options[0] == "--method" else "rollout")
+    document, _ = document_of(cli, database, LAST, *options)
+    other = document["by_method"]
+    weights = other["attribution"]["weights"]
+    assert other["method"] == (options[1] if options[0] == "--method" else "rollout")
     assert (len(weights), document["full"]) == (bars, None)
     assert sum(weights) == pytest.approx(1.0, abs=1e-5)
-    assert 0.0 < found["common"] < 0.9999
-    text, _ = said(cli, database, LAST, *options)
-    assert f"By the method {found['method']}" in text
-    assert f"and {found['common']:.0%} of the weight on the same bars" in text
+    assert 0.0 < other["common"] < 0.9999
+    text, _ = texts(cli, database, LAST, *options)
+    assert f"By the method {other['method']}" in text
+    assert f"and {other['common']:.0%} of the weight on the same bars" in text
 
 
 def test_the_method_as_stored_is_what_was_stored(database: Path, cli: Cli) -> None:
-    document, _ = told(cli, database, LAST, "--method", "rollout")
+    document, _ = document_of(cli, database, LAST, "--method", "rollout")
     assert document["by_method"]["common"] == pytest.approx(1.0, abs=1e-5)
 
 
@@ -120,16 +120,16 @@ def test_the_method_as_stored_is_what_was_stored(database: Path, cli: Cli) -> No
 def test_a_method_that_there_is_none_of_is_refused_before_anything_is_said(
     options: tuple[str, ...], sentence: str, database: Path, cli: Cli
 ) -> None:
-    text, complaint = said(cli, database, LAST, *options, code=2)
+    text, complaint = texts(cli, database, LAST, *options, code=2)
     assert text == ""
     assert sentence in complaint
     assert complaint.count("\n") == 1
 
 
 def test_a_decision_before_the_warm_up_says_so(database: Path, cli: Cli) -> None:
-    text, _ = said(cli, database, 7)
+    text, _ = texts(cli, database, 7)
     assert f"not yet warm: 7 of the {CONTEXT} bars" in text
-    text, complaint = said(cli, database, 7, "--full", code=1)
+    text, complaint = texts(cli, database, 7, "--full", code=1)
     assert "refused by warm" in text
     assert "came before its model was warm" in complaint
     assert complaint.count("\n") == 1
@@ -138,9 +138,9 @@ def test_a_decision_before_the_warm_up_says_so(database: Path, cli: Cli) -> None
 def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
     modelless: Path, cli: Cli
 ) -> None:
-    text, _ = said(cli, modelless, 40)
+    text, _ = texts(cli, modelless, 40)
     assert "The strategy sma_cross asks no model" in text
-    document, complaint = told(cli, modelless, 40, "--full", code=1)
+    document, complaint = document_of(cli, modelless, 40, "--full", code=1)
     assert document["full"] is None
     assert "asked no model" in document["full_missing"]
     assert document["full_missing"] in complaint
@@ -151,7 +151,9 @@ def test_a_picture_is_drawn(
     database: Path, tmp_path: Path, options: tuple[str, ...], cli: Cli
 ) -> None:
     path = tmp_path / "decision.png"
-    assert said(cli, database, LAST, "--png", str(path), *options)[1] == f"The picture is {path}.\n"
+    assert (
+        texts(cli, database, LAST, "--png", str(path), *options)[1] == f"The picture is {path}.\n"
+    )
     content = path.read_bytes()
     assert content.startswith(PNG)
     width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))

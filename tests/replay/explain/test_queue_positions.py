@@ -35,11 +35,11 @@ class Quotes(Strategy):
             return Orders((Cancel(""),), "withdrawn")
         if place:
             return Signal(Action.HOLD, "they rest")
-        asked = []
+        requests = []
         for number, away in enumerate((0.2, 0.5, 0.8, 3.0)):
             low, high = (to_tick(context.close + way * away, context.instrument) for way in (-1, 1))
-            asked += [buy(4, limit=low, tag=f"b{number}"), sell(4, limit=high, tag=f"s{number}")]
-        return Orders(tuple(asked), "quotes")
+            requests += [buy(4, limit=low, tag=f"b{number}"), sell(4, limit=high, tag=f"s{number}")]
+        return Orders(tuple(requests), "quotes")
 
 
 def configured(model: str, **execution: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def made(
+def run(
     request: pytest.FixtureRequest, market: SeededMarket, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Backtest]:
     path = tmp_path_factory.mktemp("queues") / "run.db"
@@ -63,7 +63,7 @@ def made(
         yield run
 
 
-class OwnQueue:
+class ReferenceQueue:
     """Independent code: one limit in its queue, by the frames of the file."""
 
     def __init__(
@@ -88,21 +88,21 @@ class OwnQueue:
         if (self.side, self.price) in changed and not self._is_beyond():
             self._set(self.books[self.side].get(self.price, Decimal(0)))
 
-    def _set(self, shown: Decimal) -> None:
-        before, self.level = self.level, shown
+    def _set(self, quantity: Decimal) -> None:
+        before, self.level = self.level, quantity
         if self.ahead is None:
-            self.ahead = shown
-        elif self.model == MODELS[1] and (gone := before - shown - self.traded) > 0 < self.ahead:
+            self.ahead = quantity
+        elif self.model == MODELS[1] and (gone := before - quantity - self.traded) > 0 < self.ahead:
             front, back = self.ahead, max(before - self.ahead, Decimal(0))
             share = int(gone * 1000 * front**2 // (front**2 + back**2)) / Decimal(1000)
             share += max(gone - share - back, Decimal(0))
             self.ahead = max(self.ahead - share, Decimal(0))
-        self.ahead, self.traded = min(self.ahead, shown), Decimal(0)
+        self.ahead, self.traded = min(self.ahead, quantity), Decimal(0)
 
     def join(self) -> None:
-        shown = self.books[self.side].get(self.price, Decimal(0))
-        self.rests, self.level = True, shown
-        self.ahead = self.joined = None if self._is_beyond() else shown
+        quantity = self.books[self.side].get(self.price, Decimal(0))
+        self.rests, self.level = True, quantity
+        self.ahead = self.joined = None if self._is_beyond() else quantity
 
     def _is_beyond(self) -> bool:
         book = self.books[self.side]
@@ -126,20 +126,22 @@ def set_levels(
 
 def queues_of(
     orders: list[dict[str, Any]], market: SeededMarket, model: str
-) -> dict[str, OwnQueue]:
+) -> dict[str, ReferenceQueue]:
     """Return the queue of each of *orders* as it ended, in one reading of the file."""
     books: tuple[dict[Decimal, Decimal], ...] = ({}, {})
-    queues = [OwnQueue(order, model, books) for order in orders]
+    queues = [ReferenceQueue(order, model, books) for order in orders]
     for line in EventsFile(market.events).lines():
         frame = json.loads(line.data)
         for queue in queues:
             if frame["ts"] > queue.order["eligible_ms"] and not queue.rests:
                 queue.join()
-        alive = [one for one in queues if one.rests and frame["ts"] <= one.order["until_ms"]]
+        alive = [
+            queue for queue in queues if queue.rests and frame["ts"] <= queue.order["until_ms"]
+        ]
         if "orderbook" not in frame["topic"]:
-            for one in frame["data"]:
+            for trade in frame["data"]:
                 for queue in alive:
-                    queue.trade(one["S"], Decimal(one["p"]), Decimal(one["v"]))
+                    queue.trade(trade["S"], Decimal(trade["p"]), Decimal(trade["v"]))
             continue
         changed = set_levels(frame["data"], books)
         for queue in alive:
@@ -147,49 +149,49 @@ def queues_of(
     return {queue.order["order_id"]: queue for queue in queues}
 
 
-def explained(made: Backtest) -> dict[str, dict[str, Any]]:
-    sequences = [row["sequence"] for row in made.decisions.to_dicts() if row["action"] == "ORDERS"]
-    queues = [made.explain(sequence)["queues"] for sequence in sequences]
+def explained(run: Backtest) -> dict[str, dict[str, Any]]:
+    sequences = [row["sequence"] for row in run.decisions.to_dicts() if row["action"] == "ORDERS"]
+    queues = [run.explain(sequence)["queues"] for sequence in sequences]
     return {order_id: place for each in queues for order_id, place in each.items()}
 
 
-def test_what_stood_ahead_is_what_the_file_says(made: Backtest, market: SeededMarket) -> None:
-    model = json.loads(made.frames.run["config"])["execution"]["queue_model"]
-    rows = {row["order_id"]: row for row in open_rows(made)}
-    told = explained(made)
+def test_what_stood_ahead_is_what_the_file_says(run: Backtest, market: SeededMarket) -> None:
+    model = json.loads(run.frames.run["config"])["execution"]["queue_model"]
+    rows = {row["order_id"]: row for row in open_rows(run)}
+    ranks = explained(run)
     canceled = [row for row in rows.values() if row["status"] == "CANCELED"]
     assert len(canceled) > 10
     moved = unknown = 0
-    for order_id, own in queues_of(canceled, market, model).items():
-        said = told.get(order_id, {"joined": None, "ahead": None})
-        assert (said["joined"] is None) is (own.joined is None), order_id
-        if own.joined is not None:
-            assert Decimal(said["joined"]) == own.joined
-        assert (said["ahead"] is None) is (own.ahead is None), order_id
-        if own.ahead is not None:
-            assert Decimal(said["ahead"]) == own.ahead
-            moved += own.joined != own.ahead
-        unknown += own.joined is None
+    for order_id, queue in queues_of(canceled, market, model).items():
+        row = ranks.get(order_id, {"joined": None, "ahead": None})
+        assert (row["joined"] is None) is (queue.joined is None), order_id
+        if queue.joined is not None:
+            assert Decimal(row["joined"]) == queue.joined
+        assert (row["ahead"] is None) is (queue.ahead is None), order_id
+        if queue.ahead is not None:
+            assert Decimal(row["ahead"]) == queue.ahead
+            moved += queue.joined != queue.ahead
+        unknown += queue.joined is None
     assert moved > 3
     assert unknown > 0
-    filled = [told[key] for key, row in rows.items() if row["status"] == "FILLED" and key in told]
+    filled = [ranks[key] for key, row in rows.items() if row["status"] == "FILLED" and key in ranks]
     assert any(place["joined"] not in {None, "0"} for place in filled)
 
 
-def open_rows(made: Backtest) -> list[dict[str, Any]]:
-    run = open_run(made.run_id, made.database, exact=True, frames="polars")
+def open_rows(backtest_run: Backtest) -> list[dict[str, Any]]:
+    run = open_run(backtest_run.run_id, backtest_run.database, exact=True, frames="polars")
     return list(run.orders().to_dicts())
 
 
-def test_a_list_that_only_cancels_names_what_it_withdrew(made: Backtest) -> None:
-    rows = [row for row in made.decisions.to_dicts() if row["action"] == "ORDERS"]
+def test_a_list_that_only_cancels_names_what_it_withdrew(run: Backtest) -> None:
+    rows = [row for row in run.decisions.to_dicts() if row["action"] == "ORDERS"]
     withdrawn = 0
     for sent, ended in pairwise(rows):
         if (sent["reason"], ended["reason"]) == ("quotes", "withdrawn"):
-            told = made.explain(ended["sequence"])["orders"]
-            assert {one["order_id"].split("-")[0] for one in told} <= {str(sent["sequence"])}
-            withdrawn += len(told)
-    canceled = sum(row["status"] == "CANCELED" for row in open_rows(made))
+            orders = run.explain(ended["sequence"])["orders"]
+            assert {order["order_id"].split("-")[0] for order in orders} <= {str(sent["sequence"])}
+            withdrawn += len(orders)
+    canceled = sum(row["status"] == "CANCELED" for row in open_rows(run))
     assert withdrawn >= canceled > 10
 
 

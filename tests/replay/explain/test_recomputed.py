@@ -55,25 +55,27 @@ def test_the_forecast_is_the_stored_one(full: Full) -> None:
 
 
 def test_the_bars_sum_to_the_stored_buckets(full: Full) -> None:
-    found = full.attribution
-    assert len(found.weights) == SMALL.receptive_field
-    assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
-    assert found.l1_error < 1e-6
-    assert found.largest_bucket_difference is not None
-    assert found.largest_bucket_difference < 1e-6
+    attribution = full.attribution
+    assert len(attribution.weights) == SMALL.receptive_field
+    assert sum(attribution.weights) == pytest.approx(1.0, abs=1e-6)
+    assert attribution.l1_error < 1e-6
+    assert attribution.largest_bucket_difference is not None
+    assert attribution.largest_bucket_difference < 1e-6
 
 
 def test_beside_the_stored_row_stands_how_far_it_is_from_that_of_uniform_attention(
     database: Path, full: Full
 ) -> None:
-    stored, told = read_decision(database, explained_runs.run_id(database), LAST)
+    stored, told_document = read_decision(database, explained_runs.run_id(database), LAST)
     uniform = uniform_rollout(SMALL.layers, SMALL.window)
     exact = 0.5 * np.abs(np.array(full.attribution.weights)[::-1] - uniform).sum()
     share = stored.content_share
     assert share is not None
     assert 0.0 < share <= exact + 1e-6  # blocks hide what moves within them
-    (looked,) = [part for part in told.parts if isinstance(part, Table) and part.key == "looked"]
-    assert f"from that of uniform attention by {share:.1%}" in looked.notes[-1]
+    (table,) = [
+        part for part in told_document.parts if isinstance(part, Table) and part.key == "looked"
+    ]
+    assert f"from that of uniform attention by {share:.1%}" in table.notes[-1]
 
 
 def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:
@@ -99,13 +101,13 @@ def test_the_bars_that_moved_it_most_come_first(full: Full) -> None:
 
 
 def test_the_deletion_test_compares_equally_many_bars(full: Full) -> None:
-    found = full.deletion
+    deletion = full.deletion
     orders = ("rollout", "relevance", "newest", "random")
-    compared = [trial for order in orders for trial in found.of(order)]
-    assert {trial.bars for trial in compared} == {found.bars}
-    assert [trial.seed for trial in found.of("random")] == list(SEEDS)
-    assert found.of("past")[0].bars == len(full.attribution.weights) - 1
-    assert len({trial.mean_return for trial in found.of("random")}) > 1
+    compared = [trial for order in orders for trial in deletion.of(order)]
+    assert {trial.bars for trial in compared} == {deletion.bars}
+    assert [trial.seed for trial in deletion.of("random")] == list(SEEDS)
+    assert deletion.of("past")[0].bars == len(full.attribution.weights) - 1
+    assert len({trial.mean_return for trial in deletion.of("random")}) > 1
 
 
 @pytest.mark.parametrize(
@@ -138,18 +140,18 @@ def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
             return Figures(left, -left)
 
     attribution = FullAttribution(tuple(range(5)), (1.0,) * 5, weights, 0.0, 0.0)
-    found = delete(Additive(), Figures(13.0, -13.0), attribution, np.array(relevance))
-    assert found.bars == 1
+    deletion = delete(Additive(), Figures(13.0, -13.0), attribution, np.array(relevance))
+    assert deletion.bars == 1
     moved = 8.0 if max(weights) == weights[1] else 4.0
-    assert [(trial.mean_return, trial.left) for trial in found.of("rollout")] == [
+    assert [(trial.mean_return, trial.left) for trial in deletion.of("rollout")] == [
         (moved, 12.0 - moved - alone)
     ]
-    assert [(trial.lean, trial.left) for trial in found.of("newest")] == [(4.0, 8.0)]
-    assert [trial.mean_return for trial in found.of("decided")] == [1.0]
-    assert [trial.mean_return for trial in found.of("past")] == [12.0]
-    assert found.beat_recency == beat
-    stored, told = read_decision(database, explained_runs.run_id(database), LAST)
-    first = full_document(stored, told, replace(full, deletion=found), None, None).parts[0]
+    assert [(trial.lean, trial.left) for trial in deletion.of("newest")] == [(4.0, 8.0)]
+    assert [trial.mean_return for trial in deletion.of("decided")] == [1.0]
+    assert [trial.mean_return for trial in deletion.of("past")] == [12.0]
+    assert deletion.beat_recency == beat
+    stored, heading = read_decision(database, explained_runs.run_id(database), LAST)
+    first = full_document(stored, heading, replace(full, deletion=deletion), None, None).parts[0]
     assert isinstance(first, Paragraph)
     assert (" and ".join(beat) or "neither rollout nor relevance") in first.text
 
@@ -157,32 +159,32 @@ def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
 def test_moves_are_sums_of_the_table() -> None:
     table = np.array([[1.0, -2.0], [0.5, 0.25], [4.0, -1.0]])
     attribution = FullAttribution((0, 60_000, 120_000), (1.0,) * 3, (0.2, 0.3, 0.5), 0.0, 0.0)
-    found = moves_of(
+    moves = moves_of(
         Contributions(table, np.array([-2.0, 1.0, 3.0]), 3.0, 0.25),
         [0.1, -0.2],
         ("a", "b"),
         attribution,
     )
-    assert found.by_bar == (-1.0, 0.75, 3.0)
-    assert [(m.feature, m.value, m.decided_bar, m.all_bars) for m in found.features] == [
+    assert moves.by_bar == (-1.0, 0.75, 3.0)
+    assert [(m.feature, m.value, m.decided_bar, m.all_bars) for m in moves.features] == [
         ("a", 0.1, 4.0, 5.5),
         ("b", -0.2, -1.0, -2.75),
     ]
-    assert [(m.age, m.feature) for m in found.bars] == [(0, "a"), (2, "b"), (1, "a")]
-    assert found.gap == 0.0
-    assert [m.relevance for m in found.bars] == [3.0, -2.0, 1.0]
-    assert found.rank_correlation == pytest.approx(-1.0)
+    assert [(m.age, m.feature) for m in moves.bars] == [(0, "a"), (2, "b"), (1, "a")]
+    assert moves.gap == 0.0
+    assert [m.relevance for m in moves.bars] == [3.0, -2.0, 1.0]
+    assert moves.rank_correlation == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize("bars", [1, 4])
 def test_bars_that_are_all_alike_have_no_rank_correlation(bars: int) -> None:
     attribution = FullAttribution(tuple(range(bars)), (1.0,) * bars, (1 / bars,) * bars, 0.0, 0.0)
     table = np.arange(bars * 2, dtype=np.float64).reshape(bars, 2)
-    found = moves_of(
+    moves = moves_of(
         Contributions(table, table[:, 0], 1.0, 0.0), [0.0, 0.0], ("a", "b"), attribution
     )
-    assert found.rank_correlation is None
-    assert len(found.bars) == bars
+    assert moves.rank_correlation is None
+    assert len(moves.bars) == bars
 
 
 def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> None:
@@ -195,23 +197,21 @@ def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> No
         past = open_past(database, run_id, sequence)
         names.add(past.decided.instrument)
         assert len(past.bars) == CONTEXT
-        found = explain_fully(past)
-        assert found.attribution.largest_bucket_difference is not None
-        assert found.attribution.largest_bucket_difference < 1e-6
-        assert found.agreement.recomputed.lean == pytest.approx(
-            found.agreement.stored.lean, abs=1e-4
-        )
+        full = explain_fully(past)
+        assert full.attribution.largest_bucket_difference is not None
+        assert full.attribution.largest_bucket_difference < 1e-6
+        assert full.agreement.recomputed.lean == pytest.approx(full.agreement.stored.lean, abs=1e-4)
     assert names == {"linear:AAAUSDT", "linear:BBBUSDT"}
 
 
 def test_a_model_that_sees_its_whole_window_is_explained(tmp_path: Path) -> None:
     classic = FlashConfig(dim=16, layers=2, heads=2, window=64, horizons=(5, 30), mask="full")
     database = explained_runs.replayed(tmp_path, network=classic, mode="step", bars=640)
-    found = explain_fully(open_past(database, explained_runs.run_id(database), 640))
-    assert len(found.attribution.weights) == len(found.moves.by_bar) == 64
-    assert found.attribution.largest_bucket_difference is not None
-    assert found.attribution.largest_bucket_difference < 1e-6
-    stored, again = found.agreement.stored, found.agreement.recomputed
+    full = explain_fully(open_past(database, explained_runs.run_id(database), 640))
+    assert len(full.attribution.weights) == len(full.moves.by_bar) == 64
+    assert full.attribution.largest_bucket_difference is not None
+    assert full.attribution.largest_bucket_difference < 1e-6
+    stored, again = full.agreement.stored, full.agreement.recomputed
     assert again.mean_return == pytest.approx(stored.mean_return, rel=1e-3)
 
 
@@ -269,6 +269,6 @@ def test_explain_says_how_many_multiplications_probsparse_makes(tmp_path: Path, 
     dense = 2 * 256**2 + 2 * 128**2 + 2 * 64
     sparse = 3 * 256 * 30 + 3 * 128 * 25 + 2 * 64
     computed = sparse + 256 * (256 - 30) + 128 * (128 - 25)
-    said = " ".join(out.split())
-    assert f"ProbSparse makes {sparse / dense:.1%} of the multiplications" in said
-    assert f"and {computed / dense:.1%} where" in said
+    text = " ".join(out.split())
+    assert f"ProbSparse makes {sparse / dense:.1%} of the multiplications" in text
+    assert f"and {computed / dense:.1%} where" in text

@@ -58,11 +58,11 @@ def test_without_a_run_the_last_decision_is_explained(
 
 
 def test_a_decision_without_a_model_says_so(database: Path) -> None:
-    found = read_decision(database, explained_runs.run_id(database), 40)[0]
-    assert not found.has_forecast
-    assert found.buckets == ()
-    assert [row["ordinal"] for row in found.gates] == list(range(len(found.gates)))
-    assert found.no_attribution == "The strategy sma_cross asks no model, so nothing looked back."
+    silent = read_decision(database, explained_runs.run_id(database), 40)[0]
+    assert not silent.has_forecast
+    assert silent.buckets == ()
+    assert [row["ordinal"] for row in silent.gates] == list(range(len(silent.gates)))
+    assert silent.no_attribution == "The strategy sma_cross asks no model, so nothing looked back."
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_an_exit_that_a_gate_refused_is_said_to_have_gone_on(
     database: Path, action: str, reason: str, first: str, *, went_on: bool
 ) -> None:
     stored = read_decision(database, explained_runs.run_id(database), 40)[0]
-    said = {"action": action, "reason": reason, "refused_by": "edge", "allowed": False}
+    outcome = {"action": action, "reason": reason, "refused_by": "edge", "allowed": False}
     gates = tuple({**row, "gate": "edge", "passed": False} for row in stored.gates[:1])
-    asked = replace(stored, decision={**stored.decision, **said}, gates=gates)
+    refused = replace(stored, decision={**stored.decision, **outcome}, gates=gates)
     console = Console(width=200)
-    with console.capture() as shown:
-        show(console, stored_parts(asked, explained_runs.told_of(database, asked)))
-    assert f": {first}" in shown.get()
-    assert ("The FLAT went on all the same." in shown.get()) is went_on
+    with console.capture() as capture:
+        show(console, stored_parts(refused, explained_runs.told_of(database, refused)))
+    assert f": {first}" in capture.get()
+    assert ("The FLAT went on all the same." in capture.get()) is went_on
 
 
 def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> None:
@@ -114,13 +114,13 @@ def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> N
     stored = read_decision(database, explained_runs.run_id(database), 40)[0]
     [warm] = [row for row in stored.gates if row["gate"] == "warm"]
 
-    def said(bars: int) -> str:
+    def sentence_at(bars: int) -> str:
         cold = {**warm, "measure": float(bars), "threshold": 991.0, "passed": False}
         decision = {**stored.decision, "allowed": False, "refused_by": "warm"}
         return flips_of(replace(stored, decision=decision, gates=(cold,))).sentence
 
-    assert said(990) == "It needs one more bar, or candles of a higher timeframe."
-    assert said(900) == "It needs 91 more bars."
+    assert sentence_at(990) == "It needs one more bar, or candles of a higher timeframe."
+    assert sentence_at(900) == "It needs 91 more bars."
 
 
 def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
@@ -147,30 +147,30 @@ def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_p
     given = ["--data", str(sample), "--to", "2025-05-26T07:50", "--db", str(database)]
     assert invoke(["replay", *given, "--set", "gate.confidence_by=entropy"]) == 0
     shutil.rmtree(tmp_path / "run.db.checkpoints")
-    found = read_decision(database, explained_runs.run_id(database), 10)[0]
+    silent = read_decision(database, explained_runs.run_id(database), 10)[0]
     with (ROOT / "storage/models/flash-1m/card.toml").open("rb") as file:
         surest = tomllib.load(file)["figures"]["gates"]["selective"]["entropy_confidence"]
     gained, error = 100 * surest["gained"][2], 100 * surest["error"][2]
     assert math.isnan(error)  # it is not known how far the figure would vary
-    assert found.entropy_worth == (
+    assert silent.entropy_worth == (
         "On untouched bars, by the model's card: the entropy gate did not beat a random gate on "
         f"the surest tenth of bars: accuracy changed by {gained:+.1f} points (± unknown) on "
         f"{surest['days']} days."
     )
-    told = explained_runs.told_of(database, found)
-    assert found.entropy_worth in [getattr(part, "text", "") for part in told.parts]
-    by_others = tuple(row for row in found.gates if row["gate"] != "confidence")
-    assert replace(found, gates=by_others).entropy_worth == ""
+    document = explained_runs.told_of(database, silent)
+    assert silent.entropy_worth in [getattr(part, "text", "") for part in document.parts]
+    by_others = tuple(row for row in silent.gates if row["gate"] != "confidence")
+    assert replace(silent, gates=by_others).entropy_worth == ""
 
 
 def test_a_card_without_figures_says_that_the_entropy_gates_worth_is_not_known(
     tmp_path: Path,
 ) -> None:
     database = explained_runs.replayed(tmp_path, bars=30)
-    found = read_decision(database, explained_runs.run_id(database), 10)[0]
-    assert any(row["gate"] == "confidence" for row in found.gates)
+    silent = read_decision(database, explained_runs.run_id(database), 10)[0]
+    assert any(row["gate"] == "confidence" for row in silent.gates)
     assert (
-        found.entropy_worth == "The model's card has no figure of what the entropy gate is worth."
+        silent.entropy_worth == "The model's card has no figure of what the entropy gate is worth."
     )
 
 
@@ -182,6 +182,6 @@ def test_the_entropy_gate_beats_chance_by_two_errors_and_thirty_days(
 ) -> None:
     surest = {"gained": [0.0, 0.0, gained, 0.0], "error": [0.0, 0.0, 0.02, 0.0], "days": days}
     gates = {"selective": {"entropy_confidence": surest}}
-    said = entropy_sentence(gates)
-    assert said.startswith(f"The entropy gate {verb}")
+    sentence = entropy_sentence(gates)
+    assert sentence.startswith(f"The entropy gate {verb}")
     assert entropy_sentence({"selective": {"margin": surest}}) == ""

@@ -45,12 +45,12 @@ MODES = ("notional", "expected_shortfall", "network_allocation")
 
 
 def replayed(folder: Path, mode: str, *, network: TradingConfig = NETWORK, **sections: str) -> Path:
-    further = "".join(f"\n[{name}]\n{keys}\n" for name, keys in sections.items())
+    tables = "".join(f"\n[{name}]\n{keys}\n" for name, keys in sections.items())
     return explained_runs.replayed(
         folder,
         network=network,
         model="dropout_passes = 3",
-        further=f'\n[sizing]\nmode = "{mode}"\n{further}',
+        extra=f'\n[sizing]\nmode = "{mode}"\n{tables}',
         edge="0",
     )
 
@@ -68,9 +68,9 @@ def forecasts(path: Path) -> list[Forecast]:
 
 
 def test_every_head_is_in_the_record_at_every_horizon(run: Path) -> None:
-    found = forecasts(run)
-    assert len(found) > 100
-    for forecast in found:
+    answers = forecasts(run)
+    assert len(answers) > 100
+    for forecast in answers:
         for at in range(len(forecast.horizons)):
             quantiles = forecast.head("quantiles", at)
             assert len(quantiles) == 3
@@ -145,19 +145,21 @@ def test_sizes_follow_the_head(run: Path) -> None:
 
 
 def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
-    one = forecasts(run)[0]
-    horizons = [1] * len(one.horizons)
+    forecast = forecasts(run)[0]
+    horizons = [1] * len(forecast.horizons)
     for name in HEADS:
-        assert one.heads is not None
-        packed = np.frombuffer(getattr(one.heads, name), "<f4")
+        assert forecast.heads is not None
+        packed = np.frombuffer(getattr(forecast.heads, name), "<f4")
         for share, holds in ((0.5, True), (3.0, False)):
             moved = packed.reshape(len(horizons), -1).copy()
             of_regime = moved[0, ::2] if name == "regimes" else moved[0]
             moved[0, 0] += share * 1e-4 * np.abs(of_regime).max()
-            other = structs.replace(one.heads, **{name: moved.astype("<f4").tobytes()})
-            assert heads_agree(one.heads, other, len(horizons)) is holds, name
-        assert not heads_agree(one.heads, structs.replace(one.heads, **{name: b""}), 2), name
-    assert not heads_agree(one.heads, None, 1)
+            other = structs.replace(forecast.heads, **{name: moved.astype("<f4").tobytes()})
+            assert heads_agree(forecast.heads, other, len(horizons)) is holds, name
+        assert not heads_agree(forecast.heads, structs.replace(forecast.heads, **{name: b""}), 2), (
+            name
+        )
+    assert not heads_agree(forecast.heads, None, 1)
     assert heads_agree(None, None, 1)
 
 
@@ -270,7 +272,7 @@ def test_a_head_that_the_model_lacks_is_named(
     section: str, key: str, sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
-        explained_runs.replayed(tmp_path, further=f"\n[{section}]\n{key}\n")
+        explained_runs.replayed(tmp_path, extra=f"\n[{section}]\n{key}\n")
 
 
 def test_a_gate_lets_through_the_regimes_that_the_network_names(
@@ -295,11 +297,11 @@ def test_each_head_that_decides_has_a_twin_without_it_from_record_to_report(
     monkeypatch.setenv("TRACEPAPER_STRATEGY__TWINS", ",".join(twins))
     limits = 'max_tail = "5000"\nmax_tail_share = "0.9"\nmax_expected_drawdown = "0.5"'
     path = replayed(tmp_path, "expected_shortfall", risk=limits)
-    found = dict(rows(path, "SELECT twin, count(*) FROM v_twin_equity GROUP BY 1"))
-    assert found.keys() == {"ungated", *twins}
-    assert len(set(found.values())) == 1
+    by_twin = dict(rows(path, "SELECT twin, count(*) FROM v_twin_equity GROUP BY 1"))
+    assert by_twin.keys() == {"ungated", *twins}
+    assert len(set(by_twin.values())) == 1
     filled = {name for (name,) in rows(path, "SELECT DISTINCT twin FROM v_twin_fills")}
-    assert filled == found.keys()
+    assert filled == by_twin.keys()
     assert invoke(["verify", "last", "--db", str(path)]) == 0
     capsys.readouterr()
     assert invoke(["report", "last", "--db", str(path), "--json"]) == 0
@@ -323,29 +325,31 @@ def test_the_spread_of_dropout_is_stored_judged_shown_and_verified(
     tmp_path: Path, cli: Cli
 ) -> None:
     path = spread_run(tmp_path / "scan", "scan", "0.5")
-    said = forecasts(path)
-    own = [forecast.dropout_spread(forecast.horizons.index(30)) for forecast in said]
+    answers = forecasts(path)
+    spreads = [forecast.dropout_spread(forecast.horizons.index(30)) for forecast in answers]
     measured = [
         spread / forecast.stdev_return[forecast.horizons.index(30)]
-        for forecast, spread in zip(said, own, strict=True)
+        for forecast, spread in zip(answers, spreads, strict=True)
         if spread is not None
     ]
-    assert len(measured) == len(own) > 50
+    assert len(measured) == len(spreads) > 50
     stored = rows(path, "SELECT dropout_spread FROM v_decisions WHERE mean_return IS NOT NULL")
-    assert [one for (one,) in stored] == own
+    assert [spread for (spread,) in stored] == spreads
     gates = rows(
         path, "SELECT measure, passed FROM v_gates WHERE gate = 'dropout_spread' ORDER BY sequence"
     )
     assert [gate for gate, _ in gates if gate is not None] == pytest.approx(measured)
     assert cli("verify", "last", "--db", path).code == 0
     stepped = spread_run(tmp_path / "step", "step", "0.5")
-    assert [forecast.heads for forecast in forecasts(stepped)] == [one.heads for one in said]
+    assert [forecast.heads for forecast in forecasts(stepped)] == [
+        forecast.heads for forecast in answers
+    ]
     assert "dropout_spread" in cli.out("explain", f"last:{explained_runs.LAST}", "--db", path)
     # At the median of what was measured, half of the decisions are refused.
     middle = sorted(measured)[len(measured) // 2]
     strict = spread_run(tmp_path / "strict", "scan", f"{middle:.10f}")
     passed = rows(strict, "SELECT passed FROM v_gates WHERE gate = 'dropout_spread'")
-    share = sum(one for (one,) in passed) / len(measured)
+    share = sum(is_passed for (is_passed,) in passed) / len(measured)
     assert 0.4 < share < 0.6
     refused = rows(strict, "SELECT count(*) FROM v_decisions WHERE refused_by = 'dropout_spread'")
     assert refused[0][0] > 0

@@ -29,7 +29,7 @@ NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_runs.replayed(tmp_path_factory.mktemp("norm"), further=NORM)
+    return explained_runs.replayed(tmp_path_factory.mktemp("norm"), extra=NORM)
 
 
 def past(database: Path) -> Past:
@@ -101,14 +101,14 @@ def test_a_run_by_relevance_is_derived_again_and_says_so(
 ) -> None:
     """Signs are kept, what gates measure is the rollout's, and no quantile of the card is off."""
     relevance = '[model.explanation]\nmethod = "relevance"\n'
-    database = explained_runs.replayed(tmp_path, mode="step", further=relevance)
+    database = explained_runs.replayed(tmp_path, mode="step", extra=relevance)
     run_id = explained_runs.run_id(database)
     with Reader.open(database) as reader:
         assert not any("explained by another" in words for words in reader.run(run_id).warnings)
         rows = [row for batch in reader.explanations(run_id) for row in batch]
-        found = verify_run(reader, database, run_id)
-    assert found.exact
-    assert found.agreed == found.decisions > 0
+        verification = verify_run(reader, database, run_id)
+    assert verification.exact
+    assert verification.agreed == verification.decisions > 0
     assert min(min(np.frombuffer(buckets, "<f4")) for _, buckets, *_ in rows) < 0
     stored = read_decision(database, run_id, LAST)[0]
     weights = [row["weight"] for row in stored.buckets]
@@ -120,15 +120,15 @@ def test_a_run_by_relevance_is_derived_again_and_says_so(
     assert invoke(["explain", f"last:{LAST}", "--db", str(database)]) == 0
     assert "What moved its mean" in capsys.readouterr().out
     page = decisions.decision(shown_of(database), LAST)
-    (looked,) = [part for part in page.parts if part.get("key") == "looked"]
-    assert looked["aside"].startswith("relevance")
+    (table,) = [part for part in page.parts if part.get("key") == "looked"]
+    assert table["aside"].startswith("relevance")
 
 
 def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
     full = FlashConfig(dim=16, layers=2, heads=2, window=40, horizons=(5, 30), mask="full")
     gradient = '[model.explanation]\nmethod = "gradient"\n'
     database = explained_runs.replayed(
-        tmp_path, network=full, mode="step", bars=570, further=gradient
+        tmp_path, network=full, mode="step", bars=570, extra=gradient
     )
     run_id = explained_runs.run_id(database)
     with Reader.open(database) as reader:

@@ -24,8 +24,8 @@ from learning import (
     tiny,
     write_csv,
 )
-from own_strategies import importable
 from pages import said_in
+from user_strategies import importable
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning import statistics as figures

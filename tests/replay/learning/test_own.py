@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import Cli
-from own_strategies import importable
+from user_strategies import importable
 
 from tracepaper.daemon.cli import invoke
 

@@ -915,7 +915,7 @@ async def test_the_live_loop_decides_as_the_replay(other: Scene, tmp_path: Path)
             yield event
 
     audit.begin(replay.run, replay.engine.gate_sets)
-    await drive(feed(), predictor, replay.engine, audit)
+    await drive(feed(), predictor.predict, replay.engine, audit.append)
     audit.end(1)
     audit.close()
     assert compared(other.database, path) == 2 * SHORT - len(other.lacks)

@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def shown(cross_database: Path) -> ShownRun:
+def run(cross_database: Path) -> ShownRun:
     return shown_of(cross_database)
 
 

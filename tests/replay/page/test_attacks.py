@@ -29,6 +29,7 @@ from report_cases import BTC, cross, replayed
 from structlog.testing import capture_logs
 from waiting import deadline_s, until
 
+from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.client import token_file
 from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.replay.page import process, server
@@ -68,8 +69,7 @@ async def daemon_of(database: Path) -> AsyncIterator[Served]:
         return 1
 
     async with HttpServer(
-        host="127.0.0.1",
-        port=0,
+        HttpSection(port=0),
         tokens={"database": TOKEN},
         status=lambda: {"ready": True},
         submit=submit,
@@ -148,10 +148,10 @@ async def test_every_answer_has_a_policy_without_anything_inline(
         ("GET", "/assets/%00"),
         ("GET", f"/assets/{'a' * 3_000}"),
     ]
-    known = {"Authorization": f"Bearer {TOKEN}"}
+    headers = {"Authorization": f"Bearer {TOKEN}"}
     for method, path in requests:
         address = URL(f"{daemon.url}{path}", encoded=True)
-        async with client.request(method, address, headers=known) as response:
+        async with client.request(method, address, headers=headers) as response:
             policy = response.headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy, path
             assert "unsafe" not in policy, path
@@ -190,7 +190,7 @@ UPGRADE: Final = (
 async def plugs(port: int, count: int, stack: ExitStack) -> list[socket.socket]:
     """Ask for the stream *count* times, by readers that never read."""
     loop = asyncio.get_running_loop()
-    found = []
+    sockets = []
     for _ in range(count):
         plug = stack.enter_context(closing(socket.socket()))
         plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the smallest that there is
@@ -198,8 +198,8 @@ async def plugs(port: int, count: int, stack: ExitStack) -> list[socket.socket]:
         with suppress(OSError):  # sent away already
             await loop.sock_connect(plug, ("127.0.0.1", port))
             await loop.sock_sendall(plug, UPGRADE.format(port=port).encode())
-        found.append(plug)
-    return found
+        sockets.append(plug)
+    return sockets
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ async def test_readers_that_never_read_keep_nobody_out(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < (files := count + 1_000):
         pytest.skip(f"a process may open {hard} files here, fewer than {files}")
-    known = {"Authorization": f"Bearer {TOKEN}"}
+    headers = {"Authorization": f"Bearer {TOKEN}"}
     with ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
@@ -220,7 +220,7 @@ async def test_readers_that_never_read_keep_nobody_out(
         async with client.get(f"{daemon.url}/status") as response:
             assert response.status == 200
         word = {"kind": "HALT"}
-        async with client.post(f"{daemon.url}/command", json=word, headers=known) as response:
+        async with client.post(f"{daemon.url}/command", json=word, headers=headers) as response:
             assert response.status == 200
         status, _ = await answer(client, f"{daemon.url}{PREFIX}/runs")
         assert status == 200
@@ -238,13 +238,13 @@ async def test_a_reader_that_never_reads_is_cut_off_and_the_others_hear_all(
         async with client.ws_connect(f"{daemon.url}{PREFIX}/stream") as reader:
             assert (await reader.receive_json())["type"] == "hello"
             await until(lambda: daemon.page.readers == 4, poll_s=0.01)
-            told = 0
+            messages = 0
             while daemon.page.readers > 1:
                 daemon.page.tell(run, message.encode())  # never waits, whoever listens
-                told += 1
+                messages += 1
                 assert (await reader.receive()).data == message
-                assert told < 10 * QUEUE_MAX
-            assert told > QUEUE_MAX
+                assert messages < 10 * QUEUE_MAX
+            assert messages > QUEUE_MAX
 
 
 async def test_a_reader_that_keeps_up_hears_every_step_of_a_batch(
@@ -264,10 +264,10 @@ async def test_questions_beyond_what_it_answers_leave_the_operator_his_place(
 ) -> None:
     monkeypatch.setattr(server, "AT_WORK_MAX", 2)
     async with (
-        client.ws_connect(f"{daemon.url}{PREFIX}/stream") as one,
+        client.ws_connect(f"{daemon.url}{PREFIX}/stream") as first,
         client.ws_connect(f"{daemon.url}{PREFIX}/stream") as two,
     ):
-        await asyncio.gather(one.receive_json(), two.receive_json())
+        await asyncio.gather(first.receive_json(), two.receive_json())
         status, document = await answer(client, f"{daemon.url}{PREFIX}/runs")
         assert (status, document["error"][-10:]) == (503, "ask again.")
         async with client.get(f"{daemon.url}/status") as response:
@@ -286,21 +286,21 @@ async def test_work_ends_with_the_reader_who_asked_for_it(
         (pid,) = set(working()).difference(quick)
         response.close()
     await until(lambda: pid not in working(), poll_s=0.01)
-    status, found = await answer(client, f"{url}{PREFIX}/runs/{run}/refusals")
-    assert status == 200, (pid, found)
+    status, document = await answer(client, f"{url}{PREFIX}/runs/{run}/refusals")
+    assert status == 200, (pid, document)
 
 
 async def test_a_child_that_cannot_be_started_is_said_and_started_later(
     reading: ReaderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {"path": "/runs", "query": {}}
+    request = {"path": "/runs", "query": {}}
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", "/nowhere/python")
         await reading.prepare()
-        reply_frame = await reading.answer(asked)
+        reply_frame = await reading.answer(request)
         assert reply_frame.status == 503
         assert b"cannot be started (No such file or directory); ask again." in reply_frame.body
-    assert (await reading.answer(asked)).status == 200
+    assert (await reading.answer(request)).status == 200
 
 
 async def test_the_time_of_an_answer_ends_the_answer_and_not_who_reads_it(
@@ -343,8 +343,8 @@ async def test_what_no_request_may_raise_is_answered_and_logged(
             )
             run = shown_of(cross_database).run_id
             assert (await reading.answer({"path": f"/runs/{run}", "query": {}})).status == 200
-            said = "NotImplementedError: planted"
-            await until(lambda: said in [row["line"] for row in logged], poll_s=0.01)
+            sentence = "NotImplementedError: planted"
+            await until(lambda: sentence in [row["line"] for row in logged], poll_s=0.01)
     finally:
         await reading.close()
 
@@ -359,12 +359,12 @@ async def reading(cross_database: Path) -> AsyncIterator[ReaderProcess]:
 def working() -> list[int]:
     """Return the processes that read for this one, and have not ended."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    found = []
+    pids = []
     for pid in {int(part) for file in children for part in file.read_text().split()}:
         with suppress(OSError):
             if b"page.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 async def test_a_reader_process_that_dies_is_started_again(
@@ -374,44 +374,44 @@ async def test_a_reader_process_that_dies_is_started_again(
     assert status == 200
     for pid in working():
         os.kill(pid, signal.SIGKILL)
-    found = [await answer(client, f"{url}{PREFIX}/runs") for _ in range(2)]
-    assert found[-1][0] == 200
+    answers = [await answer(client, f"{url}{PREFIX}/runs") for _ in range(2)]
+    assert answers[-1][0] == 200
 
 
 async def test_decisions_are_derived_by_a_process_that_stays(
     client: aiohttp.ClientSession, cross_database: Path
 ) -> None:
     path = f"{PREFIX}/runs/{shown_of(cross_database).run_id}/decisions/1400/verify"
-    before, found = set(working()), []
+    before, children = set(working()), []
     async with serving([cross_database], host="127.0.0.1", port=0) as url:
         for _ in range(2):
             async with client.get(f"{url}{path}") as response:
                 assert json.loads((await response.text()).splitlines()[-1])["type"] == "done"
-            found.append(set(working()) - before)
-    assert found[0] == found[1]
-    assert len(found[0]) == 2  # the other one reads for charts
+            children.append(set(working()) - before)
+    assert children[0] == children[1]
+    assert len(children[0]) == 2  # the other one reads for charts
 
 
 async def test_a_child_that_nobody_asks_ends_and_is_started_again(
     reading: ReaderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {"path": "/runs", "query": {}}
+    request = {"path": "/runs", "query": {}}
     others = set(working())  # of what other tests have left
 
-    def own() -> set[int]:
+    def children() -> set[int]:
         return set(working()) - others
 
     monkeypatch.setattr(process, "IDLE_S", 0.0)
     for _ in range(2):
-        assert (await reading.answer(asked)).status == 200
-        await until(lambda: not own(), poll_s=0.01)
+        assert (await reading.answer(request)).status == 200
+        await until(lambda: not children(), poll_s=0.01)
     await reading.prepare()
-    await until(lambda: not own(), poll_s=0.01)
+    await until(lambda: not children(), poll_s=0.01)
     monkeypatch.setattr(process, "IDLE_S", 600.0)
-    assert (await reading.answer(asked)).status == 200
-    (pid,) = own()
-    assert (await reading.answer(asked)).status == 200
-    assert own() == {pid}
+    assert (await reading.answer(request)).status == 200
+    (pid,) = children()
+    assert (await reading.answer(request)).status == 200
+    assert children() == {pid}
 
 
 # ---------------------------------------------------------------- databases
@@ -567,7 +567,7 @@ def test_markup_in_a_record_is_text_in_every_place(tmp_path: Path, cross_databas
     )
     named = database.rename(tmp_path / f"{PLANT}.db")
     run = shown_of(named).run_id
-    with shown_in_browser(named) as (page, url, said):
+    with shown_in_browser(named) as (page, url, problems):
         for place in ("#/runs", *(f"#/run/{run}{rest}" for rest in PLACES)):
             page.goto(f"{url}/{place}")
             page.locator("h1").first.wait_for()
@@ -575,7 +575,7 @@ def test_markup_in_a_record_is_text_in_every_place(tmp_path: Path, cross_databas
             assert page.evaluate("document.querySelectorAll('img, [onerror]').length") == 0, place
             assert page.evaluate("window.planted") is None, place
             assert PLANT in page.inner_text("body"), place
-        assert said == []
+        assert problems == []
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def url(database: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    with opened(browser, f"{url}/") as shown:
-        ready(shown)
-        yield shown
+    with opened(browser, f"{url}/") as tab:
+        ready(tab)
+        yield tab
 
 
 def ready(page: Page) -> None:
@@ -131,18 +131,18 @@ def test_a_click_on_a_drawn_refusal_gives_the_gates_of_v_gates(page: Page, datab
 
 
 def test_each_of_two_quick_clicks_opens_its_bar_and_asks_for_it_once(page: Page) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    addresses: list[str] = []
+    page.on("request", lambda request: addresses.append(request.url))
     box = present(page.locator(".chart .canvas").bounding_box())
-    found = []
+    pins = []
     for x in (300, 700, 500):  # faster than a double click
         before = page.evaluate("location.hash")
         page.mouse.click(box["x"] + x, box["y"] + 60)
         page.wait_for_function("before => location.hash !== before", arg=before)
-        found.append(pinned(page))
-    assert found[0] < found[2] < found[1]
+        pins.append(pinned(page))
+    assert pins[0] < pins[2] < pins[1]
     expect(page.locator(".card")).to_have_attribute("aria-busy", "false")
-    decisions = [address for address in asked if "/decisions/" in address]
+    decisions = [address for address in addresses if "/decisions/" in address]
     assert len(decisions) == len(set(decisions))
 
 
@@ -203,8 +203,8 @@ def test_a_screen_reader_and_weak_eyes_can_use_it(
 ) -> None:
     with opened(browser, f"{url}/", size, scheme) as page:
         ready(page)
-        found = Axe().run(page)
-        assert found.violations_count == 0, found.generate_report()
+        axe = Axe().run(page)
+        assert axe.violations_count == 0, axe.generate_report()
 
 
 @pytest.mark.parametrize("place", ["#/runs", *PLACES[1:], "/report"])
@@ -221,8 +221,8 @@ def test_other_places_are_accessible(
             page.locator("details").evaluate_all(
                 "all => all.forEach((one) => { one.open = true; })"
             )
-        found = Axe().run(page)
-        assert found.violations_count == 0, found.generate_report()
+        axe = Axe().run(page)
+        assert axe.violations_count == 0, axe.generate_report()
 
 
 def test_a_slider_that_is_let_go_says_what_another_threshold_would_have_made(
@@ -375,13 +375,13 @@ def test_a_file_says_of_each_drawn_decision_what_it_holds(page: Page) -> None:
         for kind, columns in zip(("candles", "series"), held, strict=True):
             record[f"{root}/{kind}?instrument=i{suffix}"] = columns
     packed = base64.b64encode(gzip.compress(json.dumps(record).encode())).decode()
-    listed, found = page.evaluate(PARTIAL, [packed, [14, 20, 21, 23]])
+    listed, decisions = page.evaluate(PARTIAL, [packed, [14, 20, 21, 23]])
     assert sorted(listed) == [4, 9, 14, 19, *newest]
-    cells, alone, beside, after = found
+    cells, alone, between, after = decisions
     assert cells == [14, 9, None]
     assert alone == [20, 19, None]  # its bar ahead is the one that is missing
-    assert beside[:2] == [21, 20]
-    assert beside[2] == pytest.approx(2)
+    assert between[:2] == [21, 20]
+    assert between[2] == pytest.approx(2)
     assert after[2] == pytest.approx(2)
 
 

@@ -39,8 +39,8 @@ def opened(database: Path) -> Databases:
 def answer(database: Path, path: str, **query: Any) -> Any:
     """Return what the interface answers, as plain values."""
     given = {name: str(value) for name, value in query.items()}
-    made = routes.match(path, given).respond(opened(database), lambda _share, _doing: None)
-    return msgspec.json.decode(msgspec.json.encode(made))
+    document = routes.match(path, given).respond(opened(database), lambda _share, _doing: None)
+    return msgspec.json.decode(msgspec.json.encode(document))
 
 
 def test_every_place_of_the_page_has_its_answer(held: dict[str, Any], cross_database: Path) -> None:
@@ -102,9 +102,9 @@ def test_the_decisions_that_matter_are_whole(held: dict[str, Any], cross_databas
 
 
 def test_full_holds_every_decision_in_blocks(cross_database: Path) -> None:
-    shown = shown_of(cross_database)
-    file_contents = contents_of(cross_database, shown.run_id, full=True)
-    sequences = shown.views.rows("v_decisions")
+    run = shown_of(cross_database)
+    file_contents = contents_of(cross_database, run.run_id, full=True)
+    sequences = run.views.rows("v_decisions")
     assert not any("/decisions/" in name for name in file_contents.record)
     names: list[str] = []
     for block in file_contents.blocks:
@@ -122,24 +122,24 @@ def test_a_run_longer_than_a_file_takes_has_cells_and_its_newest_bars(
     cross_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contents, "POINTS_MAX", 300)
-    shown = shown_of(cross_database)
-    record = contents_of(cross_database, shown.run_id).record
-    path = f"/api/v1/runs/{shown.run_id}/candles?instrument=linear%3ABTCUSDT"
+    run = shown_of(cross_database)
+    record = contents_of(cross_database, run.run_id).record
+    path = f"/api/v1/runs/{run.run_id}/candles?instrument=linear%3ABTCUSDT"
     whole, newest = record[path], record[f"{path}#newest"]
     assert whole["interval_ms"] > newest["interval_ms"] == 60_000
     assert len(whole["open"]) <= 300
     assert len(newest["open"]) <= 300
-    assert newest["open_time_ms"][-1] == record[f"/api/v1/runs/{shown.run_id}"]["row"]["last_ms"]
+    assert newest["open_time_ms"][-1] == record[f"/api/v1/runs/{run.run_id}"]["row"]["last_ms"]
 
 
 def test_each_instrument_has_its_columns(pair_database: Path) -> None:
     record = contents_of(pair_database, shown_of(pair_database).run_id).record
     for symbol in ("BTCUSDT", "SOLUSDT"):
         for kind in ("candles", "series"):
-            [found] = [
+            [path] = [
                 name for name in record if name.endswith(f"{kind}?instrument=linear%3A{symbol}")
             ]
-            assert len(record[found]["open_time_ms"]) > 1_000
+            assert len(record[path]["open_time_ms"]) > 1_000
 
 
 EVIL: Final = "</script><img src=x onerror=alert(1)>"
@@ -156,18 +156,18 @@ def test_markup_in_names_notes_reasons_and_files_stays_text(
     page = run_page(planted, shown_of(planted).run_id)
     assert "<img" not in page
     assert page.count("onerror") == 1  # in the title, as text
-    told = str(record_in(page))
-    assert told.count(EVIL) > 100
-    assert planted.name in told
+    text = str(record_in(page))
+    assert text.count(EVIL) > 100
+    assert planted.name in text
 
 
 def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
     pruned = replayed(tmp_path, cross(), "--data", SAMPLE, "--to", "2025-05-30")
     prune(pruned, keep_days=1, pruned_at_ms=0)
-    shown = shown_of(pruned)
-    assert shown.columns.span[0] > 0
-    record = contents_of(pruned, shown.run_id).record
-    text = f"/api/v1/runs/{shown.run_id}"
+    run = shown_of(pruned)
+    assert run.columns.span[0] > 0
+    record = contents_of(pruned, run.run_id).record
+    text = f"/api/v1/runs/{run.run_id}"
     series = record[f"{text}/series?instrument=linear%3ABTCUSDT"]
-    assert series["sequence"][0] >= shown.columns.span[0]
+    assert series["sequence"][0] >= run.columns.span[0]
     assert f"{text}/decisions/{series['sequence'][-1]}" in record

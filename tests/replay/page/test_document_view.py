@@ -178,8 +178,8 @@ def test_every_part_is_drawn_at_every_width_in_light_and_dark_without_a_complain
     assert page.locator(".document > ul li").all_text_contents() == ["one", "two"]
     assert page.locator("section.part h3").all_text_contents() == [of.title for of in looks()]
     page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    axe = Axe().run(page)
+    assert axe.violations_count == 0, axe.generate_report()
     closed(page)
 
 

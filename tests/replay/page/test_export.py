@@ -65,8 +65,8 @@ def page(tmp_path: Path) -> str:
 
 def test_the_record_is_the_document_as_the_interface_answers_it(tmp_path: Path) -> None:
     write_document_page(DOCUMENT, tmp_path / "page.html")
-    found = document_in(tmp_path / "page.html")
-    assert found == {"title": EVIL, "parts": as_parts(DOCUMENT.parts)}
+    document = document_in(tmp_path / "page.html")
+    assert document == {"title": EVIL, "parts": as_parts(DOCUMENT.parts)}
 
 
 def test_nothing_is_loaded_and_each_script_and_style_is_named_by_its_hash(page: str) -> None:

@@ -87,12 +87,12 @@ def test_a_whole_card_has_measures_and_a_partial_one_says_what_shows_the_rest(
 def test_tables_sort_and_page_without_a_server(
     browser: Browser, cross_database: Path, tmp_path: Path
 ) -> None:
-    shown = shown_of(cross_database)
+    run = shown_of(cross_database)
     written = tmp_path / "cross.html"
-    write_page(run_page(cross_database, shown.run_id), written)
-    prices = sorted(row["price"] for row in shown.views.rows("v_fills"))
+    write_page(run_page(cross_database, run.run_id), written)
+    prices = sorted(row["price"] for row in run.views.rows("v_fills"))
     assert len(prices) > 50
-    with opened(browser, f"{written.as_uri()}#/run/{shown.run_id}/account", offline=True) as page:
+    with opened(browser, f"{written.as_uri()}#/run/{run.run_id}/account", offline=True) as page:
         page.get_by_role("button", name="Fills", exact=True).click()
         table = page.get_by_role("group", name="Fills")
         expect(table.locator("tbody tr")).to_have_count(50)

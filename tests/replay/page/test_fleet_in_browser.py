@@ -75,15 +75,15 @@ def rows(page: Page) -> list[dict[str, str]]:
     """Return the cells of every row, by their titles."""
     script = """all => all.map((row) => Object.fromEntries([...row.children].map(
         (cell) => [cell.dataset.title, cell.textContent])))"""
-    found: list[dict[str, str]] = page.locator("tbody tr").evaluate_all(script)
-    return found
+    cells: list[dict[str, str]] = page.locator("tbody tr").evaluate_all(script)
+    return cells
 
 
 def cells(run: dict[str, Any]) -> dict[str, str]:
     """Write a row of ``fleet --json`` as the page must show it."""
     held = (
-        f"{one['instrument']} {one['quantity']}, unrealized {number(one['unrealized_pnl'])}"
-        for one in run["positions"]
+        f"{row['instrument']} {row['quantity']}, unrealized {number(row['unrealized_pnl'])}"
+        for row in run["positions"]
     )
     lag = f"{run['lag_steps']:,} in {run['lag_s']:.1f} s" if run["lag_steps"] else "0"
     return {
@@ -102,8 +102,8 @@ def cells(run: dict[str, Any]) -> dict[str, str]:
 def check_reading(page: Page) -> None:
     """Nothing lies beside the screen, and a screen reader and weak eyes can use all of it."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    axe = Axe().run(page)
+    assert axe.violations_count == 0, axe.generate_report()
 
 
 def number(text: str | None) -> str:
@@ -117,7 +117,7 @@ def test_every_row_is_the_commands_in_its_order_and_an_alarm_is_marked(
     assert {row["health"] for row in wanted} == {"halted", "running", "ended"}
     with opened(browser, url) as page:
         expect(page.locator("main h1")).to_have_text("Fleet")
-        assert rows(page) == [cells(one) for one in wanted]
+        assert rows(page) == [cells(run) for run in wanted]
         marked = page.locator("tbody tr").filter(has=page.locator(".loss", has_text="alarm: "))
         assert marked.count() == 1
         expect(page.locator("main")).to_contain_text("3 runs, 1 with an alarm")
@@ -134,7 +134,7 @@ def test_what_is_shipped_appears_without_a_reload(
         grown(path, 70, seed=1, since=40)
         ship_once(path, fleet, needed_by="--to")
         expect(row.locator("[data-title=steps]")).to_have_text("70")
-        assert rows(page) == [cells(one) for one in of_command(fleet, cli)]
+        assert rows(page) == [cells(run) for run in of_command(fleet, cli)]
         shipped(tmp_path, fleet, name="fourth")
         expect(page.locator("tbody tr")).to_have_count(4)
         assert page.evaluate("window.kept")

@@ -37,7 +37,7 @@ from tracepaper.storage.fleet.ship import database_id
 PLANT: Final = "<img src=x onerror=window.planted=1>"
 
 
-def told(_share: float, _doing: str) -> None:
+def ignore(_share: float, _doing: str) -> None:
     """Hear of no progress."""
 
 
@@ -153,7 +153,7 @@ async def test_a_run_that_is_opened_is_pulled_and_shown(
         done = await page.pull("r-1", database_id(path))
         assert done["result"] == {"run_id": "r-1", "database_id": database_id(path), "steps": 40}
         (file,) = source.folder.glob("*/*.db")
-        assert {one.name for one in (file, file.parent)} == {"r-1.db", file.parent.name}
+        assert {path.name for path in (file, file.parent)} == {"r-1.db", file.parent.name}
         assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
         assert contents(file)["steps"] == contents(path)["steps"]
         run = await page.get("/runs/r-1")
@@ -197,13 +197,13 @@ def test_a_folder_that_cannot_be_written_is_said_without_its_place(
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
     try:
         with pytest.raises(HttpRefusal, match=r"^r-1\.db cannot be written .*free disk space"):
-            pull_run(shelf, database_id(path), "r-1", told)
+            pull_run(shelf, database_id(path), "r-1", ignore)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert shelf.paths == ()
     shutil.rmtree(source.folder)
     with pytest.raises(HttpRefusal, match=r"temporary folder cannot be written \(No such file"):
-        pull_run(shelf, database_id(path), "r-1", told)
+        pull_run(shelf, database_id(path), "r-1", ignore)
 
 
 def test_two_databases_that_hold_one_run_are_shown_one_after_the_other(
@@ -216,9 +216,9 @@ def test_two_databases_that_hold_one_run_are_shown_one_after_the_other(
     invoke(["db", "ship", "--once", "--new-id", "--to", source.url, "--db", str(other)])
     shelf = Databases([], fleet=source)
     for file, steps in ((path, 40), (other, 50), (path, 40)):
-        assert pull_run(shelf, database_id(file), "r-1", told).steps == steps
-        shown = shelf.find("r-1")
-        assert len(shown.views.rows("v_decisions")) == steps
+        assert pull_run(shelf, database_id(file), "r-1", ignore).steps == steps
+        run = shelf.find("r-1")
+        assert len(run.views.rows("v_decisions")) == steps
         assert len(shelf.paths) == 1
 
 
@@ -229,7 +229,7 @@ def test_a_file_is_named_by_its_run_and_by_nothing_that_is_a_path(
     hostile = "../../../tmp/x\n<b>"
     postgres.sql(source.url, f"UPDATE runs SET run_id = '{hostile}'")
     shelf = Databases([], fleet=source)
-    assert pull_run(shelf, database_id(path), hostile, told).run_id == hostile
+    assert pull_run(shelf, database_id(path), hostile, ignore).run_id == hostile
     (file,) = shelf.paths
     assert file.parent.parent == source.folder
     assert file.stem.isalnum()
@@ -250,7 +250,7 @@ def test_the_oldest_files_and_those_of_a_pull_that_was_given_up_are_removed(
         shutil.copy(path, copy)
         os.utime(copy, (place, place))
     held = shelf.reader(shelf.paths[-1])
-    pull_run(shelf, database_id(path), "r-1", told)
+    pull_run(shelf, database_id(path), "r-1", ignore)
     assert [path.name for path in shelf.paths] == ["r-1.db", "old-2.db"]
     assert {path.parent for path in shelf.paths} == set(source.folder.iterdir())
     with pytest.raises(Exception, match="closed"):

@@ -50,61 +50,62 @@ def events(bars: int, most: int, *, seed: int) -> list[Event]:
     Funding is settled on a bar's close and between two, some of it twice, some before the first
     decision; the second instrument begins later.
     """
-    draw, told = random.Random(seed), list[Funding]()
-    made: list[Event] = []
+    draw, settlements = random.Random(seed), list[Funding]()
+    stream: list[Event] = []
     for number, close in enumerate(closes_of(2, bars)):
         present = close if number >= 25 else close[:1]
-        made += present
+        stream += present
         at = close[0].close_time_ms
         for after_ms in (0, 1_000, 20_000):
             if after_ms == 1_000:  # the orders of these bars have reached the exchange
                 quotes = map(quote_of, present)
-                made += [
-                    structs.replace(one, market_ms=at + 1_000, seen_ms=at + 1_000) for one in quotes
+                stream += [
+                    structs.replace(quote, market_ms=at + 1_000, seen_ms=at + 1_000)
+                    for quote in quotes
                 ]
                 continue
             for bar in present:
                 if draw.random() < 0.05:
                     rate = draw.randrange(-most, most)
-                    told.append(Funding(bar.instrument, rate, at + after_ms, at + after_ms))
-                    made.append(told[-1])
-        if told and draw.random() < 0.05:
-            made.append(told[-1])
-    return made
+                    settlements.append(Funding(bar.instrument, rate, at + after_ms, at + after_ms))
+                    stream.append(settlements[-1])
+        if settlements and draw.random() < 0.05:
+            stream.append(settlements[-1])
+    return stream
 
 
-def check(shown: ShownRun) -> None:
+def check(run: ShownRun) -> None:
     """Compare what the page says of holding with the report."""
-    report = build_report_of(shown.database).record
-    expected = {f"{one.share:.9f}": one for one in held_alike(report)}
-    found = {f"{one.share:.9f}": one for one in holding.held(shown)}
-    assert found.keys() == expected.keys()
-    curves = runs.equity(shown, None, None, 20_000)
+    report = build_report_of(run.database).record
+    expected = {f"{held.share:.9f}": held for held in held_alike(report)}
+    by_share = {f"{held.share:.9f}": held for held in holding.held(run)}
+    assert by_share.keys() == expected.keys()
+    curves = runs.equity(run, None, None, 20_000)
     at = np.searchsorted(report.times_ms, curves.time_ms, side="right")
-    listed = {account.name: account for account in runs.run(shown).accounts}
-    for share, one in found.items():
+    listed = {account.name: account for account in runs.run(run).accounts}
+    for share, held in by_share.items():
         curve = expected[share].equity
-        assert curves.equity[one.name] == pytest.approx(curve[at], abs=1e-6)
-        assert listed[one.name].equity == pytest.approx(curve[-1], abs=1e-6)
-        assert listed[one.name].total_return == pytest.approx(curve[-1] / curve[0] - 1)
+        assert curves.equity[held.name] == pytest.approx(curve[at], abs=1e-6)
+        assert listed[held.name].equity == pytest.approx(curve[-1], abs=1e-6)
+        assert listed[held.name].total_return == pytest.approx(curve[-1] / curve[0] - 1)
 
 
-def check_news(shown: ShownRun) -> None:
+def check_news(run: ShownRun) -> None:
     """Compare what the stream tells of holding with the curves."""
-    curves = runs.equity(shown, None, None, 20_000)
+    curves = runs.equity(run, None, None, 20_000)
     expected = {
         name: dict(zip(curves.time_ms, curve, strict=True))
         for name, curve in curves.equity.items()
-        if name in {one.name for one in holding.held(shown)}
+        if name in {held.name for held in holding.held(run)}
     }
-    shelf, end = Databases([shown.database]), shown.columns.span[1]
-    steps = [step for step in news.since(shelf, shown.run_id, end - 20).steps if step.bar]
+    shelf, end = Databases([run.database]), run.columns.span[1]
+    steps = [step for step in news.since(shelf, run.run_id, end - 20).steps if step.bar]
     assert steps
     for step in steps:
         assert step.bar is not None
         closed = step.bar[0] + MINUTE_MS
-        found = {name: value for name, value in step.equity.items() if name in expected}
-        assert found == pytest.approx({name: curve[closed] for name, curve in expected.items()})
+        values = {name: value for name, value in step.equity.items() if name in expected}
+        assert values == pytest.approx({name: curve[closed] for name, curve in expected.items()})
 
 
 # Settlements of a ten-thousandth at most, and of a hundredth, which uses an account up.
@@ -120,7 +121,7 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
     every, database = events(bars, rate, seed=seed), tmp_path / "run.db"
     config = live_config(f"{__name__}:{Sides.__name__}", ["BENCH0USDT", "BENCH1USDT"])
     # Each part ends with a settlement, whose bar is not there yet.
-    settled = [at for at, one in enumerate(every, 1) if at > 60 and isinstance(one, Funding)]
+    settled = [at for at, event in enumerate(every, 1) if at > 60 and isinstance(event, Funding)]
     chosen = random.Random(seed).sample(settled[:-1], PARTS - 1)
     edges = [0, *sorted(chosen), len(every)]
     instrument = archive_instrument(tiled(10))
@@ -130,9 +131,9 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
         followed = shown_of(database)
         for first, end in pairwise(edges):
             asyncio.run(_append(parts, every[first:end]))
-            for shown in (followed, shown_of(database)):
-                shown.rollups.refresh()
-                check(shown)
+            for run in (followed, shown_of(database)):
+                run.rollups.refresh()
+                check(run)
     check_news(followed)
     held = [row["quantity"] for row in followed.views.rows("v_positions")]
     assert min(held) < 0 < max(held)
@@ -140,10 +141,10 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
     assert all(unit.settled_ms.size > 5 and unit.paid.any() for unit in units)
     if bars > DAY_MS // MINUTE_MS:
         assert prune(database, keep_days=1, pruned_at_ms=5)
-        for shown in (followed, shown_of(database)):
-            shown.rollups.refresh()
-            assert shown.columns.span[0] > 0
-            check(shown)
+        for run in (followed, shown_of(database)):
+            run.rollups.refresh()
+            assert run.columns.span[0] > 0
+            check(run)
 
 
 async def _append(parts: Any, some: list[Event]) -> None:

@@ -103,20 +103,20 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     try:
         exchange.wait_until(lambda: "\n" in exchange.out)
         settings = pointing_at(exchange.out) | {"TRACEPAPER_HTTP__PORT": str(port)}
-        found = Running(folder, f"http://127.0.0.1:{port}", settings, started(folder, settings))
+        served = Running(folder, f"http://127.0.0.1:{port}", settings, started(folder, settings))
         try:
-            yield found
+            yield served
         finally:
-            found.daemon.kill()
+            served.daemon.kill()
     finally:
         exchange.kill()
 
 
 @pytest.fixture
 def page(browser: Browser, running: Running) -> Iterator[Page]:
-    with opened(browser, f"{running.url}/", allowed=AWAY) as shown:
-        shown.locator(".card h2").wait_for()
-        yield shown
+    with opened(browser, f"{running.url}/", allowed=AWAY) as tab:
+        tab.locator(".card h2").wait_for()
+        yield tab
 
 
 def say(page: Page, word: str, note: str, token: str) -> str:
@@ -163,9 +163,9 @@ def test_halt_resume_and_flatten_stand_in_the_record_and_are_obeyed(
     page: Page, running: Running
 ) -> None:
     note = "<img src=x onerror=alert(1)> a look"
-    assert "of the record" in (said := say(page, "HALT", note, running.token))
+    assert "of the record" in (answer := say(page, "HALT", note, running.token))
     [(sequence, word)] = running.commands()
-    assert str(sequence) in said
+    assert str(sequence) in answer
     assert (word["kind"], word["note"]) == ("HALT", note)
     assert (word["origin"], word["token"]) == ("page", "database")
     page.keyboard.press("Escape")
@@ -241,7 +241,7 @@ def test_a_killed_daemon_is_said_and_the_page_goes_on_when_it_is_back(
     banner.filter(has_text="has not answered since").wait_for()
     before = time.inner_text()
     # What it knew stays, though reading it again fails meanwhile.
-    page.wait_for_event("requestfailed", predicate=lambda one: "/api/v1/runs/" in one.url)
+    page.wait_for_event("requestfailed", predicate=lambda request: "/api/v1/runs/" in request.url)
     assert time.inner_text() == before
     running.start()
     banner.filter(has_text="has not answered since").wait_for(state="detached")

@@ -40,7 +40,7 @@ class Straddles(Strategy):
         """Open what is not held."""
         if context.time % 3_600_000:
             return Signal(Action.HOLD, "both stand")
-        asked = [
+        orders = [
             of(0.1, position_side=side, reason="a full hour")
             for side, of, held in (
                 (PositionSide.LONG, buy, context.account.long),
@@ -48,7 +48,7 @@ class Straddles(Strategy):
             )
             if not held.quantity
         ]
-        return Orders(tuple(asked), "an hour") if asked else Signal(Action.HOLD, "both are held")
+        return Orders(tuple(orders), "an hour") if orders else Signal(Action.HOLD, "both are held")
 
 
 class Quotes(Strategy):
@@ -76,9 +76,9 @@ def hedged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("several") / "several.db"
-    own = {"name": "sma_cross", "long_only": False}
+    options = {"name": "sma_cross", "long_only": False}
     strategies = {
-        f"part_{place}": {"share": "0.2", "fast": 5 + place, "slow": 40 + 9 * place, **own}
+        f"part_{place}": {"share": "0.2", "fast": 5 + place, "slow": 40 + 9 * place, **options}
         for place in range(4)
     }
     config = {
@@ -119,14 +119,14 @@ def run_of(database: Path) -> str:
 
 
 def test_a_decision_says_what_each_side_holds_and_what_was_liquidated(hedged: Path) -> None:
-    shown, found = shown_of(hedged), liquidated(hedged)
-    assert len(found) > 1
-    for sequence in found:
-        one = decisions.decision(shown, sequence)
-        assert one.title.startswith("Liquidated: ")
-        assert one.parts[0]["text"].startswith("Liquidated: ")
+    run, sequences = shown_of(hedged), liquidated(hedged)
+    assert len(sequences) > 1
+    for sequence in sequences:
+        card = decisions.decision(run, sequence)
+        assert card.title.startswith("Liquidated: ")
+        assert card.parts[0]["text"].startswith("Liquidated: ")
     kept = {
-        decisions.decision(shown, sequence).title
+        decisions.decision(run, sequence).title
         for (sequence,) in rows(hedged, "SELECT sequence FROM v_decisions WHERE action = 'HOLD'")
     }
     assert {"Stayed flat", "Kept long 0.1 BTC, short 0.1 BTC"} <= kept
@@ -134,15 +134,15 @@ def test_a_decision_says_what_each_side_holds_and_what_was_liquidated(hedged: Pa
 
 
 def test_a_decision_names_the_side_of_what_it_asked_for(hedged: Path) -> None:
-    shown = shown_of(hedged)
-    opened = decisions.decision(shown, first(hedged, "o.position_side = 'SHORT'"))
+    run = shown_of(hedged)
+    opened = decisions.decision(run, first(hedged, "o.position_side = 'SHORT'"))
     assert (
         opened.title
         == "Bought 0.1 BTC of the long side, sold 0.1 BTC of the short side: a full hour"
     )
     (both,) = rows(hedged, "SELECT min(sequence) FROM v_decisions WHERE action = 'HOLD' AND "
                    "sequence > (SELECT min(sequence) FROM v_fills)")  # fmt: skip
-    assert decisions.decision(shown, both[0]).title == "Kept long 0.1 BTC, short 0.1 BTC"
+    assert decisions.decision(run, both[0]).title == "Kept long 0.1 BTC, short 0.1 BTC"
 
 
 def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> None:
@@ -152,18 +152,18 @@ def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> 
     keys = {"fast": 5, "slow": 30, "long_only": False}
     data, until = SAMPLE, "2025-05-26T10:00:00Z"
     backtest("sma_cross", data, params=keys, config=config, db=path, end=until).close()
-    shown = shown_of(path)
+    run = shown_of(path)
     sides = {side: first(path, f"o.position_side = '{side}'") for side in ("LONG", "SHORT")}
-    seen = [decisions.decision(shown, at + 3) for at in sides.values()]
-    for one in seen:  # it says so again at each bar, and asks for nothing
-        assert all(part.get("key") != "size" for part in one.parts)
-    assert seen[max(range(2), key=[*sides.values()].__getitem__)].title == (
+    cards = [decisions.decision(run, at + 3) for at in sides.values()]
+    for card in cards:  # it says so again at each bar, and asks for nothing
+        assert all(part.get("key") != "size" for part in card.parts)
+    assert cards[max(range(2), key=[*sides.values()].__getitem__)].title == (
         "Kept long 0.1 BTC, short 0.1 BTC"
     )
 
 
 def test_a_card_says_what_each_strategy_wants_and_holds(several: Path) -> None:
-    shown = shown_of(several)
+    run = shown_of(several)
     wanted = "SELECT sequence, strategy, target_quantity_text, quantity_text, reason "
     for where in ("target_quantity <> quantity", "target_quantity = quantity AND quantity < 0",
                   "target_quantity = 0 AND quantity = 0"):  # fmt: skip
@@ -175,17 +175,17 @@ def test_a_card_says_what_each_strategy_wants_and_holds(several: Path) -> None:
             else f"{'short' if float(text) < 0 else 'long'} {abs(float(text)):g} BTC"
             for text in texts
         )  # fmt: skip
-        said = f"wants {wants} and holds {holds}" if wants != holds else f"wants and holds {wants}"
-        because = decisions.decision(shown, sequence).parts[0]["text"]
-        assert f"{name} {said}: {reason} (" in because
+        words = f"wants {wants} and holds {holds}" if wants != holds else f"wants and holds {wants}"
+        because = decisions.decision(run, sequence).parts[0]["text"]
+        assert f"{name} {words}: {reason} (" in because
 
 
 def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Path) -> None:
-    shown = shown_of(hedged)
-    own = build_report(hedged, run_of(hedged)).accounts[0]
-    accounts = {one.name: one for one in runs.run(shown).accounts}
-    assert accounts["this run"].mean_exposure == pytest.approx(own.mean_exposure, rel=1e-9)
-    equity = runs.equity(shown, None, None, 100_000)
+    run = shown_of(hedged)
+    account = build_report(hedged, run_of(hedged)).accounts[0]
+    accounts = {account.name: account for account in runs.run(run).accounts}
+    assert accounts["this run"].mean_exposure == pytest.approx(account.mean_exposure, rel=1e-9)
+    equity = runs.equity(run, None, None, 100_000)
     assert equity.net_exposure is not None
     assert len(equity.net_exposure) == len(equity.exposure)
     assert all(
@@ -193,8 +193,8 @@ def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Pa
         for net, gross in zip(equity.net_exposure, equity.exposure, strict=True)
     )
     assert max(equity.exposure) > 1.9 * max(map(abs, equity.net_exposure)) > 0
-    assert own.net_exposure is not None
-    assert abs(own.net_exposure) < 0.5 * (own.mean_exposure or 0.0)
+    assert account.net_exposure is not None
+    assert abs(account.net_exposure) < 0.5 * (account.mean_exposure or 0.0)
     held = accounts["held"]
     assert held.mean_exposure is not None
     assert held.mean_exposure < (accounts["this run"].mean_exposure or 0.0)
@@ -217,8 +217,8 @@ def test_the_card_and_the_chart_tell_a_liquidation(
     sequence = liquidated(hedged)[0]
     with opened(browser, f"{url}/#/run/{run_of(hedged)}/decision/{sequence}", TALL) as page:
         expect(page.locator(".card h2")).to_contain_text("Liquidated: ")
-        said = decisions.decision(shown_of(hedged), sequence).parts[0]["text"]
-        expect(page.locator(".because .strong").first).to_have_text(said)
+        text = decisions.decision(shown_of(hedged), sequence).parts[0]["text"]
+        expect(page.locator(".because .strong").first).to_have_text(text)
         expect(page.locator(".legend .values")).to_contain_text("net position")
 
 
@@ -253,8 +253,8 @@ def test_a_file_says_of_a_decision_that_it_holds_in_part_that_the_position_is_ne
         if f"/api/v1/runs/{run}/decisions/{sequence}" not in record
     }
     with opened(browser, file.as_uri(), TALL) as page:
-        for quantity, said in ((0, "Net flat"), (-0.1, "Net short 0.1 BTC")):
+        for quantity, title in ((0, "Net flat"), (-0.1, "Net short 0.1 BTC")):
             sequence = next(key for key, held in net.items() if held == quantity)
             address = f"#/run/{run}/decision/{sequence}"
             page.evaluate("address => { location.hash = address; }", address)
-            expect(page.locator(".card h2")).to_have_text(said)
+            expect(page.locator(".card h2")).to_have_text(title)

@@ -184,13 +184,13 @@ LENGTHS: Final = """async (asked) => {
 
 
 def test_cells_are_as_long_in_the_browser_as_on_the_server(browser: Browser, url: str) -> None:
-    asked = [
+    spans = [
         (interval, span * interval, points)
         for interval in (60_000, 3_600_000, 86_400_000)
         for span in (1, 7, 240, 1_439, 7_200, 7_201, 525_600, 10_000_000)
         for points in (2, 3, 100, 1_001, 2_000)
     ]
     with opened(browser, url) as page:
-        assert page.evaluate(LENGTHS, asked) == [rollups.cell_length(*each) for each in asked]
+        assert page.evaluate(LENGTHS, spans) == [rollups.cell_length(*each) for each in spans]
         listed = page.evaluate('import("/assets/cells.js").then((all) => all.MULTIPLES)')
         assert tuple(listed) == rollups.MULTIPLES

@@ -100,17 +100,17 @@ def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
         quick, heavy = shown_of(database, builds=False), shown_of(database)
         for first, end in pairwise(edges):
             asyncio.run(_append(parts, bars[first:end]))
-            for shown in (heavy, quick, shown_of(database, builds=False)):
-                shown.rollups.refresh()
-                if shown is heavy:
-                    shown.rollups.build()
-                check(shown, database)
+            for grown in (heavy, quick, shown_of(database, builds=False)):
+                grown.rollups.refresh()
+                if grown is heavy:
+                    grown.rollups.build()
+                check(grown, database)
     assert prune(database, keep_days=1, pruned_at_ms=5)
-    for shown in (heavy, shown_of(database)):
-        shown.rollups.refresh()
-        assert shown.columns.span[0] > 0
-        check(shown, database)
-        run = runs.run(shown)
+    for grown in (heavy, shown_of(database)):
+        grown.rollups.refresh()
+        assert grown.columns.span[0] > 0
+        check(grown, database)
+        run = runs.run(grown)
         assert run.row.total_return == run.accounts[0].total_return
         computed = [account.source for account in run.accounts if not account.is_stored]
         assert computed
@@ -121,9 +121,9 @@ async def _append(parts: Any, events: list[Any]) -> None:
     await parts.audit.append(*(parts.engine.step(event, None) for event in events))
 
 
-def check(shown: ShownRun, database: Path) -> None:
+def check(of_run: ShownRun, database: Path) -> None:
     """Compare every count with the stored rows."""
-    run = runs.run(shown)
+    run = runs.run(of_run)
     query = "SELECT refused_by, sequence FROM v_decisions ORDER BY sequence"
     stored = rows(database, query)
     assert run.row.decisions == len(stored)

@@ -33,11 +33,11 @@ async def test_every_quick_address_answers(
     for route in ROUTES:
         if not route.is_heavy and route.path not in {"/sweeps/{sweep}", "/fleet"}:
             path = route.path.format(run=run, sequence=1400, view="fills", left=run, right=run)
-            status, found = await answer(client, f"{url}{PREFIX}{path}")
-            assert status == 200, (route.path, found)
-            assert set(found) >= set(route.answer.__struct_fields__)
-    status, found = await answer(client, f"{url}{PREFIX}/openapi.json")
-    assert found == json.loads(json.dumps(interface.openapi()))
+            status, document = await answer(client, f"{url}{PREFIX}{path}")
+            assert status == 200, (route.path, document)
+            assert set(document) >= set(route.answer.__struct_fields__)
+    status, document = await answer(client, f"{url}{PREFIX}/openapi.json")
+    assert document == json.loads(json.dumps(interface.openapi()))
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ async def test_a_wrong_request_gets_one_sentence(
     path: str, due: int, url: str, client: aiohttp.ClientSession, cross_database: Path
 ) -> None:
     path = path.replace("RUN", shown_of(cross_database).run_id)
-    status, found = await answer(client, URL(f"{url}{PREFIX}{path}", encoded=True))  # type: ignore[arg-type]
+    status, document = await answer(client, URL(f"{url}{PREFIX}{path}", encoded=True))  # type: ignore[arg-type]
     assert status == due
-    assert found["error"].endswith((".", "all."))
+    assert document["error"].endswith((".", "all."))
 
 
 async def test_no_file_beside_the_assets_is_served(url: str, client: aiohttp.ClientSession) -> None:
@@ -99,11 +99,11 @@ async def test_databases_that_cannot_be_read_say_why(
 async def test_the_stream_greets_with_the_newest_step(
     url: str, client: aiohttp.ClientSession, cross_database: Path
 ) -> None:
-    shown = shown_of(cross_database)
-    async with client.ws_connect(f"{url}{PREFIX}/stream?run={shown.run_id}") as socket:
+    run = shown_of(cross_database)
+    async with client.ws_connect(f"{url}{PREFIX}/stream?run={run.run_id}") as socket:
         hello = await socket.receive_json()
-        assert hello["run_id"] == shown.run_id
-        assert hello["sequence"] == shown.columns.span[1]
+        assert hello["run_id"] == run.run_id
+        assert hello["sequence"] == run.columns.span[1]
 
 
 async def test_readers_beyond_the_limit_are_sent_away(
@@ -111,10 +111,10 @@ async def test_readers_beyond_the_limit_are_sent_away(
 ) -> None:
     monkeypatch.setattr(server, "READERS_MAX", 2)
     async with (
-        client.ws_connect(f"{url}{PREFIX}/stream") as one,
+        client.ws_connect(f"{url}{PREFIX}/stream") as first,
         client.ws_connect(f"{url}{PREFIX}/stream") as two,
     ):
-        await asyncio.gather(one.receive_json(), two.receive_json())
+        await asyncio.gather(first.receive_json(), two.receive_json())
         async with client.ws_connect(f"{url}{PREFIX}/stream") as three:
             message = await three.receive()
             assert message.type is WSMsgType.CLOSE

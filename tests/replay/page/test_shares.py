@@ -43,9 +43,9 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_holding_costs_what_it_does_in_the_report(database: Path) -> None:
-    shown, record = shown_of(database), build_report_of(database).record
-    curves = runs.equity(shown, None, None, 20_000)
-    shown_curves = {held.share: curves.equity[held.name] for held in holding.held(shown)}
+    run, record = shown_of(database), build_report_of(database).record
+    curves = runs.equity(run, None, None, 20_000)
+    shown_curves = {held.share: curves.equity[held.name] for held in holding.held(run)}
     expected = {held.share: held.equity[1:].tolist() for held in held_alike(record)}
     assert sorted(shown_curves) == pytest.approx(sorted(expected))
     for here, there in zip(sorted(shown_curves), sorted(expected), strict=True):

@@ -37,17 +37,17 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_sweep_is_listed_and_is_the_document_of_its_command(swept: Path) -> None:
     shelf = Databases([swept])
-    found = runs.runs(shelf)
-    assert (found.runs, found.refused) == ([], [])
-    (row,) = found.sweeps
+    listed = runs.runs(shelf)
+    assert (listed.runs, listed.refused) == ([], [])
+    (row,) = listed.sweeps
     assert (row.strategy, row.objective, row.cells) == ("sma_cross", "return", 2)
     assert row.is_whole
     answer = routes.match(f"/sweeps/{row.sweep_id}", {}).respond(shelf, lambda *_: None)
-    shown = msgspec.to_builtins(answer)
-    assert shown["title"] == "Sweep of sma_cross"
-    texts = [part.get("text") for part in shown["parts"]]
+    document = msgspec.to_builtins(answer)
+    assert document["title"] == "Sweep of sma_cross"
+    texts = [part.get("text") for part in document["parts"]]
     assert "How much of it is luck" in texts
-    (table,) = [part for part in shown["parts"] if part["kind"] == "table"]
+    (table,) = [part for part in document["parts"] if part["kind"] == "table"]
     assert len(table["rows"]) == 2
     with pytest.raises(HttpRefusal, match="no such sweep"):
         shelf.sweep("0" * 16)
@@ -106,34 +106,34 @@ def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- two runs
 
 
-def test_two_runs_differ_where_their_views_do(shown: ShownRun, tmp_path: Path) -> None:
+def test_two_runs_differ_where_their_views_do(run: ShownRun, tmp_path: Path) -> None:
     other = shown_of(replayed(tmp_path, cross(long_only=True), "--data", BTC))
-    first, fields, *_, table = documents.compare(shown, other).parts
+    first, fields, *_, table = documents.compare(run, other).parts
     identical, count = map(int, re.findall(r"\d+", first["text"].replace(",", ""))[:2])
     differing = dict(re.findall(r"([a-z ]+) (\d+)[,.]", fields["text"].partition(": ")[2]))
     named = {name.strip(): int(times) for name, times in differing.items()}
-    one, two = (
+    before, two = (
         {(row["instrument"], row["open_time_ms"]): row for row in run.views.rows("v_decisions")}
-        for run in (shown, other)
+        for run in (run, other)
     )
-    common = one.keys() & two.keys()
+    common = before.keys() & two.keys()
     assert count == len(common) > identical > 0
-    assert first["text"].endswith(f"{_return(shown)} beside {_return(other)}.")
+    assert first["text"].endswith(f"{_return(run)} beside {_return(other)}.")
     for field in ("action", "allowed", "target_quantity", "reason"):
-        expected = sum(one[key][field] != two[key][field] for key in common)
+        expected = sum(before[key][field] != two[key][field] for key in common)
         assert named.get(field.replace("_", " "), 0) == expected, field
-    both = [dict(decision_hashes(run.database)) for run in (shown, other)]
+    both = [dict(decision_hashes(run.database)) for run in (run, other)]
     assert identical == sum(both[0][at] == both[1][at] for _, at in common)
     left, right, bar, _, what = table["rows"][0]
     assert "action" in what  # what was done otherwise comes before why
     key = ("linear:BTCUSDT", bar["sort"])
-    assert (one[key]["sequence"], two[key]["sequence"]) == (left["step"], int(right["sort"]))
+    assert (before[key]["sequence"], two[key]["sequence"]) == (left["step"], int(right["sort"]))
     acted = ["action" in fields for *_, fields in table["rows"]]
     assert acted == sorted(acted, reverse=True)
 
 
-def _return(shown: ShownRun) -> str:
-    return f"{100 * (runs.run_row(shown).total_return or 0.0):+,.2f} %"
+def _return(run: ShownRun) -> str:
+    return f"{100 * (runs.run_row(run).total_return or 0.0):+,.2f} %"
 
 
 # ---------------------------------------------------------------- the model
@@ -143,7 +143,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
     """Draw outcomes of a normal law around what was said, *spread* times as wide as was said."""
     draw = np.random.default_rng(3)
     mean = draw.normal(0.0, 0.001, count)
-    came = skill * mean + spread * draw.normal(0.0, 0.002, count)
+    realised = skill * mean + spread * draw.normal(0.0, 0.002, count)
     days = np.repeat(np.arange(20), count // 20)
     return model.RunForecasts(
         open_time_ms=days * 86_400_000,
@@ -151,7 +151,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
         stdev=np.full(count, 0.002),
         up=np.clip(0.5 + 100 * mean, 0.01, 0.99),
         confidence=np.abs(mean),
-        came=came,
+        came=realised,
     )
 
 
@@ -180,19 +180,21 @@ def test_a_direction_that_is_known_rises_with_what_was_said() -> None:
 
 
 def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
-    def said(found: model.RunForecasts) -> str:
-        charts = [part for part in model.came_true(found, 30, 60_000) if isinstance(part, Chart)]
+    def caption_of(forecasts: model.RunForecasts) -> str:
+        charts = [
+            part for part in model.came_true(forecasts, 30, 60_000) if isinstance(part, Chart)
+        ]
         return next(chart.caption for chart in charts if chart.caption.startswith("Sign wrong"))
 
     helps = forecasts(20_000, spread=0.5, skill=1.0)
-    assert "is lower than of random ones" in said(helps)
+    assert "is lower than of random ones" in caption_of(helps)
     shuffled = replace(helps, confidence=np.random.default_rng(1).permutation(helps.confidence))
-    assert "is no other than of random ones" in said(shuffled)
+    assert "is no other than of random ones" in caption_of(shuffled)
 
 
-def test_outcomes_are_the_closes_that_came(tmp_path: Path, shown: ShownRun) -> None:
+def test_outcomes_are_the_closes_that_came(tmp_path: Path, run: ShownRun) -> None:
     """Forecasts planted in the rows of a run meet the closes of its own bars."""
-    bars = shown.views.rows("v_bars")
+    bars = run.views.rows("v_bars")
     times = np.array([bar["open_time_ms"] for bar in bars])
     closes = np.array([bar["close"] for bar in bars])
     wanted = np.append(times[:100] + 30 * 60_000, times[-1] + 60_000)

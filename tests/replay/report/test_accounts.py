@@ -86,9 +86,9 @@ def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
     held = benchmarks.buy_and_hold(record)
     assert (held[: first + 2] == 1_000_000).all()
     assert held[first + 2 :] == pytest.approx(quantity * bars.close[first + 1 :])
-    shown = cross_report.accounts[-1]
-    assert shown.name == BUY_AND_HOLD
-    assert shown.performance.total_return == pytest.approx(held[-1] / 1e6 - 1)
+    account = cross_report.accounts[-1]
+    assert account.name == BUY_AND_HOLD
+    assert account.performance.total_return == pytest.approx(held[-1] / 1e6 - 1)
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:
@@ -106,17 +106,17 @@ def test_episodes_are_the_stretches_of_one_sign() -> None:
 def test_placed_positions_keep_side_size_and_length_and_never_overlap(
     parts: list[np.ndarray[tuple[int], np.dtype[np.float64]]], free: int, seed: int
 ) -> None:
-    bars = sum(one.size for one in parts) + free
-    apart = np.concatenate([np.append(one, 0.0) for one in parts])
+    bars = sum(part.size for part in parts) + free
+    padded = np.concatenate([np.append(part, 0.0) for part in parts])
     chance = np.random.default_rng(seed)
-    at, delta, _ = benchmarks.place(benchmarks.episodes(apart, apart), bars, chance)
+    at, delta, _ = benchmarks.place(benchmarks.episodes(padded, padded), bars, chance)
     held = np.bincount(at, weights=delta, minlength=bars).cumsum()
     assert held.size == bars
     assert np.count_nonzero(held) == bars - free
     assert sorted(np.abs(held).tolist()) == sorted(
-        [0.0] * free + [abs(size) for one in parts for size in one.tolist()]
+        [0.0] * free + [abs(size) for part in parts for size in part.tolist()]
     )
-    turned = sum(float(np.abs(np.diff(one, prepend=0.0, append=0.0)).sum()) for one in parts)
+    turned = sum(float(np.abs(np.diff(part, prepend=0.0, append=0.0)).sum()) for part in parts)
     # What is still open after the last bar has not been sold.
     assert np.abs(delta).sum() == pytest.approx(turned - abs(held[-1]))
 
@@ -235,6 +235,6 @@ def test_the_account_says_margin_leverage_and_liquidation_price(
     ((run_id,),) = rows(database, "SELECT run_id FROM v_runs")
     assert Backtest(database, run_id).summary["end"] == account["end"]
     assert "liquidation_price" not in FIGURES, "no sweep is judged by it"
-    shown = cli.out("report", "--db", database)
-    assert ("liquidated at" in shown) is held
+    text = cli.out("report", "--db", database)
+    assert ("liquidated at" in text) is held
     assert ("liquidated at" in said_in(page)) is held

@@ -37,8 +37,8 @@ def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
     earned = present(cross_report.accounts[0].performance.total_return)
     whole = 100 * earned
     assert line_layer.y[-1] == pytest.approx(whole, rel=1e-5)
-    shown = layers_of(chart).keys()
-    assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %", "position"} <= shown
+    layers = layers_of(chart).keys()
+    assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %", "position"} <= layers
     assert [panel.y.title for panel in chart.panels] == ["return, %", "drawdown, %", "position, %"]
     lost = next(layer for layer in chart.panels[1].layers if layer.name == "this run")  # type: ignore[union-attr]
     worst = present(cross_report.accounts[0].performance.max_drawdown)
@@ -49,9 +49,9 @@ def test_a_short_position_between_two_marks_is_still_drawn(cross_report: Report)
     record = cross_report.record
     bars = record.bars["linear:BTCUSDT"]
     share = record.account.held["linear:BTCUSDT"] * bars.close / record.account.equity[1:]
-    shown = exposure_share(cross_report)
-    assert shown.size == cross_report.marks_ms.size < share.size
-    assert (shown.max(), shown.min()) == pytest.approx((share.max(), share.min()))
+    shares = exposure_share(cross_report)
+    assert shares.size == cross_report.marks_ms.size < share.size
+    assert (shares.max(), shares.min()) == pytest.approx((share.max(), share.min()))
 
 
 def test_gates_that_cannot_be_judged_have_no_mark(
@@ -60,8 +60,8 @@ def test_gates_that_cannot_be_judged_have_no_mark(
     assert refusal_chart(cross_report.refusals) is None
     assert refusal_chart(attention_report.refusals) is None  # one day
     judged = tuple(
-        replace(row, error_bp=1.5, random_low_bp=-2.0, random_high_bp=3.0, verdict=said)
-        for row, said in zip(
+        replace(row, error_bp=1.5, random_low_bp=-2.0, random_high_bp=3.0, verdict=verdict)
+        for row, verdict in zip(
             [row for row in attention_report.refusals if row.measured][:3],
             ("saved", "cost", "no evidence"),
             strict=True,
@@ -121,9 +121,9 @@ def test_a_price_of_many_bars_is_thinned_with_its_extremes_and_said(cross_report
 
 def test_no_line_crosses_a_hole_in_the_data() -> None:
     times = np.array([10, 20, 30, 90, 100])
-    at, (shown,) = broken(times, np.arange(5.0))
+    at, (values,) = broken(times, np.arange(5.0))
     assert at == [10, 20, 30, 89, 90, 100]
-    assert np.isnan(shown[3])
+    assert np.isnan(values[3])
     assert broken(np.array([5]), np.ones(1))[0] == [5]
 
 
@@ -177,8 +177,8 @@ def ratios_of(chart: Chart) -> HeatLayer:
 
 def test_the_heatmap_shows_ratios_around_one(attention_report: Report) -> None:
     (heatmap,) = present(attention_report.attention).heatmaps
-    shown = ratios_of(rollout_chart(attention_report, heatmap))
-    ratios = 2.0 ** np.array(shown.rows, dtype=np.float64)
+    drawn = ratios_of(rollout_chart(attention_report, heatmap))
+    ratios = 2.0 ** np.array(drawn.rows, dtype=np.float64)
     cells = len(ratios)
     assert cells < len(heatmap.weights)
     by_age = heatmap.weights[:-1].sum(axis=1)
@@ -195,9 +195,9 @@ def test_the_oldest_cells_neither_show_nor_stretch_the_heatmap(attention_report:
     moved = np.exp(0.1 * rng.normal(size=(13, columns)))
     moved[-3:-1] = np.where(np.arange(columns) % 2, 8.0, 0.125)
     planted = replace(heatmap, weights=usual * moved)
-    shown = ratios_of(rollout_chart(attention_report, planted))
-    assert len(shown.rows) == 11
-    assert 0.2 < shown.high < 1.0  # each cell alike: three, the most there is
+    drawn = ratios_of(rollout_chart(attention_report, planted))
+    assert len(drawn.rows) == 11
+    assert 0.2 < drawn.high < 1.0  # each cell alike: three, the most there is
 
 
 def test_the_histogram_counts_the_decisions_on_both_sides_of_the_gate(
@@ -229,10 +229,10 @@ def test_the_confidence_of_each_head_is_a_cell_that_bears_its_number(
 ) -> None:
     chart = present(head_confidence_chart(attention_report, attention_report.heads))
     cells = layers_of(chart)["confidence"]
-    shown = np.array(cells.rows).ravel()
-    assert shown == pytest.approx(present(attention_report.attention).head_confidence, rel=1e-3)
+    shares = np.array(cells.rows).ravel()
+    assert shares == pytest.approx(present(attention_report.attention).head_confidence, rel=1e-3)
     assert cells.is_written
-    assert (cells.low, cells.high) == pytest.approx((shown.min(), shown.max()), rel=1e-3)
+    assert (cells.low, cells.high) == pytest.approx((shares.min(), shares.max()), rel=1e-3)
     assert chart.panels[0].x.names[0] == "head 1"
     assert chart.panels[0].y.names[-1] == "layer 4"
     assert head_confidence_chart(attention_report, 0) is None

@@ -69,7 +69,7 @@ def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
     ]
     assert done.mean_exposure == pytest.approx(np.mean(shares[first:]))
     closed = pair_report.own_trades
-    assert done.hit_rate == pytest.approx(sum(one.profit > 0 for one in closed) / len(closed))
+    assert done.hit_rate == pytest.approx(sum(trade.profit > 0 for trade in closed) / len(closed))
 
 
 def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(

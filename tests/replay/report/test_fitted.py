@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from command_line import Cli
 from exchange_client import FIRST_MS, walk_rows
-from own_strategies import importable
+from user_strategies import importable
 
 import tracepaper
 from tracepaper.storage.checkpoints import FittedSpan, fitted_spans
@@ -51,11 +51,11 @@ def test_bars_that_a_class_was_trained_on_are_counted_and_judged_apart(
     with importable(tmp_path):
         data = {"BTCUSDT": columns()}
         run = tracepaper.backtest("attention", data, config=config, db=path, progress=False)
-        shown = repr(run)
+        output = repr(run)
     text = f"{inside} of {BARS} bars lie in the time that the model was fitted on"
     report = cli.json("report", "last", "--db", path)
     warnings = [warning for warning in report["warnings"] if "fitted on" in warning]
-    assert (text in shown) == bool(inside) == bool(warnings)
+    assert (text in output) == bool(inside) == bool(warnings)
     parts = {part["part"]: part for part in report.get("stretches", ())}
     if not inside:
         assert not parts

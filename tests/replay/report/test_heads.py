@@ -49,8 +49,8 @@ def test_the_flow_ends_in_the_decision_s_own_rollout(
     with Reader.open(record.database) as reader:
         bars = reader.bars(str(record.run["run_id"]), heads.instrument)
     forecaster.warm(heads.instrument, bars)
-    told = forecaster.explain(heads.instrument)
-    assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
+    attribution = forecaster.explain(heads.instrument)
+    assert heads.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
     assert heads.half
 
 
@@ -130,7 +130,7 @@ FURTHER: dict[str, AnyConfig] = {
 
 
 @pytest.fixture(scope="module", params=FURTHER)
-def further(
+def other(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, HeadReport]:
     config = FURTHER[request.param]
@@ -140,9 +140,9 @@ def further(
 
 
 def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
-    further: tuple[Path, HeadReport],
+    other: tuple[Path, HeadReport],
 ) -> None:
-    database, heads = further
+    database, heads = other
     attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
     assert attribution.largest_bucket_difference is not None
     assert attribution.largest_bucket_difference < 1e-5
@@ -157,11 +157,11 @@ def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
     assert not heads.half
 
 
-@pytest.mark.parametrize("further", ["full", "trading"], indirect=True)
+@pytest.mark.parametrize("other", ["full", "trading"], indirect=True)
 def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
-    further: tuple[Path, HeadReport], cli: Cli, tmp_path: Path
+    other: tuple[Path, HeadReport], cli: Cli, tmp_path: Path
 ) -> None:
-    database, heads = further
+    database, heads = other
     words = ["report", "last", "--db", str(database), "--heads"]
     out = cli.out(*words, "--html", tmp_path / "page.html")
     layers = len(heads.readings)
@@ -172,12 +172,12 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     charts = [part for part in document_in(page)["parts"] if part["kind"] == "chart"]
     drawn = [panel["layers"][0]["type"] for chart in charts for panel in chart["panels"]]
     assert {"edges", "flow"} <= set(drawn)
-    found = cli.json(*words)["heads"]
-    assert [head["head"] for head in found["kinds"]] == [
+    answer = cli.json(*words)["heads"]
+    assert [head["head"] for head in answer["kinds"]] == [
         f"{layer}.{head}" for layer in range(1, layers + 1) for head in (1, 2)
     ]
-    assert found["rollout"] == heads.rollout.tolist()
-    assert len(found["figures"]) == len(found["kinds"])
+    assert answer["rollout"] == heads.rollout.tolist()
+    assert len(answer["figures"]) == len(answer["kinds"])
     assert {len(kinds) for layer in heads.over_run for kinds in layer} == {3}
 
 
@@ -194,7 +194,7 @@ NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
 
 
 def test_the_flow_is_by_the_method_that_a_stream_stores(tmp_path: Path) -> None:
-    database = explained_runs.replayed(tmp_path, strategy="trend", further=NORM)
+    database = explained_runs.replayed(tmp_path, strategy="trend", extra=NORM)
     heads = read_heads(build_report_of(database).record)
     attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
     assert heads.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)

@@ -128,13 +128,13 @@ def test_what_is_planted_is_the_matrix(
     name: str, run: Callable[[str], tuple[Path, str]], cli: Cli
 ) -> None:
     path, _ = run(name)
-    found = cli.json("report", "last", "--db", path, "--heads")["influence"]
-    assert found["symbols"] == list(SYMBOLS)
-    assert min(found["decisions"]) == max(found["decisions"]) >= 10
-    np.testing.assert_allclose(found["mean"], PLANTED[name][1], atol=1e-6)
-    np.testing.assert_allclose(found["spread"], np.zeros((3, 3)), atol=1e-5)
-    np.testing.assert_allclose(found["quarters"], [PLANTED[name][1]] * 4, atol=1e-6)
-    assert found["quarter_from_ms"] == sorted(set(found["quarter_from_ms"]))
+    answer = cli.json("report", "last", "--db", path, "--heads")["influence"]
+    assert answer["symbols"] == list(SYMBOLS)
+    assert min(answer["decisions"]) == max(answer["decisions"]) >= 10
+    np.testing.assert_allclose(answer["mean"], PLANTED[name][1], atol=1e-6)
+    np.testing.assert_allclose(answer["spread"], np.zeros((3, 3)), atol=1e-5)
+    np.testing.assert_allclose(answer["quarters"], [PLANTED[name][1]] * 4, atol=1e-6)
+    assert answer["quarter_from_ms"] == sorted(set(answer["quarter_from_ms"]))
 
 
 def test_the_mean_is_that_of_what_explain_says_of_each_decision(
@@ -144,12 +144,12 @@ def test_the_mean_is_that_of_what_explain_says_of_each_decision(
     path, run_id = run("led")
     notes = report.record.notes["linear:BBBUSDT"]["from_AAAUSDT"]
     decisions = report.record.decisions
-    own = np.isin(decisions.open_time_ms, notes.open_time_ms)
-    own &= decisions.instrument == "linear:BBBUSDT"
-    sequences = decisions.sequence[own][:3].tolist()
+    chosen = np.isin(decisions.open_time_ms, notes.open_time_ms)
+    chosen &= decisions.instrument == "linear:BBBUSDT"
+    sequences = decisions.sequence[chosen][:3].tolist()
     rows = [influence(path, run_id, sequence).row for sequence in sequences]
     np.testing.assert_allclose(rows, [swayed.mean[1]] * 3, atol=1e-6)
-    assert swayed.decisions[1] == own.sum()
+    assert swayed.decisions[1] == chosen.sum()
 
 
 def test_winners_and_losers_stand_beside_each_other(report: Report) -> None:
@@ -158,9 +158,9 @@ def test_winners_and_losers_stand_beside_each_other(report: Report) -> None:
     notes = report.record.notes["linear:AAAUSDT"]["from_AAAUSDT"]
 
     def trade(symbol: str, at: int, profit: float) -> ClosedTrade:
-        own = decisions.instrument == f"linear:{symbol}"
-        own &= decisions.open_time_ms == notes.open_time_ms[at]
-        [sequence] = decisions.sequence[own].tolist()
+        chosen = decisions.instrument == f"linear:{symbol}"
+        chosen &= decisions.open_time_ms == notes.open_time_ms[at]
+        [sequence] = decisions.sequence[chosen].tolist()
         return ClosedTrade(
             f"linear:{symbol}",
             "LONG",
@@ -216,9 +216,9 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
             )
             for at in np.flatnonzero(noted.any(axis=0)).tolist()
         }
-    made = structs.replace(instrument(), symbol="")
-    known = {f"linear:{name}": structs.replace(made, symbol=name) for name in names}
-    influence_report = read_influence(replace(report.record, notes=notes, instruments=known))
+    unnamed = structs.replace(instrument(), symbol="")
+    instruments = {f"linear:{name}": structs.replace(unnamed, symbol=name) for name in names}
+    influence_report = read_influence(replace(report.record, notes=notes, instruments=instruments))
     assert influence_report is not None
     tables = influence_report.tables()
     chart, quarters = influence_chart(influence_report), influence_quarters_chart(influence_report)
@@ -229,13 +229,13 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     np.testing.assert_allclose(influence_report.quarters[1], whole[10:20].mean(axis=0), atol=1e-12)
     matrix, led_by, pairs = tables
     assert len(matrix.figures) == COLUMNS_SHOWN + 2
-    for shown in matrix.documents():
-        cells = [cell["value"] for cell in shown.values() if isinstance(cell, dict)]
-        assert sum(cells) + shown["others"] == pytest.approx(1.0)
+    for shares in matrix.documents():
+        cells = [cell["value"] for cell in shares.values() if isinstance(cell, dict)]
+        assert sum(cells) + shares["others"] == pytest.approx(1.0)
     others = (whole.mean(axis=0).sum(axis=0) - np.diag(whole.mean(axis=0))) / 99
     assert led_by.documents()[0]["symbol"] == names[int(others.argmax())]
-    apart = whole.mean(axis=0) * (1.0 - np.eye(100))
-    at, of = np.unravel_index(apart.argmax(), apart.shape)
+    influence = whole.mean(axis=0) * (1.0 - np.eye(100))
+    at, of = np.unravel_index(influence.argmax(), influence.shape)
     first = pairs.documents()[0]
     assert (first["forecast"], first["bars"]) == (names[at], names[of])
     [drawn] = chart.panels[0].layers
@@ -243,7 +243,7 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     np.testing.assert_allclose(
         np.array(drawn.rows, dtype=np.float64) / 100, influence_report.mean, rtol=1e-2, atol=1e-9
     )
-    assert drawn.high == pytest.approx(100 * apart.max())
+    assert drawn.high == pytest.approx(100 * influence.max())
     mean, spread = 100 * influence_report.mean[at, of], 100 * influence_report.spread[at, of]
     assert drawn.texts[at][of] == f"{mean:.2f} ± {spread:.2f} %"
     assert not chart.panels[0].x.has_labels  # a hundred names have no room

@@ -36,10 +36,10 @@ def test_the_close_so_many_bars_later_is_compared_with_the_price(cross_report: R
     run_record = with_fills(
         record, (10, Side.BUY, 100_000.0), (10, Side.SELL, 100_000.0), (last - 5, Side.BUY, 1.0)
     )
-    one, five, thirty = markouts(run_record)
-    assert (one.name, five.name, thirty.name) == ("1 bar", "5 bars", "30 bars")
-    assert [found.moved.size for found in (one, five, thirty)] == [3, 3, 2]
-    for markout, after in ((one, 1), (five, 5), (thirty, 30)):
+    first, five, thirty = markouts(run_record)
+    assert (first.name, five.name, thirty.name) == ("1 bar", "5 bars", "30 bars")
+    assert [each.moved.size for each in (first, five, thirty)] == [3, 3, 2]
+    for markout, after in ((first, 1), (five, 5), (thirty, 30)):
         change = bars.close[10 + after] / 100_000.0 - 1
         assert markout.moved[:2].tolist() == pytest.approx([change, -change])
     assert thirty.mean is not None
@@ -65,6 +65,8 @@ def test_the_error_counts_days_and_not_fills() -> None:
 
 
 def test_the_table_is_part_of_the_report(cross_report: Report) -> None:
-    made = replace(cross_report, record=with_fills(cross_report.record, (10, Side.BUY, 100_000.0)))
-    rows = tables(made)["makers"].documents()
+    report = replace(
+        cross_report, record=with_fills(cross_report.record, (10, Side.BUY, 100_000.0))
+    )
+    rows = tables(report)["makers"].documents()
     assert [row["count"] for row in rows] == [1, 1, 1]

@@ -70,11 +70,11 @@ def test_nothing_is_a_year_s_under_thirty_days(values: list[float], more: int) -
 
 def test_a_year_of_bars_grows_by_its_total_return() -> None:
     equity = np.linspace(100.0, 121.0, 365 * 24 + 1)
-    found = metrics.performance(closes(365 * 24, HOUR), equity, HOUR)
-    assert found.days == pytest.approx(365)
-    assert found.cagr == pytest.approx(0.21)
-    assert found.total_return == pytest.approx(0.21)
-    assert (found.max_drawdown, found.drawdown_bars, found.calmar) == (0.0, 0, None)
+    figures = metrics.performance(closes(365 * 24, HOUR), equity, HOUR)
+    assert figures.days == pytest.approx(365)
+    assert figures.cagr == pytest.approx(0.21)
+    assert figures.total_return == pytest.approx(0.21)
+    assert (figures.max_drawdown, figures.drawdown_bars, figures.calmar) == (0.0, 0, None)
 
 
 def test_days_are_those_with_bars_and_parts_of_days_are_no_whole_ones() -> None:
@@ -107,34 +107,36 @@ def test_the_error_of_a_sharpe_ratio_is_its_spread_over_many_samples() -> None:
 
 def test_the_probability_of_skill_is_half_where_there_is_none() -> None:
     chance = np.random.default_rng(8)
-    found = [metrics.probabilistic_sharpe(row) or 0.0 for row in chance.standard_normal((500, 100))]
-    assert float(np.mean(found)) == pytest.approx(0.5, abs=0.05)
-    assert float(np.mean(np.array(found) > 0.95)) == pytest.approx(0.05, abs=0.03)
+    ratios = [
+        metrics.probabilistic_sharpe(row) or 0.0 for row in chance.standard_normal((500, 100))
+    ]
+    assert float(np.mean(ratios)) == pytest.approx(0.5, abs=0.05)
+    assert float(np.mean(np.array(ratios) > 0.95)) == pytest.approx(0.05, abs=0.03)
     assert metrics.probabilistic_sharpe([0.1, 0.1, 0.1]) is None
 
 
 def test_ratios_are_of_returns_over_the_risk_free_rate() -> None:
     values = np.random.default_rng(8).normal(0.001, 0.01, 60)
-    found = metrics.performance(closes(60), curve(values.tolist()), DAY, risk_free=0.05)
+    figures = metrics.performance(closes(60), curve(values.tolist()), DAY, risk_free=0.05)
     plain = metrics.performance(closes(60), curve(values.tolist()), DAY)
     rate = 1.05 ** (1 / 365) - 1
-    assert found.sharpe == near(empyrical.sharpe_ratio(values, risk_free=rate, annualization=365))
-    assert found.sortino == near(
+    assert figures.sharpe == near(empyrical.sharpe_ratio(values, risk_free=rate, annualization=365))
+    assert figures.sortino == near(
         empyrical.sortino_ratio(values, required_return=rate, annualization=365)
     )
     assert plain.probabilistic_sharpe is not None
-    assert found.probabilistic_sharpe is not None
-    assert found.probabilistic_sharpe == near(metrics.probabilistic_sharpe(values - rate) or 0.0)
-    assert found.probabilistic_sharpe < plain.probabilistic_sharpe
-    assert (found.mean_day, found.cagr) == (plain.mean_day, plain.cagr)
+    assert figures.probabilistic_sharpe is not None
+    assert figures.probabilistic_sharpe == near(metrics.probabilistic_sharpe(values - rate) or 0.0)
+    assert figures.probabilistic_sharpe < plain.probabilistic_sharpe
+    assert (figures.mean_day, figures.cagr) == (plain.mean_day, plain.cagr)
 
 
 def test_a_rolling_ratio_is_that_of_each_window() -> None:
     values = np.random.default_rng(9).normal(0.001, 0.01, 40)
     times = closes(40)
-    ends, found = metrics.rolling_sharpe(times, curve(values.tolist()), DAY)
+    ends, ratios = metrics.rolling_sharpe(times, curve(values.tolist()), DAY)
     assert ends.tolist() == times[29:].tolist()
-    for place, ratio in enumerate(found):
+    for place, ratio in enumerate(ratios):
         window = values[place : place + 30]
         assert ratio == near(empyrical.sharpe_ratio(window, annualization=365))
     rate = 1.05 ** (1 / 365) - 1

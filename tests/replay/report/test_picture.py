@@ -44,6 +44,6 @@ def test_a_run_without_notes_has_one_panel(tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     given = ["--data", str(CANDLES), "--to", "2025-05-26T10:00", "--db", str(database)]
     assert invoke(["replay", "-c", str(config), *given]) == 0
-    found = drawn(database, "plain.svg")
-    assert ">noted<" not in found
-    assert ">stop<" not in found
+    text = drawn(database, "plain.svg")
+    assert ">noted<" not in text
+    assert ">stop<" not in text

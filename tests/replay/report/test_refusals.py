@@ -33,7 +33,7 @@ def by_hand(report: Report) -> dict[str, list[tuple[int, float]]]:
             "SELECT open_time_ms, coalesce(refused_by, 'allowed'), mean_return, p_up, p_down "
             "FROM v_decisions ORDER BY sequence"
         ).fetchall()
-    found: dict[str, list[tuple[int, float]]] = {}
+    by_gate: dict[str, list[tuple[int, float]]] = {}
     for place, (time, gate, expected, up, down) in enumerate(decisions):
         if expected is None or place + 1 + HORIZON >= len(opens):
             continue
@@ -41,8 +41,8 @@ def by_hand(report: Report) -> dict[str, list[tuple[int, float]]]:
         if side:
             entry, leave = opens[place + 1], opens[place + 1 + HORIZON]
             earned = side * (leave - entry) - ROUND_TRIP_HALF * (entry + leave)
-            found.setdefault(gate, []).append((time, earned / entry))
-    return found
+            by_gate.setdefault(gate, []).append((time, earned / entry))
+    return by_gate
 
 
 def test_what_a_gate_refused_equals_a_computation_by_hand(attention_report: Report) -> None:
@@ -90,10 +90,10 @@ def test_a_signal_whose_horizon_has_a_hole_in_it_is_not_measured(attention_repor
     moved = bars.open_time_ms.copy()
     moved[500:] += 90 * DAY  # a hole of three months
     holed = replace(record, bars={"linear:BTCUSDT": replace(bars, open_time_ms=moved)})
-    whole, found = forward_returns(record)[1], forward_returns(holed)[1]
-    lost = np.isfinite(whole) & np.isnan(found)
+    whole, returns = forward_returns(record)[1], forward_returns(holed)[1]
+    lost = np.isfinite(whole) & np.isnan(returns)
     assert np.flatnonzero(lost).tolist() == list(range(500 - HORIZON - 1, 500))
-    assert found[np.isfinite(found)].tolist() == whole[np.isfinite(found)].tolist()
+    assert returns[np.isfinite(returns)].tolist() == whole[np.isfinite(returns)].tolist()
 
 
 # ---------------------------------------------------------------- planted gates
@@ -255,5 +255,5 @@ def test_a_random_gate_is_the_gate_s_own_pattern_moved_along() -> None:
         for step in range(60, gross.size - 60)
         if (there := np.roll(chosen, step)).any()
     ]
-    found = judge(gross, chosen, days)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(moved, (0.025, 0.975))))
+    judged = judge(gross, chosen, days)
+    assert (judged.low, judged.high) == pytest.approx(tuple(np.quantile(moved, (0.025, 0.975))))

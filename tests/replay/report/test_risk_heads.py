@@ -47,7 +47,7 @@ def reported(path: Path, cli: Cli) -> dict[str, Any]:
 
 
 def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> None:
-    found = reported(run, cli)
+    document = reported(run, cli)
     with closing(sqlite3.connect(run)) as raw:
         closes = [row[0] for row in raw.execute("SELECT close FROM v_bars ORDER BY sequence")]
         decided = raw.execute("SELECT sequence FROM v_decisions ORDER BY sequence").fetchall()
@@ -55,46 +55,48 @@ def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> N
     logs = [math.log(close) for close in closes]
     assert len(logs) == len(decided)
     with Reader.open(run) as reader:
-        said = [
+        answers = [
             (place[step.sequence], step.prediction)
             for step in reader.steps(reader.find("last"))
             if isinstance(step.prediction, Forecast)
         ]
-    said = [(at, one) for at, one in said if at + HORIZON < len(logs)]
-    index = said[0][1].horizons.index(HORIZON)
-    assert len(said) > 80
-    moved = [logs[at + HORIZON] - logs[at] for at, _ in said]
-    ways = [logs[at : at + HORIZON + 1] for at, _ in said]
+    answers = [(at, answer) for at, answer in answers if at + HORIZON < len(logs)]
+    index = answers[0][1].horizons.index(HORIZON)
+    assert len(answers) > 80
+    moved = [logs[at + HORIZON] - logs[at] for at, _ in answers]
+    ways = [logs[at : at + HORIZON + 1] for at, _ in answers]
     fallen = [max(a - b for i, a in enumerate(way) for b in way[i:]) for way in ways]
     wild = [math.sqrt(sum((b - a) ** 2 for a, b in itertools.pairwise(w))) for w in ways]
-    rows = found["head_tails"]
+    rows = document["head_tails"]
     assert [(row["position"], row["said"]) for row in rows] == [
         ("long", 0.01), ("long", 0.05), ("short", 0.01), ("short", 0.05),
     ]  # fmt: skip
     for number, row in enumerate(rows):
         sign = -1 if number < 2 else 1
-        limits = [forecast.head("tails", index)[2 * number] for _, forecast in said]
+        limits = [forecast.head("tails", index)[2 * number] for _, forecast in answers]
         beyond = [sign * move > limit for move, limit in zip(moved, limits, strict=True)]
         assert row["came"]["value"] == pytest.approx(np.mean(beyond))
-        assert row["bars"] == sum(at % HORIZON == 0 for at, _ in said)
+        assert row["bars"] == sum(at % HORIZON == 0 for at, _ in answers)
         if any(beyond):
             lost = [sign * move for move, is_lost in zip(moved, beyond, strict=True) if is_lost]
             assert row["lost"]["value"] == pytest.approx(np.mean(lost))
             expected = [
                 forecast.head("tails", index)[2 * number + 1]
-                for (_, forecast), is_lost in zip(said, beyond, strict=True) if is_lost
+                for (_, forecast), is_lost in zip(answers, beyond, strict=True) if is_lost
             ]  # fmt: skip
             assert row["expected"] == pytest.approx(np.mean(expected))
-    quantiles = {(row["of"], row["said"]): row["came"]["value"] for row in found["head_quantiles"]}
+    quantiles = {
+        (row["of"], row["said"]): row["came"]["value"] for row in document["head_quantiles"]
+    }
     assert set(quantiles) == {
         ("drawdown", 0.5), ("drawdown", 0.9), ("return", 0.05), ("return", 0.5), ("return", 0.95),
     }  # fmt: skip
-    median = [forecast.head("drawdown", index)[0] for _, forecast in said]
+    median = [forecast.head("drawdown", index)[0] for _, forecast in answers]
     assert quantiles["drawdown", 0.5] == np.mean(np.array(fallen) <= np.array(median))
-    upper = [forecast.head("quantiles", index)[2] for _, forecast in said]
+    upper = [forecast.head("quantiles", index)[2] for _, forecast in answers]
     assert quantiles["return", 0.95] == pytest.approx(np.mean(np.array(moved) <= np.array(upper)))
-    regimes = [int(np.argmax(forecast.head("regimes", index)[::2])) + 1 for _, forecast in said]
-    for row in found["learned_regimes"]:
+    regimes = [int(np.argmax(forecast.head("regimes", index)[::2])) + 1 for _, forecast in answers]
+    for row in document["learned_regimes"]:
         inside = [w for w, regime in zip(wild, regimes, strict=True) if regime == row["regime"]]
         assert row["bars"] == len(inside)
         if inside:
@@ -107,11 +109,11 @@ def planted(factor: float = 1.0) -> HeadOutcomes:
     rng, rows = np.random.default_rng(1), 12_000
     scale = np.exp(0.3 * rng.normal(size=rows))
     returned = scale * rng.normal(size=rows)
-    one = []
+    edges = []
     for share in (0.01, 0.05):
         edge = stats.norm.isf(share)
-        one += [edge, stats.norm.pdf(edge) / share]
-    tails = factor * scale[:, None] * np.array(one * 2)
+        edges += [edge, stats.norm.pdf(edge) / share]
+    tails = factor * scale[:, None] * np.array(edges * 2)
     odds = rng.random(rows)
     return HeadOutcomes(
         horizon=1,
@@ -130,8 +132,8 @@ def planted(factor: float = 1.0) -> HeadOutcomes:
     )
 
 
-def rows_of(one: HeadOutcomes) -> dict[str, list[dict[str, Any]]]:
-    return {each.key: each.documents() for each in tables_of(one)}
+def rows_of(outcomes: HeadOutcomes) -> dict[str, list[dict[str, Any]]]:
+    return {each.key: each.documents() for each in tables_of(outcomes)}
 
 
 def test_right_heads_hold_and_wrong_ones_do_not() -> None:
@@ -165,7 +167,7 @@ def test_kupiec_is_the_likelihood_ratio() -> None:
 
 def test_of_one_day_a_mean_has_no_error() -> None:
     """Of one day no spread by days is known: nothing is printed for it, and no NaN."""
-    one = HeadOutcomes(
+    outcomes = HeadOutcomes(
         horizon=HORIZON,
         days=np.zeros(4, dtype=np.int64),
         separate=np.arange(1),
@@ -176,10 +178,10 @@ def test_of_one_day_a_mean_has_no_error() -> None:
         risen=np.zeros(4),
         volatility=np.full(4, 2e-3),
     )
-    (found,) = tables_of(one)
-    shown = json.dumps(found.documents())
-    assert "NaN" not in shown
-    assert [row["volatility"] for row in found.documents()] == [
+    (table,) = tables_of(outcomes)
+    text = json.dumps(table.documents())
+    assert "NaN" not in text
+    assert [row["volatility"] for row in table.documents()] == [
         {"value": 2e-3, "error": None},
         None,
     ]

@@ -95,7 +95,7 @@ def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
     ran(path, {"max_drawdown": "0.004"}, words)
     halts = [at for (at,) in rows(path, "SELECT sequence FROM v_events WHERE kind = 'halted'")]
     spoken = rows(path, "SELECT sequence, content FROM v_events WHERE kind = 'command'")
-    said = {at: json.loads(content)["kind"] for at, content in spoken}
+    kind_at = {at: json.loads(content)["kind"] for at, content in spoken}
     assert len(halts) == 2, "one before RESUME, and one after it"
     decided = rows(
         path,
@@ -105,7 +105,7 @@ def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
     limit: int | None = None
     operator: int | None = None
     refused, allowed_while_halted = 0, 0
-    events = sorted([*((at, "halted") for at in halts), *said.items()])
+    events = sorted([*((at, "halted") for at in halts), *kind_at.items()])
     for at, allowed, by, measure, passed in decided:
         while events and events[0][0] <= at:
             since, kind = events.pop(0)
@@ -121,10 +121,10 @@ def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
         if at % 7 == 0 or at in halts:
             wanted = [] if operator is None else [("operator", operator)]
             wanted += [] if limit is None else [("limit", limit)]
-            found = states_of(path, at)
-            assert kinds(found) == wanted, at
+            states = states_of(path, at)
+            assert kinds(states) == wanted, at
             if limit is not None:
-                assert found[-1].refused == refused, at
+                assert states[-1].refused == refused, at
     assert allowed_while_halted > 0, "what opens nothing is not refused"
     with Reader.open(path) as reader:
         found_again = verify_run(reader, path, reader.find("last"))

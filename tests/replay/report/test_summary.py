@@ -38,11 +38,11 @@ def test_a_fill_that_changed_a_size_says_what_changed_it(sized: tuple[Path, str]
         noted.setdefault(row["sequence"], {})[row["name"]] = row["number"]
     parts = summary_document(path, run_id).parts
     (table,) = (of for of in parts if isinstance(of, Table) and of.key == "fills")
-    told = [str(row["reason"]) for row in table.records()]
-    assert len(told) == FILLS_SHOWN < len(fills)
+    texts = [str(row["reason"]) for row in table.records()]
+    assert len(texts) == FILLS_SHOWN < len(fills)
     assert {row["reason"] for row in fills[-FILLS_SHOWN:]} == {"trend up"}
-    before, *shown = fills[-FILLS_SHOWN - 1 :]
-    for fill, text in zip(shown, told, strict=True):
+    before, *listed = fills[-FILLS_SHOWN - 1 :]
+    for fill, text in zip(listed, texts, strict=True):
         now, then = (noted[int(of["order_id"].partition("-")[0])] for of in (fill, before))
         change, _, cause = text.partition(": ")
         assert change == ("more" if fill["side"] == "BUY" else "less")
@@ -53,4 +53,4 @@ def test_a_fill_that_changed_a_size_says_what_changed_it(sized: tuple[Path, str]
         pick = max if change == "more" else min
         assert cause.startswith(pick(moved_by, key=moved_by.__getitem__))
         before = fill
-    assert set(told) >= {"less: trend weaker", "more: trend stronger"}
+    assert set(texts) >= {"less: trend weaker", "more: trend stronger"}

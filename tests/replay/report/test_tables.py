@@ -30,9 +30,9 @@ def test_a_figure_declared_once_is_on_the_terminal_on_the_page_in_json_and_in_a_
     end = cross_report.accounts[0].end + 0.125
     assert "planted figure" in printed(cross_report)
     assert f"{end:+,.2f}" in printed(cross_report)
-    shown = tables_of(report_document(cross_report))["accounts"]
-    place = [figure.title for figure in shown.figures].index("planted figure")
-    assert shown.rows[0][place] == end
+    table = tables_of(report_document(cross_report))["accounts"]
+    place = [figure.title for figure in table.figures].index("planted figure")
+    assert table.rows[0][place] == end
     assert as_document(cross_report)["accounts"][0]["planted"] == end
     frame = open_run("last", cross_report.record.database).report("accounts")
     assert frame["planted"][0] == end
@@ -40,13 +40,13 @@ def test_a_figure_declared_once_is_on_the_terminal_on_the_page_in_json_and_in_a_
 
 def test_the_page_and_json_have_every_table(cross_report: Report, pair_report: Report) -> None:
     for report in (cross_report, pair_report):
-        made, document = figures.tables(report), as_document(report)
+        tables, document = figures.tables(report), as_document(report)
         page = tables_of(report_document(report))
-        for key, one in made.items():
-            assert document[key] == one.documents()
-            assert not one.notes or document["notes"][key] == one.notes
+        for key, rows in tables.items():
+            assert document[key] == rows.documents()
+            assert not rows.notes or document["notes"][key] == rows.notes
             if key not in ("months", "last_trades"):  # a calendar, and every trade by itself
-                assert (page[key].title, page[key].rows) == (one.title, one.rows)
+                assert (page[key].title, page[key].rows) == (rows.title, rows.rows)
         json.dumps(document, allow_nan=False)
 
 
@@ -71,10 +71,10 @@ def test_values_are_written_with_their_sign_and_unit(
 
 
 def test_json_has_all_rows_and_people_see_the_first() -> None:
-    made: Table = table(
+    whole: Table = table(
         "many", "Many", (Figure[int]("n", "n", "count", lambda of: of),), range(500), shown=100
     )
-    assert len(made.documents()) == 500
-    assert made.documents()[3] == {"n": 3}
+    assert len(whole.documents()) == 500
+    assert whole.documents()[3] == {"n": 3}
     pair = table("pair", "", (Figure[float]("x", "x", "bp", lambda of: (of, 0.5)),), [2.0])
     assert pair.documents() == [{"x": {"value": 2.0, "error": 0.5}}]

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from records import rows
@@ -18,6 +19,8 @@ from report_cases import BTC
 from stock_files import HOUR_MS, opens, write
 
 from tracepaper import Action, Orders, Signal, Strategy, backtest, buy, sell
+from tracepaper.replay.report.benchmarks import exposures
+from tracepaper.replay.report.report import build_report
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
@@ -67,10 +70,10 @@ def ledger(path: Path) -> tuple[list[tuple[Any, ...]], Fraction]:
     """Return the closed trades by fills, payments and splits, and what moved of open ones."""
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
-        asked = "SELECT * FROM v_fills ORDER BY sequence, ordinal"
-        lines = [(row["sequence"], dict(row)) for row in connection.execute(asked)]
-        asked = "SELECT * FROM v_events WHERE kind = 'corporate_action'"
-        lines += [(row["sequence"], dict(row)) for row in connection.execute(asked)]
+        query = "SELECT * FROM v_fills ORDER BY sequence, ordinal"
+        lines = [(row["sequence"], dict(row)) for row in connection.execute(query)]
+        query = "SELECT * FROM v_events WHERE kind = 'corporate_action'"
+        lines += [(row["sequence"], dict(row)) for row in connection.execute(query)]
         paid = dict(
             connection.execute(
                 "SELECT sequence, amount_text FROM v_ledger "
@@ -107,7 +110,7 @@ def check(path: Path, least: int) -> None:
     view = rows(path, f"SELECT {names} FROM v_trades ORDER BY closed_ms, instrument, side")
     exact, left = ledger(path)
     assert len(exact) >= least
-    assert [one[:6] for one in view] == [one[:6] for one in exact]
+    assert [trade[:6] for trade in view] == [trade[:6] for trade in exact]
     for of_record, of_ledger in zip(view, exact, strict=True):
         assert of_record[6:] == pytest.approx([float(part) for part in of_ledger[6:]], abs=1e-6)
     ((net,),), ((moved,),), ((entered,),) = (
@@ -216,7 +219,7 @@ def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
     member = {"name": "sma_cross", "slow": 20, "share": "0.5"}
     several = {"a": {**member, "fast": 5}, "b": {**member, "fast": 8}}
     configs: list[dict[str, Any]] = [
-        {"account": {"position_mode": "hedge"}},
+        {"account": {"position_mode": "hedge"}, "strategy": {"twins": ["ungated"]}},
         {"strategies": several},
     ]
     for place, config in enumerate(configs):
@@ -224,5 +227,11 @@ def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
         with backtest(
             Dice if not place else None, BTC, config={**sized, **config}, db=path,
             end="2025-05-04T20:00",
-        ):  # fmt: skip
+        ) as run:  # fmt: skip
             check(path, 5)
+            record = build_report(path, run.run_id).record
+        if not place:  # a shadow account that does what the run does has its exposures
+            (shadow,) = (twin for twin in record.twins if twin.name == "ungated")
+            both = [exposures(record, of) for of in (record.account, shadow)]
+            assert np.allclose(both[0], both[1])
+            assert not np.allclose(both[0][1], np.abs(both[0][0]))

@@ -35,8 +35,8 @@ class Protected(Strategy):
 def rows(run: Backtest) -> list[dict[str, Any]]:
     with closing(sqlite3.connect(run.database)) as connection:
         connection.row_factory = sqlite3.Row
-        asked = "SELECT * FROM v_trades WHERE run_id = ? ORDER BY closed_ms, instrument"
-        return [dict(row) for row in connection.execute(asked, (run.run_id,))]
+        query = "SELECT * FROM v_trades WHERE run_id = ? ORDER BY closed_ms, instrument"
+        return [dict(row) for row in connection.execute(query, (run.run_id,))]
 
 
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -52,8 +52,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 def run(request: pytest.FixtureRequest) -> Iterator[Backtest]:
     strategy, data, more = CASES[request.param]
     params = {"fast": 5, "slow": 20} if strategy == "sma_cross" else None
-    with backtest(strategy, data, params=params, **more) as made:
-        yield made
+    with backtest(strategy, data, params=params, **more) as done:
+        yield done
 
 
 def test_a_trade_has_the_forecast_of_the_decision_that_opened_it(tmp_path: Path) -> None:
@@ -93,16 +93,16 @@ def test_funding_is_that_of_the_time_it_was_held(tmp_path: Any) -> None:
 
     files = (funding_file(tmp_path),)
     with backtest(Held, DEMO_CANDLES, config=SIZED, funding=files, end="2025-05-29") as run:
-        found = rows(run)
-        assert len(found) > 4
-        held = {row["opened_ms"]: row["funding"] for row in found}
+        trades = rows(run)
+        assert len(trades) > 4
+        held = {row["opened_ms"]: row["funding"] for row in trades}
         with closing(sqlite3.connect(run.database)) as connection:
-            for row in found:
-                asked = (
+            for row in trades:
+                query = (
                     "SELECT -sum(amount) FROM v_ledger WHERE kind = 'funding' "
                     "AND market_ms > ? AND market_ms <= ?"
                 )
                 span = (row["opened_ms"], row["closed_ms"])
-                ((paid,),) = connection.execute(asked, span).fetchall()
+                ((paid,),) = connection.execute(query, span).fetchall()
                 assert row["funding"] == pytest.approx(paid or 0.0, abs=1e-9)
         assert sum(value != 0 for value in held.values()) >= 3

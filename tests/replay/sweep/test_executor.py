@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from own_strategies import importable
+from user_strategies import importable
 
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.backtest.run_spec import RunSpec
@@ -52,13 +52,13 @@ def work(tmp_path: Path) -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("executor", [LocalProcesses(2), InThisProcess()])
 def test_values_come_in_the_order_of_the_units(work: ModuleType, executor: Any) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     kept: dict[int, int] = {}
-    found = Spread(executor)(work.squared, [7, 1, 4], said.append, kept.__setitem__)
-    assert found == [49, 1, 16]
+    squares = Spread(executor)(work.squared, [7, 1, 4], messages.append, kept.__setitem__)
+    assert squares == [49, 1, 16]
     assert kept == {0: 49, 1: 1, 2: 16}
-    assert sorted(said[0::2]) == ["squaring 1", "squaring 4", "squaring 7"]
-    assert said[1::2] == ["1 of 3 done.", "2 of 3 done.", "3 of 3 done."]
+    assert sorted(messages[0::2]) == ["squaring 1", "squaring 4", "squaring 7"]
+    assert messages[1::2] == ["1 of 3 done.", "2 of 3 done.", "3 of 3 done."]
 
 
 def test_what_the_function_refuses_ends_it_at_once(work: ModuleType) -> None:
@@ -88,9 +88,9 @@ def packed(candles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
         shutil.copy(path, mine)
     given = {"model": {"checkpoint": str(mine)}, "sizing": {"mode": "fixed", "quantity": "0.1"}}
     spec = RunSpec(candles=(str(candles),), config=given)
-    made = read_request(spec, {"fast": [3]}, "return", strategy="sma_cross").work.packed()
+    work_of = read_request(spec, {"fast": [3]}, "return", strategy="sma_cross").work.packed()
     shutil.rmtree(mine)
-    return made
+    return work_of
 
 
 def over_there(work: Work, around: dict[str, Any] | None = None) -> tuple[Any, str]:

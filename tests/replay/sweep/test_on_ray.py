@@ -100,11 +100,11 @@ class Sweeping:
         (folder / "odd.py").write_text(ODD)
         (folder / "threads.py").write_text(THREADS)
 
-    def start(self, extra: dict[str, str], **asked: Any) -> subprocess.Popen[str]:
+    def start(self, extra: dict[str, str], **request: Any) -> subprocess.Popen[str]:
         given = environment({"TRACEPAPER_TRIALS": str(self.folder / "trials.db"), **extra})
         whole = {"strategy": "sma_cross", "data": str(self.data), "space": SPACE, "config": SIZED}
         return subprocess.Popen(
-            [sys.executable, "swept.py", json.dumps(whole | asked)],
+            [sys.executable, "swept.py", json.dumps(whole | request)],
             cwd=self.folder,
             env={name: value for name, value in given.items() if value},  # unset where empty
             stdout=subprocess.PIPE,
@@ -112,13 +112,13 @@ class Sweeping:
             text=True,
         )
 
-    def told(self, extra: dict[str, str] | None = None, **asked: Any) -> tuple[int, str, str]:
-        with self.start(extra or {}, **asked) as process:
+    def told(self, extra: dict[str, str] | None = None, **request: Any) -> tuple[int, str, str]:
+        with self.start(extra or {}, **request) as process:
             out, err = process.communicate(timeout=deadline_s(240))
         return process.returncode, out, err
 
-    def cells(self, extra: dict[str, str] | None = None, **asked: Any) -> list[Any]:
-        code, out, err = self.told(extra, **asked)
+    def cells(self, extra: dict[str, str] | None = None, **request: Any) -> list[Any]:
+        code, out, err = self.told(extra, **request)
         assert code == 0, err
         document: list[Any] = json.loads(out.splitlines()[-1])
         return document
@@ -135,13 +135,13 @@ def test_cells_are_those_of_the_local_executor_bit_for_bit(sweeping: Sweeping) -
 
 def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweeping) -> None:
     once = f"dies once beside {sweeping.folder / 'died'}"
-    asked: Any = {
+    request: Any = {
         "strategy": "odd:Odd",
         "space": {"how": ["fine", "exits", once, "blocks", "fine too"]},
         "jobs": 2,
         "limit_s": 15.0,
     }
-    document = {cell[0]["how"]: cell for cell in sweeping.cells(on="ray", **asked)}
+    document = {cell[0]["how"]: cell for cell in sweeping.cells(on="ray", **request)}
     assert document["fine"][1] == document["fine too"][1] == document[once][1] is not None
     assert document["exits"][2] == (
         "Tried 3 times on Ray: its worker or node ended; let the class raise and not exit, or "
@@ -156,10 +156,10 @@ def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweep
 @pytest.mark.long
 def test_a_worker_has_the_threads_of_the_driver(sweeping: Sweeping) -> None:
     """Where nothing is said, Ray gives a worker one; a local process has one a core."""
-    asked: Any = {"strategy": "threads:Threads", "space": {"number": [1, 2]}, "jobs": 1}
-    found = sweeping.cells({"OMP_NUM_THREADS": ""}, on="ray", **asked)
-    assert found == sweeping.cells({"OMP_NUM_THREADS": ""}, on="local", **asked)
-    assert [cell[3]["trades"] > 0 for cell in found].count(True) == (os.cpu_count() in {1, 2})
+    request: Any = {"strategy": "threads:Threads", "space": {"number": [1, 2]}, "jobs": 1}
+    cells = sweeping.cells({"OMP_NUM_THREADS": ""}, on="ray", **request)
+    assert cells == sweeping.cells({"OMP_NUM_THREADS": ""}, on="local", **request)
+    assert [cell[3]["trades"] > 0 for cell in cells].count(True) == (os.cpu_count() in {1, 2})
 
 
 @pytest.mark.long
@@ -215,7 +215,9 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
     )  # fmt: skip
     there.wait_until(lambda: len(list(tmp_path.glob("begun-*"))) >= 6)
     family = psutil.Process(there.process.pid).children(recursive=True)
-    [folder] = {Path(match) for one in family for match in FOLDER.findall(" ".join(one.cmdline()))}
+    [folder] = {
+        Path(match) for each in family for match in FOLDER.findall(" ".join(each.cmdline()))
+    }
     assert folder.is_dir()
     os.killpg(there.process.pid, signal.SIGINT)
     ended = there.end()
@@ -231,7 +233,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
     assert len(document["cells"]) == 60
     assert 4 <= 60 - document["new_runs"] < 60
     local = json.loads(run([*words, "--state", "local.db"], tmp_path, extra).out)
-    seconds = [one.pop("seconds", None) for one in (*local["cells"], *document["cells"])]
+    seconds = [cell.pop("seconds", None) for cell in (*local["cells"], *document["cells"])]
     assert len(seconds) == 120
     assert local["cells"] == document["cells"]
 

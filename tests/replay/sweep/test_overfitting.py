@@ -37,33 +37,33 @@ def by_definition(daily: np.ndarray, groups: int) -> float:
 @pytest.mark.parametrize("candidates", [2, 9])
 def test_it_is_its_definition(candidates: int) -> None:
     daily = np.random.default_rng(candidates).standard_t(4, size=(DAYS + 3, candidates)) / 100
-    found = overfitting_probability(daily)
-    assert found == pytest.approx(by_definition(daily, 16), abs=1e-12)
+    probability = overfitting_probability(daily)
+    assert probability == pytest.approx(by_definition(daily, 16), abs=1e-12)
 
 
 def test_where_there_is_nothing_to_choose_nothing_is_said() -> None:
-    one = np.random.default_rng(13).normal(size=(DAYS, 1))
-    assert overfitting_probability(one) is None
-    assert overfitting_probability(np.hstack([one, one, one])) is None
-    assert overfitting_probability(np.hstack([one, -one])[:29]) is None
+    column = np.random.default_rng(13).normal(size=(DAYS, 1))
+    assert overfitting_probability(column) is None
+    assert overfitting_probability(np.hstack([column, column, column])) is None
+    assert overfitting_probability(np.hstack([column, -column])[:29]) is None
     # Who never traded has a ratio of zero, and is better than who lost.
-    flat = np.hstack([np.abs(one), np.zeros_like(one)])
+    flat = np.hstack([np.abs(column), np.zeros_like(column)])
     assert overfitting_probability(flat) == 0.0
     assert overfitting_probability(-flat) == 0.0
 
 
 def test_a_sweep_says_it_beside_the_deflated_ratio(days: Path) -> None:
-    found = tracepaper.sweep(
+    swept = tracepaper.sweep(
         "sma_cross", str(days), {"fast": [3, 5], "slow": [12, 20]}, "sharpe", jobs=1
     )
-    daily = np.array([cell.daily for cell in found.cells]).T
+    daily = np.array([cell.daily for cell in swept.cells]).T
     assert daily.shape[1] == 4
-    assert found.overfitting is not None
-    assert found.overfitting.probability == overfitting_probability(daily)
-    assert (found.overfitting.points, found.overfitting.left_out) == (4, 0)
-    text = " ".join(luck(found))
-    share = f"{found.overfitting.probability * 100:.0f} %"
+    assert swept.overfitting is not None
+    assert swept.overfitting.probability == overfitting_probability(daily)
+    assert (swept.overfitting.points, swept.overfitting.left_out) == (4, 0)
+    text = " ".join(luck(swept))
+    share = f"{swept.overfitting.probability * 100:.0f} %"
     assert f"Probability of backtest overfitting: {share}" in text
     assert "deflated Sharpe ratio" in text
-    written = msgspec.json.decode(msgspec.json.encode(found.document()))
-    assert written["overfitting_probability"] == found.overfitting.probability
+    written = msgspec.json.decode(msgspec.json.encode(swept.document()))
+    assert written["overfitting_probability"] == swept.overfitting.probability

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.sweep.space import Axis, axis_of_text, grid, sampler_of, space_of
+from tracepaper.replay.sweep.space import Axis, GridSampler, axis_of_text, sampler_of, space_of
 from tracepaper.strategies.errors import ConfigInvalid
 
 
@@ -71,15 +71,16 @@ def test_the_command_line_writes_it_as_text(text: str, axis: Axis) -> None:
 
 
 def test_a_grid_has_every_point_once_and_the_last_axis_fastest() -> None:
-    points = grid(space_of({"a": [1, 2], "b": [3, 4]}))
+    sampler = GridSampler(space_of({"a": [1, 2], "b": [3, 4]}))
+    points = [sampler.ask(number) for number in range(sampler.count)]
     assert points == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
 
 
 def test_a_grid_of_an_endless_axis_and_one_too_large_are_refused() -> None:
     with pytest.raises(ConfigInvalid, match="give a step or a list, or draw"):
-        grid(space_of({"x": (0.0, 1.0)}))
+        GridSampler(space_of({"x": (0.0, 1.0)}))
     with pytest.raises(ConfigInvalid, match="has 1,002,001 points"):
-        grid(space_of({"x": (0, 1_000), "y": (0, 1_000)}))
+        GridSampler(space_of({"x": (0, 1_000), "y": (0, 1_000)}))
 
 
 AXES = space_of({"n": (1, 9, 2), "x": {"low": 0.01, "high": 10.0, "log": True}, "c": ["a", None]})
@@ -110,14 +111,14 @@ def test_tpe_goes_on_as_if_it_had_never_stopped(begin: int) -> None:
         sampler = sampler_of("tpe", AXES, trials=20, seed=3, maximize=True)
         for number, point in enumerate(points[:first]):
             sampler.tell(number, point, worth(point))
-        found = points[:first]
+        drawn = points[:first]
         for number in range(first, 20):
             point = sampler.ask(number)
             sampler.tell(number, point, worth(point))
-            found.append(point)
+            drawn.append(point)
         if points:
-            assert found == points
-        points = found
+            assert drawn == points
+        points = drawn
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import present
-from own_strategies import importable
 from programs import environment, run
+from user_strategies import importable
 from waiting import deadline_s
 
 from tracepaper import (
@@ -49,11 +49,11 @@ def here(data: Any, space: Any = SPACE, objective: Any = "return", **named: Any)
     return sweep(strategy, data, space, objective, config=SIZED, executor=executor, **named)
 
 
-def values(found: Sweep) -> list[tuple[Any, ...]]:
+def values(swept: Sweep) -> list[tuple[Any, ...]]:
     """Return everything of the cells but how long they took."""
     return [
         (cell.key, cell.point, cell.value, cell.error, cell.figures, cell.daily, cell.config_sha256)
-        for cell in found.cells
+        for cell in swept.cells
     ]
 
 
@@ -105,14 +105,14 @@ def test_heat_and_neighbours(nine: Sweep) -> None:
         at = [12, 20, 40].index(cell.point["slow"]), [3, 5, 9].index(cell.point["fast"])
         assert heat.values[at] == cell.value
     assert heat.values[heat.best] == np.nanmax(heat.values)
-    beside = present(nine.neighbours)
+    neighbours = present(nine.neighbours)
     row, column = heat.best
     wanted = [
         heat.values[row + down, column + across]
         for down, across in ((-1, 0), (1, 0), (0, -1), (0, 1))
         if 0 <= row + down < 3 and 0 <= column + across < 3
     ]
-    assert sorted(beside.values) == sorted(wanted)
+    assert sorted(neighbours.values) == sorted(wanted)
     with pytest.raises(DataInvalid, match="no option speed; choose of fast, slow"):
         nine.heat("speed")
 
@@ -129,48 +129,48 @@ def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path)
 
 def test_the_deflated_ratio_counts_every_trial(days: Path) -> None:
     earlier = here(days, {"fast": [2, 4, 8], "slow": [30, 60]}, "sharpe")
-    found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
-    daily = np.array(present(found.best).daily)
+    swept = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
+    daily = np.array(present(swept.best).daily)
     assert daily.size == 40
     ratios = [np.mean(cell.daily) / np.std(cell.daily, ddof=1)
-              for cell in (*earlier.cells, *found.cells)]  # fmt: skip
+              for cell in (*earlier.cells, *swept.cells)]  # fmt: skip
     with TrialRegistry() as counted:
-        trials = counted.trials(found.request.data_sha256)
+        trials = counted.trials(swept.request.data_sha256)
     assert trials.number == 8
     assert sorted(trials.sharpe_day) == pytest.approx(sorted(ratios))
     wanted = metrics.deflated_sharpe(daily, trials=8, variance=float(np.var(ratios, ddof=1)))
-    assert found.deflated_sharpe == pytest.approx(wanted)
+    assert swept.deflated_sharpe == pytest.approx(wanted)
     above_zero = present(metrics.probabilistic_sharpe(daily))
-    assert found.deflated_sharpe is not None
-    assert found.deflated_sharpe < above_zero
-    assert "(the deflated Sharpe ratio) is" in " ".join(repr(found).split())
+    assert swept.deflated_sharpe is not None
+    assert swept.deflated_sharpe < above_zero
+    assert "(the deflated Sharpe ratio) is" in " ".join(repr(swept).split())
 
 
 def test_luck_counts_trials_without_a_ratio_and_needs_two_that_have_one(days: Path) -> None:
-    found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
+    swept = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
     ratios = (0.1, 0.3, -0.05)
-    many = replace(found, trials=Trials(50, ratios))
+    many = replace(swept, trials=Trials(50, ratios))
     variance = statistics.variance(ratios)
     assert many.best_by_chance == pytest.approx(metrics.best_by_chance(50, variance))
-    wanted = metrics.deflated_sharpe(present(found.best).daily, trials=50, variance=variance)
+    wanted = metrics.deflated_sharpe(present(swept.best).daily, trials=50, variance=variance)
     assert many.deflated_sharpe == pytest.approx(wanted)
     assert many.document()["trials_on_these_data"] == 50
-    two = replace(found, trials=Trials(50, ratios[:2]))
+    two = replace(swept, trials=Trials(50, ratios[:2]))
     assert two.best_by_chance is not None
     assert two.deflated_sharpe is not None
-    one = replace(found, trials=Trials(50, ratios[:1]))
-    assert (one.best_by_chance, one.deflated_sharpe) == (None, None)
+    single = replace(swept, trials=Trials(50, ratios[:1]))
+    assert (single.best_by_chance, single.deflated_sharpe) == (None, None)
 
 
 def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
-    found = here(days, {"fast": [2, 8], "slow": [30, 60]}, windows="20d/8d")
-    spans = found.request.spans
+    swept = here(days, {"fast": [2, 8], "slow": [30, 60]}, windows="20d/8d")
+    spans = swept.request.spans
     assert [(span.until_ms or 0) - (span.from_ms or 0) for span in spans] == [1_728_000_000] * 3
     assert [span.until_ms for span in spans[1:]] == [span.test_ms for span in spans[:-1]]
-    tests = [cell for cell in found.cells if cell.part == "test"]
+    tests = [cell for cell in swept.cells if cell.part == "test"]
     assert len(tests) == len(spans) == 3
     for test in tests:
-        train = [cell for cell in found.cells if (cell.span, cell.part) == (test.span, "train")]
+        train = [cell for cell in swept.cells if (cell.span, cell.part) == (test.span, "train")]
         assert len(train) == 4
         best = max(train, key=lambda cell: cell.value or -1)
         assert test.point == best.point
@@ -178,9 +178,9 @@ def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
         with backtest("sma_cross", days, params=test.point, config=SIZED,
                       start=span.until_ms, end=span.test_ms) as alone:  # fmt: skip
             assert test.value == alone.summary["return"]
-    text = " ".join(repr(found).split())
+    text = " ".join(repr(swept).split())
     assert "Out of sample, in 3 tests after their windows" in text
-    assert found.trials.number == 4  # windows of one configuration are one trial
+    assert swept.trials.number == 4  # windows of one configuration are one trial
 
 
 def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path) -> None:
@@ -225,11 +225,11 @@ def test_after_a_kill_it_goes_on_and_ends_as_if_it_had_never_stopped(
         check=False, timeout=deadline_s(120),
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
-    told: list[tuple[int, int, float | None]] = []
+    calls: list[tuple[int, int, float | None]] = []
     on = here(candles, space, state=tmp_path / "state.db",
-              progress=lambda *said: told.append(said), **named)  # fmt: skip
+              progress=lambda *call: calls.append(call), **named)  # fmt: skip
     assert on.new_runs == 5
-    assert told[-1][:2] == (9, 9)
+    assert calls[-1][:2] == (9, 9)
     assert values(on) == values(here(candles, space, **named))
     done = here(candles, space, state=tmp_path / "state.db", **named)
     assert done.new_runs == 0
@@ -310,7 +310,7 @@ WRONG = {
 def test_a_cell_that_goes_wrong_says_so_and_the_others_go_on(candles: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(ODD)
     with importable(tmp_path):
-        found = sweep(
+        swept = sweep(
             import_module("odd").Odd,
             candles,
             {"how": ["fine", *WRONG, "fine too"]},
@@ -319,15 +319,15 @@ def test_a_cell_that_goes_wrong_says_so_and_the_others_go_on(candles: Path, tmp_
             jobs=2,
             limit_s=4.0,
         )
-    cells = {cell.point["how"]: cell for cell in found.cells}
+    cells = {cell.point["how"]: cell for cell in swept.cells}
     for how, sentence in WRONG.items():
         assert sentence in cells[how].error, cells[how].error
         assert cells[how].value is None
     assert cells["fine"].value == cells["fine too"].value is not None
-    assert found.best is cells["fine"]
-    assert found.trials.number == 2
-    assert "7 runs, 5 of them failed" in repr(found)
-    assert "Failed: how = refuses: " in repr(found)
+    assert swept.best is cells["fine"]
+    assert swept.trials.number == 2
+    assert "7 runs, 5 of them failed" in repr(swept)
+    assert "Failed: how = refuses: " in repr(swept)
 
 
 def test_the_options_of_a_configured_class_are_swept_by_either_name(candles: Path) -> None:
@@ -368,12 +368,12 @@ def test_a_class_that_only_this_process_has_runs_here_under_its_limit(
     candles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Typed, "__module__", "__main__")
-    found = sweep(Typed, candles, {"blocks": [True, False]}, "return", config=SIZED, limit_s=2.0)
-    assert [bool(cell.error) for cell in found.cells] == [True, False]
-    assert "took longer than 2 s" in found.cells[0].error
-    assert found.command is None
-    with pytest.warns(UserWarning, match="keeps no source"), found.best_run() as again:
-        assert again.summary["return"] == found.cells[1].value
+    swept = sweep(Typed, candles, {"blocks": [True, False]}, "return", config=SIZED, limit_s=2.0)
+    assert [bool(cell.error) for cell in swept.cells] == [True, False]
+    assert "took longer than 2 s" in swept.cells[0].error
+    assert swept.command is None
+    with pytest.warns(UserWarning, match="keeps no source"), swept.best_run() as again:
+        assert again.summary["return"] == swept.cells[1].value
 
 
 def objective(of: Any) -> float:
@@ -386,16 +386,16 @@ def objective(of: Any) -> float:
 
 
 def test_an_objective_that_fails_is_recorded_in_its_cell(candles: Path) -> None:
-    found = here(candles, {"fast": [3, 5, 7, 9, 11], "slow": [20]}, objective)
-    assert [cell.error for cell in found.cells if cell.point["fast"] != 3] == [
+    swept = here(candles, {"fast": [3, 5, 7, 9, 11], "slow": [20]}, objective)
+    assert [cell.error for cell in swept.cells if cell.point["fast"] != 3] == [
         "The objective returned nan; return a finite number.",
         "The objective returned 'good'; return a number.",
         "",
         "The objective returned True; return a number.",
     ]
-    assert "objective failed as the objective with RuntimeError: no idea" in found.cells[0].error
-    assert present(found.best).value == present(found.best).figures["trades"]
-    assert found.trials.number == 5  # they were tried, whatever was made of them
+    assert "objective failed as the objective with RuntimeError: no idea" in swept.cells[0].error
+    assert present(swept.best).value == present(swept.best).figures["trades"]
+    assert swept.trials.number == 5  # they were tried, whatever was made of them
 
 
 @pytest.mark.parametrize(
@@ -422,11 +422,11 @@ def test_wrong_usage_is_said_before_anything_runs(
 
 def test_tpe_draws_where_it_was_good(candles: Path) -> None:
     named = {"sampler": "tpe", "trials": 14, "seed": 2}
-    found = here(candles, {"fast": (2, 40), "slow": [60]}, "trades", direction="minimize", **named)
-    late = [cell.point["fast"] for cell in found.cells[10:]]
+    swept = here(candles, {"fast": (2, 40), "slow": [60]}, "trades", direction="minimize", **named)
+    late = [cell.point["fast"] for cell in swept.cells[10:]]
     assert np.mean(late) > 20  # fewer trades where the averages are near each other's length
     again = here(candles, {"fast": (2, 40), "slow": [60]}, "trades", direction="minimize", **named)
-    assert values(again) == values(found)
+    assert values(again) == values(swept)
 
 
 # ---------------------------------------------------------------- the command

@@ -54,7 +54,7 @@ def audited(path: Path, run_id: str = "last", head: bytes | None = None) -> Audi
         return audit(reader.connection, reader.find(run_id), head=head)
 
 
-def said(path: Path, run_id: str = "last", head: bytes | None = None) -> str:
+def problem_of(path: Path, run_id: str = "last", head: bytes | None = None) -> str:
     """Return what is wrong, in one sentence; empty where nothing is."""
     problem = audited(path, run_id, head).problem
     return "" if problem is None else problem.sentence
@@ -83,13 +83,13 @@ def test_a_run_without_a_step_is_not_called_whole() -> None:
 )
 def test_a_schema_that_is_not_ours_is_found(path: Path, statement: str, sentence: str) -> None:
     done(path, statement)
-    assert sentence in said(path)
+    assert sentence in problem_of(path)
 
 
 def test_a_redefined_view_is_found(path: Path) -> None:
     (sql,) = rows(path, "SELECT sql FROM sqlite_schema WHERE name = 'v_fills'")[0]
     done(path, "DROP VIEW v_fills", sql.replace("f.fee", "0 * f.fee", 1))
-    assert "view v_fills is not as this version makes it" in said(path)
+    assert "view v_fills is not as this version makes it" in problem_of(path)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_others_added_is_a_warning(path: Path, statement: str) -> None:
 
 def test_a_row_that_belongs_to_nothing_is_found(path: Path) -> None:
     done(path, "DELETE FROM runs WHERE run_id = 'third'")
-    assert "belongs to a row that was removed" in said(path)
+    assert "belongs to a row that was removed" in problem_of(path)
 
 
 @pytest.mark.parametrize("table", ["states", "answers", "twin_steps"])
@@ -118,14 +118,14 @@ def test_a_row_without_its_step_is_found_in_every_run(path: Path, table: str) ->
     """SQLite holds no key of a step's rows: a row of a run that is not the one checked, too."""
     names = ", ".join(name for name in stored_columns(table) if name not in ("run_key", "sequence"))
     with closing(sqlite3.connect(path)) as raw:
-        known = raw.execute(f"SELECT min(sequence) FROM {table}").fetchone()[0]
+        first = raw.execute(f"SELECT min(sequence) FROM {table}").fetchone()[0]
         assert raw.execute(f"PRAGMA foreign_key_list({table})").fetchall() == []
     done(
         path,
         f"INSERT INTO {table} (run_key, sequence, {names}) SELECT 99, 7, {names} FROM {table} "
-        f"WHERE sequence = {known} LIMIT 1",
+        f"WHERE sequence = {first} LIMIT 1",
     )
-    assert said(path) == f"A row of {table} belongs to a row that was removed."
+    assert problem_of(path) == f"A row of {table} belongs to a row that was removed."
 
 
 # ---------------------------------------------------------------- the links between runs
@@ -149,7 +149,7 @@ def removed(path: Path, run_key: int) -> None:
 @pytest.mark.parametrize("run_key", [1, 2])
 def test_a_deleted_run_is_found(path: Path, run_key: int) -> None:
     removed(path, run_key)
-    assert "a run was removed" in said(path)
+    assert "a run was removed" in problem_of(path)
 
 
 def test_a_run_whose_tail_was_cut_since_is_found_by_the_run_after_it(path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_run_whose_tail_was_cut_since_is_found_by_the_run_after_it(path: Path)
         "UPDATE runs SET step_count = 30, head_digest = (SELECT digest FROM commits "
         "WHERE run_key = 2 AND last_sequence = 29) WHERE run_key = 2",
     )
-    assert "does not hold the head that run second had" in said(path)
+    assert "does not hold the head that run second had" in problem_of(path)
 
 
 @pytest.mark.parametrize("is_true", [True, False])
@@ -175,8 +175,8 @@ def test_a_run_opened_after_one_without_steps_is_linked_to_its_opening(
     done(path, f"UPDATE runs SET previous_step_count = 0, previous_head = {head} WHERE run_key = 3")
     rechain(path)
     unlinked = "Run third does not hold the head that run second had"
-    assert said(path).startswith(unlinked) is not is_true
-    assert (said(path) == "") is is_true
+    assert problem_of(path).startswith(unlinked) is not is_true
+    assert (problem_of(path) == "") is is_true
 
 
 def test_runs_stay_linked_when_the_earlier_one_goes_on_or_is_pruned(tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_runs_stay_linked_when_the_earlier_one_goes_on_or_is_pruned(tmp_path: Pa
     for step in steps[1500:]:
         log.append_now(step)
     log.close()
-    assert said(path, "new") == ""
+    assert problem_of(path, "new") == ""
     prune(path, keep_days=1, pruned_at_ms=5)
-    assert said(path, "new") == said(path, "old") == ""
+    assert problem_of(path, "new") == problem_of(path, "old") == ""
 
 
 # ---------------------------------------------------------------- prunes
@@ -216,7 +216,7 @@ def test_a_head_taken_before_a_prune_covers_what_the_prune_leaves(
     path = Path(shutil.copy(long, tmp_path / "run.db"))
     head = head_of(path)
     prune(path, keep_days=1, pruned_at_ms=5)
-    assert said(path, head=head) == ""
+    assert problem_of(path, head=head) == ""
     log = SqlAuditLog.open(path)
     log.resume("r-1")
     more = cases.plain_steps(24 * 60 + 500)[24 * 60 + 305 :]
@@ -225,7 +225,7 @@ def test_a_head_taken_before_a_prune_covers_what_the_prune_leaves(
     log.close()
     later = head_of(path)
     prune(path, keep_days=1, pruned_at_ms=6)
-    assert said(path, head=head) == said(path, head=later) == ""
+    assert problem_of(path, head=head) == problem_of(path, head=later) == ""
 
 
 def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None:
@@ -233,8 +233,8 @@ def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None
     cases.write_run(path, cases.plain_steps(24 * 60 + 305), end=True)
     prune(path, keep_days=1, pruned_at_ms=5)
     with Reader.open(path) as reader:
-        (shown,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
-        assert shown == reader.ended_at_ms("r-1") is not None
+        (ended_at,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
+        assert ended_at == reader.ended_at_ms("r-1") is not None
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_a_forged_prune_is_found_under_a_head_kept_elsewhere(
     head = head_of(path)
     prune(path, keep_days=1, pruned_at_ms=5)
     done(path, statement)
-    assert said(path) != ""
+    assert problem_of(path) != ""
     rechain(path)
-    assert said(path) == ""
-    assert "No commit has the digest" in said(path, head=head)
+    assert problem_of(path) == ""
+    assert "No commit has the digest" in problem_of(path, head=head)
 
 
 def test_a_prune_that_was_never_made_by_us_is_found(long: Path, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_prune_that_was_never_made_by_us_is_found(long: Path, tmp_path: Path) 
         raw.execute("DELETE FROM commits WHERE last_sequence < 256")
         raw.execute("INSERT INTO prunes VALUES (1, 255, 5, ?, ?, NULL)", link)
         raw.commit()
-    assert "is not what the prune itself said" in said(path)
+    assert "is not what the prune itself said" in problem_of(path)
 
 
 # ---------------------------------------------------------------- damage
@@ -301,7 +301,7 @@ def test_no_damage_that_changes_what_can_be_read_is_passed(tmp_path: Path, kind:
             changed[at] ^= 1 << rng.randrange(8) if kind == "bit" else rng.randrange(1, 256)
         path.write_bytes(changed)
         try:
-            holds = said(path) == ""
+            holds = problem_of(path) == ""
         except (TracepaperError, sqlite3.DatabaseError):
             holds = False  # one sentence, and exit 1, of which the commands take care
         if holds:

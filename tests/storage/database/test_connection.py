@@ -180,11 +180,11 @@ def test_a_gate_that_was_declared_since_is_named(
 ) -> None:
     path = tmp_path / "a.db"
     open_writer(path).close()
-    with closing(sqlite3.connect(path, isolation_level=None)) as made:
-        views = made.execute("SELECT name FROM sqlite_schema WHERE type = 'view'").fetchall()
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:
+        views = raw.execute("SELECT name FROM sqlite_schema WHERE type = 'view'").fetchall()
         for (view,) in views:
-            made.execute(f"DROP VIEW {view}")
-        made.execute("ALTER TABLE answers DROP COLUMN measure_risk_tail")
+            raw.execute(f"DROP VIEW {view}")
+        raw.execute("ALTER TABLE answers DROP COLUMN measure_risk_tail")
     with pytest.raises(DataInvalid, match=r"made before gate risk\.tail was declared .* new file"):
         opening(path)
 

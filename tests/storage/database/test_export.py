@@ -45,7 +45,7 @@ def reader(database: Path) -> Iterator[Reader]:
         yield opened
 
 
-def shown(reader: Reader, view: str, run_id: str) -> list[tuple[Any, ...]]:
+def rows_of(reader: Reader, view: str, run_id: str) -> list[tuple[Any, ...]]:
     order = "" if view == "v_runs" else "ORDER BY sequence"
     question = f"SELECT * FROM {view} WHERE run_id = ? {order}"
     return reader.connection.execute(question, (run_id,)).fetchall()
@@ -59,7 +59,7 @@ def test_csv_holds_the_rows_of_every_view_nulls_and_texts_as_they_are(
     for view in VIEWS:
         types = {column.name: POLARS[column.kind] for column in view.columns}
         rows = pl.read_csv(tmp_path / "out" / f"{view.name}.csv", schema=types).rows()
-        assert rows == shown(reader, view.name, run_id)
+        assert rows == rows_of(reader, view.name, run_id)
         assert counts[view.name] == len(rows)
     reasons = {row[0] for row in reader.connection.execute("SELECT reason FROM v_decisions")}
     assert {ODD, ""} <= reasons
@@ -114,9 +114,9 @@ def test_an_export_that_is_killed_leaves_no_folder_of_its_name(
 
 def test_a_folder_with_something_in_it_is_refused(reader: Reader, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    for taken in (tmp_path, tmp_path / "mine.txt"):
+    for target in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(ConfigInvalid, match="is there already and not empty; name another"):
-            export(reader, "plain", taken, "csv")
+            export(reader, "plain", target, "csv")
     (tmp_path / "empty").mkdir()
     export(reader, "plain", tmp_path / "empty", "csv", chosen("v_runs"))
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["v_runs.csv"]

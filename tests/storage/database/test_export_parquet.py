@@ -68,7 +68,7 @@ def typed(name: str, value: Any) -> Any:
     return value
 
 
-def shown(reader: Reader, view: str, run_id: str) -> list[Row]:
+def rows_of(reader: Reader, view: str, run_id: str) -> list[Row]:
     """Return the rows of *view* in the types of Parquet, in an order of their own."""
     cursor = reader.connection.execute(f"SELECT * FROM {view} WHERE run_id = ?", (run_id,))
     names = [column[0] for column in cursor.description]
@@ -84,7 +84,7 @@ def scanned(folder: Path, view: str) -> pl.DataFrame:
 
 def differences(reader: Reader, folder: Path, run_id: str) -> list[str]:
     """Name the views of which *folder* holds other rows than the database, or other types."""
-    found = []
+    differing = []
     for view in VIEWS:
         rows = scanned(folder, view.name)
         types = {
@@ -96,10 +96,10 @@ def differences(reader: Reader, folder: Path, run_id: str) -> list[str]:
             for column in view.columns
         }
         if rows.schema != {**types, "day": pl.Date}:
-            found.append(f"{view.name}: types")
-        if sorted(rows.drop("day").rows(), key=repr) != shown(reader, view.name, run_id):
-            found.append(f"{view.name}: rows")
-    return found
+            differing.append(f"{view.name}: types")
+        if sorted(rows.drop("day").rows(), key=repr) != rows_of(reader, view.name, run_id):
+            differing.append(f"{view.name}: rows")
+    return differing
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -119,7 +119,7 @@ def test_every_row_of_every_view_is_there_with_its_types(
     monkeypatch.setattr(exporting, "BATCH_ROWS", batch)
     written = export(reader, run_id, tmp_path / "lake", "parquet")
     assert differences(reader, tmp_path / "lake", run_id) == []
-    assert written.rows == {v.name: len(shown(reader, v.name, run_id)) for v in VIEWS}
+    assert written.rows == {v.name: len(rows_of(reader, v.name, run_id)) for v in VIEWS}
     assert written.files["new"] == len(files(tmp_path / "lake"))
     assert {path.name for path in (tmp_path / "lake" / f"run_id={run_id}").iterdir()} == {
         view.name for view in VIEWS

@@ -28,7 +28,7 @@ from tracepaper.strategies.types.decisions import Step
 STEPS = cases.plain_steps(120)
 
 
-def beside(path: Path, ending: str) -> Path:
+def sibling(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
@@ -62,8 +62,8 @@ def elsewhere(code: str, *arguments: Path) -> str:
 
 
 def replace_by_copy(path: Path) -> None:
-    shutil.copy(path, beside(path, ".copy"))
-    beside(path, ".copy").rename(path)
+    shutil.copy(path, sibling(path, ".copy"))
+    sibling(path, ".copy").rename(path)
 
 
 def replace_by_shorter(path: Path) -> None:
@@ -89,12 +89,12 @@ def refill(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "file deleted": ("", Path.unlink, "deleted, moved or replaced"),
-    "file moved": ("", lambda file: file.rename(beside(file, ".old")), "deleted, moved"),
+    "file moved": ("", lambda file: file.rename(sibling(file, ".old")), "deleted, moved"),
     "file replaced by its copy": ("", replace_by_copy, "deleted, moved or replaced"),
     "file emptied": ("", empty, r"was cut from \d+ to 0 bytes"),
     "file halved": ("", halve, r"was cut from \d+ to \d+ bytes"),
     "log deleted": ("-wal", Path.unlink, "saved into .*: start again"),
-    "log moved": ("-wal", lambda file: file.rename(beside(file, ".old")), "saved into"),
+    "log moved": ("-wal", lambda file: file.rename(sibling(file, ".old")), "saved into"),
     "log replaced by its copy": ("-wal", replace_by_copy, "saved into .*: start again"),
     "log replaced by half of it": ("-wal", replace_by_shorter, "saved into .*: start again"),
     "log emptied": ("-wal", empty, "was cut"),
@@ -128,7 +128,7 @@ def test_no_step_is_acknowledged_after_a_file_was_taken_away(
     log = log_of(path, checkpoint_pages=checkpoint_pages)
     for step in STEPS[:40]:
         log.append_now(step)
-    damage(beside(path, ending))
+    damage(sibling(path, ending))
     for _ in range(2):
         with pytest.raises(AuditUnwritable, match=words):
             log.append_now(STEPS[40])
@@ -147,7 +147,7 @@ def test_nor_where_it_happens_while_a_step_is_committed(tmp_path: Path, name: st
 
     def at(statement: str) -> None:
         if statement == "COMMIT":
-            damage(beside(path, ending))
+            damage(sibling(path, ending))
 
     raw = log._raw  # noqa: SLF001 - where a statement begins, only SQLite knows
     raw.set_trace_callback(at)
@@ -169,12 +169,12 @@ def test_another_log_is_laid_aside_before_it_can_be_read_over_what_was_saved(
     for step in STEPS[:40]:
         log.append_now(step)
     with Reader.open(path) as reader:  # so that the close below is not the last one
-        replace_by_shorter(beside(path, "-wal"))
+        replace_by_shorter(sibling(path, "-wal"))
         with pytest.raises(AuditUnwritable, match="saved into"):
             log.append_now(STEPS[40])
         log.close()
-        assert not beside(path, "-wal").exists()
-        assert beside(path, "-wal.replaced").exists()
+        assert not sibling(path, "-wal").exists()
+        assert sibling(path, "-wal.replaced").exists()
         assert reader.connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
     assert stored(path) == STEPS[:40]
 
@@ -204,7 +204,7 @@ def test_a_restart_goes_on_beside_a_reader_of_the_log_that_was_deleted(
         assert reader.stdin is not None
         assert reader.stdout is not None
         assert reader.stdout.readline()
-        damage(beside(path, "-wal"))
+        damage(sibling(path, "-wal"))
         with pytest.raises(AuditUnwritable, match=r"saved into .*: start again"):
             log.append_now(STEPS[40])
         log.close()
@@ -238,7 +238,7 @@ def foreign_checkpoint(path: Path) -> None:
         "    print(db.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone())",
         path,
     )
-    assert beside(path, "-wal").stat().st_size == 0
+    assert sibling(path, "-wal").stat().st_size == 0
 
 
 def foreign_visit(path: Path) -> None:
@@ -258,7 +258,7 @@ def copy(path: Path) -> None:
 
 def forbid(path: Path) -> None:
     path.chmod(0)
-    beside(path, "-wal").chmod(0o400)
+    sibling(path, "-wal").chmod(0o400)
 
 
 @pytest.mark.parametrize("checkpoint_pages", [1, 10, 1_000])
@@ -398,8 +398,8 @@ def test_what_nobody_watches_does_not_wait_for_ever_nor_speak_of_a_full_disk(
     log = log_of(path)
     log.append_now(STEPS[0])
     log._raw.execute("PRAGMA busy_timeout = 1")  # noqa: SLF001 - a second is long for a test
-    said = blocked(path, lambda: log.append_now(STEPS[1]))
-    assert "locked); end the transaction of the other process" in said
+    error = blocked(path, lambda: log.append_now(STEPS[1]))
+    assert "locked); end the transaction of the other process" in error
     log.close()
     with HistoryWriter(tmp_path / "archive.db") as archive:
         series = (builders.instrument(), builders.MINUTE, builders.bars(3))

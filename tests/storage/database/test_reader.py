@@ -62,10 +62,10 @@ def test_an_empty_database_says_what_makes_a_run(tmp_path: Path) -> None:
 
 def test_events_come_as_the_engine_was_given_them(path: Path) -> None:
     with Reader.open(path) as reader:
-        found = list(reader.events("abc-1"))
+        events = list(reader.events("abc-1"))
         rest = list(reader.events("abc-1", after=4))
     expected = [(step.sequence, step.accepted, step.event, step.prediction) for step in RICH]
-    assert found == expected
+    assert events == expected
     assert rest == expected[5:]
 
 

@@ -42,7 +42,7 @@ def test_rows_and_batches_are_those_of_the_run_in_its_order(
     if "sequence" in (column[0] for column in cursor.description):
         sequences = [row["sequence"] for row in rows]
         assert sequences == sorted(sequences)
-        batched = [one for batch in views.batches(view, ["sequence"]) for one in batch[0]]
+        batched = [row for batch in views.batches(view, ["sequence"]) for row in batch[0]]
         assert batched == sequences
 
 

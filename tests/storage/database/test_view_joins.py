@@ -19,9 +19,9 @@ WORK_LIMIT = BARS * BARS
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a database of one run that decided every bar."""
-    made = tmp_path_factory.mktemp("joins") / "run.db"
-    cases.write_run(made, cases.plain_steps(BARS))
-    return made
+    database = tmp_path_factory.mktemp("joins") / "run.db"
+    cases.write_run(database, cases.plain_steps(BARS))
+    return database
 
 
 def joined(path: Path, first: str, second: str) -> tuple[int, int]:

@@ -49,13 +49,13 @@ def costly(database: sqlite3.Connection, question: str) -> list[str]:
     # What a prune has kept of events is found by its steps and sorted: that arm alone may be.
     kept = plan.index("RIGHT") if view.name == "v_events" and "RIGHT" in plan else 0
     assert not kept or "SEARCH p USING PRIMARY KEY (run_key=?)" in plan[:kept]
-    found = []
-    for line in (one for at, one in enumerate(plan) if at >= kept or one != SORTED):
+    costs = []
+    for line in (line for at, line in enumerate(plan) if at >= kept or line != SORTED):
         of = WHOLE_RUN.match(line)
         is_walk = of is not None and of[1] not in walked
         if (COSTLY.search(line) or is_walk) and not FEW.match(line):
-            found.append(line)
-    return found
+            costs.append(line)
+    return costs
 
 
 @pytest.mark.parametrize("view", SEQUENCED)
@@ -84,6 +84,6 @@ def test_without_its_index_a_plan_is_refused(
     assert costly(database, question) == []
     database.execute("BEGIN")
     database.execute(f"DROP INDEX {index}")
-    found = costly(database, question)
+    plan = costly(database, question)
     database.execute("ROLLBACK")
-    assert found
+    assert plan

@@ -70,12 +70,12 @@ def test_every_time_has_its_iso_text_beside_it() -> None:
 @given(st.integers(-(2**63) + 1, 2**63 - 1), st.integers(0, 18))
 def test_numbers_are_exact_in_text_and_nearest_in_real(number: int, decimals: int) -> None:
     connection = sqlite3.connect(":memory:")
-    (found, nearest) = connection.execute(
+    (exact, nearest) = connection.execute(
         f"SELECT {text('n', 'd')}, {real('n', 'd')} FROM (SELECT ? AS n, ? AS d)",
         (number, decimals),
     ).fetchone()
     connection.close()
-    assert found == scaled(number, decimals)
+    assert exact == scaled(number, decimals)
     assert nearest == pytest.approx(float(Decimal(number).scaleb(-decimals)), rel=1e-15)
 
 
@@ -83,9 +83,9 @@ def test_numbers_are_exact_in_text_and_nearest_in_real(number: int, decimals: in
 @given(st.integers(0, 4_102_444_800_000))
 def test_times_are_exact_to_the_millisecond(ms: int) -> None:
     connection = sqlite3.connect(":memory:")
-    (found,) = connection.execute(f"SELECT {iso('t')} FROM (SELECT ? AS t)", (ms,)).fetchone()
+    (printed,) = connection.execute(f"SELECT {iso('t')} FROM (SELECT ? AS t)", (ms,)).fetchone()
     connection.close()
-    assert found == iso_of(ms)
+    assert printed == iso_of(ms)
 
 
 def test_null_stays_null() -> None:
@@ -393,9 +393,9 @@ def test_orders_and_fills_name_the_decision_that_caused_them_and_no_command(tmp_
 def test_a_note_is_a_row_for_each_number_and_text_in_its_order(
     database: sqlite3.Connection,
 ) -> None:
-    found = of_run(database, "v_notes", "rich")
+    notes = of_run(database, "v_notes", "rich")
     step = next(step for step in RICH if step.decision is not None and step.decision.note)
-    rows = [row for row in found if row["sequence"] == step.sequence]
+    rows = [row for row in notes if row["sequence"] == step.sequence]
     assert [(row["name"], row["number"], row["text"]) for row in rows] == [
         ("rsi", 27.3, None),
         ("why", None, 'it\'s "low"'),

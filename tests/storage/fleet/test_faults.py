@@ -146,7 +146,7 @@ class Following:
                 lambda: self.error or any(map(condition, self.told)), timeout=deadline_s(120)
             )
         assert self.error is None
-        return next(one for one in self.told if condition(one))
+        return next(state for state in self.told if condition(state))
 
     def end(self) -> None:
         self.stop.set()
@@ -172,14 +172,14 @@ def test_a_follower_waits_for_a_server_that_is_away_and_goes_on(
         following.until(lambda progress: progress.lag_steps == 50 and progress.lag_s > 0)
     finally:
         postgres.start()
-    following.until(lambda told: told.steps == 150 and not told.error and not told.lag_steps)
+    following.until(lambda state: state.steps == 150 and not state.error and not state.lag_steps)
     grown(path, 170, seed=1, since=150)
     following.end()  # which ships what is there
     assert following.told[-1].steps == 170
     pull(fleet_url, back)
     assert_same(path, back)
-    seen = postgres.sql(fleet_url, "SELECT host, file, lag_steps FROM shippers")
-    assert seen == [(socket.gethostname(), str(path), 0)]
+    shippers = postgres.sql(fleet_url, "SELECT host, file, lag_steps FROM shippers")
+    assert shippers == [(socket.gethostname(), str(path), 0)]
 
 
 def test_a_follower_waits_for_the_end_of_another_and_takes_over(

@@ -64,11 +64,11 @@ def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def beyond(postgres: Cluster, url: str, question: str) -> list[tuple[str, str, str]]:
     """Return the scans by which the plan of *question* reads other runs in large tables."""
-    ((found,),) = postgres.sql(url, f"EXPLAIN (FORMAT JSON) {question}")
+    ((plan,),) = postgres.sql(url, f"EXPLAIN (FORMAT JSON) {question}")
     counts = counts_of(postgres, url)
     return [
         (table, kind, condition)
-        for table, kind, condition in scans(found[0]["Plan"])
+        for table, kind, condition in scans(plan[0]["Plan"])
         if counts.get(table, 0) >= LARGE and not ("Index" in kind and _OF_THE_RUN.search(condition))
     ]
 
@@ -97,8 +97,8 @@ def test_the_row_of_one_step_is_read_alone(view: View, postgres: Cluster, fleet:
         fleet, "SELECT database_id, run_key FROM runs WHERE run_id = 'plain-77'"
     )
     question = select_step(view) % (f"'{name}'", run_key, 150)
-    ((found,),) = postgres.sql(fleet, f"EXPLAIN (FORMAT JSON) {question}")
-    keyed = [scan for scan in scans(found[0]["Plan"]) if scan[0] == "steps"]
+    ((plan,),) = postgres.sql(fleet, f"EXPLAIN (FORMAT JSON) {question}")
+    keyed = [scan for scan in scans(plan[0]["Plan"]) if scan[0] == "steps"]
     assert keyed
     assert all(
         "sequence = 150" in condition or "sequence = s." in condition for *_, condition in keyed
@@ -120,7 +120,7 @@ def test_a_view_that_reads_other_runs_is_found(
     postgres.sql(fleet, f"CREATE VIEW v_planted AS {planted}")
     try:
         question = "SELECT * FROM v_planted WHERE run_id = 'plain-77'"
-        assert {one[0] for one in beyond(postgres, fleet, question)} == {table}
+        assert {scan[0] for scan in beyond(postgres, fleet, question)} == {table}
     finally:
         postgres.sql(fleet, "DROP VIEW v_planted")
 

@@ -62,9 +62,9 @@ def test_two_databases_do_not_mix(tmp_path: Path, postgres: Cluster, fleet_url: 
     ids = postgres.sql(fleet_url, "SELECT DISTINCT database_id FROM v_equity")
     assert len(ids) == 2
     for view in FLEET_VIEWS:
-        found = of_server(postgres, fleet_url, view)
+        shipped = of_server(postgres, fleet_url, view)
         both = of_file(tmp_path / "a.db", view) + of_file(tmp_path / "b.db", view)
-        assert sorted(found, key=repr) == sorted(both, key=repr), view.name
+        assert sorted(shipped, key=repr) == sorted(both, key=repr), view.name
 
 
 def test_every_table_that_a_view_joins_is_held_to_the_database_of_the_run() -> None:

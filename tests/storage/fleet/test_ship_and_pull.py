@@ -287,9 +287,9 @@ def test_the_columns_on_the_server_are_those_of_a_file(postgres: Cluster, fleet_
         "ORDER BY table_name, ordinal_position",
     )
     for table, columns in SHIPPED.items():
-        found = [row[1:] for row in rows if row[0] == table]
-        assert [row[0] for row in found] == list(columns_of(table))
-        for column, (_, kind, null, collation) in zip(columns, found[-len(columns) :], strict=True):
+        their = [row[1:] for row in rows if row[0] == table]
+        assert [row[0] for row in their] == list(columns_of(table))
+        for column, (_, kind, null, collation) in zip(columns, their[-len(columns) :], strict=True):
             assert kind == types[column.kind]
             assert null == ("YES" if column.null and not column.is_key else "NO")
             assert collation == ("C" if column.kind == "TEXT" else None)

@@ -33,7 +33,7 @@ def walked(count: int) -> list[Bar]:
 BARS = walked(400)
 
 
-def shown(record: ColumnRecord, bars: list[Bar]) -> dict[int, list[bytes]]:
+def rows_at(record: ColumnRecord, bars: list[Bar]) -> dict[int, list[bytes]]:
     """Return what each bar with enough before it is handed, by its time."""
     handed = {}
     for place, each in enumerate(bars, start=1):
@@ -57,15 +57,15 @@ def record(calls: list[int] | None = None) -> ColumnRecord:
 
 def test_bars_that_are_known_ahead_and_a_later_start_give_equal_bits() -> None:
     live_calls: list[int] = []
-    live = shown(record(live_calls), BARS)
+    live = rows_at(record(live_calls), BARS)
     calls: list[int] = []
     ahead = record(calls)
     for each in BARS:
         ahead.foresee(each)
-    assert shown(ahead, BARS) == live
+    assert rows_at(ahead, BARS) == live
     assert len(calls) < len(BARS) / 10 < len(live_calls)
     started = 130
-    again = shown(record(), BARS[started:])
+    again = rows_at(record(), BARS[started:])
     settled = BARS[started + LOOKBACK + BLOCK_BARS].open_time_ms
     assert {at: again[at] for at in again if at >= settled} == {
         at: live[at] for at in live if at >= settled
@@ -77,7 +77,7 @@ def test_a_foreseen_bar_that_does_not_come_is_in_no_value() -> None:
     ahead = record()
     for each in BARS:
         ahead.foresee(each)
-    assert shown(ahead, without) == shown(record(), without)
+    assert rows_at(ahead, without) == rows_at(record(), without)
 
 
 def test_what_is_no_column_is_refused_and_what_is_late_as_well() -> None:
@@ -91,7 +91,7 @@ def test_what_is_no_column_is_refused_and_what_is_late_as_well() -> None:
         with pytest.raises(StrategyFailed, match=r"Mine\.columns"):
             checked_columns("Mine", given, 4)
     held = record()
-    shown(held, BARS[:30])
+    rows_at(held, BARS[:30])
     for key in ((BARS[28], "mean"), (BARS[29], "unknown")):
         with pytest.raises(StrategyFailed, match="was read"):
             held[key]

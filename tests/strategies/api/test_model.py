@@ -24,39 +24,39 @@ from tracepaper.strategies.gates.gate import GATES, HEAD_MEASURES, MEASURES
 from tracepaper.strategies.types.decisions import Forecast
 
 
-def said(answer: object, *measures: str, horizons: tuple[int, ...] = (30,)) -> Forecast | None:
+def parsed(answer: object, *measures: str, horizons: tuple[int, ...] = (30,)) -> Forecast | None:
     return forecast_of(answer, horizons=horizons, measures=measures, model_id="m")
 
 
 def test_a_number_is_the_only_horizons_and_what_is_not_given_is_empty() -> None:
-    forecast = said({"mean_return": np.float32(0.5)}, "mean_return")
+    forecast = parsed({"mean_return": np.float32(0.5)}, "mean_return")
     assert forecast == Forecast((30,), (0.5,), (), (), (), (), (), "m")
 
 
 def test_one_probability_completes_the_others() -> None:
     forecast = present(
-        said({"p_up": [0.6, 0.5], "p_flat": [0.1, 0.5]}, "probabilities", horizons=(5, 30))
+        parsed({"p_up": [0.6, 0.5], "p_flat": [0.1, 0.5]}, "probabilities", horizons=(5, 30))
     )
     assert forecast.p_down == pytest.approx((0.3, 0.0))
-    both = present(said({"p_up": 0.6, "p_down": 0.3}, "probabilities"))
+    both = present(parsed({"p_up": 0.6, "p_down": 0.3}, "probabilities"))
     assert both.p_flat == pytest.approx((0.1,))
 
 
 @pytest.mark.parametrize("answer", [{"p_up": 0.7, "p_down": 0.7}, {"p_up": 1.2}, {"p_up": -0.1}])
 def test_probabilities_that_cannot_be_are_refused_by_the_gate(answer: dict[str, float]) -> None:
-    forecast = present(said(answer, "probabilities"))
+    forecast = present(parsed(answer, "probabilities"))
     assert not is_finite_forecast(forecast)
 
 
 @pytest.mark.parametrize("name", ["mean_return", "stdev_return", "volatility", "confidence"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_a_value_for_the_gate(name: str, value: float) -> None:
-    forecast = present(said({name: value}, name))
+    forecast = present(parsed({name: value}, name))
     assert not is_finite_forecast(forecast)
 
 
 def test_a_deviation_of_nothing_is_out_of_range() -> None:
-    forecast = present(said({"stdev_return": 0.0}, "stdev_return"))
+    forecast = present(parsed({"stdev_return": 0.0}, "stdev_return"))
     assert not is_finite_forecast(forecast)
 
 
@@ -76,14 +76,14 @@ def test_a_deviation_of_nothing_is_out_of_range() -> None:
 )
 def test_an_answer_of_another_shape_is_named(answer: object, words: str) -> None:
     with pytest.raises(AnswerMalformed, match=words):
-        said(answer, "mean_return")
+        parsed(answer, "mean_return")
 
 
 def test_rows_answered_at_once_are_as_answered_one_by_one() -> None:
     answers = {"mean_return": np.array([0.1, 0.2]), "p_up": np.array([[0.6], [0.4]])}
     measures = ("mean_return", "probabilities")
     forecasts = forecasts_of(answers, 2, horizons=(30,), measures=measures, model_id="m")
-    alone = [said({"mean_return": m, "p_up": p}, *measures) for m, p in [(0.1, 0.6), (0.2, 0.4)]]
+    alone = [parsed({"mean_return": m, "p_up": p}, *measures) for m, p in [(0.1, 0.6), (0.2, 0.4)]]
     assert forecasts == alone
     with pytest.raises(AnswerMalformed, match="one entry a row"):
         forecasts_of(answers, 3, horizons=(30,), measures=measures, model_id="m")
@@ -97,7 +97,7 @@ def test_rows_answered_at_once_are_as_answered_one_by_one() -> None:
 )  # fmt: skip
 def test_any_answer_is_a_forecast_or_a_sentence(answer: Any) -> None:
     try:
-        forecast = said(answer, "mean_return", "probabilities", "confidence")
+        forecast = parsed(answer, "mean_return", "probabilities", "confidence")
     except AnswerMalformed as error:
         assert str(error).startswith(("answered", "declares"))  # noqa: PT017 - it may also pass
         return

@@ -73,7 +73,7 @@ def closes(count: int) -> list[list[Bar]]:
     return [list(together) for together in zip(*each, strict=True)]
 
 
-def taken(machine: Engine, together: Sequence[Bar]) -> list[Step]:
+def decisions_of(machine: Engine, together: Sequence[Bar]) -> list[Step]:
     at = together[0].close_time_ms
     closed = Closed(together[0].open_time_ms, len(together), (), at, at)
     return machine.close(closed, together, [None] * len(together))
@@ -86,11 +86,11 @@ def actions(steps: Sequence[Step]) -> list[Action]:
 def test_it_is_asked_once_a_close_before_the_first_decision_and_fills_by_symbol() -> None:
     machine = engine()
     first, second, third = closes(3)
-    assert actions(taken(machine, first)) == [Action.HOLD] * 3  # not warm
-    decided = taken(machine, second)
+    assert actions(decisions_of(machine, first)) == [Action.HOLD] * 3  # not warm
+    decided = decisions_of(machine, second)
     assert actions(decided) == [Action.LONG, Action.SHORT, Action.HOLD]
     assert ASKED == [(SYMBOLS, 6)]
-    _, btc, eth, sol = taken(machine, third)
+    _, btc, eth, sol = decisions_of(machine, third)
     assert [step.fills[0].quantity if step.fills else 0 for step in (btc, eth, sol)] == [
         1_000, 1_000, 0,
     ]  # fmt: skip
@@ -100,9 +100,9 @@ def test_it_is_asked_once_a_close_before_the_first_decision_and_fills_by_symbol(
 
 def test_who_is_absent_is_not_asked_about_and_a_late_bar_is_asked_about_alone() -> None:
     machine = engine()
-    taken(machine, closes(2)[0])
+    decisions_of(machine, closes(2)[0])
     btc, eth, sol = closes(2)[1]
-    taken(machine, [btc, sol])
+    decisions_of(machine, [btc, sol])
     late = machine.step(eth, None)
     assert [((SYMBOLS[0], SYMBOLS[2]), 5), ((SYMBOLS[1],), 6)] == ASKED
     assert actions([late]) == [Action.SHORT]
@@ -111,17 +111,17 @@ def test_who_is_absent_is_not_asked_about_and_a_late_bar_is_asked_about_alone() 
 def test_bars_that_warm_up_are_observed_and_not_asked_about() -> None:
     machine = engine(period_start_ms=START_MS + MINUTE)
     first, second = closes(2)
-    taken(machine, first)
+    decisions_of(machine, first)
     assert ASKED == []
-    taken(machine, second)
+    decisions_of(machine, second)
     assert ASKED == [(SYMBOLS, 6)]
 
 
 def test_a_revision_alone_is_not_asked_about() -> None:
     machine = engine()
     first, second = closes(2)
-    taken(machine, first)
-    taken(machine, second)
+    decisions_of(machine, first)
+    decisions_of(machine, second)
     assert not machine.step(second[0], None).accepted
     assert len(ASKED) == 1
 
@@ -160,7 +160,7 @@ def test_what_is_no_answer_ends_in_one_sentence(answer: object, words: str) -> N
 
 def test_all_symbols_share_one_object_which_knows_them() -> None:
     strategies = make_strategies(load(None, sections()), None)
-    members = [one for one in strategies.values() if isinstance(one, PortfolioMember)]
+    members = [member for member in strategies.values() if isinstance(member, PortfolioMember)]
     assert len(members) == 3
     assert len({id(member.portfolio) for member in members}) == 1
     assert members[0].portfolio.symbols == SYMBOLS

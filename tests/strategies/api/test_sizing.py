@@ -97,14 +97,14 @@ def test_within_the_signals_band_nothing_moves_and_outside_it_the_nearer_edge_is
     assert full == 100_000
     standing, sign = steps - steps % 5, 1 if action is Action.LONG else -1
     signal = Signal(action, "x", strength, band=band)
-    found = sign * sizer.target(signal, bar(10_000), None, standing=standing)
+    target = sign * sizer.target(signal, bar(10_000), None, standing=standing)
     held, wished, width = sign * standing, strength * full, band * full
-    assert found >= 0
+    assert target >= 0
     if held >= 0 and abs(held - wished) <= width - 5:
-        assert found == held
+        assert target == held
     elif abs(held - wished) > width + 5:
         edge = max(wished - width, 0) if held < wished else wished + width
-        assert found == pytest.approx(edge, abs=11)
+        assert target == pytest.approx(edge, abs=11)
 
 
 def test_a_band_is_of_the_full_position_of_each_mode_and_yields_to_rebalance() -> None:
@@ -154,23 +154,23 @@ def test_an_allocation_takes_its_weight_of_the_fraction() -> None:
 
 
 def test_kelly_is_the_calibrated_mean_over_the_variance_and_capped() -> None:
-    said = forecast()
-    edge = abs(said.mean_return[0]) / said.stdev_return[0] ** 2
+    answer = forecast()
+    edge = abs(answer.mean_return[0]) / answer.stdev_return[0] ** 2
     for share, fraction in ((0.8, 3.0), (0.8, 0.1), (9.0, 3.0)):
         sizing = Sizing(SizingMode.KELLY, kelly=share / edge, slope=0.5, fraction=fraction)
-        size = Sizer(sizing, ITEM).target(LONG, bar(10_000), said, account=rich(1_000))
+        size = Sizer(sizing, ITEM).target(LONG, bar(10_000), answer, account=rich(1_000))
         assert size == pytest.approx(min(0.5 * share, fraction) * 10_000, abs=5)
     bold = Sizer(Sizing(SizingMode.KELLY, kelly=1.0, fraction=0.01), ITEM)
-    assert bold.target(LONG, bar(10_000), said, account=rich(1_000)) <= 100
+    assert bold.target(LONG, bar(10_000), answer, account=rich(1_000)) <= 100
     assert bold.target(LONG, bar(10_000), None, account=rich(1_000)) == 0
 
 
 @pytest.mark.parametrize("deviation", [1e-200, 1e200])
 def test_kelly_of_a_variance_that_is_no_number_holds_nothing(deviation: float) -> None:
     """A forecast of finite numbers may have any: its gate passes what is finite and above 0."""
-    said = replace(forecast(), stdev_return=(deviation,) * len(forecast().horizons))
+    answer = replace(forecast(), stdev_return=(deviation,) * len(forecast().horizons))
     sizer = Sizer(Sizing(SizingMode.KELLY, kelly=0.1, fraction=3.0), ITEM)
-    assert sizer.target(LONG, bar(10_000), said, account=rich(1_000)) == 0
+    assert sizer.target(LONG, bar(10_000), answer, account=rich(1_000)) == 0
 
 
 def test_the_calibrated_slope_shrinks_tanh() -> None:

@@ -73,10 +73,10 @@ def test_attention_trades_where_mean_and_probabilities_agree(
     mean: float, p_up: float, p_down: float, expected: Action
 ) -> None:
     strategy = AttentionStrategy(context=3, horizon=30, horizon_index=0)
-    said = forecast(mean, p_up=p_up, p_down=p_down)
+    answer = forecast(mean, p_up=p_up, p_down=p_down)
     assert (
         strategy.decide(
-            BarContext.of([bar()], instrument(), forecast=said, regime=Regime.MIXED)
+            BarContext.of([bar()], instrument(), forecast=answer, regime=Regime.MIXED)
         ).action
         is expected
     )

@@ -66,25 +66,25 @@ def whole(bars: Sequence[Bar]) -> list[Row]:
 
 def test_it_is_warm_at_the_very_time_that_it_says() -> None:
     frame = higher(3)
-    said = {frame.warm_at(START_MS - MINUTE)}  # before any bar the next bar of the frame is first
+    times = {frame.warm_at(START_MS - MINUTE)}  # before any bar the next bar of the frame is first
     for bar in minutes(30, first=2):
         if frame.is_warm:
             break
         frame.add(bar)
         if not frame.is_warm:
-            said.add(frame.warm_at(bar.market_ms))
+            times.add(frame.warm_at(bar.market_ms))
     assert frame.is_warm
     # Bars from within a frame's bar on, so the first that is whole is the second.
-    assert said == {bar.market_ms - MINUTE, START_MS + 3 * FIVE}
+    assert times == {bar.market_ms - MINUTE, START_MS + 3 * FIVE}
 
 
-def shown(frame: TimeframeAggregator) -> list[Row]:
+def rows_of(frame: TimeframeAggregator) -> list[Row]:
     """Return what is handed on, from the columns that a strategy reads."""
     bars = frame.bars
     price, volume = 10**ITEM.price_decimals, 10**ITEM.volume_decimals
     columns = [np.rint(column * price) for column in (bars.open, bars.high, bars.low, bars.close)]
     columns = [bars.time - FIVE, *columns, np.rint(bars.volume * volume)]
-    return [tuple(int(one) for one in row) for row in zip(*columns, strict=True)]  # type: ignore[misc]
+    return [tuple(int(cell) for cell in row) for row in zip(*columns, strict=True)]  # type: ignore[misc]
 
 
 def candle(row: Row) -> FrameBar:
@@ -121,7 +121,7 @@ def test_a_bar_appears_with_the_bar_that_closes_it_and_holes_never_do(
         frame.add(bar)
         now_ms = bar.close_time_ms // FIVE * FIVE
         due = [row for row in whole(bars) if now_ms - wanted * FIVE <= row[0] < now_ms]
-        assert shown(frame) == due
+        assert rows_of(frame) == due
         assert all(row[0] + FIVE <= bar.close_time_ms for row in due)
 
 
@@ -133,17 +133,17 @@ def test_a_bar_appears_with_the_bar_that_closes_it_and_holes_never_do(
 def test_what_is_handed_on_follows_from_the_last_bars_alone(
     cut: int, missing: set[int], wanted: int
 ) -> None:
-    known = [bar for place, bar in enumerate(minutes(60)) if place not in missing]
+    candles = [bar for place, bar in enumerate(minutes(60)) if place not in missing]
     frame, again = higher(wanted), higher(wanted)
-    for bar in known[:cut]:
+    for bar in candles[:cut]:
         frame.add(bar)
-    for bar in known[:cut][-frames_reach({"5": wanted}, MINUTE) :]:
+    for bar in candles[:cut][-frames_reach({"5": wanted}, MINUTE) :]:
         again.add(bar)
-    assert shown(frame) == shown(again)
-    for bar in known[cut:]:
+    assert rows_of(frame) == rows_of(again)
+    for bar in candles[cut:]:
         frame.add(bar)
         again.add(bar)
-        assert shown(frame) == shown(again)
+        assert rows_of(frame) == rows_of(again)
 
 
 def test_candles_from_elsewhere_warm_what_own_bars_do_not_reach() -> None:
@@ -152,17 +152,17 @@ def test_candles_from_elsewhere_warm_what_own_bars_do_not_reach() -> None:
     frame = higher(4)
     for bar in bars[:2]:
         frame.add(bar)
-    assert shown(frame) == []
+    assert rows_of(frame) == []
     wanted = present(frame.lacking(bars[1].close_time_ms))
     assert (wanted.from_ms, wanted.until_ms) == (START_MS - 3 * FIVE, START_MS + FIVE)
     assert not frame.is_warm
     assert all(frame.take(candle(row)) for row in earlier)
     assert frame.lacking(bars[1].close_time_ms) is None
     assert frame.is_warm
-    assert shown(frame) == [row for row in earlier if row[0] >= START_MS - 3 * FIVE]
+    assert rows_of(frame) == [row for row in earlier if row[0] >= START_MS - 3 * FIVE]
     for bar in bars[2:]:
         frame.add(bar)
-    assert shown(frame) == whole(bars)[-4:]
+    assert rows_of(frame) == whole(bars)[-4:]
 
 
 def test_a_candle_that_closes_later_is_not_handed_on_before() -> None:
@@ -171,9 +171,9 @@ def test_a_candle_that_closes_later_is_not_handed_on_before() -> None:
     partial = whole(minutes(5))[0]
     frame.add(bars[0])
     assert frame.take(candle(partial))  # it closes with the next bar
-    assert shown(frame) == []
+    assert rows_of(frame) == []
     frame.add(bars[1])
-    assert shown(frame) == [partial]
+    assert rows_of(frame) == [partial]
 
 
 def test_own_bars_have_the_word_from_where_they_begin() -> None:
@@ -186,7 +186,7 @@ def test_own_bars_have_the_word_from_where_they_begin() -> None:
     assert not frame.take(candle((*second[:4], second[4] + 1, second[5])))
     assert not frame.take(candle((START_MS + 2 * FIVE, *second[1:])))  # still open
     assert not frame.take(candle((second[0] + MINUTE, *second[1:])))  # off the grid
-    assert shown(frame) == [first, second]
+    assert rows_of(frame) == [first, second]
 
 
 def test_a_start_that_feeds_candles_first_hands_on_the_same() -> None:
@@ -195,16 +195,16 @@ def test_a_start_that_feeds_candles_first_hands_on_the_same() -> None:
     given = [candle(row) for row in whole(minutes(60, first=-45))]
     for bar in bars[:25]:
         frame.add(bar)
-    taken = [one for one in given if frame.take(one)]
-    for one in taken:
-        again.take(one)
+    used = [candle for candle in given if frame.take(candle)]
+    for given_candle in used:
+        again.take(given_candle)
     for bar in bars[:25]:
         again.add(bar)
-    assert shown(frame) == shown(again)
+    assert rows_of(frame) == rows_of(again)
     for bar in bars[25:]:
         frame.add(bar)
         again.add(bar)
-        assert shown(frame) == shown(again)
+        assert rows_of(frame) == rows_of(again)
         assert frame.is_warm
         assert again.is_warm
 
@@ -215,16 +215,16 @@ def test_a_candle_never_fills_a_hole_of_own_bars() -> None:
     for bar in (*bars[:7], *bars[8:]):
         frame.add(bar)
     first, second, third = whole(bars)
-    assert shown(frame) == [first, third]
+    assert rows_of(frame) == [first, third]
     assert not frame.take(candle(second))
-    assert shown(frame) == [first, third]
+    assert rows_of(frame) == [first, third]
 
 
 def test_a_kept_frame_shows_for_ever_what_it_showed_and_cannot_be_written() -> None:
     frame = higher(2)
     for bar in minutes(10):
         frame.add(bar)
-    kept, before = frame.bars, shown(frame)
+    kept, before = frame.bars, rows_of(frame)
     close = kept.close.copy()
     with pytest.raises(ValueError, match="read-only"):
         kept.close[0] = 1.0
@@ -234,7 +234,7 @@ def test_a_kept_frame_shows_for_ever_what_it_showed_and_cannot_be_written() -> N
     for bar in minutes(10, first=10, seed=2):
         frame.add(bar)
     assert (kept.close == close).all()
-    assert shown(frame) != before
+    assert rows_of(frame) != before
 
 
 def test_reach_covers_the_open_bar_and_all_that_are_handed_on() -> None:

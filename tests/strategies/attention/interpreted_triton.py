@@ -43,8 +43,8 @@ SETTINGS = (
 def compare(setting: Setting, mask: Mask, generator: torch.Generator) -> dict[str, object]:
     """Return the largest error against stored matrices, and whether the bits repeat."""
     shape = (setting.batch, setting.heads, setting.time, setting.dim)
-    made = [torch.randn(shape, generator=generator).to(setting.dtype) for _ in range(4)]
-    queries, keys = ([LAYOUTS[setting.layout](x) for x in part] for part in (made[:2], made[2:]))
+    parts = [torch.randn(shape, generator=generator).to(setting.dtype) for _ in range(4)]
+    queries, keys = ([LAYOUTS[setting.layout](x) for x in part] for part in (parts[:2], parts[2:]))
     pairs = list(zip(queries, keys, strict=True))
     wide = [(query.contiguous().double(), key.contiguous().double()) for query, key in pairs]
     sums = [reference.logsumexp(query, key, mask).float() for query, key in wide]

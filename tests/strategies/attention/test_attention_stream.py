@@ -18,7 +18,7 @@ def inputs(seed: int = 2) -> list[tuple[Tensor, Tensor, Tensor]]:
     drawn = torch.Generator().manual_seed(seed)
     shape = (3, BATCH, HEADS, TIME, DIM)
     tensors = [torch.randn(shape, generator=drawn, dtype=torch.float64) for _ in range(LAYERS)]
-    return [(one[0], one[1], one[2]) for one in tensors]
+    return [(tensor[0], tensor[1], tensor[2]) for tensor in tensors]
 
 
 def stream(window: int = WINDOW) -> Stream:
@@ -36,29 +36,29 @@ OPTIONS = (
 
 @pytest.mark.parametrize("window", [1, WINDOW, 100])
 def test_every_step_is_the_row_of_the_whole_sequence(window: int) -> None:
-    layers, made = inputs(), stream(window)
+    layers, attention_stream = inputs(), stream(window)
     whole = [attend(*layer, Mask.window(window)) for layer in layers]
     for step in range(TIME):
         for number, layer in enumerate(layers):
-            read = made.attend(number, *(each[:, :, step] for each in layer))
+            read = attention_stream.attend(number, *(each[:, :, step] for each in layer))
             torch.testing.assert_close(read.output, whole[number].output[:, :, step])
             torch.testing.assert_close(read.logsumexp, whole[number].logsumexp[:, :, step])
-    assert made.steps == TIME
+    assert attention_stream.steps == TIME
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("steps", [1, WINDOW, 19, 20, TIME])
 def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(steps: int, options: Rollout) -> None:
-    layers, made, mask = inputs(), stream(), Mask.window(WINDOW)
+    layers, attention_stream, mask = inputs(), stream(), Mask.window(WINDOW)
     for step in range(steps):
         for number, layer in enumerate(layers):
-            made.attend(number, *(each[:, :, step] for each in layer))
+            attention_stream.attend(number, *(each[:, :, step] for each in layer))
     matrices = [
         reference.attention_matrix(q[:, :, :steps], k[:, :, :steps], mask) for q, k, _ in layers
     ]
-    told = made.rollout(options)
+    streamed = attention_stream.rollout(options)
     field = LAYERS * (WINDOW - 1) + 1
-    assert told.weights["bars"].shape == (BATCH, 1, min(steps, field))
+    assert streamed.weights["bars"].shape == (BATCH, 1, min(steps, field))
     sums = [reference.logsumexp(q[:, :, :steps], k[:, :, :steps], mask) for q, k, _ in layers]
     short = [(q[:, :, :steps], k[:, :, :steps]) for q, k, _ in layers]
     usual = rolled(
@@ -72,44 +72,44 @@ def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(steps: int, option
         ),
     )
     torch.testing.assert_close(
-        told.weights["bars"], usual.weights[..., -field:], rtol=0, atol=1e-12
+        streamed.weights["bars"], usual.weights[..., -field:], rtol=0, atol=1e-12
     )
     if options == Rollout():
         dense = reference.rollout(matrices, mask)[:, -1:, -field:]
-        torch.testing.assert_close(told.weights["bars"], dense, rtol=0, atol=1e-12)
+        torch.testing.assert_close(streamed.weights["bars"], dense, rtol=0, atol=1e-12)
 
 
 def test_what_discards_ranks_the_steps_that_are_kept() -> None:
     """The oldest windows began before these: their rows are those of the keys that are here."""
-    layers, made, mask = inputs(), stream(), Mask.window(WINDOW)
+    layers, attention_stream, mask = inputs(), stream(), Mask.window(WINDOW)
     for step in range(TIME):
         for number, layer in enumerate(layers):
-            made.attend(number, *(each[:, :, step] for each in layer))
+            attention_stream.attend(number, *(each[:, :, step] for each in layer))
     field = LAYERS * (WINDOW - 1) + 1
     queries = [query[:, :, -field:] for query, _, _ in layers]
     keys = [key[:, :, -field:] for _, key, _ in layers]
     sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys, strict=True)]
-    told = made.rollout(Rollout(discard_ratio=0.5))
+    streamed = attention_stream.rollout(Rollout(discard_ratio=0.5))
     usual = rolled(layers_of(queries, keys, sums, mask), [field - 1], Rollout(discard_ratio=0.5))
-    torch.testing.assert_close(told.weights["bars"], usual.weights, rtol=0, atol=1e-12)
+    torch.testing.assert_close(streamed.weights["bars"], usual.weights, rtol=0, atol=1e-12)
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
-    layers, made = inputs(), stream()
+    layers, attention_stream = inputs(), stream()
     step = [each[:, :, 0] for each in layers[0]]
     with pytest.raises(AttentionInvalid, match="Layer 0 is next and 1 was asked; go in order"):
-        made.attend(1, step[0], step[1], step[2])
+        attention_stream.attend(1, step[0], step[1], step[2])
     with pytest.raises(
         AttentionInvalid, match=r"key must be \[batch, head, dim\] \[2, 2, 4\], not"
     ):
-        made.attend(0, step[0], step[1][:1], step[2])
+        attention_stream.attend(0, step[0], step[1][:1], step[2])
     with pytest.raises(AttentionInvalid, match="value has a NaN or infinite number"):
-        made.attend(0, step[0], step[1], step[2] * torch.inf)
+        attention_stream.attend(0, step[0], step[1], step[2] * torch.inf)
     with pytest.raises(AttentionInvalid, match="asked 0 of 3 layers; ask all"):
-        made.rollout()
-    made.attend(0, step[0], step[1], step[2])
+        attention_stream.rollout()
+    attention_stream.attend(0, step[0], step[1], step[2])
     with pytest.raises(AttentionInvalid, match="Step 1 has asked 1 of 3 layers; ask all"):
-        made.rollout()
+        attention_stream.rollout()
     with pytest.raises(AttentionInvalid, match="at least one layer"):
         Stream(4, heads=0, dim=4)
     with pytest.raises(AttentionInvalid, match="at least 1 bar"):

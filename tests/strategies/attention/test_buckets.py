@@ -19,10 +19,10 @@ from tracepaper.strategies.errors import AttentionInvalid
 torch.set_num_threads(1)
 
 
-def stored(made: Case, bucket_bars: int, lead: int, fusion: str, ratio: float) -> Tensor:
+def stored(sample: Case, bucket_bars: int, lead: int, fusion: str, ratio: float) -> Tensor:
     """Sum the columns of the stored rollout."""
     whole = reference.rollout(
-        made.matrices, made.mask, fusion=fusion, discard_ratio=ratio, slacks=made.slacks
+        sample.matrices, sample.mask, fusion=fusion, discard_ratio=ratio, slacks=sample.slacks
     )
     bucket = (torch.arange(whole.shape[-1]) + lead) // bucket_bars
     return whole @ torch.nn.functional.one_hot(bucket).double()
@@ -35,18 +35,18 @@ def stored(made: Case, bucket_bars: int, lead: int, fusion: str, ratio: float) -
     st.sampled_from([("mean", 0.0), ("mean", 0.4), ("max", 0.0), ("min", 0.2)]),
 )
 def test_buckets_equal_the_stored_matrices(
-    made: Case, bucket_bars: int, options: tuple[Fusion, float]
+    sample: Case, bucket_bars: int, options: tuple[Fusion, float]
 ) -> None:
     fusion, ratio = options
-    first = 1 + made.queries[0].shape[2] % bucket_bars
+    first = 1 + sample.queries[0].shape[2] % bucket_bars
     result = bucketed(
-        made.layers,
+        sample.layers,
         Rollout(fusion=fusion, discard_ratio=ratio),
         bucket_bars=bucket_bars,
         first_bucket_bars=first,
     )
-    wanted = stored(made, bucket_bars, bucket_bars - first, fusion, ratio)
-    made.hold(result.weights, wanted, ratio=ratio)
+    wanted = stored(sample, bucket_bars, bucket_bars - first, fusion, ratio)
+    sample.hold(result.weights, wanted, ratio=ratio)
 
 
 @pytest.mark.slow
@@ -58,52 +58,52 @@ def test_buckets_equal_the_stored_matrices(
     st.sampled_from([("mean", 0.0), ("mean", 0.4), ("max", 0.0), ("min", 0.2)]),
 )
 def test_ages_are_the_buckets_counted_from_the_row(
-    made: Case, bucket_bars: int, start_layer: int, options: tuple[Fusion, float]
+    sample: Case, bucket_bars: int, start_layer: int, options: tuple[Fusion, float]
 ) -> None:
-    assume(made.mask.kind is not MaskKind.FULL and start_layer < len(made.queries))
+    assume(sample.mask.kind is not MaskKind.FULL and start_layer < len(sample.queries))
     fusion, ratio = options
-    time = made.queries[0].shape[2]
+    time = sample.queries[0].shape[2]
     first = 1 + time % bucket_bars
     chosen = Rollout(fusion=fusion, discard_ratio=ratio, start_layer=start_layer)
-    found, whole = (
-        each(made.layers, chosen, bucket_bars=bucket_bars, first_bucket_bars=first).weights
+    ages, whole = (
+        each(sample.layers, chosen, bucket_bars=bucket_bars, first_bucket_bars=first).weights
         for each in (aged, bucketed)
     )
     bucket = (torch.arange(time) + bucket_bars - first) // bucket_bars
-    wanted = torch.zeros_like(found)
+    wanted = torch.zeros_like(ages)
     for row in range(time):
-        for age in range(min(found.shape[2], int(bucket[row]) + 1)):
+        for age in range(min(ages.shape[2], int(bucket[row]) + 1)):
             wanted[:, row, age] = whole[:, row, int(bucket[row]) - age]
     # The same sums over the same tiles, column by column.
-    torch.testing.assert_close(found, wanted, rtol=2 * made.rounding(), atol=0)
-    rounding = gamma(2 * found.shape[2], torch.float64)
-    torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]), rtol=rounding, atol=0)
+    torch.testing.assert_close(ages, wanted, rtol=2 * sample.rounding(), atol=0)
+    rounding = gamma(2 * ages.shape[2], torch.float64)
+    torch.testing.assert_close(ages.sum(-1), torch.ones_like(ages[..., 0]), rtol=rounding, atol=0)
 
 
 def test_ages_of_a_full_mask_are_refused() -> None:
-    made = case(Mask.full())
+    sample = case(Mask.full())
     with pytest.raises(AttentionInvalid, match="looks both ways"):
-        aged(made.layers)
+        aged(sample.layers)
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(100)])
 def test_float32_buckets_stay_within_their_error(mask: Mask) -> None:
-    made = case(mask, time=800, heads=4, dim=16, dtype=torch.float32)
-    result = bucketed(made.layers)
-    wanted = stored(made, 64, 0, "mean", 0.0)
-    made.hold(result.weights, wanted)
-    assert float(result.l1_error.max()) < made.rounding()
+    sample = case(mask, time=800, heads=4, dim=16, dtype=torch.float32)
+    result = bucketed(sample.layers)
+    wanted = stored(sample, 64, 0, "mean", 0.0)
+    sample.hold(result.weights, wanted)
+    assert float(result.l1_error.max()) < sample.rounding()
 
 
 def test_a_wrong_logsumexp_is_refused() -> None:
-    made = case(Mask())
-    made.sums[1] *= 1.4427
+    sample = case(Mask())
+    sample.sums[1] *= 1.4427
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        bucketed(made.layers)
+        bucketed(sample.layers)
 
 
 @pytest.mark.parametrize(("bars", "first"), [(0, None), (8, 9), (8, 0)])
 def test_buckets_that_cannot_be_are_refused(bars: int, first: int | None) -> None:
-    made = case(Mask())
+    sample = case(Mask())
     with pytest.raises(AttentionInvalid, match="cannot be"):
-        bucketed(made.layers, bucket_bars=bars, first_bucket_bars=first)
+        bucketed(sample.layers, bucket_bars=bars, first_bucket_bars=first)

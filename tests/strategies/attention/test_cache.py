@@ -19,17 +19,17 @@ def test_a_tail_ring_reads_like_the_end_of_a_list(
 ) -> None:
     rings = TailRings(kept=kept, slack=7)
     ring = rings.ring((2, 3), dim=1)
-    known = [torch.zeros(2, 3)] * kept
+    entries = [torch.zeros(2, 3)] * kept
     number = 0
     for counted, padding in portions:
         end = rings.settle(slice(0, 1), counted + padding)
-        held = known[len(known) - kept :]
+        held = entries[len(entries) - kept :]
         if kept:
             assert torch.equal(ring.rows[0, :, end - kept : end], torch.stack(held, 1))
         for at in range(counted + padding):
             ring.rows[0, :, end + at] = float(number + at + 1)
         rings.advance(0, counted)
-        known += [torch.full((2, 3), float(number + at + 1)) for at in range(counted)]
+        entries += [torch.full((2, 3), float(number + at + 1)) for at in range(counted)]
         number += counted
 
 
@@ -48,12 +48,12 @@ def test_a_cleared_stream_starts_with_zeros_and_the_others_stay() -> None:
 @given(capacity=st.integers(1, 9), counts=st.lists(st.integers(0, 25), max_size=12))
 def test_a_wrap_ring_unrolls_to_the_end_of_a_list(capacity: int, counts: list[int]) -> None:
     ring = WrapRing(capacity=capacity, shape=(2,), dtype=torch.int64)
-    known: list[int] = []
+    entries: list[int] = []
     for count in counts:
-        numbers = list(range(len(known), len(known) + count))
+        numbers = list(range(len(entries), len(entries) + count))
         ring.push(torch.tensor(numbers, dtype=torch.int64)[:, None].expand(count, 2))
-        known += numbers
-        wanted = known[-capacity:]
+        entries += numbers
+        wanted = entries[-capacity:]
         assert ring.unrolled().tolist() == [[n, n] for n in wanted]
         assert len(ring) == len(wanted)
     ring.clear()
@@ -83,8 +83,8 @@ def test_streams_of_different_ends_are_brought_to_a_common_one() -> None:
     wanted = []
     for stream in range(3):
         for row in range(4 + stream):  # the last of them has wrapped around
-            own = slice(stream, stream + 1)
-            end = rings.settle(own, 1)
+            part = slice(stream, stream + 1)
+            end = rings.settle(part, 1)
             ring.rows[stream, :, end] = 10.0 * stream + row
             rings.advance(stream, 1)
         wanted.append([10.0 * stream + row for row in range(1 + stream, 4 + stream)])

@@ -69,8 +69,8 @@ def attended(mask: Mask, backend: str) -> Call:
     def call(given: list[Tensor], _: Layout) -> list[Tensor]:
         leaves = [x.detach().requires_grad_() for x in given[:3]]
         assert all(a.stride() == b.stride() for a, b in zip(leaves, given, strict=False))
-        found = attend(leaves[0], leaves[1], leaves[2], mask, backend=backend)
-        return [*found, *torch.autograd.grad(found.output, leaves, given[3])]
+        result = attend(leaves[0], leaves[1], leaves[2], mask, backend=backend)
+        return [*result, *torch.autograd.grad(result.output, leaves, given[3])]
 
     return call
 
@@ -170,7 +170,7 @@ def streamed(given: list[Tensor], _: Layout) -> list[Tensor]:
     """Take the bars one after the other."""
     stream = Stream(5, batch=BATCH, heads=HEADS, dim=DIM, dtype=given[0].dtype)
     read = [stream.attend(0, *(x[:, :, at] for x in given[:3])) for at in range(TIME)]
-    return [torch.stack([one.output for one in read]), stream.rollout().weights["bars"]]
+    return [torch.stack([layer.output for layer in read]), stream.rollout().weights["bars"]]
 
 
 def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
@@ -209,18 +209,18 @@ def bucketed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     total = sums(given[0], given[1], Mask.window(7), lay)
     layer = [Layer(given[0], given[1], None, total, Mask.window(7))]
     every = rollout_buckets(layer, bucket_bars=4), rollout_by_age(layer, bucket_bars=4)
-    return [one.weights["bars"] for one in every]
+    return [bucket.weights["bars"] for bucket in every]
 
 
 def captured(given: list[Tensor], _lay: Layout) -> list[Tensor]:
     """Capture a call of torch's function, and ask what is relevant to a product."""
     query, key, value, _ = given
-    with capture() as seen:
+    with capture() as capturing:
         torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     inputs = query.detach().requires_grad_()
     with relevance_rules(torch.nn.Identity()):
         relevant = relevance((inputs * key).sum(), inputs)
-    return [seen.rollout(ROWS).weights["bars"], relevant]
+    return [capturing.rollout(ROWS).weights["bars"], relevant]
 
 
 CALLS: Final[dict[str, Call]] = {
@@ -276,20 +276,20 @@ def laid(dtype: torch.dtype) -> Iterator[tuple[list[Tensor], list[Tensor], Layou
 def test_a_call_takes_tensors_in_any_strides(name: str) -> None:
     # Products of 8 numbers and sums of 24 round in another order where BLAS reads other strides.
     rounding = 64 * torch.finfo(torch.float32).eps
-    for given, plain, own in laid(torch.float32):
-        found = CALLS[name](given, own)
-        for one, true in zip(found, CALLS[name](plain, LAYOUTS["contiguous"]), strict=True):
+    for given, plain, layout in laid(torch.float32):
+        tensors = CALLS[name](given, layout)
+        for tensor, true in zip(tensors, CALLS[name](plain, LAYOUTS["contiguous"]), strict=True):
             size = max(1.0, float(true.detach().abs().nan_to_num(neginf=0.0).max()))
-            torch.testing.assert_close(one, true, rtol=0, atol=rounding * size)
+            torch.testing.assert_close(tensor, true, rtol=0, atol=rounding * size)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mask", MASKS)
 def test_half_types_attend_in_any_strides(dtype: torch.dtype, mask: Mask) -> None:
-    for given, plain, own in laid(dtype):
-        found = attended(mask, "sdpa")(given, own)
-        for one, true in zip(found, attended(mask, "sdpa")(plain, own), strict=True):
-            torch.testing.assert_close(one, true, rtol=0, atol=0.0)
+    for given, plain, layout in laid(dtype):
+        tensors = attended(mask, "sdpa")(given, layout)
+        for tensor, true in zip(tensors, attended(mask, "sdpa")(plain, layout), strict=True):
+            torch.testing.assert_close(tensor, true, rtol=0, atol=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -335,5 +335,5 @@ def test_gradients_are_those_of_stored_matrices_and_second_ones_are_refused(mask
 
 def test_every_public_call_is_asked_here() -> None:
     kinds = {"Attention", "AttendedTokens", "Mask"}
-    asked = globals()
-    assert set(dir(attention)) - kinds <= set(asked)
+    names = globals()
+    assert set(dir(attention)) - kinds <= set(names)

@@ -65,9 +65,9 @@ def inputs_of(form: str, *, padded: bool) -> dict[str, Tensor]:
     if form == "ViT":
         return {"pixel_values": torch.randn(2, 3, 32, 32)}
     words = {"input_ids": torch.randint(0, WORDS, (2, TOKENS))}
-    shown = torch.ones(2, TOKENS, dtype=torch.long)
-    shown[1, :5] = 0
-    return {**words, "attention_mask": shown} if padded else words
+    padding = torch.ones(2, TOKENS, dtype=torch.long)
+    padding[1, :5] = 0
+    return {**words, "attention_mask": padding} if padded else words
 
 
 def rolled(matrices: list[Tensor]) -> Tensor:
@@ -193,9 +193,9 @@ def test_generation_over_a_cache_is_one_sequence() -> None:
 
 @pytest.mark.parametrize("hides", [-torch.inf, torch.finfo(torch.float32).min, None])
 def test_a_query_that_sees_nothing_keeps_its_weight(hides: float | None) -> None:
-    x, shown = torch.randn(1, 2, 6, 8), torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
-    shown[..., 3, :] = False
-    mask = shown if hides is None else torch.zeros(1, 1, 6, 6).masked_fill(~shown, hides)
+    x, visible = torch.randn(1, 2, 6, 8), torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    visible[..., 3, :] = False
+    mask = visible if hides is None else torch.zeros(1, 1, 6, 6).masked_fill(~visible, hides)
     with capture() as captured:
         functional.scaled_dot_product_attention(x, x, x, mask)
     blind, last = captured.rollout([3, 5]).weights["bars"][0]
@@ -250,15 +250,15 @@ def test_what_is_not_seen_is_named_and_all_is_put_back(
     model: Callable[[], Any], sentence: str
 ) -> None:
     attend, heads = functional.scaled_dot_product_attention, functional.multi_head_attention_forward
-    made = model()
+    module = model()
     x = torch.randn(TOKENS, 2, WIDTH)
     given = {nn.MultiheadAttention: (x, x, x), nn.TransformerDecoderLayer: (x, 2.0 * x)}
-    with pytest.raises(AttentionInvalid, match=sentence), capture(made):
-        made(*given.get(type(made), (x,)))
+    with pytest.raises(AttentionInvalid, match=sentence), capture(module):
+        module(*given.get(type(module), (x,)))
     assert functional.scaled_dot_product_attention is attend
     assert functional.multi_head_attention_forward is heads
     assert torch.backends.mha.get_fastpath_enabled()
-    assert not [*vars(made)["_forward_hooks"], *vars(made)["_forward_pre_hooks"]]
+    assert not [*vars(module)["_forward_hooks"], *vars(module)["_forward_pre_hooks"]]
 
 
 def test_an_error_of_the_model_is_its_own_and_all_is_put_back() -> None:
@@ -287,11 +287,11 @@ def test_relevances_sum_to_the_output_and_leave_it_as_it_was(kernel: str) -> Non
     with relevance_rules(model):
         during = model(inputs_embeds=x).logits
         logit = during[0, -1].max()
-        found = relevance(logit, x)
+        relevances = relevance(logit, x)
     wanted = float(logit.detach())
     assert (before - during).abs().max() < 1e-12
-    assert found.shape == x.shape
-    assert float(found.sum()) == pytest.approx(wanted, rel=1e-9)
+    assert relevances.shape == x.shape
+    assert float(relevances.sum()) == pytest.approx(wanted, rel=1e-9)
     with relevance_rules(model, gated=()):  # a rule less, and the sum tells
         logit = model(inputs_embeds=x).logits[0, -1].max()
         assert float(relevance(logit, x).sum()) != pytest.approx(wanted, rel=1e-3)

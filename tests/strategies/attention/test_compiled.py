@@ -16,7 +16,7 @@ import torch
 from attention_cases import Case, bucketed, case, layers_of, masks, rolled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_objects import SOURCE, built, loops_of, made
+from native_objects import SOURCE, built, library_of, loops_of
 from programs import ROOT
 from torch import Tensor
 
@@ -63,10 +63,10 @@ def name(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
 
 def test_it_is_built_where_a_compiler_is_and_runs_where_the_processor_does(folder: Path) -> None:
     assert {path.name for path in folder.glob("*.so")} == {
-        compiled.file_of(one) for one in compiled.NAMES
+        compiled.file_of(instruction) for instruction in compiled.NAMES
     }
-    for one, needs in zip(compiled.NAMES, ("avx512f", "avx2"), strict=True):
-        assert (compiled.opened(folder / compiled.file_of(one)) is not None) == has(needs)
+    for instruction, needs in zip(compiled.NAMES, ("avx512f", "avx2"), strict=True):
+        assert (compiled.opened(folder / compiled.file_of(instruction)) is not None) == has(needs)
 
 
 def test_an_object_of_other_sources_is_left_alone(folder: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_object_of_other_sources_is_left_alone(folder: Path, tmp_path: Path) 
 def test_without_a_compiler_that_works_nothing_is_built_and_nothing_fails(
     tmp_path: Path, compiler: str
 ) -> None:
-    done = made(tmp_path, compiler)
+    done = library_of(tmp_path, compiler)
     assert done.returncode == 0
     warnings = [line for line in done.stderr.splitlines() if line]
     assert len(warnings) == len(compiled.NAMES)
@@ -104,7 +104,7 @@ def test_an_object_has_the_same_bytes_wherever_it_is_built(folder: Path, tmp_pat
     shutil.copy(ROOT / "setup.py", elsewhere)
     shutil.copy(ROOT / "pyproject.toml", elsewhere)
     shutil.copy(SOURCE, elsewhere / "strategies/attention")
-    assert made(tmp_path, "gcc", elsewhere).returncode == 0
+    assert library_of(tmp_path, "gcc", elsewhere).returncode == 0
     for name in compiled.NAMES:
         again = (tmp_path / compiled.file_of(name)).read_bytes()
         assert again == (folder / compiled.file_of(name)).read_bytes()
@@ -146,15 +146,15 @@ REPEATED = settings(
 def test_rollout_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
     made_case, rows = drawn
     queries, keys, sums, matrices, mask = made_case
-    own, torchs = (
+    compiled_result, torchs = (
         rolled(layers_of(queries, keys, sums, mask), rows, backend=backend)
         for backend in (name, "tiles")
     )
-    torch.testing.assert_close(own.weights, torchs.weights, atol=NEAR, rtol=0.0)
-    torch.testing.assert_close(own.l1_error, torchs.l1_error, atol=NEAR, rtol=0.0)
+    torch.testing.assert_close(compiled_result.weights, torchs.weights, atol=NEAR, rtol=0.0)
+    torch.testing.assert_close(compiled_result.l1_error, torchs.l1_error, atol=NEAR, rtol=0.0)
     dense = reference.rollout(matrices, mask)[:, rows]
-    for found in (own, torchs):
-        made_case.hold(found.weights, dense)
+    for result in (compiled_result, torchs):
+        made_case.hold(result.weights, dense)
 
 
 @REPEATED
@@ -162,14 +162,14 @@ def test_rollout_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn
 def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
     made_case, *_ = drawn
     queries, keys, sums, matrices, mask = made_case
-    own, torchs = (
+    compiled_entropy, torchs = (
         Layer(queries[0], keys[0], None, sums[0], mask).entropy(backend=backend)
         for backend in (name, "tiles")
     )
     dense = torch.special.entr(matrices[0]).sum(-1)
-    for found in (own, torchs):
+    for entropy in (compiled_entropy, torchs):
         limit = made_case.entropy_rounding(0)
-        torch.testing.assert_close(found.double(), dense, atol=limit, rtol=0.0)
+        torch.testing.assert_close(entropy.double(), dense, atol=limit, rtol=0.0)
 
 
 @REPEATED
@@ -182,7 +182,7 @@ def test_buckets_are_those_of_torch_and_of_stored_matrices(
     heads = queries[0].shape[1]
     options = Rollout(head_weights=list(range(1, heads + 1)), residual_weight=residual)
     assert compiled.available() == (name,)
-    own, torchs = (
+    compiled_buckets, torchs = (
         bucketed(
             layers_of(queries, keys, sums, mask), options, backend=backend, bucket_bars=bucket_bars
         ).weights
@@ -193,8 +193,8 @@ def test_buckets_are_those_of_torch_and_of_stored_matrices(
     dense = reference.rollout(matrices, mask, residual_weight=residual, shares=shares)
     padded = torch.nn.functional.pad(dense, (0, -dense.shape[2] % bucket_bars))
     summed = padded.unflatten(2, (-1, bucket_bars)).sum(-1)
-    for found in (own, torchs):
-        made_case.hold(found, summed)
+    for buckets in (compiled_buckets, torchs):
+        made_case.hold(buckets, summed)
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(333)])
@@ -202,22 +202,22 @@ def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -
     made_case = case(mask, time=1_501, dim=16, dtype=torch.float32)
     queries, keys, sums, matrices, _ = made_case
     before = torch.get_num_threads()
-    found = []
+    results = []
     try:
         for threads in range(1, 5):
             torch.set_num_threads(threads)
             rows = rolled(layers_of(queries, keys, sums, mask), [700, 1_500], backend=name).weights
             spread = Layer(queries[1], keys[1], None, sums[1], mask).entropy(backend=name)
             every = bucketed(layers_of(queries, keys, sums, mask)).weights
-            found.append((rows, spread, every))
+            results.append((rows, spread, every))
     finally:
         torch.set_num_threads(before)
-    for made_by_more in found[1:]:
-        assert all(map(torch.equal, made_by_more, found[0]))
-    made_case.hold(found[0][0], reference.rollout(matrices, mask)[:, [700, 1_500]])
+    for made_by_more in results[1:]:
+        assert all(map(torch.equal, made_by_more, results[0]))
+    made_case.hold(results[0][0], reference.rollout(matrices, mask)[:, [700, 1_500]])
     entropy = torch.special.entr(matrices[1]).sum(-1)
     limit = made_case.entropy_rounding(1)
-    torch.testing.assert_close(found[0][1].double(), entropy, atol=limit, rtol=0.0)
+    torch.testing.assert_close(results[0][1].double(), entropy, atol=limit, rtol=0.0)
 
 
 def test_auto_takes_the_fastest_and_leaves_to_torch_what_is_not_float32(name: str) -> None:
@@ -283,15 +283,15 @@ class Rings(NamedTuple):
         heads = pairs // len(self.counts)
         at = torch.arange(self.keys.shape[1]) - self.end
         rows = torch.arange(time)[:, None]
-        seen = (at <= rows) & (at > rows - self.window)
-        known = torch.tensor(self.counts).repeat_interleave(heads)
-        seen = seen & (at >= -known[:, None, None])
+        visible = (at <= rows) & (at > rows - self.window)
+        counts = torch.tensor(self.counts).repeat_interleave(heads)
+        visible = visible & (at >= -counts[:, None, None])
         scores = 0.3 * self.query.double() @ self.keys.double().mT
-        shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        shares = scores.masked_fill(~visible, -torch.inf).softmax(-1)
         figures = torch.stack(
             [
                 shares.sum(-1),
-                scores.masked_fill(~seen, -torch.inf).amax(-1),
+                scores.masked_fill(~visible, -torch.inf).amax(-1),
                 shares.amax(-1),
                 (shares * scores).sum(-1),
             ],
@@ -357,14 +357,14 @@ def test_a_stream_says_the_same_by_loops_and_by_tiles(name: str, encoding: str) 
 @given(rings())
 def test_threads_change_no_bit_of_a_scan(name: str, rings: Rings) -> None:
     """The loops alone: products around them are MKL's, whose bits follow the threads on AVX2."""
-    before, told = torch.get_num_threads(), []
+    before, scans = torch.get_num_threads(), []
     try:
         for threads in range(1, 5):
             torch.set_num_threads(threads)
-            told.append(rings.scanned(name))
+            scans.append(rings.scanned(name))
     finally:
         torch.set_num_threads(before)
-    assert all(all(map(torch.equal, one, told[0])) for one in told[1:])
+    assert all(all(map(torch.equal, scan, scans[0])) for scan in scans[1:])
 
 
 def test_a_stream_with_a_bias_is_left_to_tiles(name: str) -> None:
@@ -387,9 +387,9 @@ def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name
     assert build(card, tensors, RunOptions(backend=name, method=usual)).backend == name
     x = torch.randn(1, 200, 78, generator=torch.Generator().manual_seed(3))
     positions = np.arange(29_000_017, 29_000_217)[None]
-    found = []
+    rollouts = []
     for backend in (name, TILES):
         network = models.network()
         stream = StreamingNetwork(network, usual, backend=backend)
-        found.append(stream.advance(StreamState(network), x, positions, padded=True).rollout)
-    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=NEAR)
+        rollouts.append(stream.advance(StreamState(network), x, positions, padded=True).rollout)
+    np.testing.assert_allclose(rollouts[0], rollouts[1], rtol=0, atol=NEAR)

@@ -58,19 +58,19 @@ def test_what_is_read_and_its_gradients_are_those_of_the_matrix(
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     shape = {"all": None, "shared": (queries,), "each": (2, queries)}[kind]
-    seen = None if shape is None else torch.randint(0, keys + 1, shape, generator=draw)
+    limits = None if shape is None else torch.randint(0, keys + 1, shape, generator=draw)
     query, key, value = given_ = [x.requires_grad_() for x in drawn(queries, keys, keys, seed=seed)]
     weights = torch.randn(2, 2, queries, DIM, generator=draw, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)  # down to a block of one query
-        output, logsumexp = cross_attend(query, key, value, seen)
+        output, logsumexp = cross_attend(query, key, value, limits)
         slopes = torch.autograd.grad((output * weights).sum(), given_)
-    matrix = dense(query, key, seen)
+    matrix = dense(query, key, limits)
     wanted = matrix @ value
     torch.testing.assert_close(output, wanted, rtol=0, atol=1e-12)
     expected = torch.autograd.grad((wanted * weights).sum(), given_)
-    for slope, one in zip(slopes, expected, strict=True):
-        torch.testing.assert_close(slope, one.nan_to_num(0.0), rtol=0, atol=1e-12)
+    for slope, gradient in zip(slopes, expected, strict=True):
+        torch.testing.assert_close(slope, gradient.nan_to_num(0.0), rtol=0, atol=1e-12)
     sees = matrix.sum(dim=-1) > 0
     assert torch.equal(torch.isneginf(logsumexp), ~sees)
 
@@ -81,13 +81,13 @@ def test_no_query_reads_a_key_that_has_not_closed() -> None:
     tensor = closed_keys(query_closes, key_closes)
     assert tensor.tolist() == [1, 4, 4, 5]
 
-    def leaks(seen: Tensor) -> bool:
+    def leaks(limits: Tensor) -> bool:
         query, key, value = drawn(4, 6, 6)
-        before = cross_attend(query, key, value, seen).output
+        before = cross_attend(query, key, value, limits).output
         for row, close in enumerate(query_closes.tolist()):
             later = key_closes > close
             keys, values = (torch.where(later[:, None], x + 1.0, x) for x in (key, value))
-            after = cross_attend(query, keys, values, seen).output
+            after = cross_attend(query, keys, values, limits).output
             if not torch.equal(after[:, :, row], before[:, :, row]):
                 return True
         return False
@@ -118,10 +118,10 @@ def read(into: int, of: int, step: int, seed: int) -> Layer:
     query, key, value, gradient = drawn(
         lengths[into], lengths[of], lengths[of], lengths[into], seed=seed
     )
-    seen = torch.arange(lengths[into]) % (lengths[of] + 1) if of == 2 else None
-    logsumexp = cross_attend(query, key, value, seen).logsumexp
+    limits = torch.arange(lengths[into]) % (lengths[of] + 1) if of == 2 else None
+    logsumexp = cross_attend(query, key, value, limits).logsumexp
     return Layer(
-        query, key, value, logsumexp, Mask(causal=False, seen=seen), gradient=gradient,
+        query, key, value, logsumexp, Mask(causal=False, seen=limits), gradient=gradient,
         target=str(into), source=str(of), step=step,
     )  # fmt: skip
 
@@ -138,21 +138,23 @@ def dense_rollout(reads: list[Layer], share: float, fusion: str) -> Tensor:
     places = {"0": slice(0, 4), "1": slice(4, 11), "2": slice(11, 14)}
     product = torch.eye(14, dtype=torch.float64).expand(2, 14, 14)
     for step in sorted({layer.step for layer in reads if layer.step is not None}):
-        own = [layer for layer in reads if layer.step == step]
+        same_step = [layer for layer in reads if layer.step == step]
         layer = torch.eye(14, dtype=torch.float64).repeat(2, 1, 1)
-        for into in {layer.target for layer in own}:
+        for into in {layer.target for layer in same_step}:
             layer[:, places[into], places[into]] *= share
-        for one in own:
-            matrix = dense(one.query, one.key, one.mask.seen)
+        for member in same_step:
+            matrix = dense(member.query, member.key, member.mask.seen)
             fused = matrix.mean(dim=1)
             if fusion == "gradient":
-                assert one.gradient is not None
-                fused = (matrix * (one.gradient @ present(one.value).mT)).clamp_min(0).mean(dim=1)
+                assert member.gradient is not None
+                fused = (
+                    (matrix * (member.gradient @ present(member.value).mT)).clamp_min(0).mean(dim=1)
+                )
                 fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-300)
-            each = (1 - share) / sum(other.target == one.target for other in own)
-            layer[:, places[one.target], places[one.source]] += each * fused
+            each = (1 - share) / sum(other.target == member.target for other in same_step)
+            layer[:, places[member.target], places[member.source]] += each * fused
             blind = torch.diag_embed((fused.sum(dim=-1) == 0).double())
-            layer[:, places[one.target], places[one.target]] += each * blind
+            layer[:, places[member.target], places[member.target]] += each * blind
         product = layer @ product
     return product
 
@@ -229,20 +231,20 @@ def test_a_trained_layer_is_explained_by_the_key_that_it_learned_to_read() -> No
     others = torch.arange(0, 128, 4)
     times = torch.arange(30, 120, 6)
     tensor = closed_keys(times, others)
-    asked = tensor - 4
+    targets = tensor - 4
     reader = Reader()
     optimiser = torch.optim.Adam(reader.parameters(), lr=0.03)
     for _ in range(250):
         values = torch.randn(1, 1, len(others), 1)
         reader(times.float(), others.float(), values, tensor)
-        loss = (reader.read[0, 0, :, 0] - values[0, 0, asked, 0]).square().mean()
+        loss = (reader.read[0, 0, :, 0] - values[0, 0, targets, 0]).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     read_ = reader(times.float(), others.float(), torch.randn(1, 1, len(others), 1), tensor)
     weights = rollout([read_], range(len(times))).weights
     bars, other = weights["bars"], weights["others"]
-    assert torch.equal(other[0].argmax(dim=-1), asked)
+    assert torch.equal(other[0].argmax(dim=-1), targets)
     torch.testing.assert_close(bars[0].diagonal(), torch.full((len(times),), 0.5))
 
 

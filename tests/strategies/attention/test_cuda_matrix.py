@@ -42,13 +42,13 @@ def test_attention_with_its_gradients_equals_the_definition(
     batch = torch.randn(3, 1, 2, time, dim, generator=generator).to(dtype)
     there = [x.cuda().requires_grad_() for x in batch]
     here = [x.double().requires_grad_() for x in batch]
-    found = attend(there[0], there[1], there[2], mask, backend=backend)
+    attended = attend(there[0], there[1], there[2], mask, backend=backend)
     wanted = attend(here[0], here[1], here[2], mask, backend="chunked")
     tensor = torch.randn(wanted.output.shape, generator=generator)
-    grads = torch.autograd.grad(found.output, there, tensor.to(dtype).cuda())
+    grads = torch.autograd.grad(attended.output, there, tensor.to(dtype).cuda())
     true = torch.autograd.grad(wanted.output, here, tensor.to(dtype).double())
     least = float(tensor.norm())  # a query that sees one key alone moves nothing: the slope is 0
-    pairs = [(found.output, wanted.output, 1e-9), (found.logsumexp, wanted.logsumexp, 1.0)]
+    pairs = [(attended.output, wanted.output, 1e-9), (attended.logsumexp, wanted.logsumexp, 1.0)]
     for ours, exact, size in (*pairs, *((*pair, least) for pair in zip(grads, true, strict=True))):
         error = (ours.detach().double().cpu() - exact.detach()).norm() / exact.norm().clamp_min(
             size
@@ -69,14 +69,14 @@ def test_attention_takes_any_strides(
     except AttentionInvalid:
         return  # the refusals have tests of their own
     lay, generator = LAYOUTS[layout], torch.Generator().manual_seed(dim)
-    made = torch.randn(4, 2, 3, 129, dim, generator=generator).to(dtype).cuda()
+    random = torch.randn(4, 2, 3, 129, dim, generator=generator).to(dtype).cuda()
     tensors: list[list[torch.Tensor]] = []
-    for given in ([lay(x) for x in made], [lay(x).contiguous() for x in made]):
+    for given in ([lay(x) for x in random], [lay(x).contiguous() for x in random]):
         leaves = [x.detach().requires_grad_() for x in given[:3]]
         output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask, backend=backend)
         tensors.append([output, logsumexp, *torch.autograd.grad(output, leaves, given[3])])
-    for one, two in zip(*tensors, strict=True):
-        error = (one - two).double().norm() / two.double().norm().clamp_min(1e-9)
+    for actual, two in zip(*tensors, strict=True):
+        error = (actual - two).double().norm() / two.double().norm().clamp_min(1e-9)
         assert float(error) < TOLERANCES[dtype]
 
 
@@ -97,9 +97,9 @@ def test_auto_takes_wide_heads_and_values_of_their_own_dim(
 
 
 def test_a_window_of_one_bar_takes_more_stretches_than_a_grid_has_rows() -> None:
-    made = torch.randn(3, 1, 1, 70_000, 8, generator=torch.Generator().manual_seed(1)).cuda()
-    output = attend(made[0], made[1], made[2], Mask.window(1)).output
-    error = (output - made[2]).norm() / made[2].norm()  # a matrix unit rounds the values
+    tensors = torch.randn(3, 1, 1, 70_000, 8, generator=torch.Generator().manual_seed(1)).cuda()
+    output = attend(tensors[0], tensors[1], tensors[2], Mask.window(1)).output
+    error = (output - tensors[2]).norm() / tensors[2].norm()  # a matrix unit rounds the values
     assert float(error) < TOLERANCES[torch.float32]
 
 
@@ -119,8 +119,8 @@ def test_the_rollout_kernel_keeps_its_mass_in_each_precision(rows: int, precisio
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rollout_takes_any_strides(layout: str, mask: Mask) -> None:
     generator = torch.Generator().manual_seed(2)
-    made = torch.randn(2, 2, 3, 257, 18, generator=generator).cuda()
-    query, key = (LAYOUTS[layout](x) for x in made)
+    tensors = torch.randn(2, 2, 3, 257, 18, generator=generator).cuda()
+    query, key = (LAYOUTS[layout](x) for x in tensors)
     sums = attend(query.contiguous(), key.contiguous(), key.contiguous(), mask).logsumexp
     weights = rolled(layers_of([query], [key], [sums], mask), [200, 256]).weights
     wanted = rolled(layers_of([query.contiguous()], [key.contiguous()], [sums], mask), [200, 256])
@@ -148,8 +148,8 @@ def test_rollout_equals_the_cpu(rows: int, dtype: torch.dtype, dim: int, mask: M
         [x.cuda() for x in keys],
         [x.to(kind).cuda() for x in sums],
     )
-    found = rolled(layers_of(*layers, mask), range(time - rows, time))
-    assert float((found.weights.cpu() - wanted).abs().sum(-1).amax()) < 1e-4
+    result = rolled(layers_of(*layers, mask), range(time - rows, time))
+    assert float((result.weights.cpu() - wanted).abs().sum(-1).amax()) < 1e-4
     if mask != Mask.full():
         every = aged(layers_of(*layers, mask)).weights
         assert float((every.sum(-1) - 1).abs().amax()) < 1e-4

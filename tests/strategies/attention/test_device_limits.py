@@ -72,7 +72,7 @@ def test_a_named_backend_refuses_a_head_that_it_does_not_take(
 
 
 @pytest.mark.parametrize(
-    ("generation", "dtype", "dim", "taken"),
+    ("generation", "dtype", "dim", "takes"),
     [
         (HOPPER, BRAIN, 256, True),
         (HOPPER, BRAIN, 257, False),
@@ -85,7 +85,7 @@ def test_the_rollout_kernel_knows_its_devices(
     generation: tuple[int, int],
     dtype: torch.dtype,
     dim: int,
-    taken: bool,
+    takes: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(triton_rollout, "generation_of", lambda _: generation)
@@ -103,16 +103,16 @@ def test_the_rollout_kernel_knows_its_devices(
         query=query, kind=torch.promote_types(dtype, torch.float32), group=1, softcap=None,
         mask=Mask(), queries=8, keys=8,
     )  # fmt: skip
-    assert triton_rollout.takes(layer) is taken
+    assert triton_rollout.takes(layer) is takes
 
 
 def test_a_kernel_that_does_not_fit_fetches_less_ahead_and_then_gives_up() -> None:
     exhausted = pytest.importorskip("triton.runtime.errors").OutOfResources
-    asked: list[int] = []
+    stages: list[int] = []
 
     def holding(most: int) -> Callable[..., None]:
         def kernel(*_: object, num_stages: int) -> None:
-            asked.append(num_stages)
+            stages.append(num_stages)
             if num_stages > most:
                 raise exhausted(131_072, 65_536, "shared memory")
 
@@ -121,7 +121,7 @@ def test_a_kernel_that_does_not_fit_fetches_less_ahead_and_then_gives_up() -> No
     triton_rollout.launch(holding(1), (), {})
     with pytest.raises(AttentionInvalid, match=r"Hardware limit: 65536.*choose the backend tiles"):
         triton_rollout.launch(holding(0), (), {})
-    assert asked == [3, 1, 3, 1]
+    assert stages == [3, 1, 3, 1]
 
 
 @pytest.mark.parametrize("mask", [Mask.window(1), Mask.window(4)])
@@ -136,8 +136,8 @@ def test_many_short_stretches_of_time_go_some_at_a_time(
         leaves = [x.clone().requires_grad_() for x in tensor[:3]]
         output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask)
         tensors.append((output, logsumexp, *torch.autograd.grad(output, leaves, tensor[3])))
-    for one, two in zip(*tensors, strict=True):
-        assert torch.equal(one, two)
+    for whole, two in zip(*tensors, strict=True):
+        assert torch.equal(whole, two)
 
 
 @pytest.mark.parametrize("width", [3, 8, 21])
@@ -149,7 +149,7 @@ def test_values_have_a_dim_of_their_own(backend: str, mask: Mask, width: int) ->
         torch.randn(2, 3, 20, dim, generator=generator, dtype=torch.float64)
         for dim in (8, 8, width, width)
     )
-    found = []
+    results = []
     for name in (backend, None):
         leaves = [x.clone().requires_grad_() for x in (query, key, value)]
         if name is not None:
@@ -162,9 +162,9 @@ def test_values_have_a_dim_of_their_own(backend: str, mask: Mask, width: int) ->
                 for at in range(width)
             ]
             output, sums = torch.cat([part.output[..., :1] for part in parts], -1), parts[0][1]
-        found.append([output, sums, *torch.autograd.grad(output, leaves, tensor)])
-    for one, two in zip(*found, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-13)
+        results.append([output, sums, *torch.autograd.grad(output, leaves, tensor)])
+    for whole, two in zip(*results, strict=True):
+        torch.testing.assert_close(whole, two, rtol=0, atol=1e-13)
 
 
 def test_streams_read_values_of_a_dim_of_their_own() -> None:

@@ -85,13 +85,13 @@ def test_an_attribution_makes_every_tensor_where_the_weights_are() -> None:
 
 
 def test_half_numbers_forecast_what_float32_does() -> None:
-    said = []
+    answers = []
     for dtype in ("float32", "bfloat16"):
         forecaster = windowed("full", dtype=dtype)
         forecaster.warm("linear:BTCUSDT", WINDOW_BARS[:CONTEXT])
-        said.append(forecaster.step(WINDOW_BARS[CONTEXT]))
+        answers.append(forecaster.step(WINDOW_BARS[CONTEXT]))
         assert forecaster.dtype == dtype
-    plain, half = said
+    plain, half = answers
     assert plain is not None
     assert half is not None
     assert plain != half

@@ -77,9 +77,9 @@ def test_the_convolution_and_its_gradient_are_those_of_torch() -> None:
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     given = [tensor.clone().requires_grad_() for tensor in tensors]
     x, weight, bias = given
-    one = convolve(x, weight, bias)[0]
+    several = convolve(x, weight, bias)[0]
     other = functional.conv1d(x.mT, weight, bias, padding=1).mT
-    mixeds = [[mixed, *torch.autograd.grad(mixed.sin().sum(), given)] for mixed in (one, other)]
+    mixeds = [[mixed, *torch.autograd.grad(mixed.sin().sum(), given)] for mixed in (several, other)]
     for ours, theirs in zip(*mixeds, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 

@@ -23,22 +23,22 @@ torch.set_num_threads(1)
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
-def test_entropy_equals_the_stored_matrices(made: Case) -> None:
-    time = made.queries[0].shape[2]
+def test_entropy_equals_the_stored_matrices(drawn: Case) -> None:
+    time = drawn.queries[0].shape[2]
     rows = sorted({0, time // 2, time - 1})
-    wanted = reference.entropy(made.matrices[0])
-    first = made.layers[0]
+    wanted = reference.entropy(drawn.matrices[0])
+    first = drawn.layers[0]
     torch.testing.assert_close(first.entropy(), wanted, rtol=0, atol=1e-12)
     torch.testing.assert_close(first.entropy(rows), wanted[..., rows], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mask", [Mask(), Mask.window(9), Mask.full()], ids=str)
 def test_the_gradient_of_entropy_is_that_of_the_stored_matrix(mask: Mask) -> None:
-    made = case(mask, time=37, layers=1)
-    query, key = made.queries[0].requires_grad_(), made.keys[0].requires_grad_()
-    tensor = trained_entropy(query, key, made.sums[0], mask)
-    seen = reference.visible(37, mask)
-    scores = (query @ key.transpose(-1, -2) / math.sqrt(8)).masked_fill(~seen, -1e9)
+    drawn = case(mask, time=37, layers=1)
+    query, key = drawn.queries[0].requires_grad_(), drawn.keys[0].requires_grad_()
+    tensor = trained_entropy(query, key, drawn.sums[0], mask)
+    visible = reference.visible(37, mask)
+    scores = (query @ key.transpose(-1, -2) / math.sqrt(8)).masked_fill(~visible, -1e9)
     shares = scores.softmax(dim=-1)
     wanted = torch.logsumexp(scores, dim=-1) - (shares * scores).sum(dim=-1)
     assert (tensor - wanted).abs().max() < 1e-12
@@ -51,15 +51,15 @@ def test_the_gradient_of_entropy_is_that_of_the_stored_matrix(mask: Mask) -> Non
 
 
 def test_peaked_rows_have_full_confidence_at_huge_scores() -> None:
-    made = case(Mask(), time=64, size=1_000.0, dtype=torch.float32)
-    entropy = Layer(made.queries[0], made.keys[0], None, made.sums[0], made.mask).entropy()
+    drawn = case(Mask(), time=64, size=1_000.0, dtype=torch.float32)
+    entropy = Layer(drawn.queries[0], drawn.keys[0], None, drawn.sums[0], drawn.mask).entropy()
     sure = row_confidence(entropy, torch.arange(1, 65))
     assert float(sure[..., 1:].min()) > 0.999
 
 
 def test_uniform_attention_has_no_confidence_and_one_key_neither() -> None:
-    made = case(Mask.window(8), size=0.0, time=20, layers=2)
-    every = torch.stack(confidence(made.layers, list(range(20))), dim=1)
+    drawn = case(Mask.window(8), size=0.0, time=20, layers=2)
+    every = torch.stack(confidence(drawn.layers, list(range(20))), dim=1)
     assert every.shape == (1, 2, 2, 20)
     assert float(every.abs().max()) < 1e-12
 
@@ -71,17 +71,19 @@ def test_a_row_on_one_of_many_keys_is_fully_confident() -> None:
 
 @pytest.mark.parametrize("rows", [None, [20]])
 def test_a_row_that_lost_mass_is_refused(rows: list[int] | None) -> None:
-    made = case(Mask())
+    drawn = case(Mask())
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        Layer(made.queries[0], made.keys[0], None, made.sums[0] * 1.4427, made.mask).entropy(rows)
+        Layer(drawn.queries[0], drawn.keys[0], None, drawn.sums[0] * 1.4427, drawn.mask).entropy(
+            rows
+        )
 
 
 # ---------------------------------------------------------------- bounds
 
 
 def test_no_row_has_an_entropy_below_zero() -> None:
-    made = case(Mask(), time=64, layers=1, size=3.0, seed=1, dtype=torch.float32)
-    entropy = Layer(made.queries[0], made.keys[0], None, made.sums[0], made.mask).entropy()
+    drawn = case(Mask(), time=64, layers=1, size=3.0, seed=1, dtype=torch.float32)
+    entropy = Layer(drawn.queries[0], drawn.keys[0], None, drawn.sums[0], drawn.mask).entropy()
     assert float(entropy.min()) == 0.0
 
 

@@ -16,33 +16,33 @@ from tracepaper.strategies.errors import AttentionInvalid
 @pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(3)])
 def test_flow_equals_networkx(mask: Mask) -> None:
     time, row = 7, 5
-    made = case(mask, time=time, layers=2, size=2.0)
+    sample = case(mask, time=time, layers=2, size=2.0)
     graph = nx.DiGraph()
-    for depth, matrix in enumerate(made.matrices):
+    for depth, matrix in enumerate(sample.matrices):
         mixed = 0.5 * torch.eye(time) + 0.5 * reference.fuse(matrix, "mean")[0]
         for query in range(time):
             for key in range(time):
                 graph.add_edge((depth + 1, query), (depth, key), capacity=float(mixed[query, key]))
     flows = torch.tensor([nx.maximum_flow_value(graph, (2, row), (0, bar)) for bar in range(time)])
-    result = flow(made.layers, [row]).weights["bars"]
+    result = flow(sample.layers, [row]).weights["bars"]
     torch.testing.assert_close(result[0, 0], (flows / flows.sum()).double(), rtol=0, atol=1e-5)
 
 
 def test_flow_through_one_layer_is_its_row() -> None:
-    made = case(Mask(), time=20, layers=1, batch=2)
-    result = flow(made.layers, [3, 19]).weights["bars"]
-    wanted = reference.rollout(made.matrices, made.mask)[:, [3, 19]]
+    sample = case(Mask(), time=20, layers=1, batch=2)
+    result = flow(sample.layers, [3, 19]).weights["bars"]
+    wanted = reference.rollout(sample.matrices, sample.mask)[:, [3, 19]]
     torch.testing.assert_close(result, wanted, rtol=0, atol=1e-5)
 
 
 def test_flow_of_a_long_sequence_is_refused() -> None:
-    made = case(Mask(), time=257, layers=1)
+    sample = case(Mask(), time=257, layers=1)
     with pytest.raises(AttentionInvalid, match="use at most 256 or rollout"):
-        flow(made.layers, [3]).weights["bars"]
+        flow(sample.layers, [3]).weights["bars"]
 
 
 def test_a_logsumexp_of_other_queries_is_refused() -> None:
-    made = case(Mask(), time=20, layers=1)
-    wrong = [total + 0.01 for total in made.sums]
+    sample = case(Mask(), time=20, layers=1)
+    wrong = [total + 0.01 for total in sample.sums]
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        flow(layers_of(made.queries, made.keys, wrong, made.mask), [3]).weights["bars"]
+        flow(layers_of(sample.queries, sample.keys, wrong, sample.mask), [3]).weights["bars"]

@@ -68,24 +68,24 @@ def test_a_periods_length_is_found() -> None:
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(7)])
 def test_head_rows_equal_the_stored_matrices(mask: Mask) -> None:
-    made = case(mask, batch=2, layers=1)
-    rows = Layer(made.queries[0], made.keys[0], None, made.sums[0], mask).rows([0, 5, 39])
-    torch.testing.assert_close(rows, made.matrices[0][:, :, [0, 5, 39]], rtol=0, atol=1e-13)
+    sample = case(mask, batch=2, layers=1)
+    rows = Layer(sample.queries[0], sample.keys[0], None, sample.sums[0], mask).rows([0, 5, 39])
+    torch.testing.assert_close(rows, sample.matrices[0][:, :, [0, 5, 39]], rtol=0, atol=1e-13)
 
 
 def test_heads_that_share_nothing_are_fully_specialised_and_equal_heads_are_not() -> None:
-    apart = torch.eye(3)[None, :, None]  # [batch, head, row, time]
-    assert specialisation(apart).tolist() == [[pytest.approx(1.0)]]
-    assert specialisation(apart[:, :1].expand(1, 3, 1, 3)).tolist() == [[pytest.approx(0.0)]]
-    assert specialisation(apart[:, :1]).tolist() == [[0.0]]
+    disjoint = torch.eye(3)[None, :, None]  # [batch, head, row, time]
+    assert specialisation(disjoint).tolist() == [[pytest.approx(1.0)]]
+    assert specialisation(disjoint[:, :1].expand(1, 3, 1, 3)).tolist() == [[pytest.approx(0.0)]]
+    assert specialisation(disjoint[:, :1]).tolist() == [[0.0]]
 
 
 def test_every_head_of_every_layer_is_read() -> None:
-    made = case(Mask.window(30), time=120, heads=3, layers=2, size=0.0)
-    readings = read_heads(made.layers, range(60, 120, 5))
+    sample = case(Mask.window(30), time=120, heads=3, layers=2, size=0.0)
+    readings = read_heads(sample.layers, range(60, 120, 5))
     assert [[mask.kind for mask in layer] for layer in readings] == [[HeadKind.DIFFUSE] * 3] * 2
     with pytest.raises(AttentionInvalid, match="give later rows"):
-        read_heads(made.layers, [5, 60])
+        read_heads(sample.layers, [5, 60])
 
 
 def test_one_row_tells_no_kind() -> None:
@@ -94,9 +94,9 @@ def test_one_row_tells_no_kind() -> None:
 
 
 def test_head_rows_of_a_wrong_logsumexp_are_refused() -> None:
-    made = case(Mask(), layers=1)
+    sample = case(Mask(), layers=1)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        Layer(made.queries[0], made.keys[0], None, made.sums[0] + 0.1, made.mask).rows([5])
+        Layer(sample.queries[0], sample.keys[0], None, sample.sums[0] + 0.1, sample.mask).rows([5])
 
 
 PLANTED = ("local", "periodic", "event-driven", "diffuse", "restless")
@@ -128,8 +128,8 @@ def planted(name: str, visible: int, noise: float, seed: int) -> tuple[Tensor, l
     chance = torch.rand(age.shape, generator=drawn, dtype=torch.float64)
     hidden = (age < 0) | (age >= visible)
     parts = [each.double().masked_fill(hidden, 0.0) for each in (score, chance)]
-    own, random = (each / each.sum(dim=1, keepdim=True) for each in parts)
-    return (1.0 - noise) * own + noise * random, rows
+    pattern, random = (each / each.sum(dim=1, keepdim=True) for each in parts)
+    return (1.0 - noise) * pattern + noise * random, rows
 
 
 @pytest.mark.parametrize("visible", [64, 200, 1_088])
@@ -201,8 +201,8 @@ def tied(name: str, visible: int, seed: int, noise: float = 0.4) -> tuple[str, .
     chance = torch.rand(age.shape, generator=generator, dtype=torch.float64)
     fading = (-age.clamp_min(0) / visible).exp()
     parts = [each.masked_fill(hidden, 0.0) for each in (looks * fading, chance)]
-    own, random = (each / each.sum(dim=1, keepdim=True) for each in parts)
-    weights = (1.0 - noise) * own + noise * random
+    pattern, random = (each / each.sum(dim=1, keepdim=True) for each in parts)
+    weights = (1.0 - noise) * pattern + noise * random
     ties = present(ties_of(weights, rows, visible, volume, volatility, moved))
     return ties.marks
 
@@ -216,8 +216,8 @@ def test_what_a_head_is_tied_to_is_named(name: str, visible: int) -> None:
 
 @pytest.mark.parametrize("name", ["others", "none"])
 def test_a_head_that_follows_nothing_of_these_is_tied_to_nothing(name: str) -> None:
-    found = [tied(name, 1_088, seed) for seed in range(20)]
-    assert found.count(()) >= 19
+    ties = [tied(name, 1_088, seed) for seed in range(20)]
+    assert ties.count(()) >= 19
 
 
 def test_ties_are_what_numpy_says_and_need_enough_bars() -> None:
@@ -234,17 +234,18 @@ def test_ties_are_what_numpy_says_and_need_enough_bars() -> None:
     for r, row in enumerate(rows):
         for a in range(visible):
             looks.setdefault(row - a, []).append(by_age[r, a] / by_age[:, a].mean())
-    known = sorted(bar for bar, each in looks.items() if len(each) >= 2)
-    mean = np.array([np.mean(looks[bar]) for bar in known])
-    wanted = stats.spearmanr(mean, volume.numpy()[known]).statistic
+    bars = sorted(bar for bar, each in looks.items() if len(each) >= 2)
+    mean = np.array([np.mean(looks[bar]) for bar in bars])
+    wanted = stats.spearmanr(mean, volume.numpy()[bars]).statistic
     assert ties.volume.value == pytest.approx(wanted, abs=1e-12)
     shifted = [
-        stats.spearmanr(mean, np.roll(volume.numpy()[known], k)).statistic
-        for k in range(len(known) // 20, len(known) - len(known) // 20)
+        stats.spearmanr(mean, np.roll(volume.numpy()[bars], k)).statistic
+        for k in range(len(bars) // 20, len(bars) - len(bars) // 20)
     ]
     assert ties.volume.p == pytest.approx(
-        (1 + sum(one >= wanted - 1e-12 for one in shifted)) / (1 + len(shifted)), abs=0.03
+        (1 + sum(statistic >= wanted - 1e-12 for statistic in shifted)) / (1 + len(shifted)),
+        abs=0.03,
     )
-    top = np.argsort(-moved.numpy()[known])[: round(len(known) / 64)]
+    top = np.argsort(-moved.numpy()[bars])[: round(len(bars) / 64)]
     assert ties.extremes.value == pytest.approx(mean[top].mean() / mean.mean(), abs=1e-9)
     assert ties_of(weights[:, -60:], [57, 58, 59], 50, *torch.rand(3, 60)) is None

@@ -47,13 +47,13 @@ def inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values laid out time-major, as a network makes them."""
     source = torch.Generator().manual_seed(seed)
-    made = [
+    tensors = [
         torch.randn(batch, time, heads, dim, generator=source, dtype=torch.float64)
         .to(dtype)
         .transpose(1, 2)
         for _ in range(3)
     ]
-    return made[0], made[1], made[2]
+    return tensors[0], tensors[1], tensors[2]
 
 
 def dense(
@@ -128,55 +128,55 @@ def test_every_backend_has_the_dense_gradient(
     output = attend(leaves[0], leaves[1], leaves[2], mask, backend=backend).output
     source = torch.Generator().manual_seed(seed)
     weights = LAYOUTS[layout](torch.randn(output.shape, generator=source, dtype=torch.float64))
-    found = torch.autograd.grad(output, leaves, weights)
+    gradients = torch.autograd.grad(output, leaves, weights)
     wanted = torch.autograd.grad(dense(leaves[0], leaves[1], leaves[2], mask)[0], leaves, weights)
     size = max(1.0, float(tensors[0].abs().max())) ** 2
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12 * size)
+    for gradient, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-11, atol=1e-12 * size)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float32_stays_within_rounding_of_float64(backend: str) -> None:
     tensors = inputs(2, 4, 700, 16, seed=3, dtype=torch.float32)
-    found = attend(*tensors, Mask.window(200), backend=backend)
+    attended = attend(*tensors, Mask.window(200), backend=backend)
     query, key, value = (x.double() for x in tensors)
     output, logsumexp = dense(query, key, value, Mask.window(200))
-    assert found.logsumexp.dtype == torch.float32
+    assert attended.logsumexp.dtype == torch.float32
     bound = rounding(query, key[:, :, :200], torch.float32)  # no more keys than the window shows
     sizes = dense(query, key, value.abs(), Mask.window(200))[0]
-    assert bool(((found.output.double() - output).abs() <= bound * sizes).all())
-    torch.testing.assert_close(found.logsumexp.double(), logsumexp, rtol=0, atol=bound)
+    assert bool(((attended.output.double() - output).abs() <= bound * sizes).all())
+    torch.testing.assert_close(attended.logsumexp.double(), logsumexp, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_returns_a_float32_logsumexp(dtype: torch.dtype) -> None:
     tensors = inputs(1, 2, 90, 16, seed=4, dtype=dtype)
-    found = attend(*tensors, Mask.window(33))
+    attended = attend(*tensors, Mask.window(33))
     query, key, value = (x.double() for x in tensors)
     output, logsumexp = dense(query, key, value, Mask.window(33))
-    assert found.output.dtype == dtype
-    assert found.logsumexp.dtype == torch.float32
+    assert attended.output.dtype == dtype
+    assert attended.logsumexp.dtype == torch.float32
     # Where there is no product of half numbers that sums in float32, scores are rounded to them,
     # and weights everywhere before they meet the values.
     score = float((query @ key.mT).abs().max()) / 4
     bound = gamma(score, dtype) + rounding(query, key[:, :, :33], torch.float32)
-    torch.testing.assert_close(found.logsumexp.double(), logsumexp, rtol=0, atol=bound)
+    torch.testing.assert_close(attended.logsumexp.double(), logsumexp, rtol=0, atol=bound)
     sizes = dense(query, key, value.abs(), Mask.window(33))[0]
     allowed = (2 * bound + gamma(2, dtype)) * sizes
-    assert bool(((found.output.double() - output).abs() <= allowed).all())
+    assert bool(((attended.output.double() - output).abs() <= allowed).all())
 
 
 def test_a_full_mask_takes_more_keys_than_queries() -> None:
     query, key, value = inputs(1, 2, 12, 4, seed=5, dtype=torch.float64)
-    found = attend(query[:, :, :5], key, value, Mask.full())
+    attended = attend(query[:, :, :5], key, value, Mask.full())
     wanted, _ = dense(query[:, :, :5], key, value, Mask.full())
-    torch.testing.assert_close(found.output, wanted)
+    torch.testing.assert_close(attended.output, wanted)
 
 
 def test_a_scale_is_taken_as_given() -> None:
     tensors = inputs(1, 2, 30, 4, seed=6, dtype=torch.float64)
-    found = attend(*tensors, Mask.window(7), scale=0.125)
-    torch.testing.assert_close(found.output, dense(*tensors, Mask.window(7), 0.125)[0])
+    attended = attend(*tensors, Mask.window(7), scale=0.125)
+    torch.testing.assert_close(attended.output, dense(*tensors, Mask.window(7), 0.125)[0])
 
 
 class _Largest(TorchDispatchMode):
@@ -279,17 +279,17 @@ def test_chunks_equal_the_definition_with_their_gradients(
 ) -> None:
     generator = torch.Generator().manual_seed(time)
     tensor = torch.randn(3, 2, heads, time, dim, generator=generator, dtype=torch.float64)
-    told = torch.randn(2, heads, time, dim, generator=generator, dtype=torch.float64)
-    found = []
+    weights = torch.randn(2, heads, time, dim, generator=generator, dtype=torch.float64)
+    results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)
         for way in (partial(attend, backend="chunked"), dense):
             query, key, value = (x.clone().requires_grad_() for x in tensor)
             output, logsumexp = way(query, key, value, mask)
-            grads = torch.autograd.grad(output, (query, key, value), told)
-            found.append([output.detach(), logsumexp.detach(), *grads])
-    for one, two in zip(*found, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+            grads = torch.autograd.grad(output, (query, key, value), weights)
+            results.append([output.detach(), logsumexp.detach(), *grads])
+    for chunked, two in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, two, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(7)])
@@ -298,9 +298,9 @@ def test_zeros_beside_the_head_dim_change_nothing(mask: Mask) -> None:
     query, key, value = inputs(1, 2, 30, 18, seed=1, dtype=torch.float32)
     wanted = attend(query, key, value, mask, scale=0.3)
     query, key, value = (torch.nn.functional.pad(x, (0, 6)) for x in (query, key, value))
-    found = attend(query, key, value, mask, scale=0.3)
-    torch.testing.assert_close(found.output[..., :18], wanted.output)
-    torch.testing.assert_close(found.logsumexp, wanted.logsumexp)
+    attended = attend(query, key, value, mask, scale=0.3)
+    torch.testing.assert_close(attended.output[..., :18], wanted.output)
+    torch.testing.assert_close(attended.logsumexp, wanted.logsumexp)
 
 
 class WindowedKernel(ChunkedBackend):

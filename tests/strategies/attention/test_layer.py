@@ -33,17 +33,19 @@ def drawn(
     """Return a layer of two sequences that knows its values, projection and gradient."""
     generator = torch.Generator().manual_seed(seed)
 
-    def made(*shape: int) -> Tensor:
+    def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     layer = Layer.of(
-        2 * made(2, heads, queries, DIM),
-        made(2, key_heads, keys, DIM),
-        made(2, key_heads, keys, DIM),
+        2 * noise(2, heads, queries, DIM),
+        noise(2, key_heads, keys, DIM),
+        noise(2, key_heads, keys, DIM),
         mask,
         **options,  # type: ignore[arg-type]
     )
-    return replace(layer, output_weight=made(5, heads * DIM), gradient=made(2, heads, queries, DIM))
+    return replace(
+        layer, output_weight=noise(5, heads * DIM), gradient=noise(2, heads, queries, DIM)
+    )
 
 
 @st.composite
@@ -165,8 +167,8 @@ def test_long_layers_of_float32_are_those_of_matrices(
         if sinks is not None:
             sunk = (sinks.double()[:, None] - sums).exp().nan_to_num(0.0)
             entropy = entropy + torch.special.entr(sunk)
-        found = layer.entropy(backend=backend).double()
-        torch.testing.assert_close(found, entropy, rtol=0, atol=2e-5)
+        measured = layer.entropy(backend=backend).double()
+        torch.testing.assert_close(measured, entropy, rtol=0, atol=2e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -177,8 +179,8 @@ def test_a_stored_mask_is_recognised_or_kept(data: st.DataObject) -> None:
     mask = replace(mask, dense=None)
     layer = drawn(mask, queries=queries, keys=keys)
     matrix, _ = reference.layer_matrix(layer)
-    shown = matrix[:, :1] > 0
-    for table in (shown, torch.zeros(shown.shape).masked_fill(~shown, -torch.inf)):
+    visible = matrix[:, :1] > 0
+    for table in (visible, torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)):
         again, _ = reference.layer_matrix(replace(layer, mask=Mask.from_dense(table)))
         assert torch.equal(again, matrix)
 
@@ -188,9 +190,9 @@ def test_a_stored_mask_is_recognised_or_kept(data: st.DataObject) -> None:
 )
 def test_age_and_padding_are_recognised(mask: Mask) -> None:
     matrix, _ = reference.layer_matrix(drawn(mask, queries=9, keys=9))
-    made = Mask.from_dense(matrix[:, :1] > 0)
-    assert made.dense is None
-    assert made.kind == mask.kind
+    recognised = Mask.from_dense(matrix[:, :1] > 0)
+    assert recognised.dense is None
+    assert recognised.kind == mask.kind
     bias = torch.rand(9, 9)
     assert Mask.from_dense(bias).dense is bias
 
@@ -220,8 +222,8 @@ def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
         again = Layer.of(padded.query, spoiled, padded.value, mask)
         alone = Layer.of(padded.query[1:, :, kept], padded.key[1:, :, kept], None, Mask())
         bars = rollout([padded, again], [kept.stop - 1]).weights["bars"][1:]
-        own = rollout([alone, alone], [3]).weights["bars"]
-        torch.testing.assert_close(bars[..., kept], own, rtol=0, atol=1e-12)
+        weights = rollout([alone, alone], [3]).weights["bars"]
+        torch.testing.assert_close(bars[..., kept], weights, rtol=0, atol=1e-12)
         assert float(bars.sum()) == pytest.approx(float(bars[..., kept].sum()))
 
 
@@ -231,8 +233,8 @@ def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
     even = even / even.sum(dim=-1, keepdim=True)
     matrix, _ = reference.layer_matrix(layer)
     wanted = 0.5 * (0.5 * (matrix.mean(dim=1) - even)[:, 5]).abs().sum(dim=-1)
-    found = rollout([layer], [5]).content_share[:, 0]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    share = rollout([layer], [5]).content_share[:, 0]
+    torch.testing.assert_close(share, wanted, rtol=0, atol=1e-12)
     flat = replace(layer, query=torch.zeros_like(layer.query))
     flat = replace(flat, logsumexp=flat.natural_logsumexp(torch.float64))
     assert float(rollout([flat], [5]).content_share.abs().max()) < 1e-12

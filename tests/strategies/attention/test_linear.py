@@ -70,8 +70,8 @@ def test_every_figure_is_that_of_the_dense_matrix(
     pushed = push_linearly(layer, weights, mask)
     assert torch.allclose(pushed, weights @ matrix.mean(1), atol=1e-11)
     entropy = reference.entropy(matrix)[..., rows]
-    seen = reference.visible(time, mask).sum(-1)[rows]
-    expected = torch.where(seen > 1, 1 - entropy / seen.clamp_min(2).double().log(), 0.0)
+    visible = reference.visible(time, mask).sum(-1)[rows]
+    expected = torch.where(visible > 1, 1 - entropy / visible.clamp_min(2).double().log(), 0.0)
     assert torch.allclose(LinearRead(layer, mask).confidence(rows), expected, atol=1e-6)
 
 
@@ -97,11 +97,11 @@ def test_slopes_go_through_the_sums_as_through_the_matrix(mask: Mask) -> None:
     query, key, value = (x[:1, :1, :140, :3] for x in drawn(140))
     inputs = [x.clone().requires_grad_() for x in (query, key, value)]
     read, _ = attend_linearly(elu_features(inputs[0]), elu_features(inputs[1]), inputs[2], mask)
-    found = torch.autograd.grad(read.square().sum(), inputs)
+    slopes = torch.autograd.grad(read.square().sum(), inputs)
     read = dense(elu_features(inputs[0]), elu_features(inputs[1]), mask) @ inputs[2]
     expected = torch.autograd.grad(read.square().sum(), inputs)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.allclose(one, other, atol=1e-10)
+    for slope, other in zip(slopes, expected, strict=True):
+        assert torch.allclose(slope, other, atol=1e-10)
 
 
 def test_random_features_come_nearer_to_the_softmax_the_more_there_are() -> None:
@@ -161,18 +161,18 @@ def test_a_network_explains_what_its_layers_attended_with(mask: str, feature_map
     torch.nn.init.normal_(network.heads.project.weight)
     x, positions = torch.randn(1, 40, 4), torch.arange(40) + 9
     with torch.inference_mode():
-        seen, told = network.explain(x, positions), network(x, positions)
+        explained, answered = network.explain(x, positions), network(x, positions)
         reads = network.trace(x, positions).reads
     layers = [read.of for read in reads if isinstance(read, LinearRead)]
-    assert torch.allclose(seen.outputs.mean, told.mean, atol=1e-6)
+    assert torch.allclose(explained.outputs.mean, answered.mean, atol=1e-6)
     matrices = [dense(each.query.double(), each.key.double(), MASKS[mask]) for each in layers]
     whole = reference.rollout(matrices, MASKS[mask])
-    assert torch.allclose(seen.rollout.weights.double(), whole[:, 39:], atol=1e-5)
-    assert seen.confidence.shape == (2, 2)
+    assert torch.allclose(explained.rollout.weights.double(), whole[:, 39:], atol=1e-5)
+    assert explained.confidence.shape == (2, 2)
     above = Rollout(start_layer=1, residual_weight=0.1)
     whole = reference.rollout(matrices[1:], MASKS[mask], residual_weight=0.1)
-    found = network.explain(x, positions, above).rollout.weights.double()
-    assert torch.allclose(found, whole[:, 39:], atol=1e-5)
+    above_rollout = network.explain(x, positions, above).rollout.weights.double()
+    assert torch.allclose(above_rollout, whole[:, 39:], atol=1e-5)
     for method in (Rollout(fusion="max"),):
         with pytest.raises(AttentionInvalid, match="rollout over the heads' mean"):
             network.explain(x, positions, method)

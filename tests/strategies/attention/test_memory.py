@@ -38,11 +38,11 @@ def test_the_ring_of_the_default_network_is_a_few_mebibytes() -> None:
 
 @given(st.integers(0, 1 << 34))
 def test_the_longest_context_fits_and_one_block_more_does_not(available: int) -> None:
-    found = longest(
+    length = longest(
         lambda time: bucket_bytes(SHAPE, time), available_bytes=available, at_most=65_536
     )
-    assert found == 0 or bucket_bytes(SHAPE, found) <= available
-    assert found == 65_536 or bucket_bytes(SHAPE, found + 64) > available
+    assert length == 0 or bucket_bytes(SHAPE, length) <= available
+    assert length == 65_536 or bucket_bytes(SHAPE, length + 64) > available
 
 
 def test_a_context_that_cannot_fit_is_refused_with_the_one_that_would() -> None:

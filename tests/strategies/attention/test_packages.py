@@ -71,14 +71,14 @@ class Version(NamedTuple):
             assert options.keys() <= {self.option}
             assert self.open_side == -1 or -1 not in window_size, "an open side is None here"
             left, right = (-1 if side is None else side for side in window_size)
-            found = by_matrices(q, k, v, softmax_scale, causal, (left, right))
-            return self.answers(*found, options.get(self.option, False))
+            attended = by_matrices(q, k, v, softmax_scale, causal, (left, right))
+            return self.answers(*attended, options.get(self.option, False))
 
-        taken = signature(flash_attn_func)
-        *named, _ = taken.parameters.values()
+        parameters = signature(flash_attn_func)
+        *named, _ = parameters.parameters.values()
         if self.option:
             named.append(Parameter(self.option, Parameter.KEYWORD_ONLY, default=False))
-        vars(flash_attn_func)["__signature__"] = taken.replace(parameters=named)
+        vars(flash_attn_func)["__signature__"] = parameters.replace(parameters=named)
         module = ModuleType(self.module)
         vars(module)["flash_attn_func"] = flash_attn_func
         return module
@@ -88,18 +88,18 @@ VERSIONS = {
     # A matrix that is empty without dropout comes with the logsumexp.
     "2": Version(
         "flash_attn.flash_attn_interface", "return_attn_probs", -1,
-        lambda output, logsumexp, asked: (output, logsumexp, None) if asked else output,
+        lambda output, logsumexp, wants_sums: (output, logsumexp, None) if wants_sums else output,
     ),
     "3": Version(
         "flash_attn_interface", "return_attn_probs", -1,
-        lambda output, logsumexp, asked: (output, logsumexp) if asked else output,
+        lambda output, logsumexp, wants_sums: (output, logsumexp) if wants_sums else output,
     ),
     "3 early": Version(
         "flash_attn_interface", "", -1, lambda output, logsumexp, _: (output, logsumexp)
     ),
     "4": Version(
         "flash_attn.cute", "return_lse", None,
-        lambda output, logsumexp, asked: (output, logsumexp if asked else None),
+        lambda output, logsumexp, wants_sums: (output, logsumexp if wants_sums else None),
     ),
 }  # fmt: skip
 SILENT = Version("flash_attn_interface", "", -1, lambda output, _logsumexp, _asked: output)

@@ -56,10 +56,10 @@ def test_few_heavy_distant_bars_are_an_event_focus_and_an_even_row_is_not() -> N
     even = torch.full((400,), 1 / 400)
     focused = even * 0.6
     focused[[150, 210, 390]] += 0.4 / 3
-    found = event_focus(torch.stack([even, focused]), 400)
-    assert found.is_focused.tolist() == [False, True]
-    assert set(found.bars[1, :3].tolist()) == {150, 210, 390}
-    assert float(found.share[0]) == pytest.approx(EVENT_BARS / 400)
+    focus = event_focus(torch.stack([even, focused]), 400)
+    assert focus.is_focused.tolist() == [False, True]
+    assert set(focus.bars[1, :3].tolist()) == {150, 210, 390}
+    assert float(focus.share[0]) == pytest.approx(EVENT_BARS / 400)
 
 
 def test_recent_spikes_are_no_event_focus() -> None:
@@ -84,8 +84,8 @@ def test_divergence_of_disjoint_rows_is_one_bit() -> None:
 
 def test_equal_rows_are_stable_and_disjoint_rows_are_not() -> None:
     same = torch.tensor([[0.3, 0.7], [0.3, 0.7], [0.3, 0.7]])
-    apart = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    assert stability(torch.stack([same, apart])).tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
+    disjoint = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert stability(torch.stack([same, disjoint])).tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
 
 
 def test_content_free_confidence_is_zero_without_slopes_and_the_known_value_with_alibis() -> None:

@@ -44,11 +44,11 @@ def test_ordinary_layers_stay_as_they_are_and_huge_ones_become_float64() -> None
 @given(st.integers(0, 999), st.sampled_from([30.0, 1e3, 1e5]), st.sampled_from(MASKS))
 def test_rows_of_huge_scores_still_sum_to_one(seed: int, size: float, mask: Mask) -> None:
     for dtype in (torch.float32, torch.float64):
-        made = case(mask, seed=seed, time=40, size=size, dtype=dtype)
-        result = rolled(made.layers, [0, 39])
-        wanted = reference.rollout(made.matrices, mask)[:, [0, 39]]
+        sample = case(mask, seed=seed, time=40, size=size, dtype=dtype)
+        result = rolled(sample.layers, [0, 39])
+        wanted = reference.rollout(sample.matrices, mask)[:, [0, 39]]
         # Both are float64's, but for the rows that are carried and normalised.
-        exact = made._replace(sums=[sums.double() for sums in made.sums])
+        exact = sample._replace(sums=[sums.double() for sums in sample.sums])
         rounding = 2 * exact.rounding() + gamma(2 * 40, dtype)
         torch.testing.assert_close(
             result.weights.double(), wanted, rtol=rounding, atol=torch.finfo(dtype).tiny
@@ -61,22 +61,22 @@ def test_a_rollout_of_fewer_digits_is_beyond_the_bound_of_float32(digits: int) -
 
     Over few bars: the bound of a sum over hundreds is as wide as TF32's error.
     """
-    made = case(Mask(), time=60, dim=16, heads=4, dtype=torch.float32)
-    wanted = reference.rollout(made.matrices, made.mask)[:, [30, 59]]
+    sample = case(Mask(), time=60, dim=16, heads=4, dtype=torch.float32)
+    wanted = reference.rollout(sample.matrices, sample.mask)[:, [30, 59]]
 
     def weights(queries: list[Tensor]) -> Tensor:
-        pairs = zip(queries, made.keys, strict=True)
-        sums = [attend(query, key, key, made.mask).logsumexp for query, key in pairs]
-        return rolled(layers_of(queries, made.keys, sums, made.mask), [30, 59]).weights
+        pairs = zip(queries, sample.keys, strict=True)
+        sums = [attend(query, key, key, sample.mask).logsumexp for query, key in pairs]
+        return rolled(layers_of(queries, sample.keys, sums, sample.mask), [30, 59]).weights
 
-    made.hold(weights(made.queries), wanted)
+    sample.hold(weights(sample.queries), wanted)
     step = 1 << (24 - digits)
     rough = [
         ((query.contiguous().view(torch.int32) + step // 2) // step * step).view(torch.float32)
-        for query in made.queries
+        for query in sample.queries
     ]
     with pytest.raises(AssertionError, match="not close"):
-        made.hold(weights(rough), wanted)
+        sample.hold(weights(rough), wanted)
 
 
 @pytest.mark.parametrize("value", [0.9, 1.1, float("nan"), float("inf")])
@@ -103,24 +103,24 @@ def network() -> nn.Sequential:
 
 
 def test_a_finite_network_passes_and_is_left_as_it_was() -> None:
-    made = network()
-    with finite_layers(made):
-        made(torch.ones(1, 2, 3))
-    spoil(made[0], float("nan"))
-    assert bool(made(torch.ones(1, 2, 3))[0].isnan().all())  # watched no more
+    model = network()
+    with finite_layers(model):
+        model(torch.ones(1, 2, 3))
+    spoil(model[0], float("nan"))
+    assert bool(model(torch.ones(1, 2, 3))[0].isnan().all())  # watched no more
 
 
 @pytest.mark.parametrize(("value", "word"), [(float("nan"), "NaN"), (float("inf"), "infinity")])
 def test_the_first_broken_layer_is_named(value: float, word: str) -> None:
-    made = network()
-    spoil(made[0], value)
+    model = network()
+    spoil(model[0], value)
     expected = rf"Layer 0 \(Linear\) produced {word}"
-    with pytest.raises(AttentionInvalid, match=expected), finite_layers(made):
-        made(torch.ones(1, 2, 3))
+    with pytest.raises(AttentionInvalid, match=expected), finite_layers(model):
+        model(torch.ones(1, 2, 3))
 
 
 def test_a_broken_state_inside_a_tuple_is_found() -> None:
-    made = network()
-    spoil(made[2], float("nan"))
-    with pytest.raises(AttentionInvalid, match=r"Layer 2 \(LSTM\)"), finite_layers(made):
-        made(torch.ones(1, 2, 3))
+    model = network()
+    spoil(model[2], float("nan"))
+    with pytest.raises(AttentionInvalid, match=r"Layer 2 \(LSTM\)"), finite_layers(model):
+        model(torch.ones(1, 2, 3))

@@ -32,8 +32,8 @@ MASKS = (Mask.full(), Mask())
 
 def draw(time: int, *, size: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    made = torch.randn(3, 2, 2, time, 8, generator=generator).double() * size
-    return made[0], made[1], made[2]
+    tensors = torch.randn(3, 2, 2, time, 8, generator=generator).double() * size
+    return tensors[0], tensors[1], tensors[2]
 
 
 def attended(time: int, mask: Mask, *, size: float = 1.0, factor: int = 2) -> SparseAttention:
@@ -218,8 +218,8 @@ def test_multiplications_are_those_that_are_made(time: int) -> None:
     query, key, value = torch.randn(3, 1, 1, time, 4).unbind(0)
     samples = sample_keys(time, Mask.full(), seed=1)
     rows = attend_sparsely(query, key, value, Mask.full(), samples).rows
-    told = multiplications(time)
-    assert told.sparse == samples.numel() + 2 * rows.weights.numel()
+    counts = multiplications(time)
+    assert counts.sparse == samples.numel() + 2 * rows.weights.numel()
     ranked = samples.numel() if time > 32 * samples.shape[1] else time**2
-    assert told.computed == ranked + 2 * rows.weights.numel()
-    assert told.dense == 2 * time**2
+    assert counts.computed == ranked + 2 * rows.weights.numel()
+    assert counts.dense == 2 * time**2

@@ -84,10 +84,10 @@ BROKEN: Final = (math.nan, math.inf, -math.inf)
 def test_scores_of_numbers_that_are_not_finite_are_refused(broken: float) -> None:
     query, key, sums, weights = (x.clone() for x in (QUERY, KEY, SUMS, WEIGHTS))
     query[0, 0, 3, 1] = key[0, 0, 3, 1] = sums[0, 0, 3] = weights[0, 0, 3] = broken
-    for one, other, words in ((query, KEY, "infinite query"), (QUERY, key, "infinite key")):
-        refused(partial(Layer.of, one, other, None), words)
-        refused(partial(layer(one, other).carry, WEIGHTS), words)
-        refused(layer(one, other).entropy, words)
+    for queries, other, words in ((query, KEY, "infinite query"), (QUERY, key, "infinite key")):
+        refused(partial(Layer.of, queries, other, None), words)
+        refused(partial(layer(queries, other).carry, WEIGHTS), words)
+        refused(layer(queries, other).entropy, words)
     refused(lambda: layer(sums=sums).carry(WEIGHTS), "attention mass")
     refused(lambda: layer(sums=sums).entropy(), "attention mass")
     refused(lambda: layer().carry(weights), "attention mass")
@@ -137,16 +137,16 @@ def test_products_that_overflow_are_refused(
     huge = torch.full((1, 1, 10, 8), torch.finfo(dtype).max ** 0.5, dtype=dtype)
     refused(lambda: attend(huge, sign * huge, huge, mask, backend=backend), "products can overflow")
     large = huge / 4  # the sum of eight products is half of the largest number
-    one = torch.ones_like(large)
-    assert bool(torch.isfinite(attend(large, sign * large, one, mask).logsumexp).all())
+    unit = torch.ones_like(large)
+    assert bool(torch.isfinite(attend(large, sign * large, unit, mask).logsumexp).all())
 
 
 def test_values_whose_sum_overflows_are_refused() -> None:
     huge, small = torch.full((1, 1, 4_000, 2), 3e38), torch.zeros(1, 1, 4_000, 2)
     refused(lambda: attend(small, small, huge, Mask()), "sums of it overflow torch.float32")
-    seen = torch.full((4_000,), 4_000)
+    limits = torch.full((4_000,), 4_000)
     # What divides each weight before it sums does not overflow.
-    assert bool(torch.isfinite(cross_attend(small, small, huge, seen).output).all())
+    assert bool(torch.isfinite(cross_attend(small, small, huge, limits).output).all())
     assert bool(torch.isfinite(attend(small, small, huge / 4_000, Mask()).output).all())
 
 

@@ -27,8 +27,8 @@ MASKS = (Mask.full(), Mask(), Mask.window(37), Mask.window(5_000))
 torch.set_num_threads(1)
 
 
-def ends(made: Case) -> list[int]:
-    time = made.queries[0].shape[2]
+def ends(drawn: Case) -> list[int]:
+    time = drawn.queries[0].shape[2]
     return sorted({0, time // 2, time - 1})
 
 
@@ -40,51 +40,53 @@ def ends(made: Case) -> list[int]:
     st.sampled_from([0.1, 0.5, 1.0]),
 )
 def test_fusions_and_discarding_equal_the_stored_matrices(
-    made: Case, fusion: Fusion, ratio: float, residual: float
+    drawn: Case, fusion: Fusion, ratio: float, residual: float
 ) -> None:
     wanted = reference.rollout(
-        made.matrices,
-        made.mask,
+        drawn.matrices,
+        drawn.mask,
         fusion=fusion,
         discard_ratio=ratio,
         residual_weight=residual,
-        slacks=made.slacks,
+        slacks=drawn.slacks,
     )
     result = rolled(
-        made.layers,
-        ends(made),
+        drawn.layers,
+        ends(drawn),
         Rollout(fusion=fusion, discard_ratio=ratio, residual_weight=residual),
     )
-    made.hold(result.weights, wanted[:, ends(made)], ratio=ratio)
+    drawn.hold(result.weights, wanted[:, ends(drawn)], ratio=ratio)
     if fusion == "mean" and not ratio:
-        assert float(result.l1_error.max()) < made.rounding()
+        assert float(result.l1_error.max()) < drawn.rounding()
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("time", [60, 700])
 def test_float32_stays_within_its_errors(mask: Mask, time: int) -> None:
-    made = case(mask, time=time, dim=16, heads=4, dtype=torch.float32)
-    wanted = reference.rollout(made.matrices, mask)
+    drawn = case(mask, time=time, dim=16, heads=4, dtype=torch.float32)
+    wanted = reference.rollout(drawn.matrices, mask)
     for backend in ("tiles", "auto"):
-        made.hold(rolled(made.layers, ends(made), backend=backend).weights, wanted[:, ends(made)])
-    made.hold(rolled(made.layers, list(range(time))).weights, wanted)
+        drawn.hold(
+            rolled(drawn.layers, ends(drawn), backend=backend).weights, wanted[:, ends(drawn)]
+        )
+    drawn.hold(rolled(drawn.layers, list(range(time))).weights, wanted)
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("fusion", ["max", "min"])
 def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: Fusion) -> None:
-    made = case(mask, time=400, dim=16, heads=4, dtype=torch.float32)
-    seen = reference.visible(400, mask)
+    drawn = case(mask, time=400, dim=16, heads=4, dtype=torch.float32)
+    visible = reference.visible(400, mask)
     for ratio in (0.0, 0.5):
         wanted = reference.rollout(
-            made.matrices, mask, fusion=fusion, discard_ratio=ratio, slacks=made.slacks
+            drawn.matrices, mask, fusion=fusion, discard_ratio=ratio, slacks=drawn.slacks
         )
-        result = rolled(made.layers, [0, 399], Rollout(fusion=fusion, discard_ratio=ratio))
+        result = rolled(drawn.layers, [0, 399], Rollout(fusion=fusion, discard_ratio=ratio))
         # Entries near the threshold fade, in each of three layers by what the next test says.
-        fused = [reference.fuse(matrix, fusion)[0][seen] for matrix in made.matrices]
-        fading = 3 / (2 * FADE) * max(float(one.quantile(ratio)) for one in fused)
+        fused = [reference.fuse(matrix, fusion)[0][visible] for matrix in drawn.matrices]
+        fading = 3 / (2 * FADE) * max(float(weights.quantile(ratio)) for weights in fused)
         error = (result.weights - wanted[:, [0, 399]]).abs()
-        allowed = made.rounding() * wanted[:, [0, 399]] + (fading if ratio else 0.0)
+        allowed = drawn.rounding() * wanted[:, [0, 399]] + (fading if ratio else 0.0)
         assert bool((error <= allowed + torch.finfo(torch.float32).tiny).all())
 
 
@@ -98,14 +100,14 @@ def test_discarding_drops_the_same_in_every_type(mask: Mask, fusion: Fusion, dim
     went in one type and stayed in the other in 3, and moved a weight by .33.
     """
     for seed in range(13):
-        made = case(mask, seed=seed, time=30, dim=dim, size=3.0, dtype=torch.float32, ties=True)
-        queries, keys = ([x.double() for x in part] for part in (made.queries, made.keys))
+        drawn = case(mask, seed=seed, time=30, dim=dim, size=3.0, dtype=torch.float32, ties=True)
+        queries, keys = ([x.double() for x in part] for part in (drawn.queries, drawn.keys))
         sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys, strict=True)]
         exact, single = (
             rolled(
                 layers_of(*layers, mask), [0, 29], Rollout(fusion=fusion, discard_ratio=0.9)
             ).weights
-            for layers in ((queries, keys, sums), made[:3])
+            for layers in ((queries, keys, sums), drawn[:3])
         )
         # A slack is four roundings. An entry and the threshold are off by one each, which moves an
         # entry by half a slack of those over which it fades; so in each of three layers.
@@ -114,32 +116,32 @@ def test_discarding_drops_the_same_in_every_type(mask: Mask, fusion: Fusion, dim
 
 @pytest.mark.parametrize("start_layer", [0, 1, 2])
 def test_start_layer_leaves_out_the_layers_below(start_layer: int) -> None:
-    made = case(Mask())
-    result = rolled(made.layers, [39], Rollout(start_layer=start_layer))
-    wanted = reference.rollout(made.matrices[start_layer:], made.mask)[:, [39]]
-    made.hold(result.weights, wanted)
+    drawn = case(Mask())
+    result = rolled(drawn.layers, [39], Rollout(start_layer=start_layer))
+    wanted = reference.rollout(drawn.matrices[start_layer:], drawn.mask)[:, [39]]
+    drawn.hold(result.weights, wanted)
 
 
 def test_head_weights_weigh_each_layers_heads() -> None:
-    made = case(Mask.full(), heads=3)
+    drawn = case(Mask.full(), heads=3)
     weights = [[1.0, 0.0, 0.0], [1.0, 2.0, 1.0], [0.0, 0.0, 5.0]]
     shares = torch.tensor([[1.0, 0, 0], [0.25, 0.5, 0.25], [0, 0, 1.0]], dtype=torch.float64)
-    result = rolled(made.layers, [7, 8], Rollout(head_weights=weights))
-    wanted = reference.rollout(made.matrices, made.mask, shares=shares)[:, [7, 8]]
-    made.hold(result.weights, wanted)
+    result = rolled(drawn.layers, [7, 8], Rollout(head_weights=weights))
+    wanted = reference.rollout(drawn.matrices, drawn.mask, shares=shares)[:, [7, 8]]
+    drawn.hold(result.weights, wanted)
 
 
 def test_half_inputs_are_explained_in_float32() -> None:
-    made = case(Mask(), time=60, dtype=torch.bfloat16)
+    drawn = case(Mask(), time=60, dtype=torch.bfloat16)
     # A kernel of half types rounds the scores in its logsumexp as they do; this is float32's own.
     sums = [
-        reference.logsumexp(query.float(), key.float(), made.mask)
-        for query, key in zip(made.queries, made.keys, strict=True)
+        reference.logsumexp(query.float(), key.float(), drawn.mask)
+        for query, key in zip(drawn.queries, drawn.keys, strict=True)
     ]
-    made = made._replace(sums=sums)
-    result = rolled(made.layers, [59])
+    drawn = drawn._replace(sums=sums)
+    result = rolled(drawn.layers, [59])
     assert result.weights.dtype == torch.float32
-    made.hold(result.weights, reference.rollout(made.matrices, made.mask)[:, [59]])
+    drawn.hold(result.weights, reference.rollout(drawn.matrices, drawn.mask)[:, [59]])
 
 
 # ---------------------------------------------------------------- the mass check
@@ -148,28 +150,28 @@ def test_half_inputs_are_explained_in_float32() -> None:
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("backend", ["tiles", "auto"])
 def test_a_logsumexp_of_base_two_is_refused(mask: Mask, backend: str) -> None:
-    made = case(mask, time=64, dtype=torch.float32)
-    wrong = [sums * 1.442695 for sums in made.sums]
+    drawn = case(mask, time=64, dtype=torch.float32)
+    wrong = [sums * 1.442695 for sums in drawn.sums]
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(made.queries, made.keys, wrong, mask), [63], backend=backend)
+        rolled(layers_of(drawn.queries, drawn.keys, wrong, mask), [63], backend=backend)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(made.queries, made.keys, wrong, mask), [63], Rollout(fusion="max"))
+        rolled(layers_of(drawn.queries, drawn.keys, wrong, mask), [63], Rollout(fusion="max"))
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(made.queries, made.keys, wrong, mask), list(range(20, 64)))
+        rolled(layers_of(drawn.queries, drawn.keys, wrong, mask), list(range(20, 64)))
 
 
 def test_the_mass_is_checked_by_head_even_where_head_weights_hide_it() -> None:
-    made = case(Mask(), heads=2, layers=1)
-    made.sums[0][:, 1] += 0.1
+    drawn = case(Mask(), heads=2, layers=1)
+    drawn.sums[0][:, 1] += 0.1
     with pytest.raises(AttentionInvalid, match="Head 1 did not keep"):
-        rolled(made.layers, [39], Rollout(head_weights=[1.0, 0.0]))
+        rolled(drawn.layers, [39], Rollout(head_weights=[1.0, 0.0]))
 
 
 def test_a_wrong_logsumexp_of_huge_scores_is_refused() -> None:
-    made = case(Mask(), size=1_000.0, dtype=torch.float32)
-    wrong = [sums * 1.442695 for sums in made.sums]
+    drawn = case(Mask(), size=1_000.0, dtype=torch.float32)
+    wrong = [sums * 1.442695 for sums in drawn.sums]
     with pytest.raises(AttentionInvalid, match="not that of this query"):
-        rolled(layers_of(made.queries, made.keys, wrong, made.mask), [39])
+        rolled(layers_of(drawn.queries, drawn.keys, wrong, drawn.mask), [39])
 
 
 # ---------------------------------------------------------------- bad input
@@ -191,10 +193,10 @@ def test_a_wrong_logsumexp_of_huge_scores_is_refused() -> None:
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], sentence: str) -> None:
-    made = case(Mask())
+    drawn = case(Mask())
     rows, backend = options.pop("rows", [3]), options.pop("backend", "auto")
     with pytest.raises(AttentionInvalid, match=sentence):
-        rolled(made.layers, rows, Rollout(**options), backend)  # type: ignore[arg-type]
+        rolled(drawn.layers, rows, Rollout(**options), backend)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- devices
@@ -204,18 +206,18 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], sentenc
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("options", [{}, {"fusion": "max", "discard_ratio": 0.3}])
 def test_a_device_explains_as_the_cpu_does(mask: Mask, options: dict[str, object]) -> None:
-    made = case(mask, time=500, dim=32, heads=2, dtype=torch.float32)
-    queries, keys, sums = ([one.cuda() for one in part] for part in made[:3])
-    found = rolled(layers_of(queries, keys, sums, mask), [3, 499], Rollout(**options))  # type: ignore[arg-type]
-    wanted = rolled(made.layers, [3, 499], Rollout(**options))  # type: ignore[arg-type]
-    assert float((found.weights.cpu() - wanted.weights).abs().max()) < 1e-5
+    drawn = case(mask, time=500, dim=32, heads=2, dtype=torch.float32)
+    queries, keys, sums = ([tensor.cuda() for tensor in part] for part in drawn[:3])
+    on_device = rolled(layers_of(queries, keys, sums, mask), [3, 499], Rollout(**options))  # type: ignore[arg-type]
+    wanted = rolled(drawn.layers, [3, 499], Rollout(**options))  # type: ignore[arg-type]
+    assert float((on_device.weights.cpu() - wanted.weights).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("mask", [Mask(), Mask.window(20)])
 def test_whole_rows_are_held_some_at_a_time(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = case(mask, time=300, layers=1)
+    drawn = case(mask, time=300, layers=1)
     monkeypatch.setitem(tiles.TILE, "cpu", 77)
-    held = [tile.values.numel() for tile in made.layers[0].operand.entries(whole=True)]
+    held = [tile.values.numel() for tile in drawn.layers[0].operand.entries(whole=True)]
     assert len(held) > 5
     assert max(held) <= 6_000
 

@@ -62,18 +62,20 @@ def feed(
     """Take in all rows by the given portions, again and again; a portion of 0 is a single step."""
     stream = StreamingNetwork(net, method)
     state = StreamState(net, by_norm=method.fusion == "norm") if state is None else state
-    told: list[Advance] = []
+    steps: list[Advance] = []
     done = turn = 0
     while done < len(x):
         portion = portions[turn % len(portions)]
         part = slice(done, done + max(portion, 1))
-        told.append(stream.advance(state, x[None, part], positions[None, part], padded=portion > 0))
-        done += told[-1].rollout.shape[1]
+        steps.append(
+            stream.advance(state, x[None, part], positions[None, part], padded=portion > 0)
+        )
+        done += steps[-1].rollout.shape[1]
         turn += 1
     return (
-        torch.cat([part.outputs.mean[0] for part in told]),
-        torch.cat([part.confidence[0] for part in told]),
-        np.concatenate([part.rollout[0] for part in told]),
+        torch.cat([part.outputs.mean[0] for part in steps]),
+        torch.cat([part.confidence[0] for part in steps]),
+        np.concatenate([part.rollout[0] for part in steps]),
         state,
     )
 
@@ -197,10 +199,10 @@ def test_a_cut_or_corrupted_future_changes_no_bit(cut: int) -> None:
     corrupt = x.clone()
     corrupt[cut:] = -1e4
     other = feed(net, corrupt, positions, [CHUNK_BARS])
-    for found in (prefix, other):
-        assert torch.equal(found[0][:cut], whole[0][:cut])
-        assert torch.equal(found[1][:cut], whole[1][:cut])
-        np.testing.assert_array_equal(found[2][:cut], whole[2][:cut])
+    for changed in (prefix, other):
+        assert torch.equal(changed[0][:cut], whole[0][:cut])
+        assert torch.equal(changed[1][:cut], whole[1][:cut])
+        np.testing.assert_array_equal(changed[2][:cut], whole[2][:cut])
 
 
 def test_a_cleared_state_starts_anew() -> None:
@@ -265,10 +267,10 @@ def held_bytes(state: StreamState) -> int:
 def test_the_memory_of_a_stream_is_known_before_it_is_allocated(window: int) -> None:
     config = replace(models.SMALL, window=window)
     held = held_bytes(StreamState(models.network(config)))
-    one, two, three = (stream_bytes(config, instruments=count) for count in (1, 2, 3))
-    assert three - two == two - one == held
+    single, two, three = (stream_bytes(config, instruments=count) for count in (1, 2, 3))
+    assert three - two == two - single == held
     assert held_bytes(StreamState(models.network(config), streams=3)) == 3 * held
-    assert one > held
+    assert single > held
 
 
 @pytest.mark.parametrize("encoding", ["rope", "alibi"])
@@ -318,9 +320,9 @@ NAME = "linear:BTCUSDT"
 def test_every_bar_in_a_stream_equals_the_matrices(method: Rollout, encoding: str) -> None:
     net = models.network(replace(models.SMALL, encoding=encoding, window=30))
     x, positions = rows(260), np.arange(START, START + 260)
-    _, _, found, _ = feed(net, x, positions, [0, 1, 37, 0, 150], method=method)
+    _, _, rollouts, _ = feed(net, x, positions, [0, 1, 37, 0, 150], method=method)
     _, _, wanted = dense(net, x, positions, method)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(rollouts, wanted, rtol=0, atol=2e-6)
 
 
 def test_streams_beside_each_other_are_explained_as_each_alone() -> None:
@@ -332,16 +334,16 @@ def test_streams_beside_each_other_are_explained_as_each_alone() -> None:
     for at in range(100):
         part = np.tile(positions[at : at + 1], (3, 1))
         last = stream.advance(state, x[:, at : at + 1], part, streams=range(3)).rollout
-    alone = [feed(net, one, positions, [CHUNK_BARS], method=method)[2][-1] for one in x]
+    alone = [feed(net, window, positions, [CHUNK_BARS], method=method)[2][-1] for window in x]
     np.testing.assert_allclose(last[:, 0], np.stack(alone), rtol=0, atol=1e-6)
 
 
 def made_forecaster(method: Rollout) -> StreamingForecaster:
-    made = build(
+    forecaster = build(
         models.card(), models.network().state_dict(), RunOptions(method=method, backend="tiles")
     )
-    assert isinstance(made, StreamingForecaster)
-    return made
+    assert isinstance(forecaster, StreamingForecaster)
+    return forecaster
 
 
 @pytest.mark.parametrize("named", ["max", "heads", "norm above"])
@@ -351,10 +353,10 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
     forecaster.warm(NAME, bars[:-1])
     answer = present(forecaster.step(bars[-1]))
     assert answer.explanation is not None
-    found = forecaster.explain(NAME)
-    assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
-    blocks = np.array(found.open_time_ms) // (60_000 * 64)
-    sums = np.bincount(blocks[-1] - blocks, weights=found.weights)
+    attribution = forecaster.explain(NAME)
+    assert sum(attribution.weights) == pytest.approx(1.0, abs=1e-6)
+    blocks = np.array(attribution.open_time_ms) // (60_000 * 64)
+    sums = np.bincount(blocks[-1] - blocks, weights=attribution.weights)
     kept = np.frombuffer(answer.explanation.buckets, "<f4")[: len(sums)]
     np.testing.assert_allclose(sums, kept, rtol=0, atol=1e-6)
     usual = made_forecaster(Rollout())

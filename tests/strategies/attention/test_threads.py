@@ -33,27 +33,27 @@ def computed(mask: Mask) -> list[Tensor]:
     generator = torch.Generator().manual_seed(4)
     tensor = torch.randn(2, 3, 1, 4, TIME, 8, generator=generator, dtype=torch.float64)
     queries, keys, values = (list(part) for part in tensor.unbind(1))
-    found, sums = [], []
+    parts, sums = [], []
     for query, key, value in zip(queries, keys, values, strict=True):
         leaves = [x.clone().requires_grad_() for x in (query, key, value)]
         output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask)
-        found += [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
+        parts += [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
         sums.append(logsumexp)
-    found += sums
+    parts += sums
     for options in ({}, {"fusion": "max"}, {"discard_ratio": 0.3}):
-        found.append(rolled(layers_of(queries, keys, sums, mask), ROWS, Rollout(**options)).weights)
+        parts.append(rolled(layers_of(queries, keys, sums, mask), ROWS, Rollout(**options)).weights)
     many = list(range(0, TIME, 20))  # more rows than a product a head takes
-    found.append(rolled(layers_of(queries, keys, sums, mask), many).weights)
-    found.append(
+    parts.append(rolled(layers_of(queries, keys, sums, mask), many).weights)
+    parts.append(
         rolled(
             layers_of(queries, keys, sums, mask, value=values, gradient=keys),
             ROWS,
             Rollout(fusion="gradient"),
         ).weights
     )
-    found.append(aged(layers_of(queries, keys, sums, mask)).weights)
-    found.append(Layer(queries[0], keys[0], None, sums[0], mask).entropy())
-    return found
+    parts.append(aged(layers_of(queries, keys, sums, mask)).weights)
+    parts.append(Layer(queries[0], keys[0], None, sums[0], mask).entropy())
+    return parts
 
 
 def read_across() -> list[Tensor]:
@@ -74,5 +74,5 @@ def test_results_do_not_depend_on_threads(name: str) -> None:
         torch.set_num_threads(count)
         tensors = computed(MASKS[name]) if name in MASKS else read_across()
         wanted = wanted or tensors
-        for one, other in zip(tensors, wanted, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        for tensor, other in zip(tensors, wanted, strict=True):
+            torch.testing.assert_close(tensor, other, rtol=0, atol=1e-12)

@@ -21,16 +21,16 @@ def test_mass_stays_with_its_block_or_becomes_older(steps: list[int], data: st.D
             row[:, OLDER] += row[:, gone]
             row[:, gone] = 0.0
         wish = data.draw(st.integers(1, len(blocks) - done))
-        taken = columns.take(blocks[done : done + wish])
-        assert len(taken) >= 1
-        for column in taken:
+        columns_of_portion = columns.take(blocks[done : done + wish])
+        assert len(columns_of_portion) >= 1
+        for column in columns_of_portion:
             row[0, column] += 1.0
-        done += len(taken)
+        done += len(columns_of_portion)
         now = blocks[done - 1]
         counts = [int((blocks[:done] == now - age).sum()) for age in range(4)]
         wanted = [*counts, done - sum(counts)]
-        [[found]] = rows_by_age(row[None], blocks[None, done - 1 : done], [columns])
-        assert found.tolist() == wanted
+        [[ages]] = rows_by_age(row[None], blocks[None, done - 1 : done], [columns])
+        assert ages.tolist() == wanted
 
 
 def test_there_is_room_for_the_spare_blocks_after_a_full_span() -> None:
@@ -54,18 +54,18 @@ def test_streams_are_put_by_age_together_as_each_alone() -> None:
     rng = np.random.default_rng(4)
     columns = [BlockColumns(buckets=6, spare=2) for _ in range(3)]
     blocks = np.array([[20, 20, 21], [7, 9, 9], [30, 41, 42]])  # with holes; the last expire some
-    for own, first in zip(columns, (18, 7, 28), strict=True):
-        own.take(np.arange(first, first + 3))
-    for own, named in zip(columns, blocks, strict=True):
-        own.expired(int(named[0]))
-        assert len(own.take(named)) == 3
+    for ages, first in zip(columns, (18, 7, 28), strict=True):
+        ages.take(np.arange(first, first + 3))
+    for ages, named in zip(columns, blocks, strict=True):
+        ages.expired(int(named[0]))
+        assert len(ages.take(named)) == 3
     rows = rng.random((3, 3, columns[0].width), dtype=np.float32)
     together = rows_by_age(rows, blocks, columns)
-    for place, own in enumerate(columns):
+    for place, ages in enumerate(columns):
         at = slice(place, place + 1)
-        assert together[at].tobytes() == rows_by_age(rows[at], blocks[at], [own]).tobytes()
+        assert together[at].tobytes() == rows_by_age(rows[at], blocks[at], [ages]).tobytes()
         for bar in range(3):
-            for block, column in zip(own.block_of, rows[place, bar], strict=True):
+            for block, column in zip(ages.block_of, rows[place, bar], strict=True):
                 if 0 <= (age := int(blocks[place, bar]) - int(block)) < 6:
                     assert together[place, bar, age] == column
     np.testing.assert_allclose(together.sum(-1), rows.sum(-1), rtol=1e-6)

@@ -46,25 +46,25 @@ def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> Non
 
 
 def test_the_triton_kernel_is_refused_where_it_cannot_run() -> None:
-    made = case(Mask(), dtype=torch.float32)
+    sample = case(Mask(), dtype=torch.float32)
     with pytest.raises(AttentionInvalid, match="cannot run on cpu"):
-        rolled(made.layers, [3], backend="triton")
+        rolled(sample.layers, [3], backend="triton")
 
 
 @pytest.mark.gpu
 def test_the_triton_kernel_equals_the_tiles_on_a_device() -> None:
-    made = case(Mask.window(700), time=2_000, dim=64, heads=2, dtype=torch.float32)
-    queries, keys, sums = ([one.cuda() for one in part] for part in made[:3])
+    sample = case(Mask.window(700), time=2_000, dim=64, heads=2, dtype=torch.float32)
+    queries, keys, sums = ([tensor.cuda() for tensor in part] for part in sample[:3])
     first, again = (
-        rolled(layers_of(queries, keys, sums, made.mask), [5, 1_999], backend="triton").weights
+        rolled(layers_of(queries, keys, sums, sample.mask), [5, 1_999], backend="triton").weights
         for _ in range(2)
     )
-    plain = rolled(made.layers, [5, 1_999]).weights
+    plain = rolled(sample.layers, [5, 1_999]).weights
     assert torch.equal(first, again)
     assert float((first.cpu() - plain).abs().max()) < 1e-6
-    layers = layers_of(queries, keys, sums, made.mask)
+    layers = layers_of(queries, keys, sums, sample.mask)
     entropies = torch.stack(entropy(layers)).cpu()
-    assert float((entropies - torch.stack(entropy(made.layers))).abs().max()) < 1e-5
+    assert float((entropies - torch.stack(entropy(sample.layers))).abs().max()) < 1e-5
     layers[0] = replace(layers[0], logsumexp=layers[0].logsumexp + 0.1)  # the lowest is asked last
     for explain in (rollout, confidence):
         with pytest.raises(AttentionInvalid, match="Head 0 did not keep its attention mass"):
@@ -88,5 +88,5 @@ def test_auto_takes_the_kernel_only_where_it_runs(
     monkeypatch.setattr(triton_rollout, "generation_of", lambda _: (9, 0))
     query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim), dtype=dtype)
     layer: Any = SimpleNamespace(query=query, kind=dtype, mask=Mask(), queries=8, keys=8)
-    taken = device == "cuda" and triton_rollout.takes(layer)
-    assert ("triton" if taken else "tiles") == chosen
+    takes_triton = device == "cuda" and triton_rollout.takes(layer)
+    assert ("triton" if takes_triton else "tiles") == chosen

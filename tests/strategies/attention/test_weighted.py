@@ -13,19 +13,22 @@ from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
 
-def tensors(made: Case, *, seed: int) -> list[Tensor]:
+def tensors(drawn: Case, *, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(query.shape, generator=generator, dtype=torch.float64) for query in made.queries
+        torch.randn(query.shape, generator=generator, dtype=torch.float64)
+        for query in drawn.queries
     ]
 
 
 def test_a_row_without_gradient_keeps_itself() -> None:
-    made = case(Mask(), layers=2)
-    values = tensors(made, seed=1)
+    drawn = case(Mask(), layers=2)
+    values = tensors(drawn, seed=1)
     gradients = [torch.zeros_like(value) for value in values]
     result = rolled(
-        layers_of(made.queries, made.keys, made.sums, made.mask, value=values, gradient=gradients),
+        layers_of(
+            drawn.queries, drawn.keys, drawn.sums, drawn.mask, value=values, gradient=gradients
+        ),
         [7],
         Rollout(residual_weight=0.0, fusion="gradient"),
     )
@@ -36,17 +39,17 @@ def test_a_row_without_gradient_keeps_itself() -> None:
 @pytest.mark.parametrize(
     ("norms", "sentence"),
     [
-        (lambda sums: [one[..., :5] for one in sums], "one length a head and key"),
-        (lambda sums: [one * torch.nan for one in sums], "NaN or infinite norm"),
-        (lambda sums: [-torch.ones_like(one) for one in sums], "cannot be negative"),
+        (lambda sums: [norms[..., :5] for norms in sums], "one length a head and key"),
+        (lambda sums: [norms * torch.nan for norms in sums], "NaN or infinite norm"),
+        (lambda sums: [-torch.ones_like(norms) for norms in sums], "cannot be negative"),
     ],
 )
 def test_norms_that_do_not_fit_are_refused(norms: object, sentence: str) -> None:
-    made = case(Mask())
+    drawn = case(Mask())
     assert callable(norms)
     with pytest.raises(AttentionInvalid, match=sentence):
         rolled(
-            layers_of(made.queries, made.keys, made.sums, made.mask, norms=norms(made.sums)),
+            layers_of(drawn.queries, drawn.keys, drawn.sums, drawn.mask, norms=norms(drawn.sums)),
             [3],
             Rollout(fusion="norm"),
         )

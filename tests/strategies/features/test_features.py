@@ -49,7 +49,7 @@ def bars_of(
 
 
 @cache
-def known(schema_id: str) -> tuple[FeatureSchema, list[Bar], FeatureBlock]:
+def computed(schema_id: str) -> tuple[FeatureSchema, list[Bar], FeatureBlock]:
     feature_schema = schema(schema_id)
     bars = bars_of(feature_schema)
     return feature_schema, bars, compute(feature_schema, columns(bars))
@@ -57,13 +57,13 @@ def known(schema_id: str) -> tuple[FeatureSchema, list[Bar], FeatureBlock]:
 
 def row_of(schema_id: str) -> dict[str, float]:
     """Return the last row by the names of its columns."""
-    feature_schema, _, block = known(schema_id)
+    feature_schema, _, block = computed(schema_id)
     return dict(zip(feature_schema.names, block.values[-1].astype(float).tolist(), strict=True))
 
 
 @pytest.mark.parametrize("schema_id", [*SOME, "tree-1m"])
 def test_the_stream_equals_the_batch_in_every_bit(schema_id: str) -> None:
-    feature_schema, bars, block = known(schema_id)
+    feature_schema, bars, block = computed(schema_id)
     stream = FeatureStreams(feature_schema)
     start = 0 if feature_schema.lookback < 200 else feature_schema.lookback - 2
     stream.warm(0, bars[:start])
@@ -76,15 +76,15 @@ def test_the_stream_equals_the_batch_in_every_bit(schema_id: str) -> None:
 
 @pytest.mark.parametrize("schema_id", EVERY)
 def test_a_row_depends_on_exactly_its_lookback(schema_id: str) -> None:
-    found, bars, endless = known(schema_id)
-    window = bars[-found.lookback :]
-    alone = compute(found, columns(window))
-    assert alone.first == found.lookback - 1
+    family, bars, endless = computed(schema_id)
+    window = bars[-family.lookback :]
+    alone = compute(family, columns(window))
+    assert alone.first == family.lookback - 1
     assert alone.values[-1].tobytes() == endless.values[-1].tobytes()
     assert alone.sigma[-1] == endless.sigma[-1]
     shocked = [replace(window[0], close=window[0].low // 2), *window[1:]]
-    assert not np.array_equal(alone.values[-1], compute(found, columns(shocked)).values[-1])
-    assert np.isnan(compute(found, columns(window[1:])).values).all()
+    assert not np.array_equal(alone.values[-1], compute(family, columns(shocked)).values[-1])
+    assert np.isnan(compute(family, columns(window[1:])).values).all()
 
 
 @settings(max_examples=12, deadline=None)
@@ -92,7 +92,7 @@ def test_a_row_depends_on_exactly_its_lookback(schema_id: str) -> None:
     schema_id=st.sampled_from(SOME), seed=st.integers(0, 2**32 - 1), later=st.integers(1, MORE - 1)
 )
 def test_no_later_bar_moves_a_row(schema_id: str, seed: int, later: int) -> None:
-    feature_schema, bars, before = known(schema_id)
+    feature_schema, bars, before = computed(schema_id)
     changed = feature_schema.lookback + later
     corrupted = bars[:changed] + bars_of(feature_schema, seed=seed, flat=0.5)[changed:]
     after = compute(feature_schema, columns(corrupted))
@@ -138,7 +138,7 @@ def test_instruments_that_are_stepped_together_do_not_touch_each_other() -> None
 
 def test_the_columns_of_a_tree_begin_with_those_of_a_network_in_every_bit() -> None:
     for text in ("1m", "15m", "1d"):
-        tree, bars, block = known(f"tree-{text}")
+        tree, bars, block = computed(f"tree-{text}")
         network = compute(schema(f"v2-{text}"), columns(bars))
         first = tree.lookback - 1
         wide = np.ascontiguousarray(block.values[first:, : network.values.shape[1]])
@@ -148,7 +148,7 @@ def test_the_columns_of_a_tree_begin_with_those_of_a_network_in_every_bit() -> N
 
 @pytest.mark.parametrize(("text", "bars"), [("5m", 48), ("15m", 16), ("1h", 4)])
 def test_a_window_of_four_hours_is_so_many_bars(text: str, bars: int) -> None:
-    feature_schema, walked, block = known(f"v2-{text}")
+    feature_schema, walked, block = computed(f"v2-{text}")
     close = np.array([bar.close for bar in walked], dtype=float)
     moves, sigma = np.diff(np.log(close)), float(block.sigma[-1])
     row = row_of(f"v2-{text}")
@@ -163,14 +163,14 @@ def test_a_window_of_four_hours_is_so_many_bars(text: str, bars: int) -> None:
 
 
 def test_sigma_is_half_of_four_hours_and_half_of_a_day() -> None:
-    _, walked, block = known("v2-15m")
+    _, walked, block = computed("v2-15m")
     moves = np.diff(np.log(np.array([bar.close for bar in walked], dtype=float)))
     expected = np.sqrt(0.5 * np.mean(moves[-16:] ** 2) + 0.5 * np.mean(moves[-96:] ** 2))
     assert block.sigma[-1] == pytest.approx(expected)
 
 
 def test_shares_of_variance_mean_what_they_are_called() -> None:
-    _, walked, _ = known("v2-15m")
+    _, walked, _ = computed("v2-15m")
     row = row_of("v2-15m")
     moves = np.diff(np.log(np.array([bar.close for bar in walked], dtype=float)))
     last = moves[-12:]
@@ -185,7 +185,7 @@ def test_shares_of_variance_mean_what_they_are_called() -> None:
 
 
 def test_the_tree_knows_the_same_hour_of_five_days() -> None:
-    _, walked, block = known("tree-15m")
+    _, walked, block = computed("tree-15m")
     moves = np.diff(np.log(np.array([bar.close for bar in walked], dtype=float)))
     hours = [moves[len(moves) - 96 * day :][:4] for day in range(1, 6)]
     logs = [float(np.log(np.sqrt(np.mean(hour**2)) / block.sigma[-1])) for hour in hours]
@@ -211,7 +211,7 @@ def test_what_has_no_room_is_zero_and_the_interval_says_so() -> None:
 def test_a_turn_of_the_day_follows_the_clock_and_needs_two_bars(
     text: str, absent: tuple[str, ...]
 ) -> None:
-    feature_schema, bars, block = known(f"v2-{text}")
+    feature_schema, bars, block = computed(f"v2-{text}")
     minutes = np.array([bar.open_time_ms for bar in bars[-MORE:]]) / MINUTE_MS
     for turn in CYCLES:
         period = int(turn[:-1]) * (60 if turn[-1] == "h" else 1)
@@ -237,8 +237,8 @@ def test_a_warmed_stream_equals_one_that_took_the_bars_one_by_one(warmed: int) -
     for bar in bars[:warmed]:
         one_by_one.step([bar])
     for bar in bars[warmed:]:
-        found, wanted = at_once.step([bar]), one_by_one.step([bar])
-        assert [part.tobytes() for part in found] == [part.tobytes() for part in wanted]
+        rows, wanted = at_once.step([bar]), one_by_one.step([bar])
+        assert [part.tobytes() for part in rows] == [part.tobytes() for part in wanted]
 
 
 def test_a_batch_longer_than_a_block_equals_the_stream_at_its_seams() -> None:

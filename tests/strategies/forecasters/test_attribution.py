@@ -35,15 +35,15 @@ def informer() -> WindowedForecaster:
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(SPARSE).items()}
     card["architecture"] = listed
     card["model"]["kind"] = "informer"
-    made = build(card, weights)
-    assert isinstance(made, WindowedForecaster)
-    return made
+    model = build(card, weights)
+    assert isinstance(model, WindowedForecaster)
+    return model
 
 
 def classic() -> WindowedForecaster:
-    made = build(models.card(FULL), models.network(FULL).state_dict())
-    assert isinstance(made, WindowedForecaster)
-    return made
+    model = build(models.card(FULL), models.network(FULL).state_dict())
+    assert isinstance(model, WindowedForecaster)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +116,12 @@ def test_more_nodes_close_the_gap(probe: Probe) -> None:
 
 
 def test_neutral_rows_say_the_same_whatever_the_bars_were() -> None:
-    one = Probe(models.forecaster(), BARS, horizon=HORIZON)
+    probe = Probe(models.forecaster(), BARS, horizon=HORIZON)
     other = Probe(models.forecaster(), BARS[:-7], horizon=HORIZON)
-    said = [
-        probe.without(range(len(probe.rows))).mean_return / probe.scale for probe in (one, other)
+    means = [
+        probe.without(range(len(probe.rows))).mean_return / probe.scale for probe in (probe, other)
     ]
-    assert said[0] == pytest.approx(said[1], rel=1e-4)
+    assert means[0] == pytest.approx(means[1], rel=1e-4)
 
 
 def test_older_bars_than_the_context_do_not_count() -> None:
@@ -144,19 +144,19 @@ def test_a_decided_bar_without_finite_features_is_refused() -> None:
 
 
 def test_shares_of_features_are_slopes_times_values_of_the_bars_that_were_looked_at() -> None:
-    made = models.forecaster()
-    probe = Probe(made, BARS, horizon=HORIZON)
+    net = models.forecaster()
+    probe = Probe(net, BARS, horizon=HORIZON)
     rollout = np.zeros(len(probe.rows))
     rollout[-1] = 1.0
     shares = np.array(list(probe.shares(rollout).values()))
-    rows, place = torch.from_numpy(probe.rows), made.horizons.index(HORIZON)
+    rows, place = torch.from_numpy(probe.rows), net.horizons.index(HORIZON)
     places = [bar.open_time_ms // bar.interval_ms for bar in BARS[-len(rows) :]]
 
     @torch.no_grad()
     def mean(feature: int, step: float) -> float:
         changed = rows.clone()
         changed[-1, feature] += step
-        return float(made.model.network(changed[None], torch.tensor(places)).mean[0, -1, place])
+        return float(net.model.network(changed[None], torch.tensor(places)).mean[0, -1, place])
 
     slopes = [(mean(at, 0.01) - mean(at, -0.01)) / 0.02 for at in range(rows.shape[1])]
     moved = np.abs(probe.rows[-1] * np.array(slopes))

@@ -86,20 +86,20 @@ def test_another_kind_of_model_is_refused() -> None:
         build(card, models.network().state_dict())
 
 
-@pytest.mark.parametrize(("asked", "made_with"), [("scan", "scan"), ("batched", "step")])
-def test_a_network_that_sees_its_whole_window_scans_or_steps(asked: str, made_with: str) -> None:
+@pytest.mark.parametrize(("mode", "made_with"), [("scan", "scan"), ("batched", "step")])
+def test_a_network_that_sees_its_whole_window_scans_or_steps(mode: str, made_with: str) -> None:
     config = replace(models.SMALL, mask="full")
-    made = build(models.card(config), models.network(config).state_dict(), RunOptions(mode=asked))
-    assert isinstance(made, WindowedForecaster)
-    assert made.mode == made_with
-    assert made.model_id == "0123456789ab"
+    model = build(models.card(config), models.network(config).state_dict(), RunOptions(mode=mode))
+    assert isinstance(model, WindowedForecaster)
+    assert model.mode == made_with
+    assert model.model_id == "0123456789ab"
 
 
 def test_an_informer_is_built_from_its_card() -> None:
     card, tensors = informer()
-    made = build(card, tensors)
-    assert isinstance(made, WindowedForecaster)
-    assert made.horizons == (5, 30, 240)
+    model = build(card, tensors)
+    assert isinstance(model, WindowedForecaster)
+    assert model.horizons == (5, 30, 240)
     del tensors["embed.bias"]
     with pytest.raises(CheckpointMismatch, match=r"embed\.bias is missing"):
         build(card, tensors)
@@ -173,7 +173,7 @@ def test_a_backend_asked_for_by_name_is_the_one_that_attends(
     config = replace(models.SMALL, mask="full")
     answers = []
     for backend in ("sdpa", "chunked"):
-        made = build(
+        model = build(
             models.card(config), models.network(config).state_dict(), RunOptions(backend=backend)
         )
         used: list[str] = []
@@ -184,8 +184,8 @@ def test_a_backend_asked_for_by_name_is_the_one_that_attends(
 
         with monkeypatch.context() as patch:
             patch.setattr("tracepaper.strategies.attention.kernels.kernel_for", noted)
-            answers.append([made.step(bar) for bar in builders.bars(made.context, seed=3)][-1])
-        assert made.backend == backend
+            answers.append([model.step(bar) for bar in builders.bars(model.context, seed=3)][-1])
+        assert model.backend == backend
         assert set(used) == {backend}
     assert all(answer is not None for answer in answers)
     means = [answer.mean_return for answer in answers if answer is not None]

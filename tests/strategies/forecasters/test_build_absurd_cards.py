@@ -60,13 +60,13 @@ def cards() -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
         "quantiles": {"confidence": QUANTILES, "shift": QUANTILES},
     }
     flash = models.card(**whole)
-    found = {"flash": (flash, models.network().state_dict())}
+    by_kind = {"flash": (flash, models.network().state_dict())}
     for kind, network in OTHERS.items():
         of = asdict(network.config)
         architecture = {k: list(v) if isinstance(v, tuple) else v for k, v in of.items()}
         card = {**flash, "model": {"kind": kind}, "architecture": architecture}
-        found[kind] = (card, network.state_dict())
-    return found
+        by_kind[kind] = (card, network.state_dict())
+    return by_kind
 
 
 def places(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -78,12 +78,12 @@ def places(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def changed(card: dict[str, Any], place: tuple[str, ...], value: object) -> dict[str, Any]:
-    made = copy.deepcopy(card)
-    table = made
+    edited = copy.deepcopy(card)
+    table = edited
     for key in place[:-1]:
         table = table[key]
     table[place[-1]] = value
-    return made
+    return edited
 
 
 @pytest.mark.long

@@ -24,9 +24,9 @@ NAME = "linear:BTCUSDT"
 
 def forecaster() -> EnsembleForecaster:
     stored = checkpoints.load(checkpoints.DEFAULT_CHECKPOINT)
-    made = build(stored.card, stored.tensors)
-    assert isinstance(made, EnsembleForecaster)
-    return made
+    model = build(stored.card, stored.tensors)
+    assert isinstance(model, EnsembleForecaster)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_phase_of_the_open_bucket_explains_next_to_nothing(
     candles: list[Bar], answers: list[Forecast], name: str
 ) -> None:
     explanations = [answer.explanation for answer in answers if answer.explanation is not None]
-    measure = np.array([getattr(one, name) for one in explanations])
+    measure = np.array([getattr(explanation, name) for explanation in explanations])
     opened = [bar.open_time_ms // bar.interval_ms for bar in candles[-len(explanations) :]]
     # Over 18,800 bars of another month it is at most .005 for each; these are 4,800.
     assert explained(measure, np.array(opened) % 64) < 0.015
@@ -82,8 +82,8 @@ def test_a_live_step_agrees_with_the_batched_pass(
         assert (np.abs(np.subtract(forecast.mean_return, wanted.mean_return)) <= 1e-4 * scale).all()
         np.testing.assert_allclose(forecast.p_up, wanted.p_up, atol=1e-5)
         for name in ("confidence", "recent_mass", "shift"):
-            one, other = getattr(forecast.explanation, name), getattr(wanted.explanation, name)
-            assert one == pytest.approx(other, abs=1e-5)
+            stepped, other = getattr(forecast.explanation, name), getattr(wanted.explanation, name)
+            assert stepped == pytest.approx(other, abs=1e-5)
 
 
 def test_the_attribution_of_a_real_decision_adds_up(
@@ -92,11 +92,11 @@ def test_the_attribution_of_a_real_decision_adds_up(
     ensemble_forecaster = forecaster()
     ensemble_forecaster.warm(NAME, candles[: ensemble_forecaster.context])
     assert isinstance(ensemble_forecaster.network, StreamingForecaster)
-    found = ensemble_forecaster.network.explain(NAME)
+    attribution = ensemble_forecaster.network.explain(NAME)
     explanation = present(answers[0].explanation)
-    block = np.array(found.open_time_ms) // (64 * builders.MINUTE)
+    block = np.array(attribution.open_time_ms) // (64 * builders.MINUTE)
     summed = [
-        np.array(found.weights)[block == block[-1] - age].sum()
+        np.array(attribution.weights)[block == block[-1] - age].sum()
         for age in range(len(explanation.buckets) // 4)
     ]
     np.testing.assert_allclose(summed, np.frombuffer(explanation.buckets, "<f4"), atol=1e-5)

@@ -44,23 +44,23 @@ def without(forecast: Forecast | None) -> Forecast | None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_a_scan_and_a_warm_start_agree_in_every_bit(name: str) -> None:
-    made = forecaster(name)
-    bars = builders.bars(made.context + 12, seed=5)
+    model = forecaster(name)
+    bars = builders.bars(model.context + 12, seed=5)
     other = forecaster(name, 0)
     plain = [other.step(bar) for bar in bars]
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    stepped = [made.step(bar) for bar in bars]
+    stepped = [model.step(bar) for bar in bars]
     assert torch.equal(torch.get_rng_state(), state)
-    assert [without(one) for one in stepped] == plain
-    spreads = [one.heads.dropout_spread for one in stepped if one is not None and one.heads]
+    assert [without(row) for row in stepped] == plain
+    spreads = [row.heads.dropout_spread for row in stepped if row is not None and row.heads]
     assert len(spreads) == 13
     assert len(set(spreads)) == 13
     scanned = forecaster(name, mode="scan").scan(bars)
-    assert [heads(one) for one in scanned] == [heads(one) for one in stepped]
+    assert [heads(row) for row in scanned] == [heads(row) for row in stepped]
     warmed = forecaster(name)
     warmed.warm(bars[0].instrument, bars[4:-4])
-    assert [heads(warmed.step(bar)) for bar in bars[-4:]] == [heads(one) for one in stepped[-4:]]
+    assert [heads(warmed.step(bar)) for bar in bars[-4:]] == [heads(row) for row in stepped[-4:]]
 
 
 def heads(forecast: Forecast | None) -> bytes:
@@ -71,41 +71,41 @@ def heads(forecast: Forecast | None) -> bytes:
 def test_the_spread_is_the_deviation_of_the_means_of_masks_drawn_by_the_bars_time(
     name: str,
 ) -> None:
-    made = forecaster(name)
-    bars = builders.bars(made.context, seed=8)
-    answer = present([made.step(bar) for bar in bars][-1])
-    schema, network = rows.schema("v2-1m"), made.model.network  # type: ignore[attr-defined]
+    model = forecaster(name)
+    bars = builders.bars(model.context, seed=8)
+    answer = present([model.step(bar) for bar in bars][-1])
+    schema, network = rows.schema("v2-1m"), model.model.network  # type: ignore[attr-defined]
     assert isinstance(network, Network)
     assert not any(module.training for module in network.modules())
     block = rows.compute(schema, rows.columns(bars))
-    seen = torch.from_numpy(block.values[-network.config.receptive_field :])
-    first = bars[-1].open_time_ms // bars[-1].interval_ms - len(seen) + 1
+    window = torch.from_numpy(block.values[-network.config.receptive_field :])
+    first = bars[-1].open_time_ms // bars[-1].interval_ms - len(window) + 1
     for module in network.dropping():
         module.train()
     torch.manual_seed(bars[-1].open_time_ms)
     with torch.no_grad():
-        means = network(torch.stack([seen] * PASSES), torch.arange(first, first + len(seen))).mean[
-            :, -1
-        ]
+        means = network(
+            torch.stack([window] * PASSES), torch.arange(first, first + len(window))
+        ).mean[:, -1]
     means = means.numpy().astype(np.float64)
     centre = sum(means) / PASSES
     variance = sum((mean - centre) ** 2 for mean in means) / (PASSES - 1)
     wanted = np.sqrt(variance) * block.sigma[-1] * np.sqrt(answer.horizons)
     assert (wanted > 0).all()
-    found = [answer.dropout_spread(at) for at in range(len(answer.horizons))]
-    assert found == pytest.approx(wanted.tolist(), rel=1e-4)
+    spreads = [answer.dropout_spread(at) for at in range(len(answer.horizons))]
+    assert spreads == pytest.approx(wanted.tolist(), rel=1e-4)
 
 
 def test_two_instruments_of_one_group_are_asked_each_by_itself() -> None:
-    made, alone = forecaster("flash"), forecaster("flash")
-    first = builders.bars(made.context + 2, seed=1)
+    model, alone = forecaster("flash"), forecaster("flash")
+    first = builders.bars(model.context + 2, seed=1)
     second = [
         structs.replace(bar, instrument="linear:ETHUSDT")
-        for bar in builders.bars(made.context + 2, seed=2)
+        for bar in builders.bars(model.context + 2, seed=2)
     ]
-    both = [made.predict_many(pair) for pair in zip(first, second, strict=True)]
-    own = [alone.step(bar) for bar in second]
-    assert [heads(pair[1]) for pair in both] == [heads(one) for one in own]
+    both = [model.predict_many(pair) for pair in zip(first, second, strict=True)]
+    answers = [alone.step(bar) for bar in second]
+    assert [heads(pair[1]) for pair in both] == [heads(row) for row in answers]
     assert heads(both[-1][0]) != heads(both[-1][1])
 
 
@@ -119,8 +119,8 @@ def test_a_checkpoint_without_dropout_is_refused() -> None:
 
 
 def test_what_is_recorded_without_passes_is_what_was_recorded_before_there_were_any() -> None:
-    made = forecaster("flash")
-    answer = present([made.step(bar) for bar in builders.bars(made.context, seed=8)][-1])
+    model = forecaster("flash")
+    answer = present([model.step(bar) for bar in builders.bars(model.context, seed=8)][-1])
     assert answer.heads is not None
     assert len(answer.heads.stored()) == 8
     assert len(structs.replace(answer.heads, dropout_spread=b"").stored()) == 6

@@ -56,24 +56,24 @@ def forecaster(kind: str, **calibration: Any) -> Forecaster:
 
 
 def warmed(kind: str, count: int = CONTEXT, **calibration: float) -> Forecaster:
-    made = forecaster(kind, **calibration)
-    made.warm(NAME, BARS[:count])
-    return made
+    model = forecaster(kind, **calibration)
+    model.warm(NAME, BARS[:count])
+    return model
 
 
 def numbers(answers: Sequence[Forecast | None]) -> NDArray[np.float64]:
     """Return every number of *answers*, [bar, number]: NaN where there is none."""
-    found = []
+    rows = []
     for answer in answers:
         if answer is None:
             continue
-        told = answer.explanation
+        looks = answer.explanation
         row = [x for name in FIGURES for x in getattr(answer, name)]
-        if told is not None:
-            row += [getattr(told, name) or 0.0 for name in ("confidence", "recent_mass", "shift")]
-            row += [*np.frombuffer(told.entropy, "<f4"), *np.frombuffer(told.buckets, "<f4")]
-        found.append(row)
-    return np.array(found)
+        if looks is not None:
+            row += [getattr(looks, name) or 0.0 for name in ("confidence", "recent_mass", "shift")]
+            row += [*np.frombuffer(looks.entropy, "<f4"), *np.frombuffer(looks.buckets, "<f4")]
+        rows.append(row)
+    return np.array(rows)
 
 
 def assert_same(
@@ -83,7 +83,7 @@ def assert_same(
     if kind in WHOLE:
         assert list(forecasts) == list(wanted)
         return
-    assert [one is None for one in forecasts] == [one is None for one in wanted]
+    assert [forecast is None for forecast in forecasts] == [forecast is None for forecast in wanted]
     values, other = numbers(forecasts), numbers(wanted)
     scale = np.maximum(np.abs(other).max(0), 1e-6)
     assert (np.abs(values - other) / scale).max() <= 1e-4
@@ -94,11 +94,13 @@ def test_a_scan_gives_what_steps_give_whatever_its_parts_are(kind: str) -> None:
     stepped = forecaster(kind)
     assert (stepped.causal, stepped.context, stepped.device) == (True, CONTEXT, "cpu")
     wanted = [stepped.step(bar) for bar in BARS]
-    assert [one is None for one in wanted] == [at < CONTEXT - 1 for at in range(len(BARS))]
+    assert [forecast is None for forecast in wanted] == [
+        at < CONTEXT - 1 for at in range(len(BARS))
+    ]
     for cuts in ((0, len(BARS)), (0, 3, CONTEXT - 1, CONTEXT + 20, CONTEXT + 21, len(BARS))):
         scanned = forecaster(kind)
-        found = [one for a, b in pairwise(cuts) for one in scanned.scan(BARS[a:b])]
-        assert_same(kind, found, wanted)
+        forecasts = [forecast for a, b in pairwise(cuts) for forecast in scanned.scan(BARS[a:b])]
+        assert_same(kind, forecasts, wanted)
     assert scanned.scan([]) == []
     assert scanned.predict_many([]) == []
     mixed = forecaster(kind)
@@ -111,11 +113,11 @@ def test_a_scan_gives_what_steps_give_whatever_its_parts_are(kind: str) -> None:
 def test_a_corrupted_future_moves_no_earlier_answer(kind: str) -> None:
     first = CONTEXT + 5
     spoiled = [msgspec.structs.replace(bar, close=bar.low) for bar in BARS[first:]]
-    known, other = forecaster(kind).scan(BARS), forecaster(kind).scan(BARS[:first] + spoiled)
+    forecasts, other = forecaster(kind).scan(BARS), forecaster(kind).scan(BARS[:first] + spoiled)
     if kind == "stream":  # its chunks are padded
-        assert known[:first] == other[:first]
-    assert_same(kind, known[:first], other[:first])
-    assert known[first] != other[first]
+        assert forecasts[:first] == other[:first]
+    assert_same(kind, forecasts[:first], other[:first])
+    assert forecasts[first] != other[first]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -133,8 +135,8 @@ def test_one_warmed_with_its_context_equals_one_that_has_run_longer(kind: str) -
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_instruments_do_not_mix_and_a_group_is_answered_as_each(kind: str) -> None:
     alone, both = warmed(kind), warmed(kind)
-    for made in (alone, both):
-        made.warm(OTHER, OTHERS[:CONTEXT])
+    for model in (alone, both):
+        model.warm(OTHER, OTHERS[:CONTEXT])
     for at in range(CONTEXT, CONTEXT + 3):
         pair = [OTHERS[at], BARS[at]]
         assert_same(kind, both.predict_many(pair), [alone.step(bar) for bar in pair])
@@ -151,9 +153,9 @@ def test_instruments_do_not_mix_and_a_group_is_answered_as_each(kind: str) -> No
 def test_bars_out_of_order_or_of_another_interval_are_refused(
     kind: str, change: dict[str, Any]
 ) -> None:
-    made = warmed(kind, 10)
+    model = warmed(kind, 10)
     wrong: Bar = msgspec.structs.replace(BARS[10], **change)
-    for take in (made.step, lambda bar: made.scan([bar])):
+    for take in (model.step, lambda bar: model.scan([bar])):
         with pytest.raises(InvariantBroken, match="does not follow the one at"):
             take(wrong)
 
@@ -175,25 +177,30 @@ def test_a_temperature_flattens_the_odds(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ATTENDING)
 def test_where_it_looked_adds_up_bar_by_bar(kind: str) -> None:
-    made = warmed(kind, CONTEXT - 1)
-    assert isinstance(made, Attending)
+    model = warmed(kind, CONTEXT - 1)
+    assert isinstance(model, Attending)
     with pytest.raises(InvariantBroken, match="no decision to explain yet"):
-        made.explain(NAME)
-    answers = [made.step(bar) for bar in BARS[CONTEXT - 1 : CONTEXT + 30]]
+        model.explain(NAME)
+    answers = [model.step(bar) for bar in BARS[CONTEXT - 1 : CONTEXT + 30]]
     for answer in answers:
         assert answer is not None
         assert answer.explanation is not None
-        told = answer.explanation
-        assert None not in (told.older_mass, told.l1_error, told.recent_mass)
-        buckets, heads = (np.frombuffer(part, "<f4") for part in (told.buckets, told.entropy))
-        assert buckets.sum() + (told.older_mass or 0) == pytest.approx(1.0, abs=1e-5)
-        assert told.confidence == pytest.approx(float(heads.mean()), abs=1e-6)
+        looks = answer.explanation
+        assert None not in (looks.older_mass, looks.l1_error, looks.recent_mass)
+        buckets, heads = (np.frombuffer(part, "<f4") for part in (looks.buckets, looks.entropy))
+        assert buckets.sum() + (looks.older_mass or 0) == pytest.approx(1.0, abs=1e-5)
+        assert looks.confidence == pytest.approx(float(heads.mean()), abs=1e-6)
         if kind != "stream":  # it follows rows that nothing was asked of
-            assert (told.shift is None) == (answer is answers[0])
-        assert 0.0 <= (told.shift or 0.0) < 0.5
-    found = made.explain(NAME)
-    assert found.open_time_ms == tuple(bar.open_time_ms for bar in BARS[: CONTEXT + 30][-WINDOW:])
-    weights, block = np.array(found.weights), np.array(found.open_time_ms) // (64 * 60_000)
+            assert (looks.shift is None) == (answer is answers[0])
+        assert 0.0 <= (looks.shift or 0.0) < 0.5
+    attribution = model.explain(NAME)
+    assert attribution.open_time_ms == tuple(
+        bar.open_time_ms for bar in BARS[: CONTEXT + 30][-WINDOW:]
+    )
+    weights, block = (
+        np.array(attribution.weights),
+        np.array(attribution.open_time_ms) // (64 * 60_000),
+    )
     assert weights.min() >= 0.0
     summed = [weights[block == block[-1] - age].sum() for age in range(len(buckets))]
     np.testing.assert_allclose(summed, buckets, rtol=0, atol=2e-6)
@@ -201,12 +208,12 @@ def test_where_it_looked_adds_up_bar_by_bar(kind: str) -> None:
         msgspec.structs.replace(bar, open_time_ms=bar.open_time_ms + 500 * bar.interval_ms)
         for bar in BARS[CONTEXT + 30 :]
     ]
-    last = present([made.step(bar) for bar in late][-1])
+    last = present([model.step(bar) for bar in late][-1])
     assert (present(last.explanation).older_mass or 0.0) > 0.01  # what lies beyond the hole
 
 
 def test_one_without_attention_says_what_it_gives_and_no_more() -> None:
-    made = warmed("lstm")
-    assert (made.measures, made.backend) == (MEASURES - set(EXPLAINED), "recurrence")
-    answer = present(made.step(BARS[CONTEXT]))
+    model = warmed("lstm")
+    assert (model.measures, model.backend) == (MEASURES - set(EXPLAINED), "recurrence")
+    answer = present(model.step(BARS[CONTEXT]))
     assert (answer.explanation, answer.model_id) == (None, models.card()["model"]["id"])

@@ -142,15 +142,15 @@ def test_each_row_of_a_streams_map_is_the_rollout_of_that_bars_own_decision() ->
     bars = builders.bars(forecaster.context + 60, seed=5)
     window = models.SMALL.window
     forecaster.warm("linear:BTCUSDT", bars)
-    found = map_of(forecaster, forecaster.attribution_by_layer("linear:BTCUSDT"))
-    assert found.ages.tolist() == list(range(window - 1, -1, -1))
-    assert found.weights.shape == (window, window)
-    assert found.weights.sum(axis=1) + found.older == pytest.approx(np.ones(window))
+    rolled = map_of(forecaster, forecaster.attribution_by_layer("linear:BTCUSDT"))
+    assert rolled.ages.tolist() == list(range(window - 1, -1, -1))
+    assert rolled.weights.shape == (window, window)
+    assert rolled.weights.sum(axis=1) + rolled.older == pytest.approx(np.ones(window))
     for age in (0, 1, 20, window - 1):
         earlier = models.forecaster()
         earlier.warm("linear:BTCUSDT", bars[: len(bars) - age])
         values = np.array(earlier.explain("linear:BTCUSDT").weights)
-        row = found.weights[window - 1 - age]
+        row = rolled.weights[window - 1 - age]
         assert row[: window - age] == pytest.approx(values[age - window :], abs=1e-6)
         assert row[window - age :].tolist() == [0.0] * age
 
@@ -159,11 +159,11 @@ def test_a_long_map_is_sampled_evenly_and_positions_that_end_alike_count_once() 
     layers = [
         LayerAttribution(torch.zeros(1, 2_000), torch.arange(1_999, -1, -1), lambda rows: rows)
     ]
-    found = rollout_map(layers, 1_500)
-    assert (len(found.ages), found.ages[0], found.ages[-1]) == (512, 1_499, 0)
-    assert set(np.diff(found.ages)) == {-2, -3}
-    assert found.weights.shape == (512, 1_500)
-    assert found.weights[np.arange(512), 1_499 - found.ages].tolist() == [1.0] * 512
+    rolled = rollout_map(layers, 1_500)
+    assert (len(rolled.ages), rolled.ages[0], rolled.ages[-1]) == (512, 1_499, 0)
+    assert set(np.diff(rolled.ages)) == {-2, -3}
+    assert rolled.weights.shape == (512, 1_500)
+    assert rolled.weights[np.arange(512), 1_499 - rolled.ages].tolist() == [1.0] * 512
     twice = LayerAttribution(
         torch.zeros(1, 4), torch.tensor([2, 0, 0]), lambda rows: torch.eye(4)[:3][rows.argmax(1)]
     )

@@ -32,7 +32,7 @@ def outputs(bars: int = 1) -> Outputs:
     )
 
 
-def told(bars: int = 1) -> Explanation:
+def explanation_of(bars: int = 1) -> Explanation:
     rollout = np.full((bars, 4), 0.25, dtype=np.float32)
     advance = Advance(outputs(bars), torch.full((bars, 2, 3), 0.5), rollout)
     unknown = np.full(rollout.shape, np.nan)
@@ -43,7 +43,7 @@ def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
     (forecast,) = forecasts(
         outputs(),
         np.array([0.01]),
-        [told()],
+        [explanation_of()],
         horizons=HORIZONS,
         temperature=(1.0, 1.0),
         model_id="m",
@@ -61,7 +61,7 @@ def test_an_unknown_sigma_makes_every_return_unknown_and_no_odds() -> None:
     (forecast,) = forecasts(
         outputs(),
         np.array([math.nan]),
-        [told()],
+        [explanation_of()],
         horizons=HORIZONS,
         temperature=(1.0, 1.0),
         model_id="m",
@@ -71,7 +71,7 @@ def test_an_unknown_sigma_makes_every_return_unknown_and_no_odds() -> None:
 
 
 def test_an_explanation_carries_the_rows_as_little_endian_floats() -> None:
-    explanation = told()
+    explanation = explanation_of()
     assert np.frombuffer(explanation.buckets, "<f4").tolist() == [0.25, 0.25, 0.25]
     assert np.frombuffer(explanation.entropy, "<f4").tolist() == [0.5] * 6
     assert explanation.older_mass == 0.25

@@ -37,37 +37,41 @@ def forecaster(name: str, *, mode: str = "step", relevance: bool = True) -> Fore
 
 
 def explanations(answers: list[Forecast | None]) -> list[Explanation]:
-    return [one.explanation for one in answers if one is not None and one.explanation is not None]
+    return [
+        answer.explanation
+        for answer in answers
+        if answer is not None and answer.explanation is not None
+    ]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_a_scan_and_a_warm_start_agree_and_gates_measure_as_before(name: str) -> None:
-    made = forecaster(name)
-    bars = BARS[: made.context + 6]
-    stepped = explanations([made.step(bar) for bar in bars])
-    assert len({one.buckets for one in stepped}) == len(stepped) == 7
+    model = forecaster(name)
+    bars = BARS[: model.context + 6]
+    stepped = explanations([model.step(bar) for bar in bars])
+    assert len({row.buckets for row in stepped}) == len(stepped) == 7
     warmed = forecaster(name)
     warmed.warm(bars[0].instrument, bars[2:-3])
     again = explanations([warmed.step(bar) for bar in bars[-3:]])
-    assert [one.buckets for one in again] == [one.buckets for one in stepped[-3:]]
+    assert [row.buckets for row in again] == [row.buckets for row in stepped[-3:]]
     rollouts = forecaster(name, relevance=False)
     plain = explanations([rollouts.step(bar) for bar in bars])
     stored = {"buckets": b"", "older_mass": None, "l1_error": None}
-    assert [structs.replace(one, **stored) for one in stepped] == [
-        structs.replace(one, **stored) for one in plain
+    assert [structs.replace(row, **stored) for row in stepped] == [
+        structs.replace(row, **stored) for row in plain
     ]
     scanned = explanations(forecaster(name, mode="scan").scan(bars))
-    assert [one.buckets for one in scanned] == [one.buckets for one in stepped]
+    assert [row.buckets for row in scanned] == [row.buckets for row in stepped]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shares_are_what_the_bars_of_a_block_add_with_its_sign(name: str) -> None:
-    made = forecaster(name)
-    bars = BARS[: made.context]
-    (told,) = explanations([made.step(bar) for bar in bars])
-    shares = np.append(np.frombuffer(told.buckets, "<f4"), told.older_mass or 0.0)
+    model = forecaster(name)
+    bars = BARS[: model.context]
+    (row,) = explanations([model.step(bar) for bar in bars])
+    shares = np.append(np.frombuffer(row.buckets, "<f4"), row.older_mass or 0.0)
     assert np.abs(shares).sum() == pytest.approx(1.0, abs=1e-6)
-    network = attending(made)
+    network = attending(model)
     assert network is not None
     added = Probe(network, bars, horizon=30).relevance().sum(axis=1)
     blocks = np.array([bar.open_time_ms // bar.interval_ms // BLOCK_BARS for bar in bars])

@@ -57,16 +57,16 @@ def numbers(answer: Forecast) -> NDArray[np.float64]:
 def assert_equal(forecasts: Sequence[Forecast | None], wanted: Sequence[Forecast | None]) -> None:
     """Hold answers against each other to ``NEAR`` of scale."""
     assert [x is None for x in forecasts] == [x is None for x in wanted]
-    for one, other in zip(forecasts, wanted, strict=True):
-        if one is not None and other is not None:
-            np.testing.assert_allclose(numbers(one), numbers(other), rtol=NEAR, atol=NEAR)
+    for forecast, other in zip(forecasts, wanted, strict=True):
+        if forecast is not None and other is not None:
+            np.testing.assert_allclose(numbers(forecast), numbers(other), rtol=NEAR, atol=NEAR)
 
 
 def warmed(ages: dict[str, int], config: FlashConfig = models.SMALL) -> StreamingForecaster:
-    made = models.forecaster(config)
+    model = models.forecaster(config)
     for name, age in ages.items():
-        made.warm(name, BARS[name][:age])
-    return made
+        model.warm(name, BARS[name][:age])
+    return model
 
 
 # ---------------------------------------------------------------- one instrument
@@ -121,12 +121,14 @@ def test_a_row_of_a_scan_that_is_not_finite_spoils_its_own_forecast_alone(
     compute = features.compute
     scanned = models.forecaster().scan(LONG)
     monkeypatch.setattr(features, "compute", broken)
-    found = models.forecaster().scan(LONG)
-    assert found[:1_200] == scanned[:1_200]
-    spoiled = found[1_200]
+    rescan = models.forecaster().scan(LONG)
+    assert rescan[:1_200] == scanned[:1_200]
+    spoiled = rescan[1_200]
     assert spoiled is not None
     assert np.isnan(spoiled.mean_return).all()
-    assert all(one is not None and np.isfinite(numbers(one)).all() for one in found[1_201:])
+    assert all(
+        forecast is not None and np.isfinite(numbers(forecast)).all() for forecast in rescan[1_201:]
+    )
 
 
 # ---------------------------------------------------------------- several in one pass
@@ -206,13 +208,13 @@ def test_the_bits_of_a_group_depend_on_its_members_and_their_order_alone() -> No
     """Not on which instruments are known beside them, nor on where these lie in memory."""
     group = (NAMES[2], NAMES[0])
     orders = (NAMES, group, NAMES[::-1], (NAMES[0], NAMES[1], NAMES[2]))
-    found = []
+    groups = []
     for order in orders:
         forecaster = warmed(dict.fromkeys(order, 800))
-        found.append(
+        groups.append(
             [forecaster.predict_many([BARS[name][at] for name in group]) for at in range(800, 840)]
         )
-    assert found[1:] == found[:1] * 3
+    assert groups[1:] == groups[:1] * 3
 
 
 def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(

@@ -32,8 +32,8 @@ def booster(
 ) -> lightgbm.Booster:
     rows = rows_of(seed, 400, missing=missing)
     noise = np.random.default_rng(seed + 1).gamma(2.0, 1.0, len(rows))
-    known = np.nan_to_num(rows, nan=0.7)
-    values = np.exp(0.5 * known[:, 0] + known[:, 1] * known[:, 2]) * noise
+    filled = np.nan_to_num(rows, nan=0.7)
+    values = np.exp(0.5 * filled[:, 0] + filled[:, 1] * filled[:, 2]) * noise
     settings = {
         "objective": objective,
         "num_leaves": leaves,
@@ -56,15 +56,15 @@ def booster(
 def test_random_models_score_and_explain_as_lightgbm_does(
     seed: int, leaves: int, missing: float, objective: str
 ) -> None:
-    made = booster(seed, leaves=leaves, missing=missing, objective=objective)
-    trees = trees_of(made.model_to_string())
+    model = booster(seed, leaves=leaves, missing=missing, objective=objective)
+    trees = trees_of(model.model_to_string())
     trees.check(COLUMNS)
     probe = rows_of(seed + 2, 300, missing=0.15)
     ours = Scorer(trees).scores(probe)[:, 0]
-    theirs = made.predict(probe, raw_score=True, num_threads=1)
+    theirs = model.predict(probe, raw_score=True, num_threads=1)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
     added = contributions(trees, probe[:20])
-    expected = np.asarray(made.predict(probe[:20], pred_contrib=True, num_threads=1))
+    expected = np.asarray(model.predict(probe[:20], pred_contrib=True, num_threads=1))
     np.testing.assert_allclose(added.by_feature[:, 0], expected[:, :-1], rtol=0, atol=1e-9)
     np.testing.assert_allclose(added.base[0], expected[:, -1], rtol=0, atol=1e-9)
     total = added.by_feature[:, 0].sum(axis=1) + added.base[0]
@@ -85,14 +85,14 @@ def test_a_row_is_scored_alike_in_any_company() -> None:
 def test_trees_that_found_nothing_to_split_are_their_constant() -> None:
     rows = rows_of(0, 50)
     quiet = {"objective": "regression", "verbosity": -1, "min_data_in_leaf": 40}
-    made = lightgbm.train(quiet, lightgbm.Dataset(rows, rows[:, 0] + 3.0), 1)
-    trees = trees_of(made.model_to_string())
+    model = lightgbm.train(quiet, lightgbm.Dataset(rows, rows[:, 0] + 3.0), 1)
+    trees = trees_of(model.model_to_string())
     assert trees.leaves.tolist() == [1]
     for count in (1, 4):
-        assert Scorer(trees).scores(rows[:count]) == pytest.approx(made.predict(rows[:count])[0])
+        assert Scorer(trees).scores(rows[:count]) == pytest.approx(model.predict(rows[:count])[0])
     added = contributions(trees, rows[:2])
     assert not added.by_feature.any()
-    assert added.base == pytest.approx(made.predict(rows[:1]))
+    assert added.base == pytest.approx(model.predict(rows[:1]))
 
 
 KNOWN = trees_of(booster(3, leaves=6, rounds=3).model_to_string())
@@ -150,8 +150,8 @@ def test_a_glm_answers_a_row_alike_in_any_company_and_takes_it_apart() -> None:
     probe = rows_of(4, 5_000).astype(np.float32)
     mean, log_variance = model.answer(probe)
     for at in (0, 4_999):
-        for whole, own in zip((mean, log_variance), model.answer(probe[at : at + 1]), strict=True):
-            np.testing.assert_array_equal(whole[at], own[0])
+        for whole, row in zip((mean, log_variance), model.answer(probe[at : at + 1]), strict=True):
+            np.testing.assert_array_equal(whole[at], row[0])
         added = model.added(probe[at])
         assert added.mean.sum(axis=1) + added.mean_base == pytest.approx(mean[at])
         total = added.log_variance.sum(axis=1) + added.log_variance_base

@@ -54,8 +54,8 @@ def test_the_full_forms_row_equals_the_stored_matrices() -> None:
     x = torch.randn(1, WINDOW, 78, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(10**6, 10**6 + WINDOW)
     with torch.inference_mode():
-        seen = flash_network.explain(x, positions)
-        traces = [one for one in flash_network.trace(x, positions).reads if isinstance(one, Layer)]
+        explained = flash_network.explain(x, positions)
+        traces = [row for row in flash_network.trace(x, positions).reads if isinstance(row, Layer)]
     matrices = [
         reference.attention_matrix(trace.query.double(), trace.key.double(), flash_network.mask)
         for trace in traces
@@ -63,8 +63,8 @@ def test_the_full_forms_row_equals_the_stored_matrices() -> None:
     wanted = reference.rollout(matrices, flash_network.mask)[:, [-1]]
     queries, keys = [trace.query for trace in traces], [trace.key for trace in traces]
     sums = [trace.logsumexp for trace in traces]
-    Case(queries, keys, sums, matrices, flash_network.mask).hold(seen.rollout.weights, wanted)
-    assert seen.confidence.shape == (2, 2)
+    Case(queries, keys, sums, matrices, flash_network.mask).hold(explained.rollout.weights, wanted)
+    assert explained.confidence.shape == (2, 2)
 
 
 WAYS = {
@@ -81,19 +81,19 @@ def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, metho
     for windowed_forecaster in (usual, other):
         windowed_forecaster.warm(NAME, BARS[:CONTEXT])
     bars = BARS[: CONTEXT + 2]
-    forecast, two = (answered(made, bars[CONTEXT:])[-1] for made in (usual, other))
+    forecast, two = (answered(model, bars[CONTEXT:])[-1] for model in (usual, other))
     assert forecast.explanation is not None
     assert two.explanation is not None
     assert forecast.explanation.buckets != two.explanation.buckets
     same = ("confidence", "entropy", "content_free")
     assert all(getattr(forecast.explanation, n) == getattr(two.explanation, n) for n in same)
     assert msgspec.structs.replace(two, explanation=forecast.explanation) == forecast
-    seen = Probe(other, bars, horizon=5).looked(method).weights[0, 0].double().numpy()
+    attention = Probe(other, bars, horizon=5).looked(method).weights[0, 0].double().numpy()
     positions = np.array([bar.open_time_ms for bar in bars[-WINDOW:]]) // (60_000 * 64)
-    sums = np.bincount(positions[-1] - positions, weights=seen)
+    sums = np.bincount(positions[-1] - positions, weights=attention)
     kept = np.frombuffer(two.explanation.buckets, "<f4")[: len(sums)]
     np.testing.assert_allclose(kept, sums, rtol=0, atol=1e-6)
-    assert other.explain(NAME).weights == pytest.approx(seen.tolist(), abs=1e-6)
+    assert other.explain(NAME).weights == pytest.approx(attention.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize(

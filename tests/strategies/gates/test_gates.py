@@ -252,8 +252,8 @@ def test_a_measure_of_minus_zero_is_zero() -> None:
 @example(0.01)
 @example(0.99)
 def test_a_quantile_is_interpolated_between_percentiles(share: float) -> None:
-    found = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
-    assert found == pytest.approx(share)
+    threshold = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
+    assert threshold == pytest.approx(share)
 
 
 def test_without_equity_no_leverage_is_known() -> None:

@@ -92,13 +92,13 @@ def _explained(measure: NDArray[np.float64], phases: NDArray[np.int64]) -> float
 distributions = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(lambda w: sum(w) > 0.1)
 
 
-@given(one=distributions, other=distributions)
-def test_shift_is_a_distance_between_zero_and_one(one: list[float], other: list[float]) -> None:
-    first = np.array([one]) / sum(one)
+@given(weights=distributions, other=distributions)
+def test_shift_is_a_distance_between_zero_and_one(weights: list[float], other: list[float]) -> None:
+    first = np.array([weights]) / sum(weights)
     second = np.array([other]) / sum(other)
-    found = shift(first, second)[0]
-    assert 0.0 <= found <= 1.0 + 1e-9
-    assert found == pytest.approx(shift(second, first)[0], abs=1e-9)
+    distance = shift(first, second)[0]
+    assert 0.0 <= distance <= 1.0 + 1e-9
+    assert distance == pytest.approx(shift(second, first)[0], abs=1e-9)
     assert shift(first, first)[0] == 0.0
 
 
@@ -107,6 +107,6 @@ def test_shift_of_rows_with_nothing_in_common_is_one() -> None:
 
 
 def test_shift_is_the_square_root_of_the_divergence_in_bits() -> None:
-    found = shift(np.array([[1.0, 0.0]]), np.array([[0.5, 0.5]]))[0]
+    distance = shift(np.array([[1.0, 0.0]]), np.array([[0.5, 0.5]]))[0]
     entropy = -0.75 * math.log2(0.75) - 0.25 * math.log2(0.25)
-    assert found == pytest.approx(math.sqrt(entropy - 0.5))
+    assert distance == pytest.approx(math.sqrt(entropy - 0.5))

@@ -18,7 +18,7 @@ TICK = 10
 
 def measured(history: list[Bar], tick: int = TICK) -> list[float]:
     plausibility = Plausibility()
-    return [plausibility.add(one, tick) for one in history]
+    return [plausibility.add(candle, tick) for candle in history]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -33,23 +33,23 @@ def test_the_yardstick_is_the_median_true_range_of_the_last_sixty_bars(seed: int
     for last, this in pairwise(history):
         ranges.append(max(this.high, last.close) - min(this.low, last.close))
     for place, measure in enumerate(measured(history)):
-        known = [width for width in ranges[max(place - 59, 0) : place + 1] if width]
-        if len(known) < YARDSTICK_LEAST:
+        widths = [width for width in ranges[max(place - 59, 0) : place + 1] if width]
+        if len(widths) < YARDSTICK_LEAST:
             assert measure == 0
             continue
         moved = abs(history[place].close - history[place - 1].close)
-        assert measure == moved / max(median(known), TICK)
+        assert measure == moved / max(median(widths), TICK)
 
 
 def test_what_a_copy_is_shown_the_original_does_not_know() -> None:
     history = bars(100, seed=2)
     plausibility = Plausibility()
-    for one in history[:80]:
-        plausibility.add(one, TICK)
+    for candle in history[:80]:
+        plausibility.add(candle, TICK)
     tried = plausibility.copy()
-    for place, one in enumerate(history[80:], 80):
+    for place, candle in enumerate(history[80:], 80):
         tried.add(history[place - 20], TICK)
-        assert plausibility.add(one, TICK) == measured(history[: place + 1])[-1]
+        assert plausibility.add(candle, TICK) == measured(history[: place + 1])[-1]
 
 
 def test_the_bars_of_sixty_true_ranges_are_remembered_and_no_more() -> None:

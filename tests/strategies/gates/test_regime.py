@@ -31,11 +31,11 @@ def test_a_threshold_reached_always_names_its_regime(regime: Regime, mass: float
 
 def test_noise_at_the_threshold_does_not_flicker() -> None:
     regime = Regime.UNKNOWN
-    seen = []
+    regimes = []
     for mass in (0.601, 0.595, 0.601, 0.592, 0.585, 0.599):
         regime = next_regime(regime, mass, BOUNDS)
-        seen.append(regime)
-    assert seen == [Regime.MOMENTUM] * 4 + [Regime.MIXED] * 2
+        regimes.append(regime)
+    assert regimes == [Regime.MOMENTUM] * 4 + [Regime.MIXED] * 2
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,9 @@ def window() -> Tensor:
     return torch.randn(1, TIME, 5, generator=generator, dtype=torch.float64)
 
 
-def looked(made: Network, method: Rollout) -> Tensor:
+def weights_of(model: Network, method: Rollout) -> Tensor:
     method = replace(method, horizon=HORIZON)
-    rollout = made.explain(window(), torch.arange(TIME), method).rollout
+    rollout = model.explain(window(), torch.arange(TIME), method).rollout
     assert float(rollout.l1_error.max()) < 1e-5
     return rollout.weights[0, 0].double()
 
@@ -154,7 +154,7 @@ def test_rollout_with_any_option_equals_stored_matrices(kind: str, named: str) -
         )[0]
         for matrix, share, slack in zip(matrices, shares, slacks(flash_network), strict=True)
     ]
-    tensor = looked(flash_network, options)
+    tensor = weights_of(flash_network, options)
     torch.testing.assert_close(tensor, walked(parts, fused, options), rtol=0, atol=1e-12)
 
 
@@ -171,7 +171,7 @@ def test_norm_equals_stored_matrices(kind: str, options: Rollout) -> None:
         assert isinstance(weight, Tensor)
         lengths = value_norms(value, weight)
         fused.append(normalised((matrix * lengths[:, :, None]).mean(dim=1)[0]))
-    tensor = looked(flash_network, replace(options, fusion="norm"))
+    tensor = weights_of(flash_network, replace(options, fusion="norm"))
     torch.testing.assert_close(tensor, walked(parts, fused, options), rtol=0, atol=1e-12)
 
 
@@ -201,35 +201,35 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix() -> None:
     """One layer: bend each entry of the stored matrix by hand and ask the heads again."""
     torch.manual_seed(2)
     config = FlashConfig(features=5, dim=8, layers=1, heads=2, window=18)
-    made = FlashNetwork(config).double()
+    model = FlashNetwork(config).double()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    made.eval()
-    [trace] = made.trace(window(), torch.arange(TIME)).reads
+    model.eval()
+    [trace] = model.trace(window(), torch.arange(TIME)).reads
     assert isinstance(trace, Layer)
     assert trace.value is not None
-    matrix = reference.attention_matrix(trace.query, trace.key, made.mask).detach()
+    matrix = reference.attention_matrix(trace.query, trace.key, model.mask).detach()
     leaf = matrix.requires_grad_()
-    state, _ = made.enter(window(), torch.arange(TIME))
-    (block,) = made.layers()
-    answer = made.read_out(block.finish(state, leaf @ trace.value)).mean[0, -1, PLACE]
+    state, _ = model.enter(window(), torch.arange(TIME))
+    (block,) = model.layers()
+    answer = model.read_out(block.finish(state, leaf @ trace.value)).mean[0, -1, PLACE]
     (slope,) = torch.autograd.grad(answer, leaf)
     row = (slope * matrix).clamp_min(0.0).mean(dim=1)[0, -1].detach()
     wanted = 0.5 * row / row.sum()
     wanted[-1] += 0.5
-    tensor = looked(made, Rollout(fusion="gradient"))
+    tensor = weights_of(model, Rollout(fusion="gradient"))
     torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_follows_the_horizon_and_sums_to_one(kind: str) -> None:
     flash_network = network(kind)
-    one = flash_network.explain(window(), torch.arange(TIME), Rollout(fusion="gradient")).rollout
-    tensor = looked(flash_network, Rollout(fusion="gradient"))
+    other = flash_network.explain(window(), torch.arange(TIME), Rollout(fusion="gradient")).rollout
+    tensor = weights_of(flash_network, Rollout(fusion="gradient"))
     assert float(tensor.sum()) == pytest.approx(1.0, abs=1e-6)
     assert bool((tensor >= 0).all())
-    assert float((one.weights[0, 0] - tensor).abs().max()) > 1e-4
+    assert float((other.weights[0, 0] - tensor).abs().max()) > 1e-4
 
 
 def test_the_flow_among_the_newest_bars_is_that_of_all() -> None:
@@ -246,16 +246,16 @@ def test_the_flow_of_a_network_is_the_last_rows_flow() -> None:
     flash_network = network("window")
     reads = flash_network.trace(window(), torch.arange(TIME)).reads
     wanted = flow(reads, [TIME - 1], Rollout(residual_weight=0.4)).weights["bars"][0, 0]
-    tensor = looked(flash_network, Rollout(fusion="flow", residual_weight=0.4))
+    tensor = weights_of(flash_network, Rollout(fusion="flow", residual_weight=0.4))
     torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["window", "distilling"])
 def test_layers_and_heads_that_are_not_there_are_refused(kind: str) -> None:
     with pytest.raises(AttentionInvalid, match="leaves nothing to explain; choose 0 to 1"):
-        looked(network(kind), Rollout(start_layer=2))
+        weights_of(network(kind), Rollout(start_layer=2))
     with pytest.raises(AttentionInvalid, match="Give 2 head weights"):
-        looked(network(kind), Rollout(head_weights=(1.0, 1.0, 1.0)))
+        weights_of(network(kind), Rollout(head_weights=(1.0, 1.0, 1.0)))
 
 
 @pytest.mark.parametrize(
@@ -276,6 +276,6 @@ def test_options_that_do_not_go_together_are_refused(
 
 def test_networks_and_methods_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(AttentionInvalid, match="choose rollout"):
-        looked(network("distilling"), Rollout(fusion="flow"))
+        weights_of(network("distilling"), Rollout(fusion="flow"))
     with pytest.raises(InvariantBroken, match="has no attention"):
-        looked(LstmNetwork(LstmConfig(features=5)), Rollout())
+        weights_of(LstmNetwork(LstmConfig(features=5)), Rollout())

@@ -18,17 +18,17 @@ def network(kind: str) -> Network:
     return models.small(kind, by=0.3, **({"encoding": "rope"} if kind == "flash" else {}))
 
 
-def windows(made: Network) -> list[tuple[Tensor, Tensor]]:
-    time = made.config.receptive_field
+def windows(model: Network) -> list[tuple[Tensor, Tensor]]:
+    time = model.config.receptive_field
     rows = torch.randn(3, 1, time, 4, generator=torch.Generator().manual_seed(7))
     return [(row, torch.arange(100 * at, 100 * at + time)) for at, row in enumerate(rows)]
 
 
-def examined(made: Network) -> NetworkCheck:
-    before = {name: value.clone() for name, value in made.state_dict().items()}
-    check = check_network(made, windows(made))
-    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
-    assert all(parameter.grad is None for parameter in made.parameters())
+def examined(model: Network) -> NetworkCheck:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check = check_network(model, windows(model))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
     return check
 
 
@@ -51,10 +51,10 @@ def test_a_network_without_a_fault_has_none(kind: str) -> None:
 
 
 def test_the_layer_that_overflows_is_named() -> None:
-    made = network("flash")
+    model = network("flash")
     with torch.no_grad():
-        made.get_parameter("blocks.1.mlp.rise.weight").fill_(3e38)
-    check = examined(made)
+        model.get_parameter("blocks.1.mlp.rise.weight").fill_(3e38)
+    check = examined(model)
     assert len(check.faults) == 1
     assert "Over the rows: Layer blocks.1.mlp.rise (Linear) produced" in check.faults[0]
 
@@ -72,41 +72,41 @@ def test_what_overflows_at_the_extremes_alone_is_found() -> None:
 
 
 def test_a_dead_head_is_found() -> None:
-    made = network("flash")
+    model = network("flash")
     with torch.no_grad():
-        block(made).project_out.weight[:, :4] = 0.0  # the columns that read head 0
-    check = examined(made)
+        block(model).project_out.weight[:, :4] = 0.0  # the columns that read head 0
+    check = examined(model)
     assert check.faults == ("Layer 1, head 0: it is dead, and moves 0.00% of its layer's output.",)
 
 
 def test_a_head_that_collapsed_onto_one_bar_is_found() -> None:
-    made = network("flash")
+    model = network("flash")
     with torch.no_grad():
-        block(made).project_in.weight[4:8] *= 3_000.0  # the queries of head 1
-    assert examined(made).faults == ("Layer 1, head 1: it has collapsed onto one bar.",)
+        block(model).project_in.weight[4:8] *= 3_000.0  # the queries of head 1
+    assert examined(model).faults == ("Layer 1, head 1: it has collapsed onto one bar.",)
 
 
 def test_a_head_that_attends_evenly_whatever_it_sees_is_found() -> None:
-    made = network("flash")
+    model = network("flash")
     with torch.no_grad():
-        block(made, 0).project_in.weight[:4] = 0.0  # the queries of head 0
-        block(made, 0).project_in.bias[:4] = 0.0
-    check = examined(made)
+        block(model, 0).project_in.weight[:4] = 0.0  # the queries of head 0
+        block(model, 0).project_in.bias[:4] = 0.0
+    check = examined(model)
     assert check.faults[0] == "Layer 0, head 0: it attends evenly, whatever the rows are."
 
 
 def test_parts_that_no_gradient_reaches_are_named() -> None:
-    made = network("flash")
+    model = network("flash")
     with torch.no_grad():
         for layer in (0, 1):
-            block(made, layer).project_out.weight.zero_()
-            made.get_parameter(f"blocks.{layer}.mlp.fall.weight").zero_()
-        block(made, 0).project_out.bias.zero_()
-    assert isinstance(made, FlashNetwork)
+            block(model, layer).project_out.weight.zero_()
+            model.get_parameter(f"blocks.{layer}.mlp.fall.weight").zero_()
+        block(model, 0).project_out.bias.zero_()
+    assert isinstance(model, FlashNetwork)
     with torch.no_grad():
-        assert isinstance(made.norm, torch.nn.LayerNorm)
-        made.norm.weight.zero_()
-    check = examined(made)
+        assert isinstance(model.norm, torch.nn.LayerNorm)
+        model.norm.weight.zero_()
+    check = examined(model)
     lost = [gradient_check.part for gradient_check in check.gradients if gradient_check.fault]
     assert lost == ["embed", "blocks.0", "blocks.1"]
     assert "embed: no gradient reaches it." in check.faults

@@ -27,7 +27,7 @@ moments = st.integers(0, 47_000_000).map(
 )
 
 
-def told(name: str, at: datetime) -> list[float]:
+def clock_row(name: str, at: datetime) -> list[float]:
     position = torch.tensor([round(at.timestamp()) // 60])
     columns: list[float] = clock_of([name], position, 1)[0].tolist()
     return columns
@@ -46,7 +46,7 @@ def within_day(at: datetime) -> float:
 def test_a_month_turns_once_in_as_many_days_as_it_has(at: datetime) -> None:
     days = calendar.monthrange(at.year, at.month)[1]
     phase = (at.day - 1 + within_day(at)) / days
-    assert told("month", at) == pytest.approx(turn(phase, 1, 2), abs=1e-9)
+    assert clock_row("month", at) == pytest.approx(turn(phase, 1, 2), abs=1e-9)
 
 
 @given(moments)
@@ -56,9 +56,9 @@ def test_sessions_are_open_by_the_hours_of_utc(at: datetime) -> None:
         (first <= hour < last, (hour - first) / (last - first))
         for first, last in ((0, 8), (7, 16), (13.5, 20))
     ]
-    found = told("sessions", at)
-    assert found[:3] == [float(is_open) for is_open, _ in expected]
-    assert found[3:] == pytest.approx([over if is_open else 0.0 for is_open, over in expected])
+    columns = clock_row("sessions", at)
+    assert columns[:3] == [float(is_open) for is_open, _ in expected]
+    assert columns[3:] == pytest.approx([over if is_open else 0.0 for is_open, over in expected])
 
 
 @given(moments)
@@ -66,24 +66,24 @@ def test_funding_turns_thrice_a_day_and_the_week_begins_at_the_epochs_thursday(
     at: datetime,
 ) -> None:
     phase = 3 * within_day(at) % 1
-    assert told("funding", at) == pytest.approx([*turn(phase, 1, 2), phase], abs=1e-9)
+    assert clock_row("funding", at) == pytest.approx([*turn(phase, 1, 2), phase], abs=1e-9)
     week = ((at.weekday() - 3) % 7 + within_day(at)) / 7
-    assert told("week", at) == pytest.approx(turn(week, 1, 2, 7, 14), abs=1e-7)
+    assert clock_row("week", at) == pytest.approx(turn(week, 1, 2, 7, 14), abs=1e-7)
 
 
 @given(moments)
 def test_a_halving_is_counted_from_the_last_one_that_had_been(at: datetime) -> None:
     before = [halving for halving in HALVINGS if halving <= at]
     over = min((at - before[-1]) / timedelta(days=1_461), 1.0) if before else 0.0
-    assert told("halving", at) == pytest.approx([over, *turn(over, 1)], abs=1e-9)
+    assert clock_row("halving", at) == pytest.approx([over, *turn(over, 1)], abs=1e-9)
 
 
 @given(moments)
 def test_a_season_returns_after_a_year_and_every_column_is_bounded(at: datetime) -> None:
     later = at + timedelta(days=146_097)  # 400 years, a whole number of mean years
-    assert told("season", at) == pytest.approx(told("season", later), abs=1e-6)
+    assert clock_row("season", at) == pytest.approx(clock_row("season", later), abs=1e-6)
     for name, clock in CLOCKS.items():
-        columns = told(name, at)
+        columns = clock_row(name, at)
         assert len(columns) == clock.columns == clock_columns([name])
         assert max(map(abs, columns)) <= 1.0
 

@@ -32,7 +32,7 @@ SYMBOLS = ("AUSDT", "BUSDT", "CUSDT", "DUSDT")
 FEATURES, TIME = 5, 11
 
 
-def made(
+def network_of(
     *, attention: str = "factorised", window: int = 4, allocation: bool = False, factors: int = 0
 ) -> CrossAssetNetwork:
     torch.manual_seed(3)
@@ -62,7 +62,7 @@ def rows(time: int = TIME, *, assets: int = len(SYMBOLS)) -> Tensor:
     ).double()
 
 
-def asked(
+def outputs_of(
     network: CrossAssetNetwork, x: Tensor, symbols: tuple[str, ...] = SYMBOLS
 ) -> CrossOutputs:
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def asked(
         return outputs
 
 
-def looked(
+def rollout_of(
     network: CrossAssetNetwork, x: Tensor, *, residual: float = 0.5, start: int = 0
 ) -> CrossLook:
     with torch.inference_mode():
@@ -127,8 +127,8 @@ def dense(
             matrix[group[:, None], group[None, :]] = probabilities.mean(dim=1)[0]
         depth, state = depths.pop(0), after.view(assets, time, -1)
         if depth >= start:
-            own = torch.eye(count, dtype=torch.float64)
-            whole = (residual * own + (1 - residual) * matrix) @ whole
+            kept = torch.eye(count, dtype=torch.float64)
+            whole = (residual * kept + (1 - residual) * matrix) @ whole
     last = torch.arange(assets) * time + time - 1
     return whole[last].view(assets, assets, time)
 
@@ -140,10 +140,10 @@ def dense(
 def test_a_rollout_is_that_of_every_matrix_stored(
     attention: str, window: int, residual: float, start: int
 ) -> None:
-    network, x = made(attention=attention, window=window), rows()
+    network, x = network_of(attention=attention, window=window), rows()
     with torch.inference_mode():
         expected = dense(network, x, residual=residual, start=start)
-    cross_look = looked(network, x, residual=residual, start=start)
+    cross_look = rollout_of(network, x, residual=residual, start=start)
     assert (cross_look.weights - expected).abs().max() < 1e-13
     assert (cross_look.weights.sum(dim=(1, 2)) - 1.0).abs().max() < 1e-13
     assert (cross_look.influence.sum(dim=1) - 1.0).abs().max() < 1e-13
@@ -152,8 +152,8 @@ def test_a_rollout_is_that_of_every_matrix_stored(
 
 def test_an_explanation_that_forgets_one_kind_of_block_is_found() -> None:
     """The oracle says no where the blocks over the assets are left out."""
-    network, x = made(), rows()
-    right = looked(network, x).weights
+    network, x = network_of(), rows()
+    right = rollout_of(network, x).weights
     for block in network.over_assets:
         assert isinstance(block, Block)
         torch.nn.init.zeros_(block.project_in.weight)  # attends evenly: another matrix
@@ -163,26 +163,28 @@ def test_an_explanation_that_forgets_one_kind_of_block_is_found() -> None:
 
 
 def test_one_decided_asset_is_explained_as_all_are() -> None:
-    network, x = made(), rows()
+    network, x = network_of(), rows()
     with torch.inference_mode():
-        one = network.explain(x, network.config.places(SYMBOLS), torch.arange(TIME), decided=[2])
-    every = looked(network, x)
-    assert torch.allclose(one.weights[0], every.weights[2], atol=1e-7)
-    assert torch.allclose(one.confidence[0], every.confidence[2])
+        decided = network.explain(
+            x, network.config.places(SYMBOLS), torch.arange(TIME), decided=[2]
+        )
+    every = rollout_of(network, x)
+    assert torch.allclose(decided.weights[0], every.weights[2], atol=1e-7)
+    assert torch.allclose(decided.confidence[0], every.confidence[2])
 
 
 def leaks(network: CrossAssetNetwork, *, changed: int, asset: int) -> bool:
     """Return whether a bar of *asset* at *changed* moves any answer before it."""
     x = rows()
-    before = asked(network, x).each.mean
+    before = outputs_of(network, x).each.mean
     x[:, asset, changed] += 10.0
-    after = asked(network, x).each.mean
+    after = outputs_of(network, x).each.mean
     assert not torch.equal(before[:, :, changed], after[:, :, changed])
     return not torch.equal(before[:, :, :changed], after[:, :, :changed])
 
 
 def test_no_bar_of_another_asset_is_seen_before_it_closed() -> None:
-    assert not leaks(made(), changed=6, asset=1)
+    assert not leaks(network_of(), changed=6, asset=1)
 
 
 class Early(Block):
@@ -195,7 +197,7 @@ class Early(Block):
 
 
 def test_a_leak_of_one_future_bar_of_another_asset_is_found() -> None:
-    network = made()
+    network = network_of()
     early = Early(BlockOptions.of(network.config), 0).double()
     early.load_state_dict(network.over_assets[0].state_dict())
     network.over_assets[0] = early.eval()
@@ -204,10 +206,10 @@ def test_a_leak_of_one_future_bar_of_another_asset_is_found() -> None:
 
 @pytest.mark.parametrize("attention", ["factorised", JOINT])
 def test_the_order_of_the_assets_means_nothing(attention: str) -> None:
-    network, x = made(attention=attention, window=TIME, allocation=True), rows()
+    network, x = network_of(attention=attention, window=TIME, allocation=True), rows()
     order = (2, 0, 3, 1)
-    straight = asked(network, x)
-    turned = asked(network, x[:, order], tuple(SYMBOLS[i] for i in order))
+    straight = outputs_of(network, x)
+    turned = outputs_of(network, x[:, order], tuple(SYMBOLS[i] for i in order))
     for first, second in zip(straight.each, turned.each, strict=True):
         if first is not None:
             assert second is not None
@@ -218,22 +220,22 @@ def test_the_order_of_the_assets_means_nothing(attention: str) -> None:
 
 
 def test_two_assets_of_equal_bars_differ_by_their_embedding_alone() -> None:
-    network, x = made(), rows(assets=2)
+    network, x = network_of(), rows(assets=2)
     x[:, 1] = x[:, 0]
-    apart = asked(network, x, SYMBOLS[:2]).each.mean
-    assert not torch.allclose(apart[:, 0], apart[:, 1])
+    outputs = outputs_of(network, x, SYMBOLS[:2]).each.mean
+    assert not torch.allclose(outputs[:, 0], outputs[:, 1])
     with torch.no_grad():
         network.asset.weight[1] = network.asset.weight[0]
-    together = asked(network, x, SYMBOLS[:2]).each.mean
+    together = outputs_of(network, x, SYMBOLS[:2]).each.mean
     assert torch.allclose(together[:, 0], together[:, 1], atol=1e-12)
 
 
 def test_a_window_alone_gives_the_answer_of_a_longer_stretch() -> None:
     """An answer depends on the receptive field's bars, and on no bar before them."""
-    network, x = made(window=3), rows()
+    network, x = network_of(window=3), rows()
     field = network.config.receptive_field
     assert field == 5
-    whole = asked(network, x).each.mean[:, :, -1]
+    whole = outputs_of(network, x).each.mean[:, :, -1]
     with torch.inference_mode():
         positions = torch.arange(TIME - field, TIME)
         cut = network(x[:, :, -field:], network.config.places(SYMBOLS), positions).each.mean
@@ -242,15 +244,15 @@ def test_a_window_alone_gives_the_answer_of_a_longer_stretch() -> None:
 
 def test_a_symbol_without_an_embedding_is_named() -> None:
     with pytest.raises(ConfigInvalid, match="and not DOGEUSDT; train it with its candles"):
-        made().config.places(("AUSDT", "DOGEUSDT"))
+        network_of().config.places(("AUSDT", "DOGEUSDT"))
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:
-    network = made(attention=JOINT, window=TIME)
+    network = network_of(attention=JOINT, window=TIME)
     with pytest.raises(AttentionInvalid, match="windows of 11 bars, not 9"):
-        asked(network, rows(9))
+        outputs_of(network, rows(9))
     with pytest.raises(AttentionInvalid, match="Rows of 4 assets and 11 bars came with 3 assets"):
-        asked(network, rows(), SYMBOLS[:3])
+        outputs_of(network, rows(), SYMBOLS[:3])
 
 
 def test_weights_are_within_one_and_costs_hold_a_portfolio_still() -> None:
@@ -283,32 +285,32 @@ def test_weights_are_within_one_and_costs_hold_a_portfolio_still() -> None:
 def test_what_is_said_of_correlations_is_a_correlation_matrix_whatever_the_weights(
     factors: int,
 ) -> None:
-    network = made(factors=factors)
+    network = network_of(factors=factors)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3.0)
-    loadings = present(asked(network, 5.0 * rows()).loadings)
+    loadings = present(outputs_of(network, 5.0 * rows()).loadings)
     assert loadings.shape == (1, 4, TIME, 2, factors)
     pairs = correlations_of(loadings)[0]  # [pair, time, horizon]
     whole = torch.eye(4, dtype=pairs.dtype).expand(TIME, 2, 4, 4).clone()
-    for place, (one, other) in enumerate(combinations(range(4), 2)):
-        whole[..., one, other] = whole[..., other, one] = pairs[place]
+    for place, (asset, other) in enumerate(combinations(range(4), 2)):
+        whole[..., asset, other] = whole[..., other, asset] = pairs[place]
     assert torch.linalg.eigvalsh(whole).min() > -1e-12
     assert pairs.abs().max() <= 1.0
     assert pairs.std() > 0.05  # else nothing is shown
 
 
 def test_correlations_do_not_depend_on_the_order_of_the_symbols() -> None:
-    network, x = made(factors=2), rows()
-    first = present(asked(network, x).loadings)
-    turned = present(asked(network, x.flip(1), SYMBOLS[::-1]).loadings)
+    network, x = network_of(factors=2), rows()
+    first = present(outputs_of(network, x).loadings)
+    turned = present(outputs_of(network, x.flip(1), SYMBOLS[::-1]).loadings)
     assert torch.allclose(first, turned.flip(1), atol=1e-12)
 
 
 def test_an_unknown_correlation_has_no_error_and_a_known_one_its_square() -> None:
     loadings = torch.tensor([[0.6], [0.8], [-0.5]])[None, :, None, None]  # of one bar and horizon
-    came = torch.tensor([0.5, torch.nan, 0.1])[None, :, None, None]
-    found = correlation_loss(loadings, came)[0, 0, 0]
-    assert found[0] == pytest.approx((0.6 * 0.8 - 0.5) ** 2, abs=1e-6)
-    assert found[1] == 0.0
-    assert found[2] == pytest.approx((0.8 * -0.5 - 0.1) ** 2, abs=1e-6)
+    realised = torch.tensor([0.5, torch.nan, 0.1])[None, :, None, None]
+    losses = correlation_loss(loadings, realised)[0, 0, 0]
+    assert losses[0] == pytest.approx((0.6 * 0.8 - 0.5) ** 2, abs=1e-6)
+    assert losses[1] == 0.0
+    assert losses[2] == pytest.approx((0.8 * -0.5 - 0.1) ** 2, abs=1e-6)

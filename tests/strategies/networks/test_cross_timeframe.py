@@ -29,11 +29,11 @@ BLIND = replace(SMALL, bars=14, tokens=2)
 
 def network(config: CrossConfig = SMALL) -> CrossNetwork:
     torch.manual_seed(3)
-    made = CrossNetwork(config).double().eval()
+    model = CrossNetwork(config).double().eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return made
+    return model
 
 
 def window(config: CrossConfig = SMALL, *, shift: int = 5) -> tuple[Tensor, Tensor]:
@@ -55,13 +55,13 @@ class Dense(DenseLayers):
     ) -> Matrix:
         """Return *x*, which closed at the first of *closes*, after it read of *other*."""
         dim, size = self.config.dim, self.config.dim // self.config.heads
-        asked = self.linear(f"{name}.project_in", self.norm(f"{name}.attention_norm", x))
+        projected = self.linear(f"{name}.project_in", self.norm(f"{name}.attention_norm", x))
         given = self.linear(f"{name}.project_in", self.norm(f"{name}.attention_norm", other))
         values = np.array([[there <= here for there in closes[1]] for here in closes[0]])
         read, heads = np.zeros_like(x), []
         for head in range(self.config.heads):
             at = slice(head * size, (head + 1) * size)
-            query, key, value = asked[:, at], given[:, dim:][:, at], given[:, 2 * dim :][:, at]
+            query, key, value = projected[:, at], given[:, dim:][:, at], given[:, 2 * dim :][:, at]
             scores = self.turned(query, closes[0]) @ self.turned(key, closes[1]).T
             power = np.where(values, np.exp(scores / math.sqrt(size)), 0.0)
             matrix = power / np.maximum(power.sum(1, keepdims=True), 1e-300)
@@ -78,8 +78,8 @@ class Dense(DenseLayers):
         half = x.shape[1] // 2
         angle = np.array(places)[:, None] * 10_000.0 ** -(np.arange(half) / half)
         turn = np.cos(angle).astype(np.float32) + 1j * np.sin(angle).astype(np.float32)
-        made = (x[:, :half] + 1j * x[:, half:]) * turn
-        return np.concatenate([made.real, made.imag], axis=1)
+        rotated = (x[:, :half] + 1j * x[:, half:]) * turn
+        return np.concatenate([rotated.real, rotated.imag], axis=1)
 
     def __call__(self, x: Matrix, positions: list[int]) -> Matrix:
         """Return the mean returns; ``members`` are the rows of each slower bar, oldest first."""
@@ -142,17 +142,17 @@ def test_forecast_rollout_and_confidence_equal_stored_matrices(
     forecast = dense(x[0].numpy(), positions.tolist())
     with torch.no_grad():
         outputs = cross_network.explain(x, positions)
-        told = cross_network(x, positions)
-    np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
-    torch.testing.assert_close(outputs.outputs.mean, told.mean, rtol=0, atol=1e-12)
+        outputs_only = cross_network(x, positions)
+    np.testing.assert_allclose(outputs_only.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
+    torch.testing.assert_close(outputs.outputs.mean, outputs_only.mean, rtol=0, atol=1e-12)
     wanted = dense.rollout(0.5)
     shares = [part.share for part in outputs.parts]
     np.testing.assert_allclose(shares, wanted, rtol=0, atol=1e-10)
     by_bar = outputs.rollout.weights[0, 0].numpy()
     np.testing.assert_allclose(by_bar, dense.by_bar(wanted), rtol=0, atol=1e-10)
     assert by_bar.sum() == pytest.approx(1.0, abs=1e-12)
-    asked = [matrix[:, -1] for name, matrix in dense.matrices if name != "slower"]
-    for sure, rows in zip(outputs.confidence.numpy(), asked, strict=True):
+    last_rows = [matrix[:, -1] for name, matrix in dense.matrices if name != "slower"]
+    for sure, rows in zip(outputs.confidence.numpy(), last_rows, strict=True):
         entropy = -(rows * np.log(rows)).sum(1)
         np.testing.assert_allclose(sure, 1 - entropy / math.log(rows.shape[1]), atol=1e-10)
 
@@ -188,12 +188,12 @@ def test_another_symbols_bars_are_read_and_explained_as_stored_matrices_say(
     dense = DenseOther(cross_network)
     forecast = dense(x[0].numpy(), positions.tolist())
     with torch.no_grad():
-        outputs, told = cross_network.explain(x, positions), cross_network(x, positions)
-    np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
+        outputs, outputs_only = cross_network.explain(x, positions), cross_network(x, positions)
+    np.testing.assert_allclose(outputs_only.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
     shares = [part.share for part in outputs.parts]
     np.testing.assert_allclose(shares, dense.rollout(0.5), rtol=0, atol=1e-10)
-    asked = [matrix[:, -1] for name, matrix in dense.matrices if name != "slower"]
-    for sure, rows in zip(outputs.confidence.numpy(), asked, strict=True):
+    last_rows = [matrix[:, -1] for name, matrix in dense.matrices if name != "slower"]
+    for sure, rows in zip(outputs.confidence.numpy(), last_rows, strict=True):
         entropy = -(rows * np.log(rows)).sum(1)
         np.testing.assert_allclose(sure, 1 - entropy / math.log(rows.shape[1]), atol=1e-10)
     other = [part for part in outputs.parts if part.symbol == "BBBUSDT"]
@@ -268,13 +268,13 @@ def test_a_bar_sees_itself_the_bars_before_it_and_slower_bars_that_have_closed(
 
 
 def test_a_slower_bar_that_is_open_moves_nothing_and_once_it_closes_it_does() -> None:
-    made, (x, _) = network(replace(SMALL, bars=1)), window()
+    model, (x, _) = network(replace(SMALL, bars=1)), window()
     moved = x.clone()
     moved[:, -3:-1] += 1.0  # the two bars before the last
     for shift, is_open in ((-SMALL.window + 3 + 4 * 9, True), (-SMALL.window + 4 + 4 * 9, False)):
         positions = torch.arange(shift, shift + SMALL.window)
         with torch.no_grad():
-            same = torch.equal(made(x, positions).mean, made(moved, positions).mean)
+            same = torch.equal(model(x, positions).mean, model(moved, positions).mean)
         assert same is is_open
 
 

@@ -71,10 +71,10 @@ def test_alibi_rides_on_an_ordinary_product(seed: int, origin: int) -> None:
     age = torch.arange(8, -1, -1, dtype=torch.float64) + origin
     slopes = alibi_slopes(4)
     wide_query, wide_key = alibi_query(query, age, slopes), alibi_key(key, age)
-    found = wide_query @ wide_key.mT / math.sqrt(wide_query.shape[-1])
+    scores = wide_query @ wide_key.mT / math.sqrt(wide_query.shape[-1])
     distance = age[None, :] - age[:, None]  # of the key, back from the query
     wanted = query @ key.mT / math.sqrt(6) - slopes.double()[:, None, None] * distance
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(scores, wanted)
 
 
 SIZES = Sizes(dim=8, heads=2, window=10)
@@ -83,10 +83,10 @@ SIZES = Sizes(dim=8, heads=2, window=10)
 @pytest.mark.parametrize("name", ["sinusoidal", "learned", "mixture"])
 def test_a_code_of_the_place_is_the_same_a_window_later_whatever_the_state(name: str) -> None:
     torch.manual_seed(0)
-    made = ENCODINGS[name](SIZES)
+    encoder = ENCODINGS[name](SIZES)
     states = torch.randn(2, 1, 20, 8)
-    added = made.enter(states[0], torch.arange(20)) - states[0]
-    torch.testing.assert_close(made.enter(states[1], torch.arange(20)) - states[1], added)
+    added = encoder.enter(states[0], torch.arange(20)) - states[0]
+    torch.testing.assert_close(encoder.enter(states[1], torch.arange(20)) - states[1], added)
     torch.testing.assert_close(added[:, :10], added[:, 10:])
     assert len({tuple(row) for row in added[0, :10].round(decimals=4).tolist()}) == 10
 
@@ -110,13 +110,13 @@ def test_a_mixture_leans_from_waves_to_what_is_learned_and_rotates_as_well() -> 
 
 def test_a_bar_takes_as_much_of_its_place_as_its_own_features_ask_for() -> None:
     torch.manual_seed(0)
-    made = Contextual(SIZES)
+    encoder = Contextual(SIZES)
     state, at = torch.randn(1, 10, 8), torch.arange(10) + 530
-    asked = torch.sigmoid(state @ made.ask.weight.T + made.ask.bias)
-    torch.testing.assert_close(made.enter(state, at), state + made.place[at % 10] * asked)
+    shares = torch.sigmoid(state @ encoder.ask.weight.T + encoder.ask.bias)
+    torch.testing.assert_close(encoder.enter(state, at), state + encoder.place[at % 10] * shares)
     other = state.clone()
     other[0, 3] += 1.0
-    moved = (made.enter(other, at) - other) - (made.enter(state, at) - state)
+    moved = (encoder.enter(other, at) - other) - (encoder.enter(state, at) - state)
     assert moved[0].abs().sum(-1).nonzero()[:, 0].tolist() == [3]
 
 
@@ -131,7 +131,7 @@ def test_alibi_in_half_types_keeps_float32s_bias(dtype: torch.dtype, heads: int,
     assert query.shape[-1] == dim + alibi_dims(dtype) == key.shape[-1]
     assert query.dtype == key.dtype == dtype
     assert bool(torch.isfinite(query).all())
-    found = (query.float() @ key.float().mT) / query.shape[-1] ** 0.5
+    scores = (query.float() @ key.float().mT) / query.shape[-1] ** 0.5
     distance = age[None, :] - age[:, None]  # of each key from each query
     wanted = -slopes.double()[None, :, None, None] * distance.double()
     # Each of the terms that are not 0 rounds once, in whatever order a processor sums them, and so
@@ -143,7 +143,7 @@ def test_alibi_in_half_types_keeps_float32s_bias(dtype: torch.dtype, heads: int,
     step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
     digits = query.double().abs().sum(-1)[..., None] + key.double().abs().sum(-1)[..., None, :]
     bound += step * digits / query.shape[-1] ** 0.5
-    assert bool(((found.double() - wanted).abs() <= bound).all())
+    assert bool(((scores.double() - wanted).abs() <= bound).all())
     assert float(bound.amax()) < 0.2  # of 65,535 score units
 
 

@@ -24,61 +24,61 @@ torch.set_num_threads(1)
 
 
 def network(kind: str) -> tuple[nn.Module, Example]:
-    made = (
+    model = (
         models.small("flash", by=0.1, window=40, mask="full", encoding="rope")
         if kind == "full"
         else models.small(kind, by=0.1, dropout=0.0)
     )
-    time = made.config.receptive_field
+    time = model.config.receptive_field
     example = torch.randn(1, time, 4, generator=torch.Generator().manual_seed(3))
-    return made, (example, torch.arange(29_000_003, 29_000_003 + time))
+    return model, (example, torch.arange(29_000_003, 29_000_003 + time))
 
 
 def last(module: nn.Module, example: Example) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        said: dict[str, torch.Tensor] = LastBar(module)(*example)
-        return said
+        outputs: dict[str, torch.Tensor] = LastBar(module)(*example)
+        return outputs
 
 
 @pytest.mark.parametrize("kind", ["informer", "decoder", "full", "flash", "cross", "trading"])
 def test_an_exported_program_answers_as_the_network(kind: str) -> None:
-    made, example = network(kind)
-    program = export_program(made, example)
+    model, example = network(kind)
+    program = export_program(model, example)
     rows, positions = example[0].flip(1), example[1] + 1_440  # other rows, another day of the week
-    found = program.module()(rows, positions)
-    wanted = last(made, (rows, positions))
-    assert list(found) == list(wanted)
-    assert require_agreement(list(wanted.values()), list(found.values()), "test") < 1e-6
-    assert not torch.allclose(wanted["mean"], last(made, example)["mean"])
+    answer = program.module()(rows, positions)
+    wanted = last(model, (rows, positions))
+    assert list(answer) == list(wanted)
+    assert require_agreement(list(wanted.values()), list(answer.values()), "test") < 1e-6
+    assert not torch.allclose(wanted["mean"], last(model, example)["mean"])
 
 
 def test_a_torch_file_answers_as_the_network_and_holds_its_card(tmp_path: Path) -> None:
-    made, example = network("flash")
+    model, example = network("flash")
     path = tmp_path / "network.pt2"
-    assert export_torch(made, example, path, card="the card") < 1e-6
-    beside = {"card.toml": ""}
-    found = torch.export.load(path, extra_files=beside).module()(*example)
-    assert beside["card.toml"] == "the card"
-    wanted = last(made, example)
-    assert require_agreement(list(wanted.values()), list(found.values()), "test") < 1e-6
+    assert export_torch(model, example, path, card="the card") < 1e-6
+    extras = {"card.toml": ""}
+    answer = torch.export.load(path, extra_files=extras).module()(*example)
+    assert extras["card.toml"] == "the card"
+    wanted = last(model, example)
+    assert require_agreement(list(wanted.values()), list(answer.values()), "test") < 1e-6
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["informer", "decoder", "full", "flash", "trading"])
 def test_an_onnx_file_answers_as_the_network(kind: str, tmp_path: Path) -> None:
-    made, example = network(kind)
+    model, example = network(kind)
     path = tmp_path / "network.onnx"
-    assert export_onnx(made, example, path, card="the card") < 1e-4
-    found, wanted = run_onnx(path, example), last(made, example)
-    assert list(found) == list(wanted)
-    require_agreement(list(wanted.values()), list(found.values()), "ONNX")
+    assert export_onnx(model, example, path, card="the card") < 1e-4
+    answer, wanted = run_onnx(path, example), last(model, example)
+    assert list(answer) == list(wanted)
+    require_agreement(list(wanted.values()), list(answer.values()), "ONNX")
 
 
 @pytest.mark.slow
 def test_an_operation_that_onnx_lacks_is_one_sentence(tmp_path: Path) -> None:
-    made, example = network("multiscale")
+    model, example = network("multiscale")
     with pytest.raises(AttentionInvalid, match=r"an operation that ONNX lacks .* --to torch"):
-        export_onnx(made, example, tmp_path / "network.onnx", card="")
+        export_onnx(model, example, tmp_path / "network.onnx", card="")
     assert not list(tmp_path.iterdir())
 
 

@@ -113,8 +113,8 @@ def test_a_volatility_gate_scales_the_scores_of_a_bar_as_a_key() -> None:
 
 def test_a_gates_column_follows_from_the_features_name() -> None:
     names = ("log_return", "sigma_level", "volume")
-    found = by_names({"volatility_gate": "sigma_level"}, names)
-    assert found == {"volatility_column": 1}
+    columns = by_names({"volatility_gate": "sigma_level"}, names)
+    assert columns == {"volatility_column": 1}
     assert by_names({"volatility_gate": ""}, names) == {}
     with pytest.raises(ConfigInvalid, match="called 'sigma_lvl', the nearest is sigma_level"):
         by_names({"volatility_gate": "sigma_lvl"}, names)
@@ -205,12 +205,12 @@ def test_a_row_alone_gets_the_gelu_and_the_gradient_that_it_gets_among_others() 
     several = torch.randn(1, 5, 16)
     wanted = layer(several)
     for at in range(5):
-        one = several[:, at : at + 1]
+        row = several[:, at : at + 1]
         with torch.inference_mode():
-            alone = layer(one)
+            alone = layer(row)
         torch.testing.assert_close(alone, wanted[:, at : at + 1])
         slopes = [
             torch.autograd.grad(x.sum(), layer.rise.weight)[0]
-            for x in (layer(one), layer(several)[:, at])
+            for x in (layer(row), layer(several)[:, at])
         ]
         torch.testing.assert_close(*slopes)

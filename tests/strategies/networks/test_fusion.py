@@ -30,8 +30,8 @@ torch.set_num_threads(1)
 def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
     mask: Mask, time: int, seed: int, ratio: float, dtype: torch.dtype, fusion: Fusion
 ) -> None:
-    made = case(mask, seed=seed, batch=2, time=time, layers=1, dtype=dtype)
-    layer = made.layers[0]
+    sample = case(mask, seed=seed, batch=2, time=time, layers=1, dtype=dtype)
+    layer = sample.layers[0]
     fuse = layer._fuse_tile(Fuse(fusion))  # noqa: SLF001 - entry by entry
     tensor = smallest_kept(
         layer._parts,  # noqa: SLF001
@@ -43,9 +43,9 @@ def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
     fused = torch.zeros(2, time, time, dtype=dtype)
     for tile in layer.operand.entries(whole=True):
         fused[tile.batch, tile.rows, tile.keys] = fuse(tile)
-    seen = reference.visible(time, mask)
+    visible = reference.visible(time, mask)
     for element in range(2):
-        ordered = fused[element][seen].sort().values
+        ordered = fused[element][visible].sort().values
         wanted = float(ordered[int(ratio * len(ordered))])
         assert float(tensor[element]) == wanted
 
@@ -63,8 +63,8 @@ def test_no_last_digit_keeps_or_drops_an_entry(
     below = torch.linspace(0.0, min(1.0, (FADE + 3) * slack), 5_001, dtype=dtype)
     entries = threshold * (1.0 - below)[None, None]
     fuse = discard_below(lambda tile: tile.values[:, 0], entries[0, 0, :1], slack=slack)
-    one = slice(0, 1)
-    kept = fuse(Entries(one, one, one, one, slice(0, 5_001), entries[None]))[0, 0] / threshold
+    unit = slice(0, 1)
+    kept = fuse(Entries(unit, unit, unit, unit, slice(0, 5_001), entries[None]))[0, 0] / threshold
     rounding = 4 * torch.finfo(dtype).eps
     ties = below < 0.99 * slack
     assert torch.equal(kept[ties], (entries[0, 0] / threshold)[ties])
@@ -94,6 +94,6 @@ def test_forward_and_backward_steps_are_one_matrix() -> None:
 
 
 def test_a_row_that_keeps_nothing_is_refused_where_no_residual_is_left() -> None:
-    made = case(Mask.full(), time=60, layers=1, size=4.0)
+    sample = case(Mask.full(), time=60, layers=1, size=4.0)
     with pytest.raises(AttentionInvalid, match="raise residual_weight or lower discard_ratio"):
-        rolled(made.layers, range(60), Rollout(discard_ratio=0.999, residual_weight=0.0))
+        rolled(sample.layers, range(60), Rollout(discard_ratio=0.999, residual_weight=0.0))

@@ -48,20 +48,20 @@ def test_the_decided_row_attends_in_every_layer_and_head() -> None:
 @pytest.mark.parametrize("distil", [True, False])
 def test_the_last_layer_is_computed_of_the_decided_bar_alone(distil: bool) -> None:
     config = InformerConfig(**(asdict(SMALL) | {"distil": distil}))
-    made = network(config).double()
+    model = network(config).double()
     x = window(config).double()
     drawn = sample_keys(config.lengths[-1], Mask.full(), factor=config.factor, seed=9)
     kept = Trace()
-    state = made.embed(x) + made.get_buffer("place")
-    for depth, block in enumerate(made.blocks):
+    state = model.embed(x) + model.get_buffer("place")
+    for depth, block in enumerate(model.blocks):
         if depth and distil:
-            state = made.distillings[depth - 1](state, kept)
+            state = model.distillings[depth - 1](state, kept)
         is_last = depth == config.layers - 1
-        state = block(state, drawn if is_last else made.get_buffer(f"keys_{depth}"), kept)
+        state = block(state, drawn if is_last else model.get_buffer(f"keys_{depth}"), kept)
     whole = state  # every row, ranked
-    trace = made.trace(x)
+    trace = model.trace(x)
     outputs, reads = trace.outputs, trace.reads
-    wanted = made.heads(made.norm(whole[:, -1:]))
+    wanted = model.heads(model.norm(whole[:, -1:]))
     torch.testing.assert_close(outputs.mean, wanted.mean, rtol=0, atol=1e-12)
     top = [config.lengths[-1] - 1]
     bars, other = (rollout(each, top).weights["bars"] for each in (reads, kept.reads))

@@ -25,11 +25,11 @@ EVERY: dict[str, Any] = {"factor": 20}
 
 def network(config: InformerConfig = SMALL) -> InformerNetwork:
     torch.manual_seed(1)
-    made = InformerNetwork(config).double().eval()
+    model = InformerNetwork(config).double().eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return made
+    return model
 
 
 def window(config: InformerConfig = SMALL) -> torch.Tensor:
@@ -70,11 +70,11 @@ class Dense(DenseLayers):
             spread[list(always)] = np.inf
             matrix = np.zeros((time, time))
             for row in range(time):
-                seen = row + 1 if masked else time
-                matrix[row, :seen] = 1 / seen
+                count = row + 1 if masked else time
+                matrix[row, :count] = 1 / count
             for row in np.argsort(-spread, kind="stable")[:top]:
-                seen = row + 1 if masked else time
-                matrix[row, :seen] = softmax(products[row, :seen] / math.sqrt(size))
+                count = row + 1 if masked else time
+                matrix[row, :count] = softmax(products[row, :count] / math.sqrt(size))
             read[:, head * size : (head + 1) * size] = matrix @ v
             matrices.append(matrix)
         return read, np.array(matrices)
@@ -134,7 +134,7 @@ class Dense(DenseLayers):
             )
             drawn = self.weights[f"{name}.attention.samples"]
             always = range(start, len(state))
-            read, own = self.sparse((query, key, value), drawn, always, masked=True)
+            read, self_matrix = self.sparse((query, key, value), drawn, always, masked=True)
             moved = state + self.linear(f"{name}.attention.projections.out", read)
             state = self.norm(f"{name}.attention_norm", moved)
             query = self.linear(f"{name}.cross.projections.query", state)
@@ -150,7 +150,7 @@ class Dense(DenseLayers):
             state = self.norm(f"{name}.cross_norm", moved)
             moved = state + self.feed_forward(f"{name}.feed_forward", state)
             state = self.norm(f"{name}.feed_forward.norm", moved)
-            self.decoder.append((own, np.array(across)))
+            self.decoder.append((self_matrix, np.array(across)))
         raw = self.linear("heads.project", self.norm("decoder.norm", state[start:]))
         matrix: Matrix = raw[:, 0]  # of each placeholder the mean return
         return matrix
@@ -161,10 +161,10 @@ class Dense(DenseLayers):
         tokens = np.zeros(count)
         tokens[start:] = 1 / (count - start)
         memory = np.zeros(self.decoder[0][1].shape[2])
-        for own, across in self.decoder[::-1]:
+        for self_matrix, across in self.decoder[::-1]:
             memory = memory + (1 - share) * tokens @ across.mean(0)
             tokens = share * tokens
-            tokens = share * tokens + (1 - share) * tokens @ own.mean(0)
+            tokens = share * tokens + (1 - share) * tokens @ self_matrix.mean(0)
         layer = self.config.layers
         for kind, matrix in self.maps[::-1]:
             if kind == "map":
@@ -174,8 +174,8 @@ class Dense(DenseLayers):
             if layer >= lowest:
                 memory = share * memory + (1 - share) * memory @ matrix.mean(0)
         memory[-start:] += tokens[:start]
-        made: Matrix = memory / memory.sum()
-        return made
+        weights: Matrix = memory / memory.sum()
+        return weights
 
 
 @pytest.mark.parametrize("change", [{}, EVERY, {"start_token": 1}, {"horizons": (5,)}], ids=str)
@@ -186,18 +186,18 @@ def test_forecast_rollout_and_confidence_equal_a_dense_computation(change: dict[
     forecast = dense(x[0].numpy())
     with torch.no_grad():
         outputs = informer_network(x)
-        seen = informer_network.explain(x, torch.arange(config.window))
+        explained = informer_network.explain(x, torch.arange(config.window))
     assert outputs.mean.shape == (1, 1, len(config.horizons))
     assert outputs.direction_logits.shape == (1, 1, len(config.horizons), 3)
     np.testing.assert_allclose(outputs.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
-    torch.testing.assert_close(seen.outputs.mean, outputs.mean, rtol=0, atol=1e-12)
-    weights = seen.rollout.weights[0, 0].numpy()
+    torch.testing.assert_close(explained.outputs.mean, outputs.mean, rtol=0, atol=1e-12)
+    weights = explained.rollout.weights[0, 0].numpy()
     np.testing.assert_allclose(weights, dense.rollout(0.5), rtol=0, atol=1e-10)
     assert weights.sum() == pytest.approx(1.0, abs=1e-12)
     wanted = [rows[:, -1:] for kind, rows in dense.maps if kind == "heads"]
     for pair in dense.decoder:
         wanted += [rows[:, config.start_token :] for rows in pair]
-    for sure, rows in zip(seen.confidence.numpy(), wanted, strict=True):
+    for sure, rows in zip(explained.confidence.numpy(), wanted, strict=True):
         np.testing.assert_allclose(sure, confidence(rows), rtol=0, atol=1e-10)
 
 
@@ -222,23 +222,23 @@ def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
 
 def test_each_placeholder_stands_at_the_bar_that_it_answers() -> None:
     config = replace(SMALL, clock=("week",), interval_minutes=60)
-    made = network(config)
-    assert made.decoder is not None
-    assert made.clock is not None
+    model = network(config)
+    assert model.decoder is not None
+    assert model.clock is not None
     rows = [*range(32, 41), 40 + 2, 40 + 7, 40 + 30]
     exponents = 10_000.0 ** -(np.arange(4) / 4)
     angles = np.array(rows)[:, None] * exponents
     code = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    np.testing.assert_allclose(made.decoder.get_buffer("code"), code, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.decoder.get_buffer("code"), code, rtol=0, atol=1e-6)
     x = window(config)
-    first = made.decoder.enter(x)[0, 9:] - made.decoder.get_buffer("code")[9:]
-    torch.testing.assert_close(first, made.decoder.embed.bias.expand(3, -1))  # nothing of a bar
-    taken: list[torch.Tensor] = []
-    hook = made.decoder.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
-    made(x, torch.arange(100, 141))
+    first = model.decoder.enter(x)[0, 9:] - model.decoder.get_buffer("code")[9:]
+    torch.testing.assert_close(first, model.decoder.embed.bias.expand(3, -1))  # nothing of a bar
+    inputs: list[torch.Tensor] = []
+    hook = model.decoder.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    model(x, torch.arange(100, 141))
     hook.remove()
-    wanted = made.decoder.enter(x) + made.clock(torch.tensor([100 + row for row in rows]))
-    torch.testing.assert_close(taken[0], wanted)
+    wanted = model.decoder.enter(x) + model.clock(torch.tensor([100 + row for row in rows]))
+    torch.testing.assert_close(inputs[0], wanted)
 
 
 def test_no_placeholder_sees_a_later_one() -> None:
@@ -247,6 +247,6 @@ def test_no_placeholder_sees_a_later_one() -> None:
     near, far = network(config), network(replace(config, horizons=(2, 7, 300)))
     far.load_state_dict(near.state_dict())
     with torch.no_grad():
-        one, other = near(x).mean[0, 0], far(x).mean[0, 0]
-    torch.testing.assert_close(one[:2], other[:2], rtol=0, atol=1e-12)
-    assert abs(float(one[2] - other[2])) > 1e-6
+        nearer, other = near(x).mean[0, 0], far(x).mean[0, 0]
+    torch.testing.assert_close(nearer[:2], other[:2], rtol=0, atol=1e-12)
+    assert abs(float(nearer[2] - other[2])) > 1e-6

@@ -26,25 +26,25 @@ WHOLE: Final = ("informer", "decoder", "multiscale", "cross")
 
 
 def network(kind: str) -> Network:
-    made = models.small(kind)
-    return made if kind == "custom" else made.double()  # the class is tried in float32
+    model = models.small(kind)
+    return model if kind == "custom" else model.double()  # the class is tried in float32
 
 
-def window(made: Network) -> tuple[Tensor, Tensor]:
-    time = made.config.receptive_field
+def window(model: Network) -> tuple[Tensor, Tensor]:
+    time = model.config.receptive_field
     drawn = torch.Generator().manual_seed(8)
-    x = torch.randn(1, time, made.config.features, generator=drawn, dtype=torch.float64)
-    return x.to(next(made.parameters()).dtype), torch.arange(5, 5 + time)
+    x = torch.randn(1, time, model.config.features, generator=drawn, dtype=torch.float64)
+    return x.to(next(model.parameters()).dtype), torch.arange(5, 5 + time)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_card_gives_the_architecture_back_and_every_weight_learns(kind: str) -> None:
-    made = network(kind).train()
-    assert type(made.config).read(listed(made.config)) == made.config
-    x, positions = window(made)
-    outputs = made(x, positions)
+    model = network(kind).train()
+    assert type(model.config).read(listed(model.config)) == model.config
+    x, positions = window(model)
+    outputs = model(x, positions)
     sum(part.square().sum() for part in outputs if part is not None).backward()
-    for name, parameter in made.named_parameters():
+    for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
 
@@ -52,10 +52,10 @@ def test_a_card_gives_the_architecture_back_and_every_weight_learns(kind: str) -
 @pytest.mark.parametrize("kind", ATTENDING)
 @torch.no_grad()
 def test_what_its_layers_carry_down_and_its_parts_are_the_rollout(kind: str) -> None:
-    made = network(kind)
-    x, positions = window(made)
-    outputs, layers = made.explain(x, positions), made.attribution_by_layer(x, positions)
-    forecast = made(x, positions).mean[:, -1:]
+    model = network(kind)
+    x, positions = window(model)
+    outputs, layers = model.explain(x, positions), model.attribution_by_layer(x, positions)
+    forecast = model(x, positions).mean[:, -1:]
     torch.testing.assert_close(outputs.outputs.mean, forecast, rtol=0, atol=1e-6)
     wanted = outputs.rollout.weights[0]
     assert float(wanted.sum()) == pytest.approx(1.0, abs=1e-6)
@@ -70,23 +70,23 @@ def test_what_its_layers_carry_down_and_its_parts_are_the_rollout(kind: str) -> 
 
 @pytest.mark.parametrize("kind", [*ATTENDING, "gated"])
 def test_relevances_of_the_rows_sum_to_the_forecast_where_nothing_is_biased(kind: str) -> None:
-    made = network(kind) if kind != "gated" else gated()
-    x, positions = window(made)
+    model = network(kind) if kind != "gated" else gated()
+    x, positions = window(model)
     with torch.no_grad():
-        for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             # What stands there whatever the rows are: biases, places and the columns of clocks.
             if name.endswith(("bias", "place", "code")) or "clock" in name:
                 tensor.zero_()
         if kind == "multiscale":
-            dict(made.named_parameters())["embed.weight"][:, 2 * x.shape[2] :] = 0.0
+            dict(model.named_parameters())["embed.weight"][:, 2 * x.shape[2] :] = 0.0
     x.requires_grad_()
-    forecast = made(x, positions).mean[0, -1, 0].detach()
-    with relevance_rules(made):
-        answer = made(x, positions).mean[0, -1, 0]
-        found = relevance(answer, x)
+    forecast = model(x, positions).mean[0, -1, 0].detach()
+    with relevance_rules(model):
+        answer = model(x, positions).mean[0, -1, 0]
+        relevances = relevance(answer, x)
     torch.testing.assert_close(answer.detach(), forecast)
-    torch.testing.assert_close(found.sum(), forecast, rtol=1e-5, atol=0)
-    assert float(found.abs().sum()) > float(forecast.abs())  # of either sign
+    torch.testing.assert_close(relevances.sum(), forecast, rtol=1e-5, atol=0)
+    assert float(relevances.abs().sum()) > float(forecast.abs())  # of either sign
 
 
 def gated() -> Network:
@@ -116,15 +116,15 @@ WAYS: Final = {
 @pytest.mark.parametrize("method", WAYS)
 @pytest.mark.parametrize("kind", ATTENDING)
 def test_another_method_sums_to_one_or_is_refused(kind: str, method: str) -> None:
-    made = network(kind)
+    model = network(kind)
     plain = {"linear": ("norm", "gradient", "max"), "custom": ("norm", "gradient")}
     if method in plain.get(kind, ()) or (
         method == "flow" and kind in {"informer", "decoder", "cross"}
     ):
         with pytest.raises(AttentionInvalid):
-            made.explain(*window(made), WAYS[method])
+            model.explain(*window(model), WAYS[method])
         return
-    usual, other = (made.explain(*window(made), rollout) for rollout in (Rollout(), WAYS[method]))
+    usual, other = (model.explain(*window(model), rollout) for rollout in (Rollout(), WAYS[method]))
     assert float(other.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-6)
     assert float((other.rollout.weights - usual.rollout.weights).abs().max()) > 1e-4
     assert_parts(other)
@@ -132,10 +132,10 @@ def test_another_method_sums_to_one_or_is_refused(kind: str, method: str) -> Non
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_window_of_another_length_is_refused(kind: str) -> None:
-    made = network(kind)
-    x, positions = window(made)
+    model = network(kind)
+    x, positions = window(model)
     with pytest.raises(AttentionInvalid, match=f"windows of {len(positions)} bars, not"):
-        made(x[:, 1:], positions[1:])
+        model(x[:, 1:], positions[1:])
 
 
 BOOKS: Final = OrderBookConfig()

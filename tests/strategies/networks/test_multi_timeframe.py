@@ -33,9 +33,9 @@ SMALL = MultiscaleConfig(
 
 def network(config: MultiscaleConfig = SMALL) -> MultiscaleNetwork:
     torch.manual_seed(3)
-    made = MultiscaleNetwork(config).eval()
-    torch.nn.init.normal_(made.heads.project.weight)
-    return made
+    model = MultiscaleNetwork(config).eval()
+    torch.nn.init.normal_(model.heads.project.weight)
+    return model
 
 
 def rows(time: int, seed: int = 0) -> Tensor:
@@ -64,11 +64,11 @@ def test_a_token_is_made_of_the_rows_of_its_closed_bar(
     closed = [bar for bar in sorted(members) if (bar + 1) * wide - 1 <= grid[-1]][-count:]
     assert len(closed) == count
     for token, bar in enumerate(closed):
-        own = members[bar]
-        expected = torch.cat((x[0, own].double().mean(0), x[0, own[-1]].double()))
+        bars = members[bar]
+        expected = torch.cat((x[0, bars].double().mean(0), x[0, bars[-1]].double()))
         assert torch.allclose(tokens.rows[0, token].double(), expected, atol=1e-6)
-        assert tokens.close[0, token] == grid[own[-1]]
-        assert (int(tokens.start[0, token]), int(tokens.length[0, token])) == (own[0], len(own))
+        assert tokens.close[0, token] == grid[bars[-1]]
+        assert (int(tokens.start[0, token]), int(tokens.length[0, token])) == (bars[0], len(bars))
 
 
 def test_a_bar_that_is_not_over_is_no_token_and_one_that_just_closed_is() -> None:
@@ -105,11 +105,11 @@ def test_cycles_of_day_week_and_funding_reach_the_tokens_of_every_frame() -> Non
         day, shift = (close * minutes % length / length for length in (1_440, 480))
         week = close * minutes % 10_080 / 10_080
         turns = [*(2 * math.pi * week * n for n in (1, 2, 7, 14)), 2 * math.pi * shift]
-        found = token[2 * FEATURES : -len(frames)].tolist()
-        assert found[:4] == pytest.approx([math.sin(turn) for turn in turns[:4]], abs=1e-5)
-        assert found[2] == pytest.approx(math.sin(2 * math.pi * day), abs=1e-5)  # a day's turn
-        assert found[8] == pytest.approx(math.sin(turns[4]), abs=1e-5)
-        assert found[-1] == pytest.approx(shift, abs=1e-6)
+        cycles = token[2 * FEATURES : -len(frames)].tolist()
+        assert cycles[:4] == pytest.approx([math.sin(turn) for turn in turns[:4]], abs=1e-5)
+        assert cycles[2] == pytest.approx(math.sin(2 * math.pi * day), abs=1e-5)  # a day's turn
+        assert cycles[8] == pytest.approx(math.sin(turns[4]), abs=1e-5)
+        assert cycles[-1] == pytest.approx(shift, abs=1e-6)
     forecast = multiscale_network(x, positions).mean.detach()
     week_on = multiscale_network(x, positions + 7 * 1_440 // minutes).mean
     torch.testing.assert_close(week_on, forecast)
@@ -118,11 +118,11 @@ def test_cycles_of_day_week_and_funding_reach_the_tokens_of_every_frame() -> Non
 
 
 def test_the_rollout_over_tokens_equals_the_dense_product() -> None:
-    made, time = network(), SMALL.window
+    model, time = network(), SMALL.window
     x, positions = rows(time), torch.arange(time)
     with torch.inference_mode():
-        traces = made.trace(x, positions).attending
-        shares = torch.tensor([part.share for part in made.explain(x, positions).parts])
+        traces = model.trace(x, positions).attending
+        shares = torch.tensor([part.share for part in model.explain(x, positions).parts])
     product = torch.eye(sum(SMALL.tokens), dtype=torch.float64)
     for trace in traces:
         assert isinstance(trace, Layer)
@@ -140,5 +140,5 @@ def test_what_lies_in_no_token_moves_nothing_and_what_lies_in_one_does() -> None
     slopes = x.clone().requires_grad_()
     multiscale_network(slopes, positions).mean.sum().backward()
     assert slopes.grad is not None
-    seen = slopes.grad[0].abs().sum(-1) > 0
-    assert seen.tolist() == [False] * (time - 24) + [True] * 24
+    moves = slopes.grad[0].abs().sum(-1) > 0
+    assert moves.tolist() == [False] * (time - 24) + [True] * 24

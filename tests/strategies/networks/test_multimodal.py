@@ -30,11 +30,11 @@ SMALL = TradingConfig(
 
 def network(config: TradingConfig = SMALL) -> TradingNetwork:
     torch.manual_seed(4)
-    made = TradingNetwork(config).double().eval()
+    model = TradingNetwork(config).double().eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.4 * torch.randn_like(parameter))
-    return made
+    return model
 
 
 def rows(time: int, seed: int = 0) -> Tensor:
@@ -42,9 +42,9 @@ def rows(time: int, seed: int = 0) -> Tensor:
     return torch.randn(1, time, FEATURES, generator=drawn).double()
 
 
-def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
+def dense_rollout(model: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
     """Return [bar, modality] of the last bar by whole matrices, written without the product's."""
-    fusion, places = made.fusion, made.config.groups
+    fusion, places = model.fusion, model.config.groups
     states, shares = [], []
     for row in x[0]:
         encoded = []
@@ -53,7 +53,7 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
             first, last = encoder[0], encoder[2]
             encoded.append(last(functional.gelu(first(row[place]))))
         mixed, parts = [], []
-        for head in range(made.config.heads):
+        for head in range(model.config.heads):
             span = slice(4 * head, 4 * head + 4)
             scores = torch.stack(
                 [
@@ -66,15 +66,15 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
             mixed.append(sum(s * each[span] for s, each in zip(own_shares, encoded, strict=True)))
         states.append(torch.cat(mixed))
         shares.append(torch.stack(parts).mean(0))
-    traces = made.trace(x, positions).attending
-    time, window = x.shape[1], (made.config.window - 1) // made.config.layers + 1
+    traces = model.trace(x, positions).attending
+    time, window = x.shape[1], (model.config.window - 1) // model.config.layers + 1
     age = torch.arange(time)[:, None] - torch.arange(time)
     product = torch.eye(time, dtype=torch.float64)
     for trace in traces:
         assert isinstance(trace, Layer)
         scores = trace.query @ trace.key.mT / trace.query.shape[-1] ** 0.5
-        seen = scores.masked_fill((age < 0) | (age >= window), -torch.inf).softmax(-1)
-        product = (0.5 * torch.eye(time) + 0.5 * seen[0].mean(0)) @ product
+        attended = scores.masked_fill((age < 0) | (age >= window), -torch.inf).softmax(-1)
+        product = (0.5 * torch.eye(time) + 0.5 * attended[0].mean(0)) @ product
     return product[-1][:, None] * torch.stack(shares)
 
 
@@ -82,14 +82,16 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
 def test_what_was_looked_at_equals_the_dense_product_by_bar_and_modality() -> None:
     trading_network, x, positions = network(), rows(25), torch.arange(25) + 9
     wanted = dense_rollout(trading_network, x, positions)
-    seen = trading_network.explain(x, positions)
-    view = torch.tensor([part.share for part in seen.parts], dtype=torch.float64).view(25, 3)
+    looks = trading_network.explain(x, positions)
+    view = torch.tensor([part.share for part in looks.parts], dtype=torch.float64).view(25, 3)
     assert torch.allclose(view, wanted, atol=1e-12)
     assert float(view.sum()) == pytest.approx(1.0, abs=1e-12)
-    assert torch.allclose(view.sum(1), seen.rollout.weights[0, 0], atol=1e-12)
-    assert [part.start for part in seen.parts] == [bar for bar in range(25) for _ in range(3)]
-    assert [part.modality for part in seen.parts[:3]] == ["volume", "price", "time"]
-    assert torch.allclose(seen.outputs.mean, trading_network(x, positions).mean[:, -1:], atol=1e-12)
+    assert torch.allclose(view.sum(1), looks.rollout.weights[0, 0], atol=1e-12)
+    assert [part.start for part in looks.parts] == [bar for bar in range(25) for _ in range(3)]
+    assert [part.modality for part in looks.parts[:3]] == ["volume", "price", "time"]
+    assert torch.allclose(
+        looks.outputs.mean, trading_network(x, positions).mean[:, -1:], atol=1e-12
+    )
     shares = wanted / wanted.sum(1, keepdim=True)
     assert float(shares.std(0).min()) > 0.01  # the shares are not the same at every bar
 
@@ -100,8 +102,8 @@ def test_every_row_is_answered_as_its_window_alone_and_no_later_row_moves_it() -
     positions = torch.arange(60) + 100
     every = trading_network(x, positions)
     for row in (24, 40, 59):
-        own = slice(row - SMALL.receptive_field + 1, row + 1)
-        alone = trading_network(x[:, own], positions[own])
+        window = slice(row - SMALL.receptive_field + 1, row + 1)
+        alone = trading_network(x[:, window], positions[window])
         assert torch.allclose(every.mean[:, row], alone.mean[:, -1], atol=1e-12)
     moved = x.clone()
     moved[:, 41:] += 3.0

@@ -32,12 +32,12 @@ Dense = NDArray[np.float64]
 def network(config: OrderBookConfig = CONFIG, *, seed: int = 3) -> OrderBookNetwork:
     """Return a network in float64 whose attention is far from even."""
     torch.manual_seed(seed)
-    made = OrderBookNetwork(config).double().eval()
+    net = OrderBookNetwork(config).double().eval()
     with torch.no_grad():
-        for name, weight in made.named_parameters():
+        for name, weight in net.named_parameters():
             if "project_in" in name:
                 weight.mul_(4.0)
-    return made
+    return net
 
 
 def tokens(books: int = BOOKS, *, seed: int = 5, config: OrderBookConfig = CONFIG) -> Tensor:
@@ -46,8 +46,8 @@ def tokens(books: int = BOOKS, *, seed: int = 5, config: OrderBookConfig = CONFI
 
 
 def plain(x: Tensor) -> Dense:
-    found: Dense = x.detach().numpy()
-    return found
+    values: Dense = x.detach().numpy()
+    return values
 
 
 def normed(x: Dense, norm: nn.LayerNorm) -> Dense:
@@ -63,30 +63,30 @@ def linear(x: Dense, layer: nn.Linear) -> Dense:
 def turned(x: Dense, place: int) -> Dense:
     """Return one head's vector as RoPE turns it at *place*, pair by pair."""
     half = len(x) // 2
-    found = np.empty_like(x)
+    rotated = np.empty_like(x)
     for pair in range(half):
         angle = place * 10_000.0 ** (-pair / half)
         first, second = x[pair], x[pair + half]
         # Every network here rounds these tables to float32; that is a choice, no error.
         cosine, sine = float(np.float32(math.cos(angle))), float(np.float32(math.sin(angle)))
-        found[pair] = first * cosine - second * sine
-        found[pair + half] = second * cosine + first * sine
-    return found
+        rotated[pair] = first * cosine - second * sine
+        rotated[pair + half] = second * cosine + first * sine
+    return rotated
 
 
-def dense(made: OrderBookNetwork, given: Tensor) -> tuple[Dense, Dense]:
+def dense(net: OrderBookNetwork, given: Tensor) -> tuple[Dense, Dense]:
     """Return log probabilities and the map by whole token x token matrices, one head at a time.
 
     Tokens are numbered book by book; a matrix entry is nought where an attention cannot look.
     """
-    config = made.config
+    config = net.config
     books, count = given.shape[:2]
     total = books * count
-    x = linear(plain(given), made.embed) + plain(made.place)  # [book, token, dim]
+    x = linear(plain(given), net.embed) + plain(net.place)  # [book, token, dim]
     x = x.reshape(total, -1)
     book, token = np.divmod(np.arange(total), count)
     rollout = np.eye(total)
-    for levels, time in zip(each_block(made.over_levels), each_block(made.over_time), strict=True):
+    for levels, time in zip(each_block(net.over_levels), each_block(net.over_time), strict=True):
         for attention in (levels, time):
             if over_time := attention is time:
                 visible = (token[:, None] == token) & (book[:, None] >= book)
@@ -115,8 +115,8 @@ def dense(made: OrderBookNetwork, given: Tensor) -> tuple[Dense, Dense]:
         gelu = np.vectorize(lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))))
         x = x + linear(gelu(hidden), time.mlp.fall)
     newest = np.where(book == books - 1, 1.0 / count, 0.0)
-    pooled = normed(x, made.norm).reshape(books, count, -1).mean(axis=1)
-    logits = linear(pooled, made.direction).reshape(books, len(config.horizons), 3)
+    pooled = normed(x, net.norm).reshape(books, count, -1).mean(axis=1)
+    logits = linear(pooled, net.direction).reshape(books, len(config.horizons), 3)
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
     return shares, (newest @ rollout).reshape(books, count)
@@ -129,12 +129,12 @@ def test_answer_and_map_are_those_of_dense_matrices(
     monkeypatch.setattr(grid, "_TOKENS_AT_ONCE", at_once)
     order_book_network, given = network(), tokens()
     shares, weights = dense(order_book_network, given)
-    seen = order_book_network.explain(given)
-    assert np.abs(plain(seen.probabilities) - shares[-1]).max() < 1e-13
-    assert np.abs(plain(seen.weights) - weights).max() < 1e-13
-    assert abs(float(seen.weights.sum()) - 1) < 1e-13
-    assert seen.l1_error < 1e-13
-    assert float(seen.weights.max()) > 3 / given[..., 0].numel()  # it is no even map
+    explained = order_book_network.explain(given)
+    assert np.abs(plain(explained.probabilities) - shares[-1]).max() < 1e-13
+    assert np.abs(plain(explained.weights) - weights).max() < 1e-13
+    assert abs(float(explained.weights.sum()) - 1) < 1e-13
+    assert explained.l1_error < 1e-13
+    assert float(explained.weights.max()) > 3 / given[..., 0].numel()  # it is no even map
     in_one_pass = order_book_network(given[None])[0].softmax(dim=-1)
     assert np.abs(plain(in_one_pass) - shares).max() < 1e-13
 
@@ -175,8 +175,8 @@ def books(count: int = 20) -> Books:
 def test_tokens_hold_what_their_columns_say() -> None:
     first = depth([(1_000, 8), (998, 2)], [(1_002, 4)], 60_000, age_ms=1_000)
     later = depth([(1_002, 16), (998, 2)], [(1_004, 4), (1_008, 1)], 61_000, age_ms=0)
-    made = tokens_of(books_of([first, later], 2)).reshape(2, 2, 2, -1)
-    named = {name: made[..., place] for place, name in enumerate(COLUMNS)}
+    tokens = tokens_of(books_of([first, later], 2)).reshape(2, 2, 2, -1)
+    named = {name: tokens[..., place] for place, name in enumerate(COLUMNS)}
     assert named["absent"][0].tolist() == [[0, 0], [0, 1]]
     assert named["distance"][0, 0] == pytest.approx([-1e3 / 1001, -3e3 / 1001], rel=1e-5)
     assert named["distance"][1, 1] == pytest.approx([1e3 / 1003, 5e3 / 1003], rel=1e-5)

@@ -57,8 +57,8 @@ def test_a_backend_is_one_entry(cli: Cli) -> None:
     with registered(backends.BACKENDS, lambda: backends.register(backend)):
         assert "fast" in kernels.available("cpu")
         for mask in (Mask.full(), Mask(), Mask.window(9)):
-            found = kernels.attend(*tensors(), mask, backend="fast")
-            torch.testing.assert_close(found, kernels.attend(*tensors(), mask))
+            attended = kernels.attend(*tensors(), mask, backend="fast")
+            torch.testing.assert_close(attended, kernels.attend(*tensors(), mask))
         with pytest.raises(AttentionInvalid, match=r"choose auto or one of sdpa, .*fast"):
             kernels.resolve("faster", "cpu", torch.float32)
         with pytest.raises(AttentionInvalid, match="already"):
@@ -86,8 +86,10 @@ def test_an_encoding_is_one_class(capsys: pytest.CaptureFixture[str], tmp_path: 
     bars = builders.bars(900, seed=3)
     plain = models.forecaster(config).scan(bars)[-1]
     with registered(encodings.ENCODINGS, lambda: encodings.encoding("recent")(Recent)):
-        own = present(models.forecaster(replace(config, encoding="recent")).scan(bars)[-1])
-        recent, anywhere = (present(present(one).explanation).recent_mass for one in (own, plain))
+        near = present(models.forecaster(replace(config, encoding="recent")).scan(bars)[-1])
+        recent, anywhere = (
+            present(present(forecast).explanation).recent_mass for forecast in (near, plain)
+        )
         assert present(recent) > present(anywhere)
         with pytest.raises(ConfigInvalid, match=r"choose one of rope, .*recent"):
             replace(config, encoding="?")

@@ -135,17 +135,17 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
     }
     machine = engine_of(sections, [instrument(symbol) for symbol in symbols])
     for index in range(3):
-        known = [
+        candles = [
             bar(10_000 + 70 * index * place, index=index, instrument_id=f"linear:{symbol}")
             for place, symbol in enumerate(symbols, 1)
         ]
-        at_ms = known[0].close_time_ms
-        closed = Closed(known[0].open_time_ms, 2, (), at_ms, at_ms)
-        steps = machine.close(closed, known, [None, None])
-        one, two = SEEN[-2:]
-        assert one is not None and two is not None  # noqa: PT018
-        assert one.exact == two.exact == steps[-1].account
-        assert [len(seen.fills) for seen in (one, two)] == [int(index == 1)] * 2
+        at_ms = candles[0].close_time_ms
+        closed = Closed(candles[0].open_time_ms, 2, (), at_ms, at_ms)
+        steps = machine.close(closed, candles, [None, None])
+        earlier, two = SEEN[-2:]
+        assert earlier is not None and two is not None  # noqa: PT018
+        assert earlier.exact == two.exact == steps[-1].account
+        assert [len(context.fills) for context in (earlier, two)] == [int(index == 1)] * 2
     held = [view.position.unrealized for view in SEEN[-2:] if view is not None]
     assert held[0] != held[1] != 0
 
@@ -230,8 +230,10 @@ def test_what_is_seen_is_the_same_after_a_restart_at_any_place(seer: Path) -> No
 
 
 def parity_of(first: Path, second: Path) -> Parity:
-    with Reader.open(first) as one, Reader.open(second) as two:
-        return compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, two.find("last")))
+    with Reader.open(first) as base, Reader.open(second) as two:
+        return compare_runs(
+            ComparedRun(base, base.find("last")), ComparedRun(two, two.find("last"))
+        )
 
 
 def test_parity_with_another_model_ends_at_the_first_fill_that_differs(seer: Path) -> None:

@@ -1,4 +1,4 @@
-"""How whole amounts are shared: fills, fees, funding and crossings; pure, in exact integers.
+"""How whole amounts are shared: fills, fees, settlements and crossings; pure, in exact integers.
 
 The rules are docs/one_account.md, J12 to J20.
 """
@@ -43,17 +43,25 @@ def crossed(wanted: Sequence[int]) -> list[int]:
     return [buy - sell for buy, sell in zip(bought, sold, strict=True)]
 
 
+def rounded_parts(total: int, due: Sequence[int], unit: int) -> list[int]:
+    """Split *total*, which the sum of what is *due* was rounded to, in parts of a *unit* each.
+
+    Each part is rounded down, and what is left goes to the largest remainders.
+    """
+    parts = [amount // unit for amount in due]
+    _give(parts, total - sum(parts), [amount % unit for amount in due])
+    return parts
+
+
 def funding_parts(paid: int, due: Sequence[int]) -> list[int]:
     """Split *paid* by what is *due* of each position: signed, in 10⁻¹⁰ of a unit of money.
 
-    Each part is rounded down, and what is left goes to the largest remainders. Where the account
-    paid less than is due, since its margin did not cover it, what it did not pay is shared by the
-    absolute amounts.
+    Where the account paid less than is due, since its margin did not cover it, what it did not pay
+    is shared by the absolute amounts.
     """
     parts = [amount // RATE_SCALE for amount in due]
     left = paid - sum(parts)
     if 0 <= left <= len(parts):
-        _give(parts, left, [amount % RATE_SCALE for amount in due])
-        return parts
+        return rounded_parts(paid, due, RATE_SCALE)
     spared = apportion(left, [abs(amount) for amount in due])
     return [part + spare for part, spare in zip(parts, spared, strict=True)]

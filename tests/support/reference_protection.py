@@ -84,7 +84,7 @@ def tick(price: Fraction | int) -> int:
 
 
 @dataclass
-class OwnProtection:
+class ReferenceProtection:
     """The account; ``fills`` are those of the newest event."""
 
     quantity: int  # of a full position
@@ -225,10 +225,10 @@ class OwnProtection:
                 self._stop_meets(order, quote, left)
         if self.sent:
             sign = 1 if self.sent > 0 else -1
-            taken = min(abs(self.sent), left[sign])
-            if taken:
-                self._fill("SIGNAL", sign * taken, quote.ask if sign > 0 else quote.bid)
-                left[sign] -= taken
+            quantity = min(abs(self.sent), left[sign])
+            if quantity:
+                self._fill("SIGNAL", sign * quantity, quote.ask if sign > 0 else quote.bid)
+                left[sign] -= quantity
         for order in [
             resting for resting in armed if resting.role == "TARGET" and resting in self.orders
         ]:
@@ -242,10 +242,10 @@ class OwnProtection:
         if order.role != "UNTIL" and sign * (far - order.price) <= 0:
             order.is_triggered = True
         if order.role == "UNTIL" or order.is_triggered:
-            taken = min(abs(self.held), left[-sign])
-            if taken:
-                self._fill(order.role, -sign * taken, far)
-                left[-sign] -= taken
+            quantity = min(abs(self.held), left[-sign])
+            if quantity:
+                self._fill(order.role, -sign * quantity, far)
+                left[-sign] -= quantity
 
     def _target_meets(self, order: Resting, quote: Quote, left: dict[int, int], most: int) -> None:
         """Fill the target, which is as large as the position was before the quote: *most*."""
@@ -253,11 +253,11 @@ class OwnProtection:
         far = quote.bid if sign > 0 else quote.ask
         beyond = sign * (far - order.price)
         arrives, order.arrives = order.arrives, False
-        taken = min(abs(self.held), left[-sign], most)
-        if taken and (beyond >= 0 if arrives else beyond > 0):
-            self._fill("TARGET", -sign * taken, far if arrives else order.price,
+        quantity = min(abs(self.held), left[-sign], most)
+        if quantity and (beyond >= 0 if arrives else beyond > 0):
+            self._fill("TARGET", -sign * quantity, far if arrives else order.price,
                        is_maker=not arrives)  # fmt: skip
-            if taken == most:
+            if quantity == most:
                 self._stand("TARGET", None, 0)
 
     def _follow(self, bid: int, ask: int, armed: list[Resting]) -> None:

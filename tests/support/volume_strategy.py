@@ -20,7 +20,7 @@ from tracepaper.strategies.units import to_step, to_tick
 MINUTE = 60_000
 
 
-class Told(Strategy):
+class ByVolume(Strategy):
     """Says what the volume of the bar tells it: a signal with protection, or a list of orders."""
 
     gates = CORE_GATES

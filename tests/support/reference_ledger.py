@@ -33,7 +33,7 @@ class Held:
 
 
 @dataclass
-class OwnLedger:
+class ReferenceLedger:
     """Cash and positions; *leverage* None is an account without margin."""
 
     cash: Decimal
@@ -55,9 +55,9 @@ class OwnLedger:
             self.cash += amount
 
     def linear(
-        self, symbol: str, signed: Decimal, price: Decimal, fee: Decimal, *, taken: bool = False
+        self, symbol: str, signed: Decimal, price: Decimal, fee: Decimal, *, is_forced: bool = False
     ) -> None:
-        """Book a fill of *signed* at *price*; *taken* says that it was a liquidation."""
+        """Book a fill of *signed* at *price*; *is_forced* says that it was a liquidation."""
         held = self.of(symbol)
         notional = money(signed * price)
         opened, realized = signed, Decimal(0)
@@ -78,7 +78,7 @@ class OwnLedger:
             if self.leverage is not None:
                 held.margin += self.required(notional)
         self._move("realized", realized)
-        self._move("liquidation_fee" if taken else "fee", -fee)
+        self._move("liquidation_fee" if is_forced else "fee", -fee)
 
     def required(self, entry: Decimal) -> Decimal:
         """Return what a position entered for *entry* (signed) binds."""

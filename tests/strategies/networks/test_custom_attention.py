@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import own_attention
+import mechanisms
 import pytest
 import torch
 from learning import DAY_BARS, FORMS, learnable, recipe, write_csv
@@ -29,7 +29,7 @@ from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.networks.custom import CustomConfig, CustomNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 
-assert user_class.imported("own_attention:Softmax", key="mechanism")
+assert user_class.imported("mechanisms:Softmax", key="mechanism")
 
 FADING = "tracepaper.strategies.networks.custom:FadingAttention"
 SIZES: Mapping[str, Any] = {
@@ -40,7 +40,7 @@ SIZES: Mapping[str, Any] = {
 def network(name: str) -> CustomNetwork:
     torch.manual_seed(0)
     return CustomNetwork(
-        CustomConfig(**SIZES, mechanism=name if ":" in name else f"own_attention:{name}")
+        CustomConfig(**SIZES, mechanism=name if ":" in name else f"mechanisms:{name}")
     ).eval()
 
 
@@ -49,28 +49,28 @@ def rows() -> torch.Tensor:
 
 
 def test_a_softmax_of_ones_own_says_what_the_built_in_network_says() -> None:
-    own = network("Softmax")
+    custom = network("Softmax")
     built_in = FlashNetwork(FlashConfig(**SIZES, mask="causal")).eval()
-    built_in.load_state_dict(own.state_dict())
+    built_in.load_state_dict(custom.state_dict())
     x, positions = rows(), torch.arange(100, 124)
-    for one, other in zip(own(x, positions), built_in(x, positions), strict=True):
-        if one is not None and other is not None:
-            assert torch.allclose(one, other[:, -1:], atol=1e-5)
-    seen, theirs = own.explain(x[:1], positions), built_in.explain(x[:1], positions)
-    assert torch.allclose(seen.rollout.weights, theirs.rollout.weights, atol=1e-6)
-    assert torch.allclose(seen.confidence, theirs.confidence, atol=1e-5)
+    for part, other in zip(custom(x, positions), built_in(x, positions), strict=True):
+        if part is not None and other is not None:
+            assert torch.allclose(part, other[:, -1:], atol=1e-5)
+    explained, theirs = custom.explain(x[:1], positions), built_in.explain(x[:1], positions)
+    assert torch.allclose(explained.rollout.weights, theirs.rollout.weights, atol=1e-6)
+    assert torch.allclose(explained.confidence, theirs.confidence, atol=1e-5)
 
 
 def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> None:
-    own = network(FADING)
+    custom = network(FADING)
     with torch.no_grad():
-        layers = own.trace(rows()[:1]).reads
+        layers = custom.trace(rows()[:1]).reads
     product = torch.eye(24, dtype=torch.float64)
     for read in layers:
         assert isinstance(read, MatrixRead)
         product = (0.5 * torch.eye(24) + 0.5 * read.matrices[0].double().mean(dim=0)) @ product
     with torch.no_grad():
-        rollout = own.explain(rows()[:1], torch.arange(24)).rollout
+        rollout = custom.explain(rows()[:1], torch.arange(24)).rollout
     assert torch.allclose(rollout.weights[0, 0].double(), product[-1], atol=1e-6)
     assert float(rollout.weights.sum()) == pytest.approx(1.0, abs=1e-6)
 
@@ -92,14 +92,14 @@ def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> Non
     ],
 )
 def test_what_gives_no_weights_is_refused_at_its_first_pass(name: str, sentence: str) -> None:
-    own = network(name)
+    custom = network(name)
     for _ in "ab":  # and again, where somebody went on
-        with pytest.raises(AttentionInvalid, match=f"own_attention:{name} {sentence}"):
-            own(rows())
+        with pytest.raises(AttentionInvalid, match=f"mechanisms:{name} {sentence}"):
+            custom(rows())
 
 
 def test_what_fails_or_is_no_mechanism_is_refused_in_a_sentence() -> None:
-    with pytest.raises(StrategyFailed, match=r"failed in forward with ValueError.*own_attention"):
+    with pytest.raises(StrategyFailed, match=r"failed in forward with ValueError.*mechanisms"):
         network("Failing")(rows())
     with pytest.raises(StrategyFailed, match="failed in forward with SystemExit: 3"):
         network("Leaving")(rows())
@@ -124,22 +124,22 @@ def test_what_fails_or_is_no_mechanism_is_refused_in_a_sentence() -> None:
 def test_where_it_is_held_a_failing_pass_is_nan_and_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(own_attention.Sometimes, "broken", True)
-    own = network("Sometimes")
-    said: list[str] = []
-    own.hold_by(said.append)
+    monkeypatch.setattr(mechanisms.Sometimes, "broken", True)
+    custom = network("Sometimes")
+    texts: list[str] = []
+    custom.hold_by(texts.append)
     failed = 0
     with torch.no_grad():
         for seed in range(2_000):
             x = torch.randn(1, 24, 5, generator=torch.Generator().manual_seed(seed))
-            trace = own.trace(x)
+            trace = custom.trace(x)
             outputs, [lowest, *_] = trace.outputs, trace.reads
             assert isinstance(lowest, MatrixRead)
             assert torch.allclose(lowest.matrices.sum(dim=-1), torch.ones(1, 2, 24), atol=1e-5)
-            assert bool(outputs.mean.isnan().all()) == (len(said) > failed)
-            failed = len(said)
+            assert bool(outputs.mean.isnan().all()) == (len(texts) > failed)
+            failed = len(texts)
     assert 0 < failed < 200
-    assert set(said) == {"own_attention:Sometimes returned weights that are not finite; mend it."}
+    assert set(texts) == {"mechanisms:Sometimes returned weights that are not finite; mend it."}
 
 
 # ---------------------------------------------------------------- by the commands
@@ -147,15 +147,15 @@ def test_where_it_is_held_a_failing_pass_is_nan_and_says_why(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("own")
+    root = tmp_path_factory.mktemp("own")
     torch.set_num_threads(1)
-    candles = write_csv(learnable(7 * DAY_BARS), made)
-    for name, mechanism in (("net", FADING), ("faulty", "own_attention:Sometimes")):
-        words = ["train", recipe({**FORMS["custom"], "mechanism": mechanism}, made)]
+    candles = write_csv(learnable(7 * DAY_BARS), root)
+    for name, mechanism in (("net", FADING), ("faulty", "mechanisms:Sometimes")):
+        words = ["train", recipe({**FORMS["custom"], "mechanism": mechanism}, root)]
         assert (
-            cli.invoke([*map(str, words), "--data", str(candles), "--out", str(made / name)]) == 0
+            cli.invoke([*map(str, words), "--data", str(candles), "--out", str(root / name)]) == 0
         )
-    return made
+    return root
 
 
 def replayed(folder: Path, name: str, database: Path) -> Path:
@@ -176,8 +176,8 @@ def test_it_is_trained_replayed_verified_and_explained(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = checkpoints.load(folder / "net").card["architecture"]
-    found = OWN_CLASSES.find(FADING)
-    assert (card["mechanism"], card["source_sha256"]) == (FADING, found.sha256)
+    source = OWN_CLASSES.find(FADING)
+    assert (card["mechanism"], card["source_sha256"]) == (FADING, source.sha256)
     weights = checkpoints.load(folder / "net").tensors
     assert {"mechanisms.0.rate"} <= set(weights)  # learnt and stored with the others
     database = replayed(folder, "net", tmp_path / "run.db")
@@ -195,7 +195,7 @@ def test_a_bar_that_it_fails_on_is_held_and_the_run_goes_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(own_attention.Sometimes, "broken", True)
+    monkeypatch.setattr(mechanisms.Sometimes, "broken", True)
     database = replayed(folder, "faulty", tmp_path / "run.db")
     err = capsys.readouterr().err
     assert cli.invoke(["verify", "last", "--db", str(database), "--json"]) == 0
@@ -204,7 +204,7 @@ def test_a_bar_that_it_fails_on_is_held_and_the_run_goes_on(
     with closing(sqlite3.connect(database)) as db:
         refused = dict(db.execute("SELECT refused_by, count(*) FROM v_decisions GROUP BY 1"))
     assert 0 < refused["finite"] < 0.5 * document["decisions"]
-    assert "own_attention:Sometimes returned weights that are not finite" in err
+    assert "mechanisms:Sometimes returned weights that are not finite" in err
 
 
 def test_what_breaks_while_it_is_trained_ends_the_training_in_a_sentence(
@@ -213,8 +213,11 @@ def test_what_breaks_while_it_is_trained_ends_the_training_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(own_attention.Sometimes, "broken", True)
-    words = ["train", recipe({**FORMS["custom"], "mechanism": "own_attention:Sometimes"}, tmp_path)]
+    monkeypatch.setattr(mechanisms.Sometimes, "broken", True)
+    words = [
+        "train",
+        recipe({**FORMS["custom"], "mechanism": "mechanisms:Sometimes"}, tmp_path),
+    ]
     words += ["--data", next(folder.glob("*.csv.gz")), "--out", tmp_path / "net"]
     assert cli.invoke(list(map(str, words))) == 1
     assert "Sometimes returned weights that are not finite; mend it." in capsys.readouterr().err

@@ -20,13 +20,13 @@ from tracepaper.replay.page.runs import newest_parity
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return explained_runs.replayed(tmp_path_factory.mktemp("parity"), strategy="sma_cross", bars=60)
 
 
 @pytest.fixture
-def database(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(made, tmp_path / "run.db"))
+def database(source: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(source, tmp_path / "run.db"))
 
 
 def checks(database: Path) -> list[tuple[str, str, int, int, int]]:

@@ -46,7 +46,7 @@ class Resting(NamedTuple):
     by_signal: bool
 
 
-class Taken(NamedTuple):
+class ReferenceFill(NamedTuple):
     """A fill of the exchange's engine: signed quantity, price."""
 
     symbol: str
@@ -63,7 +63,7 @@ class Position:
 
 
 @dataclass
-class OwnCross:
+class ReferenceCross:
     """Cash, positions and orders of symbols that share tiers, tick and step."""
 
     cash: Fraction
@@ -180,7 +180,7 @@ class OwnCross:
 
     # ------------------------------------------------------------ its liquidation
 
-    def liquidate(self, *, is_ruin: bool = False) -> tuple[set[str], list[Taken]]:
+    def liquidate(self, *, is_ruin: bool = False) -> tuple[set[str], list[ReferenceFill]]:
         """Take the steps, of a ruin the last alone; return canceled orders' ids and the fills."""
         canceled = set()
         for name, order in list(self.orders.items()):
@@ -198,23 +198,23 @@ class OwnCross:
             return canceled, sold
         return canceled, self._taken_over()
 
-    def market(self, symbol: str, quantity: Fraction) -> Taken:
+    def market(self, symbol: str, quantity: Fraction) -> ReferenceFill:
         """Return the close of *quantity* (unsigned) of a position at its mark, as a taker."""
         long = self.of(symbol).quantity > 0
         worse = self.marks[symbol] * (1 - self.slippage if long else 1 + self.slippage)
         ticks = math.floor(worse / self.tick) if long else math.ceil(worse / self.tick)
-        return Taken(symbol, -quantity if long else quantity, max(ticks, 1) * self.tick)
+        return ReferenceFill(symbol, -quantity if long else quantity, max(ticks, 1) * self.tick)
 
-    def do(self, taken: Taken) -> None:
+    def do(self, fill: ReferenceFill) -> None:
         """Book what the engine took."""
-        self.fill(*taken, even(even(abs(taken.signed) * taken.price) * self.fee))
+        self.fill(*fill, even(even(abs(fill.signed) * fill.price) * self.fee))
         for name, order in list(self.orders.items()):
-            if order.symbol == taken.symbol and order.by_signal:  # it was for another position
+            if order.symbol == fill.symbol and order.by_signal:  # it was for another position
                 del self.orders[name]
 
-    def copy(self) -> OwnCross:
+    def copy(self) -> ReferenceCross:
         """Return an account to try things on."""
-        other = OwnCross(
+        other = ReferenceCross(
             self.cash, self.leverage, self.tiers, self.symbols, self.tick, self.step, self.slippage
         )
         other.marks = self.marks
@@ -225,8 +225,8 @@ class OwnCross:
         other.orders, other.changed = dict(self.orders), self.changed
         return other
 
-    def _reduced(self) -> list[Taken] | None:
-        tried, sold = self.copy(), list[Taken]()
+    def _reduced(self) -> list[ReferenceFill] | None:
+        tried, sold = self.copy(), list[ReferenceFill]()
         worst = sorted(
             (name for name in self.symbols if self.of(name).quantity),
             key=lambda name: -self.maintenance(name, self.value(name, self.exposed(name))),
@@ -240,19 +240,19 @@ class OwnCross:
                 quantity = min(
                     math.ceil((size - limit) * held / size / self.step) * self.step, held
                 )
-                taken = tried.market(name, quantity)
+                reduction = tried.market(name, quantity)
                 after = tried.copy()
-                after.do(taken)
+                after.do(reduction)
                 if not after.is_called() and after.balance() >= 0:
-                    for fill in (*sold, taken):
+                    for fill in (*sold, reduction):
                         self.do(fill)
-                    return [*sold, taken]
+                    return [*sold, reduction]
             if lower:
-                sold.append(taken)
+                sold.append(reduction)
                 tried = after
         return None
 
-    def _taken_over(self) -> list[Taken]:
+    def _taken_over(self) -> list[ReferenceFill]:
         fills = []
         while left := [name for name in self.symbols if self.of(name).quantity]:
             size = {name: abs(self.value(name, self.of(name).quantity)) for name in left}
@@ -266,6 +266,6 @@ class OwnCross:
             else:
                 price = (size[name] + loss) / (1 + self.fee) / -quantity
                 ticks = math.floor(price / self.tick)
-            fills.append(Taken(name, -quantity, max(ticks, 1) * self.tick))
+            fills.append(ReferenceFill(name, -quantity, max(ticks, 1) * self.tick))
             self.do(fills[-1])
         return fills

@@ -17,10 +17,10 @@ from bybit_server import MINUTE, START_MS, ScriptedServer
 from daemon_under_test import daemon, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from own_strategies import importable
 from programs import ROOT, environment, run
 from readme import blocks
 from records import rows
+from user_strategies import importable
 from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
@@ -56,17 +56,17 @@ def verified(database: Path) -> Verification:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Replay a part of the sample with the example's trees, and run them live within it."""
-    found = tmp_path_factory.mktemp("tree")
-    (found / "tree.toml").write_text(TREE, encoding="utf-8")
+    top = tmp_path_factory.mktemp("tree")
+    (top / "tree.toml").write_text(TREE, encoding="utf-8")
     span = ["--from", "2025-05-31T02:00", "--to", "2025-05-31T20:00"]
     replayed = run(
-        ["replay", "-c", "tree.toml", "--data", SAMPLE, *span, "--db", "replay.db", "--json"], found
+        ["replay", "-c", "tree.toml", "--data", SAMPLE, *span, "--db", "replay.db", "--json"], top
     )
     assert replayed.code == 0, replayed.err
     options = ["--bars", "24", "--speed", "1200", "--db", "live.db", "--json"]
-    live = run(["demo", "-c", "tree.toml", *options], found)
+    live = run(["demo", "-c", "tree.toml", *options], top)
     assert live.code == 0, live.err[-2000:]
-    return found
+    return top
 
 
 def test_the_trees_trade_through_the_gates_of_what_they_give(folder: Path) -> None:
@@ -86,16 +86,16 @@ def test_the_trees_trade_through_the_gates_of_what_they_give(folder: Path) -> No
 def test_live_and_replayed_the_trees_decide_alike(folder: Path) -> None:
     compared = run(["parity", "live.db#last", "replay.db#last", "--json"], folder)
     assert compared.code == 0, f"{compared.out}{compared.err}"
-    found = json.loads(compared.out)
+    parity = json.loads(compared.out)
     # A slow machine may have decided some of them late.
-    assert found["compared"] == found["identical"] + sum(found["timing"].values()) >= 24
-    assert found["identical"] > 0
+    assert parity["compared"] == parity["identical"] + sum(parity["timing"].values()) >= 24
+    assert parity["identical"] > 0
 
 
 @pytest.mark.parametrize("database", ["replay.db", "live.db"])
 def test_every_decision_of_the_trees_follows_from_the_record(folder: Path, database: str) -> None:
-    found = verified(folder / database)
-    assert (found.differences, found.agreed, found.taken) == ([], found.decisions, 0)
+    proof = verified(folder / database)
+    assert (proof.differences, proof.agreed, proof.taken) == ([], proof.decisions, 0)
     checked = run(["audit", "verify", "last", "--db", database], folder)
     assert (checked.code, "holds" in checked.out) == (0, True), checked.out  # its card as well
 
@@ -105,9 +105,9 @@ def test_explain_says_that_there_is_no_more_to_explain(
 ) -> None:
     given = ["explain", "last:900", "--db", str(folder / "replay.db")]
     assert invoke(given) == 0
-    shown = capsys.readouterr().out
-    assert "Forecast, " in shown
-    assert "without an explanation" in shown
+    printed = capsys.readouterr().out
+    assert "Forecast, " in printed
+    assert "without an explanation" in printed
     assert invoke([*given, "--full"]) == 1
     assert "class of a user's own" in capsys.readouterr().err
 
@@ -132,8 +132,8 @@ def test_a_confidence_without_a_place_is_explained_and_shown(tmp_path: Path) -> 
     assert rows(tmp_path / "run.db", "SELECT max(confidence) FROM v_decisions") == [(0.5,)]
     explained = run(["explain", "last:50", "--db", "run.db"], tmp_path)
     assert (explained.code, "without an explanation" in explained.out) == (0, True), explained.err
-    shown = run(["report", "last", "--html", "run.html", "--db", "run.db"], tmp_path)
-    assert shown.code == 0, shown.err
+    written = run(["report", "last", "--html", "run.html", "--db", "run.db"], tmp_path)
+    assert written.code == 0, written.err
 
 
 # ---------------------------------------------------------------- looked at with suspicion
@@ -187,9 +187,9 @@ def test_what_the_features_declare_is_read_and_stays_unproved(
 ) -> None:
     reads = "open(__file__ + '.csv').read()"
     bodies = {"features": reads, "files": "'declares.py.csv',"}
-    found = checked(tmp_path, fresh, "declares", bodies)
-    assert found.verdict == "nothing moved", found.sentence()
-    assert any("whether its declared files tell the future" in said for said in found.unproved)
+    finding = checked(tmp_path, fresh, "declares", bodies)
+    assert finding.verdict == "nothing moved", finding.sentence()
+    assert any("whether its declared files tell the future" in note for note in finding.unproved)
 
 
 def test_a_model_that_looks_for_later_bars_is_found(tmp_path: Path, fresh: FreshProcesses) -> None:
@@ -201,9 +201,9 @@ def test_a_model_that_looks_for_later_bars_is_found(tmp_path: Path, fresh: Fresh
         "        rises = last is not None and last.close_time_ms > seen.time\n"
         '        return {"mean_return": 1.0 if rises else -1.0}',
     }
-    found = checked(tmp_path, fresh, "dishonest", bodies)
-    assert found.verdict == "moved", found
-    assert "still to come" in found.because
+    finding = checked(tmp_path, fresh, "dishonest", bodies)
+    assert finding.verdict == "moved", finding
+    assert "still to come" in finding.because
 
 
 # ---------------------------------------------------------------- an outside service
@@ -246,10 +246,10 @@ class Service:
                     service.released.wait(deadline_s())
                 if mood == "hangs up":
                     return
-                said: object = {"mean_return": change / 100, "p_up": 0.7 if change > 0 else 0.2}
+                answer: object = {"mean_return": change / 100, "p_up": 0.7 if change > 0 else 0.2}
                 if mood == "of another shape":
-                    said = {"mean_return": [1.0, 2.0], "p_up": 0.5}
-                body = b"<html>" if mood == "nonsense" else json.dumps(said).encode()
+                    answer = {"mean_return": [1.0, 2.0], "p_up": 0.5}
+                body = b"<html>" if mood == "nonsense" else json.dumps(answer).encode()
                 if mood == "NaN":
                     body = b'{"mean_return": NaN, "p_up": 0.5}'
                 self.send_response(500 if mood == "fails" else 200)
@@ -274,11 +274,11 @@ class Service:
 
 @contextmanager
 def service() -> Iterator[Service]:
-    found = Service()
+    running = Service()
     try:
-        yield found
+        yield running
     finally:
-        found.die()
+        running.die()
 
 
 MOODS: Final = ("hangs", "nonsense", "NaN", "of another shape", "fails", "hangs up", "dead")
@@ -320,14 +320,14 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
         count = asked.asked
         counted = "SELECT count(*) FROM v_decisions WHERE late_deadline_ms = 400"
         assert rows(database, counted) == [(late,)]
-        known = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
-        assert rows(database, known)[0][0] >= 4 - 1 + 2 * (len(MOODS) - 1) - 1
+        forecasts = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
+        assert rows(database, forecasts)[0][0] >= 4 - 1 + 2 * (len(MOODS) - 1) - 1
         assert refusals(database).count("deadline") == late
         assert refusals(database).count("finite") == len(MOODS) - late
         assert rows(database, "SELECT count(*) > 0 FROM v_fills") == [(1,)]
-        found = verified(database)
-        assert (found.differences, found.agreed) == ([], found.decisions)
-        assert found.taken >= found.decisions - 1
+        proof = verified(database)
+        assert (proof.differences, proof.agreed) == ([], proof.decisions)
+        assert proof.taken >= proof.decisions - 1
         assert asked.asked == count  # a check asks nobody
 
 
@@ -347,8 +347,8 @@ def test_the_forest_of_the_page_is_fitted_replayed_and_verified(tmp_path: Path) 
     given = ["-c", "forest.toml", "--data", SAMPLE, *span, "--db", "forest.db"]
     assert run(["replay", *given], tmp_path).code == 0
     with importable(tmp_path):
-        found = verified(tmp_path / "forest.db")
-    assert (found.differences, found.agreed, found.taken) == ([], found.decisions, 0)
+        proof = verified(tmp_path / "forest.db")
+    assert (proof.differences, proof.agreed, proof.taken) == ([], proof.decisions, 0)
 
 
 # ---------------------------------------------------------------- what goes on, and what does not
@@ -386,8 +386,8 @@ async def test_an_equal_model_goes_on_and_another_opens_a_run(tmp_path: Path) ->
         await started(server, 8, decided=2)
         assert rows(database, runs) == [(1,)]
         with importable(tmp_path):
-            found = verified(database)
-            assert (found.differences, found.agreed) == ([], 10)
+            proof = verified(database)
+            assert (proof.differences, proof.agreed) == ([], 10)
         module.write_text(text.replace("- 1.0", "- 1.001"), encoding="utf-8")
         await started(server, 10, decided=0)
     assert rows(database, runs) == [(2,)]
