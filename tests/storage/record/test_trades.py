@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import storage_cases as cases
 from builders import instrument
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.trades import TradeBooks
@@ -78,29 +76,3 @@ def test_a_split_leaves_the_stake_and_funding_counts_while_it_is_held() -> None:
     (trade,) = closed(held, (2, 120, 0), (-10, 600, 0))
     assert (trade["quantity"], trade["entry_quantity"], trade["funding"]) == (10, 6, 3)
     assert trade["stake"] == 433  # five of the shares before the split, of 520 for six
-
-
-fills = st.lists(
-    st.tuples(st.integers(-5, 5).filter(bool), st.integers(1, 10**6), st.integers(0, 10**3)),
-    max_size=40,
-)
-
-
-@given(fills)
-def test_profits_of_closed_trades_are_the_cash_that_moved(
-    moves: list[tuple[int, int, int]],
-) -> None:
-    """Close what is left open; then all profits are all cash, and nothing is rounded away."""
-    left = sum(quantity for quantity, _, _ in moves)
-    if left:
-        moves = [*moves, (-left, 777, 7)]
-    held, profit = 0, 0
-    trades = {trade["sequence"]: trade for trade in closed(books(), *moves)}
-    for place, (quantity, _, _) in enumerate(moves):
-        if place in trades:
-            profit += earned(trades[place], is_short=held < 0)
-        held += quantity
-    assert profit == sum(
-        (-1 if quantity > 0 else 1) * notional - fee for quantity, notional, fee in moves
-    )
-    assert sum(trade["fees"] for trade in trades.values()) == sum(fee for *_, fee in moves)
