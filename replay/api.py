@@ -368,7 +368,8 @@ class Backtest:
         decide what the run was fed, ``DataInvalid`` where the record lacks what a change needs.
         """
         from tracepaper.replay.checks.changed_run import changed_run
-        from tracepaper.replay.checks.what_if import as_json, show_what_if, what_if
+        from tracepaper.replay.checks.what_if import as_json, what_if, what_if_document
+        from tracepaper.replay.document.terminal import show_document
 
         self._require_open()
         from_ms = RunSpec(start=moment(start, "start")).from_ms
@@ -382,7 +383,8 @@ class Backtest:
                 from_ms=from_ms,
             )
             result = what_if(changed)
-        return Text(text_of(lambda console: show_what_if(console, result)), as_json(result))
+        document = what_if_document(result)
+        return Text(text_of(lambda console: show_document(console, document)), as_json(result))
 
     @contextmanager
     def _own_classes(self) -> Iterator[None]:

@@ -10,9 +10,15 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from tracepaper.strategies.apportion import apportion, rounded_parts
+from tracepaper.strategies.apportion import rounded_parts
 from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
-from tracepaper.strategies.units import Notional, divide_half_even, paid_for
+from tracepaper.strategies.units import (
+    MONEY_SCALE,
+    RATE_SCALE,
+    Notional,
+    divide_half_even,
+    paid_for,
+)
 
 
 class ShareTerms(NamedTuple):
@@ -65,16 +71,16 @@ def entitlement_parts(
 ) -> list[Entitlement]:
     """Share *whole* among the *parts* of a position, each a quantity and an entry notional.
 
-    Steps and money go by quantity, units that are left to the largest remainders. A part that a
-    split leaves more than its own pays the others for it, at the price of the fraction.
+    Each gets its own steps and money, rounded down; what is left goes to the largest remainders. A
+    part that a split leaves more than its own pays the others for it, at the price of the fraction.
     """
     quantities = [quantity for quantity, _ in parts]
-    if not any(quantities):
-        return [Entitlement(0, 0, 0)] * len(parts)
     if not action.is_split:
-        paid = apportion(whole.paid, quantities)
+        due = [held * action.amount for held in quantities]
+        paid = rounded_parts(whole.paid, due, terms.share * (RATE_SCALE // MONEY_SCALE))
         return [Entitlement(held, part, 0) for held, part in zip(quantities, paid, strict=True)]
-    left = [terms.step * steps for steps in apportion(whole.quantity // terms.step, quantities)]
+    shares, new = whole.quantity // terms.step, [held * action.new for held in quantities]
+    left = [terms.step * steps for steps in rounded_parts(shares, new, action.old * terms.step)]
     fractions = [
         before * action.new - after * action.old
         for before, after in zip(quantities, left, strict=True)

@@ -48,7 +48,10 @@ from tracepaper.strategies.units import RATE_SCALE
 SIDES: Final = tuple(PositionSide)
 OPENS: Final = {PositionSide.LONG: Side.BUY, PositionSide.SHORT: Side.SELL}
 """The orders that open a side; the others close it."""
-_SIDE_OF: Final = {Action.LONG: PositionSide.LONG, Action.SHORT: PositionSide.SHORT}
+SIDE_OF: Final = {Action.LONG: PositionSide.LONG, Action.SHORT: PositionSide.SHORT}
+"""The side that an action opens or changes; the others are of both."""
+ENTRIES: Final = tuple(SIDE_OF)
+"""The actions that ask for a position, and so confirm one for another horizon."""
 
 
 class Intent(NamedTuple):
@@ -64,24 +67,6 @@ class Intent(NamedTuple):
     # In hedge mode what each side is asked for, None where a gate holds it; the rest is of both.
     sides: Mapping[PositionSide, Intent | None] = {}
     ends_lists: bool = False  # whether it takes back the orders by list that could open anything
-
-    @property
-    def is_entry(self) -> bool:
-        """Whether it asks for a position, and so confirms one for another horizon."""
-        return is_entry(self.action)
-
-
-ENTRIES: Final = (Action.LONG, Action.SHORT)
-
-
-def is_entry(action: Action) -> bool:
-    """Return whether *action* asks for a position."""
-    return action in ENTRIES
-
-
-def side_of(action: Action) -> PositionSide | None:
-    """Return the side that *action* opens or changes; None where it is of both."""
-    return _SIDE_OF.get(action)
 
 
 class BrokerSettings(Struct, frozen=True):

@@ -29,6 +29,7 @@ from tracepaper.daemon.broker.book_fills import (
 from tracepaper.daemon.broker.matching import (
     WOULD_TAKE,
     MarketPass,
+    is_waiting_stop,
     matters_from,
     touched,
 )
@@ -187,11 +188,6 @@ def _best_first(order: Order) -> int:
     if order.price is None:
         return 0
     return -order.price if order.side is Side.BUY else order.price
-
-
-def is_waiting_stop(order: Order) -> bool:
-    """Whether *order* waits for its trigger."""
-    return order.trigger is not None and not order.triggered
 
 
 def rests_as_limit(order: Order) -> bool:

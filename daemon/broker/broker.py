@@ -36,7 +36,7 @@ from tracepaper.daemon.broker.orders import FLATTEN, Moment
 from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
     Action,
     Confirmation,
@@ -68,10 +68,6 @@ class Save(IntEnum):
     NOW = 2  # by this step; within a close, by its last one
 
 
-ONE_WAY: Final = (
-    "The strategy names a position_side, and the account is in one-way mode; set "
-    'account.position_mode to "hedge", or name none.'
-)
 _LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
 
 
@@ -306,8 +302,6 @@ class Broker:
         """
         if self.own.owners:
             return
-        if signal.position_side is not None and not self.own.sides:
-            raise StrategyFailed(ONE_WAY)
         for line in self._lines[instrument]:
             if line.orders.is_guarded:
                 line.protector.on_signal(signal.action)
@@ -347,8 +341,6 @@ class Broker:
         orders, REJECTED.
         """
         account = self.own if shadow is None else self.shadows[shadow]
-        if isinstance(intent, Orders) and not account.sides:
-            refuse_sides(intent)
         refusals: list[tuple[PositionSide | None, str | None]] = []
         for book in account.books:
             part = part_of(intent, book.side)
@@ -423,7 +415,7 @@ class Broker:
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
     ) -> tuple[Plan | None, str | None]:
         """Confirm the position of an entry; return its exit orders and why it cannot be entered."""
-        plan, refusal = self._planned(line, intent, bar, at_ms)
+        plan, refusal = self.planned(line, intent, bar, at_ms)
         if intent.action not in ENTRIES or refusal is not None:
             if refusal is not None and line.key in self._confirms:
                 self.save = Save.NOW  # else the step says that its entry confirmed the position
@@ -439,21 +431,17 @@ class Broker:
             plan = None
         return plan, None
 
-    def _planned(
+    def planned(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
     ) -> tuple[Plan | None, str | None]:
         """Return the exit orders that an entry asks for, and why it cannot be entered."""
         if intent.action not in ENTRIES or intent.refusal is not None:
-            return None, intent.refusal if intent.action in ENTRIES else None
+            return None, intent.refusal
         signal = intent.signal
         if signal is None or not (intent.is_protected or line.orders.is_guarded):
             return None, None
         planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
         return (None, planned) if isinstance(planned, str) else (planned, None)
-
-    def refusal_of(self, line: Line, intent: Intent, bar: Bar, at_ms: int) -> str | None:
-        """Return why *line* cannot enter as *intent* asks; None where it can, or exits."""
-        return self._planned(line, intent, bar, at_ms)[1]
 
     def send(self, lists: Mapping[str, Orders], bar: Bar, at_ms: int) -> None:
         """Ask owners of the run's account, by name, for their *lists* alone."""
@@ -588,19 +576,13 @@ class Broker:
         return True
 
     def follow(self, bars: Sequence[Bar]) -> None:
-        """Value what is held by the last of *bars* of one instrument, for which it was still."""
+        """Value what is held by the last of *bars* of one instrument, which change nothing else."""
         key = bars[-1].instrument
         self._newest.pop(key, None)
         self.mark_at_close(key, bars[-1].close)
         if self._ranges:
             for bar in bars:
                 self._ranges[key].push(bar)
-
-    def recall(self, bar: Bar) -> None:
-        """Take in a bar that the run already holds."""
-        self.mark_at_close(bar.instrument, bar.close)
-        if self._ranges:
-            self._ranges[bar.instrument].push(bar)
 
     def forget(self) -> None:
         """Drop what a restarted process does not know: mark prices, and which quotes are missed."""
@@ -612,10 +594,6 @@ class Broker:
         return any(
             line.held or line.orders.target or line.orders.rests for line in self._lines[instrument]
         )
-
-    def fills_since_decided(self, instrument: str) -> tuple[Fill, ...]:
-        """Return the run's fills that the next decision on *instrument* will be told of."""
-        return tuple(self.own.fills.get(instrument, ()))
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return what must survive a restart: of the run's account, and of those beside it."""
@@ -694,10 +672,3 @@ def _joined(refusals: Iterable[tuple[PositionSide | None, str | None]]) -> str |
     """Return why not all is reached, by side; None where nothing is refused."""
     texts = [why if side is None else f"{side}: {why}" for side, why in refusals if why]
     return "; ".join(texts) or None
-
-
-def refuse_sides(answer: Signal | Orders) -> None:
-    """Raise ``StrategyFailed`` where *answer* names a side, which one-way mode lacks."""
-    requests = answer.requests if isinstance(answer, Orders) else (answer,)
-    if any(getattr(request, "position_side", None) for request in requests):
-        raise StrategyFailed(ONE_WAY)

@@ -107,7 +107,7 @@ class MarketPass:
                 self._end(order, WOULD_TAKE, OrderEvent.REJECT)
                 continue
             order = self._accepted(order)
-            if _is_waiting_stop(order):
+            if is_waiting_stop(order):
                 if not touched(order, far):
                     continue
                 order, arrives = self._triggered(order), True
@@ -223,7 +223,7 @@ class MarketPass:
                 self._end(order, WOULD_TAKE, OrderEvent.REJECT)
                 continue
             order = self._accepted(order)
-            if _is_waiting_stop(order):
+            if is_waiting_stop(order):
                 if touched(order, price):
                     self._match(order, price, at_ms)
             elif (arrives and _reaches(order, far)) or (order.triggered and not _is_limit(order)):
@@ -248,7 +248,7 @@ class MarketPass:
         if order.role is OrderRole.LIQUIDATION:
             self._liquidate(order, price, at_ms)
             return
-        if not _is_waiting_stop(order):
+        if not is_waiting_stop(order):
             self._make(order, at_ms)
             return
         order = self._triggered(order)
@@ -416,13 +416,14 @@ def _is_limit(order: Order) -> bool:
     return order.price is not None
 
 
-def _is_waiting_stop(order: Order) -> bool:
+def is_waiting_stop(order: Order) -> bool:
+    """Whether *order* waits for its trigger."""
     return order.trigger is not None and not order.triggered
 
 
 def _reaches(order: Order, far: int) -> bool:
     """Return whether the limit *order* could take where the far side stands at *far*."""
-    if order.price is None or _is_waiting_stop(order):
+    if order.price is None or is_waiting_stop(order):
         return False
     return order.price >= far if order.side is Side.BUY else order.price <= far
 
@@ -470,7 +471,7 @@ def _price_met(order: Order, start: int, end: int) -> int | None:
 
     A stop is met where it is touched, a limit only where the way goes on beyond its price.
     """
-    if _is_waiting_stop(order):
+    if is_waiting_stop(order):
         at, reaches = order.trigger, touched(order, end)
     else:
         at, reaches = order.price, _is_through(order, end)
@@ -522,7 +523,7 @@ def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:
     far = quote.ask if order.side is Side.BUY else quote.bid
     if order.status is OrderStatus.NEW:
         return order.eligible_ms
-    if _is_waiting_stop(order):
+    if is_waiting_stop(order):
         moves = trail and _trailed(order, quote.bid, quote.ask, trail) is not None
         return order.eligible_ms if moves or touched(order, far) else None
     return order.eligible_ms if not _is_limit(order) or _is_through(order, far) else None
@@ -551,5 +552,5 @@ def _may_meet(order: Order, bar: Bar, trail: int) -> bool:
         return True
     if trail and _trailed(order, bar.high, bar.low, trail) is not None:
         return True
-    best = bar.high if (order.side is Side.BUY) is _is_waiting_stop(order) else bar.low
-    return touched(order, best) if _is_waiting_stop(order) else _is_through(order, best)
+    best = bar.high if (order.side is Side.BUY) is is_waiting_stop(order) else bar.low
+    return touched(order, best) if is_waiting_stop(order) else _is_through(order, best)

@@ -455,8 +455,8 @@ class Wire:
         if is_deep and not levels.follow(book.data.u, is_snapshot=is_snapshot):
             raise FrameImpossible(
                 "skipped",
-                f"{_not_following(book.topic, levels.update, book.data.u)}; the book was dropped "
-                "and a snapshot is asked for.",
+                f"Frame {book.data.u} of {book.topic} does not follow {levels.update}; the book "
+                "was dropped and a snapshot is asked for.",
             )
         sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
         if not self._accepts_date(max(book.ts, book.cts)):
@@ -465,7 +465,12 @@ class Wire:
             return self._ahead("orderbook", max(book.ts, book.cts))
         levels.apply(sides, is_snapshot=is_snapshot)
         levels.update, levels.market_ms = book.data.u, book.ts
-        _refuse_deep(levels, instrument)
+        if max(len(levels.bids), len(levels.asks)) > BOOK_LEVELS_MAX:
+            raise FrameImpossible(
+                "deep",
+                f"The book of {instrument.id} has more than {BOOK_LEVELS_MAX} levels a side; it "
+                "was dropped and a snapshot is asked for.",
+            )
         self.stale_topics.discard(book.topic)
         if not levels.bids or not levels.asks:
             return BestQuotes(book.ts, None)
@@ -538,18 +543,3 @@ def _merged(before: TickerData, delta: TickerData) -> TickerData:
         else delta.next_funding_time,
         funding_rate=before.funding_rate if delta.funding_rate is None else delta.funding_rate,
     )
-
-
-def _not_following(topic: str, last: int, update: int) -> str:
-    if update > last:
-        return f"Frames of {topic} between {last} and {update} are missing"
-    return f"Frame {update} of {topic} came {'twice' if update == last else f'after {last}'}"
-
-
-def _refuse_deep(book: Levels, instrument: Instrument) -> None:
-    if max(len(book.bids), len(book.asks)) > BOOK_LEVELS_MAX:
-        raise FrameImpossible(
-            "deep",
-            f"The book of {instrument.id} has more than {BOOK_LEVELS_MAX} levels a side; it was "
-            "dropped and a snapshot is asked for.",
-        )

@@ -177,6 +177,11 @@ def say(text: str, *, err: bool = False) -> None:
     typer.echo(visible(text), err=err)
 
 
+def tell(text: str) -> None:
+    """Print *text* on stderr, as ``say`` does: what a command is doing."""
+    say(text, err=True)
+
+
 def print_json(document: object) -> None:
     """Print *document* as one JSON document; numbers that are not finite become null."""
     import msgspec

@@ -28,9 +28,9 @@ from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
     Member,
-    NetSizer,
     Portfolio,
     net_signal,
+    one_step,
     period_of,
 )
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
@@ -62,6 +62,7 @@ from tracepaper.strategies.types.decisions import (
     GateSet,
     Order,
     Position,
+    PositionSide,
     Prediction,
     QuietStretch,
     Regime,
@@ -134,7 +135,7 @@ class MemberAnswers(NamedTuple):
     decisions: list[Decision]
     wishes: Wishes
     signal: Signal  # of the account, for its gates to judge
-    size: int | None  # the largest position to which all of it could lead, where limits ask
+    sizes: Mapping[PositionSide | None, int]  # to which all of it could lead, where limits ask
 
 
 class BarPreview(NamedTuple):
@@ -194,13 +195,8 @@ class Engine:
         self.is_hedged = settings.broker.is_hedged
         account = MemberTerms("", 0, strategies, sizers, gates, settings)
         lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
-        self._net_sizers = {
-            item.id: NetSizer(item, max(of.remembered for of in lookbacks[item.id]))
-            for item in instruments
-            if members
-        }
-        if members:
-            account = account._replace(sizers=self._net_sizers)
+        if members:  # each has a size of its own, and the account what they want together
+            account = account._replace(sizers={of.id: one_step(of) for of in instruments})
         self.markets: dict[str, InstrumentState] = {}
         for item in instruments:
             of_members = lookbacks[item.id]
@@ -324,7 +320,7 @@ class Engine:
         return {
             key: SinceDecided(
                 state.outcomes.verdict,
-                self.broker.fills_since_decided(key),
+                tuple(self.broker.own.fills.get(key, ())),
                 {
                     member.name: SinceDecided(
                         member.states[key].outcomes.verdict,
@@ -541,7 +537,7 @@ class Engine:
                 or (share.plausible_at is None) is not (repeat.plausible_at is None)
             ):
                 return None
-            confirms = wish is not None and wish.is_entry
+            confirms = wish is not None and wish.action in ENTRIES
             decided = member.keep(key, share.decision, repeat.decision)
             twins.append(TwinStep(member.name, share.position, account, (), confirms, decided))
         return replace(repeat, twins=tuple(twins))
@@ -758,7 +754,7 @@ class Engine:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
             decision = state.decide_net(
                 answers.signal, answers.wishes.targets, bar, prediction, broker.own,
-                size=answers.size, is_running=is_running, is_finite=is_finite,
+                sizes=answers.sizes, is_running=is_running, is_finite=is_finite,
             )  # fmt: skip
         else:
             decision = state.decide(
@@ -842,7 +838,6 @@ class Engine:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
         intents = [of_member.intent for _, of_member in self._on[bar.instrument]]
         wishes, signal = self._netted(bar, self.broker.own, intents, decisions, at_ms)
-        self._net_sizers[bar.instrument].net = sum(wishes.targets.values())
         return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
 
     def _netted(
@@ -871,7 +866,7 @@ class Engine:
                     line.orders.withdraw("", member.closed)
                 target = before = line.orders.target
                 part = None if intent is None else part_of(intent, book.side)
-                if isinstance(part, Intent) and not broker.refusal_of(line, part, bar, at_ms):
+                if isinstance(part, Intent) and not broker.planned(line, part, bar, at_ms)[1]:
                     target = part.target
                 has_changed |= target != before
                 net[book.side] += target
@@ -882,11 +877,10 @@ class Engine:
             price = divide_half_even(quote.bid + quote.ask, 2)
         return Wishes(intents, net, price), net_signal(net, reasons)
 
-    def _reach(self, bar: Bar, wishes: Wishes) -> int | None:
-        """Return the largest position to which *wishes* could lead; None where no limit asks."""
-        if not self.risk.active:
-            return None
-        return sum(map(wishes.reach, self.broker.own.lines_of(bar.instrument)))
+    def _reach(self, bar: Bar, wishes: Wishes) -> Mapping[PositionSide | None, int]:
+        """Return the largest positions to which *wishes* could lead; none where no limit asks."""
+        lines = self.broker.own.lines_of(bar.instrument) if self.risk.active else ()
+        return {line.book.side: wishes.reach(line) for line in lines}
 
     def _route(
         self,
@@ -913,7 +907,7 @@ class Engine:
             self._quiet.pop(key, None)
             if routed.is_quiet and not (broker.shadows or intent.ends_lists):
                 entries = (wish for wish in wishes.intents.values() if isinstance(wish, Intent))
-                enters = any(wish.is_entry for wish in entries)
+                enters = any(wish.action in ENTRIES for wish in entries)
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
         else:  # what only reduces is not held up, and what a command left opposing crosses still

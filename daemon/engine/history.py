@@ -62,6 +62,7 @@ class Lookback:
     """
 
     __slots__ = ("_members", "frames", "needed", "record", "remembered", "warmup", "writes_record")
+    remembered: int
 
     def __init__(
         self, instrument: Instrument, terms: MemberTerms, members: Sequence[Lookback] = ()
@@ -69,7 +70,8 @@ class Lookback:
         strategy, sizer = terms.strategies[instrument.id], terms.sizers[instrument.id]
         settings, exits = terms.settings, terms.settings.broker.exits
         self._members = members
-        self.warmup, self.needed = strategy.warmup, max(strategy.warmup, sizer.bars)
+        of_sizes = max([sizer.bars, *(member.remembered for member in members)])
+        self.warmup, self.needed = strategy.warmup, max(strategy.warmup, of_sizes)
         declared = strategy.columns
         columns = None if declared is None else ColumnRecord(instrument, strategy.warmup, declared)
         self.record = BarRecord(instrument, strategy.warmup, columns)
@@ -78,7 +80,7 @@ class Lookback:
         """Bars of each higher timeframe, by its name."""
         self.remembered = max(
             remembered(strategy),
-            sizer.bars,
+            of_sizes,
             DayRange(settings.interval_ms).bars + 1 if exits is not None and exits.uses_atr else 0,
         )
 

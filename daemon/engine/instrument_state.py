@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import ENTRIES, OPENS, Intent, is_entry, side_of
+from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Intent
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import Line
@@ -70,6 +70,10 @@ if TYPE_CHECKING:
     from tracepaper.daemon.engine.member import Member
 
 HORIZON: Final = "horizon"
+ONE_WAY: Final = (
+    "The strategy names a position_side, and the account is in one-way mode; set "
+    'account.position_mode to "hedge", or name none.'
+)
 NO_SIDE: Final = (
     "The strategy ordered without a position_side, which the account needs in hedge mode; give "
     "buy() and sell() position_side=PositionSide.LONG or SHORT."
@@ -244,7 +248,7 @@ class MemberState:
         )
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
-        # In hedge mode what several strategies want of each side together; else empty.
+        # What several strategies want of each position together; else empty.
         self._nets: Mapping[PositionSide | None, int] = {}
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal
@@ -325,17 +329,17 @@ class MemberState:
         prediction: Prediction,
         account: Holdings,
         *,
-        size: int | None,
+        sizes: Mapping[PositionSide | None, int],
         is_running: bool,
         is_finite: bool | None,
     ) -> Decision:
         """Return what :meth:`decide` does where *signal* is what several strategies want.
 
         The *targets* are those of each position, one or two. With lists of orders they could lead
-        to a position of *size*, unsigned; two sides are added up.
+        to *sizes* of them, unsigned.
         """
         self.ahead = None
-        self._nets = targets if account.sides else {}
+        self._nets = targets
         bars = self.lookback.warm_bars(self.history)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         if self.strategy.needs_forecast:
@@ -343,7 +347,7 @@ class MemberState:
         forecast = prediction if isinstance(prediction, Forecast) else None
         if not self.lookback.is_warm(self.history):
             signal = _COLD
-        return self._judge(signal, bar, forecast, account, size)
+        return self._judge(signal, bar, forecast, account, sizes)
 
     def _judge(
         self,
@@ -351,7 +355,7 @@ class MemberState:
         bar: Bar,
         forecast: Forecast | None,
         account: Holdings,
-        size: int | None = None,
+        sizes: Mapping[PositionSide | None, int] = {},
     ) -> Decision:
         """Return what *signal* comes to for *account*, by the gates."""
         gates, last, before = self.gates, self.outcomes.newest, self.signal
@@ -362,7 +366,7 @@ class MemberState:
         if signal is not before:
             self._wants_protection = self._exits is not None or is_protected(signal)
         if gates.risk.active:
-            self._see_signal(signal, bar, forecast, account, size)
+            self._see_signal(signal, bar, forecast, account, sizes)
         measures, passed = gates.evaluator.judge(gates.inputs)
         if (
             self._repeats
@@ -376,7 +380,7 @@ class MemberState:
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
         intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
         action = intent.action
-        factor = self._sizer.factor(forecast) if is_entry(action) else None
+        factor = self._sizer.factor(forecast) if action in ENTRIES else None
         outcome = self.outcomes.of(
             action, intent.reason, refused, passed, factor, self.regimes, gates.evaluator
         )
@@ -399,7 +403,7 @@ class MemberState:
         gates = self.gates
         if gates.risk.active:
             reach, reduces = account.reach(bar.instrument, orders)
-            self._see_target(bar, reach, account, reduces=reduces)
+            self._see_target(bar, reach, reach, account, reduces=reduces)
         measures, passed = gates.evaluator.judge(gates.inputs)
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
         allowed = self.allowed_of(orders, bar, account, refused)
@@ -457,21 +461,21 @@ class MemberState:
         In hedge mode it has an intent of each side: of the one that *signal* names, and of the
         other, which a portfolio closes: its signal is the whole weight of the instrument.
         """
+        if self._nets:
+            why = None if refused is None else Signal(Action.HOLD, refusal(refused))
+            return self.net_intent(why or signal, self._nets, account, bar.instrument)
         if not account.sides:
             expires = refused not in INTEGRITY and self._expired(bar, account)
             return self._follow(
                 signal, bar, forecast, account, refused, is_full=is_full, expires=expires
             )
-        if self._nets:
-            why = None if refused is None else Signal(Action.HOLD, refusal(refused))
-            return self.net_intent(why or signal, self._nets, account, bar.instrument)
-        named = side_of(signal.action)
+        named = SIDE_OF.get(signal.action)
         judged = account if named is None else account.sides[named]
         intent = self._follow(
             signal, bar, forecast, judged, refused, is_full=is_full, expires=False
         )
         action, key = intent.action, bar.instrument
-        named = side_of(action)
+        named = SIDE_OF.get(action)
         sides: dict[PositionSide, Intent | None] = {}
         left, outlived = 0, False
         for side, book in account.sides.items():
@@ -492,7 +496,7 @@ class MemberState:
             intent = intent._replace(target=left)
         return intent._replace(sides=sides)
 
-    def _closes(self, side: PositionSide, action: Action, signal: Signal) -> bool:
+    def _closes(self, side: PositionSide | None, action: Action, signal: Signal) -> bool:
         """Return whether *signal*, which gates made *action*, closes a *side* it does not open."""
         if action in ENTRIES:
             return isinstance(self.strategy, PortfolioMember)
@@ -507,7 +511,8 @@ class MemberState:
         """Return the intent of *account*, by what several strategies want of each position."""
         action, reason = signal.action, signal.reason
         if not account.sides:
-            return Intent(action, nets[None], reason)
+            target = account.target(key) if action is Action.HOLD else nets[None]
+            return Intent(action, target, reason)
         sides: dict[PositionSide, Intent | None] = {}
         targets: dict[PositionSide | None, int] = {}
         for side, book in account.sides.items():
@@ -515,7 +520,7 @@ class MemberState:
             target = targets[side] = standing if action is Action.HOLD else nets[side]
             entry = Action(side.value) if target else Action.FLAT
             sides[side] = Intent(Action.HOLD if target == standing else entry, target, reason)
-        target = targets.get(side_of(action), sum(targets.values()))
+        target = targets.get(SIDE_OF.get(action), sum(targets.values()))
         return Intent(action, target, reason, sides=sides)
 
     def _follow(
@@ -615,7 +620,7 @@ class MemberState:
             or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
             or signal.note is not None  # each bar stores it anew
-            or (self._wants_protection and is_entry(signal.action))
+            or (self._wants_protection and signal.action in ENTRIES)
             or not self.history.is_full
         ):
             return None
@@ -645,9 +650,9 @@ class MemberState:
             observe = self.observe
         elif type(strategy).observe is not Strategy.observe:
             observe = strategy.observe
-        decide = strategy.decide if member is None else partial(member.ask, strategy)
+        decide = strategy.decide if member is None else partial(member.ask, self)
         lowest, highest = closes
-        least, most = (1, 0) if is_entry(signal.action) and not sizer.follows_signal else closes
+        least, most = (1, 0) if signal.action in ENTRIES and not sizer.follows_signal else closes
         grows = sizer.falls_with_price(signal)
         shared, regime = self._instrument_context, self.regimes.regime
 
@@ -655,7 +660,7 @@ class MemberState:
             nonlocal newest, least, most
             answer = decide(BarContext(bar, None, regime, outcome, None, shared))
             if answer is not newest:
-                allowed = self._as_allowed(answer)
+                allowed = self.as_allowed(answer)
                 if allowed != signal:
                     self._answer = allowed
                     return False
@@ -664,7 +669,7 @@ class MemberState:
             if least <= close <= most:
                 return True
             if not lowest <= close <= highest or (
-                is_entry(signal.action)
+                signal.action in ENTRIES
                 and sizer.target(signal, bar, None, standing=standing) != standing
             ):
                 return False
@@ -708,31 +713,36 @@ class MemberState:
         )
 
     def _signal(self, context: BarContext) -> Signal | Orders:
-        """Return the strategy's answer, HOLD while it is cold.
-
-        What is paid in full is not sold short: that is FLAT, and its reason follows the category.
-        """
+        """Return the strategy's answer, HOLD while it is cold."""
         if self.ahead is not None:
             answer, self.ahead, self._answer = self._answer, None, None
             assert answer is not None
             return answer
         if not self.lookback.is_warm(self.history):
-            return self._as_allowed(_COLD)
+            return self.as_allowed(_COLD)
         strategy, member = self.strategy, self.member
-        asks = strategy.decide(context) if member is None else member.ask(strategy, context)
-        return self._as_allowed(asks)
+        if member is not None:
+            return member.ask(self, context)
+        return self.as_allowed(strategy.decide(context))
 
     @property
     def _exits_freely(self) -> bool:
         """Whether judgement gates hold up no FLAT."""
         return self.strategy.exits_freely or bool(self.member is not None and self.member.closed)
 
-    def _as_allowed(self, signal: Signal | Orders) -> Signal | Orders:
-        if self._never_short and isinstance(signal, Signal) and signal.action is Action.SHORT:
+    def as_allowed(self, signal: Signal | Orders) -> Signal | Orders:
+        """Return *signal* as the account takes it.
+
+        Raises ``StrategyFailed`` where it names a side in one-way mode, or a list none in the
+        other. What is paid in full is not sold short: that is FLAT, and its reason says so.
+        """
+        if not isinstance(signal, Signal):
+            return with_sides(signal, is_hedged=self._has_sides)
+        if signal.position_side is not None and not self._has_sides:
+            raise StrategyFailed(ONE_WAY)
+        if self._never_short and signal.action is Action.SHORT:
             reason = f"{self._never_short}: {signal.reason}"
             return Signal(Action.FLAT, reason, note=signal.note)
-        if self._has_sides and isinstance(signal, Orders):
-            return name_sides(signal)
         return signal
 
     def _target(
@@ -772,54 +782,42 @@ class MemberState:
         bar: Bar,
         forecast: Forecast | None,
         account: Holdings,
-        size: int | None,
+        sizes: Mapping[PositionSide | None, int],
     ) -> None:
-        """Measure what limits judge of *signal*; in hedge mode both sides count, without signs."""
-        if not account.sides:
-            target, held = (
-                self._target(signal, bar, forecast, account),
-                account.held(bar.instrument),
-            )
-            reduces = None if size is None else size <= abs(held) and target * held >= 0
-            self._see_target(bar, target, account, size=size, reduces=reduces)
-            return
-        key, named = bar.instrument, side_of(signal.action)
-        standing = {side: book.target(key) for side, book in account.sides.items()}
-        targets, judged = dict(standing), {side for side in standing if named in {None, side}}
-        for side, book in account.sides.items():
+        """Measure what limits judge of *signal*; in hedge mode both sides count, without signs.
+
+        With lists of several strategies *sizes* are the positions that all could lead to.
+        """
+        key, books = bar.instrument, {book.side: book for book in account.books}
+        named = SIDE_OF.get(signal.action) if account.sides else None
+        targets = {side: book.target(key) for side, book in books.items()}
+        judged = {side for side in targets if named in {None, side}}
+        for side, book in books.items():
             if self._nets and signal.action is not Action.HOLD:
                 targets[side] = self._nets[side]
             elif side is named:
                 targets[side] = self._target(signal, bar, forecast, book)
             elif self._closes(side, signal.action, signal):
                 targets[side] = 0
+        most = {side: max(abs(target), sizes.get(side, 0)) for side, target in targets.items()}
         if self._nets:  # which names no side: what changes is judged
-            judged = {side for side in targets if targets[side] != standing[side]} or judged
-        total = sum(map(abs, targets.values()))
-        largest = total if size is None else max(size, total)
-        self._see_target(
-            bar,
-            sum(targets.values()) if named is None else targets[named],
-            account,
-            size=largest,
-            reduces=largest == total
-            and all(
-                abs(target) <= abs(account.sides[side].held(key))
+            changed = {
+                side
                 for side, target in targets.items()
-                if side in judged
-            ),
+                if target != books[side].target(key) or most[side] > abs(target)
+            }
+            judged = changed or judged
+        reduces = all(
+            most[side] <= abs(books[side].held(key)) and targets[side] * books[side].held(key) >= 0
+            for side in judged
         )
+        target = sum(targets.values()) if named is None else targets[named]
+        self._see_target(bar, target, sum(most.values()), account, reduces=reduces)
 
     def _see_target(
-        self,
-        bar: Bar,
-        target: int,
-        account: Holdings,
-        *,
-        size: int | None = None,
-        reduces: bool | None = None,
+        self, bar: Bar, target: int, size: int, account: Holdings, *, reduces: bool
     ) -> None:
-        notional = self.value_of(bar.close, target if size is None else size)
+        notional = self.value_of(bar.close, size)
         self.gates.see_target(bar, target, account, self.market, notional, reduces=reduces)
 
     def _expected(self, forecast: Forecast | None) -> ExpectedReturn | None:
@@ -846,9 +844,13 @@ class MemberState:
         return bool(self._never_short) and request.side is Side.SELL
 
 
-def name_sides(orders: Orders) -> Orders:
-    """Return *orders* of an account in hedge mode; raise where one names no side."""
-    return replace(orders, requests=tuple(map(_of_a_side, orders.requests)))
+def with_sides(orders: Orders, *, is_hedged: bool) -> Orders:
+    """Return *orders* of an account; raise where one names no side of two, or a side of one."""
+    if is_hedged:
+        return replace(orders, requests=tuple(map(_of_a_side, orders.requests)))
+    if any(getattr(request, "position_side", None) for request in orders.requests):
+        raise StrategyFailed(ONE_WAY)
+    return orders
 
 
 def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:

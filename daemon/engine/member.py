@@ -11,12 +11,11 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from tracepaper.daemon.broker.book import Holdings
-from tracepaper.daemon.broker.broker import refuse_sides
-from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, name_sides
+from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
-from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
+from tracepaper.strategies.api.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.api.strategy import (
     NOT_NAMED,
     DeclaredState,
@@ -30,7 +29,6 @@ from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
-    Forecast,
     PositionSide,
     StrategyDecision,
 )
@@ -84,19 +82,13 @@ class Member:
         except StrategyFailed as error:
             self.fail(str(error))
 
-    def ask(self, strategy: Strategy, context: BarContext) -> Signal | Orders:
-        """Return the answer of its *strategy*; FLAT where it is closed, or fails."""
+    def ask(self, state: MemberState, context: BarContext) -> Signal | Orders:
+        """Return the answer of its strategy in *state*; FLAT where it is closed, or fails."""
         if not self.closed:
             try:
-                answer = strategy.decide(context)
-                if not self.account.sides:
-                    refuse_sides(answer)
-                elif isinstance(answer, Orders):
-                    answer = name_sides(answer)
+                return state.as_allowed(state.strategy.decide(context))
             except StrategyFailed as error:
                 self.fail(str(error))
-            else:
-                return answer
         return Signal(Action.FLAT, self.closed)
 
     def has_declared(self, instrument: str) -> bool:
@@ -221,32 +213,9 @@ def net_signal(targets: Mapping[PositionSide | None, int], reasons: Sequence[str
     return Signal(action, "; ".join(reasons))
 
 
-class NetSizer(Sizer):
-    """Sizes the net target of several strategies."""
-
-    bars = 0
-
-    def __init__(self, instrument: Instrument, bars: int) -> None:
-        """Look back *bars*, as far as any of the strategies."""
-        super().__init__(Sizing(SizingMode.NOTIONAL, notional=1), instrument)
-        self.net, self.bars = 0, bars
-        self.follows_signal = True  # of HOLD, the one signal that comes again
-
-    def observe(self, bar: Bar) -> None:
-        """Learn nothing of *bar*: each strategy has a size of its own."""
-
-    def target(
-        self,
-        signal: Signal,  # noqa: ARG002 - it follows from the net
-        bar: Bar,  # noqa: ARG002
-        forecast: Forecast | None,  # noqa: ARG002
-        *,
-        standing: int = 0,  # noqa: ARG002
-        account: SizingAccount = NO_ACCOUNT,  # noqa: ARG002
-        is_full: bool = False,  # noqa: ARG002
-    ) -> int:
-        """Return the sum of the strategies' targets."""
-        return self.net
+def one_step(instrument: Instrument) -> Sizer:
+    """Return a sizer that follows a signal alone, for an account that nets those of others."""
+    return Sizer(Sizing(SizingMode.FIXED, quantity=instrument.quantity_step), instrument)
 
 
 def period_of(reset: str, at_ms: int) -> int:

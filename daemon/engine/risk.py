@@ -331,12 +331,10 @@ class GateJudgement:
         market: InstrumentState,
         notional: int,
         *,
-        reduces: bool | None = None,
+        reduces: bool,
     ) -> None:
         """Measure what the risk gates judge, now that the *target* is known, worth *notional*."""
-        inputs, held = self.inputs, account.held(bar.instrument)
-        if reduces is None:
-            reduces = abs(target) <= abs(held) and target * held >= 0
+        inputs = self.inputs
         inputs.reduces = reduces
         inputs.notional, inputs.is_short = notional, target < 0
         if self.risk.sees_gross:

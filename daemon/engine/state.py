@@ -527,7 +527,7 @@ class Restart:
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing."""
         self._engine.recall(bar)
-        self._engine.broker.recall(bar)
+        self._engine.broker.follow((bar,))
 
     def recall_frame(self, event: FrameBar | Depths) -> None:
         """Take in a candle of a higher timeframe, or order books, that the run already holds."""

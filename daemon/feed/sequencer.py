@@ -476,7 +476,7 @@ class BarSequencer:
             advice="REST is asked again; the gate plausible holds what it repeats",
         )
         if earliest.source is not Source.REST:  # else it is overdue, and asked for again as such
-            state.reject_close()
+            state.cause = GapCause.IMPLAUSIBLE
             self._maintenance.request_bars(state)
         return ready[:first], True
 

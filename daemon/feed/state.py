@@ -393,10 +393,6 @@ class FeedState:
         else:
             self.cause = cause
 
-    def reject_close(self) -> None:
-        """Note that the next bar is missing because its close is implausible."""
-        self.cause = GapCause.IMPLAUSIBLE
-
     def clear_gap_cause(self) -> None:
         """Note that a bar of the stream was delivered, so the next hole has its own cause."""
         self.cause = GapCause.MISSED

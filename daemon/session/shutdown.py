@@ -37,19 +37,14 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.Runner().run(work)
 
 
-def _keeps_going(thread: threading.Thread) -> bool:
-    """Whether the interpreter would wait for *thread*, or must not be taken down around it."""
-    is_users = thread is not threading.main_thread() and not thread.daemon
-    return is_users or thread.name.startswith(_UNENDING)
-
-
 def exit_without_waiting(code: int) -> None:
     """End the process at once with *code* where threads of a user, a model or a loop are left.
 
     Whatever was open is closed. A thread cannot be cancelled, and an interpreter that is taken
     down around the model may crash.
     """
-    if any(_keeps_going(thread) for thread in threading.enumerate()):
+    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
+    if any(not thread.daemon or thread.name.startswith(_UNENDING) for thread in others):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

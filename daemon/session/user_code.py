@@ -344,10 +344,6 @@ _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
 _SET: Final = re.compile(r"\{((?:(?!: )[^{}])*)\}")
 
 
-def _in_order(matched: re.Match[str]) -> str:
-    return "{" + ", ".join(sorted(matched[1].split(", "))) + "}"
-
-
 def short(value: object, *, quoted: bool = True) -> str:
     """Return *value* in at most some 80 characters of one line, the same in every process.
 
@@ -355,7 +351,8 @@ def short(value: object, *, quoted: bool = True) -> str:
     """
     try:
         raw = _ADDRESS.sub("0x…", repr(value) if quoted else str(value))
-        text = " ".join(_SET.sub(_in_order, raw).split())
+        raw = _SET.sub(lambda of: f"{{{', '.join(sorted(of[1].split(', ')))}}}", raw)
+        text = " ".join(raw.split())
     except Exception as error:  # noqa: BLE001 - what a user's object says of itself is foreign too
         text = f"({type(value).__name__} has no text: {type(error).__name__})"
     return text if len(text) <= 80 else text[:77] + "…"  # a line's worth

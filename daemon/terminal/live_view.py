@@ -23,6 +23,7 @@ from typing import Final, TextIO
 import structlog
 
 from tracepaper.daemon.clock import Clock, SystemClock
+from tracepaper.daemon.session.child import import_path
 from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, RunView, Status
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.types.decisions import Run, Step
@@ -113,7 +114,7 @@ class Screen:
                 pass_fds=[theirs.fileno()],
                 env={
                     **kept,
-                    "PYTHONPATH": os.pathsep.join(place for place in sys.path if place),
+                    "PYTHONPATH": import_path(),
                     "TEXTUAL_ALLOW_SIGNALS": "1",
                     "TEXTUAL_DISABLE_KITTY_KEY": "1",  # it would take Ctrl-C for a key
                 },

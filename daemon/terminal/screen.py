@@ -171,7 +171,8 @@ def screen(status: Status, width: int, height: int, chosen: str = "") -> list[Te
     """
     top = [_head(status, width)]
     if status.get("halted_by"):
-        top.append(_banner(status))
+        words = f" HALTED by {status['halted_by']}: no new exposure until RESUME (r) "
+        top.append(Text.assemble(" ", (words, "bold yellow reverse")))
     if status.get("account"):
         top.append(_money(status))
     sections = [_section(top)]
@@ -262,11 +263,6 @@ def _head(status: Status, width: int) -> Text:
         name.append(f"  run {status['run_id']}", "dim")
     name.truncate(max(width - len(counts) - 1, 0), overflow="ellipsis", pad=True)
     return Text.assemble(name, " ", (counts, "dim"))
-
-
-def _banner(status: Status) -> Text:
-    words = f" HALTED by {status['halted_by']}: no new exposure until RESUME (r) "
-    return Text.assemble(" ", (words, "bold yellow reverse"))
 
 
 _TWIN_TITLES: Final = frozenset(map(account_title, TWINS))

@@ -83,8 +83,6 @@ def runs(times: Times, interval_ms: int, *, most: int | None = None) -> list[Spa
 
 FAILURES_MAX: Final = 5
 FAILURES_WINDOW_S: Final = 300.0
-STILL_READINGS: Final = 3
-STILL_READING_S: Final = 0.05
 """So many failed requests in so many seconds end a fetch, which can be started again."""
 
 
@@ -336,14 +334,13 @@ async def record_live(
     clock: Clock,
     done: asyncio.Future[None],
     skips: Callable[[str], None] | None = None,
-    warns: Callable[[str], None] | None = None,
 ) -> str:
     """Record what each of *requests*, of one category, asks of the exchange to its file.
 
     Goes on until *done*, and returns what the writers say. Raises ``ConfigInvalid`` for a symbol
     that the exchange lacks (with *skips* that is told why, and the others are recorded),
     ``FeedLost`` where it cannot be asked at the start; later losses are marked as gaps and tried
-    again without end. *warns* is told where the exchange's time stands still.
+    again without end.
     """
     jitter = random.Random(min(wanted.every_ms for wanted in requests.values()))  # noqa: S311 (waits)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
@@ -357,12 +354,6 @@ async def record_live(
                 if skips is None:
                     raise
                 skips(str(error))
-        if warns is not None and await _stands_still(client):
-            warns(
-                "The exchange's time stands still, so nothing comes to be recorded: `tracepaper "
-                "exchange --hold` waits for a client of candles; start it without --hold, or begin "
-                "the daemon."
-            )
 
     def accepts(server_ms: int) -> bool:
         if server_ms > clock.market_ms() + exchange.ahead_ms:
@@ -400,16 +391,6 @@ async def record_live(
         ]
         await _until_done(streams, done)
     return " ".join(writer.says for _, writer in recordings if writer.says)
-
-
-async def _stands_still(client: BybitClient) -> bool:
-    """Return whether the exchange gives the same time for a while."""
-    first_ms = await client.server_time_ms()
-    for _ in range(STILL_READINGS):
-        await asyncio.sleep(STILL_READING_S)
-        if await client.server_time_ms() != first_ms:
-            return False
-    return True
 
 
 def _stream_of(

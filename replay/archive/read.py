@@ -75,7 +75,6 @@ def read_candles(
     symbol: str | None = None,
     category: Category | str | None = None,
     columns: Sequence[str] = (),
-    strict: bool = False,
     format_name: str | None = None,
     sessions_for: SessionsFor | None = None,
 ) -> Candles:
@@ -87,7 +86,7 @@ def read_candles(
     ``FORMATS``. With *sessions_for* they are laid upon an exchange's sessions (``in_sessions``).
     *columns* choose a field's column (``close=Price``) or leave it out (``turnover=``).
     Trades become candles of a minute.
-    What was converted, sorted or dropped is in ``Candles.notes``; with *strict* a drop is refused.
+    What was converted, sorted or dropped is in ``Candles.notes``.
     An archive of ``tracepaper data`` gives the one series that the arguments mean.
 
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
@@ -120,7 +119,6 @@ def read_candles(
         found_symbol,
         market,
         [*notes],
-        strict=strict,
         sessions_for=sessions_for,
         is_named=named is not None,
     )
@@ -149,7 +147,6 @@ def _candles(
     category: Category,
     notes: list[str],
     *,
-    strict: bool = False,
     sessions_for: SessionsFor | None = None,
     is_named: bool = False,
 ) -> Candles:
@@ -175,7 +172,7 @@ def _candles(
             turnover = None
     rows = Rows(table, times, prices, volume, turnover)
     refuse_impossible(rows)
-    rows = in_order(rows, notes.append, strict=strict)
+    rows = in_order(rows, notes.append)
     stated = interval_of(table.path.name)
     # Bars of sessions do not all have one length: what a file says of them is believed first.
     step = stated if sessions_for is not None and stated else interval_between(rows, stated)
@@ -185,7 +182,7 @@ def _candles(
         step = interval_believed(rows, step, by_name)
     doubt(rows, step, notes.append)
     if sessions_for is None:
-        rows = on_grid(rows, step, notes.append, strict=strict)
+        rows = on_grid(rows, step, notes.append)
     candles = Candles(
         path=str(table.path),
         category=category,
@@ -213,7 +210,6 @@ def read_many(
     symbol: str | None = None,
     category: Category | str | None = None,
     columns: Sequence[str] = (),
-    strict: bool = False,
     format_name: str | None = None,
     sessions_for: SessionsFor | None = None,
 ) -> list[Candles]:
@@ -224,7 +220,6 @@ def read_many(
             symbol=symbol,
             category=category,
             columns=columns,
-            strict=strict,
             format_name=format_name,
             sessions_for=sessions_for,
         )
@@ -418,7 +413,7 @@ def _refuse(rows: Rows, bad: npt.NDArray[np.bool_], what: str) -> None:
         raise DataInvalid(f"{rows.table.place(int(where[0]))}: {what}; correct or remove the row.")
 
 
-def in_order(rows: Rows, note: Note, *, strict: bool) -> Rows:
+def in_order(rows: Rows, note: Note) -> Rows:
     """Return *rows* oldest first and each time once.
 
     A file that is merely newest first is turned; equal repetitions are dropped. Raises where
@@ -449,10 +444,6 @@ def in_order(rows: Rows, note: Note, *, strict: bool) -> Rows:
                 f"{rows.table.lines[row - 1]}, which has the same open time "
                 f"{iso(int(rows.times[row]))}; remove one of them."
             )
-    if strict:
-        raise DataInvalid(
-            f"{rows.table.place(int(again[0]))}: repeats the row before it; remove one of them."
-        )
     note(f"{again.size} equal repetitions dropped")
     return rows.select(np.delete(np.arange(rows.times.size), again))
 
@@ -504,12 +495,12 @@ def are_months(rows: Rows, step: int) -> bool:
     )
 
 
-def on_grid(rows: Rows, interval_ms: int, note: Note, *, strict: bool) -> Rows:
+def on_grid(rows: Rows, interval_ms: int, note: Note) -> Rows:
     """Return the rows whose open time lies on the file's grid.
 
     A candle that opens off the grid (a venue's restart) covers another span than its
     neighbours and has no place among them: it is dropped, said, and leaves a hole. Raises
-    where there are so many that the interval is in doubt, or with *strict* at the first.
+    where there are so many that the interval is in doubt.
     """
     if interval_ms == MONTH_MS:
         calendar = month_calendar()
@@ -523,8 +514,6 @@ def on_grid(rows: Rows, interval_ms: int, note: Note, *, strict: bool) -> Rows:
     row = int(off[0])
     grid = "months (UTC)" if interval_ms == MONTH_MS else f"{interval_ms // 1000} s"
     what = f"opens at {iso(int(rows.times[row]))}, off the file's grid of {grid}"
-    if strict:
-        raise DataInvalid(f"{rows.table.place(row)}: {what}; correct or remove the row.")
     if off.size > OFF_GRID_SHARE_MAX * rows.times.size:
         raise DataInvalid(
             f"{rows.table.place(row)}: {what}, like {off.size} of {rows.times.size} rows; give a "

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.loop import KnownPredictor
 from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
@@ -193,6 +196,32 @@ def resume_replay(
 ) -> str:
     """Go on with the replay *wanted* over the same *data*, until *until_ms*; return its run id.
 
+    Raises what :func:`resumed_replay` raises.
+    """
+    resumed = resumed_replay(wanted, data, audit, database, until_ms=until_ms)
+    run_events(resumed.events, resumed.predictor, resumed.engine, audit, tally)
+    return resumed.run_id
+
+
+class ResumedReplay(NamedTuple):
+    """A replay as a new process goes on with it, and the events that follow."""
+
+    run_id: str
+    engine: Engine
+    predictor: KnownPredictor
+    events: Iterable[Event]
+
+
+def resumed_replay(
+    wanted: str,
+    data: MarketData,
+    audit: SqlAuditLog,
+    database: Path,
+    *,
+    until_ms: int | None = None,
+) -> ResumedReplay:
+    """Return the replay *wanted* over the same *data*, ready to go on until *until_ms*.
+
     Raises ``ConfigInvalid`` where it is no replay, is finished, or was made by other code.
     """
     with Reader.open(database) as reader:
@@ -271,8 +300,7 @@ def resume_replay(
             (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
         ),
     )
-    run_events(handed_on, way.predictor, replay.engine, audit, tally)
-    return run_id
+    return ResumedReplay(run_id, engine, way.predictor, handed_on)
 
 
 def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:

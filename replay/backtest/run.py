@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -140,14 +140,11 @@ class ReplayPredictor:
     history: BarHistory | None = None
     prober: Forecaster | None = None  # which samples the bars of a pass over known ones
 
-    def events(self, replay: Replay, *, frames: Mapping[str, int] = {}) -> Iterable[Event]:
-        """Return the start of *replay* and all its events, ready to be predicted.
-
-        Of each book so many *frames* were dealt with.
-        """
+    def events(self, replay: Replay) -> Iterable[Event]:
+        """Return the start of *replay* and all its events, ready to be predicted."""
         start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
         handed_on = self.ahead(chain((start,), replay.feed.events()))
-        return replay.with_books(handed_on, frames_read=lambda key: frames.get(key, 0))
+        return replay.with_books(handed_on, frames_read=lambda _key: 0)
 
 
 class StepLog(Protocol):

@@ -43,6 +43,7 @@ from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Step
+from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import iso
 
 
@@ -55,6 +56,13 @@ class Difference:
     field: str
     first: str
     second: str
+
+    @classmethod
+    def of(cls, step: Step, name: str, first: str, second: str) -> Difference:
+        """Return the difference of field *name* at the bar of *step*, or at none."""
+        event = step.event
+        key = (event.instrument, event.open_time_ms) if isinstance(event, Bar) else ("", 0)
+        return cls(*key, name, first, second)
 
     def sentence(self) -> str:
         """Say it in one line."""

@@ -244,14 +244,11 @@ class Accesses:
 class Whole:
     """A replay of all bars, as any process would make it."""
 
-    instruments: tuple[Instrument, ...]
-    period_start_ms: int
-    config: Config
+    setup: Setup
     warmup: int
     steps: list[DerivedStep]
     accesses: Accesses
     is_portfolio: bool  # one object decides for all instruments
-    sessions: Sessions | None
 
 
 @dataclass(frozen=True)
@@ -339,20 +336,9 @@ def derive_whole(connection: Connection, config: Config, data: MarketData, mode:
         remembered(engine.strategy_of(item.id)) if data.frames else engine.warmup_of(item.id)
         for item in replay.instruments
     ]
-    connection.send(
-        Whole(
-            replay.instruments,
-            replay.run.period_start_ms,
-            replay.config,
-            max(warmups),
-            steps,
-            accesses(config),
-            engine.is_portfolio,
-            replay.feed.sessions,
-        )
-    )
     start_ms = replay.run.period_start_ms
     setup = Setup(replay.config, replay.instruments, start_ms, mode, replay.feed.sessions)
+    connection.send(Whole(setup, max(warmups), steps, accesses(config), engine.is_portfolio))
     while (request := connection.recv()) is not None:
         if request == "again":
             _stepped(connection, setup.machine(), list(given_of(steps)))
@@ -504,32 +490,25 @@ def _replay(config: Config, data: MarketData, mode: str) -> Replay:
 
 def _steps(config: Config, data: MarketData, mode: str) -> list[Step]:
     steps = chain.from_iterable(derived(_replay(config, data, mode)))
-    return [derived_step.step for derived_step in steps if isinstance(derived_step.step.event, Bar)]
+    return [derived_step.step for derived_step in steps if derived_step.bar]
 
 
 def _first_moved(
     base: Sequence[Step], steps: Sequence[Step], at_ms: int
 ) -> tuple[int, Difference | None]:
     """Return how many steps until *at_ms* were compared, and the first that differs."""
-    first, second = _until(base, at_ms), _until(steps, at_ms)
+    first, second = (
+        [step for step in each if isinstance(bar := step.event, Bar) and bar.open_time_ms <= at_ms]
+        for each in (base, steps)
+    )
     for compared, (mine, other) in enumerate(zip(first, second, strict=True), start=1):
         if mine != other:
             return compared, first_difference(mine, other)
     return len(first), None
 
 
-def _until(steps: Sequence[Step], at_ms: int) -> list[Step]:
-    return [
-        step for step in steps if isinstance(step.event, Bar) and step.event.open_time_ms <= at_ms
-    ]
-
-
 def first_difference(step: Step, other: Step) -> Difference:
     """Return the first field in which two steps differ."""
-    event = step.event
-    key = ("", 0)
-    if isinstance(event, Bar):
-        key = event.instrument, event.open_time_ms
     for name, first, second in differences_of(step, other):
-        return Difference(*key, name, first, second)
-    return Difference(*key, "step", "", "")
+        return Difference.of(step, name, first, second)
+    return Difference.of(step, "step", "", "")

@@ -60,7 +60,7 @@ from tracepaper.replay.checks.recursive import difference_of, same_judgement, sa
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Bar, Closed
+from tracepaper.strategies.types.market import Closed
 from tracepaper.strategies.units import WEEK_MS, iso
 
 LOOKS: Final = 4
@@ -199,13 +199,9 @@ class _Check:
                 child.send("stop")
         assert isinstance(whole, Whole)
         self._note_accesses(whole.accesses)
-        bars = [
-            derived_step.step.event
-            for derived_step in whole.steps
-            if isinstance(derived_step.step.event, Bar)
-        ]
+        bars = [bar for derived_step in whole.steps if (bar := derived_step.bar)]
         finding.given, finding.bars, finding.warmup = total, len(bars), whole.warmup
-        if len(bars) <= whole.warmup * len(whole.instruments) and not stopped:
+        if len(bars) <= whole.warmup * len(whole.setup.instruments) and not stopped:
             # Nothing would move, for nothing would be decided.
             raise ConfigInvalid(
                 f"The strategy is warm after {whole.warmup:,} bars, and {len(bars):,} are looked "
@@ -221,18 +217,9 @@ class _Check:
         return whole
 
     def _setup(self, *, jumping: bool = False, only: str | None = None) -> Setup:
-        whole = self._whole
-        items = tuple(item for item in whole.instruments if only in (None, item.id))
-        compiled = whole.accesses.compiled
-        return Setup(
-            whole.config,
-            items,
-            whole.period_start_ms,
-            self._mode,
-            whole.sessions,
-            jumping,
-            compiled,
-        )
+        setup, compiled = self._whole.setup, self._whole.accesses.compiled
+        items = tuple(item for item in setup.instruments if only in (None, item.id))
+        return replace(setup, instruments=items, jumping=jumping, compiled=compiled)
 
     # ------------------------------------------------------------ the parts
 
@@ -255,9 +242,7 @@ class _Check:
                     self._moved(mine[moved], other, because)
                     return
                 self._found.compared += len(mine)
-                self._found.without_later += sum(
-                    isinstance(derived_step.step.event, Bar) for derived_step in mine
-                )
+                self._found.without_later += sum(each.bar is not None for each in mine)
             self._note_accesses(child.ask(None))
 
     def _surrounded(self, allow: Sequence[str]) -> None:
@@ -287,12 +272,7 @@ class _Check:
             try:
                 steps = child.receive()
             except StrategyFailed as error:
-                first = next(
-                    derived_step
-                    for derived_step in self._whole.steps
-                    if isinstance(derived_step.step.event, Bar)
-                )
-                return first, str(error), ()
+                return next(each for each in self._whole.steps if each.bar), str(error), ()
             self._found.compared += len(steps)
             moved = _first_unequal(self._whole.steps, steps)
             other = None if moved is None else child.ask(moved)
@@ -335,7 +315,9 @@ class _Check:
         if not any(derived_step.frames for derived_step in self._whole.steps):
             return
         whole = self._whole
-        compared, difference = first_false_frame(self._replayed, whole.instruments, whole.steps)
+        compared, difference = first_false_frame(
+            self._replayed, whole.setup.instruments, whole.steps
+        )
         self._found.compared += compared
         if difference is not None:
             self._found.differences.append(difference)
@@ -346,7 +328,7 @@ class _Check:
 
     def _reordered(self) -> None:
         """Hand on the bars of each close in the opposite order of their symbols."""
-        if len(self._whole.instruments) < 2:  # two have an order
+        if len(self._whole.setup.instruments) < 2:  # two have an order
             return
         reverse = replace(self._replayed, candles=self._replayed.candles[::-1])
         with self._fresh.child(derive_whole, self._config, reverse, self._mode) as child:
@@ -355,15 +337,15 @@ class _Check:
             assert isinstance(whole, Whole)
         # A bar is decided, or taken in, once in a replay.
         others = {
-            (event.instrument, event.open_time_ms): derived_step
+            (bar.instrument, bar.open_time_ms): derived_step
             for derived_step in whole.steps
-            if isinstance(event := derived_step.step.event, Bar)
+            if (bar := derived_step.bar)
         }
         for mine in self._whole.steps:
-            if not isinstance(event := mine.step.event, Bar):
+            if (bar := mine.bar) is None:
                 continue
             self._found.compared += 1
-            other = others[event.instrument, event.open_time_ms]
+            other = others[bar.instrument, bar.open_time_ms]
             if not same_judgement(mine, other):
                 self._moved(
                     mine,
@@ -375,9 +357,9 @@ class _Check:
 
     def _alone(self) -> None:
         """Step each of several instruments through by itself; a portfolio decides for all."""
-        if len(self._whole.instruments) < 2 or self._whole.is_portfolio:  # two can share
+        if len(self._whole.setup.instruments) < 2 or self._whole.is_portfolio:  # two can share
             return
-        for item in self._whole.instruments:
+        for item in self._whole.setup.instruments:
             mine = [
                 derived_step
                 for derived_step in self._whole.steps
@@ -474,13 +456,11 @@ class _Check:
 
     def _moved(self, mine: DerivedStep, other: DerivedStep | str | None, because: str) -> None:
         """Note the first difference; what also moves in two equal runs is no function of bars."""
-        if isinstance(other, DerivedStep):
-            difference = difference_of(mine, other)
-        else:
-            event = mine.step.event
-            at = (event.instrument, event.open_time_ms) if isinstance(event, Bar) else ("", 0)
-            difference = Difference(*at, "the step", "made", f"refused: {other}")
-        self._found.differences.append(difference)
+        self._found.differences.append(
+            difference_of(mine, other)
+            if isinstance(other, DerivedStep)
+            else Difference.of(mine.step, "the step", "made", f"refused: {other}")
+        )
         self._report("lookahead: the same once more, nothing withheld")
         given = self._given[: mine.step.sequence + LOOKED_BEYOND]
         first = self._look(given)

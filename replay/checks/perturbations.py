@@ -209,6 +209,11 @@ class DerivedStep:
     """The newest value of each declared column."""
 
     @property
+    def bar(self) -> Bar | None:
+        """The bar of the step; None of another event."""
+        return self.step.event if isinstance(self.step.event, Bar) else None
+
+    @property
     def by_strategy(self) -> tuple[DerivedStep, ...]:
         """The step as each of several strategies that are asked decided it, or itself.
 
@@ -296,8 +301,7 @@ def first_false_frame(
     }
     compared = 0
     for derived_step in steps:
-        event = derived_step.step.event
-        if not isinstance(event, Bar) or not derived_step.frames:
+        if (event := derived_step.bar) is None or not derived_step.frames:
             continue
         compared += 1
         for length_ms, wanted, newest in derived_step.frames:

@@ -7,33 +7,32 @@ is docs/strategies.md, U3.
 from __future__ import annotations
 
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.loop import events_of, gathered
+from tracepaper.daemon.session.loop import gathered
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_code import own_folder, own_sources
-from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.make import resumed_replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import SHARES, near_measure, predictions_agree
-from tracepaper.replay.backtest.run import predictor_over
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import Difference, decision_differences
 from tracepaper.replay.checks.isolation import (
     FreshProcesses,
@@ -42,13 +41,12 @@ from tracepaper.replay.checks.isolation import (
     first_difference,
 )
 from tracepaper.replay.checks.perturbations import DerivedStep, of_each_strategy
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
-from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GateKind, gate_order
-from tracepaper.strategies.types.decisions import Decision, Prediction, SinceDecided
-from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, FrameBar, Unit
+from tracepaper.strategies.types.decisions import Decision
 
 SHOWN_LONGEST: Final = 40
 """Characters of a value that is named with its name; of longer ones a hash is compared."""
@@ -247,25 +245,6 @@ class RecursiveFinding:
         )
 
 
-@dataclass(frozen=True)
-class StoredPoint:
-    """What a run stored by the step before a later start: the engine's state, encoded, and more."""
-
-    state: bytes
-    sequence: int  # of the next step
-    since: Mapping[str, SinceDecided]
-    frame_bars: Sequence[FrameBar]  # the candles of higher frames that it took in
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a derivation begins: the bars before warm it up, and it goes on with what stood."""
-
-    from_ms: int | None = None  # first open time of its period; None: of its bars
-    standing: StoredPoint | None = None  # of the full run there
-    frame_bars: Sequence[FrameBar] = ()  # all that the full run took in, later ones included
-
-
 class _Setting(NamedTuple):
     """What every derivation of a check is made of."""
 
@@ -273,161 +252,62 @@ class _Setting(NamedTuple):
     data: MarketData
     mode: str
 
-
-def derive_whole(connection: Connection, setting: _Setting, starts: Sequence[int]) -> None:
-    """Send the decided steps of all bars, and what stood before the bars of each of *starts*."""
-    replay = _replay(setting, Start())
-    waiting, standing = list(starts), []
-    frame_bars: list[FrameBar] = []
-    steps: list[DerivedStep] = []
-    for unit, predictions in _units(replay):
-        while waiting and _open_ms_of(unit) >= waiting[0]:
-            engine, state = replay.engine, msgspec.msgpack.encode(replay.engine.state())
-            standing.append(
-                StoredPoint(state, engine.sequence, engine.since_decided, tuple(frame_bars))
-            )
-            waiting.pop(0)
-        together = derive_steps(replay.engine, unit, predictions)
-        if isinstance(unit, FrameBar) and together[0].step.accepted:
-            frame_bars.append(unit)
-        steps += together
-    connection.send(
-        (
-            [derived_step for derived_step in steps if _is_decided(derived_step)],
-            standing,
-            frame_bars,
+    def replay(self, until_ms: int | None = None, database: Path | None = None) -> Replay:
+        """Return the replay of the bars that open before *until_ms*."""
+        return build(
+            self.config,
+            self.data,
+            started_at_ms=0,
+            mode=self.mode,
+            until_ms=until_ms,
+            database=database,
         )
-    )
 
 
-def derive_from(connection: Connection, setting: _Setting, start: Start) -> None:
-    """Send the decided steps of all bars of the period that begins at *start*."""
-    steps = chain.from_iterable(_derived_from(_replay(setting, start), setting, start))
-    connection.send([derived_step for derived_step in steps if _is_decided(derived_step)])
+def record_until(connection: Connection, setting: _Setting, database: Path, end_ms: int) -> None:
+    """Record the run in *database* up to the bars that open at *end_ms*."""
+    replay = setting.replay(end_ms, database)
+    with closing(SqlAuditLog.open(database)) as audit:
+        run_replay(replay, audit, Tally())
+    connection.send(None)
+
+
+def derive(connection: Connection, setting: _Setting, database: Path | None) -> None:
+    """Send the decided steps of all bars, or those after the run that *database* holds."""
+    with _derivation(setting, database) as (_, steps):
+        decided = [each for each in chain.from_iterable(steps) if each.bar and each.step.decision]
+    connection.send(decided)
 
 
 def derive_memory(
-    connection: Connection, setting: _Setting, start: Start, instrument: str, at_ms: int
+    connection: Connection, setting: _Setting, database: Path | None, instrument: str, at_ms: int
 ) -> None:
     """Send what the strategy of *instrument* remembers after its bar that opened at *at_ms*."""
-    replay = _replay(setting, start)
-    for together in _derived_from(replay, setting, start):
-        events = [derived_step.step.event for derived_step in together]
-        if any(isinstance(event, Bar) and event.open_time_ms == at_ms for event in events):
-            break
-    connection.send(memory_of(replay.engine.strategy_of(instrument)))
+    with _derivation(setting, database) as (engine, steps):
+        for together in steps:
+            if any(bar.open_time_ms == at_ms for each in together if (bar := each.bar)):
+                break
+        connection.send(memory_of(engine.strategy_of(instrument)))
 
 
-def _replay(setting: _Setting, start: Start) -> Replay:
-    return build(
-        setting.config, setting.data, started_at_ms=0, mode=setting.mode, from_ms=start.from_ms
-    )
+@contextmanager
+def _derivation(
+    setting: _Setting, database: Path | None
+) -> Iterator[tuple[Engine, Iterator[list[DerivedStep]]]]:
+    """Yield the engine of all bars and its steps, or of those after the run of *database*.
 
-
-def _units(replay: Replay) -> Iterator[tuple[Unit, Sequence[Prediction]]]:
-    """Yield all that *replay* is given, and what is predicted at it."""
-    way, read = predictor_over(replay), replay.engine.broker.frames_read()
-    for unit in gathered(way.events(replay, frames=read)):
-        yield unit, way.predictor.predict(unit)
-
-
-def _derived_from(replay: Replay, setting: _Setting, start: Start) -> Iterator[list[DerivedStep]]:
-    """Yield the steps of *replay* from *start* on, those of one close together.
-
-    As a restart does it: what stood is restored, then the bars before are seen again.
+    There it goes on as ``tracepaper replay --resume`` does; nothing is stored.
     """
-    if start.standing is None:
-        return derived(replay)
-    return _resumed(replay, setting, start, start.standing)
-
-
-def _resumed(
-    replay: Replay, setting: _Setting, start: Start, standing: StoredPoint
-) -> Iterator[list[DerivedStep]]:
-    engine, restart = replay.engine, Restart(replay.engine)
-    state = decode_state(standing.state)
-    restart.restore(state, next_sequence=standing.sequence, since=standing.since)
-    for frame_bar in standing.frame_bars:
-        restart.recall_frame(frame_bar)
-    for bar in _earlier(replay, setting.data.candles):
-        restart.recall_range(bar)
-    before: list[Bar] | None = []
-    for unit, predictions in _units(replay):
-        if isinstance(unit, FrameBar):
-            # Of others the full run knew by then, or has bars of its own for them.
-            if unit in start.frame_bars and unit not in standing.frame_bars:
-                yield derive_steps(engine, unit, predictions)
-            continue
-        if before is not None:
-            if isinstance(unit, CorporateAction | Depths):  # before *standing* in the full run
-                before = _recall_event(engine, unit, before)
-                continue
-            if _open_ms_of(unit) < replay.run.period_start_ms:
-                before += [event for event in events_of(unit) if isinstance(event, Bar)]
-                continue
-            _recall(engine, before)
-            before = None
-        yield derive_steps(engine, unit, predictions)
-
-
-def _recall_event(engine: Engine, event: CorporateAction | Depths, before: list[Bar]) -> list[Bar]:
-    """Recall *event*, which the full run has booked; return the bars *before* as it left them."""
-    if isinstance(event, Depths):
-        Restart(engine).recall_frame(event)
-        return before
-    if event.is_split:
-        engine.markets[event.instrument].history.day_range.adjust(event)
-    return [_adjusted(bar, event) for bar in before]
-
-
-def _adjusted(bar: Bar, action: CorporateAction) -> Bar:
-    is_meant = action.is_split and bar.instrument == action.instrument
-    return adjusted_bar(action, bar) if is_meant else bar
-
-
-def _recall(engine: Engine, before: Sequence[Bar]) -> None:
-    """Show *engine* the bars *before* again as a start does: as many, in their order."""
-    restart = Restart(engine)
-    left = Counter(bar.instrument for bar in before)
-    for bar in before:
-        is_early = left[bar.instrument] > engine.warmup_of(bar.instrument)
-        left[bar.instrument] -= 1
-        if is_early:
-            restart.recall_range(bar)
-        else:
-            restart.recall(bar)
-
-
-def _earlier(replay: Replay, candles: Sequence[Candles]) -> Iterator[Bar]:
-    """Yield the bars before those of *replay* that decide the range of a day."""
-    items = {item.symbol: item for item in replay.instruments}
-    first_ms = {part.symbol: int(part.open_time_ms[0]) for part in replay.feed.candles}
-    for part in candles:
-        item = items[part.symbol]
-        end = int(np.searchsorted(part.open_time_ms, first_ms[part.symbol]))
-        most = replay.engine.range_bars_of(item.id)
-        kept = slice_candles(part, slice(max(0, end - most), end))
-        bars = bars_of(
-            replace(kept, category=item.category).rescaled(
-                price_decimals=item.price_decimals, volume_decimals=item.volume_decimals
-            )
+    if database is None:
+        replay = setting.replay()
+        yield replay.engine, derived(replay)
+        return
+    with closing(SqlAuditLog.open(database)) as audit:
+        _, engine, predictor, events = resumed_replay("last", setting.data, audit, database)
+        yield (
+            engine,
+            (derive_steps(engine, unit, predictor.predict(unit)) for unit in gathered(events)),
         )
-        actions = replay.feed.actions.events.get(item.id, ())
-        for bar in bars:
-            for action in actions:
-                if bar.open_time_ms < action.market_ms <= first_ms[part.symbol]:
-                    bar = _adjusted(bar, action)  # noqa: PLW2901 - one split after the other
-            yield bar
-
-
-def _open_ms_of(unit: Unit) -> int:
-    """Return when the bars of *unit* opened; -1 where it has none."""
-    times = [event.open_time_ms for event in events_of(unit) if isinstance(event, Bar)]
-    return max(times, default=-1)
-
-
-def _is_decided(derived_step: DerivedStep) -> bool:
-    return isinstance(derived_step.step.event, Bar) and derived_step.step.decision is not None
 
 
 def recursive(
@@ -442,9 +322,9 @@ def recursive(
 ) -> RecursiveFinding:
     """Start at *probes* later bars, each time in a process that has seen nothing.
 
-    After *warmup* bars, and given what the full run's last step stored, its account and declared
-    state, nothing may differ. Of the candles of higher timeframes a later start is handed those
-    that the full run took in. Of several instruments all start at the time of a bar of the first.
+    The run until there is recorded and goes on as ``replay --resume`` does: after *warmup* bars,
+    and given its account and declared state, nothing may differ. Of several instruments all start
+    at the time of a bar of the first.
     """
     finding, candles = RecursiveFinding(), data.candles
     for part in candles:
@@ -470,38 +350,35 @@ def recursive(
         )
         for row in rows
     ]
-    with fresh.child(derive_whole, setting, starts) as child:
-        whole, standing, frame_bars = child.receive()
-    for number, (from_ms, stood) in enumerate(zip(starts, standing, strict=True)):
+    with fresh.child(derive, setting, None) as child:
+        whole = child.receive()
+    for number, from_ms in enumerate(starts):
         report(f"probe {number + 1} of {len(starts)}: starting at bar {rows[number] + warmup}")
-        begun = Start(from_ms, stood, frame_bars)
-        with fresh.child(derive_from, setting, begun) as child:
-            steps = child.receive()
-        finding.probes += 1
-        same_period = []
-        for mine in whole:
-            assert isinstance(mine.step.event, Bar)
-            if mine.step.event.open_time_ms >= from_ms:
-                same_period.append(mine)
-        for mine, other in zip(same_period, steps, strict=True):
-            finding.compared += 1
-            if not same_judgement(mine, other):
-                finding.differences.append(difference_of(mine, other))
-                finding.undeclared = _undeclared(fresh, setting, (Start(), begun), mine)
-                return finding
+        with TemporaryDirectory(prefix="tracepaper-recursive-") as folder:
+            database = Path(folder) / "run.db"
+            with fresh.child(record_until, setting, database, from_ms) as child:
+                child.receive()
+            with fresh.child(derive, setting, database) as child:
+                steps = child.receive()
+            finding.probes += 1
+            same_period = [mine for mine in whole if mine.bar.open_time_ms >= from_ms]
+            for mine, other in zip(same_period, steps, strict=True):
+                finding.compared += 1
+                if not same_judgement(mine, other):
+                    finding.differences.append(difference_of(mine, other))
+                    finding.undeclared = _undeclared(fresh, setting, database, mine)
+                    return finding
     return finding
 
 
 def _undeclared(
-    fresh: FreshProcesses, setting: _Setting, starts: Sequence[Start], at: DerivedStep
+    fresh: FreshProcesses, setting: _Setting, database: Path, at: DerivedStep
 ) -> list[str]:
     """Return the names of what two derivations remember otherwise after the bar of *at*."""
-    event = at.step.event
-    assert isinstance(event, Bar)
-    memories: list[dict[str, str]] = []
-    for start in starts:
-        key = event.instrument, event.open_time_ms
-        with fresh.child(derive_memory, setting, start, *key) as child:
+    assert at.bar is not None
+    key, memories = (at.bar.instrument, at.bar.open_time_ms), list[dict[str, str]]()
+    for begun in (None, database):
+        with fresh.child(derive_memory, setting, begun, *key) as child:
             memories.append(child.receive())
     first, second = memories
     return unlike(first, second)
@@ -578,25 +455,20 @@ def _shown(signal: Signal | Orders) -> str:
 
 def difference_of(mine: DerivedStep, other: DerivedStep) -> Difference:
     """Return the first field in which two steps differ: columns, then the signal, then others."""
-    event = mine.step.event
     for (name, first), (_, second) in zip(mine.columns, other.columns, strict=False):
-        if isinstance(event, Bar) and repr(first) != repr(second):
-            at = event.instrument, event.open_time_ms
-            return Difference(*at, f"column {name!r}", str(first), str(second))
+        if repr(first) != repr(second):
+            return Difference.of(mine.step, f"column {name!r}", str(first), str(second))
     every = zip(mine.by_strategy, other.by_strategy, strict=True)
     mine, other = next((pair for pair in every if not same_judgement(*pair)), (mine, other))
-    event, a, b = mine.step.event, mine.signal, other.signal
-    if isinstance(event, Bar) and a is not None and b is not None:
-        at = event.instrument, event.open_time_ms
+    step, a, b = mine.step, mine.signal, other.signal
+    if a is not None and b is not None:
         if isinstance(a, Orders) or isinstance(b, Orders):
-            return Difference(*at, "signal", _shown(a), _shown(b))
+            return Difference.of(step, "signal", _shown(a), _shown(b))
         if a.action is not b.action:
-            return Difference(*at, "signal", a.action, b.action)
+            return Difference.of(step, "signal", a.action, b.action)
         if a.strength != b.strength:
-            return Difference(*at, "strength", str(a.strength), str(b.strength))
-        if mine.step.decision is not None and other.step.decision is not None:
-            for name, first, second in decision_differences(
-                mine.step.decision, other.step.decision
-            ):
-                return Difference(*at, name, first, second)
-    return first_difference(mine.step, other.step)
+            return Difference.of(step, "strength", str(a.strength), str(b.strength))
+        if step.decision is not None and other.step.decision is not None:
+            for name, first, second in decision_differences(step.decision, other.step.decision):
+                return Difference.of(step, name, first, second)
+    return first_difference(step, other.step)

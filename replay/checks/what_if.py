@@ -13,11 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.checks.changed_run import ChangedRun
-from tracepaper.replay.document.terminal import head, show
 from tracepaper.replay.document.values import (
     Cells,
     Estimate,
@@ -347,15 +345,6 @@ def what_if_document(result: WhatIf) -> TitledParts:
         *(each for each in tables(result) if each.rows),
     )
     return TitledParts(f"run {result.run_id} · what if", parts)
-
-
-def show_what_if(console: Console, result: WhatIf) -> None:
-    """Print what a change makes, its first sentence in a frame."""
-    document = what_if_document(result)
-    first, *parts = document.parts
-    assert isinstance(first, Paragraph)
-    head(console, document.title, first.text)
-    show(console, parts)
 
 
 def as_json(result: WhatIf) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tracepaper.daemon.commands.options import JsonOption, print_json
+from tracepaper.daemon.commands.options import JsonOption, print_json, tell
 
 app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
@@ -41,10 +41,10 @@ def replay(
     from tracepaper.replay.bench.replay import measure_model, measure_replay
 
     if model or checkpoint is not None:
-        figures = measure_model(bars or 20_000, checkpoint=checkpoint, rounds=rounds, tell=_tell)
+        figures = measure_model(bars or 20_000, checkpoint=checkpoint, rounds=rounds, tell=tell)
         _say(f"replay with {checkpoint or 'the default model'}", figures, as_json=json)
     else:
-        figures = measure_replay(bars or 200_000, rounds=rounds, tell=_tell)
+        figures = measure_replay(bars or 200_000, rounds=rounds, tell=tell)
         _say("replay without a model", figures, as_json=json)
 
 
@@ -65,7 +65,7 @@ def live(
     from tracepaper.replay.bench.live import measure_live
 
     figures = measure_live(
-        max(bars // symbols, 100), symbols=symbols, model=model, checkpoint=checkpoint, tell=_tell
+        max(bars // symbols, 100), symbols=symbols, model=model, checkpoint=checkpoint, tell=tell
     )
     _say("last bar to last decision committed, ms of wall time", figures, as_json=json)
 
@@ -91,7 +91,7 @@ def attention(
     from tracepaper.replay.bench.attention import SIZES, measure
     from tracepaper.replay.bench.machine import machine_line
 
-    rows = measure(bars or SIZES, device=device, threads=threads, compare=compare or (), tell=_tell)
+    rows = measure(bars or SIZES, device=device, threads=threads, compare=compare or (), tell=tell)
     tables: dict[str, Any] = {"machine": machine_line()}
     if not json:
         typer.echo(tables["machine"])
@@ -103,10 +103,6 @@ def attention(
             typer.echo("  ".join(f"{name} {_shown(value)}" for name, value in row.items()))
     if json:
         print_json(tables)
-
-
-def _tell(sentence: str) -> None:
-    typer.echo(sentence, err=True)
 
 
 def _say(title: str, figures: Mapping[str, Any], *, as_json: bool) -> None:

@@ -23,6 +23,7 @@ from tracepaper.daemon.commands.options import (
     print_json,
     reads_record,
     say,
+    tell,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
@@ -351,7 +352,7 @@ def lookahead(
             Limits(probes, seconds),
             mode=spec.mode,
             allow=allow_reading or (),
-            report=_report,
+            report=tell,
         )
     if left:
         finding.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
@@ -385,7 +386,7 @@ def recursive(
     if not data.frames:
         config, shortened = fit_windows(config, span_of(data.candles))
         for sentence in shortened:
-            _report(f"Warning: {sentence}.")
+            tell(f"Warning: {sentence}.")
     forecaster = load_forecaster(config) if needs_forecaster(config) else None
     strategies = make_strategies(config, forecaster)
     calendar = data.candles[0].calendar
@@ -405,7 +406,7 @@ def recursive(
             probes=probes,
             warmup=warmup,
             mode=spec.mode,
-            report=_report,
+            report=tell,
         )
     if json:
         document = {"check": "recursive", **asdict(finding), "holds": finding.holds}
@@ -456,10 +457,6 @@ def _print(finding: LookaheadFinding) -> None:
         typer.echo(f"To know: {sentence}.")
     for sentence in finding.unproved:
         typer.echo(f"Cannot be proved: {sentence}.")
-
-
-def _report(sentence: str) -> None:
-    typer.echo(sentence, err=True)
 
 
 @reads_record

@@ -45,9 +45,6 @@ PathsArgument = Annotated[
 CategoryOption = Annotated[
     Category | None, typer.Option("--category", help="The category; by default from the name.")
 ]
-StrictOption = Annotated[
-    bool, typer.Option("--strict", help="Refuse rows that would be dropped with a warning.")
-]
 CalendarOption = Annotated[
     str | None,
     typer.Option(
@@ -78,7 +75,6 @@ def import_(
     category: CategoryOption = None,
     columns: ColumnsOption = None,
     format_: FormatOption = None,
-    strict: StrictOption = False,
     calendar: CalendarOption = None,
     archive: ArchiveOption = None,
     config: ConfigOption = None,
@@ -96,7 +92,6 @@ def import_(
         symbol=symbol,
         category=category if calendar is None else Category.STOCK,
         columns=columns or (),
-        strict=strict,
         format_name=format_,
         sessions_for=None if calendar is None else sessions_named(calendar),
     )
@@ -116,7 +111,6 @@ def check(
     category: CategoryOption = None,
     columns: ColumnsOption = None,
     format_: FormatOption = None,
-    strict: StrictOption = False,
     calendar: CalendarOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -146,7 +140,6 @@ def check(
                     symbol=symbol,
                     category=category if calendar is None else Category.STOCK,
                     columns=columns or (),
-                    strict=strict,
                     format_name=format_,
                     sessions_for=sessions_for,
                 )

@@ -17,12 +17,7 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     print_json,
 )
-from tracepaper.replay.commands.folds import (
-    each_on,
-    folds_of,
-    print_folds,
-    write_page,
-)
+from tracepaper.replay.commands.folds import each_on, folds_of, print_folds
 from tracepaper.replay.commands.train import CovariatesOption, DataOption, JobsOption, OnOption
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
@@ -238,7 +233,9 @@ def _print(judged: _ModelJudgement, html: Path | None, *, as_json: bool) -> None
 
     model_id, every = judged.model_id, judged.every
     if html is not None:
-        write_page(judgement_document(model_id, every), html)
+        from tracepaper.replay.page.export import write_document_page
+
+        write_document_page(judgement_document(model_id, every), html)
     if as_json:
         findings = [
             {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}

@@ -13,7 +13,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tracepaper.replay.document.values import Table, TitledParts
+    from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.fitted import DataRequest, Each
     from tracepaper.storage.checkpoints import Checkpoint
 
@@ -85,7 +85,9 @@ def print_folds(folds: Folds, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.replay.document.values import TitledParts, documents
 
     if html is not None:
-        write_page(TitledParts(f"Folds of {folds.model_id}", tuple(folds.tables)), html)
+        from tracepaper.replay.page.export import write_document_page
+
+        write_document_page(TitledParts(f"Folds of {folds.model_id}", tuple(folds.tables)), html)
     if as_json:
         document = {"id": folds.model_id, "recipe": folds.recipe, "folds": folds.text}
         print_json({**document, "tables": documents(folds.tables)})
@@ -93,10 +95,3 @@ def print_folds(folds: Folds, html: Path | None, *, as_json: bool) -> None:
     show(for_tables(), folds.tables)
     if html is not None:
         typer.echo(f"The page is {html}.")
-
-
-def write_page(document: TitledParts, path: Path) -> None:
-    """Write *document* as one page that needs no network."""
-    from tracepaper.replay.page.export import write_document_page
-
-    write_document_page(document, path)

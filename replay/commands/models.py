@@ -21,6 +21,7 @@ from tracepaper.daemon.commands.options import (
     database_path,
     located,
     print_json,
+    tell,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
@@ -386,7 +387,7 @@ def _judged(retraining: Retraining, number: int, alpha: float) -> CandidateJudge
     from tracepaper.daemon.session.retraining import level_of
     from tracepaper.replay.learning.retraining import retrain as trained
 
-    judgement = trained(retraining, say=lambda text: typer.echo(text, err=True))
+    judgement = trained(retraining, say=tell)
     if not judgement.is_judged:
         return judgement
     return replace(judgement, test=number, level=level_of(alpha, number))

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import typer
 
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.commands.options import tell
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.session.child import at_end_of_input
@@ -78,18 +78,11 @@ def record_session(
                 os.nice(NICE)
             # The daemon's end closes the input, however it ends; what is held is written then.
             at_end_of_input(lambda: loop.call_soon_threadsafe(end))
-            skips = _say
+            skips = tell
         clock = SystemClock(exchange.time_scale)
-        warns = None if service else _say
-        return await record_live(
-            exchange, requests, clock=clock, done=done, skips=skips, warns=warns
-        )
+        return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
 
     return run_loop(session())
-
-
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)
 
 
 def exchange_of(config: Path | None, url: str | None, service: str | None) -> ExchangeSection:

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
@@ -133,10 +132,10 @@ def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int, str | N
 
 def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.document.terminal import show_document
     from tracepaper.replay.report.terminal import (
         decision_to_explain,
         program_name,
-        show_summary,
         summary_document,
     )
 
@@ -158,7 +157,7 @@ def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None
         return
     console, program = Terminal(), program_name()
     sequence = decision_to_explain(database, run_id)
-    show_summary(console, summary_document(database, run_id))
+    show_document(console, summary_document(database, run_id), blank_lines=False)
     if not tally.finished:
         console.print(
             f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.", markup=False
@@ -429,9 +428,7 @@ def exchange(
     frames: Annotated[
         Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines or text.")
     ] = None,
-    faults: Annotated[
-        Path | None, typer.Option(help="Faults to inject: a TOML or JSON file.")
-    ] = None,
+    faults: Annotated[Path | None, typer.Option(help="Faults to inject: a TOML file.")] = None,
     fault_seed: Annotated[
         int,
         typer.Option(help="Seed of the schedule of faults; by default 0.", show_default=False),
@@ -498,7 +495,9 @@ def _print(*parts: str) -> None:
 
 def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:
     """Return the plan of the file at *path* with the schedule of the options."""
+    from msgspec import structs
+
     from tracepaper.replay.exchange.faults import read_plan
 
     plan = read_plan(path)
-    return replace(plan, seed=seed, every_s=every_s) if every_s else plan
+    return structs.replace(plan, seed=seed, every_s=every_s) if every_s else plan

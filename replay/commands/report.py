@@ -344,7 +344,8 @@ def whatif(
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.backtest.run_spec import RunSpec
     from tracepaper.replay.checks.changed_run import changed_run
-    from tracepaper.replay.checks.what_if import as_json, show_what_if, what_if
+    from tracepaper.replay.checks.what_if import as_json, what_if, what_if_document
+    from tracepaper.replay.document.terminal import show_document
     from tracepaper.storage.database.reader import Reader
 
     place = located(run, db)
@@ -362,4 +363,4 @@ def whatif(
     if json:
         print_json(as_json(result))
     else:
-        show_what_if(Terminal(), result)
+        show_document(Terminal(), what_if_document(result))

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from rich import table as rich_table
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.text import Text
 
 from tracepaper.replay.document.charts import Chart
@@ -19,6 +20,7 @@ from tracepaper.replay.document.values import (
     Paragraph,
     Part,
     Table,
+    TitledParts,
     Value,
     tone,
     written,
@@ -35,6 +37,14 @@ def head(console: Console, title: str, text: str) -> None:
     """Print what the document is about: *text* in a frame that bears *title*."""
     lines, heading = Text(text), Text(title)
     console.print(Panel(lines, title=heading, title_align="left", border_style="dim"))
+
+
+def show_document(console: Console, document: TitledParts, *, blank_lines: bool = True) -> None:
+    """Print *document*, its first paragraph in a frame under the title."""
+    first, *parts = document.parts
+    assert isinstance(first, Paragraph)
+    head(console, document.title, first.text)
+    show(console, parts, blank_lines=blank_lines)
 
 
 def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -> None:
@@ -61,7 +71,7 @@ def printed(table: Table) -> RenderableType:
         aside = f", {table.aside}" if table.aside else ""
         parts.append(Text(table.title + aside + _left_out(table), style="bold"))
     if table.rows and table.look != "pairs":
-        parts += _grids(table)
+        parts += map(_Ragged, _grids(table))
     parts += [_paragraph(Paragraph(note, "note")) for note in table.notes]
     return Group(*parts)
 
@@ -101,6 +111,21 @@ def _grids(table: Table) -> Iterator[rich_table.Table]:
         return
     for start in range(0, len(table.rows), SIDE_BY_SIDE):
         yield _turned(table, table.rows[start : start + SIDE_BY_SIDE])
+
+
+class _Ragged:
+    """A grid whose lines end with their text, not with the spaces of the last column."""
+
+    def __init__(self, grid: rich_table.Table) -> None:
+        self._grid = grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self._grid, options, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            yield from line[:-1]
+            yield from (Segment(last.text.rstrip(), last.style) for last in line[-1:])
+            yield Segment.line()
 
 
 def _upright(table: Table) -> rich_table.Table:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -105,17 +104,21 @@ class Faults:
 # ------------------------------------------------------------ schedule
 
 
-@dataclass(frozen=True)
-class TimedFault:
+class TimedFault(NamedTuple):
     """A fault and the machine seconds to wait before it, counted from the one before."""
 
     wait_s: float
     fault: Fault
 
 
-@dataclass(frozen=True)
-class FaultPlan:
-    """What to arm and when, counted from the first subscription.
+class ListedFault(Fault, frozen=True, forbid_unknown_fields=True):
+    """A fault of a faults file, ``after_s`` machine seconds after the first subscription."""
+
+    after_s: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class FaultPlan(Struct, frozen=True, forbid_unknown_fields=True):
+    """What to arm and when, counted from the first subscription; the keys of a faults file.
 
     The seeded schedule deals all *kinds* (None: every kind) in a shuffled round, then again, so
     each comes once a round; gaps are half to one and a half times *every_s*. Whoever runs it waits
@@ -123,10 +126,24 @@ class FaultPlan:
     runs.
     """
 
-    listed: tuple[TimedFault, ...] = ()
     seed: int = 0
-    every_s: float = 0.0
+    every_s: Annotated[float, Meta(ge=0)] = 0.0
     kinds: tuple[str, ...] | None = None
+    faults: tuple[ListedFault, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse kinds that there are not; msgspec turns it into its own error."""
+        for kind in self.kinds or ():
+            if kind not in FAULTS:
+                raise ValueError(f"there is no kind {kind!r}")
+
+    def listed(self) -> Iterator[TimedFault]:
+        """Yield the listed faults in the order of their times."""
+        before_s = 0.0
+        for each in sorted(self.faults, key=lambda fault: fault.after_s):
+            fault = Fault(*(getattr(each, name) for name in Fault.__struct_fields__))
+            yield TimedFault(each.after_s - before_s, fault)
+            before_s = each.after_s
 
     def scheduled(self) -> Iterator[TimedFault]:
         """Yield the seeded schedule, without end; nothing where ``every_s`` is 0."""
@@ -142,58 +159,14 @@ class FaultPlan:
             turn += 1
 
 
-class ListedFault(Fault, frozen=True, forbid_unknown_fields=True):
-    """A fault of a faults file, ``after_s`` machine seconds after the first subscription."""
-
-    after_s: Annotated[float, Meta(ge=0)] = 0.0
-
-    def fault(self) -> Fault:
-        """Return the fault without its time."""
-        return Fault(**{name: getattr(self, name) for name in Fault.__struct_fields__})
-
-
-class PlanFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """The keys of a faults file."""
-
-    seed: int = 0
-    every_s: Annotated[float, Meta(ge=0)] = 0.0
-    kinds: tuple[str, ...] | None = None
-    faults: tuple[ListedFault, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse kinds that there are not; msgspec turns it into its own error."""
-        for kind in self.kinds or ():
-            if kind not in FAULTS:
-                raise ValueError(f"there is no kind {kind!r}")
-
-
-def plan_from(request: Mapping[str, Any]) -> FaultPlan:
-    """Return the plan of a faults file's content, or raise ``ConfigInvalid``."""
-    try:
-        file = msgspec.convert(dict(request), PlanFile)
-    except msgspec.ValidationError as error:
-        raise ConfigInvalid(
-            f"The faults file is wrong ({error}): give seed, every_s, kinds and a list faults."
-        ) from None
-    listed = sorted(file.faults, key=lambda each: each.after_s)
-    moments = [0.0, *(each.after_s for each in listed)]
-    return FaultPlan(
-        listed=tuple(
-            TimedFault(later - earlier, each.fault())
-            for (earlier, later), each in zip(pairwise(moments), listed, strict=True)
-        ),
-        seed=file.seed,
-        every_s=file.every_s,
-        kinds=file.kinds,
-    )
-
-
 def read_plan(path: Path | None) -> FaultPlan:
-    """Return the plan of a TOML or JSON file, or raise ``ConfigInvalid``; without one, none."""
+    """Return the plan of a TOML file, or raise ``ConfigInvalid``; without one, none."""
     if path is None:
         return FaultPlan()
-    decode = msgspec.json.decode if path.suffix == ".json" else msgspec.toml.decode
     try:
-        return plan_from(decode(path.read_bytes(), type=dict[str, Any]))
+        return msgspec.toml.decode(path.read_bytes(), type=FaultPlan)
     except (OSError, msgspec.DecodeError) as error:
-        raise ConfigInvalid(f"{path} is no faults file ({error}): give TOML or .json.") from None
+        raise ConfigInvalid(
+            f"{path} is no faults file ({error}): give TOML with seed, every_s, kinds and a "
+            "list faults."
+        ) from None

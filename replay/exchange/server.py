@@ -267,7 +267,7 @@ class EmbeddedExchange:
 
     async def _schedule_faults(self) -> None:
         """Arm the plan's faults, the listed and then the seeded ones, while a client listens."""
-        for timed in self._plan.listed:
+        for timed in self._plan.listed():
             await self._arm_later(timed)
         for timed in self._plan.scheduled():
             if self.clock.ended:

@@ -27,6 +27,7 @@ from tracepaper.replay.explain.recompute import (
     attribute,
     kept_forecaster,
     rank_correlation,
+    relevance_by_bar,
     stored_forecast,
 )
 from tracepaper.storage import checkpoints
@@ -242,7 +243,8 @@ class ByMethod:
     """One decision by one method; the weights of its bars, oldest first, sum to 1.
 
     ``rank_correlation`` is Spearman's with the stored explanation over the same past bars,
-    ``common`` the share of the weight that both give to the same bars, over all bars.
+    ``common`` the share of the weight that both give to the same bars, over all bars; relevance
+    counts by its size.
     """
 
     method: str
@@ -257,9 +259,10 @@ def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
     horizon = past.forecast.horizons[past.horizon_index]
     method = dataclasses.replace(method_of(typed, past.forecaster.method), horizon=horizon)
     rollout = Probe(past.forecaster, past.bars, horizon=horizon).looked(method)
-    usual = attribute(past)
     weights = rollout.weights[0, 0].double().numpy()
-    same = np.array(usual.weights[-len(weights) :])
+    if (stored := relevance_by_bar(past)) is None:
+        stored = np.array(past.forecaster.explain(past.decided.instrument).weights)
+    same = np.abs(stored[-len(weights) :])
     bars = past.bars[-len(weights) :]
     return ByMethod(
         method.name,
@@ -272,7 +275,7 @@ def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
             None,
         ),
         rank_correlation(weights[:-1], same[:-1]),
-        float(np.minimum(weights, same).sum()),
+        float(np.minimum(weights, same / same.sum()).sum()),
     )
 
 

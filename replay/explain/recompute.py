@@ -262,11 +262,8 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
 
 def attribute(past: Past) -> FullAttribution:
     """Return the attribution at full resolution, compared with the buckets that were stored."""
-    instrument = past.decided.instrument
-    attribution, weights = past.forecaster.explain(instrument), None
-    for passes in past.forecaster.passes:
-        if isinstance(passes, RelevancePasses):
-            weights = passes.by_bar(instrument)
+    attribution = past.forecaster.explain(past.decided.instrument)
+    weights = relevance_by_bar(past)
     closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
     parts = attribution.parts
     return FullAttribution(
@@ -278,6 +275,14 @@ def attribute(past: Past) -> FullAttribution:
         _frames(past, parts, attribution.open_time_ms),
         _modalities(parts, attribution.open_time_ms),
     )
+
+
+def relevance_by_bar(past: Past) -> Floats | None:
+    """Return the signed shares of the bars of a run by relevance, oldest first; None of others."""
+    for passes in past.forecaster.passes:
+        if isinstance(passes, RelevancePasses):
+            return passes.by_bar(past.decided.instrument)
+    return None
 
 
 def _modalities(

@@ -8,7 +8,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 from tracepaper.replay.page.rollups import Rollups
 from tracepaper.replay.run_columns import RunColumns
@@ -22,6 +24,7 @@ from tracepaper.strategies.errors import DataInvalid, TracepaperError
 if TYPE_CHECKING:
     from tracepaper.storage.fleet.overview import FleetRun
 
+S = TypeVar("S", bound=Struct)
 RUNS_KEPT: Final = 8
 
 
@@ -193,3 +196,8 @@ class Databases:
 def as_number(value: float | str | None) -> float | None:
     """Return *value* as a float, None where it is null."""
     return None if value is None else float(value)
+
+
+def from_row(struct: type[S], row: Mapping[str, Any], **changed: Any) -> S:  # noqa: ANN401
+    """Return a *row* of a view as *struct*, its fields columns but for what is *changed*."""
+    return struct(**{name: row[name] for name in struct.__struct_fields__ if name in row} | changed)

@@ -11,14 +11,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.replay.document.values import FoldedParts, Form, Part, TitledParts, table_of
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import TracepaperError
 
 if TYPE_CHECKING:
-    from tracepaper.replay.document.values import Form, Part
     from tracepaper.replay.explain.recompute import Past
+    from tracepaper.replay.page.routes import ChangeParameters
 
 Report = Callable[[float, str], None]
 FEATURES_SHOWN: Final = 5
@@ -111,45 +112,33 @@ def verify(shown: ShownRun, report: Report) -> answers.ParityState:
     )
 
 
-def report_of(shown: ShownRun) -> answers.Document:
+def report_of(shown: ShownRun) -> TitledParts:
     """Return the report of the run, as ``report --html`` shows it."""
-    from tracepaper.replay.document.values import as_document
     from tracepaper.replay.report.document import report_document
     from tracepaper.replay.report.report import build_report
 
-    document = report_document(build_report(shown.database, shown.run_id))
-    return answers.Document(**as_document(document))
+    return report_document(build_report(shown.database, shown.run_id))
 
 
-def what_if_of(shown: ShownRun, changes: str, drop: str, from_ms: int | None) -> answers.Document:
+def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
     """Return what a change would have made of the run, as ``whatif`` says it."""
     from tracepaper.daemon.config.loading import settings_of
     from tracepaper.replay.checks.changed_run import changed_run
     from tracepaper.replay.checks.what_if import what_if, what_if_document
-    from tracepaper.replay.document.values import as_document
 
     changed = changed_run(
         shown.reader,
         shown.database,
         shown.run_id,
-        changes=settings_of([text for text in changes.split(";") if text]),
-        drop_gates=[name for name in drop.split(",") if name],
-        from_ms=from_ms,
+        changes=settings_of([text for text in wanted.changes.split(";") if text]),
+        drop_gates=[name for name in wanted.drop.split(",") if name],
+        from_ms=wanted.from_ms,
     )
-    return answers.Document(**as_document(what_if_document(what_if(changed))))
+    return what_if_document(what_if(changed))
 
 
-def model_of(shown: ShownRun) -> answers.Document:
-    """Return the card of the run's model, and how its forecasts came true."""
-    from tracepaper.replay.document.values import as_document
-    from tracepaper.replay.page.model import model_document
-
-    return answers.Document(**as_document(model_document(shown)))
-
-
-def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Document:
+def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
     """Ask the run's model again about one decision, as ``explain --full`` does."""
-    from tracepaper.replay.document.values import TitledParts, as_document
     from tracepaper.replay.explain.attribution import (
         by_feature,
         contributed,
@@ -183,15 +172,11 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Document:
         ]
         report(0.85, "where each head looked")
         heads = list(_heads(shown, attended, sequence))
-    return answers.Document(
-        **as_document(TitledParts("What the model said again", (*_added(features), *heads)))
-    )
+    return TitledParts("What the model said again", (*_added(features), *heads))
 
 
 def _added(features: list[tuple[str, float]]) -> Iterator[Part]:
     """Yield what each feature added to the mean, the largest first."""
-    from tracepaper.replay.document.values import table_of
-
     if features:
         features.sort(key=lambda feature: -abs(feature[1]))
         forms: dict[str, Form] = {"feature": "text", "added": "points"}
@@ -209,7 +194,6 @@ def _heads(shown: ShownRun, past: Past, sequence: int) -> Iterator[Part]:
     import numpy as np
 
     from tracepaper.replay.document.charts import Chart, ChartAxis, ChartPanel, HeatLayer, named
-    from tracepaper.replay.document.values import FoldedParts
     from tracepaper.replay.explain.decision import stored_decision
 
     instrument = past.decided.instrument

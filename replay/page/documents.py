@@ -20,7 +20,6 @@ from tracepaper.replay.document.values import (
     Paragraph,
     Part,
     TitledParts,
-    as_document,
     of_field,
     table,
     table_of,
@@ -62,9 +61,9 @@ POSITIONS: Final = (
 )
 
 
-def account(shown: ShownRun) -> answers.Document:
+def account(shown: ShownRun) -> TitledParts:
     """Return the run's accounts, their curves, what is held, and a trader's own fills."""
-    return answers.Document(**as_document(TitledParts("Account", tuple(_account(shown)))))
+    return TitledParts("Account", tuple(_account(shown)))
 
 
 def _account(shown: ShownRun) -> Iterator[Part]:
@@ -148,54 +147,41 @@ _GATES: Final = "gates"
 """Stands for a difference in nothing but the gates' measures and thresholds."""
 DIFFERENCES_MAX: Final = 1_000
 FIELDS_NAMED: Final = 4
+_TIME_BITS: Final = 44  # of an open time within the key of a decision
 _Differing = tuple[int, int, str, npt.NDArray[np.bool_], int, int]
 """Its weight, its bar's open, instrument, in which fields, and both sequences."""
 
 
-def compare(left: ShownRun, right: ShownRun) -> answers.Document:
+def compare(left: ShownRun, right: ShownRun) -> TitledParts:
     """Return where two runs decided the same bars differently."""
-    compared = ("target_quantity", *_NUMBERS)
-    left_columns, right_columns = (run.columns.decisions(compared) for run in (left, right))
-    gates = _judged(left), _judged(right)
-    common, differing = 0, list[_Differing]()
-    counts = dict.fromkeys((*_FIELDS, _GATES), 0)
-    for name in np.intersect1d(left_columns["instrument"], right_columns["instrument"]):
-        left_at, right_at = (
-            np.flatnonzero(run["instrument"] == name) for run in (left_columns, right_columns)
-        )
-        times, at, at_right = np.intersect1d(
-            left_columns["open_time_ms"][left_at],
-            right_columns["open_time_ms"][right_at],
-            return_indices=True,
-        )
-        left_at, right_at = left_at[at], right_at[at_right]
-        common += times.size
-        differs = np.stack(
-            [
-                _differs(left_columns[field][left_at], right_columns[field][right_at])
-                for field in _FIELDS
-            ],
-            1,
-        )
-        pairs = zip(
-            left_columns["sequence"][left_at].tolist(),
-            right_columns["sequence"][right_at].tolist(),
-            strict=True,
-        )
-        judged = np.array([gates[0].get(a) != gates[1].get(b) for a, b in pairs], dtype=bool)
-        differs = np.column_stack([differs, judged & ~differs.any(axis=1)])
-        for field, count in zip(counts, differs.sum(axis=0).tolist(), strict=True):
-            counts[field] += count
-        differing += [
-            (min(int(differs[place].argmax()), _DONE), int(times[place]), str(name), differs[place],
-             int(left_columns["sequence"][left_at[place]]),
-             int(right_columns["sequence"][right_at[place]]))
-            for place in np.flatnonzero(differs.any(axis=1)).tolist()
-        ]  # fmt: skip
-    differing.sort(key=itemgetter(0, 1, 2))
-    return answers.Document(
-        **as_document(TitledParts("Compare", (*_compared(left, right, common, differing, counts),)))
+    both = [run.columns.decisions(("target_quantity", *_NUMBERS)) for run in (left, right)]
+    names = np.unique(np.concatenate([columns["instrument"] for columns in both]))
+    left_keys, right_keys = (
+        (np.searchsorted(names, columns["instrument"]) << _TIME_BITS)
+        + columns["open_time_ms"].astype(np.int64)
+        for columns in both
     )
+    _, *places = np.intersect1d(left_keys, right_keys, return_indices=True)
+    first, second = (
+        {name: column[at] for name, column in columns.items()}
+        for columns, at in zip(both, places, strict=True)
+    )
+    sequences = first["sequence"].tolist(), second["sequence"].tolist()
+    gates = _judged(left), _judged(right)
+    judged = [gates[0].get(one) != gates[1].get(two) for one, two in zip(*sequences, strict=True)]
+    differs = np.stack([_differs(first[field], second[field]) for field in _FIELDS], 1)
+    others = np.array(judged, dtype=bool) & ~differs.any(axis=1)
+    differs = np.column_stack([differs, others])
+    counts = dict(zip((*_FIELDS, _GATES), differs.sum(axis=0).tolist(), strict=True))
+    differing: list[_Differing] = [
+        (min(int(differs[place].argmax()), _DONE), int(first["open_time_ms"][place]),
+         str(first["instrument"][place]), differs[place],
+         sequences[0][place], sequences[1][place])
+        for place in np.flatnonzero(differs.any(axis=1)).tolist()
+    ]  # fmt: skip
+    differing.sort(key=itemgetter(0, 1, 2))
+    common = len(judged)
+    return TitledParts("Compare", tuple(_compared(left, right, common, differing, counts)))
 
 
 def _compared(

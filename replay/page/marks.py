@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import ShownRun
+from tracepaper.replay.page.databases import ShownRun, from_row
 from tracepaper.storage.database.run_views import Row
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.types.market import GapCause
@@ -60,24 +60,20 @@ def marks(
     return answers.Marks(
         fills=[fill_mark(row, roles.get(row["order_id"], "SIGNAL")) for row in fills],
         orders=[
-            answers.OrderLine(
-                order_id=row["order_id"],
-                instrument=row["instrument"],
+            from_row(
+                answers.OrderLine,
+                row,
                 role=row["role"] or "SIGNAL",
                 kind=row["kind"] or "MARKET",
-                side=row["side"],
                 price=row["limit_price"] if row["trigger_price"] is None else row["trigger_price"],
                 quantity_text=without_zeros(row["quantity_text"]),
                 from_ms=row["created_ms"],
                 until_ms=times.get(row["sequence"]) if row["status"] not in _RESTING else None,
-                status=row["status"],
             )
             for row in orders
         ],
         gaps=[
-            answers.GapMark(
-                row["instrument"], row["from_ms"], row["until_ms"], row["cause"], row["repaired_by"]
-            )
+            from_row(answers.GapMark, row)
             for row in views.rows("v_gaps", instrument=names)
             if row["cause"] != GapCause.FUNDING
             and (from_ms is None or row["until_ms"] > from_ms)
@@ -97,15 +93,5 @@ def _named(batches: Iterator[list[tuple[Any, ...]]], view: str) -> list[Row]:
 
 def fill_mark(row: Row, role: str) -> answers.FillMark:
     """Return a row of ``v_fills`` as it is drawn."""
-    return answers.FillMark(
-        sequence=row["sequence"],
-        decision_sequence=row["decision_sequence"],
-        order_id=row["order_id"],
-        instrument=row["instrument"],
-        side=row["side"],
-        quantity_text=without_zeros(row["quantity_text"]),
-        price=row["price"],
-        filled_ms=row["filled_ms"],
-        reason=row["reason"],
-        role=role,
-    )
+    quantity = without_zeros(row["quantity_text"])
+    return from_row(answers.FillMark, row, quantity_text=quantity, role=role)

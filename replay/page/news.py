@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 from msgspec import Struct, field
 
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.marks import fill_mark
 from tracepaper.replay.page.records import told
-from tracepaper.replay.page.rollups import OWN, TIME, words_of
-from tracepaper.replay.page.runs import holdings
+from tracepaper.replay.page.rollups import OWN, TIME, Block, numbers_of
+from tracepaper.replay.page.runs import series_of
 from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.errors import TracepaperError
 
@@ -39,7 +40,6 @@ class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
     decision: dict[str, Any] | None = None  # the row of ``Series`` for it, by column
     fills: list[answers.FillMark] = field(default_factory=list)
     equity: dict[str, float] = field(default_factory=dict)
-    holdings: list[answers.InstrumentPosition] = field(default_factory=list)
     happening: answers.RunEvent | None = None
 
 
@@ -86,12 +86,10 @@ def _newest(shelf: Databases) -> str:
 
 def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     sequences = list(range(first, last + 1))
-    by_step: dict[int, dict[str, Any]] = {}
     bars = {name: shown.rollups.read(name, (first, last)) for name in shown.columns.instruments}
-    for block in bars.values():
-        for at, sequence in enumerate(block["sequence"].tolist()):
-            if not math.isnan(sequence):
-                by_step[int(sequence)] = {key: column[at] for key, column in block.items()}
+    decided: dict[int, tuple[Any, Any]] = {}
+    for name, block in bars.items():
+        decided.update(_decided(shown, name, block))
     fills: dict[int, list[answers.FillMark]] = {}
     for row in shown.views.rows("v_fills", sequence=sequences):
         roles = shown.views.rows("v_orders", order_id=row["order_id"])
@@ -103,9 +101,8 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
             by_account = equity.setdefault(row["sequence"], {})
             by_account[row[name] if name else OWN] = row["equity"]
     computed = holding.at_bars(shown, bars, first)
-    for sequence, columns in by_step.items():
-        equity.setdefault(sequence, {}).update(computed.get(int(columns[TIME]), {}))
-    held = holdings(shown)
+    for sequence, (bar, _) in decided.items():
+        equity.setdefault(sequence, {}).update(computed.get(bar[0], {}))
     steps: list[StreamStep] = []
     for event in shown.views.rows("v_events", sequence=sequences):
         sequence, kind = event["sequence"], event["kind"]
@@ -116,7 +113,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
             )
             steps[-1] = msgspec.structs.replace(steps[-1], happening=told_of)
             continue
-        values = by_step.get(sequence)
+        bar, decision = decided.get(sequence, (None, None))
         steps.append(
             StreamStep(
                 run_id=shown.run_id,
@@ -124,11 +121,10 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
                 kind=kind,
                 market_ms=event["market_ms"],
                 instrument=event["instrument"],
-                bar=None if values is None else _bar(values),
-                decision=None if values is None else _decision(values, sequence),
+                bar=bar,
+                decision=decision,
                 fills=fills.get(sequence, []),
                 equity=equity.get(sequence, {}),
-                holdings=held if sequence == last else [],
                 happening=None
                 if kind in _QUIET
                 else answers.RunEvent(
@@ -139,39 +135,23 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     return steps
 
 
-def _bar(columns: dict[str, Any]) -> tuple[int, float, float, float, float, float]:
-    names = ("open", "high", "low", "close", "volume")
-    opening, high, low, close, volume = (float(columns[name]) for name in names)
-    return int(columns[TIME]), opening, high, low, close, volume
+def _decided(
+    shown: ShownRun, name: str, block: Block
+) -> Iterator[tuple[int, tuple[Any, dict[str, Any]]]]:
+    """Yield by sequence the bar and the row of ``Series`` with its notes, of each decision."""
+    columns = msgspec.structs.asdict(series_of(shown, name, shown.columns.interval_ms, block))
+    rows = np.flatnonzero(~np.isnan(block["sequence"]))
+    notes = [key for key in block if key.startswith("note:")]
+    columns["noted"] = {key.partition(":")[2]: numbers_of(block[key][rows]) for key in notes}
+    prices = (block[key][rows].tolist() for key in ("open", "high", "low", "close", "volume"))
+    bars = zip(columns["sequence"], columns[TIME], *prices, strict=True)
+    del columns["instrument"], columns["interval_ms"]
+    for at, (sequence, *bar) in enumerate(bars):
+        row = {key: _value_at(column, at) for key, column in columns.items()}
+        yield sequence, (tuple(bar), row)
 
 
-def _decision(columns: dict[str, Any], sequence: int) -> dict[str, Any]:
-    """Return the row of ``Series``, by column."""
-    words = {
-        name: words_of(columns[name].reshape(1))[0] for name in ("action", "refused_by", "regime")
-    }
-    return {
-        TIME: int(columns[TIME]),
-        "sequence": sequence,
-        "action": words["action"] or "",
-        "refused_by": words["refused_by"],
-        "regime": words["regime"] or "",
-        **{name: _known(columns[name]) for name in ("confidence", "mean_return", "stdev_return")},
-        "held": _known(columns["quantity"]),
-        "spare": _by_gate(columns, "spare:"),
-        "failed": {name: int(value or 0) for name, value in _by_gate(columns, "failed:").items()},
-        "noted": _by_gate(columns, "note:"),
-    }
-
-
-def _by_gate(columns: dict[str, Any], prefix: str) -> dict[str, float | None]:
-    return {
-        name.removeprefix(prefix): _known(value)
-        for name, value in columns.items()
-        if name.startswith(prefix)
-    }
-
-
-def _known(value: float) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
+def _value_at(column: Any, at: int) -> Any:  # noqa: ANN401 - a column, or columns by name
+    if isinstance(column, dict):
+        return {key: values[at] for key, values in column.items()}
+    return column[at]

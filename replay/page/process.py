@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import queue
+import re
 import sqlite3
 import struct
 import sys
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 ANSWER, PROGRESS, LATER, REFUSED = b"A", b"P", b"L", b"E"
 """What a frame is: the answer, how far it is, for the heavy process, or an error's status."""
 HEAD: Final = struct.Struct(">cI")
+STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))|/fleet/pull")
+"""What is answered in lines, as they come."""
+HEAVY: Final = re.compile(r"/runs/[^/]+/(refusals|report|model|what-if|compare/[^/]+)")
+"""What the second process answers, so that the chart stays quick."""
 NICENESS: Final = 5
 QUICK_LIMIT_S: Final = 30.0
 HEAVY_LIMIT_S: Final = 3_600.0

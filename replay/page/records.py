@@ -7,11 +7,19 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tracepaper.replay.document.values import PAIR, Form, Paragraph, Part, as_parts, table_of
+from tracepaper.replay.document.values import (
+    PAIR,
+    Form,
+    Paragraph,
+    Part,
+    TitledParts,
+    as_parts,
+    table_of,
+)
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import HttpRefusal, ShownRun
 from tracepaper.replay.page.runs import halt
@@ -21,6 +29,9 @@ from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.types.market import GapCause, ModelChange
 from tracepaper.strategies.units import DAY_MS, NOTHING, count_of, duration, number
+
+if TYPE_CHECKING:
+    from tracepaper.replay.page.routes import RowParameters
 
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
 COUNTED_MAX: Final = 100_000
@@ -32,17 +43,8 @@ _ORDER: Final = ("sequence", "ordinal")
 # ---------------------------------------------------------------- views
 
 
-def rows(  # noqa: PLR0913 - each is a parameter of the address
-    shown: ShownRun,
-    view: str,
-    filters: dict[str, str],
-    *,
-    from_ms: int | None,
-    until_ms: int | None,
-    sort: str | None,
-    descending: bool,
-    limit: int,
-    after: str | None,
+def rows(
+    shown: ShownRun, view: str, filters: Mapping[str, str], page: RowParameters
 ) -> answers.Rows:
     """Return rows of one view of the run; raise ``HttpRefusal`` for a column that it has not."""
     name = view if view.startswith("v_") else f"v_{view}"
@@ -62,29 +64,30 @@ def rows(  # noqa: PLR0913 - each is a parameter of the address
             where.append(f"{column} = ?")
             values.append(_typed(column, columns[column].kind, wanted))
     time = next((field for field in _TIMES if field in columns), None)
-    for bound, sign in ((from_ms, ">="), (until_ms, "<")):
+    for bound, sign in ((page.from_ms, ">="), (page.until_ms, "<")):
         if bound is None:
             continue
         if time is None:
             raise HttpRefusal(400, f"{name} has no time; filter it by sequence.")
         where.append(f"{time} {sign} {int(bound)}")
-    if sort is not None and sort not in columns:
-        raise HttpRefusal(400, f"{name} has no column {sort[:40]!r} to sort by.")
+    if page.sort is not None and page.sort not in columns:
+        raise HttpRefusal(400, f"{name} has no column {page.sort[:40]!r} to sort by.")
     condition = " AND ".join(where)
-    order = [field for field in (sort, *_ORDER) if field is not None and field in columns]
-    way = " DESC" if descending else ""
+    order = [field for field in (page.sort, *_ORDER) if field is not None and field in columns]
+    way = " DESC" if page.descending else ""
     ordered = ", ".join(f"{field}{way}" for field in dict.fromkeys(order))
-    offset = _offset(after)
+    offset = _offset(page.after)
     connection = shown.reader.connection
     listed = connection.execute(
         f"SELECT * FROM {name} WHERE {condition} ORDER BY {ordered} LIMIT ? OFFSET ?",
-        (*values, limit, offset),
+        (*values, page.limit, offset),
     ).fetchall()
     (total,) = connection.execute(
         f"SELECT count(*) FROM (SELECT 1 FROM {name} WHERE {condition} LIMIT ?)",
         (*values, COUNTED_MAX),
     ).fetchone()
     end = offset + len(listed)
+    has_more = len(listed) == page.limit and (end < total or total == COUNTED_MAX)
     return answers.Rows(
         view=name.removeprefix("v_"),
         columns=[
@@ -92,7 +95,7 @@ def rows(  # noqa: PLR0913 - each is a parameter of the address
         ],
         rows=[[_plain(cell) for cell in row] for row in listed],
         total=total,
-        next=str(end) if len(listed) == limit and (end < total or total == COUNTED_MAX) else None,
+        next=str(end) if has_more else None,
     )
 
 
@@ -123,10 +126,9 @@ def _plain(cell: object) -> object:
 # ---------------------------------------------------------------- refusals
 
 
-def refusals(shown: ShownRun) -> answers.Document:
+def refusals(shown: ShownRun) -> TitledParts:
     """Return refusals by day, what each gate saved or cost, and why no order was sent."""
     from tracepaper.replay.document.charts import Chart
-    from tracepaper.replay.document.values import TitledParts, as_document
     from tracepaper.replay.report import benchmarks, charts, figures
     from tracepaper.replay.report.record import read_record
 
@@ -150,7 +152,7 @@ def refusals(shown: ShownRun) -> answers.Document:
         if (worth := charts.refusal_chart(refused)) is not None:
             parts.append(worth)
         parts += figures.refusal_tables(record, refused)
-    return answers.Document(**as_document(TitledParts("Gates", tuple(parts))))
+    return TitledParts("Gates", tuple(parts))
 
 
 # ---------------------------------------------------------------- health

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
 
+from tracepaper.replay.document.values import TitledParts, as_document
 from tracepaper.replay.page import answers, decisions, fleet, marks, records, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.process import STREAMS
 
 PREFIX: Final = "/api/v1"
 POINTS: Final = 2_000
@@ -28,53 +30,51 @@ Report = Callable[[float, str], None]
 """``(share, doing)``: says how far an answer that takes long has come."""
 
 
-class NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
+class NoParameters(Struct, frozen=True):
     """None."""
 
 
-class CountParameters(Struct, frozen=True, forbid_unknown_fields=True):
+class CountParameters(Struct, frozen=True):
     """Whether to wait until every decision is counted."""
 
     counted: bool = False
 
 
-class RangeParameters(Struct, frozen=True, forbid_unknown_fields=True):
-    """A range of time, and how many cells may show it."""
+class SpanParameters(Struct, frozen=True):
+    """A range of time."""
 
     from_ms: Time | None = None
     until_ms: Time | None = None
+
+
+class RangeParameters(SpanParameters, frozen=True):
+    """A range of time, and how many cells may show it."""
+
     points: Annotated[int, Meta(ge=2, le=POINTS_MAX)] = POINTS
 
 
-class InstrumentParameters(Struct, frozen=True, forbid_unknown_fields=True):
+class InstrumentParameters(RangeParameters, frozen=True):
     """An instrument, a range of time, and how many cells may show it."""
 
     instrument: str | None = None
-    from_ms: Time | None = None
-    until_ms: Time | None = None
-    points: Annotated[int, Meta(ge=2, le=POINTS_MAX)] = POINTS
 
 
-class MarkParameters(Struct, frozen=True, forbid_unknown_fields=True):
+class MarkParameters(SpanParameters, frozen=True):
     """An instrument and a range of time."""
 
     instrument: str | None = None
-    from_ms: Time | None = None
-    until_ms: Time | None = None
 
 
-class RowParameters(Struct, frozen=True):
+class RowParameters(SpanParameters, frozen=True):
     """A range of time, an order and a page; any column of the view filters by equality."""
 
-    from_ms: Time | None = None
-    until_ms: Time | None = None
     sort: str | None = None
     descending: bool = False
     limit: Annotated[int, Meta(ge=1, le=ROWS_MAX)] = 100
     after: str | None = None
 
 
-class ChangeParameters(Struct, frozen=True, forbid_unknown_fields=True):
+class ChangeParameters(Struct, frozen=True):
     """What is changed: keys, gates that are left out, a later start."""
 
     changes: str = ""
@@ -82,7 +82,7 @@ class ChangeParameters(Struct, frozen=True, forbid_unknown_fields=True):
     from_ms: Time | None = None
 
 
-class PullParameters(Struct, frozen=True, forbid_unknown_fields=True):
+class PullParameters(Struct, frozen=True):
     """A run of the fleet."""
 
     database_id: Annotated[str, Meta(min_length=1)]
@@ -113,18 +113,65 @@ MEANINGS: Final[Mapping[str, str]] = {
 """What each parameter means."""
 
 
+class RouteRequest(NamedTuple):
+    """What a route answers from: its parameters, the names within its path, and filters."""
+
+    shelf: Databases
+    parameters: Any
+    report: Report
+    names: Mapping[str, str]
+    filters: Mapping[str, str]
+
+    @property
+    def shown(self) -> ShownRun:
+        """The run that the path names."""
+        return self.shelf.find(self.names["run"])
+
+    @property
+    def decision(self) -> tuple[ShownRun, int]:
+        """The decision that the path names: its run, and its place there."""
+        text = self.names["sequence"]
+        if not text.isdecimal() or len(text) > 12:
+            raise HttpRefusal(404, "A decision is named by its sequence, a whole number.")
+        return self.shown, int(text)
+
+    @property
+    def span(self) -> tuple[int | None, int | None]:
+        """The range of time."""
+        return self.parameters.from_ms, self.parameters.until_ms
+
+    @property
+    def cells(self) -> tuple[ShownRun, str, int | None, int | None, int]:
+        """Which cells of which instrument are asked for, the run's first where none is named."""
+        shown, name = self.shown, self.parameters.instrument
+        if not shown.columns.instruments:
+            raise HttpRefusal(
+                409, "The record of this run has lost its instruments; restore a backup."
+            )
+        name = next(iter(shown.columns.instruments)) if name is None else _known(shown, name)
+        return shown, name, *self.span, self.parameters.points
+
+
+def _known(shown: ShownRun, instrument: str) -> str:
+    instruments = shown.columns.instruments
+    if instrument not in instruments:
+        raise HttpRefusal(400, f"The run has no such instrument, only {', '.join(instruments)}.")
+    return instrument
+
+
 @dataclass(frozen=True)
 class ReadRoute:
-    """One address of the interface."""
+    """One address of the interface; what it responds with may be a document's parts.
+
+    One that is open takes columns of a view as further parameters.
+    """
 
     path: str
     sentence: str
     parameters: type[Struct]
     answer: type[Struct]
-    respond: Callable[..., Any]
-    is_heavy: bool = False  # answered by the second process, so that the chart stays quick
-    streams: bool = False  # answered in lines, as they come
-    is_open: bool = False  # takes columns of a view as further parameters
+    respond: Callable[[RouteRequest], Struct | TitledParts]
+    is_open: bool = False
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -136,54 +183,22 @@ class ReadRoute:
         """The names within its path."""
         return re.findall(r"\{(\w+)\}", self.path)
 
-
-def _sequence(text: str) -> int:
-    if not text.isdecimal() or len(text) > 12:
-        raise HttpRefusal(404, "A decision is named by its sequence, a whole number.")
-    return int(text)
-
-
-def _instrument(shelf: Databases, run: str, parameters: InstrumentParameters) -> tuple[Any, ...]:
-    shown = shelf.find(run)
-    name = parameters.instrument
-    if not shown.columns.instruments:
-        raise HttpRefusal(409, "The record of this run has lost its instruments; restore a backup.")
-    name = next(iter(shown.columns.instruments)) if name is None else _known(shown, name)
-    return shown, name, parameters.from_ms, parameters.until_ms, parameters.points
+    @property
+    def streams(self) -> bool:
+        """Whether it is answered in lines, as they come."""
+        return STREAMS.fullmatch(self.path) is not None
 
 
-def _known(shown: ShownRun, instrument: str) -> str:
-    instruments = shown.columns.instruments
-    if instrument not in instruments:
-        raise HttpRefusal(400, f"The run has no such instrument, only {', '.join(instruments)}.")
-    return instrument
+def _run(of: RouteRequest) -> Struct:
+    pulled_ms = of.shelf.pulled_ms(of.shown.database)
+    counted = of.parameters.counted
+    return runs.run(of.shown, of.shelf.served, counted=counted, pulled_ms=pulled_ms)
 
 
-def _runs(shelf: Databases, parameters: CountParameters, _report: Report) -> Struct:
-    return runs.runs(shelf, counted=parameters.counted)
-
-
-def _run(shelf: Databases, parameters: CountParameters, _report: Report, run: str) -> Struct:
-    shown = shelf.find(run)
-    pulled_ms = shelf.pulled_ms(shown.database)
-    return runs.run(shown, shelf.served, counted=parameters.counted, pulled_ms=pulled_ms)
-
-
-def _equity(shelf: Databases, parameters: RangeParameters, _report: Report, run: str) -> Struct:
-    return runs.equity(shelf.find(run), parameters.from_ms, parameters.until_ms, parameters.points)
-
-
-def _marks(shelf: Databases, parameters: MarkParameters, _report: Report, run: str) -> Struct:
-    shown = shelf.find(run)
-    if parameters.instrument is not None:
-        _known(shown, parameters.instrument)
-    return marks.marks(shown, parameters.from_ms, parameters.until_ms, parameters.instrument)
-
-
-def _decision(
-    shelf: Databases, _parameters: NoParameters, _report: Report, run: str, sequence: str
-) -> Struct:
-    return decisions.decision(shelf.find(run), _sequence(sequence))
+def _marks(of: RouteRequest) -> Struct:
+    if (name := of.parameters.instrument) is not None:
+        _known(of.shown, name)
+    return marks.marks(of.shown, *of.span, name)
 
 
 def _late(name: str = "derivations") -> ModuleType:
@@ -191,16 +206,8 @@ def _late(name: str = "derivations") -> ModuleType:
     return import_module(f"tracepaper.replay.page.{name}")
 
 
-def _fleet(shelf: Databases, _parameters: NoParameters, _report: Report) -> Struct:
-    return fleet.list_fleet(shelf)
-
-
-def _pull(shelf: Databases, parameters: PullParameters, report: Report) -> Struct:
-    return fleet.pull_run(shelf, parameters.database_id, parameters.run_id, report)
-
-
-def _sweep(shelf: Databases, _parameters: NoParameters, _report: Report, sweep: str) -> Struct:
-    document = shelf.sweep(sweep).document
+def _sweep(of: RouteRequest) -> Struct:
+    document = of.shelf.sweep(of.names["sweep"]).document
     if document is None:
         raise HttpRefusal(
             409, "This sweep is not whole; the same command goes on, and its page comes with it."
@@ -208,102 +215,70 @@ def _sweep(shelf: Databases, _parameters: NoParameters, _report: Report, sweep: 
     return answers.Document(**document)
 
 
-def _rows(
-    shelf: Databases,
-    parameters: RowParameters,
-    _report: Report,
-    run: str,
-    view: str,
-    **filters: str,
-) -> Struct:
-    return records.rows(
-        shelf.find(run),
-        view,
-        filters,
-        from_ms=parameters.from_ms,
-        until_ms=parameters.until_ms,
-        sort=parameters.sort,
-        descending=parameters.descending,
-        limit=parameters.limit,
-        after=parameters.after,
-    )
-
-
-def _refusals(shelf: Databases, _parameters: NoParameters, _report: Report, run: str) -> Struct:
-    return records.refusals(shelf.find(run))
-
-
-def _health(shelf: Databases, _parameters: NoParameters, _report: Report, run: str) -> Struct:
-    status = shelf.status if run == shelf.served else None
-    return records.health(shelf.find(run), shelf.served, status)
+def _health(of: RouteRequest) -> Struct:
+    status = of.shelf.status if of.names["run"] == of.shelf.served else None
+    return records.health(of.shown, of.shelf.served, status)
 
 
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
 ROUTES: Final = (
     ReadRoute("/runs", "Every run of every database, the newest first.",
-          CountParameters, answers.Runs, _runs),
+          CountParameters, answers.Runs,
+          lambda of: runs.runs(of.shelf, counted=of.parameters.counted)),
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
           CountParameters, answers.Run, _run),
     ReadRoute(f"{_R}/candles", "Candles of one instrument, in cells that fit.",
-          InstrumentParameters, answers.Candles,
-          lambda shelf, parameters, _, run: runs.candles(*_instrument(shelf, run, parameters))),
+          InstrumentParameters, answers.Candles, lambda of: runs.candles(*of.cells)),
     ReadRoute(f"{_R}/series", "The decisions of one instrument, by cell of its candles; a cell "
           "in which nothing was decided is left out.",
-          InstrumentParameters, answers.Series,
-          lambda shelf, parameters, _, run: runs.series(*_instrument(shelf, run, parameters))),
+          InstrumentParameters, answers.Series, lambda of: runs.series(*of.cells)),
     ReadRoute(f"{_R}/noted", "Numbers that the strategy noted, in the cells of the candles.",
-          InstrumentParameters, answers.NotedNumbers,
-          lambda shelf, parameters, _, run: runs.noted(*_instrument(shelf, run, parameters))),
+          InstrumentParameters, answers.NotedNumbers, lambda of: runs.noted(*of.cells)),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
           "each cell.",
-          RangeParameters, answers.Equity, _equity),
+          RangeParameters, answers.Equity,
+          lambda of: runs.equity(of.shown, *of.span, of.parameters.points)),
     ReadRoute(f"{_R}/marks", "Fills, orders that rested at a price, and gaps of a range.",
           MarkParameters, answers.Marks, _marks),
-    ReadRoute(_D, "One decision, whole.", NoParameters, answers.Decision, _decision),
+    ReadRoute(_D, "One decision, whole.", NoParameters, answers.Decision,
+          lambda of: decisions.decision(*of.decision)),
     ReadRoute(f"{_D}/verify", "Derives one decision again from the record, now; lines of JSON.",
           NoParameters, answers.DerivedDecision,
-          lambda shelf, _, report, run, sequence: _late().verify_decision(
-              shelf.find(run), _sequence(sequence), report), is_heavy=True, streams=True),
+          lambda of: _late().verify_decision(*of.decision, of.report)),
     ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
-          NoParameters, answers.Document,
-          lambda shelf, _, report, run, sequence: _late().ask(
-              shelf.find(run), _sequence(sequence), report), is_heavy=True, streams=True),
+          NoParameters, answers.Document, lambda of: _late().ask(*of.decision, of.report)),
     ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",
-          NoParameters, answers.ParityState,
-          lambda shelf, _, report, run: _late().verify(shelf.find(run), report),
-          is_heavy=True, streams=True),
+          NoParameters, answers.ParityState, lambda of: _late().verify(of.shown, of.report)),
     ReadRoute(f"{_R}/report", "The report of the run: tables, charts and texts.",
-          NoParameters, answers.Document,
-          lambda shelf, *_, run: _late().report_of(shelf.find(run)), is_heavy=True),
+          NoParameters, answers.Document, lambda of: _late().report_of(of.shown)),
     ReadRoute(f"{_R}/model", "The run's model: its card, and how its forecasts came true.",
-          NoParameters, answers.Document,
-          lambda shelf, *_, run: _late().model_of(shelf.find(run)), is_heavy=True),
+          NoParameters, answers.Document, lambda of: _late("model").model_document(of.shown)),
     ReadRoute(f"{_R}/what-if", "What other keys, fewer gates or a later start would have made "
           "of the run.",
           ChangeParameters, answers.Document,
-          lambda shelf, parameters, _, run: _late().what_if_of(
-              shelf.find(run), parameters.changes, parameters.drop, parameters.from_ms),
-          is_heavy=True),
+          lambda of: _late().what_if_of(of.shown, of.parameters)),
     ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
-          RowParameters, answers.Rows, _rows, is_open=True),
+          RowParameters, answers.Rows,
+          lambda of: records.rows(of.shown, of.names["view"], of.filters, of.parameters),
+          is_open=True),
     ReadRoute(f"{_R}/account", "Every account with its curve, and what is held.",
-          NoParameters, answers.Document,
-          lambda shelf, *_, run: _late("documents").account(shelf.find(run)), is_heavy=True),
+          NoParameters, answers.Document, lambda of: _late("documents").account(of.shown)),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
-          NoParameters, answers.Document, _refusals, is_heavy=True),
+          NoParameters, answers.Document, lambda of: records.refusals(of.shown)),
     ReadRoute(f"{_R}/health", "Whether the run is sound.", NoParameters, answers.Health, _health),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
           NoParameters, answers.Document,
-          lambda shelf, *_, left, right: _late("documents").compare(
-              shelf.find(left), shelf.find(right)), is_heavy=True),
+          lambda of: _late("documents").compare(*map(of.shelf.find, of.names.values()))),
     ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.",
           NoParameters, answers.Document, _sweep),
     ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
               "alarms; of `tracepaper ui --fleet` alone.",
-              NoParameters, fleet.Fleet, _fleet),
+              NoParameters, fleet.Fleet, lambda of: fleet.list_fleet(of.shelf)),
     ReadRoute("/fleet/pull", "Pulls one run of the fleet, which the other addresses then know; "
               "lines of JSON.",
-              PullParameters, fleet.PulledRun, _pull, is_heavy=True, streams=True),
+              PullParameters, fleet.PulledRun,
+              lambda of: fleet.pull_run(
+                  of.shelf, of.parameters.database_id, of.parameters.run_id, of.report)),
 )  # fmt: skip
 """Every address that reads; ``/stream`` and ``/openapi.json`` are the server's own."""
 
@@ -314,24 +289,27 @@ class Call:
 
     route: ReadRoute
     parameters: Struct
-    names: dict[str, str]  # of the path, and filters
+    names: Mapping[str, str]  # of the path
+    filters: Mapping[str, str]
 
     def respond(self, shelf: Databases, report: Report) -> Struct:
         """Return the answer."""
-        return self.route.respond(shelf, self.parameters, report, **self.names)
+        given = RouteRequest(shelf, self.parameters, report, self.names, self.filters)
+        answer = self.route.respond(given)
+        if isinstance(answer, TitledParts):
+            return answers.Document(**as_document(answer))
+        return answer
 
 
 def match(path: str, query: Mapping[str, str]) -> Call:
     """Find the route of *path* (without the prefix) and check *query*; raise ``HttpRefusal``."""
     for route in ROUTES:
         if matched := route.pattern.fullmatch(path):
-            return Call(route, *_checked(route, matched.groupdict(), query))
+            return _checked(route, matched.groupdict(), query)
     raise HttpRefusal(404, f"There is no such address; {PREFIX}/openapi.json lists all.")
 
 
-def _checked(
-    route: ReadRoute, names: dict[str, str], query: Mapping[str, str]
-) -> tuple[Struct, dict[str, str]]:
+def _checked(route: ReadRoute, names: Mapping[str, str], query: Mapping[str, str]) -> Call:
     accepted = route.parameters.__struct_fields__
     others = {name: value for name, value in query.items() if name not in accepted}
     if others and not route.is_open:
@@ -339,19 +317,9 @@ def _checked(
         raise HttpRefusal(
             400, f"There is no parameter {next(iter(others))[:40]!r}; it takes {listed}."
         )
-    if clash := others.keys() & {
-        "run",
-        "view",
-        "shelf",
-        "parameters",
-        "report",
-        "_parameters",
-        "_report",
-    }:
-        raise HttpRefusal(400, f"{min(clash)} is no column.")
     given = {name: value for name, value in query.items() if name in accepted}
     try:
         parameters = msgspec.convert(given, route.parameters, strict=False)
     except msgspec.ValidationError as error:
         raise HttpRefusal(400, f"A parameter is wrong: {error}.") from None
-    return parameters, {**names, **others}
+    return Call(route, parameters, names, others)

@@ -14,7 +14,7 @@ import numpy as np
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import BUY_AND_HOLD, TWINS
 from tracepaper.replay.page import answers, holding
-from tracepaper.replay.page.databases import Databases, ShownRun, as_number
+from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, Block, filled, numbers_of, words_of
 from tracepaper.replay.report.states import HOLE, LastingState, lasting_states
 from tracepaper.replay.run_columns import Floats
@@ -252,16 +252,8 @@ def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
 
 def _last_fill(views: RunViews) -> answers.LastFill | None:
     for row in views.rows("v_fills", newest=1):
-        return answers.LastFill(
-            sequence=row["sequence"],
-            decision_sequence=row["decision_sequence"],
-            instrument=row["instrument"],
-            side=row["side"],
-            quantity_text=without_zeros(row["quantity_text"]),
-            price_text=row["price_text"],
-            filled_ms=row["filled_ms"],
-            reason=row["reason"],
-        )
+        quantity = without_zeros(row["quantity_text"])
+        return from_row(answers.LastFill, row, quantity_text=quantity)
     return None
 
 
@@ -409,7 +401,11 @@ def series(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Series:
     """Return the decisions of one instrument, a cell for each candle in which one was made."""
-    cell_ms, whole = shown.rollups.cells(instrument, from_ms, until_ms, points)
+    return series_of(shown, instrument, *shown.rollups.cells(instrument, from_ms, until_ms, points))
+
+
+def series_of(shown: ShownRun, instrument: str, cell_ms: int, whole: Block) -> answers.Series:
+    """Return the decisions that the cells of *whole*, each of *cell_ms*, hold."""
     decided = ~np.isnan(whole.get("sequence", np.empty(0)))
     block = {name: column[decided] for name, column in whole.items()} if decided.size else whole
     gates = shown.columns.gates if decided.size else ()

@@ -23,7 +23,7 @@ from aiohttp.typedefs import Handler
 from tracepaper.daemon.http.server import listening, refuse_foreigners
 from tracepaper.replay.page import process
 from tracepaper.replay.page.answers import Error, FailedTask, FinishedTask
-from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
+from tracepaper.replay.page.process import HEAVY, STREAMS, ReaderProcess, ReplyFrame
 
 if TYPE_CHECKING:
     from tracepaper.replay.page.databases import FleetSource
@@ -32,12 +32,6 @@ ASSETS: Final = Path(__file__).parent / "assets"
 PREFIX: Final = "/api/v1"
 FLEET: Final = "/fleet"
 DECISION: Final = re.compile(r"/runs/[^/]+/decisions/[^/]+")
-STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))|/fleet/pull")
-HEAVY: Final = re.compile(
-    r"/runs/[^/]+/(verify|refusals|report|model|compare/[^/]+|decisions/[^/]+/(ask|verify))"
-    r"|/fleet/pull"
-)
-"""What the second process answers. The table of routes says the same, and imports what reads."""
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; font-src 'self'; base-uri 'none'; form-action 'none'; "

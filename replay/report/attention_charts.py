@@ -83,7 +83,7 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
         ChartPanel(confident, time_axis(), ChartAxis("confidence"), 100),
     ]
     caption = (
-        f"{heatmap.instrument}: close, regime, rollout by age as a multiple of that age's mean "
+        f"{heatmap.instrument}: close, regime, {_stored(report)} by age as a multiple of its mean "
         f"over the run (the ages that hold {SHOWN_SHARE:.1%} of it), confidence."
     )
     return Chart(heatmap.instrument, caption, panels, is_aligned=True)
@@ -151,8 +151,13 @@ def groups_chart(report: Report) -> Chart | None:
         for group, role in zip(groups, roles, strict=True)
     ]
     across = ChartAxis("age, bars", unit=" bars", digits=0)
-    panel = ChartPanel(lines, across, percent_axis("share of attention, %"))
-    return Chart("Winners and losers", "Mean rollout at the entries, by age.", [panel])
+    panel = ChartPanel(lines, across, percent_axis("share, %"))
+    return Chart("Winners and losers", f"Mean {_stored(report)} at the entries, by age.", [panel])
+
+
+def _stored(report: Report) -> str:
+    """Name the shares that the decisions store; of relevance they are drawn without signs."""
+    return "size of relevance" if report.record.config.model.by_relevance else "rollout"
 
 
 def head_confidence_chart(report: Report, heads: int) -> Chart | None:

@@ -335,14 +335,6 @@ REJECTED: Final = (
 )
 
 
-def show_summary(console: Console, summary: TitledParts) -> None:
-    """Print the end of a run, its first part in a frame under the title."""
-    first, *parts = summary.parts
-    assert isinstance(first, Paragraph)
-    head(console, summary.title, first.text)
-    show(console, parts, blank_lines=False)
-
-
 def _counts_table(
     key: str, name: str, title: str, counts: Sequence[tuple[str, int]], decisions: int
 ) -> Table:

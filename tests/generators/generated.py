@@ -11,14 +11,13 @@ from typing import Any, Final
 
 import typer
 from exchange_callers import CALLERS
-from interface_examples import examples
+from interface_examples import documentation as interface_documentation
 from programs import ROOT
 
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import example
 from tracepaper.daemon.session.combinations import COMBINATIONS, Trait
 from tracepaper.replay.exchange.recorded import listing
-from tracepaper.replay.page import interface
 from tracepaper.storage.database.views import documentation
 from tracepaper.strategies.gates.gate import (
     GATES,
@@ -79,7 +78,7 @@ def http_page() -> str:
     page = ROOT / "docs" / "http.md"
     before, mark, _ = page.read_text(encoding="utf-8").partition("\n## Addresses\n")
     assert mark, "docs/http.md has lost its part of the addresses"
-    return f"{before}\n{interface.documentation(examples()).rstrip()}\n"
+    return f"{before}\n{interface_documentation().rstrip()}\n"
 
 
 def decisions_page() -> str:

@@ -1,4 +1,4 @@
-"""Answers of the HTTP interface about a stored run, cut short, for docs/http.md."""
+"""Addresses and types of the HTTP interface for docs/http.md, with answers about a stored run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 import explained_runs
 import msgspec
+from msgspec import Struct
 
+from tracepaper.replay.page import answers, fleet
 from tracepaper.replay.page.databases import Databases
-from tracepaper.replay.page.routes import PREFIX, ROUTES, ReadRoute, match
+from tracepaper.replay.page.interface import STREAMED
+from tracepaper.replay.page.routes import MEANINGS, PREFIX, ROUTES, ReadRoute, match
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.fleet import overview
+
+_MODULES: Final = tuple(f"{module.__name__}." for module in (answers, overview))
 
 QUERIES: Final[Mapping[str, dict[str, str]]] = {
     "/runs/{run}/candles": {"points": "2"},
@@ -90,3 +96,51 @@ def _cut(value: Any) -> Any:
             return {name: _cut(element) for name, element in [*value.items()][:KEYS]}
         case _:
             return value
+
+
+def documentation() -> str:
+    """Return addresses, each with an example, and types of the interface as Markdown."""
+    shown = examples()
+    parts = ["## Addresses\n"]
+    for route in ROUTES:
+        parts.append(f"### `GET {PREFIX}{route.path}`\n\n{route.sentence}\n")
+        names = [*route.places, *route.parameters.__struct_fields__]
+        if names:
+            parts.append("| parameter | meaning |\n|---|---|")
+            parts.append("\n".join(f"| `{name}` | {MEANINGS[name]} |" for name in names) + "\n")
+        kind = "lines of `Progress`, then `Done` with " if route.streams else ""
+        parts.append(
+            f"Answer: {kind}[`{route.answer.__name__}`](#{route.answer.__name__.lower()}).\n"
+        )
+        if example := shown.get(route.path):
+            parts.append(example)
+    parts.append("## Types\n")
+    parts += [_type(struct) for struct in _types()]
+    return "\n".join(parts)
+
+
+def _types() -> list[type[Struct]]:
+    every = (value for value in vars(answers).values() if isinstance(value, type))
+    structs = (value for value in every if issubclass(value, Struct) and value is not Struct)
+    return [
+        *structs,
+        fleet.Fleet,
+        overview.FleetRun,
+        overview.FleetPosition,
+        fleet.PulledRun,
+        *STREAMED,
+    ]
+
+
+def _type(type_: type[Struct]) -> str:
+    hints = get_type_hints(type_)
+    rows = "\n".join(f"| `{name}` | {_named(hints[name])} |" for name in type_.__struct_fields__)
+    text = " ".join((type_.__doc__ or "").split())
+    return f"### {type_.__name__}\n\n{text}\n\n| field | type |\n|---|---|\n{rows}\n"
+
+
+def _named(hint: object) -> str:
+    text = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
+    for noise in (*_MODULES, "typing."):
+        text = text.replace(noise, "")
+    return f"`{text}`".replace(" | ", "` or `")

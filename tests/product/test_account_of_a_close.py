@@ -14,12 +14,11 @@ from engines import engine_of
 from forging import verified
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import tamper
+from records import parity_of, tamper
 from test_recovery import Process, configured, events
 
 from tracepaper.daemon.broker.account import posting_account
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import AccountView, BarContext, Orders, Signal, buy
@@ -227,13 +226,6 @@ def test_what_is_seen_is_the_same_after_a_restart_at_any_place(seer: Path) -> No
     assert any("[1" in reason for reason in whole), "fills are seen"
     cuts = [0, *range(41, 61, 2), 90, 120]
     assert ran(seer / "cut.db", FillModel.QUOTE, cuts) == whole
-
-
-def parity_of(first: Path, second: Path) -> Parity:
-    with Reader.open(first) as base, Reader.open(second) as two:
-        return compare_runs(
-            ComparedRun(base, base.find("last")), ComparedRun(two, two.find("last"))
-        )
 
 
 def test_parity_with_another_model_ends_at_the_first_fill_that_differs(seer: Path) -> None:

@@ -296,12 +296,12 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
     source = OUTSIDE.replace("timeout=None", f"timeout={limit}")
     (tmp_path / "outside_model.py").write_text(source, encoding="utf-8")
     database = tmp_path / "run.db"
-    with importable(tmp_path), service() as asked:
+    with importable(tmp_path), service() as http:
         sections: dict[str, dict[str, Any]] = {
             "strategy": {"name": "attention"},
             "model": {
                 "class": "outside_model:Mine",
-                "options": {"url": asked.url},
+                "options": {"url": http.url},
                 "deadline_ms": 400,
             },
             "gate": {"edge": "0.01", "plausible": "10000"},
@@ -309,15 +309,15 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
         async with ScriptedServer() as server, daemon(server, database, **sections) as running:
             await running.close_bars(4)
             for mood in MOODS:
-                asked.mood = mood
+                http.mood = mood
                 if mood == "dead":
-                    asked.die()
+                    http.die()
                 await running.close_bars(1)
-                asked.mood = "well"
-                asked.released.set()
+                http.mood = "well"
+                http.released.set()
                 if mood != "dead":
                     await running.close_bars(2)
-        count = asked.asked
+        count = http.asked
         counted = "SELECT count(*) FROM v_decisions WHERE late_deadline_ms = 400"
         assert rows(database, counted) == [(late,)]
         forecasts = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
@@ -328,7 +328,7 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
         proof = verified(database)
         assert (proof.differences, proof.agreed) == ([], proof.decisions)
         assert proof.taken >= proof.decisions - 1
-        assert asked.asked == count  # a check asks nobody
+        assert http.asked == count  # a check asks nobody
 
 
 # ---------------------------------------------------------------- the page's forest

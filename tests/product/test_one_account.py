@@ -248,8 +248,8 @@ def test_explain_shows_what_stands_behind_a_netted_decision(
             gates = json.loads(row["gates"])
             assert set(gates) == set(member.outcome.gate_set.gates)
             assert step.decision is not None
-            own = zip(step.decision.outcome.gate_set.gates, step.decision.measures, strict=True)
-            measures = {**dict(own), **dict(member.measures)}
+            pairs = zip(step.decision.outcome.gate_set.gates, step.decision.measures, strict=True)
+            measures = {**dict(pairs), **dict(member.measures)}
             assert {gate: judged[0] for gate, judged in gates.items()} == {
                 gate: pytest.approx(measures[gate]) for gate in gates
             }

@@ -205,8 +205,8 @@ def test_a_resumed_replay_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     path = {"PYTHONPATH": str(tmp_path)}
     whole = run([*data, "--db", "whole.db"], tmp_path, path)
     assert whole.code == 0, whole.err
-    said = json.loads(whole.out)
-    assert {"run_id", "database", "bars", "decisions", "equity", "seconds"} <= set(said)
+    first = json.loads(whole.out)
+    assert {"run_id", "database", "bars", "decisions", "equity", "seconds"} <= set(first)
     (times,) = rows(
         "SELECT open_time_ms FROM v_bars ORDER BY sequence LIMIT 1 OFFSET 7777",
         tmp_path / "whole.db",
@@ -215,16 +215,16 @@ def test_a_resumed_replay_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert cut.code == 130
     stopped = json.loads(cut.out)
     assert not stopped["finished"]
-    assert stopped["bars"] < said["bars"]
+    assert stopped["bars"] < first["bars"]
     resumed = run([*data, "--db", "cut.db", "--resume", stopped["run_id"]], tmp_path, path)
     assert resumed.code == 0, resumed.err
     compared = run(["parity", "whole.db#last", "cut.db#last", "--json"], tmp_path)
     document = json.loads(compared.out)
     assert compared.code == 0, compared.out
-    assert document["identical"] == document["compared"] == said["decisions"]
+    assert document["identical"] == document["compared"] == first["decisions"]
     once = "SELECT count(*), count(DISTINCT open_time_ms) FROM v_bars"
-    assert rows(once, tmp_path / "cut.db") == [(said["bars"], said["bars"])]
-    assert json.loads(resumed.out)["equity"] == said["equity"]
+    assert rows(once, tmp_path / "cut.db") == [(first["bars"], first["bars"])]
+    assert json.loads(resumed.out)["equity"] == first["equity"]
 
 
 def test_lookahead_aggregates_candles_as_a_replay_does(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def state(path: Path) -> list[Any]:
     ]  # fmt: skip
 
 
-def assert_same(one: Path, other: Path, views: Collection[str] = tuple(VIEWS), **span: Any) -> None:
-    first, second = (rows_of(path, views=views, **span) for path in (one, other))
+def assert_same(old: Path, other: Path, views: Collection[str] = tuple(VIEWS), **span: Any) -> None:
+    first, second = (rows_of(path, views=views, **span) for path in (old, other))
     for view, expected in first.items():
         assert second[view] == expected, (other.name, view)
 

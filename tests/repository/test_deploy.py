@@ -192,14 +192,14 @@ def exported() -> dict[str, set[str]]:
     """Return the labels of every sample that a daemon exports."""
     clock = ManualClock(START_MS)
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
-    made = decision(measures=(("operator", 0.0, 1.0, False),))
+    decided = decision(measures=(("operator", 0.0, 1.0, False),))
     monitor.beside = {
         "parity": lambda: {"last": to_builtins(IDENTICAL)},
         "notices": lambda: {"sent": 1},
         "shipping": lambda: to_builtins(ShipProgress()),
         "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
     }
-    monitor.observe(step(bar(), decided=made, prediction=forecast(), position=Position()))
+    monitor.observe(step(bar(), decided=decided, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}
 

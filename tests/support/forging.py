@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
@@ -144,10 +145,12 @@ def audited(path: Path, head: bytes | None = None) -> bool:
         return audit(reader.connection, reader.find("last"), head=head).holds
 
 
-def verified(path: Path, database: Path | None = None) -> Verification:
+def verified(
+    path: Path, database: Path | None = None, *, wanted: str = "last", **options: Any
+) -> Verification:
     """Return what ``verify`` finds; *database* is where the checkpoints lie."""
     with Reader.open(path) as reader:
-        return verify_run(reader, database or path, reader.find("last"))
+        return verify_run(reader, database or path, reader.find(wanted), **options)
 
 
 def believed(path: Path, database: Path | None = None) -> bool:

@@ -240,6 +240,12 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
                 {"take_profit": "0.6%"},
             )
         )
+    if rng.random() < 0.3:
+        given["risk"] = {
+            "max_notional": rng.choice(("20000", "90000")), "max_leverage": "20",
+            "max_drawdown": rng.choice(("0.05", "0.3")),
+            "on_breach": rng.choice(("halt", "flatten", "refuse")),
+        }  # fmt: skip
     tiers = TIERS if category == "linear" else ()
     items = [
         replace(

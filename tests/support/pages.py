@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,19 @@ def record_in(page: str) -> dict[str, Any]:
 
 def unpacked(packed: str) -> dict[str, Any]:
     """Read what ``tracepaper.replay.page.packing`` wrote, by its description alone."""
-    plain, _, columns = gzip.decompress(base64.b64decode(packed)).partition(b"\0")
 
     def restore(read: dict[str, Any]) -> Any:
-        return _column(columns, **read["\u0001"]) if "\u0001" in read else read
+        if "\u0001" not in read:
+            return read
+        decimals, *steps = read["\u0001"]
+        wholes = accumulate(step for step in steps if step is not None)
+        values = iter([whole / 10**decimals for whole in wholes] if decimals else wholes)
+        return [None if step is None else next(values) for step in steps]
 
-    record: dict[str, Any] = json.loads(plain, object_hook=restore)
+    record: dict[str, Any] = json.loads(
+        gzip.decompress(base64.b64decode(packed)), object_hook=restore
+    )
     return record
-
-
-def _column(columns: bytes, *, at: int, count: int, **how: Any) -> Any:
-    if "words" in how:
-        return [how["words"][place] for place in columns[at : at + count]]
-    values: list[float | None] = []
-    whole = how["first"]
-    for index in range(count):
-        code = sum(
-            columns[at + plane * count + index] << (8 * plane) for plane in range(how["bytes"])
-        )
-        whole += -(code + 1) // 2 if code % 2 else code // 2
-        is_null = "nulls" in how and columns[how["nulls"] + index]
-        decimals = how.get("decimals", 0)
-        values.append(None if is_null else whole / 10**decimals if decimals else whole)
-    return values
 
 
 def document_in(path: Path) -> dict[str, Any]:

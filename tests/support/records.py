@@ -58,11 +58,17 @@ def check_record(path: Path, wanted: str = "last") -> int:
         return verification.agreed
 
 
+def parity_of(first: Path, second: Path, *, wanted: tuple[str, str] = ("last", "last")) -> Parity:
+    """Compare two runs of two databases."""
+    with Reader.open(first) as reader, Reader.open(second) as other:
+        runs = zip((reader, other), wanted, strict=True)
+        return compare_runs(*(ComparedRun(of, of.find(name)) for of, name in runs))
+
+
 def run_again(path: Path, again: Path, wanted: str = "last") -> Parity:
     """Replay what a run recorded into the new database *again*; compare both runs."""
     log = SqlAuditLog.open(again)
     second = rerun_recorded(f"{path}#{wanted}", log, again, Tally(), started_at_ms=0)
     log.end(2)
     log.close()
-    with Reader.open(path) as stored, Reader.open(again) as repeated:
-        return compare_runs(ComparedRun(stored, stored.find(wanted)), ComparedRun(repeated, second))
+    return parity_of(path, again, wanted=(wanted, second))

@@ -84,7 +84,7 @@ def write(
         close = open_ * (1 + rng.uniform(-0.01, 0.01))
         of, volume = prices(row), rng.randint(900_000, 1_100_000) * volumes(row)
         cells = (open_, max(open_, close) * 1.003, min(open_, close) * 0.997, close)
-        shown = ",".join(f"{cell * of:.2f}" for cell in cells)
-        lines.append(f"{writes(at)},{shown},{volume:.0f}")
+        scaled = ",".join(f"{cell * of:.2f}" for cell in cells)
+        lines.append(f"{writes(at)},{scaled},{volume:.0f}")
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -1,5 +1,6 @@
 /** The address of a state: `#/run/ID/decision/SEQUENCE`, to be sent to somebody. */
-import { useEffect, useState } from "./vendor/htm-preact.js";
+import { useState } from "./vendor/htm-preact.js";
+import { useEvent } from "./hooks.js";
 
 /**
  * @typedef {Object} Address
@@ -64,10 +65,6 @@ export function go(address, quietly = false) {
 /** The present address, as state. @returns {Address} */
 export function useAddress() {
   const [address, setAddress] = useState(() => parseAddress(location.hash));
-  useEffect(() => {
-    const changed = () => setAddress(parseAddress(location.hash));
-    addEventListener("hashchange", changed);
-    return () => removeEventListener("hashchange", changed);
-  }, []);
+  useEvent(window, "hashchange", () => setAddress(parseAddress(location.hash)));
   return address;
 }

@@ -5,7 +5,6 @@
  */
 import { isHedged } from "./accounts.js";
 import { cut, cutMarks, cutRows } from "./cells.js";
-import { basisPoints, plain } from "./format.js";
 import { recorded } from "./record.js";
 
 const ROOT = "/api/v1";
@@ -164,7 +163,7 @@ class Embedded {
 
   /** What columns say of a decision that the file does not hold whole. */
   async partial(run, sequence) {
-    const { row, gates, gate_horizon: horizon, instruments, config } = await this.#held(`/runs/${run}`);
+    const { row, gate_horizon: horizon, instruments, config } = await this.#held(`/runs/${run}`);
     for (const { id, base } of instruments) {
       const every = await this.#columns(`/runs/${run}`, "series", id);
       const series = every.find((each) => each.sequence.includes(sequence));
@@ -194,8 +193,6 @@ class Embedded {
         title: refused ? `Refused by ${refused}` : stands,
         parts: [
           { kind: "paragraph", style: "plain", text: `This file holds chosen decisions whole, and of this one only what the chart shows; "tracepaper explain ${run}:${sequence}" beside the record says the rest.` },
-          gauges(gates.filter(({ gate }) => series.spare[gate]?.[at] != null), ({ gate }) => [series.spare[gate][at], !(series.failed[gate]?.[at] > 0)]),
-          ...(mean == null ? [] : [{ kind: "table", look: "stack", title: `Forecast, ${horizon} bars`, columns: [], rows: [], notes: [`${basisPoints(mean)}${stdev == null ? "" : ` ± ${basisPoints(stdev, { sign: false })}`} bp`, came == null ? "" : `came ${basisPoints(came)} bp`] }]),
         ],
         forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, came },
         looked: [],
@@ -211,19 +208,6 @@ class Embedded {
     throw new ApiError('A file cannot ask the model; "tracepaper explain --full" beside the record can.', 404);
   }
 }
-
-/** Gates as a document's part, as far as the columns tell: each one's [share, whether it passed]. */
-const gauges = (gates, of) => ({
-  kind: "table",
-  look: "gauges",
-  title: "Gates",
-  columns: ["gate", "words", "unit", "measure", "bound", "threshold", "share", "passed", "drawn"].map((key) => ({ key })),
-  rows: gates.map((gate) => {
-    const [share, passed] = of(gate);
-    return [gate.gate, gate.words, gate.unit, "–", gate.at_least ? "≥" : "≤", plain(gate.threshold), { sort: share }, { sort: passed, text: passed ? "✓" : "✗" }, { sort: !gate.is_switch && !(gate.is_capped && passed) }];
-  }),
-  notes: [],
-});
 
 const plainKey = (key) => decodeURIComponent(key.replaceAll("+", " "));
 
@@ -247,6 +231,12 @@ export const getColumns = (run, kind, parameters, options) => source.get(runPath
 
 /** Rows of a documented view. */
 export const getView = (run, view, parameters, options) => source.get(runPath(run, `/views/${view}`), parameters, options);
+
+/** The first row of a documented view, by its columns; null of none. */
+export async function getRow(run, view, parameters) {
+  const { rows, columns } = await getView(run, view, { ...parameters, limit: 1 });
+  return rows.length ? Object.fromEntries(columns.map(({ name }, at) => [name, rows[0][at]])) : null;
+}
 
 /** Another answer of a run: health, refusals, report, compare/OTHER. */
 export const getOf = (run, rest, options) => source.get(runPath(run, `/${rest}`), {}, options);

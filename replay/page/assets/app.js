@@ -3,7 +3,7 @@ import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.
 import { go, useAddress } from "./address.js";
 import { getRun, source } from "./api.js";
 import { count, interval, isLocal, moment, setLocal, strategyName, zoneName } from "./format.js";
-import { useAnswer } from "./hooks.js";
+import { useAnswer, useEvent } from "./hooks.js";
 import { KeyList, useKeys } from "./keys.js";
 import { useStream } from "./live.js";
 import { NowView, sequenceAt } from "./now.js";
@@ -21,17 +21,13 @@ const NARROW = "(max-width: 759px)";
 const REFRESH = 15_000; // ms between two readings of a run that grows
 const RETRY = 3_000; // ms between two readings while there is nothing to show
 
-const VIEWS = { account: AccountView, gates: GatesView, health: HealthView, compare: CompareView, model: ModelView, report: ReportView };
+const VIEWS = { now: NowView, account: AccountView, gates: GatesView, health: HealthView, compare: CompareView, model: ModelView, report: ReportView };
 
 /** Whether a media query holds, as state. */
 function useMedia(query) {
-  const [holds, setHolds] = useState(() => matchMedia(query).matches);
-  useEffect(() => {
-    const media = matchMedia(query);
-    const changed = () => setHolds(media.matches);
-    media.addEventListener("change", changed);
-    return () => media.removeEventListener("change", changed);
-  }, [query]);
+  const media = useMemo(() => matchMedia(query), [query]);
+  const [holds, setHolds] = useState(media.matches);
+  useEvent(media, "change", () => setHolds(media.matches));
   return holds;
 }
 
@@ -74,11 +70,11 @@ const Reading = () => html`<div class="now"><header class="top"><p class="senten
 const newestOf = (runs) => runs.find((row) => row.is_served) ?? runs[0] ?? null;
 
 function Nothing({ refused }) {
-  return html`<main class="empty">
+  return html`<div class="empty">
     <h1 class="sentence">Nothing is recorded yet.</h1>
     <p>Record a market in a minute and come back: <code>tracepaper demo</code></p>
     ${refused.map((each) => html`<p key=${each.database} class="loss">${each.database}: ${each.error}</p>`)}
-  </main>`;
+  </div>`;
 }
 
 export function App() {
@@ -118,16 +114,8 @@ export function App() {
     const timer = run ? setInterval(() => setRefreshed((now) => now + 1), REFRESH) : setInterval(() => setConnected((now) => now + 1), RETRY);
     return () => clearInterval(timer);
   }, [isGrowing, run == null]);
-  useEffect(() => {
-    const verified = () => setRefreshed((now) => now + 1);
-    const pulled = () => setConnected((now) => now + 1);
-    addEventListener("verified", verified);
-    addEventListener("pulled", pulled);
-    return () => {
-      removeEventListener("verified", verified);
-      removeEventListener("pulled", pulled);
-    };
-  }, []);
+  useEvent(window, "verified", () => setRefreshed((now) => now + 1));
+  useEvent(window, "pulled", () => setConnected((now) => now + 1));
   useEffect(() => {
     document.title = address.place === "fleet" ? "Fleet · tracepaper" : run ? `${strategyName(run.row.strategy)} ${run.row.run_id.slice(0, 8)} · tracepaper` : "tracepaper";
   }, [run, address.place]);
@@ -140,56 +128,48 @@ export function App() {
   useKeys({ "Ctrl+k": openPalette, "?": () => setOpen("keys"), "Shift+?": () => setOpen("keys"), t: toggleTheme, u: zone });
 
   const entries = useMemo(() => {
-    const views = run
-      ? [
-          ["Now", "now"],
-          ["Account: equity, positions, orders, trades, ledger", "account"],
-          ["Gates: refusals, and what each gate saved or cost", "gates"],
-          ["Health: parity, feed, latency, gaps, restarts", "health"],
-          ...(run.has_model ? [["Model: card, calibration, intervals, risk and coverage", "model"]] : []),
-          ["Report", "report"],
-        ].map(([words, view]) => ({ words, kind: "view", act: () => go({ run: id, view }) }))
-      : [];
-    const symbols = run && run.instruments.length > 1 ? run.instruments.map((each) => ({ words: each.symbol, kind: "symbol", act: () => go({ run: id, instrument: each.id }) })) : [];
-    const rows = runs.value?.runs ?? [];
-    const others = rows.map((row) => ({ words: `${strategyName(row.strategy)} on ${row.instruments[0] ?? ""} ${row.run_id.slice(0, 8)}`, kind: "run", act: () => go({ run: row.run_id }) }));
-    const sweeps = (runs.value?.sweeps ?? []).map((row) => ({ words: `Sweep of ${strategyName(row.strategy)} ${row.sweep_id.slice(0, 8)}`, kind: "sweep", act: () => go({ place: "sweep", sweep: row.sweep_id }) }));
-    const beside = rows.filter((row) => row.run_id !== id && id).map((row) => ({ words: `Compare with ${strategyName(row.strategy)} ${row.run_id.slice(0, 8)}`, kind: "view", act: () => go({ run: id, view: "compare", other: row.run_id }) }));
-    const commands = [
-      { words: "Light or dark", kind: "command", act: toggleTheme },
-      { words: `Times in ${isLocal() ? "UTC" : "local time"}`, kind: "command", act: zone },
-      { words: "Keys", kind: "command", act: () => setOpen("keys") },
+    const to = (words, kind, place) => ({ words, kind, act: () => go(place) });
+    const does = (words, act) => ({ words, kind: "command", act });
+    const nameOf = (row, each) => `${strategyName(row.strategy)} ${each.slice(0, 8)}`;
+    const views = [
+      ["Now", "now"],
+      ["Account: equity, positions, orders, trades, ledger", "account"],
+      ["Gates: refusals, and what each gate saved or cost", "gates"],
+      ["Health: parity, feed, latency, gaps, restarts", "health"],
+      ...(run?.has_model ? [["Model: card, calibration, intervals, risk and coverage", "model"]] : []),
+      ["Report", "report"],
     ];
-    if (run?.row.is_served) commands.push({ words: "HALT, RESUME or FLATTEN", kind: "command", act: () => setOpen("operator") });
-    const places = [...(fleet ? ["Fleet"] : []), "Runs"].map((words) => ({ words, kind: "view", act: () => go({ place: words.toLowerCase() }) }));
-    return [...views, ...places, ...symbols, ...others, ...sweeps, ...beside, ...commands];
+    const rows = runs.value?.runs ?? [];
+    return [
+      ...(run ? views.map(([words, view]) => to(words, "view", { run: id, view })) : []),
+      ...[...(fleet ? ["Fleet"] : []), "Runs"].map((words) => to(words, "view", { place: words.toLowerCase() })),
+      ...(run?.instruments.length > 1 ? run.instruments.map((each) => to(each.symbol, "symbol", { run: id, instrument: each.id })) : []),
+      ...rows.map((row) => to(`${strategyName(row.strategy)} on ${row.instruments[0] ?? ""} ${row.run_id.slice(0, 8)}`, "run", { run: row.run_id })),
+      ...(runs.value?.sweeps ?? []).map((row) => to(`Sweep of ${nameOf(row, row.sweep_id)}`, "sweep", { place: "sweep", sweep: row.sweep_id })),
+      ...rows.filter((row) => id && row.run_id !== id).map((row) => to(`Compare with ${nameOf(row, row.run_id)}`, "view", { run: id, view: "compare", other: row.run_id })),
+      does("Light or dark", toggleTheme),
+      does(`Times in ${isLocal() ? "UTC" : "local time"}`, zone),
+      does("Keys", () => setOpen("keys")),
+      ...(run?.row.is_served ? [does("HALT, RESUME or FLATTEN", () => setOpen("operator"))] : []),
+    ];
   }, [run, runs.value, id, fleet]);
 
   const instrument = address.instrument ?? run?.instruments[0]?.id;
   const toSequence = (sequence) => go({ run: id, sequence, instrument: address.instrument });
-  const View = VIEWS[address.view];
   const key = `${id} ${run?.pulled_ms}`; // a run that is pulled again is another
+  const place = () => {
+    if (address.place === "fleet") return html`<${FleetView} go=${go} />`;
+    if (address.place === "sweep") return html`<${SweepView} key=${address.sweep} sweep=${address.sweep} />`;
+    if (address.place === "runs" || (runs.value?.sweeps?.length && !id)) return html`<${RunsView} runs=${runs} go=${go} />`;
+    if (runs.value && !id) return html`<${Nothing} refused=${runs.value.refused} />`;
+    const error = runs.error ?? answer.error;
+    if (!run) return error ? html`<div class="empty"><p class="loss" role="alert">${error.message}</p></div>` : html`<${Reading} />`;
+    const View = VIEWS[address.view];
+    return html`<${View} key=${key} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} runs=${runs.value?.runs ?? []} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
+  };
   return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
     <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${openPalette} openOperator=${() => setOpen("operator")} />
-    ${address.place === "runs"
-      ? html`<main><${RunsView} runs=${runs} go=${go} /></main>`
-      : address.place === "fleet"
-      ? html`<main><${FleetView} go=${go} /></main>`
-      : address.place === "sweep"
-      ? html`<main><${SweepView} key=${address.sweep} sweep=${address.sweep} /></main>`
-      : runs.error && !run
-        ? html`<main class="empty"><p class="loss" role="alert">${runs.error.message}</p></main>`
-        : runs.value && !id
-          ? runs.value.sweeps?.length
-            ? html`<main><${RunsView} runs=${runs} go=${go} /></main>`
-            : html`<${Nothing} refused=${runs.value.refused} />`
-          : answer.error && !run
-            ? html`<main class="empty"><p class="loss" role="alert">${answer.error.message}</p></main>`
-            : !run
-              ? html`<main><${Reading} /></main>`
-              : address.view === "now"
-                ? html`<main><${NowView} key=${key} run=${run} address=${address} go=${go} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} /></main>`
-                : View && html`<main><${View} key=${key} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} runs=${runs.value?.runs ?? []} /></main>`}
+    <main>${place()}</main>
     <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`}${run?.pulled_ms && address.place === "run" && html`<span class="file">Pulled from the fleet ${moment(run.pulled_ms)}; open it there again for what came since.</span>`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
     ${open === "palette" &&
     html`<${Palette} entries=${entries} toTime=${run && ((ms) => sequenceAt(id, instrument, ms).then((sequence) => sequence != null && toSequence(sequence)))} toSequence=${run && toSequence} last=${run?.row.last_ms} isLocal=${isLocal()} close=${() => setOpen(null)} />`}

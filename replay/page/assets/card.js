@@ -1,5 +1,5 @@
 /** The why card: what one decision did, why, and what would have changed it. */
-import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { html, useState } from "./vendor/htm-preact.js";
 import { askDecision, source, verifyDecision } from "./api.js";
 import { Parts } from "./document.js";
 import { moment, number, seconds, word, zoneName } from "./format.js";
@@ -39,16 +39,6 @@ function Ask({ decision }) {
 
 const sentence = (text) => text[0].toUpperCase() + text.slice(1);
 
-/** Seconds since it is shown. */
-function Elapsed() {
-  const [tenths, setTenths] = useState(0);
-  useEffect(() => {
-    const timer = setInterval(() => setTenths((now) => now + 1), 100);
-    return () => clearInterval(timer);
-  }, []);
-  return html`<span aria-hidden="true">${number(tenths / 10, 1)} s</span>`;
-}
-
 function Verify({ decision, verify }) {
   const { progress, result: derived, error, ask } = useTask([decision.run_id, decision.sequence]);
   // It goes on where another decision is looked at: the process that derives stays.
@@ -60,7 +50,7 @@ function Verify({ decision, verify }) {
       ${source.isRecord
         ? html`Run <code>tracepaper verify ${decision.run_id}</code> beside the record.`
         : progress
-          ? html`${sentence(progress.doing)}… <${Elapsed} />`
+          ? html`${sentence(progress.doing)}…`
           : error
             ? error.message
             : !derived
@@ -94,7 +84,8 @@ export function Card({ decision, run, gate, toGate, toSequence, viewFrom, isOld,
   if (error) return html`<aside class="card" aria-label="Why"><div class="body"><p class="loss">${error.message}</p></div></aside>`;
   if (!decision) return html`<aside class="card" aria-label="Why" aria-busy="true"></aside>`;
   const instrument = run.instruments.find((each) => each.id === decision.instrument);
-  const reasons = decision.parts.findIndex((part) => part.kind !== "paragraph");
+  const others = decision.parts.findIndex((part) => part.kind !== "paragraph");
+  const reasons = others < 0 ? decision.parts.length : others;
   return html`<aside class="card" aria-label="Why" aria-busy=${isOld}>
     <div class="body" tabindex="0" role="group" aria-label="Reasons of this decision">
       <header class="when">

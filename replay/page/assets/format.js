@@ -1,29 +1,18 @@
 /** Numbers and times as text. Digits are tabular, the minus is U+2212, times are UTC or local. */
+import { keep, kept } from "./storage.js";
 
 const MINUS = "\u2212";
 const NARROW = "\u202f";
 const ZONE_KEY = "tracepaper.zone";
 
-let local = readZone();
-
-function readZone() {
-  try {
-    return localStorage.getItem(ZONE_KEY) === "local";
-  } catch {
-    return false;
-  }
-}
+let local = kept(ZONE_KEY) === "local";
 
 export const isLocal = () => local;
 
 /** Show times of this computer's zone, or UTC. */
 export function setLocal(value) {
   local = value;
-  try {
-    localStorage.setItem(ZONE_KEY, value ? "local" : "utc");
-  } catch {
-    // A file opened from disk may have no storage: the choice lasts as long as the page.
-  }
+  keep(ZONE_KEY, value ? "local" : "utc");
 }
 
 export const zoneName = () => (local ? "local time" : "UTC");
@@ -77,20 +66,13 @@ export function percent(value, { sign = false, decimals = 2 } = {}) {
   return `${plus}${text}${NARROW}%`;
 }
 
-/** A return in basis points, signed. */
-export function basisPoints(value, { sign = true } = {}) {
-  if (value == null) return "–";
-  const text = number(value * 1e4, 1);
-  return (sign && !text.startsWith(MINUS) && /[1-9]/.test(text) ? "+" : "") + text;
-}
-
 /** A quantity's exact text without a sign and without zeros after its last digit. */
 export function quantity(text) {
   const bare = String(text ?? "0").replace(/^[-\u2212]/, "");
   return bare.includes(".") ? bare.replace(/0+$/, "").replace(/\.$/, "") : bare;
 }
 
-const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+export const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 const two = (value) => String(value).padStart(2, "0");
 
 /** Parts of a time in the chosen zone. */

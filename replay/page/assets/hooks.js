@@ -1,5 +1,5 @@
 /** Hooks that several views share. */
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 
 /** Whether a server may answer later what it does not now: it is away, busy or ending. */
 export const isPassing = (error) => !error.status || error.status === 503;
@@ -7,9 +7,11 @@ export const isPassing = (error) => !error.status || error.status === 503;
 /**
  * The value of a promise: `{value, error, isLoading}`. `ask(signal)` runs again when `keys` change;
  * the old value stays until the new one is here, and while the server is away; `lost` is why then.
+ * It is asked again, where `again` says so, so many ms after each answer.
  */
-export function useAnswer(ask, keys) {
+export function useAnswer(ask, keys, again = null) {
   const [state, setState] = useState({ value: null, error: null, isLoading: true });
+  const [turn, setTurn] = useState(0);
   useEffect(() => {
     const abort = new AbortController();
     setState((before) => ({ ...before, isLoading: true }));
@@ -18,8 +20,36 @@ export function useAnswer(ask, keys) {
       .then((value) => abort.signal.aborted || setState({ value, error: null, isLoading: false }))
       .catch((error) => abort.signal.aborted || setState((before) => (before.value && isPassing(error) ? { ...before, lost: error, isLoading: false } : { value: null, error, isLoading: false })));
     return () => abort.abort();
-  }, keys);
+  }, [...keys, turn]);
+  useEffect(() => {
+    if (!again || state.isLoading) return undefined;
+    const timer = setTimeout(() => setTurn((now) => now + 1), again);
+    return () => clearTimeout(timer);
+  }, [state, again]);
   return state;
+}
+
+/** Hear an event of `target` while mounted. */
+export function useEvent(target, name, hear) {
+  const heard = useRef();
+  heard.current = hear;
+  useEffect(() => {
+    const listen = (event) => heard.current(event);
+    target.addEventListener(name, listen);
+    return () => target.removeEventListener(name, listen);
+  }, [target, name]);
+}
+
+/** Call `measure(element)` once it is drawn, and where its size changes. @returns {Object} its ref */
+export function useSize(measure) {
+  const box = useRef();
+  useLayoutEffect(() => {
+    measure(box.current);
+    const observer = new ResizeObserver(() => measure(box.current));
+    observer.observe(box.current);
+    return () => observer.disconnect();
+  }, []);
+  return box;
 }
 
 /**

@@ -1,5 +1,6 @@
 /** Keys: one list that is both what is heard and what `?` shows. */
-import { html, useEffect, useLayoutEffect, useRef } from "./vendor/htm-preact.js";
+import { html, useLayoutEffect, useRef } from "./vendor/htm-preact.js";
+import { useEvent } from "./hooks.js";
 
 /** @type {{keys: string, words: string}[]} */
 export const KEYS = [
@@ -32,22 +33,15 @@ const isTyped = (event) => event.target.matches?.("input, textarea, select, [con
  * @param {Object<string, Function>} actions by `event.key`, with "Shift+" before arrows
  */
 export function useKeys(actions) {
-  const heard = useRef(actions);
-  heard.current = actions;
-  useEffect(() => {
-    const hear = (event) => {
-      if (isTyped(event) || event.altKey || document.querySelector("dialog[open]")) return;
-      const name = `${event.ctrlKey || event.metaKey ? "Ctrl+" : ""}${event.shiftKey && event.key.length > 1 ? "Shift+" : ""}${event.key}`;
-      // Space presses a button that has the focus, and scrolls nothing else.
-      if (event.key === " " && event.target.matches?.("button, summary, a")) return;
-      const action = heard.current[name];
-      if (!action) return;
-      event.preventDefault();
-      action();
-    };
-    addEventListener("keydown", hear);
-    return () => removeEventListener("keydown", hear);
-  }, []);
+  useEvent(window, "keydown", (event) => {
+    if (isTyped(event) || event.altKey || document.querySelector("dialog[open]")) return;
+    const name = `${event.ctrlKey || event.metaKey ? "Ctrl+" : ""}${event.shiftKey && event.key.length > 1 ? "Shift+" : ""}${event.key}`;
+    // Space presses a button that has the focus, and scrolls nothing else.
+    if (event.key === " " && event.target.matches?.("button, summary, a")) return;
+    if (!actions[name]) return;
+    event.preventDefault();
+    actions[name]();
+  });
 }
 
 /** A modal dialog, open while it is mounted. */

@@ -1,6 +1,6 @@
 /** The Now view: one sentence, one chart, one card. The pointer is time. */
 import { html, useCallback, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { getDecision, getView, knownDecision, source } from "./api.js";
+import { getDecision, getRow, knownDecision, source } from "./api.js";
 import { indexAt } from "./cells.js";
 import { Card } from "./card.js";
 import { shareBetween } from "./chart/attention.js";
@@ -80,44 +80,26 @@ function useSaid() {
 
 /** The next decision after or before a time that was refused, or that was filled. */
 async function seek({ run, frame, from, direction, kind, gate, instrument }) {
-  const matches =
-    kind === "fill"
-      ? null
-      : (index) => (gate ? frame.failed[gate]?.[index] > 0 : frame.refused_by[index] && frame.refused_by[index] !== "warm");
+  const isLater = direction > 0;
+  const after = (ms) => (isLater ? { from_ms: ms + 1 } : { until_ms: ms });
+  const row = (view, wanted) => getRow(run.row.run_id, view, { instrument, sort: "sequence", descending: isLater ? null : "true", ...wanted });
   if (kind === "fill") {
     const ahead = frame.fills.filter((fill) => fill.decision_sequence != null && (fill.decision_sequence - from.sequence) * direction > 0);
-    if (ahead.length) return (direction > 0 ? ahead[0] : ahead[ahead.length - 1]).decision_sequence;
-  } else if (frame.step === run.row.interval_ms) {
+    if (ahead.length) return ahead.at(isLater ? 0 : -1).decision_sequence;
+    return source.isRecord ? null : (await row("fills", after(from.close_time_ms)))?.decision_sequence;
+  }
+  const isRefused = (index) => (gate ? frame.failed[gate]?.[index] > 0 : frame.refused_by[index] && frame.refused_by[index] !== "warm");
+  if (frame.step === run.row.interval_ms)
     for (let index = indexAt(frame.times, from.open_time_ms) + direction; index >= 0 && index < frame.length; index += direction)
-      if (matches(index)) return frame.sequence[index];
-  }
-  if (source.isRecord && kind === "fill") return null;
-  const range = direction > 0 ? { from_ms: from.open_time_ms + 1 } : { until_ms: from.open_time_ms };
-  const order = { instrument, limit: 1, sort: "sequence", descending: direction > 0 ? null : "true" };
-  try {
-    if (kind === "fill") {
-      const fills = await getView(run.row.run_id, "fills", { ...order, ...(direction > 0 ? { from_ms: from.close_time_ms + 1 } : { until_ms: from.close_time_ms }) });
-      return fills.rows.length ? fills.rows[0][fills.columns.findIndex((column) => column.name === "decision_sequence")] : null;
-    }
-    const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0 && each.gate !== "warm").map((each) => each.gate);
-    const found = await Promise.all(
-      names.map(async (name) => {
-        const rows = await getView(run.row.run_id, "decisions", { ...order, ...range, refused_by: name });
-        return rows.rows.length ? rows.rows[0][rows.columns.findIndex((column) => column.name === "sequence")] : null;
-      }),
-    );
-    const sequences = found.filter((each) => each != null);
-    return sequences.length ? Math[direction > 0 ? "min" : "max"](...sequences) : null;
-  } catch {
-    return null;
-  }
+      if (isRefused(index)) return frame.sequence[index];
+  const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0 && each.gate !== "warm").map((each) => each.gate);
+  const found = await Promise.all(names.map((name) => row("decisions", { ...after(from.open_time_ms), refused_by: name })));
+  const sequences = found.filter(Boolean).map((each) => each.sequence);
+  return sequences.length ? Math[isLater ? "min" : "max"](...sequences) : null;
 }
 
 /** The decision on the bar at or before a time. */
-export async function sequenceAt(run, instrument, ms) {
-  const { rows, columns } = await getView(run, "decisions", { instrument, until_ms: ms + 1, sort: "sequence", descending: "true", limit: 1 });
-  return rows.length ? rows[0][columns.findIndex((column) => column.name === "sequence")] : null;
-}
+export const sequenceAt = async (run, instrument, ms) => (await getRow(run, "decisions", { instrument, until_ms: ms + 1, sort: "sequence", descending: "true" }))?.sequence ?? null;
 
 function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
   const at = index ?? (frame ? frame.length - 1 : 0);
@@ -272,7 +254,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
   };
   const toNext = async (kind, direction) => {
     if (!own || !frame) return;
-    const sequence = await seek({ run, frame, from: own, direction, kind, gate: kind === "refusal" ? gate : null, instrument });
+    const sequence = await seek({ run, frame, from: own, direction, kind, gate: kind === "refusal" ? gate : null, instrument }).catch(() => null);
     if (sequence != null) toSequence(sequence);
     else say(`no ${direction > 0 ? "later" : "earlier"} ${kind}${kind === "refusal" && gate ? ` by ${word(gate)}` : ""}`);
   };

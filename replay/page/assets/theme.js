@@ -1,39 +1,26 @@
 /** Light and dark, and the tokens of page.css as colours for a canvas. */
+import { keep, kept } from "./storage.js";
 
 const KEY = "tracepaper.theme";
 const listeners = new Set();
 const system = matchMedia("(prefers-color-scheme: dark)");
 
-function stored() {
-  try {
-    return localStorage.getItem(KEY);
-  } catch {
-    return null;
-  }
-}
-
-/** Set the theme that was chosen; without a choice the system's holds. */
-export function applyTheme() {
-  const choice = stored();
+function show(choice) {
   if (choice) document.documentElement.dataset.theme = choice;
   else delete document.documentElement.dataset.theme;
   tokens = null;
   for (const told of listeners) told();
 }
 
-const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
+/** Set the theme that was chosen; without a choice the system's holds. */
+export const applyTheme = () => show(kept(KEY));
 
 /** The other theme, from now on. */
 export function toggleTheme() {
-  const theme = isDark() ? "light" : "dark";
-  try {
-    localStorage.setItem(KEY, theme);
-  } catch {
-    // no storage: this page only
-  }
-  document.documentElement.dataset.theme = theme;
-  tokens = null;
-  for (const told of listeners) told();
+  const now = document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light");
+  const theme = now === "dark" ? "light" : "dark";
+  keep(KEY, theme);
+  show(theme);
 }
 
 export function onTheme(told) {

@@ -141,33 +141,6 @@ def test_parts_of_an_action_add_up_and_each_gets_its_own_to_a_unit(
         assert after.paid > 0 or after.entry == after.paid  # what is paid for is held at its cost
 
 
-def test_seven_for_one_by_hand() -> None:
-    ledger = opened(0)
-    ledger.line("stock:ACME").post(fill(Side.BUY, 10, 64_500, 0, 0))
-    ledger.line("stock:ACME").mark_to(64_557)
-    before = ledger.balance()
-    ledger.line("stock:ACME").apply_action(action("split", 7, 1, close=64_557))
-    position = ledger.position("stock:ACME")
-    assert (position.quantity, position.entry_notional) == (70, 6_450 * UNIT)
-    assert adjusted_price(action("split", 7, 1), 64_557) == 9_222  # 92.2243
-    assert ledger.balance().cash == before.cash
-    assert ledger.balance().equity == before.cash + 70 * 9_222 * UNIT // 100
-    ledger.line("stock:ACME").apply_action(action("dividend", amount=47 * RATE // 100, close=9_222))
-    assert ledger.balance().cash == before.cash + 70 * 47 * UNIT // 100
-
-
-def test_a_fraction_is_paid_at_the_close_before_adjusted_and_the_rest_keeps_its_cost() -> None:
-    ledger = opened(0)
-    ledger.line("stock:ACME").post(fill(Side.BUY, 25, 1_000, 0, 0))
-    ledger.line("stock:ACME").apply_action(action("split", 1, 10, close=1_200))
-    position = ledger.position("stock:ACME")
-    # 2.5 shares at 120.00: two stay, half a share is 60.00, of which 50.00 was its cost.
-    assert (position.quantity, position.entry_notional) == (2, 200 * UNIT)
-    assert position.realized_pnl == 10 * UNIT
-    assert ledger.entries is not None
-    assert [(row.kind, row.amount) for row in ledger.entries[2:]] == [("cash_in_lieu", 60 * UNIT)]
-
-
 def test_a_bar_before_a_split_is_one_of_the_new_shares() -> None:
     bar = builders.bar(index=0)
     bar = replace(bar, open=64_557, high=65_001, low=64_000, close=64_557, volume=1_001)

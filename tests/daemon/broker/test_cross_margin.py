@@ -503,7 +503,7 @@ class Twice:
             self.desk.broker.change(item)
         self.desk.broker.restore(*state)
         for key, last in last_bars.items():
-            self.desk.broker.recall(last)
+            self.desk.broker.follow((last,))
             self.own.marks[key] = Fraction(last.close, 100)
         self.marked.clear()
         self.agree()

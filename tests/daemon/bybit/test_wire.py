@@ -449,11 +449,10 @@ def deep(kind: str, u: int, bids: Any = (), asks: Any = ()) -> bytes:
 
 def test_a_frame_of_a_deep_book_that_does_not_follow_drops_it() -> None:
     topic = "orderbook.50.BTCUSDT"
-    reasons = {9: "came after 10", 10: "came twice", 12: "between 10 and 12 are missing"}
-    for skipped, words in reasons.items():
+    for skipped in (9, 10, 12):
         wire, _, refusals = believing()
         quote_of(wire, deep("snapshot", 10, [["1.0", "1"]], [["2.0", "1"]]))
-        with pytest.raises(MessageMalformed, match=f"{words}; the book was dropped"):
+        with pytest.raises(MessageMalformed, match=f"Frame {skipped} of .* does not follow 10; "):
             wire.receive(deep("delta", skipped, [["1.2", "1"]]))
         assert [kind for kind, _ in refusals] == ["skipped.orderbook"]
         assert wire.stale_topics == {topic}

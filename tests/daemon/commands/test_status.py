@@ -40,7 +40,7 @@ async def test_status_shows_health_account_and_gates(
     daemon: Operated, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await called("status", "--db", daemon.database) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in (
         "running",
         "run-7f3a",
@@ -49,7 +49,7 @@ async def test_status_shows_health_account_and_gates(
         "✗ edge",
         "of 4 passed",
     ):
-        assert words in shown
+        assert words in output
 
 
 async def test_status_as_json_is_one_document(

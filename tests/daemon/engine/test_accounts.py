@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from histories import History, RecordedHistory
 
-HISTORIES = ((33, ""), (61, ""), (3, "book"), (6, "universe"))
+HISTORIES = ((35, ""), (61, ""), (3, "book"), (6, "universe"))
 EVENTS = 120
 
 

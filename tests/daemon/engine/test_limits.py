@@ -136,15 +136,6 @@ def test_a_symbol_that_is_not_trading_is_refused_by_name() -> None:
     assert not decision.passed >> gates.index("tradable") & 1
 
 
-@pytest.mark.parametrize("kind", ["ewma", "har"])
-def test_a_volatility_target_is_the_same_after_a_later_start(tmp_path: Path, kind: str) -> None:
-    config = tmp_path / "run.toml"
-    sizing = f'[sizing]\nmode = "volatility"\nvolatility = "{kind}"\nlookback = 44\n'
-    config.write_text(CROSS + sizing + 'target_volatility = "0.0005"\n')
-    given = ["--data", str(CANDLES), "--config", str(config)]
-    assert invoke(["recursive", *given, "--bars", "400", "--probes", "2"]) == 0
-
-
 def _engine(settings: str, execution: FillModel = FillModel.NEXT_OPEN) -> tuple[Engine, str]:
     """Return an engine of sma_cross 1/2 with *settings*, and its first instrument."""
     with tempfile.TemporaryDirectory() as folder:

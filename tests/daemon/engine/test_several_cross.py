@@ -13,7 +13,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.member import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus
-from tracepaper.strategies.types.market import Bar, Funding, Instrument, Mark, RiskTier
+from tracepaper.strategies.types.market import Bar, Instrument, Mark, RiskTier
 from tracepaper.strategies.units import MONEY_SCALE
 
 MINUTE = 60_000
@@ -101,16 +101,3 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}
     ended = {order.order_id: order for order in filled.orders}[stop.order_id]
     assert (ended.status, ended.filled) == (OrderStatus.CANCELED, 0)
-
-
-def test_a_settlement_calls_the_account() -> None:
-    engine = scripted(a={"0": ["LONG", None]}, b={"0": ["LONG", None]})
-    for candle in flat(2):
-        engine.step(candle, None)
-    assert engine.broker.own.held(KEY) > 0
-    at_ms = START_MS + 2 * MINUTE
-    engine.broker.on_funding(Funding(KEY, 11 * 10**8, at_ms, at_ms))
-    filled = engine.broker.take()
-    check_account(engine.broker.own)
-    assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}
-    assert {*filled.beside} == {"a", "b"}

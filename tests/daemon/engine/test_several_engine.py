@@ -313,34 +313,6 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     assert engine.broker.own.target(ITEM.id) == b.target(ITEM.id)
 
 
-def test_a_breach_that_flattens_closes_every_part() -> None:
-    risk = {"max_drawdown": "0.001", "on_breach": "flatten"}
-    engine = built(configured(risk=risk))
-    halted = 0
-    for event in walk(5):
-        step = engine.step(event, None)
-        check_account(engine.broker.own)
-        if step.decision is not None and engine.risk.state.breach:
-            halted += 1
-            if halted > 2:
-                owners = engine.broker.own.owners.values()
-                assert [owner.held(ITEM.id) for owner in owners] == [0, 0, 0]
-    assert halted > 3
-
-
-def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
-    engine = built(configured(risk={"max_notional": "40000"}))
-    refused = 0
-    for event in walk(5):
-        step = engine.step(event, None)
-        check_account(engine.broker.own)
-        if step.decision is not None and step.decision.refused_by == "risk.notional":
-            refused += 1
-            reasons = [line.outcome.unfilled_reason for line in step.strategies]
-            assert any(reason and "risk.notional" in reason for reason in reasons)
-    assert refused > 3
-
-
 def listing(*, risk: dict[str, Any], **says: dict[str, list[Any]]) -> Engine:
     """Return two strategies that say at each bar, at 100, what *says* has of them."""
     options = [{"says": of} for of in says.values()]
@@ -538,29 +510,13 @@ def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust()
     item = {"category": Category.STOCK, "quantity_decimals": 0, "quantity_step": 1}
     engine = built(config, FillModel.QUOTE, **item)
     key, end = "stock:BTCUSDT", START_MS + MINUTE
-    shown = [quote(995, 1_000, at_ms=end + ms, size=10, instrument_id=key) for ms in (-500, 500)]
+    quotes = [quote(995, 1_000, at_ms=end + ms, size=10, instrument_id=key) for ms in (-500, 500)]
     first, later = (at_price(1_000, index=at, instrument_id=key) for at in range(2))
     split = CorporateAction(key, CorporateActionKind("split"), 1, 10, 0, 1_000, end, end)
-    run(engine, [shown[0], first, shown[1], split, later])
+    run(engine, [quotes[0], first, quotes[1], split, later])
     owners = engine.broker.own.owners
     # Of 10 for 12 that were ordered a has 5 of 6: of one share that is left, all.
     assert [owner.held(key) for owner in owners.values()] == [1, 0, 0]
     assert [owner.target(key) for owner in owners.values()] == [1, 0, 0]
     assert engine.broker.own.line(key).orders.order is None
     assert [*engine.set_aside] == ["c"]
-
-
-def test_spot_parts_pay_their_fee_in_base() -> None:
-    engine = built(configured(), category=Category.SPOT)
-    for bar in bars(150, seed=6, instrument_id="spot:BTCUSDT"):
-        step = engine.step(bar, None)
-        broker = engine.broker
-        balance, parts = (
-            broker.own.balance(),
-            [part.balance() for part in broker.own.owners.values()],
-        )
-        assert sum(part.equity for part in parts) + broker.own.reserve == balance.equity
-        held = [part.held("spot:BTCUSDT") for part in broker.own.owners.values()]
-        assert sum(held) == broker.own.held("spot:BTCUSDT")
-        assert min(held) >= 0
-    assert step.account.fees_paid > 0

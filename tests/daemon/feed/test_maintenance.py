@@ -70,8 +70,8 @@ async def test_the_first_time_costs_no_wait_where_two_answers_agree() -> None:
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_far_time_that_is_not_repeated_is_not_believed(error_ms: int, times: int) -> None:
     time, clock = asking([error_ms] * times)
-    told = await time.read()
-    assert told == (START_MS + times * 1_000, False)
+    answer = await time.read()
+    assert answer == (START_MS + times * 1_000, False)
     assert clock.slept == [1.0] * times
 
 
@@ -85,8 +85,8 @@ async def test_a_far_time_is_believed_when_it_is_said_three_times(error_ms: int)
 async def test_answers_that_contradict_each_other_are_not_believed() -> None:
     years = [YEAR_MS * (1 + index % 4) for index in range(40)]
     time, clock = asking(years)
-    told = await time.read()
-    assert not told[1]
+    answer = await time.read()
+    assert not answer[1]
     assert len(clock.slept) == 40
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from builders import MINUTE, START_MS, account, bar, decision, fill, forecast, instrument, run, step
 from fakes import ManualClock, MemoryAudit
+from msgspec import structs
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Histogram, Monitor
-from tracepaper.strategies.types.decisions import Action, Position, Step, TwinStep
+from tracepaper.strategies.types.decisions import Action, Halted, Position, Step, TwinStep
 from tracepaper.strategies.types.market import Command, CommandKind, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
@@ -151,6 +152,9 @@ def test_the_operators_word_is_shown_at_once_and_after_a_restart() -> None:
     halted = (("operator", 0.0, 1.0, False), ("warm", 9_000.0, 100.0, True))
     restarted.observe(step(bar(), decided=decision(measures=halted)))
     assert restarted.status()["state"] == "halted"
+    breached, breach = monitor(), Halted("risk.drawdown", 0.2, 0.1, CLOSE_MS)
+    breached.observe(structs.replace(step(bar(), decided=decision()), halted=breach))
+    assert breached.status()["halted_by"] == "risk.drawdown"
 
 
 def test_metrics_say_the_same() -> None:

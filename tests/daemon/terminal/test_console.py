@@ -16,11 +16,11 @@ from rich.text import Text
 
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.replay.document.terminal import show
+from tracepaper.replay.document.terminal import show, show_document
 from tracepaper.replay.explain.decision_document import read_decision
 from tracepaper.replay.explain.document import stored_parts
 from tracepaper.replay.report.report import build_report
-from tracepaper.replay.report.terminal import show_report, show_summary, summary_document
+from tracepaper.replay.report.terminal import show_report, summary_document
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.units import visible
 
@@ -70,7 +70,7 @@ def test_a_table_on_the_terminal_obeys_none_of_its_cells() -> None:
 
 def test_a_summary_an_explanation_and_a_report_show_a_reason_as_it_is(path: Path) -> None:
     console, written = terminal()
-    show_summary(console, summary_document(path, "r-1"))
+    show_document(console, summary_document(path, "r-1"), blank_lines=False)
     assert harmless(written.getvalue())
     console, written = terminal()
     with Reader.open(path) as reader:

@@ -292,8 +292,8 @@ def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
     clock = ManualClock()
     watcher = RunWatcher(Lines(clock), limit=None, until_ms=None)
     watcher.opened(run())
-    for number, one in enumerate(bars(30)):
-        watcher.watch(step(one, sequence=number, decided=decision(), prediction=forecast()))
+    for number, candle in enumerate(bars(30)):
+        watcher.watch(step(candle, sequence=number, decided=decision(), prediction=forecast()))
         clock.advance(network_s=0.1)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     decisions = [line for line in documents if line["event"] == "decision"]
@@ -311,8 +311,8 @@ def test_fills_gaps_and_commands_are_never_left_out(log: io.StringIO) -> None:
     halt_step = step(Command(CommandKind.HALT, "news", 0, 0))
     watcher = RunWatcher(Lines(ManualClock()), limit=None, until_ms=None)
     watcher.opened(run())
-    for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
-        watcher.watch(shown)
+    for each in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
+        watcher.watch(each)
     documents = [json.loads(line) for line in log.getvalue().splitlines()]
     events = [line["event"] for line in documents]
     assert events.count("fill") == 3

@@ -160,8 +160,8 @@ async def test_a_view_that_hangs_delays_no_step_and_is_ended(terminal: Terminal)
         view.process.send_signal(signal.SIGSTOP)
         # More than any pipe holds: the thread that tells the view waits, this one does not.
         for number in range(1, 6):
-            for one in many:
-                watcher.watch(decided(number, one))
+            for candle in many:
+                watcher.watch(decided(number, candle))
     assert view.process.returncode == -signal.SIGKILL
     await until(lambda: terminal.text.endswith(LEAVE.decode()), poll_s=0.02)
     assert terminal.modes() == before

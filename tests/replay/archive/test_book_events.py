@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
-from bybit_server import exchange_section
 from depth_cases import (
     AGAIN,
     BTC,
@@ -30,7 +29,6 @@ from programs import run
 from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest
-from tracepaper.daemon.clock import SystemClock
 from tracepaper.replay.archive import book_events as module
 from tracepaper.replay.archive.book_events import (
     EventRecorder,
@@ -39,7 +37,6 @@ from tracepaper.replay.archive.book_events import (
     EventsWriter,
     events_quality,
 )
-from tracepaper.replay.archive.download import record_live
 from tracepaper.replay.archive.members import EVENTS_MARK, member
 from tracepaper.replay.exchange.recorded import read_recording
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -231,20 +228,6 @@ def test_a_long_file_goes_on_from_its_last_blocks(
         writer.add(FIRST_MS + 55_105, snapshot(55_100, 9))
 
 
-def test_damage_in_the_middle_is_refused_wherever_it_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    recorded(path, [snapshot(0, 7)])
-    begin = path.stat().st_size
-    recorded(path, [snapshot(5_000, 20)])
-    content = bytearray(path.read_bytes())
-    for at in (begin // 2, begin - 3):
-        broken = bytes(content[:at]) + bytes([content[at] ^ 255]) + bytes(content[at + 1 :])
-        path.write_bytes(broken)
-        for read in (events_quality, read_recording):
-            with pytest.raises(DataInvalid, match=r"damaged between|no header|of `tracepaper data"):
-                read(path)
-
-
 FORGED: dict[str, tuple[list[bytes], str]] = {
     "a frame taken out": (
         [snapshot(0, 7), delta(200, 9)],
@@ -407,18 +390,3 @@ async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
         await live.end()
     (gap,) = events_quality(tmp_path / "a").gaps
     assert gap.cause == "disconnected"
-
-
-@pytest.mark.parametrize("hold", [True, False])
-async def test_a_recorder_of_an_exchange_whose_time_stands_is_told(
-    tmp_path: Path, hold: bool
-) -> None:
-    settings = ExchangeSettings(candles=(candles(walk_rows(40)),), hold=hold, start=3)
-    warnings: list[str] = []
-    async with EmbeddedExchange(settings) as exchange:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        section = exchange_section(rest_url=exchange.rest_url, stream_url=exchange.stream_url)
-        requests = {tmp_path / "a": REQUEST}
-        await record_live(section, requests, clock=SystemClock(), done=done, warns=warnings.append)
-    assert ["start it without --hold" in warning for warning in warnings] == [True] * hold

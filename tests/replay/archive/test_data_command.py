@@ -46,10 +46,6 @@ def test_check_reports_each_file_and_fails_for_a_bad_one(tmp_path: Path) -> None
     assert "✓" in text
 
 
-def test_check_with_strict_refuses_what_would_be_dropped() -> None:
-    assert "off the file's grid" in run("check", SPOT, "--strict", code=1)
-
-
 def test_import_then_list_then_read(tmp_path: Path) -> None:
     archive = str(tmp_path / "candles.db")
     assert "1,500 candles from" in run("import", BTC, SOL, "--db", archive)

@@ -118,8 +118,8 @@ def test_what_a_file_holds_may_show_its_contract_as_well(tmp_path: Path) -> None
     assert read_candles(f"BTCJUN={path}").symbol == "BTCJUN"
     share = written(tmp_path, [[*row, "CM"] for row in CANDLES], header=f"{HEADER},symbol")
     assert read_candles(share.rename(tmp_path / "CM.csv")).symbol == "CM"
-    made = [[START + at * MINUTE, *row] for at, row in enumerate(CANDLES)]
-    body = {"result": {"symbol": "BTCUSD", "category": "inverse", "list": made}}
+    listed = [[START + at * MINUTE, *row] for at, row in enumerate(CANDLES)]
+    body = {"result": {"symbol": "BTCUSD", "category": "inverse", "list": listed}}
     answer = tmp_path / "BTCUSD.json"
     answer.write_text(json.dumps(body), encoding="utf-8")
     with pytest.raises(DataInvalid, match="paid in coin"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -104,13 +103,3 @@ def test_the_command_the_call_and_a_sweep_make_the_same_run(
     assert words[words.index("--events") + 1] == str(market.events)
     ways = {cell.point["away"]: cell.value for cell in swept.cells}
     assert ways[0.2] != ways[0.4]
-
-
-def test_recursive_goes_on_in_the_middle_of_a_book(
-    place: Path, market: SeededMarket, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("recursive", "--data", f"BTCUSDT={market.candles}", "-c", "run.toml", "--bars", "90")
-    assert typed(place, *words, "--events", market.events, "--probes", "2", "--json") == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["differences"] == []
-    assert document["probes"] == 2

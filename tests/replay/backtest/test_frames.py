@@ -23,7 +23,6 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.recursive import recursive
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -212,22 +211,6 @@ def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds
     assert (
         "a bar of a higher frame was handed on that had not closed" in finding.because
     ) is not holds
-
-
-def test_candles_of_the_frame_warm_every_later_start() -> None:
-    data = walk(300)
-    quarters, late = hours_before(data, 61)
-    fives, _ = hours_before(data, 61, 5)
-    frames = [quarters, fives]
-    soon = slice_candles(late, slice(0, 24))  # starts before and after the first candle closes
-    with FreshProcesses() as fresh:
-        for part, probes in ((late, 1), (soon, 2)):
-            finding = recursive(
-                configured(), MarketData([part], frames=frames), fresh, probes=probes, warmup=1
-            )
-            assert finding.holds, finding.sentence()
-            assert finding.probes == probes
-            assert finding.compared > 20
 
 
 @pytest.mark.parametrize(("when", "holds"), [("False", True), ("self._count == 4", False)])

@@ -6,11 +6,10 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record, recorded
-from records import rows
+from records import parity_of, rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -78,9 +77,6 @@ def test_parity_hashes_what_a_list_asks_for_and_not_what_became_of_it(
 ) -> None:
     dear = tmp_path / "dear.db"
     replayed(dear, data, execution={"spread_bp": 50})
-    with Reader.open(whole) as reader, Reader.open(dear) as two:
-        parity = compare_runs(
-            ComparedRun(reader, reader.find("last")), ComparedRun(two, two.find("last"))
-        )
+    parity = parity_of(whole, dear)
     assert parity.identical == parity.compared == BARS
     assert rows(whole, "SELECT price FROM fills") != rows(dear, "SELECT price FROM fills")

@@ -71,7 +71,7 @@ def sent(run: Path) -> list[Sent]:
     with Reader.open(run) as reader:
         views = RunViews(reader.connection, reader.find("last"))
         orders = {row["order_id"]: row for row in views.rows("v_orders")}
-        found = [
+        fills = [
             Sent(
                 row["instrument"],
                 Side(row["side"]),
@@ -81,8 +81,8 @@ def sent(run: Path) -> list[Sent]:
             )
             for row in views.rows("v_fills")
         ]
-    assert len({order.at_ms // 86_400_000 for order in found}) > 12
-    return found
+    assert len({order.at_ms // 86_400_000 for order in fills}) > 12
+    return fills
 
 
 def book_for(order: Sent, bias_bp: float, *, size: int | None = None) -> Depth:

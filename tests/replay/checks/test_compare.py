@@ -15,12 +15,11 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import Cli
-from forging import rechain
+from forging import rechain, verified
 from native_objects import built, loops_of
 
 from tracepaper.replay.backtest.predictors import RETURNS
 from tracepaper.replay.checks.compare import TOLERANCES, RowCheck, StepComparison, is_rounding
-from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import HEAD_COLUMNS
@@ -45,11 +44,6 @@ def copied(run: Path, target: Path, *statements: str) -> Path:
         raw.commit()
     rechain(target)
     return target
-
-
-def verified(path: Path, run: Path) -> Verification:
-    with Reader.open(path) as reader:
-        return verify_run(reader, run, reader.find("last"))
 
 
 ELSEWHERE = (

@@ -17,7 +17,7 @@ import pytest
 from builders import present
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from forging import rechain
+from forging import rechain, verified
 from recordings import copied, recorded
 from records import rows, run_again, tamper
 
@@ -26,7 +26,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.diagnosis import Cause
-from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.starting_point import Lookback
@@ -79,11 +79,6 @@ def replayed(path: Path, kind: str) -> str:
     original = recorded(config, data_of(kind), started_at_ms=1, group_steps=1)
     with Reader.open(copied(original, path)) as reader:
         return reader.find("last")
-
-
-def verified(path: Path, from_ms: int | None = None) -> Verification:
-    with Reader.open(path) as reader:
-        return verify_run(reader, path, reader.find("last"), from_ms=from_ms)
 
 
 def audited(path: Path) -> str:

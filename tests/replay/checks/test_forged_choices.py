@@ -28,7 +28,6 @@ from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.universe import choices
 from tracepaper.replay.checks.universe import _CandidateFigures as Seen
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import SOURCE_CODES
 from tracepaper.strategies.types.market import Bar, Event, Source, UniverseChange
@@ -43,17 +42,17 @@ Forge = Callable[[UniverseChange], list[UniverseChange]]
 
 def data(*, has_turnover: bool = True, bars: int = BARS) -> list[Candles]:
     """Return hours of three symbols, the first of which trades least, then most."""
-    found = []
+    parts = []
     for seed, name in enumerate(NAMES):
         candles = made_candles(walk_rows(bars, seed=seed), interval_ms=HOUR, symbol=name)
         times = np.where(np.arange(bars) < 30, 1, 9) if seed == 0 else 3 + seed
         turnover = None if candles.turnover is None else candles.turnover * times
-        found.append(
+        parts.append(
             with_fields(
                 candles, volume=candles.volume * times, turnover=turnover if has_turnover else None
             )
         )
-    return found
+    return parts
 
 
 class ForgedFeed:
@@ -318,6 +317,5 @@ def test_from_amid_a_run_honest_choices_pass_and_a_forged_one_is_found(tmp_path:
         ("forged", lambda pick: [figures(pick, turnover="7")]),
     ):
         path = replayed(tmp_path / f"{name}.db", data(), forge, place=8)
-        with Reader.open(path) as reader:
-            verification = verify_run(reader, path, reader.find("last"), from_ms=begins)
+        verification = verified(path, from_ms=begins)
         assert verification.holds is (name == "honest"), verification.differences

@@ -196,51 +196,17 @@ ENTRIES = (
     "if held.quantity and held.bars_held == 1:\n    ENTRIES += 1\n"
     "return by(not held.quantity or held.bars_held < 3 + ENTRIES % 5)"
 )
-SEEN: dict[str, dict[str, str]] = {
-    "bars held": {"decide": "return by(now.account.position.bars_held < 7)"},
-    "a trailing stop and its fill": {
-        "decide": (
-            "seen = now.account.position\n"
-            "note = {'entry': seen.entry_price or 0.0, 'orders': len(now.account.orders)}\n"
-            "return Signal(Action.LONG, 'again', trailing=60.0, reenter=True, note=note)"
-        )
-    },
-    "a count of entries, declared": {
-        "top": "from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
-        "decide": ENTRIES.replace("ENTRIES", "self.state.count"),
-    },
-}
 
 
-@pytest.mark.parametrize("name", SEEN)
-def test_what_sees_the_account_starts_later_with_the_account_that_stood(
-    starts: Starts, name: str
-) -> None:
-    bodies = SEEN[name]
-    state = "; State = Memory" if "top" in bodies else ""
-    finding = starts({}, **{**bodies, "head": f"sees_account = True{state}"})
+def test_what_sees_the_account_starts_later_with_the_account_that_stood(starts: Starts) -> None:
+    finding = starts(
+        {},
+        top="from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
+        head="sees_account = True; State = Memory",
+        decide=ENTRIES.replace("ENTRIES", "self.state.count"),
+    )
     assert finding.holds, finding.differences
     assert finding.compared > 100
-
-
-RANGE_OF_A_DAY = (
-    "from tracepaper.strategies.api.context import Volatility\n"
-    "seen = now.account\n"
-    "note = {'entry': seen.position.entry_price or 0.0, 'equity': seen.equity}\n"
-    "return Signal(Action.LONG, 'again', stop=Volatility(0.7), reenter=True, note=note)"
-)
-
-
-def test_a_later_start_knows_the_range_of_a_day_before_its_warm_up(
-    tmp_path: Path, fresh: FreshProcesses
-) -> None:
-    quarters = made_candles(walk_rows(300), interval_ms=900_000)  # 96 a day, and 60 warm up
-    text = users.source(head="sees_account = True", decide=RANGE_OF_A_DAY)
-    (tmp_path / "ranged.py").write_text(text)
-    with users.importable(tmp_path):
-        config = configured("ranged:Mine", market={"symbols": ["BTCUSDT"], "interval": "15"})
-        finding = recursive(config, MarketData([quarters]), fresh, probes=4, warmup=60)
-    assert finding.holds, finding.differences
 
 
 UNDECLARED_WITH_ACCOUNT: dict[str, tuple[str, dict[str, str]]] = {

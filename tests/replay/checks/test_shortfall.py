@@ -27,6 +27,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.build import resolved
 from tracepaper.replay.archive.executions import Execution, Executions, read_executions
 from tracepaper.replay.checks.shortfall import ShortfallFindings, join_fills, stored_rows
+from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.page import documents
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -345,7 +346,7 @@ def test_an_import_replaces_the_one_before_and_is_in_the_report(
     assert "Shortfall by decision" in cli.out(*command, fills)
     shelf = Databases([crossing])
     account = documents.account(shelf.find(answer["run_id"]))
-    *_, table = account.parts
+    *_, table = as_parts(account.parts)
     assert [row[0]["step"] for row in table["rows"]] == [
         row["sequence"] for row in stored(crossing)
     ]

@@ -17,9 +17,9 @@ import pytest
 import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from forging import rechain
+from forging import rechain, verified
 from recordings import copied, record, recorded
-from records import tamper
+from records import parity_of, tamper
 from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
@@ -28,8 +28,7 @@ from tracepaper.replay.backtest.make import resume_replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.diagnosis import Cause
-from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
-from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
@@ -61,18 +60,6 @@ def replayed(
     """Replay *candles* into *path*, a commit a step; return the run's id."""
     config = configured(candles, **sections)
     return record(path, config, [candles], stop_after=stop_after, group_steps=1)
-
-
-def verified(path: Path, wanted: str = "last", **options: Any) -> Verification:
-    with Reader.open(path) as reader:
-        return verify_run(reader, path, reader.find(wanted), **options)
-
-
-def compared(first: Path, second: Path) -> Parity:
-    with Reader.open(first) as base, Reader.open(second) as two:
-        return compare_runs(
-            ComparedRun(base, base.find("last")), ComparedRun(two, two.find("last"))
-        )
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +101,10 @@ def test_parity_compares_hashes_only_where_both_runs_went_the_same_way(
 ) -> None:
     other = tmp_path / "other.db"
     replayed(other, walk)
-    assert compared(run, other).exact
+    assert parity_of(run, other).exact
     with sqlite3.connect(other) as raw:
         raw.execute(f"UPDATE runs SET {column} = 'another'")
-    parity = compared(run, other)
+    parity = parity_of(run, other)
     assert parity.holds
     assert not parity.exact
 
@@ -128,7 +115,7 @@ def test_parity_names_the_first_field_that_differs(
     other = tmp_path / "other.db"
     slower = {"name": "sma_cross", "fast": 3, "slow": 8, "long_only": False}
     replayed(other, walk, strategy=slower)
-    parity = compared(run, other)
+    parity = parity_of(run, other)
     assert not parity.holds
     assert parity.differences[0].instrument == walk.instrument
     assert parity.differences[0].field
@@ -143,11 +130,11 @@ def test_parity_takes_equal_volumes_of_other_decimals_as_equal(
 ) -> None:
     same, slow = tmp_path / "same.db", tmp_path / "slow.db"
     replayed(same, finer(walk))
-    assert compared(run, same).identical == BARS
+    assert parity_of(run, same).identical == BARS
     replayed(
         slow, finer(walk), strategy={"name": "sma_cross", "fast": 3, "slow": 8, "long_only": False}
     )
-    parity = compared(run, slow)
+    parity = parity_of(run, slow)
     assert parity.differing
     assert not any(difference.field.startswith("bar ") for difference in parity.differences)
 
@@ -163,7 +150,7 @@ def test_parity_names_a_volume_that_differs_in_its_last_decimal(
     if not exact:
         with sqlite3.connect(other) as raw:
             raw.execute("UPDATE runs SET mode = 'another'")
-    parity = compared(run, other)
+    parity = parity_of(run, other)
     assert (parity.exact, parity.differing) == (exact, 1)
     first = parity.differences[0]
     assert first.field == "bar volume"
@@ -177,7 +164,7 @@ def test_parity_within_tolerances_still_compares_targets(
     replayed(other, walk, sizing={"mode": "fixed", "quantity": "2"})
     with sqlite3.connect(other) as raw:
         raw.execute("UPDATE runs SET mode = 'another'")
-    parity = compared(run, other)
+    parity = parity_of(run, other)
     assert parity.differing > BARS // 2
     assert [difference.field for difference in parity.differences[:1]] == ["target_quantity"]
     assert (parity.differences[0].first, parity.differences[0].second) in (("1", "2"), ("-1", "-2"))
@@ -186,7 +173,7 @@ def test_parity_within_tolerances_still_compares_targets(
 def test_parity_says_which_bars_only_one_run_has(tmp_path: Path, walk: Candles, run: Path) -> None:
     shorter = tmp_path / "shorter.db"
     replayed(shorter, slice_candles(walk, slice(0, 300)))
-    parity = compared(run, shorter)
+    parity = parity_of(run, shorter)
     assert (parity.compared, parity.only_in_first, parity.only_in_second) == (300, 100, 0)
     assert parity.holds
 
@@ -198,7 +185,7 @@ def test_parity_does_not_hold_over_a_bar_that_one_run_lacks_in_the_middle(
     holed = tmp_path / "holed.db"
     parts = [np.arange(200), np.arange(201, BARS)]
     replayed(holed, slice_candles(walk, np.concatenate(parts)))
-    parity = compared(*((holed, run) if turned else (run, holed)))
+    parity = parity_of(*((holed, run) if turned else (run, holed)))
     assert not parity.holds
     assert parity.missing == 1
     differences = [difference for difference in parity.differences if difference.field == "the bar"]
@@ -245,7 +232,7 @@ def test_a_run_of_the_default_model_is_rederived_bit_for_bit(explained: Path) ->
 
 
 def test_one_pass_and_bar_by_bar_decide_alike() -> None:
-    parity = compared(explained_runs.recorded(), explained_runs.recorded(mode="step"))
+    parity = parity_of(explained_runs.recorded(), explained_runs.recorded(mode="step"))
     assert not parity.exact
     assert parity.holds, parity.differences[:3]
     assert parity.identical + parity.within_tolerance == explained_runs.BARS

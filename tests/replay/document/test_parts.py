@@ -52,7 +52,7 @@ def printed(parts: Iterable[Part], *, blank_lines: bool = True) -> list[str]:
     console = Console(file=io.StringIO(), width=80)
     show(console, parts, blank_lines=blank_lines)
     assert isinstance(console.file, io.StringIO)
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return console.file.getvalue().splitlines()
 
 
 def counted(rows: int, *, key: str = "rows", title: str = "Rows") -> Table:

@@ -24,25 +24,6 @@ class Seconds:
         return self.now
 
 
-def test_time_runs_at_its_speed() -> None:
-    seconds = Seconds()
-    clock = MarketClock(5_000, speed=1_200, monotonic=seconds)
-    seconds.now += 2.5
-    assert clock.now_ms() == 5_000 + 3_000_000
-    assert clock.seconds_until(5_000 + 3_600_000) == 0.5
-
-
-def test_held_time_stands_and_goes_on_from_where_it_stood() -> None:
-    seconds = Seconds()
-    clock = MarketClock(5_000, speed=10, monotonic=seconds, held=True)
-    seconds.now += 60
-    assert clock.now_ms() == 5_000
-    assert clock.seconds_until(6_000) is None
-    clock.release()
-    seconds.now += 1
-    assert clock.now_ms() == 15_000
-
-
 def test_time_is_held_again_and_runs_at_another_speed() -> None:
     seconds = Seconds()
     clock = MarketClock(5_000, speed=10, monotonic=seconds)

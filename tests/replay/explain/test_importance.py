@@ -79,8 +79,8 @@ def test_features_are_those_of_the_decisions_that_are_asked(tmp_path: Path, cli:
     assert sum(first[name]["value"] for name in names) == pytest.approx(1.0)
     with closing(sqlite3.connect(path)) as db:
         query = "SELECT sequence FROM v_decisions WHERE open_time_ms >= ? AND open_time_ms < ?"
-        own = (first["from_ms"], first["from_ms"] + 3_600_000)
-        sequences = [row[0] for row in db.execute(query + " ORDER BY 1", own)]
+        bounds = (first["from_ms"], first["from_ms"] + 3_600_000)
+        sequences = [row[0] for row in db.execute(query + " ORDER BY 1", bounds)]
         run_id = db.execute("SELECT run_id FROM v_runs").fetchone()[0]
     shares = []
     for sequence in (sequences[15], sequences[45]):  # the middles of the two halves of an hour

@@ -261,8 +261,8 @@ def test_explain_says_how_many_multiplications_probsparse_makes(tmp_path: Path, 
     config = InformerConfig(dim=16, layers=3, heads=2, window=256)
     folder = tmp_path / "informer"
     save(folder, models.weights(config), models.card(config, temperature=1.0))
-    told = f'[strategy]\nname = "attention"\n[model]\ncheckpoint = "{folder}"\n{GATE}'
-    database = replayed(tmp_path, told, "--data", SAMPLE, "--to", "2025-05-26T20:30:00Z")
+    sections = f'[strategy]\nname = "attention"\n[model]\ncheckpoint = "{folder}"\n{GATE}'
+    database = replayed(tmp_path, sections, "--data", SAMPLE, "--to", "2025-05-26T20:30:00Z")
     code, out, _ = cli("explain", "last", "--full", "--db", database)
     assert code == 0
     # Layers of 256 and 128 bars rank by 30 and 25 keys; of the last one 64 bars are seen by one.

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from builders import present
 from explained_runs import LAST
+from forging import verified
 from page_cases import shown_of
+from report_cases import build_report_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.verify import verify_run
@@ -19,6 +21,7 @@ from tracepaper.replay.explain.attribution import TypedMethod, explain_by
 from tracepaper.replay.explain.decision_document import read_decision
 from tracepaper.replay.explain.recompute import Past, attribute, open_past
 from tracepaper.replay.page import decisions
+from tracepaper.replay.report.attention_charts import rollout_chart
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import DataInvalid
@@ -37,8 +40,7 @@ def past(database: Path) -> Past:
 
 
 def test_a_run_explained_otherwise_is_derived_again(database: Path) -> None:
-    with Reader.open(database) as reader:
-        verification = verify_run(reader, database, explained_runs.run_id(database))
+    verification = verified(database, wanted=explained_runs.run_id(database))
     assert verification.holds
     assert verification.exact
     assert verification.agreed == verification.decisions > 0
@@ -90,8 +92,7 @@ def test_a_record_that_says_another_explanation_does_not_hold(
         written = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         connection.execute("UPDATE runs SET config = ?", (written,))
     connection.close()
-    with Reader.open(forged) as reader:
-        verification = verify_run(reader, forged, run_id)
+    verification = verified(forged, wanted=run_id)
     assert not verification.holds
     assert any("buckets" in difference.field for difference in verification.differences)
 
@@ -122,6 +123,11 @@ def test_a_run_by_relevance_is_derived_again_and_says_so(
     page = decisions.decision(shown_of(database), LAST)
     (table,) = [part for part in page.parts if part.get("key") == "looked"]
     assert table["aside"].startswith("relevance")
+    by_rollout = explain_by(open_past(database, run_id, LAST), TypedMethod(method="rollout"))
+    assert by_rollout.common < 0.9  # it is compared with the relevance that was stored
+    report = build_report_of(database)
+    heatmap = present(report.attention).heatmaps[0]
+    assert "size of relevance by age" in rollout_chart(report, heatmap).caption
 
 
 def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
@@ -131,8 +137,7 @@ def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
         tmp_path, network=full, mode="step", bars=570, extra=gradient
     )
     run_id = explained_runs.run_id(database)
-    with Reader.open(database) as reader:
-        verification = verify_run(reader, database, run_id)
+    verification = verified(database, wanted=run_id)
     assert verification.holds
     assert verification.decisions > 0
     opened = open_past(database, run_id, 570)

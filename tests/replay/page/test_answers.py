@@ -20,6 +20,7 @@ from user_strategies import importable
 from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
+    answers,
     decisions,
     derivations,
     documents,
@@ -29,7 +30,7 @@ from tracepaper.replay.page import (
     runs,
 )
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
-from tracepaper.replay.page.routes import match
+from tracepaper.replay.page.routes import RowParameters, match
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.report import build_report
 from tracepaper.storage.database.lock import InstanceLock
@@ -152,7 +153,7 @@ def test_orders_that_rested_are_those_of_the_views(rested: ShownRun) -> None:
 
 
 def test_the_account_is_a_document_whose_curves_end_at_its_figures(run: ShownRun) -> None:
-    parts = documents.account(run).parts
+    parts = as_parts(documents.account(run).parts)
     accounts = runs.accounts(run)
     table, chart = (
         next(part for part in parts if part["kind"] == kind) for kind in ("table", "chart")
@@ -228,22 +229,25 @@ def test_each_account_is_measured_from_its_own_beginning(run: ShownRun) -> None:
 
 
 def test_rows_are_filtered_sorted_and_paged(run: ShownRun) -> None:
-    span: Any = {"from_ms": None, "until_ms": None, "sort": None, "descending": False}
-    page = records.rows(run, "decisions", {"allowed": "0"}, **span, limit=10, after=None)
-    assert page.total == run.views.count("v_decisions", allowed=0)
-    more = records.rows(run, "decisions", {"allowed": "0"}, **span, limit=10, after=page.next)
-    assert more.rows[0][1] > page.rows[-1][1]
-    whole = records.rows(run, "fills", {}, **span, limit=1_000, after=None)
+    found = records.rows(run, "decisions", {"allowed": "0"}, RowParameters(limit=10))
+    assert found.total == run.views.count("v_decisions", allowed=0)
+    after = RowParameters(limit=10, after=found.next)
+    more = records.rows(run, "decisions", {"allowed": "0"}, after)
+    assert more.rows[0][1] > found.rows[-1][1]
+    whole = records.rows(run, "fills", {}, RowParameters(limit=1_000))
     assert whole.next is None
-    last = records.rows(run, "fills", {}, **span, limit=whole.total, after=None)
+    last = records.rows(run, "fills", {}, RowParameters(limit=whole.total))
     assert (len(last.rows), last.next) == (whole.total, None)  # a page that is just full
     for view, filters in (("nope", {}), ("fills", {"x": "1"}), ("fills", {"price": "much"})):
         with pytest.raises(HttpRefusal):
-            records.rows(run, view, filters, **span, limit=10, after=None)
+            records.rows(run, view, filters, RowParameters(limit=10))
 
 
 def test_the_report_is_the_document_that_the_command_writes(run: ShownRun) -> None:
-    answer = derivations.report_of(run)
+    answer = match(f"/runs/{run.run_id}/report", {}).respond(
+        Databases([run.database]), lambda *_: None
+    )
+    assert isinstance(answer, answers.Document)
     document = report_document(build_report(run.database, run.run_id))
     assert (answer.title, answer.parts) == (document.title, as_parts(document.parts))
     assert {part["kind"] for part in answer.parts} >= {"paragraph", "table", "chart", "fold"}
@@ -283,7 +287,7 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
     answer = derivations.ask(run, sequence, lambda share, _doing: progress.append(share))
     assert progress == sorted(set(progress))
     assert len(progress) >= 5
-    features, heads = answer.parts
+    features, heads = as_parts(answer.parts)
     assert features["rows"][0][1]["sort"] != 0
     blocks = decisions.decision(run, sequence).looked
     ((layer,),) = [panel["layers"] for panel in heads["parts"][0]["panels"]]
@@ -294,11 +298,10 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
 
 
 def test_refusals_by_day_are_all_refusals(run: ShownRun) -> None:
-    _, days, _, refused = records.refusals(run).parts
+    _, days, _, refused = as_parts(records.refusals(run).parts)
     counted = sum(map(sum, days["panels"][0]["layers"][0]["rows"]))
     assert counted == run.views.count("v_decisions", allowed=0)
-    document = derivations.report_of(run)
-    assert refused in document.parts
+    assert refused in as_parts(derivations.report_of(run).parts)
 
 
 def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(

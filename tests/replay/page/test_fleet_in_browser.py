@@ -95,7 +95,7 @@ def cells(run: dict[str, Any]) -> dict[str, str]:
         "equity": number(run["equity"]),
         "positions": "; ".join(held) or "flat",
         "last decision": run["last_decision"] or "",
-        "alarms": "".join(f"alarm: {alarm}" for alarm in run["alarms"]),
+        "alarms": " ".join(f"alarm: {alarm}" for alarm in run["alarms"]),
     }
 
 

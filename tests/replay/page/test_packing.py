@@ -1,9 +1,10 @@
-"""Columns as bytes come back as they were, and small."""
+"""Columns as differences come back as they were, and small."""
 
 from __future__ import annotations
 
 import base64
 import gzip
+import json
 import math
 from typing import Any
 
@@ -28,12 +29,6 @@ def test_every_column_of_numbers_comes_back_exactly(column: list[float | None]) 
     assert back(column) == column
 
 
-@settings(max_examples=30)
-@given(st.lists(st.sampled_from(["HOLD", "é\u2028", "", None]), min_size=LONG * 2))
-def test_every_column_of_words_comes_back(column: list[str | None]) -> None:
-    assert back({"of": [column]}) == {"of": [column]}
-
-
 def test_a_number_that_is_not_finite_is_null_in_a_column_and_refused_elsewhere() -> None:
     assert back([math.nan, 1.5] * LONG) == [None, 1.5] * LONG
     assert back([math.nan, 1 / 3] * LONG) == [None, 1 / 3] * LONG
@@ -42,16 +37,16 @@ def test_a_number_that_is_not_finite_is_null_in_a_column_and_refused_elsewhere()
         packed({"/a": math.nan})
 
 
-def test_equal_columns_are_held_once_and_times_cost_next_to_nothing() -> None:
+def test_times_cost_next_to_nothing_and_prices_less_than_half_of_their_text() -> None:
     times = list(range(1_700_000_000_000, 1_700_000_000_000 + 12_000 * 60_000, 60_000))
     assert len(packed({"/a": times})) < 300
     prices = [100_000 + (at * 7_919 % 1_013) / 10 for at in range(4_000)]
-    whole = gzip.decompress(base64.b64decode(packed({"/a": prices, "/b": list(prices)})))
-    assert len(whole) < 2 * len(prices) + 200
+    text = base64.b64encode(gzip.compress(json.dumps(prices).encode()))
+    assert 2 * len(packed({"/a": prices})) < len(text)
 
 
-def test_mixed_lists_and_short_ones_stay_json() -> None:
+def test_rows_stay_json() -> None:
     rows = [[1, "a", None], [2, "b", 1 / 3]]
-    assert back({"rows": rows, "short": [0.5] * 3}) == {"rows": rows, "short": [0.5] * 3}
-    mixed = [1, "a", None] * LONG
-    assert back(mixed) == mixed
+    assert back({"rows": rows, "mixed": [1, "a", None] * LONG}) == {
+        "rows": rows, "mixed": [1, "a", None] * LONG,
+    }  # fmt: skip

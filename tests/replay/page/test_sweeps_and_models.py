@@ -17,7 +17,7 @@ from report_cases import BTC, cross, replayed
 
 import tracepaper
 from tracepaper.replay.document.charts import Chart
-from tracepaper.replay.document.values import Table
+from tracepaper.replay.document.values import Table, as_parts
 from tracepaper.replay.page import documents, model, routes, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.storage.sweeps import SweepFile, is_sweep, read_sweep
@@ -108,7 +108,7 @@ def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
 
 def test_two_runs_differ_where_their_views_do(run: ShownRun, tmp_path: Path) -> None:
     other = shown_of(replayed(tmp_path, cross(long_only=True), "--data", BTC))
-    first, fields, *_, table = documents.compare(run, other).parts
+    first, fields, *_, table = as_parts(documents.compare(run, other).parts)
     identical, count = map(int, re.findall(r"\d+", first["text"].replace(",", ""))[:2])
     differing = dict(re.findall(r"([a-z ]+) (\d+)[,.]", fields["text"].partition(": ")[2]))
     named = {name.strip(): int(times) for name, times in differing.items()}

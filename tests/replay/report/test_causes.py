@@ -13,8 +13,9 @@ import tracepaper
 from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy
 from tracepaper.daemon.broker.exit_orders import waits_after
 from tracepaper.daemon.broker.rules import NO_CASH, below_step
+from tracepaper.replay.document.terminal import show_document
 from tracepaper.replay.document.values import Paragraph, Table
-from tracepaper.replay.report.terminal import show_summary, summary_document
+from tracepaper.replay.report.terminal import summary_document
 from tracepaper.replay.report.trades import largest_causes
 from tracepaper.strategies.types.decisions import OrderRole
 
@@ -77,7 +78,7 @@ def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
         assert "closed by its stop; it enters again after another signal: signal FLAT" in idle
         assert "set reenter in the signal or in [exits] (docs/protection.md, E15)" in idle
         console = Console(file=io.StringIO(), width=300)
-        show_summary(console, summary_document(database, run.run_id))
+        show_document(console, summary_document(database, run.run_id), blank_lines=False)
         assert isinstance(console.file, io.StringIO)
         assert f"M{idle[1:]}." in console.file.getvalue().splitlines()
 

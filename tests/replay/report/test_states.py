@@ -13,6 +13,7 @@ from command_line import Cli
 from engines import engine_of
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from forging import verified
 from records import rows, tamper
 
 from tracepaper.daemon.config.loading import load
@@ -126,9 +127,8 @@ def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
             if limit is not None:
                 assert states[-1].refused == refused, at
     assert allowed_while_halted > 0, "what opens nothing is not refused"
-    with Reader.open(path) as reader:
-        found_again = verify_run(reader, path, reader.find("last"))
-        assert found_again.holds, found_again.differences[:1]
+    found_again = verified(path)
+    assert found_again.holds, found_again.differences[:1]
 
 
 def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(

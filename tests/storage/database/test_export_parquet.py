@@ -145,12 +145,12 @@ def test_a_day_holds_the_rows_whose_time_lies_in_it(reader: Reader, tmp_path: Pa
 
 def test_an_order_that_ends_another_day_lies_in_the_day_it_was_made(tmp_path: Path) -> None:
     day_ms = 86_400_000
-    made = [("c", 0), ("b", day_ms), ("a", 0)]  # as they ended, bar by bar
+    closed = [("c", 0), ("b", day_ms), ("a", 0)]  # as they ended, bar by bar
     steps = [
         replace(
             step, orders=(cases.order(name, Side.BUY, OrderStatus.FILLED, START_MS + later_ms),)
         )
-        for step, (name, later_ms) in zip(STEPS, made, strict=False)
+        for step, (name, later_ms) in zip(STEPS, closed, strict=False)
     ]
     cases.write_run(tmp_path / "a.db", steps)
     with Reader.open(tmp_path / "a.db") as reader:

@@ -219,8 +219,8 @@ def test_a_prune_before_its_steps_were_shipped_is_a_named_hole(
     assert steps == 5001 - until - 1
     (hole,) = holes
     assert hole.startswith(f"Steps 100 to {until} of run r-1 were pruned before they were shipped:")
-    found = postgres.sql(fleet_url, "SELECT from_sequence, until_sequence FROM holes")
-    assert found == [(100, until)]
+    stored = postgres.sql(fleet_url, "SELECT from_sequence, until_sequence FROM holes")
+    assert stored == [(100, until)]
     pull(fleet_url, back)
     assert_same(path, back)
     assert audited(back) == []

@@ -16,13 +16,16 @@ def row(table: str, **values: object) -> tuple[object, ...]:
     return tuple(values.get(name) for name in stored_columns(table))
 
 
-def books(parent: str | None = None, **changes: object) -> TradeBooks:
+def books(parent: str | None = None, config: str = cases.CONFIG, **changes: object) -> TradeBooks:
     scales = {"price_decimals": 0, "quantity_decimals": 0, "quantity_step": 1} | changes
-    return TradeBooks(cases.run(parent_run_id=parent, instruments=(instrument(**scales),)))  # type: ignore[arg-type]
+    one = (instrument(**scales),)  # type: ignore[arg-type]
+    return TradeBooks(cases.run(parent_run_id=parent, config=config, instruments=one))
 
 
 def closed(
-    of: TradeBooks, *moves: tuple[int, int, int] | tuple[int, int, int, int]
+    of: TradeBooks,
+    *moves: tuple[int, int, int] | tuple[int, int, int, int],
+    twin: str | None = None,
 ) -> list[dict[str, int]]:
     """Return the trades that *moves* close: signed quantity, notional, fee and fee in base."""
     found = []
@@ -30,7 +33,7 @@ def closed(
         fill = row(
             "fills", run_key=1, sequence=place, book=0, ordinal=0, instrument=0,
             side="BUY" if quantity > 0 else "SELL", quantity=abs(quantity), reference_price=0,
-            notional=notional, fee=fee, fee_base=sum(base),
+            notional=notional, fee=fee, fee_base=sum(base), twin=twin,
         )  # fmt: skip
         if (trade := of.fill(fill)) is not None:
             found.append({name: int(value or 0) for name, value in zip(TRADES, trade, strict=True)})
@@ -76,3 +79,14 @@ def test_a_split_leaves_the_stake_and_funding_counts_while_it_is_held() -> None:
     (trade,) = closed(held, (2, 120, 0), (-10, 600, 0))
     assert (trade["quantity"], trade["entry_quantity"], trade["funding"]) == (10, 6, 3)
     assert trade["stake"] == 433  # five of the shares before the split, of 520 for six
+
+
+def test_of_a_split_strategies_have_their_parts() -> None:
+    """Ten shares of both are fifteen, where five of each alone would be seven."""
+    several = books(config='{"strategies":{"a":{"share":"0.5"},"b":{"share":"0.5"}}}')
+    for name in ("a", "b"):
+        assert closed(several, (5, 500, 0), twin=name) == []
+    at = {"market_ms": 0, "seen_ms": 0}
+    several.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 3, 2, 0, 50, **at))
+    ((first,), (second,)) = (closed(several, (-n, 9, 0), twin=of) for n, of in ((8, "a"), (7, "b")))
+    assert (first["quantity"], second["quantity"]) == (8, 7)

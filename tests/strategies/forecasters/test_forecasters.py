@@ -170,8 +170,8 @@ def test_a_temperature_flattens_the_odds(kind: str) -> None:
         odds = np.array([forecast.p_down[index], forecast.p_flat[index], forecast.p_up[index]])
         assert odds.sum() == pytest.approx(1.0, abs=1e-6)
         wanted = odds ** (1 / 9) / (odds ** (1 / 9)).sum()
-        found = [other.p_down[index], other.p_flat[index], other.p_up[index]]
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        flatter = [other.p_down[index], other.p_flat[index], other.p_up[index]]
+        np.testing.assert_allclose(flatter, wanted, rtol=1e-5)
     assert min(*forecast.stdev_return, *forecast.volatility) > 0
 
 

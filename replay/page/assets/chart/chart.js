@@ -115,17 +115,8 @@ export class Chart {
   }
 
   #attach() {
-    const y = (price) => this.#candles.priceToCoordinate(price) ?? 0;
-    const drawn = (draw) => (context, size) => {
-      if (!this.frame?.length) return;
-      const across = new Across(this.#chart.timeScale());
-      context.beginPath();
-      context.rect(0, 0, size.width, size.height);
-      context.clip();
-      draw(context, { frame: this.frame, across, y, colours: themeColours(), height: size.height, width: size.width });
-    };
     const below = new Layer(
-      drawn((context, view) => {
+      this.#drawn((context, view) => {
         drawGaps(context, view);
         if (this.#shown.tint && this.#blocksShown().length)
           drawTint(context, { ...view, blocks: this.#blocksShown(), last: this.#decidedIndex() });
@@ -133,7 +124,7 @@ export class Chart {
       { zOrder: "bottom" },
     );
     const above = new Layer(
-      drawn((context, view) => {
+      this.#drawn((context, view) => {
         drawOrders(context, view);
         const { decision, gate } = this.#shown;
         if (decision?.forecast) {
@@ -148,11 +139,30 @@ export class Chart {
     );
     this.#candles.attachPrimitive(below);
     this.#candles.attachPrimitive(above);
-    const rows = new Layer(drawn((context, view) => this.#drawRows(context, view)));
+    const rows = new Layer(this.#drawn((context, view) => this.#drawRows(context, view)));
     this.#chart.panes()[1].attachPrimitive(rows);
-    const equity = new Layer(drawn((context, view) => this.#drawPointer(context, view)));
-    this.#chart.panes()[2].attachPrimitive(equity);
-    this.#layers = [below, above, rows, equity];
+    this.#layers = [below, above, rows];
+    this.#pointIn(this.#chart.panes()[2]);
+  }
+
+  /** Have the pointer's line drawn in a pane. */
+  #pointIn(pane) {
+    const layer = new Layer(this.#drawn((context, view) => this.#drawPointer(context, view)));
+    pane.attachPrimitive(layer);
+    this.#layers.push(layer);
+  }
+
+  /** What a layer calls, of a `draw` of the frame within its pane. */
+  #drawn(draw) {
+    const y = (price) => this.#candles.priceToCoordinate(price) ?? 0;
+    return (context, size) => {
+      if (!this.frame?.length) return;
+      const across = new Across(this.#chart.timeScale());
+      context.beginPath();
+      context.rect(0, 0, size.width, size.height);
+      context.clip();
+      draw(context, { frame: this.frame, across, y, colours: themeColours(), height: size.height, width: size.width });
+    };
   }
 
   /** The newest fan, and orders that lie near the candles, have their room on the price scale. */
@@ -302,12 +312,7 @@ export class Chart {
         continue;
       }
       const pane = this.#chart.addPane(true);
-      const layer = new Layer((context, size) => {
-        if (!this.frame?.length) return;
-        this.#drawPointer(context, { across: new Across(this.#chart.timeScale()), colours: themeColours(), height: size.height });
-      });
-      pane.attachPrimitive(layer);
-      this.#layers.push(layer);
+      this.#pointIn(pane);
       add(`note ${extra.name}`, pane.paneIndex(), extra);
       this.#extraPanes.push(extra.name);
     }

@@ -10,6 +10,7 @@ import { MULTIPLES, indexAt } from "../cells.js";
 const SPACING_LEAST = 0.9; // px a cell, below which cells get longer
 const SPACING_MOST = 9; // px a cell, above which they get shorter again
 const SPACING_WANTED = 1.6;
+const DECIDED = ["sequence", "action", "refused_by", "regime", "confidence", "held"];
 
 /** Columns of another answer, a value for each candle. */
 function aligned(times, own, columns) {
@@ -27,8 +28,7 @@ export class Frame {
     this.times = candles.open_time_ms;
     for (const name of ["open", "high", "low", "close", "volume"]) this[name] = candles[name];
     const decided = aligned(this.times, series.open_time_ms);
-    this.sequence = decided(series.sequence);
-    for (const name of ["action", "refused_by", "regime", "confidence", "held"]) this[name] = decided(series[name]);
+    for (const name of DECIDED) this[name] = decided(series[name]);
     this.spare = mapped(series.spare, decided);
     this.failed = mapped(series.failed, decided);
     this.equity = mapped(equity.equity, (values) => this.#byClose(equity.time_ms, values));
@@ -105,8 +105,7 @@ export class Frame {
       this.volume[index] += volume;
     }
     if (decision) {
-      for (const name of ["sequence", "action", "refused_by", "regime", "confidence", "held"])
-        this[name][index] = decision[name] ?? null;
+      for (const name of DECIDED) this[name][index] = decision[name] ?? null;
       for (const [gate, value] of Object.entries(decision.spare ?? {}))
         if (this.spare[gate]) this.spare[gate][index] = isNew ? value : least(this.spare[gate][index], value);
       for (const [gate, value] of Object.entries(decision.failed ?? {}))
@@ -121,7 +120,7 @@ export class Frame {
   }
 
   *#decided() {
-    for (const name of ["sequence", "action", "refused_by", "regime", "confidence", "held"]) yield this[name];
+    for (const name of DECIDED) yield this[name];
     yield* Object.values(this.spare);
     yield* Object.values(this.failed);
   }

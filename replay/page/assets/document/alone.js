@@ -2,21 +2,15 @@
 import { html, render } from "../vendor/htm-preact.js";
 import { DocumentView } from "../document.js";
 import { recorded } from "../record.js";
+import { applyTheme, toggleTheme } from "../theme.js";
 
-const prefers = matchMedia("(prefers-color-scheme: dark)");
-
-function turn() {
-  const root = document.documentElement;
-  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : prefers.matches;
-  root.dataset.theme = isDark ? "light" : "dark";
-}
-
+applyTheme();
 const place = document.getElementById("page");
 try {
   const record = await recorded(document.getElementById("record"));
   render(
     html`<main>
-      <button type="button" class="theme" onClick=${turn}>light / dark</button>
+      <button type="button" class="theme" onClick=${toggleTheme}>light / dark</button>
       <${DocumentView} document=${record["/api/v1/document"]} />
     </main>`,
     place,

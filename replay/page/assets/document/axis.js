@@ -1,4 +1,5 @@
 /** Axes: from numbers to pixels, the ticks between, and numbers and times as text. */
+import { MONTHS, number, plain as rounded } from "../format.js";
 
 const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;
@@ -6,23 +7,15 @@ const DAY = 24 * HOUR;
 const STEPS = [1, 2, 5, 10, 15, 30].map((n) => n * MINUTE)
   .concat([1, 2, 4, 6, 12].map((n) => n * HOUR))
   .concat([1, 2, 5, 7, 14, 30, 90, 180, 365].map((n) => n * DAY));
-const MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(" ");
 export const LETTER = 6.3; // pixels of a letter of an axis, about
 const TICK_ROOM = { time: 86, number: 64 };
 const LINE_ROOM = 38; // between labels above each other
 
-export const signed = (text) => text.replace("-", "−");
-
 /** A time as "2025-06-02 09:33", UTC. */
 export const minute = (ms) => new Date(ms).toISOString().slice(0, 16).replace("T", " ");
 
-/** `number` with so many decimals, else with four significant digits. */
-export function plain(number, digits) {
-  const given = digits === undefined
-    ? { maximumSignificantDigits: Math.abs(number) >= 1000 ? 8 : 4 }
-    : { minimumFractionDigits: digits, maximumFractionDigits: digits };
-  return signed(number.toLocaleString("en", given));
-}
+/** A number with so many decimals, else with four significant digits. */
+export const plain = (value, decimals) => (decimals === undefined ? rounded(value, Math.abs(value) >= 1000 ? 8 : 4) : number(value, decimals));
 
 /** What stands at `value` of `axis`: a name, a time, or a number with its unit. */
 export function said(axis, value) {

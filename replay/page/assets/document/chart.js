@@ -1,10 +1,13 @@
 /** A chart of a document: panels in SVG, heat maps on a canvas under it, one pointer for all panels. */
-import { html, useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
+import { html, useEffect, useMemo, useState } from "../vendor/htm-preact.js";
+import { useSize } from "../hooks.js";
+import { onTheme } from "../theme.js";
 import { LETTER, scale, ticks } from "./axis.js";
 import { EdgesView } from "./edges.js";
 import { FlowView } from "./flow.js";
 import { Cells, ColourBar, cellText, edgesOf, inkOn, cellOf } from "./heat.js";
 import { drawn, extentOf, legendOf, numbersOf, readingOf } from "./layers.js";
+import { TableView } from "./table.js";
 
 const [RIGHT, LABELS_MOST] = [12, 210];
 const NARROW = 620;
@@ -12,8 +15,8 @@ const LABEL_ROOM = 58;
 
 /** Draws `chart` as tracepaper.replay.document.charts.Chart says it. */
 export function ChartView({ chart }) {
-  const box = useRef();
-  const width = useWidth(box);
+  const [width, setWidth] = useState(0);
+  const box = useSize(({ clientWidth }) => setWidth(clientWidth));
   const theme = useTheme();
   const [only] = chart.panels[0].layers;
   const view =
@@ -30,30 +33,10 @@ export function ChartView({ chart }) {
 /** What a chart is called where it cannot be seen. */
 const nameOf = (chart, panel) => [chart.title, panel?.title, chart.caption].filter(Boolean).join(". ") || "chart";
 
-function useWidth(box) {
-  const [width, setWidth] = useState(0);
-  useEffect(() => {
-    const observer = new ResizeObserver(([entry]) => setWidth(Math.floor(entry.contentRect.width)));
-    observer.observe(box.current);
-    return () => observer.disconnect();
-  }, []);
-  return width;
-}
-
 /** A number that changes with the colours of the page. */
 function useTheme() {
   const [turns, setTurns] = useState(0);
-  useEffect(() => {
-    const turn = () => setTurns((before) => before + 1);
-    const prefers = matchMedia("(prefers-color-scheme: dark)");
-    const observer = new MutationObserver(turn);
-    observer.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
-    prefers.addEventListener("change", turn);
-    return () => {
-      observer.disconnect();
-      prefers.removeEventListener("change", turn);
-    };
-  }, []);
+  useEffect(() => onTheme(() => setTurns((before) => before + 1)), []);
   return turns;
 }
 
@@ -252,16 +235,8 @@ function OnCells({ heat, x, y, theme }) {
 /** The chart's numbers as a table, made where somebody opens it. */
 function Numbers({ chart }) {
   const [isOpen, setOpen] = useState(false);
-  const { heads, rows, left } = isOpen ? numbersOf(chart) : { heads: [], rows: [], left: 0 };
   return html`<details class="numbers" onToggle=${(event) => setOpen(event.currentTarget.open)}>
     <summary>as a table</summary>
-    ${isOpen &&
-    html`<div class="sideways" tabindex="0" role="region" aria-label=${`Numbers: ${nameOf(chart)}`}>
-      <table>
-        <thead><tr>${heads.map((head) => html`<th scope="col">${head}</th>`)}</tr></thead>
-        <tbody>${rows.map((row) => html`<tr>${row.map((cell) => html`<td>${cell}</td>`)}</tr>`)}</tbody>
-      </table>
-      ${left > 0 && html`<p class="note">${left.toLocaleString("en")} more rows are left out, evenly.</p>`}
-    </div>`}
+    ${isOpen && html`<${TableView} table=${numbersOf(chart)} name=${`Numbers: ${nameOf(chart)}`} />`}
   </details>`;
 }

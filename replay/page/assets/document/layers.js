@@ -1,5 +1,6 @@
 /** The layers of a panel: their reach, their drawing, what they say at a place, and their numbers. */
 import { html } from "../vendor/htm-preact.js";
+import { count } from "../format.js";
 import { plain, said } from "./axis.js";
 import { cellText, edgesOf } from "./heat.js";
 
@@ -291,7 +292,7 @@ export function readingOf(chart, pointer) {
   return told && where ? `${where}: ${told}` : told || where;
 }
 
-/** Heads and rows of the chart's numbers: at most so many rows, evenly chosen. */
+/** The chart's numbers as a table: at most so many rows, evenly chosen. */
 export function numbersOf(chart) {
   const found = [];
   for (const panel of chart.panels) {
@@ -306,8 +307,10 @@ export function numbersOf(chart) {
     }
   }
   const step = Math.max(1, Math.ceil(found.length / ROWS_MOST));
-  const rows = found.filter((_, at) => at % step === 0);
-  return { heads: ["panel", "what", "at", "value"], rows, left: found.length - rows.length };
+  const rows = found.filter((_, at) => at % step === 0).map((row) => row.map((text) => text ?? ""));
+  const left = found.length - rows.length;
+  const columns = ["panel", "what", "at", "value"].map((title) => ({ title, text: true }));
+  return { columns, rows, notes: left ? [`${count(left)} more rows are left out, evenly.`] : [] };
 }
 
 function pointNumbers(found, panel, layer, axis) {

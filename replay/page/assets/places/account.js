@@ -25,6 +25,6 @@ export function AccountView({ run, go, refreshed }) {
     <div class="choice" role="group" aria-label="Table">
       ${Object.entries(TABLES).map(([name, { words }]) => html`<button key=${name} aria-pressed=${name === table} onClick=${() => setTable(name)}>${words}</button>`)}
     </div>
-    <${ViewTable} key=${table} run=${id} view=${table} caption=${TABLES[table].words} columns=${columnsOf(table, run)} instruments=${run.instruments} refreshed=${refreshed} onSequence=${onStep} />
+    <${ViewTable} key=${table} run=${id} view=${table} name=${TABLES[table].words} columns=${columnsOf(table, run)} instruments=${run.instruments} refreshed=${refreshed} onSequence=${onStep} />
   <//>`;
 }

@@ -1,26 +1,26 @@
 /** Fleet: every run of the server as `tracepaper fleet` lists it; a row opens its run. */
-import { html, useEffect, useState } from "../vendor/htm-preact.js";
+import { html, useState } from "../vendor/htm-preact.js";
 import { pullRun, source } from "../api.js";
 import { count, number, stamp, strategyName, zoneName } from "../format.js";
 import { useAnswer, useTask, Waiting } from "../hooks.js";
-import { Table } from "./table.js";
+import { Listed } from "./table.js";
 
 const AGAIN = 2_000; // ms between an answer and the next question
 
 const held = ({ positions }) => positions.map((one) => `${one.instrument} ${one.quantity}, unrealized ${number(Number(one.unrealized_pnl))}`).join("; ") || "flat";
 
 const COLUMNS = [
-  { title: "run", text: true, of: (row) => row.run_id },
-  { title: "host", text: true, of: (row) => row.host },
-  { title: "file", text: true, of: (row) => row.file },
-  { title: "strategy", text: true, of: (row) => `${strategyName(row.strategy)}, ${row.kind}` },
-  { title: "health", text: true, of: (row) => row.health },
-  { title: "steps", of: (row) => count(row.steps), by: (row) => row.steps },
-  { title: "lag", of: (row) => (row.lag_steps ? `${count(row.lag_steps)} in ${number(row.lag_s, 1)} s` : "0"), by: (row) => row.lag_steps },
-  { title: "equity", of: (row) => (row.equity == null ? "–" : number(Number(row.equity))), by: (row) => (row.equity == null ? null : Number(row.equity)) },
-  { title: "positions", text: true, of: held },
-  { title: "last decision", text: true, of: (row) => row.last_decision ?? "" },
-  { title: "alarms", text: true, of: (row) => row.alarms.map((alarm, index) => html`<p key=${index} class="loss">alarm: ${alarm}</p>`), by: (row) => -row.alarms.length },
+  ["run", (row) => row.run_id],
+  ["host", (row) => row.host],
+  ["file", (row) => row.file],
+  ["strategy", (row) => `${strategyName(row.strategy)}, ${row.kind}`],
+  ["health", (row) => row.health],
+  ["steps", (row) => count(row.steps), null, true],
+  ["lag", (row) => (row.lag_steps ? `${count(row.lag_steps)} in ${number(row.lag_s, 1)} s` : "0"), null, true],
+  ["equity", (row) => number(row.equity && Number(row.equity)), null, true],
+  ["positions", held],
+  ["last decision", (row) => row.last_decision ?? ""],
+  ["alarms", (row) => ({ text: row.alarms.map((alarm) => `alarm: ${alarm}`).join(" "), tone: "loss" }), (row) => row.alarms.length],
 ];
 
 /** The run that is being opened, or why it could not be. */
@@ -31,15 +31,9 @@ function Opening({ row, progress, error, cancel }) {
 }
 
 export function FleetView({ go }) {
-  const [turn, setTurn] = useState(0);
   const [opened, setOpened] = useState(null);
   const { progress, error: failure, ask, cancel } = useTask([]);
-  const answer = useAnswer((signal) => source.get("/fleet", {}, { signal }), [turn]);
-  useEffect(() => {
-    if (answer.isLoading) return undefined;
-    const timer = setTimeout(() => setTurn((now) => now + 1), AGAIN);
-    return () => clearTimeout(timer);
-  }, [answer]);
+  const answer = useAnswer((signal) => source.get("/fleet", {}, { signal }), [], AGAIN);
   const open = (row) => {
     setOpened(row);
     ask((told, signal) => pullRun(row, told, signal).then(() => signal.aborted || go({ run: row.run_id })), `pulling run ${row.run_id}`);
@@ -59,7 +53,7 @@ export function FleetView({ go }) {
     </p>
     ${(progress || failure) && html`<${Opening} row=${opened} progress=${progress} error=${failure} cancel=${cancel} />`}
     <div class=${away ? "muted" : ""}>
-      <${Table} caption="Fleet" columns=${COLUMNS} rows=${runs} keyOf=${(row) => `${row.database_id} ${row.run_id}`} onRow=${open} empty="The fleet holds no run yet; tracepaper db ship brings the first." />
+      <${Listed} name="Fleet" columns=${COLUMNS} rows=${runs} open=${open} empty="The fleet holds no run yet; tracepaper db ship brings the first." />
     </div>
   </div>`;
 }

@@ -40,13 +40,9 @@ function verdict(health, parity) {
 
 export function HealthView({ run, go, refreshed }) {
   const id = run.row.run_id;
-  const [again, setAgain] = useState(0);
-  const { value: health, error } = useAnswer((signal) => getOf(id, "health", { signal }), [id, refreshed, again]);
-  useEffect(() => {
-    if (!health?.is_live) return undefined;
-    const timer = setInterval(() => setAgain((now) => now + 1), AGAIN);
-    return () => clearInterval(timer);
-  }, [health?.is_live]);
+  const [isLive, setLive] = useState(false); // of a daemon that runs
+  const { value: health, error } = useAnswer((signal) => getOf(id, "health", { signal }), [id, refreshed], isLive && AGAIN);
+  useEffect(() => setLive(Boolean(health?.is_live)), [health]);
   if (error) return html`<p class="loss" role="alert">${error.message}</p>`;
   if (!health) return html`<${Waiting} />`;
   const isDue = !source.isRecord && ["ended", "killed"].includes(health.state) && !run.parity && health.steps <= SHORT;

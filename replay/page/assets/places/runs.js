@@ -2,12 +2,29 @@
 import { html, useState } from "../vendor/htm-preact.js";
 import { count, interval, number, percent, stamp, strategyName } from "../format.js";
 import { Waiting } from "../hooks.js";
-import { Table } from "./table.js";
+import { Listed } from "./table.js";
 
-function Choice({ row, chosen, choose }) {
-  const { run_id: id, strategy } = row;
-  return html`<input type="checkbox" aria-label=${`Compare ${strategyName(strategy)} ${id.slice(0, 8)}`} checked=${chosen.includes(id)} onChange=${() => choose(id)} />`;
-}
+const nameOf = (row, id) => `${strategyName(row.strategy)} ${id.slice(0, 8)}`;
+
+const COLUMNS = [
+  ["kind", (row) => (row.is_served ? `${row.kind}, running` : row.kind)],
+  ["symbols", (row) => row.instruments.map((id) => id.split(":").pop()).slice(0, 3).join(", ") + (row.instruments.length > 3 ? ` +${row.instruments.length - 3}` : "")],
+  ["bars", (row) => interval(row.interval_ms), (row) => row.interval_ms],
+  ["from", (row) => stamp(row.first_ms).slice(0, 16)],
+  ["until", (row) => stamp(row.last_ms).slice(0, 16)],
+  ["decisions", (row) => count(row.decisions), null, true],
+  ["fills", (row) => count(row.fills), null, true],
+  ["equity", (row) => number(row.equity), null, true],
+  ["return", (row) => percent(row.total_return, { sign: true }), null, true],
+  ["database", (row) => row.database],
+];
+const SWEEPS = [
+  ["sweep", (row) => nameOf(row, row.sweep_id)],
+  ["objective", (row) => row.objective],
+  ["runs", (row) => count(row.cells), null, true],
+  ["state", (row) => (row.is_whole ? "whole" : "not finished")],
+  ["database", (row) => row.database],
+];
 
 export function RunsView({ runs, go }) {
   const [search, setSearch] = useState("");
@@ -18,48 +35,27 @@ export function RunsView({ runs, go }) {
   const choose = (id) => setChosen((now) => (now.includes(id) ? now.filter((each) => each !== id) : [...now, id].slice(-2)));
   const text = search.trim().toLowerCase();
   const rows = runs.value.runs.filter((row) => !text || [row.run_id, row.kind, row.strategy, row.database, row.model_id, ...row.instruments].join(" ").toLowerCase().includes(text));
+  const isChosen = (row) => chosen.includes(row.run_id);
+  const choice = (row) => html`<input type="checkbox" aria-label=${`Compare ${nameOf(row, row.run_id)}`} checked=${isChosen(row)} onChange=${() => choose(row.run_id)} />`;
+  const several = runs.value.runs.length > 1;
   return html`<div class="place">
     <h1>Runs</h1>
     <p class="spread">
       <label class="filter">Filter <input type="search" value=${search} onInput=${(event) => setSearch(event.target.value)} placeholder="strategy, symbol, file" /></label>
-      ${runs.value.runs.length > 1 &&
+      ${several &&
       html`<button class="outlined" disabled=${chosen.length < 2} onClick=${() => go({ run: chosen[0], view: "compare", other: chosen[1] })}>${chosen.length < 2 ? "Choose two to compare" : "Compare the two"}</button>`}
       <span class="muted">${count(rows.length)} of ${count(runs.value.runs.length)}</span>
     </p>
-    <${Table}
-      caption="Runs"
+    <${Listed}
+      name="Runs"
       empty=${text ? "No run fits the filter; clear it to see all." : "No run is recorded here."}
       rows=${rows}
-      onRow=${(row) => go({ run: row.run_id })}
-      columns=${[
-        { title: "run", text: true, of: (row) => `${strategyName(row.strategy)} ${row.run_id.slice(0, 8)}` },
-        ...(runs.value.runs.length > 1 ? [{ title: "compare", text: true, of: (row) => html`<${Choice} row=${row} chosen=${chosen} choose=${choose} />`, by: (row) => chosen.includes(row.run_id) }] : []),
-        { title: "kind", text: true, of: (row) => (row.is_served ? `${row.kind}, running` : row.kind) },
-        { title: "symbols", text: true, of: (row) => row.instruments.map((id) => id.split(":").pop()).slice(0, 3).join(", ") + (row.instruments.length > 3 ? ` +${row.instruments.length - 3}` : "") },
-        { title: "bars", text: true, of: (row) => interval(row.interval_ms), by: (row) => row.interval_ms },
-        { title: "from", text: true, of: (row) => stamp(row.first_ms).slice(0, 16), by: (row) => row.first_ms },
-        { title: "until", text: true, of: (row) => stamp(row.last_ms).slice(0, 16), by: (row) => row.last_ms },
-        { title: "decisions", of: (row) => count(row.decisions), by: (row) => row.decisions },
-        { title: "fills", of: (row) => count(row.fills), by: (row) => row.fills },
-        { title: "equity", of: (row) => number(row.equity), by: (row) => row.equity },
-        { title: "return", of: (row) => percent(row.total_return, { sign: true }), by: (row) => row.total_return },
-        { title: "database", text: true, of: (row) => row.database },
-      ]}
+      open=${(row) => go({ run: row.run_id })}
+      columns=${[["run", (row) => nameOf(row, row.run_id)], ...(several ? [["compare", choice, isChosen]] : []), ...COLUMNS]}
     />
     ${runs.value.sweeps?.length > 0 &&
     html`<h2>Sweeps</h2>
-      <${Table}
-        caption="Sweeps"
-        rows=${runs.value.sweeps}
-        onRow=${(row) => go({ place: "sweep", sweep: row.sweep_id })}
-        columns=${[
-          { title: "sweep", text: true, of: (row) => `${strategyName(row.strategy)} ${row.sweep_id.slice(0, 8)}` },
-          { title: "objective", text: true, of: (row) => row.objective },
-          { title: "runs", of: (row) => count(row.cells), by: (row) => row.cells },
-          { title: "state", text: true, of: (row) => (row.is_whole ? "whole" : "not finished") },
-          { title: "database", text: true, of: (row) => row.database },
-        ]}
-      />`}
+      <${Listed} name="Sweeps" columns=${SWEEPS} rows=${runs.value.sweeps} open=${(row) => go({ place: "sweep", sweep: row.sweep_id })} />`}
     ${runs.value.refused.map((each) => html`<p key=${each.database} class="loss">${each.database}: ${each.error}</p>`)}
   </div>`;
 }

@@ -1,0 +1,161 @@
+/** Tables: of a document, of a list, and pages that a server sorts. */
+import { html, useMemo, useState } from "../vendor/htm-preact.js";
+import { useSize } from "../hooks.js";
+
+const ROWS_AT_ONCE = 200;
+const LONG = 32; // letters beyond which a column of text breaks its lines
+
+const textOf = (cell) => (typeof cell === "string" ? cell : cell.text);
+const toneOf = (cell) => cell.tone ?? "";
+
+export function Figure({ cell }) {
+  return html`<span class=${`number ${toneOf(cell)}`}>${textOf(cell)}</span>`;
+}
+
+/** Hears the button of a cell with a `step`: of the decision, or row, that it opens. */
+export const pressed = (onStep) => ({ target }) => target.dataset.step && onStep?.(Number(target.dataset.step));
+
+/** A table that stands in no document. */
+export const TableAlone = ({ name, onStep, ...rest }) =>
+  html`<div class="document" role="group" aria-label=${name} onClick=${pressed(onStep)}><${TableView} ...${rest} /></div>`;
+
+/** A table, called `name` without a title; `served` {order: {place, isDown}, turn(place)} of rows that come in an order. */
+export function TableView({ table, served, name }) {
+  const title = table.title && html`<h3>${table.title}</h3>`;
+  const notes = table.notes.map((note) => html`<p class="note">${note}</p>`);
+  if (!table.rows.length) return [title, notes];
+  if (table.look === "tiles") return [title, html`<${Tiles} table=${table} />`, notes];
+  const View = table.turned ? Turned : Upright;
+  return [title, html`<${View} table=${table} served=${served} name=${table.title || name} />`, notes];
+}
+
+function Tiles({ table: { columns, rows } }) {
+  return html`<dl class="tiles">
+    ${columns.map(
+      (column, place) => html`<div>
+        <dt>${column.title}</dt>
+        <dd class=${toneOf(rows[0][place])}>${textOf(rows[0][place])}</dd>
+      </div>`,
+    )}
+  </dl>`;
+}
+
+/** A box that scrolls where its table is wide or long, by keyboard as well. */
+function Scrolled({ name, children }) {
+  const [isWide, setWide] = useState(false);
+  const box = useSize(({ scrollWidth, clientWidth, scrollHeight, clientHeight }) => setWide(scrollWidth > clientWidth || scrollHeight > clientHeight));
+  const reached = isWide ? { tabindex: 0, role: "region", "aria-label": name || "table" } : {};
+  return html`<div class="sideways" ref=${box} ...${reached}>${children}</div>`;
+}
+
+function Upright({ table, served, name }) {
+  const [chosen, setOrder] = useState(null); // {place, isDown}
+  const order = served?.order ?? chosen;
+  const [isWhole, setWhole] = useState(false);
+  const most = isWhole ? Infinity : (table.shown ?? ROWS_AT_ONCE);
+  let rows = sorted(table.rows, chosen);
+  const left = Math.max(0, rows.length - most);
+  if (left) rows = table.newest && !order ? rows.slice(-most) : rows.slice(0, most);
+  const turn =
+    served?.turn ?? ((place) => setOrder(order?.place !== place ? { place, isDown: true } : order.isDown ? { place } : null));
+  const direction = (place) =>
+    order?.place === place ? (order.isDown ? "descending" : "ascending") : null;
+  const kinds = useMemo(
+    () =>
+      table.columns.map(({ text }, place) => {
+        if (!text && place) return "";
+        return table.rows.some((row) => textOf(row[place]).length > LONG) ? "text long" : "text";
+      }),
+    [table],
+  );
+  const kind = (place) => kinds[place];
+  return [
+    html`<${Scrolled} name=${name}>
+      <table class="stacks">
+        <thead>
+          <tr>
+            ${table.columns.map(
+              (column, place) =>
+                column.title
+                  ? html`<th scope="col" class=${kind(place)} title=${column.meaning} aria-sort=${direction(place)}>
+                      <button type="button" onClick=${() => turn(place)}>${column.title}</button>
+                    </th>`
+                  : html`<td></td>`,
+            )}
+          </tr>
+        </thead>
+        <tbody>
+          ${rows.map(
+            (row) => html`<tr>
+              ${row.map((cell, place) => html`<${Cell} cell=${cell} title=${table.columns[place].title} kind=${kind(place)} />`)}
+            </tr>`,
+          )}
+        </tbody>
+      </table>
+    <//>`,
+    left > 0 &&
+      html`<p class="note">
+        <button type="button" onClick=${() => setWhole(true)}>
+          show ${left.toLocaleString("en")} more
+        </button>
+      </p>`,
+  ];
+}
+
+/** The number that a text begins with, else the text. */
+function numberIn(text) {
+  const found = /^[+−-]?[\d,]*\.?\d+(?=$|\s)/.exec(text);
+  return found ? Number(found[0].replaceAll(",", "").replace("−", "-")) : text;
+}
+
+function sorted(rows, order) {
+  if (!order) return rows;
+  const keyOf = (row) => {
+    const key = row[order.place].sort ?? numberIn(textOf(row[order.place]));
+    return typeof key === "boolean" ? Number(key) : key;
+  };
+  const by = (one, other) => {
+    const [left, right] = [keyOf(one), keyOf(other)];
+    if (typeof left !== typeof right) return typeof left === "number" ? -1 : 1; // none goes last
+    const compared =
+      typeof left === "number" ? left - right : left.localeCompare(right, "en", { numeric: true });
+    return order.isDown ? -compared : compared;
+  };
+  return [...rows].sort(by);
+}
+
+/** The figures as rows, a subject a column. */
+function Turned({ table: { columns, rows }, name }) {
+  return html`<${Scrolled} name=${name}>
+    <table class="stacks turned">
+      <thead>
+        <tr>
+          <td></td>
+          ${rows.map((row) => html`<th scope="col">${textOf(row[0])}</th>`)}
+        </tr>
+      </thead>
+      <tbody>
+        ${columns.slice(1).map(
+          (column, at) => html`<tr>
+            <th scope="row" class="text">${column.title}</th>
+            ${rows.map((row) => html`<${Cell} cell=${row[at + 1]} title=${textOf(row[0])} />`)}
+          </tr>`,
+        )}
+      </tbody>
+    </table>
+  <//>`;
+}
+
+function Cell({ cell, title, kind = "" }) {
+  if (cell.bar !== undefined) {
+    const style = { width: `${(100 * cell.bar).toFixed(1)}%` };
+    return html`<td data-title=${title} class="meter"><span class=${toneOf(cell)} style=${style}></span></td>`;
+  }
+  if (cell.step !== undefined) return html`<td data-title=${title} class=${kind}><button type="button" data-step=${cell.step}>${cell.text}</button></td>`;
+  const tint = cell.tint && {
+    background: `color-mix(in srgb, var(--${cell.tint > 0 ? "gain" : "loss"}) ${Math.round(
+      38 * Math.abs(cell.tint),
+    )}%, transparent)`,
+  };
+  return html`<td data-title=${title} class=${`${kind} ${tint ? "tint" : toneOf(cell)}`} style=${tint}>${textOf(cell)}</td>`;
+}
