@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.replay.document.values import Cells, Estimate, Table, of_row, table
-from tracepaper.replay.report.metrics import kupiec, mean_error
+from tracepaper.replay.document.values import Cells, Table, of_row, table
+from tracepaper.replay.report.metrics import kupiec, mean_by_day
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.reader import Reader
@@ -123,13 +123,6 @@ def _outcomes(record: RunRecord, horizon: int) -> Floats:
     return outcomes
 
 
-def _mean(values: Floats, days: Ints) -> Estimate | None:
-    """Return the mean of *values* with its error by day, None of one block of days."""
-    if not values.size:
-        return None
-    return float(values.mean()), mean_error(values, days)
-
-
 def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
     """Yield each value at risk and shortfall, forecast and realised, in log returns."""
     tails = comparison.forecasts["tails"].reshape(-1, len(TAILS), len(SHARES), 2)
@@ -142,10 +135,10 @@ def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
             yield {
                 "position": position,
                 "forecast": share,
-                "realised": _mean(beyond.astype(np.float64), comparison.days),
+                "realised": mean_by_day(beyond.astype(np.float64), comparison.days),
                 "bars": exceeded.size,
                 "p": kupiec(int(exceeded.sum()), exceeded.size, share),
-                "lost": _mean(lost[beyond], comparison.days[beyond]),
+                "lost": mean_by_day(lost[beyond], comparison.days[beyond]),
                 "expected": float(expected[beyond].mean()) if beyond.any() else None,
             }
 
@@ -161,7 +154,9 @@ def _covered(comparison: HeadOutcomes) -> Iterator[Cells]:
         quantiles = comparison.forecasts.get(head)
         if quantiles is not None and quantiles.shape[1] == len(levels):
             for at, level in enumerate(levels):
-                below = _mean((outcome <= quantiles[:, at]).astype(np.float64), comparison.days)
+                below = mean_by_day(
+                    (outcome <= quantiles[:, at]).astype(np.float64), comparison.days
+                )
                 of = "return" if head == "quantiles" else head
                 yield {"of": of, "forecast": level, "realised": below}
 
@@ -176,7 +171,7 @@ def _regimes(comparison: HeadOutcomes) -> Iterator[Cells]:
             "regime": number + 1,
             "bars": int(inside.sum()),
             "share": float(inside.mean()),
-            "volatility": _mean(comparison.volatility[inside], comparison.days[inside]),
+            "volatility": mean_by_day(comparison.volatility[inside], comparison.days[inside]),
         }
 
 
