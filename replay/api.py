@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tracepaper.replay.checks.verify import Verification
-    from tracepaper.replay.dataframes import Kind
 
 CALLER: Final = "the call of backtest"
 Frame = Any
@@ -216,22 +215,8 @@ class Backtest:
 
     @cached_property
     def trades(self) -> Frame:
-        """The closed trades: entry, exit, profit after fees, reasons."""
-        kinds: dict[type, Kind] = {str: "text", float: "float", int: "integer"}
-        names = {"instrument": str, "side": str, "quantity": float, "entry_ms": int,
-                 "entry_utc": None, "exit_ms": int, "exit_utc": None, "entry_price": float,
-                 "exit_price": float, "profit": float, "fees": float, "return_bp": float,
-                 "entry_reason": str, "exit_reason": str, "entry_sequence": int,
-                 "exit_sequence": int}  # fmt: skip
-        closed = self._closed
-        return self.frames.build(
-            {
-                name: ("moment", [getattr(trade, f"{name[:-4]}_ms") for trade in closed])
-                if kind is None
-                else (kinds[kind], [getattr(trade, name) for trade in closed])
-                for name, kind in names.items()
-            }
-        )
+        """The closed trades: entry, exit, profit after costs, reasons."""
+        return self.frames.trades()
 
     # ------------------------------------------------------------ figures
 

@@ -203,10 +203,6 @@ class RunFrames(Generic[Frame]):
             }
         )
 
-    def build(self, columns: dict[str, tuple[Kind, list[Any]]]) -> Frame:
-        """Return *columns*, each with the kind of its values, as a frame of this run's library."""
-        return self._build(columns)
-
     def _frame(self, view: str, first: int | None, last: int | None) -> Frame:
         """Return the rows of *view* between two sequences, in order."""
         columns = self._columns_of(view)

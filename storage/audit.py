@@ -17,6 +17,7 @@ from msgspec import Struct
 from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import WITHIN, StoredRun, chain_head, latest_state, run_span
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.database.writer import Writer, advice, insert_rows, is_busy, open_writer
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, Commit
@@ -240,7 +241,12 @@ class SqlAuditLog:
         self._is_leaving = False
         self._run_key, self._due = resumed.run_key, resumed.next_sequence
         self._encoder = StepEncoder(
-            resumed.run, resumed.run_key, resumed.gate_sets, head=resumed.head, first=self._due
+            resumed.run,
+            resumed.run_key,
+            resumed.gate_sets,
+            head=resumed.head,
+            first=self._due,
+            trades=trades_until(self._raw, resumed.run_key, resumed.run)[0],
         )
         last = resumed.last
         self._last = None if last is None else (last.event, last.account)

@@ -28,6 +28,7 @@ from tracepaper.replay.backtest.predictors import (
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.storage.database.chunks import StoredRun, interned
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
 from tracepaper.storage.record.decode import (
     ANSWER,
@@ -219,7 +220,16 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_WHOLE_TABLES: Final = ("events", "states", "answers", "orders", "fills", "ledger", "halts")
+_WHOLE_TABLES: Final = (
+    "events",
+    "states",
+    "answers",
+    "orders",
+    "fills",
+    "trades",
+    "ledger",
+    "halts",
+)
 
 
 @dataclass(frozen=True)
@@ -245,8 +255,8 @@ class RowCheck:
         member_shape: tuple[int, int] | None = None,
     ) -> None:
         self.member_shape = member_shape
-        gate_sets = reader.gate_sets(stored.run_key)
-        self._encoder = StepEncoder(stored.run, stored.run_key, gate_sets)
+        self._reader, self._of = reader, stored
+        self._encoder: StepEncoder | None = None
         self._interned = interned(reader.connection, stored.run_key)
         self._decoder = StepDecoder(stored.run, self._interned)
 
@@ -269,9 +279,10 @@ class RowCheck:
         return StepComparison(tuple(kept), rounded=len(kept) < len(unequal))
 
     def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
-        self._encoder.forget()  # so that every row is made, and none is named by another step
-        self._encoder.add(derived)
-        sparse = self._encoder.take()
+        encoder = self._encoder = self._encoder or self._encoder_from(derived.sequence)
+        encoder.forget()  # so that every row is made, and none is named by another step
+        encoder.add(derived)
+        sparse = encoder.take()
         if sparse["gate_sets"]:
             yield "gate_sets", "no such set", f"a set of {len(sparse['gate_sets'])} gates"
         core = rows.core
@@ -289,6 +300,12 @@ class RowCheck:
             holdings[twin[TWIN_STEP.book]] = twin[TWIN_STEP.holding]
         for table, named in (("outcomes", outcomes), ("holdings", holdings)):
             yield from self._shared(table, sequence, named, rows, sparse[table])
+
+    def _encoder_from(self, sequence: int) -> StepEncoder:
+        """Return the encoder of the steps from *sequence* on."""
+        of, reader = self._of, self._reader
+        trades, _ = trades_until(reader.connection, of.run_key, of.run, sequence - 1)
+        return StepEncoder(of.run, of.run_key, reader.gate_sets(of.run_key), trades=trades)
 
     def _shared(
         self,

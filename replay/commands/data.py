@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.download import Outcome
     from tracepaper.replay.archive.order_book import DepthQuality
     from tracepaper.replay.archive.series import Quality, SeriesImport
-    from tracepaper.replay.learning.splits import Segment, Split
 
 app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
 
@@ -240,19 +239,26 @@ def describe(
 ) -> None:
     """Describe the data of a training: bars, split, independent labels.
 
-    Features and labels are computed and cached for a training; the peak memory that
-    this took is printed too.
+    Features are computed and cached for a training; the peak memory that this
+    took is printed too.
     """
     from tracepaper.replay.bench.machine import most_resident_mb
     from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
     from tracepaper.replay.learning.dataset import Dataset, ahead, intervals_of
+    from tracepaper.replay.learning.splits import split_by
     from tracepaper.replay.learning.training import described, lines
 
     require("exchange_calendars", "--calendar", calendar)
-    dates = [train_until, validate_until, calibrate_until]
+    ends = ("train_until", "validation_until", "calibration_until")
+    dates = (train_until, validate_until, calibrate_until)
+    split = {name: date for name, date in zip(ends, dates, strict=True) if date is not None}
+    if split and len(split) < len(ends):
+        raise ConfigInvalid(
+            "Give all three of --train-until, --validate-until and --calibrate-until, or none."
+        )
     material = Dataset.read(
         paths,
-        lambda segments: _split(dates, segments, max(ahead(horizons, segments[0]))),
+        lambda segments: split_by(split, ahead(horizons, segments[0]))(segments),
         horizons,
         features,
         intervals=intervals_of(intervals),
@@ -266,21 +272,6 @@ def describe(
         print_json({**description, "most_resident_mb": memory})
         return
     typer.echo("\n".join([*lines(description), f"at most {memory:,} MB of memory"]))
-
-
-def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: int) -> Split:
-    """Return the split of three dates, or of a training's shares where there are none."""
-    from tracepaper.replay.learning.splits import SHARES, Split, by_shares, date_ms
-
-    given = [date_ms(date) for date in dates if date is not None]
-    if not given:
-        return by_shares(segments, embargo_bars=embargo_bars, shares=SHARES)
-    if len(given) < len(dates):
-        raise ConfigInvalid(
-            "Give all three of --train-until, --validate-until and --calibrate-until, or none."
-        )
-    first, second, third = given
-    return Split(first, second, third, embargo_bars)
 
 
 @app.command()

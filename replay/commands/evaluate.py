@@ -285,7 +285,7 @@ def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, C
     if kind.model.source != DataSource.BARS:
         if inputs is not None:
             raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
-        kind.load(model.card, model.tensors)
+        _ = kind.load(model.card, model.tensors).network  # reading it is the check
         return folder, model
     source = source_for(model.card, inputs)
     build(model.card, model.tensors, RunOptions(threads=threads, vectors=source))

@@ -191,7 +191,7 @@ def _trained(
     """Train a checkpoint of each seed; *file* is where the recipe was read, if anywhere."""
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.learning.fitted import DataRequest
+    from tracepaper.replay.learning.fitted import DataRequest, FitRun
     from tracepaper.replay.learning.recipe import over, recipe_of
     from tracepaper.replay.learning.training import FitView, train_seeds
 
@@ -214,16 +214,8 @@ def _trained(
         columns,
     )
     with FitView(first) as view:
-        return train_seeds(
-            recipes,
-            request,
-            out,
-            created_ms=SystemClock().wall_ms(),
-            observe=view.observe,
-            say=view.say,
-            resume=resume,
-            each=each,
-        )
+        run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
+        return train_seeds(recipes, request, run, each=each)
 
 
 def _join(
@@ -239,7 +231,7 @@ def _join(
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
     from tracepaper.replay.learning.fit import use_threads
-    from tracepaper.replay.learning.fitted import DataRequest
+    from tracepaper.replay.learning.fitted import DataRequest, FitRun
     from tracepaper.replay.learning.recipe import THREADS
     from tracepaper.replay.learning.training import combine
 
@@ -250,14 +242,12 @@ def _join(
         raise _members_wrong()
     training = document.get("training", {})
     use_threads(training.get("threads", THREADS))
+    name, say = document.get("model", {}).get("name") or out.name, Console(stderr=True).print
     ensemble = combine(
         (members[0], members[1]),
         DataRequest(data, ArrayCache(cache or default_folder()), columns=columns),
-        out,
-        name=document.get("model", {}).get("name") or out.name,
-        created_ms=SystemClock().wall_ms(),
+        FitRun(out, name, SystemClock().wall_ms(), say=say),
         bars=training.get("explained_bars"),
-        say=Console(stderr=True).print,
     )
     return out, ensemble
 

@@ -205,6 +205,25 @@ def packed(cells: NDArray[np.float64], low: float, high: float) -> str:
     return base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
 
 
+def percent_axis(title: str, digits: int = 2, *, has_zero: bool = True) -> ChartAxis:
+    """Return an axis of percentages, 0 among them."""
+    return ChartAxis(title, unit=" %", digits=digits, has_zero=has_zero)
+
+
+def close_panel(
+    times: Numbers, closes: NDArray[np.float64] | Sequence[float], height: int
+) -> ChartPanel:
+    """Return a panel of the price."""
+    close = LineLayer("close", times, rounded(closes, 8), "ink", 1.2)
+    return ChartPanel([close], time_axis(), ChartAxis("close"), height)
+
+
+def held_steps(name: str, starts: Sequence[float], end: float, values: Numbers) -> LineLayer:
+    """Return a filled line of *values*, each from one of *starts* until the next, or the *end*."""
+    x, y = [*starts, end], [*values, None]
+    return LineLayer(name, x, y, width=1.0, is_step=True, is_filled=True)
+
+
 def time_axis(title: str = "") -> ChartAxis:
     """Return an axis of times."""
     return ChartAxis(title, kind="time")

@@ -317,6 +317,13 @@ def _form_of(value: Value) -> Form:
             return "text"
 
 
+def estimate(value: float | None, error: float | None) -> Estimate | None:
+    """Return a value with its error, unknown where that is not finite; None without the value."""
+    if value is None:
+        return None
+    return value, error if error is None or math.isfinite(error) else None
+
+
 def documents(tables: Iterable[Table]) -> dict[str, Any]:
     """Return each table's rows and notes by its key."""
     return {each.key: {"rows": each.documents(), "notes": list(each.notes)} for each in tables}

@@ -25,7 +25,9 @@ from tracepaper.replay.document.charts import (
     Layer,
     LineLayer,
     RuleLayer,
+    close_panel,
     named,
+    percent_axis,
     rounded,
     time_axis,
 )
@@ -338,29 +340,19 @@ def looked_chart(full: Full) -> Chart:
     line = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
     roles: list[ChartRole] = ["gain" if each > 0 else "loss" for each in moved]
     panels = [
-        ChartPanel(
-            [LineLayer("close", times, rounded(attribution.close[:-1], 8), "ink", 1.2)],
-            time_axis(),
-            ChartAxis("close"),
-            170,
-        ),
-        ChartPanel(
-            [line],
-            time_axis(),
-            ChartAxis("attention, %", unit=" %", digits=3, has_zero=True),
-            150,
-        ),
-        ChartPanel(
-            [BarLayer("added", times, rounded(moved, 4), roles)],
-            time_axis(),
-            ChartAxis("added, bp", unit=" bp", digits=4, has_zero=True),
-            130,
-        ),
-        ChartPanel(
-            [LineLayer("relevance", times, rounded(relevant, 4), width=1.0)],
-            time_axis(),
-            ChartAxis("relevance, bp", unit=" bp", digits=4, has_zero=True),
-            130,
+        close_panel(times, attribution.close[:-1], 170),
+        ChartPanel([line], time_axis(), percent_axis("attention, %", 3), 150),
+        *(
+            ChartPanel(
+                [layer],
+                time_axis(),
+                ChartAxis(f"{layer.name}, bp", unit=" bp", digits=4, has_zero=True),
+                130,
+            )
+            for layer in (
+                BarLayer("added", times, rounded(moved, 4), roles),
+                LineLayer("relevance", times, rounded(relevant, 4), width=1.0),
+            )
         ),
     ]
     caption = (
@@ -460,7 +452,7 @@ def _by_age(rows: list[Floats], compared: SideBySide, *, height: int = 260) -> C
             for cell, side, role in zip(cells, sides, roles, strict=True)
         ],
         ChartAxis("age, bars (wider cells further back)", ticks=ticks),
-        ChartAxis("share in a cell, %", unit=" %", digits=2, has_zero=True),
+        percent_axis("share in a cell, %"),
         height,
     )
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.document.charts import (
     Chart,
-    ChartAxis,
     ChartPanel,
-    LineLayer,
+    close_panel,
+    held_steps,
+    percent_axis,
     rounded,
     time_axis,
 )
@@ -53,21 +54,9 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     closes = np.array([bar.close for bar in bars]) / 10**item.price_decimals
     shares = rounded([100 * row["weight"] for row in rows])
     what, words = ("relevance", ADDED) if stored.is_relevance else ("attention", LOOKED)
-    line = LineLayer(
-        what,
-        [*starts, rows[-1]["until_open_time_ms"]],
-        [*shares, None],
-        width=1.0,
-        is_step=True,
-        is_filled=True,
-    )
-    close = LineLayer("close", times, rounded(closes, 8), "ink", 1.1)
-    across = time_axis()
-    up = ChartAxis(f"{what} in 64 bars, %", unit=" %", digits=2, has_zero=True)
-    panels = [
-        ChartPanel([close], across, ChartAxis("close"), 190),
-        ChartPanel([line], across, up, 150),
-    ]
+    line = held_steps(what, starts, rows[-1]["until_open_time_ms"], shares)
+    up = percent_axis(f"{what} in 64 bars, %")
+    panels = [close_panel(times, closes, 190), ChartPanel([line], time_axis(), up, 150)]
     return Chart(
         "",
         f"Price and {what if stored.is_relevance else 'rollout'}: {words}.",

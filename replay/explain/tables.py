@@ -262,10 +262,6 @@ def method_parts(explained: ByMethod) -> Iterator[Part]:
     )
 
 
-def _bp(value: float) -> str:
-    return f"{BASIS_POINTS * value:,.1f}"
-
-
 def _moved_by_feature(moves: Moves) -> Table:
     most = abs(moves.features[0].all_bars) or 1.0
     return table_of(

@@ -50,6 +50,8 @@ SEASONS: Final = 5
 EWMA_DECAY: Final = 0.98
 RIDGE: Final = 1e-3
 """Ridge penalty per row, in units of the features' own variance of about one."""
+Arrays = Mapping[str, NDArray[Any]]
+"""What a fitted baseline is: numbers by name, which are stored beside the checkpoint."""
 
 
 def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
@@ -133,26 +135,20 @@ def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floa
     return Ridge(centre, weights, intercept)
 
 
-@dataclass(frozen=True)
-class LogVariance:
-    """Variance as the exponential of a linear answer, times the factor that QLIKE asks for."""
-
-    linear: Ridge
-    factor: Array
-
-    def predict(self, rows: NDArray[np.floating]) -> Array:
-        """Return [time, horizon] variances for [time, column] *rows*."""
-        variances: Array = np.exp(self.linear.predict(rows)) * self.factor
-        return variances
-
-
 def log_variance(
     rows: Sequence[NDArray[np.floating]], variances: Sequence[NDArray[np.floating]]
-) -> LogVariance:
+) -> Arrays:
     """Fit log variances; the factor, the mean of v ÷ f, minimises QLIKE on the training part."""
     linear = ridge(rows, [np.log(np.maximum(part, VARIANCE_FLOOR)) for part in variances])
     ratios = [part / np.exp(linear.predict(row)) for row, part in zip(rows, variances, strict=True)]
-    return LogVariance(linear, np.nanmean(np.concatenate(ratios), axis=0))
+    return {**vars(linear), "factor": np.nanmean(np.concatenate(ratios), axis=0)}
+
+
+def variances_of(fitted: Arrays, rows: NDArray[np.floating]) -> Array:
+    """Return [time, horizon] variances for [time, column] *rows*, by what ``log_variance`` fits."""
+    linear = Ridge(*(fitted[name] for name in ("centre", "weights", "intercept")))
+    variances: Array = np.exp(linear.predict(rows)) * fitted["factor"]
+    return variances
 
 
 # --- a gamma regression with log link
@@ -255,9 +251,6 @@ def seasonal_variances(segment: Segment, horizon: int) -> Array:
 
 
 # --- the registry
-
-Arrays = Mapping[str, NDArray[Any]]
-"""What a fitted baseline is: numbers by name, which are stored beside the checkpoint."""
 
 
 class Training(NamedTuple):
@@ -368,33 +361,22 @@ def _seasonal_naive(_: Arrays) -> Answer:
 # --- of the variance
 
 
-def _log_variance_of(fitted: Arrays) -> LogVariance:
-    return LogVariance(Ridge(*(fitted[name] for name in _RIDGE)), fitted["factor"])
-
-
-_RIDGE: Final = ("centre", "weights", "intercept")
-
-
-def _fit_har(training: Training) -> Arrays:
-    model = log_variance([log_rows(past) for past in training.past], training.variances)
-    return vars(model.linear) | {"factor": model.factor}
-
-
-@baseline("har", of="variance", fit=_fit_har)
+@baseline(
+    "har",
+    of="variance",
+    fit=lambda training: log_variance(list(map(log_rows, training.past)), training.variances),
+)
 def _har(fitted: Arrays) -> Answer:
-    model = _log_variance_of(fitted)
-    return lambda question: model.predict(log_rows(question.past))[:, question.column]
+    return lambda question: variances_of(fitted, log_rows(question.past))[:, question.column]
 
 
-def _fit_log_linear(training: Training) -> Arrays:
-    model = log_variance(training.rows, training.variances)
-    return vars(model.linear) | {"factor": model.factor}
-
-
-@baseline("log_linear", of="variance", fit=_fit_log_linear)
+@baseline(
+    "log_linear",
+    of="variance",
+    fit=lambda training: log_variance(training.rows, training.variances),
+)
 def _log_linear(fitted: Arrays) -> Answer:
-    model = _log_variance_of(fitted)
-    return lambda question: model.predict(question.values)[:, question.column]
+    return lambda question: variances_of(fitted, question.values)[:, question.column]
 
 
 def _fit_ewma(training: Training) -> Arrays:

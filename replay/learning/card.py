@@ -108,17 +108,6 @@ def features_section(schema: FeatureSchema, vectors: SideInputs | None = None) -
     return section
 
 
-def market_section(
-    interval: str, sources: Sequence[TrainingFile], times: Sequence[str]
-) -> dict[str, object]:
-    """Return ``[market]``: the interval by the exchange's name, the symbols learnt from, horizons.
-
-    *times* are the horizons as ``5m``; in bars they stand in ``[architecture]``.
-    """
-    symbols = sorted({source.symbol for source in sources})
-    return {"interval": interval, "symbols": symbols, "horizons": list(times)}
-
-
 def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
     """Return ``[data]``: each file with its SHA-256 and its span."""
     files = [

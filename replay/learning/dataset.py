@@ -12,11 +12,9 @@ The rules are docs/models.md, L32 to L34.
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, cached_property, reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -29,7 +27,7 @@ from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
 from tracepaper.replay.learning import card as cards
-from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, code_key
+from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import (
     Answer,
     FittedBaselines,
@@ -39,13 +37,10 @@ from tracepaper.replay.learning.baselines import (
 )
 from tracepaper.replay.learning.samples import (
     EVERY_HEAD,
-    LABELS,
-    NO_LABEL,
     Labels,
     Samples,
     samples_in,
     targets,
-    wanted_labels,
 )
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
@@ -56,7 +51,6 @@ from tracepaper.replay.learning.splits import (
     Segment,
     Split,
     TrainingFile,
-    candles_key,
     date_of,
     segments_of,
 )
@@ -111,7 +105,6 @@ class Dataset:
     schema: FeatureSchema
     horizons: tuple[int, ...]
     others: Sequence[Panel] = ()
-    arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
     stored: FittedBaselines | None = None
     """Baselines that were fitted before; None fits them on the training part."""
     requested: tuple[str, ...] = ()
@@ -155,7 +148,7 @@ class Dataset:
 
         *schema_id* names a schema, or a family of which the interval's is taken. The model is made
         for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
-        else of the first file. Features and labels are kept in *arrays*. Raises ``ConfigInvalid``
+        else of the first file. Features are kept in *arrays*. Raises ``ConfigInvalid``
         and ``DataInvalid`` for what cannot be learnt from.
         """
         interval_ms = own_interval(schema_id, intervals)
@@ -203,7 +196,6 @@ class Dataset:
             learnt,
             bars,
             alone(others),
-            arrays,
             stored,
             requested,
             vectors=vectors,
@@ -351,10 +343,13 @@ class Dataset:
     @property
     def card(self) -> dict[str, Any]:
         """The sections of a card that say what was learnt from."""
-        interval = cards.interval_name(self.interval_ms)
         return {
             "features": cards.features_section(self.schema, self.vectors) | self.read_as,
-            "market": cards.market_section(interval, self.sources, self.times),
+            "market": {
+                "interval": cards.interval_name(self.interval_ms),
+                "symbols": sorted({source.symbol for source in self.sources}),
+                "horizons": list(self.times),
+            },
             "split": cards.split_section(self.split),
             "data": cards.data_section(self.sources),
         }
@@ -486,29 +481,7 @@ class Dataset:
         return samples_in(self.seen(part), self.horizons, self.parts, part, self._labels)
 
     def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
-        """Return the labels of *panel*, computed once for all parts."""
-        if self.arrays.folder is None or len(panel.segments) > 1:
-            return targets(panel, horizons, self.heads)
-        shape = (len(panel.segments), len(panel), len(horizons))
-        wanted = {
-            name: ArraySpec(
-                (*shape, each.width) if each.width else shape,
-                "<i8" if each.missing == NO_LABEL else "<f4",
-            )
-            for name, each in wanted_labels(self.heads).items()
-        }
-
-        def fill(arrays: dict[str, NDArray[Any]]) -> None:
-            for name, column in targets(panel, horizons, self.heads).items():
-                arrays[name][...] = column
-
-        # σ is the unit of labels, so the schema is part of what they follow from.
-        digest = hashlib.sha256(_code_of_labels(tuple(wanted)))
-        for segment in panel.segments:
-            digest.update(candles_key(segment.candles))
-            digest.update(np.ascontiguousarray(segment.sigma).data)
-        digest.update(f"{tuple(horizons)} {sorted(wanted.items())}".encode())
-        return self.arrays.get(f"labels-{digest.hexdigest()[:32]}", wanted, fill)
+        return targets(panel, horizons, self.heads)
 
 
 SYMBOLS_LEAST: Final = 2
@@ -542,12 +515,6 @@ def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Seg
             replace(segment, values=values, first=first, lacks=lacks if lacks.any() else None)
         )
     return kept
-
-
-@cache
-def _code_of_labels(names: tuple[str, ...]) -> bytes:
-    """Return a hash of the modules in which the labels *names* are defined."""
-    return code_key(sys.modules[LABELS[name].of.__module__] for name in names)
 
 
 # --- closes that several symbols have

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -175,10 +175,7 @@ def loss_shares(horizons: Sequence[int], options: FitOptions) -> Array:
 Observe = Callable[[Progress], None]
 
 
-AnyBatch = TypeVar("AnyBatch")
-
-
-class Objective(ABC, Generic[AnyBatch]):
+class Objective(ABC):
     """What a network learns, from what, and by what it is judged."""
 
     network: Any
@@ -189,11 +186,11 @@ class Objective(ABC, Generic[AnyBatch]):
     """What its labels are made by, as a card names it."""
 
     @abstractmethod
-    def batches(self, done: int) -> Iterator[AnyBatch]:
+    def batches(self, done: int) -> Iterator[Batch]:
         """Yield batches without an end, those that come after so many."""
 
     @abstractmethod
-    def gradient(self, batch: AnyBatch, /) -> tuple[float, int]:
+    def gradient(self, batch: Batch, /) -> tuple[float, int]:
         """Add the gradient of *batch*; return its mean loss, and how many labelled bars it has."""
 
     @abstractmethod
@@ -210,9 +207,10 @@ class Objective(ABC, Generic[AnyBatch]):
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
+        del tensors, values
 
 
-class MeanLoss(Objective[AnyBatch]):
+class MeanLoss(Objective):
     """One loss of whole batches that are drawn by a seed; its score is the mean one, below 0."""
 
     def __init__(self, network: nn.Module, *, seed: int, accumulate: int) -> None:
@@ -220,27 +218,27 @@ class MeanLoss(Objective[AnyBatch]):
         self._seed, self._accumulate = seed, accumulate
 
     @abstractmethod
-    def drawn(self, generator: np.random.Generator) -> AnyBatch:
+    def drawn(self, generator: np.random.Generator) -> Batch:
         """Return the next batch that *generator* draws."""
 
     @abstractmethod
-    def judged(self) -> Iterator[AnyBatch]:
+    def judged(self) -> Iterator[Batch]:
         """Yield the batches of the validation part."""
 
     @abstractmethod
-    def loss(self, network: Any, batch: AnyBatch) -> Tensor:  # noqa: ANN401 - of the kind
+    def loss(self, network: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - of the kind
         """Return the loss of *network* on *batch*."""
 
     @abstractmethod
-    def bars(self, batch: AnyBatch) -> int:
+    def bars(self, batch: Batch) -> int:
         """Return how many labelled bars, or books, *batch* has."""
 
-    def batches(self, done: int) -> Iterator[AnyBatch]:
+    def batches(self, done: int) -> Iterator[Batch]:
         """Yield the batches after *done* others."""
         generator = np.random.default_rng(self._seed)
         return islice((self.drawn(generator) for _ in count()), done, None)
 
-    def gradient(self, batch: AnyBatch) -> tuple[float, int]:
+    def gradient(self, batch: Batch) -> tuple[float, int]:
         """Add the gradient of *batch*; return its loss, and its bars."""
         loss = self.loss(self.network, batch)
         torch.autograd.backward(loss / self._accumulate)
@@ -280,7 +278,7 @@ class Fit:
 
     def __init__(
         self,
-        objective: Objective[Any],
+        objective: Objective,
         policy: Policy,
         *,
         folder: Path | None = None,
@@ -432,7 +430,7 @@ class Fit:
                     f"{self._path} was written with other {name}; repeat those, or delete it."
                 )
         self.progress = Progress(**facts["progress"])
-        self._waited = facts.get("waits", 0)  # states once lacked it
+        self._waited = facts["waits"]
         self.best = stripped("best", tensors)
         self.network.load_state_dict(stripped("network", tensors))
         if self._policy.averaged is not None:
@@ -464,7 +462,7 @@ def heads_fit(
     return Fit(heads, policy, folder=folder, about={"options": asdict(options), **(about or {})})
 
 
-class HeadLosses(Objective[Batch]):
+class HeadLosses(Objective):
     """The heads of a network over one symbol's bars: each learns until it no longer improves.
 
     A validation gain over the best constant answer is in units of that loss's noise (``scores``),

@@ -34,7 +34,7 @@ from tracepaper.replay.learning.judge.heads import (
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
 from tracepaper.replay.learning.order_books import read_books
-from tracepaper.replay.learning.recipe import Recipe, kind_of
+from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
 from tracepaper.replay.learning.splits import (
     IN_MEMORY,
@@ -215,11 +215,6 @@ class FittedModel(ABC):
             bars=bars or self.usually_explained,
         )
 
-    def held(self, data: Any) -> Forecasts | None:  # noqa: ANN401
-        """Return what weights made of the test part: its own and every rule's; None without any."""
-        del data
-        return None
-
     def pairs(self, data: Any) -> Forecasts | None:  # noqa: ANN401
         """Return the correlations of the test part's symbols beside others; None without any."""
         return correlations_of(data, Part.TEST, self.card["calibration"].get("correlation", {}))
@@ -253,7 +248,7 @@ class FittedModel(ABC):
             judged = judged_gates(table, explained, section, data.split.second_span_ms)
             if not self.shows_gates:
                 judged = replace(judged, forecasts=table, explained=None)
-        judged = replace(judged, held=self.held(data), pairs=self.pairs(data))
+        judged = replace(judged, pairs=self.pairs(data))
         results = figures(table, self.called) | paired_figures(table, leave=self.members)
         results["gates"] = judged.figures
         sentences = self.findings(results, judged)
@@ -293,16 +288,6 @@ class FittedModel(ABC):
     def save(self, folder: Path, data: Any) -> Checkpoint:  # noqa: ANN401
         """Write the checkpoint, with the baselines that its figures stand beside; return it."""
         return save_judged(folder, self.tensors, self.card, data.fitted)
-
-
-def candle_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FittedModel:
-    """Return the model of candles that a checkpoint holds; raise ``ConfigInvalid`` for another."""
-    kind = kind_of(card)
-    if kind.model.source == DataSource.ORDER_BOOKS:
-        raise ConfigInvalid(
-            f"A model of the kind {kind.name} reads {kind.model.source}, not candles; name another."
-        )
-    return kind.load(card, tensors)
 
 
 def card_of(

@@ -14,7 +14,7 @@ import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import date_ms, date_of
@@ -22,6 +22,9 @@ from tracepaper.storage.checkpoints import BUNDLED, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.units import iso
+
+if TYPE_CHECKING:
+    from tracepaper.replay.learning.dataset import Dataset
 
 FILE_NAME: Final = "openings.toml"
 
@@ -134,7 +137,7 @@ def opened(path: Path, new: SpanOpening) -> tuple[int, str]:
     return len(recipes), warning
 
 
-def opened_by_training(folder: Path, card: Mapping[str, Any], data: HoldoutData) -> str:
+def opened_by_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> str:
     """Count the untouched part of *data*, on which a training judged what lies in *folder*.
 
     Returns a sentence where it could not be kept; else an empty text. What was not judged opens
@@ -147,14 +150,6 @@ def opened_by_training(folder: Path, card: Mapping[str, Any], data: HoldoutData)
     recipe = recipe_of(card).hash
     new = SpanOpening(recipe, str(card["model"]["id"]), symbols, from_ms, until_ms)
     return opened(openings_path(folder), new)[1]
-
-
-class HoldoutData(Protocol):
-    """Data whose last part no training saw."""
-
-    def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
-        """Return its symbols, and from and until when it is; None where nothing was judged."""
-        ...
 
 
 def read_openings(path: Path) -> list[SpanOpening]:

@@ -35,7 +35,7 @@ from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset, read_files
-from tracepaper.replay.learning.fitted import DataRequest
+from tracepaper.replay.learning.fitted import DataRequest, FitRun
 from tracepaper.replay.learning.judge.forecasts import Forecasts, forecasts_of
 from tracepaper.replay.learning.judge.judge import answers_of
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
@@ -240,14 +240,9 @@ def _train(
     recipe.check(f"The tree of {path}")
     request = DataRequest(paths, ArrayCache(retraining.folder / CACHE))
     with FitView(recipe) as view:
-        train_seeds(
-            [recipe],
-            request,
-            retraining.folder / CANDIDATE,
-            created_ms=SystemClock().wall_ms(),
-            observe=view.observe,
-            say=view.say,
-        )
+        folder, now_ms = retraining.folder / CANDIDATE, SystemClock().wall_ms()
+        run = FitRun(folder, created_ms=now_ms, observe=view.observe, say=view.say)
+        train_seeds([recipe], request, run)
 
 
 # --- both, side by side

@@ -21,7 +21,7 @@ from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.splits import Panel, Part, Parts, Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.types.decisions import PATH_STEPS, path_steps
+from tracepaper.strategies.types.decisions import path_steps
 from tracepaper.strategies.units import BASE_FEES
 
 FLAT_BAND: Final = 0.2
@@ -50,8 +50,6 @@ class Label(NamedTuple):
     """Its value in a batch where it is not known; no loss is taken there."""
     head: str = ""
     """The head that learns from it, where not every network has one."""
-    width: int = 0
-    """Numbers of each time and horizon, [.., time, width]; 0 for one, [.., time]."""
 
 
 LabelFunction = Callable[[Array, Array, int], Column]
@@ -62,31 +60,23 @@ EVERY_HEAD: Final = frozenset({""})
 """The heads that every network of bars has."""
 
 
-def label(
-    name: str, *, missing: float, head: str = "", width: int = 0
-) -> Callable[[LabelFunction], LabelFunction]:
+def label(name: str, *, missing: float, head: str = "") -> Callable[[LabelFunction], LabelFunction]:
     """Register the function of a label; raise ``ConfigInvalid`` for a name that is taken."""
-    return registering(
-        LABELS, "label", name, lambda function: Label(name, function, missing, head, width)
-    )
-
-
-def wanted_labels(heads: Collection[str] = EVERY_HEAD) -> dict[str, Label]:
-    """Return the labels that *heads* learn from."""
-    return {name: each for name, each in LABELS.items() if each.head in heads}
+    return registering(LABELS, "label", name, lambda function: Label(name, function, missing, head))
 
 
 def targets(
     panel: Panel, horizons: Sequence[int], heads: Collection[str] = EVERY_HEAD
 ) -> dict[str, Column]:
-    """Return the ``wanted_labels`` of every time of *panel* for each horizon, in steps.
+    """Return the labels that *heads* learn from, of every time of *panel* and horizon, in steps.
 
     Each is [asset, time, horizon], or [asset, time, horizon, width].
     """
     price, unit = panel.price, panel.unit
     return {
         name: np.stack([each.of(price, unit, horizon) for horizon in horizons], axis=2)
-        for name, each in wanted_labels(heads).items()
+        for name, each in LABELS.items()
+        if each.head in heads
     }
 
 
@@ -175,7 +165,7 @@ def _largest_fall(logs: Array, unit: Array, horizon: int) -> Column:
     return _scaled(most, unit, horizon)
 
 
-@label("path", missing=0.0, head="path", width=PATH_STEPS)
+@label("path", missing=0.0, head="path")
 def path(price: Array, unit: Array, horizon: int) -> Column:
     """Return [.., time, step]: the return to each of ``path_steps`` in units of σ √(its bars)."""
     return np.stack([scaled_return(price, unit, step) for step in path_steps(horizon)], axis=-1)

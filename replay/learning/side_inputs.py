@@ -6,6 +6,7 @@ The rules are docs/models.md, L63, and docs/orderbook.md, D21 to D24.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,7 +99,7 @@ def read_stored(paths: Sequence[Path]) -> list[tuple[Path, StoredDepth]]:
     return files
 
 
-class SideInputs:
+class SideInputs(ABC):
     """What stands beside the bars, and how it is standardised; most need little of this."""
 
     words: tuple[str, ...] = ()
@@ -107,13 +108,14 @@ class SideInputs:
     """What is left out of files whose recorder was killed (D4)."""
 
     @property
+    @abstractmethod
     def sha256(self) -> str:
         """The hash of what it was read from."""
-        raise NotImplementedError
 
     def of_card(self, card: Mapping[str, Any]) -> SideInputs | None:
         """Return it as *card*'s model reads and scales it; None where that takes none."""
-        raise NotImplementedError
+        del card
+        return self
 
     def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Self:
         """Return it beside the bars of *segments*, whose features are called *names*.
@@ -128,9 +130,9 @@ class SideInputs:
         del until_ms
         return self
 
+    @abstractmethod
     def joined(self, until_ms: int) -> CovariateColumns:
         """Return it as features; where nothing is fitted yet, that is, before *until_ms*."""
-        raise NotImplementedError
 
     def untrained(self) -> list[str]:
         """Return why nothing can be said of what is learnt from it; empty where it can."""

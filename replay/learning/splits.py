@@ -287,16 +287,10 @@ class Split:
         start, stop = self.span(part)
         if part is not Part.TRAIN:
             start += self.embargo_bars * segment.interval_ms
-        closed = segment.close_time_ms
-        inside = closed >= start
+        inside = segment.close_time_ms >= start
         if part is Part.TEST:
             inside &= segment.open_time_ms >= self.test_from_ms
-        inside[: segment.first] = False
-        mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
-        for column, horizon in enumerate(horizons):
-            count = max(len(segment) - horizon, 0)
-            mask[:count, column] = inside[:count] & (closed[horizon:] <= stop)
-        return mask
+        return _labelled(segment, horizons, lambda rows, ends: inside[rows] & (ends <= stop))
 
 
 def by_shares(
@@ -423,22 +417,33 @@ class Fold:
             Part.CALIBRATION: self.test,
             Part.TEST: (),
         }[part]
-        opens, closes = segment.open_time_ms, segment.close_time_ms
-        mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
-        for column, horizon in enumerate(horizons):
-            rows = slice(segment.first, max(len(segment) - horizon, segment.first))
-            begins, ends = opens[rows], closes[segment.first + horizon :][: rows.stop - rows.start]
-            within = np.zeros(len(begins), dtype=np.bool_)
+
+        def lies(rows: slice, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+            begins, within = segment.open_time_ms[rows], np.zeros(len(ends), dtype=np.bool_)
             for start, stop in self.spans(part):
                 within |= (begins >= start) & (ends <= stop)
             for start, stop in held:
                 within &= (ends <= start) | (begins >= stop + self.embargo_ms)
-            mask[rows, column] = within
-        return mask
+            return within
+
+        return _labelled(segment, horizons, lies)
 
 
 Parts = Split | Fold
 """What says which bars are in which part."""
+
+
+def _labelled(
+    segment: Segment,
+    horizons: Sequence[int],
+    lies: Callable[[slice, NDArray[np.int64]], NDArray[np.bool_]],
+) -> NDArray[np.bool_]:
+    """Return [time, horizon]: ``lies(rows, ends)`` where features and the end of the label are."""
+    mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
+    for column, horizon in enumerate(horizons):
+        rows = slice(segment.first, max(len(segment) - horizon, segment.first))
+        mask[rows, column] = lies(rows, segment.close_time_ms[segment.first + horizon :])
+    return mask
 
 
 def with_calibration(fold: Fold) -> Fold:

@@ -29,9 +29,16 @@ from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.baselines import FILE_NAME
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.ensemble import join, read_members
-from tracepaper.replay.learning.fit import Observe, use_threads
 from tracepaper.replay.learning.fit import Progress as FitProgress
-from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say, read_dataset
+from tracepaper.replay.learning.fit import use_threads
+from tracepaper.replay.learning.fitted import (
+    DataRequest,
+    Each,
+    FitRun,
+    FittedModel,
+    Say,
+    read_dataset,
+)
 from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
@@ -41,27 +48,23 @@ from tracepaper.strategies.features.rows import schema_of
 from tracepaper.strategies.units import DAY_MS, duration, interval_text, iso
 
 
-def train(
-    recipe: Recipe,
-    data: Any,  # noqa: ANN401 - what the recipe's kind reads
-    folder: Path,
-    *,
-    created_ms: int,
-    observe: Observe = lambda _: None,
-    say: Say = lambda _: None,
-    resume: bool = False,
-) -> Checkpoint:
-    """Fit *recipe* to *data*, calibrate, evaluate and write a checkpoint into *folder*; return it.
+def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401 - what its kind reads
+    """Fit *recipe* to *data*, calibrate, evaluate and write a checkpoint; return it.
 
-    The state of an unfinished fit lies beside it, in ``<folder>.training``.
+    It lies in the folder of *run*, and the state of an unfinished fit in ``<folder>.training``.
     """
-    state = folder.with_name(folder.name + ".training")
-    run = FitRun(state, recipe.name or folder.name, created_ms, observe, say, resume)
-    fitted = recipe.kind.fit(data, recipe, run)
-    say("Calibrating.")
-    fitted = fitted.calibrated(data, bars=recipe.explained_bars)
-    say("Judging on untouched time.")
-    return fitted.evaluated(data, bars=recipe.explained_bars).save(folder, data)
+    name, bars = run.folder.name, recipe.explained_bars
+    state = run.folder.with_name(name + ".training")
+    fitted = recipe.kind.fit(data, recipe, run._replace(folder=state, name=recipe.name or name))
+    return _judged(fitted, data, run, bars)
+
+
+def _judged(fitted: FittedModel, data: Any, run: FitRun, bars: int | None) -> Checkpoint:  # noqa: ANN401
+    """Calibrate, evaluate and write what was fitted, with *bars* explained; return it."""
+    run.say("Calibrating.")
+    fitted = fitted.calibrated(data, bars=bars)
+    run.say("Judging on untouched time.")
+    return fitted.evaluated(data, bars=bars).save(run.folder, data)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class _SeedFit:
         use_threads(self.threads)
         with tempfile.TemporaryDirectory(prefix="tracepaper-seed-") as parent:
             folder = Path(parent) / name
-            checkpoint = train(recipe, self.data, folder, created_ms=self.created_ms, say=say)
+            run = FitRun(folder, created_ms=self.created_ms, say=say)
+            checkpoint = train(recipe, self.data, run)
             beside = folder / FILE_NAME
             return checkpoint, {FILE_NAME: beside.read_bytes()} if beside.is_file() else {}
 
@@ -86,54 +90,42 @@ class _SeedFit:
 def train_seeds(
     recipes: Sequence[Recipe],
     request: DataRequest,
-    folder: Path,
+    run: FitRun,
     *,
-    created_ms: int,
-    observe: Observe = lambda _: None,
-    say: Say = lambda _: None,
-    resume: bool = False,
     each: Each | None = None,
 ) -> list[tuple[Path, Checkpoint]]:
     """Train a checkpoint of each recipe, which differ in their seeds; return folders and them.
 
-    One lies in *folder*, several in ``seed-N`` there, each with what the others reached on its
-    card. *each* is where they are trained, by default here one by one; elsewhere what *resume*
-    continues with is the checkpoints that are whole.
+    One lies in the folder of *run*, several in ``seed-N`` there, each with what the others reached
+    on its card. *each* is where they are trained, by default here one by one; elsewhere what a fit
+    resumes with is the checkpoints that are whole.
     """
     first = recipes[0]
     use_threads(first.threads)
     data = read_dataset(first, request)
-    folders = [folder]
+    folders = [run.folder]
     if len(recipes) > 1:
-        folders = [folder / f"seed-{recipe.options.seed}" for recipe in recipes]
+        folders = [run.folder / f"seed-{recipe.options.seed}" for recipe in recipes]
     places = list(zip(recipes, folders, strict=True))
     if each is None:
         for recipe, seed_folder in places:
-            train(
-                recipe,
-                data,
-                seed_folder,
-                created_ms=created_ms,
-                observe=observe,
-                say=say,
-                resume=resume,
-            )
+            train(recipe, data, run._replace(folder=seed_folder))
     else:
-        left = [pair for pair in places if not (resume and _is_whole(*pair, data))]
+        left = [pair for pair in places if not (run.resume and _is_whole(*pair, data))]
 
         def keep(place: int, result: tuple[Checkpoint, dict[str, bytes]]) -> None:
             checkpoint, beside = result
             save(left[place][1], checkpoint.tensors, checkpoint.card, extra=beside)
 
-        fit = _SeedFit(data, created_ms, first.threads)
-        each(fit, [(recipe, seed_folder.name) for recipe, seed_folder in left], say, keep)
+        fit = _SeedFit(data, run.created_ms, first.threads)
+        each(fit, [(recipe, seed_folder.name) for recipe, seed_folder in left], run.say, keep)
     checkpoints = [load(seed_folder) for seed_folder in folders]
     # An order book's card has no horizon of the gates, and a regression draws nothing by a seed.
     if len(checkpoints) > 1 and draws_by_seed(checkpoints[0].card):
         checkpoints = compare_seeds(folders)
     for seed_folder, checkpoint in zip(folders, checkpoints, strict=True):
         if warning := opened_by_training(seed_folder, checkpoint.card, data):
-            say(warning)
+            run.say(warning)
     return list(zip(folders, checkpoints, strict=True))
 
 
@@ -163,27 +155,18 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
 
 
 def combine(
-    members: tuple[Path, Path],
-    request: DataRequest,
-    folder: Path,
-    *,
-    name: str,
-    created_ms: int,
-    bars: int | None = None,
-    say: Say = lambda _: None,
+    members: tuple[Path, Path], request: DataRequest, run: FitRun, *, bars: int | None = None
 ) -> Checkpoint:
-    """Write the ensemble of the checkpoints in two folders into *folder*; return it.
+    """Write the ensemble of the checkpoints in two folders into that of *run*; return it.
 
     *bars* are explained, for the gates.
     """
     network, rows, data = read_members(*members, request)
-    say("Combining the members.")
-    fitted = join(network, rows, data, name=name, created_ms=created_ms)
-    fitted = fitted.calibrated(data, bars=bars)
-    say("Judging on untouched time.")
-    checkpoint = fitted.evaluated(data, bars=bars).save(folder, data)
-    if warning := opened_by_training(folder, checkpoint.card, data):
-        say(warning)
+    run.say("Combining the members.")
+    fitted = join(network, rows, data, name=run.name, created_ms=run.created_ms)
+    checkpoint = _judged(fitted, data, run, bars)
+    if warning := opened_by_training(run.folder, checkpoint.card, data):
+        run.say(warning)
     return checkpoint
 
 

@@ -317,13 +317,13 @@ class Marks(Struct, frozen=True):
 
 
 class Forecast(Struct, frozen=True):
-    """What the model said at the gates' horizon, as it is drawn; returns are log returns."""
+    """The model's forecast at the gates' horizon, as it is drawn; returns are log returns."""
 
     horizon: int
     mean_return: float
     stdev_return: Number
     comes_ms: int  # close of the bar that is forecast
-    came: Number  # the return that came; null before it has
+    realised: Number  # the return of the price; null before it is known
 
 
 class Bucket(Struct, frozen=True):

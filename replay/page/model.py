@@ -1,4 +1,4 @@
-"""A run's model, as a document: its card, and what it said in this run against what came."""
+"""A run's model, as a document: its card, and its forecasts in this run against the outcomes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RunForecasts:
     stdev: Array
     up: Array  # of up or down, the probability of up; NaN where the model says none
     confidence: Array
-    came: Array
+    realised: Array
 
     @property
     def days(self) -> npt.NDArray[np.int64]:
@@ -105,16 +105,18 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
             ),
         )
         outcomes = np.where((now >= 0) & (then >= 0), np.log(closes[then] / closes[now]), np.nan)
-        parts.append({**{key: column[rows] for key, column in decisions.items()}, "came": outcomes})
+        parts.append(
+            {**{key: column[rows] for key, column in decisions.items()}, "realised": outcomes}
+        )
     columns = (
         {
             key: np.concatenate([part[key] for part in parts])
-            for key in (*kinds, "open_time_ms", "came")
+            for key in (*kinds, "open_time_ms", "realised")
         }
         if parts
-        else {key: np.empty(0) for key in (*kinds, "open_time_ms", "came")}
+        else {key: np.empty(0) for key in (*kinds, "open_time_ms", "realised")}
     )
-    kept = np.isfinite(columns["came"])
+    kept = np.isfinite(columns["realised"])
     either = columns["p_up"][kept] + columns["p_down"][kept]
     return RunForecasts(
         open_time_ms=columns["open_time_ms"][kept].astype(np.int64),
@@ -124,7 +126,7 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
             columns["p_up"][kept], either, out=np.full(either.size, np.nan), where=either > 0
         ),
         confidence=columns["confidence"][kept],
-        came=columns["came"][kept],
+        realised=columns["realised"][kept],
     ), horizon
 
 
@@ -151,14 +153,14 @@ def _card(card: Mapping[str, Any]) -> Iterator[Part]:
 def came_true(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
     """Yield calibration, intervals, and risk by coverage of *forecasts*, with errors over days."""
     yield Paragraph("In this run", "heading")
-    if not forecasts.came.size:
+    if not forecasts.realised.size:
         yield Paragraph("No forecast of this run has an outcome yet.", "note")
         return
     days = np.unique(forecasts.days).size
     yield Paragraph(
-        f"{forecasts.came.size:,} forecasts over {horizon} bars "
+        f"{forecasts.realised.size:,} forecasts over {horizon} bars "
         f"({duration(horizon * interval_ms)}), on {count_of(days, 'UTC day')}, against "
-        "the closes that came. Errors are over days; outcomes overlap."
+        "the realised closes. Errors are over days; outcomes overlap."
     )
     if days < FEW_DAYS:
         yield Paragraph(
@@ -170,15 +172,15 @@ def came_true(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterat
 
 
 def _direction(forecasts: RunForecasts) -> Iterator[Part]:
-    """Yield how often the price rose, by the probability that was said."""
-    moved = np.isfinite(forecasts.up) & (forecasts.came != 0)
+    """Yield how often the price rose, by the forecast probability."""
+    moved = np.isfinite(forecasts.up) & (forecasts.realised != 0)
     yield Paragraph("Calibration of the direction", "heading")
     if not moved.any():
         yield Paragraph("The model says no probability of a direction.", "note")
         return
     probability, rose, days = (
         forecasts.up[moved],
-        (forecasts.came[moved] > 0).astype(np.float64),
+        (forecasts.realised[moved] > 0).astype(np.float64),
         forecasts.days[moved],
     )
     # Bins of as many bars each: most of what is said lies near one half.
@@ -200,28 +202,28 @@ def _direction(forecasts: RunForecasts) -> Iterator[Part]:
     up = [float(row[1][0]) for row in rows]  # type: ignore[index]
     ends = [min(*across, *up), max(*across, *up)]
     lines: list[Layer] = [
-        LineLayer("as said", ends, ends, "muted", dash="dot"),
+        LineLayer("as forecast", ends, ends, "muted", dash="dot"),
         LineLayer("in this run", across, up, width=2.2, has_points=True),
     ]
     panel = ChartPanel(
         lines,
-        ChartAxis("probability of up, said", digits=3),
+        ChartAxis("forecast probability of up", digits=3),
         ChartAxis("share that rose", digits=3),
     )
     yield Chart("", "", [panel])
     yield table_of(
-        "direction", "", {"said": "measure", "rose ± error": "measure", "bars": "count"}, rows
+        "direction", "", {"forecast": "measure", "rose ± error": "measure", "bars": "count"}, rows
     )
 
 
 def _intervals(forecasts: RunForecasts) -> Iterator[Part]:
-    """Yield how often the outcome lay inside the intervals of a normal law with the said spread."""
+    """Yield how often the outcome lay inside the intervals of a normal law of the spread."""
     usable = np.isfinite(forecasts.stdev) & (forecasts.stdev > 0)
     yield Paragraph("Intervals", "heading")
     if not usable.any():
         yield Paragraph("The model says no spread.", "note")
         return
-    away = np.abs(forecasts.came[usable] - forecasts.mean[usable]) / forecasts.stdev[usable]
+    away = np.abs(forecasts.realised[usable] - forecasts.mean[usable]) / forecasts.stdev[usable]
     days = forecasts.days[usable]
     rows: list[tuple[Value, ...]] = []
     for level in LEVELS:
@@ -246,8 +248,8 @@ def _selective(forecasts: RunForecasts) -> Iterator[Part]:
     """Yield the risk of the bars of which the attention was surest, against random bars."""
     yield Paragraph("Risk and coverage", "heading")
     ranked = {
-        "sign wrong": statistics.sign_risk(forecasts.mean, forecasts.came),
-        "absolute error, bp": 1e4 * np.abs(forecasts.came - forecasts.mean),
+        "sign wrong": statistics.sign_risk(forecasts.mean, forecasts.realised),
+        "absolute error, bp": 1e4 * np.abs(forecasts.realised - forecasts.mean),
     }
     curves = {
         name: curve

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.config.values import ASKS
-from tracepaper.replay.document.values import Cells, Estimate, Figure, Table, Value, of_row, table
+from tracepaper.replay.document.values import Cells, Figure, Table, Value, estimate, of_row, table
 from tracepaper.replay.report.record import Bars, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
@@ -204,13 +204,11 @@ def _group(
         "older_mass": decisions.older_mass[at],
         "shift": decisions.shift[at],
     }
-    means, errors = {}, {}
-    for measure, column in columns.items():
-        finite = column[np.isfinite(column)]
-        if finite.size:
-            means[measure] = float(finite.mean())
-        if finite.size > 1:
-            errors[measure] = float(finite.std(ddof=1) / np.sqrt(finite.size))
+    finite = {measure: column[np.isfinite(column)] for measure, column in columns.items()}
+    means = {measure: float(column.mean()) for measure, column in finite.items() if column.size}
+    errors = {
+        measure: float(_error(column)) for measure, column in finite.items() if column.size > 1
+    }
     rows = [attention.rollout_by_age[trade.entry_sequence] for trade in trades]
     rollout = tuple(np.mean(rows, axis=0).tolist()) if rows else ()
     return Group(name, len(trades), means, errors, rollout)
@@ -377,9 +375,9 @@ def _groups(
 
 
 def _error(rows: Floats) -> Floats:
-    """Return the standard error of the mean of [row, column] over rows; NaN of a single one."""
+    """Return the standard error of the mean of [row, ..] over rows; NaN of a single one."""
     if len(rows) < 2:
-        return np.full(rows.shape[1], np.nan)
+        return np.full(rows.shape[1:], np.nan)
     errors: Floats = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
     return errors
 
@@ -501,11 +499,11 @@ PAIRS_KEPT: Final = 100
 def _entries(influence: InfluenceReport) -> Table:
     """Compare where the entries of winners and of losers looked."""
     most = np.argsort(-np.max([group.mean for group in influence.groups], axis=0), kind="stable")
-    own_shares = {group.name: _estimate(group.own, group.own_error) for group in influence.groups}
+    own_shares = {group.name: estimate(group.own, group.own_error) for group in influence.groups}
     rows: list[Cells] = [{"bars": "its own", **own_shares}]
     for at in most.tolist():
         each = {
-            group.name: _estimate(float(group.mean[at]), float(group.error[at]))
+            group.name: estimate(float(group.mean[at]), float(group.error[at]))
             for group in influence.groups
         }
         rows.append({"bars": influence.symbols[at], **each})
@@ -516,7 +514,3 @@ def _entries(influence: InfluenceReport) -> Table:
     note = "Shares of where the decisions that opened trades looked; errors over the trades."
     title = "Influence at the entries"
     return table("influence_entries", title, columns, rows, notes=(note,))
-
-
-def _estimate(value: float, error: float) -> Estimate:
-    return value, error if np.isfinite(error) else None

@@ -21,8 +21,10 @@ from tracepaper.replay.document.charts import (
     Layer,
     LineLayer,
     RuleLayer,
+    close_panel,
     named,
     packed,
+    percent_axis,
     rounded,
     time_axis,
 )
@@ -75,12 +77,7 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
         confident.append(RuleLayer(threshold, name="its gate"))
     by_age = ChartAxis("age, bars", unit=" bars", digits=0, is_reversed=True)
     panels = [
-        ChartPanel(
-            [LineLayer("close", at, rounded(close, 8), "ink", 1.2)],
-            time_axis(),
-            ChartAxis("close"),
-            130,
-        ),
+        close_panel(at, close, 130),
         ChartPanel([regimes], time_axis(), named(["regime"]), 36),
         ChartPanel([_usual("usual", times, ages, shown, far)], time_axis(), by_age, 300),
         ChartPanel(confident, time_axis(), ChartAxis("confidence"), 100),
@@ -153,8 +150,8 @@ def groups_chart(report: Report) -> Chart | None:
         )
         for group, role in zip(groups, roles, strict=True)
     ]
-    up = ChartAxis("share, %", unit=" %", digits=2, has_zero=True)
-    panel = ChartPanel(lines, ChartAxis("age, bars", unit=" bars", digits=0), up)
+    across = ChartAxis("age, bars", unit=" bars", digits=0)
+    panel = ChartPanel(lines, across, percent_axis("share, %"))
     return Chart("Winners and losers", f"Mean {_stored(report)} at the entries, by age.", [panel])
 
 

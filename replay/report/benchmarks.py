@@ -74,23 +74,6 @@ class RandomTwins:
     beaten: float
 
 
-def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
-    """Return the earnings of a position in each bar, in quote currency.
-
-    *held* [bar] is the position from each bar's open on and *traded* [bar] the quantity that
-    changed hands there, not negative; *cost_rate* is the cost of trading by notional.
-    """
-    before = np.concatenate(([0.0], held[:-1]))
-    last_close = np.concatenate((bars.open[:1], bars.close[:-1]))
-    earned: Floats = (
-        before * (bars.open - last_close)
-        + held * (bars.close - bars.open)
-        - traded * bars.open * cost_rate
-        - before * last_close * bars.funding
-    )
-    return earned
-
-
 def exposures(record: RunRecord, ledger: AccountRecord) -> tuple[Floats, Floats]:
     """Return what *ledger* held at each of the record's times by its equity: net, and gross.
 
@@ -276,8 +259,7 @@ def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints
 def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) -> Floats:
     """Return what the changes *delta* of a position at the bars *at* earned by each of *closed*.
 
-    *closed* counts the bars that have closed; *cost* [change] is by notional. It equals the sum of
-    ``gains`` over them, for the cost of the changes instead of that of all bars.
+    *closed* counts the bars that have closed; *cost* [change] is by notional.
     """
     position = np.concatenate(([0.0], delta.cumsum()))
     turned = delta * bars.open[at]

@@ -24,6 +24,7 @@ from tracepaper.replay.document.charts import (
     MarkShape,
     RuleLayer,
     named,
+    percent_axis,
     rounded,
     time_axis,
 )
@@ -126,14 +127,13 @@ def accounts_chart(
         (dwarfed if place in dwarfs else returns).append(replace(drawn, y=rounded(change)))
         losses.append(replace(drawn, y=rounded(lost), width=1.0))
     across = time_axis()
-    of_return = ChartAxis("return, %", unit=" %", digits=2)
-    of_others = ChartAxis("return of accounts that went further, %", unit=" %", digits=2)
-    of_held = ChartAxis("position, %", unit=" %", digits=1, has_zero=True)
+    of_return = percent_axis("return, %", has_zero=False)
+    of_others = percent_axis("return of accounts that went further, %", has_zero=False)
     panels = [
         ChartPanel(returns, across, of_return, 300),
         *([ChartPanel(dwarfed, across, of_others, 140)] if dwarfed else []),
-        ChartPanel(losses, across, ChartAxis("drawdown, %", unit=" %", digits=2), 110),
-        ChartPanel(held, across, of_held, 90),
+        ChartPanel(losses, across, percent_axis("drawdown, %", has_zero=False), 110),
+        ChartPanel(held, across, percent_axis("position, %", 1), 90),
     ]
     caption = "Return since the start, share lost from the peak, and the position held."
     return Chart("Equity", caption, panels, is_aligned=True, lines_first=LINES_FIRST)
@@ -257,7 +257,7 @@ def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[Clo
     trades = [
         trade
         for trade in report.trades[report.shown]
-        if trade.instrument == instrument and trade.exit_ms >= since_ms
+        if trade.instrument == instrument and trade.closed_ms >= since_ms
     ]
     if len(trades) <= TRADES_MAX:
         return trades
@@ -331,7 +331,7 @@ def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
         layers.append(
             MarkLayer(
                 f"entry {side.lower()}",
-                [trade.entry_ms for trade in of],
+                [trade.opened_ms for trade in of],
                 rounded([trade.entry_price for trade in of], 8),
                 shape,
                 texts=[trade.entry_reason for trade in of],
@@ -346,7 +346,7 @@ def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
         layers.append(
             MarkLayer(
                 name,
-                [trade.exit_ms for trade in of],
+                [trade.closed_ms for trade in of],
                 rounded([trade.exit_price for trade in of], 8),
                 shape,
                 (role,),

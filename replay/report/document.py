@@ -16,6 +16,7 @@ from tracepaper.replay.document.values import (
     Table,
     TitledParts,
     Value,
+    estimate,
     of_row,
     table_of,
     written,
@@ -219,9 +220,9 @@ def _tiles(report: Report) -> Table:
     assert whole.name == BUY_AND_HOLD
     tiles += [
         (BUY_AND_HOLD, whole.performance.total_return, "gain percent"),
-        (f"bp a day, over {figures.days:,.1f} days", _day(figures.mean_day, figures.error_day),
+        (f"bp a day, over {figures.days:,.1f} days", estimate(figures.mean_day, figures.error_day),
          "gain bp"),
-        ("Sharpe a year", _day(figures.sharpe, figures.sharpe_error), "gain ratio"),
+        ("Sharpe a year", estimate(figures.sharpe, figures.sharpe_error), "gain ratio"),
         ("worst drawdown", figures.max_drawdown, "percent"),
         ("closed trades", done.trades if done else None, "count"),
         ("paid in costs", spent.gross - spent.net if spent else None, "money"),
@@ -230,10 +231,6 @@ def _tiles(report: Report) -> Table:
         tiles.append(("time in the market", done.exposure if done else None, "share"))
     figures_of = tuple(of_row(name, name, form) for name, _, form in tiles)
     return Table("tiles", "", figures_of, (tuple(value for _, value, _ in tiles),), look="tiles")
-
-
-def _day(value: float | None, error: float | None) -> Value:
-    return None if value is None else (value, error)
 
 
 def months(report: Report) -> Table:

@@ -13,10 +13,10 @@ import numpy as np
 from tracepaper.daemon.engine.state import reserve_of
 from tracepaper.replay.document.values import (
     Cells,
-    Estimate,
     Figure,
     Form,
     Table,
+    estimate,
     of_field,
     of_row,
     of_view,
@@ -63,22 +63,24 @@ _QUANTILES: Final = ((0.0, "least"), (0.05, "5 %"), (0.25, "25 %"), (0.5, "media
                      (0.75, "75 %"), (0.95, "95 %"), (1.0, "most"))  # fmt: skip
 
 
+_MEAN_DAY: Final = Figure[AccountReport | Stretch](
+    "mean_day", "a day, bp ± error", "gain bp",
+    lambda of: estimate(of.performance.mean_day, of.performance.error_day),
+)  # fmt: skip
+_SHARPE: Final = Figure[AccountReport | Stretch](
+    "sharpe", "Sharpe a year ± error", "gain ratio",
+    lambda of: estimate(of.performance.sharpe, of.performance.sharpe_error),
+)  # fmt: skip
 ACCOUNTS: Final = (
     of_field("account", "account", "text", "name"),
     of_field("end", "end", "money"),
     of_field("return", "return", "gain percent", "performance.total_return"),
     of_field("days", "days", "days", "performance.days"),
-    Figure[AccountReport](
-        "mean_day", "a day, bp ± error", "gain bp",
-        lambda of: _estimate(of.performance.mean_day, of.performance.error_day),
-    ),
+    _MEAN_DAY,
     of_field("volatility_day", "volatility a day", "percent", "performance.volatility_day"),
     of_field("cagr", "a year", "gain percent", "performance.cagr"),
     of_field("volatility", "volatility a year", "percent", "performance.volatility"),
-    Figure[AccountReport](
-        "sharpe", "Sharpe a year ± error", "gain ratio",
-        lambda of: _estimate(of.performance.sharpe, of.performance.sharpe_error),
-    ),
+    _SHARPE,
     of_field(
         "probabilistic_sharpe", "chance of one above 0", "share", "performance.probabilistic_sharpe"
     ),
@@ -101,14 +103,8 @@ STRETCHES: Final = (
     of_field("until_ms", "until", "minute"),
     of_field("days", "days", "days", "performance.days"),
     of_field("return", "return", "gain percent", "performance.total_return"),
-    Figure[Stretch](
-        "mean_day", "a day, bp ± error", "gain bp",
-        lambda of: _estimate(of.performance.mean_day, of.performance.error_day),
-    ),
-    Figure[Stretch](
-        "sharpe", "Sharpe a year ± error", "gain ratio",
-        lambda of: _estimate(of.performance.sharpe, of.performance.sharpe_error),
-    ),
+    _MEAN_DAY,
+    _SHARPE,
     of_field("exposure", "time in the market", "share"),
     of_field("trades", "closed trades", "count"),
 )  # fmt: skip
@@ -197,7 +193,7 @@ def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
 
 
 LAST: Final = (
-    of_field("exit_ms", "exit", "minute"),
+    of_field("closed_ms", "exit", "minute"),
     of_field("side", "side", "text"),
     of_field("entry_reason", "why in", "text"),
     of_field("exit_reason", "why out", "text"),
@@ -218,7 +214,7 @@ REFUSALS: Final = (
     Figure[Refusal]("net", "net bp", "gain bp", lambda of: _fraction(of.net_bp), wide=True),
     Figure[Refusal](
         "kept_better", "better by", "gain bp",
-        lambda of: _estimate(_fraction(of.kept_better_bp), _fraction(of.error_bp)),
+        lambda of: estimate(_fraction(of.kept_better_bp), _fraction(of.error_bp)),
     ),
     Figure[Refusal](
         "random_low", "random gate from", "gain bp", lambda of: _fraction(of.random_low_bp),
@@ -389,7 +385,7 @@ def _entry_figure(group: Group) -> Figure[str]:
         group.name,
         f"{group.trades} {group.name}",
         "measure",
-        lambda of: _estimate(group.means.get(of), group.errors.get(of)),
+        lambda of: estimate(group.means.get(of), group.errors.get(of)),
     )
 
 
@@ -404,10 +400,6 @@ def _spreads(closed: Sequence[ClosedTrade]) -> tuple[list[_Spread], list[_Spread
             returns.append(_Spread(group.name, tuple(earned.tolist())))
             spans.append(_Spread(group.name, tuple(held.tolist())))
     return returns, spans
-
-
-def _estimate(value: float | None, error: float | None) -> Estimate | None:
-    return None if value is None else (value, error)
 
 
 def _fraction(points: float | None) -> float | None:

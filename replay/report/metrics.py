@@ -131,6 +131,11 @@ def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     return math.sqrt(summed.size / (summed.size - 1) * float((summed**2).sum()))
 
 
+def mean_by_day(values: Floats, days: npt.NDArray[np.int64]) -> tuple[float, float | None] | None:
+    """Return the mean of *values* [row] with its error by *days* [row]; None without any."""
+    return (float(values.mean()), mean_error(values, days)) if values.size else None
+
+
 def is_credible(value: float, error: float | None) -> bool:
     """Return whether *value* lies more than two standard errors from zero; unknown *error*: not."""
     return error is not None and abs(value) > 2.0 * error > 0.0

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
@@ -101,6 +102,7 @@ class AccountRecord:
     equity: Floats
     held: dict[str, Floats]
     fills: tuple[Row, ...]
+    trades: tuple[Row, ...]  # of ``v_trades``
     fees_paid: float
     funding_paid: float
     realized_pnl: float
@@ -375,6 +377,13 @@ def _bars(
     return bars
 
 
+def _trades_of(views: RunViews, account: str) -> list[Row]:
+    """Return the closed trades of an *account*, empty for the run's own; one of a side has its."""
+    if account and account not in SIDES:
+        return views.twin_trades(account)
+    return views.rows("v_trades", side=account or SIDES)
+
+
 def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountRecord]:
     """Yield the run's own account, and then the others by their names."""
     views, times_ms = columns.views, np.unique(decisions.open_time_ms)
@@ -395,6 +404,7 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
             equity=np.concatenate(([before], curve)),
             held=held,
             fills=tuple(views.rows("v_twin_fills" if name else "v_fills", **of)),
+            trades=tuple(_trades_of(views, name)),
             fees_paid=float(last["fees_paid"]),
             funding_paid=float(last["funding_paid"]),
             realized_pnl=float(last["realized_pnl"]),

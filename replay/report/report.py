@@ -72,7 +72,7 @@ def chosen(trades: Sequence[ClosedTrade], most: int = EXPLAINED_MAX) -> list[Clo
         return list(trades)
     by_profit = sorted(trades, key=lambda trade: trade.profit)
     picked = [*by_profit[: most // 2], *by_profit[-(most - most // 2) :]]
-    return sorted(picked, key=lambda trade: trade.entry_ms)
+    return sorted(picked, key=lambda trade: trade.opened_ms)
 
 
 def explain_trades(
@@ -131,7 +131,7 @@ def _price(
         ]
     )
     first = int(np.searchsorted(closes_ms, back_ms))
-    last = int(np.searchsorted(closes_ms, trade.exit_ms)) + _AFTER_BARS
+    last = int(np.searchsorted(closes_ms, trade.closed_ms)) + _AFTER_BARS
     places = np.arange(first, min(last, closes_ms.size))
     if places.size > POINTS_MAX:
         places = places[np.linspace(0, places.size - 1, POINTS_MAX).round().astype(np.int64)]
@@ -363,23 +363,30 @@ def _stretch(
     first, end = (
         int(place) for place in np.searchsorted(record.times_ms, (from_ms, until_ms), side="right")
     )
-    figures = metrics.performance(
-        record.times_ms[first:end],
-        record.account.equity[first : end + 1],
-        record.bar_times.interval_ms,
-        record.bar_times.calendar,
-        risk_free=record.risk_free,
-    )
-    if record.holds_over_split(record.account):
-        figures = metrics.unknown(figures)
     held = exposed[max(first, record.decidable_from) : end]
     return Stretch(
         name,
         from_ms,
         until_ms,
-        figures,
+        _figures(record, record.account, first, end),
         float(np.mean(held != 0)) if held.size else None,
-        sum(from_ms < trade.exit_ms <= until_ms for trade in closed),
+        sum(from_ms < trade.closed_ms <= until_ms for trade in closed),
+    )
+
+
+def _figures(
+    record: RunRecord, ledger: AccountRecord, first: int = 0, end: int | None = None
+) -> Performance:
+    """Return the figures of *ledger* at the record's times from *first* until *end*."""
+    equity = ledger.equity[first : None if end is None else end + 1]
+    figures = _performance(record, record.times_ms[first:end], equity)
+    return metrics.unknown(figures) if record.holds_over_split(ledger) else figures
+
+
+def _performance(record: RunRecord, times_ms: Ints, equity: Floats) -> Performance:
+    at = record.bar_times
+    return metrics.performance(
+        times_ms, equity, at.interval_ms, at.calendar, risk_free=record.risk_free
     )
 
 
@@ -419,15 +426,7 @@ def account_report(
     """Return the figures of an account that the run stored."""
     is_own = ledger is record.account
     net, gross = exposures(record, ledger)
-    figures = metrics.performance(
-        record.times_ms,
-        ledger.equity,
-        record.bar_times.interval_ms,
-        record.bar_times.calendar,
-        risk_free=record.risk_free,
-    )
-    if record.holds_over_split(ledger):
-        figures = metrics.unknown(figures)
+    figures = _figures(record, ledger)
     return AccountReport(
         name=ledger.name,
         source="stored"
@@ -515,13 +514,7 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
         start=float(held.equity[0]),
         end=float(held.equity[-1]),
         bought=held.share,
-        performance=metrics.performance(
-            record.times_ms,
-            held.equity,
-            record.bar_times.interval_ms,
-            record.bar_times.calendar,
-            risk_free=record.risk_free,
-        ),
+        performance=_performance(record, record.times_ms, held.equity),
         activity=None,
         costs=None,
     )

@@ -1,4 +1,4 @@
-"""What the auxiliary heads of a run's network said of risk, beside what came in the run.
+"""What the auxiliary heads of a run's network forecast of risk, beside what the run realised.
 
 All of it is at the gates' horizon, from the close of a decided bar: the return, the largest fall of
 the closes on the way, and the volatility of the one-bar returns. Bars whose horizon the run does
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.replay.document.values import Cells, Estimate, Table, of_row, table
-from tracepaper.replay.report.metrics import kupiec, mean_error
+from tracepaper.replay.document.values import Cells, Table, of_row, table
+from tracepaper.replay.report.metrics import kupiec, mean_by_day
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.reader import Reader
@@ -28,7 +28,7 @@ HEADS: Final = ("tails", "drawdown", "runup", "regimes", "quantiles")
 
 @dataclass(frozen=True)
 class HeadOutcomes:
-    """Rows [row] in the order of the run: what each head said, by name, and what came."""
+    """Rows [row] in the order of the run: the heads' forecasts by name, and the outcomes."""
 
     horizon: int
     days: Ints  # spans of whole days, at least as long as the horizon
@@ -51,9 +51,9 @@ def read_head_outcomes(
     run_id = str(record.run["run_id"])
     columns = ("expected_shortfall_long", "learned_regime")
     views = RunViews(reader.connection, run_id)
-    is_said = any(views.last("v_decisions", not_null=(name,)) is not None for name in columns)
+    has_heads = any(views.last("v_decisions", not_null=(name,)) is not None for name in columns)
     levels = tuple(card.get("architecture", {}).get("quantiles", ()))
-    if not (is_said or levels):
+    if not (has_heads or levels):
         return None
     horizon, kept = record.config.gate.horizon, dict[int, Forecast]()
     for step in reader.steps(run_id):
@@ -123,15 +123,8 @@ def _outcomes(record: RunRecord, horizon: int) -> Floats:
     return outcomes
 
 
-def _mean(values: Floats, days: Ints) -> Estimate | None:
-    """Return the mean of *values* with its error by day, None of one block of days."""
-    if not values.size:
-        return None
-    return float(values.mean()), mean_error(values, days)
-
-
 def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
-    """Yield each value at risk and its expected shortfall, and what came, in log returns."""
+    """Yield each value at risk and shortfall, forecast and realised, in log returns."""
     tails = comparison.forecasts["tails"].reshape(-1, len(TAILS), len(SHARES), 2)
     for at, (position, sign) in enumerate(zip(TAILS, (-1.0, 1.0), strict=True)):
         for place, share in enumerate(SHARES):
@@ -141,17 +134,17 @@ def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
             exceeded = beyond[comparison.separate]
             yield {
                 "position": position,
-                "said": share,
-                "came": _mean(beyond.astype(np.float64), comparison.days),
+                "forecast": share,
+                "realised": mean_by_day(beyond.astype(np.float64), comparison.days),
                 "bars": exceeded.size,
                 "p": kupiec(int(exceeded.sum()), exceeded.size, share),
-                "lost": _mean(lost[beyond], comparison.days[beyond]),
+                "lost": mean_by_day(lost[beyond], comparison.days[beyond]),
                 "expected": float(expected[beyond].mean()) if beyond.any() else None,
             }
 
 
 def _covered(comparison: HeadOutcomes) -> Iterator[Cells]:
-    """Yield how often what came lay below each quantile."""
+    """Yield how often the outcome lay below each quantile."""
     every = {
         "drawdown": (DRAWDOWN_LEVELS, comparison.fallen),
         "runup": (DRAWDOWN_LEVELS, comparison.risen),
@@ -161,9 +154,11 @@ def _covered(comparison: HeadOutcomes) -> Iterator[Cells]:
         quantiles = comparison.forecasts.get(head)
         if quantiles is not None and quantiles.shape[1] == len(levels):
             for at, level in enumerate(levels):
-                below = _mean((outcome <= quantiles[:, at]).astype(np.float64), comparison.days)
+                below = mean_by_day(
+                    (outcome <= quantiles[:, at]).astype(np.float64), comparison.days
+                )
                 of = "return" if head == "quantiles" else head
-                yield {"of": of, "said": level, "came": below}
+                yield {"of": of, "forecast": level, "realised": below}
 
 
 def _regimes(comparison: HeadOutcomes) -> Iterator[Cells]:
@@ -176,29 +171,29 @@ def _regimes(comparison: HeadOutcomes) -> Iterator[Cells]:
             "regime": number + 1,
             "bars": int(inside.sum()),
             "share": float(inside.mean()),
-            "volatility": _mean(comparison.volatility[inside], comparison.days[inside]),
+            "volatility": mean_by_day(comparison.volatility[inside], comparison.days[inside]),
         }
 
 
 _TAIL_FIGURES: Final = (
     of_row("position", "side", "text"),
-    of_row("said", "beyond, said", "share"),
-    of_row("came", "came ± error", "share"),
+    of_row("forecast", "beyond, forecast", "share"),
+    of_row("realised", "realised ± error", "share"),
     of_row("bars", "bars apart", "count"),
     of_row("p", "p", "measure"),
     of_row("lost", "lost there, bp", "bp"),
-    of_row("expected", "said, bp", "bp"),
+    of_row("expected", "forecast, bp", "bp"),
 )
 _COVERED_FIGURES: Final = (
     of_row("of", "of", "text"),
-    of_row("said", "below, said", "share"),
-    of_row("came", "came ± error", "share"),
+    of_row("forecast", "below, forecast", "share"),
+    of_row("realised", "realised ± error", "share"),
 )
 _REGIME_FIGURES: Final = (
     of_row("regime", "regime", "count"),
     of_row("bars", "bars", "count"),
     of_row("share", "share", "share"),
-    of_row("volatility", "bp that came ± error", "bp"),
+    of_row("volatility", "realised bp ± error", "bp"),
 )
 _TAILS_NOTE: Final = (
     "Log losses from close to close, errors by day. p is Kupiec's, on bars that share no future; "
@@ -211,7 +206,7 @@ _REGIMES_NOTE: Final = (
 
 
 def tables_of(comparison: HeadOutcomes | None) -> Iterator[Table]:
-    """Yield the tables of what heads said and what came; none of a run without heads."""
+    """Yield the tables of heads' forecasts and the outcomes; none of a run without heads."""
     if comparison is None:
         return
     ahead = f"in {comparison.horizon} bars"
@@ -221,7 +216,7 @@ def tables_of(comparison: HeadOutcomes | None) -> Iterator[Table]:
             "head_tails", title, _TAIL_FIGURES, list(_tails(comparison)), notes=(_TAILS_NOTE,)
         )
     if rows := list(_covered(comparison)):
-        title = f"Quantiles that the network forecast, and what came {ahead}"
+        title = f"Quantiles that the network forecast, and what was realised {ahead}"
         yield table("head_quantiles", title, _COVERED_FIGURES, rows)
     if "regimes" in comparison.forecasts:
         title = f"Regimes of the network's own, and the volatility {ahead}"

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from tracepaper.replay.document.values import Figure, Table, of_row, of_view, table
-from tracepaper.replay.report.metrics import mean_error
+from tracepaper.replay.report.metrics import mean_by_day
 from tracepaper.storage.database.run_views import Row
 from tracepaper.storage.record.columns import SHORTFALL_PARTS
 from tracepaper.strategies.units import DAY_MS
@@ -70,7 +70,7 @@ def shortfall_tables(rows: Sequence[Row]) -> Iterator[Table]:
                 "part": part,
                 "decisions": int((money != 0).sum()),
                 "money": float(money.sum()),
-                "mean": (float(shares.mean()), mean_error(shares, days)),
+                "mean": mean_by_day(shares, days),
             }
         )
     title = "Shortfall of one's own fills"

@@ -17,6 +17,8 @@ from tracepaper.replay.document.charts import (
     LineLayer,
     MarkLayer,
     SpanLayer,
+    held_steps,
+    percent_axis,
     rounded,
     time_axis,
 )
@@ -52,7 +54,7 @@ def trades(report: Report) -> list[Part]:
 
 def _trade(explained: ExplainedTrade) -> FoldedParts:
     trade = explained.trade
-    entered = iso(trade.entry_ms).replace("T", " ").removesuffix(":00Z")
+    entered = iso(trade.opened_ms).replace("T", " ").removesuffix(":00Z")
     parts: list[Part] = [Paragraph(_described(explained), "note")]
     if explained.orders:
         parts.append(listed(explained.orders, title=""))
@@ -72,7 +74,7 @@ def _described(explained: ExplainedTrade) -> str:
     trade, decision = explained.trade, explained.decision
     text = (
         f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
-        f"{iso(trade.exit_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
+        f"{iso(trade.closed_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
         f"decision {trade.entry_sequence}."
     )
     if (mean := decision["mean_return"]) is not None:
@@ -111,7 +113,7 @@ def _gates(explained: ExplainedTrade) -> Table:
 def trade_chart(explained: ExplainedTrade) -> Chart:
     """Draw the price around a trade, and under it where attention flowed as it was decided."""
     trade, times = explained.trade, explained.times_ms.tolist()
-    ends = (float(trade.entry_ms), float(trade.exit_ms))
+    ends = (float(trade.opened_ms), float(trade.closed_ms))
     prices = rounded([trade.entry_price, trade.exit_price], 8)
     held = SpanLayer("held", *ends)
     price: list[Layer] = [
@@ -127,15 +129,8 @@ def trade_chart(explained: ExplainedTrade) -> Chart:
         # The oldest begins before the picture.
         starts = [float(max(start, times[0])) for start, *_ in blocks]
         shares = rounded([100 * weight for *_, weight in blocks])
-        line = LineLayer(
-            "attention",
-            [*starts, float(blocks[-1][1])],
-            [*shares, None],
-            width=1.0,
-            is_step=True,
-            is_filled=True,
-        )
-        up = ChartAxis("attention, %", unit=" %", digits=2, has_zero=True)
+        line = held_steps("attention", starts, float(blocks[-1][1]), shares)
+        up = percent_axis("attention, %")
         panels.append(ChartPanel([held, line], time_axis(), up, 80))
         caption += " Under the price: where attention flowed."
     return Chart("", caption, panels, is_aligned=True)
@@ -195,9 +190,9 @@ def _levels(trades: Sequence[ClosedTrade], orders: Sequence[Row]) -> Iterator[Li
         for trade in trades:
             for order in orders:
                 level = order["trigger_price"] or order["limit_price"]
-                is_of = trade.entry_ms <= order["created_ms"] < trade.exit_ms
+                is_of = trade.opened_ms <= order["created_ms"] < trade.closed_ms
                 if order["role"] == role and level is not None and is_of:
-                    x += [trade.entry_ms, trade.exit_ms, trade.exit_ms]
+                    x += [trade.opened_ms, trade.closed_ms, trade.closed_ms]
                     y += [level, level, None]
         if x:
             yield LineLayer(role.lower(), x, y, colour, 1.0, "dot")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -24,27 +22,15 @@ from tracepaper.daemon.broker.rules import (
     below_quantity,
     below_step,
 )
-from tracepaper.replay.report.metrics import mean_error
+from tracepaper.replay.report.metrics import mean_by_day
 from tracepaper.replay.report.record import AccountRecord, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.run_views import Row
-from tracepaper.strategies.corporate_actions import (
-    Entitlement,
-    ShareTerms,
-    entitlement,
-    entitlement_parts,
-)
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity
-from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
-from tracepaper.strategies.units import (
-    DAY_MS,
-    MONEY_DECIMALS,
-    MONEY_SCALE,
-    RATE_SCALE,
-    divide_half_even,
-)
+from tracepaper.strategies.types.market import Instrument, Side
+from tracepaper.strategies.units import DAY_MS, RATE_SCALE
 
 _LARGER: Final = "make the position larger by [sizing]"
 _SMALLER: Final = "make the position smaller by [sizing]"
@@ -116,38 +102,40 @@ def _threshold(gate: str) -> str:
     return f"its threshold is [{GATES[gate].section}] {threshold.name}"
 
 
-_QUANTITY_DECIMALS: Final = 18  # no instrument has more
-
-
 @dataclass(frozen=True)
 class ClosedTrade:
-    """One closed trade; prices are means over its fills, money in quote currency."""
+    """One closed trade, by columns of ``v_trades``; money in quote currency."""
 
     instrument: str
     side: str  # LONG or SHORT
     quantity: float  # the most that it held, not negative
-    entry_ms: int
-    exit_ms: int
+    opened_ms: int
+    closed_ms: int
     entry_price: float
     exit_price: float
     profit: float  # after fees, before funding
     fees: float
-    return_bp: float  # profit by entry notional, in basis points
+    stake: float
     entry_reason: str
     exit_reason: str
+    exit_model: str
     entry_sequence: int  # of the decision that opened it
     exit_sequence: int
-    is_liquidated: bool = False
+
+    @property
+    def return_bp(self) -> float:
+        """Profit by what it held cost, in basis points."""
+        return 1e4 * self.profit / self.stake
 
     @property
     def exit_cause(self) -> str:
         """Why it was left, without the amounts of a liquidation."""
-        return "liquidated" if self.is_liquidated else self.exit_reason
+        return "liquidated" if self.exit_model == FillModel.LIQUIDATION else self.exit_reason
 
     @property
     def held_ms(self) -> int:
         """How long it was held."""
-        return self.exit_ms - self.entry_ms
+        return self.closed_ms - self.opened_ms
 
 
 @dataclass(frozen=True)
@@ -172,16 +160,14 @@ class TradeGroup:
     @property
     def days(self) -> int:
         """The number of UTC days on which one of them was closed."""
-        return len({trade.exit_ms // DAY_MS for trade in self.trades})
+        return len({trade.closed_ms // DAY_MS for trade in self.trades})
 
     @property
     def mean_return(self) -> tuple[float, float | None] | None:
         """The mean return as a fraction, and its error over the days of the exits."""
-        if not self.trades:
-            return None
         returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
-        days = np.array([trade.exit_ms // DAY_MS for trade in self.trades])
-        return float(returns.mean()), mean_error(returns, days)
+        days = np.array([trade.closed_ms // DAY_MS for trade in self.trades], dtype=np.int64)
+        return mean_by_day(returns, days)
 
     @property
     def held_ms(self) -> float | None:
@@ -222,147 +208,25 @@ class Costs:
     net: float
 
 
-class TradeBook:
-    """The trades of one position, taken in fill by fill, from flat to flat.
-
-    A profit is what came in less what went out, so nothing is rounded; a fill that turns the
-    position is shared between the two trades by quantity, half-even. A sale that leaves less than a
-    step, which cannot be sold, ends the trade. A trade that a split left less than a step of is
-    none.
-    """
-
-    def __init__(self, instrument: Instrument) -> None:
-        self._unit = 10 ** (_QUANTITY_DECIMALS - instrument.quantity_decimals)
-        self._step = instrument.quantity_step * self._unit
-        self._held = 0  # signed, as an integer of 10⁻¹⁸
-        self._open(0, 0, [])
-
-    def _open(self, cash: int, paid: int, entries: list[tuple[Row, int]]) -> None:
-        """Begin a trade with what is held now."""
-        self._cash, self._paid, self._peak = cash, paid, self._held
-        self._entries, self._exits = entries, list[tuple[Row, int]]()
-        self._entered = Fraction(abs(self._held))  # the most held, in quantities before any split
-        self._splits = Fraction(1)
-
-    @property
-    def held(self) -> int:
-        """The quantity that is held, signed."""
-        return self._held // self._unit
-
-    def act(self, after: Entitlement) -> None:
-        """Take in what a split or a dividend of the instrument left of it, and paid."""
-        if before := self._held:
-            self._held = after.quantity * self._unit
-            self._cash += after.paid
-            self._splits *= Fraction(self._held, before)
-            self._peak = max(self._peak, self._held)
-
-    def fill(self, fill: Row) -> ClosedTrade | None:
-        """Take in a row of ``v_fills``; return the trade that it closes, if it closes one."""
-        quantity = _signed_quantity(fill)
-        if not quantity:
-            return None
-        if not self._held:
-            self._open(0, 0, [])
-        notional, fee = (_scaled(fill[name], MONEY_DECIMALS) for name in _MONEY)
-        held = self._held
-        moved = -held if quantity < 0 < held + quantity < self._step else quantity
-        sign = 1 if moved > 0 else -1
-        turned = held * moved < 0 and abs(moved) > abs(held)
-        share = abs(held) if turned else abs(moved)
-        closing_notional = divide_half_even(notional * share, abs(moved))
-        closing_fee = divide_half_even(fee * share, abs(moved))
-        self._cash -= sign * closing_notional
-        self._paid += closing_fee
-        (self._exits if held * moved < 0 else self._entries).append((fill, share))
-        self._held += moved
-        if self._held and not turned:
-            self._peak = max(self._peak, self._held, key=abs)
-            self._entered = max(self._entered, abs(self._held) / self._splits)
-            return None
-        trade = self._closed()
-        rest = -sign * (notional - closing_notional), fee - closing_fee
-        self._open(*rest, [(fill, abs(self._held))])
-        return trade
-
-    def _closed(self) -> ClosedTrade:
-        (first, _), (last, _) = self._entries[0], self._exits[-1]
-        entry, profit = _mean_price(self._entries), (self._cash - self._paid) / MONEY_SCALE
-        return ClosedTrade(
-            instrument=first["instrument"],
-            side="LONG" if self._peak > 0 else "SHORT",
-            quantity=abs(self._peak) / 10**_QUANTITY_DECIMALS,
-            entry_ms=first["filled_ms"],
-            exit_ms=last["filled_ms"],
-            entry_price=entry,
-            exit_price=_mean_price(self._exits),
-            profit=profit,
-            fees=self._paid / MONEY_SCALE,
-            return_bp=1e4 * profit / (entry * float(self._entered / 10**_QUANTITY_DECIMALS)),
-            entry_reason=first["reason"],
-            exit_reason=last["reason"],
-            entry_sequence=_decided_at(first),
-            exit_sequence=_decided_at(last),
-            is_liquidated=last["model"] == FillModel.LIQUIDATION,
-        )
-
-
-_MONEY: Final = ("notional_text", "fee_text")
-
-
-def trades(
-    ledgers: Sequence[AccountRecord],
-    instruments: Mapping[str, Instrument],
-    actions: Sequence[tuple[int, CorporateAction]] = (),
-) -> dict[str, list[ClosedTrade]]:
-    """Return the closed trades of each of *ledgers* in the order of their exits, by its name.
-
-    They are an account, or the shares of all owners in one: each gets its part of an action.
-    """
-    closed: list[tuple[tuple[int, str, str], str, ClosedTrade]] = []
-    # In hedge mode an instrument has two.
-    books: dict[tuple[str, str], dict[str, TradeBook]] = {}
-    waiting = deque(actions)
-    fills = [(fill, ledger.name) for ledger in ledgers for fill in ledger.fills]
-    for fill, name in sorted(fills, key=lambda filled: filled[0]["sequence"]):
-        while waiting and waiting[0][0] < fill["sequence"]:
-            _, action = waiting.popleft()
-            _act(action, books.get((action.instrument, ""), {}), instruments[action.instrument])
-        key = fill["instrument"], fill.get("position_side") or ""
-        of_key = books.setdefault(key, {})
-        if name not in of_key:
-            of_key[name] = TradeBook(instruments[key[0]])
-        if (trade := of_key[name].fill(fill)) is not None:
-            closed.append(((trade.exit_ms, *key), name, trade))
-    closed.sort(key=itemgetter(0))
-    return {of.name: [trade for _, name, trade in closed if name == of.name] for of in ledgers}
-
-
-def _act(action: CorporateAction, books: Mapping[str, TradeBook], instrument: Instrument) -> None:
-    """Let each of *books* take in its part of *action*, which is of all of them together."""
-    terms, held = ShareTerms.of(instrument), [(book.held, 0) for book in books.values()]
-    whole = entitlement(action, sum(quantity for quantity, _ in held), 0, terms)
-    parts = entitlement_parts(action, whole, held, terms)
-    for book, part in zip(books.values(), parts, strict=True):
-        book.act(part)
-
-
 def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger*, without those over an unadjusted split."""
+    """Return the closed trades of *ledger* in the order of their exits.
+
+    Those over an unadjusted split are left out.
+    """
     split_ms = {
         name: [int(record.bars[name].open_time_ms[place]) for place, _ in every]
         for name, every in record.splits.items()
     }
-    ledgers, named = [ledger], record.config.strategies.named
-    if record.actions and ledger.name in named:
-        ledgers = [of for of in record.twins if of.name in named]
     return [
-        trade
-        for trade in trades(ledgers, record.instruments, record.actions)[ledger.name]
+        ClosedTrade(*_OF_TRADE(row))
+        for row in sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
         if not any(
-            trade.entry_ms < at <= trade.exit_ms for at in split_ms.get(trade.instrument, ())
+            row["opened_ms"] < at <= row["closed_ms"] for at in split_ms.get(row["instrument"], ())
         )
     ]
+
+
+_OF_TRADE: Final = itemgetter(*(of.name for of in fields(ClosedTrade)))
 
 
 def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
@@ -401,34 +265,6 @@ def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
     return min(1.0, moved / distance) if distance else 0.0
 
 
-def _signed_quantity(fill: Row) -> int:
-    """Return the change of the position by *fill*, a buy positive, as an integer of 10⁻¹⁸.
-
-    A buy on spot pays its fee in base, so less arrives than was bought.
-    """
-    quantity = _scaled(fill["quantity_text"], _QUANTITY_DECIMALS)
-    if fill["side"] == Side.BUY:
-        return quantity - _scaled(fill["fee_base_text"], _QUANTITY_DECIMALS)
-    return -quantity
-
-
-def _mean_price(parts: Sequence[tuple[Row, int]]) -> float:
-    """Return the mean price of the fills of *parts*, each weighted by its quantity."""
-    weighted = [(fill["price"], quantity) for fill, quantity in parts]
-    first = float(weighted[0][0])  # so that fills at one price have that price, to the last bit
-    moved = sum((price - first) * quantity for price, quantity in weighted)
-    return first + float(moved) / sum(quantity for _, quantity in weighted)
-
-
-def _decided_at(fill: Row) -> int:
-    """Return the sequence of the step that created the fill's order."""
-    return int(str(fill["order_id"]).partition("-")[0])
-
-
-def _scaled(text: str, decimals: int) -> int:
-    return int(Decimal(text).scaleb(decimals))
-
-
 AFTER_BARS: Final = (1, 5, 30)
 """After how many bars a markout compares the close with the price of a fill."""
 
@@ -443,9 +279,7 @@ class Markout(NamedTuple):
     @property
     def mean(self) -> tuple[float, float | None] | None:
         """The mean and its error by the day of the fill, as fractions; None without fills."""
-        if not self.moved.size:
-            return None
-        return float(self.moved.mean()), mean_error(self.moved, self.days)
+        return mean_by_day(self.moved, self.days)
 
     @property
     def against(self) -> float | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import MsgspecError, Struct
 
-from tracepaper.storage.chain.trades import check_terms, check_trades
+from tracepaper.storage.chain.trades import check_closed, check_terms, check_trades
 from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import select
@@ -115,6 +115,7 @@ def audit_runs(
                     chain.problem
                     or check_cash(connection, run_id)
                     or check_terms(connection, run_id)
+                    or check_closed(connection, run_id)
                 )
                 if first_problem is None and chain.pruned_until is not None:
                     first_problem = check_trades(connection, run_id)

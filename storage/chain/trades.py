@@ -19,6 +19,9 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.chain.verify import ChainProblem
+from tracepaper.storage.database.chunks import select
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.strategies.corporate_actions import (
     Entitlement,
     ShareTerms,
@@ -119,6 +122,7 @@ _CONTRADICTIONS: Final = (
     ),
 )
 """Where the rows of one step contradict each other: a query, what it finds, and in which table."""
+_CLOSED: Final = select("trades", "run_key = ?")
 _PRICED: Final = (
     "SELECT sequence, instrument, book > 0, side, quantity, price, notional, fee, fee_base, "
     "liquidity FROM fills WHERE run_key = ? ORDER BY book > 0, sequence"
@@ -439,6 +443,17 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
         lambda: _check_orders(connection, run_key, is_taken=is_taken),
     )
     return next((problem for check in checks for problem in check()), None)
+
+
+def check_closed(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
+    """Return the first step of *run_id* with a closed trade that does not follow from its fills."""
+    of = Reader(connection).stored_run(run_id)
+    due = trades_until(connection, of.run_key, of.run)[1]
+    for stored, follows in zip_longest(connection.execute(_CLOSED, (of.run_key,)), due):
+        if stored != follows:
+            at: Any = next(row[1] for row in (follows, stored) if row is not None)
+            return _disagree(at, "trades", "fills", "trades", "fills")
+    return None
 
 
 def _has_shares(kinds: Sequence[tuple[int, str]]) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tracepaper.storage.database.views import VIEWS
+from tracepaper.storage.database.views import TWIN_TRADES, VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.market import Category, CorporateAction
 
@@ -74,6 +74,12 @@ class RunViews:
             query = f"SELECT * FROM {view} {where} {_order(view, downwards=True)} LIMIT ?"
             rows = self._connection.execute(query, (*values, newest)).fetchall()[::-1]
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def twin_trades(self, twin: str) -> list[Row]:
+        """Return the closed trades of a shadow account, as rows of ``v_trades`` without funding."""
+        query = f"SELECT * FROM ({TWIN_TRADES}) WHERE run_id = ? {_order('v_trades')}"
+        rows = self._connection.execute(query, (twin, self.run_id))
+        return [dict(zip(_COLUMNS["v_trades"], row, strict=True)) for row in rows]
 
     def batches(
         self,

@@ -1,9 +1,4 @@
-"""SQL of view columns: exact numbers, times, hashes; closed trades.
-
-A trade is closed by a fill after which less than a quantity step is held, or the other side is;
-it was opened by the last fill before that which found the account flat or turned it. A fill that
-turns the position is shared between the two trades by quantity.
-"""
+"""SQL of view columns: exact numbers, times, hashes."""
 
 from __future__ import annotations
 
@@ -14,9 +9,6 @@ from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     FLAG,
     HASH,
-    MONEY,
-    PRICE,
-    QUANTITY,
     SOURCE_CODES,
     STEP_GATES,
     TABLES,
@@ -112,8 +104,13 @@ class View(NamedTuple):
     @property
     def sql(self) -> str:
         """The statement that makes the view."""
+        return f"CREATE VIEW {self.name} AS {self.question}"
+
+    @property
+    def question(self) -> str:
+        """The statement that asks for its rows."""
         listed = ",\n  ".join(f"{column.typed} AS {column.name}" for column in self.columns)
-        return f"CREATE VIEW {self.name} AS SELECT\n  {listed}\n{self.source}{self.others}"
+        return f"SELECT\n  {listed}\n{self.source}{self.others}"
 
 
 def exact(name: str, sql: str, decimals: str, doc: str) -> tuple[ViewColumn, ViewColumn]:
@@ -251,216 +248,6 @@ LIQUIDATED_AT: Final = (
     "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
     "AND o.role = 'LIQUIDATION' AND coalesce(o.position_side, '') = coalesce(h.twin, '') "
     "ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
-)
-
-
-def _signed(fill: str) -> str:
-    """Return the signed quantity of *fill*; a spot buy pays its fee in base."""
-    bought = f"{fill}.quantity - {fill}.fee_base"
-    return f"CASE {fill}.side WHEN 'BUY' THEN {bought} ELSE -{fill}.quantity END"
-
-
-def _before(fill: str) -> str:
-    """Return what was held before *fill*: in the newest row before its step, and by fills since.
-
-    On cross margin a price of another instrument fills in a step that has no row of this one.
-    """
-    since = (
-        f"coalesce((SELECT sum({_signed('b')}) FROM fills b "
-        f"WHERE b.run_key = {fill}.run_key AND b.sequence > {{}} AND b.book = 0 "
-        f"AND (b.sequence, b.ordinal) < ({fill}.sequence, {fill}.ordinal) "
-        f"AND b.instrument = {fill}.instrument AND b.position_side IS {fill}.position_side), 0)"
-    )
-    return (
-        f"coalesce((SELECT h.quantity + {since.format('h.sequence')} FROM holdings h "
-        f"WHERE h.run_key = {fill}.run_key AND h.sequence < {fill}.sequence "
-        f"AND h.twin IS {fill}.position_side "
-        f"AND h.instrument = {fill}.instrument ORDER BY h.sequence DESC LIMIT 1), "
-        f"{since.format('-1')})"
-    )
-
-
-def _after(fill: str) -> str:
-    return f"({_before(fill)} + {_signed(fill)})"
-
-
-def _turned(fill: str) -> str:
-    """Return whether *fill* turned the position to the other side."""
-    return (
-        f"(min({_before(fill)}, {_after(fill)}) <= -i.quantity_step "
-        f"AND max({_before(fill)}, {_after(fill)}) >= i.quantity_step)"
-    )
-
-
-_CLOSES: Final = (
-    f"abs({_before('f')}) >= i.quantity_step "
-    f"AND (abs({_after('f')}) < i.quantity_step OR {_turned('f')})"
-)
-
-
-def _opening(column: str) -> str:
-    """Return *column* of the fill that opened the trade which fill ``f`` closed."""
-    return (
-        f"(SELECT g.{column} FROM fills g WHERE g.run_key = f.run_key AND g.book = 0 "
-        "AND g.instrument = f.instrument AND g.position_side IS f.position_side "
-        "AND (g.sequence, g.ordinal) < (f.sequence, f.ordinal) "
-        f"AND (abs({_before('g')}) < i.quantity_step OR {_turned('g')}) "
-        "ORDER BY g.sequence DESC, g.ordinal DESC LIMIT 1)"
-    )
-
-
-_SIDE: Final = f"CASE WHEN {_before('f')} > 0 THEN 1 ELSE -1 END"
-_ENTERS: Final = "CASE x.side WHEN 'BUY' THEN 1 ELSE -1 END"
-# A fill that adds is counted as far as something is held after it, one that closes as far as
-# something was held before: of a fill that turns, each trade has its own part.
-_PART: Final = (
-    "CASE WHEN x.sequence = e.sequence AND x.ordinal = e.ordinal "
-    f"THEN min(1.0, abs({_after('x')}) * 1.0 / abs({_signed('x')})) "
-    "WHEN x.sequence = f.sequence AND x.ordinal = f.ordinal "
-    f"THEN min(1.0, abs({_before('x')}) * 1.0 / abs({_signed('x')})) ELSE 1.0 END"
-)
-
-
-def _within(alias: str) -> str:
-    """Return the condition for rows of the steps from the opening to the closing fill."""
-    return f"{alias}.run_key = f.run_key AND {alias}.sequence BETWEEN e.sequence AND f.sequence"
-
-
-def _over(aggregate: str, condition: str = "1") -> str:
-    """Return *aggregate* over the fills ``x`` of the trade that satisfy *condition*."""
-    return (
-        f"(SELECT {aggregate} FROM fills x WHERE {_within('x')} AND x.book = 0 "
-        "AND x.instrument = f.instrument AND x.position_side IS f.position_side "
-        "AND (x.sequence, x.ordinal) >= (e.sequence, e.ordinal) "
-        f"AND (x.sequence, x.ordinal) <= (f.sequence, f.ordinal) AND {condition})"
-    )
-
-
-def _mean_price(side: str) -> str:
-    """Return the mean price of the fills that go with the trade's side, or against it."""
-    weight = f"abs({_signed('x')}) * {_PART}"
-    mean = _over(f"sum(x.price * {weight}) / sum({weight})", f"{_ENTERS} = {side}")
-    return real(mean, PRICE)
-
-
-def _worth(price: str) -> str:
-    """Return the money that the trade's fills moved at *price*, positive where it came in."""
-    scale = f"CAST('1e' || ({PRICE} + {QUANTITY}) AS REAL)"
-    return _over(f"-sum({_ENTERS} * x.{price} * 1.0 * x.quantity * {_PART})") + f" / {scale}"
-
-
-_MOST_AT_FILLS: Final = _over(
-    "max(abs(CASE WHEN x.sequence = f.sequence AND x.ordinal = f.ordinal THEN 0 "
-    f"ELSE {_after('x')} END))"
-)
-_MOST_BETWEEN: Final = (  # a split makes it more without a fill
-    "(SELECT max(abs(h.quantity)) FROM holdings h WHERE h.run_key = f.run_key "
-    "AND h.sequence >= e.sequence AND h.sequence < f.sequence "
-    "AND h.instrument = f.instrument AND h.twin IS f.position_side)"
-)
-_MOST_HELD: Final = f"max({_MOST_AT_FILLS}, coalesce({_MOST_BETWEEN}, 0))"
-_FEES: Final = real(_over(f"sum(x.fee * {_PART})"), MONEY)
-_GROSS: Final = _worth("reference_price")
-_COSTS: Final = f"({_FEES} + {_GROSS} - {_worth('price')})"
-_FUNDING: Final = (
-    f"(SELECT coalesce(-sum(l.amount), 0) FROM ledger l WHERE {_within('l')} "
-    "AND l.kind = 'funding' AND l.instrument = f.instrument "
-    f"AND l.position_side IS f.position_side) / CAST('1e' || {MONEY} AS REAL)"
-)
-_DIVIDENDS: Final = (
-    f"(SELECT coalesce(sum(l.amount), 0) FROM ledger l WHERE {_within('l')} "
-    "AND l.kind IN ('dividend', 'cash_in_lieu') AND l.instrument = f.instrument) "
-    f"/ CAST('1e' || {MONEY} AS REAL)"
-)
-_BARS: Final = (
-    "CASE WHEN NOT EXISTS (SELECT 1 FROM prunes p "
-    "WHERE p.run_key = r.run_key AND p.until_sequence >= e.sequence) "
-    "THEN (SELECT count(*) FROM steps s "
-    "WHERE s.run_key = f.run_key AND s.sequence >= e.sequence AND s.sequence < f.sequence "
-    "AND s.instrument = f.instrument "
-    "AND s.open_time_ms IS NOT NULL AND s.ignored IS NULL) END"
-)
-
-V_TRADES: Final = View(
-    "v_trades",
-    "a closed round trip of the run's account; what was taken over from another run is none",
-    (
-        *of_step("f"),
-        ViewColumn(
-            "ordinal", "f.ordinal", "place among the fills of the step that closed it", "INTEGER"
-        ),
-        INSTRUMENT,
-        ViewColumn(
-            "side", f"CASE {_SIDE} WHEN 1 THEN 'LONG' ELSE 'SHORT' END", "`LONG` or `SHORT`"
-        ),
-        ViewColumn(
-            "quantity",
-            real(_MOST_HELD, QUANTITY),
-            "the most that it held, not negative",
-            "REAL",
-        ),
-        *moment("opened_ms", "e.filled_ms", "market time of the fill that opened it"),
-        *moment("closed_ms", "f.filled_ms", "market time of the fill that closed it"),
-        ViewColumn(
-            "entry_price", _mean_price(_SIDE), "mean price of the fills that entered", "REAL"
-        ),
-        ViewColumn(
-            "exit_price", _mean_price(f"-({_SIDE})"), "mean price of those that left", "REAL"
-        ),
-        ViewColumn(
-            "gross",
-            _GROSS,
-            "profit at the reference prices of its fills, before costs and funding; a fee that was "
-            "paid in base is in it",
-            "REAL",
-        ),
-        ViewColumn(
-            "costs",
-            _COSTS,
-            "fees, and what its fills were worse than their reference prices",
-            "REAL",
-        ),
-        ViewColumn("fees", _FEES, "the fees among them", "REAL"),
-        ViewColumn("funding", _FUNDING, "funding while it was held, positive where paid", "REAL"),
-        ViewColumn("dividends", _DIVIDENDS, "dividends and cash in lieu while it was held", "REAL"),
-        ViewColumn(
-            "net",
-            f"{_GROSS} - {_COSTS} - {_FUNDING} + {_DIVIDENDS}",
-            "gross and dividends less costs and funding",
-            "REAL",
-        ),
-        ViewColumn(
-            "bars_held",
-            _BARS,
-            "closes at which it was held; null where a prune took some of them",
-            "INTEGER",
-        ),
-        ViewColumn("entry_reason", "e.reason", "why it was opened"),
-        ViewColumn("exit_reason", "f.reason", "why it was closed"),
-        ViewColumn(
-            "entry_sequence", "e.birth", "where the order that opened it was born", "INTEGER"
-        ),
-        ViewColumn(
-            "exit_sequence", "f.birth", "where the order that closed it was born", "INTEGER"
-        ),
-        *(
-            ViewColumn(name, f"d.{name}", f"{doc}; null without a model's forecast", kind)
-            for name, doc, kind in (
-                ("mean_return", "log return that the decision to open it expected", "REAL"),
-                ("stdev_return", "its standard deviation", "REAL"),
-                ("volatility", "volatility of the return that was expected then", "REAL"),
-                ("horizon", "bars ahead of which these are", "INTEGER"),
-            )
-        ),
-    ),
-    "FROM runs r JOIN fills f ON f.run_key = r.run_key AND f.book = 0 "
-    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument "
-    f"JOIN fills e ON e.run_key = f.run_key AND e.book = 0 AND e.sequence = {_opening('sequence')} "
-    f"AND e.ordinal = {_opening('ordinal')} "
-    # Of an order that was taken over from another run the birth is that run's.
-    "LEFT JOIN answers d ON d.run_key = e.run_key AND d.sequence = e.birth AND EXISTS "
-    f"(SELECT 1 FROM orders y WHERE y.order_id = e.order_id AND {at_step('y', 'd')}) "
-    f"WHERE {_CLOSES}",
 )
 
 

@@ -14,7 +14,6 @@ from tracepaper.storage.database.view_columns import (
     MEASURE,
     OF_SIDES,
     SIDE_HELD,
-    V_TRADES,
     View,
     ViewColumn,
     at_step,
@@ -582,6 +581,103 @@ V_TWIN_FILLS: Final = View(
     ),
     _FILLED.format(">"),
 )
+
+
+_CASH: Final = "(t.exit_notional - t.entry_notional) * CASE f.side WHEN 'SELL' THEN 1 ELSE -1 END"
+_COSTS: Final = f"t.gross + t.fees - {_CASH}"
+_PROFIT: Final = f"{_CASH} - t.fees + t.dividends"
+_BARS_HELD: Final = (
+    "CASE WHEN NOT EXISTS (SELECT 1 FROM prunes p "
+    "WHERE p.run_key = r.run_key AND p.until_sequence >= t.opened_sequence) "
+    "THEN (SELECT count(*) FROM steps s "
+    "WHERE s.run_key = t.run_key AND s.sequence >= t.opened_sequence AND s.sequence < t.sequence "
+    "AND s.instrument = f.instrument "
+    "AND s.open_time_ms IS NOT NULL AND s.ignored IS NULL) END"
+)
+
+
+def _mean_price(way: str) -> str:
+    """Return the mean price of the fills that went a trade's *way*, ``entry`` or ``exit``."""
+    worth = f"t.{way}_notional * CAST('1e' || {QUANTITY} AS REAL)"
+    return f"{worth} / t.{way}_quantity / CAST('1e' || {MONEY} AS REAL)"
+
+
+_TRADES: Final = (
+    "FROM runs r JOIN trades t ON t.run_key = r.run_key AND t.book {} 0 "
+    f"JOIN fills f ON {at_step('f', 't')} AND f.book = t.book AND f.ordinal = t.ordinal "
+    "JOIN fills e ON e.run_key = t.run_key AND e.sequence = t.opened_sequence "
+    "AND e.book = t.book AND e.ordinal = t.opened_ordinal "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument "
+    # Of an order that was taken over from another run the birth is that run's.
+    "LEFT JOIN answers d ON d.run_key = e.run_key AND d.sequence = e.birth AND EXISTS "
+    f"(SELECT 1 FROM orders y WHERE y.order_id = e.order_id AND {at_step('y', 'd')})"
+)
+V_TRADES: Final = View(
+    "v_trades",
+    "a closed round trip of the run's account; what was taken over from another run is none",
+    complete(
+        (
+            *of_step("t"),
+            ViewColumn(
+                "ordinal",
+                "t.ordinal",
+                "place among the fills of the step that closed it",
+                "INTEGER",
+            ),
+            INSTRUMENT,
+            ViewColumn(
+                "side",
+                "CASE f.side WHEN 'SELL' THEN 'LONG' ELSE 'SHORT' END",
+                "`LONG` or `SHORT`",
+            ),
+            *shown("t", "trades", "quantity"),
+            *moment("opened_ms", "e.filled_ms", "market time of the fill that opened it"),
+            *moment("closed_ms", "f.filled_ms", "market time of the fill that closed it"),
+            ViewColumn(
+                "entry_price", _mean_price("entry"), "mean price of the fills that entered", "REAL"
+            ),
+            ViewColumn("exit_price", _mean_price("exit"), "mean price of those that left", "REAL"),
+            *shown("t", "trades", "gross"),
+            *exact(
+                "costs",
+                _COSTS,
+                MONEY,
+                "fees, and what its fills were worse than their reference prices",
+            ),
+            *shown("t", "trades", "fees", "funding", "dividends"),
+            *exact("profit", _PROFIT, MONEY, "gross and dividends less costs"),
+            *exact("net", f"{_PROFIT} - t.funding", MONEY, "profit less funding"),
+            ViewColumn(
+                "bars_held",
+                _BARS_HELD,
+                "closes at which it was held; null where a prune took some of them",
+                "INTEGER",
+            ),
+            ViewColumn("entry_reason", "e.reason", "why it was opened"),
+            ViewColumn("exit_reason", "f.reason", "why it was closed"),
+            ViewColumn("exit_model", "f.model", "what the fill that closed it was filled against"),
+            ViewColumn(
+                "entry_sequence", "e.birth", "where the order that opened it was born", "INTEGER"
+            ),
+            ViewColumn(
+                "exit_sequence", "f.birth", "where the order that closed it was born", "INTEGER"
+            ),
+            *(
+                ViewColumn(name, f"d.{name}", f"{doc}; null without a model's forecast", kind)
+                for name, doc, kind in (
+                    ("mean_return", "log return that the decision to open it expected", "REAL"),
+                    ("stdev_return", "its standard deviation", "REAL"),
+                    ("volatility", "volatility of the return that was expected then", "REAL"),
+                    ("horizon", "bars ahead of which these are", "INTEGER"),
+                )
+            ),
+        ),
+        ("t", TABLES["trades"]),
+    ),
+    _TRADES.format("="),
+)
+TWIN_TRADES: Final = f"{V_TRADES._replace(source=_TRADES.format('>')).question} WHERE f.twin = ?"
+"""What asks for a shadow account's trades: ``v_trades`` without funding, of which no row tells."""
 
 
 def _of_fills(sql: str) -> str:

@@ -506,6 +506,29 @@ _FILLS = (
     _text("twin", null=True),  # its name, such as ``ungated``
 )
 
+_TRADES = (
+    *_STEP,  # of the fill that closed it, and so are book and ordinal
+    _BOOK,
+    _key("ordinal"),
+    _whole("opened_sequence"),  # of the fill that opened it, in the same book
+    _whole("opened_ordinal"),
+    _whole("quantity", "the most that it held, not negative", QUANTITY),
+    _whole("entry_quantity", scale=QUANTITY),
+    _whole("entry_notional", scale=MONEY),  # price times quantity of the fills that entered
+    _whole("exit_quantity", scale=QUANTITY),
+    _whole("exit_notional", scale=MONEY),
+    _whole(
+        "gross",
+        "profit at the reference prices of its fills, before costs and funding; a fee that was "
+        "paid in base is in it",
+        MONEY,
+    ),
+    _whole("fees", "the fees among them", MONEY),
+    _whole("funding", "funding while it was held, positive where paid", MONEY),
+    _whole("dividends", "dividends and cash in lieu while it was held", MONEY),
+    _whole("stake", "what the most that it held cost, at the mean price of its entries", MONEY),
+)
+
 _LEDGER = (
     *_STEP,
     _key("ordinal"),
@@ -640,6 +663,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "holdings": _HOLDINGS,
     "orders": (*_ORDERS, _POSITION_SIDE, _OWNER),
     "fills": _FILLS,
+    "trades": _TRADES,
     "twin_steps": _TWIN_STEPS,
     "ledger": (*_LEDGER, _POSITION_SIDE),
     "halts": _HALTS,

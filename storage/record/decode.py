@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from math import nan
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -22,7 +21,7 @@ from tracepaper.storage.record.columns import (
     TABLES,
     measure_name,
 )
-from tracepaper.storage.record.rows import EVENT_TYPES, At
+from tracepaper.storage.record.rows import EVENT_TYPES, At, gather
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -66,20 +65,14 @@ HALT: Final = At("halts")
 SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
 
-def _gather(table: str, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Return a getter of the columns *names* of a row of *table*."""
-    at = At(table)
-    return itemgetter(*(getattr(at, name) for name in names))
-
-
-_FORECAST: Final = _gather("answers", FORECAST_COLUMNS)
-_EXPLANATION: Final = _gather("answers", EXPLANATION_COLUMNS)
-_STEP_MEASURES: Final = _gather("steps", [measure_name(gate) for gate in STEP_GATES])
-_ANSWER_MEASURES: Final = _gather("answers", [measure_name(gate) for gate in ANSWER_GATES])
+_FORECAST: Final = gather("answers", *FORECAST_COLUMNS)
+_EXPLANATION: Final = gather("answers", *EXPLANATION_COLUMNS)
+_STEP_MEASURES: Final = gather("steps", *map(measure_name, STEP_GATES))
+_ANSWER_MEASURES: Final = gather("answers", *map(measure_name, ANSWER_GATES))
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
 BAR_READ: Final = (*BAR_FIELDS, "instrument", "market_delay_ms", "seen_delay_ms", "source")
 """The columns of ``steps`` that make a bar."""
-_BAR: Final = _gather("steps", BAR_READ)
+_BAR: Final = gather("steps", *BAR_READ)
 
 
 _Field = tuple[str, int, type[StrEnum] | type[bool] | None]

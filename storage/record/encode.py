@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, repeat
+from itertools import chain, repeat, takewhile
 from operator import attrgetter, sub
 from typing import TYPE_CHECKING, Final
 
@@ -44,6 +44,7 @@ from tracepaper.storage.record.rows import (
     instrument_row,
     run_row,
 )
+from tracepaper.storage.record.trades import TradeBooks
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
@@ -56,6 +57,7 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
+    CorporateAction,
     Depths,
     Instrument,
     InstrumentChange,
@@ -109,7 +111,8 @@ _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
 class StepEncoder:
     """Turns the steps of one run into the rows of commits; remembers what interning needs.
 
-    A fresh one on an old run is correct as well: it stores what it meets once more.
+    A fresh one on an old run is correct as well, with the trades that are open there: it stores
+    what it meets once more.
     """
 
     def __init__(
@@ -120,8 +123,12 @@ class StepEncoder:
         *,
         head: ChainHead = OPEN,
         first: int = 0,
+        trades: TradeBooks | None = None,
     ) -> None:
-        """Take the *gate_sets* that the run already holds, its *head*, and what it stores next."""
+        """Take the *gate_sets* that the run already holds, its *head*, and what it stores next.
+
+        *trades* are those that are open there; None of a run that begins.
+        """
         self.outcomes = Outcomes(run_key, gate_sets)
         self.head = head
         self.first = first  # sequence of the first step of the commit that is being made
@@ -133,6 +140,7 @@ class StepEncoder:
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
         self._holdings = HeldRows()
+        self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
     def opening(self, run: Run, gate_sets: int, previous: Previous = FIRST) -> dict[str, list[Row]]:
@@ -190,8 +198,7 @@ class StepEncoder:
             bar, turnover = self._bar_columns(event), event.turnover
             place = self._place(event.instrument)
         else:
-            row, place = self._event_row(event, key, step.belief)
-            rows["events"].append(row)
+            place = self._add_event(event, key, step.belief)
         outcome = target = note = None
         measures, answered = _NO_MEASURES, _NO_ANSWER_MEASURES
         if decision is not None:
@@ -224,7 +231,7 @@ class StepEncoder:
             rows["answers"].append(self._answer_row(key, step.prediction, answered, note))
         if step.orders or step.fills or step.ledger or step.halted is not None:
             self._add_trades(step, key)
-        if step.twins:
+        if step.twins or self._trades.is_taken:
             self._add_twins(step.twins, key, place)
 
     def add_stretch(self, stretch: QuietStretch) -> None:
@@ -289,7 +296,7 @@ class StepEncoder:
         worth = stretch.marks.worth
         for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
             key = (self._run_key, at)
-            self._rows["events"].append(self._event_row(closed, key, None)[0])
+            self._add_event(closed, key, None)
             profit = stretch.marks.account_unrealized[unit]
             equity = (worth + profit,) if worth != stretch.marks.account.cash else ()
             rows.append((*key, *of_close, profit, *equity))
@@ -342,10 +349,8 @@ class StepEncoder:
             raise InvariantBroken(f"{instrument} is not an instrument of this run.")
         return place
 
-    def _event_row(
-        self, event: Event, key: tuple[int, int], belief: str | None
-    ) -> tuple[Row, int | None]:
-        """Return the row of *event*, with its *belief*, and the place of its instrument."""
+    def _add_event(self, event: Event, key: tuple[int, int], belief: str | None) -> int | None:
+        """Add the row of *event*, with its *belief*; return the place of its instrument."""
         content = msgspec.to_builtins(event)
         place: int | None = None
         if isinstance(event, InstrumentChange):
@@ -366,7 +371,11 @@ class StepEncoder:
             books = event.books
         text = msgspec.json.encode(content).decode()
         kind = EVENT_KINDS[type(event)]
-        return (*key, kind, place, market_ms, seen_ms, text, books, belief), place
+        row = (*key, kind, place, market_ms, seen_ms, text, books, belief)
+        self._rows["events"].append(row)
+        if isinstance(event, CorporateAction):
+            self._trades.act(event)
+        return place
 
     # ------------------------------------------------------------ predictions and trades
 
@@ -415,9 +424,11 @@ class StepEncoder:
         for ordinal, order in enumerate(step.orders):
             columns = self._columns(TABLES["orders"][3:], order)
             rows["orders"].append((*key, ordinal, *columns))
-        self._add_fills(step.fills, (*key, 0), None)
         for ordinal, entry in enumerate(step.ledger):
-            rows["ledger"].append((*key, ordinal, *self._ledger_columns(entry, event.market_ms)))
+            row = (*key, ordinal, *self._ledger_columns(entry, event.market_ms))
+            rows["ledger"].append(row)
+            self._trades.pay(row)
+        self._add_fills(step.fills, (*key, 0), None)
         if (halted := step.halted) is not None:
             times = event.market_ms, event.seen_ms
             rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
@@ -443,11 +454,17 @@ class StepEncoder:
             )  # fmt: skip
             rows["twin_steps"].append(row)
             self._add_fills(twin.fills, (*key, book), twin.twin)
+        if self._trades.is_taken:
+            for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
+                self._trades.hold(row)
 
     def _add_fills(self, fills: Sequence[Fill], key: Row, twin: str | None) -> None:
         for ordinal, fill in enumerate(fills):
             columns = self._columns(TABLES["fills"][4:-1], fill)
-            self._rows["fills"].append((*key, ordinal, *columns, twin))
+            row = (*key, ordinal, *columns, twin)
+            self._rows["fills"].append(row)
+            if (closed := self._trades.fill(row)) is not None:
+                self._rows["trades"].append(closed)
 
     def _ledger_columns(self, entry: LedgerEntry, market_ms: int) -> Row:
         place = None if entry.instrument is None else self._place(entry.instrument)

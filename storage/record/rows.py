@@ -6,7 +6,8 @@ hashed and compared as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -58,6 +59,7 @@ SPARSE_TABLES: Final = (
     "holdings",
     "orders",
     "fills",
+    "trades",
     "twin_steps",
     "ledger",
     "halts",
@@ -136,6 +138,11 @@ class At:
 
     def __getattr__(self, name: str) -> int:
         raise AttributeError(f"no column {name}")
+
+
+def gather(table: str, *names: str) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return a getter of the columns *names* of a row of *table*."""
+    return itemgetter(*(place(table, name) for name in names))
 
 
 # ---------------------------------------------------------------- the run and its instruments

@@ -87,8 +87,8 @@ def test_frames_have_the_rows_of_the_record(sma_run: Backtest) -> None:
     assert sma_run.fills.height == sma_run.orders.height > 20
     assert sma_run.trades.height == sma_run.summary["trades"]
     assert sma_run.trades.height > 10
-    assert sma_run.trades["exit_utc"].dtype == pl.Datetime("ms", "UTC")
-    assert (sma_run.trades["exit_ms"] > sma_run.trades["entry_ms"]).all()
+    assert sma_run.trades["closed_utc"].dtype == pl.Datetime("ms", "UTC")
+    assert (sma_run.trades["closed_ms"] > sma_run.trades["opened_ms"]).all()
     assert sma_run.equity["equity"][-1] == pytest.approx(sma_run.summary["end"])
     assert sma_run.frames.bars().height == BARS
 
@@ -100,7 +100,7 @@ def test_without_polars_frames_are_columns_of_numpy(
     plain = Backtest(sma_run.database, sma_run.run_id)
     assert isinstance(plain.trades, dataframes.NumpyFrame)
     assert plain.trades["profit"].tolist() == sma_run.trades["profit"].to_list()
-    assert plain.trades["exit_utc"].dtype == "M8[ms]"
+    assert plain.trades["closed_utc"].dtype == "M8[ms]"
     assert plain.decisions.height == BARS
     assert plain.decisions["allowed"].dtype == np.bool_
     assert np.isnan(plain.decisions["mean_return"]).all()

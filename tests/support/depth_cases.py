@@ -24,6 +24,7 @@ from tracepaper.replay.archive.download import record_live
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.replay.learning.estimators.order_book import BookFitOptions
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.order_books import read_books
 from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.training import train
@@ -159,7 +160,7 @@ def trained(books: Path, network: OrderBookConfig, folder: Path) -> Path:
     """Train *network* for three steps on a file of books; return the *folder* of its checkpoint."""
     options = BookFitOptions(steps=3, windows=1, threads=1)
     recipe = Recipe(kinds()[KIND], network, options, name="tiny")
-    train(recipe, read_books([books], network.horizons), folder, created_ms=0)
+    train(recipe, read_books([books], network.horizons), FitRun(folder))
     return folder
 
 

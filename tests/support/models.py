@@ -16,13 +16,12 @@ from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
-from tracepaper.strategies.networks.cross_timeframe import CrossConfig
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.networks.lstm import LstmConfig
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
-from tracepaper.strategies.networks.multimodal import TradingConfig
+from tracepaper.strategies.networks.timeframes import CrossConfig, MultiscaleConfig
+from tracepaper.strategies.networks.trading import TradingConfig
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 AnyConfig = (

@@ -406,6 +406,7 @@ def explained_step(number: int, index: int) -> Step:
     """Return the decision on bar *index*: late on the third, with twins and an order's life."""
     twin_fill = market_fill("7-1", Side.BUY, 10_000, START_MS)
     twin = TwinStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), ACCOUNT, (twin_fill,))
+    turn = tuple(market_fill("7-0", side, 10_000, START_MS) for side in (Side.SELL, Side.BUY))
     quiet = TwinStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
     bought = LedgerEntry(LedgerKind.BOUGHT, -5, START_CASH - 5, ETH.id, "7-0")
     sold = LedgerEntry(LedgerKind.SOLD, 5, START_CASH, ETH.id, "7-0")
@@ -418,7 +419,7 @@ def explained_step(number: int, index: int) -> Step:
         position=OURS,
         account=ACCOUNT,
         orders=(order("7-0", Side.SELL, ORDER_LIFE[index], START_MS),) if index else (),
-        fills=(market_fill("7-0", Side.SELL, 10_000, START_MS),) if index == 3 else (),
+        fills=turn if index == 3 else (),
         twins=(twin, quiet) if index % 2 else (quiet,),
         ledger=(bought, sold) if index == 3 else (),
     )
@@ -478,17 +479,19 @@ linear_accounts = st.builds(
     money,
     money,
 )
+sizes = st.integers(1, 10**6)
+"""Of fills: what their sums in a trade come to fits 64 bits, as it does of any account."""
 fills = st.builds(
     Fill,
     words,
     ids,
     st.sampled_from(Side),
-    counts,
-    counts,
-    counts,
-    counts,
-    numbers,
-    counts,
+    sizes,
+    sizes,
+    sizes,
+    money,
+    money,
+    st.integers(0, 1),
     st.sampled_from(Liquidity),
     st.sampled_from(FillModel),
     words,
@@ -638,7 +641,7 @@ steps = st.builds(
         st.builds(
             LedgerEntry,
             st.sampled_from(LedgerKind),
-            numbers,
+            money,
             numbers,
             st.none() | ids,
             st.none() | words,

@@ -10,7 +10,7 @@ import models
 
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.features.rows import schema
-from tracepaper.strategies.networks.multimodal import TradingConfig, by_names
+from tracepaper.strategies.networks.trading import TradingConfig, by_names
 
 NAMES = (*schema("v2-1m").names, "vector_mood", "vector_age")
 CONTEXT = 480 + 8

@@ -405,12 +405,6 @@ def chosen_keys(config: CrossAssetConfig) -> dict[str, Any]:
     return section
 
 
-def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
-    """Return the network of a checkpoint; raise ``CheckpointMismatch`` where it does not fit."""
-    TogetherModel.read(card, tensors)
-    return CrossAssetModel(card, tensors)
-
-
 class CrossAssetModel(NetworkModel):
     """A fitted network over several assets, which answers at closes that all of them have."""
 
@@ -485,16 +479,19 @@ class CrossAssetModel(NetworkModel):
         return answers
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
-        """Return the network's forecasts of each asset at the closes of *part*."""
+        """Return the network's forecasts of each asset at the closes of *part*.
+
+        Of the test part with what its weights and every rule's made of the decisions.
+        """
         answers = [
             SegmentFields(of_asset, fields.rows, answer)
             for samples, fields in self._answered(data, part)
             for of_asset, answer in zip(samples.each, fields.each, strict=True)
         ]
-        return forecasts_of(answers, data.baselines, data.horizons)
+        forecasts = forecasts_of(answers, data.baselines, data.horizons)
+        return replace(forecasts, held=self._held(data)) if part is Part.TEST else forecasts
 
-    def held(self, data: Dataset) -> Forecasts | None:
-        """Return what the network's weights and every rule's made of the test part's decisions."""
+    def _held(self, data: Dataset) -> Forecasts | None:
         config = self.model.config
         decisions = portfolio_decisions(
             data.samples(Part.TEST), every=config.every, field=config.receptive_field
@@ -508,8 +505,8 @@ class CrossAssetModel(NetworkModel):
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
         """Return the sentences of ranks across the assets, and of what weights made."""
         sentences = [cards.NOTICE, *rank_sentences(results, horizon=self.horizon)]
-        if judgement.held is not None:
-            results["weights"] = portfolio_figures(judgement.held)
+        if (held := judgement.forecasts.held) is not None:
+            results["weights"] = portfolio_figures(held)
             sentences += portfolio_sentences(results["weights"])
         return sentences
 
@@ -665,7 +662,7 @@ def decided(batch: Batch, config: CrossAssetConfig) -> tuple[Tensor, Tensor]:
     return rows, held.gather(2, rows[:, None].expand(-1, held.shape[1], -1))
 
 
-class CrossSection(MeanLoss[Batch]):
+class CrossSection(MeanLoss):
     """What a network over several assets learns."""
 
     def __init__(
@@ -777,7 +774,7 @@ for _kind in KINDS.values():
             CrossAssetConfig,
             FitOptions,
             fit,
-            load,
+            CrossAssetModel,
             read_config,
             chosen_keys,
             defaults={"length": 512, "batch": 4},

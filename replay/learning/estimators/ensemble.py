@@ -25,7 +25,6 @@ from tracepaper.replay.learning.fitted import (
     DataRequest,
     FitRun,
     FittedModel,
-    candle_model,
     read_dataset,
 )
 from tracepaper.replay.learning.inspection.model import Mix
@@ -33,7 +32,7 @@ from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecast
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import NORMAL
 from tracepaper.replay.learning.judge.metrics import TAILS, MetricView, tail_factors
-from tracepaper.replay.learning.recipe import Kind, Recipe, recipe_of, register
+from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, recipe_of, register
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
 from tracepaper.replay.learning.windows import judged_rows
@@ -102,7 +101,7 @@ def read_members(
     at = 0 if wide == _schema_of(loaded[0].card) else 1
     card = loaded[at].card
     data = read_dataset(recipe_of(card), request, card, folder=(network, rows)[at])
-    first, second = (candle_model(checkpoint.card, checkpoint.tensors) for checkpoint in loaded)
+    first, second = (kind_of(of.card).load(of.card, of.tensors) for of in loaded)
     return first, second, data
 
 
@@ -161,7 +160,8 @@ class EnsembleModel(NetworkModel):
         return rows
 
     def _member(self, half: str) -> FittedModel:
-        return candle_model(part_of(self.card, half), tensors_of(self.tensors, half))
+        card = part_of(self.card, half)
+        return kind_of(card).load(card, tensors_of(self.tensors, half))
 
     @property
     def mix(self) -> Mix:

@@ -71,7 +71,7 @@ class OrderBookModel(FittedModel):
 
     @cached_property
     def network(self) -> OrderBookNetwork:
-        """The network with its weights."""
+        """The network with its weights; raises as ``BookModel.read`` where it is none."""
         return BookModel.read(self.card, self.tensors).network
 
     def for_fold(self, data: BookDataset) -> Self:
@@ -96,11 +96,6 @@ class OrderBookModel(FittedModel):
         table = self.answers(data, Part.TEST)
         figures = {str(at): figures_of(rows) for at, rows in table.by_horizon()}
         return Judgement(table, figures, sentences_of(figures))
-
-    def tails(self, data: BookDataset) -> dict[str, Any]:
-        """Return none: it forecasts no distribution."""
-        del data
-        return {}
 
     def save(self, folder: Path, data: BookDataset) -> Checkpoint:
         """Write the checkpoint into *folder*; return it."""
@@ -160,7 +155,7 @@ def shallow(part: Sequence[Samples], network: OrderBookNetwork) -> list[Samples]
     ]
 
 
-class _Moves(MeanLoss[Batch]):
+class _Moves(MeanLoss):
     """What a network of order books learns: the next moves of the mid, at every book."""
 
     titles = "cross-entropy of the moves"
@@ -326,19 +321,13 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def load_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookModel:
-    """Return the network of a checkpoint; raise as ``BookModel.read`` for one that is not."""
-    BookModel.read(card, tensors)
-    return OrderBookModel(card, tensors)
-
-
 register(
     Kind(
         ORDER_BOOK,
         OrderBookConfig,
         BookFitOptions,
         fit,
-        load_model,
+        OrderBookModel,
         suits=lambda recipe, data: data.require(recipe.architecture),
         shared=(),
         fixed={"features": FEATURES},

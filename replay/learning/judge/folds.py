@@ -23,7 +23,7 @@ from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import threads_used, use_threads
 from tracepaper.replay.learning.fitted import Each, FitRun, Say, one_by_one
-from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts, concatenated
+from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
 from tracepaper.replay.learning.judge.metrics import (
     COMPARED,
     LOSSES,
@@ -66,19 +66,13 @@ class Refits:
 
     text: str
     folds: Sequence[Fold]
-    tests: Sequence[ModelForecasts]
+    tests: Sequence[Forecasts]
     combination: tuple[int, int] | None
 
     @property
     def pooled(self) -> Forecasts:
         """The rows of all tests."""
-        return concatenated([test.forecasts for test in self.tests])
-
-    @property
-    def held(self) -> Forecasts | None:
-        """What the weights made in all tests; None where there were none."""
-        held = [test.held for test in self.tests if test.held is not None]
-        return concatenated(held) if held else None
+        return concatenated(self.tests)
 
     def joined(self, others: Mapping[str, Refits]) -> Refits:
         """Return it with the forecasts of *others* on the same folds as compared models."""
@@ -97,7 +91,7 @@ class _FoldFit:
     count: int
     threads: int
 
-    def __call__(self, unit: tuple[int, Fold], say: Say) -> ModelForecasts:
+    def __call__(self, unit: tuple[int, Fold], say: Say) -> Forecasts:
         """Fit the model on a numbered fold and forecast the fold's test."""
         place, fold = unit
         use_threads(self.threads)
@@ -106,7 +100,7 @@ class _FoldFit:
         with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
             recipe = recipe_of(self.card)
             model = recipe.kind.fit(data, recipe, FitRun(Path(folder), say=say)).for_fold(data)
-        return ModelForecasts(model.answers(data, Part.TEST), model.held(data))
+        return model.answers(data, Part.TEST)
 
 
 def refit(
@@ -158,7 +152,7 @@ def tables(refits: Refits) -> list[Table]:
         findings.append(forecaster_table(f"folds_{key}", title, rows, metric, notes=notes))
         if refits.combination is not None:
             findings.append(_selected(refits, f"overfitting_{key}", metric))
-    return [*findings, *scores_of(rows, refits.held, "folds_", suffix)]
+    return [*findings, *scores_of(rows, "folds_", suffix)]
 
 
 _FIT_NOTE: Final = "Each fold fits the model and every baseline on its own training spans."
@@ -169,7 +163,7 @@ def _selected(refits: Refits, key: str, metric: Metric) -> Table:
     assert refits.combination is not None
     rows = []
     routes = paths(*refits.combination)
-    for horizon in refits.tests[0].forecasts.horizons:
+    for horizon in refits.tests[0].horizons:
         values = [overfitting(_scores(refits, route, horizon, metric)) for route in routes]
         probabilities = [value for value in values if value is not None]
         row: dict[str, Value] = {"horizon": str(horizon), "paths": len(routes)}
@@ -194,7 +188,7 @@ def _scores(refits: Refits, route: Sequence[int], horizon: int, metric: Metric) 
     """Return [group, forecaster]: the mean loss on each group by the fold that the path takes."""
     scores = []
     for group, place in enumerate(route):
-        fold, rows = refits.folds[place], refits.tests[place].forecasts.at(horizon)
+        fold, rows = refits.folds[place], refits.tests[place].at(horizon)
         chosen = _span_of(refits, group, fold)
         inside = (rows.day >= chosen[0]) & (rows.day < chosen[1])
         if not inside.any():
@@ -264,7 +258,7 @@ def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]
 
     Each change is fitted anew on the same folds with the same seed.
     """
-    joined = refits.joined(others)
+    joined = refits.joined(others).pooled
     return [
         forecaster_table(
             f"instead_{key}",
@@ -273,7 +267,7 @@ def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]
             metric,
             others=tuple(others),
         )
-        for rows in (joined.pooled, joined.held)
+        for rows in (joined, joined.held)
         if rows is not None
         for key, metric in compared_by(rows).items()
     ]

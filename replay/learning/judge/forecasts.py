@@ -70,6 +70,8 @@ class Forecasts:
     """Of assets, where tables name them."""
     compared: tuple[str, ...] = ()
     """Names of ``values`` that are other models on the same rows, and no baselines."""
+    held: Forecasts | None = None
+    """What a model's weights and every rule's made, a row a day; None of one without weights."""
     cache: dict[int, Forecasts] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -109,6 +111,7 @@ class Forecasts:
                 name: {key: of[chosen] for key, of in fields.items()}
                 for name, fields in self.values.items()
             },
+            held=None,
         )
 
     def at(self, horizon: int) -> Forecasts:
@@ -175,8 +178,10 @@ class Forecasts:
             if power := _UNITS.get(key, 0):
                 column *= (ratio**power).reshape(-1, *(1,) * (column.ndim - 1))
             fields[key] = column
-        whole = self.holding(name, **fields)
-        return replace(whole, compared=(*self.compared, name))
+        whole, held = self.holding(name, **fields), self.held
+        if held is not None and other.held is not None:
+            held = held.join(other.held, name)
+        return replace(whole, compared=(*self.compared, name), held=held)
 
     def places(self, other: Forecasts) -> Ints:
         """Return the place of each row among those of *other*, -1 where it is not there."""
@@ -189,20 +194,6 @@ class Forecasts:
             _, at, there = np.intersect1d(*keys, return_indices=True)
             place[mine[at]] = theirs[there]
         return place
-
-
-class ModelForecasts(NamedTuple):
-    """What a model forecasts of some rows, and what its weights made; None without any."""
-
-    forecasts: Forecasts
-    held: Forecasts | None = None
-
-    def join(self, other: ModelForecasts, name: str) -> ModelForecasts:
-        """Return it with *other* as the compared model *name*, as ``Forecasts.join``."""
-        held = self.held
-        if held is not None and other.held is not None:
-            held = held.join(other.held, name)
-        return ModelForecasts(self.forecasts.join(other.forecasts, name), held)
 
 
 def named_asset(name: str) -> int:
@@ -226,6 +217,7 @@ def concatenated(parts: Sequence[Forecasts]) -> Forecasts:
         labels=whole([part.labels for part in parts]),
         values={name: whole([part.values[name] for part in parts]) for name in first.values},
         names={asset: name for part in parts for asset, name in part.names.items()},
+        held=concatenated(held) if (held := [of.held for of in parts if of.held]) else None,
     )
 
 

@@ -42,7 +42,6 @@ from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
     Ints,
-    ModelForecasts,
     concatenated,
 )
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan
@@ -118,7 +117,6 @@ class Judgement:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """The card's section, with the verdict of this part."""
     pairs: Forecasts | None = None  # correlations of its symbols, where it has such heads
-    held: Forecasts | None = None  # of a model with weights: what its and every rule's made
     span: NamedSpan = WHOLE
     symbols: tuple[str, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -168,10 +166,9 @@ class Judgement:
         sentence = f"The figures of gates are of {gates} that were explained, all others of {rest}."
         return [*self.sentences, sentence + more, *self.missing]
 
-    def compared_with(self, name: str, other: ModelForecasts) -> Judgement:
+    def compared_with(self, name: str, other: Forecasts) -> Judgement:
         """Return it with the forecasts of another model on the same rows."""
-        forecasts, held = ModelForecasts(self.forecasts, self.held).join(other, name)
-        return replace(self, forecasts=forecasts, held=held)
+        return replace(self, forecasts=self.forecasts.join(other, name))
 
 
 def spread_rows(

@@ -279,15 +279,15 @@ _COVERED: Final = {
 _COVERAGE: Final = (
     of_row("horizon", "bars ahead", "count"),
     of_row("of", "of", "text"),
-    of_row("said", "said", "measure"),
-    of_row("came", "came", "measure"),
+    of_row("forecast", "forecast", "measure"),
+    of_row("realised", "realised", "measure"),
 )
 _REGIMES: Final = (
     of_row("horizon", "bars ahead", "count"),
     of_row("regime", "regime", "count"),
-    of_row("said", "variance in it", "measure"),
+    of_row("forecast", "variance in it", "measure"),
     of_row("share", "share of bars", "measure"),
-    of_row("variance", "variance that came", "measure"),
+    of_row("variance", "realised variance", "measure"),
     of_row("days", "days", "count"),
 )
 _REGIMES_NOTE: Final = (
@@ -306,7 +306,7 @@ def _covered(rows: Forecasts, head: str) -> Iterator[Cells]:
     of = "quantile" if head in EXTREMES else "bars"
     for (key, share), level in zip(shares.items(), levels, strict=True):
         name = f"{key.partition('_')[2]} {of}"
-        yield {"horizon": rows.horizons[0], "of": name, "said": level, "came": share}
+        yield {"horizon": rows.horizons[0], "of": name, "forecast": level, "realised": share}
 
 
 def _regimes(rows: Forecasts) -> Iterator[Cells]:
@@ -317,7 +317,7 @@ def _regimes(rows: Forecasts) -> Iterator[Cells]:
         yield {
             "horizon": rows.horizons[0],
             "regime": number + 1,
-            "said": levels[number],
+            "forecast": levels[number],
             "share": share,
             "variance": statistics.mean(inside.labels["variance"], inside.day)
             if len(inside)

@@ -26,7 +26,6 @@ from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.judge.forecasts import (
     Forecasts,
     Ints,
-    ModelForecasts,
     SegmentFields,
     forecasts_of,
 )
@@ -215,14 +214,14 @@ def judge_model(
 # --- other models
 
 
-def rival_forecasts(model: FittedModel, data: Dataset, judgement: Judgement) -> ModelForecasts:
+def rival_forecasts(model: FittedModel, data: Dataset, judgement: Judgement) -> Forecasts:
     """Return the forecasts of *model* of the rows of *judgement*, of the same interval.
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
     """
     same = _same_rows(data, judgement, model.card["architecture"]["horizons"])
-    rival = ModelForecasts(model.answers(same, Part.TEST), model.held(same))
-    if not (judgement.forecasts.places(rival.forecasts) >= 0).any():
+    rival = model.answers(same, Part.TEST)
+    if not (judgement.forecasts.places(rival) >= 0).any():
         unit = judgement.forecasts.unit
         raise ConfigInvalid(f"it answers none of the {unit} that the judged model answers")
     return rival

@@ -136,7 +136,7 @@ def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
                 "horizon": horizon,
                 "tail": f"of a {side} position",
                 "share": share,
-                "came": statistics.mean(beyond.astype(np.float64), rows.day),
+                "realised": statistics.mean(beyond.astype(np.float64), rows.day),
                 "bars": len(alone),
                 "often": metrics.kupiec(int(beyond[alone].sum()), len(alone), share),
                 "apart": christoffersen(beyond[alone], in_turn),
@@ -149,12 +149,12 @@ def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
 BREACHES: Final = (
     of_row("horizon", "bars ahead", "count"),
     of_row("tail", "value at risk", "text"),
-    of_row("share", "said", "measure"),
-    of_row("came", "came", "measure"),
+    of_row("share", "forecast", "measure"),
+    of_row("realised", "realised", "measure"),
     of_row("bars", "bars apart", "count"),
     of_row("often", "p, as often", "measure"),
     of_row("apart", "p, apart", "measure"),
-    of_row("shortfall", "loss beyond ÷ said", "measure"),
+    of_row("shortfall", "loss beyond ÷ forecast", "measure"),
 )
 """``often`` is the p of Kupiec's test, ``apart`` of Christoffersen's, on ``bars`` that share no
 future; ``shortfall`` the mean loss of breaches over what was expected, 1 where that is right."""

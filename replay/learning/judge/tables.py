@@ -117,15 +117,15 @@ def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> ChartPanel | N
 
 
 class Bin(NamedTuple):
-    """Bars whose top direction was said with about one probability."""
+    """Bars whose top direction was forecast with about one probability."""
 
-    said: float
-    came: float
+    forecast: float
+    realised: float
     bars: int
 
 
 def bins_of(judgement: Judgement) -> list[Bin]:
-    """Return said and realised probability of the top direction, over all horizons."""
+    """Return forecast and realised probability of the top direction, over all horizons."""
     rows = judgement.forecasts
     if not rows.gives("probability"):
         return []
@@ -140,19 +140,22 @@ def bins_of(judgement: Judgement) -> list[Bin]:
 
 
 def reliability(judgement: Judgement) -> ChartPanel | None:
-    """Draw said against realised probability."""
+    """Draw forecast against realised probability."""
     bins = bins_of(judgement)
     if not bins:
         return None
-    least = min(min(cell.said, cell.came) for cell in bins)
-    most = max(max(cell.said, cell.came) for cell in bins)
+    least = min(min(cell.forecast, cell.realised) for cell in bins)
+    most = max(max(cell.forecast, cell.realised) for cell in bins)
     lines = [
-        LineLayer("as said", [least, most], [least, most], "muted", dash="dot"),
+        LineLayer("as forecast", [least, most], [least, most], "muted", dash="dot"),
         LineLayer(
-            "the model", [cell.said for cell in bins], [cell.came for cell in bins], width=2.2
+            "the model",
+            [cell.forecast for cell in bins],
+            [cell.realised for cell in bins],
+            width=2.2,
         ),
     ]
-    across, up = ChartAxis("probability said", digits=3), ChartAxis("share that came", digits=3)
+    across, up = ChartAxis("forecast probability", digits=3), ChartAxis("realised share", digits=3)
     return ChartPanel(lines, across, up, _HEIGHT)
 
 
@@ -306,7 +309,7 @@ def _paired(judgement: Judgement) -> Iterable[Table]:
 @shown("beside")
 def _beside(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each other model on the rows that both answer, a table a metric."""
-    for rows in (judgement.forecasts, judgement.held):
+    for rows in (judgement.forecasts, judgement.forecasts.held):
         if rows is not None and rows.compared:
             for key, metric in compared_by(rows).items():
                 title = f"{metric.title}: the model less each other model"
@@ -375,7 +378,7 @@ _UNCALIBRATED: Final = (
 
 @shown("risk")
 def _risk(judgement: Judgement) -> Iterable[Table]:
-    """Value at risk and expected shortfall of both tails, held to what came."""
+    """Value at risk and expected shortfall of both tails, held to the realised losses."""
     if not has_law(judgement.forecasts):
         return
     every = judgement.forecasts.by_horizon()
@@ -405,25 +408,22 @@ shown("further")(lambda judgement: head_tables(judgement.forecasts))
 @shown("scores")
 def _scores(judgement: Judgement) -> Iterable[Table]:
     """Return what is judged of books, assets, their pairs and portfolios, beside others."""
-    rows, pairs, held = judgement.forecasts, judgement.pairs, judgement.held
-    yield from scores_of(rows, held)
-    if pairs is not None:
+    yield from scores_of(judgement.forecasts)
+    if (pairs := judgement.pairs) is not None:
         note = f"Of one-bar returns to the horizon, pairs {', '.join(pairs.names.values())}."
         metric, notes = PAIRS[CORRELATION], [NOTE, note]
         judged = MODEL if MODEL in pairs.values else LEARNT
         yield forecaster_table(CORRELATION, metric.title, pairs, metric, model=judged, notes=notes)
 
 
-def scores_of(
-    rows: Forecasts, held: Forecasts | None, prefix: str = "", suffix: str = ""
-) -> Iterable[Table]:
+def scores_of(rows: Forecasts, prefix: str = "", suffix: str = "") -> Iterable[Table]:
     """Yield tables of the forecasters of books, or of those that rank or weigh several assets."""
     metrics = BOOKS if "move" in rows.labels else {}
     if rows.gives(RELATIVE):
         metrics = {"across": RANKS}
     for key, metric in metrics.items():
         yield forecaster_table(f"{prefix}{key}", f"{metric.title}{suffix}", rows, metric)
-    if held is not None:
+    if (held := rows.held) is not None:
         counts = f"{int(held.labels['decisions'].sum()):,} decisions on {len(held)} days."
         weights = {metric.title: metric for metric in PORTFOLIOS.values()}
         title = f"Weights, net of the same fees{suffix}"
@@ -431,18 +431,18 @@ def scores_of(
         yield forecaster_table(f"{prefix}weights", title, held, weights, of="figure", notes=notes)
 
 
-@shown("calibration", reliability, "How often a forecast direction came true, by the "
-       "probability that was said of it; on the line both are equal.")  # fmt: skip
+@shown("calibration", reliability, "How often a forecast direction came true, by its "
+       "probability; on the line both are equal.")  # fmt: skip
 def _calibration(judgement: Judgement) -> Iterable[Table]:
-    """Said probability beside what came, in bins over all horizons."""
+    """Forecast beside realised probability, in bins over all horizons."""
     bins = bins_of(judgement)
     columns: list[Figure[Bin]] = [
-        Figure("said", "said", "measure", lambda cell: cell.said),
-        Figure("came", "came", "measure", lambda cell: cell.came),
+        Figure("forecast", "forecast", "measure", lambda cell: cell.forecast),
+        Figure("realised", "realised", "measure", lambda cell: cell.realised),
         Figure("bars", "bars", "count", lambda cell: cell.bars),
     ]
     if bins:
-        yield table("calibration", "Probability said, and how often it came", columns, bins)
+        yield table("calibration", "Forecast and realised probability", columns, bins)
 
 
 # --- whether it knows when it is right

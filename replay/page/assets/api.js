@@ -171,11 +171,11 @@ class Embedded {
       const at = series.sequence.indexOf(sequence);
       const candles = (await this.#columns(`/runs/${run}`, "candles", id))[every.indexOf(series)];
       const bar = candles.open_time_ms.indexOf(series.open_time_ms[at]);
-      // A cell of several bars holds its last decision, and no close within it to say what came.
+      // A cell of several bars holds its last decision, and no close within it to say what was realised.
       const isBar = series.interval_ms === row.interval_ms;
       const time = series.open_time_ms[at] + series.interval_ms - row.interval_ms;
       const ahead = isBar ? candles.open_time_ms.indexOf(time + horizon * row.interval_ms) : -1;
-      const came = ahead < 0 ? null : Math.log(candles.close[ahead] / candles.close[bar]);
+      const realised = ahead < 0 ? null : Math.log(candles.close[ahead] / candles.close[bar]);
       const refused = series.refused_by[at];
       const held = series.held[at];
       const [mean, stdev] = [series.mean_return[at], series.stdev_return[at]];
@@ -194,7 +194,7 @@ class Embedded {
         parts: [
           { kind: "paragraph", style: "plain", text: `This file holds chosen decisions whole, and of this one only what the chart shows; "tracepaper explain ${run}:${sequence}" beside the record says the rest.` },
         ],
-        forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, came },
+        forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, realised },
         looked: [],
         hashes: {},
         previous: series.sequence[at - 1] ?? every.at(-1).sequence.findLast((each) => each < sequence) ?? null,
@@ -269,7 +269,7 @@ const asked = new Map(); // decisions that are on their way
 /** A decision that is here already, or undefined. */
 export const knownDecision = (run, sequence) => decisions.get(`${run}/${sequence}`);
 
-/** One decision, whole; asked for once, and kept, since it never changes but for what came of its forecast. */
+/** One decision, whole; asked for once, and kept, since it never changes but for the realised return of its forecast. */
 export function getDecision(run, sequence) {
   const key = `${run}/${sequence}`;
   const known = decisions.get(key);
@@ -284,7 +284,7 @@ async function readDecision(run, sequence, key) {
     throw error;
   });
   // What is still to come, and the decision that follows, are asked again next time.
-  if (decision.following != null && (!decision.forecast || decision.forecast.came != null || source.isRecord))
+  if (decision.following != null && (!decision.forecast || decision.forecast.realised != null || source.isRecord))
     decisions.set(key, decision);
   if (decisions.size > KEPT) decisions.delete(decisions.keys().next().value);
   return decision;

@@ -23,7 +23,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import HEAD_COLUMNS
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import is_finite_forecast
-from tracepaper.strategies.networks.multimodal import TradingConfig
+from tracepaper.strategies.networks.trading import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 
 LATER = ("correlations", "dropout_spread", "runup")

@@ -19,7 +19,6 @@ from learning import (
     choose,
     judge_checkpoint,
     learnable,
-    quiet,
     split,
     tiny,
     write_csv,
@@ -31,7 +30,8 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
-from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.fitted import FitRun
+from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
@@ -87,7 +87,7 @@ def glm(
         "architecture": {"horizons": list(horizons)},
         "training": {"explained_bars": 300},
     }
-    train(recipe_of(document), material, folder, created_ms=0)
+    train(recipe_of(document), material, FitRun(folder))
     return folder
 
 
@@ -123,7 +123,7 @@ def network(folder: Path, candles: str) -> Path:
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
     material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
-    train(recipe, material, folder / "net", created_ms=0, observe=quiet, say=quiet, resume=False)
+    train(recipe, material, FitRun(folder / "net"))
     return folder / "net"
 
 
@@ -206,8 +206,8 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     judgement = judged(first, candles, SPANS[0])
     rows = judgement.forecasts
     oracle = rows.holding(MODEL, variance=np.maximum(rows.labels["variance"], 0.01))
-    first_alone = judgement.compared_with("oracle", ModelForecasts(oracle))
-    planted = first_alone.compared_with("same", ModelForecasts(rows))
+    first_alone = judgement.compared_with("oracle", oracle)
+    planted = first_alone.compared_with("same", rows)
 
     def compared_with(of: Judgement) -> dict[str, DayDifference]:
         each = of.forecasts.at(30)

@@ -29,7 +29,7 @@ from tracepaper.replay.document.charts import LineLayer, RuleLayer
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
-from tracepaper.replay.learning.fitted import candle_model
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import RULES, Judgement
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
@@ -49,7 +49,7 @@ from tracepaper.replay.learning.judge.tables import (
     tables_of,
 )
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
+from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import ConfigInvalid
@@ -86,7 +86,7 @@ def glm(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "training": {"explained_bars": 300},
         },
     )
-    train(recipe, material, folder, created_ms=1_700_000_000_000)
+    train(recipe, material, FitRun(folder))
     return folder
 
 
@@ -95,15 +95,7 @@ def network(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Chec
     torch.set_num_threads(1)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
     recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
-    return train(
-        recipe,
-        material,
-        tmp_path_factory.mktemp("models") / "tiny",
-        created_ms=1_700_000_000_000,
-        observe=quiet,
-        say=quiet,
-        resume=False,
-    )
+    return train(recipe, material, FitRun(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +223,7 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     from tracepaper.replay.learning.judge.folds import refit, tables
 
     of_rows = load(glm)
-    halves = [candle_model(made.card, made.tensors) for made in (network, of_rows)]
+    halves = [kind_of(made.card).load(made.card, made.tensors) for made in (network, of_rows)]
     joined = join(halves[0], halves[1], material, name="both", created_ms=0).calibrated(
         material, bars=600
     )
@@ -239,7 +231,7 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     found = refit(made.card, material, "walk:2", say=quiet)
     assert [bool(fold.calibration) for fold in found.folds] == [True, True]
     for fold in found.tests:
-        for _, rows in fold.forecasts.by_horizon():
+        for _, rows in fold.by_horizon():
             mix, first, second = (np.log(rows.value("variance", n)) for n in (MODEL, *NAMES))
             apart = np.abs(first - second) > 0.1
             shares = ((mix - second) / (first - second))[apart]
@@ -390,5 +382,5 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[Judgem
     reliable = said.layers[1]
     assert isinstance(reliable, LineLayer)
     bins = bins_of(one)
-    assert reliable.x == [each.said for each in bins]
-    assert reliable.y == [each.came for each in bins]
+    assert reliable.x == [each.forecast for each in bins]
+    assert reliable.y == [each.realised for each in bins]

@@ -25,7 +25,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork
 from tracepaper.strategies.types.decisions import Forecast
 
 pytestmark = pytest.mark.slow
@@ -189,7 +189,9 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
     found = span["figures"]["further"]
     assert found == card["figures"]["further"]
     said = next(row for row in tables["drawdown"]["rows"] if row["of"] == "50 quantile")
-    assert found["5"]["drawdown"]["below_50"][0] == pytest.approx(said["came"]["value"], abs=1e-5)
+    assert found["5"]["drawdown"]["below_50"][0] == pytest.approx(
+        said["realised"]["value"], abs=1e-5
+    )
     assert any(line.startswith("Its value at risk of 5 %") for line in span["sentences"])
     assert "likelihood of a mixture" in card["training"]["losses"]
 

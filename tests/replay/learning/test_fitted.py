@@ -23,6 +23,7 @@ from tracepaper.replay.learning.baselines import (
     stored_baselines,
 )
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, sha256_of
@@ -48,7 +49,7 @@ def material(folder: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def made(folder: Path, material: Dataset) -> Checkpoint:
-    return train(rows_recipe("glm", 300), material, folder / "glm", created_ms=0)
+    return train(rows_recipe("glm", 300), material, FitRun(folder / "glm"))
 
 
 def test_what_was_fitted_is_read_back_in_every_bit(

@@ -36,14 +36,14 @@ from tracepaper.replay.learning.judge.metrics import (
     breach_rows,
 )
 from tracepaper.replay.learning.losses import ADDED, added
-from tracepaper.replay.learning.samples import EVERY_HEAD, targets, wanted_labels
+from tracepaper.replay.learning.samples import EVERY_HEAD, targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.windows import Epochs, predict
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.outputs import head_forecasts
 from tracepaper.strategies.networks.architecture import Heads, Outputs
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork, by_names
 from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,
     PATH_LEVELS,
@@ -64,8 +64,12 @@ HORIZONS = (5, 30)
 
 def test_only_a_network_that_has_the_head_learns_its_label() -> None:
     usual = {"returns", "direction", "variance"}
-    assert set(targets(learning.panel(700), HORIZONS)) == usual == set(wanted_labels())
-    assert set(wanted_labels(EVERY_HEAD | HEADS)) == usual | {"drawdown", "path", "runup"}
+    assert set(targets(learning.panel(700), HORIZONS)) == usual
+    assert set(targets(learning.panel(700), HORIZONS, EVERY_HEAD | HEADS)) == usual | {
+        "drawdown",
+        "path",
+        "runup",
+    }
 
 
 def test_drawdown_and_path_are_those_of_the_closes_until_the_horizon() -> None:
@@ -281,7 +285,7 @@ def test_the_tails_follow_a_planted_volatility(judged: Forecasts) -> None:
     for chosen in (is_wild, ~is_wild):
         rows = judged.where(chosen)
         for found in islice(breach_rows(rows, rows.value("tails").astype(np.float64)), 1, None, 2):
-            assert 0.02 < found["came"].value < 0.09
+            assert 0.02 < found["realised"].value < 0.09
             assert 0.75 < found["shortfall"].value < 1.3
     # One that ignores the hour is passed too often where it is wild: the same test says so.
     rows = judged.where(is_wild)

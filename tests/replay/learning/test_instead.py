@@ -11,8 +11,9 @@ from command_line import Cli
 from learning import DAY_BARS, HORIZONS, by_forecaster, choose, learnable, split, write_csv
 
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.folds import Refits, ablated, ablation_tables, refit
-from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.statistics import qlike_of
 from tracepaper.replay.learning.training import train
@@ -47,15 +48,7 @@ def checkpoint(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
         }
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("models") / "flash"
-    train(
-        recipe,
-        material,
-        folder,
-        created_ms=1_700_000_000_000,
-        observe=lambda _: None,
-        say=lambda _: None,
-        resume=False,
-    )
+    train(recipe, material, FitRun(folder))
     return folder
 
 
@@ -89,16 +82,16 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
 ) -> None:
     refits = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
     horizon = HORIZONS[0]
-    first = refits.tests[0].forecasts.at(horizon)
+    first = refits.tests[0].at(horizon)
     # Bars of the fold's few days as if they were of a month.
     opened = np.arange(len(first)) * (30 * DAY_BARS * 60_000 // len(first))
     first = replace(first, open_ms=opened)
-    refits = replace(refits, tests=[ModelForecasts(first, None)])
+    refits = replace(refits, tests=[first])
     realised, forecast = first.labels["variance"], first.value("variance")
 
     def others(variance: Array) -> Refits:
         changed = first.holding(MODEL, variance=variance)
-        return replace(refits, tests=[ModelForecasts(changed, None)])
+        return replace(refits, tests=[changed])
 
     changes = {"oracle": realised.clip(1e-3), "worse": 8.0 * forecast, "same": forecast}
     [table, _] = ablation_tables(refits, {name: others(of) for name, of in changes.items()})

@@ -24,7 +24,7 @@ from pages import said_in
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.learning.fitted import DataRequest, FitRun, read_dataset
-from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, verdict_of
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
@@ -190,7 +190,7 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     rows = rng.permutation(len(own))[:100]
     other = own.where(rows)
     other = other.holding(MODEL, log_probability=other.value("log_probability") - 0.25)
-    both = one.compared_with("other", ModelForecasts(other))
+    both = one.compared_with("other", other)
     [losses] = [made for made in tables_of(both) if made.key == "beside_log_loss"]
     row = by_forecaster(losses.documents(), 1)["other"]
     assert row["less"]["value"] == pytest.approx(-0.25)
@@ -329,10 +329,10 @@ def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
 def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> None:
     """Reading the network is the check, and stands in no ``assert``."""
     script = """
-from tracepaper.replay.learning.estimators.order_book import load_model
+from tracepaper.replay.learning.estimators.order_book import OrderBookModel
 from tracepaper.strategies.errors import ConfigInvalid
 try:
-    load_model({"model": {"kind": "tree"}}, {})
+    OrderBookModel({"model": {"kind": "tree"}}, {}).network
 except ConfigInvalid as error:
     print(error)
 """

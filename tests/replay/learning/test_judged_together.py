@@ -42,7 +42,7 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.folds import refit
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, ModelForecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import (
     FEW,
@@ -149,11 +149,11 @@ def models(folder: Path, material: Dataset, aligned: Dataset) -> dict[str, Path]
     """Return a checkpoint of each kind over several assets, and one of a single instrument."""
     document = {name: folder / name for name in ("crossasset", "portfolio", "flash")}
     for kind in ("crossasset", "portfolio"):
-        train(recipe(kind), aligned, document[kind], created_ms=0)
+        train(recipe(kind), aligned, FitRun(document[kind]))
     config = FlashConfig(dim=8, layers=1, heads=2, window=16, horizons=HORIZONS)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
     own = Recipe(kinds()["flash"], config, options, 30, name="flash", explained_bars=500)
-    train(own, material, document["flash"], created_ms=0, observe=quiet, say=quiet, resume=False)
+    train(own, material, FitRun(document["flash"]))
     return document
 
 
@@ -237,11 +237,11 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> No
     np.testing.assert_allclose(values[:50], expected, atol=1e-12)
     shuffled = np.random.default_rng(0).permutation(len(one))  # in any order of its rows
     oracle = one.holding(MODEL, relative=value).where(shuffled)
-    against = ranked(judged.compared_with("oracle", ModelForecasts(oracle)))
+    against = ranked(judged.compared_with("oracle", oracle))
     less = by_forecaster(against, HORIZONS[1])["oracle"]["less"]
     assert less["value"] == pytest.approx(values.mean() - 1.0)
     fields = {name: of for name, of in one.values[MODEL].items() if name != "relative"}
-    blind = ModelForecasts(replace(one, values={MODEL: fields}))
+    blind = replace(one, values={MODEL: fields})
     assert ranked(judged.compared_with("blind", blind))
 
 
@@ -287,7 +287,7 @@ def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
 
 
 def test_a_span_holds_what_its_own_days_made(judged: Judgement) -> None:
-    held = judged.held
+    held = judged.forecasts.held
     assert held is not None
     assert set(held.day) == {(SPANS[0].from_ms or 0) // DAY_MS}
     tables = {made.key: made for made in tables_of(judged)}
@@ -340,7 +340,7 @@ def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
     chosen = recipe("crossasset")
     chosen = replace(chosen, options=replace(chosen.options, steps=6, validate_every=2))
     said: list[str] = []
-    found = train(chosen, aligned, tmp_path / "wild", created_ms=0, say=said.append)
+    found = train(chosen, aligned, FitRun(tmp_path / "wild", say=said.append))
     (stopped,) = (sentence for sentence in said if "not finite" in sentence)
     assert stopped.endswith("not finite (nan) at step 4; kept are the weights of step 2.")
     assert found.card["training"]["last_step"] == 3
@@ -361,17 +361,17 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
         if progress.step == 5:
             raise CutOffError
 
-    whole = train(chosen, aligned, tmp_path / "whole", created_ms=0)
+    whole = train(chosen, aligned, FitRun(tmp_path / "whole"))
     with pytest.raises(CutOffError):
-        train(chosen, aligned, tmp_path / "cut", created_ms=0, observe=cut)
+        train(chosen, aligned, FitRun(tmp_path / "cut", observe=cut))
     said: list[str] = []
-    rest = train(chosen, aligned, tmp_path / "cut", created_ms=0, say=said.append, resume=True)
+    rest = train(chosen, aligned, FitRun(tmp_path / "cut", say=said.append, resume=True))
     assert "Taking up the fit at step 4." in said
     for name, tensor in whole.tensors.items():
         assert torch.equal(rest.tensors[name], tensor)
     other = replace(chosen, options=replace(chosen.options, learning_rate=1e-4))
     with pytest.raises(CheckpointMismatch, match="written with other options"):
-        train(other, aligned, tmp_path / "cut", created_ms=0, resume=True)
+        train(other, aligned, FitRun(tmp_path / "cut", resume=True))
 
 
 def test_the_card_says_what_was_learnt_and_on_which_device(models: dict[str, Path]) -> None:
@@ -391,7 +391,7 @@ def test_a_device_that_is_not_there_is_refused_before_the_fit(
         if name == "cuda" and torch.cuda.is_available():
             continue
         with pytest.raises(ConfigInvalid, match=sentence):
-            train(replace(recipe("crossasset"), device=name), aligned, tmp_path, created_ms=0)
+            train(replace(recipe("crossasset"), device=name), aligned, FitRun(tmp_path))
 
 
 def test_a_fold_is_calibrated_on_bars_that_did_not_stop_its_fit(

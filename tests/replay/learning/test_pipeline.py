@@ -22,7 +22,7 @@ from tracepaper.replay.commands.train import train as train_command
 from tracepaper.replay.learning.baselines import stored_baselines
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
-from tracepaper.replay.learning.fitted import Say
+from tracepaper.replay.learning.fitted import FitRun, Say
 from tracepaper.replay.learning.openings import read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.splits import split_of
@@ -53,15 +53,7 @@ def trained(
     say: Say = quiet,
     resume: bool = False,
 ) -> Checkpoint:
-    return train(
-        recipe,
-        material,
-        folder,
-        created_ms=1_700_000_000_000,
-        observe=observe,
-        say=say,
-        resume=resume,
-    )
+    return train(recipe, material, FitRun(folder, "", 1_700_000_000_000, observe, say, resume))
 
 
 @pytest.fixture(scope="module")

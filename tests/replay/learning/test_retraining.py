@@ -15,6 +15,7 @@ import tracepaper
 from tracepaper.daemon import cli
 from tracepaper.daemon.session.retraining import CandidateJudgement, level_of
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.openings import read_openings
 from tracepaper.replay.learning.retraining import Retraining, retrain
 from tracepaper.replay.learning.splits import split_of
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("retraining")
     candles = write_csv(learnable(DAYS * DAY_BARS), made)
     material = Dataset.read([str(candles)], lambda _: split(2, 2.4, 3.0), HORIZONS)
-    good = train(RECIPE, material, made / "good", created_ms=1_700_000_000_000)
+    good = train(RECIPE, material, FitRun(made / "good"))
     off = {**good.tensors, "log_variance_base": good.tensors["log_variance_base"] + 1.0}
     save(made / "off", off, {k: v for k, v in good.card.items() if k != "baselines"})
     tracepaper.backtest("sma_cross", str(candles), db=made / "run.db")

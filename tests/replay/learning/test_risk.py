@@ -72,7 +72,7 @@ def breaches(rows: Forecasts, factors: dict[str, Any] | None = None) -> list[Any
 def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
     right = forecasts()
     for found in breaches(right):
-        assert found.came.value == pytest.approx(found.share, abs=4 * found.came.error)
+        assert found.realised.value == pytest.approx(found.share, abs=4 * found.realised.error)
         assert found.often > 0.01
         assert found.shortfall.value == pytest.approx(1.0, abs=4 * found.shortfall.error)
         assert found.bars == DAYS * A_DAY
@@ -82,7 +82,7 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
     ]
     for found in narrow:
         assert found.often < 1e-4
-        assert found.came.value > found.share
+        assert found.realised.value > found.share
     thin = breaches(right.holding(MODEL, dof=np.full(len(right), 200.0)))
     assert all(one.shortfall.value > 1.15 for one in thin)
 
@@ -99,10 +99,10 @@ def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
     factors = tail_factors(thin(1))
     other = thin(2)
     for before, after in zip(breaches(other), breaches(other, factors), strict=True):
-        assert after.came.value == pytest.approx(after.share, abs=4 * after.came.error)
+        assert after.realised.value == pytest.approx(after.share, abs=4 * after.realised.error)
         assert after.shortfall.value == pytest.approx(1.0, abs=4 * after.shortfall.error)
         if before.share == 0.01:
-            assert before.came.value > before.share + 2 * before.came.error
+            assert before.realised.value > before.share + 2 * before.realised.error
 
 
 def test_few_losses_calibrate_no_tail() -> None:
@@ -120,8 +120,8 @@ def test_each_tail_is_that_of_its_position() -> None:
     labels = {**right.labels, "returns": right.labels["returns"] - 1.5}
     fallen = replace(right, labels=labels)
     by_tail = {(one.tail, one.share): one for one in breaches(fallen)}
-    assert by_tail["of a long position", 0.05].came.value > 0.1
-    assert by_tail["of a short position", 0.05].came.value < 0.03
+    assert by_tail["of a long position", 0.05].realised.value > 0.1
+    assert by_tail["of a short position", 0.05].realised.value < 0.03
 
 
 def test_breaches_that_follow_one_another_are_found() -> None:

@@ -15,7 +15,7 @@ from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.tabular import RowsModel, table_of
-from tracepaper.replay.learning.fitted import DataRequest
+from tracepaper.replay.learning.fitted import DataRequest, FitRun
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train, train_seeds
@@ -55,9 +55,7 @@ def made(folder: Path, material: Dataset) -> dict[str, Checkpoint]:
         kind: train(
             rows_recipe(kind, 300, OPTIONS),
             material,
-            folder / kind,
-            created_ms=1_700_000_000_000,
-            say=said.append,
+            FitRun(folder / kind, created_ms=1_700_000_000_000, say=said.append),
         )
         for kind in KINDS
     }
@@ -245,7 +243,7 @@ def test_seeds_of_a_tree_compare_each_other_on_their_cards(candles: str, tmp_pat
     for kind in ("tree", "glm"):
         recipes = [rows_recipe(kind, 300, replace(OPTIONS, rounds=3, seed=seed)) for seed in (1, 2)]
         for folder, train_seed in train_seeds(
-            recipes, DataRequest([candles]), tmp_path / kind, created_ms=0
+            recipes, DataRequest([candles]), FitRun(tmp_path / kind)
         ):
             found[kind, folder.name] = train_seed.card
     trees = [found["tree", name] for name in ("seed-1", "seed-2")]

@@ -53,8 +53,8 @@ from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.dataset import Dataset, joined_to, read_files
-from tracepaper.replay.learning.fitted import DataRequest, candle_model, read_dataset
-from tracepaper.replay.learning.recipe import recipe_of
+from tracepaper.replay.learning.fitted import DataRequest, read_dataset
+from tracepaper.replay.learning.recipe import kind_of, recipe_of
 from tracepaper.replay.learning.side_inputs import BookInputs, CovariateInputs
 from tracepaper.replay.learning.splits import Fold, Part, Split, segments_of
 from tracepaper.storage.audit import SqlAuditLog
@@ -856,7 +856,7 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
         beside = BookInputs.read([tmp_path / "books.depth"]) if name == "with" else None
         request = DataRequest([str(tmp_path / CSV)], inputs=beside)
         data = read_dataset(recipe_of(found.card), request, found.card)
-        said = candle_model(found.card, found.tensors).answers(data, Part.TEST)
+        said = kind_of(found.card).load(found.card, found.tensors).answers(data, Part.TEST)
         (segment,), shortest = data.segments, said.at(said.horizons[0])
         places = np.flatnonzero(np.isin(segment.keys, shortest.keys))
         assert len(places) == len(shortest.keys) > 1_000

@@ -333,7 +333,7 @@ PARTIAL: Final = """async ([record, sequences]) => {
     const found = [];
     for (const sequence of sequences) {
         const { previous, forecast, open_time_ms } = await source.partial("r", sequence);
-        found.push([open_time_ms / 60000, previous, forecast.came]);
+        found.push([open_time_ms / 60000, previous, forecast.realised]);
     }
     return [rows.rows.map((row) => row[0]), found];
 }"""

@@ -151,7 +151,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
         stdev=np.full(count, 0.002),
         up=np.clip(0.5 + 100 * mean, 0.01, 0.99),
         confidence=np.abs(mean),
-        came=realised,
+        realised=realised,
     )
 
 

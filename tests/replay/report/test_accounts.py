@@ -16,6 +16,7 @@ from tracepaper.replay.api import Backtest
 from tracepaper.replay.report import benchmarks
 from tracepaper.replay.report.record import Bars
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
+from tracepaper.replay.run_columns import Floats
 from tracepaper.replay.sweep.space import FIGURES
 from tracepaper.strategies.types.decisions import Liquidity
 
@@ -24,6 +25,19 @@ part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
         lambda side: np.array(sizes, dtype=np.float64) * side
     )
 )
+
+
+def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
+    """Return what a position held from each bar's open on earned in it; *traded* changed hands."""
+    before = np.concatenate(([0.0], held[:-1]))
+    last_close = np.concatenate((bars.open[:1], bars.close[:-1]))
+    earned: Floats = (
+        before * (bars.open - last_close)
+        + held * (bars.close - bars.open)
+        - traded * bars.open * cost_rate
+        - before * last_close * bars.funding
+    )
+    return earned
 
 
 def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
@@ -35,7 +49,7 @@ def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
         equity = np.full(record.times_ms.size + 1, record.account.equity[0])
         for name, held in record.account.held.items():
             traded = np.abs(np.diff(held, prepend=0.0))
-            earned = benchmarks.gains(record.bars[name], held, traded, record.cost_rate)
+            earned = gains(record.bars[name], held, traded, record.cost_rate)
             equity += benchmarks.over_times(record, record.bars[name], earned)
         assert equity == pytest.approx(record.account.equity, abs=1e-6)
 
@@ -45,10 +59,10 @@ def test_funding_is_paid_by_what_was_held_before_the_open_at_the_close_before() 
     flat = Bars(np.arange(4), np.arange(4) * 60_000, closes + 1, closes, closes, closes, rates)
     free = Bars(flat.sequence, flat.open_time_ms, flat.open, closes, closes, closes, np.zeros(4))
     held, traded = np.array([0.0, 1.0, 1.0, 0.0]), np.zeros(4)
-    paid = benchmarks.gains(free, held, traded, 0.0) - benchmarks.gains(flat, held, traded, 0.0)
+    paid = gains(free, held, traded, 0.0) - gains(flat, held, traded, 0.0)
     # Bought at the second open, after its settlement; sold at the fourth, after that one.
     assert paid.tolist() == pytest.approx([0.0, 0.0, 110 * 0.02, 120 * 0.03])
-    short = benchmarks.gains(free, -held, traded, 0.0) - benchmarks.gains(flat, -held, traded, 0.0)
+    short = gains(free, -held, traded, 0.0) - gains(flat, -held, traded, 0.0)
     assert short == pytest.approx(-paid)
 
 
@@ -56,7 +70,7 @@ def test_a_bar_earns_its_gap_for_what_was_held_before_and_its_range_for_what_is_
     opens, closes = np.array([100.0, 105.0, 107.0]), np.array([101.0, 106.0, 104.0])
     some = Bars(np.arange(3), np.arange(3) * 60_000, opens, closes, closes, closes, np.zeros(3))
     held, traded = np.array([2.0, 3.0, 0.0]), np.array([2.0, 1.0, 3.0])
-    earned = benchmarks.gains(some, held, traded, 0.001)
+    earned = gains(some, held, traded, 0.001)
     assert earned.tolist() == pytest.approx([2 * 1 - 0.2, 2 * 4 + 3 * 1 - 0.105, 3 * 1 - 3 * 0.107])
 
 
@@ -121,7 +135,7 @@ def test_changes_earn_what_the_positions_between_them_earn(
     places = np.arange(held.size)
     bars = Bars(places, 60_000 * places, prices, prices, prices, prices[::-1].copy(), rates)
     delta = np.diff(held, prepend=0.0)
-    earned = benchmarks.gains(bars, held, np.abs(delta), 0.001).cumsum()
+    earned = gains(bars, held, np.abs(delta), 0.001).cumsum()
     at = np.flatnonzero(delta)
     cost = np.full(at.size, 0.001)
     floats = benchmarks.value_at(bars, at, delta[at], np.arange(held.size + 1), cost)
@@ -157,9 +171,9 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(cross_repo
     held = np.zeros(bars.open.size)
     held[20:] = 1.0  # the twentieth bar is the first that is decided warm
     traded = np.abs(np.diff(held, prepend=0.0))
-    equity = 1e6 + benchmarks.gains(bars, held, traded, record.cost_rate).sum()
+    equity = 1e6 + gains(bars, held, traded, record.cost_rate).sum()
     ledger = type(record.account)(
-        "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), 0.0, 0.0, 0.0, 0.0
+        "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), (), 0.0, 0.0, 0.0, 0.0
     )
     random_twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=3))
     assert random_twins.final_median == pytest.approx(equity)
@@ -185,9 +199,9 @@ def test_an_account_without_information_beats_half_of_its_random_twins(
              "price": float(bars.open[at]), "quantity_text": f"{abs(delta[at]):.1f}"}
             for at in np.flatnonzero(delta)
         )  # fmt: skip
-        equity = 1e6 + benchmarks.gains(bars, held, np.abs(delta), rate).sum()
+        equity = 1e6 + gains(bars, held, np.abs(delta), rate).sum()
         ledger = type(record.account)(
-            "all", np.array([1e6, equity]), {name: held}, fills, 0.0, 0.0, 0.0, 0.0
+            "all", np.array([1e6, equity]), {name: held}, fills, (), 0.0, 0.0, 0.0, 0.0
         )
         twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=30))
         beaten.append(twins.beaten)

@@ -83,9 +83,9 @@ def test_the_price_chart_marks_every_entry_and_exit_at_its_price(cross_report: R
     marks = layers_of(chart)
     closed = cross_report.own_trades
     entries = marks["entry long"].x + marks["entry short"].x
-    assert sorted(entries) == sorted(trade.entry_ms for trade in closed)
+    assert sorted(entries) == sorted(trade.opened_ms for trade in closed)
     lost = [trade for trade in closed if trade.profit <= 0]
-    assert marks["exit, loss"].x == [trade.exit_ms for trade in lost]
+    assert marks["exit, loss"].x == [trade.closed_ms for trade in lost]
     assert marks["exit, loss"].y == [trade.exit_price for trade in lost]
     assert marks["exit, loss"].roles == ("loss",)
     assert len(lost) + len(marks["exit, gain"].x) == len(closed)

@@ -28,10 +28,9 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import network_half
-from tracepaper.strategies.networks.cross_timeframe import CrossConfig
 from tracepaper.strategies.networks.informer import InformerConfig
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
-from tracepaper.strategies.networks.multimodal import TradingConfig
+from tracepaper.strategies.networks.timeframes import CrossConfig, MultiscaleConfig
+from tracepaper.strategies.networks.trading import TradingConfig
 
 
 @pytest.fixture(scope="module")

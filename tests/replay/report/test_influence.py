@@ -162,7 +162,21 @@ def test_winners_and_losers_stand_beside_each_other(report: Report) -> None:
         chosen &= decisions.open_time_ms == notes.open_time_ms[at]
         [sequence] = decisions.sequence[chosen].tolist()
         return ClosedTrade(
-            f"linear:{symbol}", "LONG", 1.0, 0, 1, 1.0, 1.0, profit, 0.0, 0.0, "", "", sequence, 0
+            f"linear:{symbol}",
+            "LONG",
+            1.0,
+            0,
+            1,
+            1.0,
+            1.0,
+            profit,
+            0.0,
+            1.0,
+            "",
+            "",
+            "",
+            sequence,
+            0,
         )
 
     trades = [

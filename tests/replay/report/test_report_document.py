@@ -65,9 +65,9 @@ def test_a_trade_s_picture_has_its_fills_and_where_attention_flowed(
     explained = attention_report.explained[0]
     chart = trade_chart(explained)
     layers, trade = layers_of(chart), explained.trade
-    assert (layers["entry"].x, layers["entry"].y) == ((trade.entry_ms,), [trade.entry_price])
-    assert (layers["exit"].x, layers["exit"].y) == ((trade.exit_ms,), [trade.exit_price])
-    assert (layers["held"].low, layers["held"].high) == (trade.entry_ms, trade.exit_ms)
+    assert (layers["entry"].x, layers["entry"].y) == ((trade.opened_ms,), [trade.entry_price])
+    assert (layers["exit"].x, layers["exit"].y) == ((trade.closed_ms,), [trade.exit_price])
+    assert (layers["held"].low, layers["held"].high) == (trade.opened_ms, trade.closed_ms)
     shares = [share for share in layers["attention"].y if share is not None]
     assert sum(shares) == pytest.approx(
         100

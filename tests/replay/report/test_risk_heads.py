@@ -20,7 +20,7 @@ from scipy import stats
 from tracepaper.replay.report.metrics import kupiec
 from tracepaper.replay.report.risk_heads import HeadOutcomes, tables_of
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.networks.multimodal import TradingConfig
+from tracepaper.strategies.networks.trading import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast
 
 HORIZON = 30
@@ -68,14 +68,14 @@ def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> N
     fallen = [max(a - b for i, a in enumerate(way) for b in way[i:]) for way in ways]
     wild = [math.sqrt(sum((b - a) ** 2 for a, b in itertools.pairwise(w))) for w in ways]
     rows = document["head_tails"]
-    assert [(row["position"], row["said"]) for row in rows] == [
+    assert [(row["position"], row["forecast"]) for row in rows] == [
         ("long", 0.01), ("long", 0.05), ("short", 0.01), ("short", 0.05),
     ]  # fmt: skip
     for number, row in enumerate(rows):
         sign = -1 if number < 2 else 1
         limits = [forecast.head("tails", index)[2 * number] for _, forecast in answers]
         beyond = [sign * move > limit for move, limit in zip(moved, limits, strict=True)]
-        assert row["came"]["value"] == pytest.approx(np.mean(beyond))
+        assert row["realised"]["value"] == pytest.approx(np.mean(beyond))
         assert row["bars"] == sum(at % HORIZON == 0 for at, _ in answers)
         if any(beyond):
             lost = [sign * move for move, is_lost in zip(moved, beyond, strict=True) if is_lost]
@@ -86,7 +86,7 @@ def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> N
             ]  # fmt: skip
             assert row["expected"] == pytest.approx(np.mean(expected))
     quantiles = {
-        (row["of"], row["said"]): row["came"]["value"] for row in document["head_quantiles"]
+        (row["of"], row["forecast"]): row["realised"]["value"] for row in document["head_quantiles"]
     }
     assert set(quantiles) == {
         ("drawdown", 0.5), ("drawdown", 0.9), ("return", 0.05), ("return", 0.5), ("return", 0.95),
@@ -139,15 +139,15 @@ def rows_of(outcomes: HeadOutcomes) -> dict[str, list[dict[str, Any]]]:
 def test_right_heads_hold_and_wrong_ones_do_not() -> None:
     right, narrow = rows_of(planted()), rows_of(planted(0.7))
     for row in right["head_tails"]:
-        values = row["came"]
-        assert values["value"] == pytest.approx(row["said"], abs=4 * values["error"])
+        values = row["realised"]
+        assert values["value"] == pytest.approx(row["forecast"], abs=4 * values["error"])
         assert 0 < values["error"] < 0.01
         assert row["p"] > 0.01
         assert row["lost"]["value"] == pytest.approx(row["expected"], rel=0.1)
     for row in narrow["head_tails"]:
         assert row["p"] < 1e-4
         assert row["lost"]["value"] > 1.05 * row["expected"]
-    values = [row["came"]["value"] for row in right["head_quantiles"]]
+    values = [row["realised"]["value"] for row in right["head_quantiles"]]
     assert values == pytest.approx([0.5, 0.9], abs=0.02)
     calm, wild = right["learned_regimes"]
     assert (calm["volatility"]["value"], wild["volatility"]["value"]) == (1.0, 3.0)

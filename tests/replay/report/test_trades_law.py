@@ -1,4 +1,4 @@
-"""Report, ``v_trades`` and a pass over the fills in exact fractions have the same closed trades."""
+"""The closed trades of a record: by its fills in exact fractions, by its ledger, over restarts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from stock_files import HOUR_MS, opens, write
 from tracepaper import Action, Orders, Signal, Strategy, backtest, buy, sell
 from tracepaper.replay.report.benchmarks import exposures
 from tracepaper.replay.report.report import build_report
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.trade_rows import trades_until
+from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.types.market import CorporateAction
 
 
@@ -62,8 +66,8 @@ def mean(parts: list[tuple[Fraction, Fraction]]) -> Fraction:
     return sum((p * q for p, q in parts), Fraction(0)) / sum(q for _, q in parts)
 
 
-def ledger(path: Path) -> list[tuple[Any, ...]]:
-    """Return the closed trades by the fills, payments and splits of a record."""
+def ledger(path: Path) -> tuple[list[tuple[Any, ...]], Fraction]:
+    """Return the closed trades by fills, payments and splits, and what moved of open ones."""
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
         query = "SELECT * FROM v_fills ORDER BY sequence, ordinal"
@@ -88,29 +92,43 @@ def ledger(path: Path) -> list[tuple[Any, ...]]:
             if action["kind"] == "split":
                 book.held = Fraction(book.held * action["new"] // action["old"])
                 book.most = max(book.most, book.held)
-    return sorted(closed, key=lambda trade: (trade[4], trade[0], trade[1]))
+    left = sum((book.cash for book in books.values() if book.held), Fraction(0))
+    return sorted(closed, key=lambda trade: (trade[4], trade[0], trade[1])), left
 
 
-def check(path: Path, run_id: str, least: int) -> None:
+MOVED = "SELECT sum(amount) FROM v_ledger WHERE kind <> 'opened'"
+ENTERED = """SELECT coalesce(sum(entry_notional), 0) FROM v_positions p
+WHERE instrument NOT LIKE 'stock:%' AND sequence =
+(SELECT max(sequence) FROM v_positions n WHERE n.instrument = p.instrument)"""
+
+
+def check(path: Path, least: int) -> None:
     names = (
         "instrument, side, opened_ms, entry_reason, closed_ms, exit_reason, quantity, "
-        "entry_price, exit_price, net + funding"
+        "entry_price, exit_price, profit"
     )
     view = rows(path, f"SELECT {names} FROM v_trades ORDER BY closed_ms, instrument, side")
-    report = sorted(
-        (
-            (trade.instrument, trade.side, trade.entry_ms, trade.entry_reason, trade.exit_ms,
-             trade.exit_reason, trade.quantity, trade.entry_price, trade.exit_price, trade.profit)
-            for trade in build_report(path, run_id).own_trades
-        ),
-        key=lambda trade: (trade[4], trade[0], trade[1]),
-    )  # fmt: skip
-    exact = ledger(path)
+    exact, left = ledger(path)
     assert len(exact) >= least
-    for trades in (view, report):
-        assert [trade[:6] for trade in trades] == [trade[:6] for trade in exact]
-        for of_record, of_ledger in zip(trades, exact, strict=True):
-            assert of_record[6:] == pytest.approx([float(part) for part in of_ledger[6:]], abs=1e-6)
+    assert [trade[:6] for trade in view] == [trade[:6] for trade in exact]
+    for of_record, of_ledger in zip(view, exact, strict=True):
+        assert of_record[6:] == pytest.approx([float(part) for part in of_ledger[6:]], abs=1e-6)
+    ((net,),), ((moved,),), ((entered,),) = (
+        rows(path, query) for query in ("SELECT sum(net) FROM v_trades", MOVED, ENTERED)
+    )
+    assert net + float(left) + entered == pytest.approx(moved, abs=1e-6)
+    with Reader.open(path) as reader:
+        assert audit(reader.connection, reader.find("last")).holds
+        stored = reader.stored_run(reader.find("last"))
+        steps, sets = list(reader.steps(stored.run.run_id)), reader.gate_sets(stored.run_key)
+        kept = trades_until(reader.connection, stored.run_key, stored.run)[1]
+        acted = [step.sequence for step in steps if step.fills or step.ledger]
+        for after in acted[1 :: len(acted) // 5]:
+            trades, closed = trades_until(reader.connection, stored.run_key, stored.run, after)
+            encoder = StepEncoder(stored.run, stored.run_key, sets, first=after + 1, trades=trades)
+            for step in steps[after + 1 :]:
+                encoder.add(step)
+            assert [*closed, *encoder.take()["trades"]] == kept
 
 
 class Adds(Strategy):
@@ -151,10 +169,8 @@ def test_over_splits_and_dividends(here: Path) -> None:
         "market": {"asset": "stock", "calendar": "XNAS"},
         "execution": {"fee_per_share": "0.01"},
     }
-    with backtest(
-        Adds, {"ACME": "acme.csv"}, config=config, actions="actions.csv", db="a.db"
-    ) as run:
-        check(Path("a.db"), run.run_id, 10)
+    with backtest(Adds, {"ACME": "acme.csv"}, config=config, actions="actions.csv", db="a.db"):
+        check(Path("a.db"), 10)
 
 
 class Dice(Strategy):
@@ -185,17 +201,8 @@ def test_over_liquidations_of_three_symbols(tmp_path: Path, margin: str) -> None
         "risk": {"max_daily_trades": 50, "cooldown": 2},
     }
     path = tmp_path / "a.db"
-    with backtest(Dice, data, config=config, db=path) as run:
-        check(path, run.run_id, 20)
-    held = rows(path, "SELECT sequence, instrument, quantity FROM v_positions")
-    moved: dict[str, list[tuple[int, float]]] = {}
-    for sequence, name, side, quantity in rows(
-        path, "SELECT sequence, instrument, side, quantity FROM v_fills"
-    ):
-        moved.setdefault(name, []).append((sequence, quantity if side == "BUY" else -quantity))
-    for sequence, name, quantity in held:
-        filled = sum(part for at, part in moved.get(name, ()) if at <= sequence)
-        assert quantity == pytest.approx(filled, abs=1e-9), (sequence, name)
+    with backtest(Dice, data, config=config, db=path):
+        check(path, 20)
 
 
 def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
@@ -212,7 +219,7 @@ def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
             Dice if not place else None, BTC, config={**sized, **config}, db=path,
             end="2025-05-04T20:00",
         ) as run:  # fmt: skip
-            check(path, run.run_id, 5)
+            check(path, 5)
             record = build_report(path, run.run_id).record
         if not place:  # a shadow account that does what the run does has its exposures
             (shadow,) = (twin for twin in record.twins if twin.name == "ungated")

@@ -240,7 +240,7 @@ def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE fills SET reference_price = reference_price + 100 WHERE sequence = 11",
+        "UPDATE fills SET filled_ms = filled_ms + 100 WHERE sequence = 11",
         "UPDATE orders SET quantity = 7 WHERE sequence = 10",
         "UPDATE holdings SET cash = cash + 1 WHERE sequence = 11",
         "UPDATE prunes SET state = x'00'",

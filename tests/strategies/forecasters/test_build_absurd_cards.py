@@ -16,8 +16,8 @@ from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.linear import LinearConfig, LinearNetwork
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
+from tracepaper.strategies.networks.timeframes import MultiscaleConfig, MultiscaleNetwork
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork
 
 ABSURD: Final[tuple[object, ...]] = (
     -1,

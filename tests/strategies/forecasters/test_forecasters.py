@@ -22,10 +22,10 @@ from tracepaper.strategies.features import rows
 from tracepaper.strategies.forecasters.attribution import Attending
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.gates.gate import MEASURES
-from tracepaper.strategies.networks.cross_timeframe import CrossConfig
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.lstm import LstmConfig
+from tracepaper.strategies.networks.timeframes import CrossConfig
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.networks.checks import check_network
-from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
+from tracepaper.strategies.networks.timeframes import CrossConfig, CrossNetwork
 
 torch.set_num_threads(1)
 FEATURES = 3

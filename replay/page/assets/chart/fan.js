@@ -1,4 +1,4 @@
-/** The forecast drawn forward: 50 % and 90 % of what the model said, its mean, and what came. */
+/** The forecast drawn forward: 50 % and 90 % of the law, its mean, and the realised return. */
 
 const BANDS = [
   { z: 1.645, opacity: 0.11 },
@@ -42,9 +42,9 @@ export function drawFan(context, { decision, index, bars, across, y, colours }) 
   context.beginPath();
   context.arc(across.x(index), y(close), 2.5, 0, 2 * Math.PI);
   context.fill();
-  if (forecast.came == null) return;
+  if (forecast.realised == null) return;
   context.beginPath();
-  context.arc(across.x(index + bars), y(close * Math.exp(forecast.came)), 4, 0, 2 * Math.PI);
+  context.arc(across.x(index + bars), y(close * Math.exp(forecast.realised)), 4, 0, 2 * Math.PI);
   context.fillStyle = colours.paper;
   context.fill();
   context.lineWidth = 1.5;

@@ -12,7 +12,7 @@ from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork, by_names
 
 torch.set_num_threads(1)
 FEATURES = 6

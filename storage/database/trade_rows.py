@@ -1,0 +1,39 @@
+"""The closed trades of a run, computed again from the rows that a prune keeps."""
+
+from __future__ import annotations
+
+from itertools import chain, repeat
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from tracepaper.storage.database.chunks import WITHIN, run_span, select
+from tracepaper.storage.database.run_views import actions_of
+from tracepaper.storage.record.rows import At
+from tracepaper.storage.record.trades import TradeBooks
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from tracepaper.storage.record.columns import Row
+    from tracepaper.strategies.types.decisions import Run
+
+_FUNDED: Final = select("ledger", f"{WITHIN} AND kind = 'funding'")
+_FILLS: Final = select("fills", WITHIN)
+_HOLDINGS: Final = select("holdings", WITHIN)
+_SEQUENCE: Final = itemgetter(At("fills").sequence)  # and of the others
+
+
+def trades_until(
+    connection: sqlite3.Connection, run_key: int, run: Run, until: int | None = None
+) -> tuple[TradeBooks, list[Row]]:
+    """Return the books of *run* behind step *until*, and the rows of the trades closed by then."""
+    books, span = TradeBooks(run), run_span(run_key, until)
+    changes: list[tuple[int, Any, Any]] = []
+    for query, take in ((_FUNDED, books.pay), (_FILLS, books.fill), (_HOLDINGS, books.hold)):
+        if query is not _HOLDINGS or books.is_taken:
+            rows = connection.execute(query, span).fetchall()
+            changes += zip(map(_SEQUENCE, rows), repeat(take), rows)
+    acted = ((at, books.act, action) for at, action in actions_of(connection, run, until=until))
+    # Of one step in this order, as the encoder takes them.
+    changes = sorted(chain(acted, changes), key=itemgetter(0))
+    return books, [row for _, take, of in changes if (row := take(of)) is not None]

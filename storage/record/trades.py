@@ -1,0 +1,187 @@
+"""The closed trades of a run's books, from the rows of fills, funding, splits, holdings; pure.
+
+A trade goes from flat to flat. It has the key of the fill that closed it, and names the one that
+opened it.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import json
+
+from tracepaper.storage.record.rows import gather
+from tracepaper.strategies.corporate_actions import (
+    Entitlement,
+    ShareTerms,
+    entitlement,
+    entitlement_parts,
+)
+from tracepaper.strategies.types.decisions import LedgerKind, PositionSide
+from tracepaper.strategies.types.market import Side
+from tracepaper.strategies.units import divide_half_even
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracepaper.storage.record.columns import Row
+    from tracepaper.strategies.types.decisions import Run
+    from tracepaper.strategies.types.market import CorporateAction
+
+
+_BOOK_OF_FILL: Final = gather("fills", "twin", "position_side", "instrument")
+_FILLED: Final = gather(
+    "fills",
+    *("sequence", "ordinal", "side", "quantity", "reference_price", "notional", "fee", "fee_base"),
+)
+_PAID: Final = gather("ledger", "kind", "position_side", "instrument", "amount")
+_HELD: Final = gather("holdings", "twin", "instrument", "quantity")
+_SIDES: Final = frozenset(PositionSide)
+
+
+class TradeBook:
+    """The trades of one position, from flat to flat.
+
+    Nothing is rounded but the parts of a fill that turns the position: the two trades share it by
+    quantity, half-even. A sale that leaves less than a step, which cannot be sold, ends the trade.
+    A trade that a split left less than a step of is none, and neither is what was *held* at first.
+    """
+
+    def __init__(self, terms: ShareTerms, held: int = 0) -> None:
+        self._terms = terms
+        self.held = held if abs(held) >= terms.step else 0  # signed
+        self._begin(None)
+
+    def _begin(self, opened: tuple[int, int] | None) -> None:
+        """Begin the trade that the fill *opened* opens, None where no row shows it."""
+        self._opened = opened
+        self._most = 0
+        self._entered: Fraction | int = 0  # the most held, in quantities before any split
+        self._splits = Fraction(1)
+        self._entries, self._exits = [0, 0], [0, 0]  # quantity and notional
+        self._gross = self._fees = self._funding = self._dividends = 0
+
+    def act(self, after: Entitlement) -> None:
+        """Take in what a split or a dividend left of it, and paid."""
+        if self.held:
+            self._dividends += after.paid
+            self._splits *= Fraction(after.quantity, self.held)
+            self.held = after.quantity
+            self._most = max(self._most, after.quantity)
+
+    def pay(self, amount: int) -> None:
+        """Take in a settlement: the money that came in."""
+        self._funding -= amount
+
+    def fill(self, row: Sequence[Any]) -> Row | None:
+        """Take in a row of ``fills``; return the columns of the trade that it closes, if it does.
+
+        They are those of ``trades`` behind the key.
+        """
+        sequence, ordinal, side, quantity, reference, notional, fee, fee_base = _FILLED(row)
+        held, is_buy = self.held, side == Side.BUY
+        moved = quantity - fee_base if is_buy else -quantity
+        if not moved:
+            return None
+        if not held:
+            self._begin((sequence, ordinal))
+        if moved < 0 < held + moved < self._terms.step:
+            moved = -held
+        is_exit = held * moved < 0
+        left = abs(moved) - abs(held)
+        whole = quantity, notional, self._terms.notional(reference, quantity), fee
+        if not is_exit or left <= 0:
+            self._book(whole, is_buy=is_buy, is_exit=is_exit)
+            self._hold(held + moved)
+            return self._closed() if not self.held else None
+        size = abs(moved)
+        part = [divide_half_even(amount * (size - left), size) for amount in whole]
+        self._book(part, is_buy=is_buy, is_exit=True)
+        closed = self._closed()
+        self._begin((sequence, ordinal))
+        rest = [amount - of for amount, of in zip(whole, part, strict=True)]
+        self._book(rest, is_buy=is_buy, is_exit=False)
+        self._hold(held + moved)
+        return closed
+
+    def _book(self, amounts: Sequence[int], *, is_buy: bool, is_exit: bool) -> None:
+        quantity, notional, worth, fee = amounts
+        way = self._exits if is_exit else self._entries
+        way[0] += quantity
+        way[1] += notional
+        self._gross -= worth if is_buy else -worth
+        self._fees += fee
+
+    def _hold(self, held: int) -> None:
+        self.held = held
+        self._most = max(self._most, abs(held))
+        before = abs(held) if self._splits == 1 else abs(held) / self._splits
+        self._entered = max(self._entered, before)
+
+    def _closed(self) -> Row | None:
+        if self._opened is None:
+            return None
+        quantity, notional = self._entries
+        entered = Fraction(self._entered)
+        stake = divide_half_even(notional * entered.numerator, quantity * entered.denominator)
+        sums = self._gross, self._fees, self._funding, self._dividends
+        return (*self._opened, self._most, *self._entries, *self._exits, *sums, stake)
+
+
+class TradeBooks:
+    """The trades of every book of a *run*: of its account, and of those beside it.
+
+    In hedge mode the account has a book a side, and its fills are those of the sides. What is held
+    of an account that was taken over shows when a row of ``holdings`` does: fills before are of no
+    trade.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.is_taken = run.parent_run_id is not None
+        self._terms = [ShareTerms.of(instrument) for instrument in run.instruments]
+        self._places = {instrument.id: at for at, instrument in enumerate(run.instruments)}
+        named = json.decode(run.config).get("strategies", {})
+        self._owners = [name for name, of in named.items() if isinstance(of, dict)]
+        self._books: dict[tuple[str | None, str | None, int], TradeBook] = {}
+
+    def fill(self, row: Sequence[Any]) -> Row | None:
+        """Take in a row of ``fills``; return the row of ``trades`` that it closes, if it does."""
+        key = twin, side, instrument = _BOOK_OF_FILL(row)
+        if twin in _SIDES:
+            return None
+        if (book := self._books.get(key)) is None:
+            # Of an account beside the own one nothing says what of it each side held.
+            if self.is_taken and not (twin and side):
+                return None
+            book = self._books[key] = TradeBook(self._terms[instrument])
+        closed = book.fill(row)
+        return None if closed is None else (*row[:4], *closed)
+
+    def pay(self, row: Sequence[Any]) -> None:
+        """Take in a row of ``ledger``."""
+        kind, side, instrument, amount = _PAID(row)
+        book = self._books.get((None, side, instrument))
+        if kind == LedgerKind.FUNDING and book is not None:
+            book.pay(amount)
+
+    def act(self, action: CorporateAction) -> None:
+        """Take in a split or a dividend, of strategies their parts."""
+        place = self._places[action.instrument]
+        terms = self._terms[place]
+        books = {twin: book for (twin, _, at), book in self._books.items() if at == place}
+        effects = {twin: entitlement(action, of.held, 0, terms) for twin, of in books.items()}
+        if owners := [name for name in self._owners if name in books]:
+            held = [(books[name].held, 0) for name in owners]
+            whole = entitlement(action, sum(quantity for quantity, _ in held), 0, terms)
+            parts = entitlement_parts(action, whole, held, terms)
+            effects |= dict(zip(owners, parts, strict=True))
+        for twin, book in books.items():
+            book.act(effects[twin])
+
+    def hold(self, row: Sequence[Any]) -> None:
+        """Take in a row of ``holdings`` of an account that was taken over, behind its fills."""
+        twin, instrument, quantity = _HELD(row)
+        if instrument is not None and quantity is not None:
+            key = (None, twin, instrument) if twin in _SIDES else (twin, None, instrument)
+            self._books.setdefault(key, TradeBook(self._terms[instrument], quantity))

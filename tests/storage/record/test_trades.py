@@ -1,0 +1,92 @@
+"""The trades of one book, by rows of its fills."""
+
+from __future__ import annotations
+
+import storage_cases as cases
+from builders import instrument
+
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.trades import TradeBooks
+from tracepaper.strategies.types.market import Category, CorporateAction, CorporateActionKind
+
+TRADES = stored_columns("trades")
+
+
+def row(table: str, **values: object) -> tuple[object, ...]:
+    return tuple(values.get(name) for name in stored_columns(table))
+
+
+def books(parent: str | None = None, config: str = cases.CONFIG, **changes: object) -> TradeBooks:
+    scales = {"price_decimals": 0, "quantity_decimals": 0, "quantity_step": 1} | changes
+    one = (instrument(**scales),)  # type: ignore[arg-type]
+    return TradeBooks(cases.run(parent_run_id=parent, config=config, instruments=one))
+
+
+def closed(
+    of: TradeBooks,
+    *moves: tuple[int, int, int] | tuple[int, int, int, int],
+    twin: str | None = None,
+) -> list[dict[str, int]]:
+    """Return the trades that *moves* close: signed quantity, notional, fee and fee in base."""
+    found = []
+    for place, (quantity, notional, fee, *base) in enumerate(moves):
+        fill = row(
+            "fills", run_key=1, sequence=place, book=0, ordinal=0, instrument=0,
+            side="BUY" if quantity > 0 else "SELL", quantity=abs(quantity), reference_price=0,
+            notional=notional, fee=fee, fee_base=sum(base), twin=twin,
+        )  # fmt: skip
+        if (trade := of.fill(fill)) is not None:
+            found.append({name: int(value or 0) for name, value in zip(TRADES, trade, strict=True)})
+    return found
+
+
+def earned(trade: dict[str, int], *, is_short: bool = False) -> int:
+    moved = trade["exit_notional"] - trade["entry_notional"]
+    return (-moved if is_short else moved) - trade["fees"]
+
+
+def test_a_fill_that_turns_the_position_is_shared_by_quantity_and_what_is_open_is_none() -> None:
+    first, second = closed(books(), (1, 100, 1), (-3, 330, 3), (2, 210, 2), (1, 100, 0))
+    assert (first["quantity"], first["exit_notional"], earned(first)) == (1, 110, 110 - 100 - 2)
+    assert (first["opened_sequence"], first["sequence"]) == (0, 1)
+    assert (second["quantity"], second["entry_notional"]) == (2, 220)
+    assert earned(second, is_short=True) == 220 - 210 - 4
+    assert (second["opened_sequence"], second["sequence"], second["stake"]) == (1, 2, 220)
+
+
+def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
+    coarse = books(category=Category.SPOT, quantity_decimals=4, quantity_step=10)
+    moves = (10_000, 100, 0, 5), (-9_990, 120, 1), (10_000, 110, 0, 5)
+    (trade,) = closed(coarse, *moves)
+    assert (trade["quantity"], earned(trade)) == (9_995, 120 - 1 - 100)
+
+
+def test_what_was_held_of_an_account_taken_over_is_none_but_what_is_opened_since() -> None:
+    taken = books("before")
+    assert closed(taken, (-9, 9, 0)) == []  # no row has shown yet what is held
+    taken.hold(row("holdings", instrument=0, quantity=2))
+    (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0))
+    assert (trade["opened_sequence"], trade["entry_notional"]) == (1, 200)
+
+
+def test_a_split_leaves_the_stake_and_funding_counts_while_it_is_held() -> None:
+    held, paid = books(), row("ledger", kind="funding", instrument=0, amount=-3)
+    held.pay(paid)
+    assert closed(held, (4, 400, 0)) == []
+    held.pay(paid)
+    at = {"market_ms": 0, "seen_ms": 0}
+    held.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 2, 1, 0, 50, **at))
+    (trade,) = closed(held, (2, 120, 0), (-10, 600, 0))
+    assert (trade["quantity"], trade["entry_quantity"], trade["funding"]) == (10, 6, 3)
+    assert trade["stake"] == 433  # five of the shares before the split, of 520 for six
+
+
+def test_of_a_split_strategies_have_their_parts() -> None:
+    """Ten shares of both are fifteen, where five of each alone would be seven."""
+    several = books(config='{"strategies":{"a":{"share":"0.5"},"b":{"share":"0.5"}}}')
+    for name in ("a", "b"):
+        assert closed(several, (5, 500, 0), twin=name) == []
+    at = {"market_ms": 0, "seen_ms": 0}
+    several.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 3, 2, 0, 50, **at))
+    ((first,), (second,)) = (closed(several, (-n, 9, 0), twin=of) for n, of in ((8, "a"), (7, "b")))
+    assert (first["quantity"], second["quantity"]) == (8, 7)
