@@ -238,7 +238,7 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
 @pytest.mark.parametrize(
     ("market", "options", "sentence"),
     [
-        ({"depth": 3}, {}, "reads 5 levels each 1,000 ms, and .market. has depth = 3"),
+        ({"depth": 3}, {}, "books of 5 levels each 1,000 ms, and .market. has depth = 3"),
         ({"depth": 6}, {}, "holds linear:BTCUSDT, 5 levels a side each 1,000 ms, and the run"),
         ({"depth": 5, "depth_every_ms": 500}, {}, "set market.depth and market.depth_every_ms"),
         ({}, {"horizon": 2}, "options.horizon is 2; the network knows 1, 3 books"),
