@@ -107,9 +107,9 @@ class TradeBook:
 
     def _book(self, amounts: Sequence[int], *, is_buy: bool, is_exit: bool) -> None:
         quantity, notional, worth, fee = amounts
-        way = self._exits if is_exit else self._entries
-        way[0] += quantity
-        way[1] += notional
+        sums = self._exits if is_exit else self._entries
+        sums[0] += quantity
+        sums[1] += notional
         self._gross -= worth if is_buy else -worth
         self._fees += fee
 
