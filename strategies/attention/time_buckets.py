@@ -177,6 +177,6 @@ def shift(before: Floats, after: Floats) -> Floats:
 
 
 def _relative_entropy(row: Floats, other: Floats) -> Floats:
-    """Return the relative entropy [bar] in bits; 0 log 0 is 0."""
-    ratio = np.divide(row, other, out=np.ones_like(row), where=row > 0.0)
+    """Return the relative entropy [bar] in bits; 0 log 0 is 0, as is what half of rounds to 0."""
+    ratio = np.divide(row, other, out=np.ones_like(row), where=(row > 0.0) & (other > 0.0))
     return (row * np.log2(ratio)).sum(axis=1)

@@ -404,9 +404,9 @@ def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:
 
 def explained_step(number: int, index: int) -> Step:
     """Return the decision on bar *index*: late on the third, with twins and an order's life."""
-    twin_fill = market_fill("7-1", Side.BUY, 10_000, START_MS)
+    twin_side = Side.SELL if index == 3 else Side.BUY
+    twin_fill = market_fill("7-1", twin_side, 10_000, START_MS)
     twin = TwinStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), ACCOUNT, (twin_fill,))
-    turn = tuple(market_fill("7-0", side, 10_000, START_MS) for side in (Side.SELL, Side.BUY))
     quiet = TwinStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
     bought = LedgerEntry(LedgerKind.BOUGHT, -5, START_CASH - 5, ETH.id, "7-0")
     sold = LedgerEntry(LedgerKind.SOLD, 5, START_CASH, ETH.id, "7-0")
@@ -419,7 +419,7 @@ def explained_step(number: int, index: int) -> Step:
         position=OURS,
         account=ACCOUNT,
         orders=(order("7-0", Side.SELL, ORDER_LIFE[index], START_MS),) if index else (),
-        fills=turn if index == 3 else (),
+        fills=(market_fill("7-0", Side.SELL, 10_000, START_MS),) if index == 3 else (),
         twins=(twin, quiet) if index % 2 else (quiet,),
         ledger=(bought, sold) if index == 3 else (),
     )

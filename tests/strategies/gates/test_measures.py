@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -92,6 +92,7 @@ def _explained(measure: NDArray[np.float64], phases: NDArray[np.int64]) -> float
 distributions = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(lambda w: sum(w) > 0.1)
 
 
+@example(weights=[1.0] + 5 * [0.0], other=[1.0, 5e-324] + 4 * [0.0])
 @given(weights=distributions, other=distributions)
 def test_shift_is_a_distance_between_zero_and_one(weights: list[float], other: list[float]) -> None:
     first = np.array([weights]) / sum(weights)
