@@ -58,6 +58,6 @@ class LightGBM(Model):
         """Return the mean log return of each row of features."""
         return {"mean_return": self.booster.predict(rows, num_threads=1)}
 
-    def contributions(self, seen: ModelInput) -> Mapping[str, float]:
+    def contributions(self, inputs: ModelInput) -> Mapping[str, float]:
         """Return what each feature of the newest row adds to the mean log return."""
-        return tree_shap(self.booster, seen.features[-1])
+        return tree_shap(self.booster, inputs.features[-1])

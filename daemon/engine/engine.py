@@ -853,16 +853,16 @@ class Engine:
         self,
         bar: Bar,
         account: PaperAccount,
-        asked: Sequence[Intent | Orders | None],
+        requested: Sequence[Intent | Orders | None],
         decisions: Sequence[Decision],
         at_ms: int,
     ) -> tuple[Wishes, Signal]:
-        """Net what is *asked* of the shares in *account* at the *decisions* on *bar*."""
+        """Net what is *requested* of the shares in *account* at the *decisions* on *bar*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         intents: dict[str, Intent | Orders] = {}
         net, reasons = {book.side: 0 for book in account.books}, []
         for (member, of_member), intent, decision in zip(
-            self._on[key], asked, decisions, strict=True
+            self._on[key], requested, decisions, strict=True
         ):
             name, signal, has_changed = member.name, of_member.signal, False
             if intent is not None:

@@ -142,8 +142,8 @@ class DecisionLog:
             "equity": self._equity,
         }
         rows = {name: np.array(column, np.int64) for name, column in columns.items()}
-        made = self._cash, self._fees, self._fills  # its first decision is compared
-        return DecidedRun(rows, self._decisions.__getitem__, lambda _first: made)
+        account = self._cash, self._fees, self._fills  # its first decision is compared
+        return DecidedRun(rows, self._decisions.__getitem__, lambda _first: account)
 
 
 def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) -> DecidedRun:

@@ -536,11 +536,11 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
         symbol: [segment for segment in data.segments if segment.candles.symbol == symbol]
         for symbol in symbols
     }
-    known = [  # where a row of features is
+    times_by_symbol = [  # where a row of features is
         np.concatenate([segment.open_time_ms[segment.first :] for segment in by_symbol[symbol]])
         for symbol in symbols
     ]
-    times = reduce(np.intersect1d, known)
+    times = reduce(np.intersect1d, times_by_symbol)
     if not len(times):
         raise DataInvalid(
             f"There is no close at which all of {', '.join(symbols)} have a bar and "

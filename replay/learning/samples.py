@@ -83,8 +83,8 @@ def targets(
 def moves(price: Array, horizon: int) -> Array:
     """Return the log returns to *horizon* of those of [.., time] that know it, the first ones."""
     logs = np.log(price)
-    known: Array = logs[..., horizon:] - logs[..., : max(price.shape[-1] - horizon, 0)]
-    return known
+    returns: Array = logs[..., horizon:] - logs[..., : max(price.shape[-1] - horizon, 0)]
+    return returns
 
 
 def ahead(values: Array, horizon: int) -> Array:
@@ -101,17 +101,17 @@ def _steps(price: Array) -> Array:
     return np.diff(logs, prepend=logs[..., :1])
 
 
-def padded(known: Array, time: int, dtype: type[np.floating[Any]] = np.float64) -> Column:
-    """Return *known* [.., some of time] as [.., time], NaN where nothing is known."""
-    column = np.full((*known.shape[:-1], time), np.nan, dtype=dtype)
-    column[..., : known.shape[-1]] = known
+def padded(values: Array, time: int, dtype: type[np.floating[Any]] = np.float64) -> Column:
+    """Return *values* [.., some of time] as [.., time], NaN where nothing is known."""
+    column = np.full((*values.shape[:-1], time), np.nan, dtype=dtype)
+    column[..., : values.shape[-1]] = values
     return column
 
 
-def _scaled(known: Array, unit: Array, horizon: int) -> Column:
-    """Return *known* in units of σ √h, cut at ``RETURN_LIMIT``."""
-    scale = unit[..., : known.shape[-1]] * np.sqrt(horizon)
-    return padded(np.clip(known / scale, -RETURN_LIMIT, RETURN_LIMIT), unit.shape[-1], np.float32)
+def _scaled(values: Array, unit: Array, horizon: int) -> Column:
+    """Return *values* in units of σ √h, cut at ``RETURN_LIMIT``."""
+    scale = unit[..., : values.shape[-1]] * np.sqrt(horizon)
+    return padded(np.clip(values / scale, -RETURN_LIMIT, RETURN_LIMIT), unit.shape[-1], np.float32)
 
 
 @label("returns", missing=0.0)
@@ -181,8 +181,8 @@ def round_trip_cost(_: Array, unit: Array, horizon: int) -> Column:
 @label("relative", missing=0.0, head="relative")
 def relative_return(price: Array, unit: Array, horizon: int) -> Column:
     """Return each return less the mean over the assets, in its own unit σ √h."""
-    known = moves(price, horizon)
-    return _scaled(known - known.mean(axis=0), unit, horizon)
+    returns = moves(price, horizon)
+    return _scaled(returns - returns.mean(axis=0), unit, horizon)
 
 
 def gains(price: Array, horizon: int) -> Array:

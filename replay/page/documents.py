@@ -168,7 +168,7 @@ def compare(left: ShownRun, right: ShownRun) -> TitledParts:
     )
     sequences = first["sequence"].tolist(), second["sequence"].tolist()
     gates = _judged(left), _judged(right)
-    judged = [gates[0].get(one) != gates[1].get(two) for one, two in zip(*sequences, strict=True)]
+    judged = [gates[0].get(old) != gates[1].get(new) for old, new in zip(*sequences, strict=True)]
     differs = np.stack([_differs(first[field], second[field]) for field in _FIELDS], 1)
     others = np.array(judged, dtype=bool) & ~differs.any(axis=1)
     differs = np.column_stack([differs, others])

@@ -48,12 +48,12 @@ def _column(values: list[float | None]) -> list[float | None] | dict[str, list[i
     """Return *values* as differences, as they are where that would change one."""
     column = np.array(values, dtype=np.float64)
     is_known = np.isfinite(column)
-    known = column[is_known]
+    numbers = column[is_known]
     for decimals in range(DECIMALS_MAX + 1):
-        scaled = np.rint(known * 10.0**decimals)
+        scaled = np.rint(numbers * 10.0**decimals)
         if np.abs(scaled).max(initial=0) >= WHOLE_MAX:
             break
-        if np.array_equal(scaled / 10.0**decimals, known):
+        if np.array_equal(scaled / 10.0**decimals, numbers):
             steps = iter(np.diff(scaled.astype(np.int64), prepend=0).tolist())
             return {MARK: [decimals, *(next(steps) if each else None for each in is_known)]}
     return [each if finite else None for each, finite in zip(values, is_known, strict=True)]

@@ -496,13 +496,13 @@ def _check_positions(
     booked: dict[int, list[Entry]] = {}
     shown: dict[tuple[str | None, int], int] = {}
     for step, twin, place, *held in connection.execute(_HOLDINGS, (run_key,)):
-        books, known = _posted_alone(twin, is_hedged=terms.is_hedged), positions[place]
+        books, at_place = _posted_alone(twin, is_hedged=terms.is_hedged), positions[place]
         while (behind := waiting[place]) and behind[0].step <= step:
-            booked |= _taken_in(behind.popleft(), known, tuple(terms.shares))
+            booked |= _taken_in(behind.popleft(), at_place, tuple(terms.shares))
         if is_taken and len(books) == 1:  # else nothing says what of it each side has
-            known.setdefault(books[0], _Position(is_cash[place], *held))
+            at_place.setdefault(books[0], _Position(is_cash[place], *held))
         shown |= {(book, place): step for book in books}
-        of_books = [known[book].held for book in books if book in known]
+        of_books = [at_place[book].held for book in books if book in at_place]
         if of_books and [*map(sum, zip(*of_books, strict=True))] != held:
             yield _disagree(step, "positions", "fills", "holdings", "fills")
             return

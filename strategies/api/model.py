@@ -100,9 +100,9 @@ class Model:
     def __init__(self, options: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         self.options, self.files = options, files
 
-    def predict(self, seen: ModelInput) -> Answer:
-        """Forecast the time after the newest bar of *seen*; None for no forecast."""
-        rows = self.predict_rows(seen.features[-1:])
+    def predict(self, inputs: ModelInput) -> Answer:
+        """Forecast the time after the newest bar of *inputs*; None for no forecast."""
+        rows = self.predict_rows(inputs.features[-1:])
         return {name: np.asarray(values)[0] for name, values in rows.items()}
 
     def predict_rows(self, rows: NDArray[np.float32]) -> Mapping[str, Any]:
@@ -113,10 +113,10 @@ class Model:
         """
         raise NotImplementedError
 
-    def contributions(self, seen: ModelInput) -> Mapping[str, float] | None:  # noqa: ARG002 - to override
+    def contributions(self, inputs: ModelInput) -> Mapping[str, float] | None:  # noqa: ARG002 - to override
         """Return what each feature adds to ``mean_return`` at ``gate.horizon``, by its name.
 
-        Log returns, with the base value as one of them: they sum to the forecast of *seen*, or
+        Log returns, with the base value as one of them: they sum to the forecast of *inputs*, or
         ``explain`` rejects them. None, the default, where the model cannot tell. It is asked when a
         decision is explained, and nothing of it is stored.
         """

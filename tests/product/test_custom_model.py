@@ -117,7 +117,7 @@ from tracepaper import Model
 
 class Sure(Model):
     measures = ("mean_return", "confidence")
-    def predict(self, seen):
+    def predict(self, inputs):
         return {"mean_return": 0.001, "confidence": 0.5}
 """
 
@@ -150,9 +150,9 @@ class Mine(Model):
     features = "{module}:features"
     def __init__(self, options, files):
         {init}
-    def predict(self, seen):
+    def predict(self, inputs):
         {predict}
-        return {{"mean_return": float(seen.features[-1, 0])}}
+        return {{"mean_return": float(inputs.features[-1, 0])}}
 """
 
 
@@ -198,7 +198,7 @@ def test_a_model_that_looks_for_later_bars_is_found(tmp_path: Path, fresh: Fresh
         "predict": "bars = [one for one in gc.get_objects() if isinstance(one, list)]\n"
         "        bars = [bar for one in bars for bar in one if isinstance(bar, Bar)]\n"
         "        last = max(bars, key=lambda bar: bar.open_time_ms, default=None)\n"
-        "        rises = last is not None and last.close_time_ms > seen.time\n"
+        "        rises = last is not None and last.close_time_ms > inputs.time\n"
         '        return {"mean_return": 1.0 if rises else -1.0}',
     }
     finding = checked(tmp_path, fresh, "dishonest", bodies)
@@ -219,8 +219,8 @@ class Mine(Model):
     context = 2
     def __init__(self, options, files):
         self.url = options["url"]
-    def predict(self, seen):
-        change = float(seen.past.close[-1] - seen.past.close[0])
+    def predict(self, inputs):
+        change = float(inputs.past.close[-1] - inputs.past.close[0])
         with urlopen(f"{self.url}/{change}", timeout=None) as answer:
             return json.load(answer)
 """

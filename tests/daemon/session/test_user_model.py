@@ -38,8 +38,8 @@ class Mine(Model):
 """
 PLAIN = """
     features = "{module}:features"
-    def predict(self, seen):
-        return {{"mean_return": float(seen.features[-1, 0])}}
+    def predict(self, inputs):
+        return {{"mean_return": float(inputs.features[-1, 0])}}
 """
 ROWS = """
     features = "{module}:features"
@@ -114,17 +114,17 @@ def test_prices_are_prices_and_the_past_is_its_own_to_keep(folder: Path) -> None
     body = """
     context = 4
     kept = []
-    def predict(self, seen):
-        past = seen.past
+    def predict(self, inputs):
+        past = inputs.past
         self.kept.append(past.close)
-        for array in (past.close, past.time, seen.features):
+        for array in (past.close, past.time, inputs.features):
             try:
                 array[0] = 0
             except ValueError:
                 continue
             raise AssertionError("it could be written")
         assert past.close.base is None or not past.close.base.flags.writeable
-        assert len(past.volume) == 4 and seen.time == past.time[-1]
+        assert len(past.volume) == 4 and inputs.time == past.time[-1]
         return {{"mean_return": past.close[-1]}}
 """
     model = model_of(folder, body)
@@ -173,9 +173,12 @@ def test_what_is_no_model_or_no_name_is_said(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("    def predict(self, seen):\n        return 1 / 0\n", "ZeroDivisionError.*own_.*py:11"),
-        ("    def predict(self, seen):\n        return {{'mean': 1}}\n", "what it may give is"),
-        ("    def predict(self, seen):\n        return 'up'\n", "return a mapping"),
+        (
+            "    def predict(self, inputs):\n        return 1 / 0\n",
+            "ZeroDivisionError.*own_.*py:11",
+        ),
+        ("    def predict(self, inputs):\n        return {{'mean': 1}}\n", "what it may give is"),
+        ("    def predict(self, inputs):\n        return 'up'\n", "return a mapping"),
     ],
 )
 def test_what_it_does_wrong_ends_in_one_sentence(folder: Path, body: str, words: str) -> None:
@@ -208,7 +211,7 @@ def test_files_are_read_beside_the_configuration_and_are_part_of_the_id(folder: 
     body = """
     def __init__(self, options, files):
         self.weight = float(files["weight.txt"].read_text()) * options.get("times", 1)
-    def predict(self, seen):
+    def predict(self, inputs):
         return {{"mean_return": self.weight}}
 """
     name = written(folder, body)
@@ -274,7 +277,7 @@ def test_another_schema_by_the_configuration_is_another_model(folder: Path) -> N
 def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
     body = """
     measures = ("probabilities",)
-    def predict(self, seen):
+    def predict(self, inputs):
         return {{"p_up": 0.7}}
 """
     name = written(folder, body)
@@ -299,7 +302,7 @@ def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
 def test_a_model_without_a_direction_cannot_be_traded_by_the_built_in_strategy(
     folder: Path,
 ) -> None:
-    body = "    measures = ('volatility',)\n    def predict(self, seen):\n        return None\n"
+    body = "    measures = ('volatility',)\n    def predict(self, inputs):\n        return None\n"
     name = f"{written(folder, body)}:Mine"
     given = load(None, {"strategy": {"name": "attention"}, "model": {"class": name}})
     with pytest.raises(ConfigInvalid, match="needs mean_return or probabilities"):

@@ -34,8 +34,8 @@ class Summed(Model):
     def predict_rows(self, rows):
         return {"mean_return": 0.001 + rows.astype(np.float64) @ [0.5, 0.01]}
 
-    def contributions(self, seen):
-        price, volume = seen.features[-1].astype(np.float64) * [0.5, 0.01]
+    def contributions(self, inputs):
+        price, volume = inputs.features[-1].astype(np.float64) * [0.5, 0.01]
         return {"price": price, "volume": volume, "base": self.options["base"]}
 """
 CONFIG = """

@@ -24,8 +24,8 @@ class Mine(tracepaper.Model):
     horizons = (4,)
     measures = ("mean_return",)
     trained_until = {until!r}
-    def predict(self, seen):
-        return {{"mean_return": 0.01 if seen.past.close[-1] > seen.past.close[0] else -0.01}}
+    def predict(self, inputs):
+        return {{"mean_return": 0.01 if inputs.past.close[-1] > inputs.past.close[0] else -0.01}}
 """
 
 
