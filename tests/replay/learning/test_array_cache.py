@@ -84,17 +84,17 @@ def test_of_two_that_write_the_same_one_wins(tmp_path: Path) -> None:
         for array in arrays.values():
             array[...] = 4.0
 
-    found: list[dict[str, NDArray[Any]]] = []
+    results: list[dict[str, NDArray[Any]]] = []
 
     def work() -> None:
-        found.append(ArrayCache(tmp_path).get("key", WANTED, fill))
+        results.append(ArrayCache(tmp_path).get("key", WANTED, fill))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [bool((arrays["values"] == 4.0).all()) for arrays in found] == [True, True]
+    assert [bool((arrays["values"] == 4.0).all()) for arrays in results] == [True, True]
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 

@@ -25,9 +25,9 @@ SPLIT = split(8, 9, 10, embargo=2)
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return minutes of two symbols over twenty days."""
-    made = tmp_path_factory.mktemp("candles")
+    root = tmp_path_factory.mktemp("candles")
     both = (learnable(DAYS * DAY_BARS), learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"))
-    return [str(write_csv(candles, made)) for candles in both]
+    return [str(write_csv(candles, root)) for candles in both]
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ def test_one_horizon_is_other_bars_at_other_intervals(joint: Dataset) -> None:
 
 
 def test_other_intervals_are_seen_in_training_alone(joint: Dataset) -> None:
-    def seen(part: Part) -> set[int]:
+    def lengths(part: Part) -> set[int]:
         return {samples.segment.interval_ms for samples in joint.samples(part)}
 
-    assert seen(Part.TRAIN) == {FIFTEEN, FIVE, HALF}
-    assert seen(Part.VALIDATION) == seen(Part.CALIBRATION) == seen(Part.TEST) == {FIFTEEN}
+    assert lengths(Part.TRAIN) == {FIFTEEN, FIVE, HALF}
+    assert lengths(Part.VALIDATION) == lengths(Part.CALIBRATION) == lengths(Part.TEST) == {FIFTEEN}
 
 
 def test_a_symbol_is_of_a_part_only_where_it_has_bars_to_judge(
@@ -165,8 +165,8 @@ def test_horizons_and_intervals_are_read_from_text() -> None:
 def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
     segment = joint.segments[0]
     assert segment.values.shape[1] == len(schema("v2-15m").names)
-    known = targets(joint.panels[0], (4,))["returns"][0, :, 0]
-    assert np.isnan(known[: segment.first]).all()
+    returns = targets(joint.panels[0], (4,))["returns"][0, :, 0]
+    assert np.isnan(returns[: segment.first]).all()
 
 
 def test_a_material_is_described(paths: list[str], tmp_path: Path, cli: Cli) -> None:
@@ -190,7 +190,7 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
     network: str, paths: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     """Two days of validation hold no label of two days: all scores had been NaN."""
-    made = choose(
+    chosen = choose(
         f"model.kind={network}",
         "features.intervals=15m",
         "horizons=1h,2d",
@@ -199,7 +199,7 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
         "split.calibration_until=2023-12-01",
     )
     out = ("--out", str(tmp_path / "made"))
-    complaint = cli.err("train", *(f"--data={path}" for path in paths), *made, *out, code=1)
+    complaint = cli.err("train", *(f"--data={path}" for path in paths), *chosen, *out, code=1)
     assert "The validation part has no bar whose next 192 (2d) end in it; give more" in complaint
     assert not (tmp_path / "made").exists()
     dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]

@@ -56,10 +56,10 @@ def options(**changed: Any) -> FitOptions:
 def network(kind: str, dropout: float = 0.1) -> Network:
     if kind == "flash":
         return FlashNetwork(replace(tiny(), dropout=dropout))
-    known = kind_of(kind)
+    maker = kind_of(kind)
     section = {"dim": 8, "layers": 2, "window": 24, "horizons": HORIZONS, "dropout": dropout}
-    made: Network = known.make(known.read(section))
-    return made
+    model: Network = maker.make(maker.read(section))
+    return model
 
 
 def fit(
@@ -82,21 +82,21 @@ def ignore(_: Progress) -> None:
 
 
 def test_a_network_learns_what_is_there_to_learn(tmp_path: Path) -> None:
-    made = fit(tmp_path, options(steps=80, validate_every=40, average=0.9))
-    made.run(ignore)
-    scores = np.array(made.progress.scores)
+    fitted = fit(tmp_path, options(steps=80, validate_every=40, average=0.9))
+    fitted.run(ignore)
+    scores = np.array(fitted.progress.scores)
     assert (scores[2] > 0).all()  # volatility breathes
     assert scores[0, 0] > 0  # returns lean back
-    assert made.progress.best_score > 0.1
-    assert set(made.best) == set(FlashNetwork(tiny()).state_dict())
+    assert fitted.progress.best_score > 0.1
+    assert set(fitted.best) == set(FlashNetwork(tiny()).state_dict())
 
 
 def test_a_seed_repeats_in_every_bit_and_another_does_not(tmp_path: Path) -> None:
     runs = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        made = fit(tmp_path / name, options(seed=seed))
-        made.run(ignore)
-        runs.append(made.best["embed.weight"])
+        fitted = fit(tmp_path / name, options(seed=seed))
+        fitted.run(ignore)
+        runs.append(fitted.best["embed.weight"])
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -128,8 +128,8 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind:
 
 
 def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path: Path) -> None:
-    made = fit(tmp_path)
-    made.save()
+    fitted = fit(tmp_path)
+    fitted.save()
     before = states.read_state(tmp_path / states.STATE_NAME)
     program = (
         "import os, sys; from pathlib import Path; import torch;"
@@ -192,35 +192,35 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_heads_that_no_longer_improve_end_the_fit(tmp_path: Path) -> None:
-    made = fit(tmp_path, options(steps=400, validate_every=1, patience=1, learning_rate=1e-12))
-    made.run(ignore)
-    assert made.progress.step < 400
+    fitted = fit(tmp_path, options(steps=400, validate_every=1, patience=1, learning_rate=1e-12))
+    fitted.run(ignore)
+    assert fitted.progress.step < 400
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path: Path) -> None:
-    made = fit(tmp_path, options(learning_rate=1e30))
+    fitted = fit(tmp_path, options(learning_rate=1e30))
     with pytest.raises(InvariantBroken, match="step 2, and no weights were good before"):
-        made.run(ignore)
+        fitted.run(ignore)
 
 
 def test_the_best_weights_outlive_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    made = fit(tmp_path)
-    seen: list[Progress] = []
+    fitted = fit(tmp_path)
+    history: list[Progress] = []
 
     def spoil(progress: Progress) -> None:
-        seen.append(replace(progress))
+        history.append(replace(progress))
         if progress.step == 5:
             with torch.no_grad():
-                next(made.network.parameters()).fill_(math.nan)  # as overflow would
+                next(fitted.network.parameters()).fill_(math.nan)  # as overflow would
 
-    made.run(spoil)
-    assert made.progress.step == 5
-    assert made.progress.stopped == (
+    fitted.run(spoil)
+    assert fitted.progress.step == 5
+    assert fitted.progress.stopped == (
         "The training loss or its gradient, first in embed, was not finite (nan) at step 6; kept "
         "are the weights of step 4."
     )
-    assert seen[-1].stopped
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in made.best.values())
+    assert history[-1].stopped
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in fitted.best.values())
     assert fit(tmp_path).resume()  # what was saved before is whole
 
 
@@ -230,8 +230,8 @@ def test_products_in_bfloat16_leave_the_weights_float32(tmp_path: Path, kind: st
         fit(tmp_path / precision, options(steps=2, precision=precision), kind=kind)
         for precision in ("float32", "bfloat16")
     )
-    for made in (plain, half):
-        made.run(ignore)
+    for fitted in (plain, half):
+        fitted.run(ignore)
     assert all(tensor.dtype is torch.float32 for tensor in half.best.values())
     assert half.progress.training_loss != plain.progress.training_loss
     assert half.progress.training_loss == pytest.approx(plain.progress.training_loss, rel=0.05)
@@ -264,27 +264,27 @@ def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
 
 
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
-    made = fit(tmp_path, options(accumulate=3, steps=2))
-    made.run(ignore)
-    assert made.progress.step == 2
-    assert math.isfinite(made.progress.training_loss)
+    fitted = fit(tmp_path, options(accumulate=3, steps=2))
+    fitted.run(ignore)
+    assert fitted.progress.step == 2
+    assert math.isfinite(fitted.progress.training_loss)
 
 
 def test_a_batch_learnt_from_in_pieces_has_the_gradient_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = options(steps=1, windows=16, learned_weights=True, clip=1e9)
-    found = []
+    results = []
     for rows in (None, 5 * 24):  # windows of 24 rows: pieces of 5, 5, 5 and 1
         monkeypatch.setattr(InformerNetwork, "rows_a_pass", rows)
-        made = fit(tmp_path / str(rows), chosen, kind="informer", dropout=0.0)
-        made.run(ignore)
+        fitted = fit(tmp_path / str(rows), chosen, kind="informer", dropout=0.0)
+        fitted.run(ignore)
         # After one step a first moment is a tenth of the gradient, those of the losses' own too.
         moments = states.stripped(
             "optimiser", states.read_state(tmp_path / str(rows) / states.STATE_NAME)[0]
         )
-        found.append((made.progress.training_loss, moments))
-    (whole, ours), (pieced, theirs) = found
+        results.append((fitted.progress.training_loss, moments))
+    (whole, ours), (pieced, theirs) = results
     assert pieced == pytest.approx(whole, rel=1e-6)
     firsts = [name for name in ours if name.endswith("exp_avg")]
     assert len(firsts) > 20
@@ -297,10 +297,10 @@ def test_a_weight_of_entropy_is_learnt_by_and_repeats(tmp_path: Path) -> None:
     losses, kept = [], []
     for folder, chosen in ((tmp_path / "a", weighted), (tmp_path / "b", weighted)):
         folder.mkdir()
-        made = fit(folder, chosen)
-        made.run(ignore)
-        losses.append(made.progress.training_loss)
-        kept.append(made.best["blocks.0.project_in.weight"])
+        fitted = fit(folder, chosen)
+        fitted.run(ignore)
+        losses.append(fitted.progress.training_loss)
+        kept.append(fitted.best["blocks.0.project_in.weight"])
     plain = fit(tmp_path, QUICK)
     plain.run(ignore)
     assert losses[0] == losses[1]
@@ -311,81 +311,83 @@ def test_a_weight_of_entropy_is_learnt_by_and_repeats(tmp_path: Path) -> None:
 
 
 def test_the_gradients_of_each_part_are_kept_at_each_validation(tmp_path: Path) -> None:
-    made = fit(tmp_path / "a", options(steps=3, validate_every=1, average=0.0), dropout=0.0)
-    made.run(ignore)
-    norms = made.progress.gradients
+    fitted = fit(tmp_path / "a", options(steps=3, validate_every=1, average=0.0), dropout=0.0)
+    fitted.run(ignore)
+    norms = fitted.progress.gradients
     assert list(norms) == ["embed", "blocks.0", "blocks.1", "norm", "heads.project"]
     assert all(len(each) == 3 for each in norms.values())
     # Of the first step, by hand: the same batch, the same weights, no optimiser.
     other = fit(tmp_path / "b", options(steps=3, validate_every=1), dropout=0.0)
-    objective = HeadLosses(made_of(other), TRAINING, VALIDATION, QUICK, ())
+    objective = HeadLosses(network_of(other), TRAINING, VALIDATION, QUICK, ())
     objective.network.train()
     objective.gradient(next(objective.batches(0)))
     for part, each in norms.items():
-        own = [p.grad for n, p in objective.network.named_parameters() if n.startswith(f"{part}.")]
-        flat = np.concatenate([tensor.numpy().ravel() for tensor in own if tensor is not None])
+        grads = [
+            p.grad for n, p in objective.network.named_parameters() if n.startswith(f"{part}.")
+        ]
+        flat = np.concatenate([tensor.numpy().ravel() for tensor in grads if tensor is not None])
         assert each[0][0] == pytest.approx(math.sqrt(float(np.square(flat, dtype=float).sum())))
     # Of the last, the weights that were left.
-    left = made.network.state_dict().items()
+    left = fitted.network.state_dict().items()
     weights = [t.numpy().ravel() for n, t in left if n.startswith("blocks.1.")]
     assert norms["blocks.1"][2][1] == pytest.approx(float(np.linalg.norm(np.concatenate(weights))))
-    rows = made.progress.gradients_section()["parts"]
+    rows = fitted.progress.gradients_section()["parts"]
     assert isinstance(rows, list)
     first = [gradient for gradient, _ in norms["embed"]]
     assert rows[0]["part"] == "embed"
     assert rows[0]["median"] == pytest.approx(sorted(first)[1], rel=1e-3)
     assert (rows[0]["first"], rows[0]["last"]) == pytest.approx((first[0], first[2]), rel=1e-3)
     assert rows[0]["relative"] == pytest.approx(
-        float(np.median([gradient / own for gradient, own in norms["embed"]])), rel=1e-3
+        float(np.median([gradient / weight for gradient, weight in norms["embed"]])), rel=1e-3
     )
-    assert made.progress.gradient_warning == ""
+    assert fitted.progress.gradient_warning == ""
 
 
-def made_of(known: Fit) -> Network:
-    assert isinstance(known.network, Network)
-    return known.network
+def network_of(fitted: Fit) -> Network:
+    assert isinstance(fitted.network, Network)
+    return fitted.network
 
 
 def test_measuring_gradients_moves_no_bit_and_draws_nothing() -> None:
     torch.manual_seed(3)
-    made = network("flash")
-    outputs = made(torch.randn(1, 40, made.config.features), torch.arange(40))
+    model = network("flash")
+    outputs = model(torch.randn(1, 40, model.config.features), torch.arange(40))
     outputs.mean.square().sum().backward()
-    before = [None if p.grad is None else p.grad.clone() for p in made.parameters()]
-    state, weights = torch.get_rng_state(), [p.detach().clone() for p in made.parameters()]
-    flow = GradientFlow(made)
+    before = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    state, weights = torch.get_rng_state(), [p.detach().clone() for p in model.parameters()]
+    flow = GradientFlow(model)
     flow.add()
     flow.medians()
     assert torch.equal(torch.get_rng_state(), state)
-    for parameter, weight, kept in zip(made.parameters(), weights, before, strict=True):
+    for parameter, weight, kept in zip(model.parameters(), weights, before, strict=True):
         assert torch.equal(parameter, weight)
         assert (parameter.grad is None) is (kept is None)
         assert parameter.grad is None or kept is None or torch.equal(parameter.grad, kept)
 
 
 def test_a_layer_that_next_to_no_gradient_reaches_is_named_while_fitting(tmp_path: Path) -> None:
-    made = fit(tmp_path, options(steps=2, validate_every=1, learning_rate=1e-9), dropout=0.0)
+    fitted = fit(tmp_path, options(steps=2, validate_every=1, learning_rate=1e-9), dropout=0.0)
     with torch.no_grad():
-        for name, parameter in made.network.named_parameters():
+        for name, parameter in fitted.network.named_parameters():
             if name == "blocks.1.project_out.weight":
                 parameter.mul_(1e9)
     warned: list[str] = []
-    made.run(lambda progress: warned.append(progress.gradient_warning))
+    fitted.run(lambda progress: warned.append(progress.gradient_warning))
     assert len(warned) == 2
     assert warned[0].startswith("The gradient vanishes in ")
-    assert made.progress.gradients_section()["warning"]
+    assert fitted.progress.gradients_section()["warning"]
 
 
 def test_the_thresholds_of_vanishing_and_exploding_gradients() -> None:
-    def said(embed: float, block: float, head: float = 1.0) -> str:
+    def warning(embed: float, block: float, head: float = 1.0) -> str:
         return gradient_warning(
             {"embed": [[embed, 1.0]], "blocks.0": [[2 * block, 2.0]], "heads.project": [[head, 1]]}
         )
 
-    assert said(1.01e-4, 1.0) == said(1.0, 99.0) == said(1.0, 1.0, 0.0) == ""
-    assert said(0.99e-4, 1.0) == (
+    assert warning(1.01e-4, 1.0) == warning(1.0, 99.0) == warning(1.0, 1.0, 0.0) == ""
+    assert warning(0.99e-4, 1.0) == (
         "The gradient vanishes in embed: relative to the weights it is 9.9e-05 of that in "
         "blocks.0; use fewer layers."
     )
-    assert "explodes in blocks.0: its norm is 101 times" in said(1.0, 101.0)
+    assert "explodes in blocks.0: its norm is 101 times" in warning(1.0, 101.0)
     assert gradient_warning({"recurrence": [[1e9, 1.0]]}) == ""

@@ -41,32 +41,32 @@ def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> For
         "direction": np.where(value > 0, 2, 0),
         "unit": np.ones(rows),
     }
-    found = table(np.arange(rows) * PACE_MS, labels, values, horizon=16, interval_ms=PACE_MS)
-    return found.holding(COMMONER, sign=np.full(rows, most)).cooled({})
+    noisy = table(np.arange(rows) * PACE_MS, labels, values, horizon=16, interval_ms=PACE_MS)
+    return noisy.holding(COMMONER, sign=np.full(rows, most)).cooled({})
 
 
-def paired(found: Forecasts) -> dict[str, Any]:
+def paired(judged: Forecasts) -> dict[str, Any]:
     """Return the figures of a card."""
-    return figures(found, "model") | paired_figures(found)
+    return figures(judged, "model") | paired_figures(judged)
 
 
-def said_of(found: Forecasts) -> list[str]:
-    return compared_sentences(paired(found), 16, "model")
+def sentences_of(judged: Forecasts) -> list[str]:
+    return compared_sentences(paired(judged), 16, "model")
 
 
 def test_errors_of_size_are_in_basis_points_beside_no_move() -> None:
     plain = forecasts()
-    found = replace(plain, labels={**plain.labels, "unit": np.full(2_400, 0.002)})
-    document = figures(found)["16"]
-    value, variance = found.labels["returns"], found.labels["variance"]
-    off = 20.0 * (value - found.value("mean"))  # bp
+    scaled = replace(plain, labels={**plain.labels, "unit": np.full(2_400, 0.002)})
+    document = figures(scaled)["16"]
+    value, variance = scaled.labels["returns"], scaled.labels["variance"]
+    off = 20.0 * (value - scaled.value("mean"))  # bp
     assert document["mae"][MODEL][0] == pytest.approx(np.abs(off).mean(), abs=1e-5)
     assert document["mse"][MODEL][0] == pytest.approx((off**2).mean(), abs=1e-5)
     assert document["mae"]["no_move"][0] == pytest.approx(20 * np.abs(value).mean(), abs=1e-5)
-    missed = 20 * np.abs(np.sqrt(found.value("variance", "ewma")) - np.sqrt(variance))
+    missed = 20 * np.abs(np.sqrt(scaled.value("variance", "ewma")) - np.sqrt(variance))
     assert document["volatility_mae"]["ewma"][0] == pytest.approx(missed.mean(), abs=1e-5)
-    bare = {**found.values, MODEL: {"variance": found.value("variance")}}
-    without = figures(replace(found, values=bare), "model")["16"]
+    bare = {**scaled.values, MODEL: {"variance": scaled.value("variance")}}
+    without = figures(replace(scaled, values=bare), "model")["16"]
     assert list(without["mae"]) == list(without["mse"]) == ["no_move"]
     assert set(without["volatility_mae"]) == {"model", "ewma", "tree"}
     assert "direction" not in without
@@ -76,33 +76,33 @@ def test_errors_of_size_are_in_basis_points_beside_no_move() -> None:
 @pytest.mark.parametrize("name", sorted(checkpoints.bundled()))
 def test_no_bundled_card_claims_more_than_it_keeps(name: str) -> None:
     stored = checkpoints.read_card(checkpoints.BUNDLED / name)
-    shown = stored["honesty"]["sentences"]
+    sentences = stored["honesty"]["sentences"]
     # Better or worse is said with its p alone, and of no difference that chance explains.
-    for one in shown:
-        if re.search(r"\b(better|worse) than the best", one):
-            match = re.search(r"p ([\d.]+) by Holm over", one)
+    for sentence in sentences:
+        if re.search(r"\b(better|worse) than the best", sentence):
+            match = re.search(r"p ([\d.]+) by Holm over", sentence)
             assert match is not None
             assert float(match[1]) < 0.05
-    assert sum("by Holm over" in one for one in shown) >= 1
+    assert sum("by Holm over" in sentence for sentence in sentences) >= 1
     assert "lstm" in stored["baselines"]["names"]
 
 
 def test_level_is_said_of_two_points_that_differ_by_chance() -> None:
-    level = said_of(forecasts())[1]
+    level = sentences_of(forecasts())[1]
     assert "is level with the best baseline's" in level
     assert "by Holm over 2" in level
-    assert "is better than the best baseline's" in said_of(forecasts(better=0.6))[1]
-    assert "is worse than the best baseline's" in said_of(forecasts(better=-0.6))[1]
-    assert "is level with the best baseline's" in said_of(forecasts(better=0.6, days=20))[1]
-    sign = said_of(forecasts(better=0.6, rises=0.6))[0]
+    assert "is better than the best baseline's" in sentences_of(forecasts(better=0.6))[1]
+    assert "is worse than the best baseline's" in sentences_of(forecasts(better=-0.6))[1]
+    assert "is level with the best baseline's" in sentences_of(forecasts(better=0.6, days=20))[1]
+    sign = sentences_of(forecasts(better=0.6, rises=0.6))[0]
     # A coin is worse than always rising where six in ten rise.
     assert "worse than always the commoner sign (58.9 %; -8.8 ± " in sign
 
 
 def test_the_commoner_sign_and_climatology_are_the_best_constants() -> None:
-    found = forecasts(rises=0.3)
-    main = paired(found)["16"]
-    falls = float(np.mean(found.labels["returns"] < 0))
+    falling = forecasts(rises=0.3)
+    main = paired(falling)["16"]
+    falls = float(np.mean(falling.labels["returns"] < 0))
     assert main["sign_accuracy"]["commoner_sign"][0] == pytest.approx(falls, abs=1e-5)
     direction = main["direction"]
     brier = 1 - falls**2 - (1 - falls) ** 2
@@ -114,7 +114,7 @@ def test_the_commoner_sign_and_climatology_are_the_best_constants() -> None:
     assert less[0] == pytest.approx(np.log(3) - entropy, abs=2e-5)
     assert 0 < less[1] < 0.02
     # What climatology would have said costs nothing beside it.
-    logits = np.log(np.broadcast_to([falls, 1e-12, 1 - falls], (len(found), 3)))
-    usual = found.holding(MODEL, logits=logits.astype(np.float32)).cooled({})
+    logits = np.log(np.broadcast_to([falls, 1e-12, 1 - falls], (len(falling), 3)))
+    usual = falling.holding(MODEL, logits=logits.astype(np.float32)).cooled({})
     same = figures(usual)["16"]["direction"]
     assert same["brier_less_climatology"][0] == pytest.approx(0.0, abs=1e-5)

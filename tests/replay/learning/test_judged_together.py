@@ -85,23 +85,23 @@ AS_TEXT = ",".join(
 
 def candles(*, changed_from: int | None = None) -> list[Candles]:
     """Return the candles of every symbol; from the bar *changed_from* on prices are others."""
-    made = [
+    series = [
         learnable(DAYS * DAY_BARS, seed=seed, symbol=symbol) for seed, symbol in enumerate(SYMBOLS)
     ]
     if changed_from is None:
-        return made
-    return [_changed(one, changed_from) for one in made]
+        return series
+    return [_changed(bars, changed_from) for bars in series]
 
 
-def _changed(one: Candles, start: int) -> Candles:
+def _changed(bars: Candles, start: int) -> Candles:
     rng = np.random.default_rng(9)
-    factor = np.ones(len(one))
-    factor[start:] = np.exp(0.002 * rng.standard_normal(len(one) - start).cumsum())
+    factor = np.ones(len(bars))
+    factor[start:] = np.exp(0.002 * rng.standard_normal(len(bars) - start).cumsum())
     names = ("open", "high", "low", "close")
-    moved = {n: np.round(getattr(one, n) * factor).astype(np.int64) for n in names}
+    moved = {n: np.round(getattr(bars, n) * factor).astype(np.int64) for n in names}
     low = np.minimum.reduce(list(moved.values()))
     high = np.maximum.reduce(list(moved.values()))
-    return replace(one, **{**moved, "low": low, "high": high})
+    return replace(bars, **{**moved, "low": low, "high": high})
 
 
 def material_of(paths: Sequence[str]) -> Dataset:
@@ -152,15 +152,15 @@ def models(folder: Path, material: Dataset, aligned: Dataset) -> dict[str, Path]
         train(recipe(kind), aligned, FitRun(document[kind]))
     config = FlashConfig(dim=8, layers=1, heads=2, window=16, horizons=HORIZONS)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
-    own = Recipe(kinds()["flash"], config, options, 30, name="flash", explained_bars=500)
-    train(own, material, FitRun(document["flash"]))
+    flash = Recipe(kinds()["flash"], config, options, 30, name="flash", explained_bars=500)
+    train(flash, material, FitRun(document["flash"]))
     return document
 
 
 @pytest.fixture(scope="module")
 def judged(models: dict[str, Path], material: Dataset) -> Judgement:
-    found = load(models["portfolio"])
-    return judge_checkpoint(found, material, SPANS[0])
+    checkpoint = load(models["portfolio"])
+    return judge_checkpoint(checkpoint, material, SPANS[0])
 
 
 def given(paths: Sequence[str]) -> list[str]:
@@ -205,9 +205,9 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     dates = ["--from", iso(SPANS[0].from_ms or 0), "--to", iso(SPANS[0].until_ms or 0)]
     pair = [models["flash"], models["crossasset"]]
     values = []
-    for one, other in (pair, pair[::-1]):
-        words = ["evaluate", one, *given(paths), *dates, "--compare", other]
-        more = [*choose("evaluation.explained_bars=500")] if one == models["flash"] else []
+    for model, other in (pair, pair[::-1]):
+        words = ["evaluate", model, *given(paths), *dates, "--compare", other]
+        more = [*choose("evaluation.explained_bars=500")] if model == models["flash"] else []
         tables = cli.json(*words, *ONE_THREAD, *more)["spans"][0]["tables"]
         values.append(
             [
@@ -223,32 +223,33 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
 
 
 def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> None:
-    one = judged.forecasts.at(HORIZONS[1])
-    said, value, unit = one.value("relative"), one.labels["returns"], one.labels["unit"]
-    values = ranks(MetricView(one), said)
+    forecasts = judged.forecasts.at(HORIZONS[1])
+    relative = forecasts.value("relative")
+    value, unit = forecasts.labels["returns"], forecasts.labels["unit"]
+    values = ranks(MetricView(forecasts), relative)
     values = values[np.isfinite(values)]
-    times = one.keys >> 32
+    times = forecasts.keys >> 32
     expected = []
     for time in np.unique(times)[:50]:
         rows = np.flatnonzero(times == time)
         assert len(rows) == len(SYMBOLS)
-        pair = (of[rows] * unit[rows] for of in (said, value))
+        pair = (of[rows] * unit[rows] for of in (relative, value))
         expected.append(spearmanr(*pair).statistic)
     np.testing.assert_allclose(values[:50], expected, atol=1e-12)
-    shuffled = np.random.default_rng(0).permutation(len(one))  # in any order of its rows
-    oracle = one.holding(MODEL, relative=value).where(shuffled)
+    shuffled = np.random.default_rng(0).permutation(len(forecasts))  # in any order of its rows
+    oracle = forecasts.holding(MODEL, relative=value).where(shuffled)
     against = ranked(judged.compared_with("oracle", oracle))
     less = by_forecaster(against, HORIZONS[1])["oracle"]["less"]
     assert less["value"] == pytest.approx(values.mean() - 1.0)
-    fields = {name: of for name, of in one.values[MODEL].items() if name != "relative"}
-    blind = replace(one, values={MODEL: fields})
+    fields = {name: of for name, of in forecasts.values[MODEL].items() if name != "relative"}
+    blind = replace(forecasts, values={MODEL: fields})
     assert ranked(judged.compared_with("blind", blind))
 
 
 def ranked(judged: Judgement) -> list[dict[str, Any]]:
     """Return the model beside others by rank correlations."""
-    [made] = [made for made in tables_of(judged) if made.key == "beside_across"]
-    return made.documents()
+    [table] = [table for table in tables_of(judged) if table.key == "beside_across"]
+    return table.documents()
 
 
 def test_relative_returns_stand_at_the_rows_of_their_symbols(
@@ -259,11 +260,11 @@ def test_relative_returns_stand_at_the_rows_of_their_symbols(
     [panel] = aligned.panels
     times = panel.segments[0].open_time_ms
     rows = np.searchsorted(times, (SPANS[0].from_ms or 0) + np.array([100, 700, 1_300]) * 60_000)
-    said = predicted(network, panel, rows).heads["relative"]  # [asset, row, horizon]
+    relative = predicted(network, panel, rows).heads["relative"]  # [asset, row, horizon]
     for column, (_, forecasts) in enumerate(judged.forecasts.by_horizon()):
         for asset, segment in enumerate(panel.segments):
             places = [int(np.flatnonzero(forecasts.keys == key)[0]) for key in segment.keys[rows]]
-            wanted = said[asset, :, column]
+            wanted = relative[asset, :, column]
             np.testing.assert_allclose(forecasts.value("relative")[places], wanted, atol=1e-6)
             assert len(set(wanted.tolist())) == 3
 
@@ -277,7 +278,7 @@ def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
     better, worse = held(net + 1e-3, 0), held(net, 5)
     both = better.join(worse, "worse")
     day_difference = compare(both, PORTFOLIOS["net"], others=("worse",))["worse"]
-    sums = [one.value("net") * 1e4 for one in (better, worse)]
+    sums = [forecasts.value("net") * 1e4 for forecasts in (better, worse)]
     wanted = difference(sums[0][5:], sums[1][:-5], np.arange(5, 40))
     assert day_difference.days == 35
     assert day_difference.value == pytest.approx(wanted.value)
@@ -290,7 +291,7 @@ def test_a_span_holds_what_its_own_days_made(judged: Judgement) -> None:
     held = judged.forecasts.held
     assert held is not None
     assert set(held.day) == {(SPANS[0].from_ms or 0) // DAY_MS}
-    tables = {made.key: made for made in tables_of(judged)}
+    tables = {table.key: table for table in tables_of(judged)}
     [row, *_] = tables["weights"].documents()
     assert (row["figure"], row["forecaster"]) == ("Net of fees, bp a day", "model")
     assert row["value"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
@@ -339,12 +340,12 @@ def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
     monkeypatch.setattr(cross_sectional, "policy_of", spoilt)
     chosen = recipe("crossasset")
     chosen = replace(chosen, options=replace(chosen.options, steps=6, validate_every=2))
-    said: list[str] = []
-    found = train(chosen, aligned, FitRun(tmp_path / "wild", say=said.append))
-    (stopped,) = (sentence for sentence in said if "not finite" in sentence)
+    lines: list[str] = []
+    checkpoint = train(chosen, aligned, FitRun(tmp_path / "wild", say=lines.append))
+    (stopped,) = (sentence for sentence in lines if "not finite" in sentence)
     assert stopped.endswith("not finite (nan) at step 4; kept are the weights of step 2.")
-    assert found.card["training"]["last_step"] == 3
-    assert found.card["honesty"]["sentences"][-1] == stopped
+    assert checkpoint.card["training"]["last_step"] == 3
+    assert checkpoint.card["honesty"]["sentences"][-1] == stopped
 
 
 class CutOffError(Exception):
@@ -364,9 +365,9 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
     whole = train(chosen, aligned, FitRun(tmp_path / "whole"))
     with pytest.raises(CutOffError):
         train(chosen, aligned, FitRun(tmp_path / "cut", observe=cut))
-    said: list[str] = []
-    rest = train(chosen, aligned, FitRun(tmp_path / "cut", say=said.append, resume=True))
-    assert "Taking up the fit at step 4." in said
+    lines: list[str] = []
+    rest = train(chosen, aligned, FitRun(tmp_path / "cut", say=lines.append, resume=True))
+    assert "Taking up the fit at step 4." in lines
     for name, tensor in whole.tensors.items():
         assert torch.equal(rest.tensors[name], tensor)
     other = replace(chosen, options=replace(chosen.options, learning_rate=1e-4))
@@ -399,20 +400,20 @@ def test_a_fold_is_calibrated_on_bars_that_did_not_stop_its_fit(
 ) -> None:
     parts: list[dict[Part, set[int]]] = []
 
-    def seen(model: CrossAssetModel, data: Dataset) -> CrossAssetModel:
+    def record(model: CrossAssetModel, data: Dataset) -> CrossAssetModel:
         parts.append(
             {
-                part: {int(row) for one in data.samples(part) for row in one.rows}
+                part: {int(row) for samples in data.samples(part) for row in samples.rows}
                 for part in (Part.VALIDATION, Part.CALIBRATION)
             }
         )
         return model.scaled(data)
 
-    monkeypatch.setattr(CrossAssetModel, "for_fold", seen)
+    monkeypatch.setattr(CrossAssetModel, "for_fold", record)
     refit(load(models["crossasset"]).card, aligned, "walk:1", say=quiet)
-    [found] = parts
-    assert found[Part.CALIBRATION]
-    assert found[Part.VALIDATION].isdisjoint(found[Part.CALIBRATION])
+    [by_part] = parts
+    assert by_part[Part.CALIBRATION]
+    assert by_part[Part.VALIDATION].isdisjoint(by_part[Part.CALIBRATION])
 
 
 def test_batches_that_are_accumulated_make_one_step_of_their_mean(aligned: Dataset) -> None:
@@ -426,8 +427,8 @@ def test_batches_that_are_accumulated_make_one_step_of_their_mean(aligned: Datas
         network = CrossAssetNetwork(replace(config, symbols=SYMBOLS, features=features))
         learnt = CrossSection(network, closes, closes, replace(options, accumulate=accumulate))
         batches = list(islice(learnt.batches(0), 2))
-        for one in at:
-            learnt.gradient(batches[one])
+        for index in at:
+            learnt.gradient(batches[index])
         return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
     first, second = gradient(1, [0]), gradient(1, [1])
@@ -460,9 +461,9 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
     cut = split(2 + 10 / DAY_BARS, 2.75, 3.25)
     start = (cut.train_until_ms - START_MS) // 60_000
     files = [str(write_csv(candle, tmp_path)) for candle in candles(changed_from=start)]
-    both = [close_by_close(one, lambda _: cut) for one in (material, material_of(files))]
+    both = [close_by_close(data, lambda _: cut) for data in (material, material_of(files))]
     for part, is_same in ((Part.TRAIN, True), (Part.VALIDATION, False)):
-        units = [usual_return(one.samples(part), 30) for one in both]
+        units = [usual_return(data.samples(part), 30) for data in both]
         assert (units[0] == units[1]) is is_same
 
 
@@ -499,9 +500,9 @@ def test_what_cannot_be_asked_of_several_is_refused_in_one_sentence(
         *more,
     ]
     assert invoke(words) != 0
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
 
 
 def test_another_without_these_symbols_is_refused_beside(

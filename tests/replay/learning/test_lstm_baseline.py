@@ -54,8 +54,8 @@ def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def material(candles: str) -> Dataset:
-    found = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
-    return replace(found, requested=("lstm",))
+    dataset = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+    return replace(dataset, requested=("lstm",))
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def test_what_was_said_of_other_rows_is_not_said_again(
     material: Dataset, fitted: FittedBaselines
 ) -> None:
     segment = material.segments[0]
-    said = baselines.read_lstm(fitted["lstm"])
+    lstm = baselines.read_lstm(fitted["lstm"])
     network = baselines.lstm_of(fitted["lstm"])
 
-    def asked(rows: np.ndarray, column: int, of: Measure) -> BaselineQuestion:
+    def query(rows: np.ndarray, column: int, of: Measure) -> BaselineQuestion:
         past = past_variances(segment)[:, rows]
         return BaselineQuestion(segment, rows, past, HORIZONS[column], column, of)
 
@@ -102,7 +102,7 @@ def test_what_was_said_of_other_rows_is_not_said_again(
         wanted = predict(network, segment, rows)
         for column in (0, 1):
             for of in get_args(Measure):
-                np.testing.assert_array_equal(said(asked(rows, column, of)), wanted[of][:, column])
+                np.testing.assert_array_equal(lstm(query(rows, column, of)), wanted[of][:, column])
 
 
 def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
@@ -129,7 +129,7 @@ def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
     assert set(card["baselines"]["names"]) - set(plain["baselines"]["names"]) == {"lstm"}
     assert {*card["figures"]["5"]["qlike"]} - {*plain["figures"]["5"]["qlike"]} == {"lstm"}
     assert recipe_of(card).hash == recipe_of(plain).hash  # no choice of the model's
-    for name, beside in (("with", True), ("without", False)):
+    for name, wanted in (("with", True), ("without", False)):
         words = [
             "evaluate",
             str(tmp_path / name),
@@ -142,8 +142,8 @@ def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
         tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
         for key in ("qlike", "sign_accuracy", "ic"):
             rows = {row["forecaster"] for row in tables[key]["rows"]}
-            assert ("lstm" in rows) is beside, key
-        assert ("lstm" in {row["forecaster"] for row in tables["paired_qlike"]["rows"]}) is beside
+            assert ("lstm" in rows) is wanted, key
+        assert ("lstm" in {row["forecaster"] for row in tables["paired_qlike"]["rows"]}) is wanted
 
 
 def test_a_card_asks_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,9 +169,9 @@ def test_others_cannot_be_asked_for(
 ) -> None:
     words = ["train", "--init", "glm", *choose(f"training.baselines={given}")]
     assert cli.invoke(words) == cli.WRONG_USAGE
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_recipe_names_them_in_a_list() -> None:

@@ -66,11 +66,11 @@ def test_one_that_knows_is_told_from_its_opposite(tmp_path: Path, waves: Path, c
 
 def test_probabilities_alone_are_judged_as_such(tmp_path: Path, waves: Path, cli: Cli) -> None:
     answer = '{"p_up": 0.9 if mean < 0 else 0.1}'
-    found = judged(tmp_path, waves, cli, "oracle_p", measures='("probabilities",)', answer=answer)
-    figures = found["figures"]["30"]
+    report = judged(tmp_path, waves, cli, "oracle_p", measures='("probabilities",)', answer=answer)
+    figures = report["figures"]["30"]
     assert figures["direction"]["accuracy"][0] > 0.7  # some of the bars move hardly, and are flat
     assert "model" not in figures["sign_accuracy"]
-    assert list(found["figures"]["gates"]["selective"]) == ["direction"]
+    assert list(report["figures"]["gates"]["selective"]) == ["direction"]
 
 
 def test_it_is_judged_after_it_was_trained_and_says_so(
@@ -104,8 +104,8 @@ def test_features_of_another_interval_than_the_candles_are_refused(
     words = ["evaluate", "oracle_wide:Mine", "--data", str(waves), "--set", "market.interval=5m"]
     with importable(tmp_path):
         assert invoke(words) == 2
-    said = " ".join(capsys.readouterr().err.split())
+    error = " ".join(capsys.readouterr().err.split())
     assert (
         "sees features v2-5m, and the candles are bars of 1m; write --set market.interval=1m"
-        in said
+        in error
     )

@@ -77,12 +77,12 @@ def network(*, attention: str = "factorised", allocation: bool = False) -> Cross
 def test_a_relative_return_is_one_less_the_mean_of_all(material: Dataset) -> None:
     panel = material.panels[0]
     row, bars = panel.first + 100, HORIZONS[1]
-    found = relative_return(panel.price, panel.unit, bars)
+    relative = relative_return(panel.price, panel.unit, bars)
     moves = [float(np.log(close[row + bars] / close[row])) for close in panel.price]
     for asset, sigma in enumerate(panel.unit[:, row].tolist()):
-        apart = moves[asset] - sum(moves) / len(moves)
-        assert found[asset, row] == pytest.approx(apart / (sigma * bars**0.5), rel=1e-5)
-    assert np.isnan(found[:, -1]).all()
+        excess = moves[asset] - sum(moves) / len(moves)
+        assert relative[asset, row] == pytest.approx(excess / (sigma * bars**0.5), rel=1e-5)
+    assert np.isnan(relative[:, -1]).all()
 
 
 def test_every_symbol_has_the_same_times_and_nothing_is_said(material: Dataset) -> None:
@@ -90,27 +90,27 @@ def test_every_symbol_has_the_same_times_and_nothing_is_said(material: Dataset) 
     times = [segment.open_time_ms for segment in panel.segments]
     assert all(np.array_equal(times[0], other) for other in times[1:])
     assert len(panel) == DAYS * DAY_BARS
-    assert [one for one in material.notes if "unequal" in one] == []
+    assert [note for note in material.notes if "unequal" in note] == []
 
 
 def test_a_close_that_one_symbol_lacks_is_used_by_none(tmp_path: Path) -> None:
     whole, lacking = candles("AAAUSDT"), candles("BBBUSDT")
     rows = np.delete(np.arange(len(lacking)), 2_000)
-    found = aligned([whole, slice_candles(lacking, rows)], tmp_path)
-    assert len(found.panels) == 2
-    times = np.concatenate([s.segments[0].open_time_ms[s.first :] for s in found.panels])
+    dataset = aligned([whole, slice_candles(lacking, rows)], tmp_path)
+    assert len(dataset.panels) == 2
+    times = np.concatenate([s.segments[0].open_time_ms[s.first :] for s in dataset.panels])
     assert lacking.open_time_ms[2_000] not in times
     used = len(times)
-    unequal, unused = found.notes
+    unequal, unused = dataset.notes
     assert "bars of unequal number (AAAUSDT 5,760, BBBUSDT 5,759)" in unequal
     assert f"Of 5,760 closes {5_760 - used:,} are not used" in unused
     assert unused.endswith("features there; BBBUSDT alone has none at 1.")
 
 
 def test_streams_of_unequal_length_are_cut_to_the_shorter(tmp_path: Path) -> None:
-    found = aligned([candles("AAAUSDT"), candles("BBBUSDT", days=3.5)], tmp_path)
-    assert len(found.panels[0]) == round(3.5 * DAY_BARS)
-    assert "bars of unequal number (AAAUSDT 5,760, BBBUSDT 5,040)" in found.notes[0]
+    dataset = aligned([candles("AAAUSDT"), candles("BBBUSDT", days=3.5)], tmp_path)
+    assert len(dataset.panels[0]) == round(3.5 * DAY_BARS)
+    assert "bars of unequal number (AAAUSDT 5,760, BBBUSDT 5,040)" in dataset.notes[0]
 
 
 def test_symbols_without_a_common_close_are_refused(tmp_path: Path) -> None:
@@ -126,29 +126,29 @@ def test_one_symbol_is_not_several(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attention", ["factorised", JOINT])
 def test_many_closes_are_answered_as_each_window_alone(attention: str, material: Dataset) -> None:
-    made, panel = network(attention=attention).eval(), material.panels[0]
+    model, panel = network(attention=attention).eval(), material.panels[0]
     rows = panel.first + np.array([40, 41, 90])
-    found = predicted(made, panel, rows)
-    field = made.config.receptive_field
+    answers = predicted(model, panel, rows)
+    field = model.config.receptive_field
     for at, row in enumerate(rows.tolist()):
         with torch.inference_mode():
             x = torch.from_numpy(panel.values(row - field + 1, row + 1))[None]
             positions = first_position(panel.segments[0], row - field + 1) + torch.arange(field)
-            alone = made(x, torch.arange(3), positions)
+            alone = model(x, torch.arange(3), positions)
         assert np.allclose(
-            found.heads["relative"][:, at], alone.relative[0, :, -1].numpy(), atol=1e-5
+            answers.heads["relative"][:, at], alone.relative[0, :, -1].numpy(), atol=1e-5
         )
-        for asset, said in enumerate(found.each):
-            assert np.allclose(said["mean"][at], alone.each.mean[0, asset, -1].numpy(), atol=1e-5)
+        for asset, head in enumerate(answers.each):
+            assert np.allclose(head["mean"][at], alone.each.mean[0, asset, -1].numpy(), atol=1e-5)
 
 
 def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset) -> None:
     """No gain of a chunk reaches past the part's end, even of the last decisions."""
     part = replace(material, heads=EVERY_HEAD | {"gain"}).samples(Part.TRAIN)
-    made = network(allocation=True)
-    last = list(ClosesPart(part, made, length=600, batch=2).spread(4))[-1]
+    model = network(allocation=True)
+    last = list(ClosesPart(part, model, length=600, batch=2).spread(4))[-1]
     panel, stop = part[0].panel, part[0].stop
-    of_batch, gained = decided(last, made.config)
+    of_batch, gained = decided(last, model.config)
     rows = of_batch[-1].numpy() + stop - 600
     closes = panel.segments[0].close_time_ms
     assert (closes[rows] % (30 * 60_000) == 0).all()
@@ -162,20 +162,20 @@ def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset)
 def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> None:
     part = material.samples(Part.TEST)
     decisions = portfolio_decisions(part, every=30, field=10)
-    one = decisions[0]
-    closes = one.panel.segments[0].close_time_ms[one.rows]
+    decision = decisions[0]
+    closes = decision.panel.segments[0].close_time_ms[decision.rows]
     assert (closes % (30 * 60_000) == 0).all()
-    assert one.rows[0] >= one.panel.first + COVARIANCE_BARS
-    weights = np.random.default_rng(0).uniform(-0.3, 0.3, one.gains.shape)
-    found = portfolio_returns(decisions, {MODEL: lambda *_: weights})
-    held, net = np.zeros(3), dict.fromkeys(found.day.tolist(), 0.0)
-    for at, day in enumerate(one.days.tolist()):
+    assert decision.rows[0] >= decision.panel.first + COVARIANCE_BARS
+    weights = np.random.default_rng(0).uniform(-0.3, 0.3, decision.gains.shape)
+    returns = portfolio_returns(decisions, {MODEL: lambda *_: weights})
+    held, net = np.zeros(3), dict.fromkeys(returns.day.tolist(), 0.0)
+    for at, day in enumerate(decision.days.tolist()):
         traded = np.abs(weights[:, at] - held).sum()
-        made = float((weights[:, at] * one.gains[:, at]).sum())
-        net[day] += made - FEE * traded
-        held = weights[:, at] * (1.0 + one.gains[:, at]) / (1.0 + made)
-    assert found.value("net").tolist() == pytest.approx(list(net.values()), rel=1e-9)
-    assert found.labels["decisions"].sum() == len(one.rows)
+        earned = float((weights[:, at] * decision.gains[:, at]).sum())
+        net[day] += earned - FEE * traded
+        held = weights[:, at] * (1.0 + decision.gains[:, at]) / (1.0 + earned)
+    assert returns.value("net").tolist() == pytest.approx(list(net.values()), rel=1e-9)
+    assert returns.labels["decisions"].sum() == len(decision.rows)
 
 
 def test_rules_weigh_by_what_has_closed(material: Dataset) -> None:
@@ -203,20 +203,20 @@ def led_by_volatility(bars: int) -> list[Candles]:
     rng = np.random.default_rng(5)
     is_wild = np.sin(2 * np.pi * np.arange(bars) / 240) > 0
     shared = rng.normal(size=bars)
-    found = []
+    series = []
     for symbol in SYMBOLS:
-        own = rng.normal(size=bars)
-        moves = np.where(is_wild, 2e-3 * (0.95 * shared + 0.3 * own), 2e-4 * own)
+        noise = rng.normal(size=bars)
+        moves = np.where(is_wild, 2e-3 * (0.95 * shared + 0.3 * noise), 2e-4 * noise)
         close = np.round(1e8 * np.exp(np.cumsum(moves))).astype(np.int64)
         before = np.concatenate([close[:1], close[:-1]])
         high, low = np.maximum(before, close), np.minimum(before, close)
         plain = learnable(bars, symbol=symbol)
-        found.append(replace(plain, open=before, high=high, low=low, close=close))
-    return found
+        series.append(replace(plain, open=before, high=high, low=low, close=close))
+    return series
 
 
 def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> None:
-    found = aligned(led_by_volatility(DAYS * DAY_BARS)[:2], tmp_path)  # two assets have one pair
+    dataset = aligned(led_by_volatility(DAYS * DAY_BARS)[:2], tmp_path)  # two assets have one pair
     recipe = recipe_of(
         {
             "model": {"kind": "crossasset"},
@@ -229,13 +229,13 @@ def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> No
             },
         }
     )  # fmt: skip
-    fitted = recipe.kind.fit(found, recipe, FitRun(tmp_path / "fit"))
+    fitted = recipe.kind.fit(dataset, recipe, FitRun(tmp_path / "fit"))
     assert isinstance(fitted, CrossAssetModel)
     network = fitted.model.network
-    panel, came = found.panels[0], correlations(found.panels[0].price, 30)
-    usual = came[:, found.samples(Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
-    rows = found.samples(Part.TEST)[0].rows
+    panel, realised = dataset.panels[0], correlations(dataset.panels[0].price, 30)
+    usual = realised[:, dataset.samples(Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
+    rows = dataset.samples(Part.TEST)[0].rows
     loadings = predicted(network, panel, rows).heads["loadings"]
-    said = correlations_of(torch.from_numpy(loadings)[None])[0, :, :, 1].numpy()
-    own, mean = (np.nanmean((each - came[:, rows]) ** 2) for each in (said, usual))
-    assert own < 0.7 * mean
+    forecast = correlations_of(torch.from_numpy(loadings)[None])[0, :, :, 1].numpy()
+    error, mean = (np.nanmean((each - realised[:, rows]) ** 2) for each in (forecast, usual))
+    assert error < 0.7 * mean

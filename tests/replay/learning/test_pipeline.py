@@ -59,10 +59,10 @@ def trained(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with candles of two symbols."""
-    made = tmp_path_factory.mktemp("candles")
-    write_csv(learnable(DAYS * DAY_BARS), made)
-    write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), made)
-    return made
+    root = tmp_path_factory.mktemp("candles")
+    write_csv(learnable(DAYS * DAY_BARS), root)
+    write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), root)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +72,17 @@ def paths(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path, paths: list[str]) -> Checkpoint:
+def checkpoint(folder: Path, paths: list[str]) -> Checkpoint:
     """Return a checkpoint trained on them."""
     torch.set_num_threads(1)
     material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
     return trained(material, folder / "tiny")
 
 
-def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
-    card = made.card
+def test_the_card_says_what_was_done_with_what(checkpoint: Checkpoint) -> None:
+    card = checkpoint.card
     assert card["model"]["kind"] == "flash"
-    assert card["model"]["id"] == made.id
+    assert card["model"]["id"] == checkpoint.id
     assert card["architecture"]["horizons"] == list(HORIZONS)
     assert card["features"]["schema_id"] == "v2-1m"
     symbols, horizons = ["AAAUSDT", "BBBUSDT"], ["5m", "30m"]
@@ -99,20 +99,20 @@ def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
     assert any("paper trading only" in sentence for sentence in card["honesty"]["sentences"])
 
 
-def test_the_card_carries_99_rising_quantiles_of_every_measure(made: Checkpoint) -> None:
-    quantiles = made.card["calibration"]["quantiles"]
+def test_the_card_carries_99_rising_quantiles_of_every_measure(checkpoint: Checkpoint) -> None:
+    quantiles = checkpoint.card["calibration"]["quantiles"]
     gates = {gate.calibrated_as for gate in GATES.values()} - {""}
     assert set(quantiles) == gates | {"recent_mass"}
     assert gates >= {"confidence", "collapsed", "shift", "direction", "edge"}
     for values in quantiles.values():
         assert len(values) == 99
         assert values == sorted(values)
-    assert set(made.card["calibration"]["slope"]) == {str(h) for h in HORIZONS}
+    assert set(checkpoint.card["calibration"]["slope"]) == {str(h) for h in HORIZONS}
 
 
-def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
+def test_the_figures_stand_beside_every_baseline(checkpoint: Checkpoint) -> None:
     for horizon in HORIZONS:
-        figure = made.card["figures"][str(horizon)]
+        figure = checkpoint.card["figures"][str(horizon)]
         assert set(figure["ic"]) == {
             "network",
             "ridge",
@@ -125,21 +125,21 @@ def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
             *("network", "har", "log_linear", "ewma", "gamma_glm", "tree", "tree_seasonal")
         }
         assert abs(figure["sign_accuracy"]["random"][0] - 0.5) < 0.05
-    gates = made.card["figures"]["gates"]
+    gates = checkpoint.card["figures"]["gates"]
     assert "entropy_confidence" in gates["selective"]
     assert gates["traded"]["bars"] > 500
 
 
 def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
-    made: Checkpoint, paths: list[str]
+    checkpoint: Checkpoint, paths: list[str]
 ) -> None:
-    forecaster = build(made.card, made.tensors, RunOptions(threads=1))
+    forecaster = build(checkpoint.card, checkpoint.tensors, RunOptions(threads=1))
     material = Dataset.read(paths[:1], lambda _: SPLIT, HORIZONS)
     segment = material.segments[0]
     bars = bars_of(segment.candles)[: forecaster.context + 200]
     forecasts = [forecast for forecast in forecaster.scan(bars) if forecast is not None]
     assert len(forecasts) == 201
-    assert forecasts[0].model_id == made.id
+    assert forecasts[0].model_id == checkpoint.id
     # The median of the calibration slice is near the median of other bars of one market.
     threshold = threshold_of("q0.5", "confidence", forecaster.calibration, key="gate.confidence")
     confidences = [f.explanation.confidence for f in forecasts if f.explanation is not None]
@@ -147,7 +147,7 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
 
 
 def test_an_unfinished_training_is_taken_up(
-    made: Checkpoint, folder: Path, paths: list[str]
+    checkpoint: Checkpoint, folder: Path, paths: list[str]
 ) -> None:
     material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
 
@@ -159,13 +159,13 @@ def test_an_unfinished_training_is_taken_up(
             raise CutOffError
 
     target = folder / "cut"
-    said: list[str] = []
+    lines: list[str] = []
     with pytest.raises(CutOffError):
         trained(material, target, observe=cut)
     assert not target.exists()
-    rest = trained(material, target, say=said.append, resume=True)
-    assert said[0] == "Taking up the fit at step 3."
-    assert rest.sha256 == made.sha256
+    rest = trained(material, target, say=lines.append, resume=True)
+    assert lines[0] == "Taking up the fit at step 3."
+    assert rest.sha256 == checkpoint.sha256
 
 
 def test_a_card_without_a_split_cannot_be_judged() -> None:
@@ -184,7 +184,7 @@ def run(command: Any, *arguments: str) -> str:
 def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> None:
     data = [word for path in paths for word in ("--data", path)]
     out = folder / "by-command"
-    said = run(
+    output = run(
         train_command,
         *data,
         "--out",
@@ -207,7 +207,7 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
         ),
         "--json",
     )
-    trained = json.loads(said)
+    trained = json.loads(output)
     assert trained["id"] == load(out).id
     assert trained["card"]["architecture"]["quantiles"] == [0.1, 0.9]
     judged = json.loads(
@@ -232,15 +232,15 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
         "intervals",
     ]
     few = [*choose("evaluation.explained_bars=1000", "evaluation.threads=1")]
-    told = run(evaluate, str(out), *data, *few, *examined)
+    page = run(evaluate, str(out), *data, *few, *examined)
     for title in ("Deletion and insertion", "Context ablation", "Rank correlation", "Intervals of"):
-        assert title in told
-    assert "reversed persistence" in told
-    assert "decided bar" in told
-    assert "entropy confidence" in told
-    assert all(sentence[:40] in told for sentence in judged["sentences"])
+        assert title in page
+    assert "reversed persistence" in page
+    assert "decided bar" in page
+    assert "entropy confidence" in page
+    assert all(sentence[:40] in page for sentence in judged["sentences"])
     openings = read_openings(folder / "openings.toml")
-    assert {one.model for one in openings} == {trained["id"]}
+    assert {opening.model for opening in openings} == {trained["id"]}
     assert judged["spans"][0]["openings"] == 1
     listed = json.loads(run(list_models, str(folder), "--json"))
     assert str(out) in [model["folder"] for model in listed["models"]]
@@ -303,13 +303,13 @@ def test_a_study_of_seeds_is_the_same_in_processes_and_goes_on_with_what_is_whol
     """Bit for bit the weights and figures that `--seed 3 --seed 4` gives."""
     out, alone = folder / "study", folder / "alone"
     seeds(alone, paths[0], "--seed", "3", "--seed", "4")
-    said = seeds(out, paths[0], "--seed", "3", "--seeds", "2", "--jobs", "2", "--json")
-    document = json.loads(said)
+    output = seeds(out, paths[0], "--seed", "3", "--seeds", "2", "--jobs", "2", "--json")
+    document = json.loads(output)
     for seed in (3, 4):
         name = f"seed-{seed}"
-        one, other = load(out / name), load(alone / name)
-        assert one.card["model"]["weights_sha256"] == other.card["model"]["weights_sha256"]
-        assert one.card["figures"] == other.card["figures"]
+        study, other = load(out / name), load(alone / name)
+        assert study.card["model"]["weights_sha256"] == other.card["model"]["weights_sha256"]
+        assert study.card["figures"] == other.card["figures"]
         assert (out / name / "baselines.safetensors").read_bytes() == (
             alone / name / "baselines.safetensors"
         ).read_bytes()
@@ -361,9 +361,9 @@ def test_help_needs_no_torch() -> None:
 def test_the_bundled_checkpoints_are_listed_and_whole() -> None:
     listed = json.loads(run(list_models, "--json"))["models"]
     contexts = {}
-    for place, known in ((Path(row["folder"]), row["card"]) for row in listed):
-        found = load(place)
-        contexts[place.name] = build(found.card, found.tensors, RunOptions(threads=1)).context
+    for place, card in ((Path(row["folder"]), row["card"]) for row in listed):
+        model = load(place)
+        contexts[place.name] = build(model.card, model.tensors, RunOptions(threads=1)).context
         assert sum(path.stat().st_size for path in place.iterdir()) < 4_000_000
-        assert stored_baselines(place, known) is not None
+        assert stored_baselines(place, card) is not None
     assert contexts == {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991, "trading-15m": 384}

@@ -31,18 +31,18 @@ RECIPE = rows_recipe("glm", 500)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run on six days, a model that fits them, and one that does not."""
-    made = tmp_path_factory.mktemp("retraining")
-    candles = write_csv(learnable(DAYS * DAY_BARS), made)
+    root = tmp_path_factory.mktemp("retraining")
+    candles = write_csv(learnable(DAYS * DAY_BARS), root)
     material = Dataset.read([str(candles)], lambda _: split(2, 2.4, 3.0), HORIZONS)
-    good = train(RECIPE, material, FitRun(made / "good"))
+    good = train(RECIPE, material, FitRun(root / "good"))
     off = {**good.tensors, "log_variance_base": good.tensors["log_variance_base"] + 1.0}
-    save(made / "off", off, {k: v for k, v in good.card.items() if k != "baselines"})
-    tracepaper.backtest("sma_cross", str(candles), db=made / "run.db")
-    return made
+    save(root / "off", off, {k: v for k, v in good.card.items() if k != "baselines"})
+    tracepaper.backtest("sma_cross", str(candles), db=root / "run.db")
+    return root
 
 
 @pytest.fixture
-def asked(folder: Path, tmp_path: Path) -> Retraining:
+def retraining(folder: Path, tmp_path: Path) -> Retraining:
     with Reader.open(folder / "run.db") as reader:
         run_id = reader.find("last")
     return Retraining(
@@ -62,29 +62,29 @@ def judged(retraining: Retraining) -> CandidateJudgement:
 
 
 def test_a_better_an_equal_and_a_worse_candidate_are_told_apart(
-    folder: Path, asked: Retraining
+    folder: Path, retraining: Retraining
 ) -> None:
-    better = judged(asked)
+    better = judged(retraining)
     assert better.is_judged
     assert (better.days, better.horizon) == (2, 30)
     assert better.bars > 2.8 * DAY_BARS / 1.5
     assert better.difference is not None
     assert better.difference < -0.2
-    worse = judged(replace(asked, running=folder / "good", candidate=folder / "off"))
+    worse = judged(replace(retraining, running=folder / "good", candidate=folder / "off"))
     assert worse.difference == pytest.approx(-better.difference)
     assert better.p is not None
     assert worse.p == pytest.approx(1 - better.p)
-    equal = judged(replace(asked, candidate=folder / "off"))
+    equal = judged(replace(retraining, candidate=folder / "off"))
     assert (equal.difference, equal.error) == (0.0, None)
     assert equal.p == 0.5
 
 
 def test_a_candidate_is_trained_on_what_comes_before_and_its_span_is_counted(
-    asked: Retraining, folder: Path
+    retraining: Retraining, folder: Path
 ) -> None:
-    left = asked.folder / "candidate.training"
+    left = retraining.folder / "candidate.training"
     left.mkdir(parents=True)
-    judgement = judged(replace(asked, candidate=None, until_ms=START_MS + 5 * DAY_MS))
+    judgement = judged(replace(retraining, candidate=None, until_ms=START_MS + 5 * DAY_MS))
     assert judgement.until_ms == START_MS + 5 * DAY_MS
     assert judgement.from_ms == START_MS + 3 * DAY_MS
     checkpoint = load(Path(judgement.candidate))
@@ -93,7 +93,7 @@ def test_a_candidate_is_trained_on_what_comes_before_and_its_span_is_counted(
     assert checkpoint.card["data"]["files"][0]["bars"] == 5 * DAY_BARS
     assert checkpoint.card["architecture"] == load(folder / "good").card["architecture"]
     assert not left.exists()
-    (opening,) = read_openings(asked.folder / "openings.toml")
+    (opening,) = read_openings(retraining.folder / "openings.toml")
     assert (opening.recipe, opening.model) == (judgement.recipe, checkpoint.id)
     assert judgement.difference is not None
     assert judgement.difference < -0.2
@@ -109,35 +109,35 @@ def test_a_candidate_is_trained_on_what_comes_before_and_its_span_is_counted(
     ],
 )
 def test_too_few_bars_or_days_are_said_and_nothing_is_trained(
-    asked: Retraining, changed: dict[str, Any], reason: str
+    retraining: Retraining, changed: dict[str, Any], reason: str
 ) -> None:
     if "until_ms" in changed:
         changed = {**changed, "min_bars": 5_000}
-    judgement = judged(replace(asked, candidate=None, **changed))
+    judgement = judged(replace(retraining, candidate=None, **changed))
     assert reason in judgement.reason
     assert not judgement.is_judged
-    assert not (asked.folder / "candidate").exists()
+    assert not (retraining.folder / "candidate").exists()
 
 
 def test_a_candidate_that_saw_the_judged_time_is_not_judged(
-    folder: Path, asked: Retraining, tmp_path: Path
+    folder: Path, retraining: Retraining, tmp_path: Path
 ) -> None:
     good = load(folder / "good")
     section = {**good.card["split"], "calibration_until": "2023-11-20T00:00:00Z"}
     card = {k: v for k, v in good.card.items() if k != "baselines"} | {"split": section}
     save(tmp_path / "seen", good.tensors, card)
-    judgement = judged(replace(asked, candidate=tmp_path / "seen"))
+    judgement = judged(replace(retraining, candidate=tmp_path / "seen"))
     assert "the candidate learnt until 2023-11-20" in judgement.reason
     assert not judgement.is_judged
 
 
 def test_the_command_prints_what_a_daemon_would_do(
-    folder: Path, asked: Retraining, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    folder: Path, retraining: Retraining, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     config = tmp_path / "c.toml"
     config.write_text('[retrain]\njudge = "2d"\nmin_days = 2\nmin_bars = 2000\nalpha = "0.05"\n')
     words = ["retrain", "last", "--db", str(folder / "run.db"), "-c", str(config)]
-    more = ["--folder", str(asked.folder), "--candidate", str(folder / "good"), "--json"]
+    more = ["--folder", str(retraining.folder), "--candidate", str(folder / "good"), "--json"]
     assert cli.invoke([*words, *more]) == 2
     assert "has no model to train" in capsys.readouterr().err
     assert cli.invoke([*words, *more, "--against", str(folder / "off"), "--test", "2"]) == 0
@@ -148,22 +148,22 @@ def test_the_command_prints_what_a_daemon_would_do(
 
 def test_a_full_disk_is_one_sentence_and_nothing_of_the_training_is_left(
     folder: Path,
-    asked: Retraining,
+    retraining: Retraining,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    candidate = asked.folder / "candidate"
+    candidate = retraining.folder / "candidate"
     config = tmp_path / "c.toml"
     config.write_text('[retrain]\njudge = "2d"\nmin_days = 2\nmin_bars = 2000\n')
     words = ["retrain", "last", "--db", str(folder / "run.db"), "-c", str(config)]
-    words += ["--folder", str(asked.folder), "--against", str(folder / "off")]
-    asked.folder.mkdir()
-    (asked.folder / ".candidate-killed").mkdir()  # of a training that was killed while it wrote
+    words += ["--folder", str(retraining.folder), "--against", str(folder / "off")]
+    retraining.folder.mkdir()
+    (retraining.folder / ".candidate-killed").mkdir()  # of a training killed while it wrote
     with full_disk(monkeypatch, candidate):
         assert cli.invoke(words) == cli.FAILED
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == f"{candidate}: No space left on device; correct that and try again."
-    assert list(asked.folder.iterdir()) == []
+    assert list(retraining.folder.iterdir()) == []
     assert cli.invoke(words) == cli.DONE
-    assert {path.name for path in asked.folder.iterdir()} == {"candidate", "openings.toml"}
+    assert {path.name for path in retraining.folder.iterdir()} == {"candidate", "openings.toml"}

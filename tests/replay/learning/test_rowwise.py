@@ -33,9 +33,9 @@ OPTIONS = BoostingOptions(rounds=15, patience=5, leaves=7, learning_rate=0.3)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with six days of candles."""
-    made = tmp_path_factory.mktemp("rows")
-    write_csv(learnable(6 * DAY_BARS), made)
-    return made
+    root = tmp_path_factory.mktemp("rows")
+    write_csv(learnable(6 * DAY_BARS), root)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -49,32 +49,32 @@ def material(candles: str) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path, material: Dataset) -> dict[str, Checkpoint]:
-    said: list[str] = []
-    found = {
+def models(folder: Path, material: Dataset) -> dict[str, Checkpoint]:
+    lines: list[str] = []
+    fitted = {
         kind: train(
             rows_recipe(kind, 300, OPTIONS),
             material,
-            FitRun(folder / kind, created_ms=1_700_000_000_000, say=said.append),
+            FitRun(folder / kind, created_ms=1_700_000_000_000, say=lines.append),
         )
         for kind in KINDS
     }
-    assert said[:2] == ["Fitting the tree.", "Calibrating."]
-    return found
+    assert lines[:2] == ["Fitting the tree.", "Calibrating."]
+    return fitted
 
 
 @pytest.fixture(params=KINDS)
-def checkpoint(made: dict[str, Checkpoint], request: pytest.FixtureRequest) -> Checkpoint:
-    return made[request.param]
+def checkpoint(models: dict[str, Checkpoint], request: pytest.FixtureRequest) -> Checkpoint:
+    return models[request.param]
 
 
 def forecaster_of(checkpoint: Checkpoint, **chosen: str) -> RowForecaster:
-    found = build(checkpoint.card, checkpoint.tensors, RunOptions(**chosen))  # type: ignore[arg-type]
-    assert isinstance(found, RowForecaster)
-    return found
+    forecaster = build(checkpoint.card, checkpoint.tensors, RunOptions(**chosen))  # type: ignore[arg-type]
+    assert isinstance(forecaster, RowForecaster)
+    return forecaster
 
 
-def known(forecasts: list[Forecast | None]) -> list[Forecast]:
+def without_none(forecasts: list[Forecast | None]) -> list[Forecast]:
     return [forecast for forecast in forecasts if forecast is not None]
 
 
@@ -83,10 +83,10 @@ def test_one_bar_and_many_are_answered_alike_in_every_bit(
 ) -> None:
     bars = bars_of(material.segments[0].candles)[:700]
     stepped, scanned = forecaster_of(checkpoint), forecaster_of(checkpoint, mode="scan")
-    one = [stepped.step(bar) for bar in bars]
-    assert one == scanned.scan(bars)
-    assert one[478] is None
-    first = one[479]
+    forecasts = [stepped.step(bar) for bar in bars]
+    assert forecasts == scanned.scan(bars)
+    assert forecasts[478] is None
+    first = forecasts[479]
     assert first is not None
     assert first.p_up == ()
     assert first.explanation is None
@@ -94,7 +94,7 @@ def test_one_bar_and_many_are_answered_alike_in_every_bit(
     assert np.isfinite([*first.mean_return, *first.stdev_return, *first.volatility]).all()
     fresh = forecaster_of(checkpoint)
     fresh.warm(bars[0].instrument, bars[100:699])
-    assert fresh.step(bars[699]) == one[699]
+    assert fresh.step(bars[699]) == forecasts[699]
     assert (fresh.context, fresh.measures, fresh.causal) == (480, ROW_MEASURES, True)
 
 
@@ -119,7 +119,7 @@ def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Dat
     instrument = bars[0].instrument
     with pytest.raises(InvariantBroken, match="no decision to explain yet"):
         forecaster.explain(instrument)
-    last = known([forecaster.step(bar) for bar in bars])[-1]
+    last = without_none([forecaster.step(bar) for bar in bars])[-1]
     row, sigma, added = forecaster.explain(instrument)
     np.testing.assert_array_equal(row, material.segments[0].values[599])
     root = sigma * np.sqrt(HORIZONS)
@@ -138,8 +138,8 @@ def test_no_label_of_a_later_part_is_learnt_from(material: Dataset) -> None:
     assert len(table.rows) == sum(int(s.weights.any(axis=1).sum()) for s in training)
 
 
-def test_the_card_counts_what_its_gates_let_through(made: dict[str, Checkpoint]) -> None:
-    for checkpoint in made.values():
+def test_the_card_counts_what_its_gates_let_through(models: dict[str, Checkpoint]) -> None:
+    for checkpoint in models.values():
         section = checkpoint.card["calibration"]
         (counted,) = section["coverage"]
         assert section["bars"] > 0
@@ -164,7 +164,7 @@ def test_a_backend_or_horizon_that_it_has_not_is_refused(
 
 
 def test_it_is_replayed_verified_and_taken_apart(
-    made: dict[str, Checkpoint],
+    models: dict[str, Checkpoint],
     folder: Path,
     candles: str,
     tmp_path: Path,
@@ -180,22 +180,24 @@ def test_it_is_replayed_verified_and_taken_apart(
     words = ("replay", "--data", candles, "--config", str(config), "--to", "2023-11-15T10:00")
     assert json.loads(invoke(*words, "--db", str(database), "--json"))["bars"] == 600
     invoke("verify", "last", "--db", str(database))
-    told = json.loads(invoke("explain", "last:600", "--full", "--json", "--db", str(database)))
-    assert {gate["gate"] for gate in told["gates"]}.isdisjoint({"collapse", "regime", "direction"})
-    full = told["by_feature"]
+    document = json.loads(invoke("explain", "last:600", "--full", "--json", "--db", str(database)))
+    assert {gate["gate"] for gate in document["gates"]}.isdisjoint(
+        {"collapse", "regime", "direction"}
+    )
+    full = document["by_feature"]
     assert full["gap"] < 1e-15
     means = [feature["mean_return"] for feature in full["features"]]
     assert full["mean_base"] + sum(means) == pytest.approx(full["mean_return"])
-    shown = invoke("explain", "last:600", "--full", "--db", str(database))
-    assert "Added by each feature, over 30 bars" in shown
-    assert made["tree"].id in invoke("models", str(folder / "tree"))
+    page = invoke("explain", "last:600", "--full", "--db", str(database))
+    assert "Added by each feature, over 30 bars" in page
+    assert models["tree"].id in invoke("models", str(folder / "tree"))
     assert "context 480 bars" in invoke("models", str(folder / "tree"))
 
 
 def test_a_row_model_is_examined_by_column_and_interval(
-    made: dict[str, Checkpoint], folder: Path, candles: str, capsys: pytest.CaptureFixture[str]
+    models: dict[str, Checkpoint], folder: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [
+    options = [
         "--inspect",
         "permutation=300",
         "--inspect",
@@ -204,8 +206,8 @@ def test_a_row_model_is_examined_by_column_and_interval(
         "intervals",
         "--json",
     ]
-    assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, *asked]) == 0
-    document = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, *options]) == 0
+    document = {table["name"]: table for table in json.loads(capsys.readouterr().out)["findings"]}
     assert list(document) == [
         "permutation",
         "attributions",
@@ -215,7 +217,7 @@ def test_a_row_model_is_examined_by_column_and_interval(
     ]
     assert document["permutation"]["rows"][0]["QLIKE 30m"][0] > 0
     covered = {row["interval"]: row["coverage"][0] for row in document["intervals"]["rows"]}
-    figures = made["glm"].card["figures"]["30"]
+    figures = models["glm"].card["figures"]["30"]
     assert covered["own"] == pytest.approx(figures["coverage_90"][0], abs=1e-4)
     assert (
         cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, "--inspect", "context=5"])
@@ -226,11 +228,11 @@ def test_a_row_model_is_examined_by_column_and_interval(
     assert "which a class does not show" in capsys.readouterr().err
 
 
-def test_changed_trees_are_refused(made: dict[str, Checkpoint], tmp_path: Path) -> None:
-    tensors = dict(made["tree"].tensors)
+def test_changed_trees_are_refused(models: dict[str, Checkpoint], tmp_path: Path) -> None:
+    tensors = dict(models["tree"].tensors)
     tensors["feature"] = tensors["feature"] + 30
     with pytest.raises(CheckpointMismatch, match="beyond the 78"):
-        build(made["tree"].card, save(tmp_path / "made", tensors, made["tree"].card).tensors)
+        build(models["tree"].card, save(tmp_path / "made", tensors, models["tree"].card).tensors)
     weights = tmp_path / "made" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CheckpointMismatch, match="SHA-256"):
@@ -239,15 +241,15 @@ def test_changed_trees_are_refused(made: dict[str, Checkpoint], tmp_path: Path) 
 
 def test_seeds_of_a_tree_compare_each_other_on_their_cards(candles: str, tmp_path: Path) -> None:
     """A regression draws nothing by a seed, so its cards compare nothing."""
-    found = {}
+    cards = {}
     for kind in ("tree", "glm"):
         recipes = [rows_recipe(kind, 300, replace(OPTIONS, rounds=3, seed=seed)) for seed in (1, 2)]
         for folder, train_seed in train_seeds(
             recipes, DataRequest([candles]), FitRun(tmp_path / kind)
         ):
-            found[kind, folder.name] = train_seed.card
-    trees = [found["tree", name] for name in ("seed-1", "seed-2")]
+            cards[kind, folder.name] = train_seed.card
+    trees = [cards["tree", name] for name in ("seed-1", "seed-2")]
     assert trees[0]["seeds"] == trees[1]["seeds"]
     assert trees[0]["seeds"]["seeds"] == [1, 2]
     assert "what separates seeds is luck" in trees[0]["honesty"]["sentences"][-1]
-    assert "seeds" not in found["glm", "seed-1"]
+    assert "seeds" not in cards["glm", "seed-1"]

@@ -32,46 +32,46 @@ class Fixed(FlashNetwork):
         def spread(part: torch.Tensor) -> torch.Tensor:
             return part.expand(1, x.shape[1], *part.shape[2:])
 
-        told = self.outputs
-        return told._replace(
-            mean=spread(told.mean),
-            log_scale=spread(told.log_scale),
-            dof=spread(told.dof),
-            direction_logits=spread(told.direction_logits),
-            log_variance=spread(told.log_variance),
+        answer = self.outputs
+        return answer._replace(
+            mean=spread(answer.mean),
+            log_scale=spread(answer.log_scale),
+            dof=spread(answer.dof),
+            direction_logits=spread(answer.direction_logits),
+            log_variance=spread(answer.log_variance),
         )
 
 
 def test_the_constant_answer_scores_nothing() -> None:
-    known = constants(TRAINING, seed=0)
-    _, scores = head_scores(Fixed(known), VALIDATION, known)
+    constant = constants(TRAINING, seed=0)
+    _, scores = head_scores(Fixed(constant), VALIDATION, constant)
     np.testing.assert_allclose(scores, 0.0, atol=1e-3)
 
 
 def test_a_worse_constant_scores_below_zero_on_its_head_alone() -> None:
-    known = constants(TRAINING, seed=0)
-    worse = known._replace(log_variance=known.log_variance + 1.5)
-    _, scores = head_scores(Fixed(worse), VALIDATION, known)
+    constant = constants(TRAINING, seed=0)
+    worse = constant._replace(log_variance=constant.log_variance + 1.5)
+    _, scores = head_scores(Fixed(worse), VALIDATION, constant)
     assert (scores[2] < 0).all()
     np.testing.assert_allclose(scores[:2], 0.0, atol=1e-3)
 
 
 def test_the_constants_are_those_of_the_training_labels() -> None:
-    known = constants(TRAINING, seed=0)
+    constant = constants(TRAINING, seed=0)
     used = TRAINING[0].weights[:, 0] > 0
     labels = TRAINING[0].labels
-    variance = known.log_variance[0, 0].exp()
+    variance = constant.log_variance[0, 0].exp()
     np.testing.assert_allclose(variance[0], labels["variance"][0, used, 0].mean(), rtol=1e-4)
     up = (labels["direction"][0, used, 0] == 2).mean()
-    np.testing.assert_allclose(known.direction_logits[0, 0, 0, 2].exp(), up, atol=1e-3)
+    np.testing.assert_allclose(constant.direction_logits[0, 0, 0, 2].exp(), up, atol=1e-3)
 
 
 def test_predictions_do_not_depend_on_where_they_start() -> None:
     torch.manual_seed(0)
     network = FlashNetwork(tiny())
-    known = SEGMENTS[0]
-    whole = predict(network, known, np.arange(known.first, known.first + 600))
-    part = predict(network, known, np.arange(known.first + 300, known.first + 600, 7))
+    series = SEGMENTS[0]
+    whole = predict(network, series, np.arange(series.first, series.first + 600))
+    part = predict(network, series, np.arange(series.first + 300, series.first + 600, 7))
     np.testing.assert_allclose(part["mean"], whole["mean"][300::7], atol=1e-5)
     np.testing.assert_allclose(part["variance"], whole["variance"][300::7], rtol=1e-4)
 
@@ -80,8 +80,8 @@ def test_predictions_do_not_depend_on_where_they_start() -> None:
 def test_a_window_is_answered_alone_as_in_company(kind: str) -> None:
     torch.manual_seed(0)
     section = {"dim": 16, "window": 40, "horizons": [5, 30]}
-    known = kind_of(kind)
-    network = known.make(known.read(section | ({"mask": "causal"} if kind == "flash" else {})))
+    maker = kind_of(kind)
+    network = maker.make(maker.read(section | ({"mask": "causal"} if kind == "flash" else {})))
     assert not network.answers_every_row
     rows = np.arange(SEGMENTS[0].first, SEGMENTS[0].first + 500, 3)
     every = predict(network, SEGMENTS[0], rows)

@@ -47,7 +47,7 @@ def test_a_night_between_sessions_is_no_hole_and_a_missing_bar_is(tmp_path: Path
     assert night > 15 * HALF_HOUR
     del times[300]
     [holed] = shares(stock_files.write(tmp_path / "nasdaq_BBB_30m.csv", times))
-    assert [len(one) for one in segments_of(holed, schema("v2-30m"))] == [300, len(times) - 300]
+    assert [len(part) for part in segments_of(holed, schema("v2-30m"))] == [300, len(times) - 300]
 
 
 def test_hours_of_sessions_are_made_of_their_bars(tmp_path: Path) -> None:

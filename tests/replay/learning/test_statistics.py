@@ -38,11 +38,11 @@ def by_day(rng: np.random.Generator, daily: float = 1.0) -> Array:
 
 
 def test_a_useless_difference_is_credible_as_seldom_as_it_is_said_to_be() -> None:
-    found = [
+    p_values = [
         difference(by_day(rng), by_day(rng), DAYS).p
         for rng in map(np.random.default_rng, range(200))
     ]
-    assert 0.01 < np.mean(np.array(found) < LEVEL) < 0.09
+    assert 0.01 < np.mean(np.array(p_values) < LEVEL) < 0.09
     # By bars instead of days it would nearly always be: the planted mistake.
     rng = np.random.default_rng(0)
     bars = np.arange(ROWS)
@@ -81,9 +81,9 @@ def test_an_error_covers_days_that_are_like_the_days_before() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_its_definition(values: list[float]) -> None:
-    found = holm(values)
+    adjusted = holm(values)
     order = np.argsort(values, kind="stable")
-    for place, value in enumerate(found):
+    for place, value in enumerate(adjusted):
         rank = int(np.flatnonzero(order == place)[0])
         steps = [min(1.0, (len(values) - r) * values[order[r]]) for r in range(rank + 1)]
         assert value == pytest.approx(max(steps))
@@ -123,34 +123,34 @@ def test_a_measure_that_knows_is_found_and_a_useless_one_is_not() -> None:
 def test_the_curve_is_its_definition() -> None:
     rng = np.random.default_rng(5)
     parts = [ranked(rng, knows=0.3) for _ in range(2)]
-    found = present(risk_curve(parts))
+    curve = present(risk_curve(parts))
     expected = []
     for part in parts:
         order = np.argsort(-part.measure)
         counts = np.round(RISK_COVERAGES * ROWS).astype(int)
         expected.append([part.risk[order[:n]].mean() - part.risk.mean() for n in counts])
-    np.testing.assert_allclose(found.excess, np.mean(expected, axis=0), atol=1e-12)
-    assert found.area.value == pytest.approx(np.mean(expected))
-    assert found.excess[-1] == pytest.approx(0.0)
-    assert found.bars == 2 * ROWS
-    assert found.area.days == DAY_COUNT
+    np.testing.assert_allclose(curve.excess, np.mean(expected, axis=0), atol=1e-12)
+    assert curve.area.value == pytest.approx(np.mean(expected))
+    assert curve.excess[-1] == pytest.approx(0.0)
+    assert curve.bars == 2 * ROWS
+    assert curve.area.days == DAY_COUNT
 
 
 def test_a_measure_that_says_one_thing_of_all_bars_chooses_by_chance() -> None:
     # The first days are the riskiest: ties in order of time would look like knowledge.
     risk = (DAYS < 10).astype(float)
-    found = present(risk_curve([RankedBars(risk, np.zeros(ROWS), DAYS)]))
-    assert abs(found.area.value) < 0.02
+    curve = present(risk_curve([RankedBars(risk, np.zeros(ROWS), DAYS)]))
+    assert abs(curve.area.value) < 0.02
 
 
 def test_bars_that_were_not_measured_are_left_out() -> None:
     part = ranked(np.random.default_rng(6), knows=0.3)
     half = part._replace(measure=np.where(np.arange(ROWS) % 2, part.measure, np.nan))
     every_second = RankedBars(part.risk[1::2], part.measure[1::2], part.days[1::2])
-    one, two = risk_curve([half]), risk_curve([every_second])
-    assert one is not None
-    assert two is not None
-    np.testing.assert_array_equal(one.excess, two.excess)
+    masked, dropped = risk_curve([half]), risk_curve([every_second])
+    assert masked is not None
+    assert dropped is not None
+    np.testing.assert_array_equal(masked.excess, dropped.excess)
     assert risk_curve([part._replace(measure=np.full(ROWS, np.nan))]) is None
 
 
@@ -170,8 +170,8 @@ def test_what_is_best_on_one_half_alone_is_overfitted() -> None:
     scores = np.full((8, 4), 1.0)
     for candidate in range(4):
         scores[2 * candidate : 2 * candidate + 2, candidate] = -1.0
-    found = present(overfitting(scores))
-    assert found > 0.6
+    share = present(overfitting(scores))
+    assert share > 0.6
 
 
 def test_overfitting_is_its_definition() -> None:
