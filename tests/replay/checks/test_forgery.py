@@ -155,6 +155,7 @@ READ_FIRST = {
     "answers.horizons",
     "answers.heads",
     "twin_steps.holding",
+    "twin_steps.outcome",
 }
 """Columns whose forgery changes how the rest is read: each is planted alone."""
 
