@@ -70,7 +70,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(recorded: Path) -> tuple[Path, str]:
     """Return a checkpoint of it, and all that its making printed."""
     folder = recorded.parent / "model"
-    return folder, said(*train(recorded, folder))
+    return folder, printed(*train(recorded, folder))
 
 
 def train(data: Path, out: Path, *more: str) -> list[object]:
@@ -83,7 +83,7 @@ def evaluate(data: Path, folder: Path, *more: str) -> list[object]:
     return ["evaluate", folder, "--data", data, *choose("evaluation.threads=1"), *more]
 
 
-def said(*words: object, code: int = 0) -> str:
+def printed(*words: object, code: int = 0) -> str:
     """Run a command that ends with *code*; return all that it prints."""
     with io.StringIO() as out, redirect_stdout(out), redirect_stderr(out):
         ended, text = invoke([str(word) for word in words]), out.getvalue()
@@ -114,36 +114,36 @@ def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
     texts = {
         "train": output,
         "card": card.replace("columns = ", ""),
-        "models": said("models", "list", str(folder)),
-        "evaluate": said(*evaluate(recorded, folder)),
+        "models": printed("models", "list", str(folder)),
+        "evaluate": printed(*evaluate(recorded, folder)),
     }
     for name, text in texts.items():
         assert minutes in text, name
         assert CLAIM.search(text) is None, (name, CLAIM.search(text))
     assert read["model"]["trained"] is False
     assert not {"figures", "frequencies", "split"} & set(read)
-    document = json.loads(said(*evaluate(recorded, folder, "--json")))
+    document = json.loads(printed(*evaluate(recorded, folder, "--json")))
     assert (document["figures"], len(document["says"])) == ({}, 2)
 
 
 @pytest.mark.parametrize("source", ["loopback", "frames"])
 def test_eight_days_of_another_source_are_untrained_too(tmp_path: Path, source: str) -> None:
-    made, of = long(source)
-    write(tmp_path / "a", made, of=of)
+    books, of = long(source)
+    write(tmp_path / "a", books, of=of)
     (sentence,) = read_books([tmp_path / "a"], (1,)).untrained()
     assert sentence.startswith(f"untrained: books from {source} are no recording of the exchange")
-    made, of = long("exchange", days=6.9)
-    write(tmp_path / "b", made, of=of)
+    books, of = long("exchange", days=6.9)
+    write(tmp_path / "b", books, of=of)
     (sentence,) = read_books([tmp_path / "b"], (1,)).untrained()
     assert sentence.startswith("untrained: 9,900.0 minutes of depth")
 
 
 def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
     """The file claims what no test can have; what is in it is planted, so figures are known."""
-    made, of = long("exchange")
-    write(tmp_path / "a", made, of=of)
+    books, of = long("exchange")
+    write(tmp_path / "a", books, of=of)
     steps = choose("training.steps=30", "horizons=1", "window=24", "training.learning_rate=0.02")
-    output = said(*train(tmp_path / "a", tmp_path / "m", *steps))
+    output = printed(*train(tmp_path / "a", tmp_path / "m", *steps))
     card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
     figures = card["figures"]["1"]
     assert "trained" not in card["model"]
@@ -156,15 +156,15 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
     assert figures["is_better"] is False  # by two days nothing is told
     assert "its log loss on 2 untouched days is not credibly better than" in output
     assert "so few days tell nothing" in output
-    assert "experimental" in said("models", "list", str(tmp_path / "m"))
-    found = said(*evaluate(tmp_path / "a", tmp_path / "m"))
-    assert "Accuracy" in found
-    assert f"{figures['log_loss']:.4f}" in found
-    write(tmp_path / "b", made, of=structs.replace(of, source="loopback"))
-    strange = said(*evaluate(tmp_path / "b", tmp_path / "m"), code=1)
+    assert "experimental" in printed("models", "list", str(tmp_path / "m"))
+    table = printed(*evaluate(tmp_path / "a", tmp_path / "m"))
+    assert "Accuracy" in table
+    assert f"{figures['log_loss']:.4f}" in table
+    write(tmp_path / "b", books, of=structs.replace(of, source="loopback"))
+    strange = printed(*evaluate(tmp_path / "b", tmp_path / "m"), code=1)
     assert "Only books that `tracepaper data record` took from" in strange
-    write(tmp_path / "c", made[:50], of=of)
-    assert "holds no book of the span" in said(*evaluate(tmp_path / "c", tmp_path / "m"), code=2)
+    write(tmp_path / "c", books[:50], of=of)
+    assert "holds no book of the span" in printed(*evaluate(tmp_path / "c", tmp_path / "m"), code=2)
 
 
 def figures_on(
@@ -227,7 +227,7 @@ def test_labels_are_exact_and_end_with_the_stretch() -> None:
 
 def test_no_part_or_label_reaches_over_a_gap_or_into_the_next(recorded: Path) -> None:
     material = read_books([recorded], (3,))
-    assert [len(one) for one in material.panels] == [90, 60]
+    assert [len(panel) for panel in material.panels] == [90, 60]
     parts = [material.samples(part) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)]
     lengths = [[len(samples.panel) for samples in part] for part in parts]
     assert lengths == [[90, 15], [15], [30]]
@@ -245,11 +245,11 @@ def test_each_answer_knows_half_a_window_where_it_can() -> None:
     ).eval()
     for count in (1, 4, 8, 9, 10, 13, 17, 40):
         books = books_of(list(walk(count)), 5)
-        found = answers(network, BookPanel.of(books, header()))
-        assert found.shape == (count, 1, 3)
-        assert np.abs(np.exp(found).sum(axis=-1) - 1).max() < 1e-6
+        scores = answers(network, BookPanel.of(books, header()))
+        assert scores.shape == (count, 1, 3)
+        assert np.abs(np.exp(scores).sum(axis=-1) - 1).max() < 1e-6
         first = answers(network, BookPanel.of(books.part(0, min(count, 9)), header()))
-        assert np.abs(found[: len(first)] - first).max() < 1e-6
+        assert np.abs(scores[: len(first)] - first).max() < 1e-6
 
 
 def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
@@ -263,11 +263,11 @@ def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
 
 def spoilt(at: int) -> Callable[..., Policy]:
     """Return how a fit goes whose rate is too high from a step on: the next loss overflows."""
-    made = order_book._policy  # noqa: SLF001 - no option is let through that overflows
+    policy_of = order_book._policy  # noqa: SLF001 - no option is let through that overflows
 
     def policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
-        own = made(network, options)
-        return own._replace(rate=lambda step: own.rate(step) if step < at else math.inf)
+        base = policy_of(network, options)
+        return base._replace(rate=lambda step: base.rate(step) if step < at else math.inf)
 
     return policy
 
@@ -277,24 +277,24 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
 ) -> None:
     sentence = "was not finite (nan) at step 4; kept are the weights of step 2."
     monkeypatch.setattr(order_book, "_policy", spoilt(2))
-    output = said(*train(recorded, tmp_path / "m", *choose("training.steps=6")))
+    output = printed(*train(recorded, tmp_path / "m", *choose("training.steps=6")))
     assert sentence in " ".join(output.split())
     card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
     assert card["honesty"]["sentences"][-1].endswith(sentence)
     network, _ = load_books(tmp_path / "m")
     assert all(bool(torch.isfinite(weights).all()) for weights in network.parameters())
     monkeypatch.setattr(order_book, "_policy", spoilt(0))
-    wild = said(*train(recorded, tmp_path / "n", *choose("training.steps=6")), code=1)
+    wild = printed(*train(recorded, tmp_path / "n", *choose("training.steps=6")), code=1)
     assert "no weights were good before" in wild
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, recorded: Path) -> None:
-    others = {
+    headers = {
         "eth": structs.replace(header(), instrument="linear:ETHUSDT"),
         "deep": header(levels=4),
         "fine": header(price_decimals=2),
     }
-    for name, of in others.items():
+    for name, of in headers.items():
         write(tmp_path / name, walk(5, levels=of.levels, first_ms=FIRST_MS + 10**9), of=of)
         with pytest.raises(DataInvalid, match=r"depth and pace|in other units"):
             read_books([recorded, tmp_path / name], (1,))
@@ -311,11 +311,11 @@ def test_the_map_sums_to_one_and_never_reaches_over_a_gap(
 ) -> None:
     folder, _ = checkpoint
     at = FIRST_MS + 503_000
-    found = book_map(folder, recorded, at, threads=1)
-    assert found.books.seen_ms.tolist() == [FIRST_MS + 500_000 + 1_000 * n for n in range(4)]
-    assert found.weights.shape == (4, 2, 5)
-    assert abs(float(found.weights.astype(np.float64).sum()) - 1) < 1e-6
-    assert all(abs(sum(row) - 1) < 1e-6 for row in found.probabilities)
+    mapped = book_map(folder, recorded, at, threads=1)
+    assert mapped.books.seen_ms.tolist() == [FIRST_MS + 500_000 + 1_000 * n for n in range(4)]
+    assert mapped.weights.shape == (4, 2, 5)
+    assert abs(float(mapped.weights.astype(np.float64).sum()) - 1) < 1e-6
+    assert all(abs(sum(row) - 1) < 1e-6 for row in mapped.probabilities)
     assert len(book_map(folder, recorded, None, threads=1).books) == 8
     assert len(book_map(folder, recorded, FIRST_MS + 89_999, threads=1).books) == 8
     for outside in (FIRST_MS - 1, FIRST_MS + 90_000, FIRST_MS + 499_999, FIRST_MS + 10**9):
@@ -327,13 +327,13 @@ def test_explain_prints_the_map_and_the_whole_of_it_as_json(
     checkpoint: tuple[Path, str], recorded: Path
 ) -> None:
     folder, _ = checkpoint
-    where = ("--depth", str(recorded), "--checkpoint", str(folder))
-    text = said("explain", *where)
+    words = ("--depth", str(recorded), "--checkpoint", str(folder))
+    text = printed("explain", *words)
     assert "untrained: 2.5 minutes of depth, seven days are needed" in text
     rows = re.findall(r"^ ?(?:ask|bid) .* ([\d.]+) ?$", text, re.MULTILINE)
     assert len(rows) == 6
     assert sum(map(float, rows)) == pytest.approx(100, abs=0.4)
-    document = json.loads(said("explain", *where, "--at", "2025-01-01T00:01:00.500Z", "--json"))
+    document = json.loads(printed("explain", *words, "--at", "2025-01-01T00:01:00.500Z", "--json"))
     assert document["at"] == "2025-01-01T00:01:00Z"
     weights = np.array([document["bid"]["weights"], document["ask"]["weights"]])
     assert weights.shape == (2, 8, 5)
@@ -383,9 +383,9 @@ def test_wrong_usage_is_one_sentence(
 def test_weights_of_another_shape_are_refused(checkpoint: tuple[Path, str], tmp_path: Path) -> None:
     from tracepaper.storage.checkpoints import load, save
 
-    found = load(checkpoint[0])
-    card = {**found.card, "architecture": {**found.card["architecture"], "dim": 16}}
-    save(tmp_path / "m", found.tensors, card)
+    model = load(checkpoint[0])
+    card = {**model.card, "architecture": {**model.card["architecture"], "dim": 16}}
+    save(tmp_path / "m", model.tensors, card)
     with pytest.raises(CheckpointMismatch, match="but the card's architecture has"):
         load_books(tmp_path / "m")
 
@@ -393,7 +393,7 @@ def test_weights_of_another_shape_are_refused(checkpoint: tuple[Path, str], tmp_
 def test_books_of_one_level_and_thin_books_are_learnt_from(tmp_path: Path) -> None:
     thin = [depth([(100 + n % 2, 5)], [(103, 7)], FIRST_MS + 1_000 * n) for n in range(40)]
     write(tmp_path / "a", thin)
-    said(*train(tmp_path / "a", tmp_path / "m"))
-    found = book_map(tmp_path / "m", tmp_path / "a", None, threads=1)
-    assert isinstance(found.books, Books)
-    assert found.l1_error < 1e-5
+    printed(*train(tmp_path / "a", tmp_path / "m"))
+    mapped = book_map(tmp_path / "m", tmp_path / "a", None, threads=1)
+    assert isinstance(mapped.books, Books)
+    assert mapped.l1_error < 1e-5

@@ -35,9 +35,9 @@ def test_the_fit_is_the_same_for_any_number_of_threads_and_finds_the_variance() 
     for name, array in trees.arrays().items():
         np.testing.assert_array_equal(array, two.arrays()[name])
     probe = table(2)
-    found = Scorer(trees).scores(probe.rows)
+    scores = Scorer(trees).scores(probe.rows)
     for horizon in range(2):
-        assert np.corrcoef(found[:, horizon], probe.rows[:, horizon])[0, 1] > 0.9
+        assert np.corrcoef(scores[:, horizon], probe.rows[:, horizon])[0, 1] > 0.9
 
 
 def test_it_stops_early_where_there_is_nothing_to_find() -> None:
@@ -57,7 +57,7 @@ def test_rows_of_no_weight_are_not_learnt_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"categorical_feature": [0]},
         {"linear_tree": True},
@@ -65,18 +65,18 @@ def test_rows_of_no_weight_are_not_learnt_from() -> None:
         {"num_leaves": 80},
     ],
 )
-def test_trees_that_cannot_be_stored_are_refused(given: dict[str, Any]) -> None:
-    asked = dict(given)
+def test_trees_that_cannot_be_stored_are_refused(options: dict[str, Any]) -> None:
+    params = dict(options)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 3, (600, 3)).astype(np.float64) + 0.5 * rng.random((600, 3))
     rows[:, 0] = np.round(rows[:, 0])
     quiet = {"verbosity": -1, "min_data_in_leaf": 2, "min_data_per_group": 2, "cat_smooth": 0.1}
     values = (rows[:, 0] == 1) * 5.0 + rows[:, 1] * rows[:, 2]
-    columns = asked.pop("categorical_feature", "auto")
-    dataset = lightgbm.Dataset(rows, values, categorical_feature=columns, params=asked)
-    made = lightgbm.train(quiet | asked, dataset, 3)
+    columns = params.pop("categorical_feature", "auto")
+    dataset = lightgbm.Dataset(rows, values, categorical_feature=columns, params=params)
+    booster = lightgbm.train(quiet | params, dataset, 3)
     with pytest.raises(ConfigInvalid, match="train without them"):
-        trees_of(made.model_to_string())
+        trees_of(booster.model_to_string())
 
 
 class Without(MetaPathFinder):

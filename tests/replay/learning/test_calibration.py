@@ -27,13 +27,13 @@ RNG = np.random.default_rng(3)
 NAMES = (*(gate.calibrated_as for gate in GATES.values() if gate.calibrated_as), "recent_mass")
 
 
-@pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
-def test_temperature_finds_the_one_that_was_applied(wanted: float) -> None:
+@pytest.mark.parametrize("applied", [0.5, 1.0, 2.5])
+def test_temperature_finds_the_one_that_was_applied(applied: float) -> None:
     logits = RNG.normal(size=(20_000, 3))
     truth = softmax(logits, axis=-1)
     classes = (RNG.random((20_000, 1)) > truth.cumsum(axis=1)).sum(axis=1)
-    found = temperature((logits * wanted).astype(np.float32), classes)
-    assert found == pytest.approx(wanted, rel=0.05)
+    estimate = temperature((logits * applied).astype(np.float32), classes)
+    assert estimate == pytest.approx(applied, rel=0.05)
 
 
 def test_slope_is_that_of_realised_on_predicted() -> None:
@@ -44,8 +44,8 @@ def test_slope_is_that_of_realised_on_predicted() -> None:
 
 
 def test_quantiles_are_the_percentiles() -> None:
-    found = quantiles(np.concatenate([np.arange(101.0), [np.nan]]))
-    assert found == tuple(float(q) for q in range(1, 100))
+    percentiles = quantiles(np.concatenate([np.arange(101.0), [np.nan]]))
+    assert percentiles == tuple(float(q) for q in range(1, 100))
     with pytest.raises(DataInvalid, match="no value"):
         quantiles(np.array([np.nan]))
 
@@ -78,25 +78,25 @@ def test_a_forecast_without_an_explanation_is_refused() -> None:
     bare = replace(builders.forecast(), explanation=None)
     with pytest.raises(DataInvalid, match="no explanation"):
         measures([bare], given=MEASURES, horizon=bare.horizons[0], slope=1.0)
-    plain = MEASURES - set(EXPLAINED)
-    found = measures([bare], given=plain, horizon=bare.horizons[0], slope=1.0)
-    assert {"confidence_margin", "direction", "edge"} < found.keys()
-    assert {"confidence", "collapsed", "shift", "recent_mass"}.isdisjoint(found)
+    unexplained = MEASURES - set(EXPLAINED)
+    document = measures([bare], given=unexplained, horizon=bare.horizons[0], slope=1.0)
+    assert {"confidence_margin", "direction", "edge"} < document.keys()
+    assert {"confidence", "collapsed", "shift", "recent_mass"}.isdisjoint(document)
 
 
 def test_the_default_thresholds_are_those_of_the_gates() -> None:
-    known = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
+    percentiles = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
     expected = {
         "confidence": 1.0, "collapsed": 1.0, "shifted": 99.0, "direction": 1.0, "edge": 1.0,
     }  # fmt: skip
-    document = default_thresholds({"quantiles": known})
+    document = default_thresholds({"quantiles": percentiles})
     assert {name: document[name] for name in expected} == expected
     assert document.keys() == expected.keys()
-    mild = {"confidence": {"chosen": "margin", "strict": False}, "quantiles": known}
+    mild = {"confidence": {"chosen": "margin", "strict": False}, "quantiles": percentiles}
     document = default_thresholds(mild)
     assert document["confidence_margin"] == 1.0
     assert "confidence" not in document
-    strict = {"confidence": {"chosen": "margin", "strict": True}, "quantiles": known}
+    strict = {"confidence": {"chosen": "margin", "strict": True}, "quantiles": percentiles}
     assert default_thresholds(strict)["confidence_margin"] == 50.0
 
 
@@ -123,11 +123,11 @@ def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
     surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error], "days": explained}
     passed = {"bars_per_1000": 0.0, "trades": 0, "days": 0}
     gates = {"selective": {"entropy_confidence": surest}, "traded": {"edge": passed}}
-    said = sentences(figures, gates, horizon=30)
-    (entropy,) = [sentence for sentence in said if sentence.startswith(f"The entropy gate {verb}")]
+    lines = sentences(figures, gates, horizon=30)
+    (entropy,) = [sentence for sentence in lines if sentence.startswith(f"The entropy gate {verb}")]
     assert f"on {explained} days" in entropy
     assert ("± unknown" in entropy) == np.isnan(error)
-    assert any(f"So few days ({days}) prove" in one for one in said) == (days < FEW_DAYS)
+    assert any(f"So few days ({days}) prove" in line for line in lines) == (days < FEW_DAYS)
     bare = sentences(figures, {**gates, "selective": {}}, horizon=30)
     assert not any("entropy gate" in sentence for sentence in bare)
     assert NO_ATTENTION in bare
@@ -138,18 +138,18 @@ def test_the_share_is_the_minimum_of_qlike_and_its_gain_is_told_by_day() -> None
     days = np.repeat(np.arange(40), 100)
     log_variance = rng.normal(size=len(days))
     value = np.exp(log_variance) * rng.gamma(4.0, 0.25, len(days))
-    one, other = (log_variance + 0.4 * rng.normal(size=len(days)) for _ in range(2))
-    found = network_share(one, other, value, days)
+    first, second = (log_variance + 0.4 * rng.normal(size=len(days)) for _ in range(2))
+    blend = network_share(first, second, value, days)
 
     def qlike(share: float) -> float:
-        score = share * one + (1 - share) * other
+        score = share * first + (1 - share) * second
         return float((np.maximum(value, 0.01) * np.exp(-score) + score).mean())
 
     grid = [qlike(share) for share in np.linspace(0, 1, 201)]
-    assert qlike(found.share) <= min(grid) + 1e-12
-    assert 0.3 < found.share < 0.7  # equal members with errors of their own
-    assert found.gain.value < -4 * (found.gain.error or 0.0) < 0
-    assert found.gain.value == pytest.approx(qlike(found.share) - min(qlike(0), qlike(1)))
+    assert qlike(blend.share) <= min(grid) + 1e-12
+    assert 0.3 < blend.share < 0.7  # equal members with errors of their own
+    assert blend.gain.value < -4 * (blend.gain.error or 0.0) < 0
+    assert blend.gain.value == pytest.approx(qlike(blend.share) - min(qlike(0), qlike(1)))
 
 
 def test_a_half_that_only_adds_noise_has_no_share() -> None:

@@ -65,9 +65,9 @@ def together(
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=BARS)
     root = np.sqrt(np.broadcast_to(correlation, (BARS,)))
-    rest = np.sqrt(1 - root**2)
+    noise = np.sqrt(1 - root**2)
     return {
-        f"{'ABCD'[at] * 3}USDT": 1e-3 * (root * shared + rest * rng.normal(size=BARS))
+        f"{'ABCD'[at] * 3}USDT": 1e-3 * (root * shared + noise * rng.normal(size=BARS))
         for at in range(count)
     }
 
@@ -105,13 +105,13 @@ def test_both_correlations_are_those_of_their_bars(tmp_path: Path) -> None:
     for at in (0, 7, 400):
         bar = rows[at]
         a, b = first[bar : bar + 30], second[bar : bar + 30]  # the 30 returns after it
-        wanted = (a @ b) / np.sqrt((a @ a) * (b @ b))
-        assert forecasts.labels[CORRELATION][at] == pytest.approx(wanted, abs=1e-9)
+        expected = (a @ b) / np.sqrt((a @ a) * (b @ b))
+        assert forecasts.labels[CORRELATION][at] == pytest.approx(expected, abs=1e-9)
         ages = np.arange(bar)[::-1]  # of the returns until it, the newest last
         weights = EWMA_DECAY**ages
         a, b = first[:bar], second[:bar]
-        wanted = (weights * a) @ b / np.sqrt(((weights * a) @ a) * ((weights * b) @ b))
-        assert forecasts.value(CORRELATION, "EWMA")[at] == pytest.approx(wanted, abs=1e-9)
+        expected = (weights * a) @ b / np.sqrt(((weights * a) @ a) * ((weights * b) @ b))
+        assert forecasts.value(CORRELATION, "EWMA")[at] == pytest.approx(expected, abs=1e-9)
 
 
 def test_no_later_bar_moves_what_is_said(tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_no_later_bar_moves_what_is_said(tmp_path: Path) -> None:
     learnt = learn_correlations(before)
     assert learn_correlations(after) == learnt
     forecasts, other = (of_part(of, learnt) for of in (before, after))
-    known = len(forecasts) - (300 - 30)
+    count = len(forecasts) - (300 - 30)
     for name in forecasts.values:
         first, second = (of.value(CORRELATION, name) for of in (forecasts, other))
-        np.testing.assert_allclose(first[:known], second[:known], atol=1e-9)
-    first, second = (of.labels[CORRELATION][: known - 30] for of in (forecasts, other))
+        np.testing.assert_allclose(first[:count], second[:count], atol=1e-9)
+    first, second = (of.labels[CORRELATION][: count - 30] for of in (forecasts, other))
     np.testing.assert_allclose(first, second, atol=1e-9)
-    first, second = (of.value(CORRELATION, "EWMA")[known + 5 :] for of in (forecasts, other))
+    first, second = (of.value(CORRELATION, "EWMA")[count + 5 :] for of in (forecasts, other))
     assert np.abs(first - second).max() > 0.1
 
 
@@ -164,25 +164,25 @@ def test_what_is_learnt_of_several_is_a_correlation_matrix(tmp_path: Path) -> No
     assert set(forecasts.values) == {LEARNT, *OTHERS}
     learnt_rows = forecasts.value(CORRELATION, LEARNT).reshape(6, -1).T  # pair after pair
     for values in learnt_rows[::40]:
-        whole = np.eye(4)
-        whole[np.triu_indices(4, 1)] = values
-        whole = whole + np.triu(whole, 1).T
-        assert np.linalg.eigvalsh(whole).min() > -1e-9
+        matrix = np.eye(4)
+        matrix[np.triu_indices(4, 1)] = values
+        matrix = matrix + np.triu(matrix, 1).T
+        assert np.linalg.eigvalsh(matrix).min() > -1e-9
 
 
 def test_bars_after_a_hole_of_one_symbol_are_left_out(tmp_path: Path) -> None:
     gap = BARS - 700
-    whole = judged(material(tmp_path, together(0.5)))
+    complete = judged(material(tmp_path, together(0.5)))
     (tmp_path / "hole").mkdir()
     holed = judged(material(tmp_path / "hole", together(0.5), missing=gap))
     # Bars whose horizon crosses it, the bar itself, and those after it without their features.
-    lost = len(whole) - len(holed)
+    lost = len(complete) - len(holed)
     assert lost == 30 + 1 + schema("v2-1m").lookback - 1
 
 
 def test_one_symbol_has_no_correlation(tmp_path: Path) -> None:
-    (alone,) = together(0.5, count=1).items()
-    dataset = material(tmp_path, dict([alone]))
+    (single,) = together(0.5, count=1).items()
+    dataset = material(tmp_path, dict([single]))
     assert learn_correlations(dataset) == {}
     assert correlations_of(dataset, Part.TEST, {"30": {}}) is None
 

@@ -104,20 +104,20 @@ def test_a_decision_says_which_time_frame_and_which_of_its_bars(
     config, path = prepared(trained(name), tmp_path)
     database = tmp_path / "run.db"
     cli.json("replay", path, "-c", config, "--db", database)
-    asked = ("explain", f"last:{BARS}", "--db", database, "--full")
-    attribution = cli.json(*asked)["full"]["attribution"]
+    words = ("explain", f"last:{BARS}", "--db", database, "--full")
+    attribution = cli.json(*words)["full"]["attribution"]
     frames = attribution["frames"]
-    assert [(each["interval_ms"] // 60_000, each["bars"]) for each in frames] == frames_seen
-    assert sum(each["weight"] for each in frames) == pytest.approx(1.0, abs=1e-6)
+    assert [(frame["interval_ms"] // 60_000, frame["bars"]) for frame in frames] == frames_seen
+    assert sum(frame["weight"] for frame in frames) == pytest.approx(1.0, abs=1e-6)
     assert sum(attribution["weights"]) == pytest.approx(1.0, abs=1e-6)
     assert attribution["modalities"] == []
-    for each in frames:
-        opened = [bar["open_time_ms"] for bar in each["heaviest"]]
-        assert all(time % each["interval_ms"] == 0 for time in opened)
-        weights = [bar["weight"] for bar in each["heaviest"]]
+    for frame in frames:
+        opened = [bar["open_time_ms"] for bar in frame["heaviest"]]
+        assert all(time % frame["interval_ms"] == 0 for time in opened)
+        weights = [bar["weight"] for bar in frame["heaviest"]]
         assert weights == sorted(weights, reverse=True)
-        assert sum(weights) <= each["weight"] + 1e-9
-    assert "By timeframe, of closed bars" in cli.out(*asked)
+        assert sum(weights) <= frame["weight"] + 1e-9
+    assert "By timeframe, of closed bars" in cli.out(*words)
 
 
 def test_a_decision_says_which_modality_and_which_bars_of_it(
@@ -126,8 +126,8 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     config, path = prepared(trained("trading"), tmp_path)
     database = tmp_path / "run.db"
     cli.json("replay", path, "-c", config, "--db", database)
-    asked = ("explain", f"last:{BARS}", "--db", database, "--full")
-    full = cli.json(*asked)["full"]
+    words = ("explain", f"last:{BARS}", "--db", database, "--full")
+    full = cli.json(*words)["full"]
     for horizon in (5, 30):
         document = {
             key: [row for row in rows if row["bars ahead"] == horizon]
@@ -138,14 +138,14 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
         assert document["paths"][-1]["after bars"] == horizon
     attribution = full["attribution"]
     assert attribution["frames"] == []
-    shares = {each["modality"]: each["weight"] for each in attribution["modalities"]}
+    shares = {part["modality"]: part["weight"] for part in attribution["modalities"]}
     assert set(shares) == {"price", "time"}
     assert sum(shares.values()) == pytest.approx(sum(attribution["weights"]), abs=1e-6)
-    for each in attribution["modalities"]:
-        weights = [bar["weight"] for bar in each["heaviest"]]
+    for part in attribution["modalities"]:
+        weights = [bar["weight"] for bar in part["heaviest"]]
         assert weights == sorted(weights, reverse=True)
-        assert sum(weights) <= each["weight"] + 1e-9
-    output = cli.out(*asked)
+        assert sum(weights) <= part["weight"] + 1e-9
+    output = cli.out(*words)
     assert "By modality of the bars" in output
     for title in ("The loss that a share", "The largest fall and rise", "The odds of each regime"):
         assert title in output
@@ -186,11 +186,11 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
     }
     factors = card["calibration"]["further"]["factors"]["30"]
     assert set(factors) == {"tails", "drawdown", "runup", "path"}
-    found = span["figures"]["further"]
-    assert found == card["figures"]["further"]
-    said = next(row for row in tables["drawdown"]["rows"] if row["of"] == "50 quantile")
-    assert found["5"]["drawdown"]["below_50"][0] == pytest.approx(
-        said["realised"]["value"], abs=1e-5
+    figures = span["figures"]["further"]
+    assert figures == card["figures"]["further"]
+    median = next(row for row in tables["drawdown"]["rows"] if row["of"] == "50 quantile")
+    assert figures["5"]["drawdown"]["below_50"][0] == pytest.approx(
+        median["realised"]["value"], abs=1e-5
     )
     assert any(line.startswith("Its value at risk of 5 %") for line in span["sentences"])
     assert "likelihood of a mixture" in card["training"]["losses"]
@@ -203,12 +203,12 @@ def test_the_card_of_a_network_alone_says_how_it_stands_to_persistence(
     figures = card["figures"]["30"]
     for network, steady, is_experimental in ((0.3, 0.5, False), (0.49, 0.5, True)):
         qlike = {**figures["qlike"], "network": [network, 0.02], "ewma": [steady, 0.02]}
-        known = {**figures, "qlike": qlike, "sign_accuracy": {"network": [0.5, 0.02]}}
-        found = experimental({**card, "figures": {**card["figures"], "30": known}})
+        changed = {**figures, "qlike": qlike, "sign_accuracy": {"network": [0.5, 0.02]}}
+        text = experimental({**card, "figures": {**card["figures"], "30": changed}})
         assert (
-            "over 30 bars it has not beaten persistence: QLIKE 0.4900" in found
+            "over 30 bars it has not beaten persistence: QLIKE 0.4900" in text
         ) is is_experimental
-        assert bool(found) is is_experimental
+        assert bool(text) is is_experimental
 
 
 def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
@@ -216,12 +216,12 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
 ) -> None:
     card = load(trained("trading")).card
     assert card["architecture"]["modalities"] == ["price", "time"]
-    other = derived(
+    changed = derived(
         recipe_of(ablated(card, "modalities=volume")), schema("v2-1m").names, interval_minutes=1
     )
-    assert isinstance(other.architecture, TradingConfig)
-    assert other.architecture.modalities == ("volume",)
-    assert TradingNetwork(other.architecture).fusion.names == ("volume",)
+    assert isinstance(changed.architecture, TradingConfig)
+    assert changed.architecture.modalities == ("volume",)
+    assert TradingNetwork(changed.architecture).fusion.names == ("volume",)
     with pytest.raises(ConfigInvalid, match="No feature is of the modality vectors"):
         derived(
             recipe_of(ablated(card, "modalities=vectors")),
@@ -262,8 +262,8 @@ def test_no_future_moves_a_network_that_was_trained(
 ) -> None:
     config, path = prepared(trained(name), tmp_path)
     with FreshProcesses(MODEL) as fresh:
-        given = read_candles(str(path))
-        finding = lookahead(load_config(config), MarketData([given]), fresh, Limits(probes=1))
+        candles = read_candles(str(path))
+        finding = lookahead(load_config(config), MarketData([candles]), fresh, Limits(probes=1))
     assert finding.verdict == "nothing moved"
     assert finding.probes == 1
 
@@ -291,6 +291,6 @@ def test_the_command_of_a_card_makes_the_same_weights_again(
     assert command[4] == candles.name
     command[2], command[4], command[-1] = str(first / "card.toml"), str(candles), str(again)
     cli.json(*command[1:])
-    found = load(again).card
-    assert found["model"]["weights_sha256"] == card["model"]["weights_sha256"]
-    assert found["figures"] == card["figures"]
+    repeated = load(again).card
+    assert repeated["model"]["weights_sha256"] == card["model"]["weights_sha256"]
+    assert repeated["figures"] == card["figures"]

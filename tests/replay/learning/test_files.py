@@ -94,7 +94,7 @@ def test_several_symbols_and_intervals_are_read_together(tmp_path: Path) -> None
         written(learnable(600, seed=1, symbol="BBBUSDT"), tmp_path, "b"),
     ]
     candles = read_files(paths, (FIVE, 3 * FIVE)).candles
-    assert {interval: [len(one) for one in held] for interval, held in candles.items()} == {
+    assert {interval: [len(bars) for bars in group] for interval, group in candles.items()} == {
         FIVE: [120, 120],
         3 * FIVE: [40, 40],
     }

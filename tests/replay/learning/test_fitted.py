@@ -35,11 +35,11 @@ SPLIT = split(3, 3.7, 4.7)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with candles of six days, and of the last day and a half alone."""
-    made = tmp_path_factory.mktemp("fitted")
-    write_csv(learnable(6 * DAY_BARS), made)
-    (made / "late").mkdir()
-    write_csv(learnable(2 * DAY_BARS, seed=3, start=5 * DAY_BARS), made / "late")
-    return made
+    root = tmp_path_factory.mktemp("fitted")
+    write_csv(learnable(6 * DAY_BARS), root)
+    (root / "late").mkdir()
+    write_csv(learnable(2 * DAY_BARS, seed=3, start=5 * DAY_BARS), root / "late")
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -48,44 +48,44 @@ def material(folder: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path, material: Dataset) -> Checkpoint:
+def checkpoint(folder: Path, material: Dataset) -> Checkpoint:
     return train(rows_recipe("glm", 300), material, FitRun(folder / "glm"))
 
 
 def test_what_was_fitted_is_read_back_in_every_bit(
-    made: Checkpoint, material: Dataset, folder: Path, tmp_path: Path
+    checkpoint: Checkpoint, material: Dataset, folder: Path, tmp_path: Path
 ) -> None:
-    fitted_baselines = stored_baselines(folder / "glm", made.card)
+    fitted_baselines = stored_baselines(folder / "glm", checkpoint.card)
     assert fitted_baselines is not None
-    wanted = {name for name, each in BASELINES.items() if not each.on_request}
-    assert set(fitted_baselines) == set(material.fitted) == wanted
+    expected = {name for name, baseline in BASELINES.items() if not baseline.on_request}
+    assert set(fitted_baselines) == set(material.fitted) == expected
     for name, arrays in material.fitted.items():
         assert set(fitted_baselines[name]) == set(arrays)
         for key, array in arrays.items():
             np.testing.assert_array_equal(fitted_baselines[name][key], array)
-    again = fit_baselines(material.samples(Part.TRAIN))
-    for key, array in again["tree_seasonal"].items():
+    refitted = fit_baselines(material.samples(Part.TRAIN))
+    for key, array in refitted["tree_seasonal"].items():
         np.testing.assert_array_equal(fitted_baselines["tree_seasonal"][key], array)
-    saved = save_judged(tmp_path / "again", made.tensors, made.card, again)
-    assert saved.sha256 == made.sha256  # and so are the bytes of the file
-    without = {key: value for key, value in made.card.items() if key != "baselines"}
+    saved = save_judged(tmp_path / "again", checkpoint.tensors, checkpoint.card, refitted)
+    assert saved.sha256 == checkpoint.sha256  # and so are the bytes of the file
+    without = {key: value for key, value in checkpoint.card.items() if key != "baselines"}
     assert stored_baselines(folder / "glm", without) is None
 
 
 def test_evaluate_needs_no_candle_of_the_training_span(
-    made: Checkpoint, folder: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Checkpoint, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     late = str(next((folder / "late").glob("*.csv.gz")))
     assert cli.invoke(["evaluate", str(folder / "glm"), "--data", late, "--json"]) == cli.DONE
     document = json.loads(capsys.readouterr().out)
     names = set(document["figures"]["30"]["qlike"])
     assert names == {"model", "har", "log_linear", "ewma", "gamma_glm", "tree", "tree_seasonal"}
-    assert document["figures"]["30"]["qlike"] != made.card["figures"]["30"]["qlike"]
+    assert document["figures"]["30"]["qlike"] != checkpoint.card["figures"]["30"]["qlike"]
     assert all(error is None for _, error in document["figures"]["30"]["qlike"].values())
 
 
-def test_trees_and_the_gamma_regression_bite(made: Checkpoint) -> None:
-    qlike = made.card["figures"]["5"]["qlike"]
+def test_trees_and_the_gamma_regression_bite(checkpoint: Checkpoint) -> None:
+    qlike = checkpoint.card["figures"]["5"]["qlike"]
     assert qlike["gamma_glm"][0] == pytest.approx(qlike["model"][0], abs=0.01)  # the same fit
     assert max(qlike["tree"][0], qlike["tree_seasonal"][0]) < qlike["ewma"][0]
 
@@ -103,41 +103,41 @@ def test_trees_and_the_gamma_regression_bite(made: Checkpoint) -> None:
     ],
 )
 def test_a_file_of_another_model_is_refused(
-    made: Checkpoint, tmp_path: Path, changed: Any, message: str
+    checkpoint: Checkpoint, tmp_path: Path, changed: Any, message: str
 ) -> None:
     content = changed
     if isinstance(changed, tuple):
-        names = " ".join(made.card["baselines"]["names"])
+        names = " ".join(checkpoint.card["baselines"]["names"])
         about = {"of": f"features {changed[0]}, horizons {changed[1]}: {names}"}
         content = save({"other/factor": np.zeros(2)}, metadata=about)
     (tmp_path / FILE_NAME).write_bytes(content)
-    section = {**made.card["baselines"], "sha256": sha256_of(content)}
+    section = {**checkpoint.card["baselines"], "sha256": sha256_of(content)}
     with pytest.raises(CheckpointMismatch, match=message):
-        stored_baselines(tmp_path, {**made.card, "baselines": section})
+        stored_baselines(tmp_path, {**checkpoint.card, "baselines": section})
 
 
 def test_changed_or_lost_bytes_are_refused(
-    made: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(folder / "glm", tmp_path / "copy"))
-    kept = copy / FILE_NAME
-    content = bytearray(kept.read_bytes())
+    file = copy / FILE_NAME
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    kept.write_bytes(content)
+    file.write_bytes(content)
     late = str(next((folder / "late").glob("*.csv.gz")))
     assert cli.invoke(["evaluate", str(copy), "--data", late]) == cli.FAILED
     assert "restore the file from where it came" in capsys.readouterr().err
-    kept.unlink()
+    file.unlink()
     with pytest.raises(CheckpointMismatch, match="cannot be read"):
-        stored_baselines(copy, made.card)
+        stored_baselines(copy, checkpoint.card)
 
 
 def test_without_lightgbm_the_card_says_that_trees_are_missing(
-    made: Checkpoint, material: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, material: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     fitted = fit_baselines(material.samples(Part.TRAIN))
     assert set(BASELINES) - set(fitted) == {"tree", "tree_seasonal", "lstm"}
-    saved = save_judged(tmp_path / "made", made.tensors, made.card, fitted)
+    saved = save_judged(tmp_path / "made", checkpoint.tensors, checkpoint.card, fitted)
     assert saved.card["honesty"]["sentences"][-1] == NO_TREES
-    assert NO_TREES not in made.card["honesty"]["sentences"]
+    assert NO_TREES not in checkpoint.card["honesty"]["sentences"]

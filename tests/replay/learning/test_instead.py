@@ -65,8 +65,8 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
         *choose("evaluation.threads=1"),
     ]
     changes = ["clock=week,sessions", "training.steps=1"]
-    given = [word for change in changes for word in ("--ablate", change)]
-    tables = cli.json(*words, *given)["tables"]
+    options = [word for change in changes for word in ("--ablate", change)]
+    tables = cli.json(*words, *options)["tables"]
     [_, *rows] = by_forecaster(tables["instead_qlike"]["rows"], 5).values()
     assert [row["forecaster"] for row in rows] == changes
     for row in rows:
@@ -96,8 +96,8 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
     changes = {"oracle": realised.clip(1e-3), "worse": 8.0 * forecast, "same": forecast}
     [table, _] = ablation_tables(refits, {name: others(of) for name, of in changes.items()})
     rows = by_forecaster(table.documents(), horizon)
-    said = {name: row["verdict"] for name, row in rows.items()}  # of the recipe as it is
-    assert said == {"model": None, "oracle": "worse", "worse": "better", "same": "level"}
+    verdicts = {name: row["verdict"] for name, row in rows.items()}  # of the recipe as it is
+    assert verdicts == {"model": None, "oracle": "worse", "worse": "better", "same": "level"}
     assert rows["same"]["less"]["value"] == 0.0
     losses = qlike_of(forecast, realised) - qlike_of(changes["worse"], realised)
     assert rows["worse"]["less"]["value"] == pytest.approx(float(losses.mean()), rel=1e-3)
@@ -138,26 +138,28 @@ def test_a_change_needs_folds(checkpoint: Path, candles: str, cli: Cli) -> None:
 
 def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
     card = load(checkpoint).card
-    told = {
+    cases = {
         "clock=week,funding": ("clock", ["week", "funding"]),
         "gated=true": ("gated", True),
         "encoding=alibi": ("encoding", "alibi"),
         "window=8": ("window", 8),
         "architecture.dropout=0.3": ("dropout", 0.3),
     }
-    for text, (key, value) in told.items():
+    for text, (key, value) in cases.items():
         assert ablated(card, text)["architecture"][key] == value
     assert ablated(card, "training.steps=9")["training"]["steps"] == 9
 
 
 def test_of_an_ensemble_the_network_is_changed_and_the_rows_stay() -> None:
     card = load(locate("flash-15m")).card
-    before, after = (recipe_of(one) for one in (card, ablated(card, "encoding=alibi")))
-    known, architecture = (one.members[0].document()["architecture"] for one in (before, after))
-    assert known["encoding"] == "rope"
-    assert architecture == {**known, "encoding": "alibi"}
+    before, after = (recipe_of(source) for source in (card, ablated(card, "encoding=alibi")))
+    base, architecture = (
+        recipe.members[0].document()["architecture"] for recipe in (before, after)
+    )
+    assert base["encoding"] == "rope"
+    assert architecture == {**base, "encoding": "alibi"}
     assert after.members[1] == before.members[1]
-    told = ablated(card, "training.entropy_weight=0.25")
-    assert recipe_of(told).options.entropy_weight == 0.25
+    changed = ablated(card, "training.entropy_weight=0.25")
+    assert recipe_of(changed).options.entropy_weight == 0.25
     with pytest.raises(ConfigInvalid, match="changes nothing"):
         ablated(card, "encoding=rope")

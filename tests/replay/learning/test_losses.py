@@ -69,14 +69,14 @@ def test_a_market_that_stands_still_has_a_finite_loss() -> None:
 
 
 def test_an_unused_position_has_no_say_whatever_its_label() -> None:
-    made = outputs(1, 6, 2)
+    heads = outputs(1, 6, 2)
     returns, variance = torch.randn(1, 6, 2), torch.rand(1, 6, 2) + 0.1
     classes = torch.randint(0, 3, (1, 6, 2))
     weights = torch.ones(1, 6, 2)
     weights[:, 4:] = 0.0
-    clean = averaged(elementwise(made, labelled(returns, classes, variance), weights > 0), weights)
+    clean = averaged(elementwise(heads, labelled(returns, classes, variance), weights > 0), weights)
     returns[:, 4:], variance[:, 4:], classes[:, 4:] = torch.nan, torch.nan, -1
-    dirty = averaged(elementwise(made, labelled(returns, classes, variance), weights > 0), weights)
+    dirty = averaged(elementwise(heads, labelled(returns, classes, variance), weights > 0), weights)
     torch.testing.assert_close(clean, dirty, rtol=0, atol=0)
 
 
@@ -95,8 +95,8 @@ def test_the_best_allocation_is_mean_by_mean_square() -> None:
     value = torch.randn(20_000, generator=torch.Generator().manual_seed(6)) + 0.3
     best = float(value.mean() / (value * value).mean())
 
-    def loss(held: float, cost: float = 0.0) -> float:
-        return float(lost_utility(value, torch.tensor(held), torch.tensor(cost)).mean())
+    def loss(position: float, cost: float = 0.0) -> float:
+        return float(lost_utility(value, torch.tensor(position), torch.tensor(cost)).mean())
 
     assert loss(best) < min(loss(best - 0.05), loss(best + 0.05))
     # Net of costs the mean is lower by the cost, and one below it is worth no position.
@@ -111,8 +111,8 @@ def test_extra_heads_add_to_the_loss_of_the_return_alone() -> None:
     rich = plain._replace(allocation=torch.ones(1, 4, 2), quantiles=torch.zeros(1, 4, 2, 3))
     labels = (torch.ones(1, 4, 2), torch.zeros(1, 4, 2).long(), torch.ones(1, 4, 2))
     used = torch.ones(1, 4, 2, dtype=torch.bool)
-    known = labelled(*labels) | {"cost": torch.zeros(1, 4, 2)}
-    added = elementwise(rich, known, used, (0.1, 0.5, 0.9))
+    costed = labelled(*labels) | {"cost": torch.zeros(1, 4, 2)}
+    added = elementwise(rich, costed, used, (0.1, 0.5, 0.9))
     added = added - elementwise(plain, labelled(*labels), used)
     # Pinball of 1 above 0 is the mean level; a unit held of a unit gained loses -1 + 1/2.
     torch.testing.assert_close(added[0], torch.full((1, 4, 2), 0.5 - 0.5))
@@ -120,27 +120,27 @@ def test_extra_heads_add_to_the_loss_of_the_return_alone() -> None:
 
 
 def test_nothing_used_costs_nothing() -> None:
-    made, empty = outputs(1, 4, 2), torch.zeros(1, 4, 2)
-    each = elementwise(made, labelled(empty, empty.long() - 1, empty + 1), empty > 0)
-    assert averaged(each, empty).abs().sum() == 0.0
+    heads, empty = outputs(1, 4, 2), torch.zeros(1, 4, 2)
+    losses = elementwise(heads, labelled(empty, empty.long() - 1, empty + 1), empty > 0)
+    assert averaged(losses, empty).abs().sum() == 0.0
 
 
 def test_learned_weights_lower_what_is_noisy() -> None:
     weights = TaskWeights(1, learned=True)
     optimiser = torch.optim.SGD(weights.parameters(), lr=0.1)
-    each = torch.tensor([[4.0], [1.0], [0.25]])
+    losses = torch.tensor([[4.0], [1.0], [0.25]])
     for _ in range(300):
         optimiser.zero_grad()
-        weights(each, torch.ones(len(LOSSES), 1)).backward()
+        weights(losses, torch.ones(len(LOSSES), 1)).backward()
         optimiser.step()
     # Kendall's optimum: exp(-s) = 1 / loss.
-    torch.testing.assert_close(torch.exp(weights.log_variance), each, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.exp(weights.log_variance), losses, rtol=1e-3, atol=1e-3)
 
 
 def test_fixed_weights_are_one() -> None:
     weights = TaskWeights(2, learned=False)
-    each = torch.arange(6.0).view(3, 2)
-    assert float(weights(each, torch.ones(3, 2))) == 15.0
+    losses = torch.arange(6.0).view(3, 2)
+    assert float(weights(losses, torch.ones(3, 2))) == 15.0
     assert not any(p.requires_grad for p in weights.parameters())
 
 

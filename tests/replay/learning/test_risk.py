@@ -71,20 +71,20 @@ def breaches(rows: Forecasts, factors: dict[str, Any] | None = None) -> list[Any
 
 def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
     right = forecasts()
-    for found in breaches(right):
-        assert found.realised.value == pytest.approx(found.share, abs=4 * found.realised.error)
-        assert found.often > 0.01
-        assert found.shortfall.value == pytest.approx(1.0, abs=4 * found.shortfall.error)
-        assert found.bars == DAYS * A_DAY
+    for breach in breaches(right):
+        assert breach.realised.value == pytest.approx(breach.share, abs=4 * breach.realised.error)
+        assert breach.often > 0.01
+        assert breach.shortfall.value == pytest.approx(1.0, abs=4 * breach.shortfall.error)
+        assert breach.bars == DAYS * A_DAY
     narrow = breaches(right.holding(MODEL, scale=0.7 * right.value("scale")))
-    assert [(found.tail, found.share) for found in narrow] == [
+    assert [(breach.tail, breach.share) for breach in narrow] == [
         (f"of a {side} position", share) for side in SIDES for share in SHARES
     ]
-    for found in narrow:
-        assert found.often < 1e-4
-        assert found.realised.value > found.share
+    for breach in narrow:
+        assert breach.often < 1e-4
+        assert breach.realised.value > breach.share
     thin = breaches(right.holding(MODEL, dof=np.full(len(right), 200.0)))
-    assert all(one.shortfall.value > 1.15 for one in thin)
+    assert all(breach.shortfall.value > 1.15 for breach in thin)
 
 
 @pytest.mark.parametrize("dof", [3.0, 5.0])
@@ -119,7 +119,7 @@ def test_each_tail_is_that_of_its_position() -> None:
     right = forecasts()
     labels = {**right.labels, "returns": right.labels["returns"] - 1.5}
     fallen = replace(right, labels=labels)
-    by_tail = {(one.tail, one.share): one for one in breaches(fallen)}
+    by_tail = {(breach.tail, breach.share): breach for breach in breaches(fallen)}
     assert by_tail["of a long position", 0.05].realised.value > 0.1
     assert by_tail["of a short position", 0.05].realised.value < 0.03
 
@@ -128,13 +128,13 @@ def test_breaches_that_follow_one_another_are_found() -> None:
     source = np.random.default_rng(3)
     always = np.ones(4_999, dtype=np.bool_)
     even = source.random(5_000) < 0.05
-    found = christoffersen(even, always)
-    assert found is not None
-    assert found > 0.05
+    p_value = christoffersen(even, always)
+    assert p_value is not None
+    assert p_value > 0.05
     clustered = np.repeat(source.random(500) < 0.05, 10)
-    found = christoffersen(clustered, always)
-    assert found is not None
-    assert found < 1e-6
+    p_value = christoffersen(clustered, always)
+    assert p_value is not None
+    assert p_value < 1e-6
     assert christoffersen(np.zeros(50, dtype=np.bool_), always[:49]) is None
     assert christoffersen(clustered, ~always) is None
 
@@ -161,13 +161,13 @@ def test_the_closed_form_of_the_crps_is_its_integral(dof: float, value: float) -
     law = stats.norm(0.3, 0.8) if dof > 1e6 else stats.t(dof, loc=0.3, scale=0.8)
     below, _ = integrate.quad(lambda x: law.cdf(x) ** 2, -np.inf, value, limit=200)
     above, _ = integrate.quad(lambda x: law.sf(x) ** 2, value, np.inf, limit=200)
-    (found,) = statistics.crps_of(*(np.array([x]) for x in (0.3, 0.8, dof, value)))
-    assert found == pytest.approx(below + above, rel=1e-5)
+    (score,) = statistics.crps_of(*(np.array([x]) for x in (0.3, 0.8, dof, value)))
+    assert score == pytest.approx(below + above, rel=1e-5)
 
 
-def densities(one: Forecasts) -> dict[str, list[dict[str, Any]]]:
-    made = density_tables(Judgement(one, {}, []))
-    return {each.key: each.documents() for each in made}
+def densities(rows: Forecasts) -> dict[str, list[dict[str, Any]]]:
+    tables = density_tables(Judgement(rows, {}, []))
+    return {entry.key: entry.documents() for entry in tables}
 
 
 def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_does_not() -> None:
@@ -179,26 +179,26 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     mean, scale, dof = (right.value(name) for name in ("mean", "scale", "dof"))
     value = right.labels["returns"]
     heads = np.stack([mean + scale * stats.t.ppf(at, 4.0) for at in levels], axis=1)
-    found = densities(replace(right.holding(MODEL, quantiles=heads), levels=levels))
-    crps = {(row["CRPS"], row["forecaster"]): row for row in found["crps"]}
+    scores = densities(replace(right.holding(MODEL, quantiles=heads), levels=levels))
+    crps = {(row["CRPS"], row["forecaster"]): row for row in scores["crps"]}
     kinds = {"exact": ("model", "EWMA"), "at 3 levels": ("model", "its own Student t", "EWMA")}
     assert set(crps) == {(of, name) for of, names in kinds.items() for name in names}
-    own = statistics.crps_of(mean, scale, dof, value)
-    assert crps["exact", "model"]["value"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
+    exact = statistics.crps_of(mean, scale, dof, value)
+    assert crps["exact", "model"]["value"]["value"] == pytest.approx(20 * exact.mean(), rel=1e-6)
     assert crps["exact", "EWMA"]["verdict"] == "better"
     assert crps["at 3 levels", "EWMA"]["verdict"] == "better"
     # The head says what the law says, so both lose alike.
     assert crps["at 3 levels", "its own Student t"]["less"]["value"] == pytest.approx(0, abs=1e-9)
-    lowest = found["pinball"][0]
+    lowest = scores["pinball"][0]
     assert (lowest["quantile"], lowest["forecaster"]) == ("0.05", "model")
     pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))
     assert lowest["value"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
-    assert len(found["pinball"]) == 9
+    assert len(scores["pinball"]) == 9
     shifted = replace(right.holding(MODEL, quantiles=heads + 3.0), levels=levels)
     assert {row["verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
-    plain = densities(right)
-    assert len(plain["crps"]) == 2
-    assert list(dict.fromkeys(row["quantile"] for row in plain["pinball"])) == [
+    bare = densities(right)
+    assert len(bare["crps"]) == 2
+    assert list(dict.fromkeys(row["quantile"] for row in bare["pinball"])) == [
         "0.05", "0.25", "0.5", "0.75", "0.95"
     ]  # fmt: skip
     assert densities(forecasts()) == {}  # there is no baseline

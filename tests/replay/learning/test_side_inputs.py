@@ -96,12 +96,12 @@ FEW = choose("evaluation.explained_bars=500", "evaluation.threads=1")
 
 def written(path: Path, names: Sequence[str] = ("mood", "heat"), *, changed_after: int = 0) -> Path:
     """Write the covariates with columns in any order; those after a time, where given, others."""
-    held: dict[str, Any] = {"mood": NUMBERS[:, 0], "heat": NUMBERS[:, 1]}
+    series: dict[str, Any] = {"mood": NUMBERS[:, 0], "heat": NUMBERS[:, 1]}
     rows = [",".join(("time", *names))]
     for place, at in enumerate(AT.tolist()):
         is_other = changed_after and at > changed_after
-        given = (repr(9.0 if is_other else float(held[name][place])) for name in names)
-        rows.append(",".join([str(at), *given]))
+        cells = (repr(9.0 if is_other else float(series[name][place])) for name in names)
+        rows.append(",".join([str(at), *cells]))
     path.write_text("\n".join(rows), encoding="utf-8")
     return path
 
@@ -114,7 +114,7 @@ class Scene:
     folder: Path
     candles: dict[str, Candles]
     """By symbol, as many bars as are trained on."""
-    beside: tuple[object, ...]
+    options: tuple[object, ...]
     """The words that name its files to ``train`` and ``evaluate``."""
     warm: int
     """Bars of a run before the first answer."""
@@ -125,36 +125,36 @@ class Scene:
 
     def data(self, *symbols: str, folder: Path | None = None) -> list[object]:
         """Return the words that name candle files, by default of all symbols."""
-        held = self.folder if folder is None else folder
+        root = self.folder if folder is None else folder
         names = [f"bybit_linear_{symbol}_1m.csv.gz" for symbol in symbols or self.candles]
-        return [word for name in names for word in ("--data", held / name)]
+        return [word for name in names for word in ("--data", root / name)]
 
     def training(self, out: Path, *more: object) -> list[str]:
         """Return the words of a training."""
-        words = ("train", self.folder / "recipe.toml", *self.data(), *self.beside, "--out", out)
+        words = ("train", self.folder / "recipe.toml", *self.data(), *self.options, "--out", out)
         return [str(word) for word in (*words, *more)]
 
     def config(self, *, file: Path | None = None) -> Config:
         """Return the configuration of a run, which reads covariates of *file*."""
-        given: dict[str, dict[str, Any]] = {
+        sections: dict[str, dict[str, Any]] = {
             "market": {"symbols": list(self.candles)},
             "strategy": {"name": "attention"},
             "gate": {"horizon": 30, "direction": "0.3", "edge": "0.001"},
             "model": {"checkpoint": str(self.folder / "out"), "threads": 1},
         }
         if self.name == "books":
-            given["market"] |= {"depth": LEVELS, "depth_every_ms": EVERY_MS}
+            sections["market"] |= {"depth": LEVELS, "depth_every_ms": EVERY_MS}
         if self.name == "covariates":
-            given["model"]["covariates"] = str(file or self.folder / "run.csv")
-        return load_config(None, given)
+            sections["model"]["covariates"] = str(file or self.folder / "run.csv")
+        return load_config(None, sections)
 
     def fed(self, *, books: Path | None = None, other_from: int | None = None) -> MarketData:
         """Return what a run is fed; from the leader's bar *other_from* on closes are others."""
-        made = [slice_candles(candles, slice(0, self.bars)) for candles in self.candles.values()]
+        series = [slice_candles(candles, slice(0, self.bars)) for candles in self.candles.values()]
         if self.name != "another symbol":
             file = books or self.folder / "books.depth"
-            return MarketData(made, depth=[read_depth(file)] if self.name == "books" else [])
-        led, leader = made
+            return MarketData(series, depth=[read_depth(file)] if self.name == "books" else [])
+        led, leader = series
         close = leader.close.copy()
         if other_from is not None:
             close[other_from] = (leader.high[other_from] + leader.low[other_from]) // 2 + 3
@@ -183,15 +183,17 @@ def _covariates(folder: Path) -> Scene:
     written(folder / "news.csv")
     written(folder / "run.csv", ("heat", "mood"))  # found by their names
     (folder / "recipe.toml").write_text(book_cases.RECIPE + SPLIT, "utf-8")
-    beside = ("--covariates", folder / "news.csv")
-    return Scene("covariates", folder, {LED: learnable(COUNT)}, beside, 495, range(495, FIRST), 900)
+    options = ("--covariates", folder / "news.csv")
+    return Scene(
+        "covariates", folder, {LED: learnable(COUNT)}, options, 495, range(495, FIRST), 900
+    )
 
 
 def _books(folder: Path) -> Scene:
     write_books(folder / "books.depth", COUNT, gaps=(HOLE,))
     (folder / "recipe.toml").write_text(book_cases.RECIPE + SPLIT, "utf-8")
-    beside = ("--depth", folder / "books.depth")
-    return Scene("books", folder, {LED: book_cases.candles(COUNT)}, beside, 495, range(*HOLE))
+    options = ("--depth", folder / "books.depth")
+    return Scene("books", folder, {LED: book_cases.candles(COUNT)}, options, 495, range(*HOLE))
 
 
 def _another(folder: Path) -> Scene:
@@ -222,8 +224,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path
 @pytest.fixture(params=[_covariates, _books, _another])
 def scene(request: pytest.FixtureRequest, scenes: Callable[..., Scene]) -> Scene:
     """Return each scene in turn."""
-    made: Scene = scenes(request.param)
-    return made
+    trained: Scene = scenes(request.param)
+    return trained
 
 
 @pytest.fixture
@@ -254,12 +256,12 @@ def answers(database: Path) -> dict[int, float | None]:
     return {(at - START_MS) // MINUTE_MS: mean for at, mean in rows}
 
 
-def compared(one: Path, two: Path) -> int:
+def compared(left: Path, right: Path) -> int:
     """Return how many decisions the newest runs of two databases have in common, all identical."""
-    with Reader.open(one) as first, Reader.open(two) as second:
-        found = compare_runs(*(ComparedRun(of, of.find("last")) for of in (first, second)))
-    assert found.differences == []
-    return found.compared
+    with Reader.open(left) as first, Reader.open(right) as second:
+        parity = compare_runs(*(ComparedRun(db, db.find("last")) for db in (first, second)))
+    assert parity.differences == []
+    return parity.compared
 
 
 def check(database: Path) -> None:
@@ -272,8 +274,8 @@ def check(database: Path) -> None:
 
 def test_a_run_verifies_and_refuses_the_bars_that_lack_it(scene: Scene) -> None:
     check(scene.database)
-    found = answers(scene.database)
-    assert [place for place, mean in found.items() if mean is None] == sorted(
+    by_place = answers(scene.database)
+    assert [place for place, mean in by_place.items() if mean is None] == sorted(
         {*range(scene.warm), *scene.lacks}
     )
     query = "SELECT refused_by, count(*) FROM v_decisions WHERE instrument = ? GROUP BY 1"
@@ -286,7 +288,7 @@ def test_what_comes_later_moves_no_answer_and_what_came_before_moves_them(
     scene: Scene, tmp_path: Path
 ) -> None:
     """Planted: other covariates or books from a time on, or another close of the leader."""
-    whole, cut = answers(scene.database), START_MS + MINUTE_MS * 800
+    base, cut = answers(scene.database), START_MS + MINUTE_MS * 800
     at_ms = START_MS + MINUTE_MS * 560
     changes: list[tuple[int, dict[str, Any]]]
     if scene.name == "covariates":
@@ -303,8 +305,8 @@ def test_what_comes_later_moves_no_answer_and_what_came_before_moves_them(
         changes = [(600, {"other_from": 600, "mode": mode}) for mode in ("scan", "step")]
     for number, (first, changed) in enumerate(changes):
         moved = answers(scene.run(tmp_path / f"{number}.db", **changed))
-        assert next(place for place in whole if whole[place] != moved[place]) == first
-        assert sum(whole[place] != moved[place] for place in whole) > 10
+        assert next(place for place in base if base[place] != moved[place]) == first
+        assert sum(base[place] != moved[place] for place in base) > 10
 
 
 @pytest.mark.parametrize("make", [_books, _another])
@@ -336,17 +338,17 @@ def test_the_full_explanation_has_the_share_of_each_part(scene: Scene, say: Say)
     words = ("explain", f"last:{sequence}", "--full", "--db", scene.database)
     code, out, err = say(*words, "--json")
     assert code == 0, err
-    found = json.loads(out)["full"]["attribution"]
+    attribution = json.loads(out)["full"]["attribution"]
     of, key = ("frames", "symbol") if scene.name == "another symbol" else ("modalities", "modality")
-    shares = {part[key]: part["weight"] for part in found[of]}
+    shares = {part[key]: part["weight"] for part in attribution[of]}
     assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)
     code, out, err = say(*words)
     assert code == 0, err
     if scene.name == "another symbol":
         # Rollout keeps half at each of two reads (A34): the other symbol has 1 - 0.5².
         assert shares[LEADER] == pytest.approx(0.75, abs=1e-6)
-        assert [frame["bars"] for frame in found["frames"]] == [9, other_cases.WINDOW]
-        assert found["largest_bucket_difference"] < 1e-6
+        assert [frame["bars"] for frame in attribution["frames"]] == [9, other_cases.WINDOW]
+        assert attribution["largest_bucket_difference"] < 1e-6
         assert "By symbol and timeframe, of closed bars" in out
         assert f"{LEADER} 1m" in out
         return
@@ -354,7 +356,7 @@ def test_the_full_explanation_has_the_share_of_each_part(scene: Scene, say: Say)
     assert shares.keys() == {"price", "volume", "time", name}
     assert shares[name] > 0
     if scene.name == "books":
-        levels = found["modalities"][-1]["levels"]
+        levels = attribution["modalities"][-1]["levels"]
         assert levels.keys() == {"mid", "1", "2_5", "6"}
         assert sum(levels.values()) == pytest.approx(shares[name], rel=1e-5)
         assert "By levels of the order book" in out
@@ -362,7 +364,7 @@ def test_the_full_explanation_has_the_share_of_each_part(scene: Scene, say: Say)
 
 def test_what_judges_a_checkpoint_takes_it_and_asks_for_it(scene: Scene, say: Say) -> None:
     folder, data = scene.folder / "out", scene.data()
-    asked = {
+    sentence = {
         "covariates": "was trained with the covariates mood, heat; give a file of them by --covar",
         "books": "was trained with order books; give files of them by --depth",
         "another symbol": f"asks {LEADER}, and no --data holds",
@@ -370,7 +372,7 @@ def test_what_judges_a_checkpoint_takes_it_and_asks_for_it(scene: Scene, say: Sa
     lacking = scene.data(LED)
     for command, more in (("models check", ()), ("evaluate", FEW)):
         words = (*command.split(), folder)
-        code, out, err = say(*words, *data, *scene.beside, *more, "--json")
+        code, out, err = say(*words, *data, *scene.options, *more, "--json")
         assert code == 0, (out, err)
         code, out, err = say(*words, *lacking, *more)
         if command == "evaluate" and scene.name == "books":
@@ -378,7 +380,7 @@ def test_what_judges_a_checkpoint_takes_it_and_asks_for_it(scene: Scene, say: Sa
         elif command == "evaluate" and scene.name == "covariates":
             assert "--covariates FILE" in err
         else:
-            assert asked in err, err
+            assert sentence in err, err
             assert code != 0
 
 
@@ -391,17 +393,17 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
     late, strange = tmp_path / "late.csv", tmp_path / "strange.csv"
     late.write_text(f"time,mood\n{START_MS + MINUTE_MS * (COUNT + 9)},1\n", encoding="utf-8")
     strange.write_text(f"time,symbol,mood,heat\n{START_MS},BBBUSDT,1,2\n", encoding="utf-8")
-    one = written(tmp_path / "one.csv", ("mood",))
-    kept = sorted(path.name for path in tmp_path.iterdir())
+    mood = written(tmp_path / "one.csv", ("mood",))
+    names = sorted(path.name for path in tmp_path.iterdir())
 
     def train(of: Scene, *words: object, data: Sequence[object] = ()) -> tuple[object, ...]:
-        found = data or of.data()
-        return ("train", of.folder / "recipe.toml", *found, *words, "--out", tmp_path / "o")
+        candles = data or of.data()
+        return ("train", of.folder / "recipe.toml", *candles, *words, "--out", tmp_path / "o")
 
     def run(
         of: Scene, *words: object, symbols: Sequence[str] = (), horizon: int = 30
     ) -> tuple[object, ...]:
-        given = (
+        options = (
             *GATES,
             *choose(
                 f"gate.horizon={horizon}",
@@ -409,8 +411,8 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
                 "model.threads=1",
             ),
         )
-        found = of.data(*symbols, folder=of.folder / "few")
-        return ("replay", *found, *given, *words, "--db", tmp_path / "r.db")
+        candles = of.data(*symbols, folder=of.folder / "few")
+        return ("replay", *candles, *options, *words, "--db", tmp_path / "r.db")
 
     def fed(file: object) -> tuple[str, ...]:
         return choose(f"model.covariates={file}")
@@ -425,10 +427,10 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
         (train(news, rows, late), 1, "nothing that a bar of the candles could know"),
         ((*nothing, *choose("model.kind=flash")), 2, modality),
         ((*nothing, *choose("model.kind=glm")), 2, modality),
-        (("evaluate", "default", *news.data(), *news.beside), 2, "was trained without covariates"),
+        (("evaluate", "default", *news.data(), *news.options), 2, "was trained without covariates"),
         (run(news), 2, "the covariates mood, heat; name a file of them by [model] covariates"),
         (run(news, *fed(tmp_path / "none.csv")), 1, "none.csv cannot be read"),
-        (run(news, *fed(one)), 1, "lacks the column 'heat', which the model was trained with"),
+        (run(news, *fed(mood)), 1, "lacks the column 'heat', which the model was trained with"),
         (run(news, *fed(strange)), 1, "has no row of AAAUSDT; add some"),
         (run(news, *its, horizon=7), 2, "7"),
         (run(news, *its, *choose("model.retrain=7d")), 2, "is not retrained in service"),
@@ -463,11 +465,11 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
     ]  # fmt: skip
     wrong = []
     for words, code, sentence in cases:
-        found, _, err = say(*words)
-        if found != code or sentence not in err or "Traceback" in err:
-            wrong.append((sentence, found, err))
+        status, _, err = say(*words)
+        if status != code or sentence not in err or "Traceback" in err:
+            wrong.append((sentence, status, err))
     assert wrong == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 # ---------------------------------------------------------------- covariates
@@ -492,26 +494,26 @@ def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(news: Scene)
     split = Split(first, second, third, embargo_bars=30)
     supplied = CovariateInputs(read_covariates(news.folder / "news.csv"))
     data = [str(news.folder / CSV)]
-    own = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
-    assert own.first == FIRST  # whose close is the first at or after the first row's time
-    known = np.searchsorted(AT, own.close_time_ms[FIRST:], side="right") - 1
+    segment = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
+    assert segment.first == FIRST  # whose close is the first at or after the first row's time
+    rows = np.searchsorted(AT, segment.close_time_ms[FIRST:], side="right") - 1
     assert (
-        np.diff(own.values[FIRST:, 78]).astype(bool).tolist()
-        == np.diff(known).astype(bool).tolist()
+        np.diff(segment.values[FIRST:, 78]).astype(bool).tolist()
+        == np.diff(rows).astype(bool).tolist()
     )
-    assert np.isnan(own.values[FIRST - 1]).all()
+    assert np.isnan(segment.values[FIRST - 1]).all()
 
 
 def test_verify_says_which_file_was_changed_and_which_is_missing(news: Scene, say: Say) -> None:
-    (kept,) = kept_covariates(news.database).iterdir()
-    whole = kept.read_bytes()
-    kept.write_bytes(whole.replace(b",-", b",", 1))
+    (copy,) = kept_covariates(news.database).iterdir()
+    content = copy.read_bytes()
+    copy.write_bytes(content.replace(b",-", b",", 1))
     code, _, err = say("verify", "last", "--db", news.database)
     assert code != 0
-    assert f"{kept} was changed since the run" in err
-    kept.unlink()
+    assert f"{copy} was changed since the run" in err
+    copy.unlink()
     code, _, err = say("verify", "last", "--db", news.database)
-    kept.write_bytes(whole)
+    copy.write_bytes(content)
     assert code != 0
     assert "covariates that the run used are not kept any more" in err
 
@@ -520,12 +522,12 @@ def test_a_run_does_not_go_on_with_another_file(news: Scene) -> None:
     file = news.folder / "run.csv"
     with Reader.open(news.database) as reader:
         run = reader.stored_run(reader.find("last")).run
-    given, whole = restore(run.config), file.read_text("utf-8")
+    config, content = restore(run.config), file.read_text("utf-8")
     goes_on = []
-    for text in (whole.replace(",-", ",", 1), whole):
+    for text in (content.replace(",-", ",", 1), content):
         file.write_text(text, encoding="utf-8")
-        model = load_forecaster(given, mode="scan")
-        goes_on.append(continues(run, given, model, model_sha256=run.model_sha256))
+        model = load_forecaster(config, mode="scan")
+        goes_on.append(continues(run, config, model, model_sha256=run.model_sha256))
     assert goes_on == [False, True]
 
 
@@ -542,15 +544,15 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
         CovariateScale(("mood",), (0.0,), (1.0,)), FixedCovariates("", {"": rows})
     )
     (segment,) = joined_to(segments_of(hours, schema("v2-1h")), joined)
-    first, own = segment.first, segment.values[segment.first :]
-    known = np.searchsorted(at, hours.closes_ms[first:], side="right")
-    assert own[:, 78] == pytest.approx(known / 100)
-    assert set(np.flatnonzero(np.diff(known)) + first) <= set(evening)
+    first, values = segment.first, segment.values[segment.first :]
+    counts = np.searchsorted(at, hours.closes_ms[first:], side="right")
+    assert values[:, 78] == pytest.approx(counts / 100)
+    assert set(np.flatnonzero(np.diff(counts)) + first) <= set(evening)
     wide, bars = with_covariates(schema("v2-1h"), joined), bars_of(hours)
-    assert np.array_equal(compute(wide, columns(bars)).values[first:], own)
+    assert np.array_equal(compute(wide, columns(bars)).values[first:], values)
     streams = FeatureStreams(wide)
-    stepped = np.concatenate([streams.step([one]).values for one in bars])
-    assert np.array_equal(stepped[first:, 78:], own[:, 78:])
+    stepped = np.concatenate([streams.step([bar]).values for bar in bars])
+    assert np.array_equal(stepped[first:, 78:], values[:, 78:])
 
 
 # ---------------------------------------------------------------- covariates on folds
@@ -558,7 +560,7 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
 
 TWO_DAYS = 2 * DAY_BARS
 MINUTES = START_MS + MINUTE_MS * np.arange(100, TWO_DAYS, 7)
-TOLD = np.random.default_rng(3).normal(size=(len(MINUTES), 2))
+VALUES = np.random.default_rng(3).normal(size=(len(MINUTES), 2))
 OF_CARD = CovariateScale(("heat", "mood"), (40.0, 50.0), (6.0, 7.0))
 
 
@@ -593,32 +595,32 @@ def on_fold(two_days: str, path: Path, numbers: np.ndarray) -> Dataset:
 
 def learnt(material: Dataset) -> np.ndarray:
     """Return the features of the bars that close before the fold's fit ends."""
-    (own,) = material.segments
-    return own.values[own.close_time_ms < LEARNT]
+    (segment,) = material.segments
+    return segment.values[segment.close_time_ms < LEARNT]
 
 
 def with_other_rows_later() -> np.ndarray:
-    return np.where((MINUTES >= LEARNT)[:, None], 9.0 - 40.0 * TOLD, TOLD)
+    return np.where((MINUTES >= LEARNT)[:, None], 9.0 - 40.0 * VALUES, VALUES)
 
 
 def test_a_fold_is_standardised_by_what_it_learns_from_alone(two_days: str, tmp_path: Path) -> None:
-    material = on_fold(two_days, tmp_path / "v.csv", TOLD)
-    before = TOLD[MINUTES < LEARNT][:, ::-1]  # in the card's order
+    material = on_fold(two_days, tmp_path / "v.csv", VALUES)
+    before = VALUES[MINUTES < LEARNT][:, ::-1]  # in the card's order
     assert isinstance(material.vectors, CovariateInputs)
     assert material.vectors.scale == CovariateScale(
         OF_CARD.columns, tuple(before.mean(axis=0).tolist()), tuple(before.std(axis=0).tolist())
     )
-    (own,) = material.segments
-    assert own.values.shape[1] == len(material.schema.names)
-    given = own.values[own.first :, 78]
-    assert np.abs(given[own.close_time_ms[own.first :] < LEARNT].mean()) < 0.2  # not the card's
+    (bars,) = material.segments
+    assert bars.values.shape[1] == len(material.schema.names)
+    heat = bars.values[bars.first :, 78]
+    assert np.abs(heat[bars.close_time_ms[bars.first :] < LEARNT].mean()) < 0.2  # not the card's
 
 
 def test_rows_after_a_folds_fit_move_nothing_that_it_learns(two_days: str, tmp_path: Path) -> None:
-    one = on_fold(two_days, tmp_path / "v.csv", TOLD)
-    two = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
-    assert np.array_equal(learnt(one), learnt(two), equal_nan=True)
-    assert not np.array_equal(one.segments[0].values, two.segments[0].values, equal_nan=True)
+    usual = on_fold(two_days, tmp_path / "v.csv", VALUES)
+    changed = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
+    assert np.array_equal(learnt(usual), learnt(changed), equal_nan=True)
+    assert not np.array_equal(usual.segments[0].values, changed.segments[0].values, equal_nan=True)
 
 
 def test_a_scale_of_all_rows_is_found_to_look_ahead(
@@ -632,9 +634,9 @@ def test_a_scale_of_all_rows_is_found_to_look_ahead(
         return honest(columns, every, until_ms + MINUTE_MS * TWO_DAYS)
 
     monkeypatch.setattr(CovariateScale, "fitted", leaking)
-    one = on_fold(two_days, tmp_path / "v.csv", TOLD)
-    two = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
-    assert not np.array_equal(learnt(one), learnt(two), equal_nan=True)
+    usual = on_fold(two_days, tmp_path / "v.csv", VALUES)
+    changed = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
+    assert not np.array_equal(learnt(usual), learnt(changed), equal_nan=True)
 
 
 # ---------------------------------------------------------------- order books
@@ -651,41 +653,41 @@ def by_hand(newest: Books, before: Books | None, levels: int) -> dict[str, float
     )
     mid = (bids[0][0] + asks[0][0]) / 2
     first, last = 2, min(5, levels)
-    held = {"bid": bids[first - 1 : last], "ask": asks[first - 1 : last]}
-    size = {side: sum(s for _, s in own) for side, own in held.items()}
+    sides = {"bid": bids[first - 1 : last], "ask": asks[first - 1 : last]}
+    size = {side: sum(s for _, s in ladder) for side, ladder in sides.items()}
     name = f"{first}_{last}"
-    found = {
+    features = {
         "mid_spread": (asks[0][0] - bids[0][0]) / mid * 1e4,
         f"{name}_imbalance": (size["bid"] - size["ask"]) / (size["bid"] + size["ask"]),
     }
-    whole = sum(s for _, s in bids + asks)
-    for side, own in held.items():
-        found[f"{name}_{side}_share"] = size[side] / whole
-        found[f"{name}_{side}_wall"] = max(s for _, s in own) / size[side]
-        found[f"{name}_{side}_distance"] = (
-            sum(s * abs(p - mid) for p, s in own) / size[side] / mid * 1e4
+    total = sum(s for _, s in bids + asks)
+    for side, ladder in sides.items():
+        features[f"{name}_{side}_share"] = size[side] / total
+        features[f"{name}_{side}_wall"] = max(s for _, s in ladder) / size[side]
+        features[f"{name}_{side}_distance"] = (
+            sum(s * abs(p - mid) for p, s in ladder) / size[side] / mid * 1e4
         )
     if before is None:
-        return found | {"mid_moved": 0.0, f"{name}_bid_grown": 0.0, f"{name}_ask_grown": 0.0}
-    was = {side: float(before.size[0, at, first - 1 : last].sum()) for at, side in enumerate(held)}
+        return features | {"mid_moved": 0.0, f"{name}_bid_grown": 0.0, f"{name}_ask_grown": 0.0}
+    was = {side: float(before.size[0, at, first - 1 : last].sum()) for at, side in enumerate(sides)}
     mid_before = float(before.price[0, 0, 0] + before.price[0, 1, 0]) / 2
-    grown = {f"{name}_{side}_grown": math.log(size[side] / was[side]) for side in held}
-    return found | grown | {"mid_moved": (mid / mid_before - 1) * 1e4}
+    grown = {f"{name}_{side}_grown": math.log(size[side] / was[side]) for side in sides}
+    return features | grown | {"mid_moved": (mid / mid_before - 1) * 1e4}
 
 
 def test_a_row_is_what_a_reader_of_the_rule_would_compute(books: Scene) -> None:
     supplied = BookInputs.read([books.folder / "books.depth"])
     (file,) = supplied.files[LED]
     closes = START_MS + MINUTE_MS * np.arange(1, 40, dtype=np.int64)
-    found = supplied.source.at(LED, closes)
-    assert found.time_ms.tolist() == closes.tolist()  # a book of the very millisecond counts
+    rows = supplied.source.at(LED, closes)
+    assert rows.time_ms.tolist() == closes.tolist()  # a book of the very millisecond counts
     names = supplied.reading.columns
     for place, close_ms in enumerate(closes.tolist()):
         at = int(np.searchsorted(file.times, close_ms, side="right")) - 1
         before = file.part(at - 1, at) if at else None
-        row = dict(zip(names, found.values[place].tolist(), strict=True))
-        wanted = by_hand(file.part(at, at + 1), before, LEVELS)
-        assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+        row = dict(zip(names, rows.values[place].tolist(), strict=True))
+        expected = by_hand(file.part(at, at + 1), before, LEVELS)
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_training_and_a_run_have_the_same_row_of_each_bar(books: Scene) -> None:
@@ -699,10 +701,10 @@ def test_training_and_a_run_have_the_same_row_of_each_bar(books: Scene) -> None:
     for event in events:
         live.see(event)
     closes = np.array([event.close_time_ms for event in events if isinstance(event, Bar)])
-    one, two = supplied.source.at(LED, closes), live.at(LED, closes)
-    assert np.array_equal(one.values, two.values, equal_nan=True)
-    assert np.array_equal(one.time_ms, two.time_ms)
-    lacks = np.isnan(one.values).any(axis=1)
+    file_rows, run_rows = supplied.source.at(LED, closes), live.at(LED, closes)
+    assert np.array_equal(file_rows.values, run_rows.values, equal_nan=True)
+    assert np.array_equal(file_rows.time_ms, run_rows.time_ms)
+    lacks = np.isnan(file_rows.values).any(axis=1)
     assert np.flatnonzero(lacks).tolist() == list(range(*HOLE))
 
 
@@ -740,8 +742,8 @@ def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(
     """A pass over known bars is held to its own answers at a bar without a book, too."""
     write_books(tmp_path / "late.depth", SHORT, gaps=((0, SHORT - 5),))
     books.run(tmp_path / "late.db", books=tmp_path / "late.depth")
-    said = answers(tmp_path / "late.db")
-    assert [mean is not None for mean in said.values()][-6:] == [False] + 5 * [True]
+    by_place = answers(tmp_path / "late.db")
+    assert [mean is not None for mean in by_place.values()][-6:] == [False] + 5 * [True]
     check(tmp_path / "late.db")
     query = "SELECT min(sequence) FROM v_decisions WHERE refused_by = 'finite'"
     code, out, _ = say("audit", "sql", query, "--db", tmp_path / "late.db")
@@ -752,10 +754,10 @@ def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(
 
 
 def test_a_run_is_fed_its_own_books_and_decides_the_same(books: Scene, tmp_path: Path) -> None:
-    again = tmp_path / "again.db"
-    found = run_again(books.database, again)
-    assert (found.compared, found.identical, found.differences) == (SHORT, SHORT, [])
-    check(again)
+    copy = tmp_path / "again.db"
+    rerun = run_again(books.database, copy)
+    assert (rerun.compared, rerun.identical, rerun.differences) == (SHORT, SHORT, [])
+    check(copy)
 
 
 def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(books: Scene) -> None:
@@ -764,23 +766,23 @@ def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(books: Scene) -
     (file,) = supplied.files[LED]
     bar, close_ms = bars_of(book_cases.candles(COUNT))[20], START_MS + 21 * MINUTE_MS
     at = int(np.searchsorted(file.times, close_ms)) - 1  # before the one of the close
-    for false, factor, known, has_before in (
+    for false, factor, has_row, has_before in (
         (1, 1.02, False, False), (1, 1.005, True, True),
         (0, 0.98, True, False), (None, 1.0, True, True),
     ):  # fmt: skip
         live = RunBooks(supplied.reading)
         live.see(bars_of(book_cases.candles(COUNT))[19])
         for place in (0, 1):
-            one = file.part(at + place, at + place + 1)
-            price = one.price if place != false else np.round(one.price * factor).astype(np.int64)
-            told = replace(one, price=price)
-            seen_ms = int(one.seen_ms[0])
-            live.see(packed_books(f"linear:{LED}", told, every_ms=EVERY_MS, seen_ms=seen_ms))
+            book = file.part(at + place, at + place + 1)
+            price = book.price if place != false else np.round(book.price * factor).astype(np.int64)
+            changed = replace(book, price=price)
+            seen_ms = int(book.seen_ms[0])
+            live.see(packed_books(f"linear:{LED}", changed, every_ms=EVERY_MS, seen_ms=seen_ms))
         live.see(bar)
         row = live.at(LED, np.array([close_ms])).values[0]
-        assert bool(np.isfinite(row).all()) is known, (false, factor)
+        assert bool(np.isfinite(row).all()) is has_row, (false, factor)
         moved = row[supplied.reading.columns.index("2_5_bid_grown")]
-        assert bool(known and moved != 0) is has_before, (false, factor)
+        assert bool(has_row and moved != 0) is has_before, (false, factor)
 
 
 def test_a_changed_book_of_the_record_is_found(books: Scene, tmp_path: Path) -> None:
@@ -806,14 +808,14 @@ def test_heads_are_told_at_bars_that_were_answered(books: Scene, say: Say) -> No
 def test_what_a_killed_recorder_left_is_told_and_left_out(
     books: Scene, tmp_path: Path, say: Say
 ) -> None:
-    torn, told = tmp_path / "torn.depth", "The last 12 bytes of"
+    torn, text = tmp_path / "torn.depth", "The last 12 bytes of"
     torn.write_bytes((books.folder / "books.depth").read_bytes() + b"half a block")
-    code, _, err = say(*replace(books, beside=("--depth", torn)).training(tmp_path / "out"))
+    code, _, err = say(*replace(books, options=("--depth", torn)).training(tmp_path / "out"))
     assert code == 0
-    assert told in err
+    assert text in err
     with Reader.open(books.run(tmp_path / "torn.db", books=torn)) as reader:
         warnings = reader.run(reader.find("last")).warnings
-    assert [told in one and one.endswith("left out") for one in warnings].count(True) == 1
+    assert [text in line and line.endswith("left out") for line in warnings].count(True) == 1
 
 
 @pytest.mark.parametrize(
@@ -827,11 +829,11 @@ def test_what_a_killed_recorder_left_is_told_and_left_out(
 def test_a_card_that_does_not_say_its_books_is_refused(
     books: Scene, changed: dict[str, Any], sentence: str
 ) -> None:
-    found = books.checkpoint
-    features = {**found.card["features"], "book": {**found.card["features"]["book"], **changed}}
-    card = {**found.card, "features": features}
+    model = books.checkpoint
+    features = {**model.card["features"], "book": {**model.card["features"]["book"], **changed}}
+    card = {**model.card, "features": features}
     with pytest.raises(CheckpointMismatch, match=sentence):
-        forecaster_of(card, found.tensors)
+        forecaster_of(card, model.tensors)
 
 
 def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
@@ -842,8 +844,8 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
     write_books(tmp_path / "books.depth", MANY, every_ms=MINUTE_MS, source="exchange")
     (tmp_path / "recipe.toml").write_text(book_cases.RECIPE, "utf-8")
     more = ("training.steps=200", "training.batch=8", "training.learning_rate=0.003")
-    made = replace(books, folder=tmp_path, beside=("--depth", tmp_path / "books.depth"))
-    words = made.training(tmp_path / "with", *choose(*more))
+    scene = replace(books, folder=tmp_path, options=("--depth", tmp_path / "books.depth"))
+    words = scene.training(tmp_path / "with", *choose(*more))
     code, _, err = say(*words)
     assert code == 0, err
     at = words.index("--depth")
@@ -852,12 +854,12 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
     assert code == 0, err
     followed = {}
     for name in ("with", "without"):
-        found = load(tmp_path / name)
-        beside = BookInputs.read([tmp_path / "books.depth"]) if name == "with" else None
-        request = DataRequest([str(tmp_path / CSV)], inputs=beside)
-        data = read_dataset(recipe_of(found.card), request, found.card)
-        said = kind_of(found.card).load(found.card, found.tensors).answers(data, Part.TEST)
-        (segment,), shortest = data.segments, said.at(said.horizons[0])
+        model = load(tmp_path / name)
+        supplied = BookInputs.read([tmp_path / "books.depth"]) if name == "with" else None
+        request = DataRequest([str(tmp_path / CSV)], inputs=supplied)
+        data = read_dataset(recipe_of(model.card), request, model.card)
+        forecasts = kind_of(model.card).load(model.card, model.tensors).answers(data, Part.TEST)
+        (segment,), shortest = data.segments, forecasts.at(forecasts.horizons[0])
         places = np.flatnonzero(np.isin(segment.keys, shortest.keys))
         assert len(places) == len(shortest.keys) > 1_000
         forecast = np.log(shortest.value("scale") * shortest.labels["unit"])
@@ -865,14 +867,14 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
     assert followed["with"] > 0.8
     assert followed["without"] < 0.7
     assert load(tmp_path / "with").card["figures"]
-    given = (
+    judging = (
         "evaluate", tmp_path / "with", "--data", tmp_path / CSV, "--depth",
         tmp_path / "books.depth", *choose("evaluation.explained_bars=500"), "--json",
     )  # fmt: skip
-    code, out, err = say(*given)
+    code, out, err = say(*judging)
     assert code == 0, err
     assert json.loads(out)["id"] == load(tmp_path / "with").id
-    code, _, err = say(*given[:4], *choose("evaluation.explained_bars=500"))
+    code, _, err = say(*judging[:4], *choose("evaluation.explained_bars=500"))
     assert code == 2
     assert "order books of 6 levels each 60,000 ms; give files of them by --depth" in err
 
@@ -939,21 +941,21 @@ def test_a_forged_bar_of_the_other_is_found_at_the_decisions_that_asked_it(
     code, out, _ = say("audit", "verify", "last", "--db", forged)
     assert code == 1, out
     with Reader.open(forged) as reader:
-        found = verify_run(reader, forged, reader.find("last"))
-    assert found.differences
-    assert any(LED in str(one) for one in found.differences)
+        verdict = verify_run(reader, forged, reader.find("last"))
+    assert verdict.differences
+    assert any(LED in str(difference) for difference in verdict.differences)
 
 
 def forecaster(other: Scene) -> Forecaster:
-    found = other.checkpoint
-    return forecaster_of(found.card, found.tensors)
+    checkpoint = other.checkpoint
+    return forecaster_of(checkpoint.card, checkpoint.tensors)
 
 
 def means(predictions: Iterator[tuple[Event, object]]) -> dict[int, Any]:
     """Return what was said of each bar of the led symbol, in bytes."""
     return {
-        (event.open_time_ms - START_MS) // MINUTE_MS: said
-        for event, said in predictions
+        (event.open_time_ms - START_MS) // MINUTE_MS: answer
+        for event, answer in predictions
         if isinstance(event, Bar) and event.instrument.endswith(LED)
     }
 
@@ -963,10 +965,10 @@ def by_step(model: Forecaster, events: Sequence[Event]) -> Iterator[tuple[Event,
     predictor = InlinePredictor(model, history, period_start_ms=0)
     start = start_event(model, warm_from=(), market_ms=START_MS)
     for unit in gathered([start, *events]):
-        said = predictor.predict(unit)
+        forecasts = predictor.predict(unit)
         bars = getattr(unit, "bars", None)
         yield from zip([unit] if bars is None or not isinstance(bars, list) else [unit, *bars],
-                       said, strict=True)  # fmt: skip
+                       forecasts, strict=True)  # fmt: skip
 
 
 def by_scan(other: Scene, events: Sequence[Event]) -> Iterator[tuple[Event, object]]:
@@ -1000,9 +1002,9 @@ def test_a_late_bar_of_the_other_is_the_same_live_in_one_pass_and_after_a_warm_s
     assert source is not None
     for event in events:
         source.see(event)
-    own = [one for one in events if isinstance(one, Bar) and one.instrument.endswith(LED)]
+    led = [bar for bar in events if isinstance(bar, Bar) and bar.instrument.endswith(LED)]
     for place in (611, 620, SHORT - 1):
-        model.warm(own[0].instrument, own[place - model.context : place])
-        said = model.step(own[place])
-        assert str(said) == str(live[place])
+        model.warm(led[0].instrument, led[place - model.context : place])
+        stepped = model.step(led[place])
+        assert str(stepped) == str(live[place])
     assert isinstance(live[SHORT - 1], Forecast)

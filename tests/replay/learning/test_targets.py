@@ -23,15 +23,15 @@ from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 
 
 def test_a_label_is_the_scaled_return_to_its_horizon() -> None:
-    known = panel(900)
-    found = targets(known, (5, 30))
-    t, sigma = 700, known.unit[0, 700]
-    logs = np.log(known.price[0])
-    assert found["returns"][0, t, 1] == pytest.approx(
+    bars = panel(900)
+    labels = targets(bars, (5, 30))
+    t, sigma = 700, bars.unit[0, 700]
+    logs = np.log(bars.price[0])
+    assert labels["returns"][0, t, 1] == pytest.approx(
         (logs[t + 30] - logs[t]) / (sigma * 30**0.5), rel=1e-5
     )
     squares = np.diff(logs)[t : t + 5] ** 2
-    assert found["variance"][0, t, 0] == pytest.approx(squares.sum() / (5 * sigma**2), rel=1e-5)
+    assert labels["variance"][0, t, 0] == pytest.approx(squares.sum() / (5 * sigma**2), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in LABELS if name != "cost"])
@@ -44,9 +44,9 @@ def test_a_label_knows_the_bars_to_its_horizon_and_none_beyond(name: str) -> Non
     np.testing.assert_array_equal(before[600:755], after[600:755])
     assert not np.array_equal(before[755:760], after[755:760])
     longest = before[..., -1] if before.ndim > 1 else before
-    known = np.isfinite(longest) & (longest != NO_LABEL)
-    assert known[600:-5].all()
-    assert not known[-5:].any()
+    finite = np.isfinite(longest) & (longest != NO_LABEL)
+    assert finite[600:-5].all()
+    assert not finite[-5:].any()
 
 
 def test_direction_has_a_flat_band() -> None:
@@ -55,10 +55,10 @@ def test_direction_has_a_flat_band() -> None:
 
 
 def test_variance_has_a_floor_where_nothing_moves() -> None:
-    known = panel(900)
-    close = known.segments[0].close
+    bars = panel(900)
+    close = bars.segments[0].close
     close[650:700] = close[650]
-    assert targets(known, (5,))["variance"][0, 660, 0] == np.float32(VARIANCE_FLOOR)
+    assert targets(bars, (5,))["variance"][0, 660, 0] == np.float32(VARIANCE_FLOOR)
 
 
 @settings(max_examples=30)

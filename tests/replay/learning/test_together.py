@@ -40,12 +40,12 @@ BARS = 640
 """Bars that are traded: some hundred beyond those that an answer looks back on."""
 
 
-def made(symbol: str, count: int) -> Candles:
+def series(symbol: str, count: int) -> Candles:
     return learnable(count, seed=SYMBOLS.index(symbol), symbol=symbol)
 
 
 def data(count: int = BARS) -> list[Candles]:
-    return [made(symbol, count) for symbol in SYMBOLS]
+    return [series(symbol, count) for symbol in SYMBOLS]
 
 
 def refused(cli: Cli, *words: object) -> str:
@@ -58,10 +58,10 @@ def refused(cli: Cli, *words: object) -> str:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("candles")
-    return [write_csv(made(symbol, DAYS * DAY_BARS), folder) for symbol in SYMBOLS]
+    return [write_csv(series(symbol, DAYS * DAY_BARS), folder) for symbol in SYMBOLS]
 
 
-def given(files: Sequence[Path]) -> list[object]:
+def data_words(files: Sequence[Path]) -> list[object]:
     return [word for path in files for word in ("--data", path)]
 
 
@@ -98,7 +98,7 @@ def trained(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Call
     @cache
     def of(kind: str, *more: object) -> Path:
         out = tmp_path_factory.mktemp(kind) / kind
-        words = [*training(kind, *more), *given(files), "--out", out]
+        words = [*training(kind, *more), *data_words(files), "--out", out]
         assert invoke([str(word) for word in words]) == 0
         return out
 
@@ -162,14 +162,14 @@ def test_it_is_trained_traded_verified_and_judged_again(
     assert weights["days"] == 1
     of_pairs = card["figures"].get("correlation", {})
     assert set(of_pairs) == ({"5", "30"} if "factors=2" in more else set())
-    for one in of_pairs.values():
-        assert set(one) == {"network", "learnt", "ewma", "mean_of_the_training_part"}
-    sentences = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
+    for pair in of_pairs.values():
+        assert set(pair) == {"network", "learnt", "ewma", "mean_of_the_training_part"}
+    sentences = [line for line in card["honesty"]["sentences"] if "the network's own, are" in line]
     assert len(sentences) == (3 if of_pairs else 0)
-    again = cli.json("evaluate", folder, *given(files), *choose("evaluation.threads=1"))
-    assert again["figures"] == card["figures"]
-    sentences = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
-    assert again["sentences"] == [*sentences, *card["training"]["not_used"]]
+    judged = cli.json("evaluate", folder, *data_words(files), *choose("evaluation.threads=1"))
+    assert judged["figures"] == card["figures"]
+    sentences = [line for line in card["honesty"]["sentences"] if "LightGBM" not in line]
+    assert judged["sentences"] == [*sentences, *card["training"]["not_used"]]
     path = tmp_path / "run.db"
     run_id = record(path, configured(folder, kind), data())
     with Reader.open(path) as reader:
@@ -185,14 +185,14 @@ def test_weights_of_a_close_are_traded_together_and_noted(
 ) -> None:
     path = tmp_path / "run.db"
     record(path, configured(trained("portfolio"), "portfolio"), data())
-    found = rows(
+    closes = rows(
         path,
         "SELECT open_time_ms, count(*), sum(abs(number)) FROM v_notes WHERE name = 'weight' "
         "GROUP BY open_time_ms",
     )
-    assert all((time + 60_000) % 300_000 == 0 for time, _, _ in found)
-    assert {count for _, count, _ in found} == {3}
-    assert all(0.0 < gross <= 1.0 + 1e-5 for _, _, gross in found)
+    assert all((time + 60_000) % 300_000 == 0 for time, _, _ in closes)
+    assert {count for _, count, _ in closes} == {3}
+    assert all(0.0 < gross <= 1.0 + 1e-5 for _, _, gross in closes)
     shares = rows(
         path,
         "SELECT sequence, count(*), sum(number) FROM v_notes WHERE name LIKE 'from_%' "
@@ -204,7 +204,7 @@ def test_weights_of_a_close_are_traded_together_and_noted(
     record(long, configured(trained("portfolio"), "portfolio", long_only=True, every=30), data())
     least = rows(long, "SELECT min(number), count(*) FROM v_notes WHERE name = 'weight'")
     assert least[0][0] >= 0.0
-    assert 0 < least[0][1] < 3 * len(found)
+    assert 0 < least[0][1] < 3 * len(closes)
 
 
 def test_a_rule_weighs_by_the_correlations_that_are_stored(
@@ -227,40 +227,40 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
         weighed = sorted(sequence for sequence, note in notes.items() if "volatility" in note)
         for first in weighed[::3]:
             close = [reader.step(run_id, first + at).prediction for at in range(3)]
-            said = np.empty((3, 3))
+            matrix = np.empty((3, 3))
             for at, forecast in enumerate(close):
                 assert isinstance(forecast, Forecast)
-                said[at] = forecast.head("correlations", 0)
-                others = {n: v for n, v in notes[first + at].items() if n.startswith("moves_with_")}
-                assert others == {
-                    f"moves_with_{SYMBOLS[j]}": said[at, j] for j in range(3) if j != at
+                matrix[at] = forecast.head("correlations", 0)
+                pairs = {n: v for n, v in notes[first + at].items() if n.startswith("moves_with_")}
+                assert pairs == {
+                    f"moves_with_{SYMBOLS[j]}": matrix[at, j] for j in range(3) if j != at
                 }
-            assert said == pytest.approx(said.T)
+            assert matrix == pytest.approx(matrix.T)
             deviations = np.array([notes[first + at]["volatility"] for at in range(3)])
-            risk = (said * (1 - shrink) + shrink * np.eye(3)) * np.outer(deviations, deviations)
-            plain = np.linalg.solve(risk, np.ones(3))
-            if (plain > 0).all():
+            risk = (matrix * (1 - shrink) + shrink * np.eye(3)) * np.outer(deviations, deviations)
+            solved = np.linalg.solve(risk, np.ones(3))
+            if (solved > 0).all():
                 weights = [notes[first + at]["weight"] for at in range(3)]
-                assert weights == pytest.approx(plain / plain.sum(), abs=2e-5)
+                assert weights == pytest.approx(solved / solved.sum(), abs=2e-5)
                 checked += 1
     assert checked > 5
     # Shrunk whole, no two symbols move together: then the run is the other's shadow account.
-    alone = tmp_path / "alone.db"
+    shrunk = tmp_path / "alone.db"
     options["shrink"] = 1
     config = configured(folder, "crossasset", sections=at_once, **options)
-    record(alone, config, data())
+    record(shrunk, config, data())
     fills = "SELECT filled_ms, instrument, quantity, price FROM v_twin_fills WHERE twin = '{}'"
     of_twin = rows(path, fills.format("uncorrelated"))
     assert len(of_twin) > 10
-    assert of_twin == rows(alone, fills.format("ungated")) != rows(path, fills.format("ungated"))
+    assert of_twin == rows(shrunk, fills.format("ungated")) != rows(path, fills.format("ungated"))
 
 
-def said_of(symbol: str, correlations: Sequence[float], volatility: float = 0.01) -> Forecast:
+def answer_of(symbol: str, correlations: Sequence[float], volatility: float = 0.01) -> Forecast:
     """Return the answer of a network over the symbols to one horizon."""
     share = SymbolAnswer(0.5, (0.001 * SYMBOLS.index(symbol),), (1.0, 0.0, 0.0)).encoded()
     heads = HeadForecasts(correlations=np.array(correlations, "<f4").tobytes())
-    one = ((0.0,), (0.01,), (0.3,), (0.4,), (0.3,), (volatility,))
-    return Forecast((5,), *one, model_id="", further=share, heads=heads)
+    values = ((0.0,), (0.01,), (0.3,), (0.4,), (0.3,), (volatility,))
+    return Forecast((5,), *values, model_id="", further=share, heads=heads)
 
 
 ROWS = ((1.0, 0.9, 0.0), (0.9, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -285,21 +285,21 @@ def weighed(
 
 def test_two_that_move_together_share_what_a_third_has_alone() -> None:
     pytest.importorskip("cvxpy", exc_type=ImportError)
-    forecasts = {symbol: said_of(symbol, row) for symbol, row in zip(SYMBOLS, ROWS, strict=True)}
-    found = weighed({"rule": "minimum", "shrink": 0, "cost": 0}, forecasts)
-    plain = np.linalg.solve(np.array(ROWS), np.ones(3))
-    wanted = plain / plain.sum()
-    assert [signal.strength for signal in found.values()] == pytest.approx(wanted, abs=1e-4)
-    assert [one.uncorrelated for one in found.values()] == pytest.approx([1 / 3] * 3, abs=1e-4)
+    forecasts = {symbol: answer_of(symbol, row) for symbol, row in zip(SYMBOLS, ROWS, strict=True)}
+    signals = weighed({"rule": "minimum", "shrink": 0, "cost": 0}, forecasts)
+    solved = np.linalg.solve(np.array(ROWS), np.ones(3))
+    expected = solved / solved.sum()
+    assert [signal.strength for signal in signals.values()] == pytest.approx(expected, abs=1e-4)
+    assert [leg.uncorrelated for leg in signals.values()] == pytest.approx([1 / 3] * 3, abs=1e-4)
     best = weighed({"rule": "mean_variance", "aversion": 0, "cost": 0}, forecasts)
     assert [signal.action.name for signal in best.values()] == ["FLAT", "FLAT", "LONG"]
 
 
-@pytest.mark.parametrize("other", [None, said_of("CCCUSDT", ROWS[2], float("nan"))])
+@pytest.mark.parametrize("other", [None, answer_of("CCCUSDT", ROWS[2], float("nan"))])
 def test_one_symbol_without_a_number_leaves_all_of_a_rule_unweighed(other: Forecast | None) -> None:
-    forecasts = {symbol: said_of(symbol, row) for symbol, row in zip(SYMBOLS, ROWS, strict=True)}
-    found = weighed({"rule": "minimum"}, forecasts | {"CCCUSDT": other})
-    assert {(one.action.name, one.reason) for one in found.values()} == {("HOLD", "no forecast")}
+    forecasts = {symbol: answer_of(symbol, row) for symbol, row in zip(SYMBOLS, ROWS, strict=True)}
+    signals = weighed({"rule": "minimum"}, forecasts | {"CCCUSDT": other})
+    assert {(leg.action.name, leg.reason) for leg in signals.values()} == {("HOLD", "no forecast")}
 
 
 @pytest.mark.parametrize(
@@ -352,14 +352,14 @@ def test_a_symbol_that_a_gate_refuses_keeps_its_weight_alone(
         "d LEFT JOIN v_notes n ON n.run_id = d.run_id AND n.sequence = d.sequence AND n.name = "
         "'weight' ORDER BY d.sequence"
     )
-    held = dict.fromkeys((f"linear:{symbol}" for symbol in SYMBOLS), 0)
+    holdings = dict.fromkeys((f"linear:{symbol}" for symbol in SYMBOLS), 0)
     refused_here = changed = 0
     for key, action, refused_by, target, weight in rows(path, query):
         if refused_by is not None:
-            assert (action, target) == ("HOLD", held[key])
+            assert (action, target) == ("HOLD", holdings[key])
             refused_here += refused_by == gate and weight is not None
-        changed += target != held[key]
-        held[key] = target
+        changed += target != holdings[key]
+        holdings[key] = target
     assert refused_here > 3
     assert changed > 5
     twins = dict(rows(path, "SELECT twin, count(*) FROM v_twin_fills GROUP BY 1"))
@@ -371,12 +371,12 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     first, second, third = data()
-    kept = np.delete(np.arange(BARS), 594)  # its bar would close at a whole number of five
+    places = np.delete(np.arange(BARS), 594)  # its bar would close at a whole number of five
     path = tmp_path / "missing.db"
     record(
         path,
         configured(trained("portfolio"), "portfolio"),
-        [first, slice_candles(second, kept), third],
+        [first, slice_candles(second, places), third],
     )
     times = first.open_time_ms
     assert held_at(path, int(times[594])) == {"BBBUSDT has no bar at this close"}
@@ -400,8 +400,8 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
 ) -> None:
     path = tmp_path / "run.db"
     record(path, configured(trained("portfolio"), "portfolio"), data())
-    asked = rows(path, "SELECT sequence FROM v_notes WHERE name = 'weight' ORDER BY 1 DESC")
-    sequence = asked[1][0]
+    sequences = rows(path, "SELECT sequence FROM v_notes WHERE name = 'weight' ORDER BY 1 DESC")
+    sequence = sequences[1][0]
     document = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
     influence = document["influence"]
     assert influence["largest_difference"] == 0.0
@@ -425,22 +425,22 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
         "influence"
     ]
     assert usual == influence
-    kept = cli.json(
+    residual = cli.json(
         "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
         "--residual", "0.9",
     )["influence"]  # fmt: skip
-    assert kept["residual_weight"] == 0.9
-    assert kept["matrix"][at][at] > influence["matrix"][at][at]
-    assert kept["largest_difference"] > 0
+    assert residual["residual_weight"] == 0.9
+    assert residual["matrix"][at][at] > influence["matrix"][at][at]
+    assert residual["largest_difference"] > 0
     for words in (
         ["--method", "norm"],
         ["--fusion", "max"],
         ["--method", "rollout", "--discard", "0.5"],
     ):
-        other = refused(cli, "explain", f"last:{sequence}", "--db", path, *words)
-        assert "A network over several symbols is explained by its rollout" in other
-    other = refused(cli, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}")
-    assert "looks at several symbols, of which `explain --full` and `--method rollout` say" in other
+        error = refused(cli, "explain", f"last:{sequence}", "--db", path, *words)
+        assert "A network over several symbols is explained by its rollout" in error
+    error = refused(cli, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}")
+    assert "looks at several symbols, of which `explain --full` and `--method rollout` say" in error
 
 
 def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
@@ -456,11 +456,11 @@ def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
     assert cli.json("verify", "last", "--db", path)["holds"]
     document = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
     assert document["influence"]["largest_difference"] == 0.0
-    kept = kept_folder(path, checkpoint.card["model"]["id"])
+    stored = kept_folder(path, checkpoint.card["model"]["id"])
     changed = {name: tensor * 1.01 for name, tensor in checkpoint.tensors.items()}
-    save(kept, changed, checkpoint.card)
+    save(stored, changed, checkpoint.card)
     assert "restore it" in refused(cli, "verify", "last", "--db", path)
-    shutil.rmtree(kept)
+    shutil.rmtree(stored)
     words = refused(cli, "explain", f"last:{sequence}", "--db", path, "--full")
     assert "is not kept any more" in words
 
@@ -469,10 +469,10 @@ def test_a_feature_that_is_not_finite_holds_all(
     trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(streams: FeatureStreams, bars: Sequence[Bar], at: Sequence[int]) -> FeatureRows:
-        taken = step(streams, bars, at)
+        features = step(streams, bars, at)
         if bars[0].instrument == "linear:BBBUSDT" and bars[0].open_time_ms == spoiled:
-            taken.values[-1, 2] = np.nan
-        return taken
+            features.values[-1, 2] = np.nan
+        return features
 
     candles, step = data(), FeatureStreams.step
     times = candles[0].open_time_ms.tolist()
@@ -531,10 +531,10 @@ def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence
     assert "take model.explanation out" in refused(cli, *words)
     config.write_text(f"{named}[gate]\nhorizon = 7\n")
     assert "gate.horizon 7 is no horizon of the model" in refused(cli, *words)
-    words = ("evaluate", folder, *given(files), "--inspect", "context=5")
+    words = ("evaluate", folder, *data_words(files), "--inspect", "context=5")
     assert "examines what a model says of one instrument's bars" in refused(cli, *words)
     out = tmp_path / "out"
-    words = (*training("crossasset"), *given(files[:1]), "--out", out)
+    words = (*training("crossasset"), *data_words(files[:1]), "--out", out)
     assert "at least two symbols" in refused(cli, *words)
-    words = (*training("crossasset", *choose("every=7")), *given(files), "--out", out)
+    words = (*training("crossasset", *choose("every=7")), *data_words(files), "--out", out)
     assert "every is 7; weights are held for one of the horizons" in refused(cli, *words)
