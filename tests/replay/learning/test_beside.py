@@ -94,11 +94,11 @@ def glm(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder of models beside which a class of one's own can be imported."""
-    made = tmp_path_factory.mktemp("beside")
-    (made / "beside_mine.py").write_text(CLASS, encoding="utf-8")
+    root = tmp_path_factory.mktemp("beside")
+    (root / "beside_mine.py").write_text(CLASS, encoding="utf-8")
     with ExitStack() as stack:
-        stack.enter_context(importable(made))
-        yield made
+        stack.enter_context(importable(root))
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +128,9 @@ def network(folder: Path, candles: str) -> Path:
 
 
 def judged(path: Path, candles: str, span: NamedSpan) -> Judgement:
-    found = load(path)
+    checkpoint = load(path)
     material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
-    return judge_checkpoint(found, material, span, bars=600)
+    return judge_checkpoint(checkpoint, material, span, bars=600)
 
 
 def test_models_of_every_kind_are_held_to_the_same_bars(
@@ -153,7 +153,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
         signs = by_forecaster(span["tables"]["beside_sign"]["rows"], 5)
         assert set(signs) == {"model", *others[:2]}
     # Each opened both spans, and the judged model counts those of its own file.
-    counted = {one.model for one in read_openings(first.parent / FILE_NAME)}
+    counted = {opening.model for opening in read_openings(first.parent / FILE_NAME)}
     assert counted >= {document["id"], *(row["id"] for row in document["beside"][:2])}
     whole = document["tables"]["beside_spans"]["rows"]
     assert [row["model"] for row in whole[:3]] == others
@@ -170,8 +170,8 @@ def test_the_difference_is_that_of_losses_in_log_returns(
     tables = json.loads(cli.out(*words, *dates))["spans"][0]["tables"]
     alone = [judged(path, candles, TEN_DAYS) for path in (first, other)]
     for horizon in HORIZONS:
-        one, rival = (each.forecasts.at(horizon) for each in alone)
-        keys = sorted(set(one.keys.tolist()) & set(rival.keys.tolist()))
+        model, rival = (each.forecasts.at(horizon) for each in alone)
+        keys = sorted(set(model.keys.tolist()) & set(rival.keys.tolist()))
         forecast = [
             dict(
                 zip(
@@ -180,11 +180,11 @@ def test_the_difference_is_that_of_losses_in_log_returns(
                     strict=True,
                 )
             )
-            for each in (one, rival)
+            for each in (model, rival)
         ]
-        square = one.labels["unit"] ** 2
-        real = dict(zip(one.keys.tolist(), one.labels["variance"] * square, strict=True))
-        unit = dict(zip(one.keys.tolist(), square, strict=True))
+        square = model.labels["unit"] ** 2
+        real = dict(zip(model.keys.tolist(), model.labels["variance"] * square, strict=True))
+        unit = dict(zip(model.keys.tolist(), square, strict=True))
         days = np.array([key >> 32 for key in keys]) // DAY_BARS
         losses = [
             figures.qlike_of(
@@ -244,9 +244,9 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
     ]
     for words, case in cases:
         assert invoke(["evaluate", str(first), "--data", candles, *words]) != 0, words
-        told = capsys.readouterr().err
-        assert case in told
-        assert told.count("\n") == 1
+        error = capsys.readouterr().err
+        assert case in error
+        assert error.count("\n") == 1
     # Without a date the later one is asked about the bars after both had learnt.
     words = ["evaluate", str(first), "--data", candles, "--compare", str(later), "--json"]
     assert invoke(words) == 0

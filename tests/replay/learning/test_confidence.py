@@ -78,8 +78,8 @@ def rows(
     )
 
 
-def fitted_to(found: Forecasts) -> FittedConfidence:
-    fitted, _ = fit_confidence(found)
+def fitted_to(forecasts: Forecasts) -> FittedConfidence:
+    fitted, _ = fit_confidence(forecasts)
     assert fitted is not None
     return fitted
 
@@ -112,9 +112,9 @@ def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -
     assert abs(added) < 2.5 * error
     strict, untouched = judge_spans(rows(seed=1), fitted)
     assert not strict
-    said = sentence(fitted, untouched)
-    assert "did not credibly choose surer signs" in said
-    assert said.endswith("by default (q0.01).")
+    text = sentence(fitted, untouched)
+    assert "did not credibly choose surer signs" in text
+    assert text.endswith("by default (q0.01).")
 
 
 def test_the_second_span_begins_where_the_split_says() -> None:
@@ -122,8 +122,8 @@ def test_the_second_span_begins_where_the_split_says() -> None:
     assert fitted is not None
     untouched = rows(sure_by="entropy_0", gain=1.0, seed=1)
     days = np.unique(untouched.day)
-    _, said = judge_spans(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
-    assert [span["days"] for span in said["spans"]] == [DAYS // 4, DAYS - DAYS // 4]
+    _, report = judge_spans(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
+    assert [span["days"] for span in report["spans"]] == [DAYS // 4, DAYS - DAYS // 4]
     for outside in (days[0], days[-1] + 1):  # one span repeats nothing
         assert judge_spans(untouched, fitted, int(outside) * 86_400_000) == (False, {})
 
@@ -163,22 +163,22 @@ def test_more_of_a_rising_input_never_means_less() -> None:
 
 
 def test_no_label_of_a_fold_shares_a_moment_with_what_was_fitted() -> None:
-    known = outcomes(rows(horizon=7))
-    judged_once = np.zeros(len(known.labels["hit"]))
-    for judged, fitted in folds(known):
+    bars = outcomes(rows(horizon=7))
+    judged_once = np.zeros(len(bars.labels["hit"]))
+    for judged, fitted in folds(bars):
         judged_once += judged
-        first, last = known.open_ms[judged].min(), known.until_ms[judged].max()
-        assert not (fitted & (known.until_ms >= first) & (known.open_ms <= last)).any()
+        first, last = bars.open_ms[judged].min(), bars.until_ms[judged].max()
+        assert not (fitted & (bars.until_ms >= first) & (bars.open_ms <= last)).any()
         assert fitted.sum() > ROWS // 2
     assert (judged_once == 1).all()
 
 
 def test_a_bar_is_judged_by_a_fit_that_its_own_outcome_cannot_move() -> None:
-    known = outcomes(rows(sure_by="entropy_0", gain=1.0))
-    before = cross_fitted(known, known.labels["hit"], NAMES, signed=True)
-    judged, _ = folds(known)[2]
-    turned = np.where(judged, 1 - known.labels["hit"], known.labels["hit"])
-    after = cross_fitted(known, turned, NAMES, signed=True)
+    bars = outcomes(rows(sure_by="entropy_0", gain=1.0))
+    before = cross_fitted(bars, bars.labels["hit"], NAMES, signed=True)
+    judged, _ = folds(bars)[2]
+    turned = np.where(judged, 1 - bars.labels["hit"], bars.labels["hit"])
+    after = cross_fitted(bars, turned, NAMES, signed=True)
     assert before is not None
     assert after is not None
     assert (before[judged] == after[judged]).all()
@@ -191,48 +191,48 @@ def test_few_rows_fit_nothing() -> None:
 
 def test_the_gate_computes_what_was_fitted() -> None:
     fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
-    one = builders.forecast(0.003, p_up=0.6, p_down=0.3)
-    names = names_for(one)
+    forecast = builders.forecast(0.003, p_up=0.6, p_down=0.3)
+    names = names_for(forecast)
     assert names == (*INPUTS, "entropy_0")
     score = replace(
         fitted.sign, names=names, center=fitted.sign.center[:6], scale=fitted.sign.scale[:6],
         weight=fitted.sign.weight[:6],
     )  # fmt: skip
-    seen = GateInputs(forecast=one, fitted=replace(fitted, sign=score))
-    values = values_of(names, one, 0)
+    inputs = GateInputs(forecast=forecast, fitted=replace(fitted, sign=score))
+    values = values_of(names, forecast, 0)
     assert values[:2] == [0.003 / 0.004, (0.6 - 0.3) / (0.6 + 0.3)]
     columns = {name: np.array([value]) for name, value in zip(names, values, strict=True)}
-    told = table(np.zeros(1, np.int64), {}, {MODEL: columns})
-    assert GATES["confidence_calibrated"].measure(seen) == scored(score, told)[0]
+    row = table(np.zeros(1, np.int64), {}, {MODEL: columns})
+    assert GATES["confidence_calibrated"].measure(inputs) == scored(score, row)[0]
     unknown = builders.forecast(explained=builders.explanation(shift=None))
-    assert GATES["confidence_calibrated"].measure(replace_forecast(seen, unknown)) is None
+    assert GATES["confidence_calibrated"].measure(replace_forecast(inputs, unknown)) is None
 
 
-def replace_forecast(seen: GateInputs, forecast: object) -> GateInputs:
-    return replace(seen, forecast=forecast)
+def replace_forecast(inputs: GateInputs, forecast: object) -> GateInputs:
+    return replace(inputs, forecast=forecast)
 
 
 def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
-    found = rows()
+    base = rows()
     drawn = np.random.default_rng(5)
     planted = drawn.integers(3, size=ROWS)
     middles = np.array([[0.0, 0.0, 0.0], [10.0, 0.0, 5.0], [0.0, 10.0, 5.0]])
     places = middles[planted] + 0.3 * drawn.normal(size=(ROWS, 3))
     measures = dict(zip(("recent_mass", "confidence", "shift"), places.T, strict=True))
     realised = np.array([1.0, 3.0, 0.5])[planted]
-    made = replaced(
-        found,
-        labels={**found.labels, "realised": realised},
+    bars = replaced(
+        base,
+        labels={**base.labels, "realised": realised},
     ).holding(MODEL, **measures)
-    cells = fit_cells(made, 3)
+    cells = fit_cells(bars, 3)
     assert cells is not None
     assert cells.ratio == pytest.approx((0.5, 1.0, 3.0))
-    judged = judge_cells(made, cells, 0.1)
+    judged = judge_cells(bars, cells, 0.1)
     shares = [float((planted == kind).mean()) for kind in (2, 0, 1)]
-    assert [judged[str(one)]["share"] for one in (1, 2, 3)] == pytest.approx(shares, abs=1e-4)
+    assert [judged[str(regime)]["share"] for regime in (1, 2, 3)] == pytest.approx(shares, abs=1e-4)
     assert judged["3"]["variance_ratio"] == pytest.approx([3.0, 0.0])
-    assert fit_cells(made, 3) == cells
-    assert fit_cells(made, 8) is None
+    assert fit_cells(bars, 3) == cells
+    assert fit_cells(bars, 8) is None
     assert regime_sentence(judged) == (
         "Realised variance was so many times what was forecast: 0.50 (± 0.00 by days) in regime 1, "
         "3.00 (± 0.00 by days) in regime 3 of the card."
@@ -240,8 +240,8 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
 
 
 def test_the_card_says_what_all_gates_let_through_together() -> None:
-    found = rows(sure_by="entropy_0", gain=1.0)
-    section = gates_section(found, {})
+    bars = rows(sure_by="entropy_0", gain=1.0)
+    section = gates_section(bars, {})
     strict, mild = section["coverage"]
     chosen = section["confidence"]["chosen"]
     assert chosen == CALIBRATED
@@ -250,12 +250,12 @@ def test_the_card_says_what_all_gates_let_through_together() -> None:
     assert strict["share"] == pytest.approx(0.5 * 0.99, abs=0.02)
     assert mild["share"] == pytest.approx(0.99 * 0.99, abs=0.02)
     assert set(strict["regimes"]) == {"MOMENTUM", "MIXED", "MEAN_REVERSION"}
-    section, figures, said = judged_section(rows(seed=1), section)
+    section, figures, sentences = judged_section(rows(seed=1), section)
     assert section["confidence"]["strict"] is False
     assert set(figures) == {"confidence", "regimes"}
-    assert len(said) == 3
-    assert said[1].startswith("Beyond mean and margin")
-    assert said[2].startswith("Realised variance was so many times what was forecast: ")
-    still = found.holding(MODEL, recent_mass=np.ones(ROWS))
+    assert len(sentences) == 3
+    assert sentences[1].startswith("Beyond mean and margin")
+    assert sentences[2].startswith("Realised variance was so many times what was forecast: ")
+    still = bars.holding(MODEL, recent_mass=np.ones(ROWS))
     assert gates_section(still, {})["coverage"] == []
     assert judged_section(rows(), {"quantiles": {}}) == ({"quantiles": {}}, {}, [])

@@ -47,14 +47,14 @@ BOTH = choose("ensemble.kind=tree", "ensemble.schema_id=tree-15m")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with candles of 22 days and an ensemble of a tiny network and a tree."""
     torch.set_num_threads(1)
-    made = tmp_path_factory.mktemp("schemas")
-    write_csv(learnable(22 * DAY_BARS), made)
-    train(made, "both", *CHOSEN, *BOTH)
-    return made
+    root = tmp_path_factory.mktemp("schemas")
+    write_csv(learnable(22 * DAY_BARS), root)
+    train(root, "both", *CHOSEN, *BOTH)
+    return root
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path) -> Checkpoint:
+def model(folder: Path) -> Checkpoint:
     return load(folder / "both")
 
 
@@ -123,25 +123,25 @@ def test_the_wider_schema_holds_the_other_from_its_first_bar_on(bars: list[Bar])
 
 
 def test_the_context_is_the_longer_of_both_and_not_their_sum(
-    made: Checkpoint, bars: list[Bar]
+    model: Checkpoint, bars: list[Bar]
 ) -> None:
-    forecaster = ensemble(made)
+    forecaster = ensemble(model)
     field = LAYERS * (WINDOW - 1) + 1
     assert forecaster.context == max(field + NARROW.lookback - 1, WIDE.lookback) == WIDE.lookback
-    said = [forecaster.step(bar) for bar in bars[: forecaster.context + 3]]
-    assert [one is None for one in said] == [at < forecaster.context - 1 for at in range(len(said))]
-    longer = {**made.card["parts"]["network"]["architecture"], "window": 400}
-    parts = made.card["parts"]
+    silent = [forecaster.step(bar) is None for bar in bars[: forecaster.context + 3]]
+    assert silent == [at < forecaster.context - 1 for at in range(len(silent))]
+    longer = {**model.card["parts"]["network"]["architecture"], "window": 400}
+    parts = model.card["parts"]
     wide = {**parts, "network": {**parts["network"], "architecture": longer}}
-    assert ensemble(replace(made, card={**made.card, "parts": wide})).context == (
+    assert ensemble(replace(model, card={**model.card, "parts": wide})).context == (
         LAYERS * 399 + 1 + NARROW.lookback - 1
     )
 
 
-def test_each_half_says_what_it_says_alone(made: Checkpoint, bars: list[Bar]) -> None:
-    both = ensemble(made)
+def test_each_half_says_what_it_says_alone(model: Checkpoint, bars: list[Bar]) -> None:
+    both = ensemble(model)
     network, rows = (
-        build(part_of(made.card, half), tensors_of(made.tensors, half))
+        build(part_of(model.card, half), tensors_of(model.tensors, half))
         for half in ("network", "rows")
     )
     for bar in bars[: both.context + 20]:
@@ -166,35 +166,35 @@ def test_each_half_says_what_it_says_alone(made: Checkpoint, bars: list[Bar]) ->
         assert halves(forecast).shape[0] == 0
 
 
-def test_a_restart_from_exactly_the_context_goes_on(made: Checkpoint, bars: list[Bar]) -> None:
-    endless, fresh, again = (ensemble(made) for _ in range(3))
+def test_a_restart_from_exactly_the_context_goes_on(model: Checkpoint, bars: list[Bar]) -> None:
+    endless, fresh, again = (ensemble(model) for _ in range(3))
     start, name = 900, bars[0].instrument
     for bar in bars[:start]:
         endless.step(bar)
     for forecaster in (fresh, again):
         forecaster.warm(name, bars[start - forecaster.context : start])
     for bar in bars[start : start + 70]:
-        said, restarted, repeated = (known(one.step(bar)) for one in (endless, fresh, again))
+        whole, restarted, repeated = (present(run.step(bar)) for run in (endless, fresh, again))
         assert restarted == repeated  # in every bit
-        assert halves(restarted)[1].tobytes() == halves(said)[1].tobytes()  # the tree: no rounding
-        assert restarted.volatility == pytest.approx(said.volatility, rel=1e-4)
-        assert restarted.mean_return == pytest.approx(said.mean_return, rel=1e-3, abs=1e-7)
+        assert halves(restarted)[1].tobytes() == halves(whole)[1].tobytes()  # the tree: no rounding
+        assert restarted.volatility == pytest.approx(whole.volatility, rel=1e-4)
+        assert restarted.mean_return == pytest.approx(whole.mean_return, rel=1e-3, abs=1e-7)
     fresh.warm(name, bars[start - fresh.context + 1 : start])
-    assert known(fresh.step(bars[start]))
+    assert present(fresh.step(bars[start]))
     fresh.warm(name, bars[start - fresh.context + 2 : start])
     assert fresh.step(bars[start]) is None
 
 
-def known(forecast: Forecast | None) -> Forecast:
+def present(forecast: Forecast | None) -> Forecast:
     """Return a forecast that is there."""
     assert forecast is not None
     return forecast
 
 
-def test_known_bars_in_parts_agree_with_steps(made: Checkpoint, bars: list[Bar]) -> None:
-    scanning, stepping = ensemble(made, "scan"), ensemble(made)
+def test_known_bars_in_parts_agree_with_steps(model: Checkpoint, bars: list[Bar]) -> None:
+    scanning, stepping = ensemble(model, "scan"), ensemble(model)
     cuts = (0, 100, 300, 481, 700, 1_000)
-    scanned = [one for first, last in pairwise(cuts) for one in scanning.scan(bars[first:last])]
+    scanned = [forecast for a, b in pairwise(cuts) for forecast in scanning.scan(bars[a:b])]
     for bar, forecast in zip(bars, scanned, strict=False):
         other = stepping.step(bar)
         assert (forecast is None) == (other is None)
@@ -203,23 +203,23 @@ def test_known_bars_in_parts_agree_with_steps(made: Checkpoint, bars: list[Bar])
             assert forecast.mean_return == pytest.approx(other.mean_return, rel=1e-3, abs=1e-7)
 
 
-def test_its_card_makes_the_same_weights_again(made: Checkpoint, folder: Path) -> None:
+def test_its_card_makes_the_same_weights_again(model: Checkpoint, folder: Path) -> None:
     again = train(folder, "again", str(folder / "both" / "card.toml"))
-    assert again.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
-    assert again.card["figures"] == made.card["figures"]
-    assert again.card["ensemble"] == made.card["ensemble"]
-    chosen = recipe_of(made.card)
+    assert again.card["model"]["weights_sha256"] == model.card["model"]["weights_sha256"]
+    assert again.card["figures"] == model.card["figures"]
+    assert again.card["ensemble"] == model.card["ensemble"]
+    chosen = recipe_of(model.card)
     read = recipe_of(chosen.document())
     assert read.document() == chosen.document()
     assert tuple(member.schema_id for member in chosen.members) == ("v2-15m", "tree-15m")
 
 
-def test_halves_that_are_trained_make_the_same_ensemble(made: Checkpoint, folder: Path) -> None:
+def test_halves_that_are_trained_make_the_same_ensemble(model: Checkpoint, folder: Path) -> None:
     train(folder, "net", *CHOSEN)
     tree = choose(
         "model.kind=tree", "features.schema_id=tree-15m", "horizons=30m,2h", "training.threads=1"
     )
-    split = made.card["split"]
+    split = model.card["split"]
     dates = [
         *choose(f"split.train_until={split['train_until']}"),
         *choose(f"split.validation_until={split['validation_until']}"),
@@ -230,9 +230,9 @@ def test_halves_that_are_trained_make_the_same_ensemble(made: Checkpoint, folder
     checkpoint = train(
         folder, "pair", *halves, *choose("training.explained_bars=500", "training.threads=1")
     )
-    assert checkpoint.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
+    assert checkpoint.card["model"]["weights_sha256"] == model.card["model"]["weights_sha256"]
     for section in ("ensemble", "calibration", "figures", "honesty"):
-        assert checkpoint.card[section] == made.card[section]
+        assert checkpoint.card[section] == model.card[section]
 
 
 def test_what_cannot_be_had_is_one_sentence(
@@ -259,7 +259,7 @@ def test_what_cannot_be_had_is_one_sentence(
 
 
 def test_a_run_is_derived_again_and_shows_both_halves(
-    made: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def invoke(*words: str) -> str:
         assert cli.invoke(words) == cli.DONE
@@ -274,26 +274,26 @@ def test_a_run_is_derived_again_and_shows_both_halves(
     invoke(*words, "--to", "2023-11-20T20:00", "--db", database)
     invoke("verify", "last", "--db", database)
     document = json.loads(invoke("explain", "last:500", "--full", "--json", "--db", database))
-    assert document["decision"]["model_id"] == made.id
+    assert document["decision"]["model_id"] == model.id
     assert document["full"]["agreement"]["stored"][0] == pytest.approx(
         document["full"]["agreement"]["recomputed"][0], abs=1e-7
     )
     assert document["by_feature"]["gap"] < 1e-8
     assert document["full"]["moves"]["gap"] < 1
     assert len(document["by_feature"]["features"]) == len(WIDE.names)
-    share = made.card["ensemble"]["network_share"]["8"]
+    share = model.card["ensemble"]["network_share"]["8"]
     assert document["by_feature"]["share"] == pytest.approx(1 - share)
     full = invoke("explain", "last:500", "--full", "--db", database)
     assert "Bar by bar" in full
     assert f"the network has {share:.2f}, and the mean" in " ".join(full.split())
-    shown = invoke("models", str(folder / "both"))
-    assert f"{share:.2f} at 8" in shown
+    listing = invoke("models", str(folder / "both"))
+    assert f"{share:.2f} at 8" in listing
 
 
 def test_the_checkpoint_is_judged_again_and_examined_with_both_members(
-    made: Checkpoint, folder: Path, capsys: pytest.CaptureFixture[str]
+    model: Checkpoint, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = (
+    options = (
         "--inspect",
         "deletion=2",
         "--inspect",
@@ -310,17 +310,17 @@ def test_the_checkpoint_is_judged_again_and_examined_with_both_members(
         data(folder),
         *choose("evaluation.explained_bars=500"),
     )
-    assert cli.invoke([*words, *asked, *choose("evaluation.threads=1"), "--json"]) == cli.DONE
-    told = json.loads(capsys.readouterr().out)
-    assert told["figures"] == json.loads(json.dumps(made.card["figures"]))
-    assert {"model", "network_half", "row_half", "gamma_glm"} <= set(told["figures"]["8"]["qlike"])
-    assert any("share of" in sentence for sentence in told["sentences"])
-    document = {finding["name"]: finding for finding in told["findings"]}
+    assert cli.invoke([*words, *options, *choose("evaluation.threads=1"), "--json"]) == cli.DONE
+    out = json.loads(capsys.readouterr().out)
+    assert out["figures"] == json.loads(json.dumps(model.card["figures"]))
+    assert {"model", "network_half", "row_half", "gamma_glm"} <= set(out["figures"]["8"]["qlike"])
+    assert any("share of" in sentence for sentence in out["sentences"])
+    document = {finding["name"]: finding for finding in out["findings"]}
     assert "the ensemble's network" in document["explanations"]["title"]
     features = {row["feature"] for row in document["permutation"]["rows"]}
     assert features & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
-    own = next(row for row in document["intervals"]["rows"] if row["interval"] == "own")
-    assert own["coverage"][0] == pytest.approx(told["figures"]["8"]["coverage_90"][0], abs=1e-4)
+    interval = next(row for row in document["intervals"]["rows"] if row["interval"] == "own")
+    assert interval["coverage"][0] == pytest.approx(out["figures"]["8"]["coverage_90"][0], abs=1e-4)
 
 
 def test_folds_read_each_half_by_its_own_features(
@@ -340,14 +340,14 @@ def test_folds_read_each_half_by_its_own_features(
     assert document["model"] != document["network half"] != document["row half"]
 
 
-def test_members_that_do_not_belong_together_are_refused(made: Checkpoint) -> None:
-    network, rows = (part_of(made.card, name) for name in ("network", "rows"))
+def test_members_that_do_not_belong_together_are_refused(model: Checkpoint) -> None:
+    network, rows = (part_of(model.card, name) for name in ("network", "rows"))
     assert require_pair(network, rows) == "tree-15m"
     with pytest.raises(CheckpointMismatch, match="a network and a tree or a glm"):
         require_pair(rows, network)
     moved = {**rows, "split": {**rows["split"], "train_until": "2023-11-17T12:00:00Z"}}
     with pytest.raises(ConfigInvalid, match=r"differ in \[split\]"):
         require_pair(network, moved)
-    shares = {**made.card["ensemble"], "network_share": {"2": 0.5, "8": 1.5}}
+    shares = {**model.card["ensemble"], "network_share": {"2": 0.5, "8": 1.5}}
     with pytest.raises(ConfigInvalid, match="one share from 0 to 1"):
-        build({**made.card, "ensemble": shares}, made.tensors)
+        build({**model.card, "ensemble": shares}, model.tensors)

@@ -67,18 +67,18 @@ def test_its_gradient_reaches_the_attention_alone_and_teaches_it_to_be_sure_wher
     each = (x[..., 0] > 0).float()[None, ..., None].requires_grad_()
     weights = torch.ones(2, ROWS, 1)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
-    told = []
+    losses = []
     for _ in range(40):
         optimiser.zero_grad()
         reads = network.trace(x, torch.arange(ROWS)).reads
         loss = confidence_loss(trained_confidence(reads), each, weights)
         loss.backward()
         optimiser.step()
-        told.append(float(loss))
+        losses.append(float(loss))
     assert each.grad is None
     assert all(parameter.grad is None for parameter in network.heads.parameters())
-    assert told[-1] < told[0] - 0.5
-    assert told[-1] < -0.6
+    assert losses[-1] < losses[0] - 0.5
+    assert losses[-1] < -0.6
 
 
 def test_other_networks_and_weights_are_refused() -> None:

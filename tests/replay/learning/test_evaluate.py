@@ -109,29 +109,30 @@ def test_spans_are_judged_each_by_itself_and_counted(
     page = tmp_path / "page.html"
     words = ["evaluate", str(glm), "--data", candles, "--holdout", AS_TEXT]
     assert invoke([*words, "--json", "--html", str(page)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [span["name"] for span in found["spans"]] == ["A", "B"]
-    assert [span["days"] for span in found["spans"]] == [2, 2]
-    for span, wanted in zip(found["spans"], SPANS, strict=True):
+    report = json.loads(capsys.readouterr().out)
+    assert [span["name"] for span in report["spans"]] == ["A", "B"]
+    assert [span["days"] for span in report["spans"]] == [2, 2]
+    for span, wanted in zip(report["spans"], SPANS, strict=True):
         assert (span["from_ms"], span["until_ms"]) == wanted[1:]
         assert span["openings"] == 1
         rows = span["tables"]["paired_qlike"]["rows"]
         assert {row["forecaster"] for row in rows} >= {"har", "ewma", "log linear"}
         assert [row["horizon"] for row in rows if row["forecaster"] == "har"] == list(HORIZONS)
         assert set(rows[1]["less"]) == {"value", "error"}
-        known = {r["forecaster"]: r["5"]["value"] for r in span["tables"]["qlike"]["rows"]}
+        qlike = {r["forecaster"]: r["5"]["value"] for r in span["tables"]["qlike"]["rows"]}
         for name, row in by_forecaster(rows, 5).items():
-            assert row["value"]["value"] == pytest.approx(known[name], abs=2e-5)
+            assert row["value"]["value"] == pytest.approx(qlike[name], abs=2e-5)
             if name != "model":
-                less = known["model"] - known[name]
+                less = qlike["model"] - qlike[name]
                 assert row["less"]["value"] == pytest.approx(less, abs=2e-5)
         nine = next(r for r in span["tables"]["intervals"]["rows"] if r["interval"] == "90 %")
         assert list(nine["5"].values()) == pytest.approx(
             span["figures"]["5"]["coverage_90"], abs=1e-5
         )
-    first, second = (span["tables"]["qlike"]["rows"] for span in found["spans"])
+    first, second = (span["tables"]["qlike"]["rows"] for span in report["spans"])
     assert first != second
-    assert [one.recipe for one in read_openings(glm.parent / FILE_NAME)] == [found["recipe"]] * 2
+    counted = read_openings(glm.parent / FILE_NAME)
+    assert [opening.recipe for opening in counted] == [report["recipe"]] * 2
     assert said_in(page).count("QLIKE by day:") == 2
     lines = [
         layer["name"]
@@ -147,14 +148,14 @@ def test_the_terminal_says_what_the_document_says(
     glm: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke(["evaluate", str(glm), "--data", candles, "--from", iso(SPANS[1][1] or 0)]) == 0
-    said = capsys.readouterr().out
-    assert "the model less each baseline" in said
-    assert "how many recipes were judged" in said
-    assert "basis points each" not in said
+    text = capsys.readouterr().out
+    assert "the model less each baseline" in text
+    assert "how many recipes were judged" in text
+    assert "basis points each" not in text
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "sentence"),
     [
         (["--from", "2023-11-15"], "begins before 2023-11-20"),
         (["--from", "2030-01-01"], "no bar of the span"),
@@ -163,12 +164,12 @@ def test_the_terminal_says_what_the_document_says(
     ],
 )
 def test_what_cannot_be_judged_is_refused_in_one_sentence(
-    glm: Path, candles: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    glm: Path, candles: str, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke(["evaluate", str(glm), "--data", candles, *words]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
 
 
 def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
@@ -178,13 +179,13 @@ def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
     words = ["evaluate", str(glm), "--data", candles, "--html", str(tmp_path / "folds.html")]
     assert invoke([*words, "--folds", "combinatorial:4/2", "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)["tables"]
-    own = by_forecaster(tables["folds_qlike"]["rows"], 5)
-    assert set(own) >= {"model", "har", "gamma glm"}
+    qlike = by_forecaster(tables["folds_qlike"]["rows"], 5)
+    assert set(qlike) >= {"model", "har", "gamma glm"}
     # A glm is the gamma regression that is a baseline: fitted on the same bars, the same.
-    assert own["model"]["value"]["value"] == pytest.approx(
-        own["gamma glm"]["value"]["value"], rel=1e-3
+    assert qlike["model"]["value"]["value"] == pytest.approx(
+        qlike["gamma glm"]["value"]["value"], rel=1e-3
     )
-    assert own["gamma glm"]["verdict"] == "level"
+    assert qlike["gamma glm"]["verdict"] == "level"
     luck = tables["overfitting_qlike"]["rows"]
     assert [row["paths"] for row in luck] == [3, 3]
     assert all(0.0 <= row["mean"] <= row["most"] <= 1.0 for row in luck)
@@ -196,8 +197,8 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
 ) -> None:
     from tracepaper.replay.learning.judge.folds import refit, tables
 
-    found = refit(network.card, material, "walk:1", say=quiet)
-    kept = {table.key: table.documents() for table in tables(found)}
+    refitted = refit(network.card, material, "walk:1", say=quiet)
+    kept = {table.key: table.documents() for table in tables(refitted)}
     assert kept["folds_qlike"][0]["forecaster"] == "model"
     for text in ("combinatorial:4/2", "walk:4"):
         with pytest.raises(ConfigInvalid, match="at most 3 times"):
@@ -208,12 +209,12 @@ def test_folds_in_processes_are_those_of_this_one(glm: Path, material: Dataset) 
     from tracepaper.replay.learning.judge.folds import refit, tables
     from tracepaper.replay.sweep.executor import LocalProcesses, Spread
 
-    card, said = load(glm).card, list[str]()
+    card, lines = load(glm).card, list[str]()
     here = refit(card, material, "walk:2", say=quiet)
-    there = refit(card, material, "walk:2", say=said.append, each=Spread(LocalProcesses(2)))
+    there = refit(card, material, "walk:2", say=lines.append, each=Spread(LocalProcesses(2)))
     assert there.folds == here.folds
-    assert [one.documents() for one in tables(there)] == [one.documents() for one in tables(here)]
-    assert {"Fold 1 of 2.", "Fold 2 of 2.", "2 of 2 done."} <= set(said)
+    assert [t.documents() for t in tables(there)] == [t.documents() for t in tables(here)]
+    assert {"Fold 1 of 2.", "Fold 2 of 2.", "2 of 2 done."} <= set(lines)
 
 
 def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
@@ -223,26 +224,26 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     from tracepaper.replay.learning.judge.folds import refit, tables
 
     of_rows = load(glm)
-    halves = [kind_of(made.card).load(made.card, made.tensors) for made in (network, of_rows)]
+    halves = [kind_of(half.card).load(half.card, half.tensors) for half in (network, of_rows)]
     joined = join(halves[0], halves[1], material, name="both", created_ms=0).calibrated(
         material, bars=600
     )
-    made = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
-    found = refit(made.card, material, "walk:2", say=quiet)
-    assert [bool(fold.calibration) for fold in found.folds] == [True, True]
-    for fold in found.tests:
+    both = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
+    refitted = refit(both.card, material, "walk:2", say=quiet)
+    assert [bool(fold.calibration) for fold in refitted.folds] == [True, True]
+    for fold in refitted.tests:
         for _, rows in fold.by_horizon():
             mix, first, second = (np.log(rows.value("variance", n)) for n in (MODEL, *NAMES))
-            apart = np.abs(first - second) > 0.1
-            shares = ((mix - second) / (first - second))[apart]
+            differs = np.abs(first - second) > 0.1
+            shares = ((mix - second) / (first - second))[differs]
             assert np.ptp(shares) < 1e-3  # one share for every bar, and not that of the test
             best = network_share(first, second, rows.labels["variance"], rows.day).share
             assert shares.mean() != pytest.approx(best, abs=1e-4)
-    kept = {table.key: table.documents() for table in tables(found)}
+    kept = {table.key: table.documents() for table in tables(refitted)}
     names = {row["forecaster"] for row in kept["folds_qlike"]}
     assert names >= {"model", "network half", "row half", "har", "gamma glm"}
     with pytest.raises(ConfigInvalid, match="at most 3 times"):
-        refit(made.card, material, "combinatorial:4/2", say=quiet)
+        refit(both.card, material, "combinatorial:4/2", say=quiet)
 
 
 def test_trades_are_shown_beside_a_second_span_alone(judgements: list[Judgement]) -> None:
@@ -262,17 +263,17 @@ def test_trades_are_shown_beside_a_second_span_alone(judgements: list[Judgement]
 
 
 def test_a_result_that_turns_is_not_repeated(judgements: list[Judgement]) -> None:
-    def with_net(one: Judgement, net: list[float], days: int) -> Judgement:
+    def with_net(judgement: Judgement, net: list[float], days: int) -> Judgement:
         rule = {"bars_per_1000": 1.0, "trades": 99, "days": days, "net_bp": net}
         traded = {"bars": 9, **dict.fromkeys(RULES, rule)}
-        gates = {**one.figures["gates"], "traded": traded}
-        return replace(one, figures={**one.figures, "gates": gates})
+        gates = {**judgement.figures["gates"], "traded": traded}
+        return replace(judgement, figures={**judgement.figures, "gates": gates})
 
     def verdicts(first: list[float], second: list[float], days: int = 30) -> set[Any]:
         nets = zip(judgements, (first, second), strict=True)
-        pair = [with_net(one, net, days) for one, net in nets]
-        (made,) = [t for t in tables_across(pair) if t.key == "trades"]
-        return {row["repeated"] for row in made.documents()}
+        pair = [with_net(judgement, net, days) for judgement, net in nets]
+        (trades,) = [t for t in tables_across(pair) if t.key == "trades"]
+        return {row["repeated"] for row in trades.documents()}
 
     assert verdicts([39.3, 13.5], [-1.6, 12.0]) == {"no"}
     assert verdicts([39.3, 13.5], [30.0, 12.0]) == {"yes"}
@@ -305,7 +306,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
 ) -> None:
     from tracepaper.replay.document.values import Figure, table
 
-    one = judgements[0]
+    first = judgements[0]
     try:
 
         @shown("planted")
@@ -316,29 +317,29 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
         with pytest.raises(ConfigInvalid, match="already"):
             shown("planted")(planted)
         document = as_document("id", "recipe", judgements)
-        assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": one.days}]
+        assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": first.days}]
     finally:
         del SHOWN["planted"]
-    assert "planted" not in {t.key for t in tables_of(one)}
+    assert "planted" not in {t.key for t in tables_of(first)}
     assert set(ACROSS) == {"confidence_spans", "beside_spans", "trades", "spans"}
 
 
 def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:
     from tracepaper.replay.learning.baselines import stored_baselines
 
-    found = load(glm)
+    checkpoint = load(glm)
     whole = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     later = replace(whole, split=split(0.1, 0.2, 0.3), stored=None)
-    assert judge_checkpoint(found, later, SPANS[0]).missing
-    kept = replace(later, stored=stored_baselines(glm, found.card))
-    judged = judge_checkpoint(found, kept, SPANS[0])
+    assert judge_checkpoint(checkpoint, later, SPANS[0]).missing
+    kept = replace(later, stored=stored_baselines(glm, checkpoint.card))
+    judged = judge_checkpoint(checkpoint, kept, SPANS[0])
     assert judged.missing == ()
     assert "har" in judged.forecasts.values
 
 
 def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[Judgement]) -> None:
-    one = judgements[0]
-    curves = curves_of(one)
+    judgement = judgements[0]
+    curves = curves_of(judgement)
     panel = risk_coverage(curves)
     assert panel is not None
     assert panel.x.is_reversed
@@ -349,12 +350,12 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[Judgem
         assert line.y == pytest.approx(curve.excess, rel=1e-5)
     assert len({(line.role, line.dash) for line in lines}) == len(lines)
 
-    weekly = coverage_by_week(one)
+    weekly = coverage_by_week(judgement)
     assert weekly is not None
     claim, *by_horizon = weekly.layers
     assert isinstance(claim, RuleLayer)
     assert claim.at == 0.9
-    for layer, (_, rows) in zip(by_horizon, one.forecasts.by_horizon(), strict=True):
+    for layer, (_, rows) in zip(by_horizon, judgement.forecasts.by_horizon(), strict=True):
         assert isinstance(layer, LineLayer)
         mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
         hit = statistics.inside(mean, scale, dof, rows.labels["returns"], 0.9)
@@ -364,23 +365,23 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[Judgem
         assert layer.y[0] == pytest.approx(first, rel=1e-5)
 
     horizon = HORIZONS[len(HORIZONS) // 2]
-    middle = one.forecasts.at(horizon)
-    summed = qlike_by_day(one)
+    middle = judgement.forecasts.at(horizon)
+    summed = qlike_by_day(judgement)
     assert summed is not None
     assert f"at {horizon} bars" in summed.y.title
     [har] = (layer for layer in summed.layers if getattr(layer, "name", "") == "har")
     assert isinstance(har, LineLayer)
-    own, other = (
+    model, other = (
         statistics.qlike_of(middle.value("variance", name), middle.labels["variance"])
         for name in (MODEL, "har")
     )
-    daily = [float((own - other)[middle.day == day].mean()) for day in np.unique(middle.day)]
+    daily = [float((model - other)[middle.day == day].mean()) for day in np.unique(middle.day)]
     assert har.y == pytest.approx(np.cumsum(daily), rel=1e-4)
 
-    said = reliability(one)
-    assert said is not None
-    reliable = said.layers[1]
+    chart = reliability(judgement)
+    assert chart is not None
+    reliable = chart.layers[1]
     assert isinstance(reliable, LineLayer)
-    bins = bins_of(one)
+    bins = bins_of(judgement)
     assert reliable.x == [each.forecast for each in bins]
     assert reliable.y == [each.realised for each in bins]

@@ -60,13 +60,13 @@ class PlantedConfig:
 
 
 class Planted(Network):
-    """Answers by ``return_1`` of the bars at AGES alone; *looked* is where its rollout points."""
+    """Answers by ``return_1`` of the bars at AGES alone; *marked* is where its rollout points."""
 
-    def __init__(self, looked: tuple[int, ...] = AGES, *, any_length: bool = True) -> None:
+    def __init__(self, marked: tuple[int, ...] = AGES, *, any_length: bool = True) -> None:
         super().__init__(PlantedConfig())
         self.takes_any_length = any_length  # type: ignore[misc]
         self.weight = torch.nn.Parameter(torch.tensor([1.0, 0.6, 0.3]))
-        self.looked = looked
+        self.marked = marked
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
         del positions
@@ -84,7 +84,7 @@ class Planted(Network):
     ) -> ExplainedOutputs:
         del method, half
         weights = torch.zeros(1, 1, x.shape[1])
-        weights[0, 0, [x.shape[1] - 1 - age for age in self.looked]] = 1 / len(self.looked)
+        weights[0, 0, [x.shape[1] - 1 - age for age in self.marked]] = 1 / len(self.marked)
         rollout = BarWeights(weights, torch.zeros(1, 1))
         return ExplainedOutputs(self(x, positions), rollout, torch.ones(1, 1))
 
@@ -92,8 +92,8 @@ class Planted(Network):
         return 0.0
 
 
-def material_of(known: Segment) -> Dataset:
-    return Dataset([], alone([known]), split(1.5, 1.8, 2.4), schema("v2-1m"), HORIZONS)
+def material_of(bars: Segment) -> Dataset:
+    return Dataset([], alone([bars]), split(1.5, 1.8, 2.4), schema("v2-1m"), HORIZONS)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def leaking(plain: Segment) -> Dataset:
     """Return bars whose ``return_1`` tells, AGES[2] bars ahead, the log variance to the horizon."""
     values = plain.values.copy()
     labels = targets(alone([plain])[0], HORIZONS)["variance"][0, :, HORIZONS.index(HORIZON)]
-    told = np.nan_to_num(np.log(labels), nan=0.0)
-    values[: -AGES[2], RETURN] = told[AGES[2] :]
+    logs = np.nan_to_num(np.log(labels), nan=0.0)
+    values[: -AGES[2], RETURN] = logs[AGES[2] :]
     values[: plain.first] = np.nan
     return material_of(replace(plain, values=values))
 
@@ -126,8 +126,8 @@ def knowing() -> Planted:
 
 def cells(finding: Table, **chosen: str) -> dict[str, Any]:
     """Return the one row with these cells."""
-    [found] = [row for row in finding.records() if all(row[k] == v for k, v in chosen.items())]
-    return found
+    [match] = [row for row in finding.records() if all(row[k] == v for k, v in chosen.items())]
+    return match
 
 
 def value(cell: Any) -> float:
@@ -160,7 +160,7 @@ def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
 
 
 def test_a_rollout_that_points_elsewhere_is_worse_than_random(material: Dataset) -> None:
-    wrong = Subject(material, HORIZON, Planted(looked=ELSEWHERE))
+    wrong = Subject(material, HORIZON, Planted(marked=ELSEWHERE))
     row = cells(inspections.perturbations(wrong, 40)[0], of="mean", order="rollout")
     assert row["deletion - random"][0] < 0.0 < row["insertion - random"][0]
 
@@ -287,8 +287,8 @@ def test_the_methods_are_exact_where_the_answer_is_linear() -> None:
     weights = torch.tensor([2.0, -1.0, 0.5, 0.0, 3.0])
     torch.manual_seed(1)
     for method in methods(is_smooth=True).values():
-        found = method(lambda present: present.float() @ weights + 7.0, 5)
-        assert found == pytest.approx(weights.numpy(), abs=1e-3)
+        scores = method(lambda present: present.float() @ weights + 7.0, 5)
+        assert scores == pytest.approx(weights.numpy(), abs=1e-3)
 
 
 def test_the_surrogate_weighs_its_samples() -> None:
@@ -313,7 +313,7 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
     count, generator = 30, np.random.default_rng(2)
     material = replace(  # the samples of both methods are too few for all columns
         material,
-        panels=alone(replace(one, values=one.values[:, :count]) for one in material.segments),
+        panels=alone(replace(bars, values=bars.values[:, :count]) for bars in material.segments),
         schema=replace(material.schema, names=material.schema.names[:count]),
     )
     subject = Subject(material, HORIZON)
@@ -371,8 +371,8 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
         mix = Mix(np.full(2, share), np.ones(2))
         return Subject(leaking, HORIZON, knowing(), rows, mix)
 
-    alone = Subject(leaking, HORIZON, knowing())
-    [of_network] = context_ablation(alone, 40)
+    unmixed = Subject(leaking, HORIZON, knowing())
+    [of_network] = context_ablation(unmixed, 40)
     [all_network], [no_network] = (context_ablation(mixed(share), 40) for share in (1.0, 0.0))
     assert all_network.records() == of_network.records()
     assert any(value(row["less"]) != 0 for row in all_network.records() if row["less"])
@@ -391,9 +391,9 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
 
 
 def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(material: Dataset) -> None:
-    found = Subject(material, HORIZON).neutral
+    neutral = Subject(material, HORIZON).neutral
     [training] = material.samples(Part.TRAIN)
     values = training.segment.values[training.start : training.stop]
-    assert found == pytest.approx(values.mean(axis=0, dtype=np.float64), abs=1e-6)
+    assert neutral == pytest.approx(values.mean(axis=0, dtype=np.float64), abs=1e-6)
     stored = {"ridge": {"centre": np.arange(30.0)}}
     assert Subject(replace(material, stored=stored), HORIZON).neutral.tolist() == list(range(30))

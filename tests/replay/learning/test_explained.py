@@ -31,8 +31,8 @@ def test_explained_rows_are_spread_over_all_days_and_hours(count: int, context: 
     assert len(rows) == min(count, len(opened) - context + 1)
     assert (np.diff(rows) > 0).all()
     assert rows[0] >= context - 1
-    found = np.unique(opened[rows] // DAY_MS)
-    assert len(found) >= min(count, days) * 3 // 4
+    covered = np.unique(opened[rows] // DAY_MS)
+    assert len(covered) >= min(count, days) * 3 // 4
     if count >= 2 * days:
         assert len(np.unique(opened[rows] % DAY_MS // (DAY_MS // 4))) == 4
 
@@ -75,8 +75,8 @@ def test_a_result_is_net_of_the_round_trip_and_signed_by_the_forecast() -> None:
 
 
 def test_a_closed_gate_trades_nothing() -> None:
-    found = traded(with_rules(explained(edge=np.zeros(ROWS)), {}))["edge"]
-    assert found == {"bars_per_1000": 0.0, "trades": 0, "days": 0}
+    result = traded(with_rules(explained(edge=np.zeros(ROWS)), {}))["edge"]
+    assert result == {"bars_per_1000": 0.0, "trades": 0, "days": 0}
 
 
 def test_shift_is_an_upper_bound_and_the_others_are_lower() -> None:

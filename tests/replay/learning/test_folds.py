@@ -28,7 +28,7 @@ from tracepaper.replay.learning.splits import (
 from tracepaper.strategies.errors import ConfigInvalid
 
 DAY_MS = DAY_BARS * MINUTE_MS
-KNOWN = segment(8 * DAY_BARS)
+BARS = segment(8 * DAY_BARS)
 OTHER = segment(6 * DAY_BARS, seed=1, symbol="BBBUSDT", start=DAY_BARS // 3)
 SPAN = (START_MS, START_MS + 8 * DAY_MS)
 EMBARGO_MS = 45 * MINUTE_MS
@@ -40,24 +40,24 @@ def leaks(fold: Fold, segments: list[Segment]) -> int:
 
     By the definition, bar by bar: a label of bar t at horizon h spans the bars t + 1 to t + h.
     """
-    found = 0
+    count = 0
     later = (*fold.calibration, *fold.test)
     for part, spans in (
         (Part.TRAIN, (*fold.validation, *later)),
         (Part.VALIDATION, later),
         (Part.CALIBRATION, fold.test),
     ):
-        for one in segments:
-            held = np.zeros(len(one), dtype=bool)
-            after = np.zeros(len(one), dtype=bool)
+        for bars in segments:
+            held = np.zeros(len(bars), dtype=bool)
+            after = np.zeros(len(bars), dtype=bool)
             for start, stop in spans:
-                held |= (one.open_time_ms >= start) & (one.open_time_ms < stop)
-                after |= (one.open_time_ms >= stop) & (one.open_time_ms < stop + fold.embargo_ms)
-            mask = fold.labelled(one, HORIZONS, part)
+                held |= (bars.open_time_ms >= start) & (bars.open_time_ms < stop)
+                after |= (bars.open_time_ms >= stop) & (bars.open_time_ms < stop + fold.embargo_ms)
+            mask = fold.labelled(bars, HORIZONS, part)
             for column, horizon in enumerate(HORIZONS):
                 for row in np.flatnonzero(mask[:, column]).tolist():
-                    found += bool(held[row : row + horizon + 1].any() or after[row])
-    return found
+                    count += bool(held[row : row + horizon + 1].any() or after[row])
+    return count
 
 
 FOLDS: dict[str, Callable[[], list[Fold]]] = {
@@ -73,22 +73,22 @@ FOLDS: dict[str, Callable[[], list[Fold]]] = {
 @pytest.mark.parametrize("kind", FOLDS)
 def test_no_label_that_is_learnt_touches_a_test_nor_its_embargo(kind: str) -> None:
     for fold in FOLDS[kind]():
-        assert leaks(fold, [KNOWN, OTHER]) == 0
+        assert leaks(fold, [BARS, OTHER]) == 0
         for part in (*LEARNT, Part.TEST):
-            assert fold.labelled(KNOWN, HORIZONS, part).any(), part
+            assert fold.labelled(BARS, HORIZONS, part).any(), part
 
 
 def test_what_calibrates_is_the_end_of_what_is_learnt_from_and_nothing_else() -> None:
     for fold in walk_forward(SPAN, 2, embargo_ms=EMBARGO_MS):
-        made = with_calibration(fold)
-        assert (made.calibration, made.test) == (fold.validation, fold.test)
-        spans = (*made.train, *made.validation, *made.calibration)
+        calibrated = with_calibration(fold)
+        assert (calibrated.calibration, calibrated.test) == (fold.validation, fold.test)
+        spans = (*calibrated.train, *calibrated.validation, *calibrated.calibration)
         assert all(span[1] == two[0] for span, two in pairwise(spans))
         assert length(spans) == length((*fold.train, *fold.validation))
-        masks = [made.labelled(KNOWN, HORIZONS, part) for part in Part]
+        masks = [calibrated.labelled(BARS, HORIZONS, part) for part in Part]
         assert (np.sum(masks, axis=0) <= 1).all()  # no bar is in two parts
-        alone = fold.labelled(KNOWN, HORIZONS, Part.CALIBRATION)
-        np.testing.assert_array_equal(alone, fold.labelled(KNOWN, HORIZONS, Part.VALIDATION))
+        alone = fold.labelled(BARS, HORIZONS, Part.CALIBRATION)
+        np.testing.assert_array_equal(alone, fold.labelled(BARS, HORIZONS, Part.VALIDATION))
 
 
 def test_planted_leaks_are_found() -> None:
@@ -112,13 +112,13 @@ def test_planted_leaks_are_found() -> None:
         def labelled(self, segment: Segment, horizons: object, part: Part) -> np.ndarray:
             return walk.labelled(segment, HORIZONS, part)
 
-    made = with_calibration(walk)
-    assert leaks(made, [KNOWN]) == 0
-    shared = Shared(made.train, made.validation, made.test, EMBARGO_MS, made.calibration)
-    assert leaks(shared, [KNOWN]) > 0
+    sound = with_calibration(walk)
+    assert leaks(sound, [BARS]) == 0
+    shared = Shared(sound.train, sound.validation, sound.test, EMBARGO_MS, sound.calibration)
+    assert leaks(shared, [BARS]) > 0
     values = (fold.train, fold.validation, fold.test, fold.embargo_ms)
-    assert leaks(Unpurged(*values), [KNOWN]) == 1
-    assert leaks(Unembargoed(*values), [KNOWN]) > 0
+    assert leaks(Unpurged(*values), [BARS]) == 1
+    assert leaks(Unembargoed(*values), [BARS]) > 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -164,7 +164,7 @@ def test_a_walk_learns_from_the_past_alone_and_tests_the_rest_once() -> None:
         folds = walk_forward(SPAN, 4, embargo_ms=0, is_rolling=is_rolling)
         tests = [fold.test[0] for fold in folds]
         assert (tests[0][0], tests[-1][1]) == (SPAN[0] + 4 * DAY_MS, SPAN[1])
-        assert all(one[1] == two[0] for one, two in pairwise(tests))
+        assert all(span[1] == two[0] for span, two in pairwise(tests))
         for fold in folds:
             assert max(stop for _, stop in (*fold.train, *fold.validation)) == fold.test[0][0]
     starts = [walk.train[0][0] for walk in folds]

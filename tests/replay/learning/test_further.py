@@ -73,41 +73,41 @@ def test_only_a_network_that_has_the_head_learns_its_label() -> None:
 
 
 def test_drawdown_and_path_are_those_of_the_closes_until_the_horizon() -> None:
-    known = learning.panel(900)
-    found = {name: of[0] for name, of in targets(known, HORIZONS, EVERY_HEAD | HEADS).items()}
-    logs, sigma = np.log(known.price[0]), known.unit[0]
+    panel = learning.panel(900)
+    labels = {name: of[0] for name, of in targets(panel, HORIZONS, EVERY_HEAD | HEADS).items()}
+    logs, sigma = np.log(panel.price[0]), panel.unit[0]
     for row in (600, 733, 850):
         for column, horizon in enumerate(HORIZONS):
             ahead, unit = logs[row : row + horizon + 1], sigma[row]
             falls = [a - b for i, a in enumerate(ahead) for b in ahead[i:]]
             wanted = max(falls) / (unit * horizon**0.5)
-            assert found["drawdown"][row, column] == pytest.approx(wanted, rel=1e-5)
+            assert labels["drawdown"][row, column] == pytest.approx(wanted, rel=1e-5)
             rises = [b - a for i, a in enumerate(ahead) for b in ahead[i:]]
             wanted = max(rises) / (unit * horizon**0.5)
-            assert found["runup"][row, column] == pytest.approx(wanted, rel=1e-5)
+            assert labels["runup"][row, column] == pytest.approx(wanted, rel=1e-5)
             steps = [-(-horizon * quarter // 4) for quarter in (1, 2, 3, 4)]
             assert path_steps(horizon) == tuple(steps)
             moves = [(logs[row + s] - logs[row]) / (unit * s**0.5) for s in steps]
-            assert found["path"][row, column].tolist() == pytest.approx(moves, rel=1e-4)
-    assert (found["drawdown"][600:870] >= 0).all()
-    np.testing.assert_array_equal(found["path"][..., -1], found["returns"])
+            assert labels["path"][row, column].tolist() == pytest.approx(moves, rel=1e-4)
+    assert (labels["drawdown"][600:870] >= 0).all()
+    np.testing.assert_array_equal(labels["path"][..., -1], labels["returns"])
 
 
 # --- heads and losses
 
 
-def said(seed: int = 0, rows: int = 50) -> Outputs:
+def random_outputs(seed: int = 0, rows: int = 50) -> Outputs:
     torch.manual_seed(seed)
-    made = Heads(6, 2, 0, allocation=False, risk=True, regimes=4, path=True, runup=True)
+    heads = Heads(6, 2, 0, allocation=False, risk=True, regimes=4, path=True, runup=True)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in heads.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.05 if parameter.ndim == 3 else 1.0))
-        outputs: Outputs = made.double()(torch.randn(1, rows, 6).double())
+        outputs: Outputs = heads.double()(torch.randn(1, rows, 6).double())
     return outputs
 
 
 def test_further_heads_keep_their_order_whatever_they_learn() -> None:
-    outputs = said()
+    outputs = random_outputs()
     assert outputs.tails is not None
     assert outputs.drawdown is not None
     assert outputs.regimes is not None
@@ -128,20 +128,20 @@ def test_further_heads_keep_their_order_whatever_they_learn() -> None:
 
 
 def test_further_heads_follow_the_volatility_and_leave_its_gradient_alone() -> None:
-    made = Heads(6, 1, 0, allocation=False, risk=True, path=True)
+    heads = Heads(6, 1, 0, allocation=False, risk=True, path=True)
     state = torch.randn(1, 3, 6)
-    first = made(state)
+    first = heads(state)
     with torch.no_grad():
-        made.project.bias[made.widths[0] + 1 + 1 + 3] += 0.4  # the log variance
-    second = made(state)
+        heads.project.bias[heads.widths[0] + 1 + 1 + 3] += 0.4  # the log variance
+    second = heads(state)
     grown = torch.exp(0.5 * (second.log_variance - first.log_variance))
     assert float(grown.detach().min()) > 1.2
     ratio = second.tails / first.tails
     assert torch.allclose(ratio, grown[..., None, None, None].expand_as(ratio))
     assert torch.allclose(second.drawdown / first.drawdown, grown[..., None].expand(1, 3, 1, 2))
     (second.tails.sum() + second.drawdown.sum() + second.path.sum()).backward()
-    assert made.project.weight.grad is not None
-    assert float(made.project.weight.grad[made.widths[0] + 1 + 1 + 3].abs().max()) == 0.0
+    assert heads.project.weight.grad is not None
+    assert float(heads.project.weight.grad[heads.widths[0] + 1 + 1 + 3].abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -163,16 +163,16 @@ def test_the_joint_loss_is_least_at_the_value_at_risk_and_the_shortfall(share: f
 
 
 def test_the_losses_agree_with_their_formulas() -> None:
-    outputs = said(1)
+    outputs = random_outputs(1)
     rng = np.random.default_rng(2)
-    value, fell, came = (rng.normal(size=(1, 50, 2, *more)) for more in ((), (), (4,)))
+    value, fell, moves = (rng.normal(size=(1, 50, 2, *more)) for more in ((), (), (4,)))
     variance = rng.gamma(2.0, size=(1, 50, 2))
     labels = {
         "returns": torch.from_numpy(value), "variance": torch.from_numpy(variance),
-        "drawdown": torch.from_numpy(np.abs(fell)), "path": torch.from_numpy(came),
+        "drawdown": torch.from_numpy(np.abs(fell)), "path": torch.from_numpy(moves),
         "runup": torch.from_numpy(np.abs(fell)),
     }  # fmt: skip
-    found = {name: ADDED[name].of(getattr(outputs, name), labels).numpy() for name in HEADS}
+    terms = {name: ADDED[name].of(getattr(outputs, name), labels).numpy() for name in HEADS}
     tails, regimes, path = (
         part.numpy() for part in (outputs.tails, outputs.regimes, outputs.path) if part is not None
     )
@@ -181,28 +181,28 @@ def test_the_losses_agree_with_their_formulas() -> None:
         for at, share in enumerate(SHARES):
             v, e = tails[..., side, at, 0], tails[..., side, at, 1]
             wanted += np.maximum(sign * value - v, 0) / (share * e) + v / e + np.log(e) - 1
-    np.testing.assert_allclose(found["tails"], wanted / 4, rtol=1e-5)
+    np.testing.assert_allclose(terms["tails"], wanted / 4, rtol=1e-5)
     shares, means, shapes = (np.exp(regimes[..., at, :]) for at in range(3))
     each = stats.gamma.pdf(variance[..., None], shapes, scale=means / shapes)
-    np.testing.assert_allclose(found["regimes"], -np.log((shares * each).sum(-1)), rtol=1e-6)
-    missed = came[..., None] - path
+    np.testing.assert_allclose(terms["regimes"], -np.log((shares * each).sum(-1)), rtol=1e-6)
+    missed = moves[..., None] - path
     level = np.array(PATH_LEVELS)
     pinball = np.where(missed > 0, level * missed, (level - 1) * missed)
-    np.testing.assert_allclose(found["path"], pinball.mean((-2, -1)), rtol=1e-5)
+    np.testing.assert_allclose(terms["path"], pinball.mean((-2, -1)), rtol=1e-5)
     missed = np.abs(fell)[..., None] - outputs.drawdown.numpy()  # type: ignore[union-attr]
     level = np.array(DRAWDOWN_LEVELS)
     pinball = np.where(missed > 0, level * missed, (level - 1) * missed)
-    np.testing.assert_allclose(found["drawdown"], pinball.mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(terms["drawdown"], pinball.mean(-1), rtol=1e-5)
     missed = np.abs(fell)[..., None] - outputs.runup.numpy()  # type: ignore[union-attr]
     pinball = np.where(missed > 0, level * missed, (level - 1) * missed)
-    np.testing.assert_allclose(found["runup"], pinball.mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(terms["runup"], pinball.mean(-1), rtol=1e-5)
 
 
 def test_a_further_head_is_one_loss_and_its_label() -> None:
     def absolute(given: Tensor, labels: losses.Labelled) -> Tensor:
         return (given - labels["returns"]).abs()
 
-    outputs = replace_heads(said())
+    outputs = replace_heads(random_outputs())
     value = torch.zeros(1, 50, 2, dtype=torch.float64)
     labels = {"returns": value, "direction": value.long(), "variance": value + 1.0, "cost": value}
     used = value == 0
@@ -246,14 +246,14 @@ def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trad
     torch.manual_seed(1)
     network = TradingNetwork(config)
     assert network.further_heads == HEADS
-    own = replace(material, heads=network.further_heads)
+    dataset = replace(material, heads=network.further_heads)
     options = FitOptions(
         steps=60, batch=4, length=256, learning_rate=8e-3, validate_every=20, average=0.9
     )
     fit = heads_fit(
         network,
-        own.samples(Part.TRAIN),
-        own.samples(Part.VALIDATION),
+        dataset.samples(Part.TRAIN),
+        dataset.samples(Part.VALIDATION),
         options,
     )
     fit.run(lambda _: None)
@@ -271,9 +271,9 @@ def judged(trained: TradingNetwork, material: Dataset) -> Forecasts:
     return levelled(answers(trained, material, Part.TEST), levels)
 
 
-def wild(one: Forecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def wild(forecasts: Forecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Return whether the planted volatility of the coming bars is above its middle."""
-    minute = (one.keys >> 32) % 60 + 3
+    minute = (forecasts.keys >> 32) % 60 + 3
     return np.asarray(np.sin(2 * np.pi * minute / 60) > 0)
 
 
@@ -284,13 +284,13 @@ def test_the_tails_follow_a_planted_volatility(judged: Forecasts) -> None:
     assert np.median(five[is_wild]) > 1.4 * np.median(five[~is_wild])
     for chosen in (is_wild, ~is_wild):
         rows = judged.where(chosen)
-        for found in islice(breach_rows(rows, rows.value("tails").astype(np.float64)), 1, None, 2):
-            assert 0.02 < found["realised"].value < 0.09
-            assert 0.75 < found["shortfall"].value < 1.3
+        for row in islice(breach_rows(rows, rows.value("tails").astype(np.float64)), 1, None, 2):
+            assert 0.02 < row["realised"].value < 0.09
+            assert 0.75 < row["shortfall"].value < 1.3
     # One that ignores the hour is passed too often where it is wild: the same test says so.
     rows = judged.where(is_wild)
     flat = np.full_like(rows.value("tails"), np.median(five) * 0.7)
-    assert [found["often"] < 0.01 for found in breach_rows(rows, flat)][1]
+    assert [row["often"] < 0.01 for row in breach_rows(rows, flat)][1]
 
 
 def test_drawdown_and_path_cover_what_came(judged: Forecasts) -> None:
@@ -317,15 +317,15 @@ def test_regimes_tell_planted_calm_from_wild(judged: Forecasts) -> None:
 def test_the_figures_say_what_is_better_and_the_sentences_follow(
     judged: Forecasts,
 ) -> None:
-    found = head_figures(judged)
-    main = found["5"]
+    figures = head_figures(judged)
+    main = figures["5"]
     # EWMA lags the hour, so a network that knows the hour beats it, and the figures say so.
     assert main["tails"]["less_ewma"][0] < 0
     assert main["drawdown"]["less_ewma"][0] < 0
     assert 0.0 <= main["tails"]["long_5"][0] <= 0.1
-    lines = head_sentences(found, horizon=5, days=30)
+    lines = head_sentences(figures, horizon=5, days=30)
     assert lines[0].startswith("Its value at risk of 5 % at 5 bars was passed by ")
-    assert head_sentences(found, horizon=30, days=30) == []
+    assert head_sentences(figures, horizon=30, days=30) == []
     level = {
         "5": {"path": {"less_ewma": [-0.01, 0.02]}, "regimes": {"less_average_odds": [1, 0.1]}}
     }
@@ -338,20 +338,20 @@ def test_levels_make_the_calibration_slice_itself_right(
     trained: TradingNetwork, material: Dataset
 ) -> None:
     raw = answers(trained, material, Part.CALIBRATION)
-    one = levelled(raw, levels_of(raw))
+    rows = levelled(raw, levels_of(raw))
     for name in (MODEL, EWMA):
-        said = {head: one.value(head, name) for head in ("tails", "drawdown", "path")}
+        values = {head: rows.value(head, name) for head in ("tails", "drawdown", "path")}
         for at, sign in enumerate((-1, 1)):
-            lost = sign * one.labels["returns"]
+            lost = sign * rows.labels["returns"]
             for place, share in enumerate(SHARES):
-                limit, expected = said["tails"][:, at, place].T
+                limit, expected = values["tails"][:, at, place].T
                 beyond = lost > limit
                 assert beyond.mean() == pytest.approx(share, abs=0.002)
                 assert lost[beyond].sum() / expected[beyond].sum() == pytest.approx(1, abs=0.05)
-        below = (one.labels["drawdown"][:, None] <= said["drawdown"]).mean(0)
+        below = (rows.labels["drawdown"][:, None] <= values["drawdown"]).mean(0)
         assert below == pytest.approx(DRAWDOWN_LEVELS, abs=0.002)
-        low, _, high = said["path"].transpose(2, 0, 1)
-        inside = (one.labels["path"] >= low) & (one.labels["path"] <= high)
+        low, _, high = values["path"].transpose(2, 0, 1)
+        inside = (rows.labels["path"] >= low) & (rows.labels["path"] <= high)
         assert inside.mean(0) == pytest.approx([0.9] * 4, abs=0.003)
 
 
@@ -380,20 +380,20 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     (heads,) = every
     forecast = Forecast((5,), (0.0,), (1.0,), (0.3,), (0.4,), (0.3,), (1.0,), "m", heads=heads)
     rows = {table.key: np.array(table.rows)[:, 1:] for table in auxiliary_tables(forecast)}
-    said = {head: judged.value(head)[place].astype(float) for head in HEADS}
+    values = {head: judged.value(head)[place].astype(float) for head in HEADS}
     unit = sigma * 5**0.5
-    found = rows["tails"][:, 2:].astype(float)
-    np.testing.assert_allclose(found, unit * said["tails"].reshape(4, 2), rtol=1e-4)
+    tails = rows["tails"][:, 2:].astype(float)
+    np.testing.assert_allclose(tails, unit * values["tails"].reshape(4, 2), rtol=1e-4)
     assert rows["tails"][:2, :2].tolist() == [["long", "0.01"], ["long", "0.05"]]
-    falls = rows["extremes"][: len(said["drawdown"]), 2].astype(float)
-    np.testing.assert_allclose(falls, unit * said["drawdown"], rtol=1e-4)
+    falls = rows["extremes"][: len(values["drawdown"]), 2].astype(float)
+    np.testing.assert_allclose(falls, unit * values["drawdown"], rtol=1e-4)
     bars = np.array([2, 3, 4, 5])
     assert rows["paths"][:, 0].tolist() == bars.tolist()
-    wanted = sigma * np.sqrt(bars)[:, None] * said["path"]
+    wanted = sigma * np.sqrt(bars)[:, None] * values["path"]
     np.testing.assert_allclose(rows["paths"][:, 1:], wanted, atol=1e-8)
     _, odds, spread = rows["regimes"].T
-    np.testing.assert_allclose(odds, np.exp(said["regimes"][0]), rtol=1e-4)
-    np.testing.assert_allclose(spread, unit * np.exp(0.5 * said["regimes"][1]), rtol=1e-4)
+    np.testing.assert_allclose(odds, np.exp(values["regimes"][0]), rtol=1e-4)
+    np.testing.assert_allclose(spread, unit * np.exp(0.5 * values["regimes"][1]), rtol=1e-4)
     assert auxiliary_tables(structs.replace(forecast, heads=None)) == ()
 
 
@@ -420,12 +420,12 @@ def test_the_quantiles_of_a_head_are_judged_by_the_levels_of_its_network(
     )
     torch.manual_seed(3)
     network = TradingNetwork(config).eval()
-    one = answers(network, material, Part.TEST)
-    assert one.levels == levels
-    quantiles = one.value("quantiles")
+    forecasts = answers(network, material, Part.TEST)
+    assert forecasts.levels == levels
+    quantiles = forecasts.value("quantiles")
     assert (quantiles[:, 0] < quantiles[:, 2]).all()
     place = 500
     (segment,) = material.segments
-    (row,) = np.flatnonzero(segment.keys == one.keys[place])
+    (row,) = np.flatnonzero(segment.keys == forecasts.keys[place])
     alone = predict(network, segment, np.array([row]))
     assert alone["quantiles"][0, 0].tolist() == pytest.approx(quantiles[place].tolist(), rel=1e-4)

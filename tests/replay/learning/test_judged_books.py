@@ -50,15 +50,15 @@ CLAIM = re.compile(r"accurac|log.?loss|better|\d %|\bhits?\b|model less", re.IGN
 def planted(seen_ms: Sequence[int], *, mirrored_from: int | None = None) -> list[Depth]:
     """Return books whose mid moves as the book before leans; against it from a row on."""
     rng = np.random.default_rng(4)
-    made, bid = [], 10_000
+    books, bid = [], 10_000
     for row, at_ms in enumerate(seen_ms):
         lean = int(rng.integers(0, 2))
         sizes = (50, 5) if lean else (5, 50)
         bids, asks = [(bid, sizes[0]), (bid - 1, 9)], [(bid + 1, sizes[1]), (bid + 2, 9)]
-        made.append(depth(bids, asks, at_ms))
+        books.append(depth(bids, asks, at_ms))
         is_mirrored = mirrored_from is not None and row >= mirrored_from
         bid += 1 if lean != is_mirrored else -1
-    return made
+    return books
 
 
 def hours(days: float) -> list[int]:
@@ -99,11 +99,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [FIRST_MS + day * DAY_MS + row * PACE_MS for row in range(LATER)]
         for day in range(WHOLE, WHOLE + UNTOUCHED)
     ]
-    made = iter(planted([at_ms for day in days for at_ms in day]))
+    books = iter(planted([at_ms for day in days for at_ms in day]))
     for day in days:
         write(
             path,
-            [next(made) for _ in day],
+            [next(books) for _ in day],
             of=of,
             cause="disconnected" if day[0] > FIRST_MS else "",
         )
@@ -122,18 +122,18 @@ def poor(file: Path) -> str:
 
 def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
     code = invoke(["evaluate", *map(str, words), *choose("evaluation.threads=1"), "--json"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out)
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    return json.loads(output.out)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     capsys.readouterr()
     assert invoke(["evaluate", *map(str, words), *choose("evaluation.threads=1")]) != 0
-    said = capsys.readouterr()
-    assert CLAIM.search(said.out) is None
-    assert said.err.count("\n") == 1
-    return said.err
+    output = capsys.readouterr()
+    assert CLAIM.search(output.out) is None
+    assert output.err.count("\n") == 1
+    return output.err
 
 
 def test_spans_are_judged_apart_and_beside_another_network(
@@ -141,23 +141,23 @@ def test_spans_are_judged_apart_and_beside_another_network(
 ) -> None:
     page = tmp_path / "page.html"
     words = ("--data", file, "--holdout", AS_TEXT, "--html", page)
-    found = answered(capsys, good, *words, "--compare", poor)
-    assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 20), ("B", 20)]
-    books = [one["figures"]["1"]["books"] for one in found["spans"]]
+    report = answered(capsys, good, *words, "--compare", poor)
+    assert [(span["name"], span["days"]) for span in report["spans"]] == [("A", 20), ("B", 20)]
+    books = [span["figures"]["1"]["books"] for span in report["spans"]]
     assert books == [20 * (LATER - 1)] * 2  # no label reaches over a gap
-    for span in found["spans"]:
-        [own, *others] = by_forecaster(span["tables"]["accuracy"]["rows"], 1).values()
-        assert own["value"]["value"] > 0.9
+    for span in report["spans"]:
+        [model, *others] = by_forecaster(span["tables"]["accuracy"]["rows"], 1).values()
+        assert model["value"]["value"] > 0.9
         assert [row["verdict"] for row in others] == ["better", "better"]
         [_, row] = by_forecaster(span["tables"]["beside_log_loss"]["rows"], 1).values()
         assert (row["forecaster"], row["verdict"], row["days"]) == (poor, "better", 20)
-    assert [one["openings"] for one in found["spans"]] == [2, 2]
-    counted = {one.model for one in read_openings(Path(good).parent / FILE_NAME)}
-    assert {found["id"], found["beside"][0]["id"]} <= counted
+    assert [span["openings"] for span in report["spans"]] == [2, 2]
+    counted = {opening.model for opening in read_openings(Path(good).parent / FILE_NAME)}
+    assert {report["id"], report["beside"][0]["id"]} <= counted
     assert "the model less each other model" in said_in(page)
     turned = answered(capsys, poor, *words, "--compare", good)["spans"][0]["tables"]
     other = by_forecaster(turned["beside_log_loss"]["rows"], 1)[good]
-    same = by_forecaster(found["spans"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]
+    same = by_forecaster(report["spans"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]
     assert other["verdict"] == "worse"
     assert other["less"]["value"] == pytest.approx(-same["less"]["value"])
 
@@ -167,15 +167,15 @@ def test_the_whole_is_what_the_card_says(
 ) -> None:
     card = load(Path(good)).card
     [training, *_] = [
-        one
-        for one in read_openings(Path(good).parent / FILE_NAME)
-        if one.model == card["model"]["id"]
+        opening
+        for opening in read_openings(Path(good).parent / FILE_NAME)
+        if opening.model == card["model"]["id"]
     ]
     assert training.from_ms == instant(
         card["split"]["untouched_from"]
     )  # what a training judges, it has opened
-    found = answered(capsys, good, "--data", file)
-    assert found["figures"] == card["figures"]
+    report = answered(capsys, good, "--data", file)
+    assert report["figures"] == card["figures"]
     dates = ("--from", "2025-02-10", "--to", "2025-03-02")
     part = answered(capsys, good, "--data", file, *dates)
     assert part["figures"]["1"]["days"] == 20
@@ -184,19 +184,19 @@ def test_the_whole_is_what_the_card_says(
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
     model = load(Path(good))
     books = read_dataset(recipe_of(model.card), DataRequest([str(file)]), model.card)
-    one = judge_checkpoint(model, books, NamedSpan("A", None, None))
+    judgement = judge_checkpoint(model, books, NamedSpan("A", None, None))
     rng = np.random.default_rng(0)
-    own = one.forecasts.at(1)
-    rows = rng.permutation(len(own))[:100]
-    other = own.where(rows)
+    full = judgement.forecasts.at(1)
+    rows = rng.permutation(len(full))[:100]
+    other = full.where(rows)
     other = other.holding(MODEL, log_probability=other.value("log_probability") - 0.25)
-    both = one.compared_with("other", other)
-    [losses] = [made for made in tables_of(both) if made.key == "beside_log_loss"]
+    both = judgement.compared_with("other", other)
+    [losses] = [table for table in tables_of(both) if table.key == "beside_log_loss"]
     row = by_forecaster(losses.documents(), 1)["other"]
     assert row["less"]["value"] == pytest.approx(-0.25)
     assert "other" not in by_forecaster(losses.documents(), 2)
     loss = BOOKS["log_loss"].terms
-    wanted = difference(loss(MetricView(own.where(rows))), loss(MetricView(other)), own.day[rows])
+    wanted = difference(loss(MetricView(full.where(rows))), loss(MetricView(other)), full.day[rows])
     assert row["days"] == wanted.days
     sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (9, 10)]
     assert [verdict_of(BOOKS["log_loss"], each) for each in sure] == [FEW, "better"]
@@ -207,12 +207,12 @@ def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
 ) -> None:
     changes = ("training.steps=1", "levels=1")
     more = [word for change in changes for word in ("--ablate", change)]
-    found = answered(capsys, good, "--data", file, "--folds", "walk:1", *more)["tables"]
-    [own, *_] = by_forecaster(found["folds_accuracy"]["rows"], 1).values()
-    assert own["value"]["value"] > 0.9
-    frequencies = by_forecaster(found["folds_log_loss"]["rows"], 1)["frequencies"]
+    tables = answered(capsys, good, "--data", file, "--folds", "walk:1", *more)["tables"]
+    [model, *_] = by_forecaster(tables["folds_accuracy"]["rows"], 1).values()
+    assert model["value"]["value"] > 0.9
+    frequencies = by_forecaster(tables["folds_log_loss"]["rows"], 1)["frequencies"]
     assert frequencies["verdict"] == "better"
-    [_, steps, levels] = by_forecaster(found["instead_log_loss"]["rows"], 1).values()
+    [_, steps, levels] = by_forecaster(tables["instead_log_loss"]["rows"], 1).values()
     assert (steps["forecaster"], steps["verdict"], steps["days"]) == (changes[0], "better", 10)
     assert levels["less"]["value"] != 0.0
 
@@ -224,7 +224,7 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
     """From the middle of a test on the mid goes against the lean; all before it stays."""
     middle = 15 * A_DAY
     of = header(levels=2, every_ms=PACE_MS, source="exchange")
-    own, other = (
+    plain, other = (
         BookDataset.of(of, [books_of(planted(hours(20), mirrored_from=start), 2)], [1])
         for start in (None, middle)
     )
@@ -237,14 +237,16 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
     assert first < FIRST_MS + middle * PACE_MS < last
 
     def before(data: BookDataset, by: Fold) -> np.ndarray:
-        own = data.folded(by)
-        model = card.kind.fit(own, card, FitRun(tmp_path, say=lambda _: None)).for_fold(own)
-        found = model.answers(own, Part.TEST)
-        return found.value("log_probability")[found.open_ms < FIRST_MS + (middle - 12) * PACE_MS]
+        folded = data.folded(by)
+        model = card.kind.fit(folded, card, FitRun(tmp_path, say=lambda _: None)).for_fold(folded)
+        answers = model.answers(folded, Part.TEST)
+        return answers.value("log_probability")[
+            answers.open_ms < FIRST_MS + (middle - 12) * PACE_MS
+        ]
 
-    assert np.array_equal(before(own, fold), before(other, fold))
+    assert np.array_equal(before(plain, fold), before(other, fold))
     leaking = replace(fold, train=((fold.train[0][0], last),))
-    assert not np.array_equal(before(own, leaking), before(other, leaking))
+    assert not np.array_equal(before(plain, leaking), before(other, leaking))
 
 
 # --- what is refused
@@ -263,16 +265,16 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
 def test_of_embedded_books_no_option_prints_a_figure(
     more: tuple[str, ...], tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = tmp_path / "own.depth"
-    write(own, walk(60, levels=2), of=header(levels=2))
-    model = trained(tmp_path / "model", own, *choose("training.steps=1"))
+    embedded = tmp_path / "own.depth"
+    write(embedded, walk(60, levels=2), of=header(levels=2))
+    model = trained(tmp_path / "model", embedded, *choose("training.steps=1"))
     capsys.readouterr()
-    for data in (own, file):
+    for data in (embedded, file):
         assert invoke(["evaluate", model, "--data", str(data), *more]) == 0
-        said = capsys.readouterr().out
-        assert said.startswith("untrained: 1.0 minutes of depth, seven days are needed")
-        assert CLAIM.search(said) is None
-    assert answered(capsys, model, "--data", own, *more)["figures"] == {}
+        text = capsys.readouterr().out
+        assert text.startswith("untrained: 1.0 minutes of depth, seven days are needed")
+        assert CLAIM.search(text) is None
+    assert answered(capsys, model, "--data", embedded, *more)["figures"] == {}
 
 
 def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(

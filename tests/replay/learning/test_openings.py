@@ -79,9 +79,9 @@ def test_a_list_that_is_damaged_is_refused_and_one_that_cannot_be_written_is_sai
     path.write_text("opening = 3")
     with pytest.raises(ConfigInvalid, match="no list of openings"):
         opened(path, A)
-    count, said = opened(Path("/proc/nowhere") / FILE_NAME, A)
+    count, warning = opened(Path("/proc/nowhere") / FILE_NAME, A)
     assert count == 1
-    assert "could not be counted" in said
+    assert "could not be counted" in warning
 
 
 def test_what_comes_with_the_package_is_counted_in_the_users_state(

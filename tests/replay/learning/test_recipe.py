@@ -35,11 +35,11 @@ def test_an_initial_recipe_explains_each_key_and_reads_back_equal(
 ) -> None:
     text = cli.out("train", "--init", name)
     lines = text.splitlines()
-    known = kinds()[name]
+    kind = kinds()[name]
     section: dict[str, Any] = {}
     for above, line in zip(["", *lines], lines, strict=False):
         if line.startswith(("[", "# [")):
-            section = dict(known.sections[line.strip("# []")])
+            section = dict(kind.sections[line.strip("# []")])
         elif " =" in line:
             key = section.pop(line.removeprefix("# ").partition(" =")[0])
             assert above.startswith(f"# {key.text.rstrip('.')}"), line
@@ -72,8 +72,8 @@ def test_keys_are_listed_with_type_range_default_and_text(cli: Cli) -> None:
     assert rows["split.train_until"]["default"] is None
     assert "architecture.features" not in rows  # the data tell it
     assert {"training.steps", "ensemble.kind", "calibration.horizon"} <= set(rows)
-    shown = cli.out("train", "--keys", "informer")
-    assert all(name in shown for name in rows)
+    text = cli.out("train", "--keys", "informer")
+    assert all(name in text for name in rows)
 
 
 def test_a_model_of_order_books_has_no_key_that_its_files_cannot_mean() -> None:
@@ -116,9 +116,9 @@ def test_a_long_list_keeps_its_lines() -> None:
 )
 def test_a_setting_is_read_as_its_key_says(text: str, section: str, value: object) -> None:
     document = with_settings({}, [text])
-    [found] = document[section].values()
-    assert found == value
-    assert type(found) is type(value)
+    [actual] = document[section].values()
+    assert actual == value
+    assert type(actual) is type(value)
 
 
 def test_the_three_dates_of_a_split_are_text_and_come_together() -> None:
@@ -170,8 +170,8 @@ def test_a_setting_that_a_recipe_cannot_have_is_refused(text: str, sentence: str
 def test_a_printed_recipe_reads_back(kind: str) -> None:
     recipe = recipe_of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
     assert recipe_of(tomllib.loads(recipe.text())) == recipe
-    known = keys_of(type(network_kinds()[kind].read({})))
-    assert set(recipe.document()["architecture"]) == set(known)
+    keys = keys_of(type(network_kinds()[kind].read({})))
+    assert set(recipe.document()["architecture"]) == set(keys)
     assert recipe.document()["architecture"]["dropout"] == 0.1
 
 
@@ -179,15 +179,15 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(tmp_path: Path, cli: Cli)
     file = tmp_path / "recipe.toml"
     file.write_text('[model]\nkind = "informer"\n[architecture]\nfactor = 3\nlayers = 2\n')
     changes = choose("layers=4", "distil=false", "training.seed=9")
-    said = tomllib.loads(cli.out("train", "--init", str(file), *changes))
-    assert said["architecture"]["factor"] == 3
-    assert said["architecture"]["layers"] == 4
-    assert said["architecture"]["distil"] is False
-    assert said["training"]["seed"] == 9
+    toml = tomllib.loads(cli.out("train", "--init", str(file), *changes))
+    assert toml["architecture"]["factor"] == 3
+    assert toml["architecture"]["layers"] == 4
+    assert toml["architecture"]["distil"] is False
+    assert toml["training"]["seed"] == 9
     with_results = over(
-        said, {"model": {"weights_sha256": "ab"}, "training": {"best_step": 3}, "figures": {"5": 1}}
+        toml, {"model": {"weights_sha256": "ab"}, "training": {"best_step": 3}, "figures": {"5": 1}}
     )
-    assert recipe_of(with_results) == recipe_of(said)
+    assert recipe_of(with_results) == recipe_of(toml)
 
 
 @pytest.mark.parametrize(
@@ -259,10 +259,10 @@ def test_repeats_of_a_recipe_have_its_hash_and_no_other_recipe_has(name: str) ->
     form = FORMS.get(name, {"kind": name})
     section = {key: value for key, value in form.items() if key != "kind"}
     of = {"model": {"kind": form["kind"]}, "architecture": section}
-    own = recipe_of(of).hash
-    assert recipe_of({**of, "training": {"seed": 7, "threads": 1}}).hash == own
-    assert recipe_of({**of, "training": {"learning_rate": 0.125}}).hash != own
-    assert recipe_of({**of, "features": {"schema_id": "tree-1m"}}).hash != own
+    digest = recipe_of(of).hash
+    assert recipe_of({**of, "training": {"seed": 7, "threads": 1}}).hash == digest
+    assert recipe_of({**of, "training": {"learning_rate": 0.125}}).hash != digest
+    assert recipe_of({**of, "features": {"schema_id": "tree-1m"}}).hash != digest
 
 
 def test_an_ensemble_has_the_hash_that_its_card_has() -> None:

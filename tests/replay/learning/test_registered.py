@@ -40,17 +40,17 @@ from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.flash import FlashNetwork
 
 torch.set_num_threads(1)
-KNOWN = learning.panel(4 * learning.DAY_BARS)
+PANEL = learning.panel(4 * learning.DAY_BARS)
 SPLIT = learning.split(1.5, 2.5, 3.2)
 
 
 def crossed(price: NDArray[Any], _: NDArray[Any], horizon: int) -> NDArray[np.float32]:
     """Return whether the close went back to where it is now within the horizon: 0 or 1."""
-    found = np.full(price.shape, np.nan, dtype=np.float32)
+    values = np.full(price.shape, np.nan, dtype=np.float32)
     for asset, row in np.ndindex(len(price), price.shape[1] - horizon):
         ahead = np.sign(price[asset, row + 1 : row + 1 + horizon] - price[asset, row])
-        found[asset, row] = float(len(set(ahead.tolist())) > 1)
-    return found
+        values[asset, row] = float(len(set(ahead.tolist())) > 1)
+    return values
 
 
 def absolute_error(outputs: Outputs, labels: Mapping[str, Tensor], _: Sequence[float]) -> Tensor:
@@ -64,9 +64,9 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
         registered(samples.LABELS, lambda: label("crossed", missing=0.5)(crossed)),
         registered(losses.LOSSES, lambda: loss(name, "mean error", is_price=True)(absolute_error)),
     ):
-        assert targets(KNOWN, (5, 30))["crossed"].shape == (1, len(KNOWN), 2)
+        assert targets(PANEL, (5, 30))["crossed"].shape == (1, len(PANEL), 2)
         training, validation = (
-            samples_in([KNOWN], learning.HORIZONS, SPLIT, part)
+            samples_in([PANEL], learning.HORIZONS, SPLIT, part)
             for part in (Part.TRAIN, Part.VALIDATION)
         )
         batch = next(Epochs(training, length=256, batch=2, seed=0).stream())
@@ -88,13 +88,13 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
 
 def test_a_baseline_is_one_function() -> None:
     def zero(_: Arrays) -> Answer:
-        return lambda asked: np.zeros(len(asked.rows))
+        return lambda query: np.zeros(len(query.rows))
 
     def level(training: Training) -> Arrays:
         return {"level": np.nanmean(np.concatenate(training.variances), axis=0)}
 
     def calm(fitted: Arrays) -> Answer:
-        return lambda asked: np.full(len(asked.rows), fitted["level"][asked.column])
+        return lambda query: np.full(len(query.rows), fitted["level"][query.column])
 
     with registered(
         baselines.BASELINES,
@@ -104,7 +104,7 @@ def test_a_baseline_is_one_function() -> None:
         ),
     ):
         training, part = (
-            samples_in([KNOWN], learning.HORIZONS, SPLIT, which)
+            samples_in([PANEL], learning.HORIZONS, SPLIT, which)
             for which in (Part.TRAIN, Part.TEST)
         )
         network = FlashNetwork(learning.tiny())
@@ -113,12 +113,12 @@ def test_a_baseline_is_one_function() -> None:
             for samples, rows in judged_rows(network, part)
         ]
         table = forecasts_of(answered, answers(fit_baselines(training)), learning.HORIZONS)
-        found = figures(table.cooled({}))
-        assert found["5"]["sign_accuracy"]["zero"][0] == 0.5
-        assert "calm" in found["30"]["qlike"]
+        measured = figures(table.cooled({}))
+        assert measured["5"]["sign_accuracy"]["zero"][0] == 0.5
+        assert "calm" in measured["30"]["qlike"]
         page = io.StringIO()
-        known = Judgement(table.cooled({}), {**found, "gates": {}}, [])
-        show(Console(width=160, file=page), tables_of(known))
+        judgement = Judgement(table.cooled({}), {**measured, "gates": {}}, [])
+        show(Console(width=160, file=page), tables_of(judgement))
         assert "zero" in page.getvalue()
         assert "Mean absolute error of the return" in page.getvalue()
         assert "Mean squared error of the return" in page.getvalue()

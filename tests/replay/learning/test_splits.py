@@ -13,7 +13,7 @@ from tracepaper.replay.learning.splits import Part, Split, by_shares, date_ms
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import iso
 
-KNOWN = segment(4 * DAY_BARS)
+BARS = segment(4 * DAY_BARS)
 DAY_MS = DAY_BARS * MINUTE_MS
 
 
@@ -26,36 +26,36 @@ def test_no_label_crosses_into_another_part(cuts: list[int], embargo: int) -> No
     first, second, third = (START_MS + cut * MINUTE_MS for cut in cuts)
     split = Split(first, second, third, embargo)
     horizons = (5, 30)
-    values = np.zeros((len(KNOWN), len(horizons)), dtype=int)
+    values = np.zeros((len(BARS), len(horizons)), dtype=int)
     for part in Part:
         start, stop = split.span(part)
-        mask = split.labelled(KNOWN, horizons, part)
+        mask = split.labelled(BARS, horizons, part)
         values += mask
         for column, horizon in enumerate(horizons):
             rows = np.flatnonzero(mask[:, column])
             if not len(rows):
                 continue
-            assert rows[0] >= KNOWN.first
-            assert KNOWN.close_time_ms[rows[-1] + horizon] <= stop
+            assert rows[0] >= BARS.first
+            assert BARS.close_time_ms[rows[-1] + horizon] <= stop
             wait = 0 if part is Part.TRAIN else embargo * MINUTE_MS
-            assert KNOWN.close_time_ms[rows[0]] >= start + wait
+            assert BARS.close_time_ms[rows[0]] >= start + wait
     assert values.max() <= 1
 
 
 def test_every_bar_is_used_but_for_purge_embargo_lookback_and_end() -> None:
     split = split_at(1, 2, 3, embargo=7)
-    used = sum(int(split.labelled(KNOWN, (5,), part).sum()) for part in Part)
+    used = sum(int(split.labelled(BARS, (5,), part).sum()) for part in Part)
     # A bar that closes exactly at a cut is the later part's: its label's span starts there.
-    assert used == len(KNOWN) - KNOWN.first - 5 - 3 * (5 - 1 + 7)
+    assert used == len(BARS) - BARS.first - 5 - 3 * (5 - 1 + 7)
 
 
 def test_the_split_is_one_calendar_for_all_files() -> None:
     early, late = segment(2 * DAY_BARS), segment(2 * DAY_BARS, start=DAY_BARS, symbol="BBBUSDT")
     split = split_at(1.5, 1.8, 2.2)
-    for known in (early, late):
-        rows = np.flatnonzero(split.labelled(known, (5,), Part.VALIDATION)[:, 0])
-        assert known.close_time_ms[rows].min() >= split.train_until_ms
-        assert known.close_time_ms[rows].max() < split.validation_until_ms
+    for bars in (early, late):
+        rows = np.flatnonzero(split.labelled(bars, (5,), Part.VALIDATION)[:, 0])
+        assert bars.close_time_ms[rows].min() >= split.train_until_ms
+        assert bars.close_time_ms[rows].max() < split.validation_until_ms
 
 
 def test_dates_out_of_order_are_refused() -> None:
@@ -64,7 +64,7 @@ def test_dates_out_of_order_are_refused() -> None:
 
 
 def test_shares_cut_at_midnights() -> None:
-    split = by_shares([KNOWN], embargo_bars=30, shares=(0.4, 0.3, 0.2))
+    split = by_shares([BARS], embargo_bars=30, shares=(0.4, 0.3, 0.2))
     for end in (split.train_until_ms, split.validation_until_ms, split.calibration_until_ms):
         assert end % DAY_MS == 0
 

@@ -23,7 +23,9 @@ TRAINING = samples_in(alone(SEGMENTS), HORIZONS, SPLIT, Part.TRAIN)
 WINDOW = 20
 
 
-def made(length: int = WINDOW, batch: int = 64, seed: int = 0, *, last_row: bool = True) -> Epochs:
+def epochs(
+    length: int = WINDOW, batch: int = 64, seed: int = 0, *, last_row: bool = True
+) -> Epochs:
     return Epochs(TRAINING, length=length, batch=batch, seed=seed, last_row=last_row)
 
 
@@ -42,11 +44,11 @@ def test_every_labelled_position_is_a_sample_once_an_epoch(
         for values, weights in zip(samples.segment.values, samples.weights, strict=True)
         if weights.any()
     )
-    seen: list[bytes] = []
-    for found in made(length, batch, last_row=False).epoch(number):
-        used = found.weights.any(dim=-1)
-        seen += [row.tobytes() for row in found.values[used].numpy()]
-    assert sorted(seen) == wanted
+    rows: list[bytes] = []
+    for chunk in epochs(length, batch, last_row=False).epoch(number):
+        used = chunk.weights.any(dim=-1)
+        rows += [row.tobytes() for row in chunk.values[used].numpy()]
+    assert sorted(rows) == wanted
 
 
 def test_a_window_ends_at_every_labelled_bar_once_an_epoch() -> None:
@@ -57,13 +59,13 @@ def test_a_window_ends_at_every_labelled_bar_once_an_epoch() -> None:
         if row >= s.segment.first + WINDOW - 1
     )
     batches = -(-len(wanted) // 64)
-    first = [batch.positions[:, -1].tolist() for batch in islice(made().stream(), batches)]
+    first = [batch.positions[:, -1].tolist() for batch in islice(epochs().stream(), batches)]
     assert sorted(position for batch in first for position in batch) == wanted
-    assert next(islice(made().stream(), batches, None)).positions[:, -1].tolist() != first[0]
+    assert next(islice(epochs().stream(), batches, None)).positions[:, -1].tolist() != first[0]
 
 
 def test_a_window_holds_its_own_rows_and_labels() -> None:
-    batch = next(made(batch=1).stream())
+    batch = next(epochs(batch=1).stream())
     last = int(batch.positions[0, -1])
     matches = 0
     for samples in TRAINING:
@@ -82,7 +84,7 @@ def test_a_window_holds_its_own_rows_and_labels() -> None:
 @pytest.mark.parametrize("last_row", [False, True])
 def test_the_stream_goes_on_where_it_was_left_and_another_seed_has_another(last_row: bool) -> None:
     def stream(skipped: int = 0, seed: int = 3) -> list[torch.Tensor]:
-        windows = made(300, 2, seed, last_row=last_row)
+        windows = epochs(300, 2, seed, last_row=last_row)
         return [batch.values for batch in islice(windows.stream(skipped), 30 - skipped)]
 
     whole = stream()
@@ -108,4 +110,4 @@ def test_weights_have_a_mean_of_about_one() -> None:
 
 def test_a_window_longer_than_any_segment_is_refused() -> None:
     with pytest.raises(DataInvalid, match="a smaller window"):
-        made(2_500)
+        epochs(2_500)
