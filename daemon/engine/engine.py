@@ -159,7 +159,7 @@ class Quiet(NamedTuple):
     Until a step trades or changes anything, a bar that asks for the same has the same outcome.
     """
 
-    asked: list[Intent | Orders | None]  # a repeated decision asks for the same objects
+    intents: list[Intent | Orders | None]  # a repeated decision asks for the same objects
     intent: Intent  # of the account
     wishes: Wishes
     routed: RouteResult
@@ -523,7 +523,7 @@ class Engine:
         if quiet is None or state.intent is not quiet.intent or state.signal is not UNCHANGED:
             return None
         twins, wishes = [], quiet.wishes.intents
-        for (member, of_member), intent in zip(self._on[key], quiet.asked, strict=True):
+        for (member, of_member), intent in zip(self._on[key], quiet.intents, strict=True):
             (book,) = member.account.books
             account, wish = book.subtotal(), wishes.get(member.name)
             share = of_member.begin_stretch(book.lines[key])
@@ -839,7 +839,7 @@ class Engine:
             self.failures_stored = failed
             self.save = Save.NOW
         quiet = self._quiet.get(key)
-        if quiet is not None and all(map(is_, quiet.asked, intents)):
+        if quiet is not None and all(map(is_, quiet.intents, intents)):
             return MemberAnswers(decisions, quiet.wishes, UNCHANGED, self._reach(bar, quiet.wishes))
         return self._net(bar, decisions, at_ms)
 

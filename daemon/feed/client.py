@@ -394,9 +394,9 @@ def no_frames(_market_ms: int) -> Sequence[FrameRange]:
 class FeedStart(Struct, frozen=True):
     """The state of a run at which its feed begins.
 
-    By instrument id, ``known`` has the newest bar's open time (None or missing: none, so warm-up
-    bars are fetched), ``known_funding`` the newest settlement's time, ``recent`` the bars by which
-    closes are judged. ``first`` are delivered before all else, and ``started`` makes the event that
+    By instrument id, ``last_open_ms`` is the newest bar's open time (None or missing: none, so
+    warm-up bars are fetched), ``known_funding`` the newest settlement's time, ``recent`` the bars by
+    which closes are judged. ``first`` are delivered before all else, and ``started`` makes the event that
     follows the warm-up bars, given the instruments whose own come in a later turn: a model is warm
     once it is delivered, and only then is anything subscribed. ``is_served`` says that this
     exchange served the run before, so that no error now is a mistake of the configuration. A close
@@ -412,7 +412,7 @@ class FeedStart(Struct, frozen=True):
     interval_ms: int
     period_start_ms: int
     warmup_bars: int
-    known: Mapping[str, int | None] = {}
+    last_open_ms: Mapping[str, int | None] = {}
     known_funding: Mapping[str, int] = {}
     recent: Mapping[str, Sequence[Bar]] = {}
     first: tuple[Event, ...] = ()

@@ -105,7 +105,7 @@ class LiveFeed:
         self._states = {item.id: _feed_state(item, exchange, start) for item in instruments}
         self._start = start
         self._unanswered: set[str] = set()
-        self._resumed = {key for key, open_ms in start.known.items() if open_ms is not None}
+        self._resumed = {key for key, open_ms in start.last_open_ms.items() if open_ms is not None}
         self._maintenance = FeedMaintenance(
             client=client,
             clock=clock,
@@ -494,7 +494,7 @@ class LiveFeed:
 def _feed_state(instrument: Instrument, exchange: ExchangeSection, start: FeedStart) -> FeedState:
     """Return the state of *instrument* as the run left it, or that of a new run."""
     interval_ms = start.interval_ms
-    known_ms = start.known.get(instrument.id)
+    known_ms = start.last_open_ms.get(instrument.id)
     if known_ms is None:
         first_ms = interval_start(start.period_start_ms, interval_ms)
         next_open_ms = first_ms - start.warmup_bars * interval_ms

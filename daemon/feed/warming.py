@@ -277,6 +277,6 @@ class WarmUpTurns:
 
         In a run that goes on it lies long after the period's start, whose bars may be pruned.
         """
-        known_ms = self._start.known.get(instrument)
+        known_ms = self._start.last_open_ms.get(instrument)
         next_ms = 0 if known_ms is None else known_ms + self._start.interval_ms
         return max(next_ms, self._start.period_start_ms)

@@ -486,7 +486,7 @@ class Daemon:
                 lacking_frames=engine.lacking_frames,
                 in_stages=in_stages(engine, opened.forecaster),
                 urgent=frozenset(filter(engine.broker.is_engaged, engine.instruments)),
-                known=opened.known,
+                last_open_ms=opened.last_open_ms,
                 known_funding=opened.known_funding,
                 recent=opened.recent,
                 first=(

@@ -96,7 +96,7 @@ class OpenedRun:
     forecaster: Forecaster | None
     history: BarHistory
     resumed: bool
-    known: Mapping[str, int | None] = field(default_factory=dict)
+    last_open_ms: Mapping[str, int | None] = field(default_factory=dict)
     known_funding: Mapping[str, int] = field(default_factory=dict)
     recent: Mapping[str, Sequence[Bar]] = field(default_factory=dict)
     is_served: bool = False
@@ -184,7 +184,7 @@ def _go_on(
         forecaster=opening.forecaster,
         history=history,
         resumed=True,
-        known=dict(resumed.last_open_ms),
+        last_open_ms=dict(resumed.last_open_ms),
         known_funding=engine.state().settled,  # one that was not believed is asked for again
         recent={
             item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments

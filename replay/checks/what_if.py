@@ -89,7 +89,7 @@ class DecidedRun:
 
     rows: Columns
     decision: Callable[[int], Decision]  # at a place
-    made: Callable[[int], tuple[float, int, int]]  # the equity before a place, fees and fills since
+    account_before: Callable[[int], tuple[float, int, int]]  # equity; fees and fills since
 
 
 class DecisionLog:
@@ -289,7 +289,7 @@ def _accounts(
     ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
     rows: list[tuple[Floats, Floats, float | None, float, int]] = []
     for of in (stored, derived):
-        start, paid, fills = of.made(int(of.rows["place"][0]))
+        start, paid, fills = of.account_before(int(of.rows["place"][0]))
         curve = np.concatenate(([start], of.rows["equity"] / MONEY_SCALE))
         fall = float(metrics.drawdowns(curve).max()) if (curve > 0).all() else None
         daily = metrics.daily_returns(closes, curve, calendar)

@@ -387,7 +387,7 @@ class RealisedForecast(NamedTuple):
     """When the forecast bar closes, and its log return; None before it has."""
 
     comes_ms: int
-    came: float | None
+    realised: float | None
 
 
 def realised(columns: RunColumns, decision: Row) -> RealisedForecast:
@@ -409,13 +409,13 @@ def _forecast(row: Row, outcome: RealisedForecast, close_ms: int) -> Table:
     stated = f"{mean * BASIS_POINTS:+,.1f}"
     stated += " bp" if stdev is None else f" ± {_bp(stdev)} bp"
     outcome_text = f"comes at {_clock(outcome.comes_ms, close_ms)}"
-    if outcome.came is not None:
+    if outcome.realised is not None:
         inside = ""
         if stdev is not None:
-            away = abs(outcome.came - mean) / stdev if stdev else math.inf
+            away = abs(outcome.realised - mean) / stdev if stdev else math.inf
             within = [share for width, share in _BANDS if away <= width]
             inside = f", inside {within[0]} %" if within else ", outside 90 %"
-        outcome_text = f"came {outcome.came * BASIS_POINTS:+,.1f} bp{inside}"
+        outcome_text = f"came {outcome.realised * BASIS_POINTS:+,.1f} bp{inside}"
     shares = [(name, row[f"p_{name}"]) for name in ("down", "flat", "up")]
     rows = [(name, _share(share), share) for name, share in shares if share is not None]
     title = f"Forecast, {row['horizon']} bars"

@@ -58,7 +58,7 @@ def start_at(minute: int) -> FeedStart:
         interval_ms=MINUTE,
         period_start_ms=START_MS - 10 * MINUTE,
         warmup_bars=5,
-        known={ID: START_MS + minute * MINUTE},
+        last_open_ms={ID: START_MS + minute * MINUTE},
     )
 
 
@@ -349,7 +349,7 @@ async def test_settlements_missed_while_down_come_in_their_places() -> None:
             interval_ms=MINUTE,
             period_start_ms=EIGHT - HOUR,
             warmup_bars=0,
-            known={ID: EIGHT - 3 * MINUTE},
+            last_open_ms={ID: EIGHT - 3 * MINUTE},
             known_funding={ID: EIGHT - 8 * HOUR},
         )
         async with live(server, start=start, instruments=(FUNDED,)) as run:

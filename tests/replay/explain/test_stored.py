@@ -82,9 +82,9 @@ def test_silence_has_a_reason(
     decision: dict[str, Any], gates: list[dict[str, Any]], words: str
 ) -> None:
     row = {"late_deadline_ms": None, "horizon": None, **decision}
-    found = StoredDecision({"model_id": "a1", "strategy": "attention"}, row, tuple(gates), ())
-    assert found.no_attribution is not None
-    assert words in found.no_attribution
+    stored = StoredDecision({"model_id": "a1", "strategy": "attention"}, row, tuple(gates), ())
+    assert stored.no_attribution is not None
+    assert words in stored.no_attribution
 
 
 @pytest.mark.parametrize(

@@ -229,11 +229,11 @@ def test_each_account_is_measured_from_its_own_beginning(run: ShownRun) -> None:
 
 
 def test_rows_are_filtered_sorted_and_paged(run: ShownRun) -> None:
-    found = records.rows(run, "decisions", {"allowed": "0"}, RowParameters(limit=10))
-    assert found.total == run.views.count("v_decisions", allowed=0)
-    after = RowParameters(limit=10, after=found.next)
+    first = records.rows(run, "decisions", {"allowed": "0"}, RowParameters(limit=10))
+    assert first.total == run.views.count("v_decisions", allowed=0)
+    after = RowParameters(limit=10, after=first.next)
     more = records.rows(run, "decisions", {"allowed": "0"}, after)
-    assert more.rows[0][1] > found.rows[-1][1]
+    assert more.rows[0][1] > first.rows[-1][1]
     whole = records.rows(run, "fills", {}, RowParameters(limit=1_000))
     assert whole.next is None
     last = records.rows(run, "fills", {}, RowParameters(limit=whole.total))

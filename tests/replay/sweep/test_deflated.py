@@ -39,8 +39,8 @@ def test_returns_give_what_their_moments_give() -> None:
         * math.sqrt(returns.size - 1)
         / math.sqrt(1 - skew * ratio + (kurtosis - 1) / 4 * ratio**2)
     )
-    found = deflated_sharpe(returns, trials=trials, variance=variance)
-    assert found == pytest.approx(wanted, abs=1e-12)
+    probability = deflated_sharpe(returns, trials=trials, variance=variance)
+    assert probability == pytest.approx(wanted, abs=1e-12)
 
 
 def test_the_best_of_many_normal_ratios_is_as_expected() -> None:

@@ -18,8 +18,8 @@ def row(table: str, **values: object) -> tuple[object, ...]:
 
 def books(parent: str | None = None, config: str = cases.CONFIG, **changes: object) -> TradeBooks:
     scales = {"price_decimals": 0, "quantity_decimals": 0, "quantity_step": 1} | changes
-    one = (instrument(**scales),)  # type: ignore[arg-type]
-    return TradeBooks(cases.run(parent_run_id=parent, config=config, instruments=one))
+    instruments = (instrument(**scales),)  # type: ignore[arg-type]
+    return TradeBooks(cases.run(parent_run_id=parent, config=config, instruments=instruments))
 
 
 def closed(
@@ -28,7 +28,7 @@ def closed(
     twin: str | None = None,
 ) -> list[dict[str, int]]:
     """Return the trades that *moves* close: signed quantity, notional, fee and fee in base."""
-    found = []
+    trades = []
     for place, (quantity, notional, fee, *base) in enumerate(moves):
         fill = row(
             "fills", run_key=1, sequence=place, book=0, ordinal=0, instrument=0,
@@ -36,8 +36,10 @@ def closed(
             notional=notional, fee=fee, fee_base=sum(base), twin=twin,
         )  # fmt: skip
         if (trade := of.fill(fill)) is not None:
-            found.append({name: int(value or 0) for name, value in zip(TRADES, trade, strict=True)})
-    return found
+            trades.append(
+                {name: int(value or 0) for name, value in zip(TRADES, trade, strict=True)}
+            )
+    return trades
 
 
 def earned(trade: dict[str, int], *, is_short: bool = False) -> int:
