@@ -395,18 +395,18 @@ class FeedStart(Struct, frozen=True):
     """The state of a run at which its feed begins.
 
     By instrument id, ``last_open_ms`` is the newest bar's open time (None or missing: none, so
-    warm-up bars are fetched), ``known_funding`` the newest settlement's time, ``recent`` the bars by
-    which closes are judged. ``first`` are delivered before all else, and ``started`` makes the event that
-    follows the warm-up bars, given the instruments whose own come in a later turn: a model is warm
-    once it is delivered, and only then is anything subscribed. ``is_served`` says that this
-    exchange served the run before, so that no error now is a mistake of the configuration. A close
-    further than ``plausible`` usual ranges from the last one is accepted once REST repeats it.
-    Where ``gather_ms``, network time, is not 0, the bars of one close are delivered together.
-    ``lacking_frames`` returns, once the warm-up bars are delivered, the ranges of candles of higher
-    timeframes that they do not reach. What the instruments in ``urgent`` lack is asked for before
-    the start; ``in_stages``, some begin before the others have their bars. Order books of
-    ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms`` of market time.
-    ``book`` follows the one that fills orders.
+    warm-up bars are fetched), ``known_funding`` the newest settlement's time, ``recent`` the bars
+    by which closes are judged. ``first`` are delivered before all else, and ``started`` makes the
+    event that follows the warm-up bars, given the instruments whose own come in a later turn: a
+    model is warm once it is delivered, and only then is anything subscribed. ``is_served`` says
+    that this exchange served the run before, so that no error now is a mistake of the
+    configuration. A close further than ``plausible`` usual ranges from the last one is accepted
+    once REST repeats it. Where ``gather_ms``, network time, is not 0, the bars of one close are
+    delivered together. ``lacking_frames`` returns, once the warm-up bars are delivered, the ranges
+    of candles of higher timeframes that they do not reach. What the instruments in ``urgent`` lack
+    is asked for before the start; ``in_stages``, some begin before the others have their bars.
+    Order books of ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms``
+    of market time. ``book`` follows the one that fills orders.
     """
 
     interval_ms: int
