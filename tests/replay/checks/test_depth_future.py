@@ -35,8 +35,8 @@ frame = sys._getframe()
 while frame is not None and 'replay' not in frame.f_locals:
     frame = frame.f_back
 tracks = [] if frame is None else frame.f_locals['replay'].feed._tracks
-owners = [getattr(one.events, '__self__', None) for one in tracks]
-books = next((one.source.books for one in owners if hasattr(one, 'source')), None)
+sources = [source for track in tracks for source in getattr(track.events, 'args', ())]
+books = next((source.books for source in sources if hasattr(source, 'books')), None)
 if books is None or now.depth is None:
     return by(False)
 after = int(np.searchsorted(books.seen_ms, now.time, side='right'))
