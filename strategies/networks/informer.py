@@ -174,7 +174,7 @@ class InformerNetwork(Network):
         for depth, time in enumerate(ranked):
             drawn = sample_keys(time, Mask.full(), factor=config.factor, seed=config.seed + depth)
             self.register_buffer(_SAMPLED.format(depth=depth), drawn, persistent=False)
-        place = _code(torch.arange(config.window), config.dim, config.window)
+        place = _code(torch.arange(config.window, device="cpu"), config.dim, config.window)
         self.register_buffer("place", place, persistent=False)
         self.norm = nn.LayerNorm(config.dim)
         self.decoder = self._decoder() if config.decoder_layers else None
