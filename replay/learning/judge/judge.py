@@ -68,7 +68,7 @@ def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
 class ClassModel(FittedModel):
     """A user's class, which is judged as what is fitted is; its card names horizons alone."""
 
-    forecaster: Any = None  # the ``UserForecaster``
+    user_model: Any = None  # the ``UserForecaster``
 
     @classmethod
     def of(cls, forecaster: UserForecaster, horizon: int) -> Self:
@@ -76,7 +76,7 @@ class ClassModel(FittedModel):
         horizons = forecaster.horizons
         chosen = horizon if horizon in horizons else horizons[0]
         card = {"architecture": {"horizons": horizons}, "calibration": {"horizon": chosen}}
-        return cls(card, {}, forecaster=forecaster)
+        return cls(card, {}, user_model=forecaster)
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
         """Return what the class forecasts of the test part, beside every baseline.
@@ -84,7 +84,7 @@ class ClassModel(FittedModel):
         Raises ``ConfigInvalid`` where no bar of that part was forecast.
         """
         del part
-        answers = answers_of(self.forecaster, data, self.forecaster.measures)
+        answers = answers_of(self.user_model, data, self.user_model.measures)
         if not answers:
             raise ConfigInvalid(
                 f"The model forecast no bar after {iso(data.split.train_until_ms)}; give candles "
@@ -94,7 +94,7 @@ class ClassModel(FittedModel):
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
         """Say until when it was trained, how it stands beside others, and what it does not give."""
-        model, chosen, rows = self.forecaster.model, results[str(self.horizon)], judgement.forecasts
+        model, chosen, rows = self.user_model.model, results[str(self.horizon)], judgement.forecasts
         if model.trained_until is None:
             when = (
                 "The class does not say until when it was trained (trained_until): the bars from "
@@ -105,7 +105,7 @@ class ClassModel(FittedModel):
             until = iso(date_ms(model.trained_until))
             when = f"Judged on bars after {until}, until which its class says that it was trained."
         lines = [when, *compared_sentences(results, self.horizon, self.called)]
-        if left := sorted(_MEASURES - frozenset(self.forecaster.measures)):
+        if left := sorted(_MEASURES - frozenset(self.user_model.measures)):
             lines.append(f"It gives no {', '.join(left)}: their figures are left out.")
         return [*lines, NO_ATTENTION, *few_days(chosen["days"])]
 
