@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.book import (
     AccountState,
     Book,
-    EncodedAccount,
     Holdings,
     check_range,
     requests_of,
@@ -272,10 +271,6 @@ class PaperAccount(Holdings):
     def state(self) -> AccountState:
         """Return the state that must survive a restart; that of two sides is each one's own."""
         return AccountState(self.cash, {}) if self.sides else self.books[0].state()
-
-    def encoded_state(self) -> EncodedAccount:
-        """Return what decodes as :meth:`state`."""
-        return (self.cash, {}) if self.sides else self.books[0].encoded_state()
 
     def restore(
         self,

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -35,9 +34,6 @@ from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_MAX, 
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
-
-EncodedAccount = tuple[int, dict[str, msgspec.Raw]]
-"""What decodes as an ``AccountState``."""
 
 
 class AccountState(Struct, frozen=True, array_like=True):
@@ -99,7 +95,7 @@ class Holdings:
         """Let the position stand for another horizon from the bar at *open_time_ms* on."""
         lines = self.lines_of(instrument)
         if len(lines) == 1:
-            lines[0].confirm(open_time_ms)
+            lines[0].orders.confirmed_ms = open_time_ms
 
     def opened_ms(self, instrument: str) -> int:
         """Return the market time of the fill that opened the position; 0 where there is none.
@@ -238,7 +234,6 @@ class Book(Holdings):
             item.id: Line(self, item, None if whole is None else whole.lines[item.id])
             for item in instruments
         }
-        self._encoded = dict.fromkeys(self.lines, msgspec.Raw())
 
     def move(
         self, kind: LedgerKind, amount: int, instrument: str, order_id: str | None = None
@@ -326,14 +321,6 @@ class Book(Holdings):
     def state(self) -> AccountState:
         """Return the state that must survive a restart."""
         return AccountState(self.cash, {key: line.state() for key, line in self.lines.items()})
-
-    def encoded_state(self) -> EncodedAccount:
-        """Return what decodes as :meth:`state`, made anew only where it has changed."""
-        for key, line in self.lines.items():
-            if line.orders.is_stale:
-                self._encoded[key] = msgspec.Raw(msgspec.msgpack.encode(line.state()))
-                line.orders.is_stale = False
-        return self.cash, self._encoded
 
     def restore(self, state: AccountState) -> None:
         """Take over what survived a restart."""

@@ -24,7 +24,7 @@ from tracepaper.daemon.broker.account import (
     PaperAccount,
     part_of,
 )
-from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings
+from tracepaper.daemon.broker.book import AccountState, Book, Holdings
 from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.book_watch import BookWatch
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
@@ -209,17 +209,8 @@ class Broker:
         if self._by_quotes or self._by_book:
             self._on_bar_of_quotes(bar)
         else:
-            for line in self._lines[key]:
-                resting = line.orders
-                if (
-                    resting.order is not None
-                    or resting.others
-                    or resting.is_guarded
-                    or self.is_cross
-                ):
-                    for account in self._accounts:
-                        account.positions[key].match_bar(bar)
-                    break
+            for account in self._accounts:
+                account.positions[key].match_bar(bar)
         mark = self._marked.pop(key, None)
         if mark is None:
             self._newest.pop(key, None)
@@ -239,7 +230,6 @@ class Broker:
             for line in self._lines[key]:
                 if line.orders.unmoved:  # no bar before it is missed any more
                     line.orders.unmoved = ()
-                    line.orders.is_stale = True
                     self.save = Save.NOW
             return
         for account in self._accounts:
@@ -320,14 +310,6 @@ class Broker:
 
     def _liquidate(self, instrument: str, mark: int, at_ms: int) -> None:
         """Liquidate in every account what *mark* has reached the liquidation price of."""
-        if not self._is_on_margin:
-            return
-        if not self.is_cross:
-            for line in self._lines[instrument]:
-                if line.holding.quantity:
-                    break
-            else:
-                return  # as at most marks
         for account in self._accounts:
             account.match_mark(instrument, mark, at_ms)
 
@@ -370,7 +352,6 @@ class Broker:
                 name: _joined([(side, of.refusals.get(name)) for side, of in routed])
                 for name in wishes.intents
             },
-            is_quiet=not self._confirms and all(of.is_quiet for _, of in routed),
         )
 
     def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
@@ -424,7 +405,7 @@ class Broker:
         # Not at once: the step says in a bit that a position was confirmed.
         self.save = self.save or _LATER
         if line.key in self._confirms:
-            line.confirm(bar.open_time_ms)
+            line.orders.confirmed_ms = bar.open_time_ms
             book, is_own = line.book, line.book.account is self.own
             if book.name and not (is_own and (line.whole is None or book.side is None)):
                 self.save = Save.NOW  # a step does not say which side or share it was
@@ -605,11 +586,6 @@ class Broker:
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return what must survive a restart: of the run's account, and of those beside it."""
         return self.own.state(), {name: account.state() for name, account in self._stored.items()}
-
-    def encoded_state(self) -> tuple[EncodedAccount, dict[str, EncodedAccount]]:
-        """Return what decodes as :meth:`state`, of which most is known already."""
-        shadows = {name: account.encoded_state() for name, account in self._stored.items()}
-        return self.own.encoded_state(), shadows
 
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:

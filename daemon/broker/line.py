@@ -207,16 +207,6 @@ class Line:
             return 0
         return self.notional(price, holding.quantity) - holding.entry_notional
 
-    def profits_at(self, prices: Sequence[int]) -> list[int]:
-        """Return :meth:`profit_at` each of *prices*."""
-        held, notional = self.holding.quantity, self.notional
-        if not held:
-            return [0] * len(prices)
-        if notional.divisor > 1:
-            return [*map(self.profit_at, prices)]
-        factor, entry = held * notional.multiplier, self.holding.entry_notional
-        return [price * factor - entry for price in prices]  # without a call for each
-
     def _revalue(self) -> None:
         """Value what is held at the mark."""
         holding = self.holding
@@ -235,7 +225,6 @@ class Line:
 
     def _post_holding(self) -> None:
         """Add to the sums of the book how what is held has changed, and value it."""
-        self.orders.is_stale = True
         holding, before, book = self.holding, self.position, self.book
         self._revalue()
         book.realized += holding.realized_pnl - before.realized_pnl
@@ -391,7 +380,6 @@ class Line:
     def agree(self) -> None:
         """Want what the shares want together."""
         self.orders.target = sum(share.orders.target for share in self.shares)
-        self.orders.is_stale = True
 
     # ------------------------------------------------------------ what is asked for
 
@@ -402,7 +390,6 @@ class Line:
 
         A share is led there by the position's order.
         """
-        self.orders.is_stale = True
         if self.whole is not None:
             if target != self.orders.target:
                 self.want(target, reason)
@@ -415,7 +402,7 @@ class Line:
         orders = self.orders
         if (orders.target, orders.reason) != (target, reason):
             orders.target, orders.reason = target, reason
-            orders.is_stale = self.journal.has_changes = True
+            self.journal.has_changes = True
 
     def send(self, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Ask for the list of *orders*, which were decided at the close of *bar*."""
@@ -423,13 +410,7 @@ class Line:
         payer = self if self.is_cash else position  # margin is the account's alone
         cash = self.book.account.spendable(payer, is_reversal=False)
         now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
-        self.positions.lines[0].orders.is_stale = True  # which has what leaves all of them
         self.orders.send(orders.requests, orders.reason, now)
-
-    def confirm(self, open_time_ms: int) -> None:
-        """Let the position stand for another horizon from the bar at *open_time_ms* on."""
-        self.orders.confirmed_ms = open_time_ms
-        self.orders.is_stale = True
 
     def plan(
         self,

@@ -250,7 +250,6 @@ class CrossMargin(MarginPolicy):
             line.mark_to(price)
         for position in self._positions:
             for part in (position, *position.shares):
-                part.orders.is_stale = True
                 _cancel(part.orders, part.held)
         if is_ruin or self.is_called_at():
             values = self.values()

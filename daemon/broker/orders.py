@@ -166,7 +166,6 @@ class RestingOrders:
         self._fill_within_ms, self._cancel_ms = fill_within_ms, cancel_ms
         self.leaving: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
         self.journal = Journal() if book is None else book.account.journal
-        self.is_stale = True  # what the line carries has changed since it was encoded
         self._side = None if book is None else book.side
         self._owner = "" if book is None else book.owner
         self._net = net
@@ -256,7 +255,6 @@ class RestingOrders:
         self.others += (self._recorded(order),)
 
     def _recorded(self, order: Order) -> Order:
-        self.is_stale = True
         self.journal.note(order)
         return order
 
@@ -304,7 +302,6 @@ class RestingOrders:
             (self.note if order in self.journal else self._keep)(later)
             if order.created_ms <= opened_ms:  # else the bar told nothing of it
                 self.unmoved += (order,)
-        self.is_stale = True
 
     def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
         """Return *order* as it ends by *event*, for that *reason* or that of its cancellation."""
@@ -491,7 +488,6 @@ class RestingOrders:
         What the exchange would refuse is noted, REJECTED, with the reason; a refused replacement
         leaves what rests.
         """
-        self.is_stale = True
         for request in requests:
             if isinstance(request, Cancel):
                 self.withdraw(request.tag, "canceled by the strategy", sent_ms=now.at_ms)

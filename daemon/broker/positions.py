@@ -63,7 +63,6 @@ class Positions:
     def match_book(self, update: BookUpdate, moved: BookMoves) -> None:
         """Let what rests meet *update* of an order book, which holds *moved*."""
         assert self.queues is not None
-        self.lines[0].orders.is_stale = True  # places in queues
         at_ms = update.market_ms
         self._expire(at_ms)
         self._end_due(at_ms, moved.bids[0].price, moved.asks[0].price)
@@ -168,7 +167,6 @@ class Trial:
         self._journal = account.journal.take()
         self._owners = [(of, vars(of).copy()) for of in (account, *(part.book for part in parts))]
         self._lines = [(part, part.holding, part.position, part.orders.state()) for part in parts]
-        self._stale = [part.orders.is_stale for part in parts]
         account.entries = None
         for part in parts:
             part.holding, part.book.fills = copy(part.holding), {}
@@ -180,10 +178,9 @@ class Trial:
         self._positions.tried = None
         for of, kept in self._owners:
             vars(of).update(kept)
-        for (line, holding, position, orders), stale in zip(self._lines, self._stale, strict=True):
+        for line, holding, position, orders in self._lines:
             line.holding, line.position = holding, position
             line.orders.restore(orders)
-            line.orders.is_stale = stale
         self._account.journal.swap(self._journal)
 
     def equity(self, price: int) -> int:

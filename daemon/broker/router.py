@@ -58,7 +58,6 @@ class RouteResult(NamedTuple):
 
     refusal: str | None  # of the account
     refusals: Mapping[str, str | None]  # of each owner that was asked
-    is_quiet: bool = False  # nothing was done, nor will be while the same is asked for
 
 
 def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) -> RouteResult:
@@ -71,15 +70,7 @@ def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) 
         if wish is not None:
             refusals[share.owner] = ask(share, wish)
     cross(position, wishes.price, at_ms)
-    refusal = ask(position, intent)
-    is_quiet = not (
-        refusal
-        or position.orders.rests
-        or position.journal.has_changes
-        or any(refusals.values())
-        or any(isinstance(wish, Orders) or wish.is_protected for wish in wishes.intents.values())
-    )
-    return RouteResult(refusal, refusals, is_quiet)
+    return RouteResult(ask(position, intent), refusals)
 
 
 def cross(position: Line, price: int, at_ms: int) -> None:

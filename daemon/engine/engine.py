@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from operator import is_
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
@@ -33,7 +32,7 @@ from tracepaper.daemon.engine.member import (
     one_step,
     period_of,
 )
-from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
+from tracepaper.daemon.engine.price_checks import Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
     BOUND,
@@ -153,19 +152,6 @@ class QuietUnits(NamedTuple):
     plausible: list[float]  # of each bar
 
 
-class Quiet(NamedTuple):
-    """What was asked for at a bar at which every share stood where it was to stand.
-
-    Until a step trades or changes anything, a bar that asks for the same has the same outcome.
-    """
-
-    intents: list[Intent | Orders | None]  # a repeated decision asks for the same objects
-    intent: Intent  # of the account
-    wishes: Wishes
-    routed: RouteResult
-    enters: bool
-
-
 class Engine:
     """The pure heart: the same events and predictions always cause the same steps."""
 
@@ -260,7 +246,6 @@ class Engine:
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
         self._columns = self._declared_columns()
-        self._quiet: dict[str, Quiet] = {}
         self._raised: Exception | None = None  # by a strategy that was shown a bar before its step
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
@@ -516,21 +501,20 @@ class Engine:
 
         None where anything may differ.
         """
-        state, quiet = self.states[key], self._quiet.get(key)
+        state = self.states[key]
         repeat = state.begin_stretch(self.broker.own.books[0].lines[key])
         if repeat is None or not self.members:
             return repeat
-        if quiet is None or state.intent is not quiet.intent or state.signal is not UNCHANGED:
+        if state.signal is not UNCHANGED:
             return None
-        twins, wishes = [], quiet.wishes.intents
-        for (member, of_member), intent in zip(self._on[key], quiet.intents, strict=True):
+        twins = []
+        for member, of_member in self._on[key]:
             (book,) = member.account.books
-            account, wish = book.subtotal(), wishes.get(member.name)
+            account, wish = book.subtotal(), of_member.intent
             share = of_member.begin_stretch(book.lines[key])
             if (
                 share is None
                 or isinstance(wish, Orders)
-                or of_member.intent is not intent
                 or (account.equity <= 0) is not member.is_empty
                 # Else the share has a measure of its own at each bar.
                 or (share.plausible_at is None) is not (repeat.plausible_at is None)
@@ -648,16 +632,16 @@ class Engine:
         of_books = []
         for book in self.broker.own.every_book:
             lines = map(book.lines.__getitem__, repeats)
-            columns = [line.profits_at(closes) for line, closes in zip(lines, prices, strict=True)]
+            columns = [
+                [*map(line.profit_at, closes)] for line, closes in zip(lines, prices, strict=True)
+            ]
             totals, profits = columns[0], columns[0]
             if count > 1:
                 totals = [*map(sum, zip(*columns, strict=True))]
                 profits = [*chain.from_iterable(zip(*columns, strict=True))]
             of_books.append(BookMarks(book.subtotal(), profits, totals))
-        for key, of_instrument in zip(repeats, of_instruments, strict=True):
+        for of_instrument in of_instruments:
             self.broker.follow(of_instrument)
-            for decider in self.markets[key].deciders:
-                decider.end_stretch()
         marks, *twins = of_books
         return QuietStretch(first, bars, taken.closes, taken.plausible, repeats, marks, twins)
 
@@ -822,7 +806,7 @@ class Engine:
         """Return what each strategy decides on *bar*, as if its sub-account were the account."""
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
-        decisions, intents = [], []
+        decisions = []
         for member, of_member in self._on[key]:
             account = member.account
             if (account.subtotal().equity <= 0) is not member.is_empty:
@@ -832,20 +816,12 @@ class Engine:
                     bar, prediction, account, is_running=is_running, is_finite=is_finite
                 )
             )
-            intents.append(of_member.intent)
             if member.failed:
                 failed += 1
         if failed != self.failures_stored:
             self.failures_stored = failed
             self.save = Save.NOW
-        quiet = self._quiet.get(key)
-        if quiet is not None and all(map(is_, quiet.intents, intents)):
-            return MemberAnswers(decisions, quiet.wishes, UNCHANGED, self._reach(bar, quiet.wishes))
-        return self._net(bar, decisions, at_ms)
-
-    def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
-        """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
-        intents = [of_member.intent for _, of_member in self._on[bar.instrument]]
+        intents = [of_member.intent for _, of_member in self._on[key]]
         wishes, signal = self._netted(bar, self.broker.own, intents, decisions, at_ms)
         return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
 
@@ -903,22 +879,12 @@ class Engine:
         """Ask the account for its *decision*, and its members for their *answers*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         of_members, wishes = answers.decisions, answers.wishes
-        intent, quiet = state.intent, self._quiet.get(key)
-        if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
-            routed = quiet.routed
-            if quiet.enters:
-                self.save = self.save or _LATER
-        elif isinstance(intent, Intent):
+        intent = state.intent
+        if isinstance(intent, Intent):
             if intent.ends_lists:
                 wishes = wishes.closed(intent, broker.own.owners)
             routed = broker.route(intent, wishes, bar, at_ms)
             decision = state.unfilled(decision, routed.refusal)
-            self._quiet.pop(key, None)
-            if routed.is_quiet and not (broker.shadows or intent.ends_lists):
-                entries = (wish for wish in wishes.intents.values() if isinstance(wish, Intent))
-                enters = any(wish.action in ENTRIES for wish in entries)
-                asked_for = [of_member.intent for _, of_member in self._on[key]]
-                self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
         else:  # what only reduces is not held up, and what a command left opposing crosses still
             broker.send(self._reducing(bar, wishes, decision), bar, at_ms)
             broker.cross(key, wishes.price, bar.market_ms)
@@ -1040,9 +1006,6 @@ class Engine:
         """Let *price* act if it is believed, and then what was believed on it."""
         key = price.instrument
         taken = self.markets[key].belief.take(price)
-        if taken is PLAIN:
-            self._act(price)
-            return self._finish(price, key)
         if taken.is_believed:
             self._act(price)
         elif isinstance(price, Quote):
@@ -1175,8 +1138,6 @@ class Engine:
         if not twins and instrument is not None and (filled.beside or self.is_hedged):
             observed = self._observed.get(instrument)
             twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
-        if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
-            self._quiet.clear()
         sequence = self.sequence
         state: bytes | None = None
         if broker.save:
@@ -1208,27 +1169,12 @@ class Engine:
 
     def state(self) -> EngineState:
         """Return the state that must survive a restart."""
-        return EngineState(*self._carried(*self.broker.state()))
-
-    def _encoded_state(self) -> bytes:
-        """Return the encoding of :meth:`state`, of which most instruments' part is known already.
-
-        With fifty instruments it is stored at each trade of any of them.
-        """
-        fields = list(self._carried(*self.broker.encoded_state()))
-        while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
-            fields.pop()
-        return msgspec.msgpack.encode(fields)
-
-    def _carried(self, account: object, twins: object) -> tuple[Any, ...]:
-        """Return the fields of ``EngineState``, with *account* and *twins* as they are given."""
         regimes = {key: market.regimes for key, market in self.markets.items()}
-        return (
+        return EngineState(
             self.halted,
             {key: of.regime for key, of in regimes.items() if of.regime is not Regime.UNKNOWN},
             self.risk.state,
-            account,
-            twins,
+            *self.broker.state(),
             dict(self.prices.settled),
             {
                 f"{name}/{key}" if name else key: basis
@@ -1243,6 +1189,12 @@ class Engine:
             if self.members
             else None,
         )
+
+    def _encoded_state(self) -> bytes:
+        fields = list(astuple(self.state()))
+        while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
+            fields.pop()
+        return msgspec.msgpack.encode(fields)
 
 
 def _as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:

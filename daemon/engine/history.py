@@ -111,29 +111,6 @@ class InstrumentHistory:
     Memory is finite: a start that is fed as many bars again knows the same.
     """
 
-    # By slots: of so many attributes a dictionary is slower at every access.
-    __slots__ = (
-        "_base_ms",
-        "_calendar",
-        "_instrument",
-        "_lookbacks",
-        "_needed",
-        "_recent",
-        "_records",
-        "_splits",
-        "_tick",
-        "bars",
-        "books",
-        "day_range",
-        "frames",
-        "last_bar",
-        "missing_bars",
-        "plausibility",
-        "plausible",
-        "reach",
-        "remembered",
-    )
-
     def __init__(
         self,
         instrument: Instrument,
@@ -209,12 +186,7 @@ class InstrumentHistory:
         last = self.last_bar
         self.missing_bars = 0
         if last is not None:
-            # As ``bars_between`` says it, without the call.
-            gap_ms = bar.open_time_ms - last.open_time_ms
-            if self._calendar is None:
-                self.missing_bars = gap_ms // bar.interval_ms - 1
-            else:
-                self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
+            self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
         if self.plausibility is not None:
             self._judge(bar, self.plausibility)
         for record in self._records:

@@ -93,10 +93,6 @@ _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 class InstrumentState:
     """What all that decide on one instrument share: its past, its prices, its regime."""
 
-    __slots__ = (
-        "belief", "deciders", "history", "instrument", "lookbacks", "quote", "regimes",
-    )  # fmt: skip
-
     def __init__(
         self,
         instrument: Instrument,
@@ -167,37 +163,6 @@ class MemberState:
     :meth:`follow`.
     """
 
-    # By slots: of so many attributes a dictionary is slower at every access.
-    __slots__ = (
-        "_answer",
-        "_context",
-        "_exits",
-        "_flat_on_refusal",
-        "_has_sides",
-        "_instrument_context",
-        "_looks_at_bar_alone",
-        "_nets",
-        "_never_short",
-        "_repeats",
-        "_sees_account",
-        "_sizer",
-        "_sizes_by_bars",
-        "_standing",
-        "_wants_protection",
-        "ahead",
-        "declared",
-        "gates",
-        "history",
-        "intent",
-        "lookback",
-        "market",
-        "member",
-        "outcomes",
-        "regimes",
-        "signal",
-        "strategy",
-    )
-
     def __init__(
         self,
         market: InstrumentState,
@@ -223,29 +188,12 @@ class MemberState:
         # Whether the newest signal asks for a stop, a target or a time limit, or [exits] do.
         self._wants_protection = False
         self.intent: Intent | Orders | None = None  # of the newest decision; None: a gate holds it
-        self._standing: int | None = None  # the target before it
         self._context: BarContext | None = None  # what a portfolio was asked about this close with
         # Of a stretch: the bar that was observed before its step, and the answer to it.
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | None = None
         self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
         self._sees_account = strategy.sees_account
-        # Where ``_look`` would look at nothing but the bar and the last verdict.
-        self._looks_at_bar_alone = not (
-            strategy.needs_forecast
-            or strategy.sees_account
-            or lookback.frames
-            or strategy.books
-            or isinstance(strategy, PortfolioMember)
-        )
-        # Where a decision follows from the signal, the verdict and the standing target alone.
-        self._repeats = (
-            strategy.horizon is None
-            and not strategy.needs_forecast
-            and not settings.broker.is_hedged
-            and sizer.follows_signal
-            and not risk.active
-        )
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
         # What several strategies want of each position together; else empty.
@@ -265,7 +213,6 @@ class MemberState:
         """Use the exchange's new filters."""
         self._instrument_context = replace(self._instrument_context, instrument=instrument)
         self._sizer.change(instrument)
-        self._standing = None  # a repeated signal may have another size now
 
     def adjust(self, action: CorporateAction) -> None:
         """Take the bars before a split as those of the shares after it."""
@@ -306,20 +253,11 @@ class MemberState:
         ``intent`` is what the account is then asked for. *is_finite* says whether the model's
         numbers were, None where there are none.
         """
-        gates, last = self.gates, self.outcomes.newest
         bars = self.lookback.warm_bars(self.history)
-        gates.see_bar(bar, bars, self.market, is_running=is_running)
-        if self._looks_at_bar_alone:
-            verdict = self.outcomes.restored if last is None else last.outcome
-            forecast = prediction if isinstance(prediction, Forecast) else None
-            context = BarContext(
-                bar, forecast, self.regimes.regime, verdict, None, self._instrument_context
-            )
-        else:
-            prepared, self._context = self._context, None
-            context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
-            forecast = context.forecast
-        return self._judge(self._signal(context), bar, forecast, account)
+        self.gates.see_bar(bar, bars, self.market, is_running=is_running)
+        prepared, self._context = self._context, None
+        context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
+        return self._judge(self._signal(context), bar, context.forecast, account)
 
     def decide_net(
         self,
@@ -358,9 +296,7 @@ class MemberState:
         sizes: Mapping[PositionSide | None, int] = {},
     ) -> Decision:
         """Return what *signal* comes to for *account*, by the gates."""
-        gates, last, before = self.gates, self.outcomes.newest, self.signal
-        target = account.target(bar.instrument)
-        standing, self._standing, self.signal = self._standing, target, signal
+        gates, before, self.signal = self.gates, self.signal, signal
         if not isinstance(signal, Signal):  # the usual class is quickly told
             return self._decide_list(signal, bar, account)
         if signal is not before:
@@ -368,15 +304,6 @@ class MemberState:
         if gates.risk.active:
             self._see_signal(signal, bar, forecast, account, sizes)
         measures, passed = gates.evaluator.judge(gates.inputs)
-        if (
-            self._repeats
-            and signal is before
-            and signal.note is None
-            and target == standing
-            and last is not None
-            and passed == last.outcome.passed
-        ):
-            return Decision(last.outcome, last.target_quantity, measures)
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
         intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
         action = intent.action
@@ -388,7 +315,7 @@ class MemberState:
         # bar that no gate holds, HOLD included: HOLD leaves the last target standing.
         if refused is not None and action is Action.HOLD:
             self.intent = None
-        elif intent != self.intent:  # else it is the same object: see ``Quiet``
+        else:
             self.intent = intent
         decision = self.outcomes.newest = Decision(
             outcome, intent.target, measures, _kept(signal.note)
@@ -593,9 +520,11 @@ class MemberState:
 
         Shares are left out: a bar may show a split that was not adjusted.
         """
+        strategy = self.strategy
+        looks_further = strategy.needs_forecast or strategy.sees_account or self.lookback.frames
         return (
-            self._looks_at_bar_alone
-            and self.strategy.horizon is None
+            not (looks_further or strategy.books or isinstance(strategy, PortfolioMember))
+            and strategy.horizon is None
             and not self._sizer.sees_account
             and self.gates.evaluator.is_plain
             and self.market.instrument.category is not Category.STOCK
@@ -703,11 +632,6 @@ class MemberState:
         if allowed.note is not None:
             notes[bar.open_time_ms] = dict(allowed.note)
         return True
-
-    def end_stretch(self) -> None:
-        """Go on after bars that repeated the newest decision, as after their steps."""
-        assert self.outcomes.newest is not None
-        self._standing = self.outcomes.newest.target_quantity
 
     # ------------------------------------------------------------ the steps of that line
 

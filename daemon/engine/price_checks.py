@@ -1,8 +1,7 @@
 """Plausibility of quotes, marks and funding rates, judged across sources.
 
 Pure: it judges by the bars, quotes, marks and trades that the engine was given, so that a record
-shows again what was believed. A price within the usual ranges of the last believed one costs one
-comparison.
+shows again what was believed.
 
 The rules are docs/money.md, M34 to M38.
 """
@@ -62,9 +61,6 @@ class PriceVerdict(NamedTuple):
     released: tuple[Quote | Mark, ...] = ()
 
 
-PLAIN: Final = PriceVerdict(is_believed=True)
-
-
 class _SourcePrice(NamedTuple):
     """What a source shows."""
 
@@ -93,26 +89,6 @@ class PriceBelief:
     another source: mark, index, last trade, quote or trade, of another frame and no more than
     *agree_ms* apart.
     """
-
-    __slots__ = (
-        "_agree_ms",
-        "_announced",
-        "_bar",
-        "_doubled",
-        "_held_mark",
-        "_held_quote",
-        "_high",
-        "_instrument",
-        "_low",
-        "_mark",
-        "_own",
-        "_quote",
-        "_ranges",
-        "_since_ms",
-        "_state",
-        "_trade",
-        "_yardstick",
-    )
 
     def __init__(
         self, instrument: Instrument, state: KnownBars, *, ranges: float, agree_ms: int
@@ -209,23 +185,17 @@ class PriceBelief:
 
     def take(self, price: Price) -> PriceVerdict:
         """Take in *price*; return whether it is believed."""
-        if (
-            self._state.last_bar is self._bar
-            and self._held_quote is None
-            and self._held_mark is None
-        ):  # the usual case: one comparison decides
-            if type(price) is Quote:
-                if self._low <= price.bid + price.ask <= self._high:
-                    self._quote = price
-                    return PLAIN
-            elif (
-                type(price) is Mark
-                and self._low <= 2 * price.price <= self._high
-                and price.funding_rate is None
-            ):
-                self._mark = price
-                return PLAIN
-        return self._judge(price)
+        self._look_at_bars()
+        is_believed, words = True, None
+        if not isinstance(price, Trade):
+            is_believed, words = self._believes(price)
+        self._keep(price, is_believed=is_believed)
+        released = tuple(self._released(price))
+        if released:
+            other = "quote" if isinstance(released[0], Quote) else "mark"
+            now = f"the {other} before it is believed on this one"
+            words = now if words is None else f"{words}; {now}"
+        return PriceVerdict(is_believed, words, released)
 
     def belief_in_rate(self, funding: Funding) -> tuple[bool, str | None]:
         """Return whether the rate of a settlement is believed, and why; None where it is usual."""
@@ -282,20 +252,6 @@ class PriceBelief:
         false_ms = books.seen_ms[is_far & (books.seen_ms > from_ms)].tolist()
         if false_ms:
             record.hide(false_ms[-1])
-
-    def _judge(self, price: Price) -> PriceVerdict:
-        """Take in a *price* that may jump, or that comes while another one waits."""
-        self._look_at_bars()
-        is_believed, words = True, None
-        if not isinstance(price, Trade):
-            is_believed, words = self._believes(price)
-        self._keep(price, is_believed=is_believed)
-        released = tuple(self._released(price))
-        if released:
-            other = "quote" if isinstance(released[0], Quote) else "mark"
-            now = f"the {other} before it is believed on this one"
-            words = now if words is None else f"{words}; {now}"
-        return PriceVerdict(is_believed, words, released)
 
     def _believes(self, price: Quote | Mark) -> tuple[bool, str | None]:
         """Return whether *price* is believed, and on what; the believed price follows a jump."""
