@@ -21,7 +21,7 @@ from tracepaper.daemon.broker.book import (
     requests_of,
 )
 from tracepaper.daemon.broker.book_fills import QueueRules, Queues
-from tracepaper.daemon.broker.execution import ExecutionCosts, TrueRange
+from tracepaper.daemon.broker.execution import ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn
 from tracepaper.daemon.broker.journal import Journal
 from tracepaper.daemon.broker.line import Holding, Line
@@ -104,7 +104,7 @@ class PaperAccount(Holdings):
         instruments: Iterable[Instrument],
         settings: BrokerSettings,
         *,
-        ranges: Mapping[str, TrueRange] | None = None,
+        ranges: Mapping[str, MeanRange] | None = None,
         marked: Mapping[str, int] | None = None,
         keeps_ledger: bool = False,
         reports_fills: Iterable[str] = (),
@@ -246,11 +246,6 @@ class PaperAccount(Holdings):
             if not line.is_cash and any(due):
                 for share, part in zip(line.shares, funding_parts(paid, due), strict=True):
                     share.post_funding(part)
-
-    def set_liquidation_prices(self, instrument: str, at_ms: int) -> None:
-        """Put the exchange's own orders where positions are liquidated."""
-        for line in self.lines_of(instrument):
-            line.set_liquidation_price(at_ms)
 
     # ------------------------------------------------------------ several owners
 

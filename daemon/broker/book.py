@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import BookState, Holding, Line
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders, Signal
@@ -132,7 +132,7 @@ class Holdings:
         return most, only_reduces
 
     def stop_distance(
-        self, signal: Signal, bar: Bar, day_range: DayRange, expected: ExpectedReturn | None
+        self, signal: Signal, bar: Bar, day_range: MeanRange, expected: ExpectedReturn | None
     ) -> int:
         """Return how far from the close of *bar* the nearest stop of *signal* would be."""
         planner = self.lines_of(bar.instrument)[0].protector.planner

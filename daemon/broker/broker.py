@@ -27,14 +27,14 @@ from tracepaper.daemon.broker.account import (
 from tracepaper.daemon.broker.book import AccountState, Book, Holdings
 from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.book_watch import BookWatch
-from tracepaper.daemon.broker.execution import DayRange, TrueRange
+from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.broker.exit_plans import Plan
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
 from tracepaper.daemon.broker.positions import Positions
-from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route
+from tracepaper.daemon.broker.router import RouteResult, Wishes, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
@@ -82,20 +82,21 @@ class FilledEvent(NamedTuple):
 
 
 NOTHING_FILLED: Final = FilledEvent()
+_NO_WISHES: Final = Wishes({}, {}, 0)
 
 
 class Broker:
     """A paper broker: every account of a run.
 
-    ``save`` says whether what the accounts carry has changed and has to be stored; whoever stores
-    it sets it back.
+    ``save`` says whether what the run carries has changed and has to be stored; whoever stores it
+    sets it back.
     """
 
     def __init__(
         self,
         instruments: Sequence[Instrument],
         settings: BrokerSettings,
-        day_ranges: Mapping[str, DayRange],
+        day_ranges: Mapping[str, MeanRange],
         *,
         shadows: Iterable[str] = (),
         reports_fills: Iterable[str] = (),
@@ -119,7 +120,8 @@ class Broker:
         self._marked: dict[str, int] = {}  # the newest mark price since their last bar
         self._newest: dict[str, int] = {}  # those that the feed asked of, and no event brought yet
         # What moves prices by their range is fed only where it is asked for.
-        self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
+        ranged = instruments if settings.costs.ranges else ()
+        self._ranges = {item.id: MeanRange(RANGE_BARS) for item in ranged}
         opens = partial(
             PaperAccount,
             instruments,
@@ -150,7 +152,7 @@ class Broker:
             for item in instruments
         }
         self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
-        self.save = Save.NO
+        self.save = Save.NOW
 
     def begin(self, sequence: int) -> None:
         """Let what follows belong to step *sequence*."""
@@ -261,7 +263,8 @@ class Broker:
         self.save = Save.NOW
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
-            account.set_liquidation_prices(key, funding.market_ms)
+            for line in account.lines_of(key):
+                line.set_liquidation_price(funding.market_ms)
         if self.is_cross:
             self._liquidate(key, self._lines[key][0].mark, funding.market_ms)
 
@@ -323,19 +326,18 @@ class Broker:
         Returns why it cannot be reached. Of a list, what the exchange would refuse is among the
         orders, REJECTED.
         """
-        account = self.own if shadow is None else self.shadows[shadow]
-        refusals: list[tuple[PositionSide | None, str | None]] = []
-        for book in account.books:
-            part = part_of(intent, book.side)
-            if part is not None:
-                line = book.lines[bar.instrument]
-                refusals.append((book.side, self._ask(line, part, bar, at_ms)))
-        return _joined(refusals)
+        return self.route(intent, _NO_WISHES, bar, at_ms, shadow=shadow).refusal
 
     def route(
-        self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int, *, shadow: str | None = None
+        self,
+        intent: Intent | Orders | None,
+        wishes: Wishes,
+        bar: Bar,
+        at_ms: int,
+        *,
+        shadow: str | None = None,
     ) -> RouteResult:
-        """Ask the owners of an account for their *wishes*, and it for the net *intent*.
+        """Ask the owners of an account for their *wishes*, and it for the net *intent*, if any.
 
         It is the run's, or a *shadow* account.
         """
@@ -343,8 +345,8 @@ class Broker:
         ask = partial(self._ask, bar=bar, at_ms=at_ms)
         routed: list[tuple[PositionSide | None, RouteResult]] = []
         for book in account.books:
-            part, line = part_of(intent, book.side), book.lines[bar.instrument]
-            assert isinstance(part, Intent)
+            part = None if intent is None else part_of(intent, book.side)
+            line = book.lines[bar.instrument]
             routed.append((book.side, route(line, part, wishes, ask, at_ms)))
         return RouteResult(
             _joined([(side, of.refusal) for side, of in routed]),
@@ -424,18 +426,6 @@ class Broker:
             return None, None
         planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
         return (None, planned) if isinstance(planned, str) else (planned, None)
-
-    def send(self, lists: Mapping[str, Orders], bar: Bar, at_ms: int) -> None:
-        """Ask owners of the run's account, by name, for their *lists* alone."""
-        for owner, orders in lists.items():
-            for book in self.own.owners[owner].books:
-                if (part := part_of(orders, book.side)) is not None:
-                    self._ask(book.lines[bar.instrument], part, bar, at_ms)
-
-    def cross(self, instrument: str, price: int, at_ms: int) -> None:
-        """Let opposing shares of the run's account cross at *price*."""
-        for line in self.own.lines_of(instrument):
-            cross(line, price, at_ms)
 
     def share_out(self) -> None:
         """Give each owner its share of the equity of each account anew."""
@@ -544,9 +534,9 @@ class Broker:
         Of one account without sides, in which nothing can be liquidated. What rests or protects
         has to be passed by each bar: see :meth:`resting`.
         """
-        if self.save or self._by_quotes or self._by_book or self._marked or self._confirms:
+        if self.save is Save.NOW or self._marked or self._confirms or self.own.entries:
             return False
-        if self.shadows or self.own.sides or self.own.entries:
+        if self._by_quotes or self._by_book or self.shadows or self.own.sides:
             return False
         for lines in self._lines.values():
             for line in lines:
@@ -620,9 +610,9 @@ class Broker:
             # Another run may have had other ones, in another position mode or of other owners.
             if name in shadows and of_shadow.keys() == shadow.parts.keys():
                 shadow.restore(shadows[name], of_shadow)
-        self.save = Save.NO
+        self.save = Save.NOW if taken_over else Save.NO
         for confirmation in confirmed:
-            self.save = Save.LATER
+            self.save = self.save or Save.LATER
             account = self.own if confirmation.twin is None else self.beside.get(confirmation.twin)
             if account is not None and confirmation.instrument in self._confirms:
                 account.confirm(confirmation.instrument, confirmation.open_time_ms)

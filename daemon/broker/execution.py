@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from itertools import islice, pairwise
-from typing import Final
+from itertools import islice
+from typing import Final, Self
 
 from msgspec import Struct
 
@@ -77,67 +77,39 @@ class ExecutionCosts(Struct, frozen=True):
         return self.per_share * 10.0 ** (instrument.price_decimals - RATE_DECIMALS)
 
 
-class TrueRange:
-    """The mean true range of the last ``RANGE_BARS`` closed bars, as a rate of the last close.
-
-    A bar's true range is the largest of high - low and the distances of both from the close
-    before it, so the last ``RANGE_BARS`` + 1 bars decide it.
-    """
-
-    def __init__(self) -> None:
-        self.rate = 0  # 10⁻¹⁰ of the price
-        self._ranges: deque[int] = deque(maxlen=RANGE_BARS)
-        self._sum = 0
-        self._close: int | None = None
-        self._bars: deque[Bar] = deque(maxlen=RANGE_BARS + 1)
-
-    def push(self, bar: Bar) -> None:
-        """Take in the next closed bar."""
-        self._bars.append(bar)
-        high, low = bar.high, bar.low
-        if self._close is not None:
-            high, low = max(high, self._close), min(low, self._close)
-        if len(self._ranges) == RANGE_BARS:
-            self._sum -= self._ranges[0]
-        self._ranges.append(high - low)
-        self._sum += high - low
-        self._close = bar.close
-        self.rate = self._sum * RATE_SCALE // (len(self._ranges) * bar.close)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it."""
-        bars = [adjusted_bar(action, bar) for bar in self._bars]
-        self._ranges.clear()
-        self._sum, self._close = 0, None
-        for bar in bars:
-            self.push(bar)  # one more than the window: the oldest is the close before it
-
-
-class DayRange:
-    """The mean true range of the bars of a day, which is what ``Volatility`` counts in.
+class MeanRange:
+    """The mean true range of the last *bars* closed bars.
 
     A bar's true range is the largest of high less low and the distances of both from the close
-    before it. So the last bars of a day and the one before them decide it, and a start that is
-    shown those again comes to the same number. Nothing is added up before it is asked for.
+    before it. So these bars and the one before them decide it, and a start that is shown those
+    again comes to the same number. Nothing is added up before it is asked for.
     """
 
-    def __init__(self, interval_ms: int) -> None:
-        self.bars = max(DAY_MS // interval_ms, RANGE_BARS_LEAST)
-        self._recent: deque[Bar] = deque(maxlen=self.bars + 1)
+    def __init__(self, bars: int) -> None:
+        self.bars = bars
+        self._recent: deque[Bar] = deque(maxlen=bars + 1)
         self._ranges: deque[int] | None = None  # once it was asked for
         self._sum = 0
         self.push: Callable[[Bar], None] = self._recent.append
         """Take in the next closed bar."""
 
+    @classmethod
+    def of_day(cls, interval_ms: int) -> Self:
+        """Return that of a day, which is what ``Volatility`` counts in."""
+        return cls(max(DAY_MS // interval_ms, RANGE_BARS_LEAST))
+
     def _push(self, bar: Bar) -> None:
         """Take in the next closed bar, and its range."""
-        recent = self._recent
-        assert self._ranges is not None
-        if recent:
-            if len(self._ranges) == self.bars:
-                self._sum -= self._ranges[0]
-            self._add(recent[-1], bar)
-        recent.append(bar)
+        ranges, high, low = self._ranges, bar.high, bar.low
+        assert ranges is not None
+        if self._recent:
+            before = self._recent[-1].close
+            high, low = max(high, before), min(low, before)
+        if len(ranges) == self.bars:
+            self._sum -= ranges[0]
+        ranges.append(high - low)
+        self._sum += high - low
+        self._recent.append(bar)
 
     def adjust(self, action: CorporateAction) -> None:
         """Take the bars before a split as those of the shares after it."""
@@ -148,33 +120,39 @@ class DayRange:
         self.push = self._recent.append
 
     def last(self, count: int) -> list[Bar]:
-        """Return the last *count* bars, newest first, or as many as a day has."""
+        """Return the last *count* bars, newest first, or as many as are known."""
         return list(islice(reversed(self._recent), count))
 
     def mean(self) -> int | None:
         """Return it in units of the price; None while fewer bars are known."""
         if len(self._recent) <= self.bars:
             return None
-        if self._ranges is None:
-            self._ranges = deque(maxlen=self.bars)
-            self.push = self._push
-            bars = list(self._recent)
-            for before, bar in pairwise(bars):
-                self._add(before, bar)
-        return divide_half_even(self._sum, self.bars)
+        return divide_half_even(self._added(), self.bars)
 
-    def _add(self, before: Bar, bar: Bar) -> None:
-        assert self._ranges is not None
-        width = max(bar.high, before.close) - min(bar.low, before.close)
-        self._ranges.append(width)
-        self._sum += width
+    @property
+    def rate(self) -> int:
+        """That of the bars that are known, as 10⁻¹⁰ of the last close; 0 before the first."""
+        if not self._recent:
+            return 0
+        count = min(len(self._recent), self.bars)
+        return self._added() * RATE_SCALE // (count * self._recent[-1].close)
+
+    def _added(self) -> int:
+        """Return the sum of the ranges."""
+        if self._ranges is None:
+            bars = [*self._recent]
+            self._recent.clear()
+            self._ranges, self.push = deque(maxlen=self.bars), self._push
+            for bar in bars:
+                self._push(bar)
+        return self._sum
 
 
 class Executor:
     """Prices the fills of one instrument's orders."""
 
     def __init__(
-        self, instrument: Instrument, costs: ExecutionCosts, ranges: TrueRange | None = None
+        self, instrument: Instrument, costs: ExecutionCosts, ranges: MeanRange | None = None
     ) -> None:
         self.tick = instrument.tick_size
         self.step = instrument.quantity_step

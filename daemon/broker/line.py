@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from tracepaper.daemon.broker import splits
 from tracepaper.daemon.broker.book_fills import QueueState
-from tracepaper.daemon.broker.execution import DayRange, Executor
+from tracepaper.daemon.broker.execution import Executor, MeanRange
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn, HeldPosition, Plan
 from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
@@ -417,7 +417,7 @@ class Line:
         signal: Signal,
         bar: Bar,
         at_ms: int,
-        day_range: DayRange,
+        day_range: MeanRange,
         expected: ExpectedReturn | None = None,
     ) -> Plan | str:
         """Return how the entry that *signal* asks for at the close of *bar* would be protected.

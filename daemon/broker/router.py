@@ -60,8 +60,13 @@ class RouteResult(NamedTuple):
     refusals: Mapping[str, str | None]  # of each owner that was asked
 
 
-def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) -> RouteResult:
-    """Ask each share of *position* for its wish, and the position for the net *intent* of all."""
+def route(
+    position: Line, intent: Intent | Orders | None, wishes: Wishes, ask: Ask, at_ms: int
+) -> RouteResult:
+    """Ask each share of *position* for its wish, and the position for the net *intent* of all.
+
+    Where the account's gates hold that, opposing shares cross all the same.
+    """
     refusals: dict[str, str | None] = {}
     side = position.book.side
     for share in position.shares:
@@ -70,7 +75,7 @@ def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) 
         if wish is not None:
             refusals[share.owner] = ask(share, wish)
     cross(position, wishes.price, at_ms)
-    return RouteResult(ask(position, intent), refusals)
+    return RouteResult(None if intent is None else ask(position, intent), refusals)
 
 
 def cross(position: Line, price: int, at_ms: int) -> None:

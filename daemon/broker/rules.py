@@ -12,6 +12,7 @@ Bybit's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Final, NamedTuple
 
@@ -292,6 +293,18 @@ def below_notional(item: Instrument) -> str:
     return f"notional below {unscaled(item.min_notional, MONEY_DECIMALS)}"
 
 
+def most_of(quantity: int, step: int, is_borne: Callable[[int], bool]) -> int:
+    """Return the most of *quantity*, in whole steps, that *is_borne*, as less of it then is."""
+    fewest, most = 0, quantity // step
+    while fewest < most:
+        middle = (fewest + most + 1) // 2
+        if is_borne(middle * step):
+            fewest = middle
+        else:
+            most = middle - 1
+    return fewest * step
+
+
 class Terms(NamedTuple):
     """A request in exact integers, or why it has none."""
 
@@ -403,14 +416,7 @@ class Filters:
         if self.covers(side, quantity, held, price, funds):
             return quantity
         step = self.instrument.quantity_step
-        fewest, most = 0, quantity // step
-        while fewest < most:
-            middle = (fewest + most + 1) // 2
-            if self.covers(side, middle * step, held, price, funds):
-                fewest = middle
-            else:
-                most = middle - 1
-        return fewest * step
+        return most_of(quantity, step, lambda part: self.covers(side, part, held, price, funds))
 
     def _cost(self, quantity: int, notional: int) -> int:
         """Return the cash that a buy takes: its fee too, unless that is paid in base."""

@@ -262,7 +262,6 @@ class Engine:
         self.halted = False
         """Whether the operator halted trading."""
         self._observed: dict[str, Mapping[str | None, Position]] = {}
-        self.save = Save.NOW
         self.sequence = 0
 
     # ------------------------------------------------------------ what others ask
@@ -418,7 +417,7 @@ class Engine:
                 self._change_instrument(event.instrument)
             case UniverseChange():
                 self.risk.choose(event.chosen)
-                self.save = Save.NOW
+                self.broker.save = Save.NOW
             case Gap():
                 self.broker.on_gap(event)
                 return self._finish(event, event.instrument)
@@ -469,7 +468,7 @@ class Engine:
         way the engine comes to the same state, and a strategy is shown each bar and asked about it
         once: what it answered to the unit that ends the stretch is used by that unit's step.
         """
-        if not self._may_repeat or self.halted or self.save is _NOW or not self.broker.is_still():
+        if not self._may_repeat or self.halted or not self.broker.is_still():
             return None
         if type(units.peek()) not in _QUIET:
             return None
@@ -485,7 +484,7 @@ class Engine:
             repeat.decision.action in ENTRIES or any(twin.confirmed for twin in repeat.twins)
             for repeat in repeats.values()
         )
-        if confirms or self.save:
+        if confirms or self.broker.save:
             room = min(room, -first % STATE_EVERY_STEPS)
         taken = self._take_repeats(units, room, closes, repeats)
         if not taken.bars:
@@ -493,7 +492,7 @@ class Engine:
         stretch = self._valued(first, taken, repeats)
         self.begin(stretch.next_sequence)
         if confirms:
-            self.save = self.save or _LATER
+            self.broker.save = self.broker.save or _LATER
         return stretch
 
     def _begin_stretch(self, key: str) -> Repeat | None:
@@ -715,11 +714,11 @@ class Engine:
                 account = self.broker.own if owner.member is None else owner.member.account
                 context = state.ask_with(bar, forecast, account, is_finite=is_finite)
                 if state.regimes.regime is not regime or state.regimes.cell != cell:
-                    self.save = Save.NOW
+                    self.broker.save = Save.NOW
                 if state.lookback.is_warm(state.history):
                     pending[state.market.instrument.symbol] = state, context
             if owner.ask(pending):
-                self.save = Save.NOW
+                self.broker.save = Save.NOW
 
     def _decide(
         self,
@@ -754,7 +753,7 @@ class Engine:
                 bar, prediction, broker.own, is_running=is_running, is_finite=is_finite
             )
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
-            self.save = Save.NOW
+            self.broker.save = Save.NOW
         if answers is None:
             outcome = self._submit(bar, filled, decision, prediction, at_ms)
         else:
@@ -771,7 +770,7 @@ class Engine:
         for name, shadows in self.shadows.items():
             state = self.states_of(name)[step.event.instrument]
             if shadows.counts and shadows.count(step, name, state):
-                self.save = self.save or _LATER
+                self.broker.save = self.broker.save or _LATER
 
     def _submit(
         self, bar: Bar, filled: FilledEvent, decision: Decision, prediction: Prediction, at_ms: int
@@ -820,7 +819,7 @@ class Engine:
                 failed += 1
         if failed != self.failures_stored:
             self.failures_stored = failed
-            self.save = Save.NOW
+            self.broker.save = Save.NOW
         intents = [of_member.intent for _, of_member in self._on[key]]
         wishes, signal = self._netted(bar, self.broker.own, intents, decisions, at_ms)
         return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
@@ -886,8 +885,7 @@ class Engine:
             routed = broker.route(intent, wishes, bar, at_ms)
             decision = state.unfilled(decision, routed.refusal)
         else:  # what only reduces is not held up, and what a command left opposing crosses still
-            broker.send(self._reducing(bar, wishes, decision), bar, at_ms)
-            broker.cross(key, wishes.price, bar.market_ms)
+            broker.route(None, self._reducing(bar, wishes, decision), bar, at_ms)
             routed = RouteResult(None, {})
         if broker.shadows and decision.refused_by not in INTEGRITY:
             self._follow_shadows(bar, prediction, of_members, decision, at_ms)
@@ -942,14 +940,15 @@ class Engine:
             )
         return twins
 
-    def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> dict[str, Orders]:
+    def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> Wishes:
         """Return what of the lists in *wishes* the refusal of *decision* does not hold up."""
         allowed = {
             member.name: of_member.allowed_of(wish, bar, member.account, decision.refused_by)
             for member, of_member in self._on[bar.instrument]
             if isinstance(wish := wishes.intents.get(member.name), Orders)
         }
-        return {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
+        kept = {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
+        return wishes._replace(intents=kept)
 
     def _follow_shadows(
         self,
@@ -998,7 +997,7 @@ class Engine:
             if self.shared_out >= 0:
                 self.broker.share_out()
             self.shared_out = period
-            self.save = Save.NOW
+            self.broker.save = Save.NOW
 
     # ------------------------------------------------------------ prices and settlements
 
@@ -1051,11 +1050,11 @@ class Engine:
         halted = command.kind is not CommandKind.RESUME
         flattens = command.kind is CommandKind.FLATTEN
         if halted is not self.halted:
-            self.save = Save.NOW
+            self.broker.save = Save.NOW
         self.halted = halted
         if not halted and self.risk.state.breach is not None:
             self.risk.resume()
-            self.save = Save.NOW
+            self.broker.save = Save.NOW
         if halted:
             self.broker.cancel(command.kind.value, opening_only=not flattens)
         if flattens:
@@ -1097,7 +1096,7 @@ class Engine:
                 market.regimes.change_model(terms.values())
             for name, shadows in self.shadows.items():
                 shadows.passing = terms[name].passing if name in terms else shadows.passing
-            self.save = Save.NOW  # the regimes are others
+            self.broker.save = Save.NOW  # the regimes are others
 
     def forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
@@ -1140,17 +1139,14 @@ class Engine:
             twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
         sequence = self.sequence
         state: bytes | None = None
-        if broker.save:
-            self.save = max(self.save, broker.save)
-            broker.save = _NO
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):
-            self.save = Save.NOW
-        if self.save:
+            broker.save = Save.NOW
+        if broker.save:
             if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _NOTED:
-                self.save = _NOW
-            if self.save is _NOW and saves:
+                broker.save = _NOW
+            if broker.save is _NOW and saves:
                 state = self._encoded_state()
-                self.save = _NO
+                broker.save = _NO
         self.begin(sequence + 1)
         halted, self.risk.halted = self.risk.halted, None
         return Step(

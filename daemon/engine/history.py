@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange
+from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.engine.state import EngineSettings, MemberTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
@@ -81,7 +81,7 @@ class Lookback:
         self.remembered = max(
             remembered(strategy),
             of_sizes,
-            DayRange(settings.interval_ms).bars + 1 if exits is not None and exits.uses_atr else 0,
+            MeanRange.of_day(settings.interval_ms).bars + 1 if exits and exits.uses_atr else 0,
         )
 
     def is_warm(self, history: InstrumentHistory) -> bool:
@@ -131,7 +131,7 @@ class InstrumentHistory:
         self.books = OrderBookHistory(books) if books else None
         self.frames = self._new_frames()
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
-        self.day_range = DayRange(settings.interval_ms)  # for distances in volatility
+        self.day_range = MeanRange.of_day(settings.interval_ms)  # for distances in volatility
         self.remembered = max(
             *(lookback.remembered for lookback in lookbacks),
             0 if self._splits is None else watched_bars(settings),

@@ -25,7 +25,6 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent, part_of
 from tracepaper.daemon.broker.book import AccountState, Book, Holdings
-from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders, Signal
@@ -480,7 +479,6 @@ class Restart:
                 engine.declared[key].hand_back(encoded)
         for key, decided in since.items():
             engine.states[key].outcomes.restored = decided.verdict
-        engine.save = Save.NOW if taken_over else Save.NO
         engine.begin(next_sequence)
         if engine.members:
             self._restore_members(state, since)

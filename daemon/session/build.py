@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.book_fills import QueueRules
-from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange, ExecutionCosts
+from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
@@ -645,7 +645,7 @@ def warmup_bars(
     these; with *sessions* they are fewer.
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
-    of_day = DayRange(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
+    of_day = MeanRange.of_day(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
     every = every_of(strategies)
     wanted = [frame_bars(strategy) for strategy in every]
     base_ms = config.market.interval_ms

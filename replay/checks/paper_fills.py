@@ -16,9 +16,9 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from tracepaper.daemon.broker.execution import ExecutionCosts, Executor, TrueRange
+from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, Executor, MeanRange
 from tracepaper.replay.archive import Candles, read_candles
-from tracepaper.replay.archive.candles import bars_of, merge_candles
+from tracepaper.replay.archive.candles import bars_of, merge_candles, slice_candles
 from tracepaper.replay.archive.executions import Execution
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.archive.series import archive_instrument
@@ -109,7 +109,6 @@ class OpenFills:
             symbol: archive_instrument(part) for symbol, part in self._held.items()
         }
         self._closes = {symbol: part.closes_ms for symbol, part in self._held.items()}
-        self._ranges: dict[str, list[int]] = {}
         self.symbols = frozenset(self._held)
 
     def decimals(self, symbol: str) -> int:
@@ -135,23 +134,14 @@ class OpenFills:
         if row is None:
             return None
         part, instrument = self._held[order.symbol], self._instruments[order.symbol]
-        ranges = TrueRange()
+        ranges = MeanRange(RANGE_BARS)
         if costs.ranges:
-            ranges.rate = self._rates(order.symbol)[row]
+            for bar in bars_of(slice_candles(part, slice(max(row - RANGE_BARS - 1, 0), row))):
+                ranges.push(bar)
         scale = 10 ** (instrument.price_decimals - part.price_decimals)
         executor = Executor(instrument, costs, ranges)
         price, at_ms = int(part.open[row]) * scale, int(part.open_time_ms[row])
         return executor.on_path(_order(order, instrument, 1, at_ms), price, at_ms)
-
-    def _rates(self, symbol: str) -> list[int]:
-        """Return the mean true range that is known at each candle's open."""
-        if symbol not in self._ranges:
-            ranges, rates = TrueRange(), []
-            for bar in bars_of(self._held[symbol]):
-                rates.append(ranges.rate)
-                ranges.push(bar)
-            self._ranges[symbol] = rates
-        return self._ranges[symbol]
 
 
 class BookFills:
