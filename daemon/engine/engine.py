@@ -39,7 +39,6 @@ from tracepaper.daemon.engine.state import (
     BUY_AND_HOLD,
     INTEGRITY,
     WITHOUT,
-    EngineSettings,
     EngineState,
     MemberTerms,
     ModelTerms,
@@ -49,10 +48,7 @@ from tracepaper.daemon.engine.state import (
 from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.api.sizing import Sizer
-from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.api.timeframes import FrameRange, Row
-from tracepaper.strategies.gates.evaluator import GateEvaluator
+from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.types.decisions import (
     BookMarks,
     Decision,
@@ -158,19 +154,17 @@ class Engine:
     def __init__(
         self,
         instruments: Sequence[Instrument],
-        strategies: Mapping[str, Strategy],
-        sizers: Mapping[str, Sizer],
-        gates: Mapping[str, GateEvaluator],
-        settings: EngineSettings,
+        account: MemberTerms,
         *,
         members: Sequence[MemberTerms] = (),
         reset: str = NEVER,
     ) -> None:
-        """Take what decides on each instrument, by id.
+        """Take what decides for the *account*.
 
-        Several *members* share the account, and *strategies* net them; their shares are given anew
-        at each *reset*.
+        Several *members* share it, and its strategies net them; their shares are given anew at each
+        *reset*.
         """
+        strategies, settings = account.strategies, account.settings
         self.risk = RiskWatch(
             settings.risk,
             flattens=settings.flatten_on_breach,
@@ -178,7 +172,6 @@ class Engine:
             closes_outside=settings.closes_outside,
         )
         self.is_hedged = settings.broker.is_hedged
-        account = MemberTerms("", 0, strategies, sizers, gates, settings)
         lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
         if members:  # each has a size of its own, and the account what they want together
             account = account._replace(sizers={of.id: one_step(of) for of in instruments})
@@ -205,7 +198,9 @@ class Engine:
         self.declared = {key: state for key, state in declared.items() if state is not None}
         self.prices = Prices({key: market.belief for key, market in self.markets.items()})
         twins = {item.id: strategies[item.id].twins for item in instruments}
-        self.shadows = {of.name: Shadows(twins, of.settings.passing) for of in members or [account]}
+        self.shadows = {
+            of.name: Shadows(twins, of.settings.model.passing) for of in members or [account]
+        }
         """What shadow accounts follow: of the account's one strategy, "", or of each member."""
         self.counts = any(of.counts for of in self.shadows.values())
         """Whether one depends on what the run did at each bar: see :meth:`count`."""
@@ -234,7 +229,7 @@ class Engine:
         self.sees_account = (
             bool(members)
             or any(of.sees_account for of in strategies.values())
-            or any(of.sees_account for of in sizers.values())
+            or any(of.sees_account for of in account.sizers.values())
         )
         """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
         self._reset, self.shared_out = reset, -1
@@ -274,11 +269,6 @@ class Engine:
         return tuple(dict.fromkeys(evaluator.gate_set for evaluator in evaluators))
 
     @property
-    def breach(self) -> str:
-        """The limit that halts new exposure until the operator says RESUME; empty if none."""
-        return self.risk.breach
-
-    @property
     def set_aside(self) -> dict[str, str]:
         """Of several strategies those that failed, and why."""
         return {member.name: member.failed for member in self.members if member.failed}
@@ -292,10 +282,6 @@ class Engine:
     def is_portfolio(self) -> bool:
         """Whether a strategy decides for all instruments of a close."""
         return bool(self._portfolios)
-
-    def signal_of(self, instrument: str) -> Signal | Orders | None:
-        """Return the newest signal of *instrument*'s strategy, before gates and account."""
-        return self.states[instrument].signal
 
     @property
     def since_decided(self) -> dict[str, SinceDecided]:
@@ -319,14 +305,6 @@ class Engine:
         """Return who decides on each instrument: for the account, or of several that *name*."""
         return {"": self.states, **{member.name: member.states for member in self.members}}[name]
 
-    def strategy_of(self, instrument: str) -> Strategy:
-        """Return the object that decides on *instrument*."""
-        return self.states[instrument].strategy
-
-    def warmup_of(self, instrument: str) -> int:
-        """Return how many of the last bars decide on *instrument*."""
-        return self.markets[instrument].history.reach
-
     def warm_at(self, instrument: str, now_ms: int) -> int | None:
         """Return when *instrument* is decided on from enough bars; None where it is, at *now_ms*.
 
@@ -342,10 +320,6 @@ class Engine:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
         histories = (market.history for market in self.markets.values())
         return [lacking for history in histories for lacking in history.lacking_frames(now_ms)]
-
-    def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
-        """Return of each frame its length, how many bars are wanted, and the newest handed on."""
-        return self.markets[instrument].history.newest_frames
 
     def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
         """Return what strategies on each instrument declare."""
@@ -373,14 +347,6 @@ class Engine:
         return tuple(
             value for columns in self._columns.get(instrument, ()) for value in columns.newest()
         )
-
-    def books_of(self, instrument: str) -> int:
-        """Return how many of the newest order books of *instrument* its strategy looks at."""
-        return self.states[instrument].strategy.books
-
-    def range_bars_of(self, instrument: str) -> int:
-        """Return how many of the last bars decide the range of a day of *instrument*."""
-        return self.markets[instrument].history.range_bars
 
     # ------------------------------------------------------------ one step
 

@@ -288,9 +288,9 @@ class InstrumentHistory:
     # ------------------------------------------------------------ what a start has to feed again
 
     @property
-    def range_bars(self) -> int:
-        """How many of the last bars decide the range of a day."""
-        return self.day_range.bars + 1
+    def lookback(self) -> int:
+        """How many of the last bars decide anything, the range of a day included."""
+        return max(self.reach, self.day_range.bars + 1)
 
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars a new run wants before *start_ms*; its frames' older ones come."""
@@ -316,13 +316,13 @@ class RegimeTracker:
 
     __slots__ = ("_bounds", "_cells", "_hysteresis", "cell", "regime")
 
-    def __init__(self, terms: Iterable[EngineSettings], hysteresis: float) -> None:
+    def __init__(self, terms: Iterable[ModelTerms], hysteresis: float) -> None:
         self._hysteresis = hysteresis
         self.regime = Regime.UNKNOWN
         self.cell: int | None = None
         self.change_model(terms)
 
-    def change_model(self, terms: Iterable[EngineSettings | ModelTerms]) -> None:
+    def change_model(self, terms: Iterable[ModelTerms]) -> None:
         """Go by the card of all *terms*, the account's first, which has other bounds.
 
         What the old model's attention said is forgotten.

@@ -101,15 +101,16 @@ class InstrumentState:
     ) -> None:
         """Keep what *lookbacks* look back on; *every* are the terms of the account and members."""
         key, settings = instrument.id, every[0].settings
+        models = [of.settings.model for of in every]
         self.instrument = instrument
         self.history = InstrumentHistory(
             instrument,
             lookbacks,
             settings,
             books=every[0].strategies[key].books,
-            judges_bars=any(plausible.name in of.gates[key].gate_set.gates for of in every),
+            judges_bars=any(plausible.name in of.gates[key].gate_set.gates for of in models),
         )
-        self.regimes = RegimeTracker([of.settings for of in every], settings.hysteresis)
+        self.regimes = RegimeTracker(models, settings.hysteresis)
         self.quote: Quote | None = None  # the newest, believed or not
         self.belief = PriceBelief(
             instrument,
@@ -181,7 +182,7 @@ class MemberState:
         self.strategy = strategy
         self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
         self.declared = DeclaredState.of(strategy)
-        self.gates = GateJudgement(terms.gates[key], risk, instrument, settings)
+        self.gates = GateJudgement(risk, instrument, settings)
         self.outcomes = ForecastOutcomes()
         self.signal: Signal | Orders | None = None  # the newest, whatever became of it
         self._exits = settings.broker.exits
@@ -206,7 +207,7 @@ class MemberState:
     def change_model(self, terms: ModelTerms) -> None:
         """Judge and size by another model's card from now on."""
         self.outcomes.forget()
-        self.gates.change_model(terms.gates[self.market.instrument.id], terms)
+        self.gates.change_model(self.market.instrument, terms)
         self._sizer.change_model(terms.sizing_slope, terms.fitted)
 
     def change(self, instrument: Instrument) -> None:

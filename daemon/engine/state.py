@@ -160,16 +160,11 @@ class EngineSettings(Struct, frozen=True):
     broker: BrokerSettings
     interval_ms: int
     period_start_ms: int
+    model: ModelTerms  # of the first model
     flat_on_refusal: bool = False
-    horizon_index: int = 0
-    slope: float = 1.0
     regimes: frozenset[Regime] = frozenset()
     learned_regimes: frozenset[int] = frozenset()
-    bounds: RegimeBounds | None = None
-    cells: RegimeCells | None = None  # the card's own regimes
     hysteresis: float = 0.1  # by which a cell is left late
-    fitted: FittedConfidence | None = None
-    passing: dict[str, float] = {}  # of an instrument's gates, by id, as its card counted them
     risk: dict[str, float] = {}
     flatten_on_breach: bool = False
     calendar: Calendar | None = None  # whose session bars are counted; None: every interval
@@ -185,9 +180,9 @@ class ModelTerms(Struct, frozen=True):
     horizon_index: int
     slope: float
     bounds: RegimeBounds | None
-    cells: RegimeCells | None
+    cells: RegimeCells | None  # the card's own regimes
     fitted: FittedConfidence | None
-    passing: dict[str, float]
+    passing: dict[str, float]  # of an instrument's gates, by id, as the card counted them
 
     @property
     def sizing_slope(self) -> float:
@@ -202,7 +197,6 @@ class MemberTerms(NamedTuple):
     share: int  # 10⁻¹⁰ of the account
     strategies: Mapping[str, Strategy]
     sizers: Mapping[str, Sizer]
-    gates: Mapping[str, GateEvaluator]
     settings: EngineSettings  # of a strategy as if it traded alone, without limits
 
 

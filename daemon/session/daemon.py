@@ -341,7 +341,7 @@ class Daemon:
                 counters=feed.counters,
                 newest=feed,
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
-                halted_by=operator.name if engine.halted else engine.breach,
+                halted_by=operator.name if engine.halted else engine.risk.breach,
                 margin=margin_rules(config, run.instruments),
             )
             companions: list[Companion] = [each for each in (retrainer, universe) if each]
@@ -460,7 +460,7 @@ class Daemon:
                 config,
                 run,
                 clock,
-                breach=lambda: engine.breach,
+                breach=lambda: engine.risk.breach,
                 set_aside=lambda: engine.set_aside,
                 frame_age_s=monitor.frame_age_s,
             )

@@ -276,10 +276,9 @@ def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrum
 
 def reach_of(engine: Engine, context: int) -> Lookback:
     """Return how far the decisions of *engine* look back, with a model of *context* bars, or 0."""
-    keys = engine.instruments
     return Lookback(
-        {key: max(engine.warmup_of(key), engine.range_bars_of(key), context) for key in keys},
-        {key: books for key in keys if (books := engine.books_of(key))},
+        {key: max(market.history.lookback, context) for key, market in engine.markets.items()},
+        {key: books for key, of in engine.states.items() if (books := of.strategy.books)},
         context,
         counts=engine.counts,
     )
@@ -362,8 +361,9 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
     recalled = []
     splits = [action for _, action in actions_of(reader.connection, run) if action.is_split]
     for item in run.instruments:
-        wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
-        bars = reader.bars(run.run_id, item.id, max(wanted, engine.range_bars_of(item.id)))
+        past = engine.markets[item.id].history
+        wanted = max(past.reach, 1 if history is None else history.context)
+        bars = reader.bars(run.run_id, item.id, max(wanted, past.lookback))
         bars = [bar_after(splits, bar) for bar in bars]
         for bar in bars[:-wanted]:
             restart.recall_range(bar)

@@ -326,7 +326,7 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     predictor, recorded, run_events = _opened(case.reader, case.database, run_id, case.from_step)
     engine = recorded.engine
     bars: dict[str, deque[Bar]] = {
-        item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))
+        item.id: deque(maxlen=engine.markets[item.id].history.lookback)
         for item in recorded.run.instruments
     }
     filters = {item.id: item for item in recorded.run.instruments}
@@ -369,7 +369,7 @@ def _restarted(
         restart.recall_frame(frame_bar)
     observed = []
     for key, recent in bars.items():
-        early = max(len(recent) - engine.warmup_of(key), 0)
+        early = max(len(recent) - engine.markets[key].history.reach, 0)
         for bar in islice(recent, early):
             restart.recall_range(bar)
         observed.append(islice(recent, early, None))

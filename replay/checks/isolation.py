@@ -333,8 +333,8 @@ def derive_whole(connection: Connection, config: Config, data: MarketData, mode:
     engine = replay.engine
     # Bars of higher timeframes that come from files need none of the instrument's own.
     warmups = [
-        remembered(engine.strategy_of(item.id)) if data.frames else engine.warmup_of(item.id)
-        for item in replay.instruments
+        remembered(engine.states[key].strategy) if data.frames else market.history.reach
+        for key, market in engine.markets.items()
     ]
     start_ms = replay.run.period_start_ms
     setup = Setup(replay.config, replay.instruments, start_ms, mode, replay.feed.sessions)
@@ -418,9 +418,9 @@ def derive_steps(
         parts: tuple[Signal | Orders | None, ...] = ()
         columns: tuple[tuple[str, Any], ...] = ()
         if isinstance(step.event, Bar) and step.decision is not None:
-            signal = engine.signal_of(step.event.instrument)
+            signal = engine.states[step.event.instrument].signal
             key = step.event.instrument
-            frames, columns = engine.frames_of(key), engine.columns_of(key)
+            frames, columns = engine.markets[key].history.newest_frames, engine.columns_of(key)
             parts = tuple(
                 None if member.is_empty and not member.failed else member.states[key].signal
                 for member in engine.members

@@ -287,7 +287,7 @@ def derive_memory(
         for together in steps:
             if any(bar.open_time_ms == at_ms for each in together if (bar := each.bar)):
                 break
-        connection.send(memory_of(engine.strategy_of(instrument)))
+        connection.send(memory_of(engine.states[instrument].strategy))
 
 
 @contextmanager
