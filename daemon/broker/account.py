@@ -217,20 +217,6 @@ class PaperAccount(Holdings):
             moved.clear()
         return None if instrument is None else self.position(instrument), self.balance(), entries
 
-    def quiet_closes(self) -> dict[str, tuple[int, int]] | None:
-        """Return the lowest and the highest close of each instrument that move nothing in any book.
-
-        None where there is none: see :meth:`Book.quiet_closes`.
-        """
-        of_books = [book.quiet_closes() for book in self.every_book]
-        if None in of_books:
-            return None
-        every = [of_book for of_book in of_books if of_book is not None]
-        return {
-            key: (max(of[key][0] for of in every), min(of[key][1] for of in every))
-            for key in every[0]
-        }
-
     # ------------------------------------------------------------ what the market does
 
     def match_mark(self, instrument: str, mark: int, at_ms: int) -> None:

@@ -289,32 +289,15 @@ class Book(Holdings):
                 check_range(balance)
         return balance
 
-    def quiet_closes(self) -> dict[str, tuple[int, int]] | None:
-        """Return the lowest and the highest close of each instrument that surely ask for nothing.
-
-        They leave the sums in 64 bits, and an owner that has equity half of it. None where even the
-        lowest close may not.
-        """
-        lines, count = self.lines.values(), len(self.lines)
-        fixed = abs(self.cash) + abs(self.paid_entries)
-        spare = MONEY_LIMIT // 2 - fixed - sum(abs(line.holding.entry_notional) for line in lines)
-        if spare < 0:
-            return None
-        loss = max(self.subtotal().equity, 0) // (2 * count)
-        closes = {}
-        for key, line in self.lines.items():
-            least, most = 0, MONEY_LIMIT
-            if line.held:
-                most = line.notional.quantity(spare // count, abs(line.held))
-                if self._whole is not None:
-                    move = line.notional.quantity(loss, abs(line.held))
-                    least, most = (
-                        (line.mark - move, most)
-                        if line.held > 0
-                        else (0, min(most, line.mark + move))
-                    )
-            closes[key] = least, most
-        return closes
+    @property
+    def bears_a_quarter(self) -> bool:
+        """Whether 64 bits hold its sums, and an owner has equity, at prices a quarter away."""
+        lines = self.lines.values()
+        worth = sum(abs(line.value(line.held)) for line in lines)
+        if self._whole is not None and 4 * self.subtotal().equity <= worth:
+            return False
+        entries = sum(abs(line.holding.entry_notional) for line in lines)
+        return abs(self.cash) + abs(self.paid_entries) + entries + 2 * worth < MONEY_LIMIT
 
     # ------------------------------------------------------------ what survives a restart
 

@@ -529,7 +529,7 @@ class Broker:
             self._ranges[key].push(bar)
 
     def is_still(self) -> bool:
-        """Return whether bars to come can do nothing but value what is held.
+        """Return whether bars to come, up to a quarter away, can do nothing but value what is held.
 
         Of one account without sides, in which nothing can be liquidated. What rests or protects
         has to be passed by each bar: see :meth:`resting`.
@@ -547,7 +547,7 @@ class Broker:
                     return False
             if self._is_on_margin and lines[0].holding.quantity:
                 return False
-        return True
+        return all(book.bears_a_quarter for book in self.own.every_book)
 
     def resting(self) -> dict[str, Positions]:
         """Return the positions of the account at which something rests, by instrument."""

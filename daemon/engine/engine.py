@@ -438,13 +438,12 @@ class Engine:
             return None
         if type(units.peek()) not in _QUIET:
             return None
-        first, closes = self.sequence, self.broker.own.quiet_closes()
+        first = self.sequence
         repeats: dict[str, Repeat] = {}
         for key in self.states:
-            if closes is None or (repeat := self._begin_stretch(key)) is None:
+            if (repeat := self._begin_stretch(key)) is None:
                 return None
             repeats[key] = repeat
-        assert closes is not None
         # An entry confirms its position at every bar, which has the state stored now and then.
         confirms = any(
             repeat.decision.action in ENTRIES or any(twin.confirmed for twin in repeat.twins)
@@ -452,7 +451,7 @@ class Engine:
         )
         if confirms or self.broker.save:
             room = min(room, -first % STATE_EVERY_STEPS)
-        taken = self._take_repeats(units, room, closes, repeats)
+        taken = self._take_repeats(units, room, repeats)
         if not taken.bars:
             return None
         stretch = self._valued(first, taken, repeats)
@@ -491,13 +490,9 @@ class Engine:
         return replace(repeat, twins=tuple(twins))
 
     def _take_repeats(  # noqa: C901 - the path of every bar, without calls
-        self,
-        units: UnitQueue,
-        room: int,
-        closes: Mapping[str, tuple[int, int]],
-        repeats: Mapping[str, Repeat],
+        self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat]
     ) -> QuietUnits:
-        """Take the units whose bars follow at once, close within *closes*, and repeat the last.
+        """Take the units whose bars follow at once, close within a quarter, and repeat the last.
 
         What strategies answer to the unit that ends it waits for that unit's step, an error too.
         """
@@ -511,7 +506,7 @@ class Engine:
         if self._reset != NEVER:  # the first close of a day may give shares anew
             room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
         resting = self.broker.resting()
-        ahead = [self._look_ahead(key, closes[key], repeat) for key, repeat in repeats.items()]
+        ahead = [self._look_ahead(key, repeat) for key, repeat in repeats.items()]
         takes = [(place, of_bar.take, of_bar.plausible_most) for place, of_bar in enumerate(ahead)]
         asks = [(place, ask) for place, of_bar in enumerate(ahead) for ask in of_bar.repeats]
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
@@ -545,9 +540,10 @@ class Engine:
         del measured[len(every_bar) :]
         return taken
 
-    def _look_ahead(self, key: str, closes: tuple[int, int], repeat: Repeat) -> BarPreview:
-        """Return what takes in bars of *key* that follow at once, and close within *closes*."""
-        market = self.markets[key]
+    def _look_ahead(self, key: str, repeat: Repeat) -> BarPreview:
+        """Return what takes in bars of *key* that follow at once, and close within a quarter."""
+        market, mark = self.markets[key], self.broker.own.books[0].lines[key].mark
+        closes = mark * 3 // 4, mark * 5 // 4
         deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
         looks = [decider.look_ahead(closes, repeat) for decider in deciders]
         observers = [look.observe for look in looks if look.observe is not None]
