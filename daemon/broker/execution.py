@@ -170,16 +170,13 @@ class Executor:
         On Bybit a candle's open is the previous close, not a price that anyone traded at; on
         other venues it is the first trade. Either way the order came before it.
         """
-        return self._taken(order, bar.open, FillModel.NEXT_OPEN, bar.open_time_ms)
+        return self.taken(order, bar.open, FillModel.NEXT_OPEN, bar.open_time_ms)
 
-    def on_path(self, order: Order, price: int, filled_ms: int) -> Fill:
-        """Let *order* take all that is left of it where a bar's path stands at *price*.
+    def taken(self, order: Order, price: int, model: FillModel, filled_ms: int) -> Fill:
+        """Let *order* take all that is left of it at *price*, worse by spread and slippage.
 
         A limit is never filled worse than at its own price.
         """
-        return self._taken(order, price, FillModel.BAR_PATH, filled_ms)
-
-    def _taken(self, order: Order, price: int, model: FillModel, filled_ms: int) -> Fill:
         rate = self._costs.half_spread + self._slippage()
         return self._fill(
             order,
@@ -248,11 +245,13 @@ class Executor:
         )
 
     def liquidated(self, order: Order, mark: int, filled_ms: int) -> Fill:
-        """Close all that is left of the liquidated position at its bankruptcy price.
+        """Close all that is left of the exchange's *order* at its bankruptcy price.
 
-        The exchange takes it over there, wherever the market stands; *mark* is what reached it.
+        The exchange takes it over there, wherever the market stands; *mark* is what reached it. An
+        order without a price reduces a position at the mark.
         """
-        assert order.price is not None
+        if order.price is None:
+            return self.taken(order, mark, FillModel.LIQUIDATION, filled_ms)
         return self._fill(
             order,
             order.quantity - order.filled,
@@ -261,10 +260,6 @@ class Executor:
             model=FillModel.LIQUIDATION,
             filled_ms=filled_ms,
         )
-
-    def reduced(self, order: Order, mark: int, filled_ms: int) -> Fill:
-        """Close what the exchange's own *order* sells of a position, at *mark* as a taker."""
-        return self._taken(order, mark, FillModel.LIQUIDATION, filled_ms)
 
     def part(self, order: Order, fill: Fill, quantity: int) -> Fill:
         """Return *fill* of *order* as it is for less, at the same price."""

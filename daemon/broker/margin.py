@@ -293,7 +293,7 @@ class CrossMargin(MarginPolicy):
     def _reduced(self, line: Line, value: CrossLine, quantity: int) -> tuple[CrossLine, int]:
         """Return *value* after *quantity* of it was closed at the market, and the cash it moves."""
         order = self._ordered(line, quantity, "", 0)
-        fill, holding = line.executor.reduced(order, line.mark, 0), copy(line.holding)
+        fill, holding = line.executor.liquidated(order, line.mark, 0), copy(line.holding)
         realized = holding.trade(signed_quantity(fill), fill.notional, None)
         money = line.notional(line.mark, holding.quantity)
         smaller = value._replace(
@@ -305,8 +305,7 @@ class CrossMargin(MarginPolicy):
         """Fill the exchange's own *order*; exit orders follow."""
         order = after(order, OrderEvent.ACCEPT)
         line.orders.others += (order,)
-        fills = line.executor.reduced if order.price is None else line.executor.liquidated
-        line.positions.close(fills(order, line.mark, order.created_ms))
+        line.positions.close(line.executor.liquidated(order, line.mark, order.created_ms))
 
 
 class MarginCalls:

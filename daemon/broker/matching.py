@@ -167,7 +167,7 @@ class MarketPass:
         if (reduction := line.holding.reduction(line.binds, mark)) is not None:
             quantity, tier = reduction
             reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
-            whole = self._executor.reduced(reduced, mark, at_ms)
+            whole = self._executor.taken(reduced, mark, FillModel.LIQUIDATION, at_ms)
             assert order.price is not None
             if (
                 whole.price >= order.price
@@ -229,7 +229,7 @@ class MarketPass:
                 if touched(order, price):
                     self._match(order, price, at_ms)
             elif (arrives and _reaches(order, far)) or (order.triggered and order.price is None):
-                self._apply_fill(order, self._executor.on_path(order, price, at_ms))
+                self._take_all(order, price, at_ms)
             elif not arrives and _is_through(order, price):
                 self._make(order, at_ms)
 
@@ -255,7 +255,11 @@ class MarketPass:
             return
         order = self._triggered(order)
         if order.price is None or _reaches(order, self._executor.far_side(price, order.side)):
-            self._apply_fill(order, self._executor.on_path(order, price, at_ms))
+            self._take_all(order, price, at_ms)
+
+    def _take_all(self, order: Order, price: int, at_ms: int) -> None:
+        """Fill all of an order where the path stands at *price*."""
+        self._apply_fill(order, self._executor.taken(order, price, FillModel.BAR_PATH, at_ms))
 
     def _make(self, order: Order, at_ms: int) -> None:
         """Fill a limit that had rested."""

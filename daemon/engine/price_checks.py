@@ -107,13 +107,12 @@ class PriceBelief:
         self._yardstick = 0.0  # usual range of a bar over the root of its minutes, doubled
         # Prices between these are believed without a look at anything else.
         self._low, self._high = 0, -1
-        self._quote: Quote | None = None  # the newest, believed or not
-        self._mark: Mark | None = None
-        self._trade: Trade | None = None
+        # By kind: the newest, believed or not; what jumped and waits for another source; and what
+        # was believed last of the source that waits.
+        self._newest: dict[type, Price] = {}
+        self._held: dict[type, Quote | Mark] = {}
+        self._own: dict[type, Quote | Mark] = {}
         self._announced: Mark | None = None  # the newest whose ticker announced an absurd rate
-        self._held_quote: Quote | None = None  # jumped, and waits for another source
-        self._held_mark: Mark | None = None
-        self._own: dict[type, Quote | Mark] = {}  # the last believed of what is held
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters."""
@@ -124,7 +123,7 @@ class PriceBelief:
     @property
     def holds_quote(self) -> bool:
         """Whether the newest quote was not believed."""
-        return self._held_quote is not None
+        return Quote in self._held
 
     def doubts(self, price: Quote | Mark) -> bool:
         """Return whether *price* jumps, so that other sources should be shown before it."""
@@ -141,8 +140,7 @@ class PriceBelief:
             return True
         return any(
             self._near(held, price.market_ms) and self._adds(price, held)
-            for held in (self._held_mark, self._held_quote)
-            if held is not None
+            for held in self._held.values()
         )
 
     def _adds(self, price: Price, held: Quote | Mark) -> bool:
@@ -159,7 +157,7 @@ class PriceBelief:
 
         It comes no more than *agree_ms* later, and would not be believed either.
         """
-        held = self._held_quote if isinstance(price, Quote) else self._held_mark
+        held = self._held.get(type(price))
         if held is None or not self._near(held, price.market_ms):
             return False
         self._look_at_bars()
@@ -270,12 +268,9 @@ class PriceBelief:
 
     def _own_before(self, price: Quote | Mark) -> Quote | Mark | None:
         """Return the last believed price of the same source, if it is not old."""
-        is_quote = isinstance(price, Quote)
-        held, newest = (
-            (self._held_quote, self._quote) if is_quote else (self._held_mark, self._mark)
-        )
-        last = newest if held is None else self._own.get(type(price))
-        if last is None or price.market_ms - last.market_ms > OWN_MS:
+        kind = type(price)
+        last = self._own.get(kind) if kind in self._held else self._newest.get(kind)
+        if not isinstance(last, kind) or price.market_ms - last.market_ms > OWN_MS:
             return None
         return last
 
@@ -290,24 +285,21 @@ class PriceBelief:
 
     def _keep(self, price: Price, *, is_believed: bool) -> None:
         """Remember *price* as the newest of its source."""
-        if isinstance(price, Trade):
-            self._trade = price
-            return
-        if not is_believed and (last := self._own_before(price)) is not None:
-            self._own[type(price)] = last
-        if isinstance(price, Quote):
-            self._quote = price
-            self._held_quote = None if is_believed else price
-        else:
-            self._mark = price
-            self._held_mark = None if is_believed else price
-            if price.funding_rate is not None:
-                self._announced = price
+        if not isinstance(price, Trade):
+            last = self._own_before(price)
+            self._held.pop(type(price), None)
+            if not is_believed:
+                self._held[type(price)] = price
+                if last is not None:
+                    self._own[type(price)] = last
+        if isinstance(price, Mark) and price.funding_rate is not None:
+            self._announced = price
+        self._newest[type(price)] = price
 
     def _released(self, price: Price) -> Iterator[Quote | Mark]:
         """Yield what waited and is believed now, dated as *price*."""
-        for held in (self._held_mark, self._held_quote):
-            if held is None or held is price:
+        for kind in (Mark, Quote):
+            if (held := self._held.get(kind)) is None or held is price:
                 continue
             if not self._near(held, price.market_ms):
                 continue  # still not believed: the next of its source may not go on from it
@@ -316,10 +308,7 @@ class PriceBelief:
                 if self._agreeing(held, tuple(self._others(held))) is None:
                     continue
                 self._move(doubled, price.market_ms)
-            if isinstance(held, Quote):
-                self._held_quote = None
-            else:
-                self._held_mark = None
+            del self._held[kind]
             yield replace(held, market_ms=max(held.market_ms, price.market_ms))
 
     # ------------------------------------------------------------ how far is far
@@ -367,8 +356,8 @@ class PriceBelief:
 
     def _others(self, price: Quote | Mark) -> Iterator[_SourcePrice]:
         """Yield what the other sources show about the time of *price*, each of another frame."""
-        mark, quote, trade = self._mark, self._quote, self._trade
-        if mark is not None and self._near(mark, price.market_ms):
+        mark, quote, trade = map(self._newest.get, (Mark, Quote, Trade))
+        if isinstance(mark, Mark) and self._near(mark, price.market_ms):
             if not isinstance(price, Mark):
                 yield from _shown(mark)
             elif mark.market_ms != price.market_ms and mark.price != price.price:

@@ -23,7 +23,7 @@ from tracepaper.replay.archive.executions import Execution
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import Fill, Order, OrderStatus
+from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Instrument, Quote, Side
 
 LATENCY_MOST_MS: Final = 5_000
@@ -141,7 +141,7 @@ class OpenFills:
         scale = 10 ** (instrument.price_decimals - part.price_decimals)
         executor = Executor(instrument, costs, ranges)
         price, at_ms = int(part.open[row]) * scale, int(part.open_time_ms[row])
-        return executor.on_path(_order(order, instrument, 1, at_ms), price, at_ms)
+        return executor.taken(_order(order, instrument, 1, at_ms), price, FillModel.BAR_PATH, at_ms)
 
 
 class BookFills:
