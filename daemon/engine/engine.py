@@ -32,7 +32,7 @@ from tracepaper.daemon.engine.member import (
     one_step,
     period_of,
 )
-from tracepaper.daemon.engine.price_checks import Price, Prices
+from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
     BOUND,
@@ -196,7 +196,8 @@ class Engine:
         # One object has one state, of no instrument.
         declared |= {owner.name: owner.declared for owner in self._portfolios}
         self.declared = {key: state for key, state in declared.items() if state is not None}
-        self.prices = Prices({key: market.belief for key, market in self.markets.items()})
+        self.beliefs = {key: market.belief for key, market in self.markets.items()}
+        """What is believed of prices: a feed asks which of them belong together."""
         twins = {item.id: strategies[item.id].twins for item in instruments}
         self.shadows = {
             of.name: Shadows(twins, of.settings.model.passing) for of in members or [account]
@@ -991,13 +992,13 @@ class Engine:
 
         Nor is one whose rate is not believed.
         """
-        key = funding.instrument
-        if funding.market_ms <= self.prices.settled_ms(key):
+        key, belief = funding.instrument, self.beliefs[funding.instrument]
+        if funding.market_ms <= belief.settled_ms:
             return self._finish(funding, key, accepted=False)
-        is_believed, words = self.markets[key].belief.belief_in_rate(funding)
+        is_believed, words = belief.belief_in_rate(funding)
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
-        self.prices.settled[key] = funding.market_ms
+        belief.settled_ms = funding.market_ms
         self.broker.on_funding(funding)
         return self._finish(funding, key, belief=words)
 
@@ -1133,7 +1134,7 @@ class Engine:
             {key: of.regime for key, of in regimes.items() if of.regime is not Regime.UNKNOWN},
             self.risk.state,
             *self.broker.state(),
-            dict(self.prices.settled),
+            {key: of.settled_ms for key, of in self.beliefs.items() if of.settled_ms >= 0},
             {
                 f"{name}/{key}" if name else key: basis
                 for name, shadows in self.shadows.items()

@@ -8,7 +8,7 @@ The rules are docs/money.md, M34 to M38.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from math import sqrt
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -97,6 +97,7 @@ class PriceBelief:
         self._state = state
         self._ranges = ranges
         self._agree_ms = agree_ms
+        self.settled_ms = -1  # the newest settlement that was booked
         self.forget()
 
     def forget(self) -> None:
@@ -125,8 +126,10 @@ class PriceBelief:
         """Whether the newest quote was not believed."""
         return Quote in self._held
 
-    def doubts(self, price: Quote | Mark) -> bool:
-        """Return whether *price* jumps, so that other sources should be shown before it."""
+    def doubts(self, price: Quote | Mark | Funding) -> bool:
+        """Return whether *price* would not be believed by itself: others should be shown first."""
+        if isinstance(price, Funding):
+            return not self.belief_in_rate(price)[0]
         doubled = _doubled(price)
         self._look_at_bars()
         return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
@@ -407,40 +410,6 @@ class PriceBelief:
 
     def _price(self, doubled: int) -> str:
         return unscaled(doubled * 5, self._instrument.price_decimals + 1)
-
-
-class Prices:
-    """What is believed of the prices of each instrument, and which settlements were booked.
-
-    The feed asks it which prices belong together.
-    """
-
-    def __init__(self, beliefs: Mapping[str, PriceBelief]) -> None:
-        self._beliefs = beliefs
-        self.settled: dict[str, int] = {}  # market time of each newest settlement
-
-    def doubts(self, price: Quote | Mark | Funding) -> bool:
-        """Return whether *price* would not be believed by itself: others should be shown first."""
-        belief = self._beliefs[price.instrument]
-        if isinstance(price, Funding):
-            return not belief.belief_in_rate(price)[0]
-        return belief.doubts(price)
-
-    def is_evidence(self, price: Price) -> bool:
-        """Return whether *price* is evidence for what was not believed, or for an absurd rate."""
-        return self._beliefs[price.instrument].is_evidence(price)
-
-    def settled_ms(self, instrument: str) -> int:
-        """Return the time of the newest settlement of *instrument* that was booked, or -1."""
-        return self.settled.get(instrument, -1)
-
-    def repeats(self, price: Quote | Mark) -> bool:
-        """Return whether *price* only says again what its source said and was not believed."""
-        return self._beliefs[price.instrument].repeats(price)
-
-    def holds_quote(self, instrument: str) -> bool:
-        """Return whether the newest quote of *instrument* was not believed."""
-        return self._beliefs[instrument].holds_quote
 
 
 def _doubled(price: Quote | Mark) -> int:

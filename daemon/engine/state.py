@@ -445,10 +445,10 @@ class Restart:
         """
         engine = self._engine
         engine.halted = state.halted
-        for key, regime in state.regimes.items():
-            engine.markets[key].regimes.regime = regime
-        for key, cell in state.cells.items():
-            engine.markets[key].regimes.cell = cell
+        for key, market in engine.markets.items():
+            market.belief.settled_ms = state.settled.get(key, -1)
+            market.regimes.regime = state.regimes.get(key, Regime.UNKNOWN)
+            market.regimes.cell = state.cells.get(key)
         if taken_over:
             engine.risk.take_over(state.risk)
         else:
@@ -465,7 +465,6 @@ class Restart:
         )
         if state.chosen is not None:
             engine.risk.choose(state.chosen)
-        engine.prices.settled = dict(state.settled)
         if not taken_over:
             self._restore_bases(state)
         for key, encoded in state.declared.items():

@@ -504,7 +504,7 @@ class Daemon:
             quote_from_ms=engine.broker.quote_from_ms,
             liquidates=engine.broker.liquidates,
             marks_together=engine.broker.is_cross,
-            judge=engine.prices,
+            beliefs=engine.beliefs,
         )
 
     def _warm_at(self, engine: Engine, feed: LiveFeed, instrument: str) -> int | None:

@@ -185,7 +185,7 @@ def _go_on(
         history=history,
         resumed=True,
         last_open_ms=dict(resumed.last_open_ms),
-        known_funding=dict(engine.prices.settled),  # one that was not believed is asked for again
+        known_funding=engine.state().settled,  # one that was not believed is asked for again
         recent={
             item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments
         },
