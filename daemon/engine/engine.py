@@ -27,6 +27,7 @@ from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
     Member,
+    NetStrategy,
     Portfolio,
     net_signal,
     one_step,
@@ -707,9 +708,11 @@ class Engine:
         is_running, answers = not self.halted, None
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
-            decision = state.decide_net(
-                answers.signal, answers.wishes.targets, bar, prediction, broker.own,
-                sizes=answers.sizes, is_running=is_running, is_finite=is_finite,
+            assert isinstance(state.strategy, NetStrategy)
+            state.ahead, state.strategy.signal = None, answers.signal
+            decision = state.decide(
+                bar, prediction, broker.own, is_running=is_running, is_finite=is_finite,
+                nets=answers.wishes.targets, sizes=answers.sizes,
             )  # fmt: skip
         else:
             decision = state.decide(

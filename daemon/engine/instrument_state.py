@@ -248,45 +248,21 @@ class MemberState:
         *,
         is_running: bool,
         is_finite: bool | None,
+        nets: Mapping[PositionSide | None, int] = {},
+        sizes: Mapping[PositionSide | None, int] = {},
     ) -> Decision:
         """Return what is decided for *account* at the close of *bar*, which was observed.
 
         ``intent`` is what the account is then asked for. *is_finite* says whether the model's
-        numbers were, None where there are none.
+        numbers were, None where there are none. *nets* are what several strategies want of each
+        position together, to *sizes* of which, unsigned, their lists of orders could lead.
         """
+        self._nets = nets
         bars = self.lookback.warm_bars(self.history)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         prepared, self._context = self._context, None
         context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
-        return self._judge(self._signal(context), bar, context.forecast, account)
-
-    def decide_net(
-        self,
-        signal: Signal,
-        targets: Mapping[PositionSide | None, int],
-        bar: Bar,
-        prediction: Prediction,
-        account: Holdings,
-        *,
-        sizes: Mapping[PositionSide | None, int],
-        is_running: bool,
-        is_finite: bool | None,
-    ) -> Decision:
-        """Return what :meth:`decide` does where *signal* is what several strategies want.
-
-        The *targets* are those of each position, one or two. With lists of orders they could lead
-        to *sizes* of them, unsigned.
-        """
-        self.ahead = None
-        self._nets = targets
-        bars = self.lookback.warm_bars(self.history)
-        self.gates.see_bar(bar, bars, self.market, is_running=is_running)
-        if self.strategy.needs_forecast:
-            self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
-        forecast = prediction if isinstance(prediction, Forecast) else None
-        if not self.lookback.is_warm(self.history):
-            signal = _COLD
-        return self._judge(signal, bar, forecast, account, sizes)
+        return self._judge(self._signal(context), bar, context.forecast, account, sizes)
 
     def _judge(
         self,
@@ -294,58 +270,38 @@ class MemberState:
         bar: Bar,
         forecast: Forecast | None,
         account: Holdings,
-        sizes: Mapping[PositionSide | None, int] = {},
+        sizes: Mapping[PositionSide | None, int],
     ) -> Decision:
-        """Return what *signal* comes to for *account*, by the gates."""
+        """Return what *signal* comes to for *account*, by the gates.
+
+        Of a list, what a gate refuses that is not of integrity still lets through what can only
+        reduce.
+        """
         gates, before, self.signal = self.gates, self.signal, signal
-        if not isinstance(signal, Signal):  # the usual class is quickly told
-            return self._decide_list(signal, bar, account)
-        if signal is not before:
+        if isinstance(signal, Signal) and signal is not before:
             self._wants_protection = self._exits is not None or is_protected(signal)
         if gates.risk.active:
             self._see_signal(signal, bar, forecast, account, sizes)
         measures, passed = gates.evaluator.judge(gates.inputs)
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
-        intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
-        action = intent.action
-        factor = self._sizer.factor(forecast) if action in ENTRIES else None
+        intent: Intent | Orders
+        if isinstance(signal, Signal):
+            intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
+        else:
+            intent = self.allowed_of(signal, bar, account, refused)
+        action, target, factor = Action.ORDERS, None, None
+        reason = intent.reason if refused is None else refusal(refused)
+        if isinstance(intent, Intent):
+            action, target, reason = intent.action, intent.target, intent.reason
+            factor = self._sizer.factor(forecast) if action in ENTRIES else None
         outcome = self.outcomes.of(
-            action, intent.reason, refused, passed, factor, self.regimes, gates.evaluator
+            action, reason, refused, passed, factor, self.regimes, gates.evaluator
         )
         # A target that was refused by the filters or for want of cash is asked for again at each
         # bar that no gate holds, HOLD included: HOLD leaves the last target standing.
-        if refused is not None and action is Action.HOLD:
-            self.intent = None
-        else:
-            self.intent = intent
-        decision = self.outcomes.newest = Decision(
-            outcome, intent.target, measures, _kept(signal.note)
-        )
-        return decision
-
-    def _decide_list(self, orders: Orders, bar: Bar, account: Holdings) -> Decision:
-        """Decide where the strategy asks for a list of orders.
-
-        What a gate refuses that is not of integrity still lets through what can only reduce.
-        """
-        gates = self.gates
-        if gates.risk.active:
-            reach, reduces = account.reach(bar.instrument, orders)
-            self._see_target(bar, reach, reach, account, reduces=reduces)
-        measures, passed = gates.evaluator.judge(gates.inputs)
-        refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
-        allowed = self.allowed_of(orders, bar, account, refused)
-        action, reason = Action.ORDERS, orders.reason if refused is None else refusal(refused)
-        target: int | None = None
-        if isinstance(allowed, Orders):
-            self.intent = allowed
-        else:
-            action, target, reason = allowed.action, allowed.target, allowed.reason
-            self.intent = None if action is Action.HOLD else allowed
-        outcome = self.outcomes.of(
-            action, reason, refused, passed, None, self.regimes, gates.evaluator
-        )
-        decision = self.outcomes.newest = Decision(outcome, target, measures, _kept(orders.note))
+        is_held = refused is not None and action is Action.HOLD
+        self.intent = None if is_held else intent
+        decision = self.outcomes.newest = Decision(outcome, target, measures, _kept(signal.note))
         return decision
 
     def allowed_of(
@@ -726,7 +682,7 @@ class MemberState:
 
     def _see_signal(
         self,
-        signal: Signal,
+        signal: Signal | Orders,
         bar: Bar,
         forecast: Forecast | None,
         account: Holdings,
@@ -736,6 +692,10 @@ class MemberState:
 
         With lists of several strategies *sizes* are the positions that all could lead to.
         """
+        if not isinstance(signal, Signal):
+            reach, reduces = account.reach(bar.instrument, signal)
+            self._see_target(bar, reach, reach, account, reduces=reduces)
+            return
         key, books = bar.instrument, {book.side: book for book in account.books}
         named = SIDE_OF.get(signal.action) if account.sides else None
         targets = {side: book.target(key) for side, book in books.items()}

@@ -82,7 +82,7 @@ def test_the_operators_word_lifts_a_breach() -> None:
     at_ms = START_MS + 7 * MINUTE
     restored, _ = _engine('[risk]\nmax_daily_loss = 5\n[sizing]\nmode = "equity"\n')
     Restart(restored).restore(engine.state(), next_sequence=engine.sequence)
-    assert restored.breach == "risk.daily_loss", "it outlasts a restart"
+    assert restored.risk.breach == "risk.daily_loss", "it outlasts a restart"
     step = engine.step(Command(CommandKind.RESUME, "", at_ms, at_ms), None)
     assert engine.risk.breach == ""
     assert step.state is not None
