@@ -34,7 +34,7 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
 from tracepaper.daemon.broker.positions import Positions
-from tracepaper.daemon.broker.router import RouteResult, Wishes, route
+from tracepaper.daemon.broker.router import NO_WISHES, RouteResult, Wishes, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
@@ -82,7 +82,6 @@ class FilledEvent(NamedTuple):
 
 
 NOTHING_FILLED: Final = FilledEvent()
-_NO_WISHES: Final = Wishes({}, {}, 0)
 
 
 class Broker:
@@ -326,7 +325,7 @@ class Broker:
         Returns why it cannot be reached. Of a list, what the exchange would refuse is among the
         orders, REJECTED.
         """
-        return self.route(intent, _NO_WISHES, bar, at_ms, shadow=shadow).refusal
+        return self.route(intent, NO_WISHES, bar, at_ms, shadow=shadow).refusal
 
     def route(
         self,

@@ -9,7 +9,7 @@ The rules are docs/one_account.md, J12 to J23.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tracepaper.daemon.broker.account import Intent, part_of
 from tracepaper.daemon.broker.book import requests_of
@@ -51,6 +51,9 @@ class Wishes(NamedTuple):
             bought, sold, _ = share.orders.opens(requests)
             most, least = most + bought, least - sold
         return max(abs(most), abs(least))
+
+
+NO_WISHES: Final = Wishes({}, {}, 0)
 
 
 class RouteResult(NamedTuple):

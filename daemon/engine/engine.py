@@ -20,7 +20,7 @@ from msgspec.structs import astuple, replace
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
-from tracepaper.daemon.broker.router import RouteResult, Wishes
+from tracepaper.daemon.broker.router import NO_WISHES, RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
 from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
 from tracepaper.daemon.engine.member import (
@@ -131,6 +131,10 @@ class MemberAnswers(NamedTuple):
     wishes: Wishes
     signal: Signal  # of the account, for its gates to judge
     sizes: Mapping[PositionSide | None, int]  # to which all of it could lead, where limits ask
+
+
+_ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED, {})
+"""Of an account of one strategy."""
 
 
 class BarPreview(NamedTuple):
@@ -705,25 +709,18 @@ class Engine:
             prediction, is_finite = checked(prediction)
         regimes, risk = state.regimes, self.risk.state
         regime, cell = regimes.regime, regimes.cell
-        is_running, answers = not self.halted, None
+        is_running, answers = not self.halted, _ALONE
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
             assert isinstance(state.strategy, NetStrategy)
             state.ahead, state.strategy.signal = None, answers.signal
-            decision = state.decide(
-                bar, prediction, broker.own, is_running=is_running, is_finite=is_finite,
-                nets=answers.wishes.targets, sizes=answers.sizes,
-            )  # fmt: skip
-        else:
-            decision = state.decide(
-                bar, prediction, broker.own, is_running=is_running, is_finite=is_finite
-            )
+        decision = state.decide(
+            bar, prediction, broker.own, is_running=is_running, is_finite=is_finite,
+            nets=answers.wishes.targets, sizes=answers.sizes,
+        )  # fmt: skip
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.broker.save = Save.NOW
-        if answers is None:
-            outcome = self._submit(bar, filled, decision, prediction, at_ms)
-        else:
-            outcome = self._route(bar, filled, decision, prediction, answers, at_ms)
+        outcome = self._submit(bar, filled, decision, prediction, answers, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)
         if self.counts:
             self.count(step)  # from the next bar on
@@ -739,29 +736,46 @@ class Engine:
                 self.broker.save = self.broker.save or _LATER
 
     def _submit(
-        self, bar: Bar, filled: FilledEvent, decision: Decision, prediction: Prediction, at_ms: int
+        self,
+        bar: Bar,
+        filled: FilledEvent,
+        decision: Decision,
+        prediction: Prediction,
+        answers: MemberAnswers,
+        at_ms: int,
     ) -> BarOutcome:
-        """Ask the account for the *decision* on *bar*, and shadow accounts for their own."""
+        """Ask the account for its *decision*, and its members for their *answers*.
+
+        Shadow accounts are asked for their own.
+        """
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
+        of_members, wishes, intent = answers.decisions, answers.wishes, state.intent
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
-        if (intent := state.intent) is not None:
-            refusal = broker.submit(intent, bar, at_ms)
-            decision = state.unfilled(decision, refusal)
-        for name, account in broker.shadows.items():
-            if name in state.strategy.twins:
-                wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
-                if wish is not None:
-                    broker.submit(wish, bar, at_ms, shadow=name)
-        orders = broker.take().orders
-        if orders and self.risk.active:
-            self.risk.count_orders(orders, at_ms)
-        twins: tuple[TwinStep, ...] = ()
-        if broker.beside:
-            observed = self._observed.get(key)
-            decided_ms = bar.open_time_ms
-            twins = Shadows.steps(broker.beside, key, filled.beside, decided_ms, observed)
-        return BarOutcome(decision, prediction, orders, twins)
+        if intent is None:
+            # What only reduces is not held up, and what a command left opposing crosses still.
+            broker.route(None, self._reducing(bar, wishes, decision), bar, at_ms)
+            routed = RouteResult(None, {})
+        else:
+            if isinstance(intent, Intent) and intent.ends_lists:
+                wishes = wishes.closed(intent, broker.own.owners)
+            routed = broker.route(intent, wishes, bar, at_ms)
+            decision = state.unfilled(decision, routed.refusal)
+        if broker.shadows and decision.refused_by not in INTEGRITY:
+            self._follow_shadows(bar, prediction, of_members, decision, at_ms)
+        done = broker.take()
+        if done.orders and self.risk.active:
+            self.risk.count_orders(done.orders, at_ms)
+        if not broker.beside:
+            return BarOutcome(decision, prediction, done.orders)
+        observed, decided_ms = self._observed.get(key), bar.open_time_ms
+        shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
+        twins = (
+            *shown(broker.sides, key, decided_ms=decided_ms),
+            *self._member_steps(key, (filled, done), decision, of_members, wishes, routed),
+            *shown(broker.shadows, key, decided_ms=decided_ms),
+        )
+        return BarOutcome(decision, prediction, done.orders, twins)
 
     # ------------------------------------------------------------ several strategies
 
@@ -832,41 +846,6 @@ class Engine:
         lines = self.broker.own.lines_of(bar.instrument) if self.risk.active else ()
         return {line.book.side: wishes.reach(line) for line in lines}
 
-    def _route(
-        self,
-        bar: Bar,
-        filled: FilledEvent,
-        decision: Decision,
-        prediction: Prediction,
-        answers: MemberAnswers,
-        at_ms: int,
-    ) -> BarOutcome:
-        """Ask the account for its *decision*, and its members for their *answers*."""
-        key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        of_members, wishes = answers.decisions, answers.wishes
-        intent = state.intent
-        if isinstance(intent, Intent):
-            if intent.ends_lists:
-                wishes = wishes.closed(intent, broker.own.owners)
-            routed = broker.route(intent, wishes, bar, at_ms)
-            decision = state.unfilled(decision, routed.refusal)
-        else:  # what only reduces is not held up, and what a command left opposing crosses still
-            broker.route(None, self._reducing(bar, wishes, decision), bar, at_ms)
-            routed = RouteResult(None, {})
-        if broker.shadows and decision.refused_by not in INTEGRITY:
-            self._follow_shadows(bar, prediction, of_members, decision, at_ms)
-        done = broker.take()
-        if done.orders and self.risk.active:
-            self.risk.count_orders(done.orders, at_ms)
-        observed, decided_ms = self._observed.get(key), bar.open_time_ms
-        shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
-        twins = (
-            *shown(broker.sides, key, decided_ms=decided_ms),
-            *self._member_steps(key, (filled, done), decision, answers.decisions, wishes, routed),
-            *shown(broker.shadows, key, decided_ms=decided_ms),
-        )
-        return BarOutcome(decision, prediction, done.orders, twins)
-
     def _member_steps(
         self,
         key: str,
@@ -924,13 +903,19 @@ class Engine:
         decision: Decision,
         at_ms: int,
     ) -> None:
-        """Let each shadow account of all strategies act at what they decided, and the account.
+        """Let each shadow account act at what the account decided, or all of its strategies did.
 
         A limit was measured on the run's own sum, so it does not refuse less exposure.
         """
         key, state = bar.instrument, self.states[bar.instrument]
         inputs, evaluator = state.gates.inputs, state.gates.evaluator
         for name, account in self.broker.shadows.items():
+            if not self.members:
+                if name in state.strategy.twins:
+                    wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
+                    if wish is not None:
+                        self.broker.submit(wish, bar, at_ms, shadow=name)
+                continue
             wanted = [
                 self.shadows[member.name].wish(
                     name, of_member, bar, prediction, decided, account.owners[member.name]
