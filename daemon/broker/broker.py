@@ -28,7 +28,7 @@ from tracepaper.daemon.broker.book import AccountState, Book, Holdings
 from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.book_watch import BookWatch
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
-from tracepaper.daemon.broker.exit_plans import Plan
+from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
@@ -410,9 +410,10 @@ class Broker:
             book, is_own = line.book, line.book.account is self.own
             if book.name and not (is_own and (line.whole is None or book.side is None)):
                 self.save = Save.NOW  # a step does not say which side or share it was
-        if plan is not None and line.is_protected_by(plan):
-            plan = None
-        return plan, None
+        state = line.protector.state
+        # [exits] gave this very plan before; without them a repeated signal stores the state.
+        is_known = (state.plan, state.closed, state.following) == (plan, 0, None)
+        return None if is_known and line.book.settings.exits is not None else plan, None
 
     def planned(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
@@ -423,7 +424,16 @@ class Broker:
         signal = intent.signal
         if signal is None or not (intent.is_protected or line.orders.is_guarded):
             return None, None
-        planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
+        protector, entry, held = line.protector, bar.close, None
+        if (refusal := protector.refusal(signal)) is not None:
+            return None, refusal
+        if line.held * (1 if signal.action is Action.LONG else -1) > 0:
+            entry = line.entry_price
+            held = HeldPosition(protector.state.plan, at_ms - line.holding.opened_ms)
+        planned = protector.planner.plan(
+            signal, bar.close, entry, at_ms, self._day_ranges[line.key], expected=intent.expected,
+            held=held,
+        )  # fmt: skip
         return (None, planned) if isinstance(planned, str) else (planned, None)
 
     def share_out(self) -> None:

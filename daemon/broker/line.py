@@ -20,12 +20,11 @@ from msgspec import Struct
 
 from tracepaper.daemon.broker import splits
 from tracepaper.daemon.broker.book_fills import QueueState
-from tracepaper.daemon.broker.execution import Executor, MeanRange
+from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
-from tracepaper.daemon.broker.exit_plans import ExpectedReturn, HeldPosition, Plan
 from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import NO_CASH, Bounds, MarginRules
-from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.corporate_actions import (
     Entitlement,
     ShareTerms,
@@ -35,7 +34,6 @@ from tracepaper.strategies.corporate_actions import (
 )
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
-    Action,
     Fill,
     FillModel,
     LedgerKind,
@@ -411,40 +409,6 @@ class Line:
         cash = self.book.account.spendable(payer, is_reversal=False)
         now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
         self.orders.send(orders.requests, orders.reason, now)
-
-    def plan(
-        self,
-        signal: Signal,
-        bar: Bar,
-        at_ms: int,
-        day_range: MeanRange,
-        expected: ExpectedReturn | None = None,
-    ) -> Plan | str:
-        """Return how the entry that *signal* asks for at the close of *bar* would be protected.
-
-        Or why it cannot be entered: its protection is impossible, or it waits for another signal.
-        """
-        protector = self.protector
-        if (refusal := protector.refusal(signal)) is not None:
-            return refusal
-        sign = 1 if signal.action is Action.LONG else -1
-        entry, held = bar.close, None
-        if self.held * sign > 0:
-            entry = self.entry_price
-            held = HeldPosition(protector.state.plan, at_ms - self.holding.opened_ms)
-        return protector.planner.plan(
-            signal, bar.close, entry, at_ms, day_range, expected=expected, held=held
-        )
-
-    def is_protected_by(self, plan: Plan) -> bool:
-        """Return whether [exits] gave this very *plan* before; nothing changes then.
-
-        False without [exits]: a repeated signal stores the state, as it always has.
-        """
-        state = self.protector.state
-        return self.book.settings.exits is not None and (
-            (state.plan, state.closed, state.following) == (plan, 0, None)
-        )
 
     def due_from(self, quote: Quote) -> int | None:
         """Return the market time from which *quote* closes or moves what is due by then."""
