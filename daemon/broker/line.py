@@ -347,7 +347,7 @@ class Line:
         """Whether anything rests here or in a share, or has a time at which it is closed."""
         if self.orders.rests or self.protector.is_active:
             return True
-        if self.positions.calls is not None and self.held:
+        if self.positions.cross is not None and self.held:
             return True  # a bar may call the account
         for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
             if share.waits:

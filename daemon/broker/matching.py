@@ -60,7 +60,7 @@ class MarketPass:
         """Let events pass *positions*."""
         self.journal = positions.journal
         self._lines, self._parts = positions.lines, positions.parts
-        self._calls = positions.calls
+        self._positions = positions
         self._executor = positions.lines[0].executor
         self._younger: set[str] = set()  # than the bar that passes: ids of orders
         self._is_quote = False  # what passes
@@ -156,9 +156,10 @@ class MarketPass:
 
     def _called(self, start: int, end: int, at_ms: int) -> int | None:
         """Liquidate an account on cross margin where the way to *end* calls it; return where."""
-        if (calls := self._calls) is None or (at := calls.at(start, end)) is None:
+        positions, cross = self._positions, self._positions.cross
+        if cross is None or (at := cross.called_at(positions, start, end)) is None:
             return None
-        calls.liquidate(at, at_ms)
+        cross.liquidate(positions, at, at_ms)
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
@@ -320,8 +321,8 @@ class MarketPass:
                 self._end_short(position, order, refusal)
                 return False
             fill = affordable
-        calls = self._calls
-        if calls is not None and calls.ruins(position, fill):
+        cross = self._positions.cross
+        if cross is not None and cross.ruins(position, fill):
             if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False
@@ -492,12 +493,12 @@ def worse_path(positions: Positions, bar: Bar) -> int | None:
 
     None where neither meets anything that rests.
     """
-    calls = positions.calls
+    cross = positions.cross
     if not any(
         _may_meet(order, bar, part.orders.trail)
         for part in positions.parts
         for order in part.orders.others
-    ) and (calls is None or not calls.is_called_within(bar)):
+    ) and (cross is None or not cross.is_called_within(positions, bar)):
         return None
     left = []
     for path in (0, 1):

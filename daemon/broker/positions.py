@@ -16,6 +16,7 @@ from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.book_fills import BookMoves, Queues
 from tracepaper.daemon.broker.book_matching import BookPass
 from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.margin import CrossMargin
 from tracepaper.daemon.broker.matching import MarketPass
 from tracepaper.strategies.types.decisions import Fill
 from tracepaper.strategies.types.market import Bar, BookUpdate, Quote
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Positions:
     """The positions of an account in one instrument, and the shares in them."""
 
-    __slots__ = ("account", "calls", "journal", "lines", "parts", "queues", "tried")
+    __slots__ = ("account", "cross", "journal", "lines", "parts", "queues", "tried")
 
     def __init__(self, account: PaperAccount, lines: Sequence[Line], queues: Queues | None) -> None:
         """Join the *lines* of positions, one for each side; *queues* where books fill orders."""
@@ -38,7 +39,8 @@ class Positions:
         self.tried: Trial | None = None  # while fills are tried on them
         for part in self.parts:
             part.positions = self
-        self.calls = account.policy.calls(self)
+        policy = account.policy
+        self.cross = policy if isinstance(policy, CrossMargin) else None  # whose calls it meets
 
     @property
     def waits(self) -> bool:
@@ -113,7 +115,7 @@ class Positions:
         for part in self.parts:
             if part.protector.is_timed or not matching.passes(part.orders, bar):
                 return False
-        return self.calls is None or not self.calls.is_called_within(bar)
+        return self.cross is None or not self.cross.is_called_within(self, bar)
 
     def _expire(self, market_ms: int, *, unfilled: bool = True) -> None:
         for part in self.parts:
