@@ -354,11 +354,6 @@ class Line:
                 return True
         return False
 
-    def is_moved_by(self, owner: str, fill: Fill) -> bool:
-        """Return whether *fill*, of *owner* or of the account, is of this line."""
-        is_of = fill.instrument == self.key and fill.position_side is self.book.side
-        return is_of and owner == self.owner
-
     def arm(self, fills: Sequence[Fill]) -> None:
         """Let protection follow *fills*."""
         if not fills or not self.protector.is_active:

@@ -146,7 +146,8 @@ class Positions:
             return
         for line in self.parts:
             if not line.shares:
-                line.arm([fill for owner, fill in moved if line.is_moved_by(owner, fill)])
+                named = line.owner, line.key, line.book.side
+                line.arm([f for of, f in moved if (of, f.instrument, f.position_side) == named])
 
     def trial(self) -> Trial:
         """Return a trial of fills."""

@@ -145,7 +145,8 @@ class MarginRules:
         """Return why a position of *notional* (unsigned) may not have the leverage, or None."""
         numbered_tier = self._tier(notional)
         if numbered_tier is None:
-            return f"position above {_money(self._tiers[-1].limit)}, the last risk tier"
+            most = unscaled(self._tiers[-1].limit, MONEY_DECIMALS)
+            return f"position above {most}, the last risk tier"
         number, tier = numbered_tier
         if self._leverage <= tier.max_leverage:
             return None
@@ -259,10 +260,6 @@ class MarginRules:
 def _short_money(amount: int) -> str:
     """Return *amount* with four decimals, rounded up."""
     return unscaled(-(-amount // 10 ** (MONEY_DECIMALS - 4)), 4)
-
-
-def _money(amount: int) -> str:
-    return unscaled(amount, MONEY_DECIMALS)
 
 
 def _leverage(leverage: int) -> str:

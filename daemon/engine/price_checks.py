@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import sqrt
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -27,6 +27,7 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, RATE_DECIMALS, RATE_SCALE, unscaled
 
 if TYPE_CHECKING:
+    from tracepaper.daemon.engine.history import InstrumentHistory
     from tracepaper.strategies.order_book import Books, OrderBookHistory
 
 USUAL_RANGES: Final = 30.0
@@ -68,19 +69,6 @@ class _SourcePrice(NamedTuple):
     doubled: int  # price
 
 
-class KnownBars(Protocol):
-    """What is known of an instrument's bars."""
-
-    @property
-    def last_bar(self) -> Bar | None:
-        """The newest bar."""
-        ...
-
-    def usual_range(self) -> int | None:
-        """Return twice the median true range of the last bars; None while too few are known."""
-        ...
-
-
 class PriceBelief:
     """What is believed of the prices of one instrument.
 
@@ -91,7 +79,7 @@ class PriceBelief:
     """
 
     def __init__(
-        self, instrument: Instrument, state: KnownBars, *, ranges: float, agree_ms: int
+        self, instrument: Instrument, state: InstrumentHistory, *, ranges: float, agree_ms: int
     ) -> None:
         self._instrument = instrument
         self._state = state

@@ -465,8 +465,13 @@ class Restart:
         )
         if state.chosen is not None:
             engine.risk.choose(state.chosen)
-        if not taken_over:
-            self._restore_bases(state)
+        # Pyright reads this module by two names, and takes their structs for different ones.
+        bases: dict[str, Any] = {} if taken_over else state.bases
+        for name, basis in bases.items():
+            member, _, key = name.rpartition("/")
+            counting = engine.shadows.get(member)
+            if counting is not None and counting.counts:
+                counting.bases[key] = basis
         for key, encoded in state.declared.items():
             if key in engine.declared:
                 engine.declared[key].hand_back(encoded)
@@ -475,15 +480,6 @@ class Restart:
         engine.begin(next_sequence)
         if engine.members:
             self._restore_members(state, since)
-
-    def _restore_bases(self, state: EngineState) -> None:
-        # Pyright reads this module by two names, and takes their structs for different ones.
-        bases: dict[str, Any] = state.bases
-        for name, basis in bases.items():
-            member, _, key = name.rpartition("/")
-            counting = self._engine.shadows.get(member)
-            if counting is not None and counting.counts:
-                counting.bases[key] = basis
 
     def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
         """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
