@@ -727,7 +727,7 @@ class Engine:
         return step
 
     def count(self, step: Step) -> None:
-        """Add *step* to what shadow accounts depend on."""
+        """Add *step* to what shadow accounts depend on; a start does so behind the stored state."""
         if not isinstance(step.event, Bar):
             return
         for name, shadows in self.shadows.items():

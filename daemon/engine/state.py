@@ -507,10 +507,6 @@ class Restart:
                         f"{line.held}; run `tracepaper audit verify` and restore a backup"
                     )
 
-    def count(self, step: Step) -> None:
-        """Add a *step* behind the stored state to what the shadow accounts depend on."""
-        self._engine.count(step)
-
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing."""
         self._engine.recall(bar)

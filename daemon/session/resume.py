@@ -347,7 +347,7 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
     )
     if engine.counts:
         for step in reader.steps_since_state(run.run_id, until=after):
-            restart.count(step)
+            engine.count(step)
 
 
 def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
