@@ -72,7 +72,6 @@ from tracepaper.daemon.session.run_row import (
     warm_up_of,
 )
 from tracepaper.daemon.session.shipper import ShippingProcess
-from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
     Universe,
@@ -145,7 +144,7 @@ class Daemon:
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
         self._lacks_candidates = False  # of its universe: the exchange is asked for them
-        self._worker = Worker(MODEL_THREAD)
+        self._worker = Worker("model")
         self._progress: Callable[[], object] = object
         self._blocked_logged_s = -math.inf
 
