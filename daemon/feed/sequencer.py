@@ -21,7 +21,7 @@ from tracepaper.daemon.feed.state import (
     REQUEST_WAIT_MAX_S,
     BarRange,
     FeedState,
-    MissingRanges,
+    MissingBars,
     Place,
     Price,
     bar_ranges,
@@ -225,34 +225,32 @@ class Backfill:
     async def _close_inner_holes(self, hole: Hole, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* with those that later answers have between them."""
         interval_ms = hole.state.sequence.interval_ms
-        missing = MissingRanges(self._certain_s)
+        missing = MissingBars(self._certain_s, interval_ms)
         by_time = {bar.open_time_ms: bar for bar in bars}
         wait_s = FIRST_WAIT_S
         while True:
             bars = [by_time[open_ms] for open_ms in sorted(by_time)]
-            ranges = missing_ranges(bars, from_ms, interval_ms)
+            times = missing_bars(bars, from_ms, interval_ms)
             now_s = self._clock.network_s()
-            missing.update(ranges, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
+            missing.update(times, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
             if missing.due_s() == float("inf"):
                 return bars
             await self._wait(min(wait_s, max(0.0, missing.due_s() - now_s)))
             wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
-            past_ms = ranges[-1][1]
+            past_ms = times[-1] + interval_ms
             again: list[Bar] = []
             while not again or again[-1].open_time_ms < past_ms:
-                again = await self._request(hole, ranges[0][0], past_ms + interval_ms)
+                again = await self._request(hole, times[0], past_ms + interval_ms)
                 if not again or again[-1].open_time_ms < past_ms:
                     await self._wait(wait_s)
                 by_time = {**{bar.open_time_ms: bar for bar in again}, **by_time}
 
 
-def missing_ranges(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[int, int]]:
-    """Return the ranges without a bar between *from_ms* and the last of the sorted *bars*."""
-    if not bars:
-        return []
-    until_ms = bars[-1].close_time_ms
-    ranges = bar_ranges(bars, from_ms=from_ms, until_ms=until_ms, interval_ms=interval_ms)
-    return [(run.from_ms, run.until_ms) for run in ranges if not run.bars]
+def missing_bars(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[int]:
+    """Return the open times from *from_ms* on that the sorted *bars* lack before their last."""
+    held = {bar.open_time_ms for bar in bars}
+    until_ms = bars[-1].open_time_ms
+    return [at_ms for at_ms in range(from_ms, until_ms, interval_ms) if at_ms not in held]
 
 
 def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
@@ -339,7 +337,7 @@ class BarSequencer:
         if page.bars:
             self._begin_at(state, page.bars[0])
             state.missing.update(
-                missing_ranges(page.bars, page.from_ms, sequence.interval_ms),
+                missing_bars(page.bars, page.from_ms, sequence.interval_ms),
                 from_ms=page.from_ms,
                 until_ms=page.bars[-1].close_time_ms,
                 now_s=page.answered_s,
