@@ -175,7 +175,6 @@ class LotSizeFilter(Struct, rename="camel"):
     """Quantity limits; linear and spot name the same things differently, so all are optional."""
 
     min_order_qty: str = ""
-    max_order_qty: str = ""
     max_mkt_order_qty: str = ""  # linear
     qty_step: str = ""  # linear
     min_notional_value: str = ""  # linear
@@ -236,9 +235,6 @@ class TickerInfo(Struct, rename="camel"):
 
     symbol: str
     last_price: str = ""
-    mark_price: str = ""
-    funding_rate: str = ""
-    next_funding_time: str = ""
     turnover: str = field(default="", name="turnover24h")
     high: str = field(default="", name="highPrice24h")
     low: str = field(default="", name="lowPrice24h")
