@@ -20,8 +20,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from tracepaper.daemon.bybit.book_frames import EventReader, FrameReader
 from tracepaper.daemon.bybit.messages import decode_book
+from tracepaper.daemon.bybit.order_book import EventReader, FrameReader
 from tracepaper.daemon.bybit.wire import BestQuotes, Trades
 from tracepaper.replay.archive.members import (
     EVENTS_MARK,

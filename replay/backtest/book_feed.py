@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from tracepaper.daemon.bybit.book_frames import frame_of
+from tracepaper.daemon.bybit.order_book import frame_of
 from tracepaper.daemon.feed.book_follower import SILENT, BookFollower, ReadFrame, Silence, Watch
 from tracepaper.replay.archive.book_events import EventsFile
 from tracepaper.replay.archive.order_book import DepthSource
