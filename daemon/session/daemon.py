@@ -53,7 +53,12 @@ from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_fo
 from tracepaper.daemon.session.messenger import Messenger, check_notify
 from tracepaper.daemon.session.models import forecaster_of, load_forecaster, warnings_for
 from tracepaper.daemon.session.parity import OFF, DailyParity
-from tracepaper.daemon.session.recorder import Recorder, check_recording, folder_of
+from tracepaper.daemon.session.processes import (
+    Recorder,
+    ShippingProcess,
+    check_recording,
+    folder_of,
+)
 from tracepaper.daemon.session.resume import (
     OpenedRun,
     Opening,
@@ -71,7 +76,6 @@ from tracepaper.daemon.session.run_row import (
     usage_errors,
     warm_up_of,
 )
-from tracepaper.daemon.session.shipper import ShippingProcess
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
     Universe,
