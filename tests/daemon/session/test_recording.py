@@ -29,7 +29,7 @@ from waiting import until
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import child, recorder
+from tracepaper.daemon.session import child, processes
 from tracepaper.replay.archive.book_events import EventsFile, events_quality
 from tracepaper.replay.archive.members import EVENTS_MARK, MemberWriter
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -164,8 +164,8 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
 async def test_a_full_disk_ends_no_run_and_tears_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *recorder.PROGRAM)
-    monkeypatch.setattr(recorder, "PROGRAM", small)
+    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *processes.RECORD)
+    monkeypatch.setattr(processes, "RECORD", small)
     async with (
         venue() as exchange,
         trading(exchange, tmp_path / "live.db", **sections(tmp_path)) as live,
@@ -215,7 +215,7 @@ async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
     try:
         with pytest.raises(ConfigInvalid, match=r"\(File too large\)"):
-            recorder.check_recording(load({"market": {"record_events": str(tmp_path)}}))
+            processes.check_recording(load({"market": {"record_events": str(tmp_path)}}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -237,8 +237,8 @@ def test_recorded_events_decide_nothing() -> None:
 
 def test_the_folder_is_beside_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('[market]\nrecord_events = "events"\n')
-    assert recorder.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
-    assert recorder.folder_of(load({})) is None
+    assert processes.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
+    assert processes.folder_of(load({})) is None
 
 
 def test_several_symbols_of_a_session_are_a_file_each(tmp_path: Path) -> None:
