@@ -19,12 +19,11 @@ from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.state import (
     PENDING_MAX,
     REQUEST_WAIT_MAX_S,
-    BarRange,
     FeedState,
     MissingBars,
     Place,
     Price,
-    bar_ranges,
+    stretches,
 )
 from tracepaper.strategies.types.market import (
     BY_REST,
@@ -176,12 +175,16 @@ class Backfill:
         bars = await self._close_inner_holes(hole, bars, from_ms)
         bars = await self._verified(hole, bars)
         events: list[tuple[int, Gap | Bar]] = []
-        for run in bar_ranges(
-            bars, from_ms=from_ms, until_ms=bars[-1].close_time_ms, interval_ms=interval_ms
-        ):
-            if hole.cause is not None or not run.bars:
-                events.append((run.from_ms + interval_ms, gap(hole.state, run, hole.cause)))
-            events.extend((bar.close_time_ms, bar) for bar in run.bars)
+        for stretch in stretches(bars):
+            first_ms, last_ms = stretch[0].open_time_ms, stretch[-1].close_time_ms
+            if from_ms < first_ms:
+                lost = gap(hole.state, from_ms, first_ms, hole.cause)
+                events.append((from_ms + interval_ms, lost))
+            if hole.cause is not None:
+                repaired = gap(hole.state, first_ms, last_ms, hole.cause, by=BY_REST)
+                events.append((first_ms + interval_ms, repaired))
+            events.extend((bar.close_time_ms, bar) for bar in stretch)
+            from_ms = last_ms
         return events
 
     async def _request(self, hole: Hole, from_ms: int, until_ms: int) -> list[Bar]:
@@ -253,17 +256,12 @@ def missing_bars(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[in
     return [at_ms for at_ms in range(from_ms, until_ms, interval_ms) if at_ms not in held]
 
 
-def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
-    """Return *run* as a gap; its times are set when it is delivered."""
-    return Gap(
-        instrument=state.instrument.id,
-        from_ms=run.from_ms,
-        until_ms=run.until_ms,
-        cause=GapCause.ARCHIVE if cause is None else cause,
-        repaired_by=BY_REST if run.bars else "",
-        market_ms=0,
-        seen_ms=0,
-    )
+def gap(
+    state: FeedState, from_ms: int, until_ms: int, cause: GapCause | None, *, by: str = ""
+) -> Gap:
+    """Return a gap that is repaired *by* something or for good; it is dated when delivered."""
+    cause = GapCause.ARCHIVE if cause is None else cause
+    return Gap(state.instrument.id, from_ms, until_ms, cause, by, market_ms=0, seen_ms=0)
 
 
 FUNDING_WAIT_S: Final = 0.5
@@ -441,10 +439,10 @@ class BarSequencer:
             certain_ms = state.missing.certain_until(sequence.next_open_ms)
             if first_ms is None or not sequence.lacks(certain_ms):
                 break
-            run = BarRange(sequence.next_open_ms, min(certain_ms, first_ms), ())
-            sequence.skip(run.until_ms)
+            from_ms, until_ms = sequence.next_open_ms, min(certain_ms, first_ms)
+            sequence.skip(until_ms)
             self._counters["holes"] += 1
-            yield self._seen_now(gap(state, run, self._cause(state)))
+            yield self._seen_now(gap(state, from_ms, until_ms, self._cause(state)))
         state.missing.forget(sequence.next_open_ms)
 
     def _take_plausible(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
@@ -480,11 +478,11 @@ class BarSequencer:
 
     def _repair_gap(self, state: FeedState, stretch: list[list[Bar]]) -> Gap:
         """Return the gap that the bars of *stretch*, from REST, close."""
-        bars = tuple(versions[0] for versions in stretch)
-        run = BarRange(bars[0].open_time_ms, bars[-1].close_time_ms, bars)
+        from_ms, until_ms = stretch[0][0].open_time_ms, stretch[-1][0].close_time_ms
         self._counters["repairs"] += 1
-        self._counters["rest_bars"] += len(bars)
-        return self._seen_now(gap(state, run, self._cause(state)))
+        self._counters["rest_bars"] += len(stretch)
+        repaired = gap(state, from_ms, until_ms, self._cause(state), by=BY_REST)
+        return self._seen_now(repaired)
 
     async def _bars(
         self, state: FeedState, stretch: list[list[Bar]], *, is_last: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import StrEnum
 from typing import Final
 
@@ -142,42 +142,15 @@ def _values(bar: Bar) -> _Values:
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover)
 
 
-class BarRange(Struct, frozen=True):
-    """A range of times with the bars that fill it, or none where it is a hole."""
-
-    from_ms: int
-    until_ms: int  # exclusive
-    bars: tuple[Bar, ...]
-
-
-def bar_ranges(
-    bars: Iterable[Bar], *, from_ms: int, until_ms: int, interval_ms: int
-) -> list[BarRange]:
-    """Cut the window [*from_ms*, *until_ms*) into ranges with and without bars, in order.
-
-    *bars* are sorted by open time, each once, and open inside the window. A hole at the window's
-    end is listed too, though its bars may still come.
-    """
-    ranges: list[BarRange] = []
-    stretch: list[Bar] = []
-    at_ms = from_ms
+def stretches(bars: Iterable[Bar]) -> list[list[Bar]]:
+    """Return the sorted *bars* in lists of those that follow one another without a hole."""
+    parts: list[list[Bar]] = []
     for bar in bars:
-        if bar.open_time_ms > at_ms:
-            if stretch:
-                ranges.append(_run(stretch))
-                stretch = []
-            ranges.append(BarRange(at_ms, bar.open_time_ms, ()))
-        stretch.append(bar)
-        at_ms = bar.open_time_ms + interval_ms
-    if stretch:
-        ranges.append(_run(stretch))
-    if at_ms < until_ms:
-        ranges.append(BarRange(at_ms, until_ms, ()))
-    return ranges
-
-
-def _run(stretch: Sequence[Bar]) -> BarRange:
-    return BarRange(stretch[0].open_time_ms, stretch[-1].close_time_ms, tuple(stretch))
+        if parts and parts[-1][-1].close_time_ms == bar.open_time_ms:
+            parts[-1].append(bar)
+        else:
+            parts.append([bar])
+    return parts
 
 
 class MissingBars:

@@ -21,7 +21,7 @@ from tracepaper.daemon.feed.state import (
     MissingBars,
     PendingBars,
     Place,
-    bar_ranges,
+    stretches,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -97,17 +97,15 @@ def test_giving_up_never_goes_back() -> None:
     assert order.next_open_ms == START_MS + 3 * MINUTE
 
 
-@given(present=st.sets(st.integers(0, 30)), length=st.integers(31, 35))
-def test_runs_cover_the_window_in_order_without_overlap(present: set[int], length: int) -> None:
+@given(present=st.sets(st.integers(0, 30)))
+def test_stretches_are_parted_by_holes_alone(present: set[int]) -> None:
     window = [bar(index=index) for index in sorted(present)]
-    end_ms = START_MS + length * MINUTE
-    ranges = bar_ranges(window, from_ms=START_MS, until_ms=end_ms, interval_ms=MINUTE)
-    assert [candle for run in ranges for candle in run.bars] == window
-    edges = [START_MS, *(run.until_ms for run in ranges)]
-    assert [run.from_ms for run in ranges] == edges[:-1]
-    assert edges[-1] == end_ms
-    for part, other in itertools.pairwise(ranges):
-        assert bool(part.bars) != bool(other.bars)
+    parts = stretches(window)
+    assert [candle for part in parts for candle in part] == window
+    for part, other in itertools.pairwise(parts):
+        assert part[-1].close_time_ms < other[0].open_time_ms
+    for part in parts:
+        assert part[-1].close_time_ms - part[0].open_time_ms == len(part) * MINUTE
 
 
 def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> None:
