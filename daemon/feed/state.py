@@ -201,7 +201,7 @@ class MissingBars:
 # ---------------------------------------------------------------- order books
 
 OVERFLOW: Final = "overflow"
-"""Why a series of books is interrupted where the queue had no room for one."""
+"""Why books are interrupted where the queue had no room for one, or for a frame."""
 
 
 class DepthHolder:

@@ -26,9 +26,9 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
-from tracepaper.daemon.feed.live_book import live_book
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.entrance import tokens_of

@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.feed.live_book import LEVELS
+from tracepaper.daemon.feed.book_follower import LEVELS
 from tracepaper.daemon.session.child import END_S, WELL_S, ChildProcess, Companion, TimeLimits, keep
 from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.errors import ConfigInvalid
