@@ -15,7 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
+from tracepaper.daemon.bybit.instruments import recorded_instruments
+from tracepaper.daemon.bybit.messages import LotSizeFilter
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS, plain
@@ -228,6 +232,10 @@ def code_version() -> str:
     return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"
 
 
+ABSURD: Final = 100
+"""A size beyond so many times the largest recorded order is a mistake, whatever changed since."""
+
+
 def preflight(config: Config, database: Path) -> None:
     """Build everything that ``run`` builds, without the exchange's data.
 
@@ -302,6 +310,8 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
         started_at_ms=0,
         period_start_ms=0,
     )
+    if config.execution.filters != "data":
+        _refuse_absurd(config)
     return strategies
 
 
@@ -419,3 +429,19 @@ def _stand_in(config: Config, symbol: str) -> Instrument:
     decimals = max(-exponent, 0) if isinstance(exponent, int) else 0
     category = Category(config.market.category)
     return Instrument(category, symbol, symbol, "", 2, decimals, 8, 8, 1, 1, 0, 0, 0)
+
+
+def _refuse_absurd(config: Config) -> None:
+    """Refuse a fixed quantity far beyond the largest order that was ever recorded."""
+    if config.sizing.mode != "fixed":
+        return
+    for symbol in config.market.symbols:
+        if (recorded := recorded_instruments().get(symbol)) is None:
+            continue
+        limits = msgspec.convert(recorded["lotSizeFilter"], LotSizeFilter)
+        largest = Decimal(limits.max_order_qty)
+        if config.sizing.quantity > ABSURD * largest:
+            raise ConfigInvalid(
+                f"sizing.quantity {plain(config.sizing.quantity)} is more than {ABSURD} times the "
+                f"largest order of {symbol} ({plain(largest)}); lower it."
+            )
