@@ -397,9 +397,7 @@ def refusals(record: RunRecord) -> list[Refusal]:
     """Return a row a gate that refused, in the order of the gates, and one of what was allowed."""
     refused = record.decisions.refused_by
     side, gross, net = forward_returns(record)
-    reached = side != 0
-    signals = _Signals(reached, gross, net)
-    rows = []
+    signals, reached, rows = _Signals(side != 0, gross, net), side != 0, []
     for name in gate_order():
         if (refused == name).any():
             rows.append(_row(name, refused == name, reached, signals, record))

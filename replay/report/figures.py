@@ -113,11 +113,8 @@ STRETCHES: Final = (
 MARGIN: Final = (
     of_field("margin_used", "margin used", "money", "margin.used"),
     of_field("leverage", "leverage", "ratio", "margin.leverage"),
-    Figure[AccountReport](
-        "liquidation_price", "liquidated at", "text",
-        lambda of: None if of.margin is None else of.margin.liquidation,
-    ),
-)  # fmt: skip
+    of_field("liquidation_price", "liquidated at", "text", "margin.liquidation"),
+)
 
 RANDOM: Final = (
     of_field("account", "account", "text", "of"),
