@@ -154,13 +154,8 @@ def run(
         gates=[
             answers.GateInfo(
                 gate=gate,
-                words=GATES[gate].words,
-                unit=GATES[gate].unit,
                 threshold=thresholds[gate],
-                at_least=GATES[gate].at_least,
-                is_switch=GATES[gate].is_switch,
-                is_capped=GATES[gate].is_capped,
-                starts_at=GATES[gate].starts_at,
+                **{name: getattr(GATES[gate], name) for name in _OF_GATE},
                 refused=None if refused is None else refused[gate],
                 key=key_of(GATES[gate]) if is_movable(GATES[gate]) else "",
             )
@@ -188,6 +183,9 @@ def run(
         },
         pulled_ms=pulled_ms,
     )  # fmt: skip
+
+
+_OF_GATE: Final = ("words", "unit", "at_least", "is_switch", "is_capped", "starts_at")
 
 
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
