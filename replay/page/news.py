@@ -85,10 +85,10 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     sequences = list(range(first, last + 1))
     bars = dict(_bars(shown, first, last))
     fills: dict[int, list[answers.FillMark]] = {}
+    roles = shown.columns.rows.order_roles((first, last))
     for row in shown.views.rows("v_fills", sequence=sequences):
-        roles = shown.views.rows("v_orders", order_id=row["order_id"])
-        role = (roles[0]["role"] if roles else None) or "SIGNAL"
-        fills.setdefault(row["sequence"], []).append(fill_mark(row, role))
+        mark = fill_mark(row, roles.get(row["order_id"], "SIGNAL"))
+        fills.setdefault(row["sequence"], []).append(mark)
     steps: list[StreamStep] = []
     for event in shown.views.rows("v_events", sequence=sequences):
         sequence, kind, market_ms = event["sequence"], event["kind"], event["market_ms"]
