@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tracepaper.daemon.bybit.book_frames import EventReader
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.bybit.instruments import instrument_from, interval_name
 from tracepaper.daemon.bybit.messages import InstrumentInfo, topic_of
@@ -33,9 +34,10 @@ from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient, RestartBudget, is_loopback
-from tracepaper.replay.archive.book_events import EventRecorder, EventsHeader, EventsWriter
+from tracepaper.replay.archive.books import DepthWriter
 from tracepaper.replay.archive.candles import Span
-from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
+from tracepaper.replay.archive.events import EventsWriter
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.storage.candles import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid, FeedStale, Recoverable
 from tracepaper.strategies.types.market import Bar, Category, Instrument
@@ -43,6 +45,8 @@ from tracepaper.strategies.units import interval_start
 
 Times = NDArray[np.int64]
 """Open times of candles, rising."""
+Recorder = DepthSampler | EventReader
+"""Reads the frames of a recording."""
 
 
 async def fetch(
@@ -235,18 +239,6 @@ def wanted_times(
     return np.setdiff1d(whole, stored)
 
 
-def header_of(request: DepthRequest, instrument: Instrument, source: str) -> DepthHeader:
-    """Return the header of the file that *request* makes."""
-    return DepthHeader(
-        instrument=instrument.id,
-        price_decimals=instrument.price_decimals,
-        quantity_decimals=instrument.quantity_decimals,
-        levels=request.levels,
-        every_ms=request.every_ms,
-        source=source,
-    )
-
-
 @dataclass(frozen=True)
 class ReceivedFrame:
     """One received frame, and the UTC milliseconds at which it was received."""
@@ -300,20 +292,24 @@ def _recording(
     accepts: Callable[[int], bool],
     ahead_ms: int,
     now_ms: Callable[[], float],
-) -> Iterator[tuple[DepthSampler | EventRecorder, DepthWriter | EventsWriter]]:
+) -> Iterator[tuple[Recorder, DepthWriter | EventsWriter]]:
     """Make what reads the frames that *request* asks for, and what writes them to *out*."""
     if request.events:
         topics = (topic, f"publicTrade.{request.symbol}")
-        header = EventsHeader(
-            instrument=instrument, topics=topics, source=source, ahead_ms=ahead_ms
+        header = RecordingHeader(
+            instrument=instrument, source=source, topics=topics, ahead_ms=ahead_ms
         )
         with EventsWriter(out, header) as events:
-            yield (
-                EventRecorder(instrument, topics, events, accepts=accepts, now_ms=now_ms),
-                events,
-            )
+
+            def write(frame: bytes, _read: object, cause: str) -> None:
+                events.add(now_ms(), frame, cause)
+
+            yield EventReader(instrument, topics, write, accepts=accepts), events
         return
-    with DepthWriter(out, header_of(request, instrument, source)) as books:
+    header = RecordingHeader(
+        instrument=instrument, source=source, levels=request.levels, every_ms=request.every_ms
+    )
+    with DepthWriter(out, header) as books:
         sampler = DepthSampler(instrument, request, books.add, topic=topic, accepts=accepts)
         yield sampler, books
 
@@ -394,7 +390,7 @@ async def record_live(
 
 
 def _stream_of(
-    recorders: Sequence[DepthSampler | EventRecorder],
+    recorders: Sequence[Recorder],
     category: Category,
     exchange: ExchangeSection,
     *,

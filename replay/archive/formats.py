@@ -33,7 +33,7 @@ from tracepaper.replay.archive.layouts import (
     refuse_unclear,
     symbol_text,
 )
-from tracepaper.replay.archive.members import BOOKS_MARK, EVENTS_MARK
+from tracepaper.replay.archive.recordings import MARK
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
 
@@ -300,15 +300,10 @@ def read_table(
     name = path.name.lower()
     has_lines = FORMATS["csv"] in {format_name and format_named(format_name), _format_of(name)}
     raw = _read_file(path, has_lines=has_lines)
-    if raw.startswith(EVENTS_MARK):
+    if raw.startswith(MARK):
         raise DataInvalid(
-            f"{path} holds events of an order book, and candles are wanted here; look at it by "
-            "`tracepaper data check`."
-        )
-    if raw.startswith(BOOKS_MARK):
-        raise DataInvalid(
-            f"{path} holds order books, and candles are wanted here: give it by --depth beside "
-            "candles, or look at it by `tracepaper data check`."
+            f"{path} is a recording of an order book, and candles are wanted here: give it by "
+            "--depth or --events beside candles, or look at it by `tracepaper data check`."
         )
     packing = _packing_of(path, raw)
     if packing is not None and packing.unpack is not None:

@@ -28,7 +28,8 @@ import numpy as np
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.book_events import EventsFile, is_events_file
+from tracepaper.replay.archive.events import EventsFile
+from tracepaper.replay.archive.recordings import recording_header
 from tracepaper.replay.exchange import answers, channels, quotes, reference
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
@@ -258,7 +259,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
 def _text_of(path: Path) -> bytes:
     """Return the lines of the file at *path*; of one that was being recorded, the whole ones."""
     try:
-        if is_events_file(path):
+        if recording_header(path):
             return b"".join(content for content, _ in EventsFile(path).members())
         packed = path.read_bytes()
         return gzip.decompress(packed) if packed.startswith(GZIP_MAGIC) else packed
