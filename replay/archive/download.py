@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -128,8 +128,9 @@ async def fetch_order(config: Config, request: FetchRequest, *, quiet: bool) -> 
         until_ms = now_ms - exchange.final_after_ms
         if request.until_ms is not None:
             until_ms = min(until_ms, request.until_ms)
+        request = replace(request, until_ms=until_ms)
         return await fetch_symbols(
-            client, clock, request, until_ms=until_ms, certain_s=exchange.certain_s, quiet=quiet
+            client, clock, request, certain_s=exchange.certain_s, quiet=quiet
         )
 
 
@@ -138,7 +139,6 @@ async def fetch_symbols(
     clock: Clock,
     request: FetchRequest,
     *,
-    until_ms: int,
     certain_s: float,
     quiet: bool,
 ) -> list[Outcome]:
@@ -147,39 +147,8 @@ async def fetch_symbols(
     One answer proves nothing: the second request comes at least *certain_s* (network time) after
     the first, as when a daemon repairs a gap.
     """
-    first: list[tuple[Instrument, int, Times]] = []
-    for symbol in request.symbols:
-        instrument = await client.instrument(request.category, symbol)
-        times = wanted_times(
-            request.archive,
-            instrument,
-            request.interval_ms,
-            from_ms=request.from_ms,
-            until_ms=until_ms,
-        )
-        fetched = await _fetch_shown(client, request, instrument, times, quiet=quiet)
-        first.append((instrument, *fetched))
-    if any(absent.size for _, _, absent in first):
-        await clock.sleep(certain_s)
-    outcomes = []
-    for instrument, bars, lacking in first:
-        more, absent = 0, lacking
-        if absent.size:
-            more, absent = await _fetch_shown(client, request, instrument, absent, quiet=quiet)
-        spans = tuple(runs(absent, request.interval_ms))
-        outcomes.append(Outcome(instrument.id, request.interval_ms, bars + more, spans))
-    return outcomes
-
-
-async def _fetch_shown(
-    client: MarketDataClient,
-    request: FetchRequest,
-    instrument: Instrument,
-    times: Times,
-    *,
-    quiet: bool,
-) -> tuple[int, Times]:
-    """Fetch the candles of *times* into the archive under a progress bar."""
+    instruments = [await client.instrument(request.category, name) for name in request.symbols]
+    wanted = [(instrument, wanted_times(request, instrument)) for instrument in instruments]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -190,35 +159,42 @@ async def _fetch_shown(
         HistoryWriter(request.archive) as writer,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar,
     ):
-        task = bar.add_task(instrument.id, total=times.size)
 
-        def keep(page: Sequence[Bar]) -> None:
-            # Each page is committed before the next.
-            writer.write(instrument, request.interval_ms, page)
+        async def fetched(instrument: Instrument, times: Times) -> tuple[int, Times]:
+            task = bar.add_task(instrument.id, total=times.size)
 
-        return await fetch(
-            client,
-            instrument,
-            request.interval_ms,
-            times,
-            keep=keep,
-            progress=lambda candles: bar.advance(task, candles),
-        )
+            def keep(page: Sequence[Bar]) -> None:
+                # Each page is committed before the next.
+                writer.write(instrument, request.interval_ms, page)
+
+            return await fetch(
+                client,
+                instrument,
+                request.interval_ms,
+                times,
+                keep=keep,
+                progress=lambda candles: bar.advance(task, candles),
+            )
+
+        first = [(instrument, *await fetched(instrument, times)) for instrument, times in wanted]
+        if any(absent.size for _, _, absent in first):
+            await clock.sleep(certain_s)
+        outcomes = []
+        for instrument, bars, lacking in first:
+            more, absent = await fetched(instrument, lacking) if lacking.size else (0, lacking)
+            spans = tuple(runs(absent, request.interval_ms))
+            outcomes.append(Outcome(instrument.id, request.interval_ms, bars + more, spans))
+        return outcomes
 
 
-def wanted_times(
-    archive: Path,
-    instrument: Instrument,
-    interval_ms: int,
-    *,
-    from_ms: int | None,
-    until_ms: int,
-) -> Times:
-    """Return when the candles open that *archive* lacks and that lie wholly in the two times.
+def wanted_times(request: FetchRequest, instrument: Instrument) -> Times:
+    """Return when the candles open that the archive lacks and that lie wholly in the two times.
 
-    Without *from_ms* they start with the archive's first candle. Raises ``ConfigInvalid`` where
+    Without a first time they start with the archive's first candle. Raises ``ConfigInvalid`` where
     it has none, or where no candle lies in between.
     """
+    archive, interval_ms, from_ms = request.archive, request.interval_ms, request.from_ms
+    assert request.until_ms is not None
     stored = np.empty(0, dtype=np.int64)
     if archive.is_file():
         with History.open(archive) as history:
@@ -231,7 +207,7 @@ def wanted_times(
             )
         from_ms = int(stored[0])
     start = interval_start(from_ms + interval_ms - 1, interval_ms)
-    whole = np.arange(start, until_ms - interval_ms + 1, interval_ms, dtype=np.int64)
+    whole = np.arange(start, request.until_ms - interval_ms + 1, interval_ms, dtype=np.int64)
     if not whole.size:
         raise ConfigInvalid(
             "No candle closed between the two times: choose an earlier --from or a later --to."
@@ -239,16 +215,8 @@ def wanted_times(
     return np.setdiff1d(whole, stored)
 
 
-@dataclass(frozen=True)
-class ReceivedFrame:
-    """One received frame, and the UTC milliseconds at which it was received."""
-
-    received_ms: float
-    body: bytes
-
-
 def sample_frames(
-    frames: Iterable[ReceivedFrame],
+    frames: Iterable[tuple[float, bytes]],
     item: dict[str, object],
     request: DepthRequest,
     out: Path,
@@ -258,7 +226,7 @@ def sample_frames(
 ) -> str:
     """Write what *request* asks for of recorded *frames* to *out*; return what a writer says.
 
-    The book is that of *topic*.
+    Frames are given with the UTC milliseconds of their receipt; the book is that of *topic*.
 
     *item* is the instrument as the exchange lists it. A frame dated more than *ahead_ms* after its
     receipt is not believed. Raises ``ConfigInvalid`` and ``DataInvalid`` as ``DepthWriter`` does.
@@ -275,9 +243,8 @@ def sample_frames(
         ahead_ms=ahead_ms,
         now_ms=lambda: received_ms[0],
     ) as (recorder, writer):
-        for frame in frames:
-            received_ms[0] = frame.received_ms
-            recorder.receive(frame.body)
+        for received_ms[0], body in frames:
+            recorder.receive(body)
     return writer.says
 
 

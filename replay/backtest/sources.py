@@ -25,8 +25,7 @@ from tracepaper.replay.archive.corporate_actions import ActionRow, actions_until
 from tracepaper.replay.archive.read import candles_of_frame
 from tracepaper.replay.archive.sessions import (
     SessionsFor,
-    common_sessions,
-    counted_by,
+    on_common_sessions,
     sessions_named,
 )
 from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource
@@ -85,10 +84,7 @@ def _read_candles(given: Sequence[CandleInput], reading: SourceReader) -> list[C
     if reading.market.asset == STOCK and sessions_for is None and calendar is not None:
         sessions_for = sessions_named(calendar)
     candles = [_candles(item, reading, sessions_for) for item in given]
-    if sessions_for is None:
-        return candles
-    sessions = common_sessions(candles, sessions_for)
-    return [counted_by(part, sessions) for part in candles]
+    return candles if sessions_for is None else on_common_sessions(candles, sessions_for)
 
 
 def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor | None) -> Candles:

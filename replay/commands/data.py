@@ -370,7 +370,7 @@ def _record_frames(
     A *category* chooses among the frames where the session holds several.
     """
     from tracepaper.daemon.config.loading import load
-    from tracepaper.replay.archive.download import ReceivedFrame, sample_frames
+    from tracepaper.replay.archive.download import sample_frames
     from tracepaper.replay.exchange.recorded import read_recording
 
     session = read_recording(frames, category)
@@ -379,7 +379,7 @@ def _record_frames(
     topics = [topic, f"publicTrade.{request.symbol}"] if request.events else [topic]
     item = next(each for each in session.instruments() if each["symbol"] == request.symbol)
     return sample_frames(
-        (ReceivedFrame(each.received_ms, each.body) for each in session.frames(*topics)),
+        ((each.received_ms, each.body) for each in session.frames(*topics)),
         item,
         request,
         out,
