@@ -496,22 +496,22 @@ def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 -
     if isinstance(document, Mapping) and len(wrapped) == 1:
         name, document = wrapped[0]
         symbol = symbol_text(name) if "/" in name else ""
+    names: list[str] | None = None
     if isinstance(document, Mapping):
-        columns = {str(name): values for name, values in document.items()}
-        lengths = {len(values) for values in columns.values() if isinstance(values, list)}
-        if len(lengths) != 1 or not all(isinstance(v, list) for v in columns.values()):
+        columns = list(document.values())
+        lengths = {len(values) for values in columns if isinstance(values, list)}
+        if len(lengths) != 1 or not all(isinstance(values, list) for values in columns):
             raise _unknown_json(path)
-        names = distinct(path, list(columns))
-        return table_of_rows(path, list(zip(*columns.values(), strict=True)), names)
-    if not isinstance(document, list):
+        names, document = list(map(str, document)), list(zip(*columns, strict=True))
+    elif not isinstance(document, list):
         raise _unknown_json(path)
-    if document and all(isinstance(row, Mapping) for row in document):
-        keys = list(document[0])
-        rows = [[row.get(key) for key in keys] for row in document]
-        return replace(table_of_rows(path, rows, distinct(path, keys)), symbol=symbol)
-    if not all(isinstance(row, list) and row for row in document):
+    elif document and all(isinstance(row, Mapping) for row in document):
+        names = list(document[0])
+        document = [[row.get(name) for name in names] for row in document]
+    elif not all(isinstance(row, list) and row for row in document):
         raise _unknown_json(path)
-    return replace(table_of_rows(path, document), symbol=symbol)
+    table = table_of_rows(path, document, None if names is None else distinct(path, names))
+    return replace(table, symbol=symbol or table.symbol)
 
 
 def _lists_of_rows(document: object, depth: int = 0) -> Iterator[tuple[str, list[Any]]]:

@@ -209,13 +209,15 @@ def test_a_book_that_no_exchange_shows_is_refused_in_one_sentence(
 
 
 def test_a_block_that_skips_or_repeats_time_is_refused(tmp_path: Path) -> None:
-    for later in (FIRST_MS + 61_000, FIRST_MS + 59_000, FIRST_MS + 60_500):
+    mine, other = "linear:BTCUSDT", "linear:ETHUSDT"
+    for later_ms, instrument in ((61_000, mine), (59_000, mine), (60_500, mine), (60_000, other)):
+        later = FIRST_MS + later_ms
         (tmp_path / "a").unlink(missing_ok=True)
         write(tmp_path / "a", walk(60))
         books = read_depth(tmp_path / "a").books
         shifted = Books(books.seen_ms - FIRST_MS + later, books.market_ms, books.price, books.size)
         with (tmp_path / "a").open("ab") as file:
-            block = packed_books("linear:BTCUSDT", shifted, every_ms=1_000, seen_ms=later)
+            block = packed_books(instrument, shifted, every_ms=1_000, seen_ms=later)
             file.write(member(msgpack.encode(block)))
         with pytest.raises(DataInvalid, match=r"does not go on from|its own grid"):
             read_depth(tmp_path / "a")
