@@ -46,7 +46,7 @@ class RecordingHeader(Struct, frozen=True, kw_only=True):
     those dated more than ``ahead_ms`` after their receipt.
     """
 
-    t: str = "events"
+    t: str = "recording"  # the kind of line, as each line of a session has one
     format: str = FORMAT
     version: int = VERSION
     instrument: Instrument

@@ -226,7 +226,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
         try:
             entry = _entry(line)
             named = str(entry.get("addr", "")).rpartition("/")[2]
-            if entry.get("t") == "events":
+            if entry.get("t") == "recording":
                 named = entry["instrument"]["category"]
             if named in CATEGORIES:
                 addresses[str(entry.get("conn", ""))] = named
