@@ -72,7 +72,11 @@ def test_what_is_cut_holds_nothing_later_and_all_that_was_known(data: MarketData
     assert all(len(kept) < len(times) for kept, times in zip(times_of(cut), whole, strict=True))
 
 
-def test_nonsense_stands_in_place_of_later_bars_and_books_alone(data: MarketData) -> None:
+@pytest.mark.parametrize("weeks", [0, 2])
+def test_nonsense_stands_in_place_of_later_bars_and_books_alone(
+    data: MarketData, weeks: int
+) -> None:
+    data = data.shifted(weeks)
     at_ms = int(data.candles[0].open_time_ms[AT])
     other = data.until(at_ms, cut=False)
     same = other.candles[0].close == data.candles[0].close
