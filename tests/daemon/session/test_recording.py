@@ -17,7 +17,7 @@ import pytest
 from aiohttp import ClientSession
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon as scripted_daemon
-from depth_cases import FIRST_MS, delta, snapshot
+from depth_cases import BTC, FIRST_MS, delta, snapshot
 from depth_cases import Live as ByHand
 from exchange_client import Client, walk_rows
 from exchange_client import candles as made_candles
@@ -30,8 +30,8 @@ from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.session import child, processes
-from tracepaper.replay.archive.book_events import EventsFile, events_quality
-from tracepaper.replay.archive.members import EVENTS_MARK, MemberWriter
+from tracepaper.replay.archive.events import EventsFile, EventsWriter
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Category
@@ -99,7 +99,7 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
         await by_hand.end()
         heard = [text for text in stream.texts if '"topic"' in text[:200]]
     for symbol in SYMBOLS:
-        quality = events_quality(folder / f"{symbol}.events")
+        quality = EventsFile(folder / f"{symbol}.events").quality()
         assert (quality.gaps, quality.torn, quality.source) == ((), "", "loopback")
         assert quality.trades > 0
         sent = [text for text in heard if json.loads(text)["topic"] in topics(symbol)]
@@ -153,7 +153,7 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
         await live.until(lambda: len(begun) == 2 and not listening_to(exchange, *expected, times=2))
         await live.until(lambda: listening_to(exchange, *expected, times=2))
         await live.close_bar(set(SYMBOLS))
-    quality = events_quality(path)
+    quality = EventsFile(path).quality()
     assert {gap.cause for gap in quality.gaps} == {"disconnected", "stopped"}
     assert quality.torn == ""
 
@@ -182,23 +182,25 @@ async def test_a_full_disk_ends_no_run_and_tears_no_file(
     for symbol in SYMBOLS:
         path = tmp_path / f"{symbol}.events"
         assert path.stat().st_size <= 100 * 1024
-        assert (events_quality(path).torn, events_quality(path).frames > 0) == ("", True)
+        assert (EventsFile(path).quality().torn, EventsFile(path).quality().frames > 0) == (
+            "",
+            True,
+        )
 
 
 def test_a_member_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    writer = MemberWriter(path, EVENTS_MARK)
-    writer.append(b"first")
-    size = path.stat().st_size
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as refused:
-            writer.append(os.urandom(4_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    header = RecordingHeader(instrument=BTC, source="frames", topics=("orderbook.50.BTCUSDT",))
+    with EventsWriter(path, header) as writer:
+        size = path.stat().st_size
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as refused:
+                writer.append(os.urandom(4_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (path.stat().st_size, refused.value.filename) == (size, str(path))
-    writer.close()
 
 
 async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path: Path) -> None:
