@@ -28,8 +28,7 @@ from msgspec import structs
 from programs import run
 from waiting import until
 
-from tracepaper.daemon.bybit.book_frames import EventReader
-from tracepaper.daemon.bybit.order_book import DepthRequest
+from tracepaper.daemon.bybit.order_book import DepthRequest, EventReader
 from tracepaper.replay.archive import recordings as module
 from tracepaper.replay.archive.events import (
     EventsFile,
