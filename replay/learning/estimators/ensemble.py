@@ -28,9 +28,8 @@ from tracepaper.replay.learning.fitted import (
     read_dataset,
 )
 from tracepaper.replay.learning.inspection.model import Mix
-from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
-from tracepaper.replay.learning.judge.judge import NORMAL
 from tracepaper.replay.learning.judge.metrics import TAILS, MetricView, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, recipe_of, register
 from tracepaper.replay.learning.splits import Part
