@@ -349,6 +349,8 @@ def selective(rows: Forecasts) -> dict[str, Any]:
     if rows.gives("probability") and not rows.gives("sign"):
         down, _, up = rows.value("probability").T
         rows = rows.holding(MODEL, sign=up - down)
+    if rows.gives("mean") and not rows.gives("scale"):  # a mean alone is as sure as it is large
+        rows = rows.holding(MODEL, scale=np.ones(len(rows)))
     curves = {name: curve_of(rows, "sign", name) for name in MEASURES}
     return {name: curve.gained() for name, curve in curves.items() if curve is not None}
 
