@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.optimize import isotonic_regression, minimize
-from scipy.spatial.distance import cdist
 from scipy.special import expit
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
@@ -737,7 +736,7 @@ _FARTHEST: Final = 4.0
 
 
 def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
-    """Return *count* cells by k-means (Lloyd, 1982) on standardised measures of attention.
+    """Return *count* cells by k-means++ (Arthur, 2007) on standardised measures of attention.
 
     They are ordered by realised over forecast variance. None where rows or days are too few, or
     attention gives no such measures.
@@ -752,7 +751,8 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
     center, scale = wide.mean(axis=0), wide.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
     places = np.clip((wide - center) / scale, -_FARTHEST, _FARTHEST)
-    middles, cell = _clustered(places, count)
+    with catch_warnings(action="ignore"):  # of a cell that has lost its places
+        middles, cell = kmeans2(places, count, iter=_ROUNDS, minit="++", rng=_SEED)
     if len(np.unique(cell)) < count:
         return None
     ratios = [_ratio(rows.where(cell == number)) for number in range(count)]
@@ -803,20 +803,6 @@ def regime_sentence(figures: Mapping[str, Any]) -> str:
     if not parts:
         return "In no regime of the card's own was an untouched bar."
     return f"Realised variance was so many times what was forecast: {', '.join(parts)} of the card."
-
-
-def _clustered(places: Array, count: int) -> tuple[Array, NDArray[np.int64]]:
-    """Return centres [cell, measure], drawn far apart (k-means++), and the cell of each place."""
-    drawn = np.random.default_rng(_SEED)
-    chosen = [places[int(drawn.integers(len(places)))]]
-    while len(chosen) < count:
-        away = cdist(places, np.stack(chosen), "sqeuclidean").min(axis=1)
-        total = float(away.sum())
-        if total <= 0:
-            break
-        chosen.append(places[int(drawn.choice(len(places), p=away / total))])
-    with catch_warnings(action="ignore"):  # of a cell that has lost its places
-        return kmeans2(places, np.stack(chosen), iter=_ROUNDS, minit="matrix")
 
 
 def _ratio(rows: Forecasts) -> DailyEstimate:
