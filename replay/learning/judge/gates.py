@@ -275,8 +275,8 @@ def _beside(
         slope=slope,
         fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
     )
-    said = SegmentFields.of_run(samples, rows, forecasts, forecaster.measures)
-    whole = segment_rows(said, {}, samples.horizons.index(horizon), horizon)
+    law = SegmentFields.of_run(samples, rows, forecasts, forecaster.measures)
+    whole = segment_rows(law, {}, samples.horizons.index(horizon), horizon)
     candles = samples.segment.candles
     traded = np.log(candles.close[rows + horizon] / candles.open[rows + 1])
     labels = {**whole.labels, "traded": traded, "place": rows - rows[0] + place}
