@@ -201,8 +201,8 @@ def recipe(form: dict[str, Any], folder: Path) -> Path:
         }
     )  # fmt: skip
     path = folder / "recipe.toml"
-    path.write_text(parsed.text(), encoding="utf-8")
-    assert recipe_of(tomllib.loads(dump(parsed.document()))) == parsed
+    path.write_text(text := dump(parsed.document()), encoding="utf-8")
+    assert recipe_of(tomllib.loads(text)) == parsed
     return path
 
 
