@@ -44,11 +44,11 @@ _OWN_CONFIRMED: Final = (
     "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
 )
 _TWINS_CONFIRMED: Final = (
-    "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM twin_steps t "
+    "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM steps s "
+    "JOIN twin_steps t ON t.run_key = s.run_key AND t.sequence = s.twins "
     "JOIN holdings h ON h.run_key = t.run_key AND h.sequence = t.holding AND h.book = t.book "
-    "JOIN steps s ON s.run_key = t.run_key AND s.sequence = t.sequence "
-    "AND s.open_time_ms IS NOT NULL "
-    "WHERE t.run_key = ? AND t.sequence BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
+    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
+    "AND t.confirmed GROUP BY 1, 2"
 )
 
 
@@ -70,6 +70,7 @@ _SHARED: Final = {
     table: select(table, "run_key = ? AND sequence = ? AND book = ?")
     for table in ("outcomes", "holdings")
 }
+_TWINS: Final = select("twin_steps", "run_key = ? AND sequence = ?")
 _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
@@ -196,11 +197,16 @@ def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
         return _require(shared, table, sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
+    def twins(sequence: int) -> list[StoredRow]:
+        rows = connection.execute(_TWINS, (run_key, sequence)).fetchall()
+        return _require(rows, "twin_steps", sequence)
+
+    @lru_cache(maxsize=CACHED_ROWS)
     def gate_set(key: int) -> GateSet:
         rows = connection.execute(_GATE_SET, (run_key, key)).fetchall()
         return gate_set_of(_require(rows, "gate_sets", key))
 
-    return InternedRows(row, gate_set)
+    return InternedRows(row, twins, gate_set)
 
 
 def _require(row: _Rows | None, table: str, key: int) -> _Rows:

@@ -9,6 +9,9 @@ from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     FLAG,
     HASH,
+    MONEY,
+    PRICE,
+    QUANTITY,
     SOURCE_CODES,
     STEP_GATES,
     TABLES,
@@ -222,11 +225,16 @@ def complete(
     return tuple(shown)
 
 
+_FACTOR: Final = power_of_ten(f"{MONEY} - {PRICE} - {QUANTITY}")
+UNIT: Final = f"(h.quantity * {_FACTOR})"
+"""What is held, as money at a price of 1; 0 where that is to be rounded."""
+# A mark that is not stored follows from the step's close.
+UNREALIZED: Final = f"coalesce({{0}}.unrealized_pnl, s.close * {UNIT} - h.entry_notional)"
 # A run in hedge mode has its sides ``b`` as the first books of a step; any other one has its own
 # row ``h``, once, whatever shadow accounts it has. The account is row ``a``.
 OF_SIDES: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    f"LEFT JOIN twin_steps t ON {at_step('t')} AND t.book <= 2 "
+    f"LEFT JOIN twin_steps t ON {shared_row('t', 's.twins')} AND t.book <= 2 "
     f"LEFT JOIN holdings b ON {shared_row('b', 't.holding')} AND b.book = t.book "
     "AND b.twin IN ('LONG', 'SHORT') "
     f"JOIN holdings h ON {shared_row('h', 'coalesce(b.sequence, s.holding)')} "
@@ -236,7 +244,9 @@ OF_SIDES: Final = (
 A_SIDE_EACH: Final = (
     "WHERE (b.twin IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
 )
-MARKED_SIDE: Final = "CASE WHEN b.twin IS NULL THEN s.unrealized_pnl ELSE t.unrealized_pnl END"
+MARKED_SIDE: Final = (
+    f"CASE WHEN b.twin IS NULL THEN s.unrealized_pnl ELSE {UNREALIZED.format('t')} END"
+)
 SIDE_HELD: Final = ViewColumn(
     "side",
     "coalesce(h.twin, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "

@@ -14,6 +14,8 @@ from tracepaper.storage.database.view_columns import (
     MEASURE,
     OF_SIDES,
     SIDE_HELD,
+    UNIT,
+    UNREALIZED,
     View,
     ViewColumn,
     at_step,
@@ -24,7 +26,6 @@ from tracepaper.storage.database.view_columns import (
     iso,
     moment,
     of_step,
-    power_of_ten,
     real,
     shared_row,
     shown,
@@ -382,9 +383,13 @@ _GATES: Final = (
     "o.passed >> g.ordinal & 1)) FROM gate_sets g "
     "WHERE g.run_key = r.run_key AND g.gate_set = o.gate_set)"
 )
-_UNREALIZED: Final = "coalesce({0}.account_unrealized_pnl, {0}.unrealized_pnl)"
+_UNREALIZED: Final = {
+    "s": "coalesce(s.account_unrealized_pnl, s.unrealized_pnl)",
+    "m": f"coalesce(m.account_unrealized_pnl, {UNREALIZED.format('m')})",
+}
 _TWIN: Final = (
-    f"AND EXISTS (SELECT 1 FROM twin_steps) CROSS JOIN twin_steps m ON {at_step('m')} "
+    "AND EXISTS (SELECT 1 FROM twin_steps) "
+    f"CROSS JOIN twin_steps m ON {shared_row('m', 's.twins')} "
     f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
 )
 
@@ -407,7 +412,7 @@ V_STRATEGY_DECISIONS: Final = View(
         *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
         *exact(
             "unrealized_pnl",
-            _UNREALIZED.format("m"),
+            _UNREALIZED["m"],
             MONEY,
             "its profit of what is open, at the mark",
         ),
@@ -415,7 +420,7 @@ V_STRATEGY_DECISIONS: Final = View(
         *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive where paid"),
         *exact(
             "equity",
-            f"coalesce(m.equity, h.cash + {_UNREALIZED.format('m')})",
+            f"coalesce(m.equity, h.cash + {_UNREALIZED['m']})",
             MONEY,
             "of its sub-account",
         ),
@@ -437,13 +442,12 @@ _STEP_TABLES: Final = (
 )
 
 # An average price is a decimal only where the division leaves no rest.
-_UNIT: Final = f"(h.quantity * {power_of_ten(f'{MONEY} - {PRICE} - {QUANTITY}')})"
 _AVERAGE: Final = f"CASE WHEN h.quantity <> 0 THEN {real('h.entry_notional', MONEY)} / "
 _AVERAGE_REAL: Final = f"{_AVERAGE}({real('h.quantity', QUANTITY)}) END"
 _AVERAGE_TEXT: Final = (
     f"CASE WHEN h.quantity <> 0 AND i.price_decimals + i.quantity_decimals <= {MONEY} "
-    f"AND h.entry_notional % {_UNIT} = 0 "
-    f"THEN {text(f'h.entry_notional / {_UNIT}', PRICE)} END"
+    f"AND h.entry_notional % {UNIT} = 0 "
+    f"THEN {text(f'h.entry_notional / {UNIT}', PRICE)} END"
 )
 
 _POSITION_SUMS: Final = (
@@ -457,7 +461,7 @@ _POSITION_SUMS: Final = (
 def _account_sums(marks: str) -> tuple[tuple[str, str, str], ...]:
     return (
         ("realized_pnl", "h.account_realized_pnl", "profit of what was closed, before fees"),
-        ("unrealized_pnl", _UNREALIZED.format(marks), "profit of what is open, at the mark"),
+        ("unrealized_pnl", _UNREALIZED[marks], "profit of what is open, at the mark"),
         ("fees_paid", "h.account_fees_paid", "fees"),
         ("funding_paid", "h.account_funding_paid", "funding, positive where paid"),
     )
@@ -490,7 +494,7 @@ def _holding_columns(
         *shown(account, "holdings", "cash"),
         *exact(
             "equity",
-            f"coalesce({marks}.equity, {account}.cash + {_UNREALIZED.format(marks)})",
+            f"coalesce({marks}.equity, {account}.cash + {_UNREALIZED[marks]})",
             MONEY,
             "cash and what is held, at the mark",
         ),

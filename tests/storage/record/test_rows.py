@@ -30,10 +30,12 @@ def through_rows(steps: list[Step]) -> list[Step]:
     encoder = StepEncoder(cases.run(), 3)
     shared: dict[tuple[str, int, int], Row] = {}
     sets: dict[int, list[Row]] = {}
+    twins: dict[int, list[Row]] = {}
     decoder = StepDecoder(
         cases.run(),
         InternedRows(
             lambda table, sequence, book: shared[table, sequence, book],
+            twins.__getitem__,
             lambda key: _gate_set(sets[key]),
         ),
     )
@@ -46,6 +48,8 @@ def through_rows(steps: list[Step]) -> list[Step]:
                 shared[table, int(row[1] or 0), int(row[2] or 0)] = row
         for row in rows["gate_sets"]:
             sets.setdefault(int(row[1] or 0), []).append(row)
+        for row in rows["twin_steps"]:
+            twins.setdefault(int(row[1] or 0), []).append(row)
         (core,) = rows["steps"]
         whole = (*core, *(None,) * (len(stored_columns("steps")) - len(core)))
         sparse = {table: rows[table] for table in SPARSE_TABLES if rows[table]}
