@@ -35,8 +35,8 @@ class MemoryLog:
 
     def __init__(self, model: Identity | None = None) -> None:
         """Take what the run's *model* is known by."""
-        self._raw = in_memory()
-        insert_rows(self._raw, {"models": [] if model is None else [tuple(model)]})
+        self._connection = in_memory()
+        insert_rows(self._connection, {"models": [] if model is None else [tuple(model)]})
         self._taken: list[Sequence[Step] | QuietStretch] = []
         self._due = 0  # the sequence of the next step
 
@@ -50,13 +50,13 @@ class MemoryLog:
         """Open *run*, the one of this log, with the *gate_sets* known at its start."""
         self.run = run
         self._encoder = StepEncoder(run, _RUN_KEY, gate_sets)
-        insert_rows(self._raw, self._encoder.opening(run, len(gate_sets)))
+        insert_rows(self._connection, self._encoder.opening(run, len(gate_sets)))
 
     @property
     def reader(self) -> Reader:
         """What reads the steps so far; it is closed with the log."""
         self.flush()
-        return Reader(self._raw)
+        return Reader(self._connection)
 
     @property
     def room(self) -> int:
@@ -91,10 +91,10 @@ class MemoryLog:
             else:
                 encoder.add_together(steps)
         encoder.first = self._due
-        self._raw.execute("BEGIN")
-        insert_rows(self._raw, encoder.take())
-        self._raw.execute(_COUNT, (self._due,))
-        self._raw.execute("COMMIT")
+        self._connection.execute("BEGIN")
+        insert_rows(self._connection, encoder.take())
+        self._connection.execute(_COUNT, (self._due,))
+        self._connection.execute("COMMIT")
 
     def end(self, ended_at_ms: int) -> None:
         """Take the event that the run ended (wall time); none where it has no step."""
@@ -107,4 +107,4 @@ class MemoryLog:
 
     def close(self) -> None:
         """Forget the run."""
-        self._raw.close()
+        self._connection.close()

@@ -25,12 +25,14 @@ from sqlalchemy import (
 from sqlalchemy import (
     text as text_clause,
 )
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from tracepaper.storage.record.columns import Column
 
@@ -95,3 +97,12 @@ Index(
 for _name in BORN:
     _of = metadata.tables[_name].c
     Index(f"{_name}_order", _of.order_id, _of.run_key)
+
+
+def table_statements() -> Iterator[str]:
+    """Yield the statements that make the tables and their indexes."""
+    dialect = sqlite.dialect()
+    for table in metadata.sorted_tables:
+        yield str(CreateTable(table).compile(dialect=dialect))
+        for index in table.indexes:
+            yield str(CreateIndex(index).compile(dialect=dialect))

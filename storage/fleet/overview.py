@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.server import check_schema, connect, speaking
+from tracepaper.storage.fleet.views import select_step
 from tracepaper.strategies.units import minute_text
 
 if TYPE_CHECKING:
@@ -205,8 +206,6 @@ def _all(
     server: Connection[Any], view: View, run: tuple[str, int], sequence: int | None
 ) -> list[DictRow]:
     """Return the rows of *view* of a step of a run, in its database; none without a step."""
-    from tracepaper.storage.fleet.views import select_step  # it loads SQLAlchemy: not for a page
-
     if sequence is None:
         return []
     values = (*run, sequence)

@@ -484,9 +484,7 @@ def new_id(path: Path) -> str:
     """
     writer = open_writer(path)
     try:
-        writer.connection.exec_driver_sql(
-            "UPDATE databases SET database_id = lower(hex(randomblob(16)))"
-        )
+        writer.connection.execute("UPDATE databases SET database_id = lower(hex(randomblob(16)))")
     finally:
         writer.close()
     return database_id(path)

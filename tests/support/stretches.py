@@ -278,7 +278,12 @@ class Compared:
         log, taken = SqlAuditLog.open(path, group_steps=self._group), list[Step]()
         if is_stepped:
             append = log.append_now
-            vars(log)["append_now"] = lambda *steps: (taken.extend(steps), append(*steps))
+
+            def take(*steps: Step) -> None:
+                taken.extend(steps)
+                append(*steps)
+
+            vars(log)["append_now"] = take
         try:
             log.begin(msgspec.structs.replace(replay.run, run_id="0"), engine.gate_sets)
             events: Iterable[Event] = drawn_events(random.Random(self._seed), replay)
