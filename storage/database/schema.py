@@ -25,7 +25,6 @@ from sqlalchemy import (
 from sqlalchemy import (
     text as text_clause,
 )
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage.record.columns import TABLES
@@ -33,6 +32,8 @@ from tracepaper.storage.record.rows import INDEXED_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Dialect
 
     from tracepaper.storage.record.columns import Column
 
@@ -99,10 +100,9 @@ for _name in BORN:
     Index(f"{_name}_order", _of.order_id, _of.run_key)
 
 
-def table_statements() -> Iterator[str]:
-    """Yield the statements that make the tables and their indexes."""
-    dialect = sqlite.dialect()
-    for table in metadata.sorted_tables:
+def table_statements(tables: MetaData, dialect: Dialect) -> Iterator[str]:
+    """Yield the statements that make *tables* and their indexes, in words of *dialect*."""
+    for table in tables.sorted_tables:
         yield str(CreateTable(table).compile(dialect=dialect))
         for index in table.indexes:
             yield str(CreateIndex(index).compile(dialect=dialect))
