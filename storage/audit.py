@@ -378,10 +378,7 @@ class SqlAuditLog:
         taken, self._taken = self._taken, []
         try:
             for steps in taken:
-                if isinstance(steps, QuietStretch):
-                    encoder.add_stretch(steps)
-                else:
-                    encoder.add_together(steps)
+                encoder.add_together(steps)
                 if encoder.due - encoder.first >= self._group_steps:
                     commits.append(encoder.seal())
             if encoder.due > encoder.first:

@@ -10,7 +10,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import in_memory, insert_rows
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.decisions import QuietStretch, quiet_step
+from tracepaper.strategies.types.decisions import quiet_step
 from tracepaper.strategies.types.market import RunEnd
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tracepaper.storage.checkpoints import Identity
-    from tracepaper.strategies.types.decisions import GateSet, Run, Step
+    from tracepaper.strategies.types.decisions import GateSet, QuietStretch, Run, Step
 
 IN_MEMORY: Final = Path(":memory:")
 """Stands where a record has the path of its database."""
@@ -86,10 +86,7 @@ class MemoryLog:
         """Turn what was taken into rows."""
         encoder, taken, self._taken = self._encoder, self._taken, []
         for steps in taken:
-            if isinstance(steps, QuietStretch):
-                encoder.add_stretch(steps)
-            else:
-                encoder.add_together(steps)
+            encoder.add_together(steps)
         encoder.first = self._due
         self._connection.execute("BEGIN")
         insert_rows(self._connection, encoder.take())

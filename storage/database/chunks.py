@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, stored_columns
 from tracepaper.storage.record.decode import InternedRows, StoredRows
 from tracepaper.storage.record.hashing import NOTHING, ChainHead
-from tracepaper.storage.record.rows import SPARSE_TABLES, At
+from tracepaper.storage.record.rows import CHAINED_TABLES, SPARSE_TABLES, At
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import GateSet
@@ -59,13 +59,9 @@ def select(table: str, where: str) -> str:
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {keys}"
 
 
-def _range(table: str) -> str:
-    return select(table, WITHIN)
-
-
-_STEPS: Final = _range("steps")
+RANGES: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
+"""Of each table that a commit covers the query for its rows of some steps."""
 _SEQUENCE: Final = At("steps").sequence
-_SPARSE: Final = tuple((table, _range(table)) for table in SPARSE_TABLES)
 _SHARED: Final = {
     table: select(table, "run_key = ? AND sequence = ? AND book = ?")
     for table in ("outcomes", "holdings")
@@ -162,10 +158,10 @@ def step_rows(
         span = (run_key, start, min(start + CHUNK_STEPS - 1, last))
         # Rows up to the last never change while a run grows, so these need not be one snapshot.
         sparse: dict[int, dict[str, list[StoredRow]]] = {}
-        for table, query in _SPARSE:
-            for row in connection.execute(query, span):
+        for table in SPARSE_TABLES:
+            for row in connection.execute(RANGES[table], span):
                 sparse.setdefault(row[_SEQUENCE], {}).setdefault(table, []).append(row)
-        for row in connection.execute(_STEPS, span).fetchall():
+        for row in connection.execute(RANGES["steps"], span).fetchall():
             yield StoredRows(row, sparse.get(row[_SEQUENCE], {}))
 
 

@@ -54,6 +54,7 @@ from tracepaper.strategies.types.decisions import (
     LedgerEntry,
     Order,
     PredictionTimeout,
+    QuietStretch,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -74,7 +75,6 @@ if TYPE_CHECKING:
         GateSet,
         Position,
         Prediction,
-        QuietStretch,
         Run,
         Step,
     )
@@ -180,8 +180,11 @@ class StepEncoder:
         rows, self._rows = self._rows, {table: [] for table in CHAINED_TABLES}
         return rows
 
-    def add_together(self, steps: Sequence[Step]) -> None:
+    def add_together(self, steps: Sequence[Step] | QuietStretch) -> None:
         """Add the rows of *steps* that belong together: of all of them, or of none."""
+        if isinstance(steps, QuietStretch):
+            self.add_stretch(steps)
+            return
         due = self.due
         try:
             for step in steps:
