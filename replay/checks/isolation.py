@@ -370,7 +370,6 @@ def step_blindly(connection: Connection, setup: Setup) -> None:
 def derive_probes(connection: Connection, config: Config, data: MarketData, mode: str) -> None:
     """Compare steps with and without the future, at every probe that comes."""
     external_inputs.listen(own_classes(config))
-    data = replace(data, depth=[books.loaded() for books in data.depth])
     bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
     beyond_ms = BEYOND_BARS * data.candles[0].interval_ms
     while (probe := connection.recv()) is not None:

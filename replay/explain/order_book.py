@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import SIDES, Books, tokens_of
 from tracepaper.strategies.units import iso
@@ -51,18 +51,18 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     config = network.config
     books = _until(recorded, path, at_ms, config.window).shallower(config.levels)
     attribution = network.explain(torch.from_numpy(tokens_of(books)))
-    header = recorded.header
+    header, of = recorded.header, recorded.header.instrument
     sentences = card.get("honesty", {}).get("sentences", [])
     return BookMap(
-        instrument=header.instrument,
+        instrument=of.id,
         model_id=str(card["model"]["id"]),
         at_ms=int(books.seen_ms[-1]),
         every_ms=header.every_ms,
         horizons=config.horizons,
         probabilities=tuple(tuple(row) for row in attribution.probabilities.tolist()),
         books=books,
-        price_decimals=header.price_decimals,
-        quantity_decimals=header.quantity_decimals,
+        price_decimals=of.price_decimals,
+        quantity_decimals=of.quantity_decimals,
         weights=attribution.weights.numpy().reshape(len(books), len(SIDES), config.levels),
         l1_error=attribution.l1_error,
         says=(*sentences, *([recorded.torn] if recorded.torn else [])),
@@ -71,7 +71,7 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
 
 def _until(recorded: RecordedDepth, path: Path, at_ms: int | None, window: int) -> Books:
     """Return the books of the window that ends at *at_ms*, none from before a gap."""
-    times = recorded.books.seen_ms
+    times = recorded.times
     end = len(times) if at_ms is None else int(np.searchsorted(times, at_ms, side="right"))
     within = end and (at_ms is None or at_ms - int(times[end - 1]) < recorded.header.every_ms)
     if not within:
@@ -80,4 +80,4 @@ def _until(recorded: RecordedDepth, path: Path, at_ms: int | None, window: int) 
             f"{iso(int(times[-1]))}, with gaps that `tracepaper data check` lists."
         )
     start = int(recorded.starts[np.searchsorted(recorded.starts, end, side="left") - 1])
-    return recorded.books.part(max(start, end - window), end)
+    return recorded.part(max(start, end - window), end)
