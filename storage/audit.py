@@ -16,9 +16,10 @@ from msgspec import Struct
 
 from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import WITHIN, StoredRun, chain_head, latest_state, run_span
+from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
-from tracepaper.storage.database.writer import Writer, advice, insert_rows, is_busy, open_writer
+from tracepaper.storage.database.writer import Writer, advice, insert_rows, open_writer
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, Commit
 from tracepaper.storage.record.rows import Previous
@@ -142,7 +143,7 @@ class SqlAuditLog:
         self, writer: Writer, group_steps: int | None = None, *, path: Path | None = None
     ) -> None:
         self._writer = writer
-        self._raw = writer.raw
+        self._connection = writer.connection
         self._group_steps = GROUP_STEPS if group_steps is None else group_steps
         self._thread: ThreadPoolExecutor | None = None
         self._encoder: StepEncoder | None = None
@@ -199,14 +200,14 @@ class SqlAuditLog:
         """
         if self.is_open:
             self.flush()
-        row = self._raw.execute(
+        row = self._connection.execute(
             "SELECT coalesce(max(run_key), 0), coalesce(max(run_id = ?), 0) FROM runs",
             (run.run_id,),
         ).fetchone()
         newest_key, is_taken = int(row[0]), bool(row[1])
         if is_taken:
             raise DataInvalid(f"Run {run.run_id} is in the database already; choose another id.")
-        before = self._raw.execute(_PREVIOUS, (newest_key,)).fetchone()
+        before = self._connection.execute(_PREVIOUS, (newest_key,)).fetchone()
         run_key = newest_key + 1
         encoder = StepEncoder(run, run_key, gate_sets)
         previous = Previous() if before is None else Previous(*before)
@@ -225,7 +226,7 @@ class SqlAuditLog:
         if (model := kept_identity(self._path, model_id)) is None:
             return
         query = "SELECT count(*) FROM models WHERE model_sha256 = ?"
-        if self._raw.execute(query, (model.sha256,)).fetchone() == (0,):
+        if self._connection.execute(query, (model.sha256,)).fetchone() == (0,):
             self._models[model.sha256] = tuple(model)
 
     def resume(self, run_id: str) -> ResumePoint:
@@ -235,7 +236,7 @@ class SqlAuditLog:
         """
         if self.is_open:
             self.flush()
-        resumed = read_resumed(self._raw, run_id)
+        resumed = read_resumed(self._connection, run_id)
         self._drop_buffers()
         self._opening = {}
         self._is_leaving = False
@@ -246,7 +247,7 @@ class SqlAuditLog:
             resumed.gate_sets,
             head=resumed.head,
             first=self._due,
-            trades=trades_until(self._raw, resumed.run_key, resumed.run)[0],
+            trades=trades_until(self._connection, resumed.run_key, resumed.run)[0],
         )
         last = resumed.last
         self._last = None if last is None else (last.event, last.account)
@@ -377,10 +378,7 @@ class SqlAuditLog:
         taken, self._taken = self._taken, []
         try:
             for steps in taken:
-                if isinstance(steps, QuietStretch):
-                    encoder.add_stretch(steps)
-                else:
-                    encoder.add_together(steps)
+                encoder.add_together(steps)
                 if encoder.due - encoder.first >= self._group_steps:
                     commits.append(encoder.seal())
             if encoder.due > encoder.first:
@@ -416,7 +414,7 @@ class SqlAuditLog:
             self._begin_write()
             self._write(commits)
             also()
-            self._raw.execute("COMMIT")
+            self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
             self._refusal = (
@@ -436,13 +434,13 @@ class SqlAuditLog:
 
     def _write(self, commits: Sequence[Commit]) -> None:
         """Insert the rows of *commits* and move the head of the run's row."""
-        insert_rows(self._raw, {"models": [*self._models.values()], **self._opening})
+        insert_rows(self._connection, {"models": [*self._models.values()], **self._opening})
         for commit in commits:
             digest, kept, _ = commit.head
             link = (self._run_key, commit.first, commit.last, digest, kept, commit.contents)
-            insert_rows(self._raw, {**commit.rows, "commits": [link]})
+            insert_rows(self._connection, {**commit.rows, "commits": [link]})
         last = commits[-1]
-        self._raw.execute(_UPDATE_HEAD, (last.last + 1, last.head.digest, self._run_key))
+        self._connection.execute(_UPDATE_HEAD, (last.last + 1, last.head.digest, self._run_key))
 
     def _begin_write(self) -> None:
         """Take the write lock; wait while another process (a shell, say) holds it.
@@ -451,10 +449,10 @@ class SqlAuditLog:
         """
         for waits in itertools.count(1):
             try:
-                self._raw.execute("BEGIN IMMEDIATE")
+                self._connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
                 is_heard = self._hear_wait is not None or waits < UNHEARD_WAITS
-                if not is_busy(error) or self._is_leaving or not is_heard:
+                if not is_busy_error(error) or self._is_leaving or not is_heard:
                     raise
             else:
                 self.is_blocked = False
@@ -467,14 +465,14 @@ class SqlAuditLog:
     def _look_at_file(self) -> None:
         """Raise ``AuditUnwritable`` where the file is no longer what the last commit left."""
         self._writer.lock.keep()
-        refusal = self._writer.file.problem(self._raw)
+        refusal = self._writer.file.problem(self._connection)
         if refusal:
             self._refusal = refusal
             raise AuditUnwritable(refusal)
 
     def _roll_back(self) -> None:
-        if self._raw.in_transaction:
-            self._raw.rollback()
+        if self._connection.in_transaction:
+            self._connection.rollback()
 
     def _in_writer(self, work: Callable[[], Result]) -> Result:
         """Run *work* behind the writer thread's queue."""

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tracepaper.storage.database.connection import ReadOnly
+from tracepaper.storage.database.writer import advice, open_writer
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.months import interval_end
 from tracepaper.strategies.types.market import Bar, Instrument, Source
@@ -137,11 +138,8 @@ class HistoryWriter:
 
     def __init__(self, path: Path) -> None:
         """Open or make the archive *path*; it raises what ``open_writer`` does."""
-        from tracepaper.storage.database import writer  # only where something is written
-
-        self._path, self._advice = path, writer.advice
-        self._writer = writer.open_writer(path)
-        self._raw = self._writer.raw
+        self._path, self._writer = path, open_writer(path)
+        self._connection = self._writer.connection
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +158,7 @@ class HistoryWriter:
         is of another instrument or interval, ``AuditUnwritable`` where the file is full.
         """
         try:
-            self._raw.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")
             key, scale = self._series(instrument, interval_ms)
             added = existing = 0
             remaining = iter(bars)
@@ -168,17 +166,17 @@ class HistoryWriter:
                 fresh = self._write_chunk(key, instrument.id, interval_ms, scale, chunk)
                 added += fresh
                 existing += len(chunk) - fresh
-            self._raw.execute("COMMIT")
+            self._connection.execute("COMMIT")
         except (sqlite3.Error, OverflowError) as error:
-            self._raw.rollback()
+            self._connection.rollback()
             raise AuditUnwritable(
                 f"{self._path} cannot take the bars ({error}), so nothing was written; "
-                f"{self._advice(error)}."
+                f"{advice(error)}."
             ) from error
         except BaseException:
-            self._raw.rollback()
+            self._connection.rollback()
             raise
-        if problem := self._writer.file.problem(self._raw):
+        if problem := self._writer.file.problem(self._connection):
             raise AuditUnwritable(problem)
         self._writer.file.settle()
         return ArchiveWrite(added, existing)
@@ -194,7 +192,7 @@ class HistoryWriter:
         """Insert the new bars of one chunk; return their number."""
         price, volume, turnover = scale
         times = [bar.open_time_ms for bar in bars]
-        stored = self._raw.execute(RANGE, (key, min(times), max(times) + 1))
+        stored = self._connection.execute(RANGE, (key, min(times), max(times) + 1))
         existing: dict[int, Values] = {row[0]: row[1:] for row in stored}
         fresh: list[tuple[int, ...] | tuple[int | None, ...]] = []
         for bar in bars:
@@ -217,7 +215,7 @@ class HistoryWriter:
                 existing[bar.open_time_ms] = values
             else:
                 self._check_equal(key, bar, before, values)
-        self._raw.executemany(_INSERT, fresh)
+        self._connection.executemany(_INSERT, fresh)
         return len(fresh)
 
     def _check_equal(self, key: int, bar: Bar, before: Values, values: Values) -> None:
@@ -229,16 +227,16 @@ class HistoryWriter:
                 "decide which source is right and import into another file."
             )
         if before[5] is None and values[5] is not None:
-            self._raw.execute(
+            self._connection.execute(
                 "UPDATE archive_bars SET turnover = ? WHERE series = ? AND open_time_ms = ?",
                 (values[5], key, bar.open_time_ms),
             )
 
     def _series(self, instrument: Instrument, interval_ms: int) -> tuple[int, tuple[int, int, int]]:
         """Return the series' key and the factors that bring the new bars to its decimals."""
-        row = self._raw.execute(_SERIES, (instrument.id, interval_ms)).fetchone()
+        row = self._connection.execute(_SERIES, (instrument.id, interval_ms)).fetchone()
         if row is None:
-            cursor = self._raw.execute(
+            cursor = self._connection.execute(
                 "INSERT INTO archive_series (instrument_id, interval_ms, instrument) "
                 "VALUES (?, ?, ?)",
                 (instrument.id, interval_ms, msgspec.json.encode(instrument).decode()),
@@ -249,13 +247,13 @@ class HistoryWriter:
         finest = finest_of(stored, instrument)
         price, volume, turnover = _factors(stored, finest)
         if (price, volume, turnover) != (1, 1, 1):
-            self._raw.execute(
+            self._connection.execute(
                 "UPDATE archive_bars SET open = open * ?1, high = high * ?1, low = low * ?1, "
                 "close = close * ?1, volume = volume * ?2, turnover = turnover * ?3 "
                 "WHERE series = ?4",
                 (price, volume, turnover, key),
             )
-        self._raw.execute(
+        self._connection.execute(
             "UPDATE archive_series SET instrument = ? WHERE series = ?",
             (msgspec.json.encode(finest).decode(), key),
         )

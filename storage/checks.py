@@ -6,16 +6,17 @@ that it was made on.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from tracepaper.storage.database.writer import advice, open_writer
 from tracepaper.storage.record.columns import Value, insert_sql, stored_columns
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import ParityCheck
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -81,10 +82,6 @@ def _store(
     database: Path, table: str, rows: Sequence[Mapping[str, Value]], *, first: str = ""
 ) -> str:
     """Insert *rows* after the statement *first*, in one transaction."""
-    from sqlalchemy.exc import DBAPIError  # only where something is written
-
-    from tracepaper.storage.database.writer import advice, open_writer
-
     try:
         writer = open_writer(database)
     except (TracepaperError, OSError) as error:
@@ -92,14 +89,13 @@ def _store(
     insert = insert_sql(table).replace("INSERT", "INSERT OR REPLACE")
     names = stored_columns(table)
     try:
-        writer.connection.exec_driver_sql("BEGIN IMMEDIATE")
+        writer.connection.execute("BEGIN IMMEDIATE")
         if first:
-            writer.connection.exec_driver_sql(first)
-        for row in rows:
-            writer.connection.exec_driver_sql(insert, tuple(row[name] for name in names))
-        writer.connection.exec_driver_sql("COMMIT")
-    except DBAPIError as error:
-        return f"{database} cannot be written ({error.orig}); {advice(error)}."
+            writer.connection.execute(first)
+        writer.connection.executemany(insert, ([row[name] for name in names] for row in rows))
+        writer.connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        return f"{database} cannot be written ({error}); {advice(error)}."
     finally:
         writer.close()
     return ""

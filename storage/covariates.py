@@ -322,14 +322,23 @@ def keep_covariates(file: CovariateFile, database: Path) -> Path:
 
 
 def write_whole(raw: bytes, path: Path) -> None:
-    """Write the file *path*, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(handle)
-    Path(part).replace(path)
+    """Write the file *path*, whole or not at all; raise ``OSError`` that names it where it cannot.
+
+    Whoever is killed meanwhile leaves what was there before.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(handle)
+            Path(part).replace(path)
+        finally:
+            Path(part).unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def find_covariates(database: Path, sha256: str) -> CovariateFile:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
-from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import Beginnings, Lookback
@@ -150,7 +149,7 @@ def prune(
         raise DataInvalid("A prune must keep at least 1 day.")
     writer = open_writer(path)
     try:
-        raw = writer.raw
+        raw = writer.connection
         runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
         log = SqlAuditLog(writer)
         done = []
@@ -163,7 +162,7 @@ def prune(
             done.append(_prune_run(log, raw, (run_key, run_id), until, pruned_at_ms))
         if any(pruning.steps for pruning in done):
             raw.execute("VACUUM")
-    except (DBAPIError, sqlite3.Error) as error:
+    except sqlite3.Error as error:
         raise AuditUnwritable(
             f"{path} could not be pruned ({error}); {advice(error)} and run it again."
         ) from error

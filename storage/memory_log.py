@@ -10,7 +10,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import in_memory, insert_rows
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.decisions import QuietStretch, quiet_step
+from tracepaper.strategies.types.decisions import quiet_step
 from tracepaper.strategies.types.market import RunEnd
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tracepaper.storage.checkpoints import Identity
-    from tracepaper.strategies.types.decisions import GateSet, Run, Step
+    from tracepaper.strategies.types.decisions import GateSet, QuietStretch, Run, Step
 
 IN_MEMORY: Final = Path(":memory:")
 """Stands where a record has the path of its database."""
@@ -35,8 +35,8 @@ class MemoryLog:
 
     def __init__(self, model: Identity | None = None) -> None:
         """Take what the run's *model* is known by."""
-        self._raw = in_memory()
-        insert_rows(self._raw, {"models": [] if model is None else [tuple(model)]})
+        self._connection = in_memory()
+        insert_rows(self._connection, {"models": [] if model is None else [tuple(model)]})
         self._taken: list[Sequence[Step] | QuietStretch] = []
         self._due = 0  # the sequence of the next step
 
@@ -50,13 +50,13 @@ class MemoryLog:
         """Open *run*, the one of this log, with the *gate_sets* known at its start."""
         self.run = run
         self._encoder = StepEncoder(run, _RUN_KEY, gate_sets)
-        insert_rows(self._raw, self._encoder.opening(run, len(gate_sets)))
+        insert_rows(self._connection, self._encoder.opening(run, len(gate_sets)))
 
     @property
     def reader(self) -> Reader:
         """What reads the steps so far; it is closed with the log."""
         self.flush()
-        return Reader(self._raw)
+        return Reader(self._connection)
 
     @property
     def room(self) -> int:
@@ -86,15 +86,12 @@ class MemoryLog:
         """Turn what was taken into rows."""
         encoder, taken, self._taken = self._encoder, self._taken, []
         for steps in taken:
-            if isinstance(steps, QuietStretch):
-                encoder.add_stretch(steps)
-            else:
-                encoder.add_together(steps)
+            encoder.add_together(steps)
         encoder.first = self._due
-        self._raw.execute("BEGIN")
-        insert_rows(self._raw, encoder.take())
-        self._raw.execute(_COUNT, (self._due,))
-        self._raw.execute("COMMIT")
+        self._connection.execute("BEGIN")
+        insert_rows(self._connection, encoder.take())
+        self._connection.execute(_COUNT, (self._due,))
+        self._connection.execute("COMMIT")
 
     def end(self, ended_at_ms: int) -> None:
         """Take the event that the run ended (wall time); none where it has no step."""
@@ -107,4 +104,4 @@ class MemoryLog:
 
     def close(self) -> None:
         """Forget the run."""
-        self._raw.close()
+        self._connection.close()

@@ -220,6 +220,7 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
+_NAMES_ROWS: Final = {TWIN_STEP.sequence, TWIN_STEP.outcome, TWIN_STEP.holding}
 _WHOLE_TABLES: Final = (
     "events",
     "states",
@@ -289,11 +290,14 @@ class RowCheck:
         sequence = core[STEP.sequence]
         (row,) = sparse["steps"]
         whole = (*row, *(None,) * (len(core) - len(row)))
-        yield from _row("steps", core, whole, {STEP.outcome, STEP.holding})
+        yield from _row("steps", core, whole, {STEP.outcome, STEP.holding, STEP.twins})
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
-        twins, named_by = rows.sparse.get("twin_steps", ()), {TWIN_STEP.outcome, TWIN_STEP.holding}
-        yield from _rows("twin_steps", twins, sparse["twin_steps"], named_by)
+        self._check_place("twin_steps", core[STEP.twins], sequence)
+        twins = self._decoder.twin_rows(core)
+        yield from _rows("twin_steps", twins, sparse["twin_steps"], _NAMES_ROWS)
+        if core[STEP.twins] != sequence and "twin_steps" in rows.sparse:
+            yield "twin_steps.sequence", sequence, None
         outcomes, holdings = {0: core[STEP.outcome]}, {0: core[STEP.holding]}
         for twin in twins:
             outcomes[twin[TWIN_STEP.book]] = twin[TWIN_STEP.outcome]
@@ -324,20 +328,21 @@ class RowCheck:
             if (at is None) != (book not in due):
                 yield f"{table}.sequence", at, due.get(book)
             elif at is not None:
-                row = self._named(table, at, sequence, book)
+                self._check_place(table, at, sequence)
+                row = self._interned.row(table, at, book)
                 yield from _row(table, row, due[book], {OUTCOME.sequence})
         for row in rows.sparse.get(table, ()):
             if named.get(row[OUTCOME.book]) != sequence:
                 yield f"{table}.sequence", row[OUTCOME.sequence], None
 
-    def _named(self, table: str, named: int, sequence: int, book: int) -> Sequence[Any]:
-        """Return the row of *table* that step *sequence* names; it cannot be a later one."""
-        if named > sequence:
+    @staticmethod
+    def _check_place(table: str, named: int | None, sequence: int) -> None:
+        """Raise where the row of *table* that step *sequence* names is a later one."""
+        if named is not None and named > sequence:
             raise DataInvalid(
                 f"Step {sequence} names row {named} of {table}, which is later; run `tracepaper "
                 "audit verify` and restore a backup."
             )
-        return self._interned.row(table, named, book)
 
 
 def _row(

@@ -289,7 +289,7 @@ def _describe(
     document = with_settings(document, settings)
     recipe, kind = recipe_of(document), kind_of(document, is_member=True)
     if init is not None:
-        typer.echo(commented(recipe.text(), kind), nl=False)
+        typer.echo(commented(recipe.document(), kind), nl=False)
         return
     rows = key_rows(kind, recipe.document())
     if as_json:

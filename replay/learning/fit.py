@@ -12,10 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -44,6 +42,7 @@ from tracepaper.replay.learning.losses import (
 )
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.windows import Batch, Epochs
+from tracepaper.storage.covariates import write_whole
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
@@ -653,19 +652,7 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, A
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
-    content = save(whole, metadata={_FACTS: text, _HASH: _hashed(whole, text)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    write_whole(save(whole, metadata={_FACTS: text, _HASH: _hashed(whole, text)}), path)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,7 +25,7 @@ from tracepaper.replay.learning.judge.gates import (
     explained_rows,
     gates_section,
     judged_gates,
-    selective_of,
+    selective,
 )
 from tracepaper.replay.learning.judge.heads import (
     correlation_figures,
@@ -243,7 +243,7 @@ class FittedModel(ABC):
         table = self.calibrated_forecasts(data, Part.TEST)
         explained = self.explained(data, Part.TEST, bars)
         if explained is None:
-            judged = Judgement(table, {"selective": selective_of(table.at(horizon))}, [])
+            judged = Judgement(table, {"selective": selective(table.at(horizon))}, [])
         else:
             judged = judged_gates(table, explained, section, data.split.second_span_ms)
             if not self.shows_gates:

@@ -10,7 +10,6 @@ The rule is docs/models.md, L47.
 
 from __future__ import annotations
 
-import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import date_ms, date_of
 from tracepaper.storage.checkpoints import BUNDLED, dump
+from tracepaper.storage.covariates import write_whole
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.units import iso
@@ -188,12 +188,7 @@ def _write(path: Path, every: Sequence[SpanOpening]) -> str:
         for opening in every
     ]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-        ) as file:
-            file.write(dump({"opening": rows}))
-        Path(file.name).replace(path)
+        write_whole(dump({"opening": rows}).encode(), path)
     except OSError as error:
         return f"This opening could not be counted in {path} ({error.strerror})."
     return ""

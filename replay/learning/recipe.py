@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -421,10 +420,6 @@ class Recipe:
         """Return it as the sections of a file, every key with its value."""
         return self.kind.document(self)
 
-    def text(self) -> str:
-        """Return it as TOML, which ``read_recipe`` reads back to an equal recipe."""
-        return dump(self.document())
-
     @property
     def hash(self) -> str:
         """The hash of all that was chosen: twelve hexadecimal digits.
@@ -694,38 +689,23 @@ def evaluation_options(texts: Sequence[str]) -> tuple[EvaluationOptions, list[st
 
 # --- to what is read
 
-_HEADER: Final = re.compile(r"\[(\w+)\]")
-_ENTRY: Final = re.compile(r"(\w+) = ")
 
-
-def commented(text: str, kind: Kind) -> str:
-    """Return the TOML *text* of a recipe with the text of each key above it.
+def commented(document: Document, kind: Kind) -> str:
+    """Return a recipe's *document* as TOML with the text of each key above it.
 
     Keys that are not set stand at the end of their section, and sections without one at the end
     of the text, as comments.
     """
-    lines: list[str] = []
-    sections = dict(kind.sections)
-    unset: dict[str, Key] = {}
-    for line in text.splitlines():
-        if header := _HEADER.fullmatch(line):
-            unset = dict(sections.pop(header[1]))
-        elif entry := _ENTRY.match(line):
-            lines.append(_comment(unset.pop(entry[1])))
-        elif not line:  # the end of a section
-            lines += _as_comments(unset)
-            unset = {}
-        lines.append(line)
-    lines += _as_comments(unset)
-    for name, section in sections.items():
-        lines += ["", f"# [{name}]", *_as_comments(section)]
-    return "\n".join(lines) + "\n"
-
-
-def _as_comments(section: Section) -> Iterator[str]:
-    for key in section.values():
-        if not key.derived:
-            yield from (_comment(key), f"# {key.name} =")
+    blocks = []
+    for name in dict.fromkeys((*document, *kind.sections)):
+        section, given = kind.sections[name], document.get(name, {})
+        lines = [f"[{name}]" if given else f"# [{name}]"]
+        for key, value in given.items():
+            lines += [_comment(section[key]), dump({key: value}).rstrip()]
+        unset = (key for key in section.values() if key.name not in given and not key.derived)
+        lines += [line for key in unset for line in (_comment(key), f"# {key.name} =")]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
 
 
 def _comment(key: Key) -> str:

@@ -3,8 +3,8 @@
 Bars of near days are not independent: labels overlap, symbols move together, and a calm week stays
 calm. So a figure's error comes from resampling blocks of days (``metrics.blocks_of``); of a single
 block it is not known, and None. Every figure is a function of sums, and sums over blocks add up, so
-that a resampled figure costs a few additions. Selective prediction asks what accuracy remains
-when only the surest bars are answered, at equal coverage with gates that cost nothing.
+that a resampled figure costs a few additions. Selective prediction asks what risk remains when only
+the surest bars are answered, at equal coverage with gates that cost nothing.
 
 Differences of losses are of the same bars, with errors by day and Holm's correction.
 
@@ -58,21 +58,25 @@ def figure(
         return DailyEstimate(float("nan"), None)
     block = blocks_of(days)
     blocks = [np.bincount(block, row).astype(np.float64) for row in terms]
-    return resampled(np.stack(blocks, axis=1), combine, seed)
+    value, error = resampled(np.stack(blocks, axis=1), combine, seed)
+    return DailyEstimate(float(value), None if error is None else float(error))
 
 
-def resampled(blocks: Array, combine: Callable[[Array], Array], seed: int = 0) -> DailyEstimate:
+def resampled(
+    blocks: Array, combine: Callable[[Array], Array], seed: int = 0
+) -> tuple[Array, Array | None]:
     """Return ``combine`` of [block, term] *blocks* summed, with its error over them, as ``figure``.
 
-    The bootstrap's error is that of the blocks at hand, so it is widened by √(n ÷ (n - 1)).
+    Values may have axes of their own. The bootstrap's error is that of the blocks at hand, so it is
+    widened by √(n ÷ (n - 1)).
     """
-    count, value = len(blocks), float(combine(blocks.sum(axis=0)[None])[0])
+    count, value = len(blocks), combine(blocks.sum(axis=0)[None])[0]
     if count < 2:
-        return DailyEstimate(value, None)
+        return value, None
     # A resample is how often each block was drawn, so all resamples together are one product.
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
-    spread = float(np.nanstd(combine(drawn.astype(np.float64) @ blocks)))
-    return DailyEstimate(value, spread * (count / (count - 1)) ** 0.5)
+    spread = np.nanstd(combine(drawn.astype(np.float64) @ blocks), axis=0)
+    return value, spread * (count / (count - 1)) ** 0.5
 
 
 def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:
@@ -89,13 +93,11 @@ def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float | Non
     return round(average.value, 6), average.rounded(6)[1]
 
 
-def sign_risk(forecast: Array, value: Array) -> Array:
-    """Return 1 where the sign was wrong, 0 where right; a half where nothing was said or moved."""
-    predicted, actual = np.sign(forecast), np.sign(value)
-    risk: Array = np.where(
-        (predicted == 0) | (actual == 0), 0.5, (predicted != actual).astype(np.float64)
-    )
-    return risk
+def hits_of(forecast: Array, value: Array) -> Array:
+    """Return 1 where the sign was right, else 0; a half without a sign, NaN where nothing moved."""
+    sign, moved = np.sign(forecast), np.sign(value)
+    hit = np.where(sign == 0, 0.5, (sign == moved).astype(np.float64))
+    return np.where(moved == 0, np.nan, hit)
 
 
 def crps_of(location: Array, scale: Array, dof: Array, value: Array) -> Array:
@@ -149,85 +151,12 @@ def log_loss_of(probability: Array, classes: NDArray[np.int64]) -> Array:
     return loss
 
 
-# --- selective prediction
-
-COVERAGES: Final = (0.5, 0.2, 0.1, 0.05)
-RISK_COVERAGES: Final = np.linspace(0.05, 1.0, 20)
-"""Of the risk–coverage curve."""
-
-
-def gained(hit: Array, measure: Array, coverage: float, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return the accuracy of the *coverage* share with the highest *measure*, less that of all.
-
-    Chance gains nothing, so this is the comparison with a random gate of equal coverage.
-    """
-    chosen = top(measure, coverage).astype(np.float64)
-    terms = np.stack([hit * chosen, chosen, hit, np.ones_like(hit)])
-    return figure(terms, days, lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0) - s[:, 2] / s[:, 3])
-
-
 def top(measure: Array, coverage: float) -> NDArray[np.bool_]:
     """Return which rows hold the largest *measure*, a *coverage* share of all; ties by order."""
     count = max(round(coverage * len(measure)), 1)
     chosen = np.zeros(len(measure), dtype=np.bool_)
     chosen[np.argsort(-measure, kind="stable")[:count]] = True
     return chosen
-
-
-def area(hit: Array, measure: Array) -> float:
-    """Return the area under the risk–coverage curve, less that of a random gate; below 0 helps."""
-    risk = 1.0 - hit
-    order = np.argsort(-measure, kind="stable")
-    cumulative = np.cumsum(risk[order])
-    counts = np.maximum((RISK_COVERAGES * len(hit)).astype(np.int64), 1)
-    return float((cumulative[counts - 1] / counts - risk.mean()).mean())
-
-
-def table(
-    hit: Array, measures: Mapping[str, Array], days: NDArray[np.int64]
-) -> dict[str, dict[str, Any]]:
-    """Return for each measure the accuracy gained at ``COVERAGES``, its errors, area and days."""
-    by_measure: dict[str, dict[str, Any]] = {}
-    for name, measure in measures.items():
-        gains = [gained(hit, measure, coverage, days) for coverage in COVERAGES]
-        by_measure[name] = {
-            "gained": [gain.rounded()[0] for gain in gains],
-            "error": [gain.rounded()[1] for gain in gains],
-            "area": round(area(hit, measure), 5),
-            "days": len(np.unique(days)),
-        }
-    return by_measure
-
-
-def area_gained(outcome: Array, measure: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return how much better the *outcome* of the surest is than that of all, over all coverages.
-
-    Chance gains nothing. Rows of equal *measure* share their ranks; the error is for those ranks.
-    """
-    weight = _rank_weights(measure)
-    terms = np.stack([outcome * weight, weight, outcome, np.ones_like(outcome)])
-    return figure(terms, days, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
-
-
-def area_gained_more(
-    outcome: Array, first: Array, second: Array, days: NDArray[np.int64]
-) -> DailyEstimate:
-    """Return how much more the measure *first* gains than *second*, on the same days."""
-    first_weights, second_weights = _rank_weights(first), _rank_weights(second)
-    terms = np.stack(
-        [outcome * first_weights, first_weights, outcome * second_weights, second_weights]
-    )
-    return figure(terms, days, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
-
-
-def _rank_weights(measure: Array) -> Array:
-    """Return in how many of the coverages 1/n … 1 a row is answered, each divided by its rows."""
-    order = np.argsort(-measure, kind="stable")
-    weight = np.empty(len(measure))
-    weight[order] = np.cumsum(1.0 / np.arange(len(measure), 0, -1.0))[::-1]
-    _, tied = np.unique(measure, return_inverse=True)
-    shared: Array = (np.bincount(tied, weight) / np.bincount(tied))[tied]
-    return shared
 
 
 # --- differences of losses on the same bars
@@ -297,9 +226,13 @@ def verdict(difference: DayDifference, *, is_less_better: bool = True) -> str:
     return "better" if (difference.value < 0) == is_less_better else "worse"
 
 
-# --- selective prediction, by risk
+# --- selective prediction
 
 
+COVERAGES: Final = (0.5, 0.2, 0.1, 0.05)
+"""At which a card says what the surest bars gain."""
+RISK_COVERAGES: Final = np.linspace(0.05, 1.0, 20)
+"""Of the risk–coverage curve."""
 _SEED: Final = 20_170_817  # of ties
 
 
@@ -319,40 +252,61 @@ class RiskCurve(NamedTuple):
 
     risk: float  # of all bars, which a random gate keeps
     excess: Array
+    errors: Array | None  # of ``excess``; None of a single block of days
     area: DayDifference
     bars: int
 
+    @property
+    def gain(self) -> DailyEstimate:
+        """What a measure gains over chance, in the mean over the coverages."""
+        return DailyEstimate(-self.area.value, self.area.error)
 
-def risk_curve(parts: Sequence[RankedBars]) -> RiskCurve | None:
+    def gained(self) -> dict[str, Any]:
+        """Return what the surest of ``COVERAGES`` gain over a random gate, as a card has it."""
+        at = [int(np.abs(RISK_COVERAGES - share).argmin()) for share in COVERAGES]
+        errors = (None,) * len(at) if self.errors is None else self.errors[at].tolist()
+        pairs = zip((-self.excess[at]).tolist(), errors, strict=True)
+        gains, noise = zip(*(DailyEstimate(*pair).rounded() for pair in pairs), strict=True)
+        area, days = round(self.area.value, 5), self.area.days
+        return {"gained": [*gains], "error": [*noise], "area": area, "days": days}
+
+
+def risk_curve(parts: Sequence[RankedBars], rivals: Sequence[RankedBars] = ()) -> RiskCurve | None:
     """Return the curve pooled over *parts*, each ranked by itself; None where no bar is ranked.
 
     The surest bars are those of the whole part, ties in drawn order. Blocks are drawn for all parts
-    together, since horizons share their market.
+    together, since horizons share their market. With *rivals*, of the same bars by another measure,
+    it is the curve less theirs.
     """
-    ranked = [_finite(part) for part in parts]
-    ranked = [part for part in ranked if len(part.risk)]
-    if not ranked:
+    ranked = [_finite(part) for part in (*parts, *rivals)]
+    signs = [1.0] * len(parts) + [-1.0] * len(rivals)
+    both = [(part, sign) for part, sign in zip(ranked, signs, strict=True) if len(part.risk)]
+    if not both:
         return None
+    ranked = [part for part, _ in both]
+    shares = np.array([sign for _, sign in both])[:, None]
+    shares /= np.count_nonzero(shares > 0)
     days = np.concatenate([part.days for part in ranked])
     blocks = np.split(blocks_of(days), np.cumsum([len(part.days) for part in ranked])[:-1])
     count = 1 + max(int(block.max()) for block in blocks)
     sums = [_bucketed(part, block, count) for part, block in zip(ranked, blocks, strict=True)]
-    summed = np.concatenate(sums, axis=1)
     size = len(RISK_COVERAGES)
 
     def excess(sums: Array) -> Array:
-        """Return [.., coverage] of sums [.., part × (risk, count) × bucket]."""
+        """Return [.., coverage and their mean] of sums [.., part × (risk, count) × bucket]."""
         totals = sums.reshape(len(sums), len(ranked), 2, size).cumsum(axis=-1)
         risk = totals[:, :, 0] / np.maximum(totals[:, :, 1], 1.0)
-        excess_risk: Array = (risk - risk[:, :, -1:]).mean(axis=1)
-        return excess_risk
+        pooled = ((risk - risk[:, :, -1:]) * shares).sum(axis=1)
+        return np.column_stack([pooled, pooled.mean(axis=1)])
 
-    area = resampled(summed, lambda sums: excess(sums).mean(axis=1))
+    value, error = resampled(np.concatenate(sums, axis=1), excess)
+    area = DailyEstimate(float(value[-1]), None if error is None else float(error[-1]))
     return RiskCurve(
         float(np.mean([part.risk.mean() for part in ranked])),
-        excess(summed.sum(axis=0)[None])[0],
+        value[:-1],
+        None if error is None else error[:-1],
         compared(area, len(np.unique(days))),
-        sum(len(part.risk) for part in ranked),
+        sum(len(part.risk) for part, sign in both if sign > 0),
     )
 
 

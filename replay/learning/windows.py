@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.learning.samples import LABELS, Fields, Ids, Samples
-from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.replay.learning.splits import Panel, Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network, Outputs
@@ -68,44 +68,53 @@ def windows(
     A window that is shorter than *length* is padded at its end without weight. Of each the last
     *learnt* rows are learnt from, by default all.
     """
-    rows = learnt or length
-
-    is_one = len(part[0].panel.symbols) == 1
-
-    def stacked(parts: Iterable[NDArray[Any]], count: int, *, is_plain: bool = is_one) -> Tensor:
-        """[asset, some of time, ..] each as [window, asset, time, ..]; *is_plain* without assets.
-
-        Two assets have one pair, whose axis stays.
-        """
-        each = list(parts)
-        whole = np.zeros((len(each), len(each[0]), count, *each[0].shape[2:]), each[0].dtype)
-        for row, column in zip(whole, each, strict=True):
-            row[:, : column.shape[1]] = column
-        return torch.from_numpy(whole[:, 0] if is_plain else whole)
-
+    rows, has_assets = learnt or length, len(part[0].panel.symbols) > 1
     for cuts in order:
         of = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
         taken = [(samples, slice(max(start, stop - rows), stop)) for samples, start, stop in of]
-        labels = {
-            name: stacked(
-                (np.nan_to_num(s.labels[name][:, at], nan=LABELS[name].missing) for s, at in taken),
-                rows,
-            )
+        known = {
+            name: [
+                np.nan_to_num(s.labels[name][:, at], nan=LABELS[name].missing) for s, at in taken
+            ]
             for name in of[0][0].labels
         }
-        # With sessions, bars that follow one another may have numbers that do not.
-        firsts = [
-            first_position(s.segment, stop - 1) - length + 1
-            if learnt == 1
-            else first_position(s.segment, start)
-            for s, start, stop in of
-        ]
-        yield Batch(
-            stacked((s.panel.values(start, stop) for s, start, stop in of), length),
-            labels,
-            stacked((s.weights[None, at] for s, at in taken), rows, is_plain=True),
-            torch.tensor(firsts)[:, None] + torch.arange(length),
-        )
+        cuts_of = [(samples.panel, start, stop) for samples, start, stop in of]
+        values, positions = inputs(cuts_of, length, by_last=learnt == 1)
+        labels = {name: _stacked(each, rows, has_assets=has_assets) for name, each in known.items()}
+        weights = _stacked([s.weights[None, at] for s, at in taken], rows)
+        yield Batch(values, labels, weights, positions)
+
+
+def inputs(
+    cuts: Sequence[tuple[Panel, int, int]], length: int, *, by_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the features [window, time, ..] of rows of panels, and their positions [window, time].
+
+    A window that is shorter than *length* has zeros after its rows; *by_last*, where its last row
+    alone is asked for, before them. Zeros are neutral.
+    """
+    parts = [panel.values(start, stop) for panel, start, stop in cuts]
+    # With sessions, bars that follow one another may have numbers that do not.
+    at = -1 if by_last else 0
+    firsts = [
+        first_position(panel.segments[0], (start, stop - 1)[at]) for panel, start, stop in cuts
+    ]
+    ahead = torch.arange(length) - (length - 1 if by_last else 0)
+    return _stacked(parts, length, by_last=by_last), torch.tensor(firsts)[:, None] + ahead
+
+
+def _stacked(
+    parts: Sequence[NDArray[Any]], count: int, *, has_assets: bool = False, by_last: bool = False
+) -> Tensor:
+    """[asset, some of time, ..] each as [window, asset, time, ..]; of one asset without its axis.
+
+    *has_assets* says that it stays: two assets have one pair.
+    """
+    whole = np.zeros((len(parts), len(parts[0]), count, *parts[0].shape[2:]), parts[0].dtype)
+    for row, column in zip(whole, parts, strict=True):
+        begin = count - column.shape[1] if by_last else 0
+        row[:, begin : begin + column.shape[1]] = column
+    return torch.from_numpy(whole if has_assets or len(parts[0]) > 1 else whole[:, 0])
 
 
 def first_position(segment: Segment, row: int) -> int:
@@ -268,28 +277,25 @@ def passes(rows: Ids, first: int, field: int, at_once: int) -> Iterator[tuple[Id
 
 def _by_row(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
     """Yield the outputs of chunks of *rows*, each of one pass over all bars between."""
-    device, config = network.device, network.config
+    device, config, panel = network.device, network.config, Panel((segment,))
     for chosen, start, stop in passes(rows, segment.first, config.receptive_field, _CHUNK_ROWS):
-        x = torch.from_numpy(segment.values[start:stop, : config.features]).to(device)[None]
-        positions = first_position(segment, start) + torch.arange(x.shape[1], device=device)
-        outputs: Outputs = network(x, positions)
+        x, positions = inputs([(panel, start, stop)], stop - start)
+        outputs: Outputs = network(x[..., : config.features].to(device), positions[0].to(device))
         at = torch.from_numpy(chosen - start).to(device)
         yield Outputs._make(None if part is None else part[0, at] for part in outputs)
 
 
 def _by_window(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
     """Yield the outputs of batches of *rows*, each of its window alone."""
-    window, device = network.config.window, network.device
+    window, device, panel = network.config.window, network.device, Panel((segment,))
     batch, columns = max(_CHUNK_ROWS // window, 1), network.config.features
     for start in range(0, len(rows), batch):
-        chosen = rows[start : start + batch].tolist()
-        x = np.zeros((len(chosen), window, columns), dtype=np.float32)
-        for target, row in zip(x, chosen, strict=True):
-            values = segment.values[max(row - window + 1, segment.first) : row + 1, :columns]
-            target[window - len(values) :] = values
-        firsts = torch.tensor([first_position(segment, row) - window + 1 for row in chosen])
-        positions = firsts[:, None] + torch.arange(window)
-        outputs: Outputs = network(torch.from_numpy(x).to(device), positions.to(device))
+        cuts = [
+            (panel, max(row - window + 1, segment.first), row + 1)
+            for row in rows[start : start + batch].tolist()
+        ]
+        x, positions = inputs(cuts, window, by_last=True)
+        outputs: Outputs = network(x[..., :columns].to(device), positions.to(device))
         yield outputs.map(lambda part: part[:, -1])
 
 

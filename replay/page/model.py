@@ -232,7 +232,7 @@ def _selective(forecasts: RunForecasts) -> Iterator[Part]:
     """Yield the risk of the bars of which the attention was surest, against random bars."""
     yield Paragraph("Risk and coverage", "heading")
     ranked = {
-        "sign wrong": statistics.sign_risk(forecasts.mean, forecasts.realised),
+        "sign wrong": 1.0 - statistics.hits_of(forecasts.mean, forecasts.realised),
         "absolute error, bp": 1e4 * np.abs(forecasts.realised - forecasts.mean),
     }
     curves = {

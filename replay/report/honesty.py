@@ -82,7 +82,7 @@ def entropy_sentence(gates: Mapping[str, Any]) -> str:
     *gates* are ``[figures.gates]``; empty where they hold nothing of entropy. The days are those of
     the bars that were explained, not of all that were judged.
     """
-    surest = gates.get("selective", {}).get("entropy_confidence")
+    surest = gates.get("selective", {}).get("entropy")
     if surest is None:
         return ""
     gained, noise = surest["gained"][2], surest["error"][2]

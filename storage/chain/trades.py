@@ -433,7 +433,7 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     kinds = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
     is_cash = {int(place): Category(kind).is_cash for place, kind in kinds}
     due: list[tuple[int, Entry]] = []
-    acted = [] if not _has_shares(kinds) else list(_actions(connection, run_key))
+    acted = list(_actions(connection, run_key))
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
         lambda: _check_positions(
             connection, run_key, is_cash, acted, due, terms=terms, is_taken=is_taken
@@ -456,12 +456,8 @@ def check_closed(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     return None
 
 
-def _has_shares(kinds: Sequence[tuple[int, str]]) -> bool:
-    return any(kind == Category.STOCK.value for _, kind in kinds)
-
-
 def _actions(connection: sqlite3.Connection, run_key: int) -> Iterator[_StoredAction]:
-    """Yield the splits and dividends of a run of shares, in order."""
+    """Yield the splits and dividends of a run, in order."""
     for step, place, content, market_ms, price, quantity, least in connection.execute(
         _ACTED, (run_key,)
     ):

@@ -16,6 +16,7 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
     INSTRUMENT_ROWS,
+    RANGES,
     RUN_ROW,
     WITHIN,
     PrunePoint,
@@ -80,7 +81,6 @@ class ChainReport(Struct, frozen=True):
         return self.problem is None
 
 
-_RANGES: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
 _SEQUENCE: Final = {table: itemgetter(at) for table, at in SEQUENCE_AT.items()}
 _OPENS_AT: Final = place("steps", "open_time_ms")
 _COMMITS: Final = select("commits", "run_key = ? AND first_sequence >= ? AND first_sequence < ?")
@@ -201,7 +201,7 @@ class Walk:
         """Yield the commits of *stored* that hold, all of whose rows are read at once."""
         span = (self.run_key, stored[0].first, stored[-1].last)
         ranges: dict[str, list[StoredRow]] = {}
-        for table, query in _RANGES.items():
+        for table, query in RANGES.items():
             if of_table := self._connection.execute(query, span).fetchall():
                 ranges[table] = of_table
         begins = dict.fromkeys(ranges, 0)
@@ -373,7 +373,7 @@ def _check_kept(
 def kept_until(connection: sqlite3.Connection, run_key: int, until: int) -> bytes:
     """Return the running hash of the rows up to step *until* that a prune keeps."""
     span = run_span(run_key, until)
-    rows = {table: connection.execute(_RANGES[table], span).fetchall() for table in KEPT_TABLES}
+    rows = {table: connection.execute(RANGES[table], span).fetchall() for table in KEPT_TABLES}
     return kept_after(NOTHING, rows)
 
 

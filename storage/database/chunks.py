@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, stored_columns
 from tracepaper.storage.record.decode import InternedRows, StoredRows
 from tracepaper.storage.record.hashing import NOTHING, ChainHead
-from tracepaper.storage.record.rows import SPARSE_TABLES, At
+from tracepaper.storage.record.rows import CHAINED_TABLES, SPARSE_TABLES, At
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import GateSet
@@ -44,11 +44,11 @@ _OWN_CONFIRMED: Final = (
     "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
 )
 _TWINS_CONFIRMED: Final = (
-    "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM twin_steps t "
+    "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM steps s "
+    "JOIN twin_steps t ON t.run_key = s.run_key AND t.sequence = s.twins "
     "JOIN holdings h ON h.run_key = t.run_key AND h.sequence = t.holding AND h.book = t.book "
-    "JOIN steps s ON s.run_key = t.run_key AND s.sequence = t.sequence "
-    "AND s.open_time_ms IS NOT NULL "
-    "WHERE t.run_key = ? AND t.sequence BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
+    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
+    "AND t.confirmed GROUP BY 1, 2"
 )
 
 
@@ -59,17 +59,14 @@ def select(table: str, where: str) -> str:
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {keys}"
 
 
-def _range(table: str) -> str:
-    return select(table, WITHIN)
-
-
-_STEPS: Final = _range("steps")
+RANGES: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
+"""Of each table that a commit covers the query for its rows of some steps."""
 _SEQUENCE: Final = At("steps").sequence
-_SPARSE: Final = tuple((table, _range(table)) for table in SPARSE_TABLES)
 _SHARED: Final = {
     table: select(table, "run_key = ? AND sequence = ? AND book = ?")
     for table in ("outcomes", "holdings")
 }
+_TWINS: Final = select("twin_steps", "run_key = ? AND sequence = ?")
 _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
@@ -161,10 +158,10 @@ def step_rows(
         span = (run_key, start, min(start + CHUNK_STEPS - 1, last))
         # Rows up to the last never change while a run grows, so these need not be one snapshot.
         sparse: dict[int, dict[str, list[StoredRow]]] = {}
-        for table, query in _SPARSE:
-            for row in connection.execute(query, span):
+        for table in SPARSE_TABLES:
+            for row in connection.execute(RANGES[table], span):
                 sparse.setdefault(row[_SEQUENCE], {}).setdefault(table, []).append(row)
-        for row in connection.execute(_STEPS, span).fetchall():
+        for row in connection.execute(RANGES["steps"], span).fetchall():
             yield StoredRows(row, sparse.get(row[_SEQUENCE], {}))
 
 
@@ -196,11 +193,16 @@ def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
         return _require(shared, table, sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
+    def twins(sequence: int) -> list[StoredRow]:
+        rows = connection.execute(_TWINS, (run_key, sequence)).fetchall()
+        return _require(rows, "twin_steps", sequence)
+
+    @lru_cache(maxsize=CACHED_ROWS)
     def gate_set(key: int) -> GateSet:
         rows = connection.execute(_GATE_SET, (run_key, key)).fetchall()
         return gate_set_of(_require(rows, "gate_sets", key))
 
-    return InternedRows(row, gate_set)
+    return InternedRows(row, twins, gate_set)
 
 
 def _require(row: _Rows | None, table: str, key: int) -> _Rows:

@@ -1,4 +1,4 @@
-"""Opens a database for reading; ``writer`` opens it for writing, and imports SQLAlchemy.
+"""Opens a database for reading; ``writer`` opens it for writing.
 
 One writing connection and any number of read-only ones. SQLite 3.7.0 to 3.51.2 (but for 3.44.6
 and 3.50.7) can corrupt a WAL file when two connections write or checkpoint it at the same

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.storage.database.chunks import WITHIN
+from tracepaper.storage.database.view_columns import UNREALIZED, shared_row
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS
 from tracepaper.strategies.units import DAY_MS
@@ -41,16 +42,19 @@ NOT_STORED: Final = -(2**63)
 """Stands where a column is null, as the target of a decision that asks for a list of orders."""
 _AFTER: Final = (
     "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {book}, {of}.holding, "
-    "coalesce({of}.account_unrealized_pnl, {of}.unrealized_pnl, 0), "
-    f"coalesce({{of}}.equity, {NOT_STORED}) FROM {{tables}} "
-    "WHERE {of}.run_key = ? AND {of}.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
-    "AND s.outcome IS NOT NULL ORDER BY {of}.sequence"
+    "coalesce({of}.account_unrealized_pnl, {profit}, 0), "
+    f"coalesce({{of}}.equity, {NOT_STORED}) "
+    "FROM steps s {joined} WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? "
+    "AND s.open_time_ms IS NOT NULL AND s.outcome IS NOT NULL ORDER BY s.sequence"
 )
-_OWN: Final = _AFTER.format(of="s", book=0, tables="steps s")
+_OWN: Final = _AFTER.format(of="s", book=0, profit="s.unrealized_pnl", joined="")
 _SHADOWS: Final = _AFTER.format(
     of="m",
     book="m.book",
-    tables="twin_steps m CROSS JOIN steps s ON s.run_key = m.run_key AND s.sequence = m.sequence",
+    profit=UNREALIZED.format("m"),
+    joined=f"CROSS JOIN twin_steps m ON {shared_row('m', 's.twins')} "
+    f"CROSS JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
+    "CROSS JOIN instruments i ON i.run_key = s.run_key AND i.instrument = s.instrument",
 )
 _DECIDED: Final = (
     f"SELECT sequence, open_time_ms, instrument, coalesce(target_quantity, {NOT_STORED}), "

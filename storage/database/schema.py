@@ -25,12 +25,15 @@ from sqlalchemy import (
 from sqlalchemy import (
     text as text_clause,
 )
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Dialect
 
     from tracepaper.storage.record.columns import Column
 
@@ -95,3 +98,11 @@ Index(
 for _name in BORN:
     _of = metadata.tables[_name].c
     Index(f"{_name}_order", _of.order_id, _of.run_key)
+
+
+def table_statements(tables: MetaData, dialect: Dialect) -> Iterator[str]:
+    """Yield the statements that make *tables* and their indexes, in words of *dialect*."""
+    for table in tables.sorted_tables:
+        yield str(CreateTable(table).compile(dialect=dialect))
+        for index in table.indexes:
+            yield str(CreateIndex(index).compile(dialect=dialect))

@@ -9,6 +9,9 @@ from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     FLAG,
     HASH,
+    MONEY,
+    PRICE,
+    QUANTITY,
     SOURCE_CODES,
     STEP_GATES,
     TABLES,
@@ -222,49 +225,8 @@ def complete(
     return tuple(shown)
 
 
-# A run in hedge mode has its sides ``b`` as the first books of a step; any other one has its own
-# row ``h``, once, whatever shadow accounts it has. The account is row ``a``.
-OF_SIDES: Final = (
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    f"LEFT JOIN twin_steps t ON {at_step('t')} AND t.book <= 2 "
-    f"LEFT JOIN holdings b ON {shared_row('b', 't.holding')} AND b.book = t.book "
-    "AND b.twin IN ('LONG', 'SHORT') "
-    f"JOIN holdings h ON {shared_row('h', 'coalesce(b.sequence, s.holding)')} "
-    "AND h.book = coalesce(b.book, 0) "
-    f"JOIN holdings a ON {shared_row('a', 's.holding')} AND a.book = 0 "
-)
-A_SIDE_EACH: Final = (
-    "WHERE (b.twin IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
-)
-MARKED_SIDE: Final = "CASE WHEN b.twin IS NULL THEN s.unrealized_pnl ELSE t.unrealized_pnl END"
-SIDE_HELD: Final = ViewColumn(
-    "side",
-    "coalesce(h.twin, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "
-    "ELSE 'FLAT' END)",
-    "`LONG`, `SHORT` or `FLAT`; in hedge mode `LONG` or `SHORT`, held or not",
-)
-LIQUIDATED_AT: Final = (
-    "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
-    "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
-    "AND o.role = 'LIQUIDATION' AND coalesce(o.position_side, '') = coalesce(h.twin, '') "
-    "ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
-)
-
-
-def _byte(place: int) -> str:
-    """Return byte *place* of bucket ``n`` as a number."""
-    byte = f"hex(substr(a.buckets, n.key * 4 + {place + 1}, 1))"
-    high, low = (f"instr('123456789ABCDEF', substr({byte}, {at}, 1))" for at in (1, 2))
-    return f"({high} * 16 + {low})"
-
-
-# A little-endian float32, read with integers alone: mantissa / 2^shift. Weights are not negative.
-# SQLite gives <<, >>, & and | one precedence, so every pair has its parentheses.
-_EXPONENT: Final = f"((({_byte(3)} & 127) << 1) | ({_byte(2)} >> 7))"
-_MANTISSA: Final = f"((({_byte(2)} & 127) << 16) | ({_byte(1)} << 8) | {_byte(0)})"
-_SHIFT: Final = f"(150 - max({_EXPONENT}, 1))"
-_WEIGHT: Final = (
-    f"({_MANTISSA} + CASE WHEN {_EXPONENT} > 0 THEN 8388608 ELSE 0 END) * 1.0 "
-    f"/ (1 << min({_SHIFT}, 60)) / (1 << max(min({_SHIFT} - 60, 60), 0)) "
-    f"/ (1 << max({_SHIFT} - 120, 0))"
-)
+_FACTOR: Final = power_of_ten(f"{MONEY} - {PRICE} - {QUANTITY}")
+UNIT: Final = f"(h.quantity * {_FACTOR})"
+"""What is held, as money at a price of 1; 0 where that is to be rounded."""
+# A mark that is not stored follows from the step's close.
+UNREALIZED: Final = f"coalesce({{0}}.unrealized_pnl, s.close * {UNIT} - h.entry_notional)"

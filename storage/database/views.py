@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from tracepaper.storage.database.view_columns import (
-    _WEIGHT,
-    A_SIDE_EACH,
     INSTRUMENT,
-    LIQUIDATED_AT,
-    MARKED_SIDE,
     MARKET_MS,
     MEASURE,
-    OF_SIDES,
-    SIDE_HELD,
+    UNIT,
+    UNREALIZED,
     View,
     ViewColumn,
     at_step,
@@ -24,7 +20,6 @@ from tracepaper.storage.database.view_columns import (
     iso,
     moment,
     of_step,
-    power_of_ten,
     real,
     shared_row,
     shown,
@@ -328,6 +323,25 @@ _UNTIL_MS: Final = (
     f"ELSE (s.open_time_ms / {_BLOCK_MS} - n.key + 1) * {_BLOCK_MS} END"
 )
 
+
+def _byte(place: int) -> str:
+    """Return byte *place* of bucket ``n`` as a number."""
+    byte = f"hex(substr(a.buckets, n.key * 4 + {place + 1}, 1))"
+    high, low = (f"instr('123456789ABCDEF', substr({byte}, {at}, 1))" for at in (1, 2))
+    return f"({high} * 16 + {low})"
+
+
+# A little-endian float32, read with integers alone: mantissa / 2^shift. Weights are not negative.
+# SQLite gives <<, >>, & and | one precedence, so every pair has its parentheses.
+_EXPONENT: Final = f"((({_byte(3)} & 127) << 1) | ({_byte(2)} >> 7))"
+_MANTISSA: Final = f"((({_byte(2)} & 127) << 16) | ({_byte(1)} << 8) | {_byte(0)})"
+_SHIFT: Final = f"(150 - max({_EXPONENT}, 1))"
+_WEIGHT: Final = (
+    f"({_MANTISSA} + CASE WHEN {_EXPONENT} > 0 THEN 8388608 ELSE 0 END) * 1.0 "
+    f"/ (1 << min({_SHIFT}, 60)) / (1 << max(min({_SHIFT} - 60, 60), 0)) "
+    f"/ (1 << max({_SHIFT} - 120, 0))"
+)
+
 V_EXPLANATIONS: Final = View(
     "v_explanations",
     "where a decision looked: one bucket of 64 bars of absolute time",
@@ -382,9 +396,13 @@ _GATES: Final = (
     "o.passed >> g.ordinal & 1)) FROM gate_sets g "
     "WHERE g.run_key = r.run_key AND g.gate_set = o.gate_set)"
 )
-_UNREALIZED: Final = "coalesce({0}.account_unrealized_pnl, {0}.unrealized_pnl)"
+_UNREALIZED: Final = {
+    "s": "coalesce(s.account_unrealized_pnl, s.unrealized_pnl)",
+    "m": f"coalesce(m.account_unrealized_pnl, {UNREALIZED.format('m')})",
+}
 _TWIN: Final = (
-    f"AND EXISTS (SELECT 1 FROM twin_steps) CROSS JOIN twin_steps m ON {at_step('m')} "
+    "AND EXISTS (SELECT 1 FROM twin_steps) "
+    f"CROSS JOIN twin_steps m ON {shared_row('m', 's.twins')} "
     f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
 )
 
@@ -407,7 +425,7 @@ V_STRATEGY_DECISIONS: Final = View(
         *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
         *exact(
             "unrealized_pnl",
-            _UNREALIZED.format("m"),
+            _UNREALIZED["m"],
             MONEY,
             "its profit of what is open, at the mark",
         ),
@@ -415,7 +433,7 @@ V_STRATEGY_DECISIONS: Final = View(
         *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive where paid"),
         *exact(
             "equity",
-            f"coalesce(m.equity, h.cash + {_UNREALIZED.format('m')})",
+            f"coalesce(m.equity, h.cash + {_UNREALIZED['m']})",
             MONEY,
             "of its sub-account",
         ),
@@ -437,18 +455,47 @@ _STEP_TABLES: Final = (
 )
 
 # An average price is a decimal only where the division leaves no rest.
-_UNIT: Final = f"(h.quantity * {power_of_ten(f'{MONEY} - {PRICE} - {QUANTITY}')})"
 _AVERAGE: Final = f"CASE WHEN h.quantity <> 0 THEN {real('h.entry_notional', MONEY)} / "
 _AVERAGE_REAL: Final = f"{_AVERAGE}({real('h.quantity', QUANTITY)}) END"
 _AVERAGE_TEXT: Final = (
     f"CASE WHEN h.quantity <> 0 AND i.price_decimals + i.quantity_decimals <= {MONEY} "
-    f"AND h.entry_notional % {_UNIT} = 0 "
-    f"THEN {text(f'h.entry_notional / {_UNIT}', PRICE)} END"
+    f"AND h.entry_notional % {UNIT} = 0 "
+    f"THEN {text(f'h.entry_notional / {UNIT}', PRICE)} END"
+)
+
+# A run in hedge mode has its sides ``b`` as the first books of a step; any other one has its own
+# row ``h``, once, whatever shadow accounts it has. The account is row ``a``.
+_OF_SIDES: Final = (
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
+    f"LEFT JOIN twin_steps t ON {shared_row('t', 's.twins')} AND t.book <= 2 "
+    f"LEFT JOIN holdings b ON {shared_row('b', 't.holding')} AND b.book = t.book "
+    "AND b.twin IN ('LONG', 'SHORT') "
+    f"JOIN holdings h ON {shared_row('h', 'coalesce(b.sequence, s.holding)')} "
+    "AND h.book = coalesce(b.book, 0) "
+    f"JOIN holdings a ON {shared_row('a', 's.holding')} AND a.book = 0 "
+)
+_A_SIDE_EACH: Final = (
+    "WHERE (b.twin IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
+)
+_MARKED_SIDE: Final = (
+    f"CASE WHEN b.twin IS NULL THEN s.unrealized_pnl ELSE {UNREALIZED.format('t')} END"
+)
+_SIDE_HELD: Final = ViewColumn(
+    "side",
+    "coalesce(h.twin, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "
+    "ELSE 'FLAT' END)",
+    "`LONG`, `SHORT` or `FLAT`; in hedge mode `LONG` or `SHORT`, held or not",
+)
+_LIQUIDATED_AT: Final = (
+    "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
+    "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
+    "AND o.role = 'LIQUIDATION' AND coalesce(o.position_side, '') = coalesce(h.twin, '') "
+    "ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
 )
 
 _POSITION_SUMS: Final = (
     ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
-    ("unrealized_pnl", MARKED_SIDE, "profit of what is open, at the mark"),
+    ("unrealized_pnl", _MARKED_SIDE, "profit of what is open, at the mark"),
     ("fees_paid", "h.fees_paid", "fees"),
     ("funding_paid", "h.funding_paid", "funding, positive where paid"),
 )
@@ -457,7 +504,7 @@ _POSITION_SUMS: Final = (
 def _account_sums(marks: str) -> tuple[tuple[str, str, str], ...]:
     return (
         ("realized_pnl", "h.account_realized_pnl", "profit of what was closed, before fees"),
-        ("unrealized_pnl", _UNREALIZED.format(marks), "profit of what is open, at the mark"),
+        ("unrealized_pnl", _UNREALIZED[marks], "profit of what is open, at the mark"),
         ("fees_paid", "h.account_fees_paid", "fees"),
         ("funding_paid", "h.account_funding_paid", "funding, positive where paid"),
     )
@@ -490,7 +537,7 @@ def _holding_columns(
         *shown(account, "holdings", "cash"),
         *exact(
             "equity",
-            f"coalesce({marks}.equity, {account}.cash + {_UNREALIZED.format(marks)})",
+            f"coalesce({marks}.equity, {account}.cash + {_UNREALIZED[marks]})",
             MONEY,
             "cash and what is held, at the mark",
         ),
@@ -510,16 +557,16 @@ V_POSITIONS: Final = View(
     "an instrument's position after a step that named it; in hedge mode one of its two sides",
     (
         *of_step("s"),
-        SIDE_HELD,
+        _SIDE_HELD,
         *_holding_columns(_POSITION_SUMS, "position's", account="a"),
         *exact(
             "liquidation_price",
-            LIQUIDATED_AT,
+            _LIQUIDATED_AT,
             PRICE,
             "mark price at which it is liquidated; null without isolated margin",
         ),
     ),
-    f"{OF_SIDES}{_STEP_TABLES} {A_SIDE_EACH}",
+    f"{_OF_SIDES}{_STEP_TABLES} {_A_SIDE_EACH}",
 )
 
 V_EQUITY: Final = View(

@@ -10,10 +10,6 @@ from operator import call, is_not, itemgetter, ne
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy import StaticPool, create_engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.schema import CreateIndex, CreateTable
-
 from tracepaper.storage.database.connection import (
     check_schema,
     connect_read_only,
@@ -23,7 +19,6 @@ from tracepaper.storage.database.connection import (
     unusable,
 )
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
-from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA, stored_columns
 from tracepaper.strategies.errors import AuditUnwritable
@@ -31,22 +26,15 @@ from tracepaper.strategies.errors import AuditUnwritable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Connection
-
     from tracepaper.storage.record.columns import Row
 
 WRITE_TIMEOUT_S: Final = 1.0
 """How long one attempt to write waits for the write lock of another process."""
 
 
-def is_busy(error: BaseException | None) -> bool:
-    """Return whether *error* says that another process holds the write lock."""
-    return is_busy_error(error.orig if isinstance(error, DBAPIError) else error)
-
-
 def advice(error: BaseException | None) -> str:
     """Return the remedy for a write that failed with *error*."""
-    if is_busy(error):
+    if is_busy_error(error):
         return "end the transaction of the other process that has the file locked"
     return "free disk space or mend the file"
 
@@ -54,37 +42,24 @@ def advice(error: BaseException | None) -> str:
 class Writer(NamedTuple):
     """The one writing connection of a database, and the locks that make it the only one."""
 
-    connection: Connection
+    connection: sqlite3.Connection
     lock: InstanceLock
     file: FileWatch
-
-    @property
-    def raw(self) -> sqlite3.Connection:
-        """The connection of SQLite itself: statements cost less without a layer in between."""
-        return raw_of(self.connection)
 
     def close(self) -> None:
         """Close the connection, which checkpoints the WAL file, and give the locks back."""
         self.connection.close()
-        self.connection.engine.dispose()
         self.file.close()
         self.lock.release()
 
 
-def raw_of(connection: Connection) -> sqlite3.Connection:
-    """Return the connection of SQLite under that of SQLAlchemy."""
-    raw = connection.connection.driver_connection
-    assert isinstance(raw, sqlite3.Connection)
-    return raw
-
-
-def identify(connection: Connection) -> None:
+def identify(connection: sqlite3.Connection) -> None:
     """Give the database its id, by which a fleet knows it, where it has none.
 
     A copy has the same id. The chain does not cover it.
     """
-    if connection.exec_driver_sql("SELECT count(*) FROM databases").scalar_one() == 0:
-        connection.exec_driver_sql(
+    if connection.execute("SELECT count(*) FROM databases").fetchone() == (0,):
+        connection.execute(
             "INSERT INTO databases (database_id) VALUES (lower(hex(randomblob(16))))"
         )
 
@@ -115,36 +90,27 @@ def open_writer(path: Path) -> Writer:
             file = FileWatch.open(path)
             undo.callback(file.close)
         try:
-            connection = _connect_writing(path)
-            undo.callback(connection.engine.dispose)
+            connection = sqlite3.connect(
+                path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
             undo.callback(connection.close)
-            raw = raw_of(connection)
-            if schema_of(raw) == 0:
+            _settle_journal(path, connection)
+            if schema_of(connection) == 0:
                 create(connection)
             identify(connection)
-            file.begin(raw)
-        except (sqlite3.Error, DBAPIError, OSError) as error:
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            raise AuditUnwritable(unusable(str(path), cause or error)) from error
+            file.begin(connection)
+        except (sqlite3.Error, OSError) as error:
+            raise AuditUnwritable(unusable(str(path), error)) from error
         undo.pop_all()
         return Writer(connection, lock, file)
 
 
-def _connect_writing(path: Path) -> Connection:
-    def connect() -> sqlite3.Connection:
-        raw = sqlite3.connect(
-            path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raw.close()
-            raise AuditUnwritable(f"{path} cannot use a write-ahead log; use a local disk.")
-        raw.execute("PRAGMA synchronous = FULL")
-        raw.execute("PRAGMA foreign_keys = ON")
-        return raw
-
-    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
-    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+def _settle_journal(path: Path, connection: sqlite3.Connection) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise AuditUnwritable(f"{path} cannot use a write-ahead log; use a local disk.")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
 
 
 BLOCK_ROWS: Final = 30
@@ -154,7 +120,7 @@ _ALIKE_ROWS: Final = 4
 _OPENED_AT: Final = stored_columns("steps").index("open_time_ms")
 
 
-def insert_rows(raw: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> None:
+def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> None:
     """Insert *rows* by table, in the order of the tables; a row may lack nulls at its end."""
     for table, of_table in rows.items():
         # Binding a null costs as much as four numbers, so what is null in all rows of a shape
@@ -170,13 +136,13 @@ def insert_rows(raw: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> N
         for start in range(0, whole, BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             sql, picks = _insert_of(table, tuple(map(present.__getitem__, shapes[block])))
-            raw.execute(sql, [*chain.from_iterable(map(call, picks, of_table[block]))])
+            connection.execute(sql, [*chain.from_iterable(map(call, picks, of_table[block]))])
         start = whole
         for shape, same in groupby(shapes[whole:]):
             sql, (pick,) = _insert_of(table, (present[shape],))
             part = of_table[start : (start := start + len([*same]))]
             is_whole = present[shape] == (1 << len(part[0])) - 1
-            raw.executemany(sql, part if is_whole else map(pick, part))
+            connection.executemany(sql, part if is_whole else map(pick, part))
 
 
 def _step_shape(row: Row) -> int:
@@ -209,31 +175,30 @@ def _insert_of(
 
 def in_memory() -> sqlite3.Connection:
     """Return a new database in memory, with tables and views; it has no journal."""
-    raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    raw.deserialize(_empty())
-    raw.execute("PRAGMA journal_mode = OFF")
-    return raw
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.deserialize(_empty())
+    connection.execute("PRAGMA journal_mode = OFF")
+    return connection
 
 
 @cache
 def _empty() -> bytes:
     """Return the pages of a database without a run: to make its views anew takes 40 ms."""
-    raw = sqlite3.connect(":memory:", isolation_level=None)
-    engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
-    with closing(raw), engine.connect() as connection:
-        create(connection.execution_options(isolation_level="AUTOCOMMIT"))
-        return raw.serialize()
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        create(connection)
+        return connection.serialize()
 
 
-def create(connection: Connection) -> None:
+def create(connection: sqlite3.Connection) -> None:
     """Make tables and views in one transaction."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    for table in metadata.sorted_tables:
-        connection.execute(CreateTable(table))
-        for index in table.indexes:
-            connection.execute(CreateIndex(index))
-    for view in VIEWS:
-        connection.exec_driver_sql(view.sql)
-    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
-    connection.exec_driver_sql("COMMIT")
+    from sqlalchemy.dialects import sqlite  # what takes a third of a second to load
+
+    from tracepaper.storage.database.schema import metadata, table_statements
+
+    connection.execute("BEGIN IMMEDIATE")
+    tables = table_statements(metadata, sqlite.dialect())
+    for statement in (*tables, *(view.sql for view in VIEWS)):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    connection.execute("COMMIT")

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.server import check_schema, connect, speaking
+from tracepaper.storage.fleet.views import select_step
 from tracepaper.strategies.units import minute_text
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class FleetPosition(Struct, frozen=True):
     unrealized_pnl: str
 
 
-class FleetRun(Struct, frozen=True):
+class FleetRun(Struct, frozen=True, kw_only=True):
     """A run of the fleet, as the server knows it."""
 
     database_id: str
@@ -73,14 +75,16 @@ class FleetRun(Struct, frozen=True):
     kind: str
     strategy: str
     model_id: str
-    health: str  # running, halted, not ready, writing, stopped, ended, silent or shipped
-    lag_steps: int
-    lag_s: float
+    health: str = (
+        "not ready"  # running, halted, not ready, writing, stopped, ended, silent or shipped
+    )
+    lag_steps: int = 0
+    lag_s: float = 0.0
     steps: int
-    equity: str | None
-    positions: tuple[FleetPosition, ...]
-    last_decision: str | None
-    alarms: tuple[str, ...]
+    equity: str | None = None
+    positions: tuple[FleetPosition, ...] = ()
+    last_decision: str | None = None
+    alarms: tuple[str, ...] = ()
 
 
 def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
@@ -103,32 +107,26 @@ _UNREADABLE: Final = (ArithmeticError, LookupError, RecursionError, TypeError, V
 
 def _read(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
     """Return the run of *row*; where its values cannot be read, one whose alarm says so."""
+    run = FleetRun(
+        database_id=row["database_id"],
+        host=row["host"] or "",
+        file=row["file"] or "",
+        run_id=row["run_id"],
+        kind=row["kind"],
+        strategy=row["strategy"],
+        model_id=row["model_id"],
+        steps=row["step_count"],
+    )
     try:
-        return _run(server, row, is_newest)
+        return replace(run, **_read_fields(server, row, is_newest))
     except _UNREADABLE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
-        return FleetRun(
-            database_id=row["database_id"],
-            host=row["host"] or "",
-            file=row["file"] or "",
-            run_id=row["run_id"],
-            kind=row["kind"],
-            strategy=row["strategy"],
-            model_id=row["model_id"],
-            health="not ready",
-            lag_steps=0,
-            lag_s=0.0,
-            steps=row["step_count"],
-            equity=None,
-            positions=(),
-            last_decision=None,
-            alarms=(f"its row cannot be read ({reason})",),
-        )
+        return replace(run, alarms=(f"its row cannot be read ({reason})",))
 
 
-def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
-    key = row["database_id"]
-    run = key, row["run_key"]
+def _read_fields(server: Connection[Any], row: DictRow, is_newest: bool) -> dict[str, Any]:  # noqa: FBT001 - one call
+    """Return the fields of a run that its steps and its daemon tell."""
+    run = row["database_id"], row["run_key"]
     equity = _first_row(server, V_EQUITY, run, row["sequence"])
     (decided,) = server.execute(_DECIDED, run).fetchall()
     decision = _first_row(server, V_DECISIONS, run, decided["sequence"])
@@ -155,23 +153,15 @@ def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  #
     is_silent = row["silent_s"] is None or row["silent_s"] > SILENT_S
     if is_newest and is_silent and row["ended"] is None and row["silent_s"] is not None:
         alarms.append(f"no word for {row['silent_s']:.0f} s")
-    return FleetRun(
-        database_id=key,
-        host=row["host"] or "",
-        file=row["file"] or "",
-        run_id=row["run_id"],
-        kind=row["kind"],
-        strategy=row["strategy"],
-        model_id=row["model_id"],
-        health=_health(row, daemon, is_newest=is_newest, is_silent=is_silent),
-        lag_steps=row["lag_steps"] or 0 if is_newest else 0,
-        lag_s=row["lag_s"] or 0.0 if is_newest else 0.0,
-        steps=row["step_count"],
-        equity=None if equity is None else equity["equity_text"],
-        positions=tuple(held),
-        last_decision=None if decision is None else _decided(decision),
-        alarms=tuple(alarms),
-    )
+    return {
+        "health": _health(row, daemon, is_newest=is_newest, is_silent=is_silent),
+        "lag_steps": row["lag_steps"] or 0 if is_newest else 0,
+        "lag_s": row["lag_s"] or 0.0 if is_newest else 0.0,
+        "equity": None if equity is None else equity["equity_text"],
+        "positions": tuple(held),
+        "last_decision": None if decision is None else _decided(decision),
+        "alarms": tuple(alarms),
+    }
 
 
 def _health(row: DictRow, daemon: _Daemon | None, *, is_newest: bool, is_silent: bool) -> str:
@@ -205,8 +195,6 @@ def _all(
     server: Connection[Any], view: View, run: tuple[str, int], sequence: int | None
 ) -> list[DictRow]:
     """Return the rows of *view* of a step of a run, in its database; none without a step."""
-    from tracepaper.storage.fleet.views import select_step  # it loads SQLAlchemy: not for a page
-
     if sequence is None:
         return []
     values = (*run, sequence)

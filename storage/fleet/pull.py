@@ -130,7 +130,7 @@ def _fill(
     counts: dict[str, int] = {}
     writer = open_writer(partial)
     try:
-        raw = writer.raw
+        raw = writer.connection
         raw.execute("PRAGMA synchronous = OFF")  # the whole file is written to disk at its end
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("DELETE FROM databases")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from tracepaper.storage.chain.verify import Walk, check_prune
-from tracepaper.storage.database.chunks import WITHIN, PrunePoint, StoredRow, prune_point, select
+from tracepaper.storage.database.chunks import RANGES, PrunePoint, StoredRow, prune_point, select
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import (
@@ -27,7 +27,6 @@ from tracepaper.storage.fleet.server import (
 )
 from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
 from tracepaper.storage.record.rows import (
-    CHAINED_TABLES,
     DROPPED_ROWS,
     DROPPED_TABLES,
     OPENED_AT,
@@ -44,7 +43,6 @@ GROUP_STEPS: Final = 2000
 """Steps of one transaction: some tens of milliseconds of reading."""
 _RUN: Final = select("runs", "run_key = ?")
 _RUNS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
-_RANGE: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
 _COMMITS: Final = select("commits", "run_key = ? AND first_sequence BETWEEN ? AND ?")
 _OPENING_SETS: Final = select("gate_sets", "run_key = ? AND sequence IS NULL")
 _HEAD: Final = "SELECT digest FROM commits WHERE run_key = ? AND last_sequence = ?"
@@ -364,7 +362,7 @@ class Shipper:
                 raise self._broken(row, problem.sentence)
             last = walk.due - 1
             span = key, first, last
-            rows = {table: file.execute(query, span).fetchall() for table, query in _RANGE.items()}
+            rows = {table: file.execute(query, span).fetchall() for table, query in RANGES.items()}
             rows["commits"] = file.execute(_COMMITS, (key, begun, last)).fetchall()
             opening = []
             if not state.is_there:
@@ -484,9 +482,7 @@ def new_id(path: Path) -> str:
     """
     writer = open_writer(path)
     try:
-        writer.connection.exec_driver_sql(
-            "UPDATE databases SET database_id = lower(hex(randomblob(16)))"
-        )
+        writer.connection.execute("UPDATE databases SET database_id = lower(hex(randomblob(16)))")
     finally:
         writer.close()
     return database_id(path)

@@ -16,15 +16,13 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
-    StaticPool,
     Table,
     Text,
-    create_engine,
 )
 from sqlalchemy import Column as SqlColumn
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.dialects import postgresql
 
+from tracepaper.storage.database.schema import table_statements
 from tracepaper.storage.fleet.server import (
     SCHEMA_NAME,
     check_version,
@@ -36,7 +34,7 @@ from tracepaper.storage.fleet.views import FUNCTIONS, statements
 from tracepaper.storage.record.columns import SCHEMA, TABLES, stored_columns
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from psycopg import Connection
 
     from tracepaper.storage.record.columns import Column
 
@@ -47,6 +45,7 @@ _TYPES: Final[dict[str, Any]] = {
     "TEXT": Text(collation="C"),  # sorts as SQLite does
     "BLOB": LargeBinary(),
 }
+_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 metadata: Final = MetaData()
 
 
@@ -110,15 +109,6 @@ for _name in ("orders", "fills"):
     Index(f"{_name}_order", _of[DATABASE], _of.order_id, _of.run_key, _of.sequence)
 
 
-def make_tables(connection: Connection) -> None:
-    """Make every table in the schema that the connection's search path names."""
-    for table in metadata.sorted_tables:
-        connection.execute(CreateTable(table))
-        for index in table.indexes:
-            connection.execute(CreateIndex(index))
-    connection.exec_driver_sql(f"INSERT INTO schema_version VALUES ({SCHEMA})")
-
-
 _MAY_READ: Final = (
     "SELECT c.relname, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END "
     "FROM pg_class c, aclexplode(c.relacl) a WHERE c.relkind = 'v' "
@@ -126,13 +116,13 @@ _MAY_READ: Final = (
 )
 
 
-def make_views(connection: Connection) -> None:
+def _make_views(server: Connection[Any]) -> None:
     """Make the functions and the views anew; who could read a view still can."""
-    readers = connection.exec_driver_sql(_MAY_READ).all()
+    readers = server.execute(_MAY_READ).fetchall()
     for statement in (*FUNCTIONS, *statements()):
-        connection.exec_driver_sql(statement.replace("%", "%%"))
+        server.execute(statement.encode())
     for view, role in readers:
-        connection.exec_driver_sql(f"GRANT SELECT ON {view} TO {role}")
+        server.execute(f"GRANT SELECT ON {view} TO {role}".encode())
 
 
 def columns_of(table: str) -> tuple[str, ...]:
@@ -152,22 +142,14 @@ def make_schema(url: str, *, needed_by: str = "--to") -> bool:
         "make the tables",
         advice="name the schema's owner in the address, or a role that may create a schema",
     )
-    with closing(connect(url, needed_by=needed_by)) as raw, making:
-        raw.autocommit = False
-        # SQLAlchemy's first connection rolls back, so nothing is done before it.
-        engine = create_engine("postgresql+psycopg://", creator=lambda: raw, poolclass=StaticPool)
-        try:
-            with engine.connect() as connection:
-                connection.exec_driver_sql(
-                    f"SELECT pg_advisory_xact_lock(hashtextextended('{SCHEMA_NAME}', 0))"
-                )
-                if (version := schema_version(raw)) is not None:
-                    check_version(url, version)
-                else:
-                    connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA_NAME}")
-                    make_tables(connection)
-                make_views(connection)
-                connection.commit()
-        except DBAPIError as error:
-            raise error.orig or error from None
+    with closing(connect(url, needed_by=needed_by)) as server, making, server.transaction():
+        server.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (SCHEMA_NAME,))
+        if (version := schema_version(server)) is not None:
+            check_version(url, version)
+        else:
+            server.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA_NAME}".encode())
+            for statement in table_statements(metadata, _DIALECT):
+                server.execute(statement.encode())
+            server.execute("INSERT INTO schema_version VALUES (%s)", (SCHEMA,))
+        _make_views(server)
     return version is None

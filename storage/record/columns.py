@@ -6,8 +6,9 @@ and the columns of ``views`` with their documentation follow from ``TABLES``.
 Keys. A step is ``(run_key, sequence)`` in every table, so a run is one contiguous range of each.
 
 Interning. What rarely changes is stored once, by the step that first used it, and named by that
-step's sequence: ``outcomes`` (action, reason, refusals, passed gates) and ``holdings`` (position
-and cash between two fills). ``gate_sets`` keeps names and thresholds.
+step's sequence: ``outcomes`` (action, reason, refusals, passed gates), ``holdings`` (position and
+cash between two fills) and, within a commit, ``twin_steps``. ``gate_sets`` keeps names and
+thresholds.
 
 Numbers are the vocabulary's: prices, quantities, volume and turnover are integers of 10⁻ᵏ with k
 in ``instruments``, money is an integer of 10⁻⁸, times are UTC milliseconds. Enumerations whose
@@ -296,6 +297,7 @@ _STEPS = (
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     _whole("ignored", null=True),  # 1: a revision of a bar, or a repeated settlement
+    _whole("twins", null=True),  # sequence of its rows in ``twin_steps``; null: it has none
 )
 BAR_COLUMNS: Final = (*(column.name for column in _BAR), _TURNOVER.name)
 BAR_FIELDS: Final = (*(column.name for column in _BAR_FIELDS), _TURNOVER.name)
@@ -554,9 +556,6 @@ _TWIN_STEPS = (
     *_STEP,
     _BOOK,
     _whole("holding"),  # sequence of its row in ``holdings``, same book
-    _whole("unrealized_pnl", null=True),
-    _whole("account_unrealized_pnl", null=True),
-    _whole("equity", null=True),
     _whole("confirmed"),  # 1 where the step's bar confirmed the position for another horizon
     # The next four are the decision's of one of several strategies on one account.
     _whole("outcome", null=True),  # sequence of its row in ``outcomes``, same book
@@ -569,6 +568,11 @@ _TWIN_STEPS = (
         doc="JSON of the numbers and texts that it noted; else null",
         null=True,
     ),
+    # Null where what is held is worth what the close of the step says, and the account no more.
+    # Only such rows hold for later steps.
+    _whole("unrealized_pnl", null=True),
+    _whole("account_unrealized_pnl", null=True),
+    _whole("equity", null=True),
 )
 
 _PRUNES = (

@@ -21,7 +21,7 @@ from tracepaper.storage.record.columns import (
     TABLES,
     measure_name,
 )
-from tracepaper.storage.record.rows import EVENT_TYPES, At, gather
+from tracepaper.storage.record.rows import EVENT_TYPES, At, gather, money_factor
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -118,6 +118,7 @@ class InternedRows(NamedTuple):
     """Look-ups of the rows that steps share."""
 
     row: Callable[[str, int, int], Sequence[Any]]  # by table, sequence and book
+    twins: Callable[[int], Sequence[Sequence[Any]]]  # the rows of ``twin_steps`` by their sequence
     gate_set: Callable[[int], GateSet]
 
 
@@ -147,6 +148,7 @@ class StepDecoder:
 
     def __init__(self, run: Run, interned: InternedRows) -> None:
         self._instruments = [instrument.id for instrument in run.instruments]
+        self._factors = [money_factor(instrument) for instrument in run.instruments]
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
         self._interned = interned
@@ -168,7 +170,7 @@ class StepDecoder:
             raise LookupError("its event is missing")
         else:
             event = self.event(event_row)
-        position, account = self._book(0, core, STEP)
+        position, account = self._book(0, core, STEP, core)
         fills = rows.sparse.get("fills", ())
         return Step(
             sequence=core[STEP.sequence],
@@ -180,12 +182,17 @@ class StepDecoder:
             fills=self._fills(fills, 0),
             position=position,
             account=account,
-            twins=tuple(self._twin(row, fills) for row in rows.sparse.get("twin_steps", ())),
+            twins=tuple(self._twin(row, core, fills) for row in self.twin_rows(core)),
             state=rows.state,
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
             belief=None if event_row is None else event_row[EVENT.belief],
             halted=None if (halt := rows.row("halts")) is None else Halted(*halt[HALT.breached :]),
         )
+
+    def twin_rows(self, core: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """Return the rows of ``twin_steps`` that the row *core* of ``steps`` names."""
+        named = core[STEP.twins]
+        return () if named is None else self._interned.twins(named)
 
     def event(self, row: Sequence[Any]) -> Event:
         """Return the event of an ``events`` row; raise ``DataInvalid`` where it holds none."""
@@ -325,11 +332,19 @@ class StepDecoder:
             row[OUTCOME.size_factor],
         )
 
-    def _book(self, book: int, marks: Sequence[Any], at: At) -> tuple[Position | None, Account]:
-        """Return position and account of the holding that the row *marks* names, at its marks."""
+    def _book(
+        self, book: int, marks: Sequence[Any], at: At, core: Sequence[Any]
+    ) -> tuple[Position | None, Account]:
+        """Return position and account of the holding that the row *marks* names, at its marks.
+
+        What it does not store of them follows from the close of its step, the row *core*.
+        """
         row = self._interned.row("holdings", marks[at.holding], book)
         unrealized, of_account = marks[at.unrealized_pnl], marks[at.account_unrealized_pnl]
         equity = marks[at.equity]
+        if unrealized is None and marks is not core:
+            worth = core[STEP.close] * row[HOLDING.quantity] * self._factors[core[STEP.instrument]]
+            unrealized = worth - row[HOLDING.entry_notional]
         position = None
         if row[HOLDING.quantity] is not None:
             position = Position(
@@ -352,9 +367,11 @@ class StepDecoder:
             row[HOLDING.account_funding_paid],
         )
 
-    def _twin(self, row: Sequence[Any], fills: Sequence[Sequence[Any]]) -> TwinStep:
+    def _twin(
+        self, row: Sequence[Any], core: Sequence[Any], fills: Sequence[Sequence[Any]]
+    ) -> TwinStep:
         book = row[TWIN_STEP.book]
-        position, account = self._book(book, row, TWIN_STEP)
+        position, account = self._book(book, row, TWIN_STEP, core)
         name = self._interned.row("holdings", row[TWIN_STEP.holding], book)[HOLDING.twin]
         decided = None
         if (outcome := row[TWIN_STEP.outcome]) is not None:

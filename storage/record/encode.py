@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain, repeat, takewhile
-from operator import attrgetter, sub
+from itertools import takewhile
+from operator import attrgetter, itemgetter, sub
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -42,6 +42,7 @@ from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     FIRST,
     instrument_row,
+    money_factor,
     run_row,
 )
 from tracepaper.storage.record.trades import TradeBooks
@@ -53,6 +54,7 @@ from tracepaper.strategies.types.decisions import (
     LedgerEntry,
     Order,
     PredictionTimeout,
+    QuietStretch,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -64,18 +66,17 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
         Account,
         BookMarks,
         GateSet,
+        Position,
         Prediction,
-        QuietStretch,
         Run,
         Step,
-        TwinStep,
     )
     from tracepaper.strategies.types.market import Event
 
@@ -93,14 +94,17 @@ _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _NO_ANSWER: Final[Row] = (None,) * (len(TABLES["answers"]) - 3)  # all but the key and the note
 _STEP_COLUMNS: Final = stored_columns("steps")
-_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY = map(
+_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY, _TWINS = map(
     _STEP_COLUMNS.index,
     (
         *("sequence", "open_time_ms", "market_delay_ms", "unrealized_pnl"),
-        *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl", "equity"),
+        *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl", "equity", "twins"),
     ),
 )
-_MARKED: Final = stored_columns("twin_steps").index("unrealized_pnl")
+_FOLLOWS: Final[Row] = (None,) * 3
+"""The marks of a book whose worth follows from the close."""
+_BEYOND: Final = 2**63
+"""What no longer fits the 64 bits in which views compute."""
 _WITH_BOOKS: Final = (Depths, BookUpdate)
 _CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
@@ -139,7 +143,10 @@ class StepEncoder:
         self._horizon = run.gate_horizon
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
+        self._factors: dict[int | None, int] = dict(enumerate(map(money_factor, run.instruments)))
         self._holdings = HeldRows()
+        # By instrument what the books held last, and the sequence of rows of it that hold on.
+        self._twins: dict[int | None, tuple[list[Row], int | None]] = {}
         self._trades = TradeBooks(run) if trades is None else trades
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
@@ -159,11 +166,13 @@ class StepEncoder:
         """Forget the rows that steps share: the next step brings its own again."""
         self.outcomes.forget()
         self._holdings.forget()
+        self._twins.clear()
 
     def seal(self) -> Commit:
         """Return the commit of the steps that were added since the last one."""
         commit = sealed(self.head, self.first, self.due - 1, self.take())
         self.head, self.first = commit.head, self.due
+        self._twins.clear()  # a prune drops whole commits
         return commit
 
     def take(self) -> Rows:
@@ -171,8 +180,11 @@ class StepEncoder:
         rows, self._rows = self._rows, {table: [] for table in CHAINED_TABLES}
         return rows
 
-    def add_together(self, steps: Sequence[Step]) -> None:
+    def add_together(self, steps: Sequence[Step] | QuietStretch) -> None:
         """Add the rows of *steps* that belong together: of all of them, or of none."""
+        if isinstance(steps, QuietStretch):
+            self.add_stretch(steps)
+            return
         due = self.due
         try:
             for step in steps:
@@ -199,7 +211,7 @@ class StepEncoder:
             place = self._place(event.instrument)
         else:
             place = self._add_event(event, key, step.belief)
-        outcome = target = note = None
+        outcome = target = note = twins = None
         measures, answered = _NO_MEASURES, _NO_ANSWER_MEASURES
         if decision is not None:
             note = _json(decision.note)
@@ -213,14 +225,6 @@ class StepEncoder:
         holding = self._holdings.hold(key, (0, place), None, step.position, account, rows)
         unrealized = None if step.position is None else step.position.unrealized_pnl
         of_account, equity = _marks(account, unrealized)
-        rows["steps"].append(
-            trimmed(
-                (
-                    *key, holding, *bar, unrealized, outcome, target, *measures, turnover,
-                    of_account, equity, None if step.accepted else 1,
-                )
-            )
-        )  # fmt: skip
         if step.state is not None:
             rows["states"].append((*key, step.state))
         if (
@@ -232,7 +236,15 @@ class StepEncoder:
         if step.orders or step.fills or step.ledger or step.halted is not None:
             self._add_trades(step, key)
         if step.twins or self._trades.is_taken:
-            self._add_twins(step.twins, key, place)
+            twins = self._add_twins(step, key, place)
+        rows["steps"].append(
+            trimmed(
+                (
+                    *key, holding, *bar, unrealized, outcome, target, *measures, turnover,
+                    of_account, equity, None if step.accepted else 1, twins,
+                )
+            )
+        )  # fmt: skip
 
     def add_stretch(self, stretch: QuietStretch) -> None:
         """Add the rows of each step of *stretch*, as :meth:`add` does.
@@ -279,6 +291,8 @@ class StepEncoder:
             for measure, judged in zip(stretch.plausible[count:], is_judged * units, strict=True)
         ]
         columns[_TURNOVER] = turnover
+        if stretch.twins:
+            columns[_TWINS] = self._repeat_twins(stretch, sequences)
         marks = _mark_columns(stretch.marks, count)
         columns[_UNREALIZED], columns[_ACCOUNT], columns[_EQUITY] = marks
         while columns[-1].count(None) == len(turnover):
@@ -288,8 +302,6 @@ class StepEncoder:
             added = [*map(trimmed, added)]
         if answers or any(repeated.notes for repeated in stretch.repeats.values()):
             self._repeat_answers(stretch, sequences, answers)
-        if stretch.twins:
-            self._repeat_twins(stretch, sequences)
         if not closes:
             rows += added
             return
@@ -315,18 +327,25 @@ class StepEncoder:
             if note is not None or judged[at % count] != _NO_ANSWER:
                 rows.append((self._run_key, sequence, *judged[at % count], _json(note)))
 
-    def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> None:
-        """Add the rows of several strategies at the steps with *sequences*, as :meth:`_repeat`."""
-        rows, count, books = self._rows["twin_steps"], len(stretch.repeats), len(stretch.twins)
+    def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int]:
+        """Return what bars with *sequences* name of ``twin_steps``; add the rows they lack."""
+        count, rows = len(stretch.repeats), self._rows["twin_steps"]
+        begin, names = len(rows), [0] * len(sequences)
         marked = [_mark_columns(marks, count) for marks in stretch.twins]
-        parts = []
-        for place, like in enumerate(rows[-count * books :]):
-            at = slice(place // books, None, count)
-            columns: list[Iterable[Value]] = [*map(repeat, like)]
-            columns[_SEQUENCE] = sequences[at]
-            columns[_MARKED : _MARKED + 3] = [column[at] for column in marked[place % books]]
-            parts.append(zip(*columns, strict=False))
-        rows += chain.from_iterable(zip(*parts, strict=True))
+        for place, repeated in enumerate(stretch.repeats.values()):
+            at = slice(place, None, count)
+            closes = [bar.close for bar in stretch.bars[count + place :: count]]
+            of_books = [
+                self._follow(place, twin.position, closes, [column[at] for column in columns])
+                for twin, columns in zip(repeated.twins, marked, strict=True)
+            ]
+            content = self._twins[place][0]
+            names[at] = [
+                self._name_twins(place, content, marks, (self._run_key, sequence))
+                for sequence, *marks in zip(sequences[at], *of_books, strict=True)
+            ]
+        rows[begin:] = sorted(rows[begin:], key=itemgetter(_SEQUENCE))
+        return names
 
     # ------------------------------------------------------------ events
 
@@ -433,30 +452,65 @@ class StepEncoder:
             times = event.market_ms, event.seen_ms
             rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
 
-    def _add_twins(
-        self, twins: Sequence[TwinStep], key: tuple[int, int], place: int | None
-    ) -> None:
-        """Add the rows of the books beside the run's account."""
-        rows = self._rows
-        for book, twin in enumerate(twins, start=1):
+    def _add_twins(self, step: Step, key: tuple[int, int], place: int | None) -> int | None:
+        """Add the rows of the books beside the run's account; return what the step names."""
+        rows, content, marks = self._rows, [], []
+        closes = [step.event.close if type(step.event) is Bar else None]
+        for book, twin in enumerate(step.twins, start=1):
             position, account = twin.position, twin.account
             whose = (book, place)
             holding = self._holdings.hold(key, whose, twin.twin, position, account, rows)
-            unrealized = position.unrealized_pnl
             decision: Row = (None,) * 4
             if (decided := twin.decided) is not None:
                 _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
                 texts = _json(dict(decided.measures) or None), _json(decided.note)
                 decision = outcome, decided.target_quantity, *texts
-            row = (
-                *key, book, holding, unrealized, *_marks(account, unrealized), int(twin.confirmed),
-                *decision,
-            )  # fmt: skip
-            rows["twin_steps"].append(row)
+            content.append((book, holding, int(twin.confirmed), *decision))
+            unrealized = position.unrealized_pnl
+            columns = [[mark] for mark in (unrealized, *_marks(account, unrealized))]
+            marks += self._follow(place, position, closes, columns)
             self._add_fills(twin.fills, (*key, book), twin.twin)
         if self._trades.is_taken:
             for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
                 self._trades.hold(row)
+        return self._name_twins(place, content, marks, key) if content else None
+
+    def _follow(
+        self,
+        place: int | None,
+        position: Position,
+        closes: Sequence[int | None],
+        columns: Sequence[Sequence[int | None]],
+    ) -> list[Row]:
+        """Return the marks in *columns*, with nulls where they follow from *closes*.
+
+        They are those of a book's *position*, and of an account that holds no other.
+        """
+        factor = position.quantity * self._factors.get(place, 0)
+        entry = position.entry_notional
+        return [
+            _FOLLOWS
+            if close
+            and mark == [(worth := close * factor) - entry, None, None]
+            and abs(worth) < _BEYOND
+            else tuple(mark)
+            for close, *mark in zip(closes, *columns, strict=True)
+        ]
+
+    def _name_twins(
+        self, place: int | None, content: list[Row], marks: Sequence[Row], key: tuple[int, int]
+    ) -> int:
+        """Return the sequence of the rows with *content* and *marks*, by book; add them if new."""
+        last, named = self._twins.get(place, (None, None))
+        if last != content:
+            named = None
+        follow = marks.count(_FOLLOWS) == len(marks)
+        sequence = key[1] if named is None or not follow else named
+        if sequence != named:
+            rows = zip(content, marks, strict=True)
+            self._rows["twin_steps"] += [(*key, *row, *mark) for row, mark in rows]
+        self._twins[place] = content, sequence if follow else named
+        return sequence
 
     def _add_fills(self, fills: Sequence[Fill], key: Row, twin: str | None) -> None:
         for ordinal, fill in enumerate(fills):

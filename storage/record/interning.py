@@ -6,8 +6,6 @@ from math import isfinite
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
-
 from tracepaper.storage.record.columns import ANSWER_GATES, STEP_GATES, Row
 from tracepaper.strategies.errors import InvariantBroken
 
@@ -131,20 +129,14 @@ class Outcomes:
         self._stored.clear()
 
 
-class HoldingRow(Struct, frozen=True, gc=False):
-    """The row of what a book holds of an instrument."""
-
-    sequence: int
-    position: Position | None
-    account: Account
-    parts: tuple[Row, Row]  # of position and account, what the row holds
-
-
 class HeldRows:
     """Interns the holdings of a book between two fills: position and cash, but not their marks."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[int, int | None], HoldingRow] = {}  # of each book and instrument
+        # Of each book and instrument position, account, what the row holds of both, its sequence.
+        self._last: dict[
+            tuple[int, int | None], tuple[Position | None, Account, tuple[Row, Row], int]
+        ] = {}
 
     def forget(self) -> None:
         """Forget what every book holds."""
@@ -165,20 +157,20 @@ class HeldRows:
         place is the book and the instrument.
         """
         last = self._last.get(place)
-        if last is not None and last.position is position and last.account is account:
-            return last.sequence
+        if last is not None and last[0] is position and last[1] is account:
+            return last[3]
         margin = None if position is None else position.margin or None
         parts = (
             _NO_POSITION if position is None else (*_OF_POSITION(position), margin),
             _OF_ACCOUNT(account),
         )
-        if last is not None and last.parts == parts:
-            sequence = last.sequence
+        if last is not None and last[2] == parts:
+            sequence = last[3]
         else:
             sequence = key[1]
             of_position = parts[0] if position is None else parts[0][:-1]
             rows["holdings"].append(
                 (*key, place[0], twin, place[1], *of_position, *parts[1], margin)
             )
-        self._last[place] = HoldingRow(sequence, position, account, parts)
+        self._last[place] = position, account, parts, sequence
         return sequence

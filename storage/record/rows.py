@@ -50,6 +50,7 @@ from tracepaper.strategies.types.market import (
     Trade,
     UniverseChange,
 )
+from tracepaper.strategies.units import Notional
 
 SPARSE_TABLES: Final = (
     "events",
@@ -213,6 +214,12 @@ def instrument_of(row: Sequence[Any]) -> Instrument:
     if "risk_tiers" in fields:
         fields["risk_tiers"] = msgspec.json.decode(fields["risk_tiers"], type=tuple[RiskTier, ...])
     return Instrument(**{**fields, "category": Category(named["category"])})
+
+
+def money_factor(instrument: Instrument) -> int:
+    """Return what turns price x quantity of *instrument* into money; 0 where that would round."""
+    notional = Notional.of(instrument)
+    return notional.multiplier if notional.divisor == 1 else 0
 
 
 def _length(interval_ms: int) -> int:

@@ -137,6 +137,12 @@ class InstrumentMemory:
             block.values[first:], block.sigma[first:], np.minimum(count, self._schema.lookback)
         )
 
+    def follow(self, by_age: Floats) -> Floats:
+        """Return the rollout before each of *by_age* [bar, cell], NaN at first; keep the last."""
+        first = np.full_like(by_age[:1], np.nan) if self.by_age is None else self.by_age
+        self.by_age = by_age[-1:]
+        return np.concatenate((first, by_age[:-1]))
+
     def clear(self) -> None:
         """Forget everything."""
         self.tail.clear()

@@ -17,7 +17,6 @@ from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.networks.architecture import Network, Outputs
-from tracepaper.strategies.networks.stream import Advance
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,
@@ -164,11 +163,18 @@ def _in_returns(heads: Mapping[str, Said], sigmas: Floats, horizon: int) -> dict
 
 
 def explanations(
-    advanced: Advance, by_age: Floats, before: Floats, *, content_free: float, context: int
+    rows: Said,
+    heads: Said,
+    by_age: Floats,
+    before: Floats,
+    *,
+    errors: Sequence[float],
+    content_free: float,
+    context: int,
 ) -> list[Explanation]:
-    """Return where each bar looked.
+    """Return where each bar looked, as ``explained_rows``.
 
-    *by_age* are the rollout rows by age, *before* the same of the bar before each, NaN at the start
+    *by_age* are the *rows* by age, *before* the same of the bar before each, NaN at the start
     of a stream, where there is no shift; *context* is the receptive field in bars.
     """
     recent = recent_mass(by_age, context).tolist()
@@ -177,11 +183,8 @@ def explanations(
         float(moved) if has_shift else None
         for moved, has_shift in zip(shift(before, by_age), has_before, strict=True)
     ]
-    rollout = advanced.rollout.reshape(len(by_age), -1)  # [bar, buckets + 1]
-    errors = np.abs(1.0 - rollout.sum(axis=1, dtype=np.float64)).tolist()
-    heads = advanced.confidence.reshape(len(by_age), -1).numpy()  # [bar, layer * head]
     return explained_rows(
-        rollout, heads, recent=recent, shifts=shifts, errors=errors, content_free=content_free
+        rows, heads, recent=recent, shifts=shifts, errors=errors, content_free=content_free
     )
 
 

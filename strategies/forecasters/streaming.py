@@ -224,47 +224,35 @@ class StreamingForecaster(CheckpointForecaster):
         """
         streams, bars, _ = advanced.rollout.shape
         by_age = cells_by_age(advanced.rollout.reshape(streams * bars, -1), positions.ravel())
-        by_age = by_age.reshape(streams, bars, -1)
-        unknown = np.full_like(by_age[0, :1], np.nan)
-        first = np.stack([unknown if x.by_age is None else x.by_age for x in memories])
-        before = np.concatenate([first, by_age[:, :-1]], axis=1)
-        by_bar = self._answers(advanced, by_age, before, sigmas.ravel())
-        answers: list[list[Forecast | None]] = []
-        for at, memory in enumerate(memories):
-            memory.by_age = by_age[at, -1:]
-            short = self.receptive_field - 1 - (self._state.counts[memory.stream] - bars)
-            of_stream = by_bar[at * bars : (at + 1) * bars]
-            answers.append(
-                [None if index < short else forecast for index, forecast in enumerate(of_stream)]
-            )
-        return answers
-
-    def _answers(
-        self, advanced: Advance, by_age: Floats, before: Floats, sigmas: Floats
-    ) -> list[Forecast]:
-        """Return what the network said as forecasts, one instrument's bars after another's.
-
-        *by_age* and *before*, each bar's row by age and that of the bar before it, are
-        [instrument, bars, cell]; *sigmas* are [instrument * bars].
-        """
-        model = self.model
-        cells = by_age.shape[-1]
+        each = zip(memories, np.split(by_age, streams), strict=True)
+        before = np.concatenate([memory.follow(of_stream) for memory, of_stream in each])
+        model, rows = self.model, advanced.rollout.reshape(len(by_age), -1)
         explained = explanations(
-            advanced,
-            by_age.reshape(-1, cells),
-            before.reshape(-1, cells),
+            rows,
+            advanced.confidence.reshape(len(by_age), -1).numpy(),  # [bar, layer * head]
+            by_age,
+            before,
+            errors=np.abs(1.0 - rows.sum(axis=1, dtype=np.float64)).tolist(),
             content_free=model.content_free,
             context=self.receptive_field,
         )
-        return forecasts(
+        by_bar = forecasts(
             advanced.outputs,
-            sigmas,
+            sigmas.ravel(),
             explained,
             horizons=self.horizons,
             temperature=model.temperature,
             model_id=model.model_id,
             levels=model.levels,
         )
+        answers: list[list[Forecast | None]] = []
+        for at, memory in enumerate(memories):
+            short = self.receptive_field - 1 - (self._state.counts[memory.stream] - bars)
+            of_stream = by_bar[at * bars : (at + 1) * bars]
+            answers.append(
+                [None if index < short else forecast for index, forecast in enumerate(of_stream)]
+            )
+        return answers
 
 
 def _tensor(rows: Rows) -> Tensor:

@@ -18,11 +18,7 @@ from torch import Tensor
 from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.attention.methods import PLAIN, TIME_MAX, Rollout
-from tracepaper.strategies.attention.time_buckets import (
-    cells_by_age,
-    recent_mass,
-    shift,
-)
+from tracepaper.strategies.attention.time_buckets import cells_by_age
 from tracepaper.strategies.covariates import CovariateSource
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rows import FeatureRows
@@ -39,7 +35,7 @@ from tracepaper.strategies.forecasters.base import (
     feature_windows,
     row_at,
 )
-from tracepaper.strategies.forecasters.outputs import TrainedModel, explained_rows, forecasts
+from tracepaper.strategies.forecasters.outputs import TrainedModel, explanations, forecasts
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.architecture import (
     ExplainedOutputs,
@@ -274,17 +270,12 @@ class WindowedForecaster(CheckpointForecaster):
         """Return the explanations of bars that followed each other; the last one's row is kept."""
         rows = np.array([answer.row for answer in answers])
         by_age = cells_by_age(rows, np.array([answer.position for answer in answers]))
-        first = np.full_like(by_age[:1], np.nan) if memory.by_age is None else memory.by_age
-        shifts = shift(np.concatenate((first, by_age[:-1])), by_age).tolist()
-        if memory.by_age is None:
-            shifts[0] = None
-        memory.by_age = by_age[-1:]
-        heads = np.array([answer.confidence.ravel() for answer in answers])
-        return explained_rows(
+        return explanations(
             rows,
-            heads,
-            recent=recent_mass(by_age, self.receptive_field).tolist(),
-            shifts=shifts,
+            np.array([answer.confidence.ravel() for answer in answers]),
+            by_age,
+            memory.follow(by_age),
             errors=[answer.l1_error for answer in answers],
             content_free=CONTENT_FREE,
+            context=self.receptive_field,
         )

@@ -21,7 +21,7 @@ from tracepaper.replay.learning.judge.judge import judge_model
 from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
 from tracepaper.replay.learning.splits import Panel, Segment, Split, segments_of
-from tracepaper.storage.checkpoints import Checkpoint
+from tracepaper.storage.checkpoints import Checkpoint, dump
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
@@ -201,8 +201,8 @@ def recipe(form: dict[str, Any], folder: Path) -> Path:
         }
     )  # fmt: skip
     path = folder / "recipe.toml"
-    path.write_text(parsed.text(), encoding="utf-8")
-    assert recipe_of(tomllib.loads(parsed.text())) == parsed
+    path.write_text(text := dump(parsed.document()), encoding="utf-8")
+    assert recipe_of(tomllib.loads(text)) == parsed
     return path
 
 

@@ -668,7 +668,7 @@ SCENARIOS: dict[str, Scenario] = {
             "AND kind = 'fee'"),
             "UPDATE ledger SET position_side = NULL",
             "UPDATE fills SET fee = fee + 1 WHERE book = 1",
-            "UPDATE twin_steps SET unrealized_pnl = unrealized_pnl + 1 WHERE book = 2",
+            "UPDATE twin_steps SET unrealized_pnl = 1 WHERE book = 2",
             "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
             "UPDATE holdings SET margin = margin + 1 WHERE twin = 'LONG'",
             "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",

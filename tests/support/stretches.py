@@ -1,7 +1,8 @@
 """Random histories that are written once by steps and once with stretches: both end alike.
 
 The digest of the last step covers every row, so equal heads are equal records. What the engine
-carries after it is compared as well, and each call of the strategy.
+carries after it is compared as well, and each call of the strategy. What was written by steps is
+read back.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +24,12 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.indicators import ema
-from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.decisions import Action, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
@@ -272,7 +275,15 @@ class Compared:
 
         vars(engine)["stretch"] = counted
         vars(engine_module)["STATE_EVERY_STEPS"] = STATE_EVERY_STEPS
-        log = SqlAuditLog.open(path, group_steps=self._group)
+        log, taken = SqlAuditLog.open(path, group_steps=self._group), list[Step]()
+        if is_stepped:
+            append = log.append_now
+
+            def take(*steps: Step) -> None:
+                taken.extend(steps)
+                append(*steps)
+
+            vars(log)["append_now"] = take
         try:
             log.begin(msgspec.structs.replace(replay.run, run_id="0"), engine.gate_sets)
             events: Iterable[Event] = drawn_events(random.Random(self._seed), replay)
@@ -285,7 +296,22 @@ class Compared:
             vars(engine_module)["STATE_EVERY_STEPS"] = usual
             head, steps = log.head.hex(), log.next_sequence
             log.close()
+            if is_stepped:
+                self._check_read(path, taken)
             path.unlink()
         state = b"" if error else msgspec.msgpack.encode((engine.state(), engine.since_decided))
         counts = (0, 0) if error else (tally.bars, tally.decisions)
         return Ending(head, steps, tally.equity, counts, state, error, [*CALLS])
+
+    def _check_read(self, path: Path, steps: list[Step]) -> None:
+        """Compare what is read of the record with the *steps* that were written."""
+        query = "SELECT sequence, twin, equity_text FROM v_twin_equity"
+        with Reader.open(path) as reader:
+            assert [*reader.steps("0")] == steps, self._given
+            shown = sorted(reader.connection.execute(query))
+        due = [
+            (step.sequence, twin.twin, f"{Decimal(twin.account.equity).scaleb(-8):.8f}")
+            for step in steps
+            for twin in step.twins
+        ]
+        assert shown == sorted(due), self._given

@@ -80,6 +80,7 @@ from tracepaper.replay.learning.windows import (
     Cuts,
     fields_of,
     first_position,
+    inputs,
     joined,
     no_context,
     passes,
@@ -157,9 +158,8 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelField
     parts: list[CrossOutputs] = []
     with torch.inference_mode():
         for chosen, start, stop in passes(rows, panel.first, field, 1 if is_joint else AT_ONCE):
-            x = torch.from_numpy(panel.values(start, stop))[None]
-            positions = first_position(panel.segments[0], start) + torch.arange(stop - start)
-            outputs: CrossOutputs = network(x, assets, positions)
+            x, positions = inputs([(panel, start, stop)], stop - start)
+            outputs: CrossOutputs = network(x, assets, positions[0])
             at = torch.from_numpy(chosen - start)
             if not is_joint:  # which answers its last bar alone
                 outputs = outputs.map(partial(torch.index_select, dim=2, index=at))

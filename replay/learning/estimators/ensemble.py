@@ -28,10 +28,9 @@ from tracepaper.replay.learning.fitted import (
     read_dataset,
 )
 from tracepaper.replay.learning.inspection.model import Mix
-from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
-from tracepaper.replay.learning.judge.judge import NORMAL
-from tracepaper.replay.learning.judge.metrics import TAILS, MetricView, tail_factors
+from tracepaper.replay.learning.judge.metrics import LOSSES, TAILS, compare, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, recipe_of, register
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
@@ -299,13 +298,8 @@ def _mixed(table: Forecasts, shares: Mapping[str, float]) -> Forecasts:
 
 def _gains(rows: Forecasts) -> dict[str, list[float | None]]:
     """Return the mix's QLIKE less that of each member on the same bars, with errors by day."""
-    losses = {
-        name: statistics.qlike_of(MetricView(rows, name)["variance"], rows.labels["variance"])
-        for name in (MODEL, *NAMES)
-    }
-    return {
-        name: statistics.mean(losses[MODEL] - losses[name], rows.day).rounded() for name in NAMES
-    }
+    every = compare(rows, LOSSES["qlike"], others=NAMES)
+    return {name: DailyEstimate(*less.pair).rounded() for name, less in every.items()}
 
 
 def _members_sentence(

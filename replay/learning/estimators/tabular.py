@@ -34,12 +34,12 @@ from tracepaper.replay.learning.fitted import (
 )
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
+    NORMAL,
     Forecasts,
     SegmentFields,
     forecasts_of,
 )
 from tracepaper.replay.learning.judge.gates import Judgement
-from tracepaper.replay.learning.judge.judge import NORMAL
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, command, register
 from tracepaper.replay.learning.samples import Fields, Samples

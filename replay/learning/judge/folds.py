@@ -194,7 +194,7 @@ def _scores(refits: Refits, route: Sequence[int], horizon: int, metric: Metric) 
         if not inside.any():
             raise ConfigInvalid("A group of the folds has no bar; give fewer groups.")
         losses = (metric.terms(view) for view in views(metric, rows).values())
-        scores.append([float(loss[inside].mean()) for loss in losses])
+        scores.append([float(np.nanmean(loss[inside])) for loss in losses])
     return np.array(scores)
 
 

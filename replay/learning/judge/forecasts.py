@@ -6,7 +6,7 @@ unit squared. An asset may be a pair of symbols or a portfolio.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -22,6 +22,7 @@ from tracepaper.replay.learning.splits import SYMBOL_BITS, SYMBOL_MASK
 from tracepaper.replay.report.honesty import COMMONER
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.units import DAY_MS
 
 Ints = NDArray[np.int64]
@@ -45,6 +46,8 @@ _UNITS: Final = {
 _ROW: Final = ("asset", "open_ms", "until_ms", "horizon")
 """The columns that say which row it is."""
 _SEED: Final = 20_170_817  # of the random baseline
+NORMAL: Final = 1e6
+"""Degrees of freedom at which a Student-t is a normal distribution."""
 
 
 def words(name: str) -> str:
@@ -228,6 +231,44 @@ class SegmentFields(NamedTuple):
     rows: Ints
     fields: Fields
 
+    @classmethod
+    def of_run(
+        cls,
+        samples: Samples,
+        rows: Ints,
+        forecasts: Sequence[Forecast],
+        measures: Collection[str],
+    ) -> SegmentFields:
+        """Return the *measures* of a run's *forecasts* at *rows*, in units of σ √h."""
+        at = [forecasts[0].horizons.index(horizon) for horizon in samples.horizons]
+        root = samples.segment.sigma[rows][:, None] * np.sqrt(samples.horizons)
+
+        def column(name: str) -> Array:
+            nothing = (np.nan,) * len(forecasts[0].horizons)
+            every = [getattr(forecast, name) or nothing for forecast in forecasts]
+            return np.array(every, dtype=np.float64)[:, at]
+
+        fields: dict[str, Any] = {}
+        if "mean_return" in measures:
+            fields["mean"] = column("mean_return") / root
+        if "stdev_return" in measures:
+            fields["scale"] = column("stdev_return") / root
+            fields["dof"] = np.full(root.shape, NORMAL)
+        if "volatility" in measures:
+            volatility = column("volatility")
+            fields["variance"] = (np.where(volatility > 0, volatility, np.nan) / root) ** 2
+        if "probabilities" in measures:
+            shares = [column(name) for name in ("p_down", "p_flat", "p_up")]
+            fields["probability"] = np.stack(shares, axis=-1)
+        return cls(samples, rows, fields)
+
+    def finite(self) -> SegmentFields:
+        """Return the rows at which every field is finite."""
+        each = [np.isfinite(of.reshape(len(self.rows), -1)) for of in self.fields.values()]
+        chosen = np.logical_and.reduce([of.all(axis=1) for of in each])
+        fields = {name: of[chosen] for name, of in self.fields.items()}
+        return SegmentFields(self.samples, self.rows[chosen], fields)
+
 
 def forecasts_of(
     answers: Sequence[SegmentFields],
@@ -242,7 +283,7 @@ def forecasts_of(
     generator = np.random.default_rng(_SEED)
     parts = []
     for column, horizon in enumerate(horizons):
-        whole = concatenated([_of_segment(of, baselines, column, horizon) for of in answers])
+        whole = concatenated([segment_rows(of, baselines, column, horizon) for of in answers])
         value = whole.labels["returns"]
         rises = np.count_nonzero(value > 0) >= np.count_nonzero(value < 0)
         whole = whole.holding("random", score=generator.normal(size=len(whole)))
@@ -250,9 +291,10 @@ def forecasts_of(
     return replace(concatenated(parts), levels=tuple(levels))
 
 
-def _of_segment(
+def segment_rows(
     answers: SegmentFields, baselines: Mapping[str, Answer], column: int, horizon: int
 ) -> Forecasts:
+    """Return the rows of *answers* that are labelled at the *horizon* in place *column*."""
     samples, rows, fields = answers
     segment, used = samples.segment, samples.weights[rows, column] > 0
     past = past_variances(segment)

@@ -23,9 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.optimize import isotonic_regression, minimize
-from scipy.spatial.distance import cdist
 from scipy.special import expit
-from scipy.stats import rankdata
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
 from tracepaper.replay.archive import slice_candles
@@ -42,22 +40,29 @@ from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
     Ints,
+    SegmentFields,
     concatenated,
+    segment_rows,
+)
+from tracepaper.replay.learning.judge.metrics import (
+    MEASURES,
+    METRICS,
+    RISKS,
+    MetricView,
+    curve_of,
 )
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.splits import SYMBOL_MASK, Segment
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
-    VARIANCE_FLOOR,
     DailyEstimate,
-    area_gained,
-    area_gained_more,
-    compared,
+    DayDifference,
+    RankedBars,
+    RiskCurve,
     figure,
     holm,
     mean,
-    table,
+    risk_curve,
     top,
 )
 from tracepaper.replay.report.honesty import FEW_DAYS
@@ -207,11 +212,10 @@ def explained_rows(
     these share the *bars* equally. Of each the rows are those of ``spread_rows``, after the bars
     that warm the model; one that is too short is left out.
 
-    Labels are log returns: ``return`` from this close, ``traded`` from the next bar's open, both to
-    the close *horizon* bars ahead; the variance ``realised`` of the one-bar returns until then; and
-    the ``place`` of the bar, further apart between segments. Fields are the forecast's law, every
-    gate's measure, and the inputs of a fitted confidence where probabilities are forecast; NaN
-    where one is not known. Raises ``DataInvalid`` where there is no row, or a row has no answer.
+    Labels are those of all rows, with ``traded``, the log return from the next bar's open, and the
+    ``place`` of the bar, further apart between segments. Beside the forecast's own fields stand
+    every gate's measure, and the inputs of a fitted confidence where probabilities are forecast;
+    NaN where one is not known. Raises ``DataInvalid`` where there is no row, or one has no answer.
     """
     share = max(bars // len(part[0]) // len(part), 1)
     parts: list[Forecasts] = []
@@ -271,26 +275,12 @@ def _beside(
         slope=slope,
         fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
     )
-    segment = samples.segment
-    return Forecasts(
-        segment.keys[rows] & SYMBOL_MASK,
-        segment.open_time_ms[rows],
-        segment.open_time_ms[rows + horizon],
-        np.full(len(rows), horizon),
-        segment.interval_ms,
-        _outcomes(segment, rows, horizon) | {"place": rows - rows[0] + place},
-        {MODEL: fields},
-    )
-
-
-def _outcomes(segment: Segment, rows: Ints, horizon: int) -> dict[str, NDArray[Any]]:
-    close, moves = segment.close, np.diff(np.log(segment.close), prepend=np.log(segment.close[0]))
-    squares = np.cumsum(moves * moves)
-    return {
-        "return": np.log(close[rows + horizon] / close[rows]),
-        "traded": np.log(close[rows + horizon] / segment.candles.open[rows + 1]),
-        "realised": squares[rows + horizon] - squares[rows],
-    }
+    law = SegmentFields.of_run(samples, rows, forecasts, forecaster.measures)
+    whole = segment_rows(law, {}, samples.horizons.index(horizon), horizon)
+    candles = samples.segment.candles
+    traded = np.log(candles.close[rows + horizon] / candles.open[rows + 1])
+    labels = {**whole.labels, "traded": traded, "place": rows - rows[0] + place}
+    return replace(whole, labels=labels).holding(MODEL, **fields)
 
 
 def measures(
@@ -301,7 +291,7 @@ def measures(
     slope: float,
     fitted: FittedConfidence | None = None,
 ) -> dict[str, Array]:
-    """Return a confidence's inputs, the law, and the measure of every calibrated gate, by name.
+    """Return a confidence's inputs, and the measure of every calibrated gate, by name.
 
     *given* are the measures of the forecaster, which gates need; ``edge`` is taken at
     ``ROUND_TRIP_COST``. The fitted confidence has a measure where one is *fitted*.
@@ -327,10 +317,9 @@ def measures(
             fitted=fitted,
             round_trip_cost=ROUND_TRIP_COST,
         )
-        law = of.mean_return[at], of.stdev_return[at], of.volatility[at]
-        rows.append([*values_of(names, of, at), *law, *(gate.measure(inputs) for gate in gates)])
+        rows.append([*values_of(names, of, at), *(gate.measure(inputs) for gate in gates)])
     columns = np.array(rows, dtype=np.float64).T
-    fields = (*names, "mean", "stdev", "volatility", *(gate.calibrated_as for gate in gates))
+    fields = (*names, *(gate.calibrated_as for gate in gates))
     return dict(zip(fields, columns, strict=True))  # of one name twice both are the same
 
 
@@ -349,46 +338,20 @@ def with_confidence(table: Forecasts, explained: Forecasts) -> Forecasts:
     """Return *table* with the confidence of the bars that were explained, NaN of all others."""
     if not explained.gives("confidence"):
         return table
-    order = np.argsort(explained.keys)
-    place = np.minimum(np.searchsorted(explained.keys[order], table.keys), len(order) - 1)
-    at = order[place]
-    confidence = np.where(
-        explained.keys[at] == table.keys, explained.value("confidence")[at], np.nan
-    )
+    place = table.places(explained)
+    confidence = np.where(place >= 0, explained.value("confidence")[place], np.nan)
     return table.holding(MODEL, confidence=confidence)
 
 
-def selective(explained: Forecasts) -> dict[str, Any]:
-    """Return the accuracy gained by each gate's measure at equal coverage, and their areas."""
-    hit = (np.sign(explained.value("mean")) == np.sign(explained.labels["return"])).astype(
-        np.float64
-    )
-    sure = {
-        "margin": explained.value("margin"),
-        "mean_over_stdev": np.abs(explained.value("mean")) / explained.value("stdev"),
-        "predicted_calm": -explained.value("volatility"),
-        "random": np.random.default_rng(_SEED).random(len(hit)),
-    }
-    if explained.gives("confidence"):
-        sure = {"entropy_confidence": explained.value("confidence"), **sure}
-    return table(hit, sure, explained.day)
-
-
-def selective_of(rows: Forecasts) -> dict[str, Any]:
-    """Return what accuracy the surest bars gain, by the gates of the fields that are given."""
-    measures: dict[str, Array] = {}
-    side: Array | None = None
-    if rows.gives("probability"):
+def selective(rows: Forecasts) -> dict[str, Any]:
+    """Return the accuracy gained by each measure of sureness at equal coverage, and its area."""
+    if rows.gives("probability") and not rows.gives("sign"):
         down, _, up = rows.value("probability").T
-        side = (rows.value("logits")[:, 2] - rows.value("logits")[:, 0]).astype(np.float64)
-        measures["direction"] = np.maximum(down, up) / (down + up)
-    if rows.gives("mean"):
-        side = rows.value("mean")
-        measures = {"edge": np.abs(side), **measures}
-    if side is None:
-        return {}
-    hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(rows.labels["returns"]))
-    return table(hit.astype(np.float64), measures, rows.day)
+        rows = rows.holding(MODEL, sign=up - down)
+    if rows.gives("mean") and not rows.gives("scale"):  # a mean alone is as sure as it is large
+        rows = rows.holding(MODEL, scale=np.ones(len(rows)))
+    curves = {name: curve_of(rows, "sign", name) for name in MEASURES}
+    return {name: curve.gained() for name, curve in curves.items() if curve is not None}
 
 
 def separate(
@@ -470,21 +433,20 @@ LEVEL: Final = 0.05
 
 
 def outcomes(explained: Forecasts) -> Forecasts:
-    """Return the explained rows whose inputs are all known, with what followed each.
+    """Return the explained rows that moved and whose inputs are all known, with what followed each.
 
-    ``hit`` is 1 where the sign was right, ``loss`` the QLIKE of the volatility, and ``missed`` how
-    many deviations the return lay from the mean.
+    ``hit`` and ``loss`` are the sign accuracy and the QLIKE of ``METRICS``, and ``missed`` how many
+    deviations the return lay from the mean.
     """
-    finite = np.ones(len(explained), dtype=np.bool_)
+    hit = METRICS["sign_accuracy"].terms(MetricView(explained))
+    finite = np.isfinite(hit)
     for values in inputs_of(explained).values():
         finite &= np.isfinite(values)
     rows = explained.where(finite)
-    mean, value = rows.value("mean"), rows.labels["return"]
-    ratio = np.maximum(rows.labels["realised"] / rows.value("volatility") ** 2, VARIANCE_FLOOR)
     labels = {
-        "hit": (np.sign(mean) == np.sign(value)).astype(np.float64),
-        "loss": ratio - np.log(ratio) - 1.0,
-        "missed": np.abs(value - mean) / rows.value("stdev"),
+        "hit": hit[finite],
+        "loss": METRICS["qlike"].terms(MetricView(rows)),
+        "missed": np.abs(rows.labels["returns"] - rows.value("mean")) / rows.value("scale"),
     }
     return replace(rows, labels={**rows.labels, **labels})
 
@@ -500,10 +462,21 @@ def is_calm(rows: Forecasts) -> Array:
     return (loss <= np.median(loss)).astype(np.float64)
 
 
-def truth(rows: Forecasts) -> Array:
-    """Return by what share of the rows the volatility's error was larger: 1 is the truest."""
-    ranks: Array = 1.0 - rankdata(rows.labels["loss"]) / len(rows)
-    return ranks
+def by_hits(rows: Forecasts, sure: Array) -> RankedBars:
+    """Return the *rows* ranked by *sure*, of which a sign named wrong costs one."""
+    return RankedBars(1.0 - rows.labels["hit"], sure, rows.day)
+
+
+def by_errors(rows: Forecasts, calm: Array) -> RankedBars:
+    """Return the *rows* ranked by *calm*, of which each costs the rank of its QLIKE."""
+    return RankedBars(RISKS["qlike_rank"].terms(MetricView(rows)), calm, rows.day)
+
+
+def gained(rows: RankedBars, rival: RankedBars | None = None) -> RiskCurve:
+    """Return the curve of *rows*, less that of a *rival* measure of the same bars."""
+    curve = risk_curve([rows], [] if rival is None else [rival])
+    assert curve is not None, "there are rows, and what is ranked is known of all of them"
+    return curve
 
 
 def fit_score(
@@ -593,8 +566,8 @@ def fit_confidence(
     if sign is None or calm is None:
         return None, {}
     gains = _gains(rows, sign[0])
-    chosen = max(gains, key=lambda name: _surprise(gains[name]))
-    if _surprise(gains[chosen]) <= 0:
+    chosen = max(gains, key=lambda name: _surprise(gains[name].gain))
+    if _surprise(gains[chosen].gain) <= 0:
         chosen = ENTROPY if ENTROPY in gains else MARGIN
     volatility = fit_score(rows, is_calm(rows), names, signed=False)
     edges, spread = _widening(rows, calm[0])
@@ -612,8 +585,8 @@ def fit_confidence(
         "independent": round(independent(rows)),
         **_worth(rows, gains, calm[0]),
         "attention_adds": {
-            "sign": area_gained_more(rows.labels["hit"], *sign, rows.day).rounded(),
-            "volatility": area_gained_more(truth(rows), *calm, rows.day).rounded(),
+            "sign": gained(*(by_hits(rows, sure) for sure in sign)).gain.rounded(),
+            "volatility": gained(*(by_errors(rows, sure) for sure in calm)).gain.rounded(),
         },
     }
     return fitted, evidence
@@ -629,16 +602,12 @@ def _crossed(
     return None if every is None or less is None else (every, less)
 
 
-def _gains(rows: Forecasts, calibrated: Array) -> dict[str, DailyEstimate]:
+def _gains(rows: Forecasts, calibrated: Array) -> dict[str, RiskCurve]:
     """Return what each confidence gains in accuracy over chance, averaged over coverages."""
     measured = {CALIBRATED: calibrated, MARGIN: rows.value("margin")}
     if rows.gives("confidence"):
         measured[ENTROPY] = rows.value("confidence")
-    return {
-        name: area_gained(rows.labels["hit"], measured[name], rows.day)
-        for name in CONFIDENCES
-        if name in measured
-    }
+    return {name: gained(by_hits(rows, measured[name])) for name in CONFIDENCES if name in measured}
 
 
 def _widening(rows: Forecasts, sure: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -686,18 +655,18 @@ def judge_spans(
 def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
     gains = _gains(rows, scored(fitted.sign, rows))
     worth = _worth(rows, gains, scored(fitted.volatility, rows))
-    chances = [_by_luck(gain, worth["days"]) for gain in gains.values()]
+    chances = [_by_luck(gain.area) for gain in gains.values()]
     # How probable such a gain is where there is none.
     by_luck = {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)}
     return {**worth, "holm": by_luck}
 
 
-def _worth(rows: Forecasts, gains: Mapping[str, DailyEstimate], calm: Array) -> dict[str, Any]:
+def _worth(rows: Forecasts, gains: Mapping[str, RiskCurve], calm: Array) -> dict[str, Any]:
     """Return what confidences gain, and what *calm*, of the volatility's error, gains."""
     return {
         "days": len(np.unique(rows.day)),
-        "sign": {name: gain.rounded() for name, gain in gains.items()},
-        "volatility": area_gained(truth(rows), calm, rows.day).rounded(),
+        "sign": {name: curve.gain.rounded() for name, curve in gains.items()},
+        "volatility": gained(by_errors(rows, calm)).gain.rounded(),
     }
 
 
@@ -748,10 +717,9 @@ _LIST: Final = {
 }
 
 
-def _by_luck(gain: DailyEstimate, days: int) -> float:
-    """Return how likely chance alone gains so much or more."""
-    p = compared(gain, days).p
-    return p / 2 if gain.value > 0 else 1.0 - p / 2
+def _by_luck(area: DayDifference) -> float:
+    """Return how likely chance alone leaves so little or less."""
+    return area.p / 2 if area.value < 0 else 1.0 - area.p / 2
 
 
 def _surprise(gain: DailyEstimate) -> float:
@@ -768,7 +736,7 @@ _FARTHEST: Final = 4.0
 
 
 def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
-    """Return *count* cells by k-means (Lloyd, 1982) on standardised measures of attention.
+    """Return *count* cells by k-means++ (Arthur, 2007) on standardised measures of attention.
 
     They are ordered by realised over forecast variance. None where rows or days are too few, or
     attention gives no such measures.
@@ -783,7 +751,8 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
     center, scale = wide.mean(axis=0), wide.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
     places = np.clip((wide - center) / scale, -_FARTHEST, _FARTHEST)
-    middles, cell = _clustered(places, count)
+    with catch_warnings(action="ignore"):  # of a cell that has lost its places
+        middles, cell = kmeans2(places, count, iter=_ROUNDS, minit="++", rng=_SEED)
     if len(np.unique(cell)) < count:
         return None
     ratios = [_ratio(rows.where(cell == number)) for number in range(count)]
@@ -836,23 +805,9 @@ def regime_sentence(figures: Mapping[str, Any]) -> str:
     return f"Realised variance was so many times what was forecast: {', '.join(parts)} of the card."
 
 
-def _clustered(places: Array, count: int) -> tuple[Array, NDArray[np.int64]]:
-    """Return centres [cell, measure], drawn far apart (k-means++), and the cell of each place."""
-    drawn = np.random.default_rng(_SEED)
-    chosen = [places[int(drawn.integers(len(places)))]]
-    while len(chosen) < count:
-        away = cdist(places, np.stack(chosen), "sqeuclidean").min(axis=1)
-        total = float(away.sum())
-        if total <= 0:
-            break
-        chosen.append(places[int(drawn.choice(len(places), p=away / total))])
-    with catch_warnings(action="ignore"):  # of a cell that has lost its places
-        return kmeans2(places, np.stack(chosen), iter=_ROUNDS, minit="matrix")
-
-
 def _ratio(rows: Forecasts) -> DailyEstimate:
     """Return realised over forecast variance of *rows*, with its error."""
-    ratios = rows.labels["realised"] / rows.value("volatility") ** 2
+    ratios = rows.labels["variance"] / rows.value("variance")
     # Each bar counts alike: a few violent days would decide a ratio of sums.
     terms = np.stack([ratios, np.ones_like(ratios)])
     return figure(terms, rows.day, lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))

@@ -25,25 +25,19 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.judge.forecasts import (
     Forecasts,
-    Ints,
     SegmentFields,
     forecasts_of,
 )
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
-from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.units import interval_text, iso
 
 SHARE_UNJUDGED: Final = 0.8
 """Of the bars of a model that does not say until when it was trained: the rest is judged."""
-NORMAL: Final = 1e6
-"""Degrees of freedom at which a Student-t is a normal distribution."""
 SCANNED_BARS: Final = 4_096
 """Forecasts held at a time."""
 _MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
@@ -90,7 +84,7 @@ class ClassModel(FittedModel):
                 f"The model forecast no bar after {iso(data.split.train_until_ms)}; give candles "
                 "of a later time."
             )
-        return forecasts_of(answers, data.baselines, data.horizons).cooled({})
+        return forecasts_of(answers, data.baselines, data.horizons)
 
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
         """Say until when it was trained, how it stands beside others, and what it does not give."""
@@ -138,38 +132,8 @@ def answers_of(
             rows = rows[[answers[row] is not None for row in rows.tolist()]]
             if len(rows):
                 every: Any = [answers[row] for row in rows.tolist()]
-                parts.append(_finite(samples, rows, every, measures))
+                parts.append(SegmentFields.of_run(samples, rows, every, measures).finite())
     return [answers for answers in parts if len(answers.rows)]
-
-
-def _finite(
-    samples: Samples, rows: Ints, forecasts: Sequence[Forecast], measures: Collection[str]
-) -> SegmentFields:
-    """Return the *measures* of the forecasts at *rows* where all of them are finite."""
-    at = [forecasts[0].horizons.index(horizon) for horizon in samples.horizons]
-    root = samples.segment.sigma[rows][:, None] * np.sqrt(samples.horizons)
-
-    def column(name: str) -> Array:
-        nothing = (np.nan,) * len(forecasts[0].horizons)
-        every = [getattr(forecast, name) or nothing for forecast in forecasts]
-        return np.array(every, dtype=np.float64)[:, at]
-
-    fields: dict[str, Any] = {}
-    if "mean_return" in measures:
-        fields["mean"] = column("mean_return") / root
-    if "stdev_return" in measures:
-        fields["scale"] = column("stdev_return") / root
-        fields["dof"] = np.full(root.shape, NORMAL)
-    if "volatility" in measures:
-        volatility = column("volatility")
-        fields["variance"] = (np.where(volatility > 0, volatility, np.nan) / root) ** 2
-    if "probabilities" in measures:
-        shares = np.stack([column(name) for name in ("p_down", "p_flat", "p_up")], axis=-1)
-        fields["logits"] = np.log(np.maximum(shares, 1e-9))
-    finite = np.logical_and.reduce(
-        [np.isfinite(of.reshape(len(rows), -1)).all(axis=1) for of in fields.values()]
-    )
-    return SegmentFields(samples, rows[finite], {name: of[finite] for name, of in fields.items()})
 
 
 # --- a model of any kind on one span

@@ -40,11 +40,13 @@ from tracepaper.replay.learning.statistics import (
     VARIANCE_FLOOR,
     DailyEstimate,
     DayDifference,
+    RankedBars,
     corrected,
     difference,
     figure,
     inside,
     mean,
+    risk_curve,
     verdict,
 )
 from tracepaper.replay.report import metrics
@@ -340,9 +342,7 @@ def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
 @metric("sign_accuracy", "Sign of the return named right, beside always the commoner sign", "sign")
 def _sign_accuracy(view: MetricView) -> Array:
     """Half a hit where no sign is given; a bar that did not move does not count."""
-    sign, value = np.sign(view["sign"]), np.sign(view.labels["returns"])
-    hit = np.where(sign == 0, 0.5, (sign == value).astype(np.float64))
-    return np.where(value == 0, np.nan, hit)
+    return statistics.hits_of(view["sign"], view.labels["returns"])
 
 
 def _pearson(sums: Array) -> Array:
@@ -584,14 +584,11 @@ RANKS: Final = METRICS["relative_rank_ic"]._replace(
 
 
 @metric("sign", "Signs named wrong", "sign", of=LOSSES)
+@metric("sign", "sign wrong", "sign", of=RISKS)
 def sign_loss(view: MetricView) -> Array:
-    """1 where the sign was wrong, a half where none was given or nothing moved."""
-    return statistics.sign_risk(view["sign"], view.labels["returns"])
-
-
-@metric("sign", "sign wrong", "mean", of=RISKS)
-def _sign_risk(view: MetricView) -> Array:
-    return statistics.sign_risk(view["mean"], view.labels["returns"])
+    """Return one less each hit of the sign's accuracy."""
+    loss: Array = 1.0 - _sign_accuracy(view)
+    return loss
 
 
 @metric("qlike_rank", "volatility error (rank)", "variance", of=RISKS)
@@ -630,6 +627,17 @@ def _predicted_calm(view: MetricView) -> Array:
 @metric("interval_miss", "90 % interval missed", *LAW, of=RISKS)
 def _interval_miss(view: MetricView) -> Array:
     return 1.0 - METRICS["coverage_90"].terms(view)
+
+
+def curve_of(forecasts: Forecasts, risk: str, measure: str) -> statistics.RiskCurve | None:
+    """Return the judged model's risk–coverage curve, pooled over horizons; None without bars."""
+    parts = [
+        RankedBars(RISKS[risk].terms(view), MEASURES[measure].terms(view), rows.day)
+        for _, rows in forecasts.by_horizon()
+        for view in views(RISKS[risk], rows, (MODEL,)).values()
+        if views(MEASURES[measure], rows, (MODEL,))
+    ]
+    return risk_curve(parts)
 
 
 # --- of pairs, portfolios and order books

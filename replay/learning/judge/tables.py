@@ -62,6 +62,7 @@ from tracepaper.replay.learning.judge.metrics import (
     compare,
     compared_by,
     crps_at,
+    curve_of,
     estimate,
     forecaster_table,
     interval,
@@ -75,10 +76,8 @@ from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.statistics import (
     RISK_COVERAGES,
     DayDifference,
-    RankedBars,
     RiskCurve,
     corrected,
-    risk_curve,
     verdict,
 )
 from tracepaper.replay.report import metrics
@@ -450,18 +449,9 @@ def _calibration(judgement: Judgement) -> Iterable[Table]:
 
 def curves_of(judgement: Judgement) -> dict[tuple[str, str], RiskCurve]:
     """Return the risk–coverage curve of each risk and measure, pooled over horizons."""
-    curves: dict[tuple[str, str], RiskCurve] = {}
-    for risk, metric in RISKS.items():
-        for name, measure in MEASURES.items():
-            parts = [
-                RankedBars(metric.terms(view), measure.terms(view), rows.day)
-                for _, rows in judgement.forecasts.by_horizon()
-                if views(metric, rows, (MODEL,))
-                for view in views(measure, rows, (MODEL,)).values()
-            ]
-            if (curve := risk_curve(parts)) is not None:
-                curves[risk, name] = curve
-    return curves
+    every = ((risk, measure) for risk in RISKS for measure in MEASURES)
+    curves = {key: curve_of(judgement.forecasts, *key) for key in every}
+    return {key: curve for key, curve in curves.items() if curve is not None}
 
 
 def confidence_areas(judgement: Judgement) -> dict[str, dict[str, DayDifference]]:

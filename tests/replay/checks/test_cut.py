@@ -372,7 +372,7 @@ def killing(statement):
 def watched(*args):
     global raw
     writer = opened(*args)
-    raw = writer.connection.connection.driver_connection
+    raw = writer.connection
     raw.set_trace_callback(killing)
     return writer
 retention.open_writer = watched

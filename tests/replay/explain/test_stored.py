@@ -149,7 +149,7 @@ def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_p
     shutil.rmtree(tmp_path / "run.db.checkpoints")
     silent = read_decision(database, explained_runs.run_id(database), 10)[0]
     with (ROOT / "storage/models/flash-1m/card.toml").open("rb") as file:
-        surest = tomllib.load(file)["figures"]["gates"]["selective"]["entropy_confidence"]
+        surest = tomllib.load(file)["figures"]["gates"]["selective"]["entropy"]
     gained, error = 100 * surest["gained"][2], 100 * surest["error"][2]
     assert math.isnan(error)  # it is not known how far the figure would vary
     assert silent.entropy_worth == (
@@ -181,7 +181,7 @@ def test_the_entropy_gate_beats_chance_by_two_errors_and_thirty_days(
     gained: float, days: int, verb: str
 ) -> None:
     surest = {"gained": [0.0, 0.0, gained, 0.0], "error": [0.0, 0.0, 0.02, 0.0], "days": days}
-    gates = {"selective": {"entropy_confidence": surest}}
+    gates = {"selective": {"entropy": surest}}
     sentence = entropy_sentence(gates)
     assert sentence.startswith(f"The entropy gate {verb}")
     assert entropy_sentence({"selective": {"margin": surest}}) == ""

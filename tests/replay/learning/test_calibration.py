@@ -122,7 +122,7 @@ def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
     figures = {"30": main, "paired": {"30": paired}}
     surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error], "days": explained}
     passed = {"bars_per_1000": 0.0, "trades": 0, "days": 0}
-    gates = {"selective": {"entropy_confidence": surest}, "traded": {"edge": passed}}
+    gates = {"selective": {"entropy": surest}, "traded": {"edge": passed}}
     lines = sentences(figures, gates, horizon=30)
     (entropy,) = [sentence for sentence in lines if sentence.startswith(f"The entropy gate {verb}")]
     assert f"on {explained} days" in entropy

@@ -60,16 +60,15 @@ def rows(
     }
     model = {
         "mean": np.full(ROWS, 0.1),
-        "stdev": np.ones(ROWS),
-        "margin": inputs["margin"],
-        "volatility": np.ones(ROWS),
+        "scale": np.ones(ROWS),
+        "variance": np.ones(ROWS),
     }
     return table(
         np.arange(ROWS) * pace_ms,
         {
-            "return": right * size,
+            "returns": right * size,
             "traded": right * size,
-            "realised": variance,
+            "variance": variance,
             "place": np.arange(ROWS),
         },
         {MODEL: {**inputs, **model, **measures}},
@@ -132,8 +131,8 @@ def test_worth_on_one_span_alone_is_not_worth() -> None:
     fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
     good, chance = rows(sure_by="entropy_0", gain=1.0, seed=1), rows(seed=1)
     half = np.arange(ROWS) < ROWS // 2
-    value = np.where(half, good.labels["return"], chance.labels["return"])
-    mixed = replaced(good, labels={**good.labels, "return": value})
+    value = np.where(half, good.labels["returns"], chance.labels["returns"])
+    mixed = replaced(good, labels={**good.labels, "returns": value})
     strict, untouched = judge_spans(mixed, fitted)
     first, second = (span["holm"][CALIBRATED] for span in untouched["spans"])
     assert first < 0.05 < second
@@ -222,7 +221,7 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
     realised = np.array([1.0, 3.0, 0.5])[planted]
     bars = replaced(
         base,
-        labels={**base.labels, "realised": realised},
+        labels={**base.labels, "variance": realised},
     ).holding(MODEL, **measures)
     cells = fit_cells(bars, 3)
     assert cells is not None

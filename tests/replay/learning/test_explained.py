@@ -39,13 +39,13 @@ def test_explained_rows_are_spread_over_all_days_and_hours(count: int, context: 
 
 def explained(*, edge: np.ndarray, mean: float = 0.01) -> Forecasts:
     ones, pace_ms = np.ones(ROWS), DAY_MS // 60
-    model = {"mean": np.full(ROWS, mean), "stdev": ones, "margin": 0 * ones, "volatility": ones}
+    model = {"mean": np.full(ROWS, mean), "scale": ones, "variance": ones}
     return table(
         np.arange(ROWS) * pace_ms,
         {
-            "return": 0 * ones,
+            "returns": 0 * ones,
             "traded": np.full(ROWS, 0.002),
-            "realised": ones,
+            "variance": ones,
             "place": np.arange(ROWS),
         },
         {MODEL: {**model, "edge": edge, "shift": ones / 2, "confidence": ones / 2}},

@@ -70,7 +70,7 @@ def test_probabilities_alone_are_judged_as_such(tmp_path: Path, waves: Path, cli
     figures = report["figures"]["30"]
     assert figures["direction"]["accuracy"][0] > 0.7  # some of the bars move hardly, and are flat
     assert "model" not in figures["sign_accuracy"]
-    assert list(report["figures"]["gates"]["selective"]) == ["direction"]
+    assert list(report["figures"]["gates"]["selective"]) == ["margin"]
 
 
 def test_it_is_judged_after_it_was_trained_and_says_so(

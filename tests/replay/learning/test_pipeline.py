@@ -126,7 +126,7 @@ def test_the_figures_stand_beside_every_baseline(checkpoint: Checkpoint) -> None
         }
         assert abs(figure["sign_accuracy"]["random"][0] - 0.5) < 0.05
     gates = checkpoint.card["figures"]["gates"]
-    assert "entropy_confidence" in gates["selective"]
+    assert "entropy" in gates["selective"]
     assert gates["traded"]["bars"] > 500
 
 

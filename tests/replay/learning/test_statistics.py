@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.replay.learning.statistics import (
+    COVERAGES,
     RISK_COVERAGES,
     DailyEstimate,
     RankedBars,
@@ -21,6 +22,7 @@ from tracepaper.replay.learning.statistics import (
     mean,
     overfitting,
     risk_curve,
+    top,
     verdict,
 )
 from tracepaper.replay.report.honesty import LEVEL
@@ -134,6 +136,22 @@ def test_the_curve_is_its_definition() -> None:
     assert curve.excess[-1] == pytest.approx(0.0)
     assert curve.bars == 2 * ROWS
     assert curve.area.days == DAY_COUNT
+    surest = curve.gained()
+    for share, gained, noise in zip(COVERAGES, surest["gained"], surest["error"], strict=True):
+        at = RISK_COVERAGES.tolist().index(pytest.approx(share))
+        assert gained == pytest.approx(-curve.excess[at], abs=1e-5)
+        assert noise == pytest.approx(present(curve.errors)[at], abs=1e-5)
+    # Less a rival of the same bars: nothing of itself, and all of one that knows nothing.
+    assert present(risk_curve(parts, parts)).area.pair == pytest.approx((0.0, 0.0))
+    blind = [part._replace(measure=np.zeros(ROWS)) for part in parts]
+    gap, alone = present(risk_curve(parts, blind)), present(risk_curve(blind))
+    assert gap.area.value == pytest.approx(curve.area.value - alone.area.value)
+
+
+def test_the_share_that_is_chosen_is_exact_even_among_ties() -> None:
+    chosen = top(np.zeros(1_000), 0.1)
+    assert chosen.sum() == 100
+    assert chosen[:100].all()
 
 
 def test_a_measure_that_says_one_thing_of_all_bars_chooses_by_chance() -> None:

@@ -26,12 +26,12 @@ from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInv
 def test_a_new_database_has_the_promised_settings(tmp_path: Path) -> None:
     writer = open_writer(tmp_path / "new" / "a.db")
     settings = {
-        name: writer.connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+        name: writer.connection.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
     }
-    tables = writer.connection.exec_driver_sql(
+    tables = writer.connection.execute(
         "SELECT name, strict FROM pragma_table_list WHERE type = 'table' AND schema = 'main'"
-    ).all()
+    ).fetchall()
     writer.close()
     full = 2
     assert settings == {

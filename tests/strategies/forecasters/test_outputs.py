@@ -11,7 +11,6 @@ from scipy import stats
 
 from tracepaper.strategies.forecasters.outputs import explanations, forecasts
 from tracepaper.strategies.networks.architecture import Outputs
-from tracepaper.strategies.networks.stream import Advance
 from tracepaper.strategies.types.decisions import Explanation
 
 HORIZONS = (4, 9)
@@ -34,9 +33,11 @@ def outputs(bars: int = 1) -> Outputs:
 
 def explanation_of(bars: int = 1) -> Explanation:
     rollout = np.full((bars, 4), 0.25, dtype=np.float32)
-    advance = Advance(outputs(bars), torch.full((bars, 2, 3), 0.5), rollout)
-    unknown = np.full(rollout.shape, np.nan)
-    return explanations(advance, rollout.astype(float), unknown, content_free=0.1, context=200)[0]
+    heads, unknown = np.full((bars, 6), 0.5, dtype=np.float32), np.full(rollout.shape, np.nan)
+    return explanations(
+        rollout, heads, rollout.astype(float), unknown, errors=[0.0] * bars, content_free=0.1,
+        context=200,
+    )[0]  # fmt: skip
 
 
 def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
