@@ -260,6 +260,10 @@ def of_each_strategy(
     return every
 
 
+BEYOND_BARS: Final = 512
+"""Corrupted bars that follow a probe: a batched pass sees them together with the bars before."""
+
+
 @dataclass(frozen=True)
 class FutureProbe:
     """Everything after ``at_ms`` is cut off or corrupted; bars from ``from_ms`` on are derived."""
@@ -267,6 +271,18 @@ class FutureProbe:
     from_ms: int
     at_ms: int
     cut: bool
+
+    def window(self, data: MarketData) -> MarketData:
+        """Return the bars of *data* that are derived."""
+        beyond_ms = BEYOND_BARS * data.candles[0].interval_ms
+        return data.opening(self.from_ms, self.at_ms + beyond_ms)
+
+    @contextmanager
+    def changed(self, config: Config, data: MarketData) -> Iterator[tuple[Config, MarketData]]:
+        """Yield *config* and the window of *data* with another future."""
+        later = without_later(data.close_of(self.at_ms), cut=self.cut)
+        with replaced_covariates(config, later) as other:
+            yield other, self.window(data.until(self.at_ms, cut=self.cut))
 
 
 WEEKS_LATER: Final = 64
