@@ -183,7 +183,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     """Step *run_id* through again and compare each step with what is stored, in every column.
 
     Where a start was made in this very environment, every bit must be equal; elsewhere floats
-    may differ within ``TOLERANCES``. With *sample* only the last that many steps are compared;
+    may differ within their tolerances. With *sample* only the last that many steps are compared;
     the steps before them are still derived, since an account depends on all of them. With *from_ms*
     the bars from that open time on are compared, and the state before them is the record's; with
     *until_ms* only those that opened before; with *commit* the commit that holds that step. With
