@@ -274,7 +274,12 @@ class RowCheck:
         return StepComparison(tuple(kept), rounded=len(kept) < len(unequal))
 
     def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
-        encoder = self._encoder = self._encoder or self._encoder_from(derived.sequence)
+        if self._encoder is None:
+            of, reader = self._of, self._reader
+            trades, _ = trades_until(reader.connection, of.run_key, of.run, derived.sequence - 1)
+            sets = reader.gate_sets(of.run_key)
+            self._encoder = StepEncoder(of.run, of.run_key, sets, trades=trades)
+        encoder = self._encoder
         encoder.forget()  # so that every row is made, and none is named by another step
         encoder.add(derived)
         sparse = encoder.take()
@@ -295,12 +300,6 @@ class RowCheck:
             holdings[twin[TWIN_STEP.book]] = twin[TWIN_STEP.holding]
         for table, named in (("outcomes", outcomes), ("holdings", holdings)):
             yield from self._shared(table, sequence, named, rows, sparse[table])
-
-    def _encoder_from(self, sequence: int) -> StepEncoder:
-        """Return the encoder of the steps from *sequence* on."""
-        of, reader = self._of, self._reader
-        trades, _ = trades_until(reader.connection, of.run_key, of.run, sequence - 1)
-        return StepEncoder(of.run, of.run_key, reader.gate_sets(of.run_key), trades=trades)
 
     def _shared(
         self,

@@ -173,7 +173,9 @@ def _with_equal_code(case: Case) -> tuple[Cause, str]:
             return Cause.STRATEGY, fault
         return Cause.MODEL, fault.replace("the strategy", "the model", 1)
     names = " ".join(difference.field for difference in case.of_steps).split()
-    if not case.exact and _may_be_rounding(names):
+    judged = any(name.startswith((*_OF_FORECAST, *_DECIDED)) for name in names)
+    if not case.exact and judged and not any(name.startswith(_GIVEN) for name in names):
+        # Another machine's rounding can explain it.
         return Cause.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
     return Cause.RECORD, _by_fields(names)
 
@@ -193,12 +195,6 @@ def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Cause, str]:
     if not case.of_steps:
         who = f"every step follows, but the strategy {run.strategy} or the run's row was changed"
     return Cause.STRATEGY, f"{who}: {hashes}"
-
-
-def _may_be_rounding(names: Sequence[str]) -> bool:
-    """Return whether another machine's rounding can explain the differing fields."""
-    judged = any(name.startswith((*_OF_FORECAST, *_DECIDED)) for name in names)
-    return judged and not any(name.startswith(_GIVEN) for name in names)
 
 
 def _by_fields(names: Sequence[str]) -> str:

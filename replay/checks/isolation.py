@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -243,20 +244,6 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """An engine, and a user's own model where there is one that can be asked again."""
-
-    engine: Engine
-    model: InlinePredictor | None
-
-    def derive(self, unit: Unit, predictions: Sequence[Prediction]) -> list[DerivedStep]:
-        """Return the steps of *unit*; *predictions* are what was said where no model is asked."""
-        if self.model is not None:
-            predictions = self.model.predict(unit)
-        return derive_steps(self.engine, unit, predictions)
-
-
-@dataclass(frozen=True)
 class Setup:
     """What an engine without candles is made of."""
 
@@ -269,10 +256,10 @@ class Setup:
     compiled: tuple[str, ...] = ()  # what is then imported before
     around: perturbations.Surroundings | None = None
 
-    def machine(self) -> Machine:
-        """Return the engine of the whole replay, as it stood before its first event.
+    def machine(self) -> Callable[[Unit, Sequence[Prediction]], list[DerivedStep]]:
+        """Return what steps a unit through the engine as it stood before the replay's first event.
 
-        A user's own model comes with it: what it says is derived again as well.
+        It is given the predictions, but for those of a user's own model: that is asked again.
         """
         if self.jumping:
             # Compiled code measures the types of dates while it is loaded, and dies of ours.
@@ -295,10 +282,11 @@ class Setup:
         )
         user = user_model(forecaster)
         if user is None or user.is_outside:
-            return Machine(engine, None)
+            return partial(derive_steps, engine)
         history = BarHistory([item.id for item in self.instruments], context=user.context)
         start_ms = self.period_start_ms
-        return Machine(engine, InlinePredictor(user, history, period_start_ms=start_ms))
+        model = InlinePredictor(user, history, period_start_ms=start_ms)
+        return lambda unit, _stored: derive_steps(engine, unit, model.predict(unit))
 
 
 EngineInput = tuple[Unit, Sequence[Prediction]]
@@ -356,7 +344,7 @@ def step_through(connection: Connection, setup: Setup) -> None:
         elif isinstance(request, int):
             connection.send(last[request])
         else:
-            last = [step for inputs in request for step in machine.derive(*inputs)]
+            last = [step for inputs in request for step in machine(*inputs)]
             connection.send([packed(step) for step in last])
     connection.send(accesses(setup.config))
 

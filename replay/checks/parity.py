@@ -531,7 +531,10 @@ def _with_difference(check: ParityCheck, verification: Verification) -> ParityCh
     """Return *check* with the first difference of *verification*, and its culprit."""
     first = verification.differences[0]
     at = f"{first.instrument} {minute_text(first.open_time_ms)}" if first.instrument else ""
-    stored, replayed = map(_shown, (first.first, first.second))
+    stored, replayed = (
+        visible(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+        for text in (first.first, first.second)
+    )
     sentence = (
         f"{check.reason}; first difference{at and f' at {at}'}: {first.field} is {stored} in the "
         f"record and {replayed} in its replay; {verification.to_blame} is to blame: "
@@ -547,10 +550,6 @@ def _with_difference(check: ParityCheck, verification: Verification) -> ParityCh
         replayed=replayed,
         culprit="" if verification.culprit is None else verification.culprit.value,
     )
-
-
-def _shown(text: str) -> str:
-    return visible(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
 
 
 def _span_text(from_ms: int, until_ms: int, first_ms: int, end_ms: int) -> str:

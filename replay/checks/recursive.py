@@ -366,7 +366,14 @@ def same_judgement(mine: DerivedStep, other: DerivedStep) -> bool:
     a, b = mine.step.decision, other.step.decision
     if a is None or b is None:
         return a is b
-    if not same_signal(mine, other) or not _measures_agree(a, b) or not _notes_agree(mine, other):
+    if not same_signal(mine, other) or not _notes_agree(mine, other):
+        return False
+    gates = a.gate_set.gates
+    kept = [place for place, gate in enumerate(gates) if gate not in _RISK]
+    # The limits of the account measure what was held before.
+    if gates != b.gate_set.gates or not all(
+        near_measure(a.measures[at], b.measures[at]) for at in kept
+    ):
         return False
     judged = a.refused_by not in _RISK and b.refused_by not in _RISK
     same = (a.refused_by, a.regime) == (b.refused_by, b.regime)
@@ -398,14 +405,6 @@ def _notes_agree(mine: DerivedStep, other: DerivedStep) -> bool:
         else first == second
         for first, second in zip(a.note.values(), b.note.values(), strict=True)
     )
-
-
-def _measures_agree(a: Decision, b: Decision) -> bool:
-    """Return whether all measures agree but those of the account's limits."""
-    if a.gate_set.gates != b.gate_set.gates:
-        return False
-    kept = [place for place, gate in enumerate(a.gate_set.gates) if gate not in _RISK]
-    return all(near_measure(a.measures[at], b.measures[at]) for at in kept)
 
 
 def _at_threshold(a: Decision, b: Decision) -> bool:

@@ -202,7 +202,9 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     predictor = RecordedPredictor(
         recorded, prober_of(recorded, database) if probes else None, database, probes=probes
     )
-    check = RowCheck(reader, stored, member_shape=_member_shape(recorded.forecaster))
+    check = RowCheck(
+        reader, stored, member_shape=getattr(recorded.forecaster, "member_shape", None)
+    )
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     begun = recorded.beginning
     start = None if begun is None else reader.newest_of(run_id, ModelChange, until=begun.after)
@@ -332,11 +334,6 @@ def _judge_state(
                 Difference("", verification.from_ms or 0, what, "another", str(error))
             )
     return first
-
-
-def _member_shape(forecaster: Forecaster | None) -> tuple[int, int] | None:
-    """Return how many members answer, and how many numbers each says at a horizon."""
-    return getattr(forecaster, "member_shape", None)
 
 
 def _judge_run(
