@@ -125,7 +125,7 @@ def change_of(
     return UniverseChange(
         chosen=tuple(ids[traded.symbol] for traded in choice.chosen),
         reason=choice.reason,
-        seen=tuple(
+        candidates=tuple(
             (
                 ids[traded.symbol],
                 plain(traded.turnover.quantize(Decimal(1))),

@@ -120,7 +120,7 @@ class ChoiceCheck:
         """
         figures = {
             key: _CandidateFigures(Decimal(turnover), Decimal(volatility), age)
-            for key, turnover, volatility, age in event.seen
+            for key, turnover, volatility, age in event.candidates
         }
         chosen = event.chosen
         strange = [key for key in chosen if key not in figures or not figures[key].passes(rule, 1)]
@@ -164,8 +164,8 @@ class ChoiceCheck:
         """
         at_ms = event.market_ms
         if at_ms == self._run.period_start_ms:
-            self._begins_empty = not event.seen
-        stored = {row[0]: row for row in event.seen}
+            self._begins_empty = not event.candidates
+        stored = {row[0]: row for row in event.candidates}
         held = {key: item for key, item in self._instruments.items() if key in self._first_ms}
         complete = {
             key for key in held if self._begins_empty or at_ms - DAY_MS >= self._first_ms[key]
@@ -176,7 +176,7 @@ class ChoiceCheck:
             if (candidate := self._listed(item, at_ms)) is not None
         ]
         due = change_of(rule, tuple(self._instruments.values()), listed, now_ms=at_ms)
-        follows = {row[0]: row for row in due.seen}
+        follows = {row[0]: row for row in due.candidates}
         for key in held:
             was, now = stored.get(key), follows.get(key)
             if was == now or (now is None and key not in complete):
@@ -186,7 +186,7 @@ class ChoiceCheck:
                 is_older, is_other = was[3] >= now[3], was[1:3] != now[1:3]
                 if is_older and not (is_other and key in complete):
                     continue
-            yield "seen", was, now
+            yield "candidates", was, now
         for name in ("chosen", "reason") if self._begins_empty and rule.file is None else ():
             if getattr(event, name) != getattr(due, name):
                 yield name, getattr(event, name), getattr(due, name)

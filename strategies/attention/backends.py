@@ -150,7 +150,7 @@ class ChunkedBackend:
     name = "chunked"
 
     def __init__(self, counts: Tensor | None = None) -> None:
-        self._seen = counts
+        self._leading = counts
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
@@ -203,7 +203,7 @@ class ChunkedBackend:
         """
         wide = torch.promote_types(query.dtype, torch.float32)
         pairs, time = query.shape[0] * query.shape[1], key.shape[2]
-        counts = self._seen
+        counts = self._leading
         if causal:
             counts = torch.arange(1, query.shape[2] + 1, device=query.device)[None]
         size = max(1, chunk_entries(query.device) // (pairs * time))

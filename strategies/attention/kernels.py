@@ -332,27 +332,28 @@ def cross_attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    seen: Tensor | None = None,
+    leading_keys: Tensor | None = None,
     *,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Attention:
     """Attend from *query* [batch, head, query, dim] to another stream: output and logsumexp.
 
-    *key* and *value* are [batch, head, key, dim], of any length; *seen* [query] or [batch, query]
-    says how many leading keys each query sees, None shows all. A query that sees none reads 0, its
-    logsumexp is -inf. Differentiable; all keys go by *backend*, some by blocks of queries in
-    memory that does not grow with query · key. Raises ``AttentionInvalid`` as ``attend`` does.
+    *key* and *value* are [batch, head, key, dim], of any length. *leading_keys* [query] or
+    [batch, query] is how many leading keys each query sees; None shows all. A query that sees none
+    reads 0, its logsumexp is -inf. Differentiable; all keys go by *backend*, some by blocks of
+    queries in memory that does not grow with query · key. Raises ``AttentionInvalid`` as ``attend``
+    does.
     """
-    if seen is None:
+    if leading_keys is None:
         return attend(query, key, value, Mask.full(), scale=scale, backend=backend)
     check_inputs(query, key, value, Mask.full())
     query, key, value = ruled(query, key, value)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if torch.compiler.is_compiling():
-        return _written_out(query, key, value, seen.view(-1, query.shape[2]), factor)
+        return _written_out(query, key, value, leading_keys.view(-1, query.shape[2]), factor)
     largest = check_products(query, key, factor, value=value)[2]
-    shown = _checked_seen(seen, query, key)
+    shown = _checked_leading(leading_keys, query, key)
     kernel = ChunkedBackend(shown)
     attended = Attention(*kernel_attention(query, key, value, kernel, Mask.full(), factor))
     return refuse_overflow(attended, largest, key.shape[2])
@@ -369,18 +370,19 @@ def _written_out(
     return Attention(entries.to(value.dtype) @ value, logsumexp)
 
 
-def _checked_seen(counts: Tensor, query: Tensor, key: Tensor) -> Tensor:
+def _checked_leading(counts: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """Return *counts* as [batch or 1, query]; raise where it is not whole numbers of keys."""
-    check_tensors(seen=counts)
+    check_tensors(leading_keys=counts)
     fits = counts.shape in (query.shape[2:3], (len(query), query.shape[2]))
     if counts.is_floating_point() or counts.dtype == torch.bool or not fits:
         raise AttentionInvalid(
-            f"seen is {counts.dtype} {list(counts.shape)} for {query.shape[2]} queries; give one "
-            "whole number a query."
+            f"leading_keys is {counts.dtype} {list(counts.shape)} for {query.shape[2]} queries; "
+            "give one whole number a query."
         )
     if not bool(((counts >= 0) & (counts <= key.shape[2])).all()):
         raise AttentionInvalid(
-            f"seen must be from 0 to {key.shape[2]}, the keys that there are; count them anew."
+            f"leading_keys must be from 0 to {key.shape[2]}, the keys that there are; count them "
+            "anew."
         )
     return counts.to(query.device).view(-1, query.shape[2])
 

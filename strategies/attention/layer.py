@@ -651,13 +651,14 @@ def _check_numbers(layer: Layer) -> None:
             raise AttentionInvalid(
                 f"{name} has {len(value)} numbers for {batch} sequences; give one each."
             )
-    if mask.seen is not None and mask.seen.shape not in (
+    if mask.leading_keys is not None and mask.leading_keys.shape not in (
         (queries,),
         (batch, queries),
         (1, queries),
     ):
         raise AttentionInvalid(
-            f"seen is {list(mask.seen.shape)} for {queries} queries; give one whole number a query."
+            f"leading_keys is {list(mask.leading_keys.shape)} for {queries} queries; give one "
+            "whole number a query."
         )
     if mask.dense is not None:
         wanted = (batch, heads, queries, keys)

@@ -58,7 +58,7 @@ class Mask:
     """The first key [batch] that is no padding."""
     stops: Sequence[int] | Tensor | None = None
     """One past the last key [batch] that is no padding."""
-    seen: Tensor | None = None
+    leading_keys: Tensor | None = None
     """Leading keys that each query sees at most: int64 [query] or [batch, query]."""
     dense: Tensor | None = None
     """Booleans, or what is added to scores; broadcast to [batch, head, query, key]."""
@@ -74,13 +74,15 @@ class Mask:
             if value is None or (name == "first" and isinstance(value, int)):
                 continue
             object.__setattr__(self, name, _whole_numbers(value, name))
-        counts = self.seen
+        counts = self.leading_keys
         if counts is not None and (
             not isinstance(counts, Tensor)
             or counts.is_floating_point()
             or counts.dtype == torch.bool
         ):
-            raise AttentionInvalid("seen must hold whole numbers, int64 [query] or [batch, query].")
+            raise AttentionInvalid(
+                "leading_keys must hold whole numbers, int64 [query] or [batch, query]."
+            )
         if self.dense is not None and not (
             isinstance(self.dense, Tensor)
             and (self.dense.dtype == torch.bool or self.dense.is_floating_point())
@@ -130,7 +132,7 @@ class Mask:
     def kind(self) -> MaskKind:
         """Which of the masks of a kernel it is, for as many queries as keys."""
         others = (self.after if not self.causal else None, self.first, self.starts, self.stops)
-        if any(x is not None for x in (*others, self.seen, self.dense)):
+        if any(x is not None for x in (*others, self.leading_keys, self.dense)):
             return MaskKind.OTHER
         if not self.causal:
             return MaskKind.FULL if self.before is None else MaskKind.OTHER
@@ -144,7 +146,7 @@ class Mask:
     @property
     def is_interval(self) -> bool:
         """Whether age alone says what each query sees, alike in every sequence."""
-        several = (self.starts, self.stops, self.seen, self.dense)
+        several = (self.starts, self.stops, self.leading_keys, self.dense)
         return all(x is None for x in several) and (
             self.first is None or isinstance(self.first, int)
         )
@@ -202,7 +204,7 @@ def _recognised(table: Tensor) -> Mask | None:
 def shown_table(
     mask: Mask, batch: int, queries: int, keys: int, device: torch.device | None = None
 ) -> Tensor:
-    """Return the boolean [batch, query, key] of what age, padding and ``seen`` show."""
+    """Return the boolean [batch, query, key] of what age, padding and ``leading_keys`` show."""
     at = torch.arange(queries, device=device) + first_of(mask, queries, keys, device)[:, None]
     key = torch.arange(keys, device=device)
     age = at[..., None] - key  # [batch or 1, query, key]
@@ -217,8 +219,8 @@ def shown_table(
         shown = shown & (key >= torch.tensor(mask.starts, device=device)[:, None, None])
     if mask.stops is not None:
         shown = shown & (key < torch.tensor(mask.stops, device=device)[:, None, None])
-    if mask.seen is not None:
-        counts = mask.seen.to(key.device).view(-1, queries)
+    if mask.leading_keys is not None:
+        counts = mask.leading_keys.to(key.device).view(-1, queries)
         shown = shown & (key < counts[..., None])
     return shown.expand(batch, queries, keys)
 
@@ -231,7 +233,7 @@ def first_of(mask: Mask, queries: int, keys: int, device: torch.device | None = 
 
 
 def closed_keys(query_closes: Tensor, key_closes: Tensor) -> Tensor:
-    """Return how many keys have closed by each query's close: int64, for ``Mask.seen``.
+    """Return how many keys have closed by each query's close: int64, for ``Mask.leading_keys``.
 
     Both are int64 times of one clock (milliseconds, say), [.., query] and [.., key], the keys'
     ascending. A key that closes with the query counts. Raises ``AttentionInvalid``.

@@ -79,10 +79,10 @@ class Operand:
         self.minus = (logsumexp * -LOG2_E).masked_fill(blind, 0.0)
         first = first_of(mask, self.queries, self.keys, torch.device("cpu"))
         self._first = first.expand(self.batch).tolist()
-        self._seen = None
-        if mask.seen is not None:
-            self._seen = mask.seen.to(self.device).reshape(-1, self.queries)
-            self._seen = self._seen.expand(self.batch, self.queries)
+        self._leading = None
+        if mask.leading_keys is not None:
+            self._leading = mask.leading_keys.to(self.device).reshape(-1, self.queries)
+            self._leading = self._leading.expand(self.batch, self.queries)
         self._dense = mask.dense
         if self._dense is not None:
             while self._dense.ndim < query.ndim:
@@ -179,8 +179,8 @@ class Operand:
             start = max(start, min(mask.starts[batch]))
         if mask.stops is not None:
             stop = min(stop, max(mask.stops[batch]))
-        if self._seen is not None:
-            stop = min(stop, int(self._seen[batch, low:high].amax()))
+        if self._leading is not None:
+            stop = min(stop, int(self._leading[batch, low:high].amax()))
         return start, max(start, stop)
 
     def _hide_(
@@ -216,8 +216,8 @@ class Operand:
             place = torch.tensor(edges, device=self.device)[:, None]
             hidden = key < place if name == "starts" else key >= place
             scores.masked_fill_(hidden[:, None, None], -torch.inf)
-        if self._seen is not None:
-            counts = self._seen[batch, rows]  # [batch, row]
+        if self._leading is not None:
+            counts = self._leading[batch, rows]  # [batch, row]
             if int(counts.amin()) < keys.stop:
                 key = torch.arange(keys.start, keys.stop, device=self.device)
                 scores.masked_fill_((key >= counts[..., None])[:, None], -torch.inf)
@@ -292,8 +292,8 @@ class Operand:
             low = low.maximum(torch.tensor(mask.starts, device="cpu")[:, None])
         if mask.stops is not None:
             high = high.minimum(torch.tensor(mask.stops, device="cpu")[:, None])
-        if self._seen is not None:
-            high = high.minimum(self._seen.cpu()[:, at])
+        if self._leading is not None:
+            high = high.minimum(self._leading.cpu()[:, at])
         return (high - low).clamp_min(0)
 
     # --- reductions

@@ -370,7 +370,7 @@ class CrossNetwork(Network):
             attended, logsumexp = cross_attend(query, key, value, visible)
             if trace is not None:
                 crossed = Layer(
-                    query, key, value, logsumexp, Mask(causal=False, seen=visible),
+                    query, key, value, logsumexp, Mask(causal=False, leading_keys=visible),
                     output_weight=read.project_out.weight, target=_BARS, source=_SLOWER,
                 )  # fmt: skip
                 trace.attend(crossed, attended, is_layer=False)

@@ -457,7 +457,7 @@ class Closed(Struct, frozen=True, gc=False):
 class UniverseChange(Struct, frozen=True, gc=False):
     """From here on only the ``chosen`` instruments may open positions; the best ones first.
 
-    ``seen`` holds what the choice was made from: each candidate's id, turnover of 24 hours in quote
+    ``candidates`` are what it was chosen from: each one's id, turnover of 24 hours in quote
     currency, high - low over the last price, and days since its listing, -1 where that is not
     known. ``reason`` is the choice as one sentence, without its full stop. The rules are
     docs/universe.md.
@@ -465,7 +465,7 @@ class UniverseChange(Struct, frozen=True, gc=False):
 
     chosen: tuple[str, ...]
     reason: str
-    seen: tuple[tuple[str, str, str, int], ...]
+    candidates: tuple[tuple[str, str, str, int], ...]
     market_ms: int
     seen_ms: int
 

@@ -255,7 +255,7 @@ def test_a_ticker_that_cannot_be_read_is_left_out_and_the_others_are_chosen(row:
     assert [ticker.symbol for ticker in symbols] == ["ETHUSDT"]
     change = change_of(UniverseRule(top=2), items, symbols, now_ms=1)
     assert change.chosen == ("linear:ETHUSDT",)
-    assert change.seen == (("linear:ETHUSDT", "5000", "0.05", -1),)
+    assert change.candidates == (("linear:ETHUSDT", "5000", "0.05", -1),)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,9 @@ def test_whatever_ticker_is_read_can_be_stored(changed: dict[str, str]) -> None:
     body = {"category": "linear", "list": [DAY | changed]}
     page = msgspec.json.decode(msgspec.json.encode(body), type=TickerPage)
     rows = read_tickers(page, {"BTCUSDT": ListingInfo("BTCUSDT", "Trading", "USDT")})
-    ((key, turnover, volatility, _),) = change_of(UniverseRule(top=1), items, rows, now_ms=1).seen
+    ((key, turnover, volatility, _),) = change_of(
+        UniverseRule(top=1), items, rows, now_ms=1
+    ).candidates
     assert key == "linear:BTCUSDT"
     assert Decimal(turnover) >= 0
     assert Decimal(volatility) >= 0

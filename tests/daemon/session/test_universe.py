@@ -106,7 +106,7 @@ def test_a_universe_that_is_empty_says_so_in_one_sentence() -> None:
         "none of 1 symbols passes market.universe, so no position is opened until the next choice; "
         "loosen its limits or its list"
     )
-    assert change.seen == (("linear:AAAUSDT", "100", "0.05", 10),)
+    assert change.candidates == (("linear:AAAUSDT", "100", "0.05", 10),)
 
 
 def test_the_next_choice_is_at_the_next_stated_time() -> None:

@@ -178,19 +178,19 @@ def test_a_turnover_beyond_64_bits_a_day_is_added_up_exactly() -> None:
     vast = with_fields(part, turnover=np.full(BARS, 2**61, dtype=np.int64))
     rule, at_ms = UniverseRule(top=1), int(part.open_time_ms[30])
     changes = choices(rule, [vast], [instrument(part.symbol)], start_ms=at_ms)
-    ((_, turnover, _, _),) = changes[0].seen
+    ((_, turnover, _, _),) = changes[0].candidates
     assert int(turnover) == round(Fraction(24 * 2**61, 10**part.turnover_decimals))
 
 
 def others(change: UniverseChange) -> tuple[str, ...]:
-    return tuple(key for key, *_ in change.seen if key not in change.chosen)
+    return tuple(key for key, *_ in change.candidates if key not in change.chosen)
 
 
 def figures(change: UniverseChange, **changed: Any) -> UniverseChange:
     """Return *one* whose first candidate has other figures."""
     names = ("id", "turnover", "volatility", "age")
-    first = dict(zip(names, change.seen[0], strict=True)) | changed
-    return replace(change, seen=(tuple(first.values()), *change.seen[1:]))
+    first = dict(zip(names, change.candidates[0], strict=True)) | changed
+    return replace(change, candidates=(tuple(first.values()), *change.candidates[1:]))
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def figures(change: UniverseChange, **changed: Any) -> UniverseChange:
         (lambda change: [replace(change, chosen=change.chosen[:1])], "event.chosen"),
         (lambda change: [replace(change, chosen=(change.chosen[0],) * 2)], "event.chosen"),
         (lambda pick: [replace(pick, reason="all is well")], "event.reason"),
-        (lambda pick: [figures(pick, turnover="7")], "event.seen"),
-        (lambda pick: [figures(pick, volatility="0.5")], "event.seen"),
-        (lambda pick: [figures(pick, age=900)], "event.seen"),
-        (lambda change: [replace(change, seen=change.seen[:2])], "event.seen"),
+        (lambda pick: [figures(pick, turnover="7")], "event.candidates"),
+        (lambda pick: [figures(pick, volatility="0.5")], "event.candidates"),
+        (lambda pick: [figures(pick, age=900)], "event.candidates"),
+        (lambda change: [replace(change, candidates=change.candidates[:2])], "event.candidates"),
         (lambda pick: [], "event.universe"),
         (lambda pick: [pick, pick], "event.universe"),
         (lambda pick: [pick, replace(pick, market_ms=pick.market_ms + HOUR)], "event.universe"),
@@ -238,16 +238,16 @@ def test_amid_its_files_a_forged_choice_is_found_a_day_after_the_first_bar(tmp_p
         place=6,
         from_ms=begins,
     )
-    assert "event.seen" in named(path)
+    assert "event.candidates" in named(path)
 
 
 @pytest.mark.parametrize(
     ("forge", "fields"),
     [
         (lambda pick: [pick], set()),
-        (lambda pick: [figures(pick, age=1)], {"event.seen"}),  # its bars show three days
+        (lambda pick: [figures(pick, age=1)], {"event.candidates"}),  # its bars show three days
         (lambda pick: [figures(pick, age=900)], set()),  # its file may be as old as that
-        (lambda pick: [figures(pick, turnover="7")], {"event.seen", "event.chosen"}),
+        (lambda pick: [figures(pick, turnover="7")], {"event.candidates", "event.chosen"}),
     ],
 )
 def test_a_symbol_is_no_younger_than_the_bars_that_a_run_amid_its_files_holds(
@@ -291,7 +291,8 @@ def as_live(path: Path) -> Path:
          {"event.chosen", "event.reason"}),
         (lambda pick: [replace(pick, chosen=("linear:NONE", pick.chosen[0]))], {"event.chosen"}),
         (lambda change: [replace(change, chosen=(change.chosen[0],) * 2)], {"event.chosen"}),
-        (lambda change: [replace(change, seen=(*change.seen, ("linear:NONE", "1", "0.01", 3)),
+        (lambda change: [replace(change,
+                              candidates=(*change.candidates, ("linear:NONE", "1", "0.01", 3)),
                               reason=change.reason.replace("of 3", "of 4"))], {"event.chosen"}),
         (lambda pick: [replace(pick, reason="all is well")], {"event.reason"}),
         (lambda pick: [replace(pick, market_ms=pick.market_ms - 1)], set()),  # a clock behind

@@ -137,7 +137,7 @@ def scored(given: list[Tensor], lay: Layout) -> list[Tensor]:
         before=8,
         starts=[0, 2],
         stops=[TIME, TIME - 5],
-        seen=lay(torch.arange(1, TIME + 1).expand(BATCH, -1).contiguous()),
+        leading_keys=lay(torch.arange(1, TIME + 1).expand(BATCH, -1).contiguous()),
         dense=lay(torch.linspace(-1, 1, TIME * TIME).view(1, 1, TIME, TIME)),
     )
     layer = Layer.of(query, key, key, mask, softcap=3.0, sinks=lay(torch.tensor([0.1, -1.0, 0.5])))
@@ -153,7 +153,7 @@ def crossed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     tensor = closed_keys(closes, closes)
     read = cross_attend(query, key, value, lay(tensor))
     total = lay(read.logsumexp)
-    mask = Mask(causal=False, seen=tensor)
+    mask = Mask(causal=False, leading_keys=tensor)
     step = Layer(query.detach(), key.detach(), None, total, mask, source="others")
     whole = cross_attend(query, key, value)
     return [

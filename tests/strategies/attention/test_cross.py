@@ -121,7 +121,7 @@ def read(into: int, of: int, step: int, seed: int) -> Layer:
     limits = torch.arange(lengths[into]) % (lengths[of] + 1) if of == 2 else None
     logsumexp = cross_attend(query, key, value, limits).logsumexp
     return Layer(
-        query, key, value, logsumexp, Mask(causal=False, seen=limits), gradient=gradient,
+        query, key, value, logsumexp, Mask(causal=False, leading_keys=limits), gradient=gradient,
         target=str(into), source=str(of), step=step,
     )  # fmt: skip
 
@@ -143,7 +143,7 @@ def dense_rollout(reads: list[Layer], share: float, fusion: str) -> Tensor:
         for into in {layer.target for layer in same_step}:
             layer[:, places[into], places[into]] *= share
         for member in same_step:
-            matrix = dense(member.query, member.key, member.mask.seen)
+            matrix = dense(member.query, member.key, member.mask.leading_keys)
             fused = matrix.mean(dim=1)
             if fusion == "gradient":
                 assert member.gradient is not None
@@ -216,7 +216,7 @@ class Reader(nn.Module):
         codes = [self._code(x) for x in (times, others)]
         query, key = self.query(codes[0])[None, None], self.key(codes[1])[None, None]
         self.read, logsumexp = cross_attend(query, key, values.expand(-1, -1, -1, 16), tensor)
-        mask = Mask(causal=False, seen=tensor)
+        mask = Mask(causal=False, leading_keys=tensor)
         return Layer(query, key, None, logsumexp, mask, source="others")
 
     @staticmethod

@@ -61,7 +61,7 @@ def masks(draw: st.DrawFn, queries: int, keys: int) -> Mask:
         first=draw(st.sampled_from([None, 0, 1, (0, 2)])),
         starts=draw(st.sampled_from([None, (0, 3)])),
         stops=draw(st.sampled_from([None, (keys, keys - 1)])),
-        seen=torch.randint(0, keys + 1, (2, queries), generator=numbers)
+        leading_keys=torch.randint(0, keys + 1, (2, queries), generator=numbers)
         if draw(st.booleans())
         else None,
         dense={"none": None, "bool": table < 0.7, "bias": table}[dense],
@@ -249,7 +249,7 @@ def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
         ({"sinks": torch.full((4,), torch.nan)}, "sink is NaN"),
         ({"scale": -1.0}, "finite number above 0"),
         ({"mask": Mask(stops=(3,))}, "stops has 1 numbers for 2 sequences"),
-        ({"mask": Mask(seen=torch.ones(5, dtype=torch.int64))}, "one whole number a query"),
+        ({"mask": Mask(leading_keys=torch.ones(5, dtype=torch.int64))}, "one whole number a query"),
         ({"mask": Mask(dense=torch.ones(4, 6, dtype=torch.bool))}, "broadcasts"),
         ({"mask": None}, "give Mask"),
         ({"logsumexp": torch.zeros(2, 4, 7)}, "one number a head"),
