@@ -136,7 +136,7 @@ def same_step(mine: DerivedStep, other: DerivedStep) -> bool:
     return packed(mine) == packed(other)
 
 
-class Trial(NamedTuple):
+class ProbeTrial(NamedTuple):
     """One process that derives steps again, of which none may differ from the *expected* ones."""
 
     expected: Sequence[DerivedStep]
@@ -150,31 +150,31 @@ class Trial(NamedTuple):
     has_past: bool = False  # after the same was stepped through in that process before
 
 
-class Probe(NamedTuple):
+class LookaheadProbe(NamedTuple):
     """One way in which a decision can depend on what it should not, and how it shows."""
 
     name: str
-    trials: Callable[[_Check], Iterator[Trial | Difference]]
+    trials: Callable[[_Check], Iterator[ProbeTrial | Difference]]
     is_refused: bool = True  # else a difference is only told, as what decisions depend on
 
 
-def _without_later(check: _Check) -> Iterator[Trial]:
+def _without_later(check: _Check) -> Iterator[ProbeTrial]:
     """Hand on the events one at a time, so that no later bar exists before a decision."""
-    yield Trial(check.steps, check.setup(), TO_COME, is_blind=True)
+    yield ProbeTrial(check.steps, check.setup(), TO_COME, is_blind=True)
 
 
-def _reordered(check: _Check) -> Iterator[Trial]:
+def _reordered(check: _Check) -> Iterator[ProbeTrial]:
     """Hand on the bars of each close in the opposite order of their symbols."""
     if len(check.instruments) > 1:  # two have an order
         reverse = replace(check.replayed, candles=check.replayed.candles[::-1])
-        yield Trial(check.steps, reverse, ON_ORDER, same_judgement)
+        yield ProbeTrial(check.steps, reverse, ON_ORDER, same_judgement)
 
 
-def _again(check: _Check) -> Iterator[Trial]:
-    yield Trial(check.steps, check.setup(), ON_EARLIER_RUNS, has_past=True)
+def _again(check: _Check) -> Iterator[ProbeTrial]:
+    yield ProbeTrial(check.steps, check.setup(), ON_EARLIER_RUNS, has_past=True)
 
 
-def _surrounded(check: _Check) -> Iterator[Trial]:
+def _surrounded(check: _Check) -> Iterator[ProbeTrial]:
     """Repeat under other hash seeds, without environment variables, then in another folder too.
 
     Only for a user's class: ours read none of these. Where something was opened that is not
@@ -183,20 +183,20 @@ def _surrounded(check: _Check) -> Iterator[Trial]:
     if not check.is_custom or not all(map(check.is_allowed, check.opened)):
         return
     for seed in HASH_SEEDS:
-        yield Trial(check.steps, check.setup(), ON_HASHES, hash_seed=seed)
+        yield ProbeTrial(check.steps, check.setup(), ON_HASHES, hash_seed=seed)
     with tempfile.TemporaryDirectory(prefix="tracepaper-elsewhere-") as folder:
         link(check.allow, Path(folder))
         for where, because in ((None, ON_ENVIRONMENT), (folder, ON_FOLDER)):
             around = Surroundings(frozenset(check.allow), where)
-            yield Trial(check.steps, check.setup(around=around), because)
+            yield ProbeTrial(check.steps, check.setup(around=around), because)
 
 
-def _jumping(check: _Check) -> Iterator[Trial]:
+def _jumping(check: _Check) -> Iterator[ProbeTrial]:
     """Repeat in a process whose clocks jump at each reading."""
-    yield Trial(check.steps, check.setup(jumping=True), ON_CLOCK)
+    yield ProbeTrial(check.steps, check.setup(jumping=True), ON_CLOCK)
 
 
-def _alone(check: _Check) -> Iterator[Trial]:
+def _alone(check: _Check) -> Iterator[ProbeTrial]:
     """Step each of several instruments through by itself; a portfolio decides for all."""
     if len(check.instruments) < 2 or check.is_portfolio:  # two can share
         return
@@ -211,58 +211,58 @@ def _alone(check: _Check) -> Iterator[Trial]:
             f"{item.id} is decided otherwise without the other instruments: its objects share "
             "something; let one PortfolioStrategy decide for all"
         )
-        yield Trial(mine, check.setup(instruments=(item,)), because, same_judgement)
+        yield ProbeTrial(mine, check.setup(instruments=(item,)), because, same_judgement)
 
 
-def _futures(check: _Check) -> Iterator[Trial]:
+def _futures(check: _Check) -> Iterator[ProbeTrial]:
     """Corrupt or cut off what follows bars that are spread over the whole file."""
     config, data = check.config, check.data
     because = TO_COME if config.model.covariates is None else ROWS_TO_COME
     first_ms = min(int(part.open_time_ms[0]) for part in data.candles)
     probes = _spread(check.replayed.candles, check.limits, check.whole.warmup)
-    check.found.planned = len(probes)
+    check.finding.planned = len(probes)
     for number, probe in enumerate(probes):
         check.report(f"lookahead: future {number + 1} of {len(probes)}")
         base = check.steps
         if probe.from_ms > first_ms:
             base = check.derived(probe.window(data)).steps
         with probe.changed(config, data) as (changed, future):
-            yield Trial(base, future, because, config=changed, until_ms=probe.at_ms)
+            yield ProbeTrial(base, future, because, config=changed, until_ms=probe.at_ms)
 
 
-def _later(check: _Check) -> Iterator[Trial]:
+def _later(check: _Check) -> Iterator[ProbeTrial]:
     """Move the whole series in time; what then differs depends on the date."""
     with replaced_covariates(check.config, moved_by(check.weeks * WEEK_MS)) as config:
         moved = check.replayed.shifted(check.weeks)
-        yield Trial(check.steps, moved, "on the date", same_judgement, config)
+        yield ProbeTrial(check.steps, moved, "on the date", same_judgement, config)
 
 
-def _dearer(check: _Check) -> Iterator[Trial]:
+def _dearer(check: _Check) -> Iterator[ProbeTrial]:
     """Multiply all prices; whose signal then differs depends on the absolute price."""
     moved = check.replayed.scaled(PRICE_FACTOR)
-    yield Trial(check.steps, moved, "on the absolute price", same_signal)
+    yield ProbeTrial(check.steps, moved, "on the absolute price", same_signal)
 
 
 def _frames(check: _Check) -> Iterator[Difference]:
     """Compare the bars of higher timeframes with the closed ones of the whole file."""
     compared, difference = first_false_frame(check.replayed, check.instruments, check.steps)
-    check.found.compared += compared
+    check.finding.compared += compared
     if difference is not None:
-        check.found.because = FALSE_FRAME
+        check.finding.because = FALSE_FRAME
         yield difference
 
 
 PROBES: Final = (
-    Probe("bars without a later bar in the process", _without_later),
-    Probe("bars of higher frames", _frames),
-    Probe("the symbols in another order", _reordered),
-    Probe("a second run in one process", _again),
-    Probe(SURROUNDED, _surrounded),
-    Probe("jumping clocks", _jumping),
-    Probe("each instrument alone", _alone),
-    Probe("corrupted and cut futures", _futures),
-    Probe("the series {weeks} weeks later", _later, is_refused=False),
-    Probe(f"prices times {PRICE_FACTOR}", _dearer, is_refused=False),
+    LookaheadProbe("bars without a later bar in the process", _without_later),
+    LookaheadProbe("bars of higher frames", _frames),
+    LookaheadProbe("the symbols in another order", _reordered),
+    LookaheadProbe("a second run in one process", _again),
+    LookaheadProbe(SURROUNDED, _surrounded),
+    LookaheadProbe("jumping clocks", _jumping),
+    LookaheadProbe("each instrument alone", _alone),
+    LookaheadProbe("corrupted and cut futures", _futures),
+    LookaheadProbe("the series {weeks} weeks later", _later, is_refused=False),
+    LookaheadProbe(f"prices times {PRICE_FACTOR}", _dearer, is_refused=False),
 )
 """In the order in which they are made; the first that finds something to refuse is the last."""
 
@@ -274,7 +274,7 @@ class _TimeOver(Exception):
     """The seconds of a check are over."""
 
 
-class Moved(NamedTuple):
+class MovedStep(NamedTuple):
     """The first step that a trial derives otherwise, or why it derives none."""
 
     mine: DerivedStep
@@ -312,13 +312,13 @@ class _Check:
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
-        self.found = LookaheadFinding("lookahead", planned=limits.probes)
+        self.finding = LookaheadFinding("lookahead", planned=limits.probes)
         self.opened: dict[ExternalInput, None] = {}
         self._native: set[str] = set()
 
     def run(self) -> LookaheadFinding:
         """Do all of it, or as much as the time allows."""
-        finding = self.found
+        finding = self.finding
         try:
             self.whole = self._replay_whole()
         except Overdue:
@@ -344,7 +344,7 @@ class _Check:
 
     def _replay_whole(self) -> Whole:
         """Replay everything, for at most a sixth of the time; all probes are compared with it."""
-        finding = self.found
+        finding = self.finding
         total = sum(map(len, self.data.candles))
         whole = self.derived(self.data, within_s=self.limits.seconds / 6)
         bars = [bar for derived_step in whole.steps if (bar := derived_step.bar)]
@@ -363,11 +363,11 @@ class _Check:
             )
         return whole
 
-    def _probe(self, probe: Probe) -> None:
+    def _probe(self, probe: LookaheadProbe) -> None:
         """Make the trials of *probe* until one of them moves a step."""
         for trial in probe.trials(self):
             if isinstance(trial, Difference):
-                self.found.differences.append(trial)
+                self.finding.differences.append(trial)
                 return
             self._check_time()
             try:
@@ -375,32 +375,32 @@ class _Check:
             except TracepaperError as error:
                 if probe.is_refused:
                     raise
-                self.found.unproved.append(f"whether it depends {trial.because}: {error}")
+                self.finding.unproved.append(f"whether it depends {trial.because}: {error}")
                 return
             if moved is None:
                 continue
             difference = moved.difference
             if not probe.is_refused:
                 at = f"{difference.instrument} bar {iso(difference.open_time_ms)}"
-                self.found.depends.append(f"it depends {trial.because}, first at {at}")
+                self.finding.depends.append(f"it depends {trial.because}, first at {at}")
                 return
-            self.found.differences.append(difference)
+            self.finding.differences.append(difference)
             names = [name for name in moved.unset if name in os.environ]
             because = trial.because.format(f", {', '.join(names)}" if names else "")
-            self.found.because = self._unless_by_chance(moved.mine, because)
+            self.finding.because = self._unless_by_chance(moved.mine, because)
             return
 
-    def moved(self, trial: Trial) -> Moved | None:
+    def moved(self, trial: ProbeTrial) -> MovedStep | None:
         """Return the first step of *trial* that differs; None where all are as expected."""
         if isinstance(trial.subject, Setup):
             return self._moved_inputs(trial, trial.subject)
         whole, until_ms = self.derived(trial.subject, trial.config), trial.until_ms
-        self.found.probes += until_ms is not None
+        self.finding.probes += until_ms is not None
         moved, compared = first_moved(trial, whole.steps)
-        self.found.compared += compared
+        self.finding.compared += compared
         return moved
 
-    def _moved_inputs(self, trial: Trial, setup: Setup) -> Moved | None:
+    def _moved_inputs(self, trial: ProbeTrial, setup: Setup) -> MovedStep | None:
         """Step the inputs of the expected steps through an engine in another process."""
         seed, inputs = trial.hash_seed, list(given_of(trial.expected))
         fresh = self._fresh if seed is None else self._fresh.under(seed)
@@ -417,15 +417,15 @@ class _Check:
                 try:
                     steps = child.ask(batch)
                 except StrategyFailed as error:
-                    return Moved(next((each for each in mine if each.bar), mine[0]), str(error))
+                    return MovedStep(next((each for each in mine if each.bar), mine[0]), str(error))
                 for place, (each, other) in enumerate(zip(mine, steps, strict=True)):
-                    self.found.compared += 1
+                    self.finding.compared += 1
                     if packed(each) != other and not trial.same(each, step := child.ask(place)):
-                        moved = Moved(each, step)
+                        moved = MovedStep(each, step)
                         break
                 if moved is not None:
                     break
-                self.found.without_later += trial.is_blind * sum(bool(each.bar) for each in mine)
+                self.finding.without_later += trial.is_blind * sum(bool(each.bar) for each in mine)
             accesses: Accesses = child.ask(None)
         self._note_accesses(accesses)
         return moved and moved._replace(unset=accesses.unset)
@@ -483,7 +483,7 @@ class _Check:
     # ------------------------------------------------------------ what comes of it
 
     def _conclude(self) -> None:
-        finding = self.found
+        finding = self.finding
         self._note_tables()
         for item in self.opened:
             (finding.allowed if self.is_allowed(item) else finding.opened).append(item)
@@ -516,7 +516,7 @@ class _Check:
         """Take a table in a source of the class for a file that it read."""
         for module in self.whole.accesses.modules:
             if (source := source_of(module)) is None:
-                self.found.unproved.append(f"what {module} holds: it is compiled")
+                self.finding.unproved.append(f"what {module} holds: it is compiled")
             elif (values := largest_table(source)) > 0:
                 self.opened[ExternalInput("table", str(source))] = None
                 self.report(f"lookahead: a table of {values:,} values in {source}")
@@ -546,7 +546,7 @@ def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Fut
     return [probes[turn] for turn in rng.permutation(len(probes))]
 
 
-def first_moved(trial: Trial, steps: Sequence[DerivedStep]) -> tuple[Moved | None, int]:
+def first_moved(trial: ProbeTrial, steps: Sequence[DerivedStep]) -> tuple[MovedStep | None, int]:
     """Return the first bar of *steps* that is not as *trial* expects, and how many were compared.
 
     They are aligned by the times of the bars, which may be moved, and by the instruments.
@@ -555,7 +555,7 @@ def first_moved(trial: Trial, steps: Sequence[DerivedStep]) -> tuple[Moved | Non
     compared = 0
     for compared, (mine, other) in enumerate(pairs, 1):
         if not trial.same(mine, other):
-            return Moved(mine, other), compared
+            return MovedStep(mine, other), compared
     return None, compared
 
 

@@ -118,7 +118,7 @@ class ComparedRun:
         return {item.id: item for item in self.run.instruments}
 
 
-class _Decided(NamedTuple):
+class _DecidedStep(NamedTuple):
     """A decided step, and the instrument in whose decimals it counts.
 
     Its texts are of exact numbers, equal where those are, whatever the decimals.
@@ -190,7 +190,7 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     shared: set[Key] = set()
     alone: list[Key] = []
     agreed: dict[int, bool] = {}  # by open time: whether all bars of that close agree
-    last: dict[int, _Decided] = {}  # by open time: the bar that was decided last
+    last: dict[int, _DecidedStep] = {}  # by open time: the bar that was decided last
     for decided in _decided(first):
         key = decided.key
         other = others.get(key)
@@ -322,14 +322,14 @@ def _execution(run: Run) -> str:
     return restore(run.config).execution.model
 
 
-def _decided(source: ComparedRun) -> Iterator[_Decided]:
+def _decided(source: ComparedRun) -> Iterator[_DecidedStep]:
     scales = source.scales
     for step in source.reader.steps(source.run_id):
         if step.decision is not None and isinstance(step.event, Bar):
-            yield _Decided(step, scales[step.event.instrument])
+            yield _DecidedStep(step, scales[step.event.instrument])
 
 
-def _judge(comparison: Parity, first: _Decided, second: _Decided) -> bool:
+def _judge(comparison: Parity, first: _DecidedStep, second: _DecidedStep) -> bool:
     """Compare two steps of one bar; return whether their decisions agree."""
     comparison.compared += 1
     if first.identity == second.identity:
@@ -355,7 +355,7 @@ def _keep(comparison: Parity, key: Key, fields: list[tuple[str, str, str]]) -> N
             comparison.differences.append(Difference(*key, name, a, b))
 
 
-def _only_timing(first: _Decided, second: _Decided) -> str:
+def _only_timing(first: _DecidedStep, second: _DecidedStep) -> str:
     """Return the timing gate that refused one of the two and not the other, if that is all."""
     a, b = first.decision, second.decision
     for this, that in ((a, b), (b, a)):
@@ -367,7 +367,7 @@ def _only_timing(first: _Decided, second: _Decided) -> str:
     return ""
 
 
-def _within_tolerance(first: _Decided, second: _Decided) -> bool:
+def _within_tolerance(first: _DecidedStep, second: _DecidedStep) -> bool:
     """Return whether two steps decide the same on the same bar, by forecasts that agree.
 
     A target may differ by a step of the quantity, to which a size by the forecast is rounded.
@@ -388,7 +388,7 @@ def _within_tolerance(first: _Decided, second: _Decided) -> bool:
     )
 
 
-def _fields(first: _Decided, second: _Decided) -> list[tuple[str, str, str]]:
+def _fields(first: _DecidedStep, second: _DecidedStep) -> list[tuple[str, str, str]]:
     """Return the fields in which two decisions differ, the bar's own first."""
     fields = [
         (f"bar {name}", mine, theirs)

@@ -145,10 +145,10 @@ BOOK_LIMIT: Final = {"linear": Limit(25, 500), "spot": Limit(1, 200)}
 TRADE_LIMIT: Final = {"linear": Limit(500, 1000), "spot": Limit(60, 60)}
 
 
-def category_of(query: Query, known: Sequence[str] = CATEGORIES) -> str:
-    """Return the category of *query*; raise ``RefusedQuery`` where it is none of those *known*."""
+def category_of(query: Query, allowed: Sequence[str] = CATEGORIES) -> str:
+    """Return the category of *query*; raise ``RefusedQuery`` where it is not *allowed*."""
     category = query.get("category", "")
-    if category not in known:
+    if category not in allowed:
         raise RefusedQuery(*BAD_CATEGORY)
     return category
 

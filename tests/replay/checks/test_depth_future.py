@@ -21,7 +21,7 @@ from tracepaper.replay.backtest.sources import SOURCES, Cutoff
 from tracepaper.replay.backtest.tracks import depth_track
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses, whole_of
-from tracepaper.replay.checks.lookahead import Limits, Moved, Trial, first_moved, lookahead
+from tracepaper.replay.checks.lookahead import Limits, MovedStep, ProbeTrial, first_moved, lookahead
 from tracepaper.replay.checks.perturbations import FutureProbe
 from tracepaper.strategies.order_book import check_books
 
@@ -108,14 +108,14 @@ def test_who_looks_for_later_books_is_found(
     assert finding.differences
 
 
-def probed(config: Config, data: MarketData, *probes: FutureProbe) -> list[Moved | None]:
+def probed(config: Config, data: MarketData, *probes: FutureProbe) -> list[MovedStep | None]:
     """Return what moves under *probes*, derived in this process."""
     base = whole_of(config, data, "step", 60.0).steps
     moved = []
     for probe in probes:
         with probe.changed(config, data) as (other, future):
             steps = whole_of(other, future, "step", 60.0).steps
-        moved.append(first_moved(Trial(base, future, "", until_ms=probe.at_ms), steps)[0])
+        moved.append(first_moved(ProbeTrial(base, future, "", until_ms=probe.at_ms), steps)[0])
     return moved
 
 

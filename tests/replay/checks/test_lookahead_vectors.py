@@ -19,7 +19,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.isolation import FreshProcesses, whole_of
-from tracepaper.replay.checks.lookahead import Limits, Trial, first_moved, lookahead
+from tracepaper.replay.checks.lookahead import Limits, ProbeTrial, first_moved, lookahead
 from tracepaper.replay.checks.perturbations import (
     FutureProbe,
     moved_by,
@@ -68,7 +68,7 @@ def probed(config: Config, walk: Candles) -> list[Difference]:
         probe = FutureProbe(0, int(walk.open_time_ms[place]), cut)
         with probe.changed(config, data) as (other, future):
             steps = whole_of(other, future, "scan", 60.0).steps
-        moved, compared = first_moved(Trial(base, future, "", until_ms=probe.at_ms), steps)
+        moved, compared = first_moved(ProbeTrial(base, future, "", until_ms=probe.at_ms), steps)
         assert compared > 0
         differences += [] if moved is None else [moved.difference]
     return differences
