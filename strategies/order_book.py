@@ -236,9 +236,12 @@ def packed_books(
     )
 
 
-def books_in(depths: Depths) -> Books:
-    """Return the books that *depths* holds; raise ``DataInvalid`` where it holds others."""
-    where = f"The event of books of {depths.instrument} at {depths.first_ms}"
+def books_in(depths: Depths, where: str = "") -> Books:
+    """Return the books that *depths* holds.
+
+    Raises ``DataInvalid``, which names *where*, where it holds others.
+    """
+    where = where or f"The event of books of {depths.instrument} at {depths.first_ms}"
     count, levels = depths.count, depths.levels
     if not (1 <= count <= BLOCK_BOOKS and 1 <= levels <= LEVELS_MAX and depths.every_ms > 0):
         raise _impossible(where, f"holds {count} books of {levels} levels")

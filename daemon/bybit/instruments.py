@@ -10,11 +10,12 @@ a number, which the exchange never sends, are the one thing it lets pass; they c
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import DecodeError, Meta
@@ -163,6 +164,7 @@ def interval_name(interval_ms: int) -> str:
     return name
 
 
+T = TypeVar("T")
 VOLUME_DECIMALS: Final = 8
 """Decimals kept of a candle's volume: its sums are finer than the quantity step on some pairs."""
 TURNOVER_DECIMALS: Final = 8
@@ -260,6 +262,13 @@ def risk_tier(row: RiskLimit) -> RiskTier:
     return tier
 
 
+def _readable(rows: Iterable[msgspec.Raw], kind: type[T]) -> Iterator[T]:
+    """Yield the *rows* that are of *kind*; others are left out."""
+    for raw in rows:
+        with suppress(msgspec.DecodeError):
+            yield msgspec.json.decode(raw, type=kind)
+
+
 def _page_of(result: bytes) -> InstrumentsPage:
     try:
         return msgspec.json.decode(result, type=InstrumentsPage)
@@ -278,12 +287,9 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
     """
     page = _page_of(result)
     instruments = []
-    for raw in page.rows:
-        try:
-            info = msgspec.json.decode(raw, type=InstrumentInfo)
+    for info in _readable(page.rows, InstrumentInfo):
+        with suppress(MessageMalformed):
             instruments.append(instrument_from(info, category))
-        except (msgspec.DecodeError, MessageMalformed):
-            continue
     return instruments, page
 
 
@@ -294,14 +300,11 @@ def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
     ``MessageMalformed`` where the body itself is not what the exchange documents.
     """
     page = _page_of(result)
-    listings = []
-    for raw in page.rows:
-        try:
-            listing = msgspec.json.decode(raw, type=ListingInfo)
-        except msgspec.DecodeError:
-            continue
-        if listing.status == "Trading" and listing.contract_type in {"", "LinearPerpetual"}:
-            listings.append(listing)
+    listings = [
+        listing
+        for listing in _readable(page.rows, ListingInfo)
+        if listing.status == "Trading" and listing.contract_type in {"", "LinearPerpetual"}
+    ]
     return listings, page
 
 
@@ -312,14 +315,9 @@ _MOST: Final = Decimal(10**18)
 def read_tickers(page: TickerPage, listings: Mapping[str, ListingInfo]) -> list[TradedSymbol]:
     """Return the symbols of *listings* that have a ticker which can be read, each once."""
     symbols: dict[str, TradedSymbol] = {}
-    for raw in page.rows:
-        try:
-            ticker = msgspec.json.decode(raw, type=TickerInfo)
-        except msgspec.DecodeError:
-            continue
+    for ticker in _readable(page.rows, TickerInfo):
         listing = listings.get(ticker.symbol)
-        symbol = None if listing is None else listed_of(ticker, listing)
-        if symbol is not None:
+        if listing is not None and (symbol := listed_of(ticker, listing)) is not None:
             symbols[symbol.symbol] = symbol
     return [*symbols.values()]
 

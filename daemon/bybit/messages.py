@@ -236,9 +236,6 @@ class TickerInfo(Struct, rename="camel"):
 
     symbol: str
     last_price: str = ""
-    mark_price: str = ""
-    funding_rate: str = ""
-    next_funding_time: str = ""
     turnover: str = field(default="", name="turnover24h")
     high: str = field(default="", name="highPrice24h")
     low: str = field(default="", name="lowPrice24h")

@@ -1,26 +1,34 @@
-"""Order books sampled on a grid of market times.
+"""Reads every frame of a symbol's order book and trades: on a grid of times, or each as it comes.
 
-The rules are docs/orderbook.md, D1 to D3 and D13.
+A daemon that stores books or whose orders a book fills, a recorder and a reader of its files go by
+it alike. The rules are docs/orderbook.md, D1 to D3, D13 and D25 to D27, and docs/money.md, M62 and
+M72.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tracepaper.daemon.bybit.wire import Received, RefusedFrame, Wire
+from tracepaper.daemon.bybit.instruments import exact
+from tracepaper.daemon.bybit.messages import decode_book, decode_trades
+from tracepaper.daemon.bybit.wire import BestQuotes, Received, RefusedFrame, Trades, Wire
+from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.order_book import EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX, SILENT_MS
-from tracepaper.strategies.types.market import Category, Depth, Instrument
+from tracepaper.strategies.types.market import Category, Depth, Instrument, Side
 from tracepaper.strategies.units import MINUTE_MS
 
 STREAM_DEPTHS: Final = (1, 50, 200, 1000)
 """The depths that the exchange sends (docs/v5/websocket/public/orderbook)."""
+_TAKERS: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
 
-Take = Callable[[Depth, str], None]
+TakeBook = Callable[[Depth, str], None]
 """Is given each book, and why it does not go on from the one before; empty where it does."""
+TakeFrame = Callable[[bytes, BestQuotes | Trades | None, str], None]
+"""Is given each frame that is kept and what it says, or nothing and the cause of a gap."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +57,92 @@ class DepthRequest:
         return f"orderbook.{depth}.{self.symbol}"
 
 
+class FrameReader:
+    """Reads frames of a book and its trades; ``cause`` is why the last one does not go on.
+
+    *accepts* is asked whether the date of a frame is believed; *refused* is told of each refusal,
+    and *counters* counts them.
+    """
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        topics: Sequence[str],
+        accepts: Callable[[int], bool] | None = None,
+        *,
+        counters: Counter[str] | None = None,
+        refused: Callable[[str, str], None] = lambda _kind, _sentence: None,
+    ) -> None:
+        self._instrument, self._topics, self._accepts = instrument, topics, accepts
+        self._counters, self._told = counters, refused
+        self._is_numbered = not topics[0].startswith("orderbook.1.")
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing of what came before."""
+        self.cause = self.sentence = ""
+        self._wire = Wire(
+            category=self._instrument.category,
+            instruments=[self._instrument],
+            interval_ms=MINUTE_MS,
+            counters=self._counters,
+            observe=self._accepts,
+            refused=self._refused,
+        )
+
+    def _refused(self, kind: str, sentence: str) -> None:
+        self._told(kind, sentence)
+        self.sentence = sentence
+        if kind != "unknown.orderbook":  # a delta of a book that is not known yet
+            self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
+
+    def read(self, frame: bytes) -> Received | None:
+        """Read *frame*; None where it is refused.
+
+        A snapshot that does not follow what was known is read, with a ``cause``.
+        """
+        self.cause = ""
+        before = self._wire.last_update(self._topics[0])
+        try:
+            received = self._wire.receive(frame)
+        except MessageMalformed:
+            return None
+        after = self._wire.last_update(self._topics[0])
+        if (
+            self._is_numbered
+            and before is not None
+            and after is not None
+            and (after - before not in {0, 1})
+        ):
+            self.cause, self.sentence = "sequence", "It does not follow the frame before it."
+        return None if isinstance(received, RefusedFrame) else received
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the book is whole, empty sides included."""
+        return self._wire.last_update(self._topics[0]) is not None
+
+    def depth(self, seen_ms: int, levels: int = LEVELS_MAX) -> Depth | None:
+        """Return the best *levels* a side of the book; None while a side is empty."""
+        return self._wire.depth(self._topics[0], levels, seen_ms)
+
+    def pop_stale_topics(self) -> set[str]:
+        """Return the topics that need a snapshot, each once."""
+        return self._wire.pop_stale_topics()
+
+
 class DepthSampler:
     """Reads the frames of one topic, and hands on the book of each time of the grid.
 
     The book of a time is made of every frame dated until then. It is known once a later frame
-    follows, so nothing is said of a stretch whose end was not heard. *accepts* is asked whether
-    the date of a frame is believed; *refused* is told of each refusal, and *counters* counts them.
+    follows, so nothing is said of a stretch whose end was not heard.
     """
 
     def __init__(
         self,
         instrument: Instrument,
         request: DepthRequest,
-        take: Take,
+        take: TakeBook,
         *,
         topic: str = "",
         accepts: Callable[[int], bool] = lambda _: True,
@@ -70,62 +151,41 @@ class DepthSampler:
     ) -> None:
         self.topic: Final = topic or request.topic
         self.topics: Final = (self.topic,)
-        self._instrument = instrument
         self._request = request
         self._take = take
         self._accepts = accepts
-        self._counters = counters
-        self._told = refused
         self._next_ms: int | None = None
         self._cause = "stopped"
         self._heard_ms: int | None = None
         self._taken_ms = 0
-        self._wire = self._new_wire()
-
-    def _new_wire(self) -> Wire:
-        return Wire(
-            category=self._request.category,
-            instruments=[self._instrument],
-            interval_ms=MINUTE_MS,
-            counters=self._counters,
-            observe=self._observe,
-            refused=self._refused,
+        self._reader = FrameReader(
+            instrument, self.topics, self._observe, counters=counters, refused=refused
         )
+        self.pop_stale_topics = self._reader.pop_stale_topics
 
     def lost(self, cause: str) -> None:
         """Forget the book, for *cause*: the next one begins after a gap."""
-        self._wire = self._new_wire()
+        self._reader.forget()
         self._heard_ms = None
         self._break(cause)
 
     def receive(self, frame: bytes) -> Received | None:
         """Read one frame; None where it was refused, and its book is gone until a snapshot."""
-        try:
-            received = self._wire.receive(frame)
-        except MessageMalformed:
-            return None
-        if isinstance(received, RefusedFrame):
-            return None
-        if self._next_ms is None and self._heard_ms is not None and self._book(0) is not None:
+        received = self._reader.read(frame)
+        if received is None:
+            self._break(self._reader.cause)
+        elif self._next_ms is None and self._heard_ms is not None and self._book(0) is not None:
             every_ms = self._request.every_ms
             first_ms = max(self._heard_ms, self._taken_ms + 1)
             self._next_ms = -(-first_ms // every_ms) * every_ms
         return received
 
-    def pop_stale_topics(self) -> set[str]:
-        """Return the topics that need a snapshot, each once."""
-        return self._wire.pop_stale_topics()
-
     def _book(self, seen_ms: int) -> Depth | None:
-        return self._wire.depth(self.topic, self._request.levels, seen_ms)
+        return self._reader.depth(seen_ms, self._request.levels)
 
     def _break(self, cause: str) -> None:
         if self._next_ms is not None:
             self._next_ms, self._cause = None, cause
-
-    def _refused(self, kind: str, sentence: str) -> None:
-        self._told(kind, sentence)
-        self._break("sequence" if kind == "skipped.orderbook" else "refused")
 
     def _observe(self, server_ms: int) -> bool:
         """Sample the books before *server_ms*, the date of a frame that is not applied yet."""
@@ -139,9 +199,85 @@ class DepthSampler:
         while self._next_ms is not None and self._next_ms < server_ms:
             book = self._book(self._next_ms)
             if book is None:  # a snapshot out of sequence replaced the book
-                self._break("empty" if self._wire.knows(self.topic) else "sequence")
+                self._break("empty" if self._reader.is_known else "sequence")
                 break
             self._take(book, self._cause)
             self._cause, self._taken_ms = "", self._next_ms
             self._next_ms += self._request.every_ms
         return True
+
+
+class EventReader:
+    """Hands on the frames of its topics as they come, and every gap.
+
+    After a gap no frame of the book is handed on before a snapshot. *accepts* is asked whether the
+    date of a frame is believed.
+    """
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        topics: Iterable[str],
+        take: TakeFrame,
+        *,
+        accepts: Callable[[int], bool],
+    ) -> None:
+        self.topics: Final = tuple(topics)
+        self._take = take
+        self._stale: set[str] = set()
+        self._reader = FrameReader(instrument, self.topics, accepts)
+
+    def lost(self, cause: str) -> None:
+        """Hand on a gap for *cause*, and wait for a snapshot."""
+        self._take(b"", None, cause)
+        self._reader.forget()
+
+    def ask_anew(self) -> None:
+        """Forget the book, and ask for a snapshot of it."""
+        self._reader.forget()
+        self._stale.add(self.topics[0])
+
+    def receive(self, frame: bytes) -> Received | None:
+        """Read one frame; None where it was refused, and a new snapshot is needed."""
+        received, cause = self._reader.read(frame), self._reader.cause
+        if cause and received is not None:
+            self._take(b"", None, cause)
+        elif cause:
+            self.lost(cause)
+            self._stale.add(self.topics[0])
+        if isinstance(received, BestQuotes | Trades):
+            self._take(frame, received, "")
+        return received
+
+    def pop_stale_topics(self) -> set[str]:
+        """Return the topics that need a snapshot, each once."""
+        stale, self._stale = self._stale | self._reader.pop_stale_topics(), set()
+        return stale
+
+
+def fill_topics(request: DepthRequest) -> tuple[str, str]:
+    """Return the topics by which a book fills orders: that of the book, then that of the trades."""
+    return request.topic, f"publicTrade.{request.symbol}"
+
+
+def frame_of(read: BestQuotes | Trades, frame: bytes, instrument: Instrument) -> ReadFrame:
+    """Return the update of the book by *frame*, read as *read*, in the decimals of *instrument*.
+
+    Block trades and those against retail price improvement are left out.
+    """
+    prices, sizes = instrument.price_decimals, instrument.quantity_decimals
+    if isinstance(read, BestQuotes):
+        update = decode_book(frame)
+        bids, asks = (
+            [(exact(price, prices), exact(size, sizes)) for price, size in side]
+            for side in (update.data.b, update.data.a)
+        )
+        best = None if read.quote is None else (read.quote.bid, read.quote.ask)
+        is_snapshot = update.type == "snapshot" or update.data.u == 1
+        return ReadFrame(read.server_ms, "", (bids, asks), is_snapshot, best)
+    trades = [
+        (_TAKERS[trade.side], exact(trade.p, prices), exact(trade.v, sizes))
+        for trade in decode_trades(frame).data
+        if not (trade.is_block or trade.is_rpi)
+    ]
+    return ReadFrame(read.server_ms, trades=trades)

@@ -20,10 +20,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
-from tracepaper.daemon.bybit.book_frames import EventReader, fill_topics, frame_of
 from tracepaper.daemon.bybit.instruments import interval_name
 from tracepaper.daemon.bybit.messages import SocketRequest, encode, topic_of
-from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
+from tracepaper.daemon.bybit.order_book import (
+    DepthRequest,
+    DepthSampler,
+    EventReader,
+    fill_topics,
+    frame_of,
+)
 from tracepaper.daemon.bybit.wire import (
     Ack,
     BestQuotes,

@@ -287,11 +287,6 @@ class Wire:
         asks = sorted(book.asks.items())[:levels]
         return Depth(instrument.id, _packed(bids), _packed(asks), book.market_ms, seen_ms)
 
-    def knows(self, topic: str) -> bool:
-        """Return whether the book of *topic* is whole, empty sides included."""
-        book = self._books.get(topic)
-        return book is not None and book.is_known
-
     def last_update(self, topic: str) -> int | None:
         """Return the number of the last frame of the book of *topic*; None while it is unknown."""
         book = self._books.get(topic)

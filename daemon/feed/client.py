@@ -19,8 +19,7 @@ from msgspec import Struct, field
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config import values
-from tracepaper.daemon.feed.book_follower import ReadFrame
-from tracepaper.daemon.feed.live_book import LiveBook
+from tracepaper.daemon.feed.book_follower import LiveBook, ReadFrame
 from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.errors import Fatal, FeedStale, Recoverable
 from tracepaper.strategies.types.market import (

@@ -31,10 +31,16 @@ from tracepaper.daemon.feed.client import (
 )
 from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
-from tracepaper.daemon.feed.live_book import OVERFLOW
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
-from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState, Price
+from tracepaper.daemon.feed.state import (
+    OVERFLOW,
+    BarSequence,
+    CloseFilter,
+    DepthHolder,
+    FeedState,
+    Price,
+)
 from tracepaper.daemon.feed.warming import WarmUpTurns
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (

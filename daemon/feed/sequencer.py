@@ -19,12 +19,11 @@ from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.state import (
     PENDING_MAX,
     REQUEST_WAIT_MAX_S,
-    BarRange,
     FeedState,
-    MissingRanges,
+    MissingBars,
     Place,
     Price,
-    bar_ranges,
+    stretches,
 )
 from tracepaper.strategies.types.market import (
     BY_REST,
@@ -176,12 +175,16 @@ class Backfill:
         bars = await self._close_inner_holes(hole, bars, from_ms)
         bars = await self._verified(hole, bars)
         events: list[tuple[int, Gap | Bar]] = []
-        for run in bar_ranges(
-            bars, from_ms=from_ms, until_ms=bars[-1].close_time_ms, interval_ms=interval_ms
-        ):
-            if hole.cause is not None or not run.bars:
-                events.append((run.from_ms + interval_ms, gap(hole.state, run, hole.cause)))
-            events.extend((bar.close_time_ms, bar) for bar in run.bars)
+        for stretch in stretches(bars):
+            first_ms, last_ms = stretch[0].open_time_ms, stretch[-1].close_time_ms
+            if from_ms < first_ms:
+                lost = gap(hole.state, from_ms, first_ms, hole.cause)
+                events.append((from_ms + interval_ms, lost))
+            if hole.cause is not None:
+                repaired = gap(hole.state, first_ms, last_ms, hole.cause, by=BY_REST)
+                events.append((first_ms + interval_ms, repaired))
+            events.extend((bar.close_time_ms, bar) for bar in stretch)
+            from_ms = last_ms
         return events
 
     async def _request(self, hole: Hole, from_ms: int, until_ms: int) -> list[Bar]:
@@ -225,47 +228,40 @@ class Backfill:
     async def _close_inner_holes(self, hole: Hole, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* with those that later answers have between them."""
         interval_ms = hole.state.sequence.interval_ms
-        missing = MissingRanges(self._certain_s)
+        missing = MissingBars(self._certain_s, interval_ms)
         by_time = {bar.open_time_ms: bar for bar in bars}
         wait_s = FIRST_WAIT_S
         while True:
             bars = [by_time[open_ms] for open_ms in sorted(by_time)]
-            ranges = missing_ranges(bars, from_ms, interval_ms)
+            times = missing_bars(bars, from_ms, interval_ms)
             now_s = self._clock.network_s()
-            missing.update(ranges, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
+            missing.update(times, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
             if missing.due_s() == float("inf"):
                 return bars
             await self._wait(min(wait_s, max(0.0, missing.due_s() - now_s)))
             wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
-            past_ms = ranges[-1][1]
+            past_ms = times[-1] + interval_ms
             again: list[Bar] = []
             while not again or again[-1].open_time_ms < past_ms:
-                again = await self._request(hole, ranges[0][0], past_ms + interval_ms)
+                again = await self._request(hole, times[0], past_ms + interval_ms)
                 if not again or again[-1].open_time_ms < past_ms:
                     await self._wait(wait_s)
                 by_time = {**{bar.open_time_ms: bar for bar in again}, **by_time}
 
 
-def missing_ranges(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[int, int]]:
-    """Return the ranges without a bar between *from_ms* and the last of the sorted *bars*."""
-    if not bars:
-        return []
-    until_ms = bars[-1].close_time_ms
-    ranges = bar_ranges(bars, from_ms=from_ms, until_ms=until_ms, interval_ms=interval_ms)
-    return [(run.from_ms, run.until_ms) for run in ranges if not run.bars]
+def missing_bars(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[int]:
+    """Return the open times from *from_ms* on that the sorted *bars* lack before their last."""
+    held = {bar.open_time_ms for bar in bars}
+    until_ms = bars[-1].open_time_ms
+    return [at_ms for at_ms in range(from_ms, until_ms, interval_ms) if at_ms not in held]
 
 
-def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
-    """Return *run* as a gap; its times are set when it is delivered."""
-    return Gap(
-        instrument=state.instrument.id,
-        from_ms=run.from_ms,
-        until_ms=run.until_ms,
-        cause=GapCause.ARCHIVE if cause is None else cause,
-        repaired_by=BY_REST if run.bars else "",
-        market_ms=0,
-        seen_ms=0,
-    )
+def gap(
+    state: FeedState, from_ms: int, until_ms: int, cause: GapCause | None, *, by: str = ""
+) -> Gap:
+    """Return a gap that is repaired *by* something or for good; it is dated when delivered."""
+    cause = GapCause.ARCHIVE if cause is None else cause
+    return Gap(state.instrument.id, from_ms, until_ms, cause, by, market_ms=0, seen_ms=0)
 
 
 FUNDING_WAIT_S: Final = 0.5
@@ -339,7 +335,7 @@ class BarSequencer:
         if page.bars:
             self._begin_at(state, page.bars[0])
             state.missing.update(
-                missing_ranges(page.bars, page.from_ms, sequence.interval_ms),
+                missing_bars(page.bars, page.from_ms, sequence.interval_ms),
                 from_ms=page.from_ms,
                 until_ms=page.bars[-1].close_time_ms,
                 now_s=page.answered_s,
@@ -443,10 +439,10 @@ class BarSequencer:
             certain_ms = state.missing.certain_until(sequence.next_open_ms)
             if first_ms is None or not sequence.lacks(certain_ms):
                 break
-            run = BarRange(sequence.next_open_ms, min(certain_ms, first_ms), ())
-            sequence.skip(run.until_ms)
+            from_ms, until_ms = sequence.next_open_ms, min(certain_ms, first_ms)
+            sequence.skip(until_ms)
             self._counters["holes"] += 1
-            yield self._seen_now(gap(state, run, self._cause(state)))
+            yield self._seen_now(gap(state, from_ms, until_ms, self._cause(state)))
         state.missing.forget(sequence.next_open_ms)
 
     def _take_plausible(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
@@ -482,11 +478,11 @@ class BarSequencer:
 
     def _repair_gap(self, state: FeedState, stretch: list[list[Bar]]) -> Gap:
         """Return the gap that the bars of *stretch*, from REST, close."""
-        bars = tuple(versions[0] for versions in stretch)
-        run = BarRange(bars[0].open_time_ms, bars[-1].close_time_ms, bars)
+        from_ms, until_ms = stretch[0][0].open_time_ms, stretch[-1][0].close_time_ms
         self._counters["repairs"] += 1
-        self._counters["rest_bars"] += len(bars)
-        return self._seen_now(gap(state, run, self._cause(state)))
+        self._counters["rest_bars"] += len(stretch)
+        repaired = gap(state, from_ms, until_ms, self._cause(state), by=BY_REST)
+        return self._seen_now(repaired)
 
     async def _bars(
         self, state: FeedState, stretch: list[list[Bar]], *, is_last: bool

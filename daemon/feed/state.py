@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import StrEnum
 from typing import Final
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.strategies.gates.evaluator import Plausibility
@@ -142,123 +142,66 @@ def _values(bar: Bar) -> _Values:
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover)
 
 
-class BarRange(Struct, frozen=True):
-    """A range of times with the bars that fill it, or none where it is a hole."""
-
-    from_ms: int
-    until_ms: int  # exclusive
-    bars: tuple[Bar, ...]
-
-
-def bar_ranges(
-    bars: Iterable[Bar], *, from_ms: int, until_ms: int, interval_ms: int
-) -> list[BarRange]:
-    """Cut the window [*from_ms*, *until_ms*) into ranges with and without bars, in order.
-
-    *bars* are sorted by open time, each once, and open inside the window. A hole at the window's
-    end is listed too, though its bars may still come.
-    """
-    ranges: list[BarRange] = []
-    stretch: list[Bar] = []
-    at_ms = from_ms
+def stretches(bars: Iterable[Bar]) -> list[list[Bar]]:
+    """Return the sorted *bars* in lists of those that follow one another without a hole."""
+    parts: list[list[Bar]] = []
     for bar in bars:
-        if bar.open_time_ms > at_ms:
-            if stretch:
-                ranges.append(_run(stretch))
-                stretch = []
-            ranges.append(BarRange(at_ms, bar.open_time_ms, ()))
-        stretch.append(bar)
-        at_ms = bar.open_time_ms + interval_ms
-    if stretch:
-        ranges.append(_run(stretch))
-    if at_ms < until_ms:
-        ranges.append(BarRange(at_ms, until_ms, ()))
-    return ranges
+        if parts and parts[-1][-1].close_time_ms == bar.open_time_ms:
+            parts[-1].append(bar)
+        else:
+            parts.append([bar])
+    return parts
 
 
-def _run(stretch: Sequence[Bar]) -> BarRange:
-    return BarRange(stretch[0].open_time_ms, stretch[-1].close_time_ms, tuple(stretch))
+class MissingBars:
+    """Bars that REST lacks although it has later ones.
 
-
-class _MissingRange(Struct, frozen=True):
-    """A range without bars, since when (network time), and whether that is certain."""
-
-    from_ms: int
-    until_ms: int
-    since_s: float
-    is_certain: bool
-
-
-class MissingRanges:
-    """Ranges that REST lacks although it has later bars.
-
-    One answer proves nothing: a range is certain once a second answer lacks it, *certain_s* or
-    more after the first.
+    One answer proves nothing: a bar is certain not to come once a second answer lacks it,
+    *certain_s* or more after the first.
     """
 
-    def __init__(self, certain_s: float) -> None:
+    def __init__(self, certain_s: float, interval_ms: int) -> None:
         self._certain_s = certain_s
-        self._ranges: list[_MissingRange] = []
+        self._interval_ms = interval_ms
+        self._since_s: dict[int, float] = {}  # network time of the first such answer, by open time
+        self._certain: set[int] = set()
 
     def update(
-        self, missing: Iterable[tuple[int, int]], *, from_ms: int, until_ms: int, now_s: float
+        self, missing: Collection[int], *, from_ms: int, until_ms: int, now_s: float
     ) -> None:
-        """Take in that an answer lacks the rising *missing* ranges of [*from_ms*, *until_ms*).
+        """Take in that an answer lacks the bars that open at *missing* of [*from_ms*, *until_ms*).
 
         It has all else of that window, and says nothing about times outside.
         """
-        ranges = [*self._outside(from_ms, until_ms)]
-        for start_ms, end_ms in missing:
-            at_ms = start_ms
-            for before in self._ranges:
-                first_ms, last_ms = max(before.from_ms, at_ms), min(before.until_ms, end_ms)
-                if first_ms >= last_ms:
-                    continue
-                if first_ms > at_ms:
-                    ranges.append(_MissingRange(at_ms, first_ms, now_s, is_certain=False))
-                is_certain = before.is_certain or now_s - before.since_s >= self._certain_s
-                ranges.append(_MissingRange(first_ms, last_ms, before.since_s, is_certain))
-                at_ms = last_ms
-            if at_ms < end_ms:
-                ranges.append(_MissingRange(at_ms, end_ms, now_s, is_certain=False))
-        self._ranges = sorted(ranges, key=lambda missing: missing.from_ms)
-
-    def _outside(self, from_ms: int, until_ms: int) -> Iterable[_MissingRange]:
-        """Yield the parts of the ranges that lie outside [*from_ms*, *until_ms*)."""
-        for missing in self._ranges:
-            if missing.from_ms < from_ms:
-                yield structs.replace(missing, until_ms=min(missing.until_ms, from_ms))
-            if missing.until_ms > until_ms:
-                yield structs.replace(missing, from_ms=max(missing.from_ms, until_ms))
+        lacking, before = set(missing), self._since_s
+        since_s = {at: s for at, s in before.items() if not from_ms <= at < until_ms}
+        self._since_s = since_s | {at: before.get(at, now_s) for at in lacking}
+        again = lacking & before.keys()
+        self._certain &= self._since_s.keys()
+        self._certain |= {at for at in again if now_s - before[at] >= self._certain_s}
 
     def certain_until(self, from_ms: int) -> int:
-        """Return the end of the certain ranges that begin at *from_ms*; else *from_ms*."""
+        """Return up to which time all bars from *from_ms* on are certain not to come."""
         at_ms = from_ms
-        for missing in self._ranges:
-            if missing.is_certain and missing.from_ms <= at_ms < missing.until_ms:
-                at_ms = missing.until_ms
+        while at_ms in self._certain:
+            at_ms += self._interval_ms
         return at_ms
 
     def due_s(self) -> float:
-        """Return when the next answer can make a range certain; infinity where all are."""
-        return min(
-            (
-                missing.since_s + self._certain_s
-                for missing in self._ranges
-                if not missing.is_certain
-            ),
-            default=float("inf"),
-        )
+        """Return when the next answer can make a bar certain; infinity where all are."""
+        waiting = (s for at, s in self._since_s.items() if at not in self._certain)
+        return min(waiting, default=float("inf")) + self._certain_s
 
     def forget(self, before_ms: int) -> None:
-        """Forget the ranges before *before_ms*: their bars were delivered or given up."""
-        self._ranges = [missing for missing in self._ranges if missing.until_ms > before_ms]
+        """Forget the bars before *before_ms*: they were delivered or given up."""
+        self._since_s = {at: s for at, s in self._since_s.items() if at >= before_ms}
+        self._certain &= self._since_s.keys()
 
 
 # ---------------------------------------------------------------- order books
 
 OVERFLOW: Final = "overflow"
-"""Why a series of books is interrupted where the queue had no room for one."""
+"""Why books are interrupted where the queue had no room for one, or for a frame."""
 
 
 class DepthHolder:
@@ -337,7 +280,7 @@ class FeedState:
         self._has_queued_cause = False  # a notice of a cause is in the queue
         self._is_requested = False  # REST is asked for bars, or its answer is in the queue
         self.pending = PendingBars()
-        self.missing = MissingRanges(certain_s)
+        self.missing = MissingBars(certain_s, sequence.interval_ms)
         self._close_filter = CloseFilter() if close_filter is None else close_filter
         self.books = books  # None where none are asked for
         self._newest = {kind: NewestPrice() for kind in (Quote, Mark, Trade)}

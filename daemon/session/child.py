@@ -307,7 +307,10 @@ async def keep(
 async def working(
     work: Coroutine[None, None, None], name: str, failed: Callable[[], object]
 ) -> AsyncIterator[None]:
-    """Do *work* in the background of the block; call *failed* where an error ends it."""
+    """Do *work* in the background of the block; call *failed* where an error ends it.
+
+    That error is raised at the end of the block, which *failed* may have cancelled.
+    """
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -320,8 +323,8 @@ async def working(
     finally:
         task.cancel()
         await asyncio.wait([task])
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
 
 
 class Companion(ABC):

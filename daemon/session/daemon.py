@@ -26,9 +26,9 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
-from tracepaper.daemon.feed.live_book import live_book
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.entrance import tokens_of
@@ -53,7 +53,12 @@ from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_fo
 from tracepaper.daemon.session.messenger import Messenger, check_notify
 from tracepaper.daemon.session.models import forecaster_of, load_forecaster, warnings_for
 from tracepaper.daemon.session.parity import OFF, DailyParity
-from tracepaper.daemon.session.recorder import Recorder, check_recording, folder_of
+from tracepaper.daemon.session.processes import (
+    Recorder,
+    ShippingProcess,
+    check_recording,
+    folder_of,
+)
 from tracepaper.daemon.session.resume import (
     OpenedRun,
     Opening,
@@ -71,8 +76,6 @@ from tracepaper.daemon.session.run_row import (
     usage_errors,
     warm_up_of,
 )
-from tracepaper.daemon.session.shipper import ShippingProcess
-from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
     Universe,
@@ -145,7 +148,7 @@ class Daemon:
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
         self._lacks_candidates = False  # of its universe: the exchange is asked for them
-        self._worker = Worker(MODEL_THREAD)
+        self._worker = Worker("model")
         self._progress: Callable[[], object] = object
         self._blocked_logged_s = -math.inf
 

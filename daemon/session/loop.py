@@ -10,8 +10,6 @@ forecast, because one thread takes the bars in order.
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -23,7 +21,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
 
 from tracepaper.daemon.clock import Append, Feed, Predict
@@ -373,40 +371,17 @@ class InlinePredictor:
 
 
 class Worker:
-    """Runs jobs one after the other in a daemon thread.
+    """Runs jobs one after the other in a thread, whose unfinished work a process does not wait for.
 
-    A pool's threads are joined when the interpreter ends, so a forecast under way would hold up an
-    orderly stop; the unfinished work of a daemon thread is dropped.
+    See ``exit_without_waiting``.
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[
-            tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], object]]
-        ] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._pool = ThreadPoolExecutor(1, name)
 
     def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         """Queue *work*; return the future of its result in the running loop."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put((loop, future, partial(work, *arguments)))
-        return future
-
-    def _work(self) -> None:
-        while True:
-            loop, future, job = self._jobs.get()
-            settle: Callable[[], None]
-            try:
-                settle = partial(future.set_result, job())
-            except BaseException as error:  # noqa: BLE001 - the awaiting task gets it
-                settle = partial(future.set_exception, error)
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_unless_done, future, settle)
-
-
-def _unless_done(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
-    if not future.done():
-        settle()
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
 
 class WorkerPredictor:

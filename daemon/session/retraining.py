@@ -13,10 +13,11 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple, TypeVar
 
 import structlog
-from msgspec import Struct, to_builtins
+from msgspec import convert, to_builtins
+from msgspec.structs import replace
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, render
@@ -44,29 +45,32 @@ CACHE: Final = "cache"
 """The folder in which a training keeps its features, there as well."""
 
 
-class CandidateJudgement(Struct, frozen=True):
-    """What ``tracepaper retrain`` found; ``reason`` says why nothing was judged."""
+J = TypeVar("J", bound=RetrainingEnd)
 
-    reason: str
-    running_sha256: str
-    candidate: str = ""  # its folder
-    candidate_sha256: str = ""
-    recipe: str = ""
-    from_ms: int = 0
-    until_ms: int = 0
-    horizon: int = 0
-    bars: int = 0
-    days: int = 0
-    difference: float | None = None
-    error: float | None = None
-    p: float | None = None
-    test: int = 0
-    level: float | None = None
+
+class CandidateJudgement(RetrainingEnd, frozen=True, gc=False):
+    """The figures of ``tracepaper retrain``, the event that they become, and the model's folder."""
+
+    candidate: str = ""
 
     @property
     def is_judged(self) -> bool:
         """Whether both models were judged."""
         return self.p is not None
+
+
+def not_judged(
+    reason: str, running_sha256: str, outcome: RetrainOutcome = RetrainOutcome.SKIPPED
+) -> CandidateJudgement:
+    """Return the end of a retraining without a judgement, for *reason*."""
+    times = ("began_ms", "from_ms", "until_ms", "market_ms", "seen_ms")
+    nothing: dict[str, object] = {
+        **dict.fromkeys(("configured_sha256", "candidate_sha256", "recipe"), ""),
+        **dict.fromkeys((*times, "horizon", "bars", "days", "test"), 0),
+        **dict.fromkeys(("difference", "error", "p", "level")),
+    }
+    named = {"outcome": outcome, "reason": reason, "running_sha256": running_sha256}
+    return convert({**nothing, **named}, CandidateJudgement)
 
 
 def level_of(alpha: float, test: int) -> float:
@@ -93,18 +97,20 @@ def is_better(difference: float | None, p: float | None, level: float | None) ->
     return difference < 0 and p < level
 
 
-def verdict(judged: CandidateJudgement, *, test: int, alpha: float) -> tuple[RetrainOutcome, str]:
-    """Return the outcome of a judged candidate, and its reason."""
+def with_verdict(judged: J, *, test: int, alpha: float) -> J:
+    """Return *judged*, of both models, with the outcome of judgement number *test* by *alpha*."""
     assert judged.difference is not None
     assert judged.p is not None
     error = "unknown" if judged.error is None else f"{judged.error:.5f}"
     level = level_of(alpha, test)
     is_taken = is_better(judged.difference, judged.p, level)
-    return RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED, (
+    reason = (
         f"QLIKE {judged.difference:+.5f} ± {error} over {judged.days} days at "
         f"{judged.horizon} bars: p {judged.p:.2g} is {'below' if is_taken else 'not below'} "
         f"{level:.2g}, the share of test {test} in {alpha:g}"
     )
+    outcome = RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED
+    return replace(judged, outcome=outcome, reason=reason, test=test, level=level, alpha=alpha)
 
 
 def tests_of(events: Iterable[RetrainingEnd]) -> int:
@@ -178,12 +184,6 @@ MARK_FILE: Final = "began"
 """Holds the market time at which the training under way began."""
 REFUSED: Final = "refused"
 _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
-
-_STORED: Final = (
-    *("running_sha256", "candidate_sha256", "recipe", "from_ms", "until_ms", "horizon"),
-    *("bars", "days", "difference", "error", "p"),
-)
-"""Fields of a judgement that are those of its event."""
 
 log = structlog.get_logger("retrain")
 
@@ -273,8 +273,9 @@ class Retrainer(ScheduledJob):
     async def _do(self) -> None:
         if self._cut_off_ms is not None:
             began_ms, self._cut_off_ms = self._cut_off_ms, None
-            reason = "the daemon was ended while the model was trained"
-            await self._store(self._event(RetrainOutcome.FAILED, reason, began_ms))
+            await self._store(
+                self._failed("the daemon was ended while the model was trained"), began_ms
+            )
         else:
             await self.retrain()
         self.due_ms = self._next_due(0)
@@ -287,14 +288,13 @@ class Retrainer(ScheduledJob):
         self.is_training = True
         log.info("retraining", folder=str(self._folder), model_id=self.running.model_id)
         try:
-            judged = await self._judge(began_ms)
-            event, candidate = await self._decide(judged, began_ms)
+            judged, candidate = await self._decide(await self._judge(began_ms))
         except ChildFailed as error:
-            event, candidate = self._event(RetrainOutcome.FAILED, str(error), began_ms), None
+            judged, candidate = self._failed(str(error)), None
             await self._worker.submit(tidy, self._folder)
         finally:
             self.is_training = False
-        await self._store(event)
+        await self._store(judged, began_ms)
         if candidate is not None:
             # The running model answers the bars that close meanwhile.
             await self._service.predictor.warm_aside(self._worker)
@@ -303,7 +303,15 @@ class Retrainer(ScheduledJob):
             self.running = candidate
             log.info("model changed", model_id=candidate.model_id)
 
-    async def _store(self, event: RetrainingEnd) -> None:
+    def _failed(self, reason: str) -> CandidateJudgement:
+        return not_judged(reason, self.running.model_sha256, RetrainOutcome.FAILED)
+
+    async def _store(self, judged: CandidateJudgement, began_ms: int) -> None:
+        now_ms = self._clock.market_ms()
+        configured = self._configured_sha256
+        dated = {"began_ms": began_ms, "market_ms": now_ms, "seen_ms": now_ms}
+        judged = replace(judged, configured_sha256=configured, **dated)
+        event = convert(judged, RetrainingEnd, from_attributes=True)
         await self._service.submit(event)
         self.last = event
         self.outcomes[event.outcome] += 1
@@ -311,33 +319,31 @@ class Retrainer(ScheduledJob):
         log.info("retrained", outcome=event.outcome.value, reason=event.reason)
 
     async def _decide(
-        self, judged: CandidateJudgement, began_ms: int
-    ) -> tuple[RetrainingEnd, Forecaster | None]:
-        """Return the event of a judgement, and the model that it promotes.
+        self, judged: CandidateJudgement
+    ) -> tuple[CandidateJudgement, Forecaster | None]:
+        """Return a judgement with its outcome, and the model that it promotes.
 
         Engine and predictor know a promoted model from here on.
         """
         if judged.running_sha256 != self.running.model_sha256:
             raise ChildFailed("the training judged another model than the one that decides")
         if not judged.is_judged:
-            return self._event(RetrainOutcome.SKIPPED, judged.reason, began_ms, judged), None
-        alpha, test = float(self._config.retrain.alpha), self._tests + 1
-        outcome, reason = verdict(judged, test=test, alpha=alpha)
-        candidate: Forecaster | None = None
-        if outcome is not RetrainOutcome.REFUSED:
-            try:
-                loaded = await self._worker.submit(self._load, judged)
-                terms = terms_for(self._config, self._service.engine, loaded, self._run)
-                self._service.engine.prepare(loaded.model_sha256, terms)
-                self._service.predictor.prepare(loaded)
-                candidate = loaded
-            except (CheckpointMismatch, ConfigInvalid, DataInvalid, OSError) as error:
-                # It was judged, so its share is spent all the same.
-                reason = f"{reason}; but it cannot be promoted: {_reason(error)}"
-                outcome = RetrainOutcome.FAILED
-        if outcome is RetrainOutcome.REFUSED:
+            return judged, None
+        alpha = float(self._config.retrain.alpha)
+        judged = with_verdict(judged, test=self._tests + 1, alpha=alpha)
+        if judged.outcome is RetrainOutcome.REFUSED:
             await self._worker.submit(self._keep_refused, Path(judged.candidate))
-        return self._event(outcome, reason, began_ms, judged, test=test), candidate
+            return judged, None
+        try:
+            candidate = await self._worker.submit(self._load, judged)
+            terms = terms_for(self._config, self._service.engine, candidate, self._run)
+        except (CheckpointMismatch, ConfigInvalid, DataInvalid, OSError) as error:
+            # It was judged, so its share is spent all the same.
+            reason = f"{judged.reason}; but it cannot be promoted: {_reason(error)}"
+            return replace(judged, outcome=RetrainOutcome.FAILED, reason=reason), None
+        self._service.engine.prepare(candidate.model_sha256, terms)
+        self._service.predictor.prepare(candidate)
+        return judged, candidate
 
     def _load(self, judged: CandidateJudgement) -> Forecaster:
         """Copy the candidate beside the database, for good, and load it."""
@@ -360,30 +366,6 @@ class Retrainer(ScheduledJob):
                 shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             log.warning("candidate not kept", error=_reason(error))
-
-    def _event(
-        self,
-        outcome: RetrainOutcome,
-        reason: str,
-        began_ms: int,
-        judged: CandidateJudgement | None = None,
-        *,
-        test: int = 0,
-    ) -> RetrainingEnd:
-        judged = judged or CandidateJudgement("", self.running.model_sha256)
-        now_ms = self._clock.market_ms()
-        return RetrainingEnd(
-            outcome=outcome,
-            reason=reason,
-            configured_sha256=self._configured_sha256,
-            **{name: getattr(judged, name) for name in _STORED},
-            began_ms=began_ms,
-            test=test,
-            level=level_of(float(self._config.retrain.alpha), test) if test else None,
-            alpha=float(self._config.retrain.alpha) if test else None,
-            market_ms=now_ms,
-            seen_ms=now_ms,
-        )
 
     # ------------------------------------------------------------ the process that trains
 

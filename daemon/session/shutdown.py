@@ -7,14 +7,10 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-
-MODEL_THREAD: Final = "model"
-_UNENDING: Final = ("asyncio_", MODEL_THREAD)
-"""How threads are called that nobody can cancel: those of an event loop, and the model's."""
 
 T = TypeVar("T")
 
@@ -44,7 +40,7 @@ def exit_without_waiting(code: int) -> None:
     down around the model may crash.
     """
     others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
-    if any(not thread.daemon or thread.name.startswith(_UNENDING) for thread in others):
+    if any(not thread.daemon for thread in others):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,26 +1,23 @@
-"""``Universe``: has a run's symbols chosen by ``market.universe``, at its start and in its course.
+"""The universe of a run: which of its symbols may open positions, chosen by ``market.universe``.
 
-The rules are docs/universe.md, V8 to V16.
+A choice follows from each symbol's last 24 hours. The rules are docs/universe.md, V8 to V16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.config.values import SYMBOLS_MAX, plain, symbol_name
 from tracepaper.daemon.feed.client import MarketDataClient, TradedSymbol
-from tracepaper.daemon.feed.universe import (
-    change_of,
-    choose,
-    names_of,
-    next_choice_ms,
-    nothing_chosen,
-)
 from tracepaper.daemon.session.child import ScheduledJob
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
@@ -32,8 +29,142 @@ from tracepaper.strategies.types.market import (
     RunKind,
     UniverseChange,
 )
+from tracepaper.strategies.units import DAY_MS, time_of_day_ms
+
+LIST_BYTES_MAX: Final = 1 << 20
+SYMBOL_LIKE: Final = re.compile(r"[A-Z0-9][A-Z0-9.-]*")
+UNKNOWN_AGE: Final = -1
+_SHARE: Final = Decimal("0.000001")
+"""To so much a volatility is rounded; a turnover to whole units."""
+
 
 log = structlog.get_logger("daemon")
+
+
+class Choice(NamedTuple):
+    """The symbols of a choice, the best first, and the choice as one sentence."""
+
+    chosen: tuple[TradedSymbol, ...]
+    reason: str
+
+
+def names_of(file: Path) -> tuple[str, ...]:
+    """Return the symbols of a list, one a line; what follows a # is a remark.
+
+    Raises ``ConfigInvalid`` where the list cannot be read, is empty, or names more than a run
+    trades.
+    """
+    key = "market.universe.file"
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(LIST_BYTES_MAX + 1)
+        lines = raw.decode("utf-8-sig").splitlines() if len(raw) <= LIST_BYTES_MAX else []
+    except OSError as error:
+        raise ConfigInvalid(f"{file} cannot be read ({error.strerror}); correct {key}.") from None
+    except UnicodeDecodeError:
+        raise ConfigInvalid(f"{file} is not UTF-8 text; correct {key}.") from None
+    if len(raw) > LIST_BYTES_MAX:
+        raise ConfigInvalid(
+            f"{file} is larger than 1 MiB; give a list of symbols, or correct {key}."
+        )
+    named = (line.partition("#")[0].strip() for line in lines)
+    names = tuple(dict.fromkeys(symbol_name(name) for name in named if name))
+    if not names:
+        raise ConfigInvalid(f"{file} names no symbol; write one a line, or correct {key}.")
+    if odd := next((name for name in names if not SYMBOL_LIKE.fullmatch(name)), None):
+        raise ConfigInvalid(f"{file} has {odd[:40]!a}, which is no symbol; write one a line.")
+    if len(names) > SYMBOLS_MAX:
+        raise ConfigInvalid(
+            f"{file} names {len(names):,} symbols, and a run trades {SYMBOLS_MAX} at most; shorten "
+            "it."
+        )
+    return names
+
+
+def choose(
+    rule: UniverseRule,
+    symbols: Iterable[TradedSymbol],
+    *,
+    count: int,
+    now_ms: int,
+    names: Collection[str] | None = None,
+) -> Choice:
+    """Choose the first *count* of *symbols* that pass *rule*, by its measure; ties by symbol.
+
+    *names* are those of its list. The choice follows from the arguments alone.
+    """
+    symbols = tuple(symbols)
+    passing = [
+        traded
+        for traded in symbols
+        if (names is None or traded.symbol in names)
+        and traded.turnover >= rule.min_turnover
+        and rule.min_volatility <= traded.volatility <= rule.max_volatility
+        and (not rule.min_age_days or age_days(traded, now_ms) >= rule.min_age_days)
+    ]
+    passing.sort(key=lambda traded: (-getattr(traded, rule.by), traded.symbol))
+    chosen = tuple(passing[:count])
+    if not chosen:
+        return Choice(
+            (),
+            f"none of {len(symbols)} symbols passes market.universe, so no position is opened "
+            "until the next choice; loosen its limits or its list",
+        )
+    return Choice(
+        chosen,
+        f"{len(chosen)} of {len(symbols)} symbols may open positions, the first by {rule.by} of "
+        f"the {len(passing)} that pass market.universe",
+    )
+
+
+def age_days(traded: TradedSymbol, now_ms: int) -> int:
+    """Return the whole days since *traded* was listed; -1 where that is not known."""
+    return (now_ms - traded.listed_ms) // DAY_MS if 0 < traded.listed_ms <= now_ms else UNKNOWN_AGE
+
+
+def change_of(
+    rule: UniverseRule,
+    instruments: Sequence[Instrument],
+    listed: Iterable[TradedSymbol],
+    *,
+    now_ms: int,
+    names: Collection[str] | None = None,
+) -> UniverseChange:
+    """Return the choice among a run's *instruments* as the event that hands it on.
+
+    An instrument that is not *listed* is not chosen.
+    """
+    by_symbol = {traded.symbol: traded for traded in listed}
+    candidates = [by_symbol[item.symbol] for item in instruments if item.symbol in by_symbol]
+    choice = choose(rule, candidates, count=rule.top, now_ms=now_ms, names=names)
+    ids = {item.symbol: item.id for item in instruments}
+    return UniverseChange(
+        chosen=tuple(ids[traded.symbol] for traded in choice.chosen),
+        reason=choice.reason,
+        candidates=tuple(
+            (
+                ids[traded.symbol],
+                plain(traded.turnover.quantize(Decimal(1))),
+                plain(traded.volatility.quantize(_SHARE)),
+                age_days(traded, now_ms),
+            )
+            for traded in candidates
+        ),
+        market_ms=now_ms,
+        seen_ms=now_ms,
+    )
+
+
+def next_choice_ms(rule: UniverseRule, after_ms: int) -> int:
+    """Return the first of the rule's times of day after *after_ms*, UTC milliseconds."""
+    day_ms = after_ms // DAY_MS * DAY_MS
+    times = [time_of_day_ms(text) for text in rule.at]
+    return min(
+        at_ms
+        for day in (day_ms, day_ms + DAY_MS)
+        for time_ms in times
+        if (at_ms := day + time_ms) > after_ms
+    )
 
 
 def list_of(config: Config) -> tuple[str, ...] | None:
@@ -124,7 +255,8 @@ class Universe(ScheduledJob):
             names = list_of(self._config)
             listed: Sequence[TradedSymbol] = await self._client.listed(category)
         except ConfigInvalid as error:
-            change = nothing_chosen(str(error), self._now_ms())
+            now_ms = self._now_ms()
+            change = UniverseChange((), str(error).rstrip("."), (), now_ms, now_ms)
         else:
             change = change_of(
                 self._rule, self._instruments, listed, now_ms=self._now_ms(), names=names

@@ -383,7 +383,7 @@ class _Checks(Generic[Own]):
             what = f"gave the position_side {short(signal.position_side)} with {signal.action}"
             advice = "a FLAT signal names PositionSide.LONG or SHORT, no other does"
             raise self._fault(what, advice)
-        for name in ("band", "by_forecast"):
+        for name in ("band", "by_forecast", "uncorrelated"):
             if (share := getattr(signal, name)) is not None:
                 signal = replace(signal, **{name: self._share(name, share)})
         if signal.note is None:

@@ -157,34 +157,23 @@ class Candles:
 
         Raises ``DataInvalid`` where 64 bits do not hold a value at that scale.
         """
-        price = max(price_decimals or 0, self.price_decimals)
-        volume = max(volume_decimals or 0, self.volume_decimals)
-        turnover = max(turnover_decimals or 0, self.turnover_decimals)
-        now = (self.price_decimals, self.volume_decimals, self.turnover_decimals)
-        if (price, volume, turnover) == now:
-            return self
-
-        def rescale(values: IntArray, places: int, wanted: int) -> IntArray:
+        given = {
+            "price_decimals": price_decimals,
+            "volume_decimals": volume_decimals,
+            "turnover_decimals": turnover_decimals,
+        }
+        wanted = {name: max(places or 0, getattr(self, name)) for name, places in given.items()}
+        columns: dict[str, IntArray] = {}
+        for name in _columns_of(self):
+            places = f"{name if name in ('volume', 'turnover') else 'price'}_decimals"
             try:
-                return Decimals(values, places).rescale(wanted).mantissa
+                column = Decimals(getattr(self, name), getattr(self, places))
+                columns[name] = column.rescale(wanted[places]).mantissa
             except CellInvalidError as error:
                 at = iso(int(self.open_time_ms[error.row]))
                 raise DataInvalid(f"{self.path}: the candle of {at} {error.what}.") from None
-
-        return replace(
-            self,
-            price_decimals=price,
-            volume_decimals=volume,
-            turnover_decimals=turnover,
-            open=rescale(self.open, self.price_decimals, price),
-            high=rescale(self.high, self.price_decimals, price),
-            low=rescale(self.low, self.price_decimals, price),
-            close=rescale(self.close, self.price_decimals, price),
-            volume=rescale(self.volume, self.volume_decimals, volume),
-            turnover=None
-            if self.turnover is None
-            else rescale(self.turnover, self.turnover_decimals, turnover),
-        )
+        changed: dict[str, Any] = {**wanted, **columns}
+        return replace(self, **changed)
 
     def aligned(self, scales: Candles | Instrument) -> Candles:
         """Return the same candles with at least the decimals of *scales*; as ``rescaled``."""
@@ -452,19 +441,16 @@ def to_candles(table: RawTable, symbol: str, category: Category) -> Candles:
     """
     times, price, size = _oldest_first(table, *_trade_columns(table))
     _reject_regular(table, times)
-    bucket = times // MINUTE_MS
-    first = _bucket_starts(bucket)
-    last = np.append(first[1:], times.size) - 1
-    open_time_ms = np.arange(bucket[0], bucket[-1] + 1, dtype=np.int64) * MINUTE_MS
-    rows = bucket[first] - bucket[0]
+    buckets = times // MINUTE_MS
+    first = _bucket_starts(buckets)
+    minutes = np.arange(buckets[0], buckets[-1] + 1, dtype=np.int64)
+    newest = np.searchsorted(buckets[first], minutes, side="right") - 1  # that had a trade
+    traded = buckets[first][newest] == minutes
+    close = price.mantissa[np.append(first[1:], times.size) - 1][newest]
     turnover, turnover_decimals = _turnover(price, size, first)
-    traded = np.zeros(open_time_ms.size, dtype=np.bool_)
-    traded[rows] = True
-    last_traded = np.maximum.accumulate(np.where(traded, np.arange(traded.size), 0))
-    close = _scattered(rows, price.mantissa[last], traded.size)[last_traded]
 
-    def filled(values: IntArray) -> IntArray:
-        return np.where(traded, _scattered(rows, values, traded.size), close)
+    def filled(values: IntArray, flat: IntArray | int = 0) -> IntArray:
+        return np.where(traded, values[newest], flat)
 
     notes = ["candles made of trades, each opens at its first trade"]
     if not traded.all():
@@ -477,13 +463,13 @@ def to_candles(table: RawTable, symbol: str, category: Category) -> Candles:
         price_decimals=price.places,
         volume_decimals=size.places,
         turnover_decimals=turnover_decimals,
-        open_time_ms=open_time_ms,
-        open=filled(price.mantissa[first]),
-        high=filled(np.maximum.reduceat(price.mantissa, first)),
-        low=filled(np.minimum.reduceat(price.mantissa, first)),
+        open_time_ms=minutes * MINUTE_MS,
+        open=filled(price.mantissa[first], close),
+        high=filled(np.maximum.reduceat(price.mantissa, first), close),
+        low=filled(np.minimum.reduceat(price.mantissa, first), close),
         close=close,
-        volume=_scattered(rows, np.add.reduceat(size.mantissa, first), traded.size),
-        turnover=None if turnover is None else _scattered(rows, turnover, traded.size),
+        volume=filled(np.add.reduceat(size.mantissa, first)),
+        turnover=None if turnover is None else filled(turnover),
         notes=tuple(notes),
     )
 
@@ -510,15 +496,9 @@ def _trade_columns(table: RawTable) -> tuple[IntArray, Decimals, Decimals]:
     if time_name is None:
         raise DataInvalid(f"{table.path} has no column of times: name one of them timestamp.")
     size_name = next(name for name in SIZES if name in table.columns)
-    name = "the time"
-    try:
-        times, _ = epoch_ms(table.columns[time_name], whole=False)
-        name = "price"
-        price = parse(table.columns["price"])
-        name = "size"
-        size = parse(table.columns[size_name])
-    except CellInvalidError as error:
-        raise table.refuse(error, name) from None
+    times, _ = table.checked("the time", epoch_ms, table.columns[time_name], whole=False)
+    price = table.checked("price", parse, table.columns["price"])
+    size = table.checked("size", parse, table.columns[size_name])
     for name, column in (("price", price), ("size", size)):
         bad = np.flatnonzero(column.mantissa <= 0)
         if bad.size:
@@ -549,10 +529,3 @@ def _turnover(price: Decimals, size: Decimals, first: IntArray) -> tuple[IntArra
     if largest > INT64_MAX:
         return None, 0
     return np.add.reduceat(price.mantissa * size.mantissa, first), price.places + size.places
-
-
-def _scattered(rows: IntArray, values: IntArray, count: int) -> IntArray:
-    """Return *values* at *rows* of an array of *count* zeros."""
-    scattered = np.zeros(count, dtype=np.int64)
-    scattered[rows] = values
-    return scattered

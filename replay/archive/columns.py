@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import gcd
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,14 @@ class Decimals:
         if too_big.size:
             raise CellTooLongError(int(too_big[0]), f"has more than 64 bits at {places} decimals")
         return Decimals(self.mantissa * factor, places)
+
+
+def texts_of(column: npt.NDArray[Any]) -> list[str]:
+    """Return the cells as text without blanks around them; a float as its shortest."""
+    cells = column.tolist()
+    if column.dtype.kind != "S":
+        return [str(cell) for cell in cells]
+    return [cell.decode("utf-8", "replace").strip() for cell in cells]
 
 
 def parse(column: Column) -> Decimals:
@@ -185,13 +193,8 @@ def round_to_fit(column: Column, digits_after: int) -> Decimals:
 
     For volumes alone, where sums of doubles left digits that no exchange ever sent.
     """
-    texts = (
-        [repr(value) for value in column.tolist()]
-        if column.dtype.kind == "f"
-        else [bytes(cell).decode("utf-8", "replace") for cell in column.tolist()]
-    )
     unit = Decimal(1).scaleb(-digits_after)
-    rounded = [str(Decimal(text).quantize(unit)) for text in texts]
+    rounded = [str(Decimal(text).quantize(unit)) for text in texts_of(column)]
     return _parse_text(np.array(rounded, dtype=np.bytes_))
 
 
@@ -252,13 +255,6 @@ def instant(text: str) -> int:
             f"The time {text!r} {error.what}: write it as 2025-01-31T12:00 (UTC)."
         ) from None
     return int(times[0])
-
-
-def join_date_and_time(
-    dates: npt.NDArray[np.bytes_], times: npt.NDArray[np.bytes_]
-) -> npt.NDArray[np.bytes_]:
-    """Return one text column of a date and a time column, as MetaTrader writes them."""
-    return np.char.add(np.char.add(dates, b" "), times)
 
 
 def join_digits(

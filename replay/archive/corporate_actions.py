@@ -5,7 +5,6 @@ The rules are docs/stocks.md, K16 to K25.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -18,6 +17,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.archive.candles import Candles
+from tracepaper.replay.archive.columns import texts_of
+from tracepaper.replay.archive.formats import read_table
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import CorporateAction, CorporateActionKind
 from tracepaper.strategies.units import RATE_SCALE, unscaled
@@ -84,41 +85,31 @@ def read_actions(*paths: Path) -> tuple[ActionRow, ...]:
 
 
 def _rows(path: Path) -> Iterator[ActionRow]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataInvalid(f"{path} cannot be read ({error}); name a CSV file.") from None
-    reader = csv.reader(text.splitlines())
-    header = tuple(cell.strip() for cell in next(reader, []))
-    if sorted(header) != sorted(COLUMNS):
+    table = read_table(path)
+    if sorted(table.columns) != sorted(COLUMNS):
         raise DataInvalid(
-            f"{path} has the columns {', '.join(header) or 'of no header'}; name them "
-            f"{','.join(COLUMNS)} in its first line."
+            f"{path} has the columns {', '.join(table.columns)}; name them {','.join(COLUMNS)} in "
+            "its first line."
         )
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            yield _row(f"{path}, line {reader.line_num}", header, cells)
+    cells = zip(*(texts_of(table.columns[name]) for name in COLUMNS), strict=True)
+    for row, texts in enumerate(cells):
+        yield _row(table.place(row), *texts)
 
 
-def _row(place: str, header: Sequence[str], cells: Sequence[str]) -> ActionRow:
-    if len(cells) != len(header):
-        raise DataInvalid(f"{place}: has {len(cells)} cells for {len(header)} columns; mend it.")
-    cell = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+def _row(place: str, symbol: str, day: str, kind_text: str, text: str) -> ActionRow:
     try:
-        ex_date = datetime.strptime(cell["date"], "%Y-%m-%d").replace(tzinfo=UTC).date()
+        ex_date = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC).date()
     except ValueError:
         raise DataInvalid(
-            f"{place}: the date is {cell['date']!r}; write the ex-date as 2014-06-09."
+            f"{place}: the date is {day!r}; write the ex-date as 2014-06-09."
         ) from None
     try:
-        kind = CorporateActionKind(cell["kind"])
+        kind = CorporateActionKind(kind_text)
     except ValueError:
-        raise DataInvalid(
-            f"{place}: the kind is {cell['kind']!r}; write split or dividend."
-        ) from None
+        raise DataInvalid(f"{place}: the kind is {kind_text!r}; write split or dividend.") from None
     is_split = kind is CorporateActionKind.SPLIT
-    value = (_ratio if is_split else _amount)(place, cell["value"])
-    return ActionRow(place, cell["symbol"], ex_date, kind, value)
+    value = (_ratio if is_split else _amount)(place, text)
+    return ActionRow(place, symbol, ex_date, kind, value)
 
 
 def _ratio(place: str, text: str) -> Fraction:

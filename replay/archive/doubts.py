@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from enum import StrEnum
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.replay.archive.columns import texts_of
 from tracepaper.replay.archive.layouts import SYMBOL_COLUMNS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import MINUTE_MS, iso
@@ -50,19 +50,11 @@ DATED_WORDS: Final = frozenset({"delivery", "quarter", "quarterly"})
 INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
 
 
-class Severity(StrEnum):
-    """What a doubt leads to."""
-
-    REJECT = "reject"
-    NOTE = "note"
-
-
 class Doubt(NamedTuple):
     """One doubt: *find* returns its sentence without the file's name, or an empty text."""
 
-    name: str
-    outcome: Severity
     find: Callable[[Rows, int], str]  # of rows in time order, and their interval in ms
+    rejects: bool  # the file; else it is a note
 
 
 # ---------------------------------------------------------------- names
@@ -83,8 +75,7 @@ def reject_content(table: RawTable, *, is_named: bool) -> None:
     for name in (*SYMBOL_COLUMNS, "category"):
         if name not in table.columns:
             continue
-        for cell in np.unique(table.columns[name].astype(np.bytes_)).tolist():
-            text = cell.decode("utf-8", "replace")
+        for text in texts_of(np.unique(table.columns[name])):
             kinds = {text.lower()} if name == "category" else set()
             _reject_contract(table.path, text, kinds, is_named=is_named)
 
@@ -182,9 +173,9 @@ def _outlier(rows: Rows, _interval_ms: int) -> str:
 
 
 DOUBTS: Final = (
-    Doubt("turnover", Severity.REJECT, _turnover),
-    Doubt("phase", Severity.REJECT, _phase),
-    Doubt("outlier", Severity.NOTE, _outlier),
+    Doubt(_turnover, rejects=True),
+    Doubt(_phase, rejects=True),
+    Doubt(_outlier, rejects=False),
 )
 """Every doubt about rows, in the order in which they are raised."""
 
@@ -194,7 +185,7 @@ def doubt(rows: Rows, interval_ms: int, note: Callable[[str], None]) -> None:
     for each in DOUBTS:
         if not (sentence := each.find(rows, interval_ms)):
             continue
-        if each.outcome is Severity.REJECT:
+        if each.rejects:
             raise DataInvalid(f"{rows.table.path}: {sentence}.")
         note(sentence)
 

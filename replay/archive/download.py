@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.bybit.instruments import instrument_from, interval_name
 from tracepaper.daemon.bybit.messages import InstrumentInfo, topic_of
-from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
+from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler, EventReader
 from tracepaper.daemon.bybit.websocket import (
     SYMBOLS_PER_CONNECTION,
     PublicStream,
@@ -33,9 +33,10 @@ from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient, RestartBudget, is_loopback
-from tracepaper.replay.archive.book_events import EventRecorder, EventsHeader, EventsWriter
+from tracepaper.replay.archive.books import DepthWriter
 from tracepaper.replay.archive.candles import Span
-from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
+from tracepaper.replay.archive.events import EventsWriter
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.storage.candles import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid, FeedStale, Recoverable
 from tracepaper.strategies.types.market import Bar, Category, Instrument
@@ -43,6 +44,8 @@ from tracepaper.strategies.units import interval_start
 
 Times = NDArray[np.int64]
 """Open times of candles, rising."""
+Recorder = DepthSampler | EventReader
+"""Reads the frames of a recording."""
 
 
 async def fetch(
@@ -124,8 +127,9 @@ async def fetch_order(config: Config, request: FetchRequest, *, quiet: bool) -> 
         until_ms = now_ms - exchange.final_after_ms
         if request.until_ms is not None:
             until_ms = min(until_ms, request.until_ms)
+        request = replace(request, until_ms=until_ms)
         return await fetch_symbols(
-            client, clock, request, until_ms=until_ms, certain_s=exchange.certain_s, quiet=quiet
+            client, clock, request, certain_s=exchange.certain_s, quiet=quiet
         )
 
 
@@ -134,7 +138,6 @@ async def fetch_symbols(
     clock: Clock,
     request: FetchRequest,
     *,
-    until_ms: int,
     certain_s: float,
     quiet: bool,
 ) -> list[Outcome]:
@@ -143,39 +146,8 @@ async def fetch_symbols(
     One answer proves nothing: the second request comes at least *certain_s* (network time) after
     the first, as when a daemon repairs a gap.
     """
-    first: list[tuple[Instrument, int, Times]] = []
-    for symbol in request.symbols:
-        instrument = await client.instrument(request.category, symbol)
-        times = wanted_times(
-            request.archive,
-            instrument,
-            request.interval_ms,
-            from_ms=request.from_ms,
-            until_ms=until_ms,
-        )
-        fetched = await _fetch_shown(client, request, instrument, times, quiet=quiet)
-        first.append((instrument, *fetched))
-    if any(absent.size for _, _, absent in first):
-        await clock.sleep(certain_s)
-    outcomes = []
-    for instrument, bars, lacking in first:
-        more, absent = 0, lacking
-        if absent.size:
-            more, absent = await _fetch_shown(client, request, instrument, absent, quiet=quiet)
-        spans = tuple(runs(absent, request.interval_ms))
-        outcomes.append(Outcome(instrument.id, request.interval_ms, bars + more, spans))
-    return outcomes
-
-
-async def _fetch_shown(
-    client: MarketDataClient,
-    request: FetchRequest,
-    instrument: Instrument,
-    times: Times,
-    *,
-    quiet: bool,
-) -> tuple[int, Times]:
-    """Fetch the candles of *times* into the archive under a progress bar."""
+    instruments = [await client.instrument(request.category, name) for name in request.symbols]
+    wanted = [(instrument, wanted_times(request, instrument)) for instrument in instruments]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -186,35 +158,42 @@ async def _fetch_shown(
         HistoryWriter(request.archive) as writer,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar,
     ):
-        task = bar.add_task(instrument.id, total=times.size)
 
-        def keep(page: Sequence[Bar]) -> None:
-            # Each page is committed before the next.
-            writer.write(instrument, request.interval_ms, page)
+        async def fetched(instrument: Instrument, times: Times) -> tuple[int, Times]:
+            task = bar.add_task(instrument.id, total=times.size)
 
-        return await fetch(
-            client,
-            instrument,
-            request.interval_ms,
-            times,
-            keep=keep,
-            progress=lambda candles: bar.advance(task, candles),
-        )
+            def keep(page: Sequence[Bar]) -> None:
+                # Each page is committed before the next.
+                writer.write(instrument, request.interval_ms, page)
+
+            return await fetch(
+                client,
+                instrument,
+                request.interval_ms,
+                times,
+                keep=keep,
+                progress=lambda candles: bar.advance(task, candles),
+            )
+
+        first = [(instrument, *await fetched(instrument, times)) for instrument, times in wanted]
+        if any(absent.size for _, _, absent in first):
+            await clock.sleep(certain_s)
+        outcomes = []
+        for instrument, bars, lacking in first:
+            more, absent = await fetched(instrument, lacking) if lacking.size else (0, lacking)
+            spans = tuple(runs(absent, request.interval_ms))
+            outcomes.append(Outcome(instrument.id, request.interval_ms, bars + more, spans))
+        return outcomes
 
 
-def wanted_times(
-    archive: Path,
-    instrument: Instrument,
-    interval_ms: int,
-    *,
-    from_ms: int | None,
-    until_ms: int,
-) -> Times:
-    """Return when the candles open that *archive* lacks and that lie wholly in the two times.
+def wanted_times(request: FetchRequest, instrument: Instrument) -> Times:
+    """Return when the candles open that the archive lacks and that lie wholly in the two times.
 
-    Without *from_ms* they start with the archive's first candle. Raises ``ConfigInvalid`` where
+    Without a first time they start with the archive's first candle. Raises ``ConfigInvalid`` where
     it has none, or where no candle lies in between.
     """
+    archive, interval_ms, from_ms = request.archive, request.interval_ms, request.from_ms
+    assert request.until_ms is not None
     stored = np.empty(0, dtype=np.int64)
     if archive.is_file():
         with History.open(archive) as history:
@@ -227,7 +206,7 @@ def wanted_times(
             )
         from_ms = int(stored[0])
     start = interval_start(from_ms + interval_ms - 1, interval_ms)
-    whole = np.arange(start, until_ms - interval_ms + 1, interval_ms, dtype=np.int64)
+    whole = np.arange(start, request.until_ms - interval_ms + 1, interval_ms, dtype=np.int64)
     if not whole.size:
         raise ConfigInvalid(
             "No candle closed between the two times: choose an earlier --from or a later --to."
@@ -235,28 +214,8 @@ def wanted_times(
     return np.setdiff1d(whole, stored)
 
 
-def header_of(request: DepthRequest, instrument: Instrument, source: str) -> DepthHeader:
-    """Return the header of the file that *request* makes."""
-    return DepthHeader(
-        instrument=instrument.id,
-        price_decimals=instrument.price_decimals,
-        quantity_decimals=instrument.quantity_decimals,
-        levels=request.levels,
-        every_ms=request.every_ms,
-        source=source,
-    )
-
-
-@dataclass(frozen=True)
-class ReceivedFrame:
-    """One received frame, and the UTC milliseconds at which it was received."""
-
-    received_ms: float
-    body: bytes
-
-
 def sample_frames(
-    frames: Iterable[ReceivedFrame],
+    frames: Iterable[tuple[float, bytes]],
     item: dict[str, object],
     request: DepthRequest,
     out: Path,
@@ -266,7 +225,7 @@ def sample_frames(
 ) -> str:
     """Write what *request* asks for of recorded *frames* to *out*; return what a writer says.
 
-    The book is that of *topic*.
+    Frames are given with the UTC milliseconds of their receipt; the book is that of *topic*.
 
     *item* is the instrument as the exchange lists it. A frame dated more than *ahead_ms* after its
     receipt is not believed. Raises ``ConfigInvalid`` and ``DataInvalid`` as ``DepthWriter`` does.
@@ -283,9 +242,8 @@ def sample_frames(
         ahead_ms=ahead_ms,
         now_ms=lambda: received_ms[0],
     ) as (recorder, writer):
-        for frame in frames:
-            received_ms[0] = frame.received_ms
-            recorder.receive(frame.body)
+        for received_ms[0], body in frames:
+            recorder.receive(body)
     return writer.says
 
 
@@ -300,20 +258,24 @@ def _recording(
     accepts: Callable[[int], bool],
     ahead_ms: int,
     now_ms: Callable[[], float],
-) -> Iterator[tuple[DepthSampler | EventRecorder, DepthWriter | EventsWriter]]:
+) -> Iterator[tuple[Recorder, DepthWriter | EventsWriter]]:
     """Make what reads the frames that *request* asks for, and what writes them to *out*."""
     if request.events:
         topics = (topic, f"publicTrade.{request.symbol}")
-        header = EventsHeader(
-            instrument=instrument, topics=topics, source=source, ahead_ms=ahead_ms
+        header = RecordingHeader(
+            instrument=instrument, source=source, topics=topics, ahead_ms=ahead_ms
         )
         with EventsWriter(out, header) as events:
-            yield (
-                EventRecorder(instrument, topics, events, accepts=accepts, now_ms=now_ms),
-                events,
-            )
+
+            def write(frame: bytes, _read: object, cause: str) -> None:
+                events.add(now_ms(), frame, cause)
+
+            yield EventReader(instrument, topics, write, accepts=accepts), events
         return
-    with DepthWriter(out, header_of(request, instrument, source)) as books:
+    header = RecordingHeader(
+        instrument=instrument, source=source, levels=request.levels, every_ms=request.every_ms
+    )
+    with DepthWriter(out, header) as books:
         sampler = DepthSampler(instrument, request, books.add, topic=topic, accepts=accepts)
         yield sampler, books
 
@@ -394,7 +356,7 @@ async def record_live(
 
 
 def _stream_of(
-    recorders: Sequence[DepthSampler | EventRecorder],
+    recorders: Sequence[Recorder],
     category: Category,
     exchange: ExchangeSection,
     *,

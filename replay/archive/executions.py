@@ -6,10 +6,9 @@ The names are those of ``/v5/execution/list`` and of the exports of "Trade Histo
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Final
 import numpy as np
 
 from tracepaper.daemon.config.values import symbol_name
-from tracepaper.replay.archive.columns import CellInvalidError, epoch_ms
+from tracepaper.replay.archive.columns import CellInvalidError, epoch_ms, texts_of
+from tracepaper.replay.archive.formats import read_table
+from tracepaper.replay.archive.layouts import RawTable, TableHead
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category, Side
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS
@@ -52,8 +53,6 @@ REQUIRED: Final = {
 }
 DIGITS_MOST: Final = 15
 """Before or after the point of a price or a quantity."""
-PREAMBLE_LINES: Final = 5
-"""Lines before the header at most; Bybit's exports begin with one of the account."""
 _ZONE: Final = re.compile(r"\(?\bUTC\s*([+-]\d{1,2})?(?::?(\d\d))?\)?", re.IGNORECASE)
 _CLOCK_FIRST: Final = re.compile(r"(\d\d:\d\d(?::\d\d)?) (\d{4}-\d\d-\d\d)")
 _SIDES: Final = {"buy": Side.BUY, "long": Side.BUY, "sell": Side.SELL, "short": Side.SELL}
@@ -105,27 +104,27 @@ class Executions:
         return self.dropped + Counter(each.apart for each in self.fills if each.apart)
 
 
-@dataclass(frozen=True)
 class _Rows:
-    """Rows by the file's header, with the line of each."""
+    """A file's table, and the texts of each meaning that it has."""
 
-    path: Path
-    columns: Mapping[str, int]  # meaning → place
-    header: Sequence[str]
-    cells: Sequence[Sequence[str]]
-    lines: Sequence[int]
+    def __init__(self, table: RawTable) -> None:
+        self.table: Final = table
+        self.columns: Final = _columns(table.path, table.columns)
+        self._texts = {
+            meaning: texts_of(table.columns[name]) for meaning, name in self.columns.items()
+        }
+
+    def __len__(self) -> int:
+        return int(self.table.lines.size)
 
     def cell(self, row: int, meaning: str) -> str:
         """Return a cell without blanks around it; empty where the file lacks the column."""
-        place = self.columns.get(meaning)
-        return "" if place is None else self.cells[row][place].strip()
+        texts = self._texts.get(meaning)
+        return "" if texts is None else texts[row]
 
     def refuse(self, row: int, meaning: str, what: str) -> DataInvalid:
         """Return the sentence that names line and column."""
-        name = self.header[self.columns[meaning]].strip()
-        return DataInvalid(
-            f"{self.path}: line {self.lines[row]}: {name} {what}; correct or remove the row."
-        )
+        return self.table.refuse(CellInvalidError(row, what), self.columns[meaning])
 
 
 def read_executions(path: Path) -> Executions:
@@ -135,13 +134,10 @@ def read_executions(path: Path) -> Executions:
     stops and liquidations are fills that stand apart. Raises ``DataInvalid``, one sentence, where
     the file lacks a column or holds what is no number, no side or no time.
     """
-    try:
-        rows = _read(path)
-    except csv.Error as error:
-        raise DataInvalid(f"{path} is no CSV ({error}); export your fills again.") from None
-    executions = Executions(str(path), len(rows.cells), [])
+    rows = _Rows(read_table(path, head=_head))
+    executions = Executions(str(path), len(rows), [])
     chosen = _distinct(
-        rows, [row for row in range(executions.rows) if _is_fill(rows, row, executions)], executions
+        rows, [row for row in range(len(rows)) if _is_fill(rows, row, executions)], executions
     )
     times = _times(rows, "time", chosen, executions)
     created = _times(rows, "created", chosen, executions) if "created" in rows.columns else {}
@@ -168,79 +164,38 @@ def read_executions(path: Path) -> Executions:
     return executions
 
 
-def _read(path: Path) -> _Rows:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
+def _head(path: Path, rows: Sequence[Sequence[str]]) -> TableHead:
+    """Return the names of that of the first *rows* which lacks least."""
+    place = min(range(len(rows)), key=lambda row: len(REQUIRED.keys() - _meanings(rows[row])))
+    names = [name.strip() for name in rows[place]]
+    for name in _columns(path, names).values():
+        if names.count(name) > 1:  # nobody knows which of the two is meant
+            raise DataInvalid(f"{path} has the column {name[:40]!r} twice; remove one of them.")
+    plain = [name if names.count(name) == 1 else f"{name} {at}" for at, name in enumerate(names)]
+    return TableHead(plain, place + 1)
+
+
+def _columns(path: Path, names: Iterable[str]) -> dict[str, str]:
+    columns = _meanings(names)
+    if missing := [words for meaning, words in REQUIRED.items() if meaning not in columns]:
         raise DataInvalid(
-            f"{path} cannot be read ({error.strerror}); name a file of your fills."
-        ) from None
-    except UnicodeDecodeError:
-        raise DataInvalid(
-            f"{path} is no text in UTF-8; export your fills as CSV (not as XLSX or ZIP)."
-        ) from None
-    lines = text.splitlines()
-    if not any(line.strip() for line in lines):
-        raise DataInvalid(f"{path} is empty; give an export of your fills.")
-    missing: list[str] = []
-    for start, line in enumerate(lines[:PREAMBLE_LINES]):
-        delimiter = max(",;\t", key=line.count)
-        header = next(csv.reader([line], delimiter=delimiter), [])
-        columns = _meanings(header)
-        lacking = [words for meaning, words in REQUIRED.items() if meaning not in columns]
-        if not lacking:
-            _refuse_twice(path, header, columns)
-            return _rows(path, lines[start + 1 :], header, columns, delimiter, start + 2)
-        missing = lacking if not missing or len(lacking) < len(missing) else missing
-    raise DataInvalid(
-        f"{path} has no column {', '.join(missing)}; export executions or the trade history of "
-        "Bybit as CSV, or rename its columns."
-    )
+            f"{path} has no column {', '.join(missing)}; export executions or the trade history of "
+            "Bybit as CSV, or rename its columns."
+        )
+    return columns
 
 
-def _rows(
-    path: Path,
-    lines: Sequence[str],
-    header: Sequence[str],
-    columns: Mapping[str, int],
-    delimiter: str,
-    first: int,
-) -> _Rows:
-    reader = csv.reader(lines, delimiter=delimiter)
-    cells, places = [], []
-    for row in reader:
-        place = first + reader.line_num - 1
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) < len(header) or any(cell.strip() for cell in row[len(header) :]):
-            raise DataInvalid(
-                f"{path}: line {place} has {len(row)} cells, and the header {len(header)}; "
-                "export the file again."
-            )
-        cells.append(row)
-        places.append(place)
-    if not cells:
-        raise DataInvalid(f"{path} has a header and no fills; export a span that has some.")
-    return _Rows(path, columns, header, cells, places)
-
-
-def _meanings(header: Sequence[str]) -> dict[str, int]:
-    """Return meaning → place of its column, for the meanings that *header* has."""
-    plain = ["".join(filter(str.isalnum, _ZONE.sub("", name).lower())) for name in header]
+def _meanings(header: Iterable[str]) -> dict[str, str]:
+    """Return meaning → name of its column, for the meanings that *header* has."""
+    plain = {
+        "".join(filter(str.isalnum, _ZONE.sub("", name).lower())): name
+        for name in reversed([*header])
+    }
     return {
-        meaning: plain.index(name)
+        meaning: plain[name]
         for meaning, names in NAMES.items()
         if (name := next((each for each in names if each in plain), None)) is not None
     }
-
-
-def _refuse_twice(path: Path, header: Sequence[str], columns: Mapping[str, int]) -> None:
-    """Refuse a column that stands twice: nobody knows which of the two is meant."""
-    for place in columns.values():
-        if header.count(header[place]) > 1:
-            raise DataInvalid(
-                f"{path} has the column {header[place].strip()[:40]!r} twice; remove one of them."
-            )
 
 
 def _is_fill(rows: _Rows, row: int, executions: Executions) -> bool:
@@ -280,7 +235,7 @@ def _distinct(rows: _Rows, chosen: Sequence[int], executions: Executions) -> lis
             continue
         if any(rows.cell(row, each) != rows.cell(before, each) for each in REQUIRED):
             raise DataInvalid(
-                f"{rows.path}: line {rows.lines[row]} contradicts line {rows.lines[before]}, which "
+                f"{rows.table.place(row)} contradicts line {rows.table.lines[before]}, which "
                 f"has the same execution id {name[:40]}; remove one of them."
             )
         executions.dropped["repeated, the same execution id"] += 1
@@ -348,7 +303,7 @@ def _times(
         times, notes = epoch_ms(np.array([text.encode() for text in texts]), whole=False)
     except CellInvalidError as error:
         raise rows.refuse(chosen[error.row], meaning, error.what) from None
-    zone = _ZONE.search(rows.header[rows.columns[meaning]])
+    zone = _ZONE.search(rows.columns[meaning])
     hours, minutes = (int(part or 0) for part in zone.groups()) if zone else (0, 0)
     shift = hours * HOUR_MS + (-minutes if hours < 0 else minutes) * MINUTE_MS
     executions.notes += [] if zone else [f"{meaning}: {note}" for note in notes if "zone" in note]

@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import Column, plain_floats
 from tracepaper.replay.archive.layouts import (
@@ -33,7 +32,7 @@ from tracepaper.replay.archive.layouts import (
     refuse_unclear,
     symbol_text,
 )
-from tracepaper.replay.archive.members import BOOKS_MARK, EVENTS_MARK
+from tracepaper.replay.archive.recordings import MARK
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
 
@@ -41,12 +40,14 @@ DELIMITERS: Final = (b",", b";", b"\t", b"|")
 CELLS_LEAST: Final = 6
 CELL_WIDTH_MAX: Final = 256
 NEWLINE: Final = 10
+ReadHead = Callable[[Path, Sequence[Sequence[str]]], TableHead]
+"""Reads a table's head from its first rows."""
 ZONE_LINE: Final = re.compile(rb"time[ _-]?zone\W+([\w/+:-]+)", re.IGNORECASE)
 SEPARATOR_LINE: Final = re.compile(rb'"?sep=(.|\t)"?[ ,;\t]*\n', re.IGNORECASE)
 
 
-def read_delimited(path: Path, raw: bytes) -> RawTable:
-    """Return the table of delimited text; *path* names it in messages.
+def read_delimited(path: Path, raw: bytes, head_of: ReadHead = head_of) -> RawTable:
+    """Return the table of delimited text; *path* names it in messages, *head_of* reads its head.
 
     Raises ``DataInvalid`` for an empty file, an unknown layout, or a row of another width.
     """
@@ -54,30 +55,29 @@ def read_delimited(path: Path, raw: bytes) -> RawTable:
     whole = text
     skipped, text = _skip_preamble(whole)
     if not text.strip():
-        raise DataInvalid(f"{path} is empty: give a file with candles.")
+        raise DataInvalid(f"{path} is empty: give one with rows.")
     zone = ZONE_LINE.search(whole[: len(whole) - len(text)])
-    table = _read_text(path, text, skipped)
+    table = _read_text(path, text, skipped, head_of)
     return table if zone is None else replace(table, zone=zone[1].decode("utf-8", "replace"))
 
 
-def _read_text(path: Path, text: bytes, skipped: int) -> RawTable:
+def _read_text(path: Path, text: bytes, skipped: int, head_of: ReadHead) -> RawTable:
     """Return the table of *text*, before which *skipped* lines stand in the file."""
     delimiter = _delimiter(text.split(b"\n", 1)[0])
     if b'"' in text or b"\n\n" in text.rstrip(b"\n"):
-        return _read_by_rows(path, text, delimiter, skipped)
+        return _read_by_rows(path, text, delimiter, skipped, head_of)
     lines = text.split(b"\n", HEADER_LINES)
     first = [_decode(path, lines[0]), *(each.decode("utf-8", "replace") for each in lines[1:])]
     head = head_of(path, [line.split(delimiter.decode()) for line in first[:HEADER_LINES]])
     body = text[sum(len(line) + 1 for line in lines[: head.height]) :]
     if not body.strip():
-        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
+        raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
     body = body.rstrip(b"\n") + b"\n"
     table = _read_in_bulk(path, body, delimiter, head.names, skipped + 1 + head.height)
-    return _with_head(table, head, delimiter)
+    return _with_head(table, head, delimiter.decode())
 
 
-def _with_head(table: RawTable, head: TableHead, delimiter: bytes) -> RawTable:
-    separator = delimiter.decode()
+def _with_head(table: RawTable, head: TableHead, separator: str) -> RawTable:
     return replace(table, bare=not head.height, symbol=head.symbol, separator=separator)
 
 
@@ -95,46 +95,38 @@ def table_of_rows(
 ) -> RawTable:
     """Return a table of *rows* of values (JSON); each becomes its text, None becomes empty."""
     if not rows:
-        raise DataInvalid(f"{path} is empty: give a file with candles.")
-    width = len(rows[0])
-    for number, row in enumerate(rows, start=1):
-        if len(row) != width:
-            raise DataInvalid(
-                f"{path}: row {number} has {len(row)} values where the first has {width}; "
-                "correct or remove the row."
-            )
-    cells = [
-        [b"" if value is None else str(value).encode() for value in column]
-        for column in zip(*rows, strict=True)
-    ]
+        raise DataInvalid(f"{path} is empty: give one with rows.")
+    texts = [["" if value is None else str(value) for value in row] for row in rows]
     if names is None:
-        head = head_of(
-            path,
-            [
-                [column[row].decode("utf-8", "replace") for column in cells]
-                for row in range(min(len(rows), HEADER_LINES))
-            ],
-        )
-        cells = [column[head.height :] for column in cells]
-        lines = np.arange(head.height + 1, len(rows) + 1)
-        return _with_head(_text_table(path, head.names, cells, lines, "row"), head, b",")
-    return _text_table(path, names, cells, np.arange(1, len(rows) + 1), "row")
+        return _text_table(path, texts, range(1, len(rows) + 1), "row")
+    head = TableHead(names)
+    table = _text_table(path, texts, range(1, len(rows) + 1), "row", lambda *_first: head)
+    return replace(table, bare=False)
 
 
 def _text_table(
     path: Path,
-    names: Sequence[str],
-    cells: Sequence[Sequence[bytes]],
-    lines: npt.NDArray[np.int64],
+    rows: Sequence[Sequence[str]],
+    lines: Sequence[int],
     unit: str,
+    head_of: ReadHead = head_of,
+    separator: str = ",",
 ) -> RawTable:
-    if not lines.size:
-        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
-    columns: dict[str, Column] = {}
-    for name, column in zip(names, cells, strict=True):
-        if max(map(len, column)) <= CELL_WIDTH_MAX:  # longer cells are no number of ours
-            columns[name] = np.array(column, dtype=np.bytes_)
-    return RawTable(path, columns, lines, unit)
+    """Return the table of rows of cells, *lines* of the file's *unit*, the head among them."""
+    head = head_of(path, rows[:HEADER_LINES])
+    rows, lines = rows[head.height :], lines[head.height :]
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(head.names):
+            raise _wrong_width(path, f"{unit} {line}", len(row), len(head.names))
+    if not rows:
+        raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
+    cells = [[cell.encode() for cell in column] for column in zip(*rows, strict=True)]
+    columns: dict[str, Column] = {
+        name: np.array(column, dtype=np.bytes_)
+        for name, column in zip(head.names, cells, strict=True)
+        if max(map(len, column)) <= CELL_WIDTH_MAX  # longer cells are no number of ours
+    }
+    return _with_head(RawTable(path, columns, np.array(lines), unit), head, separator)
 
 
 def _utf8(path: Path, raw: bytes) -> bytes:
@@ -175,9 +167,9 @@ def _skip_preamble(text: bytes) -> tuple[int, bytes]:
     return skipped, text
 
 
-def _wrong_width(path: Path, line: int, width: int, expected: int) -> DataInvalid:
+def _wrong_width(path: Path, place: str, width: int, expected: int) -> DataInvalid:
     return DataInvalid(
-        f"{path}: line {line} has {width} columns where the first has {expected}; "
+        f"{path}: {place} has {width} columns where the first has {expected}; "
         "correct or remove the row."
     )
 
@@ -194,7 +186,7 @@ def _read_in_bulk(
     wrong = np.flatnonzero(fields != width)
     if wrong.size:
         row = int(wrong[0])
-        raise _wrong_width(path, start + row, int(fields[row]), width)
+        raise _wrong_width(path, f"line {start + row}", int(fields[row]), width)
     begins = np.concatenate((np.zeros(1, dtype=marks.dtype), marks[:-1] + 1))
     columns: dict[str, Column] = {}
     for place, name in enumerate(names):
@@ -212,7 +204,9 @@ def _read_in_bulk(
     return RawTable(path, columns, start + np.arange(fields.size))
 
 
-def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> RawTable:
+def _read_by_rows(
+    path: Path, text: bytes, delimiter: bytes, skipped: int, head_of: ReadHead
+) -> RawTable:
     """Read quoted text, or text with blank lines, through the csv module."""
     reader = csv.reader(io.StringIO(_decode(path, text)), delimiter=delimiter.decode())
     rows: list[list[str]] = []
@@ -226,22 +220,13 @@ def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> Ra
         raise DataInvalid(
             f"{path}: line {skipped + reader.line_num} cannot be read ({error}); correct it."
         ) from None
-    head = head_of(path, rows[:HEADER_LINES])
-    names, rows, lines = head.names, rows[head.height :], lines[head.height :]
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(names):
-            raise _wrong_width(path, line, len(row), len(names))
-    cells = [[cell.encode() for cell in column] for column in zip(*rows, strict=True)]
-    if not cells:
-        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
-    table = _text_table(path, names, cells, np.array(lines, dtype=np.int64), "line")
-    return _with_head(table, head, delimiter)
+    return _text_table(path, rows, lines, "line", head_of, delimiter.decode())
 
 
 SQLITE_MAGIC: Final = b"SQLite format 3\0"
 WRAPPED_MOST: Final = 3
 """How deep within objects a body may hold its list of rows."""
-ZIP_FAULTS: Final = (
+PACKING_FAULTS: Final = (
     *(EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError),
     *(struct.error, zipfile.BadZipFile, zlib.error),
 )
@@ -275,44 +260,43 @@ class Format:
     magics: tuple[bytes, ...] = ()
 
 
+Opener = Callable[[Path, bytes], tuple[str, Callable[[int], bytes]]]
+
+
 @dataclass(frozen=True)
 class Compression:
-    """One compression: ``unpack`` returns the name and the content of the file inside.
+    """One compression: ``open`` returns the name of the file inside, and what reads it.
 
-    Without ``unpack`` the file is refused by its first bytes, for its user to unpack it.
+    Without ``open`` the file is refused by its first bytes, for its user to unpack it.
     """
 
     name: str
     suffix: str
     magic: bytes
-    unpack: Callable[[Path, bytes], tuple[str, bytes]] | None = None
+    open: Opener | None = None
 
 
 def read_table(
-    path: Path, *, format_name: str | None = None, columns: Sequence[str] = ()
+    path: Path,
+    *,
+    format_name: str | None = None,
+    columns: Sequence[str] = (),
+    head: ReadHead | None = None,
 ) -> RawTable:
     """Return the columns of the file at *path*, whose name tells its format.
 
     *format_name*, a key of ``FORMATS``, is needed where the name tells none. Of columns that mean
-    the same, *columns* choose one. Raises ``DataInvalid`` where the file is unreadable, empty, of
-    an unknown format, of another one than expected, or names columns unclearly.
+    the same, *columns* choose one. *head* reads the head of text that is not of candles. Raises
+    ``DataInvalid`` where the file is unreadable, empty, of an unknown format, of another one than
+    expected, or names columns unclearly.
     """
-    name = path.name.lower()
-    has_lines = FORMATS["csv"] in {format_name and format_named(format_name), _format_of(name)}
-    raw = _read_file(path, has_lines=has_lines)
-    if raw.startswith(EVENTS_MARK):
+    has_lines = format_name is not None and format_named(format_name) is FORMATS["csv"]
+    name, raw = unpacked(path, has_lines=has_lines)
+    if raw.startswith(MARK):
         raise DataInvalid(
-            f"{path} holds events of an order book, and candles are wanted here; look at it by "
-            "`tracepaper data check`."
+            f"{path} is a recording of an order book, and candles are wanted here: give it by "
+            "--depth or --events beside candles, or look at it by `tracepaper data check`."
         )
-    if raw.startswith(BOOKS_MARK):
-        raise DataInvalid(
-            f"{path} holds order books, and candles are wanted here: give it by --depth beside "
-            "candles, or look at it by `tracepaper data check`."
-        )
-    packing = _packing_of(path, raw)
-    if packing is not None and packing.unpack is not None:
-        name, raw = packing.unpack(path, raw)
     expected = _format_of(name) if format_name is None else format_named(format_name)
     for each in FORMATS.values():
         if each is not expected and raw.startswith(each.magics):
@@ -330,13 +314,32 @@ def read_table(
         )
     if expected.magics and not raw.startswith(expected.magics):
         raise _not_as_named(path, expected.suffixes[0])
+    if head is not None:
+        return read_delimited(path, raw, head)
     return refuse_unclear(expected.read(path, raw), columns)
+
+
+def unpacked(path: Path, *, has_lines: bool = False) -> tuple[str, bytes]:
+    """Return the name and the content of the file at *path*, or of the file inside it.
+
+    Raises ``DataInvalid`` where it is unreadable, empty, damaged, or has no end; with *has_lines*,
+    or a name of text, a line may not be without end either.
+    """
+    name = path.name.lower()
+    raw = _read_file(path, has_lines=has_lines or _is_text(name))
+    if raw.startswith(MARK) or (opened := _opener_of(path, raw)) is None:
+        return name, raw
+    try:
+        name, read = opened(path, raw)
+        return name, _read_bounded(path, read, packed=len(raw), has_lines=_is_text(name))
+    except PACKING_FAULTS:
+        raise DataInvalid(f"{path} is damaged, cut short or locked: fetch it again.") from None
 
 
 def known_suffixes() -> str:
     """Return the suffixes of all formats as a message lists them."""
     suffixes = [suffix[1:] for each in FORMATS.values() for suffix in each.suffixes]
-    packed = " or ".join(packing.suffix for packing in PACKINGS if packing.unpack is not None)
+    packed = " or ".join(packing.suffix for packing in PACKINGS if packing.open is not None)
     return f"{', '.join(suffixes)} (also in {packed})"
 
 
@@ -381,16 +384,16 @@ def _read_file(path: Path, *, has_lines: bool) -> bytes:
     except OSError as error:
         raise DataInvalid(f"{path} cannot be read ({error.strerror}): check the file.") from None
     if not raw:
-        raise DataInvalid(f"{path} is empty: give a file with candles.")
+        raise DataInvalid(f"{path} is empty: give one with rows.")
     return raw
 
 
-def _packing_of(path: Path, raw: bytes) -> Compression | None:
-    """Return how *raw* is compressed; raise where the name of the file says otherwise."""
+def _opener_of(path: Path, raw: bytes) -> Opener | None:
+    """Return what opens *raw*, if it is compressed; raise where its name says otherwise."""
     suffix = path.suffix.lower()
     for packing in PACKINGS:
         if raw.startswith(packing.magic):
-            if packing.unpack is None:
+            if packing.open is None:
                 raise DataInvalid(
                     f"{path} is compressed with {packing.name}: unpack it to one of "
                     f"{known_suffixes()}."
@@ -400,43 +403,27 @@ def _packing_of(path: Path, raw: bytes) -> Compression | None:
                     f"{path} is {packing.name} by its first bytes and {suffix or 'nothing'} by its "
                     f"name: rename it to end in {packing.suffix}."
                 )
-            return packing
+            return packing.open
         if suffix == packing.suffix:
             raise _not_as_named(path, packing.suffix)
     return None
 
 
-def _gunzip(path: Path, raw: bytes) -> tuple[str, bytes]:
-    try:
-        name = path.name.lower().removesuffix(".gz")
-        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-            return name, _read_bounded(path, stream.read, packed=len(raw), has_lines=_is_text(name))
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise DataInvalid(f"{path} is damaged or cut short: fetch it again.") from None
+def _gunzipped(path: Path, raw: bytes) -> tuple[str, Callable[[int], bytes]]:
+    return path.name.lower().removesuffix(".gz"), gzip.GzipFile(fileobj=io.BytesIO(raw)).read
 
 
-def _unzip(path: Path, raw: bytes) -> tuple[str, bytes]:
-    """Return name and content of the one data file in a zip archive."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            members = [
-                member
-                for member in archive.infolist()
-                if _format_of(member.filename.lower())
-                and not member.filename.startswith("__MACOSX")
-            ]
-            if len(members) != 1:
-                raise DataInvalid(
-                    f"{path} holds {len(members)} data files where one is wanted: unpack it and "
-                    "name the files."
-                )
-            with archive.open(members[0]) as stream:
-                name = members[0].filename.lower()
-                return name, _read_bounded(
-                    path, stream.read, packed=len(raw), has_lines=_is_text(name)
-                )
-    except ZIP_FAULTS:
-        raise DataInvalid(f"{path} is damaged or locked: fetch it again.") from None
+def _unzipped(path: Path, raw: bytes) -> tuple[str, Callable[[int], bytes]]:
+    """Return name and reader of the one data file in a zip archive, or of its only file."""
+    archive = zipfile.ZipFile(io.BytesIO(raw))
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX")]
+    members = [name for name in names if _format_of(name.lower())] or names
+    if len(members) != 1:
+        raise DataInvalid(
+            f"{path} holds {len(members)} data files where one is wanted: unpack it and name the "
+            "files."
+        )
+    return members[0].lower(), archive.open(members[0]).read
 
 
 def _is_text(name: str) -> bool:
@@ -460,16 +447,16 @@ def _read_bounded(
         size += len(part)
         if size > limit:
             raise DataInvalid(
-                f"{path} is larger than {limit // 2**20:,} MiB, or unpacks to more: candles "
-                "do not; look at what it holds, and split it if it is right."
+                f"{path} is larger than {limit // 2**20:,} MiB, or unpacks to more than is "
+                "read: look at what it holds, and split it if it is right."
             )
         if has_lines:
             end = max(part.rfind(b"\n"), part.rfind(b"\r"))
             line = line + len(part) if end < 0 else len(part) - end
             if line > LINE_LIMIT:
                 raise DataInvalid(
-                    f"{path} has a line of more than {LINE_LIMIT // 2**20} MiB, which is no row of "
-                    "candles: look at what it holds."
+                    f"{path} has a line of more than {LINE_LIMIT // 2**20} MiB, which is no row: "
+                    "look at what it holds."
                 )
         parts.append(part)
     return b"".join(parts)
@@ -486,7 +473,7 @@ def _json_document(path: Path, raw: bytes) -> object:
     try:
         # Numbers stay text, so that no decimal passes through a double.
         document: Any = msgspec.json.Decoder(float_hook=str).decode(_utf8(path, raw))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataInvalid(f"{path} is not JSON ({error}): check the file.") from None
     return document
 
@@ -509,22 +496,22 @@ def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 -
     if isinstance(document, Mapping) and len(wrapped) == 1:
         name, document = wrapped[0]
         symbol = symbol_text(name) if "/" in name else ""
+    names: list[str] | None = None
     if isinstance(document, Mapping):
-        columns = {str(name): values for name, values in document.items()}
-        lengths = {len(values) for values in columns.values() if isinstance(values, list)}
-        if len(lengths) != 1 or not all(isinstance(v, list) for v in columns.values()):
+        columns = list(document.values())
+        lengths = {len(values) for values in columns if isinstance(values, list)}
+        if len(lengths) != 1 or not all(isinstance(values, list) for values in columns):
             raise _unknown_json(path)
-        names = distinct(path, list(columns))
-        return table_of_rows(path, list(zip(*columns.values(), strict=True)), names)
-    if not isinstance(document, list):
+        names, document = list(map(str, document)), list(zip(*columns, strict=True))
+    elif not isinstance(document, list):
         raise _unknown_json(path)
-    if document and all(isinstance(row, Mapping) for row in document):
-        keys = list(document[0])
-        rows = [[row.get(key) for key in keys] for row in document]
-        return replace(table_of_rows(path, rows, distinct(path, keys)), symbol=symbol)
-    if not all(isinstance(row, list) and row for row in document):
+    elif document and all(isinstance(row, Mapping) for row in document):
+        names = list(document[0])
+        document = [[row.get(name) for name in names] for row in document]
+    elif not all(isinstance(row, list) and row for row in document):
         raise _unknown_json(path)
-    return replace(table_of_rows(path, document), symbol=symbol)
+    table = table_of_rows(path, document, None if names is None else distinct(path, names))
+    return replace(table, symbol=symbol or table.symbol)
 
 
 def _lists_of_rows(document: object, depth: int = 0) -> Iterator[tuple[str, list[Any]]]:
@@ -567,7 +554,7 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
         reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
     if not table.num_rows:
-        raise DataInvalid(f"{path} is empty: give a file with candles.")
+        raise DataInvalid(f"{path} is empty: give one with rows.")
     return RawTable(path, columns, np.arange(1, table.num_rows + 1), "row")
 
 
@@ -601,8 +588,8 @@ FORMATS: Final[dict[str, Format]] = {
 """Every kind of candle file, by the name that ``--format`` takes."""
 
 PACKINGS: Final = (
-    Compression("gzip", ".gz", b"\x1f\x8b", _gunzip),
-    Compression("zip", ".zip", b"PK\x03\x04", _unzip),
+    Compression("gzip", ".gz", b"\x1f\x8b", _gunzipped),
+    Compression("zip", ".zip", b"PK\x03\x04", _unzipped),
     Compression("Zstandard", ".zst", b"\x28\xb5\x2f\xfd"),
     Compression("bzip2", ".bz2", b"BZh"),
     Compression("xz", ".xz", b"\xfd7zXZ"),

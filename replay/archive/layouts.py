@@ -1,6 +1,7 @@
 """Vendors' layouts: which column of a ``RawTable`` is what.
 
-A layout is one entry of ``LAYOUTS``: what its first rows name, or what becomes of its columns.
+A layout is one entry of ``HEADS``: what its first rows name, or of ``LAYOUTS``: what becomes of its
+columns.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,9 @@ from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.columns import (
     CellInvalidError,
     Column,
-    join_date_and_time,
     join_digits,
     parse,
+    texts_of,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
@@ -240,9 +241,10 @@ def meanings(names: Sequence[str], *, symbol: str | None) -> dict[str, str]:
     return columns
 
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 HEADER_LINES: Final = 3
 """The most rows that name columns."""
-OHLCV: Final = (TIME, "open", "high", "low", "close", "volume")
 GROUPED: Final = re.compile(rb"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
 THOUSANDS: Final = re.compile(rb"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 SHORTENED: Final = re.compile(rb"([+-]?\d+(?:\.\d+)?)([KMBkmb])")
@@ -288,6 +290,20 @@ class RawTable:
             f"{self.place(error.row)}: {name} {error.what}; correct or remove the row."
         )
 
+    def checked(
+        self, name: str, read: Callable[Given, Result], *given: Given.args, **keys: Given.kwargs
+    ) -> Result:
+        """Return what *read* makes of column *name*; its ``CellInvalidError`` as ``refuse``."""
+        try:
+            return read(*given, **keys)
+        except CellInvalidError as error:
+            raise self.refuse(error, name) from None
+
+    def select(self, rows: npt.NDArray[Any]) -> RawTable:
+        """Return the rows at these places, or of this mask."""
+        columns = {name: cells[rows] for name, cells in self.columns.items()}
+        return replace(self, columns=columns, lines=self.lines[rows])
+
 
 class TableHead(NamedTuple):
     """What the first rows say: the columns' names, how many rows they take, and a symbol."""
@@ -301,23 +317,10 @@ Rows = Sequence[Sequence[str]]
 """The cells of a file's first rows, at most ``HEADER_LINES``."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a maker writes candles, where that is no header of columns with known names.
-
-    ``head`` returns what the first rows of its files say, ``plain`` its table with columns named as
-    ``MEANINGS`` names them; both return None where the file is not of this layout.
-    """
-
-    maker: str
-    head: Callable[[Rows], TableHead | None] = lambda _rows: None
-    plain: Callable[[RawTable], RawTable | None] = lambda _table: None
-
-
 def head_of(path: Path, rows: Rows) -> TableHead:
     """Read the head from a table's first *rows*; raise ``DataInvalid`` for an unknown layout."""
-    for layout in LAYOUTS.values():
-        if (head := layout.head(rows)) is not None:
+    for layout in HEADS:
+        if (head := layout(rows)) is not None:
             return head._replace(names=distinct(path, head.names, head.names))
     if is_header(rows[0]):
         return TableHead(distinct(path, rows[0]), 1)
@@ -365,8 +368,8 @@ def plain_table(table: RawTable, symbol: str | None, columns: Sequence[str] = ()
     ``ConfigInvalid`` where that is unclear.
     """
     table = _with_chosen(of_one_symbol(table, symbol), symbol, chosen_columns(columns))
-    for layout in LAYOUTS.values():
-        table = layout.plain(table) or table
+    for layout in LAYOUTS:
+        table = layout(table) or table
     return table
 
 
@@ -449,7 +452,7 @@ def _named(table: RawTable, field: str, name: str) -> str:
     if table.bare:
         raise DataInvalid(
             f"{table.path} has no names of columns, so none is {name}: name none for {field}, or "
-            f"add a first line such as {','.join(OHLCV)}."
+            f"add a first line such as {','.join(REQUIRED)}."
         )
     by_name = {column.rpartition(SAME)[2]: column for column in table.columns}
     meant = by_name.get(name) or by_name.get(normalise(name))
@@ -472,8 +475,7 @@ def own_symbols(table: RawTable) -> tuple[str, ...]:
     for name in SYMBOL_COLUMNS:
         cells = table.columns.get(name)
         if not symbols and cells is not None and cells.dtype.kind == "S":
-            texts = np.unique(cells).tolist()
-            symbols = {symbol_text(bytes(text).decode("utf-8", "replace")) for text in texts}
+            symbols = {symbol_text(text) for text in texts_of(np.unique(cells))}
     return tuple(sorted(symbols - {""}))
 
 
@@ -537,9 +539,9 @@ def of_one_symbol(table: RawTable, symbol: str | None) -> RawTable:
         }
         return _without_empty(replace(table, columns=columns, notes=(*table.notes, note)))
     named = next(name for name in SYMBOL_COLUMNS if name in table.columns)
-    texts = [bytes(cell).decode("utf-8", "replace") for cell in table.columns[named].tolist()]
+    texts = texts_of(table.columns[named])
     mine = np.array([symbol_text(text) == symbol for text in texts], dtype=np.bool_)
-    return _rows(replace(table, notes=(*table.notes, note)), mine)
+    return replace(table, notes=(*table.notes, note)).select(mine)
 
 
 def _without_empty(table: RawTable) -> RawTable:
@@ -549,12 +551,7 @@ def _without_empty(table: RawTable) -> RawTable:
         for name, cells in table.columns.items()
         if name in FIGURES and cells.dtype.kind == "S"
     ]
-    return _rows(table, ~np.logical_and.reduce(empty)) if empty else table
-
-
-def _rows(table: RawTable, mine: npt.NDArray[np.bool_]) -> RawTable:
-    columns = {name: cells[mine] for name, cells in table.columns.items()}
-    return replace(table, columns=columns, lines=table.lines[mine])
+    return table.select(~np.logical_and.reduce(empty)) if empty else table
 
 
 # ---------------------------------------------------------------- layouts
@@ -694,7 +691,7 @@ def _closed(table: RawTable) -> RawTable | None:
         is_flag = bool((is_closed | np.isin(texts, [b"0", b"false"])).all())
         if is_flag and is_closed.any() and not is_closed.all():
             note = f"{int((~is_closed).sum()):,} candles that were not closed left out"
-            return _rows(replace(table, notes=(*table.notes, note)), is_closed)
+            return replace(table, notes=(*table.notes, note)).select(is_closed)
     return None
 
 
@@ -706,14 +703,12 @@ def _date_and_time(table: RawTable) -> RawTable | None:
     date, clock = table.columns.get("date"), table.columns.get("time")
     if date is None or clock is None or not date.dtype.kind == clock.dtype.kind == "S":
         return None
-    first = bytes(clock[0]).decode("utf-8", "replace").strip()
+    first = texts_of(clock[:1])[0]
+    dates, clocks = date.astype(np.bytes_), clock.astype(np.bytes_)
     if MOMENT_OF_DAY.fullmatch(first):
-        joined = join_date_and_time(date.astype(np.bytes_), clock.astype(np.bytes_))
+        joined = np.char.add(np.char.add(dates, b" "), clocks)
     elif DIGITS_OF_DAY.fullmatch(first):
-        try:
-            joined = join_digits(date.astype(np.bytes_), clock.astype(np.bytes_))
-        except CellInvalidError as error:
-            raise table.refuse(error, "the open time") from None
+        joined = table.checked("the open time", join_digits, dates, clocks)
     else:
         return None
     others = {name: cells for name, cells in table.columns.items() if name not in {"date", "time"}}
@@ -725,46 +720,36 @@ def _tick_volume(table: RawTable) -> RawTable | None:
     volume = meanings(list(table.columns), symbol=None).get("volume", "tickvol")
     if "tickvol" not in table.columns or volume == "tickvol":
         return None
-    try:
-        traded = parse(table.columns[volume]).mantissa.any()
-    except CellInvalidError as error:
-        raise table.refuse(error, "volume") from None
-    if traded:
+    if table.checked("volume", parse, table.columns[volume]).mantissa.any():
         return None
     columns = {name: cells for name, cells in table.columns.items() if name != volume}
     note = "volume is the number of ticks, as the file's own volume is zero throughout"
     return replace(table, columns=columns, notes=(*table.notes, note))
 
 
-LAYOUTS: Final[dict[str, Layout]] = {
-    "metatrader": Layout(
-        "MetaTrader 4, without a header",
-        head=_without_header(
-            ("date", "time", "open", "high", "low", "close", "tickvol", "vol", "spread"),
-            _is_metatrader,
-        ),
+HEADS: Final[tuple[Callable[[Rows], TableHead | None], ...]] = (
+    _without_header(  # MetaTrader 4
+        ("date", "time", "open", "high", "low", "close", "tickvol", "vol", "spread"),
+        _is_metatrader,
     ),
-    "binance": Layout(
-        "Binance Vision, without a header",
-        head=_without_header(
-            (*OHLCV, "close_time", "quote_volume", *(f"other_{place}" for place in range(4))),
-            lambda cells: len(cells) in {11, 12},
-        ),
+    _without_header(  # Binance Vision
+        (*REQUIRED, "close_time", "quote_volume", *(f"other_{place}" for place in range(4))),
+        lambda cells: len(cells) in {11, 12},
     ),
-    "ccxt": Layout(
-        "ccxt, Bybit and freqtrade, without a header",
-        head=_without_header((*OHLCV, "turnover"), lambda cells: len(cells) in {6, 7}),
+    _without_header(  # ccxt, Bybit and freqtrade
+        (*REQUIRED, "turnover"), lambda cells: len(cells) in {6, 7}
     ),
-    "funding": Layout(
-        "funding rates, without a header",
-        head=_without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),
-    ),
-    "yfinance": Layout("yfinance", head=_yfinance_head),
-    "decimal-commas": Layout("decimal commas, beside another delimiter", plain=_decimal_commas),
-    "thousands": Layout("commas between thousands, K, M and B", plain=_thousands),
-    "okx": Layout("OKX: contracts beside coins", plain=_volume_of_coins),
-    "closed": Layout("candles with a mark of those that are closed", plain=_closed),
-    "date-and-time": Layout("MetaTrader and Stooq: date and time apart", plain=_date_and_time),
-    "tick-volume": Layout("MetaTrader: ticks where volume is zero", plain=_tick_volume),
-}
-"""Every layout, in the order in which they are tried; all that fit are applied."""
+    _without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),
+    _yfinance_head,
+)
+"""What first rows mean that are no header of columns with known names; None of other layouts."""
+
+LAYOUTS: Final[tuple[Callable[[RawTable], RawTable | None], ...]] = (
+    _decimal_commas,
+    _thousands,
+    _volume_of_coins,
+    _closed,
+    _date_and_time,
+    _tick_volume,
+)
+"""What makes a table's columns those that ``MEANINGS`` names; all that fit are applied in turn."""

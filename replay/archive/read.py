@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from tracepaper.replay.archive.columns import (
     parse,
     plain_floats,
     round_to_fit,
+    texts_of,
 )
 from tracepaper.replay.archive.doubts import (
     MOST_WRONG,
@@ -58,7 +58,7 @@ from tracepaper.replay.archive.layouts import (
     split_argument,
     symbol_of_table,
 )
-from tracepaper.replay.archive.sessions import SessionsFor, common_sessions, counted_by, in_sessions
+from tracepaper.replay.archive.sessions import SessionsFor, in_sessions, on_common_sessions
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
@@ -122,23 +122,6 @@ def read_candles(
         sessions_for=sessions_for,
         is_named=named is not None,
     )
-
-
-def candles_of_table(
-    table: RawTable,
-    *,
-    symbol: str | None = None,
-    category: Category = Category.LINEAR,
-    columns: Sequence[str] = (),
-    sessions_for: SessionsFor | None = None,
-) -> Candles:
-    """Return the candles of *table*, which came from no file, as ``read_candles`` does.
-
-    The symbol is what its content names, else *symbol*.
-    """
-    found_symbol, notes = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
-    table = plain_table(table, found_symbol, columns)
-    return _candles(table, found_symbol, category, [*notes], sessions_for=sessions_for)
 
 
 def _candles(
@@ -225,10 +208,7 @@ def read_many(
         )
         for path in paths
     ]
-    if sessions_for is not None:
-        sessions = common_sessions(parts, sessions_for)
-        parts = [counted_by(part, sessions) for part in parts]
-    return merge_candles(parts)
+    return merge_candles(parts if sessions_for is None else on_common_sessions(parts, sessions_for))
 
 
 def _fields(table: RawTable, symbol: str) -> dict[str, str]:
@@ -255,25 +235,22 @@ def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArra
             if zone != "local_time"
             else f"{table.path} has local times without an offset: export it in UTC (GMT)."
         )
-    try:
-        times, doubts = epoch_ms(column)
-    except CellInvalidError as error:
-        raise table.refuse(error, "the open time") from None
+    times, doubts = table.checked("the open time", epoch_ms, column)
     notes += doubts
     return times
 
 
 def reject_zone(table: RawTable) -> None:
     """Raise ``DataInvalid`` where something beside times without an offset names another zone."""
-    zones = [table.zone]
+    zones = [table.zone.strip()]
     for name in ZONE_COLUMNS:
         cells = table.columns.get(name)
         if cells is not None and cells.dtype.kind == "S":
-            zones += [bytes(cell).decode("utf-8", "replace") for cell in np.unique(cells).tolist()]
+            zones += texts_of(np.unique(cells))
     for zone in zones:
-        if zone.strip().upper() not in UTC_NAMES:
+        if zone.upper() not in UTC_NAMES:
             raise DataInvalid(
-                f"{table.path} has times of {zone.strip()} without an offset: export it in UTC "
+                f"{table.path} has times of {zone} without an offset: export it in UTC "
                 "(GMT), or name the calendar of its exchange."
             )
 
@@ -284,19 +261,9 @@ UTC_NAMES: Final = frozenset({"", "UTC", "GMT", "Z", "ETC/UTC", "ETC/GMT", "ZULU
 
 def _prices(table: RawTable, fields: dict[str, str]) -> dict[str, Decimals]:
     """Return the four price columns at one scale, the fewest decimals that hold all."""
-    prices = {}
-    for name in PRICES:
-        try:
-            prices[name] = parse(table.columns[fields[name]])
-        except CellInvalidError as error:
-            raise table.refuse(error, name) from None
+    prices = {name: table.checked(name, parse, table.columns[fields[name]]) for name in PRICES}
     places = max(column.places for column in prices.values())
-    for name, column in prices.items():
-        try:
-            prices[name] = column.rescale(places)
-        except CellInvalidError as error:
-            raise table.refuse(error, name) from None
-    return prices
+    return {name: table.checked(name, column.rescale, places) for name, column in prices.items()}
 
 
 def _is_empty(column: Column) -> bool:
@@ -311,8 +278,7 @@ def _without_blank(table: RawTable, fields: dict[str, str], notes: list[str]) ->
     if not blank.any() or blank.all():
         return table
     notes.append(f"{count_of(int(blank.sum()), 'row')} without a price left out, as holes")
-    columns = {name: cells[~blank] for name, cells in table.columns.items()}
-    return replace(table, columns=columns, lines=table.lines[~blank])
+    return table.select(~blank)
 
 
 def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
@@ -366,10 +332,10 @@ def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume
         return Decimals(np.zeros(column.size, dtype=np.int64), 0)
     try:
         return parse(column)
+    except CellTooLongError:
+        return _rounded(table, column, notes, meaning)
     except CellInvalidError as error:
-        if not isinstance(error, CellTooLongError):
-            raise table.refuse(error, meaning) from None
-    return _rounded(table, column, notes, meaning)
+        raise table.refuse(error, meaning) from None
 
 
 def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) -> Decimals:
@@ -378,10 +344,7 @@ def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) ->
     places = VOLUME_DECIMALS
     while places and largest * 10.0**places > INT64_MAX / 2:
         places -= 1
-    try:
-        rounded = round_to_fit(column, places)
-    except CellInvalidError as error:
-        raise table.refuse(error, meaning) from None
+    rounded = table.checked(meaning, round_to_fit, column, places)
     notes.append(f"{meaning} has more digits than 64 bits hold, rounded to {places} decimals")
     return rounded
 
@@ -571,18 +534,15 @@ def candles_of_frame(
         shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         raise DataInvalid(f"{NAME} has columns of different lengths ({shown}): give rows alone.")
     rows = np.arange(1, next(iter(sizes.values())) + 1)
+    table = refuse_unclear(RawTable(NAME, held, rows, "row"), columns)
     try:
-        return candles_of_table(
-            refuse_unclear(RawTable(NAME, held, rows, "row"), columns),
-            symbol=symbol,
-            category=category,
-            columns=columns,
-            sessions_for=sessions_for,
-        )
+        symbol, notes = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
     except SymbolUnknown:
         raise ConfigInvalid(
             'The frame does not name its symbol; write data={"BTCUSDT": frame}.'
         ) from None
+    table = plain_table(table, symbol, columns)
+    return _candles(table, symbol, category, [*notes], sessions_for=sessions_for)
 
 
 def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library

@@ -442,10 +442,7 @@ def _interval_hours(table: RawTable) -> IntArray | None:
     """Return the hours since the settlement before each, where the file says them."""
     if (cells := table.columns.get("funding_interval_hours")) is None:
         return None
-    try:
-        hours = parse(cells)
-    except CellInvalidError as error:
-        raise table.refuse(error, "funding_interval_hours") from None
+    hours = table.checked("funding_interval_hours", parse, cells)
     if hours.places or (hours.mantissa <= 0).any():
         return None  # no whole hours: the times say more
     return hours.mantissa
@@ -460,16 +457,10 @@ def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
             f"{table.path} has no column open_time or funding_rate (found "
             f"{', '.join(table.columns)}): name its columns so."
         )
-    name = "the time"
-    try:
-        times, _ = epoch_ms(table.columns[time_name])
-        name = "funding_rate"
-        rates = parse(table.columns[rate_name])
-    except CellInvalidError as error:
-        raise table.refuse(error, name) from None
+    times, _ = table.checked("the time", epoch_ms, table.columns[time_name])
+    rates = table.checked("funding_rate", parse, table.columns[rate_name])
     wild = np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places)
     if wild.size:
-        raise table.refuse(
-            CellInvalidError(int(wild[0]), "is 100 % or more, so it is no rate"), name
-        )
+        error = CellInvalidError(int(wild[0]), "is 100 % or more, so it is no rate")
+        raise table.refuse(error, "funding_rate")
     return times, rates

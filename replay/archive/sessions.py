@@ -226,24 +226,24 @@ def _by_date(times: IntArray, calendar: Calendar) -> IntArray:
     return np.where(calendar.opens[at_open] == times, at_open, places)
 
 
-def common_sessions(candles: Sequence[Candles], sessions_for: SessionsFor) -> Sessions:
-    """Return the sessions by which all of *candles*, which have calendars, are counted.
+def on_common_sessions(candles: Sequence[Candles], sessions_for: SessionsFor) -> list[Candles]:
+    """Return *candles*, which have calendars, with the bars of the sessions that hold all of them.
 
-    Raises ``DataInvalid`` where their bars open in different ways.
+    Raises ``DataInvalid`` where their bars open in different ways, or one lies on none of these.
     """
-    first = candles[0]
-    anchor = _anchor(first)
-    for part in candles:
-        if _anchor(part) is not anchor:
+    first, (anchor, *others) = candles[0], map(_anchor, candles)
+    for part, other in zip(candles[1:], others, strict=True):
+        if other is not anchor:
             raise DataInvalid(
-                f"{first.path} opens its bars by the {anchor} and {part.path} by the "
-                f"{_anchor(part)}; give files of one kind."
+                f"{first.path} opens its bars by the {anchor} and {part.path} by the {other}; give "
+                "files of one kind."
             )
     sessions = sessions_for(
         min(int(part.open_time_ms[0]) for part in candles),
         max(int(part.open_time_ms[-1]) for part in candles),
     )
-    return msgspec.structs.replace(sessions, anchor=anchor)
+    sessions = msgspec.structs.replace(sessions, anchor=anchor)
+    return [_counted_by(part, sessions) for part in candles]
 
 
 def _anchor(candles: Candles) -> Anchor:
@@ -251,11 +251,7 @@ def _anchor(candles: Candles) -> Anchor:
     return candles.calendar.sessions.anchor
 
 
-def counted_by(candles: Candles, sessions: Sessions) -> Candles:
-    """Return *candles* with the bars of *sessions*, on which all of them must lie.
-
-    Raises ``DataInvalid`` for one that does not.
-    """
+def _counted_by(candles: Candles, sessions: Sessions) -> Candles:
     calendar = Calendar(sessions, candles.interval_ms)
     opens = calendar.opens[calendar.places(candles.open_time_ms)]
     wrong = np.flatnonzero(opens != candles.open_time_ms)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from tracepaper.daemon.bybit.book_frames import frame_of
+from tracepaper.daemon.bybit.order_book import frame_of
 from tracepaper.daemon.feed.book_follower import SILENT, BookFollower, ReadFrame, Silence, Watch
-from tracepaper.replay.archive.book_events import EventsFile
-from tracepaper.replay.archive.order_book import DepthSource
-from tracepaper.replay.backtest.tracks import Scale, scale_of
+from tracepaper.replay.archive.books import RecordedDepth
+from tracepaper.replay.archive.events import EventsFile
+from tracepaper.replay.backtest.tracks import Scale, depth_scales, scale_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import (
@@ -100,7 +100,7 @@ class EventsSource:
                 "one by `tracepaper data record --events`."
             )
         self.first_ms, self.last_ms = first, last
-        self.torn = file.torn_sentence()
+        self.torn = file.torn
         self.sha256: Final = file.sha256
 
     def gaps(self) -> tuple[int, int]:
@@ -178,9 +178,9 @@ class SampledSource:
     is_sampled = True
     torn = ""
 
-    def __init__(self, depth: DepthSource) -> None:
+    def __init__(self, depth: RecordedDepth) -> None:
         self._depth = depth
-        self.instrument_id = depth.header.instrument
+        self.instrument_id = depth.header.instrument.id
         self.first_ms, self.last_ms = int(depth.times[0]), int(depth.times[-1])
 
     def gaps(self) -> tuple[int, int]:
@@ -192,13 +192,7 @@ class SampledSource:
     def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
         """Yield every book as a snapshot, a gap before each that does not go on."""
         depth = self._depth
-        header, units = depth.header, depth.units
-        price = scale_of(
-            units.price, header.price_decimals, instrument.price_decimals, "prices", "--depth"
-        )
-        size = scale_of(
-            units.size, header.quantity_decimals, instrument.quantity_decimals, "sizes", "--depth"
-        )
+        price, size = depth_scales(depth, instrument)
         causes = dict(zip(depth.starts.tolist(), depth.causes, strict=True))
         for start in range(0, len(depth.times), SAMPLED_BOOKS):
             books = depth.part(start, min(start + SAMPLED_BOOKS, len(depth.times)))

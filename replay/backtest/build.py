@@ -332,7 +332,8 @@ def build(
         period_start_ms=feed.period_start_ms,
         warnings=(
             *warnings,
-            *(source.torn.rstrip(".") for source in (*data.depth, *data.events) if source.torn),
+            *(part.torn.rstrip(".") for part in data.depth if part.torn),
+            *(source.torn.rstrip(".") for source in data.events if source.torn),
             *missing,
             *fitted,
             *chain.from_iterable(

@@ -12,8 +12,8 @@ import numpy as np
 
 from tracepaper.daemon.config.loading import load_with_origins
 from tracepaper.replay.archive import Candles, FundingRates, slice_candles
+from tracepaper.replay.archive.books import RecordedDepth
 from tracepaper.replay.archive.corporate_actions import ActionRow
-from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor
 from tracepaper.replay.backtest.book_feed import FillSource
 from tracepaper.replay.backtest.run_spec import RunSpec
@@ -30,7 +30,7 @@ class MarketData:
     funding: Sequence[FundingRates] = ()
     actions: Sequence[ActionRow] = ()  # splits and dividends
     frames: Sequence[Candles] = ()  # of higher timeframes, from before the candles
-    depth: Sequence[DepthSource] = ()  # order books, of which those until a bar's close are read
+    depth: Sequence[RecordedDepth] = ()  # order books, of which those until a bar's close are read
     events: Sequence[FillSource] = ()  # of order books that fill orders
 
     @classmethod

@@ -30,8 +30,8 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Given, Sections
     from tracepaper.replay.archive import Candles, FundingRates
+    from tracepaper.replay.archive.books import RecordedDepth
     from tracepaper.replay.archive.corporate_actions import ActionRow
-    from tracepaper.replay.archive.order_book import DepthSource
     from tracepaper.replay.backtest.book_feed import FillSource
 
 
@@ -210,7 +210,7 @@ class MarketSpec:
         _inputs,
         argument="frame_data",
     )
-    depth: tuple[Path | DepthSource, ...] = option(DepthOption, ALL, _paths)
+    depth: tuple[Path | RecordedDepth, ...] = option(DepthOption, ALL, _paths)
     events: tuple[Path | FillSource, ...] = option(
         _files("--events", "Recorded events of a book; repeat."), ALL, _paths
     )

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.values import STOCK
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.candles import slice_candles
 from tracepaper.replay.archive.corporate_actions import ActionRow, actions_until, read_actions
-from tracepaper.replay.archive.order_book import DepthSource, RecordedDepth, StoredDepth
 from tracepaper.replay.archive.read import candles_of_frame
 from tracepaper.replay.archive.sessions import (
     SessionsFor,
-    common_sessions,
-    counted_by,
+    on_common_sessions,
     sessions_named,
 )
 from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource
@@ -85,10 +84,7 @@ def _read_candles(given: Sequence[CandleInput], reading: SourceReader) -> list[C
     if reading.market.asset == STOCK and sessions_for is None and calendar is not None:
         sessions_for = sessions_named(calendar)
     candles = [_candles(item, reading, sessions_for) for item in given]
-    if sessions_for is None:
-        return candles
-    sessions = common_sessions(candles, sessions_for)
-    return [counted_by(part, sessions) for part in candles]
+    return candles if sessions_for is None else on_common_sessions(candles, sessions_for)
 
 
 def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor | None) -> Candles:
@@ -184,40 +180,18 @@ def _read_actions(given: Sequence[Path | ActionRow], _reading: SourceReader) -> 
 # ---------------------------------------------------------------- order books
 
 
-def _read_depth(given: Sequence[Path | DepthSource], reading: SourceReader) -> list[DepthSource]:
-    books = [StoredDepth(item) if isinstance(item, Path) else item for item in given]
+def _read_depth(
+    given: Sequence[Path | RecordedDepth], reading: SourceReader
+) -> list[RecordedDepth]:
+    books = [read_depth(item) if isinstance(item, Path) else item for item in given]
     refuse_elsewhere(books, reading.candles, reading.spec.from_ms, reading.spec.until_ms)
     return books
 
 
-def _depth_until(given: Sequence[DepthSource], cutoff: Cutoff) -> list[RecordedDepth]:
-    """Leave out the later books; else their prices are tenfold, a thousand times as much asked."""
-    changed = []
-    for recorded in (source.loaded() for source in given):
-        books = recorded.books
-        count = int(np.searchsorted(books.seen_ms, cutoff.close_ms, side="right"))
-        if cutoff.cut:
-            starts = recorded.starts[recorded.starts < count]
-            kept, causes = books.part(0, count), recorded.causes[: len(starts)]
-            changed.append(replace(recorded, books=kept, starts=starts, causes=causes))
-            continue
-        price, size = books.price.copy(), books.size.copy()
-        price[count:] *= 10
-        size[count:, 1] *= 1_000
-        changed.append(replace(recorded, books=replace(books, price=price, size=size)))
-    return changed
-
-
-def _later_books(recorded: DepthSource, weeks: int) -> RecordedDepth:
-    whole, by_ms = recorded.loaded(), weeks * WEEK_MS
-    books = whole.books
-    moved = replace(books, seen_ms=books.seen_ms + by_ms, market_ms=books.market_ms + by_ms)
-    return replace(whole, books=moved)
-
-
-def _dearer_books(recorded: DepthSource, factor: int) -> RecordedDepth:
-    whole = recorded.loaded()
-    return replace(whole, books=replace(whole.books, price=whole.books.price * factor))
+def _depth_until(given: Sequence[RecordedDepth], cutoff: Cutoff) -> list[RecordedDepth]:
+    """Leave out the later books, or have nonsense in their place."""
+    what = "until_ms" if cutoff.cut else "known_ms"
+    return [recorded.changed(**{what: cutoff.close_ms}) for recorded in given]
 
 
 SOURCES: Final[Mapping[str, MarketSource]] = {
@@ -233,8 +207,8 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         read=_read_depth,
         tracks=depth_tracks,
         until=_depth_until,
-        shift=_later_books,
-        scale=_dearer_books,
+        shift=lambda books, weeks: books.changed(later_ms=weeks * WEEK_MS),
+        scale=lambda books, factor: books.changed(price_factor=factor),
         digest=lambda books: books.sha256,
     ),
     "candles": MarketSource(

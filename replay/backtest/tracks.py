@@ -16,10 +16,10 @@ import numpy as np
 
 from tracepaper.daemon.config.market import MarketSection
 from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
+from tracepaper.replay.archive.books import RecordedDepth
 from tracepaper.replay.archive.candles import Span, bars_of, resample
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.archive.corporate_actions import ActionRow, PlacedActions
-from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.series import missing_settlements
 from tracepaper.strategies.api.timeframes import frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -91,7 +91,7 @@ class Scale(NamedTuple):
 
 
 def _depths(
-    source: DepthSource,
+    source: RecordedDepth,
     cuts: Sequence[tuple[int, int, str]],
     levels: int,
     price: Scale,
@@ -104,30 +104,30 @@ def _depths(
         books = replace(read, price=price.of(read.price), size=size.of(read.size))
         at_ms = int(books.seen_ms[-1])
         yield packed_books(
-            header.instrument, books, every_ms=header.every_ms, cause=cause, seen_ms=at_ms
+            header.instrument.id, books, every_ms=header.every_ms, cause=cause, seen_ms=at_ms
         )
 
 
-def depth_tracks(given: Sequence[DepthSource], bars: BarSpan) -> list[Track]:
+def depth_tracks(given: Sequence[RecordedDepth], bars: BarSpan) -> list[Track]:
     """Return the order books, those until a bar's close before that bar."""
     closes_ms = {part.instrument: part.closes_ms for part in bars.candles}
     interval_ms = bars.candles[0].interval_ms
     cut = [
         depth_track(
             recorded,
-            bars.instruments[recorded.header.instrument],
-            closes_ms[recorded.header.instrument],
+            bars.instruments[recorded.header.instrument.id],
+            closes_ms[recorded.header.instrument.id],
             interval_ms,
             bars.lookback,
         )
         for recorded in given
-        if recorded.header.instrument in closes_ms
+        if recorded.header.instrument.id in closes_ms
     ]
     return [track for track in cut if track.times.size]
 
 
 def depth_track(
-    recorded: DepthSource,
+    recorded: RecordedDepth,
     instrument: Instrument,
     closes_ms: Integers,
     interval_ms: int,
@@ -140,7 +140,7 @@ def depth_track(
 
     Raises ``DataInvalid`` where the instrument cannot count its prices and sizes exactly.
     """
-    header, times, units = recorded.header, recorded.times, recorded.units
+    header, times = recorded.header, recorded.times
     begin_ms = int(closes_ms[0]) - interval_ms - lookback.books * header.every_ms
     begin = int(np.searchsorted(times, begin_ms, side="right"))
     stop = int(np.searchsorted(times, closes_ms[-1], side="right"))
@@ -154,10 +154,18 @@ def depth_track(
         for start in range(first, last, BLOCK_BOOKS):
             cause = causes.get(start, "") or (BEGUN if start == begin else "")
             cuts.append((start, min(start + BLOCK_BOOKS, last), cause))
-    price = scale_of(units.price, header.price_decimals, instrument.price_decimals, "prices")
-    size = scale_of(units.size, header.quantity_decimals, instrument.quantity_decimals, "sizes")
+    price, size = depth_scales(recorded, instrument)
     newest = np.array([stop - 1 for _, stop, _ in cuts], np.intp)
     return Track(times[newest], partial(_depths, recorded, cuts, lookback.levels, price, size))
+
+
+def depth_scales(recorded: RecordedDepth, instrument: Instrument) -> tuple[Scale, Scale]:
+    """Return how prices and sizes of *recorded* become those of *instrument*."""
+    of, units = recorded.header.instrument, recorded.units
+    return (
+        scale_of(units.price, of.price_decimals, instrument.price_decimals, "prices"),
+        scale_of(units.size, of.quantity_decimals, instrument.quantity_decimals, "sizes"),
+    )
 
 
 def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--depth") -> Scale:
@@ -174,7 +182,7 @@ def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--
 
 
 def refuse_elsewhere(
-    books: Sequence[DepthSource],
+    books: Sequence[RecordedDepth],
     candles: Sequence[Candles],
     from_ms: int | None = None,
     until_ms: int | None = None,
@@ -182,7 +190,7 @@ def refuse_elsewhere(
     """Raise ``DataInvalid`` for books of which none stood so within the candles of the period."""
     for recorded in books:
         for part in candles:
-            if part.instrument != recorded.header.instrument or not len(part):
+            if part.instrument != recorded.header.instrument.id or not len(part):
                 continue
             begin_ms = max(int(part.open_time_ms[0]), from_ms or 0)
             end_ms = int(part.closes_ms[-1])
@@ -196,7 +204,7 @@ def refuse_elsewhere(
                 )
 
 
-def with_depth(market: MarketSection, books: Sequence[DepthSource]) -> MarketSection:
+def with_depth(market: MarketSection, books: Sequence[RecordedDepth]) -> MarketSection:
     """Return *market* with levels and pace of *books* where it names none.
 
     Raises ``ConfigInvalid`` where a file has fewer levels, another pace or another symbol than
@@ -205,10 +213,10 @@ def with_depth(market: MarketSection, books: Sequence[DepthSource]) -> MarketSec
     named: set[str] = set()
     for recorded in books:
         header = recorded.header
-        category, _, symbol = header.instrument.partition(":")
-        if category != market.category or symbol not in market.symbols:
+        symbol = header.instrument.symbol
+        if header.instrument.category != market.category or symbol not in market.symbols:
             raise ConfigInvalid(
-                f"--depth holds books of {header.instrument}, and the run trades "
+                f"--depth holds books of {header.instrument.id}, and the run trades "
                 f"{market.category}:{', '.join(market.symbols)}; leave it out."
             )
         if symbol in named:

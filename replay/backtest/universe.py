@@ -13,7 +13,7 @@ import numpy as np
 
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.feed.client import TradedSymbol
-from tracepaper.daemon.feed.universe import change_of, next_choice_ms
+from tracepaper.daemon.session.universe import change_of, next_choice_ms
 from tracepaper.replay.archive import Candles
 from tracepaper.strategies.types.market import Instrument, UniverseChange
 from tracepaper.strategies.units import DAY_MS

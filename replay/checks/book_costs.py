@@ -15,9 +15,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.archive.book_events import NOT_RECORDED, EventsFile, is_events_file
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
+from tracepaper.replay.archive.events import NOT_RECORDED, EventsFile
 from tracepaper.replay.archive.executions import Execution
-from tracepaper.replay.archive.order_book import StoredDepth
+from tracepaper.replay.archive.recordings import recording_header
 from tracepaper.replay.checks.paper_fills import TakenOrder, orders_of
 from tracepaper.replay.checks.slippage import (
     FAR,
@@ -79,21 +80,17 @@ class RecordedBooks:
 
     def __init__(self, path: Path) -> None:
         """Open *path*; raise ``DataInvalid`` where it is no file of books."""
-        self._file = EventsFile(path) if is_events_file(path) else StoredDepth(path)
-        if isinstance(self._file, EventsFile):
-            of = self._file.header.instrument
-            self.instrument, decimals = of.id, (of.price_decimals, of.quantity_decimals)
-        else:
-            header = self._file.header
-            self.instrument = header.instrument
-            decimals = (header.price_decimals, header.quantity_decimals)
+        header = recording_header(path)
+        has_events = header is not None and not header.is_sampled
+        self._file = EventsFile(path) if has_events else read_depth(path)
+        of = self._file.header.instrument
+        self.instrument = of.id
+        decimals = of.price_decimals, of.quantity_decimals
         self._tick, self._step = (Fraction(1, 10**each) for each in decimals)
 
     @property
     def torn(self) -> str:
         """What is left out at the file's end, once all was read; empty where nothing is."""
-        if isinstance(self._file, EventsFile):
-            return self._file.torn_sentence()
         return self._file.torn
 
     def at(self, times: Sequence[int]) -> Iterator[BookLevels | str]:
@@ -114,7 +111,7 @@ class RecordedBooks:
         for at_ms in times:
             yield self._sample(self._file, at_ms)
 
-    def _sample(self, file: StoredDepth, at_ms: int) -> BookLevels | str:
+    def _sample(self, file: RecordedDepth, at_ms: int) -> BookLevels | str:
         row = int(np.searchsorted(file.times, at_ms))
         if row == len(file.times):
             return _OUTSIDE

@@ -18,13 +18,14 @@ import numpy as np
 
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor, TrueRange
 from tracepaper.replay.archive import Candles, read_candles
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.candles import bars_of, merge_candles
 from tracepaper.replay.archive.executions import Execution
-from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.types.decisions import Fill, Order, OrderStatus
-from tracepaper.strategies.types.market import Category, Instrument, Quote, Side
+from tracepaper.strategies.types.market import Instrument, Quote, Side
 
 LATENCY_MOST_MS: Final = 5_000
 """The longest latency that is tried."""
@@ -148,12 +149,12 @@ class BookFills:
     model = "quote"
 
     def __init__(self, books: Sequence[RecordedDepth]) -> None:
-        self._held: dict[str, list[RecordedDepth]] = defaultdict(list)
+        self._held: dict[str, list[tuple[RecordedDepth, Books]]] = defaultdict(list)
         self._instruments: dict[str, Instrument] = {}
         for part in books:
-            category, _, symbol = part.header.instrument.partition(":")
-            self._held[symbol].append(part)
-            self._instruments[symbol] = _instrument_of(part, Category(category), symbol)
+            symbol = part.header.instrument.symbol
+            self._held[symbol].append((part, part.books))
+            self._instruments[symbol] = _instrument_of(part)
         self.symbols = frozenset(self._held)
         every = max((part.header.every_ms for part in books), default=LATENCY_STEP_LEAST_MS)
         step = max(every, LATENCY_STEP_LEAST_MS)
@@ -170,15 +171,16 @@ class BookFills:
         """
         at_ms = order.sent_ms + (latency_ms if order.created_ms is not None else 0)
         instrument = self._instruments[order.symbol]
-        for part in self._held[order.symbol]:
+        for part, books in self._held[order.symbol]:
             row = int(np.searchsorted(part.times, at_ms))
             if row == len(part.times) or int(part.times[row]) - at_ms >= part.header.every_ms:
                 continue
-            (bid, ask), (bids, asks) = part.books.price[row, :, 0], part.books.size[row, :, 0]
+            (bid, ask), (bids, asks) = books.price[row, :, 0], books.size[row, :, 0]
             if not (bids and asks):
                 continue
-            scale = 10 ** (instrument.price_decimals - part.header.price_decimals)
-            units = int(order.quantity.scaleb(part.header.quantity_decimals)) or 1
+            of = part.header.instrument
+            scale = 10 ** (instrument.price_decimals - of.price_decimals)
+            units = int(order.quantity.scaleb(of.quantity_decimals)) or 1
             quote = Quote(
                 instrument.id,
                 int(bid) * scale,
@@ -199,10 +201,10 @@ PaperFills = OpenFills | BookFills
 """Prices orders by paper's own rules: at opens of candles, or at recorded books."""
 
 
-def _instrument_of(part: RecordedDepth, category: Category, symbol: str) -> Instrument:
-    header, units = part.header, part.units
+def _instrument_of(part: RecordedDepth) -> Instrument:
+    of, units = part.header.instrument, part.units
     return Instrument(
-        category, symbol, symbol, "", header.price_decimals, header.quantity_decimals, 0, 0,
+        of.category, of.symbol, of.symbol, "", of.price_decimals, of.quantity_decimals, 0, 0,
         units.price, units.size, 0, 0, 0,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.feed.client import TradedSymbol
-from tracepaper.daemon.feed.universe import change_of, next_choice_ms
+from tracepaper.daemon.session.universe import change_of, next_choice_ms
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Run
 from tracepaper.strategies.types.market import Bar, Event, Instrument, Source, UniverseChange

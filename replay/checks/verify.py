@@ -21,11 +21,10 @@ from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import check_state
 from tracepaper.daemon.session.retraining import (
-    CandidateJudgement,
     is_better,
     level_of,
     one_sided,
-    verdict,
+    with_verdict,
 )
 from tracepaper.daemon.session.run_row import (
     NO_MODEL,
@@ -539,16 +538,7 @@ def _of_reason(event: RetrainingEnd, alpha: float) -> Iterator[Unlike]:
     """Check the sentence against the figures; one about a failed load may follow it."""
     if event.difference is None or event.p is None:
         return
-    judged = CandidateJudgement(
-        "",
-        event.running_sha256,
-        horizon=event.horizon,
-        days=event.days,
-        difference=event.difference,
-        error=event.error,
-        p=event.p,
-    )
-    _, due = verdict(judged, test=event.test, alpha=alpha)
+    due = with_verdict(event, test=event.test, alpha=alpha).reason
     is_lost = event.outcome is RetrainOutcome.FAILED  # better, and it could not be loaded
     begins = event.reason[: len(due)] if is_lost else event.reason
     if begins != due:

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tracepaper.daemon.bybit.order_book import DepthRequest
-    from tracepaper.replay.archive.book_events import EventsQuality
     from tracepaper.replay.archive.download import Outcome
-    from tracepaper.replay.archive.order_book import DepthQuality
+    from tracepaper.replay.archive.recordings import RecordingQuality
     from tracepaper.replay.archive.series import Quality, SeriesImport
 
 app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
@@ -106,8 +105,6 @@ def check(
 ) -> None:
     """Check files of candles, order books or events: what each holds, or why it is refused."""
     from tracepaper.replay.archive import read_candles
-    from tracepaper.replay.archive.book_events import is_events_file
-    from tracepaper.replay.archive.order_book import is_depth_file
     from tracepaper.replay.archive.series import quality
 
     given = _given(symbol, category, columns, format_, calendar)
@@ -115,12 +112,10 @@ def check(
     refused = 0
     for path in paths:
         try:
-            is_events = is_events_file(Path(path))
-            if is_events or is_depth_file(Path(path)):
-                books = _quality_of(Path(path), columns, events=is_events)
-                documents.append({"valid": True, **asdict(books)})
+            if (recorded := _recorded(Path(path), columns)) is not None:
+                documents.append({"valid": True, **asdict(recorded)})
                 if not json:
-                    typer.echo("\n".join(_recorded_lines(books)))
+                    typer.echo("\n".join(_recorded_lines(recorded)))
                 continue
             file_quality = quality(read_candles(path, **given))
         except DataInvalid as error:
@@ -343,7 +338,7 @@ def record(
         typer.echo(message, err=True)
     if service is not None:
         return  # reading a long file takes a while
-    qualities = [_quality_of(path, events=events) for path in wanted]
+    qualities = [quality for path in wanted if (quality := _recorded(path)) is not None]
     if json:
         print_json(
             [asdict(quality) for quality in qualities]
@@ -354,16 +349,17 @@ def record(
     typer.echo("\n".join(line for quality in qualities for line in _recorded_lines(quality)))
 
 
-def _quality_of(
-    path: Path, columns: Sequence[str] | None = None, *, events: bool
-) -> DepthQuality | EventsQuality:
-    """Summarise what a recorder wrote to *path*, which has no *columns* to choose."""
-    from tracepaper.replay.archive.book_events import events_quality
-    from tracepaper.replay.archive.order_book import depth_quality
+def _recorded(path: Path, columns: Sequence[str] | None = None) -> RecordingQuality | None:
+    """Summarise the recording at *path*, which has no *columns*; return None for other files."""
+    from tracepaper.replay.archive.books import BooksFile
+    from tracepaper.replay.archive.events import EventsFile
+    from tracepaper.replay.archive.recordings import recording_header
 
+    if (header := recording_header(path)) is None:
+        return None
     if columns:
         raise DataInvalid(f"{path} holds an order book without columns; leave --columns out.")
-    return events_quality(path) if events else depth_quality(path)
+    return (BooksFile if header.is_sampled else EventsFile)(path).quality()
 
 
 def _record_frames(
@@ -374,7 +370,7 @@ def _record_frames(
     A *category* chooses among the frames where the session holds several.
     """
     from tracepaper.daemon.config.loading import load
-    from tracepaper.replay.archive.download import ReceivedFrame, sample_frames
+    from tracepaper.replay.archive.download import sample_frames
     from tracepaper.replay.exchange.recorded import read_recording
 
     session = read_recording(frames, category)
@@ -383,7 +379,7 @@ def _record_frames(
     topics = [topic, f"publicTrade.{request.symbol}"] if request.events else [topic]
     item = next(each for each in session.instruments() if each["symbol"] == request.symbol)
     return sample_frames(
-        (ReceivedFrame(each.received_ms, each.body) for each in session.frames(*topics)),
+        ((each.received_ms, each.body) for each in session.frames(*topics)),
         item,
         request,
         out,
@@ -392,18 +388,17 @@ def _record_frames(
     )
 
 
-def _recorded_lines(quality: DepthQuality | EventsQuality) -> list[str]:
+def _recorded_lines(quality: RecordingQuality) -> list[str]:
     """Describe what a recorder wrote, in lines."""
-    from tracepaper.replay.archive.order_book import DepthQuality
     from tracepaper.strategies.units import iso
 
-    if isinstance(quality, DepthQuality):
+    if not quality.topics:
         what = f"{quality.levels} levels a side each {quality.every_ms:,} ms"
-        count, each = f"{quality.books:,} books", f"{quality.bytes_a_book or 0:,.0f} a book"
+        count, each = f"{quality.books:,} books", f"{quality.bytes_each or 0:,.0f} a book"
         more = []
     else:
         what = " and ".join(quality.topics)
-        each = f"{quality.bytes_an_event or 0:,.1f} an event (a changed level or a trade)"
+        each = f"{quality.bytes_each or 0:,.1f} an event (a changed level or a trade)"
         count = f"{quality.frames:,} frames"
         late = (
             f"{quality.late_p50_ms or 0:,.0f} ms (median) and {quality.late_p99_ms or 0:,.0f} (p99)"
@@ -427,7 +422,7 @@ def _recorded_lines(quality: DepthQuality | EventsQuality) -> list[str]:
             f"  {quality.bytes:,} bytes, {each}",
             f"  {len(quality.gaps)} gaps{_listed(gaps, len(quality.gaps))}",
         ]
-    if isinstance(quality, DepthQuality) and quality.thin:
+    if quality.thin:
         lines.append(f"  {quality.thin:,} books lack levels on a side")
     return lines + ([f"  {quality.torn}"] if quality.torn else [])
 

@@ -327,7 +327,7 @@ def retrain(
     elif json:
         print_json(judgement)
     else:
-        for sentence in _sentences(judgement, float(given.retrain.alpha)):
+        for sentence in _sentences(judgement):
             typer.echo(sentence)
 
 
@@ -382,25 +382,18 @@ def _request(
 
 
 def _judged(retraining: Retraining, number: int, alpha: float) -> CandidateJudgement:
-    from msgspec.structs import replace
-
-    from tracepaper.daemon.session.retraining import level_of
+    from tracepaper.daemon.session.retraining import with_verdict
     from tracepaper.replay.learning.retraining import retrain as trained
 
     judgement = trained(retraining, say=tell)
-    if not judgement.is_judged:
-        return judgement
-    return replace(judgement, test=number, level=level_of(alpha, number))
+    return with_verdict(judgement, test=number, alpha=alpha) if judgement.is_judged else judgement
 
 
-def _sentences(judgement: CandidateJudgement, alpha: float) -> list[str]:
-    from tracepaper.daemon.session.retraining import verdict
-
+def _sentences(judgement: CandidateJudgement) -> list[str]:
     if not judgement.is_judged:
         return [f"Nothing was judged: {judgement.reason}."]
-    outcome, reason = verdict(judgement, test=judgement.test, alpha=alpha)
     return [
-        f"{outcome.value.capitalize()}: {reason}.",
+        f"{judgement.outcome.value.capitalize()}: {judgement.reason}.",
         f"Candidate {judgement.candidate_sha256[:12]} lies in {judgement.candidate}.",
         (
             f"The running model is {judgement.running_sha256[:12]}; {judgement.bars:,} bars were "

@@ -23,7 +23,7 @@ from tracepaper.daemon.commands.options import tell
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.session.child import at_end_of_input
-from tracepaper.daemon.session.recorder import NICE, file_of
+from tracepaper.daemon.session.processes import NICE, file_of
 from tracepaper.daemon.session.shutdown import run_loop
 from tracepaper.replay.archive.download import record_live
 from tracepaper.strategies.errors import ConfigInvalid

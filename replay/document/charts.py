@@ -192,6 +192,27 @@ class Chart(Struct, frozen=True, omit_defaults=True):
     lines_first: int | None = None  # of the lines drawn last; others by a tap on the legend
 
 
+OWN_LINE: Final = LineLayer("", (), (), "accent", 2.2)
+WHOLE_LINE: Final = LineLayer("", (), (), "ink", 1.2, "dot")
+OTHER_LINE: Final = LineLayer("", (), (), "muted", 1.3)
+"""How the run's account, buy and hold with all the money, and other benchmarks are drawn."""
+SHADOW_STYLES: Final[tuple[tuple[ChartRole, float, LineDash], ...]] = (
+    ("shadow-1", 1.3, "dash"),
+    ("shadow-2", 1.3, "dashdot"),
+    ("shadow-3", 1.6, "dot"),
+)
+
+
+def shadow_line(place: int) -> LineLayer:
+    """Return how the shadow account of that place is drawn: each in a tone and a dash of its own.
+
+    Past the first three other dashes of the tones follow, then wider lines.
+    """
+    turn, at = divmod(place, len(SHADOW_STYLES))
+    _, width, dash = SHADOW_STYLES[(at + turn) % len(SHADOW_STYLES)]
+    return LineLayer("", (), (), SHADOW_STYLES[at][0], width + turn // len(SHADOW_STYLES), dash)
+
+
 def rounded(values: NDArray[np.float64] | Sequence[float], digits: int = 6) -> list[float | None]:
     """Return *values* to so many significant digits, to keep a page small; NaN becomes None."""
     return [None if math.isnan(value) else float(f"{value:.{digits}g}") for value in values]

@@ -234,7 +234,11 @@ def _table_part(part: Table) -> dict[str, Any]:
     }  # fmt: skip
     if part.shown is not None:
         content |= {"shown": part.shown, "newest": part.newest}
-    if part.turned:
+    if part.turned and part.rows:  # the figures are the rows
+        titles = [column["title"] for column in content["columns"]]
+        names, *values = zip(*content["rows"], strict=True)
+        content["columns"] = [{"title": name} for name in ("", *names)]
+        content["rows"] = [[title, *of] for title, of in zip(titles[1:], values, strict=True)]
         content["turned"] = True
     if part.look != "table":
         content["look"] = part.look

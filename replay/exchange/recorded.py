@@ -14,9 +14,7 @@ listing of the command and its page find it here.
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +26,9 @@ import numpy as np
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.book_events import EventsFile, is_events_file
+from tracepaper.replay.archive.events import EventsFile
+from tracepaper.replay.archive.formats import unpacked
+from tracepaper.replay.archive.recordings import recording_header
 from tracepaper.replay.exchange import answers, channels, quotes, reference
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
@@ -78,7 +78,6 @@ def listing() -> dict[str, dict[str, str]]:
     }
 
 
-GZIP_MAGIC: Final = b"\x1f\x8b"
 RECEIVED: Final = "recv"
 NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 SENT: Final = re.compile(rb"(\w+://\S+) (?:<->|<-|->) [0-9.]+")
@@ -227,7 +226,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
         try:
             entry = _entry(line)
             named = str(entry.get("addr", "")).rpartition("/")[2]
-            if entry.get("t") == "events":
+            if entry.get("t") == "recording":
                 named = entry["instrument"]["category"]
             if named in CATEGORIES:
                 addresses[str(entry.get("conn", ""))] = named
@@ -257,13 +256,9 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
 
 def _text_of(path: Path) -> bytes:
     """Return the lines of the file at *path*; of one that was being recorded, the whole ones."""
-    try:
-        if is_events_file(path):
-            return b"".join(content for content, _ in EventsFile(path).members())
-        packed = path.read_bytes()
-        return gzip.decompress(packed) if packed.startswith(GZIP_MAGIC) else packed
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataInvalid(f"{path} cannot be read ({error}): give a recorded session.") from None
+    if recording_header(path):
+        return b"".join(content for content, _ in EventsFile(path).members())
+    return unpacked(path)[1]
 
 
 def _entry(line: bytes) -> dict[str, Any]:

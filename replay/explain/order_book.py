@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import SIDES, Books, tokens_of
 from tracepaper.strategies.units import iso
@@ -84,23 +84,23 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     check_fits(recorded.header, card, path)
     config = network.config
     books = _until(recorded, path, at_ms, config.window).shallower(config.levels)
-    header = recorded.header
+    header, of = recorded.header, recorded.header.instrument
     sentences = card.get("honesty", {}).get("sentences", [])
     return BookMap.of(
-        header.instrument,
+        of.id,
         card,
         books,
         network.explain(torch.from_numpy(tokens_of(books))),
         config.horizons,
         every_ms=header.every_ms,
-        decimals=(header.price_decimals, header.quantity_decimals),
+        decimals=(of.price_decimals, of.quantity_decimals),
         says=(*sentences, *([recorded.torn] if recorded.torn else [])),
     )
 
 
 def _until(recorded: RecordedDepth, path: Path, at_ms: int | None, window: int) -> Books:
     """Return the books of the window that ends at *at_ms*, none from before a gap."""
-    times = recorded.books.seen_ms
+    times = recorded.times
     end = len(times) if at_ms is None else int(np.searchsorted(times, at_ms, side="right"))
     within = end and (at_ms is None or at_ms - int(times[end - 1]) < recorded.header.every_ms)
     if not within:
@@ -109,4 +109,4 @@ def _until(recorded: RecordedDepth, path: Path, at_ms: int | None, window: int) 
             f"{iso(int(times[-1]))}, with gaps that `tracepaper data check` lists."
         )
     start = int(recorded.starts[np.searchsorted(recorded.starts, end, side="left") - 1])
-    return recorded.books.part(max(start, end - window), end)
+    return recorded.part(max(start, end - window), end)

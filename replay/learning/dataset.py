@@ -25,7 +25,7 @@ from tracepaper.daemon.session.user_code import file_sha256
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
+from tracepaper.replay.archive.sessions import on_common_sessions, sessions_named
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import (
@@ -664,8 +664,7 @@ def _read(paths: Sequence[str], calendar: str | None, columns: Sequence[str]) ->
         read_candles(path, category=Category.STOCK, columns=columns, sessions_for=sessions_for)
         for path in paths
     ]
-    sessions = common_sessions(parts, sessions_for)
-    return [counted_by(part, sessions) for part in parts]
+    return on_common_sessions(parts, sessions_for)
 
 
 def _makes(part: Candles, intervals: Sequence[int]) -> bool:

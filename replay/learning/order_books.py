@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.order_book import DepthHeader
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.side_inputs import (
     DAYS_LEAST,
@@ -30,7 +30,6 @@ from tracepaper.replay.learning.splits import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import COLUMNS, Books, tokens_of
-from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import DAY_MS, iso
 
 SHARES: Final = (0.7, 0.8)
@@ -62,16 +61,15 @@ class BookPanel(Panel):
     """Books without a hole on a grid of ``every_ms``: bars of the doubled mid, in units of 1."""
 
     books: Books
-    header: DepthHeader
+    header: RecordingHeader
 
     @classmethod
-    def of(cls, books: Books, header: DepthHeader) -> Self:
+    def of(cls, books: Books, header: RecordingHeader) -> Self:
         """Return *books* as a panel of one."""
-        category, _, symbol = header.instrument.partition(":")
-        mid = books.doubled_mid
-        scale = header.every_ms, header.price_decimals, header.quantity_decimals, 0
+        mid, of = books.doubled_mid, header.instrument
+        scale = header.every_ms, of.price_decimals, of.quantity_decimals, 0
         prices = (mid, mid, mid, mid, np.zeros_like(mid))
-        candles = Candles("", Category(category), symbol, *scale, books.seen_ms, *prices, None)
+        candles = Candles("", of.category, of.symbol, *scale, books.seen_ms, *prices, None)
         values = np.empty((len(mid), 0), dtype=np.float32)
         segment = Segment(candles, mid.astype(np.float64), values, np.ones(len(mid)), 0)
         return cls((segment,), books=books, header=header)
@@ -98,7 +96,7 @@ class BookDataset(Dataset):
 
     sources: Sequence[BookFile]
     panels: Sequence[BookPanel]
-    header: DepthHeader
+    header: RecordingHeader
     torn_files: tuple[str, ...] = ()
     unit: ClassVar[str] = "books"
     bar: ClassVar[str] = "book"
@@ -106,7 +104,7 @@ class BookDataset(Dataset):
     @classmethod
     def of(
         cls,
-        header: DepthHeader,
+        header: RecordingHeader,
         stretches: Sequence[Books],
         horizons: Sequence[int],
         *,
@@ -174,17 +172,16 @@ class BookDataset(Dataset):
     @property
     def card(self) -> dict[str, Any]:
         """The sections of a card that say what was learnt from."""
-        header = self.header
-        category, _, symbol = header.instrument.partition(":")
+        header, of = self.header, self.header.instrument
         return {
             "features": FEATURES,
             "market": {
-                "symbols": [symbol],
-                "category": category,
+                "symbols": [of.symbol],
+                "category": of.category,
                 "interval": f"{header.every_ms} ms",
                 "every_ms": header.every_ms,
-                "price_decimals": header.price_decimals,
-                "quantity_decimals": header.quantity_decimals,
+                "price_decimals": of.price_decimals,
+                "quantity_decimals": of.quantity_decimals,
             },
             "data": {
                 "recorded_ms": self.recorded_ms,
@@ -248,10 +245,10 @@ def read_books(
         raise ConfigInvalid("--data FILE is missing; `tracepaper data record` makes one.")
     files = read_stored([*map(Path, paths)])
     header = files[0][1].header
-    if others := {file.header.instrument for _, file in files} - {header.instrument}:
+    if others := {file.header.instrument.id for _, file in files} - {header.instrument.id}:
         raise DataInvalid(
-            f"--data holds books of {header.instrument} and of {', '.join(sorted(others))}; give "
-            "files of one instrument, depth and pace."
+            f"--data holds books of {header.instrument.id} and of {', '.join(sorted(others))}; "
+            "give files of one instrument, depth and pace."
         )
     sources = [
         BookFile(
@@ -277,7 +274,7 @@ def read_books(
             )
     return BookDataset.of(
         header,
-        [books for _, file in files for books in file.loaded().stretches()],
+        [books for _, file in files for books in file.stretches()],
         horizons,
         sources=sources,
         torn=[file.torn for _, file in files if file.torn],
@@ -285,13 +282,13 @@ def read_books(
     )
 
 
-def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
+def check_fits(header: RecordingHeader, card: Mapping[str, Any], path: Path) -> None:
     """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
     market, levels = card["market"], card["architecture"]["levels"]
     wanted = f"{market['category']}:{market['symbols'][0]}"
-    if header.instrument != wanted:
+    if header.instrument.id != wanted:
         raise DataInvalid(
-            f"{path} holds books of {header.instrument}, and the model was fitted on {wanted}; "
+            f"{path} holds books of {header.instrument.id}, and the model was fitted on {wanted}; "
             "name a file of that."
         )
     if header.every_ms != market["every_ms"] or header.levels < levels:

@@ -27,6 +27,7 @@ from tracepaper.daemon.session.retraining import (
     CACHE,
     CANDIDATE,
     CandidateJudgement,
+    not_judged,
     one_sided,
     tidy,
     unlike,
@@ -110,7 +111,7 @@ def _retrained(retraining: Retraining, run: Run, say: Say) -> CandidateJudgement
                 f"A model that asks another symbol, {symbol}, is not retrained in service; train "
                 "one by `tracepaper train`, and start the run with it."
             )
-    judgement = CandidateJudgement("", running.sha256)
+    judgement = not_judged("", running.sha256)
     times = _times(paths, run, retraining.until_ms)
     until_ms = max(
         (int(opened_ms[-1]) + run.interval_ms for opened_ms in times.values() if len(opened_ms)),

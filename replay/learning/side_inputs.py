@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 
-from tracepaper.replay.archive.order_book import StoredDepth
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.storage.covariates import CovariateFile, read_covariates
 from tracepaper.strategies.book_features import (
     PREFIX,
@@ -65,16 +65,16 @@ def untrained_by(recorded_ms: int, sources: Collection[str]) -> list[str]:
     return reasons
 
 
-def read_stored(paths: Sequence[Path]) -> list[tuple[Path, StoredDepth]]:
+def read_stored(paths: Sequence[Path]) -> list[tuple[Path, RecordedDepth]]:
     """Read files of books of one depth and pace, oldest first.
 
     Raises ``DataInvalid`` for damage, for files that do not belong together, and for those of one
     instrument that overlap or count it in other units.
     """
     files = sorted(
-        ((path, StoredDepth(path)) for path in paths), key=lambda each: int(each[1].times[0])
+        ((path, read_depth(path)) for path in paths), key=lambda each: int(each[1].times[0])
     )
-    newest: dict[str, tuple[Path, StoredDepth]] = {}
+    newest: dict[str, tuple[Path, RecordedDepth]] = {}
     for path, file in files:
         (first, other), header = files[0], file.header
         if (header.levels, header.every_ms) != (other.header.levels, other.header.every_ms):
@@ -82,18 +82,19 @@ def read_stored(paths: Sequence[Path]) -> list[tuple[Path, StoredDepth]]:
                 f"{path} holds {header.words()}, and {first} {other.header.words()}; give files of "
                 "one depth and pace."
             )
-        before, older = newest.get(header.instrument, (path, None))
-        newest[header.instrument] = path, file
+        before, older = newest.get(header.instrument.id, (path, None))
+        newest[header.instrument.id] = path, file
         if older is None:
             continue
         if file.times[0] <= older.times[-1]:
             raise DataInvalid(
                 f"{before.name} and {path.name} hold books of the same time; leave one out."
             )
-        units = {(of.price_decimals, of.quantity_decimals) for of in (header, older.header)}
+        counted = (each.header.instrument for each in (file, older))
+        units = {(of.price_decimals, of.quantity_decimals) for of in counted}
         if len(units) > 1:
             raise DataInvalid(
-                f"{path} counts {header.instrument} in other units than {before.name}; the "
+                f"{path} counts {header.instrument.id} in other units than {before.name}; the "
                 "exchange changed its filters between them, so give files of one side of it."
             )
     return files
@@ -191,7 +192,7 @@ class DepthRows:
 
     _AT_ONCE: Final = 256
 
-    def __init__(self, files: Mapping[str, Sequence[StoredDepth]], reading: BookReading) -> None:
+    def __init__(self, files: Mapping[str, Sequence[RecordedDepth]], reading: BookReading) -> None:
         """Read *files* of each symbol, oldest first."""
         self.name: Final = ""
         self._files, self._reading = files, reading
@@ -212,7 +213,7 @@ class DepthRows:
                 times[place], values[place] = row
         return JoinedRows(times, values)
 
-    def _rows(self, file: StoredDepth, closes_ms: Ids) -> dict[int, tuple[int, Floats] | None]:
+    def _rows(self, file: RecordedDepth, closes_ms: Ids) -> dict[int, tuple[int, Floats] | None]:
         """Return the row of each close at which *file* has a book that is not too old."""
         places = np.searchsorted(file.times, closes_ms, side="right") - 1
         age_ms = closes_ms - file.times[places]
@@ -242,7 +243,7 @@ class BookInputs(SideInputs):
     """
 
     paths: tuple[Path, ...]
-    files: Mapping[str, Sequence[StoredDepth]]  # by symbol, oldest first
+    files: Mapping[str, Sequence[RecordedDepth]]  # by symbol, oldest first
     reading: BookReading
     source: DepthRows = field(compare=False)
     scale: CovariateScale | None = None
@@ -252,9 +253,9 @@ class BookInputs(SideInputs):
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Self:
         """Read *paths* as ``read_stored``."""
-        files: dict[str, list[StoredDepth]] = {}
+        files: dict[str, list[RecordedDepth]] = {}
         for _, file in read_stored(paths):
-            files.setdefault(file.header.instrument.partition(":")[2], []).append(file)
+            files.setdefault(file.header.instrument.symbol, []).append(file)
         reading = BookReading(file.header.levels, file.header.every_ms)
         return cls(tuple(paths), files, reading, DepthRows(files, reading))
 
@@ -283,7 +284,7 @@ class BookInputs(SideInputs):
         traded = {segment.candles.symbol: segment.candles.instrument for segment in segments}
         for symbol, group in self.files.items():
             for file in group:
-                if (books_of := file.header.instrument) != traded.get(symbol, books_of):
+                if (books_of := file.header.instrument.id) != traded.get(symbol, books_of):
                     raise DataInvalid(
                         f"--depth holds books of {books_of}, and the candles are of "
                         f"{traded[symbol]}; give books and candles of one market."

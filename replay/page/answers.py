@@ -11,6 +11,8 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from tracepaper.replay.document.charts import ChartRole, LineDash
+
 Number = float | None
 
 
@@ -98,6 +100,9 @@ class AccountFigures(Struct, frozen=True):
     equity: float
     total_return: float
     is_stored: bool = True  # else computed: buy and hold
+    tone: ChartRole = "muted"  # of its line, in every chart alike
+    width: float = 1.0
+    dash: LineDash = "solid"
     realized: Number = None
     unrealized: Number = None
     fees: Number = None

@@ -20,6 +20,8 @@ from tracepaper.strategies.gates.declared import warm
 
 CELLS_MAX: Final = 200_000
 """Cells of all instruments together; each has at most ``POINTS_MAX``."""
+LEVELS: Final = (1, 5, 15, 60, 240, 1_440, 10_080)
+"""Lengths of cells, in bars, that columns are held in."""
 VIEWS: Final = ("trades", "orders", "fills", "ledger")
 VIEW_ROWS_MAX: Final = 5_000
 NEWEST: Final = 24
@@ -108,24 +110,34 @@ class _RouteClient:
         self.run_id = run_id
         self._shelf = Databases([database])
 
-    def __call__(self, path: str, *, suffix: str = "", **query: str | float) -> Any:  # noqa: ANN401
-        """Hold the answer of *path*; of the query its name says the instrument alone."""
-        answer = self.answer(path, **query)
-        name = f"?instrument={quote(str(query['instrument']))}" if "instrument" in query else ""
-        self.hold(f"{path}{name}{suffix}", answer)
+    def __call__(self, path: str) -> Any:  # noqa: ANN401 - plain values
+        """Hold the answer of *path*."""
+        answer = self.answer(path)
+        self.hold(path, answer)
         return answer
 
-    def of_run(self, rest: str = "", **query: Any) -> Any:  # noqa: ANN401
+    def of_run(self, rest: str = "") -> Any:  # noqa: ANN401 - plain values
         """Hold the answer of *rest* of the run's own path."""
-        return self(f"/runs/{self.run_id}{rest}", **query)
+        return self(f"/runs/{self.run_id}{rest}")
 
     def answer(self, path: str, **query: str | float) -> Any:  # noqa: ANN401
         """Return the answer of *path*, as plain values."""
         call = match(path, {name: str(value) for name, value in query.items()})
         return _finite(msgspec.to_builtins(call.respond(self._shelf, lambda _share, _doing: None)))
 
-    def hold(self, path: str, answer: Answer) -> None:
-        self.answers[PREFIX + path] = answer
+    def hold(self, path: str, answer: Answer | list[Answer], instrument: str = "") -> None:
+        """Hold *answer*; of the query its name says the *instrument* alone."""
+        name = f"?instrument={quote(instrument)}" if instrument else ""
+        self.answers[PREFIX + path + name] = answer
+
+    def bounds_ms(self, instrument: str = "") -> tuple[int, int]:
+        """Return where the bars of *instrument*, by default of all, begin and end."""
+        columns = self._shelf.find(self.run_id).columns
+        names = [instrument] if instrument else list(columns.instruments)
+        bounds = [each for each in map(columns.bounds_ms, names) if each is not None]
+        return min((first for first, _ in bounds), default=0), max(
+            (end for _, end in bounds), default=0
+        )
 
     def decided(self) -> list[int]:
         """Return the sequence of every decision."""
@@ -152,25 +164,39 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
 
 
 def _columns(client: _RouteClient, run: Answer) -> list[Answer]:
-    """Hold the columns of every instrument; return each one's decisions.
-
-    A run of more bars than a file takes is held in longer cells, and its newest bars one by one.
-    """
+    """Hold the columns of every instrument in cells of several lengths; return its decisions."""
     names = [each["id"] for each in run["instruments"]]
     points = min(POINTS_MAX, max(ROWS_MAX, CELLS_MAX // max(1, len(names))))
     kinds = ["candles", "series"] + ["noted"] * bool(run["notes"])
-    newest = {"from_ms": (run["row"]["last_ms"] or 0) - (points - 3) * run["row"]["interval_ms"]}
     series = []
     wanted = [(kind, {"instrument": name}) for name in names for kind in kinds]
     for kind, query in [*wanted, ("equity", {})]:
-        held = client.of_run(f"/{kind}", points=points, **query)
-        _round(held)
-        if held["interval_ms"] > run["row"]["interval_ms"]:
-            held = client.of_run(f"/{kind}", points=points, suffix="#newest", **newest, **query)
-            _round(held)
+        path = f"/runs/{client.run_id}/{kind}"
+        levels = list(_levels(client, path, query, points, run["row"]["interval_ms"]))
+        client.hold(path, levels, **query)
         if kind == "series":
-            series.append(held)
+            series.append(levels[0])
     return series
+
+
+def _levels(
+    client: _RouteClient, path: str, query: dict[str, str], points: int, interval_ms: int
+) -> Iterator[Answer]:
+    """Yield columns in ever longer cells, of each length at most so many *points*, the newest.
+
+    ``from_ms`` is where a level begins, 0 of one that holds the whole run.
+    """
+    begin_ms, end_ms = client.bounds_ms(**query)
+    last_ms = 0
+    for cell_ms in (bars * interval_ms for bars in LEVELS):
+        from_ms = max(begin_ms, end_ms - (points - 3) * cell_ms)
+        count = max(2, math.ceil((end_ms - from_ms) / cell_ms) + 1)
+        level = client.answer(path, points=count, from_ms=from_ms, **query)
+        if level["interval_ms"] == last_ms:
+            return
+        last_ms = level["interval_ms"]
+        _round(level)
+        yield level | {"from_ms": from_ms if from_ms > begin_ms else 0}
 
 
 def _round(answer: Answer) -> None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import RESERVE, reserve_of
 from tracepaper.replay.checks.identity import counts
-from tracepaper.replay.document.charts import LineLayer, rounded
+from tracepaper.replay.document.charts import OWN_LINE, WHOLE_LINE, LineLayer, rounded
 from tracepaper.replay.document.values import (
     Figure,
     Form,
@@ -96,17 +96,14 @@ def _curves(shown: ShownRun, figures: list[answers.AccountFigures]) -> Iterator[
         yield Paragraph("No bar yet.", "note")
         return
     curves = []
-    for place, of in enumerate(figures):
+    for of in figures:
         if of.name not in columns.equity:
             continue
         equity = np.array(columns.equity[of.name], dtype=np.float64)
         low = np.array(columns.low.get(of.name, columns.equity[of.name]), dtype=np.float64)
-        line = charts.WHOLE_LINE if of.title == "buy and hold" else charts.OTHER_LINE
-        if of.is_stored:
-            line = charts.shadow_line(place - 1) if place else charts.OWN_LINE
         curves.append(
             charts.AccountCurve(
-                replace(line, name=of.title),
+                LineLayer(of.title, (), (), of.tone, of.width, of.dash),
                 equity / of.start - 1,
                 _lost(equity, np.minimum(low, equity)),
             )
@@ -243,9 +240,7 @@ def _both(left: ShownRun, right: ShownRun) -> Part:
     columns = [runs.equity(run, None, None, POINTS) for run in (left, right)]
     times = np.unique(np.concatenate([np.array(of.time_ms, dtype=np.int64) for of in columns]))
     curves, held = [], []
-    for run, of, line in zip(
-        (left, right), columns, (charts.OWN_LINE, charts.WHOLE_LINE), strict=True
-    ):
+    for run, of, line in zip((left, right), columns, (OWN_LINE, WHOLE_LINE), strict=True):
         at = np.searchsorted(times, np.array(of.time_ms, dtype=np.int64))
         equity, share = np.full((2, times.size), np.nan)
         equity[at], share[at] = of.equity[OWN], of.exposure

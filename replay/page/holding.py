@@ -11,7 +11,7 @@ import numpy as np
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing, joined
+from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing
 from tracepaper.replay.report.benchmarks import BOUGHT, HeldUnit, bought
 from tracepaper.replay.report.record import Bars
 from tracepaper.replay.run_columns import dividend_rate, funding_in_bars
@@ -22,7 +22,6 @@ from tracepaper.strategies.units import RATE_SCALE
 
 if TYPE_CHECKING:
     from tracepaper.replay.page.databases import ShownRun
-    from tracepaper.replay.page.rollups import Block
     from tracepaper.replay.run_columns import Floats, Ints
 
 HELD_ALIKE: Final = "held"
@@ -244,24 +243,3 @@ def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
         HoldingAccount(name, title, source, units.start, part, parts, units)
         for name, title, source, part in accounts
     ]
-
-
-def at_bars(shown: ShownRun, bars: dict[str, Block], first: int) -> dict[int, dict[str, float]]:
-    """Return the equity of :func:`held` after *bars* (by instrument), by when they opened.
-
-    They are those from the sequence *first* on.
-    """
-    times = np.unique(np.concatenate([block[TIME] for block in bars.values()]))
-    if not times.size or not (accounts := held(shown)):
-        return {}
-    closes = {}
-    for name, block in bars.items():
-        before = shown.rollups.bar_before(name, first)
-        series = block if before is None else joined([before, block])
-        at = np.searchsorted(series[TIME], times, side="right") - 1
-        closes[name] = np.where(at < 0, np.nan, np.append(series["close"], np.nan)[at])
-    curves = {account.name: account.equity(times, closes).tolist() for account in accounts}
-    return {
-        int(time): {name: curve[at] for name, curve in curves.items()}
-        for at, time in enumerate(times)
-    }

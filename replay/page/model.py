@@ -91,42 +91,26 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
     usable &= (
         decisions["horizon"] == horizon
     )  # a run keeps to one, but for a model that was replaced
-    parts: list[dict[str, Array]] = []
+    outcomes = np.full(usable.size, np.nan)
     for name in np.unique(decisions["instrument"][usable]):
         rows = usable & (decisions["instrument"] == name)
         opened = decisions["open_time_ms"][rows]
         bars = shown.columns.bars(str(name))
         times, closes = bars["open_time_ms"], bars["close"]
-        now, then = (
-            places_of(times, opened),
-            places_of(
-                times,
-                shown.columns.times.opens_later(opened.astype(np.int64), horizon).astype(float),
-            ),
-        )
-        outcomes = np.where((now >= 0) & (then >= 0), np.log(closes[then] / closes[now]), np.nan)
-        parts.append(
-            {**{key: column[rows] for key, column in decisions.items()}, "realised": outcomes}
-        )
-    columns = (
-        {
-            key: np.concatenate([part[key] for part in parts])
-            for key in (*kinds, "open_time_ms", "realised")
-        }
-        if parts
-        else {key: np.empty(0) for key in (*kinds, "open_time_ms", "realised")}
-    )
-    kept = np.isfinite(columns["realised"])
-    either = columns["p_up"][kept] + columns["p_down"][kept]
+        later = shown.columns.times.opens_later(opened.astype(np.int64), horizon)
+        now, then = places_of(times, opened), places_of(times, later.astype(float))
+        moved = np.log(closes[then] / closes[now])
+        outcomes[rows] = np.where((now >= 0) & (then >= 0), moved, np.nan)
+    kept = np.isfinite(outcomes)
+    up, down = decisions["p_up"][kept], decisions["p_down"][kept]
+    either = up + down
     return RunForecasts(
-        open_time_ms=columns["open_time_ms"][kept].astype(np.int64),
-        mean=columns["mean_return"][kept],
-        stdev=columns["stdev_return"][kept],
-        up=np.divide(
-            columns["p_up"][kept], either, out=np.full(either.size, np.nan), where=either > 0
-        ),
-        confidence=columns["confidence"][kept],
-        realised=columns["realised"][kept],
+        open_time_ms=decisions["open_time_ms"][kept].astype(np.int64),
+        mean=decisions["mean_return"][kept],
+        stdev=decisions["stdev_return"][kept],
+        up=np.divide(up, either, out=np.full(either.size, np.nan), where=either > 0),
+        confidence=decisions["confidence"][kept],
+        realised=outcomes[kept],
     ), horizon
 
 

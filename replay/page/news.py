@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import numpy as np
 from msgspec import Struct, field
 
-from tracepaper.replay.page import answers, holding
+from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.marks import fill_mark
 from tracepaper.replay.page.records import told
-from tracepaper.replay.page.rollups import OWN, TIME, Block, numbers_of
-from tracepaper.replay.page.runs import series_of
 from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.errors import TracepaperError
 
@@ -24,6 +21,8 @@ STEPS_MAX: Final = 200
 
 Fewer than wait for one reader of the stream, so that a reader that keeps up hears them all.
 """
+DecidedBar = tuple[int, float, float, float, float, float]
+_BAR: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
 _QUIET: Final = ("bar", "quote", "mark", "depth", "trade", "closed", "frame_bar")
 
 
@@ -35,11 +34,9 @@ class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
     kind: str  # of the event, as in v_events
     market_ms: int
     instrument: str | None = None
-    bar: tuple[int, float, float, float, float, float] | None = None
-    """Open time, open, high, low, close, volume."""
-    decision: dict[str, Any] | None = None  # the row of ``Series`` for it, by column
+    bar: DecidedBar | None = None
+    """The bar that was decided: open time, open, high, low, close, volume."""
     fills: list[answers.FillMark] = field(default_factory=list)
-    equity: dict[str, float] = field(default_factory=dict)
     happening: answers.RunEvent | None = None
 
 
@@ -86,72 +83,42 @@ def _newest(shelf: Databases) -> str:
 
 def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     sequences = list(range(first, last + 1))
-    bars = {name: shown.rollups.read(name, (first, last)) for name in shown.columns.instruments}
-    decided: dict[int, tuple[Any, Any]] = {}
-    for name, block in bars.items():
-        decided.update(_decided(shown, name, block))
+    bars = dict(_bars(shown, first, last))
     fills: dict[int, list[answers.FillMark]] = {}
+    roles = shown.columns.rows.order_roles((first, last))
     for row in shown.views.rows("v_fills", sequence=sequences):
-        roles = shown.views.rows("v_orders", order_id=row["order_id"])
-        role = (roles[0]["role"] if roles else None) or "SIGNAL"
-        fills.setdefault(row["sequence"], []).append(fill_mark(row, role))
-    equity: dict[int, dict[str, float]] = {}
-    for view, name in (("v_equity", ""), ("v_twin_equity", "twin")):
-        for row in shown.views.rows(view, sequence=sequences):
-            by_account = equity.setdefault(row["sequence"], {})
-            by_account[row[name] if name else OWN] = row["equity"]
-    computed = holding.at_bars(shown, bars, first)
-    for sequence, (bar, _) in decided.items():
-        equity.setdefault(sequence, {}).update(computed.get(bar[0], {}))
+        mark = fill_mark(row, roles.get(row["order_id"], "SIGNAL"))
+        fills.setdefault(row["sequence"], []).append(mark)
     steps: list[StreamStep] = []
     for event in shown.views.rows("v_events", sequence=sequences):
-        sequence, kind = event["sequence"], event["kind"]
-        content = json.loads(event["content"])
+        sequence, kind, market_ms = event["sequence"], event["kind"], event["market_ms"]
+        instrument, happening = event["instrument"], None
+        if kind not in _QUIET:
+            text = told(kind, json.loads(event["content"]))
+            happening = answers.RunEvent(sequence, kind, market_ms, instrument, text)
         if kind == HALTED:  # of the step that was just told
-            told_of = answers.RunEvent(
-                sequence, kind, event["market_ms"], None, told(kind, content)
-            )
-            steps[-1] = msgspec.structs.replace(steps[-1], happening=told_of)
+            steps[-1] = msgspec.structs.replace(steps[-1], happening=happening)
             continue
-        bar, decision = decided.get(sequence, (None, None))
         steps.append(
             StreamStep(
                 run_id=shown.run_id,
                 sequence=sequence,
                 kind=kind,
-                market_ms=event["market_ms"],
-                instrument=event["instrument"],
-                bar=bar,
-                decision=decision,
+                market_ms=market_ms,
+                instrument=instrument,
+                bar=bars.get(sequence),
                 fills=fills.get(sequence, []),
-                equity=equity.get(sequence, {}),
-                happening=None
-                if kind in _QUIET
-                else answers.RunEvent(
-                    sequence, kind, event["market_ms"], event["instrument"], told(kind, content)
-                ),
+                happening=happening,
             )
         )
     return steps
 
 
-def _decided(
-    shown: ShownRun, name: str, block: Block
-) -> Iterator[tuple[int, tuple[Any, dict[str, Any]]]]:
-    """Yield by sequence the bar and the row of ``Series`` with its notes, of each decision."""
-    columns = msgspec.structs.asdict(series_of(shown, name, shown.columns.interval_ms, block))
-    rows = np.flatnonzero(~np.isnan(block["sequence"]))
-    notes = [key for key in block if key.startswith("note:")]
-    columns["noted"] = {key.partition(":")[2]: numbers_of(block[key][rows]) for key in notes}
-    prices = (block[key][rows].tolist() for key in ("open", "high", "low", "close", "volume"))
-    bars = zip(columns["sequence"], columns[TIME], *prices, strict=True)
-    del columns["instrument"], columns["interval_ms"]
-    for at, (sequence, *bar) in enumerate(bars):
-        row = {key: _value_at(column, at) for key, column in columns.items()}
-        yield sequence, (tuple(bar), row)
-
-
-def _value_at(column: Any, at: int) -> Any:  # noqa: ANN401 - a column, or columns by name
-    if isinstance(column, dict):
-        return {key: values[at] for key, values in column.items()}
-    return column[at]
+def _bars(shown: ShownRun, first: int, last: int) -> Iterator[tuple[int, DecidedBar]]:
+    """Yield the bar of each decision by its sequence."""
+    for name in shown.columns.instruments:
+        columns = shown.columns.bars(name, (first, last))
+        decided = columns["outcome"] >= 0
+        rows = (columns[key][decided].tolist() for key in ("sequence", *_BAR))
+        for sequence, *bar in zip(*rows, strict=True):
+            yield sequence, tuple(bar)

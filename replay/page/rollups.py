@@ -408,12 +408,6 @@ class Rollups:
         quantity = without_dust(account["quantity"], steps[account["instrument"]])
         return (quantity if net else np.abs(quantity)) * account["close"]
 
-    def bar_before(self, instrument: str, sequence: int) -> Block | None:
-        """Read the last bar of *instrument* before *sequence*, None where there is none."""
-        place, span = self.columns.place(instrument), (self.span[0], sequence - 1)
-        last = self._rows.bar_at(place, span, newest=True)
-        return None if last is None else self.read(instrument, (last.sequence, last.sequence))
-
     # ------------------------------------------------------------ the file
 
     @property

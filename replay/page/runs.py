@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ import numpy as np
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import BUY_AND_HOLD, TWINS
+from tracepaper.replay.document.charts import OTHER_LINE, OWN_LINE, WHOLE_LINE, shadow_line
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, Block, filled, numbers_of, words_of
@@ -152,13 +154,8 @@ def run(
         gates=[
             answers.GateInfo(
                 gate=gate,
-                words=GATES[gate].words,
-                unit=GATES[gate].unit,
                 threshold=thresholds[gate],
-                at_least=GATES[gate].at_least,
-                is_switch=GATES[gate].is_switch,
-                is_capped=GATES[gate].is_capped,
-                starts_at=GATES[gate].starts_at,
+                **{name: getattr(GATES[gate], name) for name in _OF_GATE},
                 refused=None if refused is None else refused[gate],
                 key=key_of(GATES[gate]) if is_movable(GATES[gate]) else "",
             )
@@ -186,6 +183,9 @@ def run(
         },
         pulled_ms=pulled_ms,
     )  # fmt: skip
+
+
+_OF_GATE: Final = ("words", "unit", "at_least", "is_switch", "is_capped", "starts_at")
 
 
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
@@ -259,14 +259,8 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
 
 def halt(shown: ShownRun) -> answers.Halt | None:
     """Return what holds the run, the operator's word first; None where it may trade."""
-    for state in _states(shown):
-        if not state.is_halt:
-            continue
-        return answers.Halt(
-            state.by, state.since_ms, state.sequence, state.refused, state.idle_ms, state.sentence,
-            state.word, state.note, state.giver,
-        )  # fmt: skip
-    return None
+    held = next((state for state in _states(shown) if state.is_halt), None)
+    return None if held is None else msgspec.convert(held, answers.Halt, from_attributes=True)
 
 
 def _states(shown: ShownRun) -> tuple[LastingState, ...]:
@@ -350,7 +344,16 @@ def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
                 is_stored=False,
             )
         )
-    return figures
+    return list(_drawn(figures))
+
+
+def _drawn(figures: list[answers.AccountFigures]) -> Iterator[answers.AccountFigures]:
+    """Yield *figures* with how each account is drawn, in every chart alike."""
+    for place, account in enumerate(figures):
+        line = WHOLE_LINE if account.title == "buy and hold" else OTHER_LINE
+        if account.is_stored:
+            line = shadow_line(place - 1) if place else OWN_LINE
+        yield msgspec.structs.replace(account, tone=line.role, width=line.width, dash=line.dash)
 
 
 def _figures(
@@ -401,11 +404,7 @@ def series(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Series:
     """Return the decisions of one instrument, a cell for each candle in which one was made."""
-    return series_of(shown, instrument, *shown.rollups.cells(instrument, from_ms, until_ms, points))
-
-
-def series_of(shown: ShownRun, instrument: str, cell_ms: int, whole: Block) -> answers.Series:
-    """Return the decisions that the cells of *whole*, each of *cell_ms*, hold."""
+    cell_ms, whole = shown.rollups.cells(instrument, from_ms, until_ms, points)
     decided = ~np.isnan(whole.get("sequence", np.empty(0)))
     block = {name: column[decided] for name, column in whole.items()} if decided.size else whole
     gates = shown.columns.gates if decided.size else ()

@@ -216,24 +216,25 @@ class MapCells:
 
 def cells_by_position(rollout_map: RolloutMap) -> MapCells:
     """Return the map over the bars of the window; later bars than the row's own are not seen."""
-    bars = rollout_map.weights.shape[1]
-    firsts = _firsts(bars)
-    shares = np.add.reduceat(rollout_map.weights, firsts, axis=1) / _lengths(firsts, bars)
-    return MapCells(np.where(shares > 0, shares, np.nan), firsts)
+    return _cells(rollout_map.weights)
 
 
 def cells_by_age(rollout_map: RolloutMap) -> MapCells:
     """Return the map over the age of the bars, as each row sees them, the newest first."""
-    rows, bars = rollout_map.weights.shape
-    positions = bars - 1 - rollout_map.ages[:, None]
-    source = positions - np.arange(bars)
+    bars = rollout_map.weights.shape[1]
+    source = bars - 1 - rollout_map.ages[:, None] - np.arange(bars)
     aged = np.take_along_axis(rollout_map.weights, np.maximum(source, 0), axis=1)
-    aged[source < 0] = np.nan
-    firsts = _firsts(bars)
-    finite = np.isfinite(aged)
-    counts = np.add.reduceat(finite.astype(np.float64), firsts, axis=1)
-    sums = np.add.reduceat(np.where(finite, aged, 0.0), firsts, axis=1)
-    assert sums.shape == (rows, len(firsts))
+    return _cells(np.where(source < 0, np.nan, aged))
+
+
+def _cells(weights: Floats) -> MapCells:
+    """Return *weights* [row, bar] in at most ``COLUMNS_MAX`` cells; NaN are no bars."""
+    bars = weights.shape[1]
+    cells = np.linspace(0, bars, min(bars, COLUMNS_MAX), endpoint=False)
+    firsts = np.unique(cells.astype(np.int64))
+    known = np.isfinite(weights)
+    counts = np.add.reduceat(known.astype(np.float64), firsts, axis=1)
+    sums = np.add.reduceat(np.where(known, weights, 0.0), firsts, axis=1)
     shares = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     return MapCells(np.where(shares > 0, shares, np.nan), firsts)
 
@@ -288,15 +289,6 @@ def _map(
     )
     down = ChartAxis("decided bar, UTC", kind="time", is_reversed=True)
     return ChartPanel([heat], across, down, HEIGHT)
-
-
-def _firsts(bars: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, bars, min(bars, COLUMNS_MAX), endpoint=False).astype(np.int64))
-
-
-def _lengths(firsts: NDArray[np.int64], bars: int) -> NDArray[np.int64]:
-    lengths: NDArray[np.int64] = np.diff(firsts, append=bars)
-    return lengths
 
 
 NAMED_MOST: Final = 40

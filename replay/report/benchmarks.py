@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.replay.report.metrics import blocks_of, mean_error
+from tracepaper.replay.report.metrics import blocks_of, mean_error, mean_of
 from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.builtin import TREND
@@ -374,26 +374,22 @@ class RefusalJudgement:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The decisions of one gate, or the allowed ones; returns in basis points of the notional.
+    """The decisions of one gate, or the allowed ones; returns as fractions of the notional.
 
-    ``kept_better_bp`` is what the signals that it saw and let pass made more than these, gross; of
-    the allowed ones it is what all refused ones made more. ``said`` is
-    ``saved`` or ``cost`` of a gate, ``better`` or ``worse`` of what was allowed, where that is
-    credible; ``no evidence`` or ``too few days`` where it is not; empty without signals.
+    ``judged`` compares with the signals that the gate saw and let pass, the allowed ones with all
+    refused ones. ``verdict`` is ``saved`` or ``cost`` of a gate, ``better`` or ``worse`` of what
+    was allowed, where that is credible; ``no evidence`` or ``too few days`` where it is not; empty
+    without signals.
     """
 
     gate: str
     decisions: int
     signals: int | None  # with a side; None in a run where nothing gives one
     measured: int  # whose horizon lies within the run, without a hole
-    days: int  # UTC days on which they lie
-    gross_bp: float | None
-    net_bp: float | None
-    passed_bp: float | None  # gross, of those that it let pass; of the allowed, all refused
-    kept_better_bp: float | None
-    error_bp: float | None  # of the difference, by day
-    random_low_bp: float | None
-    random_high_bp: float | None
+    gross: float | None
+    net: float | None
+    passed: float | None  # gross, of those that it let pass; of the allowed, all refused
+    judged: RefusalJudgement
     verdict: str
 
 
@@ -401,9 +397,7 @@ def refusals(record: RunRecord) -> list[Refusal]:
     """Return a row a gate that refused, in the order of the gates, and one of what was allowed."""
     refused = record.decisions.refused_by
     side, gross, net = forward_returns(record)
-    reached = side != 0
-    signals = _Signals(reached, gross, net)
-    rows = []
+    signals, reached, rows = _Signals(side != 0, gross, net), side != 0, []
     for name in gate_order():
         if (refused == name).any():
             rows.append(_row(name, refused == name, reached, signals, record))
@@ -481,14 +475,10 @@ def _row(name: str, chosen: Mask, reached: Mask, signals: _Signals, record: RunR
         decisions=int(np.count_nonzero(chosen)),
         signals=int(np.count_nonzero(chosen & signals.sided)) if signals.sided.any() else None,
         measured=int(np.count_nonzero(picked)),
-        days=judged.days,
-        gross_bp=_mean_bp(gross[picked]),
-        net_bp=_mean_bp(net[picked]),
-        passed_bp=_mean_bp(gross[~picked]),
-        kept_better_bp=_bp(judged.difference),
-        error_bp=_bp(judged.error),
-        random_low_bp=_bp(judged.low),
-        random_high_bp=_bp(judged.high),
+        gross=mean_of(gross[picked]),
+        net=mean_of(net[picked]),
+        passed=mean_of(gross[~picked]),
+        judged=judged,
         verdict=verdict_on(judged, allowed=name == ALLOWED),
     )
 
@@ -570,11 +560,3 @@ def verdict_on(judged: RefusalJudgement, *, allowed: bool) -> str:
     if allowed:
         return WORSE if judged.sign > 0 else BETTER
     return SAVED if judged.sign > 0 else COST
-
-
-def _mean_bp(values: Floats) -> float | None:
-    return 1e4 * float(values.mean()) if values.size else None
-
-
-def _bp(value: float | None) -> float | None:
-    return None if value is None else 1e4 * value

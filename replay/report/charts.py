@@ -10,6 +10,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from tracepaper.replay.document.charts import (
+    OTHER_LINE,
+    OWN_LINE,
+    WHOLE_LINE,
     BandLayer,
     BarLayer,
     Chart,
@@ -26,6 +29,7 @@ from tracepaper.replay.document.charts import (
     named,
     percent_axis,
     rounded,
+    shadow_line,
     time_axis,
 )
 from tracepaper.replay.document.values import written
@@ -149,17 +153,6 @@ def _line_of(report: Report, account: str) -> LineLayer:
     return WHOLE_LINE if account == BUY_AND_HOLD else OTHER_LINE
 
 
-OWN_LINE: Final = LineLayer("", (), (), "accent", 2.2)
-WHOLE_LINE: Final = LineLayer("", (), (), "ink", 1.2, "dot")
-OTHER_LINE: Final = LineLayer("", (), (), "muted", 1.3)
-"""How the run's account, buy and hold with all the money, and other benchmarks are drawn."""
-
-
-def shadow_line(place: int) -> LineLayer:
-    """Return how the shadow account of that place is drawn."""
-    return LineLayer("", (), (), *SHADOW_STYLES[place % len(SHADOW_STYLES)])
-
-
 def _dwarfing(changes: Sequence[Floats]) -> set[int]:
     """Return the places of *changes* that would leave the first too little of a panel's height."""
     (low, high), *others = ((float(of.min()), float(of.max())) for of in changes)
@@ -192,29 +185,26 @@ def refusal_chart(refused: Sequence[Refusal]) -> Chart | None:
 
     None where no gate refused enough signals to be judged.
     """
-    rows = [row for row in refused if row.error_bp is not None]
+    rows = [row for row in refused if row.judged.error is not None]
     if not rows:
         return None
     roles: dict[str, ChartRole] = {SAVED: "gain", WORSE: "loss", COST: "loss", BETTER: "gain"}
     places = list(range(len(rows)))
-    low, high = (
-        [edge or 0.0 for edge in edges]
-        for edges in zip(*((row.random_low_bp, row.random_high_bp) for row in rows), strict=True)
-    )
-    across = [top - bottom for bottom, top in zip(low, high, strict=True)]
+    measures = ((of.low, of.high, of.difference, of.error) for of in (row.judged for row in rows))
+    low, high, better, error = 1e4 * np.array([*measures], dtype=np.float64).T
     layers: list[Layer] = [
-        BarLayer("random gate, 95 %", rounded(across), places, ("faint",), rounded(low)),
+        BarLayer("random gate, 95 %", rounded(high - low), places, ("faint",), rounded(low)),
         MarkLayer(
             "this gate ± 2 errors",
-            rounded([row.kept_better_bp or 0.0 for row in rows]),
+            rounded(better),
             places,
             roles=[roles.get(row.verdict, "muted") for row in rows],
             texts=[row.verdict for row in rows],
-            errors=rounded([2 * (row.error_bp or 0.0) for row in rows]),
+            errors=rounded(2 * error),
         ),
         RuleLayer(0.0, "x"),
     ]
-    names = [f"{row.gate}  ({row.days:,} days)" for row in rows]
+    names = [f"{row.gate}  ({row.judged.days:,} days)" for row in rows]
     panel = ChartPanel(
         layers,
         ChartAxis("passed better by, gross bp", unit=" bp", digits=1, has_zero=True),
@@ -231,12 +221,6 @@ def refusal_chart(refused: Sequence[Refusal]) -> Chart | None:
 POINTS_MAX: Final = 800
 TRADES_MAX: Final = 300
 NOTES_DRAWN: Final = 6
-SHADOW_STYLES: Final[tuple[tuple[ChartRole, float, LineDash], ...]] = (
-    ("shadow-1", 1.3, "dash"),
-    ("shadow-2", 1.3, "dashdot"),
-    ("shadow-3", 1.6, "dot"),
-)
-"""How shadow accounts are drawn, as on the other charts of the page."""
 NOTE_STYLES: Final[tuple[tuple[ChartRole, float, LineDash], ...]] = (
     ("accent", 1.2, "solid"),
     ("ink", 1.2, "dot"),

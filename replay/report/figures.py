@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from tracepaper.replay.document.values import (
     of_row,
     of_view,
     table,
+    table_of,
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.attention import Group
@@ -48,7 +49,7 @@ from tracepaper.replay.report.risk_heads import tables_of
 from tracepaper.replay.report.shortfall import shortfall_tables
 from tracepaper.replay.report.trades import (
     ClosedTrade,
-    TradeGroup,
+    group_row,
     groups_of,
     markouts,
 )
@@ -112,11 +113,8 @@ STRETCHES: Final = (
 MARGIN: Final = (
     of_field("margin_used", "margin used", "money", "margin.used"),
     of_field("leverage", "leverage", "ratio", "margin.leverage"),
-    Figure[AccountReport](
-        "liquidation_price", "liquidated at", "text",
-        lambda of: None if of.margin is None else of.margin.liquidation,
-    ),
-)  # fmt: skip
+    of_field("liquidation_price", "liquidated at", "text", "margin.liquidation"),
+)
 
 RANDOM: Final = (
     of_field("account", "account", "text", "of"),
@@ -138,11 +136,6 @@ COSTS: Final = (
     of_field("net", "net", "gain", "costs.net"),
 )
 
-MONTHS: Final = (
-    Figure[tuple[int, int, float]]("month", "month", "text", lambda of: f"{of[0]}-{of[1]:02}"),
-    Figure[tuple[int, int, float]]("return", "return", "gain percent", lambda of: of[2]),
-)
-
 DRAWDOWNS: Final = (
     of_field("peak_ms", "from", "minute"),
     of_field("trough_ms", "deepest", "minute"),
@@ -151,45 +144,24 @@ DRAWDOWNS: Final = (
 )
 
 TRADE_GROUPS: Final = (
-    of_field("trades_of", "trades", "text", "name"),
-    Figure[TradeGroup]("count", "closed", "count", lambda of: len(of.trades)),
-    of_field("days", "days", "count"),
-    of_field("won", "won", "share"),
-    of_field("mean_return", "bp each ± error", "gain bp"),
-    of_field("profit", "profit", "gain"),
-    of_field("median_held_ms", "held, median", "span", "held_ms"),
+    of_row("trades_of", "trades", "text"),
+    of_row("count", "closed", "count"),
+    of_row("days", "days", "count"),
+    of_row("won", "won", "share"),
+    of_row("mean_return", "bp each ± error", "gain bp"),
+    of_row("profit", "profit", "gain"),
+    of_row("median_held_ms", "held, median", "span"),
 )
 
 
 MAKERS: Final = (
-    of_field("after", "after", "text", "name"),
-    of_field("count", "fills", "count", "moved.size"),
-    of_field("mean", "bp ± error", "gain bp"),
-    of_field("against", "against", "share"),
-    of_field("mean_for", "bp where for", "gain bp"),
-    of_field("mean_against", "bp where against", "gain bp"),
+    of_row("after", "after", "text"),
+    of_row("count", "fills", "count"),
+    of_row("mean", "bp ± error", "gain bp"),
+    of_row("against", "against", "share"),
+    of_row("mean_for", "bp where for", "gain bp"),
+    of_row("mean_against", "bp where against", "gain bp"),
 )
-
-
-class _Spread(NamedTuple):
-    """The distribution of one measure of the closed trades."""
-
-    name: str
-    quantiles: tuple[float, ...]
-
-
-def _quantile(at: int) -> Callable[[_Spread], float]:
-    return lambda of: of.quantiles[at]
-
-
-def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
-    return (
-        of_field("trades_of", "trades", "text", "name"),
-        *(
-            Figure[_Spread](name.replace(" %", "_percent"), name, form, _quantile(at))
-            for at, (_, name) in enumerate(_QUANTILES)
-        ),
-    )
 
 
 LAST: Final = (
@@ -206,36 +178,18 @@ REFUSALS: Final = (
     of_field("decisions", "bars", "count"),
     of_field("signals", "signals", "count"),
     of_field("measured", "measured", "count", wide=True),
-    of_field("days", "days", "count"),
-    Figure[Refusal]("gross", "gross bp", "gain bp", lambda of: _fraction(of.gross_bp)),
-    Figure[Refusal](
-        "passed", "passed bp", "gain bp", lambda of: _fraction(of.passed_bp), wide=True
-    ),
-    Figure[Refusal]("net", "net bp", "gain bp", lambda of: _fraction(of.net_bp), wide=True),
+    of_field("days", "days", "count", "judged.days"),
+    of_field("gross", "gross bp", "gain bp"),
+    of_field("passed", "passed bp", "gain bp", wide=True),
+    of_field("net", "net bp", "gain bp", wide=True),
     Figure[Refusal](
         "kept_better", "better by", "gain bp",
-        lambda of: estimate(_fraction(of.kept_better_bp), _fraction(of.error_bp)),
+        lambda of: estimate(of.judged.difference, of.judged.error),
     ),
-    Figure[Refusal](
-        "random_low", "random gate from", "gain bp", lambda of: _fraction(of.random_low_bp),
-        wide=True,
-    ),
-    Figure[Refusal](
-        "random_high", "to", "gain bp", lambda of: _fraction(of.random_high_bp), wide=True
-    ),
+    of_field("random_low", "random gate from", "gain bp", "judged.low", wide=True),
+    of_field("random_high", "to", "gain bp", "judged.high", wide=True),
     of_field("verdict", "it", "text"),
 )  # fmt: skip
-
-UNFILLED: Final = (
-    Figure[tuple[str, int]]("reason", "reason", "text", lambda of: of[0]),
-    Figure[tuple[str, int]]("bars", "bars", "count", lambda of: of[1]),
-)
-
-REGIMES: Final = (
-    Figure[tuple[str, int, float]]("regime", "regime", "text", lambda of: of[0]),
-    Figure[tuple[str, int, float]]("bars", "bars", "count", lambda of: of[1]),
-    Figure[tuple[str, int, float]]("share", "share", "share", lambda of: of[2]),
-)
 
 REWEIGHTINGS: Final = (
     of_row("gained", "by the rule", "text"),
@@ -284,7 +238,9 @@ def _performance(report: Report) -> Iterator[Table]:
         yield table("random_twins", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
     spent = [of for of in report.accounts if of.costs is not None]
     yield _costs(spent)
-    yield table("months", "Months", MONTHS, report.monthly, newest=True)
+    months = ((f"{year}-{month:02}", earned) for year, month, earned in report.monthly)
+    forms: dict[str, Form] = {"month": "text", "return": "gain percent"}
+    yield replace(table_of("months", "Months", forms, months), whole=False, newest=True)
     if report.drawdowns:
         yield table("drawdowns", "Worst drawdowns", DRAWDOWNS, report.drawdowns)
 
@@ -306,12 +262,14 @@ def _closed(report: Report) -> Iterator[Table]:
         whose = "" if report.shown == report.record.account.name else f" of {report.shown}"
         title = f"Closed trades{whose}: by side, and by why they were left"
         notes = (_TRADES_NOTE,)
-        yield table("trade_groups", title, TRADE_GROUPS, groups_of(closed), notes=notes)
-        returns, spans = _spreads(closed)
-        title = f"Spread of returns{whose}, bp"
-        yield table("trade_returns", title, _spread_figures("gain bp"), returns)
-        title = f"Spread of holding times{whose}"
-        yield table("holding_times", title, _spread_figures("span"), spans)
+        groups = groups_of(closed)
+        rows = [group_row(name, trades) for name, trades in groups.items()]
+        yield table("trade_groups", title, TRADE_GROUPS, rows, notes=notes)
+        shown = {name: groups[name] for name in ("all", "long", "short") if groups[name]}
+        returns = {name: [of.return_bp / 1e4 for of in trades] for name, trades in shown.items()}
+        yield _spread("trade_returns", f"Spread of returns{whose}, bp", "gain bp", returns)
+        spans = {name: [of.held_ms for of in trades] for name, trades in shown.items()}
+        yield _spread("holding_times", f"Spread of holding times{whose}", "span", spans)
     if rows := markouts(report.record):
         title = "After fills as maker: the close against their price"
         yield table("makers", title, MAKERS, rows, notes=(_MAKERS_NOTE,))
@@ -328,7 +286,8 @@ def _decided(report: Report) -> Iterator[Table]:
     if report.attention is not None:
         every = sum(report.regimes.values())
         rows = [(name, count, count / every) for name, count in report.regimes.items()]
-        yield table("regimes", "Regimes (where attention lay)", REGIMES, rows)
+        forms: dict[str, Form] = {"regime": "text", "bars": "count", "share": "share"}
+        yield table_of("regimes", "Regimes (where attention lay)", forms, rows)
     if gains := _reweightings(report.record):
         title = "What new weights were expected to gain"
         yield table("reweightings", title, REWEIGHTINGS, gains, notes=(_REWEIGHTINGS_NOTE,))
@@ -377,7 +336,8 @@ def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Ta
     del reasons[""]
     if reasons:
         title = "Unfilled (no gate refused, and no order would be taken)"
-        yield table("unfilled", title, UNFILLED, reasons.most_common())
+        forms: dict[str, Form] = {"reason": "text", "bars": "count"}
+        yield table_of("unfilled", title, forms, reasons.most_common())
 
 
 def _entry_figure(group: Group) -> Figure[str]:
@@ -389,21 +349,16 @@ def _entry_figure(group: Group) -> Figure[str]:
     )
 
 
-def _spreads(closed: Sequence[ClosedTrade]) -> tuple[list[_Spread], list[_Spread]]:
-    """Return the quantiles of return and of time held, of all, long and short trades."""
-    at = [quantile for quantile, _ in _QUANTILES]
-    returns, spans = [], []
-    for group in groups_of(closed)[:3]:
-        if group.trades:
-            earned = np.quantile([trade.return_bp / 1e4 for trade in group.trades], at)
-            held = np.quantile([trade.held_ms for trade in group.trades], at)
-            returns.append(_Spread(group.name, tuple(earned.tolist())))
-            spans.append(_Spread(group.name, tuple(held.tolist())))
-    return returns, spans
-
-
-def _fraction(points: float | None) -> float | None:
-    return None if points is None else points / 1e4
+def _spread(key: str, title: str, form: Form, values: Mapping[str, Sequence[float]]) -> Table:
+    """Return the quantiles of *values* by the group of trades that they are of."""
+    figures = [of_row("trades_of", "trades", "text")]
+    figures += [of_row(name.replace(" %", "_percent"), name, form) for _, name in _QUANTILES]
+    keys, at = [of.key for of in figures[1:]], [quantile for quantile, _ in _QUANTILES]
+    rows: list[Cells] = [
+        {"trades_of": name, **dict(zip(keys, np.quantile(each, at).tolist(), strict=True))}
+        for name, each in values.items()
+    ]
+    return table(key, title, figures, rows)
 
 
 def _reweightings(record: RunRecord) -> list[Cells]:

@@ -78,7 +78,6 @@ class Activity:
     trades: int  # closed
     hit_rate: float | None  # share of closed trades with a profit after costs
     profit_factor: float | None  # sum of profits / sum of losses
-    mean_profit: float | None  # of a closed trade, in money
 
 
 def is_annual(days: float) -> bool:
@@ -129,6 +128,11 @@ def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     if summed.size < 2:
         return None
     return math.sqrt(summed.size / (summed.size - 1) * float((summed**2).sum()))
+
+
+def mean_of(values: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> float | None:
+    """Return the mean of *values*; None without any."""
+    return float(values.mean()) if values.size else None
 
 
 def mean_by_day(values: Floats, days: npt.NDArray[np.int64]) -> tuple[float, float | None] | None:
@@ -454,36 +458,6 @@ def unknown(figures: Performance) -> Performance:
     return Performance(figures.bars, figures.days, *[None] * (len(fields(Performance)) - 2))
 
 
-def exposure(quantities: Numbers) -> float | None:
-    """Return the share of bars whose position is not zero."""
-    values = np.asarray(quantities)
-    return float(np.count_nonzero(values) / values.size) if values.size else None
-
-
-def turnover(
-    notionals: Numbers, equity: Numbers, days: float, year: float = YEAR_DAYS
-) -> float | None:
-    """Return the notional traded a year in multiples of the mean equity; None under 30 days."""
-    values = np.asarray(equity, dtype=np.float64)
-    if not is_annual(days) or values.mean() <= 0:
-        return None
-    traded = float(np.abs(np.asarray(notionals, dtype=np.float64)).sum())
-    return traded / float(values.mean()) * year / days
-
-
-def hit_rate(profits: Numbers) -> float | None:
-    """Return the share of *profits* above zero."""
-    values = np.asarray(profits, dtype=np.float64)
-    return float(np.mean(values > 0)) if values.size else None
-
-
-def profit_factor(profits: Numbers) -> float | None:
-    """Return the sum of profits over the sum of losses; None where nothing was lost."""
-    values = np.asarray(profits, dtype=np.float64)
-    lost = -float(values[values < 0].sum())
-    return float(values[values > 0].sum()) / lost if lost > 0 else None
-
-
 def activity(
     *,
     exposures: Numbers,
@@ -501,15 +475,16 @@ def activity(
     """
     values = np.asarray(profits, dtype=np.float64)
     held = np.asarray(exposures, dtype=np.float64)
-    mean = float(held.mean()) if held.size else None
+    mean, capital = mean_of(held), float(np.mean(equity))
+    traded = float(np.abs(np.asarray(notionals, dtype=np.float64)).sum())
+    lost = -float(values[values < 0].sum())
     return Activity(
-        exposure=exposure(held),
+        exposure=mean_of(held != 0),
         mean_exposure=mean if mean is not None and np.isfinite(mean) else None,
-        turnover=turnover(notionals, equity, days, year_days),
+        turnover=traded / capital * year_days / days if is_annual(days) and capital > 0 else None,
         trades=values.size,
-        hit_rate=hit_rate(values),
-        profit_factor=profit_factor(values),
-        mean_profit=float(values.mean()) if values.size else None,
+        hit_rate=mean_of(values > 0),
+        profit_factor=float(values[values > 0].sum()) / lost if lost > 0 else None,
     )
 
 

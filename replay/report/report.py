@@ -289,7 +289,9 @@ def build_report(
             *(_curve(of.name, of.equity, marks) for of in ledgers),
             *(_curve(of.name, of.equity, marks) for of in held),
         ),
-        random=tuple(_random(record, ledgers, marks)),
+        random=tuple(
+            twins for of in ledgers if (twins := random_twins(record, of, marks)) is not None
+        ),
         monthly=() if divided else tuple(metrics.monthly_returns(_within(record), equity)),
         drawdowns=() if divided else tuple(metrics.worst_drawdowns(times, equity)),
         rolling=metrics.rolling_sharpe(
@@ -388,15 +390,6 @@ def _performance(record: RunRecord, times_ms: Ints, equity: Floats) -> Performan
     return metrics.performance(
         times_ms, equity, at.interval_ms, at.calendar, risk_free=record.risk_free
     )
-
-
-def _random(
-    record: RunRecord, ledgers: Sequence[AccountRecord], marks: Ints
-) -> Iterator[RandomTwins]:
-    """Yield the random twins of every account that held something."""
-    for of in ledgers:
-        if (twins := random_twins(record, of, marks)) is not None:
-            yield twins
 
 
 def _times(record: RunRecord) -> Ints:

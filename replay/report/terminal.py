@@ -25,6 +25,7 @@ from tracepaper.replay.document.values import (
     TitledParts,
     of_view,
     table,
+    table_of,
 )
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
@@ -205,7 +206,7 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
         yield _counts_table("unfilled", "reason", title, unfilled, decisions)
     if rejected := list(views.counts("v_orders", "reason", status="REJECTED")):
         title = "Rejected orders (refused when they came, by the rules of the venue)"
-        yield table("rejected", title, REJECTED, rejected)
+        yield table_of("rejected", title, {"reason": "text", "orders": "count"}, rejected)
     if refusals == [(warm.name, decisions)]:
         yield Paragraph(_warming(views))
     instruments = reader.stored_run(run_id).run.instruments
@@ -329,10 +330,6 @@ OF_SIDES: Final = (
     *FILLS[3:],
 )
 """In hedge mode, where each fill is of one side; all symbols are of one category there."""
-REJECTED: Final = (
-    Figure[tuple[str, int]]("reason", "reason", "text", lambda of: of[0]),
-    Figure[tuple[str, int]]("orders", "orders", "count", lambda of: of[1]),
-)
 
 
 def _counts_table(

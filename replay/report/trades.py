@@ -22,15 +22,15 @@ from tracepaper.daemon.broker.rules import (
     below_quantity,
     below_step,
 )
-from tracepaper.replay.report.metrics import mean_by_day
+from tracepaper.replay.document.values import Cells
+from tracepaper.replay.report.metrics import mean_by_day, mean_of
 from tracepaper.replay.report.record import AccountRecord, RunRecord
-from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity
 from tracepaper.strategies.types.market import Instrument, Side
-from tracepaper.strategies.units import DAY_MS, RATE_SCALE
+from tracepaper.strategies.units import DAY_MS, RATE_SCALE, count_of
 
 _LARGER: Final = "make the position larger by [sizing]"
 _SMALLER: Final = "make the position smaller by [sizing]"
@@ -138,55 +138,30 @@ class ClosedTrade:
         return self.closed_ms - self.opened_ms
 
 
-@dataclass(frozen=True)
-class TradeGroup:
-    """A group of closed trades: all, those of one side, or those of one exit reason."""
-
-    name: str
-    trades: tuple[ClosedTrade, ...]
-
-    @property
-    def profit(self) -> float:
-        """The sum of their profits."""
-        return sum(trade.profit for trade in self.trades)
-
-    @property
-    def won(self) -> float | None:
-        """The share with a profit after costs."""
-        if not self.trades:
-            return None
-        return sum(trade.profit > 0 for trade in self.trades) / len(self.trades)
-
-    @property
-    def days(self) -> int:
-        """The number of UTC days on which one of them was closed."""
-        return len({trade.closed_ms // DAY_MS for trade in self.trades})
-
-    @property
-    def mean_return(self) -> tuple[float, float | None] | None:
-        """The mean return as a fraction, and its error over the days of the exits."""
-        returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
-        days = np.array([trade.closed_ms // DAY_MS for trade in self.trades], dtype=np.int64)
-        return mean_by_day(returns, days)
-
-    @property
-    def held_ms(self) -> float | None:
-        """The median time in the market."""
-        return float(np.median([trade.held_ms for trade in self.trades])) if self.trades else None
-
-
-def groups_of(closed: Sequence[ClosedTrade]) -> list[TradeGroup]:
+def groups_of(closed: Sequence[ClosedTrade]) -> dict[str, list[ClosedTrade]]:
     """Return all of the *closed* trades, the long, the short, and those of each exit's cause."""
-    sides = [
-        TradeGroup(side.lower(), tuple(trade for trade in closed if trade.side == side))
-        for side in ("LONG", "SHORT")
-    ]
-    causes = Counter(trade.exit_cause for trade in closed)
-    exits = [
-        TradeGroup(f"left: {why}", tuple(t for t in closed if t.exit_cause == why))
-        for why, _ in causes.most_common()
-    ]
-    return [TradeGroup("all", tuple(closed)), *sides, *exits]
+    groups = {"all": list(closed)}
+    for side in ("LONG", "SHORT"):
+        groups[side.lower()] = [trade for trade in closed if trade.side == side]
+    for why, _ in Counter(trade.exit_cause for trade in closed).most_common():
+        groups[f"left: {why}"] = [trade for trade in closed if trade.exit_cause == why]
+    return groups
+
+
+def group_row(name: str, trades: Sequence[ClosedTrade]) -> Cells:
+    """Measure a group of closed trades; the error counts the UTC days of their exits."""
+    returns = np.array([trade.return_bp for trade in trades]) / 1e4
+    profits = np.array([trade.profit for trade in trades])
+    days = np.array([trade.closed_ms // DAY_MS for trade in trades], dtype=np.int64)
+    return {
+        "trades_of": name,
+        "count": len(trades),
+        "days": len(set(days.tolist())),
+        "won": mean_of(profits > 0),
+        "mean_return": mean_by_day(returns, days),
+        "profit": sum(profits.tolist()),
+        "median_held_ms": float(np.median([of.held_ms for of in trades])) if trades else None,
+    }
 
 
 @dataclass(frozen=True)
@@ -269,54 +244,34 @@ AFTER_BARS: Final = (1, 5, 30)
 """After how many bars a markout compares the close with the price of a fill."""
 
 
-class Markout(NamedTuple):
-    """The returns from maker fills to the close some bars later; above 0 in the maker's favour."""
+def markouts(record: RunRecord) -> list[Cells]:
+    """Measure the returns from the run's fills as maker to the close some bars later.
 
-    name: str
-    moved: Floats  # fractions of the fill's price, one a fill that has such a close
-    days: Ints  # the UTC day of each
-
-    @property
-    def mean(self) -> tuple[float, float | None] | None:
-        """The mean and its error by the day of the fill, as fractions; None without fills."""
-        return mean_by_day(self.moved, self.days)
-
-    @property
-    def against(self) -> float | None:
-        """The share of fills after which the price was worse than their own."""
-        return float((self.moved < 0).mean()) if self.moved.size else None
-
-    @property
-    def mean_for(self) -> float | None:
-        """The mean of those in the maker's favour, as a fraction."""
-        return _mean(self.moved[self.moved > 0])
-
-    @property
-    def mean_against(self) -> float | None:
-        """The mean of those that were against it."""
-        return _mean(self.moved[self.moved < 0])
-
-
-def markouts(record: RunRecord) -> list[Markout]:
-    """Return the markouts of the run's fills as maker; empty where it has none."""
+    Above 0 they are in the maker's favour. Empty where it has no such fill.
+    """
     fills = [fill for fill in record.account.fills if fill["liquidity"] == Liquidity.MAKER]
     closes = {
         key: record.bar_times.closes_of(bars.open_time_ms) for key, bars in record.bars.items()
     }
-    results = []
+    rows: list[Cells] = []
     for after in AFTER_BARS if fills else ():
-        moved, days = [], []
+        changes, days = list[float](), list[int]()
         for fill in fills:
             key = fill["instrument"]
             at = int(np.searchsorted(closes[key], fill["filled_ms"], side="right")) + after
             if at < closes[key].size:
                 change = float(record.bars[key].close[at]) / fill["price"] - 1.0
-                moved.append(change if fill["side"] == Side.BUY else -change)
+                changes.append(change if fill["side"] == Side.BUY else -change)
                 days.append(fill["filled_ms"] // DAY_MS)
-        name = f"{after} bar{'s' if after > 1 else ''}"
-        results.append(Markout(name, np.array(moved), np.array(days, dtype=np.int64)))
-    return results
-
-
-def _mean(values: Floats) -> float | None:
-    return float(values.mean()) if values.size else None
+        moved = np.array(changes)
+        rows.append(
+            {
+                "after": count_of(after, "bar"),
+                "count": moved.size,
+                "mean": mean_by_day(moved, np.array(days, dtype=np.int64)),
+                "against": mean_of(moved < 0),
+                "mean_for": mean_of(moved[moved > 0]),
+                "mean_against": mean_of(moved[moved < 0]),
+            }
+        )
+    return rows

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from depth_cases import packed
+from depth_cases import header, packed
 from learning import MINUTE_MS, START_MS
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
+from tracepaper.replay.archive.books import DepthWriter
 from tracepaper.strategies.types.market import Category, Depth
 from tracepaper.strategies.units import iso
 
@@ -43,13 +43,6 @@ SPLIT = "[split]\nembargo_bars = 30\n" + "\n".join(
     f'{name}_until = "{iso(START_MS + MINUTE_MS * end)}"'
     for name, end in zip(("train", "validation", "calibration"), ENDS, strict=True)
 )
-
-
-def header(**keys: Any) -> DepthHeader:
-    """Return the header of a file of these books."""
-    of = {"instrument": f"linear:{SYMBOL}", "price_decimals": 2, "quantity_decimals": 3}
-    fields = {**of, "levels": LEVELS, "every_ms": EVERY_MS, "source": "loopback"}
-    return DepthHeader(**{**fields, **keys})
 
 
 def leans(count: int, *, seed: int = 3) -> np.ndarray[Any, Any]:
@@ -99,7 +92,8 @@ def write_books(
 
     From *other_from_ms* on they are other ones.
     """
-    file_header = header(**keys)
+    of = {"levels": LEVELS, "every_ms": EVERY_MS, "of": f"linear:{SYMBOL}", **keys}
+    file_header = header(**of, price_decimals=2)
     minutes, lean = candles(count, seed=seed), leans(count, seed=seed)
     rng = np.random.default_rng(seed + 2)
     cause = ""

@@ -8,6 +8,7 @@ import random
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from programs import BIN, ROOT, Program
 from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest
+from tracepaper.replay.archive.books import DepthWriter, RecordedDepth, units_of
 from tracepaper.replay.archive.download import record_live
-from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.replay.learning.estimators.order_book import BookFitOptions
 from tracepaper.replay.learning.fitted import FitRun
@@ -29,7 +31,7 @@ from tracepaper.replay.learning.order_books import read_books
 from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.training import train
 from tracepaper.strategies.networks.order_book import OrderBookConfig
-from tracepaper.strategies.order_book import KIND, SILENT_MS
+from tracepaper.strategies.order_book import BLOCK_BOOKS, KIND, SILENT_MS, Books, packed_books
 from tracepaper.strategies.types.market import Category, Depth
 from tracepaper.strategies.units import DAY_MS
 
@@ -46,16 +48,31 @@ def depth(bids: Side, asks: Side, seen_ms: int, *, age_ms: int = 3) -> Depth:
     return Depth(BTC.id, packed(bids), packed(asks), seen_ms - age_ms, seen_ms)
 
 
-def header(levels: int = 5, every_ms: int = 1_000, **keys: Any) -> DepthHeader:
-    plain = DepthHeader(
-        instrument=BTC.id,
-        price_decimals=BTC.price_decimals,
-        quantity_decimals=BTC.quantity_decimals,
-        levels=levels,
-        every_ms=every_ms,
-        source="loopback",
-    )
-    return structs.replace(plain, **keys)
+def header(
+    levels: int = 5,
+    every_ms: int = 1_000,
+    source: str = "loopback",
+    *,
+    of: str = BTC.id,
+    price_decimals: int = BTC.price_decimals,
+) -> RecordingHeader:
+    category, _, symbol = of.partition(":")
+    item = instrument(symbol, Category(category), price_decimals=price_decimals, tick_size=1)
+    return RecordingHeader(instrument=item, source=source, levels=levels, every_ms=every_ms)
+
+
+def in_memory(of: RecordingHeader, books: Books) -> RecordedDepth:
+    """Return *books* as a file of them would be read; a new stretch begins where times jump."""
+    jumps = np.flatnonzero(np.diff(books.seen_ms) != of.every_ms) + 1
+    blocks = []
+    for begin, end in pairwise([0, *jumps.tolist(), len(books)]):
+        for first in range(begin, end, BLOCK_BOOKS):
+            part = books.part(first, min(first + BLOCK_BOOKS, end))
+            cause = "" if first > begin else "stopped"
+            blocks.append(
+                packed_books(of.instrument.id, part, every_ms=of.every_ms, cause=cause, seen_ms=0)
+            )
+    return RecordedDepth(of, blocks, units_of(books), "")
 
 
 def walk(
@@ -81,7 +98,7 @@ def walk(
 
 def long(
     source: str, every_ms: int = 3_600_000, days: float = 8
-) -> tuple[list[Depth], DepthHeader]:
+) -> tuple[list[Depth], RecordingHeader]:
     """Return books of so many days whose mid moves as the book before leans."""
     rng = np.random.default_rng(4)
     books, bid = [], 10_000
@@ -100,7 +117,7 @@ def long(
 
 
 def write(
-    path: Path, depths: Iterable[Depth], *, cause: str = "", of: DepthHeader | None = None
+    path: Path, depths: Iterable[Depth], *, cause: str = "", of: RecordingHeader | None = None
 ) -> str:
     """Append *depths*, the first after *cause*; return what the writer found there."""
     with DepthWriter(path, header() if of is None else of) as writer:

@@ -15,7 +15,8 @@ from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRul
 from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import Latency
-from tracepaper.replay.archive.book_events import EventsHeader, EventsWriter
+from tracepaper.replay.archive.events import EventsWriter
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.backtest.book_feed import BookFeed, EventsSource, FillSource
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order
@@ -68,7 +69,7 @@ def send(at: int, *requests: OrderRequest | Cancel) -> Say:
 def events_file(path: Path, script: Sequence[Say], item: Instrument = BTC) -> Path:
     """Write the frames and gaps of *script* as `data record --events` would."""
     path.unlink(missing_ok=True)
-    header = EventsHeader(
+    header = RecordingHeader(
         instrument=item, topics=(BOOK, TRADES), source="loopback", ahead_ms=600_000
     )
     number = 0

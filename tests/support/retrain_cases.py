@@ -21,7 +21,7 @@ from daemon_under_test import Running, price
 from records import rows
 
 from tracepaper.daemon.session.child import frame_of
-from tracepaper.daemon.session.retraining import CandidateJudgement
+from tracepaper.daemon.session.retraining import not_judged
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.statistics import DayDifference, chance
 from tracepaper.storage import checkpoints
@@ -85,9 +85,8 @@ class Planted:
     def judges(self, difference_: float = -0.01, **figures: Any) -> None:
         """Let the training answer with a judgement of the candidate, of 28 days."""
         p = chance(DayDifference(difference_, 0.001, 28, 1.0)) / 2
-        judgement = CandidateJudgement(
-            reason="",
-            running_sha256=self.running.sha256,
+        judgement = msgspec.structs.replace(
+            not_judged("", self.running.sha256),
             candidate=str(self.folder / "candidate"),
             candidate_sha256=self.candidate.sha256,
             recipe="0123456789ab",

@@ -27,9 +27,9 @@ from seeded_events import seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, slice_candles
+from tracepaper.replay.archive.books import read_depth
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.corporate_actions import read_actions
-from tracepaper.replay.archive.order_book import read_depth
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import build

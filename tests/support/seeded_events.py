@@ -12,7 +12,8 @@ from typing import NamedTuple
 from depth_cases import BTC, FIRST_MS
 from msgspec import structs
 
-from tracepaper.replay.archive.book_events import EventsHeader, EventsWriter
+from tracepaper.replay.archive.events import EventsWriter
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.strategies.types.market import Instrument
 
 MINUTE_MS = 60_000
@@ -43,7 +44,7 @@ def seeded_market(
     """
     rng, bid, number = random.Random(seed), 650_000, 0
     rows: list[list[object]] = []
-    header = EventsHeader(
+    header = RecordingHeader(
         instrument=item,
         topics=(f"orderbook.50.{item.symbol}", f"publicTrade.{item.symbol}"),
         source="frames",

@@ -4,12 +4,11 @@
  * Both sources have one method, `get(path, parameters)`; a view does not know which it reads.
  */
 import { isHedged } from "./accounts.js";
-import { cut, cutMarks, cutRows } from "./cells.js";
+import { cut, cutRows } from "./cells.js";
 import { recorded } from "./record.js";
 
 const ROOT = "/api/v1";
 const BLOCKS = 4; // blocks of whole decisions that are kept open
-const RANGE = ["from_ms", "until_ms", "points"];
 
 /** An answer that was refused; its message is a sentence for the reader. */
 export class ApiError extends Error {
@@ -102,25 +101,16 @@ class Embedded {
   }
 
   async get(path, parameters = {}) {
-    const range = {};
-    const rest = {};
-    for (const [name, value] of Object.entries(parameters)) {
-      if (value == null) continue;
-      (RANGE.includes(name) ? range : rest)[name] = value;
-    }
-    if (/\/views\/[^/]+$/.test(path)) return cutRows(await this.#rows(path, parameters), { ...rest, ...range });
-    if (path.endsWith("/marks")) return cutMarks(await this.#held(path), range);
-    const newest = await this.#held(`${path}${queryOf(rest)}#newest`, null);
-    // Bar by bar where the range lies in what is held so, else in the cells of the whole run.
-    const isFine = newest && range.from_ms != null && range.from_ms >= (newest.open_time_ms ?? newest.time_ms)[0];
-    const answer = isFine ? newest : await this.#held(`${path}${queryOf(rest)}`);
-    return "interval_ms" in answer ? cut(answer, range) : answer;
+    if (/\/views\/[^/]+$/.test(path)) return cutRows(await this.#rows(path, parameters), parameters);
+    // Marks are held for all symbols and times together.
+    const answer = await this.#held(path.endsWith("/marks") ? path : path + queryOf({ instrument: parameters.instrument }));
+    return Array.isArray(answer) ? cut(answer, parameters) : answer;
   }
 
-  async #held(path, missing) {
+  async #held(path) {
     const answers = await this.#answers;
     const key = plainKey(`${ROOT}${path}`);
-    const answer = answers.get(key) ?? (await this.#ofBlock(key)) ?? missing;
+    const answer = answers.get(key) ?? (await this.#ofBlock(key));
     if (answer === undefined)
       throw new ApiError('This file does not hold that; "tracepaper ui" serves the whole record.', 404);
     return answer;
@@ -155,10 +145,9 @@ class Embedded {
     return { view: "decisions", columns: names.map((name) => ({ name, kind: typeof rows[0]?.[names.indexOf(name)] === "number" ? "integer" : "text", meaning: "" })), rows, total: rows.length, next: null };
   }
 
-  /** Columns of an instrument: the newest bars where the file holds them one by one, and the whole run. */
-  async #columns(run, kind, instrument) {
-    const path = `${run}/${kind}${queryOf({ instrument })}`;
-    return [await this.#held(`${path}#newest`, null), await this.#held(path)].filter(Boolean);
+  /** Columns of an instrument, in ever longer cells. */
+  #columns(run, kind, instrument) {
+    return this.#held(`${run}/${kind}${queryOf({ instrument })}`);
   }
 
   /** What columns say of a decision that the file does not hold whole. */

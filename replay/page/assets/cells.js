@@ -1,8 +1,4 @@
-/** Ranges and cells of columns: what the server does for a range, for a record that is all here. */
-
-/** Multiples of a run's interval that a cell may have: those of the server. */
-export const MULTIPLES = [1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080];
-const DAY = 864e5; // ms
+/** Ranges of columns and rows: what the server does, for a record that is all here. */
 
 /** The first index whose value is at least `value`; `times` ascends. */
 export function lowerBound(times, value) {
@@ -19,85 +15,25 @@ export function lowerBound(times, value) {
 /** The index of the last value at most `value`, or -1. */
 export const indexAt = (times, value) => lowerBound(times, value + 1) - 1;
 
-const last = (values) => values[values.length - 1];
-const lastKnown = (values) => values.findLast((value) => value != null) ?? null;
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-const least = (values) => values.reduce((low, value) => (value == null || (low != null && low <= value) ? low : value), null);
-const most = (values) => values.reduce((high, value) => (value > high ? value : high), -Infinity);
-
-/** How each column of a cell follows from its bars; what is not named is the last one's. */
-const RULES = {
-  open: (values) => values[0],
-  high: most,
-  low: least,
-  volume: sum,
-  spare: least,
-  failed: sum,
-  sequence: lastKnown,
-  numbers: lastKnown,
-};
-
 /**
- * Columns of a range, in at most `points` cells.
- * @param {Object} answer Candles, Series, Equity or Noted
- * @returns {Object} the same shape
+ * Columns of a range, in the shortest cells that are held there and are at most `points`.
+ * @param {Object[]} levels Candles, Series, Equity or Noted in ever longer cells, with `from_ms`
+ * @returns {Object} one of them, cut
  */
-export function cut(answer, { from_ms, until_ms, points }) {
-  const isEquity = "time_ms" in answer;
+export function cut(levels, { from_ms, until_ms, points }) {
+  const [from, until] = [from_ms ?? 0, until_ms ?? Infinity];
+  const fits = (level) => level.from_ms <= from && Math.ceil((until - from) / level.interval_ms) + 1 <= (points ?? Infinity);
+  const level = levels.find(fits) ?? levels.at(-1);
+  const step = level.interval_ms;
   // Equity is dated at the end of its cell; a bar belongs to the range where it opened.
-  const opens = isEquity ? answer.time_ms.map((time) => time - 1) : answer.open_time_ms;
-  const start = from_ms == null ? 0 : lowerBound(opens, Number(from_ms));
-  const end = until_ms == null ? opens.length : lowerBound(opens, Number(until_ms));
-  const from = from_ms == null ? opens[start] : Number(from_ms);
-  const until = until_ms == null ? (last(opens) ?? 0) + answer.interval_ms : Number(until_ms);
-  const step = cellLength(answer.interval_ms, until - from, points);
-  const isHeld = step === answer.interval_ms; // so long cells are here, and begin where they do
-  const groups = [];
-  let key = null;
-  for (let index = start; index < end; index++) {
-    const cell = isHeld ? index : Math.floor(opens[index] / step);
-    if (cell !== key) groups.push([]);
-    last(groups).push(index);
-    key = cell;
-  }
-  const column = (values, rule) => groups.map((group) => rule(group.map((index) => values[index])));
-  const result = { ...answer, interval_ms: step };
-  for (const [name, values] of Object.entries(answer)) {
-    if (isHeld && name.endsWith("time_ms")) result[name] = values.slice(start, end);
-    else if (name === "time_ms") result[name] = groups.map((group) => (Math.floor(opens[group[0]] / step) + 1) * step);
-    else if (name === "open_time_ms") result[name] = groups.map((group) => Math.floor(opens[group[0]] / step) * step);
-    else if (Array.isArray(values)) result[name] = column(values, isEquity ? last : (RULES[name] ?? last));
-    else if (values && typeof values === "object")
-      result[name] = Object.fromEntries(
-        Object.entries(values).map(([each, column_]) => [
-          each,
-          column(column_, isEquity ? (name === "low" ? least : last) : (RULES[name] ?? last)),
-        ]),
-      );
-  }
-  return result;
-}
-
-/** The shortest cell with which `span` fits into `points`, as the server chooses it. */
-export function cellLength(interval, span, points) {
-  if (points == null) return interval;
-  const multiple = MULTIPLES.find((each) => Math.ceil(span / (interval * each)) + 1 <= Number(points));
-  if (multiple != null) return interval * multiple;
-  const longest = Math.max(interval * last(MULTIPLES), DAY);
-  return Math.ceil(Math.ceil(span / Math.max(points - 1, 1)) / longest) * longest;
-}
-
-/** Marks that lie in a range. */
-export function cutMarks(answer, { from_ms, until_ms }) {
-  const from = Number(from_ms ?? -Infinity);
-  const until = Number(until_ms ?? Infinity);
-  const overlaps = (mark) => mark.from_ms < until && (mark.until_ms ?? Infinity) >= from;
-  return {
-    ...answer,
-    fills: answer.fills.filter((fill) => fill.filled_ms >= from && fill.filled_ms < until),
-    orders: answer.orders.filter(overlaps),
-    gaps: answer.gaps.filter(overlaps),
+  const [times, shift] = level.time_ms ? [level.time_ms, 1] : [level.open_time_ms, 0];
+  const start = lowerBound(times, Math.floor(from / step) * step + shift);
+  const end = lowerBound(times, until + shift);
+  const within = (value) => {
+    if (Array.isArray(value)) return value.slice(start, end);
+    return value instanceof Object ? Object.fromEntries(Object.entries(value).map(([name, each]) => [name, within(each)])) : value;
   };
+  return within(level);
 }
 
 const TIMES = ["open_time_ms", "filled_ms", "closed_ms", "created_ms", "market_ms", "from_ms"];
@@ -106,7 +42,7 @@ const TIMES = ["open_time_ms", "filled_ms", "closed_ms", "created_ms", "market_m
 export function cutRows(answer, { from_ms, until_ms, sort = "sequence", descending, limit = 100, after = 0, ...filters }) {
   const at = (name) => answer.columns.findIndex((column) => column.name === name);
   const time = at(TIMES.find((name) => at(name) >= 0));
-  const equal = Object.entries(filters).map(([name, value]) => [at(name), String(value)]);
+  const equal = Object.entries(filters).filter(([, value]) => value != null).map(([name, value]) => [at(name), String(value)]);
   const rows = answer.rows.filter(
     (row) =>
       (from_ms == null || row[time] >= from_ms) &&

@@ -1,8 +1,9 @@
 /** A document of the interface (a report, an explanation, a sweep, a judgement) as a view. */
-import { html, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useRef } from "./vendor/htm-preact.js";
 import { ChartView } from "./document/chart.js";
 import { Drawn, isDrawn } from "./document/looks.js";
 import { Figure, TableView, pressed } from "./document/table.js";
+import { Folded } from "./hooks.js";
 
 /**
  * Draws `document`: {title, parts}, as `as_parts` of tracepaper.replay.document.values writes it;
@@ -68,12 +69,6 @@ function Paragraph({ part: { style, text }, places }) {
 }
 
 function Fold({ part: { summary, cells, parts } }) {
-  const [isOpen, setOpen] = useState(false);
-  return html`<details class="fold" onToggle=${(event) => setOpen(event.currentTarget.open)}>
-    <summary>
-      <span>${summary}</span>
-      ${cells.map((cell) => html`<${Figure} cell=${cell} />`)}
-    </summary>
-    ${isOpen && html`<div><${Parts} parts=${parts} /></div>`}
-  </details>`;
+  const line = html`<span>${summary}</span>${cells.map((cell) => html`<${Figure} cell=${cell} />`)}`;
+  return html`<${Folded} class="fold" summary=${line} make=${() => html`<div><${Parts} parts=${parts} /></div>`} />`;
 }

@@ -73,49 +73,36 @@ export function quantity(text) {
 }
 
 export const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-const two = (value) => String(value).padStart(2, "0");
 
-/** Parts of a time in the chosen zone. */
-export function timeParts(ms) {
+/** A time in the chosen zone, as `2025-06-03T09:33:00`. */
+function iso(ms) {
   const date = new Date(ms);
-  return local
-    ? { y: date.getFullYear(), mo: date.getMonth(), d: date.getDate(), h: date.getHours(), mi: date.getMinutes(), s: date.getSeconds() }
-    : { y: date.getUTCFullYear(), mo: date.getUTCMonth(), d: date.getUTCDate(), h: date.getUTCHours(), mi: date.getUTCMinutes(), s: date.getUTCSeconds() };
+  return new Date(local ? ms - 6e4 * date.getTimezoneOffset() : ms).toISOString().slice(0, 19);
 }
+
+/** `2025` */
+export const year = (ms) => iso(ms).slice(0, 4);
 
 /** `09:33` */
-export function clock(ms) {
-  const at = timeParts(ms);
-  return `${two(at.h)}:${two(at.mi)}`;
-}
+export const clock = (ms) => iso(ms).slice(11, 16);
 
 /** `3 Jun` */
-export function day(ms) {
-  const at = timeParts(ms);
-  return `${at.d} ${MONTHS[at.mo]}`;
-}
+export const day = (ms) => `${Number(iso(ms).slice(8, 10))} ${MONTHS[Number(iso(ms).slice(5, 7)) - 1]}`;
 
 /** `3 Jun 09:33`, with the year where it is not that of `beside` */
-export function moment(ms, beside = null) {
+export function moment(ms, beside = ms) {
   if (ms == null) return "–";
-  const at = timeParts(ms);
-  const year = beside != null && timeParts(beside).y !== at.y ? ` ${at.y}` : "";
-  return `${at.d} ${MONTHS[at.mo]}${year} ${two(at.h)}:${two(at.mi)}`;
+  return [day(ms), ...(year(beside ?? ms) === year(ms) ? [] : [year(ms)]), clock(ms)].join(" ");
 }
 
 /** A time beside the `newest` one: with its date, unless both are of one day. */
 export function when(ms, newest) {
-  if (ms == null || newest == null) return moment(ms);
-  const [at, last] = [timeParts(ms), timeParts(newest)];
-  return at.d === last.d && at.mo === last.mo && at.y === last.y ? clock(ms) : moment(ms, newest);
+  const isSameDay = ms != null && newest != null && iso(ms).slice(0, 10) === iso(newest).slice(0, 10);
+  return isSameDay ? clock(ms) : moment(ms, newest);
 }
 
 /** `2025-06-03 09:33:00` */
-export function stamp(ms) {
-  if (ms == null) return "–";
-  const at = timeParts(ms);
-  return `${at.y}-${two(at.mo + 1)}-${two(at.d)} ${two(at.h)}:${two(at.mi)}:${two(at.s)}`;
-}
+export const stamp = (ms) => (ms == null ? "–" : iso(ms).replace("T", " "));
 
 /** How long: `16 h`, `3 days`, `45 s` */
 export function duration(ms) {

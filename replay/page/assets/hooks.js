@@ -99,3 +99,12 @@ export function useSlow(isBusy) {
 export function Waiting({ doing = "Reading the record" }) {
   return html`<p class="muted" role="status">${useSlow(true) ? doing : " "}</p>`;
 }
+
+/** Details whose inside, `make()`, is made where somebody opens them. */
+export function Folded({ class: name, summary, make }) {
+  const [isOpen, setOpen] = useState(false);
+  return html`<details class=${name} onToggle=${(event) => setOpen(event.currentTarget.open)}>
+    <summary>${summary}</summary>
+    ${isOpen && make()}
+  </details>`;
+}

@@ -1,5 +1,5 @@
 /** The Now view: one sentence, one chart, one card. The pointer is time. */
-import { html, useCallback, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { getDecision, getRow, knownDecision, source } from "./api.js";
 import { indexAt } from "./cells.js";
 import { Card } from "./card.js";
@@ -126,18 +126,6 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
   </div>`;
 }
 
-/** What halts the run, since when, what it refused, and how long nothing was entered. */
-function Halted({ run }) {
-  const { halt } = run;
-  const role = run.row.ended_ms == null ? "alert" : null;
-  // A limit may halt a run, or only refuse: its sentence says which.
-  if (!halt.word) return html`<p class="banner" role=${role}><b>${halt.sentence}</b> Decisions go on.</p>`;
-  const refused = halt.refused == null ? "" : ` ${count(halt.refused)} decisions refused;`;
-  return html`<p class="banner" role=${role}>
-    <b>This run is halted by the operator's ${halt.word} ${halt.giver} since ${when(halt.since_ms, run.row.last_ms)}</b>${halt.note ? ` (${halt.note})` : ""};${refused} nothing entered for ${duration(halt.idle_ms)}. Only RESUME lifts it; decisions go on.
-  </p>`;
-}
-
 /** Banners: what, since when, what it means. */
 function Banner({ run, connection, isCold }) {
   if (run.damage) return html`<p class="banner" role="alert">${run.damage.sentence}</p>`;
@@ -147,7 +135,7 @@ function Banner({ run, connection, isCold }) {
     return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
   if (connection.state === "refused")
     return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers, or this one was too slow. What is shown is read again every 15 s.</p>`;
-  if (run.halt) return html`<${Halted} run=${run} />`;
+  if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt.sentence}</b> Decisions go on.</p>`;
   if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
   if (isCold)
     return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes in ${duration((run.bars_needed - run.row.decisions) * run.row.interval_ms)}.` : "soon."}</p>`;
@@ -203,25 +191,20 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
     setFrameVersion((now) => now + 1);
   };
 
-  const toSequence = useCallback(
-    (sequence, other = null) => {
-      if (sequence == null) return;
-      setHover(null);
-      const next = { run: id, view: "now", sequence, instrument: other ?? address.instrument };
-      go(next, true);
-    },
-    [id, address.instrument],
-  );
-  const toNewest = () => {
+  const pin = (sequence, symbol = address.instrument) => {
     setHover(null);
-    go({ run: id, view: "now", sequence: null, instrument: address.instrument }, true);
+    go({ run: id, view: "now", sequence, instrument: symbol }, true);
+  };
+  const toSequence = (sequence, symbol) => sequence != null && pin(sequence, symbol);
+  const toNewest = () => {
+    pin(null);
     handle.current?.chart.frame && handle.current.goTo(run.row.last_ms, (run.has_model ? (run.gate_horizon * interval) / frame.step : 0) + ROOM);
   };
 
   // An address may name a decision alone: the chart is of its symbol.
   useEffect(() => {
     if (own?.run_id !== id || own.sequence !== address.sequence || own.instrument === instrument) return;
-    go({ run: id, view: "now", sequence: own.sequence, instrument: own.instrument }, true);
+    pin(own.sequence, own.instrument);
   }, [own]);
 
   // A pinned decision outside the view is brought into it.
@@ -232,25 +215,18 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
     }
   }, [own, frameVersion === 0]);
 
-  // What the stream tells, into the chart; the newest decision moves on while none is pinned.
+  // What the stream tells: the chart follows; the newest decision moves on while none is pinned.
   steps.current = (step) => {
     if (!step.bar) return; // a quote, a mark: nothing of it is drawn
-    handle.current?.append(step);
-    if (step.decision?.sequence != null && step.instrument === instrument) setNewest(step.decision.sequence);
-    setFrameVersion((now) => now + 1);
+    handle.current?.follow(step);
+    if (step.instrument === instrument) setNewest(step.sequence);
   };
   useEffect(() => () => (steps.current = () => {}), []);
 
-  const step = async (by) => {
-    let at = own;
-    if (!at) return;
-    if (frame && Math.abs(by) > 1) {
-      const index = indexAt(frame.times, at.open_time_ms) + by;
-      const sequence = frame.sequence[Math.max(0, Math.min(frame.length - 1, index))];
-      if (sequence != null) toSequence(sequence);
-      return;
-    }
-    toSequence(by > 0 ? at.following : at.previous);
+  const step = (by) => {
+    if (!own) return;
+    const index = frame && Math.abs(by) > 1 ? indexAt(frame.times, own.open_time_ms) + by : null;
+    toSequence(index != null ? frame.sequence[Math.max(0, Math.min(frame.length - 1, index))] : by > 0 ? own.following : own.previous);
   };
   const toNext = async (kind, direction) => {
     if (!own || !frame) return;
@@ -264,14 +240,11 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
   const longer = (by) => setMultiple((now) => Math.max(0, Math.min(LEAST.length - 1, now + by)));
   const nextSymbol = () => {
     const index = run.instruments.findIndex((each) => each.id === instrument);
-    const next = run.instruments[(index + 1) % run.instruments.length];
-    toInstrument(next.id);
+    toInstrument(run.instruments[(index + 1) % run.instruments.length].id);
   };
   const toInstrument = async (other) => {
     setHover(null);
-    let sequence = null;
-    if (own && address.sequence != null) sequence = await sequenceAt(id, other, own.open_time_ms).catch(() => null);
-    go({ run: id, view: "now", sequence, instrument: other }, true);
+    pin(own && address.sequence != null ? await sequenceAt(id, other, own.open_time_ms).catch(() => null) : null, other);
   };
 
   // Play: a decision after another, until the newest.

@@ -1,6 +1,7 @@
 /** The operator's words: HALT, RESUME, FLATTEN, with a note, a token and a second click. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { source } from "./api.js";
+import { useTask } from "./hooks.js";
 import { Dialog } from "./keys.js";
 
 const TOKEN = "tracepaper.token";
@@ -20,28 +21,26 @@ export function Operator({ run, close }) {
   const [name, setName] = useState(run.halt ? "RESUME" : "HALT");
   const [note, setNote] = useState("");
   const [token, setToken] = useState(sessionStorage.getItem(TOKEN) ?? "");
-  const [state, setState] = useState({ step: "idle" });
+  const [isArmed, setArmed] = useState(false);
+  const { progress, result, error, ask } = useTask([name]);
   const file = `${run.row.database}.token`;
   const choose = (other) => {
     setName(other);
-    setState({ step: "idle" });
+    setArmed(false);
   };
-  const send = async (event) => {
-    event.preventDefault();
-    if (state.step === "busy") return;
-    if (state.step !== "armed") {
-      setState({ step: "armed" });
-      return;
-    }
-    setState({ step: "busy" });
-    try {
-      const answer = await source.command(name, note, token.trim());
-      sessionStorage.setItem(TOKEN, token.trim());
-      setState({ step: "done", text: `${name} is step ${answer.sequence} of the record.` });
-    } catch (error) {
+  const give = async () => {
+    const answer = await source.command(name, note, token.trim()).catch((error) => {
       if (error.status === 401) sessionStorage.removeItem(TOKEN);
-      setState({ step: "failed", text: refusal(error, file) });
-    }
+      throw error;
+    });
+    sessionStorage.setItem(TOKEN, token.trim());
+    return `${name} is step ${answer.sequence} of the record.`;
+  };
+  const send = (event) => {
+    event.preventDefault();
+    if (progress) return;
+    setArmed(!isArmed);
+    if (isArmed) ask(give);
   };
   return html`<${Dialog} label="Operator" close=${close} class="operator">
     <h2>Operator</h2>
@@ -53,12 +52,12 @@ export function Operator({ run, close }) {
       <label>Note <input value=${note} maxlength=${NOTE_MOST} onInput=${(event) => setNote(event.target.value)} placeholder="why, for the record" /></label>
       <label>Token <input type="password" autocomplete="off" required value=${token} onInput=${(event) => setToken(event.target.value)} placeholder=${`lies in ${file}`} /></label>
       <p class="spread">
-        <button class="action danger" disabled=${state.step === "busy" || !token.trim()}>
-          ${state.step === "armed" ? `Click again: ${name}` : state.step === "busy" ? "Sending…" : name}
+        <button class="action danger" disabled=${progress != null || !token.trim()}>
+          ${isArmed ? `Click again: ${name}` : progress ? "Sending…" : name}
         </button>
         <button type="button" class="plain" onClick=${close}>close</button>
       </p>
-      <p role="status" class=${state.step === "failed" ? "loss" : ""}>${state.text ?? ""}</p>
+      <p role="status" class=${error ? "loss" : ""}>${isArmed ? "" : error ? refusal(error, file) : result}</p>
     </form>
   <//>`;
 }

@@ -1,22 +1,19 @@
 /** Ctrl-K: everything that has no place of its own. Runs, views, times, decisions, symbols. */
 import { html, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { moment } from "./format.js";
+import { moment, stamp } from "./format.js";
 import { Dialog } from "./keys.js";
 
 const SHOWN = 12;
 
 /** A time as it is typed, on the day of `near` or the day before: `09:33`, `2025-06-03 09:33`. */
 export function parseTime(text, near, isLocal) {
-  const at = /^(?:(\d{4})-(\d\d?)-(\d\d?)[ T])?(\d\d?):(\d\d)$/.exec(text.trim());
-  if (!at || Number(at[4]) > 23 || Number(at[5]) > 59) return null;
-  const [, year, month, day, hour, minute] = at.map((part) => (part == null ? null : Number(part)));
-  const base = new Date(near);
-  const make = (y, m, d) => (isLocal ? new Date(y, m, d, hour, minute).getTime() : Date.UTC(y, m, d, hour, minute));
-  if (year != null) return make(year, month - 1, day);
-  const ms = isLocal
-    ? make(base.getFullYear(), base.getMonth(), base.getDate())
-    : make(base.getUTCFullYear(), base.getUTCMonth(), base.getUTCDate());
-  return ms > near ? ms - 864e5 : ms;
+  const parts = /^(?:(\d{4})-(\d\d?)-(\d\d?)[ T])?(\d\d?):(\d\d)$/.exec(text.trim());
+  if (!parts) return null;
+  const [, year, month, day, hour, minute] = parts.map((part) => part?.padStart(2, "0"));
+  const date = year ? `${year}-${month}-${day}` : stamp(near).slice(0, 10);
+  const ms = Date.parse(`${date}T${hour}:${minute}${isLocal ? "" : "Z"}`);
+  if (Number.isNaN(ms)) return null;
+  return year || ms <= near ? ms : ms - 864e5;
 }
 
 /** Every letter of the search in order, the nearer together the better; null where it does not fit. */

@@ -27,7 +27,7 @@ from tracepaper.daemon.bybit.instruments import (
 )
 from tracepaper.daemon.bybit.messages import InstrumentInfo, ListingInfo, RiskLimit, TickerPage
 from tracepaper.daemon.config.market import UniverseRule
-from tracepaper.daemon.feed.universe import change_of
+from tracepaper.daemon.session.universe import change_of
 from tracepaper.strategies.errors import MessageMalformed
 from tracepaper.strategies.types.market import Category, Instrument, RiskTier
 from tracepaper.strategies.units import INTERVALS, MONEY_SCALE, interval_start

@@ -420,7 +420,7 @@ def test_of_frames_dated_ahead_a_delta_alone_drops_the_book(kind: str) -> None:
     ahead = wire.receive(book(kind, [["1.1", "1"]], [["2.1", "1"]], ts=NOW + 2_001))
     assert isinstance(ahead, RefusedFrame)
     is_dropped = kind == "delta"
-    assert (wire.knows(topic), wire.stale_topics) == (
+    assert (wire.last_update(topic) is not None, wire.stale_topics) == (
         not is_dropped,
         {topic} if is_dropped else set(),
     )
@@ -456,11 +456,11 @@ def test_a_frame_of_a_deep_book_that_does_not_follow_drops_it() -> None:
             wire.receive(deep("delta", skipped, [["1.2", "1"]]))
         assert [kind for kind, _ in refusals] == ["skipped.orderbook"]
         assert wire.stale_topics == {topic}
-        assert not wire.knows(topic)
+        assert wire.last_update(topic) is None
         assert isinstance(wire.receive(deep("delta", skipped + 1, [["1.2", "1"]])), Unknown)
         quote_of(wire, deep("snapshot", 40, [["1.0", "1"]], [["2.0", "1"]]))
         quote_of(wire, deep("delta", 41, [["1.1", "1"]]))
-        assert wire.knows(topic)
+        assert wire.last_update(topic) is not None
 
 
 def test_a_book_of_so_many_levels_stands_from_the_touch_outwards() -> None:
@@ -475,7 +475,7 @@ def test_a_book_of_so_many_levels_stands_from_the_touch_outwards() -> None:
     assert list(struct.iter_unpack("<qq", depth.asks)) == [(20, 4_000)]
     quote_of(wire, deep("delta", 11, [], [["2.0", "0"]]))
     assert wire.depth(topic, 2, 7) is None
-    assert wire.knows(topic)
+    assert wire.last_update(topic) is not None
 
 
 def test_topics_that_nobody_knows_make_no_state() -> None:

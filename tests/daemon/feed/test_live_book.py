@@ -15,10 +15,9 @@ from records import rows
 from seeded_events import ITEM, MINUTE_MS, SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.feed.book_follower import ReadFrame
-from tracepaper.daemon.feed.live_book import HELD_MOST, LiveBook
+from tracepaper.daemon.feed.book_follower import HELD_MOST, LiveBook, ReadFrame
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
+from tracepaper.replay.archive.events import EventsFile, EventsWriter
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData

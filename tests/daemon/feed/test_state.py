@@ -18,10 +18,10 @@ from tracepaper.daemon.feed.state import (
     BarSequence,
     CloseFilter,
     FeedState,
-    MissingRanges,
+    MissingBars,
     PendingBars,
     Place,
-    bar_ranges,
+    stretches,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -97,27 +97,25 @@ def test_giving_up_never_goes_back() -> None:
     assert order.next_open_ms == START_MS + 3 * MINUTE
 
 
-@given(present=st.sets(st.integers(0, 30)), length=st.integers(31, 35))
-def test_runs_cover_the_window_in_order_without_overlap(present: set[int], length: int) -> None:
+@given(present=st.sets(st.integers(0, 30)))
+def test_stretches_are_parted_by_holes_alone(present: set[int]) -> None:
     window = [bar(index=index) for index in sorted(present)]
-    end_ms = START_MS + length * MINUTE
-    ranges = bar_ranges(window, from_ms=START_MS, until_ms=end_ms, interval_ms=MINUTE)
-    assert [candle for run in ranges for candle in run.bars] == window
-    edges = [START_MS, *(run.until_ms for run in ranges)]
-    assert [run.from_ms for run in ranges] == edges[:-1]
-    assert edges[-1] == end_ms
-    for part, other in itertools.pairwise(ranges):
-        assert bool(part.bars) != bool(other.bars)
+    parts = stretches(window)
+    assert [candle for part in parts for candle in part] == window
+    for part, other in itertools.pairwise(parts):
+        assert part[-1].close_time_ms < other[0].open_time_ms
+    for part in parts:
+        assert part[-1].close_time_ms - part[0].open_time_ms == len(part) * MINUTE
 
 
 def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> None:
-    missing = MissingRanges(30.0)
-    missing.update([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=100.0)
+    missing = MissingBars(30.0, 1)
+    missing.update([1, 2, 5], from_ms=0, until_ms=9, now_s=100.0)
     assert missing.certain_until(1) == 1
     assert missing.due_s() == 130.0
-    missing.update([(1, 3)], from_ms=0, until_ms=9, now_s=129.9)
+    missing.update([1, 2], from_ms=0, until_ms=9, now_s=129.9)
     assert missing.certain_until(1) == 1
-    missing.update([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=130.0)
+    missing.update([1, 2, 5], from_ms=0, until_ms=9, now_s=130.0)
     assert missing.certain_until(1) == 3
     assert missing.certain_until(2) == 3
     assert missing.certain_until(5) == 5  # it came once in between
@@ -125,23 +123,23 @@ def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> Non
 
 
 def test_a_stretch_is_certain_only_as_far_as_both_answers_lack_it() -> None:
-    missing = MissingRanges(30.0)
-    missing.update([(1, 5)], from_ms=0, until_ms=9, now_s=0.0)
-    missing.update([(3, 7)], from_ms=0, until_ms=9, now_s=30.0)
+    missing = MissingBars(30.0, 1)
+    missing.update([1, 2, 3, 4], from_ms=0, until_ms=9, now_s=0.0)
+    missing.update([3, 4, 5, 6], from_ms=0, until_ms=9, now_s=30.0)
     assert (missing.certain_until(1), missing.certain_until(3), missing.certain_until(5)) == (
         1,
         5,
         5,
     )
-    missing.update([(3, 7)], from_ms=0, until_ms=9, now_s=60.0)
+    missing.update([3, 4, 5, 6], from_ms=0, until_ms=9, now_s=60.0)
     assert missing.certain_until(3) == 7
 
 
 def test_an_answer_about_another_time_changes_nothing_of_it() -> None:
-    missing = MissingRanges(30.0)
-    missing.update([(1, 9)], from_ms=0, until_ms=10, now_s=0.0)
+    missing = MissingBars(30.0, 1)
+    missing.update([1, 2, 3, 4, 5, 6, 7, 8], from_ms=0, until_ms=10, now_s=0.0)
     missing.update([], from_ms=4, until_ms=6, now_s=10.0)
-    missing.update([(1, 4), (6, 9)], from_ms=0, until_ms=10, now_s=30.0)
+    missing.update([1, 2, 3, 6, 7, 8], from_ms=0, until_ms=10, now_s=30.0)
     assert missing.certain_until(1) == 4
     assert missing.certain_until(6) == 9
     missing.forget(5)

@@ -17,7 +17,7 @@ from records import check_record
 from several_live import trading
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive.order_book import StoredDepth
+from tracepaper.replay.archive.books import read_depth
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
@@ -78,9 +78,9 @@ def test_each_symbol_of_a_replay_sees_its_own_books(tmp_path: Path) -> None:
             write(
                 tmp_path / symbol,
                 walk(60 * BARS + 1, seed=number, first_ms=FIRST_MS),
-                of=header(instrument=f"linear:{symbol}"),
+                of=header(of=f"linear:{symbol}"),
             )
-            depth.append(StoredDepth(tmp_path / symbol))
+            depth.append(read_depth(tmp_path / symbol))
     path = tmp_path / "a.db"
     record(path, load(None, sections()), data, depth=depth)
     assert noted(path, "age") == {"BTCUSDT": [0.0] * BARS, "ETHUSDT": [-1.0] * BARS}

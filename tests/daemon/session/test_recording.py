@@ -17,7 +17,7 @@ import pytest
 from aiohttp import ClientSession
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon as scripted_daemon
-from depth_cases import FIRST_MS, delta, snapshot
+from depth_cases import BTC, FIRST_MS, delta, snapshot
 from depth_cases import Live as ByHand
 from exchange_client import Client, walk_rows
 from exchange_client import candles as made_candles
@@ -29,9 +29,9 @@ from waiting import until
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import child, recorder
-from tracepaper.replay.archive.book_events import EventsFile, events_quality
-from tracepaper.replay.archive.members import EVENTS_MARK, MemberWriter
+from tracepaper.daemon.session import child, processes
+from tracepaper.replay.archive.events import EventsFile, EventsWriter
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Category
@@ -99,7 +99,7 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
         await by_hand.end()
         heard = [text for text in stream.texts if '"topic"' in text[:200]]
     for symbol in SYMBOLS:
-        quality = events_quality(folder / f"{symbol}.events")
+        quality = EventsFile(folder / f"{symbol}.events").quality()
         assert (quality.gaps, quality.torn, quality.source) == ((), "", "loopback")
         assert quality.trades > 0
         sent = [text for text in heard if json.loads(text)["topic"] in topics(symbol)]
@@ -153,7 +153,7 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
         await live.until(lambda: len(begun) == 2 and not listening_to(exchange, *expected, times=2))
         await live.until(lambda: listening_to(exchange, *expected, times=2))
         await live.close_bar(set(SYMBOLS))
-    quality = events_quality(path)
+    quality = EventsFile(path).quality()
     assert {gap.cause for gap in quality.gaps} == {"disconnected", "stopped"}
     assert quality.torn == ""
 
@@ -164,8 +164,8 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
 async def test_a_full_disk_ends_no_run_and_tears_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *recorder.PROGRAM)
-    monkeypatch.setattr(recorder, "PROGRAM", small)
+    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *processes.RECORD)
+    monkeypatch.setattr(processes, "RECORD", small)
     async with (
         venue() as exchange,
         trading(exchange, tmp_path / "live.db", **sections(tmp_path)) as live,
@@ -182,23 +182,25 @@ async def test_a_full_disk_ends_no_run_and_tears_no_file(
     for symbol in SYMBOLS:
         path = tmp_path / f"{symbol}.events"
         assert path.stat().st_size <= 100 * 1024
-        assert (events_quality(path).torn, events_quality(path).frames > 0) == ("", True)
+        assert (EventsFile(path).quality().torn, EventsFile(path).quality().frames > 0) == (
+            "",
+            True,
+        )
 
 
 def test_a_member_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    writer = MemberWriter(path, EVENTS_MARK)
-    writer.append(b"first")
-    size = path.stat().st_size
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as refused:
-            writer.append(os.urandom(4_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    header = RecordingHeader(instrument=BTC, source="frames", topics=("orderbook.50.BTCUSDT",))
+    with EventsWriter(path, header) as writer:
+        size = path.stat().st_size
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as refused:
+                writer.append(os.urandom(4_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (path.stat().st_size, refused.value.filename) == (size, str(path))
-    writer.close()
 
 
 async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
     try:
         with pytest.raises(ConfigInvalid, match=r"\(File too large\)"):
-            recorder.check_recording(load({"market": {"record_events": str(tmp_path)}}))
+            processes.check_recording(load({"market": {"record_events": str(tmp_path)}}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -237,8 +239,8 @@ def test_recorded_events_decide_nothing() -> None:
 
 def test_the_folder_is_beside_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('[market]\nrecord_events = "events"\n')
-    assert recorder.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
-    assert recorder.folder_of(load({})) is None
+    assert processes.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
+    assert processes.folder_of(load({})) is None
 
 
 def test_several_symbols_of_a_session_are_a_file_each(tmp_path: Path) -> None:

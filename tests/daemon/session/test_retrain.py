@@ -20,6 +20,7 @@ import pytest
 from builders import present
 from bybit_server import ScriptedServer
 from daemon_under_test import Running, ServersClock, daemon, settings
+from msgspec.structs import replace
 from programs import environment
 from retrain_cases import NOTHING, Planted, decide, has, until_has, written
 from waiting import deadline, deadline_s
@@ -30,7 +31,7 @@ from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.child import ENDED
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.models import load_forecaster
-from tracepaper.daemon.session.retraining import CandidateJudgement, level_of, verdict
+from tracepaper.daemon.session.retraining import level_of, not_judged, with_verdict
 from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import checkpoints
@@ -252,10 +253,10 @@ def test_all_judgements_together_spend_no_more_than_alpha() -> None:
     shares = [level_of(0.05, test) for test in range(1, 10_000)]
     assert 0.0499 < sum(shares) <= 0.05
     assert shares == sorted(shares, reverse=True)
-    judgement = CandidateJudgement(
-        "", "", difference=-0.01, error=0.001, p=0.01, days=28, horizon=30
+    judgement = replace(
+        not_judged("", ""), difference=-0.01, error=0.001, p=0.01, days=28, horizon=30
     )
-    assert [verdict(judgement, test=test, alpha=0.05)[0].value for test in (1, 2)] == [
+    assert [with_verdict(judgement, test=test, alpha=0.05).outcome.value for test in (1, 2)] == [
         "promoted",
         "refused",
     ]

@@ -12,7 +12,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from records import check_record, rows
-from several_live import MINUTE, SPEED, check_parity, trading
+from several_live import AFTER_MS, MINUTE, SPEED, check_parity, trading
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed import maintenance, warming
@@ -186,7 +186,9 @@ async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
                 )
             )
             assert len(changes) >= len(FIFTY)
-            # So the one that is gone is the only one whose bars the restart asks for.
+            # Market time, which this test moves, else stands within the wait for a closing frame.
+            # Behind it the one that is gone is the only one whose bars the restart asks for.
+            await exchange.advance(2 * AFTER_MS)
             await live.until(lambda: live.decided(last) == set(FIFTY) - {GONE})
         async with trading(exchange, path, **sections) as live:  # a restart asks for each of them
             await live.listening(3 * len(OTHERS))

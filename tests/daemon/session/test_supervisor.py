@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 from user_strategies import importable, source
 from waiting import deadline, deadline_s
 
+from tracepaper.daemon.session.child import Companion
 from tracepaper.daemon.session.supervisor import Notifier, Supervisor
 from tracepaper.strategies.errors import AuditUnwritable, StrategyFailed
 
@@ -47,6 +48,21 @@ async def test_a_signal_stops_in_good_order(number: signal.Signals) -> None:
 
     await Supervisor(clock=JumpClock(), notifier=SILENT).run(main)
     assert ended == ["main"]
+
+
+async def test_an_error_beside_the_service_ends_it_and_is_no_orderly_stop() -> None:
+    class Breaks(Companion):
+        async def _work(self) -> None:
+            raise AuditUnwritable("It cannot be stored.")
+
+    supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
+
+    async def main() -> None:
+        async with Breaks().at_work(supervisor.stop):
+            await forever()
+
+    with pytest.raises(AuditUnwritable, match="cannot be stored"):
+        await supervisor.run(main)
 
 
 async def signalled(spend: Callable[[], object], notifier: Notifier) -> list[str]:

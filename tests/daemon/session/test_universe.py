@@ -24,19 +24,17 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.config.values import SYMBOLS_MAX
 from tracepaper.daemon.feed.client import TradedSymbol
-from tracepaper.daemon.feed.universe import (
+from tracepaper.daemon.session.universe import (
     LIST_BYTES_MAX,
+    Universe,
     age_days,
     change_of,
     choose,
-    names_of,
-    next_choice_ms,
-)
-from tracepaper.daemon.session.universe import (
-    Universe,
     known_candidates,
     list_of,
+    names_of,
     new_candidates,
+    next_choice_ms,
 )
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import IntArray

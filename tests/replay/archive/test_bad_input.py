@@ -136,7 +136,7 @@ def test_an_empty_volume_column_counts_as_zero_and_is_said(tmp_path: Path) -> No
 def test_an_empty_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "BTCUSDT.csv"
     path.write_text(content)
-    assert "give a file with candles" in refusal(path)
+    assert "give one with rows" in refusal(path)
 
 
 def test_a_name_that_lies_about_compression_is_refused(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_a_name_that_lies_about_compression_is_refused(tmp_path: Path) -> None:
         "BTCUSDT_e.feather": (b"PAR1" + plain, "is Parquet by its first bytes"),
         "BTCUSDT_f.csv": (b"\x28\xb5\x2f\xfd" + plain, "is compressed with Zstandard"),
         "BTCUSDT_g.xls": (plain, "has a name of no known kind"),
-        "BTCUSDT_h.csv.gz": (gzip.compress(plain)[:-12], "is damaged or cut short"),
-        "BTCUSDT_i.zip": (b"PK\x03\x04" + b"x" * 40, "is damaged or locked"),
+        "BTCUSDT_h.csv.gz": (gzip.compress(plain)[:-12], "is damaged, cut short"),
+        "BTCUSDT_i.zip": (b"PK\x03\x04" + b"x" * 40, "is damaged, cut short or locked"),
         "BTCUSDT_j.parquet": (b"PAR1" + b"x" * 40, "is damaged"),
         "BTCUSDT_k.csv": (b"open_time,\0\0", "is not text although its name says so"),
         "BTCUSDT_l.csv": (b"open_time,\xe9\xff,b\n1,2,3\n", "is not UTF-8 text"),
@@ -182,7 +182,7 @@ def test_json_of_another_shape_is_refused(tmp_path: Path) -> None:
         "a": ({"a": 1}, "is JSON of an unknown shape"),
         "b": ([1, 2], "is JSON of an unknown shape"),
         "c": ([], "is empty"),
-        "d": ([[T0, 1, 2, 1, 2, 3], [T0, 1]], "row 2 has 2 values where the first has 6"),
+        "d": ([[T0, 1, 2, 1, 2, 3], [T0, 1]], "row 2 has 2 columns where the first has 6"),
         "e": ([[T0, 1, 2, 1, None, 3]], "row 1: close is empty"),
     }
     for name, (document, what) in cases.items():
@@ -278,7 +278,7 @@ def test_a_gzip_that_unpacks_without_end_takes_a_bounded_memory(tmp_path: Path) 
     path.write_bytes(gzip.compress(b" " * (1 << 24), 1) * 12)  # members: 192 MiB
     tracemalloc.start()
     try:
-        assert "unpacks to more: candles do not" in refusal(path)
+        assert "unpacks to more than is read" in refusal(path)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -28,23 +28,20 @@ from msgspec import structs
 from programs import run
 from waiting import until
 
-from tracepaper.daemon.bybit.order_book import DepthRequest
-from tracepaper.replay.archive import book_events as module
-from tracepaper.replay.archive.book_events import (
-    EventRecorder,
+from tracepaper.daemon.bybit.order_book import DepthRequest, EventReader
+from tracepaper.replay.archive import recordings as module
+from tracepaper.replay.archive.events import (
     EventsFile,
-    EventsHeader,
     EventsWriter,
-    events_quality,
 )
-from tracepaper.replay.archive.members import EVENTS_MARK, member
+from tracepaper.replay.archive.recordings import RecordingHeader, member
 from tracepaper.replay.exchange.recorded import read_recording
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import Category
 
 TOPICS = ("orderbook.50.BTCUSDT", "publicTrade.BTCUSDT")
-HEADER = EventsHeader(instrument=BTC, topics=TOPICS, source="frames", ahead_ms=600_000)
+HEADER = RecordingHeader(instrument=BTC, topics=TOPICS, source="frames", ahead_ms=600_000)
 REQUEST = DepthRequest(Category.LINEAR, "BTCUSDT", 50, 1_000, events=True)
 
 
@@ -54,13 +51,20 @@ def trade(ts: int, price: str = "100.0") -> bytes:
     return json.dumps(body).encode()
 
 
+def recorder_of(
+    writer: EventsWriter, now: list[float], accepts: Callable[[int], bool]
+) -> EventReader:
+    def write(frame: bytes, _read: object, cause: str) -> None:
+        writer.add(now[0], frame, cause)
+
+    return EventReader(BTC, TOPICS, write, accepts=accepts)
+
+
 def recorded(path: Path, frames: list[bytes]) -> list[tuple[str, bytes]]:
     """Record *frames*, each received 5 ms after its date; return the lines of the file."""
     with EventsWriter(path, HEADER) as writer:
         now = [0.0]
-        taker = EventRecorder(
-            BTC, TOPICS, writer, accepts=lambda ms: ms <= now[0] + 1_000, now_ms=lambda: now[0]
-        )
+        taker = recorder_of(writer, now, lambda ms: ms <= now[0] + 1_000)
         for frame in frames:
             now[0] = max(now[0], json.loads(frame)["ts"] + 5) if frame[:1] == b"{" else now[0]
             taker.receive(frame)
@@ -92,7 +96,7 @@ def test_a_session_is_kept_frame_by_frame_as_it_came(tmp_path: Path) -> None:
         totals["trades"] == sum(len(change) for change in changes if isinstance(change, list)) > 0
     )
     assert totals["frames"] == len(sent)
-    assert totals["bytes_an_event"] == totals["bytes"] / (totals["changes"] + totals["trades"])
+    assert totals["bytes_each"] == totals["bytes"] / (totals["changes"] + totals["trades"])
     again = run(words, tmp_path)
     assert (again.code, again.out) == (1, "")
     assert "and the next is of" in again.err
@@ -142,7 +146,7 @@ def test_a_gap_is_marked_and_no_frame_is_kept_before_a_snapshot(tmp_path: Path, 
     assert [(why, body) for why, body in lines if why] == [(cause, b"")]
     kept = [body for why, body in lines if not why]
     assert kept == [*begun, trade(300), *AGAIN]
-    (gap,) = events_quality(tmp_path / "a").gaps
+    (gap,) = EventsFile(tmp_path / "a").quality().gaps
     assert (gap.from_ms - FIRST_MS, gap.until_ms - FIRST_MS, gap.cause) == (115, 425, cause)
 
 
@@ -161,9 +165,7 @@ def test_a_gap_is_marked_and_no_frame_is_kept_before_a_snapshot(tmp_path: Path, 
 def test_a_lost_trade_is_a_gap_of_the_book_too(tmp_path: Path, bad: bytes) -> None:
     with EventsWriter(tmp_path / "a", HEADER) as writer:
         at = [FIRST_MS + 5.0]
-        taker = EventRecorder(
-            BTC, TOPICS, writer, accepts=lambda ms: ms < at[0] + 1_000, now_ms=lambda: at[0]
-        )
+        taker = recorder_of(writer, at, lambda ms: ms < at[0] + 1_000)
         taker.receive(snapshot(0, 7))
         at[0] += 200
         assert taker.receive(bad) is None
@@ -179,7 +181,7 @@ def test_a_lost_trade_is_a_gap_of_the_book_too(tmp_path: Path, bad: bytes) -> No
 def test_other_topics_and_answers_are_left_out(tmp_path: Path) -> None:
     others = [b'{"success":true,"op":"subscribe"}', b'{"op":"pong"}', b'{"topic":"news","ts":1}']
     with EventsWriter(tmp_path / "a", HEADER) as writer:
-        taker = EventRecorder(BTC, TOPICS, writer, accepts=lambda _: True, now_ms=lambda: 1e12)
+        taker = recorder_of(writer, [1e12], lambda _: True)
         for frame in (*others, snapshot(0, 7), *others):
             taker.receive(frame)
     assert [line.data.encode() for line in EventsFile(tmp_path / "a").lines()] == [snapshot(0, 7)]
@@ -198,13 +200,13 @@ def test_a_torn_tail_is_cut_off_and_what_goes_on_begins_behind_a_gap(tmp_path: P
     longer = path.read_bytes()
     for size in range(len(whole) + 1, len(longer)):
         path.write_bytes(longer[:size])
-        quality = events_quality(path)
+        quality = EventsFile(path).quality()
         assert (quality.frames, quality.torn[:9]) == (2, "The last ")
         assert len(read_recording(path).frames(*TOPICS)) == 2
     lines = recorded(path, later)
     assert [why for why, _ in lines] == ["", "", "stopped", "", ""]
     assert path.read_bytes() == longer
-    assert [gap.cause for gap in events_quality(path).gaps] == ["stopped"]
+    assert [gap.cause for gap in EventsFile(path).quality().gaps] == ["stopped"]
 
 
 def test_a_long_file_goes_on_from_its_last_blocks(
@@ -312,7 +314,7 @@ def test_lines_that_no_recorder_writes_are_named_by_their_block(
     path = tmp_path / "a"
     with EventsWriter(path, HEADER):
         pass
-    path.write_bytes(path.read_bytes() + member(EVENTS_MARK, text))
+    path.write_bytes(path.read_bytes() + member(text))
     with pytest.raises(DataInvalid, match=f"the block at byte [0-9]+, {why}"):
         list(EventsFile(path).lines())
 
@@ -327,8 +329,8 @@ def test_a_file_has_one_symbol_one_depth_and_one_writer(tmp_path: Path) -> None:
     for content in (
         b"",
         b"\x1f\x8b",
-        member(EVENTS_MARK, b"{}"),
-        member(EVENTS_MARK, b'{"version":2}'),
+        member(b"{}"),
+        member(b'{"version":2}'),
     ):
         path.write_bytes(content)
         with pytest.raises(DataInvalid, match="a"):
@@ -351,7 +353,7 @@ async def test_live_events_are_the_frames_of_another_client(tmp_path: Path) -> N
     heard = [text for text in stream.texts if json.loads(text).get("topic") in TOPICS]
     kept = [line.data for line in EventsFile(tmp_path / "a").lines()]
     assert kept == heard
-    quality = events_quality(tmp_path / "a")
+    quality = EventsFile(tmp_path / "a").quality()
     assert (quality.gaps, quality.source, quality.trades > 0) == ((), "loopback", True)
 
 
@@ -371,7 +373,7 @@ async def test_what_goes_wrong_is_a_gap_after_which_books_are_right(
                 await asyncio.sleep(0)
 
     await recording(tmp_path / "a", work, request=REQUEST)
-    quality = events_quality(tmp_path / "a")  # it checks every frame after the gap as well
+    quality = EventsFile(tmp_path / "a").quality()  # it checks every frame after the gap as well
     assert FAULTS[kind] in {gap.cause for gap in quality.gaps}
     assert quality.frames > 100
 
@@ -388,5 +390,5 @@ async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
         for _ in range(20):
             await exchange.advance(1_000)
         await live.end()
-    (gap,) = events_quality(tmp_path / "a").gaps
+    (gap,) = EventsFile(tmp_path / "a").quality().gaps
     assert gap.cause == "disconnected"

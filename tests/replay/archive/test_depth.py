@@ -11,18 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from depth_cases import FIRST_MS, depth, header, packed, walk, write
-from msgspec import structs
+from msgspec import msgpack
 
-from tracepaper.replay.archive import order_book as module
-from tracepaper.replay.archive.members import BOOKS_MARK, member
-from tracepaper.replay.archive.order_book import (
+from tracepaper.replay.archive.books import (
+    BooksFile,
     DepthWriter,
-    depth_quality,
-    is_depth_file,
     read_depth,
 )
+from tracepaper.replay.archive.recordings import MARK, member, recording_header
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.order_book import Books, from_planes, planes
+from tracepaper.strategies.order_book import Books, from_planes, packed_books, planes
 from tracepaper.strategies.types.market import Depth
 
 
@@ -48,9 +46,9 @@ def test_what_is_written_is_read_back_to_the_unit(tmp_path: Path) -> None:
     write(tmp_path / "a", depths)
     recorded = read_depth(tmp_path / "a")
     assert rows(recorded.books) == as_rows(depths)
-    assert (recorded.starts.tolist(), recorded.torn, recorded.recorded_ms) == ([0], "", 200_000)
-    quality = depth_quality(tmp_path / "a")
-    assert (quality.books, quality.thin, quality.gaps) == (200, 1, ())
+    assert (recorded.starts.tolist(), recorded.torn) == ([0], "")
+    quality = BooksFile(tmp_path / "a").quality()
+    assert (quality.books, quality.thin, quality.recorded_ms) == (200, 1, 200_000)
     assert (quality.first_ms, quality.last_ms) == (FIRST_MS, FIRST_MS + 199_000)
 
 
@@ -59,12 +57,12 @@ def test_it_is_a_gzip_file_whose_first_line_says_what_it_holds(tmp_path: Path) -
     with gzip.open(tmp_path / "a") as file:  # checks the length and the sum of every member
         line, _, _ = file.read().partition(b"\n")
     document = json.loads(line)
-    assert (document["format"], document["instrument"], document["levels"]) == (
-        "tracepaper depth",
-        "linear:BTCUSDT",
+    assert (document["format"], document["instrument"]["symbol"], document["levels"]) == (
+        "tracepaper recording",
+        "BTCUSDT",
         5,
     )
-    assert is_depth_file(tmp_path / "a")
+    assert recording_header(tmp_path / "a") == header()
 
 
 def test_a_later_session_goes_on_behind_a_gap(tmp_path: Path) -> None:
@@ -75,7 +73,7 @@ def test_a_later_session_goes_on_behind_a_gap(tmp_path: Path) -> None:
     recorded_depth = read_depth(tmp_path / "a")
     assert rows(recorded_depth.books) == as_rows(first + later)
     assert [len(part) for part in recorded_depth.stretches()] == [100, 50]
-    (gap,) = depth_quality(tmp_path / "a").gaps
+    (gap,) = BooksFile(tmp_path / "a").quality().gaps
     assert (gap.from_ms, gap.until_ms, gap.cause) == (
         FIRST_MS + 99_000,
         FIRST_MS + 500_000,
@@ -95,14 +93,14 @@ def test_a_gap_within_a_session_begins_a_block(tmp_path: Path) -> None:
     recorded_depth = read_depth(tmp_path / "a")
     assert rows(recorded_depth.books) == as_rows(first + later)
     assert recorded_depth.starts.tolist() == [0, 10]
-    assert [gap.cause for gap in depth_quality(tmp_path / "a").gaps] == ["sequence"]
+    assert [gap.cause for gap in BooksFile(tmp_path / "a").quality().gaps] == ["sequence"]
 
 
 def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write(path, walk(128))  # blocks of 60: a minute each
     whole = path.read_bytes()
-    last = whole.rindex(BOOKS_MARK)
+    last = whole.rindex(MARK)
     for cut in range(last + 1, len(whole), 7):
         path.write_bytes(whole[:cut])
         recorded_depth = read_depth(path)
@@ -115,7 +113,7 @@ def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     assert "no whole block" in read_depth(path).torn
     later = list(walk(3, first_ms=FIRST_MS + 900_000))
     assert "The last 50 bytes" in write(path, later, cause="stopped")
-    assert path.read_bytes().startswith(whole[:last] + BOOKS_MARK)
+    assert path.read_bytes().startswith(whole[:last] + MARK)
     again = read_depth(path)
     assert (len(again.books), again.torn, again.starts.tolist()) == (123, "", [0, 120])
 
@@ -125,7 +123,7 @@ def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:
     write(path, walk(130))
     whole = path.read_bytes()
     written = rows(read_depth(path).books)
-    last, rng = whole.rindex(BOOKS_MARK), random.Random(5)
+    last, rng = whole.rindex(MARK), random.Random(5)
     places = [*range(60), *rng.sample(range(60, len(whole)), 240)]
     for place in places:
         path.write_bytes(
@@ -144,7 +142,7 @@ def test_a_damaged_middle_is_refused_and_never_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write(path, walk(200))
     whole = path.read_bytes()
-    place = whole.index(BOOKS_MARK, 1) + 40
+    place = whole.index(MARK, 1) + 40
     path.write_bytes(whole[:place] + b"\xff\xff" + whole[place + 2 :])
     damaged = path.read_bytes()
     with pytest.raises(DataInvalid, match="is damaged between its bytes"):
@@ -157,15 +155,15 @@ def test_a_damaged_middle_is_refused_and_never_cut_off(tmp_path: Path) -> None:
 def test_books_are_appended_in_time_alone(tmp_path: Path) -> None:
     write(tmp_path / "a", walk(5))
     with pytest.raises(
-        DataInvalid, match="holds books until 2025-01-01T00:00:04Z and the next is of"
+        DataInvalid, match="is recorded until 2025-01-01T00:00:04Z and the next is of"
     ):
         write(tmp_path / "a", walk(1, first_ms=FIRST_MS + 4_000))
 
 
 @pytest.mark.parametrize(
     "other",
-    [header(levels=6), header(every_ms=500), structs.replace(header(), instrument="linear:ETHUSDT"),
-     structs.replace(header(), source="frames")],
+    [header(levels=6), header(every_ms=500), header(of="linear:ETHUSDT"),
+     header(source="frames")],
 )  # fmt: skip
 def test_a_file_of_other_books_is_not_gone_on_with(tmp_path: Path, other: Any) -> None:
     write(tmp_path / "a", walk(5))
@@ -177,7 +175,7 @@ def test_a_file_of_other_books_is_not_gone_on_with(tmp_path: Path, other: Any) -
 
 def test_a_header_alone_holds_no_books_yet(tmp_path: Path) -> None:
     write(tmp_path / "a", [])
-    assert depth_quality(tmp_path / "a").books == 0
+    assert BooksFile(tmp_path / "a").quality().books == 0
     with pytest.raises(DataInvalid, match="holds no books yet"):
         read_depth(tmp_path / "a")
 
@@ -211,14 +209,16 @@ def test_a_book_that_no_exchange_shows_is_refused_in_one_sentence(
 
 
 def test_a_block_that_skips_or_repeats_time_is_refused(tmp_path: Path) -> None:
-    for later in (FIRST_MS + 61_000, FIRST_MS + 59_000, FIRST_MS + 60_500):
+    mine, other = "linear:BTCUSDT", "linear:ETHUSDT"
+    for later_ms, instrument in ((61_000, mine), (59_000, mine), (60_500, mine), (60_000, other)):
+        later = FIRST_MS + later_ms
         (tmp_path / "a").unlink(missing_ok=True)
         write(tmp_path / "a", walk(60))
         books = read_depth(tmp_path / "a").books
         shifted = Books(books.seen_ms - FIRST_MS + later, books.market_ms, books.price, books.size)
         with (tmp_path / "a").open("ab") as file:
-            block = module._packed("", shifted)  # noqa: SLF001 - no writer does this
-            file.write(member(BOOKS_MARK, block))
+            block = packed_books(instrument, shifted, every_ms=1_000, seen_ms=later)
+            file.write(member(msgpack.encode(block)))
         with pytest.raises(DataInvalid, match=r"does not go on from|its own grid"):
             read_depth(tmp_path / "a")
 

@@ -132,7 +132,7 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * len(times), times_ms=times)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
     archive, clock = tmp_path / "candles.db", ManualClock()
-    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
+    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
     async with (
         EmbeddedExchange(settings) as exchange,
         Forgetful(
@@ -140,9 +140,7 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
         ) as client,
     ):
         client.hidden, client.asked = {FIRST_MS + i * MINUTE for i in hidden}, []
-        (outcome,) = await fetch_symbols(
-            client, clock, order, until_ms=UNTIL_MS, certain_s=30.0, quiet=True
-        )
+        (outcome,) = await fetch_symbols(client, clock, order, certain_s=30.0, quiet=True)
     assert clock.slept == [30.0]
     hole = (FIRST_MS + 80 * MINUTE, FIRST_MS + 85 * MINUTE)
     assert (outcome.bars, outcome.absent) == (95, (hole,))
@@ -154,14 +152,12 @@ async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * 120)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
     archive, clock = tmp_path / "candles.db", ManualClock()
-    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
+    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
     async with (
         EmbeddedExchange(settings) as exchange,
         BybitClient(
             exchange_section(rest_url=exchange.rest_url), clock=clock, rng=random.Random(1)
         ) as client,
     ):
-        (outcome,) = await fetch_symbols(
-            client, clock, order, until_ms=UNTIL_MS, certain_s=30.0, quiet=True
-        )
+        (outcome,) = await fetch_symbols(client, clock, order, certain_s=30.0, quiet=True)
     assert (outcome.bars, outcome.absent, clock.slept) == (100, (), [])

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tracepaper.replay.archive import read_candles
+from tracepaper.replay.archive import layouts, read_candles
 from tracepaper.replay.archive.formats import FORMATS, Format, table_of_rows
-from tracepaper.replay.archive.layouts import LAYOUTS, Layout, RawTable, Rows, TableHead
+from tracepaper.replay.archive.layouts import RawTable, Rows, TableHead
 from tracepaper.replay.commands import data
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -96,7 +96,7 @@ def test_a_new_makers_layout_is_one_entry(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_text("\n".join(rows) + "\n")
     with pytest.raises(DataInvalid, match="has no header and 8 columns"):
         read_candles(path)
-    monkeypatch.setitem(LAYOUTS, "kraken", Layout("Kraken", head=kraken_head))
+    monkeypatch.setattr(layouts, "HEADS", (*layouts.HEADS, kraken_head))
     candles = read_candles(path)
     assert candles.close.tolist() == [11] * 4
     assert candles.volume.tolist() == [0, 1, 2, 3]

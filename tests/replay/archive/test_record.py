@@ -30,7 +30,7 @@ from exchange_client import candles, serving, walk_rows
 from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
-from tracepaper.replay.archive.order_book import depth_quality, read_depth
+from tracepaper.replay.archive.books import BooksFile, read_depth
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import books_of, check_books
 from tracepaper.strategies.types.market import Category, Depth
@@ -177,7 +177,7 @@ async def test_live_books_are_those_of_another_client(tmp_path: Path) -> None:
         )
         assert kept == plain.get(int(depth.books.seen_ms[row]), kept)
     assert set(plain) <= set(depth.books.seen_ms.tolist())
-    quality = depth_quality(tmp_path / "a")
+    quality = BooksFile(tmp_path / "a").quality()
     assert (quality.gaps, quality.source, quality.instrument) == ((), "loopback", "linear:BTCUSDT")
 
 
@@ -224,6 +224,6 @@ async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_pat
             ended = await asyncio.to_thread(program.end)
     assert ended.code == 0, ended.err
     assert "1 gaps: " in ended.out
-    quality_of_file = depth_quality(out)
+    quality_of_file = BooksFile(out).quality()
     assert [gap.cause for gap in quality_of_file.gaps] == ["stopped"]
     assert heard[0] < (quality_of_file.last_ms or 0) < heard[-1]

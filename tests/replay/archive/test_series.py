@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
-from tracepaper.replay.archive.download import runs, wanted_times
+from tracepaper.replay.archive.download import FetchRequest, runs, wanted_times
 from tracepaper.replay.archive.series import archive_instrument, held, import_candles, quality
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -85,7 +85,8 @@ def test_a_fetch_wants_what_the_archive_lacks(tmp_path: Path) -> None:
     until = first + 50 * MINUTE
 
     def wanted(from_ms: int | None) -> list[tuple[int, int]]:
-        times = wanted_times(archive, instrument, MINUTE, from_ms=from_ms, until_ms=until)
+        order = FetchRequest(archive, part.category, (part.symbol,), MINUTE, from_ms, until)
+        times = wanted_times(order, instrument)
         return [((a - first) // MINUTE, (b - first) // MINUTE) for a, b in runs(times, MINUTE)]
 
     assert wanted(first) == [(0, 50)]

@@ -19,8 +19,8 @@ from several_strategies import configured as several
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
-from tracepaper.replay.archive.order_book import DepthSource, StoredDepth
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
+from tracepaper.replay.archive.events import EventsFile, EventsWriter
 from tracepaper.replay.backtest.book_feed import EventsSource, FillSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
@@ -58,7 +58,7 @@ def built(
     config: Config | None = None,
     *,
     events: Sequence[FillSource] | None = None,
-    depth: Sequence[DepthSource] = (),
+    depth: Sequence[RecordedDepth] = (),
     **keys: Any,
 ) -> Replay:
     data = MarketData(
@@ -257,7 +257,7 @@ def test_sampled_books_serve_what_takes_and_refuse_what_would_rest(
 ) -> None:
     sampled, path = tmp_path / "btc.depth", tmp_path / "a.db"
     write(sampled, walk(1_800), of=header(levels=5))
-    replayed(path, market, events=[], depth=[StoredDepth(sampled)])
+    replayed(path, market, events=[], depth=[read_depth(sampled)])
     ends = dict(rows(path, "SELECT status, count(*) FROM v_orders GROUP BY 1"))
     assert ends.get("REJECTED", 0) > 10
     reasons = rows(path, "SELECT DISTINCT reason FROM v_orders WHERE status = 'REJECTED'")

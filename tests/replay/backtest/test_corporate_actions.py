@@ -289,8 +289,8 @@ BAD: Sequence[tuple[Sequence[str], str]] = (
     (("ACME,2014-12-03,dividend,-1",), "line 2: a dividend of -1 is none"),
     (("ACME,2014-12-03,dividend,0.00000000001",), "line 2: the dividend is '0.00000000001'"),
     (("ACME,2014-12-03,dividend,5000",), "before the dividend of 5000 on 2014-12-03, which is no"),
-    ((SPLIT, SPLIT), "line 3: ACME has a split on 2014-12-03 already (actions.csv, line 2)"),
-    (("ACME,2014-12-03,split",), "line 2: has 3 cells for 4 columns"),
+    ((SPLIT, SPLIT), "line 3: ACME has a split on 2014-12-03 already (actions.csv: line 2)"),
+    (("ACME,2014-12-03,split",), "line 2 has 3 columns where the first has 4"),
     (
         ("ACME,2014-12-05,split,7",),
         "line 2: ACME: the split of 7 for 1 on 2014-12-05 contradicts the prices, which went from",

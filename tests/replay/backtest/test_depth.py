@@ -21,7 +21,7 @@ from records import check_record, rows, tamper
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.models import make_orderbook
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.explain.document import explain_decision
@@ -207,7 +207,7 @@ def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
     assert replay.instruments[0].price_decimals == 4
     first = next(event for event in replay.feed.events() if isinstance(event, Depths))
     assert books_in(first).price[0, 0, 0] == 1_000 * recorded.books.price[45, 0, 0]
-    coarse = replace(recorded, header=header(price_decimals=5), books=recorded.books)
+    coarse = replace(recorded, header=header(price_decimals=5))
     with pytest.raises(DataInvalid, match="prices of --depth need 5 decimals"):
         built(tmp_path / "a.db", [coarse], checkpoint)
 
@@ -264,7 +264,7 @@ def test_depth_without_books_and_books_of_another_symbol_are_refused(
     with pytest.raises(ConfigInvalid, match=r"candles hold no order books; give recorded ones by"):
         built(tmp_path / "a.db", [], checkpoint, depth=5)
     recorded = read_depth(books)
-    other = replace(recorded, header=header(instrument="linear:ETHUSDT"))
+    other = replace(recorded, header=header(of="linear:ETHUSDT"))
     with pytest.raises(ConfigInvalid, match=r"holds books of linear:ETHUSDT, and the run trades"):
         built(tmp_path / "a.db", [other], checkpoint)
     with pytest.raises(ConfigInvalid, match=r"--depth names two files of BTCUSDT"):

@@ -21,7 +21,7 @@ from msgspec import structs
 
 from tracepaper import ConfigInvalid, backtest, sweep
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.archive.order_book import StoredDepth, read_depth
+from tracepaper.replay.archive.books import read_depth
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run import Watch
 from tracepaper.replay.backtest.run_spec import RunSpec
@@ -111,7 +111,7 @@ def test_the_typed_command_and_the_call_make_the_same_run(
 
 def test_what_is_read_by_blocks_is_what_is_read_whole(place: Path) -> None:
     write(place / "btc.depth", walk(70, seed=3, first_ms=FIRST_MS + 50 * MINUTE_MS), cause="stale")
-    whole, stored = read_depth(place / "btc.depth"), StoredDepth(place / "btc.depth")
+    whole, stored = read_depth(place / "btc.depth"), read_depth(place / "btc.depth")
     assert stored.times.tolist() == whole.times.tolist()
     assert (stored.starts.tolist(), stored.causes) == (whole.starts.tolist(), whole.causes)
     assert stored.units == whole.units
@@ -133,7 +133,7 @@ def test_what_divides_all_prices_is_of_all_blocks(tmp_path: Path) -> None:
         for row in range(1, 65)
     ]
     write(path, coarse, cause="stale")
-    assert StoredDepth(path).units == read_depth(path).units == (1, 1)
+    assert read_depth(path).units == read_depth(path).units == (1, 1)
 
 
 def test_a_sweep_takes_books_and_goes_on_with_the_same_ones_alone(place: Path) -> None:

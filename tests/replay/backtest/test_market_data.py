@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from depth_cases import FIRST_MS, header, walk
+from depth_cases import FIRST_MS, header, in_memory, walk
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.corporate_actions import ActionRow
-from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.strategies.order_book import books_of
 from tracepaper.strategies.types.market import CorporateActionKind
@@ -46,7 +45,7 @@ def data() -> MarketData:
         funding=(FundingRates("rates", "BTCUSDT", times, np.arange(times.size)),),
         actions=tuple(splits),
         frames=(resample(candles, 5 * MINUTE_MS),),
-        depth=(RecordedDepth(of, books, np.array([0]), ("",), ""),),
+        depth=(in_memory(of, books),),
     )
 
 
@@ -73,12 +72,16 @@ def test_what_is_cut_holds_nothing_later_and_all_that_was_known(data: MarketData
     assert all(len(kept) < len(times) for kept, times in zip(times_of(cut), whole, strict=True))
 
 
-def test_nonsense_stands_in_place_of_later_bars_and_books_alone(data: MarketData) -> None:
+@pytest.mark.parametrize("weeks", [0, 2])
+def test_nonsense_stands_in_place_of_later_bars_and_books_alone(
+    data: MarketData, weeks: int
+) -> None:
+    data = data.shifted(weeks)
     at_ms = int(data.candles[0].open_time_ms[AT])
     other = data.until(at_ms, cut=False)
     same = other.candles[0].close == data.candles[0].close
     assert np.flatnonzero(~same).tolist() == list(range(AT + 1, BARS))
-    first, second = (market_data.depth[0].loaded().books.price for market_data in (data, other))
+    first, second = (market_data.depth[0].books.price for market_data in (data, other))
     is_other = (first != second).any(axis=(1, 2))
     assert is_other.tolist() == (data.depth[0].times > at_ms + MINUTE_MS).tolist()
 
@@ -98,7 +101,7 @@ def test_prices_are_multiplied_and_rates_are_not(data: MarketData) -> None:
     assert dear.frames[0].open.tolist() == (10 * data.frames[0].open).tolist()
     assert dear.actions[0].value == 10 * data.actions[0].value
     assert dear.funding[0].rate.tolist() == data.funding[0].rate.tolist()
-    assert (dear.depth[0].loaded().books.price == 10 * data.depth[0].loaded().books.price).all()
+    assert (dear.depth[0].books.price == 10 * data.depth[0].books.price).all()
 
 
 @pytest.mark.parametrize("field", ["candles", "funding", "actions", "frames", "depth"])

@@ -22,8 +22,9 @@ from recordings import record
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.book_events import EventsFile, EventsHeader, EventsWriter
-from tracepaper.replay.archive.order_book import DepthWriter
+from tracepaper.replay.archive.books import DepthWriter
+from tracepaper.replay.archive.events import EventsFile, EventsWriter
+from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.checks.book_costs import BookLevels
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -110,7 +111,7 @@ def samples(
     """Write a book for each order, gaps in between."""
     path, held = folder / name, {order.at_ms: order for order in sent}
     instrument = next(iter(held.values())).instrument
-    of = header(2, EVERY_MS, instrument=instrument, price_decimals=DECIMALS)
+    of = header(2, EVERY_MS, of=instrument, price_decimals=DECIMALS)
     with DepthWriter(path, of) as writer:
         for at_ms in sorted(held):
             writer.add(book(held[at_ms]), "stopped")
@@ -287,7 +288,7 @@ def test_limits_and_stops_are_counted_apart(tmp_path: Path, cli: Cli) -> None:
 # ---------------------------------------------------------------- recorded events
 
 
-EVENTS = EventsHeader(
+EVENTS = RecordingHeader(
     instrument=depth_cases.BTC,
     topics=("orderbook.50.BTCUSDT", "publicTrade.BTCUSDT"),
     source="frames",
@@ -295,7 +296,7 @@ EVENTS = EventsHeader(
 )
 
 
-def events(path: Path, frames: Sequence[tuple[int, bytes | str]], of: EventsHeader) -> Path:
+def events(path: Path, frames: Sequence[tuple[int, bytes | str]], of: RecordingHeader) -> Path:
     """Write frames, or the causes of gaps, each received at its time."""
     with EventsWriter(path, of) as writer:
         for at_ms, frame in frames:

@@ -13,12 +13,13 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import Cli
+from depth_cases import header, in_memory
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.books import DepthWriter, RecordedDepth
 from tracepaper.replay.archive.executions import Execution, Executions
-from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter, RecordedDepth
 from tracepaper.replay.checks.paper_fills import BookFills, OpenFills, orders_of
 from tracepaper.replay.checks.slippage import BASIS_POINT, FAR, SlippageFindings, calibrate
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -220,15 +221,7 @@ def recorded(sent: Sequence[int], seed: int, every_ms: int = 100) -> RecordedDep
     middle = PRICE + np.cumsum(rng.integers(-200, 201, times.size))
     price = np.stack([middle - 10, middle + 10], axis=1)[:, :, None]
     books = Books(times, times, price, np.full_like(price, 1_000_000))
-    header = DepthHeader(
-        instrument="linear:BTCUSDT",
-        price_decimals=2,
-        quantity_decimals=3,
-        levels=1,
-        every_ms=every_ms,
-        source="frames",
-    )
-    return RecordedDepth(header, books, np.array([0]), ("",), "")
+    return in_memory(header(1, every_ms, "frames", price_decimals=2), books)
 
 
 def book_fills(depth: RecordedDepth, sent: Sequence[int], latency_ms: int, seed: int) -> Executions:
@@ -334,18 +327,9 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
     candles: Candles, paper: OpenFills
 ) -> None:
     depth = recorded(SENT, 5)
-    flat = RecordedDepth(
-        depth.header,
-        Books(
-            depth.times,
-            depth.times,
-            np.broadcast_to(depth.books.price[:1], depth.books.price.shape),
-            depth.books.size,
-        ),
-        depth.starts,
-        depth.causes,
-        "",
-    )
+    moving = depth.books
+    still = replace(moving, price=np.broadcast_to(moving.price[:1], moving.price.shape))
+    flat = in_memory(depth.header, still)
     fills = book_fills(depth, SENT, 300, 6)
     unknown = file_of([replace(deal, created_ms=None) for deal in fills.taken])
     minutes = file_of(fills.taken)
@@ -362,13 +346,7 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
         assert len(reasons) == 1
         assert why in reasons[0]
         assert setting(findings, "latency_ms").proposed is None
-    slow = RecordedDepth(
-        msgspec.structs.replace(depth.header, every_ms=60_000),
-        depth.books,
-        depth.starts,
-        depth.causes,
-        "",
-    )
+    slow = replace(depth, header=msgspec.structs.replace(depth.header, every_ms=60_000))
     findings = calibrate(fills, BookFills([slow]), costs_of(), 100)
     assert any("latency_ms (the books are" in sentence for sentence in findings.sentences)
     findings = calibrate(generated(candles, 1.0, 0, days=18, a_day=9), paper, costs_of(), 100)

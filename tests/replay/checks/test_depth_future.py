@@ -15,7 +15,7 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.sources import SOURCES, Cutoff
 from tracepaper.replay.backtest.tracks import depth_track
@@ -137,11 +137,7 @@ def test_a_feed_that_hands_books_on_too_early_is_found(
         assert honest == [None, None, None]
 
         def early(recorded: RecordedDepth, *given: Any, **named: Any) -> Any:
-            books = recorded.books
-            back = replace(
-                books, seen_ms=books.seen_ms - 30_000, market_ms=books.market_ms - 30_000
-            )
-            return depth_track(replace(recorded, books=back), *given, **named)
+            return depth_track(recorded.changed(later_ms=-30_000), *given, **named)
 
         monkeypatch.setattr("tracepaper.replay.backtest.tracks.depth_track", early)
         answers = probed(config, data, *probes)

@@ -21,7 +21,7 @@ from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.order_book import read_depth
+from tracepaper.replay.archive.books import read_depth
 from tracepaper.replay.checks.verify import TAKEN_AS_TOLD
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.order_book import books_in, packed_books

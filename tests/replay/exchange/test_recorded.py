@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -97,10 +98,10 @@ async def test_rest_knows_the_recorded_instruments_and_candles() -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "no received frame"),
+        (b"", "is empty"),
         (b'{"t":"recv","ts":1}\n', "line 1"),
         (b'{"t":"connect"}\n{"t":"recv","ts":"x","data":"{\\"topic\\":\\"a\\"}"}\n', "line 2"),
-        (b"\x1f\x8bnot gzip", "cannot be read"),
+        (b"\x1f\x8bnot gzip", "is gzip by its first bytes"),
         (b"nonsense", "line 1"),
     ],
 )
@@ -146,6 +147,13 @@ BOOK = (
     '{"topic":"orderbook.1.ZZAUSDT","type":"snapshot",'
     '"data":{"s":"ZZAUSDT","b":[["0.5","7"]],"a":[]}}'
 )
+
+
+def test_a_session_is_read_out_of_a_zip_of_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "zzausdt-ob1.data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("zzausdt-ob1.data", f"1.5: {BOOK}\n")
+    assert read_recording(path).symbols == ["ZZAUSDT"]
 
 
 def test_two_categories_in_one_file_are_told_apart_by_connection_or_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from seeded_events import SeededMarket, seeded_market
 
 from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, open_run, sell
 from tracepaper.replay.api import Backtest, backtest
-from tracepaper.replay.archive.book_events import EventsFile
+from tracepaper.replay.archive.events import EventsFile
 from tracepaper.replay.report.listed_orders import queue_positions
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews

@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, recorded: Path) -> None:
     headers = {
-        "eth": structs.replace(header(), instrument="linear:ETHUSDT"),
+        "eth": header(of="linear:ETHUSDT"),
         "deep": header(levels=4),
         "fine": header(price_decimals=2),
     }
@@ -349,7 +349,7 @@ def test_wrong_usage_is_one_sentence(
     folder, _ = checkpoint
     model, data = str(folder), str(recorded)
     eth = tmp_path / "eth.depth"
-    write(eth, walk(20), of=structs.replace(header(), instrument="linear:ETHUSDT"))
+    write(eth, walk(20), of=header(of="linear:ETHUSDT"))
     write(tmp_path / "slow", walk(20, every_ms=2_000), of=header(every_ms=2_000))
     write(tmp_path / "few", walk(8))
     torn = tmp_path / "torn.depth"

@@ -45,8 +45,8 @@ from tracepaper.daemon.session.loop import (
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import continues, start_event
 from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.books import read_depth
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.replay.archive.order_book import read_depth
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import ScanPredictor
@@ -389,7 +389,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
 ) -> None:
     few = write_books(tmp_path / "few.depth", 40, every_ms=30_000)
     shallow = write_books(tmp_path / "shallow.depth", 40, levels=3)
-    spot = write_books(tmp_path / "spot.depth", 40, instrument=f"spot:{LED}")
+    spot = write_books(tmp_path / "spot.depth", 40, of=f"spot:{LED}")
     late, strange = tmp_path / "late.csv", tmp_path / "strange.csv"
     late.write_text(f"time,mood\n{START_MS + MINUTE_MS * (COUNT + 9)},1\n", encoding="utf-8")
     strange.write_text(f"time,symbol,mood,heat\n{START_MS},BBBUSDT,1,2\n", encoding="utf-8")

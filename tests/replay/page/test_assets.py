@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from tracepaper.replay import page
+from tracepaper.replay.page import rollups
 
 ASSETS: Final = Path(page.__file__).parent / "assets"
 VENDOR: Final = ASSETS / "vendor"
@@ -57,3 +58,9 @@ def test_a_module_does_nothing_that_the_policy_refuses(path: Path) -> None:
     assert text.startswith(("/**", "// ")), "a module says first what it is"
     for name in re.findall(r'from "(\.[^"]+)"', text):
         assert (path.parent / name).resolve().is_file()
+
+
+def test_cells_that_the_chart_asks_for_are_those_that_the_server_makes() -> None:
+    script = (ASSETS / "chart" / "frame.js").read_text(encoding="utf-8")
+    [listed] = re.findall(r"MULTIPLES = \[([\d, ]+)\]", script)
+    assert tuple(map(int, listed.split(","))) == rollups.MULTIPLES

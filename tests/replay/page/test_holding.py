@@ -17,8 +17,8 @@ from report_cases import build_report_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.live import closes_of, live_config, live_parts, quote_of
 from tracepaper.replay.bench.replay import tiled
-from tracepaper.replay.page import holding, news, rollups, runs
-from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.replay.page import holding, rollups, runs
+from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.report.report import held_alike
 from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
@@ -90,24 +90,6 @@ def check(run: ShownRun) -> None:
         assert listed[held.name].total_return == pytest.approx(curve[-1] / curve[0] - 1)
 
 
-def check_news(run: ShownRun) -> None:
-    """Compare what the stream tells of holding with the curves."""
-    curves = runs.equity(run, None, None, 20_000)
-    expected = {
-        name: dict(zip(curves.time_ms, curve, strict=True))
-        for name, curve in curves.equity.items()
-        if name in {held.name for held in holding.held(run)}
-    }
-    shelf, end = Databases([run.database]), run.columns.span[1]
-    steps = [step for step in news.since(shelf, run.run_id, end - 20).steps if step.bar]
-    assert steps
-    for step in steps:
-        assert step.bar is not None
-        closed = step.bar[0] + MINUTE_MS
-        values = {name: value for name, value in step.equity.items() if name in expected}
-        assert values == pytest.approx({name: curve[closed] for name, curve in expected.items()})
-
-
 # Settlements of a ten-thousandth at most, and of a hundredth, which uses an account up.
 LONG = [pytest.param(2, 3_000, rate, marks=pytest.mark.slow) for rate in (10**6, 10**8)]
 
@@ -134,7 +116,6 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
             for run in (followed, shown_of(database)):
                 run.rollups.refresh()
                 check(run)
-    check_news(followed)
     held = [row["quantity"] for row in followed.views.rows("v_positions")]
     assert min(held) < 0 < max(held)
     units = followed.rollups.followed["units"].bought.values()

@@ -245,8 +245,7 @@ def test_a_file_says_of_a_decision_that_it_holds_in_part_that_the_position_is_ne
     file = tmp_path / "run.html"
     write_page(run_page(hedged, run_of(hedged)), file)
     record, run = record_in(file.read_text(encoding="utf-8")), run_of(hedged)
-    series = record[f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT"]
-    series = record.get(f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT#newest", series)
+    series = record[f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT"][0]
     net = {
         sequence: quantity
         for sequence, quantity in zip(series["sequence"], series["held"], strict=True)

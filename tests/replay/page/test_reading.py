@@ -13,8 +13,6 @@ from page_cases import serving_apart
 from playwright.sync_api import expect
 from waiting import deadline_s
 
-from tracepaper.replay.page import rollups
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -111,9 +109,6 @@ def test_a_planted_word_that_is_cut_is_found(browser: Browser, url: str) -> None
         assert any("position" in text for text in page.evaluate(CUT))
 
 
-# ---------------------------------------------------------------- lines
-
-
 # ---------------------------------------------------------------- keys and pointer
 
 
@@ -172,25 +167,3 @@ def test_two_runs_are_chosen_and_compared(browser: Browser, url: str) -> None:
         expect(strong).to_contain_text("common decisions are the same")
         page.go_back()
         expect(page.locator("h1")).to_have_text("Runs")
-
-
-# ---------------------------------------------------------------- while it reads
-
-
-LENGTHS: Final = """async (asked) => {
-    const { cellLength } = await import("/assets/cells.js");
-    return asked.map((each) => cellLength(...each));
-}"""
-
-
-def test_cells_are_as_long_in_the_browser_as_on_the_server(browser: Browser, url: str) -> None:
-    spans = [
-        (interval, span * interval, points)
-        for interval in (60_000, 3_600_000, 86_400_000)
-        for span in (1, 7, 240, 1_439, 7_200, 7_201, 525_600, 10_000_000)
-        for points in (2, 3, 100, 1_001, 2_000)
-    ]
-    with opened(browser, url) as page:
-        assert page.evaluate(LENGTHS, spans) == [rollups.cell_length(*each) for each in spans]
-        listed = page.evaluate('import("/assets/cells.js").then((all) => all.MULTIPLES)')
-        assert tuple(listed) == rollups.MULTIPLES

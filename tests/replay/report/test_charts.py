@@ -60,7 +60,11 @@ def test_gates_that_cannot_be_judged_have_no_mark(
     assert refusal_chart(cross_report.refusals) is None
     assert refusal_chart(attention_report.refusals) is None  # one day
     judged = tuple(
-        replace(row, error_bp=1.5, random_low_bp=-2.0, random_high_bp=3.0, verdict=verdict)
+        replace(
+            row,
+            judged=replace(row.judged, error=1.5e-4, low=-2e-4, high=3e-4),
+            verdict=verdict,
+        )
         for row, verdict in zip(
             [row for row in attention_report.refusals if row.measured][:3],
             ("saved", "cost", "no evidence"),

@@ -51,10 +51,10 @@ def test_what_a_gate_refused_equals_a_computation_by_hand(attention_report: Repo
     assert len(expected) > 2
     for gate, signals in expected.items():
         row = rows[gate]
-        returns = [1e4 * earned for _, earned in signals]
+        returns = [earned for _, earned in signals]
         assert row.measured == len(signals)
-        assert row.net_bp == pytest.approx(mean(returns))
-        assert row.days == len({time // DAY for time, _ in signals})
+        assert row.net == pytest.approx(mean(returns))
+        assert row.judged.days == len({time // DAY for time, _ in signals})
 
 
 def test_a_gate_is_compared_with_what_it_saw_and_let_pass(attention_report: Report) -> None:
@@ -63,13 +63,13 @@ def test_a_gate_is_compared_with_what_it_saw_and_let_pass(attention_report: Repo
     for place, row in enumerate(rows):
         others = rows[:place] if row.gate == ALLOWED else rows[place + 1 :]
         if not others:
-            assert row.kept_better_bp is None
+            assert row.judged.difference is None
             continue
-        mean_of = sum(refusal.measured * (refusal.gross_bp or 0.0) for refusal in others) / sum(
+        mean_of = sum(refusal.measured * (refusal.gross or 0.0) for refusal in others) / sum(
             other.measured for other in others
         )
-        assert row.passed_bp == pytest.approx(mean_of)
-        assert row.kept_better_bp == pytest.approx(mean_of - (row.gross_bp or 0.0))
+        assert row.passed == pytest.approx(mean_of)
+        assert row.judged.difference == pytest.approx(mean_of - (row.gross or 0.0))
 
 
 def test_every_decision_is_in_one_row(attention_report: Report) -> None:
@@ -77,7 +77,7 @@ def test_every_decision_is_in_one_row(attention_report: Report) -> None:
     assert sum(row.decisions for row in rows) == attention_report.record.decisions.sequence.size
     assert rows[-1].gate == ALLOWED
     assert rows[0].gate == "warm"
-    assert (rows[0].signals, rows[0].net_bp, rows[0].verdict) == (0, None, "")
+    assert (rows[0].signals, rows[0].net, rows[0].verdict) == (0, None, "")
 
 
 def test_without_forecasts_signals_are_unknown_and_not_none(cross_report: Report) -> None:
@@ -217,16 +217,16 @@ def test_a_planted_gate_is_named_for_what_it_did(
         decisions=decisions,
     )
     rows = {row.gate: row for row in refusals(planted)}
-    assert [row.days for row in rows.values()] == [40] * 4
+    assert [row.judged.days for row in rows.values()] == [40] * 4
     named = {gate: row.verdict for gate, row in rows.items()}
     # The gates by chance, before and after the one that knows, get nothing of what it did.
     assert (named["confidence"], named["edge"]) == ("no evidence", "no evidence")
     assert (named["regime"], named[ALLOWED]) == words
-    kept = rows["regime"].kept_better_bp
+    kept = rows["regime"].judged.difference
     assert kept is not None
     assert np.sign(kept) == -refused_luck
-    costs = 2e4 * record.cost_rate
-    assert rows["regime"].net_bp == pytest.approx((rows["regime"].gross_bp or 0.0) - costs, abs=0.1)
+    costs = 2 * record.cost_rate
+    assert rows["regime"].net == pytest.approx((rows["regime"].gross or 0.0) - costs, abs=1e-5)
 
 
 def test_allowed_signals_are_better_or_worse_and_never_saved() -> None:

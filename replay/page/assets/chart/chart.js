@@ -12,7 +12,7 @@ import {
   LineType,
   createChart,
 } from "../vendor/lightweight-charts.js";
-import { clock, day, number, timeParts } from "../format.js";
+import { clock, day, number, year } from "../format.js";
 import { colours as themeColours } from "../theme.js";
 import { densities, drawStrip, drawTint } from "./attention.js";
 import { drawFan, fanRange } from "./fan.js";
@@ -222,7 +222,7 @@ export class Chart {
   #drawRows(context, view) {
     const { frame, across, colours, width, height } = view;
     const ratio = devicePixelRatio || 1;
-    const key = [frame.run, frame.instrument, frame.step, frame.version, frame.times[0], frame.length, across.from, across.to, across.spacing, width, height, ratio, colours.accent, this.#rows.length].join();
+    const key = [frame.run, frame.instrument, frame.step, frame.times[0], frame.length, across.from, across.to, across.spacing, width, height, ratio, colours.accent, this.#rows.length].join();
     const { canvas } = this.#cache;
     if (this.#cache.key !== key) {
       this.#cache.key = key;
@@ -288,7 +288,7 @@ export class Chart {
           color: tokens[tone],
           lineWidth: width,
           lineType: isSparse ? LineType.WithSteps : LineType.Simple,
-          lineStyle: lineStyle(dash),
+          lineStyle: STYLES[dash],
           lastValueVisible: false,
           priceLineVisible: false,
           crosshairMarkerVisible: false,
@@ -363,20 +363,6 @@ export class Chart {
     }
     this.#cache.key = "";
     if (view) this.setView(view);
-  }
-
-  /** Draw the newest cell of the frame again, after `frame.append`. */
-  updateNewest() {
-    const { frame } = this;
-    const index = frame.length - 1;
-    const time = frame.times[index] / 1e3;
-    this.#candles.update({ time, open: frame.open[index], high: frame.high[index], low: frame.low[index], close: frame.close[index] });
-    this.#volume.update({ time, value: frame.volume[index] });
-    for (const [, { series, column }] of this.#lines) {
-      const value = column(frame)?.[index];
-      series.update(value == null ? { time } : { time, value });
-    }
-    this.#update();
   }
 
   /** The cells in view, or those that will be at the next drawing: the library sets them then. */
@@ -490,14 +476,11 @@ export function within({ from, to }, [low, high]) {
   return { from: end - (to - from), to: end };
 }
 
-const STYLES = { solid: LineStyle.Solid, dotted: LineStyle.Dotted, dashed: LineStyle.Dashed, long: LineStyle.LargeDashed, sparse: LineStyle.SparseDotted };
-
-/** A dash by its name, as the library numbers it. */
-export const lineStyle = (dash = "solid") => STYLES[dash];
+const STYLES = { solid: LineStyle.Solid, dot: LineStyle.Dotted, dash: LineStyle.Dashed, dashdot: LineStyle.LargeDashed };
 
 /** Ticks of the time axis, in the chosen zone. */
 function tickMark(time, kind) {
   const ms = time * 1e3;
-  if (kind === 0) return String(timeParts(ms).y);
+  if (kind === 0) return year(ms);
   return kind <= 2 ? day(ms) : clock(ms);
 }

@@ -5,8 +5,9 @@
  * of minutes costs no more than a day.
  */
 import { getColumns } from "../api.js";
-import { MULTIPLES, indexAt } from "../cells.js";
+import { indexAt } from "../cells.js";
 
+const MULTIPLES = [1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080]; // bars of a cell, as the server makes them
 const SPACING_LEAST = 0.9; // px a cell, below which cells get longer
 const SPACING_MOST = 9; // px a cell, above which they get shorter again
 const SPACING_WANTED = 1.6;
@@ -19,8 +20,6 @@ function aligned(times, own, columns) {
 }
 
 export class Frame {
-  version = 0;
-
   constructor({ run, instrument, candles, series, equity, noted, marks }) {
     this.run = run;
     this.instrument = instrument;
@@ -77,57 +76,9 @@ export class Frame {
     const index = indexAt(this.times, ms);
     return index >= 0 && ms < this.times[index] + this.step ? index : -1;
   }
-
-  /** Take a step that has just been stored. True where the frame holds the newest bars. */
-  append({ bar, decision, equity, fills }) {
-    if (!bar) return false;
-    const [time, open, high, low, close, volume] = bar;
-    const cell = Math.floor(time / this.step) * this.step;
-    const end = this.length - 1;
-    if (cell < this.times[end]) return false;
-    const isNew = cell > this.times[end];
-    const index = isNew ? this.length : end;
-    this.version++;
-    if (isNew) {
-      this.times.push(cell);
-      this.open.push(open);
-      this.high.push(high);
-      this.low.push(low);
-      this.close.push(close);
-      this.volume.push(volume);
-      for (const column of this.#decided()) column.push(null);
-      for (const column of Object.values(this.equity)) column.push(column[column.length - 1] ?? null);
-      for (const column of Object.values(this.numbers)) column.push(null);
-    } else {
-      this.high[index] = Math.max(this.high[index], high);
-      this.low[index] = Math.min(this.low[index], low);
-      this.close[index] = close;
-      this.volume[index] += volume;
-    }
-    if (decision) {
-      for (const name of DECIDED) this[name][index] = decision[name] ?? null;
-      for (const [gate, value] of Object.entries(decision.spare ?? {}))
-        if (this.spare[gate]) this.spare[gate][index] = isNew ? value : least(this.spare[gate][index], value);
-      for (const [gate, value] of Object.entries(decision.failed ?? {}))
-        if (this.failed[gate]) this.failed[gate][index] = (isNew ? 0 : (this.failed[gate][index] ?? 0)) + value;
-    }
-    for (const [name, value] of Object.entries(decision?.noted ?? {}))
-      if (this.numbers[name]) this.numbers[name][index] = value;
-    for (const [account, value] of Object.entries(equity ?? {}))
-      if (this.equity[account]) this.equity[account][index] = value;
-    this.fills.push(...(fills ?? []).filter((fill) => fill.instrument === this.instrument));
-    return true;
-  }
-
-  *#decided() {
-    for (const name of DECIDED) yield this[name];
-    yield* Object.values(this.spare);
-    yield* Object.values(this.failed);
-  }
 }
 
 const mapped = (columns, each) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, each(values)]));
-const least = (one, other) => (one == null ? other : other == null ? one : Math.min(one, other));
 
 /**
  * The cell length for a span that is `width` pixels wide: the present one while its cells are

@@ -1,6 +1,6 @@
 /** The chart as a component: it keeps a frame loaded around the view, and tells what is pointed at. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
-import { Swatch, accountStyles, hasParts } from "../accounts.js";
+import { Swatch, hasParts } from "../accounts.js";
 import { interval as intervalText, number, percent, plain, word } from "../format.js";
 import { colours, onTheme } from "../theme.js";
 import { useSlow } from "../hooks.js";
@@ -43,14 +43,15 @@ function legendHeight(lines, width) {
 export function accountLines(run) {
   const [own, ...others] = run.accounts;
   const began = new Map(run.accounts.map((each) => [each.name, each.start]));
-  const styles = accountStyles(run);
   const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(own.name)) - 1) * 100));
   const twins = others.filter((each) => each.is_stored);
   const first = hasParts(run) ? twins.length : 1;
   const rest = others.filter((each) => !each.is_stored);
   return [own, ...twins.slice(0, first), ...rest.slice(0, 1), ...twins.slice(first)].filter(Boolean).slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
     name: account.title,
-    ...styles.get(account.name),
+    tone: account.tone,
+    dash: account.dash,
+    width: Math.round(account.width), // the library draws whole pixels
     isShadow: index > 0 && account.is_stored,
     column: asReturn(account.name),
     format: (value) => `${number(value, Math.abs(value) < 10 ? 2 : 1)} %`,
@@ -100,7 +101,7 @@ function EquityLegend({ lines, chart, index, isCompact }) {
  * @param {Function} props.onHover (sequence|null, cell)
  * @param {Function} props.onPick (sequence)
  * @param {number} props.connected how often the stream came back
- * @param {{current: Object}} props.handle gets `{chart, frame, append, goTo}`
+ * @param {{current: Object}} props.handle gets `{chart, frame, follow, goTo}`
  */
 export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, toGate, tint, least, isCompact, hasPanes, connected, onHover, onPick, onFrame, onSettled, handle }) {
   const element = useRef();
@@ -118,7 +119,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   lastMs.current = Math.max(lastMs.current ?? 0, run.row.last_ms);
 
   /** Load the range and draw it; `view` is what shall be in view after it. */
-  const load = async ({ from_ms, until_ms, step, view, then }) => {
+  const load = async ({ from_ms, until_ms, step, view }) => {
     const { current } = work;
     current.abort?.abort();
     const abort = (current.abort = new AbortController());
@@ -147,7 +148,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         chart.current.setRun({ interval, rows, accounts: lines, axis, legendLines, extras: extras.filter((each) => each.onPrice || panes++ < most) });
       }
       // Who looked at the newest bar goes on doing so, though bars came while the range did.
-      const ahead = isNewest && view === undefined && seen?.until_ms >= before.lastMs ? Math.max(0, frame.lastMs - before.lastMs) : 0;
+      const ahead = isNewest && view === undefined && seen && seen.until_ms >= before.lastMs ? Math.max(0, frame.lastMs - before.lastMs) : 0;
       const moved = seen && { from_ms: seen.from_ms + ahead, until_ms: seen.until_ms + ahead };
       chart.current.setFrame(frame, { view: current.isFirst ? null : moved });
       if (current.isFirst) {
@@ -156,12 +157,30 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       }
       setState({ isLoading: false, error: null });
       hears.current.onFrame?.(frame);
-      then?.();
+      if (current.isDue) catchUp();
     } catch (error) {
       if (abort.signal.aborted) return;
       current.loading = null;
       setState({ isLoading: false, error });
     }
+  };
+
+  const isAtNewest = () => {
+    const view = chart.current.view();
+    return view != null && view.until_ms >= chart.current.frame.lastMs;
+  };
+
+  /** Read the newest bars where they are in view, once what is on its way is here. */
+  const catchUp = () => {
+    const { loaded, loading } = work.current;
+    work.current.isDue = loading != null;
+    if (loaded && !loading && (!chart.current.frame || isAtNewest())) handle.current.reload();
+  };
+
+  /** What is loaded of the run for a view: the same again on each side. */
+  const around = ({ from_ms, until_ms }) => {
+    const room = MARGIN * (until_ms - from_ms);
+    return { from_ms: Math.max(run.row.first_ms, from_ms - room), until_ms: Math.min(lastMs.current + interval, until_ms + room) };
   };
 
   /** Ask for what the view needs and the frame has not. */
@@ -180,10 +199,9 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     const isAsked = step === present || (step === loaded.step && present > step);
     if (isAsked && wants.from_ms >= loaded.from_ms && wants.until_ms <= loaded.until_ms) return;
     if (wants.until_ms <= first || wants.from_ms >= end) return;
-    const range = { from_ms: Math.max(first, view.from_ms - span * MARGIN), until_ms: Math.min(end, view.until_ms + span * MARGIN), step };
     const { loading } = work.current;
     if (loading && loading.step === step && loading.from_ms <= wants.from_ms && loading.until_ms >= wants.until_ms) return;
-    load(range);
+    load({ ...around(view), step });
   };
 
   hears.current = {
@@ -223,30 +241,10 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       get frame() {
         return own.frame;
       },
-      /** A step that has just been stored. */
-      append: (step) => {
-        if (!step.bar || !own.frame) return;
+      /** A bar was stored: what is drawn up to the newest is read again. */
+      follow: (step) => {
         lastMs.current = Math.max(lastMs.current, step.bar[0]);
-        const { loaded, loading } = work.current;
-        if (step.instrument !== instrument || !loaded || loading) return;
-        const end = own.frame.times[own.frame.length - 1] + own.frame.step;
-        const view = own.view();
-        // Bars between the frame and this one were missed: asked for where they would be seen.
-        if (step.bar[0] > end) {
-          if (view && view.until_ms >= end - own.frame.step) load({ ...loaded, until_ms: lastMs.current + interval });
-          return;
-        }
-        if (own.frame.append(step)) {
-          loaded.until_ms = Math.max(loaded.until_ms, step.bar[0] + interval);
-          work.current.isNewest = true;
-          own.updateNewest();
-          const span = view ? view.until_ms - view.from_ms : Infinity;
-          if (own.frame.length > Math.max(CELLS_MOST, (4 * span) / own.frame.step)) {
-            // What lies far from the view is let go, and asked for again where it is seen.
-            const room = span * MARGIN;
-            load({ ...loaded, from_ms: Math.max(loaded.from_ms, view.from_ms - room), until_ms: Math.min(loaded.until_ms, view.until_ms + room) });
-          }
-        }
+        if (step.instrument === instrument) catchUp();
       },
       /** Bring a bar into view, loading what lies around it. */
       goTo: (ms, room = 0) => {
@@ -262,27 +260,19 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         const span = view.until_ms - view.from_ms;
         const { from, to } = within({ from: ms - span * 0.55, to: ms + span * 0.45 }, ends);
         const seen = { from_ms: from, until_ms: to };
-        load({
-          from_ms: Math.max(run.row.first_ms, from - span * MARGIN),
-          until_ms: Math.min(lastMs.current + interval, to + span * MARGIN),
-          step,
-          view: seen,
-        });
+        load({ ...around(seen), step, view: seen });
       },
       /** The whole run in view. */
       showWhole: () => {
-        const { first_ms: from_ms } = run.row;
-        const until_ms = lastMs.current + interval;
-        const { width } = own.view();
-        const step = stepFor({ interval, least: hears.current.least, span: until_ms - from_ms, width });
-        load({ from_ms, until_ms, step, view: { from_ms, until_ms } });
+        const whole = { from_ms: run.row.first_ms, until_ms: lastMs.current + interval };
+        const step = stepFor({ interval, least: hears.current.least, span: whole.until_ms - whole.from_ms, width: own.view().width });
+        load({ ...whole, step, view: whole });
       },
       /** All again: after a connection that was lost. */
       reload: () => {
         const { loaded } = work.current;
-        if (!loaded || !own.frame) return;
-        const isNewest = own.view().until_ms >= own.frame.times[own.frame.length - 1];
-        const until_ms = isNewest ? lastMs.current + interval : loaded.until_ms;
+        if (!loaded) return;
+        const until_ms = !own.frame || isAtNewest() ? lastMs.current + interval : loaded.until_ms;
         load({ ...loaded, from_ms: Math.max(loaded.from_ms, until_ms - CELLS_MOST * loaded.step), until_ms });
       },
     };
@@ -313,17 +303,10 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   useEffect(() => {
     const own = chart.current;
     if (!own?.frame || work.current.isFirst) return;
-    const view = own.view();
-    const span = view.until_ms - view.from_ms;
-    const wanted = Math.max(interval, least ?? interval);
-    const from_ms = view.until_ms - (span * wanted) / own.frame.step;
-    const step = wanted;
-    load({
-      from_ms: Math.max(run.row.first_ms, from_ms - (view.until_ms - from_ms)),
-      until_ms: lastMs.current + interval,
-      step,
-      view: { from_ms, until_ms: view.until_ms },
-    });
+    const { from_ms, until_ms } = own.view();
+    const step = Math.max(interval, least ?? interval);
+    const view = { from_ms: until_ms - ((until_ms - from_ms) * step) / own.frame.step, until_ms };
+    load({ ...around(view), step, view });
   }, [least]);
 
   useEffect(() => {

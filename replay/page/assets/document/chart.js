@@ -1,6 +1,6 @@
 /** A chart of a document: panels in SVG, heat maps on a canvas under it, one pointer for all panels. */
 import { html, useEffect, useMemo, useState } from "../vendor/htm-preact.js";
-import { useSize } from "../hooks.js";
+import { Folded, useSize } from "../hooks.js";
 import { onTheme } from "../theme.js";
 import { LETTER, scale, ticks } from "./axis.js";
 import { EdgesView } from "./edges.js";
@@ -26,7 +26,7 @@ export function ChartView({ chart }) {
   return html`<figure ref=${box}>
     ${chart.title && html`<h3>${chart.title}</h3>`} ${view}
     <figcaption>${chart.caption}</figcaption>
-    <${Numbers} chart=${chart} />
+    <${Folded} class="numbers" summary="as a table" make=${() => html`<${TableView} table=${numbersOf(chart)} name=${`Numbers: ${nameOf(chart)}`} />`} />
   </figure>`;
 }
 
@@ -230,13 +230,4 @@ function OnCells({ heat, x, y, theme }) {
     numbers && numbers.map((cell) => html`<text class="plot-cell" x=${x.at(cell.across)} y=${y.at(cell.down) + 4} text-anchor="middle" fill=${cell.fill}>${cell.text}</text>`),
     ring && html`<rect class="ring" x=${ring[0][0] + 1} y=${ring[1][0] + 1} width=${ring[0][1] - ring[0][0] - 3} height=${ring[1][1] - ring[1][0] - 3} rx="4" />`,
   ];
-}
-
-/** The chart's numbers as a table, made where somebody opens it. */
-function Numbers({ chart }) {
-  const [isOpen, setOpen] = useState(false);
-  return html`<details class="numbers" onToggle=${(event) => setOpen(event.currentTarget.open)}>
-    <summary>as a table</summary>
-    ${isOpen && html`<${TableView} table=${numbersOf(chart)} name=${`Numbers: ${nameOf(chart)}`} />`}
-  </details>`;
 }

@@ -134,57 +134,34 @@ export function drawn(panel, x, y, frame) {
 
 const point = (x, y, across, value) => `${x.at(across).toFixed(1)} ${y.at(value).toFixed(1)}`;
 
-function pathOf(layer, x, y) {
-  let path = "";
-  let isOpen = false;
-  let before = null;
+/** The points of a line in pixels, a list for each stretch without a hole; steps have their corners. */
+function stretchesOf(layer, x, y) {
+  const stretches = [];
+  let points = null;
   layer.x.forEach((across, at) => {
+    const place = x.at(across).toFixed(1);
     const value = layer.y[at];
-    if (layer.is_step && isOpen) path += `H${x.at(across).toFixed(1)}`;
-    if (value === null) {
-      isOpen = false;
-      return;
-    }
-    path += isOpen && layer.is_step ? `V${y.at(value).toFixed(1)}` : `${isOpen ? "L" : "M"}${point(x, y, across, value)}`;
-    isOpen = true;
-    before = across;
+    if (layer.is_step && points) points.push([place, points.at(-1)[1]]);
+    if (value !== null && !points) stretches.push((points = []));
+    if (value !== null) points.push([place, y.at(value).toFixed(1)]);
+    else points = null;
   });
-  return { path, before };
+  return stretches;
 }
+
+const lineOf = (points) => `M${points.map((each) => each.join(" ")).join("L")}`;
+
+/** The area between a stretch of a line and zero. */
+const areaOf = (points, zero) => `${lineOf(points)}L${points.at(-1)[0]} ${zero}L${points[0][0]} ${zero}z`;
 
 function drawLine(layer, x, y) {
-  const { path } = pathOf(layer, x, y);
+  const stretches = stretchesOf(layer, x, y);
   const role = layer.role ?? "accent";
   return html`<g class=${role}>
-    ${layer.is_filled && html`<path class="fill" d=${areaOf(layer, x, y)} />`}
-    <path class="line" d=${path} stroke-width=${layer.width ?? 1.6} stroke-dasharray=${DASHES[layer.dash] ?? ""} />
+    ${layer.is_filled && html`<path class="fill" d=${stretches.map((points) => areaOf(points, y.at(0).toFixed(1))).join("")} />`}
+    <path class="line" d=${stretches.map(lineOf).join("")} stroke-width=${layer.width ?? 1.6} stroke-dasharray=${DASHES[layer.dash] ?? ""} />
     ${layer.has_points && layer.x.map((across, at) => layer.y[at] !== null && html`<circle class="dot" cx=${x.at(across)} cy=${y.at(layer.y[at])} r="3" />`)}
   </g>`;
-}
-
-/** The area between the line and zero, a piece for each stretch without a hole. */
-function areaOf(layer, x, y) {
-  const zero = y.at(0).toFixed(1);
-  let path = "";
-  let first = null;
-  let last = null;
-  const close = () => {
-    if (first !== null) path += `L${last} ${zero}L${first} ${zero}z`;
-    first = null;
-  };
-  layer.x.forEach((across, at) => {
-    const value = layer.y[at];
-    const place = x.at(across).toFixed(1);
-    if (first !== null && layer.is_step) path += `H${place}`;
-    if (first !== null) last = layer.is_step || value !== null ? place : last;
-    if (value === null) return close();
-    const down = y.at(value).toFixed(1);
-    path += first === null ? `M${place} ${down}` : layer.is_step ? `V${down}` : `L${place} ${down}`;
-    if (first === null) first = place;
-    last = place;
-  });
-  close();
-  return path;
 }
 
 function drawBand(layer, x, y) {

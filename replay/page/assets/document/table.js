@@ -25,8 +25,7 @@ export function TableView({ table, served, name }) {
   const notes = table.notes.map((note) => html`<p class="note">${note}</p>`);
   if (!table.rows.length) return [title, notes];
   if (table.look === "tiles") return [title, html`<${Tiles} table=${table} />`, notes];
-  const View = table.turned ? Turned : Upright;
-  return [title, html`<${View} table=${table} served=${served} name=${table.title || name} />`, notes];
+  return [title, html`<${Upright} table=${table} served=${served} name=${table.title || name} />`, notes];
 }
 
 function Tiles({ table: { columns, rows } }) {
@@ -71,14 +70,14 @@ function Upright({ table, served, name }) {
   const kind = (place) => kinds[place];
   return [
     html`<${Scrolled} name=${name}>
-      <table class="stacks">
+      <table class=${table.turned ? "stacks turned" : "stacks"}>
         <thead>
           <tr>
             ${table.columns.map(
-              (column, place) =>
-                column.title
-                  ? html`<th scope="col" class=${kind(place)} title=${column.meaning} aria-sort=${direction(place)}>
-                      <button type="button" onClick=${() => turn(place)}>${column.title}</button>
+              ({ title, meaning }, place) =>
+                title
+                  ? html`<th scope="col" class=${kind(place)} title=${meaning} aria-sort=${direction(place)}>
+                      ${table.turned ? title : html`<button type="button" onClick=${() => turn(place)}>${title}</button>`}
                     </th>`
                   : html`<td></td>`,
             )}
@@ -87,7 +86,11 @@ function Upright({ table, served, name }) {
         <tbody>
           ${rows.map(
             (row) => html`<tr>
-              ${row.map((cell, place) => html`<${Cell} cell=${cell} title=${table.columns[place].title} kind=${kind(place)} />`)}
+              ${row.map((cell, place) =>
+                table.turned && !place
+                  ? html`<th scope="row" class="text">${cell}</th>`
+                  : html`<${Cell} cell=${cell} title=${table.columns[place].title} kind=${kind(place)} />`,
+              )}
             </tr>`,
           )}
         </tbody>
@@ -122,28 +125,6 @@ function sorted(rows, order) {
     return order.isDown ? -compared : compared;
   };
   return [...rows].sort(by);
-}
-
-/** The figures as rows, a subject a column. */
-function Turned({ table: { columns, rows }, name }) {
-  return html`<${Scrolled} name=${name}>
-    <table class="stacks turned">
-      <thead>
-        <tr>
-          <td></td>
-          ${rows.map((row) => html`<th scope="col">${textOf(row[0])}</th>`)}
-        </tr>
-      </thead>
-      <tbody>
-        ${columns.slice(1).map(
-          (column, at) => html`<tr>
-            <th scope="row" class="text">${column.title}</th>
-            ${rows.map((row) => html`<${Cell} cell=${row[at + 1]} title=${textOf(row[0])} />`)}
-          </tr>`,
-        )}
-      </tbody>
-    </table>
-  <//>`;
 }
 
 function Cell({ cell, title, kind = "" }) {

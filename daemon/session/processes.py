@@ -1,6 +1,6 @@
-"""``Recorder``: records the events of a run's symbols, in a process of its own.
+"""Processes that are kept at work beside a run: one records its events, one ships its file.
 
-The rules are docs/orderbook.md, D28 to D31.
+The rules are docs/orderbook.md, D28 to D31, and docs/fleet.md, F7.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from typing import Final
 
 import msgspec
 import structlog
+from msgspec.structs import asdict, replace
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.feed.live_book import LEVELS
+from tracepaper.daemon.feed.book_follower import LEVELS
 from tracepaper.daemon.session.child import END_S, WELL_S, ChildProcess, Companion, TimeLimits, keep
+from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.errors import ConfigInvalid
 
-PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
-"""The process that records: the command that does the same by hand."""
+RECORD: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
+SHIP: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
+"""The programs: commands that do the same by hand."""
 NICE: Final = 5
 """The niceness of the process: after the daemon, before what may wait."""
 PROBE_BYTES: Final = 64 * 1024
@@ -60,14 +63,14 @@ def check_recording(config: Config) -> None:
 
 
 class Recorder(Companion):
-    """Keeps the process at work, which writes what it holds once its input is closed."""
+    """Records the events of a run's symbols; what the process holds is written at its end."""
 
     key = "recording"
 
     def __init__(self, config: Config, folder: Path, clock: Clock) -> None:
         market = config.market
         command = (
-            *(*PROGRAM, *market.symbols, "--events", "--out", str(folder)),
+            *(*RECORD, *market.symbols, "--events", "--out", str(folder)),
             *("--category", market.category, "--depth", str(market.depth or LEVELS)),
             *("--service", msgspec.json.encode(config.settings()["exchange"]).decode()),
         )
@@ -96,3 +99,50 @@ class Recorder(Companion):
         self._begun_s = None
         self._faults, self._error = self._faults + 1, str(error)
         log.warning("recording ended", error=str(error), again_s=pause_s)
+
+
+class ShippingProcess(Companion):
+    """Ships a run's file to a fleet, and has the newest ``progress`` of it.
+
+    The process outlives the daemon by the seconds that its last steps take.
+    """
+
+    key = "shipping"
+
+    def __init__(self, url: str, database: Path, clock: Clock) -> None:
+        self.progress = ShipProgress()
+        self._clock = clock
+        command = (*SHIP, "--service", "--to", url, "--db", str(database))
+        self._child = ChildProcess("shipping", command, TimeLimits(end_s=None))
+
+    def status(self) -> dict[str, object]:
+        """Return the newest progress."""
+        return asdict(self.progress)
+
+    async def _work(self) -> None:
+        await keep(self._ship, self._clock, self._failed)
+
+    async def _ship(self) -> None:
+        before = self.progress
+
+        def take(progress: ShipProgress) -> None:
+            """Keep *progress*; counts go on over the restarts of the process."""
+            if progress.error and progress.error != self.progress.error:
+                log.warning("shipping", error=progress.error)
+            elif self.progress.error and not progress.error:
+                log.info("shipping goes on")
+            self.progress = replace(
+                progress,
+                steps=before.steps + progress.steps,
+                errors=before.errors + progress.errors,
+                holes=before.holes + progress.holes,
+            )
+
+        await self._child.follow(ShipProgress, take)
+
+    def _failed(self, error: Exception, pause_s: float) -> None:
+        progress = self.progress
+        self.progress = replace(
+            progress, error=progress.error or str(error), errors=progress.errors + 1
+        )
+        log.warning("shipping ended", error=str(error), pause_s=pause_s)

@@ -1,0 +1,294 @@
+"""Recordings of sampled order books: whole blocks, marked gaps, exact levels.
+
+A block holds up to ``BLOCK_BOOKS`` books without a hole, as the event of a run holds them, and the
+cause of the gap before it. So no reader bridges what was not heard.
+
+The rules are docs/orderbook.md, D1 to D5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.replay.archive.recordings import (
+    RecordingFile,
+    RecordingGap,
+    RecordingHeader,
+    RecordingQuality,
+    RecordingWriter,
+)
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.order_book import (
+    BLOCK_BOOKS,
+    Books,
+    Integers,
+    books_in,
+    books_of,
+    joined,
+    packed_books,
+)
+from tracepaper.strategies.types.market import Depth, Depths
+
+BLOCK_MS: Final = 60_000
+"""A block is written when it spans so long: what a kill can cost at most, beside one book."""
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Depths).decode
+
+
+class BooksFile(RecordingFile):
+    """A file of sampled books, read block by block."""
+
+    is_sampled = True
+
+    def blocks(self) -> Iterator[tuple[Depths, Books]]:
+        """Yield every whole block and its books, each checked.
+
+        Raises ``DataInvalid`` for one that is damaged.
+        """
+        header, begin = self.header, self.begin
+        held = header.instrument.id, header.every_ms, header.levels
+        expected = 0
+        for content, stop in self.members(begin):
+            where = f"{self.path}, the block at byte {begin:,},"
+            try:
+                block = _decode(content)
+            except msgspec.MsgspecError as error:
+                raise DataInvalid(
+                    f"{where} is no block of books ({error}); restore the file."
+                ) from None
+            if block.first_ms % header.every_ms:
+                raise DataInvalid(f"{where} is off its own grid of times; restore the file.")
+            is_next = block.first_ms == expected or (block.first_ms > expected and block.cause)
+            is_other = (block.instrument, block.every_ms, block.levels) != held
+            if is_other or (expected and not is_next):
+                raise DataInvalid(
+                    f"{where} does not go on from the one before; restore the file or record anew."
+                )
+            yield block, books_in(block, where)
+            expected, begin = block.next_ms, stop
+
+    def times(self) -> Iterator[float]:
+        """Yield the time of the last book of each block."""
+        return (block.market_ms for block, _ in self.blocks())
+
+    def quality(self) -> RecordingQuality:
+        """Summarise the file, read block by block; raise ``DataInvalid``."""
+        first = last = None
+        count = thin = 0
+        gaps: list[RecordingGap] = []
+        for block, books in self.blocks():
+            if last is None:
+                first = block.first_ms
+            elif block.cause:
+                gaps.append(RecordingGap(last, block.first_ms, block.cause))
+            last = block.market_ms
+            count += block.count
+            thin += int((books.size[:, :, -1] == 0).any(axis=1).sum())
+        return self._quality(
+            gaps=tuple(gaps),
+            first_ms=first,
+            last_ms=last,
+            recorded_ms=count * self.header.every_ms,
+            items=count,
+            books=count,
+            thin=thin,
+        )
+
+
+class DepthWriter(RecordingWriter):
+    """Appends sampled books."""
+
+    reader = BooksFile
+
+    def __init__(self, path: Path, header: RecordingHeader) -> None:
+        self._held: Final[list[Depth]] = []
+        self._cause = ""
+        super().__init__(path, header)
+
+    def add(self, depth: Depth, cause: str) -> None:
+        """Take the next book; *cause* says why it does not go on from the one before.
+
+        Raises ``DataInvalid`` where it is not later than all that is stored.
+        """
+        self.refuse_earlier(depth.seen_ms)
+        if cause:
+            self.flush()
+            self._cause = cause
+        self._held.append(depth)
+        self.last_ms = depth.seen_ms
+        spanned = depth.seen_ms - self._held[0].seen_ms + self.header.every_ms
+        if len(self._held) == BLOCK_BOOKS or spanned >= BLOCK_MS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held as one block."""
+        if not self._held:
+            return
+        header, last_ms = self.header, self._held[-1].seen_ms
+        block = packed_books(
+            header.instrument.id,
+            books_of(self._held, header.levels),
+            every_ms=header.every_ms,
+            cause=self._cause,
+            seen_ms=last_ms,
+        )
+        self.append(_encode(block))
+        self._held.clear()
+        self._cause = ""
+
+
+class Units(NamedTuple):
+    """The largest integers that divide every price and every size."""
+
+    price: int
+    size: int
+
+
+def units_of(books: Books) -> Units:
+    """Return the greatest common divisors of all prices and of all sizes of *books*."""
+    return Units(
+        int(np.gcd.reduce(books.price, axis=None)), int(np.gcd.reduce(books.size, axis=None))
+    )
+
+
+class BookChange(NamedTuple):
+    """How books differ from those of their file, as ``lookahead`` changes them."""
+
+    later_ms: int = 0
+    price_factor: int = 1
+    until_ms: int | None = None  # later ones are left out
+    known_ms: int | None = None  # later ones are tenfold, a thousand times as much asked
+
+    def of(self, books: Books) -> Books:
+        """Return *books* of the file as they are changed."""
+        if self == AS_RECORDED:
+            return books
+        price, size = books.price * self.price_factor, books.size.copy()
+        if self.known_ms is not None:
+            later = books.seen_ms > self.known_ms
+            price[later] *= 10
+            size[later, 1] *= 1_000
+        seen_ms, market_ms = books.seen_ms + self.later_ms, books.market_ms + self.later_ms
+        return Books(seen_ms, market_ms, price, size)
+
+
+AS_RECORDED: Final = BookChange()
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedDepth:
+    """A file's books, checked once and kept packed; a part is unpacked when it is asked for."""
+
+    header: RecordingHeader
+    blocks: Sequence[Depths]
+    file_units: Units
+    file_sha256: str
+    torn: str = ""  # what is left out at the file's end; empty where nothing is
+    change: BookChange = AS_RECORDED
+    _newest: dict[int, Books] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def times(self) -> Integers:
+        """The time of every book."""
+        times = np.concatenate(
+            [np.arange(block.first_ms, block.next_ms, block.every_ms) for block in self.blocks]
+        )
+        if (until_ms := self.change.until_ms) is not None:
+            times = times[: np.searchsorted(times, until_ms, side="right")]
+        later: Integers = times + self.change.later_ms
+        return later
+
+    @cached_property
+    def _firsts(self) -> Integers:
+        """The place of each block's first book."""
+        return np.cumsum([0, *(block.count for block in self.blocks[:-1])])
+
+    @cached_property
+    def _begins(self) -> list[tuple[int, str]]:
+        firsts = zip(self._firsts.tolist(), self.blocks, strict=True)
+        begins = [(at, block.cause) for at, block in firsts if block.cause or not at]
+        return [(at, cause) for at, cause in begins if at < len(self.times)]
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """The place of the first book of each stretch without a hole."""
+        return np.array([at for at, _ in self._begins], dtype=np.int64)
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """The cause of the gap before each stretch."""
+        return tuple(cause for _, cause in self._begins)
+
+    @property
+    def units(self) -> Units:
+        """What divides every price and every size."""
+        return self.file_units._replace(price=self.file_units.price * self.change.price_factor)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the whole file, and of what was changed."""
+        if self.change == AS_RECORDED:
+            return self.file_sha256
+        return sha256(f"{self.file_sha256} {self.change}".encode()).hexdigest()
+
+    @property
+    def books(self) -> Books:
+        """All of them, in memory."""
+        return self.part(0, len(self.times))
+
+    def stretches(self) -> list[Books]:
+        """Return the books between gaps."""
+        starts = self.starts.tolist()
+        ends = [*starts[1:], len(self.times)]
+        return [self.part(start, end) for start, end in zip(starts, ends, strict=True)]
+
+    def part(self, start: int, stop: int) -> Books:
+        """Return the books from *start* until *stop*; forwards each block is unpacked once."""
+        ends = (start, max(start, stop - 1))
+        first, last = np.searchsorted(self._firsts, ends, side="right").tolist()
+        parts = []
+        for number in range(first - 1, last):
+            begin = int(self._firsts[number])
+            books = self._block(number)
+            parts.append(books.part(max(start - begin, 0), min(stop - begin, len(books))))
+        return self.change.of(parts[0] if len(parts) == 1 else joined(parts))
+
+    def _block(self, number: int) -> Books:
+        if number not in self._newest:
+            self._newest.clear()
+            self._newest[number] = books_in(self.blocks[number])
+        return self._newest[number]
+
+    def changed(self, **changes: int) -> Self:
+        """Return the books with *changes* of ``BookChange``, of the times that they have here."""
+        before = self.change
+        for name in ("until_ms", "known_ms"):
+            if name in changes:
+                changes[name] -= before.later_ms
+        later_ms = before.later_ms + changes.pop("later_ms", 0)
+        factor = before.price_factor * changes.pop("price_factor", 1)
+        change = before._replace(later_ms=later_ms, price_factor=factor, **changes)
+        return replace(self, change=change)
+
+
+def read_depth(path: Path) -> RecordedDepth:
+    """Read a file of books; raise ``DataInvalid`` where it holds none or is damaged."""
+    file = BooksFile(path)
+    blocks, units = [], Units(0, 0)
+    for block, books in file.blocks():
+        blocks.append(block)
+        units = Units(*map(math.gcd, units, units_of(books)))
+    if not blocks:
+        raise DataInvalid(f"{path} holds no books yet; record some by `tracepaper data record`.")
+    return RecordedDepth(file.header, blocks, units, file.sha256, file.torn)
