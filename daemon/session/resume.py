@@ -350,20 +350,23 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
             engine.count(step)
 
 
-def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
-    """Feed the newest bars of *run* into *engine* and *history* again, without steps.
+def recall_bars(
+    engine: Engine, reader: Reader, run: Run, history: BarHistory | None, until: int | None = None
+) -> None:
+    """Feed the newest bars of *run*, up to step *until*, into *engine* and *history* again.
 
     They come in the order of their times: a portfolio strategy sees those of all instruments.
     """
     restart = Restart(engine)
-    for frame_bar in reader.frame_bars(run.run_id):
+    for frame_bar in reader.frame_bars(run.run_id, until=until):
         restart.recall_frame(frame_bar)
     recalled = []
-    splits = [action for _, action in actions_of(reader.connection, run) if action.is_split]
+    actions = actions_of(reader.connection, run, until=until)
+    splits = [action for _, action in actions if action.is_split]
     for item in run.instruments:
         past = engine.markets[item.id].history
         wanted = max(past.reach, 1 if history is None else history.context)
-        bars = reader.bars(run.run_id, item.id, max(wanted, past.lookback))
+        bars = reader.bars(run.run_id, item.id, max(wanted, past.lookback), until=until)
         bars = [bar_after(splits, bar) for bar in bars]
         for bar in bars[:-wanted]:
             restart.recall_range(bar)

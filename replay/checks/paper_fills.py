@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -77,21 +77,6 @@ def orders_of(executions: Iterable[Execution]) -> list[TakenOrder]:
 
 
 # ---------------------------------------------------------------- what paper would have had
-
-
-class PaperFills(Protocol):
-    """Prices orders by paper's own rules."""
-
-    model: str
-    symbols: frozenset[str]
-
-    def fill(self, order: TakenOrder, costs: ExecutionCosts, latency_ms: int) -> Fill | None:
-        """Return paper's fill of *order*; None where its time is not covered."""
-        ...
-
-    def decimals(self, symbol: str) -> int:
-        """Return the decimals of a fill's prices."""
-        ...
 
 
 class OpenFills:
@@ -200,6 +185,10 @@ class BookFills:
             taken = _order(order, instrument, units, at_ms)
             return Executor(instrument, costs).at_quote(taken, quote, available)
         return None
+
+
+PaperFills = OpenFills | BookFills
+"""Prices orders by paper's own rules: at opens of candles, or at recorded books."""
 
 
 def _instrument_of(part: RecordedDepth) -> Instrument:
