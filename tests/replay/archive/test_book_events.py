@@ -233,15 +233,15 @@ def test_a_long_file_goes_on_from_its_last_blocks(
 FORGED: dict[str, tuple[list[bytes], str]] = {
     "a frame taken out": (
         [snapshot(0, 7), delta(200, 9)],
-        "keeps: Frames of orderbook.50.BTCUSDT between 7 and 9 are missing. Restore the file",
+        "keeps: Frame 9 of orderbook.50.BTCUSDT does not follow 7. Restore the file",
     ),
     "a frame twice": (
         [snapshot(0, 7), delta(100, 8), delta(100, 8)],
-        "keeps: Frame 8 of orderbook.50.BTCUSDT came twice. Restore the file",
+        "keeps: Frame 8 of orderbook.50.BTCUSDT does not follow 8. Restore the file",
     ),
     "an older frame": (
         [snapshot(0, 7), delta(100, 8), delta(100, 9), delta(50, 8)],
-        "keeps: Frame 8 of orderbook.50.BTCUSDT came after 9. Restore the file",
+        "keeps: Frame 8 of orderbook.50.BTCUSDT does not follow 9. Restore the file",
     ),
     "a delta without a snapshot": (
         [delta(0, 7)],
