@@ -245,7 +245,7 @@ CLUSTER = """
 import json, sys
 from ray.cluster_utils import Cluster
 
-made = Cluster(initialize_head=True, head_node_args=json.loads(sys.argv[1]))
+made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 nodes = []
 print(made.address, flush=True)
 for line in sys.stdin:
@@ -262,10 +262,10 @@ class Nodes:
     """A cluster on this machine, in a process of its own, whose head makes no cell."""
 
     def __init__(self, folder: Path) -> None:
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder)}
+        extra = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, json.dumps(head)],
-            cwd=folder, env=environment({"RAY_USAGE_STATS_ENABLED": "0"}), text=True,
+            [sys.executable, "-c", CLUSTER],
+            cwd=folder, env=environment(extra), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.address = self._line()
