@@ -88,7 +88,7 @@ ORDER_LIFE = (
 )
 
 
-CONFIG = """{"account":{"margin":"none","position_mode":"one_way"},\
+CONFIG = """{"account":{"cash":"1000000","margin":"none","position_mode":"one_way"},\
 "execution":{"queue_exponent":3,"queue_model":"RiskAdverseQueueModel"},"gate":{"horizon":30},\
 "model":{"explanation":{"method":"rollout"}}}"""
 """What of a configuration the readers of a run ask for."""
