@@ -58,7 +58,7 @@ def ran(
     times_ms = [FIRST_MS + place * HOUR for place in kept]
     candles = [made_candles(walk_rows(240), interval_ms=HOUR, times_ms=times_ms)]
     replay = build(load(None, sections), MarketData(candles), started_at_ms=1, database=path)
-    log, way = SqlAuditLog.open(path), predictor_over(replay)
+    log, way = SqlAuditLog.open(path, group_steps=64), predictor_over(replay)
 
     def events() -> Iterator[Event]:
         bars = 0
