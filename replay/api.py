@@ -133,11 +133,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             called = replace(
                 spec, overrides=overrides, caller=CALLER, warnings=process_warnings(classes)
             )
-            run = Backtest.of_spec(called, classes, watch, library)
-        for strategy_class in classes:
-            if not has_source(strategy_class):
-                warnings.warn(f"{NO_SOURCE.format(strategy_class.__name__)}.", stacklevel=2)
-        return run
+            return Backtest.of_spec(called, classes, watch, library)
 
 
 class Backtest:
@@ -179,6 +175,9 @@ class Backtest:
         path = spec.database or Path(f"{folder}") / "run.db"
         try:
             run = make_run(replace(spec, database=path), watch)
+            for strategy_class in classes:
+                if not has_source(strategy_class):
+                    warnings.warn(f"{NO_SOURCE.format(strategy_class.__name__)}.", stacklevel=3)
         except BaseException:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
