@@ -278,8 +278,9 @@ def open_run(
 
         database = load().storage.path
     located = resolve(None if database is None else Path(database), run)
-    if located.damage:
-        warnings.warn(located.damage, stacklevel=2)
+    with Reader.open(located.path) as reader:
+        if damage := reader.damage(located.run_id):
+            warnings.warn(damage, stacklevel=2)
     return RunFrames(located.path, located.run_id, build, exact=exact)
 
 

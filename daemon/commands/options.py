@@ -212,9 +212,10 @@ def located(run: str, db: Path | None, config: Path | None = None) -> RunLocatio
 
     A run FILE#RUN names its database itself.
     """
-    from tracepaper.storage.database.reader import resolve
+    from tracepaper.storage.database.reader import Reader, resolve
 
     place = resolve(None if "#" in run else database_path(db, config), run)
-    if place.damage:
-        say(f"Warning: {place.damage}", err=True)
+    with Reader.open(place.path) as reader:
+        if damage := reader.damage(place.run_id):
+            say(f"Warning: {damage}", err=True)
     return place

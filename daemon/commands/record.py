@@ -63,13 +63,15 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
+    from tracepaper.storage.database.reader import resolve
+
     if every and (head is not None or run != "last"):
         raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
     digest = None if head is None else _digest(head)
     if source is None:
         if database:
             raise ConfigInvalid("--database is of a fleet's server; give --from URL with it.")
-        path, run_id, _ = located(run, db, config)
+        path, run_id = resolve(None if "#" in run else database_path(db, config), run)
         _verify(path, run_id, digest, every=every, json=json)
         return
     if db is not None:
@@ -81,8 +83,7 @@ def verify(
     with TemporaryDirectory() as folder:
         path = Path(folder) / "pulled.db"
         pulled = pull_database(source, path, database=database)
-        run_id = located(run, path).run_id
-        _verify(path, run_id, digest, every=every, json=json, named=pulled.database_id)
+        _verify(*resolve(path, run), digest, every=every, json=json, named=pulled.database_id)
 
 
 def _verify(
@@ -168,7 +169,7 @@ def head(
     """Print the digest of a run's last commit, to be kept where nobody can rewrite it."""
     from tracepaper.storage.database.reader import Reader
 
-    path, run_id, _ = located(run, db, config)
+    path, run_id = located(run, db, config)
     with Reader.open(path) as reader:
         stored = reader.stored_run(run_id)
     if json:
@@ -258,7 +259,7 @@ def export(
         raise ConfigInvalid("Say where to: --parquet DIR, or --csv DIR.")
     require("pyarrow", "--parquet", parquet)
     wanted = chosen(views)
-    path, run_id, _ = located(run, db, config)
+    path, run_id = located(run, db, config)
     with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
     if json:

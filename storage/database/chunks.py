@@ -214,11 +214,10 @@ def _require(row: _Rows | None, table: str, key: int) -> _Rows:
 
 
 class RunLocation(NamedTuple):
-    """A run and its database; ``damage`` names what its rows plainly lack, empty if nothing."""
+    """A run and its database."""
 
     path: Path
     run_id: str
-    damage: str = ""
 
 
 class StoredRun(NamedTuple):

@@ -128,8 +128,7 @@ def resolve(path: Path | None, spec: str) -> RunLocation:
     if database is None:
         raise DataInvalid(f"{spec} names no database; write FILE#RUN or give --db.")
     with Reader.open(database) as reader:
-        run_id = reader.find(wanted or "last")
-        return RunLocation(database, run_id, reader.damage(run_id))
+        return RunLocation(database, reader.find(wanted or "last"))
 
 
 class Reader(ReadOnly):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
 import storage_cases as cases
+from records import tamper
 from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
@@ -185,16 +185,15 @@ def test_a_run_whose_steps_do_not_fit_its_row_is_said_to_be_damaged(
 ) -> None:
     path = tmp_path / "a.db"
     cases.write_run(path, cases.plain_steps(40))
-    assert resolve(path, "last").damage == ""
-    raw = sqlite3.connect(path)
-    raw.execute(statement)
-    raw.commit()
-    raw.close()
-    assert "run `tracepaper audit verify`" in resolve(path, "last").damage
+    with Reader.open(path) as reader:
+        assert reader.damage("r-1") == ""
+        tamper(path, statement)
+        assert "run `tracepaper audit verify`" in reader.damage("r-1")
 
 
 def test_a_pruned_run_is_not_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     cases.write_run(path, cases.plain_steps(3_000))
     prune(path, keep_days=1, pruned_at_ms=5)
-    assert resolve(path, "last").damage == ""
+    with Reader.open(path) as reader:
+        assert reader.damage("r-1") == ""
