@@ -320,14 +320,14 @@ class Backtest:
         """
         from tracepaper.replay.document.terminal import show
         from tracepaper.replay.explain.decision_document import read_decision
-        from tracepaper.replay.explain.document import RecomputedAnswer, document, stored_parts
+        from tracepaper.replay.explain.document import document, stored_parts
 
         self._require_open()
         stored, titled = read_decision(self.database, self.run_id, self._sequence_of(sequence))
         parts = tuple(stored_parts(stored, titled))
         return Text(
             text_of(lambda console: show(console, parts)),
-            document(stored, titled.title, RecomputedAnswer(), None),
+            document(stored, titled.title, {}, None),
         )
 
     def _sequence_of(self, index: int) -> int:

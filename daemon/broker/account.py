@@ -16,13 +16,12 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.book import (
     AccountState,
     Book,
-    EncodedAccount,
     Holdings,
     check_range,
     requests_of,
 )
 from tracepaper.daemon.broker.book_fills import QueueRules, Queues
-from tracepaper.daemon.broker.execution import ExecutionCosts, TrueRange
+from tracepaper.daemon.broker.execution import ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn
 from tracepaper.daemon.broker.journal import Journal
 from tracepaper.daemon.broker.line import Holding, Line
@@ -105,7 +104,7 @@ class PaperAccount(Holdings):
         instruments: Iterable[Instrument],
         settings: BrokerSettings,
         *,
-        ranges: Mapping[str, TrueRange] | None = None,
+        ranges: Mapping[str, MeanRange] | None = None,
         marked: Mapping[str, int] | None = None,
         keeps_ledger: bool = False,
         reports_fills: Iterable[str] = (),
@@ -218,20 +217,6 @@ class PaperAccount(Holdings):
             moved.clear()
         return None if instrument is None else self.position(instrument), self.balance(), entries
 
-    def quiet_closes(self) -> dict[str, tuple[int, int]] | None:
-        """Return the lowest and the highest close of each instrument that move nothing in any book.
-
-        None where there is none: see :meth:`Book.quiet_closes`.
-        """
-        of_books = [book.quiet_closes() for book in self.every_book]
-        if None in of_books:
-            return None
-        every = [of_book for of_book in of_books if of_book is not None]
-        return {
-            key: (max(of[key][0] for of in every), min(of[key][1] for of in every))
-            for key in every[0]
-        }
-
     # ------------------------------------------------------------ what the market does
 
     def match_mark(self, instrument: str, mark: int, at_ms: int) -> None:
@@ -247,11 +232,6 @@ class PaperAccount(Holdings):
             if not line.is_cash and any(due):
                 for share, part in zip(line.shares, funding_parts(paid, due), strict=True):
                     share.post_funding(part)
-
-    def set_liquidation_prices(self, instrument: str, at_ms: int) -> None:
-        """Put the exchange's own orders where positions are liquidated."""
-        for line in self.lines_of(instrument):
-            line.set_liquidation_price(at_ms)
 
     # ------------------------------------------------------------ several owners
 
@@ -272,10 +252,6 @@ class PaperAccount(Holdings):
     def state(self) -> AccountState:
         """Return the state that must survive a restart; that of two sides is each one's own."""
         return AccountState(self.cash, {}) if self.sides else self.books[0].state()
-
-    def encoded_state(self) -> EncodedAccount:
-        """Return what decodes as :meth:`state`."""
-        return (self.cash, {}) if self.sides else self.books[0].encoded_state()
 
     def restore(
         self,

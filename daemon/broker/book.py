@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import BookState, Holding, Line
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders, Signal
@@ -35,9 +34,6 @@ from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_MAX, 
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
-
-EncodedAccount = tuple[int, dict[str, msgspec.Raw]]
-"""What decodes as an ``AccountState``."""
 
 
 class AccountState(Struct, frozen=True, array_like=True):
@@ -99,7 +95,7 @@ class Holdings:
         """Let the position stand for another horizon from the bar at *open_time_ms* on."""
         lines = self.lines_of(instrument)
         if len(lines) == 1:
-            lines[0].confirm(open_time_ms)
+            lines[0].orders.confirmed_ms = open_time_ms
 
     def opened_ms(self, instrument: str) -> int:
         """Return the market time of the fill that opened the position; 0 where there is none.
@@ -136,7 +132,7 @@ class Holdings:
         return most, only_reduces
 
     def stop_distance(
-        self, signal: Signal, bar: Bar, day_range: DayRange, expected: ExpectedReturn | None
+        self, signal: Signal, bar: Bar, day_range: MeanRange, expected: ExpectedReturn | None
     ) -> int:
         """Return how far from the close of *bar* the nearest stop of *signal* would be."""
         planner = self.lines_of(bar.instrument)[0].protector.planner
@@ -238,7 +234,6 @@ class Book(Holdings):
             item.id: Line(self, item, None if whole is None else whole.lines[item.id])
             for item in instruments
         }
-        self._encoded = dict.fromkeys(self.lines, msgspec.Raw())
 
     def move(
         self, kind: LedgerKind, amount: int, instrument: str, order_id: str | None = None
@@ -294,46 +289,21 @@ class Book(Holdings):
                 check_range(balance)
         return balance
 
-    def quiet_closes(self) -> dict[str, tuple[int, int]] | None:
-        """Return the lowest and the highest close of each instrument that surely ask for nothing.
-
-        They leave the sums in 64 bits, and an owner that has equity half of it. None where even the
-        lowest close may not.
-        """
-        lines, count = self.lines.values(), len(self.lines)
-        fixed = abs(self.cash) + abs(self.paid_entries)
-        spare = MONEY_LIMIT // 2 - fixed - sum(abs(line.holding.entry_notional) for line in lines)
-        if spare < 0:
-            return None
-        loss = max(self.subtotal().equity, 0) // (2 * count)
-        closes = {}
-        for key, line in self.lines.items():
-            least, most = 0, MONEY_LIMIT
-            if line.held:
-                most = line.notional.quantity(spare // count, abs(line.held))
-                if self._whole is not None:
-                    move = line.notional.quantity(loss, abs(line.held))
-                    least, most = (
-                        (line.mark - move, most)
-                        if line.held > 0
-                        else (0, min(most, line.mark + move))
-                    )
-            closes[key] = least, most
-        return closes
+    @property
+    def bears_a_quarter(self) -> bool:
+        """Whether 64 bits hold its sums, and an owner has equity, at prices a quarter away."""
+        lines = self.lines.values()
+        worth = sum(abs(line.value(line.held)) for line in lines)
+        if self._whole is not None and 4 * self.subtotal().equity <= worth:
+            return False
+        entries = sum(abs(line.holding.entry_notional) for line in lines)
+        return abs(self.cash) + abs(self.paid_entries) + entries + 2 * worth < MONEY_LIMIT
 
     # ------------------------------------------------------------ what survives a restart
 
     def state(self) -> AccountState:
         """Return the state that must survive a restart."""
         return AccountState(self.cash, {key: line.state() for key, line in self.lines.items()})
-
-    def encoded_state(self) -> EncodedAccount:
-        """Return what decodes as :meth:`state`, made anew only where it has changed."""
-        for key, line in self.lines.items():
-            if line.orders.is_stale:
-                self._encoded[key] = msgspec.Raw(msgspec.msgpack.encode(line.state()))
-                line.orders.is_stale = False
-        return self.cash, self._encoded
 
     def restore(self, state: AccountState) -> None:
         """Take over what survived a restart."""

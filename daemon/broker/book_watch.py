@@ -6,7 +6,6 @@ The rules are docs/money.md, M61 to M77.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from tracepaper.daemon.broker.book_fills import (
     Move,
@@ -22,15 +21,6 @@ from tracepaper.strategies.types.decisions import Order, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Quote, Side
 
 
-class _QueuedLimit(NamedTuple):
-    """A limit that rests in a queue."""
-
-    side: Side
-    price: int
-    place: QueuePlace
-    rules: QueueRules
-
-
 class BookWatch:
     """What of an order book can change an order of some account: a feed asks it at every frame.
 
@@ -43,8 +33,8 @@ class BookWatch:
         self._lines = [line for line in lines if line.waits]
         self.rests: bool = bool(self._lines)
         """Whether anything rests."""
-        self.queued: dict[tuple[Side, int], list[_QueuedLimit]] = {}
-        """The limits that rest in a queue, by side and price."""
+        self.queued: dict[tuple[Side, int], list[tuple[QueuePlace, QueueRules]]] = {}
+        """The places of the limits that rest in a queue, by side and price."""
         self.has_strangers = False
         """Whether a limit rests whose place in the queue is not known: another model took it in."""
         self._others: list[tuple[Order, int]] = []
@@ -56,7 +46,7 @@ class BookWatch:
                 place = queues.places.get(order.order_id)
                 if place is not None and order.price is not None:
                     at = (order.side, order.price)
-                    self.queued.setdefault(at, []).append(_QueuedLimit(*at, place, queues.rules))
+                    self.queued.setdefault(at, []).append((place, queues.rules))
                 else:
                     self.has_strangers |= rests_as_limit(order)
                 if order.status is OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION:
@@ -82,8 +72,7 @@ class BookWatch:
             at = (move.side, move.price)
             if waiting := self.queued.get(at):
                 self.queued[at] = [
-                    limit._replace(place=after_change(limit.place, move.size, limit.rules))
-                    for limit in waiting
+                    (after_change(place, move.size, rules), rules) for place, rules in waiting
                 ]
             return False
         fills = False
@@ -93,8 +82,8 @@ class BookWatch:
             if price != move.price:
                 fills = True
                 continue
-            for number, limit in enumerate(waiting):
-                place, reached = after_trade(limit.place, move.size)
-                waiting[number] = limit._replace(place=place)
+            for number, (place, rules) in enumerate(waiting):
+                moved, reached = after_trade(place, move.size)
+                waiting[number] = moved, rules
                 fills = fills or reached > 0
         return fills

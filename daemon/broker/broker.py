@@ -24,17 +24,17 @@ from tracepaper.daemon.broker.account import (
     PaperAccount,
     part_of,
 )
-from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings
+from tracepaper.daemon.broker.book import AccountState, Book, Holdings
 from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.book_watch import BookWatch
-from tracepaper.daemon.broker.execution import DayRange, TrueRange
-from tracepaper.daemon.broker.exit_plans import Plan
+from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
+from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
 from tracepaper.daemon.broker.positions import Positions
-from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route
+from tracepaper.daemon.broker.router import NO_WISHES, RouteResult, Wishes, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
@@ -87,15 +87,15 @@ NOTHING_FILLED: Final = FilledEvent()
 class Broker:
     """A paper broker: every account of a run.
 
-    ``save`` says whether what the accounts carry has changed and has to be stored; whoever stores
-    it sets it back.
+    ``save`` says whether what the run carries has changed and has to be stored; whoever stores it
+    sets it back.
     """
 
     def __init__(
         self,
         instruments: Sequence[Instrument],
         settings: BrokerSettings,
-        day_ranges: Mapping[str, DayRange],
+        day_ranges: Mapping[str, MeanRange],
         *,
         shadows: Iterable[str] = (),
         reports_fills: Iterable[str] = (),
@@ -119,7 +119,8 @@ class Broker:
         self._marked: dict[str, int] = {}  # the newest mark price since their last bar
         self._newest: dict[str, int] = {}  # those that the feed asked of, and no event brought yet
         # What moves prices by their range is fed only where it is asked for.
-        self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
+        ranged = instruments if settings.costs.ranges else ()
+        self._ranges = {item.id: MeanRange(RANGE_BARS) for item in ranged}
         opens = partial(
             PaperAccount,
             instruments,
@@ -150,7 +151,7 @@ class Broker:
             for item in instruments
         }
         self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
-        self.save = Save.NO
+        self.save = Save.NOW
 
     def begin(self, sequence: int) -> None:
         """Let what follows belong to step *sequence*."""
@@ -209,17 +210,8 @@ class Broker:
         if self._by_quotes or self._by_book:
             self._on_bar_of_quotes(bar)
         else:
-            for line in self._lines[key]:
-                resting = line.orders
-                if (
-                    resting.order is not None
-                    or resting.others
-                    or resting.is_guarded
-                    or self.is_cross
-                ):
-                    for account in self._accounts:
-                        account.positions[key].match_bar(bar)
-                    break
+            for account in self._accounts:
+                account.positions[key].match_bar(bar)
         mark = self._marked.pop(key, None)
         if mark is None:
             self._newest.pop(key, None)
@@ -239,7 +231,6 @@ class Broker:
             for line in self._lines[key]:
                 if line.orders.unmoved:  # no bar before it is missed any more
                     line.orders.unmoved = ()
-                    line.orders.is_stale = True
                     self.save = Save.NOW
             return
         for account in self._accounts:
@@ -271,7 +262,8 @@ class Broker:
         self.save = Save.NOW
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
-            account.set_liquidation_prices(key, funding.market_ms)
+            for line in account.lines_of(key):
+                line.set_liquidation_price(funding.market_ms)
         if self.is_cross:
             self._liquidate(key, self._lines[key][0].mark, funding.market_ms)
 
@@ -320,14 +312,6 @@ class Broker:
 
     def _liquidate(self, instrument: str, mark: int, at_ms: int) -> None:
         """Liquidate in every account what *mark* has reached the liquidation price of."""
-        if not self._is_on_margin:
-            return
-        if not self.is_cross:
-            for line in self._lines[instrument]:
-                if line.holding.quantity:
-                    break
-            else:
-                return  # as at most marks
         for account in self._accounts:
             account.match_mark(instrument, mark, at_ms)
 
@@ -341,19 +325,18 @@ class Broker:
         Returns why it cannot be reached. Of a list, what the exchange would refuse is among the
         orders, REJECTED.
         """
-        account = self.own if shadow is None else self.shadows[shadow]
-        refusals: list[tuple[PositionSide | None, str | None]] = []
-        for book in account.books:
-            part = part_of(intent, book.side)
-            if part is not None:
-                line = book.lines[bar.instrument]
-                refusals.append((book.side, self._ask(line, part, bar, at_ms)))
-        return _joined(refusals)
+        return self.route(intent, NO_WISHES, bar, at_ms, shadow=shadow).refusal
 
     def route(
-        self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int, *, shadow: str | None = None
+        self,
+        intent: Intent | Orders | None,
+        wishes: Wishes,
+        bar: Bar,
+        at_ms: int,
+        *,
+        shadow: str | None = None,
     ) -> RouteResult:
-        """Ask the owners of an account for their *wishes*, and it for the net *intent*.
+        """Ask the owners of an account for their *wishes*, and it for the net *intent*, if any.
 
         It is the run's, or a *shadow* account.
         """
@@ -361,8 +344,8 @@ class Broker:
         ask = partial(self._ask, bar=bar, at_ms=at_ms)
         routed: list[tuple[PositionSide | None, RouteResult]] = []
         for book in account.books:
-            part, line = part_of(intent, book.side), book.lines[bar.instrument]
-            assert isinstance(part, Intent)
+            part = None if intent is None else part_of(intent, book.side)
+            line = book.lines[bar.instrument]
             routed.append((book.side, route(line, part, wishes, ask, at_ms)))
         return RouteResult(
             _joined([(side, of.refusal) for side, of in routed]),
@@ -370,7 +353,6 @@ class Broker:
                 name: _joined([(side, of.refusals.get(name)) for side, of in routed])
                 for name in wishes.intents
             },
-            is_quiet=not self._confirms and all(of.is_quiet for _, of in routed),
         )
 
     def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
@@ -424,13 +406,14 @@ class Broker:
         # Not at once: the step says in a bit that a position was confirmed.
         self.save = self.save or _LATER
         if line.key in self._confirms:
-            line.confirm(bar.open_time_ms)
+            line.orders.confirmed_ms = bar.open_time_ms
             book, is_own = line.book, line.book.account is self.own
             if book.name and not (is_own and (line.whole is None or book.side is None)):
                 self.save = Save.NOW  # a step does not say which side or share it was
-        if plan is not None and line.is_protected_by(plan):
-            plan = None
-        return plan, None
+        state = line.protector.state
+        # [exits] gave this very plan before; without them a repeated signal stores the state.
+        is_known = (state.plan, state.closed, state.following) == (plan, 0, None)
+        return None if is_known and line.book.settings.exits is not None else plan, None
 
     def planned(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
@@ -441,20 +424,17 @@ class Broker:
         signal = intent.signal
         if signal is None or not (intent.is_protected or line.orders.is_guarded):
             return None, None
-        planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
+        protector, entry, held = line.protector, bar.close, None
+        if (refusal := protector.refusal(signal)) is not None:
+            return None, refusal
+        if line.held * (1 if signal.action is Action.LONG else -1) > 0:
+            entry = line.entry_price
+            held = HeldPosition(protector.state.plan, at_ms - line.holding.opened_ms)
+        planned = protector.planner.plan(
+            signal, bar.close, entry, at_ms, self._day_ranges[line.key], expected=intent.expected,
+            held=held,
+        )  # fmt: skip
         return (None, planned) if isinstance(planned, str) else (planned, None)
-
-    def send(self, lists: Mapping[str, Orders], bar: Bar, at_ms: int) -> None:
-        """Ask owners of the run's account, by name, for their *lists* alone."""
-        for owner, orders in lists.items():
-            for book in self.own.owners[owner].books:
-                if (part := part_of(orders, book.side)) is not None:
-                    self._ask(book.lines[bar.instrument], part, bar, at_ms)
-
-    def cross(self, instrument: str, price: int, at_ms: int) -> None:
-        """Let opposing shares of the run's account cross at *price*."""
-        for line in self.own.lines_of(instrument):
-            cross(line, price, at_ms)
 
     def share_out(self) -> None:
         """Give each owner its share of the equity of each account anew."""
@@ -558,14 +538,14 @@ class Broker:
             self._ranges[key].push(bar)
 
     def is_still(self) -> bool:
-        """Return whether bars to come can do nothing but value what is held.
+        """Return whether bars to come, up to a quarter away, can do nothing but value what is held.
 
         Of one account without sides, in which nothing can be liquidated. What rests or protects
         has to be passed by each bar: see :meth:`resting`.
         """
-        if self.save or self._by_quotes or self._by_book or self._marked or self._confirms:
+        if self.save is Save.NOW or self._marked or self._confirms or self.own.entries:
             return False
-        if self.shadows or self.own.sides or self.own.entries:
+        if self._by_quotes or self._by_book or self.shadows or self.own.sides:
             return False
         for lines in self._lines.values():
             for line in lines:
@@ -576,7 +556,7 @@ class Broker:
                     return False
             if self._is_on_margin and lines[0].holding.quantity:
                 return False
-        return True
+        return all(book.bears_a_quarter for book in self.own.every_book)
 
     def resting(self) -> dict[str, Positions]:
         """Return the positions of the account at which something rests, by instrument."""
@@ -605,11 +585,6 @@ class Broker:
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return what must survive a restart: of the run's account, and of those beside it."""
         return self.own.state(), {name: account.state() for name, account in self._stored.items()}
-
-    def encoded_state(self) -> tuple[EncodedAccount, dict[str, EncodedAccount]]:
-        """Return what decodes as :meth:`state`, of which most is known already."""
-        shadows = {name: account.encoded_state() for name, account in self._stored.items()}
-        return self.own.encoded_state(), shadows
 
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:
@@ -644,9 +619,9 @@ class Broker:
             # Another run may have had other ones, in another position mode or of other owners.
             if name in shadows and of_shadow.keys() == shadow.parts.keys():
                 shadow.restore(shadows[name], of_shadow)
-        self.save = Save.NO
+        self.save = Save.NOW if taken_over else Save.NO
         for confirmation in confirmed:
-            self.save = Save.LATER
+            self.save = self.save or Save.LATER
             account = self.own if confirmation.twin is None else self.beside.get(confirmation.twin)
             if account is not None and confirmation.instrument in self._confirms:
                 account.confirm(confirmation.instrument, confirmation.open_time_ms)

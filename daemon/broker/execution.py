@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from itertools import islice, pairwise
-from typing import Final
+from itertools import islice
+from typing import Final, Self
 
 from msgspec import Struct
 
@@ -77,67 +77,39 @@ class ExecutionCosts(Struct, frozen=True):
         return self.per_share * 10.0 ** (instrument.price_decimals - RATE_DECIMALS)
 
 
-class TrueRange:
-    """The mean true range of the last ``RANGE_BARS`` closed bars, as a rate of the last close.
-
-    A bar's true range is the largest of high - low and the distances of both from the close
-    before it, so the last ``RANGE_BARS`` + 1 bars decide it.
-    """
-
-    def __init__(self) -> None:
-        self.rate = 0  # 10⁻¹⁰ of the price
-        self._ranges: deque[int] = deque(maxlen=RANGE_BARS)
-        self._sum = 0
-        self._close: int | None = None
-        self._bars: deque[Bar] = deque(maxlen=RANGE_BARS + 1)
-
-    def push(self, bar: Bar) -> None:
-        """Take in the next closed bar."""
-        self._bars.append(bar)
-        high, low = bar.high, bar.low
-        if self._close is not None:
-            high, low = max(high, self._close), min(low, self._close)
-        if len(self._ranges) == RANGE_BARS:
-            self._sum -= self._ranges[0]
-        self._ranges.append(high - low)
-        self._sum += high - low
-        self._close = bar.close
-        self.rate = self._sum * RATE_SCALE // (len(self._ranges) * bar.close)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it."""
-        bars = [adjusted_bar(action, bar) for bar in self._bars]
-        self._ranges.clear()
-        self._sum, self._close = 0, None
-        for bar in bars:
-            self.push(bar)  # one more than the window: the oldest is the close before it
-
-
-class DayRange:
-    """The mean true range of the bars of a day, which is what ``Volatility`` counts in.
+class MeanRange:
+    """The mean true range of the last *bars* closed bars.
 
     A bar's true range is the largest of high less low and the distances of both from the close
-    before it. So the last bars of a day and the one before them decide it, and a start that is
-    shown those again comes to the same number. Nothing is added up before it is asked for.
+    before it. So these bars and the one before them decide it, and a start that is shown those
+    again comes to the same number. Nothing is added up before it is asked for.
     """
 
-    def __init__(self, interval_ms: int) -> None:
-        self.bars = max(DAY_MS // interval_ms, RANGE_BARS_LEAST)
-        self._recent: deque[Bar] = deque(maxlen=self.bars + 1)
+    def __init__(self, bars: int) -> None:
+        self.bars = bars
+        self._recent: deque[Bar] = deque(maxlen=bars + 1)
         self._ranges: deque[int] | None = None  # once it was asked for
         self._sum = 0
         self.push: Callable[[Bar], None] = self._recent.append
         """Take in the next closed bar."""
 
+    @classmethod
+    def of_day(cls, interval_ms: int) -> Self:
+        """Return that of a day, which is what ``Volatility`` counts in."""
+        return cls(max(DAY_MS // interval_ms, RANGE_BARS_LEAST))
+
     def _push(self, bar: Bar) -> None:
         """Take in the next closed bar, and its range."""
-        recent = self._recent
-        assert self._ranges is not None
-        if recent:
-            if len(self._ranges) == self.bars:
-                self._sum -= self._ranges[0]
-            self._add(recent[-1], bar)
-        recent.append(bar)
+        ranges, high, low = self._ranges, bar.high, bar.low
+        assert ranges is not None
+        if self._recent:
+            before = self._recent[-1].close
+            high, low = max(high, before), min(low, before)
+        if len(ranges) == self.bars:
+            self._sum -= ranges[0]
+        ranges.append(high - low)
+        self._sum += high - low
+        self._recent.append(bar)
 
     def adjust(self, action: CorporateAction) -> None:
         """Take the bars before a split as those of the shares after it."""
@@ -148,33 +120,39 @@ class DayRange:
         self.push = self._recent.append
 
     def last(self, count: int) -> list[Bar]:
-        """Return the last *count* bars, newest first, or as many as a day has."""
+        """Return the last *count* bars, newest first, or as many as are known."""
         return list(islice(reversed(self._recent), count))
 
     def mean(self) -> int | None:
         """Return it in units of the price; None while fewer bars are known."""
         if len(self._recent) <= self.bars:
             return None
-        if self._ranges is None:
-            self._ranges = deque(maxlen=self.bars)
-            self.push = self._push
-            bars = list(self._recent)
-            for before, bar in pairwise(bars):
-                self._add(before, bar)
-        return divide_half_even(self._sum, self.bars)
+        return divide_half_even(self._added(), self.bars)
 
-    def _add(self, before: Bar, bar: Bar) -> None:
-        assert self._ranges is not None
-        width = max(bar.high, before.close) - min(bar.low, before.close)
-        self._ranges.append(width)
-        self._sum += width
+    @property
+    def rate(self) -> int:
+        """That of the bars that are known, as 10⁻¹⁰ of the last close; 0 before the first."""
+        if not self._recent:
+            return 0
+        count = min(len(self._recent), self.bars)
+        return self._added() * RATE_SCALE // (count * self._recent[-1].close)
+
+    def _added(self) -> int:
+        """Return the sum of the ranges."""
+        if self._ranges is None:
+            bars = [*self._recent]
+            self._recent.clear()
+            self._ranges, self.push = deque(maxlen=self.bars), self._push
+            for bar in bars:
+                self._push(bar)
+        return self._sum
 
 
 class Executor:
     """Prices the fills of one instrument's orders."""
 
     def __init__(
-        self, instrument: Instrument, costs: ExecutionCosts, ranges: TrueRange | None = None
+        self, instrument: Instrument, costs: ExecutionCosts, ranges: MeanRange | None = None
     ) -> None:
         self.tick = instrument.tick_size
         self.step = instrument.quantity_step
@@ -192,16 +170,13 @@ class Executor:
         On Bybit a candle's open is the previous close, not a price that anyone traded at; on
         other venues it is the first trade. Either way the order came before it.
         """
-        return self._taken(order, bar.open, FillModel.NEXT_OPEN, bar.open_time_ms)
+        return self.taken(order, bar.open, FillModel.NEXT_OPEN, bar.open_time_ms)
 
-    def on_path(self, order: Order, price: int, filled_ms: int) -> Fill:
-        """Let *order* take all that is left of it where a bar's path stands at *price*.
+    def taken(self, order: Order, price: int, model: FillModel, filled_ms: int) -> Fill:
+        """Let *order* take all that is left of it at *price*, worse by spread and slippage.
 
         A limit is never filled worse than at its own price.
         """
-        return self._taken(order, price, FillModel.BAR_PATH, filled_ms)
-
-    def _taken(self, order: Order, price: int, model: FillModel, filled_ms: int) -> Fill:
         rate = self._costs.half_spread + self._slippage()
         return self._fill(
             order,
@@ -270,11 +245,13 @@ class Executor:
         )
 
     def liquidated(self, order: Order, mark: int, filled_ms: int) -> Fill:
-        """Close all that is left of the liquidated position at its bankruptcy price.
+        """Close all that is left of the exchange's *order* at its bankruptcy price.
 
-        The exchange takes it over there, wherever the market stands; *mark* is what reached it.
+        The exchange takes it over there, wherever the market stands; *mark* is what reached it. An
+        order without a price reduces a position at the mark.
         """
-        assert order.price is not None
+        if order.price is None:
+            return self.taken(order, mark, FillModel.LIQUIDATION, filled_ms)
         return self._fill(
             order,
             order.quantity - order.filled,
@@ -283,10 +260,6 @@ class Executor:
             model=FillModel.LIQUIDATION,
             filled_ms=filled_ms,
         )
-
-    def reduced(self, order: Order, mark: int, filled_ms: int) -> Fill:
-        """Close what the exchange's own *order* sells of a position, at *mark* as a taker."""
-        return self._taken(order, mark, FillModel.LIQUIDATION, filled_ms)
 
     def part(self, order: Order, fill: Fill, quantity: int) -> Fill:
         """Return *fill* of *order* as it is for less, at the same price."""

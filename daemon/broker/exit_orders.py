@@ -76,7 +76,7 @@ class Protector:
         self._state = state
         self._resting.trail = state.trail
         self._resting.is_guarded = state.plan is not None or state.closed != 0
-        self._resting.is_stale = self._resting.journal.has_changes = True
+        self._resting.journal.has_changes = True
 
     @property
     def is_active(self) -> bool:

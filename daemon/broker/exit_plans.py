@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
-from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
@@ -235,7 +235,7 @@ class Planner:
         price: int,
         entry: int,
         at_ms: int,
-        day_range: DayRange,
+        day_range: MeanRange,
         *,
         expected: ExpectedReturn | None = None,
         held: HeldPosition | None = None,
@@ -278,7 +278,7 @@ class Planner:
         self,
         signal: Signal,
         price: int,
-        day_range: DayRange,
+        day_range: MeanRange,
         expected: ExpectedReturn | None = None,
     ) -> int:
         """Return how far from *price* the nearest stop of *signal* is, in units of the price.
@@ -302,7 +302,7 @@ class Planner:
         name: str,
         sign: int,
         direction: int,
-        day_range: DayRange,
+        day_range: MeanRange,
         expected: ExpectedReturn | None,
         held: HeldPosition | None = None,
     ) -> Level | str | None:
@@ -326,7 +326,7 @@ class Planner:
         return Level(rate, is_price=False, is_share=True, words=distance.words)
 
     def _level(
-        self, name: str, distance: Distance, day_range: DayRange, words: str = ""
+        self, name: str, distance: Distance, day_range: MeanRange, words: str = ""
     ) -> Level | str:
         """Return where *distance* is, or why it is nowhere; without *words* it is the signal's.
 

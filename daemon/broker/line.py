@@ -20,12 +20,11 @@ from msgspec import Struct
 
 from tracepaper.daemon.broker import splits
 from tracepaper.daemon.broker.book_fills import QueueState
-from tracepaper.daemon.broker.execution import DayRange, Executor
+from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
-from tracepaper.daemon.broker.exit_plans import ExpectedReturn, HeldPosition, Plan
 from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import NO_CASH, Bounds, MarginRules
-from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.corporate_actions import (
     Entitlement,
     ShareTerms,
@@ -35,7 +34,6 @@ from tracepaper.strategies.corporate_actions import (
 )
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
-    Action,
     Fill,
     FillModel,
     LedgerKind,
@@ -207,16 +205,6 @@ class Line:
             return 0
         return self.notional(price, holding.quantity) - holding.entry_notional
 
-    def profits_at(self, prices: Sequence[int]) -> list[int]:
-        """Return :meth:`profit_at` each of *prices*."""
-        held, notional = self.holding.quantity, self.notional
-        if not held:
-            return [0] * len(prices)
-        if notional.divisor > 1:
-            return [*map(self.profit_at, prices)]
-        factor, entry = held * notional.multiplier, self.holding.entry_notional
-        return [price * factor - entry for price in prices]  # without a call for each
-
     def _revalue(self) -> None:
         """Value what is held at the mark."""
         holding = self.holding
@@ -236,7 +224,6 @@ class Line:
 
     def _post_holding(self) -> None:
         """Add to the sums of the book how what is held has changed, and value it."""
-        self.orders.is_stale = True
         holding, before, book = self.holding, self.position, self.book
         self._revalue()
         book.realized += holding.realized_pnl - before.realized_pnl
@@ -361,17 +348,12 @@ class Line:
         """Whether anything rests here or in a share, or has a time at which it is closed."""
         if self.orders.rests or self.protector.is_active:
             return True
-        if self.positions.calls is not None and self.held:
+        if self.positions.cross is not None and self.held:
             return True  # a bar may call the account
         for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
             if share.waits:
                 return True
         return False
-
-    def is_moved_by(self, owner: str, fill: Fill) -> bool:
-        """Return whether *fill*, of *owner* or of the account, is of this line."""
-        is_of = fill.instrument == self.key and fill.position_side is self.book.side
-        return is_of and owner == self.owner
 
     def arm(self, fills: Sequence[Fill]) -> None:
         """Let protection follow *fills*."""
@@ -392,7 +374,6 @@ class Line:
     def agree(self) -> None:
         """Want what the shares want together."""
         self.orders.target = sum(share.orders.target for share in self.shares)
-        self.orders.is_stale = True
 
     # ------------------------------------------------------------ what is asked for
 
@@ -403,7 +384,6 @@ class Line:
 
         A share is led there by the position's order.
         """
-        self.orders.is_stale = True
         if self.whole is not None:
             if target != self.orders.target:
                 self.want(target, reason)
@@ -416,7 +396,7 @@ class Line:
         orders = self.orders
         if (orders.target, orders.reason) != (target, reason):
             orders.target, orders.reason = target, reason
-            orders.is_stale = self.journal.has_changes = True
+            self.journal.has_changes = True
 
     def send(self, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Ask for the list of *orders*, which were decided at the close of *bar*."""
@@ -424,47 +404,7 @@ class Line:
         payer = self if self.is_cash else position  # margin is the account's alone
         cash = self.book.account.spendable(payer, is_reversal=False)
         now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
-        self.positions.lines[0].orders.is_stale = True  # which has what leaves all of them
         self.orders.send(orders.requests, orders.reason, now)
-
-    def confirm(self, open_time_ms: int) -> None:
-        """Let the position stand for another horizon from the bar at *open_time_ms* on."""
-        self.orders.confirmed_ms = open_time_ms
-        self.orders.is_stale = True
-
-    def plan(
-        self,
-        signal: Signal,
-        bar: Bar,
-        at_ms: int,
-        day_range: DayRange,
-        expected: ExpectedReturn | None = None,
-    ) -> Plan | str:
-        """Return how the entry that *signal* asks for at the close of *bar* would be protected.
-
-        Or why it cannot be entered: its protection is impossible, or it waits for another signal.
-        """
-        protector = self.protector
-        if (refusal := protector.refusal(signal)) is not None:
-            return refusal
-        sign = 1 if signal.action is Action.LONG else -1
-        entry, held = bar.close, None
-        if self.held * sign > 0:
-            entry = self.entry_price
-            held = HeldPosition(protector.state.plan, at_ms - self.holding.opened_ms)
-        return protector.planner.plan(
-            signal, bar.close, entry, at_ms, day_range, expected=expected, held=held
-        )
-
-    def is_protected_by(self, plan: Plan) -> bool:
-        """Return whether [exits] gave this very *plan* before; nothing changes then.
-
-        False without [exits]: a repeated signal stores the state, as it always has.
-        """
-        state = self.protector.state
-        return self.book.settings.exits is not None and (
-            (state.plan, state.closed, state.following) == (plan, 0, None)
-        )
 
     def due_from(self, quote: Quote) -> int | None:
         """Return the market time from which *quote* closes or moves what is due by then."""

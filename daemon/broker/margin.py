@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.broker.cross_margin import (
@@ -25,7 +26,7 @@ from tracepaper.daemon.broker.cross_margin import (
 from tracepaper.daemon.broker.line import Holding, Line, signed_quantity
 from tracepaper.daemon.broker.matching import touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
-from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.broker.rules import MarginRules, most_of
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
 from tracepaper.strategies.units import divide_half_even
@@ -59,10 +60,6 @@ class MarginPolicy:
 
     def refusal(self, line: Line, fill: Fill) -> str | None:  # noqa: ARG002
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
-        return None
-
-    def calls(self, positions: Positions) -> MarginCalls | None:  # noqa: ARG002
-        """Return when prices of *positions* call the account; None but on cross margin."""
         return None
 
     def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
@@ -203,10 +200,6 @@ class CrossMargin(MarginPolicy):
         """Return whether *prices* call the account."""
         return self.is_called_at(prices)
 
-    def follows_path(self, instrument: str) -> bool:
-        """Whether bars of *instrument* call the account: no mark price came since the last one."""
-        return instrument not in self._account.marked
-
     def after_fill(self, line: Line, fill: Fill) -> tuple[int, dict[Line, CrossLine]] | None:
         """Return balance and values after *fill* of *line*, at the price that it met."""
         holding = copy(line.holding)
@@ -227,9 +220,49 @@ class CrossMargin(MarginPolicy):
         needed += sum(value.initial for other, value in values.items() if other is not line)
         return None if needed <= balance else NOT_COVERED
 
-    def calls(self, positions: Positions) -> MarginCalls:
-        """Return when a path of prices of *positions* calls the account."""
-        return MarginCalls(self, positions)
+    # ------------------------------------------------------------ the path of a bar
+
+    def is_called_within(self, positions: Positions, bar: Bar) -> bool:
+        """Return whether one end of *bar*, which no mark price has valued, calls the account."""
+        is_at = partial(self._is_at, positions)
+        return self._follows_path(positions) and (is_at(bar.low) or is_at(bar.high))
+
+    def called_at(self, positions: Positions, start: int, end: int) -> int | None:
+        """Return the first price on the way from *start* to *end* that calls the account.
+
+        None where *end* does not: between whole ticks the margin is not looked at.
+        """
+        if not self._follows_path(positions) or not self._is_at(positions, end):
+            return None
+        if self._is_at(positions, start):
+            return start
+        tick = positions.lines[0].item.tick_size
+        way, ticks = tick if end > start else -tick, -(-abs(end - start) // tick)
+        far = 1 + most_of(
+            ticks - 1, 1, lambda steps: not self._is_at(positions, start + steps * way)
+        )
+        return end if far * tick >= abs(end - start) else start + far * way
+
+    def _follows_path(self, positions: Positions) -> bool:
+        """Whether bars call the account: no mark price came since the last one."""
+        return positions.lines[0].key not in self._account.marked
+
+    def _is_at(self, positions: Positions, price: int) -> bool:
+        """Return whether the account is called with *positions* at *price*."""
+        if positions.tried is not None and positions.tried.is_over:
+            return False
+        return self.is_called_at({positions.lines[0].key: price})
+
+    def ruins(self, line: Line, fill: Fill) -> bool:
+        """Liquidate in place of *fill* of *line* where that is a close that costs too much."""
+        if line.positions.tried is not None:
+            return False
+        outcome = self.after_fill(line, fill)
+        if outcome is None or outcome[0] >= 0:
+            return False
+        price, at_ms = fill.reference_price, fill.filled_ms
+        self.liquidate(line.positions, price, at_ms, is_ruin=True)
+        return True
 
     # ------------------------------------------------------------ liquidation
 
@@ -243,14 +276,17 @@ class CrossMargin(MarginPolicy):
     ) -> None:
         """Take the steps of a liquidation with what is *marked* at *price*, and as few as do.
 
-        A *is_ruin* is one by a close that would cost more than there is: all is taken over.
+        A *is_ruin* is one by a close that would cost more than there is: all is taken over. While
+        fills are tried, a call ends the trial: no path leaves less.
         """
+        if marked.tried is not None:
+            marked.tried.is_over = True
+            return
         before = marked.lines[0].mark
         for line in marked.lines:
             line.mark_to(price)
         for position in self._positions:
             for part in (position, *position.shares):
-                part.orders.is_stale = True
                 _cancel(part.orders, part.held)
         if is_ruin or self.is_called_at():
             values = self.values()
@@ -294,7 +330,7 @@ class CrossMargin(MarginPolicy):
     def _reduced(self, line: Line, value: CrossLine, quantity: int) -> tuple[CrossLine, int]:
         """Return *value* after *quantity* of it was closed at the market, and the cash it moves."""
         order = self._ordered(line, quantity, "", 0)
-        fill, holding = line.executor.reduced(order, line.mark, 0), copy(line.holding)
+        fill, holding = line.executor.liquidated(order, line.mark, 0), copy(line.holding)
         realized = holding.trade(signed_quantity(fill), fill.notional, None)
         money = line.notional(line.mark, holding.quantity)
         smaller = value._replace(
@@ -306,67 +342,7 @@ class CrossMargin(MarginPolicy):
         """Fill the exchange's own *order*; exit orders follow."""
         order = after(order, OrderEvent.ACCEPT)
         line.orders.others += (order,)
-        fills = line.executor.reduced if order.price is None else line.executor.liquidated
-        line.positions.close(fills(order, line.mark, order.created_ms))
-
-
-class MarginCalls:
-    """When a path of prices of one instrument calls an account on cross margin, and what follows.
-
-    While fills are tried, a call ends the trial: no path leaves less.
-    """
-
-    def __init__(self, policy: CrossMargin, positions: Positions) -> None:
-        self._policy, self._positions, self._line = policy, positions, positions.lines[0]
-
-    def _is_at(self, price: int) -> bool:
-        """Return whether the account is called with the instrument at *price*."""
-        if self._positions.tried is not None and self._positions.tried.is_over:
-            return False
-        return self._policy.is_called_at({self._line.key: price})
-
-    def is_called_within(self, bar: Bar) -> bool:
-        """Return whether the account is called at one end of *bar*."""
-        follows = self._policy.follows_path(self._line.key)
-        return follows and (self._is_at(bar.low) or self._is_at(bar.high))
-
-    def at(self, start: int, end: int) -> int | None:
-        """Return the first price on the way from *start* to *end* that calls the account.
-
-        None where *end* does not: between whole ticks the margin is not looked at.
-        """
-        if not self._policy.follows_path(self._line.key) or not self._is_at(end):
-            return None
-        if self._is_at(start):
-            return start
-        tick = self._line.item.tick_size
-        near, far = 0, -(-abs(end - start) // tick)  # ticks from the start: not called, called
-        way = tick if end > start else -tick
-        while far - near > 1:
-            middle = (near + far) // 2
-            if self._is_at(start + middle * way):
-                far = middle
-            else:
-                near = middle
-        return end if far * tick >= abs(end - start) else start + far * way
-
-    def liquidate(self, price: int, at_ms: int) -> None:
-        """Liquidate with the instrument at *price*."""
-        if self._positions.tried is not None:
-            self._positions.tried.is_over = True
-        else:
-            self._policy.liquidate(self._positions, price, at_ms)
-
-    def ruins(self, line: Line, fill: Fill) -> bool:
-        """Liquidate in place of *fill* of *line* where that is a close that costs too much."""
-        if self._positions.tried is not None:
-            return False
-        outcome = self._policy.after_fill(line, fill)
-        if outcome is None or outcome[0] >= 0:
-            return False
-        price, at_ms = fill.reference_price, fill.filled_ms
-        self._policy.liquidate(line.positions, price, at_ms, is_ruin=True)
-        return True
+        line.positions.close(line.executor.liquidated(order, line.mark, order.created_ms))
 
 
 def _exposure(parts: Iterable[RestingOrders], held: int) -> int:

@@ -19,6 +19,7 @@ The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after, urgency
+from tracepaper.daemon.broker.rules import most_of
 from tracepaper.strategies.apportion import apportion
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -58,7 +60,7 @@ class MarketPass:
         """Let events pass *positions*."""
         self.journal = positions.journal
         self._lines, self._parts = positions.lines, positions.parts
-        self._calls = positions.calls
+        self._positions = positions
         self._executor = positions.lines[0].executor
         self._younger: set[str] = set()  # than the bar that passes: ids of orders
         self._is_quote = False  # what passes
@@ -111,7 +113,7 @@ class MarketPass:
                 if not touched(order, far):
                     continue
                 order, arrives = self._triggered(order), True
-            if not _is_limit(order) or (arrives and _reaches(order, far)):
+            if order.price is None or (arrives and _reaches(order, far)):
                 fill = self._executor.at_quote(order, quote, left[order.side])
             elif not arrives and _is_through(order, far):
                 fill = self._made_at_quote(order, quote, left[order.side])
@@ -154,9 +156,10 @@ class MarketPass:
 
     def _called(self, start: int, end: int, at_ms: int) -> int | None:
         """Liquidate an account on cross margin where the way to *end* calls it; return where."""
-        if (calls := self._calls) is None or (at := calls.at(start, end)) is None:
+        positions, cross = self._positions, self._positions.cross
+        if cross is None or (at := cross.called_at(positions, start, end)) is None:
             return None
-        calls.liquidate(at, at_ms)
+        cross.liquidate(positions, at, at_ms)
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
@@ -165,7 +168,7 @@ class MarketPass:
         if (reduction := line.holding.reduction(line.binds, mark)) is not None:
             quantity, tier = reduction
             reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
-            whole = self._executor.reduced(reduced, mark, at_ms)
+            whole = self._executor.taken(reduced, mark, FillModel.LIQUIDATION, at_ms)
             assert order.price is not None
             if (
                 whole.price >= order.price
@@ -226,8 +229,8 @@ class MarketPass:
             if is_waiting_stop(order):
                 if touched(order, price):
                     self._match(order, price, at_ms)
-            elif (arrives and _reaches(order, far)) or (order.triggered and not _is_limit(order)):
-                self._apply_fill(order, self._executor.on_path(order, price, at_ms))
+            elif (arrives and _reaches(order, far)) or (order.triggered and order.price is None):
+                self._take_all(order, price, at_ms)
             elif not arrives and _is_through(order, price):
                 self._make(order, at_ms)
 
@@ -238,7 +241,7 @@ class MarketPass:
             at = _price_met(order, start, end)
             if at is None or _waits(order, opened_ms) or order.order_id in self._younger:
                 continue
-            rank = (abs(at - start), _is_limit(order))
+            rank = (abs(at - start), order.price is not None)
             if first is None or rank < first[0]:
                 first = rank, order, at
         return None if first is None else (first[1], first[2])
@@ -252,8 +255,12 @@ class MarketPass:
             self._make(order, at_ms)
             return
         order = self._triggered(order)
-        if not _is_limit(order) or _reaches(order, self._executor.far_side(price, order.side)):
-            self._apply_fill(order, self._executor.on_path(order, price, at_ms))
+        if order.price is None or _reaches(order, self._executor.far_side(price, order.side)):
+            self._take_all(order, price, at_ms)
+
+    def _take_all(self, order: Order, price: int, at_ms: int) -> None:
+        """Fill all of an order where the path stands at *price*."""
+        self._apply_fill(order, self._executor.taken(order, price, FillModel.BAR_PATH, at_ms))
 
     def _make(self, order: Order, at_ms: int) -> None:
         """Fill a limit that had rested."""
@@ -314,8 +321,8 @@ class MarketPass:
                 self._end_short(position, order, refusal)
                 return False
             fill = affordable
-        calls = self._calls
-        if calls is not None and calls.ruins(position, fill):
+        cross = self._positions.cross
+        if cross is not None and cross.ruins(position, fill):
             if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False
@@ -380,15 +387,11 @@ class MarketPass:
 
     def _affordable(self, position: Line, order: Order, fill: Fill) -> Fill | None:
         """Return as much of *fill* of *order* as the account bears in whole steps, if any."""
-        step = self._executor.step
-        fewest, most = 0, fill.quantity // step
-        while fewest < most:
-            middle = (fewest + most + 1) // 2
-            if position.refusal(self._executor.part(order, fill, middle * step)) is None:
-                fewest = middle
-            else:
-                most = middle - 1
-        return self._executor.part(order, fill, fewest * step) if fewest else None
+        part = partial(self._executor.part, order, fill)
+        most = most_of(
+            fill.quantity, self._executor.step, lambda of: position.refusal(part(of)) is None
+        )
+        return part(most) if most else None
 
     def _is_beyond_bankruptcy(self, position: Line, order: Order, fill: Fill) -> bool:
         """Return whether *position* was liquidated instead: *fill* would lose more than it has.
@@ -409,11 +412,6 @@ class MarketPass:
 
 
 # ---------------------------------------------------------------- an order and a price
-
-
-def _is_limit(order: Order) -> bool:
-    """Return whether *order* works as a limit now, or will once it is triggered."""
-    return order.price is not None
 
 
 def is_waiting_stop(order: Order) -> bool:
@@ -495,12 +493,12 @@ def worse_path(positions: Positions, bar: Bar) -> int | None:
 
     None where neither meets anything that rests.
     """
-    calls = positions.calls
+    cross = positions.cross
     if not any(
         _may_meet(order, bar, part.orders.trail)
         for part in positions.parts
         for order in part.orders.others
-    ) and (calls is None or not calls.is_called_within(bar)):
+    ) and (cross is None or not cross.is_called_within(positions, bar)):
         return None
     left = []
     for path in (0, 1):
@@ -521,12 +519,8 @@ def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:
     if order.until_ms is not None and quote.market_ms >= order.until_ms:
         return order.until_ms
     far = quote.ask if order.side is Side.BUY else quote.bid
-    if order.status is OrderStatus.NEW:
-        return order.eligible_ms
-    if is_waiting_stop(order):
-        moves = trail and _trailed(order, quote.bid, quote.ask, trail) is not None
-        return order.eligible_ms if moves or touched(order, far) else None
-    return order.eligible_ms if not _is_limit(order) or _is_through(order, far) else None
+    is_due = order.status is OrderStatus.NEW or (order.price is None and not is_waiting_stop(order))
+    return order.eligible_ms if is_due or _is_met(order, far, far, trail) else None
 
 
 def passes(resting: RestingOrders, bar: Bar) -> bool:
@@ -548,9 +542,15 @@ def _may_meet(order: Order, bar: Bar, trail: int) -> bool:
     """Return whether *bar* can change *order*: it has to arrive, or is reached."""
     if order.kind is OrderKind.MARKET:
         return False
-    if order.status is OrderStatus.NEW or (order.triggered and not _is_limit(order)):
+    if order.status is OrderStatus.NEW or (order.triggered and order.price is None):
         return True
-    if trail and _trailed(order, bar.high, bar.low, trail) is not None:
+    return _is_met(order, bar.low, bar.high, trail)
+
+
+def _is_met(order: Order, low: int, high: int, trail: int) -> bool:
+    """Return whether a market from *low* to *high* fills, triggers or moves *order*."""
+    if trail and _trailed(order, high, low, trail) is not None:
         return True
-    best = bar.high if (order.side is Side.BUY) is is_waiting_stop(order) else bar.low
-    return touched(order, best) if is_waiting_stop(order) else _is_through(order, best)
+    is_stop = is_waiting_stop(order)
+    best = high if (order.side is Side.BUY) is is_stop else low
+    return touched(order, best) if is_stop else _is_through(order, best)

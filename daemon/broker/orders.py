@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from hashlib import sha256
 from math import log
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -166,7 +166,6 @@ class RestingOrders:
         self._fill_within_ms, self._cancel_ms = fill_within_ms, cancel_ms
         self.leaving: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
         self.journal = Journal() if book is None else book.account.journal
-        self.is_stale = True  # what the line carries has changed since it was encoded
         self._side = None if book is None else book.side
         self._owner = "" if book is None else book.owner
         self._net = net
@@ -256,7 +255,6 @@ class RestingOrders:
         self.others += (self._recorded(order),)
 
     def _recorded(self, order: Order) -> Order:
-        self.is_stale = True
         self.journal.note(order)
         return order
 
@@ -304,7 +302,6 @@ class RestingOrders:
             (self.note if order in self.journal else self._keep)(later)
             if order.created_ms <= opened_ms:  # else the bar told nothing of it
                 self.unmoved += (order,)
-        self.is_stale = True
 
     def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
         """Return *order* as it ends by *event*, for that *reason* or that of its cancellation."""
@@ -414,7 +411,8 @@ class RestingOrders:
             return None
         needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
-        placed, filters = self._placed(needed, reason, now, role), self.filters
+        filters, quantity = self.filters, self._quantity_of(needed)
+        placed = self._named(_side(needed), quantity, reason, now, role=role)
         refusal = filters.refusal(placed, price, reduces=target == 0)
         refusal = refusal or filters.tier_refusal(held, target, price)
         takes, why = refusal is None, refusal
@@ -463,25 +461,21 @@ class RestingOrders:
             quantity = -(-gross // step) * step
         return self.filters.whole(quantity)
 
-    def _placed(self, needed: int, reason: str, now: Moment, role: OrderRole) -> Order:
-        """Return the new order for *needed* (signed), before the exchange has seen it."""
+    def _named(
+        self,
+        side: Side,
+        quantity: int,
+        reason: str,
+        now: Moment,
+        **terms: Any,  # noqa: ANN401
+    ) -> Order:
+        """Return a new order by a decision, which takes its latency to the exchange."""
+        order_id, key = self.next_id(), self.filters.instrument.id
+        latency_ms = self._latency.of(key, now.opened_ms, self._born[1] - 1)
         return Order(
-            self.next_id(),
-            self.filters.instrument.id,
-            _side(needed),
-            self._quantity_of(needed),
-            0,
-            OrderStatus.NEW,
-            reason,
-            now.at_ms,
-            now.at_ms + self._latency_at(now.opened_ms),
-            role=role,
-            position_side=self._side,
-        )
-
-    def _latency_at(self, opened_ms: int) -> int:
-        """Return the latency of the order that was named last."""
-        return self._latency.of(self.filters.instrument.id, opened_ms, self._born[1] - 1)
+            order_id, key, side, quantity, 0, OrderStatus.NEW, reason, now.at_ms,
+            now.at_ms + latency_ms, position_side=self._side, **terms,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ by list
 
@@ -491,7 +485,6 @@ class RestingOrders:
         What the exchange would refuse is noted, REJECTED, with the reason; a refused replacement
         leaves what rests.
         """
-        self.is_stale = True
         for request in requests:
             if isinstance(request, Cancel):
                 self.withdraw(request.tag, "canceled by the strategy", sent_ms=now.at_ms)
@@ -546,25 +539,19 @@ class RestingOrders:
         # What is paid in full is not sold short.
         reduce_only = request.reduce_only or (self._is_cash and request.side is Side.SELL)
         closing = self._closing(request.side, now.held)
-        order = Order(
-            self.next_id(),
-            self.filters.instrument.id,
+        order = self._named(
             request.side,
             min(terms.quantity, closing) if reduce_only and closing else terms.quantity,
-            0,
-            OrderStatus.NEW,
             request.reason or reason,
-            now.at_ms,
-            now.at_ms + self._latency_at(now.opened_ms),
-            request.kind,
-            OrderRole.LIST,
-            terms.price,
-            terms.trigger,
-            request.post_only,
-            reduce_only,
-            request.until,
-            request.tag,
-            position_side=self._side,
+            now,
+            kind=request.kind,
+            role=OrderRole.LIST,
+            price=terms.price,
+            trigger=terms.trigger,
+            post_only=request.post_only,
+            reduce_only=reduce_only,
+            until_ms=request.until,
+            tag=request.tag,
             owner=self._owner,
         )
         if terms.refusal is not None:

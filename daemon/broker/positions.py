@@ -16,6 +16,7 @@ from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.book_fills import BookMoves, Queues
 from tracepaper.daemon.broker.book_matching import BookPass
 from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.margin import CrossMargin
 from tracepaper.daemon.broker.matching import MarketPass
 from tracepaper.strategies.types.decisions import Fill
 from tracepaper.strategies.types.market import Bar, BookUpdate, Quote
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Positions:
     """The positions of an account in one instrument, and the shares in them."""
 
-    __slots__ = ("account", "calls", "journal", "lines", "parts", "queues", "tried")
+    __slots__ = ("account", "cross", "journal", "lines", "parts", "queues", "tried")
 
     def __init__(self, account: PaperAccount, lines: Sequence[Line], queues: Queues | None) -> None:
         """Join the *lines* of positions, one for each side; *queues* where books fill orders."""
@@ -38,7 +39,8 @@ class Positions:
         self.tried: Trial | None = None  # while fills are tried on them
         for part in self.parts:
             part.positions = self
-        self.calls = account.policy.calls(self)
+        policy = account.policy
+        self.cross = policy if isinstance(policy, CrossMargin) else None  # whose calls it meets
 
     @property
     def waits(self) -> bool:
@@ -63,7 +65,6 @@ class Positions:
     def match_book(self, update: BookUpdate, moved: BookMoves) -> None:
         """Let what rests meet *update* of an order book, which holds *moved*."""
         assert self.queues is not None
-        self.lines[0].orders.is_stale = True  # places in queues
         at_ms = update.market_ms
         self._expire(at_ms)
         self._end_due(at_ms, moved.bids[0].price, moved.asks[0].price)
@@ -114,7 +115,7 @@ class Positions:
         for part in self.parts:
             if part.protector.is_timed or not matching.passes(part.orders, bar):
                 return False
-        return self.calls is None or not self.calls.is_called_within(bar)
+        return self.cross is None or not self.cross.is_called_within(self, bar)
 
     def _expire(self, market_ms: int, *, unfilled: bool = True) -> None:
         for part in self.parts:
@@ -145,7 +146,8 @@ class Positions:
             return
         for line in self.parts:
             if not line.shares:
-                line.arm([fill for owner, fill in moved if line.is_moved_by(owner, fill)])
+                named = line.owner, line.key, line.book.side
+                line.arm([f for of, f in moved if (of, f.instrument, f.position_side) == named])
 
     def trial(self) -> Trial:
         """Return a trial of fills."""
@@ -168,7 +170,6 @@ class Trial:
         self._journal = account.journal.take()
         self._owners = [(of, vars(of).copy()) for of in (account, *(part.book for part in parts))]
         self._lines = [(part, part.holding, part.position, part.orders.state()) for part in parts]
-        self._stale = [part.orders.is_stale for part in parts]
         account.entries = None
         for part in parts:
             part.holding, part.book.fills = copy(part.holding), {}
@@ -180,10 +181,9 @@ class Trial:
         self._positions.tried = None
         for of, kept in self._owners:
             vars(of).update(kept)
-        for (line, holding, position, orders), stale in zip(self._lines, self._stale, strict=True):
+        for line, holding, position, orders in self._lines:
             line.holding, line.position = holding, position
             line.orders.restore(orders)
-            line.orders.is_stale = stale
         self._account.journal.swap(self._journal)
 
     def equity(self, price: int) -> int:

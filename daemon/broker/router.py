@@ -9,7 +9,7 @@ The rules are docs/one_account.md, J12 to J23.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tracepaper.daemon.broker.account import Intent, part_of
 from tracepaper.daemon.broker.book import requests_of
@@ -53,16 +53,23 @@ class Wishes(NamedTuple):
         return max(abs(most), abs(least))
 
 
+NO_WISHES: Final = Wishes({}, {}, 0)
+
+
 class RouteResult(NamedTuple):
     """What the wishes of several owners came to: why they are not reached, if so."""
 
     refusal: str | None  # of the account
     refusals: Mapping[str, str | None]  # of each owner that was asked
-    is_quiet: bool = False  # nothing was done, nor will be while the same is asked for
 
 
-def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) -> RouteResult:
-    """Ask each share of *position* for its wish, and the position for the net *intent* of all."""
+def route(
+    position: Line, intent: Intent | Orders | None, wishes: Wishes, ask: Ask, at_ms: int
+) -> RouteResult:
+    """Ask each share of *position* for its wish, and the position for the net *intent* of all.
+
+    Where the account's gates hold that, opposing shares cross all the same.
+    """
     refusals: dict[str, str | None] = {}
     side = position.book.side
     for share in position.shares:
@@ -71,15 +78,7 @@ def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) 
         if wish is not None:
             refusals[share.owner] = ask(share, wish)
     cross(position, wishes.price, at_ms)
-    refusal = ask(position, intent)
-    is_quiet = not (
-        refusal
-        or position.orders.rests
-        or position.journal.has_changes
-        or any(refusals.values())
-        or any(isinstance(wish, Orders) or wish.is_protected for wish in wishes.intents.values())
-    )
-    return RouteResult(refusal, refusals, is_quiet)
+    return RouteResult(None if intent is None else ask(position, intent), refusals)
 
 
 def cross(position: Line, price: int, at_ms: int) -> None:

@@ -12,6 +12,7 @@ Bybit's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Final, NamedTuple
 
@@ -144,7 +145,8 @@ class MarginRules:
         """Return why a position of *notional* (unsigned) may not have the leverage, or None."""
         numbered_tier = self._tier(notional)
         if numbered_tier is None:
-            return f"position above {_money(self._tiers[-1].limit)}, the last risk tier"
+            most = unscaled(self._tiers[-1].limit, MONEY_DECIMALS)
+            return f"position above {most}, the last risk tier"
         number, tier = numbered_tier
         if self._leverage <= tier.max_leverage:
             return None
@@ -260,10 +262,6 @@ def _short_money(amount: int) -> str:
     return unscaled(-(-amount // 10 ** (MONEY_DECIMALS - 4)), 4)
 
 
-def _money(amount: int) -> str:
-    return unscaled(amount, MONEY_DECIMALS)
-
-
 def _leverage(leverage: int) -> str:
     return unscaled(leverage, LEVERAGE_DECIMALS)
 
@@ -290,6 +288,18 @@ def below_quantity(item: Instrument) -> str:
 def below_notional(item: Instrument) -> str:
     """Return why an order of *item* is refused: it is worth less than the exchange takes."""
     return f"notional below {unscaled(item.min_notional, MONEY_DECIMALS)}"
+
+
+def most_of(quantity: int, step: int, is_borne: Callable[[int], bool]) -> int:
+    """Return the most of *quantity*, in whole steps, that *is_borne*, as less of it then is."""
+    fewest, most = 0, quantity // step
+    while fewest < most:
+        middle = (fewest + most + 1) // 2
+        if is_borne(middle * step):
+            fewest = middle
+        else:
+            most = middle - 1
+    return fewest * step
 
 
 class Terms(NamedTuple):
@@ -403,14 +413,7 @@ class Filters:
         if self.covers(side, quantity, held, price, funds):
             return quantity
         step = self.instrument.quantity_step
-        fewest, most = 0, quantity // step
-        while fewest < most:
-            middle = (fewest + most + 1) // 2
-            if self.covers(side, middle * step, held, price, funds):
-                fewest = middle
-            else:
-                most = middle - 1
-        return fewest * step
+        return most_of(quantity, step, lambda part: self.covers(side, part, held, price, funds))
 
     def _cost(self, quantity: int, notional: int) -> int:
         """Return the cash that a buy takes: its fee too, unless that is paid in base."""

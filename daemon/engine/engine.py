@@ -12,35 +12,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from operator import is_
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
-from tracepaper.daemon.broker.router import RouteResult, Wishes
+from tracepaper.daemon.broker.router import NO_WISHES, RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
 from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
 from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
     Member,
+    NetStrategy,
     Portfolio,
     net_signal,
     one_step,
     period_of,
 )
-from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
+from tracepaper.daemon.engine.price_checks import Price
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
     BOUND,
     BUY_AND_HOLD,
     INTEGRITY,
     WITHOUT,
-    EngineSettings,
     EngineState,
     MemberTerms,
     ModelTerms,
@@ -50,10 +49,7 @@ from tracepaper.daemon.engine.state import (
 from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.api.sizing import Sizer
-from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.api.timeframes import FrameRange, Row
-from tracepaper.strategies.gates.evaluator import GateEvaluator
+from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.types.decisions import (
     BookMarks,
     Decision,
@@ -137,6 +133,10 @@ class MemberAnswers(NamedTuple):
     sizes: Mapping[PositionSide | None, int]  # to which all of it could lead, where limits ask
 
 
+_ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED, {})
+"""Of an account of one strategy."""
+
+
 class BarPreview(NamedTuple):
     """What takes in bars of an instrument that follow at once, before their steps."""
 
@@ -153,38 +153,23 @@ class QuietUnits(NamedTuple):
     plausible: list[float]  # of each bar
 
 
-class Quiet(NamedTuple):
-    """What was asked for at a bar at which every share stood where it was to stand.
-
-    Until a step trades or changes anything, a bar that asks for the same has the same outcome.
-    """
-
-    intents: list[Intent | Orders | None]  # a repeated decision asks for the same objects
-    intent: Intent  # of the account
-    wishes: Wishes
-    routed: RouteResult
-    enters: bool
-
-
 class Engine:
     """The pure heart: the same events and predictions always cause the same steps."""
 
     def __init__(
         self,
         instruments: Sequence[Instrument],
-        strategies: Mapping[str, Strategy],
-        sizers: Mapping[str, Sizer],
-        gates: Mapping[str, GateEvaluator],
-        settings: EngineSettings,
+        account: MemberTerms,
         *,
         members: Sequence[MemberTerms] = (),
         reset: str = NEVER,
     ) -> None:
-        """Take what decides on each instrument, by id.
+        """Take what decides for the *account*.
 
-        Several *members* share the account, and *strategies* net them; their shares are given anew
-        at each *reset*.
+        Several *members* share it, and its strategies net them; their shares are given anew at each
+        *reset*.
         """
+        strategies, settings = account.strategies, account.settings
         self.risk = RiskWatch(
             settings.risk,
             flattens=settings.flatten_on_breach,
@@ -192,7 +177,6 @@ class Engine:
             closes_outside=settings.closes_outside,
         )
         self.is_hedged = settings.broker.is_hedged
-        account = MemberTerms("", 0, strategies, sizers, gates, settings)
         lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
         if members:  # each has a size of its own, and the account what they want together
             account = account._replace(sizers={of.id: one_step(of) for of in instruments})
@@ -217,9 +201,12 @@ class Engine:
         # One object has one state, of no instrument.
         declared |= {owner.name: owner.declared for owner in self._portfolios}
         self.declared = {key: state for key, state in declared.items() if state is not None}
-        self.prices = Prices({key: market.belief for key, market in self.markets.items()})
+        self.beliefs = {key: market.belief for key, market in self.markets.items()}
+        """What is believed of prices: a feed asks which of them belong together."""
         twins = {item.id: strategies[item.id].twins for item in instruments}
-        self.shadows = {of.name: Shadows(twins, of.settings.passing) for of in members or [account]}
+        self.shadows = {
+            of.name: Shadows(twins, of.settings.model.passing) for of in members or [account]
+        }
         """What shadow accounts follow: of the account's one strategy, "", or of each member."""
         self.counts = any(of.counts for of in self.shadows.values())
         """Whether one depends on what the run did at each bar: see :meth:`count`."""
@@ -248,7 +235,7 @@ class Engine:
         self.sees_account = (
             bool(members)
             or any(of.sees_account for of in strategies.values())
-            or any(of.sees_account for of in sizers.values())
+            or any(of.sees_account for of in account.sizers.values())
         )
         """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
         self._reset, self.shared_out = reset, -1
@@ -260,7 +247,6 @@ class Engine:
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
         self._columns = self._declared_columns()
-        self._quiet: dict[str, Quiet] = {}
         self._raised: Exception | None = None  # by a strategy that was shown a bar before its step
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
@@ -277,7 +263,6 @@ class Engine:
         self.halted = False
         """Whether the operator halted trading."""
         self._observed: dict[str, Mapping[str | None, Position]] = {}
-        self.save = Save.NOW
         self.sequence = 0
 
     # ------------------------------------------------------------ what others ask
@@ -288,11 +273,6 @@ class Engine:
         every = (self.states, *(member.states for member in self.members))
         evaluators = (state.gates.evaluator for states in every for state in states.values())
         return tuple(dict.fromkeys(evaluator.gate_set for evaluator in evaluators))
-
-    @property
-    def breach(self) -> str:
-        """The limit that halts new exposure until the operator says RESUME; empty if none."""
-        return self.risk.breach
 
     @property
     def set_aside(self) -> dict[str, str]:
@@ -308,10 +288,6 @@ class Engine:
     def is_portfolio(self) -> bool:
         """Whether a strategy decides for all instruments of a close."""
         return bool(self._portfolios)
-
-    def signal_of(self, instrument: str) -> Signal | Orders | None:
-        """Return the newest signal of *instrument*'s strategy, before gates and account."""
-        return self.states[instrument].signal
 
     @property
     def since_decided(self) -> dict[str, SinceDecided]:
@@ -335,14 +311,6 @@ class Engine:
         """Return who decides on each instrument: for the account, or of several that *name*."""
         return {"": self.states, **{member.name: member.states for member in self.members}}[name]
 
-    def strategy_of(self, instrument: str) -> Strategy:
-        """Return the object that decides on *instrument*."""
-        return self.states[instrument].strategy
-
-    def warmup_of(self, instrument: str) -> int:
-        """Return how many of the last bars decide on *instrument*."""
-        return self.markets[instrument].history.reach
-
     def warm_at(self, instrument: str, now_ms: int) -> int | None:
         """Return when *instrument* is decided on from enough bars; None where it is, at *now_ms*.
 
@@ -358,10 +326,6 @@ class Engine:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
         histories = (market.history for market in self.markets.values())
         return [lacking for history in histories for lacking in history.lacking_frames(now_ms)]
-
-    def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
-        """Return of each frame its length, how many bars are wanted, and the newest handed on."""
-        return self.markets[instrument].history.newest_frames
 
     def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
         """Return what strategies on each instrument declare."""
@@ -389,14 +353,6 @@ class Engine:
         return tuple(
             value for columns in self._columns.get(instrument, ()) for value in columns.newest()
         )
-
-    def books_of(self, instrument: str) -> int:
-        """Return how many of the newest order books of *instrument* its strategy looks at."""
-        return self.states[instrument].strategy.books
-
-    def range_bars_of(self, instrument: str) -> int:
-        """Return how many of the last bars decide the range of a day of *instrument*."""
-        return self.markets[instrument].history.range_bars
 
     # ------------------------------------------------------------ one step
 
@@ -433,7 +389,7 @@ class Engine:
                 self._change_instrument(event.instrument)
             case UniverseChange():
                 self.risk.choose(event.chosen)
-                self.save = Save.NOW
+                self.broker.save = Save.NOW
             case Gap():
                 self.broker.on_gap(event)
                 return self._finish(event, event.instrument)
@@ -484,31 +440,30 @@ class Engine:
         way the engine comes to the same state, and a strategy is shown each bar and asked about it
         once: what it answered to the unit that ends the stretch is used by that unit's step.
         """
-        if not self._may_repeat or self.halted or self.save is _NOW or not self.broker.is_still():
+        if not self._may_repeat or self.halted or not self.broker.is_still():
             return None
         if type(units.peek()) not in _QUIET:
             return None
-        first, closes = self.sequence, self.broker.own.quiet_closes()
+        first = self.sequence
         repeats: dict[str, Repeat] = {}
         for key in self.states:
-            if closes is None or (repeat := self._begin_stretch(key)) is None:
+            if (repeat := self._begin_stretch(key)) is None:
                 return None
             repeats[key] = repeat
-        assert closes is not None
         # An entry confirms its position at every bar, which has the state stored now and then.
         confirms = any(
             repeat.decision.action in ENTRIES or any(twin.confirmed for twin in repeat.twins)
             for repeat in repeats.values()
         )
-        if confirms or self.save:
+        if confirms or self.broker.save:
             room = min(room, -first % STATE_EVERY_STEPS)
-        taken = self._take_repeats(units, room, closes, repeats)
+        taken = self._take_repeats(units, room, repeats)
         if not taken.bars:
             return None
         stretch = self._valued(first, taken, repeats)
         self.begin(stretch.next_sequence)
         if confirms:
-            self.save = self.save or _LATER
+            self.broker.save = self.broker.save or _LATER
         return stretch
 
     def _begin_stretch(self, key: str) -> Repeat | None:
@@ -516,21 +471,20 @@ class Engine:
 
         None where anything may differ.
         """
-        state, quiet = self.states[key], self._quiet.get(key)
+        state = self.states[key]
         repeat = state.begin_stretch(self.broker.own.books[0].lines[key])
         if repeat is None or not self.members:
             return repeat
-        if quiet is None or state.intent is not quiet.intent or state.signal is not UNCHANGED:
+        if state.signal is not UNCHANGED:
             return None
-        twins, wishes = [], quiet.wishes.intents
-        for (member, of_member), intent in zip(self._on[key], quiet.intents, strict=True):
+        twins = []
+        for member, of_member in self._on[key]:
             (book,) = member.account.books
-            account, wish = book.subtotal(), wishes.get(member.name)
+            account, wish = book.subtotal(), of_member.intent
             share = of_member.begin_stretch(book.lines[key])
             if (
                 share is None
                 or isinstance(wish, Orders)
-                or of_member.intent is not intent
                 or (account.equity <= 0) is not member.is_empty
                 # Else the share has a measure of its own at each bar.
                 or (share.plausible_at is None) is not (repeat.plausible_at is None)
@@ -542,13 +496,9 @@ class Engine:
         return replace(repeat, twins=tuple(twins))
 
     def _take_repeats(  # noqa: C901 - the path of every bar, without calls
-        self,
-        units: UnitQueue,
-        room: int,
-        closes: Mapping[str, tuple[int, int]],
-        repeats: Mapping[str, Repeat],
+        self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat]
     ) -> QuietUnits:
-        """Take the units whose bars follow at once, close within *closes*, and repeat the last.
+        """Take the units whose bars follow at once, close within a quarter, and repeat the last.
 
         What strategies answer to the unit that ends it waits for that unit's step, an error too.
         """
@@ -562,7 +512,7 @@ class Engine:
         if self._reset != NEVER:  # the first close of a day may give shares anew
             room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
         resting = self.broker.resting()
-        ahead = [self._look_ahead(key, closes[key], repeat) for key, repeat in repeats.items()]
+        ahead = [self._look_ahead(key, repeat) for key, repeat in repeats.items()]
         takes = [(place, of_bar.take, of_bar.plausible_most) for place, of_bar in enumerate(ahead)]
         asks = [(place, ask) for place, of_bar in enumerate(ahead) for ask in of_bar.repeats]
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
@@ -596,9 +546,10 @@ class Engine:
         del measured[len(every_bar) :]
         return taken
 
-    def _look_ahead(self, key: str, closes: tuple[int, int], repeat: Repeat) -> BarPreview:
-        """Return what takes in bars of *key* that follow at once, and close within *closes*."""
-        market = self.markets[key]
+    def _look_ahead(self, key: str, repeat: Repeat) -> BarPreview:
+        """Return what takes in bars of *key* that follow at once, and close within a quarter."""
+        market, mark = self.markets[key], self.broker.own.books[0].lines[key].mark
+        closes = mark * 3 // 4, mark * 5 // 4
         deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
         looks = [decider.look_ahead(closes, repeat) for decider in deciders]
         observers = [look.observe for look in looks if look.observe is not None]
@@ -648,16 +599,16 @@ class Engine:
         of_books = []
         for book in self.broker.own.every_book:
             lines = map(book.lines.__getitem__, repeats)
-            columns = [line.profits_at(closes) for line, closes in zip(lines, prices, strict=True)]
+            columns = [
+                [*map(line.profit_at, closes)] for line, closes in zip(lines, prices, strict=True)
+            ]
             totals, profits = columns[0], columns[0]
             if count > 1:
                 totals = [*map(sum, zip(*columns, strict=True))]
                 profits = [*chain.from_iterable(zip(*columns, strict=True))]
             of_books.append(BookMarks(book.subtotal(), profits, totals))
-        for key, of_instrument in zip(repeats, of_instruments, strict=True):
+        for of_instrument in of_instruments:
             self.broker.follow(of_instrument)
-            for decider in self.markets[key].deciders:
-                decider.end_stretch()
         marks, *twins = of_books
         return QuietStretch(first, bars, taken.closes, taken.plausible, repeats, marks, twins)
 
@@ -731,11 +682,11 @@ class Engine:
                 account = self.broker.own if owner.member is None else owner.member.account
                 context = state.ask_with(bar, forecast, account, is_finite=is_finite)
                 if state.regimes.regime is not regime or state.regimes.cell != cell:
-                    self.save = Save.NOW
+                    self.broker.save = Save.NOW
                 if state.lookback.is_warm(state.history):
                     pending[state.market.instrument.symbol] = state, context
             if owner.ask(pending):
-                self.save = Save.NOW
+                self.broker.save = Save.NOW
 
     def _decide(
         self,
@@ -758,61 +709,73 @@ class Engine:
             prediction, is_finite = checked(prediction)
         regimes, risk = state.regimes, self.risk.state
         regime, cell = regimes.regime, regimes.cell
-        is_running, answers = not self.halted, None
+        is_running, answers = not self.halted, _ALONE
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
-            decision = state.decide_net(
-                answers.signal, answers.wishes.targets, bar, prediction, broker.own,
-                sizes=answers.sizes, is_running=is_running, is_finite=is_finite,
-            )  # fmt: skip
-        else:
-            decision = state.decide(
-                bar, prediction, broker.own, is_running=is_running, is_finite=is_finite
-            )
+            assert isinstance(state.strategy, NetStrategy)
+            state.ahead, state.strategy.signal = None, answers.signal
+        decision = state.decide(
+            bar, prediction, broker.own, is_running=is_running, is_finite=is_finite,
+            nets=answers.wishes.targets, sizes=answers.sizes,
+        )  # fmt: skip
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
-            self.save = Save.NOW
-        if answers is None:
-            outcome = self._submit(bar, filled, decision, prediction, at_ms)
-        else:
-            outcome = self._route(bar, filled, decision, prediction, answers, at_ms)
+            self.broker.save = Save.NOW
+        outcome = self._submit(bar, filled, decision, prediction, answers, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)
         if self.counts:
             self.count(step)  # from the next bar on
         return step
 
     def count(self, step: Step) -> None:
-        """Add *step* to what shadow accounts depend on."""
+        """Add *step* to what shadow accounts depend on; a start does so behind the stored state."""
         if not isinstance(step.event, Bar):
             return
         for name, shadows in self.shadows.items():
             state = self.states_of(name)[step.event.instrument]
             if shadows.counts and shadows.count(step, name, state):
-                self.save = self.save or _LATER
+                self.broker.save = self.broker.save or _LATER
 
     def _submit(
-        self, bar: Bar, filled: FilledEvent, decision: Decision, prediction: Prediction, at_ms: int
+        self,
+        bar: Bar,
+        filled: FilledEvent,
+        decision: Decision,
+        prediction: Prediction,
+        answers: MemberAnswers,
+        at_ms: int,
     ) -> BarOutcome:
-        """Ask the account for the *decision* on *bar*, and shadow accounts for their own."""
+        """Ask the account for its *decision*, and its members for their *answers*.
+
+        Shadow accounts are asked for their own.
+        """
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
+        of_members, wishes, intent = answers.decisions, answers.wishes, state.intent
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
-        if (intent := state.intent) is not None:
-            refusal = broker.submit(intent, bar, at_ms)
-            decision = state.unfilled(decision, refusal)
-        for name, account in broker.shadows.items():
-            if name in state.strategy.twins:
-                wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
-                if wish is not None:
-                    broker.submit(wish, bar, at_ms, shadow=name)
-        orders = broker.take().orders
-        if orders and self.risk.active:
-            self.risk.count_orders(orders, at_ms)
-        twins: tuple[TwinStep, ...] = ()
-        if broker.beside:
-            observed = self._observed.get(key)
-            decided_ms = bar.open_time_ms
-            twins = Shadows.steps(broker.beside, key, filled.beside, decided_ms, observed)
-        return BarOutcome(decision, prediction, orders, twins)
+        if intent is None:
+            # What only reduces is not held up, and what a command left opposing crosses still.
+            broker.route(None, self._reducing(bar, wishes, decision), bar, at_ms)
+            routed = RouteResult(None, {})
+        else:
+            if isinstance(intent, Intent) and intent.ends_lists:
+                wishes = wishes.closed(intent, broker.own.owners)
+            routed = broker.route(intent, wishes, bar, at_ms)
+            decision = state.unfilled(decision, routed.refusal)
+        if broker.shadows and decision.refused_by not in INTEGRITY:
+            self._follow_shadows(bar, prediction, of_members, decision, at_ms)
+        done = broker.take()
+        if done.orders and self.risk.active:
+            self.risk.count_orders(done.orders, at_ms)
+        if not broker.beside:
+            return BarOutcome(decision, prediction, done.orders)
+        observed, decided_ms = self._observed.get(key), bar.open_time_ms
+        shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
+        twins = (
+            *shown(broker.sides, key, decided_ms=decided_ms),
+            *self._member_steps(key, (filled, done), decision, of_members, wishes, routed),
+            *shown(broker.shadows, key, decided_ms=decided_ms),
+        )
+        return BarOutcome(decision, prediction, done.orders, twins)
 
     # ------------------------------------------------------------ several strategies
 
@@ -822,7 +785,7 @@ class Engine:
         """Return what each strategy decides on *bar*, as if its sub-account were the account."""
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
-        decisions, intents = [], []
+        decisions = []
         for member, of_member in self._on[key]:
             account = member.account
             if (account.subtotal().equity <= 0) is not member.is_empty:
@@ -832,20 +795,12 @@ class Engine:
                     bar, prediction, account, is_running=is_running, is_finite=is_finite
                 )
             )
-            intents.append(of_member.intent)
             if member.failed:
                 failed += 1
         if failed != self.failures_stored:
             self.failures_stored = failed
-            self.save = Save.NOW
-        quiet = self._quiet.get(key)
-        if quiet is not None and all(map(is_, quiet.intents, intents)):
-            return MemberAnswers(decisions, quiet.wishes, UNCHANGED, self._reach(bar, quiet.wishes))
-        return self._net(bar, decisions, at_ms)
-
-    def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
-        """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
-        intents = [of_member.intent for _, of_member in self._on[bar.instrument]]
+            self.broker.save = Save.NOW
+        intents = [of_member.intent for _, of_member in self._on[key]]
         wishes, signal = self._netted(bar, self.broker.own, intents, decisions, at_ms)
         return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
 
@@ -891,52 +846,6 @@ class Engine:
         lines = self.broker.own.lines_of(bar.instrument) if self.risk.active else ()
         return {line.book.side: wishes.reach(line) for line in lines}
 
-    def _route(
-        self,
-        bar: Bar,
-        filled: FilledEvent,
-        decision: Decision,
-        prediction: Prediction,
-        answers: MemberAnswers,
-        at_ms: int,
-    ) -> BarOutcome:
-        """Ask the account for its *decision*, and its members for their *answers*."""
-        key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        of_members, wishes = answers.decisions, answers.wishes
-        intent, quiet = state.intent, self._quiet.get(key)
-        if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
-            routed = quiet.routed
-            if quiet.enters:
-                self.save = self.save or _LATER
-        elif isinstance(intent, Intent):
-            if intent.ends_lists:
-                wishes = wishes.closed(intent, broker.own.owners)
-            routed = broker.route(intent, wishes, bar, at_ms)
-            decision = state.unfilled(decision, routed.refusal)
-            self._quiet.pop(key, None)
-            if routed.is_quiet and not (broker.shadows or intent.ends_lists):
-                entries = (wish for wish in wishes.intents.values() if isinstance(wish, Intent))
-                enters = any(wish.action in ENTRIES for wish in entries)
-                asked_for = [of_member.intent for _, of_member in self._on[key]]
-                self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
-        else:  # what only reduces is not held up, and what a command left opposing crosses still
-            broker.send(self._reducing(bar, wishes, decision), bar, at_ms)
-            broker.cross(key, wishes.price, bar.market_ms)
-            routed = RouteResult(None, {})
-        if broker.shadows and decision.refused_by not in INTEGRITY:
-            self._follow_shadows(bar, prediction, of_members, decision, at_ms)
-        done = broker.take()
-        if done.orders and self.risk.active:
-            self.risk.count_orders(done.orders, at_ms)
-        observed, decided_ms = self._observed.get(key), bar.open_time_ms
-        shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
-        twins = (
-            *shown(broker.sides, key, decided_ms=decided_ms),
-            *self._member_steps(key, (filled, done), decision, answers.decisions, wishes, routed),
-            *shown(broker.shadows, key, decided_ms=decided_ms),
-        )
-        return BarOutcome(decision, prediction, done.orders, twins)
-
     def _member_steps(
         self,
         key: str,
@@ -976,14 +885,15 @@ class Engine:
             )
         return twins
 
-    def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> dict[str, Orders]:
+    def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> Wishes:
         """Return what of the lists in *wishes* the refusal of *decision* does not hold up."""
         allowed = {
             member.name: of_member.allowed_of(wish, bar, member.account, decision.refused_by)
             for member, of_member in self._on[bar.instrument]
             if isinstance(wish := wishes.intents.get(member.name), Orders)
         }
-        return {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
+        kept = {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
+        return wishes._replace(intents=kept)
 
     def _follow_shadows(
         self,
@@ -993,13 +903,19 @@ class Engine:
         decision: Decision,
         at_ms: int,
     ) -> None:
-        """Let each shadow account of all strategies act at what they decided, and the account.
+        """Let each shadow account act at what the account decided, or all of its strategies did.
 
         A limit was measured on the run's own sum, so it does not refuse less exposure.
         """
         key, state = bar.instrument, self.states[bar.instrument]
         inputs, evaluator = state.gates.inputs, state.gates.evaluator
         for name, account in self.broker.shadows.items():
+            if not self.members:
+                if name in state.strategy.twins:
+                    wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
+                    if wish is not None:
+                        self.broker.submit(wish, bar, at_ms, shadow=name)
+                continue
             wanted = [
                 self.shadows[member.name].wish(
                     name, of_member, bar, prediction, decided, account.owners[member.name]
@@ -1032,7 +948,7 @@ class Engine:
             if self.shared_out >= 0:
                 self.broker.share_out()
             self.shared_out = period
-            self.save = Save.NOW
+            self.broker.save = Save.NOW
 
     # ------------------------------------------------------------ prices and settlements
 
@@ -1040,9 +956,6 @@ class Engine:
         """Let *price* act if it is believed, and then what was believed on it."""
         key = price.instrument
         taken = self.markets[key].belief.take(price)
-        if taken is PLAIN:
-            self._act(price)
-            return self._finish(price, key)
         if taken.is_believed:
             self._act(price)
         elif isinstance(price, Quote):
@@ -1067,13 +980,13 @@ class Engine:
 
         Nor is one whose rate is not believed.
         """
-        key = funding.instrument
-        if funding.market_ms <= self.prices.settled_ms(key):
+        key, belief = funding.instrument, self.beliefs[funding.instrument]
+        if funding.market_ms <= belief.settled_ms:
             return self._finish(funding, key, accepted=False)
-        is_believed, words = self.markets[key].belief.belief_in_rate(funding)
+        is_believed, words = belief.belief_in_rate(funding)
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
-        self.prices.settled[key] = funding.market_ms
+        belief.settled_ms = funding.market_ms
         self.broker.on_funding(funding)
         return self._finish(funding, key, belief=words)
 
@@ -1088,11 +1001,11 @@ class Engine:
         halted = command.kind is not CommandKind.RESUME
         flattens = command.kind is CommandKind.FLATTEN
         if halted is not self.halted:
-            self.save = Save.NOW
+            self.broker.save = Save.NOW
         self.halted = halted
         if not halted and self.risk.state.breach is not None:
             self.risk.resume()
-            self.save = Save.NOW
+            self.broker.save = Save.NOW
         if halted:
             self.broker.cancel(command.kind.value, opening_only=not flattens)
         if flattens:
@@ -1134,7 +1047,7 @@ class Engine:
                 market.regimes.change_model(terms.values())
             for name, shadows in self.shadows.items():
                 shadows.passing = terms[name].passing if name in terms else shadows.passing
-            self.save = Save.NOW  # the regimes are others
+            self.broker.save = Save.NOW  # the regimes are others
 
     def forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
@@ -1176,21 +1089,16 @@ class Engine:
         if not twins and instrument is not None and is_shown:
             observed = self._observed.get(instrument)
             twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
-        if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
-            self._quiet.clear()
         sequence = self.sequence
         state: bytes | None = None
-        if broker.save:
-            self.save = max(self.save, broker.save)
-            broker.save = _NO
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):
-            self.save = Save.NOW
-        if self.save:
+            broker.save = Save.NOW
+        if broker.save:
             if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _NOTED:
-                self.save = _NOW
-            if self.save is _NOW and saves:
+                broker.save = _NOW
+            if broker.save is _NOW and saves:
                 state = self._encoded_state()
-                self.save = _NO
+                broker.save = _NO
         self.begin(sequence + 1)
         halted, self.risk.halted = self.risk.halted, None
         return Step(
@@ -1209,28 +1117,13 @@ class Engine:
 
     def state(self) -> EngineState:
         """Return the state that must survive a restart."""
-        return EngineState(*self._carried(*self.broker.state()))
-
-    def _encoded_state(self) -> bytes:
-        """Return the encoding of :meth:`state`, of which most instruments' part is known already.
-
-        With fifty instruments it is stored at each trade of any of them.
-        """
-        fields = list(self._carried(*self.broker.encoded_state()))
-        while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
-            fields.pop()
-        return msgspec.msgpack.encode(fields)
-
-    def _carried(self, account: object, twins: object) -> tuple[Any, ...]:
-        """Return the fields of ``EngineState``, with *account* and *twins* as they are given."""
         regimes = {key: market.regimes for key, market in self.markets.items()}
-        return (
+        return EngineState(
             self.halted,
             {key: of.regime for key, of in regimes.items() if of.regime is not Regime.UNKNOWN},
             self.risk.state,
-            account,
-            twins,
-            dict(self.prices.settled),
+            *self.broker.state(),
+            {key: of.settled_ms for key, of in self.beliefs.items() if of.settled_ms >= 0},
             {
                 f"{name}/{key}" if name else key: basis
                 for name, shadows in self.shadows.items()
@@ -1244,6 +1137,12 @@ class Engine:
             if self.members
             else None,
         )
+
+    def _encoded_state(self) -> bytes:
+        fields = list(astuple(self.state()))
+        while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
+            fields.pop()
+        return msgspec.msgpack.encode(fields)
 
 
 def _as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange
+from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.engine.state import EngineSettings, MemberTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
@@ -81,7 +81,7 @@ class Lookback:
         self.remembered = max(
             remembered(strategy),
             of_sizes,
-            DayRange(settings.interval_ms).bars + 1 if exits is not None and exits.uses_atr else 0,
+            MeanRange.of_day(settings.interval_ms).bars + 1 if exits and exits.uses_atr else 0,
         )
 
     def is_warm(self, history: InstrumentHistory) -> bool:
@@ -111,29 +111,6 @@ class InstrumentHistory:
     Memory is finite: a start that is fed as many bars again knows the same.
     """
 
-    # By slots: of so many attributes a dictionary is slower at every access.
-    __slots__ = (
-        "_base_ms",
-        "_calendar",
-        "_instrument",
-        "_lookbacks",
-        "_needed",
-        "_recent",
-        "_records",
-        "_splits",
-        "_tick",
-        "bars",
-        "books",
-        "day_range",
-        "frames",
-        "last_bar",
-        "missing_bars",
-        "plausibility",
-        "plausible",
-        "reach",
-        "remembered",
-    )
-
     def __init__(
         self,
         instrument: Instrument,
@@ -154,7 +131,7 @@ class InstrumentHistory:
         self.books = OrderBookHistory(books) if books else None
         self.frames = self._new_frames()
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
-        self.day_range = DayRange(settings.interval_ms)  # for distances in volatility
+        self.day_range = MeanRange.of_day(settings.interval_ms)  # for distances in volatility
         self.remembered = max(
             *(lookback.remembered for lookback in lookbacks),
             0 if self._splits is None else watched_bars(settings),
@@ -209,12 +186,7 @@ class InstrumentHistory:
         last = self.last_bar
         self.missing_bars = 0
         if last is not None:
-            # As ``bars_between`` says it, without the call.
-            gap_ms = bar.open_time_ms - last.open_time_ms
-            if self._calendar is None:
-                self.missing_bars = gap_ms // bar.interval_ms - 1
-            else:
-                self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
+            self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
         if self.plausibility is not None:
             self._judge(bar, self.plausibility)
         for record in self._records:
@@ -316,9 +288,9 @@ class InstrumentHistory:
     # ------------------------------------------------------------ what a start has to feed again
 
     @property
-    def range_bars(self) -> int:
-        """How many of the last bars decide the range of a day."""
-        return self.day_range.bars + 1
+    def lookback(self) -> int:
+        """How many of the last bars decide anything, the range of a day included."""
+        return max(self.reach, self.day_range.bars + 1)
 
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars a new run wants before *start_ms*; its frames' older ones come."""
@@ -344,13 +316,13 @@ class RegimeTracker:
 
     __slots__ = ("_bounds", "_cells", "_hysteresis", "cell", "regime")
 
-    def __init__(self, terms: Iterable[EngineSettings], hysteresis: float) -> None:
+    def __init__(self, terms: Iterable[ModelTerms], hysteresis: float) -> None:
         self._hysteresis = hysteresis
         self.regime = Regime.UNKNOWN
         self.cell: int | None = None
         self.change_model(terms)
 
-    def change_model(self, terms: Iterable[EngineSettings | ModelTerms]) -> None:
+    def change_model(self, terms: Iterable[ModelTerms]) -> None:
         """Go by the card of all *terms*, the account's first, which has other bounds.
 
         What the old model's attention said is forgotten.

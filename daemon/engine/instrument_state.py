@@ -93,10 +93,6 @@ _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 class InstrumentState:
     """What all that decide on one instrument share: its past, its prices, its regime."""
 
-    __slots__ = (
-        "belief", "deciders", "history", "instrument", "lookbacks", "quote", "regimes",
-    )  # fmt: skip
-
     def __init__(
         self,
         instrument: Instrument,
@@ -105,15 +101,16 @@ class InstrumentState:
     ) -> None:
         """Keep what *lookbacks* look back on; *every* are the terms of the account and members."""
         key, settings = instrument.id, every[0].settings
+        models = [of.settings.model for of in every]
         self.instrument = instrument
         self.history = InstrumentHistory(
             instrument,
             lookbacks,
             settings,
             books=every[0].strategies[key].books,
-            judges_bars=any(plausible.name in of.gates[key].gate_set.gates for of in every),
+            judges_bars=any(plausible.name in of.gates[key].gate_set.gates for of in models),
         )
-        self.regimes = RegimeTracker([of.settings for of in every], settings.hysteresis)
+        self.regimes = RegimeTracker(models, settings.hysteresis)
         self.quote: Quote | None = None  # the newest, believed or not
         self.belief = PriceBelief(
             instrument,
@@ -167,37 +164,6 @@ class MemberState:
     :meth:`follow`.
     """
 
-    # By slots: of so many attributes a dictionary is slower at every access.
-    __slots__ = (
-        "_answer",
-        "_context",
-        "_exits",
-        "_flat_on_refusal",
-        "_has_sides",
-        "_instrument_context",
-        "_looks_at_bar_alone",
-        "_nets",
-        "_never_short",
-        "_repeats",
-        "_sees_account",
-        "_sizer",
-        "_sizes_by_bars",
-        "_standing",
-        "_wants_protection",
-        "ahead",
-        "declared",
-        "gates",
-        "history",
-        "intent",
-        "lookback",
-        "market",
-        "member",
-        "outcomes",
-        "regimes",
-        "signal",
-        "strategy",
-    )
-
     def __init__(
         self,
         market: InstrumentState,
@@ -216,36 +182,19 @@ class MemberState:
         self.strategy = strategy
         self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
         self.declared = DeclaredState.of(strategy)
-        self.gates = GateJudgement(terms.gates[key], risk, instrument, settings)
+        self.gates = GateJudgement(risk, instrument, settings)
         self.outcomes = ForecastOutcomes()
         self.signal: Signal | Orders | None = None  # the newest, whatever became of it
         self._exits = settings.broker.exits
         # Whether the newest signal asks for a stop, a target or a time limit, or [exits] do.
         self._wants_protection = False
         self.intent: Intent | Orders | None = None  # of the newest decision; None: a gate holds it
-        self._standing: int | None = None  # the target before it
         self._context: BarContext | None = None  # what a portfolio was asked about this close with
         # Of a stretch: the bar that was observed before its step, and the answer to it.
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | None = None
         self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
         self._sees_account = strategy.sees_account
-        # Where ``_look`` would look at nothing but the bar and the last verdict.
-        self._looks_at_bar_alone = not (
-            strategy.needs_forecast
-            or strategy.sees_account
-            or lookback.frames
-            or strategy.books
-            or isinstance(strategy, PortfolioMember)
-        )
-        # Where a decision follows from the signal, the verdict and the standing target alone.
-        self._repeats = (
-            strategy.horizon is None
-            and not strategy.needs_forecast
-            and not settings.broker.is_hedged
-            and sizer.follows_signal
-            and not risk.active
-        )
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
         # What several strategies want of each position together; else empty.
@@ -258,14 +207,13 @@ class MemberState:
     def change_model(self, terms: ModelTerms) -> None:
         """Judge and size by another model's card from now on."""
         self.outcomes.forget()
-        self.gates.change_model(terms.gates[self.market.instrument.id], terms)
+        self.gates.change_model(self.market.instrument, terms)
         self._sizer.change_model(terms.sizing_slope, terms.fitted)
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters."""
         self._instrument_context = replace(self._instrument_context, instrument=instrument)
         self._sizer.change(instrument)
-        self._standing = None  # a repeated signal may have another size now
 
     def adjust(self, action: CorporateAction) -> None:
         """Take the bars before a split as those of the shares after it."""
@@ -300,54 +248,21 @@ class MemberState:
         *,
         is_running: bool,
         is_finite: bool | None,
+        nets: Mapping[PositionSide | None, int] = {},
+        sizes: Mapping[PositionSide | None, int] = {},
     ) -> Decision:
         """Return what is decided for *account* at the close of *bar*, which was observed.
 
         ``intent`` is what the account is then asked for. *is_finite* says whether the model's
-        numbers were, None where there are none.
+        numbers were, None where there are none. *nets* are what several strategies want of each
+        position together, to *sizes* of which, unsigned, their lists of orders could lead.
         """
-        gates, last = self.gates, self.outcomes.newest
-        bars = self.lookback.warm_bars(self.history)
-        gates.see_bar(bar, bars, self.market, is_running=is_running)
-        if self._looks_at_bar_alone:
-            verdict = self.outcomes.restored if last is None else last.outcome
-            forecast = prediction if isinstance(prediction, Forecast) else None
-            context = BarContext(
-                bar, forecast, self.regimes.regime, verdict, None, self._instrument_context
-            )
-        else:
-            prepared, self._context = self._context, None
-            context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
-            forecast = context.forecast
-        return self._judge(self._signal(context), bar, forecast, account)
-
-    def decide_net(
-        self,
-        signal: Signal,
-        targets: Mapping[PositionSide | None, int],
-        bar: Bar,
-        prediction: Prediction,
-        account: Holdings,
-        *,
-        sizes: Mapping[PositionSide | None, int],
-        is_running: bool,
-        is_finite: bool | None,
-    ) -> Decision:
-        """Return what :meth:`decide` does where *signal* is what several strategies want.
-
-        The *targets* are those of each position, one or two. With lists of orders they could lead
-        to *sizes* of them, unsigned.
-        """
-        self.ahead = None
-        self._nets = targets
+        self._nets = nets
         bars = self.lookback.warm_bars(self.history)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
-        if self.strategy.needs_forecast:
-            self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
-        forecast = prediction if isinstance(prediction, Forecast) else None
-        if not self.lookback.is_warm(self.history):
-            signal = _COLD
-        return self._judge(signal, bar, forecast, account, sizes)
+        prepared, self._context = self._context, None
+        context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
+        return self._judge(self._signal(context), bar, context.forecast, account, sizes)
 
     def _judge(
         self,
@@ -355,69 +270,38 @@ class MemberState:
         bar: Bar,
         forecast: Forecast | None,
         account: Holdings,
-        sizes: Mapping[PositionSide | None, int] = {},
+        sizes: Mapping[PositionSide | None, int],
     ) -> Decision:
-        """Return what *signal* comes to for *account*, by the gates."""
-        gates, last, before = self.gates, self.outcomes.newest, self.signal
-        target = account.target(bar.instrument)
-        standing, self._standing, self.signal = self._standing, target, signal
-        if not isinstance(signal, Signal):  # the usual class is quickly told
-            return self._decide_list(signal, bar, account)
-        if signal is not before:
+        """Return what *signal* comes to for *account*, by the gates.
+
+        Of a list, what a gate refuses that is not of integrity still lets through what can only
+        reduce.
+        """
+        gates, before, self.signal = self.gates, self.signal, signal
+        if isinstance(signal, Signal) and signal is not before:
             self._wants_protection = self._exits is not None or is_protected(signal)
         if gates.risk.active:
             self._see_signal(signal, bar, forecast, account, sizes)
         measures, passed = gates.evaluator.judge(gates.inputs)
-        if (
-            self._repeats
-            and signal is before
-            and signal.note is None
-            and target == standing
-            and last is not None
-            and passed == last.outcome.passed
-        ):
-            return Decision(last.outcome, last.target_quantity, measures)
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
-        intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
-        action = intent.action
-        factor = self._sizer.factor(forecast) if action in ENTRIES else None
+        intent: Intent | Orders
+        if isinstance(signal, Signal):
+            intent = self.closing(refused) or self.follow(signal, bar, forecast, account, refused)
+        else:
+            intent = self.allowed_of(signal, bar, account, refused)
+        action, target, factor = Action.ORDERS, None, None
+        reason = intent.reason if refused is None else refusal(refused)
+        if isinstance(intent, Intent):
+            action, target, reason = intent.action, intent.target, intent.reason
+            factor = self._sizer.factor(forecast) if action in ENTRIES else None
         outcome = self.outcomes.of(
-            action, intent.reason, refused, passed, factor, self.regimes, gates.evaluator
+            action, reason, refused, passed, factor, self.regimes, gates.evaluator
         )
         # A target that was refused by the filters or for want of cash is asked for again at each
         # bar that no gate holds, HOLD included: HOLD leaves the last target standing.
-        if refused is not None and action is Action.HOLD:
-            self.intent = None
-        elif intent != self.intent:  # else it is the same object: see ``Quiet``
-            self.intent = intent
-        decision = self.outcomes.newest = Decision(
-            outcome, intent.target, measures, _kept(signal.note)
-        )
-        return decision
-
-    def _decide_list(self, orders: Orders, bar: Bar, account: Holdings) -> Decision:
-        """Decide where the strategy asks for a list of orders.
-
-        What a gate refuses that is not of integrity still lets through what can only reduce.
-        """
-        gates = self.gates
-        if gates.risk.active:
-            reach, reduces = account.reach(bar.instrument, orders)
-            self._see_target(bar, reach, reach, account, reduces=reduces)
-        measures, passed = gates.evaluator.judge(gates.inputs)
-        refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
-        allowed = self.allowed_of(orders, bar, account, refused)
-        action, reason = Action.ORDERS, orders.reason if refused is None else refusal(refused)
-        target: int | None = None
-        if isinstance(allowed, Orders):
-            self.intent = allowed
-        else:
-            action, target, reason = allowed.action, allowed.target, allowed.reason
-            self.intent = None if action is Action.HOLD else allowed
-        outcome = self.outcomes.of(
-            action, reason, refused, passed, None, self.regimes, gates.evaluator
-        )
-        decision = self.outcomes.newest = Decision(outcome, target, measures, _kept(orders.note))
+        is_held = refused is not None and action is Action.HOLD
+        self.intent = None if is_held else intent
+        decision = self.outcomes.newest = Decision(outcome, target, measures, _kept(signal.note))
         return decision
 
     def allowed_of(
@@ -593,9 +477,11 @@ class MemberState:
 
         Shares are left out: a bar may show a split that was not adjusted.
         """
+        strategy = self.strategy
+        looks_further = strategy.needs_forecast or strategy.sees_account or self.lookback.frames
         return (
-            self._looks_at_bar_alone
-            and self.strategy.horizon is None
+            not (looks_further or strategy.books or isinstance(strategy, PortfolioMember))
+            and strategy.horizon is None
             and not self._sizer.sees_account
             and self.gates.evaluator.is_plain
             and self.market.instrument.category is not Category.STOCK
@@ -704,11 +590,6 @@ class MemberState:
             notes[bar.open_time_ms] = dict(allowed.note)
         return True
 
-    def end_stretch(self) -> None:
-        """Go on after bars that repeated the newest decision, as after their steps."""
-        assert self.outcomes.newest is not None
-        self._standing = self.outcomes.newest.target_quantity
-
     # ------------------------------------------------------------ the steps of that line
 
     def _look(
@@ -801,7 +682,7 @@ class MemberState:
 
     def _see_signal(
         self,
-        signal: Signal,
+        signal: Signal | Orders,
         bar: Bar,
         forecast: Forecast | None,
         account: Holdings,
@@ -811,6 +692,10 @@ class MemberState:
 
         With lists of several strategies *sizes* are the positions that all could lead to.
         """
+        if not isinstance(signal, Signal):
+            reach, reduces = account.reach(bar.instrument, signal)
+            self._see_target(bar, reach, reach, account, reduces=reduces)
+            return
         key, books = bar.instrument, {book.side: book for book in account.books}
         named = SIDE_OF.get(signal.action) if account.sides else None
         targets = {side: book.target(key) for side, book in books.items()}

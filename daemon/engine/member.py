@@ -180,6 +180,8 @@ class NetStrategy(Strategy):
     """What several strategies want together of one instrument: the account's strategy."""
 
     reads_history = False
+    signal = UNCHANGED
+    """Of the bar that is decided: what :func:`net_signal` makes of those of all."""
 
     def __init__(self, members: Mapping[str, Strategy], twins: tuple[str, ...] = ()) -> None:
         """Net the strategies of *members*, by name, which have the shadow accounts *twins*."""
@@ -196,8 +198,8 @@ class NetStrategy(Strategy):
         }
 
     def decide(self, context: BarContext) -> Signal:  # noqa: ARG002
-        """Change nothing: each strategy is asked by itself, and :func:`net_signal` nets them."""
-        return UNCHANGED
+        """Return it: each strategy was asked by itself."""
+        return self.signal
 
 
 def net_signal(targets: Mapping[PositionSide | None, int], reasons: Sequence[str]) -> Signal:

@@ -1,17 +1,16 @@
 """Plausibility of quotes, marks and funding rates, judged across sources.
 
 Pure: it judges by the bars, quotes, marks and trades that the engine was given, so that a record
-shows again what was believed. A price within the usual ranges of the last believed one costs one
-comparison.
+shows again what was believed.
 
 The rules are docs/money.md, M34 to M38.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from math import sqrt
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -28,6 +27,7 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, RATE_DECIMALS, RATE_SCALE, unscaled
 
 if TYPE_CHECKING:
+    from tracepaper.daemon.engine.history import InstrumentHistory
     from tracepaper.strategies.order_book import Books, OrderBookHistory
 
 USUAL_RANGES: Final = 30.0
@@ -62,27 +62,11 @@ class PriceVerdict(NamedTuple):
     released: tuple[Quote | Mark, ...] = ()
 
 
-PLAIN: Final = PriceVerdict(is_believed=True)
-
-
 class _SourcePrice(NamedTuple):
     """What a source shows."""
 
     source: str
     doubled: int  # price
-
-
-class KnownBars(Protocol):
-    """What is known of an instrument's bars."""
-
-    @property
-    def last_bar(self) -> Bar | None:
-        """The newest bar."""
-        ...
-
-    def usual_range(self) -> int | None:
-        """Return twice the median true range of the last bars; None while too few are known."""
-        ...
 
 
 class PriceBelief:
@@ -94,33 +78,14 @@ class PriceBelief:
     *agree_ms* apart.
     """
 
-    __slots__ = (
-        "_agree_ms",
-        "_announced",
-        "_bar",
-        "_doubled",
-        "_held_mark",
-        "_held_quote",
-        "_high",
-        "_instrument",
-        "_low",
-        "_mark",
-        "_own",
-        "_quote",
-        "_ranges",
-        "_since_ms",
-        "_state",
-        "_trade",
-        "_yardstick",
-    )
-
     def __init__(
-        self, instrument: Instrument, state: KnownBars, *, ranges: float, agree_ms: int
+        self, instrument: Instrument, state: InstrumentHistory, *, ranges: float, agree_ms: int
     ) -> None:
         self._instrument = instrument
         self._state = state
         self._ranges = ranges
         self._agree_ms = agree_ms
+        self.settled_ms = -1  # the newest settlement that was booked
         self.forget()
 
     def forget(self) -> None:
@@ -131,13 +96,12 @@ class PriceBelief:
         self._yardstick = 0.0  # usual range of a bar over the root of its minutes, doubled
         # Prices between these are believed without a look at anything else.
         self._low, self._high = 0, -1
-        self._quote: Quote | None = None  # the newest, believed or not
-        self._mark: Mark | None = None
-        self._trade: Trade | None = None
+        # By kind: the newest, believed or not; what jumped and waits for another source; and what
+        # was believed last of the source that waits.
+        self._newest: dict[type, Price] = {}
+        self._held: dict[type, Quote | Mark] = {}
+        self._own: dict[type, Quote | Mark] = {}
         self._announced: Mark | None = None  # the newest whose ticker announced an absurd rate
-        self._held_quote: Quote | None = None  # jumped, and waits for another source
-        self._held_mark: Mark | None = None
-        self._own: dict[type, Quote | Mark] = {}  # the last believed of what is held
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters."""
@@ -148,10 +112,12 @@ class PriceBelief:
     @property
     def holds_quote(self) -> bool:
         """Whether the newest quote was not believed."""
-        return self._held_quote is not None
+        return Quote in self._held
 
-    def doubts(self, price: Quote | Mark) -> bool:
-        """Return whether *price* jumps, so that other sources should be shown before it."""
+    def doubts(self, price: Quote | Mark | Funding) -> bool:
+        """Return whether *price* would not be believed by itself: others should be shown first."""
+        if isinstance(price, Funding):
+            return not self.belief_in_rate(price)[0]
         doubled = _doubled(price)
         self._look_at_bars()
         return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
@@ -165,8 +131,7 @@ class PriceBelief:
             return True
         return any(
             self._near(held, price.market_ms) and self._adds(price, held)
-            for held in (self._held_mark, self._held_quote)
-            if held is not None
+            for held in self._held.values()
         )
 
     def _adds(self, price: Price, held: Quote | Mark) -> bool:
@@ -183,7 +148,7 @@ class PriceBelief:
 
         It comes no more than *agree_ms* later, and would not be believed either.
         """
-        held = self._held_quote if isinstance(price, Quote) else self._held_mark
+        held = self._held.get(type(price))
         if held is None or not self._near(held, price.market_ms):
             return False
         self._look_at_bars()
@@ -209,23 +174,17 @@ class PriceBelief:
 
     def take(self, price: Price) -> PriceVerdict:
         """Take in *price*; return whether it is believed."""
-        if (
-            self._state.last_bar is self._bar
-            and self._held_quote is None
-            and self._held_mark is None
-        ):  # the usual case: one comparison decides
-            if type(price) is Quote:
-                if self._low <= price.bid + price.ask <= self._high:
-                    self._quote = price
-                    return PLAIN
-            elif (
-                type(price) is Mark
-                and self._low <= 2 * price.price <= self._high
-                and price.funding_rate is None
-            ):
-                self._mark = price
-                return PLAIN
-        return self._judge(price)
+        self._look_at_bars()
+        is_believed, words = True, None
+        if not isinstance(price, Trade):
+            is_believed, words = self._believes(price)
+        self._keep(price, is_believed=is_believed)
+        released = tuple(self._released(price))
+        if released:
+            other = "quote" if isinstance(released[0], Quote) else "mark"
+            now = f"the {other} before it is believed on this one"
+            words = now if words is None else f"{words}; {now}"
+        return PriceVerdict(is_believed, words, released)
 
     def belief_in_rate(self, funding: Funding) -> tuple[bool, str | None]:
         """Return whether the rate of a settlement is believed, and why; None where it is usual."""
@@ -283,20 +242,6 @@ class PriceBelief:
         if false_ms:
             record.hide(false_ms[-1])
 
-    def _judge(self, price: Price) -> PriceVerdict:
-        """Take in a *price* that may jump, or that comes while another one waits."""
-        self._look_at_bars()
-        is_believed, words = True, None
-        if not isinstance(price, Trade):
-            is_believed, words = self._believes(price)
-        self._keep(price, is_believed=is_believed)
-        released = tuple(self._released(price))
-        if released:
-            other = "quote" if isinstance(released[0], Quote) else "mark"
-            now = f"the {other} before it is believed on this one"
-            words = now if words is None else f"{words}; {now}"
-        return PriceVerdict(is_believed, words, released)
-
     def _believes(self, price: Quote | Mark) -> tuple[bool, str | None]:
         """Return whether *price* is believed, and on what; the believed price follows a jump."""
         doubled = _doubled(price)
@@ -314,12 +259,9 @@ class PriceBelief:
 
     def _own_before(self, price: Quote | Mark) -> Quote | Mark | None:
         """Return the last believed price of the same source, if it is not old."""
-        is_quote = isinstance(price, Quote)
-        held, newest = (
-            (self._held_quote, self._quote) if is_quote else (self._held_mark, self._mark)
-        )
-        last = newest if held is None else self._own.get(type(price))
-        if last is None or price.market_ms - last.market_ms > OWN_MS:
+        kind = type(price)
+        last = self._own.get(kind) if kind in self._held else self._newest.get(kind)
+        if not isinstance(last, kind) or price.market_ms - last.market_ms > OWN_MS:
             return None
         return last
 
@@ -334,24 +276,21 @@ class PriceBelief:
 
     def _keep(self, price: Price, *, is_believed: bool) -> None:
         """Remember *price* as the newest of its source."""
-        if isinstance(price, Trade):
-            self._trade = price
-            return
-        if not is_believed and (last := self._own_before(price)) is not None:
-            self._own[type(price)] = last
-        if isinstance(price, Quote):
-            self._quote = price
-            self._held_quote = None if is_believed else price
-        else:
-            self._mark = price
-            self._held_mark = None if is_believed else price
-            if price.funding_rate is not None:
-                self._announced = price
+        if not isinstance(price, Trade):
+            last = self._own_before(price)
+            self._held.pop(type(price), None)
+            if not is_believed:
+                self._held[type(price)] = price
+                if last is not None:
+                    self._own[type(price)] = last
+        if isinstance(price, Mark) and price.funding_rate is not None:
+            self._announced = price
+        self._newest[type(price)] = price
 
     def _released(self, price: Price) -> Iterator[Quote | Mark]:
         """Yield what waited and is believed now, dated as *price*."""
-        for held in (self._held_mark, self._held_quote):
-            if held is None or held is price:
+        for kind in (Mark, Quote):
+            if (held := self._held.get(kind)) is None or held is price:
                 continue
             if not self._near(held, price.market_ms):
                 continue  # still not believed: the next of its source may not go on from it
@@ -360,10 +299,7 @@ class PriceBelief:
                 if self._agreeing(held, tuple(self._others(held))) is None:
                     continue
                 self._move(doubled, price.market_ms)
-            if isinstance(held, Quote):
-                self._held_quote = None
-            else:
-                self._held_mark = None
+            del self._held[kind]
             yield replace(held, market_ms=max(held.market_ms, price.market_ms))
 
     # ------------------------------------------------------------ how far is far
@@ -411,8 +347,8 @@ class PriceBelief:
 
     def _others(self, price: Quote | Mark) -> Iterator[_SourcePrice]:
         """Yield what the other sources show about the time of *price*, each of another frame."""
-        mark, quote, trade = self._mark, self._quote, self._trade
-        if mark is not None and self._near(mark, price.market_ms):
+        mark, quote, trade = map(self._newest.get, (Mark, Quote, Trade))
+        if isinstance(mark, Mark) and self._near(mark, price.market_ms):
             if not isinstance(price, Mark):
                 yield from _shown(mark)
             elif mark.market_ms != price.market_ms and mark.price != price.price:
@@ -462,40 +398,6 @@ class PriceBelief:
 
     def _price(self, doubled: int) -> str:
         return unscaled(doubled * 5, self._instrument.price_decimals + 1)
-
-
-class Prices:
-    """What is believed of the prices of each instrument, and which settlements were booked.
-
-    The feed asks it which prices belong together.
-    """
-
-    def __init__(self, beliefs: Mapping[str, PriceBelief]) -> None:
-        self._beliefs = beliefs
-        self.settled: dict[str, int] = {}  # market time of each newest settlement
-
-    def doubts(self, price: Quote | Mark | Funding) -> bool:
-        """Return whether *price* would not be believed by itself: others should be shown first."""
-        belief = self._beliefs[price.instrument]
-        if isinstance(price, Funding):
-            return not belief.belief_in_rate(price)[0]
-        return belief.doubts(price)
-
-    def is_evidence(self, price: Price) -> bool:
-        """Return whether *price* is evidence for what was not believed, or for an absurd rate."""
-        return self._beliefs[price.instrument].is_evidence(price)
-
-    def settled_ms(self, instrument: str) -> int:
-        """Return the time of the newest settlement of *instrument* that was booked, or -1."""
-        return self.settled.get(instrument, -1)
-
-    def repeats(self, price: Quote | Mark) -> bool:
-        """Return whether *price* only says again what its source said and was not believed."""
-        return self._beliefs[price.instrument].repeats(price)
-
-    def holds_quote(self, instrument: str) -> bool:
-        """Return whether the newest quote of *instrument* was not believed."""
-        return self._beliefs[instrument].holds_quote
 
 
 def _doubled(price: Quote | Mark) -> int:

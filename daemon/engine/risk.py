@@ -255,29 +255,23 @@ class GateJudgement:
 
     __slots__ = ("_by_quotes", "_round_trip", "_share_fee", "evaluator", "inputs", "risk")
 
-    def __init__(
-        self,
-        evaluator: GateEvaluator,
-        risk: RiskWatch,
-        instrument: Instrument,
-        settings: EngineSettings,
-    ) -> None:
-        self.evaluator, self.risk = evaluator, risk
+    evaluator: GateEvaluator
+
+    def __init__(self, risk: RiskWatch, instrument: Instrument, settings: EngineSettings) -> None:
+        self.risk = risk
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         costs = settings.broker.costs_for(instrument.id)
         self._round_trip, self._share_fee = costs.round_trip, costs.per_share_of(instrument)
         self.inputs = GateInputs(
-            horizon_index=settings.horizon_index,
-            slope=settings.slope,
             round_trip_cost=self._round_trip,
             regimes=settings.regimes,
             learned_regimes=settings.learned_regimes,
-            fitted=settings.fitted,
         )
+        self.change_model(instrument, settings.model)
 
-    def change_model(self, evaluator: GateEvaluator, terms: ModelTerms) -> None:
+    def change_model(self, instrument: Instrument, terms: ModelTerms) -> None:
         """Judge by another model's card from now on."""
-        self.evaluator = evaluator
+        self.evaluator = terms.gates[instrument.id]
         self.inputs.horizon_index, self.inputs.slope = terms.horizon_index, terms.slope
         self.inputs.fitted = terms.fitted
 

@@ -25,7 +25,6 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent, part_of
 from tracepaper.daemon.broker.book import AccountState, Book, Holdings
-from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders, Signal
@@ -161,16 +160,11 @@ class EngineSettings(Struct, frozen=True):
     broker: BrokerSettings
     interval_ms: int
     period_start_ms: int
+    model: ModelTerms  # of the first model
     flat_on_refusal: bool = False
-    horizon_index: int = 0
-    slope: float = 1.0
     regimes: frozenset[Regime] = frozenset()
     learned_regimes: frozenset[int] = frozenset()
-    bounds: RegimeBounds | None = None
-    cells: RegimeCells | None = None  # the card's own regimes
     hysteresis: float = 0.1  # by which a cell is left late
-    fitted: FittedConfidence | None = None
-    passing: dict[str, float] = {}  # of an instrument's gates, by id, as its card counted them
     risk: dict[str, float] = {}
     flatten_on_breach: bool = False
     calendar: Calendar | None = None  # whose session bars are counted; None: every interval
@@ -186,9 +180,9 @@ class ModelTerms(Struct, frozen=True):
     horizon_index: int
     slope: float
     bounds: RegimeBounds | None
-    cells: RegimeCells | None
+    cells: RegimeCells | None  # the card's own regimes
     fitted: FittedConfidence | None
-    passing: dict[str, float]
+    passing: dict[str, float]  # of an instrument's gates, by id, as the card counted them
 
     @property
     def sizing_slope(self) -> float:
@@ -203,7 +197,6 @@ class MemberTerms(NamedTuple):
     share: int  # 10⁻¹⁰ of the account
     strategies: Mapping[str, Strategy]
     sizers: Mapping[str, Sizer]
-    gates: Mapping[str, GateEvaluator]
     settings: EngineSettings  # of a strategy as if it traded alone, without limits
 
 
@@ -452,10 +445,10 @@ class Restart:
         """
         engine = self._engine
         engine.halted = state.halted
-        for key, regime in state.regimes.items():
-            engine.markets[key].regimes.regime = regime
-        for key, cell in state.cells.items():
-            engine.markets[key].regimes.cell = cell
+        for key, market in engine.markets.items():
+            market.belief.settled_ms = state.settled.get(key, -1)
+            market.regimes.regime = state.regimes.get(key, Regime.UNKNOWN)
+            market.regimes.cell = state.cells.get(key)
         if taken_over:
             engine.risk.take_over(state.risk)
         else:
@@ -472,27 +465,21 @@ class Restart:
         )
         if state.chosen is not None:
             engine.risk.choose(state.chosen)
-        engine.prices.settled = dict(state.settled)
-        if not taken_over:
-            self._restore_bases(state)
+        # Pyright reads this module by two names, and takes their structs for different ones.
+        bases: dict[str, Any] = {} if taken_over else state.bases
+        for name, basis in bases.items():
+            member, _, key = name.rpartition("/")
+            counting = engine.shadows.get(member)
+            if counting is not None and counting.counts:
+                counting.bases[key] = basis
         for key, encoded in state.declared.items():
             if key in engine.declared:
                 engine.declared[key].hand_back(encoded)
         for key, decided in since.items():
             engine.states[key].outcomes.restored = decided.verdict
-        engine.save = Save.NOW if taken_over else Save.NO
         engine.begin(next_sequence)
         if engine.members:
             self._restore_members(state, since)
-
-    def _restore_bases(self, state: EngineState) -> None:
-        # Pyright reads this module by two names, and takes their structs for different ones.
-        bases: dict[str, Any] = state.bases
-        for name, basis in bases.items():
-            member, _, key = name.rpartition("/")
-            counting = self._engine.shadows.get(member)
-            if counting is not None and counting.counts:
-                counting.bases[key] = basis
 
     def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
         """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
@@ -519,10 +506,6 @@ class Restart:
                         f"the strategies' parts of {key} add up to {held}, and the account holds "
                         f"{line.held}; run `tracepaper audit verify` and restore a backup"
                     )
-
-    def count(self, step: Step) -> None:
-        """Add a *step* behind the stored state to what the shadow accounts depend on."""
-        self._engine.count(step)
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing."""

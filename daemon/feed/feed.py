@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from types import TracebackType
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 import structlog
@@ -12,7 +12,7 @@ from msgspec import structs
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.engine.price_checks import Prices
+from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     BackfillPage,
@@ -79,7 +79,7 @@ class LiveFeed:
     ``quote_from_ms`` returns the earliest market time at which a quote can change an order, None
     where it cannot; ``liquidates`` whether a mark price liquidates a position, which makes it an
     event at once, behind the newest marks of all instruments where those count with it
-    (``marks_together``); ``judge`` whether a price that jumps is believed (M36). ``counters`` are
+    (``marks_together``); ``beliefs`` whether a price that jumps is believed (M36). ``counters`` are
     for /metrics. Raises ``ConfigInvalid`` where the exchange and the run do not belong together;
     everything recoverable is waited out.
     """
@@ -95,7 +95,7 @@ class LiveFeed:
         quote_from_ms: Callable[[Quote], int | None],
         liquidates: Callable[[Mark], bool] = lambda _: False,
         marks_together: bool = False,
-        judge: Prices | None = None,
+        beliefs: Mapping[str, PriceBelief] = MappingProxyType({}),
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self.counters = client.counters  # of streams and REST together
@@ -106,7 +106,7 @@ class LiveFeed:
         self._quote_from_ms = quote_from_ms
         self._liquidates = liquidates
         self._marks_together = marks_together
-        self._judge = judge
+        self._beliefs = beliefs
         self._queue: EventQueue[Item] = EventQueue(queue_limit)
         self._states = {item.id: _feed_state(item, exchange, start) for item in instruments}
         self._start = start
@@ -119,7 +119,7 @@ class LiveFeed:
             states=self._states,
             queue=self._queue,
             spawn=self._spawn,
-            doubts=(lambda _: False) if judge is None else judge.doubts,
+            doubts=self._doubts,
         )
         self._sequencer = BarSequencer(
             client=client,
@@ -196,8 +196,8 @@ class LiveFeed:
                 for update in book.after(event):
                     yield self._received(update)
             # The engine has taken in an event when the next one is asked for.
-            if isinstance(event, Funding) and self._judge is not None:
-                is_booked = self._judge.settled_ms(event.instrument) >= event.market_ms
+            if isinstance(event, Funding) and (of := self._beliefs.get(event.instrument)):
+                is_booked = of.settled_ms >= event.market_ms
                 self._states[event.instrument].funding.learn(event, is_booked=is_booked)
 
     def is_behind(self) -> bool:
@@ -379,15 +379,19 @@ class LiveFeed:
     def _received(self, update: BookUpdate) -> BookUpdate:
         return structs.replace(update, seen_ms=max(update.market_ms, self._clock.market_ms()))
 
+    def _doubts(self, price: Quote | Mark | Funding) -> bool:
+        belief = self._beliefs.get(price.instrument)
+        return belief is not None and belief.doubts(price)
+
     def _is_event(self, item: Price) -> bool:
         """Keep *item*; return whether it is an event at once, or only before the next bar."""
-        state, judge = self._states[item.instrument], self._judge
+        state, judge = self._states[item.instrument], self._beliefs.get(item.instrument)
         matters = judge is not None and judge.is_evidence(item)
         if not matters and not isinstance(item, Trade) and not (judge and judge.repeats(item)):
             if isinstance(item, Mark):
                 matters = self._liquidates(item)
             elif (from_ms := self._quote_from_ms(item)) is not None:
-                again = judge is not None and judge.holds_quote(item.instrument)
+                again = judge is not None and judge.holds_quote
                 matters = state.may_fill(item, from_ms, again=again)
         return state.keep(item, matters=matters)
 
@@ -403,7 +407,7 @@ class LiveFeed:
 
         They do where *item* is doubted, and where it confirms a price that was not believed.
         """
-        if (judge := self._judge) is None:
+        if (judge := self._beliefs.get(item.instrument)) is None:
             return [item]
         is_doubted = not isinstance(item, Trade) and judge.doubts(item)
         self.counters["doubted_prices"] += is_doubted

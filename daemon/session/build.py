@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.book_fills import QueueRules
-from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange, ExecutionCosts
+from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
@@ -457,13 +457,12 @@ def build_engine(
             if isinstance(net, NetStrategy)
         }
         member_model = forecaster if asks_forecaster(member_config) else None
-        members.append(
-            MemberTerms(name, shares[name], *terms_of(member_config, member_model, of_member))
-        )
+        terms = terms_of(member_config, member_model, of_member)
+        members.append(terms._replace(name=name, share=shares[name]))
     if members:
         refuse_limits(config, forecaster)  # by the names of all
-    terms = terms_of(account_of(config), forecaster, strategies)
-    return Engine(instruments, *terms, members=members, reset=config.strategies.reset)
+    account = terms_of(account_of(config), forecaster, strategies)
+    return Engine(instruments, account, members=members, reset=config.strategies.reset)
 
 
 def _terms(
@@ -475,7 +474,7 @@ def _terms(
     execution: FillModel,
     period_start_ms: int,
     sessions: Sessions | None,
-) -> tuple[Strategies, dict[str, Sizer], dict[str, GateEvaluator], EngineSettings]:
+) -> MemberTerms:
     """Return what an account trades by, or one of several strategies on it: by instrument id."""
     if (model := user_model(forecaster)) is not None:
         model.scale(instruments)
@@ -520,22 +519,17 @@ def _terms(
         usual_ranges=float(config.execution.plausible),
         agree_within_ms=round(config.execution.agree_within_ms * config.exchange.time_scale),
         flat_on_refusal=config.gate.on_refusal == "flat",
-        horizon_index=terms.horizon_index,
-        slope=terms.slope,
+        model=terms,
         regimes=frozenset(Regime(name) for name in config.gate.regimes),
         learned_regimes=frozenset(config.gate.learned_regimes),
-        bounds=terms.bounds,
-        cells=terms.cells,
         hysteresis=float(config.regime.hysteresis),
-        fitted=terms.fitted,
-        passing=terms.passing,
         risk=risk,
         flatten_on_breach=config.risk.on_breach == "flatten",
         closes_outside=(rule := config.market.universe) is not None and rule.on_leave == "close",
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}
-    return by_id, sizers, terms.gates, settings
+    return MemberTerms("", 0, by_id, sizers, settings)
 
 
 def model_terms(
@@ -645,7 +639,7 @@ def warmup_bars(
     these; with *sessions* they are fewer.
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
-    of_day = DayRange(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
+    of_day = MeanRange.of_day(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
     every = every_of(strategies)
     wanted = [frame_bars(strategy) for strategy in every]
     base_ms = config.market.interval_ms

@@ -344,7 +344,7 @@ class Daemon:
                 counters=feed.counters,
                 newest=feed,
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
-                halted_by=operator.name if engine.halted else engine.breach,
+                halted_by=operator.name if engine.halted else engine.risk.breach,
                 margin=margin_rules(config, run.instruments),
             )
             companions: list[Companion] = [each for each in (retrainer, universe) if each]
@@ -463,7 +463,7 @@ class Daemon:
                 config,
                 run,
                 clock,
-                breach=lambda: engine.breach,
+                breach=lambda: engine.risk.breach,
                 set_aside=lambda: engine.set_aside,
                 frame_age_s=monitor.frame_age_s,
             )
@@ -507,7 +507,7 @@ class Daemon:
             quote_from_ms=engine.broker.quote_from_ms,
             liquidates=engine.broker.liquidates,
             marks_together=engine.broker.is_cross,
-            judge=engine.prices,
+            beliefs=engine.beliefs,
         )
 
     def _warm_at(self, engine: Engine, feed: LiveFeed, instrument: str) -> int | None:

@@ -276,10 +276,9 @@ def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrum
 
 def reach_of(engine: Engine, context: int) -> Lookback:
     """Return how far the decisions of *engine* look back, with a model of *context* bars, or 0."""
-    keys = engine.instruments
     return Lookback(
-        {key: max(engine.warmup_of(key), engine.range_bars_of(key), context) for key in keys},
-        {key: books for key in keys if (books := engine.books_of(key))},
+        {key: max(market.history.lookback, context) for key, market in engine.markets.items()},
+        {key: books for key, of in engine.states.items() if (books := of.strategy.books)},
         context,
         counts=engine.counts,
     )
@@ -348,22 +347,26 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
     )
     if engine.counts:
         for step in reader.steps_since_state(run.run_id, until=after):
-            restart.count(step)
+            engine.count(step)
 
 
-def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
-    """Feed the newest bars of *run* into *engine* and *history* again, without steps.
+def recall_bars(
+    engine: Engine, reader: Reader, run: Run, history: BarHistory | None, until: int | None = None
+) -> None:
+    """Feed the newest bars of *run*, up to step *until*, into *engine* and *history* again.
 
     They come in the order of their times: a portfolio strategy sees those of all instruments.
     """
     restart = Restart(engine)
-    for frame_bar in reader.frame_bars(run.run_id):
+    for frame_bar in reader.frame_bars(run.run_id, until=until):
         restart.recall_frame(frame_bar)
     recalled = []
-    splits = [action for _, action in actions_of(reader.connection, run) if action.is_split]
+    actions = actions_of(reader.connection, run, until=until)
+    splits = [action for _, action in actions if action.is_split]
     for item in run.instruments:
-        wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
-        bars = reader.bars(run.run_id, item.id, max(wanted, engine.range_bars_of(item.id)))
+        past = engine.markets[item.id].history
+        wanted = max(past.reach, 1 if history is None else history.context)
+        bars = reader.bars(run.run_id, item.id, max(wanted, past.lookback), until=until)
         bars = [bar_after(splits, bar) for bar in bars]
         for bar in bars[:-wanted]:
             restart.recall_range(bar)

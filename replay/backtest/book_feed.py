@@ -256,7 +256,6 @@ class BookFeed:
         self.sources: Final = tuple(sources)
         self._instruments = {item.id: item for item in instruments}
         self._response_ms = response_ms
-        self._followed: Sequence[_SourceBook] = ()
 
     def between(
         self,
@@ -271,7 +270,7 @@ class BookFeed:
         *watch* is asked after each event. Frames that the run has dealt with are taken in silently:
         as many as *frames_read* says of an instrument, and those until *known_ms*.
         """
-        followed = self._followed = [
+        followed = [
             _SourceBook(source, self._instruments[source.instrument_id], self._response_ms)
             for source in self.sources
         ]
@@ -294,10 +293,6 @@ class BookFeed:
         for book in followed:
             yield from book.arrivals(until_ms, watch)
             yield from book.rest()
-
-    def best(self, instrument: str) -> tuple[int, int] | None:
-        """Return the best bid and ask of *instrument* as read so far; None where it has none."""
-        return next((book.best for book in self._followed if book.key == instrument), None)
 
     def warnings(self, from_ms: int, until_ms: int) -> tuple[str, ...]:
         """Say what is missing of the books from *from_ms* to *until_ms*, without a full stop."""

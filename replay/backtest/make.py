@@ -269,7 +269,7 @@ def resumed_replay(
     seen_ms = {
         key: open_ms
         + market.interval_ms
-        - max(engine.books_of(key), of_model) * market.depth_every_ms
+        - max(engine.states[key].strategy.books, of_model) * market.depth_every_ms
         for key, open_ms in resumed.last_open_ms.items()
     }
     rest = (
@@ -310,7 +310,7 @@ def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:
         if reader.pruned(reader.stored_run(run_id).run_key) is None:
             return
         for item in replay.instruments:
-            wanted = max(replay.engine.warmup_of(item.id), context)
+            wanted = max(replay.engine.markets[item.id].history.reach, context)
             held = len(reader.bars(run_id, item.id, wanted))
             if held < wanted:
                 raise DataInvalid(

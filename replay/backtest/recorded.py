@@ -127,13 +127,18 @@ def open_recorded(
             reader.models(run_id, until=beginning.after).deciding,
         )
     ]
-    filters = {item.id: item for item in run.instruments}
-    changes = reader.of_type(run_id, InstrumentChange, until=beginning.after)
-    filters |= {item.instrument.id: item.instrument for item in changes}
-    instruments = tuple(filters.values())
+    instruments = instruments_at(reader, run, beginning.after)
     engine = engine_of(run, config, deciding[1], instruments)
     restore_at(engine, reader, run, beginning.after)
     return RecordedRun(run, config, engine, deciding[0], beginning, deciding[1], instruments)
+
+
+def instruments_at(reader: Reader, run: Run, after: int) -> tuple[Instrument, ...]:
+    """Return the instruments of *run* with their filters after step *after*."""
+    filters = {item.id: item for item in run.instruments}
+    changes = reader.of_type(run.run_id, InstrumentChange, until=after)
+    filters |= {item.instrument.id: item.instrument for item in changes}
+    return tuple(filters.values())
 
 
 def _find_beginning(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -19,10 +20,10 @@ import msgspec
 from tracepaper.daemon.clock import Predict
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
-from tracepaper.daemon.session.loop import BarHistory, Worker, WorkerPredictor, drive, no_forecast
+from tracepaper.daemon.session.build import needs_forecaster, resolved
+from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast
 from tracepaper.daemon.session.models import load_forecaster
-from tracepaper.daemon.session.run_row import describe_run, start_event
+from tracepaper.daemon.session.resume import Opening, open_run
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.machine import machine_line, resident_mb
@@ -132,41 +133,22 @@ def live_parts(
     start_ms: int,
 ) -> Iterator[LiveParts]:
     """Yield a run whose period begins at *start_ms*, logged in the new database *path*."""
-    engine = build_engine(
-        config,
-        instruments,
-        execution=FillModel.QUOTE,
-        period_start_ms=start_ms,
-        forecaster=forecaster,
-    )
-    run = describe_run(
-        config,
-        instruments,
-        forecaster,
-        kind=RunKind.LIVE,
-        started_at_ms=0,
-        period_start_ms=start_ms,
-    )
-    context = 0 if forecaster is None else forecaster.context
-    kept = BarHistory([instrument.id for instrument in instruments], context=context)
-    predict: Predict = no_forecast
-    if forecaster is not None:
-        predict = WorkerPredictor(
-            forecaster,
-            kept,
-            Worker("model"),
-            period_start_ms=start_ms,
-            deadline_ms=config.model.deadline_ms,
-        ).predict
     audit = SqlAuditLog.open(path)
     try:
-        audit.begin(run, engine.gate_sets)
-        yield LiveParts(
-            engine,
-            predict,
-            audit,
-            lambda: start_event(forecaster, warm_from=kept.warm_from(), market_ms=start_ms),
+        opening = Opening(
+            config, RunKind.LIVE, FillModel.QUOTE, path, tuple(instruments), forecaster, start_ms, 0
         )
+        opened = open_run(opening, audit)
+        predict: Predict = no_forecast
+        if forecaster is not None:
+            predict = WorkerPredictor(
+                forecaster,
+                opened.history,
+                Worker("model"),
+                period_start_ms=start_ms,
+                deadline_ms=config.model.deadline_ms,
+            ).predict
+        yield LiveParts(opened.engine, predict, audit, partial(opened.started, start_ms))
         audit.end(0)
     finally:
         audit.close()

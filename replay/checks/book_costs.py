@@ -17,11 +17,13 @@ import numpy as np
 
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.archive.events import NOT_RECORDED, EventsFile
+from tracepaper.replay.archive.executions import Execution
 from tracepaper.replay.archive.recordings import recording_header
-from tracepaper.replay.checks.paper_fills import TakenOrder
+from tracepaper.replay.checks.paper_fills import TakenOrder, orders_of
 from tracepaper.replay.checks.slippage import (
     FAR,
     SETTING_MOST,
+    Bias,
     SlippageFindings,
     bias,
     days_of,
@@ -63,13 +65,6 @@ class BookLevels(NamedTuple):
     def mid(self) -> Fraction:
         """Half of the best bid and the best ask together."""
         return (self.bids[0][0] + self.asks[0][0]) / 2
-
-
-class _SentOrder(NamedTuple):
-    """A market order of the run, and what its fills paid or got, exactly."""
-
-    order: TakenOrder
-    paid: Fraction
 
 
 class _PricedOrder(NamedTuple):
@@ -166,14 +161,14 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
             name = f"orders of {instrument}, of which no books were given"
             left_out[name] += len(held)
             continue
-        for sent, book in zip(held, _first_known(files[instrument], held), strict=True):
+        for order, book in zip(held, _first_known(files[instrument], held), strict=True):
             if isinstance(book, str):
                 left_out[book] += 1
-            elif abs((priced_order := _price(sent, book)).cost_bp) > SETTING_MOST:
+            elif abs((priced_order := _price(order, book)).cost_bp) > SETTING_MOST:
                 left_out[FAR] += 1
             else:
                 priced.append(priced_order)
-    times = [sent.order.time_ms for held in orders.values() for sent in held]
+    times = [order.time_ms for held in orders.values() for order in held]
     if times and not priced:
         first, last = iso(min(times)), iso(max(times))
         why = ", ".join(f"{count:,} {name}" for name, count in sorted(left_out.items()))
@@ -187,14 +182,14 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
     return findings
 
 
-def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_SentOrder]], Counter[str]]:
+def _market_orders(views: RunViews) -> tuple[int, dict[str, list[TakenOrder]], Counter[str]]:
     """Return the count of all fills, the market orders by instrument, oldest first, and the rest.
 
     An order's price is the mean of its fills by quantity, its time that from which it may fill.
     """
     sent = {row["order_id"]: row for row in views.rows("v_orders")}
     fills = views.rows("v_fills")
-    groups: dict[str, list[tuple[Decimal, Decimal]]] = defaultdict(list)
+    taken: dict[str, list[Execution]] = defaultdict(list)
     set_aside: dict[str, str] = {}
     for fill in fills:
         name, order = fill["order_id"], sent.get(fill["order_id"])
@@ -203,36 +198,28 @@ def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_SentOrder]], C
         elif order["kind"] != OrderKind.MARKET or fill["liquidity"] != Liquidity.TAKER:
             set_aside[name] = _RESTED
         else:
-            groups[name].append((Decimal(fill["price_text"]), Decimal(fill["quantity_text"])))
-    orders: dict[str, list[_SentOrder]] = defaultdict(list)
-    for name, parts in groups.items():
-        order = sent[name]
-        quantity = sum((each for _, each in parts), Decimal(0))
-        paid = sum((Fraction(price) * Fraction(each) for price, each in parts), Fraction(0))
-        price = Decimal(paid.numerator) / (Decimal(paid.denominator) * quantity)
-        at_ms, instrument = order["eligible_ms"], order["instrument"]
-        symbol = instrument.partition(":")[2]
-        taken = TakenOrder(symbol, Side(order["side"]), price, quantity, at_ms, at_ms)
-        orders[instrument].append(_SentOrder(taken, paid))
-    for held in orders.values():
-        held.sort(key=lambda market_order: market_order.order.time_ms)
+            symbol, side = order["instrument"].partition(":")[2], Side(order["side"])
+            amounts = Decimal(fill["price_text"]), Decimal(fill["quantity_text"])
+            times = order["eligible_ms"], order["eligible_ms"]
+            taken[order["instrument"]].append(Execution(symbol, side, *amounts, *times, name))
+    orders = {instrument: orders_of(executions) for instrument, executions in taken.items()}
     return len(fills), orders, Counter(set_aside.values())
 
 
 def _first_known(
-    files: Sequence[RecordedBooks], orders: Sequence[_SentOrder]
+    files: Sequence[RecordedBooks], orders: Sequence[TakenOrder]
 ) -> Iterator[BookLevels | str]:
     """Yield the book of each order by the first of *files* that has it, or why none has."""
-    times = [sent.order.time_ms for sent in orders]
+    times = [order.time_ms for order in orders]
     for answers in zip(*(books.at(times) for books in files), strict=True):
         book = next((answer for answer in answers if isinstance(answer, BookLevels)), None)
         yield book or next((answer for answer in answers if answer != _OUTSIDE), _OUTSIDE)
 
 
-def _price(sent: _SentOrder, book: BookLevels) -> _PricedOrder:
-    order, wanted = sent.order, Fraction(sent.order.quantity)
+def _price(order: TakenOrder, book: BookLevels) -> _PricedOrder:
+    wanted = Fraction(order.quantity)
     paid, unfilled = book.walk(order.side, wanted)
-    worse = paid / (wanted - unfilled) - sent.paid / wanted
+    worse = paid / (wanted - unfilled) - Fraction(order.price)
     if order.side is Side.SELL:
         worse = -worse
     return _PricedOrder(order, float(worse / book.mid * 10_000), unfilled)
@@ -243,8 +230,8 @@ def _price(sent: _SentOrder, book: BookLevels) -> _PricedOrder:
 
 def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
     """Add the tables of what the books fill whole, and of what they had no size for."""
-    whole = [priced_order for priced_order in priced if not priced_order.unfilled]
-    thin = [priced_order for priced_order in priced if priced_order.unfilled]
+    whole = [each for each in priced if not each.unfilled]
+    thin = [each for each in priced if each.unfilled]
     if thin:
         findings.tables.append(_unfilled(thin))
     if not whole:
@@ -254,10 +241,9 @@ def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
             else "The run filled no market order, so there is nothing to compare."
         )
         return
-    orders = [priced_order.order for priced_order in whole]
-    costs = np.array([priced_order.cost_bp for priced_order in whole])
-    findings.tables = [*tables_of(orders, costs), *findings.tables]
-    of_all = bias(costs, days_of(orders))
+    costs = np.array([each.cost_bp for each in whole])
+    findings.tables = [*tables_of([each.order for each in whole], costs), *findings.tables]
+    of_all = _bias_of(whole)
     if of_all.error is None or of_all.interval is None:
         findings.sentences.append(
             f"A fill at the books costs {of_all.mean:+.2f} bp beyond paper's; one day has no error."
@@ -273,32 +259,21 @@ def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
     )
 
 
+def _bias_of(priced: Sequence[_PricedOrder]) -> Bias:
+    costs = np.array([each.cost_bp for each in priced])
+    return bias(costs, days_of([each.order for each in priced]))
+
+
 def _unfilled(thin: Sequence[_PricedOrder]) -> Table:
     """Return the size that the books lacked, by symbol; in the quote currency at paper's price."""
     rows = []
-    for symbol in sorted({priced_order.order.symbol for priced_order in thin}):
-        mine = [priced_order for priced_order in thin if priced_order.order.symbol == symbol]
-        costs = np.array([priced_order.cost_bp for priced_order in mine])
-        of_all = bias(costs, days_of([priced_order.order for priced_order in mine]))
-        rows.append(
-            (
-                symbol,
-                len(mine),
-                float(
-                    sum(
-                        Fraction(priced_order.order.price * priced_order.order.quantity)
-                        for priced_order in mine
-                    )
-                ),
-                float(
-                    sum(
-                        Fraction(priced_order.order.price) * priced_order.unfilled
-                        for priced_order in mine
-                    )
-                ),
-                (of_all.mean, of_all.error),
-            )
-        )
+    for symbol in sorted({each.order.symbol for each in thin}):
+        mine = [each for each in thin if each.order.symbol == symbol]
+        of_all = _bias_of(mine)
+        ordered = sum(Fraction(each.order.price) * Fraction(each.order.quantity) for each in mine)
+        unfilled = sum(Fraction(each.order.price) * each.unfilled for each in mine)
+        figures = (len(mine), float(ordered), float(unfilled), (of_all.mean, of_all.error))
+        rows.append((symbol, *figures))
     return Table(
         "unfilled",
         "Larger than the recorded book (in none of the figures above)",

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tracepaper.replay.backtest.predictors import (
     EXPLANATION_FIELDS,
-    MEASURES,
     RETURN_FIELDS,
     RETURNS,
     SHARE_FIELDS,
     SHARES,
-    heads_agree,
     near,
-    near_arrays,
+    near_measure,
+    predictions_agree,
 )
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.storage.database.chunks import StoredRun, interned
@@ -31,18 +30,16 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
 from tracepaper.storage.record.decode import (
-    ANSWER,
     OUTCOME,
     STEP,
     TWIN_STEP,
     StepDecoder,
     StoredRows,
-    heads_of,
 )
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Step
+from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Prediction, Step
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import iso
 
@@ -200,18 +197,15 @@ _KINDS: Final = {"table": "a table in"}
 
 _OF_HEADS: Final = ("expected_shortfall_long", "expected_shortfall_short", "expected_drawdown")
 """Columns of answers that auxiliary heads fill with fractions of the price."""
-TOLERANCES: Final[Mapping[str, float]] = {
-    **{f"answers.{name}": RETURNS for name in (*RETURN_FIELDS, "horizons")},
-    **{f"answers.{name}": SHARES for name in (*SHARE_FIELDS, *EXPLANATION_FIELDS)},
-    **dict.fromkeys(
-        (f"answers.{name}" for name in ("heads", "learned_allocation", *_OF_HEADS)), SHARES
-    ),
-    **{
-        f"answers.{measure_name(gate)}": MEASURES
-        for gate in ANSWER_GATES
-        if GATES[gate].of_prediction
-    },
-}
+_PREDICTED: Final = (
+    *("horizons", "heads"),
+    *(*RETURN_FIELDS, *SHARE_FIELDS, *EXPLANATION_FIELDS),
+)
+"""Columns of answers that are fields of a prediction; the first holds those at other horizons."""
+_MEASURES: Final = tuple(measure_name(gate) for gate in ANSWER_GATES if GATES[gate].of_prediction)
+TOLERATED: Final = frozenset(
+    f"answers.{name}" for name in (*_PREDICTED, *_MEASURES, *_OF_HEADS, "learned_allocation")
+)
 """Columns whose floats another machine rounds otherwise; all else is equal everywhere."""
 
 Unequal = tuple[str, object, object]
@@ -270,17 +264,23 @@ class RowCheck:
         unequal = list(self._unequal(derived, rows))
         if exact or not unequal:
             return StepComparison(tuple(unequal))
-        by_table = {table: list(given) for table, given in rows.sparse.items()}
-        answers = by_table.get("answers", [])
+        stored = self.stored(rows).prediction if rows.sparse.get("answers") else None
         kept = [
             difference
             for difference in unequal
-            if not is_rounding(difference, answers, member_shape=self.member_shape)
+            if not is_rounding(
+                difference, stored, derived.prediction, member_shape=self.member_shape
+            )
         ]
         return StepComparison(tuple(kept), rounded=len(kept) < len(unequal))
 
     def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
-        encoder = self._encoder = self._encoder or self._encoder_from(derived.sequence)
+        if self._encoder is None:
+            of, reader = self._of, self._reader
+            trades, _ = trades_until(reader.connection, of.run_key, of.run, derived.sequence - 1)
+            sets = reader.gate_sets(of.run_key)
+            self._encoder = StepEncoder(of.run, of.run_key, sets, trades=trades)
+        encoder = self._encoder
         encoder.forget()  # so that every row is made, and none is named by another step
         encoder.add(derived)
         sparse = encoder.take()
@@ -304,12 +304,6 @@ class RowCheck:
             holdings[twin[TWIN_STEP.book]] = twin[TWIN_STEP.holding]
         for table, named in (("outcomes", outcomes), ("holdings", holdings)):
             yield from self._shared(table, sequence, named, rows, sparse[table])
-
-    def _encoder_from(self, sequence: int) -> StepEncoder:
-        """Return the encoder of the steps from *sequence* on."""
-        of, reader = self._of, self._reader
-        trades, _ = trades_until(reader.connection, of.run_key, of.run, sequence - 1)
-        return StepEncoder(of.run, of.run_key, reader.gate_sets(of.run_key), trades=trades)
 
     def _shared(
         self,
@@ -376,42 +370,42 @@ def _rows(
 
 def is_rounding(
     unequal: Unequal,
-    answers: Sequence[Sequence[Any]],
+    stored: Prediction,
+    derived: Prediction,
     *,
     member_shape: tuple[int, int] | None = None,
 ) -> bool:
-    """Return whether a difference lies within its column's tolerance."""
-    name, stored, derived = unequal
+    """Return whether a difference between two predictions lies within its column's tolerance."""
+    name, first, second = unequal
     if name == "answers.halves" and member_shape is not None:
-        return _members_agree(stored, derived, member_shape)
-    if name not in TOLERANCES or not answers:
+        return _members_agree(first, second, member_shape)
+    if name not in TOLERATED or type(first) is not type(second):
         return False
-    field = name.removeprefix("answers.")
-    if isinstance(stored, bytes) and isinstance(derived, bytes):
-        return _blobs_agree(field, stored, derived, answers[0])
-    if not isinstance(stored, float) or not isinstance(derived, float):
+    column = name.removeprefix("answers.")
+    if column in _PREDICTED:
+        return (
+            isinstance(stored, Forecast)
+            and isinstance(derived, Forecast)
+            # Arrays agree as far as both reach.
+            and not (isinstance(first, bytes) and len(first) != len(cast("bytes", second)))
+            and predictions_agree(stored, _with_column(stored, derived, column))
+        )
+    if not isinstance(first, float) or not isinstance(second, float):
         return False
-    size = 1.0
-    if field in _OF_HEADS:
-        size = abs(stored)
-    elif field in RETURN_FIELDS:
-        size = answers[0][ANSWER.stdev_return]
-        size = abs(stored) if size is None else size
-    elif field not in (*SHARE_FIELDS, *EXPLANATION_FIELDS, "learned_allocation"):  # a measure
-        size = max(abs(stored), abs(derived), 1.0)
-    return near(stored, derived, TOLERANCES[name] * size)
+    if column in _MEASURES:
+        return near_measure(first, second)
+    return near(first, second, SHARES * (abs(first) if column in _OF_HEADS else 1.0))
 
 
-def _blobs_agree(field: str, stored: bytes, derived: bytes, answer: Sequence[Any]) -> bool:
-    """Return whether two values of a column of blobs agree; *answer* is the stored row."""
-    match field:
-        case "horizons":
-            return _horizons_agree(stored, derived, answer[ANSWER.horizon])
-        case "heads":
-            horizons = len(msgspec.msgpack.decode(answer[ANSWER.horizons])[0])
-            return heads_agree(heads_of(stored), heads_of(derived), horizons)
-        case _:
-            return len(stored) == len(derived) and near_arrays(stored, derived)
+def _with_column(stored: Forecast, derived: Forecast, column: str) -> Forecast:
+    """Return *stored* with what *derived* has in one *column*."""
+    if column in EXPLANATION_FIELDS:
+        explained, other = stored.explanation, derived.explanation
+        assert explained is not None
+        changed = {column: getattr(other, column)}
+        return replace(stored, explanation=replace(explained, **changed))
+    names = (*RETURN_FIELDS, *SHARE_FIELDS) if column == "horizons" else (column,)
+    return replace(stored, **{name: getattr(derived, name) for name in names})
 
 
 def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> bool:
@@ -431,25 +425,3 @@ def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> b
     if not np.isfinite(stored_values).all():
         return stored == derived
     return bool((np.abs(stored_values - derived_values) <= RETURNS * stored_values[:, 1:2]).all())
-
-
-def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:
-    """Return whether the columns at the other horizons agree, each by its own deviation."""
-    stored_columns, derived_columns = (
-        msgspec.msgpack.decode(stored),
-        msgspec.msgpack.decode(derived),
-    )
-    if stored_columns[0] != derived_columns[0] or horizon not in stored_columns[0]:
-        return False
-    stdev = stored_columns[2]
-    for column, (a, b) in enumerate(zip(stored_columns[1:], derived_columns[1:], strict=True)):
-        if a is None or b is None:
-            if a is not b:
-                return False
-            continue
-        shares = column in (2, 3, 4)  # p_down, p_flat, p_up
-        for at, (x, y) in enumerate(zip(a, b, strict=True)):
-            size = abs(x or 0.0) if stdev is None else stdev[at] or 0.0
-            if x != y and not near(x, y, SHARES if shares else RETURNS * size):
-                return False
-    return True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +10,6 @@ from functools import partial
 from hashlib import sha256
 from itertools import chain, islice
 from multiprocessing.connection import Connection
-from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,14 +17,13 @@ import msgspec
 
 from tracepaper.daemon.clock import jump_clocks
 from tracepaper.daemon.config.loading import own_classes, restore
-from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.loop import gathered, steps_of
-from tracepaper.daemon.session.resume import engine_of
+from tracepaper.daemon.session.resume import engine_of, recall_bars, restore_at
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.backtest.recorded import (
     RecordedPredictor,
     RecordedRun,
+    instruments_at,
     open_recorded,
     prober_of,
     run_in,
@@ -39,15 +35,10 @@ from tracepaper.replay.checks.perturbations import HASH_SEEDS
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import (
-    Bar,
     Event,
-    FrameBar,
-    Instrument,
-    InstrumentChange,
     ModelChange,
 )
 
@@ -182,7 +173,9 @@ def _with_equal_code(case: Case) -> tuple[Cause, str]:
             return Cause.STRATEGY, fault
         return Cause.MODEL, fault.replace("the strategy", "the model", 1)
     names = " ".join(difference.field for difference in case.of_steps).split()
-    if not case.exact and _may_be_rounding(names):
+    judged = any(name.startswith((*_OF_FORECAST, *_DECIDED)) for name in names)
+    if not case.exact and judged and not any(name.startswith(_GIVEN) for name in names):
+        # Another machine's rounding can explain it.
         return Cause.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
     return Cause.RECORD, _by_fields(names)
 
@@ -202,12 +195,6 @@ def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Cause, str]:
     if not case.of_steps:
         who = f"every step follows, but the strategy {run.strategy} or the run's row was changed"
     return Cause.STRATEGY, f"{who}: {hashes}"
-
-
-def _may_be_rounding(names: Sequence[str]) -> bool:
-    """Return whether another machine's rounding can explain the differing fields."""
-    judged = any(name.startswith((*_OF_FORECAST, *_DECIDED)) for name in names)
-    return judged and not any(name.startswith(_GIVEN) for name in names)
 
 
 def _by_fields(names: Sequence[str]) -> str:
@@ -322,57 +309,18 @@ def _follows(case: Case, steps: Iterator[Step]) -> bool:
 
 def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     """Derive the run; *remade* makes its strategies anew at every restart, as a start does."""
-    run_id = case.stored.run.run_id
-    predictor, recorded, run_events = _opened(case.reader, case.database, run_id, case.from_step)
+    reader, run_id = case.reader, case.stored.run.run_id
+    predictor, recorded, run_events = _opened(reader, case.database, run_id, case.from_step)
     engine = recorded.engine
-    bars: dict[str, deque[Bar]] = {
-        item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))
-        for item in recorded.run.instruments
-    }
-    filters = {item.id: item for item in recorded.run.instruments}
     starts = 0 if recorded.beginning is None else 1
-    frame_bars: list[FrameBar] = []
-    events = islice(run_events, case.stored.step_count - recorded.first)
-    for unit in gathered(events):
-        if isinstance(unit, InstrumentChange):
-            filters[unit.instrument.id] = unit.instrument
-        elif isinstance(unit, ModelChange):
+    for unit in gathered(islice(run_events, case.stored.step_count - recorded.first)):
+        if isinstance(unit, ModelChange):
             starts += 1
             if remade and starts > 1 and not predictor.is_promotion(unit):
-                engine = _restarted(
-                    recorded, predictor.forecaster, engine, filters, bars, frame_bars
-                )
+                after = engine.sequence - 1
+                instruments = instruments_at(reader, recorded.run, after)
+                engine = engine_of(recorded.run, recorded.config, predictor.forecaster, instruments)
+                restore_at(engine, reader, recorded.run, after)
+                recall_bars(engine, reader, recorded.run, None, until=after)
                 predictor.prepare(engine)
-        for step in steps_of(engine, unit, predictor.predict(unit)):
-            if isinstance(step.event, Bar) and step.accepted:
-                bars[step.event.instrument].append(step.event)
-            elif isinstance(step.event, FrameBar) and step.accepted:
-                frame_bars.append(step.event)
-            yield step
-
-
-def _restarted(
-    recorded: RecordedRun,
-    forecaster: Forecaster | None,
-    before: Engine,
-    filters: dict[str, Instrument],
-    bars: dict[str, deque[Bar]],
-    frame_bars: Sequence[FrameBar],
-) -> Engine:
-    """Restart as a process does: keep the account, show the strategies their bars anew."""
-    instruments = tuple(filters.values())
-    engine = engine_of(recorded.run, recorded.config, forecaster, instruments)
-    state = decode_state(msgspec.msgpack.encode(before.state()))
-    restart = Restart(engine)
-    restart.restore(state, next_sequence=before.sequence, since=before.since_decided)
-    for frame_bar in frame_bars:
-        restart.recall_frame(frame_bar)
-    observed = []
-    for key, recent in bars.items():
-        early = max(len(recent) - engine.warmup_of(key), 0)
-        for bar in islice(recent, early):
-            restart.recall_range(bar)
-        observed.append(islice(recent, early, None))
-    for bar in heapq.merge(*observed, key=attrgetter("open_time_ms")):
-        restart.recall(bar)
-    return engine
+        yield from steps_of(engine, unit, predictor.predict(unit))

@@ -188,7 +188,18 @@ def _is_opened_by_package(event: str, item: ExternalInput, frame: FrameType) -> 
         # While ctypes is imported it opens the process's own libraries.
         exempt = ("<frozen importlib", *_installed(len(sys.path)))
         return frame.f_code.co_filename.startswith(exempt)
-    if _looks_up_version(frame) or _prints_source_line(frame) or _examines_machine(frame, item):
+    if (
+        # A package's version is looked up, which lists every folder and archive of ``sys.path``.
+        _caller(frame, zipfile.__file__) in _METADATA
+        # A warning or a traceback reads the line of source that it prints.
+        or _caller(frame, *_LINES) in _SHOWN_BY
+        # A package examines the machine while it is imported: psutil reads ``/proc/stat``, and
+        # scikit-learn imports joblib, which imports psutil.
+        or (
+            item.name.startswith(_MACHINE)
+            and _caller(frame, *_installed(len(sys.path))).startswith("<frozen importlib")
+        )
+    ):
         return True
     if not frame.f_code.co_filename.startswith("<frozen importlib"):
         return False
@@ -206,35 +217,11 @@ def _is_module_import(frame: FrameType) -> bool:
     return loading == ["get_data", "get_code"]
 
 
-def _prints_source_line(frame: FrameType | None) -> bool:
-    """Return whether a warning or a traceback reads the line of source that it prints."""
-    while frame is not None and frame.f_code.co_filename in _LINES:
+def _caller(frame: FrameType | None, *through: str) -> str:
+    """Return the file of the first frame outwards that begins with none of *through*."""
+    while frame is not None and frame.f_code.co_filename.startswith(through):
         frame = frame.f_back
-    return frame is not None and frame.f_code.co_filename in _SHOWN_BY
-
-
-def _looks_up_version(frame: FrameType | None) -> bool:
-    """Return whether a package's version is looked up, which lists every folder of ``sys.path``."""
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file in _METADATA:
-            return True
-        if file != zipfile.__file__:  # some of the folders may be archives
-            return False
-        frame = frame.f_back
-    return False
-
-
-def _examines_machine(frame: FrameType | None, item: ExternalInput) -> bool:
-    """Return whether an installed package examines the machine while it is imported.
-
-    psutil reads the columns of ``/proc/stat``; scikit-learn imports joblib, which imports psutil.
-    """
-    if not item.name.startswith(_MACHINE):
-        return False
-    while frame is not None and frame.f_code.co_filename.startswith(_installed(len(sys.path))):
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
+    return "" if frame is None else frame.f_code.co_filename
 
 
 def _file(path: object) -> ExternalInput | None:

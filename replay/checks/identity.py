@@ -20,11 +20,9 @@ from tracepaper.strategies.gates.gate import GATES, GateKind
 from tracepaper.strategies.types.decisions import (
     DecisionOutcome,
     Forecast,
-    GateSet,
     Prediction,
     PredictionTimeout,
     Step,
-    StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, Instrument
 
@@ -85,8 +83,14 @@ def decision_identity(step: Step, instrument: Instrument) -> DecisionIdentity:
         () if target is not None else _born(step, price, quantity),
         tuple(
             [
-                (strategy_decision.strategy, _of_strategy(strategy_decision, measures, quantity))
-                for strategy_decision in step.strategies
+                # A measure that a strategy does not hold is the account's.
+                (
+                    of.strategy,
+                    _verdict(
+                        of.outcome, of.target_quantity, measures | dict(of.measures), quantity
+                    ),
+                )
+                for of in step.strategies
             ]
         ),
     )
@@ -103,27 +107,14 @@ def _verdict(
     measures: dict[str, float | None],
     quantity: int,
 ) -> GateOutcome:
-    places = _counted(outcome.gate_set)
     gates, thresholds = outcome.gate_set.gates, outcome.gate_set.thresholds
+    places = [place for place, name in enumerate(gates) if counts(name)]
     return GateOutcome(
         outcome.action.value,
         None if target is None else str(target * quantity),
         tuple([(gates[at], thresholds[at], finite(measures[gates[at]])) for at in places]),
         tuple([bool(outcome.passed >> at & 1) for at in places]),
     )
-
-
-def _of_strategy(
-    decided: StrategyDecision, measures: dict[str, float | None], quantity: int
-) -> GateOutcome:
-    """Return the verdict of one strategy; a measure that it does not hold is the account's."""
-    return _verdict(
-        decided.outcome, decided.target_quantity, measures | dict(decided.measures), quantity
-    )
-
-
-def _counted(gate_set: GateSet) -> list[int]:
-    return [place for place, name in enumerate(gate_set.gates) if counts(name)]
 
 
 def counts(gate: str) -> bool:

@@ -14,10 +14,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FunctionType
@@ -27,7 +28,7 @@ import msgspec
 import numpy as np
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.daemon.clock import jump_clocks
+from tracepaper.daemon.clock import SystemClock, jump_clocks
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
@@ -57,9 +58,6 @@ from tracepaper.replay.checks.compare import Difference, differences_of
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.perturbations import (
     DerivedStep,
-    FutureProbe,
-    replaced_covariates,
-    without_later,
 )
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import remembered
@@ -221,13 +219,6 @@ def _work(connection: Connection) -> None:
             connection.send(error)
 
 
-PROGRESS_STEPS: Final = 500
-"""Steps after which a job says how far it is, and hears whether it shall stop."""
-
-BEYOND_BARS: Final = 512
-"""Corrupted bars that follow a probe: a batched pass sees them together with the bars before."""
-
-
 @dataclass(frozen=True)
 class Accesses:
     """What a child knows of the class beside its decisions."""
@@ -249,20 +240,7 @@ class Whole:
     steps: list[DerivedStep]
     accesses: Accesses
     is_portfolio: bool  # one object decides for all instruments
-
-
-@dataclass(frozen=True)
-class Machine:
-    """An engine, and a user's own model where there is one that can be asked again."""
-
-    engine: Engine
-    model: InlinePredictor | None
-
-    def derive(self, unit: Unit, predictions: Sequence[Prediction]) -> list[DerivedStep]:
-        """Return the steps of *unit*; *predictions* are what was said where no model is asked."""
-        if self.model is not None:
-            predictions = self.model.predict(unit)
-        return derive_steps(self.engine, unit, predictions)
+    is_cut: bool  # whether the time did not suffice for all bars
 
 
 @dataclass(frozen=True)
@@ -278,10 +256,10 @@ class Setup:
     compiled: tuple[str, ...] = ()  # what is then imported before
     around: perturbations.Surroundings | None = None
 
-    def machine(self) -> Machine:
-        """Return the engine of the whole replay, as it stood before its first event.
+    def machine(self) -> Callable[[Unit, Sequence[Prediction]], list[DerivedStep]]:
+        """Return what steps a unit through the engine as it stood before the replay's first event.
 
-        A user's own model comes with it: what it says is derived again as well.
+        It is given the predictions, but for those of a user's own model: that is asked again.
         """
         if self.jumping:
             # Compiled code measures the types of dates while it is loaded, and dies of ours.
@@ -304,10 +282,11 @@ class Setup:
         )
         user = user_model(forecaster)
         if user is None or user.is_outside:
-            return Machine(engine, None)
+            return partial(derive_steps, engine)
         history = BarHistory([item.id for item in self.instruments], context=user.context)
         start_ms = self.period_start_ms
-        return Machine(engine, InlinePredictor(user, history, period_start_ms=start_ms))
+        model = InlinePredictor(user, history, period_start_ms=start_ms)
+        return lambda unit, _stored: derive_steps(engine, unit, model.predict(unit))
 
 
 EngineInput = tuple[Unit, Sequence[Prediction]]
@@ -316,77 +295,58 @@ EngineInput = tuple[Unit, Sequence[Prediction]]
 
 # ---------------------------------------------------------------- jobs
 
+LEAST_STEPS: Final = 500
+"""So many are derived however short the time is."""
+ANEW: Final = "anew"
+"""Asks ``step_through`` for another engine, in the same process."""
 
-def derive_whole(connection: Connection, config: Config, data: MarketData, mode: str) -> None:
-    """Derive all steps of *data*; then, where asked to, the same once more in this process."""
+
+def derive_whole(connection: Connection, *given: Any) -> None:  # noqa: ANN401 - of whole_of
+    """Send the replay that ``whole_of`` makes of *given*."""
+    connection.send(whole_of(*given))
+
+
+def whole_of(config: Config, data: MarketData, mode: str, within_s: float) -> Whole:
+    """Derive all steps of *data*, or those that are done *within_s*, a few in any case."""
     external_inputs.listen(own_classes(config))
+    now_s = SystemClock().network_s
+    until_s = now_s() + within_s
     replay = _replay(config, data, mode)
     steps: list[DerivedStep] = []
-    reported = 0
+    is_cut = False
     for together in derived(replay):
+        if is_cut := len(steps) >= LEAST_STEPS and now_s() > until_s:
+            break
         steps += together
-        if len(steps) >= reported + PROGRESS_STEPS:
-            reported = len(steps)
-            connection.send(reported)
-            if connection.poll():
-                break
     engine = replay.engine
     # Bars of higher timeframes that come from files need none of the instrument's own.
     warmups = [
-        remembered(engine.strategy_of(item.id)) if data.frames else engine.warmup_of(item.id)
-        for item in replay.instruments
+        remembered(engine.states[key].strategy) if data.frames else market.history.reach
+        for key, market in engine.markets.items()
     ]
     start_ms = replay.run.period_start_ms
     setup = Setup(replay.config, replay.instruments, start_ms, mode, replay.feed.sessions)
-    connection.send(Whole(setup, max(warmups), steps, accesses(config), engine.is_portfolio))
-    while (request := connection.recv()) is not None:
-        if request == "again":
-            _stepped(connection, setup.machine(), list(given_of(steps)))
-    connection.send(accesses(config))
+    opened = accesses(config)
+    return Whole(setup, max(warmups), steps, opened, engine.is_portfolio, is_cut)
 
 
-def step_through(connection: Connection, setup: Setup, given: Sequence[EngineInput]) -> None:
-    """Step through *given*, in a process that has seen nothing else."""
-    external_inputs.listen(own_classes(setup.config))
-    _stepped(connection, setup.machine(), given)
-    connection.recv()
-    connection.send(accesses(setup.config))
+def step_through(connection: Connection, setup: Setup) -> None:
+    """Step through the inputs that come: none is in this process before its turn.
 
-
-def step_blindly(connection: Connection, setup: Setup) -> None:
-    """Step through events that come one at a time: none is in this process before its turn."""
+    A number asks for that step of the last answer, None for what the class did.
+    """
     external_inputs.listen(own_classes(setup.config))
     machine = setup.machine()
     last: list[DerivedStep] = []
     while (request := connection.recv()) is not None:
-        if request == "show":
-            connection.send(last)
+        if request == ANEW:
+            machine = setup.machine()
+        elif isinstance(request, int):
+            connection.send(last[request])
         else:
-            last = machine.derive(*request)
+            last = [step for inputs in request for step in machine(*inputs)]
             connection.send([packed(step) for step in last])
     connection.send(accesses(setup.config))
-
-
-def derive_probes(connection: Connection, config: Config, data: MarketData, mode: str) -> None:
-    """Compare steps with and without the future, at every probe that comes."""
-    external_inputs.listen(own_classes(config))
-    bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
-    beyond_ms = BEYOND_BARS * data.candles[0].interval_ms
-    while (probe := connection.recv()) is not None:
-        assert isinstance(probe, FutureProbe)
-        until_ms = probe.at_ms + beyond_ms
-        if probe.from_ms not in bases:
-            bases.clear()
-            is_whole = all(part.open_time_ms[0] >= probe.from_ms for part in data.candles)
-            window = data.opening(probe.from_ms, None if is_whole else until_ms)
-            bases[probe.from_ms] = _steps(config, window, mode)
-        base = bases[probe.from_ms]
-        future = data.until(probe.at_ms, cut=probe.cut).opening(probe.from_ms, until_ms)
-        close_ms = data.close_of(probe.at_ms)
-        with replaced_covariates(config, without_later(close_ms, cut=probe.cut)) as changed:
-            steps = _steps(changed, future, mode)
-        connection.send(_first_moved(base, steps, probe.at_ms))
-    connection.send(accesses(config))
 
 
 # ---------------------------------------------------------------- parts
@@ -417,9 +377,9 @@ def derive_steps(
         parts: tuple[Signal | Orders | None, ...] = ()
         columns: tuple[tuple[str, Any], ...] = ()
         if isinstance(step.event, Bar) and step.decision is not None:
-            signal = engine.signal_of(step.event.instrument)
+            signal = engine.states[step.event.instrument].signal
             key = step.event.instrument
-            frames, columns = engine.frames_of(key), engine.columns_of(key)
+            frames, columns = engine.markets[key].history.newest_frames, engine.columns_of(key)
             parts = tuple(
                 None if member.is_empty and not member.failed else member.states[key].signal
                 for member in engine.members
@@ -464,14 +424,6 @@ def accesses(config: Config) -> Accesses:
     )
 
 
-def _stepped(connection: Connection, machine: Machine, given: Iterable[EngineInput]) -> None:
-    """Step through *given*; show the step that is asked for until None is."""
-    taken = [step for inputs in given for step in machine.derive(*inputs)]
-    connection.send([packed(step) for step in taken])
-    while (place := connection.recv()) is not None:
-        connection.send(taken[place])
-
-
 def _replay(config: Config, data: MarketData, mode: str) -> Replay:
     """Return the replay of *data*, warmed by the candles of frames that begin before its bars.
 
@@ -485,25 +437,6 @@ def _replay(config: Config, data: MarketData, mode: str) -> Replay:
     ]
     kept = replace(data, frames=[part for part in before if len(part)])
     return build(config, kept, started_at_ms=0, mode=mode)
-
-
-def _steps(config: Config, data: MarketData, mode: str) -> list[Step]:
-    steps = chain.from_iterable(derived(_replay(config, data, mode)))
-    return [derived_step.step for derived_step in steps if derived_step.bar]
-
-
-def _first_moved(
-    base: Sequence[Step], steps: Sequence[Step], at_ms: int
-) -> tuple[int, Difference | None]:
-    """Return how many steps until *at_ms* were compared, and the first that differs."""
-    first, second = (
-        [step for step in each if isinstance(bar := step.event, Bar) and bar.open_time_ms <= at_ms]
-        for each in (base, steps)
-    )
-    for compared, (mine, other) in enumerate(zip(first, second, strict=True), start=1):
-        if mine != other:
-            return compared, first_difference(mine, other)
-    return len(first), None
 
 
 def first_difference(step: Step, other: Step) -> Difference:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -28,18 +29,15 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference, LookaheadFinding
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.isolation import (
+    ANEW,
     Accesses,
-    Child,
-    EngineInput,
     FreshProcesses,
     Overdue,
     Setup,
     Whole,
-    derive_probes,
     derive_whole,
     given_of,
     packed,
-    step_blindly,
     step_through,
 )
 from tracepaper.replay.checks.perturbations import (
@@ -72,11 +70,25 @@ GRACE_S: Final = 10.0
 MODEL: Final = "tracepaper.strategies.forecasters.build"
 """What a check of a model loads once rather than in every fresh process."""
 
+TO_COME: Final = "it depends on bars that are still to come"
+ROWS_TO_COME: Final = "it depends on bars, or rows of covariates, that are still to come"
+FALSE_FRAME: Final = (
+    "a bar of a higher frame was handed on that had not closed, or is not what its bars add up to"
+)
+ON_ORDER: Final = (
+    "it depends on the order of the symbols within a close: what they share changes while they are "
+    "decided; let one PortfolioStrategy decide for all"
+)
+ON_EARLIER_RUNS: Final = "it remembers earlier runs of its process"
 SURROUNDED: Final = "the environment, the working folder and the hashes of texts"
 ON_HASHES: Final = (
     "it depends on the hash of a text, or on the order of a set of texts, which Python draws anew "
     "in each process; sort them"
 )
+ON_ENVIRONMENT: Final = (
+    "it depends on the environment{}; pass what cannot tell with --allow-reading"
+)
+ON_FOLDER: Final = "it depends on the working folder"
 ON_CLOCK: Final = "it depends on the machine's clock"
 UNEQUAL: Final = (
     "it cannot be repeated, two equal runs differ: it draws at random, or by its process, or what "
@@ -113,11 +125,168 @@ def lookahead(
         config, shortened = fit_windows(config, span_of(data.candles))
         for sentence in shortened:
             report(f"Warning: {sentence}.")
-    return _Check(config, data, fresh, limits or Limits(), mode, report).run(allow)
+    return _Check(config, data, fresh, limits or Limits(), mode, allow, report).run()
+
+
+# ---------------------------------------------------------------- probes as rows
+
+
+def same_step(mine: DerivedStep, other: DerivedStep) -> bool:
+    """Return whether two steps and their columns are equal bit for bit."""
+    return packed(mine) == packed(other)
+
+
+class ProbeTrial(NamedTuple):
+    """One process that derives steps again, of which none may differ from the *expected* ones."""
+
+    expected: Sequence[DerivedStep]
+    subject: Setup | MarketData  # steps the inputs of those through, or replays other candles
+    because: str  # what a step depends on that moves; {} stands for variables
+    same: Callable[[DerivedStep, DerivedStep], bool] = same_step
+    config: Config | None = None  # of other candles, where it is another
+    until_ms: int | None = None  # of other candles: the last open time that is compared
+    hash_seed: int | None = None
+    is_blind: bool = False  # handed its inputs one at a time
+    has_past: bool = False  # after the same was stepped through in that process before
+
+
+class LookaheadProbe(NamedTuple):
+    """One way in which a decision can depend on what it should not, and how it shows."""
+
+    name: str
+    trials: Callable[[_Check], Iterator[ProbeTrial | Difference]]
+    is_refused: bool = True  # else a difference is only told, as what decisions depend on
+
+
+def _without_later(check: _Check) -> Iterator[ProbeTrial]:
+    """Hand on the events one at a time, so that no later bar exists before a decision."""
+    yield ProbeTrial(check.steps, check.setup(), TO_COME, is_blind=True)
+
+
+def _reordered(check: _Check) -> Iterator[ProbeTrial]:
+    """Hand on the bars of each close in the opposite order of their symbols."""
+    if len(check.instruments) > 1:  # two have an order
+        reverse = replace(check.replayed, candles=check.replayed.candles[::-1])
+        yield ProbeTrial(check.steps, reverse, ON_ORDER, same_judgement)
+
+
+def _again(check: _Check) -> Iterator[ProbeTrial]:
+    yield ProbeTrial(check.steps, check.setup(), ON_EARLIER_RUNS, has_past=True)
+
+
+def _surrounded(check: _Check) -> Iterator[ProbeTrial]:
+    """Repeat under other hash seeds, without environment variables, then in another folder too.
+
+    Only for a user's class: ours read none of these. Where something was opened that is not
+    allowed, that is the finding.
+    """
+    if not check.is_custom or not all(map(check.is_allowed, check.opened)):
+        return
+    for seed in HASH_SEEDS:
+        yield ProbeTrial(check.steps, check.setup(), ON_HASHES, hash_seed=seed)
+    with tempfile.TemporaryDirectory(prefix="tracepaper-elsewhere-") as folder:
+        link(check.allow, Path(folder))
+        for where, because in ((None, ON_ENVIRONMENT), (folder, ON_FOLDER)):
+            around = Surroundings(frozenset(check.allow), where)
+            yield ProbeTrial(check.steps, check.setup(around=around), because)
+
+
+def _jumping(check: _Check) -> Iterator[ProbeTrial]:
+    """Repeat in a process whose clocks jump at each reading."""
+    yield ProbeTrial(check.steps, check.setup(jumping=True), ON_CLOCK)
+
+
+def _alone(check: _Check) -> Iterator[ProbeTrial]:
+    """Step each of several instruments through by itself; a portfolio decides for all."""
+    if len(check.instruments) < 2 or check.is_portfolio:  # two can share
+        return
+    for item in check.instruments:
+        mine = [
+            each
+            for each in check.steps
+            if getattr(each.step.event, "instrument", item.id) == item.id
+            and not isinstance(each.step.event, Closed)
+        ]
+        because = (
+            f"{item.id} is decided otherwise without the other instruments: its objects share "
+            "something; let one PortfolioStrategy decide for all"
+        )
+        yield ProbeTrial(mine, check.setup(instruments=(item,)), because, same_judgement)
+
+
+def _futures(check: _Check) -> Iterator[ProbeTrial]:
+    """Corrupt or cut off what follows bars that are spread over the whole file."""
+    config, data = check.config, check.data
+    because = TO_COME if config.model.covariates is None else ROWS_TO_COME
+    first_ms = min(int(part.open_time_ms[0]) for part in data.candles)
+    probes = _spread(check.replayed.candles, check.limits, check.whole.warmup)
+    check.finding.planned = len(probes)
+    for number, probe in enumerate(probes):
+        check.report(f"lookahead: future {number + 1} of {len(probes)}")
+        base = check.steps
+        if probe.from_ms > first_ms:
+            base = check.derived(probe.window(data)).steps
+        with probe.changed(config, data) as (changed, future):
+            yield ProbeTrial(base, future, because, config=changed, until_ms=probe.at_ms)
+
+
+def _later(check: _Check) -> Iterator[ProbeTrial]:
+    """Move the whole series in time; what then differs depends on the date."""
+    with replaced_covariates(check.config, moved_by(check.weeks * WEEK_MS)) as config:
+        moved = check.replayed.shifted(check.weeks)
+        yield ProbeTrial(check.steps, moved, "on the date", same_judgement, config)
+
+
+def _dearer(check: _Check) -> Iterator[ProbeTrial]:
+    """Multiply all prices; whose signal then differs depends on the absolute price."""
+    moved = check.replayed.scaled(PRICE_FACTOR)
+    yield ProbeTrial(check.steps, moved, "on the absolute price", same_signal)
+
+
+def _frames(check: _Check) -> Iterator[Difference]:
+    """Compare the bars of higher timeframes with the closed ones of the whole file."""
+    compared, difference = first_false_frame(check.replayed, check.instruments, check.steps)
+    check.finding.compared += compared
+    if difference is not None:
+        check.finding.because = FALSE_FRAME
+        yield difference
+
+
+PROBES: Final = (
+    LookaheadProbe("bars without a later bar in the process", _without_later),
+    LookaheadProbe("bars of higher frames", _frames),
+    LookaheadProbe("the symbols in another order", _reordered),
+    LookaheadProbe("a second run in one process", _again),
+    LookaheadProbe(SURROUNDED, _surrounded),
+    LookaheadProbe("jumping clocks", _jumping),
+    LookaheadProbe("each instrument alone", _alone),
+    LookaheadProbe("corrupted and cut futures", _futures),
+    LookaheadProbe("the series {weeks} weeks later", _later, is_refused=False),
+    LookaheadProbe(f"prices times {PRICE_FACTOR}", _dearer, is_refused=False),
+)
+"""In the order in which they are made; the first that finds something to refuse is the last."""
+
+
+# ---------------------------------------------------------------- the runner
 
 
 class _TimeOver(Exception):
     """The seconds of a check are over."""
+
+
+class MovedStep(NamedTuple):
+    """The first step that a trial derives otherwise, or why it derives none."""
+
+    mine: DerivedStep
+    other: DerivedStep | str
+    unset: Sequence[str] = ()  # variables that were asked for in an empty environment
+
+    @property
+    def difference(self) -> Difference:
+        """The first field that differs."""
+        if isinstance(self.other, str):
+            return Difference.of(self.mine.step, "the step", "made", f"refused: {self.other}")
+        return difference_of(self.mine, self.other)
 
 
 class _Check:
@@ -130,364 +299,196 @@ class _Check:
         fresh: FreshProcesses,
         limits: Limits,
         mode: str,
+        allow: Sequence[str],
         report: Callable[[str], None],
     ) -> None:
-        self._config, self._fresh = config, fresh
-        self._data = self._replayed = data  # of these the candles that the time sufficed for
+        self.config, self.allow, self._fresh = config, allow, fresh
+        self.data = self.replayed = data  # of these the candles that the time sufficed for
         # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
         self._mode = "step" if config.model.own_class else mode
-        self._weeks = weeks_later(config.market.interval_ms)
-        self._limits, self._report = limits, report
+        self.weeks = weeks_later(config.market.interval_ms)
+        self.is_custom = bool(own_classes(config))
+        self.limits, self.report = limits, report
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
-        self._found = LookaheadFinding("lookahead", planned=limits.probes)
-        self._opened: dict[ExternalInput, None] = {}
+        self.finding = LookaheadFinding("lookahead", planned=limits.probes)
+        self.opened: dict[ExternalInput, None] = {}
         self._native: set[str] = set()
-        self._own = bool(own_classes(config))
 
-    def run(self, allow: Sequence[str]) -> LookaheadFinding:
+    def run(self) -> LookaheadFinding:
         """Do all of it, or as much as the time allows."""
-        finding = self._found
-        with self._fresh.child(derive_whole, self._config, self._data, self._mode) as child:
+        finding = self.finding
+        try:
+            self.whole = self._replay_whole()
+        except Overdue:
+            raise StrategyFailed(
+                f"The strategy did not get through a replay within {self.limits.seconds:g} s; "
+                "see where it waits, or give more --seconds."
+            ) from None
+        self.steps, self.is_portfolio = self.whole.steps, self.whole.is_portfolio
+        self.instruments = self.whole.setup.instruments
+        for probe in PROBES:
+            if finding.differences:
+                break
+            name = probe.name.format(weeks=self.weeks)
+            self.report(f"lookahead: {name}")
             try:
-                self._whole = self._replay_whole(child)
-            except Overdue:
-                raise StrategyFailed(
-                    f"The strategy did not get through a replay within {self._limits.seconds:g} s; "
-                    "see where it waits, or give more --seconds."
-                ) from None
-            self._given: list[EngineInput] = list(given_of(self._whole.steps))
-            parts: dict[str, Callable[[], None]] = {
-                "bars without a later bar in the process": self._without_later,
-                "bars of higher frames": self._frames,
-                "the symbols in another order": self._reordered,
-                "a second run in one process": lambda: self._compare(
-                    child, child.ask("again"), "it remembers earlier runs of its process"
-                ),
-                SURROUNDED: lambda: self._surrounded(allow),
-                "jumping clocks": self._jumping,
-                "each instrument alone": self._alone,
-                "corrupted and cut futures": self._futures,
-                f"the series {self._weeks} weeks later": self._later,
-                f"prices times {PRICE_FACTOR}": self._dearer,
-            }
-            for name, part in parts.items():
-                if finding.differences:
-                    break
-                self._report(f"lookahead: {name}")
-                try:
-                    self._check_time()
-                    part()
-                except (_TimeOver, Overdue):
-                    finding.unfinished.append(name)
-                    finding.unproved.append(f"{name}: not probed to the end, the time was over")
-        self._conclude(allow)
+                self._check_time()
+                self._probe(probe)
+            except (_TimeOver, Overdue):
+                finding.unfinished.append(name)
+                finding.unproved.append(f"{name}: not probed to the end, the time was over")
+        self._conclude()
         return finding
 
-    # ------------------------------------------------------------ the whole
-
-    def _replay_whole(self, child: Child) -> Whole:
-        """Replay everything, for at most a sixth of the time; all parts are compared with it."""
-        finding, stopped = self._found, False
-        total = sum(len(part) for part in self._data.candles)
-        until_s = self._clock.network_s() + self._limits.seconds / 6
-        while isinstance(whole := child.receive(), int):
-            self._report(f"lookahead: {min(whole, total):,} of {total:,} bars replayed")
-            if self._clock.network_s() > until_s and not stopped:
-                stopped = True
-                child.send("stop")
-        assert isinstance(whole, Whole)
-        self._note_accesses(whole.accesses)
+    def _replay_whole(self) -> Whole:
+        """Replay everything, for at most a sixth of the time; all probes are compared with it."""
+        finding = self.finding
+        total = sum(map(len, self.data.candles))
+        whole = self.derived(self.data, within_s=self.limits.seconds / 6)
         bars = [bar for derived_step in whole.steps if (bar := derived_step.bar)]
         finding.given, finding.bars, finding.warmup = total, len(bars), whole.warmup
-        if len(bars) <= whole.warmup * len(whole.setup.instruments) and not stopped:
+        if len(bars) <= whole.warmup * len(whole.setup.instruments) and not whole.is_cut:
             # Nothing would move, for nothing would be decided.
             raise ConfigInvalid(
                 f"The strategy is warm after {whole.warmup:,} bars, and {len(bars):,} are looked "
                 "at; give more."
             )
-        if stopped:
-            last_ms = bars[-1].open_time_ms
-            self._replayed = self._data.opening(0, last_ms - 1)
+        if whole.is_cut:
+            self.replayed = self.data.opening(0, bars[-1].open_time_ms - 1)
             finding.unfinished.append("a replay of all bars")
             finding.unproved.append(
                 f"the last {total - len(bars):,} of {total:,} bars: the time did not suffice"
             )
         return whole
 
-    def _setup(self, *, jumping: bool = False, only: str | None = None) -> Setup:
-        setup, compiled = self._whole.setup, self._whole.accesses.compiled
-        items = tuple(item for item in setup.instruments if only in (None, item.id))
-        return replace(setup, instruments=items, jumping=jumping, compiled=compiled)
+    def _probe(self, probe: LookaheadProbe) -> None:
+        """Make the trials of *probe* until one of them moves a step."""
+        for trial in probe.trials(self):
+            if isinstance(trial, Difference):
+                self.finding.differences.append(trial)
+                return
+            self._check_time()
+            try:
+                moved = self.moved(trial)
+            except TracepaperError as error:
+                if probe.is_refused:
+                    raise
+                self.finding.unproved.append(f"whether it depends {trial.because}: {error}")
+                return
+            if moved is None:
+                continue
+            difference = moved.difference
+            if not probe.is_refused:
+                at = f"{difference.instrument} bar {iso(difference.open_time_ms)}"
+                self.finding.depends.append(f"it depends {trial.because}, first at {at}")
+                return
+            self.finding.differences.append(difference)
+            names = [name for name in moved.unset if name in os.environ]
+            because = trial.because.format(f", {', '.join(names)}" if names else "")
+            self.finding.because = self._unless_by_chance(moved.mine, because)
+            return
 
-    # ------------------------------------------------------------ the parts
+    def moved(self, trial: ProbeTrial) -> MovedStep | None:
+        """Return the first step of *trial* that differs; None where all are as expected."""
+        if isinstance(trial.subject, Setup):
+            return self._moved_inputs(trial, trial.subject)
+        whole, until_ms = self.derived(trial.subject, trial.config), trial.until_ms
+        self.finding.probes += until_ms is not None
+        moved, compared = first_moved(trial, whole.steps)
+        self.finding.compared += compared
+        return moved
 
-    def _without_later(self) -> None:
-        """Hand on the events one at a time, so that no later bar exists before a decision."""
-        with self._fresh.child(step_blindly, self._setup()) as child:
-            taken = iter(self._whole.steps)
-            for count, given in enumerate(self._given):
+    def _moved_inputs(self, trial: ProbeTrial, setup: Setup) -> MovedStep | None:
+        """Step the inputs of the expected steps through an engine in another process."""
+        seed, inputs = trial.hash_seed, list(given_of(trial.expected))
+        fresh = self._fresh if seed is None else self._fresh.under(seed)
+        batches = [[each] for each in inputs] if trial.is_blind else [inputs]
+        moved, taken = None, iter(trial.expected)
+        with fresh.child(step_through, setup) as child:
+            if trial.has_past:
+                child.ask(inputs)
+                child.send(ANEW)
+            for count, batch in enumerate(batches):
                 if count % 200 == 0:
                     self._check_time()
-                mine = list(islice(taken, len(given[1])))
+                mine = list(islice(taken, sum(len(predictions) for _, predictions in batch)))
                 try:
-                    steps = child.ask(given)
-                    moved = _first_unequal(mine, steps)
-                    other = None if moved is None else child.ask("show")[moved]
+                    steps = child.ask(batch)
                 except StrategyFailed as error:
-                    moved, other = 0, str(error)
+                    return MovedStep(next((each for each in mine if each.bar), mine[0]), str(error))
+                for place, (each, other) in enumerate(zip(mine, steps, strict=True)):
+                    self.finding.compared += 1
+                    if packed(each) != other and not trial.same(each, step := child.ask(place)):
+                        moved = MovedStep(each, step)
+                        break
                 if moved is not None:
-                    because = "it depends on bars that are still to come"
-                    self._moved(mine[moved], other, because)
-                    return
-                self._found.compared += len(mine)
-                self._found.without_later += sum(each.bar is not None for each in mine)
-            self._note_accesses(child.ask(None))
-
-    def _surrounded(self, allow: Sequence[str]) -> None:
-        """Repeat without environment variables, in another folder, and with other hash seeds.
-
-        Only for a user's class: ours read none of these. Where something was opened that is not
-        allowed, that is the finding.
-        """
-        if not self._own or not all(_is_allowed(item, allow) for item in self._opened):
-            return
-        with tempfile.TemporaryDirectory(prefix="tracepaper-elsewhere-") as folder:
-            link(allow, Path(folder))
-            empty = Surroundings(frozenset(allow), folder)
-            drawn = os.environ.get("PYTHONHASHSEED")
-            for seed in (other_seed for other_seed in HASH_SEEDS if str(other_seed) != drawn):
-                self._check_time()
-                if (moved := self._moved_within(self._fresh.under(seed), empty)) is not None:
-                    self._moved(*moved[:2], self._because_of(seed, empty))
-                    return
-
-    def _moved_within(
-        self, fresh: FreshProcesses, around: Surroundings | None
-    ) -> tuple[DerivedStep, DerivedStep | str, Sequence[str]] | None:
-        """Return the first step that differs under *around*, and the variables that were unset."""
-        setup = replace(self._setup(), around=around)
-        with fresh.child(step_through, setup, self._given) as child:
-            try:
-                steps = child.receive()
-            except StrategyFailed as error:
-                return next(each for each in self._whole.steps if each.bar), str(error), ()
-            self._found.compared += len(steps)
-            moved = _first_unequal(self._whole.steps, steps)
-            other = None if moved is None else child.ask(moved)
-            child.send(None)
+                    break
+                self.finding.without_later += trial.is_blind * sum(bool(each.bar) for each in mine)
             accesses: Accesses = child.ask(None)
         self._note_accesses(accesses)
-        if moved is None or other is None:
-            return None
-        return self._whole.steps[moved], other, accesses.unset
+        return moved and moved._replace(unset=accesses.unset)
 
-    def _because_of(self, seed: int, empty: Surroundings) -> str:
-        """Name the one of the surroundings that moves a decision by itself."""
-        if self._moved_within(self._fresh.under(seed), None) is not None:
-            return ON_HASHES
-        if (moved := self._moved_within(self._fresh, replace(empty, folder=None))) is not None:
-            names = [name for name in moved[2] if name in os.environ]
-            named = f", {', '.join(names)}" if names else ""
-            return (
-                f"it depends on the environment{named}; pass what cannot tell with --allow-reading"
-            )
-        if self._moved_within(self._fresh, replace(empty, kept=None)) is not None:
-            return "it depends on the working folder"
-        return f"it depends on {SURROUNDED}, on more than one of them at once"
+    def derived(
+        self, data: MarketData, config: Config | None = None, *, within_s: float | None = None
+    ) -> Whole:
+        """Return the replay of *data* by a fresh process, or what is done of it *within_s*."""
+        left_s = self._until_s - self._clock.network_s() if within_s is None else within_s
+        given = config or self.config, data, self._mode, left_s
+        with self._fresh.child(derive_whole, *given) as child:
+            whole: Whole = child.receive()
+        self._note_accesses(whole.accesses)
+        if whole.is_cut and within_s is None:
+            raise _TimeOver
+        return whole
 
-    def _jumping(self) -> None:
-        """Repeat in a process whose clocks jump at each reading."""
-        with self._fresh.child(step_through, self._setup(jumping=True), self._given) as child:
-            self._compare(child, child.receive(), ON_CLOCK)
+    def setup(self, **changed: Any) -> Setup:  # noqa: ANN401 - fields of a Setup
+        """Return the engine of the whole replay, *changed*."""
+        compiled = self.whole.accesses.compiled
+        return replace(self.whole.setup, compiled=compiled, **changed)
 
-    def _compare(self, child: Child, steps: Sequence[bytes], because: str) -> None:
-        for place, (mine, other) in enumerate(zip(self._whole.steps, steps, strict=True)):
-            self._found.compared += 1
-            if packed(mine) != other:
-                self._moved(mine, child.ask(place), because)
-                return
-        child.send(None)
-
-    def _frames(self) -> None:
-        """Compare the bars of higher timeframes with the closed ones of the whole file."""
-        if not any(derived_step.frames for derived_step in self._whole.steps):
-            return
-        whole = self._whole
-        compared, difference = first_false_frame(
-            self._replayed, whole.setup.instruments, whole.steps
-        )
-        self._found.compared += compared
-        if difference is not None:
-            self._found.differences.append(difference)
-            self._found.because = (
-                "a bar of a higher frame was handed on that had not closed, or is not what its "
-                "bars add up to"
-            )
-
-    def _reordered(self) -> None:
-        """Hand on the bars of each close in the opposite order of their symbols."""
-        if len(self._whole.setup.instruments) < 2:  # two have an order
-            return
-        reverse = replace(self._replayed, candles=self._replayed.candles[::-1])
-        with self._fresh.child(derive_whole, self._config, reverse, self._mode) as child:
-            while isinstance(whole := child.receive(), int):
-                self._check_time()
-            assert isinstance(whole, Whole)
-        # A bar is decided, or taken in, once in a replay.
-        others = {
-            (bar.instrument, bar.open_time_ms): derived_step
-            for derived_step in whole.steps
-            if (bar := derived_step.bar)
-        }
-        for mine in self._whole.steps:
-            if (bar := mine.bar) is None:
-                continue
-            self._found.compared += 1
-            other = others[bar.instrument, bar.open_time_ms]
-            if not same_judgement(mine, other):
-                self._moved(
-                    mine,
-                    other,
-                    "it depends on the order of the symbols within a close: what they share "
-                    "changes while they are decided; let one PortfolioStrategy decide for all",
-                )
-                return
-
-    def _alone(self) -> None:
-        """Step each of several instruments through by itself; a portfolio decides for all."""
-        if len(self._whole.setup.instruments) < 2 or self._whole.is_portfolio:  # two can share
-            return
-        for item in self._whole.setup.instruments:
-            mine = [
-                derived_step
-                for derived_step in self._whole.steps
-                if getattr(derived_step.step.event, "instrument", item.id) == item.id
-                and not isinstance(derived_step.step.event, Closed)
-            ]
-            given: list[EngineInput] = [
-                (derived_step.step.event, [derived_step.prediction]) for derived_step in mine
-            ]
-            with self._fresh.child(step_through, self._setup(only=item.id), given) as child:
-                steps = child.receive()
-                for place, (together, alone) in enumerate(zip(mine, steps, strict=True)):
-                    self._found.compared += 1
-                    if packed(together) == alone:
-                        continue
-                    other = child.ask(place)
-                    if not same_judgement(together, other):
-                        self._moved(
-                            together,
-                            other,
-                            f"{item.id} is decided otherwise without the other instruments: its "
-                            "objects share something; let one PortfolioStrategy decide for all",
-                        )
-                        return
-
-    def _futures(self) -> None:
-        """Corrupt or cut off what follows bars that are spread over the whole file."""
-        finding = self._found
-        probes = _spread(self._replayed.candles, self._limits, self._whole.warmup)
-        finding.planned = len(probes)
-        with self._fresh.child(derive_probes, self._config, self._data, self._mode) as child:
-            for number, probe in enumerate(probes):
-                if number:
-                    self._check_time()
-                self._report(f"lookahead: future {number + 1} of {len(probes)}")
-                compared, difference = child.ask(probe)
-                finding.probes += 1
-                finding.compared += compared
-                if difference is not None:
-                    finding.differences.append(difference)
-                    finding.because = (
-                        "it depends on bars that are still to come"
-                        if self._config.model.covariates is None
-                        else "it depends on bars, or rows of covariates, that are still to come"
-                    )
-                    return
-            self._note_accesses(child.ask(None))
-
-    def _later(self) -> None:
-        """Move the whole series in time; what then differs depends on the date."""
-        with replaced_covariates(self._config, moved_by(self._weeks * WEEK_MS)) as config:
-            self._compare_moved(
-                self._replayed.shifted(self._weeks), "on the date", same_judgement, config
-            )
-
-    def _dearer(self) -> None:
-        """Multiply all prices; whose signal then differs depends on the absolute price."""
-        self._compare_moved(
-            self._replayed.scaled(PRICE_FACTOR), "on the absolute price", same_signal, self._config
-        )
-
-    def _compare_moved(
-        self,
-        moved: MarketData,
-        on: str,
-        same: Callable[[DerivedStep, DerivedStep], bool],
-        config: Config,
-    ) -> None:
-        try:
-            with self._fresh.child(derive_whole, config, moved, self._mode) as child:
-                while isinstance(whole := child.receive(), int):
-                    self._check_time()
-                assert isinstance(whole, Whole)
-        except TracepaperError as error:
-            self._found.unproved.append(f"whether it depends {on}: {error}")
-            return
-        for mine, other in zip(self._whole.steps, whole.steps, strict=False):
-            if not same(mine, other):
-                first = difference_of(mine, other)
-                self._found.depends.append(
-                    f"it depends {on}, first at {first.instrument} bar {iso(first.open_time_ms)}"
-                )
-                return
-
-    # ------------------------------------------------------------ what comes of it
+    def is_allowed(self, item: ExternalInput) -> bool:
+        """Return whether the class may open *item*."""
+        folders = [Path(name).resolve() for name in self.allow]
+        inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
+        return item.name in self.allow or (item.what in {"file", "table"} and inside)
 
     def _check_time(self) -> None:
         if self._clock.network_s() > self._until_s:
             raise _TimeOver
 
     def _note_accesses(self, accesses: Accesses) -> None:
-        self._opened.update(dict.fromkeys(accesses.opened))
+        self.opened.update(dict.fromkeys(accesses.opened))
         self._native.update(accesses.native)
 
-    def _moved(self, mine: DerivedStep, other: DerivedStep | str | None, because: str) -> None:
-        """Note the first difference; what also moves in two equal runs is no function of bars."""
-        self._found.differences.append(
-            difference_of(mine, other)
-            if isinstance(other, DerivedStep)
-            else Difference.of(mine.step, "the step", "made", f"refused: {other}")
-        )
-        self._report("lookahead: the same once more, nothing withheld")
-        given = self._given[: mine.step.sequence + LOOKED_BEYOND]
-        first = self._look(given)
-        if not all(self._look(given) == first for _ in range(LOOKS - 1)):
-            because = f"{because}, or {UNEQUAL}" if because == ON_CLOCK else UNEQUAL
-        self._found.because = because
+    def _unless_by_chance(self, mine: DerivedStep, because: str) -> str:
+        """Return *because*, unless two equal runs differ as well, and it is no function of bars."""
+        self.report("lookahead: the same once more, nothing withheld")
+        given = list(given_of(self.steps))[: mine.step.sequence + LOOKED_BEYOND]
 
-    def _look(self, given: Sequence[EngineInput]) -> list[bytes] | None:
-        """Return the steps of a process of its own over *given*; None where it fails."""
-        with self._fresh.child(step_through, self._setup(), given) as child:
-            try:
-                steps: list[bytes] = child.receive()
-            except (TracepaperError, Overdue):
-                return None
-        return steps
+        def look() -> list[bytes] | None:
+            with self._fresh.child(step_through, self.setup()) as child:
+                try:
+                    steps: list[bytes] = child.ask(given)
+                except (TracepaperError, Overdue):
+                    return None
+            return steps
 
-    def _conclude(self, allow: Sequence[str]) -> None:
-        finding = self._found
+        first = look()
+        if all(look() == first for _ in range(LOOKS - 1)):
+            return because
+        return f"{because}, or {UNEQUAL}" if because == ON_CLOCK else UNEQUAL
+
+    # ------------------------------------------------------------ what comes of it
+
+    def _conclude(self) -> None:
+        finding = self.finding
         self._note_tables()
-        for item in self._opened:
-            (finding.allowed if _is_allowed(item, allow) else finding.opened).append(item)
-        if self._own:
-            signals = [
-                derived_step.signal
-                for derived_step in self._whole.steps
-                if derived_step.signal is not None
-            ]
+        for item in self.opened:
+            (finding.allowed if self.is_allowed(item) else finding.opened).append(item)
+        if self.is_custom:
+            signals = [each.signal for each in self.steps if each.signal is not None]
             if signals and all(
                 isinstance(signal, Signal) and signal.action is Action.HOLD for signal in signals
             ):
@@ -502,7 +503,7 @@ class _Check:
                     "whether what it was allowed to open tells the future: "
                     + ", ".join(item.name for item in finding.allowed)
                 )
-            if declared := self._whole.accesses.declared:
+            if declared := self.whole.accesses.declared:
                 finding.unproved.append(
                     f"whether its declared files tell the future: {', '.join(declared)}"
                 )
@@ -513,18 +514,12 @@ class _Check:
 
     def _note_tables(self) -> None:
         """Take a table in a source of the class for a file that it read."""
-        for module in self._whole.accesses.modules:
+        for module in self.whole.accesses.modules:
             if (source := source_of(module)) is None:
-                self._found.unproved.append(f"what {module} holds: it is compiled")
+                self.finding.unproved.append(f"what {module} holds: it is compiled")
             elif (values := largest_table(source)) > 0:
-                self._opened[ExternalInput("table", str(source))] = None
-                self._report(f"lookahead: a table of {values:,} values in {source}")
-
-
-def _is_allowed(item: ExternalInput, allow: Sequence[str]) -> bool:
-    folders = [Path(name).resolve() for name in allow]
-    inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
-    return item.name in allow or (item.what in {"file", "table"} and inside)
+                self.opened[ExternalInput("table", str(source))] = None
+                self.report(f"lookahead: a table of {values:,} values in {source}")
 
 
 def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[FutureProbe]:
@@ -551,7 +546,21 @@ def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Fut
     return [probes[turn] for turn in rng.permutation(len(probes))]
 
 
-def _first_unequal(derived: Sequence[DerivedStep], steps: Sequence[bytes]) -> int | None:
-    """Return the index of the first of *derived* whose packed step differs; None without one."""
-    pairs = enumerate(zip(derived, steps, strict=True))
-    return next((index for index, (mine, other) in pairs if packed(mine) != other), None)
+def first_moved(trial: ProbeTrial, steps: Sequence[DerivedStep]) -> tuple[MovedStep | None, int]:
+    """Return the first bar of *steps* that is not as *trial* expects, and how many were compared.
+
+    They are aligned by the times of the bars, which may be moved, and by the instruments.
+    """
+    pairs = zip(*(_by_time(each, trial.until_ms) for each in (trial.expected, steps)), strict=False)
+    compared = 0
+    for compared, (mine, other) in enumerate(pairs, 1):
+        if not trial.same(mine, other):
+            return MovedStep(mine, other), compared
+    return None, compared
+
+
+def _by_time(steps: Sequence[DerivedStep], until_ms: int | None) -> list[DerivedStep]:
+    """Return the steps of bars that opened until *until_ms* by their times and instruments."""
+    bars = [(bar.open_time_ms, bar.instrument, each) for each in steps if (bar := each.bar)]
+    bars.sort(key=itemgetter(0, 1))
+    return [each for open_ms, _, each in bars if until_ms is None or open_ms <= until_ms]

@@ -12,19 +12,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.broker.execution import ExecutionCosts, Executor, TrueRange
+from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, Executor, MeanRange
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
-from tracepaper.replay.archive.candles import bars_of, merge_candles
+from tracepaper.replay.archive.candles import bars_of, merge_candles, slice_candles
 from tracepaper.replay.archive.executions import Execution
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import Books
-from tracepaper.strategies.types.decisions import Fill, Order, OrderStatus
+from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Instrument, Quote, Side
 
 LATENCY_MOST_MS: Final = 5_000
@@ -79,21 +79,6 @@ def orders_of(executions: Iterable[Execution]) -> list[TakenOrder]:
 # ---------------------------------------------------------------- what paper would have had
 
 
-class PaperFills(Protocol):
-    """Prices orders by paper's own rules."""
-
-    model: str
-    symbols: frozenset[str]
-
-    def fill(self, order: TakenOrder, costs: ExecutionCosts, latency_ms: int) -> Fill | None:
-        """Return paper's fill of *order*; None where its time is not covered."""
-        ...
-
-    def decimals(self, symbol: str) -> int:
-        """Return the decimals of a fill's prices."""
-        ...
-
-
 class OpenFills:
     """Fills by ``next_open``: at the open of the candle in which an order was sent.
 
@@ -110,7 +95,6 @@ class OpenFills:
             symbol: archive_instrument(part) for symbol, part in self._held.items()
         }
         self._closes = {symbol: part.closes_ms for symbol, part in self._held.items()}
-        self._ranges: dict[str, list[int]] = {}
         self.symbols = frozenset(self._held)
 
     def decimals(self, symbol: str) -> int:
@@ -136,23 +120,14 @@ class OpenFills:
         if row is None:
             return None
         part, instrument = self._held[order.symbol], self._instruments[order.symbol]
-        ranges = TrueRange()
+        ranges = MeanRange(RANGE_BARS)
         if costs.ranges:
-            ranges.rate = self._rates(order.symbol)[row]
+            for bar in bars_of(slice_candles(part, slice(max(row - RANGE_BARS - 1, 0), row))):
+                ranges.push(bar)
         scale = 10 ** (instrument.price_decimals - part.price_decimals)
         executor = Executor(instrument, costs, ranges)
         price, at_ms = int(part.open[row]) * scale, int(part.open_time_ms[row])
-        return executor.on_path(_order(order, instrument, 1, at_ms), price, at_ms)
-
-    def _rates(self, symbol: str) -> list[int]:
-        """Return the mean true range that is known at each candle's open."""
-        if symbol not in self._ranges:
-            ranges, rates = TrueRange(), []
-            for bar in bars_of(self._held[symbol]):
-                rates.append(ranges.rate)
-                ranges.push(bar)
-            self._ranges[symbol] = rates
-        return self._ranges[symbol]
+        return executor.taken(_order(order, instrument, 1, at_ms), price, FillModel.BAR_PATH, at_ms)
 
 
 class BookFills:
@@ -210,6 +185,10 @@ class BookFills:
             taken = _order(order, instrument, units, at_ms)
             return Executor(instrument, costs).at_quote(taken, quote, available)
         return None
+
+
+PaperFills = OpenFills | BookFills
+"""Prices orders by paper's own rules: at opens of candles, or at recorded books."""
 
 
 def _instrument_of(part: RecordedDepth) -> Instrument:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import zip_longest
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -35,7 +36,7 @@ from tracepaper.replay.checks.compare import (
     differences_of,
     shown,
 )
-from tracepaper.replay.checks.identity import decision_identity, scale_factor
+from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.checks import CheckedRun, StoredCheck, store_check
 from tracepaper.storage.database.reader import Reader
@@ -106,6 +107,70 @@ class ComparedRun:
     reader: Reader
     run_id: str
 
+    @property
+    def run(self) -> Run:
+        """The run's row."""
+        return self.reader.run(self.run_id)
+
+    @property
+    def scales(self) -> dict[str, Instrument]:
+        """The instruments by their ids."""
+        return {item.id: item for item in self.run.instruments}
+
+
+class _DecidedStep(NamedTuple):
+    """A decided step, and the instrument in whose decimals it counts.
+
+    Its texts are of exact numbers, equal where those are, whatever the decimals.
+    """
+
+    step: Step
+    scale: Instrument
+
+    @property
+    def key(self) -> Key:
+        """The instrument and the open time of its bar."""
+        return self.scale.id, self.bar.open_time_ms
+
+    @property
+    def bar(self) -> Bar:
+        """The bar that was decided."""
+        assert isinstance(self.step.event, Bar)
+        return self.step.event
+
+    @property
+    def decision(self) -> Decision:
+        """The decision."""
+        assert self.step.decision is not None
+        return self.step.decision
+
+    @property
+    def identity(self) -> DecisionIdentity:
+        """All that it has in common with an equal decision."""
+        return decision_identity(self.step, self.scale)
+
+    @property
+    def target(self) -> str | None:
+        """The target quantity; None of a list of orders."""
+        target = self.decision.target_quantity
+        return None if target is None else unscaled(target, self.scale.quantity_decimals)
+
+    @property
+    def bar_texts(self) -> list[tuple[str, str]]:
+        """The name and the text of each price, and of the volume."""
+        decimals = dict.fromkeys(_PRICES, self.scale.price_decimals)
+        decimals["volume"] = self.scale.volume_decimals
+        return [(name, unscaled(getattr(self.bar, name), of)) for name, of in decimals.items()]
+
+    @property
+    def fills(self) -> str:
+        """Its fills with their fees, ids apart."""
+        texts = (
+            f"{_fill_text(fill, self.scale)} (fee {unscaled(fill.fee, MONEY_DECIMALS)})"
+            for fill in self.step.fills
+        )
+        return ", ".join(texts) or "none"
+
 
 def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     """Compare two runs; both databases stay open for reading.
@@ -113,7 +178,7 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     A bar that only one of them decided is counted, and is a difference where both runs decided
     bars before and after it.
     """
-    first_run, second_run = first.reader.run(first.run_id), second.reader.run(second.run_id)
+    first_run, second_run = first.run, second.run
     exact = _exact(first_run, second_run) and _scanned_alike(first_run, first, second)
     comparison = Parity(first.run_id, second.run_id, exact=exact)
     comparison.fills_compared = _execution(first_run) == _execution(second_run)
@@ -121,14 +186,13 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
         first_run.sees_account or second_run.sees_account
     ) and not comparison.fills_compared
     after = _after_first_fill(comparison, first, second) if dependent else frozenset()
-    others = {_key(step): step for step in _decided(second)}
+    others = {decided.key: decided for decided in _decided(second)}
     shared: set[Key] = set()
     alone: list[Key] = []
     agreed: dict[int, bool] = {}  # by open time: whether all bars of that close agree
-    equities: dict[int, int] = {}  # by open time: after its last bar
-    last: dict[int, Key] = {}  # by open time: the bar that was decided last
-    for step in _decided(first):
-        key = _key(step)
+    last: dict[int, _DecidedStep] = {}  # by open time: the bar that was decided last
+    for decided in _decided(first):
+        key = decided.key
         other = others.get(key)
         if other is None:
             alone.append(key)
@@ -137,17 +201,16 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
         if key in after:
             comparison.after_first_fill += 1
             continue
-        agrees = _judge(comparison, step, other, key, _scales(first_run), _scales(second_run))
-        agreed[key[1]] = agreed.get(key[1], True) and agrees
-        last[key[1]] = key
-        equities[key[1]] = step.account.equity
+        agreed[key[1]] = _judge(comparison, decided, other) and agreed.get(key[1], True)
+        last[key[1]] = decided
     if comparison.fills_compared:
-        theirs = {key[1]: step.account.equity for key, step in others.items()}
-        for open_ms, key in last.items():
-            if agreed[open_ms] and equities[open_ms] != theirs[open_ms]:
+        theirs = {key[1]: other.step.account.equity for key, other in others.items()}
+        for open_ms, decided in last.items():
+            if agreed[open_ms] and decided.step.account.equity != theirs[open_ms]:
                 comparison.equity_differing += 1
-                texts = (unscaled(of[open_ms], MONEY_DECIMALS) for of in (equities, theirs))
-                _keep(comparison, key, [("equity", next(texts), next(texts))])
+                equities = (decided.step.account.equity, theirs[open_ms])
+                texts = (unscaled(equity, MONEY_DECIMALS) for equity in equities)
+                _keep(comparison, decided.key, [("equity", next(texts), next(texts))])
     missed = sorted(others.keys() - shared)
     comparison.only_in_first, comparison.only_in_second = len(alone), len(missed)
     _count_holes(comparison, shared, alone, ("decided", "missing"))
@@ -180,12 +243,13 @@ def _after_first_fill(
     if not differing:
         return frozenset()
     comparison.first_fill = min(differing)[1]
-    bars: set[Key] = set()
-    for run, sequences in zip((first, second), known_from, strict=True):
-        if sequences:
-            start = min(sequences)
-            bars.update(_key(step) for step in _decided(run) if step.sequence >= start)
-    return frozenset(bars)
+    return frozenset(
+        decided.key
+        for run, sequences in zip((first, second), known_from, strict=True)
+        if sequences
+        for decided in _decided(run)
+        if decided.step.sequence >= min(sequences)
+    )
 
 
 _Filled = tuple[int, int, str]
@@ -194,28 +258,18 @@ _Filled = tuple[int, int, str]
 
 def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
     """Return the fills of the run's own account, by instrument, in order."""
-    scales = _scales(source.reader.run(source.run_id))
+    scales = source.scales
     fills: dict[str, list[_Filled]] = {}
     for step in source.reader.steps(source.run_id):
         for fill in step.fills:
-            item = scales[fill.instrument]
-            fills.setdefault(fill.instrument, []).append(
-                (step.sequence, fill.filled_ms, _fill_text(fill, item))
-            )
+            text = _fill_text(fill, scales[fill.instrument])
+            fills.setdefault(fill.instrument, []).append((step.sequence, fill.filled_ms, text))
     return fills
 
 
 def _fill_text(fill: Fill, scale: Instrument) -> str:
     quantity = unscaled(fill.quantity, scale.quantity_decimals)
     return f"{fill.side} {quantity} at {unscaled(fill.price, scale.price_decimals)}"
-
-
-def _fills_text(step: Step, scale: Instrument) -> str:
-    texts = (
-        f"{_fill_text(fill, scale)} (fee {unscaled(fill.fee, MONEY_DECIMALS)})"
-        for fill in step.fills
-    )
-    return ", ".join(texts) or "none"
 
 
 def _count_holes(
@@ -268,49 +322,30 @@ def _execution(run: Run) -> str:
     return restore(run.config).execution.model
 
 
-def _scales(run: Run) -> dict[str, Instrument]:
-    return {item.id: item for item in run.instruments}
-
-
-def _decided(source: ComparedRun) -> Iterator[Step]:
+def _decided(source: ComparedRun) -> Iterator[_DecidedStep]:
+    scales = source.scales
     for step in source.reader.steps(source.run_id):
-        if step.decision is not None:
-            yield step
+        if step.decision is not None and isinstance(step.event, Bar):
+            yield _DecidedStep(step, scales[step.event.instrument])
 
 
-def _key(step: Step) -> Key:
-    assert isinstance(step.event, Bar)
-    return step.event.instrument, step.event.open_time_ms
-
-
-def _judge(
-    comparison: Parity,
-    first_step: Step,
-    second_step: Step,
-    key: Key,
-    first_scales: dict[str, Instrument],
-    second_scales: dict[str, Instrument],
-) -> bool:
+def _judge(comparison: Parity, first: _DecidedStep, second: _DecidedStep) -> bool:
     """Compare two steps of one bar; return whether their decisions agree."""
-    assert first_step.decision is not None
-    assert second_step.decision is not None
-    scale = first_scales[key[0]], second_scales[key[0]]
     comparison.compared += 1
-    if decision_identity(first_step, scale[0]) == decision_identity(second_step, scale[1]):
+    if first.identity == second.identity:
         comparison.identical += 1
-    elif timing := _only_timing(first_step.decision, second_step.decision, *scale):
+    elif timing := _only_timing(first, second):
         comparison.timing[timing] = comparison.timing.get(timing, 0) + 1
         return False
-    elif not comparison.exact and _within_tolerance(first_step, second_step, *scale):
+    elif not comparison.exact and _within_tolerance(first, second):
         comparison.within_tolerance += 1
     else:
         comparison.differing += 1
-        _keep(comparison, key, _fields(first_step, second_step, *scale))
+        _keep(comparison, first.key, _fields(first, second))
         return False
-    if comparison.fills_compared and not _same_fills(first_step, second_step, *scale):
+    if comparison.fills_compared and first.fills != second.fills:
         comparison.fills_differing += 1
-        fills = _fills_text(first_step, scale[0]), _fills_text(second_step, scale[1])
-        _keep(comparison, key, [("fills", *fills)])
+        _keep(comparison, first.key, [("fills", first.fills, second.fills)])
     return True
 
 
@@ -320,116 +355,57 @@ def _keep(comparison: Parity, key: Key, fields: list[tuple[str, str, str]]) -> N
             comparison.differences.append(Difference(*key, name, a, b))
 
 
-def _only_timing(
-    first_decision: Decision, second_decision: Decision, first: Instrument, second: Instrument
-) -> str:
+def _only_timing(first: _DecidedStep, second: _DecidedStep) -> str:
     """Return the timing gate that refused one of the two and not the other, if that is all."""
-    for this, that in ((first_decision, second_decision), (second_decision, first_decision)):
+    a, b = first.decision, second.decision
+    for this, that in ((a, b), (b, a)):
         refused = this.refused_by
         if refused is not None and GATES[refused].is_timing and that.refused_by != refused:
             return str(refused)
-    same = _target(first_decision, first) == _target(second_decision, second)
-    if not same and first_decision.action == second_decision.action == "HOLD":
+    if first.target != second.target and a.action == b.action == "HOLD":
         return "held since a refusal by time"  # which left another target standing
     return ""
 
 
-def _target(decision: Decision, scale: Instrument) -> int | None:
-    """Return the target at the one scale on which runs of other decimals meet."""
-    if decision.target_quantity is None:
-        return None
-    return decision.target_quantity * scale_factor(scale.quantity_decimals)
-
-
-def _within_tolerance(
-    first_step: Step, second_step: Step, first: Instrument, second: Instrument
-) -> bool:
+def _within_tolerance(first: _DecidedStep, second: _DecidedStep) -> bool:
     """Return whether two steps decide the same on the same bar, by forecasts that agree.
 
     A target may differ by a step of the quantity, to which a size by the forecast is rounded.
     """
-    a, b = first_step.decision, second_step.decision
-    assert a is not None
-    assert b is not None
-    same = (a.action, a.refused_by, a.regime) == (b.action, b.refused_by, b.regime)
-    step = max(
-        item.quantity_step * scale_factor(item.quantity_decimals) for item in (first, second)
-    )
-    wanted, other = _target(a, first), _target(b, second)
-    if wanted is None or other is None:
+    a, b = first.decision, second.decision
+    if first.target is None or second.target is None:
         return False  # lists of orders are the same or they are not, and these were not
-    same &= abs(wanted - other) <= step
-    same &= not _bar_fields(first_step, second_step, first, second)
+    step = max(
+        Decimal(of.scale.quantity_step).scaleb(-of.scale.quantity_decimals)
+        for of in (first, second)
+    )
     return (
-        same
-        and predictions_agree(first_step.prediction, second_step.prediction)
+        (a.action, a.refused_by, a.regime) == (b.action, b.refused_by, b.regime)
+        and abs(Decimal(first.target) - Decimal(second.target)) <= step
+        and first.bar_texts == second.bar_texts
+        and predictions_agree(first.step.prediction, second.step.prediction)
         and measures_agree(a, b)
     )
 
 
-def _bar_fields(
-    first_step: Step, second_step: Step, first: Instrument, second: Instrument
-) -> list[tuple[str, str, str]]:
-    """Return the fields in which two bars differ as exact numbers, whatever their decimals."""
-    a, b = first_step.event, second_step.event
-    decimals = [
-        *((name, first.price_decimals, second.price_decimals) for name in _PRICES),
-        ("volume", first.volume_decimals, second.volume_decimals),
-    ]
-    texts = [
-        (f"bar {name}", unscaled(getattr(a, name), mine), unscaled(getattr(b, name), theirs))
-        for name, mine, theirs in decimals
-    ]
-    return [text for text in texts if text[1] != text[2]]
-
-
-def _fields(
-    first_step: Step, second_step: Step, first: Instrument, second: Instrument
-) -> list[tuple[str, str, str]]:
+def _fields(first: _DecidedStep, second: _DecidedStep) -> list[tuple[str, str, str]]:
     """Return the fields in which two decisions differ, the bar's own first."""
-    fields = _bar_fields(first_step, second_step, first, second)
-    if isinstance(first_step.prediction, Forecast) and isinstance(second_step.prediction, Forecast):
-        fields += list(differences_of(first_step.prediction, second_step.prediction))
-    if first_step.decision is not None and second_step.decision is not None:
-        a, b = first_step.decision, second_step.decision
-        for name, mine, theirs in decision_differences(a, b):
-            if name != "target_quantity":
-                fields.append((name, mine, theirs))
-            elif _target(a, first) != _target(b, second):
-                wanted = ((a.target_quantity, first), (b.target_quantity, second))
-                texts = [
-                    "a list of orders"
-                    if target is None
-                    else unscaled(target, scale.quantity_decimals)
-                    for target, scale in wanted
-                ]
-                fields.append((name, texts[0], texts[1]))
-    return fields or _identity_fields(first_step, second_step, first, second)
-
-
-def _identity_fields(
-    first_step: Step, second_step: Step, first: Instrument, second: Instrument
-) -> list[tuple[str, str, str]]:
-    """Return which parts of the identities of two decisions differ."""
-    mine, theirs = decision_identity(first_step, first), decision_identity(second_step, second)
-    return [
-        (name, shown(a), shown(b))
-        for name, a, b in zip(mine._fields, mine, theirs, strict=True)
-        if a != b
+    fields = [
+        (f"bar {name}", mine, theirs)
+        for (name, mine), (_, theirs) in zip(first.bar_texts, second.bar_texts, strict=True)
+        if mine != theirs
     ]
-
-
-def _same_fills(first_step: Step, second_step: Step, first: Instrument, second: Instrument) -> bool:
-    """Return whether two steps have the same fills, ids apart, whatever their decimals."""
-
-    def plain(step: Step, scale: Instrument) -> list[tuple[object, ...]]:
-        price, quantity = 10**scale.price_decimals, 10**scale.quantity_decimals
-        return [
-            (fill.side, fill.price * 10**18 // price, fill.quantity * 10**18 // quantity, fill.fee)
-            for fill in step.fills
-        ]
-
-    return plain(first_step, first) == plain(second_step, second)
+    mine, theirs = first.step.prediction, second.step.prediction
+    if isinstance(mine, Forecast) and isinstance(theirs, Forecast):
+        fields += differences_of(mine, theirs)
+    for name, a, b in decision_differences(first.decision, second.decision):
+        if name != "target_quantity":
+            fields.append((name, a, b))
+        elif first.target != second.target:
+            listed = "a list of orders"
+            fields.append((name, first.target or listed, second.target or listed))
+    identities = zip(first.identity._fields, first.identity, second.identity, strict=True)
+    return fields or [(name, shown(a), shown(b)) for name, a, b in identities if a != b]
 
 
 # ---------------------------------------------------------------- a span of one run
@@ -555,7 +531,10 @@ def _with_difference(check: ParityCheck, verification: Verification) -> ParityCh
     """Return *check* with the first difference of *verification*, and its culprit."""
     first = verification.differences[0]
     at = f"{first.instrument} {minute_text(first.open_time_ms)}" if first.instrument else ""
-    stored, replayed = map(_shown, (first.first, first.second))
+    stored, replayed = (
+        visible(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+        for text in (first.first, first.second)
+    )
     sentence = (
         f"{check.reason}; first difference{at and f' at {at}'}: {first.field} is {stored} in the "
         f"record and {replayed} in its replay; {verification.to_blame} is to blame: "
@@ -571,10 +550,6 @@ def _with_difference(check: ParityCheck, verification: Verification) -> ParityCh
         replayed=replayed,
         culprit="" if verification.culprit is None else verification.culprit.value,
     )
-
-
-def _shown(text: str) -> str:
-    return visible(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
 
 
 def _span_text(from_ms: int, until_ms: int, first_ms: int, end_ms: int) -> str:

@@ -10,11 +10,13 @@ import csv
 import os
 import sys
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from importlib.util import source_from_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -260,6 +262,10 @@ def of_each_strategy(
     return every
 
 
+BEYOND_BARS: Final = 512
+"""Corrupted bars that follow a probe: a batched pass sees them together with the bars before."""
+
+
 @dataclass(frozen=True)
 class FutureProbe:
     """Everything after ``at_ms`` is cut off or corrupted; bars from ``from_ms`` on are derived."""
@@ -267,6 +273,18 @@ class FutureProbe:
     from_ms: int
     at_ms: int
     cut: bool
+
+    def window(self, data: MarketData) -> MarketData:
+        """Return the bars of *data* that are derived."""
+        beyond_ms = BEYOND_BARS * data.candles[0].interval_ms
+        return data.opening(self.from_ms, self.at_ms + beyond_ms)
+
+    @contextmanager
+    def changed(self, config: Config, data: MarketData) -> Iterator[tuple[Config, MarketData]]:
+        """Yield *config* and the window of *data* with another future."""
+        later = without_later(data.close_of(self.at_ms), cut=self.cut)
+        with replaced_covariates(config, later) as other:
+            yield other, self.window(data.until(self.at_ms, cut=self.cut))
 
 
 WEEKS_LATER: Final = 64
@@ -320,20 +338,14 @@ class _ClosedFrames:
     def __init__(self, candles: Candles, instrument: Instrument, before: Sequence[Candles]) -> None:
         self._candles, *self._before = [part.aligned(instrument) for part in (candles, *before)]
         self._made: dict[int, list[Row]] = {}
-        self._at: dict[int, int] = {}
         self._calendars: dict[int, Calendar] = {}
 
     def newest(self, length_ms: int, wanted: int, bar: Bar) -> Row | None:
-        """Return the newest bar of the last *wanted* intervals that had closed with *bar*.
-
-        Asked in the order of time.
-        """
+        """Return the newest bar of the last *wanted* intervals that had closed with *bar*."""
         if length_ms not in self._made:
-            self._made[length_ms], self._at[length_ms] = self._whole(length_ms), 0
-        rows, at = self._made[length_ms], self._at[length_ms]
-        while at < len(rows) and rows[at][2] <= bar.market_ms:
-            at += 1
-        self._at[length_ms] = at
+            self._made[length_ms] = self._whole(length_ms)
+        rows = self._made[length_ms]
+        at = bisect_right(rows, bar.market_ms, key=itemgetter(2))
         place, closes_ms = self._grid(length_ms, bar.open_time_ms)
         end = place + (closes_ms <= bar.market_ms)
         return rows[at - 1] if at and rows[at - 1][0] >= end - wanted else None

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from hashlib import sha256
 from itertools import chain
 from multiprocessing.connection import Connection
@@ -60,19 +61,19 @@ Memory = Mapping[str, str]
 def memory_of(strategy: Strategy) -> dict[str, str]:
     """Return all that *strategy* could remember a bar by, but for its declared state."""
     user = unguarded(strategy)
-    memory = dict(_of_object("self", user, _fields(user)))
+    held = _parts(user)
     if getattr(user, "State", None) is not None:
-        memory = {name: text for name, text in memory.items() if name.split(".")[1] != "state"}
+        held.pop("{}.state", None)
+    named = {name.format("self"): value for name, value in held.items()}
     for kind in type(user).__mro__:
         if kind in {Strategy, PortfolioStrategy}:
             break
-        for name, value in vars(kind).items():
-            memory |= _of_name(f"{kind.__name__}.{name}", name, value)
+        named |= {f"{kind.__name__}.{name}": value for name, value in _variables(kind)}
     for module in _own_modules(type(user)):
-        for name, value in vars(module).items():
+        for name, value in _variables(module):
             if getattr(value, "__module__", module.__name__) == module.__name__:
-                memory |= _of_name(f"{name} of module {module.__name__}", name, value)
-    return memory
+                named[f"{name} of module {module.__name__}"] = value
+    return {name: text for shown, value in named.items() for name, text in _named(shown, value)}
 
 
 def unlike(first_memory: Memory, second_memory: Memory) -> list[str]:
@@ -102,64 +103,49 @@ def _own_modules(kind: type) -> Iterator[ModuleType]:
             yield module
 
 
-def _of_name(shown: str, name: str, value: object) -> dict[str, str]:
-    """Return the mutable values under a *name* of a class or module."""
+def _variables(owner: type | ModuleType) -> Iterator[tuple[str, object]]:
+    """Yield what can change of a class or module."""
+    for name, value in vars(owner).items():
+        is_constant = isinstance(value, (type, ModuleType, property))
+        if not name.startswith("__") and not is_constant:
+            yield name, value
+
+
+def _named(shown: str, value: object, depth: int = 3) -> Iterator[tuple[str, str]]:
+    """Yield the names and the texts of *value*, or of the parts of which it is made."""
+    if depth and (parts := _parts(value)):
+        for name, part in parts.items():
+            yield from _named(name.format(shown), part, depth - 1)
+    else:
+        yield shown, _text(value)
+
+
+def _parts(value: Any) -> dict[str, object]:  # noqa: ANN401 - any kind of value
+    """Return what an object or a function holds by names; {} in them stands for its own name."""
+    if isinstance(value, (*_PLAIN, type, ModuleType)):
+        return {}
     if isinstance(value, (staticmethod, classmethod)):
         value = value.__func__
-    if isinstance(value, FunctionType) or hasattr(value, "__wrapped__"):
-        return dict(_of_function(shown, value))
-    if name.startswith("__") or isinstance(value, (type, ModuleType, property)):
-        return {}
-    if callable(value) and not _fields(value):
-        return {}
-    return {shown: _text(value)}
-
-
-def _of_function(shown: str, function: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - any kind of function
-    """Yield the state of a function: its closure, defaults, attributes and cache."""
-    if callable(info := getattr(function, "cache_info", None)):
-        yield f"the cache of {shown}", str(info())
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
-        try:
-            content = cell.cell_contents
-        except ValueError:
-            continue  # nothing was bound
-        if name != "__class__":
-            yield f"{name}, which {shown} closes over,", _text(content)
-    defaults = (getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None))
-    if any(defaults):
-        yield f"a default of {shown}", _text(defaults)
-    for name, value in _fields(function).items():
-        if name != "__wrapped__":
-            yield f"{shown}.{name}", _text(value)
-
-
-def _of_object(
-    shown: str, value: object, fields: Mapping[str, object], depth: int = 3
-) -> Iterator[tuple[str, str]]:
-    """Yield the fields of an object, and those of the objects that they hold."""
-    for name, held in fields.items():
-        inner = {} if isinstance(held, (*_PLAIN, FunctionType, type)) else _fields(held)
-        if inner and depth and held is not value:
-            yield from _of_object(f"{shown}.{name}", held, inner, depth - 1)
-        else:
-            yield f"{shown}.{name}", _text(held)
-
-
-def _fields(value: object) -> dict[str, object]:
-    """Return the attributes of *value*, those in slots included."""
-    if isinstance(value, (type, ModuleType)):
-        return {}
+    parts: dict[str, object] = {}
     if isinstance(value, Struct):
-        return {name: getattr(value, name) for name in value.__struct_fields__}
+        return {f"{{}}.{name}": getattr(value, name) for name in value.__struct_fields__}
+    if callable(info := getattr(value, "cache_info", None)):
+        parts["the cache of {}"] = str(info())
+    names = getattr(getattr(value, "__code__", None), "co_freevars", ())
+    for name, cell in zip(names, getattr(value, "__closure__", None) or (), strict=True):
+        with suppress(ValueError):  # nothing was bound
+            parts[f"{name}, which {{}} closes over,"] = cell.cell_contents
+    defaults = (getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None))
+    if any(defaults):
+        parts["a default of {}"] = defaults
     fields = dict(getattr(value, "__dict__", {}))
     for made_of in type(value).__mro__:
         slots = made_of.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in {"__dict__", "__weakref__"} and hasattr(value, name):
+            if hasattr(value, name):
                 fields[name] = getattr(value, name)
-    return fields
+    hidden = {"__class__", "__wrapped__", "__dict__", "__weakref__"}
+    return parts | {f"{{}}.{name}": held for name, held in fields.items() if name not in hidden}
 
 
 def _text(value: object) -> str:
@@ -176,23 +162,19 @@ def _canonical(value: object, above: frozenset[int]) -> str:
         return repr(value)
     if id(value) in above:
         return "…"
-    inside = above | {id(value)}
+    kind = type(value).__name__
 
     def text_of(part: object) -> str:
-        return _canonical(part, inside)
+        return _canonical(part, above | {id(value)})
 
-    return _canonical_parts(value, text_of)
-
-
-def _canonical_parts(value: object, text_of: Callable[[object], str]) -> str:
-    kind = type(value).__name__
     match value:
         case np.ndarray():
             text = f"{kind} {value.dtype} {value.shape} {value.tolist()}"
-        case list() | tuple() | deque():
-            text = f"{kind}({', '.join(map(text_of, value))})"
-        case set() | frozenset():
-            text = f"{kind}({', '.join(sorted(map(text_of, value)))})"
+        case list() | tuple() | deque() | set() | frozenset():
+            texts = list(map(text_of, value))
+            # Sets that are equal may be in another order.
+            texts = sorted(texts) if isinstance(value, (set, frozenset)) else texts
+            text = f"{kind}({', '.join(texts)})"
         case Mapping():
             text = ", ".join(f"{text_of(key)}: {text_of(item)}" for key, item in value.items())
             text = f"{kind}({text})"
@@ -200,12 +182,9 @@ def _canonical_parts(value: object, text_of: Callable[[object], str]) -> str:
             text = f"{kind} {value.__func__.__qualname__}"
         case type() | ModuleType():
             text = value.__name__
-        case FunctionType():
-            kept = ", ".join(f"{name} {held}" for name, held in _of_function("it", value))
-            text = f"{kind} {value.__qualname__}({kept})"
-        case _ if fields := _fields(value):
-            text = ", ".join(f"{name}={text_of(held)}" for name, held in fields.items())
-            text = f"{kind}({text})"
+        case _ if (parts := _parts(value)) or isinstance(value, FunctionType):
+            text = ", ".join(f"{name}={text_of(part)}" for name, part in parts.items())
+            text = f"{kind} {getattr(value, '__qualname__', '')}({text})"
         case _:
             text = repr(value)
             text = kind if " at 0x" in text else text
@@ -273,21 +252,20 @@ def record_until(connection: Connection, setting: _Setting, database: Path, end_
 
 
 def derive(connection: Connection, setting: _Setting, database: Path | None) -> None:
-    """Send the decided steps of all bars, or those after the run that *database* holds."""
-    with _derivation(setting, database) as (_, steps):
-        decided = [each for each in chain.from_iterable(steps) if each.bar and each.step.decision]
-    connection.send(decided)
+    """Send each decided step of all bars, or of those after the run that *database* holds.
 
-
-def derive_memory(
-    connection: Connection, setting: _Setting, database: Path | None, instrument: str, at_ms: int
-) -> None:
-    """Send what the strategy of *instrument* remembers after its bar that opened at *at_ms*."""
+    None asks for the next one, which is None after the last. The id of an instrument asks what its
+    strategy remembers now.
+    """
     with _derivation(setting, database) as (engine, steps):
-        for together in steps:
-            if any(bar.open_time_ms == at_ms for each in together if (bar := each.bar)):
-                break
-        connection.send(memory_of(engine.strategy_of(instrument)))
+        decided = (each for each in chain.from_iterable(steps) if each.bar and each.step.decision)
+        while True:
+            instrument = connection.recv()
+            connection.send(
+                next(decided, None)
+                if instrument is None
+                else memory_of(engine.states[instrument].strategy)
+            )
 
 
 @contextmanager
@@ -351,37 +329,31 @@ def recursive(
         for row in rows
     ]
     with fresh.child(derive, setting, None) as child:
-        whole = child.receive()
+        steps: Iterator[DerivedStep] = iter(partial(child.ask, None), None)
+        whole = [(bar, mine) for mine in steps if (bar := mine.bar)]
     for number, from_ms in enumerate(starts):
         report(f"probe {number + 1} of {len(starts)}: starting at bar {rows[number] + warmup}")
         with TemporaryDirectory(prefix="tracepaper-recursive-") as folder:
             database = Path(folder) / "run.db"
             with fresh.child(record_until, setting, database, from_ms) as child:
                 child.receive()
-            with fresh.child(derive, setting, database) as child:
-                steps = child.receive()
             finding.probes += 1
-            same_period = [mine for mine in whole if mine.bar.open_time_ms >= from_ms]
-            for mine, other in zip(same_period, steps, strict=True):
-                finding.compared += 1
-                if not same_judgement(mine, other):
+            with fresh.child(derive, setting, database) as child:
+                for bar, mine in whole:
+                    if bar.open_time_ms < from_ms:
+                        continue
+                    other: DerivedStep = child.ask(None)
+                    finding.compared += 1
+                    if same_judgement(mine, other):
+                        continue
                     finding.differences.append(difference_of(mine, other))
-                    finding.undeclared = _undeclared(fresh, setting, database, mine)
+                    with fresh.child(derive, setting, None) as again:
+                        while again.ask(None).step.sequence < mine.step.sequence:
+                            pass
+                        memories = (each.ask(bar.instrument) for each in (again, child))
+                        finding.undeclared = unlike(*memories)
                     return finding
     return finding
-
-
-def _undeclared(
-    fresh: FreshProcesses, setting: _Setting, database: Path, at: DerivedStep
-) -> list[str]:
-    """Return the names of what two derivations remember otherwise after the bar of *at*."""
-    assert at.bar is not None
-    key, memories = (at.bar.instrument, at.bar.open_time_ms), list[dict[str, str]]()
-    for begun in (None, database):
-        with fresh.child(derive_memory, setting, begun, *key) as child:
-            memories.append(child.receive())
-    first, second = memories
-    return unlike(first, second)
 
 
 @of_each_strategy
@@ -394,7 +366,14 @@ def same_judgement(mine: DerivedStep, other: DerivedStep) -> bool:
     a, b = mine.step.decision, other.step.decision
     if a is None or b is None:
         return a is b
-    if not same_signal(mine, other) or not _measures_agree(a, b) or not _notes_agree(mine, other):
+    if not same_signal(mine, other) or not _notes_agree(mine, other):
+        return False
+    gates = a.gate_set.gates
+    kept = [place for place, gate in enumerate(gates) if gate not in _RISK]
+    # The limits of the account measure what was held before.
+    if gates != b.gate_set.gates or not all(
+        near_measure(a.measures[at], b.measures[at]) for at in kept
+    ):
         return False
     judged = a.refused_by not in _RISK and b.refused_by not in _RISK
     same = (a.refused_by, a.regime) == (b.refused_by, b.regime)
@@ -426,14 +405,6 @@ def _notes_agree(mine: DerivedStep, other: DerivedStep) -> bool:
         else first == second
         for first, second in zip(a.note.values(), b.note.values(), strict=True)
     )
-
-
-def _measures_agree(a: Decision, b: Decision) -> bool:
-    """Return whether all measures agree but those of the account's limits."""
-    if a.gate_set.gates != b.gate_set.gates:
-        return False
-    kept = [place for place, gate in enumerate(a.gate_set.gates) if gate not in _RISK]
-    return all(near_measure(a.measures[at], b.measures[at]) for at in kept)
 
 
 def _at_threshold(a: Decision, b: Decision) -> bool:

@@ -8,7 +8,7 @@ The rules are docs/money.md, M42 to M44.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -226,24 +226,15 @@ def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
                 of_row("bias_bp", "bias bp", "gain"),
                 of_row("std_bp", "std bp", "money"),
             ),
-            tuple(_row(name, costs[mine], days[mine]) for name, mine in rows if mine.any()),
+            tuple(
+                (name, of.orders, of.days, (of.mean, of.error), of.deviation)
+                for name, mine in rows
+                if mine.any() and (of := bias(costs[mine], days[mine]))
+            ),
             whole=True,
         )
         for key, (title, rows) in parts.items()
     ]
-
-
-def _row(
-    name: str, costs: Array, days: NDArray[np.int64]
-) -> tuple[str, int, int, tuple[float, float | None], float]:
-    cost_bias = bias(costs, days)
-    return (
-        name,
-        cost_bias.orders,
-        cost_bias.days,
-        (cost_bias.mean, cost_bias.error),
-        cost_bias.deviation,
-    )
 
 
 # ---------------------------------------------------------------- what fits
@@ -455,14 +446,18 @@ def held_out_sentence(findings: SlippageFindings) -> str:
     )
 
 
+def counted(what: str, left_out: Mapping[str, int], notes: Iterable[str]) -> list[Part]:
+    """Return *what* was compared, what was not, and what is to be known, as paragraphs."""
+    return [
+        Paragraph(what),
+        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in left_out.items()),
+        *(Paragraph(f"To know: {note}.") for note in notes),
+    ]
+
+
 def parts_of(findings: SlippageFindings, what: str) -> list[Part]:
     """Return the findings as paragraphs and tables; *what* says how much was compared."""
-    parts: list[Part] = [
-        Paragraph(what),
-        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in findings.left_out.items()),
-        *(Paragraph(f"To know: {note}.") for note in findings.notes),
-        *findings.tables,
-    ]
+    parts = [*counted(what, findings.left_out, findings.notes), *findings.tables]
     if findings.settings:
         parts += [settings_table(findings), Paragraph(held_out_sentence(findings))]
     return [*parts, *map(Paragraph, findings.sentences)]

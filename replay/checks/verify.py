@@ -83,6 +83,13 @@ _CHANGED_BY: Final = "with the first start's alike: by which code and where is s
 _MADE_BY: Final = f"{_CHANGED_BY}; a model's floats are then held within tolerances, which is said"
 _NAME: Final = "a name that nothing else in the run repeats"
 
+_PLACE: Final = ("libraries", "device", "dtype", "backend", "torch_version", "instruction_set")
+_FILTERS: Final = (
+    *("base_coin", "quote_coin", "volume_decimals", "turnover_decimals", "tick_size"),
+    *("min_quantity", "max_quantity", "min_notional", "funding_interval_minutes", "status"),
+    *("max_leverage", "risk_tiers"),
+)
+
 TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.run_id": _NAME,
     "runs.kind": "who fed the run, which leaves no other trace",
@@ -92,35 +99,13 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.config": "what had no effect: sections that decide nothing, and with its hash any key",
     "runs.config_sha256": "with runs.config",
     "runs.code_version": _CHANGED_BY,
-    "runs.libraries": _MADE_BY,
-    "runs.device": _MADE_BY,
-    "runs.dtype": _MADE_BY,
-    "runs.backend": _MADE_BY,
-    "runs.torch_version": _MADE_BY,
-    "runs.instruction_set": _MADE_BY,
+    **dict.fromkeys((f"runs.{name}" for name in _PLACE), _MADE_BY),
     "runs.warnings": "what the start had to say",
-    "runs.calendar_version": _SESSIONS,
-    "runs.calendar_sha256": _SESSIONS,
-    "runs.sessions": _SESSIONS,
-    "instruments.base_coin": _EXCHANGE,
-    "instruments.quote_coin": _EXCHANGE,
-    "instruments.volume_decimals": _EXCHANGE,
-    "instruments.turnover_decimals": _EXCHANGE,
-    "instruments.tick_size": _EXCHANGE,
-    "instruments.min_quantity": _EXCHANGE,
-    "instruments.max_quantity": _EXCHANGE,
-    "instruments.min_notional": _EXCHANGE,
-    "instruments.funding_interval_minutes": _EXCHANGE,
-    "instruments.status": _EXCHANGE,
-    "instruments.max_leverage": _EXCHANGE,
-    "instruments.risk_tiers": _EXCHANGE,
-    "steps.open": _BAR,
-    "steps.low": _BAR,
-    "steps.volume": _BAR,
-    "steps.turnover": _EXCHANGE,
-    "steps.source": _EXCHANGE,
-    "events.market_ms": _EXCHANGE,
-    "events.seen_ms": _EXCHANGE,
+    **dict.fromkeys(("runs.calendar_version", "runs.calendar_sha256", "runs.sessions"), _SESSIONS),
+    **dict.fromkeys((f"instruments.{name}" for name in _FILTERS), _EXCHANGE),
+    **dict.fromkeys(("steps.open", "steps.low", "steps.volume"), _BAR),
+    **dict.fromkeys(("steps.turnover", "steps.source"), _EXCHANGE),
+    **dict.fromkeys(("events.market_ms", "events.seen_ms"), _EXCHANGE),
     "events.content": "given from outside; only what a fill or a mark rests on is held to it",
     "events.books": "other books that an exchange can show, where no decision follows from them",
     "prunes.state": "its steps are gone; cash, positions and resting orders are held",
@@ -182,7 +167,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     """Step *run_id* through again and compare each step with what is stored, in every column.
 
     Where a start was made in this very environment, every bit must be equal; elsewhere floats
-    may differ within ``TOLERANCES``. With *sample* only the last that many steps are compared;
+    may differ within their tolerances. With *sample* only the last that many steps are compared;
     the steps before them are still derived, since an account depends on all of them. With *from_ms*
     the bars from that open time on are compared, and the state before them is the record's; with
     *until_ms* only those that opened before; with *commit* the commit that holds that step. With
@@ -201,7 +186,9 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     predictor = RecordedPredictor(
         recorded, prober_of(recorded, database) if probes else None, database, probes=probes
     )
-    check = RowCheck(reader, stored, member_shape=_member_shape(recorded.forecaster))
+    check = RowCheck(
+        reader, stored, member_shape=getattr(recorded.forecaster, "member_shape", None)
+    )
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     begun = recorded.beginning
     start = None if begun is None else reader.newest_of(run_id, ModelChange, until=begun.after)
@@ -331,11 +318,6 @@ def _judge_state(
                 Difference("", verification.from_ms or 0, what, "another", str(error))
             )
     return first
-
-
-def _member_shape(forecaster: Forecaster | None) -> tuple[int, int] | None:
-    """Return how many members answer, and how many numbers each says at a horizon."""
-    return getattr(forecaster, "member_shape", None)
 
 
 def _judge_run(

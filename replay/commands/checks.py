@@ -513,8 +513,8 @@ def _join(fills: Path, place: RunLocation, json: bool) -> None:  # noqa: FBT001 
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.archive.executions import read_executions
     from tracepaper.replay.checks.shortfall import join_fills, stored_rows
+    from tracepaper.replay.checks.slippage import counted
     from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.document.values import Paragraph, Part
     from tracepaper.replay.report.shortfall import shortfall_tables
     from tracepaper.storage.checks import store_shortfalls
     from tracepaper.storage.database.reader import Reader
@@ -547,13 +547,7 @@ def _join(fills: Path, place: RunLocation, json: bool) -> None:  # noqa: FBT001 
         f"{findings.joined:,} fills of {findings.rows:,} rows beside {len(rows):,} decisions of "
         f"run {place.run_id}."
     )
-    parts: list[Part] = [
-        Paragraph(what),
-        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in findings.left_out.items()),
-        *(Paragraph(f"To know: {note}.") for note in findings.notes),
-        *tables,
-    ]
-    show(Terminal(), parts)
+    show(Terminal(), [*counted(what, findings.left_out, findings.notes), *tables])
 
 
 def _show_costs(findings: SlippageFindings, what: str, json: bool) -> None:  # noqa: FBT001 - an option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -81,18 +81,9 @@ def import_(
     """Import candle files into an archive: all of them, or none if one is invalid."""
     from tracepaper.replay.archive import read_many
     from tracepaper.replay.archive.series import import_candles
-    from tracepaper.replay.archive.sessions import sessions_named
 
-    require("exchange_calendars", "--calendar", calendar)
     file = database_path(archive, config)
-    parts = read_many(
-        paths,
-        symbol=symbol,
-        category=category if calendar is None else Category.STOCK,
-        columns=columns or (),
-        format_name=format_,
-        sessions_for=None if calendar is None else sessions_named(calendar),
-    )
+    parts = read_many(paths, **_given(symbol, category, columns, format_, calendar))
     imported = import_candles(file, parts)
     if json:
         print_json({"archive": str(file), "series": [asdict(series) for series in imported]})
@@ -115,10 +106,8 @@ def check(
     """Check files of candles, order books or events: what each holds, or why it is refused."""
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
-    from tracepaper.replay.archive.sessions import sessions_named
 
-    require("exchange_calendars", "--calendar", calendar)
-    sessions_for = None if calendar is None else sessions_named(calendar)
+    given = _given(symbol, category, columns, format_, calendar)
     documents: list[dict[str, object]] = []
     refused = 0
     for path in paths:
@@ -128,16 +117,7 @@ def check(
                 if not json:
                     typer.echo("\n".join(_recorded_lines(recorded)))
                 continue
-            file_quality = quality(
-                read_candles(
-                    path,
-                    symbol=symbol,
-                    category=category if calendar is None else Category.STOCK,
-                    columns=columns or (),
-                    format_name=format_,
-                    sessions_for=sessions_for,
-                )
-            )
+            file_quality = quality(read_candles(path, **given))
         except DataInvalid as error:
             refused += 1
             documents.append({"path": path, "valid": False, "error": str(error)})
@@ -151,6 +131,26 @@ def check(
         print_json({"files": documents, "refused": refused})
     if refused:
         raise typer.Exit(1)
+
+
+def _given(
+    symbol: str | None,
+    category: Category | None,
+    columns: Sequence[str] | None,
+    format_name: str | None,
+    calendar: str | None,
+) -> dict[str, Any]:
+    """Return what a reader of candles is told; those of shares are read by a calendar."""
+    from tracepaper.replay.archive.sessions import sessions_named
+
+    require("exchange_calendars", "--calendar", calendar)
+    return {
+        "symbol": symbol,
+        "category": category if calendar is None else Category.STOCK,
+        "columns": columns or (),
+        "format_name": format_name,
+        "sessions_for": None if calendar is None else sessions_named(calendar),
+    }
 
 
 def _lines(quality: Quality) -> list[str]:

@@ -192,16 +192,11 @@ def _refuse_other_source(name: str, source: DataSource, other: str) -> None:
     """Raise ``ConfigInvalid`` where one of both models is of order books, and one of bars."""
     from tracepaper.strategies.api.model import DataSource
 
-    is_of_books = _source(other) == DataSource.ORDER_BOOKS
-    if is_of_books and source != DataSource.ORDER_BOOKS:
+    kinds = [kind == DataSource.ORDER_BOOKS for kind in (source, _source(other))]
+    if kinds[0] is not kinds[1]:
         raise ConfigInvalid(
-            f"--compare {other}: it forecasts the mid of an order book, which {name} does not; "
-            "name a model of bars."
-        )
-    if source == DataSource.ORDER_BOOKS and not is_of_books:
-        raise ConfigInvalid(
-            f"--compare {other}: {name} forecasts the mid of an order book, which no model of bars "
-            "does; name a network of order books."
+            f"--compare {other}: of it and {name} one forecasts the mid of an order book and one "
+            "bars; name two models of order books, or two of bars."
         )
 
 

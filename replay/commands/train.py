@@ -20,7 +20,7 @@ from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
-    from tracepaper.replay.learning.fitted import Each
+    from tracepaper.replay.learning.fitted import DataRequest, Each
     from tracepaper.replay.learning.side_inputs import SideFiles
     from tracepaper.storage.checkpoints import Checkpoint
 
@@ -103,20 +103,26 @@ def train(
     if not data or out is None:
         missing = "--out FOLDER" if data else "--data PATH"
         raise ConfigInvalid(f"{missing} is missing; give it, or --init KIND alone.")
-    document = _document(recipe, settings or ())
+    from tracepaper.replay.learning.recipe import as_recipe, read_recipe, with_settings
+
+    given = {} if recipe is None else as_recipe(read_recipe(recipe))
+    document = with_settings(given, settings or ())
     drawn = _seeds(document, seed or (), seeds, elsewhere=bool(jobs or on))
+    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.learning.fitted import DataRequest
+
+    request = DataRequest(data, ArrayCache(cache or default_folder()), columns=columns or ())
     if document.get("ensemble", {}).get("members"):
         if drawn or covariates or depth:
             raise _members_wrong()
-        checkpoints = [_join(document, data, columns or (), out, cache)]
+        checkpoints = [_join(document, request, out)]
     else:
+        from tracepaper.replay.commands.folds import each_on
         from tracepaper.replay.learning.side_inputs import SideFiles
 
         files = SideFiles(covariates, depth or ())
-        each = _each(on, jobs)
-        checkpoints = _trained(
-            document, recipe, drawn, data, columns or (), out, cache, files, each, resume=resume
-        )
+        each = None if on is None and jobs is None else each_on(on, jobs)
+        checkpoints = _trained(document, recipe, drawn, request, out, files, each, resume=resume)
     study = [] if seeds is None else _study(checkpoints)
     if json:
         documents = [
@@ -149,13 +155,6 @@ def _seeds(
     return range(first, first + count)
 
 
-def _each(on: str | None, jobs: int | None) -> Each | None:
-    """Return where seeds are trained; None for here, one by one."""
-    from tracepaper.replay.commands.folds import each_on
-
-    return None if on is None and jobs is None else each_on(on, jobs)
-
-
 def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
     """Return mean and spread of what the cards of several seeds say; none where no seed draws."""
     from tracepaper.replay.learning.card import seeds_table
@@ -168,21 +167,12 @@ def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
     return [seeds_table(cards)]
 
 
-def _document(file: Path | None, settings: Sequence[str]) -> dict[str, Any]:
-    """Read a recipe or a card, and lay *settings* over it."""
-    from tracepaper.replay.learning.recipe import as_recipe, read_recipe, with_settings
-
-    return with_settings({} if file is None else as_recipe(read_recipe(file)), settings)
-
-
 def _trained(
     document: Mapping[str, Any],
     file: Path | None,
     seeds: Sequence[int],
-    data: Sequence[str],
-    columns: Sequence[str],
+    request: DataRequest,
     out: Path,
-    cache: Path | None,
     files: SideFiles,
     each: Each | None,
     *,
@@ -190,8 +180,7 @@ def _trained(
 ) -> list[tuple[Path, Checkpoint]]:
     """Train a checkpoint of each seed; *file* is where the recipe was read, if anywhere."""
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.learning.fitted import DataRequest, FitRun
+    from tracepaper.replay.learning.fitted import FitRun
     from tracepaper.replay.learning.recipe import over, recipe_of
     from tracepaper.replay.learning.training import FitView, train_seeds
 
@@ -207,31 +196,19 @@ def _trained(
             "they are a modality of the kind trading alone; train that, or leave --covariates and "
             "--depth out."
         )
-    request = DataRequest(
-        data,
-        ArrayCache(cache or default_folder()),
-        files.read(),
-        columns,
-    )
+    request = request._replace(inputs=files.read())
     with FitView(first) as view:
         run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
         return train_seeds(recipes, request, run, each=each)
 
 
-def _join(
-    document: Mapping[str, Any],
-    data: Sequence[str],
-    columns: Sequence[str],
-    out: Path,
-    cache: Path | None,
-) -> tuple[Path, Checkpoint]:
+def _join(document: Mapping[str, Any], request: DataRequest, out: Path) -> tuple[Path, Checkpoint]:
     """Join the checkpoints in two folders; return where the ensemble lies, and itself."""
     from rich.console import Console
 
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
     from tracepaper.replay.learning.fit import use_threads
-    from tracepaper.replay.learning.fitted import DataRequest, FitRun
+    from tracepaper.replay.learning.fitted import FitRun
     from tracepaper.replay.learning.recipe import THREADS
     from tracepaper.replay.learning.training import combine
 
@@ -245,7 +222,7 @@ def _join(
     name, say = document.get("model", {}).get("name") or out.name, Console(stderr=True).print
     ensemble = combine(
         (members[0], members[1]),
-        DataRequest(data, ArrayCache(cache or default_folder()), columns=columns),
+        request,
         FitRun(out, name, SystemClock().wall_ms(), say=say),
         bars=training.get("explained_bars"),
     )

@@ -41,7 +41,7 @@ class DemoFigures:
     trades: int  # closed
     start: float  # the account's cash at first, quote currency
     equity: float
-    explained: int | None  # sequence of the decision to look at
+    explained_sequence: int | None  # of the decision to look at
     chain: ChainReport
 
     @property
@@ -87,7 +87,7 @@ def sum_up(database: Path, played: DemoShow | None, *, as_json: bool) -> None:
     is_well = parity.outcome is ParityOutcome.IDENTICAL and ending.chain.holds
     proved = Text(f"What it proved: {proof(ending, parity)}", "" if is_well else "bold red")
     terminal.print(proved, soft_wrap=True)
-    program, sequence = program_name(), ending.explained
+    program, sequence = program_name(), ending.explained_sequence
     decision = "" if sequence is None else f" explain last:{sequence} --full"
     for words, command in (("open", " ui --open"), ("type", decision or " report last")):
         line = f"What to {words}: {program}{command} --db {database}"
@@ -125,16 +125,9 @@ def document(ending: DemoFigures, database: Path, played: DemoShow | None) -> di
             "incidents": list(played.outcomes),
         }
     return {
-        "run_id": ending.run_id,
         "database": str(database),
-        "decisions": ending.decisions,
-        "late": ending.late,
+        **vars(ending),
         **show_alone,
-        "days": ending.days,
-        "trades": ending.trades,
-        "start": ending.start,
-        "equity": ending.equity,
         "return": ending.total_return,
-        "explained_sequence": ending.explained,
         "chain": {"holds": ending.chain.holds, "steps": ending.chain.steps},
     }

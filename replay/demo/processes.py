@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -176,25 +177,15 @@ class Demo:
         )
 
     async def reach(self, share: float) -> None:
-        """Wait until *share* of the race is over.
+        """Wait until *share* of the race is over, for ``SILENT_FOR_S`` at most for a bar."""
+        race = self.race
+        at_ms = race.start_ms + round(share * (self.until_ms - race.start_ms))
 
-        Raises ``FeedLost`` where the daemon ends before, or no bar comes for ``SILENT_FOR_S``.
-        """
-        race, at_ms = self.race, self.place(share)
-        sequence, silent_s = race.sequence, 0.0
+        def has_gone_on(sequence: int) -> bool:
+            return race.sequence != sequence
+
         while race.now_ms < at_ms:
-            if self.has_ended:
-                raise FeedLost(self.last_words())
-            if race.sequence != sequence:
-                sequence, silent_s = race.sequence, 0.0
-            elif silent_s > SILENT_FOR_S:
-                raise FeedLost(f"No bar came for {SILENT_FOR_S:.0f} s; see {self.files.log}.")
-            await asyncio.sleep(POLL_S)
-            silent_s += POLL_S
-
-    def place(self, share: float) -> int:
-        """Return the market time at which *share* of the race is over."""
-        return self.race.start_ms + round(share * (self.until_ms - self.race.start_ms))
+            await self.until(partial(has_gone_on, race.sequence), within_s=SILENT_FOR_S)
 
     async def pause(self) -> None:
         """Give the viewer time to read."""

@@ -9,7 +9,7 @@ A route is a function of a venue, a query and server time, declared by ``route``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -144,6 +144,15 @@ FUNDING_LIMIT: Final = Limit(200, 200)
 BOOK_LIMIT: Final = {"linear": Limit(25, 500), "spot": Limit(1, 200)}
 TRADE_LIMIT: Final = {"linear": Limit(500, 1000), "spot": Limit(60, 60)}
 
+
+def category_of(query: Query, allowed: Sequence[str] = CATEGORIES) -> str:
+    """Return the category of *query*; raise ``RefusedQuery`` where it is not *allowed*."""
+    category = query.get("category", "")
+    if category not in allowed:
+        raise RefusedQuery(*BAD_CATEGORY)
+    return category
+
+
 CANDLE_OPTIONS: Final = ("category", "start", "end", "limit")
 TIME_OPTIONS: Final = ("startTime", "endTime", "limit")
 
@@ -223,9 +232,7 @@ def _candles(
 def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return instruments with their filters: pages of derivatives, one list of spot."""
     del now_ms
-    category = query.get("category", "")
-    if category not in CATEGORIES:
-        return BAD_CATEGORY
+    category = category_of(query)
     served = [
         market.listing.item for (kind, _), market in venue.markets.items() if kind == category
     ]
@@ -259,9 +266,7 @@ def instruments_page(category: str, served: Iterable[Result], query: Query) -> R
 @route("/v5/market/tickers", ("category",), ("symbol",))
 def tickers(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return the ticker of one symbol, or all of a category."""
-    category = query.get("category", "")
-    if category not in CATEGORIES:
-        return BAD_CATEGORY
+    category = category_of(query)
     symbol = query.get("symbol", "")
     if symbol and venue.find(category, symbol) is None:
         return BAD_SYMBOL
@@ -354,9 +359,7 @@ def market_of(venue: Venue, query: Query, *, required: bool = False) -> Simulate
 
     Raises ``RefusedQuery`` where there is no such market.
     """
-    category = query.get("category", "" if required else "linear")
-    if category not in CATEGORIES:
-        raise RefusedQuery(*BAD_CATEGORY)
+    category = category_of(query if required else {"category": "linear", **query})
     market = venue.find(category, query.get("symbol", ""))
     if market is None:
         raise RefusedQuery(*BAD_SYMBOL)

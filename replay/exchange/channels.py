@@ -188,7 +188,8 @@ class CandleChannel(Channel):
         row = market.base.row_at(at_ms)
         if not market.is_open(row, now_ms - PUSH_MS):
             return []
-        return self._push(row, at_ms)
+        candle = market.series.open_candle(self._interval, row, at_ms)
+        return [self._frame([self._element(candle, at_ms, confirm=False)], at_ms)]
 
     def steps(self, from_ms: int) -> Iterator[Due]:
         """Yield the pushes of each bar and the roll of each candle."""
@@ -217,10 +218,6 @@ class CandleChannel(Channel):
             for trade in self._market.path(row).trades
         }
         return sorted(time_ms for time_ms in times if time_ms < close_ms)
-
-    def _push(self, row: int, at_ms: int) -> list[Frame]:
-        candle = self._market.series.open_candle(self._interval, row, at_ms)
-        return [self._frame([self._element(candle, at_ms, confirm=False)], at_ms)]
 
     def _pushed(self, row: int, at_ms: int) -> list[Frame]:
         """Return the push of the open candle, as a fault changes it."""

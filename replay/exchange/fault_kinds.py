@@ -91,16 +91,12 @@ class FaultKind:
         cls,
         name: str,
         meaning: str,
-        *,
-        aim: str | tuple[str, ...] = "",
-        default_ms: int = 0,
-        dealt: Callable[[int], dict[str, Any]] = lambda _number: {},
-        is_signed: bool = False,
+        **fields: Any,  # noqa: ANN401 - those of a kind
     ) -> Callable[[Effect], Effect]:
         """Add a kind of this stage to ``FAULTS`` with the decorated function as its effect."""
 
         def add(effect: Effect) -> Effect:
-            FAULTS[name] = cls(name, meaning, effect, aim, default_ms, dealt, is_signed)
+            FAULTS[name] = cls(name, meaning, effect, **fields)
             return effect
 
         return add

@@ -188,7 +188,8 @@ class Control:
         _refuse_foreign(request)
         if self._keeps_wall_time:
             return _json({"error": WALL_TIME}, status=400)
-        self._hub.hold()
+        self._hub.clock.hold()
+        self._hub.wake()
         return _json({"held": self._hub.clock.held})
 
     async def speed(self, request: web.Request) -> web.Response:
@@ -201,7 +202,8 @@ class Control:
         except (msgspec.DecodeError, RecursionError) as error:
             sentence = f'This is no speed ({error}): give {{"speed": 60}}, up to {SPEED_MAX:,.0f}.'
             return _json({"error": sentence}, status=400)
-        self._hub.set_speed(given.speed)
+        self._hub.clock.set_speed(given.speed)  # frames are thinned as for the first speed
+        self._hub.wake()
         return _json({"speed": given.speed, "time": self._hub.clock.now_ms()})
 
 

@@ -253,7 +253,7 @@ class Hub:
         self._subscriptions[key].listeners.append(connection)
         connection.topics.add(topic)
         if self.clock.held and (topic.startswith("kline.") or self._is_released_by_any):
-            self.release()
+            self.clock.release()
         self.subscribed.set()
         self.apply_connection_faults()
         self._woken.set()
@@ -286,19 +286,8 @@ class Hub:
         self._serial += 1
         heappush(self._due, (time_ms, self._serial, action))
 
-    def release(self) -> None:
-        """Let a held clock run."""
-        self.clock.release()
-        self._woken.set()
-
-    def hold(self) -> None:
-        """Let time stand still until candles are subscribed anew."""
-        self.clock.hold()
-        self._woken.set()
-
-    def set_speed(self, speed: float) -> None:
-        """Let time pass at *speed* from now on; frames are thinned as for the first speed."""
-        self.clock.set_speed(speed)
+    def wake(self) -> None:
+        """Look at the clock again, which was held or set to another speed."""
         self._woken.set()
 
     def _schedule_next(self, key: Key, subscription: Subscription) -> None:

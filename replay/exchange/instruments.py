@@ -42,7 +42,8 @@ def parsed(text: str) -> tuple[int, int]:
 
 SPOT_BASE_PRECISION: Final = "0.000001"
 SPOT_MIN_ORDER_AMOUNT: Final = "5"
-FUNDING_MINUTES: Final = 480
+RECORDED_LIKE: Final = "BTCUSDT"
+"""What an unknown perpetual takes from another: all but its names and filters."""
 STEPS_PER_MEAN_BAR: Final = 1_000
 
 Item = dict[str, Any]
@@ -114,21 +115,17 @@ def _derived_step(candles: Candles) -> tuple[int, int]:
 
 
 def _derived_linear(candles: Candles) -> Item:
-    """Return an invented but plausible perpetual, in the recorded key order."""
+    """Return an invented but plausible perpetual: a recorded one with its own filters."""
     base, quote = coins_of(candles.symbol)
     scale = candles.price_decimals
     unit, decimals = _derived_step(candles)
     step = unscaled(unit, decimals)
     most = unscaled(unit * 10**7, decimals)
-    return {
+    return recorded_instruments()[RECORDED_LIKE] | {
         "symbol": candles.symbol,
-        "contractType": "LinearPerpetual",
-        "status": "Trading",
         "baseCoin": base,
         "quoteCoin": quote,
         "launchTime": str(int(candles.open_time_ms[0])),
-        "deliveryTime": "0",
-        "deliveryFeeRate": "",
         "priceScale": str(scale),
         "leverageFilter": {"minLeverage": "1", "maxLeverage": "50.00", "leverageStep": "0.01"},
         "priceFilter": {
@@ -144,18 +141,9 @@ def _derived_linear(candles: Candles) -> Item:
             "maxMktOrderQty": unscaled(unit * 10**6, decimals),
             "minNotionalValue": "5",
         },
-        "unifiedMarginTrade": True,
-        "fundingInterval": FUNDING_MINUTES,
         "settleCoin": quote,
         "copyTrading": "none",
-        "upperFundingRate": "0.005",
-        "lowerFundingRate": "-0.005",
-        "isPreListing": False,
-        "preListingInfo": None,
         "riskParameters": {"priceLimitRatioX": "0.05", "priceLimitRatioY": "0.1"},
-        "displayName": "",
-        "symbolType": "",
-        "forbidUplWithdrawal": False,
         "symbolId": key("symbolId", candles.symbol) % 10_000,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,29 +53,6 @@ Levels = list[tuple[int, int]]
 """(price, size) from the touch outwards."""
 
 
-class Best(NamedTuple):
-    """Best bid and ask."""
-
-    bid: int
-    bid_size: int
-    ask: int
-    ask_size: int
-
-
-def best(market: SimulatedMarket, row: int, time_ms: int) -> Best:
-    """Return the touch of *market* at *time_ms* in bar *row*."""
-    bid, ask = _touch(market, row, time_ms)
-    slot = _slot(market, row, time_ms)
-    span = _span(market)
-    step = market.listing.step
-    return Best(
-        bid,
-        (1 + _level(market, BID, bid, slot) % span) * step,
-        ask,
-        (1 + _level(market, ASK, ask, slot) % span) * step,
-    )
-
-
 def levels(market: SimulatedMarket, row: int, time_ms: int, depth: int) -> tuple[Levels, Levels]:
     """Return *depth* bids and asks (fewer near zero) of *market* at *time_ms* in bar *row*."""
     bid, ask = _touch(market, row, time_ms)
@@ -111,13 +88,6 @@ def _span(market: SimulatedMarket) -> int:
     """Return how many steps a level may hold: about a minute's share of the volume."""
     per_minute = market.daily_volume * MINUTE_MS // DAY_MS // market.listing.step
     return max(4, per_minute // 4)
-
-
-def _level(market: SimulatedMarket, side: int, price: int, slot: int) -> int:
-    """Return the noise of one level; its epoch is staggered by its price."""
-    place = mix(market.seed + 2 * price + side)
-    epoch = (slot + place % EPOCH_SLOTS) // EPOCH_SLOTS
-    return mix(place + epoch * STRIDE)
 
 
 def _side(
@@ -156,10 +126,21 @@ REST_SPOT: Final = (
 )
 
 
+def _best(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
+    """Return the texts of best bid and ask."""
+    (bid,), (ask,) = levels(market, row, time_ms, 1)
+    return {
+        "bid1Price": market.price_text(bid[0]),
+        "bid1Size": market.size_text(bid[1]),
+        "ask1Price": market.price_text(ask[0]),
+        "ask1Size": market.size_text(ask[1]),
+    }
+
+
 def linear_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
     """Return every field of a linear stream snapshot of *market* at *time_ms* in bar *row*."""
     last = market.touch(row, time_ms)
-    now, day, quote = market.running(row, time_ms), market.day(row), best(market, row, time_ms)
+    now, day = market.running(row, time_ms), market.day(row)
     interest = open_interest(market, time_ms)
     half = interest // 2
     price, scale = market.price_text, market.listing.price_decimals
@@ -188,10 +169,7 @@ def linear_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, 
         "singleOpenInterestValue": value(half * last.price, sizes + scale),
         "nextFundingTime": str(next_ms) if next_ms else "",
         "fundingRate": unscaled(funding_rate(market, next_ms), RATE_DECIMALS) if next_ms else "",
-        "bid1Price": price(quote.bid),
-        "bid1Size": market.size_text(quote.bid_size),
-        "ask1Price": price(quote.ask),
-        "ask1Size": market.size_text(quote.ask_size),
+        **_best(market, row, time_ms),
         "preOpenPrice": "",
         "preQty": "",
         "curPreListingPhase": "",
@@ -224,13 +202,7 @@ def rest_linear(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, st
 
 def rest_spot(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
     """Return the element of a spot ``/v5/market/tickers`` answer, which has bid and ask."""
-    quote = best(market, row, time_ms)
-    state = spot_ticker(market, row, time_ms) | {
-        "bid1Price": market.price_text(quote.bid),
-        "bid1Size": market.size_text(quote.bid_size),
-        "ask1Price": market.price_text(quote.ask),
-        "ask1Size": market.size_text(quote.ask_size),
-    }
+    state = spot_ticker(market, row, time_ms) | _best(market, row, time_ms)
     return {name: state[name] for name in REST_SPOT}
 
 
@@ -361,7 +333,7 @@ class BookChannel(Channel):
             moment = _stale(self._market, now_ms)
             if moment is None:
                 return []
-            self._bids, self._asks = self._levels(*moment)
+            self._bids, self._asks = levels(self._market, *moment, self._depth)
             self._sent_ms = self._matched_ms = moment[1]
         return [self._frame("snapshot", self._bids, self._asks, self._sent_ms)]
 
@@ -382,7 +354,7 @@ class BookChannel(Channel):
                     yield at_ms, partial(self._update, row, at_ms, forced=at_ms == forced)
 
     def _update(self, row: int, at_ms: int, *, forced: bool) -> list[Frame]:
-        bids, asks = self._levels(row, at_ms - 1)
+        bids, asks = levels(self._market, row, at_ms - 1, self._depth)
         changed = (bids, asks) != (self._bids, self._asks)
         repeats = self._depth == 1 and (forced or at_ms - self._sent_ms >= REPEAT_MS)
         if not changed and not repeats:
@@ -403,12 +375,6 @@ class BookChannel(Channel):
                 at_ms,
             )
         ]
-
-    def _levels(self, row: int, at_ms: int) -> tuple[Levels, Levels]:
-        if self._depth > 1:
-            return levels(self._market, row, at_ms, self._depth)
-        touch = best(self._market, row, at_ms)
-        return [(touch.bid, touch.bid_size)], [(touch.ask, touch.ask_size)]
 
     def _frame(self, kind: str, bids: Levels, asks: Levels, at_ms: int) -> Frame:
         market = self._market

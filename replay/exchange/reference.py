@@ -7,12 +7,11 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from tracepaper.replay.exchange.answers import (
-    BAD_CATEGORY,
     BAD_SYMBOL,
-    CATEGORIES,
     DERIVATIVES,
     Answer,
     Query,
+    category_of,
     cursor_fields,
     route,
 )
@@ -35,9 +34,7 @@ Item = dict[str, Any]
 def risk_limit(venue: Venue, query: Query, now_ms: int) -> Answer:
     """Return risk tiers: five a symbol, fifteen symbols a page."""
     del now_ms
-    category = query.get("category", "")
-    if category not in DERIVATIVES:
-        return BAD_CATEGORY
+    category = category_of(query, DERIVATIVES)
     symbol = query.get("symbol", "")
     if symbol and venue.find(category, symbol) is None:
         return BAD_SYMBOL
@@ -86,9 +83,7 @@ def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
     It is no public route, but clients that load instruments ask for it before all else.
     """
     del now_ms
-    category = query.get("category", "")
-    if category not in CATEGORIES:
-        return BAD_CATEGORY
+    category = category_of(query)
     taker, maker = BASE_FEES[category]
     items = [
         {

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.resume import recall_events
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.explain.recompute import (
     Floats,
@@ -25,6 +24,7 @@ from tracepaper.replay.explain.recompute import (
     Past,
     PastOf,
     attribute,
+    bars_before,
     kept_forecaster,
     rank_correlation,
     relevance_by_bar,
@@ -385,44 +385,21 @@ def by_model(database: Path, past: Past, model: str) -> Past:
         raise DataInvalid(f"{model} has no attention to compare; choose a network's checkpoint.")
     run_id, instrument = past.run.run_id, past.decided.instrument
     with Reader.open(database) as reader:
-        bars = reader.bars(run_id, instrument, forecaster.context, until=past.sequence)
-        recall_events(forecaster, reader, run_id, bars)
-    if len(bars) < forecaster.context:
-        raise DataInvalid(
-            f"Run {run_id} holds {len(bars):,} bars up to decision {past.sequence}, and {model} "
-            f"looks back on {forecaster.context:,}; choose a later decision."
-        )
+        bars = bars_before(reader, run_id, past.sequence, instrument, forecaster, model)
     forecaster.warm(instrument, bars[:-1])
     forecast = forecaster.step(bars[-1])
     if forecast is None:
         raise DataInvalid(f"{model} gives no forecast at that bar; choose another decision.")
-    recomputed: Past = PastOf(
-        past.run, past.sequence, forecaster, forecast, tuple(bars), past.price_decimals
-    )
-    return recomputed
+    return PastOf(past.run, past.sequence, forecaster, forecast, tuple(bars), past.price_decimals)
 
 
 def as_document(compared: SideBySide) -> dict[str, Any]:
     """Return the comparison as plain values; returns are log returns."""
-    return {
-        "sides": [
-            {
-                "name": side.name,
-                "model_id": side.model_id,
-                "open_time_ms": side.open_time_ms,
-                "horizon": side.horizon,
-                "mean_return": side.mean_return,
-                "lean": side.lean,
-                "weights": list(side.weights),
-                "features": side.features,
-            }
-            for side in (compared.first, compared.second)
-        ],
-        "common_ages": compared.common_ages,
-        "common_bars": compared.common_bars,
-        "rank_correlation": compared.rank_correlation,
-        "common_by_layer": list(compared.common_by_layer),
-    }
+    document = asdict(compared)
+    sides = [document.pop(name) for name in ("first", "second")]
+    for side in sides:
+        del side["times_ms"], side["layers"]
+    return {"sides": sides, **document}
 
 
 HEAVIEST: Final = 12
@@ -477,7 +454,7 @@ def influence(
         step = reader.step(run_id, sequence)
         forecast, event = stored_forecast(run, step), step.event
         assert isinstance(event, Bar)
-        forecaster = over_symbols(kept_forecaster(database, run, forecast.model_id)[1])
+        forecaster = over_symbols(kept_forecaster(database, run, forecast.model_id))
         if forecaster is None:
             raise DataInvalid(
                 f"The model {forecast.model_id} sees one symbol; leave --full as it is."

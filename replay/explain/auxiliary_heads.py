@@ -10,7 +10,7 @@ The rule is docs/orderbook.md, D18.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.storage.checkpoints import read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
-from tracepaper.strategies.order_book import LATER_BOOKS, SIDES, OrderBookHistory
+from tracepaper.strategies.order_book import LATER_BOOKS, OrderBookHistory
 from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,
     SHARES,
@@ -121,38 +121,28 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
     if isinstance(books, str):
         raise DataInvalid(f"Decision {sequence} of run {run_id} asked no network: {books}.")
     (item,) = (item for item in run.instruments if item.id == bar.instrument)
-    look = strategy.model.look(books)
-    card = read_card(checkpoint_folder(config))
-    odds = tuple(tuple(row) for row in look.probabilities.tolist())
-    return BookMap(
-        instrument=bar.instrument,
-        model_id=str(card["model"]["id"]),
-        at_ms=int(books.seen_ms[-1]),
+    look, card = strategy.model.look(books), read_card(checkpoint_folder(config))
+    says = (*card_sentences(card), *_difference(stored, look.probabilities[strategy.at].tolist()))
+    return BookMap.of(
+        bar.instrument,
+        card,
+        books,
+        look,
+        strategy.config.horizons,
         every_ms=strategy.model.every_ms,
-        horizons=strategy.config.horizons,
-        probabilities=odds,
-        books=books,
-        price_decimals=item.price_decimals,
-        quantity_decimals=item.quantity_decimals,
-        weights=look.weights.numpy().reshape(len(books), len(SIDES), strategy.config.levels),
-        l1_error=look.l1_error,
-        says=(
-            *card_sentences(card),
-            *_difference(stored, odds, strategy.at),
-        ),
+        decimals=(item.price_decimals, item.quantity_decimals),
+        says=says,
     )
 
 
-def _difference(
-    stored: StoredDecision, odds: tuple[tuple[float, ...], ...], at: int
-) -> tuple[str, ...]:
+def _difference(stored: StoredDecision, odds: Sequence[float]) -> tuple[str, ...]:
     """Say how far the recomputed odds differ from those noted, where they do."""
     noted = {row["name"]: row["number"] for row in stored.notes}
     names = ("p_down", "p_flat", "p_up")
     furthest = max(
         (
             abs(noted[name] - probability)
-            for name, probability in zip(names, odds[at], strict=True)
+            for name, probability in zip(names, odds, strict=True)
             if name in noted
         ),
         default=0.0,

@@ -309,6 +309,10 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             if row["weight"] is not None
         )
         model = reader.models(run_id, until=sequence).deciding if judged or buckets else ""
+        is_halted = decisions[0]["refused_by"] == operator.name
+        netted = (
+            views.rows("v_strategy_decisions", sequence=sequence) if "strategies" in config else ()
+        )
         return StoredDecision(
             run,
             decisions[0],
@@ -317,27 +321,13 @@ def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> Store
             tuple(views.rows("v_notes", sequence=sequence)),
             orders,
             queue_positions(reader, run_id, orders, config["execution"]),
-            _netted(views, sequence, config),
+            # Of several strategies what was netted; nothing where one alone decides.
+            tuple(sorted(netted, key=itemgetter("strategy"))),
             liquidations_of(reader, views, decisions[0], config),
-            _halted_by(reader, run_id, decisions[0]),
+            reader.newest_of(run_id, Command, until=sequence) if is_halted else None,
             views.card(model),
             lasting_states(columns, until=sequence),
         )
-
-
-def _halted_by(reader: Reader, run_id: str, decision: Row) -> Command | None:
-    """Return the operator's command that refused *decision*; None where none did."""
-    if decision["refused_by"] != operator.name:
-        return None
-    return reader.newest_of(run_id, Command, until=decision["sequence"])
-
-
-def _netted(views: RunViews, sequence: int, config: Mapping[str, Any]) -> tuple[Row, ...]:
-    """Return the decision of each of several strategies; nothing where one alone decides."""
-    if "strategies" not in config:
-        return ()
-    rows = views.rows("v_strategy_decisions", sequence=sequence)
-    return tuple(sorted(rows, key=itemgetter("strategy")))
 
 
 def stand_of(row: Row) -> str:

@@ -22,7 +22,6 @@ from tracepaper.replay.document.values import (
     Part,
     Table,
     TitledParts,
-    Value,
     of_field,
     of_row,
     table,
@@ -38,6 +37,7 @@ from tracepaper.replay.explain.decision import (
     stand_of,
     stored_decision,
 )
+from tracepaper.replay.explain.liquidations import capital
 from tracepaper.replay.report.listed_orders import outcome
 from tracepaper.replay.report.states import span_text, time_text
 from tracepaper.replay.run_columns import RunColumns
@@ -91,7 +91,9 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
         parts.append(Paragraph(because))
     parts += [Paragraph(sentence, "detail") for sentence in _details(stored, flips)]
     parts += [of.table for of in orders]
-    parts.append(_gates(flips))
+    # The margin of a gate is what it had to spare.
+    gates = table("gates", "Gates", _GATES, flips.gates)
+    parts.append(replace(gates, look="gauges", whole=True))
     if row["horizon"] is not None and row["mean_return"] is not None:
         parts.append(_forecast(row, realised(columns, row), close_ms))
     if stored.buckets or row["horizon"] is not None:
@@ -175,7 +177,7 @@ def _title(
     done = [order for order in sent if float(order["filled"] or 0) > 0]
     if done:
         by_side = {order["position_side"]: order for order in reversed(done)}
-        traded = _capital(", ".join(_traded(order, base) for order in reversed(by_side.values())))
+        traded = capital(", ".join(_traded(order, base) for order in reversed(by_side.values())))
         if stored.run["strategy"] == TREND:  # its reason is a direction, and both sides have it
             return f"{traded}, from {before.words(base)} to {after.words(base)}"
         return f"{traded}: {done[0]['reason']}"
@@ -187,10 +189,6 @@ def _title(
         quantity = without_zeros(order["quantity_text"])
         return f"Sent to {verb} {quantity} {base}{_of_side(order)}: {order['reason']}"
     return "Stayed flat" if after.is_flat else f"Kept {after.words(base)}"
-
-
-def _capital(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}"
 
 
 def _traded(order: Row, base: str) -> str:
@@ -268,7 +266,7 @@ def _because(stored: StoredDecision, close_ms: int, held: HeldPosition, base: st
             following = datetime.fromtimestamp((close_ms // HOUR_MS + 1) * 3600, tz=UTC)
             parts.append(f"The trend is asked again at {following:%H:%M} UTC.")
     elif row["reason"] and row["reason"] != refusal(row["refused_by"] or ""):
-        parts.append(f"{_capital(row['reason'][:_REASON_MOST]).rstrip('.')}.")
+        parts.append(f"{capital(row['reason'][:_REASON_MOST]).rstrip('.')}.")
     if row["unfilled_reason"] and not noted:
         parts.append(f"The target was not ordered in full: {row['unfilled_reason'].rstrip('.')}.")
     parts += [_part_words(strategy, base) for strategy in stored.strategies]
@@ -292,7 +290,7 @@ def _flip(stored: StoredDecision, flips: Flips, held: HeldPosition, base: str) -
     kept = held.words(base)
     if flips.allowed or kept == "flat" or stored.decision["action"] == Action.FLAT:
         return flips.sentence
-    return f"{flips.sentence} {_capital(kept)} was kept.".lstrip()
+    return f"{flips.sentence} {capital(kept)} was kept.".lstrip()
 
 
 def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
@@ -378,11 +376,6 @@ _SHARE: Final[Mapping[str, Form]] = {"name": "text", "share": "exact", "bar": "b
 _MOMENT: Final[Mapping[str, Form]] = {"time": "second", "event": "text"}
 
 
-def _gates(flips: Flips) -> Table:
-    """Return how far each gate was from its threshold; the margin is what it had to spare."""
-    return replace(table("gates", "Gates", _GATES, flips.gates), look="gauges", whole=True)
-
-
 class RealisedForecast(NamedTuple):
     """When the forecast bar closes, and its log return; None before it has."""
 
@@ -431,7 +424,10 @@ def looked_table(stored: StoredDecision, close_ms: int) -> Table:
     sizes = [abs(row["weight"]) for row in heaviest if row["bucket"] != "older"]
     most = max(sizes, default=0.0) or 1.0
     figures = (
-        Figure[Row]("from", "from", "minute", _from),
+        Figure[Row](
+            "from", "from", "minute",
+            lambda row: "older" if row["from_open_time_ms"] is None else row["from_open_time_ms"],
+        ),
         of_row("weight", "weight", "measure"),
         Figure[Row](
             "bar", "", "bar",
@@ -447,11 +443,6 @@ def looked_table(stored: StoredDecision, close_ms: int) -> Table:
         title, aside = "What moved its mean", f"relevance; {NOT_WHY}"
     blocks = table("looked", title, figures, heaviest, notes=notes, shown=BLOCKS_SHOWN)
     return replace(blocks, look="columns", aside=aside)
-
-
-def _from(row: Row) -> Value:
-    start: int | None = row["from_open_time_ms"]
-    return "older" if start is None else start
 
 
 def _looked_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:

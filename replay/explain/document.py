@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import typer
 from msgspec import structs
 from rich.console import Console
 
@@ -36,12 +37,8 @@ from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import Paragraph, Part, TitledParts
 from tracepaper.replay.explain.attribution import (
     ALONE,
-    ByFeature,
-    ByMethod,
     ComparedWith,
-    Influence,
     MemberView,
-    ModelContributions,
     SideBySide,
     TypedMethod,
     as_document,
@@ -62,7 +59,6 @@ from tracepaper.replay.explain.decision_document import (
     BASIS_POINTS,
     read_decision,
 )
-from tracepaper.replay.explain.order_book import BookMap
 from tracepaper.replay.explain.picture import blocks_chart, map_document, map_parts
 from tracepaper.replay.explain.recompute import (
     Floats,
@@ -96,21 +92,32 @@ from tracepaper.strategies.forecasters.attribution import DECISIONS
 from tracepaper.strategies.units import iso
 
 
-class RecomputedAnswer(NamedTuple):
-    """What the model said again: where a network looked, what a tree's or a glm's features added.
+class AnswerKind(NamedTuple):
+    """What shows an answer of the model, and what writes it as plain values."""
 
-    An ensemble says both, and a decision of which nothing was asked again neither. ``by_method``
-    is where a network looked by the method that was asked for, ``influence`` where one over several
-    assets did, ``books`` where one of order books did.
-    """
+    parts: Callable[[Any], Iterator[Part]]
+    write: Callable[[Any], dict[str, Any]] = asdict
 
-    full: Full | None = None
-    by_feature: ByFeature | None = None
-    by_method: ByMethod | None = None
-    compared: SideBySide | None = None
-    influence: Influence | None = None
-    books: BookMap | None = None
-    contributed: ModelContributions | None = None  # of a user's own model
+
+KINDS: Final[Mapping[str, AnswerKind]] = {
+    "full": AnswerKind(
+        full_parts,
+        lambda full: (
+            asdict(replace(full, further=()))
+            | {"further": {table.key: table.documents() for table in full.further}}
+        ),
+    ),
+    "by_feature": AnswerKind(feature_parts),  # of a tree or a glm
+    "contributions": AnswerKind(contributed_parts),  # of a user's own model
+    "by_method": AnswerKind(method_parts),  # where a network looked, by the method asked for
+    "compared": AnswerKind(compared_parts, as_document),
+    "influence": AnswerKind(influence_parts),  # where a network over several assets looked
+    "books": AnswerKind(map_parts, map_document),  # where one of order books did
+}
+"""What a model can be asked again, in the order in which it is shown."""
+
+Answers = Mapping[str, Any]
+"""What it said, by the names of ``KINDS``: of an ensemble several, of most decisions nothing."""
 
 
 def explain_decision(
@@ -136,7 +143,7 @@ def explain_decision(
         check_asked(method)
     path, run_id, sequence = locate(decision, database)
     stored, titled = read_decision(path, run_id, sequence)
-    recomputed = RecomputedAnswer()
+    recomputed: Answers = {}
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     try:
         if full or method or other or write_page is not None:
@@ -161,28 +168,23 @@ def explain_decision(
         show(Terminal(), _parts(stored, titled, recomputed))
     if missing is not None:
         raise missing
+    attended: Full | None = recomputed.get("full")
     if png is not None:
-        chart = (
-            blocks_chart(path, stored) if recomputed.full is None else looked_chart(recomputed.full)
-        )
+        chart = blocks_chart(path, stored) if attended is None else looked_chart(attended)
         write_picture(structs.replace(chart, title=_decision_title(stored)), png)
-        _say(f"The picture is {png}.")
+        typer.echo(f"The picture is {png}.", err=True)
     if write_page is not None:
-        if recomputed.full is None:
+        if attended is None:
             raise DataInvalid(
                 "A page shows where a network looked, and this model has no attention; leave "
                 "--page out."
             )
         heads = read_heads_at(path, open_past(path, run_id, sequence))
-        write_page(full_document(stored, titled, recomputed.full, heads, recomputed.compared))
-
-
-def _say(sentence: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(sentence, highlight=False, markup=False)
+        write_page(full_document(stored, titled, attended, heads, recomputed.get("compared")))
 
 
 def document(
-    stored: StoredDecision, title: str, recomputed: RecomputedAnswer, missing: str | None
+    stored: StoredDecision, title: str, recomputed: Answers, missing: str | None
 ) -> dict[str, Any]:
     """Return everything about one decision as plain values; returns are log returns."""
     flips = asdict(flips_of(stored))
@@ -215,20 +217,12 @@ def document(
         "method": stored.explained["method"],
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
-        "full": None if recomputed.full is None else _full(recomputed.full),
-        "by_feature": None if recomputed.by_feature is None else asdict(recomputed.by_feature),
-        "by_method": None if recomputed.by_method is None else asdict(recomputed.by_method),
-        "compared": None if recomputed.compared is None else as_document(recomputed.compared),
-        "influence": None if recomputed.influence is None else asdict(recomputed.influence),
-        "books": None if recomputed.books is None else map_document(recomputed.books),
-        "contributions": None if recomputed.contributed is None else asdict(recomputed.contributed),
+        **{
+            name: None if (answer := recomputed.get(name)) is None else kind.write(answer)
+            for name, kind in KINDS.items()
+        },
         "full_missing": missing,
     }
-
-
-def _full(full: Full) -> dict[str, Any]:
-    tables = {table.key: table.documents() for table in full.further}
-    return asdict(replace(full, further=())) | {"further": tables}
 
 
 def _compared(path: Path, run_id: str, sequence: int, against: ComparedWith) -> SideBySide:
@@ -253,38 +247,37 @@ def _recompute(
     full: bool,
     method: TypedMethod | None,
     other: ComparedWith,
-) -> RecomputedAnswer:
+) -> Answers:
     asks = None if other else ASKS.get(stored.run["strategy"])
     if asks is DataSource.CLOSES:
-        return RecomputedAnswer(influence=influence(path, run_id, sequence, method))
+        return {"influence": influence(path, run_id, sequence, method)}
     if asks is DataSource.ORDER_BOOKS and not method:
-        return RecomputedAnswer(books=decided_map(path, run_id, sequence, stored))
+        return {"books": decided_map(path, run_id, sequence, stored)}
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
         chosen = explain_by(open_past(path, run_id, sequence), method) if method else None
         compared = _compared(path, run_id, sequence, other) if other else None
+        answers = {"by_method": chosen, "compared": compared}
         if not full:
-            return RecomputedAnswer(by_method=chosen, compared=compared)
+            return answers
         past = open_any(path, run_id, sequence)
         if user_model(past.forecaster) is not None:
-            return RecomputedAnswer(
-                by_method=chosen, compared=compared, contributed=contributed(past)
-            )
+            return answers | {"contributions": contributed(past)}
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
         if rows is not None and rows.forecaster is past.forecaster:
-            return RecomputedAnswer(None, added)
+            return {"by_feature": added}
         attended = explain_fully(open_past(path, run_id, sequence))
-        return RecomputedAnswer(attended, added, chosen, compared)
+        return answers | {"full": attended, "by_feature": added}
 
 
-def _of_own_model(path: Path, run_id: str, sequence: int) -> RecomputedAnswer:
+def _of_own_model(path: Path, run_id: str, sequence: int) -> Answers:
     """Return what a user's own model says of the features; nothing where it cannot be asked."""
     try:
         past = open_any(path, run_id, sequence)
     except TracepaperError:  # it says nothing of them, or was changed: --full gives the reason
-        return RecomputedAnswer()
-    return RecomputedAnswer(contributed=contributed(past))
+        return {}
+    return {"contributions": contributed(past)}
 
 
 def stored_parts(stored: StoredDecision, titled: TitledParts) -> Iterator[Part]:
@@ -303,26 +296,13 @@ def stored_parts(stored: StoredDecision, titled: TitledParts) -> Iterator[Part]:
         yield Paragraph(stored.no_attribution or "")
 
 
-def _parts(
-    stored: StoredDecision, titled: TitledParts, recomputed: RecomputedAnswer
-) -> Iterator[Part]:
-    if recomputed.full is not None:
-        yield Paragraph(recomputed.full.deletion.sentence, "strong")
+def _parts(stored: StoredDecision, titled: TitledParts, recomputed: Answers) -> Iterator[Part]:
+    if (full := recomputed.get("full")) is not None:
+        yield Paragraph(full.deletion.sentence, "strong")
     yield from stored_parts(stored, titled)
-    if recomputed.full is not None:
-        yield from full_parts(recomputed.full)
-    if recomputed.by_feature is not None:
-        yield from feature_parts(recomputed.by_feature)
-    if recomputed.contributed is not None:
-        yield from contributed_parts(recomputed.contributed)
-    if recomputed.by_method is not None:
-        yield from method_parts(recomputed.by_method)
-    if recomputed.compared is not None:
-        yield from compared_parts(recomputed.compared)
-    if recomputed.influence is not None:
-        yield from influence_parts(recomputed.influence)
-    if recomputed.books is not None:
-        yield from map_parts(recomputed.books)
+    for name, kind in KINDS.items():
+        if (answer := recomputed.get(name)) is not None:
+            yield from kind.parts(answer)
 
 
 FEATURES_MAX: Final = 15

@@ -49,8 +49,9 @@ class Liquidation:
     def sentence(self) -> str:
         """What was liquidated, at which price, why, and what it cost, in two sentences."""
         if not self.fills:
-            return f"{_capital(CALLED)}: {_counted(self.canceled)} canceled, which was enough."
-        text = f"Liquidated: {'; '.join(map(self._closed, self.fills))}, as {self._why}"
+            return f"{capital(CALLED)}: {_counted(self.canceled)} canceled, which was enough."
+        why = "; ".join(dict.fromkeys(fill["reason"] for fill in self.fills))
+        text = f"Liquidated: {'; '.join(map(self._closed, self.fills))}, as {why}"
         if self.canceled:
             text += f", after {_counted(self.canceled)} canceled"
         text += (
@@ -72,12 +73,9 @@ class Liquidation:
         shares = ", ".join(f"{row['twin']} {row['quantity_text']}" for row in parts)
         return f"{text} (of {shares})" if parts else text
 
-    @property
-    def _why(self) -> str:
-        return "; ".join(dict.fromkeys(fill["reason"] for fill in self.fills))
 
-
-def _capital(words: str) -> str:
+def capital(words: str) -> str:
+    """Return *words* as they begin a sentence."""
     return f"{words[:1].upper()}{words[1:]}"
 
 

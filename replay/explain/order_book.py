@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,9 @@ from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import SIDES, Books, tokens_of
 from tracepaper.strategies.units import iso
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.networks.order_book import OrderBookAttribution
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,35 @@ class BookMap:
     weights: NDArray[np.float32]
     l1_error: float
     says: tuple[str, ...]  # what the card says of itself, and what was left out of the file
+
+    @classmethod
+    def of(
+        cls,
+        instrument: str,
+        card: Mapping[str, Any],
+        books: Books,
+        look: OrderBookAttribution,
+        horizons: tuple[int, ...],
+        *,
+        every_ms: int,
+        decimals: tuple[int, int],
+        says: tuple[str, ...],
+    ) -> BookMap:
+        """Return the map of what the model of *card* said of *books*, with their *decimals*."""
+        weights = look.weights.numpy().reshape(len(books), len(SIDES), books.levels)
+        return cls(
+            instrument,
+            str(card["model"]["id"]),
+            int(books.seen_ms[-1]),
+            every_ms,
+            horizons,
+            tuple(tuple(row) for row in look.probabilities.tolist()),
+            books,
+            *decimals,
+            weights,
+            look.l1_error,
+            says,
+        )
 
 
 def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> BookMap:
@@ -50,21 +84,16 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     check_fits(recorded.header, card, path)
     config = network.config
     books = _until(recorded, path, at_ms, config.window).shallower(config.levels)
-    attribution = network.explain(torch.from_numpy(tokens_of(books)))
     header, of = recorded.header, recorded.header.instrument
     sentences = card.get("honesty", {}).get("sentences", [])
-    return BookMap(
-        instrument=of.id,
-        model_id=str(card["model"]["id"]),
-        at_ms=int(books.seen_ms[-1]),
+    return BookMap.of(
+        of.id,
+        card,
+        books,
+        network.explain(torch.from_numpy(tokens_of(books))),
+        config.horizons,
         every_ms=header.every_ms,
-        horizons=config.horizons,
-        probabilities=tuple(tuple(row) for row in attribution.probabilities.tolist()),
-        books=books,
-        price_decimals=of.price_decimals,
-        quantity_decimals=of.quantity_decimals,
-        weights=attribution.weights.numpy().reshape(len(books), len(SIDES), config.levels),
-        l1_error=attribution.l1_error,
+        decimals=(of.price_decimals, of.quantity_decimals),
         says=(*sentences, *([recorded.torn] if recorded.torn else [])),
     )
 

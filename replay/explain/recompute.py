@@ -6,7 +6,6 @@ bars, their relevance, and a test that takes and gives the bars that matter most
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,18 +184,28 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
         forecast = stored_forecast(run, step)
         assert isinstance(step.event, Bar)
         instrument = step.event.instrument
-        _, forecaster = kept_forecaster(database, run, forecast.model_id)
-        bars = reader.bars(run_id, instrument, forecaster.context, until=sequence)
-    if len(bars) < forecaster.context:
-        raise DataInvalid(
-            f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and its model looks "
-            f"back on {forecaster.context:,}; choose a later decision."
-        )
-    with Reader.open(database) as reader:
-        recall_events(forecaster, reader, run_id, bars)
+        forecaster = kept_forecaster(database, run, forecast.model_id)
+        bars = bars_before(reader, run_id, sequence, instrument, forecaster, "its model")
     forecaster.warm(instrument, bars)
     decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
     return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals)
+
+
+def bars_before(
+    reader: Reader, run_id: str, sequence: int, instrument: str, model: Forecaster, name: str
+) -> list[Bar]:
+    """Return the bars that *model* looks back on at a decision, the decided one last.
+
+    It is shown what else it read. Raises ``DataInvalid``, with its *name*, where bars are lacking.
+    """
+    bars = reader.bars(run_id, instrument, model.context, until=sequence)
+    if len(bars) < model.context:
+        raise DataInvalid(
+            f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and {name} looks "
+            f"back on {model.context:,}; choose a later decision."
+        )
+    recall_events(model, reader, run_id, bars)
+    return bars
 
 
 def stored_forecast(run: Run, step: Step) -> Forecast:
@@ -227,8 +236,8 @@ def stored_forecast(run: Run, step: Step) -> Forecast:
     return step.prediction
 
 
-def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Forecaster]:
-    """Return the model that decided, and its folder: beside the database, or a bundled one's.
+def kept_forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
+    """Return the model that decided: beside the database, or a bundled one.
 
     Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is not there any more.
     """
@@ -242,12 +251,8 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
                 "say where it looked; leave --full out, or implement contributions."
             )
         own_model.scale(run.instruments)
-        return Path(inspect.getfile(type(own_model.model))).parent, own_model
-    folder = None
-    if not checkpoints.kept_folder(database, model_id).is_dir():
-        folder = checkpoints.find_bundled(model_id)
-    if folder is None:
-        folder = checkpoints.find_kept(database, model_id)
+        return own_model
+    folder = checkpoints.find_kept(database, model_id)
     vectors = recorded_covariates(
         database, kept_covariates_of(run.libraries), checkpoints.read_card(folder)
     )
@@ -257,7 +262,7 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
             f"{folder} holds the checkpoint {forecaster.model_id}, and {model_id} decided; "
             "restore it."
         )
-    return folder, forecaster
+    return forecaster
 
 
 def attribute(past: Past) -> FullAttribution:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,14 +18,13 @@ from tracepaper.daemon.session.user_class import known_class
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.run_spec import flags_of
 from tracepaper.replay.backtest.strategy_keys import process_warnings
-from tracepaper.replay.dataframes import Kind, Library, frame_of, frames_for
-from tracepaper.replay.notebook import Picture
+from tracepaper.replay.dataframes import Kind, frame_of, frames_for
+from tracepaper.replay.notebook import text_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.space import Axis, Point
 from tracepaper.replay.sweep.trial import TEST, CellResult, SweepRequest, overrides_of
 from tracepaper.storage.sweeps import Trials
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.extras import require
 
 BINS: Final = 8
 """Parts of an axis without points of its own, in a heat map."""
@@ -38,8 +35,7 @@ SHOWN_FIGURES: Final = (
 """Figures of each cell that its frame has."""
 
 
-@dataclass(frozen=True)
-class Heat:
+class Heat(NamedTuple):
     """Medians of the objective over two axes: ``values`` [rows, columns], NaN where none is."""
 
     x: str
@@ -48,48 +44,6 @@ class Heat:
     rows: tuple[str, ...]
     values: Any
     best: tuple[int, int]  # (row, column) of the best cell
-    objective: str = ""
-    library: Library | None = None
-
-    @property
-    def frame(self) -> Any:  # noqa: ANN401 - of whichever library there is
-        """The medians as a frame: a row for each value of ``y``, a column for each of ``x``."""
-        columns: dict[str, tuple[Kind, list[Any]]] = {self.y or "y": ("text", list(self.rows))}
-        for name, values in zip(self.columns, self.values.T, strict=True):
-            columns[f"{self.x}={name}"] = "float", values.tolist()
-        return frame_of(columns, frames_for(None, self.library))
-
-    def plot(self) -> Picture:
-        """Draw the medians, the best cell in a frame; raise ``ConfigInvalid`` without matplotlib.
-
-        A notebook shows the picture; ``figure`` is matplotlib's, and ``save(path)`` writes it.
-        """
-        require("matplotlib", "plot")
-        figure = import_module("matplotlib.figure").Figure(
-            figsize=(2.0 + 0.9 * len(self.columns), 1.4 + 0.5 * len(self.rows)),
-            layout="constrained",
-        )
-        axes = figure.subplots()
-        image = axes.imshow(self.values, cmap="cividis", aspect="auto")
-        axes.set_xticks(range(len(self.columns)), self.columns)
-        axes.set_yticks(range(len(self.rows)), self.rows)
-        axes.set_xlabel(self.x)
-        axes.set_ylabel(self.y)
-        middle = float(np.nanmean([np.nanmin(self.values), np.nanmax(self.values)]))
-        for (row, column), value in np.ndenumerate(self.values):
-            if not np.isnan(value):
-                ink = "black" if value > middle else "white"
-                axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=ink)
-        row, column = self.best
-        ring = import_module("matplotlib.patches").Rectangle
-        axes.add_patch(ring((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", lw=2))
-        figure.colorbar(image, label=self.objective)
-        return Picture(figure, f"<medians of {self.objective} by {self.x} and {self.y}>")
-
-    def _repr_html_(self) -> str:
-        picture = self.plot()
-        drawn = base64.b64encode(picture._repr_png_()).decode()
-        return f'<img alt="{escape(repr(picture))}" src="data:image/png;base64,{drawn}">'
 
 
 @dataclass(frozen=True)
@@ -114,8 +68,8 @@ class Overfitting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SweepResult:
-    """Every cell of a sweep, the best of them, and how much of it is luck."""
+class Sweep:
+    """Every cell of a sweep; printed, it says what is best and how much of that is luck."""
 
     request: SweepRequest
     cells: tuple[CellResult, ...]
@@ -278,21 +232,15 @@ class SweepResult:
         values = [cell.value for cell in adjacent.values() if cell.value is not None]
         return Neighbours(tuple(values), len(adjacent) - len(values))
 
-    def heat(self, x: str | None = None, y: str | None = None) -> Heat | None:
-        """Return the medians of the objective over two axes; by default those that move it most.
+    def heat(self) -> Heat | None:
+        """Return the medians of the objective over the two axes that move it most.
 
         None where fewer than two points differ.
         """
-        by_effect = sorted(
+        axes = sorted(
             (axis for axis in self.request.axes if len(self._places(axis)[1]) > 1),
             key=lambda axis: -self._effect(axis),
-        )
-        named = {axis.name: axis for axis in self.request.axes}
-        for name in (x, y):
-            if name is not None and name not in named:
-                raise DataInvalid(f"The sweep has no option {name}; choose of {', '.join(named)}.")
-        wanted = [named[name] for name in (y, x) if name is not None]
-        axes = [*wanted, *(axis for axis in by_effect if axis not in wanted)][:2]
+        )[:2]
         best = self.best
         if not axes or best is None:
             return None
@@ -312,8 +260,6 @@ class SweepResult:
             tuple(row_names),
             values,
             (int(rows[at]), int(columns[at])),
-            self.objective,
-            self.request.library,
         )
 
     @cached_property
@@ -353,7 +299,22 @@ class SweepResult:
         back = np.exp if axis.log else np.asarray
         return places, [f"{float(back(edge)):.3g}–" for edge in edges[:-1]]
 
-    # ------------------------------------------------------------ as JSON
+    # ------------------------------------------------------------ as text, a page and JSON
+
+    def __repr__(self) -> str:
+        from tracepaper.replay.sweep.views import show_sweep
+
+        return text_of(lambda console: show_sweep(console, self))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>"
+
+    def report(self, *, html: str | Path) -> None:
+        """Write the sweep as one page that needs no network."""
+        from tracepaper.replay.page.export import write_document_page
+        from tracepaper.replay.sweep.views import sweep_document
+
+        write_document_page(sweep_document(self), Path(html))
 
     def document(self) -> dict[str, Any]:
         """Return the sweep as plain values, as ``tracepaper sweep --json`` prints it."""

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from tracepaper.replay.backtest.run_spec import Consumer, spec_of
 from tracepaper.replay.backtest.strategy_keys import strategy_name
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
-from tracepaper.replay.notebook import text_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.executor import RAY, InThisProcess, UnitExecutor, executor_on, limited
-from tracepaper.replay.sweep.result import SweepResult, chosen
+from tracepaper.replay.sweep.result import Sweep, chosen
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
 from tracepaper.replay.sweep.trial import (
     LIMIT_S,
@@ -42,28 +40,12 @@ from tracepaper.replay.sweep.trial import (
     kept_database,
     read_request,
 )
-from tracepaper.replay.sweep.views import show_sweep, sweep_document
+from tracepaper.replay.sweep.views import sweep_document
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError, shown
 
 Progress = Callable[[int, int, "float | None"], None]
 """Told after each run: how many are done, of how many, and the best value so far."""
-
-
-class Sweep(SweepResult):
-    """A sweep that was made; printed, it says what is best and how much of that is luck."""
-
-    def report(self, *, html: str | Path) -> None:
-        """Write the sweep as one page that needs no network."""
-        from tracepaper.replay.page.export import write_document_page
-
-        write_document_page(sweep_document(self), Path(html))
-
-    def __repr__(self) -> str:
-        return text_of(lambda console: show_sweep(console, self))
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
 
 
 def sweep(  # noqa: PLR0913 - the options of a sweep

@@ -250,7 +250,10 @@ class OptunaSampler:
             self._study.sampler = self._make(_drawn_by(self._seed, number))
             trial = self._study.ask(self._distributions)
         self._asked[number] = trial
-        return {axis.name: _plain(axis, trial.params[axis.name]) for axis in self._axes}
+        drawn = trial.params
+        return {
+            of.name: of.values[drawn[of.name]] if of.values else drawn[of.name] for of in self._axes
+        }
 
     def tell(self, number: int, point: Point, value: float | None) -> None:
         """Take in the value of a trial, also of one that an earlier process asked for."""
@@ -260,7 +263,10 @@ class OptunaSampler:
         if trial is not None:
             self._study.tell(trial, value, state=state)
             return
-        params = {axis.name: _stored(axis, point[axis.name]) for axis in self._axes}
+        params = {
+            of.name: of.values.index(point[of.name]) if of.values else point[of.name]
+            for of in self._axes
+        }
         self._study.add_trial(
             self._library.trial.create_trial(
                 params=params, distributions=self._distributions, value=value, state=state
@@ -302,14 +308,6 @@ def _distribution(library: Any, axis: Axis) -> Any:  # noqa: ANN401 - one of Opt
             int(axis.low), int(axis.high), log=axis.log, step=int(axis.step or 1)
         )
     return kinds.FloatDistribution(float(axis.low), float(axis.high), log=axis.log, step=axis.step)
-
-
-def _plain(axis: Axis, drawn: Any) -> Any:  # noqa: ANN401 - a value of the axis
-    return axis.values[drawn] if axis.values else drawn
-
-
-def _stored(axis: Axis, value: Any) -> Any:  # noqa: ANN401 - a value of the axis
-    return axis.values.index(value) if axis.values else value
 
 
 class Span(NamedTuple):

@@ -22,7 +22,7 @@ from tracepaper.replay.document.values import (
     written,
 )
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual, mean_error
-from tracepaper.replay.sweep.result import Heat, SweepResult
+from tracepaper.replay.sweep.result import Heat, Sweep
 from tracepaper.replay.sweep.space import in_words
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
 from tracepaper.strategies.units import count_of, number
@@ -41,14 +41,14 @@ COMPARED: Final[dict[str, Form]] = {
 TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats twins"}
 
 
-def show_sweep(console: Console, sweep: SweepResult) -> None:
+def show_sweep(console: Console, sweep: Sweep) -> None:
     """Print *sweep*, and the command that runs its best point again."""
     show(console, _parts(sweep), blank_lines=False)
     if sweep.command is not None:
         console.print(Text(sweep.command), soft_wrap=True)  # to be copied, so no line is broken
 
 
-def _parts(sweep: SweepResult) -> Iterator[Part]:
+def _parts(sweep: Sweep) -> Iterator[Part]:
     request = sweep.request
     strategy = request.work.strategy or "several strategies"
     symbols = ", ".join(request.symbols)
@@ -77,7 +77,7 @@ def _parts(sweep: SweepResult) -> Iterator[Part]:
         yield Paragraph("The best point again, over all the data, with its whole record:")
 
 
-def _best_cells(sweep: SweepResult) -> Table:
+def _best_cells(sweep: Sweep) -> Table:
     names = [axis.name for axis in sweep.request.axes]
     compared: dict[str, Form] = {
         key: form for key, form in COMPARED.items() if key != sweep.objective
@@ -99,7 +99,7 @@ def _best_cells(sweep: SweepResult) -> Table:
     return _table("best", "", columns, rows)
 
 
-def _point(sweep: SweepResult, cell: CellResult) -> list[str]:
+def _point(sweep: Sweep, cell: CellResult) -> list[str]:
     return [_value(cell.point[axis.name]) for axis in sweep.request.axes]
 
 
@@ -107,7 +107,7 @@ def _value(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _windows(sweep: SweepResult) -> Table:
+def _windows(sweep: Sweep) -> Table:
     """Make a row a window: what it chose, and what that came to in the time after it."""
     names = [axis.name for axis in sweep.request.axes]
     rows: list[list[Value]] = []
@@ -150,7 +150,7 @@ def _table(
     return Table(key, title, tuple(figures), tuple(map(tuple, rows)), whole=True)
 
 
-def _heat(sweep: SweepResult, heat: Heat) -> Table:
+def _heat(sweep: Sweep, heat: Heat) -> Table:
     """Make the heat map a table; of a large one the part around the best."""
     rows = _around(heat.best[0], len(heat.rows), HEAT_ROWS)
     columns = _around(heat.best[1], len(heat.columns), HEAT_COLUMNS)
@@ -173,7 +173,7 @@ def _around(place: int, size: int, most: int) -> range:
     return range(first, min(size, first + most))
 
 
-def luck(sweep: SweepResult) -> Iterator[str]:
+def luck(sweep: Sweep) -> Iterator[str]:
     """Yield the sentences that say how much of the best cell may be luck."""
     best = sweep.best
     assert best is not None
@@ -212,7 +212,7 @@ def luck(sweep: SweepResult) -> Iterator[str]:
     yield from _out_of_sample(sweep)
 
 
-def _deflated(sweep: SweepResult, best: CellResult) -> Iterator[str]:
+def _deflated(sweep: Sweep, best: CellResult) -> Iterator[str]:
     trials = sweep.trials.number
     yield (
         f"Over all sweeps {trials:,} configurations were tried on these data (counted in "
@@ -246,7 +246,7 @@ def _deflated(sweep: SweepResult, best: CellResult) -> Iterator[str]:
     )
 
 
-def _out_of_sample(sweep: SweepResult) -> Iterator[str]:
+def _out_of_sample(sweep: Sweep) -> Iterator[str]:
     tests = [cell for cell in sweep.cells if cell.part == TEST and cell.daily]
     if not tests:
         return
@@ -262,7 +262,7 @@ def _out_of_sample(sweep: SweepResult) -> Iterator[str]:
     )
 
 
-def _errors(sweep: SweepResult) -> Iterator[str]:
+def _errors(sweep: Sweep) -> Iterator[str]:
     failed = [cell for cell in sweep.cells if cell.error]
     for cell in failed[:ERRORS_SHOWN]:
         point = ", ".join(f"{name} = {_value(value)}" for name, value in cell.point.items())
@@ -274,7 +274,7 @@ def _errors(sweep: SweepResult) -> Iterator[str]:
 CELL_PX: Final = 34
 
 
-def sweep_document(sweep: SweepResult) -> TitledParts:
+def sweep_document(sweep: Sweep) -> TitledParts:
     """Return the sweep as a document: its heat map, how much is luck, and every run."""
     parts: list[Part] = [
         Paragraph(f"Warning: {sentence}.", "warning") for sentence in sweep.request.warnings
@@ -292,7 +292,7 @@ def sweep_document(sweep: SweepResult) -> TitledParts:
     return TitledParts(f"Sweep of {name}", tuple(parts))
 
 
-def _cells(sweep: SweepResult) -> Table:
+def _cells(sweep: Sweep) -> Table:
     names = [axis.name for axis in sweep.request.axes]
     heads = ["window", "part", *names, sweep.objective, "return", "trades", "beats twins", "error"]
     rows = [
@@ -311,7 +311,7 @@ def _cells(sweep: SweepResult) -> Table:
     return _table("runs", "", heads, rows, texts=(1, len(heads) - 1))
 
 
-def _heat_chart(sweep: SweepResult, heat: Heat) -> Chart:
+def _heat_chart(sweep: Sweep, heat: Heat) -> Chart:
     texts = [
         ["" if np.isnan(value) else in_words(float(value), sweep.objective) for value in row]
         for row in heat.values

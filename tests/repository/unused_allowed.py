@@ -11,6 +11,7 @@ evaluate, list_models, doctor, notify_test, whatif
 autocommit, itersize, row_factory  # attributes that psycopg reads
 __getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
 _repr_html_  # notebooks
+_repr_png_  # notebooks
 best_run  # of a sweep, from Python
 frame_data  # an argument of backtest and sweep, handed on by name
 __annotations__  # typer reads them

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section, kline
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.engine.price_checks import Prices
+from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Instrument, Mark, Quote
@@ -110,7 +111,7 @@ async def live(
     instruments: tuple[Instrument, ...] = (BITCOIN,),
     queue_limit: int = 1_000,
     time_scale: float = 1.0,
-    judge: Prices | None = None,
+    beliefs: Mapping[str, PriceBelief] = MappingProxyType({}),
     liquidates: Callable[[Mark], bool] = lambda _: False,
     marks_together: bool = False,
     clock: SteppedClock | None = None,
@@ -140,7 +141,7 @@ async def live(
             queue_limit=queue_limit,
             start=start or FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0),
             quote_from_ms=quote_from_ms,
-            judge=judge,
+            beliefs=beliefs,
             liquidates=liquidates,
             marks_together=marks_together,
         ) as feed,

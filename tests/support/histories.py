@@ -370,7 +370,7 @@ def _changes(rng: random.Random, case: Case, at_ms: int) -> Iterator[Any]:
 def _add_actions(rng: random.Random, events: list[Any]) -> None:
     for at in sorted(rng.sample(range(20, len(events)), 3), reverse=True):
         last = next(event for event in reversed(events[:at]) if isinstance(event, Bar))
-        is_split, at_ms = rng.random() < 0.6, last.close_time_ms + 1
+        is_split, at_ms = rng.random() < 0.6, last.close_time_ms  # when the next bar opens
         kind = CorporateActionKind("split" if is_split else "dividend")
         new, amount = (rng.choice((2, 3)), 0) if is_split else (1, 10**10)
         action = CorporateAction(last.instrument, kind, new, 1, amount, last.close, at_ms, at_ms)
@@ -607,8 +607,6 @@ class RecordedHistory(History):
         self._at_ms = max(self._at_ms, *(step.event.market_ms for step in steps))
 
     def _restart(self) -> None:
-        if self.case.category == "stock":
-            return  # no daemon trades shares
         self._log.flush()  # the first steps wait for a bar
         self._log.close()
         state = self.engine.state()

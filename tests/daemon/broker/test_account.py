@@ -6,7 +6,6 @@ import pytest
 from builders import bar, instrument
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import msgpack
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
@@ -120,26 +119,6 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
             assert getattr(total, name) == sum(getattr(row, name) for row in positions.values())
         on_spot = positions["spot:BTCUSDT"].entry_notional
         assert total.equity == total.cash + total.unrealized_pnl + on_spot
-
-
-def test_a_restored_account_encodes_what_it_took_over() -> None:
-    item = instrument()
-    first, second = (PaperAccount([item], SETTINGS) for _ in range(2))
-    first.line(item.id).submit(5, "why", Moment(0, 0, 10_000, 0))
-    for account in (first, second):
-        encoded = msgpack.encode(account.encoded_state())
-        assert msgpack.decode(encoded, type=AccountState) == account.state()
-    second.restore(msgpack.decode(msgpack.encode(first.state()), type=AccountState), {})
-    assert msgpack.encode(second.encoded_state()) == msgpack.encode(first.encoded_state())
-
-
-def test_a_position_that_is_confirmed_is_encoded_anew() -> None:
-    item = instrument()
-    paper_account = PaperAccount([item], SETTINGS)
-    paper_account.encoded_state()
-    paper_account.confirm(item.id, 60_000)
-    encoded = msgpack.encode(paper_account.encoded_state())
-    assert msgpack.decode(encoded, type=AccountState) == paper_account.state()
 
 
 @pytest.mark.parametrize(("cash", "bound"), [(20 * 10**8, 10), (5 * 10**8, 5), (-(10**8), 0)])

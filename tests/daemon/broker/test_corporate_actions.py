@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
-from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, TrueRange
+from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
 from tracepaper.strategies.corporate_actions import (
@@ -157,8 +157,8 @@ def test_what_histories_and_ranges_know_is_as_if_fed_with_adjusted_bars() -> Non
     ]
     split = action("split", 3, 2)
     later = replace(builders.bar(index=90), high=700, low=500, close=600)
-    true = TrueRange(), TrueRange()
-    mean = DayRange(86_400_000), DayRange(86_400_000)
+    true = MeanRange(RANGE_BARS), MeanRange(RANGE_BARS)
+    mean = MeanRange.of_day(86_400_000), MeanRange.of_day(86_400_000)
     pairs: tuple[tuple[Any, Any], ...] = (true, mean)
     for raw, adjusted in pairs:
         for bar in bars:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, Executor, TrueRange
+from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, Executor, MeanRange
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.strategies.errors import ConfigInvalid
@@ -87,7 +87,7 @@ def test_a_rate_beyond_ten_decimals_is_refused() -> None:
 
 def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not() -> None:
     """The formula of docs/money.md, M14: k times the mean true range over the last close."""
-    ranges = TrueRange()
+    ranges = MeanRange(RANGE_BARS)
     costs = ExecutionCosts(0, ranges=RATE_SCALE // 2)
     executor = Executor(instrument(), costs, ranges)
     assert executor.at_open(order(), bar(open_=10_000)).price == 10_000
@@ -101,7 +101,7 @@ def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not(
 
 
 def test_the_true_range_is_that_of_the_last_sixty_bars() -> None:
-    whole, late = TrueRange(), TrueRange()
+    whole, late = MeanRange(RANGE_BARS), MeanRange(RANGE_BARS)
     history = bars(200, seed=3)
     for index, candle in enumerate(history):
         whole.push(candle)

@@ -27,7 +27,7 @@ from exit_cases import (
 )
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.exit_plans import NO_VOLATILITY
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
@@ -126,7 +126,7 @@ def true_range(history: list[Bar], count: int) -> Decimal:
 
 def test_the_range_of_a_day_is_that_of_its_definition_however_it_is_asked() -> None:
     history = bars(2_000, seed=9)
-    often, once = DayRange(MINUTE), DayRange(MINUTE)
+    often, once = MeanRange.of_day(MINUTE), MeanRange.of_day(MINUTE)
     assert often.bars == 1_440
     for place, candle in enumerate(history):
         often.push(candle)
@@ -136,15 +136,15 @@ def test_the_range_of_a_day_is_that_of_its_definition_however_it_is_asked() -> N
         elif place % 97 == 0:
             assert often.mean() == round(true_range(history[: place + 1], 1_440))
     assert once.mean() == often.mean()
-    again = DayRange(MINUTE)
+    again = MeanRange.of_day(MINUTE)
     for candle in history[-1_441:]:  # as a restart does
         again.push(candle)
     assert again.mean() == often.mean()
 
 
 def test_a_range_of_fewer_bars_than_a_day_holds_takes_fourteen() -> None:
-    assert DayRange(24 * 60 * MINUTE).bars == 14
-    assert DayRange(60 * MINUTE).bars == 24
+    assert MeanRange.of_day(24 * 60 * MINUTE).bars == 14
+    assert MeanRange.of_day(60 * MINUTE).bars == 24
 
 
 def test_volatility_is_named_and_refused_until_a_day_is_known() -> None:

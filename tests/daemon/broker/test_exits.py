@@ -31,7 +31,7 @@ from fakes import FixedForecaster
 from programs import ROOT
 
 import tracepaper
-from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.execution import MeanRange
 from tracepaper.daemon.broker.exit_orders import ProtectionState
 from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn, HeldPosition, Plan, Planner
 from tracepaper.daemon.config.loading import load, restore
@@ -162,7 +162,7 @@ def test_a_start_knows_the_day_of_bars_in_whose_ranges_exits_count() -> None:
 def test_a_level_of_the_other_side_s_plan_is_no_reason_to_keep_it() -> None:
     exits = Exits.of(load(None, {"exits": {"stop_loss": "q0.1"}}).exits.model_dump(), FORECASTER)
     planner, expected = Planner(instrument(), exits), ExpectedReturn(0.001, 0.01, 0.01)
-    day = DayRange(MINUTE)
+    day = MeanRange.of_day(MINUTE)
 
     def plan(side: Signal, held: HeldPosition | None) -> Plan:
         plan = planner.plan(side, 10_000, 10_000, 0, day, expected=expected, held=held)
@@ -184,7 +184,7 @@ def test_a_level_by_a_forecast_of_any_finite_number_is_a_price_or_a_sentence(
     """A service may say so: no power of it overflows, and no stored number is beyond 64 bits."""
     section = {"stop_loss": text, "take_profit": "2 volatility", "trailing": text}
     exits = Exits.of(load(None, {"exits": section}).exits.model_dump(), FORECASTER)
-    planner, day = Planner(instrument(), exits), DayRange(MINUTE)
+    planner, day = Planner(instrument(), exits), MeanRange.of_day(MINUTE)
     signal = long() if side > 0 else short()
     for expected in (
         ExpectedReturn(size, 1e-320, abs(size)),
@@ -203,7 +203,7 @@ def test_a_level_by_a_forecast_of_any_finite_number_is_a_price_or_a_sentence(
 
 @pytest.mark.parametrize("number", [1e308, -1e308])
 def test_a_level_of_any_finite_number_is_refused_in_a_sentence(number: float) -> None:
-    planner, day = Planner(instrument()), DayRange(MINUTE)
+    planner, day = Planner(instrument()), MeanRange.of_day(MINUTE)
     for away in (number, Percent(number), Percent(-number)):
         for key in ("stop", "target", "trailing"):
             plan = planner.plan(long(**{key: away}), 10_000, 10_000, 0, day)

@@ -82,7 +82,7 @@ async def fed(
             server,
             start=start,
             instruments=(replace(BITCOIN, funding_interval_minutes=480),),
-            judge=engine.prices,
+            beliefs=engine.beliefs,
             liquidates=engine.broker.liquidates,
             data_watchdog_s=3_600.0,
         ) as running:
@@ -238,10 +238,10 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
         await run.expect(lambda: run.feed.counters["resyncs"] > 2)
         run.gate.set()
         await run.expect(settled)
-        assert engine.prices.settled_ms(BITCOIN.id) == -1
+        assert engine.beliefs[BITCOIN.id].settled_ms == -1
         await stream.server.send(announcing("0.15"))
         await run.expect(lambda: len(settled()) > 1)
-        assert engine.prices.settled_ms(BITCOIN.id) == EIGHT_MS
+        assert engine.beliefs[BITCOIN.id].settled_ms == EIGHT_MS
         await run.expect(lambda: run.feed.counters["resyncs"] > 5)
         assert len(settled()) == 2
 

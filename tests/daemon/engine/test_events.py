@@ -177,6 +177,6 @@ def test_a_breach_closes_nothing_over_the_operator_s_halt() -> None:
     engine.step(Command(CommandKind.HALT, "", AT, AT), None)
     decision = engine.step(bar(9_900, index=2), None).decision
     assert held(steps[-1]) == 1_000
-    assert engine.breach == "risk.drawdown"
+    assert engine.risk.breach == "risk.drawdown"
     assert decision is not None
     assert (decision.action, decision.refused_by) == (Action.HOLD, "operator")

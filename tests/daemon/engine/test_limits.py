@@ -75,16 +75,16 @@ def test_a_breach_ends_new_exposure_for_the_rest_of_the_run(
 
 def test_the_operators_word_lifts_a_breach() -> None:
     engine, key = _engine('[risk]\nmax_daily_loss = 5\n[sizing]\nmode = "equity"\n')
-    assert engine.breach == ""
+    assert engine.risk.breach == ""
     for index, close in enumerate((10_000, 10_000, 10_100, 10_200, 9_000, 9_000)):
         engine.step(bar(close, index=index, instrument_id=key), None)
-    assert engine.breach == "risk.daily_loss"
+    assert engine.risk.breach == "risk.daily_loss"
     at_ms = START_MS + 7 * MINUTE
     restored, _ = _engine('[risk]\nmax_daily_loss = 5\n[sizing]\nmode = "equity"\n')
     Restart(restored).restore(engine.state(), next_sequence=engine.sequence)
-    assert restored.breach == "risk.daily_loss", "it outlasts a restart"
+    assert restored.risk.breach == "risk.daily_loss", "it outlasts a restart"
     step = engine.step(Command(CommandKind.RESUME, "", at_ms, at_ms), None)
-    assert engine.breach == ""
+    assert engine.risk.breach == ""
     assert step.state is not None
 
 
@@ -93,7 +93,7 @@ def test_a_limit_that_only_refuses_halts_nothing() -> None:
     for index, close in enumerate((10_000, 10_000, 10_100, 10_200, 9_000, 9_000)):
         engine.step(bar(close, index=index, instrument_id=key), None)
     assert present(engine.risk.state.breach).limit == "risk.daily_loss"
-    assert engine.breach == "", "status and metrics call the run halted by what this says"
+    assert engine.risk.breach == "", "status and metrics call the run halted by what this says"
 
 
 def test_two_symbols_that_enter_at_one_close_count_each_other() -> None:

@@ -26,7 +26,7 @@ from structlog.testing import capture_logs
 from waiting import deadline, until
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.engine.price_checks import Prices
+from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.feed import feed
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import EventQueue, FeedStart
@@ -704,11 +704,11 @@ async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -
             assert run.bars()[20].close == 1005
 
 
-class Wary(Prices):
+class Wary(PriceBelief):
     """Doubts quotes below 50, and takes marks below 50 to show them."""
 
     def __init__(self) -> None:
-        super().__init__({})
+        """Know no bars."""
 
     def doubts(self, price: Quote | Mark | Funding) -> bool:
         return isinstance(price, Quote) and price.bid < 50 * SCALE
@@ -719,15 +719,16 @@ class Wary(Prices):
     def repeats(self, price: Quote | Mark) -> bool:
         return price is None
 
-    def holds_quote(self, instrument: str) -> bool:
-        return bool(instrument)
+    @property
+    def holds_quote(self) -> bool:
+        return True
 
 
 SCALE = 10**BITCOIN.price_decimals
 
 
 async def test_a_doubted_quote_comes_behind_the_newest_mark_and_before_what_shows_it() -> None:
-    async with ScriptedServer() as server, live(server, judge=Wary()) as run:
+    async with ScriptedServer() as server, live(server, beliefs={BITCOIN.id: Wary()}) as run:
         await until(lambda: len(server.subscribed()) == 3)
         run.quotes_from = START_MS
         at = server.server_ms

@@ -245,6 +245,8 @@ def test_asking_is_remembered_but_does_not_settle() -> None:
     funding.note_request(8 * HOUR)
     assert not funding.is_due_by(23 * HOUR)
     assert funding.is_overdue(16 * HOUR)
+    funding.settle([settlement(24)])
+    assert not funding.is_due_by(31 * HOUR), "one that came is not asked for again"
 
 
 def missed(hour: int, *, until: int, hours: int) -> Gap:

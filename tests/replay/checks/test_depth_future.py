@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from multiprocessing import Pipe
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.sources import SOURCES, Cutoff
 from tracepaper.replay.backtest.tracks import depth_track
 from tracepaper.replay.checks.compare import LookaheadFinding
-from tracepaper.replay.checks.isolation import FreshProcesses, derive_probes
-from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.isolation import FreshProcesses, whole_of
+from tracepaper.replay.checks.lookahead import Limits, MovedStep, ProbeTrial, first_moved, lookahead
 from tracepaper.replay.checks.perturbations import FutureProbe
 from tracepaper.strategies.order_book import check_books
 
@@ -110,17 +108,15 @@ def test_who_looks_for_later_books_is_found(
     assert finding.differences
 
 
-def probed(config: Config, data: MarketData, *probes: FutureProbe) -> list[Any]:
-    """Return what the job says of *probes*, done in this process."""
-    ours, theirs = Pipe()
-    job = Thread(target=derive_probes, args=(theirs, config, data, "step"))
-    job.start()
-    answers = []
-    for probe in (*probes, None):
-        ours.send(probe)
-        answers.append(ours.recv())
-    job.join()
-    return answers[:-1]
+def probed(config: Config, data: MarketData, *probes: FutureProbe) -> list[MovedStep | None]:
+    """Return what moves under *probes*, derived in this process."""
+    base = whole_of(config, data, "step", 60.0).steps
+    moved = []
+    for probe in probes:
+        with probe.changed(config, data) as (other, future):
+            steps = whole_of(other, future, "step", 60.0).steps
+        moved.append(first_moved(ProbeTrial(base, future, "", until_ms=probe.at_ms), steps)[0])
+    return moved
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -138,14 +134,14 @@ def test_a_feed_that_hands_books_on_too_early_is_found(
     probes = [FutureProbe(first_ms, first_ms + bar * MINUTE_MS, cut) for bar in (80, 90, 100)]
     with users.importable(tmp_path):
         honest = probed(config, data, *probes)
-        assert [difference for _, difference in honest] == [None, None, None]
+        assert honest == [None, None, None]
 
         def early(recorded: RecordedDepth, *given: Any, **named: Any) -> Any:
             return depth_track(recorded.changed(later_ms=-30_000), *given, **named)
 
         monkeypatch.setattr("tracepaper.replay.backtest.tracks.depth_track", early)
         answers = probed(config, data, *probes)
-    assert any(difference is not None for _, difference in answers)
+    assert any(answers)
 
 
 def test_the_later_books_are_gone_or_others(depth: list[RecordedDepth]) -> None:

@@ -34,10 +34,9 @@ class Heard:
         setup = Setup(config, (instrument(),), 0, "step", None)
         with (
             users.importable(folder),
-            self._fresh.child(step_through, setup, [(bar(), [None])]) as child,
+            self._fresh.child(step_through, setup) as child,
         ):
-            child.receive()
-            child.send(None)
+            child.ask([(bar(), [None])])
             accesses = child.ask(None)
         return [(item.what, item.name) for item in accesses.opened]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference
-from tracepaper.replay.checks.isolation import FreshProcesses, derive_probes
-from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.isolation import FreshProcesses, whole_of
+from tracepaper.replay.checks.lookahead import Limits, ProbeTrial, first_moved, lookahead
 from tracepaper.replay.checks.perturbations import (
     FutureProbe,
     moved_by,
@@ -63,14 +62,16 @@ def config(folder: Path, walk: Candles, **more: Mapping[str, Any]) -> Config:
 
 def probed(config: Config, walk: Candles) -> list[Difference]:
     """Return what moved at two bars whose future is corrupted, and cut off."""
-    ours, theirs = Pipe()
+    data = MarketData([walk])
+    base, differences = whole_of(config, data, "scan", 60.0).steps, []
     for place, cut in zip(PROBES, (False, True), strict=True):
-        ours.send(FutureProbe(0, int(walk.open_time_ms[place]), cut))
-    ours.send(None)
-    derive_probes(theirs, config, MarketData([walk]), "scan")
-    answers = [ours.recv() for _ in PROBES]
-    assert all(compared > 0 for compared, _ in answers)
-    return [difference for _, difference in answers if difference is not None]
+        probe = FutureProbe(0, int(walk.open_time_ms[place]), cut)
+        with probe.changed(config, data) as (other, future):
+            steps = whole_of(other, future, "scan", 60.0).steps
+        moved, compared = first_moved(ProbeTrial(base, future, "", until_ms=probe.at_ms), steps)
+        assert compared > 0
+        differences += [] if moved is None else [moved.difference]
+    return differences
 
 
 def test_what_a_bar_could_know_stays_as_it_was(tmp_path: Path, walk: Candles) -> None:
