@@ -467,8 +467,8 @@ def test_a_feature_that_is_not_finite_holds_all(
 ) -> None:
     def broken(streams: FeatureStreams, bars: Sequence[Bar], at: Sequence[int]) -> FeatureRows:
         features = step(streams, bars, at)
-        if bars[0].instrument == "linear:BBBUSDT" and bars[0].open_time_ms == spoiled:
-            features.values[-1, 2] = np.nan
+        bad = [(bar.instrument, bar.open_time_ms) == ("linear:BBBUSDT", spoiled) for bar in bars]
+        features.values[bad, 2] = np.nan
         return features
 
     candles, step = data(), FeatureStreams.step
