@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import Beginnings, Lookback
+from tracepaper.storage.chain.starting_point import Beginnings, RunLookback
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
@@ -133,7 +133,7 @@ def prune(
     *,
     keep_days: int,
     pruned_at_ms: int,
-    reach: Callable[[str], Lookback | None] = lambda _run_id: None,
+    reach: Callable[[str], RunLookback | None] = lambda _run_id: None,
 ) -> list[Pruning]:
     """Drop what no decision of the last *keep_days* of market time of a run depends on.
 
@@ -155,7 +155,7 @@ def prune(
         done = []
         for run_key, run_id in runs:
 
-            def lookback(run_key: int = run_key, run_id: str = run_id) -> Lookback:
+            def lookback(run_key: int = run_key, run_id: str = run_id) -> RunLookback:
                 return reach(run_id) or recorded_reach(raw, run_key)
 
             until = _prunable_until(raw, run_key, keep_days * DAY_MS, lookback)
@@ -217,7 +217,7 @@ def _prune_run(
 
 
 def _prunable_until(
-    raw: sqlite3.Connection, run_key: int, keep_ms: int, reach: Callable[[], Lookback]
+    raw: sqlite3.Connection, run_key: int, keep_ms: int, reach: Callable[[], RunLookback]
 ) -> int:
     """Return the last sequence that no decision on the bars that are kept depends on, or -1."""
     span = run_span(run_key)
@@ -233,7 +233,7 @@ def _prunable_until(
     return until if until >= first_bar else -1
 
 
-def recorded_reach(raw: sqlite3.Connection, run_key: int) -> Lookback:
+def recorded_reach(raw: sqlite3.Connection, run_key: int) -> RunLookback:
     """Return how far a run's decisions look back, estimated from its own record.
 
     It is the larger of the threshold of its gate ``warm`` and the bars of a day; an engine knows it
@@ -244,6 +244,6 @@ def recorded_reach(raw: sqlite3.Connection, run_key: int) -> Lookback:
     bars = max(int(warm or 0), DAY_MS // interval_ms + 1)
     keys = [str(key) for (key,) in raw.execute(_KEYS, (run_key,))]
     (is_modelled,) = raw.execute(_ASKED, run_span(run_key)).fetchone()
-    return Lookback(
+    return RunLookback(
         dict.fromkeys(keys, bars), context=bars if is_modelled else 0, counts=bool(is_modelled)
     )

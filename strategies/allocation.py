@@ -31,7 +31,7 @@ _LEAST_BARS: Final = 3
 _SOLVER: Final = "CLARABEL"
 
 
-class Rule(StrEnum):
+class WeightRule(StrEnum):
     """How weights are found."""
 
     EQUAL = "equal"
@@ -41,13 +41,13 @@ class Rule(StrEnum):
 
 
 GAINED: Final = {
-    Rule.MINIMUM: "deviation_saved_bp",
-    Rule.MEAN_VARIANCE: "utility_gained_bp",
+    WeightRule.MINIMUM: "deviation_saved_bp",
+    WeightRule.MEAN_VARIANCE: "utility_gained_bp",
 }
 """The note of what new weights are expected to gain, by the rule that found them."""
 ERROR: Final = "_error"
 """What the note of its standard error ends in."""
-SOLVED: Final = frozenset({Rule.MINIMUM, Rule.MEAN_VARIANCE})
+SOLVED: Final = frozenset({WeightRule.MINIMUM, WeightRule.MEAN_VARIANCE})
 """Rules that are solved as a program, which needs cvxpy."""
 
 
@@ -93,7 +93,7 @@ def _shrunk(returns: Array, weights: Array) -> tuple[float, float, Array]:
 class AllocationGoal(Struct, frozen=True):
     """What weights are found for: the rule, the bars that they are held, and the prices."""
 
-    rule: Rule
+    rule: WeightRule
     bars: int
     half_life: float | None = None
     lean: float = 0.0
@@ -128,7 +128,7 @@ def expected_gain(
         return by * (values - (by * values).sum())
 
     match goal.rule:
-        case Rule.MINIMUM:
+        case WeightRule.MINIMUM:
             if held.sum() <= 0.0:
                 return None
             before, after = variances(held * (weights.sum() / held.sum())), variances(weights)
@@ -137,7 +137,7 @@ def expected_gain(
                 return None
             gain = from_ - to
             influence = centred(before / (2.0 * from_) - after / (2.0 * to), time)
-        case Rule.MEAN_VARIANCE:
+        case WeightRule.MEAN_VARIANCE:
             even = np.full(len(returns), 1.0 / len(returns))
             moved = goal.lean * goal.bars * (returns * (weights - held)).sum(axis=1)
             risk = 0.5 * goal.aversion * (variances(held) - variances(weights))
@@ -193,7 +193,7 @@ def covariance_of(deviations: Array, correlations: Array, *, shrink: float) -> A
 
 
 def allocate(
-    rule: Rule,
+    rule: WeightRule,
     risk: Array,
     *,
     expected: Array | None = None,
@@ -217,17 +217,17 @@ def allocate(
         raise DataInvalid("Risk and weights must be finite and of as many assets; give one each.")
     check_prices(bound=bound, aversion=aversion, cost=cost)
     match rule:
-        case Rule.EQUAL:
+        case WeightRule.EQUAL:
             weights = np.full(assets, 1.0 / assets)
-        case Rule.INVERSE:
+        case WeightRule.INVERSE:
             variance = np.diag(risk)
             moved = variance > 0.0  # an asset that never moved holds nothing
             weights = np.zeros(assets)
             weights[moved] = variance[moved] ** -0.5
             weights /= max(weights.sum(), np.finfo(np.float64).tiny)
-        case Rule.MINIMUM:
+        case WeightRule.MINIMUM:
             weights = _solved(risk, None, held, bound, aversion=1.0, cost=cost)
-        case Rule.MEAN_VARIANCE:
+        case WeightRule.MEAN_VARIANCE:
             if expected is None or len(expected) != assets or not np.isfinite(expected).all():
                 raise DataInvalid("The rule mean_variance needs a finite return for each asset.")
             weights = _solved(risk, expected, held, bound, aversion=aversion, cost=cost)
@@ -254,7 +254,7 @@ def rounded(weights: Array) -> Array:
     return whole / 10**DECIMALS
 
 
-def require_solver(rule: Rule) -> None:
+def require_solver(rule: WeightRule) -> None:
     """Raise ``ConfigInvalid`` where *rule* needs cvxpy and it is missing."""
     if rule not in SOLVED:
         return
@@ -277,7 +277,7 @@ def _solved(
     cost: float,
 ) -> Array:
     """Solve the program, in units of the mean variance so that its tolerance means the same."""
-    require_solver(Rule.MINIMUM if expected is None else Rule.MEAN_VARIANCE)
+    require_solver(WeightRule.MINIMUM if expected is None else WeightRule.MEAN_VARIANCE)
     cvxpy: Any = import_module("cvxpy")
     assets = len(risk)
     unit = float(np.trace(risk)) / assets

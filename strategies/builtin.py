@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from tracepaper.strategies.allocation import (
     SOLVED,
-    Rule,
+    WeightRule,
     allocate,
     check_prices,
     covariance_of,
@@ -439,7 +439,10 @@ class CrossAssetStrategy(PortfolioStrategy):
         return {symbol: signals.get(symbol, _UNANSWERED) for symbol in contexts}
 
     def _weighed(
-        self, rule: Rule, forecasts: Mapping[str, Forecast], contexts: Mapping[str, BarContext]
+        self,
+        rule: WeightRule,
+        forecasts: Mapping[str, Forecast],
+        contexts: Mapping[str, BarContext],
     ) -> dict[str, Signal]:
         """Weigh all symbols by *rule* over what the network says of their risk together.
 
@@ -508,7 +511,7 @@ def symbol_of(bar: Bar) -> str:
     return bar.instrument.partition(":")[2]
 
 
-def _rule(value: object, *, has_correlations: bool) -> Rule | None:
+def _rule(value: object, *, has_correlations: bool) -> WeightRule | None:
     """Read the option; None takes the network's weights as they are."""
     names = (BY_NETWORK, *sorted(SOLVED))
     if value == BY_NETWORK:
@@ -520,7 +523,7 @@ def _rule(value: object, *, has_correlations: bool) -> Rule | None:
             f"strategy.options.rule '{value}' needs correlations of the network, which the "
             "checkpoint does not give; train one with factors = 1 or more."
         )
-    rule = Rule(str(value))
+    rule = WeightRule(str(value))
     require_solver(rule)
     return rule
 

@@ -218,6 +218,7 @@ class Line:
             holding.fees_paid,
             holding.funding_paid,
             holding.margin,
+            holding.funding_paid if self.book.sign > 0 else 0,
         )
         self.book.forget_balance()
 

@@ -36,7 +36,7 @@ class Positions:
         self.account, self.journal, self.queues = account, account.journal, queues
         self.lines = tuple(lines)
         self.parts = tuple(part for line in lines for part in (line, *line.shares))
-        self.tried: Trial | None = None  # while fills are tried on them
+        self.tried: TrialFills | None = None  # while fills are tried on them
         for part in self.parts:
             part.positions = self
         policy = account.policy
@@ -149,12 +149,12 @@ class Positions:
                 named = line.owner, line.key, line.book.side
                 line.arm([f for of, f in moved if (of, f.instrument, f.position_side) == named])
 
-    def trial(self) -> Trial:
+    def trial(self) -> TrialFills:
         """Return a trial of fills."""
-        return Trial(self)
+        return TrialFills(self)
 
 
-class Trial:
+class TrialFills:
     """What fills of one instrument would do to its account: in the end all of it is taken back.
 
     It bears every one of them.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tracepaper.storage.chain.integrity import AuditResult
-    from tracepaper.storage.chain.starting_point import Lookback
+    from tracepaper.storage.chain.starting_point import RunLookback
     from tracepaper.storage.database.chunks import RunLocation
     from tracepaper.storage.database.queries import QueryAnswer
 
@@ -401,7 +401,7 @@ def prune(
     path = database_path(db, config)
     unknown: dict[str, str] = {}
 
-    def reach(run_id: str) -> Lookback | None:
+    def reach(run_id: str) -> RunLookback | None:
         try:
             return recorded_reach(path, run_id)
         except (TracepaperError, ValueError) as error:

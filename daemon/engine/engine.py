@@ -1085,7 +1085,8 @@ class Engine:
         position, account, entries = broker.own.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        if not twins and instrument is not None and (filled.beside or self.is_hedged):
+        is_shown = filled.beside or self.is_hedged or type(event) is Funding
+        if not twins and instrument is not None and is_shown:
             observed = self._observed.get(instrument)
             twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
         sequence = self.sequence

@@ -38,7 +38,7 @@ from tracepaper.daemon.session.run_row import (
     start_event,
     strategy_sha256,
 )
-from tracepaper.storage.chain.starting_point import Lookback
+from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.storage.database.reader import Reader, RunModels
 from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
@@ -274,9 +274,9 @@ def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrum
     return tuple(instruments)
 
 
-def reach_of(engine: Engine, context: int) -> Lookback:
+def reach_of(engine: Engine, context: int) -> RunLookback:
     """Return how far the decisions of *engine* look back, with a model of *context* bars, or 0."""
-    return Lookback(
+    return RunLookback(
         {key: max(market.history.lookback, context) for key, market in engine.markets.items()},
         {key: books for key, of in engine.states.items() if (books := of.strategy.books)},
         context,
@@ -284,7 +284,7 @@ def reach_of(engine: Engine, context: int) -> Lookback:
     )
 
 
-def recorded_reach(database: Path, run_id: str) -> Lookback:
+def recorded_reach(database: Path, run_id: str) -> RunLookback:
     """Return how far the decisions of a run of *database* look back, by its strategy and model.
 
     Raises ``TracepaperError``, or ``ValueError``, where one of them cannot be loaded here any more.

@@ -102,7 +102,7 @@ class FetchRequest:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FetchResult:
     """The result of one symbol's fetch."""
 
     instrument: str
@@ -111,7 +111,7 @@ class Outcome:
     absent: tuple[Span, ...]  # two answers lacked these
 
 
-async def fetch_order(config: Config, request: FetchRequest, *, quiet: bool) -> list[Outcome]:
+async def fetch_order(config: Config, request: FetchRequest, *, quiet: bool) -> list[FetchResult]:
     """Carry *request* out, one symbol after the other; progress goes to stderr unless *quiet*.
 
     Raises ``ConfigInvalid`` for a symbol or interval that the exchange lacks, ``FeedLost``
@@ -140,7 +140,7 @@ async def fetch_symbols(
     *,
     certain_s: float,
     quiet: bool,
-) -> list[Outcome]:
+) -> list[FetchResult]:
     """Fetch what the archive lacks of each symbol; what an answer lacks is requested twice.
 
     One answer proves nothing: the second request comes at least *certain_s* (network time) after
@@ -182,7 +182,7 @@ async def fetch_symbols(
         for instrument, bars, lacking in first:
             more, absent = await fetched(instrument, lacking) if lacking.size else (0, lacking)
             spans = tuple(runs(absent, request.interval_ms))
-            outcomes.append(Outcome(instrument.id, request.interval_ms, bars + more, spans))
+            outcomes.append(FetchResult(instrument.id, request.interval_ms, bars + more, spans))
         return outcomes
 
 

@@ -40,7 +40,7 @@ from tracepaper.daemon.session.user_model import refuse_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
-from tracepaper.storage.chain.starting_point import Beginnings, Lookback, StartingPoint
+from tracepaper.storage.chain.starting_point import Beginnings, RunLookback, StartingPoint
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import actions_of
@@ -142,7 +142,7 @@ def instruments_at(reader: Reader, run: Run, after: int) -> tuple[Instrument, ..
 
 
 def _find_beginning(
-    reader: Reader, stored: StoredRun, reach: Lookback, from_step: int | None
+    reader: Reader, stored: StoredRun, reach: RunLookback, from_step: int | None
 ) -> StartingPoint | None:
     """Return where to begin, None for the run's start; raise where a prune left too little."""
     places = Beginnings(reader.connection, stored.run_key, reach)
@@ -431,7 +431,7 @@ def _continue_pruned(reader: Reader, recorded: RecordedRun, run: Run) -> tuple[R
     beginning = recorded.beginning
     assert beginning is not None
     run_id = recorded.run.run_id
-    run_key, reach = reader.stored_run(run_id).run_key, Lookback({})
+    run_key, reach = reader.stored_run(run_id).run_key, RunLookback({})
     first_ms = Beginnings(reader.connection, run_key, reach).opens_next(beginning.after)
     if first_ms is None:
         raise DataInvalid(

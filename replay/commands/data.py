@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tracepaper.daemon.bybit.order_book import DepthRequest
-    from tracepaper.replay.archive.download import Outcome
+    from tracepaper.replay.archive.download import FetchResult
     from tracepaper.replay.archive.recordings import RecordingQuality
     from tracepaper.replay.archive.series import Quality, SeriesImport
 
@@ -515,7 +515,7 @@ def fetch(
         typer.echo(_outcome_line(outcome, order.archive))
 
 
-def _outcome_line(outcome: Outcome, archive: Path) -> str:
+def _outcome_line(outcome: FetchResult, archive: Path) -> str:
     count = len(outcome.absent)
     spans = (
         f"{count} spans of it, asked for twice" if count > 1 else "a span of it, asked for twice"

@@ -444,10 +444,9 @@ def influence(
 ) -> Influence:
     """Return the influence between assets in a decision, recomputed by the model that decided.
 
-    *typed* is a rollout by another residual, or without the layers below a start. Raises
-    ``AttentionInvalid`` for another method or option, ``DataInvalid`` where it has no forecast, the
-    run no longer has the bars or the model is not over several symbols, and ``CheckpointMismatch``
-    where its checkpoint is gone.
+    *typed* are options of the rollout. Raises ``AttentionInvalid`` for another method,
+    ``DataInvalid`` where it has no forecast, the run no longer has the bars or the model is not
+    over several symbols, and ``CheckpointMismatch`` where its checkpoint is gone.
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)

@@ -32,7 +32,7 @@ from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.strategies.allocation import ERROR, GAINED, Rule
+from tracepaper.strategies.allocation import ERROR, GAINED, WeightRule
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.attention.time_buckets import content_share
@@ -136,8 +136,8 @@ class StoredDecision:
             if (gain := noted.get(name)) is None or (error := noted.get(name + ERROR)) is None:
                 continue
             what = {
-                Rule.MINIMUM: "to save {} bp of standard deviation",
-                Rule.MEAN_VARIANCE: "to gain {} bp of utility, the cost of the way taken off,",
+                WeightRule.MINIMUM: "to save {} bp of standard deviation",
+                WeightRule.MEAN_VARIANCE: "to gain {} bp of utility after the cost of the trades,",
             }[rule].format(f"{gain:+.2f} ± {error:.2f}")
             return (
                 f"The portfolio's new weights were expected {what} until the next ones, by the "

@@ -110,7 +110,7 @@ def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledPart
 # ---------------------------------------------------------------- what was held
 
 
-class HeldPosition(NamedTuple):
+class PositionText(NamedTuple):
     """A signed position; in hedge mode that of both sides, and what each side holds."""
 
     text: str
@@ -139,18 +139,18 @@ class HeldPosition(NamedTuple):
         )
 
 
-def _held(columns: RunColumns, stored: StoredDecision, sequence: int) -> HeldPosition:
+def _held(columns: RunColumns, stored: StoredDecision, sequence: int) -> PositionText:
     """Return the position after a step, in its event's instrument."""
     for row in columns.views.rows("v_equity", sequence=sequence):
         text = without_zeros(row["quantity_text"] or "0")
         if json.loads(stored.run["config"])["account"]["position_mode"] != "hedge":
-            return HeldPosition(text, (text,))
+            return PositionText(text, (text,))
         held = {
             position["side"]: without_zeros(position["quantity_text"])
             for position in columns.views.rows("v_positions", sequence=sequence)
         }
-        return HeldPosition(text, tuple(held.get(side, "0") for side in SIDES), is_hedged=True)
-    return HeldPosition("0", ())
+        return PositionText(text, tuple(held.get(side, "0") for side in SIDES), is_hedged=True)
+    return PositionText("0", ())
 
 
 def _signed(held: str, base: str) -> str:
@@ -167,7 +167,7 @@ def _title(
     stored: StoredDecision,
     flips: Flips,
     orders: list[Row],
-    held: tuple[HeldPosition, HeldPosition],
+    held: tuple[PositionText, PositionText],
     base: str,
 ) -> str:
     before, after = held
@@ -230,7 +230,7 @@ def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
 
 
 def _trend_words(
-    stored: StoredDecision, noted: dict[str, Any], held: HeldPosition, base: str
+    stored: StoredDecision, noted: dict[str, Any], held: PositionText, base: str
 ) -> str:
     """Say what the strategy trend wanted, beside what was held, and which rule moved it."""
     row, trend, size = stored.decision, noted[TREND], abs(noted[SIZE])
@@ -256,7 +256,7 @@ def _trend_words(
     )
 
 
-def _because(stored: StoredDecision, close_ms: int, held: HeldPosition, base: str) -> str:
+def _because(stored: StoredDecision, close_ms: int, held: PositionText, base: str) -> str:
     row, parts = stored.decision, [stored.halt]
     noted = _trend_noted(stored)
     if stored.run["strategy"] == TREND:
@@ -285,7 +285,7 @@ def _part_words(strategy: Row, base: str) -> str:
     )
 
 
-def _flip(stored: StoredDecision, flips: Flips, held: HeldPosition, base: str) -> str:
+def _flip(stored: StoredDecision, flips: Flips, held: PositionText, base: str) -> str:
     """Say what would have flipped it, and what a refusal left as it was."""
     kept = held.words(base)
     if flips.allowed or kept == "flat" or stored.decision["action"] == Action.FLAT:

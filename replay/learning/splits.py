@@ -35,7 +35,7 @@ from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, code_k
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import rolling, rows, v2
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.features.rows import Columns, FeatureSchema, compute
+from tracepaper.strategies.features.rows import CandleArrays, FeatureSchema, compute
 from tracepaper.strategies.units import DAY_MS, iso
 
 IN_MEMORY: Final = ArrayCache(None)
@@ -153,9 +153,9 @@ class Panel:
         return chosen
 
 
-def columns_of(candles: Candles) -> Columns:
+def columns_of(candles: Candles) -> CandleArrays:
     """Return the candles as feature columns; units fall out of every feature."""
-    return Columns(
+    return CandleArrays(
         open_time_ms=candles.open_time_ms,
         open=candles.open.astype(np.float64),
         high=candles.high.astype(np.float64),
@@ -192,7 +192,7 @@ def segments_of(
 
 
 def _features(
-    candles: Candles, columns: Columns, schema: FeatureSchema, cache: ArrayCache
+    candles: Candles, columns: CandleArrays, schema: FeatureSchema, cache: ArrayCache
 ) -> dict[str, NDArray[Any]]:
     wanted = {
         "values": ArraySpec((len(columns), len(schema.names)), "<f4"),

@@ -70,7 +70,7 @@ _INSTRUMENTS: Final = (
 )
 
 
-class Lookback(Struct, frozen=True):
+class RunLookback(Struct, frozen=True):
     """How far the decisions of a run look back."""
 
     bars: dict[str, int]  # the newest ones of each instrument, by its id
@@ -105,7 +105,7 @@ class StartingPoint(Struct, frozen=True):
 class Beginnings:
     """The places of one run at which a derivation can begin, for decisions of one *reach*."""
 
-    def __init__(self, connection: sqlite3.Connection, run_key: int, reach: Lookback) -> None:
+    def __init__(self, connection: sqlite3.Connection, run_key: int, reach: RunLookback) -> None:
         self._connection = connection
         self._reach = reach
         self._run_key = run_key

@@ -76,7 +76,7 @@ class RunViews:
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def twin_trades(self, twin: str) -> list[Row]:
-        """Return the closed trades of a shadow account, as rows of ``v_trades`` without funding."""
+        """Return the closed trades of a shadow account or a strategy, as rows of ``v_trades``."""
         query = f"SELECT * FROM ({TWIN_TRADES}) WHERE run_id = ? {_order('v_trades')}"
         rows = self._connection.execute(query, (twin, self.run_id))
         return [dict(zip(_COLUMNS["v_trades"], row, strict=True)) for row in rows]

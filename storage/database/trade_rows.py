@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tracepaper.storage.record.columns import Row
     from tracepaper.strategies.types.decisions import Run
 
-_FUNDED: Final = select("ledger", f"{WITHIN} AND kind = 'funding'")
 _FILLS: Final = select("fills", WITHIN)
 _HOLDINGS: Final = select("holdings", WITHIN)
 _SEQUENCE: Final = itemgetter(At("fills").sequence)  # and of the others
@@ -29,8 +28,8 @@ def trades_until(
     """Return the books of *run* behind step *until*, and the rows of the trades closed by then."""
     books, span = TradeBooks(run), run_span(run_key, until)
     changes: list[tuple[int, Any, Any]] = []
-    for query, take in ((_FUNDED, books.pay), (_FILLS, books.fill), (_HOLDINGS, books.hold)):
-        if query is not _HOLDINGS or books.is_taken:
+    for query, take in ((_HOLDINGS, books.settle), (_FILLS, books.fill), (_HOLDINGS, books.hold)):
+        if take != books.hold or books.is_taken:
             rows = connection.execute(query, span).fetchall()
             changes += zip(map(_SEQUENCE, rows), repeat(take), rows)
     acted = ((at, books.act, action) for at, action in actions_of(connection, run, until=until))

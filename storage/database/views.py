@@ -724,7 +724,7 @@ V_TRADES: Final = View(
     _TRADES.format("="),
 )
 TWIN_TRADES: Final = f"{V_TRADES._replace(source=_TRADES.format('>')).question} WHERE f.twin = ?"
-"""What asks for a shadow account's trades: ``v_trades`` without funding, of which no row tells."""
+"""What asks for a shadow account's trades, or a strategy's."""
 
 
 def _of_fills(sql: str) -> str:

@@ -425,6 +425,7 @@ _HOLDINGS = (
     _whole("account_fees_paid"),
     _whole("account_funding_paid"),
     _whole("margin", "what the position binds and can lose; null without margin", MONEY, null=True),
+    _whole("long_funding", null=True),  # of funding_paid what the long side paid, of two sides
 )
 
 _POSITION_SIDE: Final = _text(

@@ -355,6 +355,7 @@ class StepDecoder:
                 row[HOLDING.fees_paid],
                 row[HOLDING.funding_paid],
                 row[HOLDING.margin] or 0,
+                row[HOLDING.long_funding] or 0,
             )
         marked = unrealized if of_account is None else of_account
         cash = row[HOLDING.cash]

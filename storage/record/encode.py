@@ -61,6 +61,7 @@ from tracepaper.strategies.types.market import (
     BookUpdate,
     CorporateAction,
     Depths,
+    Funding,
     Instrument,
     InstrumentChange,
 )
@@ -233,7 +234,8 @@ class StepEncoder:
             or answered.count(None) < len(ANSWER_GATES)
         ):
             rows["answers"].append(self._answer_row(key, step.prediction, answered, note))
-        if step.orders or step.fills or step.ledger or step.halted is not None:
+        is_settled = type(event) is Funding
+        if step.orders or step.fills or step.ledger or step.halted is not None or is_settled:
             self._add_trades(step, key)
         if step.twins or self._trades.is_taken:
             twins = self._add_twins(step, key, place)
@@ -440,13 +442,17 @@ class StepEncoder:
     def _add_trades(self, step: Step, key: tuple[int, int]) -> None:
         """Add the rows of orders, fills, ledger and a breached limit."""
         rows, event = self._rows, step.event
+        if type(event) is Funding and step.position is not None:
+            place = self._place(event.instrument)
+            positions = ((twin.twin, twin.position) for twin in step.twins)
+            for name, held in ((None, step.position), *positions):
+                self._trades.pay(name, place, held.funding_paid, held.long_funding)
         for ordinal, order in enumerate(step.orders):
             columns = self._columns(TABLES["orders"][3:], order)
             rows["orders"].append((*key, ordinal, *columns))
         for ordinal, entry in enumerate(step.ledger):
             row = (*key, ordinal, *self._ledger_columns(entry, event.market_ms))
             rows["ledger"].append(row)
-            self._trades.pay(row)
         self._add_fills(step.fills, (*key, 0), None)
         if (halted := step.halted) is not None:
             times = event.market_ms, event.seen_ms

@@ -25,7 +25,7 @@ Rows = dict[str, list[Row]]
 OUTCOMES_KEPT: Final = 4096
 """Outcomes remembered at a time; reasons without end must not fill the memory."""
 
-_NO_POSITION: Final[Row] = (None,) * 5
+_NO_POSITION: Final[Row] = (None,) * 7
 _OF_POSITION: Final = attrgetter(
     "quantity", "entry_notional", "realized_pnl", "fees_paid", "funding_paid"
 )
@@ -159,18 +159,18 @@ class HeldRows:
         last = self._last.get(place)
         if last is not None and last[0] is position and last[1] is account:
             return last[3]
-        margin = None if position is None else position.margin or None
         parts = (
-            _NO_POSITION if position is None else (*_OF_POSITION(position), margin),
+            _NO_POSITION
+            if position is None
+            else (*_OF_POSITION(position), position.margin or None, position.long_funding or None),
             _OF_ACCOUNT(account),
         )
         if last is not None and last[2] == parts:
             sequence = last[3]
         else:
             sequence = key[1]
-            of_position = parts[0] if position is None else parts[0][:-1]
             rows["holdings"].append(
-                (*key, place[0], twin, place[1], *of_position, *parts[1], margin)
+                (*key, place[0], twin, place[1], *parts[0][:5], *parts[1], *parts[0][5:])
             )
         self._last[place] = position, account, parts, sequence
         return sequence

@@ -1,4 +1,4 @@
-"""The closed trades of a run's books, from the rows of fills, funding, splits, holdings; pure.
+"""The closed trades of a run's books, from the rows of fills, holdings and splits; pure.
 
 A trade goes from flat to flat. It has the key of the fill that closed it, and names the one that
 opened it.
@@ -18,7 +18,7 @@ from tracepaper.strategies.corporate_actions import (
     entitlement,
     entitlement_parts,
 )
-from tracepaper.strategies.types.decisions import LedgerKind, PositionSide
+from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import divide_half_even
 
@@ -35,8 +35,7 @@ _FILLED: Final = gather(
     "fills",
     *("sequence", "ordinal", "side", "quantity", "reference_price", "notional", "fee", "fee_base"),
 )
-_PAID: Final = gather("ledger", "kind", "position_side", "instrument", "amount")
-_HELD: Final = gather("holdings", "twin", "instrument", "quantity")
+_HELD: Final = gather("holdings", "twin", "instrument", "quantity", "funding_paid", "long_funding")
 _SIDES: Final = frozenset(PositionSide)
 
 
@@ -71,8 +70,8 @@ class TradeBook:
             self._most = max(self._most, after.quantity)
 
     def pay(self, amount: int) -> None:
-        """Take in a settlement: the money that came in."""
-        self._funding -= amount
+        """Take in a settlement: the *amount* that was paid."""
+        self._funding += amount
 
     def fill(self, row: Sequence[Any]) -> Row | None:
         """Take in a row of ``fills``; return the columns of the trade that it closes, if it does.
@@ -144,6 +143,8 @@ class TradeBooks:
         named = json.decode(run.config).get("strategies", {})
         self._owners = [name for name, of in named.items() if isinstance(of, dict)]
         self._books: dict[tuple[str | None, str | None, int], TradeBook] = {}
+        # By account and instrument the funding that was paid: of the position, of each side.
+        self._paid: dict[tuple[str | None, int], tuple[int, int, int]] = {}
 
     def fill(self, row: Sequence[Any]) -> Row | None:
         """Take in a row of ``fills``; return the row of ``trades`` that it closes, if it does."""
@@ -158,12 +159,22 @@ class TradeBooks:
         closed = book.fill(row)
         return None if closed is None else (*row[:4], *closed)
 
-    def pay(self, row: Sequence[Any]) -> None:
-        """Take in a row of ``ledger``."""
-        kind, side, instrument, amount = _PAID(row)
-        book = self._books.get((None, side, instrument))
-        if kind == LedgerKind.FUNDING and book is not None:
-            book.pay(amount)
+    def settle(self, row: Sequence[Any]) -> None:
+        """Take in what a row of ``holdings`` has of a settlement, before the fills of its step."""
+        twin, instrument, quantity, paid, of_long = _HELD(row)
+        if quantity is not None:
+            self.pay(twin, instrument, paid, of_long or 0)
+
+    def pay(self, twin: str | None, instrument: int, paid: int, of_long: int) -> None:
+        """Take in that *twin* has *paid* so much funding by now, *of_long* for its long side."""
+        of_sides = paid, of_long, paid - of_long
+        before = self._paid.get((twin, instrument), of_sides if self.is_taken else (0, 0, 0))
+        if of_sides == before:
+            return
+        self._paid[twin, instrument] = of_sides
+        for side, now, then in zip((None, *PositionSide), of_sides, before, strict=True):
+            if (book := self._books.get((twin, side, instrument))) is not None:
+                book.pay(now - then)
 
     def act(self, action: CorporateAction) -> None:
         """Take in a split or a dividend, of strategies their parts."""
@@ -181,7 +192,9 @@ class TradeBooks:
 
     def hold(self, row: Sequence[Any]) -> None:
         """Take in a row of ``holdings`` of an account that was taken over, behind its fills."""
-        twin, instrument, quantity = _HELD(row)
+        twin, instrument, quantity, paid, of_long = _HELD(row)
         if instrument is not None and quantity is not None:
             key = (None, twin, instrument) if twin in _SIDES else (twin, None, instrument)
             self._books.setdefault(key, TradeBook(self._terms[instrument], quantity))
+            of_long = of_long or 0
+            self._paid.setdefault((twin, instrument), (paid, of_long, paid - of_long))

@@ -14,7 +14,7 @@ from tracepaper.strategies.allocation import (
     GAINED,
     SOLVED,
     AllocationGoal,
-    Rule,
+    WeightRule,
     allocate,
     check_prices,
     covariance,
@@ -29,10 +29,10 @@ from tracepaper.strategies.types.decisions import Action
 
 _COMMON: Final = frozenset({"rule", "window", "every", "bound"})
 _OPTIONS: Final = {
-    Rule.EQUAL: _COMMON,
-    Rule.INVERSE: _COMMON | {"half_life"},
-    Rule.MINIMUM: _COMMON | {"half_life", "cost"},
-    Rule.MEAN_VARIANCE: _COMMON | {"half_life", "cost", "aversion", "lean"},
+    WeightRule.EQUAL: _COMMON,
+    WeightRule.INVERSE: _COMMON | {"half_life"},
+    WeightRule.MINIMUM: _COMMON | {"half_life", "cost"},
+    WeightRule.MEAN_VARIANCE: _COMMON | {"half_life", "cost", "aversion", "lean"},
 }
 """What each rule makes something of."""
 
@@ -57,7 +57,7 @@ class Allocation(PortfolioStrategy):
     state: State
 
     def __init__(self, options: Mapping[str, float | str]) -> None:
-        self._rule = Rule(str(options.get("rule", Rule.INVERSE)))
+        self._rule = WeightRule(str(options.get("rule", WeightRule.INVERSE)))
         allowed = _OPTIONS[self._rule]
         if unknown := sorted(set(options) - allowed):
             raise ValueError(

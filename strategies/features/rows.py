@@ -57,7 +57,7 @@ def _named(schema_id: str, covariates: CovariateColumns | None) -> FeatureSchema
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class CandleArrays:
     """Bars as float64 columns [time]; prices and volumes in any unit, since only ratios count."""
 
     open_time_ms: NDArray[np.int64]
@@ -80,7 +80,7 @@ class Columns:
         """The first millisecond after each bar."""
         return self.open_time_ms + self.interval_ms if self.closed_ms is None else self.closed_ms
 
-    def first(self, count: int) -> Columns:
+    def first(self, count: int) -> CandleArrays:
         """Return the first *count* bars."""
         return replace(
             self,
@@ -167,13 +167,13 @@ def wider(first: FeatureSchema, second: FeatureSchema) -> FeatureSchema:
     return wide
 
 
-def columns(bars: Sequence[Bar]) -> Columns:
+def columns(bars: Sequence[Bar]) -> CandleArrays:
     """Return the columns of *bars* (oldest first)."""
     table = np.array(
         [(bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars], dtype=np.float64
     ).reshape(-1, 5)
     opens, highs, lows, closes, volumes = np.ascontiguousarray(table.T)
-    return Columns(
+    return CandleArrays(
         open_time_ms=np.array([bar.open_time_ms for bar in bars], dtype=np.int64),
         open=opens,
         high=highs,
@@ -192,7 +192,7 @@ def _symbol(bar: Bar) -> str:
 
 def compute(
     schema: FeatureSchema,
-    columns: Columns,
+    columns: CandleArrays,
     *,
     values: NDArray[np.float32] | None = None,
     sigma: Array | None = None,
@@ -224,7 +224,7 @@ def compute(
     return FeatureBlock(values, sigma, first)
 
 
-def compute_part(schema: FeatureSchema, part: FeatureSchema, columns: Columns) -> FeatureBlock:
+def compute_part(schema: FeatureSchema, part: FeatureSchema, columns: CandleArrays) -> FeatureBlock:
     """Return the features of *schema* from the first bar on of which those of *part* are known.
 
     The columns of *part* are the first of *schema* (see ``wider``). Before the lookback of *schema*
@@ -250,7 +250,7 @@ class _Stages(NamedTuple):
     sigma: Array
 
 
-def _stages(recipe: FeatureRecipe, columns: Columns, span: slice) -> _Stages:
+def _stages(recipe: FeatureRecipe, columns: CandleArrays, span: slice) -> _Stages:
     high, low, close = columns.high[span], columns.low[span], columns.close[span]
     close_before = lagged(close, 1)
     return_before = lagged(np.log(close / close_before), 1)
@@ -264,7 +264,7 @@ def _stages(recipe: FeatureRecipe, columns: Columns, span: slice) -> _Stages:
 
 
 def _block(
-    schema: FeatureSchema, columns: Columns, start: int, stop: int
+    schema: FeatureSchema, columns: CandleArrays, start: int, stop: int
 ) -> tuple[NDArray[np.float32], Array]:
     """Return [feature, time] float32 rows and σ of the bars from *start* until *stop*."""
     span, recipe = slice(start, stop), schema.recipe

@@ -152,16 +152,16 @@ class FeatureSpan(NamedTuple):
         return Window(size // interval_ms, lag // interval_ms)
 
 
-class Kind(NamedTuple):
+class WindowKind(NamedTuple):
     """What windows a column is a function of, and how far they may look back."""
 
     reach: Callable[[Reach], int]  # in bars
     field: str  # of ``FeatureBasis``: where the function finds them
 
 
-NEAR: Final = Kind(lambda reach: reach.long, "sums")
-MOVE: Final = Kind(lambda reach: reach.long, "moves")
-FAR: Final = Kind(lambda reach: reach.bars(reach.far_ms), "far")
+NEAR: Final = WindowKind(lambda reach: reach.long, "sums")
+MOVE: Final = WindowKind(lambda reach: reach.long, "moves")
+FAR: Final = WindowKind(lambda reach: reach.bars(reach.far_ms), "far")
 
 
 class FeatureColumn(NamedTuple):
@@ -174,7 +174,7 @@ class FeatureColumn(NamedTuple):
     gain: float
     compute: Callable[..., Array]  # of Known and of each window
     spans: tuple[FeatureSpan, ...]
-    kind: Kind
+    kind: WindowKind
     least: int = 1  # bars that a window must have, or it has no room
 
     def windows(self, reach: Reach) -> tuple[Window, ...] | None:
@@ -201,7 +201,7 @@ Decorated = Callable[[Callable[..., Array]], Callable[..., Array]]
 def column(
     name: str,
     *texts: str | int,
-    kind: Kind = NEAR,
+    kind: WindowKind = NEAR,
     least: int = 1,
     gain: float = 1.0,
     to: list[FeatureColumn] = COLUMNS,
@@ -223,7 +223,9 @@ def column(
     return register
 
 
-def seasonal(name: str, *texts: str, days: int, to: list[FeatureColumn], kind: Kind) -> Decorated:
+def seasonal(
+    name: str, *texts: str, days: int, to: list[FeatureColumn], kind: WindowKind
+) -> Decorated:
     """Add the decorated function of the times *texts* that began at this hour on each of *days*."""
 
     def register(compute: Callable[..., Array]) -> Callable[..., Array]:

@@ -416,6 +416,7 @@ class Position(Struct, frozen=True, gc=False):
     fees_paid: int = 0
     funding_paid: int = 0
     margin: int = 0  # what an isolated position binds, and can lose; 0 without margin
+    long_funding: int = 0  # of the funding what the long side paid; 0 outside hedge mode
 
 
 class Account(Struct, frozen=True, gc=False):

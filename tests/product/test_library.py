@@ -20,7 +20,7 @@ from readme import blocks
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.baselines import BASELINES
 from tracepaper.strategies import attention
-from tracepaper.strategies.allocation import Rule
+from tracepaper.strategies.allocation import WeightRule
 from tracepaper.strategies.attention import backends, layer
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import MaskKind
@@ -83,7 +83,7 @@ def registered_names() -> dict[str, Iterable[str]]:
         "Encodings": [*ENCODINGS, *CLOCKS],
         "Heads": HEADS,
         "Explanations": [*METHODS, *(field.name for field in fields(Rollout))],
-        "Diagnostics": [*BASELINES, *Rule],
+        "Diagnostics": [*BASELINES, *WeightRule],
         "Plots": charts(),
         "Calls": [*dir(attention), *layer.BACKENDS],
     }

@@ -11,7 +11,7 @@ import pytest
 from command_line import Cli
 from programs import ROOT
 
-from tracepaper.strategies.allocation import Array, Rule, allocate
+from tracepaper.strategies.allocation import Array, WeightRule, allocate
 from tracepaper.strategies.examples import allocation as example
 
 SAMPLES = ROOT / "replay" / "samples"
@@ -49,7 +49,7 @@ def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_as
 ) -> None:
     weights_held: list[list[float]] = []
 
-    def recorded(rule: Rule, risk: Array, *, held: Array, **prices: Any) -> Array:
+    def recorded(rule: WeightRule, risk: Array, *, held: Array, **prices: Any) -> Array:
         weights_held.append(held.tolist())
         return allocate(rule, risk, held=held, **prices)
 

@@ -127,8 +127,8 @@ def test_a_network_is_exported_and_answers_elsewhere(tmp_path: Path, cli: Cli) -
     folder, path = checkpoint(tmp_path / "a"), tmp_path / "a.pt2"
     command = ["models", "export", str(folder), "--to", "torch", "--out", str(path)]
     file = cli.json(*command)
-    assert (file["bars"], file["columns"], file["bytes"]) == (148, 30, path.stat().st_size)
-    rows = torch.randn(1, 148, 30, generator=torch.Generator().manual_seed(9))
+    assert (file["bars"], file["columns"], file["bytes"]) == (148, 78, path.stat().st_size)
+    rows = torch.randn(1, 148, 78, generator=torch.Generator().manual_seed(9))
     positions = torch.arange(148) + 5
     document = torch.export.load(path).module()(rows, positions)
     with torch.no_grad():

@@ -108,10 +108,10 @@ def test_without_extras_it_trades_explains_and_verifies_the_samples(plain: Insta
 def test_without_extras_the_demo_proposes_what_runs(plain: Installed) -> None:
     demo = plain.run("demo", "--days", "0.5", "--seconds", "5", "--no-incidents", "--db", "d.db")
     assert demo.returncode == 0, demo.stderr
-    following = demo.stdout.partition(" Next:\n")[2].splitlines()
-    *proposed, parity = [line for line in following if line.strip()]
-    assert parity.startswith("Parity of the run with its replay: identical ")
-    assert [line.split()[1] for line in proposed] == ["ui", "verify", "explain", "report"]
+    following = [line.partition(": ") for line in demo.stdout.splitlines()]
+    proposed = [text for head, _, text in following if head in {"What to open", "What to type"}]
+    assert "identical" in demo.stdout.partition("What it proved")[2]
+    assert [line.split()[1] for line in proposed] == ["ui", "explain"]
     page, *others = (shlex.split(line)[1:] for line in proposed)
     command = [str(plain.python.with_name("tracepaper")), *page, "--port", "0"]
     served = Program(command, plain.folder, name="ui", extra={"BROWSER": "true"})

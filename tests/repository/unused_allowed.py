@@ -8,7 +8,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 
 # Called by name: entry points, the protocols of Python and of libraries.
 evaluate, list_models, doctor, notify_test, whatif
-autocommit, itersize, row_factory  # attributes that psycopg reads
+itersize, row_factory  # attributes that psycopg reads
 __getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
 _repr_html_  # notebooks
 _repr_png_  # notebooks
@@ -39,26 +39,23 @@ twin_equity, twin_fills, strategy_decisions, while_down
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano
 
-# Read by the names that the columns define.
-twin_steps
-
 # Statements of what is not proved, and of what a route reads, to which tests hold the code.
-TAKEN_AS_TOLD, OUTSIDE
+TAKEN_AS_TOLD
 
 # Printed into docs/ by `make golden`.
 documentation
 
 # Figures of a report, read by their paths.
 final_median, times_even, volatility_day, drawdown_bars, calmar, peak_ms, trough_ms, recovered_ms
-mean_for, mean_against, period_correlation
+period_correlation
 
 # Of charts, read by the page.
-has_zero, has_points, palette, lines_first
+has_points, palette, lines_first
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
-last_refusal, last_fill, first_sequence, last_sequence, comes_ms
-is_live, is_wrong, is_ready, happening
+last_refusal, last_fill, first_sequence, last_sequence
+is_live, is_wrong
 
 # What libraries read: the command's name, the charset of an answer.
 ui, charset
@@ -69,4 +66,4 @@ collapse, symbol_influence
 context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes
 gated_rise  # by its name in relevance_rules
-active_confidence, dense_rows, from_dense, layer_matrix
+active_confidence, dense_rows, layer_matrix

@@ -15,7 +15,7 @@ from tracepaper.strategies import allocation
 from tracepaper.strategies.allocation import (
     AllocationGoal,
     Array,
-    Rule,
+    WeightRule,
     allocate,
     covariance,
     covariance_of,
@@ -64,11 +64,11 @@ def test_newer_bars_weigh_more_with_a_half_life() -> None:
 @given(
     assets=st.integers(1, 5),
     seed=st.integers(0, 200),
-    rule=st.sampled_from(list(Rule)),
+    rule=st.sampled_from(list(WeightRule)),
     bound=st.sampled_from([0.15, 0.5, 1.0]),
 )
 def test_weights_keep_their_limits_and_have_six_decimals(
-    assets: int, seed: int, rule: Rule, bound: float
+    assets: int, seed: int, rule: WeightRule, bound: float
 ) -> None:
     risk = covariance(drawn(40, assets, seed))
     expected = 0.01 * np.random.default_rng(seed).normal(size=assets)
@@ -77,7 +77,7 @@ def test_weights_keep_their_limits_and_have_six_decimals(
     assert values.max() <= bound
     assert values.sum() <= 1
     assert np.array_equal(values, np.round(values, 6))
-    if rule is Rule.MINIMUM:
+    if rule is WeightRule.MINIMUM:
         assert values.sum() == pytest.approx(min(1.0, bound * assets), abs=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_no_grid_point_has_less_variance_and_turnover(seed: int, cost: float) ->
     def loss(weights: Array) -> float:
         return float(weights @ risk @ weights / unit + cost * np.abs(weights - held).sum())
 
-    values = allocate(Rule.MINIMUM, risk, held=held, cost=cost)
+    values = allocate(WeightRule.MINIMUM, risk, held=held, cost=cost)
     assert loss(values) <= least(3, loss, 40, whole=True) + 1e-4
 
 
@@ -115,7 +115,7 @@ def test_no_grid_point_has_more_of_what_mean_variance_wants(seed: int, cost: flo
         return float(2.5 * weights @ risk @ weights + cost * traded - expected @ weights)
 
     values = allocate(
-        Rule.MEAN_VARIANCE, risk, expected=expected, held=held, aversion=5.0, cost=cost
+        WeightRule.MEAN_VARIANCE, risk, expected=expected, held=held, aversion=5.0, cost=cost
     )
     assert loss(values) <= least(3, loss, 40, whole=False) + 1e-6
 
@@ -123,18 +123,18 @@ def test_no_grid_point_has_more_of_what_mean_variance_wants(seed: int, cost: flo
 def test_dear_turnover_keeps_what_is_held() -> None:
     risk, held = covariance(drawn(60, 3, 5)), np.array([0.2, 0.3, 0.1])
     expected = np.array([0.001, -0.001, 0.002])
-    values = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held, cost=1.0)
+    values = allocate(WeightRule.MEAN_VARIANCE, risk, expected=expected, held=held, cost=1.0)
     assert values == pytest.approx(held, abs=2e-6)
-    free = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held)
+    free = allocate(WeightRule.MEAN_VARIANCE, risk, expected=expected, held=held)
     assert np.abs(free - held).sum() > 0.1
 
 
 def test_the_simple_rules_are_what_they_say() -> None:
     risk = np.diag([0.04, 0.01, 0.0])
-    assert allocate(Rule.EQUAL, risk).tolist() == [0.333333] * 3
-    assert allocate(Rule.INVERSE, risk).tolist() == [0.333333, 0.666667, 0.0]
-    assert allocate(Rule.INVERSE, risk, bound=0.5).tolist() == [0.333333, 0.5, 0.0]
-    assert allocate(Rule.INVERSE, np.zeros((2, 2))).tolist() == [0.0, 0.0]
+    assert allocate(WeightRule.EQUAL, risk).tolist() == [0.333333] * 3
+    assert allocate(WeightRule.INVERSE, risk).tolist() == [0.333333, 0.666667, 0.0]
+    assert allocate(WeightRule.INVERSE, risk, bound=0.5).tolist() == [0.333333, 0.5, 0.0]
+    assert allocate(WeightRule.INVERSE, np.zeros((2, 2))).tolist() == [0.0, 0.0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -194,36 +194,41 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(monkeypatch: pytest.M
     hostile: list[tuple[Callable[[], object], str]] = [
         (lambda: covariance(drawn(2, 2, 0)), "at least 3 finite"),
         (lambda: covariance(np.full((9, 2), np.nan)), "at least 3 finite"),
-        (lambda: allocate(Rule.EQUAL, np.eye(3)[:2]), "as many assets"),
-        (lambda: allocate(Rule.EQUAL, np.full((2, 2), np.inf)), "as many assets"),
-        (lambda: allocate(Rule.EQUAL, risk, held=np.zeros(3)), "as many assets"),
-        (lambda: allocate(Rule.MEAN_VARIANCE, risk), "a finite return"),
-        (lambda: allocate(Rule.MEAN_VARIANCE, risk, expected=np.array([np.nan, 0])), "a finite"),
-        (lambda: allocate(Rule.MINIMUM, np.zeros((2, 2))), "No asset has moved"),
+        (lambda: allocate(WeightRule.EQUAL, np.eye(3)[:2]), "as many assets"),
+        (lambda: allocate(WeightRule.EQUAL, np.full((2, 2), np.inf)), "as many assets"),
+        (lambda: allocate(WeightRule.EQUAL, risk, held=np.zeros(3)), "as many assets"),
+        (lambda: allocate(WeightRule.MEAN_VARIANCE, risk), "a finite return"),
+        (
+            lambda: allocate(WeightRule.MEAN_VARIANCE, risk, expected=np.array([np.nan, 0])),
+            "a finite",
+        ),
+        (lambda: allocate(WeightRule.MINIMUM, np.zeros((2, 2))), "No asset has moved"),
     ]
     for broken, sentence in hostile:
         with pytest.raises(DataInvalid, match=sentence):
             broken()
     with pytest.raises(ConfigInvalid, match="above 0, at most 1"):
-        allocate(Rule.EQUAL, risk, bound=1.5)
+        allocate(WeightRule.EQUAL, risk, bound=1.5)
     for aversion, cost in ((-1.0, 0.0), (1.0, -0.001), (1.0, float("nan"))):
         with pytest.raises(ConfigInvalid, match="give at least 0"):
-            allocate(Rule.MEAN_VARIANCE, risk, expected=np.zeros(2), aversion=aversion, cost=cost)
+            allocate(
+                WeightRule.MEAN_VARIANCE, risk, expected=np.zeros(2), aversion=aversion, cost=cost
+            )
 
     def absent(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(allocation, "import_module", absent)
-    require_solver(Rule.INVERSE)
+    require_solver(WeightRule.INVERSE)
     with pytest.raises(ConfigInvalid, match=r"pip install 'tracepaper\[portfolio\]"):
-        allocate(Rule.MINIMUM, risk)
+        allocate(WeightRule.MINIMUM, risk)
 
 
 GOALS = [
-    AllocationGoal(Rule.MEAN_VARIANCE, 8, None, 0.3, 4.0, 0.001),
-    AllocationGoal(Rule.MEAN_VARIANCE, 8, 20.0, 0.3, 4.0, 0.001),
-    AllocationGoal(Rule.MINIMUM, 8, None),
-    AllocationGoal(Rule.MINIMUM, 8, 20.0),
+    AllocationGoal(WeightRule.MEAN_VARIANCE, 8, None, 0.3, 4.0, 0.001),
+    AllocationGoal(WeightRule.MEAN_VARIANCE, 8, 20.0, 0.3, 4.0, 0.001),
+    AllocationGoal(WeightRule.MINIMUM, 8, None),
+    AllocationGoal(WeightRule.MINIMUM, 8, 20.0),
 ]
 
 
@@ -233,7 +238,7 @@ def test_an_expected_gain_is_the_difference_of_the_objective(goal: AllocationGoa
     held, weights = np.array([0.6, 0.1, 0.1]), np.array([0.2, 0.5, 0.3])
     risk = 8 * covariance(returns, half_life=goal.half_life)
     gain = present(expected_gain(goal, returns, held=held, weights=weights))
-    if goal.rule is Rule.MINIMUM:
+    if goal.rule is WeightRule.MINIMUM:
         scaled = held / 0.8
         wanted = np.sqrt(scaled @ risk @ scaled) - np.sqrt(weights @ risk @ weights)
     else:
@@ -277,7 +282,7 @@ def test_neighbouring_bars_that_are_alike_widen_the_error() -> None:
 def test_nothing_is_expected_of_rules_without_an_objective_or_of_an_empty_account() -> None:
     returns, none = drawn(60, 2, 1), np.zeros(2)
     weights = np.array([0.5, 0.5])
-    for rule in (Rule.EQUAL, Rule.INVERSE):
+    for rule in (WeightRule.EQUAL, WeightRule.INVERSE):
         goal = AllocationGoal(rule, 8)
         assert expected_gain(goal, returns, held=weights, weights=weights) is None
     assert expected_gain(GOALS[2], returns, held=none, weights=weights) is None

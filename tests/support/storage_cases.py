@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import Lookback
+from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -660,7 +660,7 @@ def renumbered(drawn: list[Step]) -> list[Step]:
 
 def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[maintenance.Pruning]:
     """Prune runs of which nothing looks back, as an older version pruned every run."""
-    nothing = Lookback({})
+    nothing = RunLookback({})
     return maintenance.prune(
         path, keep_days=keep_days, pruned_at_ms=pruned_at_ms, reach=lambda _run: nothing
     )

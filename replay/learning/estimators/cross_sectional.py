@@ -89,7 +89,7 @@ from tracepaper.replay.learning.windows import (
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.allocation import (
-    Rule,
+    WeightRule,
     allocate,
     covariance,
     covariance_of,
@@ -182,7 +182,7 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelField
 FEE: Final = ROUND_TRIP_COST / 2.0
 COVARIANCE_BARS: Final = 240
 """Bars from which the rules' covariance is estimated."""
-RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
+RULES: Final = (WeightRule.EQUAL, WeightRule.INVERSE, WeightRule.MINIMUM)
 
 WeightsAt = Callable[[Panel, Ids], Array]
 """The weights [asset, decision] at some rows of a panel."""
@@ -250,7 +250,7 @@ def _held(decisions: PanelDecisions, weights: Array) -> dict[str, Array]:
     return {"net": net, "turnover": turnover, "gross": np.abs(weights).sum(axis=0)}
 
 
-def rule_weights(rule: Rule) -> WeightsAt:
+def rule_weights(rule: WeightRule) -> WeightsAt:
     """Weigh by *rule* over the covariance of the last ``COVARIANCE_BARS``."""
 
     def risks(panel: Panel, rows: Ids) -> list[Array]:
@@ -281,10 +281,10 @@ def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool
             for place in range(len(rows))
         ]
 
-    return _daily(Rule.MINIMUM, risks)
+    return _daily(WeightRule.MINIMUM, risks)
 
 
-def _daily(rule: Rule, risks: Callable[[Panel, Ids], Sequence[Array]]) -> WeightsAt:
+def _daily(rule: WeightRule, risks: Callable[[Panel, Ids], Sequence[Array]]) -> WeightsAt:
     """Weigh by *rule* at the first decision of each day, which favours its costs.
 
     *risks* are the covariances at some rows of a panel.
@@ -299,12 +299,12 @@ def _daily(rule: Rule, risks: Callable[[Panel, Ids], Sequence[Array]]) -> Weight
     return weights_at
 
 
-def rules_here() -> tuple[Rule, ...]:
+def rules_here() -> tuple[WeightRule, ...]:
     """Return the rules that can be solved: without cvxpy all but minimum variance."""
     try:
-        require_solver(Rule.MINIMUM)
+        require_solver(WeightRule.MINIMUM)
     except ConfigInvalid:
-        return tuple(rule for rule in RULES if rule is not Rule.MINIMUM)
+        return tuple(rule for rule in RULES if rule is not WeightRule.MINIMUM)
     return RULES
 
 
@@ -315,7 +315,7 @@ def with_rules(weights: WeightsAt, network: CrossAssetNetwork, at: int) -> dict[
     *at*, with them and without.
     """
     rules = {MODEL: weights, **{rule.value: rule_weights(rule) for rule in rules_here()}}
-    if network.config.factors and Rule.MINIMUM in rules:
+    if network.config.factors and WeightRule.MINIMUM in rules:
         rules["correlated minimum"] = forecast_weights(network, at, is_correlated=True)
         rules["uncorrelated minimum"] = forecast_weights(network, at, is_correlated=False)
     return rules

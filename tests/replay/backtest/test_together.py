@@ -41,8 +41,8 @@ def configured(**sections: dict[str, Any]) -> Config:
         "account": {"cash": "10000000"},
     }
     for name, section in sections.items():
-        before = {} if "mode" in section else given.get(name, {})  # a size goes with its mode
-        given[name] = {**before, **section}
+        chosen = {"mode", "name"} & section.keys()  # a size goes with its mode, a key with its name
+        given[name] = section if chosen else {**given.get(name, {}), **section}
     return load(None, given)
 
 

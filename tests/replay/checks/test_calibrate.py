@@ -455,7 +455,7 @@ def test_candles_or_books_are_wanted_and_agree_with_the_model(
         (["--candles", str(DATA), "--depth", fills], "Give --candles"),
         (["--candles", str(DATA), "--set", "execution.model=quote"], "give --depth"),
         (["--depth", fills, "--set", "execution.model=next_open"], "give --candles"),
-        (["--candles", str(DATA)], "no fills"),
+        (["--candles", str(DATA)], "no rows"),
     ):
         assert invoke(["calibrate", fills, *extra]) != 0
         answer = capsys.readouterr().err

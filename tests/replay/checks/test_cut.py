@@ -29,7 +29,7 @@ from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.starting_point import Lookback
+from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.storage.chain.trades import check_trades
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -324,7 +324,9 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
 @pytest.mark.usefixtures("short_days")
 def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path: Path) -> None:
     path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
-    (done,) = maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
+    (done,) = maintenance.prune(
+        path, keep_days=3, pruned_at_ms=5, reach=lambda _run: RunLookback({})
+    )
     assert not audited(path)
     pruned = f"book > 0 AND sequence <= {done.until_sequence}"
     shadow = f"UPDATE fills SET notional = notional + 1 WHERE {pruned}"
@@ -345,13 +347,13 @@ def test_a_run_that_a_prune_left_too_little_of_is_derived_as_far_as_its_bars_go(
     path = tmp_path / "run.db"
     replayed(path, "crossing")
     times = opened(path)
-    maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
+    maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: RunLookback({}))
     verification = verified(path)
     assert verification.holds
     assert verification.from_ms is not None
     assert verification.from_ms > times[-72]
     assert (verification.chained, verification.chained + verification.decisions) == (61, 72)
-    maintenance.prune(path, keep_days=2, pruned_at_ms=6, reach=lambda _run: Lookback({}))
+    maintenance.prune(path, keep_days=2, pruned_at_ms=6, reach=lambda _run: RunLookback({}))
     with pytest.raises(DataInvalid, match=r"less than its decisions look back on: nothing of it"):
         verified(path)
     assert not audited(path)

@@ -56,7 +56,11 @@ OF_A_PAIR = {
     "runs.instruction_set",
 }
 """Believed with what says the same alone: ``test_forged_pairs`` forges them, and books."""
-OF_A_PRUNED_RUN = {"instruments.quantity_step", "holdings.funding_paid"}
+OF_A_PRUNED_RUN = {
+    "instruments.quantity_step",
+    "holdings.funding_paid",
+    "holdings.long_funding",
+}
 """Held by the steps that a prune drops: a change of them in a whole run is found."""
 
 

@@ -30,7 +30,7 @@ from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.samples import EVERY_HEAD, correlations, gains, relative_return
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.windows import first_position
-from tracepaper.strategies.allocation import Rule
+from tracepaper.strategies.allocation import WeightRule
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.cross_asset import (
     JOINT,
@@ -181,12 +181,12 @@ def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> Non
 def test_rules_weigh_by_what_has_closed(material: Dataset) -> None:
     part = material.samples(Part.TEST)[0]
     rows = np.array([part.rows[300], part.rows[400]])
-    even = rule_weights(Rule.EQUAL)(part.panel, rows)
+    even = rule_weights(WeightRule.EQUAL)(part.panel, rows)
     assert np.allclose(even, 1 / 3, atol=1e-6)
-    before = rule_weights(Rule.INVERSE)(part.panel, rows[:1])
+    before = rule_weights(WeightRule.INVERSE)(part.panel, rows[:1])
     for segment in part.panel.segments:  # what comes later is no part of it
         segment.close[rows[0] + 1 :] *= 1.5
-    after = rule_weights(Rule.INVERSE)(part.panel, rows[:1])
+    after = rule_weights(WeightRule.INVERSE)(part.panel, rows[:1])
     for segment in part.panel.segments:
         segment.close[rows[0] + 1 :] /= 1.5
     assert np.array_equal(before, after)

@@ -96,10 +96,18 @@ def ledger(path: Path) -> tuple[list[tuple[Any, ...]], Fraction]:
     return sorted(closed, key=lambda trade: (trade[4], trade[0], trade[1])), left
 
 
-MOVED = "SELECT sum(amount) FROM v_ledger WHERE kind <> 'opened'"
+MOVED = "SELECT sum(amount) FROM v_ledger WHERE kind NOT IN ('opened', 'funding')"
+FUNDED = """SELECT f.twin, sum(t.funding) OVER (PARTITION BY f.twin, f.position_side, f.instrument
+ORDER BY t.sequence, t.ordinal), (SELECT h.funding_paid FROM holdings h
+WHERE h.twin IS coalesce(f.twin, f.position_side) AND h.instrument = f.instrument
+AND h.sequence <= t.sequence ORDER BY h.sequence DESC LIMIT 1)
+FROM trades t JOIN fills f USING (sequence, book, ordinal)
+WHERE f.twin IS NULL OR f.position_side IS NULL"""
 ENTERED = """SELECT coalesce(sum(entry_notional), 0) FROM v_positions p
 WHERE instrument NOT LIKE 'stock:%' AND sequence =
 (SELECT max(sequence) FROM v_positions n WHERE n.instrument = p.instrument)"""
+OF_SIDES = """SELECT t.sequence, f.position_side, t.funding FROM trades t
+JOIN fills f USING (sequence, book, ordinal) WHERE f.twin IS ? ORDER BY 1, 2"""
 
 
 def check(path: Path, least: int) -> None:
@@ -113,10 +121,12 @@ def check(path: Path, least: int) -> None:
     assert [trade[:6] for trade in view] == [trade[:6] for trade in exact]
     for of_record, of_ledger in zip(view, exact, strict=True):
         assert of_record[6:] == pytest.approx([float(part) for part in of_ledger[6:]], abs=1e-6)
-    ((net,),), ((moved,),), ((entered,),) = (
-        rows(path, query) for query in ("SELECT sum(net) FROM v_trades", MOVED, ENTERED)
+    ((profit,),), ((moved,),), ((entered,),) = (
+        rows(path, query) for query in ("SELECT sum(profit) FROM v_trades", MOVED, ENTERED)
     )
-    assert net + float(left) + entered == pytest.approx(moved, abs=1e-6)
+    # What a position has paid when a trade of it closes is that trade's and those before it.
+    assert all(of_trades == paid for _, of_trades, paid in rows(path, FUNDED))
+    assert profit + float(left) + entered == pytest.approx(moved, abs=1e-6)
     with Reader.open(path) as reader:
         assert audit(reader.connection, reader.find("last")).holds
         stored = reader.stored_run(reader.find("last"))
@@ -213,16 +223,25 @@ def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
         {"account": {"position_mode": "hedge"}, "strategy": {"twins": ["ungated"]}},
         {"strategies": several},
     ]
+    first = 1_746_373_500_000  # a quarter of an hour after the first candle
+    rates = [f"{first + 900_000 * place},0.000{1 + place % 3}" for place in range(17)]
+    funding = tmp_path / "BTCUSDT.csv"
+    funding.write_text("\n".join(("open_time,funding_rate", *rates)) + "\n")
     for place, config in enumerate(configs):
         path = tmp_path / f"{place}.db"
         with backtest(
             Dice if not place else None, BTC, config={**sized, **config}, db=path,
-            end="2025-05-04T20:00",
+            end="2025-05-04T20:00", funding=(funding,),
         ) as run:  # fmt: skip
             check(path, 5)
             record = build_report(path, run.run_id).record
-        if not place:  # a shadow account that does what the run does has its exposures
+        if place:
+            assert {name for name, _, paid in rows(path, FUNDED) if paid} == {None, "a", "b"}
+        else:  # a shadow account that does what the run does has its exposures, and pays alike
             (shadow,) = (twin for twin in record.twins if twin.name == "ungated")
+            of_own, of_shadow = (rows(path, OF_SIDES, of) for of in (None, "ungated"))
+            assert of_own == of_shadow
+            assert {side for _, side, paid in of_own if paid} == {"LONG", "SHORT"}
             both = [exposures(record, of) for of in (record.account, shadow)]
             assert np.allclose(both[0], both[1])
             assert not np.allclose(both[0][1], np.abs(both[0][0]))

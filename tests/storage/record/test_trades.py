@@ -66,16 +66,15 @@ def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
 def test_what_was_held_of_an_account_taken_over_is_none_but_what_is_opened_since() -> None:
     taken = books("before")
     assert closed(taken, (-9, 9, 0)) == []  # no row has shown yet what is held
-    taken.hold(row("holdings", instrument=0, quantity=2))
+    taken.hold(row("holdings", instrument=0, quantity=2, funding_paid=5))
     (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0))
     assert (trade["opened_sequence"], trade["entry_notional"]) == (1, 200)
 
 
 def test_a_split_leaves_the_stake_and_funding_counts_while_it_is_held() -> None:
-    held, paid = books(), row("ledger", kind="funding", instrument=0, amount=-3)
-    held.pay(paid)
+    held = books()
     assert closed(held, (4, 400, 0)) == []
-    held.pay(paid)
+    held.settle(row("holdings", instrument=0, quantity=4, funding_paid=3))
     at = {"market_ms": 0, "seen_ms": 0}
     held.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 2, 1, 0, 50, **at))
     (trade,) = closed(held, (2, 120, 0), (-10, 600, 0))

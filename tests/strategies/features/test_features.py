@@ -14,7 +14,7 @@ from walks import MINUTE_MS, START_MS, walk
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import REACHES, Array, Window, Windows
 from tracepaper.strategies.features.rows import (
-    Columns,
+    CandleArrays,
     FeatureBlock,
     FeatureSchema,
     FeatureStreams,
@@ -245,7 +245,7 @@ def test_a_batch_longer_than_a_block_equals_the_stream_at_its_seams() -> None:
     rng = np.random.default_rng(5)
     count = 40_000
     close = 100 * np.exp(np.cumsum(rng.normal(0, 1e-3, count)))
-    table = Columns(
+    table = CandleArrays(
         open_time_ms=START_MS + MINUTE_MS * np.arange(count),
         open=close,
         high=close * 1.001,
@@ -263,9 +263,9 @@ def test_a_batch_longer_than_a_block_equals_the_stream_at_its_seams() -> None:
         )
 
 
-def cut(table: Columns, start: int, stop: int) -> Columns:
+def cut(table: CandleArrays, start: int, stop: int) -> CandleArrays:
     span = slice(start, stop)
-    return Columns(
+    return CandleArrays(
         open_time_ms=table.open_time_ms[span],
         open=table.open[span],
         high=table.high[span],
