@@ -113,7 +113,9 @@ def test_the_first_answer_of_a_stream_has_no_shift() -> None:
 def test_a_row_of_a_scan_that_is_not_finite_spoils_its_own_forecast_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(schema: features.FeatureSchema, columns: features.Columns) -> features.FeatureBlock:
+    def broken(
+        schema: features.FeatureSchema, columns: features.CandleArrays
+    ) -> features.FeatureBlock:
         block = compute(schema, columns)
         block.values[1_200, 3] = np.inf
         return block
