@@ -462,9 +462,9 @@ class GivenEvents:
                     books_in(event)
                 except DataInvalid as error:
                     yield "books", str(error), "books that an exchange can show"
-            case BookUpdate(instrument=key, is_sampled=said):
-                if said is not (due := self._sampled.setdefault(key, said)):
-                    yield "is_sampled", said, due
+            case BookUpdate(instrument=key, is_sampled=is_sampled):
+                if is_sampled is not (due := self._sampled.setdefault(key, is_sampled)):
+                    yield "is_sampled", is_sampled, due
             case _:
                 yield from self._choices.of(event)
 

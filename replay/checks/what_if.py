@@ -160,14 +160,14 @@ def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) ->
         assert stored is not None, "only what was decided is compared"
         return stored
 
-    def made(first: int) -> tuple[float, int, int]:
+    def account_before(first: int) -> tuple[float, int, int]:
         begin, last = columns.span
         paid = reader.step(run_id, last).account.fees_paid
         if first > begin:
             paid -= reader.step(run_id, first - 1).account.fees_paid
         return columns.equity_before(first), paid, len(columns.rows.filled((first, last)))
 
-    return DecidedRun(rows | {"place": rows["sequence"]}, decision, made)
+    return DecidedRun(rows | {"place": rows["sequence"]}, decision, account_before)
 
 
 def what_if(changed: ChangedRun) -> WhatIf:
