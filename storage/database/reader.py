@@ -85,9 +85,7 @@ class _NamesModel(Struct):
     outcome: str = ""
 
 
-_FED: Final = (
-    f"SELECT sequence, ignored, {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
-)
+_FED: Final = f"SELECT {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
 _BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _NAMING_MODELS: Final = (
@@ -269,13 +267,11 @@ class Reader(ReadOnly):
             span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
             events, answers = ({row[1]: row for row in execute(query, span)} for query in _BESIDE)
             for row in execute(_FED, span).fetchall():
-                sequence, event_row = row[0], events.get(row[0])
+                sequence = row[0]
+                event_row = events.get(sequence) if events else None
                 prediction = decoder.given(answers[sequence]) if sequence in answers else None
                 event: Event
-                if event_row is None:
-                    event = decoder.bar_of(row[2:], sequence)
-                else:
-                    event = decoder.event(event_row)
+                event = decoder.bar_of(row) if event_row is None else decoder.event(event_row)
                 yield sequence, row[1] is None, event, prediction
 
     def forecasts(self, run_id: str, most: int) -> list[Forecast]:
