@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -59,12 +59,17 @@ Memory = Mapping[str, str]
 
 
 def memory_of(strategy: Strategy) -> dict[str, str]:
-    """Return all that *strategy* could remember a bar by, but for its declared state."""
+    """Return what *strategy* could remember a bar by, but for its declared state.
+
+    These are its attributes, those of its classes, and the variables of its modules.
+    """
     user = unguarded(strategy)
-    held = _parts(user)
-    if getattr(user, "State", None) is not None:
-        held.pop("{}.state", None)
-    named = {name.format("self"): value for name, value in held.items()}
+    is_declared = getattr(user, "State", None) is not None
+    named = {
+        f"self.{name}": value
+        for name, value in _attributes(user).items()
+        if name != "state" or not is_declared
+    }
     for kind in type(user).__mro__:
         if kind in {Strategy, PortfolioStrategy}:
             break
@@ -112,40 +117,26 @@ def _variables(owner: type | ModuleType) -> Iterator[tuple[str, object]]:
 
 
 def _named(shown: str, value: object, depth: int = 3) -> Iterator[tuple[str, str]]:
-    """Yield the names and the texts of *value*, or of the parts of which it is made."""
-    if depth and (parts := _parts(value)):
-        for name, part in parts.items():
-            yield from _named(name.format(shown), part, depth - 1)
+    """Yield the names and the texts of *value*, or of the attributes of which it is made."""
+    if depth and (attributes := _attributes(value)):
+        for name, part in attributes.items():
+            yield from _named(f"{shown}.{name}", part, depth - 1)
     else:
         yield shown, _text(value)
 
 
-def _parts(value: Any) -> dict[str, object]:  # noqa: ANN401 - any kind of value
-    """Return what an object or a function holds by names; {} in them stands for its own name."""
-    if isinstance(value, (*_PLAIN, type, ModuleType)):
+def _attributes(value: Any) -> dict[str, object]:  # noqa: ANN401 - any kind of value
+    """Return the attributes of an object; none of what is plain, a function or a class."""
+    if isinstance(value, (*_PLAIN, type, ModuleType, FunctionType)):
         return {}
-    if isinstance(value, (staticmethod, classmethod)):
-        value = value.__func__
-    parts: dict[str, object] = {}
+    names = [*getattr(value, "__dict__", ())]
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        names += (slots,) if isinstance(slots, str) else slots
     if isinstance(value, Struct):
-        return {f"{{}}.{name}": getattr(value, name) for name in value.__struct_fields__}
-    if callable(info := getattr(value, "cache_info", None)):
-        parts["the cache of {}"] = str(info())
-    names = getattr(getattr(value, "__code__", None), "co_freevars", ())
-    for name, cell in zip(names, getattr(value, "__closure__", None) or (), strict=True):
-        with suppress(ValueError):  # nothing was bound
-            parts[f"{name}, which {{}} closes over,"] = cell.cell_contents
-    defaults = (getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None))
-    if any(defaults):
-        parts["a default of {}"] = defaults
-    fields = dict(getattr(value, "__dict__", {}))
-    for made_of in type(value).__mro__:
-        slots = made_of.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name):
-                fields[name] = getattr(value, name)
-    hidden = {"__class__", "__wrapped__", "__dict__", "__weakref__"}
-    return parts | {f"{{}}.{name}": held for name, held in fields.items() if name not in hidden}
+        names += value.__struct_fields__
+    hidden = {"__wrapped__", "__dict__", "__weakref__"}
+    return {name: getattr(value, name) for name in {*names} - hidden if hasattr(value, name)}
 
 
 def _text(value: object) -> str:
@@ -170,21 +161,18 @@ def _canonical(value: object, above: frozenset[int]) -> str:
     match value:
         case np.ndarray():
             text = f"{kind} {value.dtype} {value.shape} {value.tolist()}"
-        case list() | tuple() | deque() | set() | frozenset():
-            texts = list(map(text_of, value))
-            # Sets that are equal may be in another order.
-            texts = sorted(texts) if isinstance(value, (set, frozenset)) else texts
-            text = f"{kind}({', '.join(texts)})"
+        case list() | tuple() | deque():
+            text = f"{kind}({', '.join(map(text_of, value))})"
+        case set() | frozenset():  # those that are equal may be in another order
+            text = f"{kind}({', '.join(sorted(map(text_of, value)))})"
         case Mapping():
             text = ", ".join(f"{text_of(key)}: {text_of(item)}" for key, item in value.items())
             text = f"{kind}({text})"
-        case MethodType():
-            text = f"{kind} {value.__func__.__qualname__}"
-        case type() | ModuleType():
+        case MethodType() | FunctionType() | type() | ModuleType():
             text = value.__name__
-        case _ if (parts := _parts(value)) or isinstance(value, FunctionType):
-            text = ", ".join(f"{name}={text_of(part)}" for name, part in parts.items())
-            text = f"{kind} {getattr(value, '__qualname__', '')}({text})"
+        case _ if attributes := _attributes(value):
+            texts = (f"{name}={text_of(attributes[name])}" for name in sorted(attributes))
+            text = f"{kind}({', '.join(texts)})"
         case _:
             text = repr(value)
             text = kind if " at 0x" in text else text

@@ -161,15 +161,12 @@ def _say_funding(funding_check: FundingCheck) -> None:
         f"{funding_check.booked:,} of {funding_check.published:,} published settlements of "
         f"{funding_check.instrument} were booked at the published rate."
     )
-    for at, booked, published in funding_check.differing[:SHOWN]:
-        rates = (unscaled(rate, RATE_DECIMALS) for rate in (booked, published))
-        say(f"  {iso(at)}: booked at {next(rates)}, published at {next(rates)}")
-    for what, times in (
-        ("not booked", funding_check.missing),
-        ("not published", funding_check.unpublished),
-    ):
-        for at in times[:SHOWN]:
-            say(f"  {iso(at)}: {what}")
+    for at, *rates in funding_check.differing[:SHOWN]:
+        booked, published = (
+            f"not {name}" if rate is None else f"{name} at {unscaled(rate, RATE_DECIMALS)}"
+            for name, rate in zip(("booked", "published"), rates, strict=True)
+        )
+        say(f"  {iso(at)}: {booked}, {published}")
 
 
 @reads_record

@@ -256,7 +256,7 @@ class StepDecoder:
             return None
         horizons, *others = msgspec.msgpack.decode(row[ANSWER.horizons])
         at = horizons.index(horizon)
-        columns = []
+        columns: list[tuple[float, ...]] = []
         for at_horizon, column in zip(_FORECAST(row), others, strict=True):
             numbers = column or []
             if column is not None:
@@ -265,15 +265,15 @@ class StepDecoder:
                 numbers = [nan if n is None else n for n in numbers]
             columns.append(tuple(numbers))
         model_id = row[ANSWER.model_id]
+        mean, stdev, down, flat, up, volatility = columns
         # By places, and not by names, which take longer.
         return Forecast(
-            tuple(horizons),
-            *columns,
+            tuple(horizons), mean, stdev, down, flat, up, volatility,
             self._model_id if model_id is None else model_id,
             None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
             row[ANSWER.halves] or b"",
             heads_of(row[ANSWER.heads]),
-        )
+        )  # fmt: skip
 
     def order(self, row: Sequence[Any]) -> Order:
         """Return the order of an ``orders`` row."""

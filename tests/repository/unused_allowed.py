@@ -39,9 +39,6 @@ twin_equity, twin_fills, strategy_decisions, while_down
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano
 
-# Statements of what is not proved, and of what a route reads, to which tests hold the code.
-TAKEN_AS_TOLD
-
 # Printed into docs/ by `make golden`.
 documentation
 
