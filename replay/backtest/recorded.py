@@ -56,7 +56,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Event,
-    Instrument,
     InstrumentChange,
     ModelChange,
     ParityCheck,
@@ -118,17 +117,11 @@ def open_recorded(
             reader.models(run_id, until=beginning.after).deciding,
         )
     )
-    engine = engine_of(run, config, decider, instruments_at(reader, run, beginning.after))
+    changes = reader.of_type(run_id, InstrumentChange, until=beginning.after)
+    filters = {item.id: item for item in (*run.instruments, *(of.instrument for of in changes))}
+    engine = engine_of(run, config, decider, tuple(filters.values()))
     restore_at(engine, reader, run, beginning.after)
     return RecordedRun(run, config, engine, first, beginning)
-
-
-def instruments_at(reader: Reader, run: Run, after: int) -> tuple[Instrument, ...]:
-    """Return the instruments of *run* with their filters after step *after*."""
-    filters = {item.id: item for item in run.instruments}
-    changes = reader.of_type(run.run_id, InstrumentChange, until=after)
-    filters |= {item.instrument.id: item.instrument for item in changes}
-    return tuple(filters.values())
 
 
 def _find_beginning(

@@ -105,22 +105,16 @@ class Parity:
         return self.identical + self.within_tolerance > 0 and not differs
 
 
-@dataclass(frozen=True)
-class ComparedRun:
+class ComparedRun(NamedTuple):
     """One of the two runs: the open database and the run's id."""
 
     reader: Reader
     run_id: str
 
     @property
-    def run(self) -> Run:
-        """The run's row."""
-        return self.reader.run(self.run_id)
-
-    @property
     def scales(self) -> dict[str, Instrument]:
         """The instruments by their ids."""
-        return {item.id: item for item in self.run.instruments}
+        return {item.id: item for item in self.reader.run(self.run_id).instruments}
 
 
 class _DecidedStep(NamedTuple):
@@ -162,10 +156,11 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     A bar that only one of them decided is counted, and is a difference where both runs decided
     bars before and after it.
     """
-    first_run, second_run = first.run, second.run
+    first_run, second_run = (of.reader.run(of.run_id) for of in (first, second))
     exact = _exact(first_run, second_run) and _scanned_alike(first_run, first, second)
     comparison = Parity(first.run_id, second.run_id, exact=exact)
-    comparison.fills_compared = _execution(first_run) == _execution(second_run)
+    models = {restore(run.config).execution.model for run in (first_run, second_run)}
+    comparison.fills_compared = len(models) == 1
     dependent = (
         first_run.sees_account or second_run.sees_account
     ) and not comparison.fills_compared
@@ -300,10 +295,6 @@ def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
         for source in (first, second)
     )
     return starts == other_starts
-
-
-def _execution(run: Run) -> str:
-    return restore(run.config).execution.model
 
 
 def _decided(source: ComparedRun) -> Iterator[_DecidedStep]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -19,28 +19,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FunctionType, MethodType, ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.loop import gathered
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_code import own_folder, own_sources
-from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.make import resumed_replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import SHARES, near_measure, predictions_agree
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.compare import Difference, decision_differences
-from tracepaper.replay.checks.isolation import (
-    FreshProcesses,
-    derive_steps,
-    derived,
-    first_difference,
-)
+from tracepaper.replay.checks.compare import Difference, decision_differences, differences_of
+from tracepaper.replay.checks.isolation import FreshProcesses, derive_steps, derived
 from tracepaper.replay.checks.perturbations import DerivedStep, of_each_strategy
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import Orders, Signal
@@ -212,40 +206,34 @@ class RecursiveFinding:
         )
 
 
-class _Setting(NamedTuple):
-    """What every derivation of a check is made of."""
-
-    config: Config
-    data: MarketData
-    mode: str
-
-    def replay(self, until_ms: int | None = None, database: Path | None = None) -> Replay:
-        """Return the replay of the bars that open before *until_ms*."""
-        return build(
-            self.config,
-            self.data,
-            started_at_ms=0,
-            mode=self.mode,
-            until_ms=until_ms,
-            database=database,
-        )
-
-
-def record_until(connection: Connection, setting: _Setting, database: Path, end_ms: int) -> None:
+def record_until(
+    connection: Connection, config: Config, data: MarketData, mode: str, database: Path, end_ms: int
+) -> None:
     """Record the run in *database* up to the bars that open at *end_ms*."""
-    replay = setting.replay(end_ms, database)
+    replay = build(config, data, started_at_ms=0, mode=mode, until_ms=end_ms, database=database)
     with closing(SqlAuditLog.open(database)) as audit:
         run_replay(replay, audit, Tally())
     connection.send(None)
 
 
-def derive(connection: Connection, setting: _Setting, database: Path | None) -> None:
+def derive(
+    connection: Connection, config: Config, data: MarketData, mode: str, database: Path | None
+) -> None:
     """Send each decided step of all bars, or of those after the run that *database* holds.
 
     None asks for the next one, which is None after the last. The id of an instrument asks what its
-    strategy remembers now.
+    strategy remembers now. After a recorded run it goes on as ``tracepaper replay --resume`` does;
+    nothing is stored.
     """
-    with _derivation(setting, database) as (engine, steps):
+    with ExitStack() as stack:
+        if database is None:
+            replay = build(config, data, started_at_ms=0, mode=mode)
+            engine, steps = replay.engine, derived(replay)
+        else:
+            audit = stack.enter_context(closing(SqlAuditLog.open(database)))
+            _, engine, predictor, events = resumed_replay("last", data, audit, database)
+            units = gathered(events)
+            steps = (derive_steps(engine, unit, predictor.predict(unit)) for unit in units)
         decided = (each for each in chain.from_iterable(steps) if each.bar and each.step.decision)
         while True:
             instrument = connection.recv()
@@ -254,26 +242,6 @@ def derive(connection: Connection, setting: _Setting, database: Path | None) -> 
                 if instrument is None
                 else memory_of(engine.states[instrument].strategy)
             )
-
-
-@contextmanager
-def _derivation(
-    setting: _Setting, database: Path | None
-) -> Iterator[tuple[Engine, Iterator[list[DerivedStep]]]]:
-    """Yield the engine of all bars and its steps, or of those after the run of *database*.
-
-    There it goes on as ``tracepaper replay --resume`` does; nothing is stored.
-    """
-    if database is None:
-        replay = setting.replay()
-        yield replay.engine, derived(replay)
-        return
-    with closing(SqlAuditLog.open(database)) as audit:
-        _, engine, predictor, events = resumed_replay("last", setting.data, audit, database)
-        yield (
-            engine,
-            (derive_steps(engine, unit, predictor.predict(unit)) for unit in gathered(events)),
-        )
 
 
 def recursive(
@@ -307,7 +275,7 @@ def recursive(
             f"After the first bar of {candles[0].path} too few bars of the others follow for the "
             f"warm-up of {warmup}; give candles of one time."
         )
-    setting = _Setting(config, data, mode)
+    given = config, data, mode
     rows = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     starts = [
         max(
@@ -316,17 +284,17 @@ def recursive(
         )
         for row in rows
     ]
-    with fresh.child(derive, setting, None) as child:
+    with fresh.child(derive, *given, None) as child:
         steps: Iterator[DerivedStep] = iter(partial(child.ask, None), None)
         whole = [(bar, mine) for mine in steps if (bar := mine.bar)]
     for number, from_ms in enumerate(starts):
         report(f"probe {number + 1} of {len(starts)}: starting at bar {rows[number] + warmup}")
         with TemporaryDirectory(prefix="tracepaper-recursive-") as folder:
             database = Path(folder) / "run.db"
-            with fresh.child(record_until, setting, database, from_ms) as child:
+            with fresh.child(record_until, *given, database, from_ms) as child:
                 child.receive()
             finding.probes += 1
-            with fresh.child(derive, setting, database) as child:
+            with fresh.child(derive, *given, database) as child:
                 for bar, mine in whole:
                     if bar.open_time_ms < from_ms:
                         continue
@@ -335,7 +303,7 @@ def recursive(
                     if same_judgement(mine, other):
                         continue
                     finding.differences.append(difference_of(mine, other))
-                    with fresh.child(derive, setting, None) as again:
+                    with fresh.child(derive, *given, None) as again:
                         while again.ask(None).step.sequence < mine.step.sequence:
                             pass
                         memories = (each.ask(bar.instrument) for each in (again, child))
@@ -430,4 +398,5 @@ def difference_of(mine: DerivedStep, other: DerivedStep) -> Difference:
         if step.decision is not None and other.step.decision is not None:
             for name, first, second in decision_differences(step.decision, other.step.decision):
                 return Difference.of(step, name, first, second)
-    return first_difference(step, other.step)
+    fields = next(differences_of(step, other.step), ("step", "", ""))
+    return Difference.of(step, *fields)
