@@ -77,7 +77,7 @@ class FilledEvent(NamedTuple):
 
     fills: tuple[Fill, ...] = ()
     orders: tuple[Order, ...] = ()
-    beside: Mapping[str, tuple[Fill, ...]] = {}  # of each shadow account, side or owner with any
+    of_others: Mapping[str, tuple[Fill, ...]] = {}  # of each shadow account, side or owner with any
     entries: Sequence[FillEntry] = ()  # of the run's fills
 
 
@@ -128,21 +128,23 @@ class Broker:
             marked=self._marked,
         )
         settings = replace(settings, exits=None) if owners else settings
-        self.own = opens(settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners)
+        self.account = opens(
+            settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners
+        )
         untold = {name: owner._replace(reports_fills=()) for name, owner in (owners or {}).items()}
         self.shadows = {name: opens(settings, owners=untold) for name in sorted(shadows)}
         self.sides: dict[str, Holdings] = {
-            side.value: book for side, book in self.own.sides.items()
+            side.value: book for side, book in self.account.sides.items()
         }
-        self.beside: dict[str, Holdings] = {
+        self.others: dict[str, Holdings] = {
             **self.sides,
-            **self.own.owners,
+            **self.account.owners,
             **self.shadows,
         }
         """What steps show beside the run's account: its sides or owners, and shadow accounts."""
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
-        self._accounts = (self.own, *self.shadows.values())
+        self._accounts = (self.account, *self.shadows.values())
         # Of each instrument every line: at most bars nothing rests in any of them.
         self._lines: dict[str, tuple[Line, ...]] = {
             item.id: tuple(
@@ -160,8 +162,8 @@ class Broker:
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, the run's without a name."""
-        positions: dict[str | None, Position] = {None: self.own.position(instrument)}
-        for name, account in self.beside.items():
+        positions: dict[str | None, Position] = {None: self.account.position(instrument)}
+        for name, account in self.others.items():
             positions[name] = account.position(instrument)
         return positions
 
@@ -171,16 +173,16 @@ class Broker:
         """Return what was done since the last call; ``NOTHING_FILLED`` where nothing was."""
         if self.shadows:
             of_others = self._fills_of_shadows()
-        elif not self.own.journal.has_changes:  # as at most bars
+        elif not self.account.journal.has_changes:  # as at most bars
             return NOTHING_FILLED
         else:
             of_others = {}
-        journal = self.own.journal
+        journal = self.account.journal
         if journal.has_changes:
             journal = journal.take()
             self.save = Save.NOW
         fills = tuple(journal.fills)
-        for fill in fills if self.own.sides else ():
+        for fill in fills if self.account.sides else ():
             assert fill.position_side is not None
             of_others[fill.position_side] = (*of_others.get(fill.position_side, ()), fill)
         for owner, fill in journal.parts:
@@ -293,7 +295,7 @@ class Broker:
 
         An account of several owners has no signal: the share of each learns its own.
         """
-        if self.own.owners:
+        if self.account.owners:
             return
         for line in self._lines[instrument]:
             if line.orders.is_guarded:
@@ -340,7 +342,7 @@ class Broker:
 
         It is the run's, or a *shadow* account.
         """
-        account = self.own if shadow is None else self.shadows[shadow]
+        account = self.account if shadow is None else self.shadows[shadow]
         ask = partial(self._ask, bar=bar, at_ms=at_ms)
         routed: list[tuple[PositionSide | None, RouteResult]] = []
         for book in account.books:
@@ -407,7 +409,7 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.orders.confirmed_ms = bar.open_time_ms
-            book, is_own = line.book, line.book.account is self.own
+            book, is_own = line.book, line.book.account is self.account
             if book.name and not (is_own and (line.whole is None or book.side is None)):
                 self.save = Save.NOW  # a step does not say which side or share it was
         state = line.protector.state
@@ -445,16 +447,16 @@ class Broker:
     @property
     def reserves(self) -> dict[str, int]:
         """The money of each account that no owner has a share of; the run's has no name."""
-        return {name: of.reserve for name, of in {"": self.own, **self.shadows}.items()}
+        return {name: of.reserve for name, of in {"": self.account, **self.shadows}.items()}
 
     def restore_reserves(self, reserves: Mapping[str, int]) -> None:
         """Take over *reserves*, as they were."""
-        for name, of in {"": self.own, **self.shadows}.items():
+        for name, of in {"": self.account, **self.shadows}.items():
             of.reserve = reserves.get(name, of.reserve)
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
-        for book in self.own.every_book:
+        for book in self.account.every_book:
             for line in book.lines.values():
                 line.orders.withdraw("", reason, opening_only=opening_only)
 
@@ -466,7 +468,7 @@ class Broker:
         """
         if closes:
             self.save = Save.NOW
-        for book in (*self.own.shares, *self.own.books):
+        for book in (*self.account.shares, *self.account.books):
             for key, close in closes.items():
                 line = book.lines[key]
                 line.protector.leave(FLATTEN)
@@ -543,24 +545,24 @@ class Broker:
         Of one account without sides, in which nothing can be liquidated. What rests or protects
         has to be passed by each bar: see :meth:`resting`.
         """
-        if self.save is Save.NOW or self._marked or self._confirms or self.own.entries:
+        if self.save is Save.NOW or self._marked or self._confirms or self.account.entries:
             return False
-        if self._by_quotes or self._by_book or self.shadows or self.own.sides:
+        if self._by_quotes or self._by_book or self.shadows or self.account.sides:
             return False
         for lines in self._lines.values():
             for line in lines:
                 orders = line.orders
                 if orders.order is not None:
                     return False
-                if (orders.others or orders.is_guarded) and self.own.owners:
+                if (orders.others or orders.is_guarded) and self.account.owners:
                     return False
             if self._is_on_margin and lines[0].holding.quantity:
                 return False
-        return all(book.bears_a_quarter for book in self.own.every_book)
+        return all(book.bears_a_quarter for book in self.account.every_book)
 
     def resting(self) -> dict[str, Positions]:
         """Return the positions of the account at which something rests, by instrument."""
-        return {key: at for key, at in self.own.positions.items() if at.waits}
+        return {key: at for key, at in self.account.positions.items() if at.waits}
 
     def follow(self, bars: Sequence[Bar]) -> None:
         """Value what is held by the last of *bars* of one instrument, which change nothing else."""
@@ -584,12 +586,14 @@ class Broker:
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return what must survive a restart: of the run's account, and of those beside it."""
-        return self.own.state(), {name: account.state() for name, account in self._stored.items()}
+        return self.account.state(), {
+            name: account.state() for name, account in self._stored.items()
+        }
 
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:
         """What has a state beside that of the run's account."""
-        stored: dict[str, Book | PaperAccount] = {**self.own.parts, **self.shadows}
+        stored: dict[str, Book | PaperAccount] = {**self.account.parts, **self.shadows}
         for name, shadow in self.shadows.items():
             stored |= {f"{name}/{part}": book for part, book in shadow.parts.items()}
         return stored
@@ -609,7 +613,7 @@ class Broker:
         *parts* are the states of the sides and of the owners. *confirmed* are the positions that
         were confirmed since, oldest first; *fills* those that decisions have not been told of.
         """
-        self.own.restore(state, parts, taken_over=taken_over)
+        self.account.restore(state, parts, taken_over=taken_over)
         for name, shadow in self.shadows.items():
             of_shadow = {
                 key.removeprefix(f"{name}/"): part
@@ -622,11 +626,13 @@ class Broker:
         self.save = Save.NOW if taken_over else Save.NO
         for confirmation in confirmed:
             self.save = self.save or Save.LATER
-            account = self.own if confirmation.twin is None else self.beside.get(confirmation.twin)
+            account = (
+                self.account if confirmation.twin is None else self.others.get(confirmation.twin)
+            )
             if account is not None and confirmation.instrument in self._confirms:
                 account.confirm(confirmation.instrument, confirmation.open_time_ms)
-        own_fills = self.own.fills
-        own_fills.update({key: list(given) for key, given in fills.items() if key in own_fills})
+        reported = self.account.fills
+        reported.update({key: list(given) for key, given in fills.items() if key in reported})
 
 
 def _check(

@@ -242,7 +242,7 @@ class Engine:
         """The day, week or month in which shares were given anew."""
         self.failures_stored = 0  # members, as the state was stored last
         for member in self.members:
-            member.account = self.broker.own.owners[member.name]
+            member.account = self.broker.account.owners[member.name]
         self._on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
@@ -256,7 +256,7 @@ class Engine:
             or self.declared
             or self._portfolios
             or settings.calendar
-            or (self.members and (self.broker.shadows or self.broker.own.sides))
+            or (self.members and (self.broker.shadows or self.broker.account.sides))
         ) and all(of.may_repeat for market in self.markets.values() for of in market.deciders)
         # By the model's hash: of the account, "", and of each member that asks it.
         self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
@@ -295,7 +295,7 @@ class Engine:
         return {
             key: SinceDecided(
                 state.outcomes.verdict,
-                tuple(self.broker.own.fills.get(key, ())),
+                tuple(self.broker.account.fills.get(key, ())),
                 {
                     member.name: SinceDecided(
                         member.states[key].outcomes.verdict,
@@ -472,7 +472,7 @@ class Engine:
         None where anything may differ.
         """
         state = self.states[key]
-        repeat = state.begin_stretch(self.broker.own.books[0].lines[key])
+        repeat = state.begin_stretch(self.broker.account.books[0].lines[key])
         if repeat is None or not self.members:
             return repeat
         if state.signal is not UNCHANGED:
@@ -548,7 +548,7 @@ class Engine:
 
     def _look_ahead(self, key: str, repeat: Repeat) -> BarPreview:
         """Return what takes in bars of *key* that follow at once, and close within a quarter."""
-        market, mark = self.markets[key], self.broker.own.books[0].lines[key].mark
+        market, mark = self.markets[key], self.broker.account.books[0].lines[key].mark
         closes = mark * 3 // 4, mark * 5 // 4
         deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
         looks = [decider.look_ahead(closes, repeat) for decider in deciders]
@@ -597,7 +597,7 @@ class Engine:
         of_instruments = [bars[place::count] for place in range(count)]
         prices = [[bar.close for bar in of_instrument] for of_instrument in of_instruments]
         of_books = []
-        for book in self.broker.own.every_book:
+        for book in self.broker.account.every_book:
             lines = map(book.lines.__getitem__, repeats)
             columns = [
                 [*map(line.profit_at, closes)] for line, closes in zip(lines, prices, strict=True)
@@ -679,7 +679,7 @@ class Engine:
             for bar, forecast, is_finite in decided:
                 state = owner.states[bar.instrument]
                 regime, cell = state.regimes.regime, state.regimes.cell
-                account = self.broker.own if owner.member is None else owner.member.account
+                account = self.broker.account if owner.member is None else owner.member.account
                 context = state.ask_with(bar, forecast, account, is_finite=is_finite)
                 if state.regimes.regime is not regime or state.regimes.cell != cell:
                     self.broker.save = Save.NOW
@@ -715,7 +715,7 @@ class Engine:
             assert isinstance(state.strategy, NetStrategy)
             state.ahead, state.strategy.signal = None, answers.signal
         decision = state.decide(
-            bar, prediction, broker.own, is_running=is_running, is_finite=is_finite,
+            bar, prediction, broker.account, is_running=is_running, is_finite=is_finite,
             nets=answers.wishes.targets, sizes=answers.sizes,
         )  # fmt: skip
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
@@ -758,7 +758,7 @@ class Engine:
             routed = RouteResult(None, {})
         else:
             if isinstance(intent, Intent) and intent.ends_lists:
-                wishes = wishes.closed(intent, broker.own.owners)
+                wishes = wishes.closed(intent, broker.account.owners)
             routed = broker.route(intent, wishes, bar, at_ms)
             decision = state.unfilled(decision, routed.refusal)
         if broker.shadows and decision.refused_by not in INTEGRITY:
@@ -766,10 +766,10 @@ class Engine:
         done = broker.take()
         if done.orders and self.risk.active:
             self.risk.count_orders(done.orders, at_ms)
-        if not broker.beside:
+        if not broker.others:
             return BarOutcome(decision, prediction, done.orders)
         observed, decided_ms = self._observed.get(key), bar.open_time_ms
-        shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
+        shown = partial(Shadows.steps, fills=filled.of_others, positions=observed)
         twins = (
             *shown(broker.sides, key, decided_ms=decided_ms),
             *self._member_steps(key, (filled, done), decision, of_members, wishes, routed),
@@ -801,7 +801,7 @@ class Engine:
             self.failures_stored = failed
             self.broker.save = Save.NOW
         intents = [of_member.intent for _, of_member in self._on[key]]
-        wishes, signal = self._netted(bar, self.broker.own, intents, decisions, at_ms)
+        wishes, signal = self._netted(bar, self.broker.account, intents, decisions, at_ms)
         return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
 
     def _netted(
@@ -843,7 +843,7 @@ class Engine:
 
     def _reach(self, bar: Bar, wishes: Wishes) -> Mapping[PositionSide | None, int]:
         """Return the largest positions to which *wishes* could lead; none where no limit asks."""
-        lines = self.broker.own.lines_of(bar.instrument) if self.risk.active else ()
+        lines = self.broker.account.lines_of(bar.instrument) if self.risk.active else ()
         return {line.book.side: wishes.reach(line) for line in lines}
 
     def _member_steps(
@@ -859,7 +859,7 @@ class Engine:
         twins: list[TwinStep] = []
         filled, done = both
         refusals, refused_by = routed.refusals, decision.refused_by
-        are_filled = filled.beside or done.beside
+        are_filled = filled.of_others or done.of_others
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
             name, account = member.name, member.account
             refusal, confirms, is_asked = None, False, name in refusals
@@ -872,7 +872,7 @@ class Engine:
             decided = of_member.unfilled(wished, refusal) if is_asked else wished
             fills: tuple[Fill, ...] = ()
             if are_filled:
-                fills = (*filled.beside.get(name, ()), *done.beside.get(name, ()))
+                fills = (*filled.of_others.get(name, ()), *done.of_others.get(name, ()))
             twins.append(
                 TwinStep(
                     name,
@@ -1082,13 +1082,13 @@ class Engine:
         orders, twins = outcome.orders, outcome.twins
         if filled is None:
             filled = self._take()
-        position, account, entries = broker.own.report(instrument)
+        position, account, entries = broker.account.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        is_shown = filled.beside or self.is_hedged or type(event) is Funding
+        is_shown = filled.of_others or self.is_hedged or type(event) is Funding
         if not twins and instrument is not None and is_shown:
             observed = self._observed.get(instrument)
-            twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
+            twins = Shadows.steps(broker.others, instrument, filled.of_others, positions=observed)
         sequence = self.sequence
         state: bytes | None = None
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):

@@ -346,12 +346,12 @@ class RegimeTracker:
 class ForecastOutcomes:
     """What became of the decisions: the newest one, and outcomes that may come again."""
 
-    __slots__ = ("_known", "newest", "restored")
+    __slots__ = ("_outcomes", "newest", "restored")
 
     def __init__(self) -> None:
         self.newest: Decision | None = None  # the newest decision that was not a repetition
         self.restored: DecisionOutcome | None = None  # of the last decision before a start
-        self._known: dict[OutcomeKey, DecisionOutcome] = {}
+        self._outcomes: dict[OutcomeKey, DecisionOutcome] = {}
 
     @property
     def verdict(self) -> DecisionOutcome | None:
@@ -361,7 +361,7 @@ class ForecastOutcomes:
     def forget(self) -> None:
         """Forget all but the verdict: another model's gates judge from now on."""
         self.restored, self.newest = self.verdict, None
-        self._known = {}
+        self._outcomes = {}
 
     def of(
         self,
@@ -390,11 +390,11 @@ class ForecastOutcomes:
         ):
             return last
         key = action, reason, passed, regime, cell, factor
-        outcome = self._known.get(key)
+        outcome = self._outcomes.get(key)
         if outcome is None:
-            if len(self._known) >= OUTCOMES_KEPT:
-                self._known.clear()
-            outcome = self._known[key] = DecisionOutcome(
+            if len(self._outcomes) >= OUTCOMES_KEPT:
+                self._outcomes.clear()
+            outcome = self._outcomes[key] = DecisionOutcome(
                 action, reason, refused is None, refused, evaluator.gate_set, passed, regime,
                 regime_cell=cell, size_factor=factor,
             )  # fmt: skip

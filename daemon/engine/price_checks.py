@@ -100,7 +100,7 @@ class PriceBelief:
         # was believed last of the source that waits.
         self._newest: dict[type, Price] = {}
         self._held: dict[type, Quote | Mark] = {}
-        self._own: dict[type, Quote | Mark] = {}
+        self._believed: dict[type, Quote | Mark] = {}
         self._announced: Mark | None = None  # the newest whose ticker announced an absurd rate
 
     def change(self, instrument: Instrument) -> None:
@@ -260,7 +260,7 @@ class PriceBelief:
     def _own_before(self, price: Quote | Mark) -> Quote | Mark | None:
         """Return the last believed price of the same source, if it is not old."""
         kind = type(price)
-        last = self._own.get(kind) if kind in self._held else self._newest.get(kind)
+        last = self._believed.get(kind) if kind in self._held else self._newest.get(kind)
         if not isinstance(last, kind) or price.market_ms - last.market_ms > OWN_MS:
             return None
         return last
@@ -282,7 +282,7 @@ class PriceBelief:
             if not is_believed:
                 self._held[type(price)] = price
                 if last is not None:
-                    self._own[type(price)] = last
+                    self._believed[type(price)] = last
         if isinstance(price, Mark) and price.funding_rate is not None:
             self._announced = price
         self._newest[type(price)] = price

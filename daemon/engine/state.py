@@ -484,7 +484,7 @@ class Restart:
     def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
         """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
         engine = self._engine
-        account: Any = engine.broker.own
+        account: Any = engine.broker.account
         stored: Any = state.shares
         if stored is not None and parts_of(state).keys() == account.parts.keys():
             engine.shared_out = stored.shared_out

@@ -158,7 +158,7 @@ class Played:
     @property
     def places(self) -> list[QueuePlace]:
         """Return the places of the account's limits, as they are in the end."""
-        queues = present(self.broker.own.positions[KEY].queues)
+        queues = present(self.broker.account.positions[KEY].queues)
         return [*queues.places.values()]
 
     @property

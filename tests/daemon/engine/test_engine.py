@@ -83,7 +83,7 @@ def attention(**gate: Any) -> Engine:
             "gate": rules,
             "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
         },
-        forecaster=FixedForecaster(lambda _seen: None, calibration=CALIBRATION),
+        forecaster=FixedForecaster(lambda _bars: None, calibration=CALIBRATION),
     )
 
 

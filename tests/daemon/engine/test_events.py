@@ -142,7 +142,7 @@ def by_cells() -> Engine:
     calibration = Calibration(quantiles, {30: 1.0}, 0.0, cells=CELLS)
     return engine_of(
         {"strategy": {"name": "attention"}},
-        forecaster=FixedForecaster(lambda _seen: None, calibration=calibration),
+        forecaster=FixedForecaster(lambda _bars: None, calibration=calibration),
     )
 
 

@@ -307,7 +307,7 @@ def test_no_more_is_filled_than_was_shown_or_traded(
         filled.get(key, 0) == order.filled <= order.quantity for key, order in orders.items()
     )
     signed = sum(order.quantity * (1 if order.side is Side.BUY else -1) for order in outcome.fills)
-    assert signed == outcome.broker.own.held(KEY)
+    assert signed == outcome.broker.account.held(KEY)
     for say in script:
         if say.what != "trade":
             continue
