@@ -34,7 +34,7 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
 from tracepaper.daemon.broker.positions import Positions
-from tracepaper.daemon.broker.router import NO_WISHES, RouteResult, Wishes, route
+from tracepaper.daemon.broker.router import RouteResult, Wishes, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
@@ -171,34 +171,24 @@ class Broker:
 
     def take(self) -> FilledEvent:
         """Return what was done since the last call; ``NOTHING_FILLED`` where nothing was."""
-        if self.shadows:
-            of_others = self._fills_of_shadows()
-        elif not self.account.journal.has_changes:  # as at most bars
-            return NOTHING_FILLED
-        else:
-            of_others = {}
-        journal = self.account.journal
+        journal, of_others = self.account.journal, dict[str, tuple[Fill, ...]]()
+        for name, shadow in self.shadows.items():
+            if shadow.journal.has_changes:
+                self.save = Save.NOW
+                if done := tuple(shadow.journal.take().fills):
+                    of_others[name] = done
         if journal.has_changes:
             journal = journal.take()
             self.save = Save.NOW
+        elif not of_others:  # as at most bars
+            return NOTHING_FILLED
         fills = tuple(journal.fills)
         for fill in fills if self.account.sides else ():
             assert fill.position_side is not None
             of_others[fill.position_side] = (*of_others.get(fill.position_side, ()), fill)
         for owner, fill in journal.parts:
             of_others[owner] = (*of_others.get(owner, ()), fill)
-        if not journal.orders and not of_others:
-            return NOTHING_FILLED
         return FilledEvent(fills, journal.orders, of_others, journal.entries)
-
-    def _fills_of_shadows(self) -> dict[str, tuple[Fill, ...]]:
-        of_shadows = {}
-        for name, account in self.shadows.items():
-            if account.journal.has_changes:
-                self.save = Save.NOW
-                if fills := tuple(account.journal.take().fills):
-                    of_shadows[name] = fills
-        return of_shadows
 
     def on_bar(self, bar: Bar, *, is_last: bool = True) -> None:
         """Fill what rests by *bar*, and value what is held.
@@ -319,16 +309,6 @@ class Broker:
 
     # ------------------------------------------------------------ what is asked for
 
-    def submit(
-        self, intent: Intent | Orders, bar: Bar, at_ms: int, *, shadow: str | None = None
-    ) -> str | None:
-        """Ask the run's account, or a *shadow* account, for what was decided at *bar*'s close.
-
-        Returns why it cannot be reached. Of a list, what the exchange would refuse is among the
-        orders, REJECTED.
-        """
-        return self.route(intent, NO_WISHES, bar, at_ms, shadow=shadow).refusal
-
     def route(
         self,
         intent: Intent | Orders | None,
@@ -340,7 +320,8 @@ class Broker:
     ) -> RouteResult:
         """Ask the owners of an account for their *wishes*, and it for the net *intent*, if any.
 
-        It is the run's, or a *shadow* account.
+        It is the run's, or a *shadow* account. Returns why what was decided at *bar*'s close cannot
+        be reached. Of a list, what the exchange would refuse is among the orders, REJECTED.
         """
         account = self.account if shadow is None else self.shadows[shadow]
         ask = partial(self._ask, bar=bar, at_ms=at_ms)

@@ -25,7 +25,6 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.exit_plans import Exits, Level, Plan, Planner, nearest
 from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, after, kind_of
 from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Action, Order, OrderKind, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Instrument, Quote, Side
 
@@ -151,8 +150,6 @@ class Protector:
         """
         resting, held = self._resting, self._line.held
         quantity = resting.closable(held)
-        if not quantity or role not in PROTECTIVE:
-            raise InvariantBroken(f"{role} cannot protect a position of {held}")
         kind = kind_of(price, trigger)
         armed = resting.protective(role)
         side = Side.SELL if held > 0 else Side.BUY
@@ -184,30 +181,32 @@ class Protector:
         )  # fmt: skip
         resting.add(after(order, OrderEvent.ACCEPT) if rests else order)
 
-    def set_liquidation_price(self, at_ms: int) -> None:
+    def set_liquidation_price(self, at_ms: int, *, amends_only: bool = False) -> None:
         """Let the exchange's own order stand where the position is liquidated.
 
         It is touched as a stop is, and then closes the position at the bankruptcy price, whatever
-        the market is.
+        the market is. With *amends_only* none is placed.
         """
         resting, held = self._resting, self._line.held
         bounds = self._line.holding.bounds(self._line.binds)
-        armed = resting.liquidation
+        armed = resting.protective(OrderRole.LIQUIDATION)
         quantity = resting.closable(held)
         if bounds is None or not quantity:
-            if armed is not None:
+            if armed is not None and not amends_only:  # the exchange's step is larger now
                 resting.end(armed, "nothing is held")
-            return
-        if armed is not None and armed.side is (Side.SELL if held > 0 else Side.BUY):
-            resting.amend_liquidation(bounds, held)
-            return
-        if armed is not None:
-            resting.end(armed, "the position has turned")
-        order = resting.exit_order(
-            held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
-            quantity=quantity, price=bounds.bankruptcy, trigger=bounds.liquidation,
-        )  # fmt: skip
-        resting.add(after(order, OrderEvent.ACCEPT))
+        elif armed is not None:
+            amended = replace(
+                armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
+                price=bounds.bankruptcy, reason=bounds.reason, triggered=False,
+            )  # fmt: skip
+            if amended != armed:
+                resting.note(after(amended, OrderEvent.REPLACE))
+        elif not amends_only:
+            order = resting.exit_order(
+                held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
+                quantity=quantity, price=bounds.bankruptcy, trigger=bounds.liquidation,
+            )  # fmt: skip
+            resting.add(after(order, OrderEvent.ACCEPT))
 
     def cancel_protection(self, reason: str, roles: Collection[OrderRole] = PROTECTIVE) -> None:
         """Cancel the protective orders of *roles* for that *reason*."""

@@ -122,15 +122,18 @@ class IsolatedMargin(MarginPolicy):
         """Liquidate each of *positions* where *mark* has reached that price."""
         held = [line for line in positions.lines if line.held]
         for line in held:
-            if line.orders.liquidation is None:  # taken over
+            if line.orders.protective(OrderRole.LIQUIDATION) is None:  # taken over
                 line.set_liquidation_price(at_ms)
         if held:
             positions.match_mark(mark, at_ms)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* reaches the liquidation price of a position."""
-        bounds = (line.orders.liquidation for line in self._account.lines_of(instrument))
-        return any(order is not None and touched(order, prices[instrument]) for order in bounds)
+        return any(
+            order.role is OrderRole.LIQUIDATION and touched(order, prices[instrument])
+            for line in self._account.lines_of(instrument)
+            for order in line.orders.others
+        )
 
 
 class CrossMargin(MarginPolicy):

@@ -9,7 +9,7 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Final, NamedTuple, assert_never
@@ -135,14 +135,6 @@ class MemberAnswers(NamedTuple):
 
 _ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED, {})
 """Of an account of one strategy."""
-
-
-class BarPreview(NamedTuple):
-    """What takes in bars of an instrument that follow at once, before their steps."""
-
-    take: Callable[[Bar], float]  # returns how plausible the bar is
-    plausible_most: float  # beyond which a gate of a decision refuses
-    repeats: Sequence[Callable[[Bar], bool]]  # of each strategy, whether it repeats its decision
 
 
 class QuietUnits(NamedTuple):
@@ -495,7 +487,7 @@ class Engine:
             twins.append(TwinStep(member.name, share.position, account, (), confirms, decided))
         return replace(repeat, twins=tuple(twins))
 
-    def _take_repeats(  # noqa: C901 - the path of every bar, without calls
+    def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
         self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat]
     ) -> QuietUnits:
         """Take the units whose bars follow at once, close within a quarter, and repeat the last.
@@ -512,9 +504,16 @@ class Engine:
         if self._reset != NEVER:  # the first close of a day may give shares anew
             room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
         resting = self.broker.resting()
-        ahead = [self._look_ahead(key, repeat) for key, repeat in repeats.items()]
-        takes = [(place, of_bar.take, of_bar.plausible_most) for place, of_bar in enumerate(ahead)]
-        asks = [(place, ask) for place, of_bar in enumerate(ahead) for ask in of_bar.repeats]
+        takes, asks = [], []
+        for place, (key, repeat) in enumerate(repeats.items()):
+            market, mark = markets[key], self.broker.account.books[0].lines[key].mark
+            closes = mark * 3 // 4, mark * 5 // 4
+            deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
+            looks = [decider.look_ahead(closes, repeat) for decider in deciders]
+            take = market.history.follow_at_once([observe for observe, _ in looks if observe])
+            most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
+            takes.append((place, take, most))
+            asks += [(place, ask) for _, ask in looks]
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
             if resting and not all(
                 of.is_passed_by(bar) for bar in bars if (of := resting.get(bar.instrument))
@@ -545,19 +544,6 @@ class Engine:
             unit = units.advance()
         del measured[len(every_bar) :]
         return taken
-
-    def _look_ahead(self, key: str, repeat: Repeat) -> BarPreview:
-        """Return what takes in bars of *key* that follow at once, and close within a quarter."""
-        market, mark = self.markets[key], self.broker.account.books[0].lines[key].mark
-        closes = mark * 3 // 4, mark * 5 // 4
-        deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
-        looks = [decider.look_ahead(closes, repeat) for decider in deciders]
-        observers = [look.observe for look in looks if look.observe is not None]
-        return BarPreview(
-            market.history.follow_at_once(observers),
-            min(decider.gates.evaluator.plausible_most for decider in market.deciders),
-            [look.repeats for look in looks],
-        )
 
     def _left_of_day(self, due_ms: int) -> int:
         """Return how many bars from the one that opens *due_ms* on close before shares may move."""
@@ -914,7 +900,7 @@ class Engine:
                 if name in state.strategy.twins:
                     wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
                     if wish is not None:
-                        self.broker.submit(wish, bar, at_ms, shadow=name)
+                        self.broker.route(wish, NO_WISHES, bar, at_ms, shadow=name)
                 continue
             wanted = [
                 self.shadows[member.name].wish(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import nan
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -78,13 +78,6 @@ NO_SIDE: Final = (
     "The strategy ordered without a position_side, which the account needs in hedge mode; give "
     "buy() and sell() position_side=PositionSide.LONG or SHORT."
 )
-
-
-class LookAhead(NamedTuple):
-    """What is shown a bar before its step, and then asked about it, once a bar each."""
-
-    observe: Callable[[Bar], None] | None  # None where neither strategy nor sizer looks
-    repeats: Callable[[Bar], bool]  # whether its step will repeat the one before, but for the note
 
 
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
@@ -517,11 +510,14 @@ class MemberState:
         decision = Decision(last.outcome, last.target_quantity, measures)
         return Repeat(decision, self.gates.evaluator.plausible_at, line.position, {})
 
-    def look_ahead(self, closes: tuple[int, int], repeat: Repeat) -> LookAhead:
+    def look_ahead(
+        self, closes: tuple[int, int], repeat: Repeat
+    ) -> tuple[Callable[[Bar], None] | None, Callable[[Bar], bool]]:
         """Return how to observe bars that follow at once, and to ask about each, before its step.
 
-        The second says whether the step repeats the newest decision; it does not outside *closes*,
-        the lowest and the highest. The sizer is asked only where the close is outside the interval
+        The first is None where neither strategy nor sizer looks. The second says whether the step
+        repeats the newest decision but for the note; it does not outside *closes*, the lowest and
+        the highest. The sizer is asked only where the close is outside the interval
         of prices at which it has kept what is held. Notes are left in *repeat*.
         """
         strategy, sizer, member = self.strategy, self._sizer, self.member
@@ -564,7 +560,7 @@ class MemberState:
                 )
             return True
 
-        return LookAhead(observe, repeats)
+        return observe, repeats
 
     def _asks_again(
         self,
@@ -659,7 +655,7 @@ class MemberState:
         is_full: bool = False,
     ) -> int:
         """Return the quantity that *signal* asks for; HOLD asks for the standing target."""
-        standing = account.target(bar.instrument)
+        standing, line = account.target(bar.instrument), account.lines_of(bar.instrument)[0]
         if signal.action is Action.HOLD:
             return standing
         sizing = NO_ACCOUNT
@@ -667,8 +663,8 @@ class MemberState:
             equity = account.balance().equity
             sizing = SizingAccount(equity, account.gross_of_others(bar.instrument))
             if self._sizer.by_stop:
-                expected = self._expected(forecast)
-                stop = account.stop_distance(signal, bar, self.history.day_range, expected)
+                expected, day_range = self._expected(forecast), self.history.day_range
+                stop = line.protector.planner.distance(signal, bar.close, day_range, expected)
                 sizing = sizing._replace(stop=stop)
         target = self._sizer.target(
             signal, bar, forecast, standing=standing, account=sizing, is_full=is_full
@@ -677,8 +673,8 @@ class MemberState:
             return target
         if target == standing:
             # All that equity pays for is held: what a gap cut from it is not missing.
-            return account.held(bar.instrument) if account.is_short(bar.instrument) else target
-        return account.affordable(bar.instrument, target, bar.close)
+            return (line.held or target) if line.orders.shortfall else target
+        return line.affordable(target, bar.close)
 
     def _see_signal(
         self,

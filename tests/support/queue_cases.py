@@ -15,6 +15,7 @@ from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRul
 from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import Latency
+from tracepaper.daemon.broker.router import NO_WISHES
 from tracepaper.replay.archive.events import EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.backtest.book_feed import BookFeed, EventsSource, FillSource
@@ -147,7 +148,9 @@ class Played:
             self.broker.on_bar(event)
             self._note()
             if requests := sent.get(event.market_ms):
-                self.broker.submit(Orders(tuple(requests), "asked"), event, event.market_ms)
+                self.broker.route(
+                    Orders(tuple(requests), "asked"), NO_WISHES, event, event.market_ms
+                )
                 self._note()
 
     def _note(self) -> None:

@@ -16,6 +16,7 @@ from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import Broker, FilledEvent
 from tracepaper.daemon.broker.cross_margin import CrossLine, is_called, loss_of
 from tracepaper.daemon.broker.margin import CALLED
+from tracepaper.daemon.broker.router import NO_WISHES
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.context import Orders, buy, sell
@@ -113,14 +114,16 @@ class Desk:
         self.broker.begin(self.sequence)
         action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
         last = self.last[key]
-        refusal = self.broker.submit(Intent(action, target, "asked"), last, last.market_ms)
+        refusal = self.broker.route(
+            Intent(action, target, "asked"), NO_WISHES, last, last.market_ms
+        ).refusal
         return self.broker.take().orders, refusal
 
     def send(self, key: str, *requests: Any) -> tuple[Order, ...]:
         self.sequence += 1
         self.broker.begin(self.sequence)
         last = self.last[key]
-        self.broker.submit(Orders(requests, "listed"), last, last.market_ms)
+        self.broker.route(Orders(requests, "listed"), NO_WISHES, last, last.market_ms)
         return self.broker.take().orders
 
     def enter(self, key: str, target: int, price: int = 100_000) -> None:
