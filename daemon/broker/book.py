@@ -24,6 +24,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     LedgerEntry,
     LedgerKind,
+    Order,
     Position,
     PositionSide,
 )
@@ -150,30 +151,28 @@ class Holdings:
         key = instrument.id
         fills, self.fills[key] = self.fills[key], []
         lines, balance = self.lines_of(key), self.balance()
-        opened_ms = self.opened_ms(key)
-        view = view_of(
-            instrument,
-            position=self.position(key),
-            opened_ms=opened_ms,
-            bars_held=bars_since(opened_ms),
-            orders=[order for line in lines for order in line.orders.orders],
-            fills=fills,
-            account=balance,
-        )
+
+        def shown(
+            position: Position,
+            opened_ms: int,
+            orders: Sequence[Order] = (),
+            news: Sequence[Fill] = (),
+        ) -> AccountView:
+            return view_of(
+                instrument,
+                position=position,
+                opened_ms=opened_ms,
+                bars_held=bars_since(opened_ms),
+                orders=orders,
+                fills=news,
+                account=balance,
+            )
+
+        orders = [order for line in lines for order in line.orders.orders]
+        view = shown(self.position(key), self.opened_ms(key), orders, fills)
         if len(lines) == 1:
             return view
-        long, short = (
-            view_of(
-                instrument,
-                position=line.position,
-                opened_ms=line.holding.opened_ms,
-                bars_held=bars_since(line.holding.opened_ms),
-                orders=(),
-                fills=(),
-                account=balance,
-            ).position
-            for line in lines
-        )
+        long, short = (shown(line.position, line.holding.opened_ms).position for line in lines)
         return replace(view, long=long, short=short)
 
 

@@ -54,11 +54,6 @@ class QueuePlace(Struct, frozen=True, array_like=True, gc=False):
     traded: int = 0  # at its price since then
 
 
-def joined(order_id: str, shown: int) -> QueuePlace:
-    """Join the queue behind all that is *shown* at the price; ``UNKNOWN`` where it is not seen."""
-    return QueuePlace(order_id, shown, max(shown, 0))
-
-
 def after_trade(place: QueuePlace, quantity: int) -> tuple[QueuePlace, int]:
     """Take in a trade of *quantity* at the price; also say how much of it reached the order."""
     if place.ahead == UNKNOWN:

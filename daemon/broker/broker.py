@@ -4,7 +4,7 @@ The engine shows it each event and hands it each intent, and learns what was fil
 changed. Accounts, resting orders, exit orders and matching are its own. A shadow account is another
 account at the same broker: every event meets all alike.
 
-The rules are docs/money.md, M6 to M21, and docs/decisions.md, G18.
+The rules are docs/money.md, M6 to M21, docs/one_account.md, J12 to J23, and docs/decisions.md, G18.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tracepaper.daemon.broker.account import (
     PaperAccount,
     part_of,
 )
-from tracepaper.daemon.broker.book import AccountState, Book, Holdings
+from tracepaper.daemon.broker.book import AccountState, Book, Holdings, requests_of
 from tracepaper.daemon.broker.book_fills import moves_in
-from tracepaper.daemon.broker.book_watch import BookWatch
+from tracepaper.daemon.broker.book_matching import BookWatch
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
 from tracepaper.daemon.broker.journal import FillEntry
@@ -34,8 +34,8 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
 from tracepaper.daemon.broker.positions import Positions
-from tracepaper.daemon.broker.router import RouteResult, Wishes, route
 from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.apportion import crossed
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
@@ -43,7 +43,9 @@ from tracepaper.strategies.types.decisions import (
     Confirmation,
     Fill,
     FillModel,
+    Liquidity,
     Order,
+    OrderStatus,
     Position,
     PositionSide,
 )
@@ -57,6 +59,7 @@ from tracepaper.strategies.types.market import (
     Instrument,
     Mark,
     Quote,
+    Side,
 )
 from tracepaper.strategies.units import MONEY_DECIMALS
 
@@ -70,6 +73,39 @@ class Save(IntEnum):
 
 
 _LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
+
+
+class Wishes(NamedTuple):
+    """What the owners ask for at a bar's close, and at what price opposing shares cross."""
+
+    intents: Mapping[str, Intent | Orders]  # of those that no gate holds, by name
+    targets: Mapping[PositionSide | None, int]  # all of them together, of each position
+    price: int
+
+    def closed(self, closing: Intent, owners: Iterable[str]) -> Wishes:
+        """Return the wishes of *owners* that are all *closing*."""
+        return Wishes(dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price)
+
+    def reach(self, position: Line) -> int:
+        """Return the largest *position*, unsigned, to which the target and lists could lead."""
+        side = position.book.side
+        most = least = self.targets[side]
+        for share in position.shares:
+            wish = self.intents.get(share.owner)
+            requests = requests_of(wish, side) if isinstance(wish, Orders) else ()
+            bought, sold, _ = share.orders.opens(requests)
+            most, least = most + bought, least - sold
+        return max(abs(most), abs(least))
+
+
+NO_WISHES: Final = Wishes({}, {}, 0)
+
+
+class RouteResult(NamedTuple):
+    """What the wishes of several owners came to: why they are not reached, if so."""
+
+    refusal: str | None  # of the account
+    refusals: Mapping[str, str | None]  # of each owner that was asked
 
 
 class FilledEvent(NamedTuple):
@@ -320,25 +356,36 @@ class Broker:
     ) -> RouteResult:
         """Ask the owners of an account for their *wishes*, and it for the net *intent*, if any.
 
-        It is the run's, or a *shadow* account. Returns why what was decided at *bar*'s close cannot
-        be reached. Of a list, what the exchange would refuse is among the orders, REJECTED.
+        What of the wishes opposes each other crosses at once; the rest is one order, whose fills
+        are shared. It is the run's, or a *shadow* account. Returns why what was decided at *bar*'s
+        close cannot be reached. Of a list, what the exchange would refuse is among the orders,
+        REJECTED.
         """
         account = self.account if shadow is None else self.shadows[shadow]
-        ask = partial(self._ask, bar=bar, at_ms=at_ms)
-        routed: list[tuple[PositionSide | None, RouteResult]] = []
+        refusals, of_owners = (
+            list[str | None](),
+            {name: list[str | None]() for name in wishes.intents},
+        )
         for book in account.books:
-            part = None if intent is None else part_of(intent, book.side)
-            line = book.lines[bar.instrument]
-            routed.append((book.side, route(line, part, wishes, ask, at_ms)))
+            position = book.lines[bar.instrument]
+            for share in position.shares:
+                if (wish := wishes.intents.get(share.owner)) is not None:
+                    of_owners[share.owner].append(self._ask(share, wish, bar, at_ms))
+            cross(position, wishes.price, at_ms)
+            if intent is not None:
+                refusals.append(self._ask(position, intent, bar, at_ms))
         return RouteResult(
-            _joined([(side, of.refusal) for side, of in routed]),
-            {
-                name: _joined([(side, of.refusals.get(name)) for side, of in routed])
-                for name in wishes.intents
-            },
+            _joined(refusals), {name: _joined(texts) for name, texts in of_owners.items()}
         )
 
-    def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
+    def _ask(self, line: Line, wish: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
+        """Ask *line* for its part of what was decided; return why it cannot be reached, by side."""
+        side = line.book.side
+        intent = part_of(wish, side)
+        why = None if intent is None else self._lead(line, intent, bar, at_ms)
+        return why if side is None or why is None else f"{side}: {why}"
+
+    def _lead(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
         """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
         if self._by_book:
             # The latency counts from the close, as it does for bars of a file, and no order
@@ -428,7 +475,7 @@ class Broker:
     @property
     def reserves(self) -> dict[str, int]:
         """The money of each account that no owner has a share of; the run's has no name."""
-        return {name: of.reserve for name, of in {"": self.account, **self.shadows}.items()}
+        return {"": self.account.reserve, **{key: of.reserve for key, of in self.shadows.items()}}
 
     def restore_reserves(self, reserves: Mapping[str, int]) -> None:
         """Take over *reserves*, as they were."""
@@ -637,7 +684,28 @@ def _check(
             )
 
 
-def _joined(refusals: Iterable[tuple[PositionSide | None, str | None]]) -> str | None:
-    """Return why not all is reached, by side; None where nothing is refused."""
-    texts = [why if side is None else f"{side}: {why}" for side, why in refusals if why]
-    return "; ".join(texts) or None
+def _joined(refusals: Iterable[str | None]) -> str | None:
+    """Return why not all is reached; None where nothing is refused."""
+    return "; ".join(filter(None, refusals)) or None
+
+
+def cross(position: Line, price: int, at_ms: int) -> None:
+    """Let shares of *position* that oppose each other cross at *price*, without fee."""
+    wanted = [share.orders.target - share.held for share in position.shares]
+    for share, signed in zip(position.shares, crossed(wanted), strict=True):
+        if not signed:
+            continue
+        orders = share.orders
+        side, quantity = (Side.BUY, signed) if signed > 0 else (Side.SELL, -signed)
+        order = Order(
+            orders.next_id(), share.key, side, quantity, quantity,
+            OrderStatus.FILLED, orders.reason, at_ms, at_ms, position_side=share.book.side,
+        )  # fmt: skip
+        fill = Fill(
+            order.order_id, share.key, side, quantity, price, price,
+            share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
+            orders.reason, at_ms, position_side=share.book.side,
+        )  # fmt: skip
+        share.take_part(fill)
+        orders.resize(share.held)
+        share.protector.after([order], price, at_ms)

@@ -248,7 +248,7 @@ class Protector:
         if named is None or before is None:
             return named is not None
         is_armed = self._resting.protective(OrderRole.TRAILING) is not None
-        return not is_armed or self._whole(named.distance(self._line.entry_price)) < (
+        return not is_armed or self.planner.whole(named.distance(self._line.entry_price)) < (
             self._state.trail
         )
 
@@ -319,7 +319,7 @@ class Protector:
 
     def _place_target(self, plan: Plan, market: int, at_ms: int) -> None:
         if (level := plan.target) is not None:
-            price = self._whole(level.at(self._line.entry_price, plan.sign))
+            price = self.planner.whole(level.at(self._line.entry_price, plan.sign))
             self.place_protection(OrderRole.TARGET, at_ms, level.words, price=price, market=market)
 
     def _place(self, plan: Plan, market: int, at_ms: int, *, is_nearer: bool | None = None) -> None:
@@ -342,7 +342,7 @@ class Protector:
         if plan.stop is None:
             unwanted.append(OrderRole.STOP)
         else:
-            trigger = self._whole(plan.stop.at(entry, -plan.sign))
+            trigger = self.planner.whole(plan.stop.at(entry, -plan.sign))
             self.place_protection(OrderRole.STOP, at_ms, plan.stop.words, trigger=trigger)
         if plan.target is None:
             unwanted.append(OrderRole.TARGET)
@@ -351,11 +351,11 @@ class Protector:
             armed = self._resting.protective(OrderRole.TRAILING)
             stands = None if armed is None else armed.trigger
             if stands is None or is_nearer:
-                distance = self._whole(plan.trailing.distance(entry))
+                distance = self.planner.whole(plan.trailing.distance(entry))
                 if self._state.trail != distance:
                     self.state = replace(self._state, trail=distance)
                 basis = entry if is_nearer is None else market
-                stands = self._tightest(plan.sign, self._whole(basis - plan.sign * distance))
+                stands = self._tightest(plan.sign, self.planner.whole(basis - plan.sign * distance))
             self.place_protection(OrderRole.TRAILING, at_ms, plan.trailing.words, trigger=stands)
         if unwanted:
             self.cancel_protection("the signal no longer asks for it", unwanted)
@@ -366,9 +366,6 @@ class Protector:
         if armed is None or armed.trigger is None:
             return trigger
         return max(armed.trigger, trigger) if sign > 0 else min(armed.trigger, trigger)
-
-    def _whole(self, price: int) -> int:
-        return self.planner.whole(price)
 
 
 def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:

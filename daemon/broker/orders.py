@@ -240,15 +240,11 @@ class RestingOrders:
     def note(self, order: Order) -> Order:
         """Take *order* as it now stands, resting or ended, and return it."""
         self._keep(order)
-        return self._recorded(order)
+        return self.journal.note(order)
 
     def add(self, order: Order) -> None:
         """Let the new *order* rest."""
-        self.others += (self._recorded(order),)
-
-    def _recorded(self, order: Order) -> Order:
-        self.journal.note(order)
-        return order
+        self.others += (self.journal.note(order),)
 
     def _keep(self, order: Order) -> None:
         ended = order.status in _ENDED
@@ -417,9 +413,9 @@ class RestingOrders:
         self.journal.has_changes |= (why or "") != self.shortfall
         self.shortfall = why or ""
         if takes:
-            self.order = self._recorded(after(placed, OrderEvent.ACCEPT))
+            self.order = self.journal.note(after(placed, OrderEvent.ACCEPT))
         elif by_command:
-            self._recorded(after(placed, OrderEvent.REJECT, reason=why))
+            self.journal.note(after(placed, OrderEvent.REJECT, reason=why))
         return why
 
     def is_reached(self, target: int, held: int) -> bool:
@@ -504,7 +500,7 @@ class RestingOrders:
     def _ask(self, request: OrderRequest, reason: str, now: Moment) -> None:
         order, refusal = self._requested(request, reason, now)
         if refusal is not None:
-            self._recorded(after(order, OrderEvent.REJECT, reason=refusal))
+            self.journal.note(after(order, OrderEvent.REJECT, reason=refusal))
             return
         if request.tag:
             same = [other for other in self._listed() if other.tag == request.tag]

@@ -19,8 +19,15 @@ from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
-from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
-from tracepaper.daemon.broker.router import NO_WISHES, RouteResult, Wishes
+from tracepaper.daemon.broker.broker import (
+    NO_WISHES,
+    NOTHING_FILLED,
+    Broker,
+    FilledEvent,
+    RouteResult,
+    Save,
+    Wishes,
+)
 from tracepaper.daemon.engine.history import Lookback
 from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
 from tracepaper.daemon.engine.member import (
@@ -643,7 +650,8 @@ class Engine:
         """Return what was done since the last call; limits count it."""
         filled = self.broker.take()
         if filled.entries and self.risk.active:
-            self.risk.count_fills(filled.entries)
+            for entry in filled.entries:
+                self.risk.count_fill(*entry)
         return filled
 
     def _ask(

@@ -34,7 +34,6 @@ from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
     InstrumentContext,
-    Note,
     OrderRequest,
     Orders,
     Signal,
@@ -294,7 +293,8 @@ class MemberState:
         # bar that no gate holds, HOLD included: HOLD leaves the last target standing.
         is_held = refused is not None and action is Action.HOLD
         self.intent = None if is_held else intent
-        decision = self.outcomes.newest = Decision(outcome, target, measures, _kept(signal.note))
+        note = None if signal.note is None else dict(signal.note)
+        decision = self.outcomes.newest = Decision(outcome, target, measures, note)
         return decision
 
     def allowed_of(
@@ -764,10 +764,6 @@ def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
     if (side := request.position_side) is None:
         raise StrategyFailed(NO_SIDE)
     return request if request.side is OPENS[side] else replace(request, reduce_only=True)
-
-
-def _kept(note: Note | None) -> dict[str, float | str | None] | None:
-    return None if note is None else dict(note)
 
 
 def checked(prediction: Prediction) -> tuple[Prediction, bool | None]:

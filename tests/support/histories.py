@@ -20,8 +20,7 @@ from records import check_record
 
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
-from tracepaper.daemon.broker.cross_margin import balance_of
-from tracepaper.daemon.broker.margin import CrossMargin
+from tracepaper.daemon.broker.margin import CrossMargin, balance_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart

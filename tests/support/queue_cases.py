@@ -12,10 +12,9 @@ from msgspec import structs
 
 from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRules
-from tracepaper.daemon.broker.broker import Broker
+from tracepaper.daemon.broker.broker import NO_WISHES, Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import Latency
-from tracepaper.daemon.broker.router import NO_WISHES
 from tracepaper.replay.archive.events import EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
 from tracepaper.replay.backtest.book_feed import BookFeed, EventsSource, FillSource

@@ -13,10 +13,8 @@ from msgspec.structs import replace
 from reference_cross import ReferenceCross, ReferenceFill, Resting, Tier
 
 from tracepaper.daemon.broker.account import Intent
-from tracepaper.daemon.broker.broker import Broker, FilledEvent
-from tracepaper.daemon.broker.cross_margin import CrossLine, is_called, loss_of
-from tracepaper.daemon.broker.margin import CALLED
-from tracepaper.daemon.broker.router import NO_WISHES
+from tracepaper.daemon.broker.broker import NO_WISHES, Broker, FilledEvent
+from tracepaper.daemon.broker.margin import CALLED, CrossLine, is_called, loss_of
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.context import Orders, buy, sell

@@ -347,7 +347,7 @@ def test_what_no_event_holds_changes_nothing(
     path = tmp_path / "drawn.events"
     few = played(path, script, **keys)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tracepaper.daemon.broker.book_watch.BookWatch.acts", lambda *_: True)
+        patched.setattr("tracepaper.daemon.broker.book_matching.BookWatch.acts", lambda *_: True)
         every = played(path, script, **keys)
     assert len(few.updates) <= len(every.updates)
     assert few.rows == every.rows
@@ -372,7 +372,7 @@ SIZES = st.integers(0, 40)
 def test_a_place_improves_by_a_cause_alone(
     model: QueueModel, exponent: int, quantity: int, happens: list[tuple[bool, int]]
 ) -> None:
-    rules, place = QueueRules(model, exponent), book_fills.joined("1-0", quantity)
+    rules, place = QueueRules(model, exponent), QueuePlace("1-0", quantity, quantity)
     for is_trade, size in happens:
         before = place
         if is_trade:
@@ -405,7 +405,7 @@ def test_power_prob_is_that_of_hftbacktest_rounded_down() -> None:
 
 
 def test_nobody_knows_a_place_before_its_level_was_seen() -> None:
-    unknown = book_fills.joined("1-0", UNKNOWN)
+    unknown = QueuePlace("1-0", UNKNOWN, 0)
     assert after_trade(unknown, 50) == (unknown, 0)
     assert after_change(unknown, 7, QueueRules()).ahead == 7
 
