@@ -355,17 +355,12 @@ class Protector:
                 if self._state.trail != distance:
                     self.state = replace(self._state, trail=distance)
                 basis = entry if is_nearer is None else market
-                stands = self._tightest(plan.sign, self.planner.whole(basis - plan.sign * distance))
+                tightest = max if plan.sign > 0 else min
+                named = self.planner.whole(basis - plan.sign * distance)
+                stands = named if stands is None else tightest(stands, named)
             self.place_protection(OrderRole.TRAILING, at_ms, plan.trailing.words, trigger=stands)
         if unwanted:
             self.cancel_protection("the signal no longer asks for it", unwanted)
-
-    def _tightest(self, sign: int, trigger: int) -> int:
-        """Return *trigger*, or where the trailing stop stands already if that is tighter."""
-        armed = self._resting.protective(OrderRole.TRAILING)
-        if armed is None or armed.trigger is None:
-            return trigger
-        return max(armed.trigger, trigger) if sign > 0 else min(armed.trigger, trigger)
 
 
 def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:

@@ -526,18 +526,11 @@ def passes(resting: RestingOrders, bar: Bar) -> bool:
     for order in resting.others:
         if order.kind is OrderKind.MARKET or order.until_ms is not None:
             return False
-        if _may_meet(order, bar, resting.trail):
+        if order.status is OrderStatus.NEW or (order.triggered and order.price is None):
+            return False  # it has to arrive, or takes
+        if _is_met(order, bar.low, bar.high, resting.trail):
             return False
     return True
-
-
-def _may_meet(order: Order, bar: Bar, trail: int) -> bool:
-    """Return whether *bar* can change *order*: it has to arrive, or is reached."""
-    if order.kind is OrderKind.MARKET:
-        return False
-    if order.status is OrderStatus.NEW or (order.triggered and order.price is None):
-        return True
-    return _is_met(order, bar.low, bar.high, trail)
 
 
 def _is_met(order: Order, low: int, high: int, trail: int) -> bool:

@@ -28,8 +28,8 @@ from tracepaper.daemon.broker.broker import (
     Save,
     Wishes,
 )
-from tracepaper.daemon.engine.history import Lookback
-from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
+from tracepaper.daemon.engine.history import InstrumentState, Lookback
+from tracepaper.daemon.engine.instrument_state import MemberState, checked
 from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
@@ -65,7 +65,6 @@ from tracepaper.strategies.types.decisions import (
     GateSet,
     Order,
     Position,
-    PositionSide,
     Prediction,
     QuietStretch,
     Regime,
@@ -137,10 +136,9 @@ class MemberAnswers(NamedTuple):
     decisions: list[Decision]
     wishes: Wishes
     signal: Signal  # of the account, for its gates to judge
-    sizes: Mapping[PositionSide | None, int]  # to which all of it could lead, where limits ask
 
 
-_ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED, {})
+_ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED)
 """Of an account of one strategy."""
 
 
@@ -217,7 +215,7 @@ class Engine:
         self.broker = Broker(
             instruments,
             settings.broker,
-            {key: market.history.day_range for key, market in self.markets.items()},
+            {key: market.day_range for key, market in self.markets.items()},
             shadows={name for names in twins.values() for name in names},
             reports_fills=[key for key, of in strategies.items() if of.sees_account],
             confirms=[key for key, of in every if of.horizon is not None],
@@ -315,16 +313,16 @@ class Engine:
 
         No exchange's word is in it: bars that are missing by then make it later.
         """
-        return self.markets[instrument].history.warm_at(now_ms)
+        return self.markets[instrument].warm_at(now_ms)
 
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars of each instrument a new run wants before its period."""
-        return max(market.history.bars_before(start_ms) for market in self.markets.values())
+        return max(market.bars_before(start_ms) for market in self.markets.values())
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
-        histories = (market.history for market in self.markets.values())
-        return [lacking for history in histories for lacking in history.lacking_frames(now_ms)]
+        markets = self.markets.values()
+        return [lacking for market in markets for lacking in market.lacking_frames(now_ms)]
 
     def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
         """Return what strategies on each instrument declare."""
@@ -394,7 +392,7 @@ class Engine:
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
                 market = self.markets[event.instrument]
-                is_part = market.history.take(event)
+                is_part = market.take(event)
                 belief = market.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
             case Closed() | RunEnd() | Prune() | CovariatesRead() | RetrainingEnd() | ParityCheck():
@@ -503,7 +501,7 @@ class Engine:
         """
         markets, interval_ms = self.markets, self._interval_ms
         # Where the last bars of instruments differ, no close follows all of them at once.
-        opened = {bar.open_time_ms for of in markets.values() if (bar := of.history.last_bar)}
+        opened = {bar.open_time_ms for of in markets.values() if (bar := of.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
         taken = QuietUnits([], [], [])
         every_bar, measured, unit = taken.bars, taken.plausible, units.peek()
@@ -517,7 +515,7 @@ class Engine:
             closes = mark * 3 // 4, mark * 5 // 4
             deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
             looks = [decider.look_ahead(closes, repeat) for decider in deciders]
-            take = market.history.follow_at_once([observe for observe, _ in looks if observe])
+            take = market.follow_at_once([observe for observe, _ in looks if observe])
             most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
             takes.append((place, take, most))
             asks += [(place, ask) for _, ask in looks]
@@ -610,7 +608,7 @@ class Engine:
     def _observe(self, bar: Bar, *, is_last: bool = True) -> FilledEvent | None:
         """Let *bar* fill what rests, mark and be observed; None where it is not the newest."""
         state = self.states[bar.instrument]
-        before = state.history.last_bar
+        before = state.market.last_bar
         is_ahead = bar is state.ahead
         if before is not None and bar.open_time_ms <= before.open_time_ms and not is_ahead:
             return None
@@ -677,7 +675,7 @@ class Engine:
                 context = state.ask_with(bar, forecast, account, is_finite=is_finite)
                 if state.regimes.regime is not regime or state.regimes.cell != cell:
                     self.broker.save = Save.NOW
-                if state.lookback.is_warm(state.history):
+                if state.lookback.is_warm(state.market):
                     pending[state.market.instrument.symbol] = state, context
             if owner.ask(pending):
                 self.broker.save = Save.NOW
@@ -710,7 +708,7 @@ class Engine:
             state.ahead, state.strategy.signal = None, answers.signal
         decision = state.decide(
             bar, prediction, broker.account, is_running=is_running, is_finite=is_finite,
-            nets=answers.wishes.targets, sizes=answers.sizes,
+            wishes=answers.wishes,
         )  # fmt: skip
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.broker.save = Save.NOW
@@ -796,7 +794,7 @@ class Engine:
             self.broker.save = Save.NOW
         intents = [of_member.intent for _, of_member in self._on[key]]
         wishes, signal = self._netted(bar, self.broker.account, intents, decisions, at_ms)
-        return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
+        return MemberAnswers(decisions, wishes, signal)
 
     def _netted(
         self,
@@ -834,11 +832,6 @@ class Engine:
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
         return Wishes(intents, net, price), net_signal(net, reasons)
-
-    def _reach(self, bar: Bar, wishes: Wishes) -> Mapping[PositionSide | None, int]:
-        """Return the largest positions to which *wishes* could lead; none where no limit asks."""
-        lines = self.broker.account.lines_of(bar.instrument) if self.risk.active else ()
-        return {line.book.side: wishes.reach(line) for line in lines}
 
     def _member_steps(
         self,
@@ -1011,7 +1004,7 @@ class Engine:
         return {
             key: bar.close
             for key, market in self.markets.items()
-            if (bar := market.history.last_bar) is not None
+            if (bar := market.last_bar) is not None
         }
 
     def _change_instrument(self, instrument: Instrument) -> None:

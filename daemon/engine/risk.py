@@ -44,8 +44,7 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.book import Holdings
-    from tracepaper.daemon.engine.history import RegimeTracker
-    from tracepaper.daemon.engine.instrument_state import InstrumentState
+    from tracepaper.daemon.engine.history import InstrumentState, RegimeTracker
     from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 
 TRADING: Final = "Trading"
@@ -275,9 +274,9 @@ class GateJudgement:
         is_running: bool,
     ) -> None:
         """Lay out *bar* of *market* for the gates, where so many *bars* are known."""
-        inputs, history = self.inputs, market.history
+        inputs = self.inputs
         inputs.running, inputs.bars = is_running, bars
-        inputs.missing_bars, inputs.plausible = history.missing_bars, history.plausible
+        inputs.missing_bars, inputs.plausible = market.missing_bars, market.plausible
         inputs.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
         if self._by_quotes:
             inputs.quote_age_ms = _age_ms(market.quote, bar)
@@ -326,7 +325,7 @@ class GateJudgement:
             inputs.gross = notional + account.gross_of_others(bar.instrument)
         if self._by_quotes and (quote := market.quote) is not None:
             inputs.spread_bp = 20_000 * (quote.ask - quote.bid) / (quote.ask + quote.bid)
-        if (plausibility := market.history.plausibility) is not None:
+        if (plausibility := market.plausibility) is not None:
             inputs.range_bp = plausibility.range_bp()
         self.risk.measure(
             inputs,

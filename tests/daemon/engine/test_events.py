@@ -168,7 +168,7 @@ def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:
     for index in range(10):
         half = 5 if index % 2 else 15
         engine.step(bar(10_000, index=index, high=10_000 + half, low=10_000 - half), None)
-    assert engine.markets[KEY].history.usual_range() == 40
+    assert engine.markets[KEY].usual_range() == 40
 
 
 def test_a_breach_closes_nothing_over_the_operator_s_halt() -> None:
