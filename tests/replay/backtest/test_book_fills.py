@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from queue_cases import KEY, Say, book, gap, played, send, shows, trade
 
-from tracepaper.daemon.broker import book_fills
 from tracepaper.daemon.broker.book_fills import (
     UNKNOWN,
     BookLevel,
