@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import posting_account
@@ -21,6 +20,7 @@ from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, parts_of, sides_of
 from tracepaper.daemon.feed.maintenance import rescaled
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
@@ -62,7 +62,7 @@ from tracepaper.strategies.units import MONEY_DECIMALS, scaled
 if TYPE_CHECKING:
     from tracepaper.storage.audit import ResumePoint, SqlAuditLog
 
-log = structlog.get_logger("daemon")
+log = Logger("daemon")
 
 
 @dataclass(frozen=True)
