@@ -214,7 +214,10 @@ class Backtest:
 
     @cached_property
     def trades(self) -> Frame:
-        """The closed trades: entry, exit, profit after costs, reasons."""
+        """The closed trades: entry, exit, profit after costs, reasons.
+
+        None over a split that was not adjusted: its profit is of other shares.
+        """
         return self.frames.trades()
 
     # ------------------------------------------------------------ figures
@@ -246,7 +249,7 @@ class Backtest:
 
     @cached_property
     def _closed(self) -> list[ClosedTrade]:
-        return closed_trades(self._record, self._record.account)
+        return closed_trades(self._record.account)
 
     def report(
         self,

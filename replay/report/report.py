@@ -260,7 +260,7 @@ def build_report(
     with Reader.open(database) as reader:
         record = read_record(reader, database, run_id)
         ledgers = (record.account, *record.twins)
-        closed = {of.name: tuple(closed_trades(record, of)) for of in ledgers}
+        closed = {of.name: tuple(closed_trades(of)) for of in ledgers}
         wanted = {trade.entry_sequence for of in closed.values() for trade in of}
         progress("reading where attention lay")
         attention = read_attention(reader, record, wanted)

@@ -183,22 +183,10 @@ class Costs:
     net: float
 
 
-def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger* in the order of their exits.
-
-    Those over an unadjusted split are left out.
-    """
-    split_ms = {
-        name: [int(record.bars[name].open_time_ms[place]) for place, _ in every]
-        for name, every in record.splits.items()
-    }
-    return [
-        ClosedTrade(*_OF_TRADE(row))
-        for row in sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
-        if not any(
-            row["opened_ms"] < at <= row["closed_ms"] for at in split_ms.get(row["instrument"], ())
-        )
-    ]
+def closed_trades(ledger: AccountRecord) -> list[ClosedTrade]:
+    """Return the closed trades of *ledger* in the order of their exits."""
+    rows = sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
+    return [ClosedTrade(*_OF_TRADE(row)) for row in rows]
 
 
 _OF_TRADE: Final = itemgetter(*(of.name for of in fields(ClosedTrade)))
