@@ -598,7 +598,7 @@ _CHECKS = (
 )
 
 
-def _beside(whose: str, name: str) -> tuple[Column, ...]:
+def _filled_by(whose: str, name: str) -> tuple[Column, ...]:
     """Return what the paper or the real account had of what a decision ordered."""
     return (
         _whole(f"{whose}_quantity", f"quantity that {name} filled", QUANTITY),
@@ -618,8 +618,8 @@ _SHORTFALLS = (
     _POSITION_SIDE,
     _whole("decided_ms", "market time of the decision", TIME),
     _whole("ordered", "what it ordered; 0 of fills that no decision ordered", QUANTITY),
-    *_beside("paper", "paper"),
-    *_beside("account", "the account"),
+    *_filled_by("paper", "paper"),
+    *_filled_by("account", "the account"),
     _whole("price", "of the shortfall what the account's prices made", MONEY),
     _whole("fee", "what its fees made", MONEY),
     _whole("size", "what its quantities made, those of before included", MONEY),

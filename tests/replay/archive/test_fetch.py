@@ -112,12 +112,12 @@ class Forgetful(BybitClient):
     """Lacks the candles of ``hidden`` in its first answer about them."""
 
     hidden: set[int]
-    asked: list[Span]
+    requests: list[Span]
 
     async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
-        self.asked.append((start_ms, end_ms))
+        self.requests.append((start_ms, end_ms))
         page = await super().candles(instrument, interval_ms, start_ms, end_ms)
         kept = [bar for bar in page if bar.open_time_ms not in self.hidden]
         self.hidden -= {bar.open_time_ms for bar in page}
@@ -139,13 +139,13 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
             exchange_section(rest_url=exchange.rest_url), clock=clock, rng=random.Random(1)
         ) as client,
     ):
-        client.hidden, client.asked = {FIRST_MS + i * MINUTE for i in hidden}, []
+        client.hidden, client.requests = {FIRST_MS + i * MINUTE for i in hidden}, []
         (outcome,) = await fetch_symbols(client, clock, order, certain_s=30.0, quiet=True)
     assert clock.slept == [30.0]
     hole = (FIRST_MS + 80 * MINUTE, FIRST_MS + 85 * MINUTE)
     assert (outcome.bars, outcome.absent) == (95, (hole,))
     assert read_candles(archive).open_time_ms.tolist() == [t for t in times if t < UNTIL_MS]
-    assert len(client.asked) == (3 if hidden == set(range(40, 60)) else 2)
+    assert len(client.requests) == (3 if hidden == set(range(40, 60)) else 2)
 
 
 async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None:
