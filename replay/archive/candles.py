@@ -208,34 +208,6 @@ def bars_of(candles: Candles) -> list[Bar]:
     )
 
 
-def candles_of(bars: Sequence[Bar], instrument: Instrument, *, path: str) -> Candles:
-    """Return *bars* of *instrument*, at least one, as candles; *path* names their source.
-
-    Where any bar lacks its turnover, the candles have none.
-    """
-    values = np.array(
-        [(b.open_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in bars], dtype=np.int64
-    ).T
-    turnovers = [bar.turnover for bar in bars]
-    return Candles(
-        path=path,
-        category=instrument.category,
-        symbol=instrument.symbol,
-        interval_ms=bars[0].interval_ms,
-        calendar=month_calendar() if bars[0].interval_ms == MONTH_MS else None,
-        price_decimals=instrument.price_decimals,
-        volume_decimals=instrument.volume_decimals,
-        turnover_decimals=instrument.turnover_decimals,
-        open_time_ms=values[0],
-        open=values[1],
-        high=values[2],
-        low=values[3],
-        close=values[4],
-        volume=values[5],
-        turnover=None if None in turnovers else np.array(turnovers, dtype=np.int64),
-    )
-
-
 def _columns_of(*parts: Candles) -> tuple[str, ...]:
     """Return the names of the figures that all of *parts* have."""
     has_turnover = all(part.turnover is not None for part in parts)

@@ -223,7 +223,6 @@ def _read_by_rows(
     return _text_table(path, rows, lines, "line", head_of, delimiter.decode())
 
 
-SQLITE_MAGIC: Final = b"SQLite format 3\0"
 WRAPPED_MOST: Final = 3
 """How deep within objects a body may hold its list of rows."""
 PACKING_FAULTS: Final = (
@@ -360,15 +359,6 @@ def _not_as_named(path: Path, suffix: str) -> DataInvalid:
 def _format_of(name: str) -> Format | None:
     """Return the format whose suffix ends *name*, if any does."""
     return next((each for each in FORMATS.values() if name.endswith(each.suffixes)), None)
-
-
-def is_archive(path: Path) -> bool:
-    """Return whether *path* is an SQLite file."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-    except OSError:
-        return False
 
 
 def _read_file(path: Path, *, has_lines: bool) -> bytes:

@@ -41,7 +41,7 @@ from tracepaper.replay.archive.doubts import (
     reject_content,
     reject_contracts,
 )
-from tracepaper.replay.archive.formats import format_named, is_archive, read_table
+from tracepaper.replay.archive.formats import format_named, read_table
 from tracepaper.replay.archive.layouts import (
     REQUIRED,
     TIME,
@@ -87,7 +87,6 @@ def read_candles(
     *columns* choose a field's column (``close=Price``) or leave it out (``turnover=``).
     Trades become candles of a minute.
     What was converted, sorted or dropped is in ``Candles.notes``.
-    An archive of ``tracepaper data`` gives the one series that the arguments mean.
 
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
     and ``ConfigInvalid`` where no symbol is known.
@@ -101,15 +100,6 @@ def read_candles(
     given = symbol_name(symbol) if symbol else None
     if given and named and given != named:
         raise ConfigInvalid(f"--symbol is {given}, and {path} says {named}: leave one of them out.")
-    if is_archive(file):
-        from tracepaper.replay.archive.series import read_archive
-
-        if columns:
-            raise ConfigInvalid(
-                f"{path} is an archive, whose fields are known; leave --columns out."
-            )
-        held = read_archive(file, symbol=given or named, category=category)
-        return held if sessions_for is None else in_sessions(held, sessions_for)
     table = read_table(file, format_name=format_name, columns=columns)
     reject_contracts(file, is_named=named is not None)
     found_symbol, notes = symbol_of_table(table, named, given)

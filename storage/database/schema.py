@@ -43,7 +43,7 @@ _TYPES: Final[dict[str, Any]] = {
     "TEXT": Text,
     "BLOB": LargeBinary,
 }
-_WITH_ROWID: Final = frozenset({"runs", "events", "states", "answers", "archive_series"})
+_WITH_ROWID: Final = frozenset({"runs", "events", "states", "answers"})
 """Tables with one integer key, or with blobs; the others are stored in the order of their key."""
 UNIQUE: Final = frozenset({"runs.run_id"})
 

@@ -1,7 +1,7 @@
 """The tables of a fleet in PostgreSQL, from the same columns as those of a file.
 
 ``database_id`` leads every key. Four tables are the fleet's alone: ``marks``, ``holes``,
-``shippers`` and ``schema_version``. Imported candles, which belong to no run, stay in their file.
+``shippers`` and ``schema_version``.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def _leading() -> SqlColumn[Any]:
     return SqlColumn(DATABASE, _TYPES["TEXT"], primary_key=True)
 
 
-CANDLES: Final = frozenset({"archive_series", "archive_bars"})
-SHIPPED: Final = {name: columns for name, columns in TABLES.items() if name not in CANDLES}
-for _name, _columns in SHIPPED.items():
+for _name, _columns in TABLES.items():
     _first = () if _name == "databases" else (_leading(),)
     Table(_name, metadata, *_first, *map(_column, _columns))
 

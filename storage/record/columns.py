@@ -631,24 +631,6 @@ SHORTFALL_PARTS: Final = ("price", "fee", "size", "delay", "missed")
 
 # The id is made once a file; the run is the only one of a file that ``db pull`` made of it alone.
 _DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
-_ARCHIVE_SERIES = (
-    _key("series"),
-    _text("instrument_id"),
-    _whole("interval_ms"),
-    _text("instrument"),  # JSON of types.Instrument, with the decimals of the rows below
-)
-
-_ARCHIVE_BARS = (
-    _key("series", "archive_series.series"),
-    _key("open_time_ms"),
-    _whole("open"),
-    _whole("high"),
-    _whole("low"),
-    _whole("close"),
-    _whole("volume"),
-    _whole("turnover", null=True),
-)
-
 SCHEMA: Final = 1
 """The number of the tables' layout: ``PRAGMA user_version`` of a file. Any other is rejected."""
 APPLICATION_ID: Final = 0x74706170
@@ -676,8 +658,6 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "checks": _CHECKS,
     "shortfalls": _SHORTFALLS,
     "databases": _DATABASES,
-    "archive_series": _ARCHIVE_SERIES,
-    "archive_bars": _ARCHIVE_BARS,
 }
 """The columns of every table that hold something, in their order."""
 

@@ -131,8 +131,8 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     times = [FIRST_MS + i * MINUTE for i in range(120) if not 80 <= i < 85]  # a true hole
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * len(times), times_ms=times)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
-    archive, clock = tmp_path / "candles.db", ManualClock()
-    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
+    clock = ManualClock()
+    order = FetchRequest(tmp_path, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
     async with (
         EmbeddedExchange(settings) as exchange,
         Forgetful(
@@ -144,15 +144,15 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     assert clock.slept == [30.0]
     hole = (FIRST_MS + 80 * MINUTE, FIRST_MS + 85 * MINUTE)
     assert (outcome.bars, outcome.absent) == (95, (hole,))
-    assert read_candles(archive).open_time_ms.tolist() == [t for t in times if t < UNTIL_MS]
+    assert read_candles(outcome.file).open_time_ms.tolist() == [t for t in times if t < UNTIL_MS]
     assert len(client.requests) == (3 if hidden == set(range(40, 60)) else 2)
 
 
-async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None:
+async def test_a_whole_span_is_fetched_without_a_wait(tmp_path: Path) -> None:
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * 120)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
-    archive, clock = tmp_path / "candles.db", ManualClock()
-    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
+    clock = ManualClock()
+    order = FetchRequest(tmp_path, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
     async with (
         EmbeddedExchange(settings) as exchange,
         BybitClient(
