@@ -24,7 +24,14 @@ from tracepaper.replay.backtest.strategy_keys import strategy_name
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.report import metrics
-from tracepaper.replay.sweep.executor import RAY, InThisProcess, UnitExecutor, executor_on, limited
+from tracepaper.replay.sweep.executor import (
+    RAY,
+    InThisProcess,
+    UnitExecutor,
+    executor_on,
+    limited,
+    outcomes_of,
+)
 from tracepaper.replay.sweep.result import Sweep, chosen
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
 from tracepaper.replay.sweep.trial import (
@@ -222,23 +229,19 @@ class _Maker:
         )
 
     def _points(self, place: int, span: Span, part: str) -> None:
-        sampler, executor = self._sampler(place), self._executor
+        sampler = self._sampler(place)
         done = {number for at, of, number in self._cells if (at, of) == (place, part)}
         for number in sorted(done):
             result = self._cells[place, part, number]
             sampler.tell(number, result.point, result.value)
             self._report(result)
-        waiting = iter(number for number in range(sampler.count) if number not in done)
-        outstanding = 0
-        while True:
-            while outstanding < executor.slots and (wanted := next(waiting, None)) is not None:
-                point = sampler.ask(wanted)
-                executor.submit(Cell(place, part, wanted, point, span.from_ms, span.until_ms))
-                outstanding += 1
-            if not outstanding:
-                return
-            self._take(executor.next(), sampler)
-            outstanding -= 1
+        waiting = (
+            Cell(place, part, number, sampler.ask(number), span.from_ms, span.until_ms)
+            for number in range(sampler.count)
+            if number not in done
+        )
+        for result in outcomes_of(self._executor, waiting):
+            self._take(result, sampler)
 
     def _take(self, raw: CellResult, sampler: Sampler | None) -> None:
         result = self._judged(raw)
