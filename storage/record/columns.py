@@ -34,6 +34,7 @@ from tracepaper.strategies.types.decisions import (
     OrderRole,
     OrderStatus,
     PositionSide,
+    Regime,
 )
 from tracepaper.strategies.types.market import Category, RunKind, Side, Source
 from tracepaper.strategies.units import MONEY_DECIMALS, any_of
@@ -394,13 +395,13 @@ _BOOK: Final = _key("book")  # 0: the run's account; i: twin i of the step
 _OUTCOMES = (
     *_STEP,
     _BOOK,
-    _text("action", any_of(Action)),
+    _text("action", any_of(Action), Action),
     _text("reason", "the strategy's reason"),
     _whole("allowed", "1 if no gate refused it", FLAG),
     _text("refused_by", "the gate that refused it, the first to fail; else null", null=True),
     _whole("gate_set"),
     _whole("passed"),  # bit i: gate i of the set
-    _text("regime", "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`"),
+    _text("regime", any_of(Regime), Regime),
     _text(
         "unfilled_reason",
         "why the target is neither reached nor ordered; null where it is",
