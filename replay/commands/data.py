@@ -48,14 +48,6 @@ CalendarOption = Annotated[
         "--calendar", metavar="CODE", help="Shares: the exchange's calendar, such as XNAS."
     ),
 ]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        metavar="NAME",
-        help="File format, where the file name does not end in it; ? lists all.",
-    ),
-]
 
 
 @app.command()
@@ -65,7 +57,6 @@ def check(
     symbol: SymbolOption = None,
     category: CategoryOption = None,
     columns: ColumnsOption = None,
-    format_: FormatOption = None,
     calendar: CalendarOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -73,7 +64,7 @@ def check(
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
 
-    given = _given(symbol, category, columns, format_, calendar)
+    given = _given(symbol, category, columns, calendar)
     documents: list[dict[str, object]] = []
     refused = 0
     for path in paths:
@@ -103,7 +94,6 @@ def _given(
     symbol: str | None,
     category: Category | None,
     columns: Sequence[str] | None,
-    format_name: str | None,
     calendar: str | None,
 ) -> dict[str, Any]:
     """Return what a reader of candles is told; those of shares are read by a calendar."""
@@ -114,7 +104,6 @@ def _given(
         "symbol": symbol,
         "category": category if calendar is None else Category.STOCK,
         "columns": columns or (),
-        "format_name": format_name,
         "sessions_for": None if calendar is None else sessions_named(calendar),
     }
 
