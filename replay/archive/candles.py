@@ -52,16 +52,12 @@ class Rows:
 
     def select(self, rows: IntArray) -> Rows:
         """Return the given rows, in the given order."""
-
-        def selected(column: Decimals) -> Decimals:
-            return Decimals(column.mantissa[rows], column.places)
-
         return Rows(
             table=replace(self.table, columns={}, lines=self.table.lines[rows]),
             times=self.times[rows],
-            prices={name: selected(column) for name, column in self.prices.items()},
-            volume=selected(self.volume),
-            turnover=selected(self.turnover) if self.turnover else None,
+            prices={name: column[rows] for name, column in self.prices.items()},
+            volume=self.volume[rows],
+            turnover=self.turnover[rows] if self.turnover else None,
         )
 
 
@@ -488,11 +484,7 @@ def _oldest_first(
     if (steps > 0).any():
         row = int(np.flatnonzero(steps < 0)[0]) + 1
         raise DataInvalid(f"{table.place(row)}: the time goes back; sort the file.")
-    return (
-        times[::-1],
-        Decimals(price.mantissa[::-1], price.places),
-        Decimals(size.mantissa[::-1], size.places),
-    )
+    return times[::-1], price[::-1], size[::-1]
 
 
 def _turnover(price: Decimals, size: Decimals, first: IntArray) -> tuple[IntArray | None, int]:
