@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Condition = str | int | Sequence[str] | Sequence[int]
 """What a column must be equal to; of several values, any."""
-Values = tuple[str | int, ...]
 ANY: Final[Mapping[str, Condition]] = MappingProxyType({})
 BATCH_ROWS: Final = 512
 """Fewer rows than make Python look for garbage: with thousands alive, reading takes half longer."""
