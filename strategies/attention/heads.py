@@ -284,7 +284,7 @@ class HeadFigures(NamedTuple):
     effective_bars: float
     focus: float | None  # mass of its few heaviest distant bars; None of a short window
     stability: float
-    apart: float  # bits, from the mean of the other heads of its layer; 0 of a single one
+    separation: float  # bits, from the mean of the other heads of its layer; 0 of a single one
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -292,7 +292,7 @@ class HeadFigures(NamedTuple):
         marks = {
             "focused": self.focus is not None and self.focus >= EVENT_SHARE,
             "stable": self.stability >= STABLE_ABOVE,
-            "apart": self.apart >= APART_ABOVE,
+            "apart": self.separation >= APART_ABOVE,
         }
         return tuple(name for name, holds in marks.items() if holds)
 

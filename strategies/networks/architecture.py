@@ -185,10 +185,10 @@ HEADS: Final[dict[str, Head]] = {
 class Heads(nn.Module):
     """One linear layer over the last state; its slices become ``Outputs``."""
 
-    def __init__(self, dim: int, horizons: int, quantiles: int = 0, **further: Any) -> None:  # noqa: ANN401
-        """Give *horizons* quantiles and what *further* names of ``HeadSizes``."""
+    def __init__(self, dim: int, horizons: int, quantiles: int = 0, **auxiliary: Any) -> None:  # noqa: ANN401
+        """Give *horizons* quantiles and what *auxiliary* names of ``HeadSizes``."""
         super().__init__()
-        sizes = HeadSizes(quantiles, **further)
+        sizes = HeadSizes(quantiles, **auxiliary)
         self.widths = [head.width(sizes) for head in HEADS.values()]
         self.horizons = horizons
         self.levels = RegimeLevels(horizons, sizes.regimes) if sizes.regimes else None
@@ -208,11 +208,11 @@ class Heads(nn.Module):
         return _in_sigmas(outputs)
 
 
-def heads_of(config: NetworkConfig, *, horizons: int | None = None, **further: Any) -> Heads:  # noqa: ANN401
-    """Return the heads of *config*, with *further* ones; *horizons* that each row answers."""
+def heads_of(config: NetworkConfig, *, horizons: int | None = None, **auxiliary: Any) -> Heads:  # noqa: ANN401
+    """Return the heads of *config*, with *auxiliary* ones; *horizons* that each row answers."""
     ahead = len(config.horizons) if horizons is None else horizons
-    further |= {"allocation": config.allocation}
-    return Heads(config.dim, ahead, len(config.quantiles), **further)
+    auxiliary |= {"allocation": config.allocation}
+    return Heads(config.dim, ahead, len(config.quantiles), **auxiliary)
 
 
 def _in_sigmas(outputs: Outputs) -> Outputs:

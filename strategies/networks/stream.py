@@ -149,7 +149,7 @@ class StreamState:
         self.positions: list[WrapRing] = []
         self.counts: list[int] = []  # bars taken in since the last clear
         self.attended_pairs = 0  # pairs of query and visible key, over all layers and streams, ever
-        self._seen: dict[tuple[int, int], list[LayerBuffers]] = {}
+        self._views: dict[tuple[int, int], list[LayerBuffers]] = {}
         self.extend(streams)
 
     def extend(self, streams: int) -> None:
@@ -168,7 +168,7 @@ class StreamState:
                 WrapRing(capacity=capacity, shape=(), dtype=torch.int64, device=self._device)
             )
             self.counts.append(0)
-        self._seen.clear()
+        self._views.clear()
 
     def clear(self, stream: int = 0) -> None:
         """Forget *stream*; the count of pairs goes on."""
@@ -201,9 +201,9 @@ class StreamState:
                 first = at
         return runs
 
-    def seen(self, streams: slice) -> list[LayerBuffers]:
+    def buffers(self, streams: slice) -> list[LayerBuffers]:
         """Return each layer's buffers over adjacent *streams*, as views."""
-        buffers = self._seen.get((streams.start, streams.stop))
+        buffers = self._views.get((streams.start, streams.stop))
         if buffers is None:
             buffers = [
                 LayerBuffers(
@@ -214,7 +214,7 @@ class StreamState:
                 )
                 for layer in self.layers
             ]
-            self._seen[streams.start, streams.stop] = buffers
+            self._views[streams.start, streams.stop] = buffers
         return buffers
 
     def advance(self, stream: int, places: Tensor, history: Tensor) -> None:
@@ -378,7 +378,7 @@ class StreamingNetwork:
         for run in runs:
             state.places.rows[run.streams, run.end : run.end + rows.shape[1]] = places[run.group]
         hidden, phases = self.network.enter(rows.flatten(0, 1)[None], places.flatten())
-        buffers = [state.seen(run.streams) for run in runs]
+        buffers = [state.buffers(run.streams) for run in runs]
         heads, alone = self.config.heads, len(runs) == 1
         queries, keys, figures, norms = [], [], [], []
         for depth, block in enumerate(self.network.layers()):

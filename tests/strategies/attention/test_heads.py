@@ -169,7 +169,7 @@ def test_how_far_a_head_looks_is_in_bars_and_a_short_window_has_no_focus() -> No
     assert (figures.mean_age, figures.half_life) == (4.0, 2.0)
     assert figures.effective_bars == pytest.approx(2.0)
     assert figures.focus is None
-    assert figures.apart == 0.0
+    assert figures.separation == 0.0
 
 
 def persistent(bars: int, seed: int) -> Tensor:
