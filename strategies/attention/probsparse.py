@@ -45,7 +45,6 @@ from tracepaper.strategies.attention.reads import (
     CarriedRows,
     Fuse,
     Read,
-    row_confidence,
     whole_rows,
 )
 from tracepaper.strategies.attention.tiles import Entries, FuseTile, check_mass
@@ -218,40 +217,6 @@ def visible_counts(time: int, mask: Mask) -> Tensor:
     """Return how many keys each row of a full or a causal mask sees: int64 [row]."""
     at = torch.arange(1, time + 1, device="cpu")
     return at if mask.kind is MaskKind.CAUSAL else torch.full_like(at, time)
-
-
-@explanation
-def sparse_entropy(rows: SparseRows) -> Tensor:
-    """Return every row's entropy in nats [batch, head, time]: ``ln n`` for a lazy row."""
-    batch, heads, _, time = rows.weights.shape
-    lazy = visible_counts(time, rows.mask).to(rows.weights.device, rows.weights.dtype).log()
-    entropy: Tensor = torch.special.entr(rows.weights)
-    return lazy.expand(batch, heads, time).scatter(2, rows.active, entropy.sum(dim=-1))
-
-
-@explanation
-def active_confidence(rows: SparseRows) -> Tensor:
-    """Return the mean confidence of the rows that attend: [batch, head].
-
-    Lazy rows are left out: they are uniform by construction, 95 % of rows at factor 5 and 720
-    bars, and would hide what the attention does.
-    """
-    time = rows.weights.shape[-1]
-    entropy = sparse_entropy(rows).gather(2, rows.active)
-    counts = visible_counts(time, rows.mask).to(rows.active.device)[rows.active]
-    return row_confidence(entropy, counts).mean(dim=-1)
-
-
-@explanation
-def dense_rows(rows: SparseRows) -> Tensor:
-    """Return the whole matrix [batch, head, time, time]: the oracle for small N."""
-    batch, heads, _, time = rows.weights.shape
-    counts = visible_counts(time, rows.mask).to(rows.weights.device, rows.weights.dtype)
-    lazy = (1.0 / counts)[:, None].expand(time, time)
-    if rows.mask.kind is MaskKind.CAUSAL:
-        lazy = lazy.tril()
-    at = rows.active[..., None].expand(-1, -1, -1, time)
-    return lazy.expand(batch, heads, time, time).scatter(2, at, rows.weights)
 
 
 def _top(time: int, factor: int) -> int:

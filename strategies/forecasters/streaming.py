@@ -12,7 +12,6 @@ from torch import Tensor
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import PLAIN, Rollout, rollout
-from tracepaper.strategies.attention.time_buckets import cells_by_age
 from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
     Attribution,
@@ -35,6 +34,7 @@ from tracepaper.strategies.networks.stream import (
     StreamingNetwork,
     StreamState,
 )
+from tracepaper.strategies.time_buckets import cells_by_age
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 

@@ -27,18 +27,18 @@ from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.attention.streaming import TailRing, TailRings, WrapRing
-from tracepaper.strategies.attention.time_buckets import (
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.networks.architecture import Outputs
+from tracepaper.strategies.networks.encodings import ENCODINGS
+from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.stream_fusion import StreamFusion
+from tracepaper.strategies.time_buckets import (
     OLDER,
     BlockColumns,
     Ids,
     bucket_count,
     rows_by_age,
 )
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.networks.architecture import Outputs
-from tracepaper.strategies.networks.encodings import ENCODINGS
-from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.stream_fusion import StreamFusion
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 TILE_BARS: Final = 64

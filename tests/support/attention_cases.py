@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+import dense_attention as reference
 import torch
 from hypothesis import strategies as st
 from rounding import entry_roundings, gamma
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import Case, aged, bucketed, case, cases
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from rounding import gamma
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.attention.reads import Fusion

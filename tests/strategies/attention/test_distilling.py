@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dense_attention import dense_rows
 from rounding import gamma
 from torch import Tensor
 from torch.nn import functional
@@ -18,7 +19,6 @@ from tracepaper.strategies.attention.probsparse import (
     attend_sparsely,
     convolution_taps,
     convolve,
-    dense_rows,
     pooling_taps,
     push_taps,
     sample_keys,

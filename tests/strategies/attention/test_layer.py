@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import dense_attention as reference
 import pytest
 import torch
 from builders import present
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tracepaper.strategies.attention import Layer, Mask, Rollout, compiled, reference, rollout
+from tracepaper.strategies.attention import Layer, Mask, Rollout, compiled, rollout
 from tracepaper.strategies.attention.reads import Fuse
 from tracepaper.strategies.errors import AttentionInvalid
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dense_attention as reference
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.linear import (
     LinearLayer,
     LinearRead,

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from builders import present
+from dense_attention import dense_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,13 +17,10 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     SparseAttention,
     SparseRead,
-    active_confidence,
     attend_sparsely,
-    dense_rows,
     multiplications,
     push_sparse,
     sample_keys,
-    sparse_entropy,
 )
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -86,7 +84,7 @@ def test_windows_are_ranked_together_as_alone() -> None:
 
 def test_a_row_that_was_lazy_has_the_entropy_of_all_it_sees() -> None:
     attention = attended(60, Mask.full())
-    every = sparse_entropy(attention.rows)
+    every = torch.special.entr(dense_rows(attention.rows)).sum(dim=-1)
     for row in (0, 17, 59):
         wanted = 1.0 - every[..., row] / math.log(60)
         torch.testing.assert_close(
@@ -112,7 +110,7 @@ def test_the_product_is_that_of_the_dense_matrix(time: int, mask: Mask, rows: in
 def test_entropy_is_that_of_the_dense_matrix(mask: Mask) -> None:
     attention = attended(70, mask)
     wanted = torch.special.entr(dense_rows(attention.rows)).sum(dim=-1)
-    torch.testing.assert_close(sparse_entropy(attention.rows), wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(SparseRead(attention.rows).entropy(), wanted, rtol=0, atol=1e-12)
 
 
 def test_a_full_set_of_active_rows_is_ordinary_attention() -> None:
@@ -153,20 +151,6 @@ def test_the_last_places_go_to_the_earlier_of_rows_that_choose_alike() -> None:
     for active in attention.rows.active.flatten(0, 1).tolist():
         assert active[0] == 63
         assert sorted(active) == [0, 1, 2, 3, 4, 5, 6, 61, 62, 63]
-
-
-def test_active_confidence_leaves_the_lazy_rows_out() -> None:
-    attention = attended(300, Mask.full(), size=2.0)
-    entropy = torch.special.entr(dense_rows(attention.rows)).sum(dim=-1)
-    every = 1.0 - entropy / math.log(300)
-    wanted = torch.stack(
-        [
-            every.flatten(0, 1)[at, rows].mean()
-            for at, rows in enumerate(attention.rows.active.flatten(0, 1))
-        ]
-    )
-    torch.testing.assert_close(active_confidence(attention.rows).flatten(), wanted)
-    assert float(active_confidence(attention.rows).min()) > 5 * float(every.mean())
 
 
 def test_causal_probsparse_is_not_prefix_consistent() -> None:

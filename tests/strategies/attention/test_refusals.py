@@ -8,9 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import layers_of, rolled
+from dense_attention import dense_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,7 +24,6 @@ from tracepaper.strategies.attention import (
     confidence,
     cross_attend,
     probsparse,
-    reference,
     value_norms,
 )
 from tracepaper.strategies.attention.layer import Layer
@@ -200,7 +201,7 @@ def test_sparse_rows_of_half_numbers_keep_their_mass(
     assert (attention.output.dtype, attention.rows.weights.dtype) == (dtype, torch.float32)
     weights = torch.rand(2, 3, time, generator=generator).to(dtype)
     pushed = probsparse.push_sparse(attention.rows, weights)
-    matrix = probsparse.dense_rows(attention.rows).double()
+    matrix = dense_rows(attention.rows).double()
     wanted = (weights.double()[:, None] @ matrix).mean(dim=1)
     # Sums of up to 700 terms in float32.
     bound = time * torch.finfo(torch.float32).eps

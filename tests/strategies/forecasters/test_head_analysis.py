@@ -7,10 +7,11 @@ import models
 import numpy as np
 import pytest
 import torch
+from dense_attention import dense_rows
 from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.attention.probsparse import MapRead, SparseRead, Taps, dense_rows
+from tracepaper.strategies.attention.probsparse import MapRead, SparseRead, Taps
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import builders
+import dense_attention as reference
 import msgspec
 import numpy as np
 import pytest
 import torch
 from attention_cases import Case
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid

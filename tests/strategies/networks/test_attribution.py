@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import largest_score, tie_slack
+from dense_attention import dense_rows
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.layer import Layer, value_norms
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout, flow
@@ -18,7 +19,6 @@ from tracepaper.strategies.attention.probsparse import (
     MapRead,
     SparseRead,
     Taps,
-    dense_rows,
     push_taps,
 )
 from tracepaper.strategies.errors import AttentionInvalid, InvariantBroken

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import case, masks, rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracepaper.strategies.attention import reference, tiles
+from tracepaper.strategies.attention import tiles
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.attention.reads import Fuse, Fusion

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
-from tracepaper.strategies.attention.masks import Mask, shown_table
+from tracepaper.strategies.attention.masks import Mask, MaskKind, shown_table
+from tracepaper.strategies.attention.probsparse import SparseRows, visible_counts
 from tracepaper.strategies.attention.tiles import FADE
-from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tracepaper.strategies.attention.layer import Layer
-
-TIME_MAX: Final = 8_192
-"""The longest sequence whose matrices are stored; one layer of 4 heads is then 1 GiB."""
 
 
 def visible(time: int, mask: Mask, *, device: torch.device | None = None) -> Tensor:
@@ -50,11 +47,6 @@ def attention_matrix(
 ) -> Tensor:
     """Return softmax(scale·q·kᵀ) over the visible keys: [batch, head, time, time]."""
     time = query.shape[-2]
-    if time > TIME_MAX:
-        raise AttentionInvalid(
-            f"A stored matrix of {time} bars is too large; use at most {TIME_MAX} or another "
-            "backend."
-        )
     if scale is None:
         scale = float(query.shape[-1] ** -0.5)
     scores = (query @ key.transpose(-1, -2)) * scale  # [batch, head, time, time]
@@ -124,8 +116,7 @@ def rollout(
         mixed = residual_weight * identity + (1.0 - residual_weight) * fused
         mixed = mixed / mixed.sum(dim=-1, keepdim=True)
         product = mixed if product is None else mixed @ product
-    if product is None:
-        raise AttentionInvalid("There is no layer to roll out; give at least one.")
+    assert product is not None
     return product / product.sum(dim=-1, keepdim=True)
 
 
@@ -133,3 +124,13 @@ def entropy(matrix: Tensor) -> Tensor:
     """Return -Σ a·ln a of each row, in nats: [batch, head, time]."""
     terms: Tensor = torch.special.entr(matrix)
     return terms.sum(dim=-1)
+
+
+def dense_rows(rows: SparseRows) -> Tensor:
+    """Return the whole matrix of ProbSparse attention: [batch, head, time, time]."""
+    batch, heads, _, time = rows.weights.shape
+    lazy = (1.0 / visible_counts(time, rows.mask).to(rows.weights))[:, None].expand(time, time)
+    if rows.mask.kind is MaskKind.CAUSAL:
+        lazy = lazy.tril()
+    at = rows.active[..., None].expand(-1, -1, -1, time)
+    return lazy.expand(batch, heads, time, time).scatter(2, at, rows.weights)
