@@ -176,7 +176,7 @@ def explain_every(layers: Sequence[Layer]) -> Tensor:
 def dense(inputs: Inputs, mask: Mask) -> Tensor:
     """Return the last row's rollout by stored matrices and whole products."""
     time = inputs.queries[0].shape[2]
-    hidden = ~shown_table(mask, 1, time, time, inputs.queries[0].device)
+    hidden = ~shown_table(mask, time, time, inputs.queries[0].device)
     identity = torch.eye(time, dtype=inputs.queries[0].dtype, device=hidden.device)
     mixed = []
     for query, key, _ in inputs.layers:

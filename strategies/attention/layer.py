@@ -425,14 +425,14 @@ class Layer(Read):
         batch, _, queries, keys = self.shape
         if queries == keys and self.mask.first is None:
             return weights
-        at = first_of(self.mask, queries, keys, weights.device)[:, None]
-        at = (at + torch.arange(queries, device=weights.device)).expand(batch, -1)
+        at = first_of(self.mask, queries, keys)[:, None] + torch.arange(queries, device="cpu")
         if bool(((at < 0) | (at >= keys)).any()):
             raise AttentionInvalid(
                 "Some queries stand outside the keys, so their own share has no place; give keys "
                 "for all of them."
             )
         placed = weights.new_zeros(*weights.shape[:2], keys)
+        at = at.to(weights.device).expand(batch, -1)
         return placed.scatter_add_(2, at[:, None].expand_as(weights), weights)
 
     # --- fusions that need all heads of a row at once

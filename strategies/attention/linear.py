@@ -194,9 +194,8 @@ class LinearRead(Read):
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
         """Return how many keys each query sees."""
         batch, _, time, _ = self.shape
-        chosen = range(time) if queries is None else queries
-        counts = torch.tensor([self.mask.visible(row, time) for row in chosen])
-        return counts.expand(batch, -1)
+        counts = self.mask.visible(time, time)
+        return (counts if queries is None else counts[:, list(queries)]).expand(batch, -1)
 
     def content_free(self) -> LinearRead:
         """Return it with features that are all alike."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tracepaper.strategies.attention.masks import Mask, MaskKind, shown_table
+from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.probsparse import SparseRows, visible_counts
 from tracepaper.strategies.attention.tiles import FADE
 
@@ -19,7 +19,29 @@ if TYPE_CHECKING:
 
 def visible(time: int, mask: Mask, *, device: torch.device | None = None) -> Tensor:
     """Return the boolean [time, time] table of what each query sees by age."""
-    return shown_table(mask, 1, time, time, device)[0]
+    return shown_by(mask, 1, time, time).to(device)[0]
+
+
+def shown_by(mask: Mask, batch: int, queries: int, keys: int) -> Tensor:
+    """Return the boolean [batch, query, key] of what age, padding and ``leading_keys`` show."""
+    shown = torch.ones(batch, queries, keys, dtype=torch.bool)
+    for element in range(batch):
+        first = keys - queries if mask.first is None else mask.first
+        first = int(first[element] if isinstance(first, Sequence) else first)
+        key, place = torch.arange(keys), first + torch.arange(queries)[:, None]
+        shown[element] &= (key <= place) | (not mask.causal)
+        if mask.before is not None:
+            shown[element] &= place - key <= mask.before
+        if mask.after is not None:
+            shown[element] &= key - place <= mask.after
+        if mask.starts is not None:
+            shown[element] &= key >= int(mask.starts[element])
+        if mask.stops is not None:
+            shown[element] &= key < int(mask.stops[element])
+        if mask.leading_keys is not None:
+            counts = mask.leading_keys.cpu().reshape(-1, queries).expand(batch, -1)
+            shown[element] &= key < counts[element, :, None]
+    return shown
 
 
 def layer_matrix(layer: Layer) -> tuple[Tensor, Tensor]:
@@ -29,7 +51,7 @@ def layer_matrix(layer: Layer) -> tuple[Tensor, Tensor]:
     scores = layer.factor * layer.query.double() @ key.mT
     if layer.softcap is not None:
         scores = layer.softcap * torch.tanh(scores / layer.softcap)
-    shown = shown_table(layer.mask, batch, queries, keys, scores.device)
+    shown = shown_by(layer.mask, batch, queries, keys).to(scores.device)
     scores = scores.masked_fill(~shown[:, None], -torch.inf)
     dense = layer.mask.dense
     if dense is not None and dense.dtype == torch.bool:
