@@ -371,14 +371,14 @@ def rollout_buckets(
 ) -> AttendedTokens:
     """Return every row's rollout by bucket: "bars" [batch, time, bucket], oldest bucket first.
 
-    The *layers* have one of the masks of a kernel, and as many queries as keys.
+    The *layers* have one of the masks of a kernel, and as many queries as keys; their heads are
+    fused by the mean.
     ``first_bucket_bars`` is the length of the oldest bucket where the sequence starts inside one,
     so that buckets can follow absolute time. With *backend* tiles torch computes alone, with auto
     compiled loops do where they are built. Raises ``AttentionInvalid`` on what does not fit and
     when a head does not keep its mass.
     """
-    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    rolled = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
+    rolled = _rolled(layers, method, bucket_bars, first_bucket_bars, backend)
     ring, buckets = rolled.values.shape[2], int(rolled.bucket[-1]) + 1
     if ring == buckets:
         return _finished(rolled.values)
@@ -413,8 +413,7 @@ def rollout_by_age(
         raise AttentionInvalid(
             "A full mask looks both ways, so its rows have no age; use rollout_buckets."
         )
-    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    rolled = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
+    rolled = _rolled(layers, method, bucket_bars, first_bucket_bars, backend)
     ring = rolled.values.shape[2]
     ages = torch.arange(ring, device=rolled.bucket.device)
     place = rolled.bucket[:, None] - ages  # [time, age]
@@ -435,11 +434,20 @@ class _BucketRing(NamedTuple):
 
 
 def _rolled(
-    layers: Sequence[Layer], method: Rollout, *, bucket_bars: int, first: int, backend: str
+    layers: Sequence[Layer],
+    method: Rollout,
+    bucket_bars: int,
+    first_bucket_bars: int | None,
+    backend: str,
 ) -> _BucketRing:
-    """Carry every row up through the layers; the oldest bucket holds *first* bars."""
+    """Carry every row up through the layers."""
+    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
     if not layers:
         raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
+    if method.fusion != "mean" or method.discard_ratio:
+        raise AttentionInvalid(
+            "Every row at once is rolled out by the heads' mean without discarding; use rollout."
+        )
     mask, (batch, heads, time, _) = layers[0].mask, layers[0].shape
     for layer in layers:
         if layer.mask != mask or mask.kind is MaskKind.OTHER or layer.shape[2:] != (time, time):
@@ -467,14 +475,9 @@ def _rolled(
     values.scatter_(2, (bucket % ring)[:, None].expand(batch, -1, 1), 1.0)
     for depth, number in enumerate(used):
         layer, rho = layers[number], method.residual_weight
+        bars = (bucket_bars, lead, _reach(mask, depth, time) if is_whole_ring else None)
         below = values.to(layer.operand.kind)
-        if method.fusion == "mean" and method.discard_ratio == 0.0:
-            reach = _reach(mask, depth, time) if is_whole_ring else None
-            bars = (bucket_bars, lead, reach)
-            values = _mean_of_all_rows(layer, below, shares[number], rho, bars, backend)
-        else:
-            fuse = Fuse(method.fusion, shares[number], method.discard_ratio, rho)
-            values = layer.advance_all(below, fuse)
+        values = _mean_of_all_rows(layer, below, shares[number], rho, bars, backend)
     return _BucketRing(values, bucket)
 
 

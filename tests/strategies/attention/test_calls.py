@@ -21,7 +21,6 @@ from tracepaper.strategies import attention
 from tracepaper.strategies.attention import (
     GridRead,
     Layer,
-    LinearRead,
     MapRead,
     Mask,
     MatrixRead,
@@ -187,20 +186,20 @@ def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
         MatrixRead(lay(matrix)),
         MapRead(probsparse.convolution_taps(query.detach()[:, 0, :, None].expand(-1, -1, 3, -1))),
     ]
-    even = linear.attend_linearly(query.exp(), key.exp(), value, Mask())
+    even, read = linear.attend_linearly(query.exp(), key.exp(), value, Mask())
     inputs = (query, key, value)
     with torch.autocast("cpu", enabled=False):  # as training does
         slopes = [
             *torch.autograd.grad(sparse_attention.output, inputs, given[3], retain_graph=True),
-            *torch.autograd.grad(even.output, inputs, given[3]),
+            *torch.autograd.grad(even, inputs, given[3]),
         ]
     return [
         sparse_attention.output,
         few,
         *features,
         *rolled(reads, ROWS),
-        *rolled([LinearRead(even.layer)], ROWS),
-        even.output,
+        *rolled([read], ROWS),
+        even,
         *slopes,
     ]
 
@@ -335,7 +334,7 @@ def test_gradients_are_those_of_stored_matrices_and_second_ones_are_refused(mask
 
 
 def test_every_public_call_is_asked_here() -> None:
-    kinds = {"Attention", "AttendedTokens", "Mask"}
+    kinds = {"Attention", "AttendedTokens", "LinearRead", "Mask"}
     public = {
         name
         for name, value in vars(attention).items()

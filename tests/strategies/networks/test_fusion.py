@@ -83,17 +83,6 @@ def test_many_small_tiles_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(often, once, rtol=0, atol=1e-14)
 
 
-def test_forward_and_backward_steps_are_one_matrix() -> None:
-    layer = case(Mask.window(9), time=30, batch=2, layers=1).layers[0]
-    fuse = Fuse("max", residual_weight=0.3)
-    identity = torch.eye(30, dtype=torch.float64).expand(2, -1, -1).clone()
-    above, moved, _ = layer.advance(identity, fuse)
-    backward = 0.3 * above + 0.7 * moved
-    forward = layer.advance_all(identity, fuse)
-    torch.testing.assert_close(backward, forward, rtol=0, atol=1e-14)
-    torch.testing.assert_close(forward.sum(dim=-1), torch.ones(2, 30, dtype=torch.float64))
-
-
 def test_a_row_that_keeps_nothing_is_refused_where_no_residual_is_left() -> None:
     sample = case(Mask.full(), time=60, layers=1, size=4.0)
     with pytest.raises(AttentionInvalid, match="raise residual_weight or lower discard_ratio"):
