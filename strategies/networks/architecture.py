@@ -36,7 +36,6 @@ from tracepaper.strategies.attention.probsparse import (
     MapRead,
     Multiplications,
     SparseRead,
-    Taps,
 )
 from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import (
@@ -340,9 +339,9 @@ class Trace:
             at = self.places.get(placed.target, (placed.shape[2] - 1,))
             self.decided.append((placed, at))
 
-    def map(self, taps: Taps) -> None:
+    def map(self, read: MapRead) -> None:
         """Add a map of time."""
-        self.reads.append(MapRead(taps, step=len(self.reads)))
+        self.reads.append(replace(read, step=len(self.reads)))
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.probsparse import SparseRows, visible_counts
+from tracepaper.strategies.attention.probsparse import SparseRead, visible_counts
 from tracepaper.strategies.attention.tiles import FADE
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def entropy(matrix: Tensor) -> Tensor:
     return terms.sum(dim=-1)
 
 
-def dense_rows(rows: SparseRows) -> Tensor:
+def dense_rows(rows: SparseRead) -> Tensor:
     """Return the whole matrix of ProbSparse attention: [batch, head, time, time]."""
     batch, heads, _, time = rows.weights.shape
     lazy = (1.0 / visible_counts(time, rows.mask).to(rows.weights))[:, None].expand(time, time)

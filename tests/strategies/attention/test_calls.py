@@ -21,12 +21,10 @@ from tracepaper.strategies import attention
 from tracepaper.strategies.attention import (
     GridRead,
     Layer,
-    MapRead,
     Mask,
     MatrixRead,
     Read,
     Rollout,
-    SparseRead,
     Stream,
     attend,
     capture,
@@ -177,24 +175,26 @@ def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask ProbSparse and linear attention, with gradients where they have some."""
     query, key, value = (x.detach().requires_grad_() for x in given[:3])
     drawn = lay(probsparse.sample_keys(TIME, Mask(), factor=1, seed=1))
-    few = probsparse.attend_rows(query, key, value, [1]).output
+    few = probsparse.attend_rows(query, key, value, [1])[0]
     features = linear.random_features(query, key, key[0, :, :3].detach())
-    sparse_attention = probsparse.attend_sparsely(query, key, value, Mask(), drawn, factor=1)
-    matrix = reference.dense_rows(sparse_attention.rows)
+    sparse_attention, sparse_read = probsparse.attend_sparsely(
+        query, key, value, Mask(), drawn, factor=1
+    )
+    matrix = reference.dense_rows(sparse_read)
     reads: list[Read] = [
-        SparseRead(sparse_attention.rows),
+        sparse_read,
         MatrixRead(lay(matrix)),
-        MapRead(probsparse.convolution_taps(query.detach()[:, 0, :, None].expand(-1, -1, 3, -1))),
+        probsparse.convolution_taps(query.detach()[:, 0, :, None].expand(-1, -1, 3, -1)),
     ]
     even, read = linear.attend_linearly(query.exp(), key.exp(), value, Mask())
     inputs = (query, key, value)
     with torch.autocast("cpu", enabled=False):  # as training does
         slopes = [
-            *torch.autograd.grad(sparse_attention.output, inputs, given[3], retain_graph=True),
+            *torch.autograd.grad(sparse_attention, inputs, given[3], retain_graph=True),
             *torch.autograd.grad(even, inputs, given[3]),
         ]
     return [
-        sparse_attention.output,
+        sparse_attention,
         few,
         *features,
         *rolled(reads, ROWS),
@@ -334,7 +334,7 @@ def test_gradients_are_those_of_stored_matrices_and_second_ones_are_refused(mask
 
 
 def test_every_public_call_is_asked_here() -> None:
-    kinds = {"Attention", "AttendedTokens", "LinearRead", "Mask"}
+    kinds = {"Attention", "AttendedTokens", "LinearRead", "MapRead", "Mask", "SparseRead"}
     public = {
         name
         for name, value in vars(attention).items()
