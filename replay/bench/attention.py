@@ -27,12 +27,7 @@ from tracepaper.strategies.attention.capturing import capture
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, MaskKind, shown_table
-from tracepaper.strategies.attention.methods import (
-    confidence,
-    rollout,
-    rollout_buckets,
-    rollout_by_age,
-)
+from tracepaper.strategies.attention.methods import confidence, rollout, rollout_buckets
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Network
@@ -169,8 +164,8 @@ def explain(layers: Sequence[Layer], backend: str = "auto") -> Tensor:
 
 def explain_every(layers: Sequence[Layer]) -> Tensor:
     """Return every row's rollout over buckets of 64 bars."""
-    every = rollout_buckets if layers[0].mask.kind is MaskKind.FULL else rollout_by_age
-    return every(layers).weights["bars"]
+    by_age = layers[0].mask.kind is not MaskKind.FULL
+    return rollout_buckets(layers, by_age=by_age).weights["bars"]
 
 
 def dense(inputs: Inputs, mask: Mask) -> Tensor:

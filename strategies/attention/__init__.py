@@ -19,7 +19,6 @@ from tracepaper.strategies.attention.methods import entropy as entropy
 from tracepaper.strategies.attention.methods import flow as flow
 from tracepaper.strategies.attention.methods import rollout as rollout
 from tracepaper.strategies.attention.methods import rollout_buckets as rollout_buckets
-from tracepaper.strategies.attention.methods import rollout_by_age as rollout_by_age
 from tracepaper.strategies.attention.methods import trained_entropy as trained_entropy
 from tracepaper.strategies.attention.probsparse import MapRead as MapRead
 from tracepaper.strategies.attention.probsparse import SparseRead as SparseRead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dense_attention as reference
 import pytest
 import torch
-from attention_cases import Case, aged, bucketed, case, cases
+from attention_cases import Case, bucketed, case, cases
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rounding import gamma
@@ -44,8 +44,10 @@ def test_ages_are_the_buckets_counted_from_the_row(
     first = 1 + time % bucket_bars
     chosen = Rollout(start_layer=start_layer)
     ages, whole = (
-        each(sample.layers, chosen, bucket_bars=bucket_bars, first_bucket_bars=first).weights
-        for each in (aged, bucketed)
+        bucketed(
+            sample.layers, chosen, bucket_bars=bucket_bars, first_bucket_bars=first, by_age=by_age
+        ).weights
+        for by_age in (True, False)
     )
     bucket = (torch.arange(time) + bucket_bars - first) // bucket_bars
     wanted = torch.zeros_like(ages)
@@ -61,7 +63,7 @@ def test_ages_are_the_buckets_counted_from_the_row(
 def test_ages_of_a_full_mask_and_other_fusions_are_refused() -> None:
     sample = case(Mask.full())
     with pytest.raises(AttentionInvalid, match="looks both ways"):
-        aged(sample.layers)
+        bucketed(sample.layers, by_age=True)
     with pytest.raises(AttentionInvalid, match="by the heads' mean without discarding"):
         bucketed(sample.layers, Rollout(fusion="max"))
 

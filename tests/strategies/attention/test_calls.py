@@ -41,7 +41,6 @@ from tracepaper.strategies.attention import (
     relevance_rules,
     rollout,
     rollout_buckets,
-    rollout_by_age,
     trained_entropy,
     value_norms,
 )
@@ -208,7 +207,7 @@ def bucketed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask for every row by bucket and by age."""
     total = sums(given[0], given[1], Mask.window(7), lay)
     layer = [Layer(given[0], given[1], None, total, Mask.window(7))]
-    every = rollout_buckets(layer, bucket_bars=4), rollout_by_age(layer, bucket_bars=4)
+    every = (rollout_buckets(layer, bucket_bars=4, by_age=by_age) for by_age in (False, True))
     return [bucket.weights["bars"] for bucket in every]
 
 
@@ -340,5 +339,5 @@ def test_every_public_call_is_asked_here() -> None:
         for name, value in vars(attention).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
-    assert len(public) == 26
+    assert len(public) == 25
     assert public - kinds <= set(globals())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from attention_cases import aged, layers_of, rolled
+from attention_cases import bucketed, layers_of, rolled
 from torch import Tensor
 
 from tracepaper.strategies.attention.kernels import attend, cross_attend
@@ -51,7 +51,7 @@ def computed(mask: Mask) -> list[Tensor]:
             Rollout(fusion="gradient"),
         ).weights
     )
-    parts.append(aged(layers_of(queries, keys, sums, mask)).weights)
+    parts.append(bucketed(layers_of(queries, keys, sums, mask), by_age=True).weights)
     parts.append(Layer(queries[0], keys[0], None, sums[0], mask).entropy())
     return parts
 
