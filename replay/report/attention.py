@@ -23,7 +23,7 @@ from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
-from tracepaper.strategies.attention.time_buckets import cells_by_age
+from tracepaper.strategies.time_buckets import cells_by_age
 
 COLUMNS_MAX: Final = 240
 """Columns of the heatmap over time; each is the mean of the decisions in it."""

@@ -314,7 +314,7 @@ FIGURES: Final = (
     of_field("effective_bars", "spread as over", "days", "figures.effective_bars", wide=True),
     of_field("focus", "focus", "share", "figures.focus"),
     of_field("stability", "stability", "ratio", "figures.stability"),
-    of_field("apart", "apart", "ratio", "figures.apart"),
+    of_field("apart", "apart", "ratio", "figures.separation"),
     *_tied("volume", "with volume"),
     *_tied("volatility", "with volatility"),
     *_tied("extremes", "at extremes"),
