@@ -215,7 +215,7 @@ class _ModelJudgement(NamedTuple):
     interval_ms: int
     every: list[Judgement]
     findings: Sequence[Table] = ()
-    beside: tuple[tuple[str, str], ...] = ()
+    compared: tuple[tuple[str, str], ...] = ()
 
 
 def _print(judged: _ModelJudgement, html: Path | None, *, as_json: bool) -> None:
@@ -236,7 +236,7 @@ def _print(judged: _ModelJudgement, html: Path | None, *, as_json: bool) -> None
             {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
             for of in judged.findings
         ]
-        others = [{"name": name, "id": other} for name, other in judged.beside]
+        others = [{"name": name, "id": other} for name, other in judged.compared]
         print_json(
             {**as_document(model_id, judged.recipe, every), "findings": findings, "beside": others}
         )
@@ -393,7 +393,7 @@ def _with_rival(judged: _ModelJudgement, name: str, reading: _Reading) -> _Model
     )
 
     of = _read(reading, name, interval_ms=judged.interval_ms, is_rival=True)
-    if of.model_id in (judged.model_id, *(other for _, other in judged.beside)):
+    if of.model_id in (judged.model_id, *(other for _, other in judged.compared)):
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
     require_interval(name, of.data, judged.interval_ms)
     try:
@@ -408,7 +408,7 @@ def _with_rival(judged: _ModelJudgement, name: str, reading: _Reading) -> _Model
         replace(judgement, openings=before.openings)
         for judgement, before in zip(opened, judged.every, strict=True)
     ]
-    return judged._replace(every=every, beside=(*judged.beside, (name, of.model_id)))
+    return judged._replace(every=every, compared=(*judged.compared, (name, of.model_id)))
 
 
 def _tell_untrained(sentences: Sequence[str], *, as_json: bool) -> None:

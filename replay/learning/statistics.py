@@ -110,8 +110,10 @@ def crps_of(location: Array, scale: Array, dof: Array, value: Array) -> Array:
     z = (value - location) / scale
     log_density = -0.5 * np.log(dof) - betaln(0.5, dof / 2) - (dof + 1) / 2 * np.log1p(z * z / dof)
     spread = (dof + z * z) / (dof - 1.0)
-    apart = np.exp(betaln(0.5, dof - 0.5) - 2 * betaln(0.5, dof / 2)) * np.sqrt(dof) / (dof - 1.0)
-    inner = z * (2 * stdtr(dof, z) - 1) + 2 * np.exp(log_density) * spread - 2 * apart
+    separation = (
+        np.exp(betaln(0.5, dof - 0.5) - 2 * betaln(0.5, dof / 2)) * np.sqrt(dof) / (dof - 1.0)
+    )
+    inner = z * (2 * stdtr(dof, z) - 1) + 2 * np.exp(log_density) * spread - 2 * separation
     score: Array = scale * inner
     return score
 

@@ -72,7 +72,7 @@ def windows(
     for cuts in order:
         of = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
         taken = [(samples, slice(max(start, stop - rows), stop)) for samples, start, stop in of]
-        known = {
+        by_label = {
             name: [
                 np.nan_to_num(s.labels[name][:, at], nan=LABELS[name].missing) for s, at in taken
             ]
@@ -80,7 +80,9 @@ def windows(
         }
         cuts_of = [(samples.panel, start, stop) for samples, start, stop in of]
         values, positions = inputs(cuts_of, length, by_last=learnt == 1)
-        labels = {name: _stacked(each, rows, has_assets=has_assets) for name, each in known.items()}
+        labels = {
+            name: _stacked(each, rows, has_assets=has_assets) for name, each in by_label.items()
+        }
         weights = _stacked([s.weights[None, at] for s, at in taken], rows)
         yield Batch(values, labels, weights, positions)
 

@@ -67,17 +67,17 @@ class _Columns:
 
     def __init__(self, decisions: int) -> None:
         self._stride = max(1, -(-decisions // COLUMNS_MAX))
-        self._seen = 0
+        self._added = 0
         self._sums: Floats | None = None
 
     def add(self, rollout: Floats) -> None:
         """Take in the next decisions: [decision, cell]."""
         if self._sums is None:
             self._sums = np.zeros((COLUMNS_MAX, rollout.shape[1]))
-        places = (self._seen + np.arange(len(rollout))) // self._stride
+        places = (self._added + np.arange(len(rollout))) // self._stride
         starts = np.flatnonzero(np.diff(places, prepend=-1))
         self._sums[places[starts]] += np.add.reduceat(rollout, starts)
-        self._seen += len(rollout)
+        self._added += len(rollout)
 
     def means(self) -> Floats:
         """Return each column's mean, [cell, column]."""
@@ -107,8 +107,8 @@ class _Columns:
 
     def _spans(self) -> tuple[Ints, Ints]:
         """Return where each column starts among the decisions, and how many it has."""
-        starts = np.arange(0, self._seen, self._stride)
-        return starts, np.diff(np.append(starts, self._seen))
+        starts = np.arange(0, self._added, self._stride)
+        return starts, np.diff(np.append(starts, self._added))
 
 
 def read_attention(
@@ -228,8 +228,8 @@ class InfluenceGroup(NamedTuple):
     trades: int
     mean: Floats  # [symbol]: of where the entries' decisions looked
     error: Floats  # NaN of a single trade
-    own: float  # of the traded symbol itself
-    own_error: float
+    traded: float  # of the traded symbol itself
+    traded_error: float
 
 
 @dataclass(frozen=True)
@@ -499,7 +499,9 @@ PAIRS_KEPT: Final = 100
 def _entries(influence: InfluenceReport) -> Table:
     """Compare where the entries of winners and of losers looked."""
     most = np.argsort(-np.max([group.mean for group in influence.groups], axis=0), kind="stable")
-    own_shares = {group.name: estimate(group.own, group.own_error) for group in influence.groups}
+    own_shares = {
+        group.name: estimate(group.traded, group.traded_error) for group in influence.groups
+    }
     rows: list[Cells] = [{"bars": "its own", **own_shares}]
     for at in most.tolist():
         each = {

@@ -232,9 +232,9 @@ def _cells(weights: Floats) -> MapCells:
     bars = weights.shape[1]
     cells = np.linspace(0, bars, min(bars, COLUMNS_MAX), endpoint=False)
     firsts = np.unique(cells.astype(np.int64))
-    known = np.isfinite(weights)
-    counts = np.add.reduceat(known.astype(np.float64), firsts, axis=1)
-    sums = np.add.reduceat(np.where(known, weights, 0.0), firsts, axis=1)
+    finite = np.isfinite(weights)
+    counts = np.add.reduceat(finite.astype(np.float64), firsts, axis=1)
+    sums = np.add.reduceat(np.where(finite, weights, 0.0), firsts, axis=1)
     shares = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     return MapCells(np.where(shares > 0, shares, np.nan), firsts)
 

@@ -123,14 +123,14 @@ def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
     maps = report.attention.heatmaps
     left_out = len(maps) - INSTRUMENTS_MAX
     shown = maps[:INSTRUMENTS_MAX]
-    looked = "Where the attention of every decision flowed"
+    attended = "Where the attention of every decision flowed"
     if report.record.config.model.by_relevance:
-        looked = "What moved the forecast of every decision (relevance)"
+        attended = "What moved the forecast of every decision (relevance)"
     return _present(
         [
             _section("Attention"),
             Paragraph(
-                f"{looked}, by the age of the bars. The ribbon "
+                f"{attended}, by the age of the bars. The ribbon "
                 "is the regime: full colour where attention lay on recent bars (MOMENTUM), pale "
                 "between, grey where on distant ones (MEAN_REVERSION)."
             ),

@@ -50,8 +50,8 @@ from tracepaper.replay.learning.inspection.model import (
     Subject,
     answer_of,
     ask,
+    attended,
     days_of,
-    looked,
 )
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.metrics import (
@@ -142,10 +142,10 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
         if network.takes_any_length
         else "all earlier rows neutral, the mean of each feature over the training part"
     )
-    beside = ""
+    of_mix = ""
     if subject.mix is not None:
-        beside = " The variance is the ensemble's, whose row model sees its row as it is."
-    note = f"A part of the window is seen alone: {how}.{beside} The model sees it all."
+        of_mix = " The variance is the ensemble's, whose row model sees its row as it is."
+    note = f"A part of the window is seen alone: {how}.{of_mix} The model sees it all."
     return [
         forecaster_table(
             "ablation",
@@ -217,7 +217,7 @@ def orders(
     window = torch.from_numpy(rows)
     if network.has_attention:
         candidates.insert(
-            0, BarOrder("rollout", ranked(looked(network, rows, positions)[:-1]), both)
+            0, BarOrder("rollout", ranked(attended(network, rows, positions)[:-1]), both)
         )
     neutral = torch.from_numpy(subject.neutral)
     for at, target in enumerate(TARGETS):
@@ -559,7 +559,7 @@ def network_games(subject: Subject, network: Network, decision: DecidedBar) -> l
     of_bar, positions = blocks(count), decision.positions(count)
     rows = decision.rows(count)
     neutral, window = torch.from_numpy(subject.neutral), torch.from_numpy(rows)
-    ours = np.bincount(of_bar, looked(network, rows, positions)).astype(np.float64)
+    ours = np.bincount(of_bar, attended(network, rows, positions)).astype(np.float64)
     group = torch.from_numpy(of_bar)
 
     def game(target: str) -> Answer:

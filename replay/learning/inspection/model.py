@@ -262,7 +262,7 @@ def answer_of(
     return answer
 
 
-def looked(network: Network, window: Rows, positions: Tensor) -> Array:
+def attended(network: Network, window: Rows, positions: Tensor) -> Array:
     """Return where *network* looks in one *window* [bar, feature]: the rollout's weights [bar]."""
     x = torch.from_numpy(window[None, :, : network.config.features])
     with torch.inference_mode():
@@ -310,10 +310,10 @@ class StoredNetwork:
     """``[gradients]`` of its card: the flow while it was fitted; empty of older checkpoints."""
 
     @classmethod
-    def open(cls, name: str, beside: SideInputs | None = None) -> Self:
+    def open(cls, name: str, inputs: SideInputs | None = None) -> Self:
         """Return that of the checkpoint *name*: a bundled one, or a folder.
 
-        *beside* are covariates or order books of which rows are made, as those that it was trained
+        *inputs* are covariates or order books of which rows are made, as those that it was trained
         with were.
 
         Raises ``CheckpointMismatch`` for a checkpoint that is not whole, and ``ConfigInvalid`` for
@@ -339,7 +339,7 @@ class StoredNetwork:
             folder,
             checkpoint.id,
             restore(card, tensors),
-            _schema(card, beside),
+            _schema(card, inputs),
             INTERVALS.get(str(checkpoint.card["market"].get("interval")), 0),
             card.get("gradients", {}),
         )
@@ -384,8 +384,8 @@ class StoredNetwork:
         if joined is None:
             return plain
         if isinstance(joined, OtherColumns):  # whose bars are among the candles
-            beside = OtherInputs(joined.source.symbol).of_bars(plain, schema.names)
-            return joined_to(plain, beside.joined(0))
+            others = OtherInputs(joined.source.symbol).of_bars(plain, schema.names)
+            return joined_to(plain, others.joined(0))
         if joined.source == NO_FILE:
             raise ConfigInvalid(
                 f"The network was {_trained_with(joined)}, and candles of the same time by --data."
@@ -494,19 +494,19 @@ def _trained_with(joined: CovariateColumns) -> str:
     return f"trained with the covariates {columns}; give a file of them by --covariates"
 
 
-def _schema(card: Mapping[str, Any], beside: SideInputs | None) -> FeatureSchema:
-    """Return the features of *card*, with those of what is given *beside* candles."""
-    if beside is None and (symbol := other_of(card)):
+def _schema(card: Mapping[str, Any], inputs: SideInputs | None) -> FeatureSchema:
+    """Return the features of *card*, with those of what is given as *inputs* beside candles."""
+    if inputs is None and (symbol := other_of(card)):
         nothing = np.empty((0, 0), np.float32)
         return known_schema(card, KnownOtherBars(symbol, (), np.empty(0, np.int64), nothing))
     takes_files = takes_vectors(card) or book_features.reading_of(card) is not None
-    if beside is None:
+    if inputs is None:
         return known_schema(card, NO_FILE if takes_files else None)
     if not takes_files:
         raise ConfigInvalid(
             "The network was trained on bars alone; leave --covariates and --depth out."
         )
-    return known_schema(card, source_for(card, beside))
+    return known_schema(card, source_for(card, inputs))
 
 
 def _begun(path: Path) -> Path:
@@ -540,5 +540,5 @@ def open_checkpoint(
     *covariates* is a file of those that it was trained with, *depth* are files of order books for
     one that reads these. Raises as ``StoredNetwork.open``.
     """
-    beside = SideFiles(None if covariates is None else Path(covariates), [*map(Path, depth)])
-    return StoredNetwork.open(name, beside.read())
+    files = SideFiles(None if covariates is None else Path(covariates), [*map(Path, depth)])
+    return StoredNetwork.open(name, files.read())

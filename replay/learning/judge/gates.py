@@ -228,7 +228,7 @@ def explained_rows(
         for samples, of in zip(assets, zip(*each, strict=True), strict=True):
             place = 0 if not parts else int(parts[-1].labels["place"][-1]) + horizon + 1
             answers = list(chain.from_iterable(of))
-            parts.append(_beside(forecaster, samples, rows, answers, horizon, slope, place))
+            parts.append(_with_outcomes(forecaster, samples, rows, answers, horizon, slope, place))
     if not parts:
         raise DataInvalid(
             f"No segment holds {forecaster.context} bars before a labelled one; give more data."
@@ -254,7 +254,7 @@ def _as_run(
     return [[answers[row - first] for row in rows.tolist()]]
 
 
-def _beside(
+def _with_outcomes(
     forecaster: Forecaster,
     samples: Samples,
     rows: Ints,

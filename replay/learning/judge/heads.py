@@ -499,6 +499,6 @@ def _pairs(material: Dataset, part: Part) -> Forecasts | None:
             names = [" ".join(sorted(pair)) for pair in combinations(panel.symbols, 2)]
             for place in np.argsort(names).tolist() if usable.any() else ():
                 of_pair = {OTHERS[0]: ewma[place, usable]}
-                beside = names[place], opened, horizon, material.interval_ms, of_pair
-                parts.append(pair_rows(*beside, realised[place, usable]))
+                cells = names[place], opened, horizon, material.interval_ms, of_pair
+                parts.append(pair_rows(*cells, realised[place, usable]))
     return concatenated(parts) if parts else None

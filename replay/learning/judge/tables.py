@@ -306,7 +306,7 @@ def _paired(judgement: Judgement) -> Iterable[Table]:
 
 
 @shown("beside")
-def _beside(judgement: Judgement) -> Iterable[Table]:
+def _rivals(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each other model on the rows that both answer, a table a metric."""
     for rows in (judgement.forecasts, judgement.forecasts.held):
         if rows is not None and rows.compared:
@@ -542,7 +542,7 @@ def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
 
 
 @across("beside_spans")
-def _beside_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
+def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return against which other models the verdict is one on every span."""
     if len(every) < 2:
         return
