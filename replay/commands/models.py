@@ -237,26 +237,21 @@ def _condition(network_check: NetworkCheck) -> Iterator[Part]:
 
 def _unproven(checkpoints: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
     """Return the kinds of which no checkpoint in *checkpoints* has beaten persistence."""
+    import msgspec
+
     from tracepaper.replay.learning.card import experimental
+    from tracepaper.storage.checkpoints import Card
     from tracepaper.strategies.forecasters.build import model_kinds
 
     proven = {
-        section.get("kind")
-        for _, card in checkpoints
-        for section, name in ((card["model"], "model"), (_network_half(card), "network_half"))
-        if not experimental(card, of=name)
+        part.model.kind
+        for card in (msgspec.convert(table, Card) for _, table in checkpoints)
+        for part, name in ((card, "model"), (card.parts.get("network"), "network_half"))
+        if part is not None and not experimental(card, of=name)
     }
     return [
         name for name, kind in model_kinds().items() if kind.is_experimental and name not in proven
     ]
-
-
-def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return ``[model]`` of an ensemble's network; empty for another card."""
-    parts = card.get("parts")
-    half = parts.get("network") if isinstance(parts, dict) else None
-    section = half.get("model") if isinstance(half, dict) else None
-    return section if isinstance(section, dict) else {}
 
 
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.report.metrics import is_credible
+from tracepaper.storage.checkpoints import Card
 
 LEVEL: Final = 0.05
 """A difference is credible below it."""
@@ -24,8 +27,8 @@ PAIRED: Final = "paired"
 
 
 def card_sentences(card: Mapping[str, Any]) -> list[str]:
-    """List what *card* says of itself."""
-    return list(card.get("honesty", {}).get("sentences", []))
+    """List what *card* says of itself; nothing of none."""
+    return msgspec.convert(card, Card).honesty.sentences if card else []
 
 
 def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str) -> list[str]:
