@@ -240,8 +240,7 @@ def _own_figures(section: Mapping[str, Any]) -> dict[str, float]:
 
 def _of_model(figure: Mapping[str, Any]) -> Sequence[float] | None:
     """Return the figure of the judged model itself: of a network, or of any other."""
-    pair: Sequence[float] | None = figure.get("network", figure.get("model"))
-    return pair
+    return figure.get("network", figure.get("model"))
 
 
 def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:

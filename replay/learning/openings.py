@@ -155,7 +155,7 @@ def opened_by_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> 
 def read_openings(path: Path) -> list[SpanOpening]:
     """Return the openings that *path* holds; none where there is no file."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))["opening"]
         return [
             SpanOpening(
                 str(row["recipe"]),
@@ -164,7 +164,7 @@ def read_openings(path: Path) -> list[SpanOpening]:
                 date_ms(str(row["from"])),
                 date_ms(str(row["until"])),
             )
-            for row in document["opening"]
+            for row in rows
         ]
     except FileNotFoundError:
         return []

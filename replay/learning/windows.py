@@ -303,17 +303,23 @@ def _by_window(network: Network, segment: Segment, rows: Ids) -> Iterator[Output
 
 def thinned(rows: Ids, total: int, network: Network) -> Ids:
     """Return *rows*, of *total* in a part; evenly fewer where each costs a whole window."""
-    if network.answers_every_row:
-        return rows
-    return rows[:: -(-total // WINDOWS_JUDGED)]
+    return rows if network.answers_every_row else rows[:: -(-total // WINDOWS_JUDGED)]
 
 
-def judged_rows(network: Network, part: Sequence[Samples]) -> list[tuple[Samples, Ids]]:
-    """Return the labelled rows with a full context of each segment that has some, ``thinned``."""
-    rows = [samples.whole_rows(network.config.receptive_field) for samples in part]
+def judged_rows(
+    network: Network | None, part: Sequence[Samples], at_most: int | None = None
+) -> list[tuple[Samples, Ids]]:
+    """Return the labelled rows with a full context of each segment that has some, ``thinned``.
+
+    Evenly fewer where there are more than *at_most*. A model without a network sees one row.
+    """
+    context = 1 if network is None else network.config.receptive_field
+    rows = [samples.whole_rows(context) for samples in part]
     total = sum(map(len, rows))
-    every = ((s, thinned(of, total, network)) for s, of in zip(part, rows, strict=True))
-    return [(samples, chosen) for samples, chosen in every if len(chosen)]
+    step = 1 if at_most is None else max(-(-total // at_most), 1)
+    if network is not None and step == 1:
+        rows = [thinned(of, total, network) for of in rows]
+    return [(s, of[::step]) for s, of in zip(part, rows, strict=True) if len(of)]
 
 
 def no_context(part: Part, rows: int) -> ConfigInvalid:
