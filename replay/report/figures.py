@@ -16,6 +16,7 @@ from tracepaper.replay.document.values import (
     Figure,
     Form,
     Table,
+    Value,
     estimate,
     of_field,
     of_row,
@@ -24,7 +25,6 @@ from tracepaper.replay.document.values import (
     table_of,
 )
 from tracepaper.replay.report import metrics
-from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.benchmarks import RANDOM_TWINS, Refusal, random_twins
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.metrics import (
@@ -291,16 +291,21 @@ def _decided(report: Report) -> Iterator[Table]:
     if gains := _reweightings(report.record):
         title = "What new weights were expected to gain"
         yield table("reweightings", title, REWEIGHTINGS, gains, notes=(_REWEIGHTINGS_NOTE,))
-    if report.groups and all(of.trades for of in report.groups):
-        yield table(
-            "entries",
-            f"At the entries of {report.shown}: mean ± standard error",
-            (
-                Figure[str]("measure", "measure", "text", lambda of: of.replace("_", " ")),
-                *(_entry_figure(group) for group in report.groups),
-            ),
-            list(report.groups[0].means),
-        )
+    if (groups := report.groups) and all(of.trades for of in groups):
+        columns = [of_row("measure", "measure", "text")]
+        columns += [of_row(of.name, f"{of.trades} {of.name}", "measure") for of in groups]
+        means: list[Cells] = [
+            {
+                "measure": measure.replace("_", " "),
+                **{
+                    of.name: estimate(of.means.get(measure), of.errors.get(measure))
+                    for of in groups
+                },
+            }
+            for measure in groups[0].means
+        ]
+        title = f"At the entries of {report.shown}: mean ± standard error"
+        yield table("entries", title, columns, means)
 
 
 @declared
@@ -340,15 +345,6 @@ def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Ta
         yield table_of("unfilled", title, forms, reasons.most_common())
 
 
-def _entry_figure(group: Group) -> Figure[str]:
-    return Figure(
-        group.name,
-        f"{group.trades} {group.name}",
-        "measure",
-        lambda of: estimate(group.means.get(of), group.errors.get(of)),
-    )
-
-
 def _spread(key: str, title: str, form: Form, values: Mapping[str, Sequence[float]]) -> Table:
     """Return the quantiles of *values* by the group of trades that they are of."""
     figures = [of_row("trades_of", "trades", "text")]
@@ -366,20 +362,13 @@ def _reweightings(record: RunRecord) -> list[Cells]:
     rows: list[Cells] = []
     for rule, name in GAINED.items():
         # Every symbol's decision at a close notes the same; the first one's are read.
-        for of in record.notes.values():
-            if name in of and name + ERROR in of:
-                gain, error = of[name].number, of[name + ERROR].number
-                rows.append(
-                    {
-                        "gained": str(rule),
-                        "count": len(gain),
-                        "mean_bp": float(gain.mean()),
-                        "error_bp": float(np.sqrt((error**2).mean())),
-                        "credible": float((gain > 2 * error).mean()),
-                        "sum_bp": float(gain.sum()),
-                    }
-                )
-                break
+        every = (of for of in record.notes.values() if name in of and name + ERROR in of)
+        if (noted := next(every, None)) is not None:
+            gain, error = noted[name].number, noted[name + ERROR].number
+            row: dict[str, Value] = {"gained": str(rule), "count": len(gain)}
+            row |= {"mean_bp": float(gain.mean()), "error_bp": float(np.sqrt((error**2).mean()))}
+            row |= {"credible": float((gain > 2 * error).mean()), "sum_bp": float(gain.sum())}
+            rows.append(row)
     return rows
 
 
@@ -516,9 +505,8 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     halted = next((of for of in stretches(record, closed) if of.name == UNTIL_HALT), None)
     figures = None if halted is None else halted.performance
     values["halted_ms"] = None if halted is None else halted.until_ms
-    values["mean_day_until_halt"] = None if figures is None else figures.mean_day
-    values["mean_day_until_halt_error"] = None if figures is None else figures.error_day
-    values["sharpe_until_halt"] = None if figures is None else figures.sharpe
-    values["sharpe_until_halt_error"] = None if figures is None else figures.sharpe_error
+    for key, name in (("mean_day", "error_day"), ("sharpe", "sharpe_error")):
+        values[f"{key}_until_halt"] = getattr(figures, key, None)
+        values[f"{key}_until_halt_error"] = getattr(figures, name, None)
     values["exposure_until_halt"] = None if halted is None else halted.exposure
     return values

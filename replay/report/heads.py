@@ -30,6 +30,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
     Attending,
+    HeadsSeen,
     Probe,
     RolloutMap,
     attending,
@@ -85,18 +86,11 @@ class HeadReport:
     instrument: str
     sequence: int  # of the decision
     half: bool  # whether the heads are those of an ensemble's network
-    decisions: int  # the newest, from which the heads look back
-    window: int
-    readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
-    figures: tuple[tuple[HeadFigures, ...], ...]  # [layer][head]
-    ties: tuple[tuple[Ties | None, ...], ...]  # [layer][head]
+    look: HeadsSeen  # at the newest decisions
     over_run: tuple[tuple[tuple[str, ...], ...], ...]  # [layer][head][place] the kind, oldest first
     maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
     cell_ages: tuple[int, ...]  # the first age of each cell
-    flow: Floats  # [layer, from group, to group], from the decision down; each layer sums to 1
     groups: tuple[str, ...]  # what the groups of age are called
-    rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
-    map: RolloutMap
     edges: Edges
     open_time_ms: tuple[int, ...]  # of the newest bars, as many as the map or the decisions have
     features: dict[str, float]  # each one's share of what moves the mean return, over the places
@@ -104,6 +98,16 @@ class HeadReport:
     note: str  # how the run stores where it looked, where the flow is another; else empty
     key: ClassVar = "heads"
     """Where it stands in the JSON of a report."""
+
+    @property
+    def decisions(self) -> int:
+        """The newest decisions, from which the heads look back."""
+        return int(self.look.by_age.shape[2])
+
+    @property
+    def window(self) -> int:
+        """How many bars a head sees."""
+        return int(self.look.by_age.shape[3])
 
     def tables(self) -> tuple[Table, ...]:
         """Return kinds, looks and flow of the heads, then features and bars that they look at."""
@@ -125,8 +129,8 @@ class HeadReport:
             "cell_ages": list(self.cell_ages),
             "maps": self.maps.tolist(),
             "groups": list(self.groups),
-            "flow": self.flow.tolist(),
-            "rollout": self.rollout.tolist(),
+            "flow": self.look.flow.tolist(),
+            "rollout": self.look.rollout.tolist(),
         }
 
 
@@ -192,18 +196,11 @@ def heads_of(
         instrument=bars[-1].instrument,
         sequence=sequence,
         half=half,
-        decisions=decisions,
-        window=window,
-        readings=last_look.readings,
-        figures=last_look.figures,
-        ties=last_look.ties,
+        look=last_look,
         over_run=tuple(tuple(zip(*layer, strict=True)) for layer in zip(*kinds, strict=True)),
         maps=cells.swapaxes(2, 3),
         cell_ages=tuple(edges[:-1].tolist()),
-        flow=last_look.flow,
         groups=group_names(last_look.rollout.size),
-        rollout=last_look.rollout,
-        map=last_look.map,
         edges=edges_of(last_look.by_age),
         open_time_ms=tuple(bar.open_time_ms for bar in bars[-kept:]),
         features={name: float(np.mean([of[name] for of in shares])) for name in shares[0]},
@@ -299,8 +296,7 @@ KINDS: Final = (
 
 def _tied(name: str, title: str) -> Iterator[Figure[_Head]]:
     def of(head: _Head) -> Tie | None:
-        head_tie: Tie | None = None if head.ties is None else getattr(head.ties, name)
-        return head_tie
+        return None if head.ties is None else getattr(head.ties, name)
 
     yield Figure(name, title, "ratio", lambda head: (tie := of(head)) and tie.value, wide=True)
     yield Figure(f"{name}_p", "p", "measure", lambda head: (tie := of(head)) and tie.p, wide=True)
@@ -377,7 +373,7 @@ def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
     )  # fmt: skip
     events = table(
         "event_bars", "Bars that many decisions looked at", EVENTS,
-        event_bars(heads.map, heads.open_time_ms),
+        event_bars(heads.look.map, heads.open_time_ms),
         notes=("Of the map's bars older than its newest quarter; 1 is an even look.",),
     )  # fmt: skip
     return features, events
@@ -385,7 +381,8 @@ def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
 
 def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     """Return the figures behind each head's kind, how it looks, and the flow below each layer."""
-    every = zip(heads.readings, heads.figures, heads.ties, heads.over_run, strict=True)
+    look = heads.look
+    every = zip(look.readings, look.figures, look.ties, heads.over_run, strict=True)
     read = [
         _Head(f"{layer}.{head}", *parts)
         for layer, of in enumerate(every, start=1)
@@ -418,9 +415,13 @@ def asked_of(heads: HeadReport) -> str:
 
 def levels(heads: HeadReport) -> list[str]:
     """Name the columns of the flow, from the decision down."""
-    return ["the decision", *(f"below layer {at}" for at in range(len(heads.flow), 1, -1)), "bars"]
+    return [
+        "the decision",
+        *(f"below layer {at}" for at in range(len(heads.look.flow), 1, -1)),
+        "bars",
+    ]
 
 
 def held_by_level(heads: HeadReport) -> list[Floats]:
     """Return the share of each group of age at each of these levels; a level sums to 1."""
-    return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.flow)]
+    return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.look.flow)]

@@ -39,7 +39,7 @@ from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
-from tracepaper.replay.run_columns import Floats, Ints
+from tracepaper.replay.run_columns import BarTimes, Floats, Ints
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -80,15 +80,16 @@ def explain_trades(
 ) -> list[ExplainedTrade]:
     """Read the decision that opened each of *trades*."""
     views = RunViews(reader.connection, str(record.run["run_id"]))
+    ages = {} if attention is None else attention.rollout_by_age
     explained = []
     for trade in trades:
         # By equality: a range of sequences would go over the whole run.
         if decided := views.rows("v_decisions", sequence=trade.entry_sequence):
-            by_age = (
-                None if attention is None else attention.rollout_by_age.get(trade.entry_sequence)
-            )
-            rollout = () if by_age is None else _rollout(by_age, decided[0], record)
-            times, closes = _price(record, trade, decided[0], rollout)
+            opened = np.array([int(decided[0]["open_time_ms"])])
+            by_age = ages.get(trade.entry_sequence)
+            rollout = () if by_age is None else _rollout(by_age, opened, record.bar_times)
+            back_ms = rollout[0][0] if rollout else None
+            times, closes = _price(record, trade, opened, back_ms)
             gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
             by_list = decided[0]["action"] == Action.ORDERS
             orders = of_decision(reader, views, trade.entry_sequence) if by_list else ()
@@ -99,13 +100,12 @@ def explain_trades(
 
 
 def _rollout(
-    by_age: Floats, decision: Row, record: RunRecord
+    by_age: Floats, opened: Ints, bar_times: BarTimes
 ) -> tuple[tuple[int, int, float], ...]:
     """Return the cells of age as stretches of time, oldest first; "older" has no length."""
-    opened = np.array([int(decision["open_time_ms"])])
-    edges = [int(record.bar_times.closes_of(opened)[0])]
+    edges = [int(bar_times.closes_of(opened)[0])]
     edges += [
-        int(record.bar_times.opens_later(opened, 1 - cell * BLOCK_BARS)[0])
+        int(bar_times.opens_later(opened, 1 - cell * BLOCK_BARS)[0])
         for cell in range(1, by_age.size)
     ]
     return tuple(
@@ -115,21 +115,13 @@ def _rollout(
 
 
 def _price(
-    record: RunRecord,
-    trade: ClosedTrade,
-    decision: Row,
-    rollout: Sequence[tuple[int, int, float]],
+    record: RunRecord, trade: ClosedTrade, opened: Ints, back_ms: int | None
 ) -> tuple[Ints, Floats]:
     """Return the closes from where the decision looked, or a little before it, to the exit."""
     bars = record.bars[trade.instrument]
     closes_ms = record.bar_times.closes_of(bars.open_time_ms)
-    back_ms = (
-        rollout[0][0]
-        if rollout
-        else record.bar_times.opens_later(np.array([int(decision["open_time_ms"])]), -_BEFORE_BARS)[
-            0
-        ]
-    )
+    if back_ms is None:
+        back_ms = int(record.bar_times.opens_later(opened, -_BEFORE_BARS)[0])
     first = int(np.searchsorted(closes_ms, back_ms))
     last = int(np.searchsorted(closes_ms, trade.closed_ms)) + _AFTER_BARS
     places = np.arange(first, min(last, closes_ms.size))
@@ -527,14 +519,15 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Bars "
             f"that never came: {lost:,}; annual figures do not count them."
         )
-    settled = record.settlements
-    if settled.missing:
+    if record.missing:
+        ledger = record.account
+        held = sum(ledger.holds(row["instrument"], row["from_ms"]) for row in record.missing)
         sentences.append(
-            f"{len(settled.missing):,} settlements of funding never came, {settled.missing_held:,} "
-            "of them while a position was held: what they would have moved is in no account."
+            f"{len(record.missing):,} settlements of funding never came, {held:,} of them while a "
+            "position was held: what they would have moved is in no account."
         )
-    if settled.twice:
-        sentences.append(f"{settled.twice:,} settlements came twice and were booked once.")
+    if record.settled_twice:
+        sentences.append(f"{record.settled_twice:,} settlements came twice and were booked once.")
     if record.splits:
         symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
         sentences.append(

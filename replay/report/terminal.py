@@ -23,6 +23,7 @@ from tracepaper.replay.document.values import (
     Part,
     Table,
     TitledParts,
+    of_row,
     of_view,
     table,
     table_of,
@@ -208,21 +209,15 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
         title = "Rejected orders (refused when they came, by the rules of the venue)"
         yield table_of("rejected", title, {"reason": "text", "orders": "count"}, rejected)
     if refusals == [(warm.name, decisions)]:
-        yield Paragraph(_warming(views))
+        (gate,) = views.rows("v_gates", newest=1, gate=warm.name)
+        yield Paragraph(
+            f"No bar left the warm-up, which had {gate['measure']:,.0f} of {gate['threshold']:,.0f}"
+            " bars: give earlier candles, or let the strategy and its model look back on fewer."
+        )
     instruments = reader.stored_run(run_id).run.instruments
     for cause in largest_causes(decisions, refusals, unfilled, instruments):
         if cause.remedy:  # the tables name what needs none
             yield Paragraph(f"M{str(cause)[1:]}.")
-
-
-def _warming(views: RunViews) -> str:
-    """Return how many bars the newest decision's warm-up had, and needs."""
-    (gate,) = views.rows("v_gates", newest=1, gate=warm.name)
-    had, needed = gate["measure"], gate["threshold"]
-    return (
-        f"No bar left the warm-up, which had {had:,.0f} of {needed:,.0f} bars: give earlier "
-        "candles, or let the strategy and its model look back on fewer."
-    )
 
 
 def _with_causes(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
@@ -337,12 +332,10 @@ def _counts_table(
 ) -> Table:
     # A rare refusal that is alone in its table must not draw a full bar.
     most = max(decisions / 100, *(count for _, count in counts))
-    figures = (
-        Figure[tuple[str, int]](name, name, "text", lambda of: of[0]),
-        Figure[tuple[str, int]]("bars", "bars", "count", lambda of: of[1]),
-        Figure[tuple[str, int]]("of_most", "", "bar", lambda of: of[1] / most),
-        Figure[tuple[str, int]](
-            "share", "", "share", lambda of: of[1] / decisions if decisions else None
-        ),
-    )
-    return table(key, title, figures, counts)
+    columns = [of_row(name, name, "text"), of_row("bars", "bars", "count")]
+    columns += [of_row("of_most", "", "bar"), of_row("share", "", "share")]
+    rows = [
+        {name: of, "bars": count, "of_most": count / most, "share": count / decisions}
+        for of, count in counts
+    ]
+    return table(key, title, columns, rows)
