@@ -519,21 +519,22 @@ def folds(rows: Forecasts) -> list[tuple[Rows, Rows]]:
 
 
 def cross_fitted(
-    rows: Forecasts, happened: Array, names: Sequence[str], *, signed: bool
-) -> Array | None:
-    """Return the probability at every row by a fit that saw none of its fold; None without one."""
+    rows: Forecasts,
+    parts: Sequence[tuple[Rows, Rows]],
+    happened: Array,
+    names: Sequence[str],
+    *,
+    signed: bool,
+) -> Array:
+    """Return the probability at every row by a fit that saw none of its fold, one of *parts*."""
     probabilities = np.full(len(happened), np.nan)
-    for judged, fitted in folds(rows):
-        if fitted.sum() < ROWS_LEAST // FOLDS:
-            return None
+    for judged, fitted in parts:
         fit = fit_score(rows.where(fitted), happened[fitted], names, signed=signed)
         probabilities[judged] = scored(fit, rows.where(judged))
     return probabilities
 
 
-def fit_confidence(
-    explained: Forecasts,
-) -> tuple[FittedConfidence | None, dict[str, Any]]:
+def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[str, Any]]:
     """Return the fitted confidence of the calibration slice, and what its folds say of it.
 
     The chosen measure is the one whose gain is largest against its error. There is none where rows
@@ -543,47 +544,37 @@ def fit_confidence(
     names = tuple(inputs_of(rows))
     if len(rows) < ROWS_LEAST or not {"mean_over_stdev", "margin"} <= set(names):
         return None, {}
-    bare = tuple(name for name in names if not is_of_attention(name))
-    happened = {"sign": rows.labels["hit"], "calm": is_calm(rows)}
-    sign, calm = (
-        _crossed(rows, of, names, bare, signed=name == "sign") for name, of in happened.items()
-    )
-    if sign is None or calm is None:
+    parts, hit, calm = folds(rows), rows.labels["hit"], is_calm(rows)
+    if any(fitted.sum() < ROWS_LEAST // FOLDS for _, fitted in parts):
         return None, {}
-    gains = _gains(rows, sign[0])
+    # Of all inputs, and of those without attention.
+    both = names, tuple(name for name in names if not is_of_attention(name))
+    of_sign = [cross_fitted(rows, parts, hit, inputs, signed=True) for inputs in both]
+    of_calm = [cross_fitted(rows, parts, calm, inputs, signed=False) for inputs in both]
+    gains = _gains(rows, of_sign[0])
     chosen = max(gains, key=lambda name: _surprise(gains[name].gain))
     if _surprise(gains[chosen].gain) <= 0:
         chosen = ENTROPY if ENTROPY in gains else MARGIN
-    volatility = fit_score(rows, is_calm(rows), names, signed=False)
-    edges, spread = _widening(rows, calm[0])
+    edges, spread = _widening(rows, of_calm[0])
     fitted = FittedConfidence(
         horizon=explained.horizons[0],
         chosen=chosen,
         strict=False,
-        sign=fit_score(rows, rows.labels["hit"], names, signed=True),
-        volatility=volatility,
+        sign=fit_score(rows, hit, names, signed=True),
+        volatility=fit_score(rows, calm, names, signed=False),
         edges=edges,
         spread=spread,
     )
     evidence = {
         "rows": len(rows),
         "independent": round(independent(rows)),
-        **_worth(rows, gains, calm[0]),
+        **_worth(rows, gains, of_calm[0]),
         "attention_adds": {
-            "sign": gained(rows, "sign", *sign).gain.rounded(),
-            "volatility": gained(rows, "qlike_rank", *calm).gain.rounded(),
+            "sign": gained(rows, "sign", *of_sign).gain.rounded(),
+            "volatility": gained(rows, "qlike_rank", *of_calm).gain.rounded(),
         },
     }
     return fitted, evidence
-
-
-def _crossed(
-    rows: Forecasts, happened: Array, names: Sequence[str], bare: Sequence[str], *, signed: bool
-) -> tuple[Array, Array] | None:
-    """Return the cross-fitted probability of all inputs, and of those without attention."""
-    every = cross_fitted(rows, happened, names, signed=signed)
-    less = cross_fitted(rows, happened, bare, signed=signed)
-    return None if every is None or less is None else (every, less)
 
 
 def _gains(rows: Forecasts, calibrated: Array) -> dict[str, RiskCurve]:
