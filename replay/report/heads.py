@@ -318,31 +318,23 @@ FIGURES: Final = (
 )
 
 
-class EventBar(NamedTuple):
-    """A bar that later decisions looked at more than at others."""
-
-    open_time_ms: int
-    times_even: float  # its mean weight over that of an even look at the same bars
-    decisions: int  # that saw it when it was no longer among their newest quarter
-
-
 FEATURES: Final = (
     of_row("feature", "feature", "text"),
     of_row("share", "share", "share"),
     of_row("bar", "", "bar"),
 )
 EVENTS: Final = (
-    of_field("open_time_ms", "bar", "minute"),
-    of_field("times_even", "times even", "ratio"),
-    of_field("decisions", "decisions", "count"),
+    of_row("open_time_ms", "bar", "minute"),
+    of_row("times_even", "times even", "ratio"),
+    of_row("decisions", "decisions", "count"),
 )
 
 
-def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[EventBar]:
+def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[Cells]:
     """Return the bars of a map that its rows looked at most, once they were no longer recent.
 
-    Recent is the newest quarter of the map. A bar's weight is held to the mean weight that the same
-    rows gave to all their bars that were no longer recent.
+    Recent is the newest quarter of the map. A bar's mean weight is held to that which the same rows
+    gave to all their bars that were no longer recent; ``decisions`` counts these rows.
     """
     bars = rollout_map.weights.shape[1]
     age = (bars - 1 - rollout_map.ages)[:, None] - np.arange(bars)
@@ -357,7 +349,10 @@ def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[Eve
     eligible = np.flatnonzero(counts >= max(2, len(rollout_map.ages) // 20))
     order = eligible[np.argsort(-mean[eligible], kind="stable")][:EVENTS_SHOWN]
     times = open_time_ms[-bars:]
-    return [EventBar(times[at], float(mean[at]), int(counts[at])) for at in order.tolist()]
+    return [
+        {"open_time_ms": times[at], "times_even": float(mean[at]), "decisions": int(counts[at])}
+        for at in order.tolist()
+    ]
 
 
 def subject_tables(heads: HeadReport) -> tuple[Table, Table]:

@@ -254,31 +254,32 @@ def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
     opening = {Action.LONG: Side.BUY, Action.SHORT: Side.SELL}.get(decision["action"])
     if opening is None:
         return ""
+    is_same = earlier is not None and earlier["action"] == decision["action"]
     if fill["side"] != opening:
-        return "less" if earlier is None or earlier["action"] == decision["action"] else ""
-    return "more" if earlier is not None and earlier["action"] == decision["action"] else ""
+        return "less" if earlier is None or is_same else ""
+    return "more" if is_same else ""
 
 
 def _size_cause(
     change: str, now: Mapping[str, float] | None, before: Mapping[str, float] | None
 ) -> str:
-    """Name the factor that moved a size most, trend or volatility; empty where none is noted."""
-    current, earlier = _factors(now), _factors(before)
-    if current is None or earlier is None:
-        return ""
-    by_trend, by_share = (math.log(new / old) for new, old in zip(current, earlier, strict=True))
+    """Name the factor that moved a size most, trend or volatility; empty where none is noted.
+
+    The size of the trend is one, and the share that volatility leaves of it the other.
+    """
+    factors = []
+    for noted in (now or {}, before or {}):
+        trend, size = (abs(noted.get(name) or 0.0) for name in (TREND, SIZE))
+        if not trend or not size:
+            return ""
+        factors.append((trend, size / trend))
     sign = -1.0 if change == "less" else 1.0
-    if sign * max(by_trend, by_share, key=lambda by: sign * by) <= 0:
+    by_trend, by_share = (sign * math.log(new / old) for new, old in zip(*factors, strict=True))
+    if max(by_trend, by_share) <= 0:
         return ""
-    if sign * by_share > sign * by_trend:
+    if by_share > by_trend:
         return "volatility rose" if change == "less" else "volatility fell"
     return "trend weaker" if change == "less" else "trend stronger"
-
-
-def _factors(noted: Mapping[str, float] | None) -> tuple[float, float] | None:
-    """Return the sizes of the trend and of the share that volatility leaves of it."""
-    trend, size = (abs((noted or {}).get(name) or 0.0) for name in (TREND, SIZE))
-    return (trend, size / trend) if trend and size else None
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
