@@ -383,7 +383,12 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
         for layer, of in enumerate(every, start=1)
         for head, parts in enumerate(zip(*of, strict=True), start=1)
     ]
-    notes = (asked_of(heads), *([heads.note] if heads.note else ()))
+    whose = "the network of the run's ensemble" if heads.half else "the run's own model"
+    note = (
+        f"Recomputed by {whose} at decision {heads.sequence:,}, over its last {heads.decisions} "
+        "bars."
+    )
+    notes = (note, *([heads.note] if heads.note else ()))
     kinds = table("head_kinds", "Heads", KINDS, read, notes=notes, shown=len(read))
     looks = table(
         "head_figures", "How far, on how few, how steadily", FIGURES, read, notes=(LEGEND,),
@@ -397,15 +402,6 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     figures = [of_row("level", "bars old", "text"), *columns]
     title = "How the decision's attention flows down, by the age of the bars"
     return kinds, looks, table("flow", title, figures, held, notes=(FLOW_NOTE,))
-
-
-def asked_of(heads: HeadReport) -> str:
-    """Return the sentence that says what was asked again, and when."""
-    whose = "the network of the run's ensemble" if heads.half else "the run's own model"
-    return (
-        f"Recomputed by {whose} at decision {heads.sequence:,}, over its last "
-        f"{heads.decisions} bars."
-    )
 
 
 def levels(heads: HeadReport) -> list[str]:

@@ -323,12 +323,18 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
     parts += _fitted_parts(record.fitted, first_ms, last_ms)
     if not parts:
         return ()
-    exposed = exposures(record, record.account)[1]
-    return tuple(
-        _stretch(record, closed, exposed, name, since, until)
-        for name, since, until in parts
-        if since < until
-    )
+    exposed, every = exposures(record, record.account)[1], list[Stretch]()
+    for name, since, until in parts:
+        if since >= until:
+            continue
+        # The bars that close after the one and not after the other.
+        first, end = np.searchsorted(record.times_ms, (since, until), side="right").tolist()
+        held = exposed[max(first, record.decidable_from) : end]
+        exposure = float(np.mean(held != 0)) if held.size else None
+        count = sum(since < trade.closed_ms <= until for trade in closed)
+        figures = _figures(record, record.account, first, end)
+        every.append(Stretch(name, since, until, figures, exposure, count))
+    return tuple(every)
 
 
 def _fitted_parts(
@@ -343,29 +349,6 @@ def _fitted_parts(
     if begin is not None:
         parts.insert(0, ("before training", first_ms, begin))
     return [(name, max(since, first_ms), min(until, last_ms)) for name, since, until in parts]
-
-
-def _stretch(
-    record: RunRecord,
-    closed: Sequence[ClosedTrade],
-    exposed: Floats,
-    name: str,
-    from_ms: int,
-    until_ms: int,
-) -> Stretch:
-    """Return the figures of the bars that close after *from_ms* and not after *until_ms*."""
-    first, end = (
-        int(place) for place in np.searchsorted(record.times_ms, (from_ms, until_ms), side="right")
-    )
-    held = exposed[max(first, record.decidable_from) : end]
-    return Stretch(
-        name,
-        from_ms,
-        until_ms,
-        _figures(record, record.account, first, end),
-        float(np.mean(held != 0)) if held.size else None,
-        sum(from_ms < trade.closed_ms <= until_ms for trade in closed),
-    )
 
 
 def _figures(
@@ -540,7 +523,13 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     if record.run["kind"] != "live":
         sentences.append(OPENS_SENTENCE)
     if record.run["model_id"] and not record.config.model.own_class:
-        sentences += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
+        of_card = card_sentences(card) or [card["model"].get("notice", "")] if card else []
+        sentences += [f"The model's card: {text}" for text in of_card if text]
+        if not card:
+            sentences.append(
+                "The checkpoint is no longer beside the database, so its card says nothing here."
+            )
+        sentences += [REGIMES_SENTENCE, ROLLOUT_SENTENCE]
     return tuple(sentences)
 
 
@@ -568,10 +557,3 @@ def _card(record: RunRecord) -> Card:
         return {}
     folder = kept_folder(record.database, str(record.run["model_id"]))
     return read_card(folder) if folder.is_dir() else {}
-
-
-def _card_sentences(card: Card) -> list[str]:
-    if not card:
-        return ["The checkpoint is no longer beside the database, so its card says nothing here."]
-    sentences = card_sentences(card) or [card["model"].get("notice", "")]
-    return [f"The model's card: {text}" for text in sentences if text]

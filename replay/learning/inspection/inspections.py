@@ -83,16 +83,6 @@ PARTS: Final = (1, 2, 4, 8, 16, 32, 64)
 """Divisors of the window; one that leaves less than a bar leaves one."""
 
 
-def bars_seen(network: Network) -> dict[int, int]:
-    """Return how many bars are seen at each of ``PARTS``; a number of bars stands there once."""
-    by_part: dict[int, int] = {}
-    for part in PARTS:
-        bars = max(network.config.receptive_field // part, 1)
-        if bars not in by_part.values():
-            by_part[part] = bars
-    return by_part
-
-
 def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> NetworkForecast:
     """Return what is said of *decision* when *network* sees the last *bars* rows alone.
 
@@ -121,7 +111,9 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
         if (members := list(group))
     ]
     forecasts: Forecasts | None = None
-    for part, bars in bars_seen(network).items():
+    field = network.config.receptive_field
+    parts_of = {max(field // part, 1): part for part in reversed(PARTS)}  # a number of bars once
+    for bars, part in sorted(parts_of.items(), reverse=True):
         fields: list[Fields] = []
         for samples, ids in parts:
             each = [seeing(subject, network, DecidedBar(samples, at), bars) for at in ids.tolist()]
