@@ -303,21 +303,26 @@ def _groups(
     record: RunRecord, trades: Sequence[ClosedTrade], every: Mapping[str, Mapping[str, NoteColumns]]
 ) -> tuple[InfluenceGroup, ...]:
     """Return the shares at the entries of trades that earned and of those that lost."""
-    looks: dict[bool, list[tuple[Floats, float]]] = {True: [], False: []}
-    decisions = record.decisions
+    symbols, decisions = list(every), record.decisions
+    looks: dict[str, list[Floats]] = {"winners": [], "losers": []}
     for trade in trades:
         symbol = record.instruments[trade.instrument].symbol
         at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
-        shares = _shares_at(every[symbol], tuple(every), int(decisions.open_time_ms[at]))
+        opened = int(decisions.open_time_ms[at])
+        shares = np.zeros(len(symbols) + 1)  # the last is of the traded symbol itself
+        for name, noted in every[symbol].items():
+            place = int(np.searchsorted(noted.open_time_ms, opened))
+            if place < noted.open_time_ms.size and noted.open_time_ms[place] == opened:
+                shares[symbols.index(name)] = noted.number[place]
         if shares.any():
-            looks[trade.profit > 0].append((shares, float(shares[list(every).index(symbol)])))
+            shares[-1] = shares[symbols.index(symbol)]
+            looks["winners" if trade.profit > 0 else "losers"].append(shares)
     groups = []
-    for name, won in (("winners", True), ("losers", False)):
-        if looks[won]:
-            rows = np.stack([np.append(shares, traded) for shares, traded in looks[won]])
-            mean, error = rows.mean(axis=0), _error(rows)
-            of_traded = float(mean[-1]), float(error[-1])
-            groups.append(InfluenceGroup(name, len(rows), mean[:-1], error[:-1], *of_traded))
+    for name, rows in looks.items():
+        if rows:
+            mean, error = np.mean(rows, axis=0), _error(np.array(rows))
+            traded = float(mean[-1]), float(error[-1])
+            groups.append(InfluenceGroup(name, len(rows), mean[:-1], error[:-1], *traded))
     return tuple(groups)
 
 
@@ -326,18 +331,6 @@ def _error(rows: Floats) -> Floats:
     if len(rows) < 2:
         return np.full(rows.shape[1:], np.nan)
     return rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
-
-
-def _shares_at(
-    noted: Mapping[str, NoteColumns], symbols: Sequence[str], open_time_ms: int
-) -> Floats:
-    """Return the shares that one decision noted: [symbol], 0 where it noted none."""
-    by_symbol = np.zeros(len(symbols))
-    for of, shares in noted.items():
-        at = int(np.searchsorted(shares.open_time_ms, open_time_ms))
-        if at < shares.open_time_ms.size and shares.open_time_ms[at] == open_time_ms:
-            by_symbol[symbols.index(of)] = shares.number[at]
-    return by_symbol
 
 
 # ---------------------------------------------------------------- tables
