@@ -230,11 +230,15 @@ def predict(network: Network, segment: Segment, rows: Ids, *, dropout: bool = Fa
     as many as it has. With *dropout* it drops as in training, by
     PyTorch's seed. Leaves it in evaluation mode.
     """
+    if not len(rows):
+        raise DataInvalid("There is no bar to forecast; give longer candles.")
+    answer = _by_row if network.answers_every_row else _by_window
     network.eval()
     try:
         for module in network.dropping() if dropout else ():
             module.train()
-        return joined([fields_of(each) for each in outputs_at(network, segment, rows)])
+        with torch.inference_mode():
+            return joined([fields_of(each) for each in answer(network, segment, rows)])
     finally:
         network.eval()
 
@@ -255,15 +259,6 @@ def fields_of(outputs: Outputs) -> Fields:
         **{name: getattr(outputs, name) for name in HEADS},
     }
     return {name: part.float().cpu().numpy() for name, part in every.items() if part is not None}
-
-
-def outputs_at(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
-    """Yield the outputs of *network* at *rows* of *segment*, [row, horizon, ..], as ``predict``."""
-    if not len(rows):
-        raise DataInvalid("There is no bar to forecast; give longer candles.")
-    answer = _by_row if network.answers_every_row else _by_window
-    with torch.inference_mode():
-        yield from answer(network, segment, rows)
 
 
 def passes(rows: Ids, first: int, field: int, at_once: int) -> Iterator[tuple[Ids, int, int]]:

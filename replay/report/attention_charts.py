@@ -49,7 +49,10 @@ REGIMES: Final = (Regime.MEAN_REVERSION, Regime.MIXED, Regime.MOMENTUM)
 def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
     """Draw price, regimes, the rollout by age and the confidence over one axis of time."""
     times = heatmap.times_ms.tolist()
-    weights = heatmap.weights[: ages_shown(heatmap)]
+    # The newest cells of age that together hold most of the rollout.
+    by_age = heatmap.weights[:-1].mean(axis=1)
+    newest = 1 + int(np.searchsorted(np.cumsum(by_age), SHOWN_SHARE * by_age.sum()))
+    weights = heatmap.weights[:newest]
     usual = weights.mean(axis=1, keepdims=True)
     shown = np.log2(np.maximum(weights, 1e-9) / np.maximum(usual, 1e-9))
     # Bars that a hole hides have no share at all: they must not stretch the scale of the others.
@@ -94,12 +97,6 @@ def _usual(
     """Return cells as multiples of what is usual, from 2^-far to 2^far."""
     rows = [rounded(row, 3) for row in logarithms]
     return HeatLayer(name, x, y, -far, far, rows, scale="log2", unit=" ×", digits=2)
-
-
-def ages_shown(heatmap: Heatmap) -> int:
-    """Count the newest cells of age that together hold ``SHOWN_SHARE`` of the rollout."""
-    usual = heatmap.weights[:-1].mean(axis=1)
-    return 1 + int(np.searchsorted(np.cumsum(usual), SHOWN_SHARE * usual.sum()))
 
 
 def _regimes(report: Report, heatmap: Heatmap) -> list[float | None]:

@@ -135,6 +135,12 @@ def mean_of(values: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> float | 
     return float(values.mean()) if values.size else None
 
 
+def finite_mean(values: Floats) -> float | None:
+    """Return the mean of *values*; None without any, and where one is not finite."""
+    mean = mean_of(values)
+    return mean if mean is not None and math.isfinite(mean) else None
+
+
 def mean_by_day(values: Floats, days: npt.NDArray[np.int64]) -> tuple[float, float | None] | None:
     """Return the mean of *values* [row] with its error by *days* [row]; None without any."""
     return (float(values.mean()), mean_error(values, days)) if values.size else None
@@ -467,12 +473,12 @@ def activity(
     """
     values = np.asarray(profits, dtype=np.float64)
     held = np.asarray(exposures, dtype=np.float64)
-    mean, capital = mean_of(held), float(np.mean(equity))
+    capital = float(np.mean(equity))
     traded = float(np.abs(np.asarray(notionals, dtype=np.float64)).sum())
     lost = -float(values[values < 0].sum())
     return Activity(
         exposure=mean_of(held != 0),
-        mean_exposure=mean if mean is not None and np.isfinite(mean) else None,
+        mean_exposure=finite_mean(held),
         turnover=traded / capital * year_days / days if is_annual(days) and capital > 0 else None,
         trades=values.size,
         hit_rate=mean_of(values > 0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -393,7 +392,7 @@ def account_report(
 ) -> AccountReport:
     """Return the figures of an account that the run stored."""
     is_own = ledger is record.account
-    net, gross = exposures(record, ledger)
+    net, gross = (of[record.decidable_from :] for of in exposures(record, ledger))
     figures = _figures(record, ledger)
     return AccountReport(
         name=ledger.name,
@@ -404,7 +403,7 @@ def account_report(
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
-            exposures=gross[record.decidable_from :],
+            exposures=gross,
             notionals=[fill["notional"] for fill in ledger.fills],
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
@@ -413,16 +412,9 @@ def account_report(
         ),
         costs=costs(ledger, record.terms),
         margin=_margin(record) if is_own else None,
-        net_exposure=_mean_net(record, ledger, net),
+        # Only in hedge mode the long side less the short one is another.
+        net_exposure=metrics.finite_mean(net) if len(sides_of(record, ledger)) > 1 else None,
     )
-
-
-def _mean_net(record: RunRecord, ledger: AccountRecord, net: Floats) -> float | None:
-    """Return the mean of the long side less the short one, in hedge mode."""
-    if len(sides_of(record, ledger)) == 1:
-        return None
-    mean = float(np.mean(net[record.decidable_from :])) if net.size else math.nan
-    return mean if math.isfinite(mean) else None
 
 
 def _margin(record: RunRecord) -> MarginHeld | None:

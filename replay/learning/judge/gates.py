@@ -444,12 +444,6 @@ def independent(rows: Forecasts) -> float:
     return len(rows) / rows.horizons[0]
 
 
-def is_calm(rows: Forecasts) -> Array:
-    """Return 1 where the error of the volatility was at most its median."""
-    loss = rows.labels["loss"]
-    return (loss <= np.median(loss)).astype(np.float64)
-
-
 def gained(rows: Forecasts, risk: str, sure: Array, rival: Array | None = None) -> RiskCurve:
     """Return the curve of *rows* ranked by *sure*, less that by a *rival* measure of the same."""
     costs = RISKS[risk].terms(MetricView(rows))
@@ -544,7 +538,8 @@ def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[
     names = tuple(inputs_of(rows))
     if len(rows) < ROWS_LEAST or not {"mean_over_stdev", "margin"} <= set(names):
         return None, {}
-    parts, hit, calm = folds(rows), rows.labels["hit"], is_calm(rows)
+    parts, hit, loss = folds(rows), rows.labels["hit"], rows.labels["loss"]
+    calm = (loss <= np.median(loss)).astype(np.float64)  # the error of the volatility was small
     if any(fitted.sum() < ROWS_LEAST // FOLDS for _, fitted in parts):
         return None, {}
     # Of all inputs, and of those without attention.
