@@ -540,7 +540,7 @@ def agreement(ours: Array, theirs: Array) -> float:
 
 
 def attributions(subject: Subject, count: int) -> list[Table]:
-    """Return rank correlations over *count* decisions, and what features add to a row model.
+    """Return rank correlations over *count* decisions.
 
     Of an ensemble both halves are compared, each by its own.
     """
@@ -548,14 +548,14 @@ def attributions(subject: Subject, count: int) -> list[Table]:
     decisions = subject.decisions(count)
     if network is not None and network.has_attention:
         games = partial(network_games, subject, network)
-        agreed, _ = _compared(games, decisions, methods(is_smooth=True))
+        agreed = _compared(games, decisions, methods(is_smooth=True))
         tables.append(_agreements(agreed, decisions, f"rollout over {GROUPS} blocks of bars"))
     if trained is not None:
         games = partial(row_games, subject, trained)
-        agreed, contributions = _compared(games, decisions, methods(is_smooth=False))
+        agreed = _compared(games, decisions, methods(is_smooth=False))
         of_rows = _agreements(agreed, decisions, "exact contributions of features")
         key = "attributions_rows" if tables else "attributions"
-        tables += [replace(of_rows, key=key), _added(trained, contributions, decisions)]
+        tables.append(replace(of_rows, key=key))
     if not tables:
         raise ConfigInvalid(
             "--inspect attribution compares with a rollout, and this network has no attention; "
@@ -568,18 +568,16 @@ def _compared(
     games: Callable[[DecidedBar], list[Game]],
     decisions: Sequence[DecidedBar],
     rivals: Mapping[str, Callable[[Answer, int], Array]],
-) -> tuple[dict[tuple[str, str], list[float]], dict[str, list[Array]]]:
-    """Return each decision's agreement by target and method of *rivals*, and ours by target."""
+) -> dict[tuple[str, str], list[float]]:
+    """Return each decision's agreement by target and method of *rivals*."""
     torch.manual_seed(_SEED)
     agreed: dict[tuple[str, str], list[float]] = {}
-    contributions: dict[str, list[Array]] = {target: [] for target in TARGETS}
     for decision in decisions:
         for target, game in zip(TARGETS, games(decision), strict=True):
-            contributions[target].append(game.ours)
             for name, method in rivals.items():
                 theirs = method(game.answer, len(game.ours))
                 agreed.setdefault((target, name), []).append(agreement(game.ours, theirs))
-    return agreed, contributions
+    return agreed
 
 
 def _agreements(
@@ -596,30 +594,6 @@ def _agreements(
         f" of {len(np.unique(days))} days",
         "Spearman's, of sizes, a decision at a time; 0 is what chance gives. What is absent is the"
         f" mean of each feature over the training part; {SAMPLES_A_GROUP} samples a group.",
-        rows,
-    )
-
-
-def _added(
-    trained: TrainedRows,
-    contributions: Mapping[str, Sequence[Array]],
-    decisions: Sequence[DecidedBar],
-) -> Table:
-    days = days_of(decisions)
-    sizes = {target: np.abs(np.stack(each)) for target, each in contributions.items()}
-    order = np.argsort(-sizes[TARGETS[0]].mean(axis=0), kind="stable").tolist()
-    names = trained.schema.names
-    rows: list[dict[str, Value]] = [
-        {
-            "feature": names[at],
-            **{target: estimate(of[:, at], days) for target, of in sizes.items()},
-        }
-        for at in order
-    ]
-    return table_of_rows(
-        "contributions",
-        "Mean size of each feature's exact contribution",
-        "To the log variance, and to the mean in units of σ √h.",
         rows,
     )
 

@@ -245,17 +245,12 @@ def _columns(first: str, judgement: Judgement) -> list[Figure[Cells]]:
     ]
 
 
-def _rows(
-    first: str, judgement: Judgement, sections: Mapping[str, Any], key: str | None = None
-) -> list[Cells]:
-    """Return a row a name in the column *first*, of its pair at each horizon.
-
-    *sections* have the pairs by horizon and name, or by horizon, *key* and name.
-    """
+def _rows(first: str, judgement: Judgement, key: str) -> list[Cells]:
+    """Return a row a name in the column *first*, of its pair of the figure *key* by horizon."""
     rows: dict[str, dict[str, Value]] = {}
     for horizon in map(str, judgement.forecasts.horizons):
-        section = sections.get(horizon, {})
-        for name, (value, error) in (section if key is None else section.get(key, {})).items():
+        section = judgement.figures.get(horizon, {})
+        for name, (value, error) in section.get(key, {}).items():
             rows.setdefault(name, {first: words(name)})[horizon] = value, error
     return list(rows.values())
 
@@ -269,14 +264,14 @@ def _forecasts(judgement: Judgement) -> Iterable[Table]:
     columns = _columns("forecaster", judgement)
     for metric in METRICS.values():
         if not metric.is_alone and not metric.of_model:
-            rows = _rows("forecaster", judgement, judgement.figures, metric.name)
+            rows = _rows("forecaster", judgement, metric.name)
             yield table(metric.name, metric.title, columns, rows)
 
 
 @shown("probabilities")
 def _probabilities(judgement: Judgement) -> Iterable[Table]:
     """Accuracy, F1, ECE, and Brier score and log loss beside climatology's, of the direction."""
-    rows = _rows("figure", judgement, judgement.figures, "direction")
+    rows = _rows("figure", judgement, "direction")
     notes = [_CLIMATOLOGY] if rows else []
     columns = _columns("figure", judgement)
     yield table("direction", "Direction: down, flat, up", columns, rows, notes=notes)
@@ -483,17 +478,6 @@ def _gates(judgement: Judgement) -> Iterable[Table]:
         rows.append({"gate": words(name), **{f"{share:g}": pair for share, pair in gained}})
     title = "Accuracy gained on the surest bars of the gates' horizon, in points"
     yield table("gates", title, columns, rows)
-
-
-@shown("seeds")
-def _seeds(judgement: Judgement) -> Iterable[Table]:
-    """Return what seeds of the recipe reached in training: mean and spread."""
-    section = judgement.card.get("seeds")
-    if not isinstance(section, Mapping):
-        return
-    rows = _rows("figure", judgement, section)
-    title = f"Mean ± spread of {len(section.get('seeds', ()))} seeds, from the card"
-    yield table("seeds", title, _columns("figure", judgement), rows)
 
 
 # --- all spans together
