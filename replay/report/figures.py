@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -46,7 +47,6 @@ from tracepaper.replay.report.report import (
     stretches,
 )
 from tracepaper.replay.report.risk_heads import tables_of
-from tracepaper.replay.report.shortfall import shortfall_tables
 from tracepaper.replay.report.trades import (
     ClosedTrade,
     group_row,
@@ -54,6 +54,7 @@ from tracepaper.replay.report.trades import (
     markouts,
 )
 from tracepaper.storage.database.run_views import Row
+from tracepaper.storage.record.columns import SHORTFALL_PARTS
 from tracepaper.strategies.allocation import ERROR, GAINED
 from tracepaper.strategies.sessions import MONTHS_OF
 from tracepaper.strategies.units import DAY_MS, count_of
@@ -510,3 +511,72 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
         values[f"{key}_until_halt_error"] = getattr(figures, name, None)
     values["exposure_until_halt"] = None if halted is None else halted.exposure
     return values
+
+
+# --- a trader's own fills beside those of paper: docs/money.md, M107 to M109
+
+WHOLE: Final = "shortfall"
+
+
+def _mean_price(whose: str, row: Row) -> float | None:
+    """Return the mean price of the fills."""
+    quantity: float = row[f"{whose}_quantity"]
+    return float(row[f"{whose}_notional"]) / quantity if quantity else None
+
+
+_SHORTFALLS: Final = (
+    of_row("part", "", "text"),
+    of_row("decisions", "decisions", "count"),
+    of_row("money", "quote currency", "gain"),
+    of_row("mean", "bp of the notional ± error", "gain bp"),
+)
+_DECISIONS: Final = (
+    of_view("sequence", "decision", "step"),
+    of_view("decided_ms", "at", "minute"),
+    of_view("instrument", "instrument", "text"),
+    of_view("side", "side", "text"),
+    of_view("paper_quantity", "paper", "text", "paper_quantity_text"),
+    of_view("account_quantity", "account", "text", "account_quantity_text"),
+    *(
+        Figure[Row](
+            f"{whose}_price", f"{whose} at", "measure", partial(_mean_price, whose), wide=True
+        )
+        for whose in ("paper", "account")
+    ),
+    of_view(WHOLE, "account less paper", "gain"),
+    *(of_row(part, part, "gain", wide=True) for part in SHORTFALL_PARTS),
+    of_view("cause", "cause", "text"),
+)
+_SHORTFALL_NOTE: Final = (
+    "Money that the account made beyond paper, below zero where it fell short; the five parts add "
+    "up to it. Errors count blocks of five days."
+)
+
+
+def shortfall_tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """Yield the parts over all decisions, and the newest decisions; nothing without *rows*."""
+    if not rows:
+        return
+    notional = np.array([row["paper_notional"] or row["account_notional"] for row in rows])
+    days = np.array([row["decided_ms"] // DAY_MS for row in rows], dtype=np.int64)
+    parts = []
+    for part in (WHOLE, *SHORTFALL_PARTS):
+        money = np.array([row[part] for row in rows])
+        shares = money / notional
+        parts.append(
+            {
+                "part": part,
+                "decisions": int((money != 0).sum()),
+                "money": float(money.sum()),
+                "mean": metrics.mean_by_day(shares, days),
+            }
+        )
+    title = "Shortfall of one's own fills"
+    yield table("shortfall", title, _SHORTFALLS, parts, notes=(_SHORTFALL_NOTE,))
+    newest = sorted(rows, key=lambda row: (row["decided_ms"], row["sequence"], row["ordinal"]))
+    is_one = len({row["instrument"] for row in rows}) == 1
+    figures = [
+        replace(of, wide=of.wide or (is_one and of.key == "instrument")) for of in _DECISIONS
+    ]
+    title = "Shortfall by decision"
+    yield table("shortfall_decisions", title, figures, newest, shown=LAST_TRADES, newest=True)

@@ -250,47 +250,42 @@ def perturbations(subject: Subject, count: int) -> list[Table]:
 def _areas(
     subject: Subject, measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
 ) -> Table:
-    """Return the areas of every order, beside their differences from random and recency."""
+    """Return the areas of every order, and their differences from random and recency.
+
+    Better than recency is what differs from it by two standard errors on both sides.
+    """
     days = days_of(decisions)
     count = len(np.unique(days))
     areas = {key: moved.mean(axis=2) for key, moved in measured.items()}  # [decision, side]
     rows: list[dict[str, Value]] = []
+    better: list[str] = []
     for (name, target), area in areas.items():
         row: dict[str, Value] = {"of": TARGETS[target], "order": name}
-        for side, word in enumerate(_SIDES):
-            # What one bar alone gives is no insertion of a share, and no order's rival.
-            is_alone = name == DECIDED
+        # What one bar alone gives is no insertion of a share, and no order's rival.
+        is_alone, against = name == DECIDED, []
+        for side, (word, sign) in enumerate(zip(_SIDES, (1.0, -1.0), strict=True)):
             row[word] = None if is_alone and side else estimate(area[:, side], days)
             for other in (RANDOM, "recency"):
-                gap = area[:, side] - areas[other, target][:, side]
-                row[f"{word} - {other}"] = None if is_alone else estimate(gap, days)
+                value, error = estimate(area[:, side] - areas[other, target][:, side], days)
+                row[f"{word} - {other}"] = None if is_alone else (value, error)
+            against.append(error is not None and sign * value > 2 * error)  # the last, recency
+        if name not in {RANDOM, "recency", DECIDED} and all(against):
+            better.append(f"{name} (of the {TARGETS[target]})")
         rows.append(row)
+    words = "No order beats recency by both deletion and insertion."
+    if better:
+        words = f"Better than recency by deletion and insertion: {', '.join(sorted(better))}."
     return table_of_rows(
         "explanations",
         f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
         f"{count} days",
-        f"{_against_recency(areas, days)} A neutral row is the mean of each feature over the"
+        f"{words} A neutral row is the mean of each feature over the"
         " training part. Areas are means over"
         f" 1/64 to 1/2 of the past bars; the decided bar stays, and is a row of its own. Random is"
         f" the mean of {DRAWS} draws. An order that finds"
         " what matters has more deletion than random, and less insertion.",
         rows,
     )
-
-
-def _against_recency(areas: Mapping[tuple[str, int], Array], days: Ids) -> str:
-    """Say which orders find what matters better than the age of a bar: by two standard errors."""
-    better = []
-    for (name, target), area in areas.items():
-        if name in {RANDOM, "recency", DECIDED}:
-            continue
-        value, error = estimate(area[:, 0] - areas["recency", target][:, 0], days)
-        left, other = estimate(area[:, 1] - areas["recency", target][:, 1], days)
-        if error is not None and other is not None and value > 2 * error and left < -2 * other:
-            better.append(f"{name} (of the {TARGETS[target]})")
-    if not better:
-        return "No order beats recency by both deletion and insertion."
-    return f"Better than recency by deletion and insertion: {', '.join(sorted(better))}."
 
 
 def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:
