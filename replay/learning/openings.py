@@ -37,17 +37,12 @@ class NamedSpan(NamedTuple):
     until_ms: int | None
 
     @property
-    def until(self) -> str:
-        """Its end as a date."""
-        return "" if self.until_ms is None else date_of(self.until_ms)
-
-    @property
     def text(self) -> str:
         """It in words: its name, and from when until when where that is said."""
         if self.from_ms is None and self.until_ms is None:
             return self.name
-        start = "" if self.from_ms is None else date_of(self.from_ms)
-        return f"{self.name} {start}:{self.until}".strip()
+        start, until = ("" if of is None else date_of(of) for of in (self.from_ms, self.until_ms))
+        return f"{self.name} {start}:{until}".strip()
 
 
 WHOLE: Final = NamedSpan("untouched", None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -64,16 +65,8 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
     far = float(np.clip(at_98, 0.1, 3.0))
     ages = (np.arange(weights.shape[0]) * BLOCK_BARS).tolist()
     at, (close, confidence) = broken(heatmap.times_ms, heatmap.close, heatmap.confidence)
-    regimes = HeatLayer(
-        "regime",
-        times,
-        (0,),
-        0.0,
-        2.0,
-        [_regimes(report, heatmap)],
-        palette="steps",
-        names=[regime.value for regime in REGIMES],
-    )
+    row, names = [_regimes(report, heatmap)], [regime.value for regime in REGIMES]
+    regimes = HeatLayer("regime", times, (0,), 0.0, 2.0, row, palette="steps", names=names)
     confident: list[Layer] = [LineLayer("confidence", at, rounded(confidence), width=1.2)]
     if (threshold := report.record.thresholds.get("confidence")) is not None:
         confident.append(RuleLayer(threshold, name="its gate"))
@@ -136,16 +129,10 @@ def groups_chart(report: Report) -> Chart | None:
         return None
     roles: tuple[ChartRole, ...] = ("accent", "muted")
     ages = (np.arange(len(groups[0].rollout) - 1) * BLOCK_BARS).tolist()
-    lines = [
-        LineLayer(
-            f"{group.trades} {group.name}",
-            ages,
-            rounded([100 * share for share in group.rollout[:-1]]),
-            role,
-            2.0,
-        )
-        for group, role in zip(groups, roles, strict=True)
-    ]
+    lines = []
+    for group, role in zip(groups, roles, strict=True):
+        shares = rounded([100 * share for share in group.rollout[:-1]])
+        lines.append(LineLayer(f"{group.trades} {group.name}", ages, shares, role, 2.0))
     across = ChartAxis("age, bars", unit=" bars", digits=0)
     panel = ChartPanel(lines, across, percent_axis("share, %"))
     return Chart("Winners and losers", f"Mean {_stored(report)} at the entries, by age.", [panel])
@@ -256,20 +243,19 @@ def _map(
     low = min(max(low, faintest), high - 0.1)
     with np.errstate(invalid="ignore"):
         logarithms = np.log10(shares)
-    heat = HeatLayer(
-        "a bar",
-        x,
-        [int(open_time_ms[bars - 1 - age]) for age in rollout_map.ages],
-        float(low),
-        float(high),
-        packed=packed(logarithms, low, high),
-        scale="log10",
-        unit=" %",
-        times=100.0,
-        digits=3,
-    )
+    times = [int(open_time_ms[bars - 1 - age]) for age in rollout_map.ages]
+    heat = _by_logarithm(x, times, float(low), float(high), packed(logarithms, low, high))
     down = ChartAxis("decided bar, UTC", kind="time", is_reversed=True)
     return ChartPanel([heat], across, down, HEIGHT)
+
+
+def _by_logarithm(
+    x: Sequence[float], y: Sequence[float], low: float, high: float, cells: str
+) -> HeatLayer:
+    """Return packed shares of a bar between powers of ten, in percent."""
+    return HeatLayer(
+        "a bar", x, y, low, high, packed=cells, scale="log10", unit=" %", times=100.0, digits=3
+    )
 
 
 NAMED_MOST: Final = 40
@@ -337,30 +323,14 @@ def heads_chart(heads: HeadReport) -> Chart:
     cells, rows = len(heads.cell_ages), shown.shape[-1]
     ticks = [(float(cell), str(heads.cell_ages[cell])) for cell in range(0, cells, 10)]
     across = ChartAxis("decisions", digits=0, has_labels=False)
-    panels = [
-        ChartPanel(
-            [
-                HeatLayer(
-                    "a bar",
-                    range(rows),
-                    range(cells),
-                    low,
-                    high,
-                    scale="log10",
-                    unit=" %",
-                    packed=packed(shown[layer, head], low, high),
-                    times=100.0,
-                    digits=3,
-                )
-            ],
-            across,
-            ChartAxis("age, bars", ticks=ticks, is_reversed=True, has_labels=head == 0),
-            140,
-            f"layer {layer + 1}, head {head + 1}: {heads.look.readings[layer][head].kind.value}",
-        )
-        for layer in reversed(range(layers))
-        for head in range(count)
-    ]
+    panels = []
+    for layer, head in product(reversed(range(layers)), range(count)):
+        bytes_of = packed(shown[layer, head], low, high)
+        heat = _by_logarithm(range(rows), range(cells), low, high, bytes_of)
+        down = ChartAxis("age, bars", ticks=ticks, is_reversed=True, has_labels=head == 0)
+        kind = heads.look.readings[layer][head].kind.value
+        title = f"layer {layer + 1}, head {head + 1}: {kind}"
+        panels.append(ChartPanel([heat], across, down, 140, title))
     caption = (
         "A panel a head: age in bars downwards (logarithmic), decisions to the right, fuller "
         "colour is a greater share a bar (logarithmic)."

@@ -100,14 +100,8 @@ def equity_chart(report: Report) -> Chart:
         )
         for curve in report.curves
     ]
-    held = LineLayer(
-        "position",
-        times,
-        rounded(100 * exposure_share(report)),
-        width=1.0,
-        is_step=True,
-        is_filled=True,
-    )
+    share = rounded(100 * exposure_share(report))
+    held = LineLayer("position", times, share, width=1.0, is_step=True, is_filled=True)
     calendar = report.record.bar_times.calendar
     return accounts_chart(report.marks_ms, curves, [held], below=returns, calendar=calendar)
 
@@ -252,10 +246,8 @@ def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[Clo
         for trade in report.trades[report.shown]
         if trade.instrument == instrument and trade.closed_ms >= since_ms
     ]
-    if len(trades) <= TRADES_MAX:
-        return trades
-    places = np.linspace(0, len(trades) - 1, TRADES_MAX).round().astype(np.int64)
-    return [trades[place] for place in places]
+    count = min(len(trades), TRADES_MAX)
+    return [trades[at] for at in np.linspace(0, len(trades) - 1, count).round().astype(np.int64)]
 
 
 def price_chart(report: Report, instrument: str, last: int | None = None) -> Chart | None:

@@ -24,7 +24,7 @@ from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Tie, Ties
+from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Ties
 from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
@@ -295,11 +295,8 @@ KINDS: Final = (
 
 
 def _tied(name: str, title: str) -> Iterator[Figure[_Head]]:
-    def of(head: _Head) -> Tie | None:
-        return None if head.ties is None else getattr(head.ties, name)
-
-    yield Figure(name, title, "ratio", lambda head: (tie := of(head)) and tie.value, wide=True)
-    yield Figure(f"{name}_p", "p", "measure", lambda head: (tie := of(head)) and tie.p, wide=True)
+    yield of_field(name, title, "ratio", f"ties.{name}.value", wide=True)
+    yield of_field(f"{name}_p", "p", "measure", f"ties.{name}.p", wide=True)
 
 
 FIGURES: Final = (
