@@ -143,10 +143,16 @@ def _stored(report: Report) -> str:
     return "size of relevance" if report.record.config.model.by_relevance else "rollout"
 
 
-def _cells(name: str, rows: Floats, ends: tuple[float, float], **how: Any) -> HeatLayer:  # noqa: ANN401 - fields
+def _cells(
+    name: str,
+    rows: Floats,
+    ends: tuple[float, float],
+    figures: int = 3,
+    **how: Any,  # noqa: ANN401 - fields of ``HeatLayer``
+) -> HeatLayer:
     """Return the cells of *rows* [row, column], both by number, on a scale between its *ends*."""
-    texts = [rounded(row, 3) for row in rows]
-    return HeatLayer(name, range(rows.shape[1]), range(len(rows)), *ends, texts, **how)
+    cells = [rounded(row, figures) for row in rows]
+    return HeatLayer(name, range(rows.shape[1]), range(len(rows)), *ends, cells, **how)
 
 
 def head_confidence_chart(report: Report, heads: int) -> Chart | None:
@@ -157,7 +163,7 @@ def head_confidence_chart(report: Report, heads: int) -> Chart | None:
     ends = float(table.min()), float(table.max())
     across = named([f"head {head + 1}" for head in range(heads)])
     down = named([f"layer {layer + 1}" for layer in range(len(table))])
-    cells = _cells("confidence", table, ends, digits=3, is_written=True)
+    cells = _cells("confidence", table, ends, 4, digits=3, is_written=True)
     panel = ChartPanel([cells], across, down, 30 + 44 * len(table))
     caption = "Mean confidence of every layer and head over the run."
     return Chart("Confidence of heads", caption, [panel])
