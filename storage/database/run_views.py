@@ -173,7 +173,7 @@ class RunViews:
         return " AND ".join(parts) + left_out, (*bound, *values)
 
     @cached_property
-    def _over_splits(self) -> tuple[str, Values]:
+    def _over_splits(self) -> tuple[str, tuple[str | int, ...]]:
         """What leaves out trades over an unadjusted split: their profit is of other shares."""
         query = "SELECT warnings FROM runs WHERE run_id = ?"
         (warnings,) = self._connection.execute(query, (self.run_id,)).fetchone() or (None,)
