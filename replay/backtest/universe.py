@@ -39,7 +39,7 @@ def choices(
     changes = []
     at_ms = start_ms
     while at_ms <= until_ms:
-        listed = [each for part in candles if (each := listed_at(part, at_ms)) is not None]
+        listed = _listed(candles, at_ms)
         changes.append(change_of(rule, instruments, listed, now_ms=at_ms, names=names))
         at_ms = next_choice_ms(rule, at_ms)
     return changes
@@ -58,21 +58,22 @@ def list_warnings(
         )
 
 
-def listed_at(part: Candles, at_ms: int) -> TradedSymbol | None:
-    """Return a symbol as its ticker of *at_ms*; None without a candle in that day."""
-    closes_ms = part.closes_ms
-    first, last = np.searchsorted(closes_ms, (at_ms - DAY_MS, at_ms), side="right").tolist()
-    if first == last:
-        return None
-    day = slice(first, last)
-    high, low, close = int(part.high[day].max()), int(part.low[day].min()), part.close[last - 1]
-    return TradedSymbol(
-        part.symbol,
-        "",
-        _turnover(part, day),
-        Decimal(high - low) / int(close),
-        int(part.open_time_ms[0]),
-    )
+def _listed(candles: Sequence[Candles], at_ms: int) -> Iterator[TradedSymbol]:
+    """Yield each symbol as its ticker of *at_ms*; one without a candle in that day is left out."""
+    for part in candles:
+        closes_ms = part.closes_ms
+        first, last = np.searchsorted(closes_ms, (at_ms - DAY_MS, at_ms), side="right").tolist()
+        if first == last:
+            continue
+        day = slice(first, last)
+        high, low, close = int(part.high[day].max()), int(part.low[day].min()), part.close[last - 1]
+        yield TradedSymbol(
+            part.symbol,
+            "",
+            _turnover(part, day),
+            Decimal(high - low) / int(close),
+            int(part.open_time_ms[0]),
+        )
 
 
 def _turnover(part: Candles, day: slice) -> Decimal:

@@ -6,22 +6,18 @@ The rules are docs/universe.md, V17 and V18.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.run_row import sessions_of
+from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.daemon.session.universe import change_of, next_choice_ms
-from tracepaper.replay.archive.candles import candles_of
-from tracepaper.replay.backtest.universe import listed_at
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import Run
-from tracepaper.strategies.types.market import Bar, Event, Source, UniverseChange
+from tracepaper.strategies.types.market import Bar, Event, Instrument, Source, UniverseChange
 from tracepaper.strategies.units import DAY_MS, iso
 
 _UNIT: Final = Decimal(1)
@@ -60,8 +56,6 @@ class ChoiceCheck:
     def __init__(self, reader: Reader, run: Run, config: Config, *, is_whole: bool) -> None:
         self._run, self._rule = run, config.market.universe
         self._instruments = {item.id: item for item in run.instruments}
-        sessions = sessions_of(run)
-        self._calendar = None if sessions is None else Calendar(sessions, run.interval_ms)
         self._due_ms: int | None = None
         self._slack_ms = config.exchange.ahead_ms  # of clocks that may be behind a bar's date
         self._has_choice = not is_whole
@@ -177,10 +171,9 @@ class ChoiceCheck:
             key for key in held if self._begins_empty or at_ms - DAY_MS >= self._first_ms[key]
         }
         listed = [
-            ticker._replace(listed_ms=self._first_ms[key])
-            for key, item in held.items()
-            for part in [candles_of(self._days[key], item, path="")]
-            if (ticker := listed_at(replace(part, calendar=self._calendar), at_ms)) is not None
+            candidate
+            for item in held.values()
+            if (candidate := self._listed(item, at_ms)) is not None
         ]
         due = change_of(rule, tuple(self._instruments.values()), listed, now_ms=at_ms)
         follows = {row[0]: row for row in due.candidates}
@@ -198,6 +191,20 @@ class ChoiceCheck:
             if getattr(event, name) != getattr(due, name):
                 yield name, getattr(event, name), getattr(due, name)
 
+    def _listed(self, item: Instrument, at_ms: int) -> TradedSymbol | None:
+        """Return *item* as its ticker of *at_ms* would have it; None without a bar in that day."""
+        day = [bar for bar in self._days[item.id] if at_ms - DAY_MS < bar.market_ms <= at_ms]
+        if not day:
+            return None
+        high, low = max(bar.high for bar in day), min(bar.low for bar in day)
+        return TradedSymbol(
+            item.symbol,
+            item.quote_coin,
+            _turnover(day, item),
+            Decimal(high - low) / day[-1].close,
+            self._first_ms[item.id],
+        )
+
 
 def _begins_with_choice(reader: Reader, run: Run) -> bool:
     """Return whether *run* took over a choice with the account of its parent."""
@@ -207,3 +214,11 @@ def _begins_with_choice(reader: Reader, run: Run) -> bool:
     if first is None or first.state is None:
         return False
     return decode_state(first.state).chosen is not None
+
+
+def _turnover(day: Sequence[Bar], item: Instrument) -> Decimal:
+    turnovers = [bar.turnover for bar in day if bar.turnover is not None]
+    if len(turnovers) == len(day):
+        return Decimal(sum(turnovers)).scaleb(-item.turnover_decimals)
+    total = sum(bar.volume * bar.close for bar in day)
+    return Decimal(total).scaleb(-item.volume_decimals - item.price_decimals)
