@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import msgspec
+from msgspec.structs import replace
 
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
@@ -68,6 +68,9 @@ from tracepaper.strategies.types.market import (
 
 if TYPE_CHECKING:
     from tracepaper.storage.audit import SqlAuditLog
+
+
+_ENDS: Final = frozenset({RunEnd, Prune, ParityCheck})
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,12 @@ class RecordedPredictor:
             for model in (self._run.forecaster, self._prober):
                 recall_lookback(model, reader, run_id, before)
             rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
-        rows = rows if place is None else _without_ends(rows, place)
+        if place is not None:
+            rows = (
+                (sequence, replace(event, **place) if type(event) is ModelChange else event, answer)
+                for sequence, event, answer in rows
+                if type(event) not in _ENDS
+            )
         if self._inline is not None or self._is_outside:
             return self._queue_answers(rows)
         events = (event for _, event, _ in rows)
@@ -381,7 +389,7 @@ def rerun_recorded(
             prober = _reload_model(recorded, named.path, into=database)
         here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
         place = {name: getattr(here, name) for name in OF_THE_PLACE}
-        run = msgspec.structs.replace(
+        run = replace(
             recorded.run,
             run_id=secrets.token_hex(8),
             kind=RunKind.REPLAY,
@@ -396,18 +404,3 @@ def rerun_recorded(
         events = predictor.events(reader, named.run_id, place=place)
         run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id
-
-
-_ENDS: Final = frozenset({RunEnd, Prune, ParityCheck})
-
-
-def _without_ends(
-    rows: Iterable[tuple[int, Event, Prediction]], place: Mapping[str, Any]
-) -> Iterator[tuple[int, Event, Prediction]]:
-    """Yield *rows* without ends, prunes and daily replays, each start with this *place*."""
-    for row in rows:
-        kind = type(event := row[1])
-        if kind is ModelChange:
-            yield row[0], msgspec.structs.replace(event, **place), row[2]
-        elif kind not in _ENDS:
-            yield row

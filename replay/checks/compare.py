@@ -178,7 +178,7 @@ class LookaheadFinding:
         """Say what was opened, and what to do about it."""
         files = [item.name for item in self.opened if item.what == "file"]
         others = [
-            f"{_KINDS.get(item.what, item.what)} {item.name}"
+            f"{'a table in' if item.what == 'table' else item.what} {item.name}"
             for item in self.opened
             if item.what != "file"
         ]
@@ -187,9 +187,6 @@ class LookaheadFinding:
         declare = "declare the files, and " if files else ""
         excuse = "pass what cannot tell the future with --allow-reading"
         return f"{' and '.join(did)}; {declare}{excuse}"
-
-
-_KINDS: Final = {"table": "a table in"}
 
 
 # ---------------------------------------------------------------- a step against stored rows

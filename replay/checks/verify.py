@@ -155,9 +155,8 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     elsewhere = _cut(recorded) or differs(start or recorded.run, here)
     _judge_run(verification, reader, stored, recorded)
     if begun is not None or begin is not None:
-        first_compared = _judge_state(
-            verification, reader, recorded, max(first_compared, begin or 0)
-        )
+        first_compared = max(first_compared, begin or 0)
+        _judge_state(verification, reader, recorded, first_compared)
     verification.from_step = first_compared
     if end is not None:
         total = max(end, recorded.first)
@@ -218,20 +217,17 @@ def _cut(recorded: RecordedRun) -> str:
 
 
 def _judge_state(
-    verification: Verification,
-    reader: Reader,
-    recorded: RecordedRun,
-    first: int,
-) -> int:
-    """Check the recorded state against fills and ledger; return the step *first*, to compare.
+    verification: Verification, reader: Reader, recorded: RecordedRun, first: int
+) -> None:
+    """Check the recorded state against fills and ledger; say what is compared from step *first*.
 
-    Say what is compared: all that is stored before is covered by the chain alone.
+    All that is stored before is covered by the chain alone.
     """
     run_id, run = recorded.run.run_id, recorded.run
     run_key = reader.stored_run(run_id).run_key
     verification.from_ms, verification.chained = reader.decided_before(run_key, first)
     if recorded.beginning is None:
-        return first
+        return
     states = [reader.state_at(run_id, until=recorded.beginning.after)]
     if (pruned := reader.pruned(run_key)) is not None and pruned.state is not None:
         states.append((pruned.state, pruned.until_sequence))
@@ -245,7 +241,6 @@ def _judge_state(
         except InvariantBroken as error:
             what = f"states.state (step {step})"
             verification.add(verification.from_ms or 0, what, "another", error)
-    return first
 
 
 def _judge_run(
