@@ -305,7 +305,7 @@ class TogetherForecaster(CheckpointForecaster):
         return [
             replace(
                 answer,
-                further=SymbolAnswer(weight, tuple(covariance), tuple(row)).encoded(),
+                auxiliary=SymbolAnswer(weight, tuple(covariance), tuple(row)).encoded(),
                 heads=heads,
             )
             for answer, weight, covariance, row, heads in zip(
