@@ -26,7 +26,7 @@ from tracepaper.strategies.attention.backends import (
     Kernel,
     kernel_for,
 )
-from tracepaper.strategies.attention.flash import CudaFlash, Pass
+from tracepaper.strategies.attention.flash import CudaFlash, Inputs, Pass
 from tracepaper.strategies.attention.kernels import (
     attend,
     available,
@@ -317,17 +317,11 @@ class WindowedKernel(ChunkedBackend):
         )
 
     def window_backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        window: int,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, gradient: Tensor, inputs: Inputs, result: Pass, *, window: int, scale: float
+    ) -> Inputs:
         self.windows.append(-window)
         return window_backward(
-            ChunkedBackend(), gradient, inputs, (result[0], result[1]), window=window, scale=scale
+            ChunkedBackend(), gradient, inputs, result, window=window, scale=scale
         )
 
 
