@@ -329,7 +329,7 @@ def other_events() -> list[Event]:
     """Return events of all kinds but the bar, and those that close, end and prune a run."""
     at: dict[str, Any] = {"market_ms": START_MS + 1, "seen_ms": START_MS + 2}
     return [
-        InstrumentChange(BTC, **at),
+        InstrumentChange(msgspec.structs.replace(BTC, tick_size=50), **at),
         ModelChange("m", "", "0.1", "step", "cpu", "float32", 1, ((BTC.id, 5),), **at),
         ModelChange("m", "", "0.1", "scan", "cpu", "float32", 2, (), backend="tiles", **at),
         Gap(BTC.id, START_MS, START_MS + MINUTE, GapCause.MISSED, "rest", **at),

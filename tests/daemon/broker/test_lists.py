@@ -119,7 +119,7 @@ def reasons(orders: tuple[Order, ...]) -> list[tuple[OrderStatus, str]]:
         (sell(1, stop=101), "a sell stop must be below the market"),
         (sell(1, stop=101, limit=102), "a sell stop must be below the market"),
         (sell(1, reduce_only=True), "it may only reduce, and there is no position for it to close"),
-        (buy(1, limit=99, until=START_MS), "its time is over already"),
+        (buy(1, limit=99, until=START_MS + 60_000), "its time is over already"),
         (buy(1, post_only=True), "only a LIMIT order can be post-only"),
         (
             OrderRequest(side=Side.BUY, quantity=1, kind=OrderKind.LIMIT),

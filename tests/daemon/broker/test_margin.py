@@ -142,12 +142,13 @@ def test_an_entry_at_the_open_can_be_liquidated_in_the_same_bar() -> None:
     assert [fill.model for fill in step.fills] == [FillModel.NEXT_OPEN, FillModel.LIQUIDATION]
 
 
-def test_a_gap_through_it_loses_the_margin_and_no_more() -> None:
+@pytest.mark.parametrize("price", [90_200, 10_000])
+def test_a_gap_through_it_loses_the_margin_and_no_more(price: int) -> None:
     """The market order that would close at the open comes too late."""
     machine = engine(Says(LONG, HOLD, FLAT))
     before = entered(machine)
     machine.step(bar(100_000, index=2), None)  # asks to be flat at the next open
-    step = machine.step(bar(10_000, index=3, open_=10_000), None)
+    step = machine.step(bar(price, index=3), None)
     assert [fill.model for fill in step.fills] == [FillModel.LIQUIDATION]
     assert before.account.cash - step.account.cash == margin_of(before)
     orders = [order for order in step.orders if order.role is OrderRole.SIGNAL]
@@ -391,6 +392,16 @@ def test_the_tier_of_the_size_sets_the_maintenance_margin() -> None:
     assert rules.maintenance(large) == (30_000 + 1_980) * MONEY_SCALE // 100
     limit = TIERS[0].limit  # what both tiers ask for there is the same
     assert abs(rules.maintenance(limit + 1) - rules.maintenance(limit)) < 10
+
+
+def test_a_position_is_first_reduced_to_a_tier_in_which_it_stands() -> None:
+    machine = engine(Says(LONG), of=item(risk_tiers=TIERS), quantity="40", cash="10000")
+    entered(machine)
+    step = machine.step(bar(95_000, index=2, open_=96_000, low=90_600), None)
+    (fill,) = step.fills
+    left = present(step.position).quantity
+    assert (fill.model, fill.price, fill.quantity) == (FillModel.LIQUIDATION, 90_657, 40_000 - left)
+    assert left * 90_657 <= TIERS[0].limit * 10**5 // MONEY_SCALE < (left + 1) * 90_657
 
 
 def test_a_position_of_exactly_a_tiers_limit_belongs_to_it() -> None:

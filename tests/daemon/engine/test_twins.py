@@ -213,6 +213,7 @@ def test_chance_is_a_function_of_the_bar_alone() -> None:
     assert passes != [half.passes("linear:ETHUSDT", 60_000 * minute) for minute in range(4_000)]
     assert all(TwinBasis(9, 9, 9).passes("linear:BTCUSDT", minute) for minute in range(100))
     assert not any(TwinBasis(9, 9, 0).passes("linear:BTCUSDT", minute) for minute in range(100))
+    assert all(TwinBasis(9).passes("linear:BTCUSDT", minute) for minute in range(100))
 
 
 def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> None:

@@ -163,6 +163,7 @@ def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
         (
             f"UPDATE steps SET close = close * 2, high = high * 2 WHERE {bar}",
             f"UPDATE states SET state = replace_cash(state) WHERE {state}",
+            "UPDATE prunes SET state = replace_cash(state) WHERE state IS NOT NULL",
             f"DELETE FROM states WHERE {state}",
         )
     ):

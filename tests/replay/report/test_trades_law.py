@@ -217,7 +217,7 @@ def test_over_liquidations_of_three_symbols(tmp_path: Path, margin: str) -> None
 
 def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
     sized = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
-    member = {"name": "sma_cross", "slow": 20, "share": "0.5"}
+    member = {"name": "sma_cross", "slow": 20, "share": "0.5", "long_only": False}
     several = {"a": {**member, "fast": 5}, "b": {**member, "fast": 8}}
     configs: list[dict[str, Any]] = [
         {"account": {"position_mode": "hedge"}, "strategy": {"twins": ["ungated"]}},

@@ -6,6 +6,7 @@ import storage_cases as cases
 from builders import instrument
 
 from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.trades import TradeBooks
 from tracepaper.strategies.types.market import Category, CorporateAction, CorporateActionKind
 
@@ -48,12 +49,12 @@ def earned(trade: dict[str, int], *, is_short: bool = False) -> int:
 
 
 def test_a_fill_that_turns_the_position_is_shared_by_quantity_and_what_is_open_is_none() -> None:
-    first, second = closed(books(), (1, 100, 1), (-3, 330, 3), (2, 210, 2), (1, 100, 0))
-    assert (first["quantity"], first["exit_notional"], earned(first)) == (1, 110, 110 - 100 - 2)
+    first, second = closed(books(), (2, 200, 1), (-3, 330, 3), (1, 105, 2), (1, 100, 0))
+    assert (first["quantity"], first["exit_notional"], earned(first)) == (2, 220, 220 - 200 - 3)
     assert (first["opened_sequence"], first["sequence"]) == (0, 1)
-    assert (second["quantity"], second["entry_notional"]) == (2, 220)
-    assert earned(second, is_short=True) == 220 - 210 - 4
-    assert (second["opened_sequence"], second["sequence"], second["stake"]) == (1, 2, 220)
+    assert (second["quantity"], second["entry_notional"]) == (1, 110)
+    assert earned(second, is_short=True) == 110 - 105 - 3
+    assert (second["opened_sequence"], second["sequence"], second["stake"]) == (1, 2, 110)
 
 
 def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
@@ -69,12 +70,19 @@ def test_what_was_held_of_an_account_taken_over_is_none_but_what_is_opened_since
     taken.hold(row("holdings", instrument=0, quantity=2, funding_paid=5))
     (trade,) = closed(taken, (1, 100, 0), (-5, 500, 0), (2, 190, 0))
     assert (trade["opened_sequence"], trade["entry_notional"]) == (1, 200)
+    whole, later = (StepEncoder(cases.run(parent_run_id=of), 1) for of in (None, "before"))
+    steps = cases.plain_steps(60)
+    for encoder, begun in ((whole, 0), (later, 15)):
+        for step in steps[begun:]:
+            encoder.add(step)
+    assert later.take()["trades"] == whole.take()["trades"][1:] != []
 
 
 def test_a_split_leaves_the_stake_and_funding_counts_while_it_is_held() -> None:
     held = books()
     assert closed(held, (4, 400, 0)) == []
-    held.settle(row("holdings", instrument=0, quantity=4, funding_paid=3))
+    for paid in (1, 3):
+        held.settle(row("holdings", instrument=0, quantity=4, funding_paid=paid))
     at = {"market_ms": 0, "seen_ms": 0}
     held.act(CorporateAction(instrument().id, CorporateActionKind.SPLIT, 2, 1, 0, 50, **at))
     (trade,) = closed(held, (2, 120, 0), (-10, 600, 0))
