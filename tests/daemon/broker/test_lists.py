@@ -32,10 +32,15 @@ class Desk:
     """One account of one instrument, whose orders are decided at a close of 100."""
 
     def __init__(
-        self, costs: ExecutionCosts = COSTS, *, cash: int = 10**6, **of_instrument: Any
+        self,
+        costs: ExecutionCosts = COSTS,
+        *,
+        cash: int = 10**6,
+        fills: FillModel = FillModel.NEXT_OPEN,
+        **of_instrument: Any,
     ) -> None:
         self.item: Instrument = instrument(**of_instrument)
-        settings = BrokerSettings(FillModel.NEXT_OPEN, costs, cash * 10**8, Latency(100))
+        settings = BrokerSettings(fills, costs, cash * 10**8, Latency(100))
         self.account = PaperAccount([self.item], settings)
 
     @property
@@ -219,6 +224,12 @@ def test_cancel_takes_back_one_tag_or_all() -> None:
     assert len(desk.send(Cancel())) == 2
     assert desk.resting == ()
     assert desk.send(Cancel("b")) == ()
+    by_book = Desk(fills=FillModel.BOOK)  # whose cancellations are on their way
+    by_book.send(buy(1, limit=99))
+    by_book.send(Cancel())
+    assert [order.order_id in by_book.line.orders.leaving for order in by_book.resting] == [True]
+    by_book.line.orders.withdraw("", "halted")
+    assert by_book.resting == ()
 
 
 # ---------------------------------------------------------------- quotes
