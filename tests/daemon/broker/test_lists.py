@@ -631,6 +631,7 @@ def test_state_with_resting_orders_survives_a_restart() -> None:
     desk = Desk()
     desk.send(buy(1, limit=99, tag="a", post_only=True, until=2 * START_MS), buy(1, stop=101))
     desk.quote(9_990, 10_000)
+    desk.aim(500, START_MS)
     again = Desk()
     again.account.restore(desk.account.state(), {})
     assert again.resting == desk.resting

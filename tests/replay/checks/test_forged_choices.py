@@ -197,9 +197,7 @@ def figures(change: UniverseChange, **changed: Any) -> UniverseChange:
     ("forge", "field"),
     [
         (lambda pick: [replace(pick, chosen=(pick.chosen[0], *others(pick)))], "event.chosen"),
-        (lambda change: [replace(change, chosen=change.chosen[::-1])], "event.chosen"),
         (lambda change: [replace(change, chosen=change.chosen[:1])], "event.chosen"),
-        (lambda change: [replace(change, chosen=(change.chosen[0],) * 2)], "event.chosen"),
         (lambda pick: [replace(pick, reason="all is well")], "event.reason"),
         (lambda pick: [figures(pick, turnover="7")], "event.candidates"),
         (lambda pick: [figures(pick, volatility="0.5")], "event.candidates"),

@@ -107,18 +107,6 @@ def test_parity_compares_hashes_only_where_both_runs_went_the_same_way(
     assert not parity.exact
 
 
-def test_parity_names_the_first_field_that_differs(
-    tmp_path: Path, walk: Candles, run: Path
-) -> None:
-    other = tmp_path / "other.db"
-    slower = {"name": "sma_cross", "fast": 3, "slow": 8, "long_only": False}
-    replayed(other, walk, strategy=slower)
-    parity = parity_of(run, other)
-    assert not parity.holds
-    assert parity.differences[0].instrument == walk.instrument
-    assert parity.differences[0].field
-
-
 def finer(candles: Candles) -> Candles:
     return candles.rescaled(volume_decimals=8)
 
