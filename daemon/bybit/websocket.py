@@ -38,7 +38,7 @@ from tracepaper.daemon.bybit.wire import (
     RefusedFrame,
     Ticker,
     Trades,
-    Unknown,
+    UnreadFrame,
     Wire,
 )
 from tracepaper.daemon.clock import Clock
@@ -233,7 +233,7 @@ class PublicStream:
                 future = self._acks.pop(received.request_id, None)
                 if future is not None and not future.done():
                     future.set_result(received)
-            elif received is not None and not isinstance(received, Pong | Unknown):
+            elif received is not None and not isinstance(received, Pong | UnreadFrame):
                 self._data_s = self._clock.network_s()
 
     async def _heartbeat(self, connection: ClientConnection) -> None:

@@ -1,10 +1,10 @@
 """Sans-I/O reader of a websocket connection: bytes in, typed messages out.
 
 On any bytes whatever ``Wire.receive`` returns a result or raises ``MessageMalformed``, nothing
-else. What it does not know is an ``Unknown``, never an error: the exchange may add topics. A frame
-that cannot be true (dated ahead, off the grid, of another symbol than its topic) is refused before
-any of it is taken in. State (ticker fields that deltas leave out, book levels) lives as long as the
-connection: make a new ``Wire`` after each reconnect.
+else. What it does not know is an ``UnreadFrame``, never an error: the exchange may add topics. A
+frame that cannot be true (dated ahead, off the grid, of another symbol than its topic) is refused
+before any of it is taken in. State (ticker fields that deltas leave out, book levels) lives as long
+as the connection: make a new ``Wire`` after each reconnect.
 
 The rules are docs/time.md, T11 to T13.
 """
@@ -112,7 +112,7 @@ class Pong(Struct, gc=False):
     """The answer to a ping: the connection is open, which says nothing about the data."""
 
 
-class Unknown(Struct, gc=False):
+class UnreadFrame(Struct, gc=False):
     """A well-formed frame that is not ours to read."""
 
 
@@ -120,7 +120,7 @@ class RefusedFrame(Struct, gc=False):
     """A frame whose date is not accepted; none of it was applied."""
 
 
-Received = ClosedCandles | Ticker | BestQuotes | Trades | Ack | Pong | Unknown | RefusedFrame
+Received = ClosedCandles | Ticker | BestQuotes | Trades | Ack | Pong | UnreadFrame | RefusedFrame
 _Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
@@ -338,13 +338,13 @@ class Wire:
             return self._unknown(kind)
         return reader(frame, instrument)
 
-    def _unknown(self, kind: str) -> Unknown:
+    def _unknown(self, kind: str) -> UnreadFrame:
         """Count a frame that was not subscribed; foreign kinds share a counter, to stay few."""
         counted = kind if kind in self._readers else "other"
         self.counters[f"unknown.{counted}"] += 1
-        return Unknown()
+        return UnreadFrame()
 
-    def _before_snapshot(self, kind: str, topic: str) -> Unknown:
+    def _before_snapshot(self, kind: str, topic: str) -> UnreadFrame:
         """Refuse a delta that comes before any snapshot, and mark its topic as stale."""
         self.stale_topics.add(topic)
         self._refuse(
@@ -352,7 +352,7 @@ class Wire:
             f"A delta of {topic[:64]} came before any snapshot; it was dropped and a snapshot is "
             "asked for.",
         )
-        return Unknown()
+        return UnreadFrame()
 
     def _kline(self, frame: bytes, _: Instrument) -> Received:
         """Read a kline frame whose keys come in another order."""

@@ -81,7 +81,7 @@ class RunCovariates:
             case _:
                 pass
 
-    def known(self, symbol: str) -> CovariateRows:
+    def rows_for(self, symbol: str) -> CovariateRows:
         """Return the rows of *symbol*, or everyone's."""
         filled = self._rows.get(ALL_SYMBOLS, self._rows.get(symbol))
         return NO_COVARIATES if filled is None else filled.rows()
@@ -95,7 +95,7 @@ class RunCovariates:
 
     def at(self, symbol: str, closes_ms: NDArray[np.int64]) -> JoinedRows:
         """Return the rows of *symbol* that were known at these closes."""
-        return joined_rows(self.known(symbol), self.usable(closes_ms), closes_ms)
+        return joined_rows(self.rows_for(symbol), self.usable(closes_ms), closes_ms)
 
     @property
     def fault(self) -> str:
@@ -148,7 +148,7 @@ class CovariateReader:
         since_ms: int,
         deadline_ms: int,
     ) -> None:
-        self._file, self._known = GrowingFile(path), covariates
+        self._file, self._covariates = GrowingFile(path), covariates
         self._period_start_ms, self._since_ms = period_start_ms, since_ms
         self._deadline_s = deadline_ms / 1000
         self._worker = Worker("covariates")
@@ -157,7 +157,7 @@ class CovariateReader:
     @property
     def has_begun(self) -> bool:
         """Whether the run knows rows already."""
-        return bool(self._known.symbols)
+        return bool(self._covariates.symbols)
 
     def first(self, config: Config, at_ms: int) -> CovariatesRead:
         """Return what a new run knows at market time *at_ms*: rows count from their times on.
@@ -179,7 +179,7 @@ class CovariateReader:
         if not isinstance(bar, Bar) or bar.open_time_ms < self._period_start_ms:
             return None
         close_ms = bar.closed_ms
-        if close_ms <= self._known.closed_ms:
+        if close_ms <= self._covariates.closed_ms:
             return None
         if self._reading is None:
             self._reading = self._worker.submit(self._read)
@@ -195,7 +195,7 @@ class CovariateReader:
 
     def _read(self) -> tuple[str, list[CovariateRow]] | None:
         """Return why the file is no use, or the new rows; None where nothing changed."""
-        before = self._known.fault
+        before = self._covariates.fault
         if not self._file.has_changed() and not before:
             return None
         reason, rows = "", list[CovariateRow]()
@@ -215,8 +215,8 @@ class CovariateReader:
         growth = self._file.read()
         self._require_same_symbols(growth.file)
         new: list[CovariateRow] = []
-        for symbol, rows in growth.file.chosen(self._known.columns).items():
-            earlier = self._known.known(symbol)
+        for symbol, rows in growth.file.chosen(self._covariates.columns).items():
+            earlier = self._covariates.rows_for(symbol)
             if growth.is_whole:
                 self._require_unchanged(earlier, rows)
             newest = int(earlier.time_ms[-1]) if len(earlier) else -1
@@ -232,7 +232,7 @@ class CovariateReader:
 
     def _require_same_symbols(self, file: CovariateFile) -> None:
         """Raise ``DataInvalid`` where the file has got or lost its column of symbols."""
-        symbols = self._known.symbols
+        symbols = self._covariates.symbols
         if symbols and file.rows and (ALL_SYMBOLS in symbols) != (ALL_SYMBOLS in file.rows):
             raise DataInvalid(
                 f"{self._file.path} has got or lost the column symbol; a file that is traded by "
@@ -278,7 +278,7 @@ def configured_covariates(
     file = read_covariates(covariates_path(config, config.model.covariates))
     source = file.standing(columns)
     for symbol in config.market.symbols:
-        if not live and not len(source.known(symbol)):
+        if not live and not len(source.rows_for(symbol)):
             raise DataInvalid(
                 f"{file.path} has no row of {symbol}; add some, or leave the column symbol out "
                 "where rows are everyone's."

@@ -349,7 +349,7 @@ class Daemon:
             )
             companions: list[Companion] = [each for each in (retrainer, universe) if each]
             companions += self._companions(run, engine, feed, monitor)
-            monitor.beside = {each.key: each.status for each in companions if each.key}
+            monitor.companions = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
             token = write_token(self._database)

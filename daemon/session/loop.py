@@ -212,7 +212,7 @@ class BarHistory:
             if not bars or bars[-1].close_time_ms < period_start_ms
         }
 
-    def known(self) -> dict[str, list[Bar]]:
+    def by_instrument(self) -> dict[str, list[Bar]]:
         """Return the remembered bars of each instrument."""
         return {key: list(bars) for key, bars in self._bars.items() if bars}
 
@@ -232,11 +232,11 @@ class Aside:
     def __init__(self, forecaster: Forecaster, bars: Mapping[str, Sequence[Bar]]) -> None:
         self.forecaster = forecaster
         self.since: list[tuple[str, tuple[Any, ...]]] = []  # the calls of the running model
-        self._known: Mapping[str, Sequence[Bar]] | None = bars
+        self._past: Mapping[str, Sequence[Bar]] | None = bars
 
     def warm(self) -> None:
         """Warm the model with the bars known at the event, once."""
-        history, self._known = self._known or {}, None
+        history, self._past = self._past or {}, None
         for instrument, bars in history.items():
             self.forecaster.warm(instrument, bars)
 
@@ -307,7 +307,7 @@ class InlinePredictor:
                 return self._answers([unit], newest, forecasts, recorded)
             case RetrainingEnd(takes_over=True):
                 if (candidate := self._prepared.get(unit.candidate_sha256)) is not None:
-                    self.aside = Aside(candidate, self.history.known())
+                    self.aside = Aside(candidate, self.history.by_instrument())
             case ModelChange():
                 self._change(unit)
             case _:

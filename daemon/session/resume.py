@@ -176,7 +176,7 @@ def _go_on(
     resumed = audit.resume(run.run_id)
     history = _bar_history(opening)
     restore_engine(engine, reader, resumed, history)
-    recall_events(opening.forecaster, reader, run.run_id, chain(*history.known().values()))
+    recall_events(opening.forecaster, reader, run.run_id, chain(*history.by_instrument().values()))
     return OpenedRun(
         run=run,
         engine=engine,

@@ -41,8 +41,8 @@ from tracepaper.daemon.session.covariates import (
 from tracepaper.daemon.session.models import (
     checkpoint_sha256,
     computing,
-    further_libraries,
     load_forecaster,
+    other_libraries,
 )
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
@@ -160,8 +160,8 @@ def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
     """Return the fields that name the model, code, libraries and processor."""
     torch_version, instruction_set = computing(forecaster)
     versions = libraries()
-    if further := further_libraries(forecaster):
-        versions = json.dumps({**json.loads(versions), **further}, sort_keys=True)
+    if others := other_libraries(forecaster):
+        versions = json.dumps({**json.loads(versions), **others}, sort_keys=True)
     model = {
         name: empty if forecaster is None else getattr(forecaster, name)
         for name, empty in NO_MODEL.items()

@@ -317,7 +317,7 @@ async def test_no_temper_of_a_receiver_delays_a_decision(tmp_path: Path) -> None
         with capture_logs() as lines:
             async with daemon(server, tmp_path / "run.db", notify=section) as running:
                 await running.close_bars(12)
-                await running.until(lambda: servers.asked >= len(section["addresses"]))
+                await running.until(lambda: servers.connections >= len(section["addresses"]))
                 await running.close_bars(8)  # each is awaited: none waits for an address
             assert running.task.result() is None
     check_record(tmp_path / "run.db", bars=20)
@@ -418,7 +418,7 @@ def test_status_and_metrics_count_them() -> None:
     monitor = Monitor(run=builders.run(), clock=ManualClock(builders.START_MS))
     assert monitor.status()["notices"] is None
     assert b"tracepaper_notices" not in generate_latest(registry_of(monitor))
-    monitor.beside["notices"] = lambda: {"sent": 3, "failed": 1, "dropped": 0}
+    monitor.companions["notices"] = lambda: {"sent": 3, "failed": 1, "dropped": 0}
     assert monitor.status()["notices"] == {"sent": 3, "failed": 1, "dropped": 0}
     assert b'tracepaper_notices_total{outcome="failed"} 1.0' in generate_latest(
         registry_of(monitor)

@@ -357,7 +357,7 @@ def test_memory_equals_the_tail_of_what_it_took() -> None:
 
 
 async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
-    def broken(_seen: Sequence[Bar]) -> Forecast:
+    def broken(_bars: Sequence[Bar]) -> Forecast:
         raise ZeroDivisionError
 
     worker = working(FixedForecaster(broken, context=1))

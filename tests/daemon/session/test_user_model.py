@@ -68,7 +68,7 @@ def written(folder: Path, body: str, *, header: str = HEADER) -> str:
 
 def configured(module: str, folder: Path, **model: Any) -> Config:
     """Return a configuration read from a file in *folder* that names the class."""
-    return load(None, {"model": {"class": f"{module}:Mine", **model}}).beside(folder)
+    return load(None, {"model": {"class": f"{module}:Mine", **model}}).in_folder(folder)
 
 
 def model_of(folder: Path, body: str, *, mode: str = "step", **model: Any) -> UserForecaster:

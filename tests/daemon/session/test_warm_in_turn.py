@@ -238,7 +238,7 @@ def test_a_model_that_reads_another_symbol_waits_for_the_bars_of_all(
 ) -> None:
     config = load(None, {"strategy": {"name": "sma_cross"}, "market": {"symbols": SIXTY}})
     engine = engine_of(config, [instrument(name) for name in SIXTY], execution=FillModel.QUOTE)
-    plan = warm_up_of(engine, model(lambda _seen: None), 0, config, 1_000)
+    plan = warm_up_of(engine, model(lambda _bars: None), 0, config, 1_000)
     assert (plan.first, plan.before) == (first, first)
 
 
