@@ -24,7 +24,6 @@ from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
-from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
@@ -74,7 +73,6 @@ from tracepaper.daemon.session.run_row import (
     preflight_engine,
     refuse_size,
     usage_errors,
-    warm_up_of,
 )
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
@@ -86,7 +84,6 @@ from tracepaper.daemon.session.universe import (
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.declared import operator, plausible
@@ -102,7 +99,7 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     RunKind,
 )
-from tracepaper.strategies.units import interval_start, interval_text, minute_text, time_of
+from tracepaper.strategies.units import interval_start, minute_text
 
 ExchangeClient: Final = BybitClient
 """The client of the exchange; ``replay.archive.download`` alone names it beside this module."""
@@ -320,7 +317,7 @@ class Daemon:
         config, engine, run = self._config, opened.engine, opened.run
         forecaster = opened.forecaster
         self._opened(run)
-        _log_opened(opened, config, client.candles_max)
+        _log_opened(opened)
         universe = None
         if (rule := config.market.universe) is not None:
             universe = Universe(
@@ -387,7 +384,7 @@ class Daemon:
                     )
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
-                    _log_warming(feed, warm_at, run, config, step.event.market_ms)
+                    _log_warming(feed, warm_at, run)
                 for each in companions:
                     each.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
@@ -534,8 +531,8 @@ class Daemon:
         return await waiting
 
 
-def _log_opened(opened: OpenedRun, config: Config, candles_max: int) -> None:
-    """Log what a run warns of, how it began, and what a new one asks the exchange for."""
+def _log_opened(opened: OpenedRun) -> None:
+    """Log what a run warns of, and how it began."""
     run, engine, forecaster = opened.run, opened.engine, opened.forecaster
     for warning in run.warnings:
         log.warning(warning)
@@ -544,18 +541,9 @@ def _log_opened(opened: OpenedRun, config: Config, candles_max: int) -> None:
         way = {"model_id": forecaster.model_id, "backend": forecaster.backend}
     event = "run goes on" if opened.resumed else "run opened"
     log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
-    if not opened.resumed:
-        plan = warm_up_of(engine, forecaster, run.period_start_ms, config, candles_max)
-        log.info("warm-up", plan=plan.sentence())
 
 
-def _log_warming(
-    feed: LiveFeed,
-    warm_at: Callable[[str], int | None],
-    run: Run,
-    config: Config,
-    now_ms: int,
-) -> None:
+def _log_warming(feed: LiveFeed, warm_at: Callable[[str], int | None], run: Run) -> None:
     """Log until when each instrument is held, where the exchange has too few past bars of it.
 
     One line tells of all whose turn to be warmed is still to come.
@@ -571,8 +559,8 @@ def _log_warming(
             "warming up",
             instrument=item.id,
             until=minute_text(at_ms),
-            advice="every bar is held until then: the exchange has no more of its past"
-            + _shorter_windows(config, at_ms - now_ms),
+            advice="every bar is held until then: the exchange has no more of its past; a strategy "
+            "that looks back less, as trend does by shorter trend_windows, begins sooner",
         )
     if waiting:
         log.info(
@@ -581,24 +569,6 @@ def _log_warming(
             until=minute_text(max(waiting)),
             advice="each trades as its candles have come; `tracepaper status` says when",
         )
-
-
-def _shorter_windows(config: Config, lacking_ms: int) -> str:
-    """Suggest windows of each trend for a past that is *lacking_ms* shorter than the longest."""
-    suggestions = []
-    for name, member_config in (members_of(config) or {"": config}).items():
-        if member_config.strategy.name != TREND:
-            continue
-        windows_ms = [
-            length for text in member_config.strategy.windows if (length := time_of(text))
-        ]
-        past_ms = max(windows_ms) - lacking_ms
-        fitting = windows_within(windows_ms, past_ms, config.market.interval_ms)
-        if fitting[-1] <= past_ms / 2:
-            names = ", ".join(f'"{interval_text(length)}"' for length in fitting)
-            section = f"[strategies.{name}]" if name else "[strategy]"
-            suggestions.append(f"{section} trend_windows = [{names}]")
-    return f"; it suffices for {' and '.join(suggestions)}" if suggestions else ""
 
 
 def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]]) -> MountedPage:

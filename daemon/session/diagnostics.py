@@ -74,7 +74,6 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
             ("attention", lambda: _attention(config)),
             ("checkpoint", lambda: _checkpoint(config)),
         ]
-    checks.append(("warm-up", lambda: _warm_up(config)))
     if config.http.tokens or config.http.page:
         checks.append(("tokens", lambda: _tokens(config)))
     if config.notify.addresses:
@@ -263,16 +262,6 @@ def _checkpoint(config: Config) -> Finding:
         f"{config.model.checkpoint}: {model.get('name', 'unnamed')} {checkpoint.id}, "
         f"interval {checkpoint.card['market'].get('interval', '?')}, SHA-256 as its card names"
     )
-
-
-def _warm_up(config: Config) -> Finding:
-    """Say how long a new run asks the exchange for its past."""
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.session.daemon import ExchangeClient
-    from tracepaper.daemon.session.run_row import planned_warm_up
-
-    plan = planned_warm_up(config, SystemClock().wall_ms(), ExchangeClient.candles_max)
-    return Verdict.OK, f"a new run of {plan.sentence()}"
 
 
 def _user_model(config: Config) -> Finding:

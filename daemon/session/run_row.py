@@ -15,16 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
-from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.daemon.bybit.messages import LotSizeFilter
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS, plain
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.feed.warming import WarmUp, warm_up
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
@@ -232,10 +227,6 @@ def code_version() -> str:
     return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"
 
 
-ABSURD: Final = 100
-"""A size beyond so many times the largest recorded order is a mistake, whatever changed since."""
-
-
 def preflight(config: Config, database: Path) -> None:
     """Build everything that ``run`` builds, without the exchange's data.
 
@@ -310,23 +301,7 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
         started_at_ms=0,
         period_start_ms=0,
     )
-    if config.execution.filters != "data":
-        _refuse_absurd(config)
     return strategies
-
-
-def planned_warm_up(config: Config, now_ms: int, candles_max: int) -> WarmUp:
-    """Return the requests of a new run of *config* to the exchange, built as a preflight is."""
-    forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
-    config = resolved(config, FillModel.QUOTE)
-    engine = build_engine(
-        config,
-        [_stand_in(config, symbol) for symbol in config.market.symbols],
-        execution=FillModel.QUOTE,
-        period_start_ms=now_ms,
-        forecaster=forecaster,
-    )
-    return warm_up_of(engine, forecaster, now_ms, config, candles_max)
 
 
 def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
@@ -336,23 +311,6 @@ def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
     """
     source = run_source(forecaster)
     return not engine.is_portfolio and (source is None or isinstance(source, RunCovariates))
-
-
-def warm_up_of(
-    engine: Engine, forecaster: Forecaster | None, start_ms: int, config: Config, candles_max: int
-) -> WarmUp:
-    """Return the requests of a new *engine*, with its model, whose period begins at *start_ms*.
-
-    One request brings *candles_max* candles.
-    """
-    return warm_up(
-        engine.instruments,
-        engine.bars_before(start_ms),
-        engine.lacking_frames(start_ms),
-        candles_max=candles_max,
-        requests_per_s=config.exchange.requests_per_s,
-        in_stages=in_stages(engine, forecaster),
-    )
 
 
 def refuse_database(path: Path) -> None:
@@ -429,19 +387,3 @@ def _stand_in(config: Config, symbol: str) -> Instrument:
     decimals = max(-exponent, 0) if isinstance(exponent, int) else 0
     category = Category(config.market.category)
     return Instrument(category, symbol, symbol, "", 2, decimals, 8, 8, 1, 1, 0, 0, 0)
-
-
-def _refuse_absurd(config: Config) -> None:
-    """Refuse a fixed quantity far beyond the largest order that was ever recorded."""
-    if config.sizing.mode != "fixed":
-        return
-    for symbol in config.market.symbols:
-        if (recorded := recorded_instruments().get(symbol)) is None:
-            continue
-        limits = msgspec.convert(recorded["lotSizeFilter"], LotSizeFilter)
-        largest = Decimal(limits.max_order_qty)
-        if config.sizing.quantity > ABSURD * largest:
-            raise ConfigInvalid(
-                f"sizing.quantity {plain(config.sizing.quantity)} is more than {ABSURD} times the "
-                f"largest order of {symbol} ({plain(largest)}); lower it."
-            )

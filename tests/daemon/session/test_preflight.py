@@ -54,7 +54,6 @@ def fixed(quantity: str) -> str:
 
 
 REFUSED = {
-    "nine million bitcoin": (fixed("9000000"), r"sizing\.quantity 9000000 is more than 100 times"),
     "a size that fills the memory": (fixed("1e999999999"), "at most 40 digits"),
     "more digits than are read": (SMA + f"[gate]\nlate_ms = 1{'0' * 5000}\n", "is not TOML"),
     "a device there is not": ('[model]\ndevice = "cuda:99"\n', r"model\.device|cuda"),
