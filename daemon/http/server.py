@@ -11,12 +11,11 @@ not counted.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 import structlog
@@ -43,7 +42,6 @@ from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 CONNECTIONS_MAX: Final = 64
 REQUEST_TIMEOUT_S: Final = 10.0
 LOG_EVERY_S: Final = 60.0
-SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 UNAVAILABLE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -75,7 +73,6 @@ class ConnectionLimits:
         self._connections: dict[asyncio.BaseTransport, _Connection] = {}
         self._counts: Counter[str] = Counter()
         self._logged_s = 0.0
-        self._restore_handler: Callable[[], None] = lambda: None
         # aiohttp logs through a logger of this server's own.
         self.logger = logging.Logger("http.server")  # noqa: LOG001
         self.logger.addFilter(self._pass_on)
@@ -108,7 +105,6 @@ class ConnectionLimits:
 
     def close(self) -> None:
         """Cut every connection that is left."""
-        self._restore_handler()
         for transport in list(self._connections):
             if isinstance(transport, asyncio.Transport):
                 transport.abort()
@@ -136,23 +132,6 @@ class ConnectionLimits:
         """Count the connection of *transport* out."""
         if transport is not None:
             self._connections.pop(transport, None)
-
-    def count_exhaustion(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count the connections that *loop* cannot accept for want of file descriptors."""
-        before = loop.get_exception_handler()
-
-        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            error = context.get("exception")
-            is_scarce = isinstance(error, OSError) and error.errno in SCARCE
-            if is_scarce and "accept" in context["message"]:
-                self.count("without_descriptor")
-            elif before is not None:
-                before(loop, context)
-            else:
-                loop.default_exception_handler(context)
-
-        loop.set_exception_handler(handle)
-        self._restore_handler = lambda: loop.set_exception_handler(before)
 
     def count(self, reason: str) -> None:
         """Count a refused connection; log the counts once a minute."""
@@ -457,7 +436,6 @@ async def listening(
         raise ConfigInvalid(
             f"{host}:{port} cannot be listened on ({error.strerror}); set another {key}."
         ) from None
-    limits.count_exhaustion(loop)
     named, picked = server.sockets[0].getsockname()[:2]
     try:
         yield f"http://[{named}]:{picked}" if ":" in named else f"http://{named}:{picked}"

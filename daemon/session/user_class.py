@@ -43,7 +43,7 @@ from tracepaper.strategies.api.context import (
     Volatility,
     is_protected,
 )
-from tracepaper.strategies.api.model import OWN_CLASSES, ImportedClass
+from tracepaper.strategies.api.model import ImportedClass
 from tracepaper.strategies.api.strategy import (
     PortfolioMember,
     PortfolioStrategy,
@@ -613,8 +613,8 @@ def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
 _FLAGS: Final = ("needs_forecast", "exits_freely", "sees_account", "reads_history")
 
 
-def _own_class(name: str) -> ImportedClass:
-    """Find the class ``module:Class`` that a network is made of; raise as ``imported`` does."""
+def network_class(name: str) -> ImportedClass:
+    """Import the class ``module:Class`` that a network is made of; raise as ``imported`` does."""
     made_of = imported(name, key="architecture.mechanism")
     if not isinstance(made_of, type):
         raise ConfigInvalid(f"architecture.mechanism '{name}' is no class; name one.")
@@ -623,6 +623,3 @@ def _own_class(name: str) -> ImportedClass:
     else:
         sha256 = class_sha256(made_of)
     return ImportedClass(made_of, sha256, lambda: ForeignCode(name, "in forward", may_exit=False))
-
-
-OWN_CLASSES.find = _own_class
