@@ -175,7 +175,6 @@ class LotSizeFilter(Struct, rename="camel"):
     """Quantity limits; linear and spot name the same things differently, so all are optional."""
 
     min_order_qty: str = ""
-    max_order_qty: str = ""
     max_mkt_order_qty: str = ""  # linear
     qty_step: str = ""  # linear
     min_notional_value: str = ""  # linear

@@ -48,10 +48,6 @@ WaitObserver = Callable[[str, float], None]
 log = structlog.get_logger("bybit")
 
 
-def ignore_wait(_name: str, _seconds: float) -> None:
-    """Ignore a wait."""
-
-
 class RestartBudget:
     """At most *limit* failures in any *window_s* seconds of network time."""
 
@@ -101,7 +97,7 @@ async def retry(
     rng: random.Random,
     name: str,
     ceiling_s: float,
-    observer: WaitObserver = ignore_wait,
+    observer: WaitObserver = lambda _name, _seconds: None,
     budget: RestartBudget | None = None,
     retry_log: RetryLog | None = None,
 ) -> T:
@@ -156,7 +152,9 @@ class Cooldown:
     counts it as progress; ``retry_log`` logs the failures.
     """
 
-    def __init__(self, *, clock: Clock, observer: WaitObserver = ignore_wait) -> None:
+    def __init__(
+        self, *, clock: Clock, observer: WaitObserver = lambda _name, _seconds: None
+    ) -> None:
         self._clock = clock
         self.observer = observer
         self.retry_log = RetryLog(clock=clock)
@@ -385,11 +383,6 @@ class EventQueue(Generic[T]):
         return self._items.popleft()
 
 
-def no_frames(_market_ms: int) -> Sequence[FrameRange]:
-    """Want no candles of higher timeframes."""
-    return ()
-
-
 class FeedStart(Struct, frozen=True):
     """The state of a run at which its feed begins.
 
@@ -418,7 +411,7 @@ class FeedStart(Struct, frozen=True):
     started: Callable[[Collection[str]], Event] | None = None
     is_served: bool = False
     gather_ms: int = 0
-    lacking_frames: Callable[[int], Sequence[FrameRange]] = no_frames
+    lacking_frames: Callable[[int], Sequence[FrameRange]] = lambda _market_ms: ()
     urgent: frozenset[str] = frozenset()
     in_stages: bool = True
     plausible: float = 100.0

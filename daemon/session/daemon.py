@@ -66,7 +66,7 @@ from tracepaper.daemon.session.resume import (
     open_run,
     was_served,
 )
-from tracepaper.daemon.session.retraining import Retrainer, Service, promoted_for
+from tracepaper.daemon.session.retraining import Retrainer, promoted_for
 from tracepaper.daemon.session.run_row import (
     in_stages,
     live_execution,
@@ -442,7 +442,10 @@ class Daemon:
             config,
             self._database,
             opened.run,
-            Service(opened.engine, predictor, lambda event: self._submit(feed, event), clock),
+            opened.engine,
+            predictor,
+            partial(self._submit, feed),
+            clock,
             running=forecaster,
             configured_sha256=self._configured_sha256,
         )

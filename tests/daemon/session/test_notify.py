@@ -38,7 +38,6 @@ from tracepaper.daemon.session.messenger import (
     BODY_MOST,
     LINES_MOST,
     QUEUE_MOST,
-    Allowance,
     Messenger,
     Sender,
     check_notify,
@@ -140,8 +139,7 @@ async def test_a_notice_is_sent_in_the_words_of_its_template(planted: Planted) -
 
 
 async def test_what_comes_faster_than_the_limit_goes_together(planted: Planted) -> None:
-    clock = JumpClock()
-    sender = messenger(clock, per_minute=1)
+    sender = messenger()
     for index in range(3):
         sender.observe(command(f"a{index}"))
     async with working(sender):
@@ -200,21 +198,6 @@ async def test_the_notice_of_the_last_step_is_sent(planted: Planted) -> None:
         sender.observe(command("the last"))
     assert "the last" in planted.sent()[-1]["body"]
     assert sender.counts == {"sent": 1, "failed": 0, "dropped": 0}
-
-
-async def test_the_limit_lets_a_burst_through_and_then_one_a_share_of_a_minute() -> None:
-    clock = JumpClock()
-    allowance = Allowance(4, clock)
-    at = []
-    for _ in range(7):
-        await allowance.wait()
-        at.append(clock.network_s())
-    assert at == [0, 0, 0, 0, 15, 30, 45]
-    clock.advance(network_s=600)
-    for _ in range(5):
-        await allowance.wait()
-        at.append(clock.network_s() - 645)
-    assert at[7:] == [0, 0, 0, 0, 15]
 
 
 async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None:
