@@ -123,7 +123,7 @@ async def test_topics_are_subscribed_ten_at_a_time_with_their_own_ids() -> None:
         assert [len(request["args"]) for request in requests] == [10, 10, 3]
         assert server.subscribed() == list(TOPICS)
         assert len({request["req_id"] for request in requests}) == 3
-        assert stream.is_connected
+        assert stream.is_open
 
 
 async def test_pings_are_sent_on_their_beat() -> None:
@@ -176,7 +176,7 @@ async def test_everything_is_subscribed_again_after_a_drop() -> None:
         await server.drop()
         await until(lambda: setup.listener.lost)
         assert isinstance(setup.listener.lost[0], FeedLost)
-        assert not stream.is_connected
+        assert not stream.is_open
         await setup.clock.run(lambda: len(server.subscribed()) == 24)
         assert server.subscribed()[12:] == list(TOPICS[:12])
 
