@@ -11,7 +11,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -347,40 +347,24 @@ class MarketDataClient(Protocol):
 # ---------------------------------------------------------------- the queue of a feed
 
 
-class EventQueue(Generic[T]):
-    """First in, first out; ``try_put`` takes what may be dropped, ``put`` what may not.
+class EventQueue(asyncio.Queue[T]):
+    """First in, first out; ``try_put`` takes what may be dropped, ``put_nowait`` what may not.
 
     ``try_put`` refuses beyond a share of the limit, so that quotes, which are many and soon
-    replaced, can never take the place of bars. ``put`` always succeeds: its callers are few
+    replaced, can never take the place of bars. ``put_nowait`` always succeeds: its callers are few
     by their nature (one reminder an instrument, operators' commands).
     """
 
     def __init__(self, limit: int) -> None:
+        super().__init__()
         self.limit = limit
-        self._items: deque[T] = deque()
-        self._filled = asyncio.Event()
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def try_put(self, item: T, *, share: float = 1.0) -> bool:
         """Append *item* unless *share* of the limit is taken; return whether it was."""
-        if len(self._items) >= self.limit * share:
+        if self.qsize() >= self.limit * share:
             return False
-        self.put(item)
+        self.put_nowait(item)
         return True
-
-    def put(self, item: T) -> None:
-        """Append *item*, whatever the limit."""
-        self._items.append(item)
-        self._filled.set()
-
-    async def get(self) -> T:
-        """Return the oldest item, waiting for one."""
-        while not self._items:
-            self._filled.clear()
-            await self._filled.wait()
-        return self._items.popleft()
 
 
 class FeedStart(Struct, frozen=True):

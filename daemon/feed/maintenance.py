@@ -367,9 +367,9 @@ class FeedMaintenance:
             first_ms, last_ms = sorted((expected_ms, server_ms))
             for key in self._states:
                 gap = Gap(key, first_ms, last_ms, GapCause.JUMPED, "clock", server_ms, server_ms)
-                self._queue.put(gap)
+                self._queue.put_nowait(gap)
                 # The next hole of the instrument has this cause.
-                self._queue.put(GapCauseNotice(key, GapCause.JUMPED))
+                self._queue.put_nowait(GapCauseNotice(key, GapCause.JUMPED))
 
     def request_bars(self, state: FeedState) -> None:
         """Request the missing bars in the background; the answer comes through the queue.
@@ -389,14 +389,14 @@ class FeedMaintenance:
             from_ms,
             max(until_ms, sequence.next_close_ms) - 1,
         )
-        self._queue.put(
+        self._queue.put_nowait(
             BackfillPage(state.instrument.id, from_ms, tuple(bars), self._clock.network_s())
         )
 
     async def _settle(self, state: FeedState, until_ms: int) -> None:
         """Deliver settlements until *until_ms* as soon as the exchange publishes them."""
         for settled in await self.settlements(state, until_ms):
-            self._queue.put(settled)
+            self._queue.put_nowait(settled)
 
     async def _filters(self, instrument: Instrument) -> list[Instrument]:
         """Return the instrument's current filters; closed where the exchange lists none."""
@@ -445,4 +445,4 @@ class FeedMaintenance:
                 )
             state.change_filters(changed)
             now_ms = self._clock.market_ms()
-            self._queue.put(InstrumentChange(changed, now_ms, now_ms))
+            self._queue.put_nowait(InstrumentChange(changed, now_ms, now_ms))

@@ -200,12 +200,12 @@ class WarmUpTurns:
             if sequence.next_open_ms == before_ms:
                 await self._taken_in(WarmUpAnswer(key, is_last=True))
         for frame_bar in await self.frames_of(key):
-            self._queue.put(frame_bar)
+            self._queue.put_nowait(frame_bar)
         self.turns.done(key)
         is_warm.set()
 
     async def _taken_in(self, answer: WarmUpAnswer) -> None:
-        self._queue.put(answer)
+        self._queue.put_nowait(answer)
         await answer.taken_in.wait()
 
     def at_ms(self, instrument: str) -> int | None:

@@ -788,7 +788,7 @@ async def test_a_frame_without_room_leaves_one_gap_and_asks_for_a_snapshot() -> 
         assert not any(is_kept[kept:])
         assert run.feed.counters["overflow_books"] == len(trades) - kept
         assert run.feed.on_book("linear:BTCUSDT", ReadFrame(START_MS, "disconnected"))
-        assert len(run.feed._queue) <= 8  # noqa: SLF001 - what is bounded
+        assert run.feed._queue.qsize() <= 8  # noqa: SLF001 - what is bounded
         run.gate.set()
         await run.close_bar(1)
         await until(lambda: len(run.bars()) == 2)
