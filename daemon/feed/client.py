@@ -309,10 +309,6 @@ class MarketDataClient(Protocol):
         """Return the risk tiers of *instrument*, the smallest first; none where there are none."""
         ...
 
-    async def last_price(self, instrument: Instrument) -> Decimal:
-        """Return the price of the last trade; 0 where the exchange names none."""
-        ...
-
     async def listed(self, category: Category) -> list[TradedSymbol]:
         """Return *category*'s symbols that trade, each with its last 24 hours."""
         ...

@@ -11,7 +11,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from decimal import Decimal
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -222,8 +221,8 @@ class Daemon:
                 ]
             # Address, category and symbols are right: from here on, failures are the network's.
             client.prove()
-            if not is_served:
-                await self._refuse_sizes(instruments, client)
+            for item in () if is_served else instruments:
+                refuse_size(config, item)  # later it is the reason of a decision
             opened = open_run(
                 Opening(
                     config=config,
@@ -299,19 +298,6 @@ class Daemon:
                 item = closed(delisted)
             instruments.append(await client.instrument(category, symbol) if item is None else item)
         return instruments
-
-    async def _refuse_sizes(
-        self, instruments: Sequence[Instrument], client: MarketDataClient
-    ) -> None:
-        """Refuse, at the first start, a size too small or large for an order.
-
-        Later that is the reason of a decision.
-        """
-        for item in instruments:
-            price = Decimal(0)
-            if self._config.sizing.mode == "fixed":
-                price = await client.last_price(item)
-            refuse_size(self._config, item, price)
 
     async def _drive(self, opened: OpenedRun, client: MarketDataClient, audit: SqlAuditLog) -> None:
         config, engine, run = self._config, opened.engine, opened.run

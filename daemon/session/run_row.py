@@ -10,12 +10,10 @@ import platform
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS, plain
@@ -55,7 +53,7 @@ from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Sessions, unpacked
 from tracepaper.strategies.types.decisions import FillModel, Run
 from tracepaper.strategies.types.market import Category, Instrument, ModelChange, RunKind
-from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, Notional, scaled, unscaled
+from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, scaled, unscaled
 
 OF_THE_PLACE: Final = (
     "code_version",
@@ -331,8 +329,8 @@ def refuse_database(path: Path) -> None:
         )
 
 
-def refuse_size(config: Config, instrument: Instrument, price: Decimal) -> None:
-    """Refuse a configured size of which no order could ever be taken at about *price*.
+def refuse_size(config: Config, instrument: Instrument) -> None:
+    """Refuse a configured size of which no order could ever be taken.
 
     Filters that change later are no fault of the configuration: then each decision says why it is
     left unfilled.
@@ -361,23 +359,6 @@ def refuse_size(config: Config, instrument: Instrument, price: Decimal) -> None:
         raise ConfigInvalid(
             f"sizing.quantity {plain(sizing.quantity)} is {beyond} order of {instrument.id}; "
             "change it."
-        )
-    check_range(instrument, price=int(price.scaleb(instrument.price_decimals)), quantity=quantity)
-
-
-def check_range(instrument: Instrument, *, price: int, quantity: int) -> None:
-    """Refuse a *quantity* that at *price* is worth more than one order may be.
-
-    Both are in the instrument's units. Money is an integer of 10⁻⁸ in 64 bits, and prices may
-    still rise: a quarter of what fits is the most. Raises ``ConfigInvalid``.
-    """
-    notional = Notional.of(instrument)(price, quantity)
-    if notional > NOTIONAL_MOST:
-        worth, most = (f"{money // 10**MONEY_DECIMALS:,}" for money in (notional, NOTIONAL_MOST))
-        raise ConfigInvalid(
-            f"sizing.quantity {unscaled(quantity, instrument.quantity_decimals)} of "
-            f"{instrument.id} is worth {worth} {instrument.quote_coin}, and one order may be "
-            f"worth {most}; lower it."
         )
 
 

@@ -6,13 +6,11 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from decimal import Decimal
 
 import pytest
 from aiohttp import web
 from builders import instrument
 from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
-from msgspec import structs
 from waiting import until
 
 from tracepaper.daemon.bybit.client import BybitClient
@@ -119,9 +117,6 @@ async def test_an_unknown_symbol_is_a_mistake_of_the_configuration() -> None:
         assert (await rest.instrument(Category.LINEAR, "BTCUSDT")).price_decimals == 1
         with pytest.raises(ConfigInvalid, match="NOSUCH"):
             await rest.instrument(Category.LINEAR, "NOSUCH")
-        assert await rest.last_price(instrument()) == Decimal("100.5")
-        with pytest.raises(ConfigInvalid, match="NOSUCH"):
-            await rest.last_price(structs.replace(instrument(), symbol="NOSUCH"))
 
 
 async def test_funding_history_is_paged_backwards_and_returned_oldest_first() -> None:

@@ -135,16 +135,6 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
             "null": pages(None),
         },
     ),
-    "tickers": (
-        "tickers",
-        lambda rest: rest.last_price(instrument()),
-        {
-            "none": pages([]),
-            "another symbol": pages([{"symbol": "ETHUSDT", "lastPrice": "0.5"}]),
-            "another category": pages([{"symbol": "BTCUSDT"}], category="spot"),
-            "a number for text": pages([{"symbol": "BTCUSDT", "lastPrice": 1}]),
-        },
-    ),
     "all tickers": (
         "tickers",
         lambda rest: rest.listed(Category.LINEAR),
@@ -238,13 +228,6 @@ TIER = {
     "mmDeduction": "",
     "isLowestRisk": 1,
 }
-TICKER = {
-    "symbol": "BTCUSDT",
-    "lastPrice": "100.5",
-    "markPrice": "100.4",
-    "fundingRate": "0.0001",
-    "nextFundingTime": str(START_MS + 8 * HOUR),
-}
 GOOD: dict[str, tuple[str, Call, dict[str, Any]]] = {
     **{
         name: (*CALLS[name][:2], result)
@@ -255,7 +238,6 @@ GOOD: dict[str, tuple[str, Call, dict[str, Any]]] = {
                 filters(leverageFilter={"maxLeverage": "100.00"}), nextPageCursor=""
             ),
             "funding": pages([SETTLED]),
-            "tickers": pages([TICKER]),
         }.items()
     },
     "risk tiers": (
