@@ -355,20 +355,6 @@ TRADES: Final = "publicTrade."
 """The topic of trades."""
 
 
-def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> list[str]:
-    """Return the topics of one symbol: closed candles first, then quotes, marks and trades.
-
-    Spot has no mark and no funding, so its ticker is not needed; its trades confirm a quote that
-    jumps.
-    """
-    wanted = [f"kline.{interval}.{symbol}", f"orderbook.1.{symbol}"]
-    if category is Category.LINEAR:
-        wanted.append(f"tickers.{symbol}")
-    if trades or category is Category.SPOT:
-        wanted.append(f"publicTrade.{symbol}")
-    return wanted
-
-
 def characters_of(topics: Iterable[str]) -> int:
     """Return the characters of *topics* as arguments: each in quotes, with a comma."""
     return sum(len(topic) + 3 for topic in topics)
@@ -392,9 +378,17 @@ def connections(category: Category, request: StreamRequest) -> list[StreamReques
 
 
 def topics_of(item: Instrument, request: StreamRequest) -> list[str]:
-    """Return the topics of *item* that *request* asks for, each once."""
-    name = interval_name(request.interval_ms)
-    wanted = topics(item.category, item.symbol, interval=name, trades=request.trades)
+    """Return the topics of *item* that *request* asks for, each once: closed candles first.
+
+    Spot has no mark and no funding, so its ticker is not needed; its trades confirm a quote that
+    jumps.
+    """
+    category, symbol = item.category, item.symbol
+    wanted = [f"kline.{interval_name(request.interval_ms)}.{symbol}", f"{BEST}{symbol}"]
+    if category is Category.LINEAR:
+        wanted.append(f"tickers.{symbol}")
+    if request.trades or category is Category.SPOT:
+        wanted.append(f"{TRADES}{symbol}")
     if request.depth:
         depth = DepthRequest(item.category, item.symbol, request.depth, request.depth_every_ms)
         wanted.append(depth.topic)

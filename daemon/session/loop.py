@@ -422,12 +422,6 @@ class WorkerPredictor:
         answer = self._worker.submit(self._inline.answer, unit)
         if not isinstance(last, Bar) or last.open_time_ms < self._period_start_ms:
             return await _answer_of(answer)  # nothing is decided until the model is warm
-        timeout = PredictionTimeout(self._deadline_ms)
-        late = [timeout if isinstance(event, Bar) else None for event in events]
-        return await self._within_deadline(answer, late)
-
-    async def _within_deadline(self, answer: asyncio.Future[T], late: T) -> T:
-        """Return *answer*, or *late* after the deadline; the work goes on."""
         if len(self._pending) >= PENDING_LIMIT:
             raise InvariantBroken(
                 f"the model left {PENDING_LIMIT} bars unanswered; raise model.deadline_ms or "
@@ -439,8 +433,9 @@ class WorkerPredictor:
             # Not `wait_for`: before Python 3.12 it loses a stop that comes with the answer.
             async with asyncio.timeout(self._deadline_ms / 1000):
                 return await _answer_of(answer)
-        except TimeoutError:
-            return late
+        except TimeoutError:  # the work goes on
+            timeout = PredictionTimeout(self._deadline_ms)
+            return [timeout if isinstance(event, Bar) else None for event in events]
 
 
 async def _answer_of(answer: asyncio.Future[T]) -> T:

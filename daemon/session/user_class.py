@@ -225,17 +225,13 @@ def refuse_coroutines(made_of: type, *hooks: str) -> None:
     """Refuse a class whose *hooks* are coroutines or generators: the engine awaits nothing."""
     for name in hooks:
         hook = getattr(made_of, name, None)
-        kinds = {
-            "a coroutine (async def)": inspect.iscoroutinefunction(hook),
-            "a generator (it yields)": inspect.isgeneratorfunction(hook)
-            or inspect.isasyncgenfunction(hook),
-        }
-        for kind, is_kind in kinds.items():
-            if is_kind:
-                raise ConfigInvalid(
-                    f"{made_of.__name__}.{name} is {kind}; write it as def {name}, and return its "
-                    "answer."
-                )
+        is_generator = inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook)
+        if is_generator or inspect.iscoroutinefunction(hook):
+            kind = "a generator (it yields)" if is_generator else "a coroutine (async def)"
+            raise ConfigInvalid(
+                f"{made_of.__name__}.{name} is {kind}; write it as def {name}, and return its "
+                "answer."
+            )
 
 
 def _check_decide(made_of: OwnClass) -> None:

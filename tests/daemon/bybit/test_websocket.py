@@ -26,7 +26,7 @@ from tracepaper.daemon.bybit.websocket import (
     CategoryStream,
     PublicStream,
     StreamCallbacks,
-    topics,
+    topics_of,
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
 from tracepaper.daemon.feed.book_follower import ReadFrame
@@ -39,17 +39,19 @@ from tracepaper.strategies.errors import (
     Recoverable,
 )
 from tracepaper.strategies.types.market import Bar, Category, GapCause, Instrument
+from tracepaper.strategies.units import DAY_MS
 
 # ---------------------------------------------------------------- topics
 
 
 def test_linear_needs_candles_quotes_and_marks() -> None:
-    wanted = topics(Category.LINEAR, "BTCUSDT", interval="5", trades=False)
+    wanted = topics_of(instrument(), StreamRequest((instrument(),), 5 * MINUTE))
     assert wanted == ["kline.5.BTCUSDT", "orderbook.1.BTCUSDT", "tickers.BTCUSDT"]
 
 
 def test_spot_has_no_mark_to_listen_to_and_trades_show_what_quotes_are_worth() -> None:
-    wanted = topics(Category.SPOT, "BTCUSDT", interval="D", trades=False)
+    spot = instrument(category=Category.SPOT)
+    wanted = topics_of(spot, StreamRequest((spot,), DAY_MS))
     assert wanted == ["kline.D.BTCUSDT", "orderbook.1.BTCUSDT", "publicTrade.BTCUSDT"]
 
 
