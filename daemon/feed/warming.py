@@ -12,8 +12,6 @@ from contextlib import suppress
 from itertools import accumulate
 from typing import Final
 
-import structlog
-
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import (
@@ -25,6 +23,7 @@ from tracepaper.daemon.feed.client import (
 )
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
 from tracepaper.daemon.feed.state import FeedState
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
 from tracepaper.strategies.types.market import FrameBar, GapCause
 from tracepaper.strategies.units import interval_start
@@ -32,7 +31,7 @@ from tracepaper.strategies.units import interval_start
 BEFORE_START: Final = 50
 """Requests that are answered before the first decision: ten seconds at the default pace."""
 
-log = structlog.get_logger("bybit.feed")
+log = Logger("bybit.feed")
 
 
 def pages(lack: FrameRange, candles_max: int) -> int:
