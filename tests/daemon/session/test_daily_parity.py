@@ -229,7 +229,7 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: Planted)
     daily_parity, submitted = daily(planted.folder)
     async with daily_parity.at_work(lambda: None):
         daily_parity.observe(closed(10))
-        await until(planted.asked, poll_s=0.01)
+        await until(planted.calls, poll_s=0.01)
         assert daily_parity.is_checking
         daily_parity.observe(closed(11))
         go.touch()
