@@ -347,7 +347,7 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
     assert status["notices"]["failed"] >= 3
     for words in (
         ["config", "show", "--set", named],
-        ["audit", "export", "last", "--db", str(database), "--csv", str(export)],
+        ["audit", "export", "last", "--db", str(database), "--parquet", str(export)],
         ["audit", "sql", "SELECT * FROM v_runs", "--db", str(database)],
     ):
         assert invoke(words) == 0, words
