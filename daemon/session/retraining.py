@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TypeVar
 
-import structlog
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, render
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import terms_for
 from tracepaper.daemon.session.child import ChildFailed, ChildProcess, ScheduledJob, TimeLimits
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor
@@ -185,7 +185,7 @@ MARK_FILE: Final = "began"
 REFUSED: Final = "refused"
 _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 
-log = structlog.get_logger("retrain")
+log = Logger("retrain")
 
 
 class Service(NamedTuple):

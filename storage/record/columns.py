@@ -339,7 +339,7 @@ _ANSWERS = (
     _real("p_up", "probability of a rise"),
     _real("volatility", "expected volatility of the return"),
     _blob("horizons", null=True),  # all horizons, and the columns at the other ones
-    _blob("halves", null=True),  # as ``Forecast.further``
+    _blob("halves", null=True),  # as ``Forecast.auxiliary``
     _real("confidence", "1 less the mean normalised entropy of attention"),
     _real("content_free", "what mask and encoding alone would give"),
     _real("recent_mass", "rollout on the newest quarter of the context"),

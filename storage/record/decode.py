@@ -267,7 +267,7 @@ class StepDecoder:
             **dict(zip(FORECAST_COLUMNS, columns, strict=True)),
             model_id=self._model_id if model_id is None else model_id,
             explanation=None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
-            further=row[ANSWER.halves] or b"",
+            auxiliary=row[ANSWER.halves] or b"",
             heads=heads_of(row[ANSWER.heads]),
         )
 

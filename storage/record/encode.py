@@ -584,7 +584,7 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     others = [column[:at] + column[at + 1 :] if column else None for column in stored]
     content = msgspec.msgpack.encode((horizons, *others))
     at_horizon = [column[at] if column else None for column in stored]
-    return (horizons[at], *at_horizon, content, forecast.further or None)
+    return (horizons[at], *at_horizon, content, forecast.auxiliary or None)
 
 
 def _place(horizons: Sequence[int], preferred: int | None) -> int:
