@@ -641,14 +641,16 @@ class _KeptLstm:
 
     def __init__(self, network: LstmNetwork) -> None:
         self._network = network
-        self._known: dict[int, tuple[Segment, NDArray[np.int64], dict[str, Array]]] = {}
+        self._by_segment: dict[int, tuple[Segment, NDArray[np.int64], dict[str, Array]]] = {}
 
     def __call__(self, question: BaselineQuestion) -> Array:
-        segment, rows, answers = self._known.get(id(question.segment), (None, question.rows, {}))
+        segment, rows, answers = self._by_segment.get(
+            id(question.segment), (None, question.rows, {})
+        )
         if segment is not question.segment or not np.array_equal(rows, question.rows):
             fields = predict(self._network, question.segment, question.rows)
             answers = {of: fields[of].astype(np.float64) for of in get_args(Measure)}
-            self._known[id(question.segment)] = (question.segment, question.rows, answers)
+            self._by_segment[id(question.segment)] = (question.segment, question.rows, answers)
         return answers[question.of][:, question.column]
 
 

@@ -163,20 +163,20 @@ class Dataset:
             ]
             for interval_ms, series in files.candles.items()
         }
-        main_ms, *further = files.candles
+        main_ms, *other_intervals = files.candles
         if not segments[main_ms]:
             raise DataInvalid(
                 f"No file holds {schemas[main_ms].lookback} bars without a hole; give --data longer"
                 " candles."
             )
         bars = ahead(horizons, segments[main_ms][0])
-        for interval_ms in further:
+        for interval_ms in other_intervals:
             _refuse_part_bars(bars, main_ms, interval_ms)
         main = segments[main_ms]
-        others = [segment for interval_ms in further for segment in segments[interval_ms]]
+        others = [segment for interval_ms in other_intervals for segment in segments[interval_ms]]
         cut, learnt = split(main), schemas[main_ms]
         if vectors is not None:
-            if further and isinstance(vectors, OtherInputs):
+            if other_intervals and isinstance(vectors, OtherInputs):
                 raise ConfigInvalid(
                     "A network that asks another symbol learns from bars of one interval; name one."
                 )
@@ -428,9 +428,11 @@ class Dataset:
 
     def has(self, part: Part) -> bool:
         """Return whether *part* has a labelled bar."""
-        return bool(samples_in(self.seen(part), self.horizons, self.parts, part, lambda *_: {}))
+        return bool(
+            samples_in(self.panels_of(part), self.horizons, self.parts, part, lambda *_: {})
+        )
 
-    def seen(self, part: Part) -> Sequence[Panel]:
+    def panels_of(self, part: Part) -> Sequence[Panel]:
         """Return the panels of which some time is in *part*; a window may begin before it."""
         del part
         return self.panels
@@ -478,7 +480,7 @@ class Dataset:
 
     def native(self, part: Part) -> list[Samples]:
         """Return the samples of one part at the model's own interval; none where there are none."""
-        return samples_in(self.seen(part), self.horizons, self.parts, part, self._labels)
+        return samples_in(self.panels_of(part), self.horizons, self.parts, part, self._labels)
 
     def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
         return targets(panel, horizons, self.heads)
@@ -727,11 +729,11 @@ def own_interval(schema_id: str, intervals: Sequence[int]) -> int:
 
 def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSchema]:
     """Return the schema of each interval; raise ``ConfigInvalid`` where the first is of another."""
-    main_ms, *further = intervals
+    main_ms, *other_intervals = intervals
     family = schema_id.partition("-")[0]
     return {
         main_ms: schema_of(schema_id, main_ms),
-        **{interval_ms: schema_of(family, interval_ms) for interval_ms in further},
+        **{interval_ms: schema_of(family, interval_ms) for interval_ms in other_intervals},
     }
 
 

@@ -230,9 +230,9 @@ def elementwise(
 def _of_task(each: Loss, outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
     """Return the loss of a task, and of the further heads that are learnt with it."""
     total = each.of(outputs, labels, levels)
-    for head, further in ADDED.items():
-        if further.to == each.name and (output := getattr(outputs, head)) is not None:
-            total = total + further.of(output, labels)
+    for head, auxiliary in ADDED.items():
+        if auxiliary.to == each.name and (output := getattr(outputs, head)) is not None:
+            total = total + auxiliary.of(output, labels)
     return total
 
 
@@ -368,9 +368,9 @@ def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -
     the same: a unit that no score is divided to pieces by.
     """
     errors = np.ones(each.shape[::2])
-    apart = each - _means(each, weights)[:, None]
+    deviations = each - _means(each, weights)[:, None]
     for task, column in np.ndindex(*errors.shape):
-        weight, off = weights[:, column], apart[task, :, column]
+        weight, off = weights[:, column], deviations[task, :, column]
         used = weight > 0
         pull = (weight * off)[used] / weight.sum() * used.sum()  # sums to nothing
         error = mean_error(pull, days[used])

@@ -200,7 +200,7 @@ class BookDataset(Dataset):
             },
         }
 
-    def seen(self, part: Part) -> list[BookPanel]:
+    def panels_of(self, part: Part) -> list[BookPanel]:
         """Return the books of *part*: a window sees none of another."""
         return [panel for span in self.parts.spans(part) for panel in self.within(span)]
 
@@ -212,7 +212,7 @@ class BookDataset(Dataset):
 
     def bars(self, part: Part) -> int:
         """Return how many books *part* has."""
-        return sum(map(len, self.seen(part)))
+        return sum(map(len, self.panels_of(part)))
 
     def require(self, config: Any) -> None:  # noqa: ANN401 - of a network of books
         """Raise ``ConfigInvalid`` where books are too shallow for that network."""

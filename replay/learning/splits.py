@@ -520,7 +520,7 @@ def read_folds(text: str, span: Span, *, embargo_ms: int) -> list[Fold]:
 
     Raises ``ConfigInvalid`` for anything else.
     """
-    kind, numbers = asked(text)
+    kind, numbers = folds_named(text)
     if kind == COMBINATORIAL:
         return combinatorial(span, *numbers, embargo_ms=embargo_ms)
     return walk_forward(span, numbers[0], embargo_ms=embargo_ms, is_rolling=kind == ROLLING)
@@ -529,7 +529,7 @@ def read_folds(text: str, span: Span, *, embargo_ms: int) -> list[Fold]:
 WALK, ROLLING, COMBINATORIAL = "walk", "rolling", "combinatorial"
 
 
-def asked(text: str) -> tuple[str, tuple[int, ...]]:
+def folds_named(text: str) -> tuple[str, tuple[int, ...]]:
     """Return the kind of folds and its numbers; raise ``ConfigInvalid`` for anything else."""
     kind, _, rest = text.partition(":")
     parts = rest.split("/")

@@ -83,8 +83,8 @@ class _SeedFit:
             folder = Path(parent) / name
             run = FitRun(folder, created_ms=self.created_ms, say=say)
             checkpoint = train(recipe, self.data, run)
-            beside = folder / FILE_NAME
-            return checkpoint, {FILE_NAME: beside.read_bytes()} if beside.is_file() else {}
+            baselines = folder / FILE_NAME
+            return checkpoint, {FILE_NAME: baselines.read_bytes()} if baselines.is_file() else {}
 
 
 def train_seeds(
@@ -114,8 +114,8 @@ def train_seeds(
         left = [pair for pair in places if not (run.resume and _is_whole(*pair, data))]
 
         def keep(place: int, result: tuple[Checkpoint, dict[str, bytes]]) -> None:
-            checkpoint, beside = result
-            save(left[place][1], checkpoint.tensors, checkpoint.card, extra=beside)
+            checkpoint, extra = result
+            save(left[place][1], checkpoint.tensors, checkpoint.card, extra=extra)
 
         fit = _SeedFit(data, run.created_ms, first.threads)
         each(fit, [(recipe, seed_folder.name) for recipe, seed_folder in left], run.say, keep)
@@ -316,11 +316,11 @@ def _part(material: Dataset, part: Part) -> dict[str, Any]:
     """Return the span of *part* and what is labelled in it, at the model's own interval."""
     samples = material.labelled(part)
     native = [piece for piece in samples if piece.segment.interval_ms == material.interval_ms]
-    further = [piece for piece in samples if piece.segment.interval_ms != material.interval_ms]
+    others = [piece for piece in samples if piece.segment.interval_ms != material.interval_ms]
     return {
         "from": iso(min(map(_first, native))),
         "until": iso(max(int(piece.segment.close_time_ms[piece.stop - 1]) for piece in native)),
-        "further_bars": sum(len(piece.rows) for piece in further),
+        "further_bars": sum(len(piece.rows) for piece in others),
         "horizons": [
             _horizon(native, column, bars * material.interval_ms)
             for column, bars in enumerate(material.horizons)
@@ -370,9 +370,9 @@ def lines(description: dict[str, Any]) -> list[str]:
         for row in description["intervals"]
     ]
     for name, part in description["parts"].items():
-        further = f", and {part['further_bars']:,} bars of other intervals"
+        others = f", and {part['further_bars']:,} bars of other intervals"
         texts.append(
-            f"{name}: {part['from']} until {part['until']}" + further * bool(part["further_bars"])
+            f"{name}: {part['from']} until {part['until']}" + others * bool(part["further_bars"])
         )
         texts += [
             f"  {row['time']}: {row['bars']:,} labels, {row['not_overlapping']:,} that share no"

@@ -45,7 +45,7 @@ from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
     Fold,
     Part,
-    asked,
+    folds_named,
     paths,
     read_folds,
     with_calibration,
@@ -116,7 +116,7 @@ def refit(
     *each* is where the folds are fitted. Raises ``ConfigInvalid`` for folds that the data, or a
     network, cannot have.
     """
-    kind, numbers = asked(text)
+    kind, numbers = folds_named(text)
     of_card = kind_of(card)
     if of_card.walks_only:
         refuse_many(kind, numbers)
