@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
-    CacheOption,
     ColumnsOption,
     ConfigOption,
     JsonOption,
@@ -229,16 +228,13 @@ def describe(
     train_until: Annotated[str | None, typer.Option(help="Date; give all three or none.")] = None,
     validate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
     calibrate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
-    cache: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Describe the data of a training: bars, split, independent labels.
 
-    Features are computed and cached for a training; the peak memory that this
-    took is printed too.
+    The peak memory that this took is printed too.
     """
     from tracepaper.replay.bench.machine import most_resident_mb
-    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
     from tracepaper.replay.learning.dataset import Dataset, ahead, intervals_of
     from tracepaper.replay.learning.splits import split_by
     from tracepaper.replay.learning.training import described, lines
@@ -259,7 +255,6 @@ def describe(
         intervals=intervals_of(intervals),
         calendar=calendar,
         columns=tuple(columns or ()),
-        arrays=ArrayCache(cache or default_folder()),
     )
     description = described(material)
     memory = round(most_resident_mb())

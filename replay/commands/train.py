@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, assert_never
 import typer
 
 from tracepaper.daemon.commands.options import (
-    CacheOption,
     ColumnsOption,
     DepthOption,
     JsonOption,
@@ -73,7 +72,6 @@ def train(
     on: OnOption = None,
     covariates: CovariatesOption = None,
     depth: DepthOption = None,
-    cache: CacheOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished training.")
     ] = False,
@@ -108,10 +106,9 @@ def train(
     given = {} if recipe is None else as_recipe(read_recipe(recipe))
     document = with_settings(given, settings or ())
     drawn = _seeds(document, seed or (), seeds, elsewhere=bool(jobs or on))
-    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
     from tracepaper.replay.learning.fitted import DataRequest
 
-    request = DataRequest(data, ArrayCache(cache or default_folder()), columns=columns or ())
+    request = DataRequest(data, columns=columns or ())
     if document.get("ensemble", {}).get("members"):
         if drawn or covariates or depth:
             raise _members_wrong()

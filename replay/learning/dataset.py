@@ -27,7 +27,6 @@ from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.sessions import on_common_sessions, sessions_named
 from tracepaper.replay.learning import card as cards
-from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import (
     Answer,
     FittedBaselines,
@@ -44,7 +43,6 @@ from tracepaper.replay.learning.samples import (
 )
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
-    IN_MEMORY,
     Panel,
     Part,
     Parts,
@@ -136,7 +134,6 @@ class Dataset:
         intervals: Sequence[int] = (),
         calendar: str | None = None,
         columns: Sequence[str] = (),
-        arrays: ArrayCache = IN_MEMORY,
         stored: FittedBaselines | None = None,
         vectors: SideInputs | None = None,
         requested: tuple[str, ...] = (),
@@ -148,8 +145,8 @@ class Dataset:
 
         *schema_id* names a schema, or a family of which the interval's is taken. The model is made
         for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
-        else of the first file. Features are kept in *arrays*. Raises ``ConfigInvalid``
-        and ``DataInvalid`` for what cannot be learnt from.
+        else of the first file. Raises ``ConfigInvalid`` and
+        ``DataInvalid`` for what cannot be learnt from.
         """
         interval_ms = own_interval(schema_id, intervals)
         wanted = tuple(intervals) or ((interval_ms,) if interval_ms else ())
@@ -159,7 +156,7 @@ class Dataset:
             interval_ms: [
                 segment
                 for candles in series
-                for segment in segments_of(candles, schemas[interval_ms], arrays)
+                for segment in segments_of(candles, schemas[interval_ms])
             ]
             for interval_ms, series in files.candles.items()
         }

@@ -190,25 +190,13 @@ def _symbol(bar: Bar) -> str:
     return bar.instrument.rpartition(":")[2]
 
 
-def compute(
-    schema: FeatureSchema,
-    columns: CandleArrays,
-    *,
-    values: NDArray[np.float32] | None = None,
-    sigma: Array | None = None,
-) -> FeatureBlock:
-    """Return the features of every bar of *columns*; raise ``DataInvalid`` for a price <= 0.
-
-    Where *values* [time, feature] and *sigma* [time] are given, they are filled.
-    """
+def compute(schema: FeatureSchema, columns: CandleArrays) -> FeatureBlock:
+    """Return the features of every bar of *columns*; raise ``DataInvalid`` for a price <= 0."""
     count = len(columns)
     if count and not (columns.low > 0).all():
         raise DataInvalid("A price is zero, negative or missing; repair the candles first.")
     first = schema.lookback - 1
-    if values is None:
-        values = np.empty((count, len(schema.names)), dtype=np.float32)
-    if sigma is None:
-        sigma = np.empty(count)
+    values, sigma = np.empty((count, len(schema.names)), dtype=np.float32), np.empty(count)
     values[:first], sigma[:first] = np.nan, np.nan
     own_columns = len(schema.recipe.names)
     for start in range(first, count, _BLOCK_ROWS):

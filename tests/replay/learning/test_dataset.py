@@ -9,7 +9,6 @@ import pytest
 from command_line import Cli
 from learning import DAY_BARS, MINUTE_MS, choose, learnable, split, write_csv
 
-from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of
 from tracepaper.replay.learning.recipe import read_recipe, recipe_of, with_bars
 from tracepaper.replay.learning.samples import targets
@@ -77,49 +76,6 @@ def test_no_label_of_any_interval_reaches_out_of_training(joint: Dataset) -> Non
             assert samples.segment.close_time_ms[last] <= SPLIT.train_until_ms
 
 
-def test_what_is_kept_equals_what_is_computed(paths: list[str], tmp_path: Path) -> None:
-    def read(arrays: ArrayCache) -> Dataset:
-        return Dataset.read(
-            paths[:1], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,), arrays=arrays
-        )
-
-    computed, first = read(ArrayCache(None)), read(ArrayCache(tmp_path))
-    for part in Part:
-        first.samples(part)
-    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
-    again = read(ArrayCache(tmp_path))
-    for part in Part:
-        [ours], [theirs] = computed.samples(part), again.samples(part)
-        assert isinstance(theirs.segment.values, np.memmap)
-        assert ours.segment.values.tobytes() == theirs.segment.values.tobytes()
-        assert ours.segment.sigma.tobytes() == theirs.segment.sigma.tobytes()
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")} == kept
-    assert len(kept) == 2
-
-
-def test_other_candles_horizons_or_features_are_kept_apart(
-    paths: list[str], tmp_path: Path
-) -> None:
-    kept = [0]
-    for path, horizons, schema_id in (
-        (paths[0], "1h", "v2"),
-        (paths[1], "1h", "v2"),
-        (paths[0], "2h", "v2"),
-        (paths[0], "1h", "tree"),
-    ):
-        material = Dataset.read(
-            [path],
-            lambda _: SPLIT,
-            horizons,
-            schema_id,
-            intervals=(FIFTEEN,),
-            arrays=ArrayCache(tmp_path),
-        )
-        material.samples(Part.TRAIN)
-        kept.append(len(list(tmp_path.iterdir())))
-    assert np.diff(kept).tolist() == [1, 1, 0, 1]  # labels are computed anew
-
-
 def test_a_schema_names_the_interval(paths: list[str]) -> None:
     material = Dataset.read(paths[:1], lambda _: SPLIT, "1h", "v2-15m")
     assert (material.interval_ms, material.horizons) == (FIFTEEN, (4,))
@@ -169,9 +125,9 @@ def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
     assert np.isnan(returns[: segment.first]).all()
 
 
-def test_a_material_is_described(paths: list[str], tmp_path: Path, cli: Cli) -> None:
+def test_a_material_is_described(paths: list[str], cli: Cli) -> None:
     command = ["data", "describe", *paths, "--interval", "15m,5m", "--horizons", "1h,2d"]
-    command += ["--cache", str(tmp_path), "--train-until", "2023-11-23"]
+    command += ["--train-until", "2023-11-23"]
     command += ["--validate-until", "2023-11-27", "--calibrate-until", "2023-12-01"]
     document = cli.json(*command)
     assert [file["symbol"] for file in document["files"]] == ["AAAUSDT", "BBBUSDT"]
@@ -245,7 +201,7 @@ def test_a_network_is_trained_on_two_intervals_by_one_command(
 ) -> None:
     """Its card is a recipe, and says how to read the files again."""
     out = tmp_path / "made"
-    command = ["train", "--data", paths[0], "--out", str(out), "--cache", str(tmp_path / "kept")]
+    command = ["train", "--data", paths[0], "--out", str(out)]
     command += [
         *choose(
             "features.schema_id=v2",

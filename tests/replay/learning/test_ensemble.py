@@ -90,7 +90,7 @@ def data(folder: Path) -> str:
 
 
 def train(folder: Path, name: str, *words: str) -> Checkpoint:
-    files = ("--data", data(folder), "--out", str(folder / name), "--cache", str(folder / "cache"))
+    files = ("--data", data(folder), "--out", str(folder / name))
     assert cli.invoke(["train", *words, *files]) == cli.DONE
     return load(folder / name)
 
@@ -238,7 +238,7 @@ def test_halves_that_are_trained_make_the_same_ensemble(model: Checkpoint, folde
 def test_what_cannot_be_had_is_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = ["--data", data(folder), "--out", str(folder / "no"), "--cache", str(folder / "cache")]
+    files = ["--data", data(folder), "--out", str(folder / "no")]
 
     def refused(*words: str) -> str:
         assert cli.invoke(["train", *words, *files]) != cli.DONE
