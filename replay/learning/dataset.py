@@ -105,8 +105,6 @@ class Dataset:
     others: Sequence[Panel] = ()
     stored: FittedBaselines | None = None
     """Baselines that were fitted before; None fits them on the training part."""
-    requested: tuple[str, ...] = ()
-    """Of the baselines that are fitted on request, those that are."""
     heads: frozenset[str] = EVERY_HEAD
     """The heads that are learnt, whose labels are needed."""
     vectors: SideInputs | None = None
@@ -136,12 +134,10 @@ class Dataset:
         columns: Sequence[str] = (),
         stored: FittedBaselines | None = None,
         vectors: SideInputs | None = None,
-        requested: tuple[str, ...] = (),
     ) -> Dataset:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
 
-        *vectors* are joined to the bars that could know them; *requested* are the baselines that
-        are fitted on request.
+        *vectors* are joined to the bars that could know them.
 
         *schema_id* names a schema, or a family of which the interval's is taken. The model is made
         for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
@@ -194,7 +190,6 @@ class Dataset:
             bars,
             alone(others),
             stored,
-            requested,
             vectors=vectors,
         )
 
@@ -382,13 +377,8 @@ class Dataset:
         """The baselines as arrays, fitted on the training part when first asked for."""
         if self.stored is not None:
             return self.stored
-        training, stopping = (
-            [of_asset for samples in self.samples(part) for of_asset in samples.each]
-            if part is Part.TRAIN or self.requested
-            else []
-            for part in (Part.TRAIN, Part.VALIDATION)
-        )
-        return fit_baselines(training, stopping, self.requested)
+        training = self.samples(Part.TRAIN)
+        return fit_baselines([of_asset for samples in training for of_asset in samples.each])
 
     @cached_property
     def baselines(self) -> dict[str, Answer]:

@@ -342,7 +342,6 @@ def read_dataset(
             columns=request.columns,
             stored=None if card is None or folder is None else stored_baselines(folder, card),
             vectors=plain if card is None else inputs_of(card, request.inputs),
-            requested=() if folder else recipe.baselines,
         )
 
     def given(segments: Sequence[Segment]) -> Split:

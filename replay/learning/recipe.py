@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from msgspec import Meta
 
 import tracepaper.daemon.session.user_class  # noqa: F401 - finds the classes that recipes name
-from tracepaper.replay.learning.baselines import requested_names
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import in_bars, intervals_of, own_interval
 from tracepaper.replay.learning.splits import TrainingFile
@@ -102,9 +101,6 @@ class _Training:
         ]
         | None
     ) = None
-    baselines: Annotated[
-        tuple[str, ...], Meta(description="Baselines to fit as well, which takes minutes: lstm.")
-    ] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +171,7 @@ class Kind:
     """What is chosen → the ``Keys``; None where they follow from their section alone."""
     listed: Callable[[Any], dict[str, Any]] = listed
     """The ``Keys`` → ``[architecture]`` of a recipe."""
-    shared: Sequence[str] = ("threads", "device", "baselines", "explained_bars")
+    shared: Sequence[str] = ("threads", "device", "explained_bars")
     """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of ``[training]`` in place of those of ``Options``."""
@@ -273,7 +269,6 @@ class Kind:
             device=str(training.get("device", "cpu")),
             threads=threads,
             split=chosen.get("split") or None,
-            baselines=requested_names(training.get("baselines", [])),
         )
 
     def document(self, recipe: Recipe) -> dict[str, Any]:
@@ -396,7 +391,6 @@ class Recipe:
     device: str = "cpu"
     threads: int = THREADS
     split: Mapping[str, Any] | None = None
-    baselines: tuple[str, ...] = ()  # of those that are fitted on request
     members: tuple[Recipe, ...] = ()
 
     def __post_init__(self) -> None:
@@ -435,7 +429,7 @@ class Recipe:
         return _digest(json.dumps(document, sort_keys=True, default=str))
 
 
-_LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
+_LUCK: Final = ("seed", "threads", "device", "explained_bars")
 """Keys of ``[training]`` that make no other recipe."""
 
 

@@ -104,7 +104,7 @@ def row_kind(
         BoostingOptions,  # a regression chooses nothing
         fitted,
         load,
-        shared=("threads", "explained_bars", "baselines"),
+        shared=("threads", "explained_bars"),
         explained_bars=EXPLAINED_BARS,
         needs=needs,
         walks_only=False,

@@ -212,7 +212,6 @@ _KEPT: Final = frozenset(
         "architecture.features",
         "architecture.horizons",
         "architecture.interval_minutes",
-        "training.baselines",
         "training.explained_bars",
         "training.threads",
     }

@@ -99,7 +99,6 @@ def test_a_model_of_order_books_has_no_key_that_its_files_cannot_mean() -> None:
         ("gated=true", "architecture", True),
         ("mlp_ratio=4", "architecture", 4),
         ("training.learning_rate=1e-3", "training", 1e-3),
-        ("training.baselines=lstm", "training", ["lstm"]),
         ("features.intervals=15,5m", "features", ["15", "5m"]),
         ("features.schema_id=v2", "features", "v2"),
         ("calibration.horizon=30m", "calibration", "30m"),
