@@ -109,17 +109,12 @@ def train(
     from tracepaper.replay.learning.fitted import DataRequest
 
     request = DataRequest(data, columns=columns or ())
-    if document.get("ensemble", {}).get("members"):
-        if drawn or covariates or depth:
-            raise _members_wrong()
-        checkpoints = [_join(document, request, out)]
-    else:
-        from tracepaper.replay.commands.folds import each_on
-        from tracepaper.replay.learning.side_inputs import SideFiles
+    from tracepaper.replay.commands.folds import each_on
+    from tracepaper.replay.learning.side_inputs import SideFiles
 
-        files = SideFiles(covariates, depth or ())
-        each = None if on is None and jobs is None else each_on(on, jobs)
-        checkpoints = _trained(document, recipe, drawn, request, out, files, each, resume=resume)
+    files = SideFiles(covariates, depth or ())
+    each = None if on is None and jobs is None else each_on(on, jobs)
+    checkpoints = _trained(document, recipe, drawn, request, out, files, each, resume=resume)
     study = [] if seeds is None else _study(checkpoints)
     if json:
         documents = [
@@ -197,40 +192,6 @@ def _trained(
     with FitView(first) as view:
         run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
         return train_seeds(recipes, request, run, each=each)
-
-
-def _join(document: Mapping[str, Any], request: DataRequest, out: Path) -> tuple[Path, Checkpoint]:
-    """Join the checkpoints in two folders; return where the ensemble lies, and itself."""
-    from rich.console import Console
-
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.fit import use_threads
-    from tracepaper.replay.learning.fitted import FitRun
-    from tracepaper.replay.learning.recipe import THREADS
-    from tracepaper.replay.learning.training import combine
-
-    taken = {"ensemble.members", "model.name", "training.threads", "training.explained_bars"}
-    given = {f"{name}.{key}" for name, section in document.items() for key in section}
-    members = [Path(member) for member in document["ensemble"]["members"]]
-    if given - taken or len(members) != 2:
-        raise _members_wrong()
-    training = document.get("training", {})
-    use_threads(training.get("threads", THREADS))
-    name, say = document.get("model", {}).get("name") or out.name, Console(stderr=True).print
-    ensemble = combine(
-        (members[0], members[1]),
-        request,
-        FitRun(out, name, SystemClock().wall_ms(), say=say),
-        bars=training.get("explained_bars"),
-    )
-    return out, ensemble
-
-
-def _members_wrong() -> ConfigInvalid:
-    return ConfigInvalid(
-        "ensemble.members are two folders, of a network and of a tree or glm, which are joined as "
-        "they are: set nothing else but model.name, training.threads and training.explained_bars."
-    )
 
 
 def _describe(

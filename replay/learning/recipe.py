@@ -144,10 +144,6 @@ class _Ensemble:
         ]
         | None
     ) = None
-    members: Annotated[
-        tuple[str, ...],
-        Meta(description="Join two trained ones instead: folders of a network and a tree or glm."),
-    ] = ()
     threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = THREADS
 
 
@@ -536,7 +532,7 @@ def _recipe_of_members(kind: Kind, document: Document) -> Recipe:
         if name not in ROW_KINDS:
             raise ConfigInvalid(
                 f"An ensemble is a network with one of {', '.join(ROW_KINDS)}, not with {name!r}; "
-                "choose one of these, or a folder with such a checkpoint."
+                "choose one of these."
             )
         schema_id = chosen.pop("schema_id", network.schema_id)
         rows = recipe_of(

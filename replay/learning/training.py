@@ -28,14 +28,12 @@ from rich.progress import (
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.baselines import FILE_NAME
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.ensemble import join, read_members
 from tracepaper.replay.learning.fit import Progress as FitProgress
 from tracepaper.replay.learning.fit import use_threads
 from tracepaper.replay.learning.fitted import (
     DataRequest,
     Each,
     FitRun,
-    FittedModel,
     Say,
     read_dataset,
 )
@@ -56,11 +54,6 @@ def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401
     name, bars = run.folder.name, recipe.explained_bars
     state = run.folder.with_name(name + ".training")
     fitted = recipe.kind.fit(data, recipe, run._replace(folder=state, name=recipe.name or name))
-    return _judged(fitted, data, run, bars)
-
-
-def _judged(fitted: FittedModel, data: Any, run: FitRun, bars: int | None) -> Checkpoint:  # noqa: ANN401
-    """Calibrate, evaluate and write what was fitted, with *bars* explained; return it."""
     run.say("Calibrating.")
     fitted = fitted.calibrated(data, bars=bars)
     run.say("Judging on untouched time.")
@@ -152,22 +145,6 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
         for key, value in table.items()
         if value is not None and key != "name"
     )
-
-
-def combine(
-    members: tuple[Path, Path], request: DataRequest, run: FitRun, *, bars: int | None = None
-) -> Checkpoint:
-    """Write the ensemble of the checkpoints in two folders into that of *run*; return it.
-
-    *bars* are explained, for the gates.
-    """
-    network, rows, data = read_members(*members, request)
-    run.say("Combining the members.")
-    fitted = join(network, rows, data, name=run.name, created_ms=run.created_ms)
-    checkpoint = _judged(fitted, data, run, bars)
-    if warning := opened_by_training(run.folder, checkpoint.card, data):
-        run.say(warning)
-    return checkpoint
 
 
 def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:

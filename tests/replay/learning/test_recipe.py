@@ -103,8 +103,6 @@ def test_a_model_of_order_books_has_no_key_that_its_files_cannot_mean() -> None:
         ("features.schema_id=v2", "features", "v2"),
         ("calibration.horizon=30m", "calibration", "30m"),
         ("model.name=5", "model", "5"),
-        ('ensemble.members=["a b", "c"]', "ensemble", ["a b", "c"]),
-        ("ensemble.members=a,b", "ensemble", ["a", "b"]),
     ],
 )
 def test_a_setting_is_read_as_its_key_says(text: str, section: str, value: object) -> None:
