@@ -82,10 +82,6 @@ def train(
             help="Print the recipe of a kind or a file, each key explained; ? lists the kinds.",
         ),
     ] = None,
-    keys: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="List the keys of a kind: type, range, default, text."),
-    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Train a model on candles, evaluate it on untouched time, and write it with its card.
@@ -95,8 +91,8 @@ def train(
     same dates: set split.train_until, split.validation_until and split.calibration_until, or none
     to split the bars 65/10/10 %; the rest is the test set.
     """
-    if init is not None or keys is not None:
-        _describe(init, keys, settings or (), as_json=json)
+    if init is not None:
+        _describe(init, settings or ())
         return
     if not data or out is None:
         missing = "--out FOLDER" if data else "--data PATH"
@@ -194,18 +190,11 @@ def _trained(
         return train_seeds(recipes, request, run, each=each)
 
 
-def _describe(
-    init: str | None, keys: str | None, settings: Sequence[str], *, as_json: bool
-) -> None:
-    """Print the recipe or the keys of a kind, or of a file; of ? which kinds there are."""
-    import msgspec
-    from rich.table import Table
-
-    from tracepaper.daemon.terminal.console import for_tables
+def _describe(name: str, settings: Sequence[str]) -> None:
+    """Print the recipe of a kind or of a file, each key explained; of ? which kinds there are."""
     from tracepaper.replay.learning.recipe import (
         as_recipe,
         commented,
-        key_rows,
         kind_of,
         kinds,
         read_recipe,
@@ -213,7 +202,6 @@ def _describe(
         with_settings,
     )
 
-    name = init or keys or ""
     if name == "?":
         for each in kinds().values():
             typer.echo(f"{each.name:<12}{each.model.summary}")
@@ -222,22 +210,8 @@ def _describe(
     if name not in kinds() and Path(name).is_file():
         document = as_recipe(read_recipe(Path(name)))
     document = with_settings(document, settings)
-    recipe, kind = recipe_of(document), kind_of(document, is_member=True)
-    if init is not None:
-        typer.echo(commented(recipe.document(), kind), nl=False)
-        return
-    rows = key_rows(kind, recipe.document())
-    if as_json:
-        print_json([row._asdict() for row in rows])
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("key", no_wrap=True)
-    for title in ("type", "range", "default", "text"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        default = "-" if row.default is None else msgspec.json.encode(row.default).decode()
-        table.add_row(row.key, row.type, row.range, default, row.text)
-    for_tables().print(table)
+    kind = kind_of(document, is_member=True)
+    typer.echo(commented(recipe_of(document).document(), kind), nl=False)
 
 
 def _print(folder: Path, checkpoint: Checkpoint) -> None:

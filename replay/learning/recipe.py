@@ -34,9 +34,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import HALVES, model_kinds
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ROW_KINDS
 from tracepaper.strategies.networks.keys import (
-    NUMBER,
     TEXT,
-    WHOLE,
     Key,
     checked,
     checked_section,
@@ -701,32 +699,3 @@ def commented(document: Document, kind: Kind) -> str:
 
 def _comment(key: Key) -> str:
     return f"# {key.text.removesuffix('.')}{f' ({key.range})' if key.range else ''}."
-
-
-_LISTS: Final = {WHOLE: "list of whole numbers", NUMBER: "list of numbers", TEXT: "list of text"}
-
-
-class KeyRow(NamedTuple):
-    """One key of a recipe as it is listed."""
-
-    key: str
-    type: str
-    range: str
-    default: Any  # None where it is not set
-    text: str
-
-
-def key_rows(kind: Kind, default: Document) -> list[KeyRow]:
-    """Return every key of *kind* that can be set; *default* is the recipe without a choice."""
-    return [
-        KeyRow(
-            f"{section}.{name}",
-            key.type if key.items_max is None else _LISTS[key.type],
-            key.range,
-            default.get(section, {}).get(name, key.default),
-            key.text,
-        )
-        for section, declared in kind.sections.items()
-        for name, key in declared.items()
-        if not key.derived
-    ]
