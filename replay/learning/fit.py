@@ -10,11 +10,11 @@ The rules are docs/models.md, L28.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
@@ -22,8 +22,6 @@ from typing import Annotated, Any, Final, NamedTuple
 import numpy as np
 import torch
 from msgspec import Meta
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -200,13 +198,13 @@ class Objective(ABC):
         """Return whether nothing is left to learn."""
         return False
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> dict[str, Any]:
         """Return tensors and plain values that change while it learns, beside the network."""
-        return {}, {}
+        return {}
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
-        del tensors, values
+        del state
 
 
 class MeanLoss(Objective):
@@ -390,58 +388,42 @@ class Fit:
         """Write the whole state into the folder, where there is one."""
         if self._path is None:
             return
-        optimiser = self._optimiser.state_dict()["state"]
-        moments = {
-            f"{at}/{name}": t for at, state in optimiser.items() for name, t in state.items()
-        }
+        device, averaged = device_of(self.network), self._policy.averaged
         random = {"cpu": torch.get_rng_state()}
-        device = device_of(self.network)
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
-        learnt, values = self.objective.state()
-        tensors = {
-            **under("network", self.network.state_dict()),
-            **under("best", self.best),
-            **under("weights", learnt),
-            **under("optimiser", moments),
-            **under("random", random),
-        }
-        if self._policy.averaged is not None:
-            tensors |= under("averaged", self._policy.averaged.state_dict())
-        facts = {
-            "about": self._about,
-            "progress": asdict(self.progress),
-            "waits": self._waited,
-            **values,
-        }
-        write_state(self._path, tensors, facts)
+        write_state(
+            self._path,
+            {
+                "about": self._about,
+                "progress": asdict(self.progress),
+                "waits": self._waited,
+                "network": self.network.state_dict(),
+                "best": self.best,
+                "averaged": None if averaged is None else averaged.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "objective": self.objective.state(),
+                "random": random,
+            },
+        )
 
     def resume(self) -> bool:
         """Take up the state in the folder, if there is one; raise where it is of another fit."""
         if self._path is None or not self._path.exists():
             return False
-        tensors, facts = read_state(self._path)
-        # What is compared went through JSON, in which tuples are lists.
-        wanted = json.loads(json.dumps(self._about))
-        for name in sorted({*wanted, *facts["about"]}):
-            if facts["about"].get(name) != wanted.get(name):
+        state = read_state(self._path)
+        for name in sorted({*self._about, *state["about"]}):
+            if state["about"].get(name) != self._about.get(name):
                 raise CheckpointMismatch(
                     f"{self._path} was written with other {name}; repeat those, or delete it."
                 )
-        self.progress = Progress(**facts["progress"])
-        self._waited = facts["waits"]
-        self.best = stripped("best", tensors)
-        self.network.load_state_dict(stripped("network", tensors))
+        self.progress = Progress(**state["progress"])
+        self._waited, self.best, self._random = state["waits"], state["best"], state["random"]
+        self.network.load_state_dict(state["network"])
         if self._policy.averaged is not None:
-            self._policy.averaged.load_state_dict(stripped("averaged", tensors))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in stripped("optimiser", tensors).items():
-            at, _, kind = name.partition("/")
-            moments.setdefault(int(at), {})[kind] = tensor
-        groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self.objective.restore(stripped("weights", tensors), facts)
-        self._random = stripped("random", tensors)
+            self._policy.averaged.load_state_dict(state["averaged"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self.objective.restore(state["objective"])
         return True
 
 
@@ -521,15 +503,15 @@ class HeadLosses(Objective):
         """Return whether every head has stopped."""
         return not self.active().any()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> dict[str, Any]:
         """Return the learnt weights of the heads, their best scores, and how long each waits."""
-        waits = {"best_heads": self.best.tolist(), "waited": self.waited.tolist()}
-        return self.weights.state_dict(), waits
+        waits = {"best": self.best.tolist(), "waited": self.waited.tolist()}
+        return {"weights": self.weights.state_dict(), **waits}
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
-        self.weights.load_state_dict(dict(tensors))
-        self.best, self.waited = np.array(values["best_heads"]), np.array(values["waited"])
+        self.weights.load_state_dict(state["weights"])
+        self.best, self.waited = np.array(state["best"]), np.array(state["waited"])
 
     def validate(self, network: nn.Module, progress: Progress) -> float:
         """Score every head, and stop those that no longer improve; return the mean score."""
@@ -633,58 +615,34 @@ def device_called(name: str) -> torch.device:
     return torch.device(name)
 
 
-# --- the kept state of a fit: one file of tensors and facts, whole or not there
+# --- the kept state of a fit: one file, whole or not there
 #
-# A safetensors file, whose metadata hold the facts as JSON beside a hash of both, is written beside
-# its place, synced and renamed: a process that is killed at any moment leaves the state before or
-# the state after. Nothing in it can run when it is read.
+# A hash and what PyTorch writes, beside their place, synced and renamed: a process that is killed at
+# any moment leaves the state before or the state after. Nothing in it can run when it is read.
 
 
-STATE_NAME: Final = "training.safetensors"
-_FACTS: Final = "facts"
-_HASH: Final = "sha256"
+STATE_NAME: Final = "training.state"
 
 
-def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write *tensors* and the JSON of *facts* to *path*, in place of what was there.
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write *state*, of tensors and plain values, to *path*, in place of what was there.
 
     Raises ``OSError`` that names *path* where the disk is full; what was there is left.
     """
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(facts, sort_keys=True)
-    write_whole(save(whole, metadata={_FACTS: text, _HASH: _hashed(whole, text)}), path)
+    content = BytesIO()
+    torch.save(state, content)
+    write_whole(hashlib.sha256(content.getbuffer()).digest() + content.getvalue(), path)
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and facts in *path*; raise ``CheckpointMismatch`` unless it is whole."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError):
-        about, tensors = {}, {}
-    text = about.get(_FACTS, "")
-    if not text or about.get(_HASH) != _hashed(tensors, text):
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the state in *path*; raise ``CheckpointMismatch`` unless it is whole."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[_HASH_BYTES:]).digest() != content[:_HASH_BYTES]:
         raise CheckpointMismatch(f"{path} is not the state of a fit; delete it and start again.")
-    facts: dict[str, Any] = json.loads(text)
-    return tensors, facts
+    state: dict[str, Any] = torch.load(
+        BytesIO(content[_HASH_BYTES:]), map_location="cpu", weights_only=True
+    )
+    return state
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return *tensors* with ``prefix/`` before their names."""
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
-
-
-def stripped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with ``prefix/``, without it."""
-    start = f"{prefix}/"
-    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
-
-
-def _hashed(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+_HASH_BYTES: Final = 32
