@@ -617,8 +617,8 @@ def device_called(name: str) -> torch.device:
 
 # --- the kept state of a fit: one file, whole or not there
 #
-# A hash and what PyTorch writes, beside their place, synced and renamed: a process that is killed at
-# any moment leaves the state before or the state after. Nothing in it can run when it is read.
+# A hash and what PyTorch writes, beside their place, synced and renamed: a process that is killed
+# at any moment leaves the state before or the state after. Nothing in it can run when it is read.
 
 
 STATE_NAME: Final = "training.state"
