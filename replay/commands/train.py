@@ -19,7 +19,7 @@ from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
-    from tracepaper.replay.learning.fitted import DataRequest, Each
+    from tracepaper.replay.learning.recipe import Recipe
     from tracepaper.replay.learning.side_inputs import SideFiles
     from tracepaper.storage.checkpoints import Checkpoint
 
@@ -50,7 +50,10 @@ def train(
     data: Annotated[list[str] | None, _DATA] = None,
     columns: ColumnsOption = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder of the new checkpoint.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of the new checkpoint; without it the data are shown."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -60,13 +63,11 @@ def train(
             help="A key of the recipe: model.kind=lstm, layers=4, training.steps=800; repeat.",
         ),
     ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(help="Random seed; repeat for several checkpoints, FOLDER/seed-N."),
-    ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=2, metavar="N", help="N seeds from --seed on, with mean and spread."),
+        typer.Option(
+            min=2, metavar="N", help="Train N seeds, from the recipe's on, into FOLDER/seed-N."
+        ),
     ] = None,
     jobs: JobsOption = None,
     on: OnOption = None,
@@ -87,30 +88,47 @@ def train(
     """Train a model on candles, evaluate it on untouched time, and write it with its card.
 
     --set lies over RECIPE, and RECIPE over the defaults of the kind, flash; a key without a section
-    is of the architecture. --init KIND prints a recipe to begin with. All files are split at the
-    same dates: set split.train_until, split.validation_until and split.calibration_until, or none
-    to split the bars 65/10/10 %; the rest is the test set.
+    is of the architecture. --init KIND prints a recipe to begin with. Without --out it prints what
+    the training would learn from. All files are split at the same dates: set split.train_until,
+    split.validation_until and split.calibration_until, or none to split the bars 65/10/10 %; the
+    rest is the test set.
     """
     if init is not None:
         _describe(init, settings or ())
         return
-    if not data or out is None:
-        missing = "--out FOLDER" if data else "--data PATH"
-        raise ConfigInvalid(f"{missing} is missing; give it, or --init KIND alone.")
-    from tracepaper.replay.learning.recipe import as_recipe, read_recipe, with_settings
+    if not data:
+        raise ConfigInvalid("--data PATH is missing; give it, or --init KIND alone.")
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.commands.folds import each_on
+    from tracepaper.replay.learning.fitted import DataRequest, FitRun, read_dataset
+    from tracepaper.replay.learning.recipe import (
+        as_recipe,
+        over,
+        read_recipe,
+        recipe_of,
+        with_settings,
+    )
+    from tracepaper.replay.learning.side_inputs import SideFiles
+    from tracepaper.replay.learning.training import FitView, described, train_seeds
 
     given = {} if recipe is None else as_recipe(read_recipe(recipe))
     document = with_settings(given, settings or ())
-    drawn = _seeds(document, seed or (), seeds, elsewhere=bool(jobs or on))
-    from tracepaper.replay.learning.fitted import DataRequest
-
-    request = DataRequest(data, columns=columns or ())
-    from tracepaper.replay.commands.folds import each_on
-    from tracepaper.replay.learning.side_inputs import SideFiles
-
-    files = SideFiles(covariates, depth or ())
+    if seeds is None and (jobs or on):
+        raise ConfigInvalid("--jobs and --on say where seeds are trained; give --seeds N too.")
     each = None if on is None and jobs is None else each_on(on, jobs)
-    checkpoints = _trained(document, recipe, drawn, request, out, files, each, resume=resume)
+    chosen = recipe_of(document)
+    files = SideFiles(covariates, depth or ())
+    _require_extras(chosen, recipe, files)
+    request = DataRequest(data, files.read(), columns or ())
+    if out is None:
+        _show(described(read_dataset(chosen, request)), as_json=json)
+        return
+    first = int(document.get("training", {}).get("seed", 0))
+    of_seeds = [over(document, {"training": {"seed": first + nth}}) for nth in range(seeds or 0)]
+    recipes = [recipe_of(of_seed) for of_seed in of_seeds] or [chosen]
+    with FitView(chosen) as view:
+        run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
+        checkpoints = train_seeds(recipes, request, run, each=each)
     study = [] if seeds is None else _study(checkpoints)
     if json:
         documents = [
@@ -122,25 +140,17 @@ def train(
         return
     for folder, checkpoint in checkpoints:
         _print(folder, checkpoint)
-    if study:
-        from tracepaper.daemon.terminal.console import for_tables
-        from tracepaper.replay.document.terminal import show
-
-        show(for_tables(), study)
+    _show(study)
 
 
-def _seeds(
-    document: Mapping[str, Any], given: Sequence[int], count: int | None, *, elsewhere: bool
-) -> Sequence[int]:
-    """Return the seeds to train from; none for the recipe's own alone."""
-    if count is None:
-        if elsewhere and len(given) < 2:
-            raise ConfigInvalid("--jobs and --on say where seeds are trained; give --seeds N too.")
-        return given
-    if len(given) > 1:
-        raise ConfigInvalid("--seeds counts from one seed on; give --seed once, or without it.")
-    first = int(given[0] if given else document.get("training", {}).get("seed", 0))
-    return range(first, first + count)
+def _show(tables: Sequence[Table], *, as_json: bool = False) -> None:
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.document.terminal import show
+
+    if as_json:
+        print_json({table.key: table.documents() for table in tables})
+    else:
+        show(for_tables(), tables)
 
 
 def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
@@ -155,39 +165,20 @@ def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
     return [seeds_table(cards)]
 
 
-def _trained(
-    document: Mapping[str, Any],
-    file: Path | None,
-    seeds: Sequence[int],
-    request: DataRequest,
-    out: Path,
-    files: SideFiles,
-    each: Each | None,
-    *,
-    resume: bool,
-) -> list[tuple[Path, Checkpoint]]:
-    """Train a checkpoint of each seed; *file* is where the recipe was read, if anywhere."""
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.fitted import FitRun
-    from tracepaper.replay.learning.recipe import over, recipe_of
-    from tracepaper.replay.learning.training import FitView, train_seeds
+def _require_extras(recipe: Recipe, file: Path | None, files: SideFiles) -> None:
+    """Raise ``ConfigInvalid`` for a missing package, and for files that the kind cannot read.
 
-    documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
-    recipes = [recipe_of(each) for each in documents or [dict(document)]]
-    first = recipes[0]
-    require("exchange_calendars", "features.calendar", first.calendar)
-    key = "ensemble.kind=tree" if first.members else "model.kind=tree"
-    first.check(key if file is None else f"The tree of {file}")
-    if any(files) and not first.kind.model.takes_covariates:
+    *file* is where the recipe was read, if anywhere.
+    """
+    require("exchange_calendars", "features.calendar", recipe.calendar)
+    key = "ensemble.kind=tree" if recipe.members else "model.kind=tree"
+    recipe.check(key if file is None else f"The tree of {file}")
+    if any(files) and not recipe.kind.model.takes_covariates:
         raise ConfigInvalid(
-            f"A model of the kind {first.kind.name} has no encoder for covariates or order books: "
+            f"A model of the kind {recipe.kind.name} has no encoder for covariates or order books: "
             "they are a modality of the kind trading alone; train that, or leave --covariates and "
             "--depth out."
         )
-    request = request._replace(inputs=files.read())
-    with FitView(first) as view:
-        run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
-        return train_seeds(recipes, request, run, each=each)
 
 
 def _describe(name: str, settings: Sequence[str]) -> None:

@@ -448,8 +448,8 @@ class Dataset:
             if not any(labelled.weights[:, column].any() for labelled in samples):
                 raise DataInvalid(
                     f"The {part.value} part has no {self.bar} whose next {bars} ({time}) end in "
-                    "it; give more files or shorter horizons. Of candles `tracepaper data describe`"
-                    " says how many labels each part has."
+                    "it; give more files or shorter horizons. `tracepaper train` without --out "
+                    "counts the labels of each part."
                 )
 
     def labelled(self, part: Part) -> list[Samples]:

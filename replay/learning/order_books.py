@@ -47,6 +47,7 @@ class BookSchema(NamedTuple):
     schema_id: str = SCHEMA
     names: tuple[str, ...] = COLUMNS
     covariates: None = None
+    lookback: int = 1
 
 
 @dataclass(frozen=True)

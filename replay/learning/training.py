@@ -9,8 +9,9 @@ The rules are docs/models.md, L7 to L29.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tracepaper.replay.document.values import Cells, Table, table_of_rows
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.baselines import FILE_NAME
 from tracepaper.replay.learning.dataset import Dataset
@@ -39,7 +41,6 @@ from tracepaper.replay.learning.fitted import (
 )
 from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
-from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.features.rows import schema_of
@@ -248,112 +249,75 @@ class FitView:
         return f"; {bars / elapsed:,.0f} bars/s, {duration(1000 * left)} left"
 
 
-def described(material: Dataset) -> dict[str, Any]:
-    """Return what *material* holds; computes features, labels and the baselines' inputs."""
-    return {
-        "files": [
-            asdict(source)
-            | {
-                "interval": interval_text(source.interval_ms),
-                "from": iso(source.from_ms),
-                "until": iso(source.until_ms),
-            }
-            for source in material.sources
-        ],
-        "features": {
-            "schema_id": material.schema.schema_id,
-            "columns": len(material.schema.names),
-            "lookback": material.schema.lookback,
-        },
-        "intervals": [_interval(material, interval_ms) for interval_ms in material.intervals],
-        "horizons": [
-            {"bars": bars, "time": time}
-            for bars, time in zip(material.horizons, material.times, strict=True)
-        ],
-        "parts": {part.value: _part(material, part) for part in Part},
-    }
-
-
-def _interval(material: Dataset, interval_ms: int) -> dict[str, Any]:
-    every = (
-        segment for panel in (*material.panels, *material.others) for segment in panel.segments
+def described(data: Dataset) -> list[Table]:
+    """Return what *data* hold: their files, their intervals, and the labels of each part."""
+    files: list[Cells] = [
+        {
+            "file": source.name,
+            "symbol": source.symbol,
+            "interval": interval_text(source.interval_ms),
+            "bars": source.bars,
+            "from": iso(source.from_ms),
+            "until": iso(source.until_ms),
+            "in an earlier file": source.known_already,
+        }
+        for source in data.sources
+    ]
+    schema = data.schema
+    note = (
+        f"Features {schema.schema_id}: {len(schema.names)} columns; a row depends on "
+        f"{schema.lookback:,} bars. A piece has no hole."
     )
+    intervals = [_of_interval(data, interval_ms) for interval_ms in data.intervals]
+    labels = [row for part in Part for row in _labels(data, part)]
+    return [
+        table_of_rows("files", "Files", "", files),
+        table_of_rows("intervals", "Bars", note, intervals),
+        table_of_rows("labels", "Labels", "", labels),
+    ]
+
+
+def _of_interval(data: Dataset, interval_ms: int) -> Cells:
+    every = (segment for panel in (*data.panels, *data.others) for segment in panel.segments)
     segments = [segment for segment in every if segment.interval_ms == interval_ms]
     return {
         "interval": interval_text(interval_ms),
-        "symbols": sorted({segment.candles.symbol for segment in segments}),
+        "symbols": " ".join(sorted({segment.candles.symbol for segment in segments})),
         "bars": sum(map(len, segments)),
         "rows": sum(len(segment) - segment.first for segment in segments),
         "pieces": len(segments),
-        "longest_piece": max(map(len, segments)),
+        "longest piece": max(map(len, segments)),
     }
 
 
-def _part(material: Dataset, part: Part) -> dict[str, Any]:
-    """Return the span of *part* and what is labelled in it, at the model's own interval."""
-    samples = material.labelled(part)
-    native = [piece for piece in samples if piece.segment.interval_ms == material.interval_ms]
-    others = [piece for piece in samples if piece.segment.interval_ms != material.interval_ms]
-    return {
-        "from": iso(min(map(_first, native))),
-        "until": iso(max(int(piece.segment.close_time_ms[piece.stop - 1]) for piece in native)),
-        "further_bars": sum(len(piece.rows) for piece in others),
-        "horizons": [
-            _horizon(native, column, bars * material.interval_ms)
-            for column, bars in enumerate(material.horizons)
-        ],
-    }
-
-
-def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, Any]:
-    labelled = [piece.weights[:, column] > 0 for piece in samples]
-    days = [
-        piece.segment.open_time_ms[mask] // DAY_MS
-        for piece, mask in zip(samples, labelled, strict=True)
-    ]
-    distinct = np.unique(np.concatenate(days))
-    unique = sum(
-        float(piece.weights[:, column].sum()) / piece.horizons[column] for piece in samples
-    )
-    return {
-        "time": interval_text(horizon_ms),
-        "bars": sum(int(mask.sum()) for mask in labelled),
-        "not_overlapping": round(unique),
-        "days": len(distinct),
-        "independent_days": int(len(distinct) // max(1, horizon_ms / DAY_MS)),
-    }
-
-
-def _first(samples: Samples) -> int:
-    return int(samples.segment.open_time_ms[samples.rows[0]])
-
-
-def lines(description: dict[str, Any]) -> list[str]:
-    """Return what ``described`` found, for people."""
-    texts = [
-        f"{file['name']}: {file['symbol']}, {file['interval']}, {file['bars']:,} bars from"
-        f" {file['from']} until {file['until']}"
-        + (f", {file['known_already']:,} in an earlier file" if file["known_already"] else "")
-        for file in description["files"]
-    ]
-    features = description["features"]
-    texts.append(
-        f"features {features['schema_id']}: {features['columns']} columns, a row depends on"
-        f" {features['lookback']:,} bars"
-    )
-    texts += [
-        f"{row['interval']}: {row['bars']:,} bars of {', '.join(row['symbols'])} in"
-        f" {row['pieces']} pieces, the longest of {row['longest_piece']:,}; {row['rows']:,} rows"
-        for row in description["intervals"]
-    ]
-    for name, part in description["parts"].items():
-        others = f", and {part['further_bars']:,} bars of other intervals"
-        texts.append(
-            f"{name}: {part['from']} until {part['until']}" + others * bool(part["further_bars"])
+def _labels(data: Dataset, part: Part) -> Iterator[Cells]:
+    """Yield a row for each interval that *part* has labels of, and each horizon."""
+    samples = data.labelled(part) if data.has(part) else []
+    for interval_ms, (column, time) in product(data.intervals, enumerate(data.times)):
+        pieces = [piece for piece in samples if piece.segment.interval_ms == interval_ms]
+        if not pieces:
+            continue
+        labelled = [np.flatnonzero(piece.weights[:, column]) for piece in pieces]
+        opened, ends = (
+            np.concatenate([of[rows] for of, rows in zip(times, labelled, strict=True)])
+            for times in (
+                [piece.segment.open_time_ms for piece in pieces],
+                [piece.segment.close_time_ms for piece in pieces],
+            )
         )
-        texts += [
-            f"  {row['time']}: {row['bars']:,} labels, {row['not_overlapping']:,} that share no"
-            f" bar, {row['days']:,} days ({row['independent_days']:,} independent)"
-            for row in part["horizons"]
-        ]
-    return texts
+        days = len(np.unique(opened // DAY_MS))
+        unique = sum(
+            float(piece.weights[:, column].sum()) / piece.horizons[column] for piece in pieces
+        )
+        horizon_ms = data.horizons[column] * data.interval_ms
+        yield {
+            "part": part.value,
+            "interval": interval_text(interval_ms),
+            "horizon": time,
+            "labels": len(opened),
+            "sharing no bar": round(unique),
+            "days": days,
+            "independent days": int(days // max(1, horizon_ms / DAY_MS)),
+            "from": iso(int(opened.min())) if days else "",
+            "until": iso(int(ends.max())) if days else "",
+        }

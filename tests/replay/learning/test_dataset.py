@@ -125,20 +125,26 @@ def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
     assert np.isnan(returns[: segment.first]).all()
 
 
-def test_a_material_is_described(paths: list[str], cli: Cli) -> None:
-    command = ["data", "describe", *paths, "--interval", "15m,5m", "--horizons", "1h,2d"]
-    command += ["--train-until", "2023-11-23"]
-    command += ["--validate-until", "2023-11-27", "--calibrate-until", "2023-12-01"]
+def test_a_training_without_a_folder_describes_its_data(paths: list[str], cli: Cli) -> None:
+    chosen = choose(
+        "features.intervals=15m,5m",
+        "horizons=1h,2d",
+        "split.train_until=2023-11-23",
+        "split.validation_until=2023-11-27",
+        "split.calibration_until=2023-12-01",
+    )
+    command = ["train", *(f"--data={path}" for path in paths), *chosen]
     document = cli.json(*command)
     assert [file["symbol"] for file in document["files"]] == ["AAAUSDT", "BBBUSDT"]
-    assert document["features"]["schema_id"] == "v2-15m"
     assert [interval["interval"] for interval in document["intervals"]] == ["15m", "5m"]
-    hour, two_days = document["parts"]["train"]["horizons"]
-    assert hour["not_overlapping"] == pytest.approx(hour["bars"] / 4, rel=0.02)
-    assert two_days["independent_days"] == two_days["days"] // 2
-    assert document["parts"]["train"]["further_bars"] > 2 * hour["bars"]
-    assert document["most_resident_mb"] > 0
-    assert "2d: " in cli.out(*command)
+    hour, two_days, *others = (row for row in document["labels"] if row["part"] == "train")
+    assert hour["sharing no bar"] == pytest.approx(hour["labels"] / 4, rel=0.02)
+    assert two_days["independent days"] == two_days["days"] // 2
+    assert [row["interval"] for row in others] == ["5m", "5m"]
+    assert others[0]["labels"] > 2 * hour["labels"]
+    output = cli.out(*command)
+    assert "Features v2-15m" in output
+    assert "2d" in output
 
 
 @pytest.mark.parametrize("network", ["trading", "tree", "portfolio"])
@@ -158,10 +164,8 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
     complaint = cli.err("train", *(f"--data={path}" for path in paths), *chosen, *out, code=1)
     assert "The validation part has no bar whose next 192 (2d) end in it; give more" in complaint
     assert not (tmp_path / "made").exists()
-    dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
-    wanted = ["--interval", "15m", "--horizons", "1h,2d", "--calibrate-until", "2023-12-01", *dates]
-    parts = cli.json("data", "describe", *paths, *wanted)["parts"]
-    assert [horizon["bars"] > 0 for horizon in parts["validation"]["horizons"]] == [True, False]
+    labels = cli.json("train", *(f"--data={path}" for path in paths), *chosen)["labels"]
+    assert [row["labels"] > 0 for row in labels if row["part"] == "validation"] == [True, False]
 
 
 @pytest.mark.parametrize(
