@@ -179,8 +179,8 @@ class Dataset:
             main, others = joined_to(main, joined), joined_to(others, joined)
             if not main:
                 raise DataInvalid(
-                    f"{vectors.words[1]} has nothing that a bar of the candles could know; give "
-                    "a file of their symbols and time."
+                    "--covariates or --depth has nothing that a bar of the candles could know; "
+                    "give files of their symbols and time."
                 )
         return cls(
             files.sources,
@@ -305,11 +305,6 @@ class Dataset:
     def torn(self) -> Sequence[str]:
         """What is left out of files whose recorder was killed (D4)."""
         return () if self.vectors is None else self.vectors.torn
-
-    @property
-    def words(self) -> Sequence[str]:
-        """The options that name what lies beside the candles."""
-        return () if self.vectors is None else self.vectors.words
 
     @property
     def names(self) -> tuple[str, ...]:

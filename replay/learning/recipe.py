@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +26,6 @@ from msgspec import Meta
 import tracepaper.daemon.session.user_class  # noqa: F401 - finds the classes that recipes name
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import in_bars, intervals_of, own_interval
-from tracepaper.replay.learning.splits import TrainingFile
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.api.model import DataSource, ModelKind, Registry, no_network
 from tracepaper.strategies.errors import ConfigInvalid
@@ -491,21 +489,6 @@ def over(document: Document, given: Document) -> dict[str, Any]:
         name: {**document.get(name, {}), **given[name]} if name in given else document[name]
         for name in names
     }
-
-
-def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
-    """Return the command that makes a checkpoint again from its card and the same files.
-
-    *given* are the options that name what lies beside the candles.
-    """
-    names = [
-        source.name if source.symbol in source.name else f"{source.symbol}={source.name}"
-        for source in sources
-    ]
-    words = [word for name in names for word in ("--data", name)]
-    chosen = dict.fromkeys(text for source in sources for text in source.columns)
-    words += [word for text in chosen for word in ("--columns", text)]
-    return shlex.join(["tracepaper", "train", "card.toml", *words, *given, "--out", "FOLDER"])
 
 
 # --- an ensemble: the recipe of a network, and of a model of rows beside it

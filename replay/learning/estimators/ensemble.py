@@ -183,7 +183,6 @@ def _first_card(
         "training": {
             "seed": of_network["training"]["seed"],
             "threads": of_network["training"]["threads"],
-            "command": of_network["training"]["command"],
         },
         "calibration": of_network["calibration"],
         "split": of_network["split"],

@@ -32,7 +32,7 @@ from tracepaper.replay.learning.judge.heads import (
     levels_of,
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
-from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
+from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, register
 from tracepaper.replay.learning.samples import EVERY_HEAD
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.windows import judged_rows, no_context, predict
@@ -118,7 +118,6 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
             **({"closes": bars // len(symbols), "not_used": list(data.notes)} if symbols else {}),
             **running.objective.constants,
             "losses": running.objective.titles,
-            "command": command(data.sources, data.words),
         },
         calibration={"content_free": untaught.content_free()} if has_even else {},
     )
