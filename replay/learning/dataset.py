@@ -64,7 +64,6 @@ from tracepaper.strategies.features.rows import (
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import (
-    DAY_MS,
     INTERVALS,
     MINUTE_MS,
     bars_in,
@@ -76,10 +75,6 @@ from tracepaper.strategies.units import (
 if TYPE_CHECKING:
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.replay.learning.splits import Fold, Span
-
-
-Horizons = tuple[int, ...] | str
-"""Bars, or text with bars and times by commas, such as ``5m,30m,4h``."""
 
 
 NO_BASELINES: Final = (
@@ -126,7 +121,7 @@ class Dataset:
         cls,
         paths: Sequence[str],
         split: Callable[[Sequence[Segment]], Split],
-        horizons: Horizons,
+        horizons: Sequence[int],
         schema_id: str = "v2",
         *,
         intervals: Sequence[int] = (),
@@ -162,7 +157,7 @@ class Dataset:
                 f"No file holds {schemas[main_ms].lookback} bars without a hole; give --data longer"
                 " candles."
             )
-        bars = ahead(horizons, segments[main_ms][0])
+        bars = tuple(sorted(horizons))
         for interval_ms in other_intervals:
             _refuse_part_bars(bars, main_ms, interval_ms)
         main = segments[main_ms]
@@ -565,26 +560,15 @@ def _cut(segments: Sequence[Segment], times: NDArray[np.int64]) -> Segment:
 
 
 def _unused(by_symbol: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
-    """Return a sentence for streams of unequal length, and one for closes that are not used."""
+    """Return a sentence that says how many closes are not used; none where all are."""
     held = {name: np.concatenate([s.open_time_ms for s in by_symbol[name]]) for name in by_symbol}
     every = np.unique(np.concatenate(list(held.values())))
-    used = sum(len(panel) - panel.first for panel in panels)
-    sentences = []
-    counts = {name: len(times) for name, times in held.items()}
-    if len(set(counts.values())) > 1:
-        listing = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        sentences.append(
-            f"The symbols have bars of unequal number ({listing}): common closes are used."
-        )
-    if used < len(every):
-        lacking = {name: len(every) - len(times) for name, times in held.items()}
-        most = max(lacking, key=lacking.__getitem__)
-        why = f"; {most} alone has none at {lacking[most]:,}" if lacking[most] else ""
-        sentences.append(
-            f"Of {len(every):,} closes {len(every) - used:,} are not used, for not every symbol "
-            f"has a bar with its features there{why}."
-        )
-    return tuple(sentences)
+    unused = len(every) - sum(len(panel) - panel.first for panel in panels)
+    if not unused:
+        return ()
+    listing = ", ".join(f"{name} {len(times):,}" for name, times in held.items())
+    why = "for not every symbol has a bar with its features there"
+    return (f"Of {len(every):,} closes {unused:,} are not used, {why}; their bars are {listing}.",)
 
 
 # --- files
@@ -719,43 +703,26 @@ def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSch
     }
 
 
-def intervals_of(texts: str | Iterable[str] | None) -> tuple[int, ...]:
-    """Return the intervals that *texts* name, one by one or by commas, in milliseconds.
+def intervals_of(texts: Iterable[str]) -> tuple[int, ...]:
+    """Return the intervals that *texts* name, in milliseconds.
 
     Raises ``ConfigInvalid`` for what is no interval.
     """
-    parts = texts.split(",") if isinstance(texts, str) else (texts or ())
     lengths = []
-    for part in parts:
-        length_ms = time_of(part) or INTERVALS.get(part.strip(), 0)
+    for text in texts:
+        length_ms = time_of(text) or INTERVALS.get(text.strip(), 0)
         if not length_ms:
-            raise ConfigInvalid(f"The interval {part!r} is none; write some by commas: 15m,5m,1h.")
+            raise ConfigInvalid(f"The interval {text!r} is none; write one such as 15m or 1h.")
         lengths.append(length_ms)
     return tuple(dict.fromkeys(lengths))
 
 
-def in_bars(
-    horizons: Horizons, interval_ms: int, *, bars_a_day: int | None = None
-) -> tuple[int, ...]:
-    """Return *horizons* in bars, rising; whole days are *bars_a_day*, where sessions are counted.
+def in_bars(text: str, interval_ms: int) -> tuple[int, ...]:
+    """Return the horizons of *text*, bars and times by commas such as ``5m,30``, in bars, rising.
 
     Raises ``ConfigInvalid`` for what is no whole number of bars, or none at all.
     """
-    if not isinstance(horizons, str):
-        return tuple(sorted(horizons))
-    bars = set()
-    for text in horizons.split(","):
-        length_ms = time_of(text)
-        if bars_a_day and length_ms and length_ms % DAY_MS == 0:
-            bars.add(length_ms // DAY_MS * bars_a_day)
-        else:
-            bars.add(bars_in(text, interval_ms, name="horizons"))
-    return tuple(sorted(bars))
-
-
-def ahead(horizons: Horizons, segment: Segment) -> tuple[int, ...]:
-    """Return *horizons* in bars of *segment*."""
-    return in_bars(horizons, segment.interval_ms, bars_a_day=segment.bars_a_day)
+    return tuple(sorted({bars_in(each, interval_ms, name="horizons") for each in text.split(",")}))
 
 
 def _refuse_part_bars(horizons: Sequence[int], main_ms: int, interval_ms: int) -> None:

@@ -435,10 +435,9 @@ def heads_fit(
     *,
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
-    levels: tuple[float, ...] = (),
 ) -> Fit:
     """Return the fit of a network's heads to one symbol's bars."""
-    heads = HeadLosses(network, training, validation, options, levels)
+    heads = HeadLosses(network, training, validation, options)
     policy = policy_of(network, options, heads.weights)
     return Fit(heads, policy, folder=folder, about={"options": asdict(options), **(about or {})})
 
@@ -457,7 +456,6 @@ class HeadLosses(Objective):
         training: Sequence[Samples],
         validation: Sequence[Samples],
         options: FitOptions,
-        levels: tuple[float, ...],
     ) -> None:
         if options.entropy_weight:
             traced(network)
@@ -465,7 +463,7 @@ class HeadLosses(Objective):
         self.titles, self.constants = titles(network.given_heads), CONSTANTS
         self._options = options
         self._validation = validation
-        self._levels = levels
+        self._levels = getattr(network.config, "quantiles", ())
         self._constant = constants(training, seed=options.seed)
         self._chunks = batches_for(network, training, options)
         horizons = training[0].weights.shape[1]

@@ -54,6 +54,8 @@ class TrainingFile:
     """Bars, of the interval that is learnt, that an earlier file held as well."""
     columns: tuple[str, ...] = ()
     """What ``--columns`` chose of its columns."""
+    source: str = ""
+    """Of order books: who sent them."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.features.rows import schema_of
-from tracepaper.strategies.units import DAY_MS, duration, interval_text, iso
+from tracepaper.strategies.units import DAY_MS, interval_text, iso
 
 
 def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401 - what its kind reads
@@ -198,7 +198,6 @@ class FitView:
         )
         self._task = self._bar.add_task("training", total=steps, loss="")
         self._warned = ""  # the last warning about gradients, said once
-        self._begun: tuple[int, int, float] | None = None  # step, bars, seconds at the first step
 
     def __enter__(self) -> Self:
         """Start the bar."""
@@ -214,19 +213,15 @@ class FitView:
         self.console.print(sentence)
 
     def observe(self, progress: FitProgress) -> None:
-        """Move the bar on; after a validation print its score, the speed and the time left."""
-        speed = self._pace(progress)
-        self._bar.update(
-            self._task,
-            completed=progress.step,
-            loss=f"loss {progress.training_loss:.4f}{speed}",
-        )
+        """Move the bar on; after a validation print its score."""
+        loss = f"loss {progress.training_loss:.4f}"
+        self._bar.update(self._task, completed=progress.step, loss=loss)
         if progress.validated:
             score = sum(map(sum, progress.scores)) / max(sum(map(len, progress.scores)), 1)
             best = ", the best so far" if progress.improved else ""
             self.console.print(
-                f"step {progress.step} of {progress.steps}: loss {progress.training_loss:.4f},"
-                f" validation score {score:.3f}{best}{speed}"
+                f"step {progress.step} of {progress.steps}: {loss}, validation score "
+                f"{score:.3f}{best}"
             )
             if relative := progress.relative_gradients:
                 each = ", ".join(f"{part} {norm:.1e}" for part, norm in relative.items())
@@ -234,19 +229,6 @@ class FitView:
             if (warning := progress.gradient_warning) and warning != self._warned:
                 self.console.print(warning)
             self._warned = warning
-
-    def _pace(self, progress: FitProgress) -> str:
-        """Return bars a second since the first step that was seen, and the time left, in words."""
-        now = self._bar.tasks[0].elapsed or 0.0
-        self._begun = self._begun or (progress.step, progress.bars, now)
-        steps, bars, elapsed = (
-            after - before
-            for after, before in zip((progress.step, progress.bars, now), self._begun, strict=True)
-        )
-        if not steps or not elapsed:
-            return ""
-        left = round(elapsed / steps * (progress.steps - progress.step))
-        return f"; {bars / elapsed:,.0f} bars/s, {duration(1000 * left)} left"
 
 
 def described(data: Dataset) -> list[Table]:

@@ -8,7 +8,7 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -82,16 +82,8 @@ class CandleArrays:
 
     def first(self, count: int) -> CandleArrays:
         """Return the first *count* bars."""
-        return replace(
-            self,
-            open_time_ms=self.open_time_ms[:count],
-            open=self.open[:count],
-            high=self.high[:count],
-            low=self.low[:count],
-            close=self.close[:count],
-            volume=self.volume[:count],
-            closed_ms=None if self.closed_ms is None else self.closed_ms[:count],
-        )
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: of[:count] for name, of in columns.items() if np.ndim(of)})
 
 
 @dataclass(frozen=True, slots=True)

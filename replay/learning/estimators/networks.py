@@ -129,8 +129,7 @@ def learn_bars(network: Network, data: Dataset, options: FitOptions, **where: An
     """Return the fit of a network's heads to the bars of each symbol; see ``heads_fit``."""
     data = replace(data, heads=EVERY_HEAD | network.given_heads)
     training, validation = data.samples(Part.TRAIN), data.samples(Part.VALIDATION)
-    levels = getattr(network.config, "quantiles", ())
-    return heads_fit(network, training, validation, options, levels=levels, **where)
+    return heads_fit(network, training, validation, options, **where)
 
 
 class NetworkModel(FittedModel):

@@ -32,7 +32,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def joint(paths: list[str]) -> Dataset:
     """Return them as bars of 15 minutes, with those of 5 and 30 minutes to learn from."""
-    return Dataset.read(paths, lambda _: SPLIT, "1h,4h", "v2", intervals=(FIFTEEN, FIVE, HALF))
+    return Dataset.read(paths, lambda _: SPLIT, (4, 16), "v2", intervals=(FIFTEEN, FIVE, HALF))
 
 
 def test_one_horizon_is_other_bars_at_other_intervals(joint: Dataset) -> None:
@@ -63,7 +63,7 @@ def test_a_symbol_is_of_a_part_only_where_it_has_bars_to_judge(
     paths: list[str], tmp_path: Path
 ) -> None:
     early = write_csv(learnable(4 * DAY_BARS, seed=2, symbol="EARLYUSDT"), tmp_path)
-    dataset = Dataset.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
+    dataset = Dataset.read([*paths, str(early)], lambda _: SPLIT, (4,), "v2", intervals=(FIFTEEN,))
     both = dataset.symbols(Part.TEST)
     assert len(both) == 2
     assert dataset.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
@@ -77,7 +77,7 @@ def test_no_label_of_any_interval_reaches_out_of_training(joint: Dataset) -> Non
 
 
 def test_a_schema_names_the_interval(paths: list[str]) -> None:
-    material = Dataset.read(paths[:1], lambda _: SPLIT, "1h", "v2-15m")
+    material = Dataset.read(paths[:1], lambda _: SPLIT, (4,), "v2-15m")
     assert (material.interval_ms, material.horizons) == (FIFTEEN, (4,))
     assert Dataset.read(paths[:1], lambda _: SPLIT, (5, 30)).schema.schema_id == "v2-1m"
 
@@ -85,17 +85,18 @@ def test_a_schema_names_the_interval(paths: list[str]) -> None:
 @pytest.mark.parametrize(
     ("schema_id", "intervals", "horizons", "sentence"),
     [
-        ("v2-5m", (FIFTEEN,), "1h", "features v2-5m are not of bars of 15m; choose v2"),
-        ("v2", (FIFTEEN,), "20m", "no whole number of bars of 15m"),
-        ("v2", (FIFTEEN,), "soon", "neither a time nor bars"),
-        ("v2", (FIFTEEN,), "1h,", "neither a time nor bars"),
-        ("v2", (FIFTEEN, HOUR), "30m,4h", "30m is no whole number of bars of 1h"),
-        ("v2", (7 * MINUTE_MS,), "7m", "No feature schema is called 'v2-7m'"),
-        ("v9", (FIFTEEN,), "1h", "No feature schema is called 'v9'"),
+        ("v2-5m", (FIFTEEN,), (4,), "features v2-5m are not of bars of 15m; choose v2"),
+        ("v2", (FIFTEEN, HOUR), (2, 16), "30m is no whole number of bars of 1h"),
+        ("v2", (7 * MINUTE_MS,), (1,), "No feature schema is called 'v2-7m'"),
+        ("v9", (FIFTEEN,), (4,), "No feature schema is called 'v9'"),
     ],
 )
 def test_what_cannot_be_learnt_is_one_sentence(
-    paths: list[str], schema_id: str, intervals: tuple[int, ...], horizons: str, sentence: str
+    paths: list[str],
+    schema_id: str,
+    intervals: tuple[int, ...],
+    horizons: tuple[int, ...],
+    sentence: str,
 ) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
         Dataset.read(paths[:1], lambda _: SPLIT, horizons, schema_id, intervals=intervals)
@@ -104,18 +105,22 @@ def test_what_cannot_be_learnt_is_one_sentence(
 def test_too_few_bars_are_one_sentence(tmp_path: Path) -> None:
     path = str(write_csv(learnable(400), tmp_path))
     with pytest.raises(DataInvalid, match="480 bars without a hole"):
-        Dataset.read([path], lambda _: SPLIT, "30m", "v2")
+        Dataset.read([path], lambda _: SPLIT, (30,), "v2")
 
 
 def test_horizons_and_intervals_are_read_from_text() -> None:
     assert in_bars("5m,30m,4h", MINUTE_MS) == (5, 30, 240)
     assert in_bars("240, 5,30", MINUTE_MS) == (5, 30, 240)
-    assert in_bars("1d,1h", FIVE, bars_a_day=78) == (12, 78)
-    assert in_bars((30, 5), MINUTE_MS) == (5, 30)
-    assert intervals_of("15m,5,1h,15") == (FIFTEEN, FIVE, HOUR)
-    assert intervals_of("D") == (24 * HOUR,)
-    with pytest.raises(ConfigInvalid, match="'often' is none; write some by commas"):
-        intervals_of("15m,often")
+    for text, sentence in (
+        ("20m", "no whole number of bars of 15m"),
+        ("soon", "neither a time nor bars"),
+        ("1h,", "neither a time nor bars"),
+    ):
+        with pytest.raises(ConfigInvalid, match=sentence):
+            in_bars(text, FIFTEEN)
+    assert intervals_of(["15m", "5", "1h", "15", "D"]) == (FIFTEEN, FIVE, HOUR, 24 * HOUR)
+    with pytest.raises(ConfigInvalid, match="'often' is none"):
+        intervals_of(["15m", "often"])
 
 
 def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:

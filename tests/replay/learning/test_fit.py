@@ -320,7 +320,7 @@ def test_the_gradients_of_each_part_are_kept_at_each_validation(tmp_path: Path) 
     assert all(len(each) == 3 for each in norms.values())
     # Of the first step, by hand: the same batch, the same weights, no optimiser.
     other = fit(tmp_path / "b", options(steps=3, validate_every=1), dropout=0.0)
-    objective = HeadLosses(network_of(other), TRAINING, VALIDATION, QUICK, ())
+    objective = HeadLosses(network_of(other), TRAINING, VALIDATION, QUICK)
     objective.network.train()
     objective.gradient(next(objective.batches(0)))
     for part, each in norms.items():
