@@ -118,10 +118,9 @@ class Progress:
 
     step: int = 0
     steps: int = 0
-    bars: int = 0  # labelled bars that were learnt from, those of every epoch counted
     training_loss: float = math.nan
-    losses: list[list[float]] = field(default_factory=list)  # validation, [task][horizon]
-    scores: list[list[float]] = field(default_factory=list)  # gains in units of noise
+    scores: list[list[float]] = field(default_factory=list)
+    """Gains on the validation part, in units of noise: [task][horizon]."""
     best_step: int = 0
     best_score: float = -math.inf
     validated: bool = False
@@ -187,8 +186,8 @@ class Objective(ABC):
         """Yield batches without an end, those that come after so many."""
 
     @abstractmethod
-    def gradient(self, batch: Batch, /) -> tuple[float, int]:
-        """Add the gradient of *batch*; return its mean loss, and how many labelled bars it has."""
+    def gradient(self, batch: Batch, /) -> float:
+        """Add the gradient of *batch*; return its mean loss."""
 
     @abstractmethod
     def validate(self, network: nn.Module, progress: Progress) -> float:
@@ -226,20 +225,16 @@ class MeanLoss(Objective):
     def loss(self, network: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - of the kind
         """Return the loss of *network* on *batch*."""
 
-    @abstractmethod
-    def bars(self, batch: Batch) -> int:
-        """Return how many labelled bars, or books, *batch* has."""
-
     def batches(self, done: int) -> Iterator[Batch]:
         """Yield the batches after *done* others."""
         generator = np.random.default_rng(self._seed)
         return islice((self.drawn(generator) for _ in count()), done, None)
 
-    def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Add the gradient of *batch*; return its loss, and its bars."""
+    def gradient(self, batch: Batch) -> float:
+        """Add the gradient of *batch*; return its loss."""
         loss = self.loss(self.network, batch)
         torch.autograd.backward(loss / self._accumulate)
-        return float(loss.detach()), self.bars(batch)
+        return float(loss.detach())
 
     def validate(self, network: nn.Module, progress: Progress) -> float:
         """Return the mean loss over the validation part, below 0."""
@@ -347,10 +342,7 @@ class Fit:
         for group in self._optimiser.param_groups:
             group["lr"] = policy.rate(self.progress.step)
         self._optimiser.zero_grad(set_to_none=True)
-        total, bars = 0.0, 0
-        for _ in range(policy.accumulate):
-            loss, count = self.objective.gradient(next(batches))
-            total, bars = total + loss, bars + count
+        total = sum(self.objective.gradient(next(batches)) for _ in range(policy.accumulate))
         self._flow.add()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), policy.clip)
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -358,7 +350,6 @@ class Fit:
         self._optimiser.step()
         if policy.averaged is not None:
             policy.averaged.update_parameters(self.network)
-        self.progress.bars += bars
         return total / policy.accumulate
 
     def _validate(self) -> None:
@@ -477,8 +468,8 @@ class HeadLosses(Objective):
         """Yield the batches after *done* others."""
         return self._chunks.stream(done)
 
-    def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Add the gradient of one batch; return its mean loss over active heads, and its bars.
+    def gradient(self, batch: Batch) -> float:
+        """Add the gradient of one batch; return its mean loss over active heads.
 
         A batch is learnt from in pieces where the network asks for that: their gradients add up
         to the whole batch's.
@@ -495,7 +486,7 @@ class HeadLosses(Objective):
             loss = loss + options.entropy_weight * wrong_where_sure / len(pieces)
             (loss / options.accumulate).backward()
             total += float((each.detach() * active).sum() / active.sum())
-        return total, int((batch.weights > 0).any(-1).sum())
+        return total
 
     def finished(self) -> bool:
         """Return whether every head has stopped."""
@@ -514,9 +505,9 @@ class HeadLosses(Objective):
     def validate(self, network: nn.Module, progress: Progress) -> float:
         """Score every head, and stop those that no longer improve; return the mean score."""
         assert isinstance(network, Network)
-        losses, scores = head_scores(network, self._validation, self._constant)
+        scores = head_scores(network, self._validation, self._constant)
         self._learn(scores)
-        progress.losses, progress.scores = losses.tolist(), scores.tolist()
+        progress.scores = scores.tolist()
         return float(scores.mean())
 
     def _pieces(self, batch: Batch) -> list[Batch]:

@@ -302,10 +302,8 @@ def constants(training: Sequence[Samples], *, seed: int) -> Outputs:
     )
 
 
-def head_scores(
-    network: Network, validation: Sequence[Samples], constant: Outputs
-) -> tuple[Array, Array]:
-    """Return [task, horizon] mean losses, and their gains over *constant* in units of its noise.
+def head_scores(network: Network, validation: Sequence[Samples], constant: Outputs) -> Array:
+    """Return [task, horizon] gains of the mean losses over *constant*, in units of its noise.
 
     Days are calendar days across all segments, since they share one market.
     """
@@ -320,9 +318,9 @@ def head_scores(
         weight.append(samples.weights[rows])
         day.append(samples.segment.open_time_ms[rows] // DAY_MS)
     weights, days = np.concatenate(weight), np.concatenate(day)
-    losses = _means(np.concatenate(mine, axis=1), weights)
     baseline = np.concatenate(reference, axis=1)
-    return losses, (_means(baseline, weights) - losses) / _noise(baseline, weights, days)
+    gains: Array = _means(baseline, weights) - _means(np.concatenate(mine, axis=1), weights)
+    return gains / _noise(baseline, weights, days)
 
 
 def outputs_of(fields: Fields) -> Outputs:

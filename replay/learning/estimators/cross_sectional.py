@@ -706,10 +706,6 @@ class CrossSection(MeanLoss):
         """Yield chunks spread evenly over the validation part."""
         return self._validation.spread(_VALIDATED)
 
-    def bars(self, batch: Batch) -> int:
-        """Return the bars of all assets."""
-        return int((batch.weights > 0).any(-1).sum()) * len(self._assets)
-
     def loss(self, network: CrossAssetNetwork, batch: Batch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""
         batch = batch.to(self._device)

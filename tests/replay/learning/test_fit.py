@@ -122,7 +122,6 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind:
     assert rest.progress.step == 4  # the last validation
     rest.run(ignore)
     assert rest.progress.scores == whole.progress.scores
-    assert rest.progress.bars == whole.progress.bars
     assert [*rest.progress.gradients.items()] == [*whole.progress.gradients.items()]
     for name, tensor in whole.best.items():
         assert torch.equal(rest.best[name], tensor)

@@ -78,7 +78,7 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
         fit = heads_fit(FlashNetwork(learning.tiny()), training, validation, options)
         fit.run(lambda _: None)
         assert np.array(fit.progress.scores).shape == (4, 2)
-        assert np.isfinite(fit.progress.losses).all()
+        assert np.isfinite(fit.progress.scores).all()
         assert losses.titles(()) == "Student-t NLL, cross-entropy, QLIKE, mean error"
         with pytest.raises(ConfigInvalid, match="already"):
             label("crossed", missing=0.5)(crossed)
