@@ -302,11 +302,6 @@ class Dataset:
         return () if self.vectors is None else self.vectors.torn
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the features."""
-        return self.schema.names
-
-    @property
     def of_network(self) -> dict[str, Any]:
         """What of a network's keys follows from the data."""
         minutes = self.interval_ms // MINUTE_MS

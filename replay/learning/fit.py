@@ -119,8 +119,7 @@ class Progress:
     step: int = 0
     steps: int = 0
     training_loss: float = math.nan
-    scores: list[list[float]] = field(default_factory=list)
-    """Gains on the validation part, in units of noise: [task][horizon]."""
+    score: float = math.nan  # of the last validation
     best_step: int = 0
     best_score: float = -math.inf
     validated: bool = False
@@ -190,8 +189,8 @@ class Objective(ABC):
         """Add the gradient of *batch*; return its mean loss."""
 
     @abstractmethod
-    def validate(self, network: nn.Module, progress: Progress) -> float:
-        """Return a score of *network*, higher is better; write into *progress* what is shown."""
+    def validate(self, network: nn.Module) -> float:
+        """Return a score of *network*, higher is better."""
 
     def finished(self) -> bool:
         """Return whether nothing is left to learn."""
@@ -236,14 +235,12 @@ class MeanLoss(Objective):
         torch.autograd.backward(loss / self._accumulate)
         return float(loss.detach())
 
-    def validate(self, network: nn.Module, progress: Progress) -> float:
+    def validate(self, network: nn.Module) -> float:
         """Return the mean loss over the validation part, below 0."""
         network.eval()
         with torch.inference_mode():
             losses = [float(self.loss(network, batch)) for batch in self.judged()]
-        score = -sum(losses) / len(losses) if losses else 0.0
-        progress.scores = [[score]]
-        return score
+        return -sum(losses) / len(losses) if losses else 0.0
 
 
 class Policy(NamedTuple):
@@ -356,7 +353,7 @@ class Fit:
         """Score what is judged; keep its weights where they are the best."""
         averaged, progress = self._policy.averaged, self.progress
         judged = self.network if averaged is None else averaged.module
-        score = self.objective.validate(judged, progress)
+        progress.score = score = self.objective.validate(judged)
         # Made anew, for a state that was read has its parts in another order.
         progress.gradients = {
             part: [*progress.gradients.get(part, []), list(norms)]
@@ -502,12 +499,11 @@ class HeadLosses(Objective):
         self.weights.load_state_dict(state["weights"])
         self.best, self.waited = np.array(state["best"]), np.array(state["waited"])
 
-    def validate(self, network: nn.Module, progress: Progress) -> float:
+    def validate(self, network: nn.Module) -> float:
         """Score every head, and stop those that no longer improve; return the mean score."""
         assert isinstance(network, Network)
         scores = head_scores(network, self._validation, self._constant)
         self._learn(scores)
-        progress.scores = scores.tolist()
         return float(scores.mean())
 
     def _pieces(self, batch: Batch) -> list[Batch]:

@@ -217,11 +217,10 @@ class FitView:
         loss = f"loss {progress.training_loss:.4f}"
         self._bar.update(self._task, completed=progress.step, loss=loss)
         if progress.validated:
-            score = sum(map(sum, progress.scores)) / max(sum(map(len, progress.scores)), 1)
             best = ", the best so far" if progress.improved else ""
             self.console.print(
                 f"step {progress.step} of {progress.steps}: {loss}, validation score "
-                f"{score:.3f}{best}"
+                f"{progress.score:.3f}{best}"
             )
             if relative := progress.relative_gradients:
                 each = ", ".join(f"{part} {norm:.1e}" for part, norm in relative.items())

@@ -83,7 +83,7 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
         run.say(sentence)
     if untrained:
         run = run._replace(observe=lambda _: None)
-    recipe = derived(recipe, data.names, **data.of_network)
+    recipe = derived(recipe, data.schema.names, **data.of_network)
     kind, config, options = recipe.kind, recipe.architecture, recipe.options
     data.require(config)  # before minutes of fitting
     torch.manual_seed(options.seed)

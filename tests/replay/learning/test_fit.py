@@ -85,7 +85,8 @@ def ignore(_: Progress) -> None:
 def test_a_network_learns_what_is_there_to_learn(tmp_path: Path) -> None:
     fitted = fit(tmp_path, options(steps=80, validate_every=40, average=0.9))
     fitted.run(ignore)
-    scores = np.array(fitted.progress.scores)
+    assert isinstance(fitted.objective, HeadLosses)
+    scores = fitted.objective.best
     assert (scores[2] > 0).all()  # volatility breathes
     assert scores[0, 0] > 0  # returns lean back
     assert fitted.progress.best_score > 0.1
@@ -121,7 +122,7 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind:
     assert rest.resume()
     assert rest.progress.step == 4  # the last validation
     rest.run(ignore)
-    assert rest.progress.scores == whole.progress.scores
+    assert rest.progress.score == whole.progress.score
     assert [*rest.progress.gradients.items()] == [*whole.progress.gradients.items()]
     for name, tensor in whole.best.items():
         assert torch.equal(rest.best[name], tensor)
