@@ -231,7 +231,7 @@ class FitView:
 
 
 def described(data: Dataset) -> list[Table]:
-    """Return what *data* hold: their files, their intervals, and the labels of each part."""
+    """Return what *data* hold: their files, and the labels of each part."""
     files: list[Cells] = [
         {
             "file": source.name,
@@ -247,28 +247,13 @@ def described(data: Dataset) -> list[Table]:
     schema = data.schema
     note = (
         f"Features {schema.schema_id}: {len(schema.names)} columns; a row depends on "
-        f"{schema.lookback:,} bars. A piece has no hole."
+        f"{schema.lookback:,} bars."
     )
-    intervals = [_of_interval(data, interval_ms) for interval_ms in data.intervals]
     labels = [row for part in Part for row in _labels(data, part)]
     return [
         table_of_rows("files", "Files", "", files),
-        table_of_rows("intervals", "Bars", note, intervals),
-        table_of_rows("labels", "Labels", "", labels),
+        table_of_rows("labels", "Labels", note, labels),
     ]
-
-
-def _of_interval(data: Dataset, interval_ms: int) -> Cells:
-    every = (segment for panel in (*data.panels, *data.others) for segment in panel.segments)
-    segments = [segment for segment in every if segment.interval_ms == interval_ms]
-    return {
-        "interval": interval_text(interval_ms),
-        "symbols": " ".join(sorted({segment.candles.symbol for segment in segments})),
-        "bars": sum(map(len, segments)),
-        "rows": sum(len(segment) - segment.first for segment in segments),
-        "pieces": len(segments),
-        "longest piece": max(map(len, segments)),
-    }
 
 
 def _labels(data: Dataset, part: Part) -> Iterator[Cells]:

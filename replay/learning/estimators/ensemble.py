@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
@@ -19,21 +20,26 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import NetworkModel, network_forecasts
-from tracepaper.replay.learning.estimators.tabular import RowKeys, row_fields, spread, spreading
+from tracepaper.replay.learning.estimators.tabular import (
+    RowKeys,
+    RowsModel,
+    row_fields,
+    spread,
+    spreading,
+)
 from tracepaper.replay.learning.fitted import FitRun, FittedModel
 from tracepaper.replay.learning.inspection.model import Mix
 from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, TAILS, compare, tail_factors
-from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, register
+from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
 from tracepaper.replay.learning.windows import judged_rows
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
-from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import HALVES, part_of, tensors_of
+from tracepaper.strategies.forecasters.build import HALVES, part_of, restore, tensors_of
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ENSEMBLE_KIND, TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 
@@ -78,24 +84,15 @@ class EnsembleModel(NetworkModel):
     @cached_property
     def network(self) -> Network:
         """The network with its weights, checked."""
-        network = self._member(HALVES[0]).network
-        if network is None:
-            raise CheckpointMismatch("The first member is no network; restore the checkpoint.")
-        return network
+        return restore(*self._member(HALVES[0]))
 
     @cached_property
     def rows(self) -> TrainedRows:
         """The model of rows with its arrays, checked."""
-        rows = self._member(HALVES[1]).rows
-        if rows is None:
-            raise CheckpointMismatch(
-                "The second member is no model of rows; restore the checkpoint."
-            )
-        return rows
+        return RowsModel(*self._member(HALVES[1])).rows
 
-    def _member(self, half: str) -> FittedModel:
-        card = part_of(self.card, half)
-        return kind_of(card).load(card, tensors_of(self.tensors, half))
+    def _member(self, half: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return part_of(self.card, half), tensors_of(self.tensors, half)
 
     @property
     def mix(self) -> Mix:

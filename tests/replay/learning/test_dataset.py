@@ -141,7 +141,6 @@ def test_a_training_without_a_folder_describes_its_data(paths: list[str], cli: C
     command = ["train", *(f"--data={path}" for path in paths), *chosen]
     document = cli.json(*command)
     assert [file["symbol"] for file in document["files"]] == ["AAAUSDT", "BBBUSDT"]
-    assert [interval["interval"] for interval in document["intervals"]] == ["15m", "5m"]
     hour, two_days, *others = (row for row in document["labels"] if row["part"] == "train")
     assert hour["sharing no bar"] == pytest.approx(hour["labels"] / 4, rel=0.02)
     assert two_days["independent days"] == two_days["days"] // 2
