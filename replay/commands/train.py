@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, assert_never
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -213,17 +213,13 @@ def _print(folder: Path, checkpoint: Checkpoint) -> None:
     for sentence in checkpoint.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
     kind = kind_of(checkpoint.card)
-    match kind.model.source:
-        case DataSource.CLOSES:
-            typer.echo(
-                f"Use it: [strategy] name = {kind.name!r} and [model] checkpoint = "
-                f"{str(folder)!r}, with [sizing] mode = 'equity'."
-            )
-        case DataSource.ORDER_BOOKS:
-            typer.echo(f"Look at it: tracepaper explain --depth FILE --checkpoint {folder}.")
-        case DataSource.BARS:
-            typer.echo(
-                f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}."
-            )
-        case _:
-            assert_never(kind.model.source)
+    typer.echo(
+        {
+            DataSource.CLOSES: f"Use it: [strategy] name = {kind.name!r} and [model] checkpoint = "
+            f"{str(folder)!r}, with [sizing] mode = 'equity'.",
+            DataSource.ORDER_BOOKS: "Look at it: tracepaper explain --depth FILE --checkpoint "
+            f"{folder}.",
+            DataSource.BARS: f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models "
+            f"{folder}.",
+        }[kind.model.source]
+    )

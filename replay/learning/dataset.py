@@ -162,38 +162,27 @@ class Dataset:
             _refuse_part_bars(bars, main_ms, interval_ms)
         main = segments[main_ms]
         others = [segment for interval_ms in other_intervals for segment in segments[interval_ms]]
-        cut, learnt = split(main), schemas[main_ms]
-        if vectors is not None:
-            if other_intervals and isinstance(vectors, OtherInputs):
-                raise ConfigInvalid(
-                    "A network that asks another symbol learns from bars of one interval; name one."
-                )
-            vectors = vectors.of_bars(main, learnt.names)
-            joined = vectors.joined(cut.train_until_ms)
-            learnt = with_covariates(learnt, joined)
-            main, others = joined_to(main, joined), joined_to(others, joined)
-            if not main:
-                raise DataInvalid(
-                    "--covariates or --depth has nothing that a bar of the candles could know; "
-                    "give files of their symbols and time."
-                )
-        return cls(
-            files.sources,
-            alone(main),
-            cut,
-            learnt,
-            bars,
-            alone(others),
-            stored,
-            vectors=vectors,
+        data = cls(
+            files.sources, alone(main), split(main), schemas[main_ms], bars, alone(others), stored
         )
+        if vectors is None:
+            return data
+        if other_intervals and isinstance(vectors, OtherInputs):
+            raise ConfigInvalid(
+                "A network that asks another symbol learns from bars of one interval; name one."
+            )
+        beside_bars = vectors.of_bars(main, data.schema.names)
+        data = data.joined_with(beside_bars, data.split.train_until_ms)
+        if not data.panels:
+            raise DataInvalid(
+                "--covariates or --depth has nothing that a bar of the candles could know; give "
+                "files of their symbols and time."
+            )
+        return data
 
-    def standardised(self, until_ms: int) -> Self:
-        """Return the same with vectors standardised by their rows before *until_ms* alone."""
-        if self.vectors is None:
-            return self
-        supplied, count = self.vectors.fitted(until_ms), len(self.schema.recipe.names)
-        joined = supplied.joined(until_ms)
+    def joined_with(self, vectors: SideInputs, until_ms: int) -> Self:
+        """Return the same with *vectors*; those without a scale are fitted before *until_ms*."""
+        joined, count = vectors.joined(until_ms), len(self.schema.recipe.names)
 
         def anew(panels: Sequence[Panel]) -> Sequence[Panel]:
             plain = [replace(s, values=s.values[:, :count]) for p in panels for s in p.segments]
@@ -204,8 +193,14 @@ class Dataset:
             panels=anew(self.panels),
             others=anew(self.others),
             schema=with_covariates(self.schema, joined),
-            vectors=supplied,
+            vectors=vectors,
         )
+
+    def standardised(self, until_ms: int) -> Self:
+        """Return the same with vectors standardised by their rows before *until_ms* alone."""
+        if self.vectors is None:
+            return self
+        return self.joined_with(self.vectors.fitted(until_ms), until_ms)
 
     @property
     def segments(self) -> list[Segment]:
@@ -606,17 +601,12 @@ def read_files(
                 f"{part.path} has bars of {interval_text(part.interval_ms)}, which make none of"
                 f" {names}; leave it out, or train on a multiple of its interval."
             )
-    by_interval: dict[int, list[Candles]] = {}
-    known_already = [0] * len(parts)
-    for number, interval_ms in enumerate(wanted):
-        held: list[Candles] = []
-        for at, part in enumerate(parts):
+    by_interval: dict[int, list[Candles]] = {interval_ms: [] for interval_ms in wanted}
+    for interval_ms, held in by_interval.items():
+        for part in parts:
             if _makes(part, (interval_ms,)):
-                again = _add(held, resample(part, interval_ms))
-                known_already[at] += again if number == 0 else 0
-        by_interval[interval_ms] = held
-    sources = zip(parts, known_already, strict=True)
-    return CandleFiles(tuple(_source(part, again, columns) for part, again in sources), by_interval)
+                _add(held, resample(part, interval_ms))
+    return CandleFiles(tuple(_source(part, columns) for part in parts), by_interval)
 
 
 def _read(paths: Sequence[str], calendar: str | None, columns: Sequence[str]) -> list[Candles]:
@@ -647,14 +637,13 @@ def _refuse_dead(part: Candles) -> None:
         )
 
 
-def _add(held: list[Candles], part: Candles) -> int:
-    """Add *part* to the series *held*; return how many of its bars another file had already."""
+def _add(held: list[Candles], part: Candles) -> None:
+    """Add to the series *held* the bars of *part* that no other file had."""
     used = [candles.open_time_ms for candles in held if candles.symbol == part.symbol]
     fresh = np.ones(len(part), dtype=np.bool_)
     for times in used:
         fresh &= ~np.isin(part.open_time_ms, times, assume_unique=True)
-    again = int(np.count_nonzero(~fresh))
-    if again < len(part):
+    if fresh.any():
         new = slice_candles(part, np.flatnonzero(fresh))
         for at, candles in enumerate(held):
             if candles.instrument == new.instrument:
@@ -662,10 +651,9 @@ def _add(held: list[Candles], part: Candles) -> int:
                 break
         else:
             held.append(new)
-    return again
 
 
-def _source(part: Candles, again: int, columns: Sequence[str]) -> TrainingFile:
+def _source(part: Candles, columns: Sequence[str]) -> TrainingFile:
     file = Path(part.path)
     return TrainingFile(
         name=file.name,
@@ -675,7 +663,6 @@ def _source(part: Candles, again: int, columns: Sequence[str]) -> TrainingFile:
         from_ms=int(part.open_time_ms[0]),
         until_ms=part.until_ms,
         interval_ms=part.interval_ms,
-        known_already=again,
         columns=tuple(columns),
     )
 

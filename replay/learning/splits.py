@@ -50,8 +50,6 @@ class TrainingFile:
     from_ms: int
     until_ms: int
     interval_ms: int
-    known_already: int = 0
-    """Bars, of the interval that is learnt, that an earlier file held as well."""
     columns: tuple[str, ...] = ()
     """What ``--columns`` chose of its columns."""
     source: str = ""

@@ -240,7 +240,6 @@ def described(data: Dataset) -> list[Table]:
             "bars": source.bars,
             "from": iso(source.from_ms),
             "until": iso(source.until_ms),
-            "in an earlier file": source.known_already,
         }
         for source in data.sources
     ]

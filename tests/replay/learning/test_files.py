@@ -64,7 +64,6 @@ def test_a_bar_that_two_files_hold_is_used_once_from_the_first(tmp_path: Path) -
     assert joined.missing == 0
     np.testing.assert_array_equal(joined.close[:300], first.close)
     np.testing.assert_array_equal(joined.close[300:], other.close[100:])
-    assert [source.known_already for source in files.sources] == [0, 100]
 
 
 def test_a_file_that_fills_a_hole_joins_what_lies_around_it(tmp_path: Path) -> None:
