@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tracepaper.daemon.commands.options import (
-    ColumnsOption,
-    DepthOption,
-    JsonOption,
-    print_json,
-)
+from tracepaper.daemon.commands.options import ColumnsOption, DepthOption, JsonOption, print_json
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 

@@ -34,13 +34,7 @@ from tracepaper.replay.learning.baselines import (
     fit_baselines,
     unfitted,
 )
-from tracepaper.replay.learning.samples import (
-    EVERY_HEAD,
-    Labels,
-    Samples,
-    samples_in,
-    targets,
-)
+from tracepaper.replay.learning.samples import EVERY_HEAD, Labels, Samples, samples_in, targets
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
     Panel,
@@ -63,14 +57,7 @@ from tracepaper.strategies.features.rows import (
 )
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import (
-    INTERVALS,
-    MINUTE_MS,
-    bars_in,
-    interval_text,
-    iso,
-    time_of,
-)
+from tracepaper.strategies.units import INTERVALS, MINUTE_MS, bars_in, interval_text, iso, time_of
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.openings import NamedSpan

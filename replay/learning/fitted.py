@@ -35,13 +35,7 @@ from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figu
 from tracepaper.replay.learning.order_books import read_books
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
-from tracepaper.replay.learning.splits import (
-    Part,
-    Segment,
-    Split,
-    split_by,
-    split_of,
-)
+from tracepaper.replay.learning.splits import Part, Segment, Split, split_by, split_of
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid

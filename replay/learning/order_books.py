@@ -21,14 +21,7 @@ from tracepaper.replay.learning.side_inputs import (
     read_stored,
     untrained_by,
 )
-from tracepaper.replay.learning.splits import (
-    Panel,
-    Part,
-    Segment,
-    Span,
-    Split,
-    TrainingFile,
-)
+from tracepaper.replay.learning.splits import Panel, Part, Segment, Span, Split, TrainingFile
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import COLUMNS, Books, tokens_of
 from tracepaper.strategies.units import DAY_MS

@@ -32,13 +32,7 @@ from tracepaper.replay.learning.baselines import FILE_NAME
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import Progress as FitProgress
 from tracepaper.replay.learning.fit import use_threads
-from tracepaper.replay.learning.fitted import (
-    DataRequest,
-    Each,
-    FitRun,
-    Say,
-    read_dataset,
-)
+from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say, read_dataset
 from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.splits import Part

@@ -32,13 +32,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.features.rolling import (
-    Array,
-    FeatureParts,
-    Reach,
-    Window,
-    WindowPlan,
-)
+from tracepaper.strategies.features.rolling import Array, FeatureParts, Reach, Window, WindowPlan
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, UNITS_MS
 
 CLIP: Final = 5.0

@@ -47,20 +47,9 @@ from tracepaper.replay.learning.judge.forecasts import (
     forecasts_of,
     named_asset,
 )
-from tracepaper.replay.learning.judge.gates import (
-    Judgement,
-)
-from tracepaper.replay.learning.judge.heads import (
-    learn_correlations,
-    pair_rows,
-    with_head,
-)
-from tracepaper.replay.learning.judge.metrics import (
-    PORTFOLIOS,
-    MetricView,
-    compare,
-    estimate,
-)
+from tracepaper.replay.learning.judge.gates import Judgement
+from tracepaper.replay.learning.judge.heads import learn_correlations, pair_rows, with_head
+from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, compare, estimate
 from tracepaper.replay.learning.losses import CONSTANTS, averaged, elementwise, titles
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, register
 from tracepaper.replay.learning.samples import (

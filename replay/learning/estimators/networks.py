@@ -15,12 +15,7 @@ import torch
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import Fit, FitOptions, device_called, heads_fit
-from tracepaper.replay.learning.fitted import (
-    EXPLAINED_BARS,
-    FitRun,
-    FittedModel,
-    card_of,
-)
+from tracepaper.replay.learning.fitted import EXPLAINED_BARS, FitRun, FittedModel, card_of
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.heads import (

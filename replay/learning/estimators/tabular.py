@@ -26,12 +26,7 @@ from tracepaper.replay.learning.boosting import (
     import_lightgbm,
 )
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.fitted import (
-    EXPLAINED_BARS,
-    FitRun,
-    FittedModel,
-    card_of,
-)
+from tracepaper.replay.learning.fitted import EXPLAINED_BARS, FitRun, FittedModel, card_of
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     NORMAL,
