@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import msgspec
-import structlog
 from msgspec import Struct
 
+from tracepaper.daemon.log import Logger
 from tracepaper.replay.page.answers import Error
 from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
@@ -47,7 +47,7 @@ IDLE_S: Final = 600.0
 FRAME_MAX: Final = 512 << 20
 LOGGED_MAX: Final = 4_096
 
-log = structlog.get_logger("page")
+log = Logger("page")
 
 
 class ReplyFrame(NamedTuple):
