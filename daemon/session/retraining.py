@@ -41,8 +41,6 @@ BY_HAND: Final = "by_hand"
 """The folder in it in which one by hand works, so that it is not in the daemon's way."""
 CANDIDATE: Final = "candidate"
 """The folder of the checkpoint that is being trained, in that in which a retraining works."""
-CACHE: Final = "cache"
-"""The folder in which a training keeps its features, there as well."""
 
 
 J = TypeVar("J", bound=RetrainingEnd)
@@ -150,7 +148,7 @@ def tidy(folder: Path) -> None:
     The database needs the disk space: a full disk ends the daemon. A file that cannot be removed is
     left to the next retraining.
     """
-    for pattern in (CACHE, f"{CANDIDATE}.training", f".{CANDIDATE}-*", BARS):
+    for pattern in (f"{CANDIDATE}.training", f".{CANDIDATE}-*", BARS):
         for old in folder.glob(pattern):
             shutil.rmtree(old, ignore_errors=True)
             with suppress(OSError):
