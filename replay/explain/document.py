@@ -103,8 +103,8 @@ KINDS: Final[Mapping[str, AnswerKind]] = {
     "full": AnswerKind(
         full_parts,
         lambda full: (
-            asdict(replace(full, further=()))
-            | {"further": {table.key: table.documents() for table in full.further}}
+            asdict(replace(full, auxiliary=()))
+            | {"auxiliary": {table.key: table.documents() for table in full.auxiliary}}
         ),
     ),
     "by_feature": AnswerKind(feature_parts),  # of a tree or a glm

@@ -84,7 +84,7 @@ def full_parts(full: Full) -> Iterator[Part]:
             f"{products.computed / products.dense:.1%} where it takes the sampled ones from all "
             "products."
         )
-    yield from full.further
+    yield from full.auxiliary
 
 
 def feature_parts(added: ByFeature) -> Iterator[Part]:

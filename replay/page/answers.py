@@ -353,7 +353,7 @@ class Decision(Struct, frozen=True):
     title: str  # what it did: "Kept long 0.058 BTC", "Refused by shifted, over by .00094"
     parts: list[dict[str, Any]]
     forecast: Forecast | None
-    looked: list[Bucket]  # the newest first; none without an attribution
+    attended: list[Bucket]  # the newest first; none without an attribution
     hashes: dict[str, str]  # decision_sha256, digest
     previous: int | None  # sequences of the decisions beside it, of the same instrument
     following: int | None

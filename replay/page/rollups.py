@@ -236,7 +236,7 @@ class Rollups:
         grain_ms = GRAIN * interval_ms
         is_short = self.span[1] - self.span[0] < SHORT_BARS
         if is_short or cell_ms % grain_ms == 0:
-            block = self._known(instrument, interval_ms if is_short else grain_ms)
+            block = self._whole_run(instrument, interval_ms if is_short else grain_ms)
         else:
             block = self.read(instrument, columns.sequences(first, end))
         return cell_ms, self._rolled(within(block, first, end), cell_ms)
@@ -244,7 +244,7 @@ class Rollups:
     def _rolled(self, block: Block, cell_ms: int) -> Block:
         return block if cell_ms == self.columns.interval_ms else rolled(block, cell_ms)
 
-    def _known(self, instrument: str, grain_ms: int) -> Block:
+    def _whole_run(self, instrument: str, grain_ms: int) -> Block:
         """Return the whole run in cells of *grain_ms*: what is kept, and the newest bars."""
         kept = self._kept.get(instrument) or _CellBlock({TIME: np.empty(0)})
         missing = self.span[1] - max(kept.after, self.span[0] - 1)
@@ -282,7 +282,7 @@ class Rollups:
         if self.span[1] - self.span[0] < SHORT_BARS:
             return
         for name in (*self.columns.instruments, ACCOUNTS):
-            self._known(name, GRAIN * self.columns.interval_ms)
+            self._whole_run(name, GRAIN * self.columns.interval_ms)
         self._save()
 
     def _after(self, name: str) -> int:

@@ -148,11 +148,11 @@ class RouteRequest(NamedTuple):
             raise HttpRefusal(
                 409, "The record of this run has lost its instruments; restore a backup."
             )
-        name = next(iter(shown.columns.instruments)) if name is None else _known(shown, name)
+        name = next(iter(shown.columns.instruments)) if name is None else _named(shown, name)
         return shown, name, *self.span, self.parameters.points
 
 
-def _known(shown: ShownRun, instrument: str) -> str:
+def _named(shown: ShownRun, instrument: str) -> str:
     instruments = shown.columns.instruments
     if instrument not in instruments:
         raise HttpRefusal(400, f"The run has no such instrument, only {', '.join(instruments)}.")
@@ -197,7 +197,7 @@ def _run(of: RouteRequest) -> Struct:
 
 def _marks(of: RouteRequest) -> Struct:
     if (name := of.parameters.instrument) is not None:
-        _known(of.shown, name)
+        _named(of.shown, name)
     return marks.marks(of.shown, *of.span, name)
 
 

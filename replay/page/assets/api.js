@@ -34,7 +34,7 @@ class Server {
   }
 
   /** Lines of an answer that takes long; `told` hears the progress. Resolves to the result. */
-  async ask(path, told, signal) {
+  async ask(path, progressed, signal) {
     const response = await this.#fetch(path, {}, { signal });
     let rest = "";
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -45,7 +45,7 @@ class Server {
       for (const line of lines) {
         if (!line.trim()) continue;
         const message = JSON.parse(line);
-        if (message.type === "progress") told(message);
+        if (message.type === "progress") progressed(message);
         else if (message.type === "failed") throw new ApiError(message.error, 500);
         else if (message.type === "done") return message.result;
       }
@@ -184,7 +184,7 @@ class Embedded {
           { kind: "paragraph", style: "plain", text: `This file holds chosen decisions whole, and of this one only what the chart shows; "tracepaper explain ${run}:${sequence}" beside the record says the rest.` },
         ],
         forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, realised },
-        looked: [],
+        attended: [],
         hashes: {},
         previous: series.sequence[at - 1] ?? every.at(-1).sequence.findLast((each) => each < sequence) ?? null,
         following: series.sequence[at + 1] ?? null,
@@ -230,22 +230,22 @@ export async function getRow(run, view, parameters) {
 /** Another answer of a run: health, refusals, report, compare/OTHER. */
 export const getOf = (run, rest, options) => source.get(runPath(run, `/${rest}`), {}, options);
 
-export const verifyDecision = (run, sequence, told, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), told, signal);
-export const askDecision = (run, sequence, told, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), told, signal);
+export const verifyDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), progressed, signal);
+export const askDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), progressed, signal);
 
 const verified = new Map(); // what this page derived again itself, by run
 
 /** Derive the whole run again; what was found is its parity from then on, on this page. */
-export async function verifyRun(run, told, signal) {
-  const found = await source.ask(runPath(run, "/verify"), told, signal);
-  verified.set(run, found);
+export async function verifyRun(run, progressed, signal) {
+  const parity = await source.ask(runPath(run, "/verify"), progressed, signal);
+  verified.set(run, parity);
   dispatchEvent(new Event("verified"));
-  return found;
+  return parity;
 }
 
 /** Pull a run of the fleet; what was read of a run of that id before is read anew. */
-export async function pullRun({ database_id, run_id }, told, signal) {
-  await source.ask(`/fleet/pull?${new URLSearchParams({ database_id, run_id })}`, told, signal);
+export async function pullRun({ database_id, run_id }, progressed, signal) {
+  await source.ask(`/fleet/pull?${new URLSearchParams({ database_id, run_id })}`, progressed, signal);
   decisions.clear();
   verified.delete(run_id);
   dispatchEvent(new Event("pulled"));
@@ -253,7 +253,7 @@ export async function pullRun({ database_id, run_id }, told, signal) {
 
 const KEPT = 400;
 const decisions = new Map();
-const asked = new Map(); // decisions that are on their way
+const awaited = new Map(); // decisions that are on their way
 
 /** A decision that is here already, or undefined. */
 export const knownDecision = (run, sequence) => decisions.get(`${run}/${sequence}`);
@@ -261,10 +261,10 @@ export const knownDecision = (run, sequence) => decisions.get(`${run}/${sequence
 /** One decision, whole; asked for once, and kept, since it never changes but for the realised return of its forecast. */
 export function getDecision(run, sequence) {
   const key = `${run}/${sequence}`;
-  const known = decisions.get(key);
-  if (known) return Promise.resolve(known);
-  if (!asked.has(key)) asked.set(key, readDecision(run, sequence, key).finally(() => asked.delete(key)));
-  return asked.get(key);
+  const kept = decisions.get(key);
+  if (kept) return Promise.resolve(kept);
+  if (!awaited.has(key)) awaited.set(key, readDecision(run, sequence, key).finally(() => awaited.delete(key)));
+  return awaited.get(key);
 }
 
 async function readDecision(run, sequence, key) {

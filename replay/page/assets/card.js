@@ -24,7 +24,7 @@ function Ask({ decision }) {
       <header><h3>What each feature added</h3></header>
       <p class="muted">Beside the record, <code>tracepaper explain ${decision.run_id}:${decision.sequence} --full</code> asks the model.</p>
     </section>`;
-  const begin = () => ask((told, signal) => askDecision(decision.run_id, decision.sequence, told, signal), "asking the model");
+  const begin = () => ask((progressed, signal) => askDecision(decision.run_id, decision.sequence, progressed, signal), "asking the model");
   if (result) return html`<div class="document"><${Parts} parts=${result.parts} /></div>`;
   return html`<section class="part">
     <header>
@@ -42,7 +42,7 @@ const sentence = (text) => text[0].toUpperCase() + text.slice(1);
 function Verify({ decision, verify }) {
   const { progress, result: derived, error, ask } = useTask([decision.run_id, decision.sequence]);
   // It goes on where another decision is looked at: the process that derives stays.
-  const run = () => source.isRecord || progress || ask((told) => verifyDecision(decision.run_id, decision.sequence, told), "asking for the record");
+  const run = () => source.isRecord || progress || ask((progressed) => verifyDecision(decision.run_id, decision.sequence, progressed), "asking for the record");
   verify.current = run;
   return html`<div class="verify">
     <button class="action" onClick=${run} disabled=${source.isRecord} aria-busy=${progress != null}>Verify</button>

@@ -51,9 +51,9 @@ export function cutRows(answer, { from_ms, until_ms, sort = "sequence", descendi
   );
   const order = [...new Set([sort, "sequence", "ordinal"])].map(at).filter((column) => column >= 0);
   const way = descending ? -1 : 1;
-  rows.sort((one, other) => {
+  rows.sort((first, second) => {
     for (const column of order) {
-      const [a, b] = [one[column], other[column]];
+      const [a, b] = [first[column], second[column]];
       // As in SQLite, null is less than any value.
       if (a !== b) return way * (a == null ? -1 : b == null ? 1 : a < b ? -1 : 1);
     }

@@ -50,14 +50,14 @@ export function Parts({ parts, places, links }) {
 
 /** Puts neighbouring items of a list together, and neighbouring details. */
 function gathered(parts) {
-  const found = [];
+  const groups = [];
   for (const part of parts) {
-    const last = found[found.length - 1];
-    if (!["item", "detail"].includes(part.style)) found.push(part);
+    const last = groups[groups.length - 1];
+    if (!["item", "detail"].includes(part.style)) groups.push(part);
     else if (last?.kind === part.style) last.parts.push(part);
-    else found.push({ kind: part.style, parts: [part] });
+    else groups.push({ kind: part.style, parts: [part] });
   }
-  return found;
+  return groups;
 }
 
 function Paragraph({ part: { style, text }, places }) {

@@ -90,9 +90,9 @@ export const clock = (ms) => iso(ms).slice(11, 16);
 export const day = (ms) => `${Number(iso(ms).slice(8, 10))} ${MONTHS[Number(iso(ms).slice(5, 7)) - 1]}`;
 
 /** `3 Jun 09:33`, with the year where it is not that of `beside` */
-export function moment(ms, beside = ms) {
+export function moment(ms, near = ms) {
   if (ms == null) return "–";
-  return [day(ms), ...(year(beside ?? ms) === year(ms) ? [] : [year(ms)]), clock(ms)].join(" ");
+  return [day(ms), ...(year(near ?? ms) === year(ms) ? [] : [year(ms)]), clock(ms)].join(" ");
 }
 
 /** A time beside the `newest` one: with its date, unless both are of one day. */

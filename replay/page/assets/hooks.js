@@ -69,11 +69,11 @@ export function useTask(keys) {
   }, keys);
   const ask = async (work, doing) => {
     abort.current?.abort();
-    const own = (abort.current = new AbortController());
-    const set = (next) => own.signal.aborted || setState(next);
+    const turn = (abort.current = new AbortController());
+    const set = (next) => turn.signal.aborted || setState(next);
     set({ progress: { share: 0, doing } });
     try {
-      set({ result: await work((progress) => set({ progress }), own.signal) });
+      set({ result: await work((progress) => set({ progress }), turn.signal) });
     } catch (error) {
       set({ error });
     }

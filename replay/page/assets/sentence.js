@@ -45,8 +45,8 @@ export function Sentence({ run, toDecision, toHealth }) {
 
 const HOLDING = ["held", "buy_and_hold", "buy_and_hold in full"];
 
-function Against({ own, other }) {
-  const gap = own.total_return - other.total_return;
+function Against({ account, other }) {
+  const gap = account.total_return - other.total_return;
   const size = Math.abs(gap) < 0.0005 ? `${number(Math.abs(gap) * 1e4, 1)} bp` : percent(Math.abs(gap));
   const isMean = other.name === "held";
   return html`<span class="term" title=${other.source}>
@@ -63,16 +63,16 @@ function reasonOf(run, { side, reason }) {
 
 /** Equity, newest fill with its reason, and buy and hold. */
 export function SecondLine({ run, toDecision, toAccount }) {
-  const [own, ...others] = run.accounts;
+  const [account, ...others] = run.accounts;
   const quote = run.instruments[0]?.quote ?? "";
   const fill = run.last_fill;
   const benchmarks = others.filter((each) => HOLDING.includes(each.name)).slice(0, 2);
   return html`<p class="second">
-    ${own && html`<button class="plain term" title="Account" onClick=${toAccount}><b>${number(own.equity)}</b> ${quote}</button>`}
+    ${account && html`<button class="plain term" title="Account" onClick=${toAccount}><b>${number(account.equity)}</b> ${quote}</button>`}
     ${fill &&
     html`<button class="plain term" title=${`${moment(fill.filled_ms)} ${zoneName()}`} onClick=${() => toDecision(fill.decision_sequence ?? fill.sequence, fill.instrument)}>
       ${fill.side === "BUY" ? "bought" : "sold"} ${quantity(fill.quantity_text)} ${baseOf(run, fill.instrument)} at ${when(fill.filled_ms, run.row.last_ms)}${reasonOf(run, fill)}
     </button>`}
-    ${benchmarks.map((other) => html`<${Against} key=${other.name} own=${own} other=${other} />`)}
+    ${benchmarks.map((other) => html`<${Against} key=${other.name} account=${account} other=${other} />`)}
   </p>`;
 }

@@ -289,7 +289,7 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
     assert len(progress) >= 5
     features, heads = as_parts(answer.parts)
     assert features["rows"][0][1]["sort"] != 0
-    blocks = decisions.decision(run, sequence).looked
+    blocks = decisions.decision(run, sequence).attended
     ((layer,),) = [panel["layers"] for panel in heads["parts"][0]["panels"]]
     assert len(layer["rows"]) > 1
     for shares in layer["rows"]:

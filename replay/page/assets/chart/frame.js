@@ -14,8 +14,8 @@ const SPACING_WANTED = 1.6;
 const DECIDED = ["sequence", "action", "refused_by", "regime", "confidence", "held"];
 
 /** Columns of another answer, a value for each candle. */
-function aligned(times, own, columns) {
-  const at = times.length === own.length ? null : new Map(own.map((time, index) => [time, index]));
+function aligned(times, decided, columns) {
+  const at = times.length === decided.length ? null : new Map(decided.map((time, index) => [time, index]));
   return (values) => (at ? times.map((time) => values[at.get(time)] ?? null) : values.slice());
 }
 

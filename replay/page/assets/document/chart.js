@@ -150,9 +150,9 @@ function PanelView({ panel, name, width, theme, together, room, zoom, onZoom, is
       onPointer({ x: steps[next], y: pointer?.y ?? y.extent[0], near: 0 });
     } else if (heat && { ArrowUp: 1, ArrowDown: 1 }[event.key]) {
       event.preventDefault();
-      const rows = [...heat.y].sort((one, other) => y.at(one) - y.at(other));
-      const own = rows.findIndex((at) => at >= (pointer?.y ?? rows[0]));
-      const next = own + (event.key === "ArrowUp" ? -1 : 1);
+      const rows = [...heat.y].sort((upper, lower) => y.at(upper) - y.at(lower));
+      const row = rows.findIndex((at) => at >= (pointer?.y ?? rows[0]));
+      const next = row + (event.key === "ArrowUp" ? -1 : 1);
       onPointer({ x: pointer?.x ?? heat.x[0], y: rows[Math.min(Math.max(next, 0), rows.length - 1)], near: 0 });
     } else if (event.key === "Escape") {
       onPointer(null);
@@ -206,8 +206,8 @@ const inside = (place, text, low, high) => {
 
 /** The places on x that the arrow keys step through. */
 function stepsOf(panel) {
-  const found = panel.layers.flatMap((layer) => (layer.x && layer.type !== "rule" ? [...layer.x] : []));
-  return [...new Set(found)].sort((one, other) => one - other);
+  const places = panel.layers.flatMap((layer) => (layer.x && layer.type !== "rule" ? [...layer.x] : []));
+  return [...new Set(places)].sort((left, right) => left - right);
 }
 
 /** Numbers on cells, and the ring around the chosen one. */

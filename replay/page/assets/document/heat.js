@@ -50,14 +50,14 @@ export function edgesOf(middles) {
 
 /** The index of the cell in which each pixel of a scale lies; -1 between and outside cells. */
 function places(middles, { at }, length, gap) {
-  const found = new Int32Array(length).fill(-1);
+  const cells = new Int32Array(length).fill(-1);
   const edges = edgesOf(middles).map(at);
   for (let cell = 0; cell < middles.length; cell++) {
     const [low, high] = [edges[cell], edges[cell + 1]].sort((a, b) => a - b);
     const stop = high - low > 6 ? Math.round(high) - gap : Math.max(Math.round(high), Math.round(low) + 1);
-    found.fill(cell, Math.max(0, Math.round(low)), Math.min(length, stop));
+    cells.fill(cell, Math.max(0, Math.round(low)), Math.min(length, stop));
   }
-  return found;
+  return cells;
 }
 
 const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -70,7 +70,7 @@ function rgb(name) {
   return [...probe.getImageData(0, 0, 1, 1).data.slice(0, 3)];
 }
 
-const mixed = (one, other, share) => one.map((part, at) => part + (other[at] - part) * share);
+const mixed = (left, right, share) => left.map((part, at) => part + (right[at] - part) * share);
 
 /** Colours from 0 to 1 of the scale. */
 export function colours(heat) {
@@ -93,8 +93,8 @@ const light = (colour) =>
 export function inkOn(heat, number) {
   const ground = light(colours(heat)(share(heat, number)));
   const contrast = (name) => {
-    const own = light(rgb(name));
-    return (Math.max(own, ground) + 0.05) / (Math.min(own, ground) + 0.05);
+    const ink = light(rgb(name));
+    return (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
   };
   return contrast("--ink") >= contrast("--paper") ? "var(--ink)" : "var(--paper)";
 }
@@ -111,14 +111,14 @@ export function Cells({ heat, x, y, left, top, width, height, theme }) {
     const columns = places(heat.x, scaled(x, left), wide, x.axis.kind === "category" ? gap : 0);
     const rows = places(heat.y, scaled(y, top), high, y.axis.kind === "category" ? gap : 0);
     const colour = colours(heat);
-    const known = Array.from({ length: 256 }, (_, at) => colour(at / 255).map(Math.round));
+    const shades = Array.from({ length: 256 }, (_, at) => colour(at / 255).map(Math.round));
     const image = new ImageData(wide, high);
     let at = 0;
     for (const row of rows) {
       for (const column of columns) {
         const number = row < 0 || column < 0 ? null : cellOf(heat, row, column);
         if (number !== null) {
-          image.data.set(known[Math.round(255 * share(heat, number))], at);
+          image.data.set(shades[Math.round(255 * share(heat, number))], at);
           image.data[at + 3] = 255;
         }
         at += 4;

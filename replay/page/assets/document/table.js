@@ -107,8 +107,8 @@ function Upright({ table, served, name }) {
 
 /** The number that a text begins with, else the text. */
 function numberIn(text) {
-  const found = /^[+−-]?[\d,]*\.?\d+(?=$|\s)/.exec(text);
-  return found ? Number(found[0].replaceAll(",", "").replace("−", "-")) : text;
+  const digits = /^[+−-]?[\d,]*\.?\d+(?=$|\s)/.exec(text);
+  return digits ? Number(digits[0].replaceAll(",", "").replace("−", "-")) : text;
 }
 
 function sorted(rows, order) {
@@ -117,8 +117,8 @@ function sorted(rows, order) {
     const key = row[order.place].sort ?? numberIn(textOf(row[order.place]));
     return typeof key === "boolean" ? Number(key) : key;
   };
-  const by = (one, other) => {
-    const [left, right] = [keyOf(one), keyOf(other)];
+  const by = (first, second) => {
+    const [left, right] = [keyOf(first), keyOf(second)];
     if (typeof left !== typeof right) return typeof left === "number" ? -1 : 1; // none goes last
     const compared =
       typeof left === "number" ? left - right : left.localeCompare(right, "en", { numeric: true });
