@@ -235,10 +235,11 @@ class Rollups:
                 end = -(-end // cell_ms) * cell_ms
         grain_ms = GRAIN * interval_ms
         is_short = self.span[1] - self.span[0] < SHORT_BARS
-        if is_short or cell_ms % grain_ms == 0:
+        span = columns.sequences(first, end)
+        if span[1] - span[0] > FOLDED_BARS and (is_short or cell_ms % grain_ms == 0):
             block = self._whole_run(instrument, interval_ms if is_short else grain_ms)
         else:
-            block = self.read(instrument, columns.sequences(first, end))
+            block = self.read(instrument, span)
         return cell_ms, self._rolled(within(block, first, end), cell_ms)
 
     def _rolled(self, block: Block, cell_ms: int) -> Block:

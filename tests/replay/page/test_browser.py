@@ -280,7 +280,8 @@ FRAME: Final = """async ([instrument, marks]) => {
         "refused_by", "regime", "confidence", "held"].map((name) => [name, [1]]));
     const columns = { interval_ms: 60000, open_time_ms: [0], ...one, spare: {}, failed: {} };
     const equity = { time_ms: [60000], equity: {} };
-    const frame = new Frame({ instrument, candles: columns, series: columns, equity, marks });
+    const answers = { candles: columns, series: columns, equity, marks };
+    const frame = new Frame({ instrument, answers });
     return ["fills", "orders", "gaps"].map((kind) => frame[kind].map((mark) => mark.name));
 }"""
 
@@ -289,6 +290,35 @@ def test_a_chart_holds_the_marks_of_its_symbol_alone(page: Page) -> None:
     both = [{"instrument": "A", "name": "a"}, {"instrument": "B", "name": "b"}]
     marks = {"fills": both, "orders": both, "gaps": both, "is_cut": False}
     assert page.evaluate(FRAME, ["B", marks]) == [["b"], ["b"], ["b"]]
+
+
+GROWN: Final = """async ([run, instrument, from_ms, until_ms, step]) => {
+    const { loadFrame } = await import("/assets/chart/frame.js");
+    const range = { run, instrument, hasNotes: false, from_ms, until_ms, step };
+    const shorter = { from_ms: from_ms - step, until_ms: until_ms - 11 * step };
+    const held = await loadFrame({ ...range, ...shorter });
+    const urls = () => performance.getEntriesByType("resource").map(({ name }) => new URL(name));
+    const count = urls().length;
+    const grown = await loadFrame({ ...range, held });
+    const asked = urls().slice(count).map((url) => Number(url.searchParams.get("from_ms")));
+    return [grown, await loadFrame(range), Math.min(...asked)];
+}"""
+
+
+@pytest.mark.parametrize("bars", [1, 5, 15])
+def test_a_frame_that_goes_on_asks_for_its_tail_and_is_that_of_the_range(
+    page: Page, database: Path, bars: int
+) -> None:
+    query = "SELECT run_id, instrument, max(open_time_ms) FROM v_bars"
+    [(run, instrument, last_ms)] = rows(database, query)
+    step = 60_000 * bars
+    until_ms = last_ms // step * step + step
+    from_ms = until_ms - 60 * step
+    page.evaluate("performance.setResourceTimingBufferSize(5000)")
+    grown, whole, since_ms = page.evaluate(GROWN, [run, instrument, from_ms, until_ms, step])
+    assert grown == whole
+    assert len(whole["times"]) == 60
+    assert since_ms > until_ms - 21 * step
 
 
 PARTIAL: Final = """async ([record, sequences]) => {

@@ -5,12 +5,13 @@
  * of minutes costs no more than a day.
  */
 import { getColumns } from "../api.js";
-import { indexAt } from "../cells.js";
+import { indexAt, joined } from "../cells.js";
 
 const MULTIPLES = [1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080]; // bars of a cell, as the server makes them
 const SPACING_LEAST = 0.9; // px a cell, below which cells get longer
 const SPACING_MOST = 9; // px a cell, above which they get shorter again
 const SPACING_WANTED = 1.6;
+const TAIL = 8; // cells that are asked for again where a frame goes on: of fewer the server would make shorter ones
 const DECIDED = ["sequence", "action", "refused_by", "regime", "confidence", "held"];
 
 /** Columns of another answer, a value for each candle. */
@@ -20,9 +21,9 @@ function aligned(times, decided, columns) {
 }
 
 export class Frame {
-  constructor({ run, instrument, candles, series, equity, noted, marks }) {
-    this.run = run;
-    this.instrument = instrument;
+  constructor({ run, instrument, from_ms, answers }) {
+    const { candles, series, equity, noted, marks } = answers;
+    Object.assign(this, { run, instrument, from_ms, answers });
     this.step = candles.interval_ms;
     this.times = candles.open_time_ms;
     for (const name of ["open", "high", "low", "close", "volume"]) this[name] = candles[name];
@@ -78,7 +79,7 @@ export class Frame {
   }
 }
 
-const mapped = (columns, each) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, each(values)]));
+const mapped = (columns, each) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, each(values, name)]));
 
 /**
  * The cell length for a span that is `width` pixels wide: the present one while its cells are
@@ -93,18 +94,38 @@ export function stepFor({ interval, least = interval, span, width, present = nul
   return interval * (multiple ?? MULTIPLES[MULTIPLES.length - 1]);
 }
 
-/** Load the frame of a range; `step` is the length of its cells. @returns {Promise<Frame>} */
-export async function loadFrame({ run, instrument, hasNotes, from_ms, until_ms, step, signal }) {
+/** By what a mark is known where a range tells of it again. */
+const KEYS = { fills: (mark) => [mark.sequence, mark.order_id, mark.price, mark.quantity_text].join(), orders: (mark) => mark.order_id, gaps: (mark) => mark.from_ms };
+
+/** Marks of both, each once and as it was told last, without those that ended before `from`. */
+const joinedMarks = (before, after, from) => ({
+  is_cut: before.is_cut || after.is_cut,
+  ...mapped(KEYS, (keyOf, kind) => {
+    const marks = [...before[kind], ...after[kind]].map((mark) => [keyOf(mark), mark]);
+    return [...new Map(marks).values()].filter((mark) => (mark.until_ms ?? mark.filled_ms ?? Infinity) >= from);
+  }),
+});
+
+/**
+ * Load the frame of a range; `step` is the length of its cells. What a frame that is `held` has of
+ * it is not asked for again: cells of the past stay as they are.
+ * @returns {Promise<Frame>}
+ */
+export async function loadFrame({ run, instrument, hasNotes, from_ms, until_ms, step, held, signal }) {
   const from = Math.floor(from_ms / step) * step;
   const until = Math.ceil(until_ms / step) * step;
-  const range = { instrument, from_ms: from, until_ms: until, points: Math.round((until - from) / step) + 2 };
+  const goesOn = held?.step === step && held.from_ms <= from && from < held.times.at(-TAIL) && until > held.lastMs && hasNotes === (held.answers.noted != null);
+  const since = goesOn ? Math.floor(held.times.at(-TAIL) / step) * step : from;
+  const range = { instrument, from_ms: since, until_ms: until, points: Math.round((until - since) / step) + 2 };
   const ask = (kind, parameters = range) => getColumns(run, kind, parameters, { signal });
   const [candles, series, equity, marks, noted] = await Promise.all([
     ask("candles"),
     ask("series"),
     ask("equity", { ...range, instrument: null }),
-    ask("marks", { instrument, from_ms: from, until_ms: until }),
+    ask("marks", { instrument, from_ms: since, until_ms: until }),
     hasNotes ? ask("noted") : null,
   ]);
-  return new Frame({ run, instrument, candles, series, equity, marks, noted });
+  const answers = { candles, series, equity, marks, noted };
+  if (goesOn) for (const kind of Object.keys(answers)) answers[kind] &&= (kind === "marks" ? joinedMarks : joined)(held.answers[kind], answers[kind], from);
+  return new Frame({ run, instrument, from_ms: from, answers });
 }

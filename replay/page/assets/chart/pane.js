@@ -126,7 +126,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     current.loading = { from_ms, until_ms, step };
     setState({ isLoading: true, error: null });
     try {
-      const frame = await loadFrame({ run: run.row.run_id, instrument, hasNotes: run.notes.length > 0, from_ms, until_ms, step, signal: abort.signal });
+      const frame = await loadFrame({ run: run.row.run_id, instrument, hasNotes: run.notes.length > 0, from_ms, until_ms, step, held: chart.current.frame, signal: abort.signal });
       if (abort.signal.aborted || !chart.current) return;
       const before = chart.current.frame;
       const { isNewest } = current;
