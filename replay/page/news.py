@@ -17,10 +17,7 @@ from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.errors import TracepaperError
 
 STEPS_MAX: Final = 200
-"""More steps at once are not told one by one: the page asks for what lies between.
-
-Fewer than wait for one reader of the stream, so that a reader that keeps up hears them all.
-"""
+"""More steps at once are not told one by one: the page asks for what lies between."""
 DecidedBar = tuple[int, float, float, float, float, float]
 _BAR: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
 _QUIET: Final = ("bar", "quote", "mark", "depth", "trade", "closed", "frame_bar")

@@ -34,10 +34,9 @@ from tracepaper.daemon.http.client import token_file
 from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.replay.page import process, server
 from tracepaper.replay.page.databases import Databases
-from tracepaper.replay.page.news import STEPS_MAX
 from tracepaper.replay.page.process import ReaderProcess
 from tracepaper.replay.page.routes import PREFIX, ROUTES, ReadRoute
-from tracepaper.replay.page.server import QUEUE_MAX, READERS_MAX, Page, serving
+from tracepaper.replay.page.server import READERS_MAX, Page, serving
 from tracepaper.strategies.types.market import CommandKind
 
 TOKEN: Final = "only-the-owner-knows"
@@ -226,37 +225,6 @@ async def test_readers_that_never_read_keep_nobody_out(
         assert status == 200
     assert [kind for kind, _ in daemon.commands] == [CommandKind.HALT]
     await until(lambda: daemon.page.readers == 0, poll_s=0.01)
-
-
-async def test_a_reader_that_never_reads_is_cut_off_and_the_others_hear_all(
-    daemon: Served, client: aiohttp.ClientSession, cross_database: Path
-) -> None:
-    run = shown_of(cross_database).run_id
-    message = json.dumps({"type": "step", "padding": "x" * 16_000})
-    with ExitStack() as stack:
-        await plugs(daemon.port, 3, stack)
-        async with client.ws_connect(f"{daemon.url}{PREFIX}/stream") as reader:
-            assert (await reader.receive_json())["type"] == "hello"
-            await until(lambda: daemon.page.readers == 4, poll_s=0.01)
-            messages = 0
-            while daemon.page.readers > 1:
-                daemon.page.tell(run, message.encode())  # never waits, whoever listens
-                messages += 1
-                assert (await reader.receive()).data == message
-                assert messages < 10 * QUEUE_MAX
-            assert messages > QUEUE_MAX
-
-
-async def test_a_reader_that_keeps_up_hears_every_step_of_a_batch(
-    daemon: Served, client: aiohttp.ClientSession, cross_database: Path
-) -> None:
-    run = shown_of(cross_database).run_id
-    async with client.ws_connect(f"{daemon.url}{PREFIX}/stream") as reader:
-        assert (await reader.receive_json())["type"] == "hello"
-        for sequence in range(STEPS_MAX):  # without a chance to send one of them
-            daemon.page.tell(run, json.dumps({"sequence": sequence}).encode())
-        heard = [(await reader.receive()).json()["sequence"] for _ in range(STEPS_MAX)]
-        assert heard == list(range(STEPS_MAX))
 
 
 async def test_questions_beyond_what_it_answers_leave_the_operator_his_place(
