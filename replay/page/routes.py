@@ -227,13 +227,9 @@ ROUTES: Final = (
           lambda of: runs.runs(of.shelf, counted=of.parameters.counted)),
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
           CountParameters, answers.Run, _run),
-    ReadRoute(f"{_R}/candles", "Candles of one instrument, in cells that fit.",
+    ReadRoute(f"{_R}/candles", "Candles of one instrument with their decisions and notes, in "
+          "cells that fit.",
           InstrumentParameters, answers.Candles, lambda of: runs.candles(*of.cells)),
-    ReadRoute(f"{_R}/series", "The decisions of one instrument, by cell of its candles; a cell "
-          "in which nothing was decided is left out.",
-          InstrumentParameters, answers.Series, lambda of: runs.series(*of.cells)),
-    ReadRoute(f"{_R}/noted", "Numbers that the strategy noted, in the cells of the candles.",
-          InstrumentParameters, answers.NotedNumbers, lambda of: runs.noted(*of.cells)),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
           "each cell.",
           RangeParameters, answers.Equity,

@@ -75,17 +75,10 @@ class Server {
       if (error.name === "AbortError") throw error;
       throw new ApiError("The server does not answer; start it again, this page goes on by itself.", 0);
     }
-    if (!response.ok) throw await refusal(response);
-    return response;
-  }
-}
-
-async function refusal(response) {
-  const text = await response.text();
-  try {
-    return new ApiError(JSON.parse(text).error ?? text, response.status);
-  } catch {
-    return new ApiError(text || `The server answered ${response.status}.`, response.status);
+    if (response.ok) return response;
+    const text = await response.text();
+    const sentence = text.startsWith("{") ? JSON.parse(text).error : text;
+    throw new ApiError(sentence || `The server answered ${response.status}.`, response.status);
   }
 }
 
@@ -137,37 +130,37 @@ class Embedded {
     for (const { id } of (await this.#held(run)).instruments) {
       if (instrument && id !== instrument) continue;
       let before = Infinity; // what finer columns say is not said again
-      for (const series of await this.#columns(run, "series", id)) {
-        series.sequence.forEach((sequence, at) => sequence < before && rows.push([sequence, id, series.open_time_ms[at], series.action[at], series.refused_by[at]]));
-        before = series.sequence[0] ?? before;
+      for (const candles of await this.#candles(run, id)) {
+        const decided = candles.sequence.map((sequence, at) => [sequence, id, candles.open_time_ms[at], candles.action[at], candles.refused_by[at]]).filter(([sequence]) => sequence != null);
+        rows.push(...decided.filter(([sequence]) => sequence < before));
+        before = decided[0]?.[0] ?? before;
       }
     }
     return { view: "decisions", columns: names.map((name) => ({ name, kind: typeof rows[0]?.[names.indexOf(name)] === "number" ? "integer" : "text", meaning: "" })), rows, total: rows.length, next: null };
   }
 
   /** Columns of an instrument, in ever longer cells. */
-  #columns(run, kind, instrument) {
-    return this.#held(`${run}/${kind}${queryOf({ instrument })}`);
+  #candles(run, instrument) {
+    return this.#held(`${run}/candles${queryOf({ instrument })}`);
   }
 
   /** What columns say of a decision that the file does not hold whole. */
   async partial(run, sequence) {
     const { row, gate_horizon: horizon, instruments, config } = await this.#held(`/runs/${run}`);
     for (const { id, base } of instruments) {
-      const every = await this.#columns(`/runs/${run}`, "series", id);
-      const series = every.find((each) => each.sequence.includes(sequence));
-      if (!series) continue;
-      const at = series.sequence.indexOf(sequence);
-      const candles = (await this.#columns(`/runs/${run}`, "candles", id))[every.indexOf(series)];
-      const bar = candles.open_time_ms.indexOf(series.open_time_ms[at]);
+      const every = await this.#candles(`/runs/${run}`, id);
+      const candles = every.find((each) => each.sequence.includes(sequence));
+      if (!candles) continue;
+      const at = candles.sequence.indexOf(sequence);
+      const isDecided = (each) => each != null;
       // A cell of several bars holds its last decision, and no close within it to say what was realised.
-      const isBar = series.interval_ms === row.interval_ms;
-      const time = series.open_time_ms[at] + series.interval_ms - row.interval_ms;
+      const isBar = candles.interval_ms === row.interval_ms;
+      const time = candles.open_time_ms[at] + candles.interval_ms - row.interval_ms;
       const ahead = isBar ? candles.open_time_ms.indexOf(time + horizon * row.interval_ms) : -1;
-      const realised = ahead < 0 ? null : Math.log(candles.close[ahead] / candles.close[bar]);
-      const refused = series.refused_by[at];
-      const held = series.held[at];
-      const [mean, stdev] = [series.mean_return[at], series.stdev_return[at]];
+      const realised = ahead < 0 ? null : Math.log(candles.close[ahead] / candles.close[at]);
+      const refused = candles.refused_by[at];
+      const held = candles.held[at];
+      const [mean, stdev] = [candles.mean_return[at], candles.stdev_return[at]];
       const size = held ? `${held > 0 ? "long" : "short"} ${Math.abs(held)} ${base}` : "flat";
       const stands = isHedged({ config }) ? `Net ${size}` : held ? `Holds ${size}` : "Flat"; // columns have the sum of both sides
       return {
@@ -176,8 +169,8 @@ class Embedded {
         instrument: id,
         open_time_ms: time,
         close_time_ms: time + row.interval_ms,
-        close: candles.close[bar],
-        action: series.action[at],
+        close: candles.close[at],
+        action: candles.action[at],
         refused_by: refused,
         title: refused ? `Refused by ${refused}` : stands,
         parts: [
@@ -186,8 +179,8 @@ class Embedded {
         forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, realised },
         attended: [],
         hashes: {},
-        previous: series.sequence[at - 1] ?? every.at(-1).sequence.findLast((each) => each < sequence) ?? null,
-        following: series.sequence[at + 1] ?? null,
+        previous: candles.sequence.slice(0, at).findLast(isDecided) ?? every.at(-1).sequence.findLast((each) => isDecided(each) && each < sequence) ?? null,
+        following: candles.sequence.slice(at + 1).find(isDecided) ?? null,
       };
     }
     throw new ApiError(`This file holds no decision ${sequence}; "tracepaper explain ${run}:${sequence}" beside the record looks for it.`, 404);
@@ -215,7 +208,7 @@ export async function getRun(run, parameters) {
   return { ...answer, parity: verified.get(run) ?? answer.parity };
 }
 
-/** One of candles, series, equity, noted, marks of a range. */
+/** One of candles, equity, marks of a range. */
 export const getColumns = (run, kind, parameters, options) => source.get(runPath(run, `/${kind}`), parameters, options);
 
 /** Rows of a documented view. */

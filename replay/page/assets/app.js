@@ -124,8 +124,7 @@ export function App() {
     setLocal(!isLocal());
     setZone(isLocal());
   };
-  const openPalette = () => setOpen("palette");
-  useKeys({ "Ctrl+k": openPalette, "?": () => setOpen("keys"), "Shift+?": () => setOpen("keys"), t: toggleTheme, u: zone });
+  useKeys({ "Ctrl+k": () => setOpen("palette"), "?": () => setOpen("keys"), "Shift+?": () => setOpen("keys"), t: toggleTheme, u: zone });
 
   const entries = useMemo(() => {
     const to = (words, kind, place) => ({ words, kind, act: () => go(place) });
@@ -168,7 +167,7 @@ export function App() {
     return html`<${View} key=${key} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} runs=${runs.value?.runs ?? []} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
   };
   return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
-    <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${openPalette} openOperator=${() => setOpen("operator")} />
+    <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${() => setOpen("palette")} openOperator=${() => setOpen("operator")} />
     <main>${place()}</main>
     <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`}${run?.pulled_ms && address.place === "run" && html`<span class="file">Pulled from the fleet ${moment(run.pulled_ms)}; open it there again for what came since.</span>`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
     ${open === "palette" &&

@@ -1,5 +1,5 @@
 /** The why card: what one decision did, why, and what would have changed it. */
-import { html, useState } from "./vendor/htm-preact.js";
+import { html } from "./vendor/htm-preact.js";
 import { askDecision, source, verifyDecision } from "./api.js";
 import { Parts } from "./document.js";
 import { moment, number, seconds, word, zoneName } from "./format.js";
@@ -62,20 +62,6 @@ function Verify({ decision, verify }) {
   </div>`;
 }
 
-function CopyAddress() {
-  const [isCopied, setCopied] = useState(false);
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(location.href);
-      setCopied(true);
-      setTimeout(() => setCopied(false), 1500);
-    } catch {
-      setCopied(false);
-    }
-  };
-  return html`<button class="plain small" onClick=${copy}><span aria-live="polite">${isCopied ? "copied" : "copy address"}</span></button>`;
-}
-
 /**
  * @param {{decision: Object, run: Object, gate: string|null, viewFrom: number, isOld: boolean}} props
  *   isOld: another decision was asked for, and is not here yet
@@ -102,10 +88,7 @@ export function Card({ decision, run, gate, toGate, toSequence, viewFrom, isOld,
     </div>
     <footer>
       <${Verify} decision=${decision} verify=${verify} />
-      <p class="spread">
-        <span>${decision.hashes.digest && html`digest <code title=${decision.hashes.digest}>${decision.hashes.digest.slice(0, 16)}…</code>`}</span>
-        <${CopyAddress} />
-      </p>
+      ${decision.hashes.digest && html`<p class="spread"><span>digest <code title=${decision.hashes.digest}>${decision.hashes.digest.slice(0, 16)}…</code></span></p>`}
     </footer>
   </aside>`;
 }

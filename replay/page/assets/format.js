@@ -46,18 +46,6 @@ export function plain(value, digits = 4) {
   return signed(formatted(value, { maximumSignificantDigits: digits }));
 }
 
-/** A margin: no leading zero, two digits under .001; spans and shares as such. */
-export function margin(value, unit = "") {
-  const size = Math.abs(value);
-  if (unit === "ms") return duration(size);
-  if (unit === "share of the peak") return percent(size);
-  if (size >= 100) return count(size);
-  if (size >= 1) return plain(size, 3);
-  if (size === 0) return "0";
-  const decimals = Math.max(2, 1 - Math.floor(Math.log10(size)));
-  return size.toFixed(Math.min(decimals, 9)).replace(/^0/, "");
-}
-
 /** A fraction as a percentage: `.00412` as `+0.41 %` where `sign`, else `0.41 %`. */
 export function percent(value, { sign = false, decimals = 2 } = {}) {
   if (value == null || !Number.isFinite(value)) return "–";
@@ -103,16 +91,6 @@ export function when(ms, newest) {
 
 /** `2025-06-03 09:33:00` */
 export const stamp = (ms) => (ms == null ? "–" : iso(ms).replace("T", " "));
-
-/** How long: `16 h`, `3 days`, `45 s` */
-export function duration(ms) {
-  if (ms == null) return "–";
-  const minutes = Math.round(ms / 6e4);
-  if (ms < 6e4) return `${plain(ms / 1e3, 2)} s`;
-  if (minutes < 120) return `${minutes} min`;
-  if (minutes < 2880) return `${Math.round(minutes / 60)} h`;
-  return `${Math.round(minutes / 1440)} days`;
-}
 
 /** A span of time in seconds: `4.1 ms`, `1.2 s` */
 export function seconds(value) {

@@ -7,62 +7,25 @@ import { shareBetween } from "./chart/attention.js";
 import { ChartPane } from "./chart/pane.js";
 import { rowsOf } from "./chart/rows.js";
 import { isHedged } from "./accounts.js";
-import { clock, count, duration, interval as intervalText, moment, number, percent, when, word } from "./format.js";
-import { isPassing } from "./hooks.js";
+import { clock, count, interval as intervalText, moment, number, percent, when, word } from "./format.js";
+import { useAnswer } from "./hooks.js";
 import { useKeys } from "./keys.js";
 import { SecondLine, Sentence } from "./sentence.js";
 
 const REST = 25; // ms that the pointer rests before a decision is asked for
-const RETRY = 3_000; // ms before a server that was away is asked again
 const MOMENT = 3_000; // ms that a sentence of the moment stays
 const ROOM = 4; // cells right of the newest decision, or of its fan
 const SPEEDS = [1, 2, 5, 10, 30]; // decisions a second
 
-/** A decision by its sequence; the one before stays until it is here. */
+/** A decision by its sequence, asked for once the pointer has rested; the one before stays until it is here. */
 function useDecision(run, sequence, rest = 0) {
-  const [state, setState] = useState({ decision: null, error: null });
-  const asking = useRef({ wanted: null, isBusy: false });
-  useEffect(() => {
-    if (sequence == null) return undefined;
-    const kept = knownDecision(run, sequence);
-    if (kept) {
-      setState({ decision: kept, error: null });
-      return undefined;
-    }
-    const { current } = asking;
-    let timer = null;
-    const question = {
-      sequence,
-      // One at a time, and then the one that is wanted by then: steps may come faster than answers.
-      ask: async () => {
-        current.wanted = question;
-        if (current.isBusy) return;
-        current.isBusy = true;
-        try {
-          const decision = await getDecision(run, sequence);
-          const isOnTheWay = (now) => (now.decision?.sequence ?? -1) < sequence && sequence < current.wanted?.sequence;
-          setState((now) => (current.wanted === question || isOnTheWay(now) ? { decision, error: null } : now));
-        } catch (error) {
-          if (current.wanted === question) {
-            // A server that is away is asked again; what it said last stays.
-            if (isPassing(error)) timer = setTimeout(question.ask, RETRY);
-            setState((now) => ({ ...now, error: now.decision && isPassing(error) ? null : error }));
-          }
-        } finally {
-          current.isBusy = false;
-          if (current.wanted !== question) current.wanted?.ask();
-        }
-      },
-    };
-    // A pointer on its way asks nothing: only where it rests.
-    if (rest) timer = setTimeout(question.ask, rest);
-    else question.ask();
-    return () => {
-      clearTimeout(timer);
-      if (current.wanted === question) current.wanted = null;
-    };
-  }, [run, sequence]);
-  return state;
+  const ask = async (signal) => {
+    if (sequence == null) return null;
+    if (rest && !knownDecision(run, sequence)) await new Promise((resolve) => setTimeout(resolve, rest));
+    return signal.aborted ? null : getDecision(run, sequence);
+  };
+  const { value, error } = useAnswer(ask, [run, sequence]);
+  return { decision: knownDecision(run, sequence) ?? value, error };
 }
 
 /** A sentence that stays for a moment: the present one, and what says another. */
@@ -88,10 +51,6 @@ async function seek({ run, frame, from, direction, kind, gate, instrument }) {
     if (ahead.length) return ahead.at(isLater ? 0 : -1).decision_sequence;
     return source.isRecord ? null : (await row("fills", after(from.close_time_ms)))?.decision_sequence;
   }
-  const isRefused = (index) => (gate ? frame.failed[gate]?.[index] > 0 : frame.refused_by[index] && frame.refused_by[index] !== "warm");
-  if (frame.step === run.row.interval_ms)
-    for (let index = indexAt(frame.times, from.open_time_ms) + direction; index >= 0 && index < frame.length; index += direction)
-      if (isRefused(index)) return frame.sequence[index];
   const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0 && each.gate !== "warm").map((each) => each.gate);
   const rows = await Promise.all(names.map((name) => row("decisions", { ...after(from.open_time_ms), refused_by: name })));
   const sequences = rows.filter(Boolean).map((each) => each.sequence);
@@ -134,11 +93,11 @@ function Banner({ run, connection, isCold }) {
   if (connection.state === "ended")
     return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
   if (connection.state === "refused")
-    return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers, or this one was too slow. What is shown is read again every 15 s.</p>`;
+    return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers. What is shown is read again every 15 s.</p>`;
   if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt.sentence}</b> Decisions go on.</p>`;
   if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
   if (isCold)
-    return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes in ${duration((run.bars_needed - run.row.decisions) * run.row.interval_ms)}.` : "soon."}</p>`;
+    return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes at ${when(run.row.last_ms + (run.bars_needed - run.row.decisions + 1) * run.row.interval_ms, run.row.last_ms)}.` : "soon."}</p>`;
   if (!run.has_model) return html`<p class="banner calm">This run has no model: no forecast, no attention and none of their gates.</p>`;
   return null;
 }

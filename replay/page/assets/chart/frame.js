@@ -12,27 +12,12 @@ const SPACING_LEAST = 0.9; // px a cell, below which cells get longer
 const SPACING_MOST = 9; // px a cell, above which they get shorter again
 const SPACING_WANTED = 1.6;
 const TAIL = 8; // cells that are asked for again where a frame goes on: of fewer the server would make shorter ones
-const DECIDED = ["sequence", "action", "refused_by", "regime", "confidence", "held"];
-
-/** Columns of another answer, a value for each candle. */
-function aligned(times, decided, columns) {
-  const at = times.length === decided.length ? null : new Map(decided.map((time, index) => [time, index]));
-  return (values) => (at ? times.map((time) => values[at.get(time)] ?? null) : values.slice());
-}
 
 export class Frame {
   constructor({ run, instrument, from_ms, answers }) {
-    const { candles, series, equity, noted, marks } = answers;
-    Object.assign(this, { run, instrument, from_ms, answers });
-    this.step = candles.interval_ms;
-    this.times = candles.open_time_ms;
-    for (const name of ["open", "high", "low", "close", "volume"]) this[name] = candles[name];
-    const decided = aligned(this.times, series.open_time_ms);
-    for (const name of DECIDED) this[name] = decided(series[name]);
-    this.spare = mapped(series.spare, decided);
-    this.failed = mapped(series.failed, decided);
+    const { candles, equity, marks } = answers;
+    Object.assign(this, candles, { run, instrument, from_ms, answers, step: candles.interval_ms, times: candles.open_time_ms });
     this.equity = mapped(equity.equity, (values) => this.#byClose(equity.time_ms, values));
-    this.numbers = noted ? mapped(noted.numbers, aligned(this.times, noted.open_time_ms)) : {};
     // A file holds the marks of every symbol together.
     for (const kind of ["fills", "orders", "gaps"]) this[kind] = marks[kind].filter((mark) => mark.instrument === instrument);
     this.isCut = marks.is_cut;
@@ -111,21 +96,19 @@ const joinedMarks = (before, after, from) => ({
  * it is not asked for again: cells of the past stay as they are.
  * @returns {Promise<Frame>}
  */
-export async function loadFrame({ run, instrument, hasNotes, from_ms, until_ms, step, held, signal }) {
+export async function loadFrame({ run, instrument, from_ms, until_ms, step, held, signal }) {
   const from = Math.floor(from_ms / step) * step;
   const until = Math.ceil(until_ms / step) * step;
-  const goesOn = held?.step === step && held.from_ms <= from && from < held.times.at(-TAIL) && until > held.lastMs && hasNotes === (held.answers.noted != null);
+  const goesOn = held?.step === step && held.from_ms <= from && from < held.times.at(-TAIL) && until > held.lastMs;
   const since = goesOn ? Math.floor(held.times.at(-TAIL) / step) * step : from;
   const range = { instrument, from_ms: since, until_ms: until, points: Math.round((until - since) / step) + 2 };
   const ask = (kind, parameters = range) => getColumns(run, kind, parameters, { signal });
-  const [candles, series, equity, marks, noted] = await Promise.all([
+  const [candles, equity, marks] = await Promise.all([
     ask("candles"),
-    ask("series"),
     ask("equity", { ...range, instrument: null }),
     ask("marks", { instrument, from_ms: since, until_ms: until }),
-    hasNotes ? ask("noted") : null,
   ]);
-  const answers = { candles, series, equity, marks, noted };
-  if (goesOn) for (const kind of Object.keys(answers)) answers[kind] &&= (kind === "marks" ? joinedMarks : joined)(held.answers[kind], answers[kind], from);
+  const answers = { candles, equity, marks };
+  if (goesOn) for (const kind of Object.keys(answers)) answers[kind] = (kind === "marks" ? joinedMarks : joined)(held.answers[kind], answers[kind], from);
   return new Frame({ run, instrument, from_ms: from, answers });
 }

@@ -3,7 +3,6 @@ import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../
 import { Swatch, hasParts } from "../accounts.js";
 import { interval as intervalText, number, percent, plain, word } from "../format.js";
 import { colours, onTheme } from "../theme.js";
-import { useSlow } from "../hooks.js";
 import { Chart, within } from "./chart.js";
 import { loadFrame, stepFor } from "./frame.js";
 import { ROW, rowsOf } from "./rows.js";
@@ -29,15 +28,10 @@ function textWidth(text) {
 const labelWidth = ({ label }) => textWidth(label) + COUNT_ROOM;
 
 /** Lines that the legend of the equity pane takes in so many pixels. */
-function legendHeight(lines, width) {
-  let [count, taken] = [1, 0];
-  for (const { name } of lines) {
-    const item = textWidth(name) + LEGEND_ROOM;
-    if (taken && taken + item > width) [count, taken] = [count + 1, 0];
-    taken += item;
-  }
-  return count;
-}
+const legendHeight = (lines, width) => {
+  const widest = Math.max(...lines.map(({ name }) => textWidth(name))) + LEGEND_ROOM;
+  return Math.ceil(lines.length / Math.max(1, Math.floor(width / widest)));
+};
 
 /** The accounts of the equity pane: own, a shadow account or the parts that it consists of, a benchmark. */
 export function accountLines(run) {
@@ -109,7 +103,6 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   const work = useRef({ abort: null, timer: null, isFirst: true });
   const [layout, setLayout] = useState({ tops: [], axis: 94, extras: [] });
   const [state, setState] = useState({ isLoading: true, error: null });
-  const isSlow = useSlow(state.isLoading);
   const interval = run.row.interval_ms;
   const rows = useMemo(() => rowsOf(run, { compact: isCompact }), [run.row.run_id, isCompact]);
   const lines = useMemo(() => accountLines(run), [run.row.run_id]);
@@ -126,7 +119,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     current.loading = { from_ms, until_ms, step };
     setState({ isLoading: true, error: null });
     try {
-      const frame = await loadFrame({ run: run.row.run_id, instrument, hasNotes: run.notes.length > 0, from_ms, until_ms, step, held: chart.current.frame, signal: abort.signal });
+      const frame = await loadFrame({ run: run.row.run_id, instrument, from_ms, until_ms, step, held: chart.current.frame, signal: abort.signal });
       if (abort.signal.aborted || !chart.current) return;
       const before = chart.current.frame;
       const { isNewest } = current;
@@ -352,7 +345,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       ${layout.extras.map(
         (name, index) => html`<p key=${name} class="over" style=${{ top: `${(layout.tops[3 + index] ?? 0) + 4}px`, right: `${layout.axis}px` }}>${word(name)}</p>`,
       )}`}
-    ${isSlow && html`<p class="reading" role="status">reading the bars</p>`}
+    ${state.isLoading && html`<p class="reading late" role="status">reading the bars</p>`}
     ${state.error && html`<p class="reading loss" role="alert">${state.error.message}</p>`}
     ${state.isEmpty && html`<p class="reading">No bar of ${instrument} lies here.</p>`}
     ${drawn && drawn.step > interval && html`<p class="cell">${intervalText(drawn.step)} a cell${drawn.isCut ? "; of the fills the newest" : ""}</p>`}

@@ -5,7 +5,7 @@ import { onTheme } from "../theme.js";
 import { LETTER, scale, ticks } from "./axis.js";
 import { EdgesView } from "./edges.js";
 import { FlowView } from "./flow.js";
-import { Cells, ColourBar, cellText, edgesOf, inkOn, cellOf } from "./heat.js";
+import { Cells, ColourBar, cellText, edgesOf } from "./heat.js";
 import { drawn, extentOf, legendOf, numbersOf, readingOf } from "./layers.js";
 import { TableView } from "./table.js";
 
@@ -87,7 +87,7 @@ function Panels({ chart, width, theme }) {
           ? html`<button type="button" class=${`key ${role}`} aria-pressed=${isShown(name)} onClick=${() => tap(name)}>${key}</button>`
           : html`<span class=${`key ${role}`}>${key}</span>`;
       })}
-      ${scales.map((heat) => html`<${ColourBar} heat=${heat} theme=${theme} />`)}
+      ${scales.map((heat) => html`<${ColourBar} heat=${heat} />`)}
       ${zoom && html`<button type="button" onClick=${() => setZoom(null)}>show all</button>`}
     </p>
     <p class="plot-reading" aria-live="polite">${reading || " "}</p>
@@ -186,7 +186,7 @@ function PanelView({ panel, name, width, theme, together, room, zoom, onZoom, is
       ${has_title && html`<text class="axis" x=${left + wide / 2} y=${height - 4} text-anchor="middle">${xAxis.title}</text>`}
       <svg x=${left} y=${top - 4} width=${wide} height=${high + 8} viewBox=${`${left} ${top - 4} ${wide} ${high + 8}`}>
         ${drawn(panel, x, y, { top, bottom: top + high, left, right: left + wide })}
-        ${heat && html`<${OnCells} heat=${heat} x=${x} y=${y} theme=${theme} />`}
+        ${heat && html`<${OnCells} heat=${heat} x=${x} y=${y} />`}
         ${pointer && html`<line class="pointer" x1=${x.at(pointer.x)} x2=${x.at(pointer.x)} y1=${top} y2=${top + high} />`}
         ${drag && html`<rect class="drag" x=${Math.min(drag.from, drag.until)} y=${top} width=${Math.abs(drag.until - drag.from)} height=${high} />`}
       </svg>
@@ -211,23 +211,13 @@ function stepsOf(panel) {
 }
 
 /** Numbers on cells, and the ring around the chosen one. */
-function OnCells({ heat, x, y, theme }) {
-  const numbers = useMemo(
-    () =>
-      heat.is_written &&
-      heat.y.flatMap((down, row) =>
-        heat.x.map((across, column) => {
-          const number = cellOf(heat, row, column);
-          return number === null ? null : { down, across, fill: inkOn(heat, number), text: cellText(heat, row, column) };
-        }),
-      ).filter(Boolean),
-    [heat, theme],
-  );
+function OnCells({ heat, x, y }) {
+  const numbers = heat.is_written && heat.y.flatMap((down, row) => heat.x.map((across, column) => ({ across, down, text: cellText(heat, row, column) })));
   const [wide, tall] = heat.chosen ? [edgesOf(heat.x), edgesOf(heat.y)] : [];
   const between = (edges, place, { at }) => [at(edges[place]), at(edges[place + 1])].sort((a, b) => a - b);
   const ring = heat.chosen && [between(wide, heat.chosen[1], x), between(tall, heat.chosen[0], y)];
   return [
-    numbers && numbers.map((cell) => html`<text class="plot-cell" x=${x.at(cell.across)} y=${y.at(cell.down) + 4} text-anchor="middle" fill=${cell.fill}>${cell.text}</text>`),
+    numbers && numbers.map((cell) => html`<text class="plot-cell" x=${x.at(cell.across)} y=${y.at(cell.down) + 4} text-anchor="middle">${cell.text}</text>`),
     ring && html`<rect class="ring" x=${ring[0][0] + 1} y=${ring[1][0] + 1} width=${ring[0][1] - ring[0][0] - 3} height=${ring[1][1] - ring[1][0] - 3} rx="4" />`,
   ];
 }

@@ -67,7 +67,6 @@ function Upright({ table, served, name }) {
       }),
     [table],
   );
-  const kind = (place) => kinds[place];
   return [
     html`<${Scrolled} name=${name}>
       <table class=${table.turned ? "stacks turned" : "stacks"}>
@@ -76,7 +75,7 @@ function Upright({ table, served, name }) {
             ${table.columns.map(
               ({ title, meaning }, place) =>
                 title
-                  ? html`<th scope="col" class=${kind(place)} title=${meaning} aria-sort=${direction(place)}>
+                  ? html`<th scope="col" class=${kinds[place]} title=${meaning} aria-sort=${direction(place)}>
                       ${table.turned ? title : html`<button type="button" onClick=${() => turn(place)}>${title}</button>`}
                     </th>`
                   : html`<td></td>`,
@@ -89,7 +88,7 @@ function Upright({ table, served, name }) {
               ${row.map((cell, place) =>
                 table.turned && !place
                   ? html`<th scope="row" class="text">${cell}</th>`
-                  : html`<${Cell} cell=${cell} title=${table.columns[place].title} kind=${kind(place)} />`,
+                  : html`<${Cell} cell=${cell} title=${table.columns[place].title} kind=${kinds[place]} />`,
               )}
             </tr>`,
           )}
