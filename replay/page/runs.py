@@ -18,7 +18,7 @@ from tracepaper.replay.document.charts import OTHER_LINE, OWN_LINE, WHOLE_LINE, 
 from tracepaper.replay.explain.decision import missed_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
-from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, Block, filled, numbers_of, words_of
+from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of, words_of
 from tracepaper.replay.report.states import HOLE, LastingState, lasting_states
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage.checks import newest_check
@@ -394,34 +394,40 @@ def candles(
 ) -> answers.Candles:
     """Return candles of one instrument with what was decided and noted, at most *points*."""
     cell_ms, block = shown.rollups.cells(instrument, from_ms, until_ms, points)
-    nothing = np.empty(0)
 
-    def numbers(name: str) -> list[float | None]:
-        return numbers_of(block.get(name, nothing))
+    def column(name: str) -> Floats:
+        return block.get(name, np.empty(0))
 
     def named(prefix: str) -> dict[str, Floats]:
         return {
-            name.removeprefix(prefix): column
-            for name, column in block.items()
+            name.removeprefix(prefix): values
+            for name, values in block.items()
             if name.startswith(prefix)
         }
 
+    action, regime = (
+        [word or "" for word in words_of(column(name))] for name in ("action", "regime")
+    )
     return answers.Candles(
         instrument=instrument,
         interval_ms=cell_ms,
         open_time_ms=_whole(block[TIME]),
-        **{name: _plain(block, name) for name in ("open", "high", "low", "close", "volume")},
-        sequence=_whole_or_none(block.get("sequence", nothing)),
-        refused_by=words_of(block.get("refused_by", nothing)),
-        **{
-            name: [word or "" for word in words_of(block.get(name, nothing))]
-            for name in ("action", "regime")
-        },
-        held=_plain(block, "quantity"),
-        **{name: numbers(name) for name in ("confidence", "mean_return", "stdev_return")},
-        spare={gate: numbers_of(column) for gate, column in named("spare:").items()},
-        failed={gate: _whole(column) for gate, column in named("failed:").items()},
-        numbers={name: numbers_of(column) for name, column in named("note:").items()},
+        open=_plain(column("open")),
+        high=_plain(column("high")),
+        low=_plain(column("low")),
+        close=_plain(column("close")),
+        volume=_plain(column("volume")),
+        sequence=_whole_or_none(column("sequence")),
+        action=action,
+        refused_by=words_of(column("refused_by")),
+        regime=regime,
+        confidence=numbers_of(column("confidence")),
+        held=_plain(column("quantity")),
+        mean_return=numbers_of(column("mean_return")),
+        stdev_return=numbers_of(column("stdev_return")),
+        spare={gate: numbers_of(values) for gate, values in named("spare:").items()},
+        failed={gate: _whole(values) for gate, values in named("failed:").items()},
+        numbers={name: numbers_of(values) for name, values in named("note:").items()},
     )
 
 
@@ -465,5 +471,5 @@ def _whole_or_none(values: Floats) -> list[int | None]:
     return [int(value) if value == value else None for value in values.tolist()]  # noqa: PLR0124
 
 
-def _plain(block: Block, name: str) -> list[float]:
-    return list(np.nan_to_num(block.get(name, np.empty(0))).tolist())
+def _plain(values: Floats) -> list[float]:
+    return list(np.nan_to_num(values).tolist())
