@@ -52,7 +52,9 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
                 refused.append(answers.UnreadableDatabase(path.name, twice))
                 continue
             try:
-                shown = _ready(shelf.listed(path, run_id), counted=counted)
+                shown = shelf.listed(path, run_id)
+                if counted:
+                    shown.rollups.totals()
                 rows.append(run_row(shown, shelf.served))
                 shown_in[run_id] = path.name
             except (TracepaperError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
@@ -80,13 +82,6 @@ def _sweep_row(path: Path) -> answers.SweepRow:
         is_whole=sweep.document is not None,
         database=path.name,
     )
-
-
-def _ready(shown: ShownRun, *, counted: bool) -> ShownRun:
-    """Return *shown* with its decisions *counted*, where that is wanted."""
-    if counted:
-        shown.rollups.totals()
-    return shown
 
 
 def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
@@ -317,7 +312,11 @@ def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
     views = shown.views
     figures = [
         _figures(
-            OWN, "the run's own account", row, views.count("v_fills"), holding.gross_exposure(shown)
+            OWN,
+            "the run's own account",
+            row,
+            views.count("v_fills"),
+            holding.mean_exposure(shown, "grosses"),
         )
         for row in views.rows("v_equity", newest=1)
     ]

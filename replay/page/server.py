@@ -41,10 +41,6 @@ _TYPES: Final = {
     ".html": "text/html",
     ".js": "text/javascript",
     ".css": "text/css",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".woff2": "font/woff2",
-    ".json": "application/json",
     ".txt": "text/plain",
     ".md": "text/plain",
 }
