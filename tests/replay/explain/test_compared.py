@@ -119,9 +119,9 @@ def test_a_decisions_page_holds_its_charts_and_asks_nobody(
     assert f"The page is {page}." in err
     document = document_in(page)
     charts = [part for part in document["parts"] if part["kind"] == "chart"]
-    # Looked, moved; two beside each other, their features and layers; heads, layers, edges, flow
-    # and two maps.
-    assert len(charts) == 2 + 2 + 2 + 6
+    # Looked, moved; two beside each other and their features; heads, layers, edges, flow and two
+    # maps.
+    assert len(charts) == 2 + 2 + 6
     panels = [panel for chart in charts for panel in chart["panels"]]
     kinds = {layer["type"] for panel in panels for layer in panel["layers"]}
     assert {"line", "bars", "heat", "edges", "flow"} <= kinds
