@@ -315,13 +315,13 @@ class SymbolAnswer(NamedTuple):
     shares: tuple[float, ...]  # of its attention, one a symbol of the run; they sum to 1
 
     def encoded(self) -> bytes:
-        """Return it as ``Forecast.further`` holds it."""
+        """Return it as ``Forecast.auxiliary`` holds it."""
         return np.array((self.weight, *self.relative, *self.shares), _FLOATS).tobytes()
 
     @classmethod
     def of(cls, forecast: Forecast) -> SymbolAnswer:
         """Read it back from a forecast of such a network."""
-        weight, *others = np.frombuffer(forecast.further, _FLOATS).tolist()
+        weight, *others = np.frombuffer(forecast.auxiliary, _FLOATS).tolist()
         count = len(forecast.horizons)
         return cls(weight, tuple(others[:count]), tuple(others[count:]))
 

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import MeanRange
-from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import BookState, Holding, Line
-from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders, Signal
+from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders
 from tracepaper.strategies.api.context import account_view as view_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
@@ -26,10 +24,11 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     LedgerEntry,
     LedgerKind,
+    Order,
     Position,
     PositionSide,
 )
-from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.types.market import Instrument
 from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_MAX, unscaled
 
 if TYPE_CHECKING:
@@ -131,25 +130,6 @@ class Holdings:
             only_reduces = only_reduces and reduces
         return most, only_reduces
 
-    def stop_distance(
-        self, signal: Signal, bar: Bar, day_range: MeanRange, expected: ExpectedReturn | None
-    ) -> int:
-        """Return how far from the close of *bar* the nearest stop of *signal* would be."""
-        planner = self.lines_of(bar.instrument)[0].protector.planner
-        return planner.distance(signal, bar.close, day_range, expected)
-
-    def affordable(self, instrument: str, target: int, price: int) -> int:
-        """Return *target* of *instrument*, or as much of it as the account covers at *price*."""
-        line = self.lines_of(instrument)[0]
-        held = line.held
-        funds = line.book.account.spendable(line, is_reversal=target * held < 0)
-        return line.orders.affordable(target, held, price, funds)
-
-    def is_short(self, instrument: str) -> bool:
-        """Return whether a position was cut to what the account could bear."""
-        line = self.lines_of(instrument)[0]
-        return bool(line.orders.shortfall and line.held)
-
     def gross_of_others(self, instrument: str) -> int:
         """Return the notional at the marks of all other positions, without signs.
 
@@ -171,30 +151,28 @@ class Holdings:
         key = instrument.id
         fills, self.fills[key] = self.fills[key], []
         lines, balance = self.lines_of(key), self.balance()
-        opened_ms = self.opened_ms(key)
-        view = view_of(
-            instrument,
-            position=self.position(key),
-            opened_ms=opened_ms,
-            bars_held=bars_since(opened_ms),
-            orders=[order for line in lines for order in line.orders.orders],
-            fills=fills,
-            account=balance,
-        )
+
+        def shown(
+            position: Position,
+            opened_ms: int,
+            orders: Sequence[Order] = (),
+            news: Sequence[Fill] = (),
+        ) -> AccountView:
+            return view_of(
+                instrument,
+                position=position,
+                opened_ms=opened_ms,
+                bars_held=bars_since(opened_ms),
+                orders=orders,
+                fills=news,
+                account=balance,
+            )
+
+        orders = [order for line in lines for order in line.orders.orders]
+        view = shown(self.position(key), self.opened_ms(key), orders, fills)
         if len(lines) == 1:
             return view
-        long, short = (
-            view_of(
-                instrument,
-                position=line.position,
-                opened_ms=line.holding.opened_ms,
-                bars_held=bars_since(line.holding.opened_ms),
-                orders=(),
-                fills=(),
-                account=balance,
-            ).position
-            for line in lines
-        )
+        long, short = (shown(line.position, line.holding.opened_ms).position for line in lines)
         return replace(view, long=long, short=short)
 
 

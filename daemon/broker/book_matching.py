@@ -18,10 +18,11 @@ from tracepaper.daemon.broker.book_fills import (
     BookLevel,
     BookMoves,
     Move,
+    QueuePlace,
+    QueueRules,
     Queues,
     after_change,
     after_trade,
-    joined,
     other,
     reaches,
     walked,
@@ -38,6 +39,7 @@ from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, O
 from tracepaper.strategies.types.market import BookUpdate, Quote, Side
 
 if TYPE_CHECKING:
+    from tracepaper.daemon.broker.line import Line
     from tracepaper.daemon.broker.positions import Positions
 
 NO_QUEUE: Final = (
@@ -153,7 +155,7 @@ class BookPass(MarketPass):
             # Between the touch and the last known level nobody waits; beyond it nobody knows.
             is_beyond = not reaches(order.side, order.price, levels[-1].price)
             shown = UNKNOWN if is_beyond else 0
-        self._queues.places[order.order_id] = joined(order.order_id, shown)
+        self._queues.places[order.order_id] = QueuePlace(order.order_id, shown, max(shown, 0))
 
     def _changed(self, move: Move) -> None:
         """Let the level of a price show another size."""
@@ -207,3 +209,71 @@ def acts(order: Order, quote: Quote, trail: int) -> bool:
         return reaches(order.side, order.price, quote.ask if order.side is Side.BUY else quote.bid)
     from_ms = matters_from(order, quote, trail)
     return from_ms is not None and quote.market_ms >= from_ms
+
+
+class BookWatch:
+    """What of an order book can change an order of some account: a feed asks it at every frame.
+
+    It follows the places of resting limits by itself, by the rules by which the broker will. It
+    holds until the next step: whoever hands on an event asks for another.
+    """
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        """Watch for the positions in one instrument, of all accounts."""
+        self._lines = [line for line in lines if line.waits]
+        self.rests: bool = bool(self._lines)
+        """Whether anything rests."""
+        self.queued: dict[tuple[Side, int], list[tuple[QueuePlace, QueueRules]]] = {}
+        """The places of the limits that rest in a queue, by side and price."""
+        self.has_strangers = False
+        """Whether a limit rests whose place in the queue is not known: another model took it in."""
+        self._others: list[tuple[Order, int]] = []
+        arriving: list[int] = []
+        for line in self._lines:
+            resting, queues = line.orders, line.positions.queues
+            assert queues is not None
+            for order in resting.orders:
+                place = queues.places.get(order.order_id)
+                if place is not None and order.price is not None:
+                    at = (order.side, order.price)
+                    self.queued.setdefault(at, []).append((place, queues.rules))
+                else:
+                    self.has_strangers |= rests_as_limit(order)
+                if order.status is OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION:
+                    arriving.append(order.eligible_ms)
+                self._others.append((order, resting.trail))
+        self.arrives_ms: int | None = min(arriving, default=None)
+        """When the next order reaches the exchange; None where none is on its way."""
+
+    def acts(self, quote: Quote) -> bool:
+        """Whether a book whose best levels are *quote* changes an order by itself."""
+        if any(acts(order, quote, trail) for order, trail in self._others):
+            return True
+        due = (line.due_from(quote) for line in self._lines)
+        return any(from_ms is not None and quote.market_ms >= from_ms for from_ms in due)
+
+    def concerns(self, side: Side, price: int) -> bool:
+        """Whether a limit of *side* rests that a trade at *price* may fill or move forward."""
+        return any(of is side and reaches(side, at, price) for of, at in self.queued)
+
+    def take(self, move: Move) -> bool:
+        """Follow *move*; return whether it fills an order."""
+        if not move.is_trade:
+            at = (move.side, move.price)
+            if waiting := self.queued.get(at):
+                self.queued[at] = [
+                    (after_change(place, move.size, rules), rules) for place, rules in waiting
+                ]
+            return False
+        fills = False
+        for (side, price), waiting in self.queued.items():
+            if side is move.side or not reaches(side, price, move.price):
+                continue
+            if price != move.price:
+                fills = True
+                continue
+            for number, (place, rules) in enumerate(waiting):
+                moved, reached = after_trade(place, move.size)
+                waiting[number] = moved, rules
+                fills = fills or reached > 0
+        return fills

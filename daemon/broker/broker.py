@@ -4,7 +4,7 @@ The engine shows it each event and hands it each intent, and learns what was fil
 changed. Accounts, resting orders, exit orders and matching are its own. A shadow account is another
 account at the same broker: every event meets all alike.
 
-The rules are docs/money.md, M6 to M21, and docs/decisions.md, G18.
+The rules are docs/money.md, M6 to M21, docs/one_account.md, J12 to J23, and docs/decisions.md, G18.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tracepaper.daemon.broker.account import (
     PaperAccount,
     part_of,
 )
-from tracepaper.daemon.broker.book import AccountState, Book, Holdings
+from tracepaper.daemon.broker.book import AccountState, Book, Holdings, requests_of
 from tracepaper.daemon.broker.book_fills import moves_in
-from tracepaper.daemon.broker.book_watch import BookWatch
+from tracepaper.daemon.broker.book_matching import BookWatch
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
 from tracepaper.daemon.broker.exit_plans import HeldPosition, Plan
 from tracepaper.daemon.broker.journal import FillEntry
@@ -34,8 +34,8 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
 from tracepaper.daemon.broker.positions import Positions
-from tracepaper.daemon.broker.router import NO_WISHES, RouteResult, Wishes, route
 from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.apportion import crossed
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
@@ -43,7 +43,9 @@ from tracepaper.strategies.types.decisions import (
     Confirmation,
     Fill,
     FillModel,
+    Liquidity,
     Order,
+    OrderStatus,
     Position,
     PositionSide,
 )
@@ -57,6 +59,7 @@ from tracepaper.strategies.types.market import (
     Instrument,
     Mark,
     Quote,
+    Side,
 )
 from tracepaper.strategies.units import MONEY_DECIMALS
 
@@ -72,12 +75,45 @@ class Save(IntEnum):
 _LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
 
 
+class Wishes(NamedTuple):
+    """What the owners ask for at a bar's close, and at what price opposing shares cross."""
+
+    intents: Mapping[str, Intent | Orders]  # of those that no gate holds, by name
+    targets: Mapping[PositionSide | None, int]  # all of them together, of each position
+    price: int
+
+    def closed(self, closing: Intent, owners: Iterable[str]) -> Wishes:
+        """Return the wishes of *owners* that are all *closing*."""
+        return Wishes(dict.fromkeys(owners, closing), dict.fromkeys(self.targets, 0), self.price)
+
+    def reach(self, position: Line) -> int:
+        """Return the largest *position*, unsigned, to which the target and lists could lead."""
+        side = position.book.side
+        most = least = self.targets[side]
+        for share in position.shares:
+            wish = self.intents.get(share.owner)
+            requests = requests_of(wish, side) if isinstance(wish, Orders) else ()
+            bought, sold, _ = share.orders.opens(requests)
+            most, least = most + bought, least - sold
+        return max(abs(most), abs(least))
+
+
+NO_WISHES: Final = Wishes({}, {}, 0)
+
+
+class RouteResult(NamedTuple):
+    """What the wishes of several owners came to: why they are not reached, if so."""
+
+    refusal: str | None  # of the account
+    refusals: Mapping[str, str | None]  # of each owner that was asked
+
+
 class FilledEvent(NamedTuple):
     """What was done to the orders of the run's account, and what shadow accounts filled."""
 
     fills: tuple[Fill, ...] = ()
     orders: tuple[Order, ...] = ()
-    beside: Mapping[str, tuple[Fill, ...]] = {}  # of each shadow account, side or owner with any
+    of_others: Mapping[str, tuple[Fill, ...]] = {}  # of each shadow account, side or owner with any
     entries: Sequence[FillEntry] = ()  # of the run's fills
 
 
@@ -128,21 +164,23 @@ class Broker:
             marked=self._marked,
         )
         settings = replace(settings, exits=None) if owners else settings
-        self.own = opens(settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners)
+        self.account = opens(
+            settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners
+        )
         untold = {name: owner._replace(reports_fills=()) for name, owner in (owners or {}).items()}
         self.shadows = {name: opens(settings, owners=untold) for name in sorted(shadows)}
         self.sides: dict[str, Holdings] = {
-            side.value: book for side, book in self.own.sides.items()
+            side.value: book for side, book in self.account.sides.items()
         }
-        self.beside: dict[str, Holdings] = {
+        self.others: dict[str, Holdings] = {
             **self.sides,
-            **self.own.owners,
+            **self.account.owners,
             **self.shadows,
         }
         """What steps show beside the run's account: its sides or owners, and shadow accounts."""
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
-        self._accounts = (self.own, *self.shadows.values())
+        self._accounts = (self.account, *self.shadows.values())
         # Of each instrument every line: at most bars nothing rests in any of them.
         self._lines: dict[str, tuple[Line, ...]] = {
             item.id: tuple(
@@ -160,8 +198,8 @@ class Broker:
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, the run's without a name."""
-        positions: dict[str | None, Position] = {None: self.own.position(instrument)}
-        for name, account in self.beside.items():
+        positions: dict[str | None, Position] = {None: self.account.position(instrument)}
+        for name, account in self.others.items():
             positions[name] = account.position(instrument)
         return positions
 
@@ -169,34 +207,24 @@ class Broker:
 
     def take(self) -> FilledEvent:
         """Return what was done since the last call; ``NOTHING_FILLED`` where nothing was."""
-        if self.shadows:
-            of_others = self._fills_of_shadows()
-        elif not self.own.journal.has_changes:  # as at most bars
-            return NOTHING_FILLED
-        else:
-            of_others = {}
-        journal = self.own.journal
+        journal, of_others = self.account.journal, dict[str, tuple[Fill, ...]]()
+        for name, shadow in self.shadows.items():
+            if shadow.journal.has_changes:
+                self.save = Save.NOW
+                if done := tuple(shadow.journal.take().fills):
+                    of_others[name] = done
         if journal.has_changes:
             journal = journal.take()
             self.save = Save.NOW
+        elif not of_others:  # as at most bars
+            return NOTHING_FILLED
         fills = tuple(journal.fills)
-        for fill in fills if self.own.sides else ():
+        for fill in fills if self.account.sides else ():
             assert fill.position_side is not None
             of_others[fill.position_side] = (*of_others.get(fill.position_side, ()), fill)
         for owner, fill in journal.parts:
             of_others[owner] = (*of_others.get(owner, ()), fill)
-        if not journal.orders and not of_others:
-            return NOTHING_FILLED
         return FilledEvent(fills, journal.orders, of_others, journal.entries)
-
-    def _fills_of_shadows(self) -> dict[str, tuple[Fill, ...]]:
-        of_shadows = {}
-        for name, account in self.shadows.items():
-            if account.journal.has_changes:
-                self.save = Save.NOW
-                if fills := tuple(account.journal.take().fills):
-                    of_shadows[name] = fills
-        return of_shadows
 
     def on_bar(self, bar: Bar, *, is_last: bool = True) -> None:
         """Fill what rests by *bar*, and value what is held.
@@ -293,7 +321,7 @@ class Broker:
 
         An account of several owners has no signal: the share of each learns its own.
         """
-        if self.own.owners:
+        if self.account.owners:
             return
         for line in self._lines[instrument]:
             if line.orders.is_guarded:
@@ -317,16 +345,6 @@ class Broker:
 
     # ------------------------------------------------------------ what is asked for
 
-    def submit(
-        self, intent: Intent | Orders, bar: Bar, at_ms: int, *, shadow: str | None = None
-    ) -> str | None:
-        """Ask the run's account, or a *shadow* account, for what was decided at *bar*'s close.
-
-        Returns why it cannot be reached. Of a list, what the exchange would refuse is among the
-        orders, REJECTED.
-        """
-        return self.route(intent, NO_WISHES, bar, at_ms, shadow=shadow).refusal
-
     def route(
         self,
         intent: Intent | Orders | None,
@@ -338,24 +356,36 @@ class Broker:
     ) -> RouteResult:
         """Ask the owners of an account for their *wishes*, and it for the net *intent*, if any.
 
-        It is the run's, or a *shadow* account.
+        What of the wishes opposes each other crosses at once; the rest is one order, whose fills
+        are shared. It is the run's, or a *shadow* account. Returns why what was decided at *bar*'s
+        close cannot be reached. Of a list, what the exchange would refuse is among the orders,
+        REJECTED.
         """
-        account = self.own if shadow is None else self.shadows[shadow]
-        ask = partial(self._ask, bar=bar, at_ms=at_ms)
-        routed: list[tuple[PositionSide | None, RouteResult]] = []
+        account = self.account if shadow is None else self.shadows[shadow]
+        refusals, of_owners = (
+            list[str | None](),
+            {name: list[str | None]() for name in wishes.intents},
+        )
         for book in account.books:
-            part = None if intent is None else part_of(intent, book.side)
-            line = book.lines[bar.instrument]
-            routed.append((book.side, route(line, part, wishes, ask, at_ms)))
+            position = book.lines[bar.instrument]
+            for share in position.shares:
+                if (wish := wishes.intents.get(share.owner)) is not None:
+                    of_owners[share.owner].append(self._ask(share, wish, bar, at_ms))
+            cross(position, wishes.price, at_ms)
+            if intent is not None:
+                refusals.append(self._ask(position, intent, bar, at_ms))
         return RouteResult(
-            _joined([(side, of.refusal) for side, of in routed]),
-            {
-                name: _joined([(side, of.refusals.get(name)) for side, of in routed])
-                for name in wishes.intents
-            },
+            _joined(refusals), {name: _joined(texts) for name, texts in of_owners.items()}
         )
 
-    def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
+    def _ask(self, line: Line, wish: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
+        """Ask *line* for its part of what was decided; return why it cannot be reached, by side."""
+        side = line.book.side
+        intent = part_of(wish, side)
+        why = None if intent is None else self._lead(line, intent, bar, at_ms)
+        return why if side is None or why is None else f"{side}: {why}"
+
+    def _lead(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
         """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
         if self._by_book:
             # The latency counts from the close, as it does for bars of a file, and no order
@@ -407,7 +437,7 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.orders.confirmed_ms = bar.open_time_ms
-            book, is_own = line.book, line.book.account is self.own
+            book, is_own = line.book, line.book.account is self.account
             if book.name and not (is_own and (line.whole is None or book.side is None)):
                 self.save = Save.NOW  # a step does not say which side or share it was
         state = line.protector.state
@@ -445,16 +475,16 @@ class Broker:
     @property
     def reserves(self) -> dict[str, int]:
         """The money of each account that no owner has a share of; the run's has no name."""
-        return {name: of.reserve for name, of in {"": self.own, **self.shadows}.items()}
+        return {"": self.account.reserve, **{key: of.reserve for key, of in self.shadows.items()}}
 
     def restore_reserves(self, reserves: Mapping[str, int]) -> None:
         """Take over *reserves*, as they were."""
-        for name, of in {"": self.own, **self.shadows}.items():
+        for name, of in {"": self.account, **self.shadows}.items():
             of.reserve = reserves.get(name, of.reserve)
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
-        for book in self.own.every_book:
+        for book in self.account.every_book:
             for line in book.lines.values():
                 line.orders.withdraw("", reason, opening_only=opening_only)
 
@@ -466,7 +496,7 @@ class Broker:
         """
         if closes:
             self.save = Save.NOW
-        for book in (*self.own.shares, *self.own.books):
+        for book in (*self.account.shares, *self.account.books):
             for key, close in closes.items():
                 line = book.lines[key]
                 line.protector.leave(FLATTEN)
@@ -543,24 +573,24 @@ class Broker:
         Of one account without sides, in which nothing can be liquidated. What rests or protects
         has to be passed by each bar: see :meth:`resting`.
         """
-        if self.save is Save.NOW or self._marked or self._confirms or self.own.entries:
+        if self.save is Save.NOW or self._marked or self._confirms or self.account.entries:
             return False
-        if self._by_quotes or self._by_book or self.shadows or self.own.sides:
+        if self._by_quotes or self._by_book or self.shadows or self.account.sides:
             return False
         for lines in self._lines.values():
             for line in lines:
                 orders = line.orders
                 if orders.order is not None:
                     return False
-                if (orders.others or orders.is_guarded) and self.own.owners:
+                if (orders.others or orders.is_guarded) and self.account.owners:
                     return False
             if self._is_on_margin and lines[0].holding.quantity:
                 return False
-        return all(book.bears_a_quarter for book in self.own.every_book)
+        return all(book.bears_a_quarter for book in self.account.every_book)
 
     def resting(self) -> dict[str, Positions]:
         """Return the positions of the account at which something rests, by instrument."""
-        return {key: at for key, at in self.own.positions.items() if at.waits}
+        return {key: at for key, at in self.account.positions.items() if at.waits}
 
     def follow(self, bars: Sequence[Bar]) -> None:
         """Value what is held by the last of *bars* of one instrument, which change nothing else."""
@@ -584,12 +614,14 @@ class Broker:
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return what must survive a restart: of the run's account, and of those beside it."""
-        return self.own.state(), {name: account.state() for name, account in self._stored.items()}
+        return self.account.state(), {
+            name: account.state() for name, account in self._stored.items()
+        }
 
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:
         """What has a state beside that of the run's account."""
-        stored: dict[str, Book | PaperAccount] = {**self.own.parts, **self.shadows}
+        stored: dict[str, Book | PaperAccount] = {**self.account.parts, **self.shadows}
         for name, shadow in self.shadows.items():
             stored |= {f"{name}/{part}": book for part, book in shadow.parts.items()}
         return stored
@@ -609,7 +641,7 @@ class Broker:
         *parts* are the states of the sides and of the owners. *confirmed* are the positions that
         were confirmed since, oldest first; *fills* those that decisions have not been told of.
         """
-        self.own.restore(state, parts, taken_over=taken_over)
+        self.account.restore(state, parts, taken_over=taken_over)
         for name, shadow in self.shadows.items():
             of_shadow = {
                 key.removeprefix(f"{name}/"): part
@@ -622,11 +654,13 @@ class Broker:
         self.save = Save.NOW if taken_over else Save.NO
         for confirmation in confirmed:
             self.save = self.save or Save.LATER
-            account = self.own if confirmation.twin is None else self.beside.get(confirmation.twin)
+            account = (
+                self.account if confirmation.twin is None else self.others.get(confirmation.twin)
+            )
             if account is not None and confirmation.instrument in self._confirms:
                 account.confirm(confirmation.instrument, confirmation.open_time_ms)
-        own_fills = self.own.fills
-        own_fills.update({key: list(given) for key, given in fills.items() if key in own_fills})
+        reported = self.account.fills
+        reported.update({key: list(given) for key, given in fills.items() if key in reported})
 
 
 def _check(
@@ -650,7 +684,28 @@ def _check(
             )
 
 
-def _joined(refusals: Iterable[tuple[PositionSide | None, str | None]]) -> str | None:
-    """Return why not all is reached, by side; None where nothing is refused."""
-    texts = [why if side is None else f"{side}: {why}" for side, why in refusals if why]
-    return "; ".join(texts) or None
+def _joined(refusals: Iterable[str | None]) -> str | None:
+    """Return why not all is reached; None where nothing is refused."""
+    return "; ".join(filter(None, refusals)) or None
+
+
+def cross(position: Line, price: int, at_ms: int) -> None:
+    """Let shares of *position* that oppose each other cross at *price*, without fee."""
+    wanted = [share.orders.target - share.held for share in position.shares]
+    for share, signed in zip(position.shares, crossed(wanted), strict=True):
+        if not signed:
+            continue
+        orders = share.orders
+        side, quantity = (Side.BUY, signed) if signed > 0 else (Side.SELL, -signed)
+        order = Order(
+            orders.next_id(), share.key, side, quantity, quantity,
+            OrderStatus.FILLED, orders.reason, at_ms, at_ms, position_side=share.book.side,
+        )  # fmt: skip
+        fill = Fill(
+            order.order_id, share.key, side, quantity, price, price,
+            share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
+            orders.reason, at_ms, position_side=share.book.side,
+        )  # fmt: skip
+        share.take_part(fill)
+        orders.resize(share.held)
+        share.protector.after([order], price, at_ms)

@@ -162,87 +162,45 @@ class Executor:
         self._costs = costs
         self._ranges = ranges
 
-    # ------------------------------------------------------------ bars
-
-    def at_open(self, order: Order, bar: Bar) -> Fill:
-        """Fill all that is left of a market order at *bar*'s open, worse by spread and slippage.
-
-        On Bybit a candle's open is the previous close, not a price that anyone traded at; on
-        other venues it is the first trade. Either way the order came before it.
-        """
-        return self.taken(order, bar.open, FillModel.NEXT_OPEN, bar.open_time_ms)
+    # ------------------------------------------------------------ orders that take
 
     def taken(self, order: Order, price: int, model: FillModel, filled_ms: int) -> Fill:
         """Let *order* take all that is left of it at *price*, worse by spread and slippage.
 
-        A limit is never filled worse than at its own price.
+        On Bybit a candle's open is the previous close, not a price that anyone traded at; on
+        other venues it is the first trade. Either way an order that takes there came before it.
         """
-        rate = self._costs.half_spread + self._slippage()
-        return self._fill(
-            order,
-            order.quantity - order.filled,
-            self._within(order, self._worse(price, order.side, rate)),
-            reference_price=price,
-            model=model,
-            filled_ms=filled_ms,
-        )
+        left, spread = order.quantity - order.filled, self._costs.half_spread
+        return self._take(order, left, price, price, model, filled_ms, spread)
 
     def far_side(self, price: int, side: Side) -> int:
         """Return what an order of that *side* could take at once where a bar stands at *price*."""
         return self._worse(price, side, self._costs.half_spread)
 
-    # ------------------------------------------------------------ quotes
-
     def at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:
-        """Fill *order* at the far side of *quote*, where *available* is left; None if nothing is.
-
-        A limit is never filled worse than at its own price.
-        """
+        """Fill *order* at the far side of *quote*, of which *available* is left, if any."""
         wanted = order.quantity - order.filled
-        quantity, rate = min(wanted, available), self._slippage()
+        quantity, rate = min(wanted, available), 0
         if quantity <= 0:
             return None
         if wanted > available and self._costs.impact is not None and order.price is None:
             quantity = wanted
-            rate += min(self._costs.impact * (wanted - available) // available, RATE_SCALE)
+            rate = min(self._costs.impact * (wanted - available) // available, RATE_SCALE)
         touched = quote.ask if order.side is Side.BUY else quote.bid
-        return self._fill(
-            order,
-            quantity,
-            self._within(order, self._worse(touched, order.side, rate)),
-            reference_price=(quote.bid + quote.ask) // 2,
-            model=FillModel.QUOTE,
-            filled_ms=quote.market_ms,
-        )
+        middle, at_ms = (quote.bid + quote.ask) // 2, quote.market_ms
+        return self._take(order, quantity, touched, middle, FillModel.QUOTE, at_ms, rate)
 
     def at_level(self, order: Order, price: int, quantity: int, middle: int, at_ms: int) -> Fill:
-        """Let *order* take *quantity* of an order book's level at *price*; *middle* is the book's.
-
-        A limit is never filled worse than at its own price.
-        """
-        return self._fill(
-            order,
-            quantity,
-            self._within(order, self._worse(price, order.side, self._slippage())),
-            reference_price=middle,
-            model=FillModel.BOOK,
-            filled_ms=at_ms,
-        )
+        """Let *order* take *quantity* of a level at *price*; *middle* is that of the order book."""
+        return self._take(order, quantity, price, middle, FillModel.BOOK, at_ms)
 
     # ------------------------------------------------------------ limits that rested
 
     def fill_resting(self, order: Order, quantity: int, model: FillModel, filled_ms: int) -> Fill:
         """Fill *quantity* of a resting limit at its own price, as maker, and at that fee."""
-        assert order.price is not None
-        return self._fill(
-            order,
-            quantity,
-            order.price,
-            reference_price=order.price,
-            model=model,
-            filled_ms=filled_ms,
-            liquidity=Liquidity.MAKER,
-        )
+        price = order.price
+        assert price is not None
+        return self._fill(order, quantity, price, price, model, filled_ms, Liquidity.MAKER)
 
     def liquidated(self, order: Order, mark: int, filled_ms: int) -> Fill:
         """Close all that is left of the exchange's *order* at its bankruptcy price.
@@ -250,28 +208,17 @@ class Executor:
         The exchange takes it over there, wherever the market stands; *mark* is what reached it. An
         order without a price reduces a position at the mark.
         """
-        if order.price is None:
+        price, left = order.price, order.quantity - order.filled
+        if price is None:
             return self.taken(order, mark, FillModel.LIQUIDATION, filled_ms)
-        return self._fill(
-            order,
-            order.quantity - order.filled,
-            order.price,
-            reference_price=mark,
-            model=FillModel.LIQUIDATION,
-            filled_ms=filled_ms,
-        )
+        return self._fill(order, left, price, mark, FillModel.LIQUIDATION, filled_ms)
 
     def part(self, order: Order, fill: Fill, quantity: int) -> Fill:
         """Return *fill* of *order* as it is for less, at the same price."""
         return self._fill(
-            order,
-            quantity,
-            fill.price,
-            reference_price=fill.reference_price,
-            model=fill.model,
-            filled_ms=fill.filled_ms,
-            liquidity=fill.liquidity,
-        )
+            order, quantity, fill.price, fill.reference_price, fill.model, fill.filled_ms,
+            fill.liquidity,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ prices and fees
 
@@ -282,12 +229,6 @@ class Executor:
             return costs.slippage
         return costs.slippage + costs.ranges * self._ranges.rate // RATE_SCALE
 
-    def _within(self, order: Order, price: int) -> int:
-        """Return *price*, or the limit of *order* where that is better."""
-        if order.price is None:
-            return price
-        return min(price, order.price) if order.side is Side.BUY else max(price, order.price)
-
     def _worse(self, price: int, side: Side, rate: int) -> int:
         """Return *price* moved by *rate* against *side*, to the next whole tick."""
         if rate == 0:
@@ -297,12 +238,30 @@ class Executor:
             return -(-price * (RATE_SCALE + rate) // (RATE_SCALE * tick)) * tick
         return max(price * (RATE_SCALE - rate) // (RATE_SCALE * tick), 1) * tick
 
+    def _take(
+        self,
+        order: Order,
+        quantity: int,
+        price: int,
+        reference_price: int,
+        model: FillModel,
+        filled_ms: int,
+        rate: int = 0,
+    ) -> Fill:
+        """Let *order* take *quantity* at *price*, worse by *rate* and slippage.
+
+        A limit is never filled worse than at its own price.
+        """
+        price = self._worse(price, order.side, rate + self._slippage())
+        if order.price is not None:
+            price = (min if order.side is Side.BUY else max)(price, order.price)
+        return self._fill(order, quantity, price, reference_price, model, filled_ms)
+
     def _fill(
         self,
         order: Order,
         quantity: int,
         price: int,
-        *,
         reference_price: int,
         model: FillModel,
         filled_ms: int,

@@ -25,7 +25,6 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.exit_plans import Exits, Level, Plan, Planner, nearest
 from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, after, kind_of
 from tracepaper.strategies.api.context import Signal
-from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Action, Order, OrderKind, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Instrument, Quote, Side
 
@@ -151,8 +150,6 @@ class Protector:
         """
         resting, held = self._resting, self._line.held
         quantity = resting.closable(held)
-        if not quantity or role not in PROTECTIVE:
-            raise InvariantBroken(f"{role} cannot protect a position of {held}")
         kind = kind_of(price, trigger)
         armed = resting.protective(role)
         side = Side.SELL if held > 0 else Side.BUY
@@ -184,30 +181,32 @@ class Protector:
         )  # fmt: skip
         resting.add(after(order, OrderEvent.ACCEPT) if rests else order)
 
-    def set_liquidation_price(self, at_ms: int) -> None:
+    def set_liquidation_price(self, at_ms: int, *, amends_only: bool = False) -> None:
         """Let the exchange's own order stand where the position is liquidated.
 
         It is touched as a stop is, and then closes the position at the bankruptcy price, whatever
-        the market is.
+        the market is. With *amends_only* none is placed.
         """
         resting, held = self._resting, self._line.held
         bounds = self._line.holding.bounds(self._line.binds)
-        armed = resting.liquidation
+        armed = resting.protective(OrderRole.LIQUIDATION)
         quantity = resting.closable(held)
         if bounds is None or not quantity:
-            if armed is not None:
+            if armed is not None and not amends_only:  # the exchange's step is larger now
                 resting.end(armed, "nothing is held")
-            return
-        if armed is not None and armed.side is (Side.SELL if held > 0 else Side.BUY):
-            resting.amend_liquidation(bounds, held)
-            return
-        if armed is not None:
-            resting.end(armed, "the position has turned")
-        order = resting.exit_order(
-            held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
-            quantity=quantity, price=bounds.bankruptcy, trigger=bounds.liquidation,
-        )  # fmt: skip
-        resting.add(after(order, OrderEvent.ACCEPT))
+        elif armed is not None:
+            amended = replace(
+                armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
+                price=bounds.bankruptcy, reason=bounds.reason, triggered=False,
+            )  # fmt: skip
+            if amended != armed:
+                resting.note(after(amended, OrderEvent.REPLACE))
+        elif not amends_only:
+            order = resting.exit_order(
+                held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
+                quantity=quantity, price=bounds.bankruptcy, trigger=bounds.liquidation,
+            )  # fmt: skip
+            resting.add(after(order, OrderEvent.ACCEPT))
 
     def cancel_protection(self, reason: str, roles: Collection[OrderRole] = PROTECTIVE) -> None:
         """Cancel the protective orders of *roles* for that *reason*."""
@@ -249,7 +248,7 @@ class Protector:
         if named is None or before is None:
             return named is not None
         is_armed = self._resting.protective(OrderRole.TRAILING) is not None
-        return not is_armed or self._whole(named.distance(self._line.entry_price)) < (
+        return not is_armed or self.planner.whole(named.distance(self._line.entry_price)) < (
             self._state.trail
         )
 
@@ -320,7 +319,7 @@ class Protector:
 
     def _place_target(self, plan: Plan, market: int, at_ms: int) -> None:
         if (level := plan.target) is not None:
-            price = self._whole(level.at(self._line.entry_price, plan.sign))
+            price = self.planner.whole(level.at(self._line.entry_price, plan.sign))
             self.place_protection(OrderRole.TARGET, at_ms, level.words, price=price, market=market)
 
     def _place(self, plan: Plan, market: int, at_ms: int, *, is_nearer: bool | None = None) -> None:
@@ -343,7 +342,7 @@ class Protector:
         if plan.stop is None:
             unwanted.append(OrderRole.STOP)
         else:
-            trigger = self._whole(plan.stop.at(entry, -plan.sign))
+            trigger = self.planner.whole(plan.stop.at(entry, -plan.sign))
             self.place_protection(OrderRole.STOP, at_ms, plan.stop.words, trigger=trigger)
         if plan.target is None:
             unwanted.append(OrderRole.TARGET)
@@ -352,24 +351,16 @@ class Protector:
             armed = self._resting.protective(OrderRole.TRAILING)
             stands = None if armed is None else armed.trigger
             if stands is None or is_nearer:
-                distance = self._whole(plan.trailing.distance(entry))
+                distance = self.planner.whole(plan.trailing.distance(entry))
                 if self._state.trail != distance:
                     self.state = replace(self._state, trail=distance)
                 basis = entry if is_nearer is None else market
-                stands = self._tightest(plan.sign, self._whole(basis - plan.sign * distance))
+                tightest = max if plan.sign > 0 else min
+                named = self.planner.whole(basis - plan.sign * distance)
+                stands = named if stands is None else tightest(stands, named)
             self.place_protection(OrderRole.TRAILING, at_ms, plan.trailing.words, trigger=stands)
         if unwanted:
             self.cancel_protection("the signal no longer asks for it", unwanted)
-
-    def _tightest(self, sign: int, trigger: int) -> int:
-        """Return *trigger*, or where the trailing stop stands already if that is tighter."""
-        armed = self._resting.protective(OrderRole.TRAILING)
-        if armed is None or armed.trigger is None:
-            return trigger
-        return max(armed.trigger, trigger) if sign > 0 else min(armed.trigger, trigger)
-
-    def _whole(self, price: int) -> int:
-        return self.planner.whole(price)
 
 
 def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:

@@ -63,10 +63,11 @@ class Journal:
         """Return the order of *fill* as it stands now."""
         return self._orders[fill.order_id]
 
-    def note(self, order: Order) -> None:
-        """Learn that *order* changed."""
+    def note(self, order: Order) -> Order:
+        """Learn that *order* changed, and return it."""
         self.has_changes = True
         self._orders[order.order_id] = order
+        return order
 
     def next_id(self) -> str:
         """Return the id of the next order of the step."""

@@ -391,6 +391,12 @@ class Line:
         cash = self.book.account.spendable(self, is_reversal=target * now.held < 0)
         return self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
 
+    def affordable(self, target: int, price: int) -> int:
+        """Return *target*, or as much of it as the account covers at *price*."""
+        held = self.held
+        funds = self.book.account.spendable(self, is_reversal=target * held < 0)
+        return self.orders.affordable(target, held, price, funds)
+
     def want(self, target: int, reason: str) -> None:
         """Have *target* wanted, for that *reason*; nothing is ordered."""
         orders = self.orders

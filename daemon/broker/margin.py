@@ -2,31 +2,23 @@
 
 Isolated: each position binds its margin, and the exchange's own order rests where it is liquidated.
 Cross: no order of the exchange rests. The account is asked at each price that values it whether its
-maintenance ratio has reached 100 %, and the orders of its liquidation begin and end in that step.
+maintenance ratio has reached 100 %, and the orders of its liquidation begin and end in that step:
+it cancels orders, reduces positions to lower risk tiers, and else takes all of them over.
 
 The rules are docs/money.md, M22 to M60.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.daemon.broker.cross_margin import (
-    CrossLine,
-    Reduction,
-    balance_of,
-    is_called,
-    loss_of,
-    reductions,
-    takeover_order,
-)
 from tracepaper.daemon.broker.line import Holding, Line, signed_quantity
 from tracepaper.daemon.broker.matching import touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
-from tracepaper.daemon.broker.rules import MarginRules, most_of
+from tracepaper.daemon.broker.rules import MarginRules, beyond, most_of
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
 from tracepaper.strategies.units import divide_half_even
@@ -37,6 +29,103 @@ if TYPE_CHECKING:
 
 CALLED: Final = "the account's maintenance ratio reached 100 %"
 NOT_COVERED: Final = "the available balance did not cover its margin at that price"
+
+
+class CrossLine(NamedTuple):
+    """What an account holds of one instrument and may come to hold, valued at one price."""
+
+    rules: MarginRules
+    held: int  # signed
+    entry: int  # entry notional, signed
+    value: int  # of what is held, signed
+    exposed: int  # value of the largest position that resting orders lead to, signed
+
+    @property
+    def profit(self) -> int:
+        """The unrealized result."""
+        return self.value - self.entry
+
+    @property
+    def initial(self) -> int:
+        """The initial margin of position and orders, with the fee of closing."""
+        return self.rules.required(self.exposed)
+
+    @property
+    def maintenance(self) -> int:
+        """The maintenance margin of position and orders, with the fee of closing."""
+        return self.rules.maintenance(self.exposed)
+
+
+Lines = Mapping[Line, CrossLine]
+"""Of each position in which anything is held or rests."""
+Reduced = Callable[[Line, CrossLine, int], tuple[CrossLine, int]]
+"""From position, values and quantity to the values after a close at the market, and its cash."""
+
+
+class Reduction(NamedTuple):
+    """What a position is reduced by, to the limit of which tier."""
+
+    line: Line
+    quantity: int  # unsigned
+    tier: int
+
+
+def balance_of(cash: int, lines: Lines) -> int:
+    """Return the margin balance: *cash* and the unrealized results."""
+    return cash + sum(line.profit for line in lines.values())
+
+
+def is_called(cash: int, lines: Lines) -> bool:
+    """Return whether the maintenance ratio is at 100 % or above: the account is liquidated."""
+    if not any(line.exposed or line.held for line in lines.values()):
+        return False
+    return sum(line.maintenance for line in lines.values()) >= balance_of(cash, lines)
+
+
+def reductions(cash: int, lines: Lines, reduced: Reduced) -> list[Reduction]:
+    """Return the reductions to lower risk tiers that end the liquidation, or none.
+
+    The position with the largest maintenance margin comes first. It goes to the highest tier that
+    ends the liquidation; where none does, to the lowest, and the next position follows. Where all
+    of that would not do, nothing is sold: fill or kill.
+    """
+    after, done = dict(lines), list[Reduction]()
+    for key in sorted(lines, key=lambda key: -lines[key].maintenance):
+        line, least = lines[key], None
+        for tier, limit in line.rules.lower_tiers(line.value):
+            quantity = beyond(abs(line.value), abs(line.held), limit, key.item.quantity_step)
+            smaller, moved = reduced(key, line, quantity)
+            least = Reduction(key, quantity, tier), smaller, moved
+            tried = {**after, key: smaller}
+            # Without any position nothing is called, and a debt would remain.
+            if not is_called(cash + moved, tried) and balance_of(cash + moved, tried) >= 0:
+                return [*done, least[0]]
+        if least is not None:
+            done.append(least[0])
+            after[key] = least[1]
+            cash += least[2]
+    return []
+
+
+def takeover_order(lines: Lines) -> list[Line]:
+    """Return the held positions in which order the engine takes them over.
+
+    Shorts first, the largest first: a price has no limit above, so a long can bear what is left.
+    """
+    held = [key for key, line in lines.items() if line.held]
+    return sorted(held, key=lambda key: (lines[key].held > 0, -abs(lines[key].value)))
+
+
+def loss_of(key: Line, cash: int, lines: Lines) -> int:
+    """Return the part of the balance that the takeover of *key* loses: its share of the value.
+
+    Below 0 where the balance is: the exchange's fund bears that. The last one loses all of it.
+    """
+    whole = sum(abs(line.value) for line in lines.values() if line.held)
+    balance, others = balance_of(cash, lines), sum(line.held != 0 for line in lines.values()) - 1
+    if not others or not whole:
+        return balance
+    return balance * abs(lines[key].value) // whole
 
 
 class MarginPolicy:
@@ -50,9 +139,13 @@ class MarginPolicy:
     def __init__(self, account: PaperAccount) -> None:
         self._account = account
 
-    def rules(self, item: Instrument) -> MarginRules | None:  # noqa: ARG002
+    def rules(self, item: Instrument) -> MarginRules | None:
         """Return the margin rules of *item*; None where it is traded without margin."""
-        return None
+        settings = self._account.settings
+        if settings.leverage is None or item.category is not Category.LINEAR:
+            return None
+        fee = settings.costs_for(item.id).taker_fee
+        return MarginRules(item, settings.leverage, fee, is_cross=settings.is_cross)
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:  # noqa: ARG002
         """Return what an order of the position *line* may be paid from."""
@@ -69,21 +162,11 @@ class MarginPolicy:
         """Return whether the newest of *prices*, that of *instrument*, takes a position away."""
         return False
 
-    def _rules(self, item: Instrument, *, is_cross: bool) -> MarginRules:
-        settings = self._account.settings
-        assert settings.leverage is not None
-        fee = settings.costs_for(item.id).taker_fee
-        return MarginRules(item, settings.leverage, fee, is_cross=is_cross)
-
 
 class IsolatedMargin(MarginPolicy):
     """Each linear position has a margin of its own, and a price at which it is liquidated."""
 
     is_isolated = True
-
-    def rules(self, item: Instrument) -> MarginRules | None:
-        """Return the margin rules of *item*; None where it is paid in full."""
-        return self._rules(item, is_cross=False) if item.category is Category.LINEAR else None
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
         """Return the cash that no position binds; a reversal frees what its own one does."""
@@ -122,24 +205,22 @@ class IsolatedMargin(MarginPolicy):
         """Liquidate each of *positions* where *mark* has reached that price."""
         held = [line for line in positions.lines if line.held]
         for line in held:
-            if line.orders.liquidation is None:  # taken over
+            if line.orders.protective(OrderRole.LIQUIDATION) is None:  # taken over
                 line.set_liquidation_price(at_ms)
         if held:
             positions.match_mark(mark, at_ms)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* reaches the liquidation price of a position."""
-        bounds = (line.orders.liquidation for line in self._account.lines_of(instrument))
-        return any(order is not None and touched(order, prices[instrument]) for order in bounds)
+        return any(
+            order.role is OrderRole.LIQUIDATION and touched(order, prices[instrument])
+            for line in self._account.lines_of(instrument)
+            for order in line.orders.others
+        )
 
 
 class CrossMargin(MarginPolicy):
     """Cash and unrealized results of the account are the margin of all positions."""
-
-    def rules(self, item: Instrument) -> MarginRules:
-        """Return the margin rules of *item*."""
-        assert item.category is Category.LINEAR
-        return self._rules(item, is_cross=True)
 
     # ------------------------------------------------------------ what it is worth and needs
 
@@ -291,14 +372,10 @@ class CrossMargin(MarginPolicy):
         if is_ruin or self.is_called_at():
             values = self.values()
             assert values is not None
-            steps = {line: line.item.quantity_step for line in values}
-            cuts = list[Reduction[Line]]()
-            if not is_ruin:
-                cuts = reductions(self._account.cash, values, steps, self._reduced)
-            for step in cuts:
-                reduced = step.key
-                what = f"reduced to risk tier {step.tier}"
-                self._close(reduced, self._ordered(reduced, step.quantity, what, at_ms))
+            cuts = [] if is_ruin else reductions(self._account.cash, values, self._reduced)
+            for line, quantity, tier in cuts:
+                what = f"reduced to risk tier {tier}"
+                self._close(line, self._ordered(line, quantity, what, at_ms))
             if not cuts:
                 self._take_over(at_ms)
         for line in marked.lines:

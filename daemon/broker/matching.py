@@ -115,19 +115,16 @@ class MarketPass:
                 order, arrives = self._triggered(order), True
             if order.price is None or (arrives and _reaches(order, far)):
                 fill = self._executor.at_quote(order, quote, left[order.side])
-            elif not arrives and _is_through(order, far):
-                fill = self._made_at_quote(order, quote, left[order.side])
             else:
-                continue
+                quantity = min(order.quantity - order.filled, left[order.side])
+                if arrives or quantity <= 0 or not _is_through(order, far):
+                    continue
+                fill = self._executor.fill_resting(
+                    order, quantity, FillModel.QUOTE, quote.market_ms
+                )
             if fill is not None and self._apply_fill(order, fill):
                 left[order.side] = max(left[order.side] - fill.quantity, 0)
         self._trail(quote.bid, quote.ask)
-
-    def _made_at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:
-        quantity = min(order.quantity - order.filled, available)
-        if quantity <= 0:
-            return None
-        return self._executor.fill_resting(order, quantity, FillModel.QUOTE, quote.market_ms)
 
     # ------------------------------------------------------------ bars
 
@@ -136,21 +133,21 @@ class MarketPass:
 
         Where quotes fill orders and those of the bar were missed, what a decision sent waits on.
         """
-        self.match_mark(bar.open, bar.open_time_ms)
+        at_ms = bar.open_time_ms
+        self.match_mark(bar.open, at_ms)
         for resting in self._orders:
             if is_missed and resting.role in _DECIDED:
                 continue
             if resting.kind is OrderKind.MARKET and not _is_younger(resting, bar):
                 order = self._find(resting.order_id)
                 if order is not None:
-                    order = self._accepted(order)
-                    self._apply_fill(order, self._executor.at_open(order, bar))
+                    self._take_all(self._accepted(order), bar.open, at_ms, FillModel.NEXT_OPEN)
 
     def match_mark(self, mark: int, at_ms: int) -> None:
         """Liquidate the position, or the account, where *mark* has reached that price."""
         self._called(mark, mark, at_ms)
         for line in self._lines:
-            order = line.orders.liquidation
+            order = line.orders.protective(OrderRole.LIQUIDATION)
             if order is not None and touched(order, mark):
                 self._liquidate(order, mark, at_ms)
 
@@ -258,9 +255,11 @@ class MarketPass:
         if order.price is None or _reaches(order, self._executor.far_side(price, order.side)):
             self._take_all(order, price, at_ms)
 
-    def _take_all(self, order: Order, price: int, at_ms: int) -> None:
-        """Fill all of an order where the path stands at *price*."""
-        self._apply_fill(order, self._executor.taken(order, price, FillModel.BAR_PATH, at_ms))
+    def _take_all(
+        self, order: Order, price: int, at_ms: int, model: FillModel = FillModel.BAR_PATH
+    ) -> None:
+        """Fill all of an order where the bar stands at *price*."""
+        self._apply_fill(order, self._executor.taken(order, price, model, at_ms))
 
     def _make(self, order: Order, at_ms: int) -> None:
         """Fill a limit that had rested."""
@@ -347,9 +346,8 @@ class MarketPass:
         elif position.shares:
             self._apportion(position.shares, fill, order)
         self.journal.entries.append(FillEntry(fill, order, before, position.position))
-        if (bounds := position.holding.bounds(position.binds)) is not None:
-            # What is left of the event meets the position as it is now.
-            position.orders.amend_liquidation(bounds, position.held)
+        if position.binds is not None:  # what is left of the event meets the position as it is now
+            position.protector.set_liquidation_price(fill.filled_ms, amends_only=True)
         return order
 
     def _apportion(self, shares: Sequence[Line], fill: Fill, order: Order) -> None:
@@ -398,7 +396,7 @@ class MarketPass:
 
         The exchange lets nobody close at a price beyond the bankruptcy price.
         """
-        bound = position.orders.liquidation
+        bound = position.orders.protective(OrderRole.LIQUIDATION)
         if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
             return False
         assert bound.price is not None
@@ -493,12 +491,7 @@ def worse_path(positions: Positions, bar: Bar) -> int | None:
 
     None where neither meets anything that rests.
     """
-    cross = positions.cross
-    if not any(
-        _may_meet(order, bar, part.orders.trail)
-        for part in positions.parts
-        for order in part.orders.others
-    ) and (cross is None or not cross.is_called_within(positions, bar)):
+    if positions.is_passed_by(bar):
         return None
     left = []
     for path in (0, 1):
@@ -533,18 +526,11 @@ def passes(resting: RestingOrders, bar: Bar) -> bool:
     for order in resting.others:
         if order.kind is OrderKind.MARKET or order.until_ms is not None:
             return False
-        if _may_meet(order, bar, resting.trail):
+        if order.status is OrderStatus.NEW or (order.triggered and order.price is None):
+            return False  # it has to arrive, or takes
+        if _is_met(order, bar.low, bar.high, resting.trail):
             return False
     return True
-
-
-def _may_meet(order: Order, bar: Bar, trail: int) -> bool:
-    """Return whether *bar* can change *order*: it has to arrive, or is reached."""
-    if order.kind is OrderKind.MARKET:
-        return False
-    if order.status is OrderStatus.NEW or (order.triggered and order.price is None):
-        return True
-    return _is_met(order, bar.low, bar.high, trail)
 
 
 def _is_met(order: Order, low: int, high: int, trail: int) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from hashlib import sha256
 from math import log
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.journal import Journal
-from tracepaper.daemon.broker.rules import Bounds, Filters, MarginRules
+from tracepaper.daemon.broker.rules import Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -215,21 +216,12 @@ class RestingOrders:
 
     def state(self) -> OrdersState:
         """Return what must survive a restart."""
-        return OrdersState(
-            self.target,
-            self.reason,
-            self.confirmed_ms,
-            self.order,
-            self.others,
-            self.unmoved,
-            self.shortfall,
-        )
+        return OrdersState(*_carried(self))
 
     def restore(self, state: OrdersState) -> None:
         """Take over what survived a restart."""
-        self.target, self.reason = state.target, state.reason
-        self.confirmed_ms, self.order, self.others = state.confirmed_ms, state.order, state.others
-        self.unmoved, self.shortfall = state.unmoved, state.shortfall
+        for name in OrdersState.__struct_fields__:
+            setattr(self, name, getattr(state, name))
 
     def next_id(self) -> str:
         """Return the id of the next order that the step bears here."""
@@ -248,15 +240,11 @@ class RestingOrders:
     def note(self, order: Order) -> Order:
         """Take *order* as it now stands, resting or ended, and return it."""
         self._keep(order)
-        return self._recorded(order)
+        return self.journal.note(order)
 
     def add(self, order: Order) -> None:
         """Let the new *order* rest."""
-        self.others += (self._recorded(order),)
-
-    def _recorded(self, order: Order) -> Order:
-        self.journal.note(order)
-        return order
+        self.others += (self.journal.note(order),)
 
     def _keep(self, order: Order) -> None:
         ended = order.status in _ENDED
@@ -425,9 +413,9 @@ class RestingOrders:
         self.journal.has_changes |= (why or "") != self.shortfall
         self.shortfall = why or ""
         if takes:
-            self.order = self._recorded(after(placed, OrderEvent.ACCEPT))
+            self.order = self.journal.note(after(placed, OrderEvent.ACCEPT))
         elif by_command:
-            self._recorded(after(placed, OrderEvent.REJECT, reason=why))
+            self.journal.note(after(placed, OrderEvent.REJECT, reason=why))
         return why
 
     def is_reached(self, target: int, held: int) -> bool:
@@ -512,7 +500,7 @@ class RestingOrders:
     def _ask(self, request: OrderRequest, reason: str, now: Moment) -> None:
         order, refusal = self._requested(request, reason, now)
         if refusal is not None:
-            self._recorded(after(order, OrderEvent.REJECT, reason=refusal))
+            self.journal.note(after(order, OrderEvent.REJECT, reason=refusal))
             return
         if request.tag:
             same = [other for other in self._listed() if other.tag == request.tag]
@@ -564,39 +552,26 @@ class RestingOrders:
         if len(listed) >= RESTING_MOST:
             return order, f"{RESTING_MOST} orders by list rest already"
         price = order.price or order.trigger or now.price
-        cash = now.cash - self._reserved(listed, now.price) if self._is_cash else now.cash
         refusal = filters.stop_refusal(order, now.price)
         refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
         if refusal is None and not reduce_only:
             signed = order.quantity if order.side is Side.BUY else -order.quantity
             refusal = filters.tier_refusal(held, held + signed, price)
-            funds = cash - self._bound_beside(order, listed, now, filters)
+            bound = sum(
+                filters.bound(
+                    other.quantity - other.filled,
+                    other.price or other.trigger or now.price,
+                    other.side,
+                )
+                for other in listed
+                if not other.reduce_only and other.side is order.side
+            )
+            funds = now.cash - bound
             if refusal is None and not filters.covers(
                 order.side, order.quantity, held, price, funds
             ):
                 refusal = filters.no_funds
         return order, refusal
-
-    @staticmethod
-    def _bound_beside(order: Order, listed: Iterable[Order], now: Moment, filters: Filters) -> int:
-        """Return the margin that the other orders by list on the side of *order* would bind."""
-        return sum(
-            filters.margin(
-                other.quantity - other.filled, other.price or other.trigger or now.price, other.side
-            )
-            for other in listed
-            if not other.reduce_only and other.side is order.side
-        )
-
-    def _reserved(self, listed: Iterable[Order], price: int) -> int:
-        """Return what the resting buys among *listed* would cost."""
-        return sum(
-            self.filters.notional(
-                order.price or order.trigger or price, order.quantity - order.filled
-            )
-            for order in listed
-            if order.side is Side.BUY
-        )
 
     def opens(self, requests: Iterable[OrderRequest | Cancel]) -> tuple[int, int, bool]:
         """Return what *requests* and what rests by list could buy, and could sell.
@@ -622,13 +597,6 @@ class RestingOrders:
 
     # ------------------------------------------------------------ exit orders
 
-    @property
-    def liquidation(self) -> Order | None:
-        """The exchange's own order, which takes the position away; None without margin."""
-        if not self.others:
-            return None
-        return next((order for order in self.others if order.role is OrderRole.LIQUIDATION), None)
-
     def exit_order(
         self,
         held: int,
@@ -648,20 +616,8 @@ class RestingOrders:
             position_side=self._side, owner=self._owner,
         )  # fmt: skip
 
-    def amend_liquidation(self, bounds: Bounds, held: int) -> None:
-        """Move the exchange's own order with the position *held*."""
-        armed, side = self.liquidation, Side.SELL if held > 0 else Side.BUY
-        if armed is None or armed.side is not side or not (quantity := self.closable(held)):
-            return
-        amended = replace(
-            armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
-            price=bounds.bankruptcy, reason=bounds.reason, triggered=False,
-        )  # fmt: skip
-        if amended != armed:
-            self.note(after(amended, OrderEvent.REPLACE))
-
     def protective(self, role: OrderRole) -> Order | None:
-        """Return the protective order of *role*, if there is one."""
+        """Return the protective order of *role*, or the exchange's own, if there is one."""
         return next((order for order in self.others if order.role is role), None)
 
     def closable(self, held: int) -> int:
@@ -700,15 +656,8 @@ def urgency(order: Order) -> int:
     return 0 if order.role in PROTECTIVE or order.role is OrderRole.LIQUIDATION else 1
 
 
-def _terms_of(order: Order) -> tuple[object, ...]:
-    """Return what a repeated request must share with the order that rests to leave it there."""
-    return (
-        order.side,
-        order.kind,
-        order.quantity,
-        order.price,
-        order.trigger,
-        order.post_only,
-        order.reduce_only,
-        order.until_ms,
-    )
+_carried: Final = attrgetter(*OrdersState.__struct_fields__)
+_terms_of: Final = attrgetter(
+    "side", "kind", "quantity", "price", "trigger", "post_only", "reduce_only", "until_ms"
+)
+"""What a repeated request must share with the order that rests to leave it there."""

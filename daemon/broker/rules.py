@@ -369,11 +369,11 @@ class Filters:
         """
         return NO_CASH if self._margin is None else NO_MARGIN
 
-    def margin(self, quantity: int, price: int, side: Side) -> int:
-        """Return what opening *quantity* at *price* binds; 0 without margin."""
-        if self._margin is None:
-            return 0
+    def bound(self, quantity: int, price: int, side: Side) -> int:
+        """Return what opening *quantity* at *price* binds: its margin, or what is paid in full."""
         notional = self.notional(price, quantity)
+        if self._margin is None:
+            return notional if self.instrument.category.is_cash else 0
         return self._margin.required(notional if side is Side.BUY else -notional)
 
     def tier_refusal(self, held: int, target: int, price: int) -> str | None:
@@ -399,7 +399,7 @@ class Filters:
             self.notional(price, quantity),
             is_first=True,
         )
-        return self.margin(quantity - closes, price, side) + fee <= funds
+        return self.bound(quantity - closes, price, side) + fee <= funds
 
     def affordable(self, side: Side, quantity: int, held: int, price: int, funds: int) -> int:
         """Return the most of *quantity*, in whole steps, that *funds* cover; as ``covers``.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.exit_orders import ProtectionState
 from tracepaper.daemon.broker.exit_plans import Level, Plan
 from tracepaper.daemon.broker.orders import OrderEvent, after
 from tracepaper.strategies.corporate_actions import adjusted_price, whole_steps
@@ -58,15 +57,11 @@ def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
             trigger=_price(action, order.trigger, instrument.tick_size),
         )
         resting.note(amended)
-    protector.state = _protection(protector.state, action, instrument.tick_size)
-
-
-def _protection(state: ProtectionState, action: CorporateAction, tick: int) -> ProtectionState:
-    trail = _price(action, state.trail, tick) if state.trail else 0
-    return replace(
+    state = protector.state
+    protector.state = replace(
         state,
         plan=_plan(state.plan, action),
-        trail=trail or 0,
+        trail=_price(action, state.trail or None, instrument.tick_size) or 0,
         following=_plan(state.following, action),
     )
 

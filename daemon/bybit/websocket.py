@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Final
 
-import structlog
 from msgspec import Struct, structs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
@@ -53,6 +52,7 @@ from tracepaper.daemon.feed.client import (
     is_loopback,
     retry,
 )
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import (
     ConfigInvalid,
     FeedLost,
@@ -76,7 +76,7 @@ RESUBSCRIBE_FIRST_S: Final = 1.0
 ANSWER_WAITS_MAX: Final = 60
 """Waits of `connect_timeout_s` for one answer, while frames are read that are older than it."""
 
-log = structlog.get_logger("bybit.stream")
+log = Logger("bybit.stream")
 
 
 def stream_url(exchange: ExchangeSection, category: Category) -> str:

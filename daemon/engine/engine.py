@@ -9,7 +9,7 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Final, NamedTuple, assert_never
@@ -19,10 +19,17 @@ from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
-from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
-from tracepaper.daemon.broker.router import NO_WISHES, RouteResult, Wishes
-from tracepaper.daemon.engine.history import Lookback
-from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
+from tracepaper.daemon.broker.broker import (
+    NO_WISHES,
+    NOTHING_FILLED,
+    Broker,
+    FilledEvent,
+    RouteResult,
+    Save,
+    Wishes,
+)
+from tracepaper.daemon.engine.history import InstrumentState, Lookback
+from tracepaper.daemon.engine.instrument_state import MemberState, checked
 from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
@@ -58,7 +65,6 @@ from tracepaper.strategies.types.decisions import (
     GateSet,
     Order,
     Position,
-    PositionSide,
     Prediction,
     QuietStretch,
     Regime,
@@ -130,19 +136,10 @@ class MemberAnswers(NamedTuple):
     decisions: list[Decision]
     wishes: Wishes
     signal: Signal  # of the account, for its gates to judge
-    sizes: Mapping[PositionSide | None, int]  # to which all of it could lead, where limits ask
 
 
-_ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED, {})
+_ALONE: Final = MemberAnswers([], NO_WISHES, UNCHANGED)
 """Of an account of one strategy."""
-
-
-class BarPreview(NamedTuple):
-    """What takes in bars of an instrument that follow at once, before their steps."""
-
-    take: Callable[[Bar], float]  # returns how plausible the bar is
-    plausible_most: float  # beyond which a gate of a decision refuses
-    repeats: Sequence[Callable[[Bar], bool]]  # of each strategy, whether it repeats its decision
 
 
 class QuietUnits(NamedTuple):
@@ -218,7 +215,7 @@ class Engine:
         self.broker = Broker(
             instruments,
             settings.broker,
-            {key: market.history.day_range for key, market in self.markets.items()},
+            {key: market.day_range for key, market in self.markets.items()},
             shadows={name for names in twins.values() for name in names},
             reports_fills=[key for key, of in strategies.items() if of.sees_account],
             confirms=[key for key, of in every if of.horizon is not None],
@@ -242,7 +239,7 @@ class Engine:
         """The day, week or month in which shares were given anew."""
         self.failures_stored = 0  # members, as the state was stored last
         for member in self.members:
-            member.account = self.broker.own.owners[member.name]
+            member.account = self.broker.account.owners[member.name]
         self._on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
@@ -256,7 +253,7 @@ class Engine:
             or self.declared
             or self._portfolios
             or settings.calendar
-            or (self.members and (self.broker.shadows or self.broker.own.sides))
+            or (self.members and (self.broker.shadows or self.broker.account.sides))
         ) and all(of.may_repeat for market in self.markets.values() for of in market.deciders)
         # By the model's hash: of the account, "", and of each member that asks it.
         self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
@@ -295,7 +292,7 @@ class Engine:
         return {
             key: SinceDecided(
                 state.outcomes.verdict,
-                tuple(self.broker.own.fills.get(key, ())),
+                tuple(self.broker.account.fills.get(key, ())),
                 {
                     member.name: SinceDecided(
                         member.states[key].outcomes.verdict,
@@ -316,16 +313,16 @@ class Engine:
 
         No exchange's word is in it: bars that are missing by then make it later.
         """
-        return self.markets[instrument].history.warm_at(now_ms)
+        return self.markets[instrument].warm_at(now_ms)
 
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars of each instrument a new run wants before its period."""
-        return max(market.history.bars_before(start_ms) for market in self.markets.values())
+        return max(market.bars_before(start_ms) for market in self.markets.values())
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
-        histories = (market.history for market in self.markets.values())
-        return [lacking for history in histories for lacking in history.lacking_frames(now_ms)]
+        markets = self.markets.values()
+        return [lacking for market in markets for lacking in market.lacking_frames(now_ms)]
 
     def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
         """Return what strategies on each instrument declare."""
@@ -395,7 +392,7 @@ class Engine:
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
                 market = self.markets[event.instrument]
-                is_part = market.history.take(event)
+                is_part = market.take(event)
                 belief = market.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
             case Closed() | RunEnd() | Prune() | CovariatesRead() | RetrainingEnd() | ParityCheck():
@@ -472,7 +469,7 @@ class Engine:
         None where anything may differ.
         """
         state = self.states[key]
-        repeat = state.begin_stretch(self.broker.own.books[0].lines[key])
+        repeat = state.begin_stretch(self.broker.account.books[0].lines[key])
         if repeat is None or not self.members:
             return repeat
         if state.signal is not UNCHANGED:
@@ -495,7 +492,7 @@ class Engine:
             twins.append(TwinStep(member.name, share.position, account, (), confirms, decided))
         return replace(repeat, twins=tuple(twins))
 
-    def _take_repeats(  # noqa: C901 - the path of every bar, without calls
+    def _take_repeats(  # noqa: C901, PLR0912 - the path of every bar, without calls
         self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat]
     ) -> QuietUnits:
         """Take the units whose bars follow at once, close within a quarter, and repeat the last.
@@ -504,7 +501,7 @@ class Engine:
         """
         markets, interval_ms = self.markets, self._interval_ms
         # Where the last bars of instruments differ, no close follows all of them at once.
-        opened = {bar.open_time_ms for of in markets.values() if (bar := of.history.last_bar)}
+        opened = {bar.open_time_ms for of in markets.values() if (bar := of.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
         taken = QuietUnits([], [], [])
         every_bar, measured, unit = taken.bars, taken.plausible, units.peek()
@@ -512,9 +509,16 @@ class Engine:
         if self._reset != NEVER:  # the first close of a day may give shares anew
             room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
         resting = self.broker.resting()
-        ahead = [self._look_ahead(key, repeat) for key, repeat in repeats.items()]
-        takes = [(place, of_bar.take, of_bar.plausible_most) for place, of_bar in enumerate(ahead)]
-        asks = [(place, ask) for place, of_bar in enumerate(ahead) for ask in of_bar.repeats]
+        takes, asks = [], []
+        for place, (key, repeat) in enumerate(repeats.items()):
+            market, mark = markets[key], self.broker.account.books[0].lines[key].mark
+            closes = mark * 3 // 4, mark * 5 // 4
+            deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
+            looks = [decider.look_ahead(closes, repeat) for decider in deciders]
+            take = market.follow_at_once([observe for observe, _ in looks if observe])
+            most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
+            takes.append((place, take, most))
+            asks += [(place, ask) for _, ask in looks]
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
             if resting and not all(
                 of.is_passed_by(bar) for bar in bars if (of := resting.get(bar.instrument))
@@ -545,19 +549,6 @@ class Engine:
             unit = units.advance()
         del measured[len(every_bar) :]
         return taken
-
-    def _look_ahead(self, key: str, repeat: Repeat) -> BarPreview:
-        """Return what takes in bars of *key* that follow at once, and close within a quarter."""
-        market, mark = self.markets[key], self.broker.own.books[0].lines[key].mark
-        closes = mark * 3 // 4, mark * 5 // 4
-        deciders = [of_member for _, of_member in self._on[key]] or [self.states[key]]
-        looks = [decider.look_ahead(closes, repeat) for decider in deciders]
-        observers = [look.observe for look in looks if look.observe is not None]
-        return BarPreview(
-            market.history.follow_at_once(observers),
-            min(decider.gates.evaluator.plausible_most for decider in market.deciders),
-            [look.repeats for look in looks],
-        )
 
     def _left_of_day(self, due_ms: int) -> int:
         """Return how many bars from the one that opens *due_ms* on close before shares may move."""
@@ -597,7 +588,7 @@ class Engine:
         of_instruments = [bars[place::count] for place in range(count)]
         prices = [[bar.close for bar in of_instrument] for of_instrument in of_instruments]
         of_books = []
-        for book in self.broker.own.every_book:
+        for book in self.broker.account.every_book:
             lines = map(book.lines.__getitem__, repeats)
             columns = [
                 [*map(line.profit_at, closes)] for line, closes in zip(lines, prices, strict=True)
@@ -617,7 +608,7 @@ class Engine:
     def _observe(self, bar: Bar, *, is_last: bool = True) -> FilledEvent | None:
         """Let *bar* fill what rests, mark and be observed; None where it is not the newest."""
         state = self.states[bar.instrument]
-        before = state.history.last_bar
+        before = state.market.last_bar
         is_ahead = bar is state.ahead
         if before is not None and bar.open_time_ms <= before.open_time_ms and not is_ahead:
             return None
@@ -657,7 +648,8 @@ class Engine:
         """Return what was done since the last call; limits count it."""
         filled = self.broker.take()
         if filled.entries and self.risk.active:
-            self.risk.count_fills(filled.entries)
+            for entry in filled.entries:
+                self.risk.count_fill(*entry)
         return filled
 
     def _ask(
@@ -679,11 +671,11 @@ class Engine:
             for bar, forecast, is_finite in decided:
                 state = owner.states[bar.instrument]
                 regime, cell = state.regimes.regime, state.regimes.cell
-                account = self.broker.own if owner.member is None else owner.member.account
+                account = self.broker.account if owner.member is None else owner.member.account
                 context = state.ask_with(bar, forecast, account, is_finite=is_finite)
                 if state.regimes.regime is not regime or state.regimes.cell != cell:
                     self.broker.save = Save.NOW
-                if state.lookback.is_warm(state.history):
+                if state.lookback.is_warm(state.market):
                     pending[state.market.instrument.symbol] = state, context
             if owner.ask(pending):
                 self.broker.save = Save.NOW
@@ -715,8 +707,8 @@ class Engine:
             assert isinstance(state.strategy, NetStrategy)
             state.ahead, state.strategy.signal = None, answers.signal
         decision = state.decide(
-            bar, prediction, broker.own, is_running=is_running, is_finite=is_finite,
-            nets=answers.wishes.targets, sizes=answers.sizes,
+            bar, prediction, broker.account, is_running=is_running, is_finite=is_finite,
+            wishes=answers.wishes,
         )  # fmt: skip
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.broker.save = Save.NOW
@@ -758,7 +750,7 @@ class Engine:
             routed = RouteResult(None, {})
         else:
             if isinstance(intent, Intent) and intent.ends_lists:
-                wishes = wishes.closed(intent, broker.own.owners)
+                wishes = wishes.closed(intent, broker.account.owners)
             routed = broker.route(intent, wishes, bar, at_ms)
             decision = state.unfilled(decision, routed.refusal)
         if broker.shadows and decision.refused_by not in INTEGRITY:
@@ -766,10 +758,10 @@ class Engine:
         done = broker.take()
         if done.orders and self.risk.active:
             self.risk.count_orders(done.orders, at_ms)
-        if not broker.beside:
+        if not broker.others:
             return BarOutcome(decision, prediction, done.orders)
         observed, decided_ms = self._observed.get(key), bar.open_time_ms
-        shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
+        shown = partial(Shadows.steps, fills=filled.of_others, positions=observed)
         twins = (
             *shown(broker.sides, key, decided_ms=decided_ms),
             *self._member_steps(key, (filled, done), decision, of_members, wishes, routed),
@@ -801,8 +793,8 @@ class Engine:
             self.failures_stored = failed
             self.broker.save = Save.NOW
         intents = [of_member.intent for _, of_member in self._on[key]]
-        wishes, signal = self._netted(bar, self.broker.own, intents, decisions, at_ms)
-        return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
+        wishes, signal = self._netted(bar, self.broker.account, intents, decisions, at_ms)
+        return MemberAnswers(decisions, wishes, signal)
 
     def _netted(
         self,
@@ -841,11 +833,6 @@ class Engine:
             price = divide_half_even(quote.bid + quote.ask, 2)
         return Wishes(intents, net, price), net_signal(net, reasons)
 
-    def _reach(self, bar: Bar, wishes: Wishes) -> Mapping[PositionSide | None, int]:
-        """Return the largest positions to which *wishes* could lead; none where no limit asks."""
-        lines = self.broker.own.lines_of(bar.instrument) if self.risk.active else ()
-        return {line.book.side: wishes.reach(line) for line in lines}
-
     def _member_steps(
         self,
         key: str,
@@ -859,7 +846,7 @@ class Engine:
         twins: list[TwinStep] = []
         filled, done = both
         refusals, refused_by = routed.refusals, decision.refused_by
-        are_filled = filled.beside or done.beside
+        are_filled = filled.of_others or done.of_others
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
             name, account = member.name, member.account
             refusal, confirms, is_asked = None, False, name in refusals
@@ -872,7 +859,7 @@ class Engine:
             decided = of_member.unfilled(wished, refusal) if is_asked else wished
             fills: tuple[Fill, ...] = ()
             if are_filled:
-                fills = (*filled.beside.get(name, ()), *done.beside.get(name, ()))
+                fills = (*filled.of_others.get(name, ()), *done.of_others.get(name, ()))
             twins.append(
                 TwinStep(
                     name,
@@ -914,7 +901,7 @@ class Engine:
                 if name in state.strategy.twins:
                     wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
                     if wish is not None:
-                        self.broker.submit(wish, bar, at_ms, shadow=name)
+                        self.broker.route(wish, NO_WISHES, bar, at_ms, shadow=name)
                 continue
             wanted = [
                 self.shadows[member.name].wish(
@@ -1017,7 +1004,7 @@ class Engine:
         return {
             key: bar.close
             for key, market in self.markets.items()
-            if (bar := market.history.last_bar) is not None
+            if (bar := market.last_bar) is not None
         }
 
     def _change_instrument(self, instrument: Instrument) -> None:
@@ -1082,13 +1069,13 @@ class Engine:
         orders, twins = outcome.orders, outcome.twins
         if filled is None:
             filled = self._take()
-        position, account, entries = broker.own.report(instrument)
+        position, account, entries = broker.account.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        is_shown = filled.beside or self.is_hedged or type(event) is Funding
+        is_shown = filled.of_others or self.is_hedged or type(event) is Funding
         if not twins and instrument is not None and is_shown:
             observed = self._observed.get(instrument)
-            twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
+            twins = Shadows.steps(broker.others, instrument, filled.of_others, positions=observed)
         sequence = self.sequence
         state: bytes | None = None
         if self.declared and type(event) is Bar and self._has_declared(event.instrument):

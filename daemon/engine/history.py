@@ -1,15 +1,16 @@
-"""``InstrumentHistory``: what decisions on an instrument look back on; regimes and outcomes."""
+"""``InstrumentState``: the past, the prices and the regime of one instrument; outcomes."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, MeanRange
+from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.engine.state import EngineSettings, MemberTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
@@ -22,6 +23,7 @@ from tracepaper.strategies.api.timeframes import (
     open_frames_ms,
 )
 from tracepaper.strategies.corporate_actions import adjusted_bar
+from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import (
     YARDSTICK_MEMORY,
     GateEvaluator,
@@ -44,8 +46,12 @@ from tracepaper.strategies.types.market import (
     Depths,
     FrameBar,
     Instrument,
+    Quote,
 )
 from tracepaper.strategies.units import DAY_MS, interval_start
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.engine.instrument_state import MemberState
 
 OUTCOMES_KEPT: Final = 64
 """ForecastOutcomes remembered at a time; reasons without end must not fill the memory."""
@@ -84,7 +90,7 @@ class Lookback:
             MeanRange.of_day(settings.interval_ms).bars + 1 if exits and exits.uses_atr else 0,
         )
 
-    def is_warm(self, history: InstrumentHistory) -> bool:
+    def is_warm(self, history: InstrumentState) -> bool:
         """Return whether the last bars are known in *history* that the strategy looks back on."""
         if history.bars < self.warmup:
             return False
@@ -94,7 +100,7 @@ class Lookback:
             history.frames[name].reaches(count) for name, count in self.frames.items()
         )
 
-    def warm_bars(self, history: InstrumentHistory) -> int:
+    def warm_bars(self, history: InstrumentState) -> int:
         """Return the bars that are known, for the gate ``warm``.
 
         What a timeframe lacks is lacking too.
@@ -105,25 +111,30 @@ class Lookback:
         return bars if bars < needed else needed  # noqa: FURB136 - without a call, at every bar
 
 
-class InstrumentHistory:
-    """Bars, higher timeframes and order books of one instrument, as far as decisions depend on it.
+class InstrumentState:
+    """What all that decide on one instrument share: its past, its prices, its regime.
 
-    Memory is finite: a start that is fed as many bars again knows the same.
+    Of bars, higher timeframes and order books it keeps what decisions depend on. Memory is finite:
+    a start that is fed as many bars again knows the same.
     """
 
     def __init__(
         self,
         instrument: Instrument,
         lookbacks: Sequence[Lookback],
-        settings: EngineSettings,
-        *,
-        books: int,
-        judges_bars: bool,
+        every: Sequence[MemberTerms],
     ) -> None:
-        """Keep what *lookbacks* look back on, and *books*; *judges_bars* adds the usual range."""
+        """Keep what *lookbacks* look back on; *every* are the terms of the account and members."""
+        account, models = every[0], [of.settings.model for of in every]
+        settings, books = account.settings, account.strategies[instrument.id].books
         self._base_ms, self._calendar = settings.interval_ms, settings.calendar
-        self._instrument, self._lookbacks = instrument, lookbacks
-        self._tick = instrument.tick_size
+        self.instrument, self.lookbacks = instrument, lookbacks
+        self.deciders: list[MemberState] = []
+        self.regimes = RegimeTracker(models, settings.hysteresis)
+        self.quote: Quote | None = None  # the newest, believed or not
+        self.belief = PriceBelief(
+            self, ranges=settings.usual_ranges, agree_ms=settings.agree_within_ms
+        )
         self.last_bar: Bar | None = None
         self._needed = max(lookback.needed for lookback in lookbacks)
         self.bars = 0
@@ -144,23 +155,27 @@ class InstrumentHistory:
         if instrument.category is Category.STOCK:
             self._recent = deque(maxlen=self.reach)
         # What gates ask about the newest bar.
+        judges_bars = any(plausible.name in of.gates[instrument.id].gate_set.gates for of in models)
         self.plausibility = Plausibility() if judges_bars else None
         self.missing_bars, self.plausible = 0, 0.0
 
     def _new_frames(self) -> dict[str, TimeframeAggregator]:
         """Return each timeframe, as far back as any lookback goes."""
         wanted: dict[str, int] = {}
-        for lookback in self._lookbacks:
+        for lookback in self.lookbacks:
             for name, count in lookback.frames.items():
                 wanted[name] = max(count, wanted.get(name, 0))
         sessions = None if self._calendar is None else self._calendar.sessions
         return {
-            name: TimeframeAggregator(self._instrument, name, self._base_ms, count, sessions)
+            name: TimeframeAggregator(self.instrument, name, self._base_ms, count, sessions)
             for name, count in wanted.items()
         }
 
     def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it: as if fed anew so."""
+        """Take the bars before a split as those of the shares after it: as if fed anew so.
+
+        See docs/stocks.md, K21.
+        """
         assert self._recent is not None
         bars = [adjusted_bar(action, bar) for bar in self._recent]
         self._recent.clear()
@@ -172,17 +187,39 @@ class InstrumentHistory:
         if self.plausibility is not None:
             self.plausibility = Plausibility()
         for bar in bars:
-            self.observe(bar)
+            self._take_bar(bar)
         self.day_range.adjust(action)
+        for decider in self.deciders:
+            decider.adjust(action)
 
     def change(self, instrument: Instrument) -> None:
-        """Use the exchange's new filters."""
-        self._tick = instrument.tick_size
+        """Use the exchange's new filters; decimals stay for as long as a run lasts."""
+        self.instrument = instrument
+        for decider in self.deciders:
+            decider.change(instrument)
+
+    def forget_passing(self) -> None:
+        """Drop what a restarted process does not know: prices and order books."""
+        self.quote = None
+        self.belief.forget()
+        if self.books is not None:
+            self.books.forget()
+
+    def doubt_of(self, depths: Depths) -> str | None:
+        """Say which of the order books of *depths* are not believed yet; None where none are."""
+        return None if self.books is None else self.belief.doubt_of(self.books.books_of(depths))
 
     # ------------------------------------------------------------ a bar
 
     def observe(self, bar: Bar) -> None:
-        """Take in the next closed bar."""
+        """Take in the next closed bar, once."""
+        before = self.last_bar
+        self._take_bar(bar)
+        if self.books is not None:
+            self.belief.hide_false(self.books, bar, before)
+        self.day_range.push(bar)
+
+    def _take_bar(self, bar: Bar) -> None:
         last = self.last_bar
         self.missing_bars = 0
         if last is not None:
@@ -207,7 +244,7 @@ class InstrumentHistory:
         """
         self.missing_bars, plausible = 0, self.plausible
         judge = None if self.plausibility is None else self.plausibility.add
-        tick, records = self._tick, (record.append for record in self._records)
+        tick, records = self.instrument.tick_size, (record.append for record in self._records)
         shows = [*records, self.day_range.push, *observers]
 
         def take(bar: Bar) -> float:
@@ -222,7 +259,7 @@ class InstrumentHistory:
         return take
 
     def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
-        self.plausible = plausibility.add(bar, self._tick)
+        self.plausible = plausibility.add(bar, self.instrument.tick_size)
         if self._splits is not None and self._is_split(self._splits, bar):
             self.plausible = math.nan  # in usual ranges of other shares it means nothing
 
@@ -267,7 +304,7 @@ class InstrumentHistory:
 
     def warm_at(self, now_ms: int) -> int | None:
         """Return when all will be known that is looked back on; None where it is, at *now_ms*."""
-        if self.is_full and self._lookbacks[0].is_warm(self):
+        if self.is_full and self.lookbacks[0].is_warm(self):
             return None
         bars_ms = now_ms + (self._needed - self.bars) * self._base_ms
         frames = (frame.warm_at(now_ms) for frame in self.frames.values() if not frame.is_warm)
@@ -282,7 +319,7 @@ class InstrumentHistory:
             return self.plausibility.doubled_median
         yardstick = Plausibility()
         for bar in reversed(self.day_range.last(YARDSTICK_MEMORY)):
-            yardstick.add(bar, self._tick)
+            yardstick.add(bar, self.instrument.tick_size)
         return yardstick.doubled_median
 
     # ------------------------------------------------------------ what a start has to feed again
@@ -346,12 +383,12 @@ class RegimeTracker:
 class ForecastOutcomes:
     """What became of the decisions: the newest one, and outcomes that may come again."""
 
-    __slots__ = ("_known", "newest", "restored")
+    __slots__ = ("_outcomes", "newest", "restored")
 
     def __init__(self) -> None:
         self.newest: Decision | None = None  # the newest decision that was not a repetition
         self.restored: DecisionOutcome | None = None  # of the last decision before a start
-        self._known: dict[OutcomeKey, DecisionOutcome] = {}
+        self._outcomes: dict[OutcomeKey, DecisionOutcome] = {}
 
     @property
     def verdict(self) -> DecisionOutcome | None:
@@ -361,7 +398,7 @@ class ForecastOutcomes:
     def forget(self) -> None:
         """Forget all but the verdict: another model's gates judge from now on."""
         self.restored, self.newest = self.verdict, None
-        self._known = {}
+        self._outcomes = {}
 
     def of(
         self,
@@ -390,11 +427,11 @@ class ForecastOutcomes:
         ):
             return last
         key = action, reason, passed, regime, cell, factor
-        outcome = self._known.get(key)
+        outcome = self._outcomes.get(key)
         if outcome is None:
-            if len(self._known) >= OUTCOMES_KEPT:
-                self._known.clear()
-            outcome = self._known[key] = DecisionOutcome(
+            if len(self._outcomes) >= OUTCOMES_KEPT:
+                self._outcomes.clear()
+            outcome = self._outcomes[key] = DecisionOutcome(
                 action, reason, refused is None, refused, evaluator.gate_set, passed, regime,
                 regime_cell=cell, size_factor=factor,
             )  # fmt: skip

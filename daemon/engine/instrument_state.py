@@ -1,26 +1,24 @@
-"""``InstrumentState``: past and prices of one instrument; ``MemberState``: who decides on it."""
+"""``MemberState``: how one strategy decides on one instrument."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from math import nan
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import ENTRIES, OPENS, SIDE_OF, Intent
 from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.broker.broker import NO_WISHES, Wishes
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import (
     ForecastOutcomes,
-    InstrumentHistory,
-    Lookback,
-    RegimeTracker,
+    InstrumentState,
 )
-from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.engine.risk import GateJudgement, RiskWatch
 from tracepaper.daemon.engine.state import (
     INTEGRITY,
@@ -34,7 +32,6 @@ from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
     InstrumentContext,
-    Note,
     OrderRequest,
     Orders,
     Signal,
@@ -43,7 +40,6 @@ from tracepaper.strategies.api.context import (
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, SizingAccount
 from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, Strategy
 from tracepaper.strategies.errors import StrategyFailed
-from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import is_finite_forecast
 from tracepaper.strategies.gates.gate import refusal
 from tracepaper.strategies.types.decisions import (
@@ -58,9 +54,7 @@ from tracepaper.strategies.types.market import (
     Bar,
     Category,
     CorporateAction,
-    Depths,
     Instrument,
-    Quote,
     Side,
 )
 
@@ -80,80 +74,7 @@ NO_SIDE: Final = (
 )
 
 
-class LookAhead(NamedTuple):
-    """What is shown a bar before its step, and then asked about it, once a bar each."""
-
-    observe: Callable[[Bar], None] | None  # None where neither strategy nor sizer looks
-    repeats: Callable[[Bar], bool]  # whether its step will repeat the one before, but for the note
-
-
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
-
-
-class InstrumentState:
-    """What all that decide on one instrument share: its past, its prices, its regime."""
-
-    def __init__(
-        self,
-        instrument: Instrument,
-        lookbacks: Sequence[Lookback],
-        every: Sequence[MemberTerms],
-    ) -> None:
-        """Keep what *lookbacks* look back on; *every* are the terms of the account and members."""
-        key, settings = instrument.id, every[0].settings
-        models = [of.settings.model for of in every]
-        self.instrument = instrument
-        self.history = InstrumentHistory(
-            instrument,
-            lookbacks,
-            settings,
-            books=every[0].strategies[key].books,
-            judges_bars=any(plausible.name in of.gates[key].gate_set.gates for of in models),
-        )
-        self.regimes = RegimeTracker(models, settings.hysteresis)
-        self.quote: Quote | None = None  # the newest, believed or not
-        self.belief = PriceBelief(
-            instrument,
-            self.history,
-            ranges=settings.usual_ranges,
-            agree_ms=settings.agree_within_ms,
-        )
-        self.lookbacks, self.deciders = lookbacks, list[MemberState]()
-
-    def change(self, instrument: Instrument) -> None:
-        """Use the exchange's new filters; decimals stay for as long as a run lasts."""
-        self.instrument = instrument
-        self.history.change(instrument)
-        self.belief.change(instrument)
-        for decider in self.deciders:
-            decider.change(instrument)
-
-    def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it; see docs/stocks.md, K21."""
-        self.history.adjust(action)
-        for decider in self.deciders:
-            decider.adjust(action)
-
-    def forget_passing(self) -> None:
-        """Drop what a restarted process does not know: prices and order books."""
-        self.quote = None
-        self.belief.forget()
-        if self.history.books is not None:
-            self.history.books.forget()
-
-    def observe(self, bar: Bar) -> None:
-        """Take in *bar*, once."""
-        history = self.history
-        before = history.last_bar
-        history.observe(bar)
-        if history.books is not None:
-            self.belief.hide_false(history.books, bar, before)
-        history.day_range.push(bar)
-
-    def doubt_of(self, depths: Depths) -> str | None:
-        """Say which of the order books of *depths* are not believed yet; None where none are."""
-        books = self.history.books
-        return None if books is None else self.belief.doubt_of(books.books_of(depths))
 
 
 class MemberState:
@@ -178,7 +99,7 @@ class MemberState:
         self.lookback = lookback = market.lookbacks[len(market.deciders)]
         market.deciders.append(self)  # the account's first, then those of its members
         self.market, self.member = market, member
-        self.history, self.regimes = market.history, market.regimes
+        self.regimes = market.regimes
         self.strategy = strategy
         self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
         self.declared = DeclaredState.of(strategy)
@@ -197,8 +118,7 @@ class MemberState:
         self._sees_account = strategy.sees_account
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
-        # What several strategies want of each position together; else empty.
-        self._nets: Mapping[PositionSide | None, int] = {}
+        self._wishes = NO_WISHES  # of several strategies
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal
 
@@ -248,21 +168,19 @@ class MemberState:
         *,
         is_running: bool,
         is_finite: bool | None,
-        nets: Mapping[PositionSide | None, int] = {},
-        sizes: Mapping[PositionSide | None, int] = {},
+        wishes: Wishes = NO_WISHES,
     ) -> Decision:
         """Return what is decided for *account* at the close of *bar*, which was observed.
 
         ``intent`` is what the account is then asked for. *is_finite* says whether the model's
-        numbers were, None where there are none. *nets* are what several strategies want of each
-        position together, to *sizes* of which, unsigned, their lists of orders could lead.
+        numbers were, None where there are none. *wishes* are those of several strategies.
         """
-        self._nets = nets
-        bars = self.lookback.warm_bars(self.history)
+        self._wishes = wishes
+        bars = self.lookback.warm_bars(self.market)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         prepared, self._context = self._context, None
         context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
-        return self._judge(self._signal(context), bar, context.forecast, account, sizes)
+        return self._judge(self._signal(context), bar, context.forecast, account)
 
     def _judge(
         self,
@@ -270,7 +188,6 @@ class MemberState:
         bar: Bar,
         forecast: Forecast | None,
         account: Holdings,
-        sizes: Mapping[PositionSide | None, int],
     ) -> Decision:
         """Return what *signal* comes to for *account*, by the gates.
 
@@ -281,7 +198,7 @@ class MemberState:
         if isinstance(signal, Signal) and signal is not before:
             self._wants_protection = self._exits is not None or is_protected(signal)
         if gates.risk.active:
-            self._see_signal(signal, bar, forecast, account, sizes)
+            self._see_signal(signal, bar, forecast, account)
         measures, passed = gates.evaluator.judge(gates.inputs)
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
         intent: Intent | Orders
@@ -301,7 +218,8 @@ class MemberState:
         # bar that no gate holds, HOLD included: HOLD leaves the last target standing.
         is_held = refused is not None and action is Action.HOLD
         self.intent = None if is_held else intent
-        decision = self.outcomes.newest = Decision(outcome, target, measures, _kept(signal.note))
+        note = None if signal.note is None else dict(signal.note)
+        decision = self.outcomes.newest = Decision(outcome, target, measures, note)
         return decision
 
     def allowed_of(
@@ -345,9 +263,9 @@ class MemberState:
         In hedge mode it has an intent of each side: of the one that *signal* names, and of the
         other, which a portfolio closes: its signal is the whole weight of the instrument.
         """
-        if self._nets:
+        if nets := self._wishes.targets:
             why = None if refused is None else Signal(Action.HOLD, refusal(refused))
-            return self.net_intent(why or signal, self._nets, account, bar.instrument)
+            return self.net_intent(why or signal, nets, account, bar.instrument)
         if not account.sides:
             expires = refused not in INTEGRITY and self._expired(bar, account)
             return self._follow(
@@ -508,20 +426,23 @@ class MemberState:
             or (self.member is not None and signal.note is not None)  # each bar stores it anew
             or (self._wants_protection and signal.action in ENTRIES)
             or ((orders.others or orders.is_guarded) and signal.action is not Action.HOLD)
-            or not self.history.is_full
+            or not self.market.is_full
         ):
             return None
-        measures, passed = self.gates.judge_next(self.lookback.warm_bars(self.history))
+        measures, passed = self.gates.judge_next(self.lookback.warm_bars(self.market))
         if passed != last.outcome.passed:
             return None
         decision = Decision(last.outcome, last.target_quantity, measures)
         return Repeat(decision, self.gates.evaluator.plausible_at, line.position, {})
 
-    def look_ahead(self, closes: tuple[int, int], repeat: Repeat) -> LookAhead:
+    def look_ahead(
+        self, closes: tuple[int, int], repeat: Repeat
+    ) -> tuple[Callable[[Bar], None] | None, Callable[[Bar], bool]]:
         """Return how to observe bars that follow at once, and to ask about each, before its step.
 
-        The second says whether the step repeats the newest decision; it does not outside *closes*,
-        the lowest and the highest. The sizer is asked only where the close is outside the interval
+        The first is None where neither strategy nor sizer looks. The second says whether the step
+        repeats the newest decision but for the note; it does not outside *closes*, the lowest and
+        the highest. The sizer is asked only where the close is outside the interval
         of prices at which it has kept what is held. Notes are left in *repeat*.
         """
         strategy, sizer, member = self.strategy, self._sizer, self.member
@@ -564,7 +485,7 @@ class MemberState:
                 )
             return True
 
-        return LookAhead(observe, repeats)
+        return observe, repeats
 
     def _asks_again(
         self,
@@ -599,7 +520,7 @@ class MemberState:
         forecast = prediction if isinstance(prediction, Forecast) else None
         if self.strategy.needs_forecast:
             self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
-        history = self.history
+        history = self.market
         view: AccountView | None = None
         if self._sees_account:
             # *bar* has filled, marked and been observed. No other bar of its close is decided yet,
@@ -622,7 +543,7 @@ class MemberState:
             answer, self.ahead, self._answer = self._answer, None, None
             assert answer is not None
             return answer
-        if not self.lookback.is_warm(self.history):
+        if not self.lookback.is_warm(self.market):
             return self.as_allowed(_COLD)
         strategy, member = self.strategy, self.member
         if member is not None:
@@ -659,7 +580,7 @@ class MemberState:
         is_full: bool = False,
     ) -> int:
         """Return the quantity that *signal* asks for; HOLD asks for the standing target."""
-        standing = account.target(bar.instrument)
+        standing, line = account.target(bar.instrument), account.lines_of(bar.instrument)[0]
         if signal.action is Action.HOLD:
             return standing
         sizing = NO_ACCOUNT
@@ -667,8 +588,8 @@ class MemberState:
             equity = account.balance().equity
             sizing = SizingAccount(equity, account.gross_of_others(bar.instrument))
             if self._sizer.by_stop:
-                expected = self._expected(forecast)
-                stop = account.stop_distance(signal, bar, self.history.day_range, expected)
+                expected, day_range = self._expected(forecast), self.market.day_range
+                stop = line.protector.planner.distance(signal, bar.close, day_range, expected)
                 sizing = sizing._replace(stop=stop)
         target = self._sizer.target(
             signal, bar, forecast, standing=standing, account=sizing, is_full=is_full
@@ -677,8 +598,8 @@ class MemberState:
             return target
         if target == standing:
             # All that equity pays for is held: what a gap cut from it is not missing.
-            return account.held(bar.instrument) if account.is_short(bar.instrument) else target
-        return account.affordable(bar.instrument, target, bar.close)
+            return (line.held or target) if line.orders.shortfall else target
+        return line.affordable(target, bar.close)
 
     def _see_signal(
         self,
@@ -686,11 +607,10 @@ class MemberState:
         bar: Bar,
         forecast: Forecast | None,
         account: Holdings,
-        sizes: Mapping[PositionSide | None, int],
     ) -> None:
         """Measure what limits judge of *signal*; in hedge mode both sides count, without signs.
 
-        With lists of several strategies *sizes* are the positions that all could lead to.
+        Of several strategies that is the largest positions to which all wishes could lead.
         """
         if not isinstance(signal, Signal):
             reach, reduces = account.reach(bar.instrument, signal)
@@ -699,16 +619,20 @@ class MemberState:
         key, books = bar.instrument, {book.side: book for book in account.books}
         named = SIDE_OF.get(signal.action) if account.sides else None
         targets = {side: book.target(key) for side, book in books.items()}
+        nets = self._wishes.targets
         judged = {side for side in targets if named in {None, side}}
         for side, book in books.items():
-            if self._nets and signal.action is not Action.HOLD:
-                targets[side] = self._nets[side]
+            if nets and signal.action is not Action.HOLD:
+                targets[side] = nets[side]
             elif side is named:
                 targets[side] = self._target(signal, bar, forecast, book)
             elif self._closes(side, signal.action, signal):
                 targets[side] = 0
-        most = {side: max(abs(target), sizes.get(side, 0)) for side, target in targets.items()}
-        if self._nets:  # which names no side: what changes is judged
+        most = {side: abs(target) for side, target in targets.items()}
+        if nets:  # which names no side: what changes is judged
+            for line in account.lines_of(key):
+                side = line.book.side
+                most[side] = max(most[side], self._wishes.reach(line))
             changed = {
                 side
                 for side, target in targets.items()
@@ -743,7 +667,7 @@ class MemberState:
         if horizon is None or account.target(key) == 0:
             return False
         confirmed_ms = account.confirmed_ms(key)
-        return bool(confirmed_ms) and self.history.bars_between(confirmed_ms, bar) >= horizon
+        return bool(confirmed_ms) and self.market.bars_between(confirmed_ms, bar) >= horizon
 
     def _reduces(self, request: OrderRequest | Cancel) -> bool:
         """Return whether *request* can only bring the position down, or takes an order back."""
@@ -768,10 +692,6 @@ def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
     if (side := request.position_side) is None:
         raise StrategyFailed(NO_SIDE)
     return request if request.side is OPENS[side] else replace(request, reduce_only=True)
-
-
-def _kept(note: Note | None) -> dict[str, float | str | None] | None:
-    return None if note is None else dict(note)
 
 
 def checked(prediction: Prediction) -> tuple[Prediction, bool | None]:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from tracepaper.daemon.broker.book import Holdings
-from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState
+from tracepaper.daemon.engine.history import InstrumentState
+from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
 from tracepaper.strategies.api.context import BarContext, Orders, Signal

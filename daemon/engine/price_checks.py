@@ -27,7 +27,7 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, RATE_DECIMALS, RATE_SCALE, unscaled
 
 if TYPE_CHECKING:
-    from tracepaper.daemon.engine.history import InstrumentHistory
+    from tracepaper.daemon.engine.history import InstrumentState
     from tracepaper.strategies.order_book import Books, OrderBookHistory
 
 USUAL_RANGES: Final = 30.0
@@ -78,10 +78,7 @@ class PriceBelief:
     *agree_ms* apart.
     """
 
-    def __init__(
-        self, instrument: Instrument, state: InstrumentHistory, *, ranges: float, agree_ms: int
-    ) -> None:
-        self._instrument = instrument
+    def __init__(self, state: InstrumentState, *, ranges: float, agree_ms: int) -> None:
         self._state = state
         self._ranges = ranges
         self._agree_ms = agree_ms
@@ -100,12 +97,8 @@ class PriceBelief:
         # was believed last of the source that waits.
         self._newest: dict[type, Price] = {}
         self._held: dict[type, Quote | Mark] = {}
-        self._own: dict[type, Quote | Mark] = {}
+        self._believed: dict[type, Quote | Mark] = {}
         self._announced: Mark | None = None  # the newest whose ticker announced an absurd rate
-
-    def change(self, instrument: Instrument) -> None:
-        """Use the exchange's new filters."""
-        self._instrument = instrument
 
     # ------------------------------------------------------------ what the feed asks
 
@@ -167,7 +160,7 @@ class PriceBelief:
             return rate is not None
         before = announced.funding_rate
         assert before is not None
-        is_other = 2 * abs(rate - before) > largest_rate(self._instrument)
+        is_other = 2 * abs(rate - before) > largest_rate(self._state.instrument)
         return is_other or mark.market_ms - announced.market_ms >= HOUR_MS // 2
 
     # ------------------------------------------------------------ what the engine does
@@ -188,7 +181,7 @@ class PriceBelief:
 
     def belief_in_rate(self, funding: Funding) -> tuple[bool, str | None]:
         """Return whether the rate of a settlement is believed, and why; None where it is usual."""
-        most = largest_rate(self._instrument)
+        most = largest_rate(self._state.instrument)
         if abs(funding.rate) <= most:
             return True, None
         rate = _percent_of_rate(funding.rate)
@@ -260,7 +253,7 @@ class PriceBelief:
     def _own_before(self, price: Quote | Mark) -> Quote | Mark | None:
         """Return the last believed price of the same source, if it is not old."""
         kind = type(price)
-        last = self._own.get(kind) if kind in self._held else self._newest.get(kind)
+        last = self._believed.get(kind) if kind in self._held else self._newest.get(kind)
         if not isinstance(last, kind) or price.market_ms - last.market_ms > OWN_MS:
             return None
         return last
@@ -282,7 +275,7 @@ class PriceBelief:
             if not is_believed:
                 self._held[type(price)] = price
                 if last is not None:
-                    self._own[type(price)] = last
+                    self._believed[type(price)] = last
         if isinstance(price, Mark) and price.funding_rate is not None:
             self._announced = price
         self._newest[type(price)] = price
@@ -315,7 +308,7 @@ class PriceBelief:
             self._yardstick = 0.0
             self._low, self._high = 0, 2**63
             return
-        usual = max(usual, 2 * self._instrument.tick_size)
+        usual = max(usual, 2 * self._state.instrument.tick_size)
         self._yardstick = usual / sqrt(max(bar.interval_ms / MINUTE_MS, 1.0))
         self._move(2 * bar.close, bar.close_time_ms)
 
@@ -397,7 +390,7 @@ class PriceBelief:
         return f"{shown.source} {self._price(shown.doubled)}"
 
     def _price(self, doubled: int) -> str:
-        return unscaled(doubled * 5, self._instrument.price_decimals + 1)
+        return unscaled(doubled * 5, self._state.instrument.price_decimals + 1)
 
 
 def _doubled(price: Quote | Mark) -> int:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.strategies.gates.declared import (
     risk_cooldown,
     risk_daily_loss,
@@ -45,8 +44,7 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.book import Holdings
-    from tracepaper.daemon.engine.history import RegimeTracker
-    from tracepaper.daemon.engine.instrument_state import InstrumentState
+    from tracepaper.daemon.engine.history import InstrumentState, RegimeTracker
     from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 
 TRADING: Final = "Trading"
@@ -201,25 +199,17 @@ class RiskWatch:
         before = state.hour_orders if state.hour == hour else 0
         self.state = replace(state, hour=hour, hour_orders=before + sent)
 
-    def _count_trade(self, market_ms: int) -> None:
-        state, day = self.state, self._day_at(market_ms)
-        traded = state.day_trades if state.trades_day == day else 0
-        self.state = replace(state, trades_day=day, day_trades=traded + 1)
-
-    def count_fills(self, entries: Sequence[FillEntry]) -> None:
-        """Count what each of the fills of *entries* means."""
-        for entry in entries:
-            self.count_fill(*entry)
-
     def count_fill(self, fill: Fill, order: Order, before: Position, after: Position) -> None:
         """Count what *fill* of *order* means: a trade, a stop, a position closed with a loss.
 
         A trade counts at its first fill, in the day of that fill. *before* and *after* are the
         positions around it. A loss is after fees and funding.
         """
+        key, day = fill.instrument, self._day_at(fill.filled_ms)
         if fill.quantity == order.filled:
-            self._count_trade(fill.filled_ms)
-        key = fill.instrument
+            state = self.state
+            traded = state.day_trades if state.trades_day == day else 0
+            self.state = replace(state, trades_day=day, day_trades=traded + 1)
         if self._cooldown and order.role in STOPS:
             stopped = {**self.state.stopped_ms, key: fill.filled_ms}
             self.state = replace(self.state, stopped_ms=stopped)
@@ -231,7 +221,7 @@ class RiskWatch:
             self.state = replace(self.state, opened_at=opened_at)
         elif after.quantity == 0 or (after.quantity > 0) != (before.quantity > 0):
             earned = _earned(after) - opened_at.get(key, 0)
-            state, day = self.state, self._day_at(fill.filled_ms)
+            state = self.state
             streak = state.streak if state.streak_day == day else 0
             self.state = replace(
                 state,
@@ -284,9 +274,9 @@ class GateJudgement:
         is_running: bool,
     ) -> None:
         """Lay out *bar* of *market* for the gates, where so many *bars* are known."""
-        inputs, history = self.inputs, market.history
+        inputs = self.inputs
         inputs.running, inputs.bars = is_running, bars
-        inputs.missing_bars, inputs.plausible = history.missing_bars, history.plausible
+        inputs.missing_bars, inputs.plausible = market.missing_bars, market.plausible
         inputs.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
         if self._by_quotes:
             inputs.quote_age_ms = _age_ms(market.quote, bar)
@@ -335,7 +325,7 @@ class GateJudgement:
             inputs.gross = notional + account.gross_of_others(bar.instrument)
         if self._by_quotes and (quote := market.quote) is not None:
             inputs.spread_bp = 20_000 * (quote.ask - quote.bid) / (quote.ask + quote.bid)
-        if (plausibility := market.history.plausibility) is not None:
+        if (plausibility := market.plausibility) is not None:
             inputs.range_bp = plausibility.range_bp()
         self.risk.measure(
             inputs,

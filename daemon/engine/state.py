@@ -484,7 +484,7 @@ class Restart:
     def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
         """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
         engine = self._engine
-        account: Any = engine.broker.own
+        account: Any = engine.broker.account
         stored: Any = state.shares
         if stored is not None and parts_of(state).keys() == account.parts.keys():
             engine.shared_out = stored.shared_out
@@ -514,11 +514,11 @@ class Restart:
 
     def recall_frame(self, event: FrameBar | Depths) -> None:
         """Take in a candle of a higher timeframe, or order books, that the run already holds."""
-        self._engine.markets[event.instrument].history.take(event)
+        self._engine.markets[event.instrument].take(event)
 
     def recall_range(self, bar: Bar) -> None:
         """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""
-        self._engine.markets[bar.instrument].history.day_range.push(bar)
+        self._engine.markets[bar.instrument].day_range.push(bar)
 
     def repeat(self, event: Event) -> None:
         """Take in an *event* whose step is known: it causes nothing.
@@ -529,7 +529,7 @@ class Restart:
         engine = self._engine
         match event:
             case Bar():
-                last = engine.markets[event.instrument].history.last_bar
+                last = engine.markets[event.instrument].last_bar
                 if last is None or event.open_time_ms > last.open_time_ms:
                     engine.recall(event)
                     engine.broker.warm_up(event)

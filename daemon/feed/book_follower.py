@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
-from tracepaper.daemon.broker.book_watch import BookWatch
+from tracepaper.daemon.broker.book_matching import BookWatch
 from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.config.loading import Config
 from tracepaper.strategies.order_book import SILENT_MS

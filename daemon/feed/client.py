@@ -14,12 +14,12 @@ from decimal import Decimal
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import structlog
 from msgspec import Struct, field
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config import values
 from tracepaper.daemon.feed.book_follower import LiveBook, ReadFrame
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.errors import Fatal, FeedStale, Recoverable
 from tracepaper.strategies.types.market import (
@@ -45,7 +45,7 @@ T = TypeVar("T")
 WaitObserver = Callable[[str, float], None]
 """Is called with the name and the seconds of each wait."""
 
-log = structlog.get_logger("bybit")
+log = Logger("bybit")
 
 
 def ignore_wait(_name: str, _seconds: float) -> None:

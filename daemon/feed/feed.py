@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
-import structlog
 from msgspec import structs
 
 from tracepaper.daemon.clock import Clock
@@ -42,6 +41,7 @@ from tracepaper.daemon.feed.state import (
     Price,
 )
 from tracepaper.daemon.feed.warming import WarmUpTurns
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
@@ -59,7 +59,7 @@ from tracepaper.strategies.units import interval_start
 QUEUE_LIMIT: Final = 10_000
 GATHER_INTERVALS_MOST: Final = 0.5
 """Of market time: where the exchange's time is quick, `market.gather_ms` would be many bars."""
-log = structlog.get_logger("bybit.feed")
+log = Logger("bybit.feed")
 
 CANCEL_AGAIN_S: Final = 2.0
 """Wall time until a task that has not ended is cancelled again; one that closes takes a second."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Final
 
-import structlog
 from msgspec import Struct, structs
 
 from tracepaper.daemon.clock import Clock
@@ -20,6 +19,7 @@ from tracepaper.daemon.feed.client import (
     MarketDataClient,
 )
 from tracepaper.daemon.feed.state import FeedState
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Funding, Gap, GapCause, Instrument, InstrumentChange
 from tracepaper.strategies.units import DAY_MS, MONEY_LIMIT, interval_start
@@ -82,7 +82,7 @@ RESAMPLE_S: Final = 1.0
 UNDER_WAY_S_MAX: Final = 10.0
 """An answer was under way no longer than this, however long the retries before it took."""
 
-log = structlog.get_logger("bybit.feed")
+log = Logger("bybit.feed")
 
 
 class _TimeSample(Struct, frozen=True):

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from itertools import groupby
 from typing import Final, NamedTuple, TypeVar, assert_never
 
-import structlog
 from msgspec import Struct, structs
 
 from tracepaper.daemon.clock import Clock
@@ -25,6 +24,7 @@ from tracepaper.daemon.feed.state import (
     Price,
     stretches,
 )
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.types.market import (
     BY_REST,
     Bar,
@@ -267,7 +267,7 @@ def gap(
 FUNDING_WAIT_S: Final = 0.5
 """How long, network time, the bars of one close wait for settlements that belong before them."""
 
-log = structlog.get_logger("bybit.feed")
+log = Logger("bybit.feed")
 
 Delivered = TypeVar("Delivered", Bar, Gap, Price | Depths)
 

@@ -15,12 +15,12 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from tracepaper.daemon.config.secrets import check_token, is_reference, read_secret
 from tracepaper.daemon.config.sections import HttpSection
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import ConfigInvalid
 
 GUESSES_MOST: Final = 20
@@ -73,7 +73,7 @@ _SIGN_IN_POLICY: Final = (
     f"'sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}'"
 )
 
-log = structlog.get_logger("http")
+log = Logger("http")
 
 
 def tokens_of(section: HttpSection, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -19,7 +19,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
-import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
@@ -37,6 +36,7 @@ from tracepaper.daemon.http.entrance import (
     unauthorized,
 )
 from tracepaper.daemon.http.peer import user_of
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
@@ -57,7 +57,7 @@ GUARDS: Final = {
 }
 """Headers of every answer, errors among them; a handler may set its own policy."""
 
-log = structlog.get_logger("http")
+log = Logger("http")
 
 
 class ConnectionLimits:

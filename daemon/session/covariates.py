@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.loop import Worker, events_of
 from tracepaper.storage.covariates import (
     CovariateFile,
@@ -49,7 +49,7 @@ VECTORS: Final = "vectors"
 AS_EVENTS: Final = "events"
 """What stands there for covariates that are events of the run."""
 
-log = structlog.get_logger("vectors")
+log = Logger("vectors")
 
 
 class RunCovariates:

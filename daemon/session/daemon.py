@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-import structlog
 from msgspec.structs import replace
 
 from tracepaper.daemon.bybit.client import BybitClient
@@ -40,6 +39,7 @@ from tracepaper.daemon.http.server import (
     HttpServer,
     MountedPage,
 )
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import (
     margin_rules,
     margin_warnings,
@@ -112,7 +112,7 @@ BLOCKED: Final = "another process holds the database's write lock"
 BLOCKED_LOG_EVERY_S: Final = 60.0
 BLOCKED_DECLARED_S: Final = 30.0
 
-log = structlog.get_logger("daemon")
+log = Logger("daemon")
 
 
 class Daemon:

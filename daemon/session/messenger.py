@@ -17,12 +17,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-import structlog
-
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import is_reference, read_secret
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.apprise_worker import Delivery, Message
 from tracepaper.daemon.session.child import (
     ChildFailed,
@@ -52,7 +51,7 @@ END_S: Final = 10.0
 MINUTE_S: Final = 60.0
 NEEDED_BY: Final = "[notify] addresses"
 
-log = structlog.get_logger("notify")
+log = Logger("notify")
 
 
 def check_notify(section: NotifySection, environment: Mapping[str, str] = os.environ) -> None:

@@ -11,13 +11,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
-
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     VECTORS,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
 
 
-log = structlog.get_logger("model")
+log = Logger("model")
 
 
 def make_orderbook(config: Config) -> OrderBookStrategy:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import ChildFailed, ChildProcess, ScheduledJob, TimeLimits
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Run, Step
@@ -28,7 +28,7 @@ OFF: Final = "off"
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "parity")
 """The process that replays: the command that does the same by hand."""
 
-log = structlog.get_logger("parity")
+log = Logger("parity")
 
 
 class DailyParity(ScheduledJob):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 from msgspec.structs import asdict, replace
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.book_follower import LEVELS
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import END_S, WELL_S, ChildProcess, Companion, TimeLimits, keep
 from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.errors import ConfigInvalid
@@ -29,7 +29,7 @@ NICE: Final = 5
 """The niceness of the process: after the daemon, before what may wait."""
 PROBE_BYTES: Final = 64 * 1024
 
-log = structlog.get_logger("recording")
+log = Logger("recording")
 
 
 def file_of(folder: Path, symbol: str) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import posting_account
@@ -21,6 +20,7 @@ from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, parts_of, sides_of
 from tracepaper.daemon.feed.maintenance import rescaled
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
@@ -62,7 +62,7 @@ from tracepaper.strategies.units import MONEY_DECIMALS, scaled
 if TYPE_CHECKING:
     from tracepaper.storage.audit import ResumePoint, SqlAuditLog
 
-log = structlog.get_logger("daemon")
+log = Logger("daemon")
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrum
 def reach_of(engine: Engine, context: int) -> RunLookback:
     """Return how far the decisions of *engine* look back, with a model of *context* bars, or 0."""
     return RunLookback(
-        {key: max(market.history.lookback, context) for key, market in engine.markets.items()},
+        {key: max(market.lookback, context) for key, market in engine.markets.items()},
         {key: books for key, of in engine.states.items() if (books := of.strategy.books)},
         context,
         counts=engine.counts,
@@ -364,7 +364,7 @@ def recall_bars(
     actions = actions_of(reader.connection, run, until=until)
     splits = [action for _, action in actions if action.is_split]
     for item in run.instruments:
-        past = engine.markets[item.id].history
+        past = engine.markets[item.id]
         wanted = max(past.reach, 1 if history is None else history.context)
         bars = reader.bars(run.run_id, item.id, max(wanted, past.lookback), until=until)
         bars = [bar_after(splits, bar) for bar in bars]

@@ -17,9 +17,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
-
 from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import working
 
 MICROSECONDS: Final = 1_000_000
@@ -31,7 +30,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 Service = Callable[[], Awaitable[None]]
 
-log = structlog.get_logger("supervisor")
+log = Logger("supervisor")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import structlog
-
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.config.values import SYMBOLS_MAX, plain, symbol_name
 from tracepaper.daemon.feed.client import MarketDataClient, TradedSymbol
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import ScheduledJob
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
@@ -38,7 +37,7 @@ _SHARE: Final = Decimal("0.000001")
 """To so much a volatility is rounded; a turnover to whole units."""
 
 
-log = structlog.get_logger("daemon")
+log = Logger("daemon")
 
 
 class Choice(NamedTuple):

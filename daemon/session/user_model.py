@@ -18,11 +18,11 @@ from types import FunctionType
 from typing import Any, Final
 
 import numpy as np
-import structlog
 from msgspec import to_builtins
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.user_class import (
     Declaration,
     check_declarations,
@@ -65,7 +65,7 @@ CLASS: Final = "class"
 """The kind of model on the card of a user's own class."""
 QUANTILES: Final = 99
 
-log = structlog.get_logger("model")
+log = Logger("model")
 
 Schema = FeatureSchema | FeatureFunction | None
 Rows = NDArray[np.float32]

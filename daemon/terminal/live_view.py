@@ -20,9 +20,8 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Final, TextIO
 
-import structlog
-
 from tracepaper.daemon.clock import Clock, SystemClock
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import import_path
 from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, RunView, Status
 from tracepaper.strategies.gates.declared import late
@@ -43,7 +42,7 @@ PACE_WINDOW_S: Final = 10.0
 MARKS_MAX: Final = 100
 """Marks of the pace that are remembered."""
 
-log = structlog.get_logger("run")
+log = Logger("run")
 
 
 class Pace:

@@ -310,7 +310,7 @@ def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:
         if reader.pruned(reader.stored_run(run_id).run_key) is None:
             return
         for item in replay.instruments:
-            wanted = max(replay.engine.markets[item.id].history.reach, context)
+            wanted = max(replay.engine.markets[item.id].reach, context)
             held = len(reader.bars(run_id, item.id, wanted))
             if held < wanted:
                 raise DataInvalid(

@@ -120,7 +120,7 @@ def run_events(
                     break
     log.flush()
     if count:
-        tally.equity = engine.broker.own.balance().equity
+        tally.equity = engine.broker.account.balance().equity
     tally.progress(tally.bars)
 
 

@@ -321,7 +321,7 @@ def whole_of(config: Config, data: MarketData, mode: str, within_s: float) -> Wh
     engine = replay.engine
     # Bars of higher timeframes that come from files need none of the instrument's own.
     warmups = [
-        remembered(engine.states[key].strategy) if data.frames else market.history.reach
+        remembered(engine.states[key].strategy) if data.frames else market.reach
         for key, market in engine.markets.items()
     ]
     start_ms = replay.run.period_start_ms
@@ -379,7 +379,7 @@ def derive_steps(
         if isinstance(step.event, Bar) and step.decision is not None:
             signal = engine.states[step.event.instrument].signal
             key = step.event.instrument
-            frames, columns = engine.markets[key].history.newest_frames, engine.columns_of(key)
+            frames, columns = engine.markets[key].newest_frames, engine.columns_of(key)
             parts = tuple(
                 None if member.is_empty and not member.failed else member.states[key].signal
                 for member in engine.members

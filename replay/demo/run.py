@@ -13,11 +13,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
-import structlog
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.config.values import NO_MODEL
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.parity import OFF
 from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
@@ -253,7 +253,7 @@ def perform_own(
         config, warnings = _configured(file, served)
         log.configure(level=config.log.level, output=config.log.format)
         for sentence in warnings:
-            structlog.get_logger("demo").warning(sentence)
+            Logger("demo").warning(sentence)
         with live_view(limit=bars, until_ms=served["end_ms"], database=database) as watcher:
             daemon = Daemon(
                 config,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
 
 import msgspec
-import structlog
 from msgspec import Struct
 
+from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.child import (
     ChildFailed,
     ChildProcess,
@@ -51,7 +51,7 @@ IDLE_S: Final = 600.0
 """A child that nobody asked for so long ends, and gives its memory back."""
 FRAME_MAX: Final = 512 << 20
 
-log = structlog.get_logger("page")
+log = Logger("page")
 
 
 class ReplyFrame(NamedTuple):

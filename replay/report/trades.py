@@ -89,17 +89,10 @@ def largest_causes(
     for kind, counts in (("refused", judged), ("unfilled", unfilled)):
         name, count = max(counts, key=lambda pair: pair[1], default=("", 0))
         if count >= max(_WORTH_SAYING * decisions, 1):
-            remedy = (
-                _threshold(name) if kind == "refused" else remedies_for(instruments).get(name, "")
-            )
+            remedy = remedies_for(instruments).get(name, "")
+            if kind == "refused" and isinstance(key := GATES[name].threshold, ThresholdKey):
+                remedy = f"its threshold is [{GATES[name].section}] {key.name}"
             yield LargestCause(kind, name, count, decisions, remedy)
-
-
-def _threshold(gate: str) -> str:
-    threshold = GATES[gate].threshold
-    if not isinstance(threshold, ThresholdKey):
-        return ""
-    return f"its threshold is [{GATES[gate].section}] {threshold.name}"
 
 
 @dataclass(frozen=True)
@@ -183,22 +176,10 @@ class Costs:
     net: float
 
 
-def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger* in the order of their exits.
-
-    Those over an unadjusted split are left out.
-    """
-    split_ms = {
-        name: [int(record.bars[name].open_time_ms[place]) for place, _ in every]
-        for name, every in record.splits.items()
-    }
-    return [
-        ClosedTrade(*_OF_TRADE(row))
-        for row in sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
-        if not any(
-            row["opened_ms"] < at <= row["closed_ms"] for at in split_ms.get(row["instrument"], ())
-        )
-    ]
+def closed_trades(ledger: AccountRecord) -> list[ClosedTrade]:
+    """Return the closed trades of *ledger* in the order of their exits."""
+    rows = sorted(ledger.trades, key=itemgetter("closed_ms", "instrument"))
+    return [ClosedTrade(*_OF_TRADE(row)) for row in rows]
 
 
 _OF_TRADE: Final = itemgetter(*(of.name for of in fields(ClosedTrade)))

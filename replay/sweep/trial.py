@@ -223,7 +223,7 @@ def _carried_out(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
         row = reader.run(run_id)
     equity = record.account.equity[: 1 if record.holds_over_split(record.account) else None]
     return {
-        "figures": headline(record, closed_trades(record, record.account)),
+        "figures": headline(record, closed_trades(record.account)),
         "daily": tuple(metrics.daily_returns(record.times_ms[: equity.size - 1], equity).tolist()),
         "config_sha256": row.config_sha256,
         "strategy_sha256": row.strategy_sha256,

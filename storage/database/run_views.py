@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +14,7 @@ import msgspec
 
 from tracepaper.storage.database.views import TWIN_TRADES, VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.sessions import named_splits
 from tracepaper.strategies.types.market import Category, CorporateAction
 
 if TYPE_CHECKING:
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Condition = str | int | Sequence[str] | Sequence[int]
 """What a column must be equal to; of several values, any."""
-Values = tuple[str | int, ...]
 ANY: Final[Mapping[str, Condition]] = MappingProxyType({})
 BATCH_ROWS: Final = 512
 """Fewer rows than make Python look for garbage: with thousands alive, reading takes half longer."""
@@ -77,8 +80,9 @@ class RunViews:
 
     def twin_trades(self, twin: str) -> list[Row]:
         """Return the closed trades of a shadow account or a strategy, as rows of ``v_trades``."""
-        query = f"SELECT * FROM ({TWIN_TRADES}) WHERE run_id = ? {_order('v_trades')}"
-        rows = self._connection.execute(query, (twin, self.run_id))
+        left_out, values = self._over_splits
+        query = f"SELECT * FROM ({TWIN_TRADES}) WHERE run_id = ?{left_out} {_order('v_trades')}"
+        rows = self._connection.execute(query, (twin, self.run_id, *values))
         return [dict(zip(_COLUMNS["v_trades"], row, strict=True)) for row in rows]
 
     def batches(
@@ -165,7 +169,21 @@ class RunViews:
             marks = ", ".join("?" * len(several))
             parts.append(f"{name} = ?" if marks == "?" else f"{name} IN ({marks})")
             bound += several
-        return " AND ".join(parts), tuple(bound)
+        left_out, values = self._over_splits if view == "v_trades" else ("", ())
+        return " AND ".join(parts) + left_out, (*bound, *values)
+
+    @cached_property
+    def _over_splits(self) -> tuple[str, tuple[str | int, ...]]:
+        """What leaves out trades over an unadjusted split: their profit is of other shares."""
+        query = "SELECT warnings FROM runs WHERE run_id = ?"
+        (warnings,) = self._connection.execute(query, (self.run_id,)).fetchone() or (None,)
+        over = [
+            (f"{Category.STOCK}:{symbol}", split.open_time_ms, split.open_time_ms)
+            for symbol, splits in named_splits(json.loads(warnings or "[]")).items()
+            for split in splits
+        ]
+        condition = " AND NOT (instrument = ? AND opened_ms < ? AND closed_ms >= ?)"
+        return condition * len(over), tuple(chain.from_iterable(over))
 
     @staticmethod
     def _check(view: str, names: Sequence[str]) -> None:

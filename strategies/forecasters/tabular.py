@@ -10,7 +10,7 @@ company.
 Mean, odds and explanation are the network's; the spread of the return is the mixed volatility times
 the factor of the calibration slice. A bar's features are computed once, by the wider of both
 halves' schemas; each half takes its own columns, which are the first. What each half said stands in
-every forecast (``Forecast.further``).
+every forecast (``Forecast.auxiliary``).
 
 The rules are docs/models.md, L36 to L37 and L49.
 """
@@ -283,7 +283,7 @@ class EnsembleForecaster(CheckpointForecaster):
     """
 
     member_shape: ClassVar[tuple[int, int]] = (2, 2)
-    """Members, and the numbers that each says at a horizon in ``Forecast.further``."""
+    """Members, and the numbers that each says at a horizon in ``Forecast.auxiliary``."""
 
     def __init__(
         self,
@@ -417,7 +417,7 @@ def halves(forecast: Forecast) -> Floats:
 
     Empty where one model answered.
     """
-    numbers = np.frombuffer(forecast.further, dtype="<f4").astype(np.float64)
+    numbers = np.frombuffer(forecast.auxiliary, dtype="<f4").astype(np.float64)
     return numbers.reshape(-1, 2, len(forecast.horizons))
 
 

@@ -54,10 +54,10 @@ def margin(forecast: Forecast, at: int) -> float | None:
 
 
 def _of_attention(read: Callable[[Explanation], float | None]) -> ConfidenceInput:
-    def known(forecast: Forecast, at: int) -> float | None:  # noqa: ARG001 - of every horizon
+    def of_explanation(forecast: Forecast, at: int) -> float | None:  # noqa: ARG001 - of every horizon
         return None if forecast.explanation is None else read(forecast.explanation)
 
-    return ConfidenceInput(known, rises=False, of_attention=True)
+    return ConfidenceInput(of_explanation, rises=False, of_attention=True)
 
 
 def _excess(explanation: Explanation) -> float | None:

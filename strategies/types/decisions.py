@@ -112,7 +112,7 @@ class Forecast(Struct, frozen=True, gc=False):
     volatility: tuple[float, ...]  # expected standard deviation of the return to the horizon
     model_id: str
     explanation: Explanation | None = None
-    further: bytes = b""
+    auxiliary: bytes = b""
     """What only some models say, little-endian. Of an ensemble mean return and volatility at each
     horizon of the network, and then of the row model (float32); of a network over several symbols
     what ``strategies.together.SymbolAnswer`` holds (float64); of others nothing."""

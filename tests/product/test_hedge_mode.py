@@ -175,7 +175,7 @@ def test_the_mode_is_switched_without_positions_and_orders_alone(tmp_path: Path)
         given = events(1, 60)
         for at, event in enumerate(given):
             first.feed(event)
-            if at > 10 and any(book.held(ITEM.id) for book in engine.broker.own.books):
+            if at > 10 and any(book.held(ITEM.id) for book in engine.broker.account.books):
                 break
         first.stop()
         with pytest.raises(ConfigInvalid, match="in another position mode, and the exchange"):
@@ -198,11 +198,11 @@ def test_a_flat_account_is_taken_over_with_its_cash_alone(tmp_path: Path) -> Non
     second = Process(path, hedged(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
     engine = second.opened.engine
     assert second.opened.run.parent_run_id == first.opened.run.run_id
-    assert engine.broker.own.cash == cash
-    assert sum(book.cash for book in engine.broker.own.books) == cash
+    assert engine.broker.account.cash == cash
+    assert sum(book.cash for book in engine.broker.account.books) == cash
     second.stop()
     third = Process(path, before, FillModel.NEXT_OPEN)  # and back, flat
-    assert third.opened.engine.broker.own.cash == cash
+    assert third.opened.engine.broker.account.cash == cash
     third.audit.close()
 
 

@@ -50,7 +50,7 @@ class Process(FedProcess):
     def feed(self, event: Event) -> None:
         super().feed(event)
         if self.opened.engine.members:
-            check_account(self.opened.engine.broker.own)
+            check_account(self.opened.engine.broker.account)
 
 
 def events(count: int, *, quotes: bool) -> list[Event]:
@@ -157,18 +157,25 @@ def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path, mode
     stop = 0
     for stop, event in enumerate(given, start=1):
         first.feed(event)
-        if stop > 20 and first.opened.engine.broker.own.held("linear:BTCUSDT"):
+        if stop > 20 and first.opened.engine.broker.account.held("linear:BTCUSDT"):
             break
     first.stop()
     second = Process(path, several(FillModel.NEXT_OPEN, account=account), FillModel.NEXT_OPEN)
     engine = second.opened.engine
     assert second.opened.run.parent_run_id == first.opened.run.run_id
-    assert [part.held("linear:BTCUSDT") for part in engine.broker.own.owners.values()] != [0, 0, 0]
+    assert [part.held("linear:BTCUSDT") for part in engine.broker.account.owners.values()] != [
+        0,
+        0,
+        0,
+    ]
     broker = engine.broker
-    cash = sum(part.subtotal().cash for part in broker.own.owners.values()) + broker.own.reserve
+    cash = (
+        sum(part.subtotal().cash for part in broker.account.owners.values())
+        + broker.account.reserve
+    )
     assert cash == first.steps[-1].account.cash
     second.opened.engine.step(given[stop], None)
-    for line in broker.own.lines_of("linear:BTCUSDT"):
+    for line in broker.account.lines_of("linear:BTCUSDT"):
         assert sum(share.held for share in line.shares) == line.held
     second.audit.close()
 

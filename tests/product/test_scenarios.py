@@ -19,7 +19,7 @@ from recordings import copied, record
 from records import check_record, rows, run_again
 from scenarios import SCENARIOS, Scenario
 
-from tracepaper.daemon.engine.history import InstrumentHistory
+from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles, slice_candles
@@ -131,7 +131,7 @@ CHEAP = pytest.mark.parametrize(
 def scenario(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     chosen = SCENARIOS[request.param]
     if chosen.day_ms != DAY_MS:  # a short run may be pruned: none asks for a day's range
-        monkeypatch.setattr(InstrumentHistory, "lookback", property(lambda of: of.reach))
+        monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
         monkeypatch.setattr(maintenance, "DAY_MS", chosen.day_ms)
     return chosen
 

@@ -212,8 +212,8 @@ class Book:
         world = lives.world
         self.lives, self.world = lives, world
         leverage = None if world.leverage is None else Decimal(world.leverage)
-        self.own = ReferenceLedger(Decimal(world.cash), leverage=leverage)
-        self.known: dict[str, Order] = {}
+        self.reference = ReferenceLedger(Decimal(world.cash), leverage=leverage)
+        self.reported: dict[str, Order] = {}
         self.filled: Counter[str] = Counter()
         self.items = dict(lives.items)
         self.ledger = 0
@@ -227,7 +227,7 @@ class Book:
 
     def learn(self, step: Step) -> None:
         """Take *step* in, and hold it to every law."""
-        event, before = step.event, dict(self.known)
+        event, before = step.event, dict(self.reported)
         if isinstance(event, InstrumentChange):
             self.items[event.instrument.id] = event.instrument
             self.entered.discard(event.instrument.id)  # what was dust may be a whole step now
@@ -274,7 +274,7 @@ class Book:
             self.settled[event.instrument] = event.market_ms
             mark = Decimal(self.marks.get(event.instrument, 0)).scaleb(-2)
             if self.world.category is Category.LINEAR:
-                self.own.funding(event.instrument, mark, Decimal(event.rate).scaleb(-10))
+                self.reference.funding(event.instrument, mark, Decimal(event.rate).scaleb(-10))
 
     # ------------------------------------------------------------ fills
 
@@ -305,18 +305,20 @@ class Book:
     def _book(self, fill: Fill, order: Order) -> None:
         quantity, price = Decimal(fill.quantity).scaleb(-3), Decimal(fill.price).scaleb(-2)
         fee = Decimal(fill.fee).scaleb(-8)
-        held = self.own.of(fill.instrument)
-        before, cash, margin = held.quantity, self.own.cash, held.margin
+        held = self.reference.of(fill.instrument)
+        before, cash, margin = held.quantity, self.reference.cash, held.margin
         if self.world.category is Category.LINEAR:
             is_forced = fill.model is FillModel.LIQUIDATION
             signed = sign_of(fill.side) * quantity
-            self.own.linear(fill.instrument, signed, price, fee, is_forced=is_forced)
-            assert not is_forced or cash - self.own.cash <= margin, "more than its margin was lost"
+            self.reference.linear(fill.instrument, signed, price, fee, is_forced=is_forced)
+            assert not is_forced or cash - self.reference.cash <= margin, (
+                "more than its margin was lost"
+            )
         elif fill.side is Side.BUY:
             of_base = Decimal(fill.fee_base).scaleb(-3)
-            self.own.bought(fill.instrument, quantity, price, of_base)
+            self.reference.bought(fill.instrument, quantity, price, of_base)
         else:
-            self.own.sold(fill.instrument, quantity, price, fee)
+            self.reference.sold(fill.instrument, quantity, price, fee)
         is_dust = abs(held.quantity.scaleb(3)) < self.items[fill.instrument].quantity_step
         if order.role is OrderRole.SIGNAL and not is_dust:
             self.entered.add(fill.instrument)
@@ -391,7 +393,7 @@ class Book:
         assert order.reason, "an order without its reason"
         assert order.eligible_ms >= order.created_ms
         self.met[f"{order.kind} {order.status}"] += 1
-        self.known[order.order_id] = order
+        self.reported[order.order_id] = order
         if order.status is not OrderStatus.REJECTED and before is None:
             self._born(order, step)
         if before is not None and order.role is OrderRole.TRAILING and order.trigger is not None:
@@ -423,7 +425,7 @@ class Book:
                 and order.role is not OrderRole.LIQUIDATION
                 and self._touches(order, event, order.trigger)
             ):
-                now = self.known[order.order_id]
+                now = self.reported[order.order_id]
                 assert now.triggered or now.status in ENDED, f"skipped: {order.role} {order.kind}"
                 self.met["a stop was met"] += 1
 
@@ -451,7 +453,7 @@ class Book:
                 and order.role in DECIDED
                 and event.market_ms - order.eligible_ms > FILL_WITHIN_MS
             ):
-                assert self.known[order.order_id].status in ENDED, "an order waits for ever"
+                assert self.reported[order.order_id].status in ENDED, "an order waits for ever"
 
     def _reasoned(self, step: Step) -> None:
         """Hold an allowed target to its end: a position, an order or a reason."""
@@ -461,12 +463,15 @@ class Book:
         if decision.refused_by is not None and decision.action is Action.HOLD:
             assert decision.unfilled_reason is None, "a refused bar gives one reason, not two"
             return
-        item, held = self.items[event.instrument], self.own.of(event.instrument).quantity.scaleb(3)
+        item, held = (
+            self.items[event.instrument],
+            self.reference.of(event.instrument).quantity.scaleb(3),
+        )
         rests = any(
             order.instrument == event.instrument
             and order.role is OrderRole.SIGNAL
             and order.status not in ENDED
-            for order in self.known.values()
+            for order in self.reported.values()
         )
         near = item.quantity_step if self.world.category.is_cash else 0
         is_near = abs(decision.target_quantity - held) <= near
@@ -487,9 +492,9 @@ class Book:
     def settle_up(self, engine: Engine, event: Event) -> None:
         """Hold the account of *engine* to the own one, and what rests to what was shown."""
         state = engine.state().account
-        assert state.cash == self.own.cash.scaleb(8) == self.ledger, "cash"
+        assert state.cash == self.reference.cash.scaleb(8) == self.ledger, "cash"
         for key, book in state.books.items():
-            position, holding = self.own.of(key), book.holding
+            position, holding = self.reference.of(key), book.holding
             assert holding.quantity == position.quantity.scaleb(3), "position and fills"
             assert holding.entry_notional == position.entry.scaleb(8), "entry"
             assert holding.margin == position.margin.scaleb(8), "margin"
@@ -497,22 +502,24 @@ class Book:
             resting = {order.order_id: order for order in (orders.order, *orders.others) if order}
             resting_orders = {
                 name: order
-                for name, order in self.known.items()
+                for name, order in self.reported.items()
                 if order.instrument == key and order.status not in ENDED
             }
             assert resting == resting_orders, "what rests is not what was shown"
             self._protected(key, book)
         if self.world.category.is_cash:
             assert state.cash >= 0, "more was paid than there was"
-            assert all(item.quantity >= 0 for item in self.own.held.values()), "spot went short"
+            assert all(item.quantity >= 0 for item in self.reference.held.values()), (
+                "spot went short"
+            )
         if self.world.leverage is not None:
-            assert self.own.available >= Decimal("-1e-7"), "more is bound than is there"
+            assert self.reference.available >= Decimal("-1e-7"), "more is bound than is there"
             self._solvent(engine, event)
 
     def _solvent(self, engine: Engine, event: Event) -> None:
         """Liquidated before its loss is more than its margin, and so before negative equity."""
         if isinstance(event, (Bar, Mark)):
-            position = engine.broker.own.position(event.instrument)
+            position = engine.broker.account.position(event.instrument)
             assert position.margin + position.unrealized_pnl >= 0, "a position below nothing"
 
     def _protected(self, key: str, book: Any) -> None:
@@ -585,18 +592,18 @@ class Laws(RuleBasedStateMachine):
 
     def _mark(self, step: Step) -> None:
         for key in self.keys:
-            self.book.marks[key] = self.plain.broker.own.line(key).mark
+            self.book.marks[key] = self.plain.broker.account.line(key).mark
         assert step.account.equity == self._equity() or not isinstance(step.event, Quote)
 
     def _equity(self) -> int:
         marks = {key: Decimal(mark).scaleb(-2) for key, mark in self.book.marks.items()}
         if self.world.category is Category.LINEAR:
-            return int(self.book.own.equity(marks).scaleb(8))
+            return int(self.book.reference.equity(marks).scaleb(8))
         held = sum(
-            (position.quantity * marks[key] for key, position in self.book.own.held.items()),
+            (position.quantity * marks[key] for key, position in self.book.reference.held.items()),
             Decimal(0),
         )
-        return int((self.book.own.cash + held).scaleb(8))
+        return int((self.book.reference.cash + held).scaleb(8))
 
     @staticmethod
     def _steps(engine: Engine, event: Event, bars: Sequence[Bar]) -> list[Step]:

@@ -24,11 +24,11 @@ class Says(Strategy):
     gates = frozenset({"operator"})
 
     def __init__(self, signals: dict[int, Signal], twins: tuple[str, ...] = ()) -> None:
-        self.said = signals
+        self.signals = signals
         self.twins = twins
 
     def decide(self, context: BarContext) -> Signal:
-        return self.said.get((context.exact.open_time_ms - START_MS) // MINUTE, HOLD)
+        return self.signals.get((context.exact.open_time_ms - START_MS) // MINUTE, HOLD)
 
 
 def machine(

@@ -121,15 +121,15 @@ class FixedForecaster:
         self._answer = answer
         self.context = context
         self.calibration = calibration
-        self._seen: dict[str, list[Bar]] = {}
+        self._bars: dict[str, list[Bar]] = {}
         self.warmed: list[int] = []
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
-        self._seen[instrument] = list(bars)
+        self._bars[instrument] = list(bars)
         self.warmed.append(len(bars))
 
     def step(self, bar: Bar) -> Forecast | None:
-        bars = self._seen.setdefault(bar.instrument, [])
+        bars = self._bars.setdefault(bar.instrument, [])
         bars.append(bar)
         if len(bars) < self.context:
             return None

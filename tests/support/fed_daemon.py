@@ -105,4 +105,4 @@ class CheckedProcess(Process):
 
     def feed(self, event: Event) -> None:
         super().feed(event)
-        check_account(self.opened.engine.broker.own)
+        check_account(self.opened.engine.broker.account)

@@ -97,12 +97,12 @@ class Scripted(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self._says: dict[str, Any] = options["says"]
         self.horizon = options.get("horizon")
-        self._said: dict[str, Signal | Orders] = {}
+        self._signals: dict[str, Signal | Orders] = {}
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Return the answer of this bar: [action, side, stop in percent, strength], or orders."""
         answer = self._says.get(str((context.exact.open_time_ms - START_MS) // MINUTE), ["HOLD"])
-        return self._said.setdefault(repr(answer), self._answer(*answer))
+        return self._signals.setdefault(repr(answer), self._answer(*answer))
 
     @staticmethod
     def _answer(

@@ -20,8 +20,7 @@ from records import check_record
 
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
-from tracepaper.daemon.broker.cross_margin import balance_of
-from tracepaper.daemon.broker.margin import CrossMargin
+from tracepaper.daemon.broker.margin import CrossMargin, balance_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
@@ -408,7 +407,7 @@ class History:
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
         self._held_of_sides: dict[tuple[str, str, PositionSide], int] = Counter()
         self.engine = self._opened()
-        self._cash = self.engine.broker.own.cash
+        self._cash = self.engine.broker.account.cash
         # Of each account what its fills and settlements left of the first cash, and its funding.
         self._money = {name: (of.subtotal().cash, 0) for name, of in self._accounts()}
         events = drawn_events(self._rng, self.case, is_focused=kind == "focused")
@@ -447,7 +446,7 @@ class History:
         for step in steps:
             assert rests or not step.orders  # a feed leaves out the books of which nothing rests
             self._add(step)
-        for account in (engine.broker.own, *engine.broker.shadows.values()):
+        for account in (engine.broker.account, *engine.broker.shadows.values()):
             check_account(account, self._cash)
         self._check_held()
 
@@ -455,9 +454,9 @@ class History:
         """Add the fills of *step* to what is held."""
         broker = self.engine.broker
         for twin in step.twins:
-            if twin.twin in broker.own.owners:
+            if twin.twin in broker.account.owners:
                 continue
-            account, event = self.engine.broker.beside[twin.twin], step.event
+            account, event = self.engine.broker.others[twin.twin], step.event
             if isinstance(event, Bar):  # what a restart learns of the step is so
                 confirmed_ms = account.confirmed_ms(event.instrument)
                 assert twin.confirmed is (confirmed_ms == event.open_time_ms)
@@ -465,7 +464,7 @@ class History:
         assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
         parts = [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
-        of_owners = [part for part in parts if part[0] in self.engine.broker.own.owners]
+        of_owners = [part for part in parts if part[0] in self.engine.broker.account.owners]
         for fill in step.fills if of_owners else ():
             self._check_shared(
                 fill, step.fills, [part for part in of_owners if _is_part(part[1], fill)]
@@ -496,7 +495,7 @@ class History:
 
         The marks of the account may be older: it comes to less at them.
         """
-        account = self.engine.broker.own
+        account = self.engine.broker.account
         if isinstance(account.policy, CrossMargin):
             values = present(account.policy.values({last.instrument: last.reference_price}))
             assert balance_of(account.cash, values) >= 0
@@ -524,7 +523,7 @@ class History:
             name: max(
                 sign * (self._held_of_sides[name, key, side] if side else self._held[name, key]), 0
             )
-            for name in self.engine.broker.own.owners
+            for name in self.engine.broker.account.owners
         }
         got = {name: other.quantity for name, other in parts}
         most = sum(held.values())
@@ -533,8 +532,8 @@ class History:
 
     def _accounts(self) -> Iterator[tuple[str, Holdings]]:
         broker = self.engine.broker
-        yield "", broker.own
-        yield from broker.beside.items()
+        yield "", broker.account
+        yield from broker.others.items()
 
     def _check_held(self) -> None:
         """Assert that each account is what its fills and settlements made of it."""

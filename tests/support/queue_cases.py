@@ -12,7 +12,7 @@ from msgspec import structs
 
 from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRules
-from tracepaper.daemon.broker.broker import Broker
+from tracepaper.daemon.broker.broker import NO_WISHES, Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.replay.archive.events import EventsWriter
@@ -147,7 +147,9 @@ class Played:
             self.broker.on_bar(event)
             self._note()
             if requests := sent.get(event.market_ms):
-                self.broker.submit(Orders(tuple(requests), "asked"), event, event.market_ms)
+                self.broker.route(
+                    Orders(tuple(requests), "asked"), NO_WISHES, event, event.market_ms
+                )
                 self._note()
 
     def _note(self) -> None:
@@ -158,7 +160,7 @@ class Played:
     @property
     def places(self) -> list[QueuePlace]:
         """Return the places of the account's limits, as they are in the end."""
-        queues = present(self.broker.own.positions[KEY].queues)
+        queues = present(self.broker.account.positions[KEY].queues)
         return [*queues.places.values()]
 
     @property

@@ -30,11 +30,11 @@ class Drawn(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self._seed = int(options.get("seed", 0))
         self._fails_at = int(options.get("fails_at", -1))
-        self._seen = 0
+        self._count = 0
 
     def observe(self, bar: Bar) -> None:
         """Count bars."""
-        self._seen += 1
+        self._count += 1
 
     def decide(self, context: BarContext) -> Signal:
         """Draw an answer."""

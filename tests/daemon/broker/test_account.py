@@ -28,7 +28,7 @@ def fill(signed: int, price: int, category: Category = Category.LINEAR) -> Fill:
     item = instrument(category=category)
     side = Side.BUY if signed > 0 else Side.SELL
     order = Order("1-0", item.id, side, abs(signed), 0, OrderStatus.ACCEPTED, "why", 0, 0)
-    return Executor(item, TERMS).at_open(order, bar(open_=price, instrument_id=item.id))
+    return Executor(item, TERMS).taken(order, price, FillModel.NEXT_OPEN, 1)
 
 
 def account(category: Category = Category.LINEAR) -> tuple[str, Book]:

@@ -13,9 +13,8 @@ from msgspec.structs import replace
 from reference_cross import ReferenceCross, ReferenceFill, Resting, Tier
 
 from tracepaper.daemon.broker.account import Intent
-from tracepaper.daemon.broker.broker import Broker, FilledEvent
-from tracepaper.daemon.broker.cross_margin import CrossLine, is_called, loss_of
-from tracepaper.daemon.broker.margin import CALLED
+from tracepaper.daemon.broker.broker import NO_WISHES, Broker, FilledEvent
+from tracepaper.daemon.broker.margin import CALLED, CrossLine, is_called, loss_of
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.context import Orders, buy, sell
@@ -113,14 +112,16 @@ class Desk:
         self.broker.begin(self.sequence)
         action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
         last = self.last[key]
-        refusal = self.broker.submit(Intent(action, target, "asked"), last, last.market_ms)
+        refusal = self.broker.route(
+            Intent(action, target, "asked"), NO_WISHES, last, last.market_ms
+        ).refusal
         return self.broker.take().orders, refusal
 
     def send(self, key: str, *requests: Any) -> tuple[Order, ...]:
         self.sequence += 1
         self.broker.begin(self.sequence)
         last = self.last[key]
-        self.broker.submit(Orders(requests, "listed"), last, last.market_ms)
+        self.broker.route(Orders(requests, "listed"), NO_WISHES, last, last.market_ms)
         return self.broker.take().orders
 
     def enter(self, key: str, target: int, price: int = 100_000) -> None:
@@ -133,11 +134,11 @@ class Desk:
         assert fill.price == price
 
     def held(self, key: str) -> int:
-        return self.broker.own.held(key)
+        return self.broker.account.held(key)
 
     @property
     def equity(self) -> int:
-        return self.broker.own.balance().equity
+        return self.broker.account.balance().equity
 
 
 def liquidations_in(filled: FilledEvent) -> list[tuple[str, Side, int, int]]:
@@ -158,7 +159,7 @@ def test_an_order_is_paid_from_what_no_other_position_binds_and_a_reversal_from_
     desk = Desk(cash="1000", leverage="10")
     desk.enter(BTC, 2_000)
     desk.enter(ETH, -1_000)
-    account = desk.broker.own
+    account = desk.broker.account
     money = 1_000 - Fraction("1.65")  # the fees of both entries
     others = 100 + Fraction("0.605")  # a tenth, and the fee of closing where that is lost
     bound = 200 + Fraction("0.99")
@@ -215,7 +216,7 @@ def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
     late.enter(BTC, 2_000)
     late.send(BTC, sell(2, stop=850, reduce_only=True))
     assert liquidations_in(late.bar(BTC, 99_000, **shape)) == [reduction]
-    assert not late.broker.own.line(BTC).orders.rests, "the stop ends with its position"
+    assert not late.broker.account.line(BTC).orders.rests, "the stop ends with its position"
 
 
 def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> None:
@@ -274,7 +275,7 @@ def test_funding_comes_from_the_cash_and_may_call_the_account() -> None:
     desk = Desk(cash="250")
     desk.enter(BTC, 2_000)
     assert not desk.pay(BTC, 100_000_000).fills  # 1 % of 2,000 is 20
-    assert desk.broker.own.balance().funding_paid == 20 * MONEY_SCALE
+    assert desk.broker.account.balance().funding_paid == 20 * MONEY_SCALE
     filled = desk.pay(BTC, 1_100_000_000)  # 220
     assert [reduction[:3] for reduction in liquidations_in(filled)] == [(BTC, Side.SELL, 2_000)]
     assert 0 <= desk.equity < MONEY_SCALE // 10
@@ -322,7 +323,7 @@ class Twice:
             rng.choice("05"),
         )
         self.desk = Desk(cash=cash, leverage=leverage, slippage_bp=bp)
-        self.own = ReferenceCross(
+        self.reference = ReferenceCross(
             Fraction(cash), Fraction(leverage), OWN_TIERS, KEYS, Fraction(1, 100),
             Fraction(1, 1_000), Fraction(int(bp), 10_000),
         )  # fmt: skip
@@ -333,10 +334,10 @@ class Twice:
 
     def note(self, orders: tuple[Order, ...]) -> None:
         for order in orders:
-            self.own.orders.pop(order.order_id, None)
+            self.reference.orders.pop(order.order_id, None)
             if order.status not in ENDED:
                 left = Fraction(order.quantity - order.filled, 1_000)
-                self.own.orders[order.order_id] = Resting(
+                self.reference.orders[order.order_id] = Resting(
                     order.instrument,
                     left if order.side is Side.BUY else -left,
                     order.reduce_only,
@@ -346,37 +347,39 @@ class Twice:
     def book(self, fill: Fill) -> None:
         """Book what an order of the account did: no opening goes beyond its margin."""
         signed = Fraction(fill.quantity if fill.side is Side.BUY else -fill.quantity, 1_000)
-        held = self.own.of(fill.instrument).quantity
+        held = self.reference.of(fill.instrument).quantity
         price, fee = Fraction(fill.price, 100), Fraction(fill.fee, 10**8)
-        self.own.fill(fill.instrument, signed, price, fee)
-        after = self.own.of(fill.instrument).quantity
-        order = self.own.orders.get(fill.order_id)
+        self.reference.fill(fill.instrument, signed, price, fee)
+        after = self.reference.of(fill.instrument).quantity
+        order = self.reference.orders.get(fill.order_id)
         if order is not None:  # what is left of it
-            self.own.orders[fill.order_id] = order._replace(signed=order.signed - signed)
+            self.reference.orders[fill.order_id] = order._replace(signed=order.signed - signed)
         if abs(after) > abs(held) or after * held < 0:
-            before = self.own.marks.get(fill.instrument)
-            self.own.marks[fill.instrument] = Fraction(fill.reference_price, 100)
-            assert self.own.bound(but=fill.instrument) <= self.own.balance(), "beyond its margin"
+            before = self.reference.marks.get(fill.instrument)
+            self.reference.marks[fill.instrument] = Fraction(fill.reference_price, 100)
+            assert self.reference.bound(but=fill.instrument) <= self.reference.balance(), (
+                "beyond its margin"
+            )
             assert before is not None
-            self.own.marks[fill.instrument] = before
+            self.reference.marks[fill.instrument] = before
 
     def expect(self, filled: FilledEvent, done: list[Fill]) -> list[Fill]:
         """Hold the fills after those *done* to the liquidation that is due, if one is."""
-        if not self.own.is_called():
+        if not self.reference.is_called():
             return done
         self.liquidations += 1
-        return self.held_to(self.own.liquidate(), filled, done)
+        return self.held_to(self.reference.liquidate(), filled, done)
 
     def ruined(self, key: str, price: int, filled: FilledEvent, done: list[Fill]) -> list[Fill]:
         """Hold them to the takeover in place of a close at *price* that the balance cannot bear."""
-        held = self.own.of(key).quantity
-        closing = [order for order in self.own.orders.values() if order.symbol == key]
+        held = self.reference.of(key).quantity
+        closing = [order for order in self.reference.orders.values() if order.symbol == key]
         assert any(fill.signed * held < 0 for fill in closing)
-        mark, self.own.marks[key] = self.own.marks[key], Fraction(price, 100)
-        assert self.own.balance() < abs(self.own.value(key, held)) / 500, "and it could"
+        mark, self.reference.marks[key] = self.reference.marks[key], Fraction(price, 100)
+        assert self.reference.balance() < abs(self.reference.value(key, held)) / 500, "and it could"
         self.ruins += 1
-        done = self.held_to(self.own.liquidate(is_ruin=True), filled, done)
-        self.own.marks[key] = mark
+        done = self.held_to(self.reference.liquidate(is_ruin=True), filled, done)
+        self.reference.marks[key] = mark
         return done
 
     def held_to(
@@ -400,9 +403,11 @@ class Twice:
             for order in got
         ] == due_fills
         assert all(fill.model is FillModel.LIQUIDATION for fill in got)
-        self.reductions += any(row.quantity for row in self.own.held.values()) and bool(due_fills)
-        assert not self.own.is_called()
-        assert self.own.balance() >= 0, "more is lost than there was"
+        self.reductions += any(row.quantity for row in self.reference.held.values()) and bool(
+            due_fills
+        )
+        assert not self.reference.is_called()
+        assert self.reference.balance() >= 0, "more is lost than there was"
         return [*done, *got]
 
     def bar(self, key: str, price: int) -> None:
@@ -410,14 +415,14 @@ class Twice:
         filled = self.desk.bar(key, price)
         done: list[Fill] = []
         if follows:
-            self.own.marks[key] = Fraction(price, 100)
+            self.reference.marks[key] = Fraction(price, 100)
             done = self.expect(filled, done)
         while len(done) < len(filled.fills) and (
             (fill := filled.fills[len(done)]).model is not FillModel.LIQUIDATION
         ):
             self.book(fill)
             done.append(fill)
-        if len(done) < len(filled.fills) and not self.own.is_called():
+        if len(done) < len(filled.fills) and not self.reference.is_called():
             done = self.ruined(key, price, filled, done)
         self.note(tuple(order for order in filled.orders if order.reason != CALLED))
         self.note(tuple(order for order in filled.orders if order.reason == CALLED and not done))
@@ -431,33 +436,33 @@ class Twice:
         at = START_MS + self.desk.index * 60_000
         is_called = self.desk.broker.liquidates(Mark(key, price, at, at))
         filled = self.desk.mark(key, price)
-        self.own.marks[key] = Fraction(price, 100)
+        self.reference.marks[key] = Fraction(price, 100)
         self.marked.add(key)
-        assert is_called is self.own.is_called()
+        assert is_called is self.reference.is_called()
         assert len(self.expect(filled, [])) == len(filled.fills)
         self.note(filled.orders)
         self.agree()
 
     def creep(self, key: str, price: int) -> int:
         """Let marks go against what is held until the account is nearly called, or is."""
-        way = -1 if self.own.of(key).quantity > 0 else 1
+        way = -1 if self.reference.of(key).quantity > 0 else 1
         for _ in range(60):
             price += way * price // 200
             self.mark(key, price)
-            if self.own.of(key).quantity * way >= 0:
+            if self.reference.of(key).quantity * way >= 0:
                 break
         return price
 
     def pay(self, key: str, rate: int) -> None:
         filled = self.desk.pay(key, rate)
-        self.own.funding(key, Fraction(rate, 10**10))
+        self.reference.funding(key, Fraction(rate, 10**10))
         assert len(self.expect(filled, [])) == len(filled.fills)
         self.note(filled.orders)
         self.agree()
 
     def retier(self, key: str, rng: random.Random) -> None:
         """Let the exchange change the tiers, with a limit at what is held, or a unit beside it."""
-        size = abs(self.own.value(key, self.own.of(key).quantity)) * 10**8
+        size = abs(self.reference.value(key, self.reference.of(key).quantity)) * 10**8
         limit = max(int(size) + rng.choice((-1, 0, 0, 1)), 1)
         second, rate = limit * rng.choice((2, 5)), rng.choice((40_000_000, 100_000_000))
         deduction = rng.choice((0, limit * rate // RATE_SCALE))
@@ -468,7 +473,7 @@ class Twice:
         )
         self.items[key] = replace(self.items[key], risk_tiers=tiers)
         self.desk.broker.change(self.items[key])
-        self.own.changed[key] = tuple(
+        self.reference.changed[key] = tuple(
             Tier(
                 Fraction(tier.limit, 10**8) if tier.limit else None,
                 Fraction(tier.maintenance, 10**10),
@@ -480,7 +485,7 @@ class Twice:
         self.agree()
 
     def agree(self) -> None:
-        reference, account = self.own, self.desk.broker.own
+        reference, account = self.reference, self.desk.broker.account
         assert account.balance().cash == reference.cash * 10**8
         assert account.balance().equity == reference.balance() * 10**8
         for key in KEYS:
@@ -504,7 +509,7 @@ class Twice:
         self.desk.broker.restore(*state)
         for key, last in last_bars.items():
             self.desk.broker.follow((last,))
-            self.own.marks[key] = Fraction(last.close, 100)
+            self.reference.marks[key] = Fraction(last.close, 100)
         self.marked.clear()
         self.agree()
 
@@ -520,7 +525,9 @@ def walked(seed: int, *, steps: int = 90, retiers: float = 0) -> Twice:
         key, roll = rng.choice(KEYS), rng.random()
         wild = rng.choice((500, 5_000, 30_000))
         prices[key] = max(prices[key] + rng.randint(-wild, wild), 5_000)
-        most = both.own.balance() * both.own.leverage * 100 / prices[key]  # units that it could buy
+        most = (
+            both.reference.balance() * both.reference.leverage * 100 / prices[key]
+        )  # units that it could buy
         size = max(int(most * rng.choice((100, 300, 500, 900))), 1)
         if retiers and rng.random() < retiers:
             both.retier(key, rng)

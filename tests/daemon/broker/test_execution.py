@@ -1,7 +1,7 @@
 """Execution models: at what price, how much, and what it costs."""
 
 import pytest
-from builders import bar, bars, instrument, present, quote
+from builders import START_MS, bar, bars, instrument, present, quote
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -10,7 +10,7 @@ from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, Execu
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import FillModel, Order, OrderKind, OrderStatus
+from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderKind, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
 from tracepaper.strategies.units import RATE_SCALE
 
@@ -23,19 +23,24 @@ def order(side: Side = Side.BUY, quantity: int = 1_000, filled: int = 0) -> Orde
     return Order("3-0", "linear:BTCUSDT", side, quantity, filled, status, "why", 0, 100)
 
 
+def opened(executor: Executor, taken: Order, price: int) -> Fill:
+    """Return the fill of what is *taken* at an open of *price*."""
+    return executor.taken(taken, price, FillModel.NEXT_OPEN, START_MS)
+
+
 def test_next_open_fills_all_at_the_open_with_the_exact_fee() -> None:
-    fill = Executor(instrument(), FEE).at_open(order(), bar(close=10_500, open_=10_001))
+    fill = opened(Executor(instrument(), FEE), order(), 10_001)
     assert (fill.price, fill.quantity, fill.model) == (10_001, 1_000, FillModel.NEXT_OPEN)
     assert fill.notional == 10_001_000_000  # 100.01 x 1
     assert fill.fee == 5_500_550  # 0.00055 of it
-    assert fill.filled_ms == bar().open_time_ms
+    assert fill.filled_ms == START_MS
 
 
 def test_spread_and_slippage_move_the_price_against_the_order_to_a_whole_tick() -> None:
     terms = ExecutionCosts(0, slippage=BASIS_POINT, half_spread=BASIS_POINT)
     executor = Executor(instrument(tick_size=10), terms)
-    buy = executor.at_open(order(), bar(open_=1_000_000))
-    sell = executor.at_open(order(Side.SELL), bar(open_=1_000_000))
+    buy = opened(executor, order(), 1_000_000)
+    sell = opened(executor, order(Side.SELL), 1_000_000)
     assert (buy.price, sell.price) == (1_000_200, 999_800)
     assert buy.reference_price == 1_000_000
 
@@ -43,7 +48,7 @@ def test_spread_and_slippage_move_the_price_against_the_order_to_a_whole_tick() 
 @given(st.integers(1_000, 10**8), st.integers(0, 10**8), st.sampled_from(Side))
 def test_costs_never_favour_the_order(price: int, rate: int, side: Side) -> None:
     executor = Executor(instrument(), ExecutionCosts(0, slippage=rate))
-    fill = executor.at_open(order(side), bar(open_=price))
+    fill = opened(executor, order(side), price)
     assert fill.price >= price if side is Side.BUY else fill.price <= max(price, 10)
 
 
@@ -62,9 +67,9 @@ def test_a_quote_without_size_fills_nothing() -> None:
 
 def test_a_spot_buy_pays_its_fee_in_base() -> None:
     spot = instrument(category=Category.SPOT)
-    fill = Executor(spot, ExecutionCosts(10_000_000)).at_open(order(), bar())
+    fill = opened(Executor(spot, ExecutionCosts(10_000_000)), order(), 10_000)
     assert (fill.fee, fill.fee_base) == (0, 1)
-    sold = Executor(spot, ExecutionCosts(10_000_000)).at_open(order(Side.SELL), bar())
+    sold = opened(Executor(spot, ExecutionCosts(10_000_000)), order(Side.SELL), 10_000)
     assert sold.fee_base == 0 < sold.fee
 
 
@@ -90,12 +95,12 @@ def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not(
     ranges = MeanRange(RANGE_BARS)
     costs = ExecutionCosts(0, ranges=RATE_SCALE // 2)
     executor = Executor(instrument(), costs, ranges)
-    assert executor.at_open(order(), bar(open_=10_000)).price == 10_000
+    assert opened(executor, order(), 10_000).price == 10_000
     ranges.push(bar(10_000, high=10_100, low=9_900))  # 200, without a close before it
     ranges.push(bar(10_500, open_=10_500, high=10_600, low=10_400))  # 600: from the close before
     assert ranges.rate == 400 * RATE_SCALE // 10_500
-    assert executor.at_open(order(), bar(open_=10_500)).price == 10_700
-    assert executor.at_open(order(Side.SELL), bar(open_=10_500)).price == 10_300
+    assert opened(executor, order(), 10_500).price == 10_700
+    assert opened(executor, order(Side.SELL), 10_500).price == 10_300
     limit = structs.replace(order(), price=10_000, kind=OrderKind.LIMIT)
     assert executor.fill_resting(limit, 5, FillModel.QUOTE, 0).price == 10_000
 

@@ -53,10 +53,10 @@ class Told(Strategy):
     gates = frozenset({"operator"})
 
     def __init__(self, signals: dict[int, Signal]) -> None:
-        self.said = signals
+        self.signals = signals
 
     def decide(self, context: BarContext) -> Signal:
-        return self.said[(context.exact.open_time_ms - START_MS) // WIDTH]
+        return self.signals[(context.exact.open_time_ms - START_MS) // WIDTH]
 
 
 class Story:
@@ -65,13 +65,13 @@ class Story:
     def __init__(self, seed: int, execution: FillModel) -> None:
         self.rng = random.Random(f"{seed} {execution}")
         self.execution = execution
-        self.said: dict[int, Signal] = {}
+        self.signals: dict[int, Signal] = {}
         self.close = 10_000
 
     def engine(self) -> Engine:
         """Return the engine of this story at its start."""
         return engine_of(
-            configured(self.execution), execution=self.execution, strategy=Told(self.said)
+            configured(self.execution), execution=self.execution, strategy=Told(self.signals)
         )
 
     def events(self) -> Iterator[Event]:
@@ -86,7 +86,7 @@ class Story:
             elif self.execution is FillModel.QUOTE:
                 yield from self._quotes(opens_ms)
             candle = self._bar(index)
-            self.said[index] = self._says(candle)
+            self.signals[index] = self._says(candle)
             yield candle
 
     def _moved(self, widest: int) -> int:
@@ -199,7 +199,7 @@ def compared(seed: int, execution: FillModel) -> Counter[str]:
             if is_missed or execution is FillModel.NEXT_OPEN:
                 reference.bar(event, is_missed=is_missed)
             reference.bars.append(event)
-            is_refused = reference.decide(event, story.said[len(reference.bars) - 1])
+            is_refused = reference.decide(event, story.signals[len(reference.bars) - 1])
             decision = present(steps[-1].decision)
             assert is_refused is (decision.unfilled_reason is not None), decision.unfilled_reason
             met["refused"] += is_refused

@@ -56,7 +56,7 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import Quote
 
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
-FORECASTER = FixedForecaster(lambda _seen: None)
+FORECASTER = FixedForecaster(lambda _bars: None)
 ROI = {"0": "4%", "3": "2%", "5": "1%"}
 
 
@@ -225,7 +225,7 @@ def test_a_signal_that_takes_its_exit_back_keeps_the_exits() -> None:
     signals = {0: long(), 2: FLAT, 3: long()}
     events = [*flat_bars(1), asked(10_000, 1), *flat_bars(4)[1:]]
     engine, _ = at_quotes(signals, events, exits={"stop_loss": "2%"})
-    assert engine.broker.own.line(KEY).protector.state.following is None
+    assert engine.broker.account.line(KEY).protector.state.following is None
     assert [order.role for order in others(engine)] == [OrderRole.STOP]
 
 
@@ -311,7 +311,7 @@ def test_a_reversal_starts_its_own_age() -> None:
     engine = machine({0: long(), 1: FLAT}, exits={"time_limit": "3m"})
     flat = steps_of(engine, flat_bars(6))
     assert [held(step) for step in flat] == [0, 1_000, 0, 0, 0, 0]
-    assert engine.broker.own.line(KEY).protector.state == ProtectionState()
+    assert engine.broker.account.line(KEY).protector.state == ProtectionState()
 
 
 def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_changes() -> None:
@@ -347,8 +347,8 @@ def test_an_entry_that_no_quote_filled_has_no_age() -> None:
     events: list[Any] = [*flat_bars(1), bar(10_000, index=1)]
     engine, steps = at_quotes({0: long()}, events, exits={"time_limit": "1m"})
     assert steps[1].orders[0].status is OrderStatus.CANCELED
-    assert engine.broker.own.line(KEY).protector.is_active
-    assert engine.broker.own.line(KEY).due_from(asked(10_000, 90)) is None
+    assert engine.broker.account.line(KEY).protector.is_active
+    assert engine.broker.account.line(KEY).due_from(asked(10_000, 90)) is None
 
 
 def test_exits_survive_a_restart_at_any_bar() -> None:
@@ -398,7 +398,7 @@ def forecasting(
     action: Action, measures: frozenset[str] | None = None, slope: float = 1.0, **exits: Any
 ) -> Engine:
     calibration = Calibration({}, {30: slope}, 0.0)
-    forecaster = FixedForecaster(lambda _seen: None, calibration=calibration)
+    forecaster = FixedForecaster(lambda _bars: None, calibration=calibration)
     if measures is not None:
         forecaster.measures = measures
     given = {

@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import pytest
-from builders import bar, instrument
+from builders import instrument
 
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.orders import (
@@ -18,7 +18,7 @@ from tracepaper.daemon.broker.orders import (
 )
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.decisions import Order, OrderStatus
+from tracepaper.strategies.types.decisions import FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
 
 TERMS = ExecutionCosts(taker_fee=5_500_000)
@@ -168,7 +168,7 @@ def test_closing_is_exempt_from_the_minimum_notional() -> None:
 def test_a_fill_of_an_order_that_does_not_rest_is_a_bug() -> None:
     broker = opened()
     (order,) = submit(broker, 1_000)
-    fill = Executor(instrument(), TERMS).at_open(order, bar())
+    fill = Executor(instrument(), TERMS).taken(order, 10_000, FillModel.NEXT_OPEN, 1)
     filled = broker.apply_fill(fill, 1_000)
     assert filled.status is OrderStatus.FILLED
     with pytest.raises(InvariantBroken, match="does not rest"):

@@ -83,7 +83,7 @@ def attention(**gate: Any) -> Engine:
             "gate": rules,
             "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
         },
-        forecaster=FixedForecaster(lambda _seen: None, calibration=CALIBRATION),
+        forecaster=FixedForecaster(lambda _bars: None, calibration=CALIBRATION),
     )
 
 
@@ -250,7 +250,7 @@ def test_an_engine_restored_from_its_state_goes_on_as_if_never_stopped(cut: int,
     state = next(step.state for step in reversed(whole[:cut]) if step.state is not None)
     again = engine()
     Restart(again).restore(decode_state(state), next_sequence=cut)
-    for past in history[:cut][-again.markets[instrument().id].history.reach :]:
+    for past in history[:cut][-again.markets[instrument().id].reach :]:
         assert isinstance(past, Bar)
         Restart(again).recall(past)
     assert steps_of(again, events[cut:]) == whole[cut:]

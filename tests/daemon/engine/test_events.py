@@ -142,7 +142,7 @@ def by_cells() -> Engine:
     calibration = Calibration(quantiles, {30: 1.0}, 0.0, cells=CELLS)
     return engine_of(
         {"strategy": {"name": "attention"}},
-        forecaster=FixedForecaster(lambda _seen: None, calibration=calibration),
+        forecaster=FixedForecaster(lambda _bars: None, calibration=calibration),
     )
 
 
@@ -168,7 +168,7 @@ def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:
     for index in range(10):
         half = 5 if index % 2 else 15
         engine.step(bar(10_000, index=index, high=10_000 + half, low=10_000 - half), None)
-    assert engine.markets[KEY].history.usual_range() == 40
+    assert engine.markets[KEY].usual_range() == 40
 
 
 def test_a_breach_closes_nothing_over_the_operator_s_halt() -> None:

@@ -50,7 +50,7 @@ def run(engine: Engine, events: list[Event]) -> list[Step]:
     steps = []
     for event in events:
         steps.append(engine.step(event, None))
-        check_account(engine.broker.own)
+        check_account(engine.broker.account)
     return steps
 
 
@@ -99,7 +99,7 @@ def test_long_only_on_cross_margin_is_as_in_one_way_mode() -> None:
         step, other = hedge.step(wide, None), one_way.step(wide, None)
         assert step.account == other.account
         assert [replace(fill, position_side=None) for fill in step.fills] == list(other.fills)
-        check_account(hedge.broker.own)
+        check_account(hedge.broker.account)
         models |= {fill.model for fill in step.fills}
     assert FillModel.LIQUIDATION in models
 
@@ -201,7 +201,7 @@ def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refu
     events: list[Event] = [*stream[:5], received, *stream[5:]]
     for event in events:
         steps.append(engine.step(event, None))
-        check_account(engine.broker.own)
+        check_account(engine.broker.account)
     del steps[5]
     cannot, refused = steps[3].decision, steps[5].decision
     assert cannot is not None
@@ -322,7 +322,7 @@ def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"], "5": ["FLAT"]}, sizing=sizing)
     states = []
     for candle in bars(8):
-        states.append((engine.broker.own.held(KEY), engine.broker.is_engaged(KEY)))
+        states.append((engine.broker.account.held(KEY), engine.broker.is_engaged(KEY)))
         engine.step(candle, None)
     held, engaged = zip(*states, strict=True)
     assert held == (0, 0, 0, 1_000, 0, 0, 0, 0)
@@ -338,7 +338,7 @@ def test_the_side_that_receives_funding_is_settled_first() -> None:
     steps: list[Step] = []
     for event in events:
         steps.append(engine.step(event, None))
-        check_account(engine.broker.own)
+        check_account(engine.broker.account)
     before, after = steps[-2].twins, steps[-1].twins
     assert [twin.position.margin for twin in before] == [twin.position.margin for twin in after]
     assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
@@ -349,7 +349,7 @@ def test_the_margin_of_one_side_leaves_less_for_the_other() -> None:
     steps: list[Step] = []
     for candle in bars(6):
         steps.append(engine.step(candle, None))
-        check_account(engine.broker.own)
+        check_account(engine.broker.account)
     refused = steps[3].decision
     assert refused is not None
     assert refused.unfilled_reason == "SHORT: the available balance does not cover its margin"
@@ -361,7 +361,7 @@ def test_a_fill_that_would_turn_a_side_is_a_bug_that_ends_the_run() -> None:
     engine = scripted({"1": ["LONG"]})
     steps = run(engine, list(bars(4)))
     (fill,) = [fill for step in steps for fill in step.fills]
-    line = engine.broker.own.sides[SHORT].lines[KEY]
+    line = engine.broker.account.sides[SHORT].lines[KEY]
     with pytest.raises(InvariantBroken, match="closed more of linear:BTCUSDT than its SHORT side"):
         line.post(fill)
 
@@ -427,12 +427,12 @@ def test_the_weights_of_a_portfolio_are_of_one_side_each_and_held_as_in_one_way_
         *(bars(60, seed=at, instrument_id=of.id) for at, of in enumerate(items)), strict=True
     ):
         closed = Closed(closes[0].open_time_ms, 2, (), closes[0].closed_ms, closes[0].closed_ms)
-        before = [hedged.broker.own.held(item.id) for item in items]
+        before = [hedged.broker.account.held(item.id) for item in items]
         for engine in (whole, hedged):
             engine.close(closed, closes, [None, None])
-            check_account(engine.broker.own)
-        held = [hedged.broker.own.held(item.id) for item in items]
-        assert held == [whole.broker.own.held(item.id) for item in items]
-        assert all(0 in {book.held(of.id) for book in hedged.broker.own.books} for of in items)
+            check_account(engine.broker.account)
+        held = [hedged.broker.account.held(item.id) for item in items]
+        assert held == [whole.broker.account.held(item.id) for item in items]
+        assert all(0 in {book.held(of.id) for book in hedged.broker.account.books} for of in items)
         turned += sum(was * now < 0 for was, now in zip(before, held, strict=True))
     assert turned > 10

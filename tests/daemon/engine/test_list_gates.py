@@ -195,7 +195,7 @@ def test_a_breach_that_flattens_takes_back_what_could_open_whatever_is_listed_on
         last = step(machine, index, close)
     assert last.decision is not None
     assert last.decision.reason == "halted by risk.drawdown"
-    assert held_by(machine) == len(machine.broker.own.line(KEY).orders.orders) == 0
+    assert held_by(machine) == len(machine.broker.account.line(KEY).orders.orders) == 0
 
 
 def test_on_spot_a_sale_by_list_may_only_reduce() -> None:

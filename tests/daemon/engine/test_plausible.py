@@ -40,11 +40,11 @@ class Says(Strategy):
     gates = CORE_GATES
 
     def __init__(self, signal: Signal | Orders) -> None:
-        self._said = signal
+        self._answer = signal
 
     def decide(self, context: BarContext) -> Signal | Orders:
         is_last = context.time == HELD_MS - MINUTE
-        return self._said if is_last else Signal(Action.HOLD, "said")
+        return self._answer if is_last else Signal(Action.HOLD, "said")
 
 
 def machine(

@@ -120,7 +120,7 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(
         assert first.account == two.account
         # A shadow account of all is that of the one that trades.
         assert shadow(first) == shadow(two)
-        check_account(both.broker.own)
+        check_account(both.broker.account)
         check_account(both.broker.shadows["ungated"])
         filled += len(first.fills)
     assert filled > 20
@@ -229,8 +229,8 @@ def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -
         events: list[Event] = [before, close, *after]
         for event in events:
             engine.step(event, None)
-            check_account(engine.broker.own)
-            held.append(engine.broker.own.held(key))
+            check_account(engine.broker.account)
+            held.append(engine.broker.account.held(key))
     assert 301 in held
     assert max(held) > 600
-    assert [part.held(key) for part in engine.broker.own.owners.values()] == [0, 0]
+    assert [part.held(key) for part in engine.broker.account.owners.values()] == [0, 0]

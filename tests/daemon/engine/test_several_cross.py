@@ -55,28 +55,28 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     broker = engine.broker
     for candle in flat(2):
         engine.step(candle, None)
-    size = broker.own.owners["a"].held(KEY)
-    assert (broker.own.owners["b"].held(KEY), broker.own.held(KEY)) == (-size, 0)
+    size = broker.account.owners["a"].held(KEY)
+    assert (broker.account.owners["b"].held(KEY), broker.account.held(KEY)) == (-size, 0)
     broker.share_out()
-    broker.own.owners["b"].lines_of(KEY)[0].want(
+    broker.account.owners["b"].lines_of(KEY)[0].want(
         -size // 4, "less"
     )  # of what crosses, a half is bought
-    broker.own.line(KEY).agree()
+    broker.account.line(KEY).agree()
     for candle in flat(4)[2:]:
         engine.step(candle, None)
-    long, short = (broker.own.owners[name].held(KEY) for name in ("a", "b"))
-    net = broker.own.held(KEY)
+    long, short = (broker.account.owners[name].held(KEY) for name in ("a", "b"))
+    net = broker.account.held(KEY)
     assert short < 0 < net < long
     at_ms = START_MS + 4 * MINUTE
     broker.on_mark(Mark(KEY, 40_000, at_ms, at_ms))
     filled = broker.take()
-    check_account(engine.broker.own)
-    assert broker.own.held(KEY) == 0
+    check_account(engine.broker.account)
+    assert broker.account.held(KEY) == 0
     assert [fill.quantity for fill in filled.fills] == [net]
-    assert list(filled.beside) == ["a"]  # b stands on the other side
-    assert [owner.held(KEY) for owner in broker.own.owners.values()] == [long - net, short]
+    assert list(filled.of_others) == ["a"]  # b stands on the other side
+    assert [owner.held(KEY) for owner in broker.account.owners.values()] == [long - net, short]
     step = engine.step(bar(40_000, index=4, instrument_id=KEY), None)
-    check_account(engine.broker.own)
+    check_account(engine.broker.account)
     assert {strategy.strategy: strategy.outcome.reason for strategy in step.strategies}[
         "a"
     ] == NO_EQUITY
@@ -90,14 +90,14 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     engine.step(bar(100_000, index=0, instrument_id=KEY), None)
     at_ms = START_MS + 70_000
     engine.step(quote(99_990, 100_010, at_ms=at_ms, instrument_id=KEY), None)
-    assert all(part.held(KEY) > 0 for part in broker.own.owners.values())
-    stop = broker.own.owners["a"].lines_of(KEY)[0].orders.protective(OrderRole.STOP)
+    assert all(part.held(KEY) > 0 for part in broker.account.owners.values())
+    stop = broker.account.owners["a"].lines_of(KEY)[0].orders.protective(OrderRole.STOP)
     assert stop is not None
     broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY))
     filled = broker.take()
-    check_account(engine.broker.own)
-    assert broker.own.held(KEY) == 0
-    assert 0 <= broker.own.balance().equity < 2 * MONEY_SCALE  # by a tick
+    check_account(engine.broker.account)
+    assert broker.account.held(KEY) == 0
+    assert 0 <= broker.account.balance().equity < 2 * MONEY_SCALE  # by a tick
     assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}
     ended = {order.order_id: order for order in filled.orders}[stop.order_id]
     assert (ended.status, ended.filled) == (OrderStatus.CANCELED, 0)

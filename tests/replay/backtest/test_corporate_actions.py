@@ -434,7 +434,7 @@ def test_a_split_that_is_suspected_soon_after_one_is_judged_by_what_a_start_woul
     )
 
     def plausible(*events: Bar | CorporateAction) -> float:
-        history = build(given, data, started_at_ms=1).engine.markets["stock:ACME"].history
+        history = build(given, data, started_at_ms=1).engine.markets["stock:ACME"]
         for event in events:
             history.adjust(event) if isinstance(event, CorporateAction) else history.observe(event)
         return history.plausible

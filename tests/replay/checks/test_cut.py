@@ -22,7 +22,7 @@ from recordings import copied, recorded
 from records import rows, run_again, tamper
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.history import InstrumentHistory
+from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.diagnosis import Cause
@@ -113,7 +113,7 @@ def forge(path: Path, *statements: str) -> None:
 @pytest.fixture
 def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs of minutes be pruned: none of them asks for the range of a day."""
-    monkeypatch.setattr(InstrumentHistory, "lookback", property(lambda of: of.reach))
+    monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
     monkeypatch.setattr(maintenance, "DAY_MS", 240_000)
 
 

@@ -18,7 +18,7 @@ from records import run_again, tamper
 from retrain_cases import Planted, decide, until_has
 from several_live import trading
 
-from tracepaper.daemon.engine.history import InstrumentHistory
+from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.session import loop, retraining
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.checks.changed_run import changed_run
@@ -100,7 +100,7 @@ KEEP = {"promoted": 3, "quotes": 2}
 @pytest.fixture(autouse=True)
 def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs of minutes be pruned: none of them asks for the range of a day."""
-    monkeypatch.setattr(InstrumentHistory, "lookback", property(lambda of: of.reach))
+    monkeypatch.setattr(InstrumentState, "lookback", property(lambda of: of.reach))
     monkeypatch.setattr(maintenance, "DAY_MS", 4 * MINUTE)
 
 

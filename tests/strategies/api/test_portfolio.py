@@ -34,14 +34,14 @@ class Spread(PortfolioStrategy):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.answer = options.get("answer", {SYMBOLS[0]: LONG, SYMBOLS[1]: SHORT})
-        self.seen = 0
+        self.observed = 0
 
     def observe(self, bar: Bar) -> None:
         assert bar.instrument in KEYS
-        self.seen += 1
+        self.observed += 1
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
-        ASKED.append((tuple(contexts), self.seen))
+        ASKED.append((tuple(contexts), self.observed))
         answer: Mapping[str, Signal] = self.answer
         return answer
 
