@@ -208,20 +208,14 @@ export async function getRun(run, parameters) {
   return { ...answer, parity: verified.get(run) ?? answer.parity };
 }
 
-/** One of candles, equity, marks of a range. */
-export const getColumns = (run, kind, parameters, options) => source.get(runPath(run, `/${kind}`), parameters, options);
-
-/** Rows of a documented view. */
-export const getView = (run, view, parameters, options) => source.get(runPath(run, `/views/${view}`), parameters, options);
-
 /** The first row of a documented view, by its columns; null of none. */
 export async function getRow(run, view, parameters) {
-  const { rows, columns } = await getView(run, view, { ...parameters, limit: 1 });
+  const { rows, columns } = await getOf(run, `views/${view}`, {}, { ...parameters, limit: 1 });
   return rows.length ? Object.fromEntries(columns.map(({ name }, at) => [name, rows[0][at]])) : null;
 }
 
-/** Another answer of a run: health, refusals, report, compare/OTHER. */
-export const getOf = (run, rest, options) => source.get(runPath(run, `/${rest}`), {}, options);
+/** Another answer of a run: candles, equity, marks, views/VIEW, health, report, compare/OTHER. */
+export const getOf = (run, rest, options, parameters) => source.get(runPath(run, `/${rest}`), parameters, options);
 
 export const verifyDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), progressed, signal);
 export const askDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), progressed, signal);

@@ -4,7 +4,7 @@
  * A frame is loaded around the visible range at a cell length that fits the width, so that a year
  * of minutes costs no more than a day.
  */
-import { getColumns } from "../api.js";
+import { getOf } from "../api.js";
 import { indexAt, joined } from "../cells.js";
 
 const MULTIPLES = [1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080]; // bars of a cell, as the server makes them
@@ -102,7 +102,7 @@ export async function loadFrame({ run, instrument, from_ms, until_ms, step, held
   const goesOn = held?.step === step && held.from_ms <= from && from < held.times.at(-TAIL) && until > held.lastMs;
   const since = goesOn ? Math.floor(held.times.at(-TAIL) / step) * step : from;
   const range = { instrument, from_ms: since, until_ms: until, points: Math.round((until - since) / step) + 2 };
-  const ask = (kind, parameters = range) => getColumns(run, kind, parameters, { signal });
+  const ask = (kind, parameters = range) => getOf(run, kind, { signal }, parameters);
   const [candles, equity, marks] = await Promise.all([
     ask("candles"),
     ask("equity", { ...range, instrument: null }),
