@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.run_columns import Floats, Ints
 
 HELD_ALIKE: Final = "held"
-CELLS: Final = 20_000
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def mean_exposure(shown: ShownRun, sums: str = "exposures") -> float | None:
 
 
 def _mean(shown: ShownRun, sums: str) -> float | None:
-    _, block = shown.rollups.cells(ACCOUNTS, None, None, CELLS)
+    block = shown.rollups.whole(ACCOUNTS)
     bars = float(np.sum(block.get("exposed", 0.0)))
     if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
         return None
