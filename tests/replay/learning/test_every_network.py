@@ -131,7 +131,7 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     for horizon in (5, 30):
         document = {
             key: [row for row in rows if row["bars ahead"] == horizon]
-            for key, rows in full["further"].items()
+            for key, rows in full["auxiliary"].items()
         }
         assert len(document["tails"]) == 4
         assert sum(row["odds"] for row in document["regimes"]) == pytest.approx(1.0)
