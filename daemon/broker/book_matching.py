@@ -198,19 +198,6 @@ def rests_as_limit(order: Order) -> bool:
     return arrived and order.price is not None and not is_waiting_stop(order)
 
 
-def acts(order: Order, quote: Quote, trail: int) -> bool:
-    """Whether a book whose best levels are *quote* can change the resting *order* by itself.
-
-    What happened at the price of a limit is asked apart, of its ``QueuePlace``.
-    """
-    if rests_as_limit(order):
-        if order.until_ms is not None and quote.market_ms >= order.until_ms:
-            return True
-        return reaches(order.side, order.price, quote.ask if order.side is Side.BUY else quote.bid)
-    from_ms = matters_from(order, quote, trail)
-    return from_ms is not None and quote.market_ms >= from_ms
-
-
 class BookWatch:
     """What of an order book can change an order of some account: a feed asks it at every frame.
 
@@ -247,9 +234,16 @@ class BookWatch:
 
     def acts(self, quote: Quote) -> bool:
         """Whether a book whose best levels are *quote* changes an order by itself."""
-        if any(acts(order, quote, trail) for order, trail in self._others):
-            return True
-        due = (line.due_from(quote) for line in self._lines)
+        due = [line.protector.matters_from(quote) for line in self._lines]
+        for order, trail in self._others:
+            if not rests_as_limit(order):
+                due.append(matters_from(order, quote, trail))
+            elif reaches(
+                order.side, order.price, quote.ask if order.side is Side.BUY else quote.bid
+            ):  # what happened at its price is asked of its place
+                return True
+            else:
+                due.append(order.until_ms)
         return any(from_ms is not None and quote.market_ms >= from_ms for from_ms in due)
 
     def concerns(self, side: Side, price: int) -> bool:
