@@ -76,7 +76,7 @@ class BookPass(MarketPass):
         queues.keep({order.order_id for order in self._orders})
         if moved.is_whole:
             for side, levels in ((Side.BUY, moved.bids), (Side.SELL, moved.asks)):
-                queues.taken.forget_renewed(side, levels)
+                queues.forget_renewed(side, levels)
 
     def _meet(self, order: Order, update: BookUpdate, moved: BookMoves) -> None:
         """Let *order* meet the book as it stands now."""
@@ -123,11 +123,10 @@ class BookPass(MarketPass):
         is_maker: bool,
     ) -> None:
         """Fill *order* by what *levels* show and nothing took: as maker at its own price."""
-        taken, frame = self._queues.taken, self._queues.frame
         middle = (moved.bids[0].price + moved.asks[0].price) // 2
         side = other(order.side)
         wanted = order.quantity - order.filled
-        for level, part in walked(tuple(levels), taken, order.side, wanted, order.price):
+        for level, part in walked(tuple(levels), self._queues, order.side, wanted, order.price):
             now = self._find(order.order_id)
             if now is None:
                 return
@@ -139,7 +138,7 @@ class BookPass(MarketPass):
             before = len(self.journal.entries)
             if not self._apply_fill(now, fill):
                 return
-            taken.take(side, level, self._filled_since(before), frame)
+            self._queues.take(side, level, self._filled_since(before))
 
     def _filled_since(self, before: int) -> int:
         return sum(entry.fill.quantity for entry in self.journal.entries[before:])

@@ -61,11 +61,6 @@ def test_every_status_and_event_is_a_row_or_a_bug(pair: tuple[OrderStatus, Order
             advance(*pair)
 
 
-def test_an_ended_order_stays_ended() -> None:
-    ended = {OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED}
-    assert not ended & {status for status, _ in NEXT}
-
-
 def test_a_reversal_is_one_order() -> None:
     (order,) = submit(opened(), -1_000, held=1_000)
     assert (order.side, order.quantity, order.status) == (Side.SELL, 2_000, OrderStatus.ACCEPTED)
@@ -198,15 +193,6 @@ def test_on_spot_a_target_within_one_step_is_reached() -> None:
     assert (bought.side, bought.quantity) == (Side.BUY, 10)
     assert (sold.side, sold.quantity) == (Side.SELL, 5)
     assert sent(opened(), 1_000, held=999)[0]  # linear positions are exact
-
-
-def test_state_survives_a_restart() -> None:
-    broker = opened()
-    submit(broker, 1_000)
-    again = opened()
-    again.restore(broker.state())
-    assert again.state() == broker.state()
-    assert submit(again, 1_000) == ()
 
 
 def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
