@@ -265,9 +265,9 @@ class Backtest:
         ``ConfigInvalid`` where either cannot be written, ``DataInvalid`` without two bars to draw.
         """
         from tracepaper.replay.document.pictures import write_picture
+        from tracepaper.replay.report.charts import check, picture_chart
         from tracepaper.replay.report.report import build_report
         from tracepaper.replay.report.terminal import as_document, show_report
-        from tracepaper.replay.report.trade_pictures import check, picture_chart
 
         self._require_open()
         if chart is not None:
@@ -290,8 +290,8 @@ class Backtest:
         Raises ``ConfigInvalid`` without matplotlib, ``DataInvalid`` without two bars to draw.
         """
         from tracepaper.replay.document.pictures import figure_of
+        from tracepaper.replay.report.charts import check_bars, picture_chart
         from tracepaper.replay.report.report import build_report
-        from tracepaper.replay.report.trade_pictures import check_bars, picture_chart
 
         self._require_open()
         check_bars(last)

@@ -177,6 +177,7 @@ class SqlAuditLog:
     @property
     def lock(self) -> InstanceLock:
         """The instance lock, on which the daemon publishes its HTTP address."""
+        assert self._writer.lock is not None
         return self._writer.lock
 
     @property
@@ -427,7 +428,7 @@ class SqlAuditLog:
             self._refusal = "A number does not fit 64 bits; its source is wrong."
             raise InvariantBroken(self._refusal) from error
         self._look_at_file()
-        self._writer.file.settle()
+        self._writer.settle()
         self._is_writable = True
         self._opening = {}
         self._drop_buffers()
@@ -464,9 +465,7 @@ class SqlAuditLog:
 
     def _look_at_file(self) -> None:
         """Raise ``AuditUnwritable`` where the file is no longer what the last commit left."""
-        self._writer.lock.keep()
-        refusal = self._writer.file.problem(self._connection)
-        if refusal:
+        if refusal := self._writer.problem():
             self._refusal = refusal
             raise AuditUnwritable(refusal)
 

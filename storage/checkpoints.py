@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
@@ -37,7 +38,7 @@ _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LINE_LENGTH: Final = 100
 
-Card = Mapping[str, object]
+CardTable = Mapping[str, object]
 
 
 DERIVED: Final = ("id", "sha256")
@@ -63,7 +64,7 @@ class Identity(NamedTuple):
         return self.sha256 == _hashed(self.weights_sha256, self.card)
 
 
-def identity(weights_sha256: str, card: Card) -> Identity:
+def identity(weights_sha256: str, card: CardTable) -> Identity:
     """Return the identity of weights with that hash under *card*, whatever id the card names."""
     model = card.get("model")
     rest = (
@@ -77,7 +78,7 @@ def _hashed(weights_sha256: str, card: str) -> str:
     return hashlib.sha256(f"{weights_sha256}\n{card}".encode()).hexdigest()
 
 
-def dump(card: Card) -> str:
+def dump(card: CardTable) -> str:
     """Return *card* as TOML: tables of text, numbers, booleans, lists and lists of tables.
 
     Raises ``ConfigInvalid`` for anything else, non-finite numbers among it.
@@ -103,7 +104,7 @@ def _without_nan(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _table(table: Card, path: tuple[str, ...]) -> list[str]:
+def _table(table: CardTable, path: tuple[str, ...]) -> list[str]:
     """Return the lines of a table: its values first, then its sub-tables."""
     lines: list[str] = []
     tables: list[str] = []
@@ -124,7 +125,7 @@ def _table(table: Card, path: tuple[str, ...]) -> list[str]:
     return [*lines, *tables]
 
 
-def _rows(value: object) -> list[Card]:
+def _rows(value: object) -> list[CardTable]:
     """Return the tables of a list of tables; empty for anything else."""
     if not isinstance(value, list | tuple):
         return []
@@ -184,7 +185,74 @@ DEFAULT: Final = "default"
 DEFAULT_CHECKPOINT: Final = BUNDLED / "flash-1m"
 """The bundled one that ``model.checkpoint = "default"`` names, but at these intervals."""
 DEFAULT_BY_INTERVAL: Final = MappingProxyType({"15": "flash-15m"})
-_SECTIONS: Final = ("model", "architecture", "features", "market", "calibration")
+
+
+class CardModel(msgspec.Struct, frozen=True):
+    """What ``[model]`` says of itself."""
+
+    kind: str = ""
+    id: str = ""
+    sha256: str = ""
+    created: str = "at an unknown time"
+
+
+class CardArchitecture(msgspec.Struct, frozen=True):
+    """How far back an answer looks; None of a model that sees one row."""
+
+    layers: int | None = None
+    window: int | None = None
+    mask: str = ""
+    attention: str = ""
+    horizons: list[int] = []
+
+
+class CardFeatures(msgspec.Struct, frozen=True):
+    """The features that a row is made of, and how many bars these look back on."""
+
+    schema_id: str = ""
+    lookback: int | None = None
+
+
+CardPair = tuple[float | None, float | None]
+
+
+class CardFigures(msgspec.Struct, frozen=True):
+    """Figures at one horizon by forecaster, each with its error; None where it is not known."""
+
+    qlike: dict[str, CardPair] = {}
+    sign_accuracy: dict[str, CardPair] = {}
+    is_better: bool = False  # of order books: than the frequencies of the moves
+
+
+class CardEnsemble(msgspec.Struct, frozen=True):
+    """How an ensemble mixes, by horizon."""
+
+    network_share: dict[str, float] = {}
+
+
+class CardHonesty(msgspec.Struct, frozen=True):
+    """What a reader must know before believing any figure."""
+
+    sentences: list[str] = []
+
+
+class CardPart(msgspec.Struct, frozen=True):
+    """A model of an ensemble."""
+
+    model: CardModel
+    features: CardFeatures
+
+
+class Card(CardPart, frozen=True):
+    """A card as its readers take it, checked; sections that these do not read are left out."""
+
+    architecture: CardArchitecture
+    market: dict[str, Any]
+    calibration: dict[str, Any]
+    figures: dict[str, CardFigures] = {}
+    honesty: CardHonesty = CardHonesty()
+    parts: dict[str, CardPart] = {}
+    ensemble: CardEnsemble = CardEnsemble()
 
 
 @dataclass(frozen=True)
@@ -269,24 +337,12 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise CheckpointMismatch(
             f"{folder / CARD_NAME} is not TOML ({error}); restore the card."
         ) from None
-    for section in _SECTIONS:
-        if not isinstance(card.get(section), dict):
-            raise CheckpointMismatch(
-                f"{folder / CARD_NAME} has no section [{section}]; restore the card."
-            )
-    if not all(isinstance(card["model"].get(key, ""), str) for key in ("id", "sha256", "kind")):
+    try:
+        msgspec.convert(card, Card)
+    except msgspec.ValidationError as error:
         raise CheckpointMismatch(
-            f"{folder / CARD_NAME} has an id, sha256 or kind of its model that is no text; restore "
-            "the card."
-        )
-    honesty = card.get("honesty", {})
-    sentences = honesty.get("sentences", []) if isinstance(honesty, dict) else None
-    if not isinstance(sentences, list) or not all(
-        isinstance(sentence, str) for sentence in sentences
-    ):
-        raise CheckpointMismatch(
-            f"{folder / CARD_NAME} has no list of sentences in [honesty]; restore the card."
-        )
+            f"{folder / CARD_NAME} is no whole card ({error}); restore it."
+        ) from None
     return card
 
 
@@ -323,7 +379,7 @@ def read_beside(folder: Path, name: str, sha256: str) -> Beside:
 def save(
     folder: Path,
     tensors: Mapping[str, torch.Tensor],
-    card: Card,
+    card: CardTable,
     *,
     extra: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Checkpoint:
@@ -388,7 +444,7 @@ def keep(folder: Path, database: Path) -> Path:
     return copy
 
 
-def keep_card(card: Card, model: Identity, database: Path) -> Path:
+def keep_card(card: CardTable, model: Identity, database: Path) -> Path:
     """Keep beside *database* the *card* of a model that is no checkpoint; return its folder.
 
     *model* is the identity of *card*, with the hash that stands for that of weights.
@@ -507,7 +563,7 @@ def _check_finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
             )
 
 
-def _section(card: Card, name: str) -> Mapping[str, object]:
+def _section(card: CardTable, name: str) -> Mapping[str, object]:
     section = card.get(name)
     return section if isinstance(section, Mapping) else {}
 

@@ -19,7 +19,13 @@ from tracepaper.storage.chain.starting_point import Beginnings, RunLookback
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
-from tracepaper.storage.database.chunks import WITHIN, chain_head, latest_state, run_span
+from tracepaper.storage.database.chunks import (
+    WITHIN,
+    chain_head,
+    latest_state,
+    prune_point,
+    run_span,
+)
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import advice, open_writer
 from tracepaper.storage.record.rows import DROPPED_ROWS
@@ -45,8 +51,6 @@ _NEWEST_CLOSE: Final = (
 )
 KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
 """The folders beside a database without which its runs cannot be derived."""
-
-_PRUNED: Final = "SELECT until_sequence FROM prunes WHERE run_key = ?"
 
 
 @contextmanager
@@ -180,7 +184,8 @@ def _prune_run(
 ) -> Pruning:
     """Drop the commits up to step *until*; record the prune as a step of the run's own chain."""
     run_key, run_id = run
-    (before,) = raw.execute(_PRUNED, (run_key,)).fetchone() or (-1,)
+    pruned = prune_point(raw, run_key)
+    before = -1 if pruned is None else pruned.until_sequence
     chain_end = chain_head(raw, run_key, until)
     if chain_end is None or chain_end[0] <= before:
         return Pruning(run_id, before, 0)

@@ -30,11 +30,7 @@ CREATE TABLE cells (
   span INTEGER NOT NULL, part TEXT NOT NULL, number INTEGER NOT NULL, content TEXT NOT NULL,
   PRIMARY KEY (span, part, number)
 ) STRICT;
-"""
-_DOCUMENT: Final = """
-CREATE TABLE IF NOT EXISTS document (
-  one INTEGER PRIMARY KEY CHECK (one = 1), content TEXT NOT NULL
-) STRICT
+CREATE TABLE document (one INTEGER PRIMARY KEY CHECK (one = 1), content TEXT NOT NULL) STRICT;
 """
 _TRIALS: Final = """
 CREATE TABLE trials (
@@ -102,7 +98,6 @@ class SweepFile:
     def keep_document(self, content: Mapping[str, Any]) -> None:
         """Keep what the finished sweep says, for ``tracepaper ui`` to show."""
         with _explaining_errors(self.path):
-            self._db.execute(_DOCUMENT)
             self._db.execute(
                 "INSERT OR REPLACE INTO document VALUES (1, ?)", (json.dumps(content),)
             )
@@ -151,10 +146,7 @@ def read_sweep(path: Path) -> StoredSweep:
         ) as db:
             (header,) = db.execute("SELECT content FROM sweep").fetchone()
             (cells,) = db.execute("SELECT count(*) FROM cells").fetchone()
-            has_document = db.execute(
-                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'document'"
-            ).fetchone()
-            row = db.execute("SELECT content FROM document").fetchone() if has_document else None
+            row = db.execute("SELECT content FROM document").fetchone()
         return StoredSweep(
             hashlib.sha256(header.encode()).hexdigest()[:16],
             json.loads(header),

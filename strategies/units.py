@@ -179,12 +179,7 @@ class Notional(Struct, frozen=True, gc=False):
     @classmethod
     def of(cls, instrument: Instrument) -> Notional:
         """Return the converter of *instrument*'s scales."""
-        return cls.of_decimals(instrument.price_decimals, instrument.quantity_decimals)
-
-    @classmethod
-    def of_decimals(cls, price: int, quantity: int) -> Notional:
-        """Return the converter of prices and quantities of so many decimals."""
-        spare = MONEY_DECIMALS - price - quantity
+        spare = MONEY_DECIMALS - instrument.price_decimals - instrument.quantity_decimals
         return cls(10**spare, 1) if spare >= 0 else cls(1, 10**-spare)
 
     def __call__(self, price: int, quantity: int) -> int:

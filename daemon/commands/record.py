@@ -233,11 +233,8 @@ def export(
     run: RunArgument = "last",
     *,
     parquet: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Parquet by run, view and day, into DIR.")
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="One CSV file a view, into DIR.")
-    ] = None,
+        Path, typer.Option(metavar="DIR", help="Parquet by run, view and day, into DIR.")
+    ],
     views: Annotated[
         str, typer.Option(metavar="V,V", help="Only these views, such as v_fills,v_decisions.")
     ] = "",
@@ -245,32 +242,27 @@ def export(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write every view of a run: as Parquet by day, again as often as you like, or as CSV.
+    """Write every view of a run as Parquet by day, again as often as you like.
 
-    A Parquet file that differs is replaced, whole; a folder of CSV appears when all is whole.
+    A file that differs is replaced, whole.
     """
     from tracepaper.storage.database.exports import chosen
     from tracepaper.storage.database.exports import export as write
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.extras import require
 
-    folder = parquet or csv
-    if folder is None or (parquet and csv):
-        raise ConfigInvalid("Say where to: --parquet DIR, or --csv DIR.")
     require("pyarrow", "--parquet", parquet)
     wanted = chosen(views)
     path, run_id = located(run, db, config)
     with Reader.open(path) as reader, rows_counted() as progress:
-        written = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
+        written = write(reader, run_id, parquet, wanted, progress)
     if json:
-        document = {"run_id": run_id, "folder": str(folder), "rows": written.rows}
-        print_json({**document, "files": written.files} if written.files else document)
+        print_json({"run_id": run_id, "folder": str(parquet), **written._asdict()})
         return
     for view, rows in written.rows.items():
         say(f"{view}\t{rows}")
-    if written.files:
-        say(f"files\t{', '.join(f'{count} {what}' for what, count in written.files.items())}")
-    if kept := written.files.get("kept"):
+    say(f"files\t{', '.join(f'{count} {what}' for what, count in written.files.items())}")
+    if kept := written.files["kept"]:
         say(f"Kept: {kept} files hold rows that the run has no longer; delete them to end that.")
 
 

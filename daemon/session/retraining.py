@@ -35,7 +35,7 @@ from tracepaper.strategies.types.decisions import Run
 from tracepaper.strategies.types.market import Event, RetrainingEnd, RetrainOutcome, RunKind
 from tracepaper.strategies.units import DAY_MS, time_of, time_of_day_ms
 
-BARS_FILE: Final = "bars.db"
+BARS: Final = "bars"
 """The archive into which a retraining writes the bars that the runs of the database hold."""
 BY_HAND: Final = "by_hand"
 """The folder in it in which one by hand works, so that it is not in the daemon's way."""
@@ -150,7 +150,7 @@ def tidy(folder: Path) -> None:
     The database needs the disk space: a full disk ends the daemon. A file that cannot be removed is
     left to the next retraining.
     """
-    for pattern in (CACHE, f"{CANDIDATE}.training", f".{CANDIDATE}-*", f"{BARS_FILE}*"):
+    for pattern in (CACHE, f"{CANDIDATE}.training", f".{CANDIDATE}-*", BARS):
         for old in folder.glob(pattern):
             shutil.rmtree(old, ignore_errors=True)
             with suppress(OSError):

@@ -52,16 +52,12 @@ class Rows:
 
     def select(self, rows: IntArray) -> Rows:
         """Return the given rows, in the given order."""
-
-        def selected(column: Decimals) -> Decimals:
-            return Decimals(column.mantissa[rows], column.places)
-
         return Rows(
             table=replace(self.table, columns={}, lines=self.table.lines[rows]),
             times=self.times[rows],
-            prices={name: selected(column) for name, column in self.prices.items()},
-            volume=selected(self.volume),
-            turnover=selected(self.turnover) if self.turnover else None,
+            prices={name: column[rows] for name, column in self.prices.items()},
+            volume=self.volume[rows],
+            turnover=self.turnover[rows] if self.turnover else None,
         )
 
 
@@ -205,34 +201,6 @@ def bars_of(candles: Candles) -> list[Bar]:
             closes,
             repeat(Source.ARCHIVE),
         )
-    )
-
-
-def candles_of(bars: Sequence[Bar], instrument: Instrument, *, path: str) -> Candles:
-    """Return *bars* of *instrument*, at least one, as candles; *path* names their source.
-
-    Where any bar lacks its turnover, the candles have none.
-    """
-    values = np.array(
-        [(b.open_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in bars], dtype=np.int64
-    ).T
-    turnovers = [bar.turnover for bar in bars]
-    return Candles(
-        path=path,
-        category=instrument.category,
-        symbol=instrument.symbol,
-        interval_ms=bars[0].interval_ms,
-        calendar=month_calendar() if bars[0].interval_ms == MONTH_MS else None,
-        price_decimals=instrument.price_decimals,
-        volume_decimals=instrument.volume_decimals,
-        turnover_decimals=instrument.turnover_decimals,
-        open_time_ms=values[0],
-        open=values[1],
-        high=values[2],
-        low=values[3],
-        close=values[4],
-        volume=values[5],
-        turnover=None if None in turnovers else np.array(turnovers, dtype=np.int64),
     )
 
 
@@ -516,11 +484,7 @@ def _oldest_first(
     if (steps > 0).any():
         row = int(np.flatnonzero(steps < 0)[0]) + 1
         raise DataInvalid(f"{table.place(row)}: the time goes back; sort the file.")
-    return (
-        times[::-1],
-        Decimals(price.mantissa[::-1], price.places),
-        Decimals(size.mantissa[::-1], size.places),
-    )
+    return times[::-1], price[::-1], size[::-1]
 
 
 def _turnover(price: Decimals, size: Decimals, first: IntArray) -> tuple[IntArray | None, int]:

@@ -47,6 +47,10 @@ class Decimals:
     mantissa: IntArray
     places: int
 
+    def __getitem__(self, rows: slice | IntArray) -> Decimals:
+        """Return the given rows, in the given order."""
+        return Decimals(self.mantissa[rows], self.places)
+
     def rescale(self, places: int) -> Decimals:
         """Return the same values with *places* decimals, which must not be fewer.
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,10 +35,10 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient, RestartBudget, is_loopback
 from tracepaper.replay.archive.books import DepthWriter
+from tracepaper.replay.archive.candle_file import CandleFile, file_name
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.events import EventsWriter
 from tracepaper.replay.archive.recordings import RecordingHeader
-from tracepaper.storage.candles import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid, FeedStale, Recoverable
 from tracepaper.strategies.types.market import Bar, Category, Instrument
 from tracepaper.strategies.units import interval_start
@@ -59,7 +60,7 @@ async def fetch(
 ) -> tuple[int, Times]:
     """Ask for the candles that open at *times* and hand each page to *keep* as it comes.
 
-    Returns how many came, and the times that the answers lacked. *times* are what the archive
+    Returns how many came, and the times that the answers lacked. *times* are what the file
     lacks, so a fetch that was broken off goes on where it ended. *progress* is called with the
     number of candle times of each page. Errors of *client* pass.
     """
@@ -93,7 +94,7 @@ FAILURES_WINDOW_S: Final = 300.0
 class FetchRequest:
     """What to fetch: UTC milliseconds, ``until_ms`` None for now, ``from_ms`` None to go on."""
 
-    archive: Path
+    folder: Path
     category: Category
     symbols: tuple[str, ...]
     interval_ms: int
@@ -107,6 +108,7 @@ class FetchResult:
 
     instrument: str
     interval_ms: int
+    file: str
     bars: int
     absent: tuple[Span, ...]  # two answers lacked these
 
@@ -141,13 +143,12 @@ async def fetch_symbols(
     certain_s: float,
     quiet: bool,
 ) -> list[FetchResult]:
-    """Fetch what the archive lacks of each symbol; what an answer lacks is requested twice.
+    """Fetch what the file of each symbol lacks; what an answer lacks is requested twice.
 
     One answer proves nothing: the second request comes at least *certain_s* (network time) after
     the first, as when a daemon repairs a gap.
     """
     instruments = [await client.instrument(request.category, name) for name in request.symbols]
-    wanted = [(instrument, wanted_times(request, instrument)) for instrument in instruments]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -155,23 +156,24 @@ async def fetch_symbols(
         TimeRemainingColumn(),
     )
     with (
-        HistoryWriter(request.archive) as writer,
+        ExitStack() as stack,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar,
     ):
+        paths = [request.folder / file_name(item, request.interval_ms) for item in instruments]
+        files = {
+            item.id: stack.enter_context(CandleFile(path))
+            for item, path in zip(instruments, paths, strict=True)
+        }
+        wanted = [(item, wanted_times(request, files[item.id].times, item)) for item in instruments]
 
         async def fetched(instrument: Instrument, times: Times) -> tuple[int, Times]:
             task = bar.add_task(instrument.id, total=times.size)
-
-            def keep(page: Sequence[Bar]) -> None:
-                # Each page is committed before the next.
-                writer.write(instrument, request.interval_ms, page)
-
             return await fetch(
                 client,
                 instrument,
                 request.interval_ms,
                 times,
-                keep=keep,
+                keep=partial(files[instrument.id].add, instrument),
                 progress=lambda candles: bar.advance(task, candles),
             )
 
@@ -179,30 +181,29 @@ async def fetch_symbols(
         if any(absent.size for _, _, absent in first):
             await clock.sleep(certain_s)
         outcomes = []
-        for instrument, bars, lacking in first:
+        for path, (instrument, bars, lacking) in zip(paths, first, strict=True):
             more, absent = await fetched(instrument, lacking) if lacking.size else (0, lacking)
             spans = tuple(runs(absent, request.interval_ms))
-            outcomes.append(FetchResult(instrument.id, request.interval_ms, bars + more, spans))
+            count = bars + more
+            outcomes.append(
+                FetchResult(instrument.id, request.interval_ms, str(path), count, spans)
+            )
         return outcomes
 
 
-def wanted_times(request: FetchRequest, instrument: Instrument) -> Times:
-    """Return when the candles open that the archive lacks and that lie wholly in the two times.
+def wanted_times(request: FetchRequest, stored: Times, instrument: Instrument) -> Times:
+    """Return when the candles open that are not *stored* and that lie wholly in the two times.
 
-    Without a first time they start with the archive's first candle. Raises ``ConfigInvalid`` where
-    it has none, or where no candle lies in between.
+    Without a first time they start with the first one stored. Raises ``ConfigInvalid`` where none
+    is, or where no candle lies in between.
     """
-    archive, interval_ms, from_ms = request.archive, request.interval_ms, request.from_ms
+    interval_ms, from_ms = request.interval_ms, request.from_ms
     assert request.until_ms is not None
-    stored = np.empty(0, dtype=np.int64)
-    if archive.is_file():
-        with History.open(archive) as history:
-            stored = np.array(history.times(instrument.id, interval_ms), dtype=np.int64)
     if from_ms is None:
         if not stored.size:
             raise ConfigInvalid(
-                f"{archive} holds no candle of {instrument.id} yet: say with --from where to "
-                "start, such as --from 2025-01-01."
+                f"{request.folder} holds no candle of {instrument.id} yet: say with --from where "
+                "to start, such as --from 2025-01-01."
             )
         from_ms = int(stored[0])
     start = interval_start(from_ms + interval_ms - 1, interval_ms)

@@ -79,7 +79,7 @@ class Execution:
     fee: Decimal | None = None  # in ``fee_coin``, below 0 where received; None where not known
     fee_coin: str = ""  # empty where the file does not say
     fee_base: Decimal | None = None  # in the base coin, of ``v_fills``
-    apart: str = ""  # why it says nothing of taking liquidity; empty of a taker
+    exclusion: str = ""  # why it says nothing of taking liquidity; empty of a taker
 
 
 @dataclass
@@ -96,12 +96,12 @@ class Executions:
     @property
     def taken(self) -> list[Execution]:
         """The fills that took liquidity by an order that was no stop."""
-        return [execution for execution in self.fills if not execution.apart]
+        return [execution for execution in self.fills if not execution.exclusion]
 
     @property
     def left_out(self) -> Counter[str]:
         """The number of rows that are not among ``taken``, by the reason."""
-        return self.dropped + Counter(each.apart for each in self.fills if each.apart)
+        return self.dropped + Counter(each.exclusion for each in self.fills if each.exclusion)
 
 
 class _Rows:
@@ -157,7 +157,7 @@ def read_executions(path: Path) -> Executions:
                 _amount(rows, row, "fee"),
                 rows.cell(row, "fee coin").upper(),
                 _amount(rows, row, "fee base"),
-                _apart(rows, row),
+                _exclusion(rows, row),
             )
         )
     executions.in_minutes = bool(times) and not any(at % MINUTE_MS for at in times.values())
@@ -206,7 +206,7 @@ def _is_fill(rows: _Rows, row: int, executions: Executions) -> bool:
     return kind.lower() in _FILLS
 
 
-def _apart(rows: _Rows, row: int) -> str:
+def _exclusion(rows: _Rows, row: int) -> str:
     """Return why the row is no fill that took liquidity by an order that was no stop."""
     kind = rows.cell(row, "type")
     if kind.lower() not in _FILLS[:2]:

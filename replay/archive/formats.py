@@ -1,7 +1,7 @@
 """File formats: CSV, JSON, Parquet and others to a ``RawTable``.
 
-A format that is added to ``FORMATS`` is read by every command, offered by ``data import --format``
-and listed where a file of no known kind is refused.
+A format that is added to ``FORMATS`` is read by every command, and listed where a file of no known
+kind is refused.
 """
 
 from __future__ import annotations
@@ -223,7 +223,6 @@ def _read_by_rows(
     return _text_table(path, rows, lines, "line", head_of, delimiter.decode())
 
 
-SQLITE_MAGIC: Final = b"SQLite format 3\0"
 WRAPPED_MOST: Final = 3
 """How deep within objects a body may hold its list of rows."""
 PACKING_FAULTS: Final = (
@@ -279,25 +278,22 @@ class Compression:
 def read_table(
     path: Path,
     *,
-    format_name: str | None = None,
     columns: Sequence[str] = (),
     head: ReadHead | None = None,
 ) -> RawTable:
     """Return the columns of the file at *path*, whose name tells its format.
 
-    *format_name*, a key of ``FORMATS``, is needed where the name tells none. Of columns that mean
-    the same, *columns* choose one. *head* reads the head of text that is not of candles. Raises
-    ``DataInvalid`` where the file is unreadable, empty, of an unknown format, of another one than
-    expected, or names columns unclearly.
+    Of columns that mean the same, *columns* choose one. *head* reads the head of text that is not
+    of candles. Raises ``DataInvalid`` where the file is unreadable, empty, of an unknown format, of
+    another one than expected, or names columns unclearly.
     """
-    has_lines = format_name is not None and format_named(format_name) is FORMATS["csv"]
-    name, raw = unpacked(path, has_lines=has_lines)
+    name, raw = unpacked(path)
     if raw.startswith(MARK):
         raise DataInvalid(
             f"{path} is a recording of an order book, and candles are wanted here: give it by "
             "--depth or --events beside candles, or look at it by `tracepaper data check`."
         )
-    expected = _format_of(name) if format_name is None else format_named(format_name)
+    expected = _format_of(name)
     for each in FORMATS.values():
         if each is not expected and raw.startswith(each.magics):
             suffix = Path(name).suffix or "nothing"
@@ -309,8 +305,7 @@ def read_table(
         raise ConfigInvalid(f"{path} is a configuration; give it by --config, and candles here.")
     if expected is None:
         raise DataInvalid(
-            f"{path} has a name of no known kind: rename it to one of {known_suffixes()}, or "
-            "name its kind with --format."
+            f"{path} has a name of no known kind: rename it to one of {known_suffixes()}."
         )
     if expected.magics and not raw.startswith(expected.magics):
         raise _not_as_named(path, expected.suffixes[0])
@@ -319,14 +314,14 @@ def read_table(
     return refuse_unclear(expected.read(path, raw), columns)
 
 
-def unpacked(path: Path, *, has_lines: bool = False) -> tuple[str, bytes]:
+def unpacked(path: Path) -> tuple[str, bytes]:
     """Return the name and the content of the file at *path*, or of the file inside it.
 
-    Raises ``DataInvalid`` where it is unreadable, empty, damaged, or has no end; with *has_lines*,
-    or a name of text, a line may not be without end either.
+    Raises ``DataInvalid`` where it is unreadable, empty, damaged, or has no end; with a name of
+    text, a line may not be without end either.
     """
     name = path.name.lower()
-    raw = _read_file(path, has_lines=has_lines or _is_text(name))
+    raw = _read_file(path, has_lines=_is_text(name))
     if raw.startswith(MARK) or (opened := _opener_of(path, raw)) is None:
         return name, raw
     try:
@@ -343,13 +338,6 @@ def known_suffixes() -> str:
     return f"{', '.join(suffixes)} (also in {packed})"
 
 
-def format_named(name: str) -> Format:
-    """Return the format *name*; raise ``ConfigInvalid`` where there is none."""
-    if name not in FORMATS:
-        raise ConfigInvalid(f"There is no format {name}; write one of {', '.join(FORMATS)}.")
-    return FORMATS[name]
-
-
 def _not_as_named(path: Path, suffix: str) -> DataInvalid:
     return DataInvalid(
         f"{path} is not {suffix.removeprefix('.')} although its name says so: "
@@ -360,15 +348,6 @@ def _not_as_named(path: Path, suffix: str) -> DataInvalid:
 def _format_of(name: str) -> Format | None:
     """Return the format whose suffix ends *name*, if any does."""
     return next((each for each in FORMATS.values() if name.endswith(each.suffixes)), None)
-
-
-def is_archive(path: Path) -> bool:
-    """Return whether *path* is an SQLite file."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-    except OSError:
-        return False
 
 
 def _read_file(path: Path, *, has_lines: bool) -> bytes:
@@ -585,7 +564,7 @@ FORMATS: Final[dict[str, Format]] = {
         (b"ARROW1", b"FEA1"),
     ),
 }
-"""Every kind of candle file, by the name that ``--format`` takes."""
+"""Every kind of candle file, by its name."""
 
 PACKINGS: Final = (
     Compression("gzip", ".gz", b"\x1f\x8b", _gunzipped),

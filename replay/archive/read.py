@@ -41,7 +41,7 @@ from tracepaper.replay.archive.doubts import (
     reject_content,
     reject_contracts,
 )
-from tracepaper.replay.archive.formats import format_named, is_archive, read_table
+from tracepaper.replay.archive.formats import read_table
 from tracepaper.replay.archive.layouts import (
     REQUIRED,
     TIME,
@@ -75,25 +75,21 @@ def read_candles(
     symbol: str | None = None,
     category: Category | str | None = None,
     columns: Sequence[str] = (),
-    format_name: str | None = None,
     sessions_for: SessionsFor | None = None,
 ) -> Candles:
     """Return the candles of one file, exactly, oldest first, each open time once.
 
     *path* may be ``SYMBOL=PATH``. The symbol comes from that, else from the file's name, else from
     its content, else from *symbol*; the category from the argument, else from the path; the
-    interval from the times; the kind of file from its name, else from *format_name*, a key of
-    ``FORMATS``. With *sessions_for* they are laid upon an exchange's sessions (``in_sessions``).
+    interval from the times; the kind of file from its name. With *sessions_for* they are laid upon
+    an exchange's sessions (``in_sessions``).
     *columns* choose a field's column (``close=Price``) or leave it out (``turnover=``).
     Trades become candles of a minute.
     What was converted, sorted or dropped is in ``Candles.notes``.
-    An archive of ``tracepaper data`` gives the one series that the arguments mean.
 
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
     and ``ConfigInvalid`` where no symbol is known.
     """
-    if format_name is not None:
-        format_named(format_name)  # a mistake in it is said before the file is looked at
     chosen_columns(columns)
     if category is not None and category not in tuple(Category):
         raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
@@ -101,16 +97,7 @@ def read_candles(
     given = symbol_name(symbol) if symbol else None
     if given and named and given != named:
         raise ConfigInvalid(f"--symbol is {given}, and {path} says {named}: leave one of them out.")
-    if is_archive(file):
-        from tracepaper.replay.archive.series import read_archive
-
-        if columns:
-            raise ConfigInvalid(
-                f"{path} is an archive, whose fields are known; leave --columns out."
-            )
-        held = read_archive(file, symbol=given or named, category=category)
-        return held if sessions_for is None else in_sessions(held, sessions_for)
-    table = read_table(file, format_name=format_name, columns=columns)
+    table = read_table(file, columns=columns)
     reject_contracts(file, is_named=named is not None)
     found_symbol, notes = symbol_of_table(table, named, given)
     market = category_of(file) if category is None else Category(category)
@@ -193,7 +180,6 @@ def read_many(
     symbol: str | None = None,
     category: Category | str | None = None,
     columns: Sequence[str] = (),
-    format_name: str | None = None,
     sessions_for: SessionsFor | None = None,
 ) -> list[Candles]:
     """Read several files and join those of one instrument (``merge_candles``)."""
@@ -203,7 +189,6 @@ def read_many(
             symbol=symbol,
             category=category,
             columns=columns,
-            format_name=format_name,
             sessions_for=sessions_for,
         )
         for path in paths

@@ -1,8 +1,8 @@
-"""The series of the archive: import, read, list; instruments, data quality, funding."""
+"""Data quality of candles, the instrument that they make, and settlements of funding."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.config.values import symbol_name
-from tracepaper.replay.archive.candles import Candles, Span, bars_of, candles_of, merge_candles
+from tracepaper.replay.archive.candles import Candles, Span
 from tracepaper.replay.archive.columns import CellInvalidError, Decimals, IntArray, epoch_ms, parse
 from tracepaper.replay.archive.formats import read_table
 from tracepaper.replay.archive.layouts import (
@@ -25,8 +25,7 @@ from tracepaper.replay.archive.layouts import (
     split_argument,
     symbol_of_table,
 )
-from tracepaper.storage.candles import History, HistoryWriter, Series
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch, SuspectedSplit
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, RATE_DECIMALS
@@ -200,141 +199,6 @@ def _decimals(number: Decimal) -> int:
     exponent = number.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return max(-exponent, 0)
-
-
-LISTED_MAX: Final = 8
-
-
-def read_archive(
-    path: Path,
-    *,
-    symbol: str | None = None,
-    category: Category | str | None = None,
-) -> Candles:
-    """Return the one series of the archive *path* that the arguments mean.
-
-    Raises ``ConfigInvalid`` where they mean several, ``DataInvalid`` where they mean none.
-    """
-    with History.open(path) as history:
-        chosen = _chosen(path, history.series(), symbol, category)
-        bars = history.read(chosen.instrument.id, chosen.interval_ms)
-        return candles_of(list(bars), chosen.instrument, path=str(path))
-
-
-def _chosen(
-    path: Path,
-    held: Sequence[Series],
-    symbol: str | None,
-    category: Category | str | None,
-) -> Series:
-    matching = [
-        series
-        for series in held
-        if symbol in (None, series.instrument.symbol)
-        and category in (None, series.instrument.category)
-    ]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        names = [f"{series.instrument.id} of {series.interval_ms // 1000} s" for series in matching]
-        raise ConfigInvalid(
-            f"{path} holds {', '.join(names[:LISTED_MAX])}: choose one with SYMBOL={path} or "
-            "--category, and keep other intervals in another file."
-        )
-    wanted = symbol or "candles"
-    raise DataInvalid(
-        f"{path} holds no {wanted} such as is asked for: see `tracepaper data list --db {path}`."
-    )
-
-
-@dataclass(frozen=True)
-class SeriesImport:
-    """What one series gained."""
-
-    instrument: str
-    interval_ms: int
-    added: int
-    existing: int  # were there already, and equal
-    from_ms: int
-    until_ms: int
-    gaps: int  # holes in what was given
-    source: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ArchivedSeries:
-    """One series of an archive."""
-
-    instrument: str
-    interval_ms: int
-    bars: int
-    first_ms: int
-    last_ms: int
-    gaps: tuple[Span, ...]
-
-
-def import_candles(archive: Path, parts: Sequence[Candles]) -> list[SeriesImport]:
-    """Write *parts* into *archive*, which is made where it is missing.
-
-    All parts are compared with one another and with the archive before any is written, so a
-    contradiction leaves the archive as it was. Raises ``DataInvalid`` that names both sides.
-    """
-    series = merge_candles(parts)
-    with HistoryWriter(archive) as writer:
-        # The lock is held from here on, so what is compared is what will be written to.
-        with History.open(archive) as history:
-            for part in series:
-                merge_candles([*_stored(history, archive, part), part])
-        return [_written(writer, part) for part in series]
-
-
-def _stored(history: History, archive: Path, part: Candles) -> list[Candles]:
-    """Return the archive's candles of the span of *part*; empty without any."""
-    for held in history.series():
-        if (held.instrument.id, held.interval_ms) == (part.instrument, part.interval_ms):
-            bars = list(
-                history.read(
-                    part.instrument,
-                    part.interval_ms,
-                    from_ms=int(part.open_time_ms[0]),
-                    until_ms=part.until_ms,
-                )
-            )
-            return [candles_of(bars, held.instrument, path=str(archive))] if bars else []
-    return []
-
-
-def _written(writer: HistoryWriter, part: Candles) -> SeriesImport:
-    instrument = archive_instrument(part)
-    written = writer.write(instrument, part.interval_ms, bars_of(part.aligned(instrument)))
-    return SeriesImport(
-        instrument=part.instrument,
-        interval_ms=part.interval_ms,
-        added=written.added,
-        existing=written.existing,
-        from_ms=int(part.open_time_ms[0]),
-        until_ms=part.until_ms,
-        gaps=len(part.gaps),
-        source=part.path,
-        notes=part.notes,
-    )
-
-
-def held(archive: Path) -> list[ArchivedSeries]:
-    """Return every series of *archive*, with its holes."""
-    with History.open(archive) as history:
-        return [
-            ArchivedSeries(
-                instrument=series.instrument.id,
-                interval_ms=series.interval_ms,
-                bars=series.bars,
-                first_ms=series.first_open_ms,
-                last_ms=series.last_open_ms,
-                gaps=tuple(history.gaps(series.instrument.id, series.interval_ms)),
-            )
-            for series in history.series()
-        ]
 
 
 RATE_NAMES: Final = ("funding_rate", "fundingrate", "last_funding_rate", "rate", "open")

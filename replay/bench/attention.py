@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
@@ -22,17 +22,12 @@ from torch.nn import functional
 
 from tracepaper.daemon.session.user_class import imported
 from tracepaper.replay.bench.machine import Route, interleaved
-from tracepaper.strategies.attention import compiled, reference
+from tracepaper.strategies.attention import compiled
 from tracepaper.strategies.attention.capturing import capture
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.methods import (
-    confidence,
-    rollout,
-    rollout_buckets,
-    rollout_by_age,
-)
+from tracepaper.strategies.attention.masks import Mask, MaskKind, shown_table
+from tracepaper.strategies.attention.methods import confidence, rollout, rollout_buckets
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Network
@@ -169,14 +164,21 @@ def explain(layers: Sequence[Layer], backend: str = "auto") -> Tensor:
 
 def explain_every(layers: Sequence[Layer]) -> Tensor:
     """Return every row's rollout over buckets of 64 bars."""
-    every = rollout_buckets if layers[0].mask.kind is MaskKind.FULL else rollout_by_age
-    return every(layers).weights["bars"]
+    by_age = layers[0].mask.kind is not MaskKind.FULL
+    return rollout_buckets(layers, by_age=by_age).weights["bars"]
 
 
 def dense(inputs: Inputs, mask: Mask) -> Tensor:
     """Return the last row's rollout by stored matrices and whole products."""
-    matrices = [reference.attention_matrix(query, key, mask) for query, key, _ in inputs.layers]
-    return reference.rollout(matrices, mask)[:, -1:]
+    time = inputs.queries[0].shape[2]
+    hidden = ~shown_table(mask, time, time, inputs.queries[0].device)
+    identity = torch.eye(time, dtype=inputs.queries[0].dtype, device=hidden.device)
+    mixed = []
+    for query, key, _ in inputs.layers:
+        scores = query @ key.mT * query.shape[-1] ** -0.5
+        matrix = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        mixed.append(0.5 * identity + 0.5 * matrix.mean(dim=1))
+    return reduce(lambda below, above: above @ below, mixed)[:, -1:]
 
 
 def explanation_row(

@@ -25,13 +25,17 @@ from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.integrity import audit as audit_record
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.api.context import BarArrays, BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.types.decisions import Action, Step
 
 YEAR_BARS: Final = 525_600
+COMPARED: Final = ("one", "two", "written", "plain", "memory", "audit")
 ALONE_S: Final = 1.0
 """CPU seconds of a round in which a network alone explains."""
 AHEAD: Final = 64
@@ -118,14 +122,22 @@ class RecordingCost:
     begun: tuple[float, float] = (0.0, 0.0)  # wall and CPU
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    log_s: float = 0.0  # of these what encoding, hashing and storing took
+    audit_s: float = 0.0  # CPU seconds in which ``audit verify`` checks the file
     size: int = 0
     memory_mb: list[float] = field(default_factory=list)
 
 
 class _WatchedLog(SqlAuditLog):
-    """A log that shows each step after it was taken."""
+    """A log that shows each step after it was taken, and counts the CPU seconds of its commits."""
 
     observe: Callable[[Step], None] = staticmethod(lambda _step: None)
+    cpu_s = 0.0
+
+    def flush(self, also: Callable[[], object] = lambda: None) -> None:
+        began = time.process_time()
+        super().flush(also)
+        self.cpu_s += time.process_time() - began
 
     def append_now(self, *steps: Step) -> None:
         super().append_now(*steps)
@@ -139,7 +151,7 @@ def recorded(replay: Replay, *, after: int = 0) -> RecordingCost:
     tally = Tally(progress=lambda _: record.memory_mb.append(resident_mb()))
 
     def begin() -> None:
-        record.begun = time.perf_counter(), time.process_time()
+        record.begun, audit.cpu_s = (time.perf_counter(), time.process_time()), 0.0
 
     def observe(_step: Step) -> None:
         if tally.bars == after:
@@ -154,9 +166,15 @@ def recorded(replay: Replay, *, after: int = 0) -> RecordingCost:
         run_replay(replay, audit, tally)
         record.wall_s = time.perf_counter() - record.begun[0]
         record.cpu_s = time.process_time() - record.begun[1]
+        record.log_s = audit.cpu_s
         audit.end(0)
         audit.close()
         record.size = database.stat().st_size
+        with Reader.open(database) as reader:
+            began = time.process_time()
+            if not audit_record(reader.connection, replay.run.run_id).holds:
+                raise InvariantBroken("The chain of the measured run does not hold.")
+            record.audit_s = time.process_time() - began
     return record
 
 
@@ -166,20 +184,26 @@ def measure_replay(
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
     Each round replays the same bars into a new database, and beside it by a class as users write
-    them, by two strategies on one account, and in a plain Python loop of the same strategy, without
-    engine or log.
+    them, by two strategies on one account, into memory, as a trial of a sweep does, and in a plain
+    Python loop of the same strategy, without engine or log.
     """
     candles = tiled(bars)
     closes = candles.close.tolist()
-    spent: dict[str, list[float]] = {name: [] for name in ("one", "two", "written", "plain")}
+    spent: dict[str, list[float]] = {name: [] for name in COMPARED}
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {bars:,} bars")
         single = recorded(replay_of([candles], "sma_cross"))
         spent["one"].append(single.cpu_s / bars)
+        spent["audit"].append(single.audit_s / bars)
         two = recorded(replay_of([candles], "sma_cross", times=2))
         spent["two"].append(two.cpu_s / bars)
         written = recorded(replay_of([candles], f"{__name__}:{Reversion.__name__}"))
         spent["written"].append(written.cpu_s / bars)
+        replay = replay_of([candles], "sma_cross")
+        began = time.process_time()
+        with MemoryLog() as log:
+            run_replay(replay, log, Tally())
+        spent["memory"].append((time.process_time() - began) / bars)
         began = time.process_time()
         _plain_loop(closes)
         spent["plain"].append((time.process_time() - began) / bars)
@@ -191,6 +215,8 @@ def measure_replay(
         "history_stop_notes_bars_per_cpu_s": 1 / median["written"],
         "times_plain_loop": median["one"] / median["plain"],
         "two_strategies_times_one": median["two"] / median["one"],
+        "trial_in_memory_cpu_us_per_bar": 1e6 * median["memory"],
+        "audit_verify_cpu_us_per_step": 1e6 * median["audit"],
         "database_bytes_per_bar": single.size / bars,
         "rss_mb_at_a_quarter": single.memory_mb[len(single.memory_mb) // 4],
         "rss_mb_at_the_end": single.memory_mb[-1],
@@ -246,11 +272,12 @@ def measure_model(
     chunk = min(CHUNK_EVENTS, forecaster.scanned_at_once)
     warm = max(forecaster.context, -(-forecaster.context // chunk) * chunk - AHEAD)
     candles = tiled(bars + warm)
-    replayed, explained = [], []
+    replayed, explained, logged = [], [], []
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {len(candles):,} bars")
         record = recorded(replay_of([candles], "attention", checkpoint=checkpoint), after=warm)
         replayed.append(record.cpu_s / bars)
+        logged.append(record.log_s / bars)
         began, done = time.process_time(), 0
         while time.process_time() - began < ALONE_S:
             done += alone()
@@ -262,6 +289,7 @@ def measure_model(
         "bar_cpu_ms": 1e3 * bar,
         "network_alone_cpu_ms": 1e3 * network_alone,
         "bar_to_network_alone": bar / network_alone,
+        "log_cpu_us_per_bar": 1e6 * statistics.median(logged),
         "year_minutes_wall_extrapolated": YEAR_BARS * record.wall_s / bars / 60,
         "database_bytes_per_bar": record.size / len(candles),
         "rss_mb_peak": max(record.memory_mb),

@@ -117,8 +117,6 @@ OUTSIDE: Final[Mapping[str, str]] = {
     "databases": "the id of the file, of which nothing follows",
     "checks": "what checks of a run found, which nothing in it follows from",
     "shortfalls": "a trader's own fills beside the run's, which nothing in it follows from",
-    "archive_series": "candles of no run: a run's own bars are in steps",
-    "archive_bars": "candles of no run: a run's own bars are in steps",
 }
 """Tables that belong to no run's record, and why."""
 

@@ -515,7 +515,7 @@ def _join(fills: Path, place: RunLocation, json: bool) -> None:  # noqa: FBT001 
     from tracepaper.replay.checks.shortfall import join_fills, stored_rows
     from tracepaper.replay.checks.slippage import counted
     from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.report.shortfall import shortfall_tables
+    from tracepaper.replay.report.figures import shortfall_tables
     from tracepaper.storage.checks import store_shortfalls
     from tracepaper.storage.database.reader import Reader
     from tracepaper.storage.database.run_views import RunViews

@@ -1,4 +1,4 @@
-"""``tracepaper data import|check|list|fetch|describe|record|samples``."""
+"""``tracepaper data check|fetch|describe|record|samples``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tracepaper.daemon.commands.options import (
     ConfigOption,
     JsonOption,
     SymbolOption,
-    database_path,
     print_json,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
     from tracepaper.daemon.bybit.order_book import DepthRequest
     from tracepaper.replay.archive.download import FetchResult
     from tracepaper.replay.archive.recordings import RecordingQuality
-    from tracepaper.replay.archive.series import Quality, SeriesImport
+    from tracepaper.replay.archive.series import Quality
 
-app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
+app = typer.Typer(help="Check and fetch candles; record order books; copy samples.")
 
 GAPS_SHOWN: Final = 5
 
@@ -49,47 +48,6 @@ CalendarOption = Annotated[
         "--calendar", metavar="CODE", help="Shares: the exchange's calendar, such as XNAS."
     ),
 ]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        metavar="NAME",
-        help="File format, where the file name does not end in it; ? lists all.",
-    ),
-]
-ArchiveOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--db", "--archive", metavar="FILE", help="The archive; by default the configuration's."
-    ),
-]
-
-
-@app.command("import")
-def import_(
-    paths: PathsArgument,
-    *,
-    symbol: SymbolOption = None,
-    category: CategoryOption = None,
-    columns: ColumnsOption = None,
-    format_: FormatOption = None,
-    calendar: CalendarOption = None,
-    archive: ArchiveOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Import candle files into an archive: all of them, or none if one is invalid."""
-    from tracepaper.replay.archive import read_many
-    from tracepaper.replay.archive.series import import_candles
-
-    file = database_path(archive, config)
-    parts = read_many(paths, **_given(symbol, category, columns, format_, calendar))
-    imported = import_candles(file, parts)
-    if json:
-        print_json({"archive": str(file), "series": [asdict(series) for series in imported]})
-        return
-    for series in imported:
-        typer.echo("\n".join(_import_lines(series, file)))
 
 
 @app.command()
@@ -99,7 +57,6 @@ def check(
     symbol: SymbolOption = None,
     category: CategoryOption = None,
     columns: ColumnsOption = None,
-    format_: FormatOption = None,
     calendar: CalendarOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -107,7 +64,7 @@ def check(
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
 
-    given = _given(symbol, category, columns, format_, calendar)
+    given = _given(symbol, category, columns, calendar)
     documents: list[dict[str, object]] = []
     refused = 0
     for path in paths:
@@ -137,7 +94,6 @@ def _given(
     symbol: str | None,
     category: Category | None,
     columns: Sequence[str] | None,
-    format_name: str | None,
     calendar: str | None,
 ) -> dict[str, Any]:
     """Return what a reader of candles is told; those of shares are read by a calendar."""
@@ -148,7 +104,6 @@ def _given(
         "symbol": symbol,
         "category": category if calendar is None else Category.STOCK,
         "columns": columns or (),
-        "format_name": format_name,
         "sessions_for": None if calendar is None else sessions_named(calendar),
     }
 
@@ -191,21 +146,6 @@ def _unit(decimals: int | None) -> str:
     if decimals is None:
         return "missing"
     return f"0.{'0' * (decimals - 1)}1" if decimals else "1"
-
-
-def _import_lines(series: SeriesImport, archive: Path) -> list[str]:
-    from tracepaper.strategies.units import iso
-
-    existing = f", {series.existing:,} were there already" if series.existing else ""
-    span = f"{series.added:,} candles from {iso(series.from_ms)} until {iso(series.until_ms)}"
-    return [
-        (
-            f"{series.instrument}, {interval_text(series.interval_ms)}: {span} into "
-            f"{archive}{existing}"
-        ),
-        f"  {count_of(series.gaps, 'hole')} in {series.source}",
-        *(f"  {note}" for note in series.notes),
-    ]
 
 
 @app.command()
@@ -445,30 +385,6 @@ def samples(
     typer.echo(f"{folder} holds {len(copies)} files; {folder / 'SOURCES.md'} says whose they are.")
 
 
-@app.command("list")
-def list_(
-    *, archive: ArchiveOption = None, config: ConfigOption = None, json: JsonOption = False
-) -> None:
-    """List the contents of an archive and its gaps."""
-    from tracepaper.replay.archive.series import held
-    from tracepaper.strategies.units import iso
-
-    file = database_path(archive, config)
-    archived = held(file)
-    if json:
-        print_json({"archive": str(file), "series": [asdict(series) for series in archived]})
-        return
-    if not archived:
-        typer.echo(f"{file} holds no candles yet; `tracepaper data import` brings some.")
-    for series in archived:
-        missing = sum(until - start for start, until in series.gaps) // series.interval_ms
-        typer.echo(
-            f"{series.instrument}, {interval_text(series.interval_ms)}: {series.bars:,} candles "
-            f"that open from {iso(series.first_ms)} to {iso(series.last_ms)}, "
-            f"{count_of(len(series.gaps), 'hole')}, {missing:,} missing"
-        )
-
-
 @app.command()
 def fetch(
     symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Such as BTCUSDT.")],
@@ -477,15 +393,17 @@ def fetch(
         str, typer.Option(help="1 3 5 15 30 60 120 240 360 720 D or W, as the exchange says.")
     ] = "1",
     from_text: Annotated[
-        str | None, typer.Option("--from", help="UTC; by default the archive's first candle.")
+        str | None, typer.Option("--from", help="UTC; by default the file's first candle.")
     ] = None,
     to_text: Annotated[str | None, typer.Option("--to", help="UTC; by default now.")] = None,
     category: Annotated[Category, typer.Option(help="linear or spot.")] = Category.LINEAR,
-    archive: ArchiveOption = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the CSV files, created if missing.")
+    ] = Path("candles"),
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Download what an archive lacks from the exchange; run it again to continue."""
+    """Download candles from the exchange to a file a symbol; run it again to continue."""
     import sys
 
     from tracepaper.daemon.config.loading import load
@@ -498,7 +416,7 @@ def fetch(
     if INTERVALS[interval] == MONTH_MS:
         raise ConfigInvalid("--interval M is not fetched: fetch D and set market.interval to M.")
     order = FetchRequest(
-        archive=database_path(archive, config),
+        folder=out,
         category=category,
         symbols=tuple(symbols),
         interval_ms=INTERVALS[interval],
@@ -508,14 +426,13 @@ def fetch(
     quiet = json or not sys.stderr.isatty()
     outcomes = run_loop(fetch_order(load(config), order, quiet=quiet))
     if json:
-        series = [asdict(outcome) for outcome in outcomes]
-        print_json({"archive": str(order.archive), "series": series})
+        print_json({"series": [asdict(outcome) for outcome in outcomes]})
         return
     for outcome in outcomes:
-        typer.echo(_outcome_line(outcome, order.archive))
+        typer.echo(_outcome_line(outcome))
 
 
-def _outcome_line(outcome: FetchResult, archive: Path) -> str:
+def _outcome_line(outcome: FetchResult) -> str:
     count = len(outcome.absent)
     spans = (
         f"{count} spans of it, asked for twice" if count > 1 else "a span of it, asked for twice"
@@ -523,5 +440,5 @@ def _outcome_line(outcome: FetchResult, archive: Path) -> str:
     lacking = f"; the exchange lacks {spans}" if count else ""
     return (
         f"{outcome.instrument}, {interval_text(outcome.interval_ms)}: {outcome.bars:,} candles "
-        f"fetched into {archive}{lacking}"
+        f"fetched into {outcome.file}{lacking}"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from tracepaper.daemon.config.loading import Config
-    from tracepaper.daemon.session.retraining import CandidateJudgement
     from tracepaper.replay.document.values import Part
     from tracepaper.replay.learning.retraining import Retraining
     from tracepaper.strategies.networks.checks import NetworkCheck
@@ -136,7 +134,7 @@ def check(
         from tracepaper.daemon.terminal.console import Terminal
         from tracepaper.replay.document.terminal import show
 
-        show(Terminal(), chain(_gradient_flow(stored.gradients), _condition(network_check)))
+        show(Terminal(), _checked(network_check, stored.gradients))
     if network_check.faults:
         raise DataInvalid(
             f"{stored.folder} is not in order: {network_check.faults[0]} Train it again, "
@@ -179,31 +177,25 @@ def export(
     )
 
 
-def _gradient_flow(section: Mapping[str, Any]) -> Iterator[Part]:
-    """Yield the gradient of each part while it was fitted, by a card's ``[gradients]``."""
+def _checked(network_check: NetworkCheck, gradients: Mapping[str, Any]) -> Iterator[Part]:
+    """Yield the gradients in training of a card, the tables of the checks, and what is wrong."""
     from tracepaper.replay.document.values import Paragraph, table_of
 
-    if not section:
-        return
-    names = ("part", "first", "median", "last", "relative")
-    yield table_of(
-        "gradients_in_training",
-        "Norm of the gradient in training, at the first validation, the median and the last one",
-        {"part": "text", **dict.fromkeys(names[1:], "exact")},
-        [tuple(_short(row.get(name)) for name in names) for row in section.get("parts", ())],
-    )
-    if warning := section.get("warning"):
-        yield Paragraph(str(warning), "warning")
-
-
-def _short(value: object) -> str:
-    return f"{value:.2e}" if isinstance(value, float) else str(value)
-
-
-def _condition(network_check: NetworkCheck) -> Iterator[Part]:
-    """Yield the tables of a network's checks, and what is not in order."""
-    from tracepaper.replay.document.values import Paragraph, table_of
-
+    if gradients:
+        names = ("part", "first", "median", "last", "relative")
+        rows = (tuple(map(row.get, names)) for row in gradients.get("parts", ()))
+        yield table_of(
+            "gradients_in_training",
+            "Norm of the gradient in training, at the first validation, the median and the last "
+            "one",
+            {"part": "text", **dict.fromkeys(names[1:], "exact")},
+            [
+                tuple(f"{of:.2e}" if isinstance(of, float) else str(of) for of in row)
+                for row in rows
+            ],
+        )
+        if warning := gradients.get("warning"):
+            yield Paragraph(str(warning), "warning")
     if network_check.heads:
         yield table_of(
             "heads",
@@ -212,10 +204,11 @@ def _condition(network_check: NetworkCheck) -> Iterator[Part]:
              "to": "exact", "share": "share", "fault": "text"},
             [
                 (
-                    head.layer, head.head, f"{head.confidence:.3f}", f"{head.lowest:.3f}",
-                    f"{head.highest:.3f}", head.share, head.fault,
+                    of.layer, of.head,
+                    *(f"{value:.3f}" for value in (of.confidence, of.lowest, of.highest)),
+                    of.share, of.fault,
                 )
-                for head in network_check.heads
+                for of in network_check.heads
             ],
         )  # fmt: skip
     if network_check.gradients:
@@ -237,26 +230,21 @@ def _condition(network_check: NetworkCheck) -> Iterator[Part]:
 
 def _unproven(checkpoints: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
     """Return the kinds of which no checkpoint in *checkpoints* has beaten persistence."""
+    import msgspec
+
     from tracepaper.replay.learning.card import experimental
+    from tracepaper.storage.checkpoints import Card
     from tracepaper.strategies.forecasters.build import model_kinds
 
     proven = {
-        section.get("kind")
-        for _, card in checkpoints
-        for section, name in ((card["model"], "model"), (_network_half(card), "network_half"))
-        if not experimental(card, of=name)
+        part.model.kind
+        for card in (msgspec.convert(table, Card) for _, table in checkpoints)
+        for part, name in ((card, "model"), (card.parts.get("network"), "network_half"))
+        if part is not None and not experimental(card, of=name)
     }
     return [
         name for name, kind in model_kinds().items() if kind.is_experimental and name not in proven
     ]
-
-
-def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return ``[model]`` of an ensemble's network; empty for another card."""
-    parts = card.get("parts")
-    half = parts.get("network") if isinstance(parts, dict) else None
-    section = half.get("model") if isinstance(half, dict) else None
-    return section if isinstance(section, dict) else {}
 
 
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
@@ -312,6 +300,8 @@ def retrain(
     hand, and no error is spent.
     """
     from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.retraining import with_verdict
+    from tracepaper.replay.learning.retraining import retrain as train_and_judge
 
     given = load(config)
     if service:
@@ -321,14 +311,22 @@ def retrain(
         output = take_output()
     database = database_path(db, config)
     retraining, number = _request(given, database, run, candidate, against, to, folder, test)
-    judgement = _judged(retraining, number, float(given.retrain.alpha))
+    judgement = train_and_judge(retraining, say=tell)
+    if judgement.is_judged:
+        judgement = with_verdict(judgement, test=number, alpha=float(given.retrain.alpha))
     if service:
         output.write(frame_of(judgement))
     elif json:
         print_json(judgement)
+    elif not judgement.is_judged:
+        typer.echo(f"Nothing was judged: {judgement.reason}.")
     else:
-        for sentence in _sentences(judgement):
-            typer.echo(sentence)
+        typer.echo(
+            f"{judgement.outcome.value.capitalize()}: {judgement.reason}.\n"
+            f"Candidate {judgement.candidate_sha256[:12]} lies in {judgement.candidate}.\n"
+            f"The running model is {judgement.running_sha256[:12]}; {judgement.bars:,} bars were "
+            "judged."
+        )
 
 
 def _request(
@@ -379,24 +377,3 @@ def _request(
         candidate=candidate,
     )
     return retraining, number
-
-
-def _judged(retraining: Retraining, number: int, alpha: float) -> CandidateJudgement:
-    from tracepaper.daemon.session.retraining import with_verdict
-    from tracepaper.replay.learning.retraining import retrain as trained
-
-    judgement = trained(retraining, say=tell)
-    return with_verdict(judgement, test=number, alpha=alpha) if judgement.is_judged else judgement
-
-
-def _sentences(judgement: CandidateJudgement) -> list[str]:
-    if not judgement.is_judged:
-        return [f"Nothing was judged: {judgement.reason}."]
-    return [
-        f"{judgement.outcome.value.capitalize()}: {judgement.reason}.",
-        f"Candidate {judgement.candidate_sha256[:12]} lies in {judgement.candidate}.",
-        (
-            f"The running model is {judgement.running_sha256[:12]}; {judgement.bars:,} bars were "
-            "judged."
-        ),
-    ]

@@ -84,7 +84,7 @@ def report(
     from tracepaper.replay.report.terminal import as_document, show_report
 
     if chart is not None:
-        from tracepaper.replay.report.trade_pictures import check
+        from tracepaper.replay.report.charts import check
 
         check(chart, last)
     if full and html is None:
@@ -107,7 +107,7 @@ def report(
             )
     if chart is not None:
         from tracepaper.replay.document.pictures import write_picture
-        from tracepaper.replay.report.trade_pictures import picture_chart
+        from tracepaper.replay.report.charts import picture_chart
 
         write_picture(picture_chart(run_report, last=last), chart)
     if json:

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.replay.archive import Candles
 from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.months import MONTH_MS, interval_end
 from tracepaper.strategies.units import (
@@ -316,13 +317,13 @@ def aggregate(base: CandleTable, interval: str) -> CandleTable:
     )
 
 
-def typical_turnover(base: CandleTable, *, price_decimals: int, size_decimals: int) -> IntArray:
+def typical_turnover(base: Candles) -> IntArray:
     """Return volume x (open + high + low + close) / 4, in 10^-TURNOVER_DECIMALS.
 
     It stands in for the turnover that an archive dropped. The product of two 64-bit scales needs
     Python integers; they are made a slice at a time, since they are large.
     """
-    shift = price_decimals + size_decimals - TURNOVER_DECIMALS
+    shift = base.price_decimals + base.volume_decimals - TURNOVER_DECIMALS
     above, below = 10 ** max(0, -shift), 4 * 10 ** max(0, shift)
     total = base.open + base.high + base.low + base.close
     turnover = np.empty(len(base), dtype=np.int64)

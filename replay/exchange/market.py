@@ -307,14 +307,8 @@ def _base_table(candles: Candles, listing: ServedInstrument) -> CandleTable:
     scaled = candles.rescaled(
         price_decimals=listing.price_decimals, volume_decimals=listing.size_decimals
     )
+    turnover = typical_turnover(scaled) if scaled.turnover is None else scaled.turnover
     columns = (scaled.open_time_ms, scaled.open, scaled.high, scaled.low, scaled.close)
-    if scaled.turnover is not None:
-        return CandleTable(*columns, scaled.volume, scaled.turnover)
-    without_turnover = np.zeros(len(scaled), dtype=np.int64)
-    table = CandleTable(*columns, scaled.volume, without_turnover)
-    turnover = typical_turnover(
-        table, price_decimals=listing.price_decimals, size_decimals=listing.size_decimals
-    )
     return CandleTable(*columns, scaled.volume, turnover)
 
 

@@ -258,7 +258,7 @@ def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
     """Attribute the decision by the method *typed*; raise ``AttentionInvalid`` if it cannot be."""
     horizon = past.forecast.horizons[past.horizon_index]
     method = dataclasses.replace(method_of(typed, past.forecaster.method), horizon=horizon)
-    rollout = Probe(past.forecaster, past.bars, horizon=horizon).looked(method)
+    rollout = Probe(past.forecaster, past.bars, horizon=horizon).attended(method)
     weights = rollout.weights[0, 0].double().numpy()
     if (stored := relevance_by_bar(past)) is None:
         stored = np.array(past.forecaster.explain(past.decided.instrument).weights)

@@ -35,7 +35,6 @@ from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.allocation import ERROR, GAINED, WeightRule
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
-from tracepaper.strategies.attention.time_buckets import content_share
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates.declared import confidence, operator, shifted, warm
@@ -48,6 +47,7 @@ from tracepaper.strategies.gates.gate import (
     refusal,
     verdict,
 )
+from tracepaper.strategies.time_buckets import content_share
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Command
 from tracepaper.strategies.units import iso

@@ -25,9 +25,9 @@ from tracepaper.replay.report.attention import stacked
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
-from tracepaper.strategies.attention.time_buckets import cells_by_age
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.attribution import Probe
+from tracepaper.strategies.time_buckets import cells_by_age
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.units import DAY_MS
 

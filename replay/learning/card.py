@@ -7,11 +7,12 @@ The rules are docs/models.md, L57; docs/models.md, L7 and L14.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
@@ -19,7 +20,8 @@ from scipy.special import log_softmax
 from tracepaper.replay.document.values import Form, Table, plus_minus, table_of
 from tracepaper.replay.learning.splits import Split, TrainingFile
 from tracepaper.replay.report.honesty import compared_sentences, entropy_sentence, few_days
-from tracepaper.strategies.errors import DataInvalid, shown
+from tracepaper.storage.checkpoints import Card, CardPair
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text, iso
@@ -195,25 +197,17 @@ def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "weights_sha256": [card["model"]["weights_sha256"] for card in cards],
         "edge_net_bp": [_net(card) for card in cards],
     }
-    for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
-        every = [_own_figures(card["figures"][horizon]) for card in cards]
-        section[horizon] = {
-            name: [round(fmean(values), 5), round(stdev(values), 5)]
-            for name in every[0]
-            if (values := [figures[name] for figures in every])
-        }
+    for horizon, name, values in _of_seeds(cards):
+        section.setdefault(horizon, {})[name] = [round(fmean(values), 5), round(stdev(values), 5)]
     return section
 
 
 def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
     """Return each figure of the cards of several seeds: its mean, spread and extremes."""
     rows = []
-    for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
-        every = [_own_figures(card["figures"][horizon]) for card in cards]
-        for name in every[0]:
-            values = [figures[name] for figures in every if name in figures]
-            spread = stdev(values) if len(values) > 1 else None  # luck is not known of one
-            rows.append((horizon, name, fmean(values), spread, min(values), max(values)))
+    for horizon, name, values in _of_seeds(cards):
+        spread = stdev(values) if len(values) > 1 else None  # luck is not known of one
+        rows.append((horizon, name, fmean(values), spread, min(values), max(values)))
     titles: dict[str, Form] = {
         "bars": "text", "figure": "text", "mean": "measure", "standard deviation": "measure",
         "lowest": "measure", "highest": "measure",
@@ -221,6 +215,14 @@ def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
     note = "One recipe, trained from each seed: what separates seeds is luck."
     drawn = ", ".join(str(card["training"]["seed"]) for card in cards)
     return table_of("seeds", f"Figures of {len(cards)} seeds: {drawn}", titles, rows, [note])
+
+
+def _of_seeds(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[float]]]:
+    """Yield each figure of the model itself by horizon and name, with its values over *cards*."""
+    for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
+        every = [_own_figures(card["figures"][horizon]) for card in cards]
+        for name in every[0]:
+            yield horizon, name, [figures[name] for figures in every if name in figures]
 
 
 def _own_figures(section: Mapping[str, Any]) -> dict[str, float]:
@@ -238,8 +240,7 @@ def _own_figures(section: Mapping[str, Any]) -> dict[str, float]:
 
 def _of_model(figure: Mapping[str, Any]) -> Sequence[float] | None:
     """Return the figure of the judged model itself: of a network, or of any other."""
-    pair: Sequence[float] | None = figure.get("network", figure.get("model"))
-    return pair
+    return figure.get("network", figure.get("model"))
 
 
 def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
@@ -259,70 +260,46 @@ def _net(card: Mapping[str, Any]) -> list[float]:
     return list(traded.get("edge", {}).get("net_bp", []))
 
 
-def card_facts(card: Mapping[str, Any]) -> tuple[str, ...]:
+def card_facts(table: Mapping[str, Any]) -> tuple[str, ...]:
     """List kind, reach, horizons, interval, features and date of a checkpoint, a phrase each."""
-    model, architecture = card["model"], card["architecture"]
-    layers, window = architecture.get("layers"), architecture.get("window")
-    whole = isinstance(layers, int) and isinstance(window, int)
-    horizons = architecture.get("horizons")
-    kind = f"{model.get('kind')!s:.20}"
-    facts: tuple[str, ...] = (
-        f"{kind}: {shown(layers)} layers, window {shown(window)}" if layers else kind,
-        _reach(card, _rows(architecture)) if whole else _lookback(card),
-        f"horizons {', '.join(map(str, horizons[:16])) if isinstance(horizons, list) else '?'}",
-        f"interval {card['market'].get('interval')!s:.20}",
-        f"features {card['features'].get('schema_id')!s:.40}",
-        f"made {model.get('created', 'at an unknown time')}",
+    card = msgspec.convert(table, Card)
+    model, architecture, shares = card.model, card.architecture, card.ensemble.network_share
+    kind, layers, horizons = f"{model.kind:.20}", architecture.layers, architecture.horizons[:16]
+    facts = (
+        f"{kind}: {layers} layers, window {architecture.window}" if layers else kind,
+        _reach(card),
+        f"horizons {', '.join(map(str, horizons))}",
+        f"interval {card.market.get('interval')!s:.20}",
+        f"features {card.features.schema_id:.40}",
+        f"made {model.created}",
     )
-    if shares := _shares(card):
-        facts = (*facts, f"the network's share of the log variance {shares}")
-    return facts
+    if not shares:
+        return facts
+    mixed = ", ".join(f"{share:.2f} at {horizon}" for horizon, share in shares.items())
+    return (*facts, f"the network's share of the log variance {mixed}")
 
 
-def _shares(card: Mapping[str, Any]) -> str:
-    """Return the network's share in an ensemble by horizon; empty for other models."""
-    section = card.get("ensemble")
-    shares = section.get("network_share") if isinstance(section, dict) else None
-    if not isinstance(shares, dict):
-        return ""
-    return ", ".join(
-        f"{share:.2f} at {key!s:.10}"
-        for key, share in list(shares.items())[:16]
-        if isinstance(share, int | float)
+def _reach(card: Card) -> str:
+    """Return how many rows an answer depends on, and how many bars these look back on.
+
+    Layers of a sliding window reach further back than one window.
+    """
+    layers, window, bars = (
+        card.architecture.layers,
+        card.architecture.window,
+        card.features.lookback,
     )
-
-
-def _rows(architecture: Mapping[str, Any]) -> int:
-    """Return how many rows an answer depends on: layers of a sliding window reach further back."""
-    layers, window = int(architecture["layers"]), int(architecture["window"])
-    slides = architecture.get("mask") == "window" or architecture.get("attention") == "factorised"
-    return layers * (window - 1) + 1 if slides else window
-
-
-def _reach(card: Mapping[str, Any], rows: int) -> str:
-    """Return how many rows an answer depends on, and how many bars these look back on."""
-    reach = f"receptive field {rows} bars"
-    parts = card.get("parts")
-    network = parts.get("network") if isinstance(parts, dict) else None
-    bars, halves = _bars(card), _bars(network)
+    if layers is None or window is None:
+        is_row = bars is not None and window is None
+        return f"context {bars} bars" if is_row else "context unknown"
+    slides = card.architecture.mask == "window" or card.architecture.attention == "factorised"
+    rows = layers * (window - 1) + 1 if slides else window
     if bars is None:
-        return reach
-    context = rows + bars - 1 if halves is None else max(rows + halves - 1, bars)
-    return f"{reach}, context {context}"
-
-
-def _bars(card: object) -> int | None:
-    """Return how many bars a row of the card's features looks back on; None where none is said."""
-    features = card.get("features") if isinstance(card, dict) else None
-    bars = features.get("lookback") if isinstance(features, dict) else None
-    return bars if isinstance(bars, int) and not isinstance(bars, bool) else None
-
-
-def _lookback(card: Mapping[str, Any]) -> str:
-    """Return how far the rows look back of a model that sees one row."""
-    bars = card["features"].get("lookback")
-    one_row = isinstance(bars, int) and "window" not in card["architecture"]
-    return f"context {bars} bars" if one_row else "context unknown"
+        return f"receptive field {rows} bars"
+    network = card.parts.get("network")
+    of_network = None if network is None else network.features.lookback
+    context = rows + bars - 1 if of_network is None else max(rows + of_network - 1, bars)
+    return f"receptive field {rows} bars, context {context}"
 
 
 COINS: Final = ("persistence", "reversed_persistence", "random")
@@ -331,7 +308,7 @@ STEADY: Final = "ewma"
 """Persistence of volatility: what it was goes on."""
 
 
-def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
+def experimental(table: Mapping[str, Any] | Card, *, of: str = "model") -> str:
     """Return the sentence that says why a checkpoint is experimental; empty where it is not.
 
     *of* is the name of its figures: ``network_half`` is an ensemble's network by itself.
@@ -340,27 +317,24 @@ def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
     the volatility that goes on, or its share of signs named right, less one, above what knows
     nothing.
     """
-    figures = card.get("figures")
-    every = figures.values() if isinstance(figures, Mapping) else ()
-    if any(
-        isinstance(of_horizon, Mapping) and of_horizon.get("is_better") is True
-        for of_horizon in every
-    ):
+    card = msgspec.convert(table, Card)
+    if any(each.is_better for each in card.figures.values()):
         return ""  # of order books, held to the frequencies of the moves
-    main = _figures(card)
-    if main is None:
-        return "its card has no figures on untouched time beside persistence"
-    horizon, figures = main
-    reasons = []
-    model, steady = (_pair(figures, "qlike", name) for name in (of, STEADY))
+    by_horizon = [name for name in card.figures if name.isdigit()]
+    if not by_horizon:
+        return _NO_FIGURES
+    wanted, middle = str(card.calibration.get("horizon")), by_horizon[len(by_horizon) // 2]
+    horizon = wanted if wanted in by_horizon else middle
+    figures, reasons = card.figures[horizon], []
+    model, steady = _pair(figures.qlike, of), _pair(figures.qlike, STEADY)
     if model is not None and steady is not None:
         if model[0] + model[1] < steady[0]:
             return ""
         reasons.append(
             f"QLIKE {model[0]:.4f} {plus_minus(model[1], '.4f')} beside {steady[0]:.4f} of {STEADY}"
         )
-    signs = _pair(figures, "sign_accuracy", of)
-    coins = [pair[0] for name in COINS if (pair := _pair(figures, "sign_accuracy", name))]
+    signs = _pair(figures.sign_accuracy, of)
+    coins = [pair[0] for name in COINS if (pair := _pair(figures.sign_accuracy, name))]
     if signs is not None and coins:
         if signs[0] - signs[1] > max(coins):
             return ""
@@ -369,33 +343,17 @@ def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
             "persistence, its reverse or a coin"
         )
     if not reasons:
-        return "its card has no figures on untouched time beside persistence"
+        return _NO_FIGURES
     return f"over {horizon} bars it has not beaten persistence: {', '.join(reasons)}"
 
 
-def _figures(card: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """Return the gates' horizon and its figures, or those of the middle horizon; None for none."""
-    figures = card.get("figures")
-    calibration = card.get("calibration")
-    if not isinstance(figures, Mapping) or not isinstance(calibration, Mapping):
-        return None
-    by_horizon = [name for name, of in figures.items() if str(name).isdigit() and of]
-    if not by_horizon:
-        return None
-    wanted = str(calibration.get("horizon"))
-    name = wanted if wanted in by_horizon else by_horizon[len(by_horizon) // 2]
-    section = figures[name]
-    return (name, section) if isinstance(section, Mapping) else None
+_NO_FIGURES: Final = "its card has no figures on untouched time beside persistence"
 
 
-def _pair(figures: Mapping[str, Any], figure: str, name: str) -> tuple[float, float] | None:
-    """Return a figure of *name* with its standard error; None where the card has none."""
-    table = figures.get(figure)
-    pair = None
-    if isinstance(table, Mapping):  # a network alone is called so, any other the model
-        pair = table.get(name, table.get("network") if name == "model" else None)
-    if not isinstance(pair, list) or len(pair) != 2:
+def _pair(figures: Mapping[str, CardPair], name: str) -> tuple[float, float] | None:
+    """Return the figure of *name* with its error; None where the card does not know both."""
+    # A network alone is called so, any other the model.
+    pair = figures.get(name, figures.get("network") if name == "model" else None)
+    if pair is None or pair[0] is None or pair[1] is None:
         return None
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in pair):
-        return None
-    return float(pair[0]), float(pair[1])
+    return pair[0], pair[1]

@@ -405,8 +405,7 @@ def trained_confidence(layers: Sequence[Read]) -> Tensor:
     for layer in layers:
         assert isinstance(layer, Layer), "what a flash network attends by"
         time = layer.shape[2]
-        masks = [layer.mask.visible(row, time) for row in range(time)]
-        visible = torch.tensor(masks, device=layer.query.device)
+        visible = layer.mask.visible(time, time).to(layer.query.device)
         entropy = trained_entropy(layer.query, layer.key, layer.logsumexp, layer.mask)
         shares.append(row_confidence(entropy, visible).mean(dim=1))
     return torch.stack(shares).mean(dim=0)

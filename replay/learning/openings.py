@@ -37,17 +37,12 @@ class NamedSpan(NamedTuple):
     until_ms: int | None
 
     @property
-    def until(self) -> str:
-        """Its end as a date."""
-        return "" if self.until_ms is None else date_of(self.until_ms)
-
-    @property
     def text(self) -> str:
         """It in words: its name, and from when until when where that is said."""
         if self.from_ms is None and self.until_ms is None:
             return self.name
-        start = "" if self.from_ms is None else date_of(self.from_ms)
-        return f"{self.name} {start}:{self.until}".strip()
+        start, until = ("" if of is None else date_of(of) for of in (self.from_ms, self.until_ms))
+        return f"{self.name} {start}:{until}".strip()
 
 
 WHOLE: Final = NamedSpan("untouched", None, None)
@@ -155,7 +150,7 @@ def opened_by_training(folder: Path, card: Mapping[str, Any], data: Dataset) -> 
 def read_openings(path: Path) -> list[SpanOpening]:
     """Return the openings that *path* holds; none where there is no file."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))["opening"]
         return [
             SpanOpening(
                 str(row["recipe"]),
@@ -164,7 +159,7 @@ def read_openings(path: Path) -> list[SpanOpening]:
                 date_ms(str(row["from"])),
                 date_ms(str(row["until"])),
             )
-            for row in document["opening"]
+            for row in rows
         ]
     except FileNotFoundError:
         return []

@@ -23,7 +23,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.retraining import (
-    BARS_FILE,
+    BARS,
     CACHE,
     CANDIDATE,
     CandidateJudgement,
@@ -33,6 +33,7 @@ from tracepaper.daemon.session.retraining import (
     unlike,
 )
 from tracepaper.daemon.session.run_row import preflight_engine
+from tracepaper.replay.archive.candle_file import Lines, file_name, lines_of, write_lines
 from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset, read_files
@@ -45,7 +46,6 @@ from tracepaper.replay.learning.recipe import as_recipe, over, read_recipe, reci
 from tracepaper.replay.learning.splits import split_of
 from tracepaper.replay.learning.training import FitView, train_seeds
 from tracepaper.storage import checkpoints
-from tracepaper.storage.candles import HistoryWriter
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
@@ -140,29 +140,22 @@ def clear(folder: Path) -> None:
 
 
 def _own_bars(reader: Reader, run: Run, retraining: Retraining) -> list[str]:
-    """Write the bars that the runs of the kind of *run* hold into an archive; return its series.
+    """Write the bars that the runs of the kind of *run* hold, a file a symbol; return these.
 
     A bar that several runs hold is that of the first: what it was decided on stays what it was.
     """
-    path = retraining.folder / BARS_FILE
     runs = [other for name in reader.run_ids() if (other := reader.run(name)).kind is run.kind]
     runs = [other for other in runs if other.interval_ms == run.interval_ms]
-    series = []
-    with HistoryWriter(path) as writer:
-        for item in run.instruments:
-            written: set[int] = set()
-            for instrument, bars in _held(reader, runs, item.id):
-                until_ms = retraining.until_ms
-                fresh = [
-                    bar
-                    for bar in bars
-                    if bar.open_time_ms not in written
-                    and (until_ms is None or bar.close_time_ms <= until_ms)
-                ]
-                writer.write(instrument, run.interval_ms, fresh)
-                written.update(bar.open_time_ms for bar in fresh)
-            if written:
-                series.append(f"{item.symbol}={path}")
+    series, until_ms = [], retraining.until_ms
+    for item in run.instruments:
+        lines: Lines = {}
+        for instrument, bars in _held(reader, runs, item.id):
+            closed = (bar for bar in bars if until_ms is None or bar.close_time_ms <= until_ms)
+            lines = lines_of(instrument, closed) | lines
+        if lines:
+            path = retraining.folder / BARS / file_name(item, run.interval_ms)
+            write_lines(path, lines)
+            series.append(f"{item.symbol}={path}")
     return series
 
 

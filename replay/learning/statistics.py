@@ -30,8 +30,6 @@ ECE_BINS: Final = 15
 COVERAGE: Final = 0.9
 VARIANCE_FLOOR: Final = 0.01
 """Least scaled variance: up to 2.6 % of five-minute labels never move, and QLIKE divides."""
-LEAST_PROBABILITY: Final = 1e-9
-"""A class that came is never taken to have had less: its log loss is finite."""
 
 
 class DailyEstimate(NamedTuple):
@@ -110,45 +108,29 @@ def crps_of(location: Array, scale: Array, dof: Array, value: Array) -> Array:
     z = (value - location) / scale
     log_density = -0.5 * np.log(dof) - betaln(0.5, dof / 2) - (dof + 1) / 2 * np.log1p(z * z / dof)
     spread = (dof + z * z) / (dof - 1.0)
-    apart = np.exp(betaln(0.5, dof - 0.5) - 2 * betaln(0.5, dof / 2)) * np.sqrt(dof) / (dof - 1.0)
-    inner = z * (2 * stdtr(dof, z) - 1) + 2 * np.exp(log_density) * spread - 2 * apart
-    score: Array = scale * inner
-    return score
-
-
-def pinball_of(value: Array, quantile: Array, level: float) -> Array:
-    """Return the pinball loss of a *quantile* of that *level* by row (Koenker, Bassett, 1978)."""
-    missed = value - quantile
-    loss: Array = np.maximum(level * missed, (level - 1.0) * missed)
-    return loss
+    separation = (
+        np.exp(betaln(0.5, dof - 0.5) - 2 * betaln(0.5, dof / 2)) * np.sqrt(dof) / (dof - 1.0)
+    )
+    inner = z * (2 * stdtr(dof, z) - 1) + 2 * np.exp(log_density) * spread - 2 * separation
+    return scale * inner
 
 
 def qlike_of(forecast: Array, variance: Array) -> Array:
     """Return v ÷ f - log(v ÷ f) - 1 of each row (Patton, 2011); both have the same floor."""
     ratio = np.maximum(variance, VARIANCE_FLOOR) / np.maximum(forecast, VARIANCE_FLOOR)
-    loss: Array = ratio - np.log(ratio) - 1.0
-    return loss
+    return ratio - np.log(ratio) - 1.0
 
 
 def inside(location: Array, scale: Array, dof: Array, value: Array, share: float) -> Array:
     """Return 1 where *value* lay in the Student t's central interval of that *share*, else 0."""
     half = stdtrit(dof, 0.5 + share / 2) * scale
-    hits: Array = (np.abs(value - location) <= half).astype(np.float64)
-    return hits
+    return (np.abs(value - location) <= half).astype(np.float64)
 
 
 def brier_of(probability: Array, classes: NDArray[np.int64]) -> Array:
     """Return the squared distance of [row, class] probabilities from what happened, by row."""
     happened = np.eye(probability.shape[1])[classes]
-    score: Array = ((probability - happened) ** 2).sum(axis=1)
-    return score
-
-
-def log_loss_of(probability: Array, classes: NDArray[np.int64]) -> Array:
-    """Return minus the log of what [row, class] probabilities gave to what happened, by row."""
-    given = probability[np.arange(len(classes)), classes]
-    loss: Array = -np.log(np.maximum(given, LEAST_PROBABILITY))
-    return loss
+    return ((probability - happened) ** 2).sum(axis=1)
 
 
 def top(measure: Array, coverage: float) -> NDArray[np.bool_]:

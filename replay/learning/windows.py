@@ -72,7 +72,7 @@ def windows(
     for cuts in order:
         of = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
         taken = [(samples, slice(max(start, stop - rows), stop)) for samples, start, stop in of]
-        known = {
+        by_label = {
             name: [
                 np.nan_to_num(s.labels[name][:, at], nan=LABELS[name].missing) for s, at in taken
             ]
@@ -80,7 +80,9 @@ def windows(
         }
         cuts_of = [(samples.panel, start, stop) for samples, start, stop in of]
         values, positions = inputs(cuts_of, length, by_last=learnt == 1)
-        labels = {name: _stacked(each, rows, has_assets=has_assets) for name, each in known.items()}
+        labels = {
+            name: _stacked(each, rows, has_assets=has_assets) for name, each in by_label.items()
+        }
         weights = _stacked([s.weights[None, at] for s, at in taken], rows)
         yield Batch(values, labels, weights, positions)
 
@@ -228,11 +230,15 @@ def predict(network: Network, segment: Segment, rows: Ids, *, dropout: bool = Fa
     as many as it has. With *dropout* it drops as in training, by
     PyTorch's seed. Leaves it in evaluation mode.
     """
+    if not len(rows):
+        raise DataInvalid("There is no bar to forecast; give longer candles.")
+    answer = _by_row if network.answers_every_row else _by_window
     network.eval()
     try:
         for module in network.dropping() if dropout else ():
             module.train()
-        return joined([fields_of(each) for each in outputs_at(network, segment, rows)])
+        with torch.inference_mode():
+            return joined([fields_of(each) for each in answer(network, segment, rows)])
     finally:
         network.eval()
 
@@ -253,15 +259,6 @@ def fields_of(outputs: Outputs) -> Fields:
         **{name: getattr(outputs, name) for name in HEADS},
     }
     return {name: part.float().cpu().numpy() for name, part in every.items() if part is not None}
-
-
-def outputs_at(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
-    """Yield the outputs of *network* at *rows* of *segment*, [row, horizon, ..], as ``predict``."""
-    if not len(rows):
-        raise DataInvalid("There is no bar to forecast; give longer candles.")
-    answer = _by_row if network.answers_every_row else _by_window
-    with torch.inference_mode():
-        yield from answer(network, segment, rows)
 
 
 def passes(rows: Ids, first: int, field: int, at_once: int) -> Iterator[tuple[Ids, int, int]]:
@@ -301,17 +298,23 @@ def _by_window(network: Network, segment: Segment, rows: Ids) -> Iterator[Output
 
 def thinned(rows: Ids, total: int, network: Network) -> Ids:
     """Return *rows*, of *total* in a part; evenly fewer where each costs a whole window."""
-    if network.answers_every_row:
-        return rows
-    return rows[:: -(-total // WINDOWS_JUDGED)]
+    return rows if network.answers_every_row else rows[:: -(-total // WINDOWS_JUDGED)]
 
 
-def judged_rows(network: Network, part: Sequence[Samples]) -> list[tuple[Samples, Ids]]:
-    """Return the labelled rows with a full context of each segment that has some, ``thinned``."""
-    rows = [samples.whole_rows(network.config.receptive_field) for samples in part]
+def judged_rows(
+    network: Network | None, part: Sequence[Samples], at_most: int | None = None
+) -> list[tuple[Samples, Ids]]:
+    """Return the labelled rows with a full context of each segment that has some, ``thinned``.
+
+    Evenly fewer where there are more than *at_most*. A model without a network sees one row.
+    """
+    context = 1 if network is None else network.config.receptive_field
+    rows = [samples.whole_rows(context) for samples in part]
     total = sum(map(len, rows))
-    every = ((s, thinned(of, total, network)) for s, of in zip(part, rows, strict=True))
-    return [(samples, chosen) for samples, chosen in every if len(chosen)]
+    step = 1 if at_most is None else max(-(-total // at_most), 1)
+    if network is not None and step == 1:
+        rows = [thinned(of, total, network) for of in rows]
+    return [(s, of[::step]) for s, of in zip(part, rows, strict=True) if len(of)]
 
 
 def no_context(part: Part, rows: int) -> ConfigInvalid:

@@ -29,7 +29,7 @@ from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.page.rollups import OWN
 from tracepaper.replay.report import charts
-from tracepaper.replay.report.shortfall import shortfall_tables
+from tracepaper.replay.report.figures import shortfall_tables
 from tracepaper.replay.run_columns import Floats
 
 POINTS: Final = 1_500

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, estimate, of_row, table
-from tracepaper.replay.report.record import Bars, RunRecord
+from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
-from tracepaper.strategies.attention.time_buckets import cells_by_age
+from tracepaper.strategies.time_buckets import cells_by_age
 
 COLUMNS_MAX: Final = 240
 """Columns of the heatmap over time; each is the mean of the decisions in it."""
@@ -62,55 +62,6 @@ class RunAttention:
     rollout_by_age: dict[int, Floats]  # a wanted decision's rollout by age
 
 
-class _Columns:
-    """Sums of one instrument's rollout by age over the columns of its heatmap."""
-
-    def __init__(self, decisions: int) -> None:
-        self._stride = max(1, -(-decisions // COLUMNS_MAX))
-        self._seen = 0
-        self._sums: Floats | None = None
-
-    def add(self, rollout: Floats) -> None:
-        """Take in the next decisions: [decision, cell]."""
-        if self._sums is None:
-            self._sums = np.zeros((COLUMNS_MAX, rollout.shape[1]))
-        places = (self._seen + np.arange(len(rollout))) // self._stride
-        starts = np.flatnonzero(np.diff(places, prepend=-1))
-        self._sums[places[starts]] += np.add.reduceat(rollout, starts)
-        self._seen += len(rollout)
-
-    def means(self) -> Floats:
-        """Return each column's mean, [cell, column]."""
-        assert self._sums is not None
-        starts, counts = self._spans()
-        means: Floats = (self._sums[: starts.size] / counts[:, None]).T
-        return means
-
-    def heatmap(
-        self, instrument: str, confidence: Floats, bars: Bars, rows: Ints, heads: Floats
-    ) -> Heatmap:
-        """Return the columns; what is left makes one more, shorter column.
-
-        *confidence* is each decision's, *rows* their places in *bars* and *heads* the columns of
-        each head.
-        """
-        starts, counts = self._spans()
-        last = rows[starts + counts - 1]
-        return Heatmap(
-            instrument,
-            bars.open_time_ms[last],
-            self.means(),
-            np.add.reduceat(confidence, starts) / counts,
-            bars.close[last],
-            heads,
-        )
-
-    def _spans(self) -> tuple[Ints, Ints]:
-        """Return where each column starts among the decisions, and how many it has."""
-        starts = np.arange(0, self._seen, self._stride)
-        return starts, np.diff(np.append(starts, self._seen))
-
-
 def read_attention(
     reader: Reader, record: RunRecord, wanted: Collection[int]
 ) -> RunAttention | None:
@@ -122,45 +73,46 @@ def read_attention(
     if not record.run["model_id"]:
         return None
     decisions = record.decisions
-    explained = np.isfinite(decisions.confidence)
     chosen = np.array(sorted(wanted), dtype=np.int64)
-    taken: dict[str, list[Ints]] = {name: [] for name in record.bars}
-    columns: dict[str, _Columns] = {}
-    by_head: dict[str, _Columns] = {}
-    total: Floats | None = None
-    count = 0
+    taken, cells, heads = list[Ints](), list[Floats](), list[Floats]()
     ages: dict[int, Floats] = {}
     for batch in reader.explanations(str(record.run["run_id"])):
         sequences, rollout, entropy = stacked(batch)
         at = np.searchsorted(decisions.sequence, sequences).clip(max=decisions.sequence.size - 1)
         decided = decisions.sequence[at] == sequences
-        if not decided.any() or (total is not None and entropy.shape[1] != total.size):
+        if not decided.any() or (heads and entropy.shape[1] != heads[0].shape[1]):
             continue
         sequences, rollout, at = sequences[decided], rollout[decided], at[decided]
-        heads = entropy[decided].astype(np.float64)
-        total = heads.sum(axis=0) if total is None else total + heads.sum(axis=0)
-        count += len(sequences)
         opened = decisions.open_time_ms[at]
-        cells = cells_by_age(rollout, opened // record.bar_times.interval_ms)
+        by_age = cells_by_age(rollout, opened // record.bar_times.interval_ms)
         for place in np.flatnonzero(np.isin(sequences, chosen)).tolist():
-            ages[int(sequences[place])] = cells[place]
-        for name in record.bars:
-            mask = decisions.instrument[at] == name
-            if mask.any():
-                every = int(np.count_nonzero(explained[decisions.places[name]]))
-                columns.setdefault(name, _Columns(every)).add(cells[mask])
-                by_head.setdefault(name, _Columns(every)).add(heads[mask])
-                taken[name].append(at[mask])
-    if total is None:
+            ages[int(sequences[place])] = by_age[place]
+        taken.append(at)
+        cells.append(by_age)
+        heads.append(entropy[decided].astype(np.float64))
+    if not taken:
         return None
-    maps = []
-    for name, map_columns in columns.items():
-        at = np.concatenate(taken[name])
-        bars = record.bars[name]
-        rows = np.searchsorted(bars.sequence, decisions.sequence[at])
-        of_heads = by_head[name].means()
-        maps.append(map_columns.heatmap(name, decisions.confidence[at], bars, rows, of_heads))
-    return RunAttention(count, tuple(maps), total / count, ages)
+    at, by_age, by_head = np.concatenate(taken), np.concatenate(cells), np.concatenate(heads)
+    maps = [
+        _heatmap(record, name, at[mask], by_age[mask], by_head[mask])
+        for name in record.bars
+        if (mask := decisions.instrument[at] == name).any()
+    ]
+    return RunAttention(len(at), tuple(maps), by_head.mean(axis=0), ages)
+
+
+def _heatmap(record: RunRecord, name: str, at: Ints, by_age: Floats, by_head: Floats) -> Heatmap:
+    """Return the means of the decisions *at* over columns; what is left makes a shorter one."""
+    decisions, bars = record.decisions, record.bars[name]
+    explained = np.count_nonzero(np.isfinite(decisions.confidence[decisions.places[name]]))
+    starts = np.arange(0, len(at), max(1, -(-int(explained) // COLUMNS_MAX)))
+    counts = np.diff(np.append(starts, len(at)))
+    weights, confidence, heads = (
+        (np.add.reduceat(values, starts) / counts[:, None]).T
+        for values in (by_age, decisions.confidence[at][:, None], by_head)
+    )
+    last = np.searchsorted(bars.sequence, decisions.sequence[at[starts + counts - 1]])
+    return Heatmap(name, bars.open_time_ms[last], weights, confidence[0], bars.close[last], heads)
 
 
 def stacked(
@@ -228,8 +180,8 @@ class InfluenceGroup(NamedTuple):
     trades: int
     mean: Floats  # [symbol]: of where the entries' decisions looked
     error: Floats  # NaN of a single trade
-    own: float  # of the traded symbol itself
-    own_error: float
+    traded: float  # of the traded symbol itself
+    traded_error: float
 
 
 @dataclass(frozen=True)
@@ -344,33 +296,33 @@ def _of_others(matrix: Floats) -> Floats:
     """Return the mean of each column of [.., symbol, symbol] without the diagonal."""
     count = matrix.shape[-1]
     diagonal = np.einsum("...ii->...i", matrix)
-    means: Floats = (np.nansum(matrix, axis=-2) - np.nan_to_num(diagonal)) / max(count - 1, 1)
-    return means
+    return (np.nansum(matrix, axis=-2) - np.nan_to_num(diagonal)) / max(count - 1, 1)
 
 
 def _groups(
     record: RunRecord, trades: Sequence[ClosedTrade], every: Mapping[str, Mapping[str, NoteColumns]]
 ) -> tuple[InfluenceGroup, ...]:
     """Return the shares at the entries of trades that earned and of those that lost."""
-    looks: dict[bool, list[tuple[Floats, float]]] = {True: [], False: []}
-    decisions = record.decisions
+    symbols, decisions = list(every), record.decisions
+    looks: dict[str, list[Floats]] = {"winners": [], "losers": []}
     for trade in trades:
         symbol = record.instruments[trade.instrument].symbol
         at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
-        shares = _shares_at(every[symbol], tuple(every), int(decisions.open_time_ms[at]))
+        opened = int(decisions.open_time_ms[at])
+        shares = np.zeros(len(symbols) + 1)  # the last is of the traded symbol itself
+        for name, noted in every[symbol].items():
+            place = int(np.searchsorted(noted.open_time_ms, opened))
+            if place < noted.open_time_ms.size and noted.open_time_ms[place] == opened:
+                shares[symbols.index(name)] = noted.number[place]
         if shares.any():
-            own_share = float(shares[list(every).index(symbol)])
-            looks[trade.profit > 0].append((shares, own_share))
+            shares[-1] = shares[symbols.index(symbol)]
+            looks["winners" if trade.profit > 0 else "losers"].append(shares)
     groups = []
-    for name, won in (("winners", True), ("losers", False)):
-        if looks[won]:
-            rows = np.stack([np.append(shares, own_share) for shares, own_share in looks[won]])
-            mean, error = rows.mean(axis=0), _error(rows)
-            groups.append(
-                InfluenceGroup(
-                    name, len(rows), mean[:-1], error[:-1], float(mean[-1]), float(error[-1])
-                )
-            )
+    for name, rows in looks.items():
+        if rows:
+            mean, error = np.mean(rows, axis=0), _error(np.array(rows))
+            traded = float(mean[-1]), float(error[-1])
+            groups.append(InfluenceGroup(name, len(rows), mean[:-1], error[:-1], *traded))
     return tuple(groups)
 
 
@@ -378,20 +330,7 @@ def _error(rows: Floats) -> Floats:
     """Return the standard error of the mean of [row, ..] over rows; NaN of a single one."""
     if len(rows) < 2:
         return np.full(rows.shape[1:], np.nan)
-    errors: Floats = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
-    return errors
-
-
-def _shares_at(
-    noted: Mapping[str, NoteColumns], symbols: Sequence[str], open_time_ms: int
-) -> Floats:
-    """Return the shares that one decision noted: [symbol], 0 where it noted none."""
-    by_symbol = np.zeros(len(symbols))
-    for of, shares in noted.items():
-        at = int(np.searchsorted(shares.open_time_ms, open_time_ms))
-        if at < shares.open_time_ms.size and shares.open_time_ms[at] == open_time_ms:
-            by_symbol[symbols.index(of)] = shares.number[at]
-    return by_symbol
+    return rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
 
 
 # ---------------------------------------------------------------- tables
@@ -435,10 +374,8 @@ def _quarter_columns(influence: InfluenceReport) -> list[Figure[Cells]]:
 
 
 def _by_quarter(values: Floats) -> dict[str, Value]:
-    return {
-        f"quarter_{at}": float(value) if np.isfinite(value) else None
-        for at, value in enumerate(values.tolist(), start=1)
-    }
+    finite = enumerate((None if np.isnan(of) else of for of in values.tolist()), start=1)
+    return {f"quarter_{at}": value for at, value in finite}
 
 
 def _led(influence: InfluenceReport) -> Table:
@@ -498,19 +435,15 @@ PAIRS_KEPT: Final = 100
 
 def _entries(influence: InfluenceReport) -> Table:
     """Compare where the entries of winners and of losers looked."""
-    most = np.argsort(-np.max([group.mean for group in influence.groups], axis=0), kind="stable")
-    own_shares = {group.name: estimate(group.own, group.own_error) for group in influence.groups}
-    rows: list[Cells] = [{"bars": "its own", **own_shares}]
+    groups = influence.groups
+    most = np.argsort(-np.max([group.mean for group in groups], axis=0), kind="stable")
+    traded = {group.name: estimate(group.traded, group.traded_error) for group in groups}
+    rows: list[Cells] = [{"bars": "its own", **traded}]
     for at in most.tolist():
-        each = {
-            group.name: estimate(float(group.mean[at]), float(group.error[at]))
-            for group in influence.groups
-        }
-        rows.append({"bars": influence.symbols[at], **each})
+        pairs = {of.name: estimate(float(of.mean[at]), float(of.error[at])) for of in groups}
+        rows.append({"bars": influence.symbols[at], **pairs})
     columns = [of_row("bars", "bars of", "text")]
-    columns += [
-        of_row(group.name, f"{group.trades:,} {group.name}", "share") for group in influence.groups
-    ]
+    columns += [of_row(group.name, f"{group.trades:,} {group.name}", "share") for group in groups]
     note = "Shares of where the decisions that opened trades looked; errors over the trades."
     title = "Influence at the entries"
     return table("influence_entries", title, columns, rows, notes=(note,))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,10 @@ REGIMES: Final = (Regime.MEAN_REVERSION, Regime.MIXED, Regime.MOMENTUM)
 def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
     """Draw price, regimes, the rollout by age and the confidence over one axis of time."""
     times = heatmap.times_ms.tolist()
-    weights = heatmap.weights[: ages_shown(heatmap)]
+    # The newest cells of age that together hold most of the rollout.
+    by_age = heatmap.weights[:-1].mean(axis=1)
+    newest = 1 + int(np.searchsorted(np.cumsum(by_age), SHOWN_SHARE * by_age.sum()))
+    weights = heatmap.weights[:newest]
     usual = weights.mean(axis=1, keepdims=True)
     shown = np.log2(np.maximum(weights, 1e-9) / np.maximum(usual, 1e-9))
     # Bars that a hole hides have no share at all: they must not stretch the scale of the others.
@@ -62,16 +65,8 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Chart:
     far = float(np.clip(at_98, 0.1, 3.0))
     ages = (np.arange(weights.shape[0]) * BLOCK_BARS).tolist()
     at, (close, confidence) = broken(heatmap.times_ms, heatmap.close, heatmap.confidence)
-    regimes = HeatLayer(
-        "regime",
-        times,
-        (0,),
-        0.0,
-        2.0,
-        [_regimes(report, heatmap)],
-        palette="steps",
-        names=[regime.value for regime in REGIMES],
-    )
+    row, names = [_regimes(report, heatmap)], [regime.value for regime in REGIMES]
+    regimes = HeatLayer("regime", times, (0,), 0.0, 2.0, row, palette="steps", names=names)
     confident: list[Layer] = [LineLayer("confidence", at, rounded(confidence), width=1.2)]
     if (threshold := report.record.thresholds.get("confidence")) is not None:
         confident.append(RuleLayer(threshold, name="its gate"))
@@ -95,12 +90,6 @@ def _usual(
     """Return cells as multiples of what is usual, from 2^-far to 2^far."""
     rows = [rounded(row, 3) for row in logarithms]
     return HeatLayer(name, x, y, -far, far, rows, scale="log2", unit=" ×", digits=2)
-
-
-def ages_shown(heatmap: Heatmap) -> int:
-    """Count the newest cells of age that together hold ``SHOWN_SHARE`` of the rollout."""
-    usual = heatmap.weights[:-1].mean(axis=1)
-    return 1 + int(np.searchsorted(np.cumsum(usual), SHOWN_SHARE * usual.sum()))
 
 
 def _regimes(report: Report, heatmap: Heatmap) -> list[float | None]:
@@ -140,16 +129,10 @@ def groups_chart(report: Report) -> Chart | None:
         return None
     roles: tuple[ChartRole, ...] = ("accent", "muted")
     ages = (np.arange(len(groups[0].rollout) - 1) * BLOCK_BARS).tolist()
-    lines = [
-        LineLayer(
-            f"{group.trades} {group.name}",
-            ages,
-            rounded([100 * share for share in group.rollout[:-1]]),
-            role,
-            2.0,
-        )
-        for group, role in zip(groups, roles, strict=True)
-    ]
+    lines = []
+    for group, role in zip(groups, roles, strict=True):
+        shares = rounded([100 * share for share in group.rollout[:-1]])
+        lines.append(LineLayer(f"{group.trades} {group.name}", ages, shares, role, 2.0))
     across = ChartAxis("age, bars", unit=" bars", digits=0)
     panel = ChartPanel(lines, across, percent_axis("share, %"))
     return Chart("Winners and losers", f"Mean {_stored(report)} at the entries, by age.", [panel])
@@ -160,28 +143,28 @@ def _stored(report: Report) -> str:
     return "size of relevance" if report.record.config.model.by_relevance else "rollout"
 
 
+def _cells(
+    name: str,
+    rows: Floats,
+    ends: tuple[float, float],
+    figures: int = 3,
+    **how: Any,  # noqa: ANN401 - fields of ``HeatLayer``
+) -> HeatLayer:
+    """Return the cells of *rows* [row, column], both by number, on a scale between its *ends*."""
+    cells = [rounded(row, figures) for row in rows]
+    return HeatLayer(name, range(rows.shape[1]), range(len(rows)), *ends, cells, **how)
+
+
 def head_confidence_chart(report: Report, heads: int) -> Chart | None:
     """Draw the mean confidence of every layer and head over the whole run."""
     if report.attention is None or not heads:
         return None
     table = report.attention.head_confidence.reshape(-1, heads)
-    rows = [rounded(row, 4) for row in table]
-    cells = HeatLayer(
-        "confidence",
-        range(heads),
-        range(len(table)),
-        float(table.min()),
-        float(table.max()),
-        rows,
-        digits=3,
-        is_written=True,
-    )
-    panel = ChartPanel(
-        [cells],
-        named([f"head {head + 1}" for head in range(heads)]),
-        named([f"layer {layer + 1}" for layer in range(len(table))]),
-        30 + 44 * len(table),
-    )
+    ends = float(table.min()), float(table.max())
+    across = named([f"head {head + 1}" for head in range(heads)])
+    down = named([f"layer {layer + 1}" for layer in range(len(table))])
+    cells = _cells("confidence", table, ends, 4, digits=3, is_written=True)
+    panel = ChartPanel([cells], across, down, 30 + 44 * len(table))
     caption = "Mean confidence of every layer and head over the run."
     return Chart("Confidence of heads", caption, [panel])
 
@@ -206,89 +189,79 @@ FAINTEST: Final = 1e-3
 """Shares a bar below this part of the even one are drawn alike."""
 
 
-@dataclass(frozen=True)
-class MapCells:
-    """A map in cells: the mean share of each bar in a cell, and where its cells begin."""
+def by_age_of(rollout_map: RolloutMap) -> Floats:
+    """Return the map over the age of the bars [row, age], as each row sees them; NaN are no bars.
 
-    shares: Floats  # [row, cell]; NaN where there are no bars
-    firsts: NDArray[np.int64]  # [cell] the bar's place in the window, or its age
-
-
-def cells_by_position(rollout_map: RolloutMap) -> MapCells:
-    """Return the map over the bars of the window; later bars than the row's own are not seen."""
-    return _cells(rollout_map.weights)
-
-
-def cells_by_age(rollout_map: RolloutMap) -> MapCells:
-    """Return the map over the age of the bars, as each row sees them, the newest first."""
+    Later bars than the row's own are not seen.
+    """
     bars = rollout_map.weights.shape[1]
     source = bars - 1 - rollout_map.ages[:, None] - np.arange(bars)
     aged = np.take_along_axis(rollout_map.weights, np.maximum(source, 0), axis=1)
-    return _cells(np.where(source < 0, np.nan, aged))
+    return np.where(source < 0, np.nan, aged)
 
 
-def _cells(weights: Floats) -> MapCells:
-    """Return *weights* [row, bar] in at most ``COLUMNS_MAX`` cells; NaN are no bars."""
+def cells_of(weights: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Return the mean share of a bar [row, cell] of *weights* [row, bar], and where cells begin.
+
+    There are at most ``COLUMNS_MAX`` cells; NaN are no bars.
+    """
     bars = weights.shape[1]
     cells = np.linspace(0, bars, min(bars, COLUMNS_MAX), endpoint=False)
     firsts = np.unique(cells.astype(np.int64))
-    known = np.isfinite(weights)
-    counts = np.add.reduceat(known.astype(np.float64), firsts, axis=1)
-    sums = np.add.reduceat(np.where(known, weights, 0.0), firsts, axis=1)
+    finite = np.isfinite(weights)
+    counts = np.add.reduceat(finite.astype(np.float64), firsts, axis=1)
+    sums = np.add.reduceat(np.where(finite, weights, 0.0), firsts, axis=1)
     shares = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-    return MapCells(np.where(shares > 0, shares, np.nan), firsts)
+    return np.where(shares > 0, shares, np.nan), firsts
 
 
 def position_map_chart(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> Chart:
     """Draw the map by position; *open_time_ms* are those of its bars, oldest first."""
-    cells = cells_by_position(rollout_map)
-    times = [int(open_time_ms[place]) for place in cells.firsts]
+    shares, firsts = cells_of(rollout_map.weights)
+    times = [int(open_time_ms[place]) for place in firsts]
     across = time_axis("bar that it looked at, UTC")
     caption = (
         f"{len(rollout_map.ages):,} bars of the window: a row is where that bar's own decision "
         "looked, exactly; the newest is below."
     )
-    panel = _map(rollout_map, cells, open_time_ms, times, across)
+    panel = _map(rollout_map, shares, open_time_ms, times, across)
     return Chart("Rollout of every bar, by position", caption, [panel])
 
 
 def age_map_chart(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> Chart:
     """Draw the map by age; *open_time_ms* are those of its bars, oldest first."""
-    cells = cells_by_age(rollout_map)
+    shares, firsts = cells_of(by_age_of(rollout_map))
     across = ChartAxis("age of the bar that it looked at, bars", unit=" bars", digits=0)
     caption = "The same rows over the age of the bars. What lies before the window is left out."
-    panel = _map(rollout_map, cells, open_time_ms, cells.firsts.tolist(), across)
+    panel = _map(rollout_map, shares, open_time_ms, firsts.tolist(), across)
     return Chart("Rollout of every bar, by age", caption, [panel])
 
 
 def _map(
     rollout_map: RolloutMap,
-    cells: MapCells,
+    shares: Floats,
     open_time_ms: Sequence[int],
     x: list[int],
     across: ChartAxis,
 ) -> ChartPanel:
     bars = rollout_map.weights.shape[1]
-    shares = cells.shares[np.isfinite(cells.shares)]
-    high = float(np.log10(np.quantile(shares, 0.995)))
-    low = max(float(np.log10(np.quantile(shares, 0.005))), float(np.log10(FAINTEST / bars)))
-    low = min(low, high - 0.1)
+    faintest, low, high = np.log10([FAINTEST / bars, *np.nanquantile(shares, (0.005, 0.995))])
+    low = min(max(low, faintest), high - 0.1)
     with np.errstate(invalid="ignore"):
-        logarithms = np.log10(cells.shares)
-    heat = HeatLayer(
-        "a bar",
-        x,
-        [int(open_time_ms[bars - 1 - age]) for age in rollout_map.ages],
-        low,
-        high,
-        packed=packed(logarithms, low, high),
-        scale="log10",
-        unit=" %",
-        times=100.0,
-        digits=3,
-    )
+        logarithms = np.log10(shares)
+    times = [int(open_time_ms[bars - 1 - age]) for age in rollout_map.ages]
+    heat = _by_logarithm(x, times, float(low), float(high), packed(logarithms, low, high))
     down = ChartAxis("decided bar, UTC", kind="time", is_reversed=True)
     return ChartPanel([heat], across, down, HEIGHT)
+
+
+def _by_logarithm(
+    x: Sequence[float], y: Sequence[float], low: float, high: float, cells: str
+) -> HeatLayer:
+    """Return packed shares of a bar between powers of ten, in percent."""
+    return HeatLayer(
+        "a bar", x, y, low, high, packed=cells, scale="log10", unit=" %", times=100.0, digits=3
+    )
 
 
 NAMED_MOST: Final = 40
@@ -297,24 +270,20 @@ NAMED_MOST: Final = 40
 
 def influence_chart(influence: InfluenceReport) -> Chart:
     """Draw the mean matrix: whose forecast downwards, whose bars to the right."""
-    symbols = list(influence.symbols)
+    count = len(influence.symbols)
     texts = [
         [f"{100 * mean:.2f} ± {100 * spread:.2f} %" for mean, spread in zip(*rows, strict=True)]
         for rows in zip(influence.mean, influence.spread, strict=True)
     ]
-    has_labels = len(symbols) <= NAMED_MOST
-    panel = ChartPanel(
-        [_matrix(influence.mean, influence, texts)],
-        ChartAxis("whose bars", "category", names=symbols, has_labels=has_labels),
-        ChartAxis(
-            "whose forecast", "category", names=symbols, has_labels=has_labels, is_reversed=True
-        ),
-        60 + min(24 * len(symbols), 480),
-    )
+    has_labels = count <= NAMED_MOST
+    titles = "whose bars", "whose forecast"
+    across, down = _symbol_axes(influence, *titles, has_labels=has_labels)
+    cells = _matrix(influence.mean, influence, texts)
     caption = (
         "Whose forecast downwards, whose bars to the right; the mean share of the look. The scale "
         "ends at the largest share of another symbol."
     )
+    panel = ChartPanel([cells], across, down, 60 + min(24 * count, 480))
     return Chart("Who looks at whom", caption, [panel])
 
 
@@ -322,21 +291,24 @@ def influence_quarters_chart(influence: InfluenceReport) -> Chart | None:
     """Draw the matrix of each quarter of the run side by side; None of a single decision."""
     if len(influence.quarters) < 2:
         return None
-    names = list(influence.symbols)
-    across = ChartAxis(kind="category", names=names, has_labels=False)
-    down = ChartAxis(kind="category", names=names, has_labels=False, is_reversed=True)
+    across, down = _symbol_axes(influence)
+    begins = [f"from {iso(of)[:16].replace('T', ' ')}" for of in influence.quarter_from_ms]
     panels = [
-        ChartPanel(
-            [_matrix(matrix, influence)],
-            across,
-            down,
-            220,
-            f"from {iso(from_ms)[:16].replace('T', ' ')}",
-        )
-        for matrix, from_ms in zip(influence.quarters, influence.quarter_from_ms, strict=True)
+        ChartPanel([_matrix(matrix, influence)], across, down, 220, begin)
+        for matrix, begin in zip(influence.quarters, begins, strict=True)
     ]
     caption = "The same in each quarter of the run's decisions, by one scale."
     return Chart("By quarter", caption, panels, columns=len(panels))
+
+
+def _symbol_axes(
+    influence: InfluenceReport, across: str = "", down: str = "", *, has_labels: bool = False
+) -> tuple[ChartAxis, ChartAxis]:
+    names = list(influence.symbols)
+    return (
+        ChartAxis(across, "category", names=names, has_labels=has_labels),
+        ChartAxis(down, "category", names=names, has_labels=has_labels, is_reversed=True),
+    )
 
 
 def _matrix(
@@ -346,10 +318,7 @@ def _matrix(
     count = len(influence.symbols)
     others = influence.mean[~np.eye(count, dtype=np.bool_)]
     far = 100 * float(max(others.max(initial=0.0), 1.0 / count))
-    rows = [rounded(100 * row, 3) for row in matrix]
-    return HeatLayer(
-        "of the look", range(count), range(count), 0.0, far, rows, unit=" %", digits=2, texts=texts
-    )
+    return _cells("of the look", 100 * matrix, (0.0, far), unit=" %", digits=2, texts=texts)
 
 
 def heads_chart(heads: HeadReport) -> Chart:
@@ -360,30 +329,14 @@ def heads_chart(heads: HeadReport) -> Chart:
     cells, rows = len(heads.cell_ages), shown.shape[-1]
     ticks = [(float(cell), str(heads.cell_ages[cell])) for cell in range(0, cells, 10)]
     across = ChartAxis("decisions", digits=0, has_labels=False)
-    panels = [
-        ChartPanel(
-            [
-                HeatLayer(
-                    "a bar",
-                    range(rows),
-                    range(cells),
-                    low,
-                    high,
-                    scale="log10",
-                    unit=" %",
-                    packed=packed(shown[layer, head], low, high),
-                    times=100.0,
-                    digits=3,
-                )
-            ],
-            across,
-            ChartAxis("age, bars", ticks=ticks, is_reversed=True, has_labels=head == 0),
-            140,
-            f"layer {layer + 1}, head {head + 1}: {heads.readings[layer][head].kind.value}",
-        )
-        for layer in reversed(range(layers))
-        for head in range(count)
-    ]
+    panels = []
+    for layer, head in product(reversed(range(layers)), range(count)):
+        bytes_of = packed(shown[layer, head], low, high)
+        heat = _by_logarithm(range(rows), range(cells), low, high, bytes_of)
+        down = ChartAxis("age, bars", ticks=ticks, is_reversed=True, has_labels=head == 0)
+        kind = heads.look.readings[layer][head].kind.value
+        title = f"layer {layer + 1}, head {head + 1}: {kind}"
+        panels.append(ChartPanel([heat], across, down, 140, title))
     caption = (
         "A panel a head: age in bars downwards (logarithmic), decisions to the right, fuller "
         "colour is a greater share a bar (logarithmic)."
@@ -397,22 +350,12 @@ def layers_chart(heads: HeadReport) -> Chart:
     widths = np.diff([*heads.cell_ages, heads.window])
     shares = (heads.maps[..., -1] * widths).reshape(layers * count, -1)
     names = [f"{layer}.{head}" for layer in range(1, layers + 1) for head in range(1, count + 1)]
-    firsts = list(heads.cell_ages)
     spans = [
         f"{first}" if width == 1 else f"{first} to {first + width - 1}"
-        for first, width in zip(firsts, widths.tolist(), strict=True)
+        for first, width in zip(heads.cell_ages, widths.tolist(), strict=True)
     ]
-    rows = [rounded(100 * row, 3) for row in shares]
-    cells = HeatLayer(
-        "of the head",
-        range(len(firsts)),
-        range(len(names)),
-        0.0,
-        float(100 * shares.max()),
-        rows,
-        unit=" %",
-        digits=2,
-    )
+    far = float(100 * shares.max())
+    cells = _cells("of the head", 100 * shares, (0.0, far), unit=" %", digits=2)
     panel = ChartPanel(
         [cells], named(spans, "age, bars"), named(names, "layer.head"), 40 + 18 * len(names)
     )
@@ -448,19 +391,19 @@ def flow_chart(heads: HeadReport, title: str) -> Chart:
         levels(heads),
         heads.groups,
         [rounded(shares) for shares in held_by_level(heads)],
-        [[rounded(row) for row in layer] for layer in heads.flow],
+        [[rounded(row) for row in layer] for layer in heads.look.flow],
     )
     return Chart(title, FLOW_NOTE, [ChartPanel([flow], height=372)])
 
 
 def head_charts(heads: HeadReport, flow: str) -> list[Chart]:
     """Return the charts of heads: by age, edges, the *flow* down the layers, and the map."""
-    mapped = heads.open_time_ms[-heads.map.weights.shape[1] :]
+    mapped = heads.open_time_ms[-heads.look.map.weights.shape[1] :]
     return [
         heads_chart(heads),
         layers_chart(heads),
         edges_chart(heads),
         flow_chart(heads, flow),
-        position_map_chart(heads.map, mapped),
-        age_map_chart(heads.map, mapped),
+        position_map_chart(heads.look.map, mapped),
+        age_map_chart(heads.look.map, mapped),
     ]

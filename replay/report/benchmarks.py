@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.replay.report.metrics import blocks_of, mean_error, mean_of
-from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, RunRecord
+from tracepaper.replay.report.record import AccountRecord, Bars, RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
@@ -74,15 +74,6 @@ class RandomTwins:
     beaten: float
 
 
-def exposures(record: RunRecord, ledger: AccountRecord) -> tuple[Floats, Floats]:
-    """Return what *ledger* held at each of the record's times by its equity: net, and gross.
-
-    The second counts what is held long and what is held short alike, so it is not negative: in
-    hedge mode both sides of a symbol.
-    """
-    return _exposures(record, ledger, sides_of(record, ledger))
-
-
 def sides_of(record: RunRecord, ledger: AccountRecord) -> list[AccountRecord]:
     """Return both sides of *ledger* in hedge mode, else itself; of all but the run's by fills."""
     stored = [twin for twin in record.twins if twin.name in SIDES]
@@ -105,13 +96,18 @@ def _held_of(record: RunRecord, ledger: AccountRecord, name: str, side: str) -> 
             at.append(fill["sequence"])
             held.append(held[-1] + (quantity if fill["side"] == Side.BUY else -quantity))
     decided = record.decisions.sequence[record.decisions.places[name]]
-    quantities: Floats = np.array(held, float)[np.searchsorted(at, decided, side="right") - 1]
-    return quantities
+    return np.array(held, float)[np.searchsorted(at, decided, side="right") - 1]
 
 
-def _exposures(
-    record: RunRecord, ledger: AccountRecord, held_by: Sequence[AccountRecord]
+def exposures(
+    record: RunRecord, ledger: AccountRecord, held_by: Sequence[AccountRecord] | None = None
 ) -> tuple[Floats, Floats]:
+    """Return what *ledger* held at each of the record's times by its equity: net, and gross.
+
+    The second counts what is held long and what is held short alike, so it is not negative: in
+    hedge mode both sides of a symbol, which *held_by* are by default.
+    """
+    held_by = sides_of(record, ledger) if held_by is None else held_by
     net, every = np.zeros((2, record.times_ms.size))
     for name, held in ((name, held) for account in held_by for name, held in account.held.items()):
         bars = record.bars[name]
@@ -130,7 +126,7 @@ def mean_exposure(record: RunRecord) -> float:
     It is the gross one over the bars that the run could decide, in hedge mode of each symbol's long
     side less its short one: what moves with the market.
     """
-    every = _exposures(record, record.account, [record.account])[1][record.decidable_from :]
+    every = exposures(record, record.account, [record.account])[1][record.decidable_from :]
     return float(np.mean(every)) if every.size else float("nan")
 
 
@@ -179,18 +175,11 @@ def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
         bars, at = record.adjusted(name), record.warm_from[name] + 1
         if at < bars.open.size:
             gain = bought(bars, at, record.cost_rate).gain(bars.open_time_ms, bars.close)
-            profit = over_times(record, bars, np.diff(gain, prepend=0.0))
+            closes_ms = record.bar_times.closes_of(bars.open_time_ms)
+            closed = np.searchsorted(closes_ms, record.times_ms, side="right")
+            profit = np.concatenate(([0.0], gain))[np.append(0, closed)]
             equity += share * start / len(record.bars) * profit
     return equity
-
-
-def over_times(record: RunRecord, bars: Bars, earned: Floats) -> Floats:
-    """Return the sum of *earned* up to the start and then to each of the record's times."""
-    closed = np.searchsorted(
-        record.bar_times.closes_of(bars.open_time_ms), record.times_ms, side="right"
-    )
-    summed = np.concatenate(([0.0], earned.cumsum()))
-    return np.concatenate(([0.0], summed[closed]))
 
 
 class Episodes(NamedTuple):
@@ -269,8 +258,7 @@ def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) ->
     paid = np.concatenate(([0.0], paid.cumsum()))
     done = np.searchsorted(at, closed)
     close = bars.close[np.maximum(closed - 1, 0)]
-    earned: Floats = cash[done] + position[done] * close - paid[np.searchsorted(settled, closed)]
-    return earned
+    return cash[done] + position[done] * close - paid[np.searchsorted(settled, closed)]
 
 
 def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
@@ -288,8 +276,7 @@ def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
         np.bincount(at, weights, closes_ms.size) for weights in (notional, notional * as_maker)
     )
     share = np.divide(maker, total, out=np.zeros(closes_ms.size), where=total > 0)
-    costs: Floats = share * record.maker_rate + (1.0 - share) * record.cost_rate
-    return costs
+    return share * record.maker_rate + (1.0 - share) * record.cost_rate
 
 
 def random_twins(
@@ -396,42 +383,30 @@ class Refusal:
 def refusals(record: RunRecord) -> list[Refusal]:
     """Return a row a gate that refused, in the order of the gates, and one of what was allowed."""
     refused = record.decisions.refused_by
-    side, gross, net = forward_returns(record)
-    signals, reached, rows = _Signals(side != 0, gross, net), side != 0, []
+    signals = forward_returns(record)
+    reached, rows = signals[0] != 0, []
     for name in gate_order():
         if (refused == name).any():
             rows.append(_row(name, refused == name, reached, signals, record))
             reached = reached & (refused != name)
-    return [*rows, _row(ALLOWED, record.decisions.allowed, side != 0, signals, record)]
+    return [*rows, _row(ALLOWED, record.decisions.allowed, signals[0] != 0, signals, record)]
 
 
 def sides(record: RunRecord) -> Floats:
     """Return the side of each decision's signal: 1 up, -1 down, 0 where there is none."""
-    if record.config.strategy.name == TREND:
-        return _trend_sides(record)
-    return _forecast_sides(record.decisions)
-
-
-def _trend_sides(record: RunRecord) -> Floats:
-    """Return the side of the trend, which the strategy noted wherever it decided."""
-    trend_sides = np.zeros(record.decisions.sequence.size)
-    for instrument, noted in record.notes.items():
-        places = record.decisions.places[instrument]
-        at = np.searchsorted(record.decisions.open_time_ms[places], noted[TREND].open_time_ms)
-        trend_sides[places[at]] = np.sign(noted[TREND].number)
-    return trend_sides
-
-
-def _forecast_sides(decisions: Decisions) -> Floats:
-    """Return the side of each decision's forecast.
-
-    A model that gives a mean return alone, or probabilities alone, has the side of that.
-    """
+    decisions = record.decisions
+    if record.config.strategy.name == TREND:  # which notes its trend wherever it decides
+        trend_sides = np.zeros(decisions.sequence.size)
+        for instrument, noted in record.notes.items():
+            places = decisions.places[instrument]
+            at = np.searchsorted(decisions.open_time_ms[places], noted[TREND].open_time_ms)
+            trend_sides[places[at]] = np.sign(noted[TREND].number)
+        return trend_sides
+    # A model that gives a mean return alone, or probabilities alone, has the side of that.
     mean, lean = decisions.mean_return, decisions.p_up - decisions.p_down
     mean, lean = np.where(np.isnan(mean), lean, mean), np.where(np.isnan(lean), mean, lean)
     up, down = (mean > 0) & (lean > 0), (mean < 0) & (lean < 0)
-    side: Floats = up.astype(np.float64) - down
-    return side
+    return up.astype(np.float64) - down
 
 
 def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
@@ -456,24 +431,26 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
     return side, gross, gross - record.cost_rate * (1.0 + ratio)
 
 
-class _Signals(NamedTuple):
-    """Every decision's forward return; ``sided`` are those that are signals."""
+def _row(
+    name: str,
+    chosen: Mask,
+    reached: Mask,
+    signals: tuple[Floats, Floats, Floats],
+    record: RunRecord,
+) -> Refusal:
+    """Return the figures of the *chosen* decisions among the *signals* that *reached* their gate.
 
-    sided: Mask
-    gross: Floats
-    net: Floats
-
-
-def _row(name: str, chosen: Mask, reached: Mask, signals: _Signals, record: RunRecord) -> Refusal:
-    """Return the figures of the *chosen* decisions among the signals that *reached* their gate."""
-    measured = reached & np.isfinite(signals.gross)
-    picked, gross, net = chosen[measured], signals.gross[measured], signals.net[measured]
+    These are every decision's of ``forward_returns``.
+    """
+    side, gross, net = signals
+    measured = reached & np.isfinite(gross)
+    picked, gross, net = chosen[measured], gross[measured], net[measured]
     spans = record.spans_of(record.decisions.open_time_ms[measured], record.config.gate.horizon)
     judged = judge(gross, picked, spans)
     return Refusal(
         gate=name,
         decisions=int(np.count_nonzero(chosen)),
-        signals=int(np.count_nonzero(chosen & signals.sided)) if signals.sided.any() else None,
+        signals=int(np.count_nonzero(chosen & (side != 0))) if side.any() else None,
         measured=int(np.count_nonzero(picked)),
         gross=mean_of(gross[picked]),
         net=mean_of(net[picked]),
@@ -489,6 +466,8 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> RefusalJudgement:
     *gross* [signal] is in order of time, and *days* [signal] numbers the days, each of them long
     enough that a signal ends on its own or on the next.
     """
+    from scipy.special import stdtrit  # takes long, and few reports have refusals
+
     count = int(np.count_nonzero(chosen))
     lengths = np.diff(np.append(_starts(days), days.size))
     here, there = _sums(chosen, days), _sums(~chosen, days)
@@ -503,10 +482,12 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> RefusalJudgement:
     error = mean_error(pull * pull.size, days)
     if error is None or min(days_here, days_there) < LEAST_DAYS:
         return RefusalJudgement(difference, None, int(days_here), None, None, 0)
-    effective = min(_effective(_sums(of, blocks_of(days))) for of in (chosen, ~chosen))
     low, high = _random(gross, chosen, int(lengths.max()))
     outside = difference > high or difference < low
-    clear = abs(difference) > _student(effective) * error
+    # Blocks of equal size that these counts weigh, less one: a few hold the most.
+    counts = [_sums(of, blocks_of(days)) for of in (chosen, ~chosen)]
+    freedom = min(max(1.0, float(of.sum() ** 2 / (of**2).sum()) - 1.0) for of in counts)
+    clear = abs(difference) > float(stdtrit(freedom, 0.5 + LEVEL / 2)) * error
     sign = int(np.sign(difference)) if outside and clear else 0
     return RefusalJudgement(difference, error, int(days_here), low, high, sign)
 
@@ -516,20 +497,7 @@ def _starts(days: Ints) -> Ints:
 
 
 def _sums(values: npt.NDArray[Any], days: Ints) -> Floats:
-    summed: Floats = np.add.reduceat(values.astype(np.float64), _starts(days))
-    return summed
-
-
-def _effective(counts: Floats) -> float:
-    """Return how many blocks of equal size these *counts* weigh, less one: a few hold the most."""
-    return max(1.0, float(counts.sum() ** 2 / (counts**2).sum()) - 1.0)
-
-
-def _student(freedom: float) -> float:
-    """Return how many errors a difference must have at ``LEVEL``, both sides."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
+    return np.add.reduceat(values.astype(np.float64), _starts(days))
 
 
 def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:

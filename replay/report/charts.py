@@ -1,9 +1,10 @@
-"""Charts of money and prices."""
+"""Charts of money, prices and trades; a run's price as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -26,13 +27,16 @@ from tracepaper.replay.document.charts import (
     MarkLayer,
     MarkShape,
     RuleLayer,
+    SpanLayer,
+    held_steps,
     named,
     percent_axis,
     rounded,
     shadow_line,
     time_axis,
 )
-from tracepaper.replay.document.values import written
+from tracepaper.replay.document.pictures import KINDS
+from tracepaper.replay.document.values import FoldedParts, Form, Paragraph, Part, Table, table_of
 from tracepaper.replay.report import record as records
 from tracepaper.replay.report.benchmarks import (
     BETTER,
@@ -43,12 +47,19 @@ from tracepaper.replay.report.benchmarks import (
     exposures,
     sides,
 )
-from tracepaper.replay.report.report import BUY_AND_HOLD, Report
+from tracepaper.replay.report.listed_orders import listed
+from tracepaper.replay.report.report import BUY_AND_HOLD, ExplainedTrade, Report
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
-from tracepaper.strategies.gates.gate import gate_order
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import shown as shortened
+from tracepaper.strategies.extras import require
+from tracepaper.strategies.gates.gate import gate_order, measured
 from tracepaper.strategies.sessions import Calendar
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.types.decisions import OrderRole
+from tracepaper.strategies.units import count_of, iso
 
 LINES_FIRST: Final = 4
 LEAST_HEIGHT: Final = 0.2
@@ -89,14 +100,8 @@ def equity_chart(report: Report) -> Chart:
         )
         for curve in report.curves
     ]
-    held = LineLayer(
-        "position",
-        times,
-        rounded(100 * exposure_share(report)),
-        width=1.0,
-        is_step=True,
-        is_filled=True,
-    )
+    share = rounded(100 * exposure_share(report))
+    held = LineLayer("position", times, share, width=1.0, is_step=True, is_filled=True)
     calendar = report.record.bar_times.calendar
     return accounts_chart(report.marks_ms, curves, [held], below=returns, calendar=calendar)
 
@@ -176,8 +181,7 @@ def exposure_share(report: Report) -> Floats:
     ends = np.searchsorted(record.times_ms, report.marks_ms, side="right")
     starts = np.concatenate(([0], ends[:-1] + 1))
     highest, lowest = np.maximum.reduceat(share, starts), np.minimum.reduceat(share, starts)
-    largest: Floats = np.where(highest >= -lowest, highest, lowest)
-    return largest
+    return np.where(highest >= -lowest, highest, lowest)
 
 
 def refusal_chart(refused: Sequence[Refusal]) -> Chart | None:
@@ -230,7 +234,6 @@ NOTE_STYLES: Final[tuple[tuple[ChartRole, float, LineDash], ...]] = (
     ("muted", 1.4, "dot"),
 )
 COLUMNS: Final = 200
-BINS: Final = 40
 
 
 def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[ClosedTrade]:
@@ -243,10 +246,8 @@ def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[Clo
         for trade in report.trades[report.shown]
         if trade.instrument == instrument and trade.closed_ms >= since_ms
     ]
-    if len(trades) <= TRADES_MAX:
-        return trades
-    places = np.linspace(0, len(trades) - 1, TRADES_MAX).round().astype(np.int64)
-    return [trades[place] for place in places]
+    count = min(len(trades), TRADES_MAX)
+    return [trades[at] for at in np.linspace(0, len(trades) - 1, count).round().astype(np.int64)]
 
 
 def price_chart(report: Report, instrument: str, last: int | None = None) -> Chart | None:
@@ -312,31 +313,20 @@ def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
     entries: tuple[tuple[str, MarkShape], ...] = (("LONG", "up"), ("SHORT", "down"))
     for side, shape in entries:
         of = [trade for trade in trades if trade.side == side]
-        layers.append(
-            MarkLayer(
-                f"entry {side.lower()}",
-                [trade.opened_ms for trade in of],
-                rounded([trade.entry_price for trade in of], 8),
-                shape,
-                texts=[trade.entry_reason for trade in of],
-            )
-        )
+        times = [trade.opened_ms for trade in of]
+        prices = rounded([trade.entry_price for trade in of], 8)
+        texts = [trade.entry_reason for trade in of]
+        layers.append(MarkLayer(f"entry {side.lower()}", times, prices, shape, texts=texts))
     exits: tuple[tuple[str, bool, ChartRole, MarkShape], ...] = (
         ("exit, gain", True, "gain", "ring"),
         ("exit, loss", False, "loss", "cross"),
     )
     for name, won, role, shape in exits:
         of = [trade for trade in trades if (trade.profit > 0) is won]
-        layers.append(
-            MarkLayer(
-                name,
-                [trade.closed_ms for trade in of],
-                rounded([trade.exit_price for trade in of], 8),
-                shape,
-                (role,),
-                [f"{trade.exit_reason}, {trade.profit:+,.2f}" for trade in of],
-            )
-        )
+        times = [trade.closed_ms for trade in of]
+        prices = rounded([trade.exit_price for trade in of], 8)
+        texts = [f"{trade.exit_reason}, {trade.profit:+,.2f}" for trade in of]
+        layers.append(MarkLayer(name, times, prices, shape, (role,), texts))
     return [each for each in layers if each.x]
 
 
@@ -406,46 +396,6 @@ def counts_panel(
     return ChartPanel([cells], time_axis(), named(gates, is_reversed=True), height)
 
 
-def trades_chart(report: Report) -> Chart | None:
-    """Draw the distributions of returns and holding times; None below two closed trades."""
-    closed = report.trades[report.shown]
-    if len(closed) < 2:  # a spread takes two
-        return None
-    returns = np.array([trade.return_bp for trade in closed])
-    spans = np.log10(np.maximum([trade.held_ms for trade in closed], 1.0))
-    counts, middles, _ = _histogram(returns, centre=True)
-    times, at, long = _histogram(spans, centre=False)
-    names = [written(10.0**value, "span") for value in at]
-    ticks = [
-        (float(np.log10(place)), written(place, "span"))
-        for place in (1e3, 6e4, 6e5, 3.6e6, 3.6e7, 8.64e7, 8.64e8)
-        if at[0] - long <= np.log10(place) <= at[-1] + long
-    ]
-    ticks = ticks or [(float(at[place]), names[place]) for place in (0, -1)]
-    roles: list[ChartRole] = ["gain" if value > 0 else "loss" for value in middles]
-    by_return = BarLayer("trades", rounded(middles), counts.tolist(), roles)
-    by_time = BarLayer("trades", rounded(at), times.tolist(), ("muted",), texts=names)
-    count = ChartAxis("trades", digits=0, has_zero=True)
-    panels = [
-        ChartPanel([by_return], ChartAxis("return of a trade, bp", unit=" bp", digits=1), count),
-        ChartPanel([by_time], ChartAxis("held (logarithmic)", ticks=ticks), count),
-    ]
-    return Chart("Spread", "How returns and times in the market are spread.", panels, columns=2)
-
-
-def _histogram(values: Floats, *, centre: bool) -> tuple[Ints, Floats, float]:
-    """Return counts, middles and width of bins; far values join the outermost.
-
-    With *centre* zero is an edge, so that no bin holds gains and losses.
-    """
-    low, high = np.quantile(values, (0.01, 0.99))
-    width = float(max(high - low, 1e-9)) / BINS
-    first = np.floor(low / width) * width if centre else low
-    edges = first + width * np.arange(BINS + 2)
-    counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
-    return counts, 0.5 * (edges[1:] + edges[:-1]), width
-
-
 def rolling_chart(report: Report) -> Chart | None:
     """Draw the Sharpe ratio of the thirty days before each day's end; None for a shorter run."""
     times, ratio = report.rolling
@@ -469,3 +419,160 @@ def caption(report: Report, instrument: str) -> str:
     if _refused(report, instrument, report.record.bars[instrument]) is None:
         return f"{text}."
     return f"{text}; below, fuller colour is more signals refused by that gate."
+
+
+# --- closed trades with their pictures; a run's price as a picture
+
+
+def trades(report: Report) -> list[Part]:
+    """Return the closed trades, each folded over its explanation."""
+    closed = report.trades[report.shown]
+    if not closed:
+        return [Paragraph("No trade was closed.", "note")]
+    explained = len(report.explained)
+    text = f"{count_of(len(closed), 'closed trade')} of {report.shown}"
+    if report.shown != report.record.account.name:
+        text += ", for this run closed none"
+    if explained < len(closed):
+        text += f"; the {explained // 2} best and the {explained // 2} worst are explained here"
+    text += ". Open one to see why it was opened and where the model looked."
+    return [Paragraph(text), *map(_trade, report.explained)]
+
+
+def _trade(explained: ExplainedTrade) -> FoldedParts:
+    trade = explained.trade
+    entered = iso(trade.opened_ms).replace("T", " ").removesuffix(":00Z")
+    parts: list[Part] = [Paragraph(_described(explained), "note")]
+    if explained.orders:
+        parts.append(listed(explained.orders, title=""))
+    if len(explained.times_ms) > 1:  # a line takes two points
+        parts.append(trade_chart(explained))
+    if explained.gates:
+        parts.append(_gates(explained))
+    return FoldedParts(
+        f"{entered} {trade.side} {trade.entry_reason} → {trade.exit_reason}",
+        tuple(parts),
+        ((trade.profit, "gain", ""), (trade.return_bp / 1e4, "gain bp", " bp")),
+    )
+
+
+def _described(explained: ExplainedTrade) -> str:
+    """Describe the position, and the decision that opened it."""
+    trade, decision = explained.trade, explained.decision
+    text = (
+        f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
+        f"{iso(trade.closed_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
+        f"decision {trade.entry_sequence}."
+    )
+    if (mean := decision["mean_return"]) is not None:
+        stdev = decision["stdev_return"]
+        spread = "" if stdev is None else f" ± {1e4 * stdev:.1f}"
+        text += f" Expected {1e4 * mean:+.2f}{spread} bp over {decision['horizon']} bars."
+    if decision["p_up"] is not None:
+        text += (
+            f" Up {decision['p_up']:.0%}, flat {decision['p_flat']:.0%}, "
+            f"down {decision['p_down']:.0%} over {decision['horizon']} bars."
+        )
+    if decision["recent_mass"] is not None:
+        text += f" Regime {decision['regime']}. Under the price: where attention flowed."
+    return text
+
+
+def _gates(explained: ExplainedTrade) -> Table:
+    rows = []
+    for gate in explained.gates:
+        name = gate["gate"]
+        texts = (measured(name, gate[column]) for column in ("measure", "threshold"))
+        rows.append((name, *texts, bool(gate["passed"])))
+    forms: dict[str, Form] = {"gate": "text", "measure": "exact", "threshold": "exact"}
+    return table_of("gates", "", {**forms, "passed": "mark"}, rows)
+
+
+def trade_chart(explained: ExplainedTrade) -> Chart:
+    """Draw the price around a trade, and under it where attention flowed as it was decided."""
+    trade, times = explained.trade, explained.times_ms.tolist()
+    ends = (float(trade.opened_ms), float(trade.closed_ms))
+    prices = rounded([trade.entry_price, trade.exit_price], 8)
+    held = SpanLayer("held", *ends)
+    price: list[Layer] = [
+        held,
+        LineLayer("close", times, rounded(explained.closes, 8), "ink", 1.2),
+        LineLayer("trade", ends, prices, "accent", 1.2, "dash"),
+        MarkLayer("entry", ends[:1], prices[:1], "dot"),
+        MarkLayer("exit", ends[1:], prices[1:], "ring"),
+    ]
+    panels = [ChartPanel(price, time_axis(), ChartAxis("close"), 120)]
+    caption = f"{trade.instrument} around the trade."
+    if blocks := [each for each in explained.rollout if each[1] > times[0]]:
+        # The oldest begins before the picture.
+        starts = [float(max(start, times[0])) for start, *_ in blocks]
+        shares = rounded([100 * weight for *_, weight in blocks])
+        line = held_steps("attention", starts, float(blocks[-1][1]), shares)
+        up = percent_axis("attention, %")
+        panels.append(ChartPanel([held, line], time_axis(), up, 80))
+        caption += " Under the price: where attention flowed."
+    return Chart("", caption, panels, is_aligned=True)
+
+
+LEVELS: Final[dict[str, ChartRole]] = {
+    OrderRole.STOP.value: "loss",
+    OrderRole.TRAILING.value: "loss",
+    OrderRole.TARGET.value: "gain",
+}
+"""Roles of the orders whose prices are drawn while their trade was open, with their colours."""
+BARS_LEAST: Final = 2  # a line takes two points
+
+
+def check_bars(last: int) -> None:
+    """Raise ``ConfigInvalid`` where no picture of *last* bars can be drawn."""
+    if type(last) is not int or last < BARS_LEAST:
+        raise ConfigInvalid(
+            f"last is {shortened(last)}; give a number of bars, at least {BARS_LEAST}."
+        )
+
+
+def check(path: Path, last: int, option: str = "--chart") -> None:
+    """Raise ``ConfigInvalid`` where no picture of *last* bars can be written to *path*.
+
+    *option* is what asked for it.
+    """
+    check_bars(last)
+    if path.suffix.lower() not in KINDS:
+        raise ConfigInvalid(f"{path} is no picture; name a .png or .svg file.")
+    require("matplotlib", option)
+
+
+def picture_chart(report: Report, *, last: int) -> Chart:
+    """Return the newest *last* bars of the run's first instrument, with trades and their levels.
+
+    Raises ``DataInvalid`` where the run has fewer than two bars.
+    """
+    record = report.record
+    instrument = next(iter(record.bars))
+    if (chart := price_chart(report, instrument, last)) is None:
+        raise DataInvalid(f"Run {record.run['run_id']} holds no two bars in a row to draw.")
+    since_ms = int(record.bar_times.closes_of(record.bars[instrument].open_time_ms)[-last:][0])
+    trades = drawn_trades(report, instrument, since_ms)
+    with Reader.open(record.database) as reader:
+        views = RunViews(reader.connection, record.run["run_id"])
+        orders = views.rows("v_orders", instrument=instrument, role=tuple(LEVELS))
+    first, *others = chart.panels
+    layers = [*first.layers, *_levels(trades, orders)]
+    strategy = record.run["strategy"].rpartition(":")[2]
+    title = f"{instrument}: {strategy}, {count_of(len(trades), 'trade')}"
+    return replace(chart, title=title, panels=[replace(first, layers=layers), *others])
+
+
+def _levels(trades: Sequence[ClosedTrade], orders: Sequence[Row]) -> Iterator[LineLayer]:
+    """Yield the prices at which orders of each role protected *trades*, while they were open."""
+    for role, colour in LEVELS.items():
+        x, y = list[float](), list[float | None]()
+        for trade in trades:
+            for order in orders:
+                level = order["trigger_price"] or order["limit_price"]
+                is_of = trade.opened_ms <= order["created_ms"] < trade.closed_ms
+                if order["role"] == role and level is not None and is_of:
+                    x += [trade.opened_ms, trade.closed_ms, trade.closed_ms]
+                    y += [level, level, None]
+        if x:
+            yield LineLayer(role.lower(), x, y, colour, 1.0, "dot")

@@ -37,12 +37,11 @@ from tracepaper.replay.report.charts import (
     price_chart,
     refusal_chart,
     rolling_chart,
-    trades_chart,
+    trades,
 )
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.report import BUY_AND_HOLD, BUY_AND_HOLD_AT, AccountReport, Report
+from tracepaper.replay.report.report import BUY_AND_HOLD, BUY_AND_HOLD_AT, Report
 from tracepaper.replay.report.terminal import counted, span
-from tracepaper.replay.report.trade_pictures import trades
 from tracepaper.strategies.units import MINUTE_MS
 
 if TYPE_CHECKING:
@@ -60,9 +59,15 @@ def report_document(
     if report.attention:
         parts += _attention(report, remaining)
     if isinstance(analysis, InfluenceReport):
-        parts += _influence(analysis)
+        matrix, *others = analysis.tables()
+        whole, quarters = influence_chart(analysis), influence_quarters_chart(analysis)
+        parts += _present(
+            [_section(matrix.title), whole, replace(matrix, title=""), quarters, *others]
+        )
     elif analysis is not None:
-        parts += _heads(analysis)
+        kinds, looks, flow, *subjects = analysis.tables()
+        parts += [_section(kinds.title), replace(kinds, title=""), looks, *subjects]
+        parts += head_charts(analysis, flow.title)
     parts += [_section("Trades"), *trades(report)]
     parts += _taken(remaining, "shortfall", "shortfall_decisions")
     parts += [_section("Gaps in the data")]
@@ -108,7 +113,6 @@ def _money(report: Report, remaining: dict[str, Table]) -> list[Part]:
             _section("Trading"),
             *prices,
             *_taken(remaining, "trade_groups"),
-            trades_chart(report),
             *_taken(remaining, "trade_returns", "holding_times"),
             _section("Refusals"),
             Paragraph("What the gates refused, held against what they let pass."),
@@ -123,14 +127,14 @@ def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
     maps = report.attention.heatmaps
     left_out = len(maps) - INSTRUMENTS_MAX
     shown = maps[:INSTRUMENTS_MAX]
-    looked = "Where the attention of every decision flowed"
+    attended = "Where the attention of every decision flowed"
     if report.record.config.model.by_relevance:
-        looked = "What moved the forecast of every decision (relevance)"
+        attended = "What moved the forecast of every decision (relevance)"
     return _present(
         [
             _section("Attention"),
             Paragraph(
-                f"{looked}, by the age of the bars. The ribbon "
+                f"{attended}, by the age of the bars. The ribbon "
                 "is the regime: full colour where attention lay on recent bars (MOMENTUM), pale "
                 "between, grey where on distant ones (MEAN_REVERSION)."
             ),
@@ -147,22 +151,6 @@ def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
             head_confidence_chart(report, report.heads),
             *(heads_over_time_chart(heatmap, report.heads) for heatmap in shown),
         ]
-    )
-
-
-def _heads(analysis: HeadReport) -> list[Part]:
-    kinds, looks, flow, *subjects = analysis.tables()
-    kinds_alone = replace(kinds, title="")
-    charts = head_charts(analysis, flow.title)
-    return [_section(kinds.title), kinds_alone, looks, *subjects, *charts]
-
-
-def _influence(analysis: InfluenceReport) -> list[Part]:
-    matrix, *others = analysis.tables()
-    matrix_alone = replace(matrix, title="")
-    quarters = influence_quarters_chart(analysis)
-    return _present(
-        [_section(matrix.title), influence_chart(analysis), matrix_alone, quarters, *others]
     )
 
 
@@ -191,13 +179,6 @@ def _heading(report: Report) -> Iterator[Part]:
     )
 
 
-def _held_as_so_far(of: AccountReport) -> str:
-    share = of.mean_exposure
-    return f"{BUY_AND_HOLD_AT}its own exposure so far" + (
-        "" if share is None else f" ({written(share, 'percent')})"
-    )
-
-
 def _tiles(report: Report) -> Table:
     """Return the figures that matter first."""
     account = report.accounts[0]
@@ -205,17 +186,11 @@ def _tiles(report: Report) -> Table:
     twin = report.record.held_twin
     alike = BUY_AND_HOLD_AT if twin is None else twin.name
     held = [of for of in report.accounts if of.name.startswith(alike)]
-    tiles: list[tuple[str, Value, Form]] = [
-        ("return", figures.total_return, "gain percent"),
-        *(
-            (
-                _held_as_so_far(of) if twin else of.name,
-                of.performance.total_return,
-                "gain percent",
-            )
-            for of in held
-        ),
-    ]
+    tiles: list[tuple[str, Value, Form]] = [("return", figures.total_return, "gain percent")]
+    for of in held:
+        share = "" if of.mean_exposure is None else f" ({written(of.mean_exposure, 'percent')})"
+        name = f"{BUY_AND_HOLD_AT}its own exposure so far{share}" if twin else of.name
+        tiles.append((name, of.performance.total_return, "gain percent"))
     whole = report.accounts[-1]
     assert whole.name == BUY_AND_HOLD
     tiles += [

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from tracepaper.replay.document.values import (
     Figure,
     Form,
     Table,
+    Value,
     estimate,
     of_field,
     of_row,
@@ -24,7 +26,6 @@ from tracepaper.replay.document.values import (
     table_of,
 )
 from tracepaper.replay.report import metrics
-from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.benchmarks import RANDOM_TWINS, Refusal, random_twins
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.metrics import (
@@ -46,7 +47,6 @@ from tracepaper.replay.report.report import (
     stretches,
 )
 from tracepaper.replay.report.risk_heads import tables_of
-from tracepaper.replay.report.shortfall import shortfall_tables
 from tracepaper.replay.report.trades import (
     ClosedTrade,
     group_row,
@@ -54,6 +54,7 @@ from tracepaper.replay.report.trades import (
     markouts,
 )
 from tracepaper.storage.database.run_views import Row
+from tracepaper.storage.record.columns import SHORTFALL_PARTS
 from tracepaper.strategies.allocation import ERROR, GAINED
 from tracepaper.strategies.sessions import MONTHS_OF
 from tracepaper.strategies.units import DAY_MS, count_of
@@ -291,16 +292,21 @@ def _decided(report: Report) -> Iterator[Table]:
     if gains := _reweightings(report.record):
         title = "What new weights were expected to gain"
         yield table("reweightings", title, REWEIGHTINGS, gains, notes=(_REWEIGHTINGS_NOTE,))
-    if report.groups and all(of.trades for of in report.groups):
-        yield table(
-            "entries",
-            f"At the entries of {report.shown}: mean ± standard error",
-            (
-                Figure[str]("measure", "measure", "text", lambda of: of.replace("_", " ")),
-                *(_entry_figure(group) for group in report.groups),
-            ),
-            list(report.groups[0].means),
-        )
+    if (groups := report.groups) and all(of.trades for of in groups):
+        columns = [of_row("measure", "measure", "text")]
+        columns += [of_row(of.name, f"{of.trades} {of.name}", "measure") for of in groups]
+        means: list[Cells] = [
+            {
+                "measure": measure.replace("_", " "),
+                **{
+                    of.name: estimate(of.means.get(measure), of.errors.get(measure))
+                    for of in groups
+                },
+            }
+            for measure in groups[0].means
+        ]
+        title = f"At the entries of {report.shown}: mean ± standard error"
+        yield table("entries", title, columns, means)
 
 
 @declared
@@ -340,15 +346,6 @@ def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Ta
         yield table_of("unfilled", title, forms, reasons.most_common())
 
 
-def _entry_figure(group: Group) -> Figure[str]:
-    return Figure(
-        group.name,
-        f"{group.trades} {group.name}",
-        "measure",
-        lambda of: estimate(group.means.get(of), group.errors.get(of)),
-    )
-
-
 def _spread(key: str, title: str, form: Form, values: Mapping[str, Sequence[float]]) -> Table:
     """Return the quantiles of *values* by the group of trades that they are of."""
     figures = [of_row("trades_of", "trades", "text")]
@@ -366,20 +363,13 @@ def _reweightings(record: RunRecord) -> list[Cells]:
     rows: list[Cells] = []
     for rule, name in GAINED.items():
         # Every symbol's decision at a close notes the same; the first one's are read.
-        for of in record.notes.values():
-            if name in of and name + ERROR in of:
-                gain, error = of[name].number, of[name + ERROR].number
-                rows.append(
-                    {
-                        "gained": str(rule),
-                        "count": len(gain),
-                        "mean_bp": float(gain.mean()),
-                        "error_bp": float(np.sqrt((error**2).mean())),
-                        "credible": float((gain > 2 * error).mean()),
-                        "sum_bp": float(gain.sum()),
-                    }
-                )
-                break
+        every = (of for of in record.notes.values() if name in of and name + ERROR in of)
+        if (noted := next(every, None)) is not None:
+            gain, error = noted[name].number, noted[name + ERROR].number
+            row: dict[str, Value] = {"gained": str(rule), "count": len(gain)}
+            row |= {"mean_bp": float(gain.mean()), "error_bp": float(np.sqrt((error**2).mean()))}
+            row |= {"credible": float((gain > 2 * error).mean()), "sum_bp": float(gain.sum())}
+            rows.append(row)
     return rows
 
 
@@ -516,9 +506,77 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     halted = next((of for of in stretches(record, closed) if of.name == UNTIL_HALT), None)
     figures = None if halted is None else halted.performance
     values["halted_ms"] = None if halted is None else halted.until_ms
-    values["mean_day_until_halt"] = None if figures is None else figures.mean_day
-    values["mean_day_until_halt_error"] = None if figures is None else figures.error_day
-    values["sharpe_until_halt"] = None if figures is None else figures.sharpe
-    values["sharpe_until_halt_error"] = None if figures is None else figures.sharpe_error
+    for key, name in (("mean_day", "error_day"), ("sharpe", "sharpe_error")):
+        values[f"{key}_until_halt"] = getattr(figures, key, None)
+        values[f"{key}_until_halt_error"] = getattr(figures, name, None)
     values["exposure_until_halt"] = None if halted is None else halted.exposure
     return values
+
+
+# --- a trader's own fills beside those of paper: docs/money.md, M107 to M109
+
+WHOLE: Final = "shortfall"
+
+
+def _mean_price(whose: str, row: Row) -> float | None:
+    """Return the mean price of the fills."""
+    quantity: float = row[f"{whose}_quantity"]
+    return float(row[f"{whose}_notional"]) / quantity if quantity else None
+
+
+_SHORTFALLS: Final = (
+    of_row("part", "", "text"),
+    of_row("decisions", "decisions", "count"),
+    of_row("money", "quote currency", "gain"),
+    of_row("mean", "bp of the notional ± error", "gain bp"),
+)
+_DECISIONS: Final = (
+    of_view("sequence", "decision", "step"),
+    of_view("decided_ms", "at", "minute"),
+    of_view("instrument", "instrument", "text"),
+    of_view("side", "side", "text"),
+    of_view("paper_quantity", "paper", "text", "paper_quantity_text"),
+    of_view("account_quantity", "account", "text", "account_quantity_text"),
+    *(
+        Figure[Row](
+            f"{whose}_price", f"{whose} at", "measure", partial(_mean_price, whose), wide=True
+        )
+        for whose in ("paper", "account")
+    ),
+    of_view(WHOLE, "account less paper", "gain"),
+    *(of_row(part, part, "gain", wide=True) for part in SHORTFALL_PARTS),
+    of_view("cause", "cause", "text"),
+)
+_SHORTFALL_NOTE: Final = (
+    "Money that the account made beyond paper, below zero where it fell short; the five parts add "
+    "up to it. Errors count blocks of five days."
+)
+
+
+def shortfall_tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """Yield the parts over all decisions, and the newest decisions; nothing without *rows*."""
+    if not rows:
+        return
+    notional = np.array([row["paper_notional"] or row["account_notional"] for row in rows])
+    days = np.array([row["decided_ms"] // DAY_MS for row in rows], dtype=np.int64)
+    parts = []
+    for part in (WHOLE, *SHORTFALL_PARTS):
+        money = np.array([row[part] for row in rows])
+        shares = money / notional
+        parts.append(
+            {
+                "part": part,
+                "decisions": int((money != 0).sum()),
+                "money": float(money.sum()),
+                "mean": metrics.mean_by_day(shares, days),
+            }
+        )
+    title = "Shortfall of one's own fills"
+    yield table("shortfall", title, _SHORTFALLS, parts, notes=(_SHORTFALL_NOTE,))
+    newest = sorted(rows, key=lambda row: (row["decided_ms"], row["sequence"], row["ordinal"]))
+    is_one = len({row["instrument"] for row in rows}) == 1
+    figures = [
+        replace(of, wide=of.wide or (is_one and of.key == "instrument")) for of in _DECISIONS
+    ]
+    title = "Shortfall by decision"
+    yield table("shortfall_decisions", title, figures, newest, shown=LAST_TRADES, newest=True)

@@ -24,12 +24,13 @@ from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Tie, Ties
+from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Ties
 from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
     Attending,
+    HeadsSeen,
     Probe,
     RolloutMap,
     attending,
@@ -85,18 +86,11 @@ class HeadReport:
     instrument: str
     sequence: int  # of the decision
     half: bool  # whether the heads are those of an ensemble's network
-    decisions: int  # the newest, from which the heads look back
-    window: int
-    readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
-    figures: tuple[tuple[HeadFigures, ...], ...]  # [layer][head]
-    ties: tuple[tuple[Ties | None, ...], ...]  # [layer][head]
+    look: HeadsSeen  # at the newest decisions
     over_run: tuple[tuple[tuple[str, ...], ...], ...]  # [layer][head][place] the kind, oldest first
     maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
     cell_ages: tuple[int, ...]  # the first age of each cell
-    flow: Floats  # [layer, from group, to group], from the decision down; each layer sums to 1
     groups: tuple[str, ...]  # what the groups of age are called
-    rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
-    map: RolloutMap
     edges: Edges
     open_time_ms: tuple[int, ...]  # of the newest bars, as many as the map or the decisions have
     features: dict[str, float]  # each one's share of what moves the mean return, over the places
@@ -104,6 +98,16 @@ class HeadReport:
     note: str  # how the run stores where it looked, where the flow is another; else empty
     key: ClassVar = "heads"
     """Where it stands in the JSON of a report."""
+
+    @property
+    def decisions(self) -> int:
+        """The newest decisions, from which the heads look back."""
+        return int(self.look.by_age.shape[2])
+
+    @property
+    def window(self) -> int:
+        """How many bars a head sees."""
+        return int(self.look.by_age.shape[3])
 
     def tables(self) -> tuple[Table, ...]:
         """Return kinds, looks and flow of the heads, then features and bars that they look at."""
@@ -125,8 +129,8 @@ class HeadReport:
             "cell_ages": list(self.cell_ages),
             "maps": self.maps.tolist(),
             "groups": list(self.groups),
-            "flow": self.flow.tolist(),
-            "rollout": self.rollout.tolist(),
+            "flow": self.look.flow.tolist(),
+            "rollout": self.look.rollout.tolist(),
         }
 
 
@@ -192,18 +196,11 @@ def heads_of(
         instrument=bars[-1].instrument,
         sequence=sequence,
         half=half,
-        decisions=decisions,
-        window=window,
-        readings=last_look.readings,
-        figures=last_look.figures,
-        ties=last_look.ties,
+        look=last_look,
         over_run=tuple(tuple(zip(*layer, strict=True)) for layer in zip(*kinds, strict=True)),
         maps=cells.swapaxes(2, 3),
         cell_ages=tuple(edges[:-1].tolist()),
-        flow=last_look.flow,
         groups=group_names(last_look.rollout.size),
-        rollout=last_look.rollout,
-        map=last_look.map,
         edges=edges_of(last_look.by_age),
         open_time_ms=tuple(bar.open_time_ms for bar in bars[-kept:]),
         features={name: float(np.mean([of[name] for of in shares])) for name in shares[0]},
@@ -298,12 +295,8 @@ KINDS: Final = (
 
 
 def _tied(name: str, title: str) -> Iterator[Figure[_Head]]:
-    def of(head: _Head) -> Tie | None:
-        head_tie: Tie | None = None if head.ties is None else getattr(head.ties, name)
-        return head_tie
-
-    yield Figure(name, title, "ratio", lambda head: (tie := of(head)) and tie.value, wide=True)
-    yield Figure(f"{name}_p", "p", "measure", lambda head: (tie := of(head)) and tie.p, wide=True)
+    yield of_field(name, title, "ratio", f"ties.{name}.value", wide=True)
+    yield of_field(f"{name}_p", "p", "measure", f"ties.{name}.p", wide=True)
 
 
 FIGURES: Final = (
@@ -314,20 +307,12 @@ FIGURES: Final = (
     of_field("effective_bars", "spread as over", "days", "figures.effective_bars", wide=True),
     of_field("focus", "focus", "share", "figures.focus"),
     of_field("stability", "stability", "ratio", "figures.stability"),
-    of_field("apart", "apart", "ratio", "figures.apart"),
+    of_field("apart", "apart", "ratio", "figures.separation"),
     *_tied("volume", "with volume"),
     *_tied("volatility", "with volatility"),
     *_tied("extremes", "at extremes"),
     of_field("marks", "is", "text"),
 )
-
-
-class EventBar(NamedTuple):
-    """A bar that later decisions looked at more than at others."""
-
-    open_time_ms: int
-    times_even: float  # its mean weight over that of an even look at the same bars
-    decisions: int  # that saw it when it was no longer among their newest quarter
 
 
 FEATURES: Final = (
@@ -336,17 +321,17 @@ FEATURES: Final = (
     of_row("bar", "", "bar"),
 )
 EVENTS: Final = (
-    of_field("open_time_ms", "bar", "minute"),
-    of_field("times_even", "times even", "ratio"),
-    of_field("decisions", "decisions", "count"),
+    of_row("open_time_ms", "bar", "minute"),
+    of_row("times_even", "times even", "ratio"),
+    of_row("decisions", "decisions", "count"),
 )
 
 
-def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[EventBar]:
+def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[Cells]:
     """Return the bars of a map that its rows looked at most, once they were no longer recent.
 
-    Recent is the newest quarter of the map. A bar's weight is held to the mean weight that the same
-    rows gave to all their bars that were no longer recent.
+    Recent is the newest quarter of the map. A bar's mean weight is held to that which the same rows
+    gave to all their bars that were no longer recent; ``decisions`` counts these rows.
     """
     bars = rollout_map.weights.shape[1]
     age = (bars - 1 - rollout_map.ages)[:, None] - np.arange(bars)
@@ -361,7 +346,10 @@ def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[Eve
     eligible = np.flatnonzero(counts >= max(2, len(rollout_map.ages) // 20))
     order = eligible[np.argsort(-mean[eligible], kind="stable")][:EVENTS_SHOWN]
     times = open_time_ms[-bars:]
-    return [EventBar(times[at], float(mean[at]), int(counts[at])) for at in order.tolist()]
+    return [
+        {"open_time_ms": times[at], "times_even": float(mean[at]), "decisions": int(counts[at])}
+        for at in order.tolist()
+    ]
 
 
 def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
@@ -377,7 +365,7 @@ def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
     )  # fmt: skip
     events = table(
         "event_bars", "Bars that many decisions looked at", EVENTS,
-        event_bars(heads.map, heads.open_time_ms),
+        event_bars(heads.look.map, heads.open_time_ms),
         notes=("Of the map's bars older than its newest quarter; 1 is an even look.",),
     )  # fmt: skip
     return features, events
@@ -385,13 +373,19 @@ def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
 
 def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     """Return the figures behind each head's kind, how it looks, and the flow below each layer."""
-    every = zip(heads.readings, heads.figures, heads.ties, heads.over_run, strict=True)
+    look = heads.look
+    every = zip(look.readings, look.figures, look.ties, heads.over_run, strict=True)
     read = [
         _Head(f"{layer}.{head}", *parts)
         for layer, of in enumerate(every, start=1)
         for head, parts in enumerate(zip(*of, strict=True), start=1)
     ]
-    notes = (asked_of(heads), *([heads.note] if heads.note else ()))
+    whose = "the network of the run's ensemble" if heads.half else "the run's own model"
+    note = (
+        f"Recomputed by {whose} at decision {heads.sequence:,}, over its last {heads.decisions} "
+        "bars."
+    )
+    notes = (note, *([heads.note] if heads.note else ()))
     kinds = table("head_kinds", "Heads", KINDS, read, notes=notes, shown=len(read))
     looks = table(
         "head_figures", "How far, on how few, how steadily", FIGURES, read, notes=(LEGEND,),
@@ -407,20 +401,15 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     return kinds, looks, table("flow", title, figures, held, notes=(FLOW_NOTE,))
 
 
-def asked_of(heads: HeadReport) -> str:
-    """Return the sentence that says what was asked again, and when."""
-    whose = "the network of the run's ensemble" if heads.half else "the run's own model"
-    return (
-        f"Recomputed by {whose} at decision {heads.sequence:,}, over its last "
-        f"{heads.decisions} bars."
-    )
-
-
 def levels(heads: HeadReport) -> list[str]:
     """Name the columns of the flow, from the decision down."""
-    return ["the decision", *(f"below layer {at}" for at in range(len(heads.flow), 1, -1)), "bars"]
+    return [
+        "the decision",
+        *(f"below layer {at}" for at in range(len(heads.look.flow), 1, -1)),
+        "bars",
+    ]
 
 
 def held_by_level(heads: HeadReport) -> list[Floats]:
     """Return the share of each group of age at each of these levels; a level sums to 1."""
-    return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.flow)]
+    return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.look.flow)]

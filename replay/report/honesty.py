@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.report.metrics import is_credible
+from tracepaper.storage.checkpoints import Card
 
 LEVEL: Final = 0.05
 """A difference is credible below it."""
@@ -24,8 +27,8 @@ PAIRED: Final = "paired"
 
 
 def card_sentences(card: Mapping[str, Any]) -> list[str]:
-    """List what *card* says of itself."""
-    return list(card.get("honesty", {}).get("sentences", []))
+    """List what *card* says of itself; nothing of none."""
+    return msgspec.convert(card, Card).honesty.sentences if card else []
 
 
 def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str) -> list[str]:
@@ -35,38 +38,29 @@ def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str
     is said of it.
     """
     main, paired = figures[str(horizon)], figures[PAIRED][str(horizon)]
-    sentences = []
+    days, sentences = main["days"], []
     if forecaster in main.get("sign_accuracy", {}):
-        named, error = main["sign_accuracy"][forecaster]
-        sentences.append(sign_sentence(figures, horizon, _named(named, error)))
-    if paired.get("qlike"):
-        sentences.append(volatility_sentence(figures, horizon, main["qlike"][forecaster][0]))
+        (named, spread), (commoner, _) = (
+            main["sign_accuracy"][name] for name in (forecaster, COMMONER)
+        )
+        less, error, p = paired["sign"][COMMONER]
+        sentences.append(
+            f"At {horizon} bars it named the sign of the return in {100 * named:.1f} % of untouched"
+            f" bars ({plus_minus(spread, '.1f', 100)} by days): {verdict_of(less, p, days)} always "
+            f"the commoner sign ({100 * commoner:.1f} %; "
+            f"{-100 * less:+.1f} {plus_minus(error, '.1f', 100)} points by day, p {p:.2g})."
+        )
+    if against := paired.get("qlike"):
+        best = min(against, key=lambda name: main["qlike"][name][0])
+        less, error, p = against[best]
+        ours, other = (main["qlike"][name][0] for name in (forecaster, best))
+        sentences.append(
+            f"Its volatility at {horizon} bars is {verdict_of(less, p, days)} the best baseline's "
+            f"(QLIKE {ours:.3f} against {other:.3f} of {best.replace('_', ' ')}; "
+            f"{less:+.4f} {plus_minus(error, '.4f')} by day, p {p:.2g} by Holm over "
+            f"{len(against)})."
+        )
     return sentences
-
-
-def sign_sentence(figures: Mapping[str, Any], horizon: int, named: str) -> str:
-    """Set a share of signs that were *named* right beside always the commoner sign."""
-    main = figures[str(horizon)]
-    difference, error, p = figures[PAIRED][str(horizon)]["sign"][COMMONER]
-    verdict = verdict_of(difference, p, main["days"])
-    return (
-        f"At {horizon} bars it named the sign of the return in {named}: {verdict} always the "
-        f"commoner sign ({100 * main['sign_accuracy'][COMMONER][0]:.1f} %; "
-        f"{-100 * difference:+.1f} {plus_minus(error, '.1f', 100)} points by day, p {p:.2g})."
-    )
-
-
-def volatility_sentence(figures: Mapping[str, Any], horizon: int, ours: float) -> str:
-    """Set a volatility's QLIKE beside that of the best of its baselines."""
-    main, against = figures[str(horizon)], figures[PAIRED][str(horizon)]["qlike"]
-    best = min(against, key=lambda name: main["qlike"][name][0])
-    difference, error, p = against[best]
-    return (
-        f"Its volatility at {horizon} bars is {verdict_of(difference, p, main['days'])} the best "
-        f"baseline's (QLIKE {ours:.3f} against {main['qlike'][best][0]:.3f} of "
-        f"{best.replace('_', ' ')}; {difference:+.4f} {plus_minus(error, '.4f')} by day, p {p:.2g} "
-        f"by Holm over {len(against)})."
-    )
 
 
 def verdict_of(difference: float, p: float, days: int) -> str:
@@ -101,7 +95,3 @@ def few_days(days: int) -> list[str]:
     """Return the sentence that *days* are too few, where they are."""
     few = f"So few days ({days}) prove nothing: at least {FEW_DAYS} untouched ones are needed."
     return [few] if days < FEW_DAYS else []
-
-
-def _named(value: float, error: float) -> str:
-    return f"{100 * value:.1f} % of untouched bars ({plus_minus(error, '.1f', 100)} by days)"

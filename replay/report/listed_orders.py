@@ -31,7 +31,11 @@ _VIEW: Final = "v_orders"
 
 def outcome(row: Row) -> str:
     """Describe the outcome of an order in a few words."""
-    filled = _filled_part(row)
+    filled = ""
+    if row["price"] is not None:
+        part = "" if row["filled"] == row["quantity"] else f"{row['filled_text']} "
+        price = row["price_text"] or f"{row['price']:.8g} on average"
+        filled = f"{part}filled at {price} as {str(row['liquidity']).lower()}"
     match OrderStatus(row["status"]):
         case OrderStatus.FILLED:
             return filled
@@ -47,14 +51,6 @@ def outcome(row: Row) -> str:
             return "on its way"
         case _:
             return "rests"
-
-
-def _filled_part(row: Row) -> str:
-    if row["price"] is None:
-        return ""
-    part = "" if row["filled"] == row["quantity"] else f"{row['filled_text']} "
-    price = row["price_text"] or f"{row['price']:.8g} on average"
-    return f"{part}filled at {price} as {str(row['liquidity']).lower()}"
 
 
 _ORDER_FIGURES: Final = (

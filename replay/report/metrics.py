@@ -135,6 +135,12 @@ def mean_of(values: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> float | 
     return float(values.mean()) if values.size else None
 
 
+def finite_mean(values: Floats) -> float | None:
+    """Return the mean of *values*; None without any, and where one is not finite."""
+    mean = mean_of(values)
+    return mean if mean is not None and math.isfinite(mean) else None
+
+
 def mean_by_day(values: Floats, days: npt.NDArray[np.int64]) -> tuple[float, float | None] | None:
     """Return the mean of *values* [row] with its error by *days* [row]; None without any."""
     return (float(values.mean()), mean_error(values, days)) if values.size else None
@@ -177,19 +183,13 @@ def daily_returns(times_ms: Numbers, equity: Numbers, calendar: Calendar | None 
     """
     values = np.asarray(equity, dtype=np.float64)
     ends = np.concatenate((values[:1], values[1:][day_ends(times_ms, calendar)]))
-    return bar_returns(ends) if (ends > 0).all() else np.empty(0)
+    return ends[1:] / ends[:-1] - 1.0 if (ends > 0).all() else np.empty(0)
 
 
 def return_days(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:
     """Return the day of each return of ``daily_returns``, counted from 1970-01-01."""
     ends = np.asarray(times_ms, dtype=np.int64)[day_ends(times_ms, calendar)]
     return (ends - 1) // DAY_MS if calendar is None else calendar.days_at(ends)
-
-
-def bar_returns(equity: Numbers) -> Floats:
-    """Return the simple return of each step of *equity*; shape [n - 1] for n values."""
-    values = np.asarray(equity, dtype=np.float64)
-    return values[1:] / values[:-1] - 1.0
 
 
 def total_return(equity: Numbers) -> float:
@@ -323,8 +323,7 @@ def overfitting_probability(daily: Floats) -> float | None:
         """Mean ÷ root mean square, which ranks as the Sharpe ratio does; 0 of what never moved."""
         total, squares = sums
         root = np.sqrt(squares)
-        ratios: Floats = np.divide(total, root, out=np.zeros_like(total), where=root > 0)
-        return ratios
+        return np.divide(total, root, out=np.zeros_like(total), where=root > 0)
 
     return lost_elsewhere(sums, ratio)
 
@@ -424,8 +423,7 @@ def performance(
     values = np.asarray(equity, dtype=np.float64)
     days = days_of(times_ms, interval_ms, calendar)
     returns = daily_returns(times_ms, values, calendar)
-    spread = float(returns.std(ddof=1)) if returns.size > 1 else None
-    error = mean_error(returns, return_days(times_ms, calendar)) if returns.size else None
+    error = mean_error(returns, return_days(times_ms, calendar))
     each = _days_a_bar(interval_ms, calendar)  # a return of a bar that is longer is no day's
     a_year = days_in_year(interval_ms, calendar)
     annual = returns if is_annual(days) else np.empty(0)
@@ -440,7 +438,7 @@ def performance(
         total_return=earned,
         mean_day=float(returns.mean()) / each if returns.size else None,
         error_day=None if error is None else error / each,
-        volatility_day=None if spread is None else spread / math.sqrt(each),
+        volatility_day=volatility(returns, 1.0 / each),
         cagr=growth,
         volatility=volatility(annual, a_year),
         sharpe=sharpe(excess, a_year),
@@ -475,12 +473,12 @@ def activity(
     """
     values = np.asarray(profits, dtype=np.float64)
     held = np.asarray(exposures, dtype=np.float64)
-    mean, capital = mean_of(held), float(np.mean(equity))
+    capital = float(np.mean(equity))
     traded = float(np.abs(np.asarray(notionals, dtype=np.float64)).sum())
     lost = -float(values[values < 0].sum())
     return Activity(
         exposure=mean_of(held != 0),
-        mean_exposure=mean if mean is not None and np.isfinite(mean) else None,
+        mean_exposure=finite_mean(held),
         turnover=traded / capital * year_days / days if is_annual(days) and capital > 0 else None,
         trades=values.size,
         hit_rate=mean_of(values > 0),
@@ -512,11 +510,6 @@ def kupiec(breaches: int, count: int, share: float) -> float | None:
     """
     if not count:
         return None
-    more = _likelihood(breaches, count, breaches / count) - _likelihood(breaches, count, share)
+    parts = ((breaches, share), (count - breaches, 1.0 - share))
+    more = sum(of * math.log(of / count / expected) for of, expected in parts if of)
     return math.erfc(math.sqrt(max(more, 0.0)))  # chi-squared of one degree, at twice that
-
-
-def _likelihood(breaches: int, count: int, share: float) -> float:
-    hit = breaches * math.log(share) if breaches else 0.0
-    missed = (count - breaches) * math.log1p(-share) if count > breaches else 0.0
-    return hit + missed

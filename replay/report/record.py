@@ -119,15 +119,6 @@ class AccountRecord:
 
 
 @dataclass(frozen=True)
-class Settlements:
-    """Funding that the run's own account did not book as it was due."""
-
-    missing: tuple[Row, ...] = ()  # gaps in the settlements
-    missing_held: int = 0  # of those, how many were due while a position was held
-    twice: int = 0  # settlements that came again, and were booked once
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """Everything that a report reads of a run."""
 
@@ -144,7 +135,8 @@ class RunRecord:
     account: AccountRecord
     twins: tuple[AccountRecord, ...]
     gaps: tuple[Row, ...]
-    settlements: Settlements
+    missing: tuple[Row, ...]  # gaps in the settlements of funding
+    settled_twice: int  # settlements that came again, and were booked once
     notes: dict[str, dict[str, NoteColumns]]  # by instrument and name
     margins: tuple[Row, ...]  # of ``v_positions``: what is held on margin at the end
     actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
@@ -264,8 +256,7 @@ class RunRecord:
         places = calendar.places(opens_ms)
         days = np.unique(calendar.days, return_inverse=True)[1]
         length = max(1, math.ceil(bars * (int(days[-1]) + 1) / len(calendar)))
-        spans: Ints = days[places] // length
-        return spans
+        return days[places] // length
 
 
 # ---------------------------------------------------------------- reading
@@ -286,6 +277,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         config = restore(run["config"])
         account, *twins = _accounts(columns, decisions)
         settled, gaps = views.rows("v_events", kind="funding"), views.rows("v_gaps")
+        booked = {(row["instrument"], row["market_ms"]) for row in settled}
         actions = tuple(actions_of(reader.connection, columns.run))
         return RunRecord(
             database=database,
@@ -301,7 +293,8 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             account=account,
             twins=tuple(twins),
             gaps=tuple(row for row in gaps if row["cause"] != GapCause.FUNDING),
-            settlements=_settlements(gaps, settled, account),
+            missing=tuple(row for row in gaps if row["cause"] == GapCause.FUNDING),
+            settled_twice=len(settled) - len(booked),
             notes={name: of for name in columns.instruments if (of := columns.notes(name))},
             margins=tuple(_margins(views, columns.instruments)),
             actions=actions,
@@ -342,16 +335,6 @@ def _decisions(columns: RunColumns, every: Mapping[str, Columns]) -> Decisions:
     )
 
 
-def _settlements(
-    gaps: Sequence[Row], settled: Sequence[Row], account: AccountRecord
-) -> Settlements:
-    """List missing settlements, and count those that came twice."""
-    missing = tuple(row for row in gaps if row["cause"] == GapCause.FUNDING)
-    held = sum(account.holds(row["instrument"], row["from_ms"]) for row in missing)
-    booked = {(row["instrument"], row["market_ms"]) for row in settled}
-    return Settlements(missing, held, len(settled) - len(booked))
-
-
 def _bars(
     columns: RunColumns,
     every: Mapping[str, Columns],
@@ -377,13 +360,6 @@ def _bars(
     return bars
 
 
-def _trades_of(views: RunViews, account: str) -> list[Row]:
-    """Return the closed trades of an *account*, empty for the run's own; one of a side has its."""
-    if account and account not in SIDES:
-        return views.twin_trades(account)
-    return views.rows("v_trades", side=account or SIDES)
-
-
 def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountRecord]:
     """Yield the run's own account, and then the others by their names."""
     views, times_ms = columns.views, np.unique(decisions.open_time_ms)
@@ -404,7 +380,11 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
             equity=np.concatenate(([before], curve)),
             held=held,
             fills=tuple(views.rows("v_twin_fills" if name else "v_fills", **of)),
-            trades=tuple(_trades_of(views, name)),
+            trades=tuple(
+                views.twin_trades(name)
+                if name and name not in SIDES
+                else views.rows("v_trades", side=name or SIDES)
+            ),
             fees_paid=float(last["fees_paid"]),
             funding_paid=float(last["funding_paid"]),
             realized_pnl=float(last["realized_pnl"]),

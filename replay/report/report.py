@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
-from tracepaper.replay.run_columns import Floats, Ints
+from tracepaper.replay.run_columns import BarTimes, Floats, Ints
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -80,15 +79,16 @@ def explain_trades(
 ) -> list[ExplainedTrade]:
     """Read the decision that opened each of *trades*."""
     views = RunViews(reader.connection, str(record.run["run_id"]))
+    ages = {} if attention is None else attention.rollout_by_age
     explained = []
     for trade in trades:
         # By equality: a range of sequences would go over the whole run.
         if decided := views.rows("v_decisions", sequence=trade.entry_sequence):
-            by_age = (
-                None if attention is None else attention.rollout_by_age.get(trade.entry_sequence)
-            )
-            rollout = () if by_age is None else _rollout(by_age, decided[0], record)
-            times, closes = _price(record, trade, decided[0], rollout)
+            opened = np.array([int(decided[0]["open_time_ms"])])
+            by_age = ages.get(trade.entry_sequence)
+            rollout = () if by_age is None else _rollout(by_age, opened, record.bar_times)
+            back_ms = rollout[0][0] if rollout else None
+            times, closes = _price(record, trade, opened, back_ms)
             gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
             by_list = decided[0]["action"] == Action.ORDERS
             orders = of_decision(reader, views, trade.entry_sequence) if by_list else ()
@@ -99,13 +99,12 @@ def explain_trades(
 
 
 def _rollout(
-    by_age: Floats, decision: Row, record: RunRecord
+    by_age: Floats, opened: Ints, bar_times: BarTimes
 ) -> tuple[tuple[int, int, float], ...]:
     """Return the cells of age as stretches of time, oldest first; "older" has no length."""
-    opened = np.array([int(decision["open_time_ms"])])
-    edges = [int(record.bar_times.closes_of(opened)[0])]
+    edges = [int(bar_times.closes_of(opened)[0])]
     edges += [
-        int(record.bar_times.opens_later(opened, 1 - cell * BLOCK_BARS)[0])
+        int(bar_times.opens_later(opened, 1 - cell * BLOCK_BARS)[0])
         for cell in range(1, by_age.size)
     ]
     return tuple(
@@ -115,21 +114,13 @@ def _rollout(
 
 
 def _price(
-    record: RunRecord,
-    trade: ClosedTrade,
-    decision: Row,
-    rollout: Sequence[tuple[int, int, float]],
+    record: RunRecord, trade: ClosedTrade, opened: Ints, back_ms: int | None
 ) -> tuple[Ints, Floats]:
     """Return the closes from where the decision looked, or a little before it, to the exit."""
     bars = record.bars[trade.instrument]
     closes_ms = record.bar_times.closes_of(bars.open_time_ms)
-    back_ms = (
-        rollout[0][0]
-        if rollout
-        else record.bar_times.opens_later(np.array([int(decision["open_time_ms"])]), -_BEFORE_BARS)[
-            0
-        ]
-    )
+    if back_ms is None:
+        back_ms = int(record.bar_times.opens_later(opened, -_BEFORE_BARS)[0])
     first = int(np.searchsorted(closes_ms, back_ms))
     last = int(np.searchsorted(closes_ms, trade.closed_ms)) + _AFTER_BARS
     places = np.arange(first, min(last, closes_ms.size))
@@ -331,12 +322,18 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
     parts += _fitted_parts(record.fitted, first_ms, last_ms)
     if not parts:
         return ()
-    exposed = exposures(record, record.account)[1]
-    return tuple(
-        _stretch(record, closed, exposed, name, since, until)
-        for name, since, until in parts
-        if since < until
-    )
+    exposed, every = exposures(record, record.account)[1], list[Stretch]()
+    for name, since, until in parts:
+        if since >= until:
+            continue
+        # The bars that close after the one and not after the other.
+        first, end = np.searchsorted(record.times_ms, (since, until), side="right").tolist()
+        held = exposed[max(first, record.decidable_from) : end]
+        exposure = float(np.mean(held != 0)) if held.size else None
+        count = sum(since < trade.closed_ms <= until for trade in closed)
+        figures = _figures(record, record.account, first, end)
+        every.append(Stretch(name, since, until, figures, exposure, count))
+    return tuple(every)
 
 
 def _fitted_parts(
@@ -351,29 +348,6 @@ def _fitted_parts(
     if begin is not None:
         parts.insert(0, ("before training", first_ms, begin))
     return [(name, max(since, first_ms), min(until, last_ms)) for name, since, until in parts]
-
-
-def _stretch(
-    record: RunRecord,
-    closed: Sequence[ClosedTrade],
-    exposed: Floats,
-    name: str,
-    from_ms: int,
-    until_ms: int,
-) -> Stretch:
-    """Return the figures of the bars that close after *from_ms* and not after *until_ms*."""
-    first, end = (
-        int(place) for place in np.searchsorted(record.times_ms, (from_ms, until_ms), side="right")
-    )
-    held = exposed[max(first, record.decidable_from) : end]
-    return Stretch(
-        name,
-        from_ms,
-        until_ms,
-        _figures(record, record.account, first, end),
-        float(np.mean(held != 0)) if held.size else None,
-        sum(from_ms < trade.closed_ms <= until_ms for trade in closed),
-    )
 
 
 def _figures(
@@ -418,7 +392,7 @@ def account_report(
 ) -> AccountReport:
     """Return the figures of an account that the run stored."""
     is_own = ledger is record.account
-    net, gross = exposures(record, ledger)
+    net, gross = (of[record.decidable_from :] for of in exposures(record, ledger))
     figures = _figures(record, ledger)
     return AccountReport(
         name=ledger.name,
@@ -429,7 +403,7 @@ def account_report(
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
-            exposures=gross[record.decidable_from :],
+            exposures=gross,
             notionals=[fill["notional"] for fill in ledger.fills],
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
@@ -438,16 +412,9 @@ def account_report(
         ),
         costs=costs(ledger, record.terms),
         margin=_margin(record) if is_own else None,
-        net_exposure=_mean_net(record, ledger, net),
+        # Only in hedge mode the long side less the short one is another.
+        net_exposure=metrics.finite_mean(net) if len(sides_of(record, ledger)) > 1 else None,
     )
-
-
-def _mean_net(record: RunRecord, ledger: AccountRecord, net: Floats) -> float | None:
-    """Return the mean of the long side less the short one, in hedge mode."""
-    if len(sides_of(record, ledger)) == 1:
-        return None
-    mean = float(np.mean(net[record.decidable_from :])) if net.size else math.nan
-    return mean if math.isfinite(mean) else None
 
 
 def _margin(record: RunRecord) -> MarginHeld | None:
@@ -527,14 +494,15 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Bars "
             f"that never came: {lost:,}; annual figures do not count them."
         )
-    settled = record.settlements
-    if settled.missing:
+    if record.missing:
+        ledger = record.account
+        held = sum(ledger.holds(row["instrument"], row["from_ms"]) for row in record.missing)
         sentences.append(
-            f"{len(settled.missing):,} settlements of funding never came, {settled.missing_held:,} "
-            "of them while a position was held: what they would have moved is in no account."
+            f"{len(record.missing):,} settlements of funding never came, {held:,} of them while a "
+            "position was held: what they would have moved is in no account."
         )
-    if settled.twice:
-        sentences.append(f"{settled.twice:,} settlements came twice and were booked once.")
+    if record.settled_twice:
+        sentences.append(f"{record.settled_twice:,} settlements came twice and were booked once.")
     if record.splits:
         symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
         sentences.append(
@@ -547,7 +515,13 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     if record.run["kind"] != "live":
         sentences.append(OPENS_SENTENCE)
     if record.run["model_id"] and not record.config.model.own_class:
-        sentences += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
+        of_card = card_sentences(card) or [card["model"].get("notice", "")] if card else []
+        sentences += [f"The model's card: {text}" for text in of_card if text]
+        if not card:
+            sentences.append(
+                "The checkpoint is no longer beside the database, so its card says nothing here."
+            )
+        sentences += [REGIMES_SENTENCE, ROLLOUT_SENTENCE]
     return tuple(sentences)
 
 
@@ -575,10 +549,3 @@ def _card(record: RunRecord) -> Card:
         return {}
     folder = kept_folder(record.database, str(record.run["model_id"]))
     return read_card(folder) if folder.is_dir() else {}
-
-
-def _card_sentences(card: Card) -> list[str]:
-    if not card:
-        return ["The checkpoint is no longer beside the database, so its card says nothing here."]
-    sentences = card_sentences(card) or [card["model"].get("notice", "")]
-    return [f"The model's card: {text}" for text in sentences if text]

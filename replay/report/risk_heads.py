@@ -65,15 +65,11 @@ def read_head_outcomes(
         ):
             kept[step.sequence] = prediction
     outcomes = _outcomes(record, horizon)
-    reachable = zip(
-        record.decisions.sequence.tolist(), np.isfinite(outcomes[0]).tolist(), strict=True
-    )
-    rows = [
-        row for row, (sequence, reached) in enumerate(reachable) if reached and sequence in kept
-    ]
-    if not rows:
+    sequences = record.decisions.sequence
+    rows = np.flatnonzero(np.isfinite(outcomes[0]) & np.isin(sequences, list(kept)))
+    if not rows.size:
         return None
-    every = [kept[int(sequence)] for sequence in record.decisions.sequence[rows]]
+    every = [kept[sequence] for sequence in sequences[rows].tolist()]
     at = every[0].horizons.index(horizon)
     by_head = {name: [forecast.head(name, at) for forecast in every] for name in HEADS}
     returned, fallen, risen, volatility, place = outcomes[:, rows]
@@ -209,18 +205,14 @@ def tables_of(comparison: HeadOutcomes | None) -> Iterator[Table]:
     """Yield the tables of heads' forecasts and the outcomes; none of a run without heads."""
     if comparison is None:
         return
-    ahead = f"in {comparison.horizon} bars"
-    if "tails" in comparison.forecasts:
+    forecasts, ahead = comparison.forecasts, f"in {comparison.horizon} bars"
+    if "tails" in forecasts:
         title = f"Tails that the network forecast, and losses {ahead}"
-        yield table(
-            "head_tails", title, _TAIL_FIGURES, list(_tails(comparison)), notes=(_TAILS_NOTE,)
-        )
+        yield table("head_tails", title, _TAIL_FIGURES, _tails(comparison), notes=(_TAILS_NOTE,))
     if rows := list(_covered(comparison)):
         title = f"Quantiles that the network forecast, and what was realised {ahead}"
         yield table("head_quantiles", title, _COVERED_FIGURES, rows)
-    if "regimes" in comparison.forecasts:
+    if "regimes" in forecasts:
         title = f"Regimes of the network's own, and the volatility {ahead}"
-        notes = (_REGIMES_NOTE,)
-        yield table(
-            "learned_regimes", title, _REGIME_FIGURES, list(_regimes(comparison)), notes=notes
-        )
+        rows = list(_regimes(comparison))
+        yield table("learned_regimes", title, _REGIME_FIGURES, rows, notes=(_REGIMES_NOTE,))

@@ -156,15 +156,14 @@ class _Span:
         (decision,) = self._views.rows("v_decisions", sequence=sequence)
         since_ms = self._columns.times.close_ms(decision["open_time_ms"])
         refused = self._refused((risk_drawdown.name,), sequence)
+        idle_ms = self._now_ms - since_ms
         sentence = (
             f"This run is held by {risk_drawdown.name} since {time_text(since_ms)}; {refused:,} "
-            f"entries refused; nothing entered for {span_text(self._now_ms - since_ms)}. Without a "
-            "position its equity stays where it is: RESUME begins a new peak."
+            f"entries refused; nothing entered for {span_text(idle_ms)}. Without a position its "
+            "equity stays where it is: RESUME begins a new peak."
         )
-        return LastingState(
-            "limit", risk_drawdown.name, since_ms, sequence, refused, self._now_ms - since_ms,
-            sentence, CommandKind.RESUME.value,
-        )  # fmt: skip
+        by, lifted = risk_drawdown.name, CommandKind.RESUME.value
+        return LastingState("limit", by, since_ms, sequence, refused, idle_ms, sentence, lifted)
 
     def holes(self) -> LastingState | None:
         """Return the holes of the instrument that lacks most, where they are long; else None.
@@ -188,21 +187,16 @@ class _Span:
             return None
         length_ms, longest = max(holes, key=lambda of: of[0])
         of = f" of {name}" if len(self._columns.instruments) > 1 else ""
-        begin = time_text(longest["from_ms"])
-        where = (
-            f"the data{of} have {len(holes):,} holes, the longest of {span_text(length_ms)} from "
-            f"{begin} on"
-            if len(holes) > 1
-            else f"the data{of} have a hole from {begin} on"
-        )
-        sentence = (
-            f"No decision could trade for {span_text(total_ms)}: {where} "
-            f"({_CAUSES[longest['cause']]})."
-        )
-        return LastingState(
-            HOLE, longest["cause"], longest["from_ms"], longest["sequence"], None, total_ms,
-            sentence, "",
-        )  # fmt: skip
+        begin, cause = time_text(longest["from_ms"]), longest["cause"]
+        where = f"the data{of} have a hole from {begin} on"
+        if len(holes) > 1:
+            lasted = span_text(length_ms)
+            where = (
+                f"the data{of} have {len(holes):,} holes, the longest of {lasted} from {begin} on"
+            )
+        sentence = f"No decision could trade for {span_text(total_ms)}: {where} ({_CAUSES[cause]})."
+        first = longest["from_ms"], longest["sequence"]
+        return LastingState(HOLE, cause, *first, None, total_ms, sentence, "")
 
     def _is_held(self) -> bool:
         """Whether a position was held after the last of the steps."""

@@ -23,6 +23,7 @@ from tracepaper.replay.document.values import (
     Part,
     Table,
     TitledParts,
+    of_row,
     of_view,
     table,
     table_of,
@@ -208,21 +209,15 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
         title = "Rejected orders (refused when they came, by the rules of the venue)"
         yield table_of("rejected", title, {"reason": "text", "orders": "count"}, rejected)
     if refusals == [(warm.name, decisions)]:
-        yield Paragraph(_warming(views))
+        (gate,) = views.rows("v_gates", newest=1, gate=warm.name)
+        yield Paragraph(
+            f"No bar left the warm-up, which had {gate['measure']:,.0f} of {gate['threshold']:,.0f}"
+            " bars: give earlier candles, or let the strategy and its model look back on fewer."
+        )
     instruments = reader.stored_run(run_id).run.instruments
     for cause in largest_causes(decisions, refusals, unfilled, instruments):
         if cause.remedy:  # the tables name what needs none
             yield Paragraph(f"M{str(cause)[1:]}.")
-
-
-def _warming(views: RunViews) -> str:
-    """Return how many bars the newest decision's warm-up had, and needs."""
-    (gate,) = views.rows("v_gates", newest=1, gate=warm.name)
-    had, needed = gate["measure"], gate["threshold"]
-    return (
-        f"No bar left the warm-up, which had {had:,.0f} of {needed:,.0f} bars: give earlier "
-        "candles, or let the strategy and its model look back on fewer."
-    )
 
 
 def _with_causes(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
@@ -259,31 +254,32 @@ def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
     opening = {Action.LONG: Side.BUY, Action.SHORT: Side.SELL}.get(decision["action"])
     if opening is None:
         return ""
+    is_same = earlier is not None and earlier["action"] == decision["action"]
     if fill["side"] != opening:
-        return "less" if earlier is None or earlier["action"] == decision["action"] else ""
-    return "more" if earlier is not None and earlier["action"] == decision["action"] else ""
+        return "less" if earlier is None or is_same else ""
+    return "more" if is_same else ""
 
 
 def _size_cause(
     change: str, now: Mapping[str, float] | None, before: Mapping[str, float] | None
 ) -> str:
-    """Name the factor that moved a size most, trend or volatility; empty where none is noted."""
-    current, earlier = _factors(now), _factors(before)
-    if current is None or earlier is None:
-        return ""
-    by_trend, by_share = (math.log(new / old) for new, old in zip(current, earlier, strict=True))
+    """Name the factor that moved a size most, trend or volatility; empty where none is noted.
+
+    The size of the trend is one, and the share that volatility leaves of it the other.
+    """
+    factors = []
+    for noted in (now or {}, before or {}):
+        trend, size = (abs(noted.get(name) or 0.0) for name in (TREND, SIZE))
+        if not trend or not size:
+            return ""
+        factors.append((trend, size / trend))
     sign = -1.0 if change == "less" else 1.0
-    if sign * max(by_trend, by_share, key=lambda by: sign * by) <= 0:
+    by_trend, by_share = (sign * math.log(new / old) for new, old in zip(*factors, strict=True))
+    if max(by_trend, by_share) <= 0:
         return ""
-    if sign * by_share > sign * by_trend:
+    if by_share > by_trend:
         return "volatility rose" if change == "less" else "volatility fell"
     return "trend weaker" if change == "less" else "trend stronger"
-
-
-def _factors(noted: Mapping[str, float] | None) -> tuple[float, float] | None:
-    """Return the sizes of the trend and of the share that volatility leaves of it."""
-    trend, size = (abs((noted or {}).get(name) or 0.0) for name in (TREND, SIZE))
-    return (trend, size / trend) if trend and size else None
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
@@ -337,12 +333,10 @@ def _counts_table(
 ) -> Table:
     # A rare refusal that is alone in its table must not draw a full bar.
     most = max(decisions / 100, *(count for _, count in counts))
-    figures = (
-        Figure[tuple[str, int]](name, name, "text", lambda of: of[0]),
-        Figure[tuple[str, int]]("bars", "bars", "count", lambda of: of[1]),
-        Figure[tuple[str, int]]("of_most", "", "bar", lambda of: of[1] / most),
-        Figure[tuple[str, int]](
-            "share", "", "share", lambda of: of[1] / decisions if decisions else None
-        ),
-    )
-    return table(key, title, figures, counts)
+    columns = [of_row(name, name, "text"), of_row("bars", "bars", "count")]
+    columns += [of_row("of_most", "", "bar"), of_row("share", "", "share")]
+    rows = [
+        {name: of, "bars": count, "of_most": count / most, "share": count / decisions}
+        for of, count in counts
+    ]
+    return table(key, title, columns, rows)

@@ -89,17 +89,10 @@ def largest_causes(
     for kind, counts in (("refused", judged), ("unfilled", unfilled)):
         name, count = max(counts, key=lambda pair: pair[1], default=("", 0))
         if count >= max(_WORTH_SAYING * decisions, 1):
-            remedy = (
-                _threshold(name) if kind == "refused" else remedies_for(instruments).get(name, "")
-            )
+            remedy = remedies_for(instruments).get(name, "")
+            if kind == "refused" and isinstance(key := GATES[name].threshold, ThresholdKey):
+                remedy = f"its threshold is [{GATES[name].section}] {key.name}"
             yield LargestCause(kind, name, count, decisions, remedy)
-
-
-def _threshold(gate: str) -> str:
-    threshold = GATES[gate].threshold
-    if not isinstance(threshold, ThresholdKey):
-        return ""
-    return f"its threshold is [{GATES[gate].section}] {threshold.name}"
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,19 @@ def limited(limit_s: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def outcomes_of(executor: UnitExecutor[U, R], units: Iterator[U]) -> Iterator[R]:
+    """Yield the outcomes of *units*, of which one is taken when a worker is free, as they come."""
+    outstanding = 0
+    while True:
+        while outstanding < executor.slots and (unit := next(units, None)) is not None:
+            executor.submit(unit)
+            outstanding += 1
+        if not outstanding:
+            return
+        yield executor.next()
+        outstanding -= 1
+
+
 class InThisProcess(Generic[U, R]):
     """One unit after another, in this process: for a class that no other process can import.
 
@@ -390,18 +403,10 @@ class Spread:
         """Return the values in the order of *units*; *keep* is given each when it is there."""
         values: dict[int, R] = {}
         errors: list[TracepaperError] = []
-        waiting, outstanding = iter(enumerate(units)), 0
         executor: UnitExecutor[tuple[int, U], UnitOutcome] = self.executor
         executor.open(FunctionWork(function, self.preload), None)
         try:
-            while True:
-                while outstanding < executor.slots and (unit := next(waiting, None)) is not None:
-                    executor.submit(unit)
-                    outstanding += 1
-                if not outstanding:
-                    break
-                outcome = executor.next()
-                outstanding -= 1
+            for outcome in outcomes_of(executor, iter(enumerate(units))):
                 for sentence in outcome.sentences:
                     say(sentence)
                 if outcome.error is None:

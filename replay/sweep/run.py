@@ -24,7 +24,14 @@ from tracepaper.replay.backtest.strategy_keys import strategy_name
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.report import metrics
-from tracepaper.replay.sweep.executor import RAY, InThisProcess, UnitExecutor, executor_on, limited
+from tracepaper.replay.sweep.executor import (
+    RAY,
+    InThisProcess,
+    UnitExecutor,
+    executor_on,
+    limited,
+    outcomes_of,
+)
 from tracepaper.replay.sweep.result import Sweep, chosen
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
 from tracepaper.replay.sweep.trial import (
@@ -186,7 +193,7 @@ class _Maker:
         self._kept, self._registry, self._progress = kept, registry, progress
         self._wall_ms = SystemClock().wall_ms
         self.count = 0  # runs that were made now
-        self._found = {key: _restored(key, content) for key, content in kept.cells()}
+        self._cells = {key: _restored(key, content) for key, content in kept.cells()}
         self._best: float | None = None
 
     def all(self) -> list[CellResult]:
@@ -195,12 +202,12 @@ class _Maker:
         tested = sum(span.test_ms is not None for span in request.spans)
         points = self._sampler(0).count
         self._of = points * len(request.spans) + tested
-        self._progress(len(self._found), self._of, None)
+        self._progress(len(self._cells), self._of, None)
         for place, span in enumerate(request.spans):
             part = WHOLE if span.test_ms is None else TRAIN
             self._points(place, span, part)
-            if span.test_ms is not None and (place, TEST, 0) not in self._found:
-                tried = [of for of in self._found.values() if of.key[:2] == (place, TRAIN)]
+            if span.test_ms is not None and (place, TEST, 0) not in self._cells:
+                tried = [of for of in self._cells.values() if of.key[:2] == (place, TRAIN)]
                 best = chosen(tried, maximize=request.maximize)
                 if best is not None:
                     self._executor.submit(
@@ -208,7 +215,7 @@ class _Maker:
                     )
                     self._take(self._executor.next(), None)
         order = {WHOLE: 0, TRAIN: 0, TEST: 1}
-        return sorted(self._found.values(), key=lambda of: (of.span, order[of.part], of.number))
+        return sorted(self._cells.values(), key=lambda of: (of.span, order[of.part], of.number))
 
     def _sampler(self, place: int) -> Sampler:
         request, search = self._request, self._request.search
@@ -222,23 +229,19 @@ class _Maker:
         )
 
     def _points(self, place: int, span: Span, part: str) -> None:
-        sampler, executor = self._sampler(place), self._executor
-        done = {number for at, of, number in self._found if (at, of) == (place, part)}
+        sampler = self._sampler(place)
+        done = {number for at, of, number in self._cells if (at, of) == (place, part)}
         for number in sorted(done):
-            result = self._found[place, part, number]
+            result = self._cells[place, part, number]
             sampler.tell(number, result.point, result.value)
             self._report(result)
-        waiting = iter(number for number in range(sampler.count) if number not in done)
-        outstanding = 0
-        while True:
-            while outstanding < executor.slots and (wanted := next(waiting, None)) is not None:
-                point = sampler.ask(wanted)
-                executor.submit(Cell(place, part, wanted, point, span.from_ms, span.until_ms))
-                outstanding += 1
-            if not outstanding:
-                return
-            self._take(executor.next(), sampler)
-            outstanding -= 1
+        waiting = (
+            Cell(place, part, number, sampler.ask(number), span.from_ms, span.until_ms)
+            for number in range(sampler.count)
+            if number not in done
+        )
+        for result in outcomes_of(self._executor, waiting):
+            self._take(result, sampler)
 
     def _take(self, raw: CellResult, sampler: Sampler | None) -> None:
         result = self._judged(raw)
@@ -246,7 +249,7 @@ class _Maker:
             sampler.tell(result.number, result.point, result.value)
         self._count(result)
         self._kept.store(result.key, _stored(result))
-        self._found[result.key] = result
+        self._cells[result.key] = result
         self.count += 1
         self._report(result)
 
@@ -255,7 +258,7 @@ class _Maker:
         if value is not None and result.part != TEST:
             better = max if self._request.maximize else min
             self._best = value if self._best is None else better(self._best, value)
-        done = len(self._found)
+        done = len(self._cells)
         self._progress(done, self._of, self._best)
 
     def _judged(self, raw: CellResult) -> CellResult:

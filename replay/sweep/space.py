@@ -240,7 +240,7 @@ class OptunaSampler:
                 )
         finally:
             library.logging.set_verbosity(before)
-        self._asked: dict[int, Any] = {}
+        self._open_trials: dict[int, Any] = {}
         self._library = library
 
     def ask(self, number: int) -> Point:
@@ -249,7 +249,7 @@ class OptunaSampler:
             warnings.simplefilter("ignore")  # constant_liar is said to be experimental
             self._study.sampler = self._make(_drawn_by(self._seed, number))
             trial = self._study.ask(self._distributions)
-        self._asked[number] = trial
+        self._open_trials[number] = trial
         drawn = trial.params
         return {
             of.name: of.values[drawn[of.name]] if of.values else drawn[of.name] for of in self._axes
@@ -259,7 +259,7 @@ class OptunaSampler:
         """Take in the value of a trial, also of one that an earlier process asked for."""
         states = self._library.trial.TrialState
         state = states.FAIL if value is None else states.COMPLETE
-        trial = self._asked.pop(number, None)
+        trial = self._open_trials.pop(number, None)
         if trial is not None:
             self._study.tell(trial, value, state=state)
             return

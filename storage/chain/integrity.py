@@ -19,6 +19,7 @@ from tracepaper.storage.chain.trades import check_closed, check_terms, check_tra
 from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import select
+from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import in_memory
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.storage.record.rows import OF_A_STEP
@@ -52,7 +53,6 @@ _OTHER_CASH: Final = (
     "ON h.run_key = s.run_key AND h.sequence = s.holding AND h.book = 0 "
     "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND h.cash <> ? ORDER BY s.sequence LIMIT 1"
 )
-_RUN_KEY: Final = "SELECT run_key FROM runs WHERE run_id = ?"
 
 _ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.run_key = a.run_key AND s.sequence = a.sequence)"
 
@@ -141,7 +141,7 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
 
 def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
     """Return the first step of *run_id* whose cash differs from the sum of its ledger."""
-    (run_key,) = connection.execute(_RUN_KEY, (run_id,)).fetchone()
+    run_key = Reader(connection).stored_run(run_id).run_key
     moved = connection.execute(_MOVED, (run_key,)).fetchall()
     added = 0
     entries: list[tuple[Any, ...]] = [*moved, (SEQUENCE_LIMIT,)]

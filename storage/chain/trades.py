@@ -21,6 +21,7 @@ from msgspec import Struct
 from tracepaper.storage.chain.verify import ChainProblem
 from tracepaper.storage.database.chunks import select
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import actions_of
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.strategies.corporate_actions import (
     Entitlement,
@@ -35,7 +36,7 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     PositionSide,
 )
-from tracepaper.strategies.types.market import Category, CorporateAction, Side
+from tracepaper.strategies.types.market import Category, Side
 from tracepaper.strategies.units import (
     BASE_FEES,
     MONEY_DECIMALS,
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-_RUN: Final = "SELECT run_key, parent_run_id, config FROM runs WHERE run_id = ?"
-_INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
+    from tracepaper.strategies.types.market import CorporateAction, Instrument
+
 # In hedge mode the account's own fills are those of its sides: see _PARTS.
 _FILLS: Final = (
     "SELECT sequence, coalesce(twin || '/' || position_side, twin, position_side), instrument, "
@@ -70,12 +71,6 @@ _MOVED: Final = (
     "WHERE run_key = ? "
     "AND kind IN ('realized', 'fee', 'liquidation_fee', 'bought', 'sold', 'dividend', "
     "'cash_in_lieu') ORDER BY sequence, ordinal"
-)
-_ACTED: Final = (
-    "SELECT e.sequence, e.instrument, e.content, e.market_ms, i.price_decimals, "
-    "i.quantity_decimals, i.quantity_step FROM events e "
-    "JOIN instruments i ON i.instrument = e.instrument AND i.run_key = e.run_key "
-    "WHERE e.run_key = ? AND e.kind = 'corporate_action' ORDER BY e.sequence"
 )
 _BALANCES: Final = (
     "SELECT h.sequence, h.twin, h.cash + h.account_fees_paid + h.account_funding_paid "
@@ -127,13 +122,6 @@ _PRICED: Final = (
     "SELECT sequence, instrument, book > 0, side, quantity, price, notional, fee, fee_base, "
     "liquidity FROM fills WHERE run_key = ? ORDER BY book > 0, sequence"
 )
-_CONFIGURED: Final = "SELECT run_key, config FROM runs WHERE run_id = ?"
-_SCALES: Final = (
-    "SELECT instrument, symbol, category, price_decimals, quantity_decimals "
-    "FROM instruments WHERE run_key = ?"
-)
-
-
 _SUMMED: Final = (
     "SELECT sequence, order_id, {} AS position_side, side, model, liquidity, price, "
     "sum(quantity), sum(notional), sum(fee), sum(fee_base), max(filled_ms) FROM fills "
@@ -332,19 +320,16 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
     is not checked. A fill has an order of its side; its notional is its price times its quantity,
     and its fee follows from that by the run's configuration.
     """
-    run_key, text = connection.execute(_CONFIGURED, (run_id,)).fetchone()
+    stored = Reader(connection).stored_run(run_id)
+    run_key = stored.run_key
     for query, statement, table in _CONTRADICTIONS:
         for (step,) in connection.execute(query, (run_key,)):
             return _contradicts(step, statement, table)
-    configured = msgspec.json.decode(text, type=_RunTerms)
+    configured = msgspec.json.decode(stored.run.config, type=_RunTerms)
     for query, statement in configured.parts_queries():
         for (step,) in connection.execute(query, (run_key,)):
             return _contradicts(step, statement, "fills")
-    execution = configured.execution
-    terms = {
-        place: _Terms.of(execution, *item)
-        for place, *item in connection.execute(_SCALES, (run_key,))
-    }
+    terms = [_Terms.of(configured.execution, item) for item in stored.run.instruments]
     for step, place, is_beside, *fill in connection.execute(_PRICED, (run_key,)):
         is_part = bool(configured.strategies) and is_beside
         if statement := terms[place].contradiction(*fill, is_part=is_part):
@@ -363,11 +348,12 @@ class _Terms(NamedTuple):
     minimum: int  # of the first fill of an order
 
     @classmethod
-    def of(
-        cls, execution: _Execution, symbol: str, category: str, price_decimals: int, decimals: int
-    ) -> _Terms:
-        """Return the terms of one instrument under *execution*."""
-        of_symbol = execution.fees.get(symbol, _SymbolFees())
+    def of(cls, execution: _Execution, instrument: Instrument) -> _Terms:
+        """Return the terms of *instrument* under *execution*."""
+        category, of_symbol = (
+            instrument.category,
+            execution.fees.get(instrument.symbol, _SymbolFees()),
+        )
         usual = BASE_FEES[category] if execution.fee_per_share is None else ("0", "0")
         taker, maker = (
             _rate(next(rate for rate in rates if rate is not None))  # the first that is set
@@ -377,9 +363,9 @@ class _Terms(NamedTuple):
             )
         )
         return cls(
-            Notional.of_decimals(price_decimals, decimals),
-            decimals,
-            Category(category) is Category.SPOT,
+            Notional.of(instrument),
+            instrument.quantity_decimals,
+            category is Category.SPOT,
             {Liquidity.TAKER.value: taker, Liquidity.MAKER.value: maker},
             _rate(execution.fee_per_share or Decimal(0)),
             scaled(execution.fee_minimum, MONEY_DECIMALS, name="a fee"),
@@ -428,12 +414,17 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
 
     The positions of a run that took over an account begin with the first one stored.
     """
-    run_key, parent, text = connection.execute(_RUN, (run_id,)).fetchone()
-    terms, is_taken = msgspec.json.decode(text, type=_RunTerms), parent is not None
-    kinds = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
-    is_cash = {int(place): Category(kind).is_cash for place, kind in kinds}
+    stored = Reader(connection).stored_run(run_id)
+    run_key, run, is_taken = stored.run_key, stored.run, stored.run.parent_run_id is not None
+    terms = msgspec.json.decode(run.config, type=_RunTerms)
+    is_cash = {place: item.category.is_cash for place, item in enumerate(run.instruments)}
     due: list[tuple[int, Entry]] = []
-    acted = list(_actions(connection, run_key))
+    places = {item.id: (place, item) for place, item in enumerate(run.instruments)}
+    acted = [
+        _StoredAction(step, place, action, ShareTerms.of(item))
+        for step, action in actions_of(connection, run)
+        for place, item in (places[action.instrument],)
+    ]
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
         lambda: _check_positions(
             connection, run_key, is_cash, acted, due, terms=terms, is_taken=is_taken
@@ -454,18 +445,6 @@ def check_closed(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
             at: Any = next(row[1] for row in (follows, stored) if row is not None)
             return _disagree(at, "trades", "fills", "trades", "fills")
     return None
-
-
-def _actions(connection: sqlite3.Connection, run_key: int) -> Iterator[_StoredAction]:
-    """Yield the splits and dividends of a run, in order."""
-    for step, place, content, market_ms, price, quantity, least in connection.execute(
-        _ACTED, (run_key,)
-    ):
-        fields = {"instrument": "", "market_ms": market_ms, "seen_ms": market_ms}
-        fields |= msgspec.json.decode(content)
-        action = msgspec.convert(fields, CorporateAction)
-        terms = ShareTerms(least, 10**quantity, Notional.of_decimals(price, quantity))
-        yield _StoredAction(step, place, action, terms)
 
 
 def _check_positions(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
@@ -71,33 +71,6 @@ def open_reader(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-class ReadOnly:
-    """A read-only connection as a context manager that closes it."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the database *path* read-only; raise ``DataInvalid`` where that cannot be."""
-        return cls(open_reader(path))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """The read-only connection."""
-        return self._connection
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
 
 
 class ImmutableConnection(sqlite3.Connection):

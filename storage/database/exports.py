@@ -1,4 +1,4 @@
-"""``audit export``: a run's views as Parquet by run, view and day, or as one CSV file each.
+"""``audit export``: a run's views as Parquet by run, view and day.
 
 Rows are streamed from one snapshot of the database, ``BATCH_ROWS`` at a time. A file gets its name
 when it is whole.
@@ -16,7 +16,6 @@ import sys
 from array import array
 from contextlib import closing, contextmanager, suppress
 from itertools import chain, groupby, islice
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from tracepaper.storage.database.reader import Reader
     from tracepaper.storage.database.view_columns import View
 
-FORMATS: Final = ("parquet", "csv")
 BATCH_ROWS: Final = 20_000
 """Rows that are held at once, and of a row group of Parquet."""
 DECIMAL: Final = (38, 18)
@@ -72,7 +70,7 @@ class ExportResult(NamedTuple):
     """What an export wrote."""
 
     rows: dict[str, int]  # by view
-    files: dict[str, int]  # of Parquet: `new`, `replaced`, `unchanged`, `kept`
+    files: dict[str, int]  # `new`, `replaced`, `unchanged`, `kept`
 
 
 def chosen(names: str) -> tuple[View, ...]:
@@ -89,29 +87,21 @@ def export(
     reader: Reader,
     run_id: str,
     folder: Path,
-    form: str,
     views: Sequence[View] = VIEWS,
     progress: Callable[[str, int], None] = lambda _view, _rows: None,
 ) -> ExportResult:
-    """Write *views* of the run into *folder*, as docs/storage.md says of ``parquet`` and ``csv``.
+    """Write *views* of the run into *folder*, as docs/storage.md says.
 
     All files show one moment of the run. *progress* hears how many rows of a view are written.
-    Raises ``ConfigInvalid`` where the folder cannot be written or holds anything else, or where
-    Parquet is wanted without pyarrow; ``DataInvalid`` for a value that Parquet's types cannot hold.
+    Raises ``ConfigInvalid`` where the folder cannot be written or holds anything else, or without
+    pyarrow; ``DataInvalid`` for a value that Parquet's types cannot hold.
     """
     counts = {view.name: 0 for view in views}
-    files: dict[str, int] = {}
-    if form == "parquet":
-        files |= {"new": 0, "replaced": 0, "unchanged": 0, "kept": 0}
+    files = {"new": 0, "replaced": 0, "unchanged": 0, "kept": 0}
     reader.connection.execute("BEGIN")  # one snapshot for all files
     try:
         stored = reader.stored_run(run_id)
-        writing = (
-            _csv(reader.connection, stored, folder, views)
-            if form == "csv"
-            else _parquet(reader.connection, stored, folder, views, files)
-        )
-        with closing(writing):
+        with closing(_parquet(reader.connection, stored, folder, views, files)) as writing:
             for view, written in writing:
                 counts[view] += written
                 progress(view, counts[view])
@@ -134,18 +124,15 @@ def export(
 
 
 def _rows(
-    connection: sqlite3.Connection, view: View, stored: StoredRun, day: str = ""
+    connection: sqlite3.Connection, view: View, stored: StoredRun, day: str
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of *view* of the run by their steps; with *day* by that, as last column."""
+    """Yield the rows of *view* of the run by *day*, as last column, and by their steps."""
     names = [column.name for column in view.columns]
     explains = view.name == "v_explanations"
     selected = ["NULL" if explains and name == _WEIGHT else name for name in names]
-    order = ["sequence"] if "sequence" in names else []
-    if day:
-        selected.append(f"{day} / {DAY_MS} AS export_day")
-        order.insert(0, "export_day")
-    by = f" ORDER BY {', '.join(order)}" if order else ""
-    query = f"SELECT {', '.join(selected)} FROM {view.name} WHERE run_id = ?{by}"
+    selected.append(f"{day} / {DAY_MS} AS export_day")
+    order = ", ".join(["export_day", *(["sequence"] if "sequence" in names else [])])
+    query = f"SELECT {', '.join(selected)} FROM {view.name} WHERE run_id = ? ORDER BY {order}"
     rows = connection.execute(query, (stored.run.run_id,))
     return map(_weights(connection, stored, names), rows) if explains else rows
 
@@ -183,9 +170,6 @@ def _weights(
 def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[Rows]:
     while batch := list(islice(rows, BATCH_ROWS)):
         yield batch
-
-
-# ---------------------------------------------------------------- Parquet
 
 
 def _parquet(
@@ -252,7 +236,7 @@ def _array(view: str, field: pa.Field, values: Sequence[Any]) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataInvalid(
             f"{view}.{field.name} holds a value that is no {field.type} ({error}): leave the view "
-            "out by --views, or use --csv."
+            "out by --views, or ask for it by `tracepaper audit sql`."
         ) from error
 
 
@@ -320,59 +304,3 @@ def _settle(written: Path, place: Path, files: dict[str, int]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
         files[outcome] += 1
-
-
-# ---------------------------------------------------------------- CSV
-
-
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
-"""An exact number as text, which a spreadsheet takes for just that."""
-
-
-def _csv(
-    connection: sqlite3.Connection, stored: StoredRun, folder: Path, views: Sequence[View]
-) -> Generator[tuple[str, int], None, None]:
-    """Write UTF-8 text: text in quotation marks, numbers without, and nothing for a null.
-
-    Text that a spreadsheet would take for a formula begins with an apostrophe. Yields how many
-    rows of a view were written.
-    """
-    with _whole(folder) as partial:
-        for view in views:
-            path = partial / f"{view.name}.csv"
-            with path.open("w", encoding="utf-8", newline="") as file:
-                file.write(",".join(column.name for column in view.columns) + "\n")
-                for rows in _batches(_rows(connection, view, stored)):
-                    file.writelines(",".join(map(_cell, row)) + "\n" for row in rows)
-                    yield view.name, len(rows)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
-            value = f"'{value}"
-        return '"' + value.replace('"', '""') + '"'
-    return repr(value)
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Make a folder beside *folder*, and rename it to *folder* once all is written."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigInvalid(f"{folder} is there already and not empty; name another folder.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
-        partial.mkdir()
-    except OSError as error:
-        raise ConfigInvalid(
-            f"{folder} cannot be written ({error.strerror}); name another folder."
-        ) from error
-    try:
-        yield partial
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

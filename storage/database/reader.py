@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -28,7 +28,7 @@ from tracepaper.storage.database.chunks import (
     select,
     step_rows,
 )
-from tracepaper.storage.database.connection import ReadOnly
+from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.decode import BAR_READ, FILL, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
@@ -58,6 +58,7 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Collection, Iterator
 
     from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
@@ -131,8 +132,26 @@ def resolve(path: Path | None, spec: str) -> RunLocation:
         return RunLocation(database, reader.find(wanted or "last"))
 
 
-class Reader(ReadOnly):
+class Reader:
     """A database open for reading; closes what it opened."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection: Final = connection
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the database *path* read-only; raise ``DataInvalid`` where that cannot be."""
+        return cls(open_reader(path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
 
     # ------------------------------------------------------------ runs
 
@@ -141,7 +160,7 @@ class Reader(ReadOnly):
         ids = self.run_ids()
         if not ids:
             for table in (*RUN_TABLES, *OF_A_RUN):
-                if self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
+                if self.connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
                     raise DataInvalid(
                         f"Every run of the database was removed, and rows of {table} are left:"
                         " restore a backup."
@@ -163,14 +182,14 @@ class Reader(ReadOnly):
     def run_ids(self) -> list[str]:
         """Return the id of every run, in the order in which they were opened."""
         query = "SELECT run_id FROM runs ORDER BY run_key"
-        return [str(run_id) for (run_id,) in self._connection.execute(query)]
+        return [str(run_id) for (run_id,) in self.connection.execute(query)]
 
     def stored_run(self, run_id: str) -> StoredRun:
         """Return *run_id* with the columns of its row that change; raise where it is missing."""
-        row = self._connection.execute(RUN_ROW, (run_id,)).fetchone()
+        row = self.connection.execute(RUN_ROW, (run_id,)).fetchone()
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
-        instruments = self._connection.execute(INSTRUMENT_ROWS, (row[0],))
+        instruments = self.connection.execute(INSTRUMENT_ROWS, (row[0],))
         return StoredRun(
             row[0], run_of(row[:OPENED_AT], instruments), row[:OPENED_AT], *row[OPENED_AT:]
         )
@@ -180,14 +199,14 @@ class Reader(ReadOnly):
 
         Counting costs a few milliseconds; only ``audit verify`` looks at every row.
         """
-        self._connection.execute("BEGIN")  # one snapshot: a daemon may be writing
+        self.connection.execute("BEGIN")  # one snapshot: a daemon may be writing
         try:
-            run_key, count, head, opened = self._connection.execute(_COUNTED, (run_id,)).fetchone()
-            stored, newest, digest, until, cut = self._connection.execute(
+            run_key, count, head, opened = self.connection.execute(_COUNTED, (run_id,)).fetchone()
+            stored, newest, digest, until, cut = self.connection.execute(
                 _FOUND, {"run_key": run_key}
             ).fetchone()
         finally:
-            self._connection.rollback()
+            self.connection.rollback()
         if not isinstance(count, int) or not isinstance(until, int | None):
             return (
                 f"The row of run {run_id}, or of its prune, holds what no run writes: run "
@@ -207,13 +226,13 @@ class Reader(ReadOnly):
     def balance(self, run_id: str, *, until: int | None = None) -> int | None:
         """Return the ledger's balance after step *until*; None where *run_id* has no ledger."""
         span = run_span(self.stored_run(run_id).run_key, until)
-        row = self._connection.execute(_BALANCE, span).fetchone()
+        row = self.connection.execute(_BALANCE, span).fetchone()
         return None if row is None else int(row[0])
 
     def ended_at_ms(self, run_id: str) -> int | None:
         """Return when the run ended in good order; None where it went on or was killed since."""
         query = "SELECT ended_at FROM v_runs WHERE run_id = ?"
-        row = self._connection.execute(query, (run_id,)).fetchone()
+        row = self.connection.execute(query, (run_id,)).fetchone()
         return None if row is None or row[0] is None else int(row[0])
 
     def run(self, run_id: str) -> Run:
@@ -222,17 +241,17 @@ class Reader(ReadOnly):
 
     def pruned(self, run_key: int) -> PrunePoint | None:
         """Return up to where the run was pruned, if it was."""
-        return prune_point(self._connection, run_key)
+        return prune_point(self.connection, run_key)
 
     def commit_of(self, run_key: int, sequence: int) -> tuple[int, int] | None:
         """Return the first and the last step of the commit that holds step *sequence*."""
         row: tuple[int, int] | None
-        row = self._connection.execute(_COMMIT_OF, (run_key, sequence, sequence)).fetchone()
+        row = self.connection.execute(_COMMIT_OF, (run_key, sequence, sequence)).fetchone()
         return row
 
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
         """Return the gate sets of the run, in the order of their keys."""
-        rows = gate_set_rows(self._connection, run_key)
+        rows = gate_set_rows(self.connection, run_key)
         return tuple(gate_set_of(rows[key]) for key in sorted(rows))
 
     # ------------------------------------------------------------ steps
@@ -256,7 +275,7 @@ class Reader(ReadOnly):
         run_key = self.stored_run(run_id).run_key
         last = self._last_sequence(run_key)
         end = last if until is None else min(until, last)
-        return step_rows(self._connection, run_key, after + 1, end)
+        return step_rows(self.connection, run_key, after + 1, end)
 
     def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
@@ -264,7 +283,7 @@ class Reader(ReadOnly):
         A forecast that was refused for its numbers was stored without them: here they are NaN.
         """
         stored, decoder = self._decoding(run_id)
-        last, execute = self._last_sequence(stored.run_key), self._connection.execute
+        last, execute = self._last_sequence(stored.run_key), self.connection.execute
         for start in range(after + 1, last + 1, CHUNK_STEPS):
             span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
             events, answers = ({row[1]: row for row in execute(query, span)} for query in _BESIDE)
@@ -282,7 +301,7 @@ class Reader(ReadOnly):
         """Return the first forecasts of *run_id* whose numbers are stored, *most* of them."""
         stored, decoder = self._decoding(run_id)
         query = select("answers", f"{WITHIN} AND horizon IS NOT NULL")
-        rows = self._connection.execute(f"{query} LIMIT ?", (*run_span(stored.run_key), most))
+        rows = self.connection.execute(f"{query} LIMIT ?", (*run_span(stored.run_key), most))
         given = map(decoder.prediction, rows)
         return [forecast for forecast in given if isinstance(forecast, Forecast)]
 
@@ -292,7 +311,7 @@ class Reader(ReadOnly):
             f"SELECT open_time_ms FROM steps WHERE {WITHIN} AND instrument = ? "
             "AND open_time_ms < ? AND ignored IS NULL ORDER BY sequence DESC LIMIT ?"
         )
-        rows = self._connection.execute(query, (*run_span(run_key), instrument, open_time_ms, most))
+        rows = self.connection.execute(query, (*run_span(run_key), instrument, open_time_ms, most))
         return [opened for (opened,) in rows][::-1]
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
@@ -301,7 +320,7 @@ class Reader(ReadOnly):
         In lists of a few thousand: a report reads all of a run, and an object for each costs more
         than the figures themselves.
         """
-        cursor = self._connection.execute(
+        cursor = self.connection.execute(
             "SELECT sequence, buckets, older_mass, entropy FROM answers "
             f"WHERE {WITHIN} AND length(buckets) > 0 ORDER BY sequence",
             run_span(self.stored_run(run_id).run_key),
@@ -325,8 +344,8 @@ class Reader(ReadOnly):
         ids = [item.id for item in stored.run.instruments]
         if instrument not in ids:
             raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        rows = self._connection.execute(
+        decoder = StepDecoder(stored.run, interned(self.connection, stored.run_key))
+        rows = self.connection.execute(
             f"SELECT {', '.join(stored_columns('steps'))} FROM steps "
             f"WHERE {WITHIN} AND instrument = ? AND open_time_ms IS NOT NULL "
             "AND ignored IS NULL ORDER BY sequence DESC LIMIT ?",
@@ -344,7 +363,7 @@ class Reader(ReadOnly):
         Only those up to step *until*, if given.
         """
         stored, decoder = self._decoding(run_id)
-        rows = self._connection.execute(
+        rows = self.connection.execute(
             f"SELECT {', '.join(f'e.{name}' for name in stored_columns('events'))} FROM events e "
             "LEFT JOIN steps s ON s.run_key = e.run_key AND s.sequence = e.sequence "
             "WHERE e.run_key = ? AND e.sequence BETWEEN ? AND ? "
@@ -359,7 +378,7 @@ class Reader(ReadOnly):
         stored, decoder = self._decoding(run_id)
         latest: dict[str, Order] = {}
         query = select("orders", WITHIN)
-        for row in self._connection.execute(query, run_span(stored.run_key, until)):
+        for row in self.connection.execute(query, run_span(stored.run_key, until)):
             order = decoder.order(row)
             latest[order.order_id] = order
         return tuple(order for order in latest.values() if order.status in _OPEN)
@@ -367,7 +386,7 @@ class Reader(ReadOnly):
     def _last_sequence(self, run_key: int) -> int:
         """Return the sequence of the run's last stored step, or -1."""
         query = f"SELECT max(sequence) FROM steps WHERE {WITHIN}"
-        (step,) = self._connection.execute(query, run_span(run_key)).fetchone()
+        (step,) = self.connection.execute(query, run_span(run_key)).fetchone()
         return -1 if step is None else int(step)
 
     def counted(self, run_id: str) -> tuple[int, int]:
@@ -380,7 +399,7 @@ class Reader(ReadOnly):
             "SELECT step_count, (SELECT max(sequence) FROM steps s WHERE s.run_key = r.run_key) "
             "FROM runs r WHERE run_key = ?"
         )
-        count, last = self._connection.execute(query, (run_key,)).fetchone()
+        count, last = self.connection.execute(query, (run_key,)).fetchone()
         if last is None:
             pruned = self.pruned(run_key)
             return int(count), 0 if pruned is None else pruned.until_sequence + 1
@@ -392,7 +411,7 @@ class Reader(ReadOnly):
             f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND open_time_ms >= ? "
             "AND ignored IS NULL"
         )
-        (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
+        (step,) = self.connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
         return None if step is None else int(step)
 
     def steps_before(self, run_key: int, open_time_ms: int) -> int:
@@ -401,7 +420,7 @@ class Reader(ReadOnly):
             f"SELECT max(sequence) FROM steps WHERE {WITHIN} AND open_time_ms < ? "
             "AND ignored IS NULL"
         )
-        (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
+        (step,) = self.connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
         return 0 if step is None else step + 1
 
     def decided_within(
@@ -414,17 +433,17 @@ class Reader(ReadOnly):
             "AND open_time_ms <= coalesce(? - 1, open_time_ms)"
         )
         bounds = (*run_span(run_key), from_ms, until_ms)
-        first, last = self._connection.execute(query, bounds).fetchone()
+        first, last = self.connection.execute(query, bounds).fetchone()
         return None if first is None else (first, last)
 
     def decided_before(self, run_key: int, sequence: int) -> tuple[int | None, int]:
         """Return when the first bar from step *sequence* on opened, and the decisions before it."""
-        (opened,) = self._connection.execute(
+        (opened,) = self.connection.execute(
             "SELECT open_time_ms FROM steps WHERE run_key = ? AND sequence >= ? "
             "AND open_time_ms IS NOT NULL ORDER BY sequence LIMIT 1",
             (run_key, sequence),
         ).fetchone() or (None,)
-        (decisions,) = self._connection.execute(
+        (decisions,) = self.connection.execute(
             "SELECT count(outcome) FROM steps WHERE run_key = ? AND sequence < ?",
             (run_key, sequence),
         ).fetchone()
@@ -435,7 +454,7 @@ class Reader(ReadOnly):
     def newest(self, kind: RunKind) -> Run | None:
         """Return the run of *kind* that was opened last, if there is one."""
         query = "SELECT run_id FROM runs WHERE kind = ? ORDER BY run_key DESC LIMIT 1"
-        row = self._connection.execute(query, (kind.value,)).fetchone()
+        row = self.connection.execute(query, (kind.value,)).fetchone()
         return None if row is None else self.run(row[0])
 
     def models(self, run_id: str, *, until: int | None = None) -> RunModels:
@@ -446,7 +465,7 @@ class Reader(ReadOnly):
         stored = self.stored_run(run_id)
         query = f"{_NAMING_MODELS} AND {WITHIN} ORDER BY sequence DESC"
         promoted = ""
-        for kind, content in self._connection.execute(query, run_span(stored.run_key, until)):
+        for kind, content in self.connection.execute(query, run_span(stored.run_key, until)):
             named = msgspec.json.decode(content, type=_NamesModel)
             if kind == "model_change":
                 return RunModels(named.model_sha256, promoted or named.model_sha256)
@@ -516,17 +535,17 @@ class Reader(ReadOnly):
         """Yield the events of *run_id* up to step *until* that are *chosen*, a condition in SQL."""
         stored, decoder = self._decoding(run_id)
         query = f"{_EVENTS} WHERE {WITHIN} AND {chosen}"
-        rows = self._connection.execute(query, (*run_span(stored.run_key, until), *values))
+        rows = self.connection.execute(query, (*run_span(stored.run_key, until), *values))
         return (decoder.event(row) for row in rows)
 
     def _decoding(self, run_id: str) -> tuple[StoredRun, StepDecoder]:
         stored = self.stored_run(run_id)
-        return stored, StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        return stored, StepDecoder(stored.run, interned(self.connection, stored.run_key))
 
     def configurations(self, kind: RunKind) -> list[str]:
         """Return the configuration, as JSON, of every run of *kind*."""
         query = "SELECT DISTINCT config FROM runs WHERE kind = ?"
-        return [text for (text,) in self._connection.execute(query, (kind.value,))]
+        return [text for (text,) in self.connection.execute(query, (kind.value,))]
 
     def first_state(self, run_id: str) -> tuple[bytes, int] | None:
         """Return the oldest state of the engine that is left, and the step after which it stood."""
@@ -535,7 +554,7 @@ class Reader(ReadOnly):
         if pruned is not None and pruned.state is not None:
             return pruned.state, pruned.until_sequence
         query = "SELECT state, sequence FROM states WHERE run_key = ? ORDER BY sequence LIMIT 1"
-        row: tuple[bytes, int] | None = self._connection.execute(query, (run_key,)).fetchone()
+        row: tuple[bytes, int] | None = self.connection.execute(query, (run_key,)).fetchone()
         return row
 
     def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
@@ -543,7 +562,7 @@ class Reader(ReadOnly):
 
         A state that a prune kept counts as stored by the last step that was pruned.
         """
-        return latest_state(self._connection, self.stored_run(run_id).run_key, until)
+        return latest_state(self.connection, self.stored_run(run_id).run_key, until)
 
     def steps_since_state(self, run_id: str, *, until: int | None = None) -> Iterator[Step]:
         """Yield the steps from the one that stored the newest state on, up to step *until*."""
@@ -555,7 +574,7 @@ class Reader(ReadOnly):
         stored, state = self.stored_run(run_id), self.state_at(run_id, until=until)
         run_key, _, last = run_span(stored.run_key, until)
         since = confirmed_since(
-            self._connection, (run_key, 0 if state is None else state[1] + 1, last)
+            self.connection, (run_key, 0 if state is None else state[1] + 1, last)
         )
         instruments = stored.run.instruments
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
@@ -564,7 +583,7 @@ class Reader(ReadOnly):
         """Return each instrument's last outcome, up to step *until*, and the fills since."""
         stored, decoder = self._decoding(run_id)
         span = run_span(stored.run_key, until)
-        steps = dict(self._connection.execute(_DECIDED, span).fetchall())
+        steps = dict(self.connection.execute(_DECIDED, span).fetchall())
         since: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = steps.get(place, -1)
@@ -572,7 +591,7 @@ class Reader(ReadOnly):
             outcome = None if step is None or step.decision is None else step.decision.outcome
             parts = {} if step is None else self._parts_since(decoder, step, item.id, span)
             if decided >= 0:
-                decided = end_of_close(self._connection, stored.run_key, decided, len(steps))
+                decided = end_of_close(self.connection, stored.run_key, decided, len(steps))
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = SinceDecided(outcome, item_fills, parts)
@@ -586,7 +605,7 @@ class Reader(ReadOnly):
         if not fills:
             return {}
         query = select("fills", f"{WITHIN} AND book > 0")
-        for row in self._connection.execute(query, (span[0], decided.sequence, span[-1])):
+        for row in self.connection.execute(query, (span[0], decided.sequence, span[-1])):
             fill = decoder.fill(row)
             # What crossed at that very decision was no news to it.
             is_news = row[FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
@@ -602,5 +621,5 @@ class Reader(ReadOnly):
         stored, decoder = self._decoding(run_id)
         query = select("fills", f"{WITHIN} AND book = 0")
         span = (stored.run_key, after + 1, run_span(stored.run_key, until)[-1])
-        for row in self._connection.execute(query, span):
+        for row in self.connection.execute(query, span):
             yield decoder.fill(row)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.storage.database.chunks import WITHIN
+from tracepaper.storage.database.run_views import BATCH_ROWS
 from tracepaper.storage.database.view_columns import UNREALIZED, shared_row
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS
@@ -27,8 +28,6 @@ Columns = dict[str, npt.NDArray[Any]]
 Span = tuple[int, int]
 """The first and the last sequence."""
 WHOLE: Final[Span] = (0, SEQUENCE_LIMIT - 1)
-BATCH_ROWS: Final = 512
-"""Fewer rows than make Python look for garbage: with thousands alive, reading takes half longer."""
 
 _IS_BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
 _BAR: Final = ("sequence", "open_time_ms", "open", "high", "low", "close", "volume", "outcome")

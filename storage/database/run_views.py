@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Condition = str | int | Sequence[str] | Sequence[int]
 """What a column must be equal to; of several values, any."""
-Values = tuple[str | int, ...]
 ANY: Final[Mapping[str, Condition]] = MappingProxyType({})
 BATCH_ROWS: Final = 512
 """Fewer rows than make Python look for garbage: with thousands alive, reading takes half longer."""
@@ -174,7 +173,7 @@ class RunViews:
         return " AND ".join(parts) + left_out, (*bound, *values)
 
     @cached_property
-    def _over_splits(self) -> tuple[str, Values]:
+    def _over_splits(self) -> tuple[str, tuple[str | int, ...]]:
         """What leaves out trades over an unadjusted split: their profit is of other shares."""
         query = "SELECT warnings FROM runs WHERE run_id = ?"
         (warnings,) = self._connection.execute(query, (self.run_id,)).fetchone() or (None,)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
 )
 from sqlalchemy import (
     Column as SqlColumn,
@@ -31,7 +32,7 @@ from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Dialect
 
@@ -43,49 +44,41 @@ _TYPES: Final[dict[str, Any]] = {
     "TEXT": Text,
     "BLOB": LargeBinary,
 }
-_WITH_ROWID: Final = frozenset({"runs", "events", "states", "answers", "archive_series"})
+_WITH_ROWID: Final = frozenset({"runs", "events", "states", "answers"})
 """Tables with one integer key, or with blobs; the others are stored in the order of their key."""
-UNIQUE: Final = frozenset({"runs.run_id"})
 
 metadata: Final = MetaData()
 
 
-def _column(table: str, column: Column) -> SqlColumn[Any]:
-    keys = (ForeignKey(column.refers),) if column.refers else ()
+def sql_column(column: Column, types: Mapping[str, Any], *keys: ForeignKey) -> SqlColumn[Any]:
+    """Return *column* with the type that *types* have of its kind, and foreign *keys*."""
+    kind = types[column.kind]
     if column.is_key:
-        return SqlColumn(
-            column.name, _TYPES[column.kind], *keys, primary_key=True, autoincrement=False
-        )
-    return SqlColumn(
-        column.name,
-        _TYPES[column.kind],
-        *keys,
-        nullable=column.null,
-        unique=f"{table}.{column.name}" in UNIQUE or None,
-    )
+        return SqlColumn(column.name, kind, *keys, primary_key=True, autoincrement=False)
+    return SqlColumn(column.name, kind, *keys, nullable=column.null)
 
 
 BORN: Final = ("orders", "fills")
 """The tables with a generated column ``birth``: the sequence of the step that bore the order."""
 
 
-def _table(name: str, columns: Iterable[Column], tables: MetaData) -> Table:
-    return Table(
-        name,
-        tables,
-        *(_column(name, column) for column in columns),
+for _name, _columns in TABLES.items():
+    Table(
+        _name,
+        metadata,
+        *(
+            sql_column(column, _TYPES, *map(ForeignKey, filter(None, (column.refers,))))
+            for column in _columns
+        ),
+        *((UniqueConstraint("run_id"),) if _name == "runs" else ()),
         *(
             (SqlColumn("birth", Integer, Computed("CAST(order_id AS INTEGER)", persisted=False)),)
-            if name in BORN
+            if _name in BORN
             else ()
         ),
         sqlite_strict=True,
-        sqlite_with_rowid=name in _WITH_ROWID,
+        sqlite_with_rowid=_name in _WITH_ROWID,
     )
-
-
-for _name, _columns in TABLES.items():
-    _table(_name, _columns, metadata)
 
 
 _events = metadata.tables["events"].c

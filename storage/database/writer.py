@@ -40,17 +40,33 @@ def advice(error: BaseException | None) -> str:
 
 
 class Writer(NamedTuple):
-    """The one writing connection of a database, and the locks that make it the only one."""
+    """The one writing connection of a database, and of a file the locks that make it the only one.
+
+    A database in memory has none.
+    """
 
     connection: sqlite3.Connection
-    lock: InstanceLock
-    file: FileWatch
+    lock: InstanceLock | None = None
+    file: FileWatch | None = None
+
+    def problem(self) -> str:
+        """Return the damage to the file since the last commit, and its remedy; or nothing."""
+        if self.lock is not None:
+            self.lock.keep()
+        return "" if self.file is None else self.file.problem(self.connection)
+
+    def settle(self) -> None:
+        """Remember the file as a commit left it."""
+        if self.file is not None:
+            self.file.settle()
 
     def close(self) -> None:
         """Close the connection, which checkpoints the WAL file, and give the locks back."""
         self.connection.close()
-        self.file.close()
-        self.lock.release()
+        if self.file is not None:
+            self.file.close()
+        if self.lock is not None:
+            self.lock.release()
 
 
 def identify(connection: sqlite3.Connection) -> None:

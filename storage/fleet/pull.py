@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
-from tracepaper.storage.fleet.tables import DATABASE, SHIPPED
+from tracepaper.storage.fleet.tables import DATABASE
 from tracepaper.storage.maintenance import whole_file
 from tracepaper.storage.record.columns import TABLES, insert_sql, stored_columns
 from tracepaper.strategies.errors import DataInvalid
@@ -134,7 +134,7 @@ def _fill(
         raw.execute("PRAGMA synchronous = OFF")  # the whole file is written to disk at its end
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("DELETE FROM databases")
-        for table in SHIPPED:
+        for table in TABLES:
             if table == "databases":
                 row = server.execute(_ONLY, (database_id,)).fetchone() or (None,)
                 only_run_id = only.run_id if only else row[0]

@@ -125,7 +125,7 @@ class Shipper:
         self._runs: dict[int, _RunState] = {}
         self._models: set[str] = set()
         self._holes: list[str] = []
-        self._known: dict[int, int] = {}  # steps on the server, by run; kept over a lost connection
+        self._shipped: dict[int, int] = {}  # steps by run; kept over a lost connection
         self.database_id = ""
 
     # ------------------------------------------------------------ opening
@@ -242,7 +242,7 @@ class Shipper:
             f"SELECT run_key, until_sequence FROM prunes {_OF_SHIPPED}", mine
         ):
             self._runs[run_key].pruned_until = until
-        self._known = {run_key: state.next for run_key, state in self._runs.items()}
+        self._shipped = {run_key: state.next for run_key, state in self._runs.items()}
         query = f"SELECT model_sha256 FROM models WHERE {DATABASE} = %s"
         self._models = {sha256 for (sha256,) in server.execute(query, mine)}
 
@@ -267,7 +267,7 @@ class Shipper:
                 runs = file.execute(_RUNS).fetchall()
         except (DataInvalid, sqlite3.Error):
             return 0
-        return sum(max(0, count - self._known.get(run_key, 0)) for run_key, count in runs)
+        return sum(max(0, count - self._shipped.get(run_key, 0)) for run_key, count in runs)
 
     def ship(self, progress: Callable[[int], object] = lambda _steps: None) -> ShipResult:
         """Ship every committed step and change; call *progress* with the steps of each group.
@@ -329,7 +329,7 @@ class Shipper:
                 self._at("before commit")
             self._at("after commit")
             self._runs[run_key] = state
-            self._known[run_key] = state.next
+            self._shipped[run_key] = state.next
             progress(steps)
             total += steps
             if steps < self._group_steps:

@@ -1,7 +1,7 @@
 """The tables of a fleet in PostgreSQL, from the same columns as those of a file.
 
 ``database_id`` leads every key. Four tables are the fleet's alone: ``marks``, ``holes``,
-``shippers`` and ``schema_version``. Imported candles, which belong to no run, stay in their file.
+``shippers`` and ``schema_version``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy import Column as SqlColumn
 from sqlalchemy.dialects import postgresql
 
-from tracepaper.storage.database.schema import table_statements
+from tracepaper.storage.database.schema import sql_column, table_statements
 from tracepaper.storage.fleet.server import (
     SCHEMA_NAME,
     check_version,
@@ -36,7 +36,6 @@ from tracepaper.storage.record.columns import SCHEMA, TABLES, stored_columns
 if TYPE_CHECKING:
     from psycopg import Connection
 
-    from tracepaper.storage.record.columns import Column
 
 DATABASE: Final = "database_id"
 _TYPES: Final[dict[str, Any]] = {
@@ -49,22 +48,13 @@ _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 metadata: Final = MetaData()
 
 
-def _column(column: Column) -> SqlColumn[Any]:
-    if column.is_key:
-        kind = _TYPES[column.kind]
-        return SqlColumn(column.name, kind, primary_key=True, autoincrement=False)
-    return SqlColumn(column.name, _TYPES[column.kind], nullable=column.null)
-
-
 def _leading() -> SqlColumn[Any]:
     return SqlColumn(DATABASE, _TYPES["TEXT"], primary_key=True)
 
 
-CANDLES: Final = frozenset({"archive_series", "archive_bars"})
-SHIPPED: Final = {name: columns for name, columns in TABLES.items() if name not in CANDLES}
-for _name, _columns in SHIPPED.items():
+for _name, _columns in TABLES.items():
     _first = () if _name == "databases" else (_leading(),)
-    Table(_name, metadata, *_first, *map(_column, _columns))
+    Table(_name, metadata, *_first, *(sql_column(column, _TYPES) for column in _columns))
 
 _NOW: Final = DateTime(timezone=True)
 Table(

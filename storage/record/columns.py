@@ -34,6 +34,7 @@ from tracepaper.strategies.types.decisions import (
     OrderRole,
     OrderStatus,
     PositionSide,
+    Regime,
 )
 from tracepaper.strategies.types.market import Category, RunKind, Side, Source
 from tracepaper.strategies.units import MONEY_DECIMALS, any_of
@@ -394,13 +395,13 @@ _BOOK: Final = _key("book")  # 0: the run's account; i: twin i of the step
 _OUTCOMES = (
     *_STEP,
     _BOOK,
-    _text("action", any_of(Action)),
+    _text("action", any_of(Action), Action),
     _text("reason", "the strategy's reason"),
     _whole("allowed", "1 if no gate refused it", FLAG),
     _text("refused_by", "the gate that refused it, the first to fail; else null", null=True),
     _whole("gate_set"),
     _whole("passed"),  # bit i: gate i of the set
-    _text("regime", "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`"),
+    _text("regime", any_of(Regime), Regime),
     _text(
         "unfilled_reason",
         "why the target is neither reached nor ordered; null where it is",
@@ -598,7 +599,7 @@ _CHECKS = (
 )
 
 
-def _beside(whose: str, name: str) -> tuple[Column, ...]:
+def _filled_by(whose: str, name: str) -> tuple[Column, ...]:
     """Return what the paper or the real account had of what a decision ordered."""
     return (
         _whole(f"{whose}_quantity", f"quantity that {name} filled", QUANTITY),
@@ -618,8 +619,8 @@ _SHORTFALLS = (
     _POSITION_SIDE,
     _whole("decided_ms", "market time of the decision", TIME),
     _whole("ordered", "what it ordered; 0 of fills that no decision ordered", QUANTITY),
-    *_beside("paper", "paper"),
-    *_beside("account", "the account"),
+    *_filled_by("paper", "paper"),
+    *_filled_by("account", "the account"),
     _whole("price", "of the shortfall what the account's prices made", MONEY),
     _whole("fee", "what its fees made", MONEY),
     _whole("size", "what its quantities made, those of before included", MONEY),
@@ -631,24 +632,6 @@ SHORTFALL_PARTS: Final = ("price", "fee", "size", "delay", "missed")
 
 # The id is made once a file; the run is the only one of a file that ``db pull`` made of it alone.
 _DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
-_ARCHIVE_SERIES = (
-    _key("series"),
-    _text("instrument_id"),
-    _whole("interval_ms"),
-    _text("instrument"),  # JSON of types.Instrument, with the decimals of the rows below
-)
-
-_ARCHIVE_BARS = (
-    _key("series", "archive_series.series"),
-    _key("open_time_ms"),
-    _whole("open"),
-    _whole("high"),
-    _whole("low"),
-    _whole("close"),
-    _whole("volume"),
-    _whole("turnover", null=True),
-)
-
 SCHEMA: Final = 1
 """The number of the tables' layout: ``PRAGMA user_version`` of a file. Any other is rejected."""
 APPLICATION_ID: Final = 0x74706170
@@ -676,8 +659,6 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "checks": _CHECKS,
     "shortfalls": _SHORTFALLS,
     "databases": _DATABASES,
-    "archive_series": _ARCHIVE_SERIES,
-    "archive_bars": _ARCHIVE_BARS,
 }
 """The columns of every table that hold something, in their order."""
 

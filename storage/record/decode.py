@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from math import nan
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -21,11 +22,11 @@ from tracepaper.storage.record.columns import (
     TABLES,
     measure_name,
 )
+from tracepaper.storage.record.interning import OUTCOMES_KEPT
 from tracepaper.storage.record.rows import EVENT_TYPES, At, gather, money_factor
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.types.decisions import (
     Account,
-    Action,
     Decision,
     DecisionOutcome,
     Explanation,
@@ -35,12 +36,9 @@ from tracepaper.strategies.types.decisions import (
     Halted,
     HeadForecasts,
     LedgerEntry,
-    LedgerKind,
     Order,
     Position,
-    PositionSide,
     PredictionTimeout,
-    Regime,
     Run,
     Step,
     StrategyDecision,
@@ -60,7 +58,6 @@ OUTCOME: Final = At("outcomes")
 HOLDING: Final = At("holdings")
 TWIN_STEP: Final = At("twin_steps")
 FILL: Final = At("fills")
-LEDGER: Final = At("ledger")
 HALT: Final = At("halts")
 SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
@@ -91,6 +88,8 @@ def _fields(table: str, record_type: type[Struct]) -> tuple[_Field, ...]:
 
 _ORDER: Final = _fields("orders", Order)
 _FILL: Final = _fields("fills", Fill)
+_ENTRY: Final = _fields("ledger", LedgerEntry)
+_OUTCOME: Final = _fields("outcomes", DecisionOutcome)
 
 
 _measures: Final = msgspec.json.Decoder(dict[str, float | None]).decode
@@ -152,6 +151,7 @@ class StepDecoder:
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
         self._interned = interned
+        self._outcome = lru_cache(OUTCOMES_KEPT)(self._read_outcome)  # many steps share one
 
     def step(self, rows: StoredRows) -> Step:
         """Return the step that *rows* hold; raise ``DataInvalid`` where they hold none."""
@@ -184,7 +184,9 @@ class StepDecoder:
             account=account,
             twins=tuple(self._twin(row, core, fills) for row in self.twin_rows(core)),
             state=rows.state,
-            ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
+            ledger=tuple(
+                LedgerEntry(**self._named(_ENTRY, row)) for row in rows.sparse.get("ledger", ())
+            ),
             belief=None if event_row is None else event_row[EVENT.belief],
             halted=None if (halt := rows.row("halts")) is None else Halted(*halt[HALT.breached :]),
         )
@@ -281,25 +283,15 @@ class StepDecoder:
         return tuple(self.fill(row) for row in rows if row[FILL.book] == book)
 
     def _named(self, fields: Sequence[_Field], row: Sequence[Any]) -> dict[str, Any]:
-        """Return the fields of an order or fill by their names; null is a field's default."""
+        """Return the fields of a row by their names; null is a field's default."""
         named: dict[str, Any] = {
             name: row[at] if convert is None else convert(row[at])
             for name, at, convert in fields
             if row[at] is not None
         }
-        named["instrument"] = self._instruments[named["instrument"]]
+        if "instrument" in named:
+            named["instrument"] = self._instruments[named["instrument"]]
         return named
-
-    def _entry(self, row: Sequence[Any]) -> LedgerEntry:
-        place = row[LEDGER.instrument]
-        return LedgerEntry(
-            LedgerKind(row[LEDGER.kind]),
-            row[LEDGER.amount],
-            row[LEDGER.balance],
-            None if place is None else self._instruments[place],
-            row[LEDGER.order_id],
-            None if (side := row[LEDGER.position_side]) is None else PositionSide(side),
-        )
 
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
         if core[STEP.outcome] is None:
@@ -317,20 +309,10 @@ class StepDecoder:
             note,
         )
 
-    def _outcome(self, sequence: int, book: int) -> DecisionOutcome:
-        row = self._interned.row("outcomes", sequence, book)
-        return DecisionOutcome(
-            Action(row[OUTCOME.action]),
-            row[OUTCOME.reason],
-            bool(row[OUTCOME.allowed]),
-            row[OUTCOME.refused_by],
-            self._interned.gate_set(row[OUTCOME.gate_set]),
-            row[OUTCOME.passed],
-            Regime(row[OUTCOME.regime]),
-            row[OUTCOME.unfilled_reason],
-            row[OUTCOME.regime_cell],
-            row[OUTCOME.size_factor],
-        )
+    def _read_outcome(self, sequence: int, book: int) -> DecisionOutcome:
+        named = self._named(_OUTCOME, self._interned.row("outcomes", sequence, book))
+        named["gate_set"] = self._interned.gate_set(named["gate_set"])
+        return DecisionOutcome(**{"refused_by": None, **named})
 
     def _book(
         self, book: int, marks: Sequence[Any], at: At, core: Sequence[Any]

@@ -448,11 +448,10 @@ class StepEncoder:
             for name, held in ((None, step.position), *positions):
                 self._trades.pay(name, place, held.funding_paid, held.long_funding)
         for ordinal, order in enumerate(step.orders):
-            columns = self._columns(TABLES["orders"][3:], order)
-            rows["orders"].append((*key, ordinal, *columns))
+            rows["orders"].append((*key, ordinal, *self._columns(TABLES["orders"][3:], order)))
         for ordinal, entry in enumerate(step.ledger):
-            row = (*key, ordinal, *self._ledger_columns(entry, event.market_ms))
-            rows["ledger"].append(row)
+            columns = self._columns(TABLES["ledger"][3:], entry, market_ms=event.market_ms)
+            rows["ledger"].append((*key, ordinal, *columns))
         self._add_fills(step.fills, (*key, 0), None)
         if (halted := step.halted) is not None:
             times = event.market_ms, event.seen_ms
@@ -526,19 +525,15 @@ class StepEncoder:
             if (closed := self._trades.fill(row)) is not None:
                 self._rows["trades"].append(closed)
 
-    def _ledger_columns(self, entry: LedgerEntry, market_ms: int) -> Row:
-        place = None if entry.instrument is None else self._place(entry.instrument)
-        side = None if entry.position_side is None else entry.position_side.value
-        moved = (entry.kind.value, place, entry.amount, entry.balance, entry.order_id, market_ms)
-        return (*moved, side)
-
-    def _columns(self, columns: Sequence[Column], stored: Order | Fill) -> Row:
-        """Return what *columns* hold of the order or fill *stored*."""
+    def _columns(
+        self, columns: Sequence[Column], stored: Order | Fill | LedgerEntry, **given: Value
+    ) -> Row:
+        """Return what *columns* hold of *stored*, or what is *given* for them."""
+        name = stored.instrument
+        given["instrument"] = None if name is None else self._place(name)
         return tuple(
             [
-                self._place(stored.instrument)
-                if column.name == "instrument"
-                else column.value(stored)
+                given[column.name] if column.name in given else column.value(stored)
                 for column in columns
             ]
         )

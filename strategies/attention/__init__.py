@@ -1,83 +1,30 @@
 """The core: attention, rollout and entropy without a stored attention matrix.
 
-The names below are its public surface, imported when they are first asked for; docs/attention.md
-shows them at work.
+These names are its public surface; docs/attention.md shows them at work.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tracepaper.strategies.attention.capturing import capture as capture
-    from tracepaper.strategies.attention.kernels import Attention as Attention
-    from tracepaper.strategies.attention.kernels import attend as attend
-    from tracepaper.strategies.attention.kernels import cross_attend as cross_attend
-    from tracepaper.strategies.attention.layer import Layer as Layer
-    from tracepaper.strategies.attention.layer import value_norms as value_norms
-    from tracepaper.strategies.attention.linear import LinearRead as LinearRead
-    from tracepaper.strategies.attention.masks import Mask as Mask
-    from tracepaper.strategies.attention.masks import closed_keys as closed_keys
-    from tracepaper.strategies.attention.methods import AttendedTokens as AttendedTokens
-    from tracepaper.strategies.attention.methods import Rollout as Rollout
-    from tracepaper.strategies.attention.methods import confidence as confidence
-    from tracepaper.strategies.attention.methods import entropy as entropy
-    from tracepaper.strategies.attention.methods import flow as flow
-    from tracepaper.strategies.attention.methods import rollout as rollout
-    from tracepaper.strategies.attention.methods import rollout_buckets as rollout_buckets
-    from tracepaper.strategies.attention.methods import rollout_by_age as rollout_by_age
-    from tracepaper.strategies.attention.methods import trained_entropy as trained_entropy
-    from tracepaper.strategies.attention.probsparse import MapRead as MapRead
-    from tracepaper.strategies.attention.probsparse import SparseRead as SparseRead
-    from tracepaper.strategies.attention.propagation import relevance as relevance
-    from tracepaper.strategies.attention.propagation import relevance_rules as relevance_rules
-    from tracepaper.strategies.attention.reads import GridRead as GridRead
-    from tracepaper.strategies.attention.reads import MatrixRead as MatrixRead
-    from tracepaper.strategies.attention.reads import Read as Read
-    from tracepaper.strategies.attention.streaming import Stream as Stream
-
-_HOMES = {
-    "Attention": "kernels",
-    "AttendedTokens": "methods",
-    "GridRead": "reads",
-    "Layer": "layer",
-    "LinearRead": "linear",
-    "MapRead": "probsparse",
-    "Mask": "masks",
-    "MatrixRead": "reads",
-    "Read": "reads",
-    "Rollout": "methods",
-    "SparseRead": "probsparse",
-    "Stream": "streaming",
-    "attend": "kernels",
-    "capture": "capturing",
-    "closed_keys": "masks",
-    "confidence": "methods",
-    "cross_attend": "kernels",
-    "entropy": "methods",
-    "flow": "methods",
-    "relevance": "propagation",
-    "relevance_rules": "propagation",
-    "rollout": "methods",
-    "rollout_buckets": "methods",
-    "rollout_by_age": "methods",
-    "trained_entropy": "methods",
-    "value_norms": "layer",
-}
-
-
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    """Import the module of a public *name*; raise ``AttributeError`` for any other."""
-    if name not in _HOMES:
-        raise AttributeError(f"{__name__} has no {name!r}; choose one of {', '.join(_HOMES)}.")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """Return the public names."""
-    return __all__
+from tracepaper.strategies.attention.capturing import capture as capture
+from tracepaper.strategies.attention.kernels import Attention as Attention
+from tracepaper.strategies.attention.kernels import attend as attend
+from tracepaper.strategies.attention.kernels import cross_attend as cross_attend
+from tracepaper.strategies.attention.layer import Layer as Layer
+from tracepaper.strategies.attention.layer import value_norms as value_norms
+from tracepaper.strategies.attention.linear import LinearRead as LinearRead
+from tracepaper.strategies.attention.masks import Mask as Mask
+from tracepaper.strategies.attention.masks import closed_keys as closed_keys
+from tracepaper.strategies.attention.methods import AttendedTokens as AttendedTokens
+from tracepaper.strategies.attention.methods import Rollout as Rollout
+from tracepaper.strategies.attention.methods import confidence as confidence
+from tracepaper.strategies.attention.methods import entropy as entropy
+from tracepaper.strategies.attention.methods import flow as flow
+from tracepaper.strategies.attention.methods import rollout as rollout
+from tracepaper.strategies.attention.methods import rollout_buckets as rollout_buckets
+from tracepaper.strategies.attention.methods import trained_entropy as trained_entropy
+from tracepaper.strategies.attention.probsparse import MapRead as MapRead
+from tracepaper.strategies.attention.probsparse import SparseRead as SparseRead
+from tracepaper.strategies.attention.propagation import relevance as relevance
+from tracepaper.strategies.attention.propagation import relevance_rules as relevance_rules
+from tracepaper.strategies.attention.reads import GridRead as GridRead
+from tracepaper.strategies.attention.reads import MatrixRead as MatrixRead
+from tracepaper.strategies.attention.reads import Read as Read
+from tracepaper.strategies.attention.streaming import Stream as Stream

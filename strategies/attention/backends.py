@@ -19,6 +19,7 @@ from tracepaper.strategies.attention.flash import (
     ALIGNED,
     CudaFlash,
     FlashPackage,
+    Inputs,
     Pass,
     WholeAttention,
     flash_package,
@@ -49,14 +50,8 @@ class Kernel(Protocol):
         ...
 
     def backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, gradient: Tensor, inputs: Inputs, result: Pass, *, causal: bool, scale: float
+    ) -> Inputs:
         """Return the gradients of query, key and value."""
         ...
 
@@ -76,14 +71,8 @@ class CpuFlash:
         return Pass(output, logsumexp)
 
     def backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, gradient: Tensor, inputs: Inputs, result: Pass, *, causal: bool, scale: float
+    ) -> Inputs:
         """Recompute the probabilities in blocks and return the three gradients."""
         return _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
             *map(laid_out, (gradient, *inputs, result.output)),
@@ -109,14 +98,8 @@ class CudaEfficient:
         return Pass(output, logsumexp[..., : query.shape[2]])
 
     def backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, gradient: Tensor, inputs: Inputs, result: Pass, *, causal: bool, scale: float
+    ) -> Inputs:
         """Return the three gradients; the padding is put back for the kernel."""
         time = inputs[0].shape[2]
         logsumexp = torch.nn.functional.pad(
@@ -170,14 +153,8 @@ class ChunkedBackend:
         return result
 
     def backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, gradient: Tensor, inputs: Inputs, result: Pass, *, causal: bool, scale: float
+    ) -> Inputs:
         """Return the three gradients, those of keys and values summed over the blocks."""
         query, key, value = inputs
         wide = result.logsumexp.dtype

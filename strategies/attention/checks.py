@@ -65,14 +65,13 @@ def explanation(call: Callable[_P, _R]) -> Callable[_P, _R]:
     return explained
 
 
-Attended = tuple["Tensor", "Tensor", "Tensor"]
-RULES: Final[list[Callable[[Tensor, Tensor, Tensor], Attended]]] = []
-"""What ``relevance_rules`` does to query, key and value, while it is on."""
+RULES: Final[list[nn.Module]] = []
+"""The networks whose gradients are relevances now."""
 
 
-def ruled(query: Tensor, key: Tensor, value: Tensor) -> Attended:
-    """Return the tensors of one attention, with the shares of relevance that each hands on."""
-    return RULES[-1](query, key, value) if RULES else (query, key, value)
+def ruled(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tensors of one attention; of relevances its weights are constants."""
+    return (query.detach(), key.detach(), value) if RULES else (query, key, value)
 
 
 def check_mask(mask: object) -> None:

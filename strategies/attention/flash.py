@@ -25,6 +25,10 @@ FLASH_MODULES: Final = (
 )
 
 
+Inputs = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value [batch, head, time, dim], or their gradients."""
+
+
 class Pass(NamedTuple):
     """The result of one square pass; together with its inputs, all that its gradient needs."""
 
@@ -89,14 +93,8 @@ class CudaFlash:
         return Pass(output.transpose(1, 2), logsumexp[..., : query.shape[2]])
 
     def window_backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        window: int,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, gradient: Tensor, inputs: Inputs, result: Pass, *, window: int, scale: float
+    ) -> Inputs:
         """Return the three gradients of the window's pass."""
         unused = torch.zeros(2, dtype=torch.uint64, device=gradient.device)  # no dropout, no seed
         times = (inputs[0].shape[2], inputs[1].shape[2])
@@ -128,14 +126,8 @@ class CudaFlash:
         return Pass(output, logsumexp[..., : query.shape[2]])
 
     def backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, gradient: Tensor, inputs: Inputs, result: Pass, *, causal: bool, scale: float
+    ) -> Inputs:
         """Return the three gradients."""
         unused = torch.zeros(2, dtype=torch.uint64, device=gradient.device)  # no dropout, no seed
         times = (inputs[0].shape[2], inputs[1].shape[2])

@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import (
-    check_mask,
-    check_rows,
-    explanation,
-)
-from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.checks import explanation
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from tracepaper.strategies.attention.reads import Read
 
 EVENT_BARS: Final = 8
 """How many bars may make up an event."""
@@ -41,14 +34,6 @@ class Locality(NamedTuple):
     mean_age: Tensor
     half_life: Tensor  # the smallest age within which half of the mass lies
     effective_bars: Tensor  # exp(entropy): as many bars with equal weights would be as spread out
-
-
-class EventFocus(NamedTuple):
-    """Whether rows rest on few distant bars."""
-
-    share: Tensor  # [..., row] mass of the heaviest distant bars
-    bars: Tensor  # [..., row, EVENT_BARS] which they are, heaviest first
-    is_focused: Tensor  # [..., row]
 
 
 def rows_by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
@@ -79,11 +64,11 @@ def locality(by_age: Tensor) -> Locality:
     )
 
 
-def event_focus(by_age: Tensor, context: int) -> EventFocus:
-    """Return how much of rows by age rests on their ``EVENT_BARS`` heaviest distant bars.
+def event_focus(by_age: Tensor, context: int) -> Tensor:
+    """Return the mass [..., row] of rows by age on their ``EVENT_BARS`` heaviest distant bars.
 
-    Distant is older than the newest quarter of *context*. A row is focused where those few bars
-    hold at least ``EVENT_SHARE`` of all its mass: it looks at events, not at a stretch of time.
+    Distant is older than the newest quarter of *context*. A row whose few bars hold at least
+    ``EVENT_SHARE`` is focused: it looks at events, not at a stretch of time.
     """
     first = max(1, round(RECENT_SHARE * context))
     if by_age.shape[-1] < first + EVENT_BARS:
@@ -91,9 +76,7 @@ def event_focus(by_age: Tensor, context: int) -> EventFocus:
             f"A context of {context} bars has no distant part in rows of {by_age.shape[-1]} bars; "
             "give longer rows."
         )
-    heaviest = by_age[..., first:].topk(EVENT_BARS, dim=-1)
-    share = heaviest.values.sum(dim=-1)
-    return EventFocus(share, heaviest.indices + first, share >= EVENT_SHARE)
+    return by_age[..., first:].topk(EVENT_BARS, dim=-1).values.sum(dim=-1)
 
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:
@@ -128,14 +111,6 @@ def content_free_confidence(visible: int, slopes: Sequence[float] = ()) -> float
     return float((1.0 - entropy.sum(dim=-1) / math.log(visible)).mean())
 
 
-def collapse(confidence: Tensor, content_free: float) -> Tensor:
-    """Return the confidence less the content-free value: what content adds.
-
-    Near or below 0 the attention has collapsed to what mask and encoding alone would give.
-    """
-    return confidence - content_free
-
-
 @explanation
 def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Tensor:
     """Return each feature's share of |input × gradient|, bars weighted by the rollout: [feature].
@@ -154,36 +129,6 @@ def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Te
         )
     moved = rollout @ (inputs * gradient).abs()
     return moved / moved.sum().clamp_min(torch.finfo(moved.dtype).tiny)
-
-
-@explanation
-def symbol_influence(
-    weights: Tensor, row_symbols: Sequence[int], bar_symbols: Sequence[int]
-) -> Tensor:
-    """Return how much of each symbol's rows rests on each symbol's bars: [symbol, symbol].
-
-    *weights* [row, time] are rollout rows over one sequence that holds the bars of several
-    symbols; the lists number the symbol of each row and each bar. A row of the result sums to 1.
-    """
-    if weights.shape != (len(row_symbols), len(bar_symbols)):
-        raise AttentionInvalid(
-            f"Rows of {list(weights.shape)} need as many symbols: {weights.shape[0]} for rows and "
-            f"{weights.shape[-1]} for bars."
-        )
-    count = max([*row_symbols, *bar_symbols]) + 1
-    if set(row_symbols) != set(range(count)):
-        raise AttentionInvalid(f"Number the symbols 0 to {count - 1} and give each at least a row.")
-    rows = torch.nn.functional.one_hot(torch.tensor(list(row_symbols)), count).to(weights)
-    bars = torch.nn.functional.one_hot(torch.tensor(list(bar_symbols)), count).to(weights)
-    return (rows.T @ weights @ bars) / rows.sum(dim=0)[:, None]
-
-
-def context_of(mask: Mask, layers: int, time: int) -> int:
-    """Return how many bars a row can draw on through *layers*: the receptive field."""
-    check_mask(mask)
-    if mask.kind is MaskKind.WINDOW:
-        return min(time, layers * (mask.window_bars - 1) + 1)
-    return time
 
 
 DIFFUSE_BELOW: Final = 0.05
@@ -284,7 +229,7 @@ class HeadFigures(NamedTuple):
     effective_bars: float
     focus: float | None  # mass of its few heaviest distant bars; None of a short window
     stability: float
-    apart: float  # bits, from the mean of the other heads of its layer; 0 of a single one
+    separation: float  # bits, from the mean of the other heads of its layer; 0 of a single one
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -292,7 +237,7 @@ class HeadFigures(NamedTuple):
         marks = {
             "focused": self.focus is not None and self.focus >= EVENT_SHARE,
             "stable": self.stability >= STABLE_ABOVE,
-            "apart": self.apart >= APART_ABOVE,
+            "apart": self.separation >= APART_ABOVE,
         }
         return tuple(name for name, holds in marks.items() if holds)
 
@@ -308,7 +253,7 @@ def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[Hea
     near, steady = locality(by_age), stability(weights)
     # Where the few are a large part of all bars, what they hold says nothing.
     long = visible >= 2 * EVENT_BARS / EVENT_SHARE
-    focus = event_focus(by_age, visible).share.mean(dim=-1).tolist() if long else None
+    focus = event_focus(by_age, visible).mean(dim=-1).tolist() if long else None
     heads = len(weights)
     others = (weights.sum(dim=0) - weights) / max(1, heads - 1)
     divergences = divergence(weights, others).mean(dim=-1)
@@ -323,40 +268,6 @@ def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[Hea
         )
         for head in range(heads)
     ]
-
-
-def read_heads(layers: Sequence[Read], rows: Sequence[int] | Tensor) -> list[list[HeadReading]]:
-    """Describe each head of the first batch element: a list of heads for each of *layers*.
-
-    *rows* are some dozens of bars that see equally many keys, as all do that lie a window or more
-    from the start. Raises ``AttentionInvalid``.
-    """
-    wanted = check_rows(rows, layers[0].shape[2])
-    counts = set(layers[0].visible(wanted)[0].tolist())
-    if len(counts) != 1:
-        raise AttentionInvalid(
-            "Heads are read from rows that see equally many keys; give later rows."
-        )
-    visible = counts.pop()
-    return [
-        [read_head(weights, wanted, visible) for weights in layer.rows(wanted)[0]]
-        for layer in layers
-    ]
-
-
-def specialisation(rows: Tensor) -> Tensor:
-    """Return how differently heads attend, 0 (all alike) to 1 (nothing in common): [batch, row].
-
-    The generalised Jensen–Shannon divergence of the heads' rows [batch, head, row, time] over
-    ``ln heads``; 0 for a single head.
-    """
-    heads = rows.shape[1]
-    if heads == 1:
-        return torch.zeros_like(rows[:, 0, :, 0])
-    mixed: Tensor = torch.special.entr(rows.mean(dim=1))
-    single: Tensor = torch.special.entr(rows)
-    mutual: Tensor = mixed.sum(dim=-1) - single.sum(dim=-1).mean(dim=1)
-    return (mutual / math.log(heads)).clamp(0.0, 1.0)
 
 
 def read_head(weights: Tensor, rows: Sequence[int], visible: int) -> HeadReading:

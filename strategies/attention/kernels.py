@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Final, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from tracepaper.strategies.attention.checks import (
     is_finite,
     ruled,
 )
-from tracepaper.strategies.attention.flash import ALIGNED, Pass
+from tracepaper.strategies.attention.flash import ALIGNED, Inputs, Pass
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -60,8 +60,8 @@ def _forward(
 
 
 def _backward(
-    kernel: Kernel, gradient: Tensor, inputs: _Inputs, result: Pass, *, causal: bool, scale: float
-) -> _Inputs:
+    kernel: Kernel, gradient: Tensor, inputs: Inputs, result: Pass, *, causal: bool, scale: float
+) -> Inputs:
     """Return the gradients of such stretches, some of the batch a call."""
     parts = [
         kernel.backward(grad, (query, key, value), Pass(output, sums), causal=causal, scale=scale)
@@ -73,9 +73,6 @@ def _backward(
         return parts[0]
     to_query, to_key, to_value = (torch.cat(grads) for grads in zip(*parts, strict=True))
     return to_query, to_key, to_value
-
-
-_Inputs: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
 
 
 class _Cuts(NamedTuple):
@@ -142,14 +139,8 @@ def window_forward(
 
 
 def window_backward(
-    kernel: Kernel,
-    gradient: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    result: tuple[Tensor, Tensor],
-    *,
-    window: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    kernel: Kernel, gradient: Tensor, inputs: Inputs, result: Pass, *, window: int, scale: float
+) -> Inputs:
     """Return the gradients of query, key and value; *result* is what the forward returned."""
     batch, heads, time, _ = inputs[0].shape
     cuts = _Cuts(batch, heads, time, window, -(-time // window))
@@ -157,17 +148,12 @@ def window_backward(
     output, grad = cuts.cut(result[0]), cuts.cut(gradient)
     logsumexp = cuts.cut(result[1][..., None])
 
-    def share(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        part_grad, part_query, part_key, part_value, part_output, part_logsumexp = parts
+    def share(part_grad: Tensor, *parts: Tensor) -> Inputs:
+        *given, part_output, part_logsumexp = parts
         merged = Pass(part_output, part_logsumexp.squeeze(-1))
-        return _backward(
-            kernel,
-            part_grad,
-            (part_query, part_key, part_value),
-            merged,
-            causal=True,
-            scale=scale,
-        )
+        part_query, part_key, part_value = given
+        part_inputs = part_query, part_key, part_value
+        return _backward(kernel, part_grad, part_inputs, merged, causal=True, scale=scale)
 
     inner = share(*(x.flatten(0, 1) for x in (grad, query, key, value, output, logsumexp)))
     grads = [x.unflatten(0, (batch, -1)) for x in inner]

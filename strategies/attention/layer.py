@@ -33,7 +33,6 @@ from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind, first_of
 from tracepaper.strategies.attention.reads import (
     MEAN,
-    NORMALISED,
     CarriedRows,
     Fuse,
     Read,
@@ -48,7 +47,6 @@ from tracepaper.strategies.attention.tiles import (
     FuseTile,
     Operand,
     check_mass,
-    fused_sums,
     mass_tolerance,
     tie_slack,
 )
@@ -241,25 +239,6 @@ class Layer(Read):
         kept = torch.einsum("h,bhq->bq", self._shares(fuse), blind)[:, None]
         return CarriedRows(weights, product, weights * kept)
 
-    @explanation
-    def advance_all(self, values: Tensor, fuse: Fuse) -> Tensor:
-        """Return ``Ã·values`` for *values* [batch, key, column]: every row at once."""
-        fused = self._whole(fuse)
-        rho = fuse.residual_weight
-        sums = fused_sums(self._parts, fused, None, values[..., 0])
-        if fuse.fusion in NORMALISED:
-            rows, totals = sums.masked_fill(sums == 0, 1.0), torch.ones_like(sums)
-            kept = rho + (1.0 - rho) * (sums == 0)
-        else:
-            rows, totals = torch.ones_like(sums), rho + (1.0 - rho) * sums
-            kept = torch.full_like(sums, rho)
-        result = kept[..., None] * values
-        for tile in self._parts(None):
-            moved = fused(tile) @ values[tile.batch, tile.keys]
-            share = (1.0 - rho) / rows[tile.batch, tile.rows, None]
-            result[tile.batch, tile.rows] += share * moved
-        return result / totals[..., None]
-
     def _product(self, weights: Tensor, fuse: Fuse) -> tuple[Tensor, Tensor]:
         """Return ``Σ_h shares_h wᵀA_h`` [batch, row, key], and each head's mass."""
         operand, shares, count = self.operand, self._shares(fuse), weights.shape[1]
@@ -425,14 +404,14 @@ class Layer(Read):
         batch, _, queries, keys = self.shape
         if queries == keys and self.mask.first is None:
             return weights
-        at = first_of(self.mask, queries, keys, weights.device)[:, None]
-        at = (at + torch.arange(queries, device=weights.device)).expand(batch, -1)
+        at = first_of(self.mask, queries, keys)[:, None] + torch.arange(queries, device="cpu")
         if bool(((at < 0) | (at >= keys)).any()):
             raise AttentionInvalid(
                 "Some queries stand outside the keys, so their own share has no place; give keys "
                 "for all of them."
             )
         placed = weights.new_zeros(*weights.shape[:2], keys)
+        at = at.to(weights.device).expand(batch, -1)
         return placed.scatter_add_(2, at[:, None].expand_as(weights), weights)
 
     # --- fusions that need all heads of a row at once

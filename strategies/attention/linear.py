@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch.nn import functional
@@ -37,21 +37,6 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 128
 """Bars whose own products are computed as a square under a causal mask; all else goes by sums."""
-
-
-class LinearLayer(NamedTuple):
-    """What one layer attended with."""
-
-    query: Tensor  # φ(q) [batch, head, time, feature], positive
-    key: Tensor  # φ(k) [batch, head, time, feature], positive
-    normaliser: Tensor  # [batch, head, time]: Σ_j φ(q)·φ(k_j) over the keys that a row sees
-
-
-class LinearAttended(NamedTuple):
-    """What was read, and what explains it."""
-
-    output: Tensor  # [batch, head, time, dim]
-    layer: LinearLayer
 
 
 def elu_features(x: Tensor) -> Tensor:
@@ -101,8 +86,10 @@ def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Ten
 
 
 @exact
-def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> LinearAttended:
-    """Read *value* [batch, head, time, dim] by features of queries and keys, under *mask*.
+def attend_linearly(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask
+) -> tuple[Tensor, LinearRead]:
+    """Return what is read of *value* [batch, head, time, dim] under *mask*, and its read.
 
     The features [batch, head, time, feature] must be positive. Raises ``AttentionInvalid`` for a
     window, over which sums would have to forget, and for tensors that do not fit.
@@ -118,7 +105,7 @@ def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Li
     if mask.kind is MaskKind.FULL:
         normaliser = (query * key.sum(dim=-2, keepdim=True)).sum(dim=-1)
         read = query @ (key.mT @ value) / normaliser[..., None]
-        return LinearAttended(read.to(kind), LinearLayer(query, key, normaliser))
+        return read.to(kind), LinearRead(query, key, normaliser, mask)
     # A column of ones beside the values sums the products themselves.
     wide = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     before = wide.new_zeros(*wide.shape[:2], key.shape[-1], wide.shape[-1])
@@ -130,50 +117,29 @@ def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Li
     read = torch.cat(parts, dim=-2)
     normaliser = read[..., -1]
     output = (read[..., :-1] / normaliser[..., None]).to(kind)
-    return LinearAttended(output, LinearLayer(query, key, normaliser))
-
-
-@explanation
-def linear_rows(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Tensor:
-    """Return the attention of chosen *rows*: [batch, head, row, time], in O(rows · N)."""
-    _check(layer.query, layer.key, mask)
-    chosen = list(check_rows(rows, layer.query.shape[-2]))
-    products = layer.query[..., chosen, :] @ layer.key.mT
-    if mask.kind is MaskKind.CAUSAL:
-        at = torch.tensor(chosen, device=products.device)[:, None]
-        later = torch.arange(products.shape[-1], device=products.device) > at
-        products = products.masked_fill(later, 0.0)
-    return products / layer.normaliser[..., chosen, None]
-
-
-@explanation
-def push_linearly(layer: LinearLayer, weights: Tensor, mask: Mask) -> Tensor:
-    """Return ``w · mean_h A_h`` of row vectors *weights* [batch, row, time], in O(N · features)."""
-    _check(layer.query, layer.key, mask)
-    # Each query's features, by how much of the row vector rests on it: [batch, head, row, time].
-    held = weights[:, None] / layer.normaliser[:, :, None]
-    if mask.kind is MaskKind.FULL:
-        return (((held @ layer.query) @ layer.key.mT).mean(dim=1)).to(weights.dtype)
-    after = held.new_zeros(*held.shape[:3], layer.key.shape[-1])
-    parts = []
-    for rows in reversed(list(_chunks(layer.query.shape[-2]))):
-        q, k, w = layer.query[..., rows, :], layer.key[..., rows, :], held[..., rows]
-        parts.append(after @ k.mT + w @ (q @ k.mT).tril())
-        after = after + w @ q
-    return torch.cat(parts[::-1], dim=-1).mean(dim=1).to(weights.dtype)
+    return output, LinearRead(query, key, normaliser, mask)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearRead(Read):
     """A layer of linear attention, whose heads are fused by their even mean alone."""
 
-    of: LinearLayer
+    query: Tensor
+    """φ(q) [batch, head, time, feature], positive."""
+    key: Tensor
+    """φ(k) [batch, head, time, feature], positive."""
+    normaliser: Tensor
+    """[batch, head, time]: Σ_j φ(q)·φ(k_j) over the keys that a row sees."""
     mask: Mask = CAUSAL
+
+    def __post_init__(self) -> None:
+        """Raise ``AttentionInvalid`` for features and a mask that do not fit."""
+        _check(self.query, self.key, self.mask)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Batch, heads, queries and keys."""
-        batch, heads, time = self.of.query.shape[:3]
+        batch, heads, time = self.query.shape[:3]
         return batch, heads, time, time
 
     @explanation
@@ -184,27 +150,42 @@ class LinearRead(Read):
                 "Linear attention is explained by its rollout over the heads' mean; leave all but "
                 "the residual and the start layer out."
             )
-        weights = weights.to(self.of.query.device, self.of.query.dtype)
-        return CarriedRows(weights, push_linearly(self.of, weights, self.mask))
+        weights = weights.to(self.query.device, self.query.dtype)
+        # Each query's features, by how much of the row vector rests on it.
+        held = weights[:, None] / self.normaliser[:, :, None]  # [batch, head, row, time]
+        if self.mask.kind is MaskKind.FULL:
+            return CarriedRows(weights, ((held @ self.query) @ self.key.mT).mean(dim=1))
+        after = held.new_zeros(*held.shape[:3], self.key.shape[-1])
+        parts = []
+        for rows in reversed(list(_chunks(self.shape[2]))):
+            q, k, w = self.query[..., rows, :], self.key[..., rows, :], held[..., rows]
+            parts.append(after @ k.mT + w @ (q @ k.mT).tril())
+            after = after + w @ q
+        return CarriedRows(weights, torch.cat(parts[::-1], dim=-1).mean(dim=1))
 
+    @explanation
     def rows(self, queries: Sequence[int]) -> Tensor:
-        """Return where each head of *queries* looks."""
-        return linear_rows(self.of, queries, self.mask)
+        """Return where each head of *queries* looks, in O(rows · N)."""
+        chosen = check_rows(queries, self.shape[2])
+        products = self.query[..., chosen, :] @ self.key.mT
+        if self.mask.kind is MaskKind.CAUSAL:
+            at = torch.tensor(chosen, device=products.device)[:, None]
+            later = torch.arange(products.shape[-1], device=products.device) > at
+            products = products.masked_fill(later, 0.0)
+        return products / self.normaliser[..., chosen, None]
 
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
         """Return how many keys each query sees."""
         batch, _, time, _ = self.shape
-        chosen = range(time) if queries is None else queries
-        counts = torch.tensor([self.mask.visible(row, time) for row in chosen])
-        return counts.expand(batch, -1)
+        counts = self.mask.visible(time, time)
+        return (counts if queries is None else counts[:, list(queries)]).expand(batch, -1)
 
     def content_free(self) -> LinearRead:
         """Return it with features that are all alike."""
-        unit = torch.ones_like(self.of.query)
+        unit = torch.ones_like(self.query)
         time, features = unit.shape[2:]
         counts = self.visible().to(unit)[:, None] * features
-        normaliser = counts.expand(*unit.shape[:2], time)
-        return replace(self, of=LinearLayer(unit, unit, normaliser))
+        return replace(self, query=unit, key=unit, normaliser=counts.expand(*unit.shape[:2], time))
 
 
 def _chunks(time: int) -> Iterator[slice]:

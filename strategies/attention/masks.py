@@ -151,13 +151,33 @@ class Mask:
             self.first is None or isinstance(self.first, int)
         )
 
-    def visible(self, row: int, length: int) -> int:
-        """Return how many of *length* keys query *row* (from 0) sees, of as many queries."""
-        last = row if self.causal else length - 1
+    def bounds(self, queries: int, keys: int) -> tuple[Tensor, Tensor]:
+        """Return the first key that each query sees, and one past the last: [batch or 1, query].
+
+        Both are int64 on the CPU; a query without a key has no first one below its end. What is
+        ``dense`` hides more.
+        """
+        at = torch.arange(queries, device="cpu") + first_of(self, queries, keys)[:, None]
+        low, high = torch.zeros_like(at), torch.full_like(at, keys)
+        if self.before is not None:
+            low = low.maximum(at - self.before)
+        if self.causal:
+            high = high.minimum(at + 1)
         if self.after is not None:
-            last = min(last, row + self.after)
-        oldest = 0 if self.before is None else max(0, row - self.before)
-        return min(last, length - 1) - oldest + 1
+            high = high.minimum(at + self.after + 1)
+        if self.starts is not None:
+            low = low.maximum(torch.tensor(self.starts, device="cpu")[:, None])
+        if self.stops is not None:
+            high = high.minimum(torch.tensor(self.stops, device="cpu")[:, None])
+        if self.leading_keys is not None:
+            high = high.minimum(self.leading_keys.cpu().reshape(-1, queries))
+        low, high = torch.broadcast_tensors(low, high)
+        return low, high
+
+    def visible(self, queries: int, keys: int) -> Tensor:
+        """Return how many keys each query sees, of ``bounds``: int64 [batch or 1, query]."""
+        low, high = self.bounds(queries, keys)
+        return (high - low).clamp_min(0)
 
 
 CAUSAL: Final = Mask()
@@ -174,7 +194,7 @@ def _whole_numbers(value: object, name: str) -> tuple[int, ...]:
 
 def _recognised(table: Tensor) -> Mask | None:
     """Return what *table* [batch, query, key] is by age and padding; None for anything else."""
-    batch, queries, keys = table.shape
+    queries, keys = table.shape[1:]
     if not keys or not queries:
         return None
     shown = table.any(dim=-1)  # [batch, query]
@@ -197,39 +217,21 @@ def _recognised(table: Tensor) -> Mask | None:
         starts=None if bool((starts == 0).all()) else starts,
         stops=None if bool((stops == keys).all()) else stops,
     )
-    is_same = torch.equal(shown_table(mask, batch, queries, keys, table.device), table)
+    is_same = bool((shown_table(mask, queries, keys, table.device) == table).all())
     return mask if is_same else None
 
 
-def shown_table(
-    mask: Mask, batch: int, queries: int, keys: int, device: torch.device | None = None
-) -> Tensor:
-    """Return the boolean [batch, query, key] of what age, padding and ``leading_keys`` show."""
-    at = torch.arange(queries, device=device) + first_of(mask, queries, keys, device)[:, None]
+def shown_table(mask: Mask, queries: int, keys: int, device: torch.device) -> Tensor:
+    """Return the boolean [batch or 1, query, key] of what the ``bounds`` of *mask* show."""
+    low, high = (ends.to(device)[..., None] for ends in mask.bounds(queries, keys))
     key = torch.arange(keys, device=device)
-    age = at[..., None] - key  # [batch or 1, query, key]
-    shown = torch.ones_like(age, dtype=torch.bool)
-    if mask.causal:
-        shown &= age >= 0
-    if mask.before is not None:
-        shown &= age <= mask.before
-    if mask.after is not None:
-        shown &= age >= -mask.after
-    if mask.starts is not None:
-        shown = shown & (key >= torch.tensor(mask.starts, device=device)[:, None, None])
-    if mask.stops is not None:
-        shown = shown & (key < torch.tensor(mask.stops, device=device)[:, None, None])
-    if mask.leading_keys is not None:
-        counts = mask.leading_keys.to(key.device).view(-1, queries)
-        shown = shown & (key < counts[..., None])
-    return shown.expand(batch, queries, keys)
+    return (key >= low) & (key < high)
 
 
-def first_of(mask: Mask, queries: int, keys: int, device: torch.device | None = None) -> Tensor:
-    """Return the position of query 0 among the keys: int64 [batch], or [1] for all alike."""
-    if mask.first is None:
-        return torch.tensor([keys - queries], device=device)
-    return torch.as_tensor(mask.first, device=device, dtype=torch.int64).reshape(-1)
+def first_of(mask: Mask, queries: int, keys: int) -> Tensor:
+    """Return the position of query 0 among the keys, on the CPU: [batch], or [1] for all alike."""
+    first = keys - queries if mask.first is None else mask.first
+    return torch.as_tensor(first, device="cpu", dtype=torch.int64).reshape(-1)
 
 
 def closed_keys(query_closes: Tensor, key_closes: Tensor) -> Tensor:

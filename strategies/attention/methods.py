@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import torch
 
@@ -367,79 +367,51 @@ def rollout_buckets(
     *,
     bucket_bars: int = BLOCK_BARS,
     first_bucket_bars: int | None = None,
+    by_age: bool = False,
     backend: str = "auto",
 ) -> AttendedTokens:
     """Return every row's rollout by bucket: "bars" [batch, time, bucket], oldest bucket first.
 
-    The *layers* have one of the masks of a kernel, and as many queries as keys.
-    ``first_bucket_bars`` is the length of the oldest bucket where the sequence starts inside one,
-    so that buckets can follow absolute time. With *backend* tiles torch computes alone, with auto
-    compiled loops do where they are built. Raises ``AttentionInvalid`` on what does not fit and
-    when a head does not keep its mass.
+    The *layers* have one of the masks of a kernel, and as many queries as keys; their heads are
+    fused by the mean. *first_bucket_bars* is the length of the oldest bucket where the sequence
+    starts inside one, so that buckets can follow absolute time. *by_age* the newest bucket, that
+    of the row itself, comes first; under a window there are only as many ages as a row can reach,
+    so memory is linear in time. With *backend* tiles torch computes alone, with auto compiled loops
+    do where they are built. Raises ``AttentionInvalid`` on what does not fit and when a head does
+    not keep its mass.
     """
-    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    rolled = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
-    ring, buckets = rolled.values.shape[2], int(rolled.bucket[-1]) + 1
-    if ring == buckets:
-        return _finished(rolled.values)
-    weights = rolled.values.new_zeros(*rolled.values.shape[:2], buckets)
-    column = torch.arange(ring, device=rolled.bucket.device)
-    # A row's columns hold its own bucket and the ``ring - 1`` before it.
-    place = rolled.bucket[:, None] - (rolled.bucket[:, None] - column) % ring
-    has_bucket = (place >= 0).expand_as(rolled.values)
-    weights.scatter_add_(
-        2, place.clamp_min(0).expand_as(rolled.values), rolled.values.masked_fill(~has_bucket, 0.0)
-    )
-    return _finished(weights)
-
-
-@explanation
-def rollout_by_age(
-    layers: Sequence[Layer],
-    method: Rollout = PLAIN,
-    *,
-    bucket_bars: int = BLOCK_BARS,
-    first_bucket_bars: int | None = None,
-    backend: str = "auto",
-) -> AttendedTokens:
-    """Return every row's rollout by age: "bars" [batch, time, age], the newest bucket first.
-
-    Age 0 is the bucket that holds the row itself. Under a window there are only as many ages as
-    a row can reach, so memory is linear in time where ``rollout_buckets`` returns a square. The
-    arguments and errors are those of ``rollout_buckets``; a full mask, under which a row sees the
-    future, is refused.
-    """
-    if layers and layers[0].mask.kind is MaskKind.FULL:
-        raise AttentionInvalid(
-            "A full mask looks both ways, so its rows have no age; use rollout_buckets."
-        )
-    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    rolled = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
-    ring = rolled.values.shape[2]
-    ages = torch.arange(ring, device=rolled.bucket.device)
-    place = rolled.bucket[:, None] - ages  # [time, age]
-    weights = rolled.values.gather(2, (place % ring).expand_as(rolled.values))
-    return _finished(weights.masked_fill_(place < 0, 0.0))
-
-
-def _finished(weights: Tensor) -> AttendedTokens:
+    if by_age and layers and layers[0].mask.kind is MaskKind.FULL:
+        raise AttentionInvalid("A full mask looks both ways, so its rows have no age; drop by_age.")
+    values, bucket = _rolled(layers, method, bucket_bars, first_bucket_bars, backend)
+    ring, newest = values.shape[2], bucket[:, None]
+    column = torch.arange(ring if by_age else int(bucket[-1]) + 1, device=bucket.device)
+    place = newest - column if by_age else column  # which bucket: [time, column] or [column]
+    weights = values.gather(2, (place % ring).expand(*values.shape[:2], -1))
+    if layers[0].mask.kind is not MaskKind.FULL:
+        # A row's columns hold its own bucket and the ``ring - 1`` before it.
+        weights.masked_fill_((place < 0) | (place > newest) | (place <= newest - ring), 0.0)
     total = weights.sum(dim=-1)
     return AttendedTokens({"bars": weights / total[..., None]}, (1.0 - total).clamp_min(0.0))
 
 
-class _BucketRing(NamedTuple):
-    """Every row's rollout in a ring of buckets: bucket b is in column ``b % ring``."""
-
-    values: Tensor  # [batch, time, ring]
-    bucket: Tensor  # [time] int64: the bucket that holds each bar
-
-
 def _rolled(
-    layers: Sequence[Layer], method: Rollout, *, bucket_bars: int, first: int, backend: str
-) -> _BucketRing:
-    """Carry every row up through the layers; the oldest bucket holds *first* bars."""
+    layers: Sequence[Layer],
+    method: Rollout,
+    bucket_bars: int,
+    first_bucket_bars: int | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Carry every row up through the layers, over a ring of buckets: b is in column ``b % ring``.
+
+    Return it, [batch, time, ring], and the bucket that holds each bar, int64 [time].
+    """
+    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
     if not layers:
         raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
+    if method.fusion != "mean" or method.discard_ratio:
+        raise AttentionInvalid(
+            "Every row at once is rolled out by the heads' mean without discarding; use rollout."
+        )
     mask, (batch, heads, time, _) = layers[0].mask, layers[0].shape
     for layer in layers:
         if layer.mask != mask or mask.kind is MaskKind.OTHER or layer.shape[2:] != (time, time):
@@ -467,15 +439,10 @@ def _rolled(
     values.scatter_(2, (bucket % ring)[:, None].expand(batch, -1, 1), 1.0)
     for depth, number in enumerate(used):
         layer, rho = layers[number], method.residual_weight
+        bars = (bucket_bars, lead, _reach(mask, depth, time) if is_whole_ring else None)
         below = values.to(layer.operand.kind)
-        if method.fusion == "mean" and method.discard_ratio == 0.0:
-            reach = _reach(mask, depth, time) if is_whole_ring else None
-            bars = (bucket_bars, lead, reach)
-            values = _mean_of_all_rows(layer, below, shares[number], rho, bars, backend)
-        else:
-            fuse = Fuse(method.fusion, shares[number], method.discard_ratio, rho)
-            values = layer.advance_all(below, fuse)
-    return _BucketRing(values, bucket)
+        values = _mean_of_all_rows(layer, below, shares[number], rho, bars, backend)
+    return values, bucket
 
 
 def _reach(mask: Mask, depth: int, time: int) -> int | None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -45,7 +45,6 @@ from tracepaper.strategies.attention.reads import (
     CarriedRows,
     Fuse,
     Read,
-    row_confidence,
     whole_rows,
 )
 from tracepaper.strategies.attention.tiles import Entries, FuseTile, check_mass
@@ -63,21 +62,6 @@ _SAMPLED_ROWS_LEAST: Final = 16
 _DENSE_RATIO: Final = 32
 """With at most so many keys for each sampled one, the product with all keys is faster."""
 _TOLERANCE: Final = 1e-4
-
-
-class SparseRows(NamedTuple):
-    """The real rows of one layer's attention; every other row is uniform over what it sees."""
-
-    active: Tensor  # [batch, head, u] int64, the rows that attend, the largest spread first
-    weights: Tensor  # [batch, head, u, time], their probabilities, at least float32
-    mask: Mask
-
-
-class SparseAttention(NamedTuple):
-    """The output [batch, head, time, dim] and the rows that attended."""
-
-    output: Tensor
-    rows: SparseRows
 
 
 @dataclass(frozen=True)
@@ -125,8 +109,8 @@ def attend_sparsely(
     *,
     factor: int = FACTOR,
     always: Sequence[int] = (),
-) -> SparseAttention:
-    """Return ProbSparse attention of [batch, head, time, dim] tensors; differentiable.
+) -> tuple[Tensor, SparseRead]:
+    """Return ProbSparse attention of [batch, head, time, dim], differentiable, and its read.
 
     *samples* are ``sample_keys`` of the same time and mask. The rows in *always* attend whatever
     their spread, so that the row being decided has an attention of its own. Ties in spread go to
@@ -161,12 +145,14 @@ def attend_sparsely(
     # Laid out as [batch, time, head, dim], in which a layer joins its heads.
     lazy = _mean_value(value, mask).transpose(1, 2)
     output = lazy.scatter(1, at.transpose(1, 2), _mixed(weights, value).transpose(1, 2))
-    return SparseAttention(output.transpose(1, 2), SparseRows(active, weights.detach(), mask))
+    return output.transpose(1, 2), SparseRead(active, weights.detach(), mask, value)
 
 
 @exact
-def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]) -> SparseAttention:
-    """Return the attention of *rows* alone over all of a sequence: [batch, head, row, dim].
+def attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]
+) -> tuple[Tensor, SparseRead]:
+    """Return the attention of *rows* alone over a sequence, [batch, head, row, dim]; and its read.
 
     It is what ``attend_sparsely`` gives them where they always attend, under the full mask. All
     other rows count as lazy, whatever they would have been. Raises ``AttentionInvalid`` for rows
@@ -179,9 +165,8 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]) 
     chosen = query[:, :, rows].to(kind) * query.shape[3] ** -0.5
     scores = chosen @ key.transpose(2, 3).to(kind)
     weights = scores.softmax(dim=-1)  # [batch, head, row, time]
-    return SparseAttention(
-        _mixed(weights, value), SparseRows(active, weights.detach(), Mask.full())
-    )
+    read = SparseRead(active, weights.detach(), Mask.full(), value)
+    return _mixed(weights, value), read
 
 
 def _mixed(weights: Tensor, value: Tensor) -> Tensor:
@@ -189,69 +174,10 @@ def _mixed(weights: Tensor, value: Tensor) -> Tensor:
     return (weights @ value.to(weights.dtype)).to(value.dtype)
 
 
-@explanation
-def push_sparse(rows: SparseRows, weights: Tensor, shares: Tensor | None = None) -> Tensor:
-    """Return ``Σ_h shares_h wᵀA_h`` [batch, row, key] for weights [batch, row, time], in O(u·N).
-
-    Half types are summed in float32, and the product is. Raises ``AttentionInvalid`` when a head
-    does not keep its mass.
-    """
-    weights = weights.to(working_type(weights))
-    batch, heads, _, time = rows.weights.shape
-    per_head = weights[:, None].expand(batch, heads, -1, -1)  # [batch, head, row, time]
-    at = rows.active[:, :, None].expand(-1, -1, weights.shape[1], -1)
-    probabilities = rows.weights.to(weights.dtype)
-    pushed = per_head.gather(3, at) @ probabilities
-    lazy = per_head.scatter(3, at, 0.0)
-    if rows.mask.kind is MaskKind.CAUSAL:
-        counts = visible_counts(time, rows.mask).to(weights.device, weights.dtype)
-        pushed = pushed + (lazy / counts).flip(3).cumsum(dim=3).flip(3)
-    else:
-        pushed = pushed + lazy.sum(dim=3, keepdim=True) / time
-    check_mass(pushed.sum(dim=-1), _TOLERANCE, weights.sum(dim=-1)[:, None])
-    if shares is None:
-        return pushed.mean(dim=1)
-    return torch.einsum("h,bhmt->bmt", shares.to(weights), pushed)
-
-
 def visible_counts(time: int, mask: Mask) -> Tensor:
     """Return how many keys each row of a full or a causal mask sees: int64 [row]."""
     at = torch.arange(1, time + 1, device="cpu")
     return at if mask.kind is MaskKind.CAUSAL else torch.full_like(at, time)
-
-
-@explanation
-def sparse_entropy(rows: SparseRows) -> Tensor:
-    """Return every row's entropy in nats [batch, head, time]: ``ln n`` for a lazy row."""
-    batch, heads, _, time = rows.weights.shape
-    lazy = visible_counts(time, rows.mask).to(rows.weights.device, rows.weights.dtype).log()
-    entropy: Tensor = torch.special.entr(rows.weights)
-    return lazy.expand(batch, heads, time).scatter(2, rows.active, entropy.sum(dim=-1))
-
-
-@explanation
-def active_confidence(rows: SparseRows) -> Tensor:
-    """Return the mean confidence of the rows that attend: [batch, head].
-
-    Lazy rows are left out: they are uniform by construction, 95 % of rows at factor 5 and 720
-    bars, and would hide what the attention does.
-    """
-    time = rows.weights.shape[-1]
-    entropy = sparse_entropy(rows).gather(2, rows.active)
-    counts = visible_counts(time, rows.mask).to(rows.active.device)[rows.active]
-    return row_confidence(entropy, counts).mean(dim=-1)
-
-
-@explanation
-def dense_rows(rows: SparseRows) -> Tensor:
-    """Return the whole matrix [batch, head, time, time]: the oracle for small N."""
-    batch, heads, _, time = rows.weights.shape
-    counts = visible_counts(time, rows.mask).to(rows.weights.device, rows.weights.dtype)
-    lazy = (1.0 / counts)[:, None].expand(time, time)
-    if rows.mask.kind is MaskKind.CAUSAL:
-        lazy = lazy.tril()
-    at = rows.active[..., None].expand(-1, -1, -1, time)
-    return lazy.expand(batch, heads, time, time).scatter(2, at, rows.weights)
 
 
 def _top(time: int, factor: int) -> int:
@@ -338,20 +264,9 @@ TAPS: Final = 3
 STRIDE: Final = 2
 
 
-class Taps(NamedTuple):
-    """A map between positions in time: row n rests on ``STEP·n - 1 + τ`` with ``shares`` τ.
-
-    ``shares`` is [batch, row, TAPS] and sums to 1 over the taps; ``time`` is the length below.
-    """
-
-    shares: Tensor
-    step: int
-    time: int
-
-
 @explanation
-def convolution_taps(products: Tensor) -> Taps:
-    """Return the shares of the bars on which a padded convolution of three taps rests.
+def convolution_taps(products: Tensor) -> MapRead:
+    """Return the map of a padded convolution of three taps: on which bars each position rests.
 
     *products* [batch, bar, tap, channel] are the terms of the convolution: each bar through each
     tap. A position whose terms are all 0 keeps itself.
@@ -364,7 +279,7 @@ def convolution_taps(products: Tensor) -> Taps:
     totals = shares.sum(dim=-1, keepdim=True)
     shares /= totals.clamp_min(torch.finfo(shares.dtype).tiny)
     shares[..., 1] += totals[..., 0] == 0
-    return Taps(shares, 1, lengths.shape[1])
+    return MapRead(shares, 1, lengths.shape[1])
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -410,8 +325,8 @@ class _SumOfTaps(torch.autograd.Function):
         return terms
 
 
-def pooling_taps(chosen: Tensor, time: int) -> Taps:
-    """Return the shares of the bars on which a max-pooling of three taps and stride two rests.
+def pooling_taps(chosen: Tensor, time: int) -> MapRead:
+    """Return the map of a max-pooling of three taps and stride two.
 
     *chosen* [batch, channel, row] are the indices that ``max_pool1d`` returns for an input of
     *time* bars: a bar's share is that of the channels whose maximum it gave.
@@ -421,39 +336,39 @@ def pooling_taps(chosen: Tensor, time: int) -> Taps:
     earlier, later = ((tap == place).sum(dim=1) for place in (0, 2))
     counts = torch.stack((earlier, chosen.shape[1] - earlier - later, later), dim=-1)
     shares = counts.double() / chosen.shape[1]
-    return Taps(shares, STRIDE, time)
-
-
-@explanation
-def push_taps(taps: Taps, weights: Tensor) -> Tensor:
-    """Return row weights [batch, row, position] carried to the bars below: [batch, row, time]."""
-    positions = weights.shape[-1]
-    result = weights.new_zeros(*weights.shape[:-1], taps.time + 2)  # one bar of padding each side
-    spread = weights[..., None] * taps.shares.to(weights.dtype)[:, None]
-    last = taps.step * (positions - 1) + 1
-    for tap in range(TAPS):
-        result[..., tap : tap + last : taps.step] += spread[..., tap]
-    return result[..., 1:-1]
+    return MapRead(shares, STRIDE, time)
 
 
 @dataclass(frozen=True, eq=False)
 class MapRead(Read):
-    """A map of time, as distilling is: no attention, and no residual beside it."""
+    """A map of time, as distilling is: no attention, and no residual beside it.
 
-    taps: Taps
+    Position n rests on the bars ``stride·n - 1 + τ`` with ``shares`` τ.
+    """
+
+    shares: Tensor
+    """[batch, position, TAPS]; they sum to 1 over the taps."""
+    stride: int
+    bars: int
     residual: bool = field(default=False, kw_only=True)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Batch, one head, positions above and bars below."""
-        batch, positions, _ = self.taps.shares.shape
-        return batch, 1, positions, self.taps.time
+        batch, positions, _ = self.shares.shape
+        return batch, 1, positions, self.bars
 
+    @explanation
     def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* on the positions as those on the bars below."""
         del fuse
-        weights = weights.to(self.taps.shares.device)
-        return CarriedRows(weights, push_taps(self.taps, weights))
+        weights = weights.to(self.shares.device)
+        result = weights.new_zeros(*weights.shape[:-1], self.bars + 2)  # a bar of padding each side
+        spread = weights[..., None] * self.shares.to(weights.dtype)[:, None]
+        last = self.stride * (weights.shape[-1] - 1) + 1
+        for tap in range(TAPS):
+            result[..., tap : tap + last : self.stride] += spread[..., tap]
+        return CarriedRows(weights, result[..., 1:-1])
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return on which bars the positions *queries* rest."""
@@ -476,10 +391,15 @@ class MapRead(Read):
 
 @dataclass(frozen=True, eq=False)
 class SparseRead(Read):
-    """A layer of ProbSparse attention: some real rows, and even ones."""
+    """A layer of ProbSparse attention: some real rows, and others even over what they see."""
 
-    of: SparseRows
-    value: Tensor | None = None  # [batch, head, key, dim]
+    active: Tensor
+    """[batch, head, u] int64: the rows that attend, the largest spread first."""
+    weights: Tensor
+    """[batch, head, u, time]: their probabilities, at least float32."""
+    mask: Mask
+    value: Tensor | None = None
+    """[batch, head, key, dim]."""
     output_weight: Tensor | None = None
     """The projection of outputs [model, head * dim]: with the value, to fuse by norm."""
     gradient: Tensor | None = None
@@ -488,32 +408,46 @@ class SparseRead(Read):
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Batch, heads, queries and keys."""
-        batch, heads, _, time = self.of.weights.shape
+        batch, heads, _, time = self.weights.shape
         return batch, heads, time, time
 
     @explanation
     def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* below the layer: by the mean in O(u·N), else in O(N²) time."""
-        kind = torch.promote_types(weights.dtype, self.of.weights.dtype)
-        weights = weights.to(self.of.weights.device, kind)
+        kind = torch.promote_types(weights.dtype, self.weights.dtype)
+        weights = weights.to(self.weights.device, kind)
         if fuse.fusion != "mean" or fuse.discard_ratio:
             return self._advance_fused(weights, fuse)
-        return CarriedRows(weights, push_sparse(self.of, weights, fuse.shares))
+        batch, heads, time, _ = self.shape
+        per_head = weights[:, None].expand(batch, heads, -1, -1)  # [batch, head, row, time]
+        at = self.active[:, :, None].expand(-1, -1, weights.shape[1], -1)
+        pushed = per_head.gather(3, at) @ self.weights.to(kind)
+        lazy = per_head.scatter(3, at, 0.0)
+        if self.mask.kind is MaskKind.CAUSAL:
+            counts = visible_counts(time, self.mask).to(weights)
+            pushed = pushed + (lazy / counts).flip(3).cumsum(dim=3).flip(3)
+        else:
+            pushed = pushed + lazy.sum(dim=3, keepdim=True) / time
+        check_mass(pushed.sum(dim=-1), _TOLERANCE, weights.sum(dim=-1)[:, None])
+        if fuse.shares is None:
+            return CarriedRows(weights, pushed.mean(dim=1))
+        shares = fuse.shares.to(weights)
+        return CarriedRows(weights, torch.einsum("h,bhmt->bmt", shares, pushed))
 
     @explanation
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return where each head of *queries* looks, evenly where it was lazy."""
-        batch, heads, _, time = self.of.weights.shape
+        batch, heads, _, time = self.weights.shape
         chosen = check_rows(queries, time)
         is_row = self._is_row(chosen)  # [batch, head, row, u]
-        real = is_row.to(self.of.weights.dtype) @ self.of.weights
+        real = is_row.to(self.weights.dtype) @ self.weights
         even = self._even(chosen).to(real).expand(batch, heads, -1, -1)
         return torch.where(is_row.any(dim=-1)[..., None], real, even)
 
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
         """Return how many keys each query sees."""
         batch, _, time, _ = self.shape
-        counts = visible_counts(time, self.of.mask)
+        counts = visible_counts(time, self.mask)
         counts = counts if queries is None else counts[list(queries)]
         return counts.expand(batch, -1)
 
@@ -526,20 +460,18 @@ class SparseRead(Read):
 
     def content_free(self) -> SparseRead:
         """Return it with every row lazy."""
-        return replace(self, of=SparseRows(
-            self.of.active[:, :, :0], self.of.weights[:, :, :0], self.of.mask
-        ))  # fmt: skip
+        return replace(self, active=self.active[:, :, :0], weights=self.weights[:, :, :0])
 
     def _is_row(self, rows: Sequence[int]) -> Tensor:
-        at = torch.tensor(list(rows), device=self.of.active.device)
-        return self.of.active[:, :, None] == at[:, None]
+        at = torch.tensor(list(rows), device=self.active.device)
+        return self.active[:, :, None] == at[:, None]
 
     def _even(self, rows: Sequence[int]) -> Tensor:
         """Return *rows* of queries that do not choose: [row, key]."""
         time = self.shape[2]
-        shares = 1.0 / visible_counts(time, self.of.mask)[list(rows)].double()
+        shares = 1.0 / visible_counts(time, self.mask)[list(rows)].double()
         even = shares[:, None].expand(-1, time)
-        if self.of.mask.kind is not MaskKind.CAUSAL:
+        if self.mask.kind is not MaskKind.CAUSAL:
             return even
         return even * (torch.arange(time) <= torch.tensor(list(rows))[:, None])
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from tracepaper.strategies.attention.capturing import EAGER, homes_of_formulas
-from tracepaper.strategies.attention.checks import RULES, Attended
+from tracepaper.strategies.attention.checks import RULES
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HOMES: Final = ("torch.nn.modules.activation", "transformers.activations")
@@ -34,32 +34,22 @@ _LEAST: Final = 1e-9
 def relevance_rules(
     model: nn.Module,
     *,
-    weights: Literal["constant", "shared"] = "constant",
     gated: Sequence[tuple[str, ...]] = (("gate_proj", "up_proj"), ("gated_rise",)),
 ) -> Iterator[None]:
     """Let gradients of *model* inside the block be relevances; its outputs stay what they are.
 
-    With *weights* constant, attention hands on by its values alone, and relevances sum to the
-    output; shared, queries and keys take a quarter each, which does not conserve at the softmax.
-    *gated* are the names of the two projections of a gated product, in the module that has both,
-    or of the single one that gives both factors.
-    Raises ``AttentionInvalid`` for other weights.
+    Attention hands on by its values alone, so that relevances sum to the output. *gated* are the
+    names of the two projections of a gated product, in the module that has both, or of the single
+    one that gives both factors.
     """
-    if weights not in ("constant", "shared"):
-        raise AttentionInvalid(f"weights is {weights!r}; choose constant or shared.")
     attend = functional.scaled_dot_product_attention
 
-    def shares(query: Tensor, key: Tensor, value: Tensor) -> Attended:
-        if weights == "constant":
-            return query.detach(), key.detach(), value
-        return _scaled(query, 0.25), _scaled(key, 0.25), _scaled(value, 0.5)
-
     def attended(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
-        return attend(*shares(query, key, value), *args, **options)
+        return attend(query.detach(), key.detach(), value, *args, **options)
 
     def by_rules(formula: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda module, *given, **options: formula(
-            module, *shares(*given[:3]), *given[3:], **options
+        return lambda module, query, key, *given, **options: formula(
+            module, query.detach(), key.detach(), *given, **options
         )
 
     with ExitStack() as stack:
@@ -68,7 +58,7 @@ def relevance_rules(
         for home in homes_of_formulas(model):
             stack.callback(setattr, home, EAGER, getattr(home, EAGER))
             setattr(home, EAGER, by_rules(getattr(home, EAGER)))
-        RULES.append(shares)
+        RULES.append(model)
         stack.callback(RULES.pop)
         was_fast = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, was_fast)
@@ -113,13 +103,9 @@ def relevance(output: Tensor, inputs: Tensor) -> Tensor:
     return (inputs * slope).detach()
 
 
-def _scaled(x: Tensor, share: float) -> Tensor:
-    """Return *x*, of whose gradient *share* is handed on."""
-    return share * x + (1.0 - share) * x.detach()
-
-
 def _half(_module: nn.Module, _given: object, output: Tensor) -> Tensor:
-    return _scaled(output, 0.5)
+    """Return *output*, of whose gradient a half is handed on."""
+    return 0.5 * output + 0.5 * output.detach()
 
 
 def _identity(_module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:

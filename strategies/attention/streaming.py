@@ -234,7 +234,7 @@ class Stream:
         if layer == 0:
             self._end = self._rings.settle(slice(0, 1), 1)
         end = self._end
-        first = end + 1 - self.mask.visible(self.steps, self.steps + 1)
+        first = end + 1 - min(self.steps + 1, self.mask.window_bars)
         keys, values = self._keys[layer].rows[0], self._values[layer].rows[0]
         keys[:, :, end], values[:, :, end] = key, value
         shown = keys[:, :, first : end + 1].to(self._working)

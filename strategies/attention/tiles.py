@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
 import torch
 
-from tracepaper.strategies.attention.masks import Mask, first_of
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 LOG2_E: Final = math.log2(math.e)
@@ -30,6 +32,7 @@ TILE: Final = {"cpu": 512, "cuda": 4_096}
 """Stacked rows and keys of a tile: 1 MiB of float32 stays in a core's second cache; a GPU, which
 takes as long to start a product as to compute a small one, is kept busy by more."""
 ROWS_MIN: Final = 32
+_HIDDEN_KEPT: Final = 8  # tables of what tiles hide
 ROWS_A_HEAD_MAX: Final = 8
 """Up to here a product a head is cheaper than fusing the heads of each tile first."""
 LEAST: Final = -1e4
@@ -77,17 +80,13 @@ class Operand:
         self._key = key.to(self.kind).reshape(pairs, self.keys, self.dim)
         blind = torch.isneginf(logsumexp)
         self.minus = (logsumexp * -LOG2_E).masked_fill(blind, 0.0)
-        first = first_of(mask, self.queries, self.keys, torch.device("cpu"))
-        self._first = first.expand(self.batch).tolist()
-        self._leading = None
-        if mask.leading_keys is not None:
-            self._leading = mask.leading_keys.to(self.device).reshape(-1, self.queries)
-            self._leading = self._leading.expand(self.batch, self.queries)
+        low, high = mask.bounds(self.queries, self.keys)
+        self._bounds = np.stack((low.numpy(), high.numpy()))  # [ends, batch or 1, query]
+        self._hidden: dict[tuple[int | bytes, ...], Tensor] = {}
         self._dense = mask.dense
         if self._dense is not None:
             while self._dense.ndim < query.ndim:
                 self._dense = self._dense[None]
-        self._hidden: dict[tuple[int, int, int], Tensor] = {}
 
     # --- tiles
 
@@ -99,18 +98,23 @@ class Operand:
         count = self.queries if rows is None else len(rows)
         if count == 0:
             return
+        places = np.arange(count) if rows is None else rows.cpu().numpy()
         factor = self.scale * LOG2_E
         rows_at_once, keys_at_once, pairs_at_once = self._sizes(count, whole=whole)
         buffer = self._key.new_empty(pairs_at_once * self.group * rows_at_once * keys_at_once)
         for pairs, batch, heads in self._pairs(pairs_at_once):
+            bounds = self._bounds if self._bounds.shape[1] == 1 else self._bounds[:, batch]
             for at in _cuts(0, count, rows_at_once):
+                place = places[at]
                 chosen: slice | Tensor = at if rows is None else rows[at]
-                low, high = (at.start, at.stop) if rows is None else _ends(rows[at])
-                if rows is not None and high - low == at.stop - at.start:
-                    chosen = slice(low, high)  # a view instead of a copy
+                if rows is not None and bool((np.diff(place) == 1).all()):
+                    chosen = slice(int(place[0]), int(place[-1]) + 1)  # a view instead of a copy
                 query = self._query[pairs, :, chosen].to(self.kind) * factor
                 query = query.reshape(len(query), -1, self.dim)
-                for keys in _cuts(*self._span(batch, low, high), keys_at_once):
+                shown = bounds[:, :, place]  # [ends, batch or 1, row]
+                low, high = shown
+                begins, ends = int(low.max()), int(high.min())  # between them nothing is hidden
+                for keys in _cuts(int(low.min()), int(high.max()), keys_at_once):
                     shape = (len(query), query.shape[1], keys.stop - keys.start)
                     scores = torch.bmm(
                         query,
@@ -121,7 +125,10 @@ class Operand:
                     if self.softcap is not None:
                         cap = self.softcap * LOG2_E
                         scores.div_(cap).tanh_().mul_(cap)
-                    self._hide_(scores, batch, heads, chosen, (low, high), keys)
+                    if begins > keys.start or ends < keys.stop:
+                        scores.add_(self._added(shown - keys.start, shape[2]))
+                    if self._dense is not None:
+                        self._add_dense_(self._dense, scores, batch, heads, chosen, keys)
                     yield Entries(batch, heads, chosen, at, keys, scores)
 
     def entries(
@@ -165,105 +172,41 @@ class Operand:
                     slice(part.start * self.group, part.stop * self.group),
                 )
 
-    def _span(self, batch: slice, low: int, high: int) -> tuple[int, int]:
-        """Return the first key, and one past the last, that queries ``low`` … ``high - 1`` see."""
-        mask, first = self.mask, self._first[batch]
-        start, stop = 0, self.keys
-        if mask.before is not None:
-            start = max(start, low + min(first) - mask.before)
-        if mask.causal:
-            stop = min(stop, high + max(first))
-        elif mask.after is not None:
-            stop = min(stop, high + max(first) + mask.after)
-        if mask.starts is not None:
-            start = max(start, min(mask.starts[batch]))
-        if mask.stops is not None:
-            stop = min(stop, max(mask.stops[batch]))
-        if self._leading is not None:
-            stop = min(stop, int(self._leading[batch, low:high].amax()))
-        return start, max(start, stop)
+    def _added(self, shown: NDArray[np.int64], width: int) -> Tensor:
+        """Return 0, or -inf for the keys out of *shown*, of *width*: [batch or 1, 1, row, key].
 
-    def _hide_(
+        Tiles on one diagonal hide the same.
+        """
+        shown = shown.clip(0, width)
+        name = (width, *shown.shape, shown.tobytes())
+        if name not in self._hidden:
+            if len(self._hidden) >= _HIDDEN_KEPT:
+                self._hidden.clear()
+            low, high = torch.from_numpy(shown).to(self.device)[:, :, None, :, None]
+            key = torch.arange(width, device=self.device)
+            hidden = (key < low) | (key >= high)
+            zeros = torch.zeros(hidden.shape, dtype=self.kind, device=self.device)
+            self._hidden[name] = zeros.masked_fill_(hidden, -torch.inf)
+        return self._hidden[name]
+
+    def _add_dense_(
         self,
+        table: Tensor,
         scores: Tensor,
         batch: slice,
         heads: slice,
         rows: slice | Tensor,
-        ends: tuple[int, int],
         keys: slice,
     ) -> None:
-        """Add what the mask adds to *scores*: -inf to what it hides."""
-        mask, (low, high) = self.mask, ends
-        first = self._first[batch]
-        newest, oldest = min(first) + low, max(first) + high - 1
-        is_cut = (
-            (mask.causal and keys.stop - 1 > newest)
-            or (mask.before is not None and oldest - keys.start > mask.before)
-            or (mask.after is not None and keys.stop - 1 - newest > mask.after)
-        )
-        if is_cut:
-            scores.add_(self._by_age(first, rows, low, keys))
-        key = None
-        for name, ends_of in (("starts", max), ("stops", min)):
-            bounds: Sequence[int] | None = getattr(mask, name)
-            if bounds is None:
-                continue
-            edges = bounds[batch]
-            edge = ends_of(edges)
-            if (keys.start >= edge) if name == "starts" else (keys.stop <= edge):
-                continue
-            key = torch.arange(keys.start, keys.stop, device=self.device)
-            place = torch.tensor(edges, device=self.device)[:, None]
-            hidden = key < place if name == "starts" else key >= place
-            scores.masked_fill_(hidden[:, None, None], -torch.inf)
-        if self._leading is not None:
-            counts = self._leading[batch, rows]  # [batch, row]
-            if int(counts.amin()) < keys.stop:
-                key = torch.arange(keys.start, keys.stop, device=self.device)
-                scores.masked_fill_((key >= counts[..., None])[:, None], -torch.inf)
-        if self._dense is not None:
-            table = self._dense
-            table = table[batch] if len(table) > 1 else table
-            table = table[:, heads] if table.shape[1] > 1 else table
-            table = table[:, :, rows] if table.shape[2] > 1 else table
-            table = table[..., keys] if table.shape[3] > 1 else table
-            if table.dtype == torch.bool:
-                scores.masked_fill_(~table, -torch.inf)
-            else:
-                scores.add_(table.to(self.kind) * LOG2_E)
-
-    def _by_age(self, first: Sequence[int], rows: slice | Tensor, low: int, keys: slice) -> Tensor:
-        """Return 0 or -inf by the age of each key [batch or 1, 1, row, key]."""
-        is_alike = min(first) == max(first)
-        name = None
-        if is_alike and isinstance(rows, slice):
-            # Tiles on one diagonal hide the same.
-            name = (low + first[0] - keys.start, rows.stop - rows.start, keys.stop - keys.start)
-            if name in self._hidden:
-                return self._hidden[name]
-        at = (
-            torch.arange(rows.start, rows.stop, device=self.device)
-            if isinstance(rows, slice)
-            else rows.to(self.device)
-        )
-        places = torch.tensor(first[:1] if is_alike else list(first), device=self.device)
-        age = (
-            at[:, None]
-            + places[:, None, None]
-            - torch.arange(keys.start, keys.stop, device=self.device)
-        )
-        hidden = torch.zeros_like(age, dtype=torch.bool)
-        if self.mask.causal:
-            hidden |= age < 0
-        if self.mask.before is not None:
-            hidden |= age > self.mask.before
-        if self.mask.after is not None:
-            hidden |= age < -self.mask.after
-        added = torch.zeros(age.shape, dtype=self.kind, device=self.device)
-        added = added.masked_fill_(hidden, -torch.inf)[:, None]
-        if name is not None:
-            self._hidden[name] = added
-        return added
+        """Add what a stored *table* adds to *scores*: -inf to what it hides."""
+        table = table[batch] if len(table) > 1 else table
+        table = table[:, heads] if table.shape[1] > 1 else table
+        table = table[:, :, rows] if table.shape[2] > 1 else table
+        table = table[..., keys] if table.shape[3] > 1 else table
+        if table.dtype == torch.bool:
+            scores.masked_fill_(~table, -torch.inf)
+        else:
+            scores.add_(table.to(self.kind) * LOG2_E)
 
     # --- what the mask shows
 
@@ -273,28 +216,13 @@ class Operand:
         Unless a stored mask says so, a device is not asked, and they are on the CPU.
         """
         at = torch.tensor(list(range(self.queries) if rows is None else rows), device="cpu")
-        mask = self.mask
-        if mask.dense is not None:
-            counts = torch.zeros(self.batch, len(at), dtype=torch.int64, device=self.device)
-            for tile in self.scores(at):
-                if tile.heads.start == 0:
-                    counts[tile.batch, tile.at] += (~torch.isneginf(tile.values[:, 0])).sum(-1)
-            return counts
-        place = at + torch.tensor(self._first, device="cpu")[:, None]  # [batch, row]
-        low, high = torch.zeros_like(place), torch.full_like(place, self.keys)
-        if mask.before is not None:
-            low = low.maximum(place - mask.before)
-        if mask.causal:
-            high = high.minimum(place + 1)
-        if mask.after is not None:
-            high = high.minimum(place + mask.after + 1)
-        if mask.starts is not None:
-            low = low.maximum(torch.tensor(mask.starts, device="cpu")[:, None])
-        if mask.stops is not None:
-            high = high.minimum(torch.tensor(mask.stops, device="cpu")[:, None])
-        if self._leading is not None:
-            high = high.minimum(self._leading.cpu()[:, at])
-        return (high - low).clamp_min(0)
+        if self._dense is None:
+            return self.mask.visible(self.queries, self.keys)[:, at].expand(self.batch, -1)
+        counts = torch.zeros(self.batch, len(at), dtype=torch.int64, device=self.device)
+        for tile in self.scores(at):
+            if tile.heads.start == 0:
+                counts[tile.batch, tile.at] += (~torch.isneginf(tile.values[:, 0])).sum(-1)
+        return counts
 
     # --- reductions
 
@@ -380,12 +308,6 @@ def _cuts(start: int, stop: int, size: int) -> Iterator[slice]:
         end = min((start // size + 1) * size, stop)
         yield slice(start, end)
         start = end
-
-
-def _ends(rows: Tensor) -> tuple[int, int]:
-    """Return the least of *rows*, and one past the largest."""
-    low, high = torch.stack(torch.aminmax(rows)).tolist()
-    return low, high + 1
 
 
 # --- heads fused in ways that leave rows which do not sum to 1

@@ -172,7 +172,7 @@ class Probe:
         )
         return dict(zip(self.names, shares.tolist(), strict=True))
 
-    def looked(self, method: Rollout) -> BarWeights:
+    def attended(self, method: Rollout) -> BarWeights:
         """Return where the decided bar looked, by *method*: weights [1, 1, bars], the newest ones.
 
         Raises ``AttentionInvalid`` where the network cannot be asked so.

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
-from tracepaper.strategies.attention.time_buckets import bucket_count
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
 from tracepaper.strategies.networks.architecture import AttendedPart, Outputs
 from tracepaper.strategies.other_symbol import OtherColumns
+from tracepaper.strategies.time_buckets import bucket_count
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Forecast
 from tracepaper.strategies.types.market import Bar
 

@@ -17,12 +17,7 @@ from tracepaper.strategies.api.model import KINDS, DataSource, ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.checks import finite_layers
-from tracepaper.strategies.attention.memory import (
-    Shape,
-    forward_bytes,
-    require_memory,
-    rollout_bytes,
-)
+from tracepaper.strategies.attention.memory import forward_bytes, require_memory, rollout_bytes
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.book_features import RunBooks, reading_of, scale_of
 from tracepaper.strategies.covariates import (
@@ -265,8 +260,8 @@ def _stream_need(config: Any, instruments: int, *, by_norm: bool) -> Callable[[i
 def _window_need(config: NetworkConfig) -> Callable[[int], int]:
     """Return what tells the bytes that a network needs for a window."""
     # A network without attention counts as one head: what it holds is less.
-    shape = Shape(config.layers, getattr(config, "heads", 1), config.dim)
-    return lambda window: forward_bytes(shape, window) + rollout_bytes(shape, window)
+    sizes = config.layers, getattr(config, "heads", 1), config.dim
+    return lambda window: forward_bytes(config.dim, window) + rollout_bytes(*sizes, window)
 
 
 def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:

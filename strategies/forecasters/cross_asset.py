@@ -25,7 +25,6 @@ from tracepaper.strategies.api.model import DataSource, ModelKind, register
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
-from tracepaper.strategies.attention.time_buckets import RECENT_SHARE, shift
 from tracepaper.strategies.builtin import CommonBars, SymbolAnswer, symbol_of
 from tracepaper.strategies.errors import (
     CheckpointMismatch,
@@ -60,6 +59,7 @@ from tracepaper.strategies.networks.cross_asset import (
     CrossOutputs,
     weights_of,
 )
+from tracepaper.strategies.time_buckets import RECENT_SHARE, shift
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Explanation, Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar

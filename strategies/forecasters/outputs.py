@@ -12,11 +12,11 @@ import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from tracepaper.strategies.attention.time_buckets import recent_mass, shift
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.networks.architecture import Network, Outputs
+from tracepaper.strategies.time_buckets import recent_mass, shift
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import PLAIN, Rollout, rollout
-from tracepaper.strategies.attention.time_buckets import cells_by_age
 from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
     Attribution,
@@ -35,6 +33,7 @@ from tracepaper.strategies.networks.stream import (
     StreamingNetwork,
     StreamState,
 )
+from tracepaper.strategies.time_buckets import cells_by_age
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -93,8 +92,8 @@ class StreamingForecaster(CheckpointForecaster):
         """Pairs of query and visible key over all layers and instruments: the work done."""
         return self._state.attended_pairs
 
-    def history(self, instrument: str) -> tuple[Ids, list[tuple[Tensor, Tensor, Tensor]]]:
-        """Return what *instrument*'s stream attended with; see ``StreamingNetwork.history``."""
+    def history(self, instrument: str) -> tuple[Ids, list[Layer]]:
+        """Return the positions of *instrument*'s stream, and its layers over them."""
         return self.network.history(self._state, self._stream(self.memory.of(instrument)))
 
     def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
@@ -143,7 +142,7 @@ class StreamingForecaster(CheckpointForecaster):
         Raises ``InvariantBroken`` before the first decision.
         """
         self._decided(instrument)
-        positions, layers = self._layers(instrument)
+        positions, layers = self.history(instrument)
         attended = rollout(
             layers,
             [len(positions) - 1],
@@ -154,19 +153,6 @@ class StreamingForecaster(CheckpointForecaster):
         times = (positions * self.memory.of(instrument).tail[-1].interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(attended.l1_error[0, 0]))
 
-    def _layers(self, instrument: str) -> tuple[Ids, list[Layer]]:
-        """Return the positions of *instrument*'s stream, and its layers over them."""
-        positions, history = self.history(instrument)
-        mask, fusion = Mask.window(self.network.config.window), self.network.fusion
-        kept = self._stream(self.memory.of(instrument))
-        norms = self.network.lengths(self._state, kept) if fusion.by_norm else [None] * len(history)
-        return positions, [
-            Layer(query, key, None, logsumexp, mask, norms=lengths, layer=depth, step=depth)
-            for depth, ((query, key, logsumexp), lengths) in enumerate(
-                zip(history, norms, strict=True)
-            )
-        ]
-
     def attribution_by_layer(self, instrument: str) -> list[LayerAttribution]:
         """Return what each layer did at *instrument*'s last decision, the lowest first.
 
@@ -175,7 +161,7 @@ class StreamingForecaster(CheckpointForecaster):
         """
         self._decided(instrument)
         trace = Trace()
-        for layer in self._layers(instrument)[1]:
+        for layer in self.history(instrument)[1]:
             trace.attend(layer)
         return trace.by_layer(self.method)
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.attention.methods import PLAIN, TIME_MAX, Rollout
-from tracepaper.strategies.attention.time_buckets import cells_by_age
 from tracepaper.strategies.covariates import CovariateSource
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rows import FeatureRows
@@ -43,6 +42,7 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
     together,
 )
+from tracepaper.strategies.time_buckets import cells_by_age
 from tracepaper.strategies.types.decisions import Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
 

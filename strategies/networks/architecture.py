@@ -36,7 +36,6 @@ from tracepaper.strategies.attention.probsparse import (
     MapRead,
     Multiplications,
     SparseRead,
-    Taps,
 )
 from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import (
@@ -185,10 +184,10 @@ HEADS: Final[dict[str, Head]] = {
 class Heads(nn.Module):
     """One linear layer over the last state; its slices become ``Outputs``."""
 
-    def __init__(self, dim: int, horizons: int, quantiles: int = 0, **further: Any) -> None:  # noqa: ANN401
-        """Give *horizons* quantiles and what *further* names of ``HeadSizes``."""
+    def __init__(self, dim: int, horizons: int, quantiles: int = 0, **auxiliary: Any) -> None:  # noqa: ANN401
+        """Give *horizons* quantiles and what *auxiliary* names of ``HeadSizes``."""
         super().__init__()
-        sizes = HeadSizes(quantiles, **further)
+        sizes = HeadSizes(quantiles, **auxiliary)
         self.widths = [head.width(sizes) for head in HEADS.values()]
         self.horizons = horizons
         self.levels = RegimeLevels(horizons, sizes.regimes) if sizes.regimes else None
@@ -208,11 +207,11 @@ class Heads(nn.Module):
         return _in_sigmas(outputs)
 
 
-def heads_of(config: NetworkConfig, *, horizons: int | None = None, **further: Any) -> Heads:  # noqa: ANN401
-    """Return the heads of *config*, with *further* ones; *horizons* that each row answers."""
+def heads_of(config: NetworkConfig, *, horizons: int | None = None, **auxiliary: Any) -> Heads:  # noqa: ANN401
+    """Return the heads of *config*, with *auxiliary* ones; *horizons* that each row answers."""
     ahead = len(config.horizons) if horizons is None else horizons
-    further |= {"allocation": config.allocation}
-    return Heads(config.dim, ahead, len(config.quantiles), **further)
+    auxiliary |= {"allocation": config.allocation}
+    return Heads(config.dim, ahead, len(config.quantiles), **auxiliary)
 
 
 def _in_sigmas(outputs: Outputs) -> Outputs:
@@ -340,9 +339,9 @@ class Trace:
             at = self.places.get(placed.target, (placed.shape[2] - 1,))
             self.decided.append((placed, at))
 
-    def map(self, taps: Taps) -> None:
+    def map(self, read: MapRead) -> None:
         """Add a map of time."""
-        self.reads.append(MapRead(taps, step=len(self.reads)))
+        self.reads.append(replace(read, step=len(self.reads)))
 
     @property
     def sizes(self) -> dict[str, int]:

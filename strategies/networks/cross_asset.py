@@ -47,11 +47,7 @@ class CrossAssetConfig(keys.ReadKeys):
 
     symbols: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Symbols, each with an embedding; the candles tell.",
-            max_length=SYMBOLS_MAX,
-            extra_json_schema=keys.DERIVED,
-        ),
+        keys.derived("Symbols, each with an embedding; the candles tell.", max_length=SYMBOLS_MAX),
     ] = ()
     features: keys.Features = 78
     dim: keys.Dim = 32
@@ -65,10 +61,7 @@ class CrossAssetConfig(keys.ReadKeys):
     interval_minutes: keys.IntervalMinutes = 1
     mlp_ratio: keys.MlpRatio = 2.0
     dropout: keys.Dropout = 0.0
-    allocation: Annotated[
-        bool,
-        Meta(description="Also learn weights; the kind tells.", extra_json_schema=keys.DERIVED),
-    ] = False
+    allocation: Annotated[bool, keys.derived("Also learn weights; the kind tells.")] = False
     every: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Bars between rebalances: one of the horizons.")
     ] = 30

@@ -98,11 +98,7 @@ class CustomConfig(AttentionConfig):
     norm: keys.Norm = "pre"
     mechanism: Annotated[str, Meta(description="Class of your own attention, module:Class.")] = ""
     source_sha256: Annotated[
-        str,
-        Meta(
-            description="SHA-256 of that class's source files; training tells.",
-            extra_json_schema=keys.DERIVED,
-        ),
+        str, keys.derived("SHA-256 of that class's source files; training tells.")
     ] = ""
 
     RULES: ClassVar[tuple[keys.Rule, ...]] = (

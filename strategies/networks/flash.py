@@ -77,13 +77,7 @@ class FlashConfig(AttentionConfig):
         Meta(description="Feature of recent volatility that scales the attention to a bar."),
     ] = ""
     volatility_column: Annotated[
-        int,
-        Meta(
-            ge=-1,
-            le=4_095,
-            description="Column of volatility_gate in a row; the schema tells.",
-            extra_json_schema=keys.DERIVED,
-        ),
+        int, keys.derived("Column of volatility_gate in a row; the schema tells.", ge=-1, le=4_095)
     ] = -1
     mlp: Annotated[str, Meta(description="Activation of the MLP: gelu or gated.")] = "gelu"
     norm: keys.Norm = "pre"

@@ -9,7 +9,7 @@ placeholder of its own. Source: Zhou et al., 2021, arXiv:2012.07436.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final
 
 import torch
@@ -23,7 +23,6 @@ from tracepaper.strategies.attention.probsparse import (
     STRIDE,
     TAPS,
     Multiplications,
-    SparseRead,
     attend_rows,
     attend_sparsely,
     convolution_taps,
@@ -139,17 +138,14 @@ class SparseBlock(nn.Module):
         query, key, value = mixed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         last = [x.shape[1] - 1]
         if samples is None:
-            attended, x = attend_rows(query, key, value, last), x[:, -1:]
+            (attended, read), x = attend_rows(query, key, value, last), x[:, -1:]
         else:
-            attended = attend_sparsely(
+            attended, read = attend_sparsely(
                 query, key, value, Mask.full(), samples, factor=self.factor, always=last
             )
         if trace is not None:
-            weight = self.project_out.weight
-            trace.attend(
-                SparseRead(attended.rows, value=value, output_weight=weight), attended.output
-            )
-        joined = attended.output.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
+            trace.attend(replace(read, output_weight=self.project_out.weight), attended)
+        joined = attended.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
         x = x + self.dropout(self.project_out(joined))
         hidden = self.activation(self.rise(self.mlp_norm(x)))
         return x + self.dropout(self.fall(hidden))

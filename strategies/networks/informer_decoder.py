@@ -10,6 +10,7 @@ The rules are docs/attention.md, A18 and A35.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional
 from tracepaper.strategies.attention.kernels import cross_attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.probsparse import SparseRead, attend_sparsely, sample_keys
+from tracepaper.strategies.attention.probsparse import attend_sparsely, sample_keys
 from tracepaper.strategies.networks.architecture import AttendedPart, Trace
 
 TOKENS: Final = "tokens"
@@ -79,12 +80,12 @@ class SparseSelfAttention(nn.Module):
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
         """Map [batch, time, dim] to the same; add the rows that attended to *trace*."""
         query, key, value = self.projections.split(x, x)
-        attended, rows = attend_sparsely(
+        attended, read = attend_sparsely(
             query, key, value, self.mask, self.samples, factor=self.factor, always=self.always
         )
         if trace is not None:
             weight = self.projections.out.weight
-            read = SparseRead(rows, value=value, output_weight=weight, target=TOKENS, source=TOKENS)
+            read = replace(read, output_weight=weight, target=TOKENS, source=TOKENS)
             trace.attend(read, attended, is_layer=False)
         return self.projections.out(attended.transpose(1, 2).flatten(2))
 

@@ -19,28 +19,18 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 WINDOW_MAX: Final = 65_536
 ITEMS_MAX: Final = 64
 """Entries of a list, where its key declares no other number."""
-DERIVED: Final = {"readOnly": True}
-"""Of a key that training sets from the data; the word is JSON Schema's."""
+
+
+def derived(description: str, **limits: Any) -> Meta:  # noqa: ANN401 - those of Meta
+    """Return what is said of a key that training sets from the data, by JSON Schema's word."""
+    return Meta(description=description, extra_json_schema={"readOnly": True}, **limits)
+
 
 # Beyond its range a number is a slip, and would fill the memory or hang.
 Features = Annotated[
-    int,
-    Meta(
-        ge=1,
-        le=4_096,
-        description="Columns of a row of features; the schema tells.",
-        extra_json_schema=DERIVED,
-    ),
+    int, derived("Columns of a row of features; the schema tells.", ge=1, le=4_096)
 ]
-IntervalMinutes = Annotated[
-    int,
-    Meta(
-        ge=1,
-        le=100_800,
-        description="Minutes of a bar; the candles tell.",
-        extra_json_schema=DERIVED,
-    ),
-]
+IntervalMinutes = Annotated[int, derived("Minutes of a bar; the candles tell.", ge=1, le=100_800)]
 Dim = Annotated[int, Meta(ge=2, le=8_192, description="Width of the model.")]
 Layers = Annotated[int, Meta(ge=1, le=256, description="Number of layers.")]
 Heads = Annotated[int, Meta(ge=1, le=256, description="Attention heads.")]

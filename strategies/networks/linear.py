@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.linear import (
-    LinearRead,
     attend_linearly,
     draw_directions,
     elu_features,
@@ -92,9 +91,9 @@ class LinearNetwork(Transformer):
             query, key = random_features(
                 query, key, self.get_buffer(_DIRECTIONS.format(depth=depth))
             )
-        attended, layer = attend_linearly(query, key, value, self.mask)
+        attended, read = attend_linearly(query, key, value, self.mask)
         if trace is not None:
-            trace.attend(LinearRead(layer, self.mask))
+            trace.attend(read)
         return attended
 
 

@@ -40,13 +40,7 @@ class OrderBookConfig(keys.ReadKeys):
     """
 
     levels: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=LEVELS_MAX,
-            description="Levels of a side; the files tell.",
-            extra_json_schema=keys.DERIVED,
-        ),
+        int, keys.derived("Levels of a side; the files tell.", ge=1, le=LEVELS_MAX)
     ] = 50
     window: Annotated[
         int, Meta(ge=1, le=keys.WINDOW_MAX, description="Books that an answer sees.")

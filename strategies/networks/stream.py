@@ -24,21 +24,22 @@ from torch.nn.functional import pad
 
 from tracepaper.strategies.attention import compiled as native
 from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.attention.streaming import TailRing, TailRings, WrapRing
-from tracepaper.strategies.attention.time_buckets import (
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.networks.architecture import Outputs
+from tracepaper.strategies.networks.encodings import ENCODINGS
+from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.stream_fusion import StreamFusion
+from tracepaper.strategies.time_buckets import (
     OLDER,
     BlockColumns,
     Ids,
     bucket_count,
     rows_by_age,
 )
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.networks.architecture import Outputs
-from tracepaper.strategies.networks.encodings import ENCODINGS
-from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.stream_fusion import StreamFusion
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 TILE_BARS: Final = 64
@@ -149,7 +150,7 @@ class StreamState:
         self.positions: list[WrapRing] = []
         self.counts: list[int] = []  # bars taken in since the last clear
         self.attended_pairs = 0  # pairs of query and visible key, over all layers and streams, ever
-        self._seen: dict[tuple[int, int], list[LayerBuffers]] = {}
+        self._views: dict[tuple[int, int], list[LayerBuffers]] = {}
         self.extend(streams)
 
     def extend(self, streams: int) -> None:
@@ -168,7 +169,7 @@ class StreamState:
                 WrapRing(capacity=capacity, shape=(), dtype=torch.int64, device=self._device)
             )
             self.counts.append(0)
-        self._seen.clear()
+        self._views.clear()
 
     def clear(self, stream: int = 0) -> None:
         """Forget *stream*; the count of pairs goes on."""
@@ -201,9 +202,9 @@ class StreamState:
                 first = at
         return runs
 
-    def seen(self, streams: slice) -> list[LayerBuffers]:
+    def buffers(self, streams: slice) -> list[LayerBuffers]:
         """Return each layer's buffers over adjacent *streams*, as views."""
-        buffers = self._seen.get((streams.start, streams.stop))
+        buffers = self._views.get((streams.start, streams.stop))
         if buffers is None:
             buffers = [
                 LayerBuffers(
@@ -214,7 +215,7 @@ class StreamState:
                 )
                 for layer in self.layers
             ]
-            self._seen[streams.start, streams.stop] = buffers
+            self._views[streams.start, streams.stop] = buffers
         return buffers
 
     def advance(self, stream: int, places: Tensor, history: Tensor) -> None:
@@ -231,14 +232,6 @@ class Advance(NamedTuple):
     outputs: Outputs  # tensors [stream, bars, …]
     confidence: Tensor  # [stream, bars, layer, head], 1 - H / ln n
     rollout: NDArray[np.float32]  # [stream, bars, buckets + 1]: newest block first, older last
-
-
-class _Tile(NamedTuple):
-    """What the queries of a tile, or of all tiles, got from their windows."""
-
-    output: Tensor  # [pair, tile, dim]
-    figures: Tensor  # [pair, tile, 4]: mass, largest score, largest share, mean score
-    rollout: Tensor  # [stream, tile, width]: mean_h A_h R, or as ``StreamFusion`` fuses
 
 
 class StreamReads(NamedTuple):
@@ -329,13 +322,10 @@ class StreamingNetwork:
             ),
         )
 
-    def history(
-        self, state: StreamState, stream: int = 0
-    ) -> tuple[Ids, list[tuple[Tensor, Tensor, Tensor]]]:
-        """Return the positions kept, and each layer's query, key and logsumexp over them.
+    def history(self, state: StreamState, stream: int = 0) -> tuple[Ids, list[Layer]]:
+        """Return the positions kept, and each layer over them; ALiBi's bias is in extra dimensions.
 
-        Shapes are [1, head, time, dim] and [1, head, time]; ALiBi's bias is in the extra
-        dimensions. Raises ``InvariantBroken`` where the receptive field is too long to be kept.
+        Raises ``InvariantBroken`` where the receptive field is too long to be kept.
         """
         if self.config.receptive_field > HISTORY_BARS_MAX:
             raise InvariantBroken(
@@ -344,10 +334,10 @@ class StreamingNetwork:
             )
         positions = state.positions[stream].unrolled()
         age = (positions[-1] - positions).float()
-        early = self.config.window - 1
+        early, mask = self.config.window - 1, Mask.window(self.config.window)
         layers = []
         dim = self.config.head_dim
-        for kept in state.history[stream].unrolled().permute(1, 2, 0, 3)[:, None]:
+        for depth, kept in enumerate(state.history[stream].unrolled().permute(1, 2, 0, 3)[:, None]):
             query, key, logsumexp = kept[..., : 2 * dim + 1].split([dim, dim, 1], -1)
             query, key, _ = self.network.encoding.widen(query, key, key, age)
             logsumexp = logsumexp[..., 0]
@@ -356,14 +346,12 @@ class StreamingNetwork:
                 # for these rows, but their logsumexp has to be that of the keys that are here.
                 first = (query[:, :, :early], key[:, :, :early])
                 logsumexp[:, :, :early] = attend(*first, first[1], Mask()).logsumexp
-            layers.append((query, key, logsumexp))
+            norms = kept[..., -1] if self.fusion.by_norm else None
+            layers.append(
+                Layer(query, key, None, logsumexp, mask, norms=norms, layer=depth, step=depth)
+            )
         ids: Ids = positions.cpu().numpy()
         return ids, layers
-
-    def lengths(self, state: StreamState, stream: int = 0) -> list[Tensor]:
-        """Return each layer's norms of values [1, head, time] over the positions kept."""
-        kept = state.history[stream].unrolled()[..., -1]  # [time, layer, head]
-        return list(kept.permute(1, 2, 0)[:, None])
 
     def _layers(
         self,
@@ -378,7 +366,7 @@ class StreamingNetwork:
         for run in runs:
             state.places.rows[run.streams, run.end : run.end + rows.shape[1]] = places[run.group]
         hidden, phases = self.network.enter(rows.flatten(0, 1)[None], places.flatten())
-        buffers = [state.seen(run.streams) for run in runs]
+        buffers = [state.buffers(run.streams) for run in runs]
         heads, alone = self.config.heads, len(runs) == 1
         queries, keys, figures, norms = [], [], [], []
         for depth, block in enumerate(self.network.layers()):
@@ -396,7 +384,18 @@ class StreamingNetwork:
                     part_query = query[pairs]
                     new = native.StreamRows(key[pairs], value[pairs], rollout[run.group])
                 if self.backend != TILES:
-                    parts.append(self._scan(run, past, new, part_query))
+                    rings = native.StreamRows(past.keys, past.values, past.rollout)
+                    scanned = native.scan_rows(
+                        part_query,
+                        new,
+                        rings,
+                        end=run.end,
+                        counts=run.counts,
+                        window=self.config.window,
+                        scale=self._scale,
+                        name=self.backend,
+                    )
+                    parts.append(scanned)
                     continue
                 stop = run.end + query.shape[1]
                 past.keys[:, run.end : stop] = new.keys
@@ -444,22 +443,6 @@ class StreamingNetwork:
             history = torch.cat((history, attended.lengths[:, :, :, :bars, None]), dim=-1)
         return confidence, history.permute(1, 3, 0, 2, 4)
 
-    def _scan(
-        self, run: StreamSpan, past: LayerBuffers, new: native.StreamRows, query: Tensor
-    ) -> _Tile:
-        """Keep the *new* rows of a run and attend with *query* [pair, time, dim], all compiled."""
-        scanned = native.scan_rows(
-            query,
-            new,
-            native.StreamRows(past.keys, past.values, past.rollout),
-            end=run.end,
-            counts=run.counts,
-            window=self.config.window,
-            scale=self._scale,
-            name=self.backend,
-        )
-        return _Tile(*scanned)
-
     def _attend(
         self,
         state: StreamState,
@@ -469,7 +452,7 @@ class StreamingNetwork:
         depth: int,
         *,
         alone: bool,
-    ) -> _Tile:
+    ) -> native.WindowRows:
         """Attend with the new queries [pair, time, dim] of a run, tile by tile."""
         places = state.places.rows[run.streams]
         # One bar of a stream alone need not look at rows before its first one.
@@ -490,7 +473,7 @@ class StreamingNetwork:
         start: int,
         begin: int,
         depth: int,
-    ) -> _Tile:
+    ) -> native.WindowRows:
         """Attend with *query* [pair, tile, dim], *start* bars behind the run's end.
 
         The keys begin at *begin*, counted from the same end.
@@ -519,7 +502,7 @@ class StreamingNetwork:
             past.rollout[:, kept],
             None if past.lengths is None else past.lengths[:, :, kept],
         )
-        return _Tile(
+        return native.WindowRows(
             output=shares @ past.values[:, kept],
             figures=torch.cat((*figures, mean_score), dim=-1),
             rollout=rollout,
@@ -542,11 +525,11 @@ def _by_head(x: Tensor, streams: int) -> Tensor:
     return by_stream.transpose(0, 1).flatten(1, 2)[None]
 
 
-def _joined(parts: Sequence[_Tile], dim: int) -> _Tile:
+def _joined(parts: Sequence[native.WindowRows], dim: int) -> native.WindowRows:
     """Return tiles one after another: along the streams (0) or along time (1)."""
     if len(parts) == 1:
         return parts[0]
-    return _Tile(*(torch.cat(x, dim=dim) for x in zip(*parts, strict=True)))
+    return native.WindowRows(*(torch.cat(x, dim=dim) for x in zip(*parts, strict=True)))
 
 
 def _check(mass: Tensor, name: str) -> None:

@@ -76,18 +76,15 @@ class TradingConfig(AttentionConfig):
     ] = ()
     columns: Annotated[
         tuple[Annotated[int, Meta(ge=-1, le=63)], ...],
-        Meta(
-            description="Place of each feature in modalities, -1 where unused; the schema tells.",
+        keys.derived(
+            "Place of each feature in modalities, -1 where unused; the schema tells.",
             max_length=4_096,
-            extra_json_schema=keys.DERIVED,
         ),
     ] = ()
     levels: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Group of levels of each feature of an order book; the schema tells.",
-            max_length=4_096,
-            extra_json_schema=keys.DERIVED,
+        keys.derived(
+            "Group of levels of each feature of an order book; the schema tells.", max_length=4_096
         ),
     ] = ()
     encoding: keys.Encoding = "rope"

@@ -36,7 +36,6 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
         "exchange_calendars",
         "features.calendar",
     ),
-    ("data import none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
     ("data check none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
     ("data describe none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
     ("models export none --to onnx --out none.onnx", "onnx", "--to onnx"),

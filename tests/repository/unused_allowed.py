@@ -60,10 +60,5 @@ is_live, is_wrong
 # What libraries read: the command's name, the charset of an answer.
 ui, charset
 
-# The library of attention: calls for research, each held to the dense reference by tests.
-is_focused
-collapse, symbol_influence
-context_of, specialisation
-training_bytes, bucket_bytes, ring_bytes
+# The library of attention: what is asked for by its name.
 gated_rise  # by its name in relevance_rules
-active_confidence, dense_rows, layer_matrix

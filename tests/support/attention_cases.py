@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+import dense_attention as reference
 import torch
 from hypothesis import strategies as st
 from rounding import entry_roundings, gamma
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
@@ -19,7 +19,6 @@ from tracepaper.strategies.attention.methods import (
     Rollout,
     rollout,
     rollout_buckets,
-    rollout_by_age,
 )
 from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.attention.tiles import FADE
@@ -122,12 +121,6 @@ def rolled(
 def bucketed(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> Rolled:
     """Return every row over buckets, the oldest first."""
     result = rollout_buckets(layers, method, **options)  # type: ignore[arg-type]
-    return Rolled(result.weights["bars"], result.l1_error)
-
-
-def aged(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> Rolled:
-    """Return every row over buckets, the newest first."""
-    result = rollout_by_age(layers, method, **options)  # type: ignore[arg-type]
     return Rolled(result.weights["bars"], result.l1_error)
 
 

@@ -28,12 +28,12 @@ score is known when its horizon has passed, and not before.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, insort
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, pairwise
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -50,8 +50,8 @@ from tracepaper.replay.learning.inspection.model import (
     Subject,
     answer_of,
     ask,
+    attended,
     days_of,
-    looked,
 )
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.metrics import (
@@ -83,40 +83,22 @@ PARTS: Final = (1, 2, 4, 8, 16, 32, 64)
 """Divisors of the window; one that leaves less than a bar leaves one."""
 
 
-def bars_seen(network: Network) -> dict[int, int]:
-    """Return how many bars are seen at each of ``PARTS``; a number of bars stands there once."""
-    by_part: dict[int, int] = {}
-    for part in PARTS:
-        bars = max(network.config.receptive_field // part, 1)
-        if bars not in by_part.values():
-            by_part[part] = bars
-    return by_part
-
-
 def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> NetworkForecast:
     """Return what is said of *decision* when *network* sees the last *bars* rows alone.
 
     An ensemble's row model sees its own row whatever they are.
     """
-    forecast = _network_seeing(subject, network, decision, bars)
+    window, count = decision.rows(bars), bars
+    if not network.takes_any_length:
+        count = network.config.receptive_field
+        window = np.concatenate([np.repeat(subject.neutral[None], count - bars, axis=0), window])
+    forecast = ask(network, window[None], decision.positions(count))
     if subject.mix is None:
         return forecast
     assert subject.trained is not None
     _, rows = subject.trained.model.answer(subject.own_rows(decision.rows(1)))
     mixed = subject.mix.log_variance(forecast.log_variance, rows)
     return forecast._replace(log_variance=mixed.astype(np.float32))
-
-
-def _network_seeing(
-    subject: Subject, network: Network, decision: DecidedBar, bars: int
-) -> NetworkForecast:
-    rows = decision.rows(bars)
-    if network.takes_any_length:
-        return ask(network, rows[None], decision.positions(bars))
-    count = network.config.receptive_field
-    window = np.repeat(subject.neutral[None], count, axis=0)
-    window[count - bars :] = rows
-    return ask(network, window[None], decision.positions(count))
 
 
 def context_ablation(subject: Subject, count: int) -> list[Table]:
@@ -129,12 +111,15 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
         if (members := list(group))
     ]
     forecasts: Forecasts | None = None
-    for part, bars in bars_seen(network).items():
-        each = (
-            [seeing(subject, network, DecidedBar(samples, row), bars) for row in rows.tolist()]
-            for samples, rows in parts
-        )
-        rows = forecasts_at(subject, parts, [_joined_answers(of) for of in each])
+    field = network.config.receptive_field
+    parts_of = {max(field // part, 1): part for part in reversed(PARTS)}  # a number of bars once
+    for bars, part in sorted(parts_of.items(), reverse=True):
+        fields: list[Fields] = []
+        for samples, ids in parts:
+            each = [seeing(subject, network, DecidedBar(samples, at), bars) for at in ids.tolist()]
+            mean, logs = (np.concatenate(of) for of in zip(*each, strict=True))
+            fields.append({"mean": mean, "variance": np.exp(logs)})
+        rows = forecasts_at(subject, parts, fields)
         forecasts = rows if forecasts is None else forecasts.join(rows, f"1/{part}: {bars} bars")
     assert forecasts is not None
     how = (
@@ -142,10 +127,10 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
         if network.takes_any_length
         else "all earlier rows neutral, the mean of each feature over the training part"
     )
-    beside = ""
+    of_mix = ""
     if subject.mix is not None:
-        beside = " The variance is the ensemble's, whose row model sees its row as it is."
-    note = f"A part of the window is seen alone: {how}.{beside} The model sees it all."
+        of_mix = " The variance is the ensemble's, whose row model sees its row as it is."
+    note = f"A part of the window is seen alone: {how}.{of_mix} The model sees it all."
     return [
         forecaster_table(
             "ablation",
@@ -157,12 +142,6 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
             notes=[note, NOTE],
         )
     ]
-
-
-def _joined_answers(answers: Sequence[NetworkForecast]) -> Fields:
-    """Return what is said of several decisions as fields [decision, horizon]."""
-    mean, logs = (np.concatenate(of) for of in zip(*answers, strict=True))
-    return {"mean": mean, "variance": np.exp(logs)}
 
 
 def forecasts_at(
@@ -199,8 +178,7 @@ class BarOrder(NamedTuple):
 def ranked(scores: Array) -> Ids:
     """Return the bars from the highest score to the lowest; of equal ones the newest first."""
     count = len(scores)
-    order: Ids = count - 1 - np.argsort(-scores[::-1], kind="stable")
-    return order
+    return count - 1 - np.argsort(-scores[::-1], kind="stable")
 
 
 def orders(
@@ -217,7 +195,7 @@ def orders(
     window = torch.from_numpy(rows)
     if network.has_attention:
         candidates.insert(
-            0, BarOrder("rollout", ranked(looked(network, rows, positions)[:-1]), both)
+            0, BarOrder("rollout", ranked(attended(network, rows, positions)[:-1]), both)
         )
     neutral = torch.from_numpy(subject.neutral)
     for at, target in enumerate(TARGETS):
@@ -255,48 +233,53 @@ def perturbations(subject: Subject, count: int) -> list[Table]:
     """Return areas and curves over *count* decisions, in orders that are paired by decision."""
     network = subject.need_network("--inspect deletion")
     decisions = subject.decisions(count)
-    by_order: dict[tuple[str, int], list[Array]] = {}  # of an order and a target
+    by_order = defaultdict[tuple[str, int], list[Array]](list)  # of an order and a target
     for number, decision in enumerate(decisions):
-        drawn: dict[tuple[str, int], list[Array]] = {}
-        every = orders(subject, network, decision, np.random.default_rng((_SEED, number)))
-        for order in every:
+        drawn = defaultdict[tuple[str, int], list[Array]](list)
+        for order in orders(subject, network, decision, np.random.default_rng((_SEED, number))):
             moved = curves(subject, network, decision, order.bars)
             for target in order.targets:
-                drawn.setdefault((order.name, target), []).append(moved[:, target])
+                drawn[order.name, target].append(moved[:, target])
         for key, several in drawn.items():
-            by_order.setdefault(key, []).append(np.mean(several, axis=0))
-    measured = {key: np.stack(each) for key, each in by_order.items()}  # [decision, side, share]
+            by_order[key].append(np.mean(several, axis=0))
+    every = sorted(by_order.items(), key=lambda item: item[0][1])
+    measured = {key: np.stack(each) for key, each in every}  # [decision, side, share]
     return [_areas(subject, measured, decisions), _points(measured, decisions)]
-
-
-def _sides(name: str) -> Sequence[str]:
-    """Return the curves of an order; what one bar alone gives is no insertion of a share."""
-    return _SIDES[:1] if name == DECIDED else _SIDES
 
 
 def _areas(
     subject: Subject, measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
 ) -> Table:
-    """Return the areas of every order, beside their differences from random and recency."""
+    """Return the areas of every order, and their differences from random and recency.
+
+    Better than recency is what differs from it by two standard errors on both sides.
+    """
     days = days_of(decisions)
     count = len(np.unique(days))
     areas = {key: moved.mean(axis=2) for key, moved in measured.items()}  # [decision, side]
     rows: list[dict[str, Value]] = []
-    for (name, target), area in sorted(areas.items(), key=lambda item: item[0][1]):
+    better: list[str] = []
+    for (name, target), area in areas.items():
         row: dict[str, Value] = {"of": TARGETS[target], "order": name}
-        for side, word in enumerate(_SIDES):
-            has_side = word in _sides(name)
-            row[word] = estimate(area[:, side], days) if has_side else None
+        # What one bar alone gives is no insertion of a share, and no order's rival.
+        is_alone, against = name == DECIDED, []
+        for side, (word, sign) in enumerate(zip(_SIDES, (1.0, -1.0), strict=True)):
+            row[word] = None if is_alone and side else estimate(area[:, side], days)
             for other in (RANDOM, "recency"):
-                gap = area[:, side] - areas[other, target][:, side]
-                is_rival = name != DECIDED
-                row[f"{word} - {other}"] = estimate(gap, days) if is_rival else None
+                value, error = estimate(area[:, side] - areas[other, target][:, side], days)
+                row[f"{word} - {other}"] = None if is_alone else (value, error)
+            against.append(error is not None and sign * value > 2 * error)  # the last, recency
+        if name not in {RANDOM, "recency", DECIDED} and all(against):
+            better.append(f"{name} (of the {TARGETS[target]})")
         rows.append(row)
+    words = "No order beats recency by both deletion and insertion."
+    if better:
+        words = f"Better than recency by deletion and insertion: {', '.join(sorted(better))}."
     return table_of_rows(
         "explanations",
         f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
         f"{count} days",
-        f"{_against_recency(areas, days)} A neutral row is the mean of each feature over the"
+        f"{words} A neutral row is the mean of each feature over the"
         " training part. Areas are means over"
         f" 1/64 to 1/2 of the past bars; the decided bar stays, and is a row of its own. Random is"
         f" the mean of {DRAWS} draws. An order that finds"
@@ -305,27 +288,12 @@ def _areas(
     )
 
 
-def _against_recency(areas: Mapping[tuple[str, int], Array], days: Ids) -> str:
-    """Say which orders find what matters better than the age of a bar: by two standard errors."""
-    better = []
-    for (name, target), area in areas.items():
-        if name in {RANDOM, "recency", DECIDED}:
-            continue
-        value, error = estimate(area[:, 0] - areas["recency", target][:, 0], days)
-        left, other = estimate(area[:, 1] - areas["recency", target][:, 1], days)
-        if error is not None and other is not None and value > 2 * error and left < -2 * other:
-            better.append(f"{name} (of the {TARGETS[target]})")
-    if not better:
-        return "No order beats recency by both deletion and insertion."
-    return f"Better than recency by deletion and insertion: {', '.join(sorted(better))}."
-
-
 def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:
     """Return the curves, a row an order, side and target."""
     days = days_of(decisions)
     rows: list[dict[str, Value]] = []
-    for (name, target), moved in sorted(measured.items(), key=lambda item: item[0][1]):
-        for side, word in enumerate(_sides(name)):
+    for (name, target), moved in measured.items():
+        for side, word in enumerate(_SIDES[: 1 if name == DECIDED else 2]):
             cells = {
                 f"1/{round(1 / share)}": estimate(moved[:, side, at], days)
                 for at, share in enumerate(SHARES)
@@ -465,12 +433,6 @@ Answer = Callable[[Tensor], Tensor]
 """[sample, group] presences from 0 to 1 → [sample] answers."""
 
 
-class _Method(Protocol):
-    """What captum calls an attribution."""
-
-    attribute: Callable[..., Tensor]
-
-
 class Game(NamedTuple):
     """One decision as a function of its groups, beside what we say of each."""
 
@@ -507,89 +469,61 @@ def methods(*, is_smooth: bool) -> Mapping[str, Callable[[Answer, int], Array]]:
         from captum.attr import IntegratedGradients, KernelShap, Lime
     except ImportError:
         raise ConfigInvalid(missing_sentence("captum", "--inspect attribution")) from None
+    path = {
+        "n_steps": PATH_NODES,
+        "method": "gausslegendre",
+        "internal_batch_size": _AT_ONCE,
+    }
 
-    def sampled(method: _Method, groups: int) -> Array:
-        given = torch.ones(1, groups)
-        attribution = method.attribute(
-            given,
-            baselines=torch.zeros_like(given),
-            n_samples=SAMPLES_A_GROUP * groups,
-            perturbations_per_eval=_AT_ONCE,
-        )
-        return _array(attribution)
+    def attribution(kind: type[Any], answer: Answer, groups: int) -> Array:
+        method, given = kind(answer), torch.ones(1, groups)
+        options: dict[str, Any] = path
+        if kind is not IntegratedGradients:
+            method.interpretable_model = WeightedLinear()
+            samples = SAMPLES_A_GROUP * groups
+            options = {"n_samples": samples, "perturbations_per_eval": _AT_ONCE}
+        scores = method.attribute(given, baselines=torch.zeros_like(given), **options)
+        return scores[0].detach().double().numpy()
 
-    def path(answer: Answer, groups: int) -> Array:
-        given = torch.ones(1, groups)
-        attribution = IntegratedGradients(answer).attribute(
-            given,
-            baselines=torch.zeros_like(given),
-            n_steps=PATH_NODES,
-            method="gausslegendre",
-            internal_batch_size=_AT_ONCE,
-        )
-        return _array(attribution)
-
-    def shapley(answer: Answer, groups: int) -> Array:
-        method: Any = KernelShap(answer)  # captum's type asks for its own models
-        method.interpretable_model = WeightedLinear()
-        return sampled(method, groups)
-
-    def local(answer: Answer, groups: int) -> Array:
-        surrogate: Any = WeightedLinear()
-        return sampled(Lime(answer, interpretable_model=surrogate), groups)
-
-    smooth = {"integrated gradients": path} if is_smooth else {}
-    return {**smooth, "KernelSHAP": shapley, "LIME": local}
-
-
-def _array(attribution: Tensor) -> Array:
-    array: Array = attribution[0].detach().double().numpy()
-    return array
+    kinds = {"KernelSHAP": KernelShap, "LIME": Lime}
+    if is_smooth:
+        kinds = {"integrated gradients": IntegratedGradients, **kinds}
+    return {name: partial(attribution, kind) for name, kind in kinds.items()}
 
 
 def blocks(bars: int) -> Ids:
     """Return the group of each bar of a window, oldest first."""
-    groups: Ids = np.arange(bars) * min(GROUPS, bars) // bars
-    return groups
+    return np.arange(bars) * min(GROUPS, bars) // bars
 
 
 def network_games(subject: Subject, network: Network, decision: DecidedBar) -> list[Game]:
     """Return, for each of ``TARGETS``, a network's decision as a function of blocks of bars."""
     count = network.config.receptive_field
-    of_bar, positions = blocks(count), decision.positions(count)
-    rows = decision.rows(count)
+    of_bar, positions, rows = blocks(count), decision.positions(count), decision.rows(count)
+    ours = np.bincount(of_bar, attended(network, rows, positions)).astype(np.float64)
     neutral, window = torch.from_numpy(subject.neutral), torch.from_numpy(rows)
-    ours = np.bincount(of_bar, looked(network, rows, positions)).astype(np.float64)
     group = torch.from_numpy(of_bar)
 
-    def game(target: str) -> Answer:
+    def answer(target: str, present: Tensor) -> Tensor:
+        shares = present.float()[:, group][:, :, None]
         whole = answer_of(network, positions, target, subject.column)
+        return whole(neutral + shares * (window - neutral)).cpu()
 
-        def answer(present: Tensor) -> Tensor:
-            shares = present.float()[:, group][:, :, None]
-            return whole(neutral + shares * (window - neutral)).cpu()
-
-        return answer
-
-    return [Game(game(target), ours) for target in TARGETS]
+    return [Game(partial(answer, target), ours) for target in TARGETS]
 
 
 def row_games(subject: Subject, trained: TrainedRows, decision: DecidedBar) -> list[Game]:
     """Return, for each of ``TARGETS``, a row model's decision as a function of its features."""
     row, neutral = (subject.own_rows(of) for of in (decision.rows(1)[0], subject.neutral))
-    added = trained.model.added(row)
-    contributions = (added.log_variance[subject.column], added.mean[subject.column])
+    added, column = trained.model.added(row), subject.column
 
-    def game(target: str) -> Answer:
-        def answer(present: Tensor) -> Tensor:
-            rows = neutral + present.numpy().astype(np.float32) * (row - neutral)
-            mean, log_variance = trained.model.answer(rows)
-            chosen = log_variance if target == TARGETS[0] else mean
-            return torch.from_numpy(chosen[:, subject.column].copy())
+    def answer(place: int, present: Tensor) -> Tensor:
+        rows = neutral + present.numpy().astype(np.float32) * (row - neutral)
+        return torch.from_numpy(trained.model.answer(rows)[place][:, column].copy())
 
-        return answer
-
-    return [Game(game(target), ours) for target, ours in zip(TARGETS, contributions, strict=True)]
+    # A model answers with the mean first.
+    both = zip((1, 0), (added.log_variance[column], added.mean[column]), strict=True)
+    return [Game(partial(answer, place), ours) for place, ours in both]
 
 
 def agreement(ours: Array, theirs: Array) -> float:
@@ -601,34 +535,27 @@ def agreement(ours: Array, theirs: Array) -> float:
 
 
 def attributions(subject: Subject, count: int) -> list[Table]:
-    """Return rank correlations over *count* decisions, and what features add to a row model.
+    """Return rank correlations over *count* decisions.
 
     Of an ensemble both halves are compared, each by its own.
     """
-    network, trained = subject.network, subject.trained
-    if network is not None and not network.has_attention:
-        if trained is None:
-            raise ConfigInvalid(
-                "--inspect attribution compares with a rollout, and this network has no attention; "
-                "leave it out."
-            )
-        network = None
-    rivals = {True: methods(is_smooth=True), False: methods(is_smooth=False)}
+    network, trained, tables = subject.network, subject.trained, list[Table]()
     decisions = subject.decisions(count)
-    tables = []
-    if network is not None:
-        of_network = network
-        agreed, _ = _compared(
-            lambda decision: network_games(subject, of_network, decision), decisions, rivals[True]
-        )
-        tables.append(_agreements(agreed, decisions, of_rows=False))
+    if network is not None and network.has_attention:
+        games = partial(network_games, subject, network)
+        agreed = _compared(games, decisions, methods(is_smooth=True))
+        tables.append(_agreements(agreed, decisions, f"rollout over {GROUPS} blocks of bars"))
     if trained is not None:
-        agreed, contributions = _compared(
-            lambda decision: row_games(subject, trained, decision), decisions, rivals[False]
+        games = partial(row_games, subject, trained)
+        agreed = _compared(games, decisions, methods(is_smooth=False))
+        of_rows = _agreements(agreed, decisions, "exact contributions of features")
+        key = "attributions_rows" if tables else "attributions"
+        tables.append(replace(of_rows, key=key))
+    if not tables:
+        raise ConfigInvalid(
+            "--inspect attribution compares with a rollout, and this network has no attention; "
+            "leave it out."
         )
-        name = "attributions_rows" if network is not None else "attributions"
-        tables.append(replace(_agreements(agreed, decisions, of_rows=True), key=name))
-        tables.append(_added(trained, contributions, decisions))
     return tables
 
 
@@ -636,59 +563,32 @@ def _compared(
     games: Callable[[DecidedBar], list[Game]],
     decisions: Sequence[DecidedBar],
     rivals: Mapping[str, Callable[[Answer, int], Array]],
-) -> tuple[dict[tuple[str, str], list[float]], dict[str, list[Array]]]:
-    """Return each decision's agreement by target and method of *rivals*, and ours by target."""
+) -> dict[tuple[str, str], list[float]]:
+    """Return each decision's agreement by target and method of *rivals*."""
     torch.manual_seed(_SEED)
     agreed: dict[tuple[str, str], list[float]] = {}
-    contributions: dict[str, list[Array]] = {target: [] for target in TARGETS}
     for decision in decisions:
         for target, game in zip(TARGETS, games(decision), strict=True):
-            contributions[target].append(game.ours)
             for name, method in rivals.items():
                 theirs = method(game.answer, len(game.ours))
                 agreed.setdefault((target, name), []).append(agreement(game.ours, theirs))
-    return agreed, contributions
+    return agreed
 
 
 def _agreements(
-    agreed: Mapping[tuple[str, str], list[float]], decisions: Sequence[DecidedBar], *, of_rows: bool
+    agreed: Mapping[tuple[str, str], list[float]], decisions: Sequence[DecidedBar], ours: str
 ) -> Table:
     days = days_of(decisions)
     rows: list[dict[str, Value]] = [
         {"of": target, "method": name, "rank correlation": estimate(np.array(values), days)}
         for (target, name), values in agreed.items()
     ]
-    ours = "exact contributions of features" if of_rows else f"rollout over {GROUPS} blocks of bars"
     return table_of_rows(
         "attributions",
         f"Rank correlation of the {ours} with captum's attributions, {len(decisions)} decisions"
         f" of {len(np.unique(days))} days",
         "Spearman's, of sizes, a decision at a time; 0 is what chance gives. What is absent is the"
         f" mean of each feature over the training part; {SAMPLES_A_GROUP} samples a group.",
-        rows,
-    )
-
-
-def _added(
-    trained: TrainedRows,
-    contributions: Mapping[str, Sequence[Array]],
-    decisions: Sequence[DecidedBar],
-) -> Table:
-    days = days_of(decisions)
-    sizes = {target: np.abs(np.stack(each)) for target, each in contributions.items()}
-    order = np.argsort(-sizes[TARGETS[0]].mean(axis=0), kind="stable").tolist()
-    names = trained.schema.names
-    rows: list[dict[str, Value]] = [
-        {
-            "feature": names[at],
-            **{target: estimate(of[:, at], days) for target, of in sizes.items()},
-        }
-        for at in order
-    ]
-    return table_of_rows(
-        "contributions",
-        "Mean size of each feature's exact contribution",
-        "To the log variance, and to the mean in units of σ √h.",
         rows,
     )
 
@@ -704,67 +604,35 @@ PASSES: Final = 20
 """Of MC dropout."""
 
 
-class AdaptiveConformal:
-    """One instrument's interval, in scales to either side, kept up online."""
+def interval_width(scores: Array, misses: float = 1.0 - COVERAGE) -> float:
+    """Return how many scales to either side cover a next score, but for a share *misses*.
 
-    def __init__(
-        self,
-        scores: Iterable[float],
-        *,
-        coverage: float = COVERAGE,
-        step: float = STEP,
-        kept: int = SCORES_KEPT,
-    ) -> None:
-        """Begin with the newest *kept* of the calibration part's *scores*."""
-        self.level = 1.0 - coverage  # of misses that are aimed at now, α_t
-        self._wanted = 1.0 - coverage
-        self._step = step
-        self._newest: deque[float] = deque(scores, kept)
-        self._sorted = sorted(self._newest)
-
-    def width(self) -> float:
-        """Return how many scales the interval reaches to either side now.
-
-        Infinite where no miss at all may happen or nothing is known, zero where every bar may be
-        missed.
-        """
-        if self.level >= 1.0:
-            return 0.0
-        count = len(self._sorted)
-        place = int(np.ceil((count + 1) * (1.0 - self.level))) - 1
-        return float("inf") if self.level <= 0.0 or place >= count else self._sorted[place]
-
-    def take(self, score: float, width: float) -> None:
-        """Learn the *score* of a bar whose interval was *width* scales wide."""
-        self.level += self._step * (self._wanted - float(score > width))
-        if len(self._newest) == self._newest.maxlen:
-            del self._sorted[bisect_left(self._sorted, self._newest[0])]
-        self._newest.append(score)
-        insort(self._sorted, score)
+    Source: Vovk, 2005. Infinite where no miss at all may happen or too little is known, zero where
+    every bar may be missed.
+    """
+    if misses >= 1.0:
+        return 0.0
+    place = int(np.ceil((len(scores) + 1) * (1.0 - misses))) - 1
+    if misses <= 0.0 or place >= len(scores):
+        return float("inf")
+    return float(np.partition(scores, place)[place])
 
 
-def adaptive_widths(
-    scores: Array, times: Ids, outcome_times: Ids, before: Iterable[float]
-) -> Array:
+def adaptive_widths(scores: Array, times: Ids, outcome_times: Ids, before: Array) -> Array:
     """Return the adaptive width of each bar of one instrument, [bar], oldest first.
 
     *times* are those of the decisions and *outcome_times* those at which each score is known;
     both ascend. *before* are scores of the calibration part.
     """
-    state = AdaptiveConformal(before)
-    widths, learnt = np.empty(len(scores)), 0
+    every, aim, learnt = np.concatenate([before, scores]), 1.0 - COVERAGE, 0
+    widths, misses = np.empty(len(scores)), aim  # misses is α_t, the share that is aimed at now
     for at, now in enumerate(times.tolist()):
         while learnt < at and outcome_times[learnt] <= now:
-            state.take(float(scores[learnt]), float(widths[learnt]))
+            misses += STEP * (aim - float(scores[learnt] > widths[learnt]))
             learnt += 1
-        widths[at] = state.width()
+        end = len(before) + learnt
+        widths[at] = interval_width(every[max(end - SCORES_KEPT, 0) : end], misses)
     return widths
-
-
-def fixed_width(scores: Array, coverage: float = COVERAGE) -> float:
-    """Return the width, in scales, that covers a next score with that probability (Vovk, 2005)."""
-    state = AdaptiveConformal(scores, coverage=coverage, kept=max(len(scores), 1))
-    return state.width()
 
 
 def intervals(subject: Subject) -> list[Table]:
@@ -780,7 +648,7 @@ def intervals(subject: Subject) -> list[Table]:
     for asset in np.unique(bars.asset):
         mine, past = bars.asset == asset, before.asset == asset
         learnt = past_scores[past if past.any() else slice(None)]
-        fixed[mine] = fixed_width(learnt)
+        fixed[mine] = interval_width(learnt)
         order = np.flatnonzero(mine)[np.argsort(bars.open_ms[mine], kind="stable")]
         adaptive[order] = adaptive_widths(
             all_scores[order], bars.open_ms[order], bars.until_ms[order], learnt
@@ -796,16 +664,42 @@ def intervals(subject: Subject) -> list[Table]:
         halves[name] = half
     else:
         left = " The model was trained without dropout, so it has no MC dropout interval."
+    days, day, counts = np.unique(bars.day, return_inverse=True, return_counts=True)
+    daily = {name: np.bincount(day, hit) / counts for name, hit in covered.items()}
+    rows: list[dict[str, Value]] = [
+        {
+            "interval": name,
+            "coverage": estimate(hit, bars.day),
+            "least day": round(float(daily[name].min()), 4),
+            "spread of days": round(float(daily[name].std()), 4),
+            "median half width": round(float(np.median(halves[name])), 4),
+        }
+        for name, hit in covered.items()
+    ]
+    by_day: list[dict[str, Value]] = [
+        {
+            "day": str(np.datetime64(int(number), "D")),
+            "bars": int(counts[at]),
+            **{name: round(float(shares[at]), 4) for name, shares in daily.items()},
+        }
+        for at, number in enumerate(days)
+    ]
     return [
-        _summary(subject, covered, halves, bars.day, left),
-        _by_day(covered, bars.day),
+        table_of_rows(
+            "intervals",
+            f"Intervals of {COVERAGE:.0%}, {subject.material.times[subject.column]} ahead,"
+            f" {len(bars):,} bars of {len(days)} days",
+            f"Widths in units of σ √h. Adaptive: γ {STEP:g}, the last {SCORES_KEPT:,} scores that"
+            f" were known, begun with the calibration part's.{left}",
+            rows,
+        ),
+        table_of_rows("interval_days", f"Coverage of {COVERAGE:.0%} intervals by day", "", by_day),
     ]
 
 
 def _scores(rows: Forecasts) -> Array:
     """Return |return - mean| ÷ scale of each row."""
-    off: Array = np.abs(rows.labels["returns"] - rows.value("mean")) / rows.value("scale")
-    return off
+    return np.abs(rows.labels["returns"] - rows.value("mean")) / rows.value("scale")
 
 
 def _dropout(
@@ -827,51 +721,6 @@ def _dropout(
         variances.append(passed.value("scale") ** 2 * dof / (dof - 2.0))
     total = np.mean(variances, axis=0) + np.var(means, axis=0)
     return np.mean(means, axis=0), norm.ppf(0.5 + COVERAGE / 2) * np.sqrt(total)
-
-
-def _summary(
-    subject: Subject, covered: dict[str, Array], halves: dict[str, Array], days: Ids, left: str
-) -> Table:
-    rows: list[dict[str, Value]] = []
-    for name, hit in covered.items():
-        daily = _daily(hit, days)
-        rows.append(
-            {
-                "interval": name,
-                "coverage": estimate(hit, days),
-                "least day": round(float(daily.min()), 4),
-                "spread of days": round(float(daily.std()), 4),
-                "median half width": round(float(np.median(halves[name])), 4),
-            }
-        )
-    return table_of_rows(
-        "intervals",
-        f"Intervals of {COVERAGE:.0%}, {subject.material.times[subject.column]} ahead,"
-        f" {len(days):,} bars of {len(np.unique(days))} days",
-        f"Widths in units of σ √h. Adaptive: γ {STEP:g}, the last {SCORES_KEPT:,} scores that were"
-        f" known, begun with the calibration part's.{left}",
-        rows,
-    )
-
-
-def _by_day(covered: dict[str, Array], days: Ids) -> Table:
-    daily = {name: _daily(hit, days).round(4).tolist() for name, hit in covered.items()}
-    each, counts = np.unique(days, return_counts=True)
-    rows: list[dict[str, Value]] = [
-        {
-            "day": str(np.datetime64(int(day), "D")),
-            "bars": int(count),
-            **{name: of[at] for name, of in daily.items()},
-        }
-        for at, (day, count) in enumerate(zip(each, counts, strict=True))
-    ]
-    return table_of_rows("interval_days", f"Coverage of {COVERAGE:.0%} intervals by day", "", rows)
-
-
-def _daily(hit: Array, days: Ids) -> Array:
-    _, day = np.unique(days, return_inverse=True)
-    shares: Array = np.bincount(day, hit) / np.bincount(day)
-    return shares
 
 
 # --- all, by the names that ask for each

@@ -28,11 +28,11 @@ from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideFiles, SideInputs, source_for
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
-from tracepaper.replay.learning.windows import first_position, predict, thinned
+from tracepaper.replay.learning.windows import first_position, judged_rows, no_context, predict
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.storage import checkpoints
 from tracepaper.strategies import book_features
-from tracepaper.strategies.covariates import CovariateColumns, FixedCovariates, takes_vectors
+from tracepaper.strategies.covariates import FixedCovariates, takes_vectors
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rolling import Array
@@ -76,8 +76,7 @@ class DecidedBar(NamedTuple):
 
     def rows(self, count: int) -> Rows:
         """Return a copy of the last *count* rows of features up to it: [count, feature]."""
-        rows: Rows = self.samples.segment.values[self.row - count + 1 : self.row + 1].copy()
-        return rows
+        return self.samples.segment.values[self.row - count + 1 : self.row + 1].copy()
 
     def positions(self, count: int) -> Tensor:
         """Return the absolute numbers of these bars."""
@@ -93,8 +92,7 @@ class Mix(NamedTuple):
 
     def log_variance(self, network: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
         """Return the ensemble's of both halves' log variances [.., horizon]."""
-        mixed: NDArray[Any] = self.shares * network + (1.0 - self.shares) * rows
-        return mixed
+        return self.shares * network + (1.0 - self.shares) * rows
 
 
 @dataclass(frozen=True)
@@ -178,19 +176,9 @@ class Subject:
                 f"The candles hold no labelled bar of the card's {part.value} part; give --data of"
                 " that time too, or leave out what is examined on it."
             ) from None
-        context = 1 if self.network is None else self.network.config.receptive_field
-        rows = [samples.whole_rows(context) for samples in every]
-        total = sum(map(len, rows))
-        step = 1 if at_most is None else max(-(-total // at_most), 1)
-        if self.network is not None and step == 1:
-            rows = [thinned(ids, total, self.network) for ids in rows]
-        labelled = [(s, ids[::step]) for s, ids in zip(every, rows, strict=True) if len(ids)]
-        if not labelled:
-            raise ConfigInvalid(
-                f"The {part.value} part has no bar with {context} bars before it; give longer"
-                " candles."
-            )
-        return labelled
+        if labelled := judged_rows(self.network, every, at_most):
+            return labelled
+        raise no_context(part, 1 if self.network is None else self.network.config.receptive_field)
 
     def decisions(self, count: int) -> list[DecidedBar]:
         """Return *count* decisions of the test part, evenly spread; all where there are fewer."""
@@ -205,15 +193,13 @@ class Subject:
         The ridge that stands beside a checkpoint is centred there, so that any candles do.
         """
         if "ridge" in (stored := self.material.stored or {}):
-            centre: Rows = stored["ridge"]["centre"].astype(np.float32)
-            return centre
+            return stored["ridge"]["centre"].astype(np.float32)
         total, count = np.zeros(len(self.material.schema.names)), 0
         for samples in self.material.samples(Part.TRAIN):
             rows = samples.segment.values[samples.start : samples.stop]
             total += rows.sum(axis=0, dtype=np.float64)
             count += len(rows)
-        mean: Rows = (total / count).astype(np.float32)
-        return mean
+        return (total / count).astype(np.float32)
 
 
 class NetworkForecast(NamedTuple):
@@ -262,13 +248,12 @@ def answer_of(
     return answer
 
 
-def looked(network: Network, window: Rows, positions: Tensor) -> Array:
+def attended(network: Network, window: Rows, positions: Tensor) -> Array:
     """Return where *network* looks in one *window* [bar, feature]: the rollout's weights [bar]."""
     x = torch.from_numpy(window[None, :, : network.config.features])
     with torch.inference_mode():
         rollout = network.explain(x.to(network.device), positions.to(network.device)).rollout
-    weights: Array = rollout.weights[0, 0].double().cpu().numpy()
-    return weights
+    return rollout.weights[0, 0].double().cpu().numpy()
 
 
 def days_of(decisions: Sequence[DecidedBar]) -> Ids:
@@ -310,10 +295,10 @@ class StoredNetwork:
     """``[gradients]`` of its card: the flow while it was fitted; empty of older checkpoints."""
 
     @classmethod
-    def open(cls, name: str, beside: SideInputs | None = None) -> Self:
+    def open(cls, name: str, inputs: SideInputs | None = None) -> Self:
         """Return that of the checkpoint *name*: a bundled one, or a folder.
 
-        *beside* are covariates or order books of which rows are made, as those that it was trained
+        *inputs* are covariates or order books of which rows are made, as those that it was trained
         with were.
 
         Raises ``CheckpointMismatch`` for a checkpoint that is not whole, and ``ConfigInvalid`` for
@@ -339,7 +324,7 @@ class StoredNetwork:
             folder,
             checkpoint.id,
             restore(card, tensors),
-            _schema(card, beside),
+            _schema(card, inputs),
             INTERVALS.get(str(checkpoint.card["market"].get("interval")), 0),
             card.get("gradients", {}),
         )
@@ -384,11 +369,15 @@ class StoredNetwork:
         if joined is None:
             return plain
         if isinstance(joined, OtherColumns):  # whose bars are among the candles
-            beside = OtherInputs(joined.source.symbol).of_bars(plain, schema.names)
-            return joined_to(plain, beside.joined(0))
+            others = OtherInputs(joined.source.symbol).of_bars(plain, schema.names)
+            return joined_to(plain, others.joined(0))
         if joined.source == NO_FILE:
+            columns = ", ".join(joined.scale.columns)
+            files = f"the covariates {columns}; give a file of them by --covariates"
+            if joined.scale.prefix == book_features.PREFIX:
+                files = "order books; give files of them by --depth"
             raise ConfigInvalid(
-                f"The network was {_trained_with(joined)}, and candles of the same time by --data."
+                f"The network was trained with {files}, and candles of the same time by --data."
             )
         return joined_to(plain, joined)
 
@@ -487,26 +476,19 @@ class StoredNetwork:
         }
 
 
-def _trained_with(joined: CovariateColumns) -> str:
-    if joined.scale.prefix == book_features.PREFIX:
-        return "trained with order books; give files of them by --depth"
-    columns = ", ".join(joined.scale.columns)
-    return f"trained with the covariates {columns}; give a file of them by --covariates"
-
-
-def _schema(card: Mapping[str, Any], beside: SideInputs | None) -> FeatureSchema:
-    """Return the features of *card*, with those of what is given *beside* candles."""
-    if beside is None and (symbol := other_of(card)):
+def _schema(card: Mapping[str, Any], inputs: SideInputs | None) -> FeatureSchema:
+    """Return the features of *card*, with those of what is given as *inputs* beside candles."""
+    if inputs is None and (symbol := other_of(card)):
         nothing = np.empty((0, 0), np.float32)
         return known_schema(card, KnownOtherBars(symbol, (), np.empty(0, np.int64), nothing))
     takes_files = takes_vectors(card) or book_features.reading_of(card) is not None
-    if beside is None:
+    if inputs is None:
         return known_schema(card, NO_FILE if takes_files else None)
     if not takes_files:
         raise ConfigInvalid(
             "The network was trained on bars alone; leave --covariates and --depth out."
         )
-    return known_schema(card, source_for(card, beside))
+    return known_schema(card, source_for(card, inputs))
 
 
 def _begun(path: Path) -> Path:
@@ -540,5 +522,5 @@ def open_checkpoint(
     *covariates* is a file of those that it was trained with, *depth* are files of order books for
     one that reads these. Raises as ``StoredNetwork.open``.
     """
-    beside = SideFiles(None if covariates is None else Path(covariates), [*map(Path, depth)])
-    return StoredNetwork.open(name, beside.read())
+    files = SideFiles(None if covariates is None else Path(covariates), [*map(Path, depth)])
+    return StoredNetwork.open(name, files.read())

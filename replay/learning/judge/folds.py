@@ -15,14 +15,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from rich.console import Console
 
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import threads_used, use_threads
-from tracepaper.replay.learning.fitted import Each, FitRun, Say, one_by_one
+from tracepaper.replay.learning.fitted import (
+    DataRequest,
+    Each,
+    FitRun,
+    Say,
+    one_by_one,
+    read_dataset,
+)
 from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
 from tracepaper.replay.learning.judge.metrics import (
     COMPARED,
@@ -51,13 +59,14 @@ from tracepaper.replay.learning.splits import (
     with_calibration,
 )
 from tracepaper.replay.learning.statistics import overfitting
+from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import HALVES
 from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3
-"""Folds of a network: each costs a training."""
+"""Folds of a network, which walk: each costs a training."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +127,11 @@ def refit(
     """
     kind, numbers = asked(text)
     of_card = kind_of(card)
-    if of_card.walks_only:
-        refuse_many(kind, numbers)
+    if of_card.walks_only and (kind == COMBINATORIAL or numbers[0] > REFITS_MOST):
+        raise ConfigInvalid(
+            f"A network is fitted anew at most {REFITS_MOST} times, on folds that walk: write "
+            f"--folds walk:{REFITS_MOST}. Combinatorial folds are for tree and glm."
+        )
     for sentence in data.notes:
         say(sentence)
     folds = read_folds(text, data.before(), embargo_ms=data.embargo_ms)
@@ -129,15 +141,6 @@ def refit(
     forecasts = each(fit, list(enumerate(folds, start=1)), say)
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
     return Refits(text, folds, forecasts, combination)
-
-
-def refuse_many(kind: str, numbers: Sequence[int]) -> None:
-    """Raise ``ConfigInvalid`` for folds that a network is not fitted on."""
-    if kind == COMBINATORIAL or numbers[0] > REFITS_MOST:
-        raise ConfigInvalid(
-            f"A network is fitted anew at most {REFITS_MOST} times, on folds that walk: write "
-            f"--folds walk:{REFITS_MOST}. Combinatorial folds are for tree and glm."
-        )
 
 
 # --- what the folds say
@@ -186,24 +189,17 @@ def _selected(refits: Refits, key: str, metric: Metric) -> Table:
 
 def _scores(refits: Refits, route: Sequence[int], horizon: int, metric: Metric) -> Array:
     """Return [group, forecaster]: the mean loss on each group by the fold that the path takes."""
-    scores = []
+    scores, spans = [], sorted({span for each in refits.folds for span in each.test})
     for group, place in enumerate(route):
         fold, rows = refits.folds[place], refits.tests[place].at(horizon)
-        chosen = _span_of(refits, group, fold)
-        inside = (rows.day >= chosen[0]) & (rows.day < chosen[1])
+        assert spans[group] in fold.test
+        start, stop = (time // DAY_MS for time in spans[group])
+        inside = (rows.day >= start) & (rows.day < stop)
         if not inside.any():
             raise ConfigInvalid("A group of the folds has no bar; give fewer groups.")
         losses = (metric.terms(view) for view in views(metric, rows).values())
         scores.append([float(np.nanmean(loss[inside])) for loss in losses])
     return np.array(scores)
-
-
-def _span_of(refits: Refits, group: int, fold: Fold) -> tuple[int, int]:
-    """Return the days from and until of a *group*, which is one test of *fold*."""
-    every = sorted({span for each in refits.folds for span in each.test})
-    start, stop = every[group]
-    assert (start, stop) in fold.test
-    return start // DAY_MS, stop // DAY_MS
 
 
 _SECTIONS: Final = (ARCHITECTURE, "training")
@@ -271,3 +267,35 @@ def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]
         if rows is not None
         for key, metric in compared_by(rows).items()
     ]
+
+
+class FoldTables(NamedTuple):
+    """What folds say of the recipe of a checkpoint."""
+
+    model_id: str
+    recipe: str  # its hash
+    text: str  # which folds
+    tables: Sequence[Table]
+
+
+def folds_of(
+    checkpoint: Checkpoint, request: DataRequest, text: str, changes: Sequence[str], each: Each
+) -> FoldTables:
+    """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
+    card: Mapping[str, Any] = checkpoint.card
+    # First, for they refuse what cannot be had before minutes have passed.
+    recipe = recipe_of(card)
+    recipe.check("--folds")
+    cards = {change: ablated(card, change) for change in changes}
+    material = read_dataset(recipe, request, card)
+    if untrained := material.untrained():
+        raise ConfigInvalid(untrained[0])
+    for other in cards.values():
+        recipe.kind.suits(recipe_of(other), material)
+    say = Console(stderr=True).print
+    unchanged, others = refit(card, material, text, say=say, each=each), dict[str, Refits]()
+    for change, other in cards.items():
+        say(f"With {change}.")
+        others[change] = refit(other, material, text, say=say, each=each)
+    findings = tables(unchanged) + (ablation_tables(unchanged, others) if others else [])
+    return FoldTables(checkpoint.id, recipe.hash, text, findings)

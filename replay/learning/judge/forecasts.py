@@ -84,14 +84,12 @@ class Forecasts:
     @cached_property
     def day(self) -> Ints:
         """The calendar day of each row."""
-        days: Ints = self.open_ms // DAY_MS
-        return days
+        return self.open_ms // DAY_MS
 
     @cached_property
     def keys(self) -> Ints:
         """Each bar's own number, as ``Segment.keys``."""
-        keys: Ints = (self.open_ms // self.interval_ms << SYMBOL_BITS) + self.asset
-        return keys
+        return (self.open_ms // self.interval_ms << SYMBOL_BITS) + self.asset
 
     @cached_property
     def horizons(self) -> tuple[int, ...]:
@@ -160,8 +158,7 @@ class Forecasts:
     def mix(self, shares: Mapping[str, Array]) -> Array:
         """Return the variance of a mix: of log variances by *shares* [row] of forecasters."""
         logs = [share * np.log(self.value("variance", name)) for name, share in shares.items()]
-        mixed: Array = np.exp(sum(logs[1:], logs[0]))
-        return mixed
+        return np.exp(sum(logs[1:], logs[0]))
 
     def join(self, other: Forecasts, name: str) -> Forecasts:
         """Return it with the judged model of *other* as the compared model *name*.

@@ -56,7 +56,6 @@ from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
     DailyEstimate,
-    DayDifference,
     RankedBars,
     RiskCurve,
     figure,
@@ -65,7 +64,7 @@ from tracepaper.replay.learning.statistics import (
     risk_curve,
     top,
 )
-from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid
@@ -228,7 +227,7 @@ def explained_rows(
         for samples, of in zip(assets, zip(*each, strict=True), strict=True):
             place = 0 if not parts else int(parts[-1].labels["place"][-1]) + horizon + 1
             answers = list(chain.from_iterable(of))
-            parts.append(_beside(forecaster, samples, rows, answers, horizon, slope, place))
+            parts.append(_with_outcomes(forecaster, samples, rows, answers, horizon, slope, place))
     if not parts:
         raise DataInvalid(
             f"No segment holds {forecaster.context} bars before a labelled one; give more data."
@@ -254,7 +253,7 @@ def _as_run(
     return [[answers[row - first] for row in rows.tolist()]]
 
 
-def _beside(
+def _with_outcomes(
     forecaster: Forecaster,
     samples: Samples,
     rows: Ints,
@@ -332,15 +331,6 @@ def measured(explained: Forecasts) -> dict[str, Array]:
     """Return the measure of every calibrated gate, and the recent mass, by the card's names."""
     names = [gate.calibrated_as for gate in GATES.values()] + [RECENT_MASS]
     return {name: explained.value(name) for name in names if explained.gives(name)}
-
-
-def with_confidence(table: Forecasts, explained: Forecasts) -> Forecasts:
-    """Return *table* with the confidence of the bars that were explained, NaN of all others."""
-    if not explained.gives("confidence"):
-        return table
-    place = table.places(explained)
-    confidence = np.where(place >= 0, explained.value("confidence")[place], np.nan)
-    return table.holding(MODEL, confidence=confidence)
 
 
 def selective(rows: Forecasts) -> dict[str, Any]:
@@ -428,8 +418,6 @@ CELLS: Final = 5
 """Equal shares of the slice, by confidence in the volatility, whose intervals are compared."""
 ROWS_LEAST: Final = 200
 """With fewer rows of the calibration slice nothing is fitted."""
-LEVEL: Final = 0.05
-"""Of the test whether a confidence is worth anything, on each of two spans."""
 
 
 def outcomes(explained: Forecasts) -> Forecasts:
@@ -456,27 +444,21 @@ def independent(rows: Forecasts) -> float:
     return len(rows) / rows.horizons[0]
 
 
-def is_calm(rows: Forecasts) -> Array:
-    """Return 1 where the error of the volatility was at most its median."""
-    loss = rows.labels["loss"]
-    return (loss <= np.median(loss)).astype(np.float64)
-
-
-def by_hits(rows: Forecasts, sure: Array) -> RankedBars:
-    """Return the *rows* ranked by *sure*, of which a sign named wrong costs one."""
-    return RankedBars(1.0 - rows.labels["hit"], sure, rows.day)
-
-
-def by_errors(rows: Forecasts, calm: Array) -> RankedBars:
-    """Return the *rows* ranked by *calm*, of which each costs the rank of its QLIKE."""
-    return RankedBars(RISKS["qlike_rank"].terms(MetricView(rows)), calm, rows.day)
-
-
-def gained(rows: RankedBars, rival: RankedBars | None = None) -> RiskCurve:
-    """Return the curve of *rows*, less that of a *rival* measure of the same bars."""
-    curve = risk_curve([rows], [] if rival is None else [rival])
+def gained(rows: Forecasts, risk: str, sure: Array, rival: Array | None = None) -> RiskCurve:
+    """Return the curve of *rows* ranked by *sure*, less that by a *rival* measure of the same."""
+    costs = RISKS[risk].terms(MetricView(rows))
+    curves = [[RankedBars(costs, of, rows.day)] for of in (sure, rival) if of is not None]
+    curve = risk_curve(*curves)
     assert curve is not None, "there are rows, and what is ranked is known of all of them"
     return curve
+
+
+def standardised(wide: Array) -> tuple[Array, tuple[float, ...], tuple[float, ...]]:
+    """Return the columns of [row, input] in their deviations, at most four, with both of each."""
+    center, scale = wide.mean(axis=0), wide.std(axis=0)
+    scale = np.where(scale > 1e-12, scale, 1.0)
+    z = np.clip((wide - center) / scale, -4.0, 4.0)
+    return z, tuple(map(rounded, center.tolist())), tuple(map(rounded, scale.tolist()))
 
 
 def fit_score(
@@ -486,10 +468,7 @@ def fit_score(
 
     Where *signed*, the weights of inputs that must rise with it are never below 0.
     """
-    wide = np.stack([rows.value(name) for name in names], axis=1)
-    center, scale = wide.mean(axis=0), wide.std(axis=0)
-    scale = np.where(scale > 1e-12, scale, 1.0)
-    z = np.clip((wide - center) / scale, -4.0, 4.0)
+    z, center, scale = standardised(np.stack([rows.value(name) for name in names], axis=1))
 
     def loss(weights: Array) -> tuple[float, Array]:
         score = z @ weights[1:] + weights[0]
@@ -503,8 +482,8 @@ def fit_score(
     weights = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
     return LinearScore(
         names=tuple(names),
-        center=tuple(map(rounded, center.tolist())),
-        scale=tuple(map(rounded, scale.tolist())),
+        center=center,
+        scale=scale,
         weight=tuple(map(rounded, weights[1:].tolist())),
         intercept=rounded(float(weights[0])),
     )
@@ -534,21 +513,22 @@ def folds(rows: Forecasts) -> list[tuple[Rows, Rows]]:
 
 
 def cross_fitted(
-    rows: Forecasts, happened: Array, names: Sequence[str], *, signed: bool
-) -> Array | None:
-    """Return the probability at every row by a fit that saw none of its fold; None without one."""
+    rows: Forecasts,
+    parts: Sequence[tuple[Rows, Rows]],
+    happened: Array,
+    names: Sequence[str],
+    *,
+    signed: bool,
+) -> Array:
+    """Return the probability at every row by a fit that saw none of its fold, one of *parts*."""
     probabilities = np.full(len(happened), np.nan)
-    for judged, fitted in folds(rows):
-        if fitted.sum() < ROWS_LEAST // FOLDS:
-            return None
+    for judged, fitted in parts:
         fit = fit_score(rows.where(fitted), happened[fitted], names, signed=signed)
         probabilities[judged] = scored(fit, rows.where(judged))
     return probabilities
 
 
-def fit_confidence(
-    explained: Forecasts,
-) -> tuple[FittedConfidence | None, dict[str, Any]]:
+def fit_confidence(explained: Forecasts) -> tuple[FittedConfidence | None, dict[str, Any]]:
     """Return the fitted confidence of the calibration slice, and what its folds say of it.
 
     The chosen measure is the one whose gain is largest against its error. There is none where rows
@@ -558,48 +538,38 @@ def fit_confidence(
     names = tuple(inputs_of(rows))
     if len(rows) < ROWS_LEAST or not {"mean_over_stdev", "margin"} <= set(names):
         return None, {}
-    bare = tuple(name for name in names if not is_of_attention(name))
-    sign, calm = (
-        _crossed(rows, rows.labels["hit"], names, bare),
-        _crossed(rows, is_calm(rows), names, bare),
-    )
-    if sign is None or calm is None:
+    parts, hit, loss = folds(rows), rows.labels["hit"], rows.labels["loss"]
+    calm = (loss <= np.median(loss)).astype(np.float64)  # the error of the volatility was small
+    if any(fitted.sum() < ROWS_LEAST // FOLDS for _, fitted in parts):
         return None, {}
-    gains = _gains(rows, sign[0])
+    # Of all inputs, and of those without attention.
+    both = names, tuple(name for name in names if not is_of_attention(name))
+    of_sign = [cross_fitted(rows, parts, hit, inputs, signed=True) for inputs in both]
+    of_calm = [cross_fitted(rows, parts, calm, inputs, signed=False) for inputs in both]
+    gains = _gains(rows, of_sign[0])
     chosen = max(gains, key=lambda name: _surprise(gains[name].gain))
     if _surprise(gains[chosen].gain) <= 0:
         chosen = ENTROPY if ENTROPY in gains else MARGIN
-    volatility = fit_score(rows, is_calm(rows), names, signed=False)
-    edges, spread = _widening(rows, calm[0])
+    edges, spread = _widening(rows, of_calm[0])
     fitted = FittedConfidence(
         horizon=explained.horizons[0],
         chosen=chosen,
         strict=False,
-        sign=fit_score(rows, rows.labels["hit"], names, signed=True),
-        volatility=volatility,
+        sign=fit_score(rows, hit, names, signed=True),
+        volatility=fit_score(rows, calm, names, signed=False),
         edges=edges,
         spread=spread,
     )
     evidence = {
         "rows": len(rows),
         "independent": round(independent(rows)),
-        **_worth(rows, gains, calm[0]),
+        **_worth(rows, gains, of_calm[0]),
         "attention_adds": {
-            "sign": gained(*(by_hits(rows, sure) for sure in sign)).gain.rounded(),
-            "volatility": gained(*(by_errors(rows, sure) for sure in calm)).gain.rounded(),
+            "sign": gained(rows, "sign", *of_sign).gain.rounded(),
+            "volatility": gained(rows, "qlike_rank", *of_calm).gain.rounded(),
         },
     }
     return fitted, evidence
-
-
-def _crossed(
-    rows: Forecasts, happened: Array, names: Sequence[str], bare: Sequence[str]
-) -> tuple[Array, Array] | None:
-    """Return the cross-fitted probability of all inputs, and of those without attention."""
-    signed = happened is rows.labels["hit"]
-    every = cross_fitted(rows, happened, names, signed=signed)
-    less = cross_fitted(rows, happened, bare, signed=signed)
-    return None if every is None or less is None else (every, less)
 
 
 def _gains(rows: Forecasts, calibrated: Array) -> dict[str, RiskCurve]:
@@ -607,7 +577,7 @@ def _gains(rows: Forecasts, calibrated: Array) -> dict[str, RiskCurve]:
     measured = {CALIBRATED: calibrated, MARGIN: rows.value("margin")}
     if rows.gives("confidence"):
         measured[ENTROPY] = rows.value("confidence")
-    return {name: gained(by_hits(rows, measured[name])) for name in CONFIDENCES if name in measured}
+    return {name: gained(rows, "sign", measured[name]) for name in CONFIDENCES if name in measured}
 
 
 def _widening(rows: Forecasts, sure: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -655,8 +625,9 @@ def judge_spans(
 def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
     gains = _gains(rows, scored(fitted.sign, rows))
     worth = _worth(rows, gains, scored(fitted.volatility, rows))
-    chances = [_by_luck(gain.area) for gain in gains.values()]
-    # How probable such a gain is where there is none.
+    # How probable chance alone leaves so little or less, where there is no gain.
+    areas = [gain.area for gain in gains.values()]
+    chances = [area.p / 2 if area.value < 0 else 1.0 - area.p / 2 for area in areas]
     by_luck = {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)}
     return {**worth, "holm": by_luck}
 
@@ -666,7 +637,7 @@ def _worth(rows: Forecasts, gains: Mapping[str, RiskCurve], calm: Array) -> dict
     return {
         "days": len(np.unique(rows.day)),
         "sign": {name: curve.gain.rounded() for name, curve in gains.items()},
-        "volatility": gained(by_errors(rows, calm)).gain.rounded(),
+        "volatility": gained(rows, "qlike_rank", calm).gain.rounded(),
     }
 
 
@@ -717,11 +688,6 @@ _LIST: Final = {
 }
 
 
-def _by_luck(area: DayDifference) -> float:
-    """Return how likely chance alone leaves so little or less."""
-    return area.p / 2 if area.value < 0 else 1.0 - area.p / 2
-
-
 def _surprise(gain: DailyEstimate) -> float:
     if gain.error is None:  # of one block of days, as that of every candidate then is
         return gain.value
@@ -732,7 +698,6 @@ COUNT: Final = 5
 """Cells that are looked for, of at most ``REGIMES_MOST``."""
 _ROUNDS: Final = 100
 _ROWS_A_CELL: Final = 40
-_FARTHEST: Final = 4.0
 
 
 def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
@@ -748,9 +713,7 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
     wide, rows = wide[usable], explained.where(usable)
     if len(rows) < _ROWS_A_CELL * count:
         return None
-    center, scale = wide.mean(axis=0), wide.std(axis=0)
-    scale = np.where(scale > 1e-12, scale, 1.0)
-    places = np.clip((wide - center) / scale, -_FARTHEST, _FARTHEST)
+    places, center, scale = standardised(wide)
     with catch_warnings(action="ignore"):  # of a cell that has lost its places
         middles, cell = kmeans2(places, count, iter=_ROUNDS, minit="++", rng=_SEED)
     if len(np.unique(cell)) < count:
@@ -762,8 +725,8 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
     order = sorted(range(count), key=lambda number: ratios[number].value)
     return RegimeCells(
         names=REGIME_MEASURES,
-        center=tuple(map(rounded, center.tolist())),
-        scale=tuple(map(rounded, scale.tolist())),
+        center=center,
+        scale=scale,
         cells=tuple(tuple(map(rounded, middles[number].tolist())) for number in order),
         ratio=tuple(rounded(ratios[number].value) for number in order),
         error=tuple(rounded(errors[number]) for number in order),
@@ -772,25 +735,22 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
 
 def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> dict[str, Any]:
     """Return for each cell its share of the rows *explained*, and what followed there, by day."""
-    columns = [
-        [None if np.isnan(value) else value for value in explained.value(name).tolist()]
-        for name in cells.names
-    ]
     at: list[int] = []
     now: int | None = None
-    for row in zip(*columns, strict=True):
-        now = cells.next_cell(now, row, hysteresis)
+    wide = np.stack([explained.value(name) for name in cells.names], axis=1)
+    for row in wide.tolist():
+        now = cells.next_cell(now, [None if np.isnan(of) else of for of in row], hysteresis)
         at.append(now or 0)
     cell = np.array(at)
-    inside = {n: explained.where(cell == n) for n in range(1, len(cells.cells) + 1)}
-    return {
-        str(number): {
+    figures = {}
+    for number in range(1, len(cells.cells) + 1):
+        rows = explained.where(cell == number)
+        figures[str(number)] = {
             "share": round(len(rows) / len(cell), 5),
             "days": len(np.unique(rows.day)),
             "variance_ratio": _ratio(rows).rounded() if len(rows) else [],
         }
-        for number, rows in inside.items()
-    }
+    return figures
 
 
 def regime_sentence(figures: Mapping[str, Any]) -> str:
@@ -853,7 +813,11 @@ def judged_gates(
     section, figures, sentences = judged_section(explained, section, second_span_ms=second_span_ms)
     explained = with_rules(explained, default_thresholds(section))
     every = {"selective": selective(explained), "traded": traded(explained), **figures}
-    return Judgement(with_confidence(table, explained), every, sentences, explained, section)
+    if explained.gives("confidence"):  # NaN of the bars that were not explained
+        place = table.places(explained)
+        confidence = np.where(place >= 0, explained.value("confidence")[place], np.nan)
+        table = table.holding(MODEL, confidence=confidence)
+    return Judgement(table, every, sentences, explained, section)
 
 
 def judged_section(
@@ -922,11 +886,9 @@ def coverage(explained: Forecasts, section: Mapping[str, Any]) -> list[dict[str,
         if usual is not None:
             passed &= usual
             thresholds[regime.name] = 1.0
-        share = rounded(float(passed.mean()))
-        regimes_of = list(GateSection().regimes)
+        share, regimes_of = rounded(float(passed.mean())), list(GateSection().regimes)
         counted = {"share": share, "thresholds": thresholds, "regimes": regimes_of}
-        if counted not in every:
-            every.append(counted)
+        every += [counted] if counted not in every else []
     return every
 
 
@@ -941,15 +903,10 @@ def _in_usual_regimes(explained: Forecasts, section: Mapping[str, Any]) -> NDArr
     if low >= high:
         return None
     bounds = RegimeBounds.between(mean_reversion=low, momentum=high, hysteresis=HYSTERESIS)
-    usual, now = GateSection().regimes, Regime.UNKNOWN
+    usual, now, before = GateSection().regimes, Regime.UNKNOWN, None
     inside = np.zeros(len(explained), dtype=np.bool_)
-    before = None
-    rows = zip(
-        explained.labels["place"].tolist(),
-        explained.value(RECENT_MASS).tolist(),
-        strict=True,
-    )
-    for row, (place, mass) in enumerate(rows):
+    places, masses = explained.labels["place"].tolist(), explained.value(RECENT_MASS).tolist()
+    for row, (place, mass) in enumerate(zip(places, masses, strict=True)):
         if before is not None and place != before + 1:
             now = Regime.UNKNOWN
         now, before = next_regime(now, mass, bounds), place

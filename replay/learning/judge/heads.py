@@ -17,8 +17,9 @@ The rules are docs/models.md, L59 to L62.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any, Final
 
@@ -107,9 +108,8 @@ def _factors(rows: Forecasts, *, is_ewma: bool) -> dict[str, list[float]]:
             factors[head] = _tail_factors(rows, values)
         elif head in EXTREMES:
             ratio = realised[:, None] / values
-            factors[head] = np.array(
-                [np.quantile(ratio[:, at], level) for at, level in enumerate(DRAWDOWN_LEVELS)]
-            )
+            levels = zip(ratio.T, DRAWDOWN_LEVELS, strict=True)
+            factors[head] = np.array([np.quantile(of_level, level) for of_level, level in levels])
         elif head == "path" and is_ewma:
             factors[head] = np.quantile(realised / values[..., 0], PATH_LEVELS, axis=0).T
         elif head == "path":
@@ -172,8 +172,7 @@ def _figures(rows: Forecasts) -> dict[str, Any]:
 
 def likeliest(rows: Forecasts) -> NDArray[np.int64]:
     """Return the most probable regime of each row, from 0, the calmest."""
-    regimes: NDArray[np.int64] = rows.value("regimes")[:, 0].argmax(axis=1)
-    return regimes
+    return rows.value("regimes")[:, 0].argmax(axis=1)
 
 
 def coverage(rows: Forecasts, head: str) -> dict[str, DailyEstimate]:
@@ -248,23 +247,18 @@ def head_tables(forecasts: Forecasts) -> Iterator[Table]:
     if not heads:
         return
     every = [rows for _, rows in forecasts.by_horizon()]
-    yield table(
-        "tails",
-        "Value at risk and expected shortfall, by the head of tails",
-        BREACHES,
-        [
-            row
-            for rows in every
-            if "tails" in heads
-            for row in breach_rows(rows, rows.value("tails").astype(np.float64))
-        ],
-        notes=["Read as the table of risk, which is of the Student t."],
-    )
+
+    def of(head: str, lines: Callable[[Forecasts], Iterable[Cells]]) -> list[Cells]:
+        return [row for rows in every if head in heads for row in lines(rows)]
+
+    title = "Value at risk and expected shortfall, by the head of tails"
+    tails = of("tails", lambda rows: breach_rows(rows, rows.value("tails").astype(np.float64)))
+    notes = ["Read as the table of risk, which is of the Student t."]
+    yield table("tails", title, BREACHES, tails, notes=notes)
     for head, title in _COVERED.items():
-        lines = [row for rows in every if head in heads for row in _covered(rows, head)]
-        yield table(head, title, _COVERAGE, lines)
-    lines = [row for rows in every if "regimes" in heads for row in _regimes(rows)]
-    yield table("regimes", "Regimes of the coming variance", _REGIMES, lines, notes=[_REGIMES_NOTE])
+        yield table(head, title, _COVERAGE, of(head, partial(_covered, head)))
+    title = "Regimes of the coming variance"
+    yield table("regimes", title, _REGIMES, of("regimes", _regimes), notes=[_REGIMES_NOTE])
     metrics = {head: HEAD_LOSSES[head] for head in heads}
     title = "Losses of further heads, beside simpler forecasts (less is better)"
     notes = [NOTE, _LOSSES_NOTE]
@@ -299,7 +293,7 @@ _LOSSES_NOTE: Final = (
 )
 
 
-def _covered(rows: Forecasts, head: str) -> Iterator[Cells]:
+def _covered(head: str, rows: Forecasts) -> Iterator[Cells]:
     """Yield how often what was realised lay where *head* said, at each of its levels."""
     shares = coverage(rows, head)
     levels = DRAWDOWN_LEVELS if head in EXTREMES else (_INSIDE,) * len(shares)
@@ -437,11 +431,6 @@ def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
         ) from None
 
 
-def judged_pairs(rows: Forecasts) -> str:
-    """Return whose correlations are judged: a network's head, or those that are learnt."""
-    return MODEL if MODEL in rows.values else LEARNT
-
-
 def correlation_figures(table: Forecasts) -> dict[str, Any]:
     """Return the figures of every horizon for a card, each [value, standard error by day]."""
     return {
@@ -460,7 +449,7 @@ def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
     if horizon not in table.horizons:
         return []
     rows = table.at(horizon)
-    judged = judged_pairs(rows)
+    judged = MODEL if MODEL in rows.values else LEARNT
     differences = compare(rows, PAIRS[CORRELATION], judged)
     return [
         f"Correlations to {horizon} bars, {_OF[judged]}, are "
@@ -499,6 +488,6 @@ def _pairs(material: Dataset, part: Part) -> Forecasts | None:
             names = [" ".join(sorted(pair)) for pair in combinations(panel.symbols, 2)]
             for place in np.argsort(names).tolist() if usable.any() else ():
                 of_pair = {OTHERS[0]: ewma[place, usable]}
-                beside = names[place], opened, horizon, material.interval_ms, of_pair
-                parts.append(pair_rows(*beside, realised[place, usable]))
+                cells = names[place], opened, horizon, material.interval_ms, of_pair
+                parts.append(pair_rows(*cells, realised[place, usable]))
     return concatenated(parts) if parts else None

@@ -1,4 +1,4 @@
-"""One model judged on one span, alone and compared with others on the same bars.
+"""Models judged on spans, alone and compared with others on the same bars.
 
 Every other model forecasts the bars that the judged one answered, and is scored by the judged one's
 labels: features of another schema have another unit of return, which is divided out. A user's own
@@ -9,20 +9,26 @@ The rules are docs/models.md, L54, and docs/own_models.md, N11.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
-from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.daemon.config.loading import Given, load
+from tracepaper.daemon.config.values import MODULE_CLASS
+from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
+from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.fitted import FittedModel
+from tracepaper.replay.learning.fit import use_threads
+from tracepaper.replay.learning.fitted import DataRequest, FittedModel, read_dataset
+from tracepaper.replay.learning.inspection.inspections import examined
+from tracepaper.replay.learning.inspection.model import Subject
 from tracepaper.replay.learning.judge.forecasts import (
     Forecasts,
     SegmentFields,
@@ -30,10 +36,19 @@ from tracepaper.replay.learning.judge.forecasts import (
 )
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
+from tracepaper.replay.learning.recipe import kind_of, recipe_of
+from tracepaper.replay.learning.side_inputs import SideFiles, SideInputs, source_for
 from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms
 from tracepaper.replay.report.honesty import compared_sentences, few_days
+from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, locate, read_card
+from tracepaper.storage.checkpoints import load as load_checkpoint
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.book_features import reading_of
+from tracepaper.strategies.covariates import takes_vectors
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rows import interval_of
+from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.units import interval_text, iso
 
 SHARE_UNJUDGED: Final = 0.8
@@ -147,13 +162,11 @@ def counted(
     *folder* holds the checkpoint; None is a class of one's own.
     """
     judgements = []
-    for judgement in every:
-        new = SpanOpening(
-            recipe, model_id, judgement.symbols, judgement.from_ms, judgement.until_ms
-        )
+    for of in every:
+        new = SpanOpening(recipe, model_id, of.symbols, of.from_ms, of.until_ms)
         count, sentence = opened(openings_path(folder), new)
-        missing = (*judgement.missing, *([sentence] if sentence else []))
-        judgements.append(replace(judgement, openings=count, missing=missing))
+        missing = (*of.missing, *([sentence] if sentence else []))
+        judgements.append(replace(of, openings=count, missing=missing))
     return judgements
 
 
@@ -183,30 +196,170 @@ def rival_forecasts(model: FittedModel, data: Dataset, judgement: Judgement) -> 
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
     """
-    same = _same_rows(data, judgement, model.card["architecture"]["horizons"])
-    rival = model.answers(same, Part.TEST)
-    if not (judgement.forecasts.places(rival) >= 0).any():
-        unit = judgement.forecasts.unit
-        raise ConfigInvalid(f"it answers none of the {unit} that the judged model answers")
-    return rival
-
-
-def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
-    """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
-    if material.interval_ms != interval_ms:
-        raise ConfigInvalid(
-            f"--compare {name}: it forecasts bars of {interval_text(material.interval_ms)}, and "
-            f"the judged model bars of {interval_text(interval_ms)}; name models of one interval."
-        )
-
-
-def _same_rows(data: Dataset, judgement: Judgement, horizons: Sequence[int]) -> Dataset:
-    """Return *data* of the judged rows alone, with the baselines that need no fitting."""
-    rows = judgement.forecasts
+    rows, horizons = judgement.forecasts, model.card["architecture"]["horizons"]
     if not set(horizons) & set(rows.horizons):
         theirs, ours = (", ".join(map(str, every)) for every in (horizons, rows.horizons))
         raise ConfigInvalid(
             f"it forecasts {theirs} {rows.unit} ahead, and the judged model {ours}; name models of "
             "a common horizon"
         )
-    return data.spanned(judgement.span).compared(np.unique(rows.keys))
+    # The judged rows alone, with the baselines that need no fitting.
+    same = data.spanned(judgement.span).compared(np.unique(rows.keys))
+    rival = model.answers(same, Part.TEST)
+    if not (rows.places(rival) >= 0).any():
+        raise ConfigInvalid(f"it answers none of the {rows.unit} that the judged model answers")
+    return rival
+
+
+# --- models by their names
+
+
+def source_of(name: str) -> DataSource:
+    """Return what the checkpoint *name* reads; a class of one's own reads bars."""
+    folder = locate(name)
+    return kind_of(read_card(folder)).model.source if is_checkpoint(folder) else DataSource.BARS
+
+
+def untrained(name: str) -> Sequence[str]:
+    """Return why nothing can be said of the checkpoint *name*; empty where it can."""
+    folder = locate(name)
+    card = read_card(folder) if is_checkpoint(folder) else {"model": {}}
+    return card["honesty"]["sentences"] if card["model"].get("trained") is False else ()
+
+
+class NamedModel(NamedTuple):
+    """A model, and what it is judged on."""
+
+    model: FittedModel
+    data: Any  # what its kind reads
+    model_id: str
+    recipe: str  # its hash
+    folder: Path | None  # None of a class
+
+
+class ModelReader(NamedTuple):
+    """How models and their data are read."""
+
+    request: DataRequest
+    files: SideFiles
+    config: Given  # of classes
+    threads: int
+
+    def checkpoint(self, name: str, inputs: SideInputs | None) -> tuple[Path, Checkpoint]:
+        """Return a checkpoint and its folder; reject one that cannot be built, or other files."""
+        use_threads(self.threads)
+        folder = locate(name)
+        model = load_checkpoint(folder)
+        kind = kind_of(model.card)
+        if kind.model.source != DataSource.BARS:
+            if inputs is not None:
+                raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
+            _ = kind.load(model.card, model.tensors).network  # reading it is the check
+            return folder, model
+        source = source_for(model.card, inputs)
+        build(model.card, model.tensors, RunOptions(threads=self.threads, vectors=source))
+        return folder, model
+
+    def read(
+        self, name: str, *, interval_ms: int | None = None, is_rival: bool = False
+    ) -> NamedModel:
+        """Read a checkpoint or a class; files that a compared model does not take are not its."""
+        if MODULE_CLASS.match(name) is not None:
+            return self._class(name, interval_ms)
+        if is_rival and (sentences := untrained(name)):
+            raise ConfigInvalid(f"--compare {name}: {sentences[0]}")
+        card = read_card(locate(name)) if is_rival else {}
+        takes_files = not is_rival or takes_vectors(card) or reading_of(card) is not None
+        inputs = self.files.read() if takes_files else None
+        folder, checkpoint = self.checkpoint(name, inputs)
+        card, recipe = checkpoint.card, recipe_of(checkpoint.card)
+        data = read_dataset(recipe, self.request._replace(inputs=inputs), card, folder=folder)
+        model = recipe.kind.load(card, checkpoint.tensors)
+        return NamedModel(model, data, checkpoint.id, recipe.hash, folder)
+
+    def _class(self, name: str, interval_ms: int | None) -> NamedModel:
+        """Return the user's class, judged at the horizon of the gates, with its candles."""
+        given = load(self.config, {"model": {"class": name}})
+        forecaster = load_model(given, mode="scan")
+        data = Dataset.read(
+            self.request.paths,
+            lambda segments: split_at(segments, forecaster),
+            forecaster.horizons,
+            columns=self.request.columns,
+            intervals=() if interval_ms is None else (interval_ms,),
+        )
+        schema = forecaster.card["features"]["schema_id"]
+        if interval_of(schema) not in (0, data.interval_ms):
+            bars = interval_text(data.interval_ms)
+            raise ConfigInvalid(
+                f"{name} sees features {schema}, and the candles are bars of {bars}; write "
+                f"--set market.interval={bars}."
+            )
+        model, model_id = ClassModel.of(forecaster, given.gate.horizon), forecaster.model_id
+        return NamedModel(model, data, model_id, model_id, None)  # the id stands for its recipe
+
+
+class ModelJudgement(NamedTuple):
+    """One model's judgement of every span, and the others compared, by name and id."""
+
+    model_id: str
+    recipe: str  # its hash
+    interval_ms: int
+    every: list[Judgement]
+    findings: Sequence[Table]
+    compared: tuple[tuple[str, str], ...] = ()
+
+    def compared_with(self, name: str, reader: ModelReader) -> ModelJudgement:
+        """Return it with what the model *name* says of the same bars, which opens each span."""
+        of = reader.read(name, interval_ms=self.interval_ms, is_rival=True)
+        if of.model_id in (self.model_id, *(other for _, other in self.compared)):
+            raise ConfigInvalid(
+                f"--compare {name} is a model that is judged already; leave it out."
+            )
+        if of.data.interval_ms != self.interval_ms:
+            raise ConfigInvalid(
+                f"--compare {name}: it forecasts bars of {interval_text(of.data.interval_ms)}, and "
+                f"the judged model bars of {interval_text(self.interval_ms)}; name models of one "
+                "interval."
+            )
+        try:
+            every = [
+                judgement.compared_with(name, rival_forecasts(of.model, of.data, judgement))
+                for judgement in self.every
+            ]
+        except (ConfigInvalid, DataInvalid) as error:
+            raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
+        opened = counted(every, of.folder, of.recipe, of.model_id)
+        every = [
+            replace(judgement, openings=before.openings)
+            for judgement, before in zip(opened, self.every, strict=True)
+        ]
+        return self._replace(every=every, compared=(*self.compared, (name, of.model_id)))
+
+
+def judge_named(
+    reader: ModelReader,
+    name: str,
+    spans: Sequence[NamedSpan],
+    inspections: Mapping[str, int],
+    bars: int | None,
+    *,
+    rivals: Sequence[str] = (),
+) -> ModelJudgement:
+    """Judge the model *name* on every span beside *rivals*, and make its *inspections*."""
+    for rival in rivals:
+        kinds = [source_of(of) == DataSource.ORDER_BOOKS for of in (name, rival)]
+        if kinds[0] is not kinds[1]:
+            raise ConfigInvalid(
+                f"--compare {rival}: of it and {name} one forecasts the mid of an order book and "
+                "one bars; name two models of order books, or two of bars."
+            )
+    of = reader.read(name)
+    # First, for they refuse what cannot be had before minutes have passed.
+    findings = list(examined(Subject.of(of.model, of.data), inspections)) if inspections else []
+    every = [judge_model(of.model, of.data, span, bars=bars) for span in spans]
+    every = counted(every, of.folder, of.recipe, of.model_id)
+    judged = ModelJudgement(of.model_id, of.recipe, of.data.interval_ms, every, findings)
+    for rival in rivals:
+        judged = judged.compared_with(rival, reader)
+    return judged

@@ -61,6 +61,8 @@ SIDES: Final = {"long": -1.0, "short": 1.0}
 """The sign of the returns by which each side loses."""
 BREACHES_LEAST: Final = 5
 """With fewer losses that share no future a value at risk is not calibrated."""
+LEAST_PROBABILITY: Final = 1e-9
+"""A class that came is never taken to have had less: its log loss is finite."""
 _SYMBOL: Final = 1 << SYMBOL_BITS
 """A key is its bar's number times this, plus the number of its symbol."""
 
@@ -78,8 +80,7 @@ def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tu
 
 def losses(rows: Forecasts) -> Array:
     """Return the realised loss of each side: [row, side]."""
-    lost: Array = np.multiply.outer(rows.labels["returns"], list(SIDES.values()))
-    return lost
+    return np.multiply.outer(rows.labels["returns"], list(SIDES.values()))
 
 
 def student_tails(rows: Forecasts) -> Array:
@@ -95,10 +96,7 @@ def student_tails(rows: Forecasts) -> Array:
 def scaled_tails(rows: Forecasts, factors: Mapping[str, Any]) -> Array:
     """Return ``student_tails`` whose distances from the mean are multiplied by a card's factors."""
     mean = np.multiply.outer(rows.value("mean"), list(SIDES.values()))[:, :, None, None]
-    scaled: Array = mean + np.array([factors[side] for side in SIDES]) * (
-        student_tails(rows) - mean
-    )
-    return scaled
+    return mean + np.array([factors[side] for side in SIDES]) * (student_tails(rows) - mean)
 
 
 def tail_factors(table: Forecasts) -> dict[str, Any]:
@@ -165,16 +163,14 @@ future; ``shortfall`` the mean loss of breaches over what was expected, 1 where 
 def without_overlap(keys: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
     """Return rows of which no two of a symbol share a future bar, by symbol and time."""
     order = np.lexsort((keys // _SYMBOL, keys % _SYMBOL))
-    rows: NDArray[np.int64] = order[keys[order] // _SYMBOL % horizon == 0]
-    return rows
+    return order[keys[order] // _SYMBOL % horizon == 0]
 
 
 def follows(keys: NDArray[np.int64], horizon: int) -> NDArray[np.bool_]:
     """Return for each row but the first whether it follows the row before without a gap."""
     is_same_symbol = keys[1:] % _SYMBOL == keys[:-1] % _SYMBOL
     is_next = keys[1:] // _SYMBOL - keys[:-1] // _SYMBOL == horizon
-    adjacent: NDArray[np.bool_] = is_same_symbol & is_next
-    return adjacent
+    return is_same_symbol & is_next
 
 
 def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> float | None:
@@ -223,8 +219,7 @@ class MetricView:
     @property
     def points(self) -> Array:
         """The return of one unit in basis points."""
-        points: Array = _POINTS * self.rows.labels["unit"]
-        return points
+        return _POINTS * self.rows.labels["unit"]
 
 
 Terms = Callable[[MetricView], Array]
@@ -348,8 +343,7 @@ def _sign_accuracy(view: MetricView) -> Array:
 def _pearson(sums: Array) -> Array:
     n, x, y, xx, yy, xy = sums.T
     spread = (n * xx - x * x) * (n * yy - y * y)
-    correlation: Array = (n * xy - x * y) / np.sqrt(np.maximum(spread, 1e-300))
-    return correlation
+    return (n * xy - x * y) / np.sqrt(np.maximum(spread, 1e-300))
 
 
 def _moments(first: Array, second: Array) -> Array:
@@ -368,8 +362,7 @@ def _rank_ic(view: MetricView) -> Array:
 
 
 def _explained(sums: Array) -> Array:
-    share: Array = 1.0 - sums[:, 0] / sums[:, 1]
-    return share
+    return 1.0 - sums[:, 0] / sums[:, 1]
 
 
 @metric("r_squared", "R² of the return, against a forecast of no move", "size", combine=_explained)
@@ -399,8 +392,7 @@ def _mae(view: MetricView) -> Array:
     references={"no_move": _still},
 )
 def _mse(view: MetricView) -> Array:
-    squared: Array = (view.points * view.labels["returns"] - view.points * view["mean"]) ** 2
-    return squared
+    return (view.points * view.labels["returns"] - view.points * view["mean"]) ** 2
 
 
 # --- of the variance
@@ -456,8 +448,7 @@ METRICS["coverage_90"] = interval(COVERAGE)
 
 
 def _top(view: MetricView) -> NDArray[np.int64]:
-    directions: NDArray[np.int64] = view["probability"].argmax(axis=1)
-    return directions
+    return view["probability"].argmax(axis=1)
 
 
 @metric("direction.accuracy", "", "probability", is_alone=True, less_is_better=False)
@@ -465,12 +456,14 @@ def _accuracy(view: MetricView) -> Array:
     return (_top(view) == view.labels["direction"]).astype(np.float64)
 
 
-def _harmonic(sums: Array) -> Array:
-    score: Array = (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1)
-    return score
-
-
-@metric("direction.f1", "", "probability", combine=_harmonic, is_alone=True, less_is_better=False)
+@metric(
+    "direction.f1",
+    "",
+    "probability",
+    combine=lambda sums: (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1),
+    is_alone=True,
+    less_is_better=False,
+)
 def _f1(view: MetricView) -> Array:
     """Take the mean over classes of the harmonic mean of precision and recall."""
     top, classes, rows = _top(view), view.labels["direction"], []
@@ -500,15 +493,12 @@ def _brier(view: MetricView) -> Array:
 @metric("direction.log_loss", "", "probability", references={"climatology": climatology},
         is_alone=True)  # fmt: skip
 def _log_loss(view: MetricView) -> Array:
-    return statistics.log_loss_of(view["probability"], view.labels["direction"])
+    probability, classes = view["probability"], view.labels["direction"]
+    return -np.log(np.maximum(probability[np.arange(len(classes)), classes], LEAST_PROBABILITY))
 
 
-def _bins(sums: Array) -> Array:
-    error: Array = np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]
-    return error
-
-
-@metric("direction.ece", "", "probability", combine=_bins, is_alone=True)
+@metric("direction.ece", "", "probability", is_alone=True,
+        combine=lambda sums: np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1])  # fmt: skip
 def _calibration_error(view: MetricView) -> Array:
     """Take the calibration error of the top class over 15 equal bins (Guo, 2017)."""
     top, count = _top(view), statistics.ECE_BINS
@@ -550,10 +540,9 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
     first, second = (rankdata(values, axis=0) for values in (expected, realised))
     first, second = first - first.mean(axis=0), second - second.mean(axis=0)
     spread = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
-    correlations: Array = np.divide(
+    return np.divide(
         (first * second).sum(axis=0), spread, out=np.zeros(len(spread)), where=spread > 0
     )
-    return correlations
 
 
 @metric(
@@ -568,14 +557,14 @@ def _relative_ranks(view: MetricView) -> Array:
     return ranks(view, view["score"])
 
 
-def _best_ranks(view: MetricView) -> Array:
-    """Rank by relative returns where the model has them, else by its mean."""
-    field = "relative" if view.rows.gives("relative", view.name) else "score"
-    return ranks(view, view[field])
-
-
 RANKS: Final = METRICS["relative_rank_ic"]._replace(
-    terms=_best_ranks, needs=frozenset({"score"}), references={}, of_model=frozenset()
+    # By relative returns where the model has them, else by its mean.
+    terms=lambda view: ranks(
+        view, view["relative" if view.rows.gives("relative", view.name) else "score"]
+    ),
+    needs=frozenset({"score"}),
+    references={},
+    of_model=frozenset(),
 )
 """How other models are held to the judged one where either ranks several assets."""
 
@@ -587,8 +576,7 @@ RANKS: Final = METRICS["relative_rank_ic"]._replace(
 @metric("sign", "sign wrong", "sign", of=RISKS)
 def sign_loss(view: MetricView) -> Array:
     """Return one less each hit of the sign's accuracy."""
-    loss: Array = 1.0 - _sign_accuracy(view)
-    return loss
+    return 1.0 - _sign_accuracy(view)
 
 
 @metric("qlike_rank", "volatility error (rank)", "variance", of=RISKS)
@@ -596,8 +584,7 @@ def qlike_rank(view: MetricView) -> Array:
     """Return the rank of each bar's QLIKE among all, from 0 to 1: a crash counts once."""
     loss = _qlike(view)
     order = np.argsort(np.argsort(loss, kind="stable"), kind="stable")
-    rank: Array = order / max(len(loss) - 1, 1)
-    return rank
+    return order / max(len(loss) - 1, 1)
 
 
 @metric("entropy", "", "confidence", of=MEASURES, less_is_better=False)
@@ -608,20 +595,17 @@ def _confidence(view: MetricView) -> Array:
 @metric("margin", "", "probability", of=MEASURES, less_is_better=False)
 def _margin(view: MetricView) -> Array:
     down, _, up = view["probability"].T
-    margin: Array = np.abs(up - down) / (up + down)
-    return margin
+    return np.abs(up - down) / (up + down)
 
 
 @metric("mean_over_scale", "", "mean", "scale", of=MEASURES, less_is_better=False)
 def _mean_over_scale(view: MetricView) -> Array:
-    ratio: Array = np.abs(view["mean"]) / view["scale"]
-    return ratio
+    return np.abs(view["mean"]) / view["scale"]
 
 
 @metric("predicted_calm", "", "variance", of=MEASURES, less_is_better=False)
 def _predicted_calm(view: MetricView) -> Array:
-    calm: Array = -view["variance"]
-    return calm
+    return -view["variance"]
 
 
 @metric("interval_miss", "90 % interval missed", *LAW, of=RISKS)
@@ -655,15 +639,13 @@ BOOK_DAYS: Final = 2 * BLOCK_DAYS
 
 @metric(CORRELATION, "Mean squared error of correlations to the horizon", CORRELATION, of=PAIRS)
 def _correlation_error(view: MetricView) -> Array:
-    squared: Array = (view[CORRELATION] - view.labels[CORRELATION]) ** 2
-    return squared
+    return (view[CORRELATION] - view.labels[CORRELATION]) ** 2
 
 
 @metric("net", "Net of fees, bp a day", "net", of=PORTFOLIOS, less_is_better=False,
         least_days=FEW_DAYS)  # fmt: skip
 def _net(view: MetricView) -> Array:
-    net: Array = _POINTS * view["net"]
-    return net
+    return _POINTS * view["net"]
 
 
 @metric("turnover", "Turnover a day", "turnover", of=PORTFOLIOS, less_is_better=None)
@@ -681,8 +663,7 @@ def _gross(view: MetricView) -> Array:
         least_days=BOOK_DAYS)  # fmt: skip
 def _move_log_loss(view: MetricView) -> Array:
     moves = view.labels["move"]
-    loss: Array = -view["log_probability"][np.arange(len(moves)), moves]
-    return loss
+    return -view["log_probability"][np.arange(len(moves)), moves]
 
 
 @metric("accuracy", "Accuracy: moves of the mid named right", "move", of=BOOKS,
@@ -715,8 +696,7 @@ def head_loss(head: str) -> Terms:
 
     def terms(view: MetricView) -> Array:
         labels = {name: torch.from_numpy(of) for name, of in view.labels.items()}
-        loss: Array = ADDED[head].of(torch.from_numpy(view[head]).double(), labels).numpy()
-        return loss
+        return ADDED[head].of(torch.from_numpy(view[head]).double(), labels).numpy()
 
     return terms
 
@@ -762,11 +742,6 @@ def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
     return {"mean": np.zeros(len(scale)), "scale": scale, "dof": np.full(len(scale), 1e8)}
 
 
-def _law_beside_quantiles(view: MetricView) -> Mapping[str, Array]:
-    """Return the model's law, where a head of quantiles stands in its place."""
-    return {name: view[name] for name in LAW} if view.rows.levels else {}
-
-
 DENSITIES: Final[dict[str, Metric]] = {}
 """Scores of the whole law."""
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -782,7 +757,10 @@ def _crps(view: MetricView) -> Array:
 
 
 def pinball(level: float) -> Metric:
-    """Return the pinball loss of the quantile of that *level*: a head's, else that of the law."""
+    """Return the pinball loss of the quantile of that *level*: a head's, else that of the law.
+
+    Source: Koenker and Bassett, 1978.
+    """
 
     def terms(view: MetricView) -> Array:
         points, rows = view.points, view.rows
@@ -790,9 +768,13 @@ def pinball(level: float) -> Metric:
             quantile = points * view["quantiles"][:, rows.levels.index(level)]
         else:
             quantile = points * (view["mean"] + view["scale"] * stdtrit(view["dof"], level))
-        return statistics.pinball_of(points * view.labels["returns"], quantile, level)
+        missed = points * view.labels["returns"] - quantile
+        return np.maximum(level * missed, (level - 1.0) * missed)
 
-    references = {STUDENT_T: _law_beside_quantiles, "EWMA": _law_of_ewma}
+    references: dict[str, Reference] = {  # the law, where a head of quantiles stands in its place
+        STUDENT_T: lambda view: {name: view[name] for name in LAW} if view.rows.levels else {},
+        "EWMA": _law_of_ewma,
+    }
     return Metric(f"pinball_{level:g}", f"{level:g}", frozenset(LAW), terms, references=references)
 
 
@@ -801,8 +783,7 @@ def crps_at(levels: Sequence[float]) -> Metric:
     each = [pinball(level) for level in levels]
 
     def terms(view: MetricView) -> Array:
-        mean: Array = 2.0 * np.mean([metric.terms(view) for metric in each], axis=0)
-        return mean
+        return 2.0 * np.mean([metric.terms(view) for metric in each], axis=0)
 
     return each[0]._replace(name="crps_at", title=f"at {len(levels)} levels", terms=terms)
 

@@ -115,15 +115,7 @@ def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> ChartPanel | N
     return ChartPanel([RuleLayer(0.0), *lines], across, up, _HEIGHT + 100)
 
 
-class Bin(NamedTuple):
-    """Bars whose top direction was forecast with about one probability."""
-
-    forecast: float
-    realised: float
-    bars: int
-
-
-def bins_of(judgement: Judgement) -> list[Bin]:
+def bins_of(judgement: Judgement) -> list[dict[str, float]]:
     """Return forecast and realised probability of the top direction, over all horizons."""
     rows = judgement.forecasts
     if not rows.gives("probability"):
@@ -132,7 +124,11 @@ def bins_of(judgement: Judgement) -> list[Bin]:
     sure, hit = probability.max(axis=1), probability.argmax(axis=1) == rows.labels["direction"]
     place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
     return [
-        Bin(float(sure[inside].mean()), float(hit[inside].mean()), int(inside.sum()))
+        {
+            "forecast": float(sure[inside].mean()),
+            "realised": float(hit[inside].mean()),
+            "bars": int(inside.sum()),
+        }
         for at in range(BINS)
         if (inside := place == at).sum() >= BINNED_LEAST
     ]
@@ -140,19 +136,13 @@ def bins_of(judgement: Judgement) -> list[Bin]:
 
 def reliability(judgement: Judgement) -> ChartPanel | None:
     """Draw forecast against realised probability."""
-    bins = bins_of(judgement)
-    if not bins:
+    if not (bins := bins_of(judgement)):
         return None
-    least = min(min(cell.forecast, cell.realised) for cell in bins)
-    most = max(max(cell.forecast, cell.realised) for cell in bins)
+    forecast, realised = ([cell[name] for cell in bins] for name in ("forecast", "realised"))
+    ends = [min(*forecast, *realised), max(*forecast, *realised)]
     lines = [
-        LineLayer("as forecast", [least, most], [least, most], "muted", dash="dot"),
-        LineLayer(
-            "the model",
-            [cell.forecast for cell in bins],
-            [cell.realised for cell in bins],
-            width=2.2,
-        ),
+        LineLayer("as forecast", ends, ends, "muted", dash="dot"),
+        LineLayer("the model", forecast, realised, width=2.2),
     ]
     across, up = ChartAxis("forecast probability", digits=3), ChartAxis("realised share", digits=3)
     return ChartPanel(lines, across, up, _HEIGHT)
@@ -234,14 +224,16 @@ def across(name: str) -> Callable[[OfAll], OfAll]:
 
 
 def tables_of(judgement: Judgement) -> list[Table]:
-    """Return every table of one span that has rows."""
-    tables = (each for entry in SHOWN.values() for each in entry.tables(judgement))
-    return [each for each in tables if each.rows or each.notes]
+    """Return every table of one span that has rows, or something to say instead."""
+    return _present(each for entry in SHOWN.values() for each in entry.tables(judgement))
 
 
 def tables_across(every: Sequence[Judgement]) -> list[Table]:
     """Return every table of all spans together that has rows, or something to say instead."""
-    tables = (each for of in ACROSS.values() for each in of(every))
+    return _present(each for of in ACROSS.values() for each in of(every))
+
+
+def _present(tables: Iterable[Table]) -> list[Table]:
     return [each for each in tables if each.rows or each.notes]
 
 
@@ -253,17 +245,12 @@ def _columns(first: str, judgement: Judgement) -> list[Figure[Cells]]:
     ]
 
 
-def _rows(
-    first: str, judgement: Judgement, sections: Mapping[str, Any], key: str | None = None
-) -> list[Cells]:
-    """Return a row a name in the column *first*, of its pair at each horizon.
-
-    *sections* have the pairs by horizon and name, or by horizon, *key* and name.
-    """
+def _rows(first: str, judgement: Judgement, key: str) -> list[Cells]:
+    """Return a row a name in the column *first*, of its pair of the figure *key* by horizon."""
     rows: dict[str, dict[str, Value]] = {}
     for horizon in map(str, judgement.forecasts.horizons):
-        section = sections.get(horizon, {})
-        for name, (value, error) in (section if key is None else section.get(key, {})).items():
+        section = judgement.figures.get(horizon, {})
+        for name, (value, error) in section.get(key, {}).items():
             rows.setdefault(name, {first: words(name)})[horizon] = value, error
     return list(rows.values())
 
@@ -277,14 +264,14 @@ def _forecasts(judgement: Judgement) -> Iterable[Table]:
     columns = _columns("forecaster", judgement)
     for metric in METRICS.values():
         if not metric.is_alone and not metric.of_model:
-            rows = _rows("forecaster", judgement, judgement.figures, metric.name)
+            rows = _rows("forecaster", judgement, metric.name)
             yield table(metric.name, metric.title, columns, rows)
 
 
 @shown("probabilities")
 def _probabilities(judgement: Judgement) -> Iterable[Table]:
     """Accuracy, F1, ECE, and Brier score and log loss beside climatology's, of the direction."""
-    rows = _rows("figure", judgement, judgement.figures, "direction")
+    rows = _rows("figure", judgement, "direction")
     notes = [_CLIMATOLOGY] if rows else []
     columns = _columns("figure", judgement)
     yield table("direction", "Direction: down, flat, up", columns, rows, notes=notes)
@@ -306,7 +293,7 @@ def _paired(judgement: Judgement) -> Iterable[Table]:
 
 
 @shown("beside")
-def _beside(judgement: Judgement) -> Iterable[Table]:
+def _rivals(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each other model on the rows that both answer, a table a metric."""
     for rows in (judgement.forecasts, judgement.forecasts.held):
         if rows is not None and rows.compared:
@@ -350,17 +337,12 @@ def density_tables(judgement: Judgement) -> Iterable[Table]:
     if rows.levels:
         at_levels = crps_at(rows.levels)
         crps[at_levels.title] = at_levels
+    notes = [NOTE, _DENSITY_NOTE]
+    title = DENSITIES["crps"].title
+    yield forecaster_table("crps", title, rows, crps, of="CRPS", notes=notes)
     quantiles = {f"{level:g}": pinball(level) for level in rows.levels or QUANTILES}
-    for key, title, of, chosen in (
-        ("crps", DENSITIES["crps"].title, "CRPS", crps),
-        (
-            "pinball",
-            "Pinball loss of quantiles of the return, in basis points",
-            "quantile",
-            quantiles,
-        ),
-    ):
-        yield forecaster_table(key, title, rows, chosen, of=of, notes=[NOTE, _DENSITY_NOTE])
+    title = "Pinball loss of quantiles of the return, in basis points"
+    yield forecaster_table("pinball", title, rows, quantiles, of="quantile", notes=notes)
 
 
 _DENSITY_NOTE: Final = (
@@ -434,13 +416,9 @@ def scores_of(rows: Forecasts, prefix: str = "", suffix: str = "") -> Iterable[T
        "probability; on the line both are equal.")  # fmt: skip
 def _calibration(judgement: Judgement) -> Iterable[Table]:
     """Forecast beside realised probability, in bins over all horizons."""
-    bins = bins_of(judgement)
-    columns: list[Figure[Bin]] = [
-        Figure("forecast", "forecast", "measure", lambda cell: cell.forecast),
-        Figure("realised", "realised", "measure", lambda cell: cell.realised),
-        Figure("bars", "bars", "count", lambda cell: cell.bars),
-    ]
-    if bins:
+    if bins := bins_of(judgement):
+        columns = [of_row(name, name, "measure") for name in ("forecast", "realised")]
+        columns.append(of_row("bars", "bars", "count"))
         yield table("calibration", "Forecast and realised probability", columns, bins)
 
 
@@ -491,30 +469,15 @@ _MEASURES: Final = (
 
 @shown("gates")
 def _gates(judgement: Judgement) -> Iterable[Table]:
-    selective = judgement.figures.get("gates", {}).get("selective", {})
-    columns = [
-        of_row("gate", "gate", "text"),
-        *(of_row(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES),
-    ]
+    columns = [of_row("gate", "gate", "text")]
+    columns += [of_row(f"{of:g}", f"{100 * of:.0f} %", "share") for of in figures.COVERAGES]
     rows: list[Cells] = []
-    for name, section in selective.items():
-        gained = zip(figures.COVERAGES, section["gained"], section["error"], strict=True)
-        rows.append(
-            {"gate": words(name), **{f"{share:g}": (value, e) for share, value, e in gained}}
-        )
+    for name, section in judgement.figures.get("gates", {}).get("selective", {}).items():
+        pairs = zip(section["gained"], section["error"], strict=True)
+        gained = zip(figures.COVERAGES, pairs, strict=True)
+        rows.append({"gate": words(name), **{f"{share:g}": pair for share, pair in gained}})
     title = "Accuracy gained on the surest bars of the gates' horizon, in points"
     yield table("gates", title, columns, rows)
-
-
-@shown("seeds")
-def _seeds(judgement: Judgement) -> Iterable[Table]:
-    """Return what seeds of the recipe reached in training: mean and spread."""
-    section = judgement.card.get("seeds")
-    if not isinstance(section, Mapping):
-        return
-    rows = _rows("figure", judgement, section)
-    title = f"Mean ± spread of {len(section.get('seeds', ()))} seeds, from the card"
-    yield table("seeds", title, _columns("figure", judgement), rows)
 
 
 # --- all spans together
@@ -542,7 +505,7 @@ def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
 
 
 @across("beside_spans")
-def _beside_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
+def _rivals_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return against which other models the verdict is one on every span."""
     if len(every) < 2:
         return
@@ -713,12 +676,8 @@ def judgement_document(model_id: str, every: Sequence[Judgement]) -> TitledParts
     for judgement in every:
         parts.append(Paragraph(judgement.heading, "heading"))
         parts += [Paragraph(sentence, "item") for sentence in judgement.caveats]
-        parts += _parts(judgement)
+        for entry in SHOWN.values():
+            parts += _present(entry.tables(judgement))
+            if entry.chart is not None and (panel := entry.chart(judgement)) is not None:
+                parts.append(Chart("", entry.caption, [panel]))
     return TitledParts(f"Judgement of {model_id}", tuple(parts))
-
-
-def _parts(judgement: Judgement) -> Iterator[Part]:
-    for entry in SHOWN.values():
-        yield from (table for table in entry.tables(judgement) if table.rows or table.notes)
-        if entry.chart is not None and (panel := entry.chart(judgement)) is not None:
-            yield Chart("", entry.caption, [panel])

@@ -1,11 +1,10 @@
-"""``tracepaper data``, as it is typed: candles, archives and recorded books."""
+"""``tracepaper data``, as it is typed: candles and recorded books."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import pytest
 from depth_cases import FIRST_MS as FIRST_BOOK_MS
 from depth_cases import walk, write
 from exchange_client import FIRST_MS, MINUTE, candles
@@ -16,12 +15,10 @@ from waiting import deadline
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.commands.data import app
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import iso
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 BTC = str(SAMPLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz")
-SOL = str(SAMPLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz")
 LINEAR = str(ROOT / "replay" / "samples" / "linear_session_2026-08-09_short.jsonl.gz")
 SPOT = str(SAMPLES / "binance_spot_BTCUSDT_1h_2017-2018.csv.gz")
 
@@ -46,32 +43,6 @@ def test_check_reports_each_file_and_fails_for_a_bad_one(tmp_path: Path) -> None
     assert "✓" in text
 
 
-def test_import_then_list_then_read(tmp_path: Path) -> None:
-    archive = str(tmp_path / "candles.db")
-    assert "1,500 candles from" in run("import", BTC, SOL, "--db", archive)
-    assert "0 candles from" in run("import", BTC, "--archive", archive)
-    text = run("list", "--db", archive)
-    assert "linear:BTCUSDT, 1m: 1,500 candles" in text
-    assert "linear:SOLUSDT, 1m: 1,500 candles" in text
-    document = json.loads(run("list", "--db", archive, "--json"))
-    assert [row["bars"] for row in document["series"]] == [1_500, 1_500]
-    assert len(read_candles(f"SOLUSDT={archive}")) == 1_500
-
-
-def test_nothing_is_imported_where_one_file_is_bad(tmp_path: Path) -> None:
-    archive = tmp_path / "candles.db"
-    bad = tmp_path / "ETHUSDT.csv"
-    bad.write_text("time,open,high,low,close,volume\n1735689600,1,2,1,x,1\n")
-    with pytest.raises(DataInvalid, match="line 2: close is not a number"):
-        run("import", BTC, str(bad), "--db", str(archive))
-    assert not archive.exists()
-
-
-def test_an_archive_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataInvalid, match="no database"):
-        run("list", "--db", str(tmp_path / "none.db"))
-
-
 async def fetched(tmp_path: Path, *arguments: str) -> tuple[int, list[int]]:
     """Fetch from an exchange of 300 minutes in a process of its own; return bars and times."""
     import asyncio
@@ -79,14 +50,13 @@ async def fetched(tmp_path: Path, *arguments: str) -> tuple[int, list[int]]:
 
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * 300)
     settings = ExchangeSettings(candles=(served,), manual=True, start=250)
-    archive = tmp_path / "candles.db"
     async with EmbeddedExchange(settings) as exchange:
         (tmp_path / "tracepaper.toml").write_text(
             f'[exchange]\nrest_url = "{exchange.rest_url}"\nrequests_per_s = 50.0\n'
         )
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", "from tracepaper.replay.commands.data import app; app()",
-            "fetch", "BTCUSDT", "--db", str(archive), "--json", *arguments,
+            "fetch", "BTCUSDT", "--json", *arguments,
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
@@ -94,10 +64,10 @@ async def fetched(tmp_path: Path, *arguments: str) -> tuple[int, list[int]]:
             output, _ = await process.communicate()
     assert process.returncode == 0
     (row,) = json.loads(output)["series"]
-    return row["bars"], read_candles(archive).open_time_ms.tolist()
+    return row["bars"], read_candles(tmp_path / row["file"]).open_time_ms.tolist()
 
 
-async def test_fetch_fills_an_archive_and_goes_on_where_it_ended(tmp_path: Path) -> None:
+async def test_fetch_fills_a_file_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     middle = iso(FIRST_MS + 100 * MINUTE)
     bars, times = await fetched(tmp_path, "--from", iso(FIRST_MS), "--to", middle)
     assert bars == 100

@@ -112,12 +112,12 @@ class Forgetful(BybitClient):
     """Lacks the candles of ``hidden`` in its first answer about them."""
 
     hidden: set[int]
-    asked: list[Span]
+    requests: list[Span]
 
     async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
-        self.asked.append((start_ms, end_ms))
+        self.requests.append((start_ms, end_ms))
         page = await super().candles(instrument, interval_ms, start_ms, end_ms)
         kept = [bar for bar in page if bar.open_time_ms not in self.hidden]
         self.hidden -= {bar.open_time_ms for bar in page}
@@ -131,28 +131,28 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     times = [FIRST_MS + i * MINUTE for i in range(120) if not 80 <= i < 85]  # a true hole
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * len(times), times_ms=times)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
-    archive, clock = tmp_path / "candles.db", ManualClock()
-    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
+    clock = ManualClock()
+    order = FetchRequest(tmp_path, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
     async with (
         EmbeddedExchange(settings) as exchange,
         Forgetful(
             exchange_section(rest_url=exchange.rest_url), clock=clock, rng=random.Random(1)
         ) as client,
     ):
-        client.hidden, client.asked = {FIRST_MS + i * MINUTE for i in hidden}, []
+        client.hidden, client.requests = {FIRST_MS + i * MINUTE for i in hidden}, []
         (outcome,) = await fetch_symbols(client, clock, order, certain_s=30.0, quiet=True)
     assert clock.slept == [30.0]
     hole = (FIRST_MS + 80 * MINUTE, FIRST_MS + 85 * MINUTE)
     assert (outcome.bars, outcome.absent) == (95, (hole,))
-    assert read_candles(archive).open_time_ms.tolist() == [t for t in times if t < UNTIL_MS]
-    assert len(client.asked) == (3 if hidden == set(range(40, 60)) else 2)
+    assert read_candles(outcome.file).open_time_ms.tolist() == [t for t in times if t < UNTIL_MS]
+    assert len(client.requests) == (3 if hidden == set(range(40, 60)) else 2)
 
 
-async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None:
+async def test_a_whole_span_is_fetched_without_a_wait(tmp_path: Path) -> None:
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * 120)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
-    archive, clock = tmp_path / "candles.db", ManualClock()
-    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
+    clock = ManualClock()
+    order = FetchRequest(tmp_path, served.category, (served.symbol,), MINUTE, FIRST_MS, UNTIL_MS)
     async with (
         EmbeddedExchange(settings) as exchange,
         BybitClient(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from tracepaper.replay.archive import layouts, read_candles
 from tracepaper.replay.archive.formats import FORMATS, Format, table_of_rows
 from tracepaper.replay.archive.layouts import RawTable, Rows, TableHead
-from tracepaper.replay.commands import data
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 
 T0 = 1_735_689_600_000
 NAMES = ["open_time", "open", "high", "low", "close", "volume"]
@@ -28,22 +24,12 @@ def ledger_lines(path: Path, raw: bytes) -> RawTable:
 
 
 @pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def ledger(monkeypatch: pytest.MonkeyPatch) -> str:
     """Add a format by its one entry; return what a file of it holds."""
     entry = Format("Ledger", (".ledger",), ledger_lines, (b"LEDGER",))
     monkeypatch.setitem(FORMATS, "ledger", entry)
-    importlib.reload(data)
     rows = [f"{T0 + 60_000 * place}: 10 12.5 9 11 {place}" for place in range(5)]
-    yield "\n".join(["LEDGER 1", *rows])
-    monkeypatch.undo()
-    importlib.reload(data)
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(data.app, list(arguments), env={"COLUMNS": "200"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.stdout
+    return "\n".join(["LEDGER 1", *rows])
 
 
 def test_a_new_format_is_read_by_its_name_also_packed(tmp_path: Path, ledger: str) -> None:
@@ -57,16 +43,6 @@ def test_a_new_format_is_read_by_its_name_also_packed(tmp_path: Path, ledger: st
         assert candles.volume.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_new_format_is_offered_by_data_import_and_imported(tmp_path: Path, ledger: str) -> None:
-    path = tmp_path / "BTCUSDT_1m.saved"
-    path.write_text(ledger)
-    with pytest.raises(ConfigInvalid, match=f"write one of {', '.join(FORMATS)}"):
-        read_candles(path, format_name="?")
-    archive = str(tmp_path / "candles.db")
-    assert "5 candles from" in run("import", str(path), "--format", "ledger", "--db", archive)
-    assert "linear:BTCUSDT, 1m: 5 candles" in run("list", "--db", archive)
-
-
 def test_what_is_refused_names_a_new_format(tmp_path: Path, ledger: str) -> None:
     path = tmp_path / "BTCUSDT.xls"
     path.write_text("1,2,3")
@@ -75,14 +51,10 @@ def test_what_is_refused_names_a_new_format(tmp_path: Path, ledger: str) -> None
     path.write_text(ledger)
     with pytest.raises(DataInvalid, match=r"is Ledger by its first bytes and \.xls by its name"):
         read_candles(path)
-    with pytest.raises(DataInvalid, match="is Ledger by its first bytes"):
-        read_candles(path, format_name="csv")
     path = tmp_path / "BTCUSDT.ledger"
     path.write_text("something else")
     with pytest.raises(DataInvalid, match="is not ledger although its name says so"):
         read_candles(path)
-    with pytest.raises(ConfigInvalid, match=f"write one of {', '.join(FORMATS)}"):
-        read_candles(path, format_name="xls")
 
 
 def kraken_head(rows: Rows) -> TableHead | None:

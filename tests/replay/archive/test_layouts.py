@@ -227,7 +227,6 @@ def test_every_command_refuses_to_rename_in_silence(tmp_path: Path, cli: Cli) ->
     path = str(plain(tmp_path))
     for command in (
         ["replay", "--data", path, "--symbol", "ETHUSDT", "--db", str(tmp_path / "run.db")],
-        ["data", "import", path, "--symbol", "ETHUSDT", "--db", str(tmp_path / "archive.db")],
         ["data", "check", path, "--symbol", "ETHUSDT"],
     ):
         assert "holds BTCUSDT by its name" in " ".join(cli.err(*command, code=2).split())

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
+from tracepaper.replay.archive.candle_file import CandleFile, file_name, lines_of
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.download import FetchRequest, runs, wanted_times
-from tracepaper.replay.archive.series import archive_instrument, held, import_candles, quality
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.replay.archive.series import archive_instrument, quality
+from tracepaper.strategies.errors import ConfigInvalid
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 MINUTE = 60_000
@@ -20,79 +22,56 @@ def minutes(rows: Sequence[int] | slice = slice(None), symbol: str = "BTC") -> C
     return slice_candles(part, rows if isinstance(rows, slice) else np.array(rows))
 
 
-def columns(candles: Candles) -> list[object]:
-    names = ("open_time_ms", "open", "high", "low", "close", "volume")
-    values = [getattr(candles, name).tolist() for name in names]
-    turnover = None if candles.turnover is None else candles.turnover.tolist()
-    return [candles.instrument, candles.interval_ms, values, turnover]
+def filled(path: Path, part: Candles, *pages: Sequence[int] | slice) -> None:
+    with CandleFile(path) as file:
+        for page in pages:
+            file.add(archive_instrument(part), bars_of(slice_candles(part, np.r_[page])))
 
 
-def test_what_is_imported_reads_back_equal(tmp_path: Path) -> None:
-    for part in (minutes(), read_candles(SAMPLES / "binance_um_BTCUSDT_1h_2019.csv.gz")):
-        archive = tmp_path / f"{part.interval_ms}.db"
-        import_candles(archive, [part])
-        back = read_candles(archive)
-        scaled = part.rescaled(
-            price_decimals=back.price_decimals,
-            volume_decimals=back.volume_decimals,
-            turnover_decimals=back.turnover_decimals,
-        )
-        assert columns(back) == columns(scaled)
+@pytest.mark.parametrize("name", ["um_BTCUSDT_1m_2025-05", "um_BTCUSDT_1h_2019"])
+def test_candles_that_are_added_in_any_order_read_back_equal(tmp_path: Path, name: str) -> None:
+    part = read_candles(SAMPLES / f"binance_{name}.csv.gz")
+    instrument = archive_instrument(part)
+    path, scaled = tmp_path / file_name(instrument, part.interval_ms), part.aligned(instrument)
+    filled(path, scaled, slice(20, 50))
+    filled(path, scaled, slice(50, len(part)), slice(0, 10), slice(10, 20))
+    assert read_candles(path).instrument == part.instrument
+    assert bars_of(read_candles(path).aligned(instrument)) == bars_of(scaled)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_importing_again_adds_nothing_and_overlap_adds_what_is_new(tmp_path: Path) -> None:
-    archive = tmp_path / "candles.db"
-    (first,) = import_candles(archive, [minutes(slice(0, 200))])
-    assert (first.added, first.existing, first.gaps) == (200, 0, 0)
-    (again,) = import_candles(archive, [minutes(slice(0, 200))])
-    assert (again.added, again.existing) == (0, 200)
-    (more,) = import_candles(archive, [minutes(slice(150, 260))])
-    assert (more.added, more.existing) == (60, 50)
-    (series,) = held(archive)
-    assert (series.instrument, series.bars, series.gaps) == ("linear:BTCUSDT", 260, ())
+def test_what_a_killed_fetch_added_is_taken_up_but_a_torn_line(tmp_path: Path) -> None:
+    path, part = (
+        tmp_path / "linear_BTCUSDT_1m.csv",
+        minutes().aligned(archive_instrument(minutes())),
+    )
+    filled(path, part, slice(0, 10))
+    lines = lines_of(archive_instrument(part), bars_of(slice_candles(part, slice(10, 13))))
+    path.with_name(path.name + ".part").write_text("".join(lines.values())[:-3])
+    with CandleFile(path) as file:
+        assert file.times.tolist() == part.open_time_ms[:12].tolist()
+        with pytest.raises(ConfigInvalid, match="is being fetched by another process"):
+            CandleFile(path)
+    other = tmp_path / "BTCUSDT_1m.csv"
+    other.write_text("time,open,high,low,close,volume\n")
+    with pytest.raises(ConfigInvalid, match="is no file of `tracepaper data fetch`"):
+        CandleFile(other)
 
 
-def test_a_contradiction_leaves_the_archive_as_it_was(tmp_path: Path) -> None:
-    archive = tmp_path / "candles.db"
-    import_candles(archive, [minutes(slice(0, 100))])
-    wrong = minutes(slice(50, 150))
-    wrong.close[10] += 1
-    wrong.high[10] += 1
-    with pytest.raises(DataInvalid, match="contradict each other in high") as caught:
-        import_candles(archive, [minutes(slice(0, 400), "SOL"), wrong])
-    assert str(archive) in str(caught.value)
-    assert wrong.path in str(caught.value)
-    assert [(row.instrument, row.bars) for row in held(archive)] == [("linear:BTCUSDT", 100)]
-
-
-def test_several_series_are_listed_and_chosen_by_symbol(tmp_path: Path) -> None:
-    archive = tmp_path / "candles.db"
-    import_candles(archive, [minutes(), minutes(symbol="SOL")])
-    assert [candles.instrument for candles in held(archive)] == ["linear:BTCUSDT", "linear:SOLUSDT"]
-    assert read_candles(f"SOLUSDT={archive}").instrument == "linear:SOLUSDT"
-    assert read_candles(archive, symbol="BTCUSDT").instrument == "linear:BTCUSDT"
-    with pytest.raises(ConfigInvalid, match="holds linear:BTCUSDT of 60 s, linear:SOLUSDT of 60 s"):
-        read_candles(archive)
-    with pytest.raises(DataInvalid, match="holds no XRPUSDT"):
-        read_candles(archive, symbol="XRPUSDT")
-
-
-def test_a_fetch_wants_what_the_archive_lacks(tmp_path: Path) -> None:
-    archive = tmp_path / "candles.db"
+def test_a_fetch_wants_what_its_file_lacks() -> None:
     part = minutes([*range(10, 20), *range(30, 40)])
     first = int(minutes(slice(0, 1)).open_time_ms[0])
-    instrument = archive_instrument(part)
     until = first + 50 * MINUTE
 
-    def wanted(from_ms: int | None) -> list[tuple[int, int]]:
-        order = FetchRequest(archive, part.category, (part.symbol,), MINUTE, from_ms, until)
-        times = wanted_times(order, instrument)
+    def wanted(from_ms: int | None, stored: Candles | None = part) -> list[tuple[int, int]]:
+        order = FetchRequest(Path(), part.category, (part.symbol,), MINUTE, from_ms, until)
+        held = np.empty(0, dtype=np.int64) if stored is None else stored.open_time_ms
+        times = wanted_times(order, held, archive_instrument(part))
         return [((a - first) // MINUTE, (b - first) // MINUTE) for a, b in runs(times, MINUTE)]
 
-    assert wanted(first) == [(0, 50)]
+    assert wanted(first, None) == [(0, 50)]
     with pytest.raises(ConfigInvalid, match="say with --from where to start"):
-        wanted(None)
-    import_candles(archive, [part])
+        wanted(None, None)
     assert wanted(first) == [(0, 10), (20, 30), (40, 50)]
     assert wanted(None) == [(20, 30), (40, 50)]
     until += 59_999  # only candles that lie wholly inside are wanted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -21,7 +20,6 @@ from tracepaper.replay.archive.series import quality
 from tracepaper.replay.archive.sessions import sessions_named
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.report.metrics import days_in_year, days_of
-from tracepaper.storage.candles import History
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS, month_of, month_start
@@ -142,23 +140,6 @@ def test_verify_lookahead_and_recursive_hold_over_months(
     assert invoke(["lookahead", *SMA, *data, "--probes", "2"]) == 0
     assert "the series 1461 weeks later" in capsys.readouterr().err
     assert invoke(["recursive", *SMA, *data, "--probes", "2"]) == 0
-
-
-def test_an_archive_holds_months_without_a_hole(
-    run: Path, months: Path, tmp_path: Path, cli: Cli
-) -> None:
-    archive = str(tmp_path / "archive.db")
-    assert cli("data", "import", months, "--archive", archive).code == 0
-    text = cli.out("data", "list", "--archive", archive, "--json")
-    listed = json.loads(text[text.index("{") :])["series"][0]
-    assert (listed["bars"], listed["gaps"]) == (78, [])
-    with History.open(Path(archive)) as history:
-        times = history.times("linear:BTCUSDT", MONTH_MS)
-        assert times == [month_start(month) for month in range(552, 630)]
-        for bar in history.read("linear:BTCUSDT", MONTH_MS):
-            assert bar.market_ms == bar.close_time_ms == month_start(month_of(bar.market_ms))
-    replayed(tmp_path / "run.db", Path(archive))
-    assert cli.json("parity", f"{run}#last", f"{tmp_path / 'run.db'}#last")["identical"] == 78
 
 
 FRAMED = '''

@@ -301,14 +301,6 @@ def test_shares_are_not_traded_live(cli: Cli) -> None:
     assert not Path("live.db").exists()
 
 
-def test_an_archive_gives_back_shares_as_they_were_read(cli: Cli) -> None:
-    replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
-    called = ["data", "import", "ACME=acme.csv", "--calendar", "XNAS", "--db", "archive.db"]
-    assert "0 holes" in cli.out(*called)
-    assert cli("replay", "archive.db", "-c", "shares.toml", "--db", "two.db", "--json").code == 0
-    assert decision_hashes("two.db") == decision_hashes("run.db")
-
-
 # ---------------------------------------------------------------- splits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import Case
@@ -20,7 +21,6 @@ from tracepaper.replay.bench.attention import (
     model_rows,
 )
 from tracepaper.replay.bench.machine import ROUNDS_MAX, ROUNDS_MIN, interleaved
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.networks.flash import FlashConfig
 

@@ -23,6 +23,7 @@ from tracepaper.replay.archive.executions import Execution, Executions
 from tracepaper.replay.checks.paper_fills import BookFills, OpenFills, orders_of
 from tracepaper.replay.checks.slippage import BASIS_POINT, FAR, SlippageFindings, calibrate
 from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.types.market import Category, Depth, Side
@@ -358,13 +359,15 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the fills of a run of the bundled candles, as `audit export` writes them."""
+    """Return the fills of a run of the bundled candles, as `audit sql` has them."""
     folder = tmp_path_factory.mktemp("run")
     run = ["--data", str(DATA), "--db", str(folder / "run.db")]
     assert invoke(["replay", *run, *SETTINGS, "--set", "strategy.name=sma_cross", "--json"]) == 0
-    export = ["audit", "export", "last", "--csv", str(folder / "out"), "--views", "v_fills"]
-    assert invoke([*export, "--db", str(folder / "run.db")]) == 0
-    return folder / "out" / "v_fills.csv"
+    with Reader.open(folder / "run.db") as reader:
+        cursor = reader.connection.execute("SELECT * FROM v_fills")
+        with (folder / "fills.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([[column[0] for column in cursor.description], *cursor])
+    return folder / "fills.csv"
 
 
 SETTINGS = [

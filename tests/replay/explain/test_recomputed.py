@@ -30,11 +30,11 @@ from tracepaper.replay.explain.recompute import (
 )
 from tracepaper.storage.checkpoints import save
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.attention.time_buckets import uniform_rollout
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig
+from tracepaper.strategies.time_buckets import uniform_rollout
 
 
 @pytest.fixture(scope="module")

@@ -174,12 +174,11 @@ def test_no_label_of_a_fold_shares_a_moment_with_what_was_fitted() -> None:
 
 def test_a_bar_is_judged_by_a_fit_that_its_own_outcome_cannot_move() -> None:
     bars = outcomes(rows(sure_by="entropy_0", gain=1.0))
-    before = cross_fitted(bars, bars.labels["hit"], NAMES, signed=True)
-    judged, _ = folds(bars)[2]
+    parts = folds(bars)
+    before = cross_fitted(bars, parts, bars.labels["hit"], NAMES, signed=True)
+    judged, _ = parts[2]
     turned = np.where(judged, 1 - bars.labels["hit"], bars.labels["hit"])
-    after = cross_fitted(bars, turned, NAMES, signed=True)
-    assert before is not None
-    assert after is not None
+    after = cross_fitted(bars, parts, turned, NAMES, signed=True)
     assert (before[judged] == after[judged]).all()
     assert (before[~judged] != after[~judged]).any()
 

@@ -383,5 +383,5 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[Judgem
     reliable = chart.layers[1]
     assert isinstance(reliable, LineLayer)
     bins = bins_of(judgement)
-    assert reliable.x == [each.forecast for each in bins]
-    assert reliable.y == [each.realised for each in bins]
+    assert reliable.x == [each["forecast"] for each in bins]
+    assert reliable.y == [each["realised"] for each in bins]

@@ -16,14 +16,13 @@ from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.dataset import Dataset, alone
 from tracepaper.replay.learning.inspection import inspections
 from tracepaper.replay.learning.inspection.inspections import (
-    AdaptiveConformal,
     WeightedLinear,
     adaptive_widths,
     agreement,
     context_ablation,
     examined,
     feature_permutation,
-    fixed_width,
+    interval_width,
     methods,
 )
 from tracepaper.replay.learning.inspection.model import Mix, Subject
@@ -219,7 +218,7 @@ def test_families_are_one_measure_over_several_windows() -> None:
 # --- intervals
 
 
-def test_a_shift_of_volatility_is_followed_online_and_not_by_a_fixed_width() -> None:
+def test_a_shift_of_volatility_is_followed_online_and_not_by_a_interval_width() -> None:
     generator = np.random.default_rng(5)
     scale = np.repeat([1.0, 2.0], 4_000)
     scores = np.abs(generator.normal(size=8_000) * scale)
@@ -228,31 +227,30 @@ def test_a_shift_of_volatility_is_followed_online_and_not_by_a_fixed_width() -> 
     widths = adaptive_widths(scores, times, times + 30, before)
     late = slice(5_000, None)
     assert 0.885 < (scores <= widths)[late].mean() < 0.915
-    assert (scores <= fixed_width(before))[late].mean() < 0.65
-    assert 0.885 < (scores <= fixed_width(before))[:4_000].mean() < 0.915
+    assert (scores <= interval_width(before))[late].mean() < 0.65
+    assert 0.885 < (scores <= interval_width(before))[:4_000].mean() < 0.915
 
 
 def test_a_width_depends_on_no_score_that_is_not_known_yet() -> None:
     scores = np.abs(np.random.default_rng(6).normal(size=300))
     times = np.arange(300)
-    widths = adaptive_widths(scores, times, times + 30, [1.0] * 50)
+    widths = adaptive_widths(scores, times, times + 30, np.ones(50))
     changed = scores.copy()
     changed[200:] = 99.0
-    again = adaptive_widths(changed, times, times + 30, [1.0] * 50)
+    again = adaptive_widths(changed, times, times + 30, np.ones(50))
     assert (widths[:230] == again[:230]).all()
     assert (widths[230:] != again[230:]).any()
 
 
-def test_the_level_moves_by_the_step_and_the_oldest_score_leaves() -> None:
-    state = AdaptiveConformal([1.0, 2.0, 3.0], coverage=0.5, step=0.1, kept=3)
-    assert state.width() == 2.0
-    state.take(5.0, 2.0)  # missed: fewer misses are aimed at, and 1 has left
-    assert state.level == pytest.approx(0.45)
-    assert state.width() == 5.0
-    for _ in range(5):
-        state.take(9.0, 2.0)
-    assert state.width() == float("inf")
-    assert fixed_width(np.arange(1.0, 100.0)) == 90.0
+def test_a_width_is_that_of_the_share_and_the_oldest_score_leaves() -> None:
+    scores = np.array([3.0, 1.0, 2.0])
+    assert [interval_width(scores, misses) for misses in (0.5, 0.45, 0.0, 1.0)] == [
+        2.0, 3.0, float("inf"), 0.0,
+    ]  # fmt: skip
+    assert interval_width(np.arange(1.0, 100.0)) == 90.0
+    before = np.append(np.full(500, 9.0), np.ones(1_000))
+    [width] = adaptive_widths(np.zeros(1), np.zeros(1, np.int64), np.ones(1, np.int64), before)
+    assert width == 1.0
 
 
 def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: Dataset) -> None:
@@ -328,12 +326,10 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
     trained = TrainedRows(
         ROW_KINDS["glm"], model, material.schema, HORIZONS, "", "", (1.0, 1.0), None
     )
-    table, added = inspections.attributions(Subject(material, HORIZON, trained=trained), 2)
+    [table] = inspections.attributions(Subject(material, HORIZON, trained=trained), 2)
     for row in table.records():
         assert value(row["rank correlation"]) > 0.9
     assert {row["method"] for row in table.records()} == {"KernelSHAP", "LIME"}
-    sizes = [value(row["log variance"]) for row in added.records()]
-    assert sizes == sorted(sizes, reverse=True)
     with pytest.raises(ConfigInvalid, match="--inspect context changes the bars"):
         context_ablation(Subject(material, HORIZON, trained=trained), 2)
 
@@ -387,7 +383,7 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
     assert "return_1" in used
     assert leaking.schema.names[1] not in used
     keys = {table.key for table in inspections.attributions(mixed(0.5), 2)}
-    assert keys == {"attributions", "attributions_rows", "contributions"}
+    assert keys == {"attributions", "attributions_rows"}
 
 
 def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(material: Dataset) -> None:

@@ -20,7 +20,7 @@ FORECAST = RNG.normal(size=ROWS)
 VALUE = 0.3 * FORECAST + RNG.standard_t(3, ROWS)
 
 
-def seen(name: str, value: Array, **fields: Array) -> DailyEstimate:
+def figure_of(name: str, value: Array, **fields: Array) -> DailyEstimate:
     """Return a figure of one forecaster of *value*, in order of its day."""
     days = DAYS if len(value) == ROWS else np.arange(len(value))
     place = np.arange(len(value)) - np.searchsorted(days, days)
@@ -32,10 +32,10 @@ def seen(name: str, value: Array, **fields: Array) -> DailyEstimate:
 
 
 def test_correlations_agree_with_scipy() -> None:
-    assert seen("ic", VALUE, score=FORECAST).value == pytest.approx(
+    assert figure_of("ic", VALUE, score=FORECAST).value == pytest.approx(
         stats.pearsonr(FORECAST, VALUE)[0]
     )
-    assert seen("rank_ic", VALUE, score=FORECAST).value == pytest.approx(
+    assert figure_of("rank_ic", VALUE, score=FORECAST).value == pytest.approx(
         stats.spearmanr(FORECAST, VALUE)[0]
     )
 
@@ -57,22 +57,22 @@ def test_a_figure_repeats() -> None:
 
 
 def test_sign_accuracy_leaves_out_what_did_not_move_and_halves_what_was_not_said() -> None:
-    daily_estimate = seen(
+    daily_estimate = figure_of(
         "sign_accuracy", np.array([2.0, 2.0, 1.0, 0.0]), sign=np.array([1.0, -1.0, 0.0, 5.0])
     )
     assert daily_estimate.value == pytest.approx((1 + 0 + 0.5) / 3)
 
 
 def test_r_squared_is_against_no_move() -> None:
-    assert seen("r_squared", VALUE, size=VALUE).value == 1.0
-    assert seen("r_squared", VALUE, size=np.zeros(ROWS)).value == 0.0
-    assert seen("r_squared", VALUE, size=-VALUE).value == pytest.approx(-3.0)
+    assert figure_of("r_squared", VALUE, size=VALUE).value == 1.0
+    assert figure_of("r_squared", VALUE, size=np.zeros(ROWS)).value == 0.0
+    assert figure_of("r_squared", VALUE, size=-VALUE).value == pytest.approx(-3.0)
 
 
 def test_qlike_is_least_for_the_variance_itself() -> None:
     variance = np.abs(VALUE) + 0.1
-    assert seen("qlike", VALUE, variance=variance).value == pytest.approx(0.0)
-    twice = seen("qlike", VALUE, variance=2 * variance).value
+    assert figure_of("qlike", VALUE, variance=variance).value == pytest.approx(0.0)
+    twice = figure_of("qlike", VALUE, variance=2 * variance).value
     assert twice == pytest.approx(0.5 - np.log(0.5) - 1)
 
 
@@ -88,9 +88,9 @@ def test_probabilities_that_are_true_are_calibrated_and_sure_ones_are_not() -> N
     sure = RNG.uniform(0.4, 0.9, ROWS)
     probability = np.stack([sure, (1 - sure) / 2, (1 - sure) / 2], axis=1)
     drawn = (RNG.random((ROWS, 1)) > probability.cumsum(axis=1)).sum(axis=1)
-    honest = seen("direction.ece", drawn, probability=probability)
+    honest = figure_of("direction.ece", drawn, probability=probability)
     certain = np.eye(3)[np.zeros(ROWS, dtype=int)]
-    boastful = seen("direction.ece", drawn, probability=certain)
+    boastful = figure_of("direction.ece", drawn, probability=certain)
     assert honest.value < 0.03
     assert boastful.value == pytest.approx(1 - (drawn == 0).mean())
 
@@ -105,5 +105,5 @@ def test_brier_of_certainty_is_zero_or_two() -> None:
 def test_macro_f1_agrees_with_its_definition() -> None:
     classes = np.array([0, 0, 1, 1, 2, 2])
     values = np.array([0, 1, 1, 1, 0, 0])
-    daily_estimate = seen("direction.f1", classes, probability=np.eye(3)[values])
+    daily_estimate = figure_of("direction.f1", classes, probability=np.eye(3)[values])
     assert daily_estimate.value == pytest.approx((0.4 + 0.8 + 0.0) / 3)

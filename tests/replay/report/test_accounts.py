@@ -50,7 +50,9 @@ def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
         for name, held in record.account.held.items():
             traded = np.abs(np.diff(held, prepend=0.0))
             earned = gains(record.bars[name], held, traded, record.cost_rate)
-            equity += benchmarks.over_times(record, record.bars[name], earned)
+            closes_ms = record.bar_times.closes_of(record.bars[name].open_time_ms)
+            closed = np.searchsorted(closes_ms, record.times_ms, side="right")
+            equity += np.append(0.0, earned.cumsum())[np.append(0, closed)]
         assert equity == pytest.approx(record.account.equity, abs=1e-6)
 
 

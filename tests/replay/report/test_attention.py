@@ -13,8 +13,8 @@ from tracepaper.replay.document.charts import HeatLayer
 from tracepaper.replay.report.attention import COLUMNS_MAX
 from tracepaper.replay.report.attention_charts import (
     age_map_chart,
-    cells_by_age,
-    cells_by_position,
+    by_age_of,
+    cells_of,
     heads_over_time_chart,
     position_map_chart,
 )
@@ -120,25 +120,27 @@ def triangle() -> RolloutMap:
 
 
 def test_a_cell_by_position_is_a_bar_and_what_lies_later_is_empty() -> None:
-    cells = cells_by_position(triangle())
-    assert cells.firsts.tolist() == list(range(BARS))
-    assert cells.shares[5].tolist() == pytest.approx([np.nan] * 2 + [0.75, np.nan, np.nan, 0.25],
+    shares, firsts = cells_of(triangle().weights)
+    assert firsts.tolist() == list(range(BARS))
+    assert shares[5].tolist() == pytest.approx([np.nan] * 2 + [0.75, np.nan, np.nan, 0.25],
                                                      nan_ok=True)  # fmt: skip
 
 
 def test_a_cell_by_age_counts_back_from_each_rows_own_bar() -> None:
-    cells = cells_by_age(triangle())
-    assert cells.shares[:, 3].tolist() == pytest.approx([np.nan] * 3 + [0.75] * 3, nan_ok=True)
-    assert cells.shares[2, :3].tolist() == pytest.approx([0.25, np.nan, 0.75], nan_ok=True)
+    shares, _ = cells_of(by_age_of(triangle()))
+    assert shares[:, 3].tolist() == pytest.approx([np.nan] * 3 + [0.75] * 3, nan_ok=True)
+    assert shares[2, :3].tolist() == pytest.approx([0.25, np.nan, 0.75], nan_ok=True)
 
 
 def test_cells_of_several_bars_hold_their_mean_share() -> None:
     bars = 1_030
     rollout_map = RolloutMap(np.array([0]), np.arange(bars, dtype=float)[None], np.zeros(1))
-    for cells in (cells_by_position(rollout_map), cells_by_age(rollout_map)):
-        assert len(cells.firsts) == 512
-        widths = np.diff(cells.firsts, append=bars)
-        assert np.nansum(cells.shares[0] * widths) == pytest.approx(bars * (bars - 1) / 2)
+    for weights in (rollout_map.weights, by_age_of(rollout_map)):
+        shares, firsts = cells_of(weights)
+        assert len(firsts) == 512
+        assert np.nansum(shares[0] * np.diff(firsts, append=bars)) == pytest.approx(
+            bars * (bars - 1) / 2
+        )
 
 
 def test_a_chart_holds_the_logarithms_as_bytes_with_their_ends() -> None:

@@ -7,7 +7,7 @@ import pytest
 from builders import present
 from pages import layers_of
 
-from tracepaper.replay.document.charts import BarLayer, Chart, HeatLayer, LineLayer
+from tracepaper.replay.document.charts import Chart, HeatLayer, LineLayer
 from tracepaper.replay.report.attention_charts import (
     confidence_chart,
     groups_chart,
@@ -24,7 +24,6 @@ from tracepaper.replay.report.charts import (
     price_chart,
     refusal_chart,
     rolling_chart,
-    trades_chart,
 )
 from tracepaper.replay.report.report import Report
 
@@ -147,19 +146,6 @@ def test_an_account_that_dwarfs_the_run_has_a_panel_of_its_own(cross_report: Rep
         }
         low, high = (f(of[place] for of in reach.values()) for place, f in enumerate((min, max)))
         assert reach[curve.name][1] - reach[curve.name][0] >= (high - low) / 5
-
-
-def test_gains_and_losses_of_trades_are_counted_apart(cross_report: Report) -> None:
-    chart = present(trades_chart(cross_report))
-    [returns], [spans] = (panel.layers for panel in chart.panels)
-    closed = cross_report.own_trades
-    assert isinstance(returns, BarLayer)
-    assert isinstance(spans, BarLayer)
-    assert sum(filter(None, returns.y)) == sum(filter(None, spans.y)) == len(closed)
-    gained = sum(
-        count or 0 for count, role in zip(returns.y, returns.roles, strict=True) if role == "gain"
-    )
-    assert gained == sum(trade.return_bp > 0 for trade in closed)
 
 
 def test_a_short_run_has_no_rolling_ratio(cross_report: Report) -> None:

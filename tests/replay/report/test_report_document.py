@@ -13,9 +13,9 @@ from pages import layers_of
 from report_cases import build_report_of
 
 from tracepaper.replay.document.values import as_parts
+from tracepaper.replay.report.charts import trade_chart
 from tracepaper.replay.report.document import months, report_document
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.trade_pictures import trade_chart
 
 EVIL = '</script><img src="https://evil.example/x" onerror="alert(1)">'
 

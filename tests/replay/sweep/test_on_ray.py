@@ -112,13 +112,13 @@ class Sweeping:
             text=True,
         )
 
-    def told(self, extra: dict[str, str] | None = None, **request: Any) -> tuple[int, str, str]:
+    def output(self, extra: dict[str, str] | None = None, **request: Any) -> tuple[int, str, str]:
         with self.start(extra or {}, **request) as process:
             out, err = process.communicate(timeout=deadline_s(240))
         return process.returncode, out, err
 
     def cells(self, extra: dict[str, str] | None = None, **request: Any) -> list[Any]:
-        code, out, err = self.told(extra, **request)
+        code, out, err = self.output(extra, **request)
         assert code == 0, err
         document: list[Any] = json.loads(out.splitlines()[-1])
         return document

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 
 import pytest
+import storage_cases as cases
 
 from tracepaper.storage.chain.trades import check_terms
+from tracepaper.storage.database.writer import in_memory, insert_rows
+from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.types.decisions import OrderKind
 
 
 def contradiction(kind: str | None, price: int | None, trigger: int | None) -> str | None:
-    """Return the problem found in a run of one order; its tables hold what the check reads."""
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(
-            "CREATE TABLE runs (run_key, run_id, config);"
-            "CREATE TABLE instruments (run_key, instrument, symbol, category, price_decimals, "
-            "quantity_decimals);"
-            "CREATE TABLE orders (run_key, sequence, status, filled, quantity, kind, price, "
-            "trigger, order_id, side, instrument, position_side);"
-            "CREATE TABLE fills (run_key, sequence, book, order_id, instrument, side, quantity, "
-            "price, notional, fee, fee_base, liquidity, position_side);"
-            "INSERT INTO runs VALUES (0, 'run', '{}')"
-        )
+    """Return the problem of a run of one order."""
+    with closing(in_memory()) as connection:
+        insert_rows(connection, StepEncoder(cases.run("run"), 1).opening(cases.run("run"), 0))
         connection.execute(
-            "INSERT INTO orders VALUES (0, 7, 'NEW', 0, 5, ?, ?, ?, 'a', 'BUY', 0, NULL)",
+            "INSERT INTO orders (run_key, sequence, ordinal, order_id, instrument, side, quantity, "
+            "filled, status, reason, created_ms, eligible_ms, kind, price, trigger) "
+            "VALUES (1, 7, 0, '7:0', 0, 'BUY', 5, 0, 'NEW', '', 0, 0, ?, ?, ?)",
             (kind, price, trigger),
         )
         problem = check_terms(connection, "run")

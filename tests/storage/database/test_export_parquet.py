@@ -117,7 +117,7 @@ def test_every_row_of_every_view_is_there_with_its_types(
     run_id: str, batch: int, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "BATCH_ROWS", batch)
-    written = export(reader, run_id, tmp_path / "lake", "parquet")
+    written = export(reader, run_id, tmp_path / "lake")
     assert differences(reader, tmp_path / "lake", run_id) == []
     assert written.rows == {v.name: len(rows_of(reader, v.name, run_id)) for v in VIEWS}
     assert written.files["new"] == len(files(tmp_path / "lake"))
@@ -127,7 +127,7 @@ def test_every_row_of_every_view_is_there_with_its_types(
 
 
 def test_a_day_holds_the_rows_whose_time_lies_in_it(reader: Reader, tmp_path: Path) -> None:
-    export(reader, DIGITS, tmp_path, "parquet")
+    export(reader, DIGITS, tmp_path)
     opened = scanned(tmp_path, "v_bars").select("sequence", pl.col("open_time_ms"))
     for view in VIEWS:
         rows = scanned(tmp_path, view.name)
@@ -154,7 +154,7 @@ def test_an_order_that_ends_another_day_lies_in_the_day_it_was_made(tmp_path: Pa
     ]
     cases.write_run(tmp_path / "a.db", steps)
     with Reader.open(tmp_path / "a.db") as reader:
-        export(reader, "r-1", tmp_path / "lake", "parquet")
+        export(reader, "r-1", tmp_path / "lake")
         assert differences(reader, tmp_path / "lake", "r-1") == []
     orders = scanned(tmp_path / "lake", "v_orders").sort("order_id")
     assert orders["day"].cast(str).to_list() == [DAYS[0], DAYS[1], DAYS[0]]
@@ -177,14 +177,14 @@ def test_a_run_that_is_written_is_exported_as_of_one_moment_and_then_taken_up(
             log.flush()
 
     with Reader.open(path) as reader:
-        first = export(reader, "live", folder, "parquet", progress=goes_on)
+        first = export(reader, "live", folder, progress=goes_on)
         assert differences(reader, folder, "live") != []
         assert first.rows["v_bars"] == first.rows["v_decisions"] == first.rows["v_equity"] == 1000
         before = files(folder)
-        again = export(reader, "live", folder, "parquet")
+        again = export(reader, "live", folder)
         assert differences(reader, folder, "live") == []
         assert again.rows["v_bars"] == 1600
-        third = export(reader, "live", folder, "parquet")
+        third = export(reader, "live", folder)
     log.close()
     after = files(folder)
     assert again.files == {
@@ -218,7 +218,7 @@ def replace(part, target):
 
 pathlib.Path.replace = replace
 reader = Reader.open(pathlib.Path(sys.argv[1]))
-exports.export(reader, sys.argv[4], pathlib.Path(sys.argv[2]), "parquet", progress=progress)
+exports.export(reader, sys.argv[4], pathlib.Path(sys.argv[2]), progress=progress)
 """
 
 
@@ -231,12 +231,12 @@ def test_an_export_that_is_killed_leaves_only_whole_files_and_the_next_one_ends_
     folder, whole = tmp_path / "lake", tmp_path / "whole"
     before: dict[str, bytes] = {}
     with Reader.open(database) as reader:
-        export(reader, DIGITS, whole, "parquet")
+        export(reader, DIGITS, whole)
     if repeated:  # over the first day of the same run
         small = tmp_path / "small.db"
         cases.write_run(small, STEPS[:50], of=cases.run(DIGITS))
         with Reader.open(small) as reader:
-            export(reader, DIGITS, folder, "parquet")
+            export(reader, DIGITS, folder)
         before = files(folder)
     wanted = files(whole)
     words = [sys.executable, "-c", KILLED, str(database), str(folder), view, DIGITS]
@@ -248,7 +248,7 @@ def test_an_export_that_is_killed_leaves_only_whole_files_and_the_next_one_ends_
     assert before.keys() <= readable.keys()
     assert (folder / exporting.UNFINISHED).is_dir()
     with Reader.open(database) as reader:
-        export(reader, DIGITS, folder, "parquet")
+        export(reader, DIGITS, folder)
     assert files(folder) == wanted
     assert not (folder / exporting.UNFINISHED).exists()
 
@@ -257,35 +257,35 @@ def test_what_a_prune_dropped_stays_in_the_folder(database: Path, tmp_path: Path
     path, folder = tmp_path / "a.db", tmp_path / "lake"
     shutil.copy(database, path)
     with Reader.open(path) as reader:
-        export(reader, DIGITS, folder, "parquet")
+        export(reader, DIGITS, folder)
     before = {view.name: scanned(folder, view.name).height for view in VIEWS}
     assert cases.prune(path, keep_days=1, pruned_at_ms=START_MS)
     with Reader.open(path) as reader:
-        rows = export(reader, DIGITS, folder, "parquet")
+        rows = export(reader, DIGITS, folder)
         assert rows.rows["v_bars"] < before["v_bars"]
         assert rows.files["kept"] > 0
         assert scanned(folder, "v_bars").height == before["v_bars"]
         assert scanned(folder, "v_orders").height == before["v_orders"]
         assert scanned(folder, "v_events").height == before["v_events"] + 1  # the prune itself
-        export(reader, DIGITS, tmp_path / "new", "parquet")
+        export(reader, DIGITS, tmp_path / "new")
         assert differences(reader, tmp_path / "new", DIGITS) == []
 
 
 def test_a_damaged_file_of_an_earlier_export_is_replaced(reader: Reader, tmp_path: Path) -> None:
-    export(reader, "rich", tmp_path, "parquet")
+    export(reader, "rich", tmp_path)
     path = next(tmp_path.rglob("v_bars/*/rows.parquet"))
     path.write_bytes(path.read_bytes()[:-40])
-    assert export(reader, "rich", tmp_path, "parquet").files["replaced"] == 1
+    assert export(reader, "rich", tmp_path).files["replaced"] == 1
     assert differences(reader, tmp_path, "rich") == []
 
 
 def test_a_folder_of_other_things_is_refused(reader: Reader, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigInvalid, match=r"holds mine\.txt, which is of no export by day; name"):
-        export(reader, "rich", tmp_path, "parquet")
+        export(reader, "rich", tmp_path)
     for place in (tmp_path / "mine.txt", tmp_path / "mine.txt" / "lake"):
         with pytest.raises(ConfigInvalid, match="cannot be written"):
-            export(reader, "rich", place, "parquet")
+            export(reader, "rich", place)
     assert files(tmp_path) == {"mine.txt": b"mine"}
 
 
@@ -293,9 +293,9 @@ def test_a_second_export_at_the_same_time_is_refused(reader: Reader, tmp_path: P
     held = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(ConfigInvalid, match="Another export writes"):
-        export(reader, "rich", tmp_path, "parquet")
+        export(reader, "rich", tmp_path)
     os.close(held)
-    export(reader, "rich", tmp_path, "parquet", chosen("v_runs"))
+    export(reader, "rich", tmp_path, chosen("v_runs"))
 
 
 def test_a_number_that_does_not_fit_is_named(
@@ -303,8 +303,8 @@ def test_a_number_that_does_not_fit_is_named(
 ) -> None:
     for digits in ((3, 3), (38, 1)):  # before the point, and after it
         monkeypatch.setattr(exporting, "DECIMAL", digits)
-        with pytest.raises(DataInvalid, match=r"v_bars.open_text holds .* decimal128.*--csv"):
-            export(reader, "rich", tmp_path / "lake", "parquet", chosen("v_bars"))
+        with pytest.raises(DataInvalid, match=r"v_bars.open_text holds .* decimal128.*audit sql"):
+            export(reader, "rich", tmp_path / "lake", chosen("v_bars"))
         assert list(tmp_path.iterdir()) == []
 
 
@@ -312,7 +312,7 @@ def test_a_run_cannot_name_a_folder_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     cases.write_run(path, STEPS[:3], of=cases.run("/../../out"))
     with Reader.open(path) as reader:
-        export(reader, "/../../out", tmp_path / "lake" / "here", "parquet", chosen("v_bars"))
+        export(reader, "/../../out", tmp_path / "lake" / "here", chosen("v_bars"))
     (written,) = tmp_path.glob("lake/**/*.parquet")
     assert written.relative_to(tmp_path / "lake" / "here").parts[:2] == (
         "run_id=%2F..%2F..%2Fout",
@@ -332,7 +332,7 @@ def test_temporary_space_that_is_full_is_named(tmp_path: Path) -> None:
         raise Full
 
     with Reader.open(path) as reader, pytest.raises(ConfigInvalid, match="SQLITE_TMPDIR"):
-        export(reader, "r-1", tmp_path / "lake", "parquet", progress=fails)
+        export(reader, "r-1", tmp_path / "lake", progress=fails)
 
 
 def test_the_command_says_what_became_of_each_file(

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import builders
 import pytest
 import storage_cases as cases
 from waiting import deadline_s
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.candles import HistoryWriter
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.lock import FileWatch, Holder, holder_of, lock_file
 from tracepaper.storage.database.reader import Reader
@@ -401,9 +399,3 @@ def test_what_nobody_watches_does_not_wait_for_ever_nor_speak_of_a_full_disk(
     error = blocked(path, lambda: log.append_now(STEPS[1]))
     assert "locked); end the transaction of the other process" in error
     log.close()
-    with HistoryWriter(tmp_path / "archive.db") as archive:
-        series = (builders.instrument(), builders.MINUTE, builders.bars(3))
-        with closing(sqlite3.connect(tmp_path / "archive.db", isolation_level=None)) as shell:
-            shell.execute("BEGIN IMMEDIATE")
-            with pytest.raises(AuditUnwritable, match="end the transaction of the other process"):
-                archive.write(*series)

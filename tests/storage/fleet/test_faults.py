@@ -113,7 +113,7 @@ class Following:
     """A follower in a thread of its own, and what it reports."""
 
     def __init__(self, path: Path, url: str, group_steps: int = 50) -> None:
-        self.told: list[ShipProgress] = []
+        self.reports: list[ShipProgress] = []
         self.stop, self._heard = threading.Event(), threading.Condition()
         self.error: Exception | None = None
         self._follower = Follower(
@@ -137,16 +137,16 @@ class Following:
 
     def _hear(self, progress: ShipProgress) -> None:
         with self._heard:
-            self.told.append(progress)
+            self.reports.append(progress)
             self._heard.notify_all()
 
     def until(self, condition: Callable[[ShipProgress], object]) -> ShipProgress:
         with self._heard:
             assert self._heard.wait_for(
-                lambda: self.error or any(map(condition, self.told)), timeout=deadline_s(120)
+                lambda: self.error or any(map(condition, self.reports)), timeout=deadline_s(120)
             )
         assert self.error is None
-        return next(state for state in self.told if condition(state))
+        return next(state for state in self.reports if condition(state))
 
     def end(self) -> None:
         self.stop.set()
@@ -175,7 +175,7 @@ def test_a_follower_waits_for_a_server_that_is_away_and_goes_on(
     following.until(lambda state: state.steps == 150 and not state.error and not state.lag_steps)
     grown(path, 170, seed=1, since=150)
     following.end()  # which ships what is there
-    assert following.told[-1].steps == 170
+    assert following.reports[-1].steps == 170
     pull(fleet_url, back)
     assert_same(path, back)
     shippers = postgres.sql(fleet_url, "SELECT host, file, lag_steps FROM shippers")
@@ -194,7 +194,7 @@ def test_a_follower_waits_for_the_end_of_another_and_takes_over(
     try:
         following.until(lambda progress: progress.errors == 4)
         # One sentence, however often it tried: a log has one line of it.
-        (sentence,) = {progress.error for progress in following.told}
+        (sentence,) = {progress.error for progress in following.reports}
         assert "without --once waits for its end" in sentence
         first.close()
         following.until(lambda progress: progress.steps == 100 and not progress.error)

@@ -18,7 +18,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.fleet.ship import Shipper, ShipResult, database_id, new_id
-from tracepaper.storage.fleet.tables import SHIPPED, columns_of
+from tracepaper.storage.fleet.tables import columns_of
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
 from tracepaper.strategies.errors import DataInvalid, ServerLost
@@ -49,7 +49,7 @@ def test_a_pulled_database_equals_the_original_table_by_table(
     assert ship_once(path, fleet_url) == ShipResult()
     pulled = pull(fleet_url, back)
     assert pulled.run_ids == ("r-1", "r-2", "r-3")
-    empty = {"models", "prunes", "checks", "shortfalls", "archive_series", "archive_bars"}
+    empty = {"models", "prunes", "checks", "shortfalls"}
     assert all(contents(path)[table] for table in TABLES if table not in empty)
     assert_same(path, back)
     assert audited(back) == audited(path) == []
@@ -286,7 +286,7 @@ def test_the_columns_on_the_server_are_those_of_a_file(postgres: Cluster, fleet_
         "FROM information_schema.columns WHERE table_schema = 'tracepaper' "
         "ORDER BY table_name, ordinal_position",
     )
-    for table, columns in SHIPPED.items():
+    for table, columns in TABLES.items():
         their = [row[1:] for row in rows if row[0] == table]
         assert [row[0] for row in their] == list(columns_of(table))
         for column, (_, kind, null, collation) in zip(columns, their[-len(columns) :], strict=True):

@@ -9,10 +9,10 @@ import json
 import sys
 from typing import NamedTuple
 
+import dense_attention as reference
 import torch
 from attention_cases import LAYOUTS, layers_of, rolled
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 

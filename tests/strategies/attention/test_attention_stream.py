@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import layers_of, rolled
 from torch import Tensor
 
-from tracepaper.strategies.attention import Mask, Stream, attend, reference
+from tracepaper.strategies.attention import Mask, Stream, attend
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid
 

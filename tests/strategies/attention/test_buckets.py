@@ -2,72 +2,52 @@
 
 from __future__ import annotations
 
+import dense_attention as reference
 import pytest
 import torch
-from attention_cases import Case, aged, bucketed, case, cases
+from attention_cases import Case, bucketed, case, cases
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rounding import gamma
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.attention.reads import Fusion
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
 
 
-def stored(sample: Case, bucket_bars: int, lead: int, fusion: str, ratio: float) -> Tensor:
+def stored(sample: Case, bucket_bars: int, lead: int) -> Tensor:
     """Sum the columns of the stored rollout."""
-    whole = reference.rollout(
-        sample.matrices, sample.mask, fusion=fusion, discard_ratio=ratio, slacks=sample.slacks
-    )
+    whole = reference.rollout(sample.matrices, sample.mask)
     bucket = (torch.arange(whole.shape[-1]) + lead) // bucket_bars
     return whole @ torch.nn.functional.one_hot(bucket).double()
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    cases(longest=90),
-    st.integers(1, 20),
-    st.sampled_from([("mean", 0.0), ("mean", 0.4), ("max", 0.0), ("min", 0.2)]),
-)
-def test_buckets_equal_the_stored_matrices(
-    sample: Case, bucket_bars: int, options: tuple[Fusion, float]
-) -> None:
-    fusion, ratio = options
+@given(cases(longest=90), st.integers(1, 20))
+def test_buckets_equal_the_stored_matrices(sample: Case, bucket_bars: int) -> None:
     first = 1 + sample.queries[0].shape[2] % bucket_bars
-    result = bucketed(
-        sample.layers,
-        Rollout(fusion=fusion, discard_ratio=ratio),
-        bucket_bars=bucket_bars,
-        first_bucket_bars=first,
-    )
-    wanted = stored(sample, bucket_bars, bucket_bars - first, fusion, ratio)
-    sample.hold(result.weights, wanted, ratio=ratio)
+    result = bucketed(sample.layers, bucket_bars=bucket_bars, first_bucket_bars=first)
+    sample.hold(result.weights, stored(sample, bucket_bars, bucket_bars - first))
 
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
-@given(
-    cases(longest=90),
-    st.integers(1, 20),
-    st.integers(0, 2),
-    st.sampled_from([("mean", 0.0), ("mean", 0.4), ("max", 0.0), ("min", 0.2)]),
-)
+@given(cases(longest=90), st.integers(1, 20), st.integers(0, 2))
 def test_ages_are_the_buckets_counted_from_the_row(
-    sample: Case, bucket_bars: int, start_layer: int, options: tuple[Fusion, float]
+    sample: Case, bucket_bars: int, start_layer: int
 ) -> None:
     assume(sample.mask.kind is not MaskKind.FULL and start_layer < len(sample.queries))
-    fusion, ratio = options
     time = sample.queries[0].shape[2]
     first = 1 + time % bucket_bars
-    chosen = Rollout(fusion=fusion, discard_ratio=ratio, start_layer=start_layer)
+    chosen = Rollout(start_layer=start_layer)
     ages, whole = (
-        each(sample.layers, chosen, bucket_bars=bucket_bars, first_bucket_bars=first).weights
-        for each in (aged, bucketed)
+        bucketed(
+            sample.layers, chosen, bucket_bars=bucket_bars, first_bucket_bars=first, by_age=by_age
+        ).weights
+        for by_age in (True, False)
     )
     bucket = (torch.arange(time) + bucket_bars - first) // bucket_bars
     wanted = torch.zeros_like(ages)
@@ -80,17 +60,19 @@ def test_ages_are_the_buckets_counted_from_the_row(
     torch.testing.assert_close(ages.sum(-1), torch.ones_like(ages[..., 0]), rtol=rounding, atol=0)
 
 
-def test_ages_of_a_full_mask_are_refused() -> None:
+def test_ages_of_a_full_mask_and_other_fusions_are_refused() -> None:
     sample = case(Mask.full())
     with pytest.raises(AttentionInvalid, match="looks both ways"):
-        aged(sample.layers)
+        bucketed(sample.layers, by_age=True)
+    with pytest.raises(AttentionInvalid, match="by the heads' mean without discarding"):
+        bucketed(sample.layers, Rollout(fusion="max"))
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(100)])
 def test_float32_buckets_stay_within_their_error(mask: Mask) -> None:
     sample = case(mask, time=800, heads=4, dim=16, dtype=torch.float32)
     result = bucketed(sample.layers)
-    wanted = stored(sample, 64, 0, "mean", 0.0)
+    wanted = stored(sample, 64, 0)
     sample.hold(result.weights, wanted)
     assert float(result.l1_error.max()) < sample.rounding()
 

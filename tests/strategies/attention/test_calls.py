@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Final
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import LAYOUTS, Layout, layers_of, rolled
@@ -19,13 +21,10 @@ from tracepaper.strategies import attention
 from tracepaper.strategies.attention import (
     GridRead,
     Layer,
-    LinearRead,
-    MapRead,
     Mask,
     MatrixRead,
     Read,
     Rollout,
-    SparseRead,
     Stream,
     attend,
     capture,
@@ -38,12 +37,10 @@ from tracepaper.strategies.attention import (
     kernels,
     linear,
     probsparse,
-    reference,
     relevance,
     relevance_rules,
     rollout,
     rollout_buckets,
-    rollout_by_age,
     trained_entropy,
     value_norms,
 )
@@ -177,29 +174,31 @@ def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask ProbSparse and linear attention, with gradients where they have some."""
     query, key, value = (x.detach().requires_grad_() for x in given[:3])
     drawn = lay(probsparse.sample_keys(TIME, Mask(), factor=1, seed=1))
-    few = probsparse.attend_rows(query, key, value, [1]).output
+    few = probsparse.attend_rows(query, key, value, [1])[0]
     features = linear.random_features(query, key, key[0, :, :3].detach())
-    sparse_attention = probsparse.attend_sparsely(query, key, value, Mask(), drawn, factor=1)
-    matrix = probsparse.dense_rows(sparse_attention.rows)
+    sparse_attention, sparse_read = probsparse.attend_sparsely(
+        query, key, value, Mask(), drawn, factor=1
+    )
+    matrix = reference.dense_rows(sparse_read)
     reads: list[Read] = [
-        SparseRead(sparse_attention.rows),
+        sparse_read,
         MatrixRead(lay(matrix)),
-        MapRead(probsparse.convolution_taps(query.detach()[:, 0, :, None].expand(-1, -1, 3, -1))),
+        probsparse.convolution_taps(query.detach()[:, 0, :, None].expand(-1, -1, 3, -1)),
     ]
-    even = linear.attend_linearly(query.exp(), key.exp(), value, Mask())
+    even, read = linear.attend_linearly(query.exp(), key.exp(), value, Mask())
     inputs = (query, key, value)
     with torch.autocast("cpu", enabled=False):  # as training does
         slopes = [
-            *torch.autograd.grad(sparse_attention.output, inputs, given[3], retain_graph=True),
-            *torch.autograd.grad(even.output, inputs, given[3]),
+            *torch.autograd.grad(sparse_attention, inputs, given[3], retain_graph=True),
+            *torch.autograd.grad(even, inputs, given[3]),
         ]
     return [
-        sparse_attention.output,
+        sparse_attention,
         few,
         *features,
         *rolled(reads, ROWS),
-        *rolled([LinearRead(even.layer)], ROWS),
-        even.output,
+        *rolled([read], ROWS),
+        even,
         *slopes,
     ]
 
@@ -208,7 +207,7 @@ def bucketed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask for every row by bucket and by age."""
     total = sums(given[0], given[1], Mask.window(7), lay)
     layer = [Layer(given[0], given[1], None, total, Mask.window(7))]
-    every = rollout_buckets(layer, bucket_bars=4), rollout_by_age(layer, bucket_bars=4)
+    every = (rollout_buckets(layer, bucket_bars=4, by_age=by_age) for by_age in (False, True))
     return [bucket.weights["bars"] for bucket in every]
 
 
@@ -334,6 +333,11 @@ def test_gradients_are_those_of_stored_matrices_and_second_ones_are_refused(mask
 
 
 def test_every_public_call_is_asked_here() -> None:
-    kinds = {"Attention", "AttendedTokens", "Mask"}
-    names = globals()
-    assert set(dir(attention)) - kinds <= set(names)
+    kinds = {"Attention", "AttendedTokens", "LinearRead", "MapRead", "Mask", "SparseRead"}
+    public = {
+        name
+        for name, value in vars(attention).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert len(public) == 25
+    assert public - kinds <= set(globals())

@@ -226,10 +226,10 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen, self.unseen = nn.MultiheadAttention(WIDTH, HEADS), HandAttention()
+        self.plain, self.handmade = nn.MultiheadAttention(WIDTH, HEADS), HandAttention()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.unseen(self.seen(x, x, x)[0])
+        return self.handmade(self.plain(x, x, x)[0])
 
 
 def dropping() -> nn.Module:
@@ -240,7 +240,7 @@ def dropping() -> nn.Module:
     ("model", "sentence"),
     [
         (lambda: nn.Linear(WIDTH, WIDTH), "No attention was captured"),
-        (Mixed, "unseen attended in a way that was not seen"),
+        (Mixed, "handmade attended in a way that was not seen"),
         (dropping, "call model.eval"),
         (lambda: nn.TransformerDecoderLayer(WIDTH, HEADS).eval(), "One sequence reads another"),
         (lambda: torch.compile(nn.Linear(WIDTH, WIDTH)), "A compiled model hides its attention"),

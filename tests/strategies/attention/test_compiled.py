@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import dense_attention as reference
 import models
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from native_objects import SOURCE, built, library_of, loops_of
 from programs import ROOT
 from torch import Tensor
 
-from tracepaper.strategies.attention import compiled, reference
+from tracepaper.strategies.attention import compiled
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import LAYOUTS, aged, layers_of, rolled
+from attention_cases import LAYOUTS, bucketed, layers_of, rolled
 
 from tracepaper.strategies.attention.kernels import attend, available, resolve
 from tracepaper.strategies.attention.layer import Layer
@@ -151,7 +151,7 @@ def test_rollout_equals_the_cpu(rows: int, dtype: torch.dtype, dim: int, mask: M
     result = rolled(layers_of(*layers, mask), range(time - rows, time))
     assert float((result.weights.cpu() - wanted).abs().sum(-1).amax()) < 1e-4
     if mask != Mask.full():
-        every = aged(layers_of(*layers, mask)).weights
+        every = bucketed(layers_of(*layers, mask), by_age=True).weights
         assert float((every.sum(-1) - 1).abs().amax()) < 1e-4
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from dense_attention import dense_rows
 from rounding import gamma
 from torch import Tensor
 from torch.nn import functional
@@ -13,14 +16,10 @@ from tracepaper.strategies.attention.methods import rollout
 from tracepaper.strategies.attention.probsparse import (
     MapRead,
     SparseRead,
-    SparseRows,
-    Taps,
     attend_sparsely,
     convolution_taps,
     convolve,
-    dense_rows,
     pooling_taps,
-    push_taps,
     sample_keys,
 )
 from tracepaper.strategies.attention.reads import Read
@@ -29,19 +28,19 @@ from tracepaper.strategies.errors import AttentionInvalid
 torch.set_num_threads(1)
 
 
-def dense(taps: Taps) -> Tensor:
+def dense(taps: MapRead) -> Tensor:
     """Write a map of time as a matrix [batch, row, time]."""
     batch, rows, _ = taps.shares.shape
-    matrix = torch.zeros(batch, rows, taps.time, dtype=torch.float64)
+    matrix = torch.zeros(batch, rows, taps.bars, dtype=torch.float64)
     for row in range(rows):
         for tap in range(3):
-            at = taps.step * row - 1 + tap
-            if 0 <= at < taps.time:
+            at = taps.stride * row - 1 + tap
+            if 0 <= at < taps.bars:
                 matrix[:, row, at] += taps.shares[:, row, tap]
     return matrix
 
 
-def made_taps(time: int, seed: int = 0) -> tuple[Taps, Taps]:
+def made_taps(time: int, seed: int = 0) -> tuple[MapRead, MapRead]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, time, 6, generator=generator, dtype=torch.float64)
     weight = torch.randn(5, 6, 3, generator=generator, dtype=torch.float64)
@@ -59,7 +58,7 @@ def test_both_maps_are_row_stochastic_and_pushed_exactly(time: int) -> None:
         rows = matrix.shape[1]
         torch.testing.assert_close(matrix.sum(dim=-1), torch.ones(2, rows, dtype=torch.float64))
         weights = torch.rand(2, 4, rows, dtype=torch.float64)
-        torch.testing.assert_close(push_taps(taps, weights), weights @ matrix)
+        torch.testing.assert_close(taps.carry(weights), weights @ matrix)
 
 
 def test_the_convolution_rests_on_the_length_of_what_each_bar_brings() -> None:
@@ -96,18 +95,18 @@ def test_the_pooling_counts_the_channels_whose_maximum_a_bar_gave() -> None:
     assert dense(pooling_taps(chosen, 4))[0].tolist() == [[0.5, 0.5, 0, 0], [0, 0.5, 0, 0.5]]
 
 
-def sparse(time: int, seed: int) -> SparseRows:
+def sparse(time: int, seed: int) -> SparseRead:
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, 2, 3, time, 4, generator=generator).double()
     samples = sample_keys(time, Mask.full(), factor=1, seed=seed)
-    return attend_sparsely(query, key, value, Mask.full(), samples, factor=1).rows
+    return attend_sparsely(query, key, value, Mask.full(), samples, factor=1)[1]
 
 
 def test_the_rollout_through_distilling_is_the_product_of_the_matrices() -> None:
     convolution, pooling = made_taps(30)
     low, high = sparse(30, 1), sparse(15, 2)
     reads: list[Read] = [
-        SparseRead(low), MapRead(convolution), MapRead(pooling), SparseRead(high)
+        low, convolution, pooling, high
     ]  # fmt: skip
     bars = rollout(reads, [14, 3]).weights["bars"]
     lower, upper = (
@@ -121,7 +120,7 @@ def test_the_rollout_through_distilling_is_the_product_of_the_matrices() -> None
 
 
 def test_maps_that_do_not_fit_are_refused() -> None:
-    convolution, pooling = map(MapRead, made_taps(30))
+    convolution, pooling = made_taps(30)
     with pytest.raises(AttentionInvalid, match="nothing to roll out"):
         rollout([], [0])
     with pytest.raises(AttentionInvalid, match=r"tokens above it"):
@@ -132,6 +131,6 @@ def test_maps_that_do_not_fit_are_refused() -> None:
 
 def test_taps_that_lose_mass_say_so() -> None:
     convolution, pooling = made_taps(30)
-    leaking = convolution._replace(shares=convolution.shares * 0.9)
-    error = rollout([MapRead(leaking), MapRead(pooling)], [3]).l1_error
+    leaking = replace(convolution, shares=convolution.shares * 0.9)
+    error = rollout([leaking, pooling], [3]).l1_error
     assert error.flatten().tolist() == pytest.approx([0.1, 0.1])

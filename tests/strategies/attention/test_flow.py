@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dense_attention as reference
 import networkx as nx
 import pytest
 import torch
 from attention_cases import case, layers_of
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import flow
 from tracepaper.strategies.errors import AttentionInvalid

@@ -16,8 +16,6 @@ from tracepaper.strategies.attention.heads import (
     HeadKind,
     head_figures,
     read_head,
-    read_heads,
-    specialisation,
     ties_of,
 )
 from tracepaper.strategies.attention.layer import Layer
@@ -71,21 +69,6 @@ def test_head_rows_equal_the_stored_matrices(mask: Mask) -> None:
     sample = case(mask, batch=2, layers=1)
     rows = Layer(sample.queries[0], sample.keys[0], None, sample.sums[0], mask).rows([0, 5, 39])
     torch.testing.assert_close(rows, sample.matrices[0][:, :, [0, 5, 39]], rtol=0, atol=1e-13)
-
-
-def test_heads_that_share_nothing_are_fully_specialised_and_equal_heads_are_not() -> None:
-    disjoint = torch.eye(3)[None, :, None]  # [batch, head, row, time]
-    assert specialisation(disjoint).tolist() == [[pytest.approx(1.0)]]
-    assert specialisation(disjoint[:, :1].expand(1, 3, 1, 3)).tolist() == [[pytest.approx(0.0)]]
-    assert specialisation(disjoint[:, :1]).tolist() == [[0.0]]
-
-
-def test_every_head_of_every_layer_is_read() -> None:
-    sample = case(Mask.window(30), time=120, heads=3, layers=2, size=0.0)
-    readings = read_heads(sample.layers, range(60, 120, 5))
-    assert [[mask.kind for mask in layer] for layer in readings] == [[HeadKind.DIFFUSE] * 3] * 2
-    with pytest.raises(AttentionInvalid, match="give later rows"):
-        read_heads(sample.layers, [5, 60])
 
 
 def test_one_row_tells_no_kind() -> None:
@@ -169,7 +152,7 @@ def test_how_far_a_head_looks_is_in_bars_and_a_short_window_has_no_focus() -> No
     assert (figures.mean_age, figures.half_life) == (4.0, 2.0)
     assert figures.effective_bars == pytest.approx(2.0)
     assert figures.focus is None
-    assert figures.apart == 0.0
+    assert figures.separation == 0.0
 
 
 def persistent(bars: int, seed: int) -> Tensor:

@@ -306,12 +306,12 @@ def test_zeros_beside_the_head_dim_change_nothing(mask: Mask) -> None:
 class WindowedKernel(ChunkedBackend):
     """A kernel that knows windows itself, as the device's flash kernel does."""
 
-    asked: ClassVar[list[int]] = []
+    windows: ClassVar[list[int]] = []
 
     def window_forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
     ) -> Pass:
-        self.asked.append(window)
+        self.windows.append(window)
         return Pass(
             *window_forward(ChunkedBackend(), query, key, value, window=window, scale=scale)
         )
@@ -325,7 +325,7 @@ class WindowedKernel(ChunkedBackend):
         window: int,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        self.asked.append(-window)
+        self.windows.append(-window)
         return window_backward(
             ChunkedBackend(), gradient, inputs, (result[0], result[1]), window=window, scale=scale
         )
@@ -334,12 +334,12 @@ class WindowedKernel(ChunkedBackend):
 def test_a_kernel_with_windows_of_its_own_is_asked_for_them() -> None:
     tensor = torch.randn(3, 1, 2, 30, 8, generator=torch.Generator().manual_seed(1))
     grads = []
-    WindowedKernel.asked.clear()
+    WindowedKernel.windows.clear()
     for kernel in (WindowedKernel(), ChunkedBackend()):
         leaves = [x.clone().requires_grad_() for x in tensor]
         output, _ = kernel_attention(*leaves, kernel, Mask.window(7), 0.3)
         grads.append(torch.autograd.grad(output.sum(), leaves))
-    assert WindowedKernel.asked == [7, -7]
+    assert WindowedKernel.windows == [7, -7]
     for grad, two in zip(*grads, strict=True):
         torch.testing.assert_close(grad, two)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import dense_attention as reference
 import pytest
 import torch
 from builders import present
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tracepaper.strategies.attention import Layer, Mask, Rollout, compiled, reference, rollout
+from tracepaper.strategies.attention import Layer, Mask, Rollout, compiled, rollout
 from tracepaper.strategies.attention.reads import Fuse
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -201,7 +202,7 @@ def test_a_windows_tiles_keep_to_its_band() -> None:
     mask, time = Mask.window(16), 4_096
     layer = drawn(mask, queries=time, keys=time, heads=1, key_heads=1, dtype=torch.float32)
     computed = sum(tile.values.numel() for tile in layer.operand.scores())
-    assert computed < 2 * 3.5 * sum(mask.visible(row, time) for row in range(time))
+    assert computed < 2 * 3.5 * int(mask.visible(time, time).sum())
 
 
 def test_a_step_of_decoding_over_a_cache_is_the_last_row_of_the_whole() -> None:
@@ -289,3 +290,11 @@ def test_a_fusion_without_what_it_needs_is_one_sentence() -> None:
     ):
         with pytest.raises(AttentionInvalid, match=sentence):
             rollout([replace(good, **wrong)], [5], Rollout(fusion=fusion))  # type: ignore[arg-type]
+
+
+def test_rows_are_given_in_the_order_and_as_often_as_they_are_asked_for() -> None:
+    query, key = torch.randn(2, 2, 3, 9, 4, generator=torch.Generator().manual_seed(5))
+    layer = Layer.of(query, key, None)
+    for rows in ([2, 1, 0], [4, 4, 6], [8]):
+        torch.testing.assert_close(layer.rows(rows), layer.rows(range(9))[:, :, rows])
+        torch.testing.assert_close(layer.entropy(rows), layer.entropy()[:, :, rows])

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import dense_attention as reference
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.linear import (
-    LinearLayer,
     LinearRead,
     attend_linearly,
     draw_directions,
     elu_features,
-    linear_rows,
-    push_linearly,
     random_features,
 )
 from tracepaper.strategies.attention.masks import Mask
@@ -60,31 +57,30 @@ def test_every_figure_is_that_of_the_dense_matrix(
 ) -> None:
     query, key, value = drawn(time, seed)
     query, key = features(name, query, key)
-    read, layer = attend_linearly(query, key, value, mask)
+    attended, read = attend_linearly(query, key, value, mask)
     matrix = dense(query, key, mask)
     assert torch.allclose(matrix.sum(-1), torch.ones(()).double())
-    assert torch.allclose(read, matrix @ value, atol=1e-11)
+    assert torch.allclose(attended, matrix @ value, atol=1e-11)
     rows = sorted({0, time // 2, time - 1})
-    assert torch.allclose(linear_rows(layer, rows, mask), matrix[..., rows, :], atol=1e-12)
+    assert torch.allclose(read.rows(rows), matrix[..., rows, :], atol=1e-12)
     weights = torch.rand(BATCH, 2, time, dtype=torch.float64)
-    pushed = push_linearly(layer, weights, mask)
+    pushed = read.carry(weights)
     assert torch.allclose(pushed, weights @ matrix.mean(1), atol=1e-11)
     entropy = reference.entropy(matrix)[..., rows]
     visible = reference.visible(time, mask).sum(-1)[rows]
     expected = torch.where(visible > 1, 1 - entropy / visible.clamp_min(2).double().log(), 0.0)
-    assert torch.allclose(LinearRead(layer, mask).confidence(rows), expected, atol=1e-6)
+    assert torch.allclose(read.confidence(rows), expected, atol=1e-6)
 
 
 @masks
 def test_the_rollout_is_the_product_of_the_matrices(mask: Mask) -> None:
     time, rows = 150, [3, 149]
-    layers, matrices = [], []
+    reads, matrices = [], []
     for seed in range(3):
         query, key, value = drawn(time, seed)
         query, key = features("elu", query, key)
-        layers.append(attend_linearly(query, key, value, mask).layer)
+        reads.append(attend_linearly(query, key, value, mask)[1])
         matrices.append(dense(query, key, mask))
-    reads = [LinearRead(layer, mask) for layer in layers]
     bars = rollout(reads, rows, Rollout(residual_weight=0.3)).weights["bars"]
     whole = reference.rollout(matrices, mask, residual_weight=0.3)
     assert torch.allclose(bars, whole[:, rows], atol=1e-12)
@@ -112,8 +108,8 @@ def test_random_features_come_nearer_to_the_softmax_the_more_there_are() -> None
     far = []
     for count in (8, 256, 16_384):
         phi = random_features(query, key, draw_directions(HEADS, DIM, count, seed=1))
-        layer = attend_linearly(*phi, value, mask).layer
-        far.append(float((linear_rows(layer, rows, mask) - exact).abs().sum(-1).mean()) / 2)
+        _, read = attend_linearly(*phi, value, mask)
+        far.append(float((read.rows(rows) - exact).abs().sum(-1).mean()) / 2)
     assert far[0] > far[1] > far[2]
     assert far[2] < 0.01
 
@@ -142,11 +138,11 @@ def test_what_cannot_be_is_refused_in_one_sentence() -> None:
     ):
         with pytest.raises(AttentionInvalid, match=sentence):
             broken()
-    layer = LinearLayer(query.exp(), key.exp(), query[..., 0].exp())
+    read = LinearRead(query.exp(), key.exp(), query[..., 0].exp(), Mask.full())
     with pytest.raises(AttentionInvalid, match="leaves nothing to explain"):
-        rollout([LinearRead(layer, Mask.full())], [0], Rollout(start_layer=1))
+        rollout([read], [0], Rollout(start_layer=1))
     with pytest.raises(AttentionInvalid, match="over the heads' mean"):
-        rollout([LinearRead(layer, Mask.full())], [0], Rollout(fusion="max"))
+        rollout([read], [0], Rollout(fusion="max"))
 
 
 @pytest.mark.parametrize("feature_map", ["elu", "random"])
@@ -163,7 +159,7 @@ def test_a_network_explains_what_its_layers_attended_with(mask: str, feature_map
     with torch.inference_mode():
         explained, answered = network.explain(x, positions), network(x, positions)
         reads = network.trace(x, positions).reads
-    layers = [read.of for read in reads if isinstance(read, LinearRead)]
+    layers = [read for read in reads if isinstance(read, LinearRead)]
     assert torch.allclose(explained.outputs.mean, answered.mean, atol=1e-6)
     matrices = [dense(each.query.double(), each.key.double(), MASKS[mask]) for each in layers]
     whole = reference.rollout(matrices, MASKS[mask])

@@ -55,7 +55,7 @@ class Version(NamedTuple):
     open_side: int | None  # an open side of a window
     answers: Callable[[Tensor, Tensor, bool], Any]  # with output, logsumexp and the option
 
-    def made(self) -> ModuleType:
+    def fake_module(self) -> ModuleType:
         """Return its module, whose function has the parameters that its interface documents."""
 
         def flash_attn_func(
@@ -102,11 +102,11 @@ VERSIONS = {
         lambda output, logsumexp, wants_sums: (output, logsumexp if wants_sums else None),
     ),
 }  # fmt: skip
-SILENT = Version("flash_attn_interface", "", -1, lambda output, _logsumexp, _asked: output)
+SILENT = Version("flash_attn_interface", "", -1, lambda output, _logsumexp, _wants_sums: output)
 
 
 def install(version: Version, patch: pytest.MonkeyPatch) -> ModuleType:
-    module = version.made()
+    module = version.fake_module()
     parent, _, _ = version.module.rpartition(".")
     if parent:
         patch.setitem(sys.modules, parent, ModuleType(parent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import case, layers_of, rolled
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from rounding import gamma
 from torch import Tensor, nn
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.checks import finite_layers
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import layers_of, rolled
+from dense_attention import dense_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,7 +24,6 @@ from tracepaper.strategies.attention import (
     confidence,
     cross_attend,
     probsparse,
-    reference,
     value_norms,
 )
 from tracepaper.strategies.attention.layer import Layer
@@ -35,7 +36,7 @@ QUERY, KEY, VALUE = torch.randn(3, 2, 3, TIME, DIM, generator=GENERATOR)
 SUMS = attend(QUERY, KEY, VALUE, Mask()).logsumexp
 LAYER: Final = ([QUERY], [KEY], [SUMS])
 SAMPLES = probsparse.sample_keys(TIME, Mask.full(), seed=1)
-SPARSE = probsparse.attend_sparsely(QUERY, KEY, VALUE, Mask.full(), SAMPLES).rows
+SPARSE = probsparse.attend_sparsely(QUERY, KEY, VALUE, Mask.full(), SAMPLES)[1]
 WEIGHTS = torch.ones(2, 1, TIME)
 
 
@@ -53,7 +54,7 @@ ROWED: Final[dict[str, Callable[[Any], object]]] = {
     "always": lambda rows: probsparse.attend_sparsely(
         QUERY, KEY, VALUE, Mask.full(), SAMPLES, always=rows
     ),
-    "sparse": lambda rows: probsparse.SparseRead(SPARSE).rows(rows),
+    "sparse": SPARSE.rows,
 }
 
 
@@ -194,17 +195,17 @@ def test_sparse_rows_of_half_numbers_keep_their_mass(
     mask = Mask() if is_causal else Mask.full()
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, 2, 2, time, DIM, generator=generator).to(dtype)
-    attention = probsparse.attend_sparsely(
+    output, read = probsparse.attend_sparsely(
         query, key, value, mask, probsparse.sample_keys(time, mask, factor=2, seed=1), factor=2
     )
-    assert (attention.output.dtype, attention.rows.weights.dtype) == (dtype, torch.float32)
+    assert (output.dtype, read.weights.dtype) == (dtype, torch.float32)
     weights = torch.rand(2, 3, time, generator=generator).to(dtype)
-    pushed = probsparse.push_sparse(attention.rows, weights)
-    matrix = probsparse.dense_rows(attention.rows).double()
+    pushed = read.carry(weights)
+    matrix = dense_rows(read).double()
     wanted = (weights.double()[:, None] @ matrix).mean(dim=1)
     # Sums of up to 700 terms in float32.
     bound = time * torch.finfo(torch.float32).eps
     torch.testing.assert_close(pushed.double(), wanted, rtol=bound, atol=bound)
     true: Tensor = matrix @ value.double()
     rounding = torch.finfo(dtype).eps * (true.abs() + 1e-3)
-    assert bool(((attention.output.double() - true).abs() <= rounding).all())
+    assert bool(((output.double() - true).abs() <= rounding).all())

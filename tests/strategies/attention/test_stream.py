@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import builders
+import dense_attention as reference
 import models
 import numpy as np
 import pytest
@@ -15,10 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.layer import Layer, value_norms
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
-from tracepaper.strategies.attention.time_buckets import bucket_count
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
@@ -30,6 +29,7 @@ from tracepaper.strategies.networks.stream import (
     StreamState,
     stream_bytes,
 )
+from tracepaper.strategies.time_buckets import bucket_count
 
 START = 29_000_017  # a position in the middle of a block
 HEADS = ((1.0, 0.0), (0.25, 0.75), (0.5, 0.5))

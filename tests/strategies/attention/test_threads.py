@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from attention_cases import aged, layers_of, rolled
+from attention_cases import bucketed, layers_of, rolled
 from torch import Tensor
 
 from tracepaper.strategies.attention.kernels import attend, cross_attend
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.linear import LinearRead, attend_linearly, elu_features
+from tracepaper.strategies.attention.linear import attend_linearly, elu_features
 from tracepaper.strategies.attention.masks import Mask, closed_keys
 from tracepaper.strategies.attention.methods import Rollout
 
@@ -51,7 +51,7 @@ def computed(mask: Mask) -> list[Tensor]:
             Rollout(fusion="gradient"),
         ).weights
     )
-    parts.append(aged(layers_of(queries, keys, sums, mask)).weights)
+    parts.append(bucketed(layers_of(queries, keys, sums, mask), by_age=True).weights)
     parts.append(Layer(queries[0], keys[0], None, sums[0], mask).entropy())
     return parts
 
@@ -62,8 +62,8 @@ def read_across() -> list[Tensor]:
     query, key, value = torch.randn(3, 1, 4, TIME, 8, generator=generator, dtype=torch.float64)
     tensor = closed_keys(torch.arange(TIME), 3 * torch.arange(200) + 2)
     crossed = cross_attend(query, key[:, :, :200], value[:, :, :200], tensor)
-    read = attend_linearly(elu_features(query), elu_features(key), value, Mask())
-    return [*crossed[:1], read.output, rolled([LinearRead(read.layer)], ROWS).weights]
+    attended, read = attend_linearly(elu_features(query), elu_features(key), value, Mask())
+    return [*crossed[:1], attended, rolled([read], ROWS).weights]
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ import models
 import numpy as np
 import pytest
 import torch
+from dense_attention import dense_rows
 from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.attention.probsparse import MapRead, SparseRead, Taps, dense_rows
+from tracepaper.strategies.attention.probsparse import MapRead, SparseRead
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
@@ -33,13 +34,13 @@ def window(bars: int, features: int) -> Tensor:
     return torch.randn(1, bars, features, generator=generator)
 
 
-def dense(taps: Taps) -> Tensor:
+def dense(taps: MapRead) -> Tensor:
     """Return the whole matrix [position above, position below] of a map of time."""
     above = taps.shares.shape[1]
-    matrix = torch.zeros(above, taps.time + 2)
+    matrix = torch.zeros(above, taps.bars + 2)
     for row in range(above):
         for tap in range(3):
-            matrix[row, taps.step * row + tap] += taps.shares[0, row, tap]
+            matrix[row, taps.stride * row + tap] += taps.shares[0, row, tap]
     return matrix[:, 1:-1]
 
 
@@ -53,14 +54,14 @@ def test_an_informer_s_heads_are_the_last_rows_of_its_matrices_carried_to_bars()
         attended, *maps = reversed(network.trace(x).reads[: 1 + 3 * layer])
         for read in reversed(maps[:2]):
             assert isinstance(read, MapRead)
-            to_bars = dense(read.taps) @ to_bars
+            to_bars = dense(read) @ to_bars
         assert isinstance(attended, SparseRead)
-        matrix = dense_rows(attended.of)[0]  # [head, position, position]
+        matrix = dense_rows(attended)[0]  # [head, position, position]
         assert looks[layer].rows == pytest.approx(matrix[:, -1] @ to_bars, abs=1e-6)
         mixed = 0.5 * torch.eye(len(looks[layer].age)) + 0.5 * matrix.mean(dim=0)
         for read in maps[:2]:
             assert isinstance(read, MapRead)
-            mixed = mixed @ dense(read.taps)
+            mixed = mixed @ dense(read)
         every = torch.eye(len(looks[layer].age))
         assert looks[layer].carry(every) == pytest.approx(mixed, abs=1e-6)
 
@@ -70,7 +71,7 @@ def test_a_row_that_was_lazy_attends_evenly() -> None:
     read = network.trace(window(61, 5)).reads[0]
     assert isinstance(read, SparseRead)
     rows = [0, 30, 60]
-    assert read.rows(rows) == pytest.approx(dense_rows(read.of)[:, :, rows], abs=1e-6)
+    assert read.rows(rows) == pytest.approx(dense_rows(read)[:, :, rows], abs=1e-6)
 
 
 def moved(matrix: list[list[float]]) -> LayerAttribution:

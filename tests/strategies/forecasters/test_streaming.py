@@ -85,13 +85,12 @@ def test_the_attribution_equals_the_dense_rollout() -> None:
     forecaster = models.forecaster()
     forecaster.warm(NAMES[0], LONG[:900])
     _, layers = forecaster.history(NAMES[0])
-    queries, keys, _ = zip(*layers, strict=True)
     row = torch.zeros(148, dtype=torch.float64)
     row[-1] = 1.0
     age = torch.arange(148)[:, None] - torch.arange(148)
     hidden = (age < 0) | (age >= 50)
-    for query, key in zip(reversed(queries), reversed(keys), strict=True):
-        scores = query[0].double() @ key[0].double().mT * query.shape[-1] ** -0.5
+    for layer in reversed(layers):
+        scores = layer.query[0].double() @ layer.key[0].double().mT * layer.factor
         shares = scores.masked_fill(hidden, -torch.inf).softmax(-1).mean(0)
         row = 0.5 * row + 0.5 * row @ shares
     np.testing.assert_allclose(forecaster.explain(NAMES[0]).weights, row.numpy(), rtol=0, atol=1e-6)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import builders
+import dense_attention as reference
 import msgspec
 import numpy as np
 import pytest
 import torch
 from attention_cases import Case
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
@@ -88,7 +88,7 @@ def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, metho
     same = ("confidence", "entropy", "content_free")
     assert all(getattr(forecast.explanation, n) == getattr(two.explanation, n) for n in same)
     assert msgspec.structs.replace(two, explanation=forecast.explanation) == forecast
-    attention = Probe(other, bars, horizon=5).looked(method).weights[0, 0].double().numpy()
+    attention = Probe(other, bars, horizon=5).attended(method).weights[0, 0].double().numpy()
     positions = np.array([bar.open_time_ms for bar in bars[-WINDOW:]]) // (60_000 * 64)
     sums = np.bincount(positions[-1] - positions, weights=attention)
     kept = np.frombuffer(two.explanation.buckets, "<f4")[: len(sums)]

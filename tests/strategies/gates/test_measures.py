@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tracepaper.strategies.attention.time_buckets import cells_by_age, recent_mass, shift
+from tracepaper.strategies.time_buckets import cells_by_age, recent_mass, shift
 
 CONTEXT = 4 * 1087 + 1
 BUCKETS = 69

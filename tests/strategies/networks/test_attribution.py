@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import dense_attention as reference
 import pytest
 import torch
 from attention_cases import largest_score, tie_slack
+from dense_attention import dense_rows
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.layer import Layer, value_norms
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout, flow
 from tracepaper.strategies.attention.probsparse import (
     MapRead,
     SparseRead,
-    Taps,
-    dense_rows,
-    push_taps,
 )
 from tracepaper.strategies.errors import AttentionInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Network
@@ -79,28 +77,28 @@ def weights_of(model: Network, method: Rollout) -> Tensor:
     return rollout.weights[0, 0].double()
 
 
-def stored(flash_network: FlashNetwork | InformerNetwork) -> list[Tensor | Taps]:
+def stored(flash_network: FlashNetwork | InformerNetwork) -> list[Tensor | MapRead]:
     """Return each layer's matrix [1, head, time, time], and the maps of time between them."""
-    tensors: list[Tensor | Taps] = []
+    tensors: list[Tensor | MapRead] = []
     for read in flash_network.trace(window(), torch.arange(TIME)).reads:
         if isinstance(read, MapRead):
-            tensors.append(read.taps)
+            tensors.append(read)
         elif isinstance(read, SparseRead):
-            tensors.append(dense_rows(read.of))
+            tensors.append(dense_rows(read))
         else:
             assert isinstance(read, Layer)
             tensors.append(reference.layer_matrix(read)[0])
     return tensors
 
 
-def walked(parts: list[Tensor | Taps], fused: list[Tensor], options: Rollout) -> Tensor:
+def walked(parts: list[Tensor | MapRead], fused: list[Tensor], options: Rollout) -> Tensor:
     """Carry the last row down through dense fused matrices [time, time] and maps of time."""
     layer = len(fused)
     row: Tensor | None = None
     for part in reversed(parts):
-        if isinstance(part, Taps):
+        if isinstance(part, MapRead):
             assert row is not None
-            row = push_taps(part, row[None, None])[0, 0]
+            row = part.carry(row[None, None])[0, 0]
             continue
         layer -= 1
         time = part.shape[-1]

@@ -7,11 +7,11 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 from builders import present
+from dense_attention import attention_matrix
 from torch import Tensor
 
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.attention.reference import attention_matrix
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.cross_asset import (
     JOINT,

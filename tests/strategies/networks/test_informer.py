@@ -42,7 +42,7 @@ def test_another_sampling_seed_is_another_function() -> None:
 def test_the_decided_row_attends_in_every_layer_and_head() -> None:
     for read in network().trace(window()).reads:
         if isinstance(read, SparseRead):
-            assert bool((read.of.active == read.shape[2] - 1).any(dim=-1).all())
+            assert bool((read.active == read.shape[2] - 1).any(dim=-1).all())
 
 
 @pytest.mark.parametrize("distil", [True, False])

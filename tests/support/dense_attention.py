@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
-from tracepaper.strategies.attention.masks import Mask, shown_table
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.probsparse import SparseRead, visible_counts
 from tracepaper.strategies.attention.tiles import FADE
-from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tracepaper.strategies.attention.layer import Layer
 
-TIME_MAX: Final = 8_192
-"""The longest sequence whose matrices are stored; one layer of 4 heads is then 1 GiB."""
-
 
 def visible(time: int, mask: Mask, *, device: torch.device | None = None) -> Tensor:
     """Return the boolean [time, time] table of what each query sees by age."""
-    return shown_table(mask, 1, time, time, device)[0]
+    return shown_by(mask, 1, time, time).to(device)[0]
+
+
+def shown_by(mask: Mask, batch: int, queries: int, keys: int) -> Tensor:
+    """Return the boolean [batch, query, key] of what age, padding and ``leading_keys`` show."""
+    shown = torch.ones(batch, queries, keys, dtype=torch.bool)
+    for element in range(batch):
+        first = keys - queries if mask.first is None else mask.first
+        first = int(first[element] if isinstance(first, Sequence) else first)
+        key, place = torch.arange(keys), first + torch.arange(queries)[:, None]
+        shown[element] &= (key <= place) | (not mask.causal)
+        if mask.before is not None:
+            shown[element] &= place - key <= mask.before
+        if mask.after is not None:
+            shown[element] &= key - place <= mask.after
+        if mask.starts is not None:
+            shown[element] &= key >= int(mask.starts[element])
+        if mask.stops is not None:
+            shown[element] &= key < int(mask.stops[element])
+        if mask.leading_keys is not None:
+            counts = mask.leading_keys.cpu().reshape(-1, queries).expand(batch, -1)
+            shown[element] &= key < counts[element, :, None]
+    return shown
 
 
 def layer_matrix(layer: Layer) -> tuple[Tensor, Tensor]:
@@ -32,7 +51,7 @@ def layer_matrix(layer: Layer) -> tuple[Tensor, Tensor]:
     scores = layer.factor * layer.query.double() @ key.mT
     if layer.softcap is not None:
         scores = layer.softcap * torch.tanh(scores / layer.softcap)
-    shown = shown_table(layer.mask, batch, queries, keys, scores.device)
+    shown = shown_by(layer.mask, batch, queries, keys).to(scores.device)
     scores = scores.masked_fill(~shown[:, None], -torch.inf)
     dense = layer.mask.dense
     if dense is not None and dense.dtype == torch.bool:
@@ -50,11 +69,6 @@ def attention_matrix(
 ) -> Tensor:
     """Return softmax(scale·q·kᵀ) over the visible keys: [batch, head, time, time]."""
     time = query.shape[-2]
-    if time > TIME_MAX:
-        raise AttentionInvalid(
-            f"A stored matrix of {time} bars is too large; use at most {TIME_MAX} or another "
-            "backend."
-        )
     if scale is None:
         scale = float(query.shape[-1] ** -0.5)
     scores = (query @ key.transpose(-1, -2)) * scale  # [batch, head, time, time]
@@ -124,8 +138,7 @@ def rollout(
         mixed = residual_weight * identity + (1.0 - residual_weight) * fused
         mixed = mixed / mixed.sum(dim=-1, keepdim=True)
         product = mixed if product is None else mixed @ product
-    if product is None:
-        raise AttentionInvalid("There is no layer to roll out; give at least one.")
+    assert product is not None
     return product / product.sum(dim=-1, keepdim=True)
 
 
@@ -133,3 +146,13 @@ def entropy(matrix: Tensor) -> Tensor:
     """Return -Σ a·ln a of each row, in nats: [batch, head, time]."""
     terms: Tensor = torch.special.entr(matrix)
     return terms.sum(dim=-1)
+
+
+def dense_rows(rows: SparseRead) -> Tensor:
+    """Return the whole matrix of ProbSparse attention: [batch, head, time, time]."""
+    batch, heads, _, time = rows.weights.shape
+    lazy = (1.0 / visible_counts(time, rows.mask).to(rows.weights))[:, None].expand(time, time)
+    if rows.mask.kind is MaskKind.CAUSAL:
+        lazy = lazy.tril()
+    at = rows.active[..., None].expand(-1, -1, -1, time)
+    return lazy.expand(batch, heads, time, time).scatter(2, at, rows.weights)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.strategies.attention.time_buckets import OLDER, BlockColumns, rows_by_age
+from tracepaper.strategies.time_buckets import OLDER, BlockColumns, rows_by_age
 
 
 @given(steps=st.lists(st.integers(0, 5), min_size=1, max_size=60), data=st.data())
