@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from msgspec import Struct
 
 from tracepaper.storage.checkpoints import kept_identity
-from tracepaper.storage.database.chunks import WITHIN, StoredRun, chain_head, latest_state, run_span
+from tracepaper.storage.database.chunks import WITHIN, chain_head, latest_state, run_span
 from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
@@ -62,9 +62,6 @@ _OPENED: Final = (
     "SELECT instrument, max(open_time_ms) FROM steps "
     f"WHERE {WITHIN} AND open_time_ms IS NOT NULL GROUP BY 1"
 )
-_FUNDED: Final = (
-    f"SELECT instrument, max(market_ms) FROM events WHERE {WITHIN} AND kind = 'funding' GROUP BY 1"
-)
 
 
 class ResumePoint(Struct, frozen=True):
@@ -77,7 +74,6 @@ class ResumePoint(Struct, frozen=True):
     head: ChainHead
     state: bytes | None  # the latest that was stored
     last_open_ms: dict[str, int]  # per instrument: of its newest bar
-    last_funding_ms: dict[str, int]  # per instrument: of its newest settlement
     last: Step | None  # None before the first, and where all were pruned
 
 
@@ -95,6 +91,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
             "counted); run `tracepaper audit verify` and restore a backup."
         )
     state = latest_state(connection, stored.run_key)
+    opened = connection.execute(_OPENED, run_span(stored.run_key))
     return ResumePoint(
         run=stored.run,
         run_key=stored.run_key,
@@ -102,16 +99,9 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
         next_sequence=sequence + 1,
         head=head,
         state=None if state is None else state[0],
-        last_open_ms=_latest(connection, stored, _OPENED),
-        last_funding_ms=_latest(connection, stored, _FUNDED),
+        last_open_ms={stored.run.instruments[place].id: value for place, value in opened},
         last=None if last is None else reader.step(run_id, sequence),
     )
-
-
-def _latest(connection: sqlite3.Connection, stored: StoredRun, query: str) -> dict[str, int]:
-    """Return the result of *query* by the instrument's id."""
-    rows = connection.execute(query, run_span(stored.run_key))
-    return {stored.run.instruments[place].id: value for place, value in rows}
 
 
 GROUP_STEPS: Final = 1000

@@ -744,10 +744,11 @@ class Engine:
         of_members, wishes, intent = answers.decisions, answers.wishes, state.intent
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
+        refusals: Refusals = {}
         if intent is None:
             # What only reduces is not held up, and what a command left opposing crosses still.
-            broker.route(None, self._reducing(bar, wishes, decision), bar, at_ms)
-            refusals: Refusals = {}
+            if of_members:
+                broker.route(None, self._reducing(bar, wishes, decision), bar, at_ms)
         else:
             if isinstance(intent, Intent) and intent.ends_lists:
                 wishes = wishes.closed(intent, broker.account.owners)

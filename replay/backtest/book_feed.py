@@ -16,7 +16,7 @@ from tracepaper.daemon.bybit.order_book import frame_of
 from tracepaper.daemon.feed.book_follower import SILENT, BookFollower, ReadFrame, Silence, Watch
 from tracepaper.replay.archive.books import RecordedDepth
 from tracepaper.replay.archive.events import EventsFile
-from tracepaper.replay.backtest.tracks import Scale, depth_scales, scale_of
+from tracepaper.replay.backtest.tracks import Scale, depth_scales, refuse_named, scale_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import (
@@ -328,13 +328,7 @@ def refuse_books(
     """Raise ``ConfigInvalid`` or ``DataInvalid`` for books that cannot fill this run's orders."""
     named = [source.instrument_id for source in sources]
     traded = [item.id for item in instruments]
-    for key in named:
-        if key not in traded:
-            raise ConfigInvalid(
-                f"--events holds {key}, and the run trades {', '.join(traded)}; leave it out."
-            )
-        if named.count(key) > 1:
-            raise ConfigInvalid(f"--events names two files of {key}; give one a symbol.")
+    refuse_named("--events", named, traded)
     for key in traded:
         if key not in named:
             raise ConfigInvalid(

@@ -79,13 +79,12 @@ class ArchiveFeed:
         self._together = tuple(traded) if closes_together else ()
         parts = [_cut(aligned(part, traded), from_ms, until_ms, warmup_bars) for part in joined]
         self.candles: tuple[Candles, ...] = tuple(part for part in parts if len(part))
-        starts = [_first_of_period(part, from_ms) for part in self.candles]
-        if not any(start is not None for start in starts):
+        every = [part.open_time_ms for part in self.candles]
+        periods = [opens[np.searchsorted(opens, from_ms or 0) :] for opens in every]
+        if not (starts := [int(opens[0]) for opens in periods if opens.size]):
             raise DataInvalid(_empty_period(joined, from_ms, until_ms))
         self.interval_ms: int = joined[0].interval_ms
-        self.period_start_ms: int = (
-            min(start for start in starts if start is not None) if from_ms is None else from_ms
-        )
+        self.period_start_ms: int = min(starts) if from_ms is None else from_ms
         """BarSpan that open before this are warm-up."""
         self.bar_count: int = sum(len(part) for part in self.candles)
         whole = {part.instrument: aligned(part, traded) for part in joined}
@@ -150,13 +149,6 @@ def _cut(candles: Candles, from_ms: int | None, until_ms: int | None, warmup_bar
     first = 0 if from_ms is None else int(np.searchsorted(times, from_ms))
     last = len(candles) if until_ms is None else int(np.searchsorted(times, until_ms))
     return slice_candles(candles, slice(max(first - warmup_bars, 0), last))
-
-
-def _first_of_period(candles: Candles, from_ms: int | None) -> int | None:
-    """Return the open time of the first candle of the period, or None without any."""
-    times = candles.open_time_ms
-    row = 0 if from_ms is None else int(np.searchsorted(times, from_ms))
-    return int(times[row]) if row < len(candles) else None
 
 
 def _sessions_of(candles: Sequence[Candles]) -> Sessions | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,26 +31,18 @@ from tracepaper.replay.backtest.run import (
     run_replay,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, refuse_unused
-from tracepaper.storage.audit import ResumePoint, SqlAuditLog
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import identity
 from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import actions_of
 from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import (
-    Bar,
-    Closed,
-    CorporateAction,
     Depths,
     Event,
-    FrameBar,
-    Funding,
-    Gap,
     RunKind,
-    UniverseChange,
 )
 
 
@@ -256,13 +248,6 @@ def resumed_replay(
         )
     _refuse_short(replay, database, run_id)
     resumed = audit.resume(run_id)
-    with Reader.open(database) as reader:
-        held = {_frame_key(bar) for bar in reader.frame_bars(run_id)}
-        booked = [action for _, action in actions_of(reader.connection, run)]
-        choice = reader.newest_of(run_id, UniverseChange)
-        chosen_ms = -1 if choice is None else choice.market_ms
-        query = "SELECT instrument, from_ms FROM v_gaps WHERE run_id = ?"
-        gaps = set(reader.connection.execute(query, (run_id,)))
     engine, market = replay.engine, replay.config.market
     # A start forgets the books, so those are handed on again that are looked at next.
     of_model = WANTED if books_read_by(replay.forecaster) else 0
@@ -272,16 +257,10 @@ def resumed_replay(
         - max(engine.states[key].strategy.books, of_model) * market.depth_every_ms
         for key, open_ms in resumed.last_open_ms.items()
     }
-    rest = (
-        event
-        for event in replay.feed.events()
-        if event not in booked and _is_new(event, resumed, held, seen_ms)
-        if not isinstance(event, UniverseChange) or event.market_ms > chosen_ms
-        if not isinstance(event, Gap) or (event.instrument, event.from_ms) not in gaps
-    )
     way = predictor_over(replay)
     history = way.history
     with Reader.open(database) as reader:
+        rest = _after(reader.newest_fed(run_id), replay.feed.events(), seen_ms)
         restore_engine(replay.engine, reader, resumed, history)
         bars = [] if history is None else [*chain(*history.known().values())]
         for model in (replay.forecaster, way.prober):
@@ -319,35 +298,22 @@ def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:
                 )
 
 
-def _frame_key(bar: FrameBar) -> tuple[str, int, int]:
-    """Return the identity of a higher timeframe's candle."""
-    return bar.instrument, bar.interval_ms, bar.open_time_ms
+def _after(
+    newest: Event | None, events: Iterable[Event], books_ms: Mapping[str, int]
+) -> Iterator[Event]:
+    """Yield those of *events* that follow the *newest* which the run holds; all where it is None.
 
-
-def _is_new(  # noqa: PLR0911 - one case an event
-    event: Event,
-    resumed: ResumePoint,
-    frame_bars: Collection[tuple[str, int, int]],
-    books_ms: Mapping[str, int],
-) -> bool:
-    """Return whether *event* comes after what the run already holds, *frame_bars* included.
-
-    Of order books those count as new that stood so after *books_ms*.
+    Before them come the order books that stood so after *books_ms*.
     """
-    match event:
-        case Depths():
-            return event.market_ms > books_ms.get(event.instrument, -1)
-        case Bar():
-            return event.open_time_ms > resumed.last_open_ms.get(event.instrument, -1)
-        case Closed():  # of its bars all are stored or none
-            return event.open_time_ms > max(resumed.last_open_ms.values(), default=-1)
-        case FrameBar():
-            return _frame_key(event) not in frame_bars
-        case CorporateAction():
-            return event.market_ms > resumed.last_open_ms.get(event.instrument, -1)
-        case Funding():
-            return event.market_ms > resumed.last_funding_ms.get(event.instrument, -1)
-        case Gap():
-            return event.from_ms > resumed.last_open_ms.get(event.instrument, -1)
-        case _:
-            return True
+    is_new = newest is None
+    for event in events:
+        if is_new or (
+            isinstance(event, Depths) and event.market_ms > books_ms.get(event.instrument, -1)
+        ):
+            yield event
+        is_new = is_new or event == newest
+    if not is_new:
+        raise DataInvalid(
+            "The data do not hold the last event of the run, so nothing follows it; give the data "
+            "that it was made of."
+        )

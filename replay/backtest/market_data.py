@@ -1,24 +1,265 @@
-"""``MarketData``: all that a run is fed, read and checked."""
+"""``MarketData``: all that a run is fed; how each source is read, replayed, cut, moved and hashed.
+
+A new source is its reader and its row in ``SOURCES``. The changes are those of ``lookahead``
+(docs/strategies.md, U8).
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
+from datetime import timedelta
 from itertools import chain
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import load_with_origins
-from tracepaper.replay.archive import Candles, FundingRates, slice_candles
-from tracepaper.replay.archive.books import RecordedDepth
-from tracepaper.replay.archive.corporate_actions import ActionRow
-from tracepaper.replay.archive.sessions import SessionsFor
-from tracepaper.replay.backtest.book_feed import FillSource
-from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.backtest.sources import SOURCES, Cutoff, MarketSource, SourceReader
-from tracepaper.replay.backtest.tracks import BarSpan, Track
+from tracepaper.daemon.config.market import MarketSection
+from tracepaper.daemon.config.values import STOCK
+from tracepaper.replay.archive import (
+    Candles,
+    FundingRates,
+    read_candles,
+    read_funding,
+    slice_candles,
+)
+from tracepaper.replay.archive.books import RecordedDepth, read_depth
+from tracepaper.replay.archive.corporate_actions import ActionRow, actions_until, read_actions
+from tracepaper.replay.archive.read import candles_of_frame
+from tracepaper.replay.archive.sessions import (
+    SessionsFor,
+    on_common_sessions,
+    sessions_named,
+)
+from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource, FillSource
+from tracepaper.replay.backtest.run_spec import CandleInput, NamedFrame, RunSpec
+from tracepaper.replay.backtest.tracks import (
+    BarSpan,
+    Track,
+    action_tracks,
+    candle_tracks,
+    depth_tracks,
+    frame_tracks,
+    funding_tracks,
+    refuse_elsewhere,
+)
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import WEEK_MS
+
+
+class SourceReader(NamedTuple):
+    """What a run's options and configuration say of how its files are read."""
+
+    spec: RunSpec
+    market: MarketSection
+    sessions_for: SessionsFor | None  # in place of those of the market's calendar
+    frame_symbol: str | None  # of a frame that names none
+    candles: tuple[Candles, ...] = ()  # which are read first
+
+
+class Cutoff(NamedTuple):
+    """What is known at the close of the bars that opened at ``at_ms``."""
+
+    at_ms: int
+    close_ms: int
+    candles: Sequence[Candles]
+    cut: bool  # whether the rest is left out; else nonsense stands in its place
+
+
+class MarketSource(NamedTuple):
+    """One source of data; ``shift``, ``scale`` and ``digest`` are of one item of it."""
+
+    read: Callable[[Sequence[Any], SourceReader], Sequence[Any]]  # files, or what was read already
+    tracks: Callable[[Sequence[Any], BarSpan], list[Track]]
+    until: Callable[[Sequence[Any], Cutoff], Sequence[Any]]
+    shift: Callable[[Any, int], Any]  # weeks
+    scale: Callable[[Any, int], Any]  # all prices times so much
+    digest: Callable[[Any], str]  # SHA-256 of whatever moves a run
+
+
+# ---------------------------------------------------------------- candles
+
+
+def _read_candles(given: Sequence[CandleInput], reading: SourceReader) -> list[Candles]:
+    """Read candles; shares are laid upon the sessions of their calendar."""
+    sessions_for, calendar = reading.sessions_for, reading.market.calendar
+    if reading.market.asset == STOCK and sessions_for is None and calendar is not None:
+        sessions_for = sessions_named(calendar)
+    candles = [_candles(item, reading, sessions_for) for item in given]
+    return candles if sessions_for is None else on_common_sessions(candles, sessions_for)
+
+
+def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor | None) -> Candles:
+    spec, is_share = reading.spec, reading.market.asset == STOCK
+    if isinstance(item, Candles):
+        if spec.columns:
+            raise ConfigInvalid(f"{item.path} is read already; leave columns out.")
+        return item
+    if isinstance(item, NamedFrame):
+        return candles_of_frame(
+            item.frame,
+            symbol=item.symbol or reading.frame_symbol,
+            category=Category.STOCK if is_share else Category.LINEAR,
+            columns=spec.columns,
+            sessions_for=sessions_for,
+        )
+    return read_candles(
+        item,
+        symbol=spec.symbol,
+        category=Category.STOCK if is_share else spec.category,
+        columns=spec.columns,
+        sessions_for=sessions_for,
+    )
+
+
+def _candles_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
+    if not cutoff.cut:
+        return [_corrupted(part, part.open_time_ms > cutoff.at_ms) for part in given]
+    kept = [
+        slice_candles(part, np.flatnonzero(part.open_time_ms <= cutoff.at_ms)) for part in given
+    ]
+    return [part for part in kept if len(part)]
+
+
+def _corrupted(candles: Candles, later: NDArray[np.bool_]) -> Candles:
+    """Return *candles* with nonsense where *later*: prices tenfold, volumes gone."""
+    factor = np.where(later, 10, 1)
+    return replace(
+        candles,
+        open=candles.open * factor,
+        high=candles.high * factor * np.where(later, 2, 1),
+        close=candles.close * factor,
+        volume=np.where(later, 0, candles.volume),
+    )
+
+
+def _frames_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
+    closed = [
+        slice_candles(part, np.flatnonzero(part.closes_ms <= cutoff.close_ms)) for part in given
+    ]
+    return [part for part in closed if len(part)]
+
+
+def _dearer_candles(candles: Candles, factor: int) -> Candles:
+    prices = {name: getattr(candles, name) * factor for name in ("open", "high", "low", "close")}
+    turnover = None if candles.turnover is None else candles.turnover * factor
+    return replace(candles, **prices, turnover=turnover)
+
+
+def _candles_sha256(part: Candles) -> str:
+    """Return the hash of what *part* holds: instrument, times, prices and volumes."""
+    header = f"{part.symbol} {part.interval_ms} {part.price_decimals}"
+    digest = hashlib.sha256(header.encode())
+    for column in (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume):
+        digest.update(column.tobytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- funding, splits and dividends
+
+
+def _read_funding(
+    given: Sequence[Path | FundingRates], reading: SourceReader
+) -> list[FundingRates]:
+    return [
+        read_funding(item, symbol=reading.spec.symbol) if isinstance(item, Path) else item
+        for item in given
+    ]
+
+
+def _funding_sha256(rates: FundingRates) -> str:
+    digest = hashlib.sha256(rates.symbol.encode())
+    for column in (rates.time_ms, rates.rate, rates.interval_ms):
+        digest.update(b"" if column is None else column.tobytes())
+    return digest.hexdigest()
+
+
+def _read_actions(given: Sequence[Path | ActionRow], _reading: SourceReader) -> list[ActionRow]:
+    rows = [item for item in given if isinstance(item, ActionRow)]
+    return [*rows, *read_actions(*(item for item in given if isinstance(item, Path)))]
+
+
+# ---------------------------------------------------------------- order books
+
+
+def _read_depth(
+    given: Sequence[Path | RecordedDepth], reading: SourceReader
+) -> list[RecordedDepth]:
+    books = [read_depth(item) if isinstance(item, Path) else item for item in given]
+    refuse_elsewhere(books, reading.candles, reading.spec.from_ms, reading.spec.until_ms)
+    return books
+
+
+def _depth_until(given: Sequence[RecordedDepth], cutoff: Cutoff) -> list[RecordedDepth]:
+    """Leave out the later books, or have nonsense in their place."""
+    what = "until_ms" if cutoff.cut else "known_ms"
+    return [recorded.changed(**{what: cutoff.close_ms}) for recorded in given]
+
+
+SOURCES: Final[Mapping[str, MarketSource]] = {
+    "frames": MarketSource(
+        read=lambda given, reading: [_candles(item, reading, None) for item in given],
+        tracks=frame_tracks,
+        until=_frames_until,
+        shift=Candles.later,
+        scale=_dearer_candles,
+        digest=_candles_sha256,
+    ),
+    "depth": MarketSource(
+        read=_read_depth,
+        tracks=depth_tracks,
+        until=_depth_until,
+        shift=lambda books, weeks: books.changed(later_ms=weeks * WEEK_MS),
+        scale=lambda books, factor: books.changed(price_factor=factor),
+        digest=lambda books: books.sha256,
+    ),
+    "candles": MarketSource(
+        read=_read_candles,
+        tracks=candle_tracks,
+        until=_candles_until,
+        shift=Candles.later,
+        scale=_dearer_candles,
+        digest=_candles_sha256,
+    ),
+    "funding": MarketSource(
+        read=_read_funding,
+        tracks=funding_tracks,
+        until=lambda given, cutoff: [
+            rates.select(rates.time_ms <= cutoff.close_ms) for rates in given
+        ],
+        shift=lambda rates, weeks: replace(rates, time_ms=rates.time_ms + weeks * WEEK_MS),
+        scale=lambda rates, _factor: rates,
+        digest=_funding_sha256,
+    ),
+    "actions": MarketSource(
+        read=_read_actions,
+        tracks=action_tracks,
+        # Later ones are left out of every future: none of them is known before its bar.
+        until=lambda rows, cutoff: actions_until(rows, cutoff.candles, cutoff.at_ms),
+        shift=lambda row, weeks: row._replace(ex_date=row.ex_date + timedelta(weeks=weeks)),
+        scale=lambda row, factor: row if row.is_split else row._replace(value=row.value * factor),
+        digest=lambda row: hashlib.sha256(repr(row[1:]).encode()).hexdigest(),  # not its place
+    ),
+    "events": MarketSource(
+        read=lambda given, _reading: [
+            EventsSource(item) if isinstance(item, Path) else item for item in given
+        ],
+        tracks=lambda _given, _bars: [],  # they fill orders: ``BookFeed`` hands them on
+        until=lambda given, cutoff: [
+            ChangedSource(source, known_ms=cutoff.close_ms, cut=cutoff.cut) for source in given
+        ],
+        shift=lambda source, weeks: ChangedSource(source, later_ms=weeks * WEEK_MS),
+        scale=lambda source, factor: ChangedSource(source, price_factor=factor),
+        digest=lambda source: source.sha256,
+    ),
+}
+"""By the field of ``MarketSpec`` and ``MarketData``; of events of one time those of an earlier row
+come first."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,9 @@ scan all go by these bounds. All else is equal everywhere, or differs.
 from __future__ import annotations
 
 import math
-import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -26,7 +25,6 @@ from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Decision,
-    Explanation,
     Forecast,
     HeadForecasts,
     Prediction,
@@ -34,31 +32,21 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import Bar, Closed, Event, ModelChange, Unit
 
+ENVIRONMENT: Final = (
+    *("mode", "device", "dtype", "threads", "backend"),
+    *("torch_version", "instruction_set", "libraries"),
+)
+"""All on which the last bits of a forecast depend, as runs and their starts name it."""
 
-class Environment(NamedTuple):
-    """All on which the last bits of a forecast depend."""
 
-    mode: str
-    device: str
-    dtype: str
-    threads: int
-    backend: str
-    torch_version: str
-    instruction_set: str
-    libraries: str
-
-    @classmethod
-    def recorded(cls, at: Run | ModelChange) -> Environment:
-        """Return where a run, or one of its starts, says that it was."""
-        return cls(*(getattr(at, name) for name in cls._fields))
-
-    def differs(self, here: Environment) -> str:
-        """Say what is another *here*; empty where nothing is, and every bit must be equal."""
-        return ", ".join(
-            f"{name} was {was} and is {now} here"
-            for name, was, now in zip(self._fields, self, here, strict=True)
-            if was != now
-        )
+def differs(
+    then: Run | ModelChange, here: Run | ModelChange, names: Iterable[str] = ENVIRONMENT
+) -> str:
+    """Say what is another *here*; empty where nothing is, and every bit must be equal."""
+    pairs = [(name, getattr(then, name), getattr(here, name)) for name in names]
+    return ", ".join(
+        f"{name} was {was} and is {now} here" for name, was, now in pairs if was != now
+    )
 
 
 RETURNS: Final = 1e-4
@@ -97,17 +85,6 @@ def near_measure(first: float | None, second: float | None) -> bool:
     return near(first, second, MEASURES * max(size, 1.0))
 
 
-def near_arrays(first: bytes, second: bytes) -> bool:
-    """Return whether two arrays of shares (float32) agree as far as both reach."""
-    count = min(len(first), len(second)) // 4
-    pairs = zip(
-        struct.unpack_from(f"<{count}f", first),
-        struct.unpack_from(f"<{count}f", second),
-        strict=True,
-    )
-    return all(near(share, other, SHARES) for share, other in pairs)
-
-
 def measures_agree(first: Decision, second: Decision) -> bool:
     """Return whether every gate's measure agrees."""
     same = first.gate_set.gates == second.gate_set.gates
@@ -118,22 +95,31 @@ def predictions_agree(first: Prediction, second: Prediction) -> bool:
     """Return whether two answers of a model agree in every field, within the tolerances."""
     if not isinstance(first, Forecast) or not isinstance(second, Forecast):
         return type(first) is type(second)
-    if first.horizons != second.horizons:
-        return False
-    for name in (*RETURN_FIELDS, *SHARE_FIELDS):
-        values, others = getattr(first, name), getattr(second, name)
-        if len(values) != len(others):
-            return False
-        bounds = [SHARES] * len(values)
-        if name in RETURN_FIELDS:
-            # A model that gives no deviation is held to its own numbers.
-            bounds = [RETURNS * size for size in first.stdev_return or map(abs, values)]
-        if not all(map(near, values, others, bounds)):
-            return False
-    if not heads_agree(first.heads, second.heads, len(first.horizons)):
-        return False
-    explained, other = first.explanation, second.explanation
-    return explained is None or other is None or _explanations_agree(explained, other)
+    return first.horizons == second.horizons and all(
+        field_agrees(name, first, second)
+        for name in (*RETURN_FIELDS, *SHARE_FIELDS, *EXPLANATION_FIELDS, "heads")
+    )
+
+
+def field_agrees(name: str, first: Forecast, second: Forecast) -> bool:
+    """Return whether two forecasts agree in one field of theirs, or of their explanations."""
+    if name == "heads":
+        return heads_agree(first.heads, second.heads, len(first.horizons))
+    if name in EXPLANATION_FIELDS:
+        if first.explanation is None or second.explanation is None:
+            return True
+        values, others = (getattr(of.explanation, name) for of in (first, second))
+        if not isinstance(values, bytes):
+            return near(values, others, SHARES)
+        # Arrays agree as far as both reach.
+        arrays = (np.frombuffer(of, "<f4", len(of) // 4).tolist() for of in (values, others))
+        return all(near(share, other, SHARES) for share, other in zip(*arrays, strict=False))
+    values, others = getattr(first, name), getattr(second, name)
+    bounds = [SHARES] * len(values)
+    if name in RETURN_FIELDS:
+        # A model that gives no deviation is held to its own numbers.
+        bounds = [RETURNS * size for size in first.stdev_return or map(abs, values)]
+    return len(values) == len(others) and all(map(near, values, others, bounds))
 
 
 def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horizons: int) -> bool:
@@ -159,19 +145,6 @@ def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horiz
                 np.abs(values - others) <= RETURNS * np.abs(values).max(1, keepdims=True)
             ).all()
         ):
-            return False
-    return True
-
-
-def _explanations_agree(first: Explanation, second: Explanation) -> bool:
-    for name in EXPLANATION_FIELDS:
-        values, others = getattr(first, name), getattr(second, name)
-        agree = (
-            near_arrays(values, others)
-            if isinstance(values, bytes)
-            else near(values, others, SHARES)
-        )
-        if not agree:
             return False
     return True
 

@@ -15,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import msgspec
+from msgspec.structs import replace
 
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import ModelTerms, Restart, decode_state
+from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.build import needs_forecaster, terms_for
 from tracepaper.daemon.session.loop import (
     BarHistory,
@@ -43,10 +43,8 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.chain.starting_point import Beginnings, RunLookback, StartingPoint
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.model import OF_MEASURE, given_by
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.card import calibration_of, section_of
 from tracepaper.strategies.gates.gate import HEAD_MEASURES
@@ -57,13 +55,7 @@ from tracepaper.strategies.types.decisions import (
     Run,
 )
 from tracepaper.strategies.types.market import (
-    Bar,
-    Closed,
-    CovariatesRead,
-    Depths,
     Event,
-    FrameBar,
-    Instrument,
     InstrumentChange,
     ModelChange,
     ParityCheck,
@@ -76,6 +68,9 @@ from tracepaper.strategies.types.market import (
 
 if TYPE_CHECKING:
     from tracepaper.storage.audit import SqlAuditLog
+
+
+_ENDS: Final = frozenset({RunEnd, Prune, ParityCheck})
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,6 @@ class RecordedRun:
     engine: Engine
     forecaster: Forecaster | None  # answers the first event
     beginning: StartingPoint | None = None
-    decider: Forecaster | None = None  # answers the first event that is derived after it
-    instruments: tuple[Instrument, ...] = ()  # with their filters at the beginning
 
     @property
     def first(self) -> int:
@@ -120,25 +113,18 @@ def open_recorded(
     if beginning is None:
         _restore_parent(reader, run, engine)
         return RecordedRun(run, config, engine, forecaster)
-    deciding = [
+    first, decider = (
         forecaster if sha256 == run.model_sha256 else _forecaster(config, database, run, sha256)
         for sha256 in (
             reader.models(run_id, until=beginning.fed_from - 1).deciding,
             reader.models(run_id, until=beginning.after).deciding,
         )
-    ]
-    instruments = instruments_at(reader, run, beginning.after)
-    engine = engine_of(run, config, deciding[1], instruments)
+    )
+    changes = reader.of_type(run_id, InstrumentChange, until=beginning.after)
+    filters = {item.id: item for item in (*run.instruments, *(of.instrument for of in changes))}
+    engine = engine_of(run, config, decider, tuple(filters.values()))
     restore_at(engine, reader, run, beginning.after)
-    return RecordedRun(run, config, engine, deciding[0], beginning, deciding[1], instruments)
-
-
-def instruments_at(reader: Reader, run: Run, after: int) -> tuple[Instrument, ...]:
-    """Return the instruments of *run* with their filters after step *after*."""
-    filters = {item.id: item for item in run.instruments}
-    changes = reader.of_type(run.run_id, InstrumentChange, until=after)
-    filters |= {item.instrument.id: item.instrument for item in changes}
-    return tuple(filters.values())
+    return RecordedRun(run, config, engine, first, beginning)
 
 
 def _find_beginning(
@@ -216,7 +202,6 @@ class RecordedPredictor:
     ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
         self._run, self._database, self._prober = recorded, database, prober
-        self._promoted: dict[str, Mapping[str, ModelTerms]] = {}
         # A record says that the model was late; the deadline is in the configuration.
         self._timeout = PredictionTimeout(recorded.config.model.deadline_ms)
         keys = [item.id for item in run.instruments]
@@ -261,7 +246,12 @@ class RecordedPredictor:
             for model in (self._run.forecaster, self._prober):
                 recall_lookback(model, reader, run_id, before)
             rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
-        rows = rows if place is None else _without_ends(rows, place)
+        if place is not None:
+            rows = (
+                (sequence, replace(event, **place) if type(event) is ModelChange else event, answer)
+                for sequence, event, answer in rows
+                if type(event) not in _ENDS
+            )
         if self._inline is not None or self._is_outside:
             return self._queue_answers(rows)
         events = (event for _, event, _ in rows)
@@ -277,13 +267,6 @@ class RecordedPredictor:
         current = "" if self.forecaster is None else self.forecaster.model_sha256
         return change.model_sha256 != current and not change.warm_from
 
-    def prepare(self, engine: Engine) -> None:
-        """Prepare *engine*, rebuilt in the middle of the run, for the models that come next."""
-        current = "" if self.forecaster is None else self.forecaster.model_sha256
-        for sha256, terms in self._promoted.items():
-            if sha256 != current:
-                engine.prepare(sha256, terms)
-
     def _promote(self, event: RetrainingEnd, *, is_derived: bool) -> None:
         """Load the model that *event* promoted; in a run-in the engine knows it already.
 
@@ -296,9 +279,7 @@ class RecordedPredictor:
         self._inline.prepare(promoted)
         if not is_derived:
             return
-        terms = terms_for(config, engine, promoted, run)
-        self._promoted[promoted.model_sha256] = terms
-        engine.prepare(promoted.model_sha256, terms)
+        engine.prepare(promoted.model_sha256, terms_for(config, engine, promoted, run))
 
     def _queue_answers(self, rows: Iterable[tuple[int, Event, Prediction]]) -> Iterator[Event]:
         """Yield the events of *rows*, and queue each stored answer for ``predict``."""
@@ -392,112 +373,34 @@ def rerun_recorded(
 ) -> str:
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
 
-    It has the run's own mode, warm-up and timeouts, so every decision must be equal. A
-    pruned run becomes the parent: the new one takes over its account where its bars allow, and
-    warms up with the bars before.
+    It has the run's own mode, warm-up and timeouts, so every decision must be equal. Raises
+    ``DataInvalid`` for a run that was pruned, which does not begin at its start any more.
     """
     named = located(spec, None)
     with Reader.open(named.path) as reader:
         recorded = open_recorded(reader, named.path, named.run_id)
+        if recorded.beginning is not None:
+            raise DataInvalid(
+                f"Run {named.run_id} was pruned, so it is not fed again; `tracepaper verify` "
+                "derives what is left of it."
+            )
         prober = None
         if recorded.forecaster is not None:
             prober = _reload_model(recorded, named.path, into=database)
         here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
         place = {name: getattr(here, name) for name in OF_THE_PLACE}
-        run = msgspec.structs.replace(
+        run = replace(
             recorded.run,
             run_id=secrets.token_hex(8),
             kind=RunKind.REPLAY,
             started_at_ms=started_at_ms,
             **place,
         )
-        rows = None
-        if (beginning := recorded.beginning) is not None:
-            recorded, run = _continue_pruned(reader, recorded, run)
-            start = start_event(recorded.forecaster, warm_from=(), market_ms=run.period_start_ms)
-            rows = _rows_from(reader, named.run_id, beginning, start)
         audit.begin(run, recorded.engine.gate_sets)
         predictor = RecordedPredictor(recorded, prober, named.path)
         for sha256 in reader.promoted(named.run_id):
             kept = checkpoints.find_kept(named.path, sha256[: checkpoints.ID_DIGITS])
             checkpoints.keep(kept, database)
-        events = predictor.events(reader, named.run_id, rows, place=place)
+        events = predictor.events(reader, named.run_id, place=place)
         run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id
-
-
-def _continue_pruned(reader: Reader, recorded: RecordedRun, run: Run) -> tuple[RecordedRun, Run]:
-    """Return the new *run* that takes over the account of the pruned one, and its row."""
-    beginning = recorded.beginning
-    assert beginning is not None
-    run_id = recorded.run.run_id
-    run_key, reach = reader.stored_run(run_id).run_key, RunLookback({})
-    first_ms = Beginnings(reader.connection, run_key, reach).opens_next(beginning.after)
-    if first_ms is None:
-        raise DataInvalid(
-            f"Run {run_id} has no bar behind step {beginning.after}, from which on it can be fed "
-            "again."
-        )
-    decider = recorded.decider
-    model_id, model_sha256 = "", ""
-    if decider is not None:
-        model_id, model_sha256 = decider.model_id, decider.model_sha256
-    taken = msgspec.structs.replace(
-        run,
-        parent_run_id=run_id,
-        period_start_ms=first_ms,
-        instruments=recorded.instruments,
-        model_id=model_id,
-        model_sha256=model_sha256,
-        warnings=(
-            *run.warnings,
-            f"it goes on from step {beginning.after} of run {recorded.run.run_id}",
-        ),
-    )
-    engine = engine_of(taken, recorded.config, decider, taken.instruments)
-    state = reader.state_at(run_id, until=beginning.after)
-    assert state is not None, "open_recorded restored an engine from it"
-    confirmed = reader.confirmations(run_id, until=beginning.after)
-    Restart(engine).restore(
-        decode_state(state[0]), next_sequence=0, confirmed=confirmed, taken_over=True
-    )
-    return RecordedRun(taken, recorded.config, engine, decider), taken
-
-
-def _rows_from(
-    reader: Reader, run_id: str, beginning: StartingPoint, start: ModelChange
-) -> Iterator[tuple[int, Event, Prediction]]:
-    """Yield the rows of a run that continues at *beginning*: its start, warm-up bars, all later.
-
-    The account is of the time after the splits before the *beginning*: so are the bars.
-    """
-    actions = actions_of(reader.connection, reader.run(run_id), until=beginning.after)
-    splits = [action for _, action in actions if action.is_split]
-    for reading in reader.of_type(run_id, CovariatesRead, until=beginning.fed_from - 1):
-        yield 0, reading, None
-    yield 0, start, None
-    for bar in reader.frame_bars(run_id, until=beginning.fed_from - 1):
-        yield 0, bar, None
-    warms: tuple[type[Event], ...] = (Bar, Closed, FrameBar, Depths, CovariatesRead)
-    if not beginning.is_started and start.model_sha256:
-        warms = (*warms, ModelChange)
-    for sequence, accepted, event, stored in reader.events(run_id, beginning.fed_from - 1):
-        if sequence > beginning.after:
-            yield sequence, event, stored
-        elif accepted and isinstance(event, warms):
-            yield sequence, bar_after(splits, event) if isinstance(event, Bar) else event, stored
-
-
-_ENDS: Final = frozenset({RunEnd, Prune, ParityCheck})
-
-
-def _without_ends(
-    rows: Iterable[tuple[int, Event, Prediction]], place: Mapping[str, Any]
-) -> Iterator[tuple[int, Event, Prediction]]:
-    """Yield *rows* without ends, prunes and daily replays, each start with this *place*."""
-    for row in rows:
-        kind = type(event := row[1])
-        if kind is ModelChange:
-            yield row[0], msgspec.structs.replace(event, **place), row[2]
-        elif kind not in _ENDS:
-            yield row

@@ -204,24 +204,26 @@ def refuse_elsewhere(
                 )
 
 
+def refuse_named(option: str, named: Sequence[str], traded: Sequence[str]) -> None:
+    """Raise ``ConfigInvalid`` where files are of instruments that are not traded, or two of one."""
+    for key in named:
+        if key not in traded:
+            raise ConfigInvalid(
+                f"{option} holds books of {key}, and the run trades {', '.join(traded)}; leave it "
+                "out."
+            )
+        if named.count(key) > 1:
+            raise ConfigInvalid(f"{option} names two files of {key}; give one a symbol.")
+
+
 def with_depth(market: MarketSection, books: Sequence[RecordedDepth]) -> MarketSection:
     """Return *market* with levels and pace of *books* where it names none.
 
     Raises ``ConfigInvalid`` where a file has fewer levels, another pace or another symbol than
     it names, or where two files are of one symbol.
     """
-    named: set[str] = set()
-    for recorded in books:
-        header = recorded.header
-        symbol = header.instrument.symbol
-        if header.instrument.category != market.category or symbol not in market.symbols:
-            raise ConfigInvalid(
-                f"--depth holds books of {header.instrument.id}, and the run trades "
-                f"{market.category}:{', '.join(market.symbols)}; leave it out."
-            )
-        if symbol in named:
-            raise ConfigInvalid(f"--depth names two files of {symbol}; give one a symbol.")
-        named.add(symbol)
+    traded = [f"{market.category}:{symbol}" for symbol in market.symbols]
+    refuse_named("--depth", [recorded.header.instrument.id for recorded in books], traded)
     if not books:
         return market
     if not market.depth:

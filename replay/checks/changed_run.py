@@ -310,10 +310,8 @@ def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> Run:
             f"Run {run_id} has {(*held, 'promoted models')[0]}, which a later start needs anew; "
             f"{REPLAY} --from."
         )
-    filters = {item.id: item for item in run.instruments}
-    for change in reader.of_type(run_id, InstrumentChange):
-        if change.market_ms < from_ms:
-            filters[change.instrument.id] = change.instrument
+    changes = (of for of in reader.of_type(run_id, InstrumentChange) if of.market_ms < from_ms)
+    filters = {item.id: item for item in (*run.instruments, *(of.instrument for of in changes))}
     instruments = tuple(filters.values())
     return replace(run, period_start_ms=from_ms, parent_run_id=None, instruments=instruments)
 

@@ -12,7 +12,6 @@ from typing import Any, Final, cast
 
 import numpy as np
 from msgspec import Struct
-from msgspec.structs import replace
 
 from tracepaper.replay.backtest.predictors import (
     EXPLANATION_FIELDS,
@@ -20,9 +19,9 @@ from tracepaper.replay.backtest.predictors import (
     RETURNS,
     SHARE_FIELDS,
     SHARES,
+    field_agrees,
     near,
     near_measure,
-    predictions_agree,
 )
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.storage.database.chunks import StoredRun, interned
@@ -179,7 +178,7 @@ class LookaheadFinding:
         """Say what was opened, and what to do about it."""
         files = [item.name for item in self.opened if item.what == "file"]
         others = [
-            f"{_KINDS.get(item.what, item.what)} {item.name}"
+            f"{'a table in' if item.what == 'table' else item.what} {item.name}"
             for item in self.opened
             if item.what != "file"
         ]
@@ -188,9 +187,6 @@ class LookaheadFinding:
         declare = "declare the files, and " if files else ""
         excuse = "pass what cannot tell the future with --allow-reading"
         return f"{' and '.join(did)}; {declare}{excuse}"
-
-
-_KINDS: Final = {"table": "a table in"}
 
 
 # ---------------------------------------------------------------- a step against stored rows
@@ -202,6 +198,7 @@ _PREDICTED: Final = (
     *(*RETURN_FIELDS, *SHARE_FIELDS, *EXPLANATION_FIELDS),
 )
 """Columns of answers that are fields of a prediction; the first holds those at other horizons."""
+_FIELDS: Final = {"horizons": (*RETURN_FIELDS, *SHARE_FIELDS)}
 _MEASURES: Final = tuple(measure_name(gate) for gate in ANSWER_GATES if GATES[gate].of_prediction)
 TOLERATED: Final = frozenset(
     f"answers.{name}" for name in (*_PREDICTED, *_MEASURES, *_OF_HEADS, "learned_allocation")
@@ -388,24 +385,13 @@ def is_rounding(
             and isinstance(derived, Forecast)
             # Arrays agree as far as both reach.
             and not (isinstance(first, bytes) and len(first) != len(cast("bytes", second)))
-            and predictions_agree(stored, _with_column(stored, derived, column))
+            and all(field_agrees(name, stored, derived) for name in _FIELDS.get(column, (column,)))
         )
     if not isinstance(first, float) or not isinstance(second, float):
         return False
     if column in _MEASURES:
         return near_measure(first, second)
     return near(first, second, SHARES * (abs(first) if column in _OF_HEADS else 1.0))
-
-
-def _with_column(stored: Forecast, derived: Forecast, column: str) -> Forecast:
-    """Return *stored* with what *derived* has in one *column*."""
-    if column in EXPLANATION_FIELDS:
-        explained, other = stored.explanation, derived.explanation
-        assert explained is not None
-        changed = {column: getattr(other, column)}
-        return replace(stored, explanation=replace(explained, **changed))
-    names = (*RETURN_FIELDS, *SHARE_FIELDS) if column == "horizons" else (column,)
-    return replace(stored, **{name: getattr(derived, name) for name in names})
 
 
 def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> bool:

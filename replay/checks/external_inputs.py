@@ -273,10 +273,6 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _second_as_address(arguments: tuple[Any, ...]) -> ExternalInput | None:
-    return _address(arguments[1])
-
-
 _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], ExternalInput | None]]] = {
     **dict.fromkeys(
         (
@@ -294,22 +290,21 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], ExternalInput | None]]] 
         if given[0] is None
         else ExternalInput("file", _text(given[0]))
     ),
-    "socket.connect": _second_as_address,
-    "socket.bind": _second_as_address,
-    "socket.sendto": _second_as_address,
-    "socket.sendmsg": _second_as_address,
+    **dict.fromkeys(
+        ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"),
+        lambda given: _address(given[1]),
+    ),
     "socket.getaddrinfo": lambda given: _address(given[:2]),
-    "socket.gethostbyname": lambda given: _address(given[0]),
-    "socket.gethostbyaddr": lambda given: _address(given[0]),
-    "socket.getnameinfo": lambda given: _address(given[0]),
+    **dict.fromkeys(
+        ("socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"),
+        lambda given: _address(given[0]),
+    ),
     "subprocess.Popen": lambda given: _program(given[0], given[1]),
-    "os.system": lambda given: _program(given[0]),
-    "os.exec": lambda given: _program(given[0]),
-    "os.posix_spawn": lambda given: _program(given[0]),
+    **dict.fromkeys(
+        ("os.system", "os.exec", "os.posix_spawn", "pty.spawn"), lambda given: _program(given[0])
+    ),
     "os.spawn": lambda given: _program(given[1]),
-    "os.fork": lambda _: _program(),
-    "os.forkpty": lambda _: _program(),
-    "pty.spawn": lambda given: _program(given[0]),
+    **dict.fromkeys(("os.fork", "os.forkpty"), lambda _: _program()),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What identifies a decision wherever the same inputs were judged the same way; pure.
 
-Prices and quantities are integers of 10⁻¹⁸, whatever the scale of their instrument, and a float
+Prices and quantities are exact decimal texts, whatever the scale of their instrument, and a float
 that is not finite is null. Left out is what only time or the account explains: the gates of timing
 and risk, hence which gate refused; ids, sequence, reason, regime, source and the times seen.
 
@@ -10,12 +10,11 @@ The rules are docs/identity.md, I2 and I3.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from tracepaper.storage.record.hashing import all_finite, finite
-from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import GATES, GateKind
 from tracepaper.strategies.types.decisions import (
     DecisionOutcome,
@@ -25,8 +24,7 @@ from tracepaper.strategies.types.decisions import (
     Step,
 )
 from tracepaper.strategies.types.market import Bar, Instrument
-
-CANONICAL_DECIMALS: Final = 18
+from tracepaper.strategies.units import unscaled
 
 _Measures = tuple[tuple[str, float, float | None], ...]
 """Of each gate that counts its name, its threshold and what it measured."""
@@ -51,36 +49,24 @@ class DecisionIdentity(NamedTuple):
     strategies: tuple[tuple[str, GateOutcome], ...]  # where several share the account
 
 
-def scale_factor(decimals: int) -> int:
-    """Return the factor from 10^-*decimals* to the canonical scale; raise beyond 18 decimals."""
-    if not 0 <= decimals <= CANONICAL_DECIMALS:
-        raise InvariantBroken(
-            f"A number has {decimals} decimals; decisions are compared at 0 to "
-            f"{CANONICAL_DECIMALS}."
-        )
-    return int(10 ** (CANONICAL_DECIMALS - decimals))
-
-
 def decision_identity(step: Step, instrument: Instrument) -> DecisionIdentity:
     """Return the identity of the decision of *step*, on a bar of *instrument*."""
     decision, bar = step.decision, step.event
     assert decision is not None
     assert isinstance(bar, Bar)
-    price = scale_factor(instrument.price_decimals)
-    volume = scale_factor(instrument.volume_decimals)
-    quantity = scale_factor(instrument.quantity_decimals)
+    quantity = instrument.quantity_decimals
     prices = (bar.open, bar.high, bar.low, bar.close)
     outcome, target = decision.outcome, decision.target_quantity
     measures = dict(zip(outcome.gate_set.gates, decision.measures, strict=True))
     return DecisionIdentity(
         (
             str(bar.open_time_ms),
-            *(str(amount * price) for amount in prices),
-            str(bar.volume * volume),
+            *(unscaled(price, instrument.price_decimals) for price in prices),
+            unscaled(bar.volume, instrument.volume_decimals),
         ),
         _forecast(step.prediction),
         _verdict(outcome, target, measures, quantity),
-        () if target is not None else _born(step, price, quantity),
+        () if target is not None else _born(step, instrument),
         tuple(
             [
                 # A measure that a strategy does not hold is the account's.
@@ -105,13 +91,13 @@ def _verdict(
     outcome: DecisionOutcome,
     target: int | None,
     measures: dict[str, float | None],
-    quantity: int,
+    decimals: int,
 ) -> GateOutcome:
     gates, thresholds = outcome.gate_set.gates, outcome.gate_set.thresholds
     places = [place for place, name in enumerate(gates) if counts(name)]
     return GateOutcome(
         outcome.action.value,
-        None if target is None else str(target * quantity),
+        None if target is None else unscaled(target, decimals),
         tuple([(gates[at], thresholds[at], finite(measures[gates[at]])) for at in places]),
         tuple([bool(outcome.passed >> at & 1) for at in places]),
     )
@@ -147,14 +133,18 @@ def _forecast(prediction: Prediction) -> object:
             return (prediction.horizons, *(all_finite(column) for column in columns), explained)
 
 
-def _born(step: Step, price: int, quantity: int) -> tuple[object, ...]:
+def _born(step: Step, instrument: Instrument) -> tuple[object, ...]:
     """Return the terms of the orders that *step* gave birth to: no id, and no reason."""
     born = f"{step.sequence}-"
     return tuple(
         [
             (
-                order.kind, order.role, order.side, str(order.quantity * quantity),
-                *(None if at is None else str(at * price) for at in (order.price, order.trigger)),
+                order.kind, order.role, order.side,
+                unscaled(order.quantity, instrument.quantity_decimals),
+                *(
+                    None if at is None else unscaled(at, instrument.price_decimals)
+                    for at in (order.price, order.trigger)
+                ),
                 order.post_only, order.reduce_only, order.until_ms, order.tag, order.position_side,
                 order.owner,
             )

@@ -54,7 +54,6 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks import external_inputs, perturbations
-from tracepaper.replay.checks.compare import Difference, differences_of
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.perturbations import (
     DerivedStep,
@@ -64,7 +63,7 @@ from tracepaper.strategies.api.strategy import remembered
 from tracepaper.strategies.api.timeframes import Row
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 from tracepaper.strategies.sessions import Sessions
-from tracepaper.strategies.types.decisions import FillModel, Prediction, Step
+from tracepaper.strategies.types.decisions import FillModel, Prediction
 from tracepaper.strategies.types.market import Bar, Instrument, Unit
 
 P = ParamSpec("P")
@@ -437,10 +436,3 @@ def _replay(config: Config, data: MarketData, mode: str) -> Replay:
     ]
     kept = replace(data, frames=[part for part in before if len(part)])
     return build(config, kept, started_at_ms=0, mode=mode)
-
-
-def first_difference(step: Step, other: Step) -> Difference:
-    """Return the first field in which two steps differ."""
-    for name, first, second in differences_of(step, other):
-        return Difference.of(step, name, first, second)
-    return Difference.of(step, "step", "", "")

@@ -12,7 +12,6 @@ The rules are docs/identity.md, I6, docs/operations.md, O21 to O24, and docs/mon
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -29,7 +28,12 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.parity import unchecked
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.archive.series import FundingRates
-from tracepaper.replay.backtest.predictors import Environment, measures_agree, predictions_agree
+from tracepaper.replay.backtest.predictors import (
+    ENVIRONMENT,
+    differs,
+    measures_agree,
+    predictions_agree,
+)
 from tracepaper.replay.checks.compare import (
     Difference,
     decision_differences,
@@ -47,6 +51,7 @@ from tracepaper.strategies.sessions import Calendar, closes_of
 from tracepaper.strategies.types.decisions import Decision, Fill, Forecast, Run, Step
 from tracepaper.strategies.types.market import (
     Bar,
+    Funding,
     Instrument,
     ModelChange,
     ParityCheck,
@@ -66,7 +71,7 @@ DIFFERENCES_KEPT: Final = 20
 SHOWN: Final = 60
 """Characters of a differing value that a sentence shows."""
 
-_PRICES: Final = ("open", "high", "low", "close")
+_BAR: Final = ("bar open time", "bar open", "bar high", "bar low", "bar close", "bar volume")
 
 Key = tuple[str, int]
 
@@ -100,29 +105,20 @@ class Parity:
         return self.identical + self.within_tolerance > 0 and not differs
 
 
-@dataclass(frozen=True)
-class ComparedRun:
+class ComparedRun(NamedTuple):
     """One of the two runs: the open database and the run's id."""
 
     reader: Reader
     run_id: str
 
     @property
-    def run(self) -> Run:
-        """The run's row."""
-        return self.reader.run(self.run_id)
-
-    @property
     def scales(self) -> dict[str, Instrument]:
         """The instruments by their ids."""
-        return {item.id: item for item in self.run.instruments}
+        return {item.id: item for item in self.reader.run(self.run_id).instruments}
 
 
 class _DecidedStep(NamedTuple):
-    """A decided step, and the instrument in whose decimals it counts.
-
-    Its texts are of exact numbers, equal where those are, whatever the decimals.
-    """
+    """A decided step, and the instrument in whose decimals it counts."""
 
     step: Step
     scale: Instrument
@@ -130,13 +126,8 @@ class _DecidedStep(NamedTuple):
     @property
     def key(self) -> Key:
         """The instrument and the open time of its bar."""
-        return self.scale.id, self.bar.open_time_ms
-
-    @property
-    def bar(self) -> Bar:
-        """The bar that was decided."""
         assert isinstance(self.step.event, Bar)
-        return self.step.event
+        return self.scale.id, self.step.event.open_time_ms
 
     @property
     def decision(self) -> Decision:
@@ -148,19 +139,6 @@ class _DecidedStep(NamedTuple):
     def identity(self) -> DecisionIdentity:
         """All that it has in common with an equal decision."""
         return decision_identity(self.step, self.scale)
-
-    @property
-    def target(self) -> str | None:
-        """The target quantity; None of a list of orders."""
-        target = self.decision.target_quantity
-        return None if target is None else unscaled(target, self.scale.quantity_decimals)
-
-    @property
-    def bar_texts(self) -> list[tuple[str, str]]:
-        """The name and the text of each price, and of the volume."""
-        decimals = dict.fromkeys(_PRICES, self.scale.price_decimals)
-        decimals["volume"] = self.scale.volume_decimals
-        return [(name, unscaled(getattr(self.bar, name), of)) for name, of in decimals.items()]
 
     @property
     def fills(self) -> str:
@@ -178,10 +156,11 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     A bar that only one of them decided is counted, and is a difference where both runs decided
     bars before and after it.
     """
-    first_run, second_run = first.run, second.run
+    first_run, second_run = (of.reader.run(of.run_id) for of in (first, second))
     exact = _exact(first_run, second_run) and _scanned_alike(first_run, first, second)
     comparison = Parity(first.run_id, second.run_id, exact=exact)
-    comparison.fills_compared = _execution(first_run) == _execution(second_run)
+    models = {restore(run.config).execution.model for run in (first_run, second_run)}
+    comparison.fills_compared = len(models) == 1
     dependent = (
         first_run.sees_account or second_run.sees_account
     ) and not comparison.fills_compared
@@ -297,10 +276,10 @@ def _exact(first_run: Run, second_run: Run) -> bool:
     """
     if first_run.mode == "batched":
         return False
-    here, there = Environment.recorded(first_run), Environment.recorded(second_run)
-    if not first_run.model_id:  # nothing was computed by them
-        here, there = here._replace(libraries=""), there._replace(libraries="")
-    return here == there and first_run.model_sha256 == second_run.model_sha256
+    # Without a model nothing was computed by libraries.
+    names = [name for name in ENVIRONMENT if name != "libraries" or first_run.model_id]
+    same_model = first_run.model_sha256 == second_run.model_sha256
+    return same_model and not differs(first_run, second_run, names)
 
 
 def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
@@ -316,10 +295,6 @@ def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
         for source in (first, second)
     )
     return starts == other_starts
-
-
-def _execution(run: Run) -> str:
-    return restore(run.config).execution.model
 
 
 def _decided(source: ComparedRun) -> Iterator[_DecidedStep]:
@@ -362,7 +337,8 @@ def _only_timing(first: _DecidedStep, second: _DecidedStep) -> str:
         refused = this.refused_by
         if refused is not None and GATES[refused].is_timing and that.refused_by != refused:
             return str(refused)
-    if first.target != second.target and a.action == b.action == "HOLD":
+    targets = {of.identity.verdict.target for of in (first, second)}
+    if len(targets) > 1 and a.action == b.action == "HOLD":
         return "held since a refusal by time"  # which left another target standing
     return ""
 
@@ -373,7 +349,8 @@ def _within_tolerance(first: _DecidedStep, second: _DecidedStep) -> bool:
     A target may differ by a step of the quantity, to which a size by the forecast is rounded.
     """
     a, b = first.decision, second.decision
-    if first.target is None or second.target is None:
+    target, other = (of.identity.verdict.target for of in (first, second))
+    if target is None or other is None:
         return False  # lists of orders are the same or they are not, and these were not
     step = max(
         Decimal(of.scale.quantity_step).scaleb(-of.scale.quantity_decimals)
@@ -381,8 +358,8 @@ def _within_tolerance(first: _DecidedStep, second: _DecidedStep) -> bool:
     )
     return (
         (a.action, a.refused_by, a.regime) == (b.action, b.refused_by, b.regime)
-        and abs(Decimal(first.target) - Decimal(second.target)) <= step
-        and first.bar_texts == second.bar_texts
+        and abs(Decimal(target) - Decimal(other)) <= step
+        and first.identity.bar == second.identity.bar
         and predictions_agree(first.step.prediction, second.step.prediction)
         and measures_agree(a, b)
     )
@@ -390,21 +367,19 @@ def _within_tolerance(first: _DecidedStep, second: _DecidedStep) -> bool:
 
 def _fields(first: _DecidedStep, second: _DecidedStep) -> list[tuple[str, str, str]]:
     """Return the fields in which two decisions differ, the bar's own first."""
-    fields = [
-        (f"bar {name}", mine, theirs)
-        for (name, mine), (_, theirs) in zip(first.bar_texts, second.bar_texts, strict=True)
-        if mine != theirs
-    ]
+    identity, other = first.identity, second.identity
+    bars = zip(_BAR, identity.bar, other.bar, strict=True)
+    fields = [(name, mine, theirs) for name, mine, theirs in bars if mine != theirs]
     mine, theirs = first.step.prediction, second.step.prediction
     if isinstance(mine, Forecast) and isinstance(theirs, Forecast):
         fields += differences_of(mine, theirs)
+    targets = [of.verdict.target or "a list of orders" for of in (identity, other)]
     for name, a, b in decision_differences(first.decision, second.decision):
         if name != "target_quantity":
             fields.append((name, a, b))
-        elif first.target != second.target:
-            listed = "a list of orders"
-            fields.append((name, first.target or listed, second.target or listed))
-    identities = zip(first.identity._fields, first.identity, second.identity, strict=True)
+        elif targets[0] != targets[1]:
+            fields.append((name, targets[0], targets[1]))
+    identities = zip(identity._fields, identity, other, strict=True)
     return fields or [(name, shown(a), shown(b)) for name, a, b in identities if a != b]
 
 
@@ -448,33 +423,31 @@ def check_span(
         )
     except TracepaperError as error:
         return unchecked(*span, str(error))
-    if not verification.decisions and not verification.differing:
-        return unchecked(*span, f"run {run_id} holds less of it than its decisions look back on")
     bounds = max(decided[0], verification.from_ms or 0), decided[1] + run.interval_ms
-    sentence = f"identical {verification.agreed} of {verification.decisions} decisions"
+    of = ""
     if from_ms is not None and until_ms is not None:
-        sentence += f" of {_span_text(from_ms, until_ms, *bounds)}"
-    if verification.tolerated:
-        sentence += f", {verification.tolerated} more within 1e-4, since {verification.elsewhere}"
-    return _check_of(verification, sentence, span)
+        of = f" of {_span_text(from_ms, until_ms, *bounds)}"
+    return _check_of(verification, span, of)
 
 
 def check_of_run(reader: Reader, verification: Verification) -> ParityCheck:
     """Return the *verification* of a whole run as a comparison with its replay."""
-    run = reader.run(verification.run_id)
-    decided = reader.decided_within(reader.stored_run(verification.run_id).run_key, None, None)
-    first, last = (run.period_start_ms,) * 2 if decided is None else decided
-    span = first if verification.from_ms is None else verification.from_ms, last + run.interval_ms
+    run, run_key = reader.run(verification.run_id), reader.stored_run(verification.run_id).run_key
+    first, last = reader.decided_within(run_key, None, None) or (run.period_start_ms,) * 2
+    return _check_of(verification, (verification.from_ms or first, last + run.interval_ms))
+
+
+def _check_of(verification: Verification, span: tuple[int, int], of: str = "") -> ParityCheck:
+    """Return a *verification* of the bars within *span* as a comparison with their replay.
+
+    A sentence names what it is *of*, where that is not the whole run.
+    """
+    run_id = verification.run_id
     if not verification.decisions and not verification.differing:
-        return unchecked(
-            *span, f"run {verification.run_id} has decided nothing that could be compared"
-        )
-    return _check_of(
-        verification, f"identical {verification.agreed} of {verification.decisions} decisions", span
-    )
-
-
-def _check_of(verification: Verification, sentence: str, span: tuple[int, int]) -> ParityCheck:
+        return unchecked(*span, f"run {run_id} holds no decision{of} that can be derived")
+    sentence = f"identical {verification.agreed} of {verification.decisions} decisions{of}"
+    if verification.tolerated:
+        sentence += f", {verification.tolerated} more within 1e-4, since {verification.elsewhere}"
     check = ParityCheck(
         ParityOutcome.IDENTICAL,
         sentence,
@@ -562,6 +535,14 @@ def _span_text(from_ms: int, until_ms: int, first_ms: int, end_ms: int) -> str:
     return text
 
 
+class UnequalRate(NamedTuple):
+    """A settlement whose rates differ, in 10⁻¹⁰; None where it was not booked, or not published."""
+
+    market_ms: int
+    booked: int | None
+    published: int | None
+
+
 @dataclass(frozen=True)
 class FundingCheck:
     """What a run booked of one instrument beside what was published; times are UTC ms."""
@@ -569,14 +550,12 @@ class FundingCheck:
     instrument: str
     published: int  # settlements of the history that fall into the run
     booked: int  # of those, how many the run booked at the published rate
-    differing: tuple[tuple[int, int, int], ...]  # time, booked and published rate in 10⁻¹⁰
-    missing: tuple[int, ...]  # published and not booked
-    unpublished: tuple[int, ...]  # booked and not published, within the history's own time
+    differing: tuple[UnequalRate, ...]  # within the history's own time
 
     @property
     def holds(self) -> bool:
         """Whether exactly what was published is what was booked."""
-        return not (self.differing or self.missing or self.unpublished)
+        return not self.differing
 
 
 def check_funding(reader: Reader, run_id: str, rates: FundingRates) -> FundingCheck:
@@ -585,19 +564,16 @@ def check_funding(reader: Reader, run_id: str, rates: FundingRates) -> FundingCh
     A settlement that came twice is booked once. Raises ``DataInvalid`` where the run trades no
     such instrument, or the history does not reach into its time.
     """
-    views = RunViews(reader.connection, run_id)
-    run = reader.stored_run(run_id).run
-    key = rates.instrument
+    run, key = reader.run(run_id), rates.instrument
     if key not in {item.id for item in run.instruments}:
         traded = ", ".join(item.id for item in run.instruments)
         raise DataInvalid(f"{rates.path} is of {key}, and run {run_id} trades {traded}.")
-    bars = views.rows("v_bars", newest=1, instrument=key)
-    from_ms = run.period_start_ms
-    until_ms = _close_ms(run, bars[0]["open_time_ms"]) if bars else from_ms
+    bars = RunViews(reader.connection, run_id).rows("v_bars", newest=1, instrument=key)
+    until_ms = _close_ms(run, bars[0]["open_time_ms"]) if bars else run.period_start_ms
     published = {
         at: rate
         for at, rate in zip(rates.time_ms.tolist(), rates.rate.tolist(), strict=True)
-        if from_ms < at <= until_ms
+        if run.period_start_ms < at <= until_ms
     }
     if not published:
         raise DataInvalid(
@@ -605,18 +581,10 @@ def check_funding(reader: Reader, run_id: str, rates: FundingRates) -> FundingCh
             "that time."
         )
     booked: dict[int, int] = {}
-    for row in views.rows("v_events", kind="funding", instrument=key):
-        booked.setdefault(row["market_ms"], json.loads(row["content"])["rate"])
-    shared = sorted(booked.keys() & published.keys())
-    return FundingCheck(
-        key,
-        len(published),
-        sum(booked[at] == published[at] for at in shared),
-        tuple((at, booked[at], published[at]) for at in shared if booked[at] != published[at]),
-        tuple(sorted(published.keys() - booked.keys())),
-        tuple(
-            at
-            for at in sorted(booked.keys() - published.keys())
-            if min(published) < at < max(published)
-        ),
-    )
+    for event in reader.of_type(run_id, Funding):
+        if event.instrument == key and min(published) <= event.market_ms <= max(published):
+            booked.setdefault(event.market_ms, event.rate)
+    times = sorted(booked.keys() | published.keys())
+    rows = [UnequalRate(at, booked.get(at), published.get(at)) for at in times]
+    differing = tuple(row for row in rows if row.booked != row.published)
+    return FundingCheck(key, len(published), len(rows) - len(differing), differing)

@@ -337,14 +337,14 @@ class _ClosedFrames:
 
     def __init__(self, candles: Candles, instrument: Instrument, before: Sequence[Candles]) -> None:
         self._candles, *self._before = [part.aligned(instrument) for part in (candles, *before)]
-        self._made: dict[int, list[Row]] = {}
+        self._by_length: dict[int, list[Row]] = {}
         self._calendars: dict[int, Calendar] = {}
 
     def newest(self, length_ms: int, wanted: int, bar: Bar) -> Row | None:
         """Return the newest bar of the last *wanted* intervals that had closed with *bar*."""
-        if length_ms not in self._made:
-            self._made[length_ms] = self._whole(length_ms)
-        rows = self._made[length_ms]
+        if length_ms not in self._by_length:
+            self._by_length[length_ms] = self._whole(length_ms)
+        rows = self._by_length[length_ms]
         at = bisect_right(rows, bar.market_ms, key=itemgetter(2))
         place, closes_ms = self._grid(length_ms, bar.open_time_ms)
         end = place + (closes_ms <= bar.market_ms)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -19,28 +19,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FunctionType, MethodType, ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.loop import gathered
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_code import own_folder, own_sources
-from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.make import resumed_replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import SHARES, near_measure, predictions_agree
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.compare import Difference, decision_differences
-from tracepaper.replay.checks.isolation import (
-    FreshProcesses,
-    derive_steps,
-    derived,
-    first_difference,
-)
+from tracepaper.replay.checks.compare import Difference, decision_differences, differences_of
+from tracepaper.replay.checks.isolation import FreshProcesses, derive_steps, derived
 from tracepaper.replay.checks.perturbations import DerivedStep, of_each_strategy
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import Orders, Signal
@@ -59,12 +53,17 @@ Memory = Mapping[str, str]
 
 
 def memory_of(strategy: Strategy) -> dict[str, str]:
-    """Return all that *strategy* could remember a bar by, but for its declared state."""
+    """Return what *strategy* could remember a bar by, but for its declared state.
+
+    These are its attributes, those of its classes, and the variables of its modules.
+    """
     user = unguarded(strategy)
-    held = _parts(user)
-    if getattr(user, "State", None) is not None:
-        held.pop("{}.state", None)
-    named = {name.format("self"): value for name, value in held.items()}
+    is_declared = getattr(user, "State", None) is not None
+    named = {
+        f"self.{name}": value
+        for name, value in _attributes(user).items()
+        if name != "state" or not is_declared
+    }
     for kind in type(user).__mro__:
         if kind in {Strategy, PortfolioStrategy}:
             break
@@ -112,40 +111,26 @@ def _variables(owner: type | ModuleType) -> Iterator[tuple[str, object]]:
 
 
 def _named(shown: str, value: object, depth: int = 3) -> Iterator[tuple[str, str]]:
-    """Yield the names and the texts of *value*, or of the parts of which it is made."""
-    if depth and (parts := _parts(value)):
-        for name, part in parts.items():
-            yield from _named(name.format(shown), part, depth - 1)
+    """Yield the names and the texts of *value*, or of the attributes of which it is made."""
+    if depth and (attributes := _attributes(value)):
+        for name, part in attributes.items():
+            yield from _named(f"{shown}.{name}", part, depth - 1)
     else:
         yield shown, _text(value)
 
 
-def _parts(value: Any) -> dict[str, object]:  # noqa: ANN401 - any kind of value
-    """Return what an object or a function holds by names; {} in them stands for its own name."""
-    if isinstance(value, (*_PLAIN, type, ModuleType)):
+def _attributes(value: Any) -> dict[str, object]:  # noqa: ANN401 - any kind of value
+    """Return the attributes of an object; none of what is plain, a function or a class."""
+    if isinstance(value, (*_PLAIN, type, ModuleType, FunctionType)):
         return {}
-    if isinstance(value, (staticmethod, classmethod)):
-        value = value.__func__
-    parts: dict[str, object] = {}
+    names = [*getattr(value, "__dict__", ())]
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        names += (slots,) if isinstance(slots, str) else slots
     if isinstance(value, Struct):
-        return {f"{{}}.{name}": getattr(value, name) for name in value.__struct_fields__}
-    if callable(info := getattr(value, "cache_info", None)):
-        parts["the cache of {}"] = str(info())
-    names = getattr(getattr(value, "__code__", None), "co_freevars", ())
-    for name, cell in zip(names, getattr(value, "__closure__", None) or (), strict=True):
-        with suppress(ValueError):  # nothing was bound
-            parts[f"{name}, which {{}} closes over,"] = cell.cell_contents
-    defaults = (getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None))
-    if any(defaults):
-        parts["a default of {}"] = defaults
-    fields = dict(getattr(value, "__dict__", {}))
-    for made_of in type(value).__mro__:
-        slots = made_of.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name):
-                fields[name] = getattr(value, name)
-    hidden = {"__class__", "__wrapped__", "__dict__", "__weakref__"}
-    return parts | {f"{{}}.{name}": held for name, held in fields.items() if name not in hidden}
+        names += value.__struct_fields__
+    hidden = {"__wrapped__", "__dict__", "__weakref__"}
+    return {name: getattr(value, name) for name in {*names} - hidden if hasattr(value, name)}
 
 
 def _text(value: object) -> str:
@@ -170,21 +155,18 @@ def _canonical(value: object, above: frozenset[int]) -> str:
     match value:
         case np.ndarray():
             text = f"{kind} {value.dtype} {value.shape} {value.tolist()}"
-        case list() | tuple() | deque() | set() | frozenset():
-            texts = list(map(text_of, value))
-            # Sets that are equal may be in another order.
-            texts = sorted(texts) if isinstance(value, (set, frozenset)) else texts
-            text = f"{kind}({', '.join(texts)})"
+        case list() | tuple() | deque():
+            text = f"{kind}({', '.join(map(text_of, value))})"
+        case set() | frozenset():  # those that are equal may be in another order
+            text = f"{kind}({', '.join(sorted(map(text_of, value)))})"
         case Mapping():
             text = ", ".join(f"{text_of(key)}: {text_of(item)}" for key, item in value.items())
             text = f"{kind}({text})"
-        case MethodType():
-            text = f"{kind} {value.__func__.__qualname__}"
-        case type() | ModuleType():
+        case MethodType() | FunctionType() | type() | ModuleType():
             text = value.__name__
-        case _ if (parts := _parts(value)) or isinstance(value, FunctionType):
-            text = ", ".join(f"{name}={text_of(part)}" for name, part in parts.items())
-            text = f"{kind} {getattr(value, '__qualname__', '')}({text})"
+        case _ if attributes := _attributes(value):
+            texts = (f"{name}={text_of(attributes[name])}" for name in sorted(attributes))
+            text = f"{kind}({', '.join(texts)})"
         case _:
             text = repr(value)
             text = kind if " at 0x" in text else text
@@ -224,40 +206,34 @@ class RecursiveFinding:
         )
 
 
-class _Setting(NamedTuple):
-    """What every derivation of a check is made of."""
-
-    config: Config
-    data: MarketData
-    mode: str
-
-    def replay(self, until_ms: int | None = None, database: Path | None = None) -> Replay:
-        """Return the replay of the bars that open before *until_ms*."""
-        return build(
-            self.config,
-            self.data,
-            started_at_ms=0,
-            mode=self.mode,
-            until_ms=until_ms,
-            database=database,
-        )
-
-
-def record_until(connection: Connection, setting: _Setting, database: Path, end_ms: int) -> None:
+def record_until(
+    connection: Connection, config: Config, data: MarketData, mode: str, database: Path, end_ms: int
+) -> None:
     """Record the run in *database* up to the bars that open at *end_ms*."""
-    replay = setting.replay(end_ms, database)
+    replay = build(config, data, started_at_ms=0, mode=mode, until_ms=end_ms, database=database)
     with closing(SqlAuditLog.open(database)) as audit:
         run_replay(replay, audit, Tally())
     connection.send(None)
 
 
-def derive(connection: Connection, setting: _Setting, database: Path | None) -> None:
+def derive(
+    connection: Connection, config: Config, data: MarketData, mode: str, database: Path | None
+) -> None:
     """Send each decided step of all bars, or of those after the run that *database* holds.
 
     None asks for the next one, which is None after the last. The id of an instrument asks what its
-    strategy remembers now.
+    strategy remembers now. After a recorded run it goes on as ``tracepaper replay --resume`` does;
+    nothing is stored.
     """
-    with _derivation(setting, database) as (engine, steps):
+    with ExitStack() as stack:
+        if database is None:
+            replay = build(config, data, started_at_ms=0, mode=mode)
+            engine, steps = replay.engine, derived(replay)
+        else:
+            audit = stack.enter_context(closing(SqlAuditLog.open(database)))
+            _, engine, predictor, events = resumed_replay("last", data, audit, database)
+            units = gathered(events)
+            steps = (derive_steps(engine, unit, predictor.predict(unit)) for unit in units)
         decided = (each for each in chain.from_iterable(steps) if each.bar and each.step.decision)
         while True:
             instrument = connection.recv()
@@ -266,26 +242,6 @@ def derive(connection: Connection, setting: _Setting, database: Path | None) -> 
                 if instrument is None
                 else memory_of(engine.states[instrument].strategy)
             )
-
-
-@contextmanager
-def _derivation(
-    setting: _Setting, database: Path | None
-) -> Iterator[tuple[Engine, Iterator[list[DerivedStep]]]]:
-    """Yield the engine of all bars and its steps, or of those after the run of *database*.
-
-    There it goes on as ``tracepaper replay --resume`` does; nothing is stored.
-    """
-    if database is None:
-        replay = setting.replay()
-        yield replay.engine, derived(replay)
-        return
-    with closing(SqlAuditLog.open(database)) as audit:
-        _, engine, predictor, events = resumed_replay("last", setting.data, audit, database)
-        yield (
-            engine,
-            (derive_steps(engine, unit, predictor.predict(unit)) for unit in gathered(events)),
-        )
 
 
 def recursive(
@@ -319,7 +275,7 @@ def recursive(
             f"After the first bar of {candles[0].path} too few bars of the others follow for the "
             f"warm-up of {warmup}; give candles of one time."
         )
-    setting = _Setting(config, data, mode)
+    given = config, data, mode
     rows = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     starts = [
         max(
@@ -328,17 +284,17 @@ def recursive(
         )
         for row in rows
     ]
-    with fresh.child(derive, setting, None) as child:
+    with fresh.child(derive, *given, None) as child:
         steps: Iterator[DerivedStep] = iter(partial(child.ask, None), None)
         whole = [(bar, mine) for mine in steps if (bar := mine.bar)]
     for number, from_ms in enumerate(starts):
         report(f"probe {number + 1} of {len(starts)}: starting at bar {rows[number] + warmup}")
         with TemporaryDirectory(prefix="tracepaper-recursive-") as folder:
             database = Path(folder) / "run.db"
-            with fresh.child(record_until, setting, database, from_ms) as child:
+            with fresh.child(record_until, *given, database, from_ms) as child:
                 child.receive()
             finding.probes += 1
-            with fresh.child(derive, setting, database) as child:
+            with fresh.child(derive, *given, database) as child:
                 for bar, mine in whole:
                     if bar.open_time_ms < from_ms:
                         continue
@@ -347,7 +303,7 @@ def recursive(
                     if same_judgement(mine, other):
                         continue
                     finding.differences.append(difference_of(mine, other))
-                    with fresh.child(derive, setting, None) as again:
+                    with fresh.child(derive, *given, None) as again:
                         while again.ask(None).step.sequence < mine.step.sequence:
                             pass
                         memories = (each.ask(bar.instrument) for each in (again, child))
@@ -442,4 +398,5 @@ def difference_of(mine: DerivedStep, other: DerivedStep) -> Difference:
         if step.decision is not None and other.step.decision is not None:
             for name, first, second in decision_differences(step.decision, other.step.decision):
                 return Difference.of(step, name, first, second)
-    return first_difference(step, other.step)
+    fields = next(differences_of(step, other.step), ("step", "", ""))
+    return Difference.of(step, *fields)

@@ -46,6 +46,13 @@ SETTING_MOST: Final = 1_000.0
 """Basis points; the most that the configuration takes."""
 BASIS_POINT: Final = RATE_SCALE // 10_000
 FAR: Final = "orders over 1,000 bp from paper's price: another symbol, unit or time zone"
+_BIAS: Final = (
+    of_row("name", "", "text"),
+    of_row("orders", "orders", "count"),
+    of_row("days", "days", "count"),
+    of_row("bias_bp", "bias bp", "gain"),
+    of_row("std_bp", "std bp", "money"),
+)
 SIZES: Final = ("smallest third", "middle third", "largest third")
 
 
@@ -219,13 +226,7 @@ def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
         Table(
             key,
             title,
-            (
-                of_row("name", "", "text"),
-                of_row("orders", "orders", "count"),
-                of_row("days", "days", "count"),
-                of_row("bias_bp", "bias bp", "gain"),
-                of_row("std_bp", "std bp", "money"),
-            ),
+            _BIAS,
             tuple(
                 (name, of.orders, of.days, (of.mean, of.error), of.deviation)
                 for name, mine in rows
@@ -409,41 +410,35 @@ def _least_varied(grid: Array) -> Callable[[Array], Array]:
 # ---------------------------------------------------------------- shown
 
 
-def settings_table(findings: SlippageFindings) -> Table:
-    """Return the settings as a table of one row a key."""
-    rows = []
-    for setting in findings.settings:
-        span = "" if setting.low is None else f"{setting.low:.2f} to {setting.high:.2f}"
-        proposed = "no change" if setting.proposed is None else f"{setting.proposed:g}"
-        rows.append((setting.key, f"{setting.now:g}", proposed, setting.error, span))
-    return Table(
-        "settings",
-        "[execution], fitted on the earlier days",
+_FIT: Final = (
+    of_row("key", "", "text"),
+    *(of_row(name, name, "money") for name in ("now", "proposed", "error")),
+    *(of_row(name, f"95 % {name}", "money") for name in ("low", "high")),
+)
+_HELD_OUT: Final = (*_BIAS, *(of_row(name, f"95 % {name}", "gain") for name in ("low", "high")))
+
+
+def fitted_tables(findings: SlippageFindings) -> list[Table]:
+    """Return the settings, and what they make of the later days; none where nothing was fitted."""
+    if (held := findings.held_out) is None:
+        return []
+    settings = Table(
+        "settings", "[execution], fitted on the earlier days", _FIT, (*findings.settings,)
+    )
+    rows = [
         (
-            of_row("key", "", "text"),
-            of_row("now", "now", "text"),
-            of_row("proposed", "proposed", "text"),
-            of_row("error", "error", "money"),
-            of_row("interval", "fits (95 %)", "text"),
-        ),
-        tuple(rows),
-        whole=True,
-    )
-
-
-def held_out_sentence(findings: SlippageFindings) -> str:
-    """Judge the settings on the later days."""
-    held = findings.held_out
-    assert held is not None
-    sentence = (
-        f"Held out: {held.before.orders} orders on {held.before.days} days from "
-        f"{day_text(held.from_ms)}. Mean bias {held.before.sentence()} by the present settings"
-    )
-    return (
-        f"{sentence}."
-        if held.after is None
-        else f"{sentence}, {held.after.sentence()} by the proposed."
-    )
+            name,
+            of.orders,
+            of.days,
+            (of.mean, of.error),
+            of.deviation,
+            *(of.interval or (None, None)),
+        )
+        for name, of in (("present settings", held.before), ("proposed", held.after))
+        if of is not None
+    ]
+    title = f"Held out, from {day_text(held.from_ms)}"
+    return [settings, Table("held_out", title, _HELD_OUT, tuple(rows), whole=True)]
 
 
 def counted(what: str, left_out: Mapping[str, int], notes: Iterable[str]) -> list[Part]:
@@ -457,35 +452,21 @@ def counted(what: str, left_out: Mapping[str, int], notes: Iterable[str]) -> lis
 
 def parts_of(findings: SlippageFindings, what: str) -> list[Part]:
     """Return the findings as paragraphs and tables; *what* says how much was compared."""
-    parts = [*counted(what, findings.left_out, findings.notes), *findings.tables]
-    if findings.settings:
-        parts += [settings_table(findings), Paragraph(held_out_sentence(findings))]
-    return [*parts, *map(Paragraph, findings.sentences)]
+    return [
+        *counted(what, findings.left_out, findings.notes),
+        *(*findings.tables, *fitted_tables(findings)),
+        *map(Paragraph, findings.sentences),
+    ]
 
 
 def as_document(findings: SlippageFindings) -> dict[str, object]:
     """Return the findings as plain values, with the figures that the tables show."""
-
-    def plain(mean_bias: Bias | None) -> dict[str, object] | None:
-        return (
-            None if mean_bias is None else {**mean_bias._asdict(), "interval": mean_bias.interval}
-        )
-
-    held = findings.held_out
+    names = ("model", "rows", "orders", "left_out", "sentences", "notes")
+    fitted = {each.key: each.documents() for each in fitted_tables(findings)}
     return {
-        "model": findings.model,
-        "rows": findings.rows,
-        "orders": findings.orders,
-        "left_out": findings.left_out,
+        **{name: getattr(findings, name) for name in names},
         "figures": {each.key: each.documents() for each in findings.tables},
-        "settings": [setting._asdict() for setting in findings.settings],
-        "held_out": None
-        if held is None
-        else {
-            "from": iso(held.from_ms),
-            "before": plain(held.before),
-            "after": plain(held.after),
-        },
-        "sentences": findings.sentences,
-        "notes": findings.notes,
+        "settings": [],
+        "held_out": [],
+        **fitted,
     }

@@ -1,7 +1,7 @@
 """``verify``: derives every step of a run again from its record.
 
 A stored value that was changed, with the chain's digests recomputed to hide it, is still found: it
-no longer follows from the rest. What follows from nothing is listed in ``TAKEN_AS_TOLD``.
+no longer follows from the rest, but for what follows from nothing (S12).
 
 The rules are docs/identity.md, I12, and docs/storage.md, S12.
 """
@@ -9,7 +9,7 @@ The rules are docs/identity.md, I12, and docs/storage.md, S12.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ from tracepaper.daemon.session.run_row import (
     start_event,
     strategy_sha256,
 )
-from tracepaper.replay.backtest.predictors import Environment
+from tracepaper.replay.backtest.predictors import differs
 from tracepaper.replay.backtest.recorded import (
     RecordedPredictor,
     RecordedRun,
@@ -42,7 +42,7 @@ from tracepaper.replay.backtest.recorded import (
     run_in,
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, differences_of, shown
-from tracepaper.replay.checks.diagnosis import Case, Cause, diagnose
+from tracepaper.replay.checks.diagnosis import Cause, diagnose
 from tracepaper.replay.checks.universe import ChoiceCheck
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
@@ -76,50 +76,6 @@ Unlike = tuple[str, object, object]
 
 _BY_NOTHING: Final = (*NO_MODEL, "torch_version", "instruction_set")
 
-_EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
-_BAR: Final = "of a bar whose range, close and decision stay as they are; high and close too"
-_SESSIONS: Final = "all three together: sessions of days on which no bar lies"
-_CHANGED_BY: Final = "with the first start's alike: by which code and where is said there alone"
-_MADE_BY: Final = f"{_CHANGED_BY}; a model's floats are then held within tolerances, which is said"
-_NAME: Final = "a name that nothing else in the run repeats"
-
-_PLACE: Final = ("libraries", "device", "dtype", "backend", "torch_version", "instruction_set")
-_FILTERS: Final = (
-    *("base_coin", "quote_coin", "volume_decimals", "turnover_decimals", "tick_size"),
-    *("min_quantity", "max_quantity", "min_notional", "funding_interval_minutes", "status"),
-    *("max_leverage", "risk_tiers"),
-)
-
-TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
-    "runs.run_id": _NAME,
-    "runs.kind": "who fed the run, which leaves no other trace",
-    "runs.started_at_ms": "the machine's clock, which no decision reads",
-    "runs.parent_run_id": "another run's name: that there was one shows in the ledger",
-    "runs.period_start_ms": "it may move to wherever no bar lies in between",
-    "runs.config": "what had no effect: sections that decide nothing, and with its hash any key",
-    "runs.config_sha256": "with runs.config",
-    "runs.code_version": _CHANGED_BY,
-    **dict.fromkeys((f"runs.{name}" for name in _PLACE), _MADE_BY),
-    "runs.warnings": "what the start had to say",
-    **dict.fromkeys(("runs.calendar_version", "runs.calendar_sha256", "runs.sessions"), _SESSIONS),
-    **dict.fromkeys((f"instruments.{name}" for name in _FILTERS), _EXCHANGE),
-    **dict.fromkeys(("steps.open", "steps.low", "steps.volume"), _BAR),
-    **dict.fromkeys(("steps.turnover", "steps.source"), _EXCHANGE),
-    **dict.fromkeys(("events.market_ms", "events.seen_ms"), _EXCHANGE),
-    "events.content": "given from outside; only what a fill or a mark rests on is held to it",
-    "events.books": "other books that an exchange can show, where no decision follows from them",
-    "prunes.state": "its steps are gone; cash, positions and resting orders are held",
-}
-"""Columns that follow from nothing else in the record, and why: a forger who recomputes the chain
-may change them, and only a head kept elsewhere shows it."""
-
-OUTSIDE: Final[Mapping[str, str]] = {
-    "databases": "the id of the file, of which nothing follows",
-    "checks": "what checks of a run found, which nothing in it follows from",
-    "shortfalls": "a trader's own fills beside the run's, which nothing in it follows from",
-}
-"""Tables that belong to no run's record, and why."""
-
 
 @dataclass
 class Verification:
@@ -147,6 +103,12 @@ class Verification:
     def holds(self) -> bool:
         """Whether there are decisions, and every step follows from the record."""
         return self.decisions > 0 and self.differing == 0
+
+    def add(self, at_ms: int, what: str, stored: object, due: object) -> None:
+        """Count that *what* is stored is not what is due, and keep the first such differences."""
+        self.differing += 1
+        if len(self.differences) < DIFFERENCES_KEPT:
+            self.differences.append(Difference("", at_ms, what, str(stored), str(due)))
 
 
 def verify_run(  # noqa: PLR0913 - the options of verify
@@ -179,7 +141,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     from_step = None if from_start else begin
     recorded = open_recorded(reader, database, run_id, from_step=from_step)
     verification = Verification(run_id)
-    counted, total = reader.counted(run_id)
+    _, total = reader.counted(run_id)
     first_compared = recorded.first if sample is None else max(recorded.first, total - sample)
     predictor = RecordedPredictor(
         recorded, prober_of(recorded, database) if probes else None, database, probes=probes
@@ -187,21 +149,17 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     check = RowCheck(
         reader, stored, member_shape=getattr(recorded.forecaster, "member_shape", None)
     )
-    here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
+    here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
     begun = recorded.beginning
     start = None if begun is None else reader.newest_of(run_id, ModelChange, until=begun.after)
-    elsewhere = _cut(recorded) or Environment.recorded(start or recorded.run).differs(here)
+    elsewhere = _cut(recorded) or differs(start or recorded.run, here)
     _judge_run(verification, reader, stored, recorded)
     if begun is not None or begin is not None:
-        first_compared = _judge_state(
-            verification, reader, recorded, max(first_compared, begin or 0)
-        )
+        first_compared = max(first_compared, begin or 0)
+        _judge_state(verification, reader, recorded, first_compared)
     verification.from_step = first_compared
-    if counted != total:
-        _differ(verification, stored.run, "step_count", counted, total)
     if end is not None:
         total = max(end, recorded.first)
-    stored = stored._replace(step_count=total)
     # The run may grow meanwhile, and what it had is what is compared.
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     run_events = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
@@ -211,43 +169,26 @@ def verify_run(  # noqa: PLR0913 - the options of verify
         _judge_given(
             verification, given.of_run(), at_ms=verification.from_ms or 0, sequence=begun.after
         )
-    anew = _progressing(
-        _derived(verification, recorded, predictor, events, given, first_compared),
-        total - recorded.first,
-        progressed,
-    )
-    progressed(0, total - recorded.first)
+    anew = _derived(verification, recorded, predictor, events, given, first_compared)
     decide = members_of(recorded.config).values() or (recorded.config,)
     computes = recorded.forecaster is not None or any(
         member.strategy.name not in EXACT for member in decide
     )
     for derived, kept in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
-            here = Environment.recorded(
-                start_event(predictor.forecaster, warm_from=(), market_ms=0)
-            )
+            here = start_event(predictor.forecaster, warm_from=(), market_ms=0)
             is_cut = bool(recorded.beginning and not derived.event.warm_from)
-            elsewhere = (_cut(recorded) if is_cut else "") or Environment.recorded(
-                derived.event
-            ).differs(here)
+            elsewhere = (_cut(recorded) if is_cut else "") or differs(derived.event, here)
         if computes and elsewhere and not verification.elsewhere:
             verification.exact, verification.elsewhere = False, elsewhere
+        if verification.steps % PROGRESS_STEPS == 0:
+            progressed(verification.steps, total - recorded.first)
         verification.steps += 1
         if derived.sequence >= first_compared:
             _judge(verification, check, derived, kept, exact=not (computes and elsewhere))
     verification.taken = predictor.taken
     if verification.differences:
-        case = Case(
-            reader,
-            database,
-            stored,
-            verification.differences,
-            first_compared,
-            exact=verification.exact,
-            member_shape=check.member_shape,
-            from_step=from_step,
-        )
-        diagnosis = diagnose(case)
+        diagnosis = diagnose(reader, stored, verification.differences, exact=verification.exact)
         verification.culprit, verification.to_blame = diagnosis.culprit, diagnosis.named
         verification.likely_cause = diagnosis.sentence
     return verification
@@ -268,15 +209,6 @@ def _bounds(
     return first, None if until_ms is None else reader.steps_before(stored.run_key, until_ms)
 
 
-def _progressing(
-    steps: Iterable[Step], total: int, progressed: Callable[[int, int], object]
-) -> Iterator[Step]:
-    for count, step in enumerate(steps, 1):
-        yield step
-        if count % PROGRESS_STEPS == 0:
-            progressed(count, total)
-
-
 def _cut(recorded: RecordedRun) -> str:
     """Say why a model that begins amid a run promises no equal bits; else ''."""
     if recorded.beginning is None or recorded.run.mode != "scan":
@@ -285,20 +217,17 @@ def _cut(recorded: RecordedRun) -> str:
 
 
 def _judge_state(
-    verification: Verification,
-    reader: Reader,
-    recorded: RecordedRun,
-    first: int,
-) -> int:
-    """Check the recorded state against fills and ledger; return the step *first*, to compare.
+    verification: Verification, reader: Reader, recorded: RecordedRun, first: int
+) -> None:
+    """Check the recorded state against fills and ledger; say what is compared from step *first*.
 
-    Say what is compared: all that is stored before is covered by the chain alone.
+    All that is stored before is covered by the chain alone.
     """
     run_id, run = recorded.run.run_id, recorded.run
     run_key = reader.stored_run(run_id).run_key
     verification.from_ms, verification.chained = reader.decided_before(run_key, first)
     if recorded.beginning is None:
-        return first
+        return
     states = [reader.state_at(run_id, until=recorded.beginning.after)]
     if (pruned := reader.pruned(run_key)) is not None and pruned.state is not None:
         states.append((pruned.state, pruned.until_sequence))
@@ -311,11 +240,7 @@ def _judge_state(
             check_state(reader, run, decode_state(state), step)
         except InvariantBroken as error:
             what = f"states.state (step {step})"
-            verification.differing += 1
-            verification.differences.append(
-                Difference("", verification.from_ms or 0, what, "another", str(error))
-            )
-    return first
+            verification.add(verification.from_ms or 0, what, "another", error)
 
 
 def _judge_run(
@@ -345,6 +270,7 @@ def _judge_run(
         due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
+    wrong.append(("step_count", *reader.counted(run.run_id)))
     sets = recorded.engine.gate_sets
     if recorded.beginning is None:  # else those of another model may judge there
         wrong.append(("opened_gate_sets", stored.opened[-1], len(sets)))
@@ -352,7 +278,7 @@ def _judge_run(
         wrong.append(("gate_sets", reader.gate_sets(stored.run_key)[: len(sets)], sets))
     for name, stored_value, due_value in wrong:
         if stored_value != due_value:
-            _differ(verification, run, name, stored_value, due_value)
+            verification.add(run.period_start_ms, f"runs.{name}", stored_value, due_value)
 
 
 def _derived(
@@ -381,17 +307,7 @@ def _judge_given(
 ) -> None:
     """Note the fields of an event that contradict the rest of the record."""
     for name, stored, follows in unlike:
-        verification.differing += 1
-        if len(verification.differences) < DIFFERENCES_KEPT:
-            what = f"event.{name} (step {sequence})"
-            verification.differences.append(Difference("", at_ms, what, str(stored), str(follows)))
-
-
-def _differ(verification: Verification, run: Run, column: str, stored: object, due: object) -> None:
-    """Note that *column* of the run's row is not what it is due to be."""
-    verification.differing += 1
-    at = Difference("", run.period_start_ms, f"runs.{column}", str(stored), str(due))
-    verification.differences.append(at)
+        verification.add(at_ms, f"event.{name} (step {sequence})", stored, follows)
 
 
 def _judge(
@@ -460,9 +376,9 @@ class GivenEvents:
                     books_in(event)
                 except DataInvalid as error:
                     yield "books", str(error), "books that an exchange can show"
-            case BookUpdate(instrument=key, is_sampled=said):
-                if said is not (due := self._sampled.setdefault(key, said)):
-                    yield "is_sampled", said, due
+            case BookUpdate(instrument=key, is_sampled=is_sampled):
+                if is_sampled is not (due := self._sampled.setdefault(key, is_sampled)):
+                    yield "is_sampled", is_sampled, due
             case _:
                 yield from self._choices.of(event)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -97,10 +97,12 @@ class DecisionLog:
 
     room = SEQUENCE_LIMIT  # no group of steps is ever full
 
-    def __init__(self, cash: float) -> None:
+    def __init__(self, cash: float, codes: dict[Verdict, int]) -> None:
+        """Take the first *cash*; each verdict that is none of *codes* is added to them."""
         self._cash, self._fees, self._fills = cash, 0, 0  # of the account, until the last step
+        self._codes = codes
         self._decisions: list[Decision] = []  # a stretch repeats its first
-        self._opens_ms, self._instruments, self._equity = array("q"), array("q"), array("q")
+        self._rows = {name: array("q") for name in ("open_time_ms", *_JUDGED, "verdict", "equity")}
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
@@ -112,36 +114,40 @@ class DecisionLog:
             self._fees = step.account.fees_paid
             self._fills += len(step.fills)
             if step.decision is not None and isinstance(step.event, Bar):
-                self._take([step.event], [step.decision], [step.account.equity])
+                decided = {step.event.instrument: step.decision}
+                self._take([step.event], decided, [step.account.equity])
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Keep what each bar of *stretch* repeats."""
-        marks, decisions = stretch.marks, [of.decision for of in stretch.repeats.values()]
-        equity = [marks.worth + profit for profit in marks.account_unrealized for _ in decisions]
-        self._take(stretch.bars, decisions * stretch.units, equity)
+        worth, decided = (
+            stretch.marks.worth,
+            {key: of.decision for key, of in stretch.repeats.items()},
+        )
+        profits = stretch.marks.account_unrealized
+        self._take(stretch.bars, decided, [worth + profit for profit in profits for _ in decided])
 
-    def _take(self, bars: Sequence[Bar], decisions: list[Decision], equity: list[int]) -> None:
-        self._opens_ms.extend([bar.open_time_ms for bar in bars])
-        self._instruments.extend([self._place_of[bar.instrument] for bar in bars])
-        self._equity.extend(equity)
-        self._decisions += decisions
+    def _take(
+        self, bars: Sequence[Bar], decided: Mapping[str, Decision], equity: Sequence[int]
+    ) -> None:
+        """Keep *bars*, on which the instruments in turn were *decided*, with the equity at each."""
+        decisions, codes, rows = [*decided.values()], self._codes, self._rows
+        units = len(bars) // len(decisions)
+        verdicts = [(of.action, of.refused_by) for of in decisions]
+        targets = [of.target_quantity for of in decisions]
+        rows["open_time_ms"].extend([bar.open_time_ms for bar in bars])
+        rows["equity"].extend(equity)
+        rows["instrument"].extend([self._place_of[key] for key in decided] * units)
+        rows["target_quantity"].extend([NOT_STORED if at is None else at for at in targets] * units)
+        rows["verdict"].extend([codes.setdefault(of, len(codes)) for of in verdicts] * units)
+        self._decisions += decisions * units
 
     def flush(self) -> None:
         """Do nothing: nothing waits."""
 
-    def decided(self, codes: dict[Verdict, int]) -> DecidedRun:
-        """Return the decisions; each verdict that is none of *codes* is added to them."""
-        targets = (of.target_quantity for of in self._decisions)
-        verdicts = ((of.action, of.refused_by) for of in self._decisions)
-        columns = {
-            "place": range(len(self._decisions)),
-            "open_time_ms": self._opens_ms,
-            "instrument": self._instruments,
-            "target_quantity": [NOT_STORED if target is None else target for target in targets],
-            "verdict": [codes.setdefault(verdict, len(codes)) for verdict in verdicts],
-            "equity": self._equity,
-        }
-        rows = {name: np.array(column, np.int64) for name, column in columns.items()}
+    def decided(self) -> DecidedRun:
+        """Return the decisions."""
+        rows = {name: np.array(column, np.int64) for name, column in self._rows.items()}
+        rows["place"] = np.arange(len(self._decisions))
         account = self._cash, self._fees, self._fills  # its first decision is compared
         return DecidedRun(rows, self._decisions.__getitem__, lambda _first: account)
 
@@ -160,22 +166,23 @@ def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) ->
         assert stored is not None, "only what was decided is compared"
         return stored
 
-    def made(first: int) -> tuple[float, int, int]:
+    def account_before(first: int) -> tuple[float, int, int]:
         begin, last = columns.span
         paid = reader.step(run_id, last).account.fees_paid
         if first > begin:
             paid -= reader.step(run_id, first - 1).account.fees_paid
         return columns.equity_before(first), paid, len(columns.rows.filled((first, last)))
 
-    return DecidedRun(rows | {"place": rows["sequence"]}, decision, made)
+    return DecidedRun(rows | {"place": rows["sequence"]}, decision, account_before)
 
 
 def what_if(changed: ChangedRun) -> WhatIf:
     """Derive *changed*, and compare each of its decisions with the record's."""
-    log, codes = DecisionLog(float(changed.config.account.cash)), dict[Verdict, int]()
+    codes: dict[Verdict, int] = {}
+    log = DecisionLog(float(changed.config.account.cash), codes)
     changed.derive(log)
     run, columns = changed.stored.run, RunColumns(changed.reader, changed.stored.run.run_id)
-    stored, derived = _recorded(changed.reader, columns, codes), log.decided(codes)
+    stored, derived = _recorded(changed.reader, columns, codes), log.decided()
     keys, others = (
         of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"]
         for of in (stored, derived)

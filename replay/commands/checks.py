@@ -30,8 +30,6 @@ from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, unscaled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.backtest.market_data import MarketData
     from tracepaper.replay.checks.compare import LookaheadFinding
@@ -161,15 +159,12 @@ def _say_funding(funding_check: FundingCheck) -> None:
         f"{funding_check.booked:,} of {funding_check.published:,} published settlements of "
         f"{funding_check.instrument} were booked at the published rate."
     )
-    for at, booked, published in funding_check.differing[:SHOWN]:
-        rates = (unscaled(rate, RATE_DECIMALS) for rate in (booked, published))
-        say(f"  {iso(at)}: booked at {next(rates)}, published at {next(rates)}")
-    for what, times in (
-        ("not booked", funding_check.missing),
-        ("not published", funding_check.unpublished),
-    ):
-        for at in times[:SHOWN]:
-            say(f"  {iso(at)}: {what}")
+    for at, *rates in funding_check.differing[:SHOWN]:
+        booked, published = (
+            f"not {name}" if rate is None else f"{name} at {unscaled(rate, RATE_DECIMALS)}"
+            for name, rate in zip(("booked", "published"), rates, strict=True)
+        )
+        say(f"  {iso(at)}: {booked}, {published}")
 
 
 @reads_record
@@ -206,7 +201,14 @@ def parity(
     if books:
         if second is not None or day is not None or service:
             raise ConfigInvalid("--books is of one run; name one RUN, without --day or --service.")
-        _beside_books(located(first, db), books, json)
+        from tracepaper.replay.checks.book_costs import compare_with_books
+        from tracepaper.storage.database.reader import Reader
+
+        place = located(first, db)
+        with Reader.open(place.path) as reader:
+            findings = compare_with_books(reader, place.run_id, books)
+        counts = f"{findings.orders:,}. Fills of the run: {findings.rows:,}."
+        _show_costs(findings, f"Market orders beside recorded books: {counts}", json)
         return
     if service:
         from tracepaper.daemon.session.child import stay_behind
@@ -231,21 +233,6 @@ def parity(
         _say(comparison)
     if not comparison.holds:
         raise typer.Exit(1)
-
-
-def _beside_books(place: RunLocation, books: Sequence[Path], json: bool) -> None:  # noqa: FBT001 - an option
-    """Say what the market orders of a run would have cost at recorded books."""
-    from tracepaper.replay.checks.book_costs import compare_with_books
-    from tracepaper.storage.database.reader import Reader
-
-    with Reader.open(place.path) as reader:
-        findings = compare_with_books(reader, place.run_id, books)
-    _show_costs(
-        findings,
-        f"Market orders beside recorded books: {findings.orders:,}. Fills of the run: "
-        f"{findings.rows:,}.",
-        json,
-    )
 
 
 def _replay_day(place: RunLocation, day: str | None, service: bool, json: bool) -> None:  # noqa: FBT001 - options
@@ -296,17 +283,12 @@ def _say(comparison: Parity) -> None:
         say(f"{comparison.missing:,} of them lie between bars that both runs decided.")
     for difference in comparison.differences:
         say(difference.sentence())
-    if unproved := _unproved(comparison):
-        say(unproved)
-
-
-def _unproved(comparison: Parity) -> str:
-    """Say why two runs without a difference do not agree; empty where they do, or differ."""
     if comparison.holds or comparison.differences:
-        return ""
-    if not comparison.compared:
-        return "Nothing was compared: give two runs that decided the same bars."
-    return "All that was compared differs in time alone, so nothing shows that the runs agree."
+        return
+    if comparison.compared:
+        say("All that was compared differs in time alone, so nothing shows that the runs agree.")
+    else:
+        say("Nothing was compared: give two runs that decided the same bars.")
 
 
 MOST_BARS = 100_000

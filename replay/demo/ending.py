@@ -13,7 +13,7 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.checks.parity import check_whole
-from tracepaper.replay.demo.race import ShowFiles
+from tracepaper.replay.demo.processes import Demo
 from tracepaper.replay.report.terminal import decision_to_explain, program_name
 from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -50,15 +50,6 @@ class DemoFigures:
         return self.equity / self.start - 1.0
 
 
-@dataclass(frozen=True)
-class DemoShow:
-    """What the show of the bundled month saw itself."""
-
-    outcomes: tuple[str, ...]  # of the incidents that happened, a sentence each
-    starts: int  # of the daemon
-    files: ShowFiles
-
-
 def read(database: Path) -> DemoFigures:
     """Return the end of the newest run of *database*."""
     with Reader.open(database) as reader:
@@ -74,7 +65,7 @@ def read(database: Path) -> DemoFigures:
     return DemoFigures(run_id, decisions, count, days, trades, cash, equity, explained, chain)
 
 
-def sum_up(database: Path, played: DemoShow | None, *, as_json: bool) -> None:
+def sum_up(database: Path, played: Demo | None, *, as_json: bool) -> None:
     """Print the end of the newest run of *database*; *played* of a show of the bundled month."""
     ending, terminal = read(database), Terminal(highlight=False)
     if not as_json:
@@ -94,7 +85,7 @@ def sum_up(database: Path, played: DemoShow | None, *, as_json: bool) -> None:
         terminal.print(line, soft_wrap=True, markup=False)
 
 
-def happened(ending: DemoFigures, played: DemoShow | None) -> str:
+def happened(ending: DemoFigures, played: Demo | None) -> str:
     """Return how much was decided, through what, and what the account is worth."""
     through = ""
     if played is not None and (count := len(played.outcomes)):
@@ -114,7 +105,7 @@ def proof(ending: DemoFigures, parity: ParityCheck) -> str:
     return f"replayed from its record, {parity.reason}; the chain of {chain.steps:,} steps {holds}."
 
 
-def document(ending: DemoFigures, database: Path, played: DemoShow | None) -> dict[str, Any]:
+def document(ending: DemoFigures, database: Path, played: Demo | None) -> dict[str, Any]:
     """Return the end of the show as one JSON document."""
     show_alone: dict[str, Any] = {}
     if played is not None:

@@ -24,7 +24,7 @@ from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.live_view import live_view
 from tracepaper.replay.backtest.build import fit_windows
-from tracepaper.replay.demo.ending import DemoShow, sum_up
+from tracepaper.replay.demo.ending import sum_up
 from tracepaper.replay.demo.incidents import INCIDENTS
 from tracepaper.replay.demo.processes import (
     LOOKED_AT_EVERY_S,
@@ -89,8 +89,7 @@ def perform(show: Show) -> None:
         _clean(files)
         raise FeedLost("The demo was stopped before its first decision; start it again.")
     files.drop_changed()
-    played = DemoShow(tuple(demo.outcomes), demo.starts, files)
-    sum_up(files.database, played, as_json=show.as_json)
+    sum_up(files.database, demo, as_json=show.as_json)
     if demo.failure is not None:
         raise demo.failure
 

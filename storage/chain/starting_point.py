@@ -58,10 +58,6 @@ _STORED: Final = f"SELECT {{}} FROM states WHERE {WITHIN}"
 _STATE: Final = _STORED.format("min(sequence)")
 _CHANGE: Final = f"SELECT min(sequence) FROM events WHERE {WITHIN} AND kind = 'model_change'"
 _NEXT_BAR: Final = f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND {_BAR}"
-_NEWEST: Final = f"SELECT max(open_time_ms) FROM steps WHERE {WITHIN} AND {_BAR}"
-_LATER: Final = (
-    f"SELECT min(open_time_ms) FROM steps WHERE {WITHIN} AND {_BAR} AND open_time_ms > ?"
-)
 _QUOTED: Final = (
     f"SELECT max(sequence) FROM events WHERE {WITHIN} AND kind = 'quote' AND instrument = ?"
 )
@@ -128,17 +124,6 @@ class Beginnings:
         if pending is not None:  # begin before the promotion, so that its change is derived too
             step = pending - 1
         return None if step < self._first else self._fed(step)
-
-    def opens_next(self, sequence: int) -> int | None:
-        """Return when the first bar behind step *sequence* opened that is newer than all before.
-
-        None where there is none. Bars of one symbol may come long after those of the others.
-        """
-        whole = (self._run_key, self._first, sequence)
-        (newest,) = self._connection.execute(_NEWEST, whole).fetchone()
-        span = (self._run_key, sequence + 1, self._last, -1 if newest is None else newest)
-        (opened,) = self._connection.execute(_LATER, span).fetchone()
-        return None if opened is None else int(opened)
 
     # ------------------------------------------------------------ of a run that was pruned
 

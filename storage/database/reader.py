@@ -86,8 +86,12 @@ class _NamesModel(Struct):
     outcome: str = ""
 
 
-_FED: Final = (
-    f"SELECT sequence, ignored, {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
+_FED: Final = f"SELECT {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
+_NEWEST_FED: Final = (
+    f"SELECT sequence FROM steps s WHERE {WITHIN} AND (open_time_ms IS NOT NULL OR EXISTS "
+    "(SELECT 1 FROM events e WHERE e.run_key = s.run_key AND e.sequence = s.sequence AND e.kind "
+    "IN ('closed', 'frame_bar', 'corporate_action', 'funding', 'gap', 'universe'))) "
+    "ORDER BY sequence DESC LIMIT 1"
 )
 _BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
@@ -288,13 +292,11 @@ class Reader:
             span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
             events, answers = ({row[1]: row for row in execute(query, span)} for query in _BESIDE)
             for row in execute(_FED, span).fetchall():
-                sequence, event_row = row[0], events.get(row[0])
+                sequence = row[0]
+                event_row = events.get(sequence) if events else None
                 prediction = decoder.given(answers[sequence]) if sequence in answers else None
                 event: Event
-                if event_row is None:
-                    event = decoder.bar_of(row[2:], sequence)
-                else:
-                    event = decoder.event(event_row)
+                event = decoder.bar_of(row) if event_row is None else decoder.event(event_row)
                 yield sequence, row[1] is None, event, prediction
 
     def forecasts(self, run_id: str, most: int) -> list[Forecast]:
@@ -523,6 +525,12 @@ class Reader:
         chosen = "kind = ? ORDER BY sequence DESC LIMIT 1"
         event = next(self._events(run_id, chosen, EVENT_KINDS[kind], until=until), None)
         return event if isinstance(event, kind) else None
+
+    def newest_fed(self, run_id: str) -> Event | None:
+        """Return the last event that candles and what lies between them gave the run."""
+        span = run_span(self.stored_run(run_id).run_key)
+        row = self.connection.execute(_NEWEST_FED, span).fetchone()
+        return None if row is None else self.step(run_id, row[0]).event
 
     def of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         """Return the events of *kind* of the run, up to step *until*, oldest first."""

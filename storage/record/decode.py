@@ -67,8 +67,11 @@ _EXPLANATION: Final = gather("answers", *EXPLANATION_COLUMNS)
 _STEP_MEASURES: Final = gather("steps", *map(measure_name, STEP_GATES))
 _ANSWER_MEASURES: Final = gather("answers", *map(measure_name, ANSWER_GATES))
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
-BAR_READ: Final = (*BAR_FIELDS, "instrument", "market_delay_ms", "seen_delay_ms", "source")
-"""The columns of ``steps`` that make a bar."""
+BAR_READ: Final = (
+    *("sequence", "ignored", *BAR_FIELDS),
+    *("instrument", "market_delay_ms", "seen_delay_ms", "source"),
+)
+"""The columns of ``steps`` that make a bar, and which step it is."""
 _BAR: Final = gather("steps", *BAR_READ)
 
 
@@ -212,13 +215,13 @@ class StepDecoder:
 
     def bar(self, row: Sequence[Any]) -> Bar:
         """Return the bar of a ``steps`` row; raise ``DataInvalid`` where it holds none."""
-        return self.bar_of(_BAR(row), row[STEP.sequence])
+        return self.bar_of(_BAR(row))
 
-    def bar_of(self, values: Sequence[Any], sequence: int) -> Bar:
-        """Return the bar of step *sequence*, of whose row *values* are the columns ``BAR_READ``."""
+    def bar_of(self, values: Sequence[Any]) -> Bar:
+        """Return the bar of a step, of whose row *values* are the columns ``BAR_READ``."""
         try:
             (
-                opened_ms, first, high, low, close, volume, turnover,
+                _, _, opened_ms, first, high, low, close, volume, turnover,
                 place, market_delay_ms, seen_delay_ms, code,
             ) = values  # fmt: skip
             market_ms = opened_ms + self._interval_ms + market_delay_ms
@@ -230,7 +233,7 @@ class StepDecoder:
                 volume, turnover, market_ms, market_ms + seen_delay_ms, SOURCES[code],
             )  # fmt: skip
         except _IMPOSSIBLE as error:
-            raise _damaged(sequence, error) from error
+            raise _damaged(values[0], error) from error
 
     def prediction(self, row: Sequence[Any]) -> Prediction:
         """Return the prediction that an ``answers`` row holds."""
@@ -255,21 +258,24 @@ class StepDecoder:
             return None
         horizons, *others = msgspec.msgpack.decode(row[ANSWER.horizons])
         at = horizons.index(horizon)
-        columns = [
-            () if rest is None else (*rest[:at], at_horizon, *rest[at:])
-            for at_horizon, rest in zip(_FORECAST(row), others, strict=True)
-        ]
-        if any(None in column for column in columns):  # it is stored for what was not finite
-            columns = [tuple(nan if n is None else n for n in column) for column in columns]
+        columns: list[tuple[float, ...]] = []
+        for at_horizon, column in zip(_FORECAST(row), others, strict=True):
+            numbers = column or []
+            if column is not None:
+                numbers.insert(at, at_horizon)
+            if None in numbers:  # it is stored for what was not finite
+                numbers = [nan if n is None else n for n in numbers]
+            columns.append(tuple(numbers))
         model_id = row[ANSWER.model_id]
+        mean, stdev, down, flat, up, volatility = columns
+        # By places, and not by names, which take longer.
         return Forecast(
-            tuple(horizons),
-            **dict(zip(FORECAST_COLUMNS, columns, strict=True)),
-            model_id=self._model_id if model_id is None else model_id,
-            explanation=None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
-            auxiliary=row[ANSWER.halves] or b"",
-            heads=heads_of(row[ANSWER.heads]),
-        )
+            tuple(horizons), mean, stdev, down, flat, up, volatility,
+            self._model_id if model_id is None else model_id,
+            None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
+            row[ANSWER.halves] or b"",
+            heads_of(row[ANSWER.heads]),
+        )  # fmt: skip
 
     def order(self, row: Sequence[Any]) -> Order:
         """Return the order of an ``orders`` row."""

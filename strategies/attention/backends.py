@@ -18,10 +18,10 @@ from tracepaper.strategies.attention.flash import (
     _ATEN,
     ALIGNED,
     CudaFlash,
-    FlashPackage,
     Inputs,
     Pass,
     WholeAttention,
+    attend_by_package,
     flash_package,
     laid_out,
 )
@@ -303,7 +303,7 @@ register(
     Backend(
         "flash_attn",
         runs_on=lambda device: device.type == "cuda" and flash_package() is not None,
-        whole=FlashPackage.attend,
+        whole=attend_by_package,
         is_automatic=True,
         is_half=True,
         dim_least=_FLASH_DIM_LEAST,

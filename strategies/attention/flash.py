@@ -159,30 +159,26 @@ def flash_package() -> ModuleType | None:
 # --- the packages: FlashAttention 2 to 4
 
 
-class FlashPackage:
-    """The ``flash-attn`` package of any version: 4, 3 or 2, see ``FLASH_MODULES``."""
+def attend_by_package(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return output and natural logsumexp of any version of ``FLASH_MODULES``.
 
-    @staticmethod
-    def attend(
-        query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return output and natural logsumexp; gradients are the package's own.
-
-        The package takes [batch, time, head, dim] and counts a window's left side without the
-        query itself.
-        """
-        package = flash_package()
-        assert package is not None, "chosen only where it is installed"
-        inputs = (laid_out(x).transpose(1, 2) for x in (query, key, value))
-        options = flash_options(package.flash_attn_func, mask, scale)
-        returned = package.flash_attn_func(*inputs, **options)
-        if isinstance(returned, Tensor):
-            raise AttentionInvalid(
-                f"{package.__name__} returns no logsumexp; install another version of flash-attn, "
-                "or choose the backend sdpa."
-            )
-        output, logsumexp = returned[:2]
-        return output.transpose(1, 2), logsumexp[..., : query.shape[2]].detach()
+    Gradients are the package's own. It takes [batch, time, head, dim] and counts a window's left
+    side without the query itself.
+    """
+    package = flash_package()
+    assert package is not None, "chosen only where it is installed"
+    inputs = (laid_out(x).transpose(1, 2) for x in (query, key, value))
+    options = flash_options(package.flash_attn_func, mask, scale)
+    returned = package.flash_attn_func(*inputs, **options)
+    if isinstance(returned, Tensor):
+        raise AttentionInvalid(
+            f"{package.__name__} returns no logsumexp; install another version of flash-attn, "
+            "or choose the backend sdpa."
+        )
+    output, logsumexp = returned[:2]
+    return output.transpose(1, 2), logsumexp[..., : query.shape[2]].detach()
 
 
 def flash_options(function: Callable[..., Any], mask: Mask, scale: float) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from torch.nn.functional import pad
 
 from tracepaper.strategies.attention.backends import (
     BACKENDS,
-    HALF,
     ChunkedBackend,
     Kernel,
     kernel_for,
@@ -448,19 +447,10 @@ def resolve(
             f"one of {', '.join(names)}."
         )
     if not BACKENDS[backend].takes(device, dtype, dim):
-        if BACKENDS[backend].is_half and dtype not in HALF:
-            raise AttentionInvalid(
-                f"{backend} takes float16 or bfloat16, not {dtype}; cast the tensors or choose "
-                "sdpa."
-            )
-        if dtype == torch.float64:
-            raise AttentionInvalid(
-                f"{backend} takes no float64 on {device.type}; cast the tensors or choose auto or "
-                "chunked."
-            )
         wide = "" if dim is None else f" with heads of {dim}"
         raise AttentionInvalid(
-            f"{backend} takes no {dtype}{wide} on this device; choose auto or chunked."
+            f"{backend} takes no {dtype}{wide} on this device; cast the tensors, or choose auto or "
+            "chunked."
         )
     return backend
 

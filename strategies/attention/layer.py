@@ -132,15 +132,11 @@ class Layer(Read):
             for x in (self.query, self.key)
         ]
         query_length, key_length = torch.stack(lengths).tolist()
-        if not (math.isfinite(query_length) and math.isfinite(key_length)):
-            name = "query" if not math.isfinite(query_length) else "key"
-            if not is_finite(self.query if name == "query" else self.key):
+        for name, length in (("query", query_length), ("key", key_length)):
+            if not math.isfinite(length) and not is_finite(getattr(self, name)):
                 raise AttentionInvalid(f"A layer has a NaN or infinite {name}; find its source.")
-            raise AttentionInvalid(
-                "query and key are so large that their products can overflow; scale them down."
-            )
         size = abs(self.factor) * query_length * key_length
-        if size > torch.finfo(kind).max:
+        if not size <= torch.finfo(kind).max:
             raise AttentionInvalid(
                 f"query and key are so large that their products can overflow {kind}; scale them "
                 "down."

@@ -248,6 +248,11 @@ class FeatureWindow:
                 self._amend(bar, self._other)
             yield sigma if np.isfinite(row).all() else float("nan")
 
+    def fill(self, bars: Sequence[Bar], taken: FeatureRows) -> None:
+        """Append the rows *taken* of *bars*, as ``take``."""
+        for _ in self.take(bars, taken):
+            pass
+
     def _amend(self, bar: Bar, other: OtherColumns) -> None:
         """Give earlier rows another symbol's bars that came late, by *bar*, the newest row's."""
         symbol, close_ms = bar.instrument.rpartition(":")[2], bar.closed_ms

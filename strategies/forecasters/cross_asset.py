@@ -198,8 +198,7 @@ class TogetherForecaster(CheckpointForecaster):
         self._before = -1, None
         for bar in bars:
             self._bars.take(bar)
-        for _ in self._windows[symbol].take(bars, taken):
-            pass
+        self._windows[symbol].fill(bars, taken)
 
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool

@@ -32,19 +32,14 @@ from tracepaper.strategies.types.decisions import (
 
 Floats = NDArray[np.float64]
 Said = NDArray[np.float32]
+_LEVELS: Final[Mapping[str, tuple[int, ...]]] = {
+    "tails": (len(TAILS), len(SHARES), 2),
+    "drawdown": (len(DRAWDOWN_LEVELS),),
+    "runup": (len(DRAWDOWN_LEVELS),),
+}
 _SHAPES: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
-    "ewma": {
-        "tails": (len(TAILS), len(SHARES), 2),
-        "drawdown": (len(DRAWDOWN_LEVELS),),
-        "runup": (len(DRAWDOWN_LEVELS),),
-        "path": (PATH_STEPS, len(PATH_LEVELS)),
-    },
-    "factors": {
-        "tails": (len(TAILS), len(SHARES), 2),
-        "drawdown": (len(DRAWDOWN_LEVELS),),
-        "runup": (len(DRAWDOWN_LEVELS),),
-        "path": (PATH_STEPS,),
-    },
+    "ewma": {**_LEVELS, "path": (PATH_STEPS, len(PATH_LEVELS))},
+    "factors": {**_LEVELS, "path": (PATH_STEPS,)},
 }
 """Of the numbers that the calibration slice gives each head: what EWMA is multiplied by, and it."""
 Levels = Mapping[str, Mapping[str, Mapping[str, Any]]]

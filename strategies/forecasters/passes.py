@@ -50,8 +50,7 @@ class RowPasses(ABC):
     def warm(self, instrument: str, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Forget *instrument*, then take in *bars* (oldest first) with their rows *taken*."""
         self._windows.pop(instrument, None)
-        for _ in self._windows[instrument].take(bars, taken):
-            pass
+        self._windows[instrument].fill(bars, taken)
 
     def completed(
         self, bars: Sequence[Bar], answers: Sequence[Forecast | None], taken: FeatureRows

@@ -52,7 +52,7 @@ from tracepaper.strategies.forecasters.build import (
     refuse_method,
     tensors_of,
 )
-from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
+from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees, contributions
 from tracepaper.strategies.gates.card import calibration_of, per_horizon, section_of
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
@@ -111,8 +111,6 @@ class TreeModel:
 
     def added(self, row: NDArray[np.floating]) -> RowContributions:
         """Return the exact Shapley values of the row: see ``contributions``."""
-        from tracepaper.strategies.forecasters.trees import contributions
-
         by_feature, base = contributions(self.trees, row[None])
         split = self._horizons
         return RowContributions(

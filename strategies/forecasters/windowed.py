@@ -154,8 +154,7 @@ class WindowedForecaster(CheckpointForecaster):
         """Begin its window anew."""
         self._windows.pop(memory.instrument, None)
         window = self._windows[memory.instrument]
-        for _ in window.take(bars, taken):
-            pass
+        window.fill(bars, taken)
         if self.attends and window.is_full:
             # The shift of the next bar needs this bar's rollout.
             self._explained(memory, [self._see(window)])

@@ -357,7 +357,7 @@ def export_program(network: nn.Module, example: Example) -> ExportedProgram:
     with torch.no_grad():
         program = torch.export.export(whole, example, strict=False)
         probe = _probe(example)
-        _agreement_of(whole(*probe), program.module()(*probe), "torch.export")
+        require_agreement(whole(*probe), program.module()(*probe), "torch.export")
     return program
 
 
@@ -370,7 +370,7 @@ def export_torch(network: nn.Module, example: Example, path: Path, *, card: str)
     with torch.no_grad():
         probe = _probe(example)
         outputs = torch.export.load(path).module()(*probe)
-        return _agreement_of(LastBar(network).eval()(*probe), outputs, "torch.export")
+        return require_agreement(LastBar(network).eval()(*probe), outputs, "torch.export")
 
 
 def export_onnx(network: nn.Module, example: Example, path: Path, *, card: str) -> float:
@@ -403,7 +403,7 @@ def export_onnx(network: nn.Module, example: Example, path: Path, *, card: str) 
             raise AttentionInvalid("PyTorch's exporter wrote no ONNX program; update torch.")
         written.model.metadata_props["card.toml"] = card
         written.save(str(path))
-        return _agreement_of(wanted, run_onnx(path, probe), "ONNX")
+        return require_agreement(wanted, run_onnx(path, probe), "ONNX")
 
 
 def run_onnx(path: Path, example: Example) -> dict[str, Tensor]:
@@ -427,26 +427,21 @@ def run_onnx(path: Path, example: Example) -> dict[str, Tensor]:
     }
 
 
-def _agreement_of(wanted: dict[str, Tensor], exported: dict[str, Tensor], route: str) -> float:
-    """Return the largest relative difference of outputs by name; raise as ``require_agreement``."""
-    return require_agreement(list(wanted.values()), [exported.get(name) for name in wanted], route)
-
-
 def require_agreement(
-    wanted: Sequence[Tensor | None], exported: Sequence[Tensor | None], route: str
+    wanted: Mapping[str, Tensor], exported: Mapping[str, Tensor], route: str
 ) -> float:
-    """Return the largest relative difference of two tuples of outputs; None entries are left out.
+    """Return the largest relative difference of outputs by name.
 
-    Raises ``AttentionInvalid`` beyond ``AGREEMENT_MAX`` or where their number or shapes differ.
+    Raises ``AttentionInvalid`` beyond ``AGREEMENT_MAX`` or where their names or shapes differ.
     """
-    here = [output for output in wanted if output is not None]
-    there = [output for output in exported if output is not None]
-    if [tuple(tensor.shape) for tensor in here] != [tuple(other.shape) for other in there]:
+    shapes = [{name: tuple(x.shape) for name, x in each.items()} for each in (wanted, exported)]
+    if shapes[0] != shapes[1]:
         raise AttentionInvalid(
             f"The network exported by {route} has other outputs; export it from this version."
         )
     worst = 0.0
-    for tensor, other in zip(here, there, strict=True):
+    for name, tensor in wanted.items():
+        other = exported[name]
         scale = max(float(tensor.detach().abs().max()), torch.finfo(tensor.dtype).tiny)
         difference = float((tensor - other).detach().abs().max()) / scale
         if not difference <= AGREEMENT_MAX:

@@ -216,15 +216,6 @@ def test_what_a_prune_keeps_is_derived(scenario: Scenario, tmp_path: Path) -> No
     ]
 
 
-@CHEAP
-def test_what_a_prune_keeps_is_fed_again(scenario: Scenario, tmp_path: Path) -> None:
-    path, again = copied(scenario.recorded(), tmp_path / "pruned.db"), tmp_path / "again.db"
-    prune(path, scenario.keep_days)
-    parity = run_again(path, again)
-    assert parity.holds, parity.differences[:3]
-    check_record(again)
-
-
 def test_pruned_it_goes_on_as_if_it_had_kept_all(scenario: Scenario, tmp_path: Path) -> None:
     cut = copied(scenario.killed()[-1], tmp_path / "cut.db")
     SqlAuditLog.open(cut).close()

@@ -39,9 +39,6 @@ twin_equity, twin_fills, strategy_decisions, while_down
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano
 
-# Statements of what is not proved, and of what a route reads, to which tests hold the code.
-TAKEN_AS_TOLD
-
 # Printed into docs/ by `make golden`.
 documentation
 
@@ -55,7 +52,7 @@ has_points, palette, lines_first
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
 last_refusal, last_fill, first_sequence, last_sequence
-is_live, is_wrong
+is_live, is_wrong, first_difference
 
 # What libraries read: the command's name, the charset of an answer.
 ui, charset

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
@@ -27,6 +27,50 @@ from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_TYPES
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, OrderStatus, Regime
 from tracepaper.strategies.types.market import Category, RunKind, Side
+
+_EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
+_BAR: Final = "of a bar whose range, close and decision stay as they are; high and close too"
+_SESSIONS: Final = "all three together: sessions of days on which no bar lies"
+_CHANGED_BY: Final = "with the first start's alike: by which code and where is said there alone"
+_MADE_BY: Final = f"{_CHANGED_BY}; a model's floats are then held within tolerances, which is said"
+_NAME: Final = "a name that nothing else in the run repeats"
+
+_PLACE: Final = ("libraries", "device", "dtype", "backend", "torch_version", "instruction_set")
+_FILTERS: Final = (
+    *("base_coin", "quote_coin", "volume_decimals", "turnover_decimals", "tick_size"),
+    *("min_quantity", "max_quantity", "min_notional", "funding_interval_minutes", "status"),
+    *("max_leverage", "risk_tiers"),
+)
+
+TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
+    "runs.run_id": _NAME,
+    "runs.kind": "who fed the run, which leaves no other trace",
+    "runs.started_at_ms": "the machine's clock, which no decision reads",
+    "runs.parent_run_id": "another run's name: that there was one shows in the ledger",
+    "runs.period_start_ms": "it may move to wherever no bar lies in between",
+    "runs.config": "what had no effect: sections that decide nothing, and with its hash any key",
+    "runs.config_sha256": "with runs.config",
+    "runs.code_version": _CHANGED_BY,
+    **dict.fromkeys((f"runs.{name}" for name in _PLACE), _MADE_BY),
+    "runs.warnings": "what the start had to say",
+    **dict.fromkeys(("runs.calendar_version", "runs.calendar_sha256", "runs.sessions"), _SESSIONS),
+    **dict.fromkeys((f"instruments.{name}" for name in _FILTERS), _EXCHANGE),
+    **dict.fromkeys(("steps.open", "steps.low", "steps.volume"), _BAR),
+    **dict.fromkeys(("steps.turnover", "steps.source"), _EXCHANGE),
+    **dict.fromkeys(("events.market_ms", "events.seen_ms"), _EXCHANGE),
+    "events.content": "given from outside; only what a fill or a mark rests on is held to it",
+    "events.books": "other books that an exchange can show, where no decision follows from them",
+    "prunes.state": "its steps are gone; cash, positions and resting orders are held",
+}
+"""Columns that follow from nothing else in the record, and why: a forger who recomputes the chain
+may change them, and only a head kept elsewhere shows it."""
+
+OUTSIDE: Final[Mapping[str, str]] = {
+    "databases": "the id of the file, of which nothing follows",
+    "checks": "what checks of a run found, which nothing in it follows from",
+    "shortfalls": "a trader's own fills beside the run's, which nothing in it follows from",
+}
+"""Tables that belong to no run's record, and why."""
 
 COLUMNS = [f"{t.name}.{name}" for t in metadata.sorted_tables for name in stored_columns(t.name)]
 KEYS = {f"{t.name}.{c.name}" for t in metadata.sorted_tables for c in t.columns if c.primary_key}

@@ -13,9 +13,8 @@ from typing import Any
 from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.market_data import SOURCES, MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.backtest.sources import SOURCES
 from tracepaper.storage.audit import SqlAuditLog
 
 _STORE = tempfile.TemporaryDirectory(prefix="recordings-")

@@ -326,7 +326,7 @@ def test_books_of_another_time_or_symbol_are_refused(tmp_path: Path, market: See
     with pytest.raises(DataInvalid, match="give books and candles of one time"):
         built(tmp_path / "a.db", market, events=[source])
     source.instrument_id = "linear:ETHUSDT"
-    with pytest.raises(ConfigInvalid, match="--events holds linear:ETHUSDT"):
+    with pytest.raises(ConfigInvalid, match="--events holds books of linear:ETHUSDT"):
         built(tmp_path / "a.db", market, events=[source])
 
 

@@ -267,7 +267,7 @@ def test_depth_without_books_and_books_of_another_symbol_are_refused(
     other = replace(recorded, header=header(of="linear:ETHUSDT"))
     with pytest.raises(ConfigInvalid, match=r"holds books of linear:ETHUSDT, and the run trades"):
         built(tmp_path / "a.db", [other], checkpoint)
-    with pytest.raises(ConfigInvalid, match=r"--depth names two files of BTCUSDT"):
+    with pytest.raises(ConfigInvalid, match=r"--depth names two files of linear:BTCUSDT"):
         built(tmp_path / "a.db", [recorded, recorded], checkpoint)
 
 

@@ -11,7 +11,7 @@ import pytest
 from command_line import Cli
 
 from tracepaper import ConfigInvalid, backtest, sweep
-from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.market_data import SOURCES, MarketData
 from tracepaper.replay.backtest.run_spec import (
     Consumer,
     MarketSpec,
@@ -21,7 +21,6 @@ from tracepaper.replay.backtest.run_spec import (
     refuse_unused,
     spec_of,
 )
-from tracepaper.replay.backtest.sources import SOURCES
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,8 @@ def test_recorded_books_are_read_by_the_command(
     assert f"{every['bias_bp']['value']:+,.2f} ± {every['bias_bp']['error']:,.2f}" in output
     for deal in document["settings"]:
         assert f"{deal['proposed']:g}" in output
-    assert "Held out: 72 orders on 8 days from " in " ".join(output.split())
+    assert "Held out, from " in output
+    assert [(row["orders"], row["days"]) for row in document["held_out"]] == [(72, 8)] * 2
 
 
 def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:

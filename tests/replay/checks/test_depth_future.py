@@ -16,8 +16,7 @@ from exchange_client import walk_rows
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.sources import SOURCES, Cutoff
+from tracepaper.replay.backtest.market_data import SOURCES, Cutoff, MarketData
 from tracepaper.replay.backtest.tracks import depth_track
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses, whole_of

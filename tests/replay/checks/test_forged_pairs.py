@@ -14,7 +14,7 @@ import pytest
 import user_strategies as users
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from forging import audited, believed, forged, literal, plantings, verified
+from forging import TAKEN_AS_TOLD, audited, believed, forged, literal, plantings, verified
 from recordings import record
 from records import rows
 from vector_cases import CONTEXT, sections
@@ -22,7 +22,6 @@ from vector_cases import CONTEXT, sections
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.books import read_depth
-from tracepaper.replay.checks.verify import TAKEN_AS_TOLD
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.order_book import books_in, packed_books
 from tracepaper.strategies.types.market import Depths

@@ -18,6 +18,8 @@ from forging import (
     COLUMNS,
     DIGESTS,
     KEYS,
+    OUTSIDE,
+    TAKEN_AS_TOLD,
     audited,
     believed,
     forged,
@@ -34,7 +36,6 @@ from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.recorded import open_recorded
-from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader

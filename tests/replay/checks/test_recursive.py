@@ -136,29 +136,6 @@ UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
             "decide": BY_COUNT.format("Mine.count"),
         },
     ),
-    "a closure that it holds": (
-        "self.counted",
-        {
-            "top": "def counter():\n    n = 0\n    def count():\n        nonlocal n\n"
-            "        n += 1\n        return n\n    return count",
-            "init": "self.counted = counter()",
-            "decide": BY_COUNT.format("self.counted()"),
-        },
-    ),
-    "a default argument": (
-        "a default of",
-        {
-            "top": "def count(n=[0]):\n    n[0] += 1\n    return n[0]",
-            "decide": BY_COUNT.format("count()"),
-        },
-    ),
-    "a function's attribute": (
-        "count of module",
-        {
-            "top": "def count():\n    count.n += 1\n    return count.n\ncount.n = 0",
-            "decide": BY_COUNT.format("count()"),
-        },
-    ),
     "an iterator": (
         "self.numbers (",
         {

@@ -64,7 +64,7 @@ def test_a_named_backend_refuses_a_head_that_it_does_not_take(
     with pytest.raises(AttentionInvalid, match=r"takes no torch\.float16 with heads of"):
         resolve("flash_attn", "cuda", HALF, dim=257)
     monkeypatch.setattr(backends, "generation_of", lambda _: TURING)
-    with pytest.raises(AttentionInvalid, match="on this device; choose auto or chunked"):
+    with pytest.raises(AttentionInvalid, match="on this device; cast the tensors, or choose auto"):
         resolve("flash_attn", "cuda", HALF)
     assert type(kernel_for("sdpa", torch.device("cuda"), HALF)) is CudaEfficient
     monkeypatch.setattr(backends, "generation_of", lambda _: HOPPER)

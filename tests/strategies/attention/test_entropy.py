@@ -10,7 +10,6 @@ import torch
 from attention_cases import Case, case, cases
 from hypothesis import given, settings
 
-from tracepaper.strategies.attention.heads import EVENT_BARS, EVENT_SHARE, event_focus
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import confidence, trained_entropy
@@ -92,10 +91,3 @@ def test_rows_that_are_moved_onto_themselves_arrive_as_they_were(to: int) -> Non
     ring = TailRing(torch.arange(4_096.0)[None].clone(), -1)
     ring.move(0, 4_000, start=3, to=to)
     assert torch.equal(ring.rows[0, to : to + 4_000], torch.arange(3.0, 4_003.0))
-
-
-@pytest.mark.parametrize(("more", "is_focused"), [(0.0, True), (-1e-4, False)])
-def test_a_row_is_focused_from_the_least_share_on(more: float, is_focused: bool) -> None:
-    row = torch.zeros(400)
-    row[200 : 200 + EVENT_BARS] = (EVENT_SHARE + more) / EVENT_BARS
-    assert bool(event_focus(row[None], 400) >= EVENT_SHARE) is is_focused

@@ -64,13 +64,6 @@ def test_a_periods_length_is_found() -> None:
     assert reading.period_correlation > 0.5
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(7)])
-def test_head_rows_equal_the_stored_matrices(mask: Mask) -> None:
-    sample = case(mask, batch=2, layers=1)
-    rows = Layer(sample.queries[0], sample.keys[0], None, sample.sums[0], mask).rows([0, 5, 39])
-    torch.testing.assert_close(rows, sample.matrices[0][:, :, [0, 5, 39]], rtol=0, atol=1e-13)
-
-
 def test_one_row_tells_no_kind() -> None:
     with pytest.raises(AttentionInvalid, match="at least two rows"):
         read_head(torch.ones(1, 5), [4], 5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.flash import FlashPackage, flash_package
+from tracepaper.strategies.attention.flash import attend_by_package, flash_package
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
@@ -127,7 +127,7 @@ def installed(
 def test_a_version_without_a_logsumexp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     install(SILENT, monkeypatch)
     with pytest.raises(AttentionInvalid, match="returns no logsumexp"):
-        FlashPackage.attend(*inputs(), Mask(), 0.3)
+        attend_by_package(*inputs(), Mask(), 0.3)
     flash_package.cache_clear()
 
 
@@ -135,7 +135,7 @@ def test_a_version_without_a_logsumexp_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_the_flash_package_sees_each_mask_as_we_do(installed: ModuleType, mask: Mask) -> None:
     assert flash_package() is installed
     query, key, value = inputs()
-    output, logsumexp = FlashPackage.attend(query, key, value, mask, 0.3)
+    output, logsumexp = attend_by_package(query, key, value, mask, 0.3)
     wanted = attend(query, key, value, mask, scale=0.3)
     torch.testing.assert_close(output, wanted.output)
     torch.testing.assert_close(logsumexp, wanted.logsumexp)

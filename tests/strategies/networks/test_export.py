@@ -48,7 +48,7 @@ def test_an_exported_program_answers_as_the_network(kind: str) -> None:
     answer = program.module()(rows, positions)
     wanted = last(model, (rows, positions))
     assert list(answer) == list(wanted)
-    assert require_agreement(list(wanted.values()), list(answer.values()), "test") < 1e-6
+    assert require_agreement(wanted, answer, "test") < 1e-6
     assert not torch.allclose(wanted["mean"], last(model, example)["mean"])
 
 
@@ -60,7 +60,7 @@ def test_a_torch_file_answers_as_the_network_and_holds_its_card(tmp_path: Path) 
     answer = torch.export.load(path, extra_files=extras).module()(*example)
     assert extras["card.toml"] == "the card"
     wanted = last(model, example)
-    assert require_agreement(list(wanted.values()), list(answer.values()), "test") < 1e-6
+    assert require_agreement(wanted, answer, "test") < 1e-6
 
 
 @pytest.mark.long
@@ -71,7 +71,7 @@ def test_an_onnx_file_answers_as_the_network(kind: str, tmp_path: Path) -> None:
     assert export_onnx(model, example, path, card="the card") < 1e-4
     answer, wanted = run_onnx(path, example), last(model, example)
     assert list(answer) == list(wanted)
-    require_agreement(list(wanted.values()), list(answer.values()), "ONNX")
+    require_agreement(wanted, answer, "ONNX")
 
 
 @pytest.mark.slow
@@ -83,11 +83,12 @@ def test_an_operation_that_onnx_lacks_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_outputs_that_differ_are_refused() -> None:
-    values = [torch.ones(2), None]
-    assert require_agreement(values, [torch.ones(2)], "test") == 0.0
-    with pytest.raises(AttentionInvalid, match=r"differs by 0\.1 of an output"):
-        require_agreement(values, [torch.full((2,), 0.9)], "test")
-    with pytest.raises(AttentionInvalid, match="differs by nan"):
-        require_agreement(values, [torch.full((2,), float("nan"))], "test")
-    with pytest.raises(AttentionInvalid, match="has other outputs"):
-        require_agreement(values, [torch.ones(3)], "test")
+    values = {"mean": torch.ones(2)}
+    assert require_agreement(values, values, "test") == 0.0
+    for other, sentence in (
+        (torch.full((2,), 0.9), r"differs by 0\.1 of an output"),
+        (torch.full((2,), float("nan")), "differs by nan"),
+        (torch.ones(3), "has other outputs"),
+    ):
+        with pytest.raises(AttentionInvalid, match=sentence):
+            require_agreement(values, {"mean": other}, "test")
