@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -63,49 +63,37 @@ def check(
     """Check files of candles, order books or events: what each holds, or why it is refused."""
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
+    from tracepaper.replay.archive.sessions import sessions_named
 
-    given = _given(symbol, category, columns, calendar)
+    require("exchange_calendars", "--calendar", calendar)
+    sessions_for = None if calendar is None else sessions_named(calendar)
     documents: list[dict[str, object]] = []
     refused = 0
     for path in paths:
         try:
             if (recorded := _recorded(Path(path), columns)) is not None:
-                documents.append({"valid": True, **asdict(recorded)})
-                if not json:
-                    typer.echo("\n".join(_recorded_lines(recorded)))
-                continue
-            file_quality = quality(read_candles(path, **given))
+                document, lines = asdict(recorded), _recorded_lines(recorded)
+            else:
+                candles = read_candles(
+                    path,
+                    symbol=symbol,
+                    category=category if calendar is None else Category.STOCK,  # of shares
+                    columns=columns or (),
+                    sessions_for=sessions_for,
+                )
+                figures = quality(candles)
+                document, lines = asdict(figures), _lines(figures)
+            documents.append({"valid": True, **document})
         except DataInvalid as error:
             refused += 1
             documents.append({"path": path, "valid": False, "error": str(error)})
-            if not json:
-                typer.echo(f"✗ {error}")
-            continue
-        documents.append({"valid": True, **asdict(file_quality)})
+            lines = [f"✗ {error}"]
         if not json:
-            typer.echo("\n".join(_lines(file_quality)))
+            typer.echo("\n".join(lines))
     if json:
         print_json({"files": documents, "refused": refused})
     if refused:
         raise typer.Exit(1)
-
-
-def _given(
-    symbol: str | None,
-    category: Category | None,
-    columns: Sequence[str] | None,
-    calendar: str | None,
-) -> dict[str, Any]:
-    """Return what a reader of candles is told; those of shares are read by a calendar."""
-    from tracepaper.replay.archive.sessions import sessions_named
-
-    require("exchange_calendars", "--calendar", calendar)
-    return {
-        "symbol": symbol,
-        "category": category if calendar is None else Category.STOCK,
-        "columns": columns or (),
-        "sessions_for": None if calendar is None else sessions_named(calendar),
-    }
 
 
 def _lines(quality: Quality) -> list[str]:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta
 
-import tracepaper.daemon.session.user_class  # noqa: F401 - finds the classes that recipes name
 from tracepaper.replay.learning.baselines import requested_names
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import in_bars, intervals_of, own_interval

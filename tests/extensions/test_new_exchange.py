@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from decimal import Decimal
 
 from builders import START_MS, bar, instrument
 from bybit_server import MINUTE, SteppedClock, exchange_section
@@ -100,9 +99,6 @@ class MemoryMarket:
 
     async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
         return instrument.risk_tiers
-
-    async def last_price(self, instrument: Instrument) -> Decimal:
-        return Decimal(instrument.tick_size)
 
     async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int

@@ -16,7 +16,7 @@ from records import tamper
 
 from tracepaper.storage.audit import COMMIT_WITHIN_MS, SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
-from tracepaper.storage.checkpoints import _SECTIONS, CARD_NAME, dump, kept_folder
+from tracepaper.storage.checkpoints import CARD_NAME, dump, kept_folder
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.record.interning import OUTCOMES_KEPT
@@ -338,7 +338,8 @@ def test_the_row_of_a_model_is_written_once_however_many_commits_follow(tmp_path
     path = tmp_path / "a.db"
     kept = kept_folder(path, "m")
     kept.mkdir(parents=True)
-    (kept / CARD_NAME).write_text(dump({name: {"of": name} for name in _SECTIONS}))
+    sections = ("model", "architecture", "features", "market", "calibration")
+    (kept / CARD_NAME).write_text(dump({name: {"of": name} for name in sections}))
     log = SqlAuditLog.open(path, group_steps=3)
     log.begin(cases.run(model_id="m", model_sha256="ab" * 32))
     for step in cases.plain_steps(9):

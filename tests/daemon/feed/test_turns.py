@@ -241,12 +241,12 @@ async def test_the_filters_of_a_symbol_that_waits_are_not_asked_for_as_if_it_wer
     async with ScriptedServer() as server, waiting(answers, server, closes=5) as run:
         since_s = run.clock.network_s()
         await run.expect(lambda: run.clock.network_s() > since_s + 3 * FILTERS_AGAIN_S)
-        assert not server.asked("instruments-info")
+        assert not server.queries("instruments-info")
         server.rows["ETHUSDT"].clear()
         answers.limit()
         await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
         run.move_to(START_MS + 10 * MINUTE)  # by now it is silent indeed, and the other too
-        await run.expect(lambda: len(server.asked("instruments-info")) >= 2)
+        await run.expect(lambda: len(server.queries("instruments-info")) >= 2)
 
 
 async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: HeldAnswers) -> None:
