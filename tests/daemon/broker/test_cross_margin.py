@@ -114,7 +114,7 @@ class Desk:
         last = self.last[key]
         refusal = self.broker.route(
             Intent(action, target, "asked"), NO_WISHES, last, last.market_ms
-        ).refusal
+        )[""]
         return self.broker.take().orders, refusal
 
     def send(self, key: str, *requests: Any) -> tuple[Order, ...]:

@@ -348,7 +348,7 @@ def test_an_entry_that_no_quote_filled_has_no_age() -> None:
     engine, steps = at_quotes({0: long()}, events, exits={"time_limit": "1m"})
     assert steps[1].orders[0].status is OrderStatus.CANCELED
     assert engine.broker.account.line(KEY).protector.is_active
-    assert engine.broker.account.line(KEY).due_from(asked(10_000, 90)) is None
+    assert engine.broker.account.line(KEY).protector.matters_from(asked(10_000, 90)) is None
 
 
 def test_exits_survive_a_restart_at_any_bar() -> None:

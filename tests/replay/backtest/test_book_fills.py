@@ -19,7 +19,8 @@ from tracepaper.daemon.broker.book_fills import (
     QueueModel,
     QueuePlace,
     QueueRules,
-    TakenDepth,
+    Queues,
+    QueueState,
     after_change,
     after_trade,
     moves_in,
@@ -410,13 +411,14 @@ def test_nobody_knows_a_place_before_its_level_was_seen() -> None:
 
 
 def test_a_walk_leaves_what_was_taken() -> None:
-    levels, used = [BookLevel(101, 5, 1), BookLevel(102, 7, 3)], TakenDepth()
-    used.take(Side.SELL, levels[0], 2, 2)
+    levels, used = [BookLevel(101, 5, 1), BookLevel(102, 7, 3)], Queues(QueueRules())
+    used.frame = 2
+    used.take(Side.SELL, levels[0], 2)
     walk = walked(levels, used, Side.BUY, 9, None)
     assert [(level.price, part) for level, part in walk] == [(101, 3), (102, 6)]
     assert used.left(Side.SELL, BookLevel(101, 5, 3)) == 5  # a later frame set it
     used.forget_renewed(Side.SELL, [BookLevel(101, 5, 3)])
-    assert used.entries() == ()
+    assert used.state() == QueueState(2)
 
 
 # ---------------------------------------------------------------- what an event may hold
