@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -178,7 +179,31 @@ def moves_in(update: BookUpdate) -> BookMoves:
         for at_ms, is_sell, price, size, is_trade in cut
     )
     levels = [BookLevel(*numbers[at : at + _LEVEL]) for at in range(end, total, _LEVEL)]
-    return BookMoves(rows, tuple(levels[:bids]), tuple(levels[bids:]), bool(is_whole))
+    book_moves = BookMoves(rows, tuple(levels[:bids]), tuple(levels[bids:]), bool(is_whole))
+    _check(update, book_moves)
+    return book_moves
+
+
+def _check(update: BookUpdate, book_moves: BookMoves) -> None:
+    if any(move.size < 0 or move.price < 1 for move in book_moves.moves):
+        raise _impossible(update, "holds a negative price or size")
+    if update.is_sampled and (book_moves.moves or not book_moves.is_whole):
+        raise _impossible(update, "is a sample that knows what happened before it")
+    times = [move.at_ms for move in book_moves.moves]
+    if times != sorted(times) or (times and times[-1] > update.market_ms):
+        raise _impossible(update, "holds moves out of their order")
+    for sign, levels in ((-1, book_moves.bids), (1, book_moves.asks)):
+        prices = [sign * level.price for level in levels]
+        if any(near >= far for near, far in pairwise(prices)):
+            raise _impossible(update, "holds levels that do not lead away from the touch")
+        if any(level.size < 1 or level.price < 1 or level.frame > update.frame for level in levels):
+            raise _impossible(update, "holds a level that no frame showed")
+    if not book_moves.is_whole and len(book_moves.bids) + len(book_moves.asks) > len(_SIDES):
+        raise _impossible(update, "holds levels beyond the best, and says that it does not")
+    if not book_moves.bids or not book_moves.asks:
+        raise _impossible(update, "holds a book with an empty side")
+    if book_moves.bids[0].price >= book_moves.asks[0].price:
+        raise _impossible(update, "holds a crossed book")
 
 
 def _impossible(update: BookUpdate, what: str) -> DataInvalid:

@@ -48,7 +48,7 @@ async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
     """The newest bars of the first are missing, and each answer comes behind one of another."""
     others = [item(f"M{number}USDT") for number in range(12)]
     names = [other.symbol for other in others]
-    document, given = answers.asked, answers.given
+    document, given = answers.questions, answers.given
     events: list[Event] = []
 
     def holds(name: str, number: int) -> bool:
@@ -108,7 +108,7 @@ async def waiting(
     number = 1 if first is None else 2
     answers.holds = lambda name, place: name == "ETHUSDT" and place >= number
     async with live(server, start=START, instruments=tuple(both), ban_cooldown_s=1.0) as run:
-        await run.expect(lambda: answers.asked["ETHUSDT"] == number)
+        await run.expect(lambda: answers.questions["ETHUSDT"] == number)
         for minute in range(closes):
             await close(run, minute, "BTCUSDT", "ETHUSDT")
         yield run

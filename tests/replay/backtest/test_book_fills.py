@@ -437,10 +437,23 @@ def _update(moved: BookMoves, **keys: Any) -> BookUpdate:
 
 SOUND = BookMoves((Move(40, Side.BUY, 99, 3),), (BookLevel(99, 3, 9),), (BookLevel(101, 5, 1),))
 DAMAGED = {
+    "a crossed book": SOUND._replace(asks=(BookLevel(99, 5, 1),)),
+    "an empty side": SOUND._replace(bids=()),
+    "levels towards the touch": SOUND._replace(asks=(BookLevel(102, 1, 1), BookLevel(101, 1, 1))),
+    "a level of a later frame": SOUND._replace(bids=(BookLevel(99, 3, 10),)),
+    "a level without a size": SOUND._replace(bids=(BookLevel(99, 0, 9),)),
+    "a negative size": SOUND._replace(moves=(Move(40, Side.BUY, 99, -1),)),
+    "a move of later": SOUND._replace(moves=(Move(51, Side.BUY, 99, 1),)),
+    "moves out of order": SOUND._replace(
+        moves=(Move(40, Side.BUY, 99, 1), Move(39, Side.BUY, 99, 1))
+    ),
     "a trade that is neither one nor none": SOUND._replace(
         moves=(Move(40, Side.BUY, 99, 1, 2),)  # type: ignore[arg-type]
     ),
     "a book that is neither whole nor not": SOUND._replace(is_whole=2),  # type: ignore[arg-type]
+    "levels beyond the best": SOUND._replace(
+        bids=(BookLevel(99, 3, 9), BookLevel(98, 3, 9)), is_whole=False
+    ),
 }
 
 
@@ -452,6 +465,12 @@ def test_an_event_comes_back_as_it_was_packed() -> None:
 def test_an_event_that_no_feed_writes_is_refused(moved: BookMoves) -> None:
     with pytest.raises(DataInvalid, match="which no recording writes"):
         moves_in(_update(moved))
+
+
+@pytest.mark.parametrize("moved", [SOUND, SOUND._replace(moves=(), is_whole=False)])
+def test_a_sample_knows_nothing_of_what_happened_before_it(moved: BookMoves) -> None:
+    with pytest.raises(DataInvalid, match="which no recording writes"):
+        moves_in(_update(moved, is_sampled=True))
 
 
 @pytest.mark.parametrize("cut", [0, 5, -1])
