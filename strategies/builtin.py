@@ -335,24 +335,24 @@ class CommonBars:
     def __init__(self, symbols: Sequence[str], count: int) -> None:
         self.count = count
         self.newest_ms: dict[str, int] = dict.fromkeys(symbols, -1)
-        self._known = dict.fromkeys(symbols, 0)
+        self._bars = dict.fromkeys(symbols, 0)
         self._in_a_row = dict.fromkeys(symbols, 0)
 
     def take(self, bar: Bar) -> None:
         """Count a bar of any of the symbols."""
         symbol = symbol_of(bar)
         follows = bar.open_time_ms == self.newest_ms[symbol] + bar.interval_ms
-        self._known[symbol] = min(self._known[symbol] + 1, self.count)
+        self._bars[symbol] = min(self._bars[symbol] + 1, self.count)
         self._in_a_row[symbol] = min(self._in_a_row[symbol] + 1, self.count) if follows else 1
         self.newest_ms[symbol] = bar.open_time_ms
 
     def forget(self, symbol: str) -> None:
         """Restart the count of *symbol*."""
-        self.newest_ms[symbol], self._known[symbol], self._in_a_row[symbol] = -1, 0, 0
+        self.newest_ms[symbol], self._bars[symbol], self._in_a_row[symbol] = -1, 0, 0
 
     def lacking(self) -> str:
         """Return which symbol lacks bars, in a sentence; empty where none does."""
-        for symbol, bars in self._known.items():
+        for symbol, bars in self._bars.items():
             if bars < self.count:
                 return f"{symbol} has {bars:,} of the {self.count:,} bars that are looked back on"
         for symbol, bars in self._in_a_row.items():

@@ -132,13 +132,15 @@ class FixedCovariates:
     name: str
     rows: Mapping[str, CovariateRows]
 
-    def known(self, symbol: str) -> CovariateRows:
+    def rows_for(self, symbol: str) -> CovariateRows:
         """Return the rows of *symbol*, or everyone's."""
         return self.rows.get(ALL_SYMBOLS, self.rows.get(symbol, NO_COVARIATES))
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
         """Return the rows at these closes: all of it was read before the first bar."""
-        return joined_rows(self.known(symbol), np.ones(len(closes_ms), dtype=np.bool_), closes_ms)
+        return joined_rows(
+            self.rows_for(symbol), np.ones(len(closes_ms), dtype=np.bool_), closes_ms
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class OtherSource(CovariateSource, Protocol):
         """The other symbol."""
         ...
 
-    def known(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
+    def rows_by(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
         """Return the rows at these closes that were known when *symbol*'s bar of *by_ms* came."""
         ...
 
@@ -87,12 +87,12 @@ class OtherColumns(CovariateColumns):
         del interval_ms
         return self.source.at(symbol, closes_ms).values.astype(np.float32)
 
-    def known(self, symbol: str, closes_ms: Ids, by_ms: int) -> NDArray[np.float32]:
+    def rows_by(self, symbol: str, closes_ms: Ids, by_ms: int) -> NDArray[np.float32]:
         """Return the same as it was known when *symbol*'s bar that closed at *by_ms* came."""
-        return self.source.known(symbol, closes_ms, by_ms).values.astype(np.float32)
+        return self.source.rows_by(symbol, closes_ms, by_ms).values.astype(np.float32)
 
 
-def asked(schema: FeatureSchema, source: CovariateSource) -> OtherColumns:
+def other_columns(schema: FeatureSchema, source: CovariateSource) -> OtherColumns:
     """Return the columns of *source*; raise ``ConfigInvalid`` for one of no other symbol's bars."""
     if not isinstance(source, KnownOtherBars | RunOtherBars):
         raise ConfigInvalid(
@@ -124,7 +124,7 @@ class KnownOtherBars:
             rows[has] = self.values[places[has]]
         return _joined(closes_ms, rows)
 
-    def known(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
+    def rows_by(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
         """Return the same: a candle is known at its close."""
         del by_ms
         return self.at(symbol, closes_ms)
@@ -145,7 +145,7 @@ class RunOtherBars:
         self._columns = len(schema.recipe.names)
         self._features = FeatureStreams(schema)
         self._rows: dict[int, tuple[int, Floats]] = {}  # by close, with its number
-        self._came: dict[str, dict[int, int]] = {}  # the number of each symbol's bars, by close
+        self._numbers: dict[str, dict[int, int]] = {}  # the number of each symbol's bars, by close
         self._newest_ms: dict[str, int] = {}
         self._number = 0
         self._due = 0  # bars that belong to the newest ``Closed``
@@ -162,14 +162,14 @@ class RunOtherBars:
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
         """Return the row of each close that had come when *symbol*'s own bar came."""
-        numbers = self._came.get(symbol, {})
+        numbers = self._numbers.get(symbol, {})
         return self._until(
             closes_ms, [numbers.get(close_ms, -1) for close_ms in closes_ms.tolist()]
         )
 
-    def known(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
+    def rows_by(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
         """Return the row of each close that had come when *symbol*'s bar of *by_ms* came."""
-        by = self._came.get(symbol, {}).get(by_ms, -1)
+        by = self._numbers.get(symbol, {}).get(by_ms, -1)
         return self._until(closes_ms, [by] * len(closes_ms))
 
     def _until(self, closes_ms: Ids, numbers: list[int]) -> JoinedRows:
@@ -191,7 +191,7 @@ class RunOtherBars:
             return  # of an earlier bar again: what was known of it stands
         self._newest_ms[symbol] = close_ms
         if symbol != self.symbol:
-            _keep(self._came.setdefault(symbol, {}), close_ms, self._number)
+            _keep(self._numbers.setdefault(symbol, {}), close_ms, self._number)
             return
         row = self._features.step([bar]).values[0]
         if np.isfinite(row).all():

@@ -126,7 +126,6 @@ class PaperAccount(Holdings):
         self.ranges = ranges or {}
         self.marked = {} if marked is None else marked
         self.journal = Journal()  # what was done since it was taken
-        self.is_filled_by_books = settings.execution is FillModel.BOOK
         self.policy = MarginPolicy(self)
         if settings.leverage is not None:
             self.policy = (CrossMargin if settings.is_cross else IsolatedMargin)(self)

@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -85,37 +86,6 @@ class BookLevel(NamedTuple):
     frame: int
 
 
-class TakenDepth:
-    """What one account took of the levels, which no frame has put back yet."""
-
-    def __init__(self, entries: Iterable[tuple[Side, int, int, int]] = ()) -> None:
-        """Hold *entries*: the side of the book, the price, the quantity, the frame."""
-        self._of = {(side, price): (taken, frame) for side, price, taken, frame in entries}
-
-    def left(self, side: Side, level: BookLevel) -> int:
-        """How much of *level* of that *side* of the book is there to take."""
-        taken, frame = self._of.get((side, level.price), (0, 0))
-        return max(level.size - taken, 0) if level.frame <= frame else level.size
-
-    def take(self, side: Side, level: BookLevel, quantity: int, frame: int) -> None:
-        """Take *quantity* of *level* when *frame* frames were read."""
-        before = level.size - self.left(side, level)
-        self._of[side, level.price] = (before + quantity, frame)
-
-    def forget_renewed(self, side: Side, levels: Sequence[BookLevel]) -> None:
-        """Drop what a later frame put back or removed; *levels* is all that is known of *side*."""
-        frames = {level.price: level.frame for level in levels}
-        self._of = {
-            key: (taken, frame)
-            for key, (taken, frame) in self._of.items()
-            if key[0] is not side or frames.get(key[1], frame + 1) <= frame
-        }
-
-    def entries(self) -> tuple[tuple[Side, int, int, int], ...]:
-        """List the side of the book, the price, the quantity and the frame of each."""
-        return tuple((side, price, *of) for (side, price), of in self._of.items())
-
-
 def reaches(side: Side, limit: int | None, price: int) -> bool:
     """Whether an order of *side* with that *limit* may trade at *price*; all may without one."""
     if limit is None:
@@ -124,7 +94,7 @@ def reaches(side: Side, limit: int | None, price: int) -> bool:
 
 
 def walked(
-    levels: Sequence[BookLevel], taken: TakenDepth, side: Side, quantity: int, limit: int | None
+    levels: Sequence[BookLevel], queues: Queues, side: Side, quantity: int, limit: int | None
 ) -> Iterator[tuple[BookLevel, int]]:
     """Yield the levels that an order of *side* takes, and how much of each, best first.
 
@@ -134,7 +104,7 @@ def walked(
     for level in levels:
         if quantity <= 0 or not reaches(side, limit, level.price):
             return
-        if part := min(quantity, taken.left(other(side), level)):
+        if part := min(quantity, queues.left(other(side), level)):
             quantity -= part
             yield level, part
 
@@ -209,7 +179,31 @@ def moves_in(update: BookUpdate) -> BookMoves:
         for at_ms, is_sell, price, size, is_trade in cut
     )
     levels = [BookLevel(*numbers[at : at + _LEVEL]) for at in range(end, total, _LEVEL)]
-    return BookMoves(rows, tuple(levels[:bids]), tuple(levels[bids:]), bool(is_whole))
+    book_moves = BookMoves(rows, tuple(levels[:bids]), tuple(levels[bids:]), bool(is_whole))
+    _check(update, book_moves)
+    return book_moves
+
+
+def _check(update: BookUpdate, book_moves: BookMoves) -> None:
+    if any(move.size < 0 or move.price < 1 for move in book_moves.moves):
+        raise _impossible(update, "holds a negative price or size")
+    if update.is_sampled and (book_moves.moves or not book_moves.is_whole):
+        raise _impossible(update, "is a sample that knows what happened before it")
+    times = [move.at_ms for move in book_moves.moves]
+    if times != sorted(times) or (times and times[-1] > update.market_ms):
+        raise _impossible(update, "holds moves out of their order")
+    for sign, levels in ((-1, book_moves.bids), (1, book_moves.asks)):
+        prices = [sign * level.price for level in levels]
+        if any(near >= far for near, far in pairwise(prices)):
+            raise _impossible(update, "holds levels that do not lead away from the touch")
+        if any(level.size < 1 or level.price < 1 or level.frame > update.frame for level in levels):
+            raise _impossible(update, "holds a level that no frame showed")
+    if not book_moves.is_whole and len(book_moves.bids) + len(book_moves.asks) > len(_SIDES):
+        raise _impossible(update, "holds levels beyond the best, and says that it does not")
+    if not book_moves.bids or not book_moves.asks:
+        raise _impossible(update, "holds a book with an empty side")
+    if book_moves.bids[0].price >= book_moves.asks[0].price:
+        raise _impossible(update, "holds a crossed book")
 
 
 def _impossible(update: BookUpdate, what: str) -> DataInvalid:
@@ -238,20 +232,40 @@ class Queues:
         self.rules = rules
         self.frame = 0
         self.places: dict[str, QueuePlace] = {}
-        self.taken = TakenDepth()
+        # What was taken of the levels and no frame has put back yet, by side of the book and price:
+        # the quantity, and the frame.
+        self.taken: dict[tuple[Side, int], tuple[int, int]] = {}
 
     def restore(self, state: QueueState) -> None:
         """Take over what survived a restart."""
         self.frame = state.frame
         self.places = {place.order_id: place for place in state.places}
-        self.taken = TakenDepth(state.taken)
+        self.taken = {(side, price): (taken, at) for side, price, taken, at in state.taken}
 
     def state(self, leaving: Iterable[str] = ()) -> QueueState:
         """Return the state that must survive a restart."""
-        return QueueState(
-            self.frame, tuple(self.places.values()), self.taken.entries(), tuple(leaving)
-        )
+        taken = tuple((*key, *of) for key, of in self.taken.items())
+        return QueueState(self.frame, tuple(self.places.values()), taken, tuple(leaving))
 
     def keep(self, resting: Container[str]) -> None:
         """Forget the places of orders that are not among *resting* any more."""
         self.places = {key: place for key, place in self.places.items() if key in resting}
+
+    def left(self, side: Side, level: BookLevel) -> int:
+        """How much of *level* of that *side* of the book is there to take."""
+        taken, frame = self.taken.get((side, level.price), (0, 0))
+        return max(level.size - taken, 0) if level.frame <= frame else level.size
+
+    def take(self, side: Side, level: BookLevel, quantity: int) -> None:
+        """Take *quantity* of *level*, as the newest frame shows it."""
+        before = level.size - self.left(side, level)
+        self.taken[side, level.price] = (before + quantity, self.frame)
+
+    def forget_renewed(self, side: Side, levels: Sequence[BookLevel]) -> None:
+        """Drop what a later frame put back or removed; *levels* is all that is known of *side*."""
+        frames = {level.price: level.frame for level in levels}
+        self.taken = {
+            key: (taken, frame)
+            for key, (taken, frame) in self.taken.items()
+            if key[0] is not side or frames.get(key[1], frame + 1) <= frame
+        }

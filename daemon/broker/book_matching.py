@@ -76,7 +76,7 @@ class BookPass(MarketPass):
         queues.keep({order.order_id for order in self._orders})
         if moved.is_whole:
             for side, levels in ((Side.BUY, moved.bids), (Side.SELL, moved.asks)):
-                queues.taken.forget_renewed(side, levels)
+                queues.forget_renewed(side, levels)
 
     def _meet(self, order: Order, update: BookUpdate, moved: BookMoves) -> None:
         """Let *order* meet the book as it stands now."""
@@ -123,11 +123,10 @@ class BookPass(MarketPass):
         is_maker: bool,
     ) -> None:
         """Fill *order* by what *levels* show and nothing took: as maker at its own price."""
-        taken, frame = self._queues.taken, self._queues.frame
         middle = (moved.bids[0].price + moved.asks[0].price) // 2
         side = other(order.side)
         wanted = order.quantity - order.filled
-        for level, part in walked(tuple(levels), taken, order.side, wanted, order.price):
+        for level, part in walked(tuple(levels), self._queues, order.side, wanted, order.price):
             now = self._find(order.order_id)
             if now is None:
                 return
@@ -139,7 +138,7 @@ class BookPass(MarketPass):
             before = len(self.journal.entries)
             if not self._apply_fill(now, fill):
                 return
-            taken.take(side, level, self._filled_since(before), frame)
+            self._queues.take(side, level, self._filled_since(before))
 
     def _filled_since(self, before: int) -> int:
         return sum(entry.fill.quantity for entry in self.journal.entries[before:])
@@ -198,19 +197,6 @@ def rests_as_limit(order: Order) -> bool:
     return arrived and order.price is not None and not is_waiting_stop(order)
 
 
-def acts(order: Order, quote: Quote, trail: int) -> bool:
-    """Whether a book whose best levels are *quote* can change the resting *order* by itself.
-
-    What happened at the price of a limit is asked apart, of its ``QueuePlace``.
-    """
-    if rests_as_limit(order):
-        if order.until_ms is not None and quote.market_ms >= order.until_ms:
-            return True
-        return reaches(order.side, order.price, quote.ask if order.side is Side.BUY else quote.bid)
-    from_ms = matters_from(order, quote, trail)
-    return from_ms is not None and quote.market_ms >= from_ms
-
-
 class BookWatch:
     """What of an order book can change an order of some account: a feed asks it at every frame.
 
@@ -247,9 +233,16 @@ class BookWatch:
 
     def acts(self, quote: Quote) -> bool:
         """Whether a book whose best levels are *quote* changes an order by itself."""
-        if any(acts(order, quote, trail) for order, trail in self._others):
-            return True
-        due = (line.due_from(quote) for line in self._lines)
+        due = [line.protector.matters_from(quote) for line in self._lines]
+        for order, trail in self._others:
+            if not rests_as_limit(order):
+                due.append(matters_from(order, quote, trail))
+            elif reaches(
+                order.side, order.price, quote.ask if order.side is Side.BUY else quote.bid
+            ):  # what happened at its price is asked of its place
+                return True
+            else:
+                due.append(order.until_ms)
         return any(from_ms is not None and quote.market_ms >= from_ms for from_ms in due)
 
     def concerns(self, side: Side, price: int) -> bool:

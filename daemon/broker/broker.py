@@ -99,13 +99,8 @@ class Wishes(NamedTuple):
 
 
 NO_WISHES: Final = Wishes({}, {}, 0)
-
-
-class RouteResult(NamedTuple):
-    """What the wishes of several owners came to: why they are not reached, if so."""
-
-    refusal: str | None  # of the account
-    refusals: Mapping[str, str | None]  # of each owner that was asked
+Refusals = dict[str, str | None]
+"""Why what was asked for is not reached, if so."""
 
 
 class FilledEvent(NamedTuple):
@@ -291,7 +286,7 @@ class Broker:
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
             for line in account.lines_of(key):
-                line.set_liquidation_price(funding.market_ms)
+                line.protector.set_liquidation_price(funding.market_ms)
         if self.is_cross:
             self._liquidate(key, self._lines[key][0].mark, funding.market_ms)
 
@@ -353,30 +348,25 @@ class Broker:
         at_ms: int,
         *,
         shadow: str | None = None,
-    ) -> RouteResult:
+    ) -> Refusals:
         """Ask the owners of an account for their *wishes*, and it for the net *intent*, if any.
 
         What of the wishes opposes each other crosses at once; the rest is one order, whose fills
         are shared. It is the run's, or a *shadow* account. Returns why what was decided at *bar*'s
-        close cannot be reached. Of a list, what the exchange would refuse is among the orders,
-        REJECTED.
+        close cannot be reached, of the account by an empty name and of each owner that was asked;
+        what the exchange would refuse of a list is among the orders, REJECTED.
         """
         account = self.account if shadow is None else self.shadows[shadow]
-        refusals, of_owners = (
-            list[str | None](),
-            {name: list[str | None]() for name in wishes.intents},
-        )
+        refusals = {name: list[str | None]() for name in ("", *wishes.intents)}
         for book in account.books:
             position = book.lines[bar.instrument]
             for share in position.shares:
                 if (wish := wishes.intents.get(share.owner)) is not None:
-                    of_owners[share.owner].append(self._ask(share, wish, bar, at_ms))
+                    refusals[share.owner].append(self._ask(share, wish, bar, at_ms))
             cross(position, wishes.price, at_ms)
             if intent is not None:
-                refusals.append(self._ask(position, intent, bar, at_ms))
-        return RouteResult(
-            _joined(refusals), {name: _joined(texts) for name, texts in of_owners.items()}
-        )
+                refusals[""].append(self._ask(position, intent, bar, at_ms))
+        return {name: "; ".join(filter(None, of)) or None for name, of in refusals.items()}
 
     def _ask(self, line: Line, wish: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
         """Ask *line* for its part of what was decided; return why it cannot be reached, by side."""
@@ -519,7 +509,7 @@ class Broker:
             for order in line.orders.orders
             if (from_ms := matters_from(order, quote, line.orders.trail)) is not None
         ]
-        due = [line.due_from(quote) for line in self._lines[key]]
+        due = [line.protector.matters_from(quote) for line in self._lines[key]]
         return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
 
     def watch(self, instrument: str) -> BookWatch:
@@ -682,11 +672,6 @@ def _check(
                 f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
                 "decimals, which no two strategies can share exactly; trade it by [strategy]."
             )
-
-
-def _joined(refusals: Iterable[str | None]) -> str | None:
-    """Return why not all is reached; None where nothing is refused."""
-    return "; ".join(filter(None, refusals)) or None
 
 
 def cross(position: Line, price: int, at_ms: int) -> None:

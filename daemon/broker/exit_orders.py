@@ -100,7 +100,7 @@ class Protector:
     def matters_from(self, quote: Quote) -> int | None:
         """Return the market time from which *quote* closes or moves what is due by then."""
         plan = self._state.plan
-        if plan is None:
+        if plan is None or not self.is_timed:  # as at most quotes
             return None
         due = [] if plan.until_ms is None else [plan.until_ms]
         opened_ms = self._line.holding.opened_ms
@@ -187,6 +187,8 @@ class Protector:
         It is touched as a stop is, and then closes the position at the bankruptcy price, whatever
         the market is. With *amends_only* none is placed.
         """
+        if self._line.binds is None:
+            return
         resting, held = self._resting, self._line.held
         bounds = self._line.holding.bounds(self._line.binds)
         armed = resting.protective(OrderRole.LIQUIDATION)

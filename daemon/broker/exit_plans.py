@@ -255,7 +255,7 @@ class Planner:
             ("target", signal.target, sign),
             ("trailing", signal.trailing, -sign),
         ):
-            named = None if distance is None else self._level(name, distance, day_range)
+            named = self._level(name, distance, day_range)
             configured = self._configured(name, sign, direction, day_range, expected, held)
             candidates: list[Level | None] = []
             for level, is_judged in ((named, True), (configured, held is None)):
@@ -286,15 +286,15 @@ class Planner:
         0 where there is none, or none that could protect the position.
         """
         direction = -1 if signal.action is Action.LONG else 1
-        distances = []
-        for name, distance in (("stop", signal.stop), ("trailing", signal.trailing)):
-            named = None if distance is None else self._level(name, distance, day_range)
-            configured = self._configured(name, -direction, direction, day_range, expected)
-            distances += [
-                direction * (level.at(price, direction) - price)
-                for level in (named, configured)
-                if isinstance(level, Level)
-            ]
+        distances = [
+            direction * (level.at(price, direction) - price)
+            for name in ("stop", "trailing")
+            for level in (
+                self._level(name, getattr(signal, name), day_range),
+                self._configured(name, -direction, direction, day_range, expected),
+            )
+            if isinstance(level, Level)
+        ]
         return max(min(distances, default=0), 0)
 
     def _configured(
@@ -326,13 +326,15 @@ class Planner:
         return Level(rate, is_price=False, is_share=True, words=distance.words)
 
     def _level(
-        self, name: str, distance: Distance, day_range: MeanRange, words: str = ""
-    ) -> Level | str:
+        self, name: str, distance: Distance | None, day_range: MeanRange, words: str = ""
+    ) -> Level | str | None:
         """Return where *distance* is, or why it is nowhere; without *words* it is the signal's.
 
         Its words hold no number that the market or its order says: they are the cause by which a
         report counts.
         """
+        if distance is None:
+            return None
         label = words or {"trailing": "trailing stop"}.get(name, name)
         number = _number(distance)
         mean = day_range.mean() if isinstance(distance, Volatility) and isfinite(number) else 0

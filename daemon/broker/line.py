@@ -44,7 +44,6 @@ from tracepaper.strategies.types.market import (
     Bar,
     CorporateAction,
     Instrument,
-    Quote,
     Side,
 )
 from tracepaper.strategies.units import RATE_SCALE, divide_half_even
@@ -146,17 +145,9 @@ class Line:
         self.position = Position()  # the holding, valued at the mark
         self.margin: MarginRules | None = None  # what orders of a position are judged by
         self.binds: MarginRules | None = None  # what an isolated position binds and is called by
-        by_book, latency = account.is_filled_by_books, settings.latency
         self.journal = account.journal
-        self.orders = RestingOrders(
-            item,
-            settings.costs_for(self.key),
-            latency=latency,
-            fill_within_ms=settings.fill_within_ms,
-            cancel_ms=latency.fixed_ms if by_book else 0,
-            book=book,
-            net=None if whole is None else whole.orders,
-        )
+        net = None if whole is None else whole.orders
+        self.orders = RestingOrders(item, settings, book=book, net=net)
         self.protector = Protector(self, settings.exits)
         self.change(item)
 
@@ -336,11 +327,6 @@ class Line:
         is_tried = self.positions.tried is not None
         return None if is_tried else self.book.account.policy.refusal(self, fill)
 
-    def set_liquidation_price(self, at_ms: int) -> None:
-        """Put the exchange's own order where it liquidates."""
-        if self.binds is not None:
-            self.protector.set_liquidation_price(at_ms)
-
     # ------------------------------------------------------------ what the market does
 
     @property
@@ -411,12 +397,6 @@ class Line:
         cash = self.book.account.spendable(payer, is_reversal=False)
         now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
         self.orders.send(orders.requests, orders.reason, now)
-
-    def due_from(self, quote: Quote) -> int | None:
-        """Return the market time from which *quote* closes or moves what is due by then."""
-        if not self.protector.is_timed:  # as at most quotes
-            return None
-        return self.protector.matters_from(quote)
 
     # ------------------------------------------------------------ what survives a restart
 

@@ -206,7 +206,7 @@ class IsolatedMargin(MarginPolicy):
         held = [line for line in positions.lines if line.held]
         for line in held:
             if line.orders.protective(OrderRole.LIQUIDATION) is None:  # taken over
-                line.set_liquidation_price(at_ms)
+                line.protector.set_liquidation_price(at_ms)
         if held:
             positions.match_mark(mark, at_ms)
 
@@ -443,12 +443,8 @@ def _exposure(parts: Iterable[RestingOrders], held: int) -> int:
 def _cancel(resting: RestingOrders, held: int) -> None:
     """Cancel all that may do more than reduce the position *held*."""
     for order in resting.orders:
-        only_closes = order is resting.order and 0 <= _left(held, order) * held <= held * held
+        signed = order.quantity - order.filled
+        left = held + (signed if order.side is Side.BUY else -signed)
+        only_closes = order is resting.order and 0 <= left * held <= held * held
         if not order.reduce_only and not (held and only_closes):
             resting.end(order, CALLED)
-
-
-def _left(held: int, order: Order) -> int:
-    """Return the quantity left of *held* after *order*."""
-    open_ = order.quantity - order.filled
-    return held + (open_ if order.side is Side.BUY else -open_)

@@ -346,8 +346,8 @@ class MarketPass:
         elif position.shares:
             self._apportion(position.shares, fill, order)
         self.journal.entries.append(FillEntry(fill, order, before, position.position))
-        if position.binds is not None:  # what is left of the event meets the position as it is now
-            position.protector.set_liquidation_price(fill.filled_ms, amends_only=True)
+        # What is left of the event meets the position as it is now.
+        position.protector.set_liquidation_price(fill.filled_ms, amends_only=True)
         return order
 
     def _apportion(self, shares: Sequence[Line], fill: Fill, order: Order) -> None:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.journal import Journal
 from tracepaper.daemon.broker.rules import Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Fill,
+    FillModel,
     Order,
     OrderKind,
     OrderRole,
@@ -35,6 +35,7 @@ from tracepaper.strategies.types.market import Category, CommandKind, Instrument
 from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE
 
 if TYPE_CHECKING:
+    from tracepaper.daemon.broker.account import BrokerSettings
     from tracepaper.daemon.broker.book import Book
 
 FILL_WITHIN_MS: Final = 10_000
@@ -146,25 +147,23 @@ class RestingOrders:
     def __init__(
         self,
         instrument: Instrument,
-        costs: ExecutionCosts,
+        settings: BrokerSettings,
         *,
-        latency: Latency,
-        fill_within_ms: int = FILL_WITHIN_MS,
-        cancel_ms: int = 0,
         book: Book | None = None,
         net: RestingOrders | None = None,
     ) -> None:
-        """Hold the orders of *book*.
+        """Hold the orders of *book*; *net* are those of the position that an owner has a share of.
 
-        A strategy's cancellation by list takes *cancel_ms* on its way: until then the order can be
-        filled. *net* are the orders of the position that an owner has a share of.
+        Where books fill orders, a strategy's cancellation by list takes the latency on its way:
+        until then the order can be filled.
         """
+        costs = settings.costs_for(instrument.id)
         self.filters = Filters(instrument, costs)
         self._spot = instrument.category is Category.SPOT
         self._is_cash = instrument.category.is_cash
         self._costs = costs
-        self._latency = latency
-        self._fill_within_ms, self._cancel_ms = fill_within_ms, cancel_ms
+        self._latency, self._fill_within_ms = settings.latency, settings.fill_within_ms
+        self._cancel_ms = self._latency.fixed_ms if settings.execution is FillModel.BOOK else 0
         self.leaving: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
         self.journal = Journal() if book is None else book.account.journal
         self._side = None if book is None else book.side

@@ -136,7 +136,7 @@ class Positions:
         filled = {entry.fill.position_side for entry in self.journal.entries[first[0] :]}
         for line in self.lines:
             if line.book.side in filled:
-                line.set_liquidation_price(at_ms)
+                line.protector.set_liquidation_price(at_ms)
 
     def protect_fills(self, first: tuple[int, int]) -> None:
         """Let what the fills of a pass arm or end follow them; they begin at *first*."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from operator import attrgetter
 from typing import Final, Self, TypeVar
 
@@ -23,7 +22,6 @@ from aiolimiter import AsyncLimiter
 from tracepaper.daemon.bybit import messages
 from tracepaper.daemon.bybit.instruments import (
     candle_reader,
-    decimals_needed,
     exact,
     exact_signed,
     interval_name,
@@ -403,30 +401,6 @@ class BybitClient:
             if len(page) < SETTLEMENTS_MAX or (until_ms := min(settlements) - 1) < start_ms:
                 break
         return [settlements[settled_ms] for settled_ms in sorted(settlements)]
-
-    async def last_price(self, instrument: Instrument) -> Decimal:
-        """Return the price of the last trade; 0 where the exchange names none.
-
-        An instrument without a ticker is refused, or awaited once proven.
-        """
-        category, symbol = instrument.category.value, instrument.symbol
-
-        def read(page: messages.Tickers, _: int) -> Decimal:
-            for ticker in page.rows:
-                if (page.category, ticker.symbol) == (category, symbol):
-                    decimals_needed(ticker.last_price or "0")  # refuses what is no number
-                    return Decimal(ticker.last_price or 0)
-            if page.rows:
-                raise MessageMalformed(
-                    f"Bybit answered with tickers, but not with that of {category}:{symbol}; "
-                    "trying again."
-                )
-            raise ConfigInvalid(
-                f"Bybit has no {category} ticker of {symbol}; correct market.symbols."
-            )
-
-        query = _subject(instrument)
-        return await self._get("/v5/market/tickers", query, messages.Tickers, read)
 
     async def listed(self, category: Category) -> list[TradedSymbol]:
         """Return *category*'s symbols that trade, each with its last day; what is odd is left out.

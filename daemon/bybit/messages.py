@@ -175,7 +175,6 @@ class LotSizeFilter(Struct, rename="camel"):
     """Quantity limits; linear and spot name the same things differently, so all are optional."""
 
     min_order_qty: str = ""
-    max_order_qty: str = ""
     max_mkt_order_qty: str = ""  # linear
     qty_step: str = ""  # linear
     min_notional_value: str = ""  # linear
@@ -241,15 +240,8 @@ class TickerInfo(Struct, rename="camel"):
     low: str = field(default="", name="lowPrice24h")
 
 
-class Tickers(Struct, rename="camel"):
-    """Result of ``/v5/market/tickers``."""
-
-    rows: list[TickerInfo] = field(name="list")
-    category: str = ""
-
-
 class TickerPage(Struct):
-    """The same of all symbols, where an odd entry is left out and the others are read."""
+    """Result of ``/v5/market/tickers``, where an odd entry is left out and the others are read."""
 
     rows: list[Raw] = field(name="list")
     category: str = ""

@@ -74,7 +74,7 @@ class FrameReader:
         refused: Callable[[str, str], None] = lambda _kind, _sentence: None,
     ) -> None:
         self._instrument, self._topics, self._accepts = instrument, topics, accepts
-        self._counters, self._told = counters, refused
+        self._counters, self._report_refusal = counters, refused
         self._is_numbered = not topics[0].startswith("orderbook.1.")
         self.forget()
 
@@ -91,7 +91,7 @@ class FrameReader:
         )
 
     def _refused(self, kind: str, sentence: str) -> None:
-        self._told(kind, sentence)
+        self._report_refusal(kind, sentence)
         self.sentence = sentence
         if kind != "unknown.orderbook":  # a delta of a book that is not known yet
             self.cause = "sequence" if kind == "skipped.orderbook" else "refused"

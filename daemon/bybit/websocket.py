@@ -37,7 +37,7 @@ from tracepaper.daemon.bybit.wire import (
     RefusedFrame,
     Ticker,
     Trades,
-    Unknown,
+    UnreadFrame,
     Wire,
 )
 from tracepaper.daemon.clock import Clock
@@ -119,7 +119,7 @@ class PublicStream:
                 f"({ARGUMENT_CHARACTERS_MAX} characters); list fewer market.symbols."
             )
         self.answered = asyncio.Event()
-        self.is_connected = False
+        self.is_open = False
         self.refused: set[str] = set()
         self._url = stream_url(exchange, category)
         self._category = category
@@ -163,7 +163,7 @@ class PublicStream:
         connection = await self._connect()
         self._stale_topics.clear()
         self._sent_ms = 0
-        self.is_connected = True
+        self.is_open = True
         self._data_s = self._clock.network_s()
         self._handler.connected()
         try:
@@ -179,7 +179,7 @@ class PublicStream:
                 self._handler.lost(cause)
             raise cause from None
         finally:
-            self.is_connected = False
+            self.is_open = False
             self._acks.clear()
             await connection.close()
 
@@ -233,7 +233,7 @@ class PublicStream:
                 future = self._acks.pop(received.request_id, None)
                 if future is not None and not future.done():
                     future.set_result(received)
-            elif received is not None and not isinstance(received, Pong | Unknown):
+            elif received is not None and not isinstance(received, Pong | UnreadFrame):
                 self._data_s = self._clock.network_s()
 
     async def _heartbeat(self, connection: ClientConnection) -> None:
@@ -355,20 +355,6 @@ TRADES: Final = "publicTrade."
 """The topic of trades."""
 
 
-def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> list[str]:
-    """Return the topics of one symbol: closed candles first, then quotes, marks and trades.
-
-    Spot has no mark and no funding, so its ticker is not needed; its trades confirm a quote that
-    jumps.
-    """
-    wanted = [f"kline.{interval}.{symbol}", f"orderbook.1.{symbol}"]
-    if category is Category.LINEAR:
-        wanted.append(f"tickers.{symbol}")
-    if trades or category is Category.SPOT:
-        wanted.append(f"publicTrade.{symbol}")
-    return wanted
-
-
 def characters_of(topics: Iterable[str]) -> int:
     """Return the characters of *topics* as arguments: each in quotes, with a comma."""
     return sum(len(topic) + 3 for topic in topics)
@@ -392,9 +378,17 @@ def connections(category: Category, request: StreamRequest) -> list[StreamReques
 
 
 def topics_of(item: Instrument, request: StreamRequest) -> list[str]:
-    """Return the topics of *item* that *request* asks for, each once."""
-    name = interval_name(request.interval_ms)
-    wanted = topics(item.category, item.symbol, interval=name, trades=request.trades)
+    """Return the topics of *item* that *request* asks for, each once: closed candles first.
+
+    Spot has no mark and no funding, so its ticker is not needed; its trades confirm a quote that
+    jumps.
+    """
+    category, symbol = item.category, item.symbol
+    wanted = [f"kline.{interval_name(request.interval_ms)}.{symbol}", f"{BEST}{symbol}"]
+    if category is Category.LINEAR:
+        wanted.append(f"tickers.{symbol}")
+    if request.trades or category is Category.SPOT:
+        wanted.append(f"{TRADES}{symbol}")
     if request.depth:
         depth = DepthRequest(item.category, item.symbol, request.depth, request.depth_every_ms)
         wanted.append(depth.topic)
@@ -408,8 +402,8 @@ def _fills(item: Instrument, request: StreamRequest) -> DepthRequest:
     return DepthRequest(item.category, item.symbol, request.fill_levels, MINUTE_MS, events=True)
 
 
-class CategoryStream:
-    """Joins a ``PublicStream`` with a fresh ``Wire`` for each connection it makes."""
+class CategoryStream(PublicStream):
+    """A connection that reads its frames by a fresh ``Wire``, and tells a feed what they say."""
 
     def __init__(
         self,
@@ -423,12 +417,19 @@ class CategoryStream:
         cooldown: Cooldown,
         counters: Counter[str],
     ) -> None:
-        self._category = category
-        self._request = request
         self._instruments = request.instruments
+        super().__init__(
+            category=category,
+            topics=[topic for item in self._instruments for topic in topics_of(item, request)],
+            exchange=exchange,
+            handler=StreamCallbacks(self._receive, self._connected, self._lost),
+            clock=clock,
+            rng=rng,
+            cooldown=cooldown,
+        )
+        self._request = request
         self._ids = frozenset(instrument.id for instrument in self._instruments)
         self._listener = listener
-        self._clock = clock
         self._counters = counters
         self._logged: set[str] = set()
         self._wire = self._new_wire()
@@ -441,37 +442,19 @@ class CategoryStream:
             for topic in reader.topics:
                 self._by_topic.setdefault(topic, []).append(reader)
         self._takes_trades = request.trades or category is Category.SPOT
-        self._stream = PublicStream(
-            category=category,
-            topics=[topic for item in self._instruments for topic in topics_of(item, request)],
-            exchange=exchange,
-            handler=StreamCallbacks(self._receive, self._connected, self._lost),
-            clock=clock,
-            rng=rng,
-            cooldown=cooldown,
-        )
-
-    @property
-    def frame_s(self) -> float | None:
-        """The network time of the newest frame."""
-        return self._stream.frame_s
-
-    async def run(self) -> None:
-        """Listen until cancelled; raises ``ConfigInvalid`` where no retry can help."""
-        await self._stream.run()
 
     async def subscribed(self, within_s: float) -> bool:
         """Wait until every topic was acknowledged or refused; False if that took too long."""
         try:
             async with asyncio.timeout(within_s):
-                await self._stream.answered.wait()
+                await self.answered.wait()
         except TimeoutError:
             return False
         return True
 
     def is_connected(self, instrument: str) -> bool:
         """Return whether the connection stands and *instrument* is of its category."""
-        return self._stream.is_connected and instrument in self._ids
+        return self.is_open and instrument in self._ids
 
     def _sampler(self, instrument: Instrument) -> DepthSampler:
         request = self._request
@@ -518,7 +501,7 @@ class CategoryStream:
     def _is_believed(self, server_ms: int) -> bool:
         """Return whether the feed believes the date of a frame; the connection learns it."""
         if is_believed := self._listener.on_server_time(server_ms):
-            self._stream.dated(server_ms)
+            self.dated(server_ms)
         return is_believed
 
     def _connected(self) -> None:
@@ -544,7 +527,7 @@ class CategoryStream:
             for reader in readers:
                 taken = reader.receive(frame) or taken
                 if stale := reader.pop_stale_topics():
-                    self._stream.resubscribe(stale)
+                    self.resubscribe(stale)
             is_trade = topic.startswith(TRADES)
             if not topic.startswith(BEST) and not (is_trade and self._takes_trades):
                 self._counters["frames"] += taken is not None
@@ -554,7 +537,7 @@ class CategoryStream:
         except MessageMalformed:
             received = None
         if self._wire.stale_topics:
-            self._stream.resubscribe(self._wire.pop_stale_topics())
+            self.resubscribe(self._wire.pop_stale_topics())
         if received is None or isinstance(received, RefusedFrame):
             return None
         self._counters["frames"] += 1

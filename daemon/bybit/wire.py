@@ -1,10 +1,10 @@
 """Sans-I/O reader of a websocket connection: bytes in, typed messages out.
 
 On any bytes whatever ``Wire.receive`` returns a result or raises ``MessageMalformed``, nothing
-else. What it does not know is an ``Unknown``, never an error: the exchange may add topics. A frame
-that cannot be true (dated ahead, off the grid, of another symbol than its topic) is refused before
-any of it is taken in. State (ticker fields that deltas leave out, book levels) lives as long as the
-connection: make a new ``Wire`` after each reconnect.
+else. What it does not know is an ``UnreadFrame``, never an error: the exchange may add topics. A
+frame that cannot be true (dated ahead, off the grid, of another symbol than its topic) is refused
+before any of it is taken in. State (ticker fields that deltas leave out, book levels) lives as long
+as the connection: make a new ``Wire`` after each reconnect.
 
 The rules are docs/time.md, T11 to T13.
 """
@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tracepaper.daemon.bybit import messages
 from tracepaper.daemon.bybit.instruments import (
-    ReadCandle,
     candle_reader,
     exact,
     exact_signed,
@@ -30,7 +29,6 @@ from tracepaper.daemon.bybit.instruments import (
 )
 from tracepaper.daemon.bybit.messages import (
     KlineCandle,
-    KlineFrame,
     TickerData,
     TickerFrame,
     decode_kline,
@@ -56,8 +54,6 @@ BOOK_LEVELS_MAX: Final = 1_000
 """Levels a side, the most that any depth of the exchange has; with more the book is dropped."""
 FUNDING_AHEAD_MS: Final = DAY_MS
 """The next funding is never further away; most instruments settle every four or eight hours."""
-_KLINE_BEGINS: Final = b'{"topic":"kline.'
-_SHORT_WAY: Final = len(_KLINE_BEGINS)
 _ARGUMENTS: Final = {
     "orderbook": ("1", "25", "40", "50", "100", "200", "500", "1000"),
     "tickers": ("",),
@@ -112,7 +108,7 @@ class Pong(Struct, gc=False):
     """The answer to a ping: the connection is open, which says nothing about the data."""
 
 
-class Unknown(Struct, gc=False):
+class UnreadFrame(Struct, gc=False):
     """A well-formed frame that is not ours to read."""
 
 
@@ -120,7 +116,7 @@ class RefusedFrame(Struct, gc=False):
     """A frame whose date is not accepted; none of it was applied."""
 
 
-Received = ClosedCandles | Ticker | BestQuotes | Trades | Ack | Pong | Unknown | RefusedFrame
+Received = ClosedCandles | Ticker | BestQuotes | Trades | Ack | Pong | UnreadFrame | RefusedFrame
 _Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
@@ -248,15 +244,8 @@ class Wire:
 
         Raises ``MessageMalformed`` and nothing else, whatever the bytes.
         """
-        kind, topic = "kline", ""
+        kind, topic = "frame", ""
         try:
-            # The order of keys differs between categories, so this beginning is only a shortcut;
-            # all other frames are read by the topic in their head.
-            if frame[:_SHORT_WAY] == _KLINE_BEGINS:
-                kline = decode_kline(frame)
-                if (read := self._candle_readers.get(kline.topic)) is not None:
-                    return self._closed_candles(kline, read)
-            kind = "frame"
             head = messages.decode_head(frame)
             topic = head.topic
             kind = topic.partition(".")[0]
@@ -338,13 +327,13 @@ class Wire:
             return self._unknown(kind)
         return reader(frame, instrument)
 
-    def _unknown(self, kind: str) -> Unknown:
+    def _unknown(self, kind: str) -> UnreadFrame:
         """Count a frame that was not subscribed; foreign kinds share a counter, to stay few."""
         counted = kind if kind in self._readers else "other"
         self.counters[f"unknown.{counted}"] += 1
-        return Unknown()
+        return UnreadFrame()
 
-    def _before_snapshot(self, kind: str, topic: str) -> Unknown:
+    def _before_snapshot(self, kind: str, topic: str) -> UnreadFrame:
         """Refuse a delta that comes before any snapshot, and mark its topic as stale."""
         self.stale_topics.add(topic)
         self._refuse(
@@ -352,26 +341,22 @@ class Wire:
             f"A delta of {topic[:64]} came before any snapshot; it was dropped and a snapshot is "
             "asked for.",
         )
-        return Unknown()
+        return UnreadFrame()
 
     def _kline(self, frame: bytes, _: Instrument) -> Received:
-        """Read a kline frame whose keys come in another order."""
-        kline = decode_kline(frame)
-        if (read := self._candle_readers.get(kline.topic)) is None:
-            return self._unknown("kline")
-        return self._closed_candles(kline, read)
-
-    def _closed_candles(self, frame: KlineFrame, read: ReadCandle) -> Received:
-        """Return the closed candles of *frame* as bars; a candle is parsed once, then checked.
+        """Return the closed candles of a frame as bars; a candle is parsed once, then checked.
 
         A candle that is marked as closed before its close counts as open. Raises
         ``MessageMalformed`` where a number is not exact, ``FrameImpossible`` where a candle
         contradicts itself, lies off the grid or differs from another of its time.
         """
+        kline = decode_kline(frame)
+        if (read := self._candle_readers.get(kline.topic)) is None:
+            return self._unknown("kline")
         bars: list[Bar] = []
-        candles, server_ms = frame.data, frame.ts
+        candles, server_ms = kline.data, kline.ts
         if len(candles) > 1 and (len(candles) > _ROLL or candles[0].start == candles[1].start):
-            _refuse_doubles(candles, frame.topic)
+            _refuse_doubles(candles, kline.topic)
         for candle in candles:
             # The exchange repeats the open candle until it closes; only a confirmed one is a fact.
             if not candle.confirm:
@@ -381,8 +366,7 @@ class Wire:
                 self._refuse_early(candle, server_ms)
             else:
                 bars.append(bar)
-        observe = self._observe  # not by _accepts_date: this is the hot path
-        if observe is None or observe(server_ms):
+        if self._accepts_date(server_ms):
             return ClosedCandles(server_ms, bars)
         return self._ahead("kline", server_ms)
 
@@ -528,13 +512,5 @@ def _mark(
 
 def _merged(before: TickerData, delta: TickerData) -> TickerData:
     """Return *before* with the fields that *delta* has."""
-    return TickerData(
-        symbol=delta.symbol,
-        last_price=before.last_price if delta.last_price is None else delta.last_price,
-        mark_price=before.mark_price if delta.mark_price is None else delta.mark_price,
-        index_price=before.index_price if delta.index_price is None else delta.index_price,
-        next_funding_time=before.next_funding_time
-        if delta.next_funding_time is None
-        else delta.next_funding_time,
-        funding_rate=before.funding_rate if delta.funding_rate is None else delta.funding_rate,
-    )
+    values = ((name, getattr(delta, name)) for name in delta.__struct_fields__)
+    return structs.replace(before, **{name: value for name, value in values if value is not None})

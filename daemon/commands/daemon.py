@@ -62,30 +62,26 @@ def status(
     config: ConfigOption = None,
     json: JsonOption = False,
     ready: Annotated[
-        bool, typer.Option("--ready", help="Ask only /readyz: ready, or the reasons why not.")
+        bool, typer.Option("--ready", help="Print only whether it is ready, or why not.")
     ] = False,
 ) -> None:
     """Show the running daemon: health, account, and the last decision with its gates.
 
     Exit code 1 where it is not ready.
     """
-    from tracepaper.daemon.http.client import ask, readiness
+    from tracepaper.daemon.http.client import ask
     from tracepaper.daemon.terminal.console import Terminal
 
-    database = database_path(db, config)
+    document: Status = ask(database_path(db, config), "/status")
     if ready:
-        is_ready, words = readiness(database)
-        typer.echo(words)
+        typer.echo("\n".join(document["not_ready"]) or "ready")
+    elif json:
+        print_json(document)
     else:
-        document = ask(database, "/status")
-        is_ready = bool(document["ready"])
-        if json:
-            print_json(document)
-        else:
-            console = Terminal(highlight=False)
-            for line in _lines(document):
-                console.print(line)
-    if not is_ready:
+        console = Terminal(highlight=False)
+        for line in _lines(document):
+            console.print(line)
+    if not document["ready"]:
         raise typer.Exit(1)
 
 

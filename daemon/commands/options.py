@@ -48,10 +48,6 @@ SetOption = Annotated[
 HtmlOption = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")
 ]
-CacheOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Cache of features and labels; by default in ~/.cache."),
-]
 ServiceOption = Annotated[
     bool,
     typer.Option(

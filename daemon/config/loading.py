@@ -111,7 +111,7 @@ class Config(BaseModel):
         """The folder of the configuration file, where [model] names files."""
         return self._folder
 
-    def beside(self, folder: Path) -> Config:
+    def in_folder(self, folder: Path) -> Config:
         """Return a copy whose ``folder`` is *folder*, as if it had been read from a file there."""
         copy = self.model_copy()
         copy._folder = folder  # noqa: SLF001 - its own class
@@ -264,7 +264,7 @@ def load_with_origins(
     market = config.market
     lists = (market.universe is not None and market.universe.file) or market.record_events
     if isinstance(given, Path) and (config.model.files or config.model.covariates or lists):
-        config = config.beside(given.resolve().parent)
+        config = config.in_folder(given.resolve().parent)
     return config, origins
 
 

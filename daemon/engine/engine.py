@@ -24,7 +24,7 @@ from tracepaper.daemon.broker.broker import (
     NOTHING_FILLED,
     Broker,
     FilledEvent,
-    RouteResult,
+    Refusals,
     Save,
     Wishes,
 )
@@ -744,7 +744,7 @@ class Engine:
         of_members, wishes, intent = answers.decisions, answers.wishes, state.intent
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
-        routed = RouteResult(None, {})
+        refusals: Refusals = {}
         if intent is None:
             # What only reduces is not held up, and what a command left opposing crosses still.
             if of_members:
@@ -752,8 +752,8 @@ class Engine:
         else:
             if isinstance(intent, Intent) and intent.ends_lists:
                 wishes = wishes.closed(intent, broker.account.owners)
-            routed = broker.route(intent, wishes, bar, at_ms)
-            decision = state.unfilled(decision, routed.refusal)
+            refusals = broker.route(intent, wishes, bar, at_ms)
+            decision = state.unfilled(decision, refusals[""])
         if broker.shadows and decision.refused_by not in INTEGRITY:
             self._follow_shadows(bar, prediction, of_members, decision, at_ms)
         done = broker.take()
@@ -765,7 +765,7 @@ class Engine:
         shown = partial(Shadows.steps, fills=filled.of_others, positions=observed)
         twins = (
             *shown(broker.sides, key, decided_ms=decided_ms),
-            *self._member_steps(key, (filled, done), decision, of_members, wishes, routed),
+            *self._member_steps(key, (filled, done), decision, of_members, wishes, refusals),
             *shown(broker.shadows, key, decided_ms=decided_ms),
         )
         return BarOutcome(decision, prediction, done.orders, twins)
@@ -841,12 +841,12 @@ class Engine:
         decision: Decision,
         of_members: Sequence[Decision],
         wishes: Wishes,
-        routed: RouteResult,
+        refusals: Refusals,
     ) -> list[TwinStep]:
         """Return what a step holds of each member, whose fills came before and by its decision."""
         twins: list[TwinStep] = []
         filled, done = both
-        refusals, refused_by = routed.refusals, decision.refused_by
+        refused_by = decision.refused_by
         are_filled = filled.of_others or done.of_others
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
             name, account = member.name, member.account

@@ -364,10 +364,9 @@ class RegimeTracker:
 
         What the old model's attention said is forgotten.
         """
-        account, *members = terms
-        bounds = (of.bounds for of in (account, *members))
-        self._bounds = next((of for of in bounds if of is not None), None)
-        self._cells = account.cells
+        every = tuple(terms)
+        self._bounds = next((of.bounds for of in every if of.bounds is not None), None)
+        self._cells = every[0].cells
         self.regime, self.cell = Regime.UNKNOWN, None
 
     def follow(self, explanation: Explanation | None) -> None:

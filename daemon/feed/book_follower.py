@@ -91,7 +91,7 @@ class BookFollower:
         self._asks: dict[int, tuple[int, int]] = {}
         self._cause = BEGUN
         self._moves: list[Move] = []
-        self._seen: BookWatch | None = None  # what was asked since the last event
+        self._watched: BookWatch | None = None  # what was asked since the last event
 
     def goes_on(self) -> None:
         """Take the book to go on from what the run knows of it."""
@@ -99,15 +99,15 @@ class BookFollower:
 
     def forget(self) -> None:
         """Ask anew what can change an order: something else than the book may have changed one."""
-        self._seen = None
+        self._watched = None
 
     def _look(self, watch: Watch) -> BookWatch:
         """Return the moves that can change an order now, with those that no event holds yet."""
-        if self._seen is None:
-            self._seen = watch(self.key)
+        if self._watched is None:
+            self._watched = watch(self.key)
             for move in self._moves:
-                self._seen.take(move)
-        return self._seen
+                self._watched.take(move)
+        return self._watched
 
     def advance(self, frame: ReadFrame, watch: Watch) -> Iterator[BookUpdate]:
         """Take in the next *frame*; yield each event that it causes."""
@@ -245,7 +245,7 @@ class BookFollower:
         else:
             bids, asks = (BookLevel(bid, *self._bids[bid]),), (BookLevel(ask, *self._asks[ask]),)
         cause, moves = self._cause, tuple(self._moves)
-        self._cause, self._seen = "", None
+        self._cause, self._watched = "", None
         self._moves.clear()
         return BookUpdate(
             self.key,

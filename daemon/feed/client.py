@@ -11,7 +11,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from msgspec import Struct, field
@@ -46,10 +46,6 @@ WaitObserver = Callable[[str, float], None]
 """Is called with the name and the seconds of each wait."""
 
 log = Logger("bybit")
-
-
-def ignore_wait(_name: str, _seconds: float) -> None:
-    """Ignore a wait."""
 
 
 class RestartBudget:
@@ -101,7 +97,7 @@ async def retry(
     rng: random.Random,
     name: str,
     ceiling_s: float,
-    observer: WaitObserver = ignore_wait,
+    observer: WaitObserver = lambda _name, _seconds: None,
     budget: RestartBudget | None = None,
     retry_log: RetryLog | None = None,
 ) -> T:
@@ -156,7 +152,9 @@ class Cooldown:
     counts it as progress; ``retry_log`` logs the failures.
     """
 
-    def __init__(self, *, clock: Clock, observer: WaitObserver = ignore_wait) -> None:
+    def __init__(
+        self, *, clock: Clock, observer: WaitObserver = lambda _name, _seconds: None
+    ) -> None:
         self._clock = clock
         self.observer = observer
         self.retry_log = RetryLog(clock=clock)
@@ -311,10 +309,6 @@ class MarketDataClient(Protocol):
         """Return the risk tiers of *instrument*, the smallest first; none where there are none."""
         ...
 
-    async def last_price(self, instrument: Instrument) -> Decimal:
-        """Return the price of the last trade; 0 where the exchange names none."""
-        ...
-
     async def listed(self, category: Category) -> list[TradedSymbol]:
         """Return *category*'s symbols that trade, each with its last 24 hours."""
         ...
@@ -349,45 +343,24 @@ class MarketDataClient(Protocol):
 # ---------------------------------------------------------------- the queue of a feed
 
 
-class EventQueue(Generic[T]):
-    """First in, first out; ``try_put`` takes what may be dropped, ``put`` what may not.
+class EventQueue(asyncio.Queue[T]):
+    """First in, first out; ``try_put`` takes what may be dropped, ``put_nowait`` what may not.
 
     ``try_put`` refuses beyond a share of the limit, so that quotes, which are many and soon
-    replaced, can never take the place of bars. ``put`` always succeeds: its callers are few
+    replaced, can never take the place of bars. ``put_nowait`` always succeeds: its callers are few
     by their nature (one reminder an instrument, operators' commands).
     """
 
     def __init__(self, limit: int) -> None:
+        super().__init__()
         self.limit = limit
-        self._items: deque[T] = deque()
-        self._filled = asyncio.Event()
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def try_put(self, item: T, *, share: float = 1.0) -> bool:
         """Append *item* unless *share* of the limit is taken; return whether it was."""
-        if len(self._items) >= self.limit * share:
+        if self.qsize() >= self.limit * share:
             return False
-        self.put(item)
+        self.put_nowait(item)
         return True
-
-    def put(self, item: T) -> None:
-        """Append *item*, whatever the limit."""
-        self._items.append(item)
-        self._filled.set()
-
-    async def get(self) -> T:
-        """Return the oldest item, waiting for one."""
-        while not self._items:
-            self._filled.clear()
-            await self._filled.wait()
-        return self._items.popleft()
-
-
-def no_frames(_market_ms: int) -> Sequence[FrameRange]:
-    """Want no candles of higher timeframes."""
-    return ()
 
 
 class FeedStart(Struct, frozen=True):
@@ -418,7 +391,7 @@ class FeedStart(Struct, frozen=True):
     started: Callable[[Collection[str]], Event] | None = None
     is_served: bool = False
     gather_ms: int = 0
-    lacking_frames: Callable[[int], Sequence[FrameRange]] = no_frames
+    lacking_frames: Callable[[int], Sequence[FrameRange]] = lambda _market_ms: ()
     urgent: frozenset[str] = frozenset()
     in_stages: bool = True
     plausible: float = 100.0

@@ -202,17 +202,17 @@ class LiveFeed:
 
     def is_behind(self) -> bool:
         """Return whether another event is at hand, or None where it turns out to be none."""
-        is_behind = self._sequencer.left > 0 or (self._is_live and len(self._queue) > 0)
+        is_behind = self._sequencer.left > 0 or (self._is_live and self._queue.qsize() > 0)
         self._has_promised = is_behind
         return is_behind
 
     async def submit(self, event: Event) -> None:
         """Queue *event*: an operator's command, a timer."""
-        self._queue.put(event)
+        self._queue.put_nowait(event)
 
     def stop(self) -> None:
         """End the feed after the events that are already in the queue."""
-        self._queue.put(Stop())
+        self._queue.put_nowait(Stop())
 
     # ------------------------------------------------------------ what is newest
 
@@ -260,7 +260,7 @@ class LiveFeed:
             frame = ReadFrame(self._clock.market_ms(), OVERFLOW)
         if not self._ends_in_gap:  # the first cause stands
             self._ends_in_gap = True
-            self._queue.put(frame)
+            self._queue.put_nowait(frame)
         return frame.cause != OVERFLOW
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
@@ -275,7 +275,7 @@ class LiveFeed:
     def _queue_gap_cause(self, instrument: str, cause: GapCause) -> None:
         """Queue that bars may be missing from here on; the first cause in the queue stands."""
         if self._states[instrument].claim_gap_cause():
-            self._queue.put(GapCauseNotice(instrument, cause))
+            self._queue.put_nowait(GapCauseNotice(instrument, cause))
 
     # ------------------------------------------------------------ events
 
@@ -312,7 +312,7 @@ class LiveFeed:
         )
         gathers = self._start.gather_ms > 0 and len(self._states) > 1
         while True:
-            if self._has_promised and not len(self._queue):
+            if self._has_promised and not self._queue.qsize():
                 self._has_promised = False
                 yield None
             if isinstance(item := await self._queue.get(), Stop):
@@ -331,7 +331,7 @@ class LiveFeed:
         interval_s = self._start.interval_ms / 1000 / self._exchange.time_scale
         wait_s = min(self._start.gather_ms / 1000, interval_s * GATHER_INTERVALS_MOST)
         await self._clock.sleep(wait_s)
-        self._queue.put(CloseTimeout(open_ms))
+        self._queue.put_nowait(CloseTimeout(open_ms))
 
     async def _on_item(  # noqa: C901, PLR0912 - one case an item
         self,

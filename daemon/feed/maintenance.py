@@ -257,7 +257,7 @@ class FeedMaintenance:
         self._states = states
         self._queue = queue
         self._counters = client.counters
-        self._asked: set[str] = set()  # what is under way
+        self._under_way: set[str] = set()  # what is asked for
         self._filters_read: dict[str, tuple[int, float]] = {}  # in market and network time
         self._is_resync_requested = False
         self._synchronised_s = 0.0
@@ -286,11 +286,11 @@ class FeedMaintenance:
                 if state.is_overdue(market_ms=frames_ms, network_s=now_s, grace_ms=grace_ms):
                     self.request_bars(state)
                 settlements, filters = f"settlements of {key}", f"filters of {key}"
-                if settlements not in self._asked and state.is_settlement_due(
+                if settlements not in self._under_way and state.is_settlement_due(
                     market_ms=now_ms, network_s=now_s
                 ):
                     self._ask(settlements, partial(self._settle, state, now_ms))
-                if filters not in self._asked and self._are_filters_due(key, now_ms, now_s):
+                if filters not in self._under_way and self._are_filters_due(key, now_ms, now_s):
                     self._ask(filters, partial(self._read_filters, state))
 
     def _ask(self, what: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -300,10 +300,10 @@ class FeedMaintenance:
             try:
                 await work()
             finally:
-                self._asked.discard(what)
+                self._under_way.discard(what)
 
-        if what not in self._asked:
-            self._asked.add(what)
+        if what not in self._under_way:
+            self._under_way.add(what)
             self._spawn(ask())
 
     def observe(self, server_ms: int) -> bool:
@@ -367,9 +367,9 @@ class FeedMaintenance:
             first_ms, last_ms = sorted((expected_ms, server_ms))
             for key in self._states:
                 gap = Gap(key, first_ms, last_ms, GapCause.JUMPED, "clock", server_ms, server_ms)
-                self._queue.put(gap)
+                self._queue.put_nowait(gap)
                 # The next hole of the instrument has this cause.
-                self._queue.put(GapCauseNotice(key, GapCause.JUMPED))
+                self._queue.put_nowait(GapCauseNotice(key, GapCause.JUMPED))
 
     def request_bars(self, state: FeedState) -> None:
         """Request the missing bars in the background; the answer comes through the queue.
@@ -389,14 +389,14 @@ class FeedMaintenance:
             from_ms,
             max(until_ms, sequence.next_close_ms) - 1,
         )
-        self._queue.put(
+        self._queue.put_nowait(
             BackfillPage(state.instrument.id, from_ms, tuple(bars), self._clock.network_s())
         )
 
     async def _settle(self, state: FeedState, until_ms: int) -> None:
         """Deliver settlements until *until_ms* as soon as the exchange publishes them."""
         for settled in await self.settlements(state, until_ms):
-            self._queue.put(settled)
+            self._queue.put_nowait(settled)
 
     async def _filters(self, instrument: Instrument) -> list[Instrument]:
         """Return the instrument's current filters; closed where the exchange lists none."""
@@ -445,4 +445,4 @@ class FeedMaintenance:
                 )
             state.change_filters(changed)
             now_ms = self._clock.market_ms()
-            self._queue.put(InstrumentChange(changed, now_ms, now_ms))
+            self._queue.put_nowait(InstrumentChange(changed, now_ms, now_ms))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
@@ -23,6 +23,7 @@ from tracepaper.daemon.feed.client import (
 )
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
 from tracepaper.daemon.feed.state import FeedState
+from tracepaper.daemon.log import Logger
 from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
 from tracepaper.strategies.types.market import FrameBar, GapCause
 from tracepaper.strategies.units import interval_start
@@ -30,76 +31,13 @@ from tracepaper.strategies.units import interval_start
 BEFORE_START: Final = 50
 """Requests that are answered before the first decision: ten seconds at the default pace."""
 
-
-class WarmUp(NamedTuple):
-    """What warms a new run: requests for its own bars and for higher timeframes."""
-
-    symbols: int
-    of_bars: int
-    of_frames: int
-    requests_per_s: float
-    first: int  # symbols that the first decision waits for
-    before: int  # requests of these
-
-    @property
-    def requests(self) -> int:
-        """All requests."""
-        return self.of_bars + self.of_frames
-
-    @property
-    def minutes(self) -> float:
-        """How long all of them take at the configured pace."""
-        return self.requests / self.requests_per_s / 60
-
-    def sentence(self) -> str:
-        """Say what it takes."""
-        frames = "" if not self.of_frames else f" and {self.of_frames:,} for higher timeframes"
-        turns = ""
-        if self.first < self.symbols:
-            first = "the first" if self.first == 1 else f"the first {self.first}"
-            wait_s = self.before / self.requests_per_s
-            turns = f"; {first} after {wait_s:.0f} s, the others in turn"
-        return (
-            f"{self.symbols} symbols: {self.of_bars:,} requests for bars{frames}, "
-            f"{self.minutes:.1f} minutes at {self.requests_per_s:g} a second{turns}"
-        )
+log = Logger("bybit.feed")
 
 
 def pages(lack: FrameRange, candles_max: int) -> int:
     """Return how many requests *lack* takes, each of *candles_max* candles at most."""
     candles = (lack.until_ms - lack.from_ms) // lack.interval_ms
     return -(-candles // candles_max)
-
-
-def warm_up(
-    symbols: Collection[str],
-    bars: int,
-    frames: Iterable[FrameRange],
-    *,
-    candles_max: int,
-    requests_per_s: float,
-    in_stages: bool = True,
-) -> WarmUp:
-    """Return the requests that warm *symbols*, by *bars* of each and *frames* of all of them.
-
-    Where it is not *in_stages*, the first decision waits for the bars of all.
-    """
-    of_frames = Counter[str]()
-    for lack in frames:
-        of_frames[lack.instrument] += pages(lack, candles_max)
-    of_bars = -(-bars // candles_max)
-    staged = of_bars if in_stages else 0
-    requests = {key: of_frames[key] + staged for key in symbols}
-    first = WarmUpQueue(requests, urgent=()).first
-    together = 0 if in_stages else len(symbols) * of_bars
-    return WarmUp(
-        len(symbols),
-        len(symbols) * of_bars,
-        of_frames.total(),
-        requests_per_s,
-        len(first),
-        together + sum(requests[key] for key in first),
-    )
 
 
 class WarmUpQueue:
@@ -191,8 +129,12 @@ class WarmUpTurns:
             for lack in self._start.lacking_frames(next_ms):
                 if self._next_ms(lack.instrument) == next_ms:
                     lacks[lack.instrument] += pages(lack, self._client.candles_max)
+        of_bars = {key: self._pages_of_bars(state) for key, state in self._states.items()}
+        if total := lacks.total() + sum(of_bars.values()):
+            minutes = total / self._exchange.requests_per_s / 60
+            log.info("warm-up", symbols=len(of_bars), requests=total, minutes=round(minutes, 1))
         if self._start.in_stages:
-            lacks.update({key: self._pages_of_bars(state) for key, state in self._states.items()})
+            lacks.update(of_bars)
         requests = {key: lacks[key] for key in self._states}
         self.turns = WarmUpQueue(requests, urgent=self._start.urgent)
         if self._start.in_stages:
@@ -257,12 +199,12 @@ class WarmUpTurns:
             if sequence.next_open_ms == before_ms:
                 await self._taken_in(WarmUpAnswer(key, is_last=True))
         for frame_bar in await self.frames_of(key):
-            self._queue.put(frame_bar)
+            self._queue.put_nowait(frame_bar)
         self.turns.done(key)
         is_warm.set()
 
     async def _taken_in(self, answer: WarmUpAnswer) -> None:
-        self._queue.put(answer)
+        self._queue.put_nowait(answer)
         await answer.taken_in.wait()
 
     def at_ms(self, instrument: str) -> int | None:

@@ -48,16 +48,6 @@ def give(database: Path, kind: CommandKind, note: str) -> Document:
     return ask(database, "/command", body)
 
 
-def readiness(database: Path) -> tuple[bool, str]:
-    """Return whether the daemon is ready, and the text of its ``/readyz``."""
-    holder = _serving(database)
-    try:
-        status, content = _exchange(holder.http, "/readyz", None, "")
-    except (OSError, HTTPException) as error:
-        raise _silent(holder, error) from None
-    return status == HTTPStatus.OK, content.decode(errors="replace").strip()
-
-
 def _serving(database: Path) -> Holder:
     """Return the daemon that runs on *database* and serves its status."""
     holder = holder_of(database)

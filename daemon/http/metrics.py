@@ -76,7 +76,7 @@ class MonitorCollector(Collector):
         yield _counted("fills", "", "Fills of the account.", {"": monitor.fills})
         yield _counted("revisions", "", "Bars revised after the fact.", {"": monitor.revisions})
         for name, metrics_of in _BESIDE.items():
-            if (status := monitor.beside.get(name)) is not None:
+            if (status := monitor.companions.get(name)) is not None:
                 yield from metrics_of(status())
         if monitor.last is not None:
             yield from _accounts({"": monitor.last.account, **monitor.twins})

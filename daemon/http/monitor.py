@@ -96,8 +96,8 @@ class Monitor:
     *counters* are the feed's own (reconnections, repairs, malformed frames), read at each request.
     *newest* has the times of the feed's newest frame and quotes; *halted_by* is the gate that
     allows no new exposure until RESUME, if any; *obstacles* returns other reasons why the daemon
-    cannot decide; *margin* has the rules of each instrument that trades on margin. ``beside`` has
-    what works beside the run, by its key in the status, and returns how it stands; ``warm_at``
+    cannot decide; *margin* has the rules of each instrument that trades on margin. ``companions``
+    has what works beside the run, by its key in the status, and returns how it stands; ``warm_at``
     returns when an instrument will have enough bars.
     """
 
@@ -134,7 +134,7 @@ class Monitor:
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
         self._margin = margin or {}
         self.model_id = run.model_id
-        self.beside: dict[str, Callable[[], Mapping[str, Any]]] = {}
+        self.companions: dict[str, Callable[[], Mapping[str, Any]]] = {}
         self._instruments = {instrument.id: instrument for instrument in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -273,7 +273,7 @@ class Monitor:
             "started_at_ms": run.started_at_ms,
             "market_ms": self._clock.market_ms(),
             **dict.fromkeys(BESIDE),
-            **{name: status() for name, status in self.beside.items()},
+            **{name: status() for name, status in self.companions.items()},
             "actions": dict(self.actions),
             "refusals": dict(self.refusals),
             "revisions": self.revisions,

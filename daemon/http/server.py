@@ -11,12 +11,11 @@ not counted.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 from aiohttp import web
@@ -43,7 +42,6 @@ from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 CONNECTIONS_MAX: Final = 64
 REQUEST_TIMEOUT_S: Final = 10.0
 LOG_EVERY_S: Final = 60.0
-SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 UNAVAILABLE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -63,8 +61,8 @@ log = Logger("http")
 class ConnectionLimits:
     """Bounds the connections of one server; ``protocol`` wraps the server's own protocols.
 
-    At most *most* connections. Each has *timeout_s* for a whole request from its first byte, and
-    as long to read the answer; a running handler, an open websocket among them, has no limit.
+    At most *most* connections. Each has *timeout_s* for a whole request, and as long to read the
+    answer and to begin another; a running handler, an open websocket among them, has no limit.
     """
 
     def __init__(
@@ -72,17 +70,17 @@ class ConnectionLimits:
     ) -> None:
         self._most = most
         self.timeout_s = timeout_s
-        self._connections: dict[asyncio.BaseTransport, _Connection] = {}
+        # By connection, the oldest first; None while a handler works.
+        self._timers: dict[asyncio.Transport, asyncio.TimerHandle | None] = {}
         self._counts: Counter[str] = Counter()
         self._logged_s = 0.0
-        self._restore_handler: Callable[[], None] = lambda: None
         # aiohttp logs through a logger of this server's own.
         self.logger = logging.Logger("http.server")  # noqa: LOG001
         self.logger.addFilter(self._pass_on)
 
-    def protocol(self, inner: Callable[[], asyncio.BaseProtocol]) -> Callable[[], _Connection]:
+    def protocol(self, inner: Callable[[], asyncio.BaseProtocol]) -> Callable[[], _Admission]:
         """Return a factory of connection protocols, each with one of *inner* behind it."""
-        return lambda: _Connection(self, inner)
+        return lambda: _Admission(self, inner)
 
     @property
     def middleware(self) -> Middleware:
@@ -93,66 +91,61 @@ class ConnectionLimits:
             transport = request.transport
             if transport is None:
                 raise ConnectionResetError("The client has gone before its request was read.")
-            connection = self._connections.get(transport)
             try:
                 if request.body_exists:
                     await request.read()  # within the time of the request
-                if connection is not None:
-                    connection.stop_timer()
+                self._stop_timer(transport)
                 return await handler(request)
             finally:
-                if connection is not None:
-                    connection.start_timer(is_idle=True)
+                self._start_timer(transport, is_idle=True)
 
         return timed
 
     def close(self) -> None:
         """Cut every connection that is left."""
-        self._restore_handler()
-        for transport in list(self._connections):
-            if isinstance(transport, asyncio.Transport):
-                transport.abort()
+        for transport in self._timers:
+            self._stop_timer(transport)
+            transport.abort()
 
-    def admit(self, connection: _Connection, transport: asyncio.Transport) -> bool:
-        """Count *connection* in, or answer 503 at the limit; return whether it is in.
+    def admit(self, transport: asyncio.Transport) -> bool:
+        """Count *transport* in, or answer 503 at the limit; return whether it is in.
 
         A client that only holds connections open keeps nobody else out: a connection that waits for
         its request gives way, the oldest first.
         """
-        if len(self._connections) >= self._most:
+        self._timers = {each: by for each, by in self._timers.items() if not each.is_closing()}
+        if len(self._timers) >= self._most:
             self.count("over_limit")
-            oldest = next((item for item in self._connections.items() if item[1].is_waiting), None)
+            oldest = next((each for each, timer in self._timers.items() if timer is not None), None)
             if oldest is None:
                 transport.write(UNAVAILABLE)
                 transport.close()
                 return False
-            del self._connections[oldest[0]]
-            oldest[1].abort()
-        self._connections[transport] = connection
-        connection.start_timer()
+            self._stop_timer(oldest)
+            oldest.abort()
+            del self._timers[oldest]
+        self._start_timer(transport)
         return True
 
-    def release(self, transport: asyncio.BaseTransport | None) -> None:
-        """Count the connection of *transport* out."""
-        if transport is not None:
-            self._connections.pop(transport, None)
+    def _stop_timer(self, transport: asyncio.Transport) -> None:
+        """Let the handler of a whole request take its time."""
+        if (timer := self._timers.get(transport)) is not None:
+            timer.cancel()
+            self._timers[transport] = None
 
-    def count_exhaustion(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count the connections that *loop* cannot accept for want of file descriptors."""
-        before = loop.get_exception_handler()
+    def _start_timer(self, transport: asyncio.Transport, *, is_idle: bool = False) -> None:
+        """Give the next request its time, and the answer before it where *is_idle*."""
+        self._stop_timer(transport)
+        if not transport.is_closing():
+            timer = asyncio.get_running_loop().call_later
+            self._timers[transport] = timer(self.timeout_s, self._expire, transport, is_idle)
 
-        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            error = context.get("exception")
-            is_scarce = isinstance(error, OSError) and error.errno in SCARCE
-            if is_scarce and "accept" in context["message"]:
-                self.count("without_descriptor")
-            elif before is not None:
-                before(loop, context)
-            else:
-                loop.default_exception_handler(context)
-
-        loop.set_exception_handler(handle)
-        self._restore_handler = lambda: loop.set_exception_handler(before)
+    def _expire(self, transport: asyncio.Transport, is_idle: bool) -> None:  # noqa: FBT001 - of call_later
+        if is_idle and not transport.get_write_buffer_size():
+            transport.close()  # an idle connection: no request is refused
+        elif not transport.is_closing():
+            self.count("too_slow")
+            transport.abort()
 
     def count(self, reason: str) -> None:
         """Count a refused connection; log the counts once a minute."""
@@ -173,84 +166,18 @@ class ConnectionLimits:
         return False
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: passes everything on to the protocol behind it, and limits its time."""
+class _Admission(asyncio.Protocol):
+    """Hands a connection that is admitted to the protocol behind it."""
 
     def __init__(self, limits: ConnectionLimits, inner: Callable[[], asyncio.BaseProtocol]) -> None:
-        self._limits = limits
-        self._make = inner
-        self._inner: asyncio.Protocol | None = None
-        self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._is_idle = False  # between an answer and the next request
+        self._limits, self._make = limits, inner
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        if not self._limits.admit(self, transport):
-            return
-        self._transport = transport
-        inner = self._make()
-        assert isinstance(inner, asyncio.Protocol)
-        self._inner = inner
-        inner.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        if self._is_idle:
-            self.start_timer()  # of the request that begins
-        if self._inner is not None:
-            self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return None if self._inner is None else self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.stop_timer()
-        self._limits.release(self._transport)
-        if self._inner is not None:
-            self._inner.connection_lost(exc)
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a request is awaited, or the client reads an answer."""
-        return self._timer is not None
-
-    def abort(self) -> None:
-        """Cut the connection."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def stop_timer(self) -> None:
-        """Let the handler of a whole request take its time."""
-        self._is_idle = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def start_timer(self, *, is_idle: bool = False) -> None:
-        """Give the next request its time, and the answer before it where *is_idle*."""
-        self.stop_timer()
-        if self._transport is not None and self._transport.is_closing():
-            return
-        self._is_idle = is_idle
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._limits.timeout_s, self._expire)
-
-    def _expire(self) -> None:
-        if self._transport is None:
-            return
-        if self._is_idle and not self._transport.get_write_buffer_size():
-            self._transport.close()  # an idle connection: no request is refused
-            return
-        self._limits.count("too_slow")
-        self._transport.abort()
+        if self._limits.admit(transport):
+            inner = self._make()
+            transport.set_protocol(inner)
+            inner.connection_made(transport)
 
 
 NOTE_LIMIT: Final = 500
@@ -457,7 +384,6 @@ async def listening(
         raise ConfigInvalid(
             f"{host}:{port} cannot be listened on ({error.strerror}); set another {key}."
         ) from None
-    limits.count_exhaustion(loop)
     named, picked = server.sockets[0].getsockname()[:2]
     try:
         yield f"http://[{named}]:{picked}" if ":" in named else f"http://{named}:{picked}"

@@ -73,8 +73,8 @@ class ChildProcess:
     """A process of *command* that is begun when it is first needed, and after each end.
 
     *name* says in sentences what it does. *opening* is sent to each new process, which answers it
-    with any message when it is ready. *errors* takes its standard error in place of memory, and
-    *environment* is added to the daemon's.
+    with any message when it is ready. *errors* takes its standard error in place of memory,
+    *environment* is added to the daemon's, and no answer has more than *most_bytes*.
     """
 
     def __init__(
@@ -86,7 +86,9 @@ class ChildProcess:
         opening: object = None,
         errors: int | BinaryIO = subprocess.PIPE,
         environment: Mapping[str, str] | None = None,
+        most_bytes: int = MESSAGE_BYTES,
     ) -> None:
+        self._most_bytes = most_bytes
         self._name, self._command, self._limits = name, tuple(command), limits
         self._opening, self._errors = opening, errors
         self._environment = {**os.environ, **(environment or {}), "PYTHONPATH": import_path()}
@@ -144,11 +146,12 @@ class ChildProcess:
 
     def write(self, message: object) -> None:
         """Send *message*, of what a pipe holds at most (64 KiB), within an ``exchange``."""
-        assert self._process is not None
-        assert self._process.stdin is not None
+        if (process := self._process) is None:  # it was stopped
+            raise EOFError
+        assert process.stdin is not None
         frame, count = frame_of(message), 0
         try:
-            count = os.write(self._process.stdin.fileno(), frame)
+            count = os.write(process.stdin.fileno(), frame)
         except BlockingIOError:
             pass
         except OSError:  # it has closed the other end
@@ -160,7 +163,7 @@ class ChildProcess:
         """Return the next message within an ``exchange``, which is of *kind*."""
         (size,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
         with contextlib.suppress(msgspec.MsgspecError):
-            if size <= MESSAGE_BYTES:
+            if size <= self._most_bytes:
                 return msgspec.msgpack.decode(await self._reader.readexactly(size), type=kind)
         raise ChildFailed(f"the answer of the {self._name} process is no result")
 
@@ -202,8 +205,8 @@ class ChildProcess:
 
     async def _cause(self) -> str:
         """Say why the process closed its output, by exit code and the last line of its errors."""
-        process = self._process
-        assert process is not None
+        if (process := self._process) is None:
+            return f"the {self._name} process was stopped"
         await _ended(process, END_S)
         code = process.returncode
         if code is None:

@@ -64,7 +64,7 @@ class RunCovariates:
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)
         self.closed_ms = -math.inf  # of the newest bar
-        self._rows: dict[str, _CovariateRows] = {}
+        self._rows: dict[str, CovariateRows] = {}
         self._faults: list[tuple[int, str]] = []  # from which close, and why; "" is of use again
 
     def see(self, event: Event) -> None:
@@ -75,16 +75,17 @@ class RunCovariates:
             case CovariatesRead():
                 if event.fault != self.fault:
                     self._faults.append((event.from_ms, event.fault))
+                rows: dict[str, list[CovariateRow]] = {}
                 for row in event.rows:
-                    filled = self._rows.setdefault(row.symbol, _CovariateRows(len(self.columns)))
-                    filled.add(row, event.from_ms)
+                    rows.setdefault(row.symbol, []).append(row)
+                for symbol, new in rows.items():
+                    self._rows[symbol] = _with(self._rows.get(symbol), new, event.from_ms)
             case _:
                 pass
 
-    def known(self, symbol: str) -> CovariateRows:
+    def rows_for(self, symbol: str) -> CovariateRows:
         """Return the rows of *symbol*, or everyone's."""
-        filled = self._rows.get(ALL_SYMBOLS, self._rows.get(symbol))
-        return NO_COVARIATES if filled is None else filled.rows()
+        return self._rows.get(ALL_SYMBOLS, self._rows.get(symbol, NO_COVARIATES))
 
     def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether the file could be used at each close."""
@@ -95,7 +96,7 @@ class RunCovariates:
 
     def at(self, symbol: str, closes_ms: NDArray[np.int64]) -> JoinedRows:
         """Return the rows of *symbol* that were known at these closes."""
-        return joined_rows(self.known(symbol), self.usable(closes_ms), closes_ms)
+        return joined_rows(self.rows_for(symbol), self.usable(closes_ms), closes_ms)
 
     @property
     def fault(self) -> str:
@@ -108,28 +109,20 @@ class RunCovariates:
         return self._rows.keys()
 
 
-class _CovariateRows:
-    """The rows of one symbol, in arrays that double where they are full."""
-
-    def __init__(self, columns: int) -> None:
-        self._count = 0
-        self._times = np.empty((2, 64), dtype=np.int64)  # its own, and from when it counts
-        self._values = np.empty((64, columns), dtype=np.float64)
-
-    def add(self, row: CovariateRow, from_ms: int) -> None:
-        """Take in one row, which counts from *from_ms* on at the earliest."""
-        at = self._count
-        if at == len(self._values):
-            self._times = np.concatenate([self._times, self._times], axis=1)
-            self._values = np.concatenate([self._values, self._values])
-        self._times[:, at] = row.time_ms, max(row.time_ms, from_ms)
-        self._values[at] = row.values
-        self._count += 1
-
-    def rows(self) -> CovariateRows:
-        """Return them; more may be added later, which these do not show."""
-        count = self._count
-        return CovariateRows(self._times[0, :count], self._times[1, :count], self._values[:count])
+def _with(
+    before: CovariateRows | None, rows: Sequence[CovariateRow], from_ms: int
+) -> CovariateRows:
+    """Return *before* and behind it *rows*, which count from *from_ms* on at the earliest."""
+    times = np.array([row.time_ms for row in rows], dtype=np.int64)
+    values = np.array([row.values for row in rows], dtype=np.float64)
+    added = CovariateRows(times, np.maximum(times, from_ms), values)
+    if before is None:
+        return added
+    return CovariateRows(
+        np.concatenate([before.time_ms, added.time_ms]),
+        np.concatenate([before.from_ms, added.from_ms]),
+        np.concatenate([before.values, added.values]),
+    )
 
 
 class CovariateReader:
@@ -148,7 +141,7 @@ class CovariateReader:
         since_ms: int,
         deadline_ms: int,
     ) -> None:
-        self._file, self._known = GrowingFile(path), covariates
+        self._file, self._covariates = GrowingFile(path), covariates
         self._period_start_ms, self._since_ms = period_start_ms, since_ms
         self._deadline_s = deadline_ms / 1000
         self._worker = Worker("covariates")
@@ -157,7 +150,7 @@ class CovariateReader:
     @property
     def has_begun(self) -> bool:
         """Whether the run knows rows already."""
-        return bool(self._known.symbols)
+        return bool(self._covariates.symbols)
 
     def first(self, config: Config, at_ms: int) -> CovariatesRead:
         """Return what a new run knows at market time *at_ms*: rows count from their times on.
@@ -179,7 +172,7 @@ class CovariateReader:
         if not isinstance(bar, Bar) or bar.open_time_ms < self._period_start_ms:
             return None
         close_ms = bar.closed_ms
-        if close_ms <= self._known.closed_ms:
+        if close_ms <= self._covariates.closed_ms:
             return None
         if self._reading is None:
             self._reading = self._worker.submit(self._read)
@@ -195,7 +188,7 @@ class CovariateReader:
 
     def _read(self) -> tuple[str, list[CovariateRow]] | None:
         """Return why the file is no use, or the new rows; None where nothing changed."""
-        before = self._known.fault
+        before = self._covariates.fault
         if not self._file.has_changed() and not before:
             return None
         reason, rows = "", list[CovariateRow]()
@@ -215,8 +208,8 @@ class CovariateReader:
         growth = self._file.read()
         self._require_same_symbols(growth.file)
         new: list[CovariateRow] = []
-        for symbol, rows in growth.file.chosen(self._known.columns).items():
-            earlier = self._known.known(symbol)
+        for symbol, rows in growth.file.chosen(self._covariates.columns).items():
+            earlier = self._covariates.rows_for(symbol)
             if growth.is_whole:
                 self._require_unchanged(earlier, rows)
             newest = int(earlier.time_ms[-1]) if len(earlier) else -1
@@ -232,7 +225,7 @@ class CovariateReader:
 
     def _require_same_symbols(self, file: CovariateFile) -> None:
         """Raise ``DataInvalid`` where the file has got or lost its column of symbols."""
-        symbols = self._known.symbols
+        symbols = self._covariates.symbols
         if symbols and file.rows and (ALL_SYMBOLS in symbols) != (ALL_SYMBOLS in file.rows):
             raise DataInvalid(
                 f"{self._file.path} has got or lost the column symbol; a file that is traded by "
@@ -278,7 +271,7 @@ def configured_covariates(
     file = read_covariates(covariates_path(config, config.model.covariates))
     source = file.standing(columns)
     for symbol in config.market.symbols:
-        if not live and not len(source.known(symbol)):
+        if not live and not len(source.rows_for(symbol)):
             raise DataInvalid(
                 f"{file.path} has no row of {symbol}; add some, or leave the column symbol out "
                 "where rows are everyone's."

@@ -11,7 +11,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from decimal import Decimal
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +22,6 @@ from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
-from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.book_follower import live_book
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
@@ -67,14 +65,13 @@ from tracepaper.daemon.session.resume import (
     open_run,
     was_served,
 )
-from tracepaper.daemon.session.retraining import Retrainer, Service, promoted_for
+from tracepaper.daemon.session.retraining import Retrainer, promoted_for
 from tracepaper.daemon.session.run_row import (
     in_stages,
     live_execution,
     preflight_engine,
     refuse_size,
     usage_errors,
-    warm_up_of,
 )
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
@@ -86,7 +83,6 @@ from tracepaper.daemon.session.universe import (
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.declared import operator, plausible
@@ -102,7 +98,7 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     RunKind,
 )
-from tracepaper.strategies.units import interval_start, interval_text, minute_text, time_of
+from tracepaper.strategies.units import interval_start, minute_text
 
 ExchangeClient: Final = BybitClient
 """The client of the exchange; ``replay.archive.download`` alone names it beside this module."""
@@ -225,8 +221,8 @@ class Daemon:
                 ]
             # Address, category and symbols are right: from here on, failures are the network's.
             client.prove()
-            if not is_served:
-                await self._refuse_sizes(instruments, client)
+            for item in () if is_served else instruments:
+                refuse_size(config, item)  # later it is the reason of a decision
             opened = open_run(
                 Opening(
                     config=config,
@@ -303,24 +299,11 @@ class Daemon:
             instruments.append(await client.instrument(category, symbol) if item is None else item)
         return instruments
 
-    async def _refuse_sizes(
-        self, instruments: Sequence[Instrument], client: MarketDataClient
-    ) -> None:
-        """Refuse, at the first start, a size too small or large for an order.
-
-        Later that is the reason of a decision.
-        """
-        for item in instruments:
-            price = Decimal(0)
-            if self._config.sizing.mode == "fixed":
-                price = await client.last_price(item)
-            refuse_size(self._config, item, price)
-
     async def _drive(self, opened: OpenedRun, client: MarketDataClient, audit: SqlAuditLog) -> None:
         config, engine, run = self._config, opened.engine, opened.run
         forecaster = opened.forecaster
         self._opened(run)
-        _log_opened(opened, config, client.candles_max)
+        _log_opened(opened)
         universe = None
         if (rule := config.market.universe) is not None:
             universe = Universe(
@@ -349,7 +332,7 @@ class Daemon:
             )
             companions: list[Companion] = [each for each in (retrainer, universe) if each]
             companions += self._companions(run, engine, feed, monitor)
-            monitor.beside = {each.key: each.status for each in companions if each.key}
+            monitor.companions = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
             token = write_token(self._database)
@@ -387,7 +370,7 @@ class Daemon:
                     )
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
-                    _log_warming(feed, warm_at, run, config, step.event.market_ms)
+                    _log_warming(feed, warm_at, run)
                 for each in companions:
                     each.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
@@ -445,7 +428,10 @@ class Daemon:
             config,
             self._database,
             opened.run,
-            Service(opened.engine, predictor, lambda event: self._submit(feed, event), clock),
+            opened.engine,
+            predictor,
+            partial(self._submit, feed),
+            clock,
             running=forecaster,
             configured_sha256=self._configured_sha256,
         )
@@ -534,8 +520,8 @@ class Daemon:
         return await waiting
 
 
-def _log_opened(opened: OpenedRun, config: Config, candles_max: int) -> None:
-    """Log what a run warns of, how it began, and what a new one asks the exchange for."""
+def _log_opened(opened: OpenedRun) -> None:
+    """Log what a run warns of, and how it began."""
     run, engine, forecaster = opened.run, opened.engine, opened.forecaster
     for warning in run.warnings:
         log.warning(warning)
@@ -544,18 +530,9 @@ def _log_opened(opened: OpenedRun, config: Config, candles_max: int) -> None:
         way = {"model_id": forecaster.model_id, "backend": forecaster.backend}
     event = "run goes on" if opened.resumed else "run opened"
     log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
-    if not opened.resumed:
-        plan = warm_up_of(engine, forecaster, run.period_start_ms, config, candles_max)
-        log.info("warm-up", plan=plan.sentence())
 
 
-def _log_warming(
-    feed: LiveFeed,
-    warm_at: Callable[[str], int | None],
-    run: Run,
-    config: Config,
-    now_ms: int,
-) -> None:
+def _log_warming(feed: LiveFeed, warm_at: Callable[[str], int | None], run: Run) -> None:
     """Log until when each instrument is held, where the exchange has too few past bars of it.
 
     One line tells of all whose turn to be warmed is still to come.
@@ -571,8 +548,8 @@ def _log_warming(
             "warming up",
             instrument=item.id,
             until=minute_text(at_ms),
-            advice="every bar is held until then: the exchange has no more of its past"
-            + _shorter_windows(config, at_ms - now_ms),
+            advice="every bar is held until then: the exchange has no more of its past; a strategy "
+            "that looks back less, as trend does by shorter trend_windows, begins sooner",
         )
     if waiting:
         log.info(
@@ -581,24 +558,6 @@ def _log_warming(
             until=minute_text(max(waiting)),
             advice="each trades as its candles have come; `tracepaper status` says when",
         )
-
-
-def _shorter_windows(config: Config, lacking_ms: int) -> str:
-    """Suggest windows of each trend for a past that is *lacking_ms* shorter than the longest."""
-    suggestions = []
-    for name, member_config in (members_of(config) or {"": config}).items():
-        if member_config.strategy.name != TREND:
-            continue
-        windows_ms = [
-            length for text in member_config.strategy.windows if (length := time_of(text))
-        ]
-        past_ms = max(windows_ms) - lacking_ms
-        fitting = windows_within(windows_ms, past_ms, config.market.interval_ms)
-        if fitting[-1] <= past_ms / 2:
-            names = ", ".join(f'"{interval_text(length)}"' for length in fitting)
-            section = f"[strategies.{name}]" if name else "[strategy]"
-            suggestions.append(f"{section} trend_windows = [{names}]")
-    return f"; it suffices for {' and '.join(suggestions)}" if suggestions else ""
 
 
 def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]]) -> MountedPage:

@@ -74,7 +74,6 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
             ("attention", lambda: _attention(config)),
             ("checkpoint", lambda: _checkpoint(config)),
         ]
-    checks.append(("warm-up", lambda: _warm_up(config)))
     if config.http.tokens or config.http.page:
         checks.append(("tokens", lambda: _tokens(config)))
     if config.notify.addresses:
@@ -97,25 +96,14 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    """Compare the installed packages with the lower bounds that tracepaper declares."""
-    faults, installed = [], []
-    for requirement in metadata.requires("tracepaper") or []:
-        if "extra ==" in requirement:
-            continue
-        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
-        bound = re.search(r">=\s*([\d.]+)", requirement)
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            faults.append(f"{name} is missing")
-            continue
-        installed.append(f"{name} {version}")
-        if bound is not None and _numbers(version) < _numbers(bound[1]):
-            faults.append(f"{name} {version} is older than {bound[1]}")
-    if faults:
-        return Verdict.FAIL, f"{'; '.join(faults)}; install tracepaper again with pip"
-    version = metadata.version("tracepaper")
-    return Verdict.OK, f"tracepaper {version} with {', '.join(installed)}"
+    """Name the packages that tracepaper needs, with their versions."""
+    needed = [text for text in metadata.requires("tracepaper") or [] if "extra ==" not in text]
+    names = [re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0] for text in needed]
+    try:
+        installed = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    except metadata.PackageNotFoundError as error:
+        return Verdict.FAIL, f"{error.name} is missing; install tracepaper again with pip"
+    return Verdict.OK, f"tracepaper {metadata.version('tracepaper')} with {installed}"
 
 
 def _campaign() -> Finding:
@@ -128,12 +116,6 @@ def _campaign() -> Finding:
         return Verdict.OK, "no part of make campaign has been passed and written down yet"
     parts = "; ".join(f"{', '.join(parts)} on {commit}" for commit, parts in commits.items())
     return Verdict.OK, f"make campaign passed last: {parts}"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version: ``2.13.0+cpu`` is (2, 13, 0)."""
-    release = re.match(r"[\d.]*\d", version)
-    return tuple(int(part) for part in release[0].split(".")) if release else ()
 
 
 def _sqlite() -> Finding:
@@ -263,16 +245,6 @@ def _checkpoint(config: Config) -> Finding:
         f"{config.model.checkpoint}: {model.get('name', 'unnamed')} {checkpoint.id}, "
         f"interval {checkpoint.card['market'].get('interval', '?')}, SHA-256 as its card names"
     )
-
-
-def _warm_up(config: Config) -> Finding:
-    """Say how long a new run asks the exchange for its past."""
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.session.daemon import ExchangeClient
-    from tracepaper.daemon.session.run_row import planned_warm_up
-
-    plan = planned_warm_up(config, SystemClock().wall_ms(), ExchangeClient.candles_max)
-    return Verdict.OK, f"a new run of {plan.sentence()}"
 
 
 def _user_model(config: Config) -> Finding:

@@ -212,7 +212,7 @@ class BarHistory:
             if not bars or bars[-1].close_time_ms < period_start_ms
         }
 
-    def known(self) -> dict[str, list[Bar]]:
+    def by_instrument(self) -> dict[str, list[Bar]]:
         """Return the remembered bars of each instrument."""
         return {key: list(bars) for key, bars in self._bars.items() if bars}
 
@@ -232,11 +232,11 @@ class Aside:
     def __init__(self, forecaster: Forecaster, bars: Mapping[str, Sequence[Bar]]) -> None:
         self.forecaster = forecaster
         self.since: list[tuple[str, tuple[Any, ...]]] = []  # the calls of the running model
-        self._known: Mapping[str, Sequence[Bar]] | None = bars
+        self._past: Mapping[str, Sequence[Bar]] | None = bars
 
     def warm(self) -> None:
         """Warm the model with the bars known at the event, once."""
-        history, self._known = self._known or {}, None
+        history, self._past = self._past or {}, None
         for instrument, bars in history.items():
             self.forecaster.warm(instrument, bars)
 
@@ -307,7 +307,7 @@ class InlinePredictor:
                 return self._answers([unit], newest, forecasts, recorded)
             case RetrainingEnd(takes_over=True):
                 if (candidate := self._prepared.get(unit.candidate_sha256)) is not None:
-                    self.aside = Aside(candidate, self.history.known())
+                    self.aside = Aside(candidate, self.history.by_instrument())
             case ModelChange():
                 self._change(unit)
             case _:
@@ -401,8 +401,6 @@ class WorkerPredictor:
         self._worker = worker
         self._period_start_ms = period_start_ms
         self._pending: set[asyncio.Future[Any]] = set()
-        self._early: asyncio.Future[Any] | None = None  # the newest bar before the period
-        self._is_started = False
 
     def prepare(self, forecaster: Forecaster) -> None:
         """Keep another model for the change to it, which is an event."""
@@ -415,44 +413,15 @@ class WorkerPredictor:
 
     async def predict(self, unit: Unit) -> Sequence[Prediction]:
         """Return the forecast at each event of *unit*, or timeouts where they are late."""
-        self._look_at_early()
         events = events_of(unit)
         # Here and not in the worker: a late answer must not see what came after its bar.
         self._inline.see(*events)
-        if isinstance(unit, ModelChange | RetrainingEnd):
-            self._is_started |= isinstance(unit, ModelChange)
-            # Warming has no deadline: nothing is decided until it is done.
-            return await _answer_of(self._worker.submit(self._inline.answer, unit))
-        if not isinstance(bar := events[-1], Bar):
+        last = events[-1]
+        if not isinstance(last, Bar | ModelChange | RetrainingEnd):
             return [None]
-        if bar.open_time_ms >= self._period_start_ms:
-            timeout = PredictionTimeout(self._deadline_ms)
-            late = [timeout if isinstance(event, Bar) else None for event in events]
-            return await self._within_deadline(self._worker.submit(self._inline.answer, unit), late)
-        if isinstance(unit, Close):
-            return await _answer_of(self._worker.submit(self._inline.answer, unit))
-        await self._take_in(bar)
-        return [None]
-
-    async def _take_in(self, early: Bar) -> None:
-        """Have the worker take in a bar that is not answered, which may warm the model.
-
-        A start names the bars that are taken in. Behind it only the bar before is waited for:
-        nothing is decided on this one, and prices need not wait.
-        """
-        taken_in = self._worker.submit(self._inline.answer, early)
-        awaited, self._early = (self._early, taken_in) if self._is_started else (taken_in, None)
-        if awaited is not None:
-            await _answer_of(awaited)
-
-    def _look_at_early(self) -> None:
-        """Raise the error of the newest bar before the period, where nothing waited for it."""
-        if self._early is not None and self._early.done():
-            self._early.result()
-            self._early = None
-
-    async def _within_deadline(self, answer: asyncio.Future[T], late: T) -> T:
-        """Return *answer*, or *late* after the deadline; the work goes on."""
+        answer = self._worker.submit(self._inline.answer, unit)
+        if not isinstance(last, Bar) or last.open_time_ms < self._period_start_ms:
+            return await _answer_of(answer)  # nothing is decided until the model is warm
         if len(self._pending) >= PENDING_LIMIT:
             raise InvariantBroken(
                 f"the model left {PENDING_LIMIT} bars unanswered; raise model.deadline_ms or "
@@ -464,8 +433,9 @@ class WorkerPredictor:
             # Not `wait_for`: before Python 3.12 it loses a stop that comes with the answer.
             async with asyncio.timeout(self._deadline_ms / 1000):
                 return await _answer_of(answer)
-        except TimeoutError:
-            return late
+        except TimeoutError:  # the work goes on
+            timeout = PredictionTimeout(self._deadline_ms)
+            return [timeout if isinstance(event, Bar) else None for event in events]
 
 
 async def _answer_of(answer: asyncio.Future[T]) -> T:

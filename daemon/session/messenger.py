@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
+from aiolimiter import AsyncLimiter
+
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.notify import NotifySection
@@ -128,7 +130,7 @@ class Messenger(Companion):
         self._queue: deque[Notice] = deque()
         self._has_notices = asyncio.Event()
         self._started_s = clock.network_s()
-        self._allowance = Allowance(config.notify.per_minute, clock)
+        self._limiter = AsyncLimiter(config.notify.per_minute, MINUTE_S)
         self._turn = asyncio.Lock()
 
     def status(self) -> dict[str, int]:
@@ -191,7 +193,7 @@ class Messenger(Companion):
 
     async def _send(self) -> None:
         await self._has_notices.wait()
-        await self._allowance.wait()
+        await self._limiter.acquire()
         async with self._turn:
             await self._deliver()
 
@@ -236,23 +238,6 @@ class Messenger(Companion):
         fields = {**notice.fields, "time": time, "run": self._run.run_id}
         text = template.format_map({**fields, "strategy": self._run.strategy})
         return text if notice.kind in self._section.templates else f"{time[11:]} {text}"
-
-
-class Allowance:
-    """Lets *per_minute* messages through at once, and then one each share of a minute."""
-
-    def __init__(self, per_minute: int, clock: Clock) -> None:
-        self._every_s = MINUTE_S / per_minute
-        self._burst_s = MINUTE_S - self._every_s
-        self._clock = clock
-        self._free_s = clock.network_s() - self._burst_s
-
-    async def wait(self) -> None:
-        """Wait until a message may go."""
-        now_s = self._clock.network_s()
-        if (wait_s := self._free_s - now_s) > 0:
-            await self._clock.sleep(wait_s)
-        self._free_s = max(self._free_s, now_s - self._burst_s) + self._every_s
 
 
 async def send_test(section: NotifySection) -> list[Delivery]:

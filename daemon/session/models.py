@@ -254,7 +254,7 @@ def computing(forecaster: Forecaster | None) -> tuple[str, str]:
     return build.computing()
 
 
-def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
+def other_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
     """Return what else an answer follows from: libraries of a class, loops, a user's covariates."""
     if forecaster is None:
         return {}

@@ -176,7 +176,7 @@ def _go_on(
     resumed = audit.resume(run.run_id)
     history = _bar_history(opening)
     restore_engine(engine, reader, resumed, history)
-    recall_events(opening.forecaster, reader, run.run_id, chain(*history.known().values()))
+    recall_events(opening.forecaster, reader, run.run_id, chain(*history.by_instrument().values()))
     return OpenedRun(
         run=run,
         engine=engine,
@@ -325,8 +325,9 @@ def restore_engine(
             f"run {run.run_id} has {resumed.next_sequence} steps and no stored account; run "
             "`tracepaper audit verify` and restore a backup"
         )
-    check_ledger(reader, run, decode_state(resumed.state))
-    restore_at(engine, reader, run, resumed.next_sequence - 1)
+    newest = resumed.next_sequence - 1
+    check_state(reader, run, decode_state(resumed.state), newest)
+    restore_at(engine, reader, run, newest)
     recall_bars(engine, reader, run, history)
 
 
@@ -419,22 +420,11 @@ def recall_lookback(model: Forecaster | None, reader: Reader, run_id: str, until
                 source.see(bar)
 
 
-def check_ledger(reader: Reader, run: Run, state: EngineState) -> None:
-    """Add up the run's own fills and compare; the account must equal its ledger.
-
-    A pruned run is added up from the account at the prune.
-    """
-    start = reader.first_state(run.run_id)
-    if start is None:
-        return
-    opened = decode_state(start[0])
-    check_fills(reader, run, opened, state, after=start[1])
-
-
 def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> None:
     """Compare the *state* after step *until* with all fills of *run* up to there, and its ledger.
 
-    Every run keeps these. A run that took over an account is added up from its oldest state.
+    Every run keeps these. A run that took over an account is added up from its oldest state. Raises
+    ``InvariantBroken``.
     """
     start = reader.first_state(run.run_id)
     if start is None or start[1] > until:
@@ -474,7 +464,7 @@ def check_fills(
     state: EngineState,
     *,
     after: int,
-    until: int | None = None,
+    until: int,
 ) -> None:
     """Add the fills behind step *after* to the account *opened* there; *state* must equal it.
 

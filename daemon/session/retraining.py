@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
@@ -41,8 +41,6 @@ BY_HAND: Final = "by_hand"
 """The folder in it in which one by hand works, so that it is not in the daemon's way."""
 CANDIDATE: Final = "candidate"
 """The folder of the checkpoint that is being trained, in that in which a retraining works."""
-CACHE: Final = "cache"
-"""The folder in which a training keeps its features, there as well."""
 
 
 J = TypeVar("J", bound=RetrainingEnd)
@@ -150,7 +148,7 @@ def tidy(folder: Path) -> None:
     The database needs the disk space: a full disk ends the daemon. A file that cannot be removed is
     left to the next retraining.
     """
-    for pattern in (CACHE, f"{CANDIDATE}.training", f".{CANDIDATE}-*", BARS):
+    for pattern in (f"{CANDIDATE}.training", f".{CANDIDATE}-*", BARS):
         for old in folder.glob(pattern):
             shutil.rmtree(old, ignore_errors=True)
             with suppress(OSError):
@@ -188,32 +186,24 @@ _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 log = Logger("retrain")
 
 
-class Service(NamedTuple):
-    """The parts of a running daemon that a change of its model concerns.
-
-    ``submit`` queues an event and returns once its step is stored.
-    """
-
-    engine: Engine
-    predictor: WorkerPredictor
-    submit: Callable[[Event], Awaitable[int]]
-    clock: Clock
-
-
 class Retrainer(ScheduledJob):
     """Watches the market time of a run's steps, and retrains its model whenever that is due.
 
     *running* is the model that decides now, and *configured_sha256* is of ``[model] checkpoint``.
+    *submit* queues an event and returns once its step is stored.
     """
 
     key = "retraining"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a change of the model concerns
         self,
         config: Config,
         database: Path,
         run: Run,
-        service: Service,
+        engine: Engine,
+        predictor: WorkerPredictor,
+        submit: Callable[[Event], Awaitable[int]],
+        clock: Clock,
         *,
         running: Forecaster,
         configured_sha256: str,
@@ -226,7 +216,8 @@ class Retrainer(ScheduledJob):
         self._database = database
         self._run = run
         self._configured_sha256 = configured_sha256
-        self._service, self._clock = service, service.clock
+        self._engine, self._predictor = engine, predictor
+        self._submit, self._clock = submit, clock
         self._folder = retrain_folder(config, database)
         self._every_ms = time_of(config.model.retrain or "") or 0
         self._worker = Worker("retrain")
@@ -297,9 +288,9 @@ class Retrainer(ScheduledJob):
         await self._store(judged, began_ms)
         if candidate is not None:
             # The running model answers the bars that close meanwhile.
-            await self._service.predictor.warm_aside(self._worker)
+            await self._predictor.warm_aside(self._worker)
             now_ms = self._clock.market_ms()
-            await self._service.submit(start_event(candidate, warm_from=(), market_ms=now_ms))
+            await self._submit(start_event(candidate, warm_from=(), market_ms=now_ms))
             self.running = candidate
             log.info("model changed", model_id=candidate.model_id)
 
@@ -312,7 +303,7 @@ class Retrainer(ScheduledJob):
         dated = {"began_ms": began_ms, "market_ms": now_ms, "seen_ms": now_ms}
         judged = replace(judged, configured_sha256=configured, **dated)
         event = convert(judged, RetrainingEnd, from_attributes=True)
-        await self._service.submit(event)
+        await self._submit(event)
         self.last = event
         self.outcomes[event.outcome] += 1
         self._tests += event.level is not None
@@ -336,13 +327,13 @@ class Retrainer(ScheduledJob):
             return judged, None
         try:
             candidate = await self._worker.submit(self._load, judged)
-            terms = terms_for(self._config, self._service.engine, candidate, self._run)
+            terms = terms_for(self._config, self._engine, candidate, self._run)
         except (CheckpointMismatch, ConfigInvalid, DataInvalid, OSError) as error:
             # It was judged, so its share is spent all the same.
             reason = f"{judged.reason}; but it cannot be promoted: {_reason(error)}"
             return replace(judged, outcome=RetrainOutcome.FAILED, reason=reason), None
-        self._service.engine.prepare(candidate.model_sha256, terms)
-        self._service.predictor.prepare(candidate)
+        self._engine.prepare(candidate.model_sha256, terms)
+        self._predictor.prepare(candidate)
         return judged, candidate
 
     def _load(self, judged: CandidateJudgement) -> Forecaster:

@@ -10,21 +10,14 @@ import platform
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from tracepaper.daemon.broker.rules import NOTIONAL_MOST
-from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.daemon.bybit.messages import LotSizeFilter
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS, plain
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.feed.warming import WarmUp, warm_up
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
@@ -41,8 +34,8 @@ from tracepaper.daemon.session.covariates import (
 from tracepaper.daemon.session.models import (
     checkpoint_sha256,
     computing,
-    further_libraries,
     load_forecaster,
+    other_libraries,
 )
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
@@ -60,7 +53,7 @@ from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Sessions, unpacked
 from tracepaper.strategies.types.decisions import FillModel, Run
 from tracepaper.strategies.types.market import Category, Instrument, ModelChange, RunKind
-from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, Notional, scaled, unscaled
+from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, scaled, unscaled
 
 OF_THE_PLACE: Final = (
     "code_version",
@@ -160,8 +153,8 @@ def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
     """Return the fields that name the model, code, libraries and processor."""
     torch_version, instruction_set = computing(forecaster)
     versions = libraries()
-    if further := further_libraries(forecaster):
-        versions = json.dumps({**json.loads(versions), **further}, sort_keys=True)
+    if others := other_libraries(forecaster):
+        versions = json.dumps({**json.loads(versions), **others}, sort_keys=True)
     model = {
         name: empty if forecaster is None else getattr(forecaster, name)
         for name, empty in NO_MODEL.items()
@@ -230,10 +223,6 @@ def code_version() -> str:
             digest.update(str(source.relative_to(root)).encode())
             digest.update(source.read_bytes())
     return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"
-
-
-ABSURD: Final = 100
-"""A size beyond so many times the largest recorded order is a mistake, whatever changed since."""
 
 
 def preflight(config: Config, database: Path) -> None:
@@ -310,23 +299,7 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
         started_at_ms=0,
         period_start_ms=0,
     )
-    if config.execution.filters != "data":
-        _refuse_absurd(config)
     return strategies
-
-
-def planned_warm_up(config: Config, now_ms: int, candles_max: int) -> WarmUp:
-    """Return the requests of a new run of *config* to the exchange, built as a preflight is."""
-    forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
-    config = resolved(config, FillModel.QUOTE)
-    engine = build_engine(
-        config,
-        [_stand_in(config, symbol) for symbol in config.market.symbols],
-        execution=FillModel.QUOTE,
-        period_start_ms=now_ms,
-        forecaster=forecaster,
-    )
-    return warm_up_of(engine, forecaster, now_ms, config, candles_max)
 
 
 def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
@@ -336,23 +309,6 @@ def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
     """
     source = run_source(forecaster)
     return not engine.is_portfolio and (source is None or isinstance(source, RunCovariates))
-
-
-def warm_up_of(
-    engine: Engine, forecaster: Forecaster | None, start_ms: int, config: Config, candles_max: int
-) -> WarmUp:
-    """Return the requests of a new *engine*, with its model, whose period begins at *start_ms*.
-
-    One request brings *candles_max* candles.
-    """
-    return warm_up(
-        engine.instruments,
-        engine.bars_before(start_ms),
-        engine.lacking_frames(start_ms),
-        candles_max=candles_max,
-        requests_per_s=config.exchange.requests_per_s,
-        in_stages=in_stages(engine, forecaster),
-    )
 
 
 def refuse_database(path: Path) -> None:
@@ -373,8 +329,8 @@ def refuse_database(path: Path) -> None:
         )
 
 
-def refuse_size(config: Config, instrument: Instrument, price: Decimal) -> None:
-    """Refuse a configured size of which no order could ever be taken at about *price*.
+def refuse_size(config: Config, instrument: Instrument) -> None:
+    """Refuse a configured size of which no order could ever be taken.
 
     Filters that change later are no fault of the configuration: then each decision says why it is
     left unfilled.
@@ -404,23 +360,6 @@ def refuse_size(config: Config, instrument: Instrument, price: Decimal) -> None:
             f"sizing.quantity {plain(sizing.quantity)} is {beyond} order of {instrument.id}; "
             "change it."
         )
-    check_range(instrument, price=int(price.scaleb(instrument.price_decimals)), quantity=quantity)
-
-
-def check_range(instrument: Instrument, *, price: int, quantity: int) -> None:
-    """Refuse a *quantity* that at *price* is worth more than one order may be.
-
-    Both are in the instrument's units. Money is an integer of 10⁻⁸ in 64 bits, and prices may
-    still rise: a quarter of what fits is the most. Raises ``ConfigInvalid``.
-    """
-    notional = Notional.of(instrument)(price, quantity)
-    if notional > NOTIONAL_MOST:
-        worth, most = (f"{money // 10**MONEY_DECIMALS:,}" for money in (notional, NOTIONAL_MOST))
-        raise ConfigInvalid(
-            f"sizing.quantity {unscaled(quantity, instrument.quantity_decimals)} of "
-            f"{instrument.id} is worth {worth} {instrument.quote_coin}, and one order may be "
-            f"worth {most}; lower it."
-        )
 
 
 def _stand_in(config: Config, symbol: str) -> Instrument:
@@ -429,19 +368,3 @@ def _stand_in(config: Config, symbol: str) -> Instrument:
     decimals = max(-exponent, 0) if isinstance(exponent, int) else 0
     category = Category(config.market.category)
     return Instrument(category, symbol, symbol, "", 2, decimals, 8, 8, 1, 1, 0, 0, 0)
-
-
-def _refuse_absurd(config: Config) -> None:
-    """Refuse a fixed quantity far beyond the largest order that was ever recorded."""
-    if config.sizing.mode != "fixed":
-        return
-    for symbol in config.market.symbols:
-        if (recorded := recorded_instruments().get(symbol)) is None:
-            continue
-        limits = msgspec.convert(recorded["lotSizeFilter"], LotSizeFilter)
-        largest = Decimal(limits.max_order_qty)
-        if config.sizing.quantity > ABSURD * largest:
-            raise ConfigInvalid(
-                f"sizing.quantity {plain(config.sizing.quantity)} is more than {ABSURD} times the "
-                f"largest order of {symbol} ({plain(largest)}); lower it."
-            )

@@ -43,7 +43,7 @@ from tracepaper.strategies.api.context import (
     Volatility,
     is_protected,
 )
-from tracepaper.strategies.api.model import OWN_CLASSES, ImportedClass
+from tracepaper.strategies.api.model import ImportedClass
 from tracepaper.strategies.api.strategy import (
     PortfolioMember,
     PortfolioStrategy,
@@ -225,17 +225,13 @@ def refuse_coroutines(made_of: type, *hooks: str) -> None:
     """Refuse a class whose *hooks* are coroutines or generators: the engine awaits nothing."""
     for name in hooks:
         hook = getattr(made_of, name, None)
-        kinds = {
-            "a coroutine (async def)": inspect.iscoroutinefunction(hook),
-            "a generator (it yields)": inspect.isgeneratorfunction(hook)
-            or inspect.isasyncgenfunction(hook),
-        }
-        for kind, is_kind in kinds.items():
-            if is_kind:
-                raise ConfigInvalid(
-                    f"{made_of.__name__}.{name} is {kind}; write it as def {name}, and return its "
-                    "answer."
-                )
+        is_generator = inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook)
+        if is_generator or inspect.iscoroutinefunction(hook):
+            kind = "a generator (it yields)" if is_generator else "a coroutine (async def)"
+            raise ConfigInvalid(
+                f"{made_of.__name__}.{name} is {kind}; write it as def {name}, and return its "
+                "answer."
+            )
 
 
 def _check_decide(made_of: OwnClass) -> None:
@@ -613,8 +609,8 @@ def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
 _FLAGS: Final = ("needs_forecast", "exits_freely", "sees_account", "reads_history")
 
 
-def _own_class(name: str) -> ImportedClass:
-    """Find the class ``module:Class`` that a network is made of; raise as ``imported`` does."""
+def network_class(name: str) -> ImportedClass:
+    """Import the class ``module:Class`` that a network is made of; raise as ``imported`` does."""
     made_of = imported(name, key="architecture.mechanism")
     if not isinstance(made_of, type):
         raise ConfigInvalid(f"architecture.mechanism '{name}' is no class; name one.")
@@ -623,6 +619,3 @@ def _own_class(name: str) -> ImportedClass:
     else:
         sha256 = class_sha256(made_of)
     return ImportedClass(made_of, sha256, lambda: ForeignCode(name, "in forward", may_exit=False))
-
-
-OWN_CLASSES.find = _own_class

@@ -41,13 +41,12 @@ from tracepaper.daemon.session.user_code import (
     versions_of,
 )
 from tracepaper.storage.checkpoints import Identity, identity
+from tracepaper.strategies.api.context import BarArrays, BarColumns
 from tracepaper.strategies.api.model import (
     AnswerMalformed,
     FeatureFunction,
-    Floats,
     Model,
     ModelInput,
-    PastBars,
     forecast_of,
     forecasts_of,
 )
@@ -228,16 +227,15 @@ def _sources_sha256(made_of: type[Model], schema: Schema) -> str:
 
 
 class _Past:
-    """The newest bars of one instrument as columns, and their newest rows of features."""
+    """The newest bars of one instrument, and the newest rows of their features."""
 
-    def __init__(self, context: int, schema: Schema, scale: tuple[int, int], name: str) -> None:
+    def __init__(self, context: int, schema: Schema, instrument: Instrument, name: str) -> None:
         self._context, self._schema, self._name = context, schema, name
         self._lookback = 1 if schema is None else schema.lookback
-        self.held = context + self._lookback - 1
-        self._prices, self._volumes = 10.0 ** scale[0], 10.0 ** scale[1]
-        self.bars: deque[Bar] = deque(maxlen=self.held)
-        self._table = np.zeros((2 * self.held, 6))  # close time, open, high, low, close, volume
-        self._count = 0
+        self._held = context + self._lookback - 1
+        self.bars: deque[Bar] = deque(maxlen=self._held)
+        self._columns = BarColumns(instrument, context)
+        self._behind = BarColumns(instrument, self._lookback)  # what a function of features sees
         self._rows: deque[Rows] = deque(maxlen=context)
         self._streams: FeatureStreams | None = None
         self._width: int | None = None
@@ -251,36 +249,23 @@ class _Past:
                 f"{self.bars[-1].open_time_ms}; feed bars oldest first."
             )
         self.bars.append(bar)
-        row = (bar.closed_ms, bar.open, bar.high, bar.low, bar.close, bar.volume)
-        at = self._count % self.held
-        # Each row stands twice, so that the newest ones are one block wherever the ring stands.
-        self._table[at] = self._table[at + self.held] = row
-        self._count += 1
+        self._columns.extend((bar,))
         match self._schema if featured else None:
             case FeatureSchema() as schema:
                 self._rows.append(self._stepped(schema, bar))
-            case FeatureFunction() as schema if self._count >= self._lookback:
-                self._rows.append(self._computed(schema, self.past(self._lookback)))
+            case FeatureFunction() as schema:
+                self._behind.extend((bar,))
+                if len(self.bars) >= self._lookback:
+                    self._rows.append(self._computed(schema, self._behind.at(bar)))
 
     @property
     def is_full(self) -> bool:
         """Whether it holds all bars on which an answer depends."""
-        return self._count >= self.held
+        return len(self.bars) == self._held
 
-    def past(self, count: int) -> PastBars:
-        """Return the newest *count* bars as columns of their own, in prices and volumes."""
-        end = (self._count - 1) % self.held + 1 + self.held
-        return self._as_past(self._table[end - count : end])
-
-    def _as_past(self, table: Floats) -> PastBars:
-        """Return copies, so that no change of them reaches the bars that are held."""
-        columns = np.ascontiguousarray(table.T)
-        times = columns[0].astype(np.int64)
-        prices, volumes = columns[1:5] / self._prices, columns[5] / self._volumes
-        for array in (times, prices, volumes):
-            array.flags.writeable = False
-        opens, highs, lows, closes = prices
-        return PastBars(times, opens, highs, lows, closes, volumes)
+    def newest(self) -> BarArrays:
+        """Return the last ``context`` bars."""
+        return self._columns.at(self.bars[-1])
 
     def features(self) -> Rows:
         """Return the newest rows [context, feature], as a copy; without columns where none are."""
@@ -296,7 +281,7 @@ class _Past:
         values: Rows = self._streams.step([bar]).values[0]
         return values
 
-    def _computed(self, schema: FeatureFunction, past: PastBars) -> Rows:
+    def _computed(self, schema: FeatureFunction, past: BarArrays) -> Rows:
         """Return the row of a user's function, checked; the first one is computed twice."""
         with self._featuring:
             answer: Any = schema(past)
@@ -328,41 +313,31 @@ class _Past:
 
     def warm(self, bars: Sequence[Bar]) -> None:
         """Take in *bars*, of which only the last ones matter."""
-        newest = bars[-self.held :]
+        newest = bars[-self._held :]
         # No answer needs a row of ours before the context: of these bars none is computed.
         early = len(newest) - self._context if isinstance(self._schema, FeatureSchema) else 0
         for place, bar in enumerate(newest):
             self.take(bar, featured=place >= early)
 
-    def scan(self, bars: Sequence[Bar]) -> tuple[Rows, int]:
-        """Take in *bars*; return the rows of features of the last ones, and their number.
+    def scan(self, bars: Sequence[Bar]) -> list[Rows]:
+        """Take in *bars*; return the rows of features of the last ones.
 
         The first bars without a whole past have no row.
         """
-        schema, before = self._schema, len(self.bars)
-        past = [*self.bars, *bars]
-        first = max(before, self.held - 1)
-        values: list[Rows] | Rows = []
-        match schema:
-            case FeatureSchema():
-                values = features.compute(schema, features.columns(past)).values[first:]
-            case FeatureFunction():
-                table = np.array(
-                    [(b.closed_ms, b.open, b.high, b.low, b.close, b.volume) for b in past],
-                    dtype=np.float64,
-                )
-                back = self._lookback
-                values = [
-                    self._computed(schema, self._as_past(table[at + 1 - back : at + 1]))
-                    for at in range(first, len(past))
-                ]
-        for bar in bars[-self.held :]:
-            self.take(bar, featured=False)
-        self._streams = None
-        self._rows.clear()
-        count = len(past) - first
-        rows = np.array(values, dtype=np.float32) if count > 0 else np.zeros((0, 1), np.float32)
-        return rows, max(count, 0)
+        rows: list[Rows] = []
+        if isinstance(self._schema, FeatureSchema):
+            past = [*self.bars, *bars]
+            first = max(len(self.bars), self._held - 1)
+            rows = list(features.compute(self._schema, features.columns(past)).values[first:])
+            for bar in bars[-self._held :]:
+                self.take(bar, featured=False)
+            self._streams = None
+            self._rows.clear()
+            return rows
+        for bar in bars:
+            self.take(bar)
+            rows += [self._rows[-1]] if self.is_full else []
+        return rows
 
 
 # ---------------------------------------------------------------- the forecaster
@@ -406,14 +381,13 @@ class UserForecaster:
         self._name = type(model).__name__
         self._schema = schema
         self._asking = ForeignCode(self._name, "in predict")
-        self._scales: dict[str, tuple[int, int]] = {}
+        self._instruments: dict[str, Instrument] = {}
         self._past: dict[str, _Past] = {}
         self._logged = ""
 
     def scale(self, instruments: Sequence[Instrument]) -> None:
         """Set the decimals of prices and volumes in the bars of *instruments*."""
-        for item in instruments:
-            self._scales[item.id] = (item.price_decimals, item.volume_decimals)
+        self._instruments.update((item.id, item) for item in instruments)
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); the model is not asked."""
@@ -465,7 +439,7 @@ class UserForecaster:
             bar.instrument,
             bar.closed_ms,
             bar.interval_ms,
-            past.past(self.model.context),
+            past.newest(),
             past.features(),
         )
 
@@ -483,10 +457,11 @@ class UserForecaster:
         if not self.causal:
             raise InvariantBroken(f"{self._name} answers one bar at a time.")
         forecasts: list[Forecast | None] = [None] * len(bars)
-        rows, count = self._past_of(bars[0].instrument).scan(bars)
+        scanned = self._past_of(bars[0].instrument).scan(bars)
+        count = len(scanned)
+        rows = np.array(scanned, np.float32).reshape(count, -1 if scanned else 1)
         usable = np.isfinite(rows).all(axis=1)
-        for place in range(count):
-            forecasts[len(bars) - count + place] = self._unusable()
+        forecasts[len(bars) - count :] = [self._unusable()] * count
         if (usable_count := int(usable.sum())) > 0:
             usable_rows = rows[usable]
             usable_rows.flags.writeable = False
@@ -507,11 +482,12 @@ class UserForecaster:
 
     def _past_of(self, instrument: str) -> _Past:
         if (past := self._past.get(instrument)) is None:
-            if instrument not in self._scales:
+            if instrument not in self._instruments:
                 raise InvariantBroken(f"The model was not told the units of {instrument}.")
-            scale = self._scales[instrument]
-            past = _Past(self.model.context, self._schema, scale, self._name)
-            self._past[instrument] = past
+            item = self._instruments[instrument]
+            past = self._past[instrument] = _Past(
+                self.model.context, self._schema, item, self._name
+            )
         return past
 
     def _answered(self, ask: Callable[[], object], read: Callable[[object], Any]) -> Any:  # noqa: ANN401 - what *read* returns

@@ -321,8 +321,8 @@ class Lines:
         if facts["forecast"] is not None and "confidence" in facts["forecast"]:
             confidence = facts["forecast"]["confidence"]
             named["confidence"] = None if confidence is None else round(confidence, 4)
-        further = ("action", "refused_by", "unfilled", "regime", "quantity")
-        named |= {name: facts[name] for name in further if name in facts}
+        keys = ("action", "refused_by", "unfilled", "regime", "quantity")
+        named |= {name: facts[name] for name in keys if name in facts}
         named["equity"] = unscaled(step.account.equity, MONEY_DECIMALS)
         named["bars_per_s"] = round(self._pace.per_second(), 1)
         log.info("decision" if step.decision is not None else "warm-up", **named)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tracepaper.replay.archive.candles import Candles, merge_candles, slice_candles
-from tracepaper.replay.archive.read import read_candles, read_many
+from tracepaper.replay.archive.read import read_candles
 from tracepaper.replay.archive.series import FundingRates, read_funding
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "merge_candles",
     "read_candles",
     "read_funding",
-    "read_many",
     "slice_candles",
 ]

@@ -15,7 +15,6 @@ from tracepaper.replay.archive.candles import (
     Candles,
     Rows,
     are_trades,
-    merge_candles,
     to_candles,
 )
 from tracepaper.replay.archive.columns import (
@@ -58,7 +57,7 @@ from tracepaper.replay.archive.layouts import (
     split_argument,
     symbol_of_table,
 )
-from tracepaper.replay.archive.sessions import SessionsFor, in_sessions, on_common_sessions
+from tracepaper.replay.archive.sessions import SessionsFor, in_sessions
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
@@ -172,28 +171,6 @@ def _candles(
         calendar=month_calendar() if step == MONTH_MS else None,
     )
     return candles if sessions_for is None else in_sessions(candles, sessions_for)
-
-
-def read_many(
-    paths: Sequence[str | Path],
-    *,
-    symbol: str | None = None,
-    category: Category | str | None = None,
-    columns: Sequence[str] = (),
-    sessions_for: SessionsFor | None = None,
-) -> list[Candles]:
-    """Read several files and join those of one instrument (``merge_candles``)."""
-    parts = [
-        read_candles(
-            path,
-            symbol=symbol,
-            category=category,
-            columns=columns,
-            sessions_for=sessions_for,
-        )
-        for path in paths
-    ]
-    return merge_candles(parts if sessions_for is None else on_common_sessions(parts, sessions_for))
 
 
 def _fields(table: RawTable, symbol: str) -> dict[str, str]:

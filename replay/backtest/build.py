@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -284,7 +283,7 @@ def build(
     )
     for part in data.candles:
         (item,) = (item for item in instruments if item.symbol == part.symbol)
-        refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
+        refuse_size(config, item)
     forecaster = None
     if needs_forecaster(config):
         forecaster = load_forecaster(config, database=database, mode=mode)

@@ -262,7 +262,7 @@ def resumed_replay(
     with Reader.open(database) as reader:
         rest = _after(reader.newest_fed(run_id), replay.feed.events(), seen_ms)
         restore_engine(replay.engine, reader, resumed, history)
-        bars = [] if history is None else [*chain(*history.known().values())]
+        bars = [] if history is None else [*chain(*history.by_instrument().values())]
         for model in (replay.forecaster, way.prober):
             recall_events(model, reader, run_id, bars)
     warm_from = () if history is None else history.warm_from()

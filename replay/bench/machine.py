@@ -85,17 +85,7 @@ def interleaved(
 
 
 def resident_mb() -> float:
-    """Return the memory this process holds now, in MB."""
-    return _held_mb("VmRSS")
-
-
-def most_resident_mb() -> float:
-    """Return the most memory that this process has held, in MB; mapped files count with it."""
-    return _held_mb("VmHWM")
-
-
-def _held_mb(name: str) -> float:
-    """Return the kernel's figure *name* of this process, in MB; its peak where there is none.
+    """Return the memory this process holds now, in MB; its peak where the kernel does not say.
 
     ``getrusage`` hands the peak of a parent on to its children.
     """
@@ -104,4 +94,4 @@ def _held_mb(name: str) -> float:
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1_024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1_024 / 1e6
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1_024 / 1e6

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +35,6 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.backtest.run import StepLog, Tally, run_events
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_rows import WHOLE, RunRows
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -155,7 +153,8 @@ def changed_run(
         strategy_sha256=strategy_sha256(config),
         gate_horizon=config.gate.horizon,
     )
-    _refuse_size(reader, stored.run_key, run, config)
+    for item in run.instruments:
+        refuse_size(config, item)
     engine, bars = _engine(run, config, forecaster, shadows=shadows)
     for sha256 in reader.promoted(run_id):
         promoted = _forecaster(reader, run, sha256, 1 if forecaster is None else forecaster.context)
@@ -211,16 +210,6 @@ def _refuse_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int 
         )
     if why:
         raise DataInvalid(f"{why}.")
-
-
-def _refuse_size(reader: Reader, run_key: int, run: Run, config: Config) -> None:
-    """Refuse a size of which no order could be taken at the first prices, as a replay does."""
-    rows = RunRows(reader.connection, run_key)
-    for place, item in enumerate(run.instruments):
-        if (first := rows.bar_at(place, WHOLE, newest=False)) is not None:
-            bar = reader.step(run.run_id, first.sequence).event
-            assert isinstance(bar, Bar)
-            refuse_size(config, item, Decimal(bar.open).scaleb(-item.price_decimals))
 
 
 def _engine(

@@ -1,15 +1,14 @@
-"""``tracepaper data check|fetch|describe|record|samples``."""
+"""``tracepaper data check|fetch|record|samples``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from tracepaper.daemon.commands.options import (
-    CacheOption,
     ColumnsOption,
     ConfigOption,
     JsonOption,
@@ -63,49 +62,37 @@ def check(
     """Check files of candles, order books or events: what each holds, or why it is refused."""
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
+    from tracepaper.replay.archive.sessions import sessions_named
 
-    given = _given(symbol, category, columns, calendar)
+    require("exchange_calendars", "--calendar", calendar)
+    sessions_for = None if calendar is None else sessions_named(calendar)
     documents: list[dict[str, object]] = []
     refused = 0
     for path in paths:
         try:
             if (recorded := _recorded(Path(path), columns)) is not None:
-                documents.append({"valid": True, **asdict(recorded)})
-                if not json:
-                    typer.echo("\n".join(_recorded_lines(recorded)))
-                continue
-            file_quality = quality(read_candles(path, **given))
+                document, lines = asdict(recorded), _recorded_lines(recorded)
+            else:
+                candles = read_candles(
+                    path,
+                    symbol=symbol,
+                    category=category if calendar is None else Category.STOCK,  # of shares
+                    columns=columns or (),
+                    sessions_for=sessions_for,
+                )
+                figures = quality(candles)
+                document, lines = asdict(figures), _lines(figures)
+            documents.append({"valid": True, **document})
         except DataInvalid as error:
             refused += 1
             documents.append({"path": path, "valid": False, "error": str(error)})
-            if not json:
-                typer.echo(f"✗ {error}")
-            continue
-        documents.append({"valid": True, **asdict(file_quality)})
+            lines = [f"✗ {error}"]
         if not json:
-            typer.echo("\n".join(_lines(file_quality)))
+            typer.echo("\n".join(lines))
     if json:
         print_json({"files": documents, "refused": refused})
     if refused:
         raise typer.Exit(1)
-
-
-def _given(
-    symbol: str | None,
-    category: Category | None,
-    columns: Sequence[str] | None,
-    calendar: str | None,
-) -> dict[str, Any]:
-    """Return what a reader of candles is told; those of shares are read by a calendar."""
-    from tracepaper.replay.archive.sessions import sessions_named
-
-    require("exchange_calendars", "--calendar", calendar)
-    return {
-        "symbol": symbol,
-        "category": category if calendar is None else Category.STOCK,
-        "columns": columns or (),
-        "sessions_for": None if calendar is None else sessions_named(calendar),
-    }
 
 
 def _lines(quality: Quality) -> list[str]:
@@ -146,67 +133,6 @@ def _unit(decimals: int | None) -> str:
     if decimals is None:
         return "missing"
     return f"0.{'0' * (decimals - 1)}1" if decimals else "1"
-
-
-@app.command()
-def describe(
-    paths: PathsArgument,
-    *,
-    horizons: Annotated[
-        str, typer.Option(help="Forecast horizons, in bars or times, by commas.")
-    ] = "5,30,240",
-    features: Annotated[
-        str, typer.Option(help="A schema, or v2 or tree for that of the interval.")
-    ] = "v2",
-    intervals: Annotated[
-        str | None,
-        typer.Option(
-            "--interval", help="Interval of the model, then others to train on: 15m,5m,1h."
-        ),
-    ] = None,
-    calendar: CalendarOption = None,
-    columns: ColumnsOption = None,
-    train_until: Annotated[str | None, typer.Option(help="Date; give all three or none.")] = None,
-    validate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
-    calibrate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
-    cache: CacheOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Describe the data of a training: bars, split, independent labels.
-
-    Features are computed and cached for a training; the peak memory that this
-    took is printed too.
-    """
-    from tracepaper.replay.bench.machine import most_resident_mb
-    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.learning.dataset import Dataset, ahead, intervals_of
-    from tracepaper.replay.learning.splits import split_by
-    from tracepaper.replay.learning.training import described, lines
-
-    require("exchange_calendars", "--calendar", calendar)
-    ends = ("train_until", "validation_until", "calibration_until")
-    dates = (train_until, validate_until, calibrate_until)
-    split = {name: date for name, date in zip(ends, dates, strict=True) if date is not None}
-    if split and len(split) < len(ends):
-        raise ConfigInvalid(
-            "Give all three of --train-until, --validate-until and --calibrate-until, or none."
-        )
-    material = Dataset.read(
-        paths,
-        lambda segments: split_by(split, ahead(horizons, segments[0]))(segments),
-        horizons,
-        features,
-        intervals=intervals_of(intervals),
-        calendar=calendar,
-        columns=tuple(columns or ()),
-        arrays=ArrayCache(cache or default_folder()),
-    )
-    description = described(material)
-    memory = round(most_resident_mb())
-    if json:
-        print_json({**description, "most_resident_mb": memory})
-        return
-    typer.echo("\n".join([*lines(description), f"at most {memory:,} MB of memory"]))
 
 
 @app.command()

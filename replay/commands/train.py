@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, assert_never
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tracepaper.daemon.commands.options import (
-    CacheOption,
-    ColumnsOption,
-    DepthOption,
-    JsonOption,
-    print_json,
-)
+from tracepaper.daemon.commands.options import ColumnsOption, DepthOption, JsonOption, print_json
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
-    from tracepaper.replay.learning.fitted import DataRequest, Each
+    from tracepaper.replay.learning.recipe import Recipe
     from tracepaper.replay.learning.side_inputs import SideFiles
     from tracepaper.storage.checkpoints import Checkpoint
 
@@ -51,7 +45,10 @@ def train(
     data: Annotated[list[str] | None, _DATA] = None,
     columns: ColumnsOption = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder of the new checkpoint.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of the new checkpoint; without it the data are shown."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -61,19 +58,16 @@ def train(
             help="A key of the recipe: model.kind=lstm, layers=4, training.steps=800; repeat.",
         ),
     ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(help="Random seed; repeat for several checkpoints, FOLDER/seed-N."),
-    ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=2, metavar="N", help="N seeds from --seed on, with mean and spread."),
+        typer.Option(
+            min=2, metavar="N", help="Train N seeds, from the recipe's on, into FOLDER/seed-N."
+        ),
     ] = None,
     jobs: JobsOption = None,
     on: OnOption = None,
     covariates: CovariatesOption = None,
     depth: DepthOption = None,
-    cache: CacheOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished training.")
     ] = False,
@@ -84,45 +78,52 @@ def train(
             help="Print the recipe of a kind or a file, each key explained; ? lists the kinds.",
         ),
     ] = None,
-    keys: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="List the keys of a kind: type, range, default, text."),
-    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Train a model on candles, evaluate it on untouched time, and write it with its card.
 
     --set lies over RECIPE, and RECIPE over the defaults of the kind, flash; a key without a section
-    is of the architecture. --init KIND prints a recipe to begin with. All files are split at the
-    same dates: set split.train_until, split.validation_until and split.calibration_until, or none
-    to split the bars 65/10/10 %; the rest is the test set.
+    is of the architecture. --init KIND prints a recipe to begin with. Without --out it prints what
+    the training would learn from. All files are split at the same dates: set split.train_until,
+    split.validation_until and split.calibration_until, or none to split the bars 65/10/10 %; the
+    rest is the test set.
     """
-    if init is not None or keys is not None:
-        _describe(init, keys, settings or (), as_json=json)
+    if init is not None:
+        _describe(init, settings or ())
         return
-    if not data or out is None:
-        missing = "--out FOLDER" if data else "--data PATH"
-        raise ConfigInvalid(f"{missing} is missing; give it, or --init KIND alone.")
-    from tracepaper.replay.learning.recipe import as_recipe, read_recipe, with_settings
+    if not data:
+        raise ConfigInvalid("--data PATH is missing; give it, or --init KIND alone.")
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.commands.folds import each_on
+    from tracepaper.replay.learning.fitted import DataRequest, FitRun, read_dataset
+    from tracepaper.replay.learning.recipe import (
+        as_recipe,
+        over,
+        read_recipe,
+        recipe_of,
+        with_settings,
+    )
+    from tracepaper.replay.learning.side_inputs import SideFiles
+    from tracepaper.replay.learning.training import FitView, described, train_seeds
 
     given = {} if recipe is None else as_recipe(read_recipe(recipe))
     document = with_settings(given, settings or ())
-    drawn = _seeds(document, seed or (), seeds, elsewhere=bool(jobs or on))
-    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.learning.fitted import DataRequest
-
-    request = DataRequest(data, ArrayCache(cache or default_folder()), columns=columns or ())
-    if document.get("ensemble", {}).get("members"):
-        if drawn or covariates or depth:
-            raise _members_wrong()
-        checkpoints = [_join(document, request, out)]
-    else:
-        from tracepaper.replay.commands.folds import each_on
-        from tracepaper.replay.learning.side_inputs import SideFiles
-
-        files = SideFiles(covariates, depth or ())
-        each = None if on is None and jobs is None else each_on(on, jobs)
-        checkpoints = _trained(document, recipe, drawn, request, out, files, each, resume=resume)
+    if seeds is None and (jobs or on):
+        raise ConfigInvalid("--jobs and --on say where seeds are trained; give --seeds N too.")
+    each = None if on is None and jobs is None else each_on(on, jobs)
+    chosen = recipe_of(document)
+    files = SideFiles(covariates, depth or ())
+    _require_extras(chosen, recipe, files)
+    request = DataRequest(data, files.read(), columns or ())
+    if out is None:
+        _show(described(read_dataset(chosen, request)), as_json=json)
+        return
+    first = int(document.get("training", {}).get("seed", 0))
+    of_seeds = [over(document, {"training": {"seed": first + nth}}) for nth in range(seeds or 0)]
+    recipes = [recipe_of(of_seed) for of_seed in of_seeds] or [chosen]
+    with FitView(chosen) as view:
+        run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
+        checkpoints = train_seeds(recipes, request, run, each=each)
     study = [] if seeds is None else _study(checkpoints)
     if json:
         documents = [
@@ -134,25 +135,17 @@ def train(
         return
     for folder, checkpoint in checkpoints:
         _print(folder, checkpoint)
-    if study:
-        from tracepaper.daemon.terminal.console import for_tables
-        from tracepaper.replay.document.terminal import show
-
-        show(for_tables(), study)
+    _show(study)
 
 
-def _seeds(
-    document: Mapping[str, Any], given: Sequence[int], count: int | None, *, elsewhere: bool
-) -> Sequence[int]:
-    """Return the seeds to train from; none for the recipe's own alone."""
-    if count is None:
-        if elsewhere and len(given) < 2:
-            raise ConfigInvalid("--jobs and --on say where seeds are trained; give --seeds N too.")
-        return given
-    if len(given) > 1:
-        raise ConfigInvalid("--seeds counts from one seed on; give --seed once, or without it.")
-    first = int(given[0] if given else document.get("training", {}).get("seed", 0))
-    return range(first, first + count)
+def _show(tables: Sequence[Table], *, as_json: bool = False) -> None:
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.document.terminal import show
+
+    if as_json:
+        print_json({table.key: table.documents() for table in tables})
+    else:
+        show(for_tables(), tables)
 
 
 def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
@@ -167,87 +160,27 @@ def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
     return [seeds_table(cards)]
 
 
-def _trained(
-    document: Mapping[str, Any],
-    file: Path | None,
-    seeds: Sequence[int],
-    request: DataRequest,
-    out: Path,
-    files: SideFiles,
-    each: Each | None,
-    *,
-    resume: bool,
-) -> list[tuple[Path, Checkpoint]]:
-    """Train a checkpoint of each seed; *file* is where the recipe was read, if anywhere."""
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.fitted import FitRun
-    from tracepaper.replay.learning.recipe import over, recipe_of
-    from tracepaper.replay.learning.training import FitView, train_seeds
+def _require_extras(recipe: Recipe, file: Path | None, files: SideFiles) -> None:
+    """Raise ``ConfigInvalid`` for a missing package, and for files that the kind cannot read.
 
-    documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
-    recipes = [recipe_of(each) for each in documents or [dict(document)]]
-    first = recipes[0]
-    require("exchange_calendars", "features.calendar", first.calendar)
-    key = "ensemble.kind=tree" if first.members else "model.kind=tree"
-    first.check(key if file is None else f"The tree of {file}")
-    if any(files) and not first.kind.model.takes_covariates:
+    *file* is where the recipe was read, if anywhere.
+    """
+    require("exchange_calendars", "features.calendar", recipe.calendar)
+    key = "ensemble.kind=tree" if recipe.members else "model.kind=tree"
+    recipe.check(key if file is None else f"The tree of {file}")
+    if any(files) and not recipe.kind.model.takes_covariates:
         raise ConfigInvalid(
-            f"A model of the kind {first.kind.name} has no encoder for covariates or order books: "
+            f"A model of the kind {recipe.kind.name} has no encoder for covariates or order books: "
             "they are a modality of the kind trading alone; train that, or leave --covariates and "
             "--depth out."
         )
-    request = request._replace(inputs=files.read())
-    with FitView(first) as view:
-        run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
-        return train_seeds(recipes, request, run, each=each)
 
 
-def _join(document: Mapping[str, Any], request: DataRequest, out: Path) -> tuple[Path, Checkpoint]:
-    """Join the checkpoints in two folders; return where the ensemble lies, and itself."""
-    from rich.console import Console
-
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.fit import use_threads
-    from tracepaper.replay.learning.fitted import FitRun
-    from tracepaper.replay.learning.recipe import THREADS
-    from tracepaper.replay.learning.training import combine
-
-    taken = {"ensemble.members", "model.name", "training.threads", "training.explained_bars"}
-    given = {f"{name}.{key}" for name, section in document.items() for key in section}
-    members = [Path(member) for member in document["ensemble"]["members"]]
-    if given - taken or len(members) != 2:
-        raise _members_wrong()
-    training = document.get("training", {})
-    use_threads(training.get("threads", THREADS))
-    name, say = document.get("model", {}).get("name") or out.name, Console(stderr=True).print
-    ensemble = combine(
-        (members[0], members[1]),
-        request,
-        FitRun(out, name, SystemClock().wall_ms(), say=say),
-        bars=training.get("explained_bars"),
-    )
-    return out, ensemble
-
-
-def _members_wrong() -> ConfigInvalid:
-    return ConfigInvalid(
-        "ensemble.members are two folders, of a network and of a tree or glm, which are joined as "
-        "they are: set nothing else but model.name, training.threads and training.explained_bars."
-    )
-
-
-def _describe(
-    init: str | None, keys: str | None, settings: Sequence[str], *, as_json: bool
-) -> None:
-    """Print the recipe or the keys of a kind, or of a file; of ? which kinds there are."""
-    import msgspec
-    from rich.table import Table
-
-    from tracepaper.daemon.terminal.console import for_tables
+def _describe(name: str, settings: Sequence[str]) -> None:
+    """Print the recipe of a kind or of a file, each key explained; of ? which kinds there are."""
     from tracepaper.replay.learning.recipe import (
         as_recipe,
         commented,
-        key_rows,
         kind_of,
         kinds,
         read_recipe,
@@ -255,7 +188,6 @@ def _describe(
         with_settings,
     )
 
-    name = init or keys or ""
     if name == "?":
         for each in kinds().values():
             typer.echo(f"{each.name:<12}{each.model.summary}")
@@ -264,22 +196,8 @@ def _describe(
     if name not in kinds() and Path(name).is_file():
         document = as_recipe(read_recipe(Path(name)))
     document = with_settings(document, settings)
-    recipe, kind = recipe_of(document), kind_of(document, is_member=True)
-    if init is not None:
-        typer.echo(commented(recipe.document(), kind), nl=False)
-        return
-    rows = key_rows(kind, recipe.document())
-    if as_json:
-        print_json([row._asdict() for row in rows])
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("key", no_wrap=True)
-    for title in ("type", "range", "default", "text"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        default = "-" if row.default is None else msgspec.json.encode(row.default).decode()
-        table.add_row(row.key, row.type, row.range, default, row.text)
-    for_tables().print(table)
+    kind = kind_of(document, is_member=True)
+    typer.echo(commented(recipe_of(document).document(), kind), nl=False)
 
 
 def _print(folder: Path, checkpoint: Checkpoint) -> None:
@@ -290,17 +208,13 @@ def _print(folder: Path, checkpoint: Checkpoint) -> None:
     for sentence in checkpoint.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
     kind = kind_of(checkpoint.card)
-    match kind.model.source:
-        case DataSource.CLOSES:
-            typer.echo(
-                f"Use it: [strategy] name = {kind.name!r} and [model] checkpoint = "
-                f"{str(folder)!r}, with [sizing] mode = 'equity'."
-            )
-        case DataSource.ORDER_BOOKS:
-            typer.echo(f"Look at it: tracepaper explain --depth FILE --checkpoint {folder}.")
-        case DataSource.BARS:
-            typer.echo(
-                f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}."
-            )
-        case _:
-            assert_never(kind.model.source)
+    typer.echo(
+        {
+            DataSource.CLOSES: f"Use it: [strategy] name = {kind.name!r} and [model] checkpoint = "
+            f"{str(folder)!r}, with [sizing] mode = 'equity'.",
+            DataSource.ORDER_BOOKS: "Look at it: tracepaper explain --depth FILE --checkpoint "
+            f"{folder}.",
+            DataSource.BARS: f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models "
+            f"{folder}.",
+        }[kind.model.source]
+    )

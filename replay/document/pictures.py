@@ -1,6 +1,6 @@
 """Charts as pictures by matplotlib: the panels of a ``Chart`` under each other, over one time axis.
 
-Equal charts give equal files. Edges and flows, which are read by pointing, are for pages.
+Equal charts give equal files. Lines, bands, bars and marks over time are drawn, the rest on pages.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ from tracepaper.replay.document.charts import (
     ChartAxis,
     ChartPanel,
     ChartRole,
-    HeatLayer,
     LineLayer,
     MarkLayer,
     Numbers,
-    RuleLayer,
-    SpanLayer,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import DAY_MS
@@ -106,15 +103,11 @@ def _label(axes: Any, which: str, axis: ChartAxis) -> None:  # noqa: ANN401 - ma
         locator = dates.AutoDateLocator()
         drawn_axis.set_major_locator(locator)
         drawn_axis.set_major_formatter(dates.ConciseDateFormatter(locator))
-    elif axis.kind == "category":
-        drawn_axis.set_ticks(range(len(axis.names)), axis.names, fontsize=8)
     else:
         drawn_axis.set_major_formatter("{x:,g}")
-    if axis.is_reversed:
-        drawn_axis.set_inverted(True)
 
 
-def _layer(  # noqa: C901 - one case a kind
+def _layer(
     axes: Any,  # noqa: ANN401 - matplotlib's
     panel: ChartPanel,
     layer: object,
@@ -137,29 +130,15 @@ def _layer(  # noqa: C901 - one case a kind
         case BarLayer():
             colours = [_ROLES[role] for role in layer.roles]
             x, y = _places(layer.x, panel.x), _numbers(layer.y)
-            if panel.y.kind == "category":
-                axes.barh(y, x, left=_numbers(layer.base or [0.0] * len(x)), color=colours)
-            else:
-                width = float(np.median(np.diff(x))) if len(x) > 1 else 1.0
-                axes.bar(x, y, width, color=colours)
+            width = float(np.median(np.diff(x))) if len(x) > 1 else 1.0
+            axes.bar(x, y, width, color=colours)
         case MarkLayer():
             colours = [_ROLES[role] for role in layer.roles]
             x, y = _places(layer.x, panel.x), _numbers(layer.y)
             marks = axes.scatter(x, y, 26, c=colours, marker=_SHAPES[layer.shape], zorder=3)
             if layer.shape == "ring":
                 marks.set(facecolor="none", edgecolor=colours)
-        case RuleLayer(at=at, axis=axis, role=role):
-            (axes.axhline if axis == "y" else axes.axvline)(at, color=_ROLES[role], linewidth=0.6)
-        case SpanLayer():
-            ends = _places([layer.low, layer.high], panel.x)
-            axes.axvspan(*ends, color=_ROLES[layer.role], linewidth=0)
-        case HeatLayer():
-            cells = np.array([_numbers(row) for row in layer.rows])
-            x, y = _places(layer.x, panel.x), _numbers(layer.y)
-            axes.pcolormesh(
-                x, y, cells, cmap="Reds", shading="nearest", vmin=layer.low, vmax=layer.high
-            )
-        case _:  # it is read by pointing
+        case _:
             raise TypeError(f"{type(layer).__name__} is drawn on pages alone")
 
 

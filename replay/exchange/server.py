@@ -38,7 +38,7 @@ from aiohttp import web
 
 from tracepaper.daemon.http.server import ConnectionLimits
 from tracepaper.daemon.session.child import at_end_of_input
-from tracepaper.replay.archive import Candles, read_many
+from tracepaper.replay.archive import Candles, merge_candles, read_candles
 from tracepaper.replay.exchange.channels import Channel, FramePace, TopicRequest, encode
 from tracepaper.replay.exchange.fault_kinds import Fault
 from tracepaper.replay.exchange.faults import FaultPlan, Faults, TimedFault, fault_from
@@ -105,9 +105,9 @@ class EmbeddedExchange:
         )
         candles = [*settings.candles]
         if settings.data:
-            candles += read_many(
-                settings.data, category=settings.category, columns=settings.columns
-            )
+            category, columns = settings.category, settings.columns
+            parts = [read_candles(at, category=category, columns=columns) for at in settings.data]
+            candles += merge_candles(parts)
         if settings.wall_ms:
             candles = shifted(candles, settings.wall_ms(), settings.start)
         for note in (f"{each.path}: {note}" for each in candles for note in each.notes):

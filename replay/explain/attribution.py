@@ -7,7 +7,7 @@ The rule is docs/several.md, P28.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -421,7 +421,7 @@ class Influence:
 
     Each row of ``matrix``, of a decided asset over all, sums to 1. ``heaviest`` leaves the decided
     bar out. ``largest_difference`` compares the decided symbol's row with the stored shares, which
-    are those of the usual rollout; ``residual_weight`` and ``start_layer`` are of this one.
+    are those of the usual rollout; ``options`` are what this one has that is not usual.
     """
 
     symbol: str
@@ -430,8 +430,7 @@ class Influence:
     bars: int
     heaviest: tuple[HeavyToken, ...]
     largest_difference: float
-    residual_weight: float = PLAIN.residual_weight
-    start_layer: int = PLAIN.start_layer
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def row(self) -> tuple[float, ...]:
@@ -495,6 +494,5 @@ def influence(
             for place in order.tolist()
         ),
         float(np.abs(matrix[at] - SymbolAnswer.of(forecast).shares).max()),
-        method.residual_weight,
-        method.start_layer,
+        {name: of for name, of in asdict(method).items() if of != getattr(PLAIN, name)},
     )

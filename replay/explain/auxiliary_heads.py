@@ -123,7 +123,7 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
     (item,) = (item for item in run.instruments if item.id == bar.instrument)
     look, card = strategy.model.look(books), read_card(checkpoint_folder(config))
     says = (*card_sentences(card), *_difference(stored, look.probabilities[strategy.at].tolist()))
-    return BookMap.of(
+    return BookMap(
         bar.instrument,
         card,
         books,

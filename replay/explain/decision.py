@@ -468,6 +468,13 @@ def margin_text(gate: str, margin: float) -> str:
     return f"{size:.{digits}f}".removeprefix("0")
 
 
+def missed_text(gate: str, margin: float | None) -> str:
+    """Return by how much a gate failed: ``short by .0096``; empty of one without degrees."""
+    if margin is None or GATES[gate].is_switch:
+        return ""
+    return f"{'short' if GATES[gate].at_least else 'over'} by {margin_text(gate, margin)}"
+
+
 def _allowed_sentence(near: GateMargin | None, failed: Sequence[GateMargin]) -> str:
     # A lasting gate that failed would have refused new exposure, and none was asked for.
     if failed:

@@ -32,7 +32,7 @@ from tracepaper.replay.explain.decision import (
     GateMargin,
     StoredDecision,
     flips_of,
-    margin_text,
+    missed_text,
     short,
     stand_of,
     stored_decision,
@@ -211,10 +211,7 @@ def _refused(name: str, flips: Flips) -> str:
     gate = next(flip for flip in flips.gates if flip.gate == name)
     if name == warm.name and gate.measure is not None:
         return f"Warming up: {gate.measure:,.0f} of {gate.threshold:,.0f} bars"
-    if gate.margin is None or GATES[name].is_switch:
-        return f"Refused by {short(name)}"
-    way = "short by" if GATES[name].at_least else "over by"
-    return f"Refused by {short(name)}, {way} {margin_text(name, gate.margin)}"
+    return ", ".join(filter(None, (f"Refused by {short(name)}", missed_text(name, gate.margin))))
 
 
 def _share(fraction: float) -> str:

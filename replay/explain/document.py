@@ -103,8 +103,8 @@ KINDS: Final[Mapping[str, AnswerKind]] = {
     "full": AnswerKind(
         full_parts,
         lambda full: (
-            asdict(replace(full, further=()))
-            | {"further": {table.key: table.documents() for table in full.further}}
+            asdict(replace(full, auxiliary=()))
+            | {"auxiliary": {table.key: table.documents() for table in full.auxiliary}}
         ),
     ),
     "by_feature": AnswerKind(feature_parts),  # of a tree or a glm
@@ -380,22 +380,20 @@ def _by_feature(
 
 
 def age_chart(compared: SideBySide) -> Chart:
-    """Draw the rollout of both by age."""
+    """Draw the rollout of both by age, and the mean attention of each layer's heads, from below."""
     ages = max(len(compared.first.weights), len(compared.second.weights))
-    panel = _by_age([side.by_age(ages) for side in (compared.first, compared.second)], compared)
-    return Chart("", "The rollout of both by age, the decided bar at 0.", [panel])
-
-
-def layer_chart(compared: SideBySide, layer: int) -> Chart:
-    """Draw the mean attention of the heads of *layer* of both by age; 0 is the lowest."""
-    rows = [side.layers[layer].mean(axis=0) for side in (compared.first, compared.second)]
-    ages = max(map(len, rows))
-    panel = _by_age([np.pad(row, (0, ages - len(row))) for row in rows], compared, height=170)
+    panels = [_by_age([side.by_age(ages) for side in (compared.first, compared.second)], compared)]
+    for layer, common in enumerate(compared.common_by_layer):
+        rows = [side.layers[layer].mean(axis=0) for side in (compared.first, compared.second)]
+        ages = max(map(len, rows))
+        rows = [np.pad(row, (0, ages - len(row))) for row in rows]
+        title = f"layer {layer + 1}: {common:.0%} in common"
+        panels.append(structs.replace(_by_age(rows, compared), title=title, height=170))
     caption = (
-        f"Layer {layer + 1}: the mean of its heads from the decided bar; they have "
-        f"{compared.common_by_layer[layer]:.0%} in common."
+        "What both gave to each age, the decided bar at 0: by the rollout, and by the mean of the "
+        "heads of each layer."
     )
-    return Chart("", caption, [panel])
+    return Chart("", caption, panels)
 
 
 def features_chart(compared: SideBySide) -> Chart | None:
@@ -415,7 +413,7 @@ def features_chart(compared: SideBySide) -> Chart | None:
     return Chart("", "What each feature added to both.", [panel])
 
 
-def _by_age(rows: list[Floats], compared: SideBySide, *, height: int = 260) -> ChartPanel:
+def _by_age(rows: list[Floats], compared: SideBySide) -> ChartPanel:
     """Return lines of the share in each cell of age, the cells logarithmic."""
     ages = len(rows[0])
     firsts = np.unique(np.geomspace(1, ages + 1, BINS + 1).astype(np.int64))[:-1] - 1
@@ -433,7 +431,7 @@ def _by_age(rows: list[Floats], compared: SideBySide, *, height: int = 260) -> C
         ],
         ChartAxis("age, bars (wider cells further back)", ticks=ticks),
         percent_axis("share in a cell, %"),
-        height,
+        260,
     )
 
 
@@ -473,11 +471,8 @@ def full_document(
         *full_parts(full),
     ]
     if compared:
-        layers = range(len(compared.common_by_layer))
-        drawn = [age_chart(compared), features_chart(compared)]
-        drawn += [layer_chart(compared, layer) for layer in layers]
         parts += [Paragraph("Beside another", "heading"), *compared_parts(compared)]
-        parts += [chart for chart in drawn if chart is not None]
+        parts += filter(None, (age_chart(compared), features_chart(compared)))
     parts.append(Paragraph("Heads", "heading"))
     if heads is None:
         parts.append(Paragraph("The run has too few bars before it to read its heads.", "note"))

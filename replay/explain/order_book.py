@@ -21,49 +21,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BookMap:
-    """Where one answer looked: ``weights`` [book, side, level] sum to 1, oldest book first."""
+    """What a model said of books, and where it looked in them."""
 
     instrument: str
-    model_id: str
-    at_ms: int
-    every_ms: int
+    card: Mapping[str, Any]  # of the model
+    books: Books  # oldest first
+    look: OrderBookAttribution
     horizons: tuple[int, ...]
-    probabilities: tuple[tuple[float, ...], ...]  # of each horizon: down, flat, up
-    books: Books
-    price_decimals: int
-    quantity_decimals: int
-    weights: NDArray[np.float32]
-    l1_error: float
+    every_ms: int
+    decimals: tuple[int, int]  # of prices and quantities
     says: tuple[str, ...]  # what the card says of itself, and what was left out of the file
 
-    @classmethod
-    def of(
-        cls,
-        instrument: str,
-        card: Mapping[str, Any],
-        books: Books,
-        look: OrderBookAttribution,
-        horizons: tuple[int, ...],
-        *,
-        every_ms: int,
-        decimals: tuple[int, int],
-        says: tuple[str, ...],
-    ) -> BookMap:
-        """Return the map of what the model of *card* said of *books*, with their *decimals*."""
-        weights = look.weights.numpy().reshape(len(books), len(SIDES), books.levels)
-        return cls(
-            instrument,
-            str(card["model"]["id"]),
-            int(books.seen_ms[-1]),
-            every_ms,
-            horizons,
-            tuple(tuple(row) for row in look.probabilities.tolist()),
-            books,
-            *decimals,
-            weights,
-            look.l1_error,
-            says,
-        )
+    @property
+    def model_id(self) -> str:
+        """The id of the model."""
+        return str(self.card["model"]["id"])
+
+    @property
+    def at_ms(self) -> int:
+        """When the newest book was seen."""
+        return int(self.books.seen_ms[-1])
+
+    @property
+    def probabilities(self) -> list[list[float]]:
+        """Of each horizon: down, flat, up."""
+        rows: list[list[float]] = self.look.probabilities.tolist()
+        return rows
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """Where it looked: [book, side, level], which sum to 1."""
+        shape = (len(self.books), len(SIDES), self.books.levels)
+        weights: NDArray[np.float32] = self.look.weights.numpy().reshape(shape)
+        return weights
 
 
 def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> BookMap:
@@ -86,7 +76,7 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     books = _until(recorded, path, at_ms, config.window).shallower(config.levels)
     header, of = recorded.header, recorded.header.instrument
     sentences = card.get("honesty", {}).get("sentences", [])
-    return BookMap.of(
+    return BookMap(
         of.id,
         card,
         books,

@@ -86,13 +86,13 @@ def map_document(mapped: BookMap) -> dict[str, Any]:
         "seen_ms": books.seen_ms.tolist(),
         **{
             side: {
-                "price": _texts(books.price[-1, place], mapped.price_decimals),
-                "size": _texts(books.size[-1, place], mapped.quantity_decimals),
+                "price": _texts(books.price[-1, place], mapped.decimals[0]),
+                "size": _texts(books.size[-1, place], mapped.decimals[1]),
                 "weights": mapped.weights[:, place].tolist(),
             }
             for place, side in enumerate(SIDES)
         },
-        "l1_error": mapped.l1_error,
+        "l1_error": mapped.look.l1_error,
     }
 
 

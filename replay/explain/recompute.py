@@ -465,7 +465,7 @@ class Full:
     attribution: FullAttribution
     moves: Moves
     deletion: Deletion
-    further: tuple[Table, ...] = ()  # of the auxiliary heads
+    auxiliary: tuple[Table, ...] = ()  # of the auxiliary heads
     multiplications: Multiplications | None = None  # of a network that attends sparsely
 
 
@@ -492,12 +492,12 @@ def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing
         attribution,
         moves_of(contributions, probe.rows[-1].tolist(), probe.names, attribution),
         delete(probe, again, attribution, contributions.relevance),
-        _further(past, probe.scale / horizon**0.5),
+        _auxiliary(past, probe.scale / horizon**0.5),
         past.forecaster.model.network.multiplications(),
     )
 
 
-def _further(past: Past, sigma: float) -> tuple[Table, ...]:
+def _auxiliary(past: Past, sigma: float) -> tuple[Table, ...]:
     """Return the auxiliary heads' forecasts as stored, or as the network says them now.
 
     *sigma* is the volatility of a bar.

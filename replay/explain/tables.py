@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from tracepaper.replay.document.values import (
     Figure,
@@ -33,7 +33,6 @@ from tracepaper.replay.explain.recompute import (
     Moves,
     Trial,
 )
-from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.units import interval_text, iso
 
 LOOKED: Final = f"where attention flowed; {NOT_WHY}"
@@ -84,7 +83,7 @@ def full_parts(full: Full) -> Iterator[Part]:
             f"{products.computed / products.dense:.1%} where it takes the sampled ones from all "
             "products."
         )
-    yield from full.further
+    yield from full.auxiliary
 
 
 def feature_parts(added: ByFeature) -> Iterator[Part]:
@@ -249,16 +248,21 @@ def _added_by(feature: str) -> Figure[MemberView]:
 
 def method_parts(explained: ByMethod) -> Iterator[Part]:
     """Yield the attribution by a method of one's choice, and how far it agrees with the stored."""
-    given = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in explained.options.items() if value
-    )
-    yield Paragraph(f"By the method {explained.method} ({given})")
+    given = {name: of for name, of in explained.options.items() if of}
+    yield Paragraph(f"By the method {explained.method} ({_options(given)})")
     yield from attribution_parts(explained.attribution)
     ranks = explained.rank_correlation
     alike = "no order to compare" if ranks is None else f"rank correlation {ranks:+.2f}"
     yield Paragraph(
         f"Beside the explanation that was stored, over the same bars: {alike}, and "
         f"{explained.common:.0%} of the weight on the same bars."
+    )
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Return the options of a method in words: ``residual weight 0.9, fusion max``."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {of}" for name, of in options.items() if of is not None
     )
 
 
@@ -344,8 +348,6 @@ def influence_parts(influence: Influence) -> Iterator[Part]:
         ],
     )
     sentence = f"Its shares differ by at most {influence.largest_difference:.1e} from those stored"
-    residual, start = influence.residual_weight, influence.start_layer
-    if (residual, start) == (PLAIN.residual_weight, PLAIN.start_layer):
-        yield Paragraph(f"{sentence}.")
-    else:
-        yield Paragraph(f"{sentence}; these are of residual {residual:g} from layer {start} on.")
+    if influence.options:
+        sentence += f"; these are by {_options(influence.options)}"
+    yield Paragraph(f"{sentence}.")

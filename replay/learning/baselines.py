@@ -1,9 +1,8 @@
-"""What a forecast must beat: persistence, ridge, EWMA, HAR, a gamma regression, trees, an LSTM.
+"""What a forecast must beat: persistence, ridge, EWMA, HAR, a gamma regression, and trees.
 
 Returns are in units of σ √h and variances of that unit squared, as the network's are. Each
 baseline is fitted on the training part alone, and is plain arrays from then on, which are stored
-beside a checkpoint, so that any candles do. The LSTM takes minutes, and is fitted where a recipe
-asks for it.
+beside a checkpoint, so that any candles do.
 
 The rule is docs/models.md, L35.
 """
@@ -13,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 from scipy.linalg import solve
@@ -29,18 +27,15 @@ from tracepaper.replay.learning.boosting import (
     boost,
     import_lightgbm,
 )
-from tracepaper.replay.learning.fit import FitOptions, heads_fit
 from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
-from tracepaper.replay.learning.windows import predict
 from tracepaper.storage import checkpoints
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.trees import Scorer, Trees, joined
-from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
 
 HAR_TIMES: Final = (5 * MINUTE_MS, 30 * MINUTE_MS, 4 * HOUR_MS, DAY_MS, 5 * DAY_MS, 20 * DAY_MS)
@@ -256,8 +251,7 @@ def seasonal_variances(segment: Segment, horizon: int) -> Array:
 class Training(NamedTuple):
     """What baselines are fitted on, a part a segment; what is not labelled is NaN."""
 
-    samples: Sequence[Samples]  # as windows are drawn from
-    stopping: Sequence[Samples]  # of the validation part, for what is stopped early
+    samples: Sequence[Samples]
     rows: list[NDArray[np.float32]]  # [time, feature]
     returns: list[NDArray[np.float32]]  # [time, horizon]
     variances: list[NDArray[np.float32]]  # [time, horizon]
@@ -276,7 +270,6 @@ class BaselineQuestion(NamedTuple):
     past: Array  # [window + 1, row], of ``past_variances``
     horizon: int  # bars
     column: int  # of the horizon
-    of: Measure
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -294,15 +287,10 @@ class Baseline(NamedTuple):
     """A forecast without a network that every table shows beside the network's."""
 
     name: str
-    of: Measure | Literal["both"]
+    of: Measure
     fit: Callable[[Training], Arrays]
     read: Read
     needs_lightgbm: bool  # to be fitted; answering needs nothing
-    on_request: bool  # fitted where a recipe names it alone: it takes minutes
-
-    def gives(self, of: Measure) -> bool:
-        """Return whether it forecasts the mean, or the variance."""
-        return self.of in (of, "both")
 
 
 BASELINES: Final[dict[str, Baseline]] = {}
@@ -317,21 +305,19 @@ def nothing(_: Training) -> Arrays:
 def baseline(
     name: str,
     *,
-    of: Measure | Literal["both"],
+    of: Measure,
     fit: Callable[[Training], Arrays] = nothing,
     needs_lightgbm: bool = False,
-    on_request: bool = False,
 ) -> Callable[[Read], Read]:
     """Register what answers by the arrays of *fit* for the scaled return's mean or its variance.
 
-    One of both answers what ``Asked.of`` names.
     Raises ``ConfigInvalid`` for a name that is taken.
     """
     return registering(
         BASELINES,
         "baseline",
         name,
-        lambda read: Baseline(name, of, fit, read, needs_lightgbm, on_request),
+        lambda read: Baseline(name, of, fit, read, needs_lightgbm),
     )
 
 
@@ -491,14 +477,8 @@ FittedBaselines = Mapping[str, Arrays]
 """Each baseline's arrays by its name."""
 
 
-def fit_baselines(
-    samples: Sequence[Samples], stopping: Sequence[Samples] = (), requested: Sequence[str] = ()
-) -> FittedBaselines:
-    """Fit every registered baseline to *samples* of the training part; trees need LightGBM.
-
-    Those that take minutes are fitted where they are *requested* by name; *stopping* samples end
-    their fits.
-    """
+def fit_baselines(samples: Sequence[Samples]) -> FittedBaselines:
+    """Fit every registered baseline to *samples* of the training part; trees need LightGBM."""
     pairs = [(of, slice(of.start, of.stop)) for of in samples]
     returns, variances = (
         [np.where(of.weights[at] == 0, np.nan, of.labels[name][0, at]) for of, at in pairs]
@@ -506,27 +486,13 @@ def fit_baselines(
     )
     rows = [of.segment.values[at] for of, at in pairs]
     past = [past_variances(of.segment)[:, at] for of, at in pairs]
-    training = Training(samples, stopping, rows, returns, variances, past)
+    training = Training(samples, rows, returns, variances, past)
     has_lightgbm = _has_lightgbm()
     return {
         name: each.fit(training)
         for name, each in BASELINES.items()
-        if (has_lightgbm or not each.needs_lightgbm) and (name in requested or not each.on_request)
+        if has_lightgbm or not each.needs_lightgbm
     }
-
-
-def requested_names(names: object) -> tuple[str, ...]:
-    """Return what ``[training] baselines`` names, each once; raise ``ConfigInvalid`` else."""
-    if not isinstance(names, list):
-        raise ConfigInvalid('training.baselines must be a list of names, such as ["lstm"].')
-    choices = [name for name, each in BASELINES.items() if each.on_request]
-    for name in names:
-        if name not in choices:
-            raise ConfigInvalid(
-                f"training.baselines names {shown(name)}, which is not fitted on request; choose of"
-                f" {', '.join(choices)}. The others stand there anyway."
-            )
-    return tuple(dict.fromkeys(names))
 
 
 def unfitted() -> FittedBaselines:
@@ -606,73 +572,3 @@ def _about(names: Iterable[str], schema_id: str, horizons: Sequence[int]) -> dic
     """Return what the file says of itself: one entry, for a file keeps several in any order."""
     text = f"features {schema_id}, horizons {' '.join(map(str, horizons))}: {' '.join(names)}"
     return {"of": text}
-
-
-# --- an LSTM, here because a network's training knows the other baselines
-
-
-LSTM_DIM: Final = 32
-LSTM_WINDOW: Final = 64
-"""Bars that it remembers, as many as the network kind does by default."""
-LSTM_OPTIONS: Final = FitOptions(steps=400, windows=256, learning_rate=2e-3, precision="float32")
-_WINDOW, _HORIZONS = "window", "horizons"
-
-
-def fit_lstm(training: Training) -> Arrays:
-    """Return the weights, and beside them the window and the horizons in bars."""
-    horizons = tuple(training.samples[0].horizons)
-    config = LstmConfig(
-        features=training.rows[0].shape[1], dim=LSTM_DIM, window=LSTM_WINDOW, horizons=horizons
-    )
-    # A baseline leaves the generator as it was: the network's dropout draws from the same.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(LSTM_OPTIONS.seed)
-        fit = heads_fit(LstmNetwork(config), training.samples, training.stopping, LSTM_OPTIONS)
-        fit.run(lambda _: None)
-    arrays = {name: tensor.numpy() for name, tensor in fit.best.items()}
-    return {**arrays, _WINDOW: np.array([LSTM_WINDOW]), _HORIZONS: np.array(horizons)}
-
-
-class _KeptLstm:
-    """What the network says of each segment's rows, kept until other rows are asked for.
-
-    One pass answers every horizon, and tables ask a horizon at a time.
-    """
-
-    def __init__(self, network: LstmNetwork) -> None:
-        self._network = network
-        self._known: dict[int, tuple[Segment, NDArray[np.int64], dict[str, Array]]] = {}
-
-    def __call__(self, question: BaselineQuestion) -> Array:
-        segment, rows, answers = self._known.get(id(question.segment), (None, question.rows, {}))
-        if segment is not question.segment or not np.array_equal(rows, question.rows):
-            fields = predict(self._network, question.segment, question.rows)
-            answers = {of: fields[of].astype(np.float64) for of in get_args(Measure)}
-            self._known[id(question.segment)] = (question.segment, question.rows, answers)
-        return answers[question.of][:, question.column]
-
-
-@baseline("lstm", of="both", fit=fit_lstm, on_request=True)
-def read_lstm(fitted: Arrays) -> Answer:
-    """Return the baseline that forecasts by the arrays of ``fit_lstm``."""
-    return _KeptLstm(lstm_of(fitted))
-
-
-def lstm_of(fitted: Arrays) -> LstmNetwork:
-    """Return the network of these arrays."""
-    features = fitted["recurrence.weight_ih_l0"].shape[1]
-    config = LstmConfig(
-        features=features,
-        dim=fitted["recurrence.weight_hh_l0"].shape[1],
-        window=int(fitted[_WINDOW][0]),
-        horizons=tuple(fitted[_HORIZONS].tolist()),
-    )
-    network = LstmNetwork(config)
-    network.load_state_dict(
-        {
-            name: torch.from_numpy(np.array(array))
-            for name, array in fitted.items()
-            if name not in (_WINDOW, _HORIZONS)
-        }
-    )
-    return network

@@ -122,6 +122,7 @@ def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
             "from": iso(source.from_ms),
             "until": iso(source.until_ms),
             **({"columns": list(source.columns)} if source.columns else {}),
+            **({"source": source.source} if source.source else {}),
         }
         for source in sources
     ]

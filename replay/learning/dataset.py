@@ -27,7 +27,6 @@ from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.sessions import on_common_sessions, sessions_named
 from tracepaper.replay.learning import card as cards
-from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import (
     Answer,
     FittedBaselines,
@@ -35,16 +34,9 @@ from tracepaper.replay.learning.baselines import (
     fit_baselines,
     unfitted,
 )
-from tracepaper.replay.learning.samples import (
-    EVERY_HEAD,
-    Labels,
-    Samples,
-    samples_in,
-    targets,
-)
+from tracepaper.replay.learning.samples import EVERY_HEAD, Labels, Samples, samples_in, targets
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
-    IN_MEMORY,
     Panel,
     Part,
     Parts,
@@ -65,23 +57,11 @@ from tracepaper.strategies.features.rows import (
 )
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import (
-    DAY_MS,
-    INTERVALS,
-    MINUTE_MS,
-    bars_in,
-    interval_text,
-    iso,
-    time_of,
-)
+from tracepaper.strategies.units import INTERVALS, MINUTE_MS, bars_in, interval_text, iso, time_of
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.replay.learning.splits import Fold, Span
-
-
-Horizons = tuple[int, ...] | str
-"""Bars, or text with bars and times by commas, such as ``5m,30m,4h``."""
 
 
 NO_BASELINES: Final = (
@@ -107,8 +87,6 @@ class Dataset:
     others: Sequence[Panel] = ()
     stored: FittedBaselines | None = None
     """Baselines that were fitted before; None fits them on the training part."""
-    requested: tuple[str, ...] = ()
-    """Of the baselines that are fitted on request, those that are."""
     heads: frozenset[str] = EVERY_HEAD
     """The heads that are learnt, whose labels are needed."""
     vectors: SideInputs | None = None
@@ -130,26 +108,23 @@ class Dataset:
         cls,
         paths: Sequence[str],
         split: Callable[[Sequence[Segment]], Split],
-        horizons: Horizons,
+        horizons: Sequence[int],
         schema_id: str = "v2",
         *,
         intervals: Sequence[int] = (),
         calendar: str | None = None,
         columns: Sequence[str] = (),
-        arrays: ArrayCache = IN_MEMORY,
         stored: FittedBaselines | None = None,
         vectors: SideInputs | None = None,
-        requested: tuple[str, ...] = (),
     ) -> Dataset:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
 
-        *vectors* are joined to the bars that could know them; *requested* are the baselines that
-        are fitted on request.
+        *vectors* are joined to the bars that could know them.
 
         *schema_id* names a schema, or a family of which the interval's is taken. The model is made
         for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
-        else of the first file. Features are kept in *arrays*. Raises ``ConfigInvalid``
-        and ``DataInvalid`` for what cannot be learnt from.
+        else of the first file. Raises ``ConfigInvalid`` and
+        ``DataInvalid`` for what cannot be learnt from.
         """
         interval_ms = own_interval(schema_id, intervals)
         wanted = tuple(intervals) or ((interval_ms,) if interval_ms else ())
@@ -159,54 +134,42 @@ class Dataset:
             interval_ms: [
                 segment
                 for candles in series
-                for segment in segments_of(candles, schemas[interval_ms], arrays)
+                for segment in segments_of(candles, schemas[interval_ms])
             ]
             for interval_ms, series in files.candles.items()
         }
-        main_ms, *further = files.candles
+        main_ms, *other_intervals = files.candles
         if not segments[main_ms]:
             raise DataInvalid(
                 f"No file holds {schemas[main_ms].lookback} bars without a hole; give --data longer"
                 " candles."
             )
-        bars = ahead(horizons, segments[main_ms][0])
-        for interval_ms in further:
+        bars = tuple(sorted(horizons))
+        for interval_ms in other_intervals:
             _refuse_part_bars(bars, main_ms, interval_ms)
         main = segments[main_ms]
-        others = [segment for interval_ms in further for segment in segments[interval_ms]]
-        cut, learnt = split(main), schemas[main_ms]
-        if vectors is not None:
-            if further and isinstance(vectors, OtherInputs):
-                raise ConfigInvalid(
-                    "A network that asks another symbol learns from bars of one interval; name one."
-                )
-            vectors = vectors.of_bars(main, learnt.names)
-            joined = vectors.joined(cut.train_until_ms)
-            learnt = with_covariates(learnt, joined)
-            main, others = joined_to(main, joined), joined_to(others, joined)
-            if not main:
-                raise DataInvalid(
-                    f"{vectors.words[1]} has nothing that a bar of the candles could know; give "
-                    "a file of their symbols and time."
-                )
-        return cls(
-            files.sources,
-            alone(main),
-            cut,
-            learnt,
-            bars,
-            alone(others),
-            stored,
-            requested,
-            vectors=vectors,
+        others = [segment for interval_ms in other_intervals for segment in segments[interval_ms]]
+        data = cls(
+            files.sources, alone(main), split(main), schemas[main_ms], bars, alone(others), stored
         )
+        if vectors is None:
+            return data
+        if other_intervals and isinstance(vectors, OtherInputs):
+            raise ConfigInvalid(
+                "A network that asks another symbol learns from bars of one interval; name one."
+            )
+        beside_bars = vectors.of_bars(main, data.schema.names)
+        data = data.joined_with(beside_bars, data.split.train_until_ms)
+        if not data.panels:
+            raise DataInvalid(
+                "--covariates or --depth has nothing that a bar of the candles could know; give "
+                "files of their symbols and time."
+            )
+        return data
 
-    def standardised(self, until_ms: int) -> Self:
-        """Return the same with vectors standardised by their rows before *until_ms* alone."""
-        if self.vectors is None:
-            return self
-        supplied, count = self.vectors.fitted(until_ms), len(self.schema.recipe.names)
-        joined = supplied.joined(until_ms)
+    def joined_with(self, vectors: SideInputs, until_ms: int) -> Self:
+        """Return the same with *vectors*; those without a scale are fitted before *until_ms*."""
+        joined, count = vectors.joined(until_ms), len(self.schema.recipe.names)
 
         def anew(panels: Sequence[Panel]) -> Sequence[Panel]:
             plain = [replace(s, values=s.values[:, :count]) for p in panels for s in p.segments]
@@ -217,8 +180,14 @@ class Dataset:
             panels=anew(self.panels),
             others=anew(self.others),
             schema=with_covariates(self.schema, joined),
-            vectors=supplied,
+            vectors=vectors,
         )
+
+    def standardised(self, until_ms: int) -> Self:
+        """Return the same with vectors standardised by their rows before *until_ms* alone."""
+        if self.vectors is None:
+            return self
+        return self.joined_with(self.vectors.fitted(until_ms), until_ms)
 
     @property
     def segments(self) -> list[Segment]:
@@ -315,16 +284,6 @@ class Dataset:
         return () if self.vectors is None else self.vectors.torn
 
     @property
-    def words(self) -> Sequence[str]:
-        """The options that name what lies beside the candles."""
-        return () if self.vectors is None else self.vectors.words
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the features."""
-        return self.schema.names
-
-    @property
     def of_network(self) -> dict[str, Any]:
         """What of a network's keys follows from the data."""
         minutes = self.interval_ms // MINUTE_MS
@@ -385,13 +344,8 @@ class Dataset:
         """The baselines as arrays, fitted on the training part when first asked for."""
         if self.stored is not None:
             return self.stored
-        training, stopping = (
-            [of_asset for samples in self.samples(part) for of_asset in samples.each]
-            if part is Part.TRAIN or self.requested
-            else []
-            for part in (Part.TRAIN, Part.VALIDATION)
-        )
-        return fit_baselines(training, stopping, self.requested)
+        training = self.samples(Part.TRAIN)
+        return fit_baselines([of_asset for samples in training for of_asset in samples.each])
 
     @cached_property
     def baselines(self) -> dict[str, Answer]:
@@ -428,9 +382,11 @@ class Dataset:
 
     def has(self, part: Part) -> bool:
         """Return whether *part* has a labelled bar."""
-        return bool(samples_in(self.seen(part), self.horizons, self.parts, part, lambda *_: {}))
+        return bool(
+            samples_in(self.panels_of(part), self.horizons, self.parts, part, lambda *_: {})
+        )
 
-    def seen(self, part: Part) -> Sequence[Panel]:
+    def panels_of(self, part: Part) -> Sequence[Panel]:
         """Return the panels of which some time is in *part*; a window may begin before it."""
         del part
         return self.panels
@@ -459,8 +415,8 @@ class Dataset:
             if not any(labelled.weights[:, column].any() for labelled in samples):
                 raise DataInvalid(
                     f"The {part.value} part has no {self.bar} whose next {bars} ({time}) end in "
-                    "it; give more files or shorter horizons. Of candles `tracepaper data describe`"
-                    " says how many labels each part has."
+                    "it; give more files or shorter horizons. `tracepaper train` without --out "
+                    "counts the labels of each part."
                 )
 
     def labelled(self, part: Part) -> list[Samples]:
@@ -478,7 +434,7 @@ class Dataset:
 
     def native(self, part: Part) -> list[Samples]:
         """Return the samples of one part at the model's own interval; none where there are none."""
-        return samples_in(self.seen(part), self.horizons, self.parts, part, self._labels)
+        return samples_in(self.panels_of(part), self.horizons, self.parts, part, self._labels)
 
     def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
         return targets(panel, horizons, self.heads)
@@ -581,26 +537,15 @@ def _cut(segments: Sequence[Segment], times: NDArray[np.int64]) -> Segment:
 
 
 def _unused(by_symbol: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
-    """Return a sentence for streams of unequal length, and one for closes that are not used."""
+    """Return a sentence that says how many closes are not used; none where all are."""
     held = {name: np.concatenate([s.open_time_ms for s in by_symbol[name]]) for name in by_symbol}
     every = np.unique(np.concatenate(list(held.values())))
-    used = sum(len(panel) - panel.first for panel in panels)
-    sentences = []
-    counts = {name: len(times) for name, times in held.items()}
-    if len(set(counts.values())) > 1:
-        listing = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        sentences.append(
-            f"The symbols have bars of unequal number ({listing}): common closes are used."
-        )
-    if used < len(every):
-        lacking = {name: len(every) - len(times) for name, times in held.items()}
-        most = max(lacking, key=lacking.__getitem__)
-        why = f"; {most} alone has none at {lacking[most]:,}" if lacking[most] else ""
-        sentences.append(
-            f"Of {len(every):,} closes {len(every) - used:,} are not used, for not every symbol "
-            f"has a bar with its features there{why}."
-        )
-    return tuple(sentences)
+    unused = len(every) - sum(len(panel) - panel.first for panel in panels)
+    if not unused:
+        return ()
+    listing = ", ".join(f"{name} {len(times):,}" for name, times in held.items())
+    why = "for not every symbol has a bar with its features there"
+    return (f"Of {len(every):,} closes {unused:,} are not used, {why}; their bars are {listing}.",)
 
 
 # --- files
@@ -643,17 +588,12 @@ def read_files(
                 f"{part.path} has bars of {interval_text(part.interval_ms)}, which make none of"
                 f" {names}; leave it out, or train on a multiple of its interval."
             )
-    by_interval: dict[int, list[Candles]] = {}
-    known_already = [0] * len(parts)
-    for number, interval_ms in enumerate(wanted):
-        held: list[Candles] = []
-        for at, part in enumerate(parts):
+    by_interval: dict[int, list[Candles]] = {interval_ms: [] for interval_ms in wanted}
+    for interval_ms, held in by_interval.items():
+        for part in parts:
             if _makes(part, (interval_ms,)):
-                again = _add(held, resample(part, interval_ms))
-                known_already[at] += again if number == 0 else 0
-        by_interval[interval_ms] = held
-    sources = zip(parts, known_already, strict=True)
-    return CandleFiles(tuple(_source(part, again, columns) for part, again in sources), by_interval)
+                _add(held, resample(part, interval_ms))
+    return CandleFiles(tuple(_source(part, columns) for part in parts), by_interval)
 
 
 def _read(paths: Sequence[str], calendar: str | None, columns: Sequence[str]) -> list[Candles]:
@@ -684,14 +624,13 @@ def _refuse_dead(part: Candles) -> None:
         )
 
 
-def _add(held: list[Candles], part: Candles) -> int:
-    """Add *part* to the series *held*; return how many of its bars another file had already."""
+def _add(held: list[Candles], part: Candles) -> None:
+    """Add to the series *held* the bars of *part* that no other file had."""
     used = [candles.open_time_ms for candles in held if candles.symbol == part.symbol]
     fresh = np.ones(len(part), dtype=np.bool_)
     for times in used:
         fresh &= ~np.isin(part.open_time_ms, times, assume_unique=True)
-    again = int(np.count_nonzero(~fresh))
-    if again < len(part):
+    if fresh.any():
         new = slice_candles(part, np.flatnonzero(fresh))
         for at, candles in enumerate(held):
             if candles.instrument == new.instrument:
@@ -699,10 +638,9 @@ def _add(held: list[Candles], part: Candles) -> int:
                 break
         else:
             held.append(new)
-    return again
 
 
-def _source(part: Candles, again: int, columns: Sequence[str]) -> TrainingFile:
+def _source(part: Candles, columns: Sequence[str]) -> TrainingFile:
     file = Path(part.path)
     return TrainingFile(
         name=file.name,
@@ -712,7 +650,6 @@ def _source(part: Candles, again: int, columns: Sequence[str]) -> TrainingFile:
         from_ms=int(part.open_time_ms[0]),
         until_ms=part.until_ms,
         interval_ms=part.interval_ms,
-        known_already=again,
         columns=tuple(columns),
     )
 
@@ -727,51 +664,34 @@ def own_interval(schema_id: str, intervals: Sequence[int]) -> int:
 
 def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSchema]:
     """Return the schema of each interval; raise ``ConfigInvalid`` where the first is of another."""
-    main_ms, *further = intervals
+    main_ms, *other_intervals = intervals
     family = schema_id.partition("-")[0]
     return {
         main_ms: schema_of(schema_id, main_ms),
-        **{interval_ms: schema_of(family, interval_ms) for interval_ms in further},
+        **{interval_ms: schema_of(family, interval_ms) for interval_ms in other_intervals},
     }
 
 
-def intervals_of(texts: str | Iterable[str] | None) -> tuple[int, ...]:
-    """Return the intervals that *texts* name, one by one or by commas, in milliseconds.
+def intervals_of(texts: Iterable[str]) -> tuple[int, ...]:
+    """Return the intervals that *texts* name, in milliseconds.
 
     Raises ``ConfigInvalid`` for what is no interval.
     """
-    parts = texts.split(",") if isinstance(texts, str) else (texts or ())
     lengths = []
-    for part in parts:
-        length_ms = time_of(part) or INTERVALS.get(part.strip(), 0)
+    for text in texts:
+        length_ms = time_of(text) or INTERVALS.get(text.strip(), 0)
         if not length_ms:
-            raise ConfigInvalid(f"The interval {part!r} is none; write some by commas: 15m,5m,1h.")
+            raise ConfigInvalid(f"The interval {text!r} is none; write one such as 15m or 1h.")
         lengths.append(length_ms)
     return tuple(dict.fromkeys(lengths))
 
 
-def in_bars(
-    horizons: Horizons, interval_ms: int, *, bars_a_day: int | None = None
-) -> tuple[int, ...]:
-    """Return *horizons* in bars, rising; whole days are *bars_a_day*, where sessions are counted.
+def in_bars(text: str, interval_ms: int) -> tuple[int, ...]:
+    """Return the horizons of *text*, bars and times by commas such as ``5m,30``, in bars, rising.
 
     Raises ``ConfigInvalid`` for what is no whole number of bars, or none at all.
     """
-    if not isinstance(horizons, str):
-        return tuple(sorted(horizons))
-    bars = set()
-    for text in horizons.split(","):
-        length_ms = time_of(text)
-        if bars_a_day and length_ms and length_ms % DAY_MS == 0:
-            bars.add(length_ms // DAY_MS * bars_a_day)
-        else:
-            bars.add(bars_in(text, interval_ms, name="horizons"))
-    return tuple(sorted(bars))
-
-
-def ahead(horizons: Horizons, segment: Segment) -> tuple[int, ...]:
-    """Return *horizons* in bars of *segment*."""
-    return in_bars(horizons, segment.interval_ms, bars_a_day=segment.bars_a_day)
+    return tuple(sorted({bars_in(each, interval_ms, name="horizons") for each in text.split(",")}))
 
 
 def _refuse_part_bars(horizons: Sequence[int], main_ms: int, interval_ms: int) -> None:

@@ -10,11 +10,11 @@ The rules are docs/models.md, L28.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
@@ -22,8 +22,6 @@ from typing import Annotated, Any, Final, NamedTuple
 import numpy as np
 import torch
 from msgspec import Meta
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -120,10 +118,8 @@ class Progress:
 
     step: int = 0
     steps: int = 0
-    bars: int = 0  # labelled bars that were learnt from, those of every epoch counted
     training_loss: float = math.nan
-    losses: list[list[float]] = field(default_factory=list)  # validation, [task][horizon]
-    scores: list[list[float]] = field(default_factory=list)  # gains in units of noise
+    score: float = math.nan  # of the last validation
     best_step: int = 0
     best_score: float = -math.inf
     validated: bool = False
@@ -189,24 +185,24 @@ class Objective(ABC):
         """Yield batches without an end, those that come after so many."""
 
     @abstractmethod
-    def gradient(self, batch: Batch, /) -> tuple[float, int]:
-        """Add the gradient of *batch*; return its mean loss, and how many labelled bars it has."""
+    def gradient(self, batch: Batch, /) -> float:
+        """Add the gradient of *batch*; return its mean loss."""
 
     @abstractmethod
-    def validate(self, network: nn.Module, progress: Progress) -> float:
-        """Return a score of *network*, higher is better; write into *progress* what is shown."""
+    def validate(self, network: nn.Module) -> float:
+        """Return a score of *network*, higher is better."""
 
     def finished(self) -> bool:
         """Return whether nothing is left to learn."""
         return False
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> dict[str, Any]:
         """Return tensors and plain values that change while it learns, beside the network."""
-        return {}, {}
+        return {}
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
-        del tensors, values
+        del state
 
 
 class MeanLoss(Objective):
@@ -228,29 +224,23 @@ class MeanLoss(Objective):
     def loss(self, network: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - of the kind
         """Return the loss of *network* on *batch*."""
 
-    @abstractmethod
-    def bars(self, batch: Batch) -> int:
-        """Return how many labelled bars, or books, *batch* has."""
-
     def batches(self, done: int) -> Iterator[Batch]:
         """Yield the batches after *done* others."""
         generator = np.random.default_rng(self._seed)
         return islice((self.drawn(generator) for _ in count()), done, None)
 
-    def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Add the gradient of *batch*; return its loss, and its bars."""
+    def gradient(self, batch: Batch) -> float:
+        """Add the gradient of *batch*; return its loss."""
         loss = self.loss(self.network, batch)
         torch.autograd.backward(loss / self._accumulate)
-        return float(loss.detach()), self.bars(batch)
+        return float(loss.detach())
 
-    def validate(self, network: nn.Module, progress: Progress) -> float:
+    def validate(self, network: nn.Module) -> float:
         """Return the mean loss over the validation part, below 0."""
         network.eval()
         with torch.inference_mode():
             losses = [float(self.loss(network, batch)) for batch in self.judged()]
-        score = -sum(losses) / len(losses) if losses else 0.0
-        progress.scores = [[score]]
-        return score
+        return -sum(losses) / len(losses) if losses else 0.0
 
 
 class Policy(NamedTuple):
@@ -349,10 +339,7 @@ class Fit:
         for group in self._optimiser.param_groups:
             group["lr"] = policy.rate(self.progress.step)
         self._optimiser.zero_grad(set_to_none=True)
-        total, bars = 0.0, 0
-        for _ in range(policy.accumulate):
-            loss, count = self.objective.gradient(next(batches))
-            total, bars = total + loss, bars + count
+        total = sum(self.objective.gradient(next(batches)) for _ in range(policy.accumulate))
         self._flow.add()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), policy.clip)
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -360,14 +347,13 @@ class Fit:
         self._optimiser.step()
         if policy.averaged is not None:
             policy.averaged.update_parameters(self.network)
-        self.progress.bars += bars
         return total / policy.accumulate
 
     def _validate(self) -> None:
         """Score what is judged; keep its weights where they are the best."""
         averaged, progress = self._policy.averaged, self.progress
         judged = self.network if averaged is None else averaged.module
-        score = self.objective.validate(judged, progress)
+        progress.score = score = self.objective.validate(judged)
         # Made anew, for a state that was read has its parts in another order.
         progress.gradients = {
             part: [*progress.gradients.get(part, []), list(norms)]
@@ -390,58 +376,42 @@ class Fit:
         """Write the whole state into the folder, where there is one."""
         if self._path is None:
             return
-        optimiser = self._optimiser.state_dict()["state"]
-        moments = {
-            f"{at}/{name}": t for at, state in optimiser.items() for name, t in state.items()
-        }
+        device, averaged = device_of(self.network), self._policy.averaged
         random = {"cpu": torch.get_rng_state()}
-        device = device_of(self.network)
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
-        learnt, values = self.objective.state()
-        tensors = {
-            **under("network", self.network.state_dict()),
-            **under("best", self.best),
-            **under("weights", learnt),
-            **under("optimiser", moments),
-            **under("random", random),
-        }
-        if self._policy.averaged is not None:
-            tensors |= under("averaged", self._policy.averaged.state_dict())
-        facts = {
-            "about": self._about,
-            "progress": asdict(self.progress),
-            "waits": self._waited,
-            **values,
-        }
-        write_state(self._path, tensors, facts)
+        write_state(
+            self._path,
+            {
+                "about": self._about,
+                "progress": asdict(self.progress),
+                "waits": self._waited,
+                "network": self.network.state_dict(),
+                "best": self.best,
+                "averaged": None if averaged is None else averaged.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "objective": self.objective.state(),
+                "random": random,
+            },
+        )
 
     def resume(self) -> bool:
         """Take up the state in the folder, if there is one; raise where it is of another fit."""
         if self._path is None or not self._path.exists():
             return False
-        tensors, facts = read_state(self._path)
-        # What is compared went through JSON, in which tuples are lists.
-        wanted = json.loads(json.dumps(self._about))
-        for name in sorted({*wanted, *facts["about"]}):
-            if facts["about"].get(name) != wanted.get(name):
+        state = read_state(self._path)
+        for name in sorted({*self._about, *state["about"]}):
+            if state["about"].get(name) != self._about.get(name):
                 raise CheckpointMismatch(
                     f"{self._path} was written with other {name}; repeat those, or delete it."
                 )
-        self.progress = Progress(**facts["progress"])
-        self._waited = facts["waits"]
-        self.best = stripped("best", tensors)
-        self.network.load_state_dict(stripped("network", tensors))
+        self.progress = Progress(**state["progress"])
+        self._waited, self.best, self._random = state["waits"], state["best"], state["random"]
+        self.network.load_state_dict(state["network"])
         if self._policy.averaged is not None:
-            self._policy.averaged.load_state_dict(stripped("averaged", tensors))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in stripped("optimiser", tensors).items():
-            at, _, kind = name.partition("/")
-            moments.setdefault(int(at), {})[kind] = tensor
-        groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self.objective.restore(stripped("weights", tensors), facts)
-        self._random = stripped("random", tensors)
+            self._policy.averaged.load_state_dict(state["averaged"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self.objective.restore(state["objective"])
         return True
 
 
@@ -453,10 +423,9 @@ def heads_fit(
     *,
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
-    levels: tuple[float, ...] = (),
 ) -> Fit:
     """Return the fit of a network's heads to one symbol's bars."""
-    heads = HeadLosses(network, training, validation, options, levels)
+    heads = HeadLosses(network, training, validation, options)
     policy = policy_of(network, options, heads.weights)
     return Fit(heads, policy, folder=folder, about={"options": asdict(options), **(about or {})})
 
@@ -475,7 +444,6 @@ class HeadLosses(Objective):
         training: Sequence[Samples],
         validation: Sequence[Samples],
         options: FitOptions,
-        levels: tuple[float, ...],
     ) -> None:
         if options.entropy_weight:
             traced(network)
@@ -483,7 +451,7 @@ class HeadLosses(Objective):
         self.titles, self.constants = titles(network.given_heads), CONSTANTS
         self._options = options
         self._validation = validation
-        self._levels = levels
+        self._levels = getattr(network.config, "quantiles", ())
         self._constant = constants(training, seed=options.seed)
         self._chunks = batches_for(network, training, options)
         horizons = training[0].weights.shape[1]
@@ -497,8 +465,8 @@ class HeadLosses(Objective):
         """Yield the batches after *done* others."""
         return self._chunks.stream(done)
 
-    def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Add the gradient of one batch; return its mean loss over active heads, and its bars.
+    def gradient(self, batch: Batch) -> float:
+        """Add the gradient of one batch; return its mean loss over active heads.
 
         A batch is learnt from in pieces where the network asks for that: their gradients add up
         to the whole batch's.
@@ -515,28 +483,27 @@ class HeadLosses(Objective):
             loss = loss + options.entropy_weight * wrong_where_sure / len(pieces)
             (loss / options.accumulate).backward()
             total += float((each.detach() * active).sum() / active.sum())
-        return total, int((batch.weights > 0).any(-1).sum())
+        return total
 
     def finished(self) -> bool:
         """Return whether every head has stopped."""
         return not self.active().any()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> dict[str, Any]:
         """Return the learnt weights of the heads, their best scores, and how long each waits."""
-        waits = {"best_heads": self.best.tolist(), "waited": self.waited.tolist()}
-        return self.weights.state_dict(), waits
+        waits = {"best": self.best.tolist(), "waited": self.waited.tolist()}
+        return {"weights": self.weights.state_dict(), **waits}
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
-        self.weights.load_state_dict(dict(tensors))
-        self.best, self.waited = np.array(values["best_heads"]), np.array(values["waited"])
+        self.weights.load_state_dict(state["weights"])
+        self.best, self.waited = np.array(state["best"]), np.array(state["waited"])
 
-    def validate(self, network: nn.Module, progress: Progress) -> float:
+    def validate(self, network: nn.Module) -> float:
         """Score every head, and stop those that no longer improve; return the mean score."""
         assert isinstance(network, Network)
-        losses, scores = head_scores(network, self._validation, self._constant)
+        scores = head_scores(network, self._validation, self._constant)
         self._learn(scores)
-        progress.losses, progress.scores = losses.tolist(), scores.tolist()
         return float(scores.mean())
 
     def _pieces(self, batch: Batch) -> list[Batch]:
@@ -633,58 +600,34 @@ def device_called(name: str) -> torch.device:
     return torch.device(name)
 
 
-# --- the kept state of a fit: one file of tensors and facts, whole or not there
+# --- the kept state of a fit: one file, whole or not there
 #
-# A safetensors file, whose metadata hold the facts as JSON beside a hash of both, is written beside
-# its place, synced and renamed: a process that is killed at any moment leaves the state before or
-# the state after. Nothing in it can run when it is read.
+# A hash and what PyTorch writes, beside their place, synced and renamed: a process that is killed
+# at any moment leaves the state before or the state after. Nothing in it can run when it is read.
 
 
-STATE_NAME: Final = "training.safetensors"
-_FACTS: Final = "facts"
-_HASH: Final = "sha256"
+STATE_NAME: Final = "training.state"
 
 
-def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write *tensors* and the JSON of *facts* to *path*, in place of what was there.
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write *state*, of tensors and plain values, to *path*, in place of what was there.
 
     Raises ``OSError`` that names *path* where the disk is full; what was there is left.
     """
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(facts, sort_keys=True)
-    write_whole(save(whole, metadata={_FACTS: text, _HASH: _hashed(whole, text)}), path)
+    content = BytesIO()
+    torch.save(state, content)
+    write_whole(hashlib.sha256(content.getbuffer()).digest() + content.getvalue(), path)
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and facts in *path*; raise ``CheckpointMismatch`` unless it is whole."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError):
-        about, tensors = {}, {}
-    text = about.get(_FACTS, "")
-    if not text or about.get(_HASH) != _hashed(tensors, text):
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the state in *path*; raise ``CheckpointMismatch`` unless it is whole."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[_HASH_BYTES:]).digest() != content[:_HASH_BYTES]:
         raise CheckpointMismatch(f"{path} is not the state of a fit; delete it and start again.")
-    facts: dict[str, Any] = json.loads(text)
-    return tensors, facts
+    state: dict[str, Any] = torch.load(
+        BytesIO(content[_HASH_BYTES:]), map_location="cpu", weights_only=True
+    )
+    return state
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return *tensors* with ``prefix/`` before their names."""
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
-
-
-def stripped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with ``prefix/``, without it."""
-    start = f"{prefix}/"
-    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
-
-
-def _hashed(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+_HASH_BYTES: Final = 32

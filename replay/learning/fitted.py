@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Se
 from torch import Tensor
 
 from tracepaper.replay.learning import card as cards
-from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import save_judged, stored_baselines, unfitted
 from tracepaper.replay.learning.dataset import Dataset, close_by_close, intervals_of
 from tracepaper.replay.learning.fit import Fit, Observe
@@ -36,14 +35,7 @@ from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figu
 from tracepaper.replay.learning.order_books import read_books
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
-from tracepaper.replay.learning.splits import (
-    IN_MEMORY,
-    Part,
-    Segment,
-    Split,
-    split_by,
-    split_of,
-)
+from tracepaper.replay.learning.splits import Part, Segment, Split, split_by, split_of
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid
@@ -123,7 +115,6 @@ class DataRequest(NamedTuple):
     """The files that a model is fitted to, and how they are read."""
 
     paths: Sequence[str]
-    arrays: ArrayCache = IN_MEMORY
     inputs: SideInputs | None = None
     columns: Sequence[str] = ()
 
@@ -343,10 +334,8 @@ def read_dataset(
             intervals=intervals_of(recipe.intervals),
             calendar=recipe.calendar,
             columns=request.columns,
-            arrays=request.arrays,
             stored=None if card is None or folder is None else stored_baselines(folder, card),
             vectors=plain if card is None else inputs_of(card, request.inputs),
-            requested=() if folder else recipe.baselines,
         )
 
     def given(segments: Sequence[Segment]) -> Split:

@@ -230,9 +230,9 @@ def elementwise(
 def _of_task(each: Loss, outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
     """Return the loss of a task, and of the further heads that are learnt with it."""
     total = each.of(outputs, labels, levels)
-    for head, further in ADDED.items():
-        if further.to == each.name and (output := getattr(outputs, head)) is not None:
-            total = total + further.of(output, labels)
+    for head, auxiliary in ADDED.items():
+        if auxiliary.to == each.name and (output := getattr(outputs, head)) is not None:
+            total = total + auxiliary.of(output, labels)
     return total
 
 
@@ -302,10 +302,8 @@ def constants(training: Sequence[Samples], *, seed: int) -> Outputs:
     )
 
 
-def head_scores(
-    network: Network, validation: Sequence[Samples], constant: Outputs
-) -> tuple[Array, Array]:
-    """Return [task, horizon] mean losses, and their gains over *constant* in units of its noise.
+def head_scores(network: Network, validation: Sequence[Samples], constant: Outputs) -> Array:
+    """Return [task, horizon] gains of the mean losses over *constant*, in units of its noise.
 
     Days are calendar days across all segments, since they share one market.
     """
@@ -320,9 +318,9 @@ def head_scores(
         weight.append(samples.weights[rows])
         day.append(samples.segment.open_time_ms[rows] // DAY_MS)
     weights, days = np.concatenate(weight), np.concatenate(day)
-    losses = _means(np.concatenate(mine, axis=1), weights)
     baseline = np.concatenate(reference, axis=1)
-    return losses, (_means(baseline, weights) - losses) / _noise(baseline, weights, days)
+    gains: Array = _means(baseline, weights) - _means(np.concatenate(mine, axis=1), weights)
+    return gains / _noise(baseline, weights, days)
 
 
 def outputs_of(fields: Fields) -> Outputs:
@@ -368,9 +366,9 @@ def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -
     the same: a unit that no score is divided to pieces by.
     """
     errors = np.ones(each.shape[::2])
-    apart = each - _means(each, weights)[:, None]
+    deviations = each - _means(each, weights)[:, None]
     for task, column in np.ndindex(*errors.shape):
-        weight, off = weights[:, column], apart[task, :, column]
+        weight, off = weights[:, column], deviations[task, :, column]
         used = weight > 0
         pull = (weight * off)[used] / weight.sum() * used.sum()  # sums to nothing
         error = mean_error(pull, days[used])

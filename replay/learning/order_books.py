@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.recordings import RecordingHeader
+from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.side_inputs import (
     DAYS_LEAST,
@@ -20,17 +21,10 @@ from tracepaper.replay.learning.side_inputs import (
     read_stored,
     untrained_by,
 )
-from tracepaper.replay.learning.splits import (
-    Panel,
-    Part,
-    Segment,
-    Span,
-    Split,
-    TrainingFile,
-)
+from tracepaper.replay.learning.splits import Panel, Part, Segment, Span, Split, TrainingFile
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import COLUMNS, Books, tokens_of
-from tracepaper.strategies.units import DAY_MS, iso
+from tracepaper.strategies.units import DAY_MS
 
 SHARES: Final = (0.7, 0.8)
 """Of all books: where training and validation end; the rest stays untouched for the figures."""
@@ -47,13 +41,7 @@ class BookSchema(NamedTuple):
     schema_id: str = SCHEMA
     names: tuple[str, ...] = COLUMNS
     covariates: None = None
-
-
-@dataclass(frozen=True)
-class BookFile(TrainingFile):
-    """A file as the card names it; it names its symbol itself."""
-
-    source: str = ""
+    lookback: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +82,6 @@ class BookPanel(Panel):
 class BookDataset(Dataset):
     """What files of one instrument's books hold together, oldest first."""
 
-    sources: Sequence[BookFile]
     panels: Sequence[BookPanel]
     header: RecordingHeader
     torn_files: tuple[str, ...] = ()
@@ -108,7 +95,7 @@ class BookDataset(Dataset):
         stretches: Sequence[Books],
         horizons: Sequence[int],
         *,
-        sources: Sequence[BookFile] = (),
+        sources: Sequence[TrainingFile] = (),
         torn: Sequence[str] = (),
         untouched_ms: int | None = None,
     ) -> Self:
@@ -186,21 +173,11 @@ class BookDataset(Dataset):
             "data": {
                 "recorded_ms": self.recorded_ms,
                 "stretches": len(self.panels),
-                "files": [
-                    {
-                        "name": file.name,
-                        "sha256": file.sha256,
-                        "source": file.source,
-                        "books": file.bars,
-                        "from": iso(file.from_ms),
-                        "until": iso(file.until_ms),
-                    }
-                    for file in self.sources
-                ],
+                **cards.data_section(self.sources),
             },
         }
 
-    def seen(self, part: Part) -> list[BookPanel]:
+    def panels_of(self, part: Part) -> list[BookPanel]:
         """Return the books of *part*: a window sees none of another."""
         return [panel for span in self.parts.spans(part) for panel in self.within(span)]
 
@@ -212,7 +189,7 @@ class BookDataset(Dataset):
 
     def bars(self, part: Part) -> int:
         """Return how many books *part* has."""
-        return sum(map(len, self.seen(part)))
+        return sum(map(len, self.panels_of(part)))
 
     def require(self, config: Any) -> None:  # noqa: ANN401 - of a network of books
         """Raise ``ConfigInvalid`` where books are too shallow for that network."""
@@ -251,10 +228,10 @@ def read_books(
             "give files of one instrument, depth and pace."
         )
     sources = [
-        BookFile(
+        TrainingFile(
             name=path.name,
             sha256=file.sha256,
-            symbol="",
+            symbol=header.instrument.symbol,
             bars=len(file.times),
             from_ms=int(file.times[0]),
             until_ms=int(file.times[-1]),

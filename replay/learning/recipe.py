@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,20 +23,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta
 
-import tracepaper.daemon.session.user_class  # noqa: F401 - finds the classes that recipes name
-from tracepaper.replay.learning.baselines import requested_names
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import in_bars, intervals_of, own_interval
-from tracepaper.replay.learning.splits import TrainingFile
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.api.model import DataSource, ModelKind, Registry, no_network
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import HALVES, model_kinds
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ROW_KINDS
 from tracepaper.strategies.networks.keys import (
-    NUMBER,
     TEXT,
-    WHOLE,
     Key,
     checked,
     checked_section,
@@ -102,9 +96,6 @@ class _Training:
         ]
         | None
     ) = None
-    baselines: Annotated[
-        tuple[str, ...], Meta(description="Baselines to fit as well, which takes minutes: lstm.")
-    ] = ()
 
 
 @dataclass(frozen=True)
@@ -148,10 +139,6 @@ class _Ensemble:
         ]
         | None
     ) = None
-    members: Annotated[
-        tuple[str, ...],
-        Meta(description="Join two trained ones instead: folders of a network and a tree or glm."),
-    ] = ()
     threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = THREADS
 
 
@@ -175,7 +162,7 @@ class Kind:
     """What is chosen → the ``Keys``; None where they follow from their section alone."""
     listed: Callable[[Any], dict[str, Any]] = listed
     """The ``Keys`` → ``[architecture]`` of a recipe."""
-    shared: Sequence[str] = ("threads", "device", "baselines", "explained_bars")
+    shared: Sequence[str] = ("threads", "device", "explained_bars")
     """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of ``[training]`` in place of those of ``Options``."""
@@ -273,7 +260,6 @@ class Kind:
             device=str(training.get("device", "cpu")),
             threads=threads,
             split=chosen.get("split") or None,
-            baselines=requested_names(training.get("baselines", [])),
         )
 
     def document(self, recipe: Recipe) -> dict[str, Any]:
@@ -396,7 +382,6 @@ class Recipe:
     device: str = "cpu"
     threads: int = THREADS
     split: Mapping[str, Any] | None = None
-    baselines: tuple[str, ...] = ()  # of those that are fitted on request
     members: tuple[Recipe, ...] = ()
 
     def __post_init__(self) -> None:
@@ -435,7 +420,7 @@ class Recipe:
         return _digest(json.dumps(document, sort_keys=True, default=str))
 
 
-_LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
+_LUCK: Final = ("seed", "threads", "device", "explained_bars")
 """Keys of ``[training]`` that make no other recipe."""
 
 
@@ -505,21 +490,6 @@ def over(document: Document, given: Document) -> dict[str, Any]:
     }
 
 
-def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
-    """Return the command that makes a checkpoint again from its card and the same files.
-
-    *given* are the options that name what lies beside the candles.
-    """
-    names = [
-        source.name if source.symbol in source.name else f"{source.symbol}={source.name}"
-        for source in sources
-    ]
-    words = [word for name in names for word in ("--data", name)]
-    chosen = dict.fromkeys(text for source in sources for text in source.columns)
-    words += [word for text in chosen for word in ("--columns", text)]
-    return shlex.join(["tracepaper", "train", "card.toml", *words, *given, "--out", "FOLDER"])
-
-
 # --- an ensemble: the recipe of a network, and of a model of rows beside it
 
 
@@ -542,7 +512,7 @@ def _recipe_of_members(kind: Kind, document: Document) -> Recipe:
         if name not in ROW_KINDS:
             raise ConfigInvalid(
                 f"An ensemble is a network with one of {', '.join(ROW_KINDS)}, not with {name!r}; "
-                "choose one of these, or a folder with such a checkpoint."
+                "choose one of these."
             )
         schema_id = chosen.pop("schema_id", network.schema_id)
         rows = recipe_of(
@@ -711,32 +681,3 @@ def commented(document: Document, kind: Kind) -> str:
 
 def _comment(key: Key) -> str:
     return f"# {key.text.removesuffix('.')}{f' ({key.range})' if key.range else ''}."
-
-
-_LISTS: Final = {WHOLE: "list of whole numbers", NUMBER: "list of numbers", TEXT: "list of text"}
-
-
-class KeyRow(NamedTuple):
-    """One key of a recipe as it is listed."""
-
-    key: str
-    type: str
-    range: str
-    default: Any  # None where it is not set
-    text: str
-
-
-def key_rows(kind: Kind, default: Document) -> list[KeyRow]:
-    """Return every key of *kind* that can be set; *default* is the recipe without a choice."""
-    return [
-        KeyRow(
-            f"{section}.{name}",
-            key.type if key.items_max is None else _LISTS[key.type],
-            key.range,
-            default.get(section, {}).get(name, key.default),
-            key.text,
-        )
-        for section, declared in kind.sections.items()
-        for name, key in declared.items()
-        if not key.derived
-    ]

@@ -24,7 +24,6 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.retraining import (
     BARS,
-    CACHE,
     CANDIDATE,
     CandidateJudgement,
     not_judged,
@@ -34,7 +33,6 @@ from tracepaper.daemon.session.retraining import (
 )
 from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.archive.candle_file import Lines, file_name, lines_of, write_lines
-from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset, read_files
 from tracepaper.replay.learning.fitted import DataRequest, FitRun
@@ -232,7 +230,7 @@ def _train(
     )
     recipe = recipe_of(document)
     recipe.check(f"The tree of {path}")
-    request = DataRequest(paths, ArrayCache(retraining.folder / CACHE))
+    request = DataRequest(paths)
     with FitView(recipe) as view:
         folder, now_ms = retraining.folder / CANDIDATE, SystemClock().wall_ms()
         run = FitRun(folder, created_ms=now_ms, observe=view.observe, say=view.say)

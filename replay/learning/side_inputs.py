@@ -103,8 +103,6 @@ def read_stored(paths: Sequence[Path]) -> list[tuple[Path, RecordedDepth]]:
 class SideInputs(ABC):
     """What stands beside the bars, and how it is standardised; most need little of this."""
 
-    words: tuple[str, ...] = ()
-    """The options that name the files; none where it is among the candles."""
     torn: Sequence[str] = ()
     """What is left out of files whose recorder was killed (D4)."""
 
@@ -151,11 +149,6 @@ class CovariateInputs(SideInputs):
 
     file: CovariateFile
     scale: CovariateScale | None = None
-
-    @property
-    def words(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The option that names the file."""
-        return "--covariates", self.file.path.name
 
     @property
     def sha256(self) -> str:
@@ -320,11 +313,6 @@ class BookInputs(SideInputs):
         if self.scale is None:
             return self.fitted(until_ms).joined(until_ms)
         return CovariateColumns(self.scale, self.source)
-
-    @property
-    def words(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The options that name the files."""
-        return tuple(word for path in self.paths for word in ("--depth", path.name))
 
     @property
     def sha256(self) -> str:

@@ -16,13 +16,11 @@ The rules are docs/models.md, L44.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cache as cache_once
 from itertools import pairwise
 from typing import Any, Final
 from zlib import crc32
@@ -31,14 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, code_key
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
-from tracepaper.strategies.features import rolling, rows, v2
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import CandleArrays, FeatureSchema, compute
 from tracepaper.strategies.units import DAY_MS, iso
 
-IN_MEMORY: Final = ArrayCache(None)
 SYMBOL_BITS: Final = 32
 """Of ``Segment.keys``: what lies above is the place in time, what lies below the symbol."""
 SYMBOL_MASK: Final = (1 << SYMBOL_BITS) - 1
@@ -55,10 +50,10 @@ class TrainingFile:
     from_ms: int
     until_ms: int
     interval_ms: int
-    known_already: int = 0
-    """Bars, of the interval that is learnt, that an earlier file held as well."""
     columns: tuple[str, ...] = ()
     """What ``--columns`` chose of its columns."""
+    source: str = ""
+    """Of order books: who sent them."""
 
 
 @dataclass(frozen=True)
@@ -168,60 +163,21 @@ def columns_of(candles: Candles) -> CandleArrays:
     )
 
 
-def segments_of(
-    candles: Candles, schema: FeatureSchema, cache: ArrayCache = IN_MEMORY
-) -> list[Segment]:
+def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
     """Cut *candles* at every hole; parts too short for a single feature row are left out.
 
-    With a calendar the night between two sessions is no hole. Features are taken from *cache*, or
-    put there.
+    With a calendar the night between two sessions is no hole.
     """
     cuts = np.flatnonzero(candles.steps != 1) + 1
-    bounds = [0, *cuts.tolist(), len(candles)]
     segments = []
-    for start, stop in pairwise(bounds):
+    for start, stop in pairwise([0, *cuts.tolist(), len(candles)]):
         if stop - start < schema.lookback:
             continue
         part = slice_candles(candles, slice(start, stop))
         columns = columns_of(part)
-        features = _features(part, columns, schema, cache)
-        segments.append(
-            Segment(part, columns.close, features["values"], features["sigma"], schema.lookback - 1)
-        )
+        block = compute(schema, columns)
+        segments.append(Segment(part, columns.close, block.values, block.sigma, block.first))
     return segments
-
-
-def _features(
-    candles: Candles, columns: CandleArrays, schema: FeatureSchema, cache: ArrayCache
-) -> dict[str, NDArray[Any]]:
-    wanted = {
-        "values": ArraySpec((len(columns), len(schema.names)), "<f4"),
-        "sigma": ArraySpec((len(columns),), "<f8"),
-    }
-
-    def fill(arrays: dict[str, NDArray[Any]]) -> None:
-        compute(schema, columns, values=arrays["values"], sigma=arrays["sigma"])
-
-    if cache.folder is None:
-        return cache.get("", wanted, fill)
-    schema_text = f"{schema.schema_id} {schema.lookback} {schema.names}"
-    key = hashlib.sha256(
-        candles_key(candles) + _code_of_features() + schema_text.encode()
-    ).hexdigest()
-    return cache.get(f"features-{key[:32]}", wanted, fill)
-
-
-def candles_key(candles: Candles) -> bytes:
-    """Return a hash of all that is learnt from *candles*."""
-    digest = hashlib.sha256(f"{candles.interval_ms}".encode())
-    for name in ("open_time_ms", "high", "low", "close", "volume"):
-        digest.update(np.ascontiguousarray(getattr(candles, name)).data)
-    return digest.digest()
-
-
-@cache_once
-def _code_of_features() -> bytes:
-    return code_key((rows, rolling, v2))
 
 
 # --- the split
@@ -520,7 +476,7 @@ def read_folds(text: str, span: Span, *, embargo_ms: int) -> list[Fold]:
 
     Raises ``ConfigInvalid`` for anything else.
     """
-    kind, numbers = asked(text)
+    kind, numbers = folds_named(text)
     if kind == COMBINATORIAL:
         return combinatorial(span, *numbers, embargo_ms=embargo_ms)
     return walk_forward(span, numbers[0], embargo_ms=embargo_ms, is_rolling=kind == ROLLING)
@@ -529,7 +485,7 @@ def read_folds(text: str, span: Span, *, embargo_ms: int) -> list[Fold]:
 WALK, ROLLING, COMBINATORIAL = "walk", "rolling", "combinatorial"
 
 
-def asked(text: str) -> tuple[str, tuple[int, ...]]:
+def folds_named(text: str) -> tuple[str, tuple[int, ...]]:
     """Return the kind of folds and its numbers; raise ``ConfigInvalid`` for anything else."""
     kind, _, rest = text.partition(":")
     parts = rest.split("/")

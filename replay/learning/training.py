@@ -9,8 +9,9 @@ The rules are docs/models.md, L7 to L29.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,27 +26,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tracepaper.replay.document.values import Cells, Table, table_of_rows
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.baselines import FILE_NAME
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.ensemble import join, read_members
 from tracepaper.replay.learning.fit import Progress as FitProgress
 from tracepaper.replay.learning.fit import use_threads
-from tracepaper.replay.learning.fitted import (
-    DataRequest,
-    Each,
-    FitRun,
-    FittedModel,
-    Say,
-    read_dataset,
-)
+from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say, read_dataset
 from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
-from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.features.rows import schema_of
-from tracepaper.strategies.units import DAY_MS, duration, interval_text, iso
+from tracepaper.strategies.units import DAY_MS, interval_text, iso
 
 
 def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401 - what its kind reads
@@ -56,11 +49,6 @@ def train(recipe: Recipe, data: Any, run: FitRun) -> Checkpoint:  # noqa: ANN401
     name, bars = run.folder.name, recipe.explained_bars
     state = run.folder.with_name(name + ".training")
     fitted = recipe.kind.fit(data, recipe, run._replace(folder=state, name=recipe.name or name))
-    return _judged(fitted, data, run, bars)
-
-
-def _judged(fitted: FittedModel, data: Any, run: FitRun, bars: int | None) -> Checkpoint:  # noqa: ANN401
-    """Calibrate, evaluate and write what was fitted, with *bars* explained; return it."""
     run.say("Calibrating.")
     fitted = fitted.calibrated(data, bars=bars)
     run.say("Judging on untouched time.")
@@ -83,8 +71,8 @@ class _SeedFit:
             folder = Path(parent) / name
             run = FitRun(folder, created_ms=self.created_ms, say=say)
             checkpoint = train(recipe, self.data, run)
-            beside = folder / FILE_NAME
-            return checkpoint, {FILE_NAME: beside.read_bytes()} if beside.is_file() else {}
+            baselines = folder / FILE_NAME
+            return checkpoint, {FILE_NAME: baselines.read_bytes()} if baselines.is_file() else {}
 
 
 def train_seeds(
@@ -114,8 +102,8 @@ def train_seeds(
         left = [pair for pair in places if not (run.resume and _is_whole(*pair, data))]
 
         def keep(place: int, result: tuple[Checkpoint, dict[str, bytes]]) -> None:
-            checkpoint, beside = result
-            save(left[place][1], checkpoint.tensors, checkpoint.card, extra=beside)
+            checkpoint, extra = result
+            save(left[place][1], checkpoint.tensors, checkpoint.card, extra=extra)
 
         fit = _SeedFit(data, run.created_ms, first.threads)
         each(fit, [(recipe, seed_folder.name) for recipe, seed_folder in left], run.say, keep)
@@ -152,22 +140,6 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
         for key, value in table.items()
         if value is not None and key != "name"
     )
-
-
-def combine(
-    members: tuple[Path, Path], request: DataRequest, run: FitRun, *, bars: int | None = None
-) -> Checkpoint:
-    """Write the ensemble of the checkpoints in two folders into that of *run*; return it.
-
-    *bars* are explained, for the gates.
-    """
-    network, rows, data = read_members(*members, request)
-    run.say("Combining the members.")
-    fitted = join(network, rows, data, name=run.name, created_ms=run.created_ms)
-    checkpoint = _judged(fitted, data, run, bars)
-    if warning := opened_by_training(run.folder, checkpoint.card, data):
-        run.say(warning)
-    return checkpoint
 
 
 def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
@@ -220,7 +192,6 @@ class FitView:
         )
         self._task = self._bar.add_task("training", total=steps, loss="")
         self._warned = ""  # the last warning about gradients, said once
-        self._begun: tuple[int, int, float] | None = None  # step, bars, seconds at the first step
 
     def __enter__(self) -> Self:
         """Start the bar."""
@@ -236,19 +207,14 @@ class FitView:
         self.console.print(sentence)
 
     def observe(self, progress: FitProgress) -> None:
-        """Move the bar on; after a validation print its score, the speed and the time left."""
-        speed = self._pace(progress)
-        self._bar.update(
-            self._task,
-            completed=progress.step,
-            loss=f"loss {progress.training_loss:.4f}{speed}",
-        )
+        """Move the bar on; after a validation print its score."""
+        loss = f"loss {progress.training_loss:.4f}"
+        self._bar.update(self._task, completed=progress.step, loss=loss)
         if progress.validated:
-            score = sum(map(sum, progress.scores)) / max(sum(map(len, progress.scores)), 1)
             best = ", the best so far" if progress.improved else ""
             self.console.print(
-                f"step {progress.step} of {progress.steps}: loss {progress.training_loss:.4f},"
-                f" validation score {score:.3f}{best}{speed}"
+                f"step {progress.step} of {progress.steps}: {loss}, validation score "
+                f"{progress.score:.3f}{best}"
             )
             if relative := progress.relative_gradients:
                 each = ", ".join(f"{part} {norm:.1e}" for part, norm in relative.items())
@@ -257,126 +223,60 @@ class FitView:
                 self.console.print(warning)
             self._warned = warning
 
-    def _pace(self, progress: FitProgress) -> str:
-        """Return bars a second since the first step that was seen, and the time left, in words."""
-        now = self._bar.tasks[0].elapsed or 0.0
-        self._begun = self._begun or (progress.step, progress.bars, now)
-        steps, bars, elapsed = (
-            after - before
-            for after, before in zip((progress.step, progress.bars, now), self._begun, strict=True)
+
+def described(data: Dataset) -> list[Table]:
+    """Return what *data* hold: their files, and the labels of each part."""
+    files: list[Cells] = [
+        {
+            "file": source.name,
+            "symbol": source.symbol,
+            "interval": interval_text(source.interval_ms),
+            "bars": source.bars,
+            "from": iso(source.from_ms),
+            "until": iso(source.until_ms),
+        }
+        for source in data.sources
+    ]
+    schema = data.schema
+    note = (
+        f"Features {schema.schema_id}: {len(schema.names)} columns; a row depends on "
+        f"{schema.lookback:,} bars."
+    )
+    labels = [row for part in Part for row in _labels(data, part)]
+    return [
+        table_of_rows("files", "Files", "", files),
+        table_of_rows("labels", "Labels", note, labels),
+    ]
+
+
+def _labels(data: Dataset, part: Part) -> Iterator[Cells]:
+    """Yield a row for each interval that *part* has labels of, and each horizon."""
+    samples = data.labelled(part) if data.has(part) else []
+    for interval_ms, (column, time) in product(data.intervals, enumerate(data.times)):
+        pieces = [piece for piece in samples if piece.segment.interval_ms == interval_ms]
+        if not pieces:
+            continue
+        labelled = [np.flatnonzero(piece.weights[:, column]) for piece in pieces]
+        opened, ends = (
+            np.concatenate([of[rows] for of, rows in zip(times, labelled, strict=True)])
+            for times in (
+                [piece.segment.open_time_ms for piece in pieces],
+                [piece.segment.close_time_ms for piece in pieces],
+            )
         )
-        if not steps or not elapsed:
-            return ""
-        left = round(elapsed / steps * (progress.steps - progress.step))
-        return f"; {bars / elapsed:,.0f} bars/s, {duration(1000 * left)} left"
-
-
-def described(material: Dataset) -> dict[str, Any]:
-    """Return what *material* holds; computes features, labels and the baselines' inputs."""
-    return {
-        "files": [
-            asdict(source)
-            | {
-                "interval": interval_text(source.interval_ms),
-                "from": iso(source.from_ms),
-                "until": iso(source.until_ms),
-            }
-            for source in material.sources
-        ],
-        "features": {
-            "schema_id": material.schema.schema_id,
-            "columns": len(material.schema.names),
-            "lookback": material.schema.lookback,
-        },
-        "intervals": [_interval(material, interval_ms) for interval_ms in material.intervals],
-        "horizons": [
-            {"bars": bars, "time": time}
-            for bars, time in zip(material.horizons, material.times, strict=True)
-        ],
-        "parts": {part.value: _part(material, part) for part in Part},
-    }
-
-
-def _interval(material: Dataset, interval_ms: int) -> dict[str, Any]:
-    every = (
-        segment for panel in (*material.panels, *material.others) for segment in panel.segments
-    )
-    segments = [segment for segment in every if segment.interval_ms == interval_ms]
-    return {
-        "interval": interval_text(interval_ms),
-        "symbols": sorted({segment.candles.symbol for segment in segments}),
-        "bars": sum(map(len, segments)),
-        "rows": sum(len(segment) - segment.first for segment in segments),
-        "pieces": len(segments),
-        "longest_piece": max(map(len, segments)),
-    }
-
-
-def _part(material: Dataset, part: Part) -> dict[str, Any]:
-    """Return the span of *part* and what is labelled in it, at the model's own interval."""
-    samples = material.labelled(part)
-    native = [piece for piece in samples if piece.segment.interval_ms == material.interval_ms]
-    further = [piece for piece in samples if piece.segment.interval_ms != material.interval_ms]
-    return {
-        "from": iso(min(map(_first, native))),
-        "until": iso(max(int(piece.segment.close_time_ms[piece.stop - 1]) for piece in native)),
-        "further_bars": sum(len(piece.rows) for piece in further),
-        "horizons": [
-            _horizon(native, column, bars * material.interval_ms)
-            for column, bars in enumerate(material.horizons)
-        ],
-    }
-
-
-def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, Any]:
-    labelled = [piece.weights[:, column] > 0 for piece in samples]
-    days = [
-        piece.segment.open_time_ms[mask] // DAY_MS
-        for piece, mask in zip(samples, labelled, strict=True)
-    ]
-    distinct = np.unique(np.concatenate(days))
-    unique = sum(
-        float(piece.weights[:, column].sum()) / piece.horizons[column] for piece in samples
-    )
-    return {
-        "time": interval_text(horizon_ms),
-        "bars": sum(int(mask.sum()) for mask in labelled),
-        "not_overlapping": round(unique),
-        "days": len(distinct),
-        "independent_days": int(len(distinct) // max(1, horizon_ms / DAY_MS)),
-    }
-
-
-def _first(samples: Samples) -> int:
-    return int(samples.segment.open_time_ms[samples.rows[0]])
-
-
-def lines(description: dict[str, Any]) -> list[str]:
-    """Return what ``described`` found, for people."""
-    texts = [
-        f"{file['name']}: {file['symbol']}, {file['interval']}, {file['bars']:,} bars from"
-        f" {file['from']} until {file['until']}"
-        + (f", {file['known_already']:,} in an earlier file" if file["known_already"] else "")
-        for file in description["files"]
-    ]
-    features = description["features"]
-    texts.append(
-        f"features {features['schema_id']}: {features['columns']} columns, a row depends on"
-        f" {features['lookback']:,} bars"
-    )
-    texts += [
-        f"{row['interval']}: {row['bars']:,} bars of {', '.join(row['symbols'])} in"
-        f" {row['pieces']} pieces, the longest of {row['longest_piece']:,}; {row['rows']:,} rows"
-        for row in description["intervals"]
-    ]
-    for name, part in description["parts"].items():
-        further = f", and {part['further_bars']:,} bars of other intervals"
-        texts.append(
-            f"{name}: {part['from']} until {part['until']}" + further * bool(part["further_bars"])
+        days = len(np.unique(opened // DAY_MS))
+        unique = sum(
+            float(piece.weights[:, column].sum()) / piece.horizons[column] for piece in pieces
         )
-        texts += [
-            f"  {row['time']}: {row['bars']:,} labels, {row['not_overlapping']:,} that share no"
-            f" bar, {row['days']:,} days ({row['independent_days']:,} independent)"
-            for row in part["horizons"]
-        ]
-    return texts
+        horizon_ms = data.horizons[column] * data.interval_ms
+        yield {
+            "part": part.value,
+            "interval": interval_text(interval_ms),
+            "horizon": time,
+            "labels": len(opened),
+            "sharing no bar": round(unique),
+            "days": days,
+            "independent days": int(days // max(1, horizon_ms / DAY_MS)),
+            "from": iso(int(opened.min())) if days else "",
+            "until": iso(int(ends.max())) if days else "",
+        }

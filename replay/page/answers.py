@@ -130,8 +130,7 @@ class LastRefusal(Struct, frozen=True):
     instrument: str
     open_time_ms: int
     gate: str
-    at_least: bool  # then it was short of its threshold, else over it
-    margin: Number  # not negative: by how much it failed
+    missed: str  # by how much it failed: "short by .0096"; empty of one without degrees
 
 
 class LastFill(Struct, frozen=True):
@@ -214,9 +213,11 @@ class Run(Struct, frozen=True):
 
 
 class Candles(Struct, frozen=True):
-    """Candles of one instrument as columns; a cell of several bars is one candle.
+    """Candles of one instrument with their decisions and notes, as columns.
 
-    ``sequence`` is of the last decided bar in the cell.
+    In a cell of several decisions a gate shows its worst one: ``spare`` is the smallest margin ÷
+    threshold, ``failed`` how many decisions it failed. Other columns are the cell's last decision;
+    ``sequence`` is null where none was made.
     """
 
     instrument: str
@@ -228,19 +229,6 @@ class Candles(Struct, frozen=True):
     close: list[float]
     volume: list[float]
     sequence: list[int | None]
-
-
-class Series(Struct, frozen=True):
-    """The decisions of one instrument as columns, a cell for each candle of ``Candles``.
-
-    In a cell of several decisions a gate shows its worst one: ``spare`` is the smallest margin ÷
-    threshold, ``failed`` how many decisions it failed. Other columns are the cell's last decision.
-    """
-
-    instrument: str
-    interval_ms: int
-    open_time_ms: list[int]
-    sequence: list[int]
     action: list[str]
     refused_by: list[str | None]
     regime: list[str]
@@ -250,6 +238,7 @@ class Series(Struct, frozen=True):
     stdev_return: list[Number]
     spare: dict[str, list[Number]]  # by gate
     failed: dict[str, list[int]]  # by gate
+    numbers: dict[str, list[Number]]  # that the strategy noted, by name
 
 
 class Equity(Struct, frozen=True):
@@ -261,15 +250,6 @@ class Equity(Struct, frozen=True):
     low: dict[str, list[float]]
     exposure: list[float]  # of the run's own: held value ÷ equity, gross
     net_exposure: list[float] | None  # in hedge mode: long side less short side ÷ equity
-
-
-class NotedNumbers(Struct, frozen=True):
-    """Numbers that the strategy noted, by name, a value for each candle."""
-
-    instrument: str
-    interval_ms: int
-    open_time_ms: list[int]
-    numbers: dict[str, list[Number]]
 
 
 class FillMark(Struct, frozen=True):
@@ -353,7 +333,7 @@ class Decision(Struct, frozen=True):
     title: str  # what it did: "Kept long 0.058 BTC", "Refused by shifted, over by .00094"
     parts: list[dict[str, Any]]
     forecast: Forecast | None
-    looked: list[Bucket]  # the newest first; none without an attribution
+    attended: list[Bucket]  # the newest first; none without an attribution
     hashes: dict[str, str]  # decision_sha256, digest
     previous: int | None  # sequences of the decisions beside it, of the same instrument
     following: int | None

@@ -80,7 +80,7 @@ def contents_of(
     listed = client("/runs")
     listed["runs"] = [row for row in listed["runs"] if row["run_id"] == run_id]
     listed["sweeps"] = []
-    series = _columns(client, run)
+    candles = _columns(client, run)
     for view in VIEWS:
         _hold_view(client, view)
     for rest in ("/marks", "/account", "/health", "/refusals", *["/model"] * run["has_model"]):
@@ -92,7 +92,7 @@ def contents_of(
         parts = {"title": document.title, "parts": as_parts(document.parts)}
         client.hold(f"/runs/{run_id}/report", parts)
     blocks: list[DecisionBlock] = []
-    chosen = client.decided() if full else _chosen(client, run, series)
+    chosen = client.decided() if full else _chosen(client, run, candles)
     if full:
         blocks = list(_blocks(client, chosen, progress))
     else:
@@ -164,19 +164,18 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
 
 
 def _columns(client: _RouteClient, run: Answer) -> list[Answer]:
-    """Hold the columns of every instrument in cells of several lengths; return its decisions."""
+    """Hold the columns of every instrument in cells of several lengths; return the shortest."""
     names = [each["id"] for each in run["instruments"]]
     points = min(POINTS_MAX, max(ROWS_MAX, CELLS_MAX // max(1, len(names))))
-    kinds = ["candles", "series"] + ["noted"] * bool(run["notes"])
-    series = []
-    wanted = [(kind, {"instrument": name}) for name in names for kind in kinds]
+    candles = []
+    wanted = [("candles", {"instrument": name}) for name in names]
     for kind, query in [*wanted, ("equity", {})]:
         path = f"/runs/{client.run_id}/{kind}"
         levels = list(_levels(client, path, query, points, run["row"]["interval_ms"]))
         client.hold(path, levels, **query)
-        if kind == "series":
-            series.append(levels[0])
-    return series
+        if query:
+            candles.append(levels[0])
+    return candles
 
 
 def _levels(
@@ -254,15 +253,15 @@ def _blocks(
         yield DecisionBlock(block[0], block[-1], text)
 
 
-def _chosen(client: _RouteClient, run: Answer, series: list[Answer]) -> list[int]:
+def _chosen(client: _RouteClient, run: Answer, candles: list[Answer]) -> list[int]:
     """Choose the decisions that are held whole."""
     picked = {run["first_sequence"], run["warm_sequence"], run["last_sequence"]}
     for newest in (run["last_refusal"], run["last_fill"]):
         if newest is not None:
             picked |= {newest.get("decision_sequence", newest["sequence"])}
-    share = max(1, len(series))
-    for decisions in series:
-        picked |= _of_instrument(decisions, share)
+    share = max(1, len(candles))
+    for columns in candles:
+        picked |= _of_instrument(columns, share)
     fills = _rows(client, "fills")
     picked |= {fill["decision_sequence"] for fill in fills[:FILLED]}
     by_step = {fill["sequence"]: fill["decision_sequence"] for fill in fills}
@@ -272,18 +271,18 @@ def _chosen(client: _RouteClient, run: Answer, series: list[Answer]) -> list[int
     return sorted(sequence for sequence in picked if sequence is not None)
 
 
-def _of_instrument(series: Answer, share: int) -> set[int]:
+def _of_instrument(candles: Answer, share: int) -> set[int]:
     """Choose of one of *share* instruments: the newest, refusals of every gate, and a spread."""
-    sequences, refused = series["sequence"], series["refused_by"]
+    sequences, refused = candles["sequence"], candles["refused_by"]
     judged = [(at, gate) for at, gate in zip(sequences, refused, strict=True) if gate]
     refusals = [at for at, gate in judged if gate != warm.name]
     forecasts = [
-        at for at, mean in zip(sequences, series["mean_return"], strict=True)
+        at for at, mean in zip(sequences, candles["mean_return"], strict=True)
         if mean is not None and math.isfinite(mean)
     ]  # fmt: skip
     each = max(1, len(forecasts) * share // SPREAD)
     return {
-        *sequences[-max(1, NEWEST // share) :],
+        *[at for at in sequences if at is not None][-max(1, NEWEST // share) :],
         *{gate: at for at, gate in judged}.values(),
         *refusals[-max(1, REFUSED // share) :],
         *forecasts[::each],

@@ -44,7 +44,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
         title=document.title,
         parts=as_parts(document.parts),
         forecast=forecast,
-        looked=[
+        attended=[
             answers.Bucket(block["from_open_time_ms"], block["until_open_time_ms"], block["weight"])
             for block in stored.buckets
         ],

@@ -10,10 +10,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from tracepaper.replay.checks.parity import check_of_run
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.document.values import FoldedParts, Form, Part, TitledParts, table_of
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.runs import parity_state
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import TracepaperError
 
@@ -98,18 +100,9 @@ def verify(shown: ShownRun, report: Report) -> answers.ParityState:
     count = "every decision" if totals is None else f"{totals.decisions:,} decisions"
     report(0.0, f"deriving {count} again")
     verification = verify_run(shown.reader, shown.database, shown.run_id, progressed=progressed)
-    first = verification.differences[0] if verification.differences else None
     newest = shown.views.rows("v_events", newest=1)
-    return answers.ParityState(
-        identical=verification.agreed + verification.tolerated,
-        decisions=verification.decisions,
-        day="",
-        at_ms=newest[0]["market_ms"] if newest else 0,
-        first_difference=""
-        if first is None
-        else f"{first.field}: stored {first.first}, derived {first.second}; "
-        f"the culprit is {verification.to_blame}",
-    )
+    at_ms = newest[0]["market_ms"] if newest else 0
+    return parity_state(check_of_run(shown.reader, verification), at_ms)
 
 
 def report_of(shown: ShownRun) -> TitledParts:

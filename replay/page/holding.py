@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.run_columns import Floats, Ints
 
 HELD_ALIKE: Final = "held"
-CELLS: Final = 20_000
 
 
 @dataclass(frozen=True)
@@ -187,20 +186,12 @@ def twins(shown: ShownRun) -> list[str]:
     return sorted({row["twin"] for row in rows})
 
 
-def mean_exposure(shown: ShownRun) -> float | None:
+def mean_exposure(shown: ShownRun, sums: str = "exposures") -> float | None:
     """Return the mean exposure that buy and hold is compared at, from the first warm bar on.
 
-    None where there is none yet, the equity was used up, or a roll-up is not made yet.
+    Of ``grosses`` that of all that is held by the equity; in hedge mode both sides added up. None
+    where there is none yet, the equity was used up, or a roll-up is not made yet.
     """
-    return _kept_mean(shown, "exposures")
-
-
-def gross_exposure(shown: ShownRun) -> float | None:
-    """Return the mean of what is held by the equity; in hedge mode both sides added up."""
-    return _kept_mean(shown, "grosses")
-
-
-def _kept_mean(shown: ShownRun, sums: str) -> float | None:
     try:
         return shown.rollups.kept_value(sums, lambda: _mean(shown, sums))
     except RollupMissing:
@@ -208,7 +199,7 @@ def _kept_mean(shown: ShownRun, sums: str) -> float | None:
 
 
 def _mean(shown: ShownRun, sums: str) -> float | None:
-    _, block = shown.rollups.cells(ACCOUNTS, None, None, CELLS)
+    block = shown.rollups.whole(ACCOUNTS)
     bars = float(np.sum(block.get("exposed", 0.0)))
     if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
         return None

@@ -12,15 +12,12 @@ from msgspec import Struct, field
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.marks import fill_mark
-from tracepaper.replay.page.records import told
+from tracepaper.replay.page.records import event_text
 from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.errors import TracepaperError
 
 STEPS_MAX: Final = 200
-"""More steps at once are not told one by one: the page asks for what lies between.
-
-Fewer than wait for one reader of the stream, so that a reader that keeps up hears them all.
-"""
+"""More steps at once are not told one by one: the page asks for what lies between."""
 DecidedBar = tuple[int, float, float, float, float, float]
 _BAR: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
 _QUIET: Final = ("bar", "quote", "mark", "depth", "trade", "closed", "frame_bar")
@@ -94,7 +91,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
         sequence, kind, market_ms = event["sequence"], event["kind"], event["market_ms"]
         instrument, happening = event["instrument"], None
         if kind not in _QUIET:
-            text = told(kind, json.loads(event["content"]))
+            text = event_text(kind, json.loads(event["content"]))
             happening = answers.RunEvent(sequence, kind, market_ms, instrument, text)
         if kind == HALTED:  # of the step that was just told
             steps[-1] = msgspec.structs.replace(steps[-1], happening=happening)

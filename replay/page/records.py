@@ -300,20 +300,20 @@ def happenings(shown: ShownRun) -> list[answers.RunEvent]:
         answers.RunEvent(
             event.sequence, event.kind, event.market_ms,
             None if event.instrument is None else names[event.instrument],
-            told(event.kind, json.loads(event.content)),
+            event_text(event.kind, json.loads(event.content)),
         )
         for event in columns.rows.newest_events(_TOLD, columns.span, HAPPENINGS_MAX)
     ]  # fmt: skip
     events += [
         answers.RunEvent(
-            halt.sequence, HALTED, halt.market_ms, None, told(HALTED, {"limit": halt.limit})
+            halt.sequence, HALTED, halt.market_ms, None, event_text(HALTED, {"limit": halt.limit})
         )
         for halt in columns.rows.halts((0, columns.span[1]))
     ]
     return sorted(events, key=lambda happening: happening.sequence, reverse=True)[:HAPPENINGS_MAX]
 
 
-def told(kind: str, content: dict[str, Any]) -> str:
+def event_text(kind: str, content: dict[str, Any]) -> str:
     """Return an event in one line."""
     if kind == "command":
         command = command_of(content)

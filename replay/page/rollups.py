@@ -233,19 +233,28 @@ class Rollups:
             first = first // cell_ms * cell_ms
             if until_ms is not None:
                 end = -(-end // cell_ms) * cell_ms
-        grain_ms = GRAIN * interval_ms
-        is_short = self.span[1] - self.span[0] < SHORT_BARS
-        if is_short or cell_ms % grain_ms == 0:
-            block = self._known(instrument, interval_ms if is_short else grain_ms)
+        span = columns.sequences(first, end)
+        if span[1] - span[0] > FOLDED_BARS and cell_ms % self._grain_ms == 0:
+            block = self.whole(instrument)
         else:
-            block = self.read(instrument, columns.sequences(first, end))
+            block = self.read(instrument, span)
         return cell_ms, self._rolled(within(block, first, end), cell_ms)
 
     def _rolled(self, block: Block, cell_ms: int) -> Block:
         return block if cell_ms == self.columns.interval_ms else rolled(block, cell_ms)
 
-    def _known(self, instrument: str, grain_ms: int) -> Block:
-        """Return the whole run in cells of *grain_ms*: what is kept, and the newest bars."""
+    @property
+    def _grain_ms(self) -> int:
+        """The length of what is kept: a bar, or of a long run a cell of ``GRAIN`` bars."""
+        is_short = self.span[1] - self.span[0] < SHORT_BARS
+        return self.columns.interval_ms * (1 if is_short else GRAIN)
+
+    def whole(self, instrument: str) -> Block:
+        """Return the whole run, of a long one in short cells: what is kept, and the newest bars.
+
+        Raises ``RollupMissing`` where more is missing than this process reads.
+        """
+        grain_ms = self._grain_ms
         kept = self._kept.get(instrument) or _CellBlock({TIME: np.empty(0)})
         missing = self.span[1] - max(kept.after, self.span[0] - 1)
         if missing > DIRECT_BARS and not self._builds:
@@ -282,7 +291,7 @@ class Rollups:
         if self.span[1] - self.span[0] < SHORT_BARS:
             return
         for name in (*self.columns.instruments, ACCOUNTS):
-            self._known(name, GRAIN * self.columns.interval_ms)
+            self.whole(name)
         self._save()
 
     def _after(self, name: str) -> int:

@@ -148,11 +148,11 @@ class RouteRequest(NamedTuple):
             raise HttpRefusal(
                 409, "The record of this run has lost its instruments; restore a backup."
             )
-        name = next(iter(shown.columns.instruments)) if name is None else _known(shown, name)
+        name = next(iter(shown.columns.instruments)) if name is None else _named(shown, name)
         return shown, name, *self.span, self.parameters.points
 
 
-def _known(shown: ShownRun, instrument: str) -> str:
+def _named(shown: ShownRun, instrument: str) -> str:
     instruments = shown.columns.instruments
     if instrument not in instruments:
         raise HttpRefusal(400, f"The run has no such instrument, only {', '.join(instruments)}.")
@@ -197,7 +197,7 @@ def _run(of: RouteRequest) -> Struct:
 
 def _marks(of: RouteRequest) -> Struct:
     if (name := of.parameters.instrument) is not None:
-        _known(of.shown, name)
+        _named(of.shown, name)
     return marks.marks(of.shown, *of.span, name)
 
 
@@ -227,13 +227,9 @@ ROUTES: Final = (
           lambda of: runs.runs(of.shelf, counted=of.parameters.counted)),
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
           CountParameters, answers.Run, _run),
-    ReadRoute(f"{_R}/candles", "Candles of one instrument, in cells that fit.",
+    ReadRoute(f"{_R}/candles", "Candles of one instrument with their decisions and notes, in "
+          "cells that fit.",
           InstrumentParameters, answers.Candles, lambda of: runs.candles(*of.cells)),
-    ReadRoute(f"{_R}/series", "The decisions of one instrument, by cell of its candles; a cell "
-          "in which nothing was decided is left out.",
-          InstrumentParameters, answers.Series, lambda of: runs.series(*of.cells)),
-    ReadRoute(f"{_R}/noted", "Numbers that the strategy noted, in the cells of the candles.",
-          InstrumentParameters, answers.NotedNumbers, lambda of: runs.noted(*of.cells)),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
           "each cell.",
           RangeParameters, answers.Equity,

@@ -15,9 +15,10 @@ import numpy as np
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import BUY_AND_HOLD, TWINS
 from tracepaper.replay.document.charts import OTHER_LINE, OWN_LINE, WHOLE_LINE, shadow_line
+from tracepaper.replay.explain.decision import missed_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
-from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, Block, filled, numbers_of, words_of
+from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of, words_of
 from tracepaper.replay.report.states import HOLE, LastingState, lasting_states
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage.checks import newest_check
@@ -28,7 +29,7 @@ from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.evaluator import is_movable, key_of
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import PositionSide
-from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome, Side
 from tracepaper.strategies.units import DAY_MS, without_zeros
 
 # ---------------------------------------------------------------- all runs
@@ -51,7 +52,9 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
                 refused.append(answers.UnreadableDatabase(path.name, twice))
                 continue
             try:
-                shown = _ready(shelf.listed(path, run_id), counted=counted)
+                shown = shelf.listed(path, run_id)
+                if counted:
+                    shown.rollups.totals()
                 rows.append(run_row(shown, shelf.served))
                 shown_in[run_id] = path.name
             except (TracepaperError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
@@ -79,13 +82,6 @@ def _sweep_row(path: Path) -> answers.SweepRow:
         is_whole=sweep.document is not None,
         database=path.name,
     )
-
-
-def _ready(shown: ShownRun, *, counted: bool) -> ShownRun:
-    """Return *shown* with its decisions *counted*, where that is wanted."""
-    if counted:
-        shown.rollups.totals()
-    return shown
 
 
 def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
@@ -245,15 +241,17 @@ def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
         instrument=decision["instrument"],
         open_time_ms=decision["open_time_ms"],
         gate=gate,
-        at_least=GATES[gate].at_least,
-        margin=None if measure is None else abs(measure - judged["threshold"]),
+        missed=missed_text(gate, None if measure is None else measure - judged["threshold"]),
     )
 
 
 def _last_fill(views: RunViews) -> answers.LastFill | None:
     for row in views.rows("v_fills", newest=1):
-        quantity = without_zeros(row["quantity_text"])
-        return from_row(answers.LastFill, row, quantity_text=quantity)
+        quantity, reason = without_zeros(row["quantity_text"]), row["reason"]
+        # Of the strategy trend the reason is a direction, which selling less has too.
+        if (row["side"], reason) in ((Side.BUY, "trend down"), (Side.SELL, "trend up")):
+            reason = "a smaller target"
+        return from_row(answers.LastFill, row, quantity_text=quantity, reason=reason)
     return None
 
 
@@ -314,7 +312,11 @@ def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
     views = shown.views
     figures = [
         _figures(
-            OWN, "the run's own account", row, views.count("v_fills"), holding.gross_exposure(shown)
+            OWN,
+            "the run's own account",
+            row,
+            views.count("v_fills"),
+            holding.mean_exposure(shown, "grosses"),
         )
         for row in views.rows("v_equity", newest=1)
     ]
@@ -389,59 +391,42 @@ def _start(shown: ShownRun, twin: str = "") -> float:
 def candles(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Candles:
-    """Return candles of one instrument, at most *points* of them."""
+    """Return candles of one instrument with what was decided and noted, at most *points*."""
     cell_ms, block = shown.rollups.cells(instrument, from_ms, until_ms, points)
+
+    def column(name: str) -> Floats:
+        return block.get(name, np.empty(0))
+
+    def named(prefix: str) -> dict[str, Floats]:
+        return {
+            name.removeprefix(prefix): values
+            for name, values in block.items()
+            if name.startswith(prefix)
+        }
+
+    action, regime = (
+        [word or "" for word in words_of(column(name))] for name in ("action", "regime")
+    )
     return answers.Candles(
         instrument=instrument,
         interval_ms=cell_ms,
         open_time_ms=_whole(block[TIME]),
-        **{name: _plain(block, name) for name in ("open", "high", "low", "close", "volume")},
-        sequence=_whole_or_none(block.get("sequence", np.empty(0))),
-    )
-
-
-def series(
-    shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
-) -> answers.Series:
-    """Return the decisions of one instrument, a cell for each candle in which one was made."""
-    cell_ms, whole = shown.rollups.cells(instrument, from_ms, until_ms, points)
-    decided = ~np.isnan(whole.get("sequence", np.empty(0)))
-    block = {name: column[decided] for name, column in whole.items()} if decided.size else whole
-    gates = shown.columns.gates if decided.size else ()
-    words = {
-        name: words_of(block.get(name, np.empty(0))) for name in ("action", "refused_by", "regime")
-    }
-    return answers.Series(
-        instrument=instrument,
-        interval_ms=cell_ms,
-        open_time_ms=_whole(block[TIME]),
-        sequence=_whole(block.get("sequence", np.empty(0))),
-        action=[word or "" for word in words["action"]],
-        refused_by=words["refused_by"],
-        regime=[word or "" for word in words["regime"]],
-        confidence=numbers_of(block.get("confidence", np.empty(0))),
-        held=_plain(block, "quantity"),
-        mean_return=numbers_of(block.get("mean_return", np.empty(0))),
-        stdev_return=numbers_of(block.get("stdev_return", np.empty(0))),
-        spare={gate: numbers_of(block[f"spare:{gate}"]) for gate in gates},
-        failed={gate: _whole(block[f"failed:{gate}"]) for gate in gates},
-    )
-
-
-def noted(
-    shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
-) -> answers.NotedNumbers:
-    """Return what the strategy noted, a value for each candle."""
-    cell_ms, block = shown.rollups.cells(instrument, from_ms, until_ms, points)
-    return answers.NotedNumbers(
-        instrument=instrument,
-        interval_ms=cell_ms,
-        open_time_ms=_whole(block[TIME]),
-        numbers={
-            name.partition(":")[2]: numbers_of(column)
-            for name, column in block.items()
-            if name.startswith("note:")
-        },
+        open=_plain(column("open")),
+        high=_plain(column("high")),
+        low=_plain(column("low")),
+        close=_plain(column("close")),
+        volume=_plain(column("volume")),
+        sequence=_whole_or_none(column("sequence")),
+        action=action,
+        refused_by=words_of(column("refused_by")),
+        regime=regime,
+        confidence=numbers_of(column("confidence")),
+        held=_plain(column("quantity")),
+        mean_return=numbers_of(column("mean_return")),
+        stdev_return=numbers_of(column("stdev_return")),
+        spare={gate: numbers_of(values) for gate, values in named("spare:").items()},
+        failed={gate: _whole(values) for gate, values in named("failed:").items()},
+        numbers={name: numbers_of(values) for name, values in named("note:").items()},
     )
 
 
@@ -485,5 +470,5 @@ def _whole_or_none(values: Floats) -> list[int | None]:
     return [int(value) if value == value else None for value in values.tolist()]  # noqa: PLR0124
 
 
-def _plain(block: Block, name: str) -> list[float]:
-    return list(np.nan_to_num(block.get(name, np.empty(0))).tolist())
+def _plain(values: Floats) -> list[float]:
+    return list(np.nan_to_num(values).tolist())

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -41,15 +41,9 @@ _TYPES: Final = {
     ".html": "text/html",
     ".js": "text/javascript",
     ".css": "text/css",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".woff2": "font/woff2",
-    ".json": "application/json",
     ".txt": "text/plain",
     ".md": "text/plain",
 }
-QUEUE_MAX: Final = 256
-"""Messages that wait for one reader of the stream; a slower one is cut off."""
 READERS_MAX: Final = 32
 POLL_S: Final = 1.0
 MESSAGE_MAX: Final = 1_024
@@ -60,16 +54,6 @@ AT_WORK_MAX: Final = 56
 ``/status``, ``/metrics`` and ``/command``."""
 
 Status = Callable[[], Mapping[str, Any]]
-
-
-@dataclass(eq=False)
-class _Listener:
-    """One open websocket."""
-
-    socket: web.WebSocketResponse
-    messages: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX))
-    is_slow: bool = False
-    task: asyncio.Task[None] | None = None
 
 
 class Page:
@@ -99,9 +83,8 @@ class Page:
             long = "The pull took too long; `tracepaper db pull` waits for longer."
             self._pulling = reader(is_heavy=True, stays=False, late=long)
         self._served, self._status = served, status
-        self._listeners: dict[str, set[_Listener]] = {}
-        self._tellers: dict[str, asyncio.Task[None]] = {}
-        self._woken: asyncio.Event | None = None  # once steps are told by ``wake``
+        self._streams: set[web.WebSocketResponse] = set()
+        self._woken: asyncio.Event | None = None  # for the next step, once ``wake`` tells of one
         self._at_work = 0
         self._preparing: dict[ReaderProcess, asyncio.Task[None]] = {}
         self.readers = 0
@@ -141,17 +124,13 @@ class Page:
 
     def wake(self) -> None:
         """Say that a step of the served run was stored."""
-        if self._woken is None:
-            self._woken = asyncio.Event()
-        self._woken.set()
+        woken, self._woken = self._woken, asyncio.Event()
+        if woken is not None:
+            woken.set()
 
     async def close(self) -> None:
         """End the readers and the streams."""
-        for teller in self._tellers.values():
-            teller.cancel()
-        for listener in [listener for every in self._listeners.values() for listener in every]:
-            if listener.task is not None:
-                listener.task.cancel()
+        await asyncio.gather(*(socket.close() for socket in self._streams))
         readers = (
             *(self._quick, self._heavy, self._of_runs, self._of_decisions),
             *(self._of_fleet, self._pulling),
@@ -208,14 +187,15 @@ class Page:
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         run_id = request.query.get("run", "")
-        socket = web.WebSocketResponse(
-            heartbeat=30.0, max_msg_size=MESSAGE_MAX, timeout=CLOSE_WITHIN_S
-        )
+        is_full = self.readers >= READERS_MAX
+        # A reader who is sent away is not waited for.
+        within_s = 0.0 if is_full else CLOSE_WITHIN_S
+        socket = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MESSAGE_MAX, timeout=within_s)
         if not socket.can_prepare(request).ok:
             return _refusal(400, "Open this address as a WebSocket.")
-        if self.readers >= READERS_MAX:
+        if is_full:
             await socket.prepare(request)
-            _cut(socket)
+            await socket.close(code=WSCloseCode.TRY_AGAIN_LATER)
             return socket
         self.readers += 1
         try:
@@ -223,91 +203,33 @@ class Page:
             if hello.status != 200:
                 return _json(hello.status, hello.body)
             await socket.prepare(request)
-            await self._follow(socket, hello)
+            self._streams.add(socket)
+            telling = asyncio.create_task(self._tell(socket, hello))
+            try:
+                async for _ in socket:  # it ends when the reader goes; nothing is asked over it
+                    pass
+            finally:
+                telling.cancel()
         finally:
+            self._streams.discard(socket)
             self.readers -= 1
         return socket
 
-    async def _follow(self, socket: web.WebSocketResponse, hello: ReplyFrame) -> None:
-        listener = _Listener(socket)
+    async def _tell(self, socket: web.WebSocketResponse, hello: ReplyFrame) -> None:
+        """Send the steps of a run as they are stored; a reader that is slow gets the newest."""
         greeting = msgspec.json.decode(hello.body)["hello"]
-        run_id = greeting["run_id"]
-        listener.messages.put_nowait(msgspec.json.encode(greeting))
-        every = self._listeners.setdefault(run_id, set())
-        every.add(listener)
-        if run_id not in self._tellers:
-            self._tellers[run_id] = asyncio.create_task(
-                self._follow_run(run_id, greeting["sequence"])
-            )
-        listener.task = asyncio.create_task(_send(listener))
-        receiving = asyncio.create_task(_receive(socket))
-        try:
-            await asyncio.wait([listener.task, receiving], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            receiving.cancel()
-            listener.task.cancel()
-            every.discard(listener)
-            if not every:
-                del self._listeners[run_id]
-                self._tellers.pop(run_id).cancel()
-            if listener.is_slow:
-                _cut(socket)
-            else:
-                with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                    await socket.close()
-
-    async def _follow_run(self, run_id: str, sequence: int | None) -> None:
-        """Tell the steps of one run to all who listen, as they are stored."""
-        after = -1 if sequence is None else sequence
-        while True:
-            if self._woken is None or run_id != self._served:
-                await asyncio.sleep(POLL_S)
-            else:
-                await self._woken.wait()
-                self._woken.clear()
-            frame = await self._quick.answer({"news": run_id, "after": after})
-            if frame.status != 200:
-                continue
-            for step in msgspec.json.decode(frame.body)["steps"]:
-                after = max(after, step["sequence"])
-                message = msgspec.json.encode(step)
-                self.tell(run_id, message)
-
-    def tell(self, run_id: str, message: bytes) -> None:
-        """Queue *message* for all who listen to *run_id*."""
-        for listener in list(self._listeners.get(run_id, ())):
-            _offer(listener, message)
-
-
-def _offer(listener: _Listener, message: bytes) -> None:
-    """Queue a message; a reader that does not keep up is cut off."""
-    try:
-        listener.messages.put_nowait(message)
-    except asyncio.QueueFull:
-        listener.is_slow = True
-        if listener.task is not None:
-            listener.task.cancel()
-
-
-async def _send(listener: _Listener) -> None:
-    with contextlib.suppress(ConnectionError):
-        while True:
-            await listener.socket.send_str((await listener.messages.get()).decode())
-
-
-async def _receive(socket: web.WebSocketResponse) -> None:
-    """Take what a reader sends, to notice that it goes; nothing is asked over the stream."""
-    async for _ in socket:
-        pass
-
-
-def _cut(socket: web.WebSocketResponse) -> None:
-    """Close a socket without waiting for its reader: a frame with 1013, and the end."""
-    transport = socket._req.transport if socket._req is not None else None  # noqa: SLF001
-    if transport is not None:
-        code = int(WSCloseCode.TRY_AGAIN_LATER).to_bytes(2, "big")
-        transport.write(b"\x88\x02" + code)
-        transport.abort() if transport.get_write_buffer_size() > MESSAGE_MAX else transport.close()
+        run_id, after = greeting["run_id"], greeting["sequence"]
+        after = -1 if after is None else after
+        with contextlib.suppress(ConnectionError):
+            await socket.send_str(json.dumps(greeting))
+            while True:
+                woken = self._woken if run_id == self._served else None
+                frame = await self._quick.answer({"news": run_id, "after": after})
+                steps = msgspec.json.decode(frame.body)["steps"] if frame.status == 200 else []
+                for step in steps:
+                    after = max(after, step["sequence"])
+                    await socket.send_str(json.dumps(step))
+                await (asyncio.sleep(POLL_S) if woken is None else woken.wait())
 
 
 def _line(frame: ReplyFrame) -> bytes:

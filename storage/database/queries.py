@@ -22,7 +22,7 @@ from msgspec import Struct
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 MEMORY_BYTES: Final = 2 * 2**30
 """The memory that a question may take beyond that of its process."""
@@ -182,8 +182,6 @@ ROWS_MOST: Final = 100_000
 BYTES_MOST: Final = 256 * 2**20
 VALUE_BYTES_MOST: Final = 64 * 2**20
 """An answer is held in memory: so much of it, and so much of one value."""
-_OPERATIONS: Final = 20_000
-"""SQLite's operations between two looks at the time and at Ctrl-C: some milliseconds."""
 _FETCHED: Final = 256
 
 _NAME: Final = re.compile(r"\w+")
@@ -195,19 +193,15 @@ def ask(
     parameters: dict[str, object] | Sequence[object] = (),
     *,
     rows_most: int = ROWS_MOST,
-    expired: Callable[[], bool] = lambda: False,
 ) -> QueryAnswer:
     """Run *sql*, one SELECT, and return its answer; raise ``ConfigInvalid`` for anything else.
 
     The answer is cut after *rows_most* rows or ``BYTES_MOST`` bytes, and then says so. Raises
-    ``DataInvalid`` when *expired* becomes true before the answer is whole, or a value is larger
-    than ``VALUE_BYTES_MOST``; Ctrl-C ends the query at once.
+    ``DataInvalid`` where a value is larger than ``VALUE_BYTES_MOST``.
     """
     # SQLite makes a table-valued function on first use, which the authorizer would refuse.
     connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES_MOST)
-    watch = _Watch(expired)
-    connection.set_progress_handler(watch, _OPERATIONS)
     connection.set_authorizer(_authorize)
     try:
         cursor = connection.execute(sql, parameters)
@@ -216,30 +210,12 @@ def ask(
         raise DataInvalid("The answer does not fit into memory; ask for less at once.") from None
     except (sqlite3.Error, sqlite3.Warning) as error:
         connection.set_authorizer(None)
-        raise _refusal(connection, sql, error, watch) from error
+        raise _refusal(connection, sql, error) from error
     finally:
         connection.set_authorizer(None)
-        connection.set_progress_handler(None, 0)
     if cursor.description is None:
         raise ConfigInvalid("The question is empty; `SELECT * FROM v_runs` is a good start.")
     return QueryAnswer(tuple(column[0] for column in cursor.description), rows, cut)
-
-
-class _Watch:
-    """Ends a query that SQLite is working on, when time is up or at Ctrl-C."""
-
-    def __init__(self, expired: Callable[[], bool]) -> None:
-        self._expired = expired
-        self.interrupted = False
-
-    def __call__(self) -> bool:
-        """Return whether the query must end; SQLite asks every few milliseconds."""
-        try:
-            return self._expired()
-        except KeyboardInterrupt:
-            # Whatever leaves this function is lost inside SQLite, so it is remembered.
-            self.interrupted = True
-            return True
 
 
 def _fetched(cursor: sqlite3.Cursor, rows_most: int) -> tuple[list[tuple[Any, ...]], str]:
@@ -258,16 +234,12 @@ def _fetched(cursor: sqlite3.Cursor, rows_most: int) -> tuple[list[tuple[Any, ..
 
 
 def _refusal(
-    connection: sqlite3.Connection, sql: str, error: sqlite3.Error | sqlite3.Warning, watch: _Watch
-) -> BaseException:
+    connection: sqlite3.Connection, sql: str, error: sqlite3.Error | sqlite3.Warning
+) -> Exception:
     """Return the exception to raise for an *error* of SQLite."""
     code = getattr(error, "sqlite_errorcode", 0)
-    if watch.interrupted:
-        return KeyboardInterrupt()
     if code in _DAMAGED:
         return error  # the file is to blame, not the question
-    if code == sqlite3.SQLITE_INTERRUPT:
-        return DataInvalid(TOO_LONG)
     if code == sqlite3.SQLITE_TOOBIG:
         return DataInvalid(
             f"A value of the answer is larger than {VALUE_BYTES_MOST >> 20} MiB; ask for less."

@@ -364,17 +364,17 @@ _DTYPES: Final = (*(np.dtype(np.float64),) * 5, np.dtype(np.int64))
 _SPARE: Final = 1_024
 """Rows beyond twice the window after which what lies before it is dropped."""
 _LATE: Final = (
-    "context.history of an earlier bar was first read at a later one; read its columns in the "
-    "decide that is given it, and keep the arrays."
+    "The history of an earlier bar was first read at a later one; read its columns in the call "
+    "that is given it, and keep the arrays."
 )
 
 
 class BarArrays:
-    """The last ``warmup`` closed bars, oldest first, the bar that is decided included.
+    """The last closed bars, oldest first, the bar that is decided included.
 
     Prices and volume are float64 in units of the market, times int64, UTC milliseconds at which
     the bars closed. Every array has the shape (bars,) and is read-only. A column is copied when it
-    is first read, which has to be in the ``decide`` that was given it.
+    is first read, which has to be in the call that was given it.
     """
 
     __slots__ = ("_bar", "_close", "_columns", "_high", "_low", "_open", "_time", "_volume")

@@ -22,6 +22,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from tracepaper.strategies.api.context import BarArrays
 from tracepaper.strategies.api.files import DeclaredFiles
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.calibration import Calibration
@@ -49,24 +50,13 @@ _ANSWERED: Final = frozenset(
 )
 
 
-class PastBars(Struct, frozen=True):
-    """Closed bars of one instrument, oldest first: float64 and read-only, [bar] each."""
-
-    time: NDArray[np.int64]  # UTC ms of each bar's close
-    open: Floats
-    high: Floats
-    low: Floats
-    close: Floats
-    volume: Floats
-
-
 class ModelInput(Struct, frozen=True):
     """All that a model may know when it answers: one instrument, up to the bar that closed."""
 
     instrument: str
     time: int  # UTC ms of the newest bar's close
     interval_ms: int
-    past: PastBars  # the last ``context`` bars
+    past: BarArrays  # the last ``context`` bars
     features: NDArray[
         np.float32
     ]  # [context, feature], the newest last; no columns without a schema
@@ -127,19 +117,19 @@ class Model:
 class FeatureFunction:
     """Bars → one row of features: a pure function of exactly ``lookback`` bars."""
 
-    function: Callable[[PastBars], Sequence[float] | Floats]
+    function: Callable[[BarArrays], Sequence[float] | Floats]
     lookback: int
     files: DeclaredFiles
     """The paths of the files that it reads, by the names that were declared."""
 
-    def __call__(self, past: PastBars) -> Sequence[float] | Floats:
+    def __call__(self, past: BarArrays) -> Sequence[float] | Floats:
         """Return the row of the newest bar of *past*."""
         return self.function(past)
 
 
 def feature_row(
     *, lookback: int, files: Sequence[str] = ()
-) -> Callable[[Callable[[PastBars], Sequence[float] | Floats]], FeatureFunction]:
+) -> Callable[[Callable[[BarArrays], Sequence[float] | Floats]], FeatureFunction]:
     """Declare the decorated function as features: it is given exactly the last *lookback* bars.
 
     *files* names what it reads; by its own ``files`` it has their paths.
@@ -344,18 +334,16 @@ class ImportedClass(NamedTuple):
     """While its code runs: turns what it raises into ``StrategyFailed``, with file and line."""
 
 
-class OwnClasses:
-    """Where a network finds a class by ``module:Class``; whoever may import code says how."""
+def find_class(name: str) -> ImportedClass:
+    """Return the class ``module:Class`` that a network is made of; raise where there is none.
 
-    def __init__(self) -> None:
-        self.find: Callable[[str], ImportedClass] = self._nobody
+    A user's code is imported above this package, by what is imported here when a class is named.
+    """
+    custom: ImportedClass = import_module(_IMPORTER).network_class(name)
+    return custom
 
-    def _nobody(self, name: str) -> ImportedClass:
-        raise InvariantBroken(f"Nothing here imports {name}; load the model by tracepaper.")
 
-
-OWN_CLASSES: Final = OwnClasses()
-"""Set by ``daemon.session.user_class``, which every command that meets a model imports."""
+_IMPORTER: Final = "tracepaper.daemon.session.user_class"
 
 
 AnyKind = TypeVar("AnyKind")

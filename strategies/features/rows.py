@@ -8,7 +8,7 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -82,16 +82,8 @@ class CandleArrays:
 
     def first(self, count: int) -> CandleArrays:
         """Return the first *count* bars."""
-        return replace(
-            self,
-            open_time_ms=self.open_time_ms[:count],
-            open=self.open[:count],
-            high=self.high[:count],
-            low=self.low[:count],
-            close=self.close[:count],
-            volume=self.volume[:count],
-            closed_ms=None if self.closed_ms is None else self.closed_ms[:count],
-        )
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: of[:count] for name, of in columns.items() if np.ndim(of)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,25 +182,13 @@ def _symbol(bar: Bar) -> str:
     return bar.instrument.rpartition(":")[2]
 
 
-def compute(
-    schema: FeatureSchema,
-    columns: CandleArrays,
-    *,
-    values: NDArray[np.float32] | None = None,
-    sigma: Array | None = None,
-) -> FeatureBlock:
-    """Return the features of every bar of *columns*; raise ``DataInvalid`` for a price <= 0.
-
-    Where *values* [time, feature] and *sigma* [time] are given, they are filled.
-    """
+def compute(schema: FeatureSchema, columns: CandleArrays) -> FeatureBlock:
+    """Return the features of every bar of *columns*; raise ``DataInvalid`` for a price <= 0."""
     count = len(columns)
     if count and not (columns.low > 0).all():
         raise DataInvalid("A price is zero, negative or missing; repair the candles first.")
     first = schema.lookback - 1
-    if values is None:
-        values = np.empty((count, len(schema.names)), dtype=np.float32)
-    if sigma is None:
-        sigma = np.empty(count)
+    values, sigma = np.empty((count, len(schema.names)), dtype=np.float32), np.empty(count)
     values[:first], sigma[:first] = np.nan, np.nan
     own_columns = len(schema.recipe.names)
     for start in range(first, count, _BLOCK_ROWS):

@@ -32,13 +32,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.features.rolling import (
-    Array,
-    FeatureParts,
-    Reach,
-    Window,
-    WindowPlan,
-)
+from tracepaper.strategies.features.rolling import Array, FeatureParts, Reach, Window, WindowPlan
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, UNITS_MS
 
 CLIP: Final = 5.0
@@ -156,12 +150,11 @@ class WindowKind(NamedTuple):
     """What windows a column is a function of, and how far they may look back."""
 
     reach: Callable[[Reach], int]  # in bars
-    field: str  # of ``FeatureBasis``: where the function finds them
 
 
-NEAR: Final = WindowKind(lambda reach: reach.long, "sums")
-MOVE: Final = WindowKind(lambda reach: reach.long, "moves")
-FAR: Final = WindowKind(lambda reach: reach.bars(reach.far_ms), "far")
+NEAR: Final = WindowKind(lambda reach: reach.long)
+MOVE: Final = WindowKind(lambda reach: reach.long)
+FAR: Final = WindowKind(lambda reach: reach.bars(reach.far_ms))
 
 
 class FeatureColumn(NamedTuple):
@@ -195,8 +188,6 @@ COLUMNS: Final[list[FeatureColumn]] = []
 FURTHER: Final[list[FeatureColumn]] = []
 """Those that ``tree-…`` has after them."""
 
-Decorated = Callable[[Callable[..., Array]], Callable[..., Array]]
-
 
 def column(
     name: str,
@@ -204,39 +195,27 @@ def column(
     kind: WindowKind = NEAR,
     least: int = 1,
     gain: float = 1.0,
+    days: int = 0,
     to: list[FeatureColumn] = COLUMNS,
-) -> Decorated:
+) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
     """Add the decorated function once for each of *texts*: a time such as ``4h``, or bars.
 
-    It is given a ``FeatureBasis`` and its window, or the basis alone where there are no *texts*.
+    It is given a ``FeatureBasis`` and its window, or the basis alone where there are no *texts*;
+    with *days* the windows that began at this hour on each of so many days before.
     """
 
     def register(compute: Callable[..., Array]) -> Callable[..., Array]:
         if not texts:
             to.append(FeatureColumn(name, gain, compute, (), kind))
-        to.extend(
-            FeatureColumn(f"{name}_{text}", gain, compute, (span_of(text),), kind, least)
-            for text in texts
-        )
-        return compute
-
-    return register
-
-
-def seasonal(
-    name: str, *texts: str, days: int, to: list[FeatureColumn], kind: WindowKind
-) -> Decorated:
-    """Add the decorated function of the times *texts* that began at this hour on each of *days*."""
-
-    def register(compute: Callable[..., Array]) -> Callable[..., Array]:
         for text in texts:
-            size = span_of(text)
-            day = DAY_MS // size.unit_ms
-            spans = tuple(
-                FeatureSpan(size.size, nth * day - size.size, size.unit_ms)
-                for nth in range(1, days + 1)
-            )
-            to.append(FeatureColumn(f"{name}_{text}", 1.0, compute, spans, kind))
+            span = span_of(text)
+            spans: tuple[FeatureSpan, ...] = (span,)
+            if days:
+                day = DAY_MS // span.unit_ms
+                spans = tuple(
+                    span._replace(lag=nth * day - span.size) for nth in range(1, days + 1)
+                )
+            to.append(FeatureColumn(f"{name}_{text}", gain, compute, spans, kind, least))
         return compute
 
     return register
@@ -388,7 +367,7 @@ def channel(of: FeatureBasis) -> Array:
     return (2.0 * (of.close + of.extremes[1]) - height) / np.maximum(height, TINY)
 
 
-@seasonal("yesterday", "1h", "4h", days=1, to=COLUMNS, kind=NEAR)
+@column("yesterday", "1h", "4h", days=1)
 def yesterday(of: FeatureBasis, window: Window) -> Array:
     """Return the log of the volatility that followed this hour yesterday ÷ σ."""
     return of.volatility[window][SQUARE]
@@ -447,8 +426,8 @@ def har(of: FeatureBasis, window: Window) -> Array:
     return of.far[window]
 
 
-@seasonal("seasonal_1d", "1h", "4h", days=1, to=FURTHER, kind=FAR)
-@seasonal("seasonal_5d", "1h", "4h", days=5, to=FURTHER, kind=FAR)
+@column("seasonal_1d", "1h", "4h", days=1, to=FURTHER, kind=FAR)
+@column("seasonal_5d", "1h", "4h", days=5, to=FURTHER, kind=FAR)
 def same_hour(of: FeatureBasis, *windows: Window) -> Array:
     """Return the mean log of the volatility that followed this hour on earlier days ÷ σ."""
     total = of.far[windows[0]]

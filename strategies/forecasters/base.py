@@ -261,7 +261,7 @@ class FeatureWindow:
         width = len(self._schema.recipe.names)
         numbers = [pushed for pushed in self._lacking if self._pushed - pushed < self._window]
         closes = np.array([self._lacking[pushed] for pushed in numbers])
-        rows = other.known(symbol, closes, close_ms)
+        rows = other.rows_by(symbol, closes, close_ms)
         is_known = np.isfinite(rows).all(axis=1)
         for number, values in zip(
             np.array(numbers)[is_known].tolist(), rows[is_known], strict=True

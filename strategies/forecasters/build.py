@@ -52,7 +52,7 @@ from tracepaper.strategies.networks.architecture import Network, kind_of
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.keys import NetworkConfig
 from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
-from tracepaper.strategies.other_symbol import RunOtherBars, asked, other_of
+from tracepaper.strategies.other_symbol import RunOtherBars, other_columns, other_of
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -482,7 +482,11 @@ def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None
         if vectors is None:
             what = "reads order books" if of_books else "asks another symbol"
             raise ConfigInvalid(f"No model of several parts {what}; use the part alone.")
-        of_run = CovariateColumns(scale_of(card), vectors) if of_books else asked(schema, vectors)
+        of_run = (
+            CovariateColumns(scale_of(card), vectors)
+            if of_books
+            else other_columns(schema, vectors)
+        )
         return features.with_covariates(schema, of_run)
     if not takes_vectors(card):
         return schema

@@ -477,7 +477,7 @@ def _of_members(
     answer_rows = [kind is not None and kind.rows is not None for kind in map(known_kind, cards)]
     if answer_rows != [False, True]:
         raise CheckpointMismatch(
-            "An ensemble is a network and a tree or a glm; combine two such checkpoints."
+            "An ensemble is a network and a tree or a glm; restore the checkpoint."
         )
     wide = features.wider(*map(known_schema, cards))
     cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}

@@ -17,7 +17,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from tracepaper.strategies.api.model import OWN_CLASSES, ImportedClass, ModelKind, register
+from tracepaper.strategies.api.model import ImportedClass, ModelKind, find_class, register
 from tracepaper.strategies.attention.checks import ruled
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.reads import MatrixRead
@@ -115,7 +115,7 @@ class CustomConfig(AttentionConfig):
                 "architecture.mechanism names no class; give it as module:Class, one that derives "
                 "from tracepaper.AttentionMechanism."
             )
-        user_class = OWN_CLASSES.find(self.mechanism)
+        user_class = find_class(self.mechanism)
         if not issubclass(user_class.made_of, AttentionMechanism):
             raise ConfigInvalid(
                 f"architecture.mechanism '{self.mechanism}' is no tracepaper.AttentionMechanism; "

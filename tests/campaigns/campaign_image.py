@@ -47,15 +47,17 @@ def build(dockerfile: Path, given: Mapping[str, str]) -> str:
     command = ["docker", "build", "--no-cache", "--network", "host", "--progress", "plain"]
     for name, value in given.items():
         command += ["--build-arg", f"{name}={value}"]
-    return _said([*command, "-f", str(dockerfile), "-t", TAG, str(ROOT)])
+    return _printed([*command, "-f", str(dockerfile), "-t", TAG, str(ROOT)])
 
 
 def run(*words: str, program: str) -> str:
     """Run *words* confined, as the image's user, with *program* on standard input."""
-    return _said(["docker", "run", *CONFINED, "--entrypoint", words[0], TAG, *words[1:]], program)
+    return _printed(
+        ["docker", "run", *CONFINED, "--entrypoint", words[0], TAG, *words[1:]], program
+    )
 
 
-def _said(command: list[str], program: str | None = None) -> str:
+def _printed(command: list[str], program: str | None = None) -> str:
     done = subprocess.run(
         command, input=program, env=os.environ | {"DOCKER_BUILDKIT": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,

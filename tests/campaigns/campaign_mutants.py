@@ -286,7 +286,7 @@ def kill(mutate: Callable[[], None], items: Sequence[pytest.Item]) -> str:
 class Verdict(NamedTuple):
     """What became of a mutation: what found it, and the seconds that its tests took."""
 
-    found: str
+    cause: str
     seconds: float
 
 
@@ -400,8 +400,8 @@ class Budget:
         for mutation, verdict in self._verdicts(by_name, traced):
             self.verdicts[mutation] = verdict
             print(
-                f"{'killed' if verdict.found else 'SURVIVED':9}{mutation.group}  {mutation}  "
-                f"{verdict.found}",
+                f"{'killed' if verdict.cause else 'SURVIVED':9}{mutation.group}  {mutation}  "
+                f"{verdict.cause}",
                 file=sys.__stderr__,
                 flush=True,
             )
@@ -522,7 +522,7 @@ def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) ->
     for name, group in table.items():
         print(row(name, [budget.verdicts[mutation] for mutation in group.mutations]))
     print(row("all", list(budget.verdicts.values())))
-    survivors = [mutation for mutation, verdict in budget.verdicts.items() if not verdict.found]
+    survivors = [mutation for mutation, verdict in budget.verdicts.items() if not verdict.cause]
     for mutation in survivors:
         print(f"survives: {mutation}  add a test that finds it")
     return int(bool(survivors))
@@ -530,7 +530,7 @@ def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) ->
 
 def row(name: str, verdicts: Sequence[Verdict]) -> str:
     """Return how many were found, and the seconds of their tests."""
-    killed = sum(bool(verdict.found) for verdict in verdicts)
+    killed = sum(bool(verdict.cause) for verdict in verdicts)
     seconds = sum(verdict.seconds for verdict in verdicts)
     return f"{name:12} {killed:4} of {len(verdicts)} killed {seconds:6.0f} s"
 

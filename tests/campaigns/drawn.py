@@ -75,9 +75,9 @@ class Drawn:
 
     strategy: str
     keys: Mapping[str, object] = field(default_factory=dict)
-    seen: str = "SELECT count(*) FROM v_fills"
+    count_query: str = "SELECT count(*) FROM v_fills"
     fewest: int = 20
-    asked: str = "SELECT count(*) FROM v_decisions WHERE refused_by IS NOT 'late'"
+    decisions_query: str = "SELECT count(*) FROM v_decisions WHERE refused_by IS NOT 'late'"
     bars_each: int = 20  # of those asked for, in which what is drawn is met once at least
     with_model: bool = False  # slow to verify, as every model
     symbols: int = 2  # at most
@@ -87,20 +87,20 @@ class Drawn:
         """Raise ``RoundFailed`` where what was drawn was hardly ever met."""
         connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
         try:
-            ((count,),) = connection.execute(self.seen)
-            ((decided,),) = connection.execute(self.asked)
+            ((count,),) = connection.execute(self.count_query)
+            ((decided,),) = connection.execute(self.decisions_query)
             fewest = min(self.fewest, max(decided // self.bars_each, 1))
         finally:
             connection.close()
         if count < fewest:
-            raise RoundFailed(f"{name} met only {count} of what it draws: {self.seen}")
+            raise RoundFailed(f"{name} met only {count} of what it draws: {self.count_query}")
 
 
 def limits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     """Draw post-only limit orders around the price."""
     del rng
     resting = "SELECT count(*) FROM v_fills WHERE liquidity = 'MAKER'"
-    return Drawn(GRID, seen=resting, fewest=10)
+    return Drawn(GRID, count_query=resting, fewest=10)
 
 
 def margin(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -108,7 +108,7 @@ def margin(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     keys = {"account.margin": "isolated", "account.leverage": rng.choice((50, 75, 100))}
     bound = "SELECT count(*) FROM v_positions WHERE margin > 0"
     keys |= {"sizing.mode": "fixed", "sizing.quantity": rng.choice((2, 20))}
-    return Drawn(SMA, keys, seen=bound)
+    return Drawn(SMA, keys, count_query=bound)
 
 
 def exits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -120,7 +120,7 @@ def exits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     if rng.random() < 0.5:
         keys["exits.trailing"] = "0.1%"
     armed = "SELECT count(*) FROM v_orders WHERE role IN ('STOP', 'TARGET', 'TRAILING')"
-    return Drawn(SMA, keys, seen=armed)
+    return Drawn(SMA, keys, count_query=armed)
 
 
 def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -132,7 +132,13 @@ def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     read = "SELECT count(*) FROM v_decisions WHERE reason LIKE 'more is %'"
     depth = {"market.depth": rng.choice((10, 20)), "market.depth_every_ms": 10_000}
     decisions = "SELECT count(*) FROM v_decisions WHERE refused_by IS NULL"
-    return Drawn('name = "books_drawn:Books"', depth, seen=read, asked=decisions, bars_each=2)
+    return Drawn(
+        'name = "books_drawn:Books"',
+        depth,
+        count_query=read,
+        decisions_query=decisions,
+        bars_each=2,
+    )
 
 
 def covariates(folder: Path, candles: Path, rng: random.Random) -> Drawn:
@@ -148,7 +154,7 @@ def covariates(folder: Path, candles: Path, rng: random.Random) -> Drawn:
     shutil.copytree(trained(candles), folder / "own")
     keys = {"model.checkpoint": str(folder / "own"), "model.covariates": str(folder / "own.csv")}
     read = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
-    return Drawn('name = "attention"', keys, seen=read, with_model=True)
+    return Drawn('name = "attention"', keys, count_query=read, with_model=True)
 
 
 @functools.cache
@@ -188,7 +194,7 @@ def retraining(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
         "retrain.nice": 10,
     }
     ended = "SELECT count(*) FROM v_events WHERE kind = 'retrained'"
-    return Drawn('name = "attention"', keys, seen=ended, fewest=1, with_model=True)
+    return Drawn('name = "attention"', keys, count_query=ended, fewest=1, with_model=True)
 
 
 def cross(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -204,7 +210,7 @@ def cross(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
         "SELECT (SELECT count(*) FROM v_fills WHERE model = 'liquidation')"
         " + (SELECT count(*) FROM v_decisions WHERE unfilled_reason LIKE '%balance%')"
     )
-    return Drawn(SMA, keys, seen=bound, fewest=1, cash=CASH_OF_CROSS)
+    return Drawn(SMA, keys, count_query=bound, fewest=1, cash=CASH_OF_CROSS)
 
 
 def several(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -214,7 +220,7 @@ def several(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
         f'\n[strategies.{name}]\nshare = "{share}"\n{SMA.replace("slow = 7", f"slow = {length}")}'
         for name, share, length in (("calm", "0.5", slow), ("quick", "0.3", 7), ("wild", "0.2", 4))
     )
-    return Drawn(tables, seen="SELECT count(*) FROM v_twin_fills")
+    return Drawn(tables, count_query="SELECT count(*) FROM v_twin_fills")
 
 
 def universe(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -222,7 +228,7 @@ def universe(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     times = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 10)]
     rule = {"top": 1, "at": times, "on_leave": rng.choice(("reduce", "close"))}
     changes = "SELECT count(*) FROM v_events WHERE kind = 'universe'"
-    return Drawn(SMA, {"market.universe": json.dumps(rule)}, seen=changes, fewest=10)
+    return Drawn(SMA, {"market.universe": json.dumps(rule)}, count_query=changes, fewest=10)
 
 
 def hedge(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -234,14 +240,14 @@ def hedge(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     if rng.random() < 0.5:
         keys |= {"exits.stop_loss": rng.choice(("0.05%", "0.2%"))}
     sides = "SELECT count(DISTINCT position_side) FROM v_fills"
-    return Drawn('name = "sides_drawn:Sides"', keys, seen=sides, fewest=2)
+    return Drawn('name = "sides_drawn:Sides"', keys, count_query=sides, fewest=2)
 
 
 def book_fills(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     """Draw a book of one symbol that fills orders, which keep their places in its queues."""
     keys = {"execution.model": "book", "execution.response_ms": rng.choice((0, 100, 700))}
     filled = "SELECT count(*) FROM v_fills WHERE model = 'book'"
-    return Drawn(rng.choice((GRID, SMA)), keys, seen=filled, fewest=10, symbols=1)
+    return Drawn(rng.choice((GRID, SMA)), keys, count_query=filled, fewest=10, symbols=1)
 
 
 KINDS: Mapping[str, Callable[[Path, Path, random.Random], Drawn]] = {

@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from decimal import Decimal
 
 from builders import START_MS, bar, instrument
 from bybit_server import MINUTE, SteppedClock, exchange_section
@@ -81,7 +80,7 @@ class MemoryMarket:
         self.bars: dict[int, Bar] = {}
         self.settlements: list[Funding] = []
         self.opened: list[MemoryStream] = []
-        self.asked: list[int] = []  # the bars of each request
+        self.requested: list[int] = []  # the bars of each request
         self._clock = clock
 
     def prove(self) -> None:
@@ -101,13 +100,10 @@ class MemoryMarket:
     async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
         return instrument.risk_tiers
 
-    async def last_price(self, instrument: Instrument) -> Decimal:
-        return Decimal(instrument.tick_size)
-
     async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
-        self.asked.append(len(range(start_ms, end_ms + 1, interval_ms)))
+        self.requested.append(len(range(start_ms, end_ms + 1, interval_ms)))
         return [
             structs.replace(self.bars[open_ms], source=Source.REST)
             for open_ms in range(start_ms, end_ms + 1, interval_ms)
@@ -227,7 +223,7 @@ START = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=5)
 async def test_a_feed_runs_under_a_second_exchange() -> None:
     async with running(START) as run:
         await run.has_bars(-5, -4, -3, -2, -1)
-        assert run.market.asked[:3] == [2, 2, 1]  # its own page, not Bybit's
+        assert run.market.requested[:3] == [2, 2, 1]  # its own page, not Bybit's
         for index in (0, 1):
             run.close(index)
         await run.has_bars(0, 1)

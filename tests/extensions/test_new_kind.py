@@ -25,14 +25,7 @@ def document(text: str) -> Any:
 
 def test_its_recipe_is_printed_listed_and_checked(outputs: dict[str, str]) -> None:
     assert "seasonal    the spread of the last closes\n" in outputs["kinds"]
-    keys = json.loads(outputs["keys"].removesuffix("exit code 0\n"))
-    assert {
-        "key": "architecture.shrink",
-        "type": "number",
-        "range": "0 to 1",
-        "default": 0.5,
-        "text": "Share of the fit that is not.",
-    } in keys
+    assert "# Share of the fit that is not (0 to 1).\nshrink = 0.5\n" in outputs["recipe"]
     assert "# Closes whose spread is taken (2 to 500).\nwindow = 60\n" in outputs["recipe"]
     assert "architecture.window must be a whole number from 2 to 500." in outputs["wide"]
     assert "seasonal has no architecture.shrnk, the nearest is shrink." in outputs["near"]

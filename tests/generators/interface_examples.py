@@ -24,8 +24,6 @@ _MODULES: Final = tuple(f"{module.__name__}." for module in (answers, overview))
 
 QUERIES: Final[Mapping[str, dict[str, str]]] = {
     "/runs/{run}/candles": {"points": "2"},
-    "/runs/{run}/series": {"points": "2"},
-    "/runs/{run}/noted": {"points": "2"},
     "/runs/{run}/equity": {"points": "2"},
     "/runs/{run}/views/{view}": {"limit": "1"},
 }

@@ -350,14 +350,14 @@ class Guarded(Strategy):
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._exits_at = options.get("exits_at")
-        self._asked = 0
+        self._decisions = 0
 
     def observe(self, bar: Bar) -> None:
         self.closes.append(bar.open_time_ms)
 
     def decide(self, context: BarContext) -> Signal:
-        self._asked += 1
-        if self._asked == self._exits_at:
+        self._decisions += 1
+        if self._decisions == self._exits_at:
             sys.exit(0)
         return Signal(Action.LONG, "up", stop=Percent(1), reenter=True)
 

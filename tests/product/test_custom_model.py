@@ -231,7 +231,7 @@ class Service:
 
     def __init__(self) -> None:
         self.mood = "well"
-        self.asked = 0
+        self.requests = 0
         self.released = threading.Event()
         service = self
 
@@ -240,7 +240,7 @@ class Service:
                 self._answer(float(self.path[1:]))
 
             def _answer(self, change: float) -> None:
-                service.asked += 1
+                service.requests += 1
                 mood = service.mood
                 if mood == "hangs":
                     service.released.wait(deadline_s())
@@ -317,7 +317,7 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
                 http.released.set()
                 if mood != "dead":
                     await running.close_bars(2)
-        count = http.asked
+        count = http.requests
         counted = "SELECT count(*) FROM v_decisions WHERE late_deadline_ms = 400"
         assert rows(database, counted) == [(late,)]
         forecasts = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
@@ -328,7 +328,7 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
         proof = verified(database)
         assert (proof.differences, proof.agreed) == ([], proof.decisions)
         assert proof.taken >= proof.decisions - 1
-        assert http.asked == count  # a check asks nobody
+        assert http.requests == count  # a check asks nobody
 
 
 # ---------------------------------------------------------------- the page's forest

@@ -51,7 +51,7 @@ class Demo:
         return self.folder / "demo.db"
 
     @property
-    def said(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.ended.out)
         return document
 
@@ -67,12 +67,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 def test_the_demo_ends_by_itself_and_prints_json_alone(demo: Demo) -> None:
     assert demo.ended.code == 0, demo.ended.err[-2000:]
-    assert demo.said["decisions"] >= BARS
-    assert demo.said["chain"] == {"holds": True, "steps": demo.said["chain"]["steps"]}
-    assert demo.said["equity"] > 0
-    assert demo.said["database"] == "demo.db"
-    assert demo.said["parity"]["outcome"] == "identical"
-    assert demo.said["parity"]["identical"] == demo.said["decisions"]
+    assert demo.summary["decisions"] >= BARS
+    assert demo.summary["chain"] == {"holds": True, "steps": demo.summary["chain"]["steps"]}
+    assert demo.summary["equity"] > 0
+    assert demo.summary["database"] == "demo.db"
+    assert demo.summary["parity"]["outcome"] == "identical"
+    assert demo.summary["parity"]["identical"] == demo.summary["decisions"]
     assert all(json.loads(line)["timestamp"] for line in demo.ended.err.splitlines())
 
 

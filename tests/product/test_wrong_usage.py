@@ -42,7 +42,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "BTCUSDT.csv").write_text("\n".join(lines) + "\n")
     (folder / "sma.toml").write_text(SMA)
     (folder / "far.toml").write_text(SMA.replace("slow = 7", "slow = 500"))
-    (folder / "huge.toml").write_text(SMA + '[sizing]\nmode = "fixed"\nquantity = "922337203"\n')
     (folder / "text.db").write_text("these are words and no database at all\n")
     (folder / "empty.db").touch()
     (folder / "folder.db").mkdir()
@@ -93,11 +92,6 @@ CASES = [
     ("audit sql \"VACUUM INTO 'evil.db'\" --db run.db", 2, "cannot be asked"),
     ("status --db run.db", 1, "No daemon runs on run.db; start it"),
     ("command STOP --db run.db", 2, "write HALT, RESUME, FLATTEN"),
-    (
-        "replay -c huge.toml --data BTCUSDT.csv --db huge.db",
-        2,
-        "one order may be worth 23,058,430,0",
-    ),
     ("config check -c nothing.toml", 2, "config init nothing.toml"),
     ("config check -c text.db", 2, "is not TOML"),
     ("config init none/here.toml", 2, "cannot be written .*; name another place"),

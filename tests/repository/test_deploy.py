@@ -193,7 +193,7 @@ def exported() -> dict[str, set[str]]:
     clock = ManualClock(START_MS)
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
     decided = decision(measures=(("operator", 0.0, 1.0, False),))
-    monitor.beside = {
+    monitor.companions = {
         "parity": lambda: {"last": to_builtins(IDENTICAL)},
         "notices": lambda: {"sent": 1},
         "shipping": lambda: to_builtins(ShipProgress()),

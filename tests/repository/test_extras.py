@@ -37,7 +37,6 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
         "features.calendar",
     ),
     ("data check none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
-    ("data describe none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
     ("models export none --to onnx --out none.onnx", "onnx", "--to onnx"),
     ("notify test --set notify.addresses=json://127.0.0.1/", "apprise", "[notify] addresses"),
     ("db ship --once --db none.db --to postgresql://127.0.0.1/f", "psycopg", "--to"),

@@ -334,14 +334,12 @@ def test_resume_refuses_a_run_whose_row_counts_another_number_of_steps(tmp_path:
     log.close()
 
 
-SECTIONS = ("model", "features", "architecture", "market", "calibration")
-
-
 def test_the_row_of_a_model_is_written_once_however_many_commits_follow(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     kept = kept_folder(path, "m")
     kept.mkdir(parents=True)
-    (kept / CARD_NAME).write_text(dump({name: {"of": name} for name in SECTIONS}))
+    sections = ("model", "architecture", "features", "market", "calibration")
+    (kept / CARD_NAME).write_text(dump({name: {"of": name} for name in sections}))
     log = SqlAuditLog.open(path, group_steps=3)
     log.begin(cases.run(model_id="m", model_sha256="ab" * 32))
     for step in cases.plain_steps(9):

@@ -18,7 +18,7 @@ from tracepaper.strategies.other_symbol import (
     KnownOtherBars,
     OtherColumns,
     RunOtherBars,
-    asked,
+    other_columns,
     other_of,
 )
 from tracepaper.strategies.types.market import Bar, Closed, Event
@@ -83,11 +83,13 @@ def test_a_late_bar_is_known_from_the_next_own_bar_on() -> None:
     source = source_of(closes(COUNT, lacks=[LAST - 6], late=3))
     late = close_of(LAST - 6)
     by = [
-        bool(np.isfinite(source.known(LED, late, int(close_of(LAST - 6 + after)[0])).values).all())
+        bool(
+            np.isfinite(source.rows_by(LED, late, int(close_of(LAST - 6 + after)[0])).values).all()
+        )
         for after in range(6)
     ]
     assert by == [False, False, False, False, True, True]
-    assert np.isnan(source.known(LED, late, 1).values).all()  # by a bar that never came
+    assert np.isnan(source.rows_by(LED, late, 1).values).all()  # by a bar that never came
 
 
 def test_a_revision_changes_nothing() -> None:
@@ -145,4 +147,4 @@ def test_a_card_that_names_no_text_and_a_source_of_something_else_are_refused() 
     with pytest.raises(CheckpointMismatch, match="must name a symbol"):
         other_of({"architecture": {"other_symbol": 3}})
     with pytest.raises(ConfigInvalid, match="leave --covariates and --depth out"):
-        asked(SCHEMA, FixedCovariates("", {}))
+        other_columns(SCHEMA, FixedCovariates("", {}))

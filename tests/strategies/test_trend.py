@@ -244,7 +244,7 @@ def model(volatility: float | None = 0.005, *, confidence: float = 0.2) -> Fixed
     """Return a model that always says the same, or nothing."""
     answer = forecast(explained=explanation(confidence=confidence))
     scaled = None if volatility is None else replace(answer, volatility=(volatility,))
-    return FixedForecaster(lambda _seen: scaled, calibration=CALIBRATION)
+    return FixedForecaster(lambda _bars: scaled, calibration=CALIBRATION)
 
 
 def engine(forecaster: FixedForecaster | None, **sections: dict[str, Any]) -> Engine:

@@ -163,7 +163,7 @@ class ScriptedServer:
         row = (open_ms, close, close, low or close, close, "1.5", turnover(close))
         self.rows.setdefault(symbol, {})[open_ms] = row
 
-    def asked(self, name: str) -> list[dict[str, str]]:
+    def queries(self, name: str) -> list[dict[str, str]]:
         """Return the queries of every request of *name*."""
         return [query for path, query in self.requests if path == name]
 

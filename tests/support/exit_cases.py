@@ -101,7 +101,7 @@ def at_quotes(
     return engine, steps_of(engine, events)
 
 
-def asked(bid: int, second: float, *, size: int = 10**9) -> Any:
+def quoted(bid: int, second: float, *, size: int = 10**9) -> Any:
     return quote(bid, bid + 10, at_ms=START_MS + MINUTE + int(second * 1_000), size=size)
 
 

@@ -21,7 +21,7 @@ class HeldAnswers:
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, page: int, before: int) -> None:
-        self.asked: Counter[str] = Counter()  # by symbol
+        self.questions: Counter[str] = Counter()  # by symbol
         self.given: Counter[str] = Counter()
         self.holds: Callable[[str, int], bool] = lambda _name, _number: False
         answered, self_ = BybitClient.candles, self
@@ -30,8 +30,8 @@ class HeldAnswers:
             client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
         ) -> list[Bar]:
             name = item.symbol
-            self_.asked[name] += 1
-            number = self_.asked[name]
+            self_.questions[name] += 1
+            number = self_.questions[name]
             await until(lambda: not self_.holds(name, number), poll_s=0.001)
             answer = await answered(client, item, interval_ms, start_ms, end_ms)
             self_.given[name] += 1

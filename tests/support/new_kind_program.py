@@ -169,7 +169,6 @@ def main(folder: Path) -> None:
     judged_on = ("evaluate", checkpoint, *data)
     for name, words in {
         "kinds": ("train", "--init", "?"),
-        "keys": ("train", "--keys", "seasonal", "--json"),
         "wide": ("train", "--init", "seasonal", "--set", "window=501"),
         "near": ("train", "--init", "seasonal", "--set", "shrnk=1"),
         "other": ("train", "--set", "model.kind=seasonl", *data, "--out", checkpoint),

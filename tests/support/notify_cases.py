@@ -19,7 +19,7 @@ class Receivers:
         self.hooks: list[str] = []
         self.mails: list[str] = []
         self.address: dict[tuple[str, str], str] = {}
-        self.asked = 0
+        self.connections = 0
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -28,7 +28,7 @@ class Receivers:
             task = asyncio.current_task()
             assert task is not None
             self._tasks.add(task)
-            self.asked += 1
+            self.connections += 1
             try:
                 await serve(temper, reader, writer)
             except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):

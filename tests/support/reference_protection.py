@@ -148,12 +148,12 @@ class ReferenceProtection:
 
     # ------------------------------------------------------------ arming
 
-    def _one(self, role: str) -> Resting | None:
+    def _resting(self, role: str) -> Resting | None:
         return next((order for order in self.orders if order.role == role), None)
 
     def _stand(self, role: str, price: int | None, at_ms: int) -> None:
         """Let a stop of *role* stand at *price*, or none."""
-        order = self._one(role)
+        order = self._resting(role)
         if price is None:
             self.orders = [resting for resting in self.orders if resting.role != role]
         elif order is None:
@@ -172,7 +172,7 @@ class ReferenceProtection:
                          market, at_ms)  # fmt: skip
         if plan.trailing is None:
             return
-        standing = self._one("TRAILING")
+        standing = self._resting("TRAILING")
         if standing is None or is_nearer:  # E13, E14
             self.follows_by = tick(plan.trailing.away(entry))
             start = entry if is_nearer is None else market
@@ -184,7 +184,7 @@ class ReferenceProtection:
     def _arm_target(self, price: int | None, market: int, at_ms: int) -> None:
         """Let the target stand at *price*: it rests unless the market has reached that (B4)."""
         assert self.plan is not None
-        order = self._one("TARGET")
+        order = self._resting("TARGET")
         if price is None:
             self._stand("TARGET", None, at_ms)
             return
@@ -209,7 +209,7 @@ class ReferenceProtection:
         if not self.is_protected:
             if not self.sent:
                 self.plan, self.wanted = None, self.held
-        elif self._one("UNTIL") is None:
+        elif self._resting("UNTIL") is None:
             self.orders.append(Resting("UNTIL", since_ms=at_ms))
 
     def quote(self, quote: Quote) -> None:
@@ -261,7 +261,7 @@ class ReferenceProtection:
                 self._stand("TARGET", None, 0)
 
     def _follow(self, bid: int, ask: int, armed: list[Resting]) -> None:
-        order = self._one("TRAILING")
+        order = self._resting("TRAILING")
         if order is None or order.is_triggered or not any(order is resting for resting in armed):
             return
         if self.held > 0:
@@ -275,7 +275,7 @@ class ReferenceProtection:
         if is_missed:
             self._expire(bar.close_time_ms)
         self._due(opened)
-        until = self._one("UNTIL")
+        until = self._resting("UNTIL")
         if until is not None and until.since_ms <= opened:
             self._fill("UNTIL", -self.held, bar.open)
         if self.sent and not is_missed:
@@ -387,7 +387,7 @@ class ReferenceProtection:
             return
         is_nearer = True
         if old is not None and old.sign == plan.sign:
-            standing = self._one("TRAILING")
+            standing = self._resting("TRAILING")
             if plan.trailing is None:
                 is_nearer = False
             elif standing is not None:

@@ -75,11 +75,11 @@ class Scenario:
 
     def recorded(self) -> Path:
         """Return the database of its run, which is only read."""
-        return self._made() / "run.db"
+        return self._recorded() / "run.db"
 
     def killed(self) -> list[Path]:
         """Return what it leaves that is killed: behind parts of its bars, or around an event."""
-        every = [*self._made().glob("cut-*.db")]
+        every = [*self._recorded().glob("cut-*.db")]
         cuts = sorted(every, key=lambda path: int(path.stem.partition("-")[2]))
         if not self.around:
             return cuts
@@ -88,7 +88,7 @@ class Scenario:
         wanted = {place + by for place in at[-1:] for by in (-1, 0, 1)}
         return [cut for place, cut in enumerate(cuts) if place in wanted]
 
-    def _made(self) -> Path:
+    def _recorded(self) -> Path:
         config, candles, files = self.config(), self.candles(), self.files()
         key = (
             config.canonical_json(),

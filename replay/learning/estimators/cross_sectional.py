@@ -47,20 +47,9 @@ from tracepaper.replay.learning.judge.forecasts import (
     forecasts_of,
     named_asset,
 )
-from tracepaper.replay.learning.judge.gates import (
-    Judgement,
-)
-from tracepaper.replay.learning.judge.heads import (
-    learn_correlations,
-    pair_rows,
-    with_head,
-)
-from tracepaper.replay.learning.judge.metrics import (
-    PORTFOLIOS,
-    MetricView,
-    compare,
-    estimate,
-)
+from tracepaper.replay.learning.judge.gates import Judgement
+from tracepaper.replay.learning.judge.heads import learn_correlations, pair_rows, with_head
+from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, compare, estimate
 from tracepaper.replay.learning.losses import CONSTANTS, averaged, elementwise, titles
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, register
 from tracepaper.replay.learning.samples import (
@@ -705,10 +694,6 @@ class CrossSection(MeanLoss):
     def judged(self) -> Iterator[Batch]:
         """Yield chunks spread evenly over the validation part."""
         return self._validation.spread(_VALIDATED)
-
-    def bars(self, batch: Batch) -> int:
-        """Return the bars of all assets."""
-        return int((batch.weights > 0).any(-1).sum()) * len(self._assets)
 
     def loss(self, network: CrossAssetNetwork, batch: Batch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
@@ -20,28 +20,26 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import NetworkModel, network_forecasts
-from tracepaper.replay.learning.estimators.tabular import RowKeys, row_fields, spread, spreading
-from tracepaper.replay.learning.fitted import (
-    DataRequest,
-    FitRun,
-    FittedModel,
-    read_dataset,
+from tracepaper.replay.learning.estimators.tabular import (
+    RowKeys,
+    RowsModel,
+    row_fields,
+    spread,
+    spreading,
 )
+from tracepaper.replay.learning.fitted import FitRun, FittedModel
 from tracepaper.replay.learning.inspection.model import Mix
 from tracepaper.replay.learning.judge.forecasts import MODEL, NORMAL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, TAILS, compare, tail_factors
-from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, recipe_of, register
+from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
 from tracepaper.replay.learning.windows import judged_rows
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
-from tracepaper.storage import checkpoints
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.features.rows import schema, wider
-from tracepaper.strategies.forecasters.build import HALVES, known_kind, part_of, tensors_of
+from tracepaper.strategies.forecasters.build import HALVES, part_of, restore, tensors_of
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ENSEMBLE_KIND, TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 
@@ -54,84 +52,27 @@ _SCALES: Final = ("content_free", "horizon", "temperature", "slope", "spread")
 
 
 def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
-    """Fit both members and their scales, then the shares, on the calibration slice."""
+    """Fit both members and their scales, then the shares, on the calibration slice.
 
-    def fitted(member: Recipe, data: Dataset) -> FittedModel:
-        return member.kind.fit(data, member, run._replace(name=member.name)).scaled(data)
-
-    network, rows = recipe.members
-    both = fitted(network, data.narrow or data), fitted(rows, data)
-    run.say("Combining the members.")
-    return join(*both, data, name=run.name, created_ms=run.created_ms)
-
-
-# --- from members to one
-
-
-def join(
-    network: FittedModel, rows: FittedModel, data: Dataset, *, name: str, created_ms: int
-) -> EnsembleModel:
-    """Return the ensemble of two members, its shares fitted on the calibration slice of *data*.
-
-    *data* are of the wider of their features. Raises ``ConfigInvalid`` for members of other
-    candles, dates or horizons.
+    *data* are of the wider of their features.
     """
-    wide = require_pair(network.card, rows.card)
-    if data.schema.schema_id != wide:
-        raise ConfigInvalid(f"The candles were read as {data.schema.schema_id}; read {wide}.")
+    network, rows = (
+        member.kind.fit(of_member, member, run._replace(name=member.name)).scaled(of_member)
+        for member, of_member in zip(recipe.members, (data.narrow or data, data), strict=True)
+    )
+    run.say("Combining the members.")
+    return join(network, rows, data, run)
+
+
+def join(network: FittedModel, rows: FittedModel, data: Dataset, run: FitRun) -> EnsembleModel:
+    """Return the ensemble of two members, its shares fitted on the calibration slice of *data*."""
     tensors = {
         f"{half}.{key}": tensor
         for half, member in zip(HALVES, (network, rows), strict=True)
         for key, tensor in member.tensors.items()
     }
-    card = _first_card(network, rows, data, name, created_ms)
+    card = _first_card(network, rows, data, run)
     return EnsembleModel(card, tensors, network.stopped).scaled(data)
-
-
-def read_members(
-    network: Path, rows: Path, request: DataRequest
-) -> tuple[FittedModel, FittedModel, Dataset]:
-    """Return the checkpoints in two folders, and the candles on which ``join`` judges them.
-
-    Baselines are those beside the member that has all features.
-    """
-    loaded = [checkpoints.load(folder) for folder in (network, rows)]
-    wide = require_pair(loaded[0].card, loaded[1].card)
-    at = 0 if wide == _schema_of(loaded[0].card) else 1
-    card = loaded[at].card
-    data = read_dataset(recipe_of(card), request, card, folder=(network, rows)[at])
-    first, second = (kind_of(of.card).load(of.card, of.tensors) for of in loaded)
-    return first, second, data
-
-
-def _schema_of(card: Mapping[str, Any]) -> str:
-    return str(card["features"]["schema_id"])
-
-
-def require_pair(network: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
-    """Return the id of the wider of the features of two cards that belong together.
-
-    Raises ``CheckpointMismatch`` unless the first is a network's and the second a row model's, and
-    ``ConfigInvalid`` where they learnt from other candles or dates, or speak of other horizons.
-    """
-    first, other = known_kind(network), known_kind(rows)
-    is_network = first is None or not (first.members or first.rows)
-    if not is_network or other is None or other.rows is None:
-        raise CheckpointMismatch(
-            "An ensemble is a network and a tree or a glm; combine two such checkpoints."
-        )
-    for words, of in (
-        ("[split]", lambda card: card.get("split")),
-        ("the candles of [data]", lambda card: {f["sha256"] for f in card["data"]["files"]}),
-        ("architecture.horizons", lambda card: list(card["architecture"]["horizons"])),
-    ):
-        if of(network) != of(rows):
-            raise ConfigInvalid(
-                f"The halves differ in {words} of their cards; train both on the same candles, "
-                "dates and horizons."
-            )
-    both = (schema(_schema_of(card)) for card in (network, rows))
-    return wider(*both).schema_id
 
 
 class EnsembleModel(NetworkModel):
@@ -143,24 +84,15 @@ class EnsembleModel(NetworkModel):
     @cached_property
     def network(self) -> Network:
         """The network with its weights, checked."""
-        network = self._member(HALVES[0]).network
-        if network is None:
-            raise CheckpointMismatch("The first member is no network; restore the checkpoint.")
-        return network
+        return restore(*self._member(HALVES[0]))
 
     @cached_property
     def rows(self) -> TrainedRows:
         """The model of rows with its arrays, checked."""
-        rows = self._member(HALVES[1]).rows
-        if rows is None:
-            raise CheckpointMismatch(
-                "The second member is no model of rows; restore the checkpoint."
-            )
-        return rows
+        return RowsModel(*self._member(HALVES[1])).rows
 
-    def _member(self, half: str) -> FittedModel:
-        card = part_of(self.card, half)
-        return kind_of(card).load(card, tensors_of(self.tensors, half))
+    def _member(self, half: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return part_of(self.card, half), tensors_of(self.tensors, half)
 
     @property
     def mix(self) -> Mix:
@@ -229,7 +161,7 @@ class EnsembleModel(NetworkModel):
 
 
 def _first_card(
-    network: FittedModel, rows: FittedModel, data: Dataset, name: str, at: int
+    network: FittedModel, rows: FittedModel, data: Dataset, run: FitRun
 ) -> dict[str, Any]:
     """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
     parts = {}
@@ -241,14 +173,13 @@ def _first_card(
         parts[half] = kept
     of_network = parts[HALVES[0]]
     return {
-        "model": cards.model_section(ENSEMBLE, name, at),
+        "model": cards.model_section(ENSEMBLE, run.name, run.created_ms),
         "architecture": of_network["architecture"],
         "features": cards.features_section(data.schema) | data.read_as,
         "market": of_network["market"],
         "training": {
             "seed": of_network["training"]["seed"],
             "threads": of_network["training"]["threads"],
-            "command": of_network["training"]["command"],
         },
         "calibration": of_network["calibration"],
         "split": of_network["split"],

@@ -15,12 +15,7 @@ import torch
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import Fit, FitOptions, device_called, heads_fit
-from tracepaper.replay.learning.fitted import (
-    EXPLAINED_BARS,
-    FitRun,
-    FittedModel,
-    card_of,
-)
+from tracepaper.replay.learning.fitted import EXPLAINED_BARS, FitRun, FittedModel, card_of
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.heads import (
@@ -32,7 +27,7 @@ from tracepaper.replay.learning.judge.heads import (
     levels_of,
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
-from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
+from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, register
 from tracepaper.replay.learning.samples import EVERY_HEAD
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.windows import judged_rows, no_context, predict
@@ -83,7 +78,7 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
         run.say(sentence)
     if untrained:
         run = run._replace(observe=lambda _: None)
-    recipe = derived(recipe, data.names, **data.of_network)
+    recipe = derived(recipe, data.schema.names, **data.of_network)
     kind, config, options = recipe.kind, recipe.architecture, recipe.options
     data.require(config)  # before minutes of fitting
     torch.manual_seed(options.seed)
@@ -118,7 +113,6 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
             **({"closes": bars // len(symbols), "not_used": list(data.notes)} if symbols else {}),
             **running.objective.constants,
             "losses": running.objective.titles,
-            "command": command(data.sources, data.words),
         },
         calibration={"content_free": untaught.content_free()} if has_even else {},
     )
@@ -130,8 +124,7 @@ def learn_bars(network: Network, data: Dataset, options: FitOptions, **where: An
     """Return the fit of a network's heads to the bars of each symbol; see ``heads_fit``."""
     data = replace(data, heads=EVERY_HEAD | network.given_heads)
     training, validation = data.samples(Part.TRAIN), data.samples(Part.VALIDATION)
-    levels = getattr(network.config, "quantiles", ())
-    return heads_fit(network, training, validation, options, levels=levels, **where)
+    return heads_fit(network, training, validation, options, **where)
 
 
 class NetworkModel(FittedModel):

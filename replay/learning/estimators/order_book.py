@@ -197,10 +197,6 @@ class _Moves(MeanLoss):
         ]
         return self._windows(self._validation, order[:: max(1, len(order) // VALIDATED_WINDOWS)])
 
-    def bars(self, batch: Batch) -> int:
-        """Return the books of a window."""
-        return batch.values.shape[1]
-
     def loss(self, network: OrderBookNetwork, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over its books and the horizons that they know."""
         logits, moves = network(batch.values)[0], batch.labels["move"].flatten()

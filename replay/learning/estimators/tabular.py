@@ -26,12 +26,7 @@ from tracepaper.replay.learning.boosting import (
     import_lightgbm,
 )
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.fitted import (
-    EXPLAINED_BARS,
-    FitRun,
-    FittedModel,
-    card_of,
-)
+from tracepaper.replay.learning.fitted import EXPLAINED_BARS, FitRun, FittedModel, card_of
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     NORMAL,
@@ -41,7 +36,7 @@ from tracepaper.replay.learning.judge.forecasts import (
 )
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
-from tracepaper.replay.learning.recipe import Kind, Recipe, command, register
+from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import COVERAGE, VARIANCE_FLOOR
@@ -92,7 +87,6 @@ def row_kind(
             **recipe.kind.shared_training(recipe),
             "bars": data.bars(Part.TRAIN),
             "variance_floor": VARIANCE_FLOOR,
-            "command": command(data.sources),
         }
         architecture = {**listed(recipe.architecture), "horizons": list(data.horizons)}
         card = card_of(data, recipe, run, architecture=architecture, training=training)
@@ -104,7 +98,7 @@ def row_kind(
         BoostingOptions,  # a regression chooses nothing
         fitted,
         load,
-        shared=("threads", "explained_bars", "baselines"),
+        shared=("threads", "explained_bars"),
         explained_bars=EXPLAINED_BARS,
         needs=needs,
         walks_only=False,

@@ -53,7 +53,7 @@ from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
     Fold,
     Part,
-    asked,
+    folds_named,
     paths,
     read_folds,
     with_calibration,
@@ -125,7 +125,7 @@ def refit(
     *each* is where the folds are fitted. Raises ``ConfigInvalid`` for folds that the data, or a
     network, cannot have.
     """
-    kind, numbers = asked(text)
+    kind, numbers = folds_named(text)
     of_card = kind_of(card)
     if of_card.walks_only and (kind == COMBINATORIAL or numbers[0] > REFITS_MOST):
         raise ConfigInvalid(
@@ -208,7 +208,6 @@ _KEPT: Final = frozenset(
         "architecture.features",
         "architecture.horizons",
         "architecture.interval_minutes",
-        "training.baselines",
         "training.explained_bars",
         "training.threads",
     }

@@ -32,7 +32,7 @@ MODEL: Final = "network"
 """The judged model among the forecasters, whatever its kind."""
 OF_MODEL: Final = "model"
 """What tables, and cards of all but networks, call it."""
-SIZED: Final = ("ridge", "persistence", "lstm")
+SIZED: Final = ("ridge", "persistence")
 """Baselines of the mean whose size means something, not its sign and order alone."""
 _WEAKER: Final[Mapping[str, tuple[str, ...]]] = {
     "size": ("mean",), "score": ("mean",), "sign": ("score", "mean")
@@ -299,14 +299,9 @@ def segment_rows(
         MODEL: {name: _as_column(of[used, column], name) for name, of in fields.items()}
     }
     for name, answer in baselines.items():
-        mean = "mean" if name in SIZED else "score"
-        values[name] = {
-            {"mean": mean, "variance": "variance"}[of]: answer(
-                BaselineQuestion(segment, rows, past[:, rows], horizon, column, of)
-            )[used]
-            for of in ("mean", "variance")
-            if BASELINES[name].gives(of)
-        }
+        is_score = BASELINES[name].of == "mean" and name not in SIZED
+        question = BaselineQuestion(segment, rows, past[:, rows], horizon, column)
+        values[name] = {"score" if is_score else BASELINES[name].of: answer(question)[used]}
     chosen = rows[used]
     labels: dict[str, NDArray[Any]] = {
         "returns": samples.labels["returns"][0, chosen, column].astype(np.float64),

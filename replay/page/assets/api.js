@@ -34,7 +34,7 @@ class Server {
   }
 
   /** Lines of an answer that takes long; `told` hears the progress. Resolves to the result. */
-  async ask(path, told, signal) {
+  async ask(path, progressed, signal) {
     const response = await this.#fetch(path, {}, { signal });
     let rest = "";
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -45,7 +45,7 @@ class Server {
       for (const line of lines) {
         if (!line.trim()) continue;
         const message = JSON.parse(line);
-        if (message.type === "progress") told(message);
+        if (message.type === "progress") progressed(message);
         else if (message.type === "failed") throw new ApiError(message.error, 500);
         else if (message.type === "done") return message.result;
       }
@@ -75,17 +75,10 @@ class Server {
       if (error.name === "AbortError") throw error;
       throw new ApiError("The server does not answer; start it again, this page goes on by itself.", 0);
     }
-    if (!response.ok) throw await refusal(response);
-    return response;
-  }
-}
-
-async function refusal(response) {
-  const text = await response.text();
-  try {
-    return new ApiError(JSON.parse(text).error ?? text, response.status);
-  } catch {
-    return new ApiError(text || `The server answered ${response.status}.`, response.status);
+    if (response.ok) return response;
+    const text = await response.text();
+    const sentence = text.startsWith("{") ? JSON.parse(text).error : text;
+    throw new ApiError(sentence || `The server answered ${response.status}.`, response.status);
   }
 }
 
@@ -137,37 +130,37 @@ class Embedded {
     for (const { id } of (await this.#held(run)).instruments) {
       if (instrument && id !== instrument) continue;
       let before = Infinity; // what finer columns say is not said again
-      for (const series of await this.#columns(run, "series", id)) {
-        series.sequence.forEach((sequence, at) => sequence < before && rows.push([sequence, id, series.open_time_ms[at], series.action[at], series.refused_by[at]]));
-        before = series.sequence[0] ?? before;
+      for (const candles of await this.#candles(run, id)) {
+        const decided = candles.sequence.map((sequence, at) => [sequence, id, candles.open_time_ms[at], candles.action[at], candles.refused_by[at]]).filter(([sequence]) => sequence != null);
+        rows.push(...decided.filter(([sequence]) => sequence < before));
+        before = decided[0]?.[0] ?? before;
       }
     }
     return { view: "decisions", columns: names.map((name) => ({ name, kind: typeof rows[0]?.[names.indexOf(name)] === "number" ? "integer" : "text", meaning: "" })), rows, total: rows.length, next: null };
   }
 
   /** Columns of an instrument, in ever longer cells. */
-  #columns(run, kind, instrument) {
-    return this.#held(`${run}/${kind}${queryOf({ instrument })}`);
+  #candles(run, instrument) {
+    return this.#held(`${run}/candles${queryOf({ instrument })}`);
   }
 
   /** What columns say of a decision that the file does not hold whole. */
   async partial(run, sequence) {
     const { row, gate_horizon: horizon, instruments, config } = await this.#held(`/runs/${run}`);
     for (const { id, base } of instruments) {
-      const every = await this.#columns(`/runs/${run}`, "series", id);
-      const series = every.find((each) => each.sequence.includes(sequence));
-      if (!series) continue;
-      const at = series.sequence.indexOf(sequence);
-      const candles = (await this.#columns(`/runs/${run}`, "candles", id))[every.indexOf(series)];
-      const bar = candles.open_time_ms.indexOf(series.open_time_ms[at]);
+      const every = await this.#candles(`/runs/${run}`, id);
+      const candles = every.find((each) => each.sequence.includes(sequence));
+      if (!candles) continue;
+      const at = candles.sequence.indexOf(sequence);
+      const isDecided = (each) => each != null;
       // A cell of several bars holds its last decision, and no close within it to say what was realised.
-      const isBar = series.interval_ms === row.interval_ms;
-      const time = series.open_time_ms[at] + series.interval_ms - row.interval_ms;
+      const isBar = candles.interval_ms === row.interval_ms;
+      const time = candles.open_time_ms[at] + candles.interval_ms - row.interval_ms;
       const ahead = isBar ? candles.open_time_ms.indexOf(time + horizon * row.interval_ms) : -1;
-      const realised = ahead < 0 ? null : Math.log(candles.close[ahead] / candles.close[bar]);
-      const refused = series.refused_by[at];
-      const held = series.held[at];
-      const [mean, stdev] = [series.mean_return[at], series.stdev_return[at]];
+      const realised = ahead < 0 ? null : Math.log(candles.close[ahead] / candles.close[at]);
+      const refused = candles.refused_by[at];
+      const held = candles.held[at];
+      const [mean, stdev] = [candles.mean_return[at], candles.stdev_return[at]];
       const size = held ? `${held > 0 ? "long" : "short"} ${Math.abs(held)} ${base}` : "flat";
       const stands = isHedged({ config }) ? `Net ${size}` : held ? `Holds ${size}` : "Flat"; // columns have the sum of both sides
       return {
@@ -176,18 +169,18 @@ class Embedded {
         instrument: id,
         open_time_ms: time,
         close_time_ms: time + row.interval_ms,
-        close: candles.close[bar],
-        action: series.action[at],
+        close: candles.close[at],
+        action: candles.action[at],
         refused_by: refused,
         title: refused ? `Refused by ${refused}` : stands,
         parts: [
           { kind: "paragraph", style: "plain", text: `This file holds chosen decisions whole, and of this one only what the chart shows; "tracepaper explain ${run}:${sequence}" beside the record says the rest.` },
         ],
         forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, realised },
-        looked: [],
+        attended: [],
         hashes: {},
-        previous: series.sequence[at - 1] ?? every.at(-1).sequence.findLast((each) => each < sequence) ?? null,
-        following: series.sequence[at + 1] ?? null,
+        previous: candles.sequence.slice(0, at).findLast(isDecided) ?? every.at(-1).sequence.findLast((each) => isDecided(each) && each < sequence) ?? null,
+        following: candles.sequence.slice(at + 1).find(isDecided) ?? null,
       };
     }
     throw new ApiError(`This file holds no decision ${sequence}; "tracepaper explain ${run}:${sequence}" beside the record looks for it.`, 404);
@@ -215,37 +208,31 @@ export async function getRun(run, parameters) {
   return { ...answer, parity: verified.get(run) ?? answer.parity };
 }
 
-/** One of candles, series, equity, noted, marks of a range. */
-export const getColumns = (run, kind, parameters, options) => source.get(runPath(run, `/${kind}`), parameters, options);
-
-/** Rows of a documented view. */
-export const getView = (run, view, parameters, options) => source.get(runPath(run, `/views/${view}`), parameters, options);
-
 /** The first row of a documented view, by its columns; null of none. */
 export async function getRow(run, view, parameters) {
-  const { rows, columns } = await getView(run, view, { ...parameters, limit: 1 });
+  const { rows, columns } = await getOf(run, `views/${view}`, {}, { ...parameters, limit: 1 });
   return rows.length ? Object.fromEntries(columns.map(({ name }, at) => [name, rows[0][at]])) : null;
 }
 
-/** Another answer of a run: health, refusals, report, compare/OTHER. */
-export const getOf = (run, rest, options) => source.get(runPath(run, `/${rest}`), {}, options);
+/** Another answer of a run: candles, equity, marks, views/VIEW, health, report, compare/OTHER. */
+export const getOf = (run, rest, options, parameters) => source.get(runPath(run, `/${rest}`), parameters, options);
 
-export const verifyDecision = (run, sequence, told, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), told, signal);
-export const askDecision = (run, sequence, told, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), told, signal);
+export const verifyDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), progressed, signal);
+export const askDecision = (run, sequence, progressed, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), progressed, signal);
 
 const verified = new Map(); // what this page derived again itself, by run
 
 /** Derive the whole run again; what was found is its parity from then on, on this page. */
-export async function verifyRun(run, told, signal) {
-  const found = await source.ask(runPath(run, "/verify"), told, signal);
-  verified.set(run, found);
+export async function verifyRun(run, progressed, signal) {
+  const parity = await source.ask(runPath(run, "/verify"), progressed, signal);
+  verified.set(run, parity);
   dispatchEvent(new Event("verified"));
-  return found;
+  return parity;
 }
 
 /** Pull a run of the fleet; what was read of a run of that id before is read anew. */
-export async function pullRun({ database_id, run_id }, told, signal) {
-  await source.ask(`/fleet/pull?${new URLSearchParams({ database_id, run_id })}`, told, signal);
+export async function pullRun({ database_id, run_id }, progressed, signal) {
+  await source.ask(`/fleet/pull?${new URLSearchParams({ database_id, run_id })}`, progressed, signal);
   decisions.clear();
   verified.delete(run_id);
   dispatchEvent(new Event("pulled"));
@@ -253,7 +240,7 @@ export async function pullRun({ database_id, run_id }, told, signal) {
 
 const KEPT = 400;
 const decisions = new Map();
-const asked = new Map(); // decisions that are on their way
+const awaited = new Map(); // decisions that are on their way
 
 /** A decision that is here already, or undefined. */
 export const knownDecision = (run, sequence) => decisions.get(`${run}/${sequence}`);
@@ -261,10 +248,10 @@ export const knownDecision = (run, sequence) => decisions.get(`${run}/${sequence
 /** One decision, whole; asked for once, and kept, since it never changes but for the realised return of its forecast. */
 export function getDecision(run, sequence) {
   const key = `${run}/${sequence}`;
-  const known = decisions.get(key);
-  if (known) return Promise.resolve(known);
-  if (!asked.has(key)) asked.set(key, readDecision(run, sequence, key).finally(() => asked.delete(key)));
-  return asked.get(key);
+  const kept = decisions.get(key);
+  if (kept) return Promise.resolve(kept);
+  if (!awaited.has(key)) awaited.set(key, readDecision(run, sequence, key).finally(() => awaited.delete(key)));
+  return awaited.get(key);
 }
 
 async function readDecision(run, sequence, key) {

@@ -32,16 +32,16 @@ function useMedia(query) {
 }
 
 function Places({ address, run, fleet, openPalette, openOperator }) {
-  const own = { run: address.run ?? run?.row.run_id };
+  const present = { run: address.run ?? run?.row.run_id };
   const is = (place, view) => (address.place === place && (place !== "run" || address.view === view) ? "page" : undefined);
   const row = run?.row;
   return html`<header class="places">
     <nav aria-label="Places">
       <strong class=${fleet ? "wide" : ""}>tracepaper</strong>
       ${fleet && html`<button aria-current=${is("fleet")} onClick=${() => go({ place: "fleet" })}>Fleet</button>`}
-      ${(run || !fleet) && html`<button aria-current=${is("run", "now")} onClick=${() => go({ ...own, view: "now" })}>Now</button>`}
+      ${(run || !fleet) && html`<button aria-current=${is("run", "now")} onClick=${() => go({ ...present, view: "now" })}>Now</button>`}
       <button aria-current=${is("runs")} onClick=${() => go({ place: "runs" })}>Runs</button>
-      ${(run || !fleet) && html`<button aria-current=${is("run", "health")} onClick=${() => go({ ...own, view: "health" })}>Health</button>`}
+      ${(run || !fleet) && html`<button aria-current=${is("run", "health")} onClick=${() => go({ ...present, view: "health" })}>Health</button>`}
     </nav>
     <span class="what wide">
       ${row && address.place === "run" && html`${strategyName(row.strategy)} on ${row.instruments.slice(0, 2).join(", ")}${row.instruments.length > 2 ? ` and ${row.instruments.length - 2} more` : ""}, ${interval(row.interval_ms)} · ${row.kind} ${row.run_id.slice(0, 8)} · paper money`}
@@ -78,7 +78,7 @@ function Nothing({ refused }) {
 }
 
 export function App() {
-  const asked = useAddress();
+  const typed = useAddress();
   const isCompact = useMedia(NARROW);
   const [open, setOpen] = useState(null); // palette, keys, operator
   const [, setZone] = useState(isLocal());
@@ -88,7 +88,7 @@ export function App() {
   const listed = useAnswer((signal) => source.get("/runs", {}, { signal }), [connected, Math.floor(refreshed / 4)]);
   // Counts of a long run are asked for behind what is shown at once.
   const fleet = listed.value?.fleet;
-  const address = fleet && asked.place === "run" && !asked.run ? { ...asked, place: "fleet" } : asked;
+  const address = fleet && typed.place === "run" && !typed.run ? { ...typed, place: "fleet" } : typed;
   const lacksCounts = address.place === "runs" && (listed.value?.runs ?? []).some((row) => row.decisions == null);
   const whole = useAnswer((signal) => (lacksCounts ? source.get("/runs", { counted: true }, { signal }) : null), [lacksCounts]);
   const runs = lacksCounts && whole.value ? { ...listed, value: whole.value } : listed;
@@ -124,8 +124,7 @@ export function App() {
     setLocal(!isLocal());
     setZone(isLocal());
   };
-  const openPalette = () => setOpen("palette");
-  useKeys({ "Ctrl+k": openPalette, "?": () => setOpen("keys"), "Shift+?": () => setOpen("keys"), t: toggleTheme, u: zone });
+  useKeys({ "Ctrl+k": () => setOpen("palette"), "?": () => setOpen("keys"), "Shift+?": () => setOpen("keys"), t: toggleTheme, u: zone });
 
   const entries = useMemo(() => {
     const to = (words, kind, place) => ({ words, kind, act: () => go(place) });
@@ -168,7 +167,7 @@ export function App() {
     return html`<${View} key=${key} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} runs=${runs.value?.runs ?? []} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
   };
   return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
-    <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${openPalette} openOperator=${() => setOpen("operator")} />
+    <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${() => setOpen("palette")} openOperator=${() => setOpen("operator")} />
     <main>${place()}</main>
     <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`}${run?.pulled_ms && address.place === "run" && html`<span class="file">Pulled from the fleet ${moment(run.pulled_ms)}; open it there again for what came since.</span>`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
     ${open === "palette" &&

@@ -1,5 +1,5 @@
 /** The why card: what one decision did, why, and what would have changed it. */
-import { html, useState } from "./vendor/htm-preact.js";
+import { html } from "./vendor/htm-preact.js";
 import { askDecision, source, verifyDecision } from "./api.js";
 import { Parts } from "./document.js";
 import { moment, number, seconds, word, zoneName } from "./format.js";
@@ -24,7 +24,7 @@ function Ask({ decision }) {
       <header><h3>What each feature added</h3></header>
       <p class="muted">Beside the record, <code>tracepaper explain ${decision.run_id}:${decision.sequence} --full</code> asks the model.</p>
     </section>`;
-  const begin = () => ask((told, signal) => askDecision(decision.run_id, decision.sequence, told, signal), "asking the model");
+  const begin = () => ask((progressed, signal) => askDecision(decision.run_id, decision.sequence, progressed, signal), "asking the model");
   if (result) return html`<div class="document"><${Parts} parts=${result.parts} /></div>`;
   return html`<section class="part">
     <header>
@@ -42,7 +42,7 @@ const sentence = (text) => text[0].toUpperCase() + text.slice(1);
 function Verify({ decision, verify }) {
   const { progress, result: derived, error, ask } = useTask([decision.run_id, decision.sequence]);
   // It goes on where another decision is looked at: the process that derives stays.
-  const run = () => source.isRecord || progress || ask((told) => verifyDecision(decision.run_id, decision.sequence, told), "asking for the record");
+  const run = () => source.isRecord || progress || ask((progressed) => verifyDecision(decision.run_id, decision.sequence, progressed), "asking for the record");
   verify.current = run;
   return html`<div class="verify">
     <button class="action" onClick=${run} disabled=${source.isRecord} aria-busy=${progress != null}>Verify</button>
@@ -60,20 +60,6 @@ function Verify({ decision, verify }) {
                 : html`<b>✗ Differs</b> first at <i>${derived.field}</i>: stored ${derived.stored}, derived ${derived.derived}. ${derived.culprit}`}
     </p>
   </div>`;
-}
-
-function CopyAddress() {
-  const [isCopied, setCopied] = useState(false);
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(location.href);
-      setCopied(true);
-      setTimeout(() => setCopied(false), 1500);
-    } catch {
-      setCopied(false);
-    }
-  };
-  return html`<button class="plain small" onClick=${copy}><span aria-live="polite">${isCopied ? "copied" : "copy address"}</span></button>`;
 }
 
 /**
@@ -102,10 +88,7 @@ export function Card({ decision, run, gate, toGate, toSequence, viewFrom, isOld,
     </div>
     <footer>
       <${Verify} decision=${decision} verify=${verify} />
-      <p class="spread">
-        <span>${decision.hashes.digest && html`digest <code title=${decision.hashes.digest}>${decision.hashes.digest.slice(0, 16)}…</code>`}</span>
-        <${CopyAddress} />
-      </p>
+      ${decision.hashes.digest && html`<p class="spread"><span>digest <code title=${decision.hashes.digest}>${decision.hashes.digest.slice(0, 16)}…</code></span></p>`}
     </footer>
   </aside>`;
 }

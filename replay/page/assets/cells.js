@@ -36,6 +36,20 @@ export function cut(levels, { from_ms, until_ms, points }) {
   return within(level);
 }
 
+/** Columns from `from` on: those of `before`, and from its first cell on those of `after`. */
+export function joined(before, after, from) {
+  const times = ({ time_ms, open_time_ms }) => time_ms ?? open_time_ms;
+  const start = lowerBound(times(before), from + (before.time_ms ? 1 : 0)); // equity is dated at the end of its cell
+  const end = Math.max(start, lowerBound(times(before), times(after)[0] ?? Infinity));
+  const nothing = (answer) => new Array(times(answer).length).fill(null);
+  const both = (earlier, later) => {
+    if (Array.isArray(earlier ?? later)) return [...(earlier ?? nothing(before)).slice(start, end), ...(later ?? nothing(after))];
+    if (!(earlier instanceof Object)) return later;
+    return Object.fromEntries(Object.keys({ ...earlier, ...later }).map((name) => [name, both(earlier[name], later[name])]));
+  };
+  return both(before, after);
+}
+
 const TIMES = ["open_time_ms", "filled_ms", "closed_ms", "created_ms", "market_ms", "from_ms"];
 
 /** Rows of a view as the server gives them: filtered, sorted, and one page of them. */
@@ -51,9 +65,9 @@ export function cutRows(answer, { from_ms, until_ms, sort = "sequence", descendi
   );
   const order = [...new Set([sort, "sequence", "ordinal"])].map(at).filter((column) => column >= 0);
   const way = descending ? -1 : 1;
-  rows.sort((one, other) => {
+  rows.sort((first, second) => {
     for (const column of order) {
-      const [a, b] = [one[column], other[column]];
+      const [a, b] = [first[column], second[column]];
       // As in SQLite, null is less than any value.
       if (a !== b) return way * (a == null ? -1 : b == null ? 1 : a < b ? -1 : 1);
     }

@@ -10,26 +10,26 @@ import { Folded } from "./hooks.js";
  * `onStep` hears of a decision that is to be opened, `children` stand behind the parts.
  */
 export function DocumentView({ document: shown, onStep, children }) {
-  const places = useRef(new Map());
+  const article = useRef();
   const headings = shown.parts.filter((part) => part.style === "heading").map((part) => part.text);
-  const go = (name) => {
-    const place = places.current.get(name);
-    place?.scrollIntoView({ behavior: "smooth" });
-    place?.focus({ preventScroll: true });
+  const go = (at) => {
+    const place = article.current.querySelectorAll(":scope > h2")[at];
+    place.scrollIntoView({ behavior: "smooth" });
+    place.focus({ preventScroll: true });
   };
-  return html`<article class="document" onClick=${pressed(onStep)}>
+  return html`<article class="document" ref=${article} onClick=${pressed(onStep)}>
     <h1>${shown.title}</h1>
     ${headings.length > 2 &&
     html`<nav aria-label="sections">
-      ${headings.map((name) => html`<button type="button" onClick=${() => go(name)}>${name}</button>`)}
+      ${headings.map((name, at) => html`<button type="button" onClick=${() => go(at)}>${name}</button>`)}
     </nav>`}
-    <${Parts} parts=${shown.parts} places=${places.current} />
+    <${Parts} parts=${shown.parts} />
     ${children}
   </article>`;
 }
 
 /** `links` say where tables with a look lead: {gate, toGate, refusedBy, viewFrom, at}. */
-export function Parts({ parts, places, links }) {
+export function Parts({ parts, links }) {
   return gathered(parts).map((part) => {
     switch (part.kind) {
       case "item":
@@ -37,7 +37,7 @@ export function Parts({ parts, places, links }) {
       case "detail":
         return html`<details><summary>In numbers</summary>${part.parts.map((detail) => html`<p>${detail.text}</p>`)}</details>`;
       case "paragraph":
-        return html`<${Paragraph} part=${part} places=${places} />`;
+        return html`<${Paragraph} part=${part} />`;
       case "fold":
         return html`<${Fold} part=${part} />`;
       case "table":
@@ -50,20 +50,18 @@ export function Parts({ parts, places, links }) {
 
 /** Puts neighbouring items of a list together, and neighbouring details. */
 function gathered(parts) {
-  const found = [];
+  const groups = [];
   for (const part of parts) {
-    const last = found[found.length - 1];
-    if (!["item", "detail"].includes(part.style)) found.push(part);
+    const last = groups[groups.length - 1];
+    if (!["item", "detail"].includes(part.style)) groups.push(part);
     else if (last?.kind === part.style) last.parts.push(part);
-    else found.push({ kind: part.style, parts: [part] });
+    else groups.push({ kind: part.style, parts: [part] });
   }
-  return found;
+  return groups;
 }
 
-function Paragraph({ part: { style, text }, places }) {
-  if (style === "heading") {
-    return html`<h2 tabindex="-1" ref=${(place) => places?.set(text, place)}>${text}</h2>`;
-  }
+function Paragraph({ part: { style, text } }) {
+  if (style === "heading") return html`<h2 tabindex="-1">${text}</h2>`;
   if (style === "code") return html`<pre tabindex="0">${text}</pre>`;
   return html`<p class=${style === "plain" ? "" : style}>${text}</p>`;
 }

@@ -46,18 +46,6 @@ export function plain(value, digits = 4) {
   return signed(formatted(value, { maximumSignificantDigits: digits }));
 }
 
-/** A margin: no leading zero, two digits under .001; spans and shares as such. */
-export function margin(value, unit = "") {
-  const size = Math.abs(value);
-  if (unit === "ms") return duration(size);
-  if (unit === "share of the peak") return percent(size);
-  if (size >= 100) return count(size);
-  if (size >= 1) return plain(size, 3);
-  if (size === 0) return "0";
-  const decimals = Math.max(2, 1 - Math.floor(Math.log10(size)));
-  return size.toFixed(Math.min(decimals, 9)).replace(/^0/, "");
-}
-
 /** A fraction as a percentage: `.00412` as `+0.41 %` where `sign`, else `0.41 %`. */
 export function percent(value, { sign = false, decimals = 2 } = {}) {
   if (value == null || !Number.isFinite(value)) return "–";
@@ -90,9 +78,9 @@ export const clock = (ms) => iso(ms).slice(11, 16);
 export const day = (ms) => `${Number(iso(ms).slice(8, 10))} ${MONTHS[Number(iso(ms).slice(5, 7)) - 1]}`;
 
 /** `3 Jun 09:33`, with the year where it is not that of `beside` */
-export function moment(ms, beside = ms) {
+export function moment(ms, near = ms) {
   if (ms == null) return "–";
-  return [day(ms), ...(year(beside ?? ms) === year(ms) ? [] : [year(ms)]), clock(ms)].join(" ");
+  return [day(ms), ...(year(near ?? ms) === year(ms) ? [] : [year(ms)]), clock(ms)].join(" ");
 }
 
 /** A time beside the `newest` one: with its date, unless both are of one day. */
@@ -103,16 +91,6 @@ export function when(ms, newest) {
 
 /** `2025-06-03 09:33:00` */
 export const stamp = (ms) => (ms == null ? "–" : iso(ms).replace("T", " "));
-
-/** How long: `16 h`, `3 days`, `45 s` */
-export function duration(ms) {
-  if (ms == null) return "–";
-  const minutes = Math.round(ms / 6e4);
-  if (ms < 6e4) return `${plain(ms / 1e3, 2)} s`;
-  if (minutes < 120) return `${minutes} min`;
-  if (minutes < 2880) return `${Math.round(minutes / 60)} h`;
-  return `${Math.round(minutes / 1440)} days`;
-}
 
 /** A span of time in seconds: `4.1 ms`, `1.2 s` */
 export function seconds(value) {

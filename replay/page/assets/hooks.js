@@ -1,13 +1,15 @@
 /** Hooks that several views share. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 
+const RETRY = 3_000; // ms before a server that was away is asked again
+
 /** Whether a server may answer later what it does not now: it is away, busy or ending. */
-export const isPassing = (error) => !error.status || error.status === 503;
+const isPassing = (error) => !error.status || error.status === 503;
 
 /**
  * The value of a promise: `{value, error, isLoading}`. `ask(signal)` runs again when `keys` change;
  * the old value stays until the new one is here, and while the server is away; `lost` is why then.
- * It is asked again, where `again` says so, so many ms after each answer.
+ * It is asked again so many ms after each answer, where `again` says so, and soon of a server that is away.
  */
 export function useAnswer(ask, keys, again = null) {
   const [state, setState] = useState({ value: null, error: null, isLoading: true });
@@ -22,8 +24,10 @@ export function useAnswer(ask, keys, again = null) {
     return () => abort.abort();
   }, [...keys, turn]);
   useEffect(() => {
-    if (!again || state.isLoading) return undefined;
-    const timer = setTimeout(() => setTurn((now) => now + 1), again);
+    const failure = state.lost ?? state.error;
+    const pause = failure && isPassing(failure) ? RETRY : again;
+    if (!pause || state.isLoading) return undefined;
+    const timer = setTimeout(() => setTurn((now) => now + 1), pause);
     return () => clearTimeout(timer);
   }, [state, again]);
   return state;
@@ -69,11 +73,11 @@ export function useTask(keys) {
   }, keys);
   const ask = async (work, doing) => {
     abort.current?.abort();
-    const own = (abort.current = new AbortController());
-    const set = (next) => own.signal.aborted || setState(next);
+    const turn = (abort.current = new AbortController());
+    const set = (next) => turn.signal.aborted || setState(next);
     set({ progress: { share: 0, doing } });
     try {
-      set({ result: await work((progress) => set({ progress }), own.signal) });
+      set({ result: await work((progress) => set({ progress }), turn.signal) });
     } catch (error) {
       set({ error });
     }
@@ -81,24 +85,8 @@ export function useTask(keys) {
   return { ...state, ask, cancel };
 }
 
-/** True once `isBusy` has lasted 300 ms, so that short waits show nothing. */
-export function useSlow(isBusy) {
-  const [isSlow, setSlow] = useState(false);
-  useEffect(() => {
-    if (!isBusy) {
-      setSlow(false);
-      return undefined;
-    }
-    const timer = setTimeout(() => setSlow(true), 300);
-    return () => clearTimeout(timer);
-  }, [isBusy]);
-  return isSlow;
-}
-
-/** What stands in the place of an answer until it comes; only a long wait is said. */
-export function Waiting({ doing = "Reading the record" }) {
-  return html`<p class="muted" role="status">${useSlow(true) ? doing : " "}</p>`;
-}
+/** What stands in the place of an answer until it comes; only a long wait is shown. */
+export const Waiting = ({ doing = "Reading the record" }) => html`<p class="muted late" role="status">${doing}</p>`;
 
 /** Details whose inside, `make()`, is made where somebody opens them. */
 export function Folded({ class: name, summary, make }) {

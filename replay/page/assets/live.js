@@ -4,7 +4,7 @@ import { source } from "./api.js";
 
 const WAITS = [500, 1000, 2000, 5000, 10000]; // ms between attempts
 const ORDERLY = [1000, 1001]; // the server closed: its daemon ends in good order
-const TRY_AGAIN_LATER = 1013; // the server has too many readers, or this one was too slow for it
+const TRY_AGAIN_LATER = 1013; // the server has too many readers
 
 /**
  * Listen while mounted. `onStep(step)` hears each; `onHello(isAgain)` tells of each connection, so

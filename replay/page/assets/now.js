@@ -7,75 +7,38 @@ import { shareBetween } from "./chart/attention.js";
 import { ChartPane } from "./chart/pane.js";
 import { rowsOf } from "./chart/rows.js";
 import { isHedged } from "./accounts.js";
-import { clock, count, duration, interval as intervalText, moment, number, percent, when, word } from "./format.js";
-import { isPassing } from "./hooks.js";
+import { clock, count, interval as intervalText, moment, number, percent, when, word } from "./format.js";
+import { useAnswer } from "./hooks.js";
 import { useKeys } from "./keys.js";
 import { SecondLine, Sentence } from "./sentence.js";
 
 const REST = 25; // ms that the pointer rests before a decision is asked for
-const RETRY = 3_000; // ms before a server that was away is asked again
 const MOMENT = 3_000; // ms that a sentence of the moment stays
 const ROOM = 4; // cells right of the newest decision, or of its fan
 const SPEEDS = [1, 2, 5, 10, 30]; // decisions a second
 
-/** A decision by its sequence; the one before stays until it is here. */
+/** A decision by its sequence, asked for once the pointer has rested; the one before stays until it is here. */
 function useDecision(run, sequence, rest = 0) {
-  const [state, setState] = useState({ decision: null, error: null });
-  const asking = useRef({ wanted: null, isBusy: false });
-  useEffect(() => {
-    if (sequence == null) return undefined;
-    const known = knownDecision(run, sequence);
-    if (known) {
-      setState({ decision: known, error: null });
-      return undefined;
-    }
-    const { current } = asking;
-    let timer = null;
-    const own = {
-      sequence,
-      // One at a time, and then the one that is wanted by then: steps may come faster than answers.
-      ask: async () => {
-        current.wanted = own;
-        if (current.isBusy) return;
-        current.isBusy = true;
-        try {
-          const decision = await getDecision(run, sequence);
-          const isOnTheWay = (now) => (now.decision?.sequence ?? -1) < sequence && sequence < current.wanted?.sequence;
-          setState((now) => (current.wanted === own || isOnTheWay(now) ? { decision, error: null } : now));
-        } catch (error) {
-          if (current.wanted === own) {
-            // A server that is away is asked again; what it said last stays.
-            if (isPassing(error)) timer = setTimeout(own.ask, RETRY);
-            setState((now) => ({ ...now, error: now.decision && isPassing(error) ? null : error }));
-          }
-        } finally {
-          current.isBusy = false;
-          if (current.wanted !== own) current.wanted?.ask();
-        }
-      },
-    };
-    // A pointer on its way asks nothing: only where it rests.
-    if (rest) timer = setTimeout(own.ask, rest);
-    else own.ask();
-    return () => {
-      clearTimeout(timer);
-      if (current.wanted === own) current.wanted = null;
-    };
-  }, [run, sequence]);
-  return state;
+  const ask = async (signal) => {
+    if (sequence == null) return null;
+    if (rest && !knownDecision(run, sequence)) await new Promise((resolve) => setTimeout(resolve, rest));
+    return signal.aborted ? null : getDecision(run, sequence);
+  };
+  const { value, error } = useAnswer(ask, [run, sequence]);
+  return { decision: knownDecision(run, sequence) ?? value, error };
 }
 
 /** A sentence that stays for a moment: the present one, and what says another. */
-function useSaid() {
-  const [said, setSaid] = useState("");
+function useNotice() {
+  const [notice, setNotice] = useState("");
   const timer = useRef(null);
   useEffect(() => () => clearTimeout(timer.current), []);
   const say = (sentence) => {
     clearTimeout(timer.current);
-    setSaid(sentence);
-    timer.current = setTimeout(() => setSaid(""), MOMENT);
+    setNotice(sentence);
+    timer.current = setTimeout(() => setNotice(""), MOMENT);
   };
-  return [said, say];
+  return [notice, say];
 }
 
 /** The next decision after or before a time that was refused, or that was filled. */
@@ -88,13 +51,9 @@ async function seek({ run, frame, from, direction, kind, gate, instrument }) {
     if (ahead.length) return ahead.at(isLater ? 0 : -1).decision_sequence;
     return source.isRecord ? null : (await row("fills", after(from.close_time_ms)))?.decision_sequence;
   }
-  const isRefused = (index) => (gate ? frame.failed[gate]?.[index] > 0 : frame.refused_by[index] && frame.refused_by[index] !== "warm");
-  if (frame.step === run.row.interval_ms)
-    for (let index = indexAt(frame.times, from.open_time_ms) + direction; index >= 0 && index < frame.length; index += direction)
-      if (isRefused(index)) return frame.sequence[index];
   const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0 && each.gate !== "warm").map((each) => each.gate);
-  const found = await Promise.all(names.map((name) => row("decisions", { ...after(from.open_time_ms), refused_by: name })));
-  const sequences = found.filter(Boolean).map((each) => each.sequence);
+  const rows = await Promise.all(names.map((name) => row("decisions", { ...after(from.open_time_ms), refused_by: name })));
+  const sequences = rows.filter(Boolean).map((each) => each.sequence);
   return sequences.length ? Math[isLater ? "min" : "max"](...sequences) : null;
 }
 
@@ -134,11 +93,11 @@ function Banner({ run, connection, isCold }) {
   if (connection.state === "ended")
     return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
   if (connection.state === "refused")
-    return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers, or this one was too slow. What is shown is read again every 15 s.</p>`;
+    return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers. What is shown is read again every 15 s.</p>`;
   if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}><b>${run.halt.sentence}</b> Decisions go on.</p>`;
   if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
   if (isCold)
-    return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes in ${duration((run.bars_needed - run.row.decisions) * run.row.interval_ms)}.` : "soon."}</p>`;
+    return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes at ${when(run.row.last_ms + (run.bars_needed - run.row.decisions + 1) * run.row.interval_ms, run.row.last_ms)}.` : "soon."}</p>`;
   if (!run.has_model) return html`<p class="banner calm">This run has no model: no forecast, no attention and none of their gates.</p>`;
   return null;
 }
@@ -173,10 +132,10 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
   const [frameVersion, setFrameVersion] = useState(0);
   const handle = useRef(null);
   const verify = useRef(null);
-  const [said, say] = useSaid();
+  const [notice, say] = useNotice();
   const shown = hover?.sequence ?? pinned;
   const { decision: last, error } = useDecision(id, shown, hover ? REST : 0);
-  const { decision: own } = useDecision(id, pinned);
+  const { decision: pinnedDecision } = useDecision(id, pinned);
   const decision = last && last.run_id === id ? last : null;
   const frame = handle.current?.frame;
   const interval = run.row.interval_ms;
@@ -203,17 +162,17 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
 
   // An address may name a decision alone: the chart is of its symbol.
   useEffect(() => {
-    if (own?.run_id !== id || own.sequence !== address.sequence || own.instrument === instrument) return;
-    pin(own.sequence, own.instrument);
-  }, [own]);
+    if (pinnedDecision?.run_id !== id || pinnedDecision.sequence !== address.sequence || pinnedDecision.instrument === instrument) return;
+    pin(pinnedDecision.sequence, pinnedDecision.instrument);
+  }, [pinnedDecision]);
 
   // A pinned decision outside the view is brought into it.
   useEffect(() => {
-    if (own && own.run_id === id && own.sequence === pinned && address.sequence != null) {
-      const room = own.forecast ? (own.forecast.comes_ms - own.close_time_ms) / (handle.current?.frame?.step ?? interval) : 0;
-      handle.current?.goTo(own.open_time_ms, room);
+    if (pinnedDecision && pinnedDecision.run_id === id && pinnedDecision.sequence === pinned && address.sequence != null) {
+      const room = pinnedDecision.forecast ? (pinnedDecision.forecast.comes_ms - pinnedDecision.close_time_ms) / (handle.current?.frame?.step ?? interval) : 0;
+      handle.current?.goTo(pinnedDecision.open_time_ms, room);
     }
-  }, [own, frameVersion === 0]);
+  }, [pinnedDecision, frameVersion === 0]);
 
   // What the stream tells: the chart follows; the newest decision moves on while none is pinned.
   steps.current = (step) => {
@@ -224,13 +183,13 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
   useEffect(() => () => (steps.current = () => {}), []);
 
   const step = (by) => {
-    if (!own) return;
-    const index = frame && Math.abs(by) > 1 ? indexAt(frame.times, own.open_time_ms) + by : null;
-    toSequence(index != null ? frame.sequence[Math.max(0, Math.min(frame.length - 1, index))] : by > 0 ? own.following : own.previous);
+    if (!pinnedDecision) return;
+    const index = frame && Math.abs(by) > 1 ? indexAt(frame.times, pinnedDecision.open_time_ms) + by : null;
+    toSequence(index != null ? frame.sequence[Math.max(0, Math.min(frame.length - 1, index))] : by > 0 ? pinnedDecision.following : pinnedDecision.previous);
   };
   const toNext = async (kind, direction) => {
-    if (!own || !frame) return;
-    const sequence = await seek({ run, frame, from: own, direction, kind, gate: kind === "refusal" ? gate : null, instrument }).catch(() => null);
+    if (!pinnedDecision || !frame) return;
+    const sequence = await seek({ run, frame, from: pinnedDecision, direction, kind, gate: kind === "refusal" ? gate : null, instrument }).catch(() => null);
     if (sequence != null) toSequence(sequence);
     else say(`no ${direction > 0 ? "later" : "earlier"} ${kind}${kind === "refusal" && gate ? ` by ${word(gate)}` : ""}`);
   };
@@ -244,22 +203,22 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
   };
   const toInstrument = async (other) => {
     setHover(null);
-    pin(own && address.sequence != null ? await sequenceAt(id, other, own.open_time_ms).catch(() => null) : null, other);
+    pin(pinnedDecision && address.sequence != null ? await sequenceAt(id, other, pinnedDecision.open_time_ms).catch(() => null) : null, other);
   };
 
   // Play: a decision after another, until the newest.
   const player = () => setPlaying((now) => (now ? null : SPEEDS[1]));
   const faster = (by) => setPlaying((now) => SPEEDS[Math.max(0, Math.min(SPEEDS.length - 1, SPEEDS.indexOf(now ?? SPEEDS[1]) + by))]);
   useEffect(() => {
-    if (!playing || !own) return undefined;
-    if (own.following == null) {
+    if (!playing || !pinnedDecision) return undefined;
+    if (pinnedDecision.following == null) {
       setPlaying(null);
       return undefined;
     }
-    const cell = frame && frame.step > interval ? frame.sequence[indexAt(frame.times, own.open_time_ms) + 1] : null;
-    const timer = setTimeout(() => toSequence(cell ?? own.following), 1000 / playing);
+    const cell = frame && frame.step > interval ? frame.sequence[indexAt(frame.times, pinnedDecision.open_time_ms) + 1] : null;
+    const timer = setTimeout(() => toSequence(cell ?? pinnedDecision.following), 1000 / playing);
     return () => clearTimeout(timer);
-  }, [playing, own]);
+  }, [playing, pinnedDecision]);
 
   useKeys({
     ArrowLeft: () => step(-1),
@@ -294,11 +253,11 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
     return html`<div class="empty"><h1 class="sentence">No decision yet.</h1><p>The first bar that closes makes one; this page shows it by itself. To look at a recorded market at once: <code>tracepaper demo</code></p></div>`;
 
   const view = handle.current?.chart.view();
-  const index = hover?.index ?? (own && frame ? frame.indexOf(own.open_time_ms) : null);
+  const index = hover?.index ?? (pinnedDecision && frame ? frame.indexOf(pinnedDecision.open_time_ms) : null);
   const at = index == null || index < 0 ? null : index;
-  const share = decision?.looked.length && view ? shareBetween(decision.looked, view.from_ms, Math.min(view.until_ms, decision.close_time_ms)) : null;
+  const share = decision?.attended.length && view ? shareBetween(decision.attended, view.from_ms, Math.min(view.until_ms, decision.close_time_ms)) : null;
   const least = interval * LEAST[multiple];
-  const known = run.instruments.find((each) => each.id === instrument);
+  const traded = run.instruments.find((each) => each.id === instrument);
   return html`<div class="now">
     <header class="top">
       <${Sentence} run=${run} toDecision=${toSequence} toHealth=${() => go({ run: id, view: "health" })} />
@@ -309,7 +268,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
       <${Legend} isNet=${isHedged(run)}
         frame=${frame}
         index=${at}
-        decimals=${known?.price_decimals}
+        decimals=${traded?.price_decimals}
         instrument=${instrument}
         others=${run.instruments}
         toInstrument=${toInstrument}
@@ -326,7 +285,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
         run=${run}
         instrument=${instrument}
         decision=${decision}
-        pinnedMs=${own?.run_id === id ? own.open_time_ms : null}
+        pinnedMs=${pinnedDecision?.run_id === id ? pinnedDecision.open_time_ms : null}
         pointer=${hover?.index ?? null}
         gate=${gate}
         toGate=${toGate}
@@ -353,7 +312,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
       verify=${verify}
       error=${error}
     />
-    <p class="said" role="status">${said}</p>
+    <p class="notice" role="status">${notice}</p>
     ${isCompact &&
     html`<${PhoneBar} earlier=${() => step(-1)} later=${() => step(1)} refusal=${() => toNext("refusal", -1)} fill=${() => toNext("fill", -1)} newest=${toNewest} />`}
     ${!isCompact &&

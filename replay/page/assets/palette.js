@@ -37,18 +37,18 @@ export function Palette({ entries, toTime, toSequence, last, isLocal, close }) {
   const [chosen, setChosen] = useState(0);
   const input = useRef();
   useLayoutEffect(() => input.current.focus(), []);
-  const found = useMemo(() => {
+  const matches = useMemo(() => {
     const text = search.trim().toLowerCase();
-    const own = [];
+    const typed = [];
     const ms = last == null ? null : parseTime(text, last, isLocal);
-    if (ms != null && toTime) own.push({ kind: "time", words: moment(ms), act: () => toTime(ms) });
-    if (/^\d+$/.test(text) && toSequence) own.push({ kind: "decision", words: `decision ${text}`, act: () => toSequence(Number(text)) });
+    if (ms != null && toTime) typed.push({ kind: "time", words: moment(ms), act: () => toTime(ms) });
+    if (/^\d+$/.test(text) && toSequence) typed.push({ kind: "decision", words: `decision ${text}`, act: () => toSequence(Number(text)) });
     const ranked = entries
       .map((entry) => ({ entry, far: fit(`${entry.words} ${entry.kind}`.toLowerCase(), text.replaceAll(" ", "")) }))
       .filter(({ far }) => far != null)
-      .sort((one, other) => one.far - other.far)
+      .sort((left, right) => left.far - right.far)
       .map(({ entry }) => entry);
-    return [...own, ...(text ? ranked : entries)].slice(0, SHOWN);
+    return [...typed, ...(text ? ranked : entries)].slice(0, SHOWN);
   }, [search, entries, last]);
   const act = (entry) => {
     close();
@@ -56,8 +56,8 @@ export function Palette({ entries, toTime, toSequence, last, isLocal, close }) {
   };
   const hear = (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (step) setChosen((now) => (now + step + found.length) % Math.max(1, found.length));
-    else if (event.key === "Enter") act(found[chosen]);
+    if (step) setChosen((now) => (now + step + matches.length) % Math.max(1, matches.length));
+    else if (event.key === "Enter") act(matches[chosen]);
     else return;
     event.preventDefault();
   };
@@ -67,21 +67,21 @@ export function Palette({ entries, toTime, toSequence, last, isLocal, close }) {
       role="combobox"
       aria-label="Go to"
       aria-expanded="true"
-      aria-controls="found"
-      aria-activedescendant=${found.length ? `found-${chosen}` : undefined}
+      aria-controls="matches"
+      aria-activedescendant=${matches.length ? `matches-${chosen}` : undefined}
       placeholder="09:33, a decision, a run, a view, a symbol"
       value=${search}
       onInput=${(event) => (setSearch(event.target.value), setChosen(0))}
       onKeyDown=${hear}
     />
-    <ul id="found" role="listbox" aria-label="Found">
-      ${found.map(
+    <ul id="matches" role="listbox" aria-label="Found">
+      ${matches.map(
         (entry, index) =>
-          html`<li key=${entry.kind + entry.words} id=${`found-${index}`} role="option" aria-selected=${index === chosen} onClick=${() => act(entry)} onPointerMove=${() => setChosen(index)}>
+          html`<li key=${entry.kind + entry.words} id=${`matches-${index}`} role="option" aria-selected=${index === chosen} onClick=${() => act(entry)} onPointerMove=${() => setChosen(index)}>
             <span>${entry.words}</span><span class="kind">${entry.kind}</span>
           </li>`,
       )}
     </ul>
-    ${!found.length && html`<p class="muted">Nothing fits "${search}"; try a time such as 09:33, or part of a run's id.</p>`}
+    ${!matches.length && html`<p class="muted">Nothing fits "${search}"; try a time such as 09:33, or part of a run's id.</p>`}
   <//>`;
 }

@@ -1,6 +1,6 @@
 /** The page's first sentence, and the line under it. */
 import { html } from "./vendor/htm-preact.js";
-import { count, margin, moment, number, percent, quantity, when, word, zoneName } from "./format.js";
+import { count, moment, number, percent, quantity, when, word, zoneName } from "./format.js";
 
 const baseOf = (run, id) => run.instruments.find((each) => each.id === id)?.base ?? id;
 
@@ -28,16 +28,13 @@ function Parity({ run, toHealth }) {
 /** "Long 0.036 BTC, +0.4 %; last refused 14:59 by shifted, short by .015; parity 1,440 of 1,440." */
 export function Sentence({ run, toDecision, toHealth }) {
   const refused = run.last_refusal;
-  const { is_switch: isSwitch, unit } = (refused && run.gates.find((each) => each.gate === refused.gate)) ?? {};
   const symbol = refused && run.instruments.length > 1 ? `${baseOf(run, refused.instrument)} ` : "";
   return html`<h1 class="sentence">
     ${heldWords(run)}, <span class="figure">${percent(run.row.total_return, { sign: true })}</span>;${" "}
     ${refused
       ? html`last refused${" "}
           <button class="plain" onClick=${() => toDecision(refused.sequence, refused.instrument)}>
-            ${symbol}${when(refused.open_time_ms, run.row.last_ms)} by ${word(refused.gate)}</button>${refused.margin == null || isSwitch
-            ? ""
-            : `, ${refused.at_least ? "short" : "over"} by ${margin(refused.margin, unit)}`}`
+            ${symbol}${when(refused.open_time_ms, run.row.last_ms)} by ${word(refused.gate)}</button>${refused.missed && `, ${refused.missed}`}`
       : "nothing refused yet"};${" "}
     <span class="together"><${Parity} run=${run} toHealth=${toHealth} /></span>
   </h1>`;
@@ -45,8 +42,8 @@ export function Sentence({ run, toDecision, toHealth }) {
 
 const HOLDING = ["held", "buy_and_hold", "buy_and_hold in full"];
 
-function Against({ own, other }) {
-  const gap = own.total_return - other.total_return;
+function Against({ account, other }) {
+  const gap = account.total_return - other.total_return;
   const size = Math.abs(gap) < 0.0005 ? `${number(Math.abs(gap) * 1e4, 1)} bp` : percent(Math.abs(gap));
   const isMean = other.name === "held";
   return html`<span class="term" title=${other.source}>
@@ -54,25 +51,18 @@ function Against({ own, other }) {
   </span>`;
 }
 
-/** Why it was filled. Of the strategy trend the reason is a direction, which selling less has too. */
-function reasonOf(run, { side, reason }) {
-  if (!reason) return "";
-  const isLess = run.row.strategy === "trend" && reason === (side === "BUY" ? "trend down" : "trend up");
-  return `: ${isLess ? "a smaller target" : reason}`;
-}
-
 /** Equity, newest fill with its reason, and buy and hold. */
 export function SecondLine({ run, toDecision, toAccount }) {
-  const [own, ...others] = run.accounts;
+  const [account, ...others] = run.accounts;
   const quote = run.instruments[0]?.quote ?? "";
   const fill = run.last_fill;
   const benchmarks = others.filter((each) => HOLDING.includes(each.name)).slice(0, 2);
   return html`<p class="second">
-    ${own && html`<button class="plain term" title="Account" onClick=${toAccount}><b>${number(own.equity)}</b> ${quote}</button>`}
+    ${account && html`<button class="plain term" title="Account" onClick=${toAccount}><b>${number(account.equity)}</b> ${quote}</button>`}
     ${fill &&
     html`<button class="plain term" title=${`${moment(fill.filled_ms)} ${zoneName()}`} onClick=${() => toDecision(fill.decision_sequence ?? fill.sequence, fill.instrument)}>
-      ${fill.side === "BUY" ? "bought" : "sold"} ${quantity(fill.quantity_text)} ${baseOf(run, fill.instrument)} at ${when(fill.filled_ms, run.row.last_ms)}${reasonOf(run, fill)}
+      ${fill.side === "BUY" ? "bought" : "sold"} ${quantity(fill.quantity_text)} ${baseOf(run, fill.instrument)} at ${when(fill.filled_ms, run.row.last_ms)}${fill.reason && `: ${fill.reason}`}
     </button>`}
-    ${benchmarks.map((other) => html`<${Against} key=${other.name} own=${own} other=${other} />`)}
+    ${benchmarks.map((other) => html`<${Against} key=${other.name} account=${account} other=${other} />`)}
   </p>`;
 }

@@ -1,17 +1,11 @@
 /** What this browser keeps; a file opened from disk may have no storage, so it may keep nothing. */
-
-export function kept(key) {
+const attempt = (act) => {
   try {
-    return localStorage.getItem(key);
+    return act();
   } catch {
-    return null;
+    return null; // the choice lasts as long as the page
   }
-}
+};
 
-export function keep(key, value) {
-  try {
-    localStorage.setItem(key, value);
-  } catch {
-    // The choice lasts as long as the page.
-  }
-}
+export const kept = (key) => attempt(() => localStorage.getItem(key));
+export const keep = (key, value) => attempt(() => localStorage.setItem(key, value));

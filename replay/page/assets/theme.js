@@ -9,7 +9,7 @@ function show(choice) {
   if (choice) document.documentElement.dataset.theme = choice;
   else delete document.documentElement.dataset.theme;
   tokens = null;
-  for (const told of listeners) told();
+  for (const hear of listeners) hear();
 }
 
 /** Set the theme that was chosen; without a choice the system's holds. */
@@ -23,9 +23,9 @@ export function toggleTheme() {
   show(theme);
 }
 
-export function onTheme(told) {
-  listeners.add(told);
-  return () => listeners.delete(told);
+export function onTheme(hear) {
+  listeners.add(hear);
+  return () => listeners.delete(hear);
 }
 
 system.addEventListener("change", applyTheme);

@@ -32,7 +32,7 @@ class Follower(Strategy):
 
     def on_start(self) -> None:
         """Ask for the past and for all that comes."""
-        self.seen: dict[str, int] = {"quotes": 0, "trades": 0, "bars": 0, "past": 0}
+        self.counts: dict[str, int] = {"quotes": 0, "trades": 0, "bars": 0, "past": 0}
         self.instrument = self.cache.instrument(INSTRUMENT)
         self.request_bars(BARS, start=self.clock.utc_now() - timedelta(hours=2))
         self.subscribe_quote_ticks(INSTRUMENT)
@@ -41,21 +41,21 @@ class Follower(Strategy):
 
     def on_historical_data(self, data: Any) -> None:
         """Count a bar of the past."""
-        self.seen["past"] += 1
+        self.counts["past"] += 1
 
     def on_quote_tick(self, tick: Any) -> None:
         """Count a quote."""
-        self.seen["quotes"] += 1
+        self.counts["quotes"] += 1
         assert tick.bid_price < tick.ask_price
 
     def on_trade_tick(self, tick: Any) -> None:
         """Count a trade."""
-        self.seen["trades"] += 1
+        self.counts["trades"] += 1
 
     def on_bar(self, bar: Any) -> None:
         """Count a bar, and buy at the first."""
-        self.seen["bars"] += 1
-        if self.seen["bars"] == 1:
+        self.counts["bars"] += 1
+        if self.counts["bars"] == 1:
             quantity = self.instrument.make_qty(0.01)
             order = self.order_factory.market(INSTRUMENT, OrderSide.BUY, quantity)
             self.submit_order(order)
@@ -101,4 +101,4 @@ try:
     node.run()
 finally:
     node.dispose()
-print(json.dumps({"quantity": sum(filled), **follower.seen}))
+print(json.dumps({"quantity": sum(filled), **follower.counts}))

@@ -114,7 +114,7 @@ class Desk:
         last = self.last[key]
         refusal = self.broker.route(
             Intent(action, target, "asked"), NO_WISHES, last, last.market_ms
-        ).refusal
+        )[""]
         return self.broker.take().orders, refusal
 
     def send(self, key: str, *requests: Any) -> tuple[Order, ...]:
@@ -237,12 +237,13 @@ def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> Non
 def test_the_ratio_counts_at_exactly_100_percent() -> None:
     rules = MarginRules(items()[0], 1_000, 0, is_cross=True)
     value = 1_000 * MONEY_SCALE
-    lines = {BTC: CrossLine(rules, 1_000, value, value, value)}
+    btc = Desk(cash="300", leverage="10").broker.account.line(BTC)
+    lines = {btc: CrossLine(rules, 1_000, value, value, value)}
     needed = 5 * MONEY_SCALE  # half a percent, and no fee
     assert is_called(needed, lines)
     assert not is_called(needed + 1, lines)
     assert not is_called(0, {})
-    assert loss_of(BTC, 7, lines) == 7
+    assert loss_of(btc, 7, lines) == 7
 
 
 def test_an_order_beyond_the_available_balance_is_cut_or_refused_and_nothing_is_lost() -> None:

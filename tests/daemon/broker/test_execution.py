@@ -61,10 +61,6 @@ def test_a_quote_fills_at_the_far_side_up_to_its_size() -> None:
     assert (sell.price, sell.quantity) == (10_000, 100)
 
 
-def test_a_quote_without_size_fills_nothing() -> None:
-    assert Executor(instrument(), FEE).at_quote(order(), quote(size=0), 0) is None
-
-
 def test_a_spot_buy_pays_its_fee_in_base() -> None:
     spot = instrument(category=Category.SPOT)
     fill = opened(Executor(spot, ExecutionCosts(10_000_000)), order(), 10_000)

@@ -10,7 +10,6 @@ from builders import MINUTE, START_MS, bar, bars, present, quote
 from exit_cases import (
     FLAT,
     KEY,
-    asked,
     at_quotes,
     entered,
     fills,
@@ -22,6 +21,7 @@ from exit_cases import (
     of_role,
     others,
     path,
+    quoted,
     short,
     steps_of,
 )
@@ -85,8 +85,8 @@ def test_a_target_that_a_gap_passes_is_filled_at_its_price_as_it_is_new_or_amend
     (fill,) = steps[3].fills
     assert (fill.price, fill.liquidity) == (10_200, Liquidity.MAKER)
     assert fill.filled_ms == steps[3].event.open_time_ms  # type: ignore[union-attr]
-    quotes = [*flat_bars(1), asked(9_990, 1), bar(10_000, index=1), bar(10_000, index=2)]
-    _, steps = at_quotes(signals, [*quotes, asked(10_500, 121)])
+    quotes = [*flat_bars(1), quoted(9_990, 1), bar(10_000, index=1), bar(10_000, index=2)]
+    _, steps = at_quotes(signals, [*quotes, quoted(10_500, 121)])
     (fill,) = steps[4].fills
     assert (fill.price, fill.liquidity) == (10_200, Liquidity.MAKER)
 
@@ -315,11 +315,11 @@ def test_a_stop_is_checked_at_every_quote_and_sized_to_a_partial_fill() -> None:
         {0: long(stop=98.0)},
         [
             *flat_bars(1),
-            asked(10_000, 1, size=400),
-            asked(9_990, 2, size=600),
-            asked(9_900, 3),
-            asked(9_790, 4, size=300),
-            asked(9_850, 5),
+            quoted(10_000, 1, size=400),
+            quoted(9_990, 2, size=600),
+            quoted(9_900, 3),
+            quoted(9_790, 4, size=300),
+            quoted(9_850, 5),
         ],
     )
     sizes = [
@@ -338,31 +338,31 @@ def test_a_stop_that_was_triggered_grows_with_what_its_entry_still_fills() -> No
         KEY, 9_790, 0, 9_800, 600, START_MS + MINUTE + 2_000, START_MS + MINUTE + 2_000
     )
     engine, _ = at_quotes(
-        {0: long(stop=98.0)}, [*flat_bars(1), asked(10_000, 1, size=400), triggers]
+        {0: long(stop=98.0)}, [*flat_bars(1), quoted(10_000, 1, size=400), triggers]
     )
     (stop,) = others(engine)
     assert (stop.triggered, stop.quantity, stop.reason) == (True, 1_000, "stop")
 
 
 def test_a_trailing_stop_follows_quotes_and_asks_for_those_that_move_it() -> None:
-    engine, _ = at_quotes({0: long(trailing=1.0)}, [*flat_bars(1), asked(10_000, 1)])
-    engine.step(asked(10_000, 2), None)
-    higher, same, lower = asked(10_200, 3), asked(10_000, 3), asked(9_900, 3)
+    engine, _ = at_quotes({0: long(trailing=1.0)}, [*flat_bars(1), quoted(10_000, 1)])
+    engine.step(quoted(10_000, 2), None)
+    higher, same, lower = quoted(10_200, 3), quoted(10_000, 3), quoted(9_900, 3)
     assert engine.broker.quote_from_ms(higher) is not None
     assert engine.broker.quote_from_ms(same) is None
     assert engine.broker.quote_from_ms(lower) is not None
     engine.step(higher, None)
     (stop,) = others(engine)
     assert stop.trigger == 10_100
-    fill = engine.step(asked(10_090, 4), None).fills[0]
+    fill = engine.step(quoted(10_090, 4), None).fills[0]
     assert (fill.price, fill.model) == (10_090, FillModel.QUOTE)
 
 
 def test_a_time_limit_asks_for_the_first_quote_after_it() -> None:
     until = START_MS + MINUTE + 30_000
-    engine, _ = at_quotes({0: long(until=until)}, [*flat_bars(1), asked(10_000, 1)])
-    assert engine.broker.quote_from_ms(asked(10_000, 29)) is None
-    after = asked(10_000, 31)
+    engine, _ = at_quotes({0: long(until=until)}, [*flat_bars(1), quoted(10_000, 1)])
+    assert engine.broker.quote_from_ms(quoted(10_000, 29)) is None
+    after = quoted(10_000, 31)
     assert engine.broker.quote_from_ms(after) == until
     assert [fill.reason for fill in engine.step(after, None).fills] == ["until"]
 
@@ -481,14 +481,16 @@ def test_a_plan_ends_with_its_target() -> None:
 
 
 def test_a_target_that_its_entry_moves_below_the_bid_takes_at_the_next_quote() -> None:
-    engine, _ = at_quotes({0: long(target=Percent(1))}, [*flat_bars(1), asked(10_000, 1, size=400)])
-    both = engine.step(asked(10_300, 2), None)
+    engine, _ = at_quotes(
+        {0: long(target=Percent(1))}, [*flat_bars(1), quoted(10_000, 1, size=400)]
+    )
+    both = engine.step(quoted(10_300, 2), None)
     assert [(fill.price, fill.quantity, fill.liquidity) for fill in both.fills] == [
         (10_310, 600, Liquidity.TAKER), (10_110, 400, Liquidity.MAKER),
     ]  # fmt: skip
     (target,) = others(engine)  # 1 % above 101.90, which the bid of 103 has reached
     assert (target.price, target.quantity, target.status) == (10_290, 600, OrderStatus.NEW)
-    (fill,) = engine.step(asked(10_300, 3), None).fills
+    (fill,) = engine.step(quoted(10_300, 3), None).fills
     assert (fill.price, fill.liquidity) == (10_300, Liquidity.TAKER)
 
 
@@ -496,7 +498,7 @@ def test_a_later_time_limit_replaces_one_that_waits_for_a_quote() -> None:
     until = START_MS + MINUTE + 30_000
     signals = {0: long(until=until), 1: long(until=until + 2 * MINUTE)}
     empty = Quote(KEY, 10_000, 0, 10_010, 0, until, until)
-    engine, steps = at_quotes(signals, [*flat_bars(1), asked(10_000, 1), empty])
+    engine, steps = at_quotes(signals, [*flat_bars(1), quoted(10_000, 1), empty])
     assert [order.role for order in others(engine)] == [OrderRole.UNTIL]
     steps = steps_of(engine, [bar(10_000, index=1), minute(2, 10_000), minute(3, 10_000, 31)])
     assert [len(step.fills) for step in steps] == [0, 0, 1]
@@ -516,7 +518,9 @@ def test_an_entry_that_rests_beyond_its_time_and_is_filled_is_closed() -> None:
 def test_what_closes_at_its_time_grows_with_what_its_entry_still_fills() -> None:
     until = START_MS + MINUTE + 5_000
     thin = Quote(KEY, 10_000, 0, 10_010, 600, until, until)
-    engine, _ = at_quotes({0: long(until=until)}, [*flat_bars(1), asked(10_000, 1, size=400), thin])
+    engine, _ = at_quotes(
+        {0: long(until=until)}, [*flat_bars(1), quoted(10_000, 1, size=400), thin]
+    )
     assert [(order.role, order.quantity) for order in others(engine)] == [(OrderRole.UNTIL, 1_000)]
 
 
@@ -539,7 +543,7 @@ def test_a_missed_interval_is_run_on_its_bars_path_and_its_fills_say_so(cause: G
         {0: long(stop=98.0, target=103.0)},
         [
             *flat_bars(1),
-            asked(10_000, 1),
+            quoted(10_000, 1),
             gap(1, 4, cause),
             missed(1, 10_000, 10_310, 9_990, 10_000),
             missed(2, 10_000, 10_010, 9_700, 9_950),
@@ -562,7 +566,7 @@ def test_a_bar_whose_quotes_came_is_not_run_again(repaired_by: str) -> None:
             {0: long(stop=98.0)},
             [
                 *flat_bars(1),
-                asked(10_000, 1),
+                quoted(10_000, 1),
                 bar(10_000, index=1),
                 *events,
                 path(2, 10_000, 10_010, 9_700, 10_000),
@@ -579,7 +583,7 @@ def test_an_entry_waits_for_a_quote_through_bars_that_were_missed() -> None:
             gap(1, 3, GapCause.MISSED),
             path(1, 10_000, 10_010, 9_990, 10_000),
             path(2, 10_000, 10_010, 9_990, 10_000),
-            asked(10_100, 3 * 60),
+            quoted(10_100, 3 * 60),
         ],
         exchange={"time_scale": 600.0},  # an order waits for a quote for 6,000 market seconds
     )
@@ -593,7 +597,7 @@ def test_a_missed_bar_meets_nothing_that_came_to_rest_after_it_had_opened() -> N
         {0: long(stop=98.0)},
         [
             *flat_bars(1),
-            asked(10_000, 1),  # arms the stop inside bar 1
+            quoted(10_000, 1),  # arms the stop inside bar 1
             gap(1, 2, GapCause.MISSED),
             missed(1, 10_000, 10_010, 9_700, 10_000),
         ],
@@ -606,7 +610,7 @@ def test_the_bar_that_opens_where_a_gap_ends_had_its_quotes() -> None:
         {0: long(stop=98.0)},
         [
             *flat_bars(1),
-            asked(10_000, 1),
+            quoted(10_000, 1),
             gap(1, 2, GapCause.MISSED),
             missed(1, 10_000, 10_010, 9_990, 10_000),
             path(2, 10_000, 10_010, 9_700, 10_000),
@@ -620,7 +624,7 @@ def test_a_missed_bar_meets_what_came_to_rest_as_it_opened() -> None:
         {0: long(stop=98.0)},
         [
             *flat_bars(1),
-            asked(10_000, 0),  # arms the stop as bar 1 opens
+            quoted(10_000, 0),  # arms the stop as bar 1 opens
             gap(1, 2, GapCause.MISSED),
             missed(1, 10_000, 10_010, 9_700, 10_000),
         ],
@@ -634,7 +638,7 @@ def trailed(*events: Event, cut: int = 0) -> list[Step]:
     The bars from 2 on were missed and come after that; a restart comes after step *cut*.
     """
     events = (
-        *flat_bars(1), asked(10_000, 1), bar(10_000, index=1), asked(10_500, 4.5 * 60),
+        *flat_bars(1), quoted(10_000, 1), bar(10_000, index=1), quoted(10_500, 4.5 * 60),
         gap(2, 6, GapCause.DISCONNECTED), *events,
     )  # fmt: skip
     signals = {0: long(trailing=1.0)}
@@ -658,7 +662,7 @@ ROSE = [
 
 @pytest.mark.parametrize("cut", [0, 4])
 def test_a_trailing_stop_meets_a_missed_bar_where_it_stood_before_newer_quotes(cut: int) -> None:
-    steps = trailed(*ROSE, asked(10_410, 5 * 60), asked(10_390, 5 * 60 + 1), cut=cut)
+    steps = trailed(*ROSE, quoted(10_410, 5 * 60), quoted(10_390, 5 * 60 + 1), cut=cut)
     assert [fill.filled_ms for fill in fills(steps)[1:]] == [steps[-1].event.market_ms]
     (stop,) = of_role(steps, OrderRole.TRAILING)
     assert stop.trigger == 10_400, "where the quote had moved it"
@@ -682,8 +686,8 @@ def test_a_trailing_stop_armed_inside_a_missed_bar_meets_the_next_where_quotes_m
         {0: long(trailing=1.0)},
         [
             *flat_bars(1),
-            asked(10_000, 1),
-            asked(10_300, 2),
+            quoted(10_000, 1),
+            quoted(10_300, 2),
             gap(1, 3, GapCause.MISSED),
             missed(1, 10_000, 10_300, 10_000, 10_210),
             missed(2, 10_190, 10_190, 10_190, 10_190),

@@ -13,7 +13,6 @@ from engines import engine_of
 from exit_cases import (
     FLAT,
     KEY,
-    asked,
     at_quotes,
     entered,
     fills,
@@ -24,6 +23,7 @@ from exit_cases import (
     of_role,
     others,
     path,
+    quoted,
     short,
     steps_of,
 )
@@ -223,7 +223,7 @@ def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:
 def test_a_signal_that_takes_its_exit_back_keeps_the_exits() -> None:
     """FLAT finds no quote; the next LONG asks for the plan that stands, and nothing follows it."""
     signals = {0: long(), 2: FLAT, 3: long()}
-    events = [*flat_bars(1), asked(10_000, 1), *flat_bars(4)[1:]]
+    events = [*flat_bars(1), quoted(10_000, 1), *flat_bars(4)[1:]]
     engine, _ = at_quotes(signals, events, exits={"stop_loss": "2%"})
     assert engine.broker.account.line(KEY).protector.state.following is None
     assert [order.role for order in others(engine)] == [OrderRole.STOP]
@@ -316,17 +316,17 @@ def test_a_reversal_starts_its_own_age() -> None:
 
 def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_changes() -> None:
     keys = {"minimal_roi": {"0": "4%", "1": "1%"}, "time_limit": "2m"}
-    engine, _ = at_quotes({0: long()}, [*flat_bars(1), asked(9_990, 0)], exits=keys)
+    engine, _ = at_quotes({0: long()}, [*flat_bars(1), quoted(9_990, 0)], exits=keys)
     opened_ms = START_MS + MINUTE
-    assert engine.broker.quote_from_ms(asked(10_050, 59)) is None
-    at_a_minute = asked(10_095, 60)  # its ask is beyond the new target, its bid is not
+    assert engine.broker.quote_from_ms(quoted(10_050, 59)) is None
+    at_a_minute = quoted(10_095, 60)  # its ask is beyond the new target, its bid is not
     assert engine.broker.quote_from_ms(at_a_minute) == opened_ms + MINUTE
     step = engine.step(at_a_minute, None)
     assert [(order.price, order.reason, order.status) for order in step.orders] == [
         (10_100, "exits.minimal_roi 1 % after 1m", OrderStatus.ACCEPTED)
     ]
-    assert engine.broker.quote_from_ms(asked(10_060, 61)) is None
-    after = asked(10_060, 120)
+    assert engine.broker.quote_from_ms(quoted(10_060, 61)) is None
+    after = quoted(10_060, 120)
     assert engine.broker.quote_from_ms(after) == opened_ms + 2 * MINUTE
     assert [fill.reason for fill in engine.step(after, None).fills] == ["exits.time_limit 2m"]
     assert others(engine) == ()
@@ -335,7 +335,7 @@ def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_
 def test_a_time_limit_that_waits_for_a_quote_grows_with_what_its_entry_still_fills() -> None:
     at_ms = START_MS + 2 * MINUTE + 1_000
     no_bid = Quote(KEY, 9_990, 0, 10_000, 600, at_ms, at_ms)
-    events: list[Any] = [*flat_bars(1), asked(9_990, 0, size=400), no_bid]
+    events: list[Any] = [*flat_bars(1), quoted(9_990, 0, size=400), no_bid]
     patient = {"time_scale": 20.0}  # an entry waits ten seconds of the wall's
     engine, _ = at_quotes({0: long()}, events, exits={"time_limit": "1m"}, exchange=patient)
     (closing,) = others(engine)
@@ -348,7 +348,7 @@ def test_an_entry_that_no_quote_filled_has_no_age() -> None:
     engine, steps = at_quotes({0: long()}, events, exits={"time_limit": "1m"})
     assert steps[1].orders[0].status is OrderStatus.CANCELED
     assert engine.broker.account.line(KEY).protector.is_active
-    assert engine.broker.account.line(KEY).due_from(asked(10_000, 90)) is None
+    assert engine.broker.account.line(KEY).protector.matters_from(quoted(10_000, 90)) is None
 
 
 def test_exits_survive_a_restart_at_any_bar() -> None:

@@ -261,7 +261,7 @@ def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
 
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
-    account.line(KEY).set_liquidation_price(START_MS)
+    account.line(KEY).protector.set_liquidation_price(START_MS)
     now = Moment(START_MS, 0, 95_000, account.held(KEY))
     account.line(KEY).submit(0, "out", now)
     account.journal.take()
@@ -299,7 +299,7 @@ def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     items = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(*items)
     for named in items:
-        account.line(named.id).set_liquidation_price(START_MS)
+        account.line(named.id).protector.set_liquidation_price(START_MS)
     orders = account.journal.take().orders
     assert len({order.order_id for order in orders}) == len(items)
 

@@ -35,11 +35,11 @@ class Says(Strategy):
     gates = CORE_GATES
 
     def __init__(self, action: Action) -> None:
-        self._said = Signal(action, "now", stop=Percent(25))
+        self._signal = Signal(action, "now", stop=Percent(25))
 
     def decide(self, context: BarContext) -> Signal:
         del context
-        return self._said
+        return self._signal
 
 
 def held(action: Action, leverage: str = "5") -> Engine:
@@ -234,7 +234,7 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
         await until(run.feed.is_behind)
         stream.server.funding.append((EIGHT_MS, "0.15"))
         run.move_to(EIGHT_MS + 1_000)
-        await run.expect(lambda: len(stream.server.asked("funding/history")) >= 1)
+        await run.expect(lambda: len(stream.server.queries("funding/history")) >= 1)
         await run.expect(lambda: run.feed.counters["resyncs"] > 2)
         run.gate.set()
         await run.expect(settled)

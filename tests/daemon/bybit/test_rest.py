@@ -6,13 +6,11 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from decimal import Decimal
 
 import pytest
 from aiohttp import web
 from builders import instrument
 from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
-from msgspec import structs
 from waiting import until
 
 from tracepaper.daemon.bybit.client import BybitClient
@@ -49,8 +47,8 @@ async def test_candles_come_oldest_first_over_several_pages() -> None:
         server.server_ms = opens[-1] + 2 * MINUTE
         bars = await rest.candles(instrument(), MINUTE, opens[0], opens[-1])
         assert [bar.open_time_ms for bar in bars] == opens
-        assert len(server.asked("kline")) == 3
-        assert {query["limit"] for query in server.asked("kline")} == {"1000"}
+        assert len(server.queries("kline")) == 3
+        assert {query["limit"] for query in server.queries("kline")} == {"1000"}
 
 
 async def test_a_candle_is_final_only_some_time_after_its_close() -> None:
@@ -96,7 +94,7 @@ async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None
         server.answer_next("instruments-info", *(server.reply(page) for page in pages))
         instruments = await rest.instruments(Category.LINEAR)
         assert [item.symbol for item in instruments] == ["AUSDT", "BUSDT"]
-        assert [query.get("cursor") for query in server.asked("instruments-info")] == [
+        assert [query.get("cursor") for query in server.queries("instruments-info")] == [
             None,
             "second",
         ]
@@ -111,7 +109,7 @@ async def test_a_cursor_that_repeats_does_not_loop() -> None:
         }
         server.answer_next("instruments-info", *(server.reply(page) for _ in range(5)))
         await rest.instruments(Category.LINEAR)
-        assert len(server.asked("instruments-info")) == 2
+        assert len(server.queries("instruments-info")) == 2
 
 
 async def test_an_unknown_symbol_is_a_mistake_of_the_configuration() -> None:
@@ -119,9 +117,6 @@ async def test_an_unknown_symbol_is_a_mistake_of_the_configuration() -> None:
         assert (await rest.instrument(Category.LINEAR, "BTCUSDT")).price_decimals == 1
         with pytest.raises(ConfigInvalid, match="NOSUCH"):
             await rest.instrument(Category.LINEAR, "NOSUCH")
-        assert await rest.last_price(instrument()) == Decimal("100.5")
-        with pytest.raises(ConfigInvalid, match="NOSUCH"):
-            await rest.last_price(structs.replace(instrument(), symbol="NOSUCH"))
 
 
 async def test_funding_history_is_paged_backwards_and_returned_oldest_first() -> None:
@@ -131,8 +126,8 @@ async def test_funding_history_is_paged_backwards_and_returned_oldest_first() ->
         settlements = await rest.funding(instrument(), times[3], times[-1])
         assert [clock.market_ms for clock in settlements] == times[3:]
         assert settlements[0].rate == -30_000
-        assert len(server.asked("funding/history")) == 3
-        assert all("startTime" in query for query in server.asked("funding/history"))
+        assert len(server.queries("funding/history")) == 3
+        assert all("startTime" in query for query in server.queries("funding/history"))
 
 
 async def test_a_budget_ends_the_patience() -> None:
@@ -143,7 +138,7 @@ async def test_a_budget_ends_the_patience() -> None:
         await clock.run(task.done)
         with pytest.raises(FeedLost, match="HTTP 502"):
             await task
-        assert len(server.asked("time")) == 2
+        assert len(server.queries("time")) == 2
         server.answer_next("time", web.Response(text="no json"))
         with pytest.raises((FeedLost, MessageMalformed)):
             await rest.server_time_ms()

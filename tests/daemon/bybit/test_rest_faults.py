@@ -135,16 +135,6 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
             "null": pages(None),
         },
     ),
-    "tickers": (
-        "tickers",
-        lambda rest: rest.last_price(instrument()),
-        {
-            "none": pages([]),
-            "another symbol": pages([{"symbol": "ETHUSDT", "lastPrice": "0.5"}]),
-            "another category": pages([{"symbol": "BTCUSDT"}], category="spot"),
-            "a number for text": pages([{"symbol": "BTCUSDT", "lastPrice": 1}]),
-        },
-    ),
     "all tickers": (
         "tickers",
         lambda rest: rest.listed(Category.LINEAR),
@@ -215,18 +205,18 @@ async def test_whatever_a_call_is_answered_it_is_asked_again_and_never_ends_a_pr
         with capture_logs() as lines:
             begun_s = clock.network_s()
             for what, answer in bad_answers(server, wrong).items():
-                count = len(server.asked(path))
+                count = len(server.queries(path))
                 server.answer_next(path, answer)
                 task = asyncio.ensure_future(call(rest))
                 await clock.run(task.done)
                 assert await task == expected, what
-                assert len(server.asked(path)) == count + 2, what
+                assert len(server.queries(path)) == count + 2, what
         retries = [line for line in lines if line["event"] == "retrying"]
         assert (
             sum(line["log_level"] == "warning" for line in retries)
             <= 1 + (clock.network_s() - begun_s) // 60
         )
-        assert not server.asked("other")
+        assert not server.queries("other")
 
 
 TIER = {
@@ -238,13 +228,6 @@ TIER = {
     "mmDeduction": "",
     "isLowestRisk": 1,
 }
-TICKER = {
-    "symbol": "BTCUSDT",
-    "lastPrice": "100.5",
-    "markPrice": "100.4",
-    "fundingRate": "0.0001",
-    "nextFundingTime": str(START_MS + 8 * HOUR),
-}
 GOOD: dict[str, tuple[str, Call, dict[str, Any]]] = {
     **{
         name: (*CALLS[name][:2], result)
@@ -255,7 +238,6 @@ GOOD: dict[str, tuple[str, Call, dict[str, Any]]] = {
                 filters(leverageFilter={"maxLeverage": "100.00"}), nextPageCursor=""
             ),
             "funding": pages([SETTLED]),
-            "tickers": pages([TICKER]),
         }.items()
     },
     "risk tiers": (
@@ -386,4 +368,4 @@ async def test_what_cannot_have_closed_is_not_asked_for() -> None:
     async with serving() as server, asking(server, SteppedClock(), is_proven=True) as rest:
         bars = await rest.candles(BITCOIN, MINUTE, START_MS, START_MS + 500_000 * MINUTE)
         assert len(bars) == 3
-        assert len(server.asked("kline")) == 1
+        assert len(server.queries("kline")) == 1

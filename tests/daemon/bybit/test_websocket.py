@@ -26,7 +26,7 @@ from tracepaper.daemon.bybit.websocket import (
     CategoryStream,
     PublicStream,
     StreamCallbacks,
-    topics,
+    topics_of,
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
 from tracepaper.daemon.feed.book_follower import ReadFrame
@@ -39,17 +39,19 @@ from tracepaper.strategies.errors import (
     Recoverable,
 )
 from tracepaper.strategies.types.market import Bar, Category, GapCause, Instrument
+from tracepaper.strategies.units import DAY_MS
 
 # ---------------------------------------------------------------- topics
 
 
 def test_linear_needs_candles_quotes_and_marks() -> None:
-    wanted = topics(Category.LINEAR, "BTCUSDT", interval="5", trades=False)
+    wanted = topics_of(instrument(), StreamRequest((instrument(),), 5 * MINUTE))
     assert wanted == ["kline.5.BTCUSDT", "orderbook.1.BTCUSDT", "tickers.BTCUSDT"]
 
 
 def test_spot_has_no_mark_to_listen_to_and_trades_show_what_quotes_are_worth() -> None:
-    wanted = topics(Category.SPOT, "BTCUSDT", interval="D", trades=False)
+    spot = instrument(category=Category.SPOT)
+    wanted = topics_of(spot, StreamRequest((spot,), DAY_MS))
     assert wanted == ["kline.D.BTCUSDT", "orderbook.1.BTCUSDT", "publicTrade.BTCUSDT"]
 
 
@@ -123,7 +125,7 @@ async def test_topics_are_subscribed_ten_at_a_time_with_their_own_ids() -> None:
         assert [len(request["args"]) for request in requests] == [10, 10, 3]
         assert server.subscribed() == list(TOPICS)
         assert len({request["req_id"] for request in requests}) == 3
-        assert stream.is_connected
+        assert stream.is_open
 
 
 async def test_pings_are_sent_on_their_beat() -> None:
@@ -176,7 +178,7 @@ async def test_everything_is_subscribed_again_after_a_drop() -> None:
         await server.drop()
         await until(lambda: setup.listener.lost)
         assert isinstance(setup.listener.lost[0], FeedLost)
-        assert not stream.is_connected
+        assert not stream.is_open
         await setup.clock.run(lambda: len(server.subscribed()) == 24)
         assert server.subscribed()[12:] == list(TOPICS[:12])
 

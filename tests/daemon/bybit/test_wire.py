@@ -21,7 +21,7 @@ from tracepaper.daemon.bybit.wire import (
     RefusedFrame,
     Ticker,
     Trades,
-    Unknown,
+    UnreadFrame,
     Wire,
 )
 from tracepaper.strategies.errors import MessageMalformed
@@ -64,7 +64,7 @@ def test_a_recorded_linear_session_is_read_completely() -> None:
     bars = []
     for frame in frames:
         received = wire.receive(frame)
-        assert not isinstance(received, Unknown)
+        assert not isinstance(received, UnreadFrame)
         if isinstance(received, ClosedCandles):
             bars += received.bars
     confirmed = sum(frame.count(b'"confirm":true') for frame in frames)
@@ -400,7 +400,7 @@ def test_a_refused_delta_leaves_no_half_of_itself_and_drops_the_book() -> None:
             wire.receive(book("delta", bad, []))
         assert levels_held(wire) == 0
         assert wire.stale_topics == {"orderbook.1.BTCUSDT"}
-        assert isinstance(wire.receive(book("delta", [["1.0", "1"]], [])), Unknown)
+        assert isinstance(wire.receive(book("delta", [["1.0", "1"]], [])), UnreadFrame)
 
 
 def test_a_refused_ticker_drops_what_its_deltas_would_build_on() -> None:
@@ -409,7 +409,7 @@ def test_a_refused_ticker_drops_what_its_deltas_would_build_on() -> None:
     with pytest.raises(MessageMalformed):
         wire.receive(ticker("delta", markPrice="x"))
     assert wire.stale_topics == {"tickers.BTCUSDT"}
-    assert isinstance(wire.receive(ticker("delta", nextFundingTime="1000")), Unknown)
+    assert isinstance(wire.receive(ticker("delta", nextFundingTime="1000")), UnreadFrame)
 
 
 @pytest.mark.parametrize("kind", ["snapshot", "delta"])
@@ -428,8 +428,8 @@ def test_of_frames_dated_ahead_a_delta_alone_drops_the_book(kind: str) -> None:
 
 def test_a_delta_without_its_snapshot_has_one_asked_for() -> None:
     wire, _, refusals = believing()
-    assert isinstance(wire.receive(book("delta", [["1.0", "1"]], [])), Unknown)
-    assert isinstance(wire.receive(ticker("delta", markPrice="5")), Unknown)
+    assert isinstance(wire.receive(book("delta", [["1.0", "1"]], [])), UnreadFrame)
+    assert isinstance(wire.receive(ticker("delta", markPrice="5")), UnreadFrame)
     assert wire.stale_topics == {"orderbook.1.BTCUSDT", "tickers.BTCUSDT"}
     assert [kind for kind, _ in refusals] == ["unknown.orderbook", "unknown.tickers"]
 
@@ -457,7 +457,7 @@ def test_a_frame_of_a_deep_book_that_does_not_follow_drops_it() -> None:
         assert [kind for kind, _ in refusals] == ["skipped.orderbook"]
         assert wire.stale_topics == {topic}
         assert wire.last_update(topic) is None
-        assert isinstance(wire.receive(deep("delta", skipped + 1, [["1.2", "1"]])), Unknown)
+        assert isinstance(wire.receive(deep("delta", skipped + 1, [["1.2", "1"]])), UnreadFrame)
         quote_of(wire, deep("snapshot", 40, [["1.0", "1"]], [["2.0", "1"]]))
         quote_of(wire, deep("delta", 41, [["1.1", "1"]]))
         assert wire.last_update(topic) is not None
@@ -482,7 +482,7 @@ def test_topics_that_nobody_knows_make_no_state() -> None:
     wire, _, _ = believing()
     for name in ("orderbook.7.BTCUSDT", "orderbook.x.y.BTCUSDT", "tickers.a.BTCUSDT"):
         frame = book("delta", [["1.0", "1"]], []).replace(b"orderbook.1.BTCUSDT", name.encode())
-        assert isinstance(wire.receive(frame), Unknown)
+        assert isinstance(wire.receive(frame), UnreadFrame)
     assert levels_held(wire) == 0
     assert not wire.stale_topics
 
@@ -506,6 +506,6 @@ def test_strangers_are_counted_and_never_raise() -> None:
     wire = linear()
     for topic in ("liquidation.BTCUSDT", "kline.5.BTCUSDT", "tickers.NOSUCH", "..", "x" * 99):
         received = wire.receive(json.dumps({"topic": topic, "data": [], "ts": 1}).encode())
-        assert isinstance(received, Unknown)
+        assert isinstance(received, UnreadFrame)
     assert sum(wire.counters.values()) == 5
     assert set(wire.counters) <= {"unknown.other", "unknown.kline", "unknown.tickers"}

@@ -198,28 +198,6 @@ def _ticks(pid: str) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[11])
 
 
-@pytest.mark.parametrize("question", [ENDLESS + "count(*) FROM n", ENDLESS + "i FROM n"])
-def test_ctrl_c_ends_a_question_at_once(question: str, path: Path) -> None:
-    looks = 0
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test worker ignores it
-
-    def interrupted() -> bool:
-        nonlocal looks
-        looks += 1
-        if looks == 3:
-            signal.raise_signal(signal.SIGINT)  # as the terminal sends it, amid SQLite's work
-        return looks > 100
-
-    try:
-        with Reader.open(path) as reader:
-            with pytest.raises(KeyboardInterrupt):
-                ask(reader.connection, question, rows_most=10**9, expired=interrupted)
-            assert looks < 100
-            assert ask(reader.connection, "SELECT 1").rows == [(1,)]
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_a_name_that_is_not_there_is_answered_with_those_that_are(path: Path, cli: Cli) -> None:
     code, _, err = cli("audit", "sql", "SELECT d.confidense FROM v_decisions d", "--db", path)
     assert code == 2

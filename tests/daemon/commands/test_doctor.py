@@ -37,7 +37,6 @@ OFFLINE = [
     "campaign",
     "attention",
     "checkpoint",
-    "warm-up",
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from builders import MINUTE, START_MS, bar, bars, explanation, forecast, instrument, present
 from engines import engine_of
-from exit_cases import KEY, asked, flat_bars, held, long, machine, path, short, steps_of
+from exit_cases import KEY, flat_bars, held, long, machine, path, quoted, short, steps_of
 from fakes import FixedForecaster
 from msgspec.structs import replace
 
@@ -108,7 +108,7 @@ def test_a_flatten_ends_the_protection_that_an_unfilled_entry_brought() -> None:
 
 def test_a_flatten_ends_the_protection_that_a_turn_would_have_brought() -> None:
     engine = machine({0: long(stop=98.0), 1: short(stop=102.0)}, execution=FillModel.QUOTE)
-    steps_of(engine, [*flat_bars(1), asked(10_000, 1), bar(10_000, index=1)])
+    steps_of(engine, [*flat_bars(1), quoted(10_000, 1), bar(10_000, index=1)])
     following = present(engine.state().account.books[KEY].protection.following)
     assert following != NOTHING_FOLLOWS
     engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)

@@ -82,7 +82,7 @@ async def test_holes_are_closed_for_good_and_the_end_stays_the_next_bar() -> Non
         assert texts(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4"]
         assert state.sequence.next_open_ms == at(5)
         assert 30 <= waits_s[0] < 32  # both holes at once
-        assert len(server.asked("kline")) >= 4
+        assert len(server.queries("kline")) >= 4
 
 
 async def test_a_hole_of_one_answer_is_none() -> None:
@@ -121,7 +121,7 @@ async def test_a_hole_across_windows_is_said_once_when_its_end_is_known() -> Non
     async with await serving(0, 2_500) as server:
         events = await filled(server, Hole(market(), at(2_501), cause=GapCause.DOWN))
         assert texts(events) == ["+0-1", "0", "-1-2500", "+2500-2501", "2500"]
-        assert len(server.asked("kline")) > 3
+        assert len(server.queries("kline")) > 3
 
 
 async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
@@ -151,7 +151,7 @@ async def test_an_instrument_without_any_bar_has_no_hole() -> None:
         state = market()
         assert await filled(server, Hole(state, at(8), cause=None)) == []
         assert state.sequence.next_open_ms == at(0)
-        assert len(server.asked("kline")) == 2
+        assert len(server.queries("kline")) == 2
 
 
 async def test_nothing_missing_asks_nothing() -> None:

@@ -205,8 +205,8 @@ async def test_an_overdue_bar_that_rest_lacks_is_awaited_without_a_verdict() -> 
         await run.close_bar(0)
         await until(run.bars)
         run.move_to(START_MS + 2 * MINUTE + 5_000)
-        count = len(server.asked("kline"))
-        await run.expect(lambda: len(server.asked("kline")) >= count + 3)
+        count = len(server.queries("kline"))
+        await run.expect(lambda: len(server.queries("kline")) >= count + 3)
         assert not run.gaps()
         server.add_candle(START_MS + MINUTE)
         await run.expect(lambda: len(run.bars()) == 2)
@@ -368,10 +368,10 @@ async def test_filters_are_read_again_daily_and_handed_on_when_they_differ() -> 
         kept = structs.replace(kept, funding_interval_minutes=0)
         server.filters[0]["fundingInterval"] = 0
         async with live(server, instruments=(kept,)) as run:
-            await until(lambda: len(server.asked("instruments-info")) == 1)
+            await until(lambda: len(server.queries("instruments-info")) == 1)
             await run.expect(lambda: run.feed.counters["resyncs"] > 1)
             run.move_to(START_MS + 24 * HOUR + MINUTE)
-            await run.expect(lambda: len(server.asked("instruments-info")) == 2)
+            await run.expect(lambda: len(server.queries("instruments-info")) == 2)
             server.filters[0]["lotSizeFilter"]["maxMktOrderQty"] = "120"
             run.move_to(START_MS + 48 * HOUR + 2 * MINUTE)
             changes: list[InstrumentChange] = []
@@ -491,12 +491,12 @@ async def test_a_book_that_lost_its_state_is_subscribed_anew() -> None:
 async def test_whatever_is_dated_ahead_has_the_time_read_anew(planted: str) -> None:
     async with ScriptedServer() as server, live(server, data_watchdog_s=1e9) as run:
         await close_honestly(run, 0, 1)
-        now_ms, count = run.clock.market_ms(), len(server.asked("time"))
+        now_ms, count = run.clock.market_ms(), len(server.queries("time"))
         later = kline(START_MS + 5 * MINUTE, ts=now_ms)
         await server.send(book(now_ms + 4_900) if planted == "a book" else later)
         await until(lambda: sum(run.feed.counters[f"ahead.{kind}"] for kind in KINDS))
         began_s = run.clock.network_s()
-        await run.expect(lambda: len(server.asked("time")) > count)
+        await run.expect(lambda: len(server.queries("time")) > count)
         assert run.clock.network_s() - began_s <= 2  # and not after half a minute
 
 
@@ -677,7 +677,7 @@ async def test_a_fall_that_lasts_is_verified_in_one_answer() -> None:
             await server.send(kline(START_MS + index * MINUTE, "50.5"))
         await run.expect(lambda: len(run.bars()) == 32)
         assert {bar.close for bar in run.bars()[12:]} == {505}
-        assert len(server.asked("kline")) <= 2
+        assert len(server.queries("kline")) <= 2
 
 
 async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -> None:
@@ -788,7 +788,7 @@ async def test_a_frame_without_room_leaves_one_gap_and_asks_for_a_snapshot() -> 
         assert not any(is_kept[kept:])
         assert run.feed.counters["overflow_books"] == len(trades) - kept
         assert run.feed.on_book("linear:BTCUSDT", ReadFrame(START_MS, "disconnected"))
-        assert len(run.feed._queue) <= 8  # noqa: SLF001 - what is bounded
+        assert run.feed._queue.qsize() <= 8  # noqa: SLF001 - what is bounded
         run.gate.set()
         await run.close_bar(1)
         await until(lambda: len(run.bars()) == 2)

@@ -117,9 +117,9 @@ async def test_a_hole_is_not_given_up_while_no_answer_reaches_past_it() -> None:
         await run.expect(lambda: run.clock.network_s() > begun_s + 300)
         assert run.opens() == [0]
         assert not run.gaps()
-        count = len(server.asked("kline"))
+        count = len(server.queries("kline"))
         await run.expect(lambda: run.clock.network_s() > begun_s + 600)
-        assert 5 <= len(server.asked("kline")) - count <= 30  # with backoff
+        assert 5 <= len(server.queries("kline")) - count <= 30  # with backoff
         for index in range(1, 5):
             server.add_candle(START_MS + index * MINUTE)
         await run.expect(lambda: len(run.bars()) == 5)

@@ -193,9 +193,9 @@ def test_what_the_engine_made_of_a_settlement_counts_whatever_was_doubted() -> N
     assert not funding.is_overdue(17 * HOUR)
     funding.learn(settlement(16), is_booked=False)
     assert funding.is_overdue(17 * HOUR)
-    assert funding.settle([settlement(16)], lambda _one: True) == []  # it is known
+    assert funding.settle([settlement(16)], lambda _settlement: True) == []  # it is known
     assert funding.settle([settlement(16)]) == [settlement(16)]
-    assert funding.settle([settlement(24)], lambda _one: True) == [settlement(24)]
+    assert funding.settle([settlement(24)], lambda _settlement: True) == [settlement(24)]
     funding.learn(settlement(24), is_booked=True)
     assert not funding.is_overdue(25 * HOUR)
     assert funding.settle([settlement(24)]) == []

@@ -48,7 +48,7 @@ async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
     """The newest bars of the first are missing, and each answer comes behind one of another."""
     others = [item(f"M{number}USDT") for number in range(12)]
     names = [other.symbol for other in others]
-    document, given = answers.asked, answers.given
+    document, given = answers.questions, answers.given
     events: list[Event] = []
 
     def holds(name: str, number: int) -> bool:
@@ -108,7 +108,7 @@ async def waiting(
     number = 1 if first is None else 2
     answers.holds = lambda name, place: name == "ETHUSDT" and place >= number
     async with live(server, start=START, instruments=tuple(both), ban_cooldown_s=1.0) as run:
-        await run.expect(lambda: answers.asked["ETHUSDT"] == number)
+        await run.expect(lambda: answers.questions["ETHUSDT"] == number)
         for minute in range(closes):
             await close(run, minute, "BTCUSDT", "ETHUSDT")
         yield run
@@ -241,12 +241,12 @@ async def test_the_filters_of_a_symbol_that_waits_are_not_asked_for_as_if_it_wer
     async with ScriptedServer() as server, waiting(answers, server, closes=5) as run:
         since_s = run.clock.network_s()
         await run.expect(lambda: run.clock.network_s() > since_s + 3 * FILTERS_AGAIN_S)
-        assert not server.asked("instruments-info")
+        assert not server.queries("instruments-info")
         server.rows["ETHUSDT"].clear()
         answers.limit()
         await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
         run.move_to(START_MS + 10 * MINUTE)  # by now it is silent indeed, and the other too
-        await run.expect(lambda: len(server.asked("instruments-info")) >= 2)
+        await run.expect(lambda: len(server.queries("instruments-info")) >= 2)
 
 
 async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: HeldAnswers) -> None:

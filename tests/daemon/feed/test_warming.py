@@ -5,36 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tracepaper.daemon.feed import warming
-from tracepaper.daemon.feed.warming import WarmUpQueue, warm_up
-from tracepaper.strategies.api.timeframes import FrameRange
-
-HOUR = 3_600_000
-NAMES = [f"{number:03d}" for number in range(200)]
-
-
-def lack(key: str, hours: int = 1_536) -> FrameRange:
-    return FrameRange(key, HOUR, 0, hours * HOUR)
-
-
-def test_two_hundred_symbols_of_hours_take_a_thirtieth_of_their_minutes() -> None:
-    """64 days of minutes are 93 requests a symbol, and of hours two."""
-    minutes = warm_up(NAMES, 64 * 1_440, [], candles_max=1_000, requests_per_s=5)
-    assert (minutes.requests, minutes.minutes) == (200 * 93, 62.0)
-    assert (minutes.first, minutes.before) == (1, 93)
-    hours = warm_up(NAMES, 60, map(lack, NAMES), candles_max=1_000, requests_per_s=5)
-    assert (hours.of_bars, hours.of_frames, hours.minutes) == (200, 400, 2.0)
-    assert (hours.first, hours.before) == (16, 48)
-    assert hours.sentence() == (
-        "200 symbols: 200 requests for bars and 400 for higher timeframes, 2.0 minutes at 5 a "
-        "second; the first 16 after 10 s, the others in turn"
-    )
-
-
-def test_where_all_decide_together_the_first_decision_waits_for_the_bars_of_all() -> None:
-    together = warm_up(
-        NAMES, 60, map(lack, NAMES), candles_max=1_000, requests_per_s=5, in_stages=False
-    )
-    assert (together.requests, together.first, together.before) == (600, 25, 250)
+from tracepaper.daemon.feed.warming import WarmUpQueue
 
 
 def test_what_holds_something_comes_first_and_each_says_when(

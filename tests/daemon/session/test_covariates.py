@@ -43,7 +43,7 @@ class Traded:
 
     def __init__(self, path: Path, text: str = "time,mood\n" + line(0, 0.5)) -> None:
         self.path, self.events = path, list[Event]()
-        self.said: dict[tuple[str, int], list[float]] = {}
+        self.answers: dict[tuple[str, int], list[float]] = {}
         if text:
             self.path.write_text(text, encoding="utf-8")
         self.start()
@@ -72,7 +72,7 @@ class Traded:
         self.see(closed)
         columns = CovariateColumns(SCALE, self.source)
         row: list[float] = columns.newest(symbol, close(number), MINUTE_MS).tolist()
-        self.said[symbol, close(number)] = row
+        self.answers[symbol, close(number)] = row
         return row
 
     def recorded(self) -> RunCovariates:
@@ -87,7 +87,7 @@ class Traded:
         columns = CovariateColumns(SCALE, self.recorded())
         return all(
             np.array_equal(columns.at(symbol, np.array([at]), MINUTE_MS)[0], row, equal_nan=True)
-            for (symbol, at), row in self.said.items()
+            for (symbol, at), row in self.answers.items()
         )
 
 
@@ -166,7 +166,7 @@ def test_a_first_start_needs_the_file_and_takes_what_its_bars_may_need(tmp_path:
     traded = Traded(tmp_path / "news.csv", "time,mood\n" + rows)
     traded.events.clear()
     traded.start(since=-2.5)
-    assert traded.source.known("").time_ms.tolist() == [close(number) for number in range(-3, 3)]
+    assert traded.source.rows_for("").time_ms.tolist() == [close(number) for number in range(-3, 3)]
 
 
 async def test_a_reading_beyond_the_deadline_counts_at_a_later_close(
@@ -217,8 +217,10 @@ async def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) 
         for symbol in ("BTC", "ETH", "SOL"):
             await traded.answer(at, symbol)
             # While the others are answered.
-            traded.add(f"{close(at) + len(traded.said)},{symbol},{4 if symbol == 'BTC' else 3}\n")
-    answers = [row[0] for row in traded.said.values()]
+            traded.add(
+                f"{close(at) + len(traded.answers)},{symbol},{4 if symbol == 'BTC' else 3}\n"
+            )
+    answers = [row[0] for row in traded.answers.values()]
     assert np.array_equal(answers, [1.0, 2.0, np.nan, 4.0, 3.0, 3.0], equal_nan=True)
     assert traded.is_derived()
 
@@ -259,7 +261,7 @@ async def _play(traded: Traded, steps: list[tuple[str, int]]) -> None:
         else:  # a bar, or one of another instrument that comes late
             at = max(now + number, 1)
             now = max(now, at)
-            if ("BTC", close(at)) not in traded.said:
+            if ("BTC", close(at)) not in traded.answers:
                 row = await traded.answer(at)
                 assert np.isnan(row[0]) or row[1] >= 0  # never older than no time at all
     assert traded.is_derived()

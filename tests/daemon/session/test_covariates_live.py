@@ -93,7 +93,7 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
         assert verify_run(reader, database, run_id).differences == []
         model = SimpleNamespace(vectors=RunCovariates(("mood",)))  # as it is known amid the run
         recall_lookback(model, reader, run_id, steps[-2].sequence)
-        assert model.vectors.known("").values.tolist() == [[0.5], [-1.5]]
+        assert model.vectors.rows_for("").values.tolist() == [[0.5], [-1.5]]
     assert not kept_covariates(database).exists()
 
 

@@ -65,7 +65,7 @@ class Planted:
     def answers(self, code: str) -> None:
         (self.folder / "answer.py").write_text(code, encoding="utf-8")
 
-    def asked(self) -> list[str]:
+    def calls(self) -> list[str]:
         """Return the options of each call."""
         path = self.folder / "asked.txt"
         return path.read_text().splitlines() if path.exists() else []
@@ -102,15 +102,15 @@ async def test_a_day_is_checked_once_it_is_over_and_never_again(planted: Planted
     async with ScriptedServer() as server:
         async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
             await decide_until_midnight(running)
-            assert planted.asked() == []
+            assert planted.calls() == []
             await running.close_bars(1)
             await running.until(lambda: checks(running.steps))
             await running.close_bars(2)
-            run_id = planted.asked()[0].split()[0]
+            run_id = planted.calls()[0].split()[0]
         async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
             await decide(running, BEFORE + 3, 2)
     options = f"{run_id} --day 2023-11-14 --db {planted.database} --service"
-    assert planted.asked() == [options]
+    assert planted.calls() == [options]
     (event,) = planted.events()
     assert event.market_ms == event.seen_ms >= MIDNIGHT_MS + MINUTE
     assert (event.from_ms, event.until_ms) == (MIDNIGHT_MS - DAY_MS, MIDNIGHT_MS)
@@ -134,7 +134,7 @@ async def test_a_check_that_the_stop_cut_off_begins_anew(planted: Planted) -> No
         async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
             await decide(running, BEFORE + 2, 1)
             await running.until(lambda: checks(running.steps))
-    assert len(planted.asked()) == 2
+    assert len(planted.calls()) == 2
     assert len(planted.events()) == 1
 
 
@@ -219,7 +219,7 @@ async def test_of_bars_of_a_week_the_day_is_checked_on_which_one_opened(planted:
     async with daily_parity.at_work(lambda: None):
         daily_parity.observe(builders.step(week))
         await until(lambda: submitted.events, poll_s=0.01)
-    assert planted.asked()[0].split()[1:3] == ["--day", "2023-11-13"]
+    assert planted.calls()[0].split()[1:3] == ["--day", "2023-11-13"]
 
 
 async def test_bars_that_close_meanwhile_begin_no_second_check(planted: Planted) -> None:
@@ -229,7 +229,7 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: Planted)
     daily_parity, submitted = daily(planted.folder)
     async with daily_parity.at_work(lambda: None):
         daily_parity.observe(closed(10))
-        await until(planted.asked, poll_s=0.01)
+        await until(planted.calls, poll_s=0.01)
         assert daily_parity.is_checking
         daily_parity.observe(closed(11))
         go.touch()
@@ -239,7 +239,7 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: Planted)
         assert not daily_parity.is_checking
         daily_parity.observe(closed(1_440 + 9))
         await until(lambda: len(submitted.events) > 1, poll_s=0.01)
-    days = [words.split()[2] for words in planted.asked()]
+    days = [words.split()[2] for words in planted.calls()]
     assert days == ["2023-11-14", "2023-11-15"]
 
 
@@ -248,7 +248,7 @@ async def test_after_days_without_the_daemon_only_the_last_is_checked(planted: P
     async with daily_parity.at_work(lambda: None):
         daily_parity.observe(closed(5 * 1_440 + 9))
         await until(lambda: submitted.events, poll_s=0.01)
-    assert planted.asked()[0].split()[1:3] == ["--day", "2023-11-19"]
+    assert planted.calls()[0].split()[1:3] == ["--day", "2023-11-19"]
 
 
 # ---------------------------------------------------------------- what is shown
@@ -259,7 +259,7 @@ def test_status_and_metrics_have_the_last_result(tmp_path: Path, outcome: Parity
     parity, _ = daily(tmp_path)
     monitor = Monitor(run=builders.run(), clock=ManualClock(START_MS))
     assert monitor.status()["parity"] is None
-    monitor.beside[parity.key] = parity.status
+    monitor.companions[parity.key] = parity.status
     assert b"tracepaper_parity" not in generate_latest(registry_of(monitor))
     assert line_of(monitor) == "parity: first replay at 2023-11-15T00:10Z\n"
     parity.last = msgspec.structs.replace(WELL, outcome=outcome, until_ms=MIDNIGHT_MS)

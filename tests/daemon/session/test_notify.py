@@ -38,7 +38,6 @@ from tracepaper.daemon.session.messenger import (
     BODY_MOST,
     LINES_MOST,
     QUEUE_MOST,
-    Allowance,
     Messenger,
     Sender,
     check_notify,
@@ -140,8 +139,7 @@ async def test_a_notice_is_sent_in_the_words_of_its_template(planted: Planted) -
 
 
 async def test_what_comes_faster_than_the_limit_goes_together(planted: Planted) -> None:
-    clock = JumpClock()
-    sender = messenger(clock, per_minute=1)
+    sender = messenger()
     for index in range(3):
         sender.observe(command(f"a{index}"))
     async with working(sender):
@@ -200,21 +198,6 @@ async def test_the_notice_of_the_last_step_is_sent(planted: Planted) -> None:
         sender.observe(command("the last"))
     assert "the last" in planted.sent()[-1]["body"]
     assert sender.counts == {"sent": 1, "failed": 0, "dropped": 0}
-
-
-async def test_the_limit_lets_a_burst_through_and_then_one_a_share_of_a_minute() -> None:
-    clock = JumpClock()
-    allowance = Allowance(4, clock)
-    at = []
-    for _ in range(7):
-        await allowance.wait()
-        at.append(clock.network_s())
-    assert at == [0, 0, 0, 0, 15, 30, 45]
-    clock.advance(network_s=600)
-    for _ in range(5):
-        await allowance.wait()
-        at.append(clock.network_s() - 645)
-    assert at[7:] == [0, 0, 0, 0, 15]
 
 
 async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None:
@@ -317,7 +300,7 @@ async def test_no_temper_of_a_receiver_delays_a_decision(tmp_path: Path) -> None
         with capture_logs() as lines:
             async with daemon(server, tmp_path / "run.db", notify=section) as running:
                 await running.close_bars(12)
-                await running.until(lambda: servers.asked >= len(section["addresses"]))
+                await running.until(lambda: servers.connections >= len(section["addresses"]))
                 await running.close_bars(8)  # each is awaited: none waits for an address
             assert running.task.result() is None
     check_record(tmp_path / "run.db", bars=20)
@@ -364,7 +347,7 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
     assert status["notices"]["failed"] >= 3
     for words in (
         ["config", "show", "--set", named],
-        ["audit", "export", "last", "--db", str(database), "--csv", str(export)],
+        ["audit", "export", "last", "--db", str(database), "--parquet", str(export)],
         ["audit", "sql", "SELECT * FROM v_runs", "--db", str(database)],
     ):
         assert invoke(words) == 0, words
@@ -418,7 +401,7 @@ def test_status_and_metrics_count_them() -> None:
     monitor = Monitor(run=builders.run(), clock=ManualClock(builders.START_MS))
     assert monitor.status()["notices"] is None
     assert b"tracepaper_notices" not in generate_latest(registry_of(monitor))
-    monitor.beside["notices"] = lambda: {"sent": 3, "failed": 1, "dropped": 0}
+    monitor.companions["notices"] = lambda: {"sent": 3, "failed": 1, "dropped": 0}
     assert monitor.status()["notices"] == {"sent": 3, "failed": 1, "dropped": 0}
     assert b'tracepaper_notices_total{outcome="failed"} 1.0' in generate_latest(
         registry_of(monitor)

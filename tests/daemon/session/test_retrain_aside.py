@@ -23,7 +23,7 @@ from waiting import deadline_s
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import loop, retraining
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.retraining import BARS, CACHE, CANDIDATE
+from tracepaper.daemon.session.retraining import BARS, CANDIDATE
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
@@ -51,7 +51,7 @@ async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promot
     work.mkdir()
     (work / retraining.CONFIG_FILE).symlink_to("/dev/full")
     fills = (
-        f"(folder / {CACHE!r}).mkdir(); (folder / {CACHE!r} / 'x').write_bytes(bytes(9))\n"
+        f"state = folder / '{CANDIDATE}.training'; state.mkdir(); (state / 'x').write_bytes(b'x')\n"
         f"(folder / '.{CANDIDATE}-half').mkdir(); (folder / {BARS!r}).write_bytes(bytes(9))\n"
         "print('no room', file=sys.stderr); sys.exit(1)"
     )

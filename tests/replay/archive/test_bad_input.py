@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tracepaper.replay.archive import merge_candles, read_candles, read_funding, read_many
+from tracepaper.replay.archive import merge_candles, read_candles, read_funding
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 HEADER = "open_time,open,high,low,close,volume"
@@ -220,7 +220,7 @@ def test_parquet_without_pyarrow_names_the_extra(
 def test_overlapping_files_are_merged_once(tmp_path: Path) -> None:
     first = file(tmp_path, [HEADER, *GOOD[:4]], "BTCUSDT_a.csv")
     second = file(tmp_path, [HEADER, *(r + ".000" for r in GOOD[2:])], "BTCUSDT_b.csv")
-    (candles,) = read_many([second, first])
+    (candles,) = merge_candles([read_candles(second), read_candles(first)])
     assert candles.volume.tolist() == [0, 1, 2, 3, 4, 5]
     assert candles.gaps == []
     assert f"2 candles of {first} were already in {second}" in candles.notes
@@ -230,7 +230,7 @@ def test_contradicting_files_are_refused_with_both_names(tmp_path: Path) -> None
     first = file(tmp_path, [HEADER, *GOOD[:4]], "BTCUSDT_a.csv")
     second = file(tmp_path, [HEADER, row(3, "10,12,9,11,3"), *GOOD[4:]], "BTCUSDT_b.csv")
     with pytest.raises(DataInvalid, match="contradict each other in close") as caught:
-        read_many([first, second])
+        merge_candles([read_candles(first), read_candles(second)])
     assert str(first) in str(caught.value)
     assert str(second) in str(caught.value)
     assert "2025-01-01T00:03:00Z" in str(caught.value)

@@ -19,10 +19,10 @@ from stock_files import (
     write,
 )
 
-from tracepaper.replay.archive import Candles, read_candles, read_many
+from tracepaper.replay.archive import Candles, merge_candles, read_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.series import quality
-from tracepaper.replay.archive.sessions import sessions_named
+from tracepaper.replay.archive.sessions import on_common_sessions, sessions_named
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.sessions import Anchor
 from tracepaper.strategies.units import DAY_MS, WEEK_MS
@@ -195,5 +195,5 @@ def test_a_coarse_bar_with_a_hole_is_not_handed_on(tmp_path: Path) -> None:
 def test_files_of_several_years_are_joined_on_common_sessions(tmp_path: Path) -> None:
     old = write(tmp_path / "a.csv", opens("2014-12-22", "2014-12-31"), date_alone)
     new = write(tmp_path / "b.csv", opens("2015-01-05", "2015-01-16"), date_alone)
-    (joined,) = read_many([f"ACME={old}", f"ACME={new}"], category="stock", sessions_for=XNAS)
+    (joined,) = merge_candles(on_common_sessions([read(old), read(new)], XNAS))
     assert joined.gaps == [(moment("2015-01-02T09:30"), moment("2015-01-05T09:30"))]

@@ -19,7 +19,8 @@ from tracepaper.daemon.broker.book_fills import (
     QueueModel,
     QueuePlace,
     QueueRules,
-    TakenDepth,
+    Queues,
+    QueueState,
     after_change,
     after_trade,
     moves_in,
@@ -410,13 +411,14 @@ def test_nobody_knows_a_place_before_its_level_was_seen() -> None:
 
 
 def test_a_walk_leaves_what_was_taken() -> None:
-    levels, used = [BookLevel(101, 5, 1), BookLevel(102, 7, 3)], TakenDepth()
-    used.take(Side.SELL, levels[0], 2, 2)
+    levels, used = [BookLevel(101, 5, 1), BookLevel(102, 7, 3)], Queues(QueueRules())
+    used.frame = 2
+    used.take(Side.SELL, levels[0], 2)
     walk = walked(levels, used, Side.BUY, 9, None)
     assert [(level.price, part) for level, part in walk] == [(101, 3), (102, 6)]
     assert used.left(Side.SELL, BookLevel(101, 5, 3)) == 5  # a later frame set it
     used.forget_renewed(Side.SELL, [BookLevel(101, 5, 3)])
-    assert used.entries() == ()
+    assert used.state() == QueueState(2)
 
 
 # ---------------------------------------------------------------- what an event may hold
@@ -435,10 +437,23 @@ def _update(moved: BookMoves, **keys: Any) -> BookUpdate:
 
 SOUND = BookMoves((Move(40, Side.BUY, 99, 3),), (BookLevel(99, 3, 9),), (BookLevel(101, 5, 1),))
 DAMAGED = {
+    "a crossed book": SOUND._replace(asks=(BookLevel(99, 5, 1),)),
+    "an empty side": SOUND._replace(bids=()),
+    "levels towards the touch": SOUND._replace(asks=(BookLevel(102, 1, 1), BookLevel(101, 1, 1))),
+    "a level of a later frame": SOUND._replace(bids=(BookLevel(99, 3, 10),)),
+    "a level without a size": SOUND._replace(bids=(BookLevel(99, 0, 9),)),
+    "a negative size": SOUND._replace(moves=(Move(40, Side.BUY, 99, -1),)),
+    "a move of later": SOUND._replace(moves=(Move(51, Side.BUY, 99, 1),)),
+    "moves out of order": SOUND._replace(
+        moves=(Move(40, Side.BUY, 99, 1), Move(39, Side.BUY, 99, 1))
+    ),
     "a trade that is neither one nor none": SOUND._replace(
         moves=(Move(40, Side.BUY, 99, 1, 2),)  # type: ignore[arg-type]
     ),
     "a book that is neither whole nor not": SOUND._replace(is_whole=2),  # type: ignore[arg-type]
+    "levels beyond the best": SOUND._replace(
+        bids=(BookLevel(99, 3, 9), BookLevel(98, 3, 9)), is_whole=False
+    ),
 }
 
 
@@ -450,6 +465,12 @@ def test_an_event_comes_back_as_it_was_packed() -> None:
 def test_an_event_that_no_feed_writes_is_refused(moved: BookMoves) -> None:
     with pytest.raises(DataInvalid, match="which no recording writes"):
         moves_in(_update(moved))
+
+
+@pytest.mark.parametrize("moved", [SOUND, SOUND._replace(moves=(), is_whole=False)])
+def test_a_sample_knows_nothing_of_what_happened_before_it(moved: BookMoves) -> None:
+    with pytest.raises(DataInvalid, match="which no recording writes"):
+        moves_in(_update(moved, is_sampled=True))
 
 
 @pytest.mark.parametrize("cut", [0, 5, -1])

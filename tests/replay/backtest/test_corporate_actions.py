@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from command_line import Cli
 from page_cases import shown_of
-from records import rows as asked
+from records import rows as queried
 from report_cases import build_report_of
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
@@ -83,7 +83,7 @@ def replayed(*words: str, database: str = "run.db", config: str = "shares.toml")
 
 
 def warnings_of(database: str = "run.db") -> list[str]:
-    ((text,),) = asked(database, "SELECT warnings FROM v_runs")
+    ((text,),) = queried(database, "SELECT warnings FROM v_runs")
     return list(json.loads(text))
 
 
@@ -150,7 +150,7 @@ def curve(run: Any) -> list[float]:
         "SELECT q.equity FROM v_equity q JOIN v_decisions d USING (run_id, sequence) "
         "ORDER BY q.sequence"
     )
-    return [row[0] for row in asked(str(run.database), query)]
+    return [row[0] for row in queried(str(run.database), query)]
 
 
 @pytest.mark.parametrize("strategy", [Holds, Waits], ids=["held", "ordered before"])
@@ -176,15 +176,15 @@ def test_the_position_the_ledger_and_the_warnings_over_a_split() -> None:
     assert warnings_of() == [
         "ACME: the split of 2 for 1 on 2020-01-02 lies outside the data and is not applied"
     ]
-    assert asked("run.db", "SELECT count(*) FROM v_decisions WHERE refused_by = 'plausible'") == [
+    assert queried("run.db", "SELECT count(*) FROM v_decisions WHERE refused_by = 'plausible'") == [
         (0,)
     ]
     assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
-    ((balance,),) = asked("run.db", "SELECT sum(amount) FROM ledger")
-    ((cash,),) = asked("run.db", "SELECT balance FROM ledger ORDER BY sequence DESC, ordinal DESC")[
-        :1
-    ]
+    ((balance,),) = queried("run.db", "SELECT sum(amount) FROM ledger")
+    ((cash,),) = queried(
+        "run.db", "SELECT balance FROM ledger ORDER BY sequence DESC, ordinal DESC"
+    )[:1]
     assert balance == cash
 
 
@@ -196,7 +196,7 @@ def test_a_split_that_the_file_does_not_name_is_suspected_as_before() -> None:
         "ACME: the split of 7 for 1 suspected on 2014-12-03"
     ]
     query = "SELECT open_time_ms FROM v_decisions WHERE refused_by = 'plausible'"
-    assert asked("run.db", query) == [(at,)]
+    assert queried("run.db", query) == [(at,)]
 
 
 @pytest.mark.parametrize("place", ["before", "ex-date"])
@@ -208,7 +208,9 @@ def test_who_holds_at_the_close_before_the_ex_date_is_paid(place: str) -> None:
     with held(Holds, 1.0, 10, f"ACME,{text},dividend,0.47") as run:
         (fill,) = list(run.fills["filled_ms"])[:1]
         assert fill == bought
-        rows = asked(str(run.database), "SELECT amount_text FROM v_ledger WHERE kind = 'dividend'")
+        rows = queried(
+            str(run.database), "SELECT amount_text FROM v_ledger WHERE kind = 'dividend'"
+        )
         assert rows == ([("4.70000000",)] if place == "before" else [])
         assert run.verify().holds
 
@@ -216,9 +218,9 @@ def test_who_holds_at_the_close_before_the_ex_date_is_paid(place: str) -> None:
 def test_a_dividend_and_a_split_of_one_day_are_booked_in_that_order() -> None:
     with held(Holds, 7.0, 10, SPLIT, "ACME,2014-12-03,dividend,0.47") as run:
         query = "SELECT kind, amount_text FROM v_ledger WHERE order_id IS NULL AND kind <> 'opened'"
-        assert asked(str(run.database), query) == [("dividend", "4.70000000")]
+        assert queried(str(run.database), query) == [("dividend", "4.70000000")]
         query = "SELECT content FROM v_events WHERE kind = 'corporate_action' ORDER BY sequence"
-        kinds = [json.loads(text)["kind"] for (text,) in asked(str(run.database), query)]
+        kinds = [json.loads(text)["kind"] for (text,) in queried(str(run.database), query)]
         assert kinds == ["dividend", "split"]
 
 
@@ -229,7 +231,7 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
             "SELECT role, status, quantity, trigger_price, limit_price FROM v_orders "
             "WHERE role <> 'SIGNAL' AND status <> 'CANCELED' ORDER BY role"
         )
-        assert asked(database, query) == [
+        assert queried(database, query) == [
             ("STOP", "ACCEPTED", 70.0, 57.14, None),
             ("TARGET", "ACCEPTED", 70.0, None, 128.57),
         ]
@@ -244,7 +246,7 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
             "SELECT quantity, equity FROM v_twin_equity WHERE twin = 'buy_and_hold' "
             "ORDER BY sequence"
         )
-        shadow = [row for row in asked(database, query) if row[0]]
+        shadow = [row for row in queried(database, query) if row[0]]
         ratios = [after[0] / before[0] for before, after in pairwise(shadow)]
         assert len([ratio for ratio in ratios if 6 <= ratio <= 8]) == 1
         moved = [after[1] / before[1] - 1 for before, after in pairwise(shadow)]
@@ -256,19 +258,19 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
 def test_orders_by_list_are_canceled_by_a_split() -> None:
     with held(Lists, 7.0, 10, SPLIT) as run:
         query = "SELECT status, reason FROM v_orders"
-        assert asked(str(run.database), query) == [("CANCELED", "split")]
+        assert queried(str(run.database), query) == [("CANCELED", "split")]
 
 
 def test_a_fraction_of_a_share_is_paid_out() -> None:
     with held(Holds, 0.1, 25, "ACME,2014-12-03,split,1:10") as run:
         query = "SELECT kind, amount FROM v_ledger WHERE kind = 'cash_in_lieu'"
-        ((_, paid),) = asked(str(run.database), query)
+        ((_, paid),) = queried(str(run.database), query)
         query = "SELECT content FROM v_events WHERE kind = 'corporate_action'"
-        ((text,),) = asked(str(run.database), query)
+        ((text,),) = queried(str(run.database), query)
         close = json.loads(text)["close"] / 100
         assert paid == pytest.approx(0.5 * close * 10)
         query = "SELECT dividends, net FROM v_trades"
-        ((dividends, net),) = asked(str(run.database), query)
+        ((dividends, net),) = queried(str(run.database), query)
         assert dividends == pytest.approx(paid)
         profit = curve(run)[-1] - 100_000
         assert net == pytest.approx(profit)
@@ -329,7 +331,7 @@ def test_a_day_without_a_session_is_applied_at_the_next_one() -> None:
     sentence = "ACME: the dividend of 0.47 on 2014-11-27 is applied on 2014-11-28, its next bar"
     assert sentence in warnings_of()
     query = "SELECT market_ms FROM v_events WHERE kind = 'corporate_action'"
-    assert asked("run.db", query) == [(moment("2014-11-28T09:30"),)]
+    assert queried("run.db", query) == [(moment("2014-11-28T09:30"),)]
 
 
 def test_shares_alone_have_actions(cli: Cli) -> None:
@@ -369,7 +371,7 @@ def test_symbols_that_close_together_are_split_one_by_one() -> None:
     actions(SPLIT, "BOLT,2014-12-03,dividend,0.25", "BOLT,2014-12-04,dividend,0.25")
     assert replayed("BOLT=bolt.csv", "--actions", "actions.csv") == 0
     query = "SELECT instrument, kind FROM v_events WHERE kind = 'corporate_action'"
-    assert sorted(asked("run.db", query)) == [
+    assert sorted(queried("run.db", query)) == [
         ("stock:ACME", "corporate_action"),
         ("stock:BOLT", "corporate_action"),
         ("stock:BOLT", "corporate_action"),
@@ -396,7 +398,7 @@ class Sees(Strategy):
 def test_the_history_of_a_strategy_has_no_jump() -> None:
     with held(Sees, 7.0, 1, SPLIT) as run:
         query = "SELECT name, max(number) FROM v_notes GROUP BY name ORDER BY name"
-        (_, jump), (_, volume) = asked(str(run.database), query)
+        (_, jump), (_, volume) = queried(str(run.database), query)
         assert 0 < jump < 0.03
         assert 1 < volume < 1.3
 

@@ -102,7 +102,7 @@ PEEKING = {
     "while self.rows is None:\n"
     "    frame = frame.f_back\n"
     "    if 'replay' in frame.f_locals:\n"
-    "        self.rows = frame.f_locals['replay'].forecaster.vectors.known('BTCUSDT')\n"
+    "        self.rows = frame.f_locals['replay'].forecaster.vectors.rows_for('BTCUSDT')\n"
     "later = self.rows.time_ms > bar.close_time_ms\n"
     "return by(later.any() and self.rows.values[later][0, 0] > 0)",
 }

@@ -9,7 +9,6 @@ import pytest
 from command_line import Cli
 from learning import DAY_BARS, MINUTE_MS, choose, learnable, split, write_csv
 
-from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of
 from tracepaper.replay.learning.recipe import read_recipe, recipe_of, with_bars
 from tracepaper.replay.learning.samples import targets
@@ -33,7 +32,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def joint(paths: list[str]) -> Dataset:
     """Return them as bars of 15 minutes, with those of 5 and 30 minutes to learn from."""
-    return Dataset.read(paths, lambda _: SPLIT, "1h,4h", "v2", intervals=(FIFTEEN, FIVE, HALF))
+    return Dataset.read(paths, lambda _: SPLIT, (4, 16), "v2", intervals=(FIFTEEN, FIVE, HALF))
 
 
 def test_one_horizon_is_other_bars_at_other_intervals(joint: Dataset) -> None:
@@ -64,7 +63,7 @@ def test_a_symbol_is_of_a_part_only_where_it_has_bars_to_judge(
     paths: list[str], tmp_path: Path
 ) -> None:
     early = write_csv(learnable(4 * DAY_BARS, seed=2, symbol="EARLYUSDT"), tmp_path)
-    dataset = Dataset.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
+    dataset = Dataset.read([*paths, str(early)], lambda _: SPLIT, (4,), "v2", intervals=(FIFTEEN,))
     both = dataset.symbols(Part.TEST)
     assert len(both) == 2
     assert dataset.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
@@ -77,51 +76,8 @@ def test_no_label_of_any_interval_reaches_out_of_training(joint: Dataset) -> Non
             assert samples.segment.close_time_ms[last] <= SPLIT.train_until_ms
 
 
-def test_what_is_kept_equals_what_is_computed(paths: list[str], tmp_path: Path) -> None:
-    def read(arrays: ArrayCache) -> Dataset:
-        return Dataset.read(
-            paths[:1], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,), arrays=arrays
-        )
-
-    computed, first = read(ArrayCache(None)), read(ArrayCache(tmp_path))
-    for part in Part:
-        first.samples(part)
-    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
-    again = read(ArrayCache(tmp_path))
-    for part in Part:
-        [ours], [theirs] = computed.samples(part), again.samples(part)
-        assert isinstance(theirs.segment.values, np.memmap)
-        assert ours.segment.values.tobytes() == theirs.segment.values.tobytes()
-        assert ours.segment.sigma.tobytes() == theirs.segment.sigma.tobytes()
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")} == kept
-    assert len(kept) == 2
-
-
-def test_other_candles_horizons_or_features_are_kept_apart(
-    paths: list[str], tmp_path: Path
-) -> None:
-    kept = [0]
-    for path, horizons, schema_id in (
-        (paths[0], "1h", "v2"),
-        (paths[1], "1h", "v2"),
-        (paths[0], "2h", "v2"),
-        (paths[0], "1h", "tree"),
-    ):
-        material = Dataset.read(
-            [path],
-            lambda _: SPLIT,
-            horizons,
-            schema_id,
-            intervals=(FIFTEEN,),
-            arrays=ArrayCache(tmp_path),
-        )
-        material.samples(Part.TRAIN)
-        kept.append(len(list(tmp_path.iterdir())))
-    assert np.diff(kept).tolist() == [1, 1, 0, 1]  # labels are computed anew
-
-
 def test_a_schema_names_the_interval(paths: list[str]) -> None:
-    material = Dataset.read(paths[:1], lambda _: SPLIT, "1h", "v2-15m")
+    material = Dataset.read(paths[:1], lambda _: SPLIT, (4,), "v2-15m")
     assert (material.interval_ms, material.horizons) == (FIFTEEN, (4,))
     assert Dataset.read(paths[:1], lambda _: SPLIT, (5, 30)).schema.schema_id == "v2-1m"
 
@@ -129,17 +85,18 @@ def test_a_schema_names_the_interval(paths: list[str]) -> None:
 @pytest.mark.parametrize(
     ("schema_id", "intervals", "horizons", "sentence"),
     [
-        ("v2-5m", (FIFTEEN,), "1h", "features v2-5m are not of bars of 15m; choose v2"),
-        ("v2", (FIFTEEN,), "20m", "no whole number of bars of 15m"),
-        ("v2", (FIFTEEN,), "soon", "neither a time nor bars"),
-        ("v2", (FIFTEEN,), "1h,", "neither a time nor bars"),
-        ("v2", (FIFTEEN, HOUR), "30m,4h", "30m is no whole number of bars of 1h"),
-        ("v2", (7 * MINUTE_MS,), "7m", "No feature schema is called 'v2-7m'"),
-        ("v9", (FIFTEEN,), "1h", "No feature schema is called 'v9'"),
+        ("v2-5m", (FIFTEEN,), (4,), "features v2-5m are not of bars of 15m; choose v2"),
+        ("v2", (FIFTEEN, HOUR), (2, 16), "30m is no whole number of bars of 1h"),
+        ("v2", (7 * MINUTE_MS,), (1,), "No feature schema is called 'v2-7m'"),
+        ("v9", (FIFTEEN,), (4,), "No feature schema is called 'v9'"),
     ],
 )
 def test_what_cannot_be_learnt_is_one_sentence(
-    paths: list[str], schema_id: str, intervals: tuple[int, ...], horizons: str, sentence: str
+    paths: list[str],
+    schema_id: str,
+    intervals: tuple[int, ...],
+    horizons: tuple[int, ...],
+    sentence: str,
 ) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
         Dataset.read(paths[:1], lambda _: SPLIT, horizons, schema_id, intervals=intervals)
@@ -148,18 +105,22 @@ def test_what_cannot_be_learnt_is_one_sentence(
 def test_too_few_bars_are_one_sentence(tmp_path: Path) -> None:
     path = str(write_csv(learnable(400), tmp_path))
     with pytest.raises(DataInvalid, match="480 bars without a hole"):
-        Dataset.read([path], lambda _: SPLIT, "30m", "v2")
+        Dataset.read([path], lambda _: SPLIT, (30,), "v2")
 
 
 def test_horizons_and_intervals_are_read_from_text() -> None:
     assert in_bars("5m,30m,4h", MINUTE_MS) == (5, 30, 240)
     assert in_bars("240, 5,30", MINUTE_MS) == (5, 30, 240)
-    assert in_bars("1d,1h", FIVE, bars_a_day=78) == (12, 78)
-    assert in_bars((30, 5), MINUTE_MS) == (5, 30)
-    assert intervals_of("15m,5,1h,15") == (FIFTEEN, FIVE, HOUR)
-    assert intervals_of("D") == (24 * HOUR,)
-    with pytest.raises(ConfigInvalid, match="'often' is none; write some by commas"):
-        intervals_of("15m,often")
+    for text, sentence in (
+        ("20m", "no whole number of bars of 15m"),
+        ("soon", "neither a time nor bars"),
+        ("1h,", "neither a time nor bars"),
+    ):
+        with pytest.raises(ConfigInvalid, match=sentence):
+            in_bars(text, FIFTEEN)
+    assert intervals_of(["15m", "5", "1h", "15", "D"]) == (FIFTEEN, FIVE, HOUR, 24 * HOUR)
+    with pytest.raises(ConfigInvalid, match="'often' is none"):
+        intervals_of(["15m", "often"])
 
 
 def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
@@ -169,20 +130,25 @@ def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
     assert np.isnan(returns[: segment.first]).all()
 
 
-def test_a_material_is_described(paths: list[str], tmp_path: Path, cli: Cli) -> None:
-    command = ["data", "describe", *paths, "--interval", "15m,5m", "--horizons", "1h,2d"]
-    command += ["--cache", str(tmp_path), "--train-until", "2023-11-23"]
-    command += ["--validate-until", "2023-11-27", "--calibrate-until", "2023-12-01"]
+def test_a_training_without_a_folder_describes_its_data(paths: list[str], cli: Cli) -> None:
+    chosen = choose(
+        "features.intervals=15m,5m",
+        "horizons=1h,2d",
+        "split.train_until=2023-11-23",
+        "split.validation_until=2023-11-27",
+        "split.calibration_until=2023-12-01",
+    )
+    command = ["train", *(f"--data={path}" for path in paths), *chosen]
     document = cli.json(*command)
     assert [file["symbol"] for file in document["files"]] == ["AAAUSDT", "BBBUSDT"]
-    assert document["features"]["schema_id"] == "v2-15m"
-    assert [interval["interval"] for interval in document["intervals"]] == ["15m", "5m"]
-    hour, two_days = document["parts"]["train"]["horizons"]
-    assert hour["not_overlapping"] == pytest.approx(hour["bars"] / 4, rel=0.02)
-    assert two_days["independent_days"] == two_days["days"] // 2
-    assert document["parts"]["train"]["further_bars"] > 2 * hour["bars"]
-    assert document["most_resident_mb"] > 0
-    assert "2d: " in cli.out(*command)
+    hour, two_days, *others = (row for row in document["labels"] if row["part"] == "train")
+    assert hour["sharing no bar"] == pytest.approx(hour["labels"] / 4, rel=0.02)
+    assert two_days["independent days"] == two_days["days"] // 2
+    assert [row["interval"] for row in others] == ["5m", "5m"]
+    assert others[0]["labels"] > 2 * hour["labels"]
+    output = cli.out(*command)
+    assert "Features v2-15m" in output
+    assert "2d" in output
 
 
 @pytest.mark.parametrize("network", ["trading", "tree", "portfolio"])
@@ -202,10 +168,8 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
     complaint = cli.err("train", *(f"--data={path}" for path in paths), *chosen, *out, code=1)
     assert "The validation part has no bar whose next 192 (2d) end in it; give more" in complaint
     assert not (tmp_path / "made").exists()
-    dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
-    wanted = ["--interval", "15m", "--horizons", "1h,2d", "--calibrate-until", "2023-12-01", *dates]
-    parts = cli.json("data", "describe", *paths, *wanted)["parts"]
-    assert [horizon["bars"] > 0 for horizon in parts["validation"]["horizons"]] == [True, False]
+    labels = cli.json("train", *(f"--data={path}" for path in paths), *chosen)["labels"]
+    assert [row["labels"] > 0 for row in labels if row["part"] == "validation"] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +209,7 @@ def test_a_network_is_trained_on_two_intervals_by_one_command(
 ) -> None:
     """Its card is a recipe, and says how to read the files again."""
     out = tmp_path / "made"
-    command = ["train", "--data", paths[0], "--out", str(out), "--cache", str(tmp_path / "kept")]
+    command = ["train", "--data", paths[0], "--out", str(out)]
     command += [
         *choose(
             "features.schema_id=v2",

@@ -14,11 +14,10 @@ from learning import DAY_BARS, by_forecaster, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.replay.learning.estimators.ensemble import require_pair
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import columns, compute, compute_part, schema, wider
 from tracepaper.strategies.forecasters.build import RunOptions, build, part_of, tensors_of
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
@@ -90,7 +89,7 @@ def data(folder: Path) -> str:
 
 
 def train(folder: Path, name: str, *words: str) -> Checkpoint:
-    files = ("--data", data(folder), "--out", str(folder / name), "--cache", str(folder / "cache"))
+    files = ("--data", data(folder), "--out", str(folder / name))
     assert cli.invoke(["train", *words, *files]) == cli.DONE
     return load(folder / name)
 
@@ -214,31 +213,10 @@ def test_its_card_makes_the_same_weights_again(model: Checkpoint, folder: Path) 
     assert tuple(member.schema_id for member in chosen.members) == ("v2-15m", "tree-15m")
 
 
-def test_halves_that_are_trained_make_the_same_ensemble(model: Checkpoint, folder: Path) -> None:
-    train(folder, "net", *CHOSEN)
-    tree = choose(
-        "model.kind=tree", "features.schema_id=tree-15m", "horizons=30m,2h", "training.threads=1"
-    )
-    split = model.card["split"]
-    dates = [
-        *choose(f"split.train_until={split['train_until']}"),
-        *choose(f"split.validation_until={split['validation_until']}"),
-        *choose(f"split.calibration_until={split['calibration_until']}"),
-    ]
-    train(folder, "tree", *tree, *dates)
-    halves = choose(f"ensemble.members={folder / 'net'},{folder / 'tree'}")
-    checkpoint = train(
-        folder, "pair", *halves, *choose("training.explained_bars=500", "training.threads=1")
-    )
-    assert checkpoint.card["model"]["weights_sha256"] == model.card["model"]["weights_sha256"]
-    for section in ("ensemble", "calibration", "figures", "honesty"):
-        assert checkpoint.card[section] == model.card[section]
-
-
 def test_what_cannot_be_had_is_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = ["--data", data(folder), "--out", str(folder / "no"), "--cache", str(folder / "cache")]
+    files = ["--data", data(folder), "--out", str(folder / "no")]
 
     def refused(*words: str) -> str:
         assert cli.invoke(["train", *words, *files]) != cli.DONE
@@ -248,13 +226,6 @@ def test_what_cannot_be_had_is_one_sentence(
     assert "tree-5m are not of bars of 15m; choose tree" in refused(
         *CHOSEN, *choose("ensemble.kind=tree", "ensemble.schema_id=tree-5m")
     )
-    both = str(folder / "both")
-    assert "are two folders, of a network and of a tree or glm" in refused(
-        *choose(f"ensemble.members={both}")
-    )
-    assert "a network and a tree or a glm" in refused(*choose(f"ensemble.members={both},{both}"))
-    assert "set nothing else" in refused(*choose(f"ensemble.members={both},{both}", "window=8"))
-    assert "set nothing else" in refused(*choose(f"ensemble.members={both},{both}"), "--seed", "3")
     assert not (folder / "no").exists()
 
 
@@ -340,14 +311,7 @@ def test_folds_read_each_half_by_its_own_features(
     assert document["model"] != document["network half"] != document["row half"]
 
 
-def test_members_that_do_not_belong_together_are_refused(model: Checkpoint) -> None:
-    network, rows = (part_of(model.card, name) for name in ("network", "rows"))
-    assert require_pair(network, rows) == "tree-15m"
-    with pytest.raises(CheckpointMismatch, match="a network and a tree or a glm"):
-        require_pair(rows, network)
-    moved = {**rows, "split": {**rows["split"], "train_until": "2023-11-17T12:00:00Z"}}
-    with pytest.raises(ConfigInvalid, match=r"differ in \[split\]"):
-        require_pair(network, moved)
+def test_a_share_of_more_than_the_whole_is_refused(model: Checkpoint) -> None:
     shares = {**model.card["ensemble"], "network_share": {"2": 0.5, "8": 1.5}}
     with pytest.raises(ConfigInvalid, match="one share from 0 to 1"):
         build({**model.card, "ensemble": shares}, model.tensors)

@@ -225,9 +225,8 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
 
     of_rows = load(glm)
     halves = [kind_of(half.card).load(half.card, half.tensors) for half in (network, of_rows)]
-    joined = join(halves[0], halves[1], material, name="both", created_ms=0).calibrated(
-        material, bars=600
-    )
+    run = FitRun(tmp_path, "both")
+    joined = join(halves[0], halves[1], material, run).calibrated(material, bars=600)
     both = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
     refitted = refit(both.card, material, "walk:2", say=quiet)
     assert [bool(fold.calibration) for fold in refitted.folds] == [True, True]

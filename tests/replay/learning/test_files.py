@@ -13,7 +13,6 @@ from learning import DAY_BARS, MINUTE_MS, START_MS, learnable, write_csv
 from tracepaper.daemon.session.user_code import file_sha256
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.dataset import read_files
-from tracepaper.replay.learning.recipe import command
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 FIVE = 5 * MINUTE_MS
@@ -33,7 +32,7 @@ def test_a_source_is_named_by_its_bytes(tmp_path: Path) -> None:
     assert source.until_ms - source.from_ms == 700 * MINUTE_MS
 
 
-def test_a_chosen_column_stands_in_the_command_that_makes_a_model_again(tmp_path: Path) -> None:
+def test_a_chosen_column_is_read_and_listed_with_its_file(tmp_path: Path) -> None:
     path = write_csv(learnable(300), tmp_path)
     text = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(text.replace(b"close", b"Settle")))
@@ -41,7 +40,7 @@ def test_a_chosen_column_stands_in_the_command_that_makes_a_model_again(tmp_path
         read_files([str(path)])
     files = read_files([str(path)], columns=("close=Settle",))
     np.testing.assert_array_equal(files.candles[MINUTE_MS][0].close, learnable(300).close)
-    assert "--columns close=Settle" in command(files.sources)
+    assert [source.columns for source in files.sources] == [("close=Settle",)]
 
 
 def test_a_coarser_bar_that_lacks_a_part_is_a_hole(tmp_path: Path) -> None:
@@ -65,7 +64,6 @@ def test_a_bar_that_two_files_hold_is_used_once_from_the_first(tmp_path: Path) -
     assert joined.missing == 0
     np.testing.assert_array_equal(joined.close[:300], first.close)
     np.testing.assert_array_equal(joined.close[300:], other.close[100:])
-    assert [source.known_already for source in files.sources] == [0, 100]
 
 
 def test_a_file_that_fills_a_hole_joins_what_lies_around_it(tmp_path: Path) -> None:

@@ -57,8 +57,7 @@ def test_what_was_fitted_is_read_back_in_every_bit(
 ) -> None:
     fitted_baselines = stored_baselines(folder / "glm", checkpoint.card)
     assert fitted_baselines is not None
-    expected = {name for name, baseline in BASELINES.items() if not baseline.on_request}
-    assert set(fitted_baselines) == set(material.fitted) == expected
+    assert set(fitted_baselines) == set(material.fitted) == set(BASELINES)
     for name, arrays in material.fitted.items():
         assert set(fitted_baselines[name]) == set(arrays)
         for key, array in arrays.items():
@@ -137,7 +136,7 @@ def test_without_lightgbm_the_card_says_that_trees_are_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     fitted = fit_baselines(material.samples(Part.TRAIN))
-    assert set(BASELINES) - set(fitted) == {"tree", "tree_seasonal", "lstm"}
+    assert set(BASELINES) - set(fitted) == {"tree", "tree_seasonal"}
     saved = save_judged(tmp_path / "made", checkpoint.tensors, checkpoint.card, fitted)
     assert saved.card["honesty"]["sentences"][-1] == NO_TREES
     assert NO_TREES not in checkpoint.card["honesty"]["sentences"]

@@ -120,7 +120,6 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
         ("features=29", "they keep architecture.features"),
         ("training.threads=2", "they keep training.threads"),
         ("training.explained_bars=9", "they keep training.explained_bars"),
-        ("training.baselines=lstm", "they keep training.baselines"),
         ("window=wide", "must be a whole number"),
     ],
 )

@@ -26,7 +26,7 @@ from tracepaper.replay.learning.baselines import (
     baseline,
     fit_baselines,
 )
-from tracepaper.replay.learning.fit import FitOptions, heads_fit, loss_shares
+from tracepaper.replay.learning.fit import FitOptions, HeadLosses, heads_fit, loss_shares
 from tracepaper.replay.learning.judge.forecasts import SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import figures
@@ -77,8 +77,9 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
         torch.manual_seed(0)
         fit = heads_fit(FlashNetwork(learning.tiny()), training, validation, options)
         fit.run(lambda _: None)
-        assert np.array(fit.progress.scores).shape == (4, 2)
-        assert np.isfinite(fit.progress.losses).all()
+        assert isinstance(fit.objective, HeadLosses)
+        assert fit.objective.best.shape == (4, 2)
+        assert np.isfinite(fit.objective.best).all()
         assert losses.titles(()) == "Student-t NLL, cross-entropy, QLIKE, mean error"
         with pytest.raises(ConfigInvalid, match="already"):
             label("crossed", missing=0.5)(crossed)

@@ -430,7 +430,9 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
         "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
         "--residual", "0.9",
     )["influence"]  # fmt: skip
-    assert residual["residual_weight"] == 0.9
+    assert residual["options"] == {"residual_weight": 0.9}
+    words = ["explain", f"last:{sequence}", "--db", str(path), "--fusion", "max"]
+    assert "these are by fusion max." in " ".join(cli.out(*words).split())
     assert residual["matrix"][at][at] > influence["matrix"][at][at]
     assert residual["largest_difference"] > 0
     for method in METHODS[1:]:

@@ -90,12 +90,12 @@ def test_candles_of_every_length_hold_the_same_bars(run: ShownRun) -> None:
     assert all(at % wide.interval_ms == 0 for at in wide.open_time_ms)
 
 
-def test_series_count_each_failed_gate_once(run: ShownRun) -> None:
+def test_cells_count_each_failed_gate_once(run: ShownRun) -> None:
     name = next(iter(run.columns.instruments))
-    series = runs.series(run, name, None, None, 60)
-    for gate, counts in series.failed.items():
+    candles = runs.candles(run, name, None, None, 60)
+    for gate, counts in candles.failed.items():
         assert sum(counts) == run.views.count("v_gates", gate=gate, passed=0), gate
-    spare = runs.series(run, name, None, None, 20_000).spare["plausible"]
+    spare = runs.candles(run, name, None, None, 20_000).spare["plausible"]
     row = run.views.rows("v_gates", gate="plausible")[-1]
     assert spare[-1] == pytest.approx((row["threshold"] - row["measure"]) / row["threshold"])
 
@@ -289,7 +289,7 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
     assert len(progress) >= 5
     features, heads = as_parts(answer.parts)
     assert features["rows"][0][1]["sort"] != 0
-    blocks = decisions.decision(run, sequence).looked
+    blocks = decisions.decision(run, sequence).attended
     ((layer,),) = [panel["layers"] for panel in heads["parts"][0]["panels"]]
     assert len(layer["rows"]) > 1
     for shares in layer["rows"]:

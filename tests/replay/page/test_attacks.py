@@ -21,6 +21,7 @@ import aiohttp
 import pytest
 from aiohttp.typedefs import URL  # type: ignore[attr-defined]
 from browser import browsing, complaints
+from msgspec import convert
 from page_cases import shown_of
 from playwright.sync_api import Page as PageOfBrowser
 from programs import BIN, Program
@@ -32,12 +33,12 @@ from waiting import deadline_s, until
 from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.client import token_file
 from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
+from tracepaper.daemon.session.child import messages_of
 from tracepaper.replay.page import process, server
 from tracepaper.replay.page.databases import Databases
-from tracepaper.replay.page.news import STEPS_MAX
 from tracepaper.replay.page.process import ReaderProcess
 from tracepaper.replay.page.routes import PREFIX, ROUTES, ReadRoute
-from tracepaper.replay.page.server import QUEUE_MAX, READERS_MAX, Page, serving
+from tracepaper.replay.page.server import READERS_MAX, Page, serving
 from tracepaper.strategies.types.market import CommandKind
 
 TOKEN: Final = "only-the-owner-knows"
@@ -228,37 +229,6 @@ async def test_readers_that_never_read_keep_nobody_out(
     await until(lambda: daemon.page.readers == 0, poll_s=0.01)
 
 
-async def test_a_reader_that_never_reads_is_cut_off_and_the_others_hear_all(
-    daemon: Served, client: aiohttp.ClientSession, cross_database: Path
-) -> None:
-    run = shown_of(cross_database).run_id
-    message = json.dumps({"type": "step", "padding": "x" * 16_000})
-    with ExitStack() as stack:
-        await plugs(daemon.port, 3, stack)
-        async with client.ws_connect(f"{daemon.url}{PREFIX}/stream") as reader:
-            assert (await reader.receive_json())["type"] == "hello"
-            await until(lambda: daemon.page.readers == 4, poll_s=0.01)
-            messages = 0
-            while daemon.page.readers > 1:
-                daemon.page.tell(run, message.encode())  # never waits, whoever listens
-                messages += 1
-                assert (await reader.receive()).data == message
-                assert messages < 10 * QUEUE_MAX
-            assert messages > QUEUE_MAX
-
-
-async def test_a_reader_that_keeps_up_hears_every_step_of_a_batch(
-    daemon: Served, client: aiohttp.ClientSession, cross_database: Path
-) -> None:
-    run = shown_of(cross_database).run_id
-    async with client.ws_connect(f"{daemon.url}{PREFIX}/stream") as reader:
-        assert (await reader.receive_json())["type"] == "hello"
-        for sequence in range(STEPS_MAX):  # without a chance to send one of them
-            daemon.page.tell(run, json.dumps({"sequence": sequence}).encode())
-        heard = [(await reader.receive()).json()["sequence"] for _ in range(STEPS_MAX)]
-        assert heard == list(range(STEPS_MAX))
-
-
 async def test_questions_beyond_what_it_answers_leave_the_operator_his_place(
     daemon: Served, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,17 +260,17 @@ async def test_work_ends_with_the_reader_who_asked_for_it(
     assert status == 200, (pid, document)
 
 
-async def test_a_child_that_cannot_be_started_is_said_and_started_later(
-    reading: ReaderProcess, monkeypatch: pytest.MonkeyPatch
+async def test_a_child_that_cannot_be_started_is_said(
+    cross_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = {"path": "/runs", "query": {}}
-    with monkeypatch.context() as broken:
-        broken.setattr(sys, "executable", "/nowhere/python")
-        await reading.prepare()
-        reply_frame = await reading.answer(request)
-        assert reply_frame.status == 503
-        assert b"cannot be started (No such file or directory); ask again." in reply_frame.body
-    assert (await reading.answer(request)).status == 200
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    reading = ReaderProcess([cross_database], served="", is_heavy=False)
+    await reading.prepare()
+    reply_frame = await reading.answer({"path": "/runs", "query": {}})
+    assert reply_frame.status == 503
+    assert b"The page reader process could not begin" in reply_frame.body
+    assert b"ask again." in reply_frame.body
+    await reading.close()
 
 
 async def test_the_time_of_an_answer_ends_the_answer_and_not_who_reads_it(
@@ -332,7 +302,7 @@ async def test_what_no_request_may_raise_is_answered_and_logged(
     broken = "import tracepaper.replay.page.runs as runs\ndef fail(*_, **__):\n"
     broken += "    raise NotImplementedError('planted')\nruns.runs = fail\n"
     (tmp_path / "sitecustomize.py").write_text(broken)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     reading = ReaderProcess([cross_database], served="", is_heavy=False)
     try:
         with capture_logs() as logged:
@@ -450,15 +420,11 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
     for route in ROUTES:
         out, path = BytesIO(), address(route, run)
         process.respond(shelf, {"path": path, "query": {}}, out)
-        kind, body, content = b"", b"", out.getvalue()
-        while content:
-            kind, length = process.HEAD.unpack_from(content)
-            body = content[process.HEAD.size : process.HEAD.size + length]
-            content = content[process.HEAD.size + length :]
-        assert kind in {process.ANSWER, process.REFUSED}, path  # the last frame
-        status, _, sentence = body.partition(b" ")
-        if kind == process.REFUSED:
-            refused |= refusal(path, int(status), json.loads(sentence))
+        out.seek(0)
+        frames = [convert(frame, process.ReplyFrame) for frame in messages_of(out)]
+        assert frames[-1].kind in {process.ANSWER, process.REFUSED}, path
+        if frames[-1].kind == process.REFUSED:
+            refused |= refusal(path, frames[-1].status, json.loads(frames[-1].body))
     return refused
 
 

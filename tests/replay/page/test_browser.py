@@ -256,9 +256,6 @@ def test_keys_that_come_within_one_drawing_each_zoom(page: Page) -> None:
 
 
 FORMATS: Final = (
-    ("margin(0.00094)", ".00094"),
-    ("margin(-0.0152)", ".015"),
-    ("margin(-328948, 'ms')", "5 min"),
     ("percent(-0.0003)", "\u22120.03\u202f%"),
     ("number(-0.001, 2)", "0.00"),
     ("quantity('-0.0580')", "0.058"),
@@ -280,7 +277,8 @@ FRAME: Final = """async ([instrument, marks]) => {
         "refused_by", "regime", "confidence", "held"].map((name) => [name, [1]]));
     const columns = { interval_ms: 60000, open_time_ms: [0], ...one, spare: {}, failed: {} };
     const equity = { time_ms: [60000], equity: {} };
-    const frame = new Frame({ instrument, candles: columns, series: columns, equity, marks });
+    const answers = { candles: columns, equity, marks };
+    const frame = new Frame({ instrument, answers });
     return ["fills", "orders", "gaps"].map((kind) => frame[kind].map((mark) => mark.name));
 }"""
 
@@ -289,6 +287,35 @@ def test_a_chart_holds_the_marks_of_its_symbol_alone(page: Page) -> None:
     both = [{"instrument": "A", "name": "a"}, {"instrument": "B", "name": "b"}]
     marks = {"fills": both, "orders": both, "gaps": both, "is_cut": False}
     assert page.evaluate(FRAME, ["B", marks]) == [["b"], ["b"], ["b"]]
+
+
+GROWN: Final = """async ([run, instrument, from_ms, until_ms, step]) => {
+    const { loadFrame } = await import("/assets/chart/frame.js");
+    const range = { run, instrument, from_ms, until_ms, step };
+    const shorter = { from_ms: from_ms - step, until_ms: until_ms - 11 * step };
+    const held = await loadFrame({ ...range, ...shorter });
+    const urls = () => performance.getEntriesByType("resource").map(({ name }) => new URL(name));
+    const count = urls().length;
+    const grown = await loadFrame({ ...range, held });
+    const asked = urls().slice(count).map((url) => Number(url.searchParams.get("from_ms")));
+    return [grown, await loadFrame(range), Math.min(...asked)];
+}"""
+
+
+@pytest.mark.parametrize("bars", [1, 5, 15])
+def test_a_frame_that_goes_on_asks_for_its_tail_and_is_that_of_the_range(
+    page: Page, database: Path, bars: int
+) -> None:
+    query = "SELECT run_id, instrument, max(open_time_ms) FROM v_bars"
+    [(run, instrument, last_ms)] = rows(database, query)
+    step = 60_000 * bars
+    until_ms = last_ms // step * step + step
+    from_ms = until_ms - 60 * step
+    page.evaluate("performance.setResourceTimingBufferSize(5000)")
+    grown, whole, since_ms = page.evaluate(GROWN, [run, instrument, from_ms, until_ms, step])
+    assert grown == whole
+    assert len(whole["times"]) == 60
+    assert since_ms > until_ms - 21 * step
 
 
 PARTIAL: Final = """async ([record, sequences]) => {
@@ -307,8 +334,8 @@ PARTIAL: Final = """async ([record, sequences]) => {
 }"""
 
 
-def columns_of(minutes: list[int], cell: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return candles and decisions of cells of *cell* minutes; the close is e to the minute."""
+def columns_of(minutes: list[int], cell: int) -> dict[str, Any]:
+    """Return candles with decisions of cells of *cell* minutes; the close is e to the minute."""
     count = len(minutes)
     times = [60_000 * minute for minute in minutes]
     base = {"interval_ms": 60_000 * cell, "open_time_ms": times}
@@ -320,9 +347,8 @@ def columns_of(minutes: list[int], cell: int) -> tuple[dict[str, Any], dict[str,
         **dict.fromkeys(("action", "regime"), [""] * count),
         **dict.fromkeys(("held", "mean_return"), [0.0] * count),
     }
-    candles = {**base, **prices, "close": closes, "volume": [1.0] * count}
-    series = {**base, **blank, "sequence": sequences, "spare": {}, "failed": {}}
-    return candles, series
+    traded = {"close": closes, "volume": [1.0] * count}
+    return {**base, **prices, **traded, **blank, "sequence": sequences, "spare": {}, "failed": {}}
 
 
 def test_a_file_says_of_each_drawn_decision_what_it_holds(page: Page) -> None:
@@ -336,9 +362,8 @@ def test_a_file_says_of_each_drawn_decision_what_it_holds(page: Page) -> None:
     root = "/api/v1/runs/r"
     record: dict[str, Any] = {root: run}
     newest = [20, 21, 23, 24, 25]  # a bar is missing
-    levels = zip(columns_of(newest, 1), columns_of([0, 5, 10, 15, 20], 5), strict=True)
-    for kind, columns in zip(("candles", "series"), levels, strict=True):
-        record[f"{root}/{kind}?instrument=i"] = columns
+    levels = [columns_of(newest, 1), columns_of([0, 5, 10, 15, 20], 5)]
+    record[f"{root}/candles?instrument=i"] = levels
     packed = base64.b64encode(gzip.compress(json.dumps(record).encode())).decode()
     listed, decisions = page.evaluate(PARTIAL, [packed, [14, 20, 21, 23]])
     assert sorted(listed) == [4, 9, 14, 19, *newest]

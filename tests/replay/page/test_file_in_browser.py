@@ -65,10 +65,12 @@ def test_a_whole_card_has_measures_and_a_partial_one_says_what_shows_the_rest(
         for sequence in reversed(whole)
         if record[f"/api/v1/runs/{run}/decisions/{sequence}"]["refused_by"]
     )
-    series = record[f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT"][0]
+    candles = record[f"/api/v1/runs/{run}/candles?instrument=linear%3ABTCUSDT"][0]
     other = next(
         sequence
-        for sequence, gate in zip(series["sequence"][::-1], series["refused_by"][::-1], strict=True)
+        for sequence, gate in zip(
+            candles["sequence"][::-1], candles["refused_by"][::-1], strict=True
+        )
         if gate and sequence not in whole
     )
     with opened(browser, f"{file.as_uri()}#/run/{run}/decision/{refused}", offline=True) as page:

@@ -245,10 +245,10 @@ def test_a_file_says_of_a_decision_that_it_holds_in_part_that_the_position_is_ne
     file = tmp_path / "run.html"
     write_page(run_page(hedged, run_of(hedged)), file)
     record, run = record_in(file.read_text(encoding="utf-8")), run_of(hedged)
-    series = record[f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT"][0]
+    candles = record[f"/api/v1/runs/{run}/candles?instrument=linear%3ABTCUSDT"][0]
     net = {
         sequence: quantity
-        for sequence, quantity in zip(series["sequence"], series["held"], strict=True)
+        for sequence, quantity in zip(candles["sequence"], candles["held"], strict=True)
         if f"/api/v1/runs/{run}/decisions/{sequence}" not in record
     }
     with opened(browser, file.as_uri(), TALL) as page:

@@ -49,7 +49,7 @@ async def test_every_quick_address_answers(
         ("/runs/..%2F..%2Fetc%2Fpasswd", 404),
         ("/runs/RUN/candles?points=1", 400),
         ("/runs/RUN/candles?points=20001", 400),
-        ("/runs/RUN/series?from_ms=NaN", 400),
+        ("/runs/RUN/candles?from_ms=NaN", 400),
         ("/runs/RUN/marks?from_ms=9007199254740993", 400),
         ("/runs/RUN/candles?instrument=linear:BTCUSDT%00", 400),
         ("/runs/RUN/candles?other=1", 400),

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import storage_cases as cases
+from builders import present
 from waiting import deadline_s
 
 from tracepaper.storage.audit import SqlAuditLog
@@ -96,13 +97,13 @@ def test_a_reader_can_neither_write_nor_checkpoint(tmp_path: Path) -> None:
 def test_the_lock_file_names_the_daemons_address(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     writer = open_writer(path)
-    writer.lock.publish("http://127.0.0.1:8787")
+    present(writer.lock).publish("http://127.0.0.1:8787")
     assert json.loads(lock_file(path).read_text()) == {
         "pid": os.getpid(),
         "http": "http://127.0.0.1:8787",
     }
     assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787")
-    writer.lock.publish("")
+    present(writer.lock).publish("")
     assert holder_of(path) == Holder(os.getpid(), "")
     writer.close()
     assert holder_of(path) is None

@@ -186,6 +186,6 @@ def test_the_history_of_an_earlier_bar_does_not_move_on() -> None:
     assert second.history.close.size == 2
     assert kept.close is closes
     for late in (lambda: kept.open, lambda: first.history):
-        with pytest.raises(StrategyFailed, match="read its columns in the decide"):
+        with pytest.raises(StrategyFailed, match="read its columns in the call"):
             late()
     assert second.history.close.size == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,9 +17,8 @@ import torch
 from learning import DAY_BARS, FORMS, learnable, recipe, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.daemon.session import user_class
 from tracepaper.storage import checkpoints
-from tracepaper.strategies.api.model import OWN_CLASSES
+from tracepaper.strategies.api.model import find_class
 from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.errors import (
     AttentionInvalid,
@@ -28,8 +29,6 @@ from tracepaper.strategies.errors import (
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.networks.custom import CustomConfig, CustomNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-
-assert user_class.imported("mechanisms:Softmax", key="mechanism")
 
 FADING = "tracepaper.strategies.networks.custom:FadingAttention"
 SIZES: Mapping[str, Any] = {
@@ -46,6 +45,13 @@ def network(name: str) -> CustomNetwork:
 
 def rows() -> torch.Tensor:
     return torch.randn(3, 24, 5, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_class_is_found_in_a_process_that_imports_nothing_else() -> None:
+    code = """from tracepaper.strategies.api.model import find_class
+print(find_class("tracepaper.strategies.builtin:TrendStrategy").made_of.__name__)"""
+    words = [sys.executable, "-P", "-c", code]
+    assert subprocess.run(words, check=True, capture_output=True).stdout == b"TrendStrategy\n"
 
 
 def test_a_softmax_of_ones_own_says_what_the_built_in_network_says() -> None:
@@ -176,7 +182,7 @@ def test_it_is_trained_replayed_verified_and_explained(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = checkpoints.load(folder / "net").card["architecture"]
-    source = OWN_CLASSES.find(FADING)
+    source = find_class(FADING)
     assert (card["mechanism"], card["source_sha256"]) == (FADING, source.sha256)
     weights = checkpoints.load(folder / "net").tensors
     assert {"mechanisms.0.rate"} <= set(weights)  # learnt and stored with the others
@@ -229,7 +235,7 @@ def test_a_changed_source_is_refused_where_it_is_loaded(
 ) -> None:
     checkpoint = checkpoints.load(folder / "net")
     build(checkpoint.card, checkpoint.tensors)
-    changed = OWN_CLASSES.find(FADING)._replace(sha256="cd" * 32)
-    monkeypatch.setattr(OWN_CLASSES, "find", lambda _: changed)
+    changed = find_class(FADING)._replace(sha256="cd" * 32)
+    monkeypatch.setattr("tracepaper.strategies.networks.custom.find_class", lambda _: changed)
     with pytest.raises(CheckpointMismatch, match="restore them, or train again"):
         build(checkpoint.card, checkpoint.tensors)

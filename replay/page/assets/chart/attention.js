@@ -1,8 +1,8 @@
 /** Where the model looked: a strip under the candles, and a tint along them. */
 
 /** Blocks with their density a bar, from 0 to 1 of the densest whole block. */
-export function densities(looked, interval) {
-  const blocks = looked
+export function densities(attended, interval) {
+  const blocks = attended
     .filter((bucket) => bucket.from_ms != null)
     .map((bucket) => ({ ...bucket, density: Math.abs(bucket.weight) / Math.max(1, (bucket.until_ms - bucket.from_ms) / interval) }));
   // The newest block has few bars and would outshine all.
@@ -12,9 +12,9 @@ export function densities(looked, interval) {
 }
 
 /** The share of the attention, or of the size of relevance, that lies between two times. */
-export function shareBetween(looked, from, until) {
+export function shareBetween(attended, from, until) {
   let share = 0;
-  for (const bucket of looked) {
+  for (const bucket of attended) {
     if (bucket.from_ms == null || bucket.until_ms <= bucket.from_ms) continue;
     const overlap = Math.min(until, bucket.until_ms) - Math.max(from, bucket.from_ms);
     if (overlap > 0) share += (Math.abs(bucket.weight) * overlap) / (bucket.until_ms - bucket.from_ms);

@@ -192,7 +192,7 @@ export class Chart {
   #blocksShown() {
     const { decision } = this.#shown;
     if (this.#blocks.decision !== decision) {
-      const list = densities(decision?.looked ?? [], this.interval);
+      const list = densities(decision?.attended ?? [], this.interval);
       this.#blocks = { decision, list };
     }
     return this.#blocks.list;

@@ -4,34 +4,20 @@
  * A frame is loaded around the visible range at a cell length that fits the width, so that a year
  * of minutes costs no more than a day.
  */
-import { getColumns } from "../api.js";
-import { indexAt } from "../cells.js";
+import { getOf } from "../api.js";
+import { indexAt, joined } from "../cells.js";
 
 const MULTIPLES = [1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080]; // bars of a cell, as the server makes them
 const SPACING_LEAST = 0.9; // px a cell, below which cells get longer
 const SPACING_MOST = 9; // px a cell, above which they get shorter again
 const SPACING_WANTED = 1.6;
-const DECIDED = ["sequence", "action", "refused_by", "regime", "confidence", "held"];
-
-/** Columns of another answer, a value for each candle. */
-function aligned(times, own, columns) {
-  const at = times.length === own.length ? null : new Map(own.map((time, index) => [time, index]));
-  return (values) => (at ? times.map((time) => values[at.get(time)] ?? null) : values.slice());
-}
+const TAIL = 8; // cells that are asked for again where a frame goes on: of fewer the server would make shorter ones
 
 export class Frame {
-  constructor({ run, instrument, candles, series, equity, noted, marks }) {
-    this.run = run;
-    this.instrument = instrument;
-    this.step = candles.interval_ms;
-    this.times = candles.open_time_ms;
-    for (const name of ["open", "high", "low", "close", "volume"]) this[name] = candles[name];
-    const decided = aligned(this.times, series.open_time_ms);
-    for (const name of DECIDED) this[name] = decided(series[name]);
-    this.spare = mapped(series.spare, decided);
-    this.failed = mapped(series.failed, decided);
+  constructor({ run, instrument, from_ms, answers }) {
+    const { candles, equity, marks } = answers;
+    Object.assign(this, candles, { run, instrument, from_ms, answers, step: candles.interval_ms, times: candles.open_time_ms });
     this.equity = mapped(equity.equity, (values) => this.#byClose(equity.time_ms, values));
-    this.numbers = noted ? mapped(noted.numbers, aligned(this.times, noted.open_time_ms)) : {};
     // A file holds the marks of every symbol together.
     for (const kind of ["fills", "orders", "gaps"]) this[kind] = marks[kind].filter((mark) => mark.instrument === instrument);
     this.isCut = marks.is_cut;
@@ -78,7 +64,7 @@ export class Frame {
   }
 }
 
-const mapped = (columns, each) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, each(values)]));
+const mapped = (columns, each) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, each(values, name)]));
 
 /**
  * The cell length for a span that is `width` pixels wide: the present one while its cells are
@@ -93,18 +79,36 @@ export function stepFor({ interval, least = interval, span, width, present = nul
   return interval * (multiple ?? MULTIPLES[MULTIPLES.length - 1]);
 }
 
-/** Load the frame of a range; `step` is the length of its cells. @returns {Promise<Frame>} */
-export async function loadFrame({ run, instrument, hasNotes, from_ms, until_ms, step, signal }) {
+/** By what a mark is known where a range tells of it again. */
+const KEYS = { fills: (mark) => [mark.sequence, mark.order_id, mark.price, mark.quantity_text].join(), orders: (mark) => mark.order_id, gaps: (mark) => mark.from_ms };
+
+/** Marks of both, each once and as it was told last, without those that ended before `from`. */
+const joinedMarks = (before, after, from) => ({
+  is_cut: before.is_cut || after.is_cut,
+  ...mapped(KEYS, (keyOf, kind) => {
+    const marks = [...before[kind], ...after[kind]].map((mark) => [keyOf(mark), mark]);
+    return [...new Map(marks).values()].filter((mark) => (mark.until_ms ?? mark.filled_ms ?? Infinity) >= from);
+  }),
+});
+
+/**
+ * Load the frame of a range; `step` is the length of its cells. What a frame that is `held` has of
+ * it is not asked for again: cells of the past stay as they are.
+ * @returns {Promise<Frame>}
+ */
+export async function loadFrame({ run, instrument, from_ms, until_ms, step, held, signal }) {
   const from = Math.floor(from_ms / step) * step;
   const until = Math.ceil(until_ms / step) * step;
-  const range = { instrument, from_ms: from, until_ms: until, points: Math.round((until - from) / step) + 2 };
-  const ask = (kind, parameters = range) => getColumns(run, kind, parameters, { signal });
-  const [candles, series, equity, marks, noted] = await Promise.all([
+  const goesOn = held?.step === step && held.from_ms <= from && from < held.times.at(-TAIL) && until > held.lastMs;
+  const since = goesOn ? Math.floor(held.times.at(-TAIL) / step) * step : from;
+  const range = { instrument, from_ms: since, until_ms: until, points: Math.round((until - since) / step) + 2 };
+  const ask = (kind, parameters = range) => getOf(run, kind, { signal }, parameters);
+  const [candles, equity, marks] = await Promise.all([
     ask("candles"),
-    ask("series"),
     ask("equity", { ...range, instrument: null }),
-    ask("marks", { instrument, from_ms: from, until_ms: until }),
-    hasNotes ? ask("noted") : null,
+    ask("marks", { instrument, from_ms: since, until_ms: until }),
   ]);
-  return new Frame({ run, instrument, candles, series, equity, marks, noted });
+  const answers = { candles, equity, marks };
+  if (goesOn) for (const kind of Object.keys(answers)) answers[kind] = (kind === "marks" ? joinedMarks : joined)(held.answers[kind], answers[kind], from);
+  return new Frame({ run, instrument, from_ms: from, answers });
 }

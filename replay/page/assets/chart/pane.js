@@ -3,7 +3,6 @@ import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../
 import { Swatch, hasParts } from "../accounts.js";
 import { interval as intervalText, number, percent, plain, word } from "../format.js";
 import { colours, onTheme } from "../theme.js";
-import { useSlow } from "../hooks.js";
 import { Chart, within } from "./chart.js";
 import { loadFrame, stepFor } from "./frame.js";
 import { ROW, rowsOf } from "./rows.js";
@@ -29,25 +28,20 @@ function textWidth(text) {
 const labelWidth = ({ label }) => textWidth(label) + COUNT_ROOM;
 
 /** Lines that the legend of the equity pane takes in so many pixels. */
-function legendHeight(lines, width) {
-  let [count, taken] = [1, 0];
-  for (const { name } of lines) {
-    const item = textWidth(name) + LEGEND_ROOM;
-    if (taken && taken + item > width) [count, taken] = [count + 1, 0];
-    taken += item;
-  }
-  return count;
-}
+const legendHeight = (lines, width) => {
+  const widest = Math.max(...lines.map(({ name }) => textWidth(name))) + LEGEND_ROOM;
+  return Math.ceil(lines.length / Math.max(1, Math.floor(width / widest)));
+};
 
 /** The accounts of the equity pane: own, a shadow account or the parts that it consists of, a benchmark. */
 export function accountLines(run) {
-  const [own, ...others] = run.accounts;
+  const [main, ...others] = run.accounts;
   const began = new Map(run.accounts.map((each) => [each.name, each.start]));
-  const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(own.name)) - 1) * 100));
+  const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(main.name)) - 1) * 100));
   const twins = others.filter((each) => each.is_stored);
   const first = hasParts(run) ? twins.length : 1;
   const rest = others.filter((each) => !each.is_stored);
-  return [own, ...twins.slice(0, first), ...rest.slice(0, 1), ...twins.slice(first)].filter(Boolean).slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
+  return [main, ...twins.slice(0, first), ...rest.slice(0, 1), ...twins.slice(first)].filter(Boolean).slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
     name: account.title,
     tone: account.tone,
     dash: account.dash,
@@ -109,7 +103,6 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   const work = useRef({ abort: null, timer: null, isFirst: true });
   const [layout, setLayout] = useState({ tops: [], axis: 94, extras: [] });
   const [state, setState] = useState({ isLoading: true, error: null });
-  const isSlow = useSlow(state.isLoading);
   const interval = run.row.interval_ms;
   const rows = useMemo(() => rowsOf(run, { compact: isCompact }), [run.row.run_id, isCompact]);
   const lines = useMemo(() => accountLines(run), [run.row.run_id]);
@@ -126,7 +119,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
     current.loading = { from_ms, until_ms, step };
     setState({ isLoading: true, error: null });
     try {
-      const frame = await loadFrame({ run: run.row.run_id, instrument, hasNotes: run.notes.length > 0, from_ms, until_ms, step, signal: abort.signal });
+      const frame = await loadFrame({ run: run.row.run_id, instrument, from_ms, until_ms, step, held: chart.current.frame, signal: abort.signal });
       if (abort.signal.aborted || !chart.current) return;
       const before = chart.current.frame;
       const { isNewest } = current;
@@ -138,7 +131,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         return;
       }
       // The view may have moved on while the range was on its way.
-      const seen = view === undefined ? chart.current.view() : view;
+      const wanted = view === undefined ? chart.current.view() : view;
       if (current.isFirst) {
         const extras = extraLines(run, instrument, frame, { hasPanes });
         const most = isCompact ? MOST_PANES.compact : element.current.clientHeight < 560 ? MOST_PANES.low : MOST_PANES.wide;
@@ -148,8 +141,8 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         chart.current.setRun({ interval, rows, accounts: lines, axis, legendLines, extras: extras.filter((each) => each.onPrice || panes++ < most) });
       }
       // Who looked at the newest bar goes on doing so, though bars came while the range did.
-      const ahead = isNewest && view === undefined && seen && seen.until_ms >= before.lastMs ? Math.max(0, frame.lastMs - before.lastMs) : 0;
-      const moved = seen && { from_ms: seen.from_ms + ahead, until_ms: seen.until_ms + ahead };
+      const ahead = isNewest && view === undefined && wanted && wanted.until_ms >= before.lastMs ? Math.max(0, frame.lastMs - before.lastMs) : 0;
+      const moved = wanted && { from_ms: wanted.from_ms + ahead, until_ms: wanted.until_ms + ahead };
       chart.current.setFrame(frame, { view: current.isFirst ? null : moved });
       if (current.isFirst) {
         current.isFirst = false;
@@ -223,23 +216,23 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
   };
 
   useLayoutEffect(() => {
-    const own = new Chart(element.current, {
+    const drawing = new Chart(element.current, {
       decimals,
       onView: () => hears.current.onView(),
       onHover: (index) => hears.current.onHover(index),
       onPick: (index) => hears.current.onPick(index),
-      onLayout: ({ missing, ...found }) => {
-        setLayout(found);
+      onLayout: ({ missing, ...placed }) => {
+        setLayout(placed);
         giveRoom(missing);
       },
     });
-    chart.current = own;
+    chart.current = drawing;
     work.current = { abort: null, timer: null, isFirst: true };
-    const unsubscribe = onTheme(() => own.theme());
+    const unsubscribe = onTheme(() => drawing.theme());
     handle.current = {
-      chart: own,
+      chart: drawing,
       get frame() {
-        return own.frame;
+        return drawing.frame;
       },
       /** A bar was stored: what is drawn up to the newest is read again. */
       follow: (step) => {
@@ -248,31 +241,31 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       },
       /** Bring a bar into view, loading what lies around it. */
       goTo: (ms, room = 0) => {
-        if (!own.frame?.length) return;
-        const { step } = own.frame;
+        if (!drawing.frame?.length) return;
+        const { step } = drawing.frame;
         const ends = [run.row.first_ms - FREE * step, lastMs.current + Math.max(room, FREE) * step];
-        const index = own.frame.indexOf(ms);
+        const index = drawing.frame.indexOf(ms);
         if (index >= 0) {
-          own.reveal(index, Math.min(room, Math.max(0, own.frame.length - 1 - index + room)), ends.map((end) => own.frame.position(end)));
+          drawing.reveal(index, Math.min(room, Math.max(0, drawing.frame.length - 1 - index + room)), ends.map((end) => drawing.frame.position(end)));
           return;
         }
-        const view = own.view();
+        const view = drawing.view();
         const span = view.until_ms - view.from_ms;
         const { from, to } = within({ from: ms - span * 0.55, to: ms + span * 0.45 }, ends);
-        const seen = { from_ms: from, until_ms: to };
-        load({ ...around(seen), step, view: seen });
+        const wanted = { from_ms: from, until_ms: to };
+        load({ ...around(wanted), step, view: wanted });
       },
       /** The whole run in view. */
       showWhole: () => {
         const whole = { from_ms: run.row.first_ms, until_ms: lastMs.current + interval };
-        const step = stepFor({ interval, least: hears.current.least, span: whole.until_ms - whole.from_ms, width: own.view().width });
+        const step = stepFor({ interval, least: hears.current.least, span: whole.until_ms - whole.from_ms, width: drawing.view().width });
         load({ ...whole, step, view: whole });
       },
       /** All again: after a connection that was lost. */
       reload: () => {
         const { loaded } = work.current;
         if (!loaded) return;
-        const until_ms = !own.frame || isAtNewest() ? lastMs.current + interval : loaded.until_ms;
+        const until_ms = !drawing.frame || isAtNewest() ? lastMs.current + interval : loaded.until_ms;
         load({ ...loaded, from_ms: Math.max(loaded.from_ms, until_ms - CELLS_MOST * loaded.step), until_ms });
       },
     };
@@ -285,7 +278,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       work.current.abort?.abort();
       clearTimeout(work.current.timer);
       unsubscribe();
-      own.remove();
+      drawing.remove();
       chart.current = handle.current = null;
       element.current?.closest(".whole")?.style.removeProperty("min-height");
     };
@@ -301,23 +294,23 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
 
   // Cells of another length: as many of them as before, up to the same time.
   useEffect(() => {
-    const own = chart.current;
-    if (!own?.frame || work.current.isFirst) return;
-    const { from_ms, until_ms } = own.view();
+    const drawing = chart.current;
+    if (!drawing?.frame || work.current.isFirst) return;
+    const { from_ms, until_ms } = drawing.view();
     const step = Math.max(interval, least ?? interval);
-    const view = { from_ms: until_ms - ((until_ms - from_ms) * step) / own.frame.step, until_ms };
+    const view = { from_ms: until_ms - ((until_ms - from_ms) * step) / drawing.frame.step, until_ms };
     load({ ...around(view), step, view });
   }, [least]);
 
   useEffect(() => {
-    const own = chart.current;
-    if (!own?.frame) return;
-    own.show({
+    const drawing = chart.current;
+    if (!drawing?.frame) return;
+    drawing.show({
       decision,
       tint,
       gate,
-      pointer: pointer == null || pointer >= own.frame.length ? null : pointer,
-      pinned: pinnedMs == null ? null : own.frame.indexOf(pinnedMs),
+      pointer: pointer == null || pointer >= drawing.frame.length ? null : pointer,
+      pinned: pinnedMs == null ? null : drawing.frame.indexOf(pinnedMs),
     });
   });
 
@@ -352,7 +345,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
       ${layout.extras.map(
         (name, index) => html`<p key=${name} class="over" style=${{ top: `${(layout.tops[3 + index] ?? 0) + 4}px`, right: `${layout.axis}px` }}>${word(name)}</p>`,
       )}`}
-    ${isSlow && html`<p class="reading" role="status">reading the bars</p>`}
+    ${state.isLoading && html`<p class="reading late" role="status">reading the bars</p>`}
     ${state.error && html`<p class="reading loss" role="alert">${state.error.message}</p>`}
     ${state.isEmpty && html`<p class="reading">No bar of ${instrument} lies here.</p>`}
     ${drawn && drawn.step > interval && html`<p class="cell">${intervalText(drawn.step)} a cell${drawn.isCut ? "; of the fills the newest" : ""}</p>`}

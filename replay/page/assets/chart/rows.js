@@ -18,19 +18,19 @@ const isGraded = (gate) => !gate.is_switch && !gate.is_capped && (gate.refused >
 export function rowsOf(run, { compact = false } = {}) {
   const graded = run.gates.filter(isGraded);
   const most = compact ? 3 : 7;
-  const ranked = graded.slice().sort((one, other) => other.refused - one.refused);
+  const ranked = graded.slice().sort((left, right) => right.refused - left.refused);
   const kept = new Set(
     (compact ? ranked.filter((gate) => gate.refused || gate.gate !== "plausible") : ranked).slice(0, most),
   );
-  const own = graded.filter((gate) => kept.has(gate));
-  const others = run.gates.filter((gate) => !own.includes(gate));
-  const rows = own.map((gate) => ({ kind: "gate", key: gate.gate, label: word(gate.gate), gates: [gate.gate] }));
+  const shown = graded.filter((gate) => kept.has(gate));
+  const others = run.gates.filter((gate) => !shown.includes(gate));
+  const rows = shown.map((gate) => ({ kind: "gate", key: gate.gate, label: word(gate.gate), gates: [gate.gate] }));
   if (run.has_model) rows.unshift({ kind: "attention", key: "attention", label: "looked at", gates: [] });
   if (others.length)
     rows.push({
       kind: "others",
       key: "others",
-      label: `${others.length} ${own.length ? "others" : "gates"}`,
+      label: `${others.length} ${shown.length ? "others" : "gates"}`,
       gates: others.map((gate) => gate.gate),
     });
   if (run.has_model && !compact) rows.push({ kind: "regime", key: "regime", label: "regime", gates: [] });

@@ -18,7 +18,7 @@ export const minute = (ms) => new Date(ms).toISOString().slice(0, 16).replace("T
 export const plain = (value, decimals) => (decimals === undefined ? rounded(value, Math.abs(value) >= 1000 ? 8 : 4) : number(value, decimals));
 
 /** What stands at `value` of `axis`: a name, a time, or a number with its unit. */
-export function said(axis, value) {
+export function textAt(axis, value) {
   if (axis.kind === "category") return axis.names[Math.round(value)] ?? "";
   if (axis.kind === "time") return `${minute(value)} UTC`;
   return `${plain(value, axis.digits)}${axis.unit ?? ""}`;
@@ -58,12 +58,12 @@ function names(axis, at, isAcross) {
 
 /** Leaves labels out until they are `room` pixels apart. */
 function spread(labels, at, room) {
-  const found = [];
+  const kept = [];
   for (const [value, text] of labels) {
     const place = at(value);
-    if (found.every(([other]) => Math.abs(at(other) - place) >= room)) found.push([value, text]);
+    if (kept.every(([other]) => Math.abs(at(other) - place) >= room)) kept.push([value, text]);
   }
-  return found;
+  return kept;
 }
 
 function numbers([low, high], count, digits) {
@@ -73,16 +73,16 @@ function numbers([low, high], count, digits) {
   const finest = digits === 0 ? 1 : 0;
   const step = Math.max(finest, [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw));
   const shown = Math.max(0, Math.ceil(-Math.log10(step) + (step / power === 2.5 ? 1 : 0)));
-  const found = [];
+  const labels = [];
   for (let at = Math.ceil(low / step); at * step <= high + step * 1e-9; at++) {
-    found.push([at * step, plain(at * step + 0, Math.min(shown, 10))]);
+    labels.push([at * step, plain(at * step + 0, Math.min(shown, 10))]);
   }
-  return found;
+  return labels;
 }
 
 function times([low, high], count) {
   const step = STEPS.find((each) => (high - low) / each <= count) ?? STEPS[STEPS.length - 1];
-  const found = [];
+  const labels = [];
   for (let at = Math.ceil(low / step) * step; at <= high; at += step) {
     const day = new Date(at);
     const date = `${day.getUTCDate()} ${MONTHS[day.getUTCMonth()]}`;
@@ -90,7 +90,7 @@ function times([low, high], count) {
     const text = step >= 90 * DAY
       ? `${MONTHS[day.getUTCMonth()]} ${day.getUTCFullYear()}`
       : isDay ? date : day.toISOString().slice(11, 16);
-    found.push([at, text]);
+    labels.push([at, text]);
   }
-  return found;
+  return labels;
 }

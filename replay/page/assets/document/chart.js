@@ -5,7 +5,7 @@ import { onTheme } from "../theme.js";
 import { LETTER, scale, ticks } from "./axis.js";
 import { EdgesView } from "./edges.js";
 import { FlowView } from "./flow.js";
-import { Cells, ColourBar, cellText, edgesOf, inkOn, cellOf } from "./heat.js";
+import { Cells, ColourBar, cellText, edgesOf } from "./heat.js";
 import { drawn, extentOf, legendOf, numbersOf, readingOf } from "./layers.js";
 import { TableView } from "./table.js";
 
@@ -87,7 +87,7 @@ function Panels({ chart, width, theme }) {
           ? html`<button type="button" class=${`key ${role}`} aria-pressed=${isShown(name)} onClick=${() => tap(name)}>${key}</button>`
           : html`<span class=${`key ${role}`}>${key}</span>`;
       })}
-      ${scales.map((heat) => html`<${ColourBar} heat=${heat} theme=${theme} />`)}
+      ${scales.map((heat) => html`<${ColourBar} heat=${heat} />`)}
       ${zoom && html`<button type="button" onClick=${() => setZoom(null)}>show all</button>`}
     </p>
     <p class="plot-reading" aria-live="polite">${reading || " "}</p>
@@ -150,9 +150,9 @@ function PanelView({ panel, name, width, theme, together, room, zoom, onZoom, is
       onPointer({ x: steps[next], y: pointer?.y ?? y.extent[0], near: 0 });
     } else if (heat && { ArrowUp: 1, ArrowDown: 1 }[event.key]) {
       event.preventDefault();
-      const rows = [...heat.y].sort((one, other) => y.at(one) - y.at(other));
-      const own = rows.findIndex((at) => at >= (pointer?.y ?? rows[0]));
-      const next = own + (event.key === "ArrowUp" ? -1 : 1);
+      const rows = [...heat.y].sort((upper, lower) => y.at(upper) - y.at(lower));
+      const row = rows.findIndex((at) => at >= (pointer?.y ?? rows[0]));
+      const next = row + (event.key === "ArrowUp" ? -1 : 1);
       onPointer({ x: pointer?.x ?? heat.x[0], y: rows[Math.min(Math.max(next, 0), rows.length - 1)], near: 0 });
     } else if (event.key === "Escape") {
       onPointer(null);
@@ -186,7 +186,7 @@ function PanelView({ panel, name, width, theme, together, room, zoom, onZoom, is
       ${has_title && html`<text class="axis" x=${left + wide / 2} y=${height - 4} text-anchor="middle">${xAxis.title}</text>`}
       <svg x=${left} y=${top - 4} width=${wide} height=${high + 8} viewBox=${`${left} ${top - 4} ${wide} ${high + 8}`}>
         ${drawn(panel, x, y, { top, bottom: top + high, left, right: left + wide })}
-        ${heat && html`<${OnCells} heat=${heat} x=${x} y=${y} theme=${theme} />`}
+        ${heat && html`<${OnCells} heat=${heat} x=${x} y=${y} />`}
         ${pointer && html`<line class="pointer" x1=${x.at(pointer.x)} x2=${x.at(pointer.x)} y1=${top} y2=${top + high} />`}
         ${drag && html`<rect class="drag" x=${Math.min(drag.from, drag.until)} y=${top} width=${Math.abs(drag.until - drag.from)} height=${high} />`}
       </svg>
@@ -206,28 +206,18 @@ const inside = (place, text, low, high) => {
 
 /** The places on x that the arrow keys step through. */
 function stepsOf(panel) {
-  const found = panel.layers.flatMap((layer) => (layer.x && layer.type !== "rule" ? [...layer.x] : []));
-  return [...new Set(found)].sort((one, other) => one - other);
+  const places = panel.layers.flatMap((layer) => (layer.x && layer.type !== "rule" ? [...layer.x] : []));
+  return [...new Set(places)].sort((left, right) => left - right);
 }
 
 /** Numbers on cells, and the ring around the chosen one. */
-function OnCells({ heat, x, y, theme }) {
-  const numbers = useMemo(
-    () =>
-      heat.is_written &&
-      heat.y.flatMap((down, row) =>
-        heat.x.map((across, column) => {
-          const number = cellOf(heat, row, column);
-          return number === null ? null : { down, across, fill: inkOn(heat, number), text: cellText(heat, row, column) };
-        }),
-      ).filter(Boolean),
-    [heat, theme],
-  );
+function OnCells({ heat, x, y }) {
+  const numbers = heat.is_written && heat.y.flatMap((down, row) => heat.x.map((across, column) => ({ across, down, text: cellText(heat, row, column) })));
   const [wide, tall] = heat.chosen ? [edgesOf(heat.x), edgesOf(heat.y)] : [];
   const between = (edges, place, { at }) => [at(edges[place]), at(edges[place + 1])].sort((a, b) => a - b);
   const ring = heat.chosen && [between(wide, heat.chosen[1], x), between(tall, heat.chosen[0], y)];
   return [
-    numbers && numbers.map((cell) => html`<text class="plot-cell" x=${x.at(cell.across)} y=${y.at(cell.down) + 4} text-anchor="middle" fill=${cell.fill}>${cell.text}</text>`),
+    numbers && numbers.map((cell) => html`<text class="plot-cell" x=${x.at(cell.across)} y=${y.at(cell.down) + 4} text-anchor="middle">${cell.text}</text>`),
     ring && html`<rect class="ring" x=${ring[0][0] + 1} y=${ring[1][0] + 1} width=${ring[0][1] - ring[0][0] - 3} height=${ring[1][1] - ring[1][0] - 3} rx="4" />`,
   ];
 }

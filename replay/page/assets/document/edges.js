@@ -42,20 +42,20 @@ export function EdgesView({ edges, name }) {
         return isChosen && share > scale * FAINTEST ? [{ head, decision, cell, share }] : [];
       }),
     ),
-  ).sort((one, other) => one.share - other.share);
+  ).sort((left, right) => left.share - right.share);
   const most = lines.length ? lines[lines.length - 1].share : 1;
   const path = ({ head, decision, cell }) => {
-    const beside = ((head - (heads - 1) / 2) * 0.8) / heads;
-    const from = (above(decision) + (beside * (RIGHT - LEFT)) / times.length).toFixed(1);
-    const to = (below(cell) + (beside * (RIGHT - LEFT)) / cells).toFixed(1);
+    const shift = ((head - (heads - 1) / 2) * 0.8) / heads;
+    const from = (above(decision) + (shift * (RIGHT - LEFT)) / times.length).toFixed(1);
+    const to = (below(cell) + (shift * (RIGHT - LEFT)) / cells).toFixed(1);
     const middle = (TOP + BOTTOM) / 2;
     return `M${from} ${TOP}C${from} ${middle} ${to} ${middle} ${to} ${BOTTOM}`;
   };
   const strongest = visible.map((head) => {
     const rows = shares[layer][head];
-    const one = isOne ? rows[shown.decision] : rows.map((row) => row[shown.cell]);
-    const at = one.indexOf(Math.max(...one));
-    const percent = `${((100 * one[at]) / scale).toFixed(1)} %`;
+    const looks = isOne ? rows[shown.decision] : rows.map((row) => row[shown.cell]);
+    const at = looks.indexOf(Math.max(...looks));
+    const percent = `${((100 * looks[at]) / scale).toFixed(1)} %`;
     return `head ${head + 1} ${percent} ${isOne ? `on ${span(at)} bars back` : `from ${minute(times[at])}`}`;
   });
   const whose = isOne ? `From ${minute(times[shown.decision])} UTC` : `To ${span(shown.cell)} bars back`;

@@ -5,11 +5,12 @@ import { plain } from "./axis.js";
 const LEVELS = 254;
 const NONE = 255;
 const PALETTES = {
-  sequential: ["--heat-low", "--heat-mid", "--heat-high"],
-  diverging: ["--loss", "--paper", "--gain"],
+  sequential: ["var(--heat-low)", "var(--heat-mid)", "var(--heat-high)"],
+  // Half of the pure colour at most, so that numbers on it stay legible.
+  diverging: ["color-mix(in srgb, var(--loss), var(--paper))", "var(--paper)", "color-mix(in srgb, var(--gain), var(--paper))"],
+  steps: ["var(--rule)", "var(--heat-mid)", "var(--accent)"],
 };
-const STEPS = ["--rule", "--heat-mid", "--accent"];
-const DIVERGING_MOST = 0.5; // of the pure colour, so that numbers on it stay legible
+const paletteOf = (heat) => PALETTES[heat.palette ?? "sequential"];
 
 /** The share of the scale at which `number` stands, 0 to 1. */
 export const share = (heat, number) =>
@@ -50,53 +51,27 @@ export function edgesOf(middles) {
 
 /** The index of the cell in which each pixel of a scale lies; -1 between and outside cells. */
 function places(middles, { at }, length, gap) {
-  const found = new Int32Array(length).fill(-1);
+  const cells = new Int32Array(length).fill(-1);
   const edges = edgesOf(middles).map(at);
   for (let cell = 0; cell < middles.length; cell++) {
     const [low, high] = [edges[cell], edges[cell + 1]].sort((a, b) => a - b);
     const stop = high - low > 6 ? Math.round(high) - gap : Math.max(Math.round(high), Math.round(low) + 1);
-    found.fill(cell, Math.max(0, Math.round(low)), Math.min(length, stop));
+    cells.fill(cell, Math.max(0, Math.round(low)), Math.min(length, stop));
   }
-  return found;
+  return cells;
 }
 
-const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-
-/** A colour of the page as [red, green, blue]. */
-function rgb(name) {
-  probe.clearRect(0, 0, 1, 1);
-  probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  probe.fillRect(0, 0, 1, 1);
-  return [...probe.getImageData(0, 0, 1, 1).data.slice(0, 3)];
-}
-
-const mixed = (one, other, share) => one.map((part, at) => part + (other[at] - part) * share);
-
-/** Colours from 0 to 1 of the scale. */
-export function colours(heat) {
-  if (heat.palette === "steps") {
-    const steps = STEPS.map(rgb);
-    return (share) => steps[Math.round(share * (steps.length - 1))];
-  }
-  let [low, middle, high] = PALETTES[heat.palette ?? "sequential"].map(rgb);
-  if (heat.palette === "diverging") {
-    low = mixed(middle, low, DIVERGING_MOST);
-    high = mixed(middle, high, DIVERGING_MOST);
-  }
-  return (share) => (share < 0.5 ? mixed(low, middle, 2 * share) : mixed(middle, high, 2 * share - 1));
-}
-
-const light = (colour) =>
-  colour.map((part) => (part / 255) ** 2.2).reduce((sum, part, at) => sum + part * [0.21, 0.72, 0.07][at], 0);
-
-/** Which of paper and ink is the more legible on a cell. */
-export function inkOn(heat, number) {
-  const ground = light(colours(heat)(share(heat, number)));
-  const contrast = (name) => {
-    const own = light(rgb(name));
-    return (Math.max(own, ground) + 0.05) / (Math.min(own, ground) + 0.05);
-  };
-  return contrast("--ink") >= contrast("--paper") ? "var(--ink)" : "var(--paper)";
+/** 256 colours from one end of the scale to the other: red, green, blue and opacity of each in turn. */
+function shadesOf(heat) {
+  const drawing = new OffscreenCanvas(256, 1).getContext("2d");
+  const gradient = drawing.createLinearGradient(0, 0, 256, 0);
+  const style = getComputedStyle(document.documentElement);
+  // A canvas knows no variables of CSS.
+  const solid = (colour) => colour.replace(/var\((.*?)\)/g, (_, name) => style.getPropertyValue(name).trim());
+  paletteOf(heat).forEach((colour, at) => gradient.addColorStop(at / 2, solid(colour)));
+  drawing.fillStyle = gradient;
+  drawing.fillRect(0, 0, 256, 1);
+  return drawing.getImageData(0, 0, 256, 1).data;
 }
 
 /** The cells, `width` by `height` pixels; `theme` changes where colours do. */
@@ -110,17 +85,14 @@ export function Cells({ heat, x, y, left, top, width, height, theme }) {
     const gap = Math.round(ratio);
     const columns = places(heat.x, scaled(x, left), wide, x.axis.kind === "category" ? gap : 0);
     const rows = places(heat.y, scaled(y, top), high, y.axis.kind === "category" ? gap : 0);
-    const colour = colours(heat);
-    const known = Array.from({ length: 256 }, (_, at) => colour(at / 255).map(Math.round));
+    const shades = shadesOf(heat);
     const image = new ImageData(wide, high);
     let at = 0;
     for (const row of rows) {
       for (const column of columns) {
         const number = row < 0 || column < 0 ? null : cellOf(heat, row, column);
-        if (number !== null) {
-          image.data.set(known[Math.round(255 * share(heat, number))], at);
-          image.data[at + 3] = 255;
-        }
+        const shade = 4 * Math.round(255 * share(heat, number));
+        if (number !== null) image.data.set(shades.subarray(shade, shade + 4), at);
         at += 4;
       }
     }
@@ -133,24 +105,14 @@ export function Cells({ heat, x, y, left, top, width, height, theme }) {
 }
 
 /** The scale of colours, with its ends. */
-export function ColourBar({ heat, theme }) {
-  const canvas = useRef();
+export function ColourBar({ heat }) {
   const isSteps = heat.palette === "steps";
-  useLayoutEffect(() => {
-    const [width, height] = [96, 8];
-    const colour = colours(heat);
-    const drawn = canvas.current.getContext("2d");
-    for (let at = 0; at < width; at++) {
-      const place = isSteps ? Math.floor((3 * at) / width) / 2 : at / (width - 1);
-      drawn.fillStyle = `rgb(${colour(place).map(Math.round).join()})`;
-      drawn.fillRect(at, 0, 1, height);
-    }
-  }, [heat, theme]);
   const ends = isSteps
     ? [heat.names[0], heat.names.slice(1).join(", ")]
     : (heat.ends ?? [written(heat, heat.low), written(heat, heat.high)]);
+  const stops = paletteOf(heat).map((colour, at) => (isSteps ? `${colour} ${at * 33.3}% ${(at + 1) * 33.3}%` : colour));
   return html`<span class="scale">
-    ${ends[0]}<canvas ref=${canvas} width="96" height="8" aria-hidden="true"></canvas>${ends[1]}
+    ${ends[0]}<i style=${{ background: `linear-gradient(to right, ${stops.join()})` }}></i>${ends[1]}
     ${!isSteps && ` ${heat.name}`}
   </span>`;
 }

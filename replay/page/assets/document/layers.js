@@ -1,7 +1,7 @@
 /** The layers of a panel: their reach, their drawing, what they say at a place, and their numbers. */
 import { html } from "../vendor/htm-preact.js";
 import { count } from "../format.js";
-import { plain, said } from "./axis.js";
+import { plain, textAt } from "./axis.js";
 import { cellText, edgesOf } from "./heat.js";
 
 const DASHES = { dash: "6 4", dot: "2 3", dashdot: "7 3 2 3" };
@@ -19,7 +19,7 @@ const KINDS = {
       const at = nearest(layer.x, x, layer.y);
       if (at === null) return "";
       const place = layer.texts?.[at] ? `${layer.texts[at]}: ` : "";
-      return `${layer.name} ${place}${said(axis.y, layer.y[at])}`;
+      return `${layer.name} ${place}${textAt(axis.y, layer.y[at])}`;
     },
   },
   band: {
@@ -29,7 +29,7 @@ const KINDS = {
     sign: () => html`<rect width="18" height="10" fill="currentColor" />`,
     say: (layer, { x }, axis) => {
       const at = nearest(layer.x, x, layer.low);
-      return at === null ? "" : `${layer.name} ${said(axis.y, layer.low[at])} to ${said(axis.y, layer.high[at])}`;
+      return at === null ? "" : `${layer.name} ${textAt(axis.y, layer.low[at])} to ${textAt(axis.y, layer.high[at])}`;
     },
   },
   bars: {
@@ -40,9 +40,9 @@ const KINDS = {
     say: (layer, pointer, axis, panel) => {
       const at = isFlat(panel) ? nearest(layer.y, pointer.y, layer.x) : nearest(layer.x, pointer.x, layer.y);
       if (at === null) return "";
-      const [own, length] = isFlat(panel) ? [axis.y, said(axis.x, layer.x[at])] : [axis.x, said(axis.y, layer.y[at])];
-      const where = layer.texts?.[at] ?? said(own, isFlat(panel) ? layer.y[at] : layer.x[at]);
-      const from = layer.base ? `${said(axis.x, layer.base[at])} to ${said(axis.x, layer.base[at] + layer.x[at])}` : length;
+      const [along, length] = isFlat(panel) ? [axis.y, textAt(axis.x, layer.x[at])] : [axis.x, textAt(axis.y, layer.y[at])];
+      const where = layer.texts?.[at] ?? textAt(along, isFlat(panel) ? layer.y[at] : layer.x[at]);
+      const from = layer.base ? `${textAt(axis.x, layer.base[at])} to ${textAt(axis.x, layer.base[at] + layer.x[at])}` : length;
       return `${where}, ${layer.name} ${from}`;
     },
   },
@@ -58,8 +58,8 @@ const KINDS = {
       const text = layer.texts?.[at] ? `${layer.texts[at]}, ` : "";
       const error = layer.errors ? ` ± ${plain(layer.errors[at], axis.x.digits)}` : "";
       return isRow
-        ? `${said(axis.y, layer.y[at])}: ${text}${said(axis.x, layer.x[at])}${error}`
-        : `${layer.name}: ${text}${said(axis.y, layer.y[at])}`;
+        ? `${textAt(axis.y, layer.y[at])}: ${text}${textAt(axis.x, layer.x[at])}${error}`
+        : `${layer.name}: ${text}${textAt(axis.y, layer.y[at])}`;
     },
   },
   rule: {
@@ -79,8 +79,8 @@ const KINDS = {
       const [column, row] = [nearest(layer.x, pointer.x, layer.x), nearest(layer.y, pointer.y ?? layer.y[0], layer.y)];
       const text = row === null || column === null ? "" : cellText(layer, row, column);
       if (!text) return "";
-      const down = layer.y.length > 1 ? `${said(axis.y, layer.y[row])}: ` : "";
-      const across = axis.x.kind === "time" || !axis.x.title && !axis.x.names ? "" : `, ${said(axis.x, layer.x[column])}`;
+      const down = layer.y.length > 1 ? `${textAt(axis.y, layer.y[row])}: ` : "";
+      const across = axis.x.kind === "time" || !axis.x.title && !axis.x.names ? "" : `, ${textAt(axis.x, layer.x[column])}`;
       return `${down}${text} ${layer.texts ? "" : layer.name}${across}`.trim();
     },
   },
@@ -105,18 +105,18 @@ function nearest(xs, x, values) {
   return best;
 }
 
-const least = (values) => values.reduce((one, other) => Math.min(one, other), Infinity);
-const most = (values) => values.reduce((one, other) => Math.max(one, other), -Infinity);
+const least = (values) => values.reduce((left, right) => Math.min(left, right), Infinity);
+const most = (values) => values.reduce((left, right) => Math.max(left, right), -Infinity);
 
 /** What the panel's axis ("x" or "y") reaches from and to, `within` what is in view on x. */
 export function extentOf(panel, side, within = null) {
   const axis = panel[side] ?? {};
   if (axis.kind === "category") return [-0.5, axis.names.length - 0.5];
-  const found = panel.layers.flatMap((layer) => [...KINDS[layer.type][side](layer, within, panel)]);
-  if (axis.has_zero) found.push(0);
-  const known = found.filter((value) => value !== null && Number.isFinite(value));
-  if (!known.length) return [0, 1];
-  let [low, high] = [least(known), most(known)];
+  const values = panel.layers.flatMap((layer) => [...KINDS[layer.type][side](layer, within, panel)]);
+  if (axis.has_zero) values.push(0);
+  const finite = values.filter((value) => value !== null && Number.isFinite(value));
+  if (!finite.length) return [0, 1];
+  let [low, high] = [least(finite), most(finite)];
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   const isCells = panel.layers.some((layer) => layer.type === "heat");
   const isTight = isCells || (side === "x" && !isFlat(panel));
@@ -165,10 +165,10 @@ function drawLine(layer, x, y) {
 }
 
 function drawBand(layer, x, y) {
-  const known = layer.x.map((_, at) => at).filter((at) => layer.low[at] !== null && layer.high[at] !== null);
-  if (!known.length) return null;
-  const over = known.map((at) => point(x, y, layer.x[at], layer.high[at]));
-  const under = known.reverse().map((at) => point(x, y, layer.x[at], layer.low[at]));
+  const places = layer.x.map((_, at) => at).filter((at) => layer.low[at] !== null && layer.high[at] !== null);
+  if (!places.length) return null;
+  const over = places.map((at) => point(x, y, layer.x[at], layer.high[at]));
+  const under = places.reverse().map((at) => point(x, y, layer.x[at], layer.low[at]));
   return html`<path class=${`area ${layer.role ?? "soft"}`} d=${`M${[...over, ...under].join("L")}z`} />`;
 }
 
@@ -177,13 +177,13 @@ function drawBars(layer, x, y, _, { panel, piled, bars }) {
   const [along, across] = flat ? [x, y] : [y, x];
   const [places, lengths] = flat ? [layer.y, layer.x] : [layer.x, layer.y];
   const edges = edgesOf([...places]).map(across.at);
-  const own = bars.indexOf(layer);
+  const rank = bars.indexOf(layer);
   return html`<g>
     ${places.map((place, at) => {
       if (lengths[at] === null) return null;
       const room = Math.abs(edges[at + 1] - edges[at]) * (flat ? 0.66 : 0.94);
       const thick = Math.max(panel.is_grouped ? room / bars.length : room, 0.8);
-      const middle = across.at(place) + (panel.is_grouped ? (own - (bars.length - 1) / 2) * thick : 0);
+      const middle = across.at(place) + (panel.is_grouped ? (rank - (bars.length - 1) / 2) * thick : 0);
       const key = `${place} ${lengths[at] > 0}`;
       const from = layer.base?.[at] ?? (panel.is_grouped ? 0 : (piled.get(key) ?? 0));
       if (!layer.base) piled.set(key, from + lengths[at]);
@@ -246,12 +246,12 @@ function drawSpan(layer, x, y, { top, bottom }) {
 /** The named layers of a chart, each once: name, role and sign. */
 export function legendOf(chart) {
   const named = chart.panels.flatMap((panel) => panel.layers.filter((layer) => layer.name && KINDS[layer.type].sign));
-  const found = new Map();
+  const keys = new Map();
   for (const layer of named) {
     const role = layer.role ?? (new Set(layer.roles).size > 1 ? "muted" : layer.roles?.[0]) ?? (layer.type === "rule" ? "muted" : layer.type === "span" || layer.type === "band" ? "soft" : "accent");
-    if (!found.has(layer.name)) found.set(layer.name, { name: layer.name, role, sign: KINDS[layer.type].sign(layer) });
+    if (!keys.has(layer.name)) keys.set(layer.name, { name: layer.name, role, sign: KINDS[layer.type].sign(layer) });
   }
-  return found.size > 1 ? [...found.values()] : [];
+  return keys.size > 1 ? [...keys.values()] : [];
 }
 
 /** One sentence of what stands under the pointer. */
@@ -259,65 +259,65 @@ export function readingOf(chart, pointer) {
   const panels = chart.is_aligned ? chart.panels : [chart.panels[pointer.panel]];
   const words = panels.flatMap((panel) => {
     const axis = { x: panel.x ?? {}, y: panel.y ?? {} };
-    const own = panel === chart.panels[pointer.panel] ? pointer : { ...pointer, y: null };
-    return panel.layers.map((layer) => KINDS[layer.type].say(layer, own, axis, panel));
+    const within = panel === chart.panels[pointer.panel] ? pointer : { ...pointer, y: null };
+    return panel.layers.map((layer) => KINDS[layer.type].say(layer, within, axis, panel));
   });
   const axis = panels[0].x ?? {};
   const isPlace = panels[0].y?.kind !== "category" && axis.kind !== "category" && panels[0].layers.every((layer) => layer.type !== "bars");
-  const where = axis.kind === "time" || isPlace && !axis.ticks ? said(axis, pointer.x) : "";
-  const told = [...new Set(words.filter(Boolean))].join("; ");
-  return told && where ? `${where}: ${told}` : told || where;
+  const where = axis.kind === "time" || isPlace && !axis.ticks ? textAt(axis, pointer.x) : "";
+  const reading = [...new Set(words.filter(Boolean))].join("; ");
+  return reading && where ? `${where}: ${reading}` : reading || where;
 }
 
 /** The chart's numbers as a table: at most so many rows, evenly chosen. */
 export function numbersOf(chart) {
-  const found = [];
+  const numbers = [];
   for (const panel of chart.panels) {
     const axis = { x: panel.x ?? {}, y: panel.y ?? {} };
     for (const layer of panel.layers) {
-      if (layer.type === "rule") found.push([panel.title, layer.name || "line", "", said(axis[layer.axis ?? "y"], layer.at)]);
-      else if (layer.type === "span") found.push([panel.title, layer.name, said(axis.x, layer.low), said(axis.x, layer.high)]);
-      else if (layer.type === "heat") heatNumbers(found, panel, layer, axis);
-      else if (layer.type === "edges") edgeNumbers(found, layer);
-      else if (layer.type === "flow") flowNumbers(found, layer);
-      else pointNumbers(found, panel, layer, axis);
+      if (layer.type === "rule") numbers.push([panel.title, layer.name || "line", "", textAt(axis[layer.axis ?? "y"], layer.at)]);
+      else if (layer.type === "span") numbers.push([panel.title, layer.name, textAt(axis.x, layer.low), textAt(axis.x, layer.high)]);
+      else if (layer.type === "heat") heatNumbers(numbers, panel, layer, axis);
+      else if (layer.type === "edges") edgeNumbers(numbers, layer);
+      else if (layer.type === "flow") flowNumbers(numbers, layer);
+      else pointNumbers(numbers, panel, layer, axis);
     }
   }
-  const step = Math.max(1, Math.ceil(found.length / ROWS_MOST));
-  const rows = found.filter((_, at) => at % step === 0).map((row) => row.map((text) => text ?? ""));
-  const left = found.length - rows.length;
+  const step = Math.max(1, Math.ceil(numbers.length / ROWS_MOST));
+  const rows = numbers.filter((_, at) => at % step === 0).map((row) => row.map((text) => text ?? ""));
+  const left = numbers.length - rows.length;
   const columns = ["panel", "what", "at", "value"].map((title) => ({ title, text: true }));
   return { columns, rows, notes: left ? [`${count(left)} more rows are left out, evenly.`] : [] };
 }
 
-function pointNumbers(found, panel, layer, axis) {
+function pointNumbers(rows, panel, layer, axis) {
   const flat = layer.type !== "line" && isFlat(panel);
   layer.x.forEach((across, at) => {
-    const value = layer.type === "band" ? `${said(axis.y, layer.low[at] ?? NaN)} to ${said(axis.y, layer.high[at] ?? NaN)}`
-      : flat ? said(axis.x, across) : layer.y[at] === null ? "" : said(axis.y, layer.y[at]);
-    const where = flat ? said(axis.y, layer.y[at]) : said(axis.x, across);
+    const value = layer.type === "band" ? `${textAt(axis.y, layer.low[at] ?? NaN)} to ${textAt(axis.y, layer.high[at] ?? NaN)}`
+      : flat ? textAt(axis.x, across) : layer.y[at] === null ? "" : textAt(axis.y, layer.y[at]);
+    const where = flat ? textAt(axis.y, layer.y[at]) : textAt(axis.x, across);
     const text = layer.texts?.[at] ? ` (${layer.texts[at]})` : "";
-    if (value) found.push([panel.title ?? axis.y.title, layer.name, where, value + text]);
+    if (value) rows.push([panel.title ?? axis.y.title, layer.name, where, value + text]);
   });
 }
 
-function heatNumbers(found, panel, layer, axis) {
+function heatNumbers(rows, panel, layer, axis) {
   layer.y.forEach((down, row) => layer.x.forEach((across, column) => {
     const text = cellText(layer, row, column);
-    if (text) found.push([panel.title ?? axis.y.title, said(axis.y, down), said(axis.x, across), text]);
+    if (text) rows.push([panel.title ?? axis.y.title, textAt(axis.y, down), textAt(axis.x, across), text]);
   }));
 }
 
-function edgeNumbers(found, { shares, times, firsts, scale }) {
+function edgeNumbers(rows, { shares, times, firsts, scale }) {
   shares.forEach((heads, layer) => heads.forEach((rows, head) => rows.forEach((cells, decision) => {
     const strongest = cells.indexOf(Math.max(...cells));
-    const at = said({ kind: "time" }, times[decision]);
-    found.push([`layer ${layer + 1}`, `head ${head + 1}`, at, `most ${firsts[strongest]} bars back: ${plain((100 * cells[strongest]) / scale, 1)} %`]);
+    const at = textAt({ kind: "time" }, times[decision]);
+    rows.push([`layer ${layer + 1}`, `head ${head + 1}`, at, `most ${firsts[strongest]} bars back: ${plain((100 * cells[strongest]) / scale, 1)} %`]);
   })));
 }
 
-function flowNumbers(found, { columns, groups, held }) {
+function flowNumbers(rows, { columns, groups, held }) {
   held.forEach((shares, column) => shares.forEach((share, group) => {
-    found.push([columns[column], groups[group], "", `${plain(100 * share, 1)} %`]);
+    rows.push([columns[column], groups[group], "", `${plain(100 * share, 1)} %`]);
   }));
 }

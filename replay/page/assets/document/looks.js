@@ -69,7 +69,7 @@ function Stack({ rows, notes }) {
 /** Shares of the blocks of bars, oldest first; those before what is in view are pale. */
 function Columns({ rows, notes, links }) {
   if (!rows.length) return notes.map((note) => html`<p class="muted">${note}</p>`);
-  const blocks = rows.slice().sort((one, other) => (one.from.sort ?? 0) - (other.from.sort ?? 0));
+  const blocks = rows.slice().sort((left, right) => (left.from.sort ?? 0) - (right.from.sort ?? 0));
   const most = Math.max(...blocks.map(({ weight }) => Math.abs(weight.sort)), 1e-9);
   const oldest = blocks.find(({ from }) => from.sort != null);
   return html`<div class="blocks" role="img" aria-label=${`Shares of the blocks of bars, oldest first; ${notes[0] ?? ""}`}>

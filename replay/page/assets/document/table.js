@@ -67,7 +67,6 @@ function Upright({ table, served, name }) {
       }),
     [table],
   );
-  const kind = (place) => kinds[place];
   return [
     html`<${Scrolled} name=${name}>
       <table class=${table.turned ? "stacks turned" : "stacks"}>
@@ -76,7 +75,7 @@ function Upright({ table, served, name }) {
             ${table.columns.map(
               ({ title, meaning }, place) =>
                 title
-                  ? html`<th scope="col" class=${kind(place)} title=${meaning} aria-sort=${direction(place)}>
+                  ? html`<th scope="col" class=${kinds[place]} title=${meaning} aria-sort=${direction(place)}>
                       ${table.turned ? title : html`<button type="button" onClick=${() => turn(place)}>${title}</button>`}
                     </th>`
                   : html`<td></td>`,
@@ -89,7 +88,7 @@ function Upright({ table, served, name }) {
               ${row.map((cell, place) =>
                 table.turned && !place
                   ? html`<th scope="row" class="text">${cell}</th>`
-                  : html`<${Cell} cell=${cell} title=${table.columns[place].title} kind=${kind(place)} />`,
+                  : html`<${Cell} cell=${cell} title=${table.columns[place].title} kind=${kinds[place]} />`,
               )}
             </tr>`,
           )}
@@ -107,8 +106,8 @@ function Upright({ table, served, name }) {
 
 /** The number that a text begins with, else the text. */
 function numberIn(text) {
-  const found = /^[+−-]?[\d,]*\.?\d+(?=$|\s)/.exec(text);
-  return found ? Number(found[0].replaceAll(",", "").replace("−", "-")) : text;
+  const digits = /^[+−-]?[\d,]*\.?\d+(?=$|\s)/.exec(text);
+  return digits ? Number(digits[0].replaceAll(",", "").replace("−", "-")) : text;
 }
 
 function sorted(rows, order) {
@@ -117,8 +116,8 @@ function sorted(rows, order) {
     const key = row[order.place].sort ?? numberIn(textOf(row[order.place]));
     return typeof key === "boolean" ? Number(key) : key;
   };
-  const by = (one, other) => {
-    const [left, right] = [keyOf(one), keyOf(other)];
+  const by = (first, second) => {
+    const [left, right] = [keyOf(first), keyOf(second)];
     if (typeof left !== typeof right) return typeof left === "number" ? -1 : 1; // none goes last
     const compared =
       typeof left === "number" ? left - right : left.localeCompare(right, "en", { numeric: true });

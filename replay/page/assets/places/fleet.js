@@ -7,7 +7,7 @@ import { Listed } from "./table.js";
 
 const AGAIN = 2_000; // ms between an answer and the next question
 
-const held = ({ positions }) => positions.map((one) => `${one.instrument} ${one.quantity}, unrealized ${number(Number(one.unrealized_pnl))}`).join("; ") || "flat";
+const held = ({ positions }) => positions.map((position) => `${position.instrument} ${position.quantity}, unrealized ${number(Number(position.unrealized_pnl))}`).join("; ") || "flat";
 
 const COLUMNS = [
   ["run", (row) => row.run_id],
@@ -36,7 +36,7 @@ export function FleetView({ go }) {
   const answer = useAnswer((signal) => source.get("/fleet", {}, { signal }), [], AGAIN);
   const open = (row) => {
     setOpened(row);
-    ask((told, signal) => pullRun(row, told, signal).then(() => signal.aborted || go({ run: row.run_id })), `pulling run ${row.run_id}`);
+    ask((progressed, signal) => pullRun(row, progressed, signal).then(() => signal.aborted || go({ run: row.run_id })), `pulling run ${row.run_id}`);
   };
   if (answer.error) return html`<div class="place"><h1>Fleet</h1><p class="banner" role="alert">${answer.error.message}</p></div>`;
   if (!answer.value) return html`<div class="place"><h1>Fleet</h1><${Waiting} doing="Asking the fleet's server" /></div>`;

@@ -20,7 +20,7 @@ function Parity({ parity }) {
 
 function WholeRun({ run, isAsked }) {
   const { progress, result, error, ask, cancel } = useTask([run]);
-  const begin = () => ask((told, signal) => verifyRun(run, told, signal), "deriving every decision again");
+  const begin = () => ask((progressed, signal) => verifyRun(run, progressed, signal), "deriving every decision again");
   useEffect(() => void (isAsked && begin()), [run]);
   if (source.isRecord) return html`<p>Beside the record, <code>tracepaper verify ${run}</code> derives every decision again.</p>`;
   return html`<p class="verify">

@@ -1,6 +1,6 @@
 /** Tables beside documents: a list that is here, and pages of a documented view. */
 import { html, useState } from "../vendor/htm-preact.js";
-import { getView } from "../api.js";
+import { getOf } from "../api.js";
 import { TableAlone } from "../document/table.js";
 import { number, plain, quantity, stamp, word } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
@@ -31,7 +31,7 @@ export function ViewTable({ run, view, name, columns, instruments, refreshed, on
   const [pages, setPages] = useState([null]);
   const after = pages.at(-1);
   const { value, error } = useAnswer(
-    (signal) => getView(run, view, { sort: order.name, descending: order.isDown ? "true" : null, instrument: instrument || null, limit: PAGE, after }, { signal }),
+    (signal) => getOf(run, `views/${view}`, { signal }, { sort: order.name, descending: order.isDown ? "true" : null, instrument: instrument || null, limit: PAGE, after }),
     [run, view, order, instrument, after, after == null ? refreshed : 0],
   );
   if (error) return html`<p class="muted">${error.message}</p>`;

@@ -3,7 +3,7 @@ import { html, useState } from "../vendor/htm-preact.js";
 import { source } from "../api.js";
 import { DocumentView } from "../document.js";
 import { word } from "../format.js";
-import { useAnswer, useSlow } from "../hooks.js";
+import { useAnswer, Waiting } from "../hooks.js";
 
 const FEE = { key: "execution.taker_fee", name: "taker fee", most: 0.002 };
 const USUAL_FEE = 0.00055; // where the run names none
@@ -38,14 +38,13 @@ export function WhatIf({ run }) {
     .join(";");
   const path = `/runs/${encodeURIComponent(run.row.run_id)}/what-if`;
   const { value, error, isLoading } = useAnswer((signal) => (changes ? source.get(path, { changes }, { signal }) : null), [path, changes]);
-  const isSlow = useSlow(isLoading);
   return html`<section class="place whatif" aria-label="What if">
     <h2>What if</h2>
     <p class="muted">The run again from its own bars and forecasts, with other thresholds or another fee.</p>
     ${sliders.map((slider) => html`<${Slider} key=${slider.key} slider=${slider} value=${chosen[slider.key]} choose=${(to) => setChosen((before) => ({ ...before, [slider.key]: to }))} />`)}
     ${changes && html`<button type="button" class="plain" onClick=${() => setChosen({})}>as recorded</button>`}
     ${error && html`<p class="loss" role="alert">${error.message}</p>`}
-    ${isSlow && html`<p class="muted" role="status">Deciding every bar again</p>`}
+    ${isLoading && html`<${Waiting} doing="Deciding every bar again" />`}
     ${value && changes && html`<div class=${isLoading ? "old" : ""}><${DocumentView} document=${value} /></div>`}
   </section>`;
 }
