@@ -225,8 +225,7 @@ def test_cancel_takes_back_one_tag_or_all() -> None:
     assert desk.resting == ()
     assert desk.send(Cancel("b")) == ()
     by_book = Desk(fills=FillModel.BOOK)  # whose cancellations are on their way
-    by_book.send(buy(1, limit=99))
-    by_book.send(Cancel())
+    by_book.send(buy(1, limit=99), Cancel())
     assert [order.order_id in by_book.line.orders.leaving for order in by_book.resting] == [True]
     by_book.line.orders.withdraw("", "halted")
     assert by_book.resting == ()
@@ -631,7 +630,6 @@ def test_state_with_resting_orders_survives_a_restart() -> None:
     desk = Desk()
     desk.send(buy(1, limit=99, tag="a", post_only=True, until=2 * START_MS), buy(1, stop=101))
     desk.quote(9_990, 10_000)
-    desk.aim(500, START_MS)
     again = Desk()
     again.account.restore(desk.account.state(), {})
     assert again.resting == desk.resting
