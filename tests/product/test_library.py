@@ -85,7 +85,10 @@ def registered_names() -> dict[str, Iterable[str]]:
         "Explanations": [*METHODS, *(field.name for field in fields(Rollout))],
         "Diagnostics": [*BASELINES, *WeightRule],
         "Plots": charts(),
-        "Calls": [*dir(attention), *layer.BACKENDS],
+        "Calls": [
+            *(name for name, item in vars(attention).items() if callable(item)),
+            *layer.BACKENDS,
+        ],
     }
 
 

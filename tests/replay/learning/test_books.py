@@ -38,7 +38,7 @@ from tracepaper.replay.learning.fit import Policy
 from tracepaper.replay.learning.order_books import BookDataset, BookPanel, read_books
 from tracepaper.replay.learning.samples import NO_LABEL, Samples, move
 from tracepaper.replay.learning.splits import Fold, Part
-from tracepaper.storage.checkpoints import CARD_NAME
+from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, read_card
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, books_of
@@ -203,11 +203,13 @@ def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> No
     assert figures["1"]["days"] == 13
     assert figures["1"]["is_better"] is True
     assert "experimental" not in sentences_of(figures)[-1]
-    assert experimental({"figures": figures}) == ""
+    assert experimental(read_card(DEFAULT_CHECKPOINT) | {"figures": figures}) == ""
     mixed = Books(planted.seen_ms, planted.market_ms, planted.price, planted.size[::-1].copy())
     figures = figures_on(network, mixed.part(140, 288), frequencies)
     assert figures["1"]["is_better"] is False
-    assert "beside persistence" in experimental({"figures": figures})
+    assert "beside persistence" in experimental(
+        read_card(DEFAULT_CHECKPOINT) | {"figures": figures}
+    )
 
 
 # ---------------------------------------------------------------- labels, parts, windows
