@@ -17,7 +17,7 @@ import io
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -317,12 +317,14 @@ def keep_covariates(file: CovariateFile, database: Path) -> Path:
         raw = file_bytes(file.path)
         if hashlib.sha256(raw).hexdigest() != file.sha256:
             raise DataInvalid(f"{file.path} changed while it was read; start again.")
-        write_whole(raw, copy)
+        write_whole((raw,), copy)
     return copy
 
 
-def write_whole(raw: bytes, path: Path) -> None:
-    """Write the file *path*, whole or not at all; raise ``OSError`` that names it where it cannot.
+def write_whole(parts: Iterable[bytes], path: Path) -> None:
+    """Write the file *path* of its *parts*, whole or not at all.
+
+    Raises ``OSError`` that names it where it cannot.
 
     Whoever is killed meanwhile leaves what was there before.
     """
@@ -331,7 +333,7 @@ def write_whole(raw: bytes, path: Path) -> None:
         handle, part = tempfile.mkstemp(dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(raw)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(handle)
             Path(part).replace(path)

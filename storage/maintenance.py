@@ -119,7 +119,7 @@ def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> li
         # A file that is still being written has a temporary name.
         if place.is_file() and not any(part.startswith((".", "tmp")) for part in name.parts):
             (copies / name).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(place.read_bytes(), copies / name)
+            write_whole((place.read_bytes(),), copies / name)
             copied.append(copies / name)
     return copied
 

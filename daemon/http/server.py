@@ -11,11 +11,12 @@ not counted.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
 from aiohttp import web
@@ -42,6 +43,7 @@ from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 CONNECTIONS_MAX: Final = 64
 REQUEST_TIMEOUT_S: Final = 10.0
 LOG_EVERY_S: Final = 60.0
+SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 UNAVAILABLE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -74,6 +76,7 @@ class ConnectionLimits:
         self._timers: dict[asyncio.Transport, asyncio.TimerHandle | None] = {}
         self._counts: Counter[str] = Counter()
         self._logged_s = 0.0
+        self._restore_handler: Callable[[], None] = lambda: None
         # aiohttp logs through a logger of this server's own.
         self.logger = logging.Logger("http.server")  # noqa: LOG001
         self.logger.addFilter(self._pass_on)
@@ -93,6 +96,7 @@ class ConnectionLimits:
                 raise ConnectionResetError("The client has gone before its request was read.")
             try:
                 if request.body_exists:
+                    self._start_timer(transport)
                     await request.read()  # within the time of the request
                 self._stop_timer(transport)
                 return await handler(request)
@@ -103,6 +107,7 @@ class ConnectionLimits:
 
     def close(self) -> None:
         """Cut every connection that is left."""
+        self._restore_handler()
         for transport in self._timers:
             self._stop_timer(transport)
             transport.abort()
@@ -113,7 +118,11 @@ class ConnectionLimits:
         A client that only holds connections open keeps nobody else out: a connection that waits for
         its request gives way, the oldest first.
         """
-        self._timers = {each: by for each, by in self._timers.items() if not each.is_closing()}
+        self._timers = {
+            each: timer
+            for each, timer in self._timers.items()
+            if not each.is_closing() or each.get_write_buffer_size()
+        }
         if len(self._timers) >= self._most:
             self.count("over_limit")
             oldest = next((each for each, timer in self._timers.items() if timer is not None), None)
@@ -141,11 +150,28 @@ class ConnectionLimits:
             self._timers[transport] = timer(self.timeout_s, self._expire, transport, is_idle)
 
     def _expire(self, transport: asyncio.Transport, is_idle: bool) -> None:  # noqa: FBT001 - of call_later
-        if is_idle and not transport.get_write_buffer_size():
-            transport.close()  # an idle connection: no request is refused
-        elif not transport.is_closing():
+        if transport.get_write_buffer_size() or not (is_idle or transport.is_closing()):
             self.count("too_slow")
             transport.abort()
+        else:
+            transport.close()  # an idle connection: no request is refused
+
+    def count_exhaustion(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count the connections that *loop* cannot accept for want of file descriptors."""
+        before = loop.get_exception_handler()
+
+        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            is_scarce = isinstance(error, OSError) and error.errno in SCARCE
+            if is_scarce and "accept" in context["message"]:
+                self.count("without_descriptor")
+            elif before is not None:
+                before(loop, context)
+            else:
+                loop.default_exception_handler(context)
+
+        loop.set_exception_handler(handle)
+        self._restore_handler = lambda: loop.set_exception_handler(before)
 
     def count(self, reason: str) -> None:
         """Count a refused connection; log the counts once a minute."""
@@ -384,6 +410,7 @@ async def listening(
         raise ConfigInvalid(
             f"{host}:{port} cannot be listened on ({error.strerror}); set another {key}."
         ) from None
+    limits.count_exhaustion(loop)
     named, picked = server.sockets[0].getsockname()[:2]
     try:
         yield f"http://[{named}]:{picked}" if ":" in named else f"http://{named}:{picked}"

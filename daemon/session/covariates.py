@@ -64,7 +64,7 @@ class RunCovariates:
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)
         self.closed_ms = -math.inf  # of the newest bar
-        self._rows: dict[str, CovariateRows] = {}
+        self._rows: dict[str, _CovariateRows] = {}
         self._faults: list[tuple[int, str]] = []  # from which close, and why; "" is of use again
 
     def see(self, event: Event) -> None:
@@ -75,17 +75,16 @@ class RunCovariates:
             case CovariatesRead():
                 if event.fault != self.fault:
                     self._faults.append((event.from_ms, event.fault))
-                rows: dict[str, list[CovariateRow]] = {}
                 for row in event.rows:
-                    rows.setdefault(row.symbol, []).append(row)
-                for symbol, new in rows.items():
-                    self._rows[symbol] = _with(self._rows.get(symbol), new, event.from_ms)
+                    growing = self._rows.setdefault(row.symbol, _CovariateRows(len(self.columns)))
+                    growing.add(row, event.from_ms)
             case _:
                 pass
 
     def rows_for(self, symbol: str) -> CovariateRows:
         """Return the rows of *symbol*, or everyone's."""
-        return self._rows.get(ALL_SYMBOLS, self._rows.get(symbol, NO_COVARIATES))
+        growing = self._rows.get(ALL_SYMBOLS, self._rows.get(symbol))
+        return NO_COVARIATES if growing is None else growing.rows()
 
     def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether the file could be used at each close."""
@@ -109,20 +108,28 @@ class RunCovariates:
         return self._rows.keys()
 
 
-def _with(
-    before: CovariateRows | None, rows: Sequence[CovariateRow], from_ms: int
-) -> CovariateRows:
-    """Return *before* and behind it *rows*, which count from *from_ms* on at the earliest."""
-    times = np.array([row.time_ms for row in rows], dtype=np.int64)
-    values = np.array([row.values for row in rows], dtype=np.float64)
-    added = CovariateRows(times, np.maximum(times, from_ms), values)
-    if before is None:
-        return added
-    return CovariateRows(
-        np.concatenate([before.time_ms, added.time_ms]),
-        np.concatenate([before.from_ms, added.from_ms]),
-        np.concatenate([before.values, added.values]),
-    )
+class _CovariateRows:
+    """The rows of one symbol, in arrays that double where they are full."""
+
+    def __init__(self, columns: int) -> None:
+        self._count = 0
+        self._times = np.empty((2, 64), dtype=np.int64)  # its own, and from when it counts
+        self._values = np.empty((64, columns), dtype=np.float64)
+
+    def add(self, row: CovariateRow, from_ms: int) -> None:
+        """Take in one row, which counts from *from_ms* on at the earliest."""
+        at = self._count
+        if at == len(self._values):
+            self._times = np.concatenate([self._times, self._times], axis=1)
+            self._values = np.concatenate([self._values, self._values])
+        self._times[:, at] = row.time_ms, max(row.time_ms, from_ms)
+        self._values[at] = row.values
+        self._count += 1
+
+    def rows(self) -> CovariateRows:
+        """Return them; more may be added later, which these do not show."""
+        count = self._count
+        return CovariateRows(self._times[0, :count], self._times[1, :count], self._values[:count])
 
 
 class CovariateReader:

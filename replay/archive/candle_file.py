@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, Self
 
@@ -46,10 +49,9 @@ def lines_of(instrument: Instrument, bars: Iterable[Bar]) -> Lines:
     return lines
 
 
-def write_lines(path: Path, lines: Lines) -> None:
-    """Write the file *path* of *lines*, oldest first, whole or not at all."""
-    content = HEADER + "".join(lines[time] for time in sorted(lines))
-    write_whole(content.encode(), path)
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write the file *path* of *lines*, the oldest first, whole or not at all."""
+    write_whole((line.encode() for line in chain((HEADER,), lines)), path)
 
 
 class CandleFile:
@@ -65,36 +67,57 @@ class CandleFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._added = self._part.open("a", encoding="ascii")
         try:
-            fcntl.flock(self._added, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.times: IntArray = np.array(sorted(self._settle()), dtype=np.int64)
-        except BlockingIOError:
-            self._added.close()
-            raise ConfigInvalid(
-                f"{path} is being fetched by another process; wait for its end, or name another "
-                "--out."
-            ) from None
+            if not self._is_locked():
+                raise ConfigInvalid(  # noqa: TRY301 - it closes what was opened, as any other
+                    f"{path} is being fetched by another process; wait for its end, or name "
+                    "another --out."
+                )
+            self.times = self._settle()
         except BaseException:
             self._added.close()
             raise
 
-    def _settle(self) -> Lines:
-        """Bring what was added into the file; return all its lines."""
-        held = self._lines(self._path)
-        if added := self._lines(self._part):
-            held |= added
-            write_lines(self._path, held)
-        os.truncate(self._added.fileno(), 0)
-        return held
+    def _is_locked(self) -> bool:
+        """Return whether this process, and no other, adds to the file from now on."""
+        opened = self._added.fileno()
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # Between opening and locking the file, its holder may have ended and removed it.
+        return self._part.exists() and os.path.samestat(os.fstat(opened), self._part.stat())
 
-    def _lines(self, path: Path) -> Lines:
-        text = path.read_text("utf-8") if path.exists() else ""
-        if path == self._path and text and not text.startswith(HEADER):
+    def _settle(self) -> IntArray:
+        """Bring what was added into the file; return the open times of all its lines.
+
+        Lines are merged as they are read, so that years of minutes need little memory.
+        """
+        held, added = (_times(self._lines(path)) for path in (self._path, self._part))
+        if added.size:
+            lines = self._lines(self._part)
+            if (np.diff(added) <= 0).any():  # the pages of several gaps
+                lines = iter(sorted(dict(lines).items()))
+            merged = merge(self._lines(self._path), lines, key=itemgetter(0))
+            by_time = groupby(merged, key=itemgetter(0))  # a kill may have left a line in both
+            write_lines(self._path, (next(same)[1] for _, same in by_time))
+        os.truncate(self._added.fileno(), 0)
+        return np.union1d(held, added)
+
+    def _lines(self, path: Path) -> Iterator[tuple[int, str]]:
+        """Yield the lines of *path*, each with its open time, but one that a kill left torn."""
+        if not path.exists():
+            return
+        try:
+            with path.open(encoding="utf-8") as file:
+                if path == self._path and file.readline() not in {HEADER, ""}:
+                    raise ValueError(path)  # noqa: TRY301 - as a line without a time
+                for line in file:
+                    if line.endswith("\n"):
+                        yield int(line.partition(",")[0]), line
+        except ValueError:
             raise ConfigInvalid(
                 f"{path} is no file of `tracepaper data fetch`; name another --out."
-            )
-        lines = text.removeprefix(HEADER).splitlines(keepends=True)
-        # A kill may have left the last one torn.
-        return {int(line.partition(",")[0]): line for line in lines if line.endswith("\n")}
+            ) from None
 
     def add(self, instrument: Instrument, bars: Sequence[Bar]) -> None:
         """Add *bars*, which open at times that the file lacks."""
@@ -109,3 +132,7 @@ class CandleFile:
         with self._added:
             self._settle()
             self._part.unlink()
+
+
+def _times(lines: Iterator[tuple[int, str]]) -> IntArray:
+    return np.fromiter((time for time, _ in lines), dtype=np.int64)

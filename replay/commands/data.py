@@ -344,7 +344,7 @@ def fetch(
     order = FetchRequest(
         folder=out,
         category=category,
-        symbols=tuple(symbols),
+        symbols=tuple(dict.fromkeys(symbols)),
         interval_ms=INTERVALS[interval],
         from_ms=None if from_text is None else instant(from_text),
         until_ms=None if to_text is None else instant(to_text),

@@ -675,8 +675,10 @@ def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSch
 def intervals_of(texts: Iterable[str]) -> tuple[int, ...]:
     """Return the intervals that *texts* name, in milliseconds.
 
-    Raises ``ConfigInvalid`` for what is no interval.
+    Raises ``ConfigInvalid`` for what is no interval, or no list of texts.
     """
+    if isinstance(texts, str):
+        raise ConfigInvalid(f'intervals is the text {texts!r}; write a list, such as ["15m"].')
     lengths = []
     for text in texts:
         length_ms = time_of(text) or INTERVALS.get(text.strip(), 0)

@@ -616,7 +616,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """
     content = BytesIO()
     torch.save(state, content)
-    write_whole(hashlib.sha256(content.getbuffer()).digest() + content.getvalue(), path)
+    write_whole((hashlib.sha256(content.getbuffer()).digest(), content.getvalue()), path)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def _write(path: Path, every: Sequence[SpanOpening]) -> str:
         for opening in every
     ]
     try:
-        write_whole(dump({"opening": rows}).encode(), path)
+        write_whole((dump({"opening": rows}).encode(),), path)
     except OSError as error:
         return f"This opening could not be counted in {path} ({error.strerror})."
     return ""

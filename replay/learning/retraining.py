@@ -152,7 +152,10 @@ def _own_bars(reader: Reader, run: Run, retraining: Retraining) -> list[str]:
             lines = lines_of(instrument, closed) | lines
         if lines:
             path = retraining.folder / BARS / file_name(item, run.interval_ms)
-            write_lines(path, lines)
+            rows = [lines[time] for time in sorted(lines)]
+            if any(row.endswith(",\n") for row in rows):  # a turnover is of all bars or of none
+                rows = [row.rpartition(",")[0] + ",\n" for row in rows]
+            write_lines(path, rows)
             series.append(f"{item.symbol}={path}")
     return series
 
@@ -192,7 +195,7 @@ def _too_few(
         if before < retraining.min_bars:
             return (
                 f"{symbol} has {before:,} bars before the judged time and retrain.min_bars is "
-                f"{retraining.min_bars:,}; wait, or name an archive in retrain.data"
+                f"{retraining.min_bars:,}; wait, or name a file in retrain.data"
             )
     days = (judgement.until_ms - judgement.from_ms) / DAY_MS
     if days < retraining.min_days:
@@ -325,6 +328,6 @@ def _forecasts(model: Forecaster, material: Dataset) -> Forecasts:
     if not answers:
         raise DataInvalid(
             f"No bar of the judged time has {model.context} bars before it without a hole; fetch "
-            "the missing candles into an archive and name it in retrain.data."
+            "the missing candles, and name their file in retrain.data."
         )
     return forecasts_of(answers, {}, material.horizons)

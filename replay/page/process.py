@@ -111,6 +111,8 @@ class ReaderProcess:
     async def prepare(self) -> None:
         """Start the child, which takes a second, before the first request."""
         async with self._turn:
+            if self._is_closed:  # while this waited for its turn
+                return
             with contextlib.suppress(ChildFailed):  # the first request says so
                 async with self._child.exchange():
                     self._wait_idle()

@@ -47,6 +47,7 @@ _TYPES: Final = {
 READERS_MAX: Final = 32
 POLL_S: Final = 1.0
 MESSAGE_MAX: Final = 1_024
+HEARTBEAT_S: Final = 30.0
 CLOSE_WITHIN_S: Final = 1.0
 QUERY_MAX: Final = 64
 AT_WORK_MAX: Final = 56
@@ -83,7 +84,6 @@ class Page:
             long = "The pull took too long; `tracepaper db pull` waits for longer."
             self._pulling = reader(is_heavy=True, stays=False, late=long)
         self._served, self._status = served, status
-        self._streams: set[web.WebSocketResponse] = set()
         self._woken: asyncio.Event | None = None  # for the next step, once ``wake`` tells of one
         self._at_work = 0
         self._preparing: dict[ReaderProcess, asyncio.Task[None]] = {}
@@ -129,8 +129,7 @@ class Page:
             woken.set()
 
     async def close(self) -> None:
-        """End the readers and the streams."""
-        await asyncio.gather(*(socket.close() for socket in self._streams))
+        """End the processes that read; the server that leads to the page has ended before."""
         readers = (
             *(self._quick, self._heavy, self._of_runs, self._of_decisions),
             *(self._of_fleet, self._pulling),
@@ -186,11 +185,13 @@ class Page:
     # ------------------------------------------------------------ the stream
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        run_id = request.query.get("run", "")
+        run_id, transport = request.query.get("run", ""), request.transport
         is_full = self.readers >= READERS_MAX
         # A reader who is sent away is not waited for.
         within_s = 0.0 if is_full else CLOSE_WITHIN_S
-        socket = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MESSAGE_MAX, timeout=within_s)
+        socket = web.WebSocketResponse(
+            heartbeat=HEARTBEAT_S, max_msg_size=MESSAGE_MAX, timeout=within_s
+        )
         if not socket.can_prepare(request).ok:
             return _refusal(400, "Open this address as a WebSocket.")
         if is_full:
@@ -203,7 +204,6 @@ class Page:
             if hello.status != 200:
                 return _json(hello.status, hello.body)
             await socket.prepare(request)
-            self._streams.add(socket)
             telling = asyncio.create_task(self._tell(socket, hello))
             try:
                 async for _ in socket:  # it ends when the reader goes; nothing is asked over it
@@ -211,8 +211,10 @@ class Page:
             finally:
                 telling.cancel()
         finally:
-            self._streams.discard(socket)
             self.readers -= 1
+            # To close would wait for a reader that never reads, and keep its connection.
+            if transport is not None and transport.get_write_buffer_size():
+                transport.abort()
         return socket
 
     async def _tell(self, socket: web.WebSocketResponse, hello: ReplyFrame) -> None:

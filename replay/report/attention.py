@@ -74,45 +74,70 @@ def read_attention(
         return None
     decisions = record.decisions
     chosen = np.array(sorted(wanted), dtype=np.int64)
-    taken, cells, heads = list[Ints](), list[Floats](), list[Floats]()
+    column_of, spans = _columns(record)
+    last = np.zeros(column_of.max() + 1, dtype=np.int64)  # [column] its last decision
+    counts = np.zeros_like(last)
+    sums: Floats | None = None  # [column, measure]: cells by age, then heads, then the confidence
+    widths = 0, 0  # of the cells and of the heads
     ages: dict[int, Floats] = {}
+    # Summed while read, as the rows of a year of minutes fill a gigabyte.
     for batch in reader.explanations(str(record.run["run_id"])):
         sequences, rollout, entropy = stacked(batch)
         at = np.searchsorted(decisions.sequence, sequences).clip(max=decisions.sequence.size - 1)
         decided = decisions.sequence[at] == sequences
-        if not decided.any() or (heads and entropy.shape[1] != heads[0].shape[1]):
+        read = rollout.shape[1], entropy.shape[1]
+        if not decided.any() or (sums is not None and read != widths):
             continue
-        sequences, rollout, at = sequences[decided], rollout[decided], at[decided]
-        opened = decisions.open_time_ms[at]
-        by_age = cells_by_age(rollout, opened // record.bar_times.interval_ms)
-        for place in np.flatnonzero(np.isin(sequences, chosen)).tolist():
-            ages[int(sequences[place])] = by_age[place]
-        taken.append(at)
-        cells.append(by_age)
-        heads.append(entropy[decided].astype(np.float64))
-    if not taken:
+        at, opened = at[decided], decisions.open_time_ms[at[decided]]
+        by_age = cells_by_age(rollout[decided], opened // record.bar_times.interval_ms)
+        for place in np.flatnonzero(np.isin(decisions.sequence[at], chosen)).tolist():
+            # A copy, as a view of a row keeps its whole batch.
+            ages[int(decisions.sequence[at[place]])] = by_age[place].copy()
+        measures = np.column_stack((by_age, entropy[decided], decisions.confidence[at]))
+        if sums is None:
+            widths, sums = read, np.zeros((last.size, measures.shape[1]))
+        np.add.at(sums, column_of[at], measures)
+        np.maximum.at(last, column_of[at], at)
+        counts += np.bincount(column_of[at], minlength=last.size)
+    if sums is None:
         return None
-    at, by_age, by_head = np.concatenate(taken), np.concatenate(cells), np.concatenate(heads)
-    maps = [
-        _heatmap(record, name, at[mask], by_age[mask], by_head[mask])
-        for name in record.bars
-        if (mask := decisions.instrument[at] == name).any()
-    ]
-    return RunAttention(len(at), tuple(maps), by_head.mean(axis=0), ages)
+    maps = []
+    for name, span in spans.items():
+        columns = span[counts[span] > 0]
+        if columns.size:
+            means = (sums[columns] / counts[columns, None]).T
+            maps.append(_heatmap(record, name, last[columns], means, widths[0]))
+    explained = int(counts.sum())
+    by_head = sums[:, widths[0] : -1].sum(axis=0) / explained
+    return RunAttention(explained, tuple(maps), by_head, ages)
 
 
-def _heatmap(record: RunRecord, name: str, at: Ints, by_age: Floats, by_head: Floats) -> Heatmap:
-    """Return the means of the decisions *at* over columns; what is left makes a shorter one."""
-    decisions, bars = record.decisions, record.bars[name]
-    explained = np.count_nonzero(np.isfinite(decisions.confidence[decisions.places[name]]))
-    starts = np.arange(0, len(at), max(1, -(-int(explained) // COLUMNS_MAX)))
-    counts = np.diff(np.append(starts, len(at)))
-    weights, confidence, heads = (
-        (np.add.reduceat(values, starts) / counts[:, None]).T
-        for values in (by_age, decisions.confidence[at][:, None], by_head)
-    )
-    last = np.searchsorted(bars.sequence, decisions.sequence[at[starts + counts - 1]])
-    return Heatmap(name, bars.open_time_ms[last], weights, confidence[0], bars.close[last], heads)
+def _columns(record: RunRecord) -> tuple[Ints, dict[str, Ints]]:
+    """Return the column of every decision, and the columns of each instrument.
+
+    Those of one instrument hold as many explained decisions each, the last one what is left. That
+    a decision is explained shows in its confidence, before any explanation is read.
+    """
+    decisions = record.decisions
+    column_of = np.zeros(decisions.sequence.size, dtype=np.int64)
+    spans: dict[str, Ints] = {}
+    first = 0
+    for name in record.bars:
+        if (rows := decisions.places.get(name)) is not None:
+            nth = np.cumsum(np.isfinite(decisions.confidence[rows]))  # counts from 1
+            size = max(1, -(-int(nth[-1]) // COLUMNS_MAX))
+            column_of[rows] = first + (nth - 1).clip(min=0) // size
+            spans[name] = np.arange(first, column_of[rows[-1]] + 1)
+            first += spans[name].size
+    return column_of, spans
+
+
+def _heatmap(record: RunRecord, name: str, last: Ints, means: Floats, cells: int) -> Heatmap:
+    """Return *means* [measure, column], whose first *cells* are the rollout's by age."""
+    bars = record.bars[name]
+    at = np.searchsorted(bars.sequence, record.decisions.sequence[last])
+    weights, heads, confidence = means[:cells], means[cells:-1], means[-1]
+    return Heatmap(name, bars.open_time_ms[at], weights, confidence, bars.close[at], heads)
 
 
 def stacked(

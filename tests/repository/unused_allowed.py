@@ -43,7 +43,7 @@ time_second, time_nano
 documentation
 
 # Figures of a report, read by their paths.
-final_median, times_even, volatility_day, drawdown_bars, calmar, peak_ms, trough_ms, recovered_ms
+final_median, volatility_day, drawdown_bars, calmar, peak_ms, trough_ms, recovered_ms
 period_correlation
 
 # Of charts, read by the page.

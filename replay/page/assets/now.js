@@ -17,15 +17,20 @@ const MOMENT = 3_000; // ms that a sentence of the moment stays
 const ROOM = 4; // cells right of the newest decision, or of its fan
 const SPEEDS = [1, 2, 5, 10, 30]; // decisions a second
 
-/** A decision by its sequence, asked for once the pointer has rested; the one before stays until it is here. */
+/** A decision by its sequence, asked for once the pointer has rested; the newest answer stays until it is here. */
 function useDecision(run, sequence, rest = 0) {
+  const { current: latest } = useRef({});
+  const cached = knownDecision(run, sequence);
+  latest.decision = cached ?? latest.decision;
   const ask = async (signal) => {
-    if (sequence == null) return null;
-    if (rest && !knownDecision(run, sequence)) await new Promise((resolve) => setTimeout(resolve, rest));
-    return signal.aborted ? null : getDecision(run, sequence);
+    if (cached || sequence == null) return cached;
+    if (rest) await new Promise((resolve) => setTimeout(resolve, rest));
+    await latest.request?.catch(() => null); // one at a time: steps may come faster than answers
+    if (signal.aborted) return null;
+    return (latest.decision = await (latest.request = getDecision(run, sequence)));
   };
-  const { value, error } = useAnswer(ask, [run, sequence]);
-  return { decision: knownDecision(run, sequence) ?? value, error };
+  const { error } = useAnswer(ask, [run, sequence]);
+  return { decision: error ? null : latest.decision, error };
 }
 
 /** A sentence that stays for a moment: the present one, and what says another. */
@@ -210,15 +215,12 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
   const player = () => setPlaying((now) => (now ? null : SPEEDS[1]));
   const faster = (by) => setPlaying((now) => SPEEDS[Math.max(0, Math.min(SPEEDS.length - 1, SPEEDS.indexOf(now ?? SPEEDS[1]) + by))]);
   useEffect(() => {
-    if (!playing || !pinnedDecision) return undefined;
-    if (pinnedDecision.following == null) {
-      setPlaying(null);
-      return undefined;
-    }
+    if (!playing || pinnedDecision?.sequence !== pinned) return undefined;
+    if (pinnedDecision.following == null) return setPlaying(null);
     const cell = frame && frame.step > interval ? frame.sequence[indexAt(frame.times, pinnedDecision.open_time_ms) + 1] : null;
     const timer = setTimeout(() => toSequence(cell ?? pinnedDecision.following), 1000 / playing);
     return () => clearTimeout(timer);
-  }, [playing, pinnedDecision]);
+  }, [playing, pinnedDecision, pinned]);
 
   useKeys({
     ArrowLeft: () => step(-1),

@@ -154,7 +154,7 @@ def test_a_universe_decides_a_run() -> None:
     [
         (b"", "names no symbol"),
         (b"# a remark alone\n", "names no symbol"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "is not UTF-8"),
         (b"BTCUSDT,ETHUSDT\n", "has 'BTCUSDT,ETHUSDT', which is no symbol; write one a line."),
         (b"BTCUSDT\nB\0TC\n", "which is no symbol"),
         (

@@ -252,7 +252,7 @@ class Idle(Strategy):
         return Signal(Action.FLAT, "as ever")
 
 
-async def test_a_prune_amid_the_turns_leaves_what_is_fed_again(
+async def test_a_prune_amid_the_turns_leaves_what_is_derived_again(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is left begins in the turn of the last symbol, hours behind the bars of the others."""
@@ -277,4 +277,4 @@ async def test_a_prune_amid_the_turns_leaves_what_is_fed_again(
     reach = partial(recorded_reach, case.path)
     done = maintenance.prune(case.path, keep_days=2, pruned_at_ms=5, reach=reach)[-1]
     assert done.steps > 800
-    check_parity(case.path, tmp_path)
+    check_record(case.path)

@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import sys
+from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.typedefs import URL  # type: ignore[attr-defined]
 from browser import browsing, complaints
 from msgspec import convert
@@ -36,7 +38,7 @@ from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.daemon.session.child import messages_of
 from tracepaper.replay.page import process, server
 from tracepaper.replay.page.databases import Databases
-from tracepaper.replay.page.process import ReaderProcess
+from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
 from tracepaper.replay.page.routes import PREFIX, ROUTES, ReadRoute
 from tracepaper.replay.page.server import READERS_MAX, Page, serving
 from tracepaper.strategies.types.market import CommandKind
@@ -229,6 +231,33 @@ async def test_readers_that_never_read_keep_nobody_out(
     await until(lambda: daemon.page.readers == 0, poll_s=0.01)
 
 
+async def test_a_reader_that_never_reads_loses_its_connection(
+    daemon: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greeting = {"run_id": "", "sequence": 0, "padding": "x" * (16 << 20)}  # more than sockets hold
+    hello = ReplyFrame(process.ANSWER, 200, json.dumps({"hello": greeting}).encode())
+    sockets: list[TransportSocket] = []
+
+    async def greet(_reader: ReaderProcess, _request: dict[str, Any]) -> ReplyFrame:
+        return hello
+
+    handle = Page.handle
+
+    async def record(page: Page, request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        sockets.append(request.transport.get_extra_info("socket"))
+        return await handle(page, request)
+
+    monkeypatch.setattr(ReaderProcess, "answer", greet)
+    monkeypatch.setattr(Page, "handle", record)
+    monkeypatch.setattr(server, "HEARTBEAT_S", 0.1)
+    with ExitStack() as stack:
+        await plugs(daemon.port, 2, stack)
+        await until(lambda: len(sockets) == 2, poll_s=0.01)
+        await until(lambda: all(each.fileno() < 0 for each in sockets), poll_s=0.01)
+        assert daemon.page.readers == 0
+
+
 async def test_questions_beyond_what_it_answers_leave_the_operator_his_place(
     daemon: Served, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +389,18 @@ async def test_decisions_are_derived_by_a_process_that_stays(
             children.append(set(working()) - before)
     assert children[0] == children[1]
     assert len(children[0]) == 2  # the other one reads for charts
+
+
+async def test_a_page_that_is_closed_starts_no_child(reading: ReaderProcess) -> None:
+    others = set(working())
+    answering = asyncio.create_task(reading.answer({"path": "/runs", "query": {}}))
+    await until(lambda: set(working()) - others, poll_s=0.01)
+    preparing = asyncio.create_task(reading.prepare())  # its turn comes once that has ended
+    await asyncio.sleep(0)
+    await reading.close()
+    assert (await answering).status == 503
+    await preparing
+    assert set(working()) <= others
 
 
 async def test_a_child_that_nobody_asks_ends_and_is_started_again(

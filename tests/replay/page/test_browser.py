@@ -146,6 +146,42 @@ def test_each_of_two_quick_clicks_opens_its_bar_and_asks_for_it_once(page: Page)
     assert len(decisions) == len(set(decisions))
 
 
+SLOWLY: Final = """
+    const {fetch: quick} = window;
+    window.requests = window.maximum = 0;
+    window.fetch = async (address, options) => {
+        if (!/[/]decisions[/]/.test(address)) return quick(address, options);
+        window.maximum = Math.max(window.maximum, ++window.requests);
+        await new Promise((resolve) => setTimeout(resolve, 100));
+        return quick(address, options).finally(() => window.requests--);
+    };
+"""
+"""Answers of decisions later, and counts how many requests are out at once."""
+
+STEPS: Final = """async (count) => {
+    const cards = new Set();
+    for (let sequence = 1; sequence <= count; sequence++) {
+        location.hash = location.hash.replace(/[0-9]+$/, sequence);
+        await new Promise((resolve) => setTimeout(resolve, 25));
+        cards.add(document.querySelector(".card .when span").textContent);
+    }
+    return cards.size;
+}"""
+"""Steps from decision to decision; counts the cards that were shown meanwhile."""
+
+
+def test_steps_that_come_faster_than_answers_show_some_and_ask_for_one_at_a_time(
+    browser: Browser, url: str, database: Path
+) -> None:
+    with opened(browser, f"{url}/", first=SLOWLY) as page:
+        ready(page)
+        page.keyboard.press("Home")
+        page.wait_for_url("**/decision/1")
+        assert page.evaluate(STEPS, 40) > 3
+        check_card(page, database, 40)
+        assert page.evaluate("window.maximum") == 1
+
+
 def test_each_decision_is_one_key_away(page: Page, database: Path) -> None:
     newest = last(database)
     page.keyboard.press("ArrowLeft")

@@ -10,7 +10,7 @@ from builders import present
 from pages import layers_of
 
 from tracepaper.replay.document.charts import HeatLayer
-from tracepaper.replay.report.attention import COLUMNS_MAX
+from tracepaper.replay.report.attention import COLUMNS_MAX, read_attention
 from tracepaper.replay.report.attention_charts import (
     age_map_chart,
     by_age_of,
@@ -20,6 +20,8 @@ from tracepaper.replay.report.attention_charts import (
 )
 from tracepaper.replay.report.heads import edges_of
 from tracepaper.replay.report.report import Report
+from tracepaper.storage.database import reader as reader_module
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.forecasters.attribution import RolloutMap
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
@@ -82,6 +84,22 @@ def test_the_heads_over_time_are_the_confidence_of_each_column(attention_report:
     ratio = heatmap.heads[5] / heatmap.heads[5].mean()
     assert 2.0 ** np.array(trace.rows[5]) == pytest.approx(ratio, rel=0.01)
     assert heads_over_time_chart(heatmap, 0) is None
+
+
+def test_attention_read_in_small_batches_is_the_same_and_keeps_none_of_them(
+    attention_report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, record = present(attention_report.attention), attention_report.record
+    monkeypatch.setattr(reader_module, "CHUNK_STEPS", 97)
+    with Reader.open(record.database) as reader:
+        parts = present(read_attention(reader, record, whole.rollout_by_age.keys()))
+    assert parts.explained == whole.explained
+    assert parts.head_confidence == pytest.approx(whole.head_confidence)
+    assert parts.rollout_by_age.keys() == whole.rollout_by_age.keys()
+    assert all(row.base is None for row in parts.rollout_by_age.values())
+    [of_parts], [of_whole] = parts.heatmaps, whole.heatmaps
+    for measure in ("times_ms", "close", "weights", "confidence", "heads"):
+        assert getattr(of_parts, measure) == pytest.approx(getattr(of_whole, measure))
 
 
 def test_winners_and_losers_share_out_the_trades(attention_report: Report) -> None:
