@@ -71,7 +71,7 @@ def printed(table: Table) -> RenderableType:
         aside = f", {table.aside}" if table.aside else ""
         parts.append(Text(table.title + aside + _left_out(table), style="bold"))
     if table.rows and table.look != "pairs":
-        parts += map(_Ragged, _grids(table))
+        parts += map(_UnpaddedGrid, _grids(table))
     parts += [_paragraph(Paragraph(note, "note")) for note in table.notes]
     return Group(*parts)
 
@@ -113,7 +113,7 @@ def _grids(table: Table) -> Iterator[rich_table.Table]:
         yield _turned(table, table.rows[start : start + SIDE_BY_SIDE])
 
 
-class _Ragged:
+class _UnpaddedGrid:
     """A grid whose lines end with their text, not with the spaces of the last column."""
 
     def __init__(self, grid: rich_table.Table) -> None:
