@@ -25,12 +25,12 @@ _ID_AT: Final = 68
 _TRIALS_ID: Final = 0x7470544C
 
 _SWEEP: Final = """
-CREATE TABLE sweep (one INTEGER PRIMARY KEY CHECK (one = 1), content TEXT NOT NULL) STRICT;
+CREATE TABLE sweep (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL) STRICT;
 CREATE TABLE cells (
   span INTEGER NOT NULL, part TEXT NOT NULL, number INTEGER NOT NULL, content TEXT NOT NULL,
   PRIMARY KEY (span, part, number)
 ) STRICT;
-CREATE TABLE document (one INTEGER PRIMARY KEY CHECK (one = 1), content TEXT NOT NULL) STRICT;
+CREATE TABLE document (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL) STRICT;
 """
 _TRIALS: Final = """
 CREATE TABLE trials (

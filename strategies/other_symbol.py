@@ -28,7 +28,7 @@ from tracepaper.strategies.covariates import (
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams
-from tracepaper.strategies.types.market import Bar, Closed, Event
+from tracepaper.strategies.types.market import Bar, CloseStart, Event
 
 OTHER: Final = "other_symbol"
 """The key of ``[architecture]`` that names the symbol."""
@@ -134,7 +134,7 @@ class RunOtherBars:
     """The feature rows of the other symbol's bars in a run, as they came: an ``OtherSource``.
 
     The events of the run are shown to it in their order, live, in a replay and from the record
-    alike. What came is numbered: the bars of one ``Closed`` have one number.
+    alike. What came is numbered: the bars of one ``CloseStart`` have one number.
     """
 
     def __init__(self, symbol: str, schema_id: str) -> None:
@@ -148,12 +148,12 @@ class RunOtherBars:
         self._numbers: dict[str, dict[int, int]] = {}  # the number of each symbol's bars, by close
         self._newest_ms: dict[str, int] = {}
         self._number = 0
-        self._due = 0  # bars that belong to the newest ``Closed``
+        self._due = 0  # bars that belong to the newest ``CloseStart``
 
     def see(self, event: Event) -> None:
         """Take in the next event."""
         match event:
-            case Closed():
+            case CloseStart():
                 self._number, self._due = self._number + 1, event.bars
             case Bar():
                 self._take(event)

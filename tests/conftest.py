@@ -15,7 +15,7 @@ from _pytest.fixtures import FixtureDef
 from command_line import Cli
 from hypothesis import settings
 from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
-from wheels import Installed, installed_with_all
+from wheels import InstalledWheel, installed_with_all
 
 COSTS: Final = Path(__file__).parent / "data" / "costs.tsv"
 """CPU seconds and name of each test over a quarter of one, as `make costs` measures them."""
@@ -157,7 +157,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> InstalledWheel:
     """Build the wheel once, and install it beside every package that is here."""
     return installed_with_all(tmp_path_factory.mktemp("wheel"))
 

@@ -77,7 +77,7 @@ from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
     Close,
-    Closed,
+    CloseStart,
     Command,
     CommandKind,
     CorporateAction,
@@ -108,7 +108,7 @@ STATE_EVERY_STEPS: Final = 1_024
 _NOTED: Final = frozenset({RunEnd, Prune})
 """What the log notes by itself: no engine sees it as it happens, so none stores its state there."""
 
-_QUIET: Final = frozenset({Bar, Close, Closed})
+_QUIET: Final = frozenset({Bar, Close, CloseStart})
 """What may change nothing but prices."""
 
 # Read at every bar: looking a member up on its class costs ten times as much (Python 3.11).
@@ -146,7 +146,7 @@ class QuietUnits(NamedTuple):
     """What is taken of the units of a stretch: ``closes`` has the event of each close."""
 
     bars: list[Bar]
-    closes: list[Closed]
+    closes: list[CloseStart]
     plausible: list[float]  # of each bar
 
 
@@ -395,14 +395,21 @@ class Engine:
                 is_part = market.take(event)
                 belief = market.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
-            case Closed() | RunEnd() | Prune() | CovariatesRead() | RetrainingEnd() | ParityCheck():
+            case (
+                CloseStart()
+                | RunEnd()
+                | Prune()
+                | CovariatesRead()
+                | RetrainingEnd()
+                | ParityCheck()
+            ):
                 pass
             case _:
                 assert_never(event)
         return self._finish(event, None)
 
     def close(
-        self, closed: Closed, bars: Sequence[Bar], predictions: Sequence[Prediction]
+        self, closed: CloseStart, bars: Sequence[Bar], predictions: Sequence[Prediction]
     ) -> list[Step]:
         """Return the step of *closed* and that of each of its *bars*, predicted at once.
 

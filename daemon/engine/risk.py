@@ -31,7 +31,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
     Forecast,
-    Halted,
+    LimitBreach,
     Order,
     OrderRole,
     OrderStatus,
@@ -65,7 +65,7 @@ class RiskState(Struct, frozen=True, array_like=True):
     day_equity: int = 0
     trades_day: int = -1
     day_trades: int = 0
-    breach: Halted | None = None  # what halts new exposure until the operator says RESUME
+    breach: LimitBreach | None = None  # what halts new exposure until the operator says RESUME
     hour: int = -1
     hour_orders: int = 0
     streak_day: int = -1
@@ -98,7 +98,7 @@ class RiskWatch:
         self._closes_outside = closes_outside
         self.sees_gross = not limits.keys().isdisjoint({risk_exposure.name, risk_leverage.name})
         self.state = RiskState()
-        self.halted: Halted | None = None  # the breach that no step has recorded yet
+        self.halted: LimitBreach | None = None  # the breach that no step has recorded yet
         self._drawdown_most = limits.get(risk_drawdown.name)
         self._loss_most = limits.get(risk_daily_loss.name)
         self._cooldown = int(limits.get(risk_cooldown.name, 0))
@@ -173,12 +173,12 @@ class RiskWatch:
         inputs.is_breached = after.breach is not None
         self.state = after
 
-    def _breach(self, inputs: GateInputs, at_ms: int) -> Halted | None:
+    def _breach(self, inputs: GateInputs, at_ms: int) -> LimitBreach | None:
         """Return which limit equity went beyond, whatever the target is; None if none."""
         if self._drawdown_most is not None and inputs.drawdown > self._drawdown_most:
-            return Halted(risk_drawdown.name, inputs.drawdown, self._drawdown_most, at_ms)
+            return LimitBreach(risk_drawdown.name, inputs.drawdown, self._drawdown_most, at_ms)
         if self._loss_most is not None and inputs.daily_loss > self._loss_most:
-            return Halted(risk_daily_loss.name, inputs.daily_loss, self._loss_most, at_ms)
+            return LimitBreach(risk_daily_loss.name, inputs.daily_loss, self._loss_most, at_ms)
         return None
 
     def _since_stop(self, instrument: str, market_ms: int, interval_ms: int) -> int:

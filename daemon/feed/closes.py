@@ -11,7 +11,7 @@ from msgspec import structs
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.feed.state import FeedState
-from tracepaper.strategies.types.market import Bar, Closed, Event, Funding, Gap, Source
+from tracepaper.strategies.types.market import Bar, CloseStart, Event, Funding, Gap, Source
 
 
 class CloseGatherer:
@@ -69,7 +69,7 @@ class CloseGatherer:
             yield from self.flush()
 
     def flush(self) -> Iterator[Event]:
-        """Yield a ``Closed`` and the bars held, in the order of the run's instruments."""
+        """Yield a ``CloseStart`` and the bars held, in the order of the run's instruments."""
         held, self._bars = self._bars, {}
         if not held:
             return
@@ -77,7 +77,7 @@ class CloseGatherer:
         self._closed_ms = max(open_ms, self._closed_ms)
         now_ms = self._clock.market_ms()
         absent = tuple(key for key in self._states if key not in held)
-        yield Closed(open_ms, len(held), absent, now_ms, now_ms)
+        yield CloseStart(open_ms, len(held), absent, now_ms, now_ms)
         for key in self._states:
             if key in held:
                 yield structs.replace(held[key], seen_ms=now_ms)

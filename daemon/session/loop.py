@@ -33,7 +33,7 @@ from tracepaper.strategies.types.decisions import Forecast, Prediction, Predicti
 from tracepaper.strategies.types.market import (
     Bar,
     Close,
-    Closed,
+    CloseStart,
     Event,
     FrameBar,
     Gap,
@@ -58,19 +58,19 @@ class KnownPredictor(Protocol):
 
 
 def gathered(events: Iterable[Event]) -> Iterator[Unit]:
-    """Yield *events*, each ``Closed`` as one with the bars that follow it.
+    """Yield *events*, each ``CloseStart`` as one with the bars that follow it.
 
     Raises ``DataInvalid`` where other events or none follow it.
     """
     remaining = iter(events)
     for event in remaining:
-        if type(event) is Closed:
+        if type(event) is CloseStart:
             yield _close(event, remaining)
         else:
             yield event
 
 
-def _close(closed: Closed, following: Iterable[Event]) -> Close:
+def _close(closed: CloseStart, following: Iterable[Event]) -> Close:
     """Return *closed* with the bars that it counts, drawn from *following*."""
     bars: list[Bar] = []
     for event in following:
@@ -154,13 +154,13 @@ def _may_wait(step: Step) -> bool:
     if isinstance(event, Bar):
         is_late = event.seen_ms - event.close_time_ms > event.interval_ms
         return is_late and not step.orders and not step.fills
-    return isinstance(event, Closed | Gap | FrameBar)
+    return isinstance(event, CloseStart | Gap | FrameBar)
 
 
 async def _gathered(feed: Feed) -> AsyncIterator[Unit | None]:
     events = aiter(feed)
     async for event in events:
-        if isinstance(event, Closed):
+        if isinstance(event, CloseStart):
             bars = [await anext(events) for _ in range(event.bars)]
             yield _close(event, (bar for bar in bars if bar is not None))
         else:

@@ -22,7 +22,7 @@ from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
-    Closed,
+    CloseStart,
     Event,
     Instrument,
 )
@@ -279,7 +279,7 @@ class BookFeed:
         for event in events:
             for book in followed:
                 book.forget()
-            if isinstance(event, Bar | Closed):
+            if isinstance(event, Bar | CloseStart):
                 yield from self._until(event.market_ms, followed, watch)
             yield event
 

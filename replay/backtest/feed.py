@@ -21,7 +21,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.types.market import (
     Bar,
-    Closed,
+    CloseStart,
     CorporateAction,
     Event,
     Funding,
@@ -45,7 +45,8 @@ class ArchiveFeed:
 
     BarSpan that open in [*from_ms*, *until_ms*) are the period; of each instrument the last
     *warmup_bars* before it are fed first. *instruments* give the scales: at least as many
-    decimals as the candles have. With *closes_together* the bars of one close follow a ``Closed``.
+    decimals as the candles have. With *closes_together* a ``CloseStart`` precedes the bars of each
+    close.
 
     Candles of higher timeframes that the bars do not reach come before the bar that closes with
     them, and so do the order books that stood so at a bar's close or before; *lookback* says how
@@ -120,7 +121,7 @@ class ArchiveFeed:
 
 
 def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[Event]:
-    """Yield *events*, the bars of one close together and behind the ``Closed`` that counts them.
+    """Yield *events*, the bars of one close together behind the ``CloseStart`` that counts them.
 
     *names* are the run's instruments. What stands between the bars of a close comes before them,
     settlements of that time come after them.
@@ -138,7 +139,7 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
         if bars:
             here = {bar.instrument for bar in bars}
             absent = () if len(here) == len(names) else tuple(n for n in names if n not in here)
-            yield Closed(bars[0].open_time_ms, len(bars), absent, market_ms, market_ms)
+            yield CloseStart(bars[0].open_time_ms, len(bars), absent, market_ms, market_ms)
             yield from bars
         yield from after
 

@@ -30,7 +30,7 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     Run,
 )
-from tracepaper.strategies.types.market import Bar, Closed, Event, ModelChange, Unit
+from tracepaper.strategies.types.market import Bar, CloseStart, Event, ModelChange, Unit
 
 ENVIRONMENT: Final = (
     *("mode", "device", "dtype", "threads", "backend"),
@@ -209,7 +209,7 @@ class ScanPredictor:
                 yield event
                 continue
             chunk.append(event)
-            due = event.bars if isinstance(event, Closed) else max(due - 1, 0)
+            due = event.bars if isinstance(event, CloseStart) else max(due - 1, 0)
             if len(chunk) >= self._chunk_events and not due:
                 yield from self._computed(chunk)
                 chunk = []

@@ -33,7 +33,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import (
     Bar,
-    Closed,
+    CloseStart,
     Event,
     Instrument,
     ModelChange,
@@ -244,11 +244,11 @@ def closes_of(symbols: int, count: int) -> list[list[Bar]]:
 
 
 def gathered(close: Sequence[Bar]) -> list[Event]:
-    """Return *close* as the feed delivers it: of several symbols announced by its ``Closed``."""
+    """Return *close* as the feed delivers it: those of several after a ``CloseStart``."""
     first = close[0]
     if len(close) == 1:
         return [first]
-    return [Closed(first.open_time_ms, len(close), (), first.market_ms, first.seen_ms), *close]
+    return [CloseStart(first.open_time_ms, len(close), (), first.market_ms, first.seen_ms), *close]
 
 
 class TimedFeed:

@@ -43,7 +43,7 @@ from tracepaper.strategies.gates.gate import DROPPABLE, gate_order
 from tracepaper.strategies.types.decisions import FillModel, Prediction, Run
 from tracepaper.strategies.types.market import (
     Bar,
-    Closed,
+    CloseStart,
     CorporateAction,
     CovariatesRead,
     Depths,
@@ -333,7 +333,7 @@ def _later(  # noqa: C901 - one case a kind of event
     reader: Reader, run: Run, first_ms: Mapping[str, int]
 ) -> Iterator[tuple[int, Event, Prediction]]:
     """Yield the rows of a run from its later start on, as a feed hands on what lies there."""
-    start_ms, closed, waiting = run.period_start_ms, list[Closed](), 0
+    start_ms, closed, waiting = run.period_start_ms, list[CloseStart](), 0
     settled = {
         event.instrument
         for event in reader.of_type(run.run_id, Funding)
@@ -345,7 +345,7 @@ def _later(  # noqa: C901 - one case a kind of event
     for sequence, _, event, answer in reader.events(run.run_id):
         after_ms = start_ms
         match event:
-            case Closed():
+            case CloseStart():
                 closed, waiting = [event], event.bars
                 continue
             case Bar(instrument=key, open_time_ms=open_ms):

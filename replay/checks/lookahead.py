@@ -58,7 +58,7 @@ from tracepaper.replay.checks.recursive import difference_of, same_judgement, sa
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Closed
+from tracepaper.strategies.types.market import CloseStart
 from tracepaper.strategies.units import WEEK_MS, iso
 
 LOOKS: Final = 4
@@ -205,7 +205,7 @@ def _alone(check: _Check) -> Iterator[ProbeTrial]:
             each
             for each in check.steps
             if getattr(each.step.event, "instrument", item.id) == item.id
-            and not isinstance(each.step.event, Closed)
+            and not isinstance(each.step.event, CloseStart)
         ]
         because = (
             f"{item.id} is decided otherwise without the other instruments: its objects share "

@@ -352,7 +352,7 @@ class GivenEvents:
         self._sampled: dict[str, bool] = {}  # whether the books of each instrument are samples
 
     def of_close(self, close: Close) -> Iterator[Unlike]:
-        """Check a ``Closed`` against the bars behind it."""
+        """Check a ``CloseStart`` against the bars behind it."""
         names = [bar.instrument for bar in close.bars]
         absent = tuple(key for key in self._keys if key not in names)
         due = [key for key in self._keys if key in names]

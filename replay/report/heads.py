@@ -30,7 +30,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
     Attending,
-    HeadsSeen,
+    HeadActivity,
     Probe,
     RolloutMap,
     attending,
@@ -86,7 +86,7 @@ class HeadReport:
     instrument: str
     sequence: int  # of the decision
     half: bool  # whether the heads are those of an ensemble's network
-    look: HeadsSeen  # at the newest decisions
+    look: HeadActivity  # at the newest decisions
     over_run: tuple[tuple[tuple[str, ...], ...], ...]  # [layer][head][place] the kind, oldest first
     maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
     cell_ages: tuple[int, ...]  # the first age of each cell

@@ -33,9 +33,9 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
     GateSet,
-    Halted,
     HeadForecasts,
     LedgerEntry,
+    LimitBreach,
     Order,
     Position,
     PredictionTimeout,
@@ -191,7 +191,9 @@ class StepDecoder:
                 LedgerEntry(**self._named(_ENTRY, row)) for row in rows.sparse.get("ledger", ())
             ),
             belief=None if event_row is None else event_row[EVENT.belief],
-            halted=None if (halt := rows.row("halts")) is None else Halted(*halt[HALT.breached :]),
+            halted=None
+            if (halt := rows.row("halts")) is None
+            else LimitBreach(*halt[HALT.breached :]),
         )
 
     def twin_rows(self, core: Sequence[Any]) -> Sequence[Sequence[Any]]:

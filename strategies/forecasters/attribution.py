@@ -225,7 +225,7 @@ class RolloutMap:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadsSeen:
+class HeadActivity:
     """What the heads do; layers from the lowest."""
 
     readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
@@ -241,7 +241,7 @@ def look_into(
     forecaster: Attending,
     bars: Sequence[Bar],
     edges: Sequence[int],
-) -> HeadsSeen:
+) -> HeadActivity:
     """Return what the heads do at the last decisions of *bars*, which are of one instrument.
 
     *edges* are the first ages, in bars, of the groups between which the flow is summed. Raises
@@ -274,7 +274,7 @@ def look_into(
         ties.append(tuple(ties_of(head, decided, window, *series) for head in laid))
         by_age.append(rows_by_age(laid, decided)[..., :window].double().numpy())
     flow, rollout = flow_down(looks[-1], edges)
-    return HeadsSeen(
+    return HeadActivity(
         tuple(readings),
         tuple(figures),
         tuple(ties),

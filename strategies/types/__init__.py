@@ -135,7 +135,7 @@ from tracepaper.strategies.types.market import (
     Category as Category,
 )
 from tracepaper.strategies.types.market import (
-    Closed as Closed,
+    CloseStart as CloseStart,
 )
 from tracepaper.strategies.types.market import (
     Command as Command,

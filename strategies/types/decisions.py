@@ -17,7 +17,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.strategies.types.market import Bar, Closed, Event, Instrument, RunKind, Side
+from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrument, RunKind, Side
 
 BLOCK_BARS: Final = 64
 """Bars in one absolute block of time: the unit of window hashes and of rollout buckets."""
@@ -456,7 +456,7 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
-class Halted(Struct, frozen=True, gc=False):
+class LimitBreach(Struct, frozen=True, gc=False):
     """A limit was breached: from then on new exposure is refused until the operator's RESUME."""
 
     limit: str  # the gate that was breached
@@ -524,7 +524,7 @@ class Step(Struct, frozen=True, gc=False):
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
     ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
     belief: str | None = None  # on what a price that jumped was believed, or why it was not
-    halted: Halted | None = None  # a limit was breached here, or stood so when the run began
+    halted: LimitBreach | None = None  # a limit was breached here, or stood so when the run began
 
     @property
     def strategies(self) -> tuple[StrategyDecision, ...]:
@@ -582,7 +582,7 @@ class QuietStretch(Struct, frozen=True, gc=False):
 
     first: int  # sequence of the first step
     bars: Sequence[Bar]
-    closes: Sequence[Closed]  # the event of each unit; empty of bars by themselves
+    closes: Sequence[CloseStart]  # the event of each unit; empty of bars by themselves
     plausible: Sequence[float]  # of each bar
     repeats: Mapping[str, Repeat]  # by instrument
     marks: BookMarks  # of the account

@@ -439,7 +439,7 @@ class Command(Struct, frozen=True, gc=False):
         return f"{by}{means}" + (f", with the token {self.token}" if self.token else "")
 
 
-class Closed(Struct, frozen=True, gc=False):
+class CloseStart(Struct, frozen=True, gc=False):
     """The bars of one close of several instruments follow, and are processed together.
 
     The next ``bars`` events are those bars, in the order of the run's instruments. All of them are
@@ -540,7 +540,7 @@ Event = (
     | ModelChange
     | Gap
     | Command
-    | Closed
+    | CloseStart
     | FrameBar
     | RunEnd
     | Prune
@@ -554,7 +554,7 @@ Event = (
 class Close(NamedTuple):
     """The bars of one close behind the event that announced them: one prediction, one commit."""
 
-    closed: Closed
+    closed: CloseStart
     bars: Sequence[Bar]
 
 

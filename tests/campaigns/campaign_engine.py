@@ -21,7 +21,7 @@ from typing import Final
 
 from engine_laws import MET, WORLDS, examine
 from histories import KINDS, History, RecordedHistory
-from stretches import Compared
+from stretches import HistoryBothWays
 
 RECORDED_EVENTS: Final = 150
 
@@ -34,7 +34,7 @@ def accounts(seed: int, kind: str, folder: Path) -> Counter[str]:
 
 PARTS: Final[Mapping[str, Callable[[int, Path], Counter[str]]]] = {
     "accounts": lambda seed, folder: accounts(seed, KINDS[seed % len(KINDS)], folder),
-    "stretch": lambda seed, folder: Compared(seed, folder).counted,
+    "stretch": lambda seed, folder: HistoryBothWays(seed, folder).counted,
 }
 
 

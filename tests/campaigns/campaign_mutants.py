@@ -231,7 +231,7 @@ def codes(code: CodeType) -> dict[tuple[str, int], CodeType]:
 # ---------------------------------------------------------------- what a fork does
 
 
-class Traced(NamedTuple):
+class TracedTest(NamedTuple):
     """Which definitions of mutations a test runs, and how long it takes."""
 
     seconds: float
@@ -259,7 +259,7 @@ def probed(mutants: Iterable[Mutant], root: Path) -> dict[Path, ast.Module]:
     return trees
 
 
-def trace(items: Sequence[pytest.Item]) -> dict[str, Traced]:
+def trace(items: Sequence[pytest.Item]) -> dict[str, TracedTest]:
     """Return which definitions of the probed modules each test runs, of those that pass."""
     by_test = {}
     for item, following in zip_longest(items, items[1:]):
@@ -267,7 +267,7 @@ def trace(items: Sequence[pytest.Item]) -> dict[str, Traced]:
         setattr(builtins, PROBE, ran.add)
         began = time.process_time()
         if run(item, following):
-            by_test[item.nodeid] = Traced(time.process_time() - began, frozenset(ran))
+            by_test[item.nodeid] = TracedTest(time.process_time() - began, frozenset(ran))
         else:
             item.session.testsfailed = 0
             print(f"{item.nodeid} fails without any mutation and judges none", file=sys.__stderr__)
@@ -410,9 +410,9 @@ class Budget:
         name = str(self._root / path)
         swap(name, self._functions[name], before, after)
 
-    def _traced(self, items: Sequence[pytest.Item]) -> dict[str, Traced]:
+    def _traced(self, items: Sequence[pytest.Item]) -> dict[str, TracedTest]:
         """Return what each of the tests runs, which says too that they pass as they are."""
-        traced: dict[str, Traced] = {}
+        traced: dict[str, TracedTest] = {}
         limit_s = 6 * self._least_limit_s
         tasks = (
             Task(module, partial(trace, list(tests)), limit_s)
@@ -425,7 +425,7 @@ class Budget:
         return traced
 
     def _verdicts(
-        self, items: Mapping[str, pytest.Item], traced: Mapping[str, Traced]
+        self, items: Mapping[str, pytest.Item], traced: Mapping[str, TracedTest]
     ) -> Iterator[tuple[Mutation, Verdict]]:
         """Yield each mutation and what becomes of it."""
         near = {
@@ -452,7 +452,7 @@ def module_of(test: str) -> str:
 
 
 def chosen(
-    traced: Mapping[str, Traced], mutant: Mutant, limit_s: float = float("inf")
+    traced: Mapping[str, TracedTest], mutant: Mutant, limit_s: float = float("inf")
 ) -> list[str]:
     """Return the tests that run *mutant*'s definition: near ones first, cheap modules before dear.
 

@@ -70,7 +70,7 @@ class RoundFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnDaemon:
     """A daemon's strategy and keys, and a count of its database that must not be too small."""
 
     strategy: str
@@ -96,22 +96,22 @@ class Drawn:
             raise RoundFailed(f"{name} met only {count} of what it draws: {self.count_query}")
 
 
-def limits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def limits(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw post-only limit orders around the price."""
     del rng
     resting = "SELECT count(*) FROM v_fills WHERE liquidity = 'MAKER'"
-    return Drawn(GRID, count_query=resting, fewest=10)
+    return DrawnDaemon(GRID, count_query=resting, fewest=10)
 
 
-def margin(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def margin(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw isolated margin, high enough that some positions are liquidated."""
     keys = {"account.margin": "isolated", "account.leverage": rng.choice((50, 75, 100))}
     bound = "SELECT count(*) FROM v_positions WHERE margin > 0"
     keys |= {"sizing.mode": "fixed", "sizing.quantity": rng.choice((2, 20))}
-    return Drawn(SMA, keys, count_query=bound)
+    return DrawnDaemon(SMA, keys, count_query=bound)
 
 
-def exits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def exits(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw stops, targets, trailing stops and a table of returns by configuration."""
     keys: dict[str, object] = {
         "exits.stop_loss": rng.choice(("0.05%", "0.2%")),
@@ -120,10 +120,10 @@ def exits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     if rng.random() < 0.5:
         keys["exits.trailing"] = "0.1%"
     armed = "SELECT count(*) FROM v_orders WHERE role IN ('STOP', 'TARGET', 'TRAILING')"
-    return Drawn(SMA, keys, count_query=armed)
+    return DrawnDaemon(SMA, keys, count_query=armed)
 
 
-def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def books(folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw a strategy that reads the order book, from a file beside the configuration.
 
     On a busy machine most bars come late, and no strategy is asked about them.
@@ -132,7 +132,7 @@ def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     read = "SELECT count(*) FROM v_decisions WHERE reason LIKE 'more is %'"
     depth = {"market.depth": rng.choice((10, 20)), "market.depth_every_ms": 10_000}
     decisions = "SELECT count(*) FROM v_decisions WHERE refused_by IS NULL"
-    return Drawn(
+    return DrawnDaemon(
         'name = "books_drawn:Books"',
         depth,
         count_query=read,
@@ -141,7 +141,7 @@ def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     )
 
 
-def covariates(folder: Path, candles: Path, rng: random.Random) -> Drawn:
+def covariates(folder: Path, candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw a model that learnt from covariates as well, with its file."""
     with gzip.open(candles, "rt", newline="") as source:
         times = [int(row["open_time"]) for row in csv.DictReader(source)]
@@ -154,7 +154,7 @@ def covariates(folder: Path, candles: Path, rng: random.Random) -> Drawn:
     shutil.copytree(trained(candles), folder / "own")
     keys = {"model.checkpoint": str(folder / "own"), "model.covariates": str(folder / "own.csv")}
     read = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
-    return Drawn('name = "attention"', keys, count_query=read, with_model=True)
+    return DrawnDaemon('name = "attention"', keys, count_query=read, with_model=True)
 
 
 @functools.cache
@@ -179,7 +179,7 @@ def trained(candles: Path) -> Path:
     return folder / "model"
 
 
-def retraining(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def retraining(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw a model that is trained anew behind the daemon, each time for too short a time.
 
     A round of a fast machine lasts 75 s: the first training begins and ends within it.
@@ -194,10 +194,10 @@ def retraining(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
         "retrain.nice": 10,
     }
     ended = "SELECT count(*) FROM v_events WHERE kind = 'retrained'"
-    return Drawn('name = "attention"', keys, count_query=ended, fewest=1, with_model=True)
+    return DrawnDaemon('name = "attention"', keys, count_query=ended, fewest=1, with_model=True)
 
 
-def cross(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def cross(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw cross margin on little cash, so that fees alone lead to a call or to refusals."""
     keys = {
         "account.margin": "cross",
@@ -210,28 +210,28 @@ def cross(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
         "SELECT (SELECT count(*) FROM v_fills WHERE model = 'liquidation')"
         " + (SELECT count(*) FROM v_decisions WHERE unfilled_reason LIKE '%balance%')"
     )
-    return Drawn(SMA, keys, count_query=bound, fewest=1, cash=CASH_OF_CROSS)
+    return DrawnDaemon(SMA, keys, count_query=bound, fewest=1, cash=CASH_OF_CROSS)
 
 
-def several(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def several(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw three strategies on one account, of which two mostly oppose each other."""
     slow, reset = rng.choice((9, 14)), rng.choice(("never", "day"))
     tables = f'[strategies]\nreset = "{reset}"' + "".join(
         f'\n[strategies.{name}]\nshare = "{share}"\n{SMA.replace("slow = 7", f"slow = {length}")}'
         for name, share, length in (("calm", "0.5", slow), ("quick", "0.3", 7), ("wild", "0.2", 4))
     )
-    return Drawn(tables, count_query="SELECT count(*) FROM v_twin_fills")
+    return DrawnDaemon(tables, count_query="SELECT count(*) FROM v_twin_fills")
 
 
-def universe(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def universe(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw a universe of one symbol that is chosen anew every ten minutes of market time."""
     times = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 10)]
     rule = {"top": 1, "at": times, "on_leave": rng.choice(("reduce", "close"))}
     changes = "SELECT count(*) FROM v_events WHERE kind = 'universe'"
-    return Drawn(SMA, {"market.universe": json.dumps(rule)}, count_query=changes, fewest=10)
+    return DrawnDaemon(SMA, {"market.universe": json.dumps(rule)}, count_query=changes, fewest=10)
 
 
-def hedge(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def hedge(folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw hedge mode, by signals and lists for either side, with margin or without."""
     (folder / "sides_drawn.py").write_text(SIDES)
     keys: dict[str, object] = {"account.position_mode": "hedge"}
@@ -240,17 +240,17 @@ def hedge(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     if rng.random() < 0.5:
         keys |= {"exits.stop_loss": rng.choice(("0.05%", "0.2%"))}
     sides = "SELECT count(DISTINCT position_side) FROM v_fills"
-    return Drawn('name = "sides_drawn:Sides"', keys, count_query=sides, fewest=2)
+    return DrawnDaemon('name = "sides_drawn:Sides"', keys, count_query=sides, fewest=2)
 
 
-def book_fills(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+def book_fills(_folder: Path, _candles: Path, rng: random.Random) -> DrawnDaemon:
     """Draw a book of one symbol that fills orders, which keep their places in its queues."""
     keys = {"execution.model": "book", "execution.response_ms": rng.choice((0, 100, 700))}
     filled = "SELECT count(*) FROM v_fills WHERE model = 'book'"
-    return Drawn(rng.choice((GRID, SMA)), keys, count_query=filled, fewest=10, symbols=1)
+    return DrawnDaemon(rng.choice((GRID, SMA)), keys, count_query=filled, fewest=10, symbols=1)
 
 
-KINDS: Mapping[str, Callable[[Path, Path, random.Random], Drawn]] = {
+KINDS: Mapping[str, Callable[[Path, Path, random.Random], DrawnDaemon]] = {
     each.__name__: each
     for each in (
         *(limits, margin, exits, books, covariates, retraining),

@@ -15,7 +15,7 @@ from msgspec import Struct
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record import rows
-from tracepaper.strategies.types.market import Closed, Event, Prune, RunEnd
+from tracepaper.strategies.types.market import CloseStart, Event, Prune, RunEnd
 
 
 class Outage(Struct, frozen=True):
@@ -32,7 +32,7 @@ def test_every_kind_has_a_name_and_comes_back_as_it_was(tmp_path: Path) -> None:
     events: list[Event] = [
         builders.bar(),
         *cases.other_events(),
-        Closed(builders.START_MS, 1, (cases.ETH.id,), **at),
+        CloseStart(builders.START_MS, 1, (cases.ETH.id,), **at),
         Prune(0, builders.START_MS + 3, "00", "01", "", **at),
         RunEnd(builders.START_MS + 3, **at),
     ]

@@ -131,7 +131,7 @@ class MemoryMarket:
         return self.opened
 
 
-class Running:
+class MemoryFeedRun:
     """A feed of the market in memory, and what it handed on."""
 
     def __init__(self, clock: SteppedClock, market: MemoryMarket, feed: LiveFeed) -> None:
@@ -194,7 +194,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(start: FeedStart) -> AsyncIterator[Running]:
+async def running(start: FeedStart) -> AsyncIterator[MemoryFeedRun]:
     """Run a feed of the market in memory, which has the bars before minute 0."""
     clock = SteppedClock(START_MS + 2_000)
     market = MemoryMarket(clock)
@@ -207,7 +207,7 @@ async def running(start: FeedStart) -> AsyncIterator[Running]:
         start=start,
         quote_from_ms=lambda _: START_MS,
     ) as feed:
-        run = Running(clock, market, feed)
+        run = MemoryFeedRun(clock, market, feed)
         task = asyncio.create_task(run.consume())
         try:
             await clock.run(lambda: feed.counters["resyncs"])

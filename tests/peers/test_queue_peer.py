@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from other_backtesters import Peer
-from queue_cases import BTC, T0, Played, Say, book, events_file, send, shows, trade
+from queue_cases import BTC, T0, Say, ScriptResult, book, events_file, send, shows, trade
 
 from tracepaper.daemon.broker.book_fills import QueueModel
 from tracepaper.replay.backtest.book_feed import EventsSource
@@ -93,7 +93,7 @@ class PeerOrders:
         exponent: int = 1,
     ) -> None:  # fmt: skip
         source = EventsSource(path)
-        ours = Played(source, orders, item=item, model=model, exponent=exponent)
+        ours = ScriptResult(source, orders, item=item, model=model, exponent=exponent)
         numbers = {key: number for number, key in enumerate(sorted(ours.orders, key=_born), 1)}
         tick, lot = 10.0**-item.price_decimals, 10.0**-item.quantity_decimals
         prices: dict[tuple[int, int], tuple[float, float]] = {}

@@ -31,7 +31,7 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
 )
-from tracepaper.strategies.types.market import Closed, Side
+from tracepaper.strategies.types.market import CloseStart, Side
 
 SEEN: list[AccountView | None] = []
 MINUTE = 60_000
@@ -139,7 +139,7 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
             for place, symbol in enumerate(symbols, 1)
         ]
         at_ms = candles[0].close_time_ms
-        closed = Closed(candles[0].open_time_ms, 2, (), at_ms, at_ms)
+        closed = CloseStart(candles[0].open_time_ms, 2, (), at_ms, at_ms)
         steps = machine.close(closed, candles, [None, None])
         earlier, two = SEEN[-2:]
         assert earlier is not None and two is not None  # noqa: PT018

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import ClientSession, web
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline
 from daemon_under_test import (
-    Running,
+    RunningDaemon,
     ServersClock,
     check_record,
     daemon,
@@ -103,8 +103,8 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
                 flooded.stop()
             return True
 
-        strategy = {"name": f"{__name__}:Guarded"}
-        Guarded.closes.clear()
+        strategy = {"name": f"{__name__}:LongUnderStop"}
+        LongUnderStop.closes.clear()
         flooded = Daemon(
             load(None, settings(server, strategy=strategy)),
             database,
@@ -112,7 +112,7 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
             watch=watch,
             clock=ServersClock(server),
         )
-        running = Running(server, asyncio.create_task(flooded.run()))
+        running = RunningDaemon(server, asyncio.create_task(flooded.run()))
         running.steps = steps
         await running.close_bars(3)
         running.pass_bars(400)
@@ -120,7 +120,7 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
         await asyncio.wait([running.task], timeout=deadline_s())
         assert running.task.done()
         running.task.result()
-        assert Guarded.closes == [START_MS + at * MINUTE for at in range(running.decided())]
+        assert LongUnderStop.closes == [START_MS + at * MINUTE for at in range(running.decided())]
         assert 15 <= running.decided() < 15 + GROUP_STEPS
     check_record(database, bars=running.decided())
     (ended,) = rows(database, "SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL")[0]
@@ -343,7 +343,7 @@ async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: P
         assert db.execute("SELECT count(*) FROM v_fills").fetchone()[0] >= 1
 
 
-class Guarded(Strategy):
+class LongUnderStop(Strategy):
     """Long under a stop, or ends the process where it is told to."""
 
     closes: ClassVar[list[int]] = []
@@ -366,7 +366,7 @@ async def test_a_stop_waits_out_minutes_of_broken_books_and_meets_the_first_true
     tmp_path: Path,
 ) -> None:
     database = tmp_path / "run.db"
-    strategy = {"name": f"{__name__}:Guarded"}
+    strategy = {"name": f"{__name__}:LongUnderStop"}
     async with ScriptedServer() as server, daemon(server, database, strategy=strategy) as running:
         await running.until(lambda: server.sockets and server.subscribed())
         for minute in range(5):
@@ -394,8 +394,8 @@ async def test_a_class_that_exits_ends_the_daemon_with_a_sentence_and_loses_noth
     tmp_path: Path,
 ) -> None:
     database = tmp_path / "run.db"
-    strategy = {"name": f"{__name__}:Guarded", "options": {"exits_at": 4}}
-    with pytest.raises(StrategyFailed, match="Guarded failed in decide with SystemExit: 0 at "):
+    strategy = {"name": f"{__name__}:LongUnderStop", "options": {"exits_at": 4}}
+    with pytest.raises(StrategyFailed, match="LongUnderStop failed in decide with SystemExit: 0"):
         async with (
             ScriptedServer() as server,
             daemon(server, database, strategy=strategy) as running,

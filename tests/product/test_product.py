@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from programs import BIN, Ended, Program, pointing_at, run
+from programs import BIN, Program, ProgramResult, pointing_at, run
 
 from tracepaper.replay.samples import DEMO_CANDLES
 
@@ -44,7 +44,7 @@ def rows(question: str, database: Path) -> list[Any]:
 @dataclass(frozen=True)
 class Demo:
     folder: Path
-    ended: Ended
+    ended: ProgramResult
 
     @property
     def database(self) -> Path:
@@ -84,11 +84,11 @@ class Story:
     """What was asked of one running demo, in order, and how it ended at Ctrl-C."""
 
     pid: int
-    status: Ended
-    halted: Ended
-    second: Ended
+    status: ProgramResult
+    halted: ProgramResult
+    second: ProgramResult
     after: dict[str, Any]
-    ended: Ended
+    ended: ProgramResult
     database: Path
 
 

@@ -187,7 +187,7 @@ def test_a_replay_whose_start_fails_leaves_no_run(place: Path, cli: Cli, databas
         assert db.execute("SELECT count(*) FROM runs").fetchone() == (1,)
 
 
-class Interrupting(MetaPathFinder):
+class InterruptingFinder(MetaPathFinder):
     """Ctrl-C while the modules of a replay are loaded."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
@@ -199,7 +199,7 @@ def test_a_replay_that_is_stopped_before_it_begins_says_so(
     monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
 ) -> None:
     monkeypatch.delitem(sys.modules, "tracepaper.replay.backtest.make", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [InterruptingFinder(), *sys.meta_path])
     answer = cli("replay", "any.csv", "--db", tmp_path / "run.db")
     assert answer.code == 130
     assert (answer.out, answer.err.count("\n")) == ("", 1)

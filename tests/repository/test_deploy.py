@@ -191,7 +191,7 @@ SCRAPER = {"job", "instance"}
 def exported() -> dict[str, set[str]]:
     """Return the labels of every sample that a daemon exports."""
     clock = ManualClock(START_MS)
-    monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
+    monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=FeedTimes())
     decided = decision(measures=(("operator", 0.0, 1.0, False),))
     monitor.companions = {
         "parity": lambda: {"last": to_builtins(IDENTICAL)},
@@ -207,7 +207,7 @@ def exported() -> dict[str, set[str]]:
 IDENTICAL = ParityCheck(ParityOutcome.IDENTICAL, "", 0, START_MS, 1, 1, 0)
 
 
-class Heard:
+class FeedTimes:
     """A feed that has heard everything."""
 
     def frame_s(self) -> float:

@@ -22,7 +22,7 @@ from readme import (
     pages,
     shortened,
 )
-from wheels import Installed
+from wheels import InstalledWheel
 
 TEXTS = {page: page.read_text(encoding="utf-8") for page in pages()}
 CHANGED = changed()
@@ -41,7 +41,9 @@ WITHIN = 0.01
 
 @pytest.fixture(scope="module")
 def outcomes(
-    request: pytest.FixtureRequest, installed: Installed, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    installed: InstalledWheel,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Path, list[Outcome]]:
     """Read the pages once from the first to the last, and do what they say with the wheel."""
     walk = Walk(tmp_path_factory.mktemp("newcomer"), installed.extra)

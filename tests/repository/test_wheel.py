@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 from programs import Program
-from wheels import Installed, built, installed_alone, tracked
+from wheels import InstalledWheel, built, installed_alone, tracked
 
 from tracepaper.strategies.attention import compiled
 
@@ -26,12 +26,12 @@ SHIPPED: Final = {
 
 
 @pytest.fixture(scope="module")
-def plain(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def plain(installed: InstalledWheel, tmp_path_factory: pytest.TempPathFactory) -> InstalledWheel:
     """Return the wheel installed without any extra."""
     return installed_alone(installed.wheel, tmp_path_factory.mktemp("plain"))
 
 
-def test_the_wheel_holds_every_file_of_the_packages(installed: Installed) -> None:
+def test_the_wheel_holds_every_file_of_the_packages(installed: InstalledWheel) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = {name for name in tracked() if Path(name).suffix in SHIPPED}
@@ -47,7 +47,7 @@ def test_the_wheel_holds_every_file_of_the_packages(installed: Installed) -> Non
 
 
 def test_a_wheel_is_of_this_platform_only_where_it_holds_compiled_loops(
-    installed: Installed, tmp_path: Path
+    installed: InstalledWheel, tmp_path: Path
 ) -> None:
     loops = {f"tracepaper/strategies/attention/{compiled.file_of(name)}" for name in compiled.NAMES}
     for wheel, compiler in (
@@ -67,7 +67,9 @@ def test_no_file_of_the_packages_is_of_a_kind_that_is_not_shipped() -> None:
     assert {name for name in tracked() if Path(name).suffix not in SHIPPED} == set()
 
 
-def test_the_installed_program_is_the_wheels_and_not_the_checkouts(installed: Installed) -> None:
+def test_the_installed_program_is_the_wheels_and_not_the_checkouts(
+    installed: InstalledWheel,
+) -> None:
     where = "import tracepaper.daemon.cli as cli; print(cli.__file__)"
     done = subprocess.run(
         [str(installed.python), "-c", where],
@@ -79,7 +81,7 @@ def test_the_installed_program_is_the_wheels_and_not_the_checkouts(installed: In
     assert done.stdout.startswith(str(installed.folder / "venv"))
 
 
-def test_the_installed_program_helps_and_examines_itself(installed: Installed) -> None:
+def test_the_installed_program_helps_and_examines_itself(installed: InstalledWheel) -> None:
     helped = installed.run("--help")
     assert (helped.returncode, "replay" in helped.stdout) == (0, True)
     examined = installed.run("doctor", "--json")
@@ -88,7 +90,7 @@ def test_the_installed_program_helps_and_examines_itself(installed: Installed) -
     assert findings["checkpoint"]["verdict"] == "ok"
 
 
-def test_without_extras_it_trades_explains_and_verifies_the_samples(plain: Installed) -> None:
+def test_without_extras_it_trades_explains_and_verifies_the_samples(plain: InstalledWheel) -> None:
     copied = plain.run("data", "samples")
     assert (copied.returncode, copied.stderr) == (0, "")
     options = ["--from", "2025-06-03T00:00", "--to", "2025-06-03T00:50", "--db", "run.db", "--json"]
@@ -105,7 +107,7 @@ def test_without_extras_it_trades_explains_and_verifies_the_samples(plain: Insta
 
 
 @pytest.mark.long
-def test_without_extras_the_demo_proposes_what_runs(plain: Installed) -> None:
+def test_without_extras_the_demo_proposes_what_runs(plain: InstalledWheel) -> None:
     demo = plain.run("demo", "--days", "0.5", "--seconds", "5", "--no-incidents", "--db", "d.db")
     assert demo.returncode == 0, demo.stderr
     following = [line.partition(": ") for line in demo.stdout.splitlines()]

@@ -21,7 +21,7 @@ from tracepaper.strategies.other_symbol import (
     other_columns,
     other_of,
 )
-from tracepaper.strategies.types.market import Bar, Closed, Event
+from tracepaper.strategies.types.market import Bar, CloseStart, Event
 
 COUNT = 540
 SCHEMA = schema("v2-1m")
@@ -118,7 +118,7 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
     due = 0
     for event in events:  # live: each bar is asked before what follows is seen
         source.see(event)
-        if isinstance(event, Closed):
+        if isinstance(event, CloseStart):
             due = event.bars
         elif isinstance(event, Bar):
             due -= 1

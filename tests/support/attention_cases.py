@@ -100,7 +100,7 @@ def layers_of(
     ]
 
 
-class Rolled(NamedTuple):
+class RolloutRows(NamedTuple):
     """Rows of a rollout, [batch, row, time], and their errors."""
 
     weights: Tensor
@@ -112,16 +112,16 @@ def rolled(
     rows: Sequence[int] | Tensor,
     method: Rollout = PLAIN,
     backend: str = "auto",
-) -> Rolled:
+) -> RolloutRows:
     """Return the rollout of *rows* of one stream."""
     result = rollout(layers, rows, method, backend=backend)  # type: ignore[arg-type]
-    return Rolled(result.weights["bars"], result.l1_error)
+    return RolloutRows(result.weights["bars"], result.l1_error)
 
 
-def bucketed(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> Rolled:
+def bucketed(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> RolloutRows:
     """Return every row over buckets, the oldest first."""
     result = rollout_buckets(layers, method, **options)  # type: ignore[arg-type]
-    return Rolled(result.weights["bars"], result.l1_error)
+    return RolloutRows(result.weights["bars"], result.l1_error)
 
 
 class Case(NamedTuple):

@@ -51,7 +51,7 @@ async def until_daemon(task: asyncio.Task[None], condition: Callable[[], object]
     await until(holds, poll_s=0.005)
 
 
-class Running:
+class RunningDaemon:
     """A daemon at work: what it stored so far, and the exchange that it listens to."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Running:
             await self.until(lambda: self.decided() >= self.minute)
 
 
-class Outside(Running):
+class Outside(RunningDaemon):
     """A daemon in a process of its own, known by its database alone."""
 
     def __init__(self, server: ScriptedServer, task: asyncio.Task[None], database: Path) -> None:
@@ -154,9 +154,9 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
 @asynccontextmanager
 async def daemon(
     server: ScriptedServer, database: Path, **sections: Mapping[str, Any]
-) -> AsyncIterator[Running]:
+) -> AsyncIterator[RunningDaemon]:
     """Run a daemon until the block ends, then stop it in good order."""
-    holder: list[Running] = []
+    holder: list[RunningDaemon] = []
 
     def watch(step: Step) -> bool:
         holder[0].steps.append(step)
@@ -165,7 +165,7 @@ async def daemon(
     config = load(None, settings(server, **sections))
     clock = ServersClock(server)
     daemon = Daemon(config, database, kind=RunKind.LIVE, watch=watch, clock=clock)
-    running = Running(server, asyncio.create_task(daemon.run()), clock)
+    running = RunningDaemon(server, asyncio.create_task(daemon.run()), clock)
     holder.append(running)
     try:
         yield running

@@ -54,7 +54,7 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
-    Closed,
+    CloseStart,
     Command,
     CommandKind,
     Event,
@@ -485,7 +485,7 @@ class Book:
             assert moved.amount, "an entry that moves nothing"
             self.ledger += moved.amount
             assert moved.balance == self.ledger, "the balance beside an entry"
-        if isinstance(step.event, Closed) or not step.accepted:
+        if isinstance(step.event, CloseStart) or not step.accepted:
             return
         assert step.account.cash == self.ledger, "the ledger does not add up to the cash"
 
@@ -607,7 +607,7 @@ class Laws(RuleBasedStateMachine):
 
     @staticmethod
     def _steps(engine: Engine, event: Event, bars: Sequence[Bar]) -> list[Step]:
-        if isinstance(event, Closed):
+        if isinstance(event, CloseStart):
             return engine.close(event, bars, [None] * len(bars))
         return [engine.step(event, None)]
 
@@ -648,7 +648,7 @@ class Laws(RuleBasedStateMachine):
             if len(closed) == 1:
                 self.feed(closed[0])
             else:
-                self.feed(Closed(closed[0].open_time_ms, len(closed), (), end, end), closed)
+                self.feed(CloseStart(closed[0].open_time_ms, len(closed), (), end, end), closed)
             if self.world.model is FillModel.QUOTE:
                 key = self.keys[volume % len(self.keys)]
                 bid = self.close[key] - 10 * (volume % 3)

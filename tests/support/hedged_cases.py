@@ -28,7 +28,7 @@ OPENS = {LONG: buy, SHORT: sell}
 CLOSES = {LONG: sell, SHORT: buy}
 
 
-class Drawn(Strategy):
+class DrawnHedge(Strategy):
     """Says what a seed and the bar's volume draw: signals for either side, protected, or lists."""
 
     sees_account = True
@@ -88,7 +88,7 @@ class Drawn(Strategy):
         return requests
 
 
-class Scripted(Strategy):
+class ScriptedHedge(Strategy):
     """Says at each bar, counted from the first, what ``says`` holds; else it holds.
 
     The same words are the same object each time.
@@ -127,8 +127,8 @@ class Scripted(Strategy):
         )
 
 
-DRAWN = f"{__name__}:Drawn"
-SCRIPTED = f"{__name__}:Scripted"
+DRAWN = f"{__name__}:DrawnHedge"
+SCRIPTED = f"{__name__}:ScriptedHedge"
 
 
 def configured(options: dict[str, Any], *, of: str = DRAWN, **sections: dict[str, Any]) -> Config:

@@ -44,7 +44,7 @@ from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
     Category,
-    Closed,
+    CloseStart,
     Command,
     CommandKind,
     CorporateAction,
@@ -72,7 +72,7 @@ SIDES = (PositionSide.LONG, PositionSide.SHORT)
 RESTARTS = 0.03  # of the steps
 
 
-class Drawn(Strategy):
+class DrawnSignals(Strategy):
     """Signals of all kinds, protected now and then, and lists of orders."""
 
     sees_account = True
@@ -128,12 +128,12 @@ class Drawn(Strategy):
 
 
 class DrawnTogether(PortfolioStrategy):
-    """What ``Drawn`` says of each symbol of a close, of which some are left out."""
+    """What ``DrawnSignals`` says of each symbol of a close, of which some are left out."""
 
     sees_account = True
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._drawn = Drawn(options)
+        self._drawn = DrawnSignals(options)
         self.twins, self.horizon = self._drawn.twins, self._drawn.horizon
 
     def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
@@ -209,7 +209,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
             )
         ),
     }
-    drawn = ["histories:Drawn"] * 3 + ["histories:DrawnTogether"]
+    drawn = ["histories:DrawnSignals"] * 3 + ["histories:DrawnTogether"]
     horizon, twins = rng.choice((None, 5)), ["ungated", "buy_and_hold"][: rng.randint(0, 2)]
     if is_several:
         shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
@@ -433,7 +433,7 @@ class History:
             rests = engine.broker.watch(event.instrument).rests
         if isinstance(event, Close):
             bars = event.bars
-            closed = Closed(bars[0].open_time_ms, 2, (), bars[0].closed_ms, bars[0].closed_ms)
+            closed = CloseStart(bars[0].open_time_ms, 2, (), bars[0].closed_ms, bars[0].closed_ms)
             steps = engine.close(closed, bars, [None, None])
             self._bars += bars
         else:

@@ -15,7 +15,7 @@ from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.storage.audit import SqlAuditLog
 
 
-class Killed(Exception):
+class KillReplay(Exception):
     """Ends a backtest in place of a signal."""
 
 
@@ -39,11 +39,11 @@ def killed(
         if done > bars:
             for suffix in ("", "-wal"):
                 shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
-            raise Killed
+            raise KillReplay
 
     log = SqlAuditLog.open(running, group_steps=group_steps)
     replay = built(running)
-    with pytest.raises(Killed):
+    with pytest.raises(KillReplay):
         run_replay(replay, log, Tally(progress=kill))
     log.close()
     if (models := folder / "running.db.checkpoints").exists():

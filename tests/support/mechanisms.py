@@ -17,7 +17,7 @@ class Softmax(tracepaper.AttentionMechanism):
         return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
 
-class Transposed(Softmax):
+class TransposedRows(Softmax):
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         return super().forward(query, key)[..., :-1]
 
@@ -37,7 +37,7 @@ class Negative(Softmax):
         return 2.0 * super().forward(query, key) - torch.eye(key.shape[2])
 
 
-class Unscaled(Softmax):
+class UnscaledScores(Softmax):
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         return 1.01 * super().forward(query, key)
 
@@ -47,7 +47,7 @@ class Ahead(Softmax):
         return (query @ key.mT).softmax(dim=-1)
 
 
-class Peeking(Softmax):
+class PeekingRows(Softmax):
     """Gives no weight to later bars, and looks at them all the same."""
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
@@ -76,12 +76,12 @@ class Sparse(Softmax):
         return super().forward(query, key).to_sparse()
 
 
-class Leaving(Softmax):
+class LeavingProcess(Softmax):
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         raise SystemExit(3)
 
 
-class Interrupted(Softmax):
+class InterruptedRows(Softmax):
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
@@ -93,7 +93,7 @@ class Unmade(tracepaper.AttentionMechanism):
         self.size = heads, head_dim
 
 
-class Failing(Softmax):
+class FailingRows(Softmax):
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         raise ValueError("no luck today")
 

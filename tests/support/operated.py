@@ -17,7 +17,7 @@ from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 
 @dataclass
-class Operated:
+class OperatedDaemon:
     """The database of a running daemon, and the commands that it received."""
 
     database: Path
@@ -32,9 +32,9 @@ class Operated:
 
 
 @asynccontextmanager
-async def serving(database: Path, monitor: Monitor) -> AsyncIterator[Operated]:
+async def serving(database: Path, monitor: Monitor) -> AsyncIterator[OperatedDaemon]:
     """Serve what *monitor* says as the daemon of *database* would."""
-    operated = Operated(database, InstanceLock.acquire(database))
+    operated = OperatedDaemon(database, InstanceLock.acquire(database))
     async with HttpServer(
         HttpSection(port=0),
         tokens={"database": write_token(database)},

@@ -9,7 +9,7 @@ from learning import MINUTE_MS, START_MS
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.strategies.types.market import Bar, Category, Closed, Event
+from tracepaper.strategies.types.market import Bar, Category, CloseStart, Event
 from tracepaper.strategies.units import iso
 
 LEADER, LED = "BBBUSDT", "AAAUSDT"
@@ -74,7 +74,7 @@ def closes(count: int, *, lacks: Iterable[int] = (), late: int = 0) -> Iterator[
     for place, (led, leader) in enumerate(zip(*both, strict=True)):
         at_ms = led.close_time_ms
         if place in {*lacks} or held:
-            yield Closed(led.open_time_ms, 1, (leader.instrument,), at_ms, at_ms)
+            yield CloseStart(led.open_time_ms, 1, (leader.instrument,), at_ms, at_ms)
             yield led
             if late:
                 held.append((place, leader))
@@ -82,5 +82,5 @@ def closes(count: int, *, lacks: Iterable[int] = (), late: int = 0) -> Iterator[
                 yield from (bar for _, bar in held)
                 held = []
         else:
-            yield Closed(led.open_time_ms, 2, (), at_ms, at_ms)
+            yield CloseStart(led.open_time_ms, 2, (), at_ms, at_ms)
             yield from (led, leader)

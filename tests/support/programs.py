@@ -58,7 +58,7 @@ def texts_of_program(name: str, folder: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProgramResult:
     """How a program ended and what it wrote."""
 
     code: int
@@ -66,7 +66,9 @@ class Ended:
     err: str
 
 
-def run(arguments: Sequence[str], folder: Path, extra: Mapping[str, str] | None = None) -> Ended:
+def run(
+    arguments: Sequence[str], folder: Path, extra: Mapping[str, str] | None = None
+) -> ProgramResult:
     """Run ``tracepaper`` with *arguments* in *folder* until it ends."""
     done = subprocess.run(
         [str(BIN / "tracepaper"), *arguments],
@@ -78,7 +80,7 @@ def run(arguments: Sequence[str], folder: Path, extra: Mapping[str, str] | None 
         check=False,
         timeout=deadline_s(PROGRAM_S),
     )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    return ProgramResult(done.returncode, done.stdout, done.stderr)
 
 
 class Program:
@@ -129,12 +131,12 @@ class Program:
             return False
         return True
 
-    def stop(self, by: signal.Signals = signal.SIGTERM, *, within_s: float = 30.0) -> Ended:
+    def stop(self, by: signal.Signals = signal.SIGTERM, *, within_s: float = 30.0) -> ProgramResult:
         """Send *by* and return how the program ended; raise where it takes longer."""
         self.process.send_signal(by)
         return self.end(within_s=within_s)
 
-    def end(self, *, within_s: float = PROGRAM_S) -> Ended:
+    def end(self, *, within_s: float = PROGRAM_S) -> ProgramResult:
         """Wait for the end that comes by itself."""
         try:
             code = self.process.wait(deadline_s(within_s))
@@ -145,7 +147,7 @@ class Program:
             raise
         finally:
             self.kill()
-        return Ended(code, self.out, self.err)
+        return ProgramResult(code, self.out, self.err)
 
     def kill(self) -> None:
         """End it at once; harmless where it has ended."""

@@ -113,7 +113,7 @@ def settings(**keys: Any) -> BrokerSettings:
     return structs.replace(plain, **keys)
 
 
-class Played:
+class ScriptResult:
     """What became of a script: its fills, its orders, and the updates that were events."""
 
     def __init__(
@@ -194,6 +194,6 @@ def _bar_closing(at_ms: int) -> Bar:
     )
 
 
-def played(path: Path, script: Sequence[Say], **keys: Any) -> Played:
+def played(path: Path, script: Sequence[Say], **keys: Any) -> ScriptResult:
     """Play *script* through a file of events at *path*."""
-    return Played(EventsSource(events_file(path, script)), script, **keys)
+    return ScriptResult(EventsSource(events_file(path, script)), script, **keys)

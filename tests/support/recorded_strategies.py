@@ -29,7 +29,7 @@ from tracepaper.strategies.units import to_tick
 SIDES = (Action.LONG, Action.LONG, Action.SHORT, Action.HOLD, Action.SHORT, Action.FLAT)
 
 
-class Protected(Strategy):
+class ProtectedTurns(Strategy):
     """Change side every few bars; enter, add, carry and reverse under every kind of exit."""
 
     warmup = 20
@@ -160,7 +160,7 @@ class Quoter(Strategy):
         return Orders(tuple(requests), "quotes")
 
 
-class Framed(Strategy):
+class FramedMean(Strategy):
     """Long above the mean of the quarters of an hour, where the fives rose."""
 
     warmup = 3
@@ -178,14 +178,14 @@ class Framed(Strategy):
 
 
 class Openings(Struct):
-    """What ``Counting`` declares."""
+    """What ``CountingPair`` declares."""
 
     count: int = 0
     is_open: bool = False
     bars: int = 0
 
 
-class Counting(Pair):
+class CountingPair(Pair):
     """Leave out every third opening, by a count that is kept."""
 
     State = Openings

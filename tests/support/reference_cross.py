@@ -37,7 +37,7 @@ class Tier(NamedTuple):
     deduction: Fraction
 
 
-class Resting(NamedTuple):
+class RestingSize(NamedTuple):
     """An order that rests: its signed rest, and whether it may only close, or is by signal."""
 
     symbol: str
@@ -76,7 +76,7 @@ class ReferenceCross:
     fee: Fraction = Fraction(55, 100_000)
     marks: dict[str, Fraction] = field(default_factory=dict)
     held: dict[str, Position] = field(default_factory=dict)
-    orders: dict[str, Resting] = field(default_factory=dict)
+    orders: dict[str, RestingSize] = field(default_factory=dict)
     changed: dict[str, tuple[Tier, ...]] = field(default_factory=dict)
     """The tiers of the symbols whose tiers the exchange has changed."""
 

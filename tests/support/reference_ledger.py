@@ -24,7 +24,7 @@ def share_of(amount: Decimal, part: Decimal, whole: Decimal) -> Decimal:
 
 
 @dataclass
-class Held:
+class LedgerPosition:
     """One position."""
 
     quantity: Decimal = Decimal(0)
@@ -39,15 +39,15 @@ class ReferenceLedger:
     cash: Decimal
     fee_rate: Decimal = Decimal("0.00055")
     leverage: Decimal | None = None
-    held: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, LedgerPosition] = field(default_factory=dict)
     movements: list[tuple[str, Decimal]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.movements.append(("opened", self.cash))
 
-    def of(self, symbol: str) -> Held:
+    def of(self, symbol: str) -> LedgerPosition:
         """Return the position in *symbol*."""
-        return self.held.setdefault(symbol, Held())
+        return self.held.setdefault(symbol, LedgerPosition())
 
     def _move(self, kind: str, amount: Decimal) -> None:
         if amount:

@@ -23,7 +23,7 @@ RANGE_BARS: Final = 14
 SIGNS: Final = {Action.LONG: 1, Action.SHORT: -1}
 
 
-class Filled(NamedTuple):
+class ReferenceFill(NamedTuple):
     """A fill: whose it is, signed quantity, price, and whether it made."""
 
     role: str
@@ -68,7 +68,7 @@ class Plan:
 
 
 @dataclass
-class Resting:
+class RestingProtection:
     """A protective order; it is as large as the position."""
 
     role: str
@@ -95,10 +95,10 @@ class ReferenceProtection:
     sent_ms: int = 0
     plan: Plan | None = None
     next: Plan | None = None  # once what is held is closed
-    orders: list[Resting] = field(default_factory=list)
+    orders: list[RestingProtection] = field(default_factory=list)
     follows_by: int = 0
     waits: int = 0
-    fills: list[Filled] = field(default_factory=list)
+    fills: list[ReferenceFill] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
 
     # ------------------------------------------------------------ position
@@ -114,7 +114,7 @@ class ReferenceProtection:
         return self.plan is not None and self.plan.sign * self.held > 0
 
     def _fill(self, role: str, quantity: int, price: int, *, is_maker: bool = False) -> None:
-        self.fills.append(Filled(role, quantity, price, is_maker))
+        self.fills.append(ReferenceFill(role, quantity, price, is_maker))
         before = self.held
         self.held += quantity
         if before * quantity >= 0:
@@ -148,7 +148,7 @@ class ReferenceProtection:
 
     # ------------------------------------------------------------ arming
 
-    def _resting(self, role: str) -> Resting | None:
+    def _resting(self, role: str) -> RestingProtection | None:
         return next((order for order in self.orders if order.role == role), None)
 
     def _stand(self, role: str, price: int | None, at_ms: int) -> None:
@@ -157,7 +157,7 @@ class ReferenceProtection:
         if price is None:
             self.orders = [resting for resting in self.orders if resting.role != role]
         elif order is None:
-            self.orders.append(Resting(role, price, since_ms=at_ms))
+            self.orders.append(RestingProtection(role, price, since_ms=at_ms))
         elif not order.is_triggered:
             order.price = price
 
@@ -194,7 +194,7 @@ class ReferenceProtection:
             order.price = price
             return
         self._stand("TARGET", None, at_ms)
-        self.orders.append(Resting("TARGET", price, arrives=not rests, since_ms=at_ms))
+        self.orders.append(RestingProtection("TARGET", price, arrives=not rests, since_ms=at_ms))
 
     # ------------------------------------------------------------ the market
 
@@ -210,7 +210,7 @@ class ReferenceProtection:
             if not self.sent:
                 self.plan, self.wanted = None, self.held
         elif self._resting("UNTIL") is None:
-            self.orders.append(Resting("UNTIL", since_ms=at_ms))
+            self.orders.append(RestingProtection("UNTIL", since_ms=at_ms))
 
     def quote(self, quote: Quote) -> None:
         """Meet *quote*."""
@@ -236,7 +236,7 @@ class ReferenceProtection:
         self._follow(quote.bid, quote.ask, armed)
         self._reacted(before, 0, (quote.bid + quote.ask) // 2, at_ms)
 
-    def _stop_meets(self, order: Resting, quote: Quote, left: dict[int, int]) -> None:
+    def _stop_meets(self, order: RestingProtection, quote: Quote, left: dict[int, int]) -> None:
         sign = 1 if self.held > 0 else -1
         far = quote.bid if sign > 0 else quote.ask
         if order.role != "UNTIL" and sign * (far - order.price) <= 0:
@@ -247,7 +247,9 @@ class ReferenceProtection:
                 self._fill(order.role, -sign * quantity, far)
                 left[-sign] -= quantity
 
-    def _target_meets(self, order: Resting, quote: Quote, left: dict[int, int], most: int) -> None:
+    def _target_meets(
+        self, order: RestingProtection, quote: Quote, left: dict[int, int], most: int
+    ) -> None:
         """Fill the target, which is as large as the position was before the quote: *most*."""
         sign = 1 if self.held > 0 else -1
         far = quote.bid if sign > 0 else quote.ask
@@ -260,7 +262,7 @@ class ReferenceProtection:
             if quantity == most:
                 self._stand("TARGET", None, 0)
 
-    def _follow(self, bid: int, ask: int, armed: list[Resting]) -> None:
+    def _follow(self, bid: int, ask: int, armed: list[RestingProtection]) -> None:
         order = self._resting("TRAILING")
         if order is None or order.is_triggered or not any(order is resting for resting in armed):
             return
@@ -291,7 +293,7 @@ class ReferenceProtection:
             self._walk(bar, met)
         self._reacted(before, since, bar.open, bar.close_time_ms)
 
-    def _walk(self, bar: Bar, met: list[Resting]) -> None:
+    def _walk(self, bar: Bar, met: list[RestingProtection]) -> None:
         sign = 1 if self.held > 0 else -1
         for order in sorted(met, key=lambda resting: resting.role == "TARGET"):
             beyond = sign * (bar.open - order.price)
@@ -315,7 +317,7 @@ class ReferenceProtection:
             self._stand("TRAILING", at, 0)
 
     def _way(
-        self, met: list[Resting], path: tuple[int, ...]
+        self, met: list[RestingProtection], path: tuple[int, ...]
     ) -> tuple[tuple[str, int] | None, int | None]:
         """Return what *path* fills and for what, and where the trailing stop is after it."""
         sign = 1 if self.held > 0 else -1

@@ -17,7 +17,7 @@ import models
 import msgspec
 import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline
-from daemon_under_test import Running, price
+from daemon_under_test import RunningDaemon, price
 from records import rows
 
 from tracepaper.daemon.session.child import frame_of
@@ -58,7 +58,7 @@ def written(folder: Path, seed: int, *, window: int = 16) -> checkpoints.Checkpo
     return checkpoints.save(folder, models.network(config, seed=seed).state_dict(), card)
 
 
-class Planted:
+class PlantedTraining:
     """A database, the model it is configured with, and what the training is to answer."""
 
     def __init__(self, folder: Path, *symbols: str) -> None:
@@ -140,16 +140,16 @@ def has(steps: list[Step], kind: type, count: int = 1) -> bool:
     return sum(isinstance(step.event, kind) for step in steps) >= count
 
 
-async def until_has(running: Running, kind: type, count: int = 1) -> None:
+async def until_has(running: RunningDaemon, kind: type, count: int = 1) -> None:
     """Wait for so many events of a kind."""
     await running.until(lambda: has(running.steps, kind, count))
 
 
-async def until_decided(running: Running, count: int) -> None:
+async def until_decided(running: RunningDaemon, count: int) -> None:
     await running.until(lambda: running.decided() >= count)
 
 
-async def decide(running: Running, start: int, count: int) -> None:
+async def decide(running: RunningDaemon, start: int, count: int) -> None:
     """Close so many minutes from minute *start* on, and await each decision."""
     server, running.minute = running.server, start
     await running.until(lambda: server.sockets and server.subscribed())

@@ -342,7 +342,7 @@ def _of_all_kinds() -> Sections:
     """Return a pair, lists of orders and averages on one account, in a universe."""
     pair, twins = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "buy_and_hold"]
     given: Sections = {
-        "pair": {"name": "recorded_strategies:Counting", "options": pair},
+        "pair": {"name": "recorded_strategies:CountingPair", "options": pair},
         "scatter": {"name": "recorded_strategies:Scatter"},
         "averages": {"name": "sma_cross", "fast": 1, "slow": 2, "long_only": False},
     }
@@ -389,7 +389,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "exits": Scenario(
         sections=_sections(
-            {"name": "recorded_strategies:Protected", "options": {"bars": 120}},
+            {"name": "recorded_strategies:ProtectedTurns", "options": {"bars": 120}},
             sizing={"mode": "fixed", "quantity": "0.5"},
             execution={"slippage_bp": "1"},
         ),
@@ -490,7 +490,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "several symbols": Scenario(
         sections=_sections(
-            {"name": "recorded_strategies:Protected", "options": {"bars": 420}},
+            {"name": "recorded_strategies:ProtectedTurns", "options": {"bars": 420}},
             "AAAUSDT", "BBBUSDT",
             sizing={"mode": "notional", "notional": "20000"},
             risk={"max_daily_trades": 3},
@@ -523,7 +523,7 @@ SCENARIOS: dict[str, Scenario] = {
     "a pair with state": Scenario(
         sections=_sections(
             {
-                "name": "recorded_strategies:Counting",
+                "name": "recorded_strategies:CountingPair",
                 "options": {"window": 30, "enter": 1.0},
             },
             "AAAUSDT", "BBBUSDT",
@@ -701,7 +701,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "frames": Scenario(
         sections=_sections(
-            {"name": "recorded_strategies:Framed"},
+            {"name": "recorded_strategies:FramedMean"},
             market={"interval": "1"},
             sizing={"mode": "fixed", "quantity": "1"},
             account={"cash": "10000000"},

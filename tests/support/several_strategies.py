@@ -24,7 +24,7 @@ from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Posit
 from tracepaper.strategies.types.market import Bar
 
 
-class Drawn(Strategy):
+class DrawnActions(Strategy):
     """Says what a seed and the bar's volume draw: all actions, with protection now and then."""
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Drawn(Strategy):
         )
 
 
-class Accounting(Drawn):
+class AccountReader(DrawnActions):
     """Remembers what it was told of its own account."""
 
     sees_account = True
@@ -75,7 +75,7 @@ class Accounting(Drawn):
         )  # fmt: skip
 
 
-class Turning(Drawn):
+class TurningStrategy(DrawnActions):
     """Turns what it holds, now and then, with every kind of protection; some is impossible."""
 
     sees_account = True
@@ -103,13 +103,13 @@ class Turning(Drawn):
         )  # fmt: skip
 
 
-class Listing(Strategy):
-    """Asks for lists of orders of all kinds besides what ``Turning`` does."""
+class OrderListing(Strategy):
+    """Asks for lists of orders of all kinds besides what ``TurningStrategy`` does."""
 
     sees_account = True
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._turning, self._seed = Turning(options), int(options.get("seed", 0))
+        self._turning, self._seed = TurningStrategy(options), int(options.get("seed", 0))
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Draw an answer."""
@@ -136,7 +136,7 @@ class Listing(Strategy):
         return Orders(tuple(requests), "listed")
 
 
-class Scripted(Strategy):
+class ScriptedActions(Strategy):
     """Says at each bar, counted from the first, what ``says`` holds; else it holds.
 
     What it says is an action and the distance of a stop in percent, perhaps a target's too; or
@@ -170,11 +170,11 @@ class Scripted(Strategy):
         )  # fmt: skip
 
 
-SCRIPTED = f"{__name__}:Scripted"
-DRAWN = f"{__name__}:Drawn"
-ACCOUNTING = f"{__name__}:Accounting"
-TURNING = f"{__name__}:Turning"
-LISTING = f"{__name__}:Listing"
+SCRIPTED = f"{__name__}:ScriptedActions"
+DRAWN = f"{__name__}:DrawnActions"
+ACCOUNTING = f"{__name__}:AccountReader"
+TURNING = f"{__name__}:TurningStrategy"
+LISTING = f"{__name__}:OrderListing"
 
 
 def configured(

@@ -23,9 +23,9 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Forecast,
     GateSet,
-    Halted,
     LedgerEntry,
     LedgerKind,
+    LimitBreach,
     Liquidity,
     Order,
     OrderKind,
@@ -429,7 +429,7 @@ def rich_steps() -> list[Step]:
     """Return steps in which every event, answer and table occurs, on two instruments."""
     steps = [undecided(number, event) for number, event in enumerate(other_events())]
     steps += [explained_step(len(steps) + index, index) for index in range(6)]
-    halted = Halted("risk.drawdown", 0.21, 0.2, steps[-1].event.market_ms)
+    halted = LimitBreach("risk.drawdown", 0.21, 0.2, steps[-1].event.market_ms)
     steps[-1] = msgspec.structs.replace(steps[-1], halted=halted)
     revision = bar(10_001, index=0, source=Source.REST)
     spot = bar(123_456, index=6, instrument_id=ETH.id, source=Source.ARCHIVE)

@@ -55,7 +55,7 @@ PROTECTED = Signal(Action.LONG, "long with a stop", stop=Percent(0.5), reenter=T
 BANDED = Signal(Action.LONG, "long in a band", band=0.3)
 
 
-class Drawn(Strategy):
+class DrawnRepeats(Strategy):
     """Signals by the bars alone, which it mostly repeats; some as new objects, some with notes."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -105,7 +105,7 @@ class Drawn(Strategy):
         return signal
 
 
-class Ending(NamedTuple):
+class RunEnding(NamedTuple):
     """What a run came to."""
 
     head: str
@@ -173,7 +173,7 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
             "warmup": rng.choice((3, 5, 12)),
             "fails_at": rng.choice((0, 0, 0, 0, 50, -50)),
         }
-        given["strategy"] = {"name": f"{__name__}:Drawn", "options": options}
+        given["strategy"] = {"name": f"{__name__}:DrawnRepeats", "options": options}
     if rng.random() < 0.3:
         _several(rng, given)
     elif category is Category.LINEAR and rng.random() < 0.15:
@@ -232,7 +232,7 @@ def _between(rng: random.Random, replay: Replay, bar: Bar) -> Iterator[Event]:
             yield InstrumentChange(msgspec.structs.replace(item, quantity_step=step), at_ms, at_ms)
 
 
-class Compared:
+class HistoryBothWays:
     """One history, written both ways."""
 
     def __init__(self, seed: int, folder: Path) -> None:
@@ -245,12 +245,12 @@ class Compared:
         self._group, self._seed = rng.choice((7, 50, 1_000)), rng.random()
         self._folder = folder
         by_steps, together = self._run(is_stepped=True), self._run(is_stepped=False)
-        for name, stepped, other in zip(Ending._fields, by_steps, together, strict=True):
+        for name, stepped, other in zip(RunEnding._fields, by_steps, together, strict=True):
             assert stepped == other, (seed, name, stepped, other, self._given)
         self.counted["steps"] += by_steps.steps
         self.counted["failures"] += bool(by_steps.error)
 
-    def _run(self, *, is_stepped: bool) -> Ending:
+    def _run(self, *, is_stepped: bool) -> RunEnding:
         CALLS.clear()
         path = self._folder / f"{self._seed}-{is_stepped}.db"
         replay = build(load(None, self._given), MarketData(self._data), started_at_ms=0)
@@ -301,7 +301,7 @@ class Compared:
             path.unlink()
         state = b"" if error else msgspec.msgpack.encode((engine.state(), engine.since_decided))
         counts = (0, 0) if error else (tally.bars, tally.decisions)
-        return Ending(head, steps, tally.equity, counts, state, error, [*CALLS])
+        return RunEnding(head, steps, tally.equity, counts, state, error, [*CALLS])
 
     def _check_read(self, path: Path, steps: list[Step]) -> None:
         """Compare what is read of the record with the *steps* that were written."""

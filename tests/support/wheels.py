@@ -68,7 +68,7 @@ def built(folder: Path, compiler: str | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class Installed:
+class InstalledWheel:
     """A wheel, and an environment of its own that holds it."""
 
     wheel: Path
@@ -93,7 +93,7 @@ class Installed:
         )
 
 
-def installed_with_all(folder: Path) -> Installed:
+def installed_with_all(folder: Path) -> InstalledWheel:
     """Build the wheel and install it beside every package that this environment has."""
     installed = _installed(built(folder), folder)
     packages = _packages(installed)
@@ -101,7 +101,7 @@ def installed_with_all(folder: Path) -> Installed:
     return installed
 
 
-def installed_alone(wheel: Path, folder: Path) -> Installed:
+def installed_alone(wheel: Path, folder: Path) -> InstalledWheel:
     """Install *wheel* beside what it requires and nothing else, as without any extra."""
     installed = _installed(wheel, folder)
     packages = _packages(installed)
@@ -112,17 +112,17 @@ def installed_alone(wheel: Path, folder: Path) -> Installed:
     return installed
 
 
-def _installed(wheel: Path, folder: Path) -> Installed:
+def _installed(wheel: Path, folder: Path) -> InstalledWheel:
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     pip = ["-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
     subprocess.run(
         [sys.executable, *pip, "--ignore-installed", str(wheel)], check=True, capture_output=True
     )
-    return Installed(wheel, python, folder)
+    return InstalledWheel(wheel, python, folder)
 
 
-def _packages(installed: Installed) -> Path:
+def _packages(installed: InstalledWheel) -> Path:
     (folder,) = (installed.folder / "venv" / "lib").glob("python*/site-packages")
     return folder
 

@@ -10,7 +10,7 @@ import pytest
 from builders import START_MS, bar, instrument, quote
 from engines import Says, engine_of
 from msgspec.structs import replace
-from reference_cross import ReferenceCross, ReferenceFill, Resting, Tier
+from reference_cross import ReferenceCross, ReferenceFill, RestingSize, Tier
 
 from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import NO_WISHES, Broker, FilledEvent
@@ -338,7 +338,7 @@ class Twice:
             self.reference.orders.pop(order.order_id, None)
             if order.status not in ENDED:
                 left = Fraction(order.quantity - order.filled, 1_000)
-                self.reference.orders[order.order_id] = Resting(
+                self.reference.orders[order.order_id] = RestingSize(
                     order.instrument,
                     left if order.side is Side.BUY else -left,
                     order.reduce_only,

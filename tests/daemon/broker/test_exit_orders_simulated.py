@@ -14,7 +14,7 @@ from engines import engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from reference_protection import Filled, ReferenceProtection
+from reference_protection import ReferenceFill, ReferenceProtection
 
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import Protector
@@ -47,7 +47,7 @@ def configured(execution: FillModel) -> Config:
     return load(None, given)
 
 
-class Told(Strategy):
+class SignalsByBar(Strategy):
     """Says what was said for a bar."""
 
     gates = frozenset({"operator"})
@@ -71,7 +71,9 @@ class Story:
     def engine(self) -> Engine:
         """Return the engine of this story at its start."""
         return engine_of(
-            configured(self.execution), execution=self.execution, strategy=Told(self.signals)
+            configured(self.execution),
+            execution=self.execution,
+            strategy=SignalsByBar(self.signals),
         )
 
     def events(self) -> Iterator[Event]:
@@ -141,11 +143,11 @@ class Story:
         )
 
 
-def filled_of(steps: list[Step]) -> list[Filled]:
+def filled_of(steps: list[Step]) -> list[ReferenceFill]:
     """Return the fills of the newest of *steps*, as the simulator tells of its own."""
     roles = {order.order_id: order.role for step in steps for order in step.orders}
     return [
-        Filled(
+        ReferenceFill(
             roles[fill.order_id].value,
             fill.quantity if fill.side is Side.BUY else -fill.quantity,
             fill.price,

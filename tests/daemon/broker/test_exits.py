@@ -381,7 +381,7 @@ def test_a_twin_has_the_same_exits() -> None:
 # ---------------------------------------------------------------- by forecast and by size
 
 
-class Forecasting(Strategy):
+class ForecastEntries(Strategy):
     """Enters where it is told, by a model that says what it is told."""
 
     gates = frozenset({"operator"})
@@ -406,7 +406,7 @@ def forecasting(
         "execution": {"taker_fee": "0", "model": "next_open"},
         "exits": exits,
     }
-    return engine_of(given, forecaster=forecaster, strategy=Forecasting(action))
+    return engine_of(given, forecaster=forecaster, strategy=ForecastEntries(action))
 
 
 @pytest.mark.parametrize("sign", [1, -1])

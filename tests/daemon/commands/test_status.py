@@ -14,7 +14,7 @@ import pytest
 from builders import MINUTE, START_MS, bar, decision, forecast, run, step
 from command_line import Cli
 from fakes import ManualClock
-from operated import Operated, serving
+from operated import OperatedDaemon, serving
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask, token_file, write_token
@@ -25,7 +25,7 @@ from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 
 @pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Operated]:
+async def daemon(tmp_path: Path) -> AsyncIterator[OperatedDaemon]:
     monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
     monitor.observe(step(bar(), decided=decision(), prediction=forecast()))
     async with serving(tmp_path / "run.db", monitor) as operated:
@@ -37,7 +37,7 @@ async def called(*arguments: str | Path) -> int:
 
 
 async def test_status_shows_health_account_and_gates(
-    daemon: Operated, capsys: pytest.CaptureFixture[str]
+    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await called("status", "--db", daemon.database) == 0
     output = capsys.readouterr().out
@@ -53,7 +53,7 @@ async def test_status_shows_health_account_and_gates(
 
 
 async def test_status_as_json_is_one_document(
-    daemon: Operated, capsys: pytest.CaptureFixture[str]
+    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await called("status", "--db", daemon.database, "--json") == 0
     document = json.loads(capsys.readouterr().out)
@@ -62,7 +62,7 @@ async def test_status_as_json_is_one_document(
 
 
 async def test_the_exit_code_says_whether_the_daemon_is_ready(
-    tmp_path: Path, daemon: Operated, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await called("status", "--ready", "--db", daemon.database) == 0
     assert capsys.readouterr().out == "ready\n"
@@ -78,7 +78,7 @@ async def test_the_exit_code_says_whether_the_daemon_is_ready(
 
 
 async def test_the_operators_word_reaches_the_daemon(
-    daemon: Operated, capsys: pytest.CaptureFixture[str]
+    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await called("command", "halt", "--note", "news", "--db", daemon.database) == 0
     assert capsys.readouterr().out == "HALT is event 17 of the run.\n"
@@ -89,7 +89,7 @@ async def test_the_operators_word_reaches_the_daemon(
     assert daemon.callers == [(CommandOrigin.COMMAND, caller)] * 2
 
 
-async def test_the_token_is_its_owners_alone_and_new_at_each_start(daemon: Operated) -> None:
+async def test_the_token_is_its_owners_alone_and_new_at_each_start(daemon: OperatedDaemon) -> None:
     file = token_file(daemon.database)
     before = os.umask(0)
     try:
@@ -112,7 +112,7 @@ async def test_a_token_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["gone", "another's", "another's to read", "earlier", "a link"])
 async def test_a_command_without_the_token_is_refused_in_one_sentence(
-    daemon: Operated, cli: Cli, way: str
+    daemon: OperatedDaemon, cli: Cli, way: str
 ) -> None:
     file = token_file(daemon.database)
     words = "give the command as that user"
@@ -146,14 +146,14 @@ async def test_a_command_without_the_token_is_refused_in_one_sentence(
 
 
 async def test_a_proxy_of_the_environment_is_not_asked(
-    daemon: Operated, monkeypatch: pytest.MonkeyPatch
+    daemon: OperatedDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert await called("status", "--db", daemon.database) == 0
 
 
 async def test_a_daemon_that_serves_nothing_yet_is_named(
-    daemon: Operated, capsys: pytest.CaptureFixture[str]
+    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     daemon.lock.publish("")
     assert await called("status", "--db", daemon.database) == 1
@@ -161,7 +161,7 @@ async def test_a_daemon_that_serves_nothing_yet_is_named(
 
 
 async def test_a_daemon_that_does_not_answer_is_named(
-    daemon: Operated, capsys: pytest.CaptureFixture[str]
+    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     daemon.lock.publish("http://127.0.0.1:1")
     assert await called("status", "--db", daemon.database) == 1
@@ -169,7 +169,7 @@ async def test_a_daemon_that_does_not_answer_is_named(
 
 
 async def test_a_note_of_any_length_is_refused_in_a_sentence(
-    daemon: Operated, capsys: pytest.CaptureFixture[str]
+    daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for length, words in ((600, "within 500 characters"), (50_000, "write a short one")):
         note = "x" * length

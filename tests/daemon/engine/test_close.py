@@ -27,7 +27,7 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout, Step
-from tracepaper.strategies.types.market import Bar, Close, Closed, Event, ModelChange, Quote
+from tracepaper.strategies.types.market import Bar, Close, CloseStart, Event, ModelChange, Quote
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 KEYS = tuple(f"linear:{symbol}" for symbol in SYMBOLS)
@@ -50,10 +50,10 @@ def closes(count: int) -> list[list[Bar]]:
     return [list(together) for together in zip(*each, strict=True)]
 
 
-def closed(together: Sequence[Bar], *, after_ms: int = 0) -> Closed:
+def closed(together: Sequence[Bar], *, after_ms: int = 0) -> CloseStart:
     at = together[0].close_time_ms + after_ms
     absent = tuple(key for key in KEYS if key not in {bar.instrument for bar in together})
-    return Closed(together[0].open_time_ms, len(together), absent, at, at)
+    return CloseStart(together[0].open_time_ms, len(together), absent, at, at)
 
 
 def flat(count: int, order: Callable[[list[Bar]], list[Bar]] = list) -> Iterator[Event]:
@@ -73,7 +73,7 @@ def run(machine: Engine, events: Iterator[Event]) -> list[Step]:
 def test_each_bar_of_a_close_has_its_own_step_behind_that_of_the_close() -> None:
     steps = run(engine(), flat(40))
     assert [step.sequence for step in steps] == list(range(160))
-    assert [type(step.event) for step in steps[:4]] == [Closed, Bar, Bar, Bar]
+    assert [type(step.event) for step in steps[:4]] == [CloseStart, Bar, Bar, Bar]
     assert sum(step.decision is not None for step in steps) == 120
     assert sum(len(step.fills) for step in steps) > 6
 
@@ -166,7 +166,7 @@ def test_what_is_not_of_a_close_stays_as_it_is() -> None:
     assert list(gathered(events)) == [*together, Close(closed(together), together)]
 
 
-class Scripted:
+class ScriptedPredictions:
     def __init__(self, events: Sequence[Event | None]) -> None:
         self._events = events
 
@@ -196,7 +196,7 @@ async def test_a_close_is_stored_in_one_transaction_and_watched_whole() -> None:
 
     first, second, third = closes(3)
     events: list[Event] = [closed(first), *first, closed(second), *second, closed(third), *third]
-    await drive(Scripted(events), no_forecast, engine(), audit.append, watch=watch)
+    await drive(ScriptedPredictions(events), no_forecast, engine(), audit.append, watch=watch)
     assert audit.together == [4, 4]
     assert [step.sequence for step in watched] == list(range(8))
 
@@ -215,7 +215,7 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
         watched.append(step.sequence)
         return True
 
-    feed = Scripted([*late[:110], None, *late[110:]])
+    feed = ScriptedPredictions([*late[:110], None, *late[110:]])
     await drive(feed, no_forecast, engine(), audit.append, watch=watch, is_behind=lambda: is_behind)
     assert watched == list(range(120))
     assert audit.together == ([100, 10, 10] if is_behind else [1] * 120)
@@ -224,14 +224,16 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
 async def test_what_a_late_bar_trades_is_stored_at_once() -> None:
     events = [item for together in closes(60) for item in together[:1]]
     alone = Transactions()
-    await drive(Scripted(events), no_forecast, engine(), alone.append)
+    await drive(ScriptedPredictions(events), no_forecast, engine(), alone.append)
     first = next(step.sequence for step in alone.steps if step.orders)
     assert alone.together == [1] * 60
     # From the bar behind the first order on all are late: that order is filled by one of them.
     late = [replace(event, seen_ms=event.seen_ms + 10**9) for event in events[first + 1 :]]
     audit = Transactions()
     given = [*events[: first + 1], *late]
-    await drive(Scripted(given), no_forecast, engine(), audit.append, is_behind=lambda: True)
+    await drive(
+        ScriptedPredictions(given), no_forecast, engine(), audit.append, is_behind=lambda: True
+    )
     traded = [bool(step.orders or step.fills) for step in audit.steps]
     assert any(traded[first + 1 :])
     ends = list(accumulate(audit.together))
@@ -246,7 +248,7 @@ def start() -> ModelChange:
     return ModelChange("", "", "", "batched", "", "", 1, (), START_MS, START_MS)
 
 
-class Counting(FixedForecaster):
+class CountingForecaster(FixedForecaster):
     def __init__(self) -> None:
         super().__init__(lambda history: forecast(history[-1].close / 1e9), context=1)
         self.groups: list[list[str]] = []
@@ -257,7 +259,7 @@ class Counting(FixedForecaster):
 
 
 def test_the_model_is_asked_once_and_every_bar_gets_its_own_answer() -> None:
-    forecaster = Counting()
+    forecaster = CountingForecaster()
     inline = InlinePredictor(forecaster, BarHistory(KEYS, context=1), period_start_ms=0)
     inline.predict(start())
     (together,) = closes(1)
@@ -270,7 +272,7 @@ def test_the_model_is_asked_once_and_every_bar_gets_its_own_answer() -> None:
 
 
 def test_a_recorded_timeout_of_a_close_is_given_again() -> None:
-    inline = InlinePredictor(Counting(), BarHistory(KEYS, context=1), period_start_ms=0)
+    inline = InlinePredictor(CountingForecaster(), BarHistory(KEYS, context=1), period_start_ms=0)
     inline.predict(start())
     (together,) = closes(1)
     late = PredictionTimeout(7)
@@ -280,7 +282,7 @@ def test_a_recorded_timeout_of_a_close_is_given_again() -> None:
 
 
 async def test_a_close_that_is_late_is_late_for_all_of_it() -> None:
-    class Stuck(Counting):
+    class Stuck(CountingForecaster):
         def predict_many(self, given: Sequence[Bar]) -> list[Forecast | None]:
             gate.wait(deadline_s())
             return super().predict_many(given)

@@ -28,7 +28,7 @@ from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, Strateg
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import (
     BookUpdate,
-    Closed,
+    CloseStart,
     Command,
     CommandKind,
     Event,
@@ -426,7 +426,7 @@ def test_the_weights_of_a_portfolio_are_of_one_side_each_and_held_as_in_one_way_
     for closes in zip(
         *(bars(60, seed=at, instrument_id=of.id) for at, of in enumerate(items)), strict=True
     ):
-        closed = Closed(closes[0].open_time_ms, 2, (), closes[0].closed_ms, closes[0].closed_ms)
+        closed = CloseStart(closes[0].open_time_ms, 2, (), closes[0].closed_ms, closes[0].closed_ms)
         before = [hedged.broker.account.held(item.id) for item in items]
         for engine in (whole, hedged):
             engine.close(closed, closes, [None, None])

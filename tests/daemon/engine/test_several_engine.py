@@ -170,7 +170,7 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     ]
     failed = [outcomes["b"] for outcomes in by_name[40:]]
     assert all(
-        outcome.outcome.reason.startswith("set aside: Drawn failed in decide") for outcome in failed
+        outcome.outcome.reason.startswith("set aside: DrawnActions failed") for outcome in failed
     )
     assert "0x…" in failed[0].outcome.reason
     assert r"\ud800\x00" in failed[0].outcome.reason  # what no text can hold is escaped

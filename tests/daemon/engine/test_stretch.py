@@ -10,7 +10,7 @@ import pytest
 import stretches
 from builders import bars
 from exchange_client import FIRST_MS, MINUTE, candles
-from stretches import Compared
+from stretches import HistoryBothWays
 
 from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.engine import engine
@@ -25,7 +25,7 @@ ONE, TWO, SEVERAL, FAILS, NOTES, STOP = 4, 40, 5, 33, 20, 56
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
     for seed in (TWO, SEVERAL, NOTES, STOP):
-        reached += Compared(seed, tmp_path).counted
+        reached += HistoryBothWays(seed, tmp_path).counted
     names = {f"stretches of {count} instruments" for count in (1, 2)}
     names |= {"stretches under a stop", "stretches with notes", "failures"}
     names |= {"stretches with a position", "stretches of several strategies"}
@@ -49,7 +49,7 @@ def test_a_stretch_ends_before_shares_are_given_anew(
     }
     monkeypatch.setattr(stretches, "drawn_candles", lambda *_: rising)
     monkeypatch.setattr(stretches, "drawn_settings", lambda *_: given)
-    assert Compared(ONE, tmp_path).counted["stretches of several strategies"] > 1
+    assert HistoryBothWays(ONE, tmp_path).counted["stretches of several strategies"] > 1
 
 
 def test_a_state_that_is_not_stored_is_seen(
@@ -57,7 +57,7 @@ def test_a_state_that_is_not_stored_is_seen(
 ) -> None:
     monkeypatch.setattr(engine, "_LATER", Save.NO)
     with pytest.raises(AssertionError, match="head"):
-        Compared(TWO, tmp_path)
+        HistoryBothWays(TWO, tmp_path)
 
 
 def test_a_strategy_that_is_asked_twice_is_seen(
@@ -71,7 +71,7 @@ def test_a_strategy_that_is_asked_twice_is_seen(
 
     monkeypatch.setattr(MemberState, "_signal", forgetful)
     with pytest.raises(AssertionError, match="calls"):
-        Compared(FAILS, tmp_path)
+        HistoryBothWays(FAILS, tmp_path)
 
 
 def test_units_are_drawn_when_asked_for_and_an_error_waits_for_what_came_before() -> None:

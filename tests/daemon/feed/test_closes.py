@@ -12,7 +12,7 @@ from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.state import BarSequence, FeedState
-from tracepaper.strategies.types.market import Bar, Closed, Event, Gap, Instrument
+from tracepaper.strategies.types.market import Bar, CloseStart, Event, Gap, Instrument
 
 ETHER = instrument("ETHUSDT", price_decimals=1, tick_size=1)
 SOLANA = instrument("SOLUSDT", price_decimals=1, tick_size=1)
@@ -33,10 +33,10 @@ def texts(events: list[Event]) -> list[object]:
     """Return the closes and bars of *events*: a close's size and its absent, a bar's symbol."""
     return [
         (event.bars, [name[7:10] for name in event.absent])
-        if isinstance(event, Closed)
+        if isinstance(event, CloseStart)
         else event.instrument[7:10]
         for event in events
-        if isinstance(event, Closed | Bar)
+        if isinstance(event, CloseStart | Bar)
     ]
 
 
@@ -48,7 +48,7 @@ async def test_bars_of_one_close_go_on_together_in_the_order_of_the_run() -> Non
         await close(run, 0, "ETHUSDT")
         await until(lambda: len(run.bars()) == 3)
         assert texts(run.events) == [(3, []), "BTC", "ETH", "SOL"]
-        [closed] = [event for event in run.events if isinstance(event, Closed)]
+        [closed] = [event for event in run.events if isinstance(event, CloseStart)]
         assert closed.open_time_ms == START_MS
         assert {bar.seen_ms for bar in run.bars()} == {closed.seen_ms}
 

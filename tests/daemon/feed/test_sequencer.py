@@ -17,7 +17,7 @@ from tracepaper.daemon.feed.state import PENDING_MAX, BarSequence, FeedState
 from tracepaper.strategies.types.market import Bar, Event, Funding, GapCause, Instrument, Source
 
 
-class Unanswered(BybitClient):
+class SilentClient(BybitClient):
     """A client whose questions about settlements are counted, and never answered."""
 
     def __init__(self, clock: SteppedClock) -> None:
@@ -130,7 +130,7 @@ async def test_where_anything_may_be_missing_a_bar_ahead_waits() -> None:
 
 async def test_a_settlement_that_is_not_answered_is_awaited_before_one_bar_alone() -> None:
     clock = SteppedClock(START_MS)
-    client = Unanswered(clock)
+    client = SilentClient(clock)
     state = state_of()
     state.funding = FundingSchedule(interval_minutes=60, settled_ms=START_MS - 60 * MINUTE)
     sequencer = sequencer_of(state, clock, client)
@@ -143,7 +143,7 @@ async def test_the_bars_of_one_close_share_one_wait_for_settlements() -> None:
     """Two hundred symbols that are settled at once do not wait one after the other."""
     clock = SteppedClock(START_MS)
 
-    class Slow(Unanswered):
+    class Slow(SilentClient):
         async def funding(
             self, instrument: Instrument, start_ms: int, end_ms: int
         ) -> list[Funding]:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Histogram, Monitor
-from tracepaper.strategies.types.decisions import Action, Halted, Position, Step, TwinStep
+from tracepaper.strategies.types.decisions import Action, LimitBreach, Position, Step, TwinStep
 from tracepaper.strategies.types.market import Command, CommandKind, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
@@ -152,7 +152,7 @@ def test_the_operators_word_is_shown_at_once_and_after_a_restart() -> None:
     halted = (("operator", 0.0, 1.0, False), ("warm", 9_000.0, 100.0, True))
     restarted.observe(step(bar(), decided=decision(measures=halted)))
     assert restarted.status()["state"] == "halted"
-    breached, breach = monitor(), Halted("risk.drawdown", 0.2, 0.1, CLOSE_MS)
+    breached, breach = monitor(), LimitBreach("risk.drawdown", 0.2, 0.1, CLOSE_MS)
     breached.observe(structs.replace(step(bar(), decided=decision()), halted=breach))
     assert breached.status()["halted_by"] == "risk.drawdown"
 
@@ -183,7 +183,7 @@ def test_metrics_say_the_same() -> None:
     assert any(line.startswith("process_resident_memory_bytes") for line in lines)
 
 
-class Heard:
+class FeedTimes:
     """A feed that heard its newest frame and quote at given times."""
 
     def __init__(self, frame_s: float, quote_ms: int) -> None:
@@ -216,7 +216,7 @@ AGES = ("bar_age", "quote_age", "frame_age", "commit_age")
 
 def test_ages_grow_while_nothing_comes() -> None:
     clock = ManualClock(CLOSE_MS)
-    watched = Monitor(run=run(), clock=clock, newest=Heard(0.0, CLOSE_MS - 2_000))
+    watched = Monitor(run=run(), clock=clock, newest=FeedTimes(0.0, CLOSE_MS - 2_000))
     watched.observe(decided())
     for waited_s in (0, 30, 3_600):
         clock.advance(market_ms=waited_s * 1000, network_s=waited_s)

@@ -23,7 +23,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PATHS = ("/", "/assets/app.js", "/api/v1/runs", "/api/v1/stream?run=last", "/status")
 
 
-class Shown:
+class PageAndDaemon:
     """A page that answers every address, and a daemon that takes every command."""
 
     def __init__(self) -> None:
@@ -44,12 +44,12 @@ class Shown:
 
 
 @pytest.fixture
-def page() -> Shown:
-    return Shown()
+def page() -> PageAndDaemon:
+    return PageAndDaemon()
 
 
 @pytest.fixture
-async def url(page: Shown) -> AsyncIterator[str]:
+async def url(page: PageAndDaemon) -> AsyncIterator[str]:
     async with HttpServer(
         HttpSection(port=0, page="127.0.0.1:0"),
         tokens={"database": FILE_TOKEN, "anna": TOKEN},
@@ -76,7 +76,7 @@ async def status(client: aiohttp.ClientSession, url: str, **headers: str) -> int
 
 
 async def test_nothing_is_shown_without_a_token_and_all_with_one(
-    url: str, page: Shown, client: aiohttp.ClientSession
+    url: str, page: PageAndDaemon, client: aiohttp.ClientSession
 ) -> None:
     for path in PATHS:
         assert await status(client, url + path) == 401
@@ -90,7 +90,7 @@ async def test_nothing_is_shown_without_a_token_and_all_with_one(
 
 
 async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
-    url: str, page: Shown, client: aiohttp.ClientSession
+    url: str, page: PageAndDaemon, client: aiohttp.ClientSession
 ) -> None:
     async with client.post(f"{url}/session", headers=BEARER) as answer:
         assert answer.status == 204
@@ -119,7 +119,7 @@ async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
 )
 @pytest.mark.parametrize("path", ["/api/v1/runs", "/api/v1/stream?run=last", "/session"])
 async def test_another_host_and_another_site_are_refused_with_a_token_too(
-    url: str, page: Shown, client: aiohttp.ClientSession, headers: dict[str, str], path: str
+    url: str, page: PageAndDaemon, client: aiohttp.ClientSession, headers: dict[str, str], path: str
 ) -> None:
     method = "POST" if path == "/session" else "GET"
     async with client.request(method, url + path, headers={**BEARER, **headers}) as answer:

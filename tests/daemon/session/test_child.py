@@ -53,7 +53,7 @@ while head := read(4):
 LIMITS = TimeLimits(deadline_s(30), "a.key")
 
 
-class Planted:
+class PlantedEcho:
     """An echo whose code before an answer a test plants."""
 
     def __init__(self, folder: Path) -> None:
@@ -70,8 +70,8 @@ class Planted:
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> Planted:
-    return Planted(tmp_path)
+def planted(tmp_path: Path) -> PlantedEcho:
+    return PlantedEcho(tmp_path)
 
 
 async def reason(child: ChildProcess, message: object = Answer("x")) -> str:
@@ -80,7 +80,7 @@ async def reason(child: ChildProcess, message: object = Answer("x")) -> str:
     return str(failed.value)
 
 
-async def test_a_message_has_its_answer_by_one_process(planted: Planted) -> None:
+async def test_a_message_has_its_answer_by_one_process(planted: PlantedEcho) -> None:
     planted.before("data = data.replace(b'pid', str(os.getpid()).encode()[-3:].zfill(3))")
     async with planted.child() as child:
         pids = {(await child.ask(Answer, Answer("pid"))).text for _ in range(20)}
@@ -113,7 +113,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 async def test_what_breaks_off_is_one_sentence_and_begins_anew(
-    planted: Planted, name: str, monkeypatch: pytest.MonkeyPatch
+    planted: PlantedEcho, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, sentence = FAULTS[name]
     monkeypatch.setattr("tracepaper.daemon.session.child.END_S", 0.5)
@@ -125,7 +125,7 @@ async def test_what_breaks_off_is_one_sentence_and_begins_anew(
         assert await child.ask(Answer, Answer("again")) == Answer("again")
 
 
-async def test_a_kill_at_any_byte_of_an_answer_is_one_sentence(planted: Planted) -> None:
+async def test_a_kill_at_any_byte_of_an_answer_is_one_sentence(planted: PlantedEcho) -> None:
     size = len(frame_of(Answer("x")))
     async with planted.child() as child:
         for cut in range(size):
@@ -135,7 +135,9 @@ async def test_a_kill_at_any_byte_of_an_answer_is_one_sentence(planted: Planted)
         assert await child.ask(Answer, Answer("x")) == Answer("x")
 
 
-async def test_a_kill_between_two_messages_costs_neither(planted: Planted, tmp_path: Path) -> None:
+async def test_a_kill_between_two_messages_costs_neither(
+    planted: PlantedEcho, tmp_path: Path
+) -> None:
     planted.before(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))")
     async with planted.child() as child:
         for word in ("one", "two", "three"):
@@ -152,7 +154,7 @@ def state_of(pid: int) -> str:
     return ""
 
 
-async def test_a_message_that_nobody_reads_is_a_fault(planted: Planted) -> None:
+async def test_a_message_that_nobody_reads_is_a_fault(planted: PlantedEcho) -> None:
     planted.before("time.sleep(60)")
     async with planted.child(TimeLimits(0.2, "a.key, 0.2")) as child:
         assert await reason(child, Answer("x" * 900_000)) == (
@@ -165,7 +167,9 @@ async def test_a_program_that_is_missing_is_a_fault(tmp_path: Path) -> None:
         assert (await reason(child)).startswith("the echo process could not begin ([Errno 2]")
 
 
-async def test_the_opening_is_sent_to_each_new_process(planted: Planted, tmp_path: Path) -> None:
+async def test_the_opening_is_sent_to_each_new_process(
+    planted: PlantedEcho, tmp_path: Path
+) -> None:
     opened = tmp_path / "opened"
     planted.before(f"open({str(opened)!r}, 'ab').write(data)")
     async with planted.child(opening="hello") as child:
@@ -177,7 +181,9 @@ async def test_the_opening_is_sent_to_each_new_process(planted: Planted, tmp_pat
     assert opened.read_bytes().count(b"hello") == 2
 
 
-async def test_its_errors_go_to_a_file_where_there_is_one(planted: Planted, tmp_path: Path) -> None:
+async def test_its_errors_go_to_a_file_where_there_is_one(
+    planted: PlantedEcho, tmp_path: Path
+) -> None:
     planted.before("print('first', file=sys.stderr); sys.exit('No room.')")
     with (tmp_path / "log").open("w+b") as log:
         async with planted.child(errors=log) as child:
@@ -196,7 +202,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", ENDS)
-async def test_its_end(planted: Planted, tmp_path: Path, name: str) -> None:
+async def test_its_end(planted: PlantedEcho, tmp_path: Path, name: str) -> None:
     """What it writes behind the end of its input is there where it had the time."""
     limits, late, words = ENDS[name]
     mark, pid = tmp_path / "mark", tmp_path / "pid"
@@ -217,7 +223,9 @@ async def test_its_end(planted: Planted, tmp_path: Path, name: str) -> None:
     gc.collect()  # no process or pipe is left open: a warning is an error of the tests
 
 
-async def test_a_block_that_is_cancelled_ends_its_process(planted: Planted, tmp_path: Path) -> None:
+async def test_a_block_that_is_cancelled_ends_its_process(
+    planted: PlantedEcho, tmp_path: Path
+) -> None:
     pid = tmp_path / "pid"
     planted.before(f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     asking = asyncio.ensure_future(planted.child().ask(Answer, Answer("x")))
@@ -227,7 +235,7 @@ async def test_a_block_that_is_cancelled_ends_its_process(planted: Planted, tmp_
     assert state_of(int(pid.read_text())) == ""
 
 
-async def test_messages_are_taken_until_the_process_ends(planted: Planted) -> None:
+async def test_messages_are_taken_until_the_process_ends(planted: PlantedEcho) -> None:
     planted.program.write_text(
         f"import os\nfor _ in range(3): os.write(1, {frame_of(Answer('x'))!r})\nos._exit(4)",
         encoding="utf-8",

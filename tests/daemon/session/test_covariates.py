@@ -38,7 +38,7 @@ def closing(number: float, symbol: str = "BTC") -> Bar:
     return bar(instrument_id=f"linear:{symbol}", open_time_ms=close(number) - MINUTE_MS)
 
 
-class Traded:
+class CovariateRun:
     """A growing file, the bars that were answered by it, and the record of both."""
 
     def __init__(self, path: Path, text: str = "time,mood\n" + line(0, 0.5)) -> None:
@@ -92,11 +92,13 @@ class Traded:
 
 
 @pytest.fixture
-def traded(tmp_path: Path) -> Traded:
-    return Traded(tmp_path / "news.csv")
+def traded(tmp_path: Path) -> CovariateRun:
+    return CovariateRun(tmp_path / "news.csv")
 
 
-async def test_a_row_that_is_added_counts_from_the_next_close_or_its_time(traded: Traded) -> None:
+async def test_a_row_that_is_added_counts_from_the_next_close_or_its_time(
+    traded: CovariateRun,
+) -> None:
     assert (await traded.answer(1))[0] == 0.5
     traded.add(line(1.5, 2.0))
     assert (await traded.answer(2))[0] == 2.0
@@ -120,7 +122,7 @@ async def test_a_row_that_is_added_counts_from_the_next_close_or_its_time(traded
     ],
 )
 async def test_a_file_that_is_no_use_leaves_bars_without_vectors_until_it_is(
-    traded: Traded, text: str | None, sentence: str
+    traded: CovariateRun, text: str | None, sentence: str
 ) -> None:
     await traded.answer(1)
     good = traded.path.read_text(encoding="utf-8")
@@ -142,7 +144,7 @@ async def test_a_file_that_is_no_use_leaves_bars_without_vectors_until_it_is(
 
 
 async def test_a_restart_reads_nothing_for_a_bar_before_one_that_was_answered(
-    traded: Traded,
+    traded: CovariateRun,
 ) -> None:
     await traded.answer(3)
     traded.add(line(1.5, 2.0))
@@ -152,7 +154,7 @@ async def test_a_restart_reads_nothing_for_a_bar_before_one_that_was_answered(
     assert traded.is_derived()
 
 
-async def test_a_line_that_is_being_written_waits(traded: Traded) -> None:
+async def test_a_line_that_is_being_written_waits(traded: CovariateRun) -> None:
     traded.add(line(0.5, 12.0)[:-2])
     assert (await traded.answer(1))[0] == 0.5
     traded.add("5\n")
@@ -161,16 +163,16 @@ async def test_a_line_that_is_being_written_waits(traded: Traded) -> None:
 
 def test_a_first_start_needs_the_file_and_takes_what_its_bars_may_need(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="cannot be read"):
-        Traded(tmp_path / "none.csv", "")
+        CovariateRun(tmp_path / "none.csv", "")
     rows = "".join(line(number, number) for number in range(-9, 3))
-    traded = Traded(tmp_path / "news.csv", "time,mood\n" + rows)
+    traded = CovariateRun(tmp_path / "news.csv", "time,mood\n" + rows)
     traded.events.clear()
     traded.start(since=-2.5)
     assert traded.source.rows_for("").time_ms.tolist() == [close(number) for number in range(-3, 3)]
 
 
 async def test_a_reading_beyond_the_deadline_counts_at_a_later_close(
-    traded: Traded, monkeypatch: pytest.MonkeyPatch
+    traded: CovariateRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_read, read = threading.Event(), Path.read_bytes
 
@@ -200,7 +202,7 @@ async def test_parquet_that_is_written_anew_grows_and_is_no_use_while_it_is_torn
         return path.read_bytes()
 
     written(1)
-    traded, answers = Traded(path, ""), []
+    traded, answers = CovariateRun(path, ""), []
     for number in range(1, 5):
         whole = written(number)
         if number == 3:
@@ -212,7 +214,7 @@ async def test_parquet_that_is_written_anew_grows_and_is_no_use_while_it_is_torn
 
 async def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) -> None:
     rows = f"time,symbol,mood\n{close(0)},BTC,1\n{close(0)},ETH,2\n"
-    traded = Traded(tmp_path / "news.csv", rows)
+    traded = CovariateRun(tmp_path / "news.csv", rows)
     for at in (1, 2):
         for symbol in ("BTC", "ETH", "SOL"):
             await traded.answer(at, symbol)
@@ -242,10 +244,10 @@ actions = st.lists(
 def test_whatever_happens_the_record_gives_what_was_answered(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
 ) -> None:
-    asyncio.run(_play(Traded(tmp_path_factory.mktemp("grown") / "news.csv"), steps))
+    asyncio.run(_play(CovariateRun(tmp_path_factory.mktemp("grown") / "news.csv"), steps))
 
 
-async def _play(traded: Traded, steps: list[tuple[str, int]]) -> None:
+async def _play(traded: CovariateRun, steps: list[tuple[str, int]]) -> None:
     now, newest, good = 1, 0.0, traded.path.read_text(encoding="utf-8")
     for place, (what, number) in enumerate(steps):
         if what == "add":

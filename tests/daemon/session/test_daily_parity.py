@@ -16,7 +16,7 @@ import builders
 import msgspec
 import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer
-from daemon_under_test import Running, daemon
+from daemon_under_test import RunningDaemon, daemon
 from fakes import ManualClock
 from prometheus_client import generate_latest
 from retrain_cases import decide
@@ -54,7 +54,7 @@ exec((here / "answer.py").read_text())
 """
 
 
-class Planted:
+class ParityProgram:
     """A program in the place of ``tracepaper parity``, and what it was asked."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,8 +77,8 @@ class Planted:
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    directory = Planted(tmp_path)
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ParityProgram:
+    directory = ParityProgram(tmp_path)
     command = sys.executable, "-S", str(tmp_path / "program.py")
     monkeypatch.setattr(parity, "PROGRAM", command)
     return directory
@@ -88,7 +88,7 @@ def checks(steps: list[Step]) -> list[ParityCheck]:
     return [step.event for step in steps if isinstance(step.event, ParityCheck)]
 
 
-async def decide_until_midnight(running: Running) -> None:
+async def decide_until_midnight(running: RunningDaemon) -> None:
     """Let every minute of the first day close; most of them are known by REST alone."""
     await running.until(lambda: running.server.sockets and running.server.subscribed())
     running.pass_bars(BEFORE - 1)
@@ -98,7 +98,7 @@ async def decide_until_midnight(running: Running) -> None:
 # ---------------------------------------------------------------- in a daemon
 
 
-async def test_a_day_is_checked_once_it_is_over_and_never_again(planted: Planted) -> None:
+async def test_a_day_is_checked_once_it_is_over_and_never_again(planted: ParityProgram) -> None:
     async with ScriptedServer() as server:
         async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
             await decide_until_midnight(running)
@@ -118,7 +118,7 @@ async def test_a_day_is_checked_once_it_is_over_and_never_again(planted: Planted
     assert msgspec.structs.replace(event, market_ms=0, seen_ms=0, **spans) == WELL
 
 
-async def test_a_check_that_the_stop_cut_off_begins_anew(planted: Planted) -> None:
+async def test_a_check_that_the_stop_cut_off_begins_anew(planted: ParityProgram) -> None:
     pid = planted.folder / "pid"
     planted.answers(f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)")
     async with ScriptedServer() as server:
@@ -141,7 +141,7 @@ async def test_a_check_that_the_stop_cut_off_begins_anew(planted: Planted) -> No
 # ---------------------------------------------------------------- one check
 
 
-class Submitted:
+class EventQueue:
     """Takes events as a daemon's queue does."""
 
     def __init__(self) -> None:
@@ -153,13 +153,13 @@ class Submitted:
         return len(self.events)
 
 
-def daily(folder: Path, **section: Any) -> tuple[DailyParity, Submitted]:
+def daily(folder: Path, **section: Any) -> tuple[DailyParity, EventQueue]:
     """Return the check of a run that began at ``START_MS`` and is not stored yet."""
     from tracepaper.storage.audit import SqlAuditLog
 
     SqlAuditLog.open(folder / "run.db").close()
     given = ParitySection.model_construct(**{"daily_at": "00:10", "time_limit": "1h", **section})
-    submitted = Submitted()
+    submitted = EventQueue()
     run = msgspec.structs.replace(builders.run(), period_start_ms=START_MS)
     clock = ManualClock(MIDNIGHT_MS + 11 * MINUTE)
     return DailyParity(given, folder / "run.db", run, submitted, clock), submitted
@@ -178,7 +178,7 @@ def closed(minute: int) -> Step:
     ],
 )
 async def test_what_breaks_off_is_a_result_too(
-    planted: Planted, code: str, limit: str, reason: str
+    planted: ParityProgram, code: str, limit: str, reason: str
 ) -> None:
     planted.answers(code)
     daily_parity, submitted = daily(planted.folder, time_limit=limit)
@@ -212,7 +212,9 @@ def test_the_check_begins_with_the_first_bar_that_closes_at_its_time(
     assert begun[0] == first
 
 
-async def test_of_bars_of_a_week_the_day_is_checked_on_which_one_opened(planted: Planted) -> None:
+async def test_of_bars_of_a_week_the_day_is_checked_on_which_one_opened(
+    planted: ParityProgram,
+) -> None:
     daily_parity, submitted = daily(planted.folder)
     monday_ms = MIDNIGHT_MS + 5 * DAY_MS
     week = builders.bar(open_time_ms=monday_ms, interval_ms=7 * DAY_MS)
@@ -222,7 +224,7 @@ async def test_of_bars_of_a_week_the_day_is_checked_on_which_one_opened(planted:
     assert planted.calls()[0].split()[1:3] == ["--day", "2023-11-13"]
 
 
-async def test_bars_that_close_meanwhile_begin_no_second_check(planted: Planted) -> None:
+async def test_bars_that_close_meanwhile_begin_no_second_check(planted: ParityProgram) -> None:
     go = planted.folder / "go"
     wait = f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
     planted.answers(f"{wait}\nprint({msgspec.json.encode(WELL).decode()!r})")
@@ -243,7 +245,9 @@ async def test_bars_that_close_meanwhile_begin_no_second_check(planted: Planted)
     assert days == ["2023-11-14", "2023-11-15"]
 
 
-async def test_after_days_without_the_daemon_only_the_last_is_checked(planted: Planted) -> None:
+async def test_after_days_without_the_daemon_only_the_last_is_checked(
+    planted: ParityProgram,
+) -> None:
     daily_parity, submitted = daily(planted.folder)
     async with daily_parity.at_work(lambda: None):
         daily_parity.observe(closed(5 * 1_440 + 9))

@@ -21,7 +21,7 @@ WARM = 100
 QUICK = 60.0
 
 
-class Held(Strategy):
+class AlwaysUnderStop(Strategy):
     """Says LONG or SHORT under a stop, at every bar."""
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ class Held(Strategy):
 
 def sections(action: str, *, stop: float = 10.0, margin: bool = True) -> dict[str, Any]:
     account = {"margin": "isolated", "leverage": "5"} if margin else {}
-    strategy = {"name": f"{__name__}:Held", "options": {"action": action, "stop": stop}}
+    strategy = {"name": f"{__name__}:AlwaysUnderStop", "options": {"action": action, "stop": stop}}
     return {
         "exchange": {"time_scale": QUICK, "backoff_max_s": 0.1},
         "market": {"category": "linear" if margin else "spot", "symbols": ["BTCUSDT"]},

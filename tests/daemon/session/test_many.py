@@ -19,7 +19,7 @@ from tracepaper.daemon.feed.client import StreamRequest
 from tracepaper.daemon.http.client import ask
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.types.market import Category, Closed
+from tracepaper.strategies.types.market import Category, CloseStart
 
 CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 
@@ -85,7 +85,7 @@ async def trade(path: Path, symbols: list[str], *, bars: int, closes: int, share
                         pass
                 for _ in range(count):
                     await live.close_bar(set(symbols))
-                together = [step.event for step in live.steps if isinstance(step.event, Closed)]
+                together = [step.event for step in live.steps if isinstance(step.event, CloseStart)]
             # REST may have told of the first, while the feed caught up.
             assert [event.bars for event in together[1 - count :]] == [len(symbols)] * (count - 1)
 

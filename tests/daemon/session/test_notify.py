@@ -71,7 +71,7 @@ for message in messages:
 """
 
 
-class Planted:
+class SendingProgram:
     """A program in the place of the process that sends, and what it was given."""
 
     def __init__(self, folder: Path) -> None:
@@ -89,8 +89,8 @@ class Planted:
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    files = Planted(tmp_path)
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SendingProgram:
+    files = SendingProgram(tmp_path)
     command = sys.executable, "-S", str(tmp_path / "program.py")
     monkeypatch.setattr(messenger_module, "PROGRAM", command)
     return files
@@ -125,7 +125,7 @@ def handled(sender: Messenger, count: int) -> Callable[[], bool]:
 # ---------------------------------------------------------------- one message after another
 
 
-async def test_a_notice_is_sent_in_the_words_of_its_template(planted: Planted) -> None:
+async def test_a_notice_is_sent_in_the_words_of_its_template(planted: SendingProgram) -> None:
     words = {"halt": "{time} {strategy} {run}: {command} {note}"}
     async with working(messenger(templates=words)) as sender:
         sender.observe(command("lunch"))
@@ -138,7 +138,7 @@ async def test_a_notice_is_sent_in_the_words_of_its_template(planted: Planted) -
     assert sender.counts == {"sent": 1, "failed": 0, "dropped": 0}
 
 
-async def test_what_comes_faster_than_the_limit_goes_together(planted: Planted) -> None:
+async def test_what_comes_faster_than_the_limit_goes_together(planted: SendingProgram) -> None:
     sender = messenger()
     for index in range(3):
         sender.observe(command(f"a{index}"))
@@ -153,7 +153,9 @@ async def test_what_comes_faster_than_the_limit_goes_together(planted: Planted) 
     assert first[0] == "22:14Z HALT: no new exposure until RESUME (a0)"
 
 
-async def test_a_message_tells_urgent_notices_first_and_counts_the_rest(planted: Planted) -> None:
+async def test_a_message_tells_urgent_notices_first_and_counts_the_rest(
+    planted: SendingProgram,
+) -> None:
     sender = messenger()
     fill = builders.step(builders.bar(), fills=(builders.fill(),) * (LINES_MOST + 5))
     sender.observe(fill)
@@ -177,7 +179,7 @@ def test_the_queue_is_bounded_and_says_what_it_dropped() -> None:
 
 
 async def test_what_is_not_sent_by_the_end_is_counted(
-    planted: Planted, monkeypatch: pytest.MonkeyPatch
+    planted: SendingProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messenger_module, "END_S", 0.05)
     planted.answers("time.sleep(60)")
@@ -193,14 +195,14 @@ async def test_what_is_not_sent_by_the_end_is_counted(
     }
 
 
-async def test_the_notice_of_the_last_step_is_sent(planted: Planted) -> None:
+async def test_the_notice_of_the_last_step_is_sent(planted: SendingProgram) -> None:
     async with working(messenger()) as sender:
         sender.observe(command("the last"))
     assert "the last" in planted.sent()[-1]["body"]
     assert sender.counts == {"sent": 1, "failed": 0, "dropped": 0}
 
 
-async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None:
+async def test_a_lost_feed_is_noticed_without_any_step(planted: SendingProgram) -> None:
     clock = JumpClock()
     sender = Messenger(
         load(None, {"notify": {"addresses": ["json://127.0.0.1:9/x"]}}),
@@ -219,7 +221,7 @@ async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None
 
 
 async def test_an_address_that_hangs_takes_nothing_from_others_or_the_next_message(
-    planted: Planted,
+    planted: SendingProgram,
 ) -> None:
     planted.answers("if name.endswith('b'): time.sleep(60)")
     sender = Sender(["json://a", "json://b"], limit_s=0.5)
@@ -232,7 +234,7 @@ async def test_an_address_that_hangs_takes_nothing_from_others_or_the_next_messa
         await sender.close()
 
 
-async def test_a_notice_that_cannot_be_made_ends_nothing(planted: Planted) -> None:
+async def test_a_notice_that_cannot_be_made_ends_nothing(planted: SendingProgram) -> None:
     strange = msgspec.structs.replace(builders.fill(), instrument="linear:UNKNOWN")
     with capture_logs() as lines:
         async with working(messenger()) as sender:
@@ -385,7 +387,7 @@ def test_a_test_without_addresses_says_what_to_write(cli: Cli) -> None:
 
 
 def test_the_command_says_what_became_of_each(
-    planted: Planted, capsys: pytest.CaptureFixture[str]
+    planted: SendingProgram, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["notify", "test", "--set", "notify.addresses=json://127.0.0.1/a,json://127.0.0.1/b"]
     assert invoke(words) == 0

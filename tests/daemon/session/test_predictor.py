@@ -22,7 +22,7 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout
-from tracepaper.strategies.types.market import Bar, Close, Closed, ModelChange, RetrainOutcome
+from tracepaper.strategies.types.market import Bar, Close, CloseStart, ModelChange, RetrainOutcome
 
 KEY = "linear:BTCUSDT"
 
@@ -54,7 +54,7 @@ def settled(model: Worker) -> None:
     assert done.wait(deadline_s())
 
 
-class Gated(FixedForecaster):
+class GatedForecaster(FixedForecaster):
     """Answers only while its gate is open."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ async def test_a_forecast_in_time_is_the_answer() -> None:
 
 
 async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_next() -> None:
-    forecaster = Gated()
+    forecaster = GatedForecaster()
     forecaster.gate.set()
     worker = working(forecaster, deadline_ms=50)
     await worker.predict(start())
@@ -171,7 +171,7 @@ async def test_a_bar_before_the_start_is_remembered_before_the_start_names_it() 
     assert await busy
 
 
-class FailsOnce(Gated):
+class FailsOnce(GatedForecaster):
     """Cannot be warmed for a symbol that comes late, the first time."""
 
     def __init__(self) -> None:
@@ -204,13 +204,13 @@ async def test_an_error_at_the_last_bar_before_the_period_ends_the_run() -> None
 
 
 async def test_a_close_before_the_period_has_no_deadline() -> None:
-    forecaster = Gated()
+    forecaster = GatedForecaster()
     worker = working(forecaster, period_start_ms=START_MS + 2 * 60_000, deadline_ms=1)
     first, second = bars(2)
     await worker.predict(first)
     await worker.predict(start(((KEY, first.open_time_ms),)))
     answer = asyncio.ensure_future(
-        worker.predict(Close(Closed(second.open_time_ms, 1, (), 0, 0), [second]))
+        worker.predict(Close(CloseStart(second.open_time_ms, 1, (), 0, 0), [second]))
     )
     await asyncio.wait({answer}, timeout=0.05)
     assert not answer.done()
@@ -264,7 +264,7 @@ def test_a_symbol_that_comes_behind_the_start_is_warmed_at_its_last_bar_before_t
     assert inline.predict(late[3]) == [None]
     assert forecaster.warmed == [3, 3]
     together = [history[4], late[4]]
-    answers = inline.predict(Close(Closed(history[4].open_time_ms, 2, (), 0, 0), together))
+    answers = inline.predict(Close(CloseStart(history[4].open_time_ms, 2, (), 0, 0), together))
     assert answers == [None, says(history[2:5]), says(late[2:5])]
 
 

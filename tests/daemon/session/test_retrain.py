@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from builders import present
 from bybit_server import ScriptedServer
-from daemon_under_test import Running, ServersClock, daemon, settings
+from daemon_under_test import RunningDaemon, ServersClock, daemon, settings
 from msgspec.structs import replace
 from programs import environment
-from retrain_cases import NOTHING, Planted, decide, has, until_has, written
+from retrain_cases import NOTHING, PlantedTraining, decide, has, until_has, written
 from waiting import deadline, deadline_s
 
 from tracepaper.daemon.config.loading import load
@@ -44,8 +44,8 @@ from tracepaper.strategies.types.market import ModelChange, RetrainingEnd, Retra
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    files = Planted(tmp_path)
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlantedTraining:
+    files = PlantedTraining(tmp_path)
     monkeypatch.setattr(retraining, "PROGRAM", files.command)
     return files
 
@@ -65,7 +65,7 @@ SEVERAL = {
     ids=["alone", "several"],
 )
 async def test_a_better_model_takes_over_within_its_run(
-    planted: Planted, given: dict[str, Any]
+    planted: PlantedTraining, given: dict[str, Any]
 ) -> None:
     planted.judges()
     del planted.sections["strategy"]
@@ -100,7 +100,9 @@ async def test_a_better_model_takes_over_within_its_run(
     assert planted.rows(changes) == [(first, 1), (other, 0), (other, 1)]
 
 
-async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(planted: Planted) -> None:
+async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
+    planted: PlantedTraining,
+) -> None:
     planted.judges()
     steps: list[Step] = []
 
@@ -115,7 +117,7 @@ async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(plante
         clock = ServersClock(server)
         cut = Daemon(given, planted.database, kind=RunKind.LIVE, watch=watch, clock=clock)
         task = asyncio.create_task(cut.run())
-        running = Running(server, task, clock)
+        running = RunningDaemon(server, task, clock)
         running.steps = steps
         await decide(running, 0, 11)
         async with deadline():
@@ -128,7 +130,7 @@ async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(plante
     assert planted.outcomes() == ["promoted"]
 
 
-async def test_without_the_key_the_configured_model_decides_again(planted: Planted) -> None:
+async def test_without_the_key_the_configured_model_decides_again(planted: PlantedTraining) -> None:
     planted.judges()
     off = {**planted.sections, "model": {"checkpoint": str(planted.folder / "running")}}
     async with ScriptedServer() as server:
@@ -156,7 +158,7 @@ async def test_without_the_key_the_configured_model_decides_again(planted: Plant
     [(slice(0, 5), [1, 2, 3, 0, 0], 3), (slice(5, None), [0, 1, 2, 3], 0)],
 )
 async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
-    part: slice, tests: list[int], refused: int, planted: Planted
+    part: slice, tests: list[int], refused: int, planted: PlantedTraining
 ) -> None:
     """One daemon, one retraining after another; each bar is decided meanwhile.
 
@@ -200,7 +202,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
 
 
 async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_so(
-    planted: Planted,
+    planted: PlantedTraining,
 ) -> None:
     pid = planted.folder / "pid"
     planted.answers(f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)")
@@ -276,7 +278,7 @@ def test_all_judgements_together_spend_no_more_than_alpha() -> None:
     ],
 )
 def test_what_cannot_be_retrained_is_refused_before_the_run(
-    planted: Planted, sections: dict[str, Any], sentence: str
+    planted: PlantedTraining, sections: dict[str, Any], sentence: str
 ) -> None:
     given = {**planted.sections, **sections}
     given["model"] = {**planted.sections["model"], **sections["model"]}
@@ -298,7 +300,7 @@ FORGED = {
 """What is found, and the forgery of an event that follows from its other figures."""
 
 
-async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> None:
+async def test_a_forged_promotion_or_a_lost_model_is_found(planted: PlantedTraining) -> None:
     planted.judges()
     async with ScriptedServer() as server:
         planted.known_to(server)

@@ -16,7 +16,7 @@ import pytest
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon
 from exchange_client import candles, walk_rows
-from retrain_cases import CONTEXT, Planted, decide, full_disk, has, until_has
+from retrain_cases import CONTEXT, PlantedTraining, decide, full_disk, has, until_has
 from several_live import SPEED, Live, trading
 from waiting import deadline_s
 
@@ -34,8 +34,8 @@ SYMBOLS = ("AAAUSDT", "BBBUSDT")
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    files = Planted(tmp_path)
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlantedTraining:
+    files = PlantedTraining(tmp_path)
     monkeypatch.setattr(retraining, "PROGRAM", files.command)
     return files
 
@@ -44,7 +44,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
 
 
 async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promoted(
-    planted: Planted, monkeypatch: pytest.MonkeyPatch
+    planted: PlantedTraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First its configuration, then its work, then the copy of the candidate finds no room."""
     work = planted.folder / "run.db.retrain"
@@ -143,7 +143,7 @@ def reading(pipe: Path) -> Iterator[None]:
 
 
 async def test_no_decision_waits_for_any_stage_of_a_retraining(
-    planted: Planted, loading: Gate, warming: Gate
+    planted: PlantedTraining, loading: Gate, warming: Gate
 ) -> None:
     """Each stage is held until two bars more are decided: its files, its process, its model."""
     work, go_on = planted.folder / "run.db.retrain", planted.folder / "go_on"
@@ -192,7 +192,7 @@ async def close(live: Live, count: int) -> None:
         await live.close_bar(set(SYMBOLS))
 
 
-def forecasts_of(planted: Planted, *, closes: int) -> tuple[list[float], list[float]]:
+def forecasts_of(planted: PlantedTraining, *, closes: int) -> tuple[list[float], list[float]]:
     """Return the volatility said at the first close that the candidate decides, as it is stored.
 
     Beside it what the candidate says that was warmed with every bar before and nothing else.
@@ -221,7 +221,7 @@ def forecasts_of(planted: Planted, *, closes: int) -> tuple[list[float], list[fl
 async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warming: Gate
 ) -> None:
-    planted = Planted(tmp_path, *SYMBOLS)
+    planted = PlantedTraining(tmp_path, *SYMBOLS)
     monkeypatch.setattr(retraining, "PROGRAM", planted.command)
     planted.judges()
     data = [

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 from bybit_server import ScriptedServer
-from daemon_under_test import Running, daemon
+from daemon_under_test import RunningDaemon, daemon
 from fleet_cases import assert_same
 from postgres_server import Cluster
 from waiting import until
@@ -31,7 +31,7 @@ async def shipper_of(database: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", status["shipping"])
 
 
-async def until_told(running: Running, database: Path, condition: Any) -> dict[str, Any]:
+async def until_told(running: RunningDaemon, database: Path, condition: Any) -> dict[str, Any]:
     while True:
         if running.task.done():
             running.task.result()

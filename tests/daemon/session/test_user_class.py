@@ -291,7 +291,7 @@ def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
         user_strategy(declared, {})
 
 
-class Told:
+class ReprStrategy:
     """Says of itself what is given."""
 
     def __init__(self, text: str) -> None:
@@ -314,8 +314,8 @@ class Told:
     ],
 )  # fmt: skip
 def test_what_a_value_says_of_itself_is_the_same_in_every_process(text: str, due: str) -> None:
-    assert user_code.short(Told(text)) == user_code.short(Told(text), quoted=False)
-    assert user_code.short(Told(text))[:78] == due[:78]
+    assert user_code.short(ReprStrategy(text)) == user_code.short(ReprStrategy(text), quoted=False)
+    assert user_code.short(ReprStrategy(text))[:78] == due[:78]
 
 
 @pytest.mark.parametrize(
@@ -478,21 +478,21 @@ class Blind(Strategy):
         return LONG if context.account.equity else DOWN  # type: ignore[union-attr]
 
 
-class Unasked(Strategy):
+class UnrequestedForecast(Strategy):
     """Reads a forecast that it did not ask for."""
 
     def decide(self, context: BarContext) -> Signal:
         return LONG if context.forecast.horizons else DOWN  # type: ignore[union-attr]
 
 
-class Misspelt(Strategy):
+class MisspeltName(Strategy):
     """Reads what a context never has."""
 
     def decide(self, context: BarContext) -> Signal:
         return LONG if context.acount else DOWN  # type: ignore[attr-defined]
 
 
-class Awaited(Answers):
+class AsyncAnswers(Answers):
     async def decide(self, context: BarContext) -> Signal:  # type: ignore[override]
         return LONG
 
@@ -507,7 +507,10 @@ class Yields(Answers):
     [
         (NoDecide, r"NoDecide has no decide; give it def decide\(self, context\)\."),
         (Frames, r"Frames has decide\(self, .*metadata.*; let it be decide\(self, context\)\."),
-        (Awaited, r"Awaited\.decide is a coroutine \(async def\); write it as def decide"),
+        (
+            AsyncAnswers,
+            r"AsyncAnswers\.decide is a coroutine \(async def\); write it as def decide",
+        ),
         (Yields, r"Yields\.observe is a generator \(it yields\); write it as def observe"),
     ],
 )
@@ -523,8 +526,11 @@ def test_a_decide_that_takes_no_context_is_refused(made_of: type[Strategy], mess
             Blind,
             "context.account was read: it is None unless the class declares sees_account = True.",
         ),
-        (Unasked, "context.forecast was read: it is None unless .* needs_forecast = True"),
-        (Misspelt, "no attribute 'acount' .*; mend it and start again."),
+        (
+            UnrequestedForecast,
+            "context.forecast was read: it is None unless .* needs_forecast = True",
+        ),
+        (MisspeltName, "no attribute 'acount' .*; mend it and start again."),
     ],
 )
 def test_what_was_not_asked_for_is_named(made_of: type[Strategy], message: str) -> None:

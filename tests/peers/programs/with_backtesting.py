@@ -15,7 +15,7 @@ task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 ORDERS = {index: float(signed) for index, signed in task["orders"]}
 
 
-class Given(Strategy):
+class GivenOrders(Strategy):
     """Sends the orders that it was given."""
 
     def init(self) -> None:
@@ -35,7 +35,7 @@ frame = pd.DataFrame(
 frame["Volume"] = 1.0
 backtest = Backtest(
     frame,
-    Given,
+    GivenOrders,
     cash=float(task["cash"]),
     commission=float(task["fee"]),
     margin=1.0,

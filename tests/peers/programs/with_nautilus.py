@@ -47,7 +47,7 @@ item = CryptoPerpetual(
 )
 
 
-class Given(Strategy):
+class GivenOrders(Strategy):
     """Sends the orders that it was given, each at the open after its bar."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ engine.add_data(
         for price, at in zip(opens, (ms * 1_000_000 for ms in task["times_ms"]), strict=True)
     ]
 )
-given = Given()
+given = GivenOrders()
 engine.add_strategy(given)
 began = time.process_time()
 engine.run()

@@ -53,7 +53,7 @@ class Shelf:
         return np.setdiff1d(times, np.array([*self.bars], dtype=np.int64))
 
 
-class Breaking(BybitClient):
+class BreakingClient(BybitClient):
     """Its connection ends after so many pages."""
 
     pages_left = 1
@@ -78,7 +78,7 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     shelf = Shelf()
     async with (
         EmbeddedExchange(settings) as exchange,
-        Breaking(
+        BreakingClient(
             exchange_section(rest_url=exchange.rest_url), clock=ManualClock(), rng=random.Random(1)
         ) as client,
     ):

@@ -12,7 +12,7 @@ import pytest
 import user_strategies as users
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
-from recorded_strategies import Framed
+from recorded_strategies import FramedMean
 from recordings import record
 from records import check_record, decision_hashes, rows, run_again
 
@@ -31,7 +31,7 @@ SEEN: list[tuple[int, list[int], list[int]]] = []
 """At each question: the time, and when the bars of both frames had closed."""
 
 
-class Trend(Framed):
+class Trend(FramedMean):
     """Keeps what it is asked with."""
 
     def decide(self, context: BarContext) -> Signal:

@@ -22,7 +22,7 @@ def says(history: Sequence[Bar]) -> Forecast:
     return forecast((history[-1].close - history[0].close) / 1e7)
 
 
-class Peeking(FixedForecaster):
+class PeekingForecaster(FixedForecaster):
     """Looks one bar ahead wherever a batch shows it one."""
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
@@ -49,7 +49,7 @@ def test_every_bar_is_answered_as_if_it_came_alone() -> None:
 
 def test_a_network_that_sees_later_bars_is_caught() -> None:
     with pytest.raises(InvariantBroken, match="saw later bars"):
-        answers(predictor(Peeking(says, context=CONTEXT)), bars(300))
+        answers(predictor(PeekingForecaster(says, context=CONTEXT)), bars(300))
 
 
 def test_a_probe_is_made_up_for_and_each_takes_another_instrument(

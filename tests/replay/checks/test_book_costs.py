@@ -38,7 +38,7 @@ DECIMALS = 6
 """Of the books' prices, so that a bias is exact to a thousandth of a basis point."""
 
 
-class Sent(NamedTuple):
+class SentOrder(NamedTuple):
     instrument: str
     side: Side
     quantity: int  # of 10⁻³
@@ -67,13 +67,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sent(run: Path) -> list[Sent]:
+def sent(run: Path) -> list[SentOrder]:
     """Return the orders of the run, each filled once."""
     with Reader.open(run) as reader:
         views = RunViews(reader.connection, reader.find("last"))
         orders = {row["order_id"]: row for row in views.rows("v_orders")}
         fills = [
-            Sent(
+            SentOrder(
                 row["instrument"],
                 Side(row["side"]),
                 int(Decimal(row["quantity_text"]) * 1_000),
@@ -86,7 +86,7 @@ def sent(run: Path) -> list[Sent]:
     return fills
 
 
-def book_for(order: Sent, bias_bp: float, *, size: int | None = None) -> Depth:
+def book_for(order: SentOrder, bias_bp: float, *, size: int | None = None) -> Depth:
     """Make a book whose far side is *bias_bp* of its mid worse than paper, by two equal levels.
 
     Half the spread is a basis point.
@@ -106,7 +106,10 @@ def book_for(order: Sent, bias_bp: float, *, size: int | None = None) -> Depth:
 
 
 def samples(
-    folder: Path, sent: Iterable[Sent], book: Callable[[Sent], Depth], name: str = "a.depth"
+    folder: Path,
+    sent: Iterable[SentOrder],
+    book: Callable[[SentOrder], Depth],
+    name: str = "a.depth",
 ) -> Path:
     """Write a book for each order, gaps in between."""
     path, held = folder / name, {order.at_ms: order for order in sent}
@@ -132,7 +135,7 @@ def refused(cli: Cli, *words: str) -> str:
     return answer.err
 
 
-def of_btc(sent: Iterable[Sent]) -> list[Sent]:
+def of_btc(sent: Iterable[SentOrder]) -> list[SentOrder]:
     return [order for order in sent if order.instrument == "linear:BTCUSDT"]
 
 
@@ -141,7 +144,7 @@ def of_btc(sent: Iterable[Sent]) -> list[Sent]:
 
 @pytest.mark.parametrize("planted", [3.0, -2.0])
 def test_a_planted_bias_is_found_within_its_error(
-    planted: float, run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
+    planted: float, run: Path, sent: list[SentOrder], tmp_path: Path, cli: Cli
 ) -> None:
     rng = np.random.default_rng(5)
     of_day = {order.at_ms // 86_400_000: rng.normal(0.0, 1.0) for order in sent}
@@ -164,7 +167,7 @@ def test_a_planted_bias_is_found_within_its_error(
 
 
 def test_fills_at_exactly_the_mean_price_of_the_book_cost_exactly_nothing(
-    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
+    run: Path, sent: list[SentOrder], tmp_path: Path, cli: Cli
 ) -> None:
     document = costs(cli, run, samples(tmp_path, of_btc(sent), lambda order: book_for(order, 0.0)))
     rows = [row for table in document["figures"].values() for row in table]
@@ -176,7 +179,7 @@ def test_fills_at_exactly_the_mean_price_of_the_book_cost_exactly_nothing(
 
 
 def test_biases_of_a_symbol_a_size_and_an_hour_stand_in_their_rows(
-    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
+    run: Path, sent: list[SentOrder], tmp_path: Path, cli: Cli
 ) -> None:
     other = [order for order in sent if order not in of_btc(sent)]
     hour = other[0].at_ms // 3_600_000 % 24
@@ -204,12 +207,12 @@ def test_biases_of_a_symbol_a_size_and_an_hour_stand_in_their_rows(
 
 
 def test_what_a_book_has_no_size_for_stands_apart(
-    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
+    run: Path, sent: list[SentOrder], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     thin = {order.at_ms for order in mine[::4]}
 
-    def book(order: Sent) -> Depth:
+    def book(order: SentOrder) -> Depth:
         if order.at_ms in thin:
             return book_for(order, 7.0, size=order.quantity // 2)
         return book_for(order, 0.0)
@@ -229,7 +232,7 @@ def test_what_a_book_has_no_size_for_stands_apart(
 
 
 def test_orders_outside_and_inside_gaps_and_of_other_symbols_are_counted(
-    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
+    run: Path, sent: list[SentOrder], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     covered = [*mine[3:8], *mine[12:-2]]
@@ -246,7 +249,7 @@ def test_orders_outside_and_inside_gaps_and_of_other_symbols_are_counted(
 
 
 def test_two_files_of_a_symbol_are_read_as_one(
-    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
+    run: Path, sent: list[SentOrder], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     path, two = (
@@ -274,7 +277,7 @@ def test_limits_and_stops_are_counted_apart(tmp_path: Path, cli: Cli) -> None:
         market = views.rows("v_orders", kind="MARKET", status="FILLED")
     assert stops
     sent = [
-        Sent(
+        SentOrder(
             row["instrument"], Side(row["side"]), int(Decimal(row["quantity_text"]) * 1_000),
             Decimal(row["price_text"]), row["eligible_ms"],
         )
@@ -333,7 +336,7 @@ def test_an_event_book_stands_from_its_frame_until_the_next(tmp_path: Path) -> N
 
 
 def test_events_and_samples_of_the_same_books_agree(
-    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
+    run: Path, sent: list[SentOrder], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     rng = np.random.default_rng(2)
@@ -365,12 +368,12 @@ def test_events_and_samples_of_the_same_books_agree(
 
 
 def test_a_wrong_symbol_no_overlap_and_a_foreign_file_are_one_sentence(
-    run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
+    run: Path, sent: list[SentOrder], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
     place = ["last", "--db", str(run), "--books"]
 
-    def foreign(order: Sent) -> Depth:
+    def foreign(order: SentOrder) -> Depth:
         return structs.replace(book_for(order, 0.0), instrument="linear:SOLUSDT")
 
     sol = samples(

@@ -47,7 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "execution": {"taker_fee": "0.0007"},
     },
     "stops": {
-        "strategy": {"name": "recorded_strategies:Protected", "options": {"bars": 300}},
+        "strategy": {"name": "recorded_strategies:ProtectedTurns", "options": {"bars": 300}},
         "sizing": {"mode": "fixed", "quantity": "0.5"},
         "execution": {"slippage_bp": "1"},
     },

@@ -15,7 +15,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import believed, rechain, verified
 from records import tamper
-from retrain_cases import Planted, decide, until_has
+from retrain_cases import PlantedTraining, decide, until_has
 from several_live import trading
 
 from tracepaper.daemon.engine.history import InstrumentState
@@ -38,7 +38,7 @@ LATE = 560
 """Bars that REST brings behind the promotion: more than the model looks back on."""
 
 
-async def promote(planted: Planted) -> None:
+async def promote(planted: PlantedTraining) -> None:
     """Let a daemon promote a model, miss more bars than its context, trade on and start again."""
     planted.judges()
     async with ScriptedServer() as server:
@@ -60,7 +60,7 @@ def by_quotes() -> dict[str, Any]:
     """Return the sections of a daemon that turns every two bars, under stops and targets."""
     return {
         "market": {"symbols": ["BTCUSDT"]},
-        "strategy": {"name": "recorded_strategies:Protected", "options": {"bars": 2}},
+        "strategy": {"name": "recorded_strategies:ProtectedTurns", "options": {"bars": 2}},
         "sizing": {"mode": "fixed", "quantity": "0.05"},
     }
 
@@ -81,7 +81,7 @@ async def trade(database: Path, sections: dict[str, Any]) -> None:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the database of each daemon, with all that belongs beside it."""
     folder = tmp_path_factory.mktemp("promoted")
-    planted = Planted(folder)
+    planted = PlantedTraining(folder)
     planted.sections["gate"] |= {**OFF, "regimes": EVERY, "horizon": 30}
     planted.sections["strategy"]["twins"] = ["ungated", "random_gate", "buy_and_hold"]
     quotes = tmp_path_factory.mktemp("quotes") / "run.db"

@@ -20,7 +20,7 @@ from tracepaper.replay.checks.isolation import FreshProcesses, Setup, step_throu
 _NUMBERS = count()
 
 
-class Heard:
+class OpenedInputs:
     """Hears what a class opens in a process of its own, until it has decided once."""
 
     def __init__(self, fresh: FreshProcesses) -> None:
@@ -42,9 +42,9 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Heard]:
+def opened() -> Iterator[OpenedInputs]:
     with FreshProcesses() as fresh:
-        yield Heard(fresh)
+        yield OpenedInputs(fresh)
 
 
 @pytest.fixture
@@ -78,7 +78,9 @@ READS = [
 
 
 @pytest.mark.parametrize("where", ["top", "init", "observe", "decide"])
-def test_a_file_is_heard_wherever_the_class_opens_it(opened: Heard, data: Path, where: str) -> None:
+def test_a_file_is_heard_wherever_the_class_opens_it(
+    opened: OpenedInputs, data: Path, where: str
+) -> None:
     bodies = {where: f"open('{data}/mine.csv').close()"}
     if where == "decide":
         bodies[where] += "\nreturn by(True)"
@@ -87,19 +89,21 @@ def test_a_file_is_heard_wherever_the_class_opens_it(opened: Heard, data: Path, 
 
 @pytest.mark.parametrize(("line", "name"), READS)
 def test_every_way_to_read_is_heard(
-    opened: Heard, data: Path, monkeypatch: pytest.MonkeyPatch, line: str, name: str
+    opened: OpenedInputs, data: Path, monkeypatch: pytest.MonkeyPatch, line: str, name: str
 ) -> None:
     monkeypatch.chdir(data)
     names = opened(data, observe=line.replace("{}", str(data)))
     assert ("file", str(data / name)) in names
 
 
-def test_a_mapped_file_is_named_although_no_name_opened_it(opened: Heard, tmp_path: Path) -> None:
+def test_a_mapped_file_is_named_although_no_name_opened_it(
+    opened: OpenedInputs, tmp_path: Path
+) -> None:
     line = "import mmap, os; fd = os.memfd_create('mine'); os.write(fd, b'1'); mmap.mmap(fd, 1)"
     assert opened(tmp_path, observe=line) == [("file", "/memfd:mine (deleted)")]
 
 
-def test_an_address_is_heard(opened: Heard, tmp_path: Path) -> None:
+def test_an_address_is_heard(opened: OpenedInputs, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         line = f"import socket; socket.create_connection(('127.0.0.1', {port})).close()"
@@ -114,11 +118,11 @@ def test_an_address_is_heard(opened: Heard, tmp_path: Path) -> None:
         ("import os; os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)", "/bin/true"),
     ],
 )
-def test_a_program_is_heard(opened: Heard, tmp_path: Path, line: str, name: str) -> None:
+def test_a_program_is_heard(opened: OpenedInputs, tmp_path: Path, line: str, name: str) -> None:
     assert ("program", name) in opened(tmp_path, observe=line)
 
 
-def test_what_a_thread_of_the_class_opens_is_heard(opened: Heard, data: Path) -> None:
+def test_what_a_thread_of_the_class_opens_is_heard(opened: OpenedInputs, data: Path) -> None:
     names = opened(
         data,
         top=f"import threading\ndef read():\n    open('{data}/mine.csv').close()",
@@ -128,7 +132,7 @@ def test_what_a_thread_of_the_class_opens_is_heard(opened: Heard, data: Path) ->
 
 
 def test_what_a_package_asks_of_the_machine_while_it_is_imported_is_exempt(
-    opened: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: OpenedInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packages = tmp_path / "site-packages"
     packages.mkdir()
@@ -143,7 +147,7 @@ def test_what_a_package_asks_of_the_machine_while_it_is_imported_is_exempt(
     assert opened(tmp_path, observe="import my_machine") == [stat]
 
 
-def test_a_library_loaded_by_hand_is_heard(opened: Heard, tmp_path: Path) -> None:
+def test_a_library_loaded_by_hand_is_heard(opened: OpenedInputs, tmp_path: Path) -> None:
     names = opened(tmp_path, init="import ctypes; ctypes.CDLL('libc.so.6')")
     assert ("file", "libc.so.6") in names
 
@@ -170,19 +174,21 @@ def helper(tmp_path: Path) -> Path:
     ],
 )
 def test_what_python_packages_and_the_class_itself_are_made_of_is_exempt(
-    opened: Heard, helper: Path, bodies: dict[str, str]
+    opened: OpenedInputs, helper: Path, bodies: dict[str, str]
 ) -> None:
     assert opened(helper, **bodies) == []
 
 
 def test_a_class_that_opens_without_end_is_not_remembered_without_end(
-    opened: Heard, tmp_path: Path
+    opened: OpenedInputs, tmp_path: Path
 ) -> None:
     names = opened(tmp_path, observe=f"for n in range(999): open(f'{tmp_path}/{{n}}', 'w').close()")
     assert 100 < len(names) <= NAMES_KEPT
 
 
-def test_a_module_from_elsewhere_is_heard(opened: Heard, helper: Path, tmp_path: Path) -> None:
+def test_a_module_from_elsewhere_is_heard(
+    opened: OpenedInputs, helper: Path, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (helper / "my_helper.py").rename(elsewhere / "far_helper.py")
@@ -193,7 +199,9 @@ def test_a_module_from_elsewhere_is_heard(opened: Heard, helper: Path, tmp_path:
     assert "far_helper.py" in [Path(name).name for _, name in names]
 
 
-def test_python_may_write_compiled_code_beside_the_class(opened: Heard, helper: Path) -> None:
+def test_python_may_write_compiled_code_beside_the_class(
+    opened: OpenedInputs, helper: Path
+) -> None:
     """The flag of a process is not its children's, so the class says it."""
     top = "import sys; sys.dont_write_bytecode = False; import my_helper"
     assert opened(helper, top=top) == []
@@ -201,7 +209,7 @@ def test_python_may_write_compiled_code_beside_the_class(opened: Heard, helper: 
 
 
 def test_an_installed_class_is_heard_although_packages_are_exempt(
-    opened: Heard, data: Path
+    opened: OpenedInputs, data: Path
 ) -> None:
     packages = data / "site-packages"
     packages.mkdir()
@@ -210,13 +218,13 @@ def test_an_installed_class_is_heard_although_packages_are_exempt(
     assert names == [("file", f"{data}/mine.csv")]
 
 
-def test_what_it_opens_by_ours_is_heard(opened: Heard, data: Path) -> None:
+def test_what_it_opens_by_ours_is_heard(opened: OpenedInputs, data: Path) -> None:
     top = "from tracepaper.daemon.session.user_code import file_sha256\nfrom pathlib import Path"
     names = opened(data, top=top, observe=f"file_sha256(Path('{data}/mine.csv'))")
     assert names == [("file", f"{data}/mine.csv")]
 
 
-def test_a_declared_file_is_exempt_unless_it_is_written(opened: Heard, data: Path) -> None:
+def test_a_declared_file_is_exempt_unless_it_is_written(opened: OpenedInputs, data: Path) -> None:
     reads = "open(self.files['mine.csv']).close()"
     assert opened(data, head="files = ('mine.csv',)", init=reads) == []
     writes = "open(self.files['mine.csv'], 'a').close()"

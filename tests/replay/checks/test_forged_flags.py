@@ -24,7 +24,7 @@ from tracepaper.strategies.types.market import BookUpdate
 from tracepaper.strategies.units import to_tick
 
 
-class Flagged(Strategy):
+class EveryFlag(Strategy):
     """Rest on both sides, take now and then, and stop out of what is held: each flag is set."""
 
     sees_account = True
@@ -71,7 +71,7 @@ def replayed(path: Path, market: SeededMarket, strategy: type[Strategy]) -> Path
 @pytest.fixture(scope="module")
 def booked(market: SeededMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with a decision of every kind of order, which a recorded book filled."""
-    return replayed(tmp_path_factory.mktemp("booked") / "run.db", market, Flagged)
+    return replayed(tmp_path_factory.mktemp("booked") / "run.db", market, EveryFlag)
 
 
 FLAGS = [
@@ -138,7 +138,7 @@ def updates(path: Path) -> list[tuple[int, BookUpdate]]:
         return [(at, event) for at, _, event, _ in rows if isinstance(event, BookUpdate)]
 
 
-@pytest.mark.parametrize("strategy", [Flagged, Takes])
+@pytest.mark.parametrize("strategy", [EveryFlag, Takes])
 def test_a_book_that_is_forged_to_be_a_sample_is_found(
     market: SeededMarket, tmp_path: Path, strategy: type[Strategy]
 ) -> None:

@@ -79,7 +79,7 @@ def test_trees_that_cannot_be_stored_are_refused(options: dict[str, Any]) -> Non
         trees_of(booster.model_to_string())
 
 
-class Without(MetaPathFinder):
+class NoLightGbm(MetaPathFinder):
     """Stands for a machine on which LightGBM cannot be imported."""
 
     def __init__(self, error: Exception) -> None:
@@ -101,6 +101,6 @@ def test_what_lightgbm_lacks_is_named(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "lightgbm")
-    monkeypatch.setattr(sys, "meta_path", [Without(error), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [NoLightGbm(error), *sys.meta_path])
     with pytest.raises(ConfigInvalid, match=message):
         import_lightgbm()

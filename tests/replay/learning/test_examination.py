@@ -58,7 +58,7 @@ class PlantedConfig:
     horizons: tuple[int, ...] = HORIZONS
 
 
-class Planted(Network):
+class PlantedNetwork(Network):
     """Answers by ``return_1`` of the bars at AGES alone; *marked* is where its rollout points."""
 
     def __init__(self, marked: tuple[int, ...] = AGES, *, any_length: bool = True) -> None:
@@ -116,9 +116,9 @@ def leaking(plain: Segment) -> Dataset:
     return material_of(replace(plain, values=values))
 
 
-def knowing() -> Planted:
+def knowing() -> PlantedNetwork:
     """Return a network that reads what ``leaking`` holds."""
-    network = Planted()
+    network = PlantedNetwork()
     network.weight = torch.nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
     return network
 
@@ -142,7 +142,7 @@ def beyond(cell: tuple[float, float]) -> float:
 def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
     material: Dataset,
 ) -> None:
-    areas, curves = inspections.perturbations(Subject(material, HORIZON, Planted()), 40)
+    areas, curves = inspections.perturbations(Subject(material, HORIZON, PlantedNetwork()), 40)
     for target in ("log variance", "mean"):
         for name in ("rollout", "integrated gradients"):
             row = cells(areas, of=target, order=name)
@@ -159,7 +159,7 @@ def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
 
 
 def test_a_rollout_that_points_elsewhere_is_worse_than_random(material: Dataset) -> None:
-    wrong = Subject(material, HORIZON, Planted(marked=ELSEWHERE))
+    wrong = Subject(material, HORIZON, PlantedNetwork(marked=ELSEWHERE))
     row = cells(inspections.perturbations(wrong, 40)[0], of="mean", order="rollout")
     assert row["deletion - random"][0] < 0.0 < row["insertion - random"][0]
 
@@ -299,8 +299,8 @@ def test_the_surrogate_weighs_its_samples() -> None:
 def test_a_rollout_that_is_right_agrees_with_others_and_one_that_is_not_does_not(
     material: Dataset,
 ) -> None:
-    [right] = inspections.attributions(Subject(material, HORIZON, Planted()), 8)
-    [wrong] = inspections.attributions(Subject(material, HORIZON, Planted(ELSEWHERE)), 8)
+    [right] = inspections.attributions(Subject(material, HORIZON, PlantedNetwork()), 8)
+    [wrong] = inspections.attributions(Subject(material, HORIZON, PlantedNetwork(ELSEWHERE)), 8)
     for method in ("integrated gradients", "KernelSHAP", "LIME"):
         agreed = cells(right, of="mean", method=method)["rank correlation"]
         assert agreed[0] > 0.5
@@ -346,7 +346,7 @@ def test_without_captum_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_not_asked_for_is_not_examined(material: Dataset) -> None:
-    subject = Subject(material, HORIZON, Planted())
+    subject = Subject(material, HORIZON, PlantedNetwork())
     assert list(examined(subject, {})) == []
     [table] = examined(subject, {"context": 5})
     assert table.key == "ablation"

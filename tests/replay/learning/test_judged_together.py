@@ -319,7 +319,7 @@ def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
     assert len(tables["folds_qlike"]["rows"]) > 3
 
 
-class Leaking(Fold):
+class LeakingFold(Fold):
     """A fold that learns from what it tests."""
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> np.ndarray:
@@ -450,7 +450,7 @@ def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
         return torch.cat([tensor.flatten() for tensor in fitted.tensors.values()])
 
     assert torch.equal(weights(aligned, fold), weights(other, fold))
-    leaking = Leaking(fold.train, fold.validation, fold.test, fold.embargo_ms)
+    leaking = LeakingFold(fold.train, fold.validation, fold.test, fold.embargo_ms)
     assert not torch.equal(weights(aligned, leaking), weights(other, leaking))
 
 

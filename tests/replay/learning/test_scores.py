@@ -21,7 +21,7 @@ TRAINING = samples_in(alone(SEGMENTS), HORIZONS, SPLIT, Part.TRAIN)
 VALIDATION = samples_in(alone(SEGMENTS), HORIZONS, SPLIT, Part.VALIDATION)
 
 
-class Fixed(FlashNetwork):
+class FixedNetwork(FlashNetwork):
     """Answers every bar with the same outputs."""
 
     def __init__(self, outputs: Outputs) -> None:
@@ -44,14 +44,14 @@ class Fixed(FlashNetwork):
 
 def test_the_constant_answer_scores_nothing() -> None:
     constant = constants(TRAINING, seed=0)
-    scores = head_scores(Fixed(constant), VALIDATION, constant)
+    scores = head_scores(FixedNetwork(constant), VALIDATION, constant)
     np.testing.assert_allclose(scores, 0.0, atol=1e-3)
 
 
 def test_a_worse_constant_scores_below_zero_on_its_head_alone() -> None:
     constant = constants(TRAINING, seed=0)
     worse = constant._replace(log_variance=constant.log_variance + 1.5)
-    scores = head_scores(Fixed(worse), VALIDATION, constant)
+    scores = head_scores(FixedNetwork(worse), VALIDATION, constant)
     assert (scores[2] < 0).all()
     np.testing.assert_allclose(scores[:2], 0.0, atol=1e-3)
 

@@ -40,7 +40,7 @@ from tracepaper.strategies.gates.gate import measured
 from tracepaper.strategies.types.decisions import Action
 
 
-class Stopping(Strategy):
+class StopEveryTenBars(Strategy):
     """Goes in every ten bars, with a stop beside it."""
 
     warmup = 10
@@ -58,7 +58,7 @@ class Stopping(Strategy):
 @pytest.fixture(scope="module")
 def rested(tmp_path_factory: pytest.TempPathFactory) -> ShownRun:
     """Replay the strategy with stops."""
-    named = f'"{__name__}:{Stopping.__name__}"\n[sizing]'
+    named = f'"{__name__}:{StopEveryTenBars.__name__}"\n[sizing]'
     config = re.sub(r'"sma_cross".*?\[sizing\]', named, cross(), flags=re.DOTALL)
     return shown_of(replayed(tmp_path_factory.mktemp("rested"), config, "--data", BTC))
 

@@ -49,7 +49,7 @@ TOKEN: Final = "only-the-owner-knows"
 
 
 @dataclass
-class Served:
+class AttackedServer:
     """The server of a daemon that stores what a test tells it."""
 
     url: str
@@ -62,7 +62,7 @@ class Served:
 
 
 @asynccontextmanager
-async def daemon_of(database: Path) -> AsyncIterator[Served]:
+async def daemon_of(database: Path) -> AsyncIterator[AttackedServer]:
     run = shown_of(database).run_id
     page = Page([database], served=run)
     commands: list[tuple[CommandKind, str]] = []
@@ -79,11 +79,11 @@ async def daemon_of(database: Path) -> AsyncIterator[Served]:
         registry=CollectorRegistry(),
         page=lambda: page,
     ) as http_server:
-        yield Served(http_server.url, page, commands)
+        yield AttackedServer(http_server.url, page, commands)
 
 
 @pytest.fixture
-async def daemon(cross_database: Path) -> AsyncIterator[Served]:
+async def daemon(cross_database: Path) -> AsyncIterator[AttackedServer]:
     async with daemon_of(cross_database) as served:
         yield served
 
@@ -112,7 +112,7 @@ async def answer(client: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
     ids=lambda headers: "".join(headers.values()),
 )
 async def test_pages_of_other_sites_read_nothing(
-    daemon: Served, client: aiohttp.ClientSession, path: str, headers: dict[str, str]
+    daemon: AttackedServer, client: aiohttp.ClientSession, path: str, headers: dict[str, str]
 ) -> None:
     async with client.get(f"{daemon.url}{path}", headers=headers) as response:
         assert response.status == 403
@@ -123,7 +123,7 @@ async def test_pages_of_other_sites_read_nothing(
     ("path", "due"), [("/", 200), ("/status", 403), (f"{PREFIX}/runs", 403), ("/assets/x.js", 403)]
 )
 async def test_a_link_of_another_site_leads_to_the_page_alone(
-    daemon: Served, client: aiohttp.ClientSession, path: str, due: int
+    daemon: AttackedServer, client: aiohttp.ClientSession, path: str, due: int
 ) -> None:
     headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     async with client.get(f"{daemon.url}{path}", headers=headers) as response:
@@ -132,7 +132,7 @@ async def test_a_link_of_another_site_leads_to_the_page_alone(
 
 @pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}])
 async def test_pages_of_other_sites_hear_no_steps(
-    daemon: Served, client: aiohttp.ClientSession, headers: dict[str, str]
+    daemon: AttackedServer, client: aiohttp.ClientSession, headers: dict[str, str]
 ) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await client.ws_connect(f"{daemon.url}{PREFIX}/stream", headers=headers)
@@ -140,7 +140,7 @@ async def test_pages_of_other_sites_hear_no_steps(
 
 
 async def test_every_answer_has_a_policy_without_anything_inline(
-    daemon: Served, client: aiohttp.ClientSession
+    daemon: AttackedServer, client: aiohttp.ClientSession
 ) -> None:
     requests = [
         *(("GET", path) for path in ("/", "/assets/main.js", "/assets/none", "/none", "/livez")),
@@ -209,7 +209,7 @@ async def plugs(port: int, count: int, stack: ExitStack) -> list[socket.socket]:
     "count", [1_000, pytest.param(10_000, marks=(pytest.mark.slow, pytest.mark.long))]
 )
 async def test_readers_that_never_read_keep_nobody_out(
-    daemon: Served, client: aiohttp.ClientSession, count: int
+    daemon: AttackedServer, client: aiohttp.ClientSession, count: int
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < (files := count + 1_000):
@@ -232,7 +232,7 @@ async def test_readers_that_never_read_keep_nobody_out(
 
 
 async def test_a_reader_that_never_reads_loses_its_connection(
-    daemon: Served, monkeypatch: pytest.MonkeyPatch
+    daemon: AttackedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greeting = {"run_id": "", "sequence": 0, "padding": "x" * (16 << 20)}  # more than sockets hold
     hello = ReplyFrame(process.ANSWER, 200, json.dumps({"hello": greeting}).encode())
@@ -259,7 +259,7 @@ async def test_a_reader_that_never_reads_loses_its_connection(
 
 
 async def test_questions_beyond_what_it_answers_leave_the_operator_his_place(
-    daemon: Served, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+    daemon: AttackedServer, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "AT_WORK_MAX", 2)
     async with (

@@ -48,7 +48,7 @@ def source(fleet_url: str, tmp_path: Path) -> FleetSource:
     return FleetSource(fleet_url, folder)
 
 
-class Asking:
+class FleetPage:
     """A page over a fleet, and who asks it."""
 
     def __init__(self, client: aiohttp.ClientSession, url: str) -> None:
@@ -66,12 +66,12 @@ class Asking:
 
 
 @asynccontextmanager
-async def page_over(source: FleetSource) -> AsyncIterator[Asking]:
+async def page_over(source: FleetSource) -> AsyncIterator[FleetPage]:
     async with (
         aiohttp.ClientSession() as client,
         serving([], host="127.0.0.1", port=0, fleet=source) as url,
     ):
-        yield Asking(client, url)
+        yield FleetPage(client, url)
 
 
 async def test_rows_are_those_of_the_command(
@@ -284,7 +284,7 @@ async def test_files_of_a_page_are_its_owner_s_and_gone_at_its_end(
     program, temporary = served
     url = program.out.split("The page is ", 1)[1].split("/ ", 1)[0]
     async with aiohttp.ClientSession() as client:
-        done = await Asking(client, url).pull("r-1", database_id(tmp_path / "a.db"))
+        done = await FleetPage(client, url).pull("r-1", database_id(tmp_path / "a.db"))
     assert done["type"] == "done"
     (folder,) = temporary.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

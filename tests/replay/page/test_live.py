@@ -46,7 +46,7 @@ AWAY: Final = "ERR_(CONNECTION|EMPTY|INCOMPLETE|NETWORK)|status of (401|503)|Web
 
 
 @dataclass
-class Running:
+class LiveDaemon:
     """A daemon beside an exchange, on a port that it has again after each start."""
 
     folder: Path
@@ -90,7 +90,7 @@ def started(folder: Path, settings: dict[str, str]) -> Program:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDaemon]:
     folder = tmp_path_factory.mktemp("live")
     (folder / "live.toml").write_text(CONFIG)
     with socket.create_server(("127.0.0.1", 0)) as held:
@@ -103,7 +103,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     try:
         exchange.wait_until(lambda: "\n" in exchange.out)
         settings = pointing_at(exchange.out) | {"TRACEPAPER_HTTP__PORT": str(port)}
-        served = Running(folder, f"http://127.0.0.1:{port}", settings, started(folder, settings))
+        served = LiveDaemon(folder, f"http://127.0.0.1:{port}", settings, started(folder, settings))
         try:
             yield served
         finally:
@@ -113,7 +113,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture
-def page(browser: Browser, running: Running) -> Iterator[Page]:
+def page(browser: Browser, running: LiveDaemon) -> Iterator[Page]:
     with opened(browser, f"{running.url}/", allowed=AWAY) as tab:
         tab.locator(".card h2").wait_for()
         yield tab
@@ -149,7 +149,7 @@ def test_the_newest_card_and_bar_move_by_what_the_stream_tells(page: Page) -> No
     page.wait_for_function(CHART_AT_CARD)
 
 
-def test_a_word_without_the_token_is_refused_in_words(page: Page, running: Running) -> None:
+def test_a_word_without_the_token_is_refused_in_words(page: Page, running: LiveDaemon) -> None:
     page.locator("header .tools button").first.click()
     dialog = page.get_by_role("dialog", name="Operator")
     assert dialog.locator("button.danger").is_disabled()  # no token, no word
@@ -160,7 +160,7 @@ def test_a_word_without_the_token_is_refused_in_words(page: Page, running: Runni
 
 
 def test_halt_resume_and_flatten_stand_in_the_record_and_are_obeyed(
-    page: Page, running: Running
+    page: Page, running: LiveDaemon
 ) -> None:
     note = "<img src=x onerror=alert(1)> a look"
     assert "of the record" in (answer := say(page, "HALT", note, running.token))
@@ -196,7 +196,7 @@ def test_halt_resume_and_flatten_stand_in_the_record_and_are_obeyed(
     assert [command["kind"] for _, command in running.commands()] == ["HALT", "RESUME", "FLATTEN"]
 
 
-def test_a_refused_mark_shows_the_gates_of_v_gates(page: Page, running: Running) -> None:
+def test_a_refused_mark_shows_the_gates_of_v_gates(page: Page, running: LiveDaemon) -> None:
     query = "SELECT max(sequence) FROM v_decisions WHERE refused_by = 'operator'"
     [(sequence,)] = running.rows(query)
     run = running.rows("SELECT run_id FROM v_runs")[0][0]
@@ -214,7 +214,7 @@ def test_a_refused_mark_shows_the_gates_of_v_gates(page: Page, running: Running)
             assert text.endswith("yes" if passed else "no")
 
 
-def test_health_shows_what_only_the_daemon_knows(page: Page, running: Running) -> None:
+def test_health_shows_what_only_the_daemon_knows(page: Page, running: LiveDaemon) -> None:
     page.get_by_role("button", name="Health").click()
     place = page.locator(".place")
     place.locator("h1").filter(has_text="halted by operator").wait_for()
@@ -229,7 +229,7 @@ def test_health_shows_what_only_the_daemon_knows(page: Page, running: Running) -
 
 
 def test_a_killed_daemon_is_said_and_the_page_goes_on_when_it_is_back(
-    page: Page, running: Running
+    page: Page, running: LiveDaemon
 ) -> None:
     say(page, "RESUME", "", running.token)
     page.keyboard.press("Escape")

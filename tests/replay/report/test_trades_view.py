@@ -22,7 +22,7 @@ COSTLY: dict[str, Any] = {"slippage_bp": "2", "spread_bp": "1"}
 FORECAST = ("mean_return", "stdev_return", "volatility", "horizon")
 
 
-class Protected(Strategy):
+class StopNextBars(Strategy):
     """Goes in after each bar, under a stop that lies within the next bars."""
 
     warmup = 1
@@ -41,9 +41,9 @@ def rows(run: Backtest) -> list[dict[str, Any]]:
 
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "turns": ("sma_cross", BTC, {"config": {**SIZED, "execution": COSTLY}}),
-    "stops": (Protected, BTC, {"config": {**SIZED, "execution": COSTLY},
+    "stops": (StopNextBars, BTC, {"config": {**SIZED, "execution": COSTLY},
                                "end": "2025-05-04T20:00"}),
-    "spot": (Protected, {"BTCUSDT": BTC}, {"config": {**SIZED, "market": {"category": "spot"}},
+    "spot": (StopNextBars, {"BTCUSDT": BTC}, {"config": {**SIZED, "market": {"category": "spot"}},
                                            "end": "2025-05-04T18:00"}),
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ def test_what_it_earned_is_gross_less_costs_and_funding(run: Backtest) -> None:
 
 
 def test_funding_is_that_of_the_time_it_was_held(tmp_path: Any) -> None:
-    class Held(Strategy):
+    class HoldingStrategy(Strategy):
         warmup = 1
 
         def decide(self, context: Any) -> Signal:
@@ -92,7 +92,9 @@ def test_funding_is_that_of_the_time_it_was_held(tmp_path: Any) -> None:
             return Signal(side, f"{side.value} for ten hours")
 
     files = (funding_file(tmp_path),)
-    with backtest(Held, DEMO_CANDLES, config=SIZED, funding=files, end="2025-05-29") as run:
+    with backtest(
+        HoldingStrategy, DEMO_CANDLES, config=SIZED, funding=files, end="2025-05-29"
+    ) as run:
         trades = rows(run)
         assert len(trades) > 4
         held = {row["opened_ms"]: row["funding"] for row in trades}

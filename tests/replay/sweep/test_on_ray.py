@@ -91,7 +91,7 @@ class Threads(Strategy):
 """
 
 
-class Sweeping:
+class SweepProcess:
     """Sweeps in a process of its own, which has a folder of its own."""
 
     def __init__(self, folder: Path, data: Path) -> None:
@@ -125,15 +125,15 @@ class Sweeping:
 
 
 @pytest.fixture
-def sweeping(tmp_path: Path, candles: Path) -> Sweeping:
-    return Sweeping(tmp_path, candles)
+def sweeping(tmp_path: Path, candles: Path) -> SweepProcess:
+    return SweepProcess(tmp_path, candles)
 
 
-def test_cells_are_those_of_the_local_executor_bit_for_bit(sweeping: Sweeping) -> None:
+def test_cells_are_those_of_the_local_executor_bit_for_bit(sweeping: SweepProcess) -> None:
     assert sweeping.cells(on="ray", jobs=2) == sweeping.cells(on="local", jobs=2)
 
 
-def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweeping) -> None:
+def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: SweepProcess) -> None:
     once = f"dies once beside {sweeping.folder / 'died'}"
     request: Any = {
         "strategy": "odd:Odd",
@@ -154,7 +154,7 @@ def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweep
 
 
 @pytest.mark.long
-def test_a_worker_has_the_threads_of_the_driver(sweeping: Sweeping) -> None:
+def test_a_worker_has_the_threads_of_the_driver(sweeping: SweepProcess) -> None:
     """Where nothing is said, Ray gives a worker one; a local process has one a core."""
     request: Any = {"strategy": "threads:Threads", "space": {"number": [1, 2]}, "jobs": 1}
     cells = sweeping.cells({"OMP_NUM_THREADS": ""}, on="ray", **request)
@@ -163,7 +163,7 @@ def test_a_worker_has_the_threads_of_the_driver(sweeping: Sweeping) -> None:
 
 
 @pytest.mark.long
-def test_a_cell_over_its_memory_is_named(sweeping: Sweeping) -> None:
+def test_a_cell_over_its_memory_is_named(sweeping: SweepProcess) -> None:
     memory = psutil.virtual_memory()
     most = (memory.total - memory.available + 3 * 2**30) / memory.total
     if most > 0.9:
@@ -293,7 +293,9 @@ def cluster() -> Iterator[Nodes]:
 
 
 @pytest.mark.long
-def test_a_node_that_goes_in_mid_sweep_loses_no_cell(sweeping: Sweeping, cluster: Nodes) -> None:
+def test_a_node_that_goes_in_mid_sweep_loses_no_cell(
+    sweeping: SweepProcess, cluster: Nodes
+) -> None:
     space = {"fast": list(range(2, 22)), "slow": [30, 40]}
     cluster.ask("{}")
     cluster.ask("{}")

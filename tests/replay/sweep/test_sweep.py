@@ -197,7 +197,7 @@ import os, signal, sys
 from tracepaper import sweep
 from tracepaper.replay.sweep.executor import InThisProcess
 
-class Killed(InThisProcess):
+class KilledExecutor(InThisProcess):
     left = 4
     def next(self):
         self.left -= 1
@@ -205,7 +205,7 @@ class Killed(InThisProcess):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().next()
 
-sweep("sma_cross", {data!r}, {space!r}, "return", config={config!r}, executor=Killed(),
+sweep("sma_cross", {data!r}, {space!r}, "return", config={config!r}, executor=KilledExecutor(),
       state="state.db", **{named!r})
 """
 
@@ -350,7 +350,7 @@ def test_a_process_whose_sweep_was_killed_ends_by_itself(candles: Path, tmp_path
                 child.receive()
 
 
-class Typed(Strategy):
+class TypedClass(Strategy):
     """A class of this module that is handed over as one that no other process has."""
 
     def __init__(self, blocks: bool) -> None:
@@ -365,8 +365,10 @@ class Typed(Strategy):
 def test_a_class_that_only_this_process_has_runs_here_under_its_limit(
     candles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Typed, "__module__", "__main__")
-    swept = sweep(Typed, candles, {"blocks": [True, False]}, "return", config=SIZED, limit_s=2.0)
+    monkeypatch.setattr(TypedClass, "__module__", "__main__")
+    swept = sweep(
+        TypedClass, candles, {"blocks": [True, False]}, "return", config=SIZED, limit_s=2.0
+    )
     assert [bool(cell.error) for cell in swept.cells] == [True, False]
     assert "took longer than 2 s" in swept.cells[0].error
     assert swept.command is None

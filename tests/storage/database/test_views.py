@@ -22,7 +22,14 @@ from msgspec.structs import replace
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.view_columns import iso, real, text
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.strategies.types.decisions import Fill, Forecast, Halted, Order, OrderStatus, Step
+from tracepaper.strategies.types.decisions import (
+    Fill,
+    Forecast,
+    LimitBreach,
+    Order,
+    OrderStatus,
+    Step,
+)
 from tracepaper.strategies.types.market import Bar, Command, CommandKind, Gap, Side
 
 PLAIN = cases.plain_steps(120)
@@ -129,7 +136,7 @@ def test_every_event_is_in_v_events_once(database: sqlite3.Connection) -> None:
     halts = [row for row in rows if row["kind"] == "halted"]
     rows = [row for row in rows if row["kind"] != "halted"]
     halted = {step.sequence: step.halted for step in RICH if step.halted is not None}
-    assert {row["sequence"]: Halted(**json.loads(row["content"])) for row in halts} == halted
+    assert {row["sequence"]: LimitBreach(**json.loads(row["content"])) for row in halts} == halted
     assert [row["sequence"] for row in rows] == list(range(len(RICH)))
     for row, step in zip(rows, RICH, strict=True):
         event = step.event

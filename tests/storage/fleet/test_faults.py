@@ -109,7 +109,7 @@ def test_a_server_that_is_killed_in_mid_copy_has_whole_groups(
     assert_same(path, back)
 
 
-class Following:
+class FollowerThread:
     """A follower in a thread of its own, and what it reports."""
 
     def __init__(self, path: Path, url: str, group_steps: int = 50) -> None:
@@ -160,7 +160,7 @@ def test_a_follower_waits_for_a_server_that_is_away_and_goes_on(
     monkeypatch.setattr("tracepaper.storage.fleet.follow.HEARTBEAT_S", 0.1)
     path, back = tmp_path / "a.db", tmp_path / "b.db"
     write_run(path, plain_steps(100))
-    following = Following(path, fleet_url)
+    following = FollowerThread(path, fleet_url)
     following.until(lambda progress: progress.steps == 100)
     postgres.stop("immediate")
     try:
@@ -190,7 +190,7 @@ def test_a_follower_waits_for_the_end_of_another_and_takes_over(
     write_run(path, plain_steps(100))
     first = Shipper(path, fleet_url)
     first.open()
-    following = Following(path, fleet_url)
+    following = FollowerThread(path, fleet_url)
     try:
         following.until(lambda progress: progress.errors == 4)
         # One sentence, however often it tried: a log has one line of it.
@@ -326,7 +326,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(
 
     with psycopg.connect(fleet_url) as blocking:
         blocking.execute("LOCK TABLE tracepaper.steps IN ACCESS EXCLUSIVE MODE")
-        following = Following(path, fleet_url)
+        following = FollowerThread(path, fleet_url)
         waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM "
         waiting += "pg_database WHERE datname = current_database())"
         while postgres.sql(fleet_url, waiting) != [(1,)]:

@@ -17,7 +17,7 @@ from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioMember, PortfolioStrategy
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, Step
-from tracepaper.strategies.types.market import Bar, Closed
+from tracepaper.strategies.types.market import Bar, CloseStart
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 KEYS = tuple(f"linear:{symbol}" for symbol in SYMBOLS)
@@ -75,7 +75,7 @@ def closes(count: int) -> list[list[Bar]]:
 
 def decisions_of(machine: Engine, together: Sequence[Bar]) -> list[Step]:
     at = together[0].close_time_ms
-    closed = Closed(together[0].open_time_ms, len(together), (), at, at)
+    closed = CloseStart(together[0].open_time_ms, len(together), (), at, at)
     return machine.close(closed, together, [None] * len(together))
 
 

@@ -221,7 +221,7 @@ class HandAttention(nn.Module):
         return (x @ x.transpose(-1, -2)).softmax(dim=-1) @ x
 
 
-class Mixed(nn.Module):
+class MixedLayers(nn.Module):
     """A layer that is seen, and one that is not."""
 
     def __init__(self) -> None:
@@ -240,7 +240,7 @@ def dropping() -> nn.Module:
     ("model", "sentence"),
     [
         (lambda: nn.Linear(WIDTH, WIDTH), "No attention was captured"),
-        (Mixed, "handmade attended in a way that was not seen"),
+        (MixedLayers, "handmade attended in a way that was not seen"),
         (dropping, "call model.eval"),
         (lambda: nn.TransformerDecoderLayer(WIDTH, HEADS).eval(), "One sequence reads another"),
         (lambda: torch.compile(nn.Linear(WIDTH, WIDTH)), "A compiled model hides its attention"),

@@ -111,7 +111,7 @@ def test_an_object_has_the_same_bytes_wherever_it_is_built(folder: Path, tmp_pat
         assert again == (folder / compiled.file_of(name)).read_bytes()
 
 
-class Drawn(NamedTuple):
+class DrawnLayers(NamedTuple):
     """Layers of float32 with their matrices, and rows that are carried through them."""
 
     case: Case
@@ -119,7 +119,7 @@ class Drawn(NamedTuple):
 
 
 @st.composite
-def drawn(draw: st.DrawFn) -> Drawn:
+def drawn(draw: st.DrawFn) -> DrawnLayers:
     time = draw(st.integers(1, 150))
     made_case = case(
         draw(masks(170)),
@@ -133,7 +133,7 @@ def drawn(draw: st.DrawFn) -> Drawn:
         dtype=torch.float32,
     )
     rows = draw(st.lists(st.integers(0, time - 1), min_size=1, max_size=9))
-    return Drawn(made_case, rows)
+    return DrawnLayers(made_case, rows)
 
 
 # The object is the same for every example.
@@ -144,7 +144,7 @@ REPEATED = settings(
 
 @REPEATED
 @given(drawn())
-def test_rollout_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
+def test_rollout_is_that_of_torch_and_of_stored_matrices(name: str, drawn: DrawnLayers) -> None:
     made_case, rows = drawn
     queries, keys, sums, matrices, mask = made_case
     compiled_result, torchs = (
@@ -160,7 +160,7 @@ def test_rollout_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn
 
 @REPEATED
 @given(drawn())
-def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
+def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: DrawnLayers) -> None:
     made_case, *_ = drawn
     queries, keys, sums, matrices, mask = made_case
     compiled_entropy, torchs = (
@@ -176,7 +176,7 @@ def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn
 @REPEATED
 @given(drawn(), st.integers(1, 40), st.sampled_from([0.0, 0.5]))
 def test_buckets_are_those_of_torch_and_of_stored_matrices(
-    name: str, drawn: Drawn, bucket_bars: int, residual: float
+    name: str, drawn: DrawnLayers, bucket_bars: int, residual: float
 ) -> None:
     made_case, *_ = drawn
     queries, keys, sums, matrices, mask = made_case

@@ -84,15 +84,15 @@ def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> Non
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("Transposed", r"returned \[2, 2, 12, 11\] for weights of \[2, 2, 12, 12\]"),
+        ("TransposedRows", r"returned \[2, 2, 12, 11\] for weights of \[2, 2, 12, 12\]"),
         ("NoTensor", "returned list for weights of"),
         ("Double", "returned weights of torch.float64, torch.strided on cpu, and queries are of"),
         ("Sparse", "returned weights of torch.float32, torch.sparse_coo on cpu"),
         ("Infinite", "returned weights that are not finite"),
         ("Negative", "returned weights below 0"),
-        ("Unscaled", "returned a row of weights whose sum misses 1 by 0.01"),
+        ("UnscaledScores", "returned a row of weights whose sum misses 1 by 0.01"),
         ("Ahead", "gave weight to bars that are later than their row"),
-        ("Peeking", "gives a row other weights where later rows differ"),
+        ("PeekingRows", "gives a row other weights where later rows differ"),
         ("Crowd", "gives a window other weights where another one of the batch differs"),
         ("Chance", "gives other weights when it is asked again"),
     ],
@@ -106,11 +106,11 @@ def test_what_gives_no_weights_is_refused_at_its_first_pass(name: str, sentence:
 
 def test_what_fails_or_is_no_mechanism_is_refused_in_a_sentence() -> None:
     with pytest.raises(StrategyFailed, match=r"failed in forward with ValueError.*mechanisms"):
-        network("Failing")(rows())
+        network("FailingRows")(rows())
     with pytest.raises(StrategyFailed, match="failed in forward with SystemExit: 3"):
-        network("Leaving")(rows())
+        network("LeavingProcess")(rows())
     with pytest.raises(KeyboardInterrupt):
-        network("Interrupted")(rows())
+        network("InterruptedRows")(rows())
     with pytest.raises(StrategyFailed, match=r"Unmade failed .* with AttributeError"):
         network("Unmade")
     with pytest.raises(ConfigInvalid, match=r"is no tracepaper\.AttentionMechanism; derive"):
