@@ -90,7 +90,7 @@ def staged(place: Path) -> None:
     for pattern in BESIDE:
         for path in ROOT.glob(pattern):
             _copy(path.relative_to(ROOT).as_posix(), sources)
-    navigation.append({"Reference": _reference(sources)})
+    navigation.append({"Modules": _reference(sources)})
     package = place / "package" / "tracepaper"
     package.mkdir(parents=True)
     for part in (
