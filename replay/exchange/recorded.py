@@ -32,7 +32,7 @@ from tracepaper.replay.archive.recordings import recording_header
 from tracepaper.replay.exchange import answers, channels, quotes, reference
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
-from tracepaper.replay.exchange.false_prices import FAULTS
+from tracepaper.replay.exchange.fault_kinds import FAULTS
 from tracepaper.replay.exchange.instruments import list_instrument, parsed
 from tracepaper.replay.exchange.market import Venue
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -74,7 +74,7 @@ def listing() -> dict[str, dict[str, str]]:
     return {
         "routes": calls,
         "topics": {entry.form: entry.meaning for entry in TOPICS.values()},
-        "faults": {entry.name: entry.meaning for entry in FAULTS.values()},
+        "faults": {name: kind.meaning for name, kind in FAULTS.items()},
     }
 
 
