@@ -1,4 +1,4 @@
-"""``Candles``: one symbol's candles as exact columns; built from trades too."""
+"""``Candles``: one symbol's candles as exact columns."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from tracepaper.replay.archive.columns import (
     CellInvalidError,
     Decimals,
     IntArray,
-    epoch_ms,
-    parse,
 )
-from tracepaper.replay.archive.layouts import MEANINGS, TIME, RawTable
+from tracepaper.replay.archive.layouts import RawTable
 from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
@@ -26,7 +24,6 @@ from tracepaper.strategies.sessions import Calendar, closes_of, month_calendar
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
 from tracepaper.strategies.units import (
     DAY_MS,
-    MINUTE_MS,
     WEEK_MS,
     interval_phase,
     interval_text,
@@ -384,112 +381,3 @@ def _sums(values: IntArray, first: IntArray, whole: IntArray) -> IntArray | None
     if rough.size and float(rough.max()) > INT64_MAX / 2:
         return None
     return sums
-
-
-CANDLE_NAMES: Final = frozenset(
-    name for meaning in ("open", "high", "low", "close") for name in MEANINGS[meaning]
-) - {"price", "last"}
-"""Columns of candles alone: a close may be called price, as the price of a trade is."""
-SIZES: Final = ("size", "volume", "qty", "quantity", "amount")
-
-
-def are_trades(table: RawTable) -> bool:
-    """Return whether *table* holds trades: a price, a size, and nothing of a candle."""
-    names = table.columns
-    is_candle = any(name in names for name in CANDLE_NAMES)
-    return "price" in names and not is_candle and any(name in names for name in SIZES)
-
-
-def to_candles(table: RawTable, symbol: str, category: Category) -> Candles:
-    """Aggregate the trades of *table* to candles of a minute.
-
-    A minute without a trade becomes a flat candle of no volume at the last price, as the
-    exchange writes it. The open is the first trade's price, while the exchange's own candles
-    repeat the previous close; the notes say so. Raises ``DataInvalid``.
-    """
-    times, price, size = _oldest_first(table, *_trade_columns(table))
-    _reject_regular(table, times)
-    buckets = times // MINUTE_MS
-    first = _bucket_starts(buckets)
-    minutes = np.arange(buckets[0], buckets[-1] + 1, dtype=np.int64)
-    newest = np.searchsorted(buckets[first], minutes, side="right") - 1  # that had a trade
-    traded = buckets[first][newest] == minutes
-    close = price.mantissa[np.append(first[1:], times.size) - 1][newest]
-    turnover, turnover_decimals = _turnover(price, size, first)
-
-    def filled(values: IntArray, flat: IntArray | int = 0) -> IntArray:
-        return np.where(traded, values[newest], flat)
-
-    notes = ["candles made of trades, each opens at its first trade"]
-    if not traded.all():
-        notes.append(f"{int((~traded).sum())} minutes without a trade are flat")
-    return Candles(
-        path=str(table.path),
-        category=category,
-        symbol=symbol,
-        interval_ms=MINUTE_MS,
-        price_decimals=price.places,
-        volume_decimals=size.places,
-        turnover_decimals=turnover_decimals,
-        open_time_ms=minutes * MINUTE_MS,
-        open=filled(price.mantissa[first], close),
-        high=filled(np.maximum.reduceat(price.mantissa, first), close),
-        low=filled(np.minimum.reduceat(price.mantissa, first), close),
-        close=close,
-        volume=filled(np.add.reduceat(size.mantissa, first)),
-        turnover=None if turnover is None else filled(turnover),
-        notes=tuple(notes),
-    )
-
-
-def _reject_regular(table: RawTable, times: IntArray) -> None:
-    """Raise ``DataInvalid`` where nearly all times are one step of a minute or more apart."""
-    steps, counts = np.unique(np.diff(times), return_counts=True)
-    if times.size < TRADES_LEAST or counts.max() < REGULAR_SHARE * counts.sum():
-        return
-    if (step := int(steps[np.argmax(counts)])) >= MINUTE_MS:
-        raise DataInvalid(
-            f"{table.path} holds prices {interval_text(step)} apart, which are no trades: give "
-            "candles, with columns open, high, low and close."
-        )
-
-
-TRADES_LEAST: Final = 10
-REGULAR_SHARE: Final = 0.9
-
-
-def _trade_columns(table: RawTable) -> tuple[IntArray, Decimals, Decimals]:
-    """Return times in ms, prices and sizes, all checked."""
-    time_name = next((name for name in MEANINGS[TIME] if name in table.columns), None)
-    if time_name is None:
-        raise DataInvalid(f"{table.path} has no column of times: name one of them timestamp.")
-    size_name = next(name for name in SIZES if name in table.columns)
-    times, _ = table.checked("the time", epoch_ms, table.columns[time_name], whole=False)
-    price = table.checked("price", parse, table.columns["price"])
-    size = table.checked("size", parse, table.columns[size_name])
-    for name, column in (("price", price), ("size", size)):
-        bad = np.flatnonzero(column.mantissa <= 0)
-        if bad.size:
-            raise table.refuse(CellInvalidError(int(bad[0]), "is not above zero"), name)
-    return times, price, size
-
-
-def _oldest_first(
-    table: RawTable, times: IntArray, price: Decimals, size: Decimals
-) -> tuple[IntArray, Decimals, Decimals]:
-    """Turn a file that is newest first (Bybit's older ones); refuse one in no order."""
-    steps = np.diff(times)
-    if (steps >= 0).all():
-        return times, price, size
-    if (steps > 0).any():
-        row = int(np.flatnonzero(steps < 0)[0]) + 1
-        raise DataInvalid(f"{table.place(row)}: the time goes back; sort the file.")
-    return times[::-1], price[::-1], size[::-1]
-
-
-def _turnover(price: Decimals, size: Decimals, first: IntArray) -> tuple[IntArray | None, int]:
-    """Return exact price x size summed by candle, or None where 64 bits do not hold it."""
-    largest = int(price.mantissa.max()) * int(size.mantissa.sum())
-    if largest > INT64_MAX:
-        return None, 0
-    return np.add.reduceat(price.mantissa * size.mantissa, first), price.places + size.places

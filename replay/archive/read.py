@@ -14,8 +14,6 @@ from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import (
     Candles,
     Rows,
-    are_trades,
-    to_candles,
 )
 from tracepaper.replay.archive.columns import (
     DATE_WIDTH,
@@ -84,7 +82,6 @@ def read_candles(
     interval from the times; the kind of file from its name. With *sessions_for* they are laid upon
     an exchange's sessions (``in_sessions``).
     *columns* choose a field's column (``close=Price``) or leave it out (``turnover=``).
-    Trades become candles of a minute.
     What was converted, sorted or dropped is in ``Candles.notes``.
 
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
@@ -124,8 +121,6 @@ def _candles(
     reject_content(table, is_named=is_named)
     notes += table.notes
     symbol = symbol or ""
-    if are_trades(table):
-        return to_candles(table, symbol, category)
     fields = _fields(table, symbol)
     table = _without_blank(table, fields, notes)
     times = _times(table, fields, notes)
