@@ -24,7 +24,6 @@ from tracepaper.daemon.session.build import needs_forecaster, resolved
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.resume import Opening, open_run
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.bench.replay import tiled
@@ -226,7 +225,7 @@ def _content_bytes(path: Path) -> int:
 
 def closes_of(symbols: int, count: int) -> list[list[Bar]]:
     """Return *count* closes of a bar of each of *symbols* instruments, oldest first."""
-    bars = bars_of(tiled(count + SHIFT_BARS * symbols))
+    bars = tiled(count + SHIFT_BARS * symbols).bars()
     return [
         [
             msgspec.structs.replace(

@@ -359,14 +359,14 @@ def recursive(
     """Check the warm-up: start later; exit 1 if a decision after the warm-up differs."""
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
-    from tracepaper.replay.backtest.build import fit_windows, span_of
+    from tracepaper.replay.backtest.build import fit_windows
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import MODEL
     from tracepaper.replay.checks.recursive import recursive as check
 
     config, data = _read(spec)
     if not data.frames:
-        config, shortened = fit_windows(config, span_of(data.candles))
+        config, shortened = fit_windows(config, data.span_ms)
         for sentence in shortened:
             tell(f"Warning: {sentence}.")
     forecaster = load_forecaster(config) if needs_forecaster(config) else None
@@ -420,14 +420,13 @@ def _preloaded(config: Config) -> list[str]:
 
 def _read(spec: RunSpec) -> tuple[Config, MarketData]:
     """Return the data of *spec*, aggregated to the interval of their configuration, and this."""
-    from tracepaper.replay.archive.candles import resample
     from tracepaper.replay.backtest.build import configuration
     from tracepaper.replay.backtest.market_data import MarketData
     from tracepaper.replay.backtest.tracks import with_depth
 
     data = MarketData.read(spec)
-    config = configuration(spec.given, data.candles)
-    candles = [resample(part, config.market.interval_ms) for part in data.candles]
+    config = configuration(spec.given, data)
+    candles = [part.resampled(config.market.interval_ms) for part in data.candles]
     market = with_depth(config.market, data.depth)
     return config.model_copy(update={"market": market}), replace(data, candles=candles)
 

@@ -426,7 +426,7 @@ def exchange(
         bool, typer.Option("--now", help="Shift the candles so that market time is wall time.")
     ] = False,
     frames: Annotated[
-        Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines or text.")
+        Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines.")
     ] = None,
     faults: Annotated[Path | None, typer.Option(help="Faults to inject: a TOML file.")] = None,
     fault_seed: Annotated[
