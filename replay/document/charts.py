@@ -99,15 +99,6 @@ class RuleLayer(Struct, frozen=True, omit_defaults=True, tag="rule"):
     role: ChartRole = "muted"
 
 
-class SpanLayer(Struct, frozen=True, omit_defaults=True, tag="span"):
-    """A shaded stretch of x, over the whole height."""
-
-    name: str
-    low: float
-    high: float
-    role: ChartRole = "soft"
-
-
 class HeatLayer(Struct, frozen=True, omit_defaults=True, tag="heat"):
     """Cells by colour: ``rows`` of [y, x], or ``packed`` bytes of them where they are many.
 
@@ -154,17 +145,7 @@ class FlowLayer(Struct, frozen=True, omit_defaults=True, tag="flow"):
     flows: Sequence[Sequence[Numbers]]  # [column but the last][from group][to group]
 
 
-Layer = (
-    LineLayer
-    | BandLayer
-    | BarLayer
-    | MarkLayer
-    | RuleLayer
-    | SpanLayer
-    | HeatLayer
-    | EdgeLayer
-    | FlowLayer
-)
+Layer = LineLayer | BandLayer | BarLayer | MarkLayer | RuleLayer | HeatLayer | EdgeLayer | FlowLayer
 
 
 class ChartPanel(Struct, frozen=True, omit_defaults=True):

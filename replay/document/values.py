@@ -146,14 +146,10 @@ class Table:
 
 @dataclass(frozen=True)
 class FoldedParts:
-    """Parts that are shown on request, under a line that says what they are about.
-
-    ``cells`` are the figures in that line, each with its unit.
-    """
+    """Parts that are shown on request, under a line that says what they are about."""
 
     summary: str
     parts: tuple[Part, ...]
-    cells: tuple[tuple[Value, Form, str], ...] = ()
 
 
 Part = Table | Chart | Paragraph | FoldedParts
@@ -186,14 +182,8 @@ def _as_part(part: Part) -> dict[str, Any]:
     match part:
         case Paragraph(text, style):
             return {"kind": "paragraph", "style": style, "text": text}
-        case FoldedParts(summary, inside, cells):
-            figures = [
-                {"text": f"{_text(value, form)}{unit}", "tone": tone(value, form)}
-                for value, form, unit in cells
-            ]
-            return {
-                "kind": "fold", "summary": summary, "cells": figures, "parts": as_parts(inside),
-            }  # fmt: skip
+        case FoldedParts(summary, inside):
+            return {"kind": "fold", "summary": summary, "parts": as_parts(inside)}
         case Table():
             return _table_part(part)
         case Chart():
