@@ -230,10 +230,11 @@ def sweep(
     The same command continues an interrupted sweep. Exit code 1 if every run failed.
     """
     from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.document.terminal import show
     from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
     from tracepaper.replay.sweep.space import axis_of_text
     from tracepaper.replay.sweep.trial import Search, read_request, state_beside
-    from tracepaper.replay.sweep.views import show_sweep
+    from tracepaper.replay.sweep.views import sweep_document
 
     require("ray", "--on ray", on == "ray")
     require("optuna", f"--sampler {sampler}", sampler in {"random", "tpe"})
@@ -268,7 +269,7 @@ def sweep(
     if json:
         print_json(swept.document())
     else:
-        show_sweep(Terminal(), swept)
+        show(Terminal(), sweep_document(swept).parts, blank_lines=False)
         typer.echo(
             f"Its cells are in {kept}, the page is {html}."
             if html

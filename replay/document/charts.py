@@ -115,15 +115,13 @@ class HeatLayer(Struct, frozen=True, omit_defaults=True, tag="heat"):
     rows: Sequence[Numbers] = ()
     packed: str = ""  # base64
     scale: Literal["linear", "log2", "log10"] = "linear"
-    palette: Literal["sequential", "diverging", "steps"] = "sequential"
+    palette: Literal["sequential", "steps"] = "sequential"
     names: Sequence[str] = ()
-    ends: Sequence[str] = ()  # what the ends of the scale are called, in place of their numbers
     unit: str = ""
     times: float = 1.0  # people read the number times this
     digits: int | None = None
     texts: Sequence[Sequence[str]] = ()  # [y][x], what a cell says in place of its number
     is_written: bool = False  # each cell bears its number
-    chosen: tuple[int, int] | None = None  # row and column of a cell with a ring
 
 
 class EdgeLayer(Struct, frozen=True, omit_defaults=True, tag="edges"):

@@ -97,7 +97,7 @@ def gallery() -> list[Part]:
     map_ = HeatLayer("a bar", TIMES, list(range(20)), -3.0, 0.0, packed=packed(grid, -3.0, 0.0),
                      scale="log10", unit=" %", times=100.0, digits=2)  # fmt: skip
     sweep = HeatLayer("sharpe", range(2), range(2), -1.0, 1.0, [[-1.0, 0.1], [None, 1.0]],
-                      palette="diverging", is_written=True, chosen=(1, 1))  # fmt: skip
+                      is_written=True)  # fmt: skip
     shares = np.full((2, 3, 4, 8), 1_250).tolist()
     flow = FlowLayer(["decision", "bars"], ["0–15", "16–63"], [[1.0, 0.0], [0.25, 0.75]],
                      [[[0.25, 0.75], [0.0, 0.0]]])  # fmt: skip
@@ -280,7 +280,6 @@ def test_a_fold_opens_and_sections_are_reached_from_the_top(browser: Browser, fi
     page = opened(browser, file)
     fold = page.locator("details.fold")
     assert fold.get_by_text("because").count() == 0
-    assert fold.locator(".number.loss").text_content() == "−8.90 $"
     fold.locator("summary").click()
     fold.get_by_text("because").wait_for()
     page.get_by_role("navigation").get_by_role("button", name="Maps").click()
