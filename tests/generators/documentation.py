@@ -25,6 +25,7 @@ INDEX: Final = ROOT / "docs" / "index.md"
 BESIDE: Final = (
     "deploy/*.svg",
     "deploy/*.png",
+    "docs/drawings/*.svg",
     "deploy/config.example.toml",
     "replay/samples/SOURCES.md",
     "LICENSE",

@@ -32,6 +32,7 @@ GENERATED: Final = {
     "configuration.md": "| together |",
     "decisions.md": "| gate |",
     "http.md": "\n## Addresses\n",
+    "FIGURES.md": "| figure |",
     "surface.md": "# ",
     "views.md": "# ",
 }
