@@ -27,9 +27,7 @@ FEATURES_SHOWN: Final = 5
 
 
 def load_libraries(shelf: Databases) -> None:
-    """Load what documents, and decisions of *shelf*, need: torch alone takes a second or two."""
-    import tracepaper.replay.page.documents
-
+    """Load what decisions of *shelf* need: torch alone takes a second or two."""
     has_model = False
     for path in shelf.paths:
         with contextlib.suppress(TracepaperError, sqlite3.Error):  # the first request says so
