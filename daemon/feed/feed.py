@@ -31,7 +31,7 @@ from tracepaper.daemon.feed.client import (
 from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
-from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
+from tracepaper.daemon.feed.sequencer import BarSequencer
 from tracepaper.daemon.feed.state import (
     OVERFLOW,
     BarSequence,
@@ -416,10 +416,10 @@ class LiveFeed:
         kinds = [kind for kind in (Quote, Mark, Trade) if not isinstance(item, kind)]
         return [*self._states[item.instrument].deliver(*kinds), item]
 
-    def _holes(self, until_ms: int) -> list[Hole]:
-        """Return the holes until *until_ms* of the instruments that REST answers."""
+    def _answered(self) -> list[FeedState]:
+        """Return the instruments that REST answers, and that wait for no turn."""
         return [
-            Hole(state, until_ms, cause=state.cause)
+            state
             for key, state in self._states.items()
             if key not in self._unanswered and not self._sequencer.holds(key)
         ]
@@ -434,7 +434,8 @@ class LiveFeed:
         exchange = self._exchange
         unanswered_before = len(self._unanswered)
         events = self._sequencer.fill(
-            self._holes(until_ms),
+            self._answered(),
+            until_ms,
             patience_s=None if is_patient else exchange.certain_s + exchange.connect_timeout_s,
             unanswered=self._unanswered,
         )
@@ -479,9 +480,9 @@ class LiveFeed:
             before = dict(reached)
             async for event in self._filled(until_ms):
                 yield event
-            holes = self._holes(until_ms)  # of those that wait for no turn
-            reached = {hole.state.instrument.id: hole.state.sequence.next_open_ms for hole in holes}
-            if reached == before or not any(hole.is_open for hole in holes):
+            states = self._answered()
+            reached = {state.instrument.id: state.sequence.next_open_ms for state in states}
+            if reached == before or not any(state.sequence.lacks(until_ms) for state in states):
                 return
 
     def _behind(self) -> ConfigInvalid | None:

@@ -21,11 +21,11 @@ from tracepaper.daemon.feed.client import (
     MarketDataClient,
     WarmUpAnswer,
 )
-from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
+from tracepaper.daemon.feed.sequencer import BarSequencer
 from tracepaper.daemon.feed.state import FeedState
 from tracepaper.daemon.log import Logger
 from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
-from tracepaper.strategies.types.market import FrameBar, GapCause
+from tracepaper.strategies.types.market import FrameBar
 from tracepaper.strategies.units import interval_start
 
 BEFORE_START: Final = 50
@@ -119,7 +119,6 @@ class WarmUpTurns:
         self._queue = queue
         self._spawn = spawn
         self._start = start
-        self._causes: dict[str, GapCause | None] = {}  # of what is missing before the first turn
         self.turns = WarmUpQueue(dict.fromkeys(states, 0), urgent=())
 
     def plan(self) -> None:
@@ -139,17 +138,13 @@ class WarmUpTurns:
         self.turns = WarmUpQueue(requests, urgent=self._start.urgent)
         if self._start.in_stages:
             for key in self.turns.later:
-                self._hold(key)
-
-    def _hold(self, instrument: str) -> None:
-        self._causes[instrument] = self._states[instrument].cause
-        self._sequencer.hold(instrument)
+                self._sequencer.hold(key)
 
     def postpone(self, unanswered: Iterable[str]) -> None:
         """Warm *unanswered* of the first behind the others: the start waits for them no longer."""
         for key in unanswered:
             self.turns.postpone(key)
-            self._hold(key)
+            self._sequencer.hold(key)
 
     def _pages_of_bars(self, state: FeedState) -> int:
         sequence = state.sequence
@@ -193,7 +188,7 @@ class WarmUpTurns:
         while self._sequencer.holds(key):
             until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
             before_ms = sequence.next_open_ms
-            async for events in self._sequencer.answers(Hole(state, until_ms, self._causes[key])):
+            async for events in self._sequencer.answers(state, until_ms):
                 await self._taken_in(WarmUpAnswer(key, events))
                 self.turns.answered(key)
             if sequence.next_open_ms == before_ms:

@@ -93,7 +93,7 @@ async def test_of_an_answer_it_says_how_much_is_left() -> None:
             await run.expect(lambda: len(run.bars()) == 9)
             repaired = [event for event in run.events[-5:] if isinstance(event, Bar)]
             assert [bar.source for bar in repaired] == [Source.REST] * 3 + [Source.STREAM]
-            assert run.behind[-5:] == [False, True, True, False, False]
+            assert run.behind[-5:] == [False, True, True, True, False]
 
 
 async def test_a_new_run_is_warmed_with_the_bars_before_its_period() -> None:
