@@ -129,7 +129,6 @@ class LiveFeed:
             is_up=self._is_up,
             certain_s=exchange.certain_s,
         )
-        self._is_live = False
         self._ends_in_gap = False  # nothing of the book that fills was queued since a gap
         self._warming = WarmUpTurns(
             client=client,
@@ -141,7 +140,6 @@ class LiveFeed:
             spawn=self._spawn,
             start=start,
         )
-        self._has_promised = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams = client.streams(
@@ -182,8 +180,8 @@ class LiveFeed:
         except BaseExceptionGroup as failures:
             raise first_cause(failures) from None
 
-    async def __aiter__(self) -> AsyncIterator[Event | None]:
-        """Yield events until ``stop``; None keeps the promise of ``is_behind``."""
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield events until ``stop``."""
         book = self._start.book
         async for event in self._events():
             if book is not None and isinstance(event, Bar):
@@ -201,10 +199,8 @@ class LiveFeed:
                 self._states[event.instrument].funding.learn(event, is_booked=is_booked)
 
     def is_behind(self) -> bool:
-        """Return whether another event is at hand, or None where it turns out to be none."""
-        is_behind = self._sequencer.left > 0 or (self._is_live and self._queue.qsize() > 0)
-        self._has_promised = is_behind
-        return is_behind
+        """Return whether a bar follows that came with the event just yielded."""
+        return self._sequencer.left > 0
 
     async def submit(self, event: Event) -> None:
         """Queue *event*: an operator's command, a timer."""
@@ -279,7 +275,7 @@ class LiveFeed:
 
     # ------------------------------------------------------------ events
 
-    async def _events(self) -> AsyncIterator[Event | None]:
+    async def _events(self) -> AsyncIterator[Event]:
         """Yield the warm-up, subscribe, catch up, then yield live events."""
         for event in self._start.first:
             yield event
@@ -301,9 +297,8 @@ class LiveFeed:
         async for live in self._live():
             yield live
 
-    async def _live(self) -> AsyncIterator[Event | None]:
+    async def _live(self) -> AsyncIterator[Event]:
         """Yield the events of the queue until the end, the bars of one close together."""
-        self._is_live = True
         gatherer = CloseGatherer(
             self._states,
             clock=self._clock,
@@ -312,9 +307,6 @@ class LiveFeed:
         )
         gathers = self._start.gather_ms > 0 and len(self._states) > 1
         while True:
-            if self._has_promised and not self._queue.qsize():
-                self._has_promised = False
-                yield None
             if isinstance(item := await self._queue.get(), Stop):
                 break
             if isinstance(item, CloseTimeout):

@@ -109,7 +109,7 @@ class BarSequencer:
         self._counters = client.counters
         self._is_up = is_up
         self._listing_wait_s = min(LISTING_WAIT_S_MAX, certain_s)
-        self.left = 0  # bars at hand that follow the one just yielded
+        self.left = 0  # bars and gaps at hand that follow the event just yielded
         # Why bars are missing that closed before the stream; None of what is new to this run.
         self._causes = {key: state.cause for key, state in states.items()}
         self._held: dict[str, list[Bar]] = {}  # of the stream, while their past is asked for
@@ -342,6 +342,7 @@ class BarSequencer:
         """
         ready, _ = self._drained(state, lambda: self._cause(state))
         for left, event in zip(reversed(range(len(ready))), ready, strict=True):
+            self.left = left
             if isinstance(event, Gap):
                 yield self._seen_now(event)
                 continue
@@ -351,7 +352,6 @@ class BarSequencer:
                 yield before
             for newest in () if left else state.undelivered():
                 yield self._seen_now(newest)
-            self.left = left
             yield self._seen_now(bar)
             for repeated in revisions:
                 for revision in self._revision(state, repeated, state.sequence.place(repeated)):
