@@ -370,7 +370,7 @@ class Daemon:
                     )
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
-                    _log_warming(feed, warm_at, run)
+                    _log_warming(warm_at, run)
                 for each in companions:
                     each.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
@@ -532,31 +532,16 @@ def _log_opened(opened: OpenedRun) -> None:
     log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
 
 
-def _log_warming(feed: LiveFeed, warm_at: Callable[[str], int | None], run: Run) -> None:
-    """Log until when each instrument is held, where the exchange has too few past bars of it.
-
-    One line tells of all whose turn to be warmed is still to come.
-    """
-    waiting: list[int] = []
-    for item in run.instruments:
-        if (at_ms := warm_at(item.id)) is None:
-            continue
-        if feed.warm_at(item.id) is not None:
-            waiting.append(at_ms)
-            continue
+def _log_warming(warm_at: Callable[[str], int | None], run: Run) -> None:
+    """Log until when how many instruments are held, whose turn or past bars are still to come."""
+    held = [at_ms for item in run.instruments if (at_ms := warm_at(item.id)) is not None]
+    if held:
         log.warning(
             "warming up",
-            instrument=item.id,
-            until=minute_text(at_ms),
-            advice="every bar is held until then: the exchange has no more of its past; a strategy "
-            "that looks back less, as trend does by shorter trend_windows, begins sooner",
-        )
-    if waiting:
-        log.info(
-            "warming up in turn",
-            instruments=len(waiting),
-            until=minute_text(max(waiting)),
-            advice="each trades as its candles have come; `tracepaper status` says when",
+            instruments=len(held),
+            until=minute_text(max(held)),
+            advice="`tracepaper status` says until when each is held; where the exchange has no "
+            "more of its past, a strategy that looks back less begins sooner",
         )
 
 
