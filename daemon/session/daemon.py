@@ -38,18 +38,13 @@ from tracepaper.daemon.http.server import (
     MountedPage,
 )
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.build import (
-    margin_rules,
-    margin_warnings,
-    needs_forecaster,
-    resolved,
-)
+from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
 from tracepaper.daemon.session.child import Companion
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, reader_of
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
-from tracepaper.daemon.session.models import forecaster_of, load_forecaster, warnings_for
+from tracepaper.daemon.session.models import forecaster_of, load_forecaster
 from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.processes import (
     Recorder,
@@ -130,9 +125,7 @@ class Daemon:
         clock: Clock | None = None,
     ) -> None:
         refuse_combination(traits_of(config, live=True))
-        execution = live_execution(config)
-        self._config = resolved(config, execution)
-        self._execution = execution
+        self._config = resolved(config, live_execution(config))
         self._database = database
         self._kind = kind
         self._opened = opened
@@ -227,18 +220,13 @@ class Daemon:
                 Opening(
                     config=config,
                     kind=self._kind,
-                    execution=self._execution,
                     database=self._database,
                     instruments=tuple(instruments),
                     forecaster=forecaster,
                     strategies=strategies,
                     period_start_ms=interval_start(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
-                    warnings=(
-                        *(() if forecaster is None else warnings_for(config)),
-                        *_promotion_warnings(forecaster, self._configured_sha256),
-                        *margin_warnings(config, instruments),
-                    ),
+                    warnings=_promotion_warnings(forecaster, self._configured_sha256),
                     is_served=is_served,
                 ),
                 audit,
