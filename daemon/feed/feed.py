@@ -413,7 +413,7 @@ class LiveFeed:
         return [
             state
             for key, state in self._states.items()
-            if key not in self._unanswered and not self._sequencer.holds(key)
+            if key not in self._unanswered and key not in self._sequencer.held
         ]
 
     async def _filled(self, until_ms: int) -> AsyncIterator[Event]:
@@ -466,16 +466,10 @@ class LiveFeed:
             self._cooldown.retry_log.failed("time", behind, BEHIND_WAIT_S)
             await self._cooldown.pause("time", BEHIND_WAIT_S)
             await self._maintenance.synchronise()
-        reached: dict[str, int] = {}
-        while True:
-            until_ms = interval_start(self._clock.market_ms(), self._start.interval_ms)
-            before = dict(reached)
-            async for event in self._filled(until_ms):
-                yield event
-            states = self._answered()
-            reached = {state.instrument.id: state.sequence.next_open_ms for state in states}
-            if reached == before or not any(state.sequence.lacks(until_ms) for state in states):
-                return
+        # What closes from here on comes by the streams; what REST lacks still is asked for later.
+        until_ms = interval_start(self._clock.market_ms(), self._start.interval_ms)
+        async for event in self._filled(until_ms):
+            yield event
 
     def _behind(self) -> ConfigInvalid | None:
         """Return an error where the server's time lies behind the newest bar of the run."""

@@ -176,10 +176,6 @@ class BarSequencer:
         """The instruments whose stream waits."""
         return self._held.keys()
 
-    def holds(self, instrument: str) -> bool:
-        """Return whether the stream of *instrument* waits."""
-        return instrument in self._held
-
     async def release(self, instrument: str) -> AsyncIterator[Event]:
         """Deliver what the stream of *instrument* brought while it waited."""
         self._states[instrument].end_request()

@@ -185,7 +185,7 @@ class WarmUpTurns:
 
     async def _warm(self, key: str, is_warm: asyncio.Event) -> None:
         state, sequence = self._states[key], self._states[key].sequence
-        while self._sequencer.holds(key):
+        while key in self._sequencer.held:
             until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
             before_ms = sequence.next_open_ms
             async for events in self._sequencer.answers(state, until_ms):
