@@ -285,7 +285,7 @@ class LiveFeed:
         async for event in self._filled(until_ms):
             yield event
         self._warming.postpone(self._unanswered)
-        for key in self._warming.turns.first:
+        for key in self._warming.first:
             for frame_bar in await self._warming.frames_of(key):
                 yield frame_bar
         if self._start.started is not None:
