@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -312,10 +312,7 @@ def restore_engine(
     """
     run = resumed.run
     if resumed.state is None:
-        raise InvariantBroken(
-            f"run {run.run_id} has {resumed.next_sequence} steps and no stored account; run "
-            "`tracepaper audit verify` and restore a backup"
-        )
+        raise _broken(run, f"{resumed.next_sequence} steps store no account")
     newest = resumed.next_sequence - 1
     check_state(reader, run, decode_state(resumed.state), newest)
     restore_at(engine, reader, run, newest)
@@ -437,10 +434,7 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
         if order is not None
     ]
     if stored != {_standing(order) for order in resting}:
-        raise InvariantBroken(
-            f"the orders of run {run.run_id} that rest after step {until} are not those of the "
-            "engine's state there; run `tracepaper audit verify` and restore a backup"
-        )
+        raise _broken(run, f"orders that rest after step {until} are not those of its state there")
 
 
 def _standing(order: Order) -> tuple[str, str, Side, int, int]:
@@ -477,25 +471,20 @@ def check_fills(
     for side, key, holding in held:
         added = posted[side].line(key).holding
         funding += holding.funding_paid - added.funding_paid
-        is_equal = (
-            added.quantity == holding.quantity
-            and added.entry_notional == holding.entry_notional
-            and added.realized_pnl == holding.realized_pnl
-            and added.fees_paid == holding.fees_paid
-        )
-        if not is_equal:
-            raise InvariantBroken(
-                f"the fills of run {run.run_id} add up to {added.quantity} of {key}, but its last "
-                f"step holds {holding.quantity}; run `tracepaper audit verify` and restore a backup"
-            )
-    if cash - funding != state.account.cash:
-        raise InvariantBroken(
-            f"the fills of run {run.run_id} leave cash {cash - funding}, but its last "
-            f"step says {state.account.cash}; run `tracepaper audit verify` and restore a backup"
-        )
+        if _POSTED(added) != _POSTED(holding):
+            what = f"fills add up to {added.quantity} of {key}, but its last step holds"
+            raise _broken(run, f"{what} {holding.quantity}")
     left = reader.balance(run.run_id, until=until)
-    if left is not None and left != state.account.cash:
-        raise InvariantBroken(
-            f"the ledger of run {run.run_id} leaves cash {left}, but its last step says "
-            f"{state.account.cash}; run `tracepaper audit verify` and restore a backup"
-        )
+    for rows, summed in (("fills", cash - funding), ("ledger rows", left)):
+        if summed not in (None, state.account.cash):
+            what = f"{rows} leave cash {summed}, but its last step says {state.account.cash}"
+            raise _broken(run, what)
+
+
+_POSTED: Final = attrgetter("quantity", "entry_notional", "realized_pnl", "fees_paid")
+
+
+def _broken(run: Run, what: str) -> InvariantBroken:
+    return InvariantBroken(
+        f"run {run.run_id}: its {what}; run `tracepaper audit verify` and restore a backup"
+    )
