@@ -180,11 +180,14 @@ def with_symbols(config: Config, symbols: Sequence[str]) -> Config:
     return config.model_copy(update={"market": market})
 
 
-def known_candidates(config: Config, kind: RunKind, database: Path) -> tuple[str, ...]:
+def known_candidates(config: Config, kind: RunKind, database: Path) -> tuple[str, ...] | None:
     """Return the candidates of the newest run of *database* by the same rule; none without one.
 
-    Only another rule, category or interval has them taken from the exchange anew.
+    Only another rule, category or interval has them taken from the exchange anew. None where the
+    configuration itself names the symbols.
     """
+    if config.market.universe is None or not config.market.universe.candidates:
+        return None
     with Reader.open(database) as reader:
         last = reader.newest(kind)
     if last is None:
