@@ -108,6 +108,7 @@ class BarSequencer:
         self._maintenance = maintenance
         self._counters = client.counters
         self._is_up = is_up
+        self._interval_ms = next(iter(states.values())).sequence.interval_ms
         self._listing_wait_s = min(LISTING_WAIT_S_MAX, certain_s)
         self.left = 0  # bars and gaps at hand that follow the event just yielded
         # Why bars are missing that closed before the stream; None of what is new to this run.
@@ -219,35 +220,20 @@ class BarSequencer:
         until_ms: int,
         patience_s: float | None,
         unanswered: set[str],
+        *,
+        is_again: bool = False,
     ) -> AsyncIterator[tuple[int, Event]]:
-        """Yield each event behind the number of those of the same answer that follow it."""
-        lacking = [state for state in states if state.sequence.lacks(until_ms)]
-        async for counted in self._windows(lacking, until_ms, patience_s, unanswered):
-            yield counted
-        # One without any candle is as rare as an answer that wrongly says so: ask twice.
-        unknown = [state for state in lacking if self._is_new(state)]
-        if unknown := [state for state in unknown if state.instrument.id not in unanswered]:
-            await self._wait(self._listing_wait_s)
-            async for counted in self._windows(unknown, until_ms, patience_s, unanswered):
-                yield counted
+        """Yield each event behind the number of those of the same answer that follow it.
 
-    async def _windows(
-        self,
-        states: Sequence[FeedState],
-        until_ms: int,
-        patience_s: float | None,
-        unanswered: set[str],
-    ) -> AsyncIterator[tuple[int, Event]]:
-        """Yield what answers bring, window by window, the instruments merged by time."""
-        if not states:
-            return
-        interval_ms = states[0].sequence.interval_ms
-        window_ms = self._client.candles_max * interval_ms
-        first_ms = min(state.sequence.next_open_ms for state in states)
+        REST is asked window by window, and the instruments are merged by time.
+        """
+        lacking = [state for state in states if state.sequence.lacks(until_ms)]
+        window_ms = self._client.candles_max * self._interval_ms
+        first_ms = min((state.sequence.next_open_ms for state in lacking), default=until_ms)
         for start_ms in range(first_ms, until_ms, window_ms):
             end_ms, answers = min(start_ms + window_ms, until_ms), list[list[Gap | Bar]]()
             windows = {}
-            for state in states:
+            for state in lacking:
                 if state.instrument.id not in unanswered:
                     answers.append([])
                     window = self._window(state, start_ms, end_ms, answers[-1])
@@ -257,7 +243,9 @@ class BarSequencer:
             events = sorted(
                 chain.from_iterable(answers),
                 key=lambda event: (
-                    event.close_time_ms if isinstance(event, Bar) else event.from_ms + interval_ms
+                    event.close_time_ms
+                    if isinstance(event, Bar)
+                    else event.from_ms + self._interval_ms
                 ),
             )
             for left, event in zip(reversed(range(len(events))), events, strict=True):
@@ -266,6 +254,14 @@ class BarSequencer:
                     async for before in self._settlements_before(state, event.close_time_ms):
                         yield left, before
                 yield left, self._seen_now(event)
+        # One without any candle is as rare as an answer that wrongly says so: ask twice.
+        unknown = [state for state in lacking if self._is_new(state)]
+        unknown = [state for state in unknown if state.instrument.id not in unanswered]
+        if unknown and not is_again:
+            await self._wait(self._listing_wait_s)
+            again = self._filled(unknown, until_ms, patience_s, unanswered, is_again=True)
+            async for counted in again:
+                yield counted
 
     async def _window(
         self, state: FeedState, start_ms: int, end_ms: int, events: list[Gap | Bar]
