@@ -349,31 +349,21 @@ def refuse_size(config: Config, instrument: Instrument) -> None:
     Filters that change later are no fault of the configuration: then each decision says why it is
     left unfilled.
     """
-    sizing = config.sizing
+    sizing, key, decimals = config.sizing, "quantity", instrument.quantity_decimals
+    given, least, most = sizing.quantity, instrument.min_quantity, instrument.max_quantity
     if sizing.mode != "fixed":
-        if (
-            scaled(sizing.notional, MONEY_DECIMALS, name="sizing.notional")
-            < instrument.min_notional
-        ):
-            least = unscaled(instrument.min_notional, MONEY_DECIMALS)
+        key, decimals = "notional", MONEY_DECIMALS
+        given, least, most = sizing.notional, instrument.min_notional, 0
+    size = scaled(given, decimals, name=f"sizing.{key}")
+    for is_beyond, bound, words in (
+        (size < least, least, "below {}, the least"),
+        (most and size > most, most, "above {}, the largest"),
+    ):
+        if is_beyond:
             raise ConfigInvalid(
-                f"sizing.notional {plain(sizing.notional)} is below {least}, the least order of "
-                f"{instrument.id}; raise it."
+                f"sizing.{key} {plain(given)} is {words.format(unscaled(bound, decimals))} order "
+                f"of {instrument.id}; change it."
             )
-        return
-    decimals = instrument.quantity_decimals
-    quantity = scaled(sizing.quantity, decimals, name="sizing.quantity")
-    smallest, largest = instrument.min_quantity, instrument.max_quantity
-    beyond = None
-    if quantity < smallest:
-        beyond = f"below {unscaled(smallest, decimals)}, the least"
-    elif largest and quantity > largest:
-        beyond = f"above {unscaled(largest, decimals)}, the largest"
-    if beyond is not None:
-        raise ConfigInvalid(
-            f"sizing.quantity {plain(sizing.quantity)} is {beyond} order of {instrument.id}; "
-            "change it."
-        )
 
 
 def _stand_in(config: Config, symbol: str) -> Instrument:

@@ -30,7 +30,6 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.units import DAY_MS, time_of_day_ms
 
-LIST_BYTES_MAX: Final = 1 << 20
 SYMBOL_LIKE: Final = re.compile(r"[A-Z0-9][A-Z0-9.-]*")
 UNKNOWN_AGE: Final = -1
 _SHARE: Final = Decimal("0.000001")
@@ -55,17 +54,11 @@ def names_of(file: Path) -> tuple[str, ...]:
     """
     key = "market.universe.file"
     try:
-        with file.open("rb") as opened:
-            raw = opened.read(LIST_BYTES_MAX + 1)
-        lines = raw.decode("utf-8-sig").splitlines() if len(raw) <= LIST_BYTES_MAX else []
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigInvalid(f"{file} cannot be read ({error.strerror}); correct {key}.") from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{file} is not UTF-8 text; correct {key}.") from None
-    if len(raw) > LIST_BYTES_MAX:
-        raise ConfigInvalid(
-            f"{file} is larger than 1 MiB; give a list of symbols, or correct {key}."
-        )
     named = (line.partition("#")[0].strip() for line in lines)
     names = tuple(dict.fromkeys(symbol_name(name) for name in named if name))
     if not names:
