@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
 
+from tracepaper.storage.chain.verify import StoredCommit
 from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import WITHIN, chain_head, latest_state, run_span
 from tracepaper.storage.database.connection import is_busy_error
@@ -427,8 +428,7 @@ class SqlAuditLog:
         """Insert the rows of *commits* and move the head of the run's row."""
         insert_rows(self._connection, {"models": [*self._models.values()], **self._opening})
         for commit in commits:
-            digest, kept, _ = commit.head
-            link = (self._run_key, commit.first, commit.last, digest, kept, commit.contents)
+            link = StoredCommit.of(self._run_key, commit)
             insert_rows(self._connection, {**commit.rows, "commits": [link]})
         last = commits[-1]
         self._connection.execute(_UPDATE_HEAD, (last.last + 1, last.head.digest, self._run_key))

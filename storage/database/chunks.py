@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -52,9 +52,10 @@ _TWINS_CONFIRMED: Final = (
 )
 
 
-def select(table: str, where: str) -> str:
-    """Return the query for all columns of *table* where *where*, in the order of its key."""
-    columns = ", ".join(stored_columns(table))
+@cache
+def select(table: str, where: str, width: int | None = None) -> str:
+    """Return the query for the first *width* columns of *table*, or all, in its key's order."""
+    columns = ", ".join(stored_columns(table)[:width])
     keys = ", ".join(column.name for column in TABLES[table] if column.is_key)
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {keys}"
 
