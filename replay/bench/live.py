@@ -134,9 +134,7 @@ def live_parts(
     """Yield a run whose period begins at *start_ms*, logged in the new database *path*."""
     audit = SqlAuditLog.open(path)
     try:
-        opening = Opening(
-            config, RunKind.LIVE, FillModel.QUOTE, path, tuple(instruments), forecaster, start_ms, 0
-        )
+        opening = Opening(config, RunKind.LIVE, path, tuple(instruments), forecaster, start_ms, 0)
         opened = open_run(opening, audit)
         predict: Predict = no_forecast
         if forecaster is not None:
