@@ -911,7 +911,7 @@ async def test_the_live_loop_decides_as_the_replay(other: Scene, tmp_path: Path)
     )  # fmt: skip
     start = start_event(model, warm_from=(), market_ms=replay.feed.period_start_ms)
 
-    async def feed() -> AsyncIterator[Event | None]:
+    async def feed() -> AsyncIterator[Event]:
         for event in chain((start,), replay.feed.events()):
             yield event
 
