@@ -26,17 +26,14 @@ from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
     Strategies,
-    build_engine,
-    coverage_warnings,
     every_of,
     make_strategies,
-    margin_warnings,
     needs_forecaster,
     resolved,
     warmup_bars,
 )
-from tracepaper.daemon.session.models import card_of, load_forecaster, warnings_for
-from tracepaper.daemon.session.run_row import describe_run, refuse_size
+from tracepaper.daemon.session.models import card_of, load_forecaster
+from tracepaper.daemon.session.run_row import new_run, refuse_size
 from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
@@ -305,19 +302,11 @@ def build(
         refuse_books(sources, instruments, *times)
         books = BookFeed(sources, instruments, config.execution.response_ms)
         missing = books.warnings(*times)
-    engine = build_engine(
-        config,
-        instruments,
-        execution=execution,
-        period_start_ms=feed.period_start_ms,
-        forecaster=forecaster,
-        strategies=strategies,
-        sessions=feed.sessions,
-    )
-    run = describe_run(
+    run, engine = new_run(
         config,
         instruments,
         forecaster,
+        strategies,
         kind=RunKind.REPLAY,
         started_at_ms=started_at_ms,
         period_start_ms=feed.period_start_ms,
@@ -333,7 +322,6 @@ def build(
             *feed.actions.notes,
             *read_as,
             *list_warnings(rule, names, instruments),
-            *(() if forecaster is None else warnings_for(config)),
             *(
                 ()
                 if forecaster is None
@@ -343,11 +331,8 @@ def build(
                     feed.period_start_ms,
                 )
             ),
-            *margin_warnings(config, instruments),
-            *coverage_warnings(engine),
         ),
         sessions=feed.sessions,
-        sees_account=engine.sees_account,
     )
     return Replay(run, feed, engine, forecaster, instruments, config, books)
 

@@ -32,6 +32,7 @@ GENERATED: Final = {
     "configuration.md": "| together |",
     "decisions.md": "| gate |",
     "http.md": "\n## Addresses\n",
+    "FIGURES.md": "| figure |",
     "surface.md": "# ",
     "views.md": "# ",
 }
@@ -60,7 +61,8 @@ def written_by_hand(page: Path) -> str:
     if mark is None:
         return text
     before, _, rest = text.partition(mark)
-    return before + (rest.partition("\n\n")[2] if mark.startswith("|") else "")
+    end = "\n\n## Measured" if page.name == "FIGURES.md" else "\n\n"  # its open work follows too
+    return before + (rest.partition(end)[2] if mark.startswith("|") else "")
 
 
 def main() -> None:

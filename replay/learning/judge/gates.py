@@ -68,7 +68,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.gates.declared import confidence_calibrated, regime
-from tracepaper.strategies.gates.evaluator import RegimeBounds, next_regime, threshold_of
+from tracepaper.strategies.gates.evaluator import RegimeBounds, threshold_of
 from tracepaper.strategies.gates.gate import (
     AUTO,
     GATES,
@@ -907,6 +907,6 @@ def _in_usual_regimes(explained: Forecasts, section: Mapping[str, Any]) -> NDArr
     for row, (place, mass) in enumerate(zip(places, masses, strict=True)):
         if before is not None and place != before + 1:
             now = Regime.UNKNOWN
-        now, before = next_regime(now, mass, bounds), place
+        now, before = bounds.next_regime(now, mass), place
         inside[row] = now.value in usual
     return inside
