@@ -198,26 +198,21 @@ def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
 
 def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
     """Return the newest position of every instrument; in hedge mode both sides of it."""
-    nothing: Row = {"sequence": 0, "side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
-    positions = []
-    for name in shown.columns.instruments:
-        rows = shown.views.rows("v_positions", newest=2, instrument=name) or [nothing]
-        last = max(row["sequence"] for row in rows)
-        positions += [
-            answers.InstrumentPosition(
-                instrument=name,
-                side=row["side"] if row["quantity"] else "FLAT",
-                quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
-                average_price_text=row.get("average_price_text")
-                or _text_of(row.get("average_price"), shown, name),
-                unrealized=as_number(row.get("unrealized_pnl")),
-                margin=as_number(row.get("margin")),
-                liquidation_price=as_number(row.get("liquidation_price")),
-            )
-            for row in sorted(rows, key=itemgetter("side"))
-            if row["sequence"] == last
-        ]
-    return positions
+    nothing: Row = {"side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
+    return [
+        answers.InstrumentPosition(
+            instrument=name,
+            side=row["side"] if row["quantity"] else "FLAT",
+            quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
+            average_price_text=row.get("average_price_text")
+            or _text_of(row.get("average_price"), shown, name),
+            unrealized=as_number(row.get("unrealized_pnl")),
+            margin=as_number(row.get("margin")),
+            liquidation_price=as_number(row.get("liquidation_price")),
+        )
+        for name in shown.columns.instruments
+        for row in shown.views.last_positions(name) or [nothing]
+    ]
 
 
 def _text_of(price: float | None, shown: ShownRun, instrument: str) -> str | None:
