@@ -18,7 +18,7 @@ from tracepaper.replay.document.charts import OTHER_LINE, OWN_LINE, WHOLE_LINE, 
 from tracepaper.replay.explain.decision import missed_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
-from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of, words_of
+from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of
 from tracepaper.replay.report.states import HOLE, LastingState, lasting_states
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage.checks import newest_check
@@ -399,8 +399,10 @@ def candles(
             if name.startswith(prefix)
         }
 
-    action, regime = (
-        [word or "" for word in words_of(column(name))] for name in ("action", "regime")
+    outcome = np.nan_to_num(column("outcome"), nan=-1).astype(np.int64)
+    action, refused_by, regime = (
+        shown.columns.of_outcomes(outcome, name).tolist()
+        for name in ("action", "refused_by", "regime")
     )
     return answers.Candles(
         instrument=instrument,
@@ -413,7 +415,7 @@ def candles(
         volume=_plain(column("volume")),
         sequence=_whole_or_none(column("sequence")),
         action=action,
-        refused_by=words_of(column("refused_by")),
+        refused_by=[gate or None for gate in refused_by],
         regime=regime,
         confidence=numbers_of(column("confidence")),
         held=_plain(column("quantity")),
