@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_rows import WHOLE, Columns, RunRows, Span
+from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
 from tracepaper.storage.database.run_views import RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
@@ -23,7 +23,7 @@ from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tracepaper.storage.memory_log import MemoryLog
+    from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.decisions import GateSet
     from tracepaper.strategies.types.market import CorporateAction, Instrument
 
@@ -82,15 +82,14 @@ class RunColumns:
     A span is the first and the last sequence, and everything where it is left out.
     """
 
-    def __init__(self, source: Reader | MemoryLog, run_id: str) -> None:
-        reader = source if isinstance(source, Reader) else source.reader
+    def __init__(self, reader: Reader, run_id: str) -> None:
         stored = reader.stored_run(run_id)
         self.run, self.run_key = stored.run, stored.run_key
         sessions, self.interval_ms = sessions_of(stored.run), stored.run.interval_ms
         calendar = None if sessions is None else Calendar(sessions, self.interval_ms)
         self.times = BarTimes(self.interval_ms, calendar)
         self.instruments: dict[str, Instrument] = {item.id: item for item in stored.run.instruments}
-        self.rows = RunRows(reader.connection, self.run_key)
+        self.rows = reader.run_rows(self.run_key)
         self.views = RunViews(reader.connection, run_id)
         self._reader = reader
         self.refresh()

@@ -245,12 +245,11 @@ def _chosen(client: _RouteClient, run: Answer, candles: list[Answer]) -> list[in
     share = max(1, len(candles))
     for columns in candles:
         picked |= _of_instrument(columns, share)
-    fills = _rows(client, "fills")
-    picked |= {fill["decision_sequence"] for fill in fills[:FILLED]}
-    by_step = {fill["sequence"]: fill["decision_sequence"] for fill in fills}
-    trades = sorted(_rows(client, "trades"), key=lambda trade: trade["net"] or 0.0)
-    for trade in trades[:TRADED] + trades[-TRADED:]:
-        picked |= {by_step.get(trade[name]) for name in ("entry_sequence", "exit_sequence")}
+    picked |= {fill["decision_sequence"] for fill in _rows(client, "fills")[:FILLED]}
+    first = run["first_sequence"] or 0  # a trade outlives a prune, its decision does not
+    trades = [of for of in _rows(client, "trades") if of["entry_sequence"] >= first]
+    trades.sort(key=lambda trade: trade["net"] or 0.0)
+    picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
     return sorted(sequence for sequence in picked if sequence is not None)
 
 

@@ -97,6 +97,13 @@ def test_the_decisions_that_matter_are_whole(held: dict[str, Any], cross_databas
     column = [each["name"] for each in fills["columns"]].index("decision_sequence")
     wanted = {run["last_sequence"], run["first_sequence"], run["last_fill"]["decision_sequence"]}
     wanted |= {row[column] for row in fills["rows"][: contents.FILLED]}
+    trades = held[f"{path}/views/trades"]
+    net, opened = (
+        [each["name"] for each in trades["columns"]].index(name)
+        for name in ("net", "entry_sequence")
+    )
+    by_result = sorted(trades["rows"], key=lambda row: row[net])
+    wanted |= {by_result[0][opened], by_result[-1][opened]}
     candles = held[f"{path}/candles?instrument=linear%3ABTCUSDT"][0]
     judged = dict(zip(candles["refused_by"], candles["sequence"], strict=True))
     wanted |= {sequence for gate, sequence in judged.items() if gate}

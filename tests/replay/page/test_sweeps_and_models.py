@@ -47,8 +47,9 @@ def test_a_sweep_is_listed_and_is_the_document_of_its_command(swept: Path) -> No
     assert document["title"] == "Sweep of sma_cross"
     texts = [part.get("text") for part in document["parts"]]
     assert "How much of it is luck" in texts
-    (table,) = [part for part in document["parts"] if part["kind"] == "table"]
-    assert len(table["rows"]) == 2
+    runs_table, heat = [part for part in document["parts"] if part["kind"] == "table"]
+    assert len(runs_table["rows"]) == 2
+    assert sorted(cell["tint"] for cell in heat["rows"][0][1:]) == [-1.0, 1.0]
     with pytest.raises(HttpRefusal, match="no such sweep"):
         shelf.sweep("0" * 16)
 
