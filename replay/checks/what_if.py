@@ -201,11 +201,11 @@ def compare_recorded(
     """
     codes: dict[Verdict, int] = {}
     (reader, columns), (_, other) = left, right
-    stored, beside = _recorded(reader, columns, codes), _recorded(*right, codes)
+    stored, second = _recorded(reader, columns, codes), _recorded(*right, codes)
     places = dict(zip(columns.instruments, range(len(columns.instruments)), strict=True))
-    at = np.array([places.get(name, -1) for name in other.instruments])[beside.rows["instrument"]]
-    rows = {name: column[at >= 0] for name, column in (beside.rows | {"instrument": at}).items()}
-    both = stored, replace(beside, rows=rows)
+    at = np.array([places.get(name, -1) for name in other.instruments])[second.rows["instrument"]]
+    rows = {name: column[at >= 0] for name, column in (second.rows | {"instrument": at}).items()}
+    both = stored, replace(second, rows=rows)
     return _compared(columns, both, list(codes), (" beside ".join(names),), names)
 
 
