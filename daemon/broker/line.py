@@ -141,17 +141,17 @@ class Line:
             if self.holding.quantity:
                 self._revalue()
 
-    def profit_at(self, price: int) -> int:
-        """Return the profit of what is held that *price* would leave, in money."""
-        holding = self.holding
-        if not holding.quantity:
-            return 0
-        return self.notional(price, holding.quantity) - holding.entry_notional
+    def profits_at(self, prices: Sequence[int]) -> list[int]:
+        """Return the profit of what is held that each of *prices* would leave, in money."""
+        quantity, entry, worth = self.held, self.holding.entry_notional, self.notional
+        if not quantity:
+            return [0] * len(prices)
+        return [worth(price, quantity) - entry for price in prices]
 
     def _revalue(self) -> None:
         """Value what is held at the mark."""
         holding = self.holding
-        unrealized = self.profit_at(self.mark)
+        (unrealized,) = self.profits_at((self.mark,))
         self.book.unrealized += unrealized - self.position.unrealized_pnl
         self.position = Position(
             holding.quantity,

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterator
 
+    from tracepaper.storage.database.run_rows import RunRows
     from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
     from tracepaper.strategies.types.market import Bar, Event, RunKind
 
@@ -151,6 +152,12 @@ class Reader:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+    def run_rows(self, run_key: int) -> RunRows:
+        """Return the rows of one run as columns."""
+        from tracepaper.storage.database.run_rows import RunRows  # NumPy, which few readers need
+
+        return RunRows(self.connection, run_key)
 
     # ------------------------------------------------------------ runs
 

@@ -147,7 +147,9 @@ def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]
             alike[shape].append(row)
         present = {shape: _present(of_shape) for shape, of_shape in alike.items()}
         whole = 0
-        if _ALIKE_ROWS * sum(map(ne, shapes, shapes[1:])) > len(shapes):  # as of bars and closes
+        changes = sum(map(ne, shapes, shapes[1:]))
+        # What an index tests of a row's kind costs as much as the row, and once a statement.
+        if not changes or _ALIKE_ROWS * changes > len(shapes):  # as of bars and closes
             whole = len(of_table) // BLOCK_ROWS * BLOCK_ROWS
         for start in range(0, whole, BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
