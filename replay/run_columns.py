@@ -5,6 +5,7 @@ Prices and money are in quote currency, quantities in base currency, times in UT
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.session.run_row import sessions_of
+from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
-from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.database.run_views import RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
@@ -226,6 +228,28 @@ class RunColumns:
             f"Run {self.run.run_id} holds no account at step {sequence}; run `tracepaper audit "
             "verify` and restore a backup."
         )
+
+    def actions(self) -> list[tuple[int, CorporateAction]]:
+        """List the splits and dividends of shares, each after its sequence."""
+        return actions_of(self._reader.connection, self.run)
+
+    def settled(self) -> tuple[dict[str, dict[int, float]], int]:
+        """Return the rates settled by instrument and market time, and how many came again.
+
+        One that comes again is booked once. A dividend is funding that is received.
+        """
+        events = self.rows.events("funding", (0, self.span[1]))
+        names = list(self.instruments)
+        rates: dict[str, dict[int, float]] = {name: {} for name in names}
+        for event in events:
+            rate = json.loads(event.content)["rate"]
+            rates[names[event.instrument or 0]].setdefault(event.market_ms, rate)
+        again = len(events) - sum(map(len, rates.values()))
+        for _, action in self.actions():
+            if not action.is_split:
+                rate = dividend_rate(action, self.instruments[action.instrument])
+                rates[action.instrument][action.market_ms] = rate
+        return rates, again
 
     # ------------------------------------------------------------ places and times
 

@@ -360,10 +360,11 @@ class Broker:
         refusals = {name: list[str | None]() for name in ("", *wishes.intents)}
         for book in account.books:
             position = book.lines[bar.instrument]
-            for share in position.shares:
-                if (wish := wishes.intents.get(share.owner)) is not None:
-                    refusals[share.owner].append(self._ask(share, wish, bar, at_ms))
-            cross(position, wishes.price, at_ms)
+            if position.shares:
+                for share in position.shares:
+                    if (wish := wishes.intents.get(share.owner)) is not None:
+                        refusals[share.owner].append(self._ask(share, wish, bar, at_ms))
+                cross(position, wishes.price, at_ms)
             if intent is not None:
                 refusals[""].append(self._ask(position, intent, bar, at_ms))
         return {name: "; ".join(filter(None, of)) or None for name, of in refusals.items()}

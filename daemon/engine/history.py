@@ -28,7 +28,6 @@ from tracepaper.strategies.gates.evaluator import (
     YARDSTICK_MEMORY,
     GateEvaluator,
     Plausibility,
-    next_regime,
 )
 from tracepaper.strategies.order_book import OrderBookHistory
 from tracepaper.strategies.sessions import WATCHED_SESSIONS, SplitWatch
@@ -373,7 +372,7 @@ class RegimeTracker:
         """Go on with what the model looked at."""
         mass = None if explanation is None else explanation.recent_mass
         if mass is not None and self._bounds is not None:
-            self.regime = next_regime(self.regime, mass, self._bounds)
+            self.regime = self._bounds.next_regime(self.regime, mass)
         if explanation is not None and self._cells is not None:
             values = [getattr(explanation, name) for name in self._cells.names]
             self.cell = self._cells.next_cell(self.cell, values, self._hysteresis)

@@ -401,10 +401,9 @@ class FeedStart(Struct, frozen=True):
 
 
 class BackfillPage(Struct, frozen=True):
-    """REST's answer with the bars of an instrument from ``from_ms`` on."""
+    """REST's answer with the bars of an instrument from its next one on."""
 
     instrument: str
-    from_ms: int
     bars: tuple[Bar, ...]
     answered_s: float  # network time
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracepaper.replay.archive.candles import Candles, merge_candles, slice_candles
+from tracepaper.replay.archive.candles import Candles, merge_candles
 from tracepaper.replay.archive.read import read_candles
 from tracepaper.replay.archive.series import FundingRates, read_funding
 

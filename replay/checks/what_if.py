@@ -1,13 +1,14 @@
-"""``whatif``: what a change makes of a recorded run, decision by decision, with errors.
+"""What a change makes of a recorded run, or another run beside it, decision by decision.
 
 The rule is docs/identity.md, I21.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from tracepaper.replay.checks.changed_run import ChangedRun
 from tracepaper.replay.document.values import (
     Cells,
     Estimate,
+    Figure,
     Paragraph,
     Part,
     Table,
@@ -49,35 +51,25 @@ ACCOUNTS: Final = (
     of_row("fills", "fills", "count"),
 )
 CAUSES: Final = (of_row("why", "why", "text"), of_row("decisions", "decisions", "count"))
-CHANGES: Final = (
-    of_row("open_time_ms", "bar", "minute"),
-    of_row("instrument", "instrument", "text", wide=True),
-    of_row("sequence", "sequence", "text", wide=True),
-    of_row("before", "as recorded", "text"),
-    of_row("target_before", "target", "text"),
-    of_row("after", "what if", "text"),
-    of_row("target_after", "target", "text"),
-    of_row("why", "why", "text", wide=True),
-    of_row("measure", "measure", "measure"),
-    of_row("threshold", "threshold", "measure", wide=True),
-)
 _JUDGED: Final = ("target_quantity", "instrument")
 Verdict = tuple[str, str | None]
 """An action, and the gate that refused it."""
+DERIVED: Final = ("as recorded", "what if")
 
 
 @dataclass(frozen=True)
-class WhatIf:
-    """What a change makes of a run: of the compared ``decisions`` so many are ``changed``."""
+class Comparison:
+    """Two runs over the bars that both decided: of so many ``decisions``, ``changed`` differ."""
 
-    run_id: str
+    run_id: str  # of the first
     change: tuple[str, ...]
+    names: tuple[str, str]
     decisions: int
     changed: int
     moved: int  # of these with another target
     from_ms: int  # open time of the first compared bar
     until_ms: int  # close of the last
-    accounts: tuple[Cells, ...]  # as recorded, with the change, the difference
+    accounts: tuple[Cells, ...]  # of the first, of the second, the difference
     causes: tuple[Cells, ...]  # the most frequent first
     changes: tuple[Cells, ...]  # the first ``CHANGES_KEPT``
     notes: tuple[str, ...]
@@ -87,9 +79,10 @@ class WhatIf:
 class DecidedRun:
     """The decisions of a run, a row each: its place in the run, the code of its verdict."""
 
-    rows: Columns
+    rows: Columns  # a target is infinite where there is none
     decision: Callable[[int], Decision]  # at a place
-    account_before: Callable[[int], tuple[float, int, int]]  # equity; fees and fills since
+    account: Callable[[int, int], tuple[float, int, int]]
+    """The equity before the one place, and fees and fills from there to the other."""
 
 
 class DecisionLog:
@@ -106,6 +99,7 @@ class DecisionLog:
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
+        self._items = run.instruments
         self._place_of = {item.id: place for place, item in enumerate(run.instruments)}
 
     def append_now(self, *steps: Step) -> None:
@@ -146,10 +140,18 @@ class DecisionLog:
 
     def decided(self) -> DecidedRun:
         """Return the decisions."""
-        rows = {name: np.array(column, np.int64) for name, column in self._rows.items()}
+        rows: Columns = {name: np.array(of, np.int64) for name, of in self._rows.items()}
         rows["place"] = np.arange(len(self._decisions))
+        rows["target_quantity"] = _targets(rows, self._items)
         account = self._cash, self._fees, self._fills  # its first decision is compared
-        return DecidedRun(rows, self._decisions.__getitem__, lambda _first: account)
+        return DecidedRun(rows, self._decisions.__getitem__, lambda _first, _last: account)
+
+
+def _targets(rows: Columns, items: Iterable[Instrument]) -> Floats:
+    """Return the target of each row in base currency."""
+    scales = np.array([10.0**item.quantity_decimals for item in items])
+    stored = rows["target_quantity"]
+    return np.where(stored == NOT_STORED, np.inf, stored / scales[rows["instrument"]])
 
 
 def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) -> DecidedRun:
@@ -160,32 +162,65 @@ def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) ->
         for outcome in columns.rows.outcomes
     ]
     rows["verdict"] = np.array(verdicts, np.int64)[rows["outcome"]]
+    rows["target_quantity"] = _targets(rows, columns.instruments.values())
 
     def decision(sequence: int) -> Decision:
         stored = reader.step(run_id, sequence).decision
         assert stored is not None, "only what was decided is compared"
         return stored
 
-    def account_before(first: int) -> tuple[float, int, int]:
-        begin, last = columns.span
-        paid = reader.step(run_id, last).account.fees_paid
+    def account(first: int, last: int) -> tuple[float, int, int]:
+        begin, end = columns.span
+        if last < rows["sequence"][-1]:  # else what came after its last decision counts too
+            end = last
+        paid = reader.step(run_id, end).account.fees_paid
         if first > begin:
             paid -= reader.step(run_id, first - 1).account.fees_paid
-        return columns.equity_before(first), paid, len(columns.rows.filled((first, last)))
+        return columns.equity_before(first), paid, len(columns.rows.filled((first, end)))
 
-    return DecidedRun(rows | {"place": rows["sequence"]}, decision, account_before)
+    return DecidedRun(rows | {"place": rows["sequence"]}, decision, account)
 
 
-def what_if(changed: ChangedRun) -> WhatIf:
+def what_if(changed: ChangedRun) -> Comparison:
     """Derive *changed*, and compare each of its decisions with the record's."""
     codes: dict[Verdict, int] = {}
     log = DecisionLog(float(changed.config.account.cash), codes)
     changed.derive(log)
-    run, columns = changed.stored.run, RunColumns(changed.reader, changed.stored.run.run_id)
-    stored, derived = _recorded(changed.reader, columns, codes), log.decided()
+    columns = RunColumns(changed.reader, changed.stored.run.run_id)
+    stored = _recorded(changed.reader, columns, codes)
+    notes = tuple(_notes(changed))
+    return _compared(columns, (stored, log.decided()), list(codes), changed.words, DERIVED, notes)
+
+
+def compare_recorded(
+    left: tuple[Reader, RunColumns], right: tuple[Reader, RunColumns], names: tuple[str, str]
+) -> Comparison:
+    """Compare the decisions of two recorded runs, which are called *names*.
+
+    Raises ``DataInvalid`` where they decided no bar in common.
+    """
+    codes: dict[Verdict, int] = {}
+    (reader, columns), (_, other) = left, right
+    stored, beside = _recorded(reader, columns, codes), _recorded(*right, codes)
+    places = dict(zip(columns.instruments, range(len(columns.instruments)), strict=True))
+    at = np.array([places.get(name, -1) for name in other.instruments])[beside.rows["instrument"]]
+    rows = {name: column[at >= 0] for name, column in (beside.rows | {"instrument": at}).items()}
+    both = stored, replace(beside, rows=rows)
+    return _compared(columns, both, list(codes), (" beside ".join(names),), names)
+
+
+def _compared(
+    columns: RunColumns,
+    both: tuple[DecidedRun, DecidedRun],
+    verdicts: Sequence[Verdict],
+    change: tuple[str, ...],
+    names: tuple[str, str],
+    notes: tuple[str, ...] = (),
+) -> Comparison:
+    """Compare *both*, of which the first is that of *columns*; codes are places in *verdicts*."""
+    run, (stored, derived) = columns.run, both
     keys, others = (
-        of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"]
-        for of in (stored, derived)
+        of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"] for of in both
     )
     if not np.array_equal(keys, others):
         _, mine, theirs = np.intersect1d(keys, others, return_indices=True)
@@ -195,29 +230,30 @@ def what_if(changed: ChangedRun) -> WhatIf:
             for of, rows in ((stored, mine), (derived, theirs))
         )
     if not (opens := stored.rows["open_time_ms"]).size:
-        raise DataInvalid("No bar was decided both times; give an earlier --from.")
+        raise DataInvalid("No bar was decided both times; compare runs, or a --from, of one time.")
     moves, judged = (
         stored.rows[name] != derived.rows[name] for name in ("target_quantity", "verdict")
     )
     differs = moves | judged
-    verdicts, causes = list(codes), Counter[str]()
+    causes = Counter[str]()
     pairs = zip(*(of.rows["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
     for (before, after), times in Counter(pairs).items():
         causes[_why(verdicts[before], verdicts[after])] += times
     closes = columns.times.closes_of(opens)
     listed = _beginnings(differs, stored.rows, derived.rows)[:CHANGES_KEPT]
-    return WhatIf(
+    return Comparison(
         run.run_id,
-        changed.words,
+        change,
+        names,
         int(opens.size),
         int(differs.sum()),
         int(moves.sum()),
         int(opens[0]),
         int(closes[-1]),
-        _accounts(closes, columns.times.calendar, stored, derived),
+        _accounts(names, closes, columns.times.calendar, stored, derived),
         tuple({"why": why, "decisions": times} for why, times in causes.most_common()),
         tuple(_changes(run.instruments, listed, stored, derived)),
-        tuple(_notes(changed)),
+        notes,
     )
 
 
@@ -257,21 +293,23 @@ def _changes(
 ) -> Iterator[Cells]:
     """Yield the decisions of the rows *listed* as they were and as they are."""
     for row in listed.tolist():
-        item = items[stored.rows["instrument"][row]]
         before, after = (of.decision(int(of.rows["place"][row])) for of in (stored, derived))
         gate, judged = after.refused_by, after
         if gate is None or gate == before.refused_by:
             gate, judged = before.refused_by, before
         at = None if gate is None else judged.gate_set.gates.index(gate)
         verdicts = [(of.action.value, of.refused_by) for of in (before, after)]
+        targets = [float(of.rows["target_quantity"][row]) for of in (stored, derived)]
+        target, target_after = (None if math.isinf(target) else target for target in targets)
         yield {
             "open_time_ms": int(stored.rows["open_time_ms"][row]),
-            "instrument": item.id,
+            "instrument": items[stored.rows["instrument"][row]].id,
             "sequence": int(stored.rows["sequence"][row]),
+            "beside": int(derived.rows["place"][row]),
             "before": _verdict_text(verdicts[0]),
-            "target_before": _quantity(before, item.quantity_decimals),
+            "target_before": target,
             "after": _verdict_text(verdicts[1]),
-            "target_after": _quantity(after, item.quantity_decimals),
+            "target_after": target_after,
             "why": _why(*verdicts),
             "measure": None if at is None else judged.measures[at],
             "threshold": None if at is None else judged.gate_set.thresholds[at],
@@ -283,20 +321,19 @@ def _verdict_text(verdict: Verdict) -> str:
     return action if refused is None else f"{action}, {refused} refused"
 
 
-def _quantity(decision: Decision, decimals: int) -> float | None:
-    target = decision.target_quantity
-    return None if target is None else target / 10**decimals
-
-
 def _accounts(
-    closes: Ints, calendar: Calendar | None, stored: DecidedRun, derived: DecidedRun
+    names: tuple[str, str],
+    closes: Ints,
+    calendar: Calendar | None,
+    stored: DecidedRun,
+    derived: DecidedRun,
 ) -> tuple[Cells, ...]:
-    """Return what the account made as recorded and with the change, and the difference by day."""
+    """Return what the account made in the one and in the other, and the difference by day."""
     days = metrics.return_days(closes, calendar)
     ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
     rows: list[tuple[Floats, Floats, float | None, float, int]] = []
     for of in (stored, derived):
-        start, paid, fills = of.account_before(int(of.rows["place"][0]))
+        start, paid, fills = of.account(*of.rows["place"][[0, -1]].tolist())
         curve = np.concatenate(([start], of.rows["equity"] / MONEY_SCALE))
         fall = float(metrics.drawdowns(curve).max()) if (curve > 0).all() else None
         daily = metrics.daily_returns(closes, curve, calendar)
@@ -315,7 +352,7 @@ def _accounts(
             "fills": count,
         }
         for name, (profit, of_day, drawdown, cost, count) in zip(
-            ("as recorded", "what if", "difference"), rows, strict=True
+            (*names, "difference"), rows, strict=True
         )
     )
 
@@ -329,18 +366,36 @@ def _estimate(values: Floats, days: Ints, times: int = 1) -> Estimate:
 # ---------------------------------------------------------------- the document
 
 
-def tables(result: WhatIf) -> tuple[Table, ...]:
-    """Return the tables of what a change makes."""
+def _columns(result: Comparison) -> Iterator[Figure[Cells]]:
+    """Yield the columns of the changes; of two records both decisions can be opened."""
+    before, after = result.names
+    is_recorded = result.names != DERIVED
+    yield of_row("open_time_ms", "bar", "minute")
+    yield of_row("instrument", "instrument", "text", wide=True)
+    yield of_row("sequence", "sequence", "step" if is_recorded else "text", wide=True)
+    if is_recorded:
+        yield of_row("beside", "beside", "text")
+    yield of_row("before", before, "text")
+    yield of_row("target_before", "target", "text")
+    yield of_row("after", after, "text")
+    yield of_row("target_after", "target", "text")
+    yield of_row("why", "why", "text", wide=True)
+    yield of_row("measure", "measure", "measure")
+    yield of_row("threshold", "threshold", "measure", wide=True)
+
+
+def tables(result: Comparison) -> tuple[Table, ...]:
+    """Return the tables of a comparison."""
     note = "± is a standard error, by stretches of at least five days."
     return (
         table("accounts", "What it made", ACCOUNTS, result.accounts, notes=(note,)),
         table("causes", "Why decisions change", CAUSES, result.causes),
-        table("changes", "Where the changes begin", CHANGES, result.changes),
+        table("changes", "Where the changes begin", tuple(_columns(result)), result.changes),
     )
 
 
-def what_if_document(result: WhatIf) -> TitledParts:
-    """Return the document of what a change makes, a sentence first."""
+def what_if_document(result: Comparison) -> TitledParts:
+    """Return the document of a comparison, a sentence first."""
     sentence = (
         f"{result.changed:,} of {count_of(result.decisions, 'decision')} change, "
         f"{result.moved:,} of them the target; {iso(result.from_ms)} to {iso(result.until_ms)}."
@@ -354,7 +409,7 @@ def what_if_document(result: WhatIf) -> TitledParts:
     return TitledParts(f"run {result.run_id} · what if", parts)
 
 
-def as_json(result: WhatIf) -> dict[str, Any]:
+def as_json(result: Comparison) -> dict[str, Any]:
     """Return the document as plain values."""
     names = ("run_id", "change", "decisions", "changed", "moved", "from_ms", "until_ms", "notes")
     return {name: getattr(result, name) for name in names} | documents(tables(result))

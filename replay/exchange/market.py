@@ -96,10 +96,14 @@ class SimulatedMarket:
         self.interval: Final = INTERVAL_NAMES[candles.interval_ms]
         self.listing: Final[ServedInstrument] = list_instrument(candles)
         self.seed: Final = key(seed, candles.category.value, candles.symbol)
-        self.base: Final = _base_table(candles, self.listing)
-        self.turnover_decimals: Final = (
-            TURNOVER_DECIMALS if candles.turnover is None else candles.turnover_decimals
+        scaled = candles.rescaled(
+            price_decimals=self.listing.price_decimals, volume_decimals=self.listing.size_decimals
         )
+        turnover, self.turnover_decimals = scaled.turnover, candles.turnover_decimals
+        if turnover is None:
+            turnover, self.turnover_decimals = typical_turnover(scaled), TURNOVER_DECIMALS
+        prices = (scaled.open, scaled.high, scaled.low, scaled.close)
+        self.base: Final = CandleTable(scaled.open_time_ms, *prices, scaled.volume, turnover)
         self.series: Final = CandleSeries(self.base, self.interval, self.interval_ms, self.running)
         self._day: tuple[int, Day] | None = None
         self.path = lru_cache(maxsize=PATHS_KEPT)(self._path)
@@ -300,16 +304,6 @@ class SimulatedMarket:
         if self.category is Category.LINEAR and size % surplus == 0:
             return padded(size // surplus, listing.step_decimals)
         return unscaled(size, decimals)
-
-
-def _base_table(candles: Candles, listing: ServedInstrument) -> CandleTable:
-    """Return the candles in the scales of *listing*; a missing turnover is estimated."""
-    scaled = candles.rescaled(
-        price_decimals=listing.price_decimals, volume_decimals=listing.size_decimals
-    )
-    turnover = typical_turnover(scaled) if scaled.turnover is None else scaled.turnover
-    columns = (scaled.open_time_ms, scaled.open, scaled.high, scaled.low, scaled.close)
-    return CandleTable(*columns, scaled.volume, turnover)
 
 
 # ------------------------------------------------------------ funding

@@ -40,7 +40,7 @@ from tracepaper.strategies.forecasters.attribution import Probe, attending
 from tracepaper.strategies.forecasters.cross_asset import over_symbols
 from tracepaper.strategies.forecasters.tabular import (
     RowForecaster,
-    halves,
+    figures_of_rows,
     network_shares,
     row_half,
 )
@@ -86,7 +86,7 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
         return None
     if forecaster is not past.forecaster:
         forecaster.warm(past.decided.instrument, past.bars)
-        mean, volatility = (tuple(column) for column in halves(forecast)[1].tolist())
+        mean, volatility = (tuple(column) for column in figures_of_rows(forecast).tolist())
         forecast = replace(forecast, mean_return=mean, volatility=volatility)
     return PastOf(**{**vars(past), "forecaster": forecaster, "forecast": forecast})
 

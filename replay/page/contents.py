@@ -13,7 +13,7 @@ import numpy as np
 
 from tracepaper.replay.document.values import TitledParts, as_parts
 from tracepaper.replay.page.databases import Databases
-from tracepaper.replay.page.packing import packed
+from tracepaper.replay.page.export import packed
 from tracepaper.replay.page.rollups import numbers_of
 from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, match
 from tracepaper.strategies.gates.declared import warm
@@ -123,7 +123,7 @@ class _RouteClient:
     def answer(self, path: str, **query: str | float) -> Any:  # noqa: ANN401
         """Return the answer of *path*, as plain values."""
         call = match(path, {name: str(value) for name, value in query.items()})
-        return _finite(msgspec.to_builtins(call.respond(self._shelf, lambda _share, _doing: None)))
+        return msgspec.to_builtins(call.respond(self._shelf, lambda _share, _doing: None))
 
     def hold(self, path: str, answer: Answer | list[Answer], instrument: str = "") -> None:
         """Hold *answer*; of the query its name says the *instrument* alone."""
@@ -143,21 +143,6 @@ class _RouteClient:
         """Return the sequence of every decision."""
         decided: list[int] = self._shelf.find(self.run_id).columns.decisions()["sequence"].tolist()
         return decided
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
-    """Return *value* with null for each number that is not finite, as the interface writes it.
-
-    Long columns stay as they are: they are packed, which does the same.
-    """
-    match value:
-        case dict():
-            return {name: _finite(each) for name, each in value.items()}
-        case list() if len(value) < ROWS_MAX:
-            return [_finite(each) for each in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value
 
 
 # ---------------------------------------------------------------- columns and rows
@@ -262,12 +247,11 @@ def _chosen(client: _RouteClient, run: Answer, candles: list[Answer]) -> list[in
     share = max(1, len(candles))
     for columns in candles:
         picked |= _of_instrument(columns, share)
-    fills = _rows(client, "fills")
-    picked |= {fill["decision_sequence"] for fill in fills[:FILLED]}
-    by_step = {fill["sequence"]: fill["decision_sequence"] for fill in fills}
-    trades = sorted(_rows(client, "trades"), key=lambda trade: trade["net"] or 0.0)
-    for trade in trades[:TRADED] + trades[-TRADED:]:
-        picked |= {by_step.get(trade[name]) for name in ("entry_sequence", "exit_sequence")}
+    picked |= {fill["decision_sequence"] for fill in _rows(client, "fills")[:FILLED]}
+    first = run["first_sequence"] or 0  # a trade outlives a prune, its decision does not
+    trades = [of for of in _rows(client, "trades") if of["entry_sequence"] >= first]
+    trades.sort(key=lambda trade: trade["net"] or 0.0)
+    picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
     return sorted(sequence for sequence in picked if sequence is not None)
 
 

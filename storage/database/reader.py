@@ -17,8 +17,9 @@ from tracepaper.storage.database.chunks import (
     RunLocation,
     Span,
     StoredRun,
+    close_of,
     confirmed_since,
-    end_of_close,
+    find_step,
     gate_set_of,
     gate_set_rows,
     interned,
@@ -88,11 +89,10 @@ class _NamesModel(Struct):
 
 
 _FED: Final = f"SELECT {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
-_NEWEST_FED: Final = (
-    f"SELECT sequence FROM steps s WHERE {WITHIN} AND (open_time_ms IS NOT NULL OR EXISTS "
-    "(SELECT 1 FROM events e WHERE e.run_key = s.run_key AND e.sequence = s.sequence AND e.kind "
-    "IN ('closed', 'frame_bar', 'corporate_action', 'funding', 'gap', 'universe'))) "
-    "ORDER BY sequence DESC LIMIT 1"
+_IS_FED: Final = (
+    "open_time_ms IS NOT NULL OR EXISTS (SELECT 1 FROM events e WHERE e.run_key = s.run_key "
+    "AND e.sequence = s.sequence AND e.kind "
+    "IN ('closed', 'frame_bar', 'corporate_action', 'funding', 'gap', 'universe'))"
 )
 _BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
@@ -394,9 +394,8 @@ class Reader:
 
     def _last_sequence(self, run_key: int) -> int:
         """Return the sequence of the run's last stored step, or -1."""
-        query = f"SELECT max(sequence) FROM steps WHERE {WITHIN}"
-        (step,) = self.connection.execute(query, run_span(run_key)).fetchone()
-        return -1 if step is None else int(step)
+        step = find_step(self.connection, *run_span(run_key), "steps", newest=True)
+        return -1 if step is None else step
 
     def counted(self, run_id: str) -> tuple[int, int]:
         """Return how many steps the run's row counts and how many there are, at one moment.
@@ -416,20 +415,13 @@ class Reader:
 
     def step_opened(self, run_key: int, open_time_ms: int) -> int | None:
         """Return the sequence of the first step whose bar opened then or later, if there is one."""
-        query = (
-            f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND open_time_ms >= ? "
-            "AND ignored IS NULL"
-        )
-        (step,) = self.connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
-        return None if step is None else int(step)
+        opened = "open_time_ms >= ? AND ignored IS NULL"
+        return find_step(self.connection, *run_span(run_key), "steps", opened, open_time_ms)
 
     def steps_before(self, run_key: int, open_time_ms: int) -> int:
         """Count the steps up to the last bar that opened before *open_time_ms*."""
-        query = (
-            f"SELECT max(sequence) FROM steps WHERE {WITHIN} AND open_time_ms < ? "
-            "AND ignored IS NULL"
-        )
-        (step,) = self.connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
+        opened, span = "open_time_ms < ? AND ignored IS NULL", run_span(run_key)
+        step = find_step(self.connection, *span, "steps", opened, open_time_ms, newest=True)
         return 0 if step is None else step + 1
 
     def decided_within(
@@ -536,8 +528,8 @@ class Reader:
     def newest_fed(self, run_id: str) -> Event | None:
         """Return the last event that candles and what lies between them gave the run."""
         span = run_span(self.stored_run(run_id).run_key)
-        row = self.connection.execute(_NEWEST_FED, span).fetchone()
-        return None if row is None else self.step(run_id, row[0]).event
+        step = find_step(self.connection, *span, "steps s", _IS_FED, newest=True)
+        return None if step is None else self.step(run_id, step).event
 
     def of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         """Return the events of *kind* of the run, up to step *until*, oldest first."""
@@ -606,7 +598,9 @@ class Reader:
             outcome = None if step is None or step.decision is None else step.decision.outcome
             parts = {} if step is None else self._parts_since(decoder, step, item.id, span)
             if decided >= 0:
-                decided = end_of_close(self.connection, stored.run_key, decided, len(steps))
+                # Fills of the same close, of one instrument by a price of another, were known when
+                # any of them was decided.
+                decided = close_of(self.connection, stored.run_key, decided, len(steps))[1]
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = SinceDecided(outcome, item_fills, parts)

@@ -338,7 +338,9 @@ _ANSWERS = (
     _real("p_flat", "probability of neither"),
     _real("p_up", "probability of a rise"),
     _real("volatility", "expected volatility of the return"),
-    _blob("horizons", null=True),  # all horizons, and the columns at the other ones
+    # A byte of ``GIVEN_BITS``, all horizons as uint32, and then, of each column that is given, the
+    # numbers at the other horizons as float64; little-endian, and NaN is what was not finite.
+    _blob("horizons", null=True),
     _blob("halves", null=True),  # as ``Forecast.auxiliary``
     _real("confidence", "1 less the mean normalised entropy of attention"),
     _real("content_free", "what mask and encoding alone would give"),
@@ -379,6 +381,8 @@ FORECAST_COLUMNS: Final = (
     "volatility",
 )
 """Columns that a forecast has once a horizon, in the order of ``answers.horizons``."""
+GIVEN_BITS: Final = tuple(1 << place for place in range(len(FORECAST_COLUMNS)))
+"""The bit of each of them in ``answers.horizons`` that says that the model gives it."""
 EXPLANATION_COLUMNS: Final = (
     "confidence",
     "content_free",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
@@ -17,6 +18,7 @@ from tracepaper.storage.record.columns import (
     EXPLANATION_COLUMNS,
     FLAG,
     FORECAST_COLUMNS,
+    GIVEN_BITS,
     SOURCE_CODES,
     STEP_GATES,
     TABLES,
@@ -133,8 +135,22 @@ def _noted(text: str | None) -> dict[str, float | str | None] | None:
     return None if text is None else msgspec.json.decode(text, type=dict[str, float | str | None])
 
 
+@lru_cache(64)
+def _layout_of(given: int, size: int) -> tuple[int, Callable[[bytes], tuple[Any, ...]]]:
+    """Return how many horizons *size* bytes of ``answers.horizons`` name, and what reads them.
+
+    *given* are the bits of the columns.
+    """
+    columns = given.bit_count()
+    count = (size - 1 + 8 * columns) // (4 + 8 * columns)
+    return count, struct.Struct(f"<x{count}I{columns * (count - 1)}d").unpack
+
+
 _NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
-_IMPOSSIBLE: Final = (ValueError, LookupError, TypeError, AttributeError, msgspec.MsgspecError)
+_IMPOSSIBLE: Final = (
+    *(ValueError, LookupError, TypeError, AttributeError),
+    *(struct.error, msgspec.MsgspecError),
+)
 """What decoding raises for values that no step has; ours are sentences already."""
 
 
@@ -258,21 +274,25 @@ class StepDecoder:
         horizon = row[ANSWER.horizon]
         if horizon is None:
             return None
-        horizons, *others = msgspec.msgpack.decode(row[ANSWER.horizons])
+        packed = row[ANSWER.horizons]
+        count, unpack = _layout_of(packed[0], len(packed))
+        numbers = unpack(packed)
+        horizons, start = numbers[:count], count
         at = horizons.index(horizon)
         columns: list[tuple[float, ...]] = []
-        for at_horizon, column in zip(_FORECAST(row), others, strict=True):
-            numbers = column or []
-            if column is not None:
-                numbers.insert(at, at_horizon)
-            if None in numbers:  # it is stored for what was not finite
-                numbers = [nan if n is None else n for n in numbers]
-            columns.append(tuple(numbers))
+        for bit, at_horizon in zip(GIVEN_BITS, _FORECAST(row), strict=True):
+            if not packed[0] & bit:
+                columns.append(())
+                continue
+            between, end = start + at, start + count - 1
+            number = nan if at_horizon is None else at_horizon  # as of what was not finite
+            columns.append((*numbers[start:between], number, *numbers[between:end]))
+            start = end
         model_id = row[ANSWER.model_id]
         mean, stdev, down, flat, up, volatility = columns
         # By places, and not by names, which take longer.
         return Forecast(
-            tuple(horizons), mean, stdev, down, flat, up, volatility,
+            horizons, mean, stdev, down, flat, up, volatility,
             self._model_id if model_id is None else model_id,
             None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
             row[ANSWER.halves] or b"",

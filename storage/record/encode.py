@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
+from itertools import chain, compress, takewhile
+from math import nan
 from operator import attrgetter, itemgetter, sub
+from struct import pack
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -15,6 +17,7 @@ from tracepaper.storage.record.columns import (
     BAR_FIELDS,
     EXPLANATION_COLUMNS,
     FORECAST_COLUMNS,
+    GIVEN_BITS,
     HEAD_COLUMNS,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
@@ -31,7 +34,6 @@ from tracepaper.storage.record.hashing import (
     ChainHead,
     Commit,
     all_finite,
-    finite,
     opened_digest,
     sealed,
     trimmed,
@@ -110,7 +112,7 @@ _WITH_BOOKS: Final = (Depths, BookUpdate)
 _CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
-_OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
+_OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS[:-2])
 
 
 class StepEncoder:
@@ -412,13 +414,9 @@ class StepEncoder:
             case Forecast():
                 model_id = None if prediction.model_id == self._model_id else prediction.model_id
                 forecast = _forecast_columns(prediction, self._horizon)
-                if prediction.explanation is not None:
-                    explained = tuple(
-                        [
-                            value if isinstance(value, bytes) else finite(value)
-                            for value in _OF_EXPLANATION(prediction.explanation)
-                        ]
-                    )
+                if (explanation := prediction.explanation) is not None:
+                    figures = all_finite(_OF_EXPLANATION(explanation))
+                    explained = (*figures, explanation.entropy, explanation.buckets)
             case None:
                 pass
         heads = self._head_columns(prediction)
@@ -573,18 +571,22 @@ def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
-    """Return horizon, the six columns at it, the msgpack of the others, the further outputs."""
-    horizons = forecast.horizons
-    columns = _OF_FORECAST(forecast)
-    if not horizons or any(column and len(column) != len(horizons) for column in columns):
+    """Return horizon, the six columns at it, those at the others packed, the further outputs."""
+    horizons, columns = forecast.horizons, _OF_FORECAST(forecast)
+    count = len(horizons)
+    if not horizons or not {0, count}.issuperset(map(len, columns)):
         raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
     at = _place(horizons, preferred)
-    stored = [all_finite(column) for column in columns]
-    # A column that the model does not give is null in both places.
-    others = [column[:at] + column[at + 1 :] if column else None for column in stored]
-    content = msgspec.msgpack.encode((horizons, *others))
-    at_horizon = [column[at] if column else None for column in stored]
-    return (horizons[at], *at_horizon, content, forecast.auxiliary or None)
+    numbers = [*all_finite(tuple(chain.from_iterable(columns)))]
+    given = iter(numbers[at::count])
+    # A column that the model does not give is null, and none of the others.
+    at_horizon = [next(given) if column else None for column in columns]
+    del numbers[at::count]
+    if None in numbers:
+        numbers = [nan if number is None else number for number in numbers]
+    layout = f"<B{count}I{len(numbers)}d"
+    others = pack(layout, sum(compress(GIVEN_BITS, columns)), *horizons, *numbers)
+    return (horizons[at], *at_horizon, others, forecast.auxiliary or None)
 
 
 def _place(horizons: Sequence[int], preferred: int | None) -> int:

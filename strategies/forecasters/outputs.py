@@ -129,13 +129,13 @@ def head_forecasts(
         )
         for at, horizon in enumerate(horizons)
     ]
-    packed = [
-        _packed(np.concatenate([values[name].reshape(rows, -1) for values in by_horizon], axis=1))
+    columns = [
+        packed(np.concatenate([values[name].reshape(rows, -1) for values in by_horizon], axis=1))
         if name in heads
         else [b""] * rows
         for name in HeadForecasts.__struct_fields__
     ]
-    return list(map(HeadForecasts, *packed))
+    return list(map(HeadForecasts, *columns))
 
 
 def _in_returns(heads: Mapping[str, Said], sigmas: Floats, horizon: int) -> dict[str, Array]:
@@ -203,13 +203,13 @@ def explained_rows(
         rows[:, -1].tolist(),
         shifts,
         errors,
-        _packed(heads),
-        _packed(rows[:, :-1]),
+        packed(heads),
+        packed(rows[:, :-1]),
     )
     return list(map(Explanation, *columns))
 
 
-def _packed(rows: NDArray[np.floating]) -> list[bytes]:
+def packed(rows: NDArray[np.floating]) -> list[bytes]:
     """Return each of *rows* [bar, number] as little-endian float32: one conversion, then slices."""
     whole = rows.astype("<f4").tobytes()
     size = 4 * rows.shape[1]

@@ -9,8 +9,8 @@ company.
 
 Mean, odds and explanation are the network's; the spread of the return is the mixed volatility times
 the factor of the calibration slice. A bar's features are computed once, by the wider of both
-halves' schemas; each half takes its own columns, which are the first. What each half said stands in
-every forecast (``Forecast.auxiliary``).
+halves' schemas; each half takes its own columns, which are the first. What the row model said
+stands in every forecast (``Forecast.auxiliary``).
 
 The rules are docs/models.md, L36 to L37 and L49.
 """
@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,6 +53,7 @@ from tracepaper.strategies.forecasters.build import (
     refuse_method,
     tensors_of,
 )
+from tracepaper.strategies.forecasters.outputs import packed
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees, contributions
 from tracepaper.strategies.gates.card import calibration_of, per_horizon, section_of
 from tracepaper.strategies.types.calibration import Calibration
@@ -280,8 +282,8 @@ class EnsembleForecaster(CheckpointForecaster):
     Bars are the network's, and so are their features, by the wider of both halves' schemas.
     """
 
-    member_shape: ClassVar[tuple[int, int]] = (2, 2)
-    """Members, and the numbers that each says at a horizon in ``Forecast.auxiliary``."""
+    member_shape: ClassVar[tuple[int, int]] = (1, 2)
+    """Members in ``Forecast.auxiliary``, and the numbers that each says there at a horizon."""
 
     def __init__(
         self,
@@ -374,23 +376,11 @@ class EnsembleForecaster(CheckpointForecaster):
         of_network = np.array([forecast.volatility for forecast in network])
         logs = self._shares * np.log(of_network) + (1.0 - self._shares) * np.log(volatility)
         mixed = np.exp(logs)
-        packed = np.empty((len(network), 4, len(self.horizons)), dtype="<f4")
-        packed[:, 0], packed[:, 1] = [forecast.mean_return for forecast in network], of_network
-        packed[:, 2], packed[:, 3] = mean, volatility
-        columns = ((mixed * self._spread).tolist(), mixed.tolist(), packed)
-        for forecast, stdev, both, halves_of in zip(network, *columns, strict=True):
-            yield Forecast(
-                forecast.horizons,
-                forecast.mean_return,
-                tuple(stdev),
-                forecast.p_down,
-                forecast.p_flat,
-                forecast.p_up,
-                tuple(both),
-                forecast.model_id,
-                forecast.explanation,
-                halves_of.tobytes(),
-                forecast.heads,
+        packed_rows = packed(np.concatenate((mean, volatility), axis=1))
+        columns = ((mixed * self._spread).tolist(), mixed.tolist(), packed_rows)
+        for forecast, stdev, both, of_rows in zip(network, *columns, strict=True):
+            yield structs.replace(
+                forecast, stdev_return=tuple(stdev), volatility=tuple(both), auxiliary=of_rows
             )
 
 
@@ -410,13 +400,10 @@ def network_shares(forecaster: Forecaster) -> tuple[float, ...] | None:
     return forecaster.shares if isinstance(forecaster, EnsembleForecaster) else None
 
 
-def halves(forecast: Forecast) -> Floats:
-    """Return [half, 2, horizon]: mean return and volatility of the network, and of the row model.
-
-    Empty where one model answered.
-    """
+def figures_of_rows(forecast: Forecast) -> Floats:
+    """Return [2, horizon]: mean return and volatility of an ensemble's row model."""
     numbers = np.frombuffer(forecast.auxiliary, dtype="<f4").astype(np.float64)
-    return numbers.reshape(-1, 2, len(forecast.horizons))
+    return numbers.reshape(2, len(forecast.horizons))
 
 
 # ---------------------------------------------------------------- from a card

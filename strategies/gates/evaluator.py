@@ -10,7 +10,6 @@ import struct
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Collection, Mapping
-from enum import IntEnum
 from typing import Any, Final
 
 from msgspec import Struct
@@ -393,44 +392,6 @@ def _all_finite(packed: bytes) -> bool:
     return all(map(math.isfinite, struct.unpack(f"<{len(packed) // 4}f", packed)))
 
 
-class Zone(IntEnum):
-    """Where the recent mass lies against the two thresholds and their margins."""
-
-    LOW = 0  # at or under the lower threshold
-    NEAR_LOW = 1  # above it, within the margin
-    MIDDLE = 2
-    NEAR_HIGH = 3  # under the upper threshold, within the margin
-    HIGH = 4  # at or above the upper threshold
-
-
-_M, _R, _X, _U = Regime.MOMENTUM, Regime.MEAN_REVERSION, Regime.MIXED, Regime.UNKNOWN
-
-# A regime is entered at its threshold and left only beyond the margin, so noise at the
-# threshold does not make it flicker.
-NEXT: Final = {
-    (_U, Zone.LOW): _R,
-    (_U, Zone.NEAR_LOW): _X,
-    (_U, Zone.MIDDLE): _X,
-    (_U, Zone.NEAR_HIGH): _X,
-    (_U, Zone.HIGH): _M,
-    (_X, Zone.LOW): _R,
-    (_X, Zone.NEAR_LOW): _X,
-    (_X, Zone.MIDDLE): _X,
-    (_X, Zone.NEAR_HIGH): _X,
-    (_X, Zone.HIGH): _M,
-    (_R, Zone.LOW): _R,
-    (_R, Zone.NEAR_LOW): _R,
-    (_R, Zone.MIDDLE): _X,
-    (_R, Zone.NEAR_HIGH): _X,
-    (_R, Zone.HIGH): _M,
-    (_M, Zone.LOW): _R,
-    (_M, Zone.NEAR_LOW): _X,
-    (_M, Zone.MIDDLE): _X,
-    (_M, Zone.NEAR_HIGH): _M,
-    (_M, Zone.HIGH): _M,
-}
-
-
 class RegimeBounds(Struct, frozen=True):
     """The two thresholds of recent mass, and the margin by which a regime is left late."""
 
@@ -449,19 +410,19 @@ class RegimeBounds(Struct, frozen=True):
             )
         return cls(mean_reversion, momentum, hysteresis * (momentum - mean_reversion))
 
-    def zone(self, recent_mass: float) -> Zone:
-        """Return the zone of *recent_mass*; a threshold belongs to its regime."""
+    def next_regime(self, regime: Regime, recent_mass: float) -> Regime:
+        """Return the regime that follows *regime* at this bar's *recent_mass*.
+
+        A threshold belongs to its regime. A regime is left only beyond the margin, so noise at the
+        threshold does not make it flicker.
+        """
         if recent_mass >= self.momentum:
-            return Zone.HIGH
+            return Regime.MOMENTUM
         if recent_mass <= self.mean_reversion:
-            return Zone.LOW
+            return Regime.MEAN_REVERSION
         if recent_mass >= self.momentum - self.margin:
-            return Zone.NEAR_HIGH
-        if recent_mass <= self.mean_reversion + self.margin:
-            return Zone.NEAR_LOW
-        return Zone.MIDDLE
-
-
-def next_regime(regime: Regime, recent_mass: float, bounds: RegimeBounds) -> Regime:
-    """Return the regime that follows *regime* at this bar's *recent_mass*."""
-    return NEXT[regime, bounds.zone(recent_mass)]
+            stays = regime is Regime.MOMENTUM
+        else:
+            is_near = recent_mass <= self.mean_reversion + self.margin
+            stays = is_near and regime is Regime.MEAN_REVERSION
+        return regime if stays else Regime.MIXED

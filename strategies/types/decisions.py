@@ -114,8 +114,8 @@ class Forecast(Struct, frozen=True, gc=False):
     explanation: Explanation | None = None
     auxiliary: bytes = b""
     """What only some models say, little-endian. Of an ensemble mean return and volatility at each
-    horizon of the network, and then of the row model (float32); of a network over several symbols
-    what ``strategies.together.SymbolAnswer`` holds (float64); of others nothing."""
+    horizon of its row model (float32); of a network over several symbols what
+    ``strategies.builtin.SymbolAnswer`` holds (float64); of others nothing."""
     heads: HeadForecasts | None = None
 
     def head(self, name: str, at: int) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import figures
 import typer
 from exchange_callers import CALLERS
 from interface_examples import documentation as interface_documentation
@@ -210,6 +211,7 @@ def decisions_log_index() -> str:
 
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
+    figures.PAGE: figures.page,
     ROOT / "docs" / "commands.md": commands_page,
     ROOT / "docs" / "configuration.md": combinations_page,
     ROOT / "docs" / "decisions.md": decisions_page,

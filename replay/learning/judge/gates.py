@@ -26,8 +26,6 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
-from tracepaper.replay.archive import slice_candles
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import (
     PERCENTS,
@@ -70,7 +68,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.gates.declared import confidence_calibrated, regime
-from tracepaper.strategies.gates.evaluator import RegimeBounds, next_regime, threshold_of
+from tracepaper.strategies.gates.evaluator import RegimeBounds, threshold_of
 from tracepaper.strategies.gates.gate import (
     AUTO,
     GATES,
@@ -241,7 +239,7 @@ def _as_run(
     """Return what a run says at *rows* of each asset, all bars up to them taken in."""
     before, first, stop = forecaster.context - 1, int(rows[0]), int(rows[-1]) + 1
     taken = slice(first - before, stop)
-    series = [bars_of(slice_candles(of.segment.candles, taken)) for of in assets]
+    series = [of.segment.candles[taken].bars() for of in assets]
     for bars in series:
         forecaster.warm(bars[0].instrument, bars[:before])
     if len(series) > 1:
@@ -909,6 +907,6 @@ def _in_usual_regimes(explained: Forecasts, section: Mapping[str, Any]) -> NDArr
     for row, (place, mass) in enumerate(zip(places, masses, strict=True)):
         if before is not None and place != before + 1:
             now = Regime.UNKNOWN
-        now, before = next_regime(now, mass, bounds), place
+        now, before = bounds.next_regime(now, mass), place
         inside[row] = now.value in usual
     return inside

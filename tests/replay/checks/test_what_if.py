@@ -17,7 +17,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.changed_run import changed_run
-from tracepaper.replay.checks.what_if import WhatIf, as_json, what_if
+from tracepaper.replay.checks.what_if import Comparison, as_json, what_if
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
@@ -116,7 +116,7 @@ def test_it_equals_a_replay_of_the_change(
         assert derived[table] == rows, table
 
 
-def of(path: Path, **change: Any) -> WhatIf:
+def of(path: Path, **change: Any) -> Comparison:
     with Reader.open(path) as reader:
         return what_if(changed_run(reader, path, reader.find("last"), **change))
 

@@ -13,14 +13,13 @@ import torch
 from learning import DAY_BARS, by_forecaster, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import columns, compute, compute_part, schema, wider
 from tracepaper.strategies.forecasters.build import RunOptions, build, part_of, tensors_of
-from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
+from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, figures_of_rows
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -62,7 +61,7 @@ def bars() -> list[Bar]:
     """Return the candles of 15 minutes."""
     minutes = learnable(22 * DAY_BARS)
     [segment] = segments_of(minutes, schema("v2-1m"))
-    whole = bars_of(segment.candles)
+    whole = segment.candles.bars()
     step = 15
     return [
         Bar(
@@ -159,10 +158,9 @@ def test_each_half_says_what_it_says_alone(model: Checkpoint, bars: list[Bar]) -
         assert mixed.volatility == pytest.approx(np.exp(logs), rel=1e-12)
         wide = [s * v for s, v in zip(both.spread, mixed.volatility, strict=True)]
         assert mixed.stdev_return == tuple(wide)
-        for stored, alone in zip(halves(mixed), (forecast, other), strict=True):
-            wanted = np.array([alone.mean_return, alone.volatility])
-            assert stored == pytest.approx(wanted, rel=1e-6)
-        assert halves(forecast).shape[0] == 0
+        wanted = np.array([other.mean_return, other.volatility])
+        assert figures_of_rows(mixed) == pytest.approx(wanted, rel=1e-6)
+        assert forecast.auxiliary == b""
 
 
 def test_a_restart_from_exactly_the_context_goes_on(model: Checkpoint, bars: list[Bar]) -> None:
@@ -175,7 +173,7 @@ def test_a_restart_from_exactly_the_context_goes_on(model: Checkpoint, bars: lis
     for bar in bars[start : start + 70]:
         whole, restarted, repeated = (present(run.step(bar)) for run in (endless, fresh, again))
         assert restarted == repeated  # in every bit
-        assert halves(restarted)[1].tobytes() == halves(whole)[1].tobytes()  # the tree: no rounding
+        assert restarted.auxiliary == whole.auxiliary  # the tree: no rounding
         assert restarted.volatility == pytest.approx(whole.volatility, rel=1e-4)
         assert restarted.mean_return == pytest.approx(whole.mean_return, rel=1e-3, abs=1e-7)
     fresh.warm(name, bars[start - fresh.context + 1 : start])
