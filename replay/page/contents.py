@@ -137,15 +137,6 @@ class _RouteClient:
         name = f"?instrument={quote(instrument)}" if instrument else ""
         self.answers[PREFIX + path + name] = answer
 
-    def bounds_ms(self, instrument: str = "") -> tuple[int, int]:
-        """Return where the bars of *instrument*, by default of all, begin and end."""
-        columns = self.shown.columns
-        names = [instrument] if instrument else list(columns.instruments)
-        bounds = [each for each in map(columns.bounds_ms, names) if each is not None]
-        return min((first for first, _ in bounds), default=0), max(
-            (end for _, end in bounds), default=0
-        )
-
     def decided(self) -> list[int]:
         """Return the sequence of every decision."""
         decided: list[int] = self.shown.columns.decisions()["sequence"].tolist()
@@ -177,7 +168,7 @@ def _levels(
 
     ``from_ms`` is where a level begins, 0 of one that holds the whole run.
     """
-    begin_ms, end_ms = client.bounds_ms(**query)
+    begin_ms, end_ms = client.shown.rollups.bounds_ms(**query) or (0, 0)
     last_ms = 0
     for cell_ms in (bars * interval_ms for bars in LEVELS):
         from_ms = max(begin_ms, end_ms - (points - 3) * cell_ms)
