@@ -10,6 +10,7 @@ import platform
 import random
 import re
 import shutil
+import sqlite3
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -121,11 +122,11 @@ def _campaign() -> Finding:
 
 
 def _sqlite() -> Finding:
-    from tracepaper.storage.database.connection import sqlite_status
+    from tracepaper.storage.database.connection import sqlite_problem
 
-    status = sqlite_status()
-    verdict = Verdict.OK if status.is_usable else Verdict.FAIL
-    return verdict, f"SQLite {status.version}: {status.verdict}"
+    if problem := sqlite_problem():
+        return Verdict.FAIL, problem
+    return Verdict.OK, f"SQLite {sqlite3.sqlite_version}"
 
 
 def _configuration(config: Config) -> Finding:

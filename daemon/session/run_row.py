@@ -42,7 +42,7 @@ from tracepaper.daemon.session.models import (
 )
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
-from tracepaper.storage.database.connection import open_reader, sqlite_status
+from tracepaper.storage.database.connection import open_reader, sqlite_problem
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
@@ -327,8 +327,8 @@ def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
 
 def refuse_database(path: Path) -> None:
     """Refuse a *path* at which no run could write its database; nothing is made or changed."""
-    if not (status := sqlite_status()).is_usable:
-        raise ConfigInvalid(f"SQLite {status.version} is {status.verdict}; upgrade it.")
+    if problem := sqlite_problem():
+        raise ConfigInvalid(problem)
     if path.is_dir():
         raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
     if path.exists():

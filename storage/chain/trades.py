@@ -10,7 +10,6 @@ The rules are docs/storage.md, S10, and docs/money.md, M24.
 
 from __future__ import annotations
 
-from collections import deque
 from decimal import Decimal
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -238,6 +237,15 @@ class _StoredAction(NamedTuple):
     terms: ShareTerms
 
 
+class _StoredHolding(NamedTuple):
+    """What follows from fills of a row of ``holdings``."""
+
+    step: int
+    twin: str | None
+    instrument: int
+    held: tuple[int, ...]  # as ``_held`` has it
+
+
 Entry = tuple[str, int, int, str | None, str | None]
 """Kind, instrument, amount, order and side of a movement of cash."""
 
@@ -412,80 +420,58 @@ def _check_positions(
     fills = [
         _StoredFill._make((*row, is_cash[row[2]])) for row in connection.execute(_FILLS, (run_key,))
     ]
-    waiting = [deque[_StoredFill | _StoredAction]() for _ in is_cash]
-    changes: list[_StoredFill | _StoredAction] = [*acted, *fills]
-    for change in sorted(changes, key=lambda change: change.step):
-        waiting[change.instrument].append(change)
-    # Of a run that took over an account they were opened in the run before.
-    names = () if is_taken else {*terms.shares, None, *(fill.twin for fill in fills)}
+    rows = connection.execute(_HOLDINGS, (run_key,))
+    stored = [_StoredHolding(step, twin, at, tuple(held)) for step, twin, at, *held in rows]
+    names = {*terms.shares, None, *(fill.twin for fill in fills)}
     positions = [{name: Holding() for name in names} for _ in is_cash]
-    booked: dict[int, list[Entry]] = {}
+    if is_taken:  # they were opened in the run before
+        for holding in stored:
+            positions[holding.instrument].clear()
     shown: dict[tuple[str | None, int], int] = {}
-    for step, twin, place, *held in connection.execute(_HOLDINGS, (run_key,)):
-        books, at_place = _posted_alone(twin, is_hedged=terms.is_hedged), positions[place]
-        while (behind := waiting[place]) and behind[0].step <= step:
-            booked |= _taken_in(behind.popleft(), at_place, tuple(terms.shares))
-        if is_taken and len(books) == 1:  # else nothing says what of it each side has
-            at_place.setdefault(books[0], Holding(*held))
-        shown |= {(book, place): step for book in books}
-        of_books = [_held(at_place[book]) for book in books if book in at_place]
-        if of_books and [*map(sum, zip(*of_books, strict=True))] != held:
-            yield _disagree(step, "positions", "fills", "holdings", "fills")
-            return
+    changes: list[_StoredFill | _StoredAction | _StoredHolding]
+    changes = [*acted, *fills, *stored]  # of one step in this order
+    for change in sorted(changes, key=lambda change: change.step):
+        at_place = positions[change.instrument]
+        if isinstance(change, _StoredFill):
+            position = at_place.get(change.twin)
+            entries = [_UNKNOWN] if position is None else _booked(position, change)
+            due += [(change.step, entry) for entry in entries if change.is_own]
+        elif isinstance(change, _StoredAction):
+            due += [(change.step, entry) for entry in _entitled(change, at_place, terms)]
+        else:  # what is shown of an account
+            books = _posted_alone(change.twin, is_hedged=terms.is_hedged)
+            if is_taken and len(books) == 1:  # else nothing says what of it each side has
+                at_place.setdefault(books[0], Holding(*change.held))
+            shown |= {(book, change.instrument): change.step for book in books}
+            of_books = [_held(at_place[book]) for book in books if book in at_place]
+            if of_books and tuple(map(sum, zip(*of_books, strict=True))) != change.held:
+                yield _disagree(change.step, "positions", "fills", "holdings", "fills")
+                return
     for fill in fills:
         if fill.model != _LIQUIDATION and fill.step > shown.get((fill.twin, fill.instrument), -1):
             yield _disagree(fill.step, "positions", "fills", "holdings", "fills")
             return
-    for place, left in enumerate(waiting):  # no step showed these positions since
-        for change in left:
-            positions[place].setdefault(None, Holding())
-            booked |= _taken_in(change, positions[place], tuple(terms.shares))
-    due += _movements(fills, acted, booked)
-
-
-def _movements(
-    fills: Sequence[_StoredFill],
-    acted: Sequence[_StoredAction],
-    booked: dict[int, list[Entry]],
-) -> list[tuple[int, Entry]]:
-    """Return the movements of the account's cash by its *fills* and by splits and dividends."""
-    movements = [
-        (fill.step, entry)
-        for fill in fills
-        if fill.is_own
-        for entry in booked.get(id(fill), [_UNKNOWN])
-    ]
-    movements += [(action.step, entry) for action in acted for entry in booked.get(id(action), [])]
-    return sorted(movements, key=lambda movement: movement[0])
 
 
 _SIDE_NAMES: Final = tuple(side.value for side in PositionSide)
 
 
-def _taken_in(
-    change: _StoredFill | _StoredAction,
-    positions: Mapping[str | None, Holding],
-    owners: Sequence[str],
-) -> dict[int, list[Entry]]:
-    """Take *change* into the *positions* of its instrument, by account, of which it is.
-
-    Return the movements of the account's cash, where that is known.
-    """
-    if isinstance(change, _StoredFill):
-        position = positions.get(change.twin)
-        return {} if position is None else {id(change): _booked(position, change)}
-    action, terms = change.action, change.terms
+def _entitled(
+    change: _StoredAction, positions: Mapping[str | None, Holding], terms: _RunTerms
+) -> list[Entry]:
+    """Let *change* act on the *positions* of its instrument; return the account's movement."""
+    action, owners = change.action, tuple(terms.shares)
     effects = {
-        name: entitlement(action, of.quantity, of.entry_notional, terms)
+        name: entitlement(action, of.quantity, of.entry_notional, change.terms)
         for name, of in positions.items()
     }
     if owners and positions.keys() >= {None, *owners}:
         held = [(positions[name].quantity, positions[name].entry_notional) for name in owners]
-        parts = entitlement_parts(action, effects[None], held, terms)
+        parts = entitlement_parts(action, effects[None], held, change.terms)
         effects |= dict(zip(owners, parts, strict=True))
     moved = {name: of.act(action, effects[name]) for name, of in positions.items()}
     kind, paid = moved.get(None, (LedgerKind.DIVIDEND, 0))
-    return {id(change): [(kind.value, change.instrument, paid, None, None)] if paid else []}
+    return [(kind.value, change.instrument, paid, None, None)] if paid else []
 
 
 def _posted_alone(twin: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:

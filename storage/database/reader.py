@@ -17,6 +17,7 @@ from tracepaper.storage.database.chunks import (
     RunLocation,
     Span,
     StoredRun,
+    chain_head,
     close_of,
     confirmed_since,
     find_step,
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 
 
 _Kind = TypeVar("_Kind", bound="Event")
+Fed = tuple[int, bool, "Event", "Prediction"]
+"""Of a step its sequence, whether it was accepted, the event, and what was predicted at it."""
 
 
 class RunModels(NamedTuple):
@@ -105,13 +108,7 @@ _DECIDED: Final = (
 _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
-_FOUND: Final = (
-    "SELECT count(*), max(sequence), (SELECT digest FROM commits WHERE run_key = :run_key "
-    "ORDER BY first_sequence DESC LIMIT 1), "
-    "(SELECT until_sequence FROM prunes WHERE run_key = :run_key), "
-    "(SELECT digest FROM prunes WHERE run_key = :run_key) "
-    "FROM steps WHERE run_key = :run_key"
-)
+_STORED: Final = "SELECT count(*) FROM steps WHERE run_key = ?"
 _COMMIT_OF: Final = (
     "SELECT first_sequence, last_sequence FROM commits "
     "WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
@@ -213,21 +210,15 @@ class Reader:
         self.connection.execute("BEGIN")  # one snapshot: a daemon may be writing
         try:
             run_key, count, head, opened = self.connection.execute(_COUNTED, (run_id,)).fetchone()
-            stored, newest, digest, until, cut = self.connection.execute(
-                _FOUND, {"run_key": run_key}
-            ).fetchone()
+            (stored,) = self.connection.execute(_STORED, (run_key,)).fetchone()
+            pruned, last = self.pruned(run_key), self._last_sequence(run_key)
+            chain_end = chain_head(self.connection, run_key)
         finally:
             self.connection.rollback()
-        if not isinstance(count, int) or not isinstance(until, int | None):
-            return (
-                f"The row of run {run_id}, or of its prune, holds what no run writes: run "
-                "`tracepaper audit verify` and restore a backup."
-            )
-        wanted = count - (-1 if until is None else until) - 1
-        reached = -1 if newest is None else newest
-        if until is not None and reached < until:
-            reached, digest = until, cut
-        if (stored, reached, digest or opened) == (wanted, count - 1, head):
+        until = -1 if pruned is None else pruned.until_sequence
+        wanted = count - until - 1
+        reached, digest = (-1, opened) if chain_end is None else (chain_end[0], chain_end[1].digest)
+        if (stored, max(last, until), reached, digest) == (wanted, count - 1, count - 1, head):
             return ""
         return (
             f"The row of run {run_id} counts {wanted} steps and {stored} are stored, or its head "
@@ -288,7 +279,7 @@ class Reader:
         end = last if until is None else min(until, last)
         return step_rows(self.connection, run_key, after + 1, end)
 
-    def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
+    def events(self, run_id: str, after: int = -1) -> Iterator[Fed]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.

@@ -19,7 +19,7 @@ from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import example
 from tracepaper.daemon.session.combinations import COMBINATIONS, Trait
 from tracepaper.replay.exchange.recorded import listing
-from tracepaper.storage.database.views import documentation
+from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.gates.gate import (
     GATES,
     Gate,
@@ -29,10 +29,20 @@ from tracepaper.strategies.gates.gate import (
     gate_order,
 )
 
+_TYPES: Final = """\
+Every column declares the type of its values, so SQLAlchemy reflects it, and pandas and connectorx
+(`polars.read_database_uri`) read it right. A Python cursor knows no declared types: with one,
+`polars.read_database(query, connection, infer_schema_length=None)` looks at every row."""
+
 
 def views_page() -> str:
     """Return the page of the views, column by column."""
-    return f"# The views\n\n{documentation().rstrip()}\n".replace("\n### ", "\n## ")
+    parts = ["# The views", _TYPES]
+    for view in VIEWS:
+        rows = [f"| `{column.name}` | {column.kind} | {column.doc} |" for column in view.columns]
+        table = "\n".join(["| column | type | meaning |\n|---|---|---|", *rows])
+        parts.append(f"## `{view.name}`\n\nOne row is {view.row}.\n\n{table}")
+    return "\n\n".join(parts) + "\n"
 
 
 def commands_page() -> str:
