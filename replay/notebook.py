@@ -111,48 +111,36 @@ def progress(doing: str, *, wanted: bool | None = None) -> Iterator[Advance]:
     if display is None:
         yield lambda _done, _total: None
         return
-    bar = _Bar(doing, display, 0.0 if wanted else SHOWN_AFTER_S)
-    yield bar.advance
-    bar.end()
+    clock = SystemClock()
+    began_s = clock.network_s()
+    next_s = began_s + (0.0 if wanted else SHOWN_AFTER_S)
+    handle: Any = None
+    newest: tuple[int, int | None] = (0, None)
 
-
-class _Bar:
-    def __init__(self, doing: str, display: Any, after_s: float) -> None:  # noqa: ANN401 - IPython's
-        self._doing = doing
-        self._display = display
-        self._clock = SystemClock()
-        self._began_s = self._clock.network_s()
-        self._next_s = self._began_s + after_s
-        self._handle: Any = None
-        self._last: tuple[int, int | None] = (0, None)
-
-    def advance(self, done: int, total: int | None) -> None:
-        """Draw the bar anew, a few times a second at most."""
-        self._last = done, total
-        now_s = self._clock.network_s()
-        if now_s < self._next_s:
-            return
-        self._next_s = now_s + EVERY_S
-        self._draw(f"{done:,}" if total is None else f"{done:,} of {total:,}")
-
-    def end(self) -> None:
-        """Leave one line in place of a bar that was drawn."""
-        if self._handle is not None:
-            done, _total = self._last
-            self._draw(f"{done:,} in {self._clock.network_s() - self._began_s:,.1f} s")
-
-    def _draw(self, text: str) -> None:
-        done, total = self._last
+    def draw(text: str) -> None:
+        nonlocal handle
+        done, total = newest
         share = f' value="{done}" max="{total}"' if total else ""
-        line = escape(f"{self._doing}: {text}")
+        line = f"{doing}: {text}"
         content = {
-            "text/plain": f"{self._doing}: {text}",
-            "text/html": f"<progress{share}></progress> {line}",
+            "text/plain": line,
+            "text/html": f"<progress{share}></progress> {escape(line)}",
         }
-        if self._handle is None:
-            self._handle = self._display(content, raw=True, display_id=True)
+        if handle is None:
+            handle = display(content, raw=True, display_id=True)
         else:
-            self._handle.update(content, raw=True)
+            handle.update(content, raw=True)
+
+    def advance(done: int, total: int | None) -> None:
+        nonlocal newest, next_s
+        newest = done, total
+        if (now_s := clock.network_s()) >= next_s:
+            next_s = now_s + EVERY_S
+            draw(f"{done:,}" if total is None else f"{done:,} of {total:,}")
+
+    yield advance
+    if handle is not None:  # one line in place of a bar that was drawn
+        draw(f"{newest[0]:,} in {clock.network_s() - began_s:,.1f} s")
 
 
 def _display() -> Any:  # noqa: ANN401 - IPython is not typed

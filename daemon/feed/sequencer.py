@@ -256,7 +256,6 @@ class BarSequencer:
                 yield left, self._seen_now(event)
         # One without any candle is as rare as an answer that wrongly says so: ask twice.
         unknown = [state for state in lacking if self._is_new(state)]
-        unknown = [state for state in unknown if state.instrument.id not in unanswered]
         if unknown and not is_again:
             await self._wait(self._listing_wait_s)
             again = self._filled(unknown, until_ms, patience_s, unanswered, is_again=True)

@@ -14,7 +14,7 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchang
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.funding import FundingSchedule
-from tracepaper.daemon.feed.state import BarSequence, FeedState
+from tracepaper.daemon.feed.state import BarSequence, CloseFilter, FeedState
 from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause
 
 
@@ -80,6 +80,9 @@ async def serving(*indices: int, symbol: str = "BTCUSDT") -> ScriptedServer:
     return server
 
 
+PAGE = {"category": "linear", "symbol": "BTCUSDT"}
+
+
 async def test_holes_are_closed_for_good_and_the_end_stays_the_next_bar() -> None:
     async with await serving(1, 2, 4) as server:
         state = market()
@@ -96,7 +99,7 @@ async def test_a_hole_of_one_answer_is_none() -> None:
         async with await serving(*range(5)) as server:
             whole = server.rows["BTCUSDT"]
             rows = [list(map(str, whole[at(4 - i)])) for i in range(5) if 4 - i not in missing]
-            page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+            page = {**PAGE, "list": rows}
             server.answer_next("kline", server.reply(page))
             parts = texts(await filled(server, 5, market()))
             assert [text for text in parts if text.isdigit()] == ["0", "1", "2", "3", "4"], missing
@@ -108,17 +111,31 @@ async def test_a_row_that_cannot_be_read_once_is_asked_for_again(cause: GapCause
     async with await serving(*range(5)) as server:
         rows = [list(map(str, server.rows["BTCUSDT"][at(4 - i)])) for i in range(5)]
         rows[3][2] = "NaN"
-        page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+        page = {**PAGE, "list": rows}
         server.answer_next("kline", server.reply(page))
         parts = texts(await filled(server, 5, market(cause=cause)))
         assert [text for text in parts if text.isdigit()] == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_close_at_the_end_that_is_not_plausible_is_asked_for_until_it_is() -> None:
+    async with await serving() as server:
+        for index in range(40):
+            server.add_candle(at(index), low="100.0")  # which gives it a usual range
+        rows = [list(map(str, server.rows["BTCUSDT"][at(39 - i)])) for i in range(40)]
+        rows[0][2] = rows[0][4] = str(10 * float(rows[0][4]))
+        server.answer_next("kline", server.reply({**PAGE, "list": rows}))
+        state = market()
+        state._close_filter = CloseFilter(30.0)  # noqa: SLF001 - as a run's settings make it
+        bars = [event for event in await filled(server, 40, state) if isinstance(event, Bar)]
+        assert len({bar.close for bar in bars}) == 1
+        assert len(bars) == 40
 
 
 async def test_an_empty_answer_is_no_late_listing() -> None:
     for wrong in ([], [4], [2, 3, 4]):
         async with await serving(*range(5)) as server:
             rows = [list(map(str, server.rows["BTCUSDT"][at(i)])) for i in reversed(wrong)]
-            page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+            page = {**PAGE, "list": rows}
             server.answer_next("kline", server.reply(page))
             events = await filled(server, 5, market(cause=None))
             assert texts(events) == ["0", "1", "2", "3", "4"], wrong

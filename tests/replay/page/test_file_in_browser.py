@@ -104,6 +104,11 @@ def test_tables_sort_and_page_without_a_server(
         page.get_by_role("button", name="after").click()
         expect(page.get_by_role("button", name="before")).to_be_visible()
         assert shown_prices(table) == prices[-51:-101:-1][: len(prices) - 50]
+        page.evaluate("address => { location.hash = address; }", f"#/run/{run.run_id}/report")
+        trade = page.locator("td button[data-step]").last
+        opened_by = trade.get_attribute("data-step")
+        trade.click()
+        page.wait_for_function("step => location.hash.endsWith(`/decision/${step}`)", arg=opened_by)
 
 
 def shown_prices(table: Locator) -> list[float]:
