@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
+from tracepaper.replay.document.charts import rounded
 from tracepaper.replay.document.values import TitledParts, as_parts
 from tracepaper.replay.page import records
 from tracepaper.replay.page.databases import Databases, ShownRun
@@ -38,7 +39,7 @@ DIGITS: Final = {
     "confidence": 5, "mean_return": 5, "stdev_return": 5, "exposure": 5, "net_exposure": 5,
     "numbers": 7, "equity": 7, "low": 7,
 }  # fmt: skip
-"""Columns that are drawn alone are rounded to so many digits of their largest value."""
+"""Columns that are drawn alone are rounded to so many digits."""
 SPARE_DECIMALS: Final = 3
 """``spare``, the margin as a share of the threshold, is rounded to so many decimals."""
 
@@ -136,15 +137,6 @@ class _RouteClient:
         name = f"?instrument={quote(instrument)}" if instrument else ""
         self.answers[PREFIX + path + name] = answer
 
-    def bounds_ms(self, instrument: str = "") -> tuple[int, int]:
-        """Return where the bars of *instrument*, by default of all, begin and end."""
-        columns = self.shown.columns
-        names = [instrument] if instrument else list(columns.instruments)
-        bounds = [each for each in map(columns.bounds_ms, names) if each is not None]
-        return min((first for first, _ in bounds), default=0), max(
-            (end for _, end in bounds), default=0
-        )
-
     def decided(self) -> list[int]:
         """Return the sequence of every decision."""
         decided: list[int] = self.shown.columns.decisions()["sequence"].tolist()
@@ -176,7 +168,7 @@ def _levels(
 
     ``from_ms`` is where a level begins, 0 of one that holds the whole run.
     """
-    begin_ms, end_ms = client.bounds_ms(**query)
+    begin_ms, end_ms = client.shown.rollups.bounds_ms(**query) or (0, 0)
     last_ms = 0
     for cell_ms in (bars * interval_ms for bars in LEVELS):
         from_ms = max(begin_ms, end_ms - (points - 3) * cell_ms)
@@ -193,19 +185,14 @@ def _round(answer: Answer) -> None:
     for name, digits in DIGITS.items():
         match answer.get(name):
             case dict() as columns:
-                answer[name] = {key: _to_digits(each, digits) for key, each in columns.items()}
+                answer[name] = {
+                    key: rounded(np.array(each, np.float64), digits)
+                    for key, each in columns.items()
+                }
             case list() as column:
-                answer[name] = _to_digits(column, digits)
+                answer[name] = rounded(np.array(column, np.float64), digits)
     for gate, column in answer.get("spare", {}).items():
         answer["spare"][gate] = numbers_of(np.array(column, np.float64).round(SPARE_DECIMALS))
-
-
-def _to_digits(column: list[float | None], digits: int) -> list[float | None]:
-    values = np.array(column, dtype=np.float64)
-    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
-    if largest > 0:
-        values = values.round(digits - 1 - math.floor(math.log10(largest)))
-    return numbers_of(values)
 
 
 def _hold_view(client: _RouteClient, view: str) -> None:

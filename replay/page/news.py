@@ -9,12 +9,11 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field
 
-from tracepaper.replay.page import answers
+from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.marks import fill_mark
 from tracepaper.replay.page.records import event_text
 from tracepaper.storage.record.rows import HALTED
-from tracepaper.strategies.errors import TracepaperError
 
 STEPS_MAX: Final = 200
 """More steps at once are not told one by one: the page asks for what lies between."""
@@ -65,17 +64,9 @@ def since(shelf: Databases, run_id: str, after: int | None) -> News:
 
 
 def _newest(shelf: Databases) -> str:
-    started: list[tuple[int, str]] = []
-    for path in shelf.paths:
-        try:
-            reader = shelf.reader(path)
-            ids = reader.run_ids()
-            started += [(reader.run(run_id).started_at_ms, run_id) for run_id in ids[-1:]]
-        except TracepaperError:
-            continue
-    if not started:
+    if not (listed := runs.runs(shelf).runs):
         raise HttpRefusal(404, "No database holds a run yet; `tracepaper demo` makes one.")
-    return max(started)[1]
+    return listed[0].run_id
 
 
 def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:

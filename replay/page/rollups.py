@@ -212,12 +212,9 @@ class Rollups:
         ``RollupMissing`` where that takes a roll-up that this process does not make.
         """
         columns, interval_ms = self.columns, self.columns.interval_ms
-        names = [instrument] if instrument else list(columns.instruments)
-        bounds = [bound for bound in map(columns.bounds_ms, names) if bound is not None]
-        if not bounds:
-            return interval_ms, {TIME: np.empty(0)}
-        first = max(min(start for start, _ in bounds), -np.inf if from_ms is None else from_ms)
-        end = min(max(stop for _, stop in bounds), np.inf if until_ms is None else until_ms)
+        first, end = self.bounds_ms(instrument) or (0, 0)
+        first = first if from_ms is None else max(first, from_ms)
+        end = end if until_ms is None else min(end, until_ms)
         if end <= first:
             return interval_ms, {TIME: np.empty(0)}
         cell_ms = cell_length(interval_ms, int(end - first), points)
@@ -234,6 +231,12 @@ class Rollups:
         else:
             block = self.read(instrument, span)
         return cell_ms, self._rolled(within(block, first, end), cell_ms)
+
+    def bounds_ms(self, instrument: str = ACCOUNTS) -> tuple[int, int] | None:
+        """Return where the bars of *instrument*, or of all, begin and end; None without any."""
+        names = [instrument] if instrument else list(self.columns.instruments)
+        bounds = [bound for bound in map(self.columns.bounds_ms, names) if bound is not None]
+        return (min(of[0] for of in bounds), max(of[1] for of in bounds)) if bounds else None
 
     def _rolled(self, block: Block, cell_ms: int) -> Block:
         return block if cell_ms == self.columns.interval_ms else rolled(block, cell_ms)

@@ -62,7 +62,8 @@ def examples() -> dict[str, str]:
 
 def _lasting(text: str, folder: str, run_id: str) -> str:
     """Return *text* without what differs from run to run: ids, hashes, clocks and folders."""
-    text = text.replace(run_id, RUN_ID).replace(f"{folder}/", "")
+    text = text.replace(run_id, RUN_ID).replace(run_id[:8], RUN_ID[:8])
+    text = text.replace(f"{folder}/", "")
     for name, instead in VOLATILE.items():
         text = re.sub(name, instead, text)
     return text
