@@ -202,7 +202,8 @@ class Broker:
 
     def take(self) -> FilledEvent:
         """Return what was done since the last call; ``NOTHING_FILLED`` where nothing was."""
-        journal, of_others = self.account.journal, dict[str, tuple[Fill, ...]]()
+        journal = self.account.journal
+        of_others: dict[str, tuple[Fill, ...]] = {}
         for name, shadow in self.shadows.items():
             if shadow.journal.has_changes:
                 self.save = Save.NOW
@@ -357,7 +358,7 @@ class Broker:
         what the exchange would refuse of a list is among the orders, REJECTED.
         """
         account = self.account if shadow is None else self.shadows[shadow]
-        refusals = {name: list[str | None]() for name in ("", *wishes.intents)}
+        refusals: dict[str, list[str | None]] = {name: [] for name in ("", *wishes.intents)}
         for book in account.books:
             position = book.lines[bar.instrument]
             if position.shares:

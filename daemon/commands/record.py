@@ -342,8 +342,8 @@ def backup(
         f"{file.parent / folder} holds what its runs were decided by: it belongs to it."
         for folder in sorted({copy.relative_to(file.parent).parts[0] for copy in folders})
     ]
-    beside = [str(copy) for copy in folders]
-    return Answer({**document, "beside": beside}, "\n".join(lines))
+    copies = [str(copy) for copy in folders]
+    return Answer({**document, "beside": copies}, "\n".join(lines))
 
 
 @db_app.command()

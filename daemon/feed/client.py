@@ -433,18 +433,5 @@ class CloseTimeout(Struct, frozen=True):
     open_time_ms: int
 
 
-class Stop(Struct, frozen=True):
-    """The end of the feed."""
-
-
-Item = (
-    MarketData
-    | ReadFrame
-    | BackfillPage
-    | WarmUpAnswer
-    | GapCauseNotice
-    | CloseTimeout
-    | Stop
-    | Event
-)
+Item = MarketData | ReadFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | CloseTimeout | Event
 """A frame is of the book that fills orders; an event of another kind is delivered as it stands."""

@@ -23,7 +23,6 @@ from tracepaper.daemon.feed.client import (
     MarketData,
     MarketDataClient,
     OrderBookSample,
-    Stop,
     StreamRequest,
     WarmUpAnswer,
     first_cause,
@@ -181,7 +180,7 @@ class LiveFeed:
             raise first_cause(failures) from None
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield events until ``stop``."""
+        """Yield events without end."""
         book = self._start.book
         async for event in self._events():
             if book is not None and isinstance(event, Bar):
@@ -205,10 +204,6 @@ class LiveFeed:
     async def submit(self, event: Event) -> None:
         """Queue *event*: an operator's command, a timer."""
         self._queue.put_nowait(event)
-
-    def stop(self) -> None:
-        """End the feed after the events that are already in the queue."""
-        self._queue.put_nowait(Stop())
 
     # ------------------------------------------------------------ what is newest
 
@@ -298,7 +293,7 @@ class LiveFeed:
             yield live
 
     async def _live(self) -> AsyncIterator[Event]:
-        """Yield the events of the queue until the end, the bars of one close together."""
+        """Yield the events of the queue, the bars of one close together."""
         gatherer = CloseGatherer(
             self._states,
             clock=self._clock,
@@ -307,17 +302,13 @@ class LiveFeed:
         )
         gathers = self._start.gather_ms > 0 and len(self._states) > 1
         while True:
-            if isinstance(item := await self._queue.get(), Stop):
-                break
-            if isinstance(item, CloseTimeout):
+            if isinstance(item := await self._queue.get(), CloseTimeout):
                 for event in gatherer.expire(item.open_time_ms):
                     yield event
                 continue
             async for pushed in self._on_item(item):
                 for event in gatherer.push(pushed) if gathers else (pushed,):
                     yield event
-        for event in gatherer.flush():
-            yield event
 
     async def _end_wait(self, open_ms: int) -> None:
         interval_s = self._start.interval_ms / 1000 / self._exchange.time_scale

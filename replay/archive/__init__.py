@@ -12,5 +12,4 @@ __all__ = [
     "merge_candles",
     "read_candles",
     "read_funding",
-    "slice_candles",
 ]

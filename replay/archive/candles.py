@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -229,45 +229,49 @@ class Candles:
                 f"{self.path} has candles of {interval_text(self.interval_ms)}, which cannot "
                 f"make candles of {interval_text(interval_ms)}: choose a multiple."
             )
-        first, starts, is_whole, calendar = self._coarse_grid(interval_ms)
-        whole = np.flatnonzero(is_whole)
-        if not whole.size:
+        coarse, is_whole = self.aggregated(interval_ms)
+        if not is_whole.any():
             raise DataInvalid(
                 f"{self.path} covers no whole candle of {interval_text(interval_ms)}: give more "
                 "data."
             )
+        dropped = [iso(start) for start in coarse.open_time_ms[~is_whole].tolist()]
+        if not dropped:
+            return coarse
+        kind = "candle" if len(dropped) == 1 else "candles"
+        # The first and the last alone: a long list would bury the message.
+        named = dropped[0] if len(dropped) == 1 else f"{dropped[0]} … {dropped[-1]}"
+        note = f"{len(dropped)} coarse {kind} not whole, dropped: {named}"
+        more = coarse.notes[len(self.notes) :]
+        return replace(coarse[is_whole], notes=(*self.notes, note, *more))
+
+    def aggregated(self, interval_ms: int) -> tuple[Self, npt.NDArray[np.bool_]]:
+        """Return the coarse candles that these make or begin, and which are whole."""
+        first, starts, is_whole, calendar = self._coarse_grid(interval_ms)
         last = np.append(first[1:], len(self)) - 1
-        dropped = [iso(start) for start in starts[~is_whole].tolist()]
-        notes = self.notes
-        if dropped:
-            kind = "candle" if len(dropped) == 1 else "candles"
-            # The first and the last alone: a long list would bury the message.
-            named = dropped[0] if len(dropped) == 1 else f"{dropped[0]} … {dropped[-1]}"
-            notes = (*notes, f"{len(dropped)} coarse {kind} not whole, dropped: {named}")
-        volume = _sums(self.volume, first, whole)
+        volume, notes = _sums(self.volume, first), self.notes
         if volume is None:
             raise DataInvalid(
                 f"{self.path} sums to a volume of more than 64 bits: choose a finer interval."
             )
-        turnover = None if self.turnover is None else _sums(self.turnover, first, whole)
+        turnover = None if self.turnover is None else _sums(self.turnover, first)
         if turnover is None and self.turnover is not None:
-            text = (
-                f"turnover left out, which takes more than 64 bits in {interval_text(interval_ms)}"
-            )
-            notes = (*notes, text)
-        return replace(
+            text = interval_text(interval_ms)
+            notes = (*notes, f"turnover left out, which takes more than 64 bits in {text}")
+        coarse = replace(
             self,
             interval_ms=interval_ms,
             calendar=calendar,
-            open_time_ms=starts[whole],
-            open=self.open[first[whole]],
-            high=np.maximum.reduceat(self.high, first)[whole],
-            low=np.minimum.reduceat(self.low, first)[whole],
-            close=self.close[last[whole]],
+            open_time_ms=starts,
+            open=self.open[first],
+            high=np.maximum.reduceat(self.high, first),
+            low=np.minimum.reduceat(self.low, first),
+            close=self.close[last],
             volume=volume,
             turnover=turnover,
             notes=notes,
         )
+        return coarse, is_whole
 
     def _coarse_grid(
         self, interval_ms: int
@@ -373,11 +377,10 @@ def _bucket_starts(buckets: IntArray) -> IntArray:
     return np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
 
 
-def _sums(values: IntArray, first: IntArray, whole: IntArray) -> IntArray | None:
+def _sums(values: IntArray, first: IntArray) -> IntArray | None:
     """Return the exact sum of each bucket; None where 64 bits do not hold one."""
-    sums = np.add.reduceat(values, first)[whole]
     # Sums of integers wrap silently; sums of doubles show which ones would have.
-    rough = np.add.reduceat(values.astype(np.float64), first)[whole]
+    rough = np.add.reduceat(values.astype(np.float64), first)
     if rough.size and float(rough.max()) > INT64_MAX / 2:
         return None
-    return sums
+    return np.add.reduceat(values, first)

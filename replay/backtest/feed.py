@@ -143,8 +143,10 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
             else:
                 yield event
         if bars:
-            here = {bar.instrument for bar in bars}
-            absent = () if len(here) == len(names) else tuple(n for n in names if n not in here)
+            absent: tuple[str, ...] = ()
+            if len(bars) < len(names):
+                here = {bar.instrument for bar in bars}
+                absent = tuple(name for name in names if name not in here)
             yield CloseStart(bars[0].open_time_ms, len(bars), absent, market_ms, market_ms)
             yield from bars
         yield from after

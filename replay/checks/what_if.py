@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -52,6 +53,7 @@ ACCOUNTS: Final = (
 )
 CAUSES: Final = (of_row("why", "why", "text"), of_row("decisions", "decisions", "count"))
 _JUDGED: Final = ("target_quantity", "instrument")
+_KEPT: Final = ("open_time_ms", "instrument", "target_quantity", "verdict", "equity")
 Verdict = tuple[str, str | None]
 """An action, and the gate that refused it."""
 DERIVED: Final = ("as recorded", "what if")
@@ -94,8 +96,12 @@ class DecisionLog:
         """Take the first *cash*; each verdict that is none of *codes* is added to them."""
         self._cash, self._fees, self._fills = cash, 0, 0  # of the account, until the last step
         self._codes = codes
-        self._decisions: list[Decision] = []  # a stretch repeats its first
-        self._rows = {name: array("q") for name in ("open_time_ms", *_JUDGED, "verdict", "equity")}
+        self._blocks = [
+            np.empty((len(_KEPT), 0), np.int64)
+        ]  # [column, row] of each stretch, and of steps between two
+        self._steps: list[tuple[int, ...]] = []  # rows since the last stretch
+        self._count, self._firsts = 0, array("q")  # rows; of each of ``_decisions`` the first
+        self._decisions: list[Sequence[Decision]] = []  # in turn, which a stretch repeats
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
@@ -107,44 +113,55 @@ class DecisionLog:
         for step in steps:
             self._fees = step.account.fees_paid
             self._fills += len(step.fills)
-            if step.decision is not None and isinstance(step.event, Bar):
-                decided = {step.event.instrument: step.decision}
-                self._take([step.event], decided, [step.account.equity])
+            if (decision := step.decision) is not None and isinstance(bar := step.event, Bar):
+                judged = self._row(bar.instrument, decision)
+                self._steps.append((bar.open_time_ms, *judged, step.account.equity))
+                self._keep((decision,), 1)
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Keep what each bar of *stretch* repeats."""
-        worth, decided = (
-            stretch.marks.worth,
-            {key: of.decision for key, of in stretch.repeats.items()},
-        )
-        profits = stretch.marks.account_unrealized
-        self._take(stretch.bars, decided, [worth + profit for profit in profits for _ in decided])
+        self.flush()
+        repeats, first, count = stretch.repeats, stretch.bars[0], len(stretch.bars)
+        block = np.empty((len(_KEPT), count), np.int64)
+        rows = [self._row(key, of.decision) for key, of in repeats.items()]
+        block[1:-1] = np.tile(np.array(rows).T, stretch.units)
+        # They follow at once.
+        opens = first.open_time_ms + np.arange(stretch.units) * first.interval_ms
+        equity = stretch.marks.worth + np.array(stretch.marks.account_unrealized, np.int64)
+        block[0], block[-1] = opens.repeat(len(rows)), equity.repeat(len(rows))
+        self._blocks.append(block)
+        self._keep([of.decision for of in repeats.values()], count)
 
-    def _take(
-        self, bars: Sequence[Bar], decided: Mapping[str, Decision], equity: Sequence[int]
-    ) -> None:
-        """Keep *bars*, on which the instruments in turn were *decided*, with the equity at each."""
-        decisions, codes, rows = [*decided.values()], self._codes, self._rows
-        units = len(bars) // len(decisions)
-        verdicts = [(of.action, of.refused_by) for of in decisions]
-        targets = [of.target_quantity for of in decisions]
-        rows["open_time_ms"].extend([bar.open_time_ms for bar in bars])
-        rows["equity"].extend(equity)
-        rows["instrument"].extend([self._place_of[key] for key in decided] * units)
-        rows["target_quantity"].extend([NOT_STORED if at is None else at for at in targets] * units)
-        rows["verdict"].extend([codes.setdefault(of, len(codes)) for of in verdicts] * units)
-        self._decisions += decisions * units
+    def _row(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
+        """Return what of a *decision* is compared, and on which instrument it is."""
+        verdict, target = (decision.action, decision.refused_by), decision.target_quantity
+        code = self._codes.setdefault(verdict, len(self._codes))
+        return self._place_of[instrument], NOT_STORED if target is None else target, code
+
+    def _keep(self, decisions: Sequence[Decision], rows: int) -> None:
+        """Keep the *decisions* of the next *rows*, which repeat them in turn."""
+        self._firsts.append(self._count)
+        self._decisions.append(decisions)
+        self._count += rows
+
+    def _decision(self, row: int) -> Decision:
+        at = bisect_right(self._firsts, row) - 1
+        decisions = self._decisions[at]
+        return decisions[(row - self._firsts[at]) % len(decisions)]
 
     def flush(self) -> None:
-        """Do nothing: nothing waits."""
+        """Make a block of the steps that wait for it."""
+        if self._steps:
+            self._blocks.append(np.array(self._steps, np.int64).T)
+            self._steps = []
 
     def decided(self) -> DecidedRun:
         """Return the decisions."""
-        rows: Columns = {name: np.array(of, np.int64) for name, of in self._rows.items()}
-        rows["place"] = np.arange(len(self._decisions))
+        rows: Columns = dict(zip(_KEPT, np.hstack(self._blocks), strict=True))
+        rows["place"] = np.arange(self._count)
         rows["target_quantity"] = _targets(rows, self._items)
         account = self._cash, self._fees, self._fills  # its first decision is compared
-        return DecidedRun(rows, self._decisions.__getitem__, lambda _first, _last: account)
+        return DecidedRun(rows, self._decision, lambda _first, _last: account)
 
 
 def _targets(rows: Columns, items: Iterable[Instrument]) -> Floats:
@@ -201,11 +218,11 @@ def compare_recorded(
     """
     codes: dict[Verdict, int] = {}
     (reader, columns), (_, other) = left, right
-    stored, beside = _recorded(reader, columns, codes), _recorded(*right, codes)
+    stored, second = _recorded(reader, columns, codes), _recorded(*right, codes)
     places = dict(zip(columns.instruments, range(len(columns.instruments)), strict=True))
-    at = np.array([places.get(name, -1) for name in other.instruments])[beside.rows["instrument"]]
-    rows = {name: column[at >= 0] for name, column in (beside.rows | {"instrument": at}).items()}
-    both = stored, replace(beside, rows=rows)
+    at = np.array([places.get(name, -1) for name in other.instruments])[second.rows["instrument"]]
+    rows = {name: column[at >= 0] for name, column in (second.rows | {"instrument": at}).items()}
+    both = stored, replace(second, rows=rows)
     return _compared(columns, both, list(codes), (" beside ".join(names),), names)
 
 

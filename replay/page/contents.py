@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.document.values import TitledParts, as_parts
-from tracepaper.replay.page.databases import Databases
+from tracepaper.replay.page import records
+from tracepaper.replay.page.databases import Databases, ShownRun
 from tracepaper.replay.page.export import packed
 from tracepaper.replay.page.rollups import numbers_of
-from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, match
+from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, RowParameters, match
 from tracepaper.strategies.gates.declared import warm
 
 CELLS_MAX: Final = 200_000
@@ -110,6 +111,11 @@ class _RouteClient:
         self.run_id = run_id
         self._shelf = Databases([database])
 
+    @property
+    def shown(self) -> ShownRun:
+        """The run."""
+        return self._shelf.find(self.run_id)
+
     def __call__(self, path: str) -> Any:  # noqa: ANN401 - plain values
         """Hold the answer of *path*."""
         answer = self.answer(path)
@@ -132,7 +138,7 @@ class _RouteClient:
 
     def bounds_ms(self, instrument: str = "") -> tuple[int, int]:
         """Return where the bars of *instrument*, by default of all, begin and end."""
-        columns = self._shelf.find(self.run_id).columns
+        columns = self.shown.columns
         names = [instrument] if instrument else list(columns.instruments)
         bounds = [each for each in map(columns.bounds_ms, names) if each is not None]
         return min((first for first, _ in bounds), default=0), max(
@@ -141,7 +147,7 @@ class _RouteClient:
 
     def decided(self) -> list[int]:
         """Return the sequence of every decision."""
-        decided: list[int] = self._shelf.find(self.run_id).columns.decisions()["sequence"].tolist()
+        decided: list[int] = self.shown.columns.decisions()["sequence"].tolist()
         return decided
 
 
@@ -204,16 +210,8 @@ def _to_digits(column: list[float | None], digits: int) -> list[float | None]:
 
 def _hold_view(client: _RouteClient, view: str) -> None:
     """Hold the newest rows of *view*, without what no place shows."""
-    path = f"/runs/{client.run_id}/views/{view}"
-    answer: Answer | None = None
-    after: dict[str, str] = {}
-    while answer is None or (after and len(answer["rows"]) < VIEW_ROWS_MAX):
-        page = client.answer(path, sort="sequence", descending="true", limit=ROWS_MAX, **after)
-        after = {"after": page["next"]} if page["next"] else {}
-        if answer is None:
-            answer = page
-        else:
-            answer["rows"] += page["rows"]
+    page = RowParameters(sort="sequence", descending=True, limit=VIEW_ROWS_MAX)
+    answer: Answer = msgspec.to_builtins(records.rows(client.shown, view, {}, page))
     columns = answer["columns"]
     kept = [
         place for place, column in enumerate(columns)
@@ -221,7 +219,7 @@ def _hold_view(client: _RouteClient, view: str) -> None:
     ]  # fmt: skip
     answer["columns"] = [columns[place] for place in kept]
     answer["rows"] = [[row[place] for place in kept] for row in answer["rows"]]
-    client.hold(path, answer | {"next": None})
+    client.hold(f"/runs/{client.run_id}/views/{view}", answer | {"next": None})
 
 
 # ---------------------------------------------------------------- decisions

@@ -15,8 +15,8 @@ from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.document.values import FoldedParts, Form, Part, TitledParts, table_of
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.decisions import decision_at
 from tracepaper.replay.page.runs import parity_state
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import TracepaperError
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def load_libraries(shelf: Databases) -> None:
 
 def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.DerivedDecision:
     """Derive one decision again from the record, and compare every stored value of its step."""
-    row = _decision_row(shown, sequence)
+    open_ms = decision_at(shown, sequence).decision["open_time_ms"]
     began = time.perf_counter()
-    opened = datetime.fromtimestamp(row["open_time_ms"] / 1_000, tz=UTC)
+    opened = datetime.fromtimestamp(open_ms / 1_000, tz=UTC)
     report(0.1, f"reading the state and the bars before {opened:%H:%M} UTC from the record")
 
     def progressed(done: int, total: int) -> None:
@@ -53,8 +53,8 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
         shown.reader,
         shown.database,
         shown.run_id,
-        from_ms=row["open_time_ms"],
-        until_ms=row["open_time_ms"] + 1,
+        from_ms=open_ms,
+        until_ms=open_ms + 1,
         probes=False,  # twice the time, and no later bar is at hand to be seen
         progressed=progressed,
     )
@@ -76,15 +76,6 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
 def _tolerance(verification: Verification) -> str:
     """Say why not every bit was promised; empty where every bit is equal."""
     return verification.elsewhere if verification.tolerated or not verification.exact else ""
-
-
-def _decision_row(shown: ShownRun, sequence: int) -> dict[str, Any]:
-    if not 0 <= sequence < SEQUENCE_LIMIT:
-        raise HttpRefusal(404, f"The run has no decision {sequence}.")
-    rows = shown.views.rows("v_decisions", sequence=sequence)
-    if not rows:
-        raise HttpRefusal(404, f"The run has no decision {sequence}.")
-    return rows[0]
 
 
 def verify(shown: ShownRun, report: Report) -> answers.ParityState:
@@ -129,14 +120,12 @@ def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
 
 def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
     """Ask the run's model again about one decision; the document has all of ``explain --full``."""
-    from tracepaper.replay.explain.decision import stored_decision
     from tracepaper.replay.explain.document import answer_parts, ask_again
 
-    _decision_row(shown, sequence)
+    stored = decision_at(shown, sequence)
     if not shown.views.run()["model_id"]:
         raise HttpRefusal(409, "This run asks no model, so there is nothing to ask.")
     report(0.05, "loading the model and the bars before the decision")
-    stored = stored_decision(shown.reader, shown.columns, sequence)
     shares = iter((0.35, 0.5, 0.65))
     recomputed = ask_again(
         shown.database,

@@ -132,9 +132,8 @@ def compare(left: ShownRun, right: ShownRun) -> TitledParts:
     """Return where two runs decided the same bars differently, and the equity of both."""
     both = (left.reader, left.columns), (right.reader, right.columns)
     compared = what_if_document(compare_recorded(*both, (_name(left), _name(right))))
-    return TitledParts(
-        "Compare", (*compared.parts, Paragraph("Equity", "heading"), _both(left, right))
-    )
+    lead, sentence, *tables = compared.parts
+    return TitledParts("Compare", (lead, sentence, _both(left, right), *tables))
 
 
 def _name(run: ShownRun) -> str:
@@ -155,4 +154,4 @@ def _both(left: ShownRun, right: ShownRun) -> Part:
         drawn = replace(line, name=_name(run))
         curves.append(charts.AccountCurve(drawn, equity / start - 1, 1 - equity / peak))
         held.append(replace(drawn, x=times.tolist(), y=rounded(100 * share), width=1.0))
-    return replace(charts.accounts_chart(times, curves, held), title="")
+    return charts.accounts_chart(times, curves, held)

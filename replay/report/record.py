@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -303,11 +302,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
 def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
     """Yield the last position of each instrument that is held on margin, in hedge mode both."""
     for instrument in instruments:
-        rows = views.rows("v_positions", newest=2, instrument=instrument)
-        for row in sorted(rows, key=itemgetter("side")):
-            is_newest = row["sequence"] == max(position["sequence"] for position in rows)
-            if is_newest and row["margin"] is not None:
-                yield row
+        yield from (of for of in views.last_positions(instrument) if of["margin"] is not None)
 
 
 def _decisions(columns: RunColumns, every: Mapping[str, Columns]) -> Decisions:

@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 
 _Kind = TypeVar("_Kind", bound="Event")
+Fed = tuple[int, bool, "Event", "Prediction"]
+"""Of a step its sequence, whether it was accepted, the event, and what was predicted at it."""
 
 
 class RunModels(NamedTuple):
@@ -277,7 +279,7 @@ class Reader:
         end = last if until is None else min(until, last)
         return step_rows(self.connection, run_key, after + 1, end)
 
-    def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
+    def events(self, run_id: str, after: int = -1) -> Iterator[Fed]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from contextlib import ExitStack, closing
 from functools import cache, lru_cache
-from itertools import chain, groupby, repeat
-from operator import call, is_not, itemgetter, ne
+from itertools import chain, groupby
+from operator import call, itemgetter, ne
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -173,7 +173,7 @@ def _present(rows: Sequence[Row]) -> int:
     return sum(
         1 << place
         for place, value in enumerate(rows[0])
-        if value is not None or any(map(is_not, map(itemgetter(place), rows), repeat(None)))
+        if value is not None or [row[place] for row in rows].count(None) < len(rows)
     )
 
 

@@ -35,7 +35,7 @@ Ints = NDArray[np.int64]
 
 LEAVES_MOST: Final = 64
 """Leaves of a tree: the bits of a word."""
-_BLOCK_ROWS: Final = 256  # rows scored at once; their words stay in the cache
+_BLOCK_ROWS: Final = 128  # rows scored at once; their words stay in the cache
 _TYPES: Final[Mapping[str, type[np.generic]]] = {
     "feature": np.int32,
     "threshold": np.float64,
@@ -261,10 +261,12 @@ class Scorer:
 
     def _block(self, rows: Floats) -> Floats:
         left = np.repeat(self._table[:1], len(rows), axis=0)  # [row, tree]
+        kept = np.empty_like(left)
         for column, edges in enumerate(self._thresholds):
             values = rows[:, self._features[column]]
             at = np.searchsorted(edges, values) + self._first[column]
-            left &= self._table[np.where(np.isnan(values), self._of_nan[column], at)]
+            at[np.isnan(values)] = self._of_nan[column]
+            left &= self._table.take(at, axis=0, out=kept, mode="clip")  # no copy beside it
         return self._sums(left)
 
     def _sums(self, left: NDArray[Any]) -> Floats:

@@ -381,15 +381,13 @@ async def test_filters_that_the_run_cannot_express_are_refused_and_end_nothing()
         assert not [event for event in run.events if isinstance(event, InstrumentChange)]
 
 
-async def test_a_command_takes_its_place_in_line_and_stop_ends_the_feed() -> None:
+async def test_a_command_takes_its_place_in_line() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await run.close_bar(0)
         await until(run.bars)
         halt = Command(CommandKind.HALT, "test", START_MS, START_MS)
         await run.feed.submit(halt)
-        run.feed.stop()
-        await until(lambda: run.is_ended)
-        assert run.events[-1] is halt
+        await until(lambda: run.events[-1] is halt)
 
 
 async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:

@@ -126,7 +126,7 @@ def of(path: Path, **change: Any) -> Comparison:
     [
         (MODEL, {"drop_gates": ["direction"]}),
         ("several symbols", {"changes": {"sizing": {"mode": "equity", "fraction": "0.2"}, **FEE}}),
-        ("a hole", {"changes": {"strategy": {"slow": 9}}}),
+        ("a hole", {"changes": {"strategy": {"fast": 9, "slow": 30}}}),
     ],
 )
 def test_each_decision_is_compared_and_what_it_made_is_added_up(
@@ -140,6 +140,9 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
             [step for step in of_run.steps(run_id) if step.decision is not None]
             for of_run, run_id in ((reader, result.run_id), (log.reader, result.run_id))
         )
+        decimals = {
+            item.id: 10**item.quantity_decimals for item in reader.run(result.run_id).instruments
+        }
     others = [
         (first.sequence, _judged(first) != _judged(second))
         for first, second in zip(before, after, strict=True)
@@ -161,9 +164,16 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
         assert isinstance(first.event, Bar)
         both = _judged(first), _judged(second)
         if both[0] != both[1] and last.get(first.event.instrument) != both:
-            begins.append(first.sequence)
+            begins.append((first.sequence, both[1][2]))
         last[first.event.instrument] = both
-    assert [each["sequence"] for each in result.changes] == begins[:100]
+    listed = [
+        (
+            each["sequence"],
+            round(float(str(each["target_after"])) * decimals[str(each["instrument"])]),
+        )
+        for each in result.changes
+    ]
+    assert listed == begins[:100]
     recorded, changed, difference = result.accounts
     cash = 100_000.0
     for account, steps in ((recorded, before), (changed, after)):
