@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from tracepaper.storage.database.writer import advice, open_writer
-from tracepaper.storage.record.columns import Value, insert_sql, stored_columns
+from tracepaper.storage.database.writer import advice, insert_rows, open_writer
+from tracepaper.storage.record.columns import Value, stored_columns
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import ParityCheck
 
@@ -69,30 +69,34 @@ def store_check(database: Path, checked: CheckedRun, check: StoredCheck) -> str:
         "identical": result.identical + result.within_tolerance,
         "content": msgspec.json.encode(result).decode(),
     }
-    return _store(database, "checks", [row])
+    same = "run_key = :run_key AND sequence = :sequence AND checked_ms = :checked_ms"
+    return _store(database, "checks", [row], f"{same} AND kind = :kind", row)
 
 
 def store_shortfalls(database: Path, run_key: int, rows: Sequence[Mapping[str, Value]]) -> str:
     """Store *rows* of ``shortfalls`` in place of the run's; return as :func:`store_check` does."""
-    first = f"DELETE FROM shortfalls WHERE run_key = {run_key:d}"
-    return _store(database, "shortfalls", rows, first=first)
+    return _store(database, "shortfalls", rows, "run_key = :run_key", {"run_key": run_key})
 
 
 def _store(
-    database: Path, table: str, rows: Sequence[Mapping[str, Value]], *, first: str = ""
+    database: Path,
+    table: str,
+    rows: Sequence[Mapping[str, Value]],
+    replaced: str,
+    values: Mapping[str, Value],
 ) -> str:
-    """Insert *rows* after the statement *first*, in one transaction."""
+    """Put *rows* in place of those that meet the condition *replaced*, in one transaction."""
     try:
         writer = open_writer(database)
     except (TracepaperError, OSError) as error:
         return str(error)
-    insert = insert_sql(table).replace("INSERT", "INSERT OR REPLACE")
     names = stored_columns(table)
     try:
         writer.connection.execute("BEGIN IMMEDIATE")
-        if first:
-            writer.connection.execute(first)
-        writer.connection.executemany(insert, ([row[name] for name in names] for row in rows))
+        writer.connection.execute(f"DELETE FROM {table} WHERE {replaced}", values)
+        insert_rows(
+            writer.connection, {table: [tuple(row[name] for name in names) for row in rows]}
+        )
         writer.connection.execute("COMMIT")
     except sqlite3.Error as error:
         return f"{database} cannot be written ({error}); {advice(error)}."

@@ -162,6 +162,16 @@ def of_step(table: str) -> tuple[ViewColumn, ViewColumn]:
     )
 
 
+def of_content(name: str, doc: str) -> ViewColumn:
+    """Return the text of that *name* in the content of the event ``e``."""
+    return ViewColumn(name, f"json_extract(e.content, '$.{name}')", doc)
+
+
+def ordinal(alias: str, doc: str) -> ViewColumn:
+    """Return the place of the row *alias* among those of its step."""
+    return ViewColumn("ordinal", f"{alias}.ordinal", doc, "INTEGER")
+
+
 def caused(alias: str, table: str) -> ViewColumn:
     """Return the decision that caused the order of *table*'s row *alias*.
 

@@ -19,7 +19,9 @@ from tracepaper.storage.database.view_columns import (
     exact,
     iso,
     moment,
+    of_content,
     of_step,
+    ordinal,
     real,
     shared_row,
     shown,
@@ -148,14 +150,9 @@ V_GAPS: Final = View(
         INSTRUMENT,
         *moment("from_ms", "json_extract(e.content, '$.from_ms')", "first missing open time"),
         *moment("until_ms", "json_extract(e.content, '$.until_ms')", "first open time after it"),
-        ViewColumn(
-            "cause",
-            "json_extract(e.content, '$.cause')",
-            any_of(GapCause),
-        ),
-        ViewColumn(
+        of_content("cause", any_of(GapCause)),
+        of_content(
             "repaired_by",
-            "json_extract(e.content, '$.repaired_by')",
             "`rest` where the bars follow; empty where they never will; `clock` where market time "
             "itself was set from one of the two times to the other",
         ),
@@ -170,17 +167,15 @@ V_COMMANDS: Final = View(
     "an operator's command, and who gave it",
     (
         *of_step("e"),
-        ViewColumn("kind", "json_extract(e.content, '$.kind')", any_of(CommandKind)),
-        ViewColumn("note", "json_extract(e.content, '$.note')", "the operator's reason"),
-        ViewColumn("origin", "json_extract(e.content, '$.origin')", any_of(CommandOrigin)),
-        ViewColumn(
+        of_content("kind", any_of(CommandKind)),
+        of_content("note", "the operator's reason"),
+        of_content("origin", any_of(CommandOrigin)),
+        of_content(
             "token",
-            "json_extract(e.content, '$.token')",
             "label of the token that was sent; `database` for that of the file beside it",
         ),
-        ViewColumn(
+        of_content(
             "user",
-            "json_extract(e.content, '$.user')",
             "the system's user of the process that sent it; empty where that is not known",
         ),
         *moment("market_ms", "e.market_ms", "market time at which it was taken"),
@@ -293,9 +288,7 @@ V_GATES: Final = View(
     "one gate's verdict on a decision",
     (
         *of_step("s"),
-        ViewColumn(
-            "ordinal", "g.ordinal", "place of the gate; the first that fails refuses", "INTEGER"
-        ),
+        ordinal("g", "place of the gate; the first that fails refuses"),
         *shown("g", "gate_sets", "gate"),
         ViewColumn("measure", MEASURE, "null where it could not be computed", "REAL"),
         *shown("g", "gate_sets", "threshold"),
@@ -489,31 +482,22 @@ _LIQUIDATED_AT: Final = (
     "ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
 )
 
-_POSITION_SUMS: Final = (
-    ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
-    ("unrealized_pnl", _MARKED_SIDE, "profit of what is open, at the mark"),
-    ("fees_paid", "h.fees_paid", "fees"),
-    ("funding_paid", "h.funding_paid", "funding, positive where paid"),
-)
-
-
-def _account_sums(marks: str) -> tuple[tuple[str, str, str], ...]:
-    return (
-        ("realized_pnl", "h.account_realized_pnl", "profit of what was closed, before fees"),
-        ("unrealized_pnl", _UNREALIZED[marks], "profit of what is open, at the mark"),
-        ("fees_paid", "h.account_fees_paid", "fees"),
-        ("funding_paid", "h.account_funding_paid", "funding, positive where paid"),
-    )
-
 
 def _holding_columns(
-    sums: tuple[tuple[str, str, str], ...], whose: str, marks: str = "s", account: str = "h"
+    whose: str, unrealized: str, marks: str = "s", account: str = "h"
 ) -> tuple[ViewColumn, ...]:
-    """Return the columns of a position and its account after a step; *sums* are *whose*.
+    """Return the columns of a position and its account after a step; the sums are *whose*.
 
     *marks* names the row with the profit that is not realized, *account* that of ``holdings`` with
     the cash.
     """
+    prefix = "h.account_" if whose == "account's" else "h."
+    sums = (
+        ("realized_pnl", f"{prefix}realized_pnl", "profit of what was closed, before fees"),
+        ("unrealized_pnl", unrealized, "profit of what is open, at the mark"),
+        ("fees_paid", f"{prefix}fees_paid", "fees"),
+        ("funding_paid", f"{prefix}funding_paid", "funding, positive where paid"),
+    )
     listed = (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
         ViewColumn("instrument", "i.instrument_id", "the event's; null where it has none"),
@@ -554,7 +538,7 @@ V_POSITIONS: Final = View(
     (
         *of_step("s"),
         _SIDE_HELD,
-        *_holding_columns(_POSITION_SUMS, "position's", account="a"),
+        *_holding_columns("position's", _MARKED_SIDE, account="a"),
         *exact(
             "liquidation_price",
             _LIQUIDATED_AT,
@@ -568,7 +552,7 @@ V_POSITIONS: Final = View(
 V_EQUITY: Final = View(
     "v_equity",
     "the account after a step",
-    (*of_step("s"), *_holding_columns(_account_sums("s"), "account's")),
+    (*of_step("s"), *_holding_columns("account's", _UNREALIZED["s"])),
     _OWN,
 )
 
@@ -578,14 +562,14 @@ V_TWIN_EQUITY: Final = View(
     (
         *of_step("s"),
         *shown("h", "holdings", "twin"),
-        *_holding_columns(_account_sums("m"), "account's", "m"),
+        *_holding_columns("account's", _UNREALIZED["m"], "m"),
     ),
     f"FROM runs r JOIN steps s ON s.run_key = r.run_key {_TWIN}{_STEP_TABLES}",
 )
 
 
 _FILL_COLUMNS: Final = (
-    ViewColumn("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
+    ordinal("f", "place among the fills of the step"),
     *shown("f", "fills", "order_id"),
     INSTRUMENT,
     *shown("f", "fills", "side", "quantity", "price", "reference_price", "notional", "fee"),
@@ -661,12 +645,7 @@ V_TRADES: Final = View(
     complete(
         (
             *of_step("t"),
-            ViewColumn(
-                "ordinal",
-                "t.ordinal",
-                "place among the fills of the step that closed it",
-                "INTEGER",
-            ),
+            ordinal("t", "place among the fills of the step that closed it"),
             INSTRUMENT,
             ViewColumn(
                 "side",
@@ -776,7 +755,7 @@ V_LEDGER: Final = View(
     complete(
         (
             *of_step("l"),
-            ViewColumn("ordinal", "l.ordinal", "place among the movements of the step", "INTEGER"),
+            ordinal("l", "place among the movements of the step"),
             *shown("l", "ledger", "market_ms"),
             ViewColumn(
                 "instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"
@@ -819,7 +798,7 @@ V_SHORTFALL: Final = View(
     complete(
         (
             *of_step("c"),
-            ViewColumn("ordinal", "c.ordinal", "place among those of the step", "INTEGER"),
+            ordinal("c", "place among those of the step"),
             INSTRUMENT,
             *exact(
                 "shortfall",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from tracepaper.storage.database.writer import open_writer
+from tracepaper.storage.database.writer import insert_rows, open_writer
 from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
 from tracepaper.storage.fleet.tables import DATABASE
 from tracepaper.storage.maintenance import whole_file
-from tracepaper.storage.record.columns import TABLES, insert_sql, stored_columns
+from tracepaper.storage.record.columns import TABLES, stored_columns
 from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
@@ -183,12 +183,11 @@ def _copy(
         if server.execute(nan_query.encode(), values).fetchone() is not None:
             raise sqlite3.IntegrityError(f"a NaN in {table}")
     query = f"SELECT {', '.join(names)} {source} ORDER BY {keys}"
-    write = insert_sql(table)
     count = 0
     with server.cursor(f"pull_{table}", binary=True) as cursor:
         cursor.itersize = BATCH_ROWS
         cursor.execute(query.encode(), values)
         while rows := cursor.fetchmany(BATCH_ROWS):
-            raw.executemany(write, rows)
+            insert_rows(raw, {table: rows})
             count += len(rows)
     return count

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from functools import cache
 from typing import Any, Final
 
 from msgspec import Struct, json
@@ -670,13 +669,6 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
 def stored_columns(table: str) -> tuple[str, ...]:
     """Return the names of the columns of *table* that hold something, in their order."""
     return tuple(column.name for column in TABLES[table])
-
-
-@cache
-def insert_sql(table: str) -> str:
-    """Return the insert into *table* of all its columns."""
-    names = stored_columns(table)
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
 
 
 def place(table: str, name: str) -> int:
