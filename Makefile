@@ -68,10 +68,9 @@ check: $(STAMP)
 docs: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/documentation.py
 
+# Measures every figure of deploy/FIGURES.md; ONLY is a word of the commands to run.
 bench: $(STAMP)
-	$(BIN)/tracepaper bench ingest
-	$(BIN)/tracepaper bench live
-	$(BIN)/tracepaper bench replay
+	PYTHONPATH=tests/support $(BIN)/python tests/generators/figures.py $(ONLY)
 
 # Hours; what passed on this commit is not run again. ONLY names a part, or the beginning of its name.
 campaign: $(STAMP)

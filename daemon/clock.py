@@ -155,9 +155,8 @@ class Clock(Protocol):
         ...
 
 
-Feed = AsyncIterable[Event | None]
-"""Events in the order in which the engine must see them; None before a wait where one was promised.
-"""
+Feed = AsyncIterable[Event]
+"""Events in the order in which the engine must see them."""
 Predict = Callable[[Unit], Awaitable[Sequence[Prediction]]]
 """Runs the model, the only thing that may run elsewhere: the forecast at each event, a timeout, or
 None where none is needed."""

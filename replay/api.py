@@ -48,6 +48,7 @@ from tracepaper.replay.backtest.strategy_keys import (
     strategy_name,
 )
 from tracepaper.replay.dataframes import Library, RunFrames, frames_for, open_run
+from tracepaper.replay.document.values import Form, estimate, written
 from tracepaper.replay.notebook import Picture, RunPage, Text, text_of
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
@@ -57,7 +58,7 @@ from tracepaper.replay.report.trades import ClosedTrade, closed_trades, largest_
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.units import NOTHING, count_of, iso
+from tracepaper.strategies.units import count_of, iso
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -436,37 +437,36 @@ class Backtest:
             f"{record.run['strategy']} on {record.run['instruments']}, "
             f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
         )
-        counted = figures["bars"]
-        bars = "" if counted is None else f"{count_of(int(counted), 'bar')}, "
-        trades = count_of(int(figures["trades"] or 0), "closed trade")
-        yield f"{bars}{_number(figures['days'], ',.1f')} days, {trades}"
         yield (
-            f"return {_percent(figures['return'])}, a day "
-            f"{_estimate(figures['mean_day'], figures['mean_day_error'], '.1f', 1e4)} bp, "
-            "worst drawdown "
-            f"{_percent(figures['max_drawdown'], sign='')}"
+            f"{count_of(int(figures['bars'] or 0), 'bar')}, {written(figures['days'], 'days')} "
+            f"days, {count_of(int(figures['trades'] or 0), 'closed trade')}"
+        )
+        yield (
+            f"return {written(figures['return'], 'gain percent')}, a day "
+            f"{_estimate(figures, 'mean_day', 'gain bp')} bp, worst drawdown "
+            f"{written(figures['max_drawdown'], 'percent')}"
         )
         if figures["sharpe"] is not None:
-            ratio = _estimate(figures["sharpe"], figures["sharpe_error"], ".2f")
-            yield f"Sharpe ratio a year {ratio}"
+            yield f"Sharpe ratio a year {_estimate(figures, 'sharpe', 'gain ratio')}"
         for part in stretches(record, self._closed):
+            performance = part.performance
+            day = estimate(performance.mean_day, performance.error_day)
             line = (
-                f"{part.name}: {_number(part.performance.days, ',.1f')} days, a day "
-                f"{_estimate(part.performance.mean_day, part.performance.error_day, '.1f', 1e4)} "
-                "bp, in the market "
-                f"{_number(part.exposure, '.0f', 100.0)} % of the time"
+                f"{part.name}: {written(performance.days, 'days')} days, a day "
+                f"{written(day, 'gain bp')} bp, in the market {written(part.exposure, 'share')} of "
+                "the time"
             )
-            if part.performance.sharpe is not None:
-                ratio = _estimate(part.performance.sharpe, part.performance.sharpe_error, ".2f")
-                line += f", Sharpe ratio a year {ratio}"
+            if performance.sharpe is not None:
+                ratio = estimate(performance.sharpe, performance.sharpe_error)
+                line += f", Sharpe ratio a year {written(ratio, 'gain ratio')}"
             yield line
         at_exposure = ""
         if figures["held_return"] is not None:
-            at_exposure = f", at its own exposure {_percent(figures['held_return'])}"
-        yield f"buy and hold {_percent(figures['buy_and_hold_return'])}{at_exposure}"
+            at_exposure = f", at its own exposure {written(figures['held_return'], 'gain percent')}"
+        yield f"buy and hold {written(figures['buy_and_hold_return'], 'gain percent')}{at_exposure}"
         if figures["random_beaten"] is not None:
-            share = _number(figures["random_beaten"], ".0f", 100.0)
-            yield f"beats {share} % of {figures['random_twins']} random twins"
+            beaten = written(figures["random_beaten"], "share")
+            yield f"beats {beaten} of {figures['random_twins']} random twins"
         decided = record.decisions
         refused, unfilled = (
             [pair for pair in Counter(column.tolist()).items() if pair[0]]
@@ -486,18 +486,5 @@ class Backtest:
         return f"<p><b>{first}</b></p><ul>{rows}</ul>"
 
 
-# ---------------------------------------------------------------- text
-
-
-def _number(value: float | None, form: str, factor: float = 1.0) -> str:
-    return NOTHING if value is None else f"{value * factor:{form}}"
-
-
-def _estimate(value: float | None, error: float | None, form: str, factor: float = 1.0) -> str:
-    """Return a signed value with its error, which is left out where it is not known."""
-    noise = "" if error is None else f" ± {_number(error, form, factor)}"
-    return f"{_number(value, f'+{form}', factor)}{noise}"
-
-
-def _percent(value: float | None, sign: str = "+") -> str:
-    return NOTHING if value is None else f"{value * 100:{sign},.2f} %"
+def _estimate(figures: Headline, key: str, form: Form) -> str:
+    return written(estimate(figures[key], figures[f"{key}_error"]), form)

@@ -5,6 +5,7 @@ Prices and money are in quote currency, quantities in base currency, times in UT
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,8 +14,8 @@ import numpy.typing as npt
 
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_rows import WHOLE, Columns, RunRows, Span
-from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
+from tracepaper.storage.database.run_views import RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
@@ -22,7 +23,7 @@ from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tracepaper.storage.memory_log import MemoryLog
+    from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.decisions import GateSet
     from tracepaper.strategies.types.market import CorporateAction, Instrument
 
@@ -81,15 +82,14 @@ class RunColumns:
     A span is the first and the last sequence, and everything where it is left out.
     """
 
-    def __init__(self, source: Reader | MemoryLog, run_id: str) -> None:
-        reader = source if isinstance(source, Reader) else source.reader
+    def __init__(self, reader: Reader, run_id: str) -> None:
         stored = reader.stored_run(run_id)
         self.run, self.run_key = stored.run, stored.run_key
         sessions, self.interval_ms = sessions_of(stored.run), stored.run.interval_ms
         calendar = None if sessions is None else Calendar(sessions, self.interval_ms)
         self.times = BarTimes(self.interval_ms, calendar)
         self.instruments: dict[str, Instrument] = {item.id: item for item in stored.run.instruments}
-        self.rows = RunRows(reader.connection, self.run_key)
+        self.rows = reader.run_rows(self.run_key)
         self.views = RunViews(reader.connection, run_id)
         self._reader = reader
         self.refresh()
@@ -228,6 +228,28 @@ class RunColumns:
             f"Run {self.run.run_id} holds no account at step {sequence}; run `tracepaper audit "
             "verify` and restore a backup."
         )
+
+    def actions(self) -> list[tuple[int, CorporateAction]]:
+        """List the splits and dividends of shares, each after its sequence."""
+        return actions_of(self._reader.connection, self.run)
+
+    def settled(self) -> tuple[dict[str, dict[int, float]], int]:
+        """Return the rates settled by instrument and market time, and how many came again.
+
+        One that comes again is booked once. A dividend is funding that is received.
+        """
+        events = self.rows.events("funding", (0, self.span[1]))
+        names = list(self.instruments)
+        rates: dict[str, dict[int, float]] = {name: {} for name in names}
+        for event in events:
+            rate = json.loads(event.content)["rate"]
+            rates[names[event.instrument or 0]].setdefault(event.market_ms, rate)
+        again = len(events) - sum(map(len, rates.values()))
+        for _, action in self.actions():
+            if not action.is_split:
+                rate = dividend_rate(action, self.instruments[action.instrument])
+                rates[action.instrument][action.market_ms] = rate
+        return rates, again
 
     # ------------------------------------------------------------ places and times
 

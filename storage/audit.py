@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
 
+from tracepaper.storage.chain.verify import StoredCommit
 from tracepaper.storage.checkpoints import kept_identity
-from tracepaper.storage.database.chunks import WITHIN, chain_head, latest_state, run_span
+from tracepaper.storage.database.chunks import WITHIN, chain_head, find_step, latest_state, run_span
 from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.trade_rows import trades_until
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- where a run goes on
 
-_LAST: Final = f"SELECT max(sequence) FROM steps WHERE {WITHIN}"
 _OPENED: Final = (
     "SELECT instrument, max(open_time_ms) FROM steps "
     f"WHERE {WITHIN} AND open_time_ms IS NOT NULL GROUP BY 1"
@@ -83,7 +83,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
     stored = reader.stored_run(run_id)
     chain_end = chain_head(connection, stored.run_key)
     sequence, head = (-1, ChainHead(stored.opened_digest)) if chain_end is None else chain_end
-    (last,) = connection.execute(_LAST, run_span(stored.run_key)).fetchone()
+    last = find_step(connection, *run_span(stored.run_key), "steps", newest=True)
     reached = sequence if last is None else last
     if (reached, sequence + 1, head.digest) != (sequence, stored.step_count, stored.head_digest):
         raise DataInvalid(
@@ -427,8 +427,7 @@ class SqlAuditLog:
         """Insert the rows of *commits* and move the head of the run's row."""
         insert_rows(self._connection, {"models": [*self._models.values()], **self._opening})
         for commit in commits:
-            digest, kept, _ = commit.head
-            link = (self._run_key, commit.first, commit.last, digest, kept, commit.contents)
+            link = StoredCommit.of(self._run_key, commit)
             insert_rows(self._connection, {**commit.rows, "commits": [link]})
         last = commits[-1]
         self._connection.execute(_UPDATE_HEAD, (last.last + 1, last.head.digest, self._run_key))

@@ -22,6 +22,7 @@ from tracepaper.storage.covariates import kept_covariates, write_whole
 from tracepaper.storage.database.chunks import (
     WITHIN,
     chain_head,
+    find_step,
     latest_state,
     prune_point,
     run_span,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 _OPENED: Final = (
     f"SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE {WITHIN} AND ignored IS NULL"
 )
-_FIRST_BAR: Final = f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND open_time_ms IS NOT NULL"
 _INTERVAL: Final = "SELECT interval_ms FROM runs WHERE run_key = ?"
 _WARM: Final = "SELECT max(threshold) FROM gate_sets WHERE run_key = ? AND gate = 'warm'"
 _KEYS: Final = "SELECT instrument_id FROM instruments WHERE run_key = ? ORDER BY instrument"
@@ -234,8 +234,8 @@ def _prunable_until(
     assert first_kept is not None, "the newest bar is younger than any day"
     until = beginnings.droppable(first_kept)
     # Where no bar would go, nothing goes.
-    (first_bar,) = raw.execute(_FIRST_BAR, span).fetchone()
-    return until if until >= first_bar else -1
+    first_bar = find_step(raw, *span, "steps", "open_time_ms IS NOT NULL")
+    return until if first_bar is not None and until >= first_bar else -1
 
 
 def recorded_reach(raw: sqlite3.Connection, run_key: int) -> RunLookback:

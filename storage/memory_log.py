@@ -1,27 +1,42 @@
-"""``MemoryLog``: a run in this process's memory, for figures and checks that keep no record."""
+"""``MemoryLog``: a run in this process's memory, for figures that keep no record."""
 
 from __future__ import annotations
 
+from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_rows import WHOLE, Columns, Ints, OutcomeCount, RunRows, Span
 from tracepaper.storage.database.writer import Writer, in_memory, insert_rows
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Sequence
     from typing import Self
 
     from tracepaper.storage.checkpoints import Identity
-    from tracepaper.strategies.types.decisions import GateSet, Run
+    from tracepaper.strategies.types.decisions import GateSet, QuietStretch, Run
 
 IN_MEMORY: Final = Path(":memory:")
 """Stands where a record has the path of its database."""
+_PRICES: Final = ("open_time_ms", "open", "high", "low", "close", "volume")
+_OF_BAR: Final = attrgetter(*_PRICES)
+_STEPS: Final = ("sequence", "instrument", "like")
+"""Of a bar its step, the place of its instrument, and the stored step that it is like."""
 
 
 class MemoryLog(SqlAuditLog):
-    """The log of one run in a database in memory, which is gone with the object."""
+    """The log of one run in a database in memory, which is gone with the object.
+
+    Of a quiet stretch it stores the last unit alone. The bars before that one repeat its decisions:
+    they are kept as arrays, which its :attr:`reader` adds to bars and accounts as columns. Views
+    and notes lack them.
+    """
 
     def __init__(self, model: Identity | None = None) -> None:
         """Take what the run's *model* is known by."""
@@ -38,9 +53,110 @@ class MemoryLog(SqlAuditLog):
         """Open *run*, the one of this log, with the *gate_sets* known at its start."""
         super().begin(run, gate_sets)
         self.run, self._has_decided = run, True  # nothing is kept of a start that fails
+        self._quiet = QuietBars([item.id for item in run.instruments])
+
+    def append_stretch(self, stretch: QuietStretch) -> None:
+        """Take the steps of *stretch*."""
+        last = stretch.units - 1
+        self._quiet.add(stretch)
+        self._due += last * stretch.width
+        self.append_now(*stretch.steps(last))
 
     @property
     def reader(self) -> Reader:
         """What reads the steps so far; it is closed with the log."""
         self.flush()
-        return Reader(self._connection)
+        return _MemoryReader(self._connection, self._quiet)
+
+
+class QuietBars:
+    """The bars of stretches, all but those of each last unit, whose rows are stored."""
+
+    def __init__(self, instruments: Sequence[str]) -> None:
+        self.places = {key: place for place, key in enumerate(instruments)}
+        self._bars: list[Ints] = []  # [bar, column] of ``_PRICES``
+        self._steps: list[Ints] = []  # [bar, column] of ``_STEPS``
+        self._equity: dict[str, list[Ints]] = {}  # [bar], by the account's name
+
+    def add(self, stretch: QuietStretch) -> None:
+        """Keep what differs between the bars of *stretch*."""
+        count, units = len(stretch.repeats), stretch.units - 1
+        numbers = chain.from_iterable(map(_OF_BAR, stretch.bars[: units * count]))
+        self._bars.append(np.fromiter(numbers, np.int64).reshape(-1, len(_PRICES)))
+        begins = stretch.first + bool(stretch.closes) + stretch.width * np.arange(units + 1)
+        sequences = (begins[:, None] + np.arange(count)).ravel()
+        places = np.tile([self.places[key] for key in stretch.repeats], units)
+        like = np.tile(sequences[-count:], units)
+        self._steps.append(np.stack((sequences[:-count], places, like), axis=1))
+        (of_members, *_) = (repeat.twins for repeat in stretch.repeats.values())
+        names = ("", *(twin.twin for twin in of_members))
+        for name, marks in zip(names, (stretch.marks, *stretch.twins), strict=True):
+            profits = np.array(marks.account_unrealized[:units], np.int64)
+            self._equity.setdefault(name, []).append(marks.worth + np.repeat(profits, count))
+
+    def columns(self) -> dict[str, Columns]:
+        """Return the bars with the equity of every account after them, by the account's name."""
+        if not self._bars:
+            return {}
+        bars: Columns = dict(zip(_PRICES, np.concatenate(self._bars).T, strict=True))
+        bars |= zip(_STEPS, np.concatenate(self._steps).T, strict=True)
+        return {
+            name: bars | {"equity": np.concatenate(equity)} for name, equity in self._equity.items()
+        }
+
+
+class _MemoryReader(Reader):
+    """Reads a run of which the bars of stretches have no rows."""
+
+    def __init__(self, connection: sqlite3.Connection, quiet: QuietBars) -> None:
+        super().__init__(connection)
+        self._quiet = quiet
+
+    def run_rows(self, run_key: int) -> RunRows:
+        return _MemoryRows(self.connection, run_key, self._quiet)
+
+
+class _MemoryRows(RunRows):
+    """The rows of a run, and the bars that are like one of them but for their prices."""
+
+    def __init__(self, connection: sqlite3.Connection, run_key: int, quiet: QuietBars) -> None:
+        super().__init__(connection, run_key)
+        self._quiet, self._places = quiet.columns(), quiet.places.values()
+
+    def bars(self, place: int, span: Span) -> Columns:
+        stored = super().bars(place, WHOLE)
+        for quiet in islice(self._quiet.values(), 1):  # the run's account
+            is_there = quiet["instrument"] == place
+            stored = _merged(stored, {name: column[is_there] for name, column in quiet.items()})
+        return _within(stored, span)
+
+    def accounts(self, span: Span) -> dict[str, Columns]:
+        stored = super().accounts(WHOLE)
+        merged = {name: _merged(stored[name], quiet) for name, quiet in self._quiet.items()}
+        return {name: _within(columns, span) for name, columns in (stored | merged).items()}
+
+    def outcome_counts(self, span: Span) -> dict[int, OutcomeCount]:
+        every = [self.bars(place, span) for place in self._places]
+        sequence, outcome = (
+            np.concatenate([bars[name] for bars in every]) for name in ("sequence", "outcome")
+        )
+        counts = {}
+        for place in np.unique(outcome[outcome >= 0]).tolist():
+            at = sequence[outcome == place]
+            counts[self.outcomes[place].key] = OutcomeCount(at.size, int(at.min()), int(at.max()))
+        return counts
+
+
+def _merged(stored: Columns, quiet: Columns) -> Columns:
+    """Return *stored* and the *quiet* bars in order, in all else like the steps that they name."""
+    like = np.searchsorted(stored["sequence"], quiet["like"])
+    order = np.argsort(np.concatenate((stored["sequence"], quiet["sequence"])))
+    return {
+        name: np.concatenate((column, quiet[name] if name in quiet else column[like]))[order]
+        for name, column in stored.items()
+    }
+
+
+def _within(columns: Columns, span: Span) -> Columns:
+    is_within = (columns["sequence"] >= span[0]) & (columns["sequence"] <= span[1])
+    return {name: column[is_within] for name, column in columns.items()}

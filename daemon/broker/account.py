@@ -24,13 +24,14 @@ from tracepaper.daemon.broker.book_fills import QueueRules, Queues
 from tracepaper.daemon.broker.execution import ExecutionCosts, MeanRange
 from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn
 from tracepaper.daemon.broker.journal import Journal
-from tracepaper.daemon.broker.line import Holding, Line
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
 from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
 from tracepaper.daemon.broker.positions import Positions
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.apportion import apportion, funding_parts
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import (
     Account,
     Action,

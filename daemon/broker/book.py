@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.line import BookState, Holding, Line
+from tracepaper.daemon.broker.line import BookState, Line
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders
 from tracepaper.strategies.api.context import account_view as view_of
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import (
     Account,
     Fill,

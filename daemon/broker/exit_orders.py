@@ -187,10 +187,10 @@ class Protector:
         It is touched as a stop is, and then closes the position at the bankruptcy price, whatever
         the market is. With *amends_only* none is placed.
         """
-        if self._line.binds is None:
+        if (rules := self._line.binds) is None:
             return
-        resting, held = self._resting, self._line.held
-        bounds = self._line.holding.bounds(self._line.binds)
+        resting, holding, held = self._resting, self._line.holding, self._line.held
+        bounds = rules.bounds(holding.entry_notional, held, holding.margin) if held else None
         armed = resting.protective(OrderRole.LIQUIDATION)
         quantity = resting.closable(held)
         if bounds is None or not quantity:

@@ -23,7 +23,7 @@ from tracepaper.daemon.broker.book_fills import QueueState
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
-from tracepaper.daemon.broker.rules import NO_CASH, Bounds, MarginRules
+from tracepaper.daemon.broker.rules import NO_CASH, MarginRules
 from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.corporate_actions import (
     Entitlement,
@@ -33,6 +33,7 @@ from tracepaper.strategies.corporate_actions import (
     entitlement_parts,
 )
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
@@ -51,55 +52,6 @@ from tracepaper.strategies.units import RATE_SCALE, divide_half_even
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.book import Book
     from tracepaper.daemon.broker.positions import Positions
-
-
-class Holding(Struct, gc=False, array_like=True):
-    """What a book holds of one instrument; mutable, owned by its line."""
-
-    quantity: int = 0
-    entry_notional: int = 0
-    realized_pnl: int = 0
-    fees_paid: int = 0
-    funding_paid: int = 0
-    opened_ms: int = 0  # market time of the fill that opened the position; 0 where there is none
-    margin: int = 0  # what it binds of the cash, where it is isolated
-
-    def trade(self, signed: int, notional: int, rules: MarginRules | None) -> int:
-        """Buy or sell *signed* of a derivative for *notional*; return the profit of what closes."""
-        sign = 1 if signed > 0 else -1
-        realized = 0
-        opened, opened_notional = signed, sign * notional
-        if self.quantity * signed < 0:
-            closed = min(abs(signed), abs(self.quantity))
-            share = divide_half_even(notional * closed, abs(signed))
-            self.margin = self.margin * (abs(self.quantity) - closed) // abs(self.quantity)
-            realized = self.close(closed, -sign * share)
-            opened = sign * (abs(signed) - closed)
-            opened_notional = sign * (notional - share)
-        self.quantity += opened
-        self.entry_notional += opened_notional
-        if rules is not None and opened_notional:
-            self.margin += rules.required(opened_notional)
-        return realized
-
-    def close(self, closed: int, proceeds: int) -> int:
-        """Take *closed* (unsigned) out; return the profit on *proceeds* (signed)."""
-        entry = divide_half_even(self.entry_notional * closed, abs(self.quantity))
-        self.quantity -= closed if self.quantity > 0 else -closed
-        self.entry_notional -= entry
-        return proceeds - entry
-
-    def bounds(self, rules: MarginRules | None) -> Bounds | None:
-        """Return where it is liquidated; None where it cannot be."""
-        if rules is None or not self.quantity:
-            return None
-        return rules.bounds(self.entry_notional, self.quantity, self.margin)
-
-    def reduction(self, rules: MarginRules | None, mark: int) -> tuple[int, int] | None:
-        """Return by how much *mark*, which calls it, reduces it, and to which tier; None by all."""
-        if rules is None or not self.quantity:
-            return None
-        return rules.reduction(self.entry_notional, self.quantity, self.margin, mark)
 
 
 class BookState(Struct, frozen=True, array_like=True):
@@ -189,17 +141,17 @@ class Line:
             if self.holding.quantity:
                 self._revalue()
 
-    def profit_at(self, price: int) -> int:
-        """Return the profit of what is held that *price* would leave, in money."""
-        holding = self.holding
-        if not holding.quantity:
-            return 0
-        return self.notional(price, holding.quantity) - holding.entry_notional
+    def profits_at(self, prices: Sequence[int]) -> list[int]:
+        """Return the profit of what is held that each of *prices* would leave, in money."""
+        quantity, entry, worth = self.held, self.holding.entry_notional, self.notional
+        if not quantity:
+            return [0] * len(prices)
+        return [worth(price, quantity) - entry for price in prices]
 
     def _revalue(self) -> None:
         """Value what is held at the mark."""
         holding = self.holding
-        unrealized = self.profit_at(self.mark)
+        (unrealized,) = self.profits_at((self.mark,))
         self.book.unrealized += unrealized - self.position.unrealized_pnl
         self.position = Position(
             holding.quantity,
@@ -230,18 +182,18 @@ class Line:
         """Post *fill* in this line alone: on what is held, the cash and the fees."""
         holding, book = self.holding, self.book
         before = holding.quantity
-        fee_kind = LedgerKind.FEE
-        if self.is_cash:
-            kind, amount = self._trade_cash(fill)
-        else:
-            kind = LedgerKind.REALIZED
-            amount = holding.trade(signed_quantity(fill), fill.notional, self.binds)
-            holding.realized_pnl += amount
-            if fill.model is FillModel.LIQUIDATION:
-                fee_kind = LedgerKind.LIQUIDATION_FEE
-        holding.fees_paid += fill.fee
-        book.move(kind, amount, self.key, fill.order_id)
-        book.move(fee_kind, -fill.fee, self.key, fill.order_id)
+        if self.is_cash and -signed_quantity(fill) > before:
+            raise InvariantBroken(f"sold {fill.quantity} of {before} held")
+        for kind, amount in holding.fill(
+            signed_quantity(fill),
+            fill.notional,
+            fill.fee,
+            fill.fee_base,
+            is_cash=self.is_cash,
+            is_liquidation=fill.model is FillModel.LIQUIDATION,
+            required=None if self.binds is None else self.binds.required,
+        ):
+            book.move(kind, amount, self.key, fill.order_id)
         if before * holding.quantity <= 0:
             holding.opened_ms = fill.filled_ms if holding.quantity else 0
         if holding.quantity * book.sign < 0:
@@ -251,22 +203,6 @@ class Line:
         if self.key in book.fills:
             book.fills[self.key].append(fill)
         self._post_holding()
-
-    def _trade_cash(self, fill: Fill) -> tuple[LedgerKind, int]:
-        """Buy or sell what is paid in full; return what that is in the ledger, and its cash."""
-        holding = self.holding
-        if fill.side is Side.BUY:
-            # The fee of a buy on spot is paid in base: that share of what was bought is a cost at
-            # once. Of shares it is paid in their currency.
-            fee = divide_half_even(fill.notional * fill.fee_base, fill.quantity)
-            holding.quantity += fill.quantity - fill.fee_base
-            holding.entry_notional += fill.notional - fee
-            holding.fees_paid += fee
-            return LedgerKind.BOUGHT, -fill.notional
-        if fill.quantity > holding.quantity:
-            raise InvariantBroken(f"sold {fill.quantity} of {holding.quantity} held")
-        holding.realized_pnl += holding.close(fill.quantity, fill.notional)
-        return LedgerKind.SOLD, fill.notional
 
     def pay_funding(self, rate: int) -> int:
         """Settle funding of *rate* (10⁻¹⁰ of the value at the mark); return what was paid.
@@ -308,14 +244,7 @@ class Line:
                 splits.adjust_orders(line, action, before)
 
     def _post_action(self, action: CorporateAction, entitled: Entitlement) -> None:
-        holding = self.holding
-        holding.quantity = entitled.quantity
-        holding.entry_notional -= entitled.entry
-        holding.realized_pnl += entitled.paid - entitled.entry
-        if not entitled.quantity:
-            holding.opened_ms = 0
-        kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
-        self.book.move(kind, entitled.paid, self.key)
+        self.book.move(*self.holding.act(action, entitled), self.key)
         if action.is_split:
             self.mark = adjusted_price(action, action.close)
         self._post_holding()

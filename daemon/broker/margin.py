@@ -15,10 +15,11 @@ from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.daemon.broker.line import Holding, Line, signed_quantity
+from tracepaper.daemon.broker.line import Line, signed_quantity
 from tracepaper.daemon.broker.matching import touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import MarginRules, beyond, most_of
+from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
 from tracepaper.strategies.units import divide_half_even

@@ -162,7 +162,10 @@ class MarketPass:
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
         """Reduce the position at *mark* to a lower risk tier, or let all of it be taken over."""
         line = self._position_of(order)
-        if (reduction := line.holding.reduction(line.binds, mark)) is not None:
+        held, rules, reduction = line.holding, line.binds, None
+        if rules is not None and held.quantity:
+            reduction = rules.reduction(held.entry_notional, held.quantity, held.margin, mark)
+        if reduction is not None:
             quantity, tier = reduction
             reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
             whole = self._executor.taken(reduced, mark, FillModel.LIQUIDATION, at_ms)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
+    Answer,
     ConfigOption,
     DatabaseOption,
-    JsonOption,
     SetOption,
+    answers,
     database_path,
-    print_json,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, RunKind
@@ -56,33 +56,27 @@ def run(
 REASONS_SHOWN: Final = 5
 
 
+@answers
 def status(
     *,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
     ready: Annotated[
         bool, typer.Option("--ready", help="Print only whether it is ready, or why not.")
     ] = False,
-) -> None:
+) -> Answer:
     """Show the running daemon: health, account, and the last decision with its gates.
 
     Exit code 1 where it is not ready.
     """
+    from rich.text import Text
+
     from tracepaper.daemon.http.client import ask
-    from tracepaper.daemon.terminal.console import Terminal
 
     document: Status = ask(database_path(db, config), "/status")
-    if ready:
-        typer.echo("\n".join(document["not_ready"]) or "ready")
-    elif json:
-        print_json(document)
-    else:
-        console = Terminal(highlight=False)
-        for line in _lines(document):
-            console.print(line)
-    if not document["ready"]:
-        raise typer.Exit(1)
+    shown = Text("\n").join(_lines(document))
+    words = "\n".join(document["not_ready"]) or "ready"
+    return Answer(document, words if ready else shown, 0 if document["ready"] else 1)
 
 
 def _lines(status: Status) -> list[Text]:
@@ -140,6 +134,7 @@ def _parity(facts: Status) -> Text:
     return Text(f"parity: {visible(last['reason'])}", style)
 
 
+@answers
 def command(
     kind: Annotated[
         str,
@@ -152,18 +147,14 @@ def command(
     note: Annotated[str, typer.Option(help="Reason, stored with the event.")] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Halt, resume or flatten the running daemon."""
     from tracepaper.daemon.http.client import give
 
     if kind.upper() not in set(CommandKind):
         raise ConfigInvalid(f"{kind!r} is no command; write {', '.join(CommandKind)}.")
     answer = give(database_path(db, config), CommandKind(kind.upper()), note)
-    if json:
-        print_json(answer)
-    else:
-        typer.echo(f"{kind.upper()} is event {answer['sequence']} of the run.")
+    return Answer(answer, f"{kind.upper()} is event {answer['sequence']} of the run.")
 
 
 notify_app = typer.Typer(help="Try the addresses of notices.")
@@ -175,9 +166,8 @@ def _group() -> None:
 
 
 @notify_app.command("test")
-def notify_test(
-    config: ConfigOption = None, settings: SetOption = None, *, json: JsonOption = False
-) -> None:
+@answers
+def notify_test(config: ConfigOption = None, settings: SetOption = None) -> Answer:
     """Send one message to each of notify.addresses, and say which took it.
 
     Exit code 1 where an address has not taken it.
@@ -187,28 +177,26 @@ def notify_test(
     from tracepaper.daemon.session.shutdown import run_loop
 
     deliveries = run_loop(send_test(load(with_settings(config, settings)).notify))
-    if json:
-        print_json({"deliveries": deliveries})
-    else:
-        for delivery in deliveries:
-            became = f"not delivered: {delivery.error}" if delivery.error else "delivered"
-            typer.echo(f"{delivery.address}: {became}")
-    if any(delivery.error for delivery in deliveries):
-        raise typer.Exit(1)
+    lines = [
+        f"{of.address}: {f'not delivered: {of.error}' if of.error else 'delivered'}"
+        for of in deliveries
+    ]
+    is_missed = any(delivery.error for delivery in deliveries)
+    return Answer({"deliveries": deliveries}, "\n".join(lines), int(is_missed))
 
 
 config_app = typer.Typer(help="Write, check and print the configuration.")
 
 
 @config_app.command()
+@answers
 def init(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Target file; by default tracepaper.toml.")
     ] = None,
     *,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Write a configuration in which every key is documented."""
     from tracepaper.daemon.config.loading import DEFAULT_FILE, example
 
@@ -222,10 +210,7 @@ def init(
         raise ConfigInvalid(
             f"{path} cannot be written ({error.strerror}); name another place."
         ) from None
-    if json:
-        print_json({"file": str(path)})
-    else:
-        typer.echo(f"Wrote {path}; `tracepaper run -c {path}` uses it.")
+    return Answer({"file": str(path)}, f"Wrote {path}; `tracepaper run -c {path}` uses it.")
 
 
 ConfigArgument = Annotated[
@@ -241,13 +226,13 @@ def _one_of(file: Path | None, config: Path | None) -> Path | None:
 
 
 @config_app.command()
+@answers
 def check(
     file: ConfigArgument = None,
     *,
     config: ConfigOption = None,
     settings: SetOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Build all that a run is built of, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
@@ -259,35 +244,31 @@ def check(
     tokens_of(loaded.http)
     check_notify(loaded.notify)
     preflight(loaded, loaded.storage.path)
-    if json:
-        print_json({"valid": True, "config_sha256": loaded.sha256()})
-    else:
-        market = loaded.market
-        typer.echo(
-            f"The configuration can be used: {strategy_name(loaded)} on "
-            f"{', '.join(market.symbols)} "
-            f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}."
-        )
+    market = loaded.market
+    return Answer(
+        {"valid": True, "config_sha256": loaded.sha256()},
+        f"The configuration can be used: {strategy_name(loaded)} on {', '.join(market.symbols)} "
+        f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}.",
+    )
 
 
 @config_app.command()
+@answers
 def show(
     file: ConfigArgument = None,
     *,
     config: ConfigOption = None,
     settings: SetOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Print the configuration as it will be used, defaults and environment included."""
     from tracepaper.daemon.config.loading import load, render, with_settings
 
     loaded = load(with_settings(_one_of(file, config), settings))
-    if json:
-        print_json({**loaded.settings(), "config_sha256": loaded.sha256()})
-    else:
-        typer.echo(render(loaded), nl=False)
+    document = {**loaded.settings(), "config_sha256": loaded.sha256()}
+    return Answer(document, render(loaded).rstrip("\n"))
 
 
+@answers
 def doctor(
     *,
     config: ConfigOption = None,
@@ -296,8 +277,7 @@ def doctor(
         bool,
         typer.Option("--online", help="Also ask the exchange, and the server of storage.ship_to."),
     ] = False,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Check Python, packages, SQLite, disk, checkpoint and, with --online, what it talks to."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, ask_fleet, diagnose
@@ -309,12 +289,8 @@ def doctor(
     if online:
         findings += run_loop(ask_exchange(loaded))
         findings += ask_fleet(loaded, database)
-    if json:
-        print_json({"findings": findings})
-    else:
-        marks = {Verdict.OK: "✓", Verdict.WARN: "!", Verdict.FAIL: "✗"}
-        width = max(len(finding.check) for finding in findings)
-        for finding in findings:
-            typer.echo(f"{marks[finding.verdict]} {finding.check:<{width}}  {finding.detail}")
-    if any(finding.verdict is Verdict.FAIL for finding in findings):
-        raise typer.Exit(1)
+    marks = {Verdict.OK: "✓", Verdict.WARN: "!", Verdict.FAIL: "✗"}
+    width = max(len(finding.check) for finding in findings)
+    lines = (f"{marks[of.verdict]} {of.check:<{width}}  {of.detail}" for of in findings)
+    has_failed = any(finding.verdict is Verdict.FAIL for finding in findings)
+    return Answer({"findings": findings}, "\n".join(lines), int(has_failed))

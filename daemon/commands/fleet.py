@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracepaper.daemon.commands.options import (
+    Answer,
     ConfigOption,
     DatabaseOption,
-    JsonOption,
+    answers,
     database_path,
-    print_json,
     rows_counted,
     say,
 )
@@ -48,6 +48,7 @@ ToOption = Annotated[
 ]
 
 
+@answers
 def ship(
     *,
     to: ToOption = None,
@@ -61,8 +62,7 @@ def ship(
     db: DatabaseOption = None,
     config: ConfigOption = None,
     service: Annotated[bool, typer.Option("--service", hidden=True)] = False,
-    json: JsonOption = False,
-) -> None:
+) -> Answer | None:
     """Copy committed steps into a fleet's PostgreSQL, each once and in order, beside a daemon.
 
     The password comes from PGPASSWORD, a service file or .pgpass. Ctrl-C ends it; it goes on behind
@@ -76,23 +76,19 @@ def ship(
     url, option = server_of(to, config)
     if new_id:
         say(f"{path} has the id {make_new_id(path)} now.")
-    if once:
-        shipped = ship_once(path, url, needed_by=option)
-        if json:
-            print_json(
-                {
-                    "database": str(path),
-                    "database_id": database_id(path),
-                    "steps": shipped.steps,
-                    "holes": shipped.holes,
-                }
-            )
-            return
-        say(f"Shipped {count_of(shipped.steps, 'step')} of {path}.")
-        for hole in shipped.holes:
-            say(f"warning: {hole}", err=True)
-        return
-    _follow(path, url, option, service=service)
+    if not once:
+        _follow(path, url, option, service=service)
+        return None
+    shipped = ship_once(path, url, needed_by=option)
+    for hole in shipped.holes:
+        say(f"warning: {hole}", err=True)
+    document = {
+        "database": str(path),
+        "database_id": database_id(path),
+        "steps": shipped.steps,
+        "holes": shipped.holes,
+    }
+    return Answer(document, f"Shipped {count_of(shipped.steps, 'step')} of {path}.")
 
 
 def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
@@ -243,6 +239,7 @@ def _daemon(path: Path) -> str:
     return msgspec.json.encode({key: document.get(key) for key in STATUS_KEYS}).decode()
 
 
+@answers
 def pull(
     *,
     source: Annotated[
@@ -258,8 +255,7 @@ def pull(
             "--database", metavar="ID", help="Of several databases, the one with this id."
         ),
     ] = "",
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Write a database of a fleet, or one run of it, into a new file, equal row by row.
 
     Weights of models are not in it: lay the folder FILE.checkpoints of the machine beside it.
@@ -268,28 +264,24 @@ def pull(
 
     with rows_counted() as progress:
         pulled = pull_database(source, db, run=run, database=database, progress=progress)
-    if json:
-        print_json(
-            {
-                "database": str(db),
-                "database_id": pulled.database_id,
-                "run_ids": pulled.run_ids,
-                "rows": pulled.rows,
-                "absent": pulled.absent or None,
-            }
-        )
-        return
+    document = {
+        "database": str(db),
+        "database_id": pulled.database_id,
+        "run_ids": pulled.run_ids,
+        "rows": pulled.rows,
+        "absent": pulled.absent or None,
+    }
     runs = ", ".join(pulled.run_ids)
-    say(f"Pulled {count_of(pulled.rows['steps'], 'step')} of {runs} into {db}.")
+    shown = f"Pulled {count_of(pulled.rows['steps'], 'step')} of {runs} into {db}."
     if pulled.absent:
-        say(f"Run {pulled.absent}, opened before it in the same database, is absent.")
+        shown += f"\nRun {pulled.absent}, opened before it in the same database, is absent."
+    return Answer(document, shown)
 
 
+@answers
 def fleet(
     url: Annotated[str, typer.Argument(metavar="URL", help="The PostgreSQL, without a password.")],
-    *,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Show every daemon and run of a fleet: health, lag, positions, equity, last decision, alarms.
 
     Exit code 1 where one of them has an alarm.
@@ -297,16 +289,9 @@ def fleet(
     from tracepaper.storage.fleet.overview import overview
 
     runs = overview(url)
-    if json:
-        print_json(runs)
-    elif not runs:
-        say("The fleet holds no run yet; `tracepaper db ship` brings the first.")
-    else:
-        from tracepaper.daemon.terminal.console import Terminal
-
-        Terminal(highlight=False).print(_table(runs))
-    if any(run.alarms for run in runs):
-        raise typer.Exit(1)
+    nothing = "The fleet holds no run yet; `tracepaper db ship` brings the first."
+    has_alarm = any(run.alarms for run in runs)
+    return Answer(runs, _table(runs) if runs else nothing, int(has_alarm))
 
 
 def _table(runs: list[FleetRun]) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sqlite3
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, ParamSpec, TypeVar
 
 import typer
 
@@ -132,6 +133,48 @@ def reads_record(command: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return guarded
+
+
+class Answer(NamedTuple):
+    """The answer of a command: as one JSON document, and as people read it.
+
+    ``shown`` is a text, what Rich draws, or a function that prints it.
+    """
+
+    document: object
+    shown: object
+    code: int = 0  # with which the process exits
+
+
+def answers(command: Callable[..., Answer | None]) -> Callable[..., None]:
+    """Give *command* the option --json, print its answer, and exit with its code."""
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter(
+        "json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption
+    )
+
+    @wraps(command)
+    def run(*args: Any, json: bool = False, **given: Any) -> None:  # noqa: ANN401 - options
+        if (answer := command(*args, **given)) is None:
+            return
+        if json:
+            print_json(answer.document)
+        elif isinstance(answer.shown, str):
+            if answer.shown:
+                say(answer.shown)
+        elif callable(answer.shown):
+            answer.shown()
+        else:
+            from tracepaper.daemon.terminal.console import Terminal
+
+            Terminal(highlight=False).print(answer.shown)
+        if answer.code:
+            raise typer.Exit(answer.code)
+
+    parameters = [*signature.parameters.values(), option]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - typer reads it
+    return run
 
 
 def _is_changed(given: Iterable[object], named: Mapping[str, Any]) -> bool:

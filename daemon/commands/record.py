@@ -10,12 +10,12 @@ import typer
 
 from tracepaper.daemon.commands.fleet import ToOption, pull, server_of, ship
 from tracepaper.daemon.commands.options import (
+    Answer,
     ConfigOption,
     DatabaseOption,
-    JsonOption,
+    answers,
     database_path,
     located,
-    print_json,
     reads_record,
     rows_counted,
     say,
@@ -43,6 +43,7 @@ LimitOption = Annotated[
 
 
 @audit_app.command()
+@answers
 def verify(
     run: RunArgument = "last",
     *,
@@ -60,8 +61,7 @@ def verify(
     ] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
     from tracepaper.storage.database.reader import resolve
 
@@ -72,8 +72,7 @@ def verify(
         if database:
             raise ConfigInvalid("--database is of a fleet's server; give --from URL with it.")
         path, run_id = resolve(None if "#" in run else database_path(db, config), run)
-        _verify(path, run_id, digest, every=every, json=json)
-        return
+        return _verify(path, run_id, digest, every=every)
     if db is not None:
         raise ConfigInvalid("Name one record: --db FILE, or --from URL.")
     from tempfile import TemporaryDirectory
@@ -83,13 +82,13 @@ def verify(
     with TemporaryDirectory() as folder:
         path = Path(folder) / "pulled.db"
         pulled = pull_database(source, path, database=database)
-        _verify(*resolve(path, run), digest, every=every, json=json, named=pulled.database_id)
+        return _verify(*resolve(path, run), digest, every=every, named=pulled.database_id)
 
 
 def _verify(
-    path: Path, run_id: str, digest: bytes | None, *, every: bool, json: bool, named: str = ""
-) -> None:
-    """Check the database *path*, which is called *named*, and print what was found."""
+    path: Path, run_id: str, digest: bytes | None, *, every: bool, named: str = ""
+) -> Answer:
+    """Check the database *path*, which is called *named*."""
     from tracepaper.storage.chain.integrity import audit_runs
     from tracepaper.storage.database.reader import Reader
 
@@ -98,18 +97,14 @@ def _verify(
         ids = stored if every else [run_id]
         audits = audit_runs(reader.connection, ids, head=digest)
     documents = [_document(named or str(path), audited) for audited in audits]
-    if json:
-        print_json(documents if every else documents[0])
-    else:
-        # A problem of the file itself is the same for every run: say it once.
-        for sentence in dict.fromkeys(_sentence(audited) for audited in audits):
-            say(sentence)
-        if len(stored) > len(ids) and audits[0].holds:
-            say(f"Other runs here, {len(stored) - 1}, were not walked: --all does that.")
-        for warning in audits[0].warnings:
-            say(f"warning: {warning}", err=True)
-    if not all(audited.holds for audited in audits):
-        raise typer.Exit(1)
+    # A problem of the file itself is the same for every run: say it once.
+    lines = list(dict.fromkeys(_sentence(audited) for audited in audits))
+    if len(stored) > len(ids) and audits[0].holds:
+        lines.append(f"Other runs here, {len(stored) - 1}, were not walked: --all does that.")
+    for warning in audits[0].warnings:
+        say(f"warning: {warning}", err=True)
+    is_broken = not all(audited.holds for audited in audits)
+    return Answer(documents if every else documents[0], "\n".join(lines), int(is_broken))
 
 
 def _document(database: str, audited: AuditResult) -> dict[str, object]:
@@ -159,23 +154,19 @@ def _digest(text: str) -> bytes:
 
 
 @audit_app.command()
+@answers
 def head(
-    run: RunArgument = "last",
-    *,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+    run: RunArgument = "last", *, db: DatabaseOption = None, config: ConfigOption = None
+) -> Answer:
     """Print the digest of a run's last commit, to be kept where nobody can rewrite it."""
     from tracepaper.storage.database.reader import Reader
 
     path, run_id = located(run, db, config)
     with Reader.open(path) as reader:
         stored = reader.stored_run(run_id)
-    if json:
-        print_json({"run_id": run_id, "steps": stored.step_count, "head": stored.head_digest.hex()})
-    else:
-        say(f"{run_id} {stored.step_count} {stored.head_digest.hex()}")
+    steps, digest = stored.step_count, stored.head_digest.hex()
+    document = {"run_id": run_id, "steps": steps, "head": digest}
+    return Answer(document, f"{run_id} {steps} {digest}")
 
 
 def _listing(question: str, words: str) -> Callable[..., None]:
@@ -187,14 +178,13 @@ def _listing(question: str, words: str) -> Callable[..., None]:
         limit: LimitOption = 20,
         db: DatabaseOption = None,
         config: ConfigOption = None,
-        json: JsonOption = False,
-    ) -> None:
+    ) -> Answer:
         from tracepaper.storage.database import queries
 
-        _show(getattr(queries, question), limit, located(run, db, config), json=json)
+        return _newest(getattr(queries, question), limit, located(run, db, config))
 
     show.__doc__ = words
-    return show
+    return answers(show)
 
 
 for _name, _words in {
@@ -206,6 +196,7 @@ for _name, _words in {
 
 
 @audit_app.command()
+@answers
 def sql(
     question: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in quotes.")],
     *,
@@ -217,18 +208,17 @@ def sql(
     ] = 60.0,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Ask the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) in SQL, read-only."""
     from tracepaper.storage.database.queries import ask_aside
 
     path = database_path(db, config)
-    answered = ask_aside(path, question, rows_most=rows, seconds=seconds)
-    _print(answered, json=json)
+    return _rows(ask_aside(path, question, rows_most=rows, seconds=seconds))
 
 
 @audit_app.command()
 @reads_record
+@answers
 def export(
     run: RunArgument = "last",
     *,
@@ -240,8 +230,7 @@ def export(
     ] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Write every view of a run as Parquet by day, again as often as you like.
 
     A file that differs is replaced, whole.
@@ -256,53 +245,48 @@ def export(
     path, run_id = located(run, db, config)
     with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, parquet, wanted, progress)
-    if json:
-        print_json({"run_id": run_id, "folder": str(parquet), **written._asdict()})
-        return
-    for view, rows in written.rows.items():
-        say(f"{view}\t{rows}")
-    say(f"files\t{', '.join(f'{count} {what}' for what, count in written.files.items())}")
+    lines = [f"{view}\t{rows}" for view, rows in written.rows.items()]
+    lines.append(f"files\t{', '.join(f'{count} {what}' for what, count in written.files.items())}")
     if kept := written.files["kept"]:
-        say(f"Kept: {kept} files hold rows that the run has no longer; delete them to end that.")
+        lines.append(
+            f"Kept: {kept} files hold rows that the run has no longer; delete them to end that."
+        )
+    document = {"run_id": run_id, "folder": str(parquet), **written._asdict()}
+    return Answer(document, "\n".join(lines))
 
 
-def _show(question: str, limit: int, located: RunLocation, *, json: bool) -> None:
-    """Ask a prepared question of one run, and print its rows, the newest last."""
+def _newest(question: str, limit: int, located: RunLocation) -> Answer:
+    """Ask a prepared question of one run, and return its rows, the newest last."""
     from tracepaper.storage.database.queries import ask
     from tracepaper.storage.database.reader import Reader
 
     with Reader.open(located.path) as reader:
         parameters: dict[str, object] = {"run": located.run_id, "limit": limit}
         answered = ask(reader.connection, question, parameters, rows_most=limit)
-    _print(answered.oldest_first(), json=json)
     if not answered.rows:
-        if not json:
-            say(f"Run {located.run_id} has none.", err=True)
-        raise typer.Exit(1)
+        say(f"Run {located.run_id} has none.", err=True)
+    return _rows(answered.oldest_first())._replace(code=0 if answered.rows else 1)
 
 
-def _print(answered: QueryAnswer, *, json: bool) -> None:
-    """Print rows: a table on a terminal, tab-separated lines elsewhere, or JSON."""
+def _rows(answered: QueryAnswer) -> Answer:
+    """Return rows: a table on a terminal, tab-separated lines elsewhere."""
     if answered.cut:
         say(f"Shown: {answered.cut}; there are more (--rows N).", err=True)
-    if json:
-        print_json(answered.documents())
-        return
     lines = [[_text(value) for value in row] for row in answered.rows]
     if not sys.stdout.isatty():
-        for line in (list(map(_text, answered.columns)), *lines):
-            say("\t".join(text.replace("\t", " ").replace("\n", " ") for text in line))
-        return
+        cells = (
+            (text.replace("\t", " ").replace("\n", " ") for text in line)
+            for line in (list(map(_text, answered.columns)), *lines)
+        )
+        return Answer(answered.documents(), "\n".join(map("\t".join, cells)))
     from rich.table import Column, Table
     from rich.text import Text
-
-    from tracepaper.daemon.terminal.console import Terminal
 
     columns = (Column(Text(_text(name))) for name in answered.columns)
     table = Table(*columns, box=None, header_style="bold")
     for line in lines:
         table.add_row(*map(Text, line))
-    Terminal().print(table)
+    return Answer(answered.documents(), table)
 
 
 def _text(value: object) -> str:
@@ -319,29 +303,30 @@ db_app.command()(pull)
 
 
 @db_app.command()
-def create(*, to: ToOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+@answers
+def create(*, to: ToOption = None, config: ConfigOption = None) -> Answer:
     """Make the tables and views of a fleet in PostgreSQL; make its views anew if it has tables."""
     from tracepaper.storage.fleet.server import shown
     from tracepaper.storage.fleet.tables import make_schema
 
     url, option = server_of(to, config)
     is_new = make_schema(url, needed_by=option)
-    if json:
-        print_json({"database": shown(url), "is_new": is_new})
-    elif is_new:
-        typer.echo(f"{shown(url)} has the tables and views of a fleet now.")
-    else:
-        typer.echo(f"{shown(url)} has its tables already; its views were made anew.")
+    what = (
+        "has the tables and views of a fleet now"
+        if is_new
+        else "has its tables already; its views were made anew"
+    )
+    return Answer({"database": shown(url), "is_new": is_new}, f"{shown(url)} {what}.")
 
 
 @db_app.command()
+@answers
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")],
     *,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Copy the database consistently, also while a daemon writes it, and the models of its runs.
 
     Checkpoints and covariates are copied beside FILE, as they lie beside the database.
@@ -350,16 +335,19 @@ def backup(
 
     path = database_path(db, config)
     folders = back_up(path, file)
-    if json:
-        document = {"database": str(path), "backup": str(file), "bytes": file.stat().st_size}
-        print_json({**document, "beside": [str(copy) for copy in folders]})
-        return
-    typer.echo(f"Copied {path} to {file} ({file.stat().st_size:,} bytes).")
-    for folder in sorted({copy.relative_to(file.parent).parts[0] for copy in folders}):
-        typer.echo(f"{file.parent / folder} holds what its runs were decided by: it belongs to it.")
+    size = file.stat().st_size
+    document = {"database": str(path), "backup": str(file), "bytes": size}
+    lines = [f"Copied {path} to {file} ({size:,} bytes)."]
+    lines += [
+        f"{file.parent / folder} holds what its runs were decided by: it belongs to it."
+        for folder in sorted({copy.relative_to(file.parent).parts[0] for copy in folders})
+    ]
+    copies = [str(copy) for copy in folders]
+    return Answer({**document, "beside": copies}, "\n".join(lines))
 
 
 @db_app.command()
+@answers
 def prune(
     *,
     keep: Annotated[
@@ -372,8 +360,7 @@ def prune(
     ] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
 
     The bars stay that the first decision of those days looks back on, so that `verify` derives all
@@ -412,12 +399,10 @@ def prune(
             f"its strategy or model cannot be loaded here: {why}",
             err=True,
         )
-    if json:
-        print_json({"database": str(path), "runs": prunings})
-        return
-    for pruning in prunings:
-        typer.echo(
-            f"Run {pruning.run_id}: {count_of(pruning.steps, 'step')} dropped; the chain holds "
-            f"from step {pruning.until_sequence + 1}."
-        )
-    typer.echo(f"{path} now takes {path.stat().st_size:,} bytes.")
+    lines = [
+        f"Run {pruning.run_id}: {count_of(pruning.steps, 'step')} dropped; the chain holds from "
+        f"step {pruning.until_sequence + 1}."
+        for pruning in prunings
+    ]
+    lines.append(f"{path} now takes {path.stat().st_size:,} bytes.")
+    return Answer({"database": str(path), "runs": prunings}, "\n".join(lines))

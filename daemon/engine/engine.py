@@ -97,7 +97,6 @@ from tracepaper.strategies.types.market import (
     RetrainingEnd,
     RunEnd,
     Trade,
-    Unit,
     UniverseChange,
 )
 from tracepaper.strategies.units import DAY_MS, divide_half_even
@@ -108,7 +107,7 @@ STATE_EVERY_STEPS: Final = 1_024
 _NOTED: Final = frozenset({RunEnd, Prune})
 """What the log notes by itself: no engine sees it as it happens, so none stores its state there."""
 
-_QUIET: Final = frozenset({Bar, Close, CloseStart})
+_QUIET: Final = frozenset({Bar, Close})
 """What may change nothing but prices."""
 
 # Read at every bar: looking a member up on its class costs ten times as much (Python 3.11).
@@ -513,8 +512,9 @@ class Engine:
         taken = QuietUnits([], [], [])
         every_bar, measured, unit = taken.bars, taken.plausible, units.peek()
         kind, is_repeated = type(unit), True
+        keys, width = tuple(repeats), len(repeats) + (kind is Close)
         if self._reset != NEVER:  # the first close of a day may give shares anew
-            room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
+            room = min(room, self._left_of_day(due_ms) * width)
         resting = self.broker.resting()
         takes, asks = [], []
         for place, (key, repeat) in enumerate(repeats.items()):
@@ -526,7 +526,10 @@ class Engine:
             most = min(decider.gates.evaluator.plausible_most for decider in market.deciders)
             takes.append((place, take, most))
             asks += [(place, ask) for _, ask in looks]
-        while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
+        while room >= width and type(unit) is kind:
+            bars = (unit,) if type(unit) is Bar else unit.bars if type(unit) is Close else ()
+            if not _follows(bars, keys, due_ms, interval_ms):
+                break
             if resting and not all(
                 of.is_passed_by(bar) for bar in bars if (of := resting.get(bar.instrument))
             ):
@@ -550,8 +553,7 @@ class Engine:
             every_bar.extend(bars)
             if type(unit) is Close:
                 taken.closes.append(unit.closed)
-                room -= 1
-            room -= len(bars)
+            room -= width
             due_ms += interval_ms
             unit = units.advance()
         del measured[len(every_bar) :]
@@ -564,31 +566,6 @@ class Engine:
             return 0
         return -(-(DAY_MS - close_ms % DAY_MS) // self._interval_ms)
 
-    def _following(self, unit: Unit | None, room: int, due_ms: int) -> Sequence[Bar]:
-        """Return the bars of *unit*, where every instrument has one, on time, that opens *due_ms*.
-
-        They lie in the order of the instruments. None of any other unit, and of one that takes
-        more than *room* steps.
-        """
-        bars: Sequence[Bar] = ()
-        if type(unit) is Bar:
-            if room:
-                bars = (unit,)
-        elif type(unit) is Close and len(unit.bars) < room:
-            bars = unit.bars
-        states, interval_ms = self.states, self._interval_ms
-        if len(bars) != len(states):
-            return ()
-        for key, bar in zip(states, bars):  # noqa: B905 - of one length, at every bar
-            if (
-                bar.instrument != key
-                or bar.open_time_ms != due_ms
-                or bar.seen_ms - due_ms != interval_ms
-                or bar.interval_ms != interval_ms
-            ):
-                return ()
-        return bars
-
     def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:
         """Return the stretch of the units *taken*; accounts and strategies go on after it."""
         bars, count = taken.bars, len(repeats)
@@ -597,9 +574,7 @@ class Engine:
         of_books = []
         for book in self.broker.account.every_book:
             lines = map(book.lines.__getitem__, repeats)
-            columns = [
-                [*map(line.profit_at, closes)] for line, closes in zip(lines, prices, strict=True)
-            ]
+            columns = [line.profits_at(closes) for line, closes in zip(lines, prices, strict=True)]
             totals, profits = columns[0], columns[0]
             if count > 1:
                 totals = [*map(sum, zip(*columns, strict=True))]
@@ -1138,6 +1113,21 @@ class Engine:
         while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
             fields.pop()
         return msgspec.msgpack.encode(fields)
+
+
+def _follows(bars: Sequence[Bar], keys: Sequence[str], due_ms: int, interval_ms: int) -> bool:
+    """Return whether *bars* are one of each of *keys*, on time, that open at *due_ms*."""
+    if len(bars) != len(keys):
+        return False
+    for key, bar in zip(keys, bars):  # noqa: B905 - of one length, at every bar
+        if (
+            bar.instrument != key
+            or bar.open_time_ms != due_ms
+            or bar.seen_ms - due_ms != interval_ms
+            or bar.interval_ms != interval_ms
+        ):
+            return False
+    return True
 
 
 def _as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:

@@ -401,10 +401,9 @@ class FeedStart(Struct, frozen=True):
 
 
 class BackfillPage(Struct, frozen=True):
-    """REST's answer with the bars of an instrument from ``from_ms`` on."""
+    """REST's answer with the bars of an instrument from its next one on."""
 
     instrument: str
-    from_ms: int
     bars: tuple[Bar, ...]
     answered_s: float  # network time
 
@@ -434,18 +433,5 @@ class CloseTimeout(Struct, frozen=True):
     open_time_ms: int
 
 
-class Stop(Struct, frozen=True):
-    """The end of the feed."""
-
-
-Item = (
-    MarketData
-    | ReadFrame
-    | BackfillPage
-    | WarmUpAnswer
-    | GapCauseNotice
-    | CloseTimeout
-    | Stop
-    | Event
-)
+Item = MarketData | ReadFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | CloseTimeout | Event
 """A frame is of the book that fills orders; an event of another kind is delivered as it stands."""

@@ -23,7 +23,6 @@ from tracepaper.daemon.feed.client import (
     MarketData,
     MarketDataClient,
     OrderBookSample,
-    Stop,
     StreamRequest,
     WarmUpAnswer,
     first_cause,
@@ -31,7 +30,7 @@ from tracepaper.daemon.feed.client import (
 from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
-from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
+from tracepaper.daemon.feed.sequencer import BarSequencer
 from tracepaper.daemon.feed.state import (
     OVERFLOW,
     BarSequence,
@@ -129,7 +128,6 @@ class LiveFeed:
             is_up=self._is_up,
             certain_s=exchange.certain_s,
         )
-        self._is_live = False
         self._ends_in_gap = False  # nothing of the book that fills was queued since a gap
         self._warming = WarmUpTurns(
             client=client,
@@ -141,7 +139,6 @@ class LiveFeed:
             spawn=self._spawn,
             start=start,
         )
-        self._has_promised = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams = client.streams(
@@ -182,8 +179,8 @@ class LiveFeed:
         except BaseExceptionGroup as failures:
             raise first_cause(failures) from None
 
-    async def __aiter__(self) -> AsyncIterator[Event | None]:
-        """Yield events until ``stop``; None keeps the promise of ``is_behind``."""
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield events without end."""
         book = self._start.book
         async for event in self._events():
             if book is not None and isinstance(event, Bar):
@@ -201,18 +198,12 @@ class LiveFeed:
                 self._states[event.instrument].funding.learn(event, is_booked=is_booked)
 
     def is_behind(self) -> bool:
-        """Return whether another event is at hand, or None where it turns out to be none."""
-        is_behind = self._sequencer.left > 0 or (self._is_live and self._queue.qsize() > 0)
-        self._has_promised = is_behind
-        return is_behind
+        """Return whether a bar follows that came with the event just yielded."""
+        return self._sequencer.left > 0
 
     async def submit(self, event: Event) -> None:
         """Queue *event*: an operator's command, a timer."""
         self._queue.put_nowait(event)
-
-    def stop(self) -> None:
-        """End the feed after the events that are already in the queue."""
-        self._queue.put_nowait(Stop())
 
     # ------------------------------------------------------------ what is newest
 
@@ -279,7 +270,7 @@ class LiveFeed:
 
     # ------------------------------------------------------------ events
 
-    async def _events(self) -> AsyncIterator[Event | None]:
+    async def _events(self) -> AsyncIterator[Event]:
         """Yield the warm-up, subscribe, catch up, then yield live events."""
         for event in self._start.first:
             yield event
@@ -289,7 +280,7 @@ class LiveFeed:
         async for event in self._filled(until_ms):
             yield event
         self._warming.postpone(self._unanswered)
-        for key in self._warming.turns.first:
+        for key in self._warming.first:
             for frame_bar in await self._warming.frames_of(key):
                 yield frame_bar
         if self._start.started is not None:
@@ -301,9 +292,8 @@ class LiveFeed:
         async for live in self._live():
             yield live
 
-    async def _live(self) -> AsyncIterator[Event | None]:
-        """Yield the events of the queue until the end, the bars of one close together."""
-        self._is_live = True
+    async def _live(self) -> AsyncIterator[Event]:
+        """Yield the events of the queue, the bars of one close together."""
         gatherer = CloseGatherer(
             self._states,
             clock=self._clock,
@@ -312,20 +302,13 @@ class LiveFeed:
         )
         gathers = self._start.gather_ms > 0 and len(self._states) > 1
         while True:
-            if self._has_promised and not self._queue.qsize():
-                self._has_promised = False
-                yield None
-            if isinstance(item := await self._queue.get(), Stop):
-                break
-            if isinstance(item, CloseTimeout):
+            if isinstance(item := await self._queue.get(), CloseTimeout):
                 for event in gatherer.expire(item.open_time_ms):
                     yield event
                 continue
             async for pushed in self._on_item(item):
                 for event in gatherer.push(pushed) if gathers else (pushed,):
                     yield event
-        for event in gatherer.flush():
-            yield event
 
     async def _end_wait(self, open_ms: int) -> None:
         interval_s = self._start.interval_ms / 1000 / self._exchange.time_scale
@@ -416,12 +399,12 @@ class LiveFeed:
         kinds = [kind for kind in (Quote, Mark, Trade) if not isinstance(item, kind)]
         return [*self._states[item.instrument].deliver(*kinds), item]
 
-    def _holes(self, until_ms: int) -> list[Hole]:
-        """Return the holes until *until_ms* of the instruments that REST answers."""
+    def _answered(self) -> list[FeedState]:
+        """Return the instruments that REST answers, and that wait for no turn."""
         return [
-            Hole(state, until_ms, cause=state.cause)
+            state
             for key, state in self._states.items()
-            if key not in self._unanswered and not self._sequencer.holds(key)
+            if key not in self._unanswered and key not in self._sequencer.held
         ]
 
     async def _filled(self, until_ms: int) -> AsyncIterator[Event]:
@@ -434,7 +417,8 @@ class LiveFeed:
         exchange = self._exchange
         unanswered_before = len(self._unanswered)
         events = self._sequencer.fill(
-            self._holes(until_ms),
+            self._answered(),
+            until_ms,
             patience_s=None if is_patient else exchange.certain_s + exchange.connect_timeout_s,
             unanswered=self._unanswered,
         )
@@ -473,16 +457,10 @@ class LiveFeed:
             self._cooldown.retry_log.failed("time", behind, BEHIND_WAIT_S)
             await self._cooldown.pause("time", BEHIND_WAIT_S)
             await self._maintenance.synchronise()
-        reached: dict[str, int] = {}
-        while True:
-            until_ms = interval_start(self._clock.market_ms(), self._start.interval_ms)
-            before = dict(reached)
-            async for event in self._filled(until_ms):
-                yield event
-            holes = self._holes(until_ms)  # of those that wait for no turn
-            reached = {hole.state.instrument.id: hole.state.sequence.next_open_ms for hole in holes}
-            if reached == before or not any(hole.is_open for hole in holes):
-                return
+        # What closes from here on comes by the streams; what REST lacks still is asked for later.
+        until_ms = interval_start(self._clock.market_ms(), self._start.interval_ms)
+        async for event in self._filled(until_ms):
+            yield event
 
     def _behind(self) -> ConfigInvalid | None:
         """Return an error where the server's time lies behind the newest bar of the run."""

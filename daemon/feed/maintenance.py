@@ -381,16 +381,15 @@ class FeedMaintenance:
 
     async def _request(self, state: FeedState) -> None:
         sequence = state.sequence
-        from_ms = sequence.next_open_ms
         until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
         bars = await self._client.candles(
             state.instrument,
             sequence.interval_ms,
-            from_ms,
+            sequence.next_open_ms,
             max(until_ms, sequence.next_close_ms) - 1,
         )
         self._queue.put_nowait(
-            BackfillPage(state.instrument.id, from_ms, tuple(bars), self._clock.network_s())
+            BackfillPage(state.instrument.id, tuple(bars), self._clock.network_s())
         )
 
     async def _settle(self, state: FeedState, until_ms: int) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from itertools import groupby
-from typing import Final, NamedTuple, TypeVar, assert_never
+from itertools import chain, groupby
+from typing import Final, TypeVar, assert_never
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.feed.client import BackfillPage, MarketDataClient
@@ -19,10 +19,8 @@ from tracepaper.daemon.feed.state import (
     PENDING_MAX,
     REQUEST_WAIT_MAX_S,
     FeedState,
-    MissingBars,
     Place,
     Price,
-    stretches,
 )
 from tracepaper.daemon.log import Logger
 from tracepaper.strategies.types.market import (
@@ -36,217 +34,39 @@ from tracepaper.strategies.types.market import (
     Source,
 )
 
-T = TypeVar("T")
-
 FIRST_WAIT_S: Final = 0.5
 LISTING_WAIT_S_MAX: Final = 1.0
 """Between two answers that agree on an instrument's first candle; before it nothing is missing."""
 
 
-class Hole(Struct, frozen=True):
-    """The missing bars of one instrument, from its sequence's next bar until ``until_ms``.
+async def settle(
+    requests: Mapping[str, Coroutine[None, None, None]],
+    patience_s: float | None,
+    unanswered: set[str],
+) -> None:
+    """Wait for *requests*, by instrument; one that is late is cancelled, and added to *unanswered*.
 
-    Bars that REST lacks at the end may still come: they stay the sequence's next ones. ``cause`` is
-    None where nothing went wrong: the first warm-up of a run.
+    It is where it lasts longer than *patience_s* behind the first answer, or behind as long without
+    one; None waits without end.
     """
-
-    state: FeedState
-    until_ms: int  # exclusive
-    cause: GapCause | None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anything is missing."""
-        return self.state.sequence.lacks(self.until_ms)
-
-    @property
-    def is_new(self) -> bool:
-        """Whether no candle of the instrument is known: it may have been listed at any time."""
-        return self.cause is None and not self.state.sequence.is_begun
-
-
-class Patience(NamedTuple):
-    """How long to wait for a first answer, and behind it for the last; None: without end."""
-
-    seconds: float | None
-    unanswered: set[str]  # instruments that were given up
-
-    async def answers(self, requests: Mapping[str, Coroutine[None, None, T]]) -> dict[str, T]:
-        """Return the answers to *requests* by instrument; those given up are left out."""
-        tasks = {key: asyncio.ensure_future(request) for key, request in requests.items()}
-        try:
-            if tasks and self.seconds is not None:
-                first = asyncio.FIRST_COMPLETED  # the only one may be one that never comes
-                await asyncio.wait(tasks.values(), timeout=self.seconds, return_when=first)
-                await asyncio.wait(tasks.values(), timeout=self.seconds)
-                late = {key for key, task in tasks.items() if not task.done()}
-                self.unanswered.update(late)
-                return {key: await task for key, task in tasks.items() if key not in late}
-            return dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
-        finally:
-            for task in tasks.values():
-                task.cancel()
+    tasks = {key: asyncio.ensure_future(request) for key, request in requests.items()}
+    late = set[str]()
+    try:
+        if tasks and patience_s is not None:
+            first = asyncio.FIRST_COMPLETED  # the only one may be one that never comes
+            await asyncio.wait(tasks.values(), timeout=patience_s, return_when=first)
+            await asyncio.wait(tasks.values(), timeout=patience_s)
+            late = {key for key, task in tasks.items() if not task.done()}
+            unanswered.update(late)
+        await asyncio.gather(*(task for key, task in tasks.items() if key not in late))
+    finally:
+        for task in tasks.values():
+            task.cancel()
 
 
-class Backfill:
-    """Fills holes from REST; what it lacks twice, *certain_s* apart, is lost for good."""
-
-    def __init__(self, client: MarketDataClient, clock: Clock, certain_s: float) -> None:
-        self._client = client
-        self._clock = clock
-        self._certain_s = certain_s
-
-    async def fill(
-        self,
-        holes: Sequence[Hole],
-        *,
-        patience_s: float | None = None,
-        unanswered: set[str] | None = None,
-    ) -> AsyncIterator[tuple[int, Gap | Bar]]:
-        """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
-
-        Before each stands the number of events of the same answer behind it.
-
-        A ``Gap`` repaired by ``rest`` comes before its bars, at most a thousand at a time; an
-        unrepaired one covers bars that are lost. Each bar is accepted by its sequence as it is
-        yielded. An instrument without an answer within *patience_s* of network time after the first
-        answer, or without a first one as long, stays open, and is added to *unanswered*: it holds
-        up no other.
-        """
-        holes = [hole for hole in holes if hole.is_open]
-        patience = Patience(patience_s, set() if unanswered is None else unanswered)
-        async for counted in self._filled(holes, patience):
-            yield counted
-        holes = [hole for hole in holes if hole.state.instrument.id not in patience.unanswered]
-        # An instrument without any candle is as rare as an answer that wrongly says so: ask twice.
-        if unknown := [hole for hole in holes if hole.is_new]:
-            await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
-            async for counted in self._filled(unknown, patience):
-                yield counted
-
-    async def _wait(self, seconds: float) -> None:
-        await self._client.cooldown.pause("a hole in the candles", seconds)
-
-    async def _filled(
-        self, holes: Sequence[Hole], patience: Patience
-    ) -> AsyncIterator[tuple[int, Gap | Bar]]:
-        """Yield each event with the number of those that follow it without another request."""
-        if not holes:
-            return
-        window_ms = self._client.candles_max * holes[0].state.sequence.interval_ms
-        first_ms = min(hole.state.sequence.next_open_ms for hole in holes)
-        last_ms = max(hole.until_ms for hole in holes)
-        for start_ms in range(first_ms, last_ms, window_ms):
-            windows = {
-                hole.state.instrument.id: self._window(hole, start_ms, start_ms + window_ms)
-                for hole in holes
-                if hole.state.instrument.id not in patience.unanswered
-            }
-            answers = await patience.answers(windows)
-            events = [
-                (when_ms, place, event)
-                for place, hole in enumerate(holes)
-                for when_ms, event in answers.get(hole.state.instrument.id, ())
-            ]
-            # Sorting is stable: a gap stays before its bars, and symbols in their order.
-            ordered = sorted(events, key=lambda entry: entry[:2])
-            for left, (_, place, event) in zip(reversed(range(len(ordered))), ordered, strict=True):
-                state, now_ms = holes[place].state, self._clock.market_ms()
-                if isinstance(event, Bar):
-                    state.accept(event)
-                    yield left, structs.replace(event, seen_ms=now_ms)
-                else:
-                    if not event.repaired_by:
-                        state.sequence.skip(event.until_ms)
-                    yield left, structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
-
-    async def _window(self, hole: Hole, start_ms: int, end_ms: int) -> list[tuple[int, Gap | Bar]]:
-        """Return the bars and gaps of [*start_ms*, *end_ms*), with the times to sort by."""
-        sequence = hole.state.sequence
-        interval_ms = sequence.interval_ms
-        from_ms = sequence.next_open_ms
-        until_ms = min(end_ms, hole.until_ms)
-        request_ms = max(from_ms, start_ms)
-        if request_ms >= until_ms or not (bars := await self._request(hole, request_ms, until_ms)):
-            return []
-        if hole.is_new:
-            bars = await self._from_listing(hole, bars, from_ms)
-            from_ms = bars[0].open_time_ms
-        bars = await self._close_inner_holes(hole, bars, from_ms)
-        bars = await self._verified(hole, bars)
-        events: list[tuple[int, Gap | Bar]] = []
-        for stretch in stretches(bars):
-            first_ms, last_ms = stretch[0].open_time_ms, stretch[-1].close_time_ms
-            if from_ms < first_ms:
-                lost = gap(hole.state, from_ms, first_ms, hole.cause)
-                events.append((from_ms + interval_ms, lost))
-            if hole.cause is not None:
-                repaired = gap(hole.state, first_ms, last_ms, hole.cause, by=BY_REST)
-                events.append((first_ms + interval_ms, repaired))
-            events.extend((bar.close_time_ms, bar) for bar in stretch)
-            from_ms = last_ms
-        return events
-
-    async def _request(self, hole: Hole, from_ms: int, until_ms: int) -> list[Bar]:
-        state = hole.state
-        return await self._client.candles(
-            state.instrument, state.sequence.interval_ms, from_ms, until_ms - 1
-        )
-
-    async def _from_listing(self, hole: Hole, bars: list[Bar], from_ms: int) -> list[Bar]:
-        """Return *bars* and those before them that a second answer has, back to the listing."""
-        while (first_ms := bars[0].open_time_ms) > from_ms:
-            await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
-            again = await self._request(hole, from_ms, bars[0].close_time_ms)
-            if not again or again[-1].open_time_ms < first_ms:
-                continue  # it lacks a bar of the first answer, so it cannot be trusted before it
-            if again[0].open_time_ms == first_ms:
-                break
-            bars = again[:-1] + bars
-        return bars
-
-    async def _verified(self, hole: Hole, bars: list[Bar]) -> list[Bar]:
-        """Return *bars* once two answers in a row agree on each implausible close."""
-        verified: dict[int, Bar] = {}
-        wait_s = FIRST_WAIT_S
-        while unverified := hole.state.implausible(
-            bars, lambda bar: verified.get(bar.open_time_ms) == bar
-        ):
-            again = await self._request(
-                hole, unverified[0].open_time_ms, unverified[-1].close_time_ms
-            )
-            repeated = {bar.open_time_ms: bar for bar in again}
-            latest = {bar.open_time_ms: repeated.get(bar.open_time_ms, bar) for bar in unverified}
-            agreed = [bar for bar in unverified if repeated.get(bar.open_time_ms) == bar]
-            verified.update((bar.open_time_ms, bar) for bar in agreed)
-            bars = [latest.get(bar.open_time_ms, bar) for bar in bars]
-            if len(agreed) < len(unverified):
-                await self._wait(wait_s)
-                wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
-        return bars
-
-    async def _close_inner_holes(self, hole: Hole, bars: list[Bar], from_ms: int) -> list[Bar]:
-        """Return *bars* with those that later answers have between them."""
-        interval_ms = hole.state.sequence.interval_ms
-        missing = MissingBars(self._certain_s, interval_ms)
-        by_time = {bar.open_time_ms: bar for bar in bars}
-        wait_s = FIRST_WAIT_S
-        while True:
-            bars = [by_time[open_ms] for open_ms in sorted(by_time)]
-            times = missing_bars(bars, from_ms, interval_ms)
-            now_s = self._clock.network_s()
-            missing.update(times, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
-            if missing.due_s() == float("inf"):
-                return bars
-            await self._wait(min(wait_s, max(0.0, missing.due_s() - now_s)))
-            wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
-            past_ms = times[-1] + interval_ms
-            again: list[Bar] = []
-            while not again or again[-1].open_time_ms < past_ms:
-                again = await self._request(hole, times[0], past_ms + interval_ms)
-                if not again or again[-1].open_time_ms < past_ms:
-                    await self._wait(wait_s)
-                by_time = {**{bar.open_time_ms: bar for bar in again}, **by_time}
+def gap(state: FeedState, from_ms: int, until_ms: int, cause: GapCause, *, by: str = "") -> Gap:
+    """Return a gap that is repaired *by* something or for good; it is dated when delivered."""
+    return Gap(state.instrument.id, from_ms, until_ms, cause, by, market_ms=0, seen_ms=0)
 
 
 def missing_bars(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[int]:
@@ -256,28 +76,20 @@ def missing_bars(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[in
     return [at_ms for at_ms in range(from_ms, until_ms, interval_ms) if at_ms not in held]
 
 
-def gap(
-    state: FeedState, from_ms: int, until_ms: int, cause: GapCause | None, *, by: str = ""
-) -> Gap:
-    """Return a gap that is repaired *by* something or for good; it is dated when delivered."""
-    cause = GapCause.ARCHIVE if cause is None else cause
-    return Gap(state.instrument.id, from_ms, until_ms, cause, by, market_ms=0, seen_ms=0)
-
-
 FUNDING_WAIT_S: Final = 0.5
 """How long, network time, the bars of one close wait for settlements that belong before them."""
 
 log = Logger("bybit.feed")
 
-Delivered = TypeVar("Delivered", Bar, Gap, Price | Depths)
+Delivered = TypeVar("Delivered", bound=Bar | Gap | Price | Depths)
 
 
 class BarSequencer:
     """The order of events around bars: settlements, newest quote and mark, then the bar.
 
-    ``bar`` takes a bar of a stream, ``page`` an answer of REST in the background, ``fill`` closes
-    given holes from REST. A bar ahead of the sequence waits until the bars before it came, or are
-    certain never to come; other instruments go on meanwhile.
+    ``fill`` asks REST for all bars up to a time, ``bar`` takes a bar of a stream, ``page`` an
+    answer of REST in the background. A bar ahead of the sequence waits until the bars before it
+    came, or are certain never to come; other instruments go on meanwhile.
     """
 
     def __init__(
@@ -290,14 +102,17 @@ class BarSequencer:
         is_up: Callable[[FeedState], bool],
         certain_s: float,
     ) -> None:
-        self._backfill = Backfill(client, clock, certain_s)
+        self._client = client
         self._clock = clock
         self._states = states
         self._maintenance = maintenance
         self._counters = client.counters
         self._is_up = is_up
-        self.left = 0  # bars at hand that follow the one just yielded
-        self._new = {key for key, state in states.items() if state.cause is None}  # to this run
+        self._interval_ms = next(iter(states.values())).sequence.interval_ms
+        self._listing_wait_s = min(LISTING_WAIT_S_MAX, certain_s)
+        self.left = 0  # bars and gaps at hand that follow the event just yielded
+        # Why bars are missing that closed before the stream; None of what is new to this run.
+        self._causes = {key: state.cause for key, state in states.items()}
         self._held: dict[str, list[Bar]] = {}  # of the stream, while their past is asked for
         self._waited = -1, 0.0  # the newest close that settlements were asked for, and until when
 
@@ -331,21 +146,25 @@ class BarSequencer:
         """Take an answer of REST: bars that close a hole, or the certainty that there are none."""
         state = self._states[page.instrument]
         state.end_request()
-        sequence = state.sequence
-        if page.bars:
-            self._begin_at(state, page.bars[0])
-            state.missing.update(
-                missing_bars(page.bars, page.from_ms, sequence.interval_ms),
-                from_ms=page.from_ms,
-                until_ms=page.bars[-1].close_time_ms,
-                now_s=page.answered_s,
-            )
-        state.pending.add_missing(filter(sequence.is_new, page.bars))
+        self._take(state, page.bars, page.answered_s)
         async for event in self._drain(state):
             yield event
         state.pending.trim()
         if (due_s := state.missing.due_s()) > page.answered_s:
             state.request_by(due_s)
+
+    def _take(self, state: FeedState, bars: Sequence[Bar], answered_s: float) -> None:
+        """Take in *bars*, an answer of REST to a request from the next bar on."""
+        sequence = state.sequence
+        if bars:
+            self._begin_at(state, bars[0])
+            state.missing.update(
+                missing_bars(bars, sequence.next_open_ms, sequence.interval_ms),
+                from_ms=sequence.next_open_ms,
+                until_ms=bars[-1].close_time_ms,
+                now_s=answered_s,
+            )
+        state.pending.add_missing(filter(sequence.is_new, bars))
 
     def hold(self, instrument: str) -> None:
         """Keep the stream of *instrument* waiting until it is released; REST is asked elsewhere."""
@@ -358,10 +177,6 @@ class BarSequencer:
         """The instruments whose stream waits."""
         return self._held.keys()
 
-    def holds(self, instrument: str) -> bool:
-        """Return whether the stream of *instrument* waits."""
-        return instrument in self._held
-
     async def release(self, instrument: str) -> AsyncIterator[Event]:
         """Deliver what the stream of *instrument* brought while it waited."""
         self._states[instrument].end_request()
@@ -370,44 +185,136 @@ class BarSequencer:
             async for event in self.bar(bar):
                 yield event
 
-    async def answers(self, hole: Hole) -> AsyncIterator[list[Event]]:
-        """Fill *hole* from REST beside the stream: yield the events of each answer."""
+    async def answers(self, state: FeedState, until_ms: int) -> AsyncIterator[list[Event]]:
+        """Fill *state* beside the stream: yield the events of each answer."""
         events: list[Event] = []
-        async for left, event in self._filled([hole], None, set()):
+        async for left, event in self._filled([state], until_ms, None, set()):
             events.append(event)
             if not left and isinstance(event, Bar | Gap):
                 yield events
                 events = []
 
     async def fill(
-        self, holes: Sequence[Hole], *, patience_s: float | None, unanswered: set[str]
+        self,
+        states: Sequence[FeedState],
+        until_ms: int,
+        *,
+        patience_s: float | None,
+        unanswered: set[str],
     ) -> AsyncIterator[Event]:
-        """Fill *holes* from REST, each bar preceded by the settlements that belong before it.
+        """Ask REST for the bars of *states* that open before *until_ms*; yield them by their times.
 
-        An instrument that is not answered in time is added to *unanswered*.
+        Before each bar come the settlements that belong before it, and before the bars of a hole a
+        ``Gap`` repaired by ``rest``; an unrepaired one covers bars that are lost. Bars that REST
+        lacks at the end may still come. An instrument without an answer within *patience_s* of
+        network time after the first answer, or without a first one as long, is added to
+        *unanswered*: it holds up no other.
         """
-        async for left, event in self._filled(holes, patience_s, unanswered):
+        async for left, event in self._filled(states, until_ms, patience_s, unanswered):
             self.left = left
             yield event
 
     async def _filled(
-        self, holes: Sequence[Hole], patience_s: float | None, unanswered: set[str]
+        self,
+        states: Sequence[FeedState],
+        until_ms: int,
+        patience_s: float | None,
+        unanswered: set[str],
+        *,
+        is_again: bool = False,
     ) -> AsyncIterator[tuple[int, Event]]:
-        """Yield each event behind the number of those of the same answer that follow it."""
-        counted = self._backfill.fill(holes, patience_s=patience_s, unanswered=unanswered)
-        async for left, event in counted:
-            if isinstance(event, Bar):
-                state = self._states[event.instrument]
-                async for before in self._settlements_before(state, event.close_time_ms):
-                    yield left, before
-                self._counters["rest_bars"] += 1
-            else:
-                self._counters["repairs" if event.repaired_by else "holes"] += 1
-            yield left, event
+        """Yield each event behind the number of those of the same answer that follow it.
+
+        REST is asked window by window, and the instruments are merged by time.
+        """
+        lacking = [state for state in states if state.sequence.lacks(until_ms)]
+        window_ms = self._client.candles_max * self._interval_ms
+        first_ms = min((state.sequence.next_open_ms for state in lacking), default=until_ms)
+        for start_ms in range(first_ms, until_ms, window_ms):
+            end_ms, answers = min(start_ms + window_ms, until_ms), list[list[Gap | Bar]]()
+            windows = {}
+            for state in lacking:
+                if state.instrument.id not in unanswered:
+                    answers.append([])
+                    window = self._window(state, start_ms, end_ms, answers[-1])
+                    windows[state.instrument.id] = window
+            await settle(windows, patience_s, unanswered)
+            # Sorting is stable: a gap stays before its bars, and symbols in their order.
+            events = sorted(
+                chain.from_iterable(answers),
+                key=lambda event: (
+                    event.close_time_ms
+                    if isinstance(event, Bar)
+                    else event.from_ms + self._interval_ms
+                ),
+            )
+            for left, event in zip(reversed(range(len(events))), events, strict=True):
+                if isinstance(event, Bar):
+                    state = self._states[event.instrument]
+                    async for before in self._settlements_before(state, event.close_time_ms):
+                        yield left, before
+                yield left, self._seen_now(event)
+        # One without any candle is as rare as an answer that wrongly says so: ask twice.
+        unknown = [state for state in lacking if self._is_new(state)]
+        unknown = [state for state in unknown if state.instrument.id not in unanswered]
+        if unknown and not is_again:
+            await self._wait(self._listing_wait_s)
+            again = self._filled(unknown, until_ms, patience_s, unanswered, is_again=True)
+            async for counted in again:
+                yield counted
+
+    async def _window(
+        self, state: FeedState, start_ms: int, end_ms: int, events: list[Gap | Bar]
+    ) -> None:
+        """Ask for the bars of [*start_ms*, *end_ms*) until none before the last answered is open.
+
+        Adds to *events* what each answer brings.
+        """
+        sequence, key = state.sequence, state.instrument.id
+        request_ms = max(sequence.next_open_ms, start_ms)
+        if request_ms >= end_ms or not (bars := await self._request(state, request_ms, end_ms)):
+            return
+        if self._is_new(state):
+            bars = await self._from_listing(state, bars, end_ms)
+        wait_s = FIRST_WAIT_S
+        while True:
+            now_s = self._clock.network_s()
+            self._take(state, bars, now_s)
+            ready, is_held = self._drained(state, lambda: self._causes[key])
+            events += (event if isinstance(event, Gap) else event[0] for event in ready)
+            if not is_held and not len(state.pending):
+                return
+            await self._wait(min(wait_s, max(0.0, state.missing.due_s() - now_s)))
+            wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
+            bars = await self._request(state, sequence.next_open_ms, end_ms)
+
+    async def _from_listing(self, state: FeedState, bars: list[Bar], end_ms: int) -> list[Bar]:
+        """Return *bars*, or more, once a second answer begins with their first: the listing."""
+        while bars[0].open_time_ms > state.sequence.next_open_ms:
+            await self._wait(self._listing_wait_s)
+            again = await self._request(state, state.sequence.next_open_ms, end_ms)
+            if not again or again[0].open_time_ms > bars[0].open_time_ms:
+                continue  # it lacks a bar of the first answer, so it cannot be trusted before it
+            if again[0].open_time_ms == bars[0].open_time_ms:
+                break
+            bars = again
+        return bars
+
+    async def _request(self, state: FeedState, from_ms: int, until_ms: int) -> list[Bar]:
+        return await self._client.candles(
+            state.instrument, state.sequence.interval_ms, from_ms, until_ms - 1
+        )
+
+    async def _wait(self, seconds: float) -> None:
+        await self._client.cooldown.pause("a hole in the candles", seconds)
+
+    def _is_new(self, state: FeedState) -> bool:
+        """Return whether no candle of *state* is known: it may have been listed at any time."""
+        return self._causes[state.instrument.id] is None and not state.sequence.is_begun
 
     def _begin_at(self, state: FeedState, bar: Bar) -> None:
         """Begin a new run at *bar* where REST had nothing: the instrument was just listed."""
-        if not state.sequence.is_begun and state.instrument.id in self._new:
+        if self._is_new(state):
             first_ms = state.pending.first_open_ms()
             state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
 
@@ -421,29 +328,63 @@ class BarSequencer:
         return [structs.replace(bar, seen_ms=self._clock.market_ms())]
 
     async def _drain(self, state: FeedState) -> AsyncIterator[Event]:
-        """Deliver the waiting bars up to the first one before which a bar may still come."""
-        sequence = state.sequence
+        """Deliver the waiting bars up to the first one before which a bar may still come.
+
+        The newest quote and mark come before the last one alone.
+        """
+        ready, _ = self._drained(state, lambda: self._cause(state))
+        for left, event in zip(reversed(range(len(ready))), ready, strict=True):
+            self.left = left
+            if isinstance(event, Gap):
+                yield self._seen_now(event)
+                continue
+            bar, *revisions = event
+            wait_s = self._wait_of(bar)
+            async for before in self._settlements_before(state, bar.close_time_ms, wait_s):
+                yield before
+            for newest in () if left else state.undelivered():
+                yield self._seen_now(newest)
+            yield self._seen_now(bar)
+            for repeated in revisions:
+                for revision in self._revision(state, repeated, state.sequence.place(repeated)):
+                    yield revision
+
+    def _drained(
+        self, state: FeedState, cause: Callable[[], GapCause | None]
+    ) -> tuple[list[Gap | list[Bar]], bool]:
+        """Take out the bars that may go on, which count as delivered, and the gaps around them.
+
+        Each bar is followed by its revisions. *cause* returns why bars are missing. The second
+        value is whether a close is not plausible, and waits for another answer.
+        """
+        sequence, events = state.sequence, list[Gap | list[Bar]]()
         while True:
             ready, is_held = self._take_plausible(state)
             for source, group in groupby(ready, key=lambda versions: versions[0].source):
                 stretch = list(group)
-                if source is Source.REST:
-                    yield self._repair_gap(state, stretch)
-                async for event in self._bars(state, stretch, is_last=stretch[-1] is ready[-1]):
-                    yield event
+                for versions in stretch:
+                    state.accept(versions[0])
                 if source is not Source.REST:
+                    self._counters["bars"] += len(stretch)
+                    events += stretch
                     state.clear_gap_cause()
-            if is_held:
-                break
+                    continue
+                self._counters["rest_bars"] += len(stretch)
+                if (why := cause()) is not None:  # else nothing went wrong: it is the warm-up
+                    self._counters["repairs"] += 1
+                    from_ms, until_ms = stretch[0][0].open_time_ms, stretch[-1][0].close_time_ms
+                    events.append(gap(state, from_ms, until_ms, why, by=BY_REST))
+                events += stretch
             first_ms = state.pending.first_open_ms()
             certain_ms = state.missing.certain_until(sequence.next_open_ms)
-            if first_ms is None or not sequence.lacks(certain_ms):
+            if is_held or first_ms is None or not sequence.lacks(certain_ms):
                 break
             from_ms, until_ms = sequence.next_open_ms, min(certain_ms, first_ms)
             sequence.skip(until_ms)
             self._counters["holes"] += 1
-            yield self._seen_now(gap(state, from_ms, until_ms, self._cause(state)))
+            events.append(gap(state, from_ms, until_ms, cause() or GapCause.ARCHIVE))
         state.missing.forget(sequence.next_open_ms)
+        return events, is_held
 
     def _take_plausible(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
         """Take out the next bars up to an implausible close; return whether there was one.
@@ -475,35 +416,6 @@ class BarSequencer:
             state.cause = GapCause.IMPLAUSIBLE
             self._maintenance.request_bars(state)
         return ready[:first], True
-
-    def _repair_gap(self, state: FeedState, stretch: list[list[Bar]]) -> Gap:
-        """Return the gap that the bars of *stretch*, from REST, close."""
-        from_ms, until_ms = stretch[0][0].open_time_ms, stretch[-1][0].close_time_ms
-        self._counters["repairs"] += 1
-        self._counters["rest_bars"] += len(stretch)
-        repaired = gap(state, from_ms, until_ms, self._cause(state), by=BY_REST)
-        return self._seen_now(repaired)
-
-    async def _bars(
-        self, state: FeedState, stretch: list[list[Bar]], *, is_last: bool
-    ) -> AsyncIterator[Event]:
-        """Deliver consecutive bars; the newest quote and mark come before the last one alone."""
-        for place, versions in enumerate(stretch):
-            bar, *revisions = versions
-            wait_s = self._wait_of(bar)
-            async for before in self._settlements_before(state, bar.close_time_ms, wait_s):
-                yield before
-            if is_last and versions is stretch[-1]:
-                for newest in state.undelivered():
-                    yield self._seen_now(newest)
-            state.accept(bar)
-            if bar.source is not Source.REST:
-                self._counters["bars"] += 1
-            self.left = len(stretch) - place - 1
-            yield self._seen_now(bar)
-            for repeated in revisions:
-                for revision in self._revision(state, repeated, state.sequence.place(repeated)):
-                    yield revision
 
     def _seen_now(self, event: Delivered) -> Delivered:
         """Return *event* as seen now; a gap is also dated now."""

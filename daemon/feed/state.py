@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import StrEnum
 from typing import Final
 
@@ -110,26 +110,18 @@ class CloseFilter:
                 at: values for at, values in self._unverified.items() if at > bar.open_time_ms
             }
 
-    def implausible(
-        self,
-        bars: Iterable[Bar],
-        tick: int,
-        is_verified: Callable[[Bar], bool] = lambda _bar: False,
-    ) -> list[Bar]:
-        """Return those of *bars*, the next ones, that lie too far from the last accepted one."""
-        usual = self._usual
-        implausible = []
+    def unverified(self, bars: Iterable[Bar], tick: int) -> list[Bar]:
+        """Return those of *bars*, the next ones, that REST has to repeat, and remember them.
+
+        They lie too far from the last accepted one.
+        """
+        usual, unverified = self._usual, list[Bar]()
         for bar in bars:
             following = usual.copy()
-            if following.add(bar, tick) > self._most and not is_verified(bar):
-                implausible.append(bar)
+            if following.add(bar, tick) > self._most and not self._is_verified(bar):
+                unverified.append(bar)
             else:
                 usual = following
-        return implausible
-
-    def unverified(self, bars: Iterable[Bar], tick: int) -> list[Bar]:
-        """Return the implausible ones of *bars* that REST has not repeated, and remember them."""
-        unverified = self.implausible(bars, tick, self._is_verified)
         self._unverified.update((bar.open_time_ms, _values(bar)) for bar in unverified)
         return unverified
 
@@ -140,17 +132,6 @@ class CloseFilter:
 def _values(bar: Bar) -> _Values:
     """Return the values by which two bars of one time are compared."""
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover)
-
-
-def stretches(bars: Iterable[Bar]) -> list[list[Bar]]:
-    """Return the sorted *bars* in lists of those that follow one another without a hole."""
-    parts: list[list[Bar]] = []
-    for bar in bars:
-        if parts and parts[-1][-1].close_time_ms == bar.open_time_ms:
-            parts[-1].append(bar)
-        else:
-            parts.append([bar])
-    return parts
 
 
 class MissingBars:
@@ -300,10 +281,6 @@ class FeedState:
         """Count *bar* as delivered, for the first time."""
         self.sequence.accept(bar)
         self._close_filter.accept(bar, self.instrument.tick_size)
-
-    def implausible(self, bars: Iterable[Bar], is_verified: Callable[[Bar], bool]) -> list[Bar]:
-        """Return those of *bars*, the next ones, that lie too far from the last accepted one."""
-        return self._close_filter.implausible(bars, self.instrument.tick_size, is_verified)
 
     def unverified(self, bars: Iterable[Bar]) -> list[Bar]:
         """Return the implausible ones that REST has not repeated: each must be requested."""

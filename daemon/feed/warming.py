@@ -21,11 +21,11 @@ from tracepaper.daemon.feed.client import (
     MarketDataClient,
     WarmUpAnswer,
 )
-from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
+from tracepaper.daemon.feed.sequencer import BarSequencer
 from tracepaper.daemon.feed.state import FeedState
 from tracepaper.daemon.log import Logger
 from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
-from tracepaper.strategies.types.market import FrameBar, GapCause
+from tracepaper.strategies.types.market import FrameBar
 from tracepaper.strategies.units import interval_start
 
 BEFORE_START: Final = 50
@@ -40,63 +40,30 @@ def pages(lack: FrameRange, candles_max: int) -> int:
     return -(-candles // candles_max)
 
 
-class WarmUpQueue:
-    """The instruments of a start in the order in which they are warmed, the most urgent first.
+def divided(
+    requests: Mapping[str, int], urgent: Collection[str]
+) -> tuple[list[str], dict[str, int]]:
+    """Return which instruments are warmed before the start, and those behind it with their turns.
 
     Each takes so many *requests*; those of *urgent* (which hold something, or have orders) come
-    before the others, which keep the order of the run. ``first`` are these, and those within
-    ``BEFORE_START`` requests, one at least; the others are ``later``, and say when their turn ends.
+    before the others, which keep the order of the run. The first are these, and those within
+    ``BEFORE_START`` requests, one at least.
     """
-
-    def __init__(self, requests: Mapping[str, int], *, urgent: Collection[str]) -> None:
-        self._requests = requests
-        order = sorted(requests, key=lambda key: key not in urgent)  # stable: the run's order
-        reached = accumulate(requests[key] for key in order)
-        ahead = sum(total <= BEFORE_START for total in reached)
-        # The bars of a past value what is held: the account would be wrong until all have come.
-        self.first = order[: max(ahead, len(urgent), 1)]
-        self._later = {key: requests[key] for key in order[len(self.first) :]}
-
-    @property
-    def later(self) -> tuple[str, ...]:
-        """Those whose turn is still to come, or is under way."""
-        return tuple(self._later)
-
-    def postpone(self, instrument: str) -> None:
-        """Make *instrument*, one of the first, the last of those that are later."""
-        self.first.remove(instrument)
-        self._later[instrument] = self._requests[instrument]
-
-    def answered(self, instrument: str) -> None:
-        """Note that one request of *instrument* was answered; the last counts until it is done."""
-        self._later[instrument] = max(self._later[instrument] - 1, 1)
-
-    def done(self, instrument: str) -> None:
-        """Note that *instrument* lacks nothing any more."""
-        del self._later[instrument]
-
-    def share(self, instrument: str) -> int:
-        """Return how many requests *instrument* still takes, of those that are later."""
-        return self._later[instrument]
-
-    def requests_until(self, instrument: str) -> int | None:
-        """Return how many requests it takes until *instrument* lacks nothing; None where it does.
-
-        One that is under way counts.
-        """
-        if instrument not in self._later:
-            return None
-        order = list(self._later)
-        return sum(self._later[key] for key in order[: order.index(instrument) + 1])
+    order = sorted(requests, key=lambda key: key not in urgent)  # stable: the run's order
+    reached = accumulate(requests[key] for key in order)
+    ahead = sum(total <= BEFORE_START for total in reached)
+    # The bars of a past value what is held: the account would be wrong until all have come.
+    first = order[: max(ahead, len(urgent), 1)]
+    return first, {key: requests[key] for key in order[len(first) :]}
 
 
 class WarmUpTurns:
     """Warms the instruments of a start: the first before it, the others in turn behind it.
 
-    An instrument of ``later`` is held by the *sequencer* until all its bars have come, so that its
-    stream waits and the others go on; where *in_stages* is False it lacks candles of higher
-    timeframes alone. The bars of each answer are one item of *queue*, and the next is asked for
-    once the engine has taken them in.
+    One of those is held by the *sequencer* until all its bars have come, so that its stream waits
+    and the others go on; where *in_stages* is False it lacks candles of higher timeframes alone.
+    The bars of each answer are one item of *queue*, and the next is asked for once the engine has
+    taken them in.
     """
 
     def __init__(
@@ -119,8 +86,9 @@ class WarmUpTurns:
         self._queue = queue
         self._spawn = spawn
         self._start = start
-        self._causes: dict[str, GapCause | None] = {}  # of what is missing before the first turn
-        self.turns = WarmUpQueue(dict.fromkeys(states, 0), urgent=())
+        self.first: list[str] = []  # what the start waits for
+        self._requests: dict[str, int] = {}
+        self._later: dict[str, int] = {}  # requests until it is warm, in the order of turns
 
     def plan(self) -> None:
         """Divide the instruments into those of the start and those behind it."""
@@ -135,21 +103,18 @@ class WarmUpTurns:
             log.info("warm-up", symbols=len(of_bars), requests=total, minutes=round(minutes, 1))
         if self._start.in_stages:
             lacks.update(of_bars)
-        requests = {key: lacks[key] for key in self._states}
-        self.turns = WarmUpQueue(requests, urgent=self._start.urgent)
+        self._requests = {key: lacks[key] for key in self._states}
+        self.first, self._later = divided(self._requests, self._start.urgent)
         if self._start.in_stages:
-            for key in self.turns.later:
-                self._hold(key)
-
-    def _hold(self, instrument: str) -> None:
-        self._causes[instrument] = self._states[instrument].cause
-        self._sequencer.hold(instrument)
+            for key in self._later:
+                self._sequencer.hold(key)
 
     def postpone(self, unanswered: Iterable[str]) -> None:
         """Warm *unanswered* of the first behind the others: the start waits for them no longer."""
         for key in unanswered:
-            self.turns.postpone(key)
-            self._hold(key)
+            self.first.remove(key)
+            self._later[key] = self._requests[key]
+            self._sequencer.hold(key)
 
     def _pages_of_bars(self, state: FeedState) -> int:
         sequence = state.sequence
@@ -181,26 +146,26 @@ class WarmUpTurns:
 
         Then the next one begins beside it: one that is not answered holds up no other.
         """
-        for key in self.turns.later:
+        for key, requests in list(self._later.items()):
             is_warm = asyncio.Event()
             self._spawn(self._warm(key, is_warm))
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.turns.share(key) / self._exchange.requests_per_s):
+                async with asyncio.timeout(requests / self._exchange.requests_per_s):
                     await is_warm.wait()
 
     async def _warm(self, key: str, is_warm: asyncio.Event) -> None:
         state, sequence = self._states[key], self._states[key].sequence
-        while self._sequencer.holds(key):
+        while key in self._sequencer.held:
             until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
             before_ms = sequence.next_open_ms
-            async for events in self._sequencer.answers(Hole(state, until_ms, self._causes[key])):
+            async for events in self._sequencer.answers(state, until_ms):
                 await self._taken_in(WarmUpAnswer(key, events))
-                self.turns.answered(key)
+                self._later[key] = max(self._later[key] - 1, 1)  # the last until all is there
             if sequence.next_open_ms == before_ms:
                 await self._taken_in(WarmUpAnswer(key, is_last=True))
         for frame_bar in await self.frames_of(key):
             self._queue.put_nowait(frame_bar)
-        self.turns.done(key)
+        del self._later[key]
         is_warm.set()
 
     async def _taken_in(self, answer: WarmUpAnswer) -> None:
@@ -209,9 +174,11 @@ class WarmUpTurns:
 
     def at_ms(self, instrument: str) -> int | None:
         """Return when *instrument* lacks nothing any more; None where it does not."""
-        if (requests := self.turns.requests_until(instrument)) is None:
+        if instrument not in self._later:
             return None
-        wait_s = requests / self._exchange.requests_per_s
+        order = list(self._later)
+        ahead = order[: order.index(instrument) + 1]
+        wait_s = sum(map(self._later.__getitem__, ahead)) / self._exchange.requests_per_s
         return self._clock.market_ms() + int(1_000 * wait_s * self._exchange.time_scale)
 
     def _next_ms(self, instrument: str) -> int:

@@ -38,18 +38,13 @@ from tracepaper.daemon.http.server import (
     MountedPage,
 )
 from tracepaper.daemon.log import Logger
-from tracepaper.daemon.session.build import (
-    margin_rules,
-    margin_warnings,
-    needs_forecaster,
-    resolved,
-)
+from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
 from tracepaper.daemon.session.child import Companion
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, reader_of
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
-from tracepaper.daemon.session.models import forecaster_of, load_forecaster, warnings_for
+from tracepaper.daemon.session.models import forecaster_of, load_forecaster
 from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.processes import (
     Recorder,
@@ -130,9 +125,7 @@ class Daemon:
         clock: Clock | None = None,
     ) -> None:
         refuse_combination(traits_of(config, live=True))
-        execution = live_execution(config)
-        self._config = resolved(config, execution)
-        self._execution = execution
+        self._config = resolved(config, live_execution(config))
         self._database = database
         self._kind = kind
         self._opened = opened
@@ -143,7 +136,6 @@ class Daemon:
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
-        self._lacks_candidates = False  # of its universe: the exchange is asked for them
         self._worker = Worker("model")
         self._progress: Callable[[], object] = object
         self._blocked_logged_s = -math.inf
@@ -177,8 +169,10 @@ class Daemon:
         return self._progress()
 
     async def _serve(self, audit: SqlAuditLog) -> None:
-        config, clock = self._with_known_candidates(), self._clock
-        forecaster = None
+        config, clock, forecaster = self._config, self._clock, None
+        candidates = known_candidates(config, self._kind, self._database)
+        if candidates:
+            config = self._config = with_symbols(config, candidates)
         # Wrong usage is refused before the network is asked.
         with usage_errors():
             check_notify(config.notify)
@@ -205,7 +199,7 @@ class Daemon:
             time = ServerTimeReader(client, clock, time_scale=config.exchange.time_scale)
             server_ms = await time.first()
             clock.synchronise(server_ms)
-            if self._lacks_candidates:
+            if candidates is not None and not candidates:
                 names = await new_candidates(config, client, server_ms)
                 config = self._config = with_symbols(config, names)
                 with usage_errors():
@@ -227,18 +221,13 @@ class Daemon:
                 Opening(
                     config=config,
                     kind=self._kind,
-                    execution=self._execution,
                     database=self._database,
                     instruments=tuple(instruments),
                     forecaster=forecaster,
                     strategies=strategies,
                     period_start_ms=interval_start(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
-                    warnings=(
-                        *(() if forecaster is None else warnings_for(config)),
-                        *_promotion_warnings(forecaster, self._configured_sha256),
-                        *margin_warnings(config, instruments),
-                    ),
+                    warnings=_promotion_warnings(forecaster, self._configured_sha256),
                     is_served=is_served,
                 ),
                 audit,
@@ -247,19 +236,6 @@ class Daemon:
                 await self._drive(opened, client, audit)
             finally:
                 audit.end(clock.wall_ms())
-
-    def _with_known_candidates(self) -> Config:
-        """Return the configuration with the symbols that this database's run took by its rule.
-
-        Without such a run they are taken from the exchange, once it was asked for its time.
-        """
-        rule = self._config.market.universe
-        if rule is not None and rule.candidates:
-            names = known_candidates(self._config, self._kind, self._database)
-            self._lacks_candidates = not names
-            if names:
-                self._config = with_symbols(self._config, names)
-        return self._config
 
     def _newest_model(self, configured: Forecaster) -> Forecaster:
         """Return the model that was promoted in place of *configured*, else *configured*."""
@@ -320,7 +296,15 @@ class Daemon:
         first = await self._first_events(universe, covariates)
         async with AsyncExitStack() as stack:
             feed = await stack.enter_async_context(self._feed(opened, client, first))
-            predictor, retrainer = self._answering(opened, feed)
+            predictor = None
+            if forecaster is not None:
+                predictor = WorkerPredictor(
+                    forecaster,
+                    opened.history,
+                    self._worker,
+                    period_start_ms=run.period_start_ms,
+                    deadline_ms=config.model.deadline_ms,
+                )
             monitor = Monitor(
                 run=run,
                 clock=self._clock,
@@ -330,8 +314,8 @@ class Daemon:
                 halted_by=operator.name if engine.halted else engine.risk.breach,
                 margin=margin_rules(config, run.instruments),
             )
-            companions: list[Companion] = [each for each in (retrainer, universe) if each]
-            companions += self._companions(run, engine, feed, monitor)
+            companions = [*self._companions(opened, feed, monitor, predictor)]
+            companions += [] if universe is None else [universe]
             monitor.companions = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
@@ -370,7 +354,7 @@ class Daemon:
                     )
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
-                    _log_warming(feed, warm_at, run)
+                    _log_warming(warm_at, run)
                 for each in companions:
                     each.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
@@ -408,42 +392,30 @@ class Daemon:
                 first.append(await asyncio.to_thread(covariates.first, self._config, now_ms))
         return first
 
-    def _answering(
-        self, opened: OpenedRun, feed: LiveFeed
-    ) -> tuple[WorkerPredictor | None, Retrainer | None]:
-        """Return the predictor of a model, and the retrainer where ``model.retrain`` is set."""
-        if (forecaster := opened.forecaster) is None:
-            return None, None
-        config, clock = self._config, self._clock
-        predictor = WorkerPredictor(
-            forecaster,
-            opened.history,
-            self._worker,
-            period_start_ms=opened.run.period_start_ms,
-            deadline_ms=config.model.deadline_ms,
-        )
-        if config.model.retrain is None:
-            return predictor, None
-        retrainer = Retrainer(
-            config,
-            self._database,
-            opened.run,
-            opened.engine,
-            predictor,
-            partial(self._submit, feed),
-            clock,
-            running=forecaster,
-            configured_sha256=self._configured_sha256,
-        )
-        return predictor, retrainer
-
     def _companions(
-        self, run: Run, engine: Engine, feed: LiveFeed, monitor: Monitor
+        self,
+        opened: OpenedRun,
+        feed: LiveFeed,
+        monitor: Monitor,
+        predictor: WorkerPredictor | None,
     ) -> Iterator[Companion]:
         """Yield what works beside a run as its configuration says."""
         config, clock, database = self._config, self._clock, self._database
+        run, engine, submit = opened.run, opened.engine, partial(self._submit, feed)
+        if predictor is not None and opened.forecaster is not None and config.model.retrain:
+            yield Retrainer(
+                config,
+                database,
+                run,
+                engine,
+                predictor,
+                submit,
+                clock,
+                running=opened.forecaster,
+                configured_sha256=self._configured_sha256,
+            )
         if config.parity.daily_at != OFF:
-            yield DailyParity(config.parity, database, run, partial(self._submit, feed), clock)
+            yield DailyParity(config.parity, database, run, submit, clock)
         if config.notify.addresses:
             yield Messenger(
                 config,
@@ -532,31 +504,16 @@ def _log_opened(opened: OpenedRun) -> None:
     log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
 
 
-def _log_warming(feed: LiveFeed, warm_at: Callable[[str], int | None], run: Run) -> None:
-    """Log until when each instrument is held, where the exchange has too few past bars of it.
-
-    One line tells of all whose turn to be warmed is still to come.
-    """
-    waiting: list[int] = []
-    for item in run.instruments:
-        if (at_ms := warm_at(item.id)) is None:
-            continue
-        if feed.warm_at(item.id) is not None:
-            waiting.append(at_ms)
-            continue
+def _log_warming(warm_at: Callable[[str], int | None], run: Run) -> None:
+    """Log until when how many instruments are held, whose turn or past bars are still to come."""
+    held = [at_ms for item in run.instruments if (at_ms := warm_at(item.id)) is not None]
+    if held:
         log.warning(
             "warming up",
-            instrument=item.id,
-            until=minute_text(at_ms),
-            advice="every bar is held until then: the exchange has no more of its past; a strategy "
-            "that looks back less, as trend does by shorter trend_windows, begins sooner",
-        )
-    if waiting:
-        log.info(
-            "warming up in turn",
-            instruments=len(waiting),
-            until=minute_text(max(waiting)),
-            advice="each trades as its candles have come; `tracepaper status` says when",
+            instruments=len(held),
+            until=minute_text(max(held)),
+            advice="`tracepaper status` says until when each is held; where the exchange has no "
+            "more of its past, a strategy that looks back less begins sooner",
         )
 
 

@@ -10,6 +10,7 @@ import platform
 import random
 import re
 import shutil
+import sqlite3
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -84,7 +85,9 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         try:
             yield Diagnosis(name, *check())
         except TracepaperError as error:
-            yield Diagnosis(name, Verdict.FAIL, str(error))
+            # A service has credentials that a shell lacks.
+            is_mild = name in {"tokens", "notify"} and isinstance(error, ConfigInvalid)
+            yield Diagnosis(name, Verdict.WARN if is_mild else Verdict.FAIL, str(error))
 
 
 def _python() -> Finding:
@@ -119,11 +122,11 @@ def _campaign() -> Finding:
 
 
 def _sqlite() -> Finding:
-    from tracepaper.storage.database.connection import sqlite_status
+    from tracepaper.storage.database.connection import sqlite_problem
 
-    status = sqlite_status()
-    verdict = Verdict.OK if status.is_usable else Verdict.FAIL
-    return verdict, f"SQLite {status.version}: {status.verdict}"
+    if problem := sqlite_problem():
+        return Verdict.FAIL, problem
+    return Verdict.OK, f"SQLite {sqlite3.sqlite_version}"
 
 
 def _configuration(config: Config) -> Finding:
@@ -135,22 +138,13 @@ def _configuration(config: Config) -> Finding:
 
 
 def _tokens(config: Config) -> Finding:
-    """Warn of a token that cannot be read here, as ``_notify`` does of an address."""
-    try:
-        names = ", ".join(sorted(tokens_of(config.http)))
-    except ConfigInvalid as error:
-        return Verdict.WARN, str(error)
-    return Verdict.OK, f"of {names}"
+    return Verdict.OK, f"of {', '.join(sorted(tokens_of(config.http)))}"
 
 
 def _notify(config: Config) -> Finding:
-    """Warn of an address that cannot be read here: a service has credentials that a shell lacks."""
     from tracepaper.daemon.session.messenger import check_notify
 
-    try:
-        check_notify(config.notify)
-    except ConfigInvalid as error:
-        return Verdict.WARN, str(error)
+    check_notify(config.notify)
     addresses = ", ".join(config.notify.addresses)
     return Verdict.OK, f"{addresses}; `tracepaper notify test` sends one message"
 

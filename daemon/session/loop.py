@@ -120,32 +120,25 @@ async def drive(
     """Carry every event of a live feed through the engine; stop if it cannot be recorded.
 
     *watch* sees each step once it is stored, and ends the loop by returning False. What
-    *newly_known* returns is an event before the unit that it is asked about. Where
-    *is_behind* says that the next event is at hand, steps of late bars that trade nothing are
-    stored with those that follow, ``GROUP_STEPS`` at most in one commit.
+    *newly_known* returns is an event before the unit that it is asked about. Where *is_behind* says
+    that another event follows at once, steps of late bars that trade nothing are stored with its
+    own, ``GROUP_STEPS`` at most in one commit.
     """
     steps: list[Step] = []
     async for unit in _gathered(feed):
-        if unit is not None:
-            before = await newly_known(unit)
-            new: list[Step] = []
-            for each in (unit,) if before is None else (before, unit):
-                predictions = await predict(each)
-                new += steps_of(engine, each, predictions)
-            steps += new
-            if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
-                continue
-        if not steps:
+        before = await newly_known(unit)
+        new: list[Step] = []
+        for each in (unit,) if before is None else (before, unit):
+            predictions = await predict(each)
+            new += steps_of(engine, each, predictions)
+        steps += new
+        if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
             continue
         await append(*steps)
         go_on = [watch(step) for step in steps]  # each of them is seen, whatever the first says
         steps = []
         if not all(go_on):
             return
-    if steps:
-        await append(*steps)
-        for step in steps:
-            watch(step)
 
 
 def _may_wait(step: Step) -> bool:
@@ -157,12 +150,12 @@ def _may_wait(step: Step) -> bool:
     return isinstance(event, CloseStart | Gap | FrameBar)
 
 
-async def _gathered(feed: Feed) -> AsyncIterator[Unit | None]:
+async def _gathered(feed: Feed) -> AsyncIterator[Unit]:
     events = aiter(feed)
     async for event in events:
         if isinstance(event, CloseStart):
             bars = [await anext(events) for _ in range(event.bars)]
-            yield _close(event, (bar for bar in bars if bar is not None))
+            yield _close(event, bars)
         else:
             yield event
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -24,7 +24,6 @@ from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
-    coverage_warnings,
     needs_forecaster,
     terms_for,
 )
@@ -33,7 +32,7 @@ from tracepaper.daemon.session.loop import BarHistory
 from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.run_row import (
     continues,
-    describe_run,
+    new_run,
     sessions_of,
     start_event,
     strategy_sha256,
@@ -75,7 +74,6 @@ class Opening:
 
     config: Config
     kind: RunKind
-    execution: FillModel
     database: Path
     instruments: tuple[Instrument, ...]
     forecaster: Forecaster | None
@@ -169,7 +167,7 @@ def _go_on(
     opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run, models: RunModels
 ) -> OpenedRun:
     instruments = _rescaled(opening, run.instruments)
-    engine = _engine(opening, run.instruments, run.period_start_ms)
+    engine = engine_of(run, opening.config, opening.forecaster, run.instruments, opening.strategies)
     if models.next != models.deciding:
         # The daemon ended between promotion and change: the start event is the change.
         engine.prepare(models.next, terms_for(opening.config, engine, opening.forecaster, run))
@@ -205,20 +203,19 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
             confirmed = reader.confirmations(parent.run_id)
         else:
             parent = None  # other instruments: another account
-    engine = _engine(opening, instruments, opening.period_start_ms)
-    if state is not None:
-        Restart(engine).restore(state, next_sequence=0, confirmed=confirmed, taken_over=True)
-    run = describe_run(
+    run, engine = new_run(
         opening.config,
         instruments,
         opening.forecaster,
+        opening.strategies,
         kind=opening.kind,
         started_at_ms=opening.wall_ms,
         period_start_ms=opening.period_start_ms,
         parent_run_id=None if state is None or parent is None else parent.run_id,
-        warnings=(*opening.warnings, *coverage_warnings(engine)),
-        sees_account=engine.sees_account,
+        warnings=opening.warnings,
     )
+    if state is not None:
+        Restart(engine).restore(state, next_sequence=0, confirmed=confirmed, taken_over=True)
     audit.begin(run, engine.gate_sets)
     return OpenedRun(
         run=run,
@@ -246,17 +243,6 @@ def _taken_over(
     ):
         state = msgspec.structs.replace(state, declared={})
     return state
-
-
-def _engine(opening: Opening, instruments: tuple[Instrument, ...], period_start_ms: int) -> Engine:
-    return build_engine(
-        opening.config,
-        instruments,
-        execution=opening.execution,
-        period_start_ms=period_start_ms,
-        forecaster=opening.forecaster,
-        strategies=opening.strategies,
-    )
 
 
 def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrument, ...]:
@@ -298,7 +284,11 @@ def recorded_reach(database: Path, run_id: str) -> RunLookback:
 
 
 def engine_of(
-    run: Run, config: Config, forecaster: Forecaster | None, instruments: Sequence[Instrument]
+    run: Run,
+    config: Config,
+    forecaster: Forecaster | None,
+    instruments: Sequence[Instrument],
+    strategies: Strategies | None = None,
 ) -> Engine:
     """Return an engine as each start of *run* builds it, with the filters of *instruments*."""
     return build_engine(
@@ -307,6 +297,7 @@ def engine_of(
         execution=FillModel(config.execution.model),
         period_start_ms=run.period_start_ms,
         forecaster=forecaster,
+        strategies=strategies,
         sessions=sessions_of(run),
     )
 
@@ -321,10 +312,7 @@ def restore_engine(
     """
     run = resumed.run
     if resumed.state is None:
-        raise InvariantBroken(
-            f"run {run.run_id} has {resumed.next_sequence} steps and no stored account; run "
-            "`tracepaper audit verify` and restore a backup"
-        )
+        raise _broken(run, f"{resumed.next_sequence} steps store no account")
     newest = resumed.next_sequence - 1
     check_state(reader, run, decode_state(resumed.state), newest)
     restore_at(engine, reader, run, newest)
@@ -446,10 +434,7 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
         if order is not None
     ]
     if stored != {_standing(order) for order in resting}:
-        raise InvariantBroken(
-            f"the orders of run {run.run_id} that rest after step {until} are not those of the "
-            "engine's state there; run `tracepaper audit verify` and restore a backup"
-        )
+        raise _broken(run, f"orders that rest after step {until} are not those of its state there")
 
 
 def _standing(order: Order) -> tuple[str, str, Side, int, int]:
@@ -486,25 +471,20 @@ def check_fills(
     for side, key, holding in held:
         added = posted[side].line(key).holding
         funding += holding.funding_paid - added.funding_paid
-        is_equal = (
-            added.quantity == holding.quantity
-            and added.entry_notional == holding.entry_notional
-            and added.realized_pnl == holding.realized_pnl
-            and added.fees_paid == holding.fees_paid
-        )
-        if not is_equal:
-            raise InvariantBroken(
-                f"the fills of run {run.run_id} add up to {added.quantity} of {key}, but its last "
-                f"step holds {holding.quantity}; run `tracepaper audit verify` and restore a backup"
-            )
-    if cash - funding != state.account.cash:
-        raise InvariantBroken(
-            f"the fills of run {run.run_id} leave cash {cash - funding}, but its last "
-            f"step says {state.account.cash}; run `tracepaper audit verify` and restore a backup"
-        )
+        if _POSTED(added) != _POSTED(holding):
+            what = f"fills add up to {added.quantity} of {key}, but its last step holds"
+            raise _broken(run, f"{what} {holding.quantity}")
     left = reader.balance(run.run_id, until=until)
-    if left is not None and left != state.account.cash:
-        raise InvariantBroken(
-            f"the ledger of run {run.run_id} leaves cash {left}, but its last step says "
-            f"{state.account.cash}; run `tracepaper audit verify` and restore a backup"
-        )
+    for rows, summed in (("fills", cash - funding), ("ledger rows", left)):
+        if summed not in (None, state.account.cash):
+            what = f"{rows} leave cash {summed}, but its last step says {state.account.cash}"
+            raise _broken(run, what)
+
+
+_POSTED: Final = attrgetter("quantity", "entry_notional", "realized_pnl", "fees_paid")
+
+
+def _broken(run: Run, what: str) -> InvariantBroken:
+    return InvariantBroken(
+        f"run {run.run_id}: its {what}; run `tracepaper audit verify` and restore a backup"
+    )

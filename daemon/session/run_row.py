@@ -21,7 +21,9 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
+    coverage_warnings,
     make_strategies,
+    margin_warnings,
     needs_forecaster,
     resolved,
 )
@@ -36,10 +38,11 @@ from tracepaper.daemon.session.models import (
     computing,
     load_forecaster,
     other_libraries,
+    warnings_for,
 )
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
-from tracepaper.storage.database.connection import open_reader, sqlite_status
+from tracepaper.storage.database.connection import open_reader, sqlite_problem
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
@@ -78,10 +81,11 @@ NO_MODEL: Final = {
 """Their fields that a forecaster has under the same names, and the values without a forecaster."""
 
 
-def describe_run(  # noqa: PLR0913 - the fields of a run
+def new_run(  # noqa: PLR0913 - the fields of a run
     config: Config,
     instruments: Sequence[Instrument],
     forecaster: Forecaster | None,
+    strategies: Strategies | None = None,
     *,
     kind: RunKind,
     started_at_ms: int,
@@ -89,9 +93,21 @@ def describe_run(  # noqa: PLR0913 - the fields of a run
     parent_run_id: str | None = None,
     warnings: Iterable[str] = (),
     sessions: Sessions | None = None,
-    sees_account: bool = False,
-) -> Run:
-    """Return the row of a new run; its id is random, so that no two databases share one."""
+) -> tuple[Run, Engine]:
+    """Return a new run of a resolved *config*, and its engine, live and in replay alike.
+
+    Its id is random, so that no two databases share one. Behind *warnings* it has those of its
+    model, its margin and its twins.
+    """
+    engine = build_engine(
+        config,
+        instruments,
+        execution=FillModel(config.execution.model),
+        period_start_ms=period_start_ms,
+        forecaster=forecaster,
+        strategies=strategies,
+        sessions=sessions,
+    )
     counted_by: dict[str, Any] = {}
     if sessions is not None:
         counted_by = {
@@ -100,7 +116,7 @@ def describe_run(  # noqa: PLR0913 - the fields of a run
             "calendar_sha256": sessions.sha256,
             "sessions": sessions.packed(),
         }
-    return Run(
+    run = Run(
         run_id=secrets.token_hex(8),
         kind=kind,
         started_at_ms=started_at_ms,
@@ -113,11 +129,17 @@ def describe_run(  # noqa: PLR0913 - the fields of a run
         strategy=strategy_name(config),
         gate_horizon=config.gate.horizon,
         strategy_sha256=strategy_sha256(config),
-        warnings=tuple(warnings),
-        sees_account=sees_account,
+        warnings=(
+            *warnings,
+            *(() if forecaster is None else warnings_for(config)),
+            *margin_warnings(config, instruments),
+            *coverage_warnings(engine),
+        ),
+        sees_account=engine.sees_account,
         **_computed_by(forecaster),
         **counted_by,
     )
+    return run, engine
 
 
 def sessions_of(run: Run) -> Sessions | None:
@@ -274,8 +296,7 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
     """
     refuse_combination(traits_of(config, live=True))
     refuse_retraining(config)
-    execution = live_execution(config)
-    config = resolved(config, execution)
+    config = resolved(config, live_execution(config))
     instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]
     strategies = make_strategies(config, forecaster)
     if any(INTERVAL_NAMES[MONTH_MS] in strategy.frames for strategy in strategies.values()):
@@ -283,18 +304,11 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
             f'{config.strategy.name}.frames name "M", which a replay alone makes of its candles; '
             "leave it out, or replay candles by `tracepaper replay --data FILE`."
         )
-    build_engine(
+    new_run(
         config,
         instruments,
-        execution=execution,
-        period_start_ms=0,
-        forecaster=forecaster,
-        strategies=strategies,
-    )
-    describe_run(
-        config,
-        tuple(instruments),
         forecaster,
+        strategies,
         kind=RunKind.LIVE,
         started_at_ms=0,
         period_start_ms=0,
@@ -313,8 +327,8 @@ def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
 
 def refuse_database(path: Path) -> None:
     """Refuse a *path* at which no run could write its database; nothing is made or changed."""
-    if not (status := sqlite_status()).is_usable:
-        raise ConfigInvalid(f"SQLite {status.version} is {status.verdict}; upgrade it.")
+    if problem := sqlite_problem():
+        raise ConfigInvalid(problem)
     if path.is_dir():
         raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
     if path.exists():
@@ -335,31 +349,21 @@ def refuse_size(config: Config, instrument: Instrument) -> None:
     Filters that change later are no fault of the configuration: then each decision says why it is
     left unfilled.
     """
-    sizing = config.sizing
+    sizing, key, decimals = config.sizing, "quantity", instrument.quantity_decimals
+    given, least, most = sizing.quantity, instrument.min_quantity, instrument.max_quantity
     if sizing.mode != "fixed":
-        if (
-            scaled(sizing.notional, MONEY_DECIMALS, name="sizing.notional")
-            < instrument.min_notional
-        ):
-            least = unscaled(instrument.min_notional, MONEY_DECIMALS)
+        key, decimals = "notional", MONEY_DECIMALS
+        given, least, most = sizing.notional, instrument.min_notional, 0
+    size = scaled(given, decimals, name=f"sizing.{key}")
+    for is_beyond, bound, words in (
+        (size < least, least, "below {}, the least"),
+        (most and size > most, most, "above {}, the largest"),
+    ):
+        if is_beyond:
             raise ConfigInvalid(
-                f"sizing.notional {plain(sizing.notional)} is below {least}, the least order of "
-                f"{instrument.id}; raise it."
+                f"sizing.{key} {plain(given)} is {words.format(unscaled(bound, decimals))} order "
+                f"of {instrument.id}; change it."
             )
-        return
-    decimals = instrument.quantity_decimals
-    quantity = scaled(sizing.quantity, decimals, name="sizing.quantity")
-    smallest, largest = instrument.min_quantity, instrument.max_quantity
-    beyond = None
-    if quantity < smallest:
-        beyond = f"below {unscaled(smallest, decimals)}, the least"
-    elif largest and quantity > largest:
-        beyond = f"above {unscaled(largest, decimals)}, the largest"
-    if beyond is not None:
-        raise ConfigInvalid(
-            f"sizing.quantity {plain(sizing.quantity)} is {beyond} order of {instrument.id}; "
-            "change it."
-        )
 
 
 def _stand_in(config: Config, symbol: str) -> Instrument:

@@ -30,7 +30,6 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.units import DAY_MS, time_of_day_ms
 
-LIST_BYTES_MAX: Final = 1 << 20
 SYMBOL_LIKE: Final = re.compile(r"[A-Z0-9][A-Z0-9.-]*")
 UNKNOWN_AGE: Final = -1
 _SHARE: Final = Decimal("0.000001")
@@ -55,17 +54,11 @@ def names_of(file: Path) -> tuple[str, ...]:
     """
     key = "market.universe.file"
     try:
-        with file.open("rb") as opened:
-            raw = opened.read(LIST_BYTES_MAX + 1)
-        lines = raw.decode("utf-8-sig").splitlines() if len(raw) <= LIST_BYTES_MAX else []
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigInvalid(f"{file} cannot be read ({error.strerror}); correct {key}.") from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{file} is not UTF-8 text; correct {key}.") from None
-    if len(raw) > LIST_BYTES_MAX:
-        raise ConfigInvalid(
-            f"{file} is larger than 1 MiB; give a list of symbols, or correct {key}."
-        )
     named = (line.partition("#")[0].strip() for line in lines)
     names = tuple(dict.fromkeys(symbol_name(name) for name in named if name))
     if not names:
@@ -180,11 +173,14 @@ def with_symbols(config: Config, symbols: Sequence[str]) -> Config:
     return config.model_copy(update={"market": market})
 
 
-def known_candidates(config: Config, kind: RunKind, database: Path) -> tuple[str, ...]:
+def known_candidates(config: Config, kind: RunKind, database: Path) -> tuple[str, ...] | None:
     """Return the candidates of the newest run of *database* by the same rule; none without one.
 
-    Only another rule, category or interval has them taken from the exchange anew.
+    Only another rule, category or interval has them taken from the exchange anew. None where the
+    configuration itself names the symbols.
     """
+    if config.market.universe is None or not config.market.universe.candidates:
+        return None
     with Reader.open(database) as reader:
         last = reader.newest(kind)
     if last is None:

@@ -1,7 +1,7 @@
 """The live view as an application of Textual, in a process of its own on the terminal.
 
 It is told what to show over a pipe, whose end is its end: where the daemon dies, the terminal is
-restored. The rules are docs/operations.md, O29 to O31.
+restored. The rules are docs/operations.md, O29 and O30.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a run shows as it goes on: a live view in a process of its own, or log lines.
 
-The rules are docs/operations.md, O29 to O31.
+The rules are docs/operations.md, O29 and O30.
 """
 
 from __future__ import annotations

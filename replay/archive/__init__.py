@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracepaper.replay.archive.candles import Candles, merge_candles, slice_candles
+from tracepaper.replay.archive.candles import Candles, merge_candles
 from tracepaper.replay.archive.read import read_candles
 from tracepaper.replay.archive.series import FundingRates, read_funding
 
@@ -12,5 +12,4 @@ __all__ = [
     "merge_candles",
     "read_candles",
     "read_funding",
-    "slice_candles",
 ]

@@ -1,11 +1,11 @@
-"""``Candles``: one symbol's candles as exact columns; built from trades too."""
+"""``Candles``: one symbol's candles as exact columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,8 @@ from tracepaper.replay.archive.columns import (
     CellInvalidError,
     Decimals,
     IntArray,
-    epoch_ms,
-    parse,
 )
-from tracepaper.replay.archive.layouts import MEANINGS, TIME, RawTable
+from tracepaper.replay.archive.layouts import RawTable
 from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
@@ -26,7 +24,6 @@ from tracepaper.strategies.sessions import Calendar, closes_of, month_calendar
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
 from tracepaper.strategies.units import (
     DAY_MS,
-    MINUTE_MS,
     WEEK_MS,
     interval_phase,
     interval_text,
@@ -92,6 +89,11 @@ class Candles:
     def __len__(self) -> int:
         return int(self.open_time_ms.size)
 
+    def __getitem__(self, rows: slice | npt.NDArray[Any]) -> Candles:
+        """Return the candles at *rows*, which are in rising order, or of a mask."""
+        columns = {name: getattr(self, name)[rows] for name in _columns_of(self)}
+        return replace(self, open_time_ms=self.open_time_ms[rows], **columns)
+
     @property
     def instrument(self) -> str:
         """The instrument's id, ``linear:BTCUSDT``."""
@@ -142,6 +144,12 @@ class Candles:
         times = self.open_time_ms + weeks * WEEK_MS
         return replace(self, open_time_ms=times, calendar=calendar)
 
+    def dearer(self, factor: int) -> Candles:
+        """Return the same candles at *factor* times their prices."""
+        prices = {name: getattr(self, name) * factor for name in ("open", "high", "low", "close")}
+        turnover = None if self.turnover is None else self.turnover * factor
+        return replace(self, **prices, turnover=turnover)
+
     def rescaled(
         self,
         *,
@@ -179,41 +187,125 @@ class Candles:
             turnover_decimals=scales.turnover_decimals,
         )
 
-
-def bars_of(candles: Candles) -> list[Bar]:
-    """Return *candles* as bars of an archive, with the candles' own decimals."""
-    times = candles.open_time_ms
-    closes = candles.closes_ms.tolist()
-    turnover = repeat(None) if candles.turnover is None else candles.turnover.tolist()
-    return list(
-        map(
-            Bar,
-            repeat(candles.instrument),
-            times.tolist(),
-            repeat(candles.interval_ms),
-            candles.open.tolist(),
-            candles.high.tolist(),
-            candles.low.tolist(),
-            candles.close.tolist(),
-            candles.volume.tolist(),
-            turnover,
-            closes,
-            closes,
-            repeat(Source.ARCHIVE),
+    def bars(self) -> list[Bar]:
+        """Return them as bars of an archive, with the candles' own decimals."""
+        times = self.open_time_ms
+        closes = self.closes_ms.tolist()
+        turnover = repeat(None) if self.turnover is None else self.turnover.tolist()
+        return list(
+            map(
+                Bar,
+                repeat(self.instrument),
+                times.tolist(),
+                repeat(self.interval_ms),
+                self.open.tolist(),
+                self.high.tolist(),
+                self.low.tolist(),
+                self.close.tolist(),
+                self.volume.tolist(),
+                turnover,
+                closes,
+                closes,
+                repeat(Source.ARCHIVE),
+            )
         )
-    )
+
+    def resampled(self, interval_ms: int) -> Candles:
+        """Return them aggregated to *interval_ms*, a multiple of their own interval.
+
+        Days begin at 00:00 UTC, weeks on Monday, months on their first day; with a calendar every
+        interval consists of its session bars. Months are made of days, or of what days are made of.
+        A coarse candle that lacks a part, at either end or by a hole, is dropped and named in the
+        notes. Volume and turnover are exact sums; a turnover of more than 64 bits is left out, and
+        noted.
+
+        Raises ``ConfigInvalid`` where the interval does not divide, ``DataInvalid`` where no whole
+        coarse candle is left or 64 bits do not hold a volume.
+        """
+        if interval_ms == self.interval_ms:
+            return self
+        if not is_made_of(interval_ms, self.interval_ms):
+            raise ConfigInvalid(
+                f"{self.path} has candles of {interval_text(self.interval_ms)}, which cannot "
+                f"make candles of {interval_text(interval_ms)}: choose a multiple."
+            )
+        coarse, is_whole = self.aggregated(interval_ms)
+        if not is_whole.any():
+            raise DataInvalid(
+                f"{self.path} covers no whole candle of {interval_text(interval_ms)}: give more "
+                "data."
+            )
+        dropped = [iso(start) for start in coarse.open_time_ms[~is_whole].tolist()]
+        if not dropped:
+            return coarse
+        kind = "candle" if len(dropped) == 1 else "candles"
+        # The first and the last alone: a long list would bury the message.
+        named = dropped[0] if len(dropped) == 1 else f"{dropped[0]} … {dropped[-1]}"
+        note = f"{len(dropped)} coarse {kind} not whole, dropped: {named}"
+        more = coarse.notes[len(self.notes) :]
+        return replace(coarse[is_whole], notes=(*self.notes, note, *more))
+
+    def aggregated(self, interval_ms: int) -> tuple[Self, npt.NDArray[np.bool_]]:
+        """Return the coarse candles that these make or begin, and which are whole."""
+        first, starts, is_whole, calendar = self._coarse_grid(interval_ms)
+        last = np.append(first[1:], len(self)) - 1
+        volume, notes = _sums(self.volume, first), self.notes
+        if volume is None:
+            raise DataInvalid(
+                f"{self.path} sums to a volume of more than 64 bits: choose a finer interval."
+            )
+        turnover = None if self.turnover is None else _sums(self.turnover, first)
+        if turnover is None and self.turnover is not None:
+            text = interval_text(interval_ms)
+            notes = (*notes, f"turnover left out, which takes more than 64 bits in {text}")
+        coarse = replace(
+            self,
+            interval_ms=interval_ms,
+            calendar=calendar,
+            open_time_ms=starts,
+            open=self.open[first],
+            high=np.maximum.reduceat(self.high, first),
+            low=np.minimum.reduceat(self.low, first),
+            close=self.close[last],
+            volume=volume,
+            turnover=turnover,
+            notes=notes,
+        )
+        return coarse, is_whole
+
+    def _coarse_grid(
+        self, interval_ms: int
+    ) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_], Calendar | None]:
+        """Return each coarse candle's first row, its open time, and whether it has all its parts.
+
+        The fourth value is the calendar at the coarse interval, where these have one.
+        """
+        counted, times = self.calendar, self.open_time_ms
+        calendar: Calendar | None = None
+        parts: int | IntArray
+        if counted is None and interval_ms != MONTH_MS:
+            phase = interval_phase(interval_ms)
+            buckets = (times - phase) // interval_ms
+            first = _bucket_starts(buckets)
+            opens = buckets[first] * interval_ms + phase
+            parts = interval_ms // self.interval_ms
+        else:
+            calendar = Calendar(counted.sessions, interval_ms) if counted else month_calendar()
+            buckets = calendar.places(times)
+            first = _bucket_starts(buckets)
+            opens, closes = calendar.opens[buckets[first]], calendar.closes[buckets[first]]
+            parts = (closes - opens) // self.interval_ms
+            if counted is not None:
+                held = np.bincount(calendar.places(counted.opens), minlength=len(calendar))
+                parts = held[buckets[first]]
+        counts = np.diff(np.append(first, len(self)))
+        return first, opens, counts == parts, calendar
 
 
 def _columns_of(*parts: Candles) -> tuple[str, ...]:
     """Return the names of the figures that all of *parts* have."""
     has_turnover = all(part.turnover is not None for part in parts)
     return (*COLUMNS, "turnover") if has_turnover else COLUMNS
-
-
-def slice_candles(candles: Candles, rows: slice | IntArray) -> Candles:
-    """Return the candles at *rows*, which must be in rising order."""
-    columns = {name: getattr(candles, name)[rows] for name in _columns_of(candles)}
-    return replace(candles, open_time_ms=candles.open_time_ms[rows], **columns)
 
 
 def merge_candles(parts: Sequence[Candles]) -> list[Candles]:
@@ -239,7 +331,7 @@ def _join(first: Candles, second: Candles) -> Candles:
     first, second = first.aligned(second), second.aligned(first)
     _refuse_contradiction(first, second)
     is_new = ~np.isin(second.open_time_ms, first.open_time_ms)
-    added = slice_candles(second, np.flatnonzero(is_new))
+    added = second[is_new]
     times = np.concatenate((first.open_time_ms, added.open_time_ms))
     order = np.argsort(times, kind="stable")
     columns: dict[str, Any] = {
@@ -280,216 +372,15 @@ def _refuse_contradiction(first: Candles, second: Candles) -> None:
             )
 
 
-# ---------------------------------------------------------------- to a coarser interval
-
-
-def resample(candles: Candles, interval_ms: int) -> Candles:
-    """Return *candles* aggregated to *interval_ms*, a multiple of their own interval.
-
-    Days begin at 00:00 UTC, weeks on Monday, months on their first day; with a calendar every
-    interval consists of its session bars. Months are made of days, or of what days are made of. A
-    coarse candle that lacks a part, at either end or by a hole, is dropped and named in the notes.
-    Volume and turnover are exact sums; turnover of more than 64 bits is left out, and noted.
-
-    Raises ``ConfigInvalid`` where the interval does not divide, ``DataInvalid`` where no whole
-    coarse candle is left or 64 bits do not hold a volume.
-    """
-    if interval_ms == candles.interval_ms:
-        return candles
-    if not is_made_of(interval_ms, candles.interval_ms):
-        raise ConfigInvalid(
-            f"{candles.path} has candles of {interval_text(candles.interval_ms)}, which cannot "
-            f"make candles of {interval_text(interval_ms)}: choose a multiple."
-        )
-    first, starts, is_whole, calendar = _coarse_grid(candles, interval_ms)
-    whole = np.flatnonzero(is_whole)
-    if not whole.size:
-        raise DataInvalid(
-            f"{candles.path} covers no whole candle of {interval_text(interval_ms)}: give more "
-            "data."
-        )
-    last = np.append(first[1:], len(candles)) - 1
-    dropped = [iso(start) for start in starts[~is_whole].tolist()]
-    notes = candles.notes
-    if dropped:
-        kind = "candle" if len(dropped) == 1 else "candles"
-        # The first and the last alone: a long list would bury the message.
-        named = dropped[0] if len(dropped) == 1 else f"{dropped[0]} … {dropped[-1]}"
-        notes = (*notes, f"{len(dropped)} coarse {kind} not whole, dropped: {named}")
-    volume = _sums(candles.volume, first, whole)
-    if volume is None:
-        raise DataInvalid(
-            f"{candles.path} sums to a volume of more than 64 bits: choose a finer interval."
-        )
-    turnover = None if candles.turnover is None else _sums(candles.turnover, first, whole)
-    if turnover is None and candles.turnover is not None:
-        text = f"turnover left out, which takes more than 64 bits in {interval_text(interval_ms)}"
-        notes = (*notes, text)
-    return replace(
-        candles,
-        interval_ms=interval_ms,
-        calendar=calendar,
-        open_time_ms=starts[whole],
-        open=candles.open[first[whole]],
-        high=np.maximum.reduceat(candles.high, first)[whole],
-        low=np.minimum.reduceat(candles.low, first)[whole],
-        close=candles.close[last[whole]],
-        volume=volume,
-        turnover=turnover,
-        notes=notes,
-    )
-
-
-def _coarse_grid(
-    candles: Candles, interval_ms: int
-) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_], Calendar | None]:
-    """Return each coarse candle's first row, its open time, and whether it has all its parts.
-
-    The fourth value is the calendar at the coarse interval, where *candles* have one.
-    """
-    if candles.calendar is None and interval_ms == MONTH_MS:
-        months = month_calendar()
-        buckets = months.places(candles.open_time_ms)
-        first = _bucket_starts(buckets)
-        counts = np.diff(np.append(first, len(candles)))
-        opens = months.opens[buckets[first]]
-        parts = (months.closes[buckets[first]] - opens) // candles.interval_ms
-        return first, opens, counts == parts, months
-    if candles.calendar is None:
-        phase = interval_phase(interval_ms)
-        buckets = (candles.open_time_ms - phase) // interval_ms
-        first = _bucket_starts(buckets)
-        counts = np.diff(np.append(first, len(candles)))
-        is_whole = counts == interval_ms // candles.interval_ms
-        return first, buckets[first] * interval_ms + phase, is_whole, None
-    calendar = Calendar(candles.calendar.sessions, interval_ms)
-    buckets = calendar.places(candles.open_time_ms)
-    first = _bucket_starts(buckets)
-    counts = np.diff(np.append(first, len(candles)))
-    parts = np.bincount(calendar.places(candles.calendar.opens), minlength=len(calendar))
-    filled = buckets[first]
-    return first, calendar.opens[filled], counts == parts[filled], calendar
-
-
 def _bucket_starts(buckets: IntArray) -> IntArray:
     """Return the rows at which the rising *buckets* change, the first row included."""
     return np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
 
 
-def _sums(values: IntArray, first: IntArray, whole: IntArray) -> IntArray | None:
+def _sums(values: IntArray, first: IntArray) -> IntArray | None:
     """Return the exact sum of each bucket; None where 64 bits do not hold one."""
-    sums = np.add.reduceat(values, first)[whole]
     # Sums of integers wrap silently; sums of doubles show which ones would have.
-    rough = np.add.reduceat(values.astype(np.float64), first)[whole]
+    rough = np.add.reduceat(values.astype(np.float64), first)
     if rough.size and float(rough.max()) > INT64_MAX / 2:
         return None
-    return sums
-
-
-CANDLE_NAMES: Final = frozenset(
-    name for meaning in ("open", "high", "low", "close") for name in MEANINGS[meaning]
-) - {"price", "last"}
-"""Columns of candles alone: a close may be called price, as the price of a trade is."""
-SIZES: Final = ("size", "volume", "qty", "quantity", "amount")
-
-
-def are_trades(table: RawTable) -> bool:
-    """Return whether *table* holds trades: a price, a size, and nothing of a candle."""
-    names = table.columns
-    is_candle = any(name in names for name in CANDLE_NAMES)
-    return "price" in names and not is_candle and any(name in names for name in SIZES)
-
-
-def to_candles(table: RawTable, symbol: str, category: Category) -> Candles:
-    """Aggregate the trades of *table* to candles of a minute.
-
-    A minute without a trade becomes a flat candle of no volume at the last price, as the
-    exchange writes it. The open is the first trade's price, while the exchange's own candles
-    repeat the previous close; the notes say so. Raises ``DataInvalid``.
-    """
-    times, price, size = _oldest_first(table, *_trade_columns(table))
-    _reject_regular(table, times)
-    buckets = times // MINUTE_MS
-    first = _bucket_starts(buckets)
-    minutes = np.arange(buckets[0], buckets[-1] + 1, dtype=np.int64)
-    newest = np.searchsorted(buckets[first], minutes, side="right") - 1  # that had a trade
-    traded = buckets[first][newest] == minutes
-    close = price.mantissa[np.append(first[1:], times.size) - 1][newest]
-    turnover, turnover_decimals = _turnover(price, size, first)
-
-    def filled(values: IntArray, flat: IntArray | int = 0) -> IntArray:
-        return np.where(traded, values[newest], flat)
-
-    notes = ["candles made of trades, each opens at its first trade"]
-    if not traded.all():
-        notes.append(f"{int((~traded).sum())} minutes without a trade are flat")
-    return Candles(
-        path=str(table.path),
-        category=category,
-        symbol=symbol,
-        interval_ms=MINUTE_MS,
-        price_decimals=price.places,
-        volume_decimals=size.places,
-        turnover_decimals=turnover_decimals,
-        open_time_ms=minutes * MINUTE_MS,
-        open=filled(price.mantissa[first], close),
-        high=filled(np.maximum.reduceat(price.mantissa, first), close),
-        low=filled(np.minimum.reduceat(price.mantissa, first), close),
-        close=close,
-        volume=filled(np.add.reduceat(size.mantissa, first)),
-        turnover=None if turnover is None else filled(turnover),
-        notes=tuple(notes),
-    )
-
-
-def _reject_regular(table: RawTable, times: IntArray) -> None:
-    """Raise ``DataInvalid`` where nearly all times are one step of a minute or more apart."""
-    steps, counts = np.unique(np.diff(times), return_counts=True)
-    if times.size < TRADES_LEAST or counts.max() < REGULAR_SHARE * counts.sum():
-        return
-    if (step := int(steps[np.argmax(counts)])) >= MINUTE_MS:
-        raise DataInvalid(
-            f"{table.path} holds prices {interval_text(step)} apart, which are no trades: give "
-            "candles, with columns open, high, low and close."
-        )
-
-
-TRADES_LEAST: Final = 10
-REGULAR_SHARE: Final = 0.9
-
-
-def _trade_columns(table: RawTable) -> tuple[IntArray, Decimals, Decimals]:
-    """Return times in ms, prices and sizes, all checked."""
-    time_name = next((name for name in MEANINGS[TIME] if name in table.columns), None)
-    if time_name is None:
-        raise DataInvalid(f"{table.path} has no column of times: name one of them timestamp.")
-    size_name = next(name for name in SIZES if name in table.columns)
-    times, _ = table.checked("the time", epoch_ms, table.columns[time_name], whole=False)
-    price = table.checked("price", parse, table.columns["price"])
-    size = table.checked("size", parse, table.columns[size_name])
-    for name, column in (("price", price), ("size", size)):
-        bad = np.flatnonzero(column.mantissa <= 0)
-        if bad.size:
-            raise table.refuse(CellInvalidError(int(bad[0]), "is not above zero"), name)
-    return times, price, size
-
-
-def _oldest_first(
-    table: RawTable, times: IntArray, price: Decimals, size: Decimals
-) -> tuple[IntArray, Decimals, Decimals]:
-    """Turn a file that is newest first (Bybit's older ones); refuse one in no order."""
-    steps = np.diff(times)
-    if (steps >= 0).all():
-        return times, price, size
-    if (steps > 0).any():
-        row = int(np.flatnonzero(steps < 0)[0]) + 1
-        raise DataInvalid(f"{table.place(row)}: the time goes back; sort the file.")
-    return times[::-1], price[::-1], size[::-1]
-
-
-def _turnover(price: Decimals, size: Decimals, first: IntArray) -> tuple[IntArray | None, int]:
-    """Return exact price x size summed by candle, or None where 64 bits do not hold it."""
-    largest = int(price.mantissa.max()) * int(size.mantissa.sum())
-    if largest > INT64_MAX:
-        return None, 0
-    return np.add.reduceat(price.mantissa * size.mantissa, first), price.places + size.places
+    return np.add.reduceat(values, first)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import gcd
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 IntArray = npt.NDArray[np.int64]
 Column = npt.NDArray[np.bytes_] | npt.NDArray[np.float64] | npt.NDArray[np.int64]
@@ -85,6 +86,30 @@ def parse(column: Column) -> Decimals:
     return _parse_text(column.astype(np.bytes_))
 
 
+def column_of(path: Path, name: str, values: Any) -> Column:  # noqa: ANN401 - of any library
+    """Return *values* as floats, integers (instants as microseconds) or text.
+
+    Raises ``DataInvalid`` where they are no column, or an instant is missing.
+    """
+    if getattr(getattr(values, "dtype", None), "tz", None) is not None:  # pandas with a zone
+        values = getattr(values, "dt", values).tz_convert("UTC")
+        values = getattr(values, "dt", values).tz_localize(None)
+    array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    if array.ndim != 1:
+        raise DataInvalid(f"{path}: {name} is no column of single values: give one value a row.")
+    if array.dtype.kind == "M":
+        if np.isnat(array).any():
+            row = int(np.flatnonzero(np.isnat(array))[0]) + 1
+            raise DataInvalid(f"{path}: row {row}: {name} is no time; correct or remove the row.")
+        return array.astype("datetime64[us]").astype(np.int64)
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64)
+    if array.dtype.kind == "f":
+        return plain_floats(array)
+    texts = [b"" if value is None else str(value).encode() for value in array.tolist()]
+    return np.array(texts, dtype=np.bytes_)
+
+
 def plain_floats(values: npt.NDArray[np.floating]) -> Column:
     """Return floats as doubles; single precision as its shortest text, which its maker meant."""
     if values.dtype.itemsize >= np.dtype(np.float64).itemsize:
@@ -112,12 +137,22 @@ def _parse_floats(values: npt.NDArray[np.float64]) -> Decimals:
 
 
 def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
-    """Read digits column by column of characters; odd cells one by one through Decimal."""
-    value, places, odd = _scan_characters(cells)
-    for row in np.flatnonzero(odd).tolist():
-        value[row], places[row] = _parse_cell(row, bytes(cells[row]))
-    _drop_trailing_zeros(value, places)
-    finest = int(places.max(initial=0))
+    """Read plain digits as they stand, and odd cells through Decimal."""
+    values: list[int] = []
+    decimals: list[int] = []
+    for row, cell in enumerate(cells.tolist()):
+        whole, _, fraction = cell.partition(b".")
+        fraction = fraction.rstrip(b"0")
+        digits = whole + fraction
+        number, count = (
+            (int(digits), len(fraction))
+            if len(digits) <= SAFE_DIGITS and digits.isdigit()
+            else _parse_cell(row, cell)
+        )
+        values.append(number)
+        decimals.append(count)
+    value, places = np.array(values, dtype=np.int64), np.array(decimals, dtype=np.int64)
+    finest = max(decimals, default=0)
     lift = finest - places
     if int(lift.max(initial=0)) > SAFE_DIGITS:
         raise CellTooLongError(int(np.argmax(places)), "has too many decimals beside the others")
@@ -125,34 +160,6 @@ def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
     if too_big.size:
         raise CellTooLongError(int(too_big[0]), f"has more than 64 bits at {finest} decimals")
     return Decimals(value * POWERS[lift], finest)
-
-
-def _scan_characters(
-    cells: npt.NDArray[np.bytes_],
-) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
-    """Return value and decimals of every plain cell, and which cells are not plain."""
-    rows, width = cells.size, cells.dtype.itemsize
-    # A file has many rows and few characters a cell, so it is read across all rows at once.
-    characters = np.ascontiguousarray(cells.view(np.uint8).reshape(rows, width).T)
-    value = np.zeros(rows, dtype=np.int64)
-    places = np.zeros(rows, dtype=np.int64)
-    digits = np.zeros(rows, dtype=np.int64)
-    dotted = np.zeros(rows, dtype=np.bool_)
-    minus = characters[0] == ord("-") if width else dotted.copy()
-    odd = np.zeros(rows, dtype=np.bool_)
-    for position, character in enumerate(characters):
-        digit = character - np.uint8(ord("0"))  # wraps above 9 for everything else
-        is_digit = digit < 10
-        is_dot = character == ord(".")
-        plain = is_digit | (character == 0) | (is_dot & ~dotted)
-        odd |= ~(plain | minus) if position == 0 else ~plain
-        np.multiply(value, 10, out=value, where=is_digit)
-        np.add(value, digit, out=value, where=is_digit)
-        digits += is_digit
-        places += is_digit & dotted
-        dotted |= is_dot
-    np.negative(value, out=value, where=minus)
-    return value, places, odd | (digits == 0) | (digits > SAFE_DIGITS)
 
 
 def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
@@ -178,18 +185,6 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
     if mantissa > INT64_MAX:
         raise CellTooLongError(row, f"has more digits than 64 bits hold in {text[:40]!r}")
     return -mantissa if sign else mantissa, max(-exponent, 0)
-
-
-def _drop_trailing_zeros(value: IntArray, places: IntArray) -> None:
-    """Lower decimals in place as far as the value stays whole."""
-    places[value == 0] = 0
-    active = np.flatnonzero(places)
-    while active.size:
-        quotient, rest = np.divmod(value[active], 10)
-        active, quotient = active[rest == 0], quotient[rest == 0]
-        value[active] = quotient
-        places[active] -= 1
-        active = active[places[active] > 0]
 
 
 def round_to_fit(column: Column, digits_after: int) -> Decimals:
@@ -223,15 +218,13 @@ HALF_DAY: Final = re.compile(
     rb"[ T,]+(\d{1,2})(?:[:.-](\d\d))?(?:[:.-](\d\d))?[ -]?([AaPp])\.?[Mm]\.?$"
 )
 """``05-AM``, ``5:00 PM`` and ``05:00:00 pm`` behind a date."""
-OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d:?\d\d)\s*$")
-NAMED_OFFSET: Final = re.compile(rb"[+-]\d\d(:?\d\d)?$")
+OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)\s*$")
+"""Behind a date, which itself may end so."""
 MINUTE_DIGITS: Final = 4
 SECOND_DIGITS: Final = 6
 DATE_WIDTH: Final = len("2025-01-31")
-HOUR_WIDTH: Final = len("2025-01-31T15")
 ZONE_NAME: Final = re.compile(r" (?:UTC|GMT)([+-]\d\d:?\d\d)?$")
 ZONELESS: Final = "times are text without a zone, read as UTC"
-UTC_ENDINGS: Final = (b"Z", b"+00:00", b" GMT+0000", b"+0000", b" UTC", b" GMT", b"+00")
 
 
 def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str, ...]]:
@@ -348,18 +341,13 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
         cells = _year_first(cells, SLASHED, day=_place_of_day(cells))
     if HALF_DAY.search(first):
         cells = np.array([HALF_DAY.sub(_whole_day, cell.strip()) for cell in cells.tolist()])
-    zoned = bytes(cells[0]).strip().endswith(UTC_ENDINGS)
-    microseconds = _fast_iso(cells)
-    if microseconds is None:
-        microseconds = np.array(
-            [_slow_iso(row, bytes(cell)) for row, cell in enumerate(cells.tolist())],
-            dtype=np.int64,
-        )
-        zoned = NAMED_OFFSET.search(bytes(cells[0]).strip()[DATE_WIDTH:]) is not None or zoned
+    microseconds = np.array(
+        [_microseconds(row, cell) for row, cell in enumerate(cells.tolist())], dtype=np.int64
+    )
     broken = np.flatnonzero(microseconds % 1000)
     if whole and broken.size:
         raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
-    notes = () if zoned else (ZONELESS,)
+    notes = () if OFFSET.search(bytes(cells[0])[DATE_WIDTH:]) else (ZONELESS,)
     return microseconds // 1000, notes
 
 
@@ -397,44 +385,17 @@ def _whole_day(clock: re.Match[bytes]) -> bytes:
     return b" %02d:%s:%s" % (hour, clock[2] or b"00", clock[3] or b"00")
 
 
-def _fast_iso(cells: npt.NDArray[np.bytes_]) -> IntArray | None:
-    """Return microseconds where every cell is ``2025-01-31 23:59:59.5`` or the like, else None."""
-    for ending in UTC_ENDINGS:
-        if np.char.endswith(cells, ending).all():
-            cells = np.char.partition(cells, ending)[:, 0]
-            break
-    width = cells.dtype.itemsize
-    characters = np.ascontiguousarray(cells).view(np.uint8).reshape(cells.size, width).copy()
-    # A sign behind the date is a zone's; the date itself may be written with hyphens.
-    zones = characters[:, DATE_WIDTH + 1 :]
-    marks = np.frombuffer(b"0123456789:.\0", dtype=np.uint8)
-    if width < DATE_WIDTH or not np.isin(zones, marks).all():
-        return None
-    # NumPy takes digits without colons behind the hour for a zone.
-    if width > HOUR_WIDTH and not np.isin(characters[:, HOUR_WIDTH], [0, ord(":")]).all():
-        return None
-    for position, allowed, standard in ((4, b"-./", b"-"), (7, b"-./", b"-"), (10, b" T\0", b"T")):
-        if position < width:
-            separator = characters[:, position]
-            if not np.isin(separator, np.frombuffer(allowed, dtype=np.uint8)).all():
-                return None
-            separator[separator != 0] = standard[0]
-    try:
-        moments = characters.view(f"S{width}").ravel().astype("datetime64[us]")
-    except ValueError:
-        return None
-    return None if np.isnat(moments).any() else moments.astype(np.int64)
-
-
 def _offset(zone: re.Match[str]) -> str:
     """Return the offset that ``UTC``, ``GMT`` or ``GMT+0100`` at the end of a time names."""
     return zone[1] or "+00:00"
 
 
-def _slow_iso(row: int, cell: bytes) -> int:
+def _microseconds(row: int, cell: bytes) -> int:
     """Return the microseconds of one text of any usual form, or name the cell."""
     text = cell.decode("utf-8", "replace").strip()
     head, tail = text[:DATE_WIDTH].replace(".", "-").replace("/", "-"), text[DATE_WIDTH:]
+    if tail.startswith(("Z", "+", "-")):  # a date and its zone
+        tail = f"T00{tail}"
     try:
         moment = datetime.fromisoformat(head + ZONE_NAME.sub(_offset, tail))
     except ValueError:

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -148,6 +149,7 @@ def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> 
     by_symbol = {part.symbol: part for part in candles.values()}
     events: dict[str, list[CorporateAction]] = {}
     notes: list[str] = []
+    splits: dict[tuple[str, int], list[ActionRow]] = {}  # by symbol and bar
     order = {CorporateActionKind.DIVIDEND: 0, CorporateActionKind.SPLIT: 1}
     for row in sorted(rows, key=lambda row: (row.ex_date, order[row.kind], row.symbol)):
         part = by_symbol.get(row.symbol)
@@ -164,64 +166,34 @@ def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> 
         if int(days[at]) != ex_day:
             day = date.fromordinal(_EPOCH.toordinal() + int(days[at]))
             notes.append(f"{row.symbol}: the {row.words} is applied on {day}, its next bar")
-        event = _event(row, part, at)
+        close, opens_ms = int(part.close[at - 1]), int(part.open_time_ms[at])
+        if not row.is_split and row.value * 10**part.price_decimals >= close:
+            raise DataInvalid(
+                f"{row.place}: {row.symbol} closed at {unscaled(close, part.price_decimals)} "
+                f"before the {row.words}, which is no less; correct the amount."
+            )
+        new, old = row.value.as_integer_ratio() if row.is_split else (1, 1)
+        amount = 0 if row.is_split else int(row.value * RATE_SCALE)
+        event = CorporateAction(
+            part.instrument, row.kind, new, old, amount, close, opens_ms, opens_ms
+        )
         events.setdefault(part.instrument, []).append(event)
-    for actions in events.values():
-        _refuse_contradiction(actions, rows, candles)
+        if row.is_split:
+            splits.setdefault((row.symbol, at), []).append(row)
+    for (symbol, at), (row, *others) in splits.items():
+        part = by_symbol[symbol]
+        close, opened = int(part.close[at - 1]), int(part.open[at])
+        ratio = prod((other.value for other in others), start=row.value)
+        if abs(Fraction(opened, close) * ratio - 1) > TOLERANCE:
+            shown = (unscaled(price, part.price_decimals) for price in (close, opened))
+            raise DataInvalid(
+                f"{row.place}: {symbol}: the {row.words} contradicts the prices, which went from "
+                f"{' to '.join(shown)} ({float(Fraction(close, opened)):.3g} for 1); correct the "
+                "file, or give candles that are not adjusted."
+            )
     return PlacedActions(events, tuple(notes))
 
 
-def actions_until(
-    rows: Sequence[ActionRow], candles: Sequence[Candles], at_ms: int
-) -> list[ActionRow]:
-    """Return those of *rows* that are booked before a bar of *candles* up to *at_ms*."""
-    last = {
-        part.symbol: int(part.days[np.searchsorted(part.open_time_ms, at_ms, side="right") - 1])
-        for part in candles
-        if part.open_time_ms[0] <= at_ms
-    }
-    return [row for row in rows if (row.ex_date - _EPOCH).days <= last.get(row.symbol, -1)]
-
-
-def _event(row: ActionRow, candles: Candles, at: int) -> CorporateAction:
-    close, opens_ms = int(candles.close[at - 1]), int(candles.open_time_ms[at])
-    is_split = row.is_split
-    if not is_split and row.value * 10**candles.price_decimals >= close:
-        raise DataInvalid(
-            f"{row.place}: {row.symbol} closed at {unscaled(close, candles.price_decimals)} before "
-            f"the {row.words}, which is no less; correct the amount."
-        )
-    new, old = row.value.as_integer_ratio() if is_split else (1, 1)
-    amount = 0 if is_split else int(row.value * RATE_SCALE)
-    return CorporateAction(
-        candles.instrument, row.kind, new, old, amount, close, opens_ms, opens_ms
-    )
-
-
-def _refuse_contradiction(
-    events: Sequence[CorporateAction], rows: Sequence[ActionRow], candles: Mapping[str, Candles]
-) -> None:
-    """Refuse splits that the first open after them does not follow within ``TOLERANCE``."""
-    for first in events:
-        if not first.is_split:
-            continue
-        ratio = Fraction(1)
-        for other in events:
-            if other.is_split and other.market_ms == first.market_ms:
-                ratio *= Fraction(other.new, other.old)
-        part = candles[first.instrument]
-        opened = int(part.open[int(np.searchsorted(part.open_time_ms, first.market_ms))])
-        if abs(Fraction(opened, first.close) * ratio - 1) > TOLERANCE:
-            (row, *_) = (
-                row
-                for row in rows
-                if row.symbol == part.symbol
-                and row.kind is first.kind
-                and row.value == Fraction(first.new, first.old)
-            )
-            shown = (unscaled(price, part.price_decimals) for price in (first.close, opened))
-            raise DataInvalid(
-                f"{row.place}: {row.symbol}: the {row.words} contradicts the prices, which went "
-                f"from {' to '.join(shown)} ({float(Fraction(first.close, opened)):.3g} for 1); "
-                "correct the file, or give candles that are not adjusted."
-            )
+def actions_until(rows: Sequence[ActionRow], days: Mapping[str, int]) -> list[ActionRow]:
+    """Return those of *rows* that are booked until the day (since 1970) that *days* name."""
+    return [row for row in rows if (row.ex_date - _EPOCH).days <= days.get(row.symbol, -1)]

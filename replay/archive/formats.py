@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from tracepaper.replay.archive.columns import Column, plain_floats
+from tracepaper.replay.archive.columns import Column, column_of
 from tracepaper.replay.archive.layouts import (
     HEADER_LINES,
     RawTable,
@@ -39,7 +39,6 @@ from tracepaper.strategies.extras import missing_sentence
 DELIMITERS: Final = (b",", b";", b"\t", b"|")
 CELLS_LEAST: Final = 6
 CELL_WIDTH_MAX: Final = 256
-NEWLINE: Final = 10
 ReadHead = Callable[[Path, Sequence[Sequence[str]]], TableHead]
 """Reads a table's head from its first rows."""
 ZONE_LINE: Final = re.compile(rb"time[ _-]?zone\W+([\w/+:-]+)", re.IGNORECASE)
@@ -72,8 +71,9 @@ def _read_text(path: Path, text: bytes, skipped: int, head_of: ReadHead) -> RawT
     body = text[sum(len(line) + 1 for line in lines[: head.height]) :]
     if not body.strip():
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
-    body = body.rstrip(b"\n") + b"\n"
-    table = _read_in_bulk(path, body, delimiter, head.names, skipped + 1 + head.height)
+    table = _read_in_bulk(
+        path, body.rstrip(b"\n"), delimiter, head.names, skipped + 1 + head.height
+    )
     return _with_head(table, head, delimiter.decode())
 
 
@@ -121,11 +121,7 @@ def _text_table(
     if not rows:
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
     cells = [[cell.encode() for cell in column] for column in zip(*rows, strict=True)]
-    columns: dict[str, Column] = {
-        name: np.array(column, dtype=np.bytes_)
-        for name, column in zip(head.names, cells, strict=True)
-        if max(map(len, column)) <= CELL_WIDTH_MAX  # longer cells are no number of ours
-    }
+    columns = _text_columns(dict(zip(head.names, cells, strict=True)))
     return _with_head(RawTable(path, columns, np.array(lines), unit), head, separator)
 
 
@@ -177,31 +173,25 @@ def _wrong_width(path: Path, place: str, width: int, expected: int) -> DataInval
 def _read_in_bulk(
     path: Path, body: bytes, delimiter: bytes, names: Sequence[str], start: int
 ) -> RawTable:
-    """Split unquoted text into columns at its delimiters, by array operations instead of rows."""
+    """Split unquoted text into columns at its delimiters."""
+    lines = body.split(b"\n")
     width = len(names)
-    buffer = np.frombuffer(body, dtype=np.uint8)
-    marks = np.flatnonzero((buffer == ord(delimiter)) | (buffer == NEWLINE))
-    ends = np.flatnonzero(buffer[marks] == NEWLINE)
-    fields = np.diff(ends, prepend=-1)
-    wrong = np.flatnonzero(fields != width)
-    if wrong.size:
-        row = int(wrong[0])
-        raise _wrong_width(path, f"line {start + row}", int(fields[row]), width)
-    begins = np.concatenate((np.zeros(1, dtype=marks.dtype), marks[:-1] + 1))
-    columns: dict[str, Column] = {}
-    for place, name in enumerate(names):
-        begin, end = begins[place::width], marks[place::width]
-        length = end - begin
-        longest = int(length.max())
-        if longest > CELL_WIDTH_MAX:
-            continue
-        cells = np.zeros((fields.size, max(longest, 1)), dtype=np.uint8)
-        for offset in range(longest):
-            characters = buffer.take(begin + offset, mode="clip")
-            characters[length <= offset] = 0
-            cells[:, offset] = characters
-        columns[name] = cells.view(f"S{cells.shape[1]}").ravel()
-    return RawTable(path, columns, start + np.arange(fields.size))
+    for row, line in enumerate(lines):
+        if line.count(delimiter) + 1 != width:
+            place = f"line {start + row}"
+            raise _wrong_width(path, place, line.count(delimiter) + 1, width)
+    cells = delimiter.join(lines).split(delimiter)
+    columns = {name: cells[place::width] for place, name in enumerate(names)}
+    return RawTable(path, _text_columns(columns), start + np.arange(len(lines)))
+
+
+def _text_columns(columns: Mapping[str, Sequence[bytes]]) -> dict[str, Column]:
+    """Return *columns* as arrays, without those of longer cells than a number has."""
+    return {
+        name: np.array(cells, dtype=np.bytes_)
+        for name, cells in columns.items()
+        if max(map(len, cells)) <= CELL_WIDTH_MAX
+    }
 
 
 def _read_by_rows(
@@ -528,27 +518,15 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
         table = pa_feather.read_table(source) if feather else pa_parquet.read_table(source)
         table.validate(full=True)
         names = distinct(path, table.column_names)
-        columns = {name: _arrow_column(pa, table.column(place)) for place, name in enumerate(names)}
+        columns = {
+            name: column_of(path, name, table.column(place)) for place, name in enumerate(names)
+        }
     except (pa.ArrowException, *ARROW_FAULTS) as error:
         reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
     if not table.num_rows:
         raise DataInvalid(f"{path} is empty: give one with rows.")
     return RawTable(path, columns, np.arange(1, table.num_rows + 1), "row")
-
-
-def _arrow_column(pa: Any, column: Any) -> Column:  # noqa: ANN401 (pyarrow has no types)
-    """Return an Arrow column as floats, integers (times as µs or ns) or text."""
-    kind = column.type
-    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-        values = column.to_numpy()
-        return values.astype(np.int64) if values.dtype.kind in "ui" else plain_floats(values)
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        # Microseconds of any year since 1973 name themselves as such.
-        instants = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        return instants.to_numpy()
-    texts = [b"" if value is None else str(value).encode() for value in column.to_pylist()]
-    return np.array(texts, dtype=np.bytes_)
 
 
 FORMATS: Final[dict[str, Format]] = {

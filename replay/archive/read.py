@@ -14,10 +14,9 @@ from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import (
     Candles,
     Rows,
-    are_trades,
-    to_candles,
 )
 from tracepaper.replay.archive.columns import (
+    DATE_WIDTH,
     INT64_MAX,
     OFFSET,
     ZONELESS,
@@ -26,9 +25,9 @@ from tracepaper.replay.archive.columns import (
     Column,
     Decimals,
     IntArray,
+    column_of,
     epoch_ms,
     parse,
-    plain_floats,
     round_to_fit,
     texts_of,
 )
@@ -83,7 +82,6 @@ def read_candles(
     interval from the times; the kind of file from its name. With *sessions_for* they are laid upon
     an exchange's sessions (``in_sessions``).
     *columns* choose a field's column (``close=Price``) or leave it out (``turnover=``).
-    Trades become candles of a minute.
     What was converted, sorted or dropped is in ``Candles.notes``.
 
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
@@ -123,8 +121,6 @@ def _candles(
     reject_content(table, is_named=is_named)
     notes += table.notes
     symbol = symbol or ""
-    if are_trades(table):
-        return to_candles(table, symbol, category)
     fields = _fields(table, symbol)
     table = _without_blank(table, fields, notes)
     times = _times(table, fields, notes)
@@ -190,7 +186,7 @@ def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArra
     """Return open times in ms."""
     column = table.columns[fields[TIME]]
     zone = fields[TIME] if fields[TIME] in (*ZONED, "local_time") else ""
-    if zone and not OFFSET.search(bytes(np.atleast_1d(column)[0])):
+    if zone and not OFFSET.search(bytes(column[0])[DATE_WIDTH:]):
         raise DataInvalid(
             f"{table.path} has its times in {zone.rpartition('_')[2].upper()}, which says no "
             "offset: export it in UTC (GMT)."
@@ -484,7 +480,7 @@ def candles_of_frame(
     """
     named = _named(frame)
     held = {
-        plain: _column(str(name), values)
+        plain: column_of(NAME, str(name), values)
         for plain, (name, values) in zip(
             distinct(NAME, [str(name) for name in named]), named.items(), strict=True
         )
@@ -524,24 +520,3 @@ def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library
     if index is not None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
         columns = {"time": index, **columns}
     return columns
-
-
-def _column(name: str, values: Any) -> Column:  # noqa: ANN401 - of any library
-    """Return *values* as floats, integers (instants as microseconds) or text."""
-    if getattr(getattr(values, "dtype", None), "tz", None) is not None:  # pandas with a zone
-        values = getattr(values, "dt", values).tz_convert("UTC")
-        values = getattr(values, "dt", values).tz_localize(None)
-    array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
-    if array.ndim != 1:
-        raise DataInvalid(f"{NAME}: {name} is no column of single values: give one value a row.")
-    if array.dtype.kind == "M":
-        if np.isnat(array).any():
-            row = int(np.flatnonzero(np.isnat(array))[0]) + 1
-            raise DataInvalid(f"{NAME}: row {row}: {name} is no time; correct or remove the row.")
-        return array.astype("datetime64[us]").astype(np.int64)
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
-    if array.dtype.kind == "f":
-        return plain_floats(array)
-    texts = [b"" if value is None else str(value).encode() for value in array.tolist()]
-    return np.array(texts, dtype=np.bytes_)

@@ -26,7 +26,7 @@ from tracepaper.replay.archive.layouts import (
     symbol_of_table,
 )
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch, SuspectedSplit
+from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, RATE_DECIMALS
 
@@ -86,45 +86,40 @@ def quality(candles: Candles) -> Quality:
         notes=candles.notes,
         splits=split_sentences(candles),
         calendar=None if calendar is None else calendar.sessions.name,
-        sessions=None if calendar is None else _sessions(candles, calendar),
+        sessions=None
+        if calendar is None
+        else _sessions(calendar, *candles.open_time_ms[[0, -1]].tolist()),
     )
 
 
-def _sessions(candles: Candles, calendar: Calendar) -> int:
-    first, last = calendar.places(candles.open_time_ms[[0, -1]]).tolist()
+def _sessions(calendar: Calendar, first_ms: int, last_ms: int) -> int:
+    """Return how many sessions there are from one bar to another."""
+    first, last = calendar.place(first_ms), calendar.place(last_ms)
     sessions = calendar.sessions
     opens, closes = (np.array(part) * MINUTE_MS for part in (sessions.opens, sessions.closes))
     inside = (opens >= calendar.opens[first]) & (closes <= calendar.closes[last])
     return int(np.unique(np.array(sessions.days)[inside]).size)
 
 
-def suspected_splits(candles: Candles) -> list[SuspectedSplit]:
-    """Return the splits that *candles* of a share show, each where they were not adjusted for it.
-
-    Only the first and the last candle of a session are looked at.
-    """
-    times, days = candles.open_time_ms, candles.days
-    turns = np.flatnonzero(np.diff(days))
-    rows = np.unique(np.concatenate(([0], turns, turns + 1)))
-    watch = SplitWatch()
-    columns = (days, times, candles.open, candles.close, candles.volume)
-    bars = zip(*(column[rows].tolist() for column in columns), strict=True)
-    splits = (watch.add(day, at, (open_, close), volume) for day, at, open_, close, volume in bars)
-    return [split for split in splits if split is not None]
-
-
 def split_sentences(candles: Candles, applied: Collection[CorporateAction] = ()) -> tuple[str, ...]:
-    """Return a sentence about each split that is suspected in *candles*; none unless of a share.
+    """Return a sentence about each split for which *candles* of a share were not adjusted.
 
-    Those that are *applied* are none of them.
+    Those that are *applied* are none of them. Only the first and the last candle of a session are
+    looked at.
     """
     if candles.category is not Category.STOCK:
         return ()
     times = {action.market_ms for action in applied if action.instrument == candles.instrument}
+    turns = np.flatnonzero(np.diff(candles.days))
+    ends = candles[np.unique(np.concatenate(([0], turns, turns + 1)))]
+    watch = SplitWatch()
+    columns = (ends.days, ends.open_time_ms, ends.open, ends.close, ends.volume)
+    bars = zip(*(column.tolist() for column in columns), strict=True)
+    splits = [watch.add(day, at, (open_, close), volume) for day, at, open_, close, volume in bars]
     return tuple(
         split.sentence(candles.symbol)
-        for split in suspected_splits(candles)
-        if split.open_time_ms not in times
+        for split in splits
+        if split is not None and split.open_time_ms not in times
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from tracepaper.replay.archive.candles import Candles, slice_candles
+from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.columns import ZONELESS, IntArray
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
@@ -173,7 +173,7 @@ def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
         if lost > 1:
             remarks[-1] += " first"
     return replace(
-        slice_candles(candles, kept),
+        candles[kept],
         open_time_ms=calendar.opens[places[kept]],
         calendar=calendar,
         notes=(*notes, *remarks),
@@ -231,34 +231,28 @@ def on_common_sessions(candles: Sequence[Candles], sessions_for: SessionsFor) ->
 
     Raises ``DataInvalid`` where their bars open in different ways, or one lies on none of these.
     """
-    first, (anchor, *others) = candles[0], map(_anchor, candles)
-    for part, other in zip(candles[1:], others, strict=True):
-        if other is not anchor:
+    anchors = [part.calendar.sessions.anchor for part in candles if part.calendar is not None]
+    for part, anchor in zip(candles, anchors, strict=True):
+        if anchor is not anchors[0]:
             raise DataInvalid(
-                f"{first.path} opens its bars by the {anchor} and {part.path} by the {other}; give "
-                "files of one kind."
+                f"{candles[0].path} opens its bars by the {anchors[0]} and {part.path} by the "
+                f"{anchor}; give files of one kind."
             )
     sessions = sessions_for(
         min(int(part.open_time_ms[0]) for part in candles),
         max(int(part.open_time_ms[-1]) for part in candles),
     )
-    sessions = msgspec.structs.replace(sessions, anchor=anchor)
-    return [_counted_by(part, sessions) for part in candles]
-
-
-def _anchor(candles: Candles) -> Anchor:
-    assert candles.calendar is not None
-    return candles.calendar.sessions.anchor
-
-
-def _counted_by(candles: Candles, sessions: Sessions) -> Candles:
-    calendar = Calendar(sessions, candles.interval_ms)
-    opens = calendar.opens[calendar.places(candles.open_time_ms)]
-    wrong = np.flatnonzero(opens != candles.open_time_ms)
-    if wrong.size:
-        at = iso(int(candles.open_time_ms[wrong[0]]))
-        raise DataInvalid(
-            f"{candles.path}: no bar of {sessions.name} opens at {at} in the sessions that the "
-            "run was opened with; give the run's own data."
-        )
-    return replace(candles, calendar=calendar)
+    sessions = msgspec.structs.replace(sessions, anchor=anchors[0])
+    counted = []
+    for part in candles:
+        calendar = Calendar(sessions, part.interval_ms)
+        opens = calendar.opens[calendar.places(part.open_time_ms)]
+        wrong = np.flatnonzero(opens != part.open_time_ms)
+        if wrong.size:
+            at = iso(int(part.open_time_ms[wrong[0]]))
+            raise DataInvalid(
+                f"{part.path}: no bar of {sessions.name} opens at {at} in the sessions that the "
+                "run was opened with; give the run's own data."
+            )
+        counted.append(replace(part, calendar=calendar))
+    return counted

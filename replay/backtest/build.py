@@ -26,22 +26,17 @@ from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
     Strategies,
-    build_engine,
-    coverage_warnings,
     every_of,
     make_strategies,
-    margin_warnings,
     needs_forecaster,
     resolved,
     warmup_bars,
 )
-from tracepaper.daemon.session.models import card_of, load_forecaster, warnings_for
-from tracepaper.daemon.session.run_row import describe_run, refuse_size
+from tracepaper.daemon.session.models import card_of, load_forecaster
+from tracepaper.daemon.session.run_row import new_run, refuse_size
 from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
-from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.candles import merge_candles, resample
 from tracepaper.replay.archive.series import archive_instrument, split_sentences
 from tracepaper.replay.archive.sessions import in_sessions, sessions_named
 from tracepaper.replay.backtest.book_feed import (
@@ -108,21 +103,21 @@ class Replay:
 
 def configuration(
     given: Given,
-    candles: Sequence[Candles],
+    data: MarketData,
     overrides: Sections = NOTHING,
     *,
     caller: str = COMMAND_LINE,
 ) -> Config:
-    """Return the configuration for *candles*, from a file or sections and what wins over them.
+    """Return the configuration for *data*, from a file or sections and what wins over them.
 
     Symbols, category and interval come from the data where neither these nor the environment names
     them. Raises ``ConfigInvalid`` where what is configured
     is not what the data hold, and says which source configured it.
     """
-    first = candles[0]
+    first = data.candles[0]
     from_data: dict[str, object] = {
         "category": first.category.value,
-        "symbols": list(dict.fromkeys(part.symbol for part in candles)),
+        "symbols": list(dict.fromkeys(part.symbol for part in data.candles)),
     }
     if first.interval_ms in INTERVAL_NAMES:
         from_data["interval"] = INTERVAL_NAMES[first.interval_ms]
@@ -132,8 +127,8 @@ def configuration(
             f"{first.path} has bars of {first.interval_ms / 60_000:g} minutes, an interval that "
             f"the exchange does not know; {_multiples(first.interval_ms)}."
         )
-    _refuse_other_symbols(config, candles, origins.get(("market", "symbols"), DATA))
-    finest = max(candles, key=lambda part: part.interval_ms)
+    _refuse_other_symbols(config, data, origins.get(("market", "symbols"), DATA))
+    finest = max(data.candles, key=lambda part: part.interval_ms)
     if config.market.interval_ms < finest.interval_ms:
         raise ConfigInvalid(
             f"{origins['market', 'interval']} sets market.interval to {config.market.interval}, "
@@ -141,15 +136,6 @@ def configuration(
             "minutes); choose theirs or a multiple."
         )
     return config
-
-
-def span_of(candles: Sequence[Candles]) -> int:
-    """Return over how many milliseconds *candles* reach: those of the symbol with the longest.
-
-    Sessions alone are counted where they are counted by a calendar.
-    """
-    joined = merge_candles(candles)
-    return max((int(part.steps.sum()) + 1) * part.interval_ms for part in joined)
 
 
 def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
@@ -200,11 +186,11 @@ def _multiples(interval_ms: int) -> str:
     return f"set market.interval to a multiple of it: {', '.join(fitting)} minutes"
 
 
-def _refuse_other_symbols(config: Config, candles: Sequence[Candles], origin: str) -> None:
+def _refuse_other_symbols(config: Config, data: MarketData, origin: str) -> None:
     """Refuse data that are not traded, and a symbol without data; name who asked for it."""
     wanted = config.market.symbols
-    held = tuple(dict.fromkeys(part.symbol for part in candles))
-    for part in candles:
+    held = tuple(dict.fromkeys(part.symbol for part in data.candles))
+    for part in data.candles:
         if part.symbol not in wanted:
             raise ConfigInvalid(
                 f"{part.path} holds {part.symbol}, and {origin} trades {', '.join(wanted)}; add "
@@ -218,15 +204,25 @@ def _refuse_other_symbols(config: Config, candles: Sequence[Candles], origin: st
             )
 
 
-def _fitted(candles: Candles, config: Config) -> Candles:
-    """Return *candles* as *config* trades them: of its category, aggregated to its interval.
+def _traded(data: MarketData, config: Config) -> MarketData:
+    """Return *data* as *config* trades them: of its category, candles aggregated to its interval.
 
     A file's name says only what it was recorded from; the configuration says what is traded.
     """
-    market = config.market
-    if market.asset == STOCK and market.calendar is not None and candles.calendar is None:
-        candles = in_sessions(candles, sessions_named(market.calendar))
-    return resample(replace(candles, category=Category(market.category)), market.interval_ms)
+    market, candles = config.market, data.candles
+    if market.asset == STOCK and (calendar := market.calendar) is not None:
+        candles = [
+            in_sessions(part, sessions_named(calendar)) if part.calendar is None else part
+            for part in candles
+        ]
+    category = Category(market.category)
+    return replace(
+        data,
+        candles=[
+            replace(part, category=category).resampled(market.interval_ms) for part in candles
+        ],
+        frames=[replace(part, category=category) for part in data.frames],
+    )
 
 
 def build(
@@ -268,19 +264,12 @@ def build(
     config = config.model_copy(update={"market": market})
     fitted: tuple[str, ...] = ()
     if not data.frames:
-        config, fitted = fit_windows(config, span_of(data.candles))
+        config, fitted = fit_windows(config, data.span_ms)
     config = resolved(config, execution)
     files = (*data.candles, *data.frames)
     read_as = [f"{Path(part.path).name}: {note}" for part in files for note in part.notes]
-    category = Category(config.market.category)
-    data = replace(
-        data,
-        candles=[_fitted(part, config) for part in data.candles],
-        frames=[replace(part, category=category) for part in data.frames],
-    )
-    instruments = _instruments(
-        [*data.candles, *data.frames], config.market, shared=bool(config.strategies.named)
-    )
+    data = _traded(data, config)
+    instruments = _instruments(data, config.market, shared=bool(config.strategies.named))
     for part in data.candles:
         (item,) = (item for item in instruments if item.symbol == part.symbol)
         refuse_size(config, item)
@@ -301,8 +290,8 @@ def build(
         warmup_bars=warmup_bars(strategies, config) if from_ms is not None else 0,
         closes_together=config.market.closes_together,
         lookback=DataLookback(_frames_read(config, strategies, data), books_read, market.depth),
-        chosen=lambda candles, at_ms: (
-            () if rule is None else choices(rule, candles, instruments, start_ms=at_ms, names=names)
+        chosen=lambda joined, at_ms: (
+            () if rule is None else choices(rule, joined, instruments, start_ms=at_ms, names=names)
         ),
     )
     if feed.actions.splits:
@@ -313,19 +302,11 @@ def build(
         refuse_books(sources, instruments, *times)
         books = BookFeed(sources, instruments, config.execution.response_ms)
         missing = books.warnings(*times)
-    engine = build_engine(
-        config,
-        instruments,
-        execution=execution,
-        period_start_ms=feed.period_start_ms,
-        forecaster=forecaster,
-        strategies=strategies,
-        sessions=feed.sessions,
-    )
-    run = describe_run(
+    run, engine = new_run(
         config,
         instruments,
         forecaster,
+        strategies,
         kind=RunKind.REPLAY,
         started_at_ms=started_at_ms,
         period_start_ms=feed.period_start_ms,
@@ -341,24 +322,24 @@ def build(
             *feed.actions.notes,
             *read_as,
             *list_warnings(rule, names, instruments),
-            *(() if forecaster is None else warnings_for(config)),
             *(
                 ()
                 if forecaster is None
-                else fitted_on(card_of(config, forecaster), feed.candles, feed.period_start_ms)
+                else fitted_on(
+                    card_of(config, forecaster),
+                    replace(data, candles=feed.candles),
+                    feed.period_start_ms,
+                )
             ),
-            *margin_warnings(config, instruments),
-            *coverage_warnings(engine),
         ),
         sessions=feed.sessions,
-        sees_account=engine.sees_account,
     )
     return Replay(run, feed, engine, forecaster, instruments, config, books)
 
 
-def fitted_on(card: Mapping[str, Any], candles: Sequence[Candles], from_ms: int) -> tuple[str, ...]:
+def fitted_on(card: Mapping[str, Any], data: MarketData, from_ms: int) -> tuple[str, ...]:
     """Return the warning that bars from *from_ms* on lie where the model of *card* was fitted."""
-    opens = np.unique(np.concatenate([part.open_time_ms for part in candles]))
+    opens = data.opens_ms
     opens = opens[opens >= from_ms]
     counts = {
         span: int(np.count_nonzero((opens >= (span.from_ms or from_ms)) & (opens < span.until_ms)))
@@ -441,11 +422,11 @@ def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> di
 
 
 def _instruments(
-    candles: Sequence[Candles], market: MarketSection, *, shared: bool
+    data: MarketData, market: MarketSection, *, shared: bool
 ) -> tuple[Instrument, ...]:
     """Return one instrument a symbol, with the finest decimals of all its files."""
     by_id: dict[str, Instrument] = {}
-    for part in candles:
+    for part in (*data.candles, *data.frames):
         instrument = archive_instrument(
             part, fractional=market.fractional, currency=market.currency, shared=shared
         )

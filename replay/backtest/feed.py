@@ -6,6 +6,7 @@ The rule is docs/orderbook.md, D15.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
@@ -13,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.archive import Candles, merge_candles, slice_candles
+from tracepaper.replay.archive import Candles, merge_candles
 from tracepaper.replay.archive.corporate_actions import place_actions
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.tracks import BATCH_BARS, BarSpan, DataLookback, Track, aligned
@@ -70,32 +71,37 @@ class ArchiveFeed:
         warmup_bars: int = 0,
         closes_together: bool = False,
         lookback: DataLookback = _BARS_ALONE,
-        chosen: Callable[[Sequence[Candles], int], Sequence[UniverseChange]] = lambda _all, _at: (),
+        chosen: Callable[[MarketData, int], Sequence[UniverseChange]] = lambda _all, _at: (),
     ) -> None:
-        joined = merge_candles(data.candles)
-        self.sessions: Sessions | None = _sessions_of(joined)
+        data = replace(data, candles=merge_candles(data.candles))
+        joined = data.candles
+        self.sessions: Sessions | None = _sessions_of(data)
         """The sessions by which the bars are counted; None where every interval is one."""
-        _refuse_mixed_intervals(joined)
+        _refuse_mixed_intervals(data)
         traded = {instrument.id: instrument for instrument in instruments}
         self._together = tuple(traded) if closes_together else ()
-        parts = [_cut(aligned(part, traded), from_ms, until_ms, warmup_bars) for part in joined]
-        self.candles: tuple[Candles, ...] = tuple(part for part in parts if len(part))
+        whole = {part.instrument: aligned(part, traded) for part in joined}
+        ends = (0 if from_ms is None else from_ms, 2**62 if until_ms is None else until_ms)
+        cut = []
+        for part in whole.values():
+            first, last = np.searchsorted(part.open_time_ms, ends).tolist()
+            cut.append(part[max(first - warmup_bars, 0) : last])
+        self.candles: tuple[Candles, ...] = tuple(part for part in cut if len(part))
         every = [part.open_time_ms for part in self.candles]
         periods = [opens[np.searchsorted(opens, from_ms or 0) :] for opens in every]
         if not (starts := [int(opens[0]) for opens in periods if opens.size]):
-            raise DataInvalid(_empty_period(joined, from_ms, until_ms))
+            raise DataInvalid(_empty_period(data, from_ms, until_ms))
         self.interval_ms: int = joined[0].interval_ms
         self.period_start_ms: int = min(starts) if from_ms is None else from_ms
         """BarSpan that open before this are warm-up."""
         self.bar_count: int = sum(len(part) for part in self.candles)
-        whole = {part.instrument: aligned(part, traded) for part in joined}
         self.actions = place_actions(data.actions, whole)
         """The splits and dividends, each before the bar that opens at its time."""
         self._tracks = data.tracks(
             BarSpan(self.candles, whole, traded, self.period_start_ms, lookback, self.actions)
         )
         end_ms = max(int(part.closes_ms[-1]) for part in self.candles)
-        choices = chosen([*whole.values()], self.period_start_ms)
+        choices = chosen(replace(data, candles=[*whole.values()]), self.period_start_ms)
         if changes := [change for change in choices if change.market_ms <= end_ms]:
             times = np.array([change.market_ms for change in changes], dtype=np.int64)
             self._tracks.append(Track(times, partial(iter, changes)))
@@ -137,23 +143,18 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
             else:
                 yield event
         if bars:
-            here = {bar.instrument for bar in bars}
-            absent = () if len(here) == len(names) else tuple(n for n in names if n not in here)
+            absent: tuple[str, ...] = ()
+            if len(bars) < len(names):
+                here = {bar.instrument for bar in bars}
+                absent = tuple(name for name in names if name not in here)
             yield CloseStart(bars[0].open_time_ms, len(bars), absent, market_ms, market_ms)
             yield from bars
         yield from after
 
 
-def _cut(candles: Candles, from_ms: int | None, until_ms: int | None, warmup_bars: int) -> Candles:
-    """Return the period's candles with the warm-up before them."""
-    times = candles.open_time_ms
-    first = 0 if from_ms is None else int(np.searchsorted(times, from_ms))
-    last = len(candles) if until_ms is None else int(np.searchsorted(times, until_ms))
-    return slice_candles(candles, slice(max(first - warmup_bars, 0), last))
-
-
-def _sessions_of(candles: Sequence[Candles]) -> Sessions | None:
-    """Return the sessions that all of *candles* are counted by."""
+def _sessions_of(data: MarketData) -> Sessions | None:
+    """Return the sessions that all candles of *data* are counted by."""
+    candles = data.candles
     first = candles[0].calendar if candles else None
     for part in candles:
         if (part.calendar is None) is not (first is None) or (
@@ -168,8 +169,8 @@ def _sessions_of(candles: Sequence[Candles]) -> Sessions | None:
     return None if first is None else first.sessions
 
 
-def _refuse_mixed_intervals(candles: Sequence[Candles]) -> None:
-    if not candles:
+def _refuse_mixed_intervals(data: MarketData) -> None:
+    if not (candles := data.candles):
         raise DataInvalid("No candles were given: name a file with --data.")
     for part in candles:
         if part.interval_ms != candles[0].interval_ms:
@@ -179,9 +180,8 @@ def _refuse_mixed_intervals(candles: Sequence[Candles]) -> None:
             )
 
 
-def _empty_period(candles: Sequence[Candles], from_ms: int | None, until_ms: int | None) -> str:
-    first = min(int(part.open_time_ms[0]) for part in candles)
-    last = max(part.until_ms for part in candles)
+def _empty_period(data: MarketData, from_ms: int | None, until_ms: int | None) -> str:
+    first, last = data.bounds
     wanted = f"from {iso(from_ms)}" if from_ms is not None else ""
     wanted += f" to {iso(until_ms)}" if until_ms is not None else ""
     return (

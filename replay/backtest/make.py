@@ -131,7 +131,7 @@ def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Repl
         raise ConfigInvalid(f"--mode is {spec.mode!r}; write scan or step.")
     data = MarketData.read(spec)
     return build(
-        configuration(spec.given, data.candles, spec.sections, caller=spec.caller),
+        configuration(spec.given, data, spec.sections, caller=spec.caller),
         data,
         started_at_ms=started_at_ms,
         from_ms=spec.from_ms,

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from datetime import timedelta
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -23,11 +23,12 @@ from tracepaper.daemon.config.values import STOCK
 from tracepaper.replay.archive import (
     Candles,
     FundingRates,
+    merge_candles,
     read_candles,
     read_funding,
-    slice_candles,
 )
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
+from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.corporate_actions import ActionRow, actions_until, read_actions
 from tracepaper.replay.archive.read import candles_of_frame
 from tracepaper.replay.archive.sessions import (
@@ -45,11 +46,10 @@ from tracepaper.replay.backtest.tracks import (
     depth_tracks,
     frame_tracks,
     funding_tracks,
-    refuse_elsewhere,
 )
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import WEEK_MS
+from tracepaper.strategies.units import WEEK_MS, iso
 
 
 class SourceReader(NamedTuple):
@@ -67,7 +67,7 @@ class Cutoff(NamedTuple):
 
     at_ms: int
     close_ms: int
-    candles: Sequence[Candles]
+    days: Mapping[str, int]  # of each symbol's newest bar then, since 1970
     cut: bool  # whether the rest is left out; else nonsense stands in its place
 
 
@@ -118,37 +118,28 @@ def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor
 
 
 def _candles_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
-    if not cutoff.cut:
-        return [_corrupted(part, part.open_time_ms > cutoff.at_ms) for part in given]
-    kept = [
-        slice_candles(part, np.flatnonzero(part.open_time_ms <= cutoff.at_ms)) for part in given
-    ]
-    return [part for part in kept if len(part)]
-
-
-def _corrupted(candles: Candles, later: NDArray[np.bool_]) -> Candles:
-    """Return *candles* with nonsense where *later*: prices tenfold, volumes gone."""
-    factor = np.where(later, 10, 1)
-    return replace(
-        candles,
-        open=candles.open * factor,
-        high=candles.high * factor * np.where(later, 2, 1),
-        close=candles.close * factor,
-        volume=np.where(later, 0, candles.volume),
-    )
+    """Leave out the later candles, or have nonsense there: prices tenfold, volumes gone."""
+    if cutoff.cut:
+        kept = [part[part.open_time_ms <= cutoff.at_ms] for part in given]
+        return [part for part in kept if len(part)]
+    changed = []
+    for part in given:
+        later = part.open_time_ms > cutoff.at_ms
+        factor = np.where(later, 10, 1)
+        nonsense = replace(
+            part,
+            open=part.open * factor,
+            high=part.high * factor * np.where(later, 2, 1),
+            close=part.close * factor,
+            volume=np.where(later, 0, part.volume),
+        )
+        changed.append(nonsense)
+    return changed
 
 
 def _frames_until(given: Sequence[Candles], cutoff: Cutoff) -> list[Candles]:
-    closed = [
-        slice_candles(part, np.flatnonzero(part.closes_ms <= cutoff.close_ms)) for part in given
-    ]
+    closed = [part[part.closes_ms <= cutoff.close_ms] for part in given]
     return [part for part in closed if len(part)]
-
-
-def _dearer_candles(candles: Candles, factor: int) -> Candles:
-    prices = {name: getattr(candles, name) * factor for name in ("open", "high", "low", "close")}
-    turnover = None if candles.turnover is None else candles.turnover * factor
-    return replace(candles, **prices, turnover=turnover)
 
 
 def _candles_sha256(part: Candles) -> str:
@@ -190,8 +181,21 @@ def _read_actions(given: Sequence[Path | ActionRow], _reading: SourceReader) -> 
 def _read_depth(
     given: Sequence[Path | RecordedDepth], reading: SourceReader
 ) -> list[RecordedDepth]:
+    """Read books; refuse a file of which none stood so within the candles of the period."""
     books = [read_depth(item) if isinstance(item, Path) else item for item in given]
-    refuse_elsewhere(books, reading.candles, reading.spec.from_ms, reading.spec.until_ms)
+    from_ms, until_ms = reading.spec.from_ms, reading.spec.until_ms
+    for recorded, part in product(books, reading.candles):
+        if part.instrument != recorded.header.instrument.id or not len(part):
+            continue
+        begin_ms, end_ms = max(int(part.open_time_ms[0]), from_ms or 0), part.until_ms
+        end_ms = end_ms if until_ms is None else min(end_ms, until_ms)
+        first, last = np.searchsorted(recorded.times, (begin_ms, end_ms), side="right").tolist()
+        if begin_ms < end_ms and first == last:
+            raise DataInvalid(
+                f"--depth holds books of {part.instrument} from {iso(int(recorded.times[0]))} "
+                f"to {iso(int(recorded.times[-1]))}, and the bars are of {iso(begin_ms)} to "
+                f"{iso(end_ms)}; give books and candles of one time."
+            )
     return books
 
 
@@ -207,7 +211,7 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         tracks=frame_tracks,
         until=_frames_until,
         shift=Candles.later,
-        scale=_dearer_candles,
+        scale=Candles.dearer,
         digest=_candles_sha256,
     ),
     "depth": MarketSource(
@@ -223,7 +227,7 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         tracks=candle_tracks,
         until=_candles_until,
         shift=Candles.later,
-        scale=_dearer_candles,
+        scale=Candles.dearer,
         digest=_candles_sha256,
     ),
     "funding": MarketSource(
@@ -240,7 +244,7 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         read=_read_actions,
         tracks=action_tracks,
         # Later ones are left out of every future: none of them is known before its bar.
-        until=lambda rows, cutoff: actions_until(rows, cutoff.candles, cutoff.at_ms),
+        until=lambda rows, cutoff: actions_until(rows, cutoff.days),
         shift=lambda row, weeks: row._replace(ex_date=row.ex_date + timedelta(weeks=weeks)),
         scale=lambda row, factor: row if row.is_split else row._replace(value=row.value * factor),
         digest=lambda row: hashlib.sha256(repr(row[1:]).encode()).hexdigest(),  # not its place
@@ -305,6 +309,26 @@ class MarketData:
         }
         return replace(self, **changed)
 
+    @property
+    def opens_ms(self) -> NDArray[np.int64]:
+        """Every time at which one of its bars opens, once."""
+        return np.unique(np.concatenate([part.open_time_ms for part in self.candles]))
+
+    @property
+    def bounds(self) -> Span:
+        """When its first bar opens, and its last one ends."""
+        first_ms = min(int(part.open_time_ms[0]) for part in self.candles)
+        return first_ms, max(part.until_ms for part in self.candles)
+
+    @property
+    def span_ms(self) -> int:
+        """Over how many milliseconds the candles of the symbol with the longest reach.
+
+        Sessions alone are counted where they are counted by a calendar.
+        """
+        joined = merge_candles(self.candles)
+        return max((int(part.steps.sum()) + 1) * part.interval_ms for part in joined)
+
     def close_of(self, at_ms: int) -> int:
         """Return when the last of the bars closed that opened at *at_ms*."""
         return max(
@@ -318,7 +342,12 @@ class MarketData:
 
         The rest is left out, or has nonsense in its place where it is not *cut*.
         """
-        cutoff = Cutoff(at_ms, self.close_of(at_ms), self.candles, cut)
+        days = {
+            part.symbol: int(part.days[np.searchsorted(part.open_time_ms, at_ms, side="right") - 1])
+            for part in self.candles
+            if part.open_time_ms[0] <= at_ms
+        }
+        cutoff = Cutoff(at_ms, self.close_of(at_ms), days, cut)
         return self._changed(lambda source, given: source.until(given, cutoff))
 
     def opening(self, from_ms: int, until_ms: int | None = None) -> Self:
@@ -328,12 +357,12 @@ class MarketData:
             first, last = int(np.searchsorted(part.open_time_ms, from_ms)), len(part)
             if until_ms is not None:
                 last = int(np.searchsorted(part.open_time_ms, until_ms, side="right"))
-            cut.append(slice_candles(part, slice(first, last)))
+            cut.append(part[first:last])
         return replace(self, candles=[part for part in cut if len(part)])
 
     def first(self, bars: int) -> Self:
         """Return it with so many *bars* of each of its candles."""
-        return replace(self, candles=[slice_candles(part, slice(0, bars)) for part in self.candles])
+        return replace(self, candles=[part[:bars] for part in self.candles])
 
     def shifted(self, weeks: int) -> Self:
         """Return all of it so many *weeks* later."""

@@ -42,7 +42,7 @@ from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
 from tracepaper.storage.chain.starting_point import Beginnings, RunLookback, StartingPoint
 from tracepaper.storage.database.chunks import StoredRun
-from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.reader import Fed, Reader
 from tracepaper.strategies.api.model import OF_MEASURE, given_by
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken
@@ -228,33 +228,26 @@ class RecordedPredictor:
             )
 
     def events(
+        self, reader: Reader, run_id: str, *, place: Mapping[str, Any] | None = None
+    ) -> Iterator[Event]:
+        """Yield the recorded events in order, from the run-in on, as :meth:`handed_on` does."""
+        beginning = self._run.beginning
+        before = -1 if beginning is None else beginning.fed_from - 1
+        for model in (self._run.forecaster, self._prober):
+            recall_lookback(model, reader, run_id, before)
+        return self.handed_on(reader.events(run_id, before), place=place)
+
+    def handed_on(
         self,
-        reader: Reader,
-        run_id: str,
-        rows: Iterable[tuple[int, Event, Prediction]] | None = None,
+        rows: Iterable[Fed],
         *,
         place: Mapping[str, Any] | None = None,
     ) -> Iterator[Event]:
-        """Yield the recorded events in order, from the run-in on, or those of *rows*.
+        """Yield the events of *rows*, those of ``Reader.events``, and keep their answers.
 
         With a *place* they are those of a new run there: its starts name it, and it has no ends.
         """
-        if rows is None:
-            beginning = self._run.beginning
-            before = -1 if beginning is None else beginning.fed_from - 1
-            stored = reader.events(run_id, before)
-            for model in (self._run.forecaster, self._prober):
-                recall_lookback(model, reader, run_id, before)
-            rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
-        if place is not None:
-            rows = (
-                (sequence, replace(event, **place) if type(event) is ModelChange else event, answer)
-                for sequence, event, answer in rows
-                if type(event) not in _ENDS
-            )
-        if self._inline is not None or self._is_outside:
-            return self._queue_answers(rows)
-        events = (event for _, event, _ in rows)
+        events = self._handed_on(rows, place)
         return events if self._scan is None else self._scan.read_ahead(events)
 
     @property
@@ -281,14 +274,21 @@ class RecordedPredictor:
             return
         engine.prepare(promoted.model_sha256, terms_for(config, engine, promoted, run))
 
-    def _queue_answers(self, rows: Iterable[tuple[int, Event, Prediction]]) -> Iterator[Event]:
-        """Yield the events of *rows*, and queue each stored answer for ``predict``."""
-        for sequence, event, stored in rows:
-            if type(event) is RetrainingEnd and event.takes_over and not self._is_outside:
-                self._promote(event, is_derived=sequence >= self._run.first)
-            self._recorded.append(self._timeout if type(stored) is PredictionTimeout else stored)
-            self.taken += self._is_outside and stored is not None
-            yield event
+    def _handed_on(self, rows: Iterable[Fed], place: Mapping[str, Any] | None) -> Iterator[Event]:
+        """Yield the events of *rows*, and queue each stored answer that ``predict`` takes."""
+        is_queued = self._inline is not None or self._is_outside
+        for sequence, _, event, stored in rows:
+            kind = type(event)
+            if place is not None and kind in _ENDS:
+                continue
+            if is_queued:
+                if type(event) is RetrainingEnd and event.takes_over and not self._is_outside:
+                    self._promote(event, is_derived=sequence >= self._run.first)
+                is_late = type(stored) is PredictionTimeout
+                self._recorded.append(self._timeout if is_late else stored)
+                self.taken += self._is_outside and stored is not None
+            is_start = place is not None and kind is ModelChange
+            yield replace(event, **place or {}) if is_start else event
 
     def predict(self, unit: Unit) -> list[Prediction]:
         """Return the answer to each event of *unit*, which must be the oldest not yet answered."""

@@ -15,9 +15,9 @@ from typing import Final, NamedTuple, TypeVar
 import numpy as np
 
 from tracepaper.daemon.config.market import MarketSection
-from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
+from tracepaper.replay.archive import Candles, FundingRates, merge_candles
 from tracepaper.replay.archive.books import RecordedDepth
-from tracepaper.replay.archive.candles import Span, bars_of, resample
+from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.archive.corporate_actions import ActionRow, PlacedActions
 from tracepaper.replay.archive.series import missing_settlements
@@ -69,7 +69,13 @@ class BarSpan:
 
 def candle_tracks(_given: Sequence[Candles], bars: BarSpan) -> list[Track]:
     """Return the bars of each instrument, and the gaps between them."""
-    return [Track(_times_of(part), partial(_bars, part)) for part in bars.candles]
+    tracks = []
+    for part in bars.candles:
+        closes = part.closes_ms
+        after_hole = np.flatnonzero(part.steps != 1) + 1
+        times = np.insert(closes, after_hole, closes[after_hole])
+        tracks.append(Track(times, partial(_bars, part)))
+    return tracks
 
 
 BEGUN: Final = "stopped"
@@ -181,29 +187,6 @@ def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--
     return Scale(over=coarser)
 
 
-def refuse_elsewhere(
-    books: Sequence[RecordedDepth],
-    candles: Sequence[Candles],
-    from_ms: int | None = None,
-    until_ms: int | None = None,
-) -> None:
-    """Raise ``DataInvalid`` for books of which none stood so within the candles of the period."""
-    for recorded in books:
-        for part in candles:
-            if part.instrument != recorded.header.instrument.id or not len(part):
-                continue
-            begin_ms = max(int(part.open_time_ms[0]), from_ms or 0)
-            end_ms = int(part.closes_ms[-1])
-            end_ms = end_ms if until_ms is None else min(end_ms, until_ms)
-            first, last = np.searchsorted(recorded.times, (begin_ms, end_ms), side="right").tolist()
-            if begin_ms < end_ms and first == last:
-                raise DataInvalid(
-                    f"--depth holds books of {part.instrument} from {iso(int(recorded.times[0]))} "
-                    f"to {iso(int(recorded.times[-1]))}, and the bars are of {iso(begin_ms)} to "
-                    f"{iso(end_ms)}; give books and candles of one time."
-                )
-
-
 def refuse_named(option: str, named: Sequence[str], traded: Sequence[str]) -> None:
     """Raise ``ConfigInvalid`` where files are of instruments that are not traded, or two of one."""
     for key in named:
@@ -244,14 +227,10 @@ def _bars(candles: Candles) -> Iterator[Event]:
     """Return the bars, made in batches, each hole as a Gap before the bar that shows it."""
     holes = dict(zip((after for _, after in candles.gaps), candles.gaps, strict=True))
     starts = range(0, len(candles), BATCH_BARS)
-    batches = (bars_of(slice_candles(candles, slice(at, at + BATCH_BARS))) for at in starts)
+    batches = (candles[at : at + BATCH_BARS].bars() for at in starts)
     if holes:
         return chain.from_iterable(_with_gaps(bars, holes) for bars in batches)
     return chain.from_iterable(batches)
-
-
-def _frame_bars(candles: Candles) -> Iterator[Event]:
-    return (frame_bar_of(bar, seen_ms=bar.close_time_ms) for bar in bars_of(candles))
 
 
 def _with_gaps(bars: Iterable[Bar], holes: Mapping[int, Span]) -> Iterator[Event]:
@@ -273,13 +252,6 @@ def _settlements(
             yield Funding(settled.instrument, rates[at], market_ms=at, seen_ms=at)
         else:
             yield Gap(settled.instrument, at, missing[at], GapCause.FUNDING, "", at, at)
-
-
-def _times_of(candles: Candles) -> IntArray:
-    """Return the time of every bar and gap of *candles*, in order: the close of its bar."""
-    closes = candles.closes_ms
-    after_hole = np.flatnonzero(candles.steps != 1) + 1
-    return np.insert(closes, after_hole, closes[after_hole])
 
 
 def aligned(candles: Candles, instruments: Mapping[str, Instrument]) -> Candles:
@@ -321,8 +293,9 @@ def frame_tracks(given: Sequence[Candles], bars: BarSpan) -> list[Track]:
             from_ms = interval_start(begun_ms, length_ms) - wanted_ms
             inside = (part.open_time_ms >= from_ms) & (part.open_time_ms < begun_ms)
             if inside.any():
-                cut = slice_candles(part, np.flatnonzero(inside))
-                tracks.append(Track(cut.closes_ms, partial(_frame_bars, cut)))
+                cut = part[inside]
+                closed = [frame_bar_of(bar, seen_ms=bar.close_time_ms) for bar in cut.bars()]
+                tracks.append(Track(cut.closes_ms, partial(iter, closed)))
     return tracks
 
 
@@ -331,7 +304,7 @@ def refuse_contradiction(higher: Candles, bars: Candles) -> None:
     first_ms = interval_start(int(bars.open_time_ms[0]), higher.interval_ms)
     if bars.until_ms - first_ms < 2 * higher.interval_ms:
         return  # no candle of the frame is whole for certain
-    resampled = resample(bars, higher.interval_ms)
+    resampled = bars.resampled(higher.interval_ms)
     _, rows, sum_rows = np.intersect1d(
         higher.open_time_ms, resampled.open_time_ms, return_indices=True
     )
@@ -358,19 +331,18 @@ def funding_tracks(given: Sequence[FundingRates], bars: BarSpan) -> list[Track]:
                 missing = dict(missing_settlements(rates, first_ms, part.until_ms))
                 settled = rates.select(inside)
                 times = np.union1d(settled.time_ms, np.array([*missing], dtype=np.int64))
-                known_ms = _after_the_bar(times, part)
+                known_ms = _after_the_bar(times, part.open_time_ms, part.closes_ms)
                 tracks.append(Track(known_ms, partial(_settlements, settled, missing, times)))
     return tracks
 
 
-def _after_the_bar(times_ms: IntArray, candles: Candles) -> IntArray:
-    """Return *times_ms*, of those inside a bar of *candles* the close of that bar.
+def _after_the_bar(times_ms: IntArray, opens: IntArray, closes: IntArray) -> IntArray:
+    """Return *times_ms*, of those inside a bar the close of that bar.
 
     A bar fills orders at its open once it is closed. What is dated inside it must find the position
     that these fills made, so it comes after the bar. Exchanges stamp a settlement some milliseconds
     late: the second counts.
     """
-    opens, closes = candles.open_time_ms, candles.closes_ms
     at = np.searchsorted(opens, times_ms, side="right") - 1
     is_inside = (at >= 0) & (times_ms >= opens[at] + SECOND_MS) & (times_ms < closes[at])
     return np.where(is_inside, closes[at], times_ms)

@@ -15,6 +15,7 @@ from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.daemon.session.universe import change_of, next_choice_ms
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.strategies.types.market import Instrument, UniverseChange
 from tracepaper.strategies.units import DAY_MS
 
@@ -24,7 +25,7 @@ SHOWN: Final = 5
 
 def choices(
     rule: UniverseRule,
-    candles: Sequence[Candles],
+    data: MarketData,
     instruments: Sequence[Instrument],
     *,
     start_ms: int,
@@ -35,11 +36,11 @@ def choices(
     Each is made from candles that had closed by then: those of the 24 hours before it. A symbol is
     as old as its first candle.
     """
-    until_ms = max(part.until_ms for part in candles)
+    _, until_ms = data.bounds
     changes = []
     at_ms = start_ms
     while at_ms <= until_ms:
-        listed = _listed(candles, at_ms)
+        listed = _listed(data, at_ms)
         changes.append(change_of(rule, instruments, listed, now_ms=at_ms, names=names))
         at_ms = next_choice_ms(rule, at_ms)
     return changes
@@ -58,9 +59,9 @@ def list_warnings(
         )
 
 
-def _listed(candles: Sequence[Candles], at_ms: int) -> Iterator[TradedSymbol]:
+def _listed(data: MarketData, at_ms: int) -> Iterator[TradedSymbol]:
     """Yield each symbol as its ticker of *at_ms*; one without a candle in that day is left out."""
-    for part in candles:
+    for part in data.candles:
         closes_ms = part.closes_ms
         first, last = np.searchsorted(closes_ms, (at_ms - DAY_MS, at_ms), side="right").tolist()
         if first == last:

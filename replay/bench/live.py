@@ -24,7 +24,6 @@ from tracepaper.daemon.session.build import needs_forecaster, resolved
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor, drive, no_forecast
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.resume import Opening, open_run
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.bench.replay import tiled
@@ -135,9 +134,7 @@ def live_parts(
     """Yield a run whose period begins at *start_ms*, logged in the new database *path*."""
     audit = SqlAuditLog.open(path)
     try:
-        opening = Opening(
-            config, RunKind.LIVE, FillModel.QUOTE, path, tuple(instruments), forecaster, start_ms, 0
-        )
+        opening = Opening(config, RunKind.LIVE, path, tuple(instruments), forecaster, start_ms, 0)
         opened = open_run(opening, audit)
         predict: Predict = no_forecast
         if forecaster is not None:
@@ -226,7 +223,7 @@ def _content_bytes(path: Path) -> int:
 
 def closes_of(symbols: int, count: int) -> list[list[Bar]]:
     """Return *count* closes of a bar of each of *symbols* instruments, oldest first."""
-    bars = bars_of(tiled(count + SHIFT_BARS * symbols))
+    bars = tiled(count + SHIFT_BARS * symbols).bars()
     return [
         [
             msgspec.structs.replace(

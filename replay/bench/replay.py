@@ -35,7 +35,7 @@ from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.types.decisions import Action, Step
 
 YEAR_BARS: Final = 525_600
-COMPARED: Final = ("one", "two", "written", "plain", "memory", "audit")
+COMPARED: Final = ("one", "two", "symbols", "written", "plain", "memory", "audit")
 ALONE_S: Final = 1.0
 """CPU seconds of a round in which a network alone explains."""
 AHEAD: Final = 64
@@ -183,8 +183,8 @@ def measure_replay(
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
     Each round replays the same bars into a new database, and beside it by a class as users write
-    them, by two strategies on one account, into memory, as a trial of a sweep does, and in a plain
-    Python loop of the same strategy, without engine or log.
+    them, by two strategies on one account, as two symbols, into memory, as a trial of a sweep does,
+    and in a plain Python loop of the same strategy, without engine or log.
     """
     candles = tiled(bars)
     closes = candles.close.tolist()
@@ -196,6 +196,8 @@ def measure_replay(
         spent["audit"].append(single.audit_s / bars)
         two = recorded(replay_of([candles], "sma_cross", times=2))
         spent["two"].append(two.cpu_s / bars)
+        symbols = recorded(replay_of([candles, replace(candles, symbol="ETHUSDT")], "sma_cross"))
+        spent["symbols"].append(symbols.cpu_s / bars)
         written = recorded(replay_of([candles], f"{__name__}:{Reversion.__name__}"))
         spent["written"].append(written.cpu_s / bars)
         replay = replay_of([candles], "sma_cross")
@@ -214,6 +216,7 @@ def measure_replay(
         "history_stop_notes_bars_per_cpu_s": 1 / median["written"],
         "times_plain_loop": median["one"] / median["plain"],
         "two_strategies_times_one": median["two"] / median["one"],
+        "two_symbols_times_one": median["symbols"] / median["one"],
         "trial_in_memory_cpu_us_per_bar": 1e6 * median["memory"],
         "audit_verify_cpu_us_per_step": 1e6 * median["audit"],
         "database_bytes_per_bar": single.size / bars,

@@ -34,13 +34,13 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.backtest.run import StepLog, Tally, run_events
 from tracepaper.storage.database.chunks import StoredRun
-from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.reader import Fed, Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import DROPPABLE, gate_order
-from tracepaper.strategies.types.decisions import FillModel, Prediction, Run
+from tracepaper.strategies.types.decisions import FillModel, Run
 from tracepaper.strategies.types.market import (
     Bar,
     CloseStart,
@@ -94,9 +94,11 @@ class ChangedRun:
         """Take the recorded events through the engine into *log*."""
         recorded = RecordedRun(self.run, self.config, self.engine, self.forecaster)
         predictor = RecordedPredictor(recorded, None, self.database)
-        rows = _later(self.reader, self.run, self.first_ms) if self.first_ms else None
+        rows = self.reader.events(self.run.run_id)
+        if self.first_ms:
+            rows = _later(self.reader, self.run, self.first_ms, rows)
         log.begin(self.run, self.engine.gate_sets)
-        events = predictor.events(self.reader, self.run.run_id, rows, place={})
+        events = predictor.handed_on(rows, place={})
         run_events(events, predictor, self.engine, log, Tally())
 
     @property
@@ -330,8 +332,8 @@ def _first_bars(
 
 
 def _later(  # noqa: C901 - one case a kind of event
-    reader: Reader, run: Run, first_ms: Mapping[str, int]
-) -> Iterator[tuple[int, Event, Prediction]]:
+    reader: Reader, run: Run, first_ms: Mapping[str, int], rows: Iterator[Fed]
+) -> Iterator[Fed]:
     """Yield the rows of a run from its later start on, as a feed hands on what lies there."""
     start_ms, closed, waiting = run.period_start_ms, list[CloseStart](), 0
     settled = {
@@ -339,10 +341,11 @@ def _later(  # noqa: C901 - one case a kind of event
         for event in reader.of_type(run.run_id, Funding)
         if event.market_ms > start_ms
     }
-    bars: list[tuple[int, Event, Prediction]] = []
+    bars: list[Fed] = []
     start = reader.of_type(run.run_id, ModelChange)[0]
-    yield 0, replace(start, warm_from=(), market_ms=start_ms, seen_ms=start_ms), None
-    for sequence, _, event, answer in reader.events(run.run_id):
+    yield 0, True, replace(start, warm_from=(), market_ms=start_ms, seen_ms=start_ms), None
+    for row in rows:
+        sequence, _, event, _ = row
         after_ms = start_ms
         match event:
             case CloseStart():
@@ -350,13 +353,13 @@ def _later(  # noqa: C901 - one case a kind of event
                 continue
             case Bar(instrument=key, open_time_ms=open_ms):
                 if open_ms >= first_ms[key]:
-                    bars.append((sequence, event, answer))  # before the start nobody asks
+                    bars.append(row)  # before the start nobody asks
                 waiting -= 1
                 if waiting <= 0:
-                    here = {bar.instrument for _, bar, _ in bars if isinstance(bar, Bar)}
+                    here = {bar.instrument for _, _, bar, _ in bars if isinstance(bar, Bar)}
                     absent = tuple(name for name in first_ms if name not in here)
                     for each in closed if bars else ():
-                        yield sequence, replace(each, bars=len(bars), absent=absent), None
+                        yield sequence, True, replace(each, bars=len(bars), absent=absent), None
                     yield from bars
                     closed, bars = [], []
                 continue
@@ -367,4 +370,4 @@ def _later(  # noqa: C901 - one case a kind of event
             case CorporateAction(instrument=key):
                 after_ms = first_ms[key]
         if event.market_ms > after_ms:
-            yield sequence, event, answer
+            yield row

@@ -49,7 +49,6 @@ from tracepaper.daemon.session.user_model import (
     model_files,
     user_model,
 )
-from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import predictor_over
@@ -430,7 +429,7 @@ def _replay(config: Config, data: MarketData, mode: str) -> Replay:
     """
     first_ms = {part.symbol: int(part.open_time_ms[0]) for part in data.candles}
     before = [
-        slice_candles(part, np.flatnonzero(part.open_time_ms < first_ms[part.symbol]))
+        part[part.open_time_ms < first_ms[part.symbol]]
         for part in data.frames
         if part.symbol in first_ms
     ]

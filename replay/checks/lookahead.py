@@ -23,8 +23,7 @@ import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
-from tracepaper.replay.archive import Candles
-from tracepaper.replay.backtest.build import fit_windows, span_of
+from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference, LookaheadFinding
 from tracepaper.replay.checks.external_inputs import ExternalInput
@@ -122,7 +121,7 @@ def lookahead(
     """
     if not data.frames:
         # A cut future changes them no more.
-        config, shortened = fit_windows(config, span_of(data.candles))
+        config, shortened = fit_windows(config, data.span_ms)
         for sentence in shortened:
             report(f"Warning: {sentence}.")
     return _Check(config, data, fresh, limits or Limits(), mode, allow, report).run()
@@ -218,8 +217,8 @@ def _futures(check: _Check) -> Iterator[ProbeTrial]:
     """Corrupt or cut off what follows bars that are spread over the whole file."""
     config, data = check.config, check.data
     because = TO_COME if config.model.covariates is None else ROWS_TO_COME
-    first_ms = min(int(part.open_time_ms[0]) for part in data.candles)
-    probes = _spread(check.replayed.candles, check.limits, check.whole.warmup)
+    first_ms, _ = data.bounds
+    probes = _spread(check.replayed, check.limits, check.whole.warmup)
     check.finding.planned = len(probes)
     for number, probe in enumerate(probes):
         check.report(f"lookahead: future {number + 1} of {len(probes)}")
@@ -522,9 +521,9 @@ class _Check:
                 self.report(f"lookahead: a table of {values:,} values in {source}")
 
 
-def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[FutureProbe]:
+def _spread(data: MarketData, limits: Limits, warmup: int) -> list[FutureProbe]:
     """Return a probe in each of as many equal parts of the file; their order is a seeded one."""
-    times = np.unique(np.concatenate([part.open_time_ms for part in candles]))
+    times = data.opens_ms
     if times.size < 3:  # a past, a probe and a future
         raise DataInvalid(f"{times.size} bars have no future to perturb; give more data.")
     rng = np.random.default_rng(limits.seed)

@@ -19,7 +19,7 @@ import numpy as np
 from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, Executor, MeanRange
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
-from tracepaper.replay.archive.candles import bars_of, merge_candles, slice_candles
+from tracepaper.replay.archive.candles import merge_candles
 from tracepaper.replay.archive.executions import Execution
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.strategies.errors import ConfigInvalid
@@ -122,7 +122,7 @@ class OpenFills:
         part, instrument = self._held[order.symbol], self._instruments[order.symbol]
         ranges = MeanRange(RANGE_BARS)
         if costs.ranges:
-            for bar in bars_of(slice_candles(part, slice(max(row - RANGE_BARS - 1, 0), row))):
+            for bar in part[max(row - RANGE_BARS - 1, 0) : row].bars():
                 ranges.push(bar)
         scale = 10 ** (instrument.price_decimals - part.price_decimals)
         executor = Executor(instrument, costs, ranges)

@@ -27,7 +27,6 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.user_code import parsed
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
@@ -366,7 +365,7 @@ class _ClosedFrames:
         before = [part for part in self._before if part.interval_ms == length_ms]
         rows = [row for part in before for row in self._rows(part) if row[1] < first_ms]
         with suppress(DataInvalid):  # not one is whole
-            rows += self._rows(resample(self._candles, length_ms))
+            rows += self._rows(self._candles.resampled(length_ms))
         return sorted({row[0]: row for row in rows}.values())
 
     def _rows(self, candles: Candles) -> list[Row]:

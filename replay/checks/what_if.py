@@ -1,13 +1,15 @@
-"""``whatif``: what a change makes of a recorded run, decision by decision, with errors.
+"""What a change makes of a recorded run, or another run beside it, decision by decision.
 
 The rule is docs/identity.md, I21.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from tracepaper.replay.checks.changed_run import ChangedRun
 from tracepaper.replay.document.values import (
     Cells,
     Estimate,
+    Figure,
     Paragraph,
     Part,
     Table,
@@ -49,35 +52,26 @@ ACCOUNTS: Final = (
     of_row("fills", "fills", "count"),
 )
 CAUSES: Final = (of_row("why", "why", "text"), of_row("decisions", "decisions", "count"))
-CHANGES: Final = (
-    of_row("open_time_ms", "bar", "minute"),
-    of_row("instrument", "instrument", "text", wide=True),
-    of_row("sequence", "sequence", "text", wide=True),
-    of_row("before", "as recorded", "text"),
-    of_row("target_before", "target", "text"),
-    of_row("after", "what if", "text"),
-    of_row("target_after", "target", "text"),
-    of_row("why", "why", "text", wide=True),
-    of_row("measure", "measure", "measure"),
-    of_row("threshold", "threshold", "measure", wide=True),
-)
 _JUDGED: Final = ("target_quantity", "instrument")
+_KEPT: Final = ("open_time_ms", "instrument", "target_quantity", "verdict", "equity")
 Verdict = tuple[str, str | None]
 """An action, and the gate that refused it."""
+DERIVED: Final = ("as recorded", "what if")
 
 
 @dataclass(frozen=True)
-class WhatIf:
-    """What a change makes of a run: of the compared ``decisions`` so many are ``changed``."""
+class Comparison:
+    """Two runs over the bars that both decided: of so many ``decisions``, ``changed`` differ."""
 
-    run_id: str
+    run_id: str  # of the first
     change: tuple[str, ...]
+    names: tuple[str, str]
     decisions: int
     changed: int
     moved: int  # of these with another target
     from_ms: int  # open time of the first compared bar
     until_ms: int  # close of the last
-    accounts: tuple[Cells, ...]  # as recorded, with the change, the difference
+    accounts: tuple[Cells, ...]  # of the first, of the second, the difference
     causes: tuple[Cells, ...]  # the most frequent first
     changes: tuple[Cells, ...]  # the first ``CHANGES_KEPT``
     notes: tuple[str, ...]
@@ -87,9 +81,10 @@ class WhatIf:
 class DecidedRun:
     """The decisions of a run, a row each: its place in the run, the code of its verdict."""
 
-    rows: Columns
+    rows: Columns  # a target is infinite where there is none
     decision: Callable[[int], Decision]  # at a place
-    account_before: Callable[[int], tuple[float, int, int]]  # equity; fees and fills since
+    account: Callable[[int, int], tuple[float, int, int]]
+    """The equity before the one place, and fees and fills from there to the other."""
 
 
 class DecisionLog:
@@ -101,11 +96,16 @@ class DecisionLog:
         """Take the first *cash*; each verdict that is none of *codes* is added to them."""
         self._cash, self._fees, self._fills = cash, 0, 0  # of the account, until the last step
         self._codes = codes
-        self._decisions: list[Decision] = []  # a stretch repeats its first
-        self._rows = {name: array("q") for name in ("open_time_ms", *_JUDGED, "verdict", "equity")}
+        self._blocks = [
+            np.empty((len(_KEPT), 0), np.int64)
+        ]  # [column, row] of each stretch, and of steps between two
+        self._steps: list[tuple[int, ...]] = []  # rows since the last stretch
+        self._count, self._firsts = 0, array("q")  # rows; of each of ``_decisions`` the first
+        self._decisions: list[Sequence[Decision]] = []  # in turn, which a stretch repeats
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
+        self._items = run.instruments
         self._place_of = {item.id: place for place, item in enumerate(run.instruments)}
 
     def append_now(self, *steps: Step) -> None:
@@ -113,43 +113,62 @@ class DecisionLog:
         for step in steps:
             self._fees = step.account.fees_paid
             self._fills += len(step.fills)
-            if step.decision is not None and isinstance(step.event, Bar):
-                decided = {step.event.instrument: step.decision}
-                self._take([step.event], decided, [step.account.equity])
+            if (decision := step.decision) is not None and isinstance(bar := step.event, Bar):
+                judged = self._row(bar.instrument, decision)
+                self._steps.append((bar.open_time_ms, *judged, step.account.equity))
+                self._keep((decision,), 1)
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Keep what each bar of *stretch* repeats."""
-        worth, decided = (
-            stretch.marks.worth,
-            {key: of.decision for key, of in stretch.repeats.items()},
-        )
-        profits = stretch.marks.account_unrealized
-        self._take(stretch.bars, decided, [worth + profit for profit in profits for _ in decided])
+        self.flush()
+        repeats, first, count = stretch.repeats, stretch.bars[0], len(stretch.bars)
+        block = np.empty((len(_KEPT), count), np.int64)
+        rows = [self._row(key, of.decision) for key, of in repeats.items()]
+        block[1:-1] = np.tile(np.array(rows).T, stretch.units)
+        # They follow at once.
+        opens = first.open_time_ms + np.arange(stretch.units) * first.interval_ms
+        equity = stretch.marks.worth + np.array(stretch.marks.account_unrealized, np.int64)
+        block[0], block[-1] = opens.repeat(len(rows)), equity.repeat(len(rows))
+        self._blocks.append(block)
+        self._keep([of.decision for of in repeats.values()], count)
 
-    def _take(
-        self, bars: Sequence[Bar], decided: Mapping[str, Decision], equity: Sequence[int]
-    ) -> None:
-        """Keep *bars*, on which the instruments in turn were *decided*, with the equity at each."""
-        decisions, codes, rows = [*decided.values()], self._codes, self._rows
-        units = len(bars) // len(decisions)
-        verdicts = [(of.action, of.refused_by) for of in decisions]
-        targets = [of.target_quantity for of in decisions]
-        rows["open_time_ms"].extend([bar.open_time_ms for bar in bars])
-        rows["equity"].extend(equity)
-        rows["instrument"].extend([self._place_of[key] for key in decided] * units)
-        rows["target_quantity"].extend([NOT_STORED if at is None else at for at in targets] * units)
-        rows["verdict"].extend([codes.setdefault(of, len(codes)) for of in verdicts] * units)
-        self._decisions += decisions * units
+    def _row(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
+        """Return what of a *decision* is compared, and on which instrument it is."""
+        verdict, target = (decision.action, decision.refused_by), decision.target_quantity
+        code = self._codes.setdefault(verdict, len(self._codes))
+        return self._place_of[instrument], NOT_STORED if target is None else target, code
+
+    def _keep(self, decisions: Sequence[Decision], rows: int) -> None:
+        """Keep the *decisions* of the next *rows*, which repeat them in turn."""
+        self._firsts.append(self._count)
+        self._decisions.append(decisions)
+        self._count += rows
+
+    def _decision(self, row: int) -> Decision:
+        at = bisect_right(self._firsts, row) - 1
+        decisions = self._decisions[at]
+        return decisions[(row - self._firsts[at]) % len(decisions)]
 
     def flush(self) -> None:
-        """Do nothing: nothing waits."""
+        """Make a block of the steps that wait for it."""
+        if self._steps:
+            self._blocks.append(np.array(self._steps, np.int64).T)
+            self._steps = []
 
     def decided(self) -> DecidedRun:
         """Return the decisions."""
-        rows = {name: np.array(column, np.int64) for name, column in self._rows.items()}
-        rows["place"] = np.arange(len(self._decisions))
+        rows: Columns = dict(zip(_KEPT, np.hstack(self._blocks), strict=True))
+        rows["place"] = np.arange(self._count)
+        rows["target_quantity"] = _targets(rows, self._items)
         account = self._cash, self._fees, self._fills  # its first decision is compared
-        return DecidedRun(rows, self._decisions.__getitem__, lambda _first: account)
+        return DecidedRun(rows, self._decision, lambda _first, _last: account)
+
+
+def _targets(rows: Columns, items: Iterable[Instrument]) -> Floats:
+    """Return the target of each row in base currency."""
+    scales = np.array([10.0**item.quantity_decimals for item in items])
+    stored = rows["target_quantity"]
+    return np.where(stored == NOT_STORED, np.inf, stored / scales[rows["instrument"]])
 
 
 def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) -> DecidedRun:
@@ -160,32 +179,65 @@ def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) ->
         for outcome in columns.rows.outcomes
     ]
     rows["verdict"] = np.array(verdicts, np.int64)[rows["outcome"]]
+    rows["target_quantity"] = _targets(rows, columns.instruments.values())
 
     def decision(sequence: int) -> Decision:
         stored = reader.step(run_id, sequence).decision
         assert stored is not None, "only what was decided is compared"
         return stored
 
-    def account_before(first: int) -> tuple[float, int, int]:
-        begin, last = columns.span
-        paid = reader.step(run_id, last).account.fees_paid
+    def account(first: int, last: int) -> tuple[float, int, int]:
+        begin, end = columns.span
+        if last < rows["sequence"][-1]:  # else what came after its last decision counts too
+            end = last
+        paid = reader.step(run_id, end).account.fees_paid
         if first > begin:
             paid -= reader.step(run_id, first - 1).account.fees_paid
-        return columns.equity_before(first), paid, len(columns.rows.filled((first, last)))
+        return columns.equity_before(first), paid, len(columns.rows.filled((first, end)))
 
-    return DecidedRun(rows | {"place": rows["sequence"]}, decision, account_before)
+    return DecidedRun(rows | {"place": rows["sequence"]}, decision, account)
 
 
-def what_if(changed: ChangedRun) -> WhatIf:
+def what_if(changed: ChangedRun) -> Comparison:
     """Derive *changed*, and compare each of its decisions with the record's."""
     codes: dict[Verdict, int] = {}
     log = DecisionLog(float(changed.config.account.cash), codes)
     changed.derive(log)
-    run, columns = changed.stored.run, RunColumns(changed.reader, changed.stored.run.run_id)
-    stored, derived = _recorded(changed.reader, columns, codes), log.decided()
+    columns = RunColumns(changed.reader, changed.stored.run.run_id)
+    stored = _recorded(changed.reader, columns, codes)
+    notes = tuple(_notes(changed))
+    return _compared(columns, (stored, log.decided()), list(codes), changed.words, DERIVED, notes)
+
+
+def compare_recorded(
+    left: tuple[Reader, RunColumns], right: tuple[Reader, RunColumns], names: tuple[str, str]
+) -> Comparison:
+    """Compare the decisions of two recorded runs, which are called *names*.
+
+    Raises ``DataInvalid`` where they decided no bar in common.
+    """
+    codes: dict[Verdict, int] = {}
+    (reader, columns), (_, other) = left, right
+    stored, second = _recorded(reader, columns, codes), _recorded(*right, codes)
+    places = dict(zip(columns.instruments, range(len(columns.instruments)), strict=True))
+    at = np.array([places.get(name, -1) for name in other.instruments])[second.rows["instrument"]]
+    rows = {name: column[at >= 0] for name, column in (second.rows | {"instrument": at}).items()}
+    both = stored, replace(second, rows=rows)
+    return _compared(columns, both, list(codes), (" beside ".join(names),), names)
+
+
+def _compared(
+    columns: RunColumns,
+    both: tuple[DecidedRun, DecidedRun],
+    verdicts: Sequence[Verdict],
+    change: tuple[str, ...],
+    names: tuple[str, str],
+    notes: tuple[str, ...] = (),
+) -> Comparison:
+    """Compare *both*, of which the first is that of *columns*; codes are places in *verdicts*."""
+    run, (stored, derived) = columns.run, both
     keys, others = (
-        of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"]
-        for of in (stored, derived)
+        of.rows["open_time_ms"] * len(run.instruments) + of.rows["instrument"] for of in both
     )
     if not np.array_equal(keys, others):
         _, mine, theirs = np.intersect1d(keys, others, return_indices=True)
@@ -195,29 +247,30 @@ def what_if(changed: ChangedRun) -> WhatIf:
             for of, rows in ((stored, mine), (derived, theirs))
         )
     if not (opens := stored.rows["open_time_ms"]).size:
-        raise DataInvalid("No bar was decided both times; give an earlier --from.")
+        raise DataInvalid("No bar was decided both times; compare runs, or a --from, of one time.")
     moves, judged = (
         stored.rows[name] != derived.rows[name] for name in ("target_quantity", "verdict")
     )
     differs = moves | judged
-    verdicts, causes = list(codes), Counter[str]()
+    causes = Counter[str]()
     pairs = zip(*(of.rows["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
     for (before, after), times in Counter(pairs).items():
         causes[_why(verdicts[before], verdicts[after])] += times
     closes = columns.times.closes_of(opens)
     listed = _beginnings(differs, stored.rows, derived.rows)[:CHANGES_KEPT]
-    return WhatIf(
+    return Comparison(
         run.run_id,
-        changed.words,
+        change,
+        names,
         int(opens.size),
         int(differs.sum()),
         int(moves.sum()),
         int(opens[0]),
         int(closes[-1]),
-        _accounts(closes, columns.times.calendar, stored, derived),
+        _accounts(names, closes, columns.times.calendar, stored, derived),
         tuple({"why": why, "decisions": times} for why, times in causes.most_common()),
         tuple(_changes(run.instruments, listed, stored, derived)),
-        tuple(_notes(changed)),
+        notes,
     )
 
 
@@ -257,21 +310,23 @@ def _changes(
 ) -> Iterator[Cells]:
     """Yield the decisions of the rows *listed* as they were and as they are."""
     for row in listed.tolist():
-        item = items[stored.rows["instrument"][row]]
         before, after = (of.decision(int(of.rows["place"][row])) for of in (stored, derived))
         gate, judged = after.refused_by, after
         if gate is None or gate == before.refused_by:
             gate, judged = before.refused_by, before
         at = None if gate is None else judged.gate_set.gates.index(gate)
         verdicts = [(of.action.value, of.refused_by) for of in (before, after)]
+        targets = [float(of.rows["target_quantity"][row]) for of in (stored, derived)]
+        target, target_after = (None if math.isinf(target) else target for target in targets)
         yield {
             "open_time_ms": int(stored.rows["open_time_ms"][row]),
-            "instrument": item.id,
+            "instrument": items[stored.rows["instrument"][row]].id,
             "sequence": int(stored.rows["sequence"][row]),
+            "beside": int(derived.rows["place"][row]),
             "before": _verdict_text(verdicts[0]),
-            "target_before": _quantity(before, item.quantity_decimals),
+            "target_before": target,
             "after": _verdict_text(verdicts[1]),
-            "target_after": _quantity(after, item.quantity_decimals),
+            "target_after": target_after,
             "why": _why(*verdicts),
             "measure": None if at is None else judged.measures[at],
             "threshold": None if at is None else judged.gate_set.thresholds[at],
@@ -283,20 +338,19 @@ def _verdict_text(verdict: Verdict) -> str:
     return action if refused is None else f"{action}, {refused} refused"
 
 
-def _quantity(decision: Decision, decimals: int) -> float | None:
-    target = decision.target_quantity
-    return None if target is None else target / 10**decimals
-
-
 def _accounts(
-    closes: Ints, calendar: Calendar | None, stored: DecidedRun, derived: DecidedRun
+    names: tuple[str, str],
+    closes: Ints,
+    calendar: Calendar | None,
+    stored: DecidedRun,
+    derived: DecidedRun,
 ) -> tuple[Cells, ...]:
-    """Return what the account made as recorded and with the change, and the difference by day."""
+    """Return what the account made in the one and in the other, and the difference by day."""
     days = metrics.return_days(closes, calendar)
     ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
     rows: list[tuple[Floats, Floats, float | None, float, int]] = []
     for of in (stored, derived):
-        start, paid, fills = of.account_before(int(of.rows["place"][0]))
+        start, paid, fills = of.account(*of.rows["place"][[0, -1]].tolist())
         curve = np.concatenate(([start], of.rows["equity"] / MONEY_SCALE))
         fall = float(metrics.drawdowns(curve).max()) if (curve > 0).all() else None
         daily = metrics.daily_returns(closes, curve, calendar)
@@ -315,7 +369,7 @@ def _accounts(
             "fills": count,
         }
         for name, (profit, of_day, drawdown, cost, count) in zip(
-            ("as recorded", "what if", "difference"), rows, strict=True
+            (*names, "difference"), rows, strict=True
         )
     )
 
@@ -329,18 +383,36 @@ def _estimate(values: Floats, days: Ints, times: int = 1) -> Estimate:
 # ---------------------------------------------------------------- the document
 
 
-def tables(result: WhatIf) -> tuple[Table, ...]:
-    """Return the tables of what a change makes."""
+def _columns(result: Comparison) -> Iterator[Figure[Cells]]:
+    """Yield the columns of the changes; of two records both decisions can be opened."""
+    before, after = result.names
+    is_recorded = result.names != DERIVED
+    yield of_row("open_time_ms", "bar", "minute")
+    yield of_row("instrument", "instrument", "text", wide=True)
+    yield of_row("sequence", "sequence", "step" if is_recorded else "text", wide=True)
+    if is_recorded:
+        yield of_row("beside", "beside", "text")
+    yield of_row("before", before, "text")
+    yield of_row("target_before", "target", "text")
+    yield of_row("after", after, "text")
+    yield of_row("target_after", "target", "text")
+    yield of_row("why", "why", "text", wide=True)
+    yield of_row("measure", "measure", "measure")
+    yield of_row("threshold", "threshold", "measure", wide=True)
+
+
+def tables(result: Comparison) -> tuple[Table, ...]:
+    """Return the tables of a comparison."""
     note = "± is a standard error, by stretches of at least five days."
     return (
         table("accounts", "What it made", ACCOUNTS, result.accounts, notes=(note,)),
         table("causes", "Why decisions change", CAUSES, result.causes),
-        table("changes", "Where the changes begin", CHANGES, result.changes),
+        table("changes", "Where the changes begin", tuple(_columns(result)), result.changes),
     )
 
 
-def what_if_document(result: WhatIf) -> TitledParts:
-    """Return the document of what a change makes, a sentence first."""
+def what_if_document(result: Comparison) -> TitledParts:
+    """Return the document of a comparison, a sentence first."""
     sentence = (
         f"{result.changed:,} of {count_of(result.decisions, 'decision')} change, "
         f"{result.moved:,} of them the target; {iso(result.from_ms)} to {iso(result.until_ms)}."
@@ -354,7 +426,7 @@ def what_if_document(result: WhatIf) -> TitledParts:
     return TitledParts(f"run {result.run_id} · what if", parts)
 
 
-def as_json(result: WhatIf) -> dict[str, Any]:
+def as_json(result: Comparison) -> dict[str, Any]:
     """Return the document as plain values."""
     names = ("run_id", "change", "decisions", "changed", "moved", "from_ms", "until_ms", "notes")
     return {name: getattr(result, name) for name in names} | documents(tables(result))

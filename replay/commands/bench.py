@@ -8,20 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from tracepaper.daemon.commands.options import JsonOption, print_json, tell
+from tracepaper.daemon.commands.options import Answer, answers, tell
 
 app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
 
 @app.command()
-def ingest(*, json: JsonOption = False) -> None:
+@answers
+def ingest() -> Answer:
     """Measure frames parsed to typed bars a CPU second."""
     from tracepaper.replay.bench.ingest import measure_ingest
 
-    _say("ingest: frame to typed bar", measure_ingest(), as_json=json)
+    return _answer("ingest: frame to typed bar", measure_ingest())
 
 
 @app.command()
+@answers
 def replay(
     *,
     bars: Annotated[
@@ -35,20 +37,19 @@ def replay(
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="With this model, say informer-1m.")
     ] = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Measure bars a CPU second with every decision stored and chained."""
     from tracepaper.replay.bench.replay import measure_model, measure_replay
 
     if model or checkpoint is not None:
         figures = measure_model(bars or 20_000, checkpoint=checkpoint, rounds=rounds, tell=tell)
-        _say(f"replay with {checkpoint or 'the default model'}", figures, as_json=json)
-    else:
-        figures = measure_replay(bars or 200_000, rounds=rounds, tell=tell)
-        _say("replay without a model", figures, as_json=json)
+        return _answer(f"replay with {checkpoint or 'the default model'}", figures)
+    figures = measure_replay(bars or 200_000, rounds=rounds, tell=tell)
+    return _answer("replay without a model", figures)
 
 
 @app.command()
+@answers
 def live(
     *,
     bars: Annotated[int, typer.Option(min=100, help="Decisions to time.")] = 1_000,
@@ -59,18 +60,18 @@ def live(
     checkpoint: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Also with this model of minutes.")
     ] = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Measure milliseconds from the last bar of a close to the commit of its last decision."""
     from tracepaper.replay.bench.live import measure_live
 
     figures = measure_live(
         max(bars // symbols, 100), symbols=symbols, model=model, checkpoint=checkpoint, tell=tell
     )
-    _say("last bar to last decision committed, ms of wall time", figures, as_json=json)
+    return _answer("last bar to last decision committed, ms of wall time", figures)
 
 
 @app.command()
+@answers
 def attention(
     *,
     bars: Annotated[
@@ -85,34 +86,26 @@ def attention(
             metavar="MODULE:FUNCTION", help="Also your function of (inputs, mask); repeat."
         ),
     ] = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Measure what an explanation costs beside the forward that it explains."""
     from tracepaper.replay.bench.attention import SIZES, measure
     from tracepaper.replay.bench.machine import machine_line
 
     rows = measure(bars or SIZES, device=device, threads=threads, compare=compare or (), tell=tell)
     tables: dict[str, Any] = {"machine": machine_line()}
-    if not json:
-        typer.echo(tables["machine"])
+    lines = [tables["machine"]]
     for title, row in rows:
-        if title not in tables and not json:
-            typer.echo(f"\n{title}")
+        if title not in tables:
+            lines.append(f"\n{title}")
         tables.setdefault(title, []).append(row)
-        if not json:
-            typer.echo("  ".join(f"{name} {_shown(value)}" for name, value in row.items()))
-    if json:
-        print_json(tables)
+        lines.append("  ".join(f"{name} {_shown(value)}" for name, value in row.items()))
+    return Answer(tables, "\n".join(lines))
 
 
-def _say(title: str, figures: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print the figures as one JSON document, or line by line."""
-    if as_json:
-        print_json(figures)
-        return
-    typer.echo(title)
-    for name, value in figures.items():
-        typer.echo(f"  {name.replace('_', ' '):32} {_shown(value)}")
+def _answer(title: str, figures: Mapping[str, Any]) -> Answer:
+    """Return the figures, line by line."""
+    lines = (f"  {name.replace('_', ' '):32} {_shown(value)}" for name, value in figures.items())
+    return Answer(figures, "\n".join([title, *lines]))
 
 
 def _shown(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -10,19 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
+    Answer,
     ColumnsOption,
     ConfigOption,
     DatabaseOption,
     DepthOption,
     FromOption,
-    JsonOption,
     ServiceOption,
     SetOption,
+    answers,
     database_path,
     located,
-    print_json,
     reads_record,
-    say,
     tell,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
@@ -32,7 +32,6 @@ from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, un
 if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.backtest.market_data import MarketData
-    from tracepaper.replay.checks.compare import LookaheadFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
@@ -43,6 +42,7 @@ SHOWN: Final = 10
 
 
 @reads_record
+@answers
 def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
     *,
@@ -59,8 +59,7 @@ def verify(
         typer.Option(help="Published funding rates to compare the settlements with; repeat."),
     ] = None,
     db: DatabaseOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Derive a run again from its stored events; exit 1 with the first difference if any."""
     from tracepaper.replay.archive import read_funding
     from tracepaper.replay.archive.columns import instant
@@ -82,80 +81,76 @@ def verify(
     if sample is None and from_ms is None and commit is None:  # a part is no parity of the run
         keep_check(place.path, checked, "verify", check)
     holds = verification.holds and all(funding_check.holds for funding_check in settled)
-    if json:
-        compared = [
-            {**asdict(funding_check), "holds": funding_check.holds} for funding_check in settled
-        ]
-        print_json({**asdict(verification), "funding": compared, "holds": holds})
-    elif verification.holds:
-        rounding = f", {verification.tolerated:,} of them within their tolerances" * bool(
-            verification.tolerated
-        )
-        say(
-            f"{verification.agreed + verification.tolerated:,} of {verification.decisions:,} "
-            f"decisions follow from the record of run {verification.run_id} "
-            f"({count_of(verification.steps, 'step')}){rounding}."
-        )
-        _say_beginning(verification)
-        if verification.taken:
-            say(
-                f"{verification.taken:,} answers of an outside service are taken from the record: "
-                "nothing here says what it would answer now."
-            )
-        if sys.stdout.isatty():
-            say("The links of its chain are another check: `tracepaper audit verify`.")
-        if verification.elsewhere:
-            say(f"Floats were compared within tolerances, since {verification.elsewhere}.")
-    else:
-        _say_why_not(verification)
-    if not json:
-        for funding_check in settled:
-            _say_funding(funding_check)
-    if not holds:
-        raise typer.Exit(1)
+    compared = [{**asdict(of), "holds": of.holds} for of in settled]
+    lines = [*(_followed if verification.holds else _why_not)(verification)]
+    lines += [line for funding_check in settled for line in _funding(funding_check)]
+    document = {**asdict(verification), "funding": compared, "holds": holds}
+    return Answer(document, "\n".join(lines), int(not holds))
 
 
-def _say_why_not(verification: Verification) -> None:
-    """Say what does not follow, and who is to blame; or that there was nothing to verify."""
+def _followed(verification: Verification) -> Iterator[str]:
+    """Yield how much follows from the record, from where on, and what else is to be known."""
+    rounding = f", {verification.tolerated:,} of them within their tolerances" * bool(
+        verification.tolerated
+    )
+    yield (
+        f"{verification.agreed + verification.tolerated:,} of {verification.decisions:,} "
+        f"decisions follow from the record of run {verification.run_id} "
+        f"({count_of(verification.steps, 'step')}){rounding}."
+    )
+    yield from _beginning(verification)
+    if verification.taken:
+        yield (
+            f"{verification.taken:,} answers of an outside service are taken from the record: "
+            "nothing here says what it would answer now."
+        )
+    if sys.stdout.isatty():
+        yield "The links of its chain are another check: `tracepaper audit verify`."
+    if verification.elsewhere:
+        yield f"Floats were compared within tolerances, since {verification.elsewhere}."
+
+
+def _why_not(verification: Verification) -> Iterator[str]:
+    """Yield what does not follow, and who is to blame; or that there was nothing to verify."""
     if not verification.differing:
-        say(
+        yield (
             f"No decision is among the {verification.steps:,} steps of run {verification.run_id} "
             "that were compared, so nothing was verified; ask again once it has decided."
         )
         return
-    say(
+    yield (
         f"Run {verification.run_id} does not follow from its record ({verification.to_blame} is to "
         f"blame): {verification.likely_cause}."
     )
     for difference in verification.differences[:SHOWN]:
-        say(
+        yield (
             f"  {difference.instrument} {difference.field}: stored {difference.first}, "
             f"derived {difference.second}"
         )
 
 
-def _say_beginning(verification: Verification) -> None:
+def _beginning(verification: Verification) -> Iterator[str]:
     """Say of a run that was not compared whole from where it was, and what covers the rest."""
     if verification.from_ms is None:
         return
     since = f"They are those from {iso(verification.from_ms)} on"
     if verification.state_step is None:
-        say(f"{since}; the state before was derived from the run's start.")
+        yield f"{since}; the state before was derived from the run's start."
     else:
-        say(
+        yield (
             f"{since}, step {verification.from_step:,}; the state before is the record's, as step "
             f"{verification.state_step:,} stored it, and was held to its fills, orders and ledger."
         )
     if verification.chained:
-        say(
+        yield (
             f"{verification.chained:,} decisions that are stored before were not compared: only "
             "the chain covers them (`tracepaper audit verify`)."
         )
 
 
-def _say_funding(funding_check: FundingCheck) -> None:
+def _funding(funding_check: FundingCheck) -> Iterator[str]:
     """Say how the settlements of one instrument agree with what was published."""
-    say(
+    yield (
         f"{funding_check.booked:,} of {funding_check.published:,} published settlements of "
         f"{funding_check.instrument} were booked at the published rate."
     )
@@ -164,10 +159,11 @@ def _say_funding(funding_check: FundingCheck) -> None:
             f"not {name}" if rate is None else f"{name} at {unscaled(rate, RATE_DECIMALS)}"
             for name, rate in zip(("booked", "published"), rates, strict=True)
         )
-        say(f"  {iso(at)}: {booked}, {published}")
+        yield f"  {iso(at)}: {booked}, {published}"
 
 
 @reads_record
+@answers
 def parity(
     first: Annotated[str, typer.Argument(metavar="RUN", help="A run, or FILE#RUN.")],
     second: Annotated[
@@ -191,8 +187,7 @@ def parity(
     ] = None,
     service: ServiceOption = False,
     db: DatabaseOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer | None:
     """Compare two runs, or a day of one with its replay; exit 1 with the first difference if any.
 
     With one RUN its last full UTC day is replayed from its record, as the daemon does each day; a
@@ -208,8 +203,7 @@ def parity(
         with Reader.open(place.path) as reader:
             findings = compare_with_books(reader, place.run_id, books)
         counts = f"{findings.orders:,}. Fills of the run: {findings.rows:,}."
-        _show_costs(findings, f"Market orders beside recorded books: {counts}", json)
-        return
+        return _costs(findings, f"Market orders beside recorded books: {counts}")
     if service:
         from tracepaper.daemon.session.child import stay_behind
 
@@ -218,8 +212,7 @@ def parity(
     from tracepaper.storage.database.reader import Reader
 
     if second is None:
-        _replay_day(located(first, db), day, service, json)
-        return
+        return _replay_day(located(first, db), day, service=service)
     if day is not None or service:
         raise ConfigInvalid("--day and --service are of one run and its replay; name one RUN.")
     first_place, second_place = (located(spec, db) for spec in (first, second))
@@ -227,15 +220,11 @@ def parity(
         comparison = compare_runs(
             ComparedRun(a, first_place.run_id), ComparedRun(b, second_place.run_id)
         )
-    if json:
-        print_json({**asdict(comparison), "holds": comparison.holds})
-    else:
-        _say(comparison)
-    if not comparison.holds:
-        raise typer.Exit(1)
+    document = {**asdict(comparison), "holds": comparison.holds}
+    return Answer(document, "\n".join(_compared(comparison)), int(not comparison.holds))
 
 
-def _replay_day(place: RunLocation, day: str | None, service: bool, json: bool) -> None:  # noqa: FBT001 - options
+def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> Answer | None:
     """Replay one day of a run from its record, and say whether it is the same."""
     from tracepaper.daemon.session.child import frame_of, take_output
     from tracepaper.replay.archive.columns import instant
@@ -254,47 +243,42 @@ def _replay_day(place: RunLocation, day: str | None, service: bool, json: bool) 
         check = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
     if output is not None:  # the daemon stores the result as an event
         output.write(frame_of(check))
-        return
+        return None
     keep_check(place.path, checked, "parity", check)
-    if json:
-        print_json(check)
-    else:
-        say(f"{check.reason}.")
-    if check.outcome is not ParityOutcome.IDENTICAL:
-        raise typer.Exit(1)
+    return Answer(check, f"{check.reason}.", int(check.outcome is not ParityOutcome.IDENTICAL))
 
 
-def _say(comparison: Parity) -> None:
-    """Say what agrees, what differs, and where nothing was found out."""
-    say(f"{comparison.identical:,} of {comparison.compared:,} decisions identical.")
+def _compared(comparison: Parity) -> Iterator[str]:
+    """Yield what agrees, what differs, and where nothing was found out."""
+    yield f"{comparison.identical:,} of {comparison.compared:,} decisions identical."
     if comparison.within_tolerance:
-        say(f"{comparison.within_tolerance:,} more agree within 1e-4 and decide the same.")
+        yield f"{comparison.within_tolerance:,} more agree within 1e-4 and decide the same."
     for gate, count in comparison.timing.items():
-        say(f"{count:,} differ only in time ({gate}).")
+        yield f"{count:,} differ only in time ({gate})."
     if comparison.first_fill:
-        say(
+        yield (
             f"{comparison.after_first_fill:,} more depend on fills and come after the first that "
             f"differs: {comparison.first_fill}."
         )
     for name, count in (("first", comparison.only_in_first), ("second", comparison.only_in_second)):
         if count:
-            say(f"{count:,} bars are only in the {name} run.")
+            yield f"{count:,} bars are only in the {name} run."
     if comparison.missing:
-        say(f"{comparison.missing:,} of them lie between bars that both runs decided.")
-    for difference in comparison.differences:
-        say(difference.sentence())
+        yield f"{comparison.missing:,} of them lie between bars that both runs decided."
+    yield from (difference.sentence() for difference in comparison.differences)
     if comparison.holds or comparison.differences:
         return
     if comparison.compared:
-        say("All that was compared differs in time alone, so nothing shows that the runs agree.")
+        yield "All that was compared differs in time alone, so nothing shows that the runs agree."
     else:
-        say("Nothing was compared: give two runs that decided the same bars.")
+        yield "Nothing was compared: give two runs that decided the same bars."
 
 
 MOST_BARS = 100_000
 
 
 @command(Consumer.LOOKAHEAD)
+@answers
 def lookahead(
     *,
     spec: RunSpec,
@@ -315,8 +299,7 @@ def lookahead(
         int | None,
         typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
     ] = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
@@ -338,15 +321,15 @@ def lookahead(
         )
     if left:
         finding.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
-    if json:
-        print_json({**asdict(finding), "verdict": finding.verdict, "holds": finding.holds})
-    else:
-        _print(finding)
-    if not finding.holds:
-        raise typer.Exit(1)
+    lines = [f"lookahead: {finding.sentence()}"]
+    lines += [f"To know: {sentence}." for sentence in finding.depends]
+    lines += [f"Cannot be proved: {sentence}." for sentence in finding.unproved]
+    document = {**asdict(finding), "verdict": finding.verdict, "holds": finding.holds}
+    return Answer(document, "\n".join(lines), int(not finding.holds))
 
 
 @command(Consumer.RECURSIVE)
+@answers
 def recursive(
     *,
     spec: RunSpec,
@@ -354,19 +337,18 @@ def recursive(
     bars: Annotated[
         int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
     ] = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Check the warm-up: start later; exit 1 if a decision after the warm-up differs."""
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
-    from tracepaper.replay.backtest.build import fit_windows, span_of
+    from tracepaper.replay.backtest.build import fit_windows
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import MODEL
     from tracepaper.replay.checks.recursive import recursive as check
 
     config, data = _read(spec)
     if not data.frames:
-        config, shortened = fit_windows(config, span_of(data.candles))
+        config, shortened = fit_windows(config, data.span_ms)
         for sentence in shortened:
             tell(f"Warning: {sentence}.")
     forecaster = load_forecaster(config) if needs_forecaster(config) else None
@@ -390,18 +372,15 @@ def recursive(
             mode=spec.mode,
             report=tell,
         )
-    if json:
-        document = {"check": "recursive", **asdict(finding), "holds": finding.holds}
-        print_json({**document, "warmup": warmup, "bars": wanted})
-    elif finding.holds:
-        typer.echo(
-            f"recursive: {finding.probes} probes over {wanted:,} bars, {finding.compared:,} steps "
-            "compared, nothing moved."
-        )
-    else:
-        typer.echo(f"recursive: {finding.sentence()}")
-    if not finding.holds:
-        raise typer.Exit(1)
+    sentence = (
+        f"{finding.probes} probes over {wanted:,} bars, {finding.compared:,} steps compared, "
+        "nothing moved."
+        if finding.holds
+        else finding.sentence()
+    )
+    document = {"check": "recursive", **asdict(finding), "holds": finding.holds}
+    document |= {"warmup": warmup, "bars": wanted}
+    return Answer(document, f"recursive: {sentence}", int(not finding.holds))
 
 
 def _preloaded(config: Config) -> list[str]:
@@ -420,28 +399,19 @@ def _preloaded(config: Config) -> list[str]:
 
 def _read(spec: RunSpec) -> tuple[Config, MarketData]:
     """Return the data of *spec*, aggregated to the interval of their configuration, and this."""
-    from tracepaper.replay.archive.candles import resample
     from tracepaper.replay.backtest.build import configuration
     from tracepaper.replay.backtest.market_data import MarketData
     from tracepaper.replay.backtest.tracks import with_depth
 
     data = MarketData.read(spec)
-    config = configuration(spec.given, data.candles)
-    candles = [resample(part, config.market.interval_ms) for part in data.candles]
+    config = configuration(spec.given, data)
+    candles = [part.resampled(config.market.interval_ms) for part in data.candles]
     market = with_depth(config.market, data.depth)
     return config.model_copy(update={"market": market}), replace(data, candles=candles)
 
 
-def _print(finding: LookaheadFinding) -> None:
-    """Say the verdict with what was probed, then what it depends on, and what stays open."""
-    typer.echo(f"lookahead: {finding.sentence()}")
-    for sentence in finding.depends:
-        typer.echo(f"To know: {sentence}.")
-    for sentence in finding.unproved:
-        typer.echo(f"Cannot be proved: {sentence}.")
-
-
 @reads_record
+@answers
 def calibrate(
     fills: Annotated[
         Path, typer.Argument(metavar="FILLS", help="Your own fills: Bybit's export as CSV.")
@@ -460,8 +430,7 @@ def calibrate(
     db: DatabaseOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Compare your real fills with what paper would have had; propose slippage and latency.
 
     With --run, say of each decision what paper had, what your account had, and why they differ.
@@ -469,8 +438,7 @@ def calibrate(
     if run is not None:
         if candles or depth:
             raise ConfigInvalid("--run takes prices from the run; leave --candles and --depth out.")
-        _join(fills, located(run, db, config), json)
-        return
+        return _join(fills, located(run, db, config))
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.build import costs_for
     from tracepaper.replay.archive.executions import read_executions
@@ -482,15 +450,14 @@ def calibrate(
     findings = slippage.calibrate(
         read_executions(fills), paper, costs_for(given), execution.latency_ms
     )
-    _show_costs(
+    return _costs(
         findings,
         f"{findings.orders:,} orders of {findings.rows:,} rows beside paper's fills by "
         f"{findings.model}.",
-        json,
     )
 
 
-def _join(fills: Path, place: RunLocation, json: bool) -> None:  # noqa: FBT001 - an option
+def _join(fills: Path, place: RunLocation) -> Answer:
     """Hold the fills of a file to the decisions of a run, store that, and show it."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.archive.executions import read_executions
@@ -513,32 +480,27 @@ def _join(fills: Path, place: RunLocation, json: bool) -> None:  # noqa: FBT001 
         tables = tuple(
             shortfall_tables(RunViews(reader.connection, place.run_id).rows("v_shortfall"))
         )
-    if json:
-        print_json(
-            {
-                "run_id": place.run_id,
-                "rows": findings.rows,
-                "fills": findings.joined,
-                "left_out": findings.left_out,
-                "notes": findings.notes,
-                **{each.key: each.documents() for each in tables},
-            }
-        )
-        return
+    document = {
+        "run_id": place.run_id,
+        "rows": findings.rows,
+        "fills": findings.joined,
+        "left_out": findings.left_out,
+        "notes": findings.notes,
+        **{each.key: each.documents() for each in tables},
+    }
     what = (
         f"{findings.joined:,} fills of {findings.rows:,} rows beside {len(rows):,} decisions of "
         f"run {place.run_id}."
     )
-    show(Terminal(), [*counted(what, findings.left_out, findings.notes), *tables])
+    parts = [*counted(what, findings.left_out, findings.notes), *tables]
+    return Answer(document, lambda: show(Terminal(), parts))
 
 
-def _show_costs(findings: SlippageFindings, what: str, json: bool) -> None:  # noqa: FBT001 - an option
-    """Show *findings*, of which *what* says how much was compared."""
+def _costs(findings: SlippageFindings, what: str) -> Answer:
+    """Return *findings*, of which *what* says how much was compared."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.checks import slippage
     from tracepaper.replay.document.terminal import show
 
-    if json:
-        print_json(slippage.as_document(findings))
-        return
-    show(Terminal(), slippage.parts_of(findings, what))
+    parts = slippage.parts_of(findings, what)
+    return Answer(slippage.as_document(findings), lambda: show(Terminal(), parts))

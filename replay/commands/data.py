@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
+    Answer,
     ColumnsOption,
     ConfigOption,
-    JsonOption,
     SymbolOption,
-    print_json,
+    answers,
+    tell,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
@@ -50,6 +51,7 @@ CalendarOption = Annotated[
 
 
 @app.command()
+@answers
 def check(
     paths: PathsArgument,
     *,
@@ -57,8 +59,7 @@ def check(
     category: CategoryOption = None,
     columns: ColumnsOption = None,
     calendar: CalendarOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Check files of candles, order books or events: what each holds, or why it is refused."""
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
@@ -67,11 +68,12 @@ def check(
     require("exchange_calendars", "--calendar", calendar)
     sessions_for = None if calendar is None else sessions_named(calendar)
     documents: list[dict[str, object]] = []
+    lines: list[str] = []
     refused = 0
     for path in paths:
         try:
             if (recorded := _recorded(Path(path), columns)) is not None:
-                document, lines = asdict(recorded), _recorded_lines(recorded)
+                document, of_file = asdict(recorded), _recorded_lines(recorded)
             else:
                 candles = read_candles(
                     path,
@@ -81,18 +83,14 @@ def check(
                     sessions_for=sessions_for,
                 )
                 figures = quality(candles)
-                document, lines = asdict(figures), _lines(figures)
+                document, of_file = asdict(figures), _lines(figures)
             documents.append({"valid": True, **document})
         except DataInvalid as error:
             refused += 1
             documents.append({"path": path, "valid": False, "error": str(error)})
-            lines = [f"✗ {error}"]
-        if not json:
-            typer.echo("\n".join(lines))
-    if json:
-        print_json({"files": documents, "refused": refused})
-    if refused:
-        raise typer.Exit(1)
+            of_file = [f"✗ {error}"]
+        lines += of_file
+    return Answer({"files": documents, "refused": refused}, "\n".join(lines), min(refused, 1))
 
 
 def _lines(quality: Quality) -> list[str]:
@@ -136,6 +134,7 @@ def _unit(decimals: int | None) -> str:
 
 
 @app.command()
+@answers
 def record(
     symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Such as BTCUSDT.")],
     *,
@@ -175,9 +174,8 @@ def record(
         Category | None, typer.Option(help="linear or spot; by default linear, or the session's.")
     ] = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
     service: Annotated[str | None, typer.Option("--service", hidden=True)] = None,
-) -> None:
+) -> Answer | None:
     """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it.
 
     With --events every change of the book and every public trade is kept as it came, of several
@@ -201,18 +199,13 @@ def record(
     else:
         raise ConfigInvalid("--from reads a recorded session; leave out --url and --for.")
     if message:
-        typer.echo(message, err=True)
+        tell(message)
     if service is not None:
-        return  # reading a long file takes a while
+        return None  # reading a long file takes a while
     qualities = [quality for path in wanted if (quality := _recorded(path)) is not None]
-    if json:
-        print_json(
-            [asdict(quality) for quality in qualities]
-            if len(qualities) > 1
-            else asdict(qualities[0])
-        )
-        return
-    typer.echo("\n".join(line for quality in qualities for line in _recorded_lines(quality)))
+    documents = [asdict(quality) for quality in qualities]
+    lines = [line for quality in qualities for line in _recorded_lines(quality)]
+    return Answer(documents if len(documents) > 1 else documents[0], "\n".join(lines))
 
 
 def _recorded(path: Path, columns: Sequence[str] | None = None) -> RecordingQuality | None:
@@ -294,24 +287,24 @@ def _recorded_lines(quality: RecordingQuality) -> list[str]:
 
 
 @app.command()
+@answers
 def samples(
     folder: Annotated[
         Path, typer.Argument(metavar="[FOLDER]", help="Target folder, created if missing.")
     ] = Path("samples"),
-    *,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Copy the bundled candles, frames and configurations, which the documentation names."""
     from tracepaper.replay.samples import copy_samples
 
     copies = copy_samples(folder)
-    if json:
-        print_json({"folder": str(folder), "files": [path.name for path in copies]})
-        return
-    typer.echo(f"{folder} holds {len(copies)} files; {folder / 'SOURCES.md'} says whose they are.")
+    return Answer(
+        {"folder": str(folder), "files": [path.name for path in copies]},
+        f"{folder} holds {len(copies)} files; {folder / 'SOURCES.md'} says whose they are.",
+    )
 
 
 @app.command()
+@answers
 def fetch(
     symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Such as BTCUSDT.")],
     *,
@@ -327,8 +320,7 @@ def fetch(
         Path, typer.Option(metavar="FOLDER", help="Folder of the CSV files, created if missing.")
     ] = Path("candles"),
     config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Download candles from the exchange to a file a symbol; run it again to continue."""
     import sys
 
@@ -349,13 +341,9 @@ def fetch(
         from_ms=None if from_text is None else instant(from_text),
         until_ms=None if to_text is None else instant(to_text),
     )
-    quiet = json or not sys.stderr.isatty()
-    outcomes = run_loop(fetch_order(load(config), order, quiet=quiet))
-    if json:
-        print_json({"series": [asdict(outcome) for outcome in outcomes]})
-        return
-    for outcome in outcomes:
-        typer.echo(_outcome_line(outcome))
+    outcomes = run_loop(fetch_order(load(config), order, quiet=not sys.stderr.isatty()))
+    lines = map(_outcome_line, outcomes)
+    return Answer({"series": [asdict(outcome) for outcome in outcomes]}, "\n".join(lines))
 
 
 def _outcome_line(outcome: FetchResult) -> str:

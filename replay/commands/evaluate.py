@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracepaper.daemon.commands.options import (
+    Answer,
     ColumnsOption,
     ConfigOption,
     DepthOption,
     HtmlOption,
-    JsonOption,
-    print_json,
+    answers,
+    tell,
 )
-from tracepaper.replay.commands.folds import each_on, print_folds
+from tracepaper.replay.commands.folds import answer_of_folds, each_on
 from tracepaper.replay.commands.train import CovariatesOption, DataOption, JobsOption, OnOption
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tracepaper.replay.learning.judge.judge import ModelJudgement
 
 
+@answers
 def evaluate(
     data: DataOption,
     checkpoint: Annotated[
@@ -80,8 +80,7 @@ def evaluate(
             help="Inspect N decisions: deletion, context, permutation, attribution; or intervals.",
         ),
     ] = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Evaluate a model on the bars after its calibration, against every baseline.
 
     Each recipe evaluated on a span counts as one opening of it; --folds trains
@@ -138,16 +137,14 @@ def evaluate(
     )
     each = each_on(on, jobs)
     if sentences := untrained(checkpoint):
-        _tell_untrained(sentences, as_json=json)
-        return
+        return Answer({"says": list(sentences), "figures": {}}, "\n".join(sentences))
     request, files = DataRequest(data, columns=columns or ()), SideFiles(covariates, depth or ())
     reader = ModelReader(request, files, given, options.threads)
     if folds is not None:
         inputs = files.read()
         _, model = reader.checkpoint(checkpoint, inputs)
         folds_judged = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
-        print_folds(folds_judged, html, as_json=json)
-        return
+        return answer_of_folds(folds_judged, html)
     if is_class:
         _refuse(
             inspected | {"covariates": covariates, "depth": depth},
@@ -155,14 +152,7 @@ def evaluate(
         )
     bars = options.explained_bars
     judged = judge_named(reader, checkpoint, chosen, inspections, bars, rivals=compare or ())
-    _print(judged, html, as_json=json)
-
-
-def _tell_untrained(sentences: Sequence[str], *, as_json: bool) -> None:
-    if as_json:
-        print_json({"says": list(sentences), "figures": {}})
-    else:
-        typer.echo("\n".join(sentences))
+    return _answer(judged, html)
 
 
 def _check_folds(folds: str | None, ablate: object, elsewhere: object, *, is_else: bool) -> None:
@@ -185,7 +175,7 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
             raise ConfigInvalid(f"--{option} {why}")
 
 
-def _print(judged: ModelJudgement, html: Path | None, *, as_json: bool) -> None:
+def _answer(judged: ModelJudgement, html: Path | None) -> Answer:
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.learning.judge.tables import (
         as_document,
@@ -198,17 +188,13 @@ def _print(judged: ModelJudgement, html: Path | None, *, as_json: bool) -> None:
         from tracepaper.replay.page.export import write_document_page
 
         write_document_page(judgement_document(model_id, every), html)
-    if as_json:
-        findings = [
-            {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
-            for of in judged.findings
-        ]
-        others = [{"name": name, "id": other} for name, other in judged.compared]
-        print_json(
-            {**as_document(model_id, judged.recipe, every), "findings": findings, "beside": others}
-        )
-        return
-    console = for_tables()
-    show(console, every, judged.findings)
-    if html is not None:
-        typer.echo(f"The page is {html}.")
+        tell(f"The page is {html}.")
+    findings = [
+        {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
+        for of in judged.findings
+    ]
+    others = [{"name": name, "id": other} for name, other in judged.compared]
+    return Answer(
+        {**as_document(model_id, judged.recipe, every), "findings": findings, "beside": others},
+        lambda: show(for_tables(), every, judged.findings),
+    )

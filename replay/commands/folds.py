@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from tracepaper.daemon.commands.options import print_json
+from tracepaper.daemon.commands.options import Answer, tell
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.fitted import Each
@@ -24,8 +22,8 @@ def each_on(on: str | None, jobs: int | None) -> Each:
     return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.judge.folds",))
 
 
-def print_folds(folds: FoldTables, html: Path | None, *, as_json: bool) -> None:
-    """Print what folds say, and write it as a page where *html* is given."""
+def answer_of_folds(folds: FoldTables, html: Path | None) -> Answer:
+    """Return what folds say, and write it as a page where *html* is given."""
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import TitledParts, documents
@@ -34,10 +32,8 @@ def print_folds(folds: FoldTables, html: Path | None, *, as_json: bool) -> None:
         from tracepaper.replay.page.export import write_document_page
 
         write_document_page(TitledParts(f"Folds of {folds.model_id}", tuple(folds.tables)), html)
-    if as_json:
-        document = {"id": folds.model_id, "recipe": folds.recipe, "folds": folds.text}
-        print_json({**document, "tables": documents(folds.tables)})
-        return
-    show(for_tables(), folds.tables)
-    if html is not None:
-        typer.echo(f"The page is {html}.")
+        tell(f"The page is {html}.")
+    document = {"id": folds.model_id, "recipe": folds.recipe, "folds": folds.text}
+    return Answer(
+        {**document, "tables": documents(folds.tables)}, lambda: show(for_tables(), folds.tables)
+    )

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from tracepaper.daemon.commands.options import (
+    Answer,
     ColumnsOption,
     ConfigOption,
     DatabaseOption,
@@ -17,6 +18,7 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     ServiceOption,
     ToOption,
+    answers,
     database_path,
     located,
     print_json,
@@ -55,6 +57,7 @@ ModelArgument = Annotated[
 
 
 @models.command("list")
+@answers
 def list_models(
     folders: Annotated[
         list[Path] | None,
@@ -65,8 +68,7 @@ def list_models(
     *,
     db: DatabaseOption = None,
     card: Annotated[bool, typer.Option("--card", help="Print the whole cards.")] = False,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """List the bundled checkpoints, those kept beside a database, and those in FOLDER."""
     from tracepaper.replay.learning.card import experimental
     from tracepaper.storage.checkpoints import BUNDLED, CARD_NAME, kept_folder, listed, locate
@@ -75,26 +77,23 @@ def list_models(
     if db is not None:
         given.append(kept_folder(db, ""))
     checkpoints = list(listed(given))
-    if json:
-        print_json(
-            {
-                "models": [
-                    {"folder": str(place), "card": read, "experimental": experimental(read)}
-                    for place, read in checkpoints
-                ],
-                "experimental_kinds": [] if folders else _unproven(checkpoints),
-            }
-        )
-        return
     if not checkpoints:
         raise DataInvalid("No checkpoint lies there; `tracepaper train` makes one.")
-    for place, read in checkpoints:
-        typer.echo((place / CARD_NAME).read_text() if card else "\n".join(_lines(place, read)))
-    if not (folders or card) and (kinds := _unproven(checkpoints)):
-        typer.echo(
+    kinds = [] if folders else _unproven(checkpoints)
+    documents = [
+        {"folder": str(place), "card": read, "experimental": experimental(read)}
+        for place, read in checkpoints
+    ]
+    lines = [
+        (place / CARD_NAME).read_text() if card else "\n".join(_lines(place, read))
+        for place, read in checkpoints
+    ]
+    if kinds and not card:
+        lines.append(
             f"Experimental, for no bundled checkpoint of theirs has beaten persistence: "
             f"{', '.join(kinds)}; `tracepaper train --set model.kind=NAME` fits one."
         )
+    return Answer({"models": documents, "experimental_kinds": kinds}, "\n".join(lines))
 
 
 @models.command()
@@ -143,6 +142,7 @@ def check(
 
 
 @models.command()
+@answers
 def export(
     model: ModelArgument,
     *,
@@ -154,8 +154,7 @@ def export(
             "--bars", metavar="N", help="Bars of the input window; by default the model's context."
         ),
     ] = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Write a network for another runtime, compared with the original before it is named so.
 
     Of an ensemble, the network is taken. Its inputs are the model's feature rows and
@@ -166,14 +165,12 @@ def export(
     for package in ("onnx", "onnxscript"):
         require(package, "--to onnx", to == "onnx")
     exported = StoredNetwork.open(model).exported(to, out, bars=bars)
-    if json:
-        print_json(exported)
-        return
-    typer.echo(
+    return Answer(
+        exported,
         f"{out} holds {exported['model_id']} for {to}: windows of {exported['bars']:,} bars of "
         f"{exported['columns']} columns ({exported['features']}) in, horizons "
         f"{', '.join(map(str, exported['horizons']))} out; it differs by at most "
-        f"{exported['largest_difference']:.1e} of an output's scale."
+        f"{exported['largest_difference']:.1e} of an output's scale.",
     )
 
 
@@ -262,6 +259,7 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     ]
 
 
+@answers
 def retrain(
     run: Annotated[
         str,
@@ -291,8 +289,7 @@ def retrain(
         int | None, typer.Option(min=1, help="Number of the evaluation; by default the next one.")
     ] = None,
     service: ServiceOption = False,
-    json: JsonOption = False,
-) -> None:
+) -> Answer | None:
     """Train on a database's bars as a daemon does; report whether it would promote the model.
 
     The keys of retrain say how. The newest time, retrain.judge, is kept from the training; both
@@ -316,17 +313,16 @@ def retrain(
         judgement = with_verdict(judgement, test=number, alpha=float(given.retrain.alpha))
     if service:
         output.write(frame_of(judgement))
-    elif json:
-        print_json(judgement)
-    elif not judgement.is_judged:
-        typer.echo(f"Nothing was judged: {judgement.reason}.")
-    else:
-        typer.echo(
-            f"{judgement.outcome.value.capitalize()}: {judgement.reason}.\n"
-            f"Candidate {judgement.candidate_sha256[:12]} lies in {judgement.candidate}.\n"
-            f"The running model is {judgement.running_sha256[:12]}; {judgement.bars:,} bars were "
-            "judged."
-        )
+        return None
+    if not judgement.is_judged:
+        return Answer(judgement, f"Nothing was judged: {judgement.reason}.")
+    return Answer(
+        judgement,
+        f"{judgement.outcome.value.capitalize()}: {judgement.reason}.\n"
+        f"Candidate {judgement.candidate_sha256[:12]} lies in {judgement.candidate}.\n"
+        f"The running model is {judgement.running_sha256[:12]}; {judgement.bars:,} bars were "
+        "judged.",
+    )
 
 
 def _request(

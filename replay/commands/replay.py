@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from tracepaper.daemon.commands.options import (
+    Answer,
     ColumnsOption,
     ConfigOption,
     HtmlOption,
     JsonOption,
-    print_json,
+    answers,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.replay.commands.train import OnOption
@@ -37,6 +38,7 @@ INTERRUPTED: Final = 130
 
 
 @command(Consumer.REPLAY)
+@answers
 def replay(
     *,
     spec: RunSpec,
@@ -44,8 +46,7 @@ def replay(
         bool,
         typer.Option("--verify", help="Derive the run again at its end, and store the result."),
     ] = False,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Backtest on candles, or replay a recorded run's events; every decision is stored.
 
     --data FILE.db#RUN names a run instead of candles.
@@ -59,7 +60,7 @@ def replay(
 
     @contextmanager
     def bars_done(replay: Replay) -> Iterator[Callable[[int], None]]:
-        with _progress("bars", quiet=json or not sys.stderr.isatty()) as advance:
+        with _progress("bars") as advance:
             yield lambda bars: advance(bars, replay.feed.bar_count, None)
 
     with _interruptible() as stopped:
@@ -69,11 +70,21 @@ def replay(
         from tracepaper.replay.checks.parity import check_whole
 
         check = check_whole(run.database, run.run_id, kind="verify")
-    _show_run(run, check, as_json=json)
-    if not run.tally.finished:
-        raise typer.Exit(INTERRUPTED)
-    if check is not None and check.outcome is not ParityOutcome.IDENTICAL:
-        raise typer.Exit(1)
+    tally = run.tally
+    document = {
+        "run_id": run.run_id,
+        "database": str(run.database),
+        "bars": tally.bars,
+        "decisions": tally.decisions,
+        "equity": float(unscaled(tally.equity, MONEY_DECIMALS)),
+        "equity_text": unscaled(tally.equity, MONEY_DECIMALS),
+        "seconds": round(run.seconds, 3),
+        "finished": tally.finished,
+        **({} if check is None else {"parity": check}),
+    }
+    differs = check is not None and check.outcome is not ParityOutcome.IDENTICAL
+    code = int(differs) if tally.finished else INTERRUPTED
+    return Answer(document, lambda: _show_run(run, check), code)
 
 
 @contextmanager
@@ -95,7 +106,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int, str | None], None]]:
+def _progress(what: str) -> Iterator[Callable[[int, int, str | None], None]]:
     """Show how many of all *what* are done, with a note, on a terminal; nothing elsewhere.
 
     The note is how many are done in a second where none is told.
@@ -109,7 +120,7 @@ def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int, str | N
         TimeRemainingColumn,
     )
 
-    if quiet:
+    if not sys.stderr.isatty():
         yield lambda _done, _of, _note: None
         return
     columns = (
@@ -130,7 +141,7 @@ def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int, str | N
         yield advance
 
 
-def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None:
+def _show_run(run: MadeRun, check: ParityCheck | None) -> None:
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show_document
     from tracepaper.replay.report.terminal import (
@@ -140,21 +151,6 @@ def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None
     )
 
     database, run_id, tally = run.database, run.run_id, run.tally
-    if as_json:
-        print_json(
-            {
-                "run_id": run_id,
-                "database": str(database),
-                "bars": tally.bars,
-                "decisions": tally.decisions,
-                "equity": float(unscaled(tally.equity, MONEY_DECIMALS)),
-                "equity_text": unscaled(tally.equity, MONEY_DECIMALS),
-                "seconds": round(run.seconds, 3),
-                "finished": tally.finished,
-                **({} if check is None else {"parity": check}),
-            }
-        )
-        return
     console, program = Terminal(), program_name()
     sequence = decision_to_explain(database, run_id)
     show_document(console, summary_document(database, run_id), blank_lines=False)
@@ -175,6 +171,7 @@ def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None
 
 
 @command(Consumer.SWEEP)
+@answers
 def sweep(
     *,
     space: Annotated[
@@ -223,17 +220,17 @@ def sweep(
     ] = None,
     spec: RunSpec,
     html: HtmlOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Try many configurations on the same candles; estimate how much of the best is luck.
 
     The same command continues an interrupted sweep. Exit code 1 if every run failed.
     """
     from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.document.terminal import show
     from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
     from tracepaper.replay.sweep.space import axis_of_text
     from tracepaper.replay.sweep.trial import Search, read_request, state_beside
-    from tracepaper.replay.sweep.views import show_sweep
+    from tracepaper.replay.sweep.views import sweep_document
 
     require("ray", "--on ray", on == "ray")
     require("optuna", f"--sampler {sampler}", sampler in {"random", "tpe"})
@@ -254,7 +251,7 @@ def sweep(
         ),
     )
     kept = state or state_beside(request)
-    with _progress("runs", quiet=json or not sys.stderr.isatty()) as advance:
+    with _progress("runs") as advance:
         swept = carry_out_sweep(
             request,
             executor_for(request, jobs, on),
@@ -265,17 +262,16 @@ def sweep(
         )
     if html is not None:
         swept.report(html=html)
-    if json:
-        print_json(swept.document())
-    else:
-        show_sweep(Terminal(), swept)
+
+    def shown() -> None:
+        show(Terminal(), sweep_document(swept).parts, blank_lines=False)
         typer.echo(
             f"Its cells are in {kept}, the page is {html}."
             if html
             else f"Its cells are in {kept}; to look at them: tracepaper ui --db {kept}"
         )
-    if swept.best is None:
-        raise typer.Exit(1)
+
+    return Answer(swept.document(), shown, int(swept.best is None))
 
 
 def _objective(text: str) -> Objective:
@@ -426,7 +422,7 @@ def exchange(
         bool, typer.Option("--now", help="Shift the candles so that market time is wall time.")
     ] = False,
     frames: Annotated[
-        Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines or text.")
+        Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines.")
     ] = None,
     faults: Annotated[Path | None, typer.Option(help="Faults to inject: a TOML file.")] = None,
     fault_seed: Annotated[

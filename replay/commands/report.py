@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
+    Answer,
     ConfigOption,
     DatabaseOption,
     FromOption,
     JsonOption,
     SetOption,
+    answers,
     database_path,
     located,
     print_json,
     reads_record,
+    tell,
 )
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.strategies.errors import ConfigInvalid
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 
 @reads_record
+@answers
 def report(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")
@@ -75,8 +79,7 @@ def report(
     notes: Annotated[bool, typer.Option("--notes", help="Show caveats.")] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Report a run: performance, costs, refusals by gate, and attribution."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show
@@ -92,7 +95,7 @@ def report(
     if samples and not importance:
         raise ConfigInvalid("--samples is for the spans of --importance; give --importance 1d.")
     named = located(run, db, config)
-    with _progress(quiet=json or not sys.stderr.isatty()) as progress:
+    with _progress() as progress:
         series = _importance(named, importance, samples, progress) if importance else None
         run_report = build_report(named.path, named.run_id, progress=progress)
         analysis = _analysis(run_report, progress) if heads else None
@@ -100,28 +103,30 @@ def report(
             from tracepaper.replay.page.export import run_page, write_page
             from tracepaper.replay.report.document import report_document
 
-            document = report_document(run_report, analysis)
-            write_page(
-                run_page(named.path, named.run_id, document=document, full=full, progress=progress),
-                html,
+            page = run_page(
+                named.path,
+                named.run_id,
+                document=report_document(run_report, analysis),
+                full=full,
+                progress=progress,
             )
+            write_page(page, html)
+    if html is not None:
+        tell(f"The page is {html}.")
     if chart is not None:
         from tracepaper.replay.document.pictures import write_picture
         from tracepaper.replay.report.charts import picture_chart
 
         write_picture(picture_chart(run_report, last=last), chart)
-    if json:
-        print_json(
-            as_document(run_report, analysis) | ({} if series is None else series.document())
-        )
-        return
-    show_report(Terminal(), run_report, notes=notes, analysis=analysis)
-    if series is not None:
-        show(Terminal(), series.series)
-    if html is not None:
-        typer.echo(f"The page is {html}.")
-    if chart is not None:
-        typer.echo(f"The chart is {chart}.")
+        tell(f"The chart is {chart}.")
+
+    def shown() -> None:
+        show_report(Terminal(), run_report, notes=notes, analysis=analysis)
+        if series is not None:
+            show(Terminal(), series.series)
+
+    document = as_document(run_report, analysis)
+    return Answer(document | ({} if series is None else series.document()), shown)
 
 
 def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | InfluenceReport:
@@ -145,11 +150,11 @@ def _importance(
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+def _progress() -> Iterator[Callable[[str], None]]:
     """Say on stderr what is being done, where a person looks on; nothing elsewhere."""
     from rich.console import Console
 
-    if quiet:
+    if not sys.stderr.isatty():
         yield lambda _text: None
         return
     with Console(stderr=True).status("reading the run") as status:
@@ -324,6 +329,7 @@ def _instant(text: str) -> int:
 
 
 @reads_record
+@answers
 def whatif(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
     *,
@@ -334,8 +340,7 @@ def whatif(
     ] = None,
     from_: FromOption = None,
     db: DatabaseOption = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Run a recorded run again with other keys, without a gate or from later on; compare decisions.
 
     It takes the run's own bars and forecasts, in memory: no model is loaded, nothing is written.
@@ -360,7 +365,5 @@ def whatif(
                 from_ms=RunSpec(start=from_).from_ms,
             )
         )
-    if json:
-        print_json(as_json(result))
-    else:
-        show_document(Terminal(), what_if_document(result))
+    document = what_if_document(result)
+    return Answer(as_json(result), lambda: show_document(Terminal(), document))

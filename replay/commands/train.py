@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tracepaper.daemon.commands.options import ColumnsOption, DepthOption, JsonOption, print_json
+from tracepaper.daemon.commands.options import Answer, ColumnsOption, DepthOption, answers
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
@@ -34,6 +34,7 @@ CovariatesOption = Annotated[
 ]
 
 
+@answers
 def train(
     recipe: Annotated[
         Path | None,
@@ -78,8 +79,7 @@ def train(
             help="Print the recipe of a kind or a file, each key explained; ? lists the kinds.",
         ),
     ] = None,
-    json: JsonOption = False,
-) -> None:
+) -> Answer | None:
     """Train a model on candles, evaluate it on untouched time, and write it with its card.
 
     --set lies over RECIPE, and RECIPE over the defaults of the kind, flash; a key without a section
@@ -90,7 +90,7 @@ def train(
     """
     if init is not None:
         _describe(init, settings or ())
-        return
+        return None
     if not data:
         raise ConfigInvalid("--data PATH is missing; give it, or --init KIND alone.")
     from tracepaper.daemon.clock import SystemClock
@@ -116,8 +116,8 @@ def train(
     _require_extras(chosen, recipe, files)
     request = DataRequest(data, files.read(), columns or ())
     if out is None:
-        _show(described(read_dataset(chosen, request)), as_json=json)
-        return
+        tables = described(read_dataset(chosen, request))
+        return Answer({each.key: each.documents() for each in tables}, lambda: _show(tables))
     first = int(document.get("training", {}).get("seed", 0))
     of_seeds = [over(document, {"training": {"seed": first + nth}}) for nth in range(seeds or 0)]
     recipes = [recipe_of(of_seed) for of_seed in of_seeds] or [chosen]
@@ -125,27 +125,25 @@ def train(
         run = FitRun(out, "", SystemClock().wall_ms(), view.observe, view.say, resume)
         checkpoints = train_seeds(recipes, request, run, each=each)
     study = [] if seeds is None else _study(checkpoints)
-    if json:
-        documents = [
-            {"folder": str(folder), "id": checkpoint.id, "card": checkpoint.card}
-            for folder, checkpoint in checkpoints
-        ]
-        several = {"checkpoints": documents, **{table.key: table.documents() for table in study}}
-        print_json(documents[0] if len(documents) == 1 else several)
-        return
-    for folder, checkpoint in checkpoints:
-        _print(folder, checkpoint)
-    _show(study)
+    documents = [
+        {"folder": str(folder), "id": checkpoint.id, "card": checkpoint.card}
+        for folder, checkpoint in checkpoints
+    ]
+    several = {"checkpoints": documents, **{table.key: table.documents() for table in study}}
+
+    def shown() -> None:
+        for folder, checkpoint in checkpoints:
+            _print(folder, checkpoint)
+        _show(study)
+
+    return Answer(documents[0] if len(documents) == 1 else several, shown)
 
 
-def _show(tables: Sequence[Table], *, as_json: bool = False) -> None:
+def _show(tables: Sequence[Table]) -> None:
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
 
-    if as_json:
-        print_json({table.key: table.documents() for table in tables})
-    else:
-        show(for_tables(), tables)
+    show(for_tables(), tables)
 
 
 def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:

@@ -99,15 +99,6 @@ class RuleLayer(Struct, frozen=True, omit_defaults=True, tag="rule"):
     role: ChartRole = "muted"
 
 
-class SpanLayer(Struct, frozen=True, omit_defaults=True, tag="span"):
-    """A shaded stretch of x, over the whole height."""
-
-    name: str
-    low: float
-    high: float
-    role: ChartRole = "soft"
-
-
 class HeatLayer(Struct, frozen=True, omit_defaults=True, tag="heat"):
     """Cells by colour: ``rows`` of [y, x], or ``packed`` bytes of them where they are many.
 
@@ -124,15 +115,13 @@ class HeatLayer(Struct, frozen=True, omit_defaults=True, tag="heat"):
     rows: Sequence[Numbers] = ()
     packed: str = ""  # base64
     scale: Literal["linear", "log2", "log10"] = "linear"
-    palette: Literal["sequential", "diverging", "steps"] = "sequential"
+    palette: Literal["sequential", "steps"] = "sequential"
     names: Sequence[str] = ()
-    ends: Sequence[str] = ()  # what the ends of the scale are called, in place of their numbers
     unit: str = ""
     times: float = 1.0  # people read the number times this
     digits: int | None = None
     texts: Sequence[Sequence[str]] = ()  # [y][x], what a cell says in place of its number
     is_written: bool = False  # each cell bears its number
-    chosen: tuple[int, int] | None = None  # row and column of a cell with a ring
 
 
 class EdgeLayer(Struct, frozen=True, omit_defaults=True, tag="edges"):
@@ -154,17 +143,7 @@ class FlowLayer(Struct, frozen=True, omit_defaults=True, tag="flow"):
     flows: Sequence[Sequence[Numbers]]  # [column but the last][from group][to group]
 
 
-Layer = (
-    LineLayer
-    | BandLayer
-    | BarLayer
-    | MarkLayer
-    | RuleLayer
-    | SpanLayer
-    | HeatLayer
-    | EdgeLayer
-    | FlowLayer
-)
+Layer = LineLayer | BandLayer | BarLayer | MarkLayer | RuleLayer | HeatLayer | EdgeLayer | FlowLayer
 
 
 class ChartPanel(Struct, frozen=True, omit_defaults=True):

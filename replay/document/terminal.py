@@ -56,7 +56,7 @@ def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -
                     console.print()
                 console.print(printed(part))
             case Paragraph():
-                console.print(_paragraph(part))
+                console.print(_paragraph(part), soft_wrap=part.style == "code")  # to be copied
             case Chart() | FoldedParts():
                 pass
 

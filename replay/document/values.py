@@ -127,6 +127,7 @@ class Table:
     whole: bool = False  # a terminal shows every row
     look: Look = "table"
     aside: str = ""  # words beside the title
+    best: Literal["", "most", "least"] = ""  # of a heat map: which of its numbers is
 
     def records(self) -> list[dict[str, Value]]:
         """Return the rows by the figures' keys."""
@@ -146,14 +147,10 @@ class Table:
 
 @dataclass(frozen=True)
 class FoldedParts:
-    """Parts that are shown on request, under a line that says what they are about.
-
-    ``cells`` are the figures in that line, each with its unit.
-    """
+    """Parts that are shown on request, under a line that says what they are about."""
 
     summary: str
     parts: tuple[Part, ...]
-    cells: tuple[tuple[Value, Form, str], ...] = ()
 
 
 Part = Table | Chart | Paragraph | FoldedParts
@@ -186,14 +183,8 @@ def _as_part(part: Part) -> dict[str, Any]:
     match part:
         case Paragraph(text, style):
             return {"kind": "paragraph", "style": style, "text": text}
-        case FoldedParts(summary, inside, cells):
-            figures = [
-                {"text": f"{_text(value, form)}{unit}", "tone": tone(value, form)}
-                for value, form, unit in cells
-            ]
-            return {
-                "kind": "fold", "summary": summary, "cells": figures, "parts": as_parts(inside),
-            }  # fmt: skip
+        case FoldedParts(summary, inside):
+            return {"kind": "fold", "summary": summary, "parts": as_parts(inside)}
         case Table():
             return _table_part(part)
         case Chart():
@@ -209,13 +200,7 @@ def _table_part(part: Table) -> dict[str, Any]:
             for place, figure in kept
             if not place or any(row[place] is not None for row in part.rows)
         ]
-    tinted = [
-        abs(value)
-        for row in part.rows
-        for value, figure in zip(row, part.figures, strict=True)
-        if figure.form == "gain tint" and isinstance(value, float)
-    ]
-    most = max(tinted, default=0.0) or 1.0
+    tint = _tinting(part)
     content: dict[str, Any] = {
         "kind": "table",
         "key": part.key,
@@ -228,7 +213,7 @@ def _table_part(part: Table) -> dict[str, Any]:
             }
             for _, figure in kept
         ],
-        "rows": [[_cell(row[place], figure.form, most) for place, figure in kept]
+        "rows": [[_cell(row[place], figure.form, tint) for place, figure in kept]
                  for row in part.rows],
         "notes": list(part.notes),
     }  # fmt: skip
@@ -247,11 +232,31 @@ def _table_part(part: Table) -> dict[str, Any]:
     return content
 
 
-def _cell(value: Value, form: Form, most: float) -> str | dict[str, Any]:
+def _tinting(part: Table) -> Callable[[float, Form], float | None]:
+    """Return how a number of *part* is tinted, from -1 to 1; None where it is not."""
+    tinted = [
+        value
+        for row in part.rows
+        for value, figure in zip(row, part.figures, strict=True)
+        if isinstance(value, float)
+        and not math.isnan(value)
+        and (part.best or figure.form == "gain tint")
+    ]
+    if not part.best:
+        most = max(map(abs, tinted), default=0.0) or 1.0
+        return lambda number, form: round(number / most, 3) if form == "gain tint" else None
+    low, high = min(tinted, default=0.0), max(tinted, default=0.0)
+    middle, half = (low + high) / 2, (high - low) / (2 if part.best == "most" else -2)
+    return lambda number, _form: round((number - middle) / half, 3) if half else None
+
+
+def _cell(
+    value: Value, form: Form, tint_of: Callable[[float, Form], float | None]
+) -> str | dict[str, Any]:
     if isinstance(value, str) and form in ("text", "exact"):
         return value or NOTHING
     number = value[0] if isinstance(value, tuple) else value
-    if number is None or isinstance(number, str):
+    if number is None or isinstance(number, str) or math.isnan(number):
         return _text(value, form)
     cell: dict[str, Any] = {"text": _text(value, form), "sort": number}
     if tone_name := tone(value, form):
@@ -260,8 +265,8 @@ def _cell(value: Value, form: Form, most: float) -> str | dict[str, Any]:
         cell["bar"] = max(0.0, min(abs(float(number)), 1.0))
     if form == "step":  # opens the decision
         cell["step"] = number
-    if form == "gain tint":
-        cell["tint"] = round(number / most, 3)
+    if (tint := tint_of(number, form)) is not None:
+        cell["tint"] = tint
     return cell
 
 

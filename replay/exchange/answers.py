@@ -211,7 +211,7 @@ def _candles(
     newest = table.row_at(now_ms)
     last = newest if end_ms is None else min(newest, table.row_at(end_ms))
     first = 0 if start_ms is None else table.row_at(start_ms)
-    if start_ms is not None and (first < 0 or table.end_of(first, interval) <= start_ms):
+    if start_ms is not None and (first < 0 or table.end_of(first) <= start_ms):
         first += 1  # start lies before the data or in a hole: no candle contains it
     if start_ms is not None and end_ms is None:
         last = min(last, first + limit - 1)

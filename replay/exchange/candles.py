@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
 from tracepaper.strategies.api.timeframes import is_made_of
-from tracepaper.strategies.months import MONTH_MS, interval_end
+from tracepaper.strategies.months import interval_end
 from tracepaper.strategies.units import (
     HOUR_MS,
     INTERVALS,
     MINUTE_MS,
-    interval_phase,
     interval_start,
 )
 
@@ -209,23 +208,14 @@ SLICE_ROWS: Final = 4_096
 
 
 @dataclass(frozen=True, eq=False)
-class CandleTable:
-    """Columns of one length, oldest first."""
+class CandleTable(Candles):
+    """Candles with a turnover, by rows and times."""
 
-    start_ms: IntArray
-    open: IntArray
-    high: IntArray
-    low: IntArray
-    close: IntArray
-    volume: IntArray
     turnover: IntArray
-
-    def __len__(self) -> int:
-        return int(self.start_ms.size)
 
     @cached_property
     def _columns(self) -> tuple[IntArray, ...]:
-        return tuple(getattr(self, name) for name in Candle._fields)
+        return (self.open_time_ms, *(getattr(self, name) for name in Candle._fields[1:]))
 
     def candle(self, row: int) -> Candle:
         """Return the candle at *row*."""
@@ -238,11 +228,11 @@ class CandleTable:
 
     def row_at(self, time_ms: int) -> int:
         """Return the last row that starts at or before *time_ms*; -1 where there is none."""
-        return int(self.start_ms.searchsorted(time_ms, side="right")) - 1
+        return int(self.open_time_ms.searchsorted(time_ms, side="right")) - 1
 
-    def end_of(self, row: int, interval: str) -> int:
-        """Return the first millisecond after the candle at *row* of a table of *interval*."""
-        return interval_end(int(self.start_ms[row]), INTERVALS[interval])
+    def end_of(self, row: int) -> int:
+        """Return the first millisecond after the candle at *row*."""
+        return interval_end(int(self.open_time_ms[row]), self.interval_ms)
 
 
 class CandleSeries:
@@ -251,33 +241,27 @@ class CandleSeries:
     ``running`` gives a bar of *base* as it stands at a moment, with nothing later in it.
     """
 
-    def __init__(
-        self,
-        base: CandleTable,
-        interval: str,
-        interval_ms: int,
-        running: Callable[[int, int], Candle],
-    ) -> None:
+    def __init__(self, base: CandleTable, running: Callable[[int, int], Candle]) -> None:
         self.base: Final = base
-        self._interval = interval
-        self._interval_ms = interval_ms
         self._running = running
-        self._tables = {interval: base}
+        self._tables = {base.interval_ms: base}
 
     def table(self, interval: str) -> CandleTable | None:
         """Return the candles at *interval*, or None where the data cannot make them."""
-        if interval not in self._tables:
-            if not is_made_of(INTERVALS.get(interval, 0), self._interval_ms):
+        length_ms = INTERVALS.get(interval, 0)
+        if length_ms not in self._tables:
+            if not is_made_of(length_ms, self.base.interval_ms):
                 return None
-            self._tables[interval] = aggregate(self.base, interval)
-        return self._tables[interval]
+            # A candle holds what the data have of it.
+            self._tables[length_ms], _ = self.base.aggregated(length_ms)
+        return self._tables[length_ms]
 
     def open_candle(self, interval: str, row: int, time_ms: int) -> Candle:
         """Return the candle at *interval* around bar *row*, with nothing after *time_ms* in it."""
         now = self._running(row, time_ms)
-        if interval == self._interval:
+        if INTERVALS[interval] == self.base.interval_ms:
             return now
-        start = interval_start(int(self.base.start_ms[row]), INTERVALS[interval])
+        start = interval_start(int(self.base.open_time_ms[row]), INTERVALS[interval])
         first = self.base.row_at(start - 1) + 1
         if first == row:
             return now._replace(start_ms=start)
@@ -291,30 +275,6 @@ class CandleSeries:
             int(self.base.volume[past].sum()) + now.volume,
             int(self.base.turnover[past].sum()) + now.turnover,
         )
-
-
-def starts_of(times_ms: IntArray, interval_ms: int) -> IntArray:
-    """Return the start of the candle that covers each time, as ``interval_start``."""
-    if interval_ms == MONTH_MS:
-        months = times_ms.astype("datetime64[ms]").astype("datetime64[M]")
-        return months.astype("datetime64[ms]").astype(np.int64)
-    return times_ms - (times_ms - interval_phase(interval_ms)) % interval_ms
-
-
-def aggregate(base: CandleTable, interval: str) -> CandleTable:
-    """Return *base* at the coarser *interval*; a bucket holds what the data has of it."""
-    starts = starts_of(base.start_ms, INTERVALS[interval])
-    first = np.flatnonzero(np.diff(starts, prepend=starts[0] - 1))
-    last = np.append(first[1:], len(base)) - 1
-    return CandleTable(
-        start_ms=starts[first],
-        open=base.open[first],
-        high=np.maximum.reduceat(base.high, first),
-        low=np.minimum.reduceat(base.low, first),
-        close=base.close[last],
-        volume=np.add.reduceat(base.volume, first),
-        turnover=np.add.reduceat(base.turnover, first),
-    )
 
 
 def typical_turnover(base: Candles) -> IntArray:
@@ -355,7 +315,7 @@ class Marks:
     @cached_property
     def premiums(self) -> IntArray:
         """The premium of each bar: never near nought, and no function of any price."""
-        times = self._base.start_ms
+        times = self._base.open_time_ms
         hours, into = times // HOUR_MS, times % HOUR_MS
         drift = (self._knot(hours) * (HOUR_MS - into) + self._knot(hours + 1) * into) // HOUR_MS
         premium = drift + self._noise(times, BAR_MOST)

@@ -12,12 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tracepaper.replay.exchange.candles import Candle, mix
-from tracepaper.replay.exchange.fault_kinds import (
-    CloseFault,
-    CloseOutcome,
-    ClosingCandle,
-    PushFault,
-)
+from tracepaper.replay.exchange.fault_kinds import ClosingCandle, Outcome
 from tracepaper.replay.exchange.faults import Faults
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.strategies.months import interval_end
@@ -224,9 +219,7 @@ class CandleChannel(Channel):
         candle = self._market.series.open_candle(self._interval, row, at_ms)
         element = self._element(candle, at_ms, confirm=False)
         left_ms = interval_end(candle.start_ms, self._length_ms) - at_ms
-        if left_ms >= EARLY_CONFIRM_MS and (
-            change := self._faults.hit(PushFault, at_ms, self.topic)
-        ):
+        if left_ms >= EARLY_CONFIRM_MS and (change := self._faults.hit("push", at_ms, self.topic)):
             element = change(element)
         return [self._frame([element], at_ms)]
 
@@ -235,8 +228,8 @@ class CandleChannel(Channel):
         market = self._market
         candle = market.series.open_candle(self._interval, row, end_ms)
         element = self._element(candle, at_ms, confirm=True)
-        closed = CloseOutcome((element,))
-        if change := self._faults.hit(CloseFault, at_ms, self.topic):
+        closed = Outcome((element,))
+        if change := self._faults.hit("close", at_ms, self.topic):
             write = partial(self._element, at_ms=at_ms, confirm=True)
             listing = market.listing
             closed = change(ClosingCandle(element, candle, listing.tick, listing.step, write))

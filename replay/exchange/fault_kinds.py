@@ -1,16 +1,16 @@
 """Every kind of fault: name, target, effect; pure.
 
-A kind belongs to the stage at which it acts (``FrameFault``, ``CloseFault``, ``AnswerFault``, ...),
-which says what its effect is given and returns. A new kind is one decorated function here: the
-listing of the command, the control calls, the seeded schedule and the stage find it in ``FAULTS``.
-The kinds stand in the order in which the schedule deals them, so that a seed keeps its schedule.
+A kind acts at a ``Stage``, which says what its effect is given and returns. A new kind is one row
+of ``FAULTS``: the listing of the command, the control calls, the seeded schedule and the stage find
+it there. The rows stand in the order in which the schedule deals them, so that a seed keeps its
+schedule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,12 +24,15 @@ PENDING_LIMIT: Final = 1_000
 STATUS_MIN: Final = 200
 TIME_PATH: Final = "/v5/market/time"
 KLINE_PATH: Final = "/v5/market/kline"
+FUNDING_PATH: Final = "/v5/market/funding/history"
 CANDLES: Final = "kline."
+BOOKS: Final = "orderbook."
+TICKERS: Final = "tickers."
+TRADES: Final = "publicTrade."
 
 Message = dict[str, Any]
 Row = list[str]
 encode: Final = msgspec.json.encode
-Effect = TypeVar("Effect", bound=Callable[..., Any])
 
 
 class Fault(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,51 +70,54 @@ class Hit(NamedTuple):
     speed: float
 
 
-@dataclass(frozen=True)
-class FaultKind:
-    """What every kind has.
+Stage = Literal[
+    "frame",  # one data frame: body -> ``Outcome``
+    "connection",  # as soon as somebody listens: the hub -> None
+    "handshake",  # a new connection; it cuts the others when it is armed: -> ``HttpReply``
+    "push",  # an open candle that is not near its close: element -> element
+    "close",  # a candle at its close, which REST has unharmed: ``ClosingCandle`` -> ``Outcome``
+    "answer",  # in place of an answer of REST: -> ``HttpReply`` or ``ExchangeError``
+    "body",  # the bytes of an answer: body -> body
+    "time",  # the server's time of an answer: time, path, result -> time and result
+    "rows",  # an answer with rows, newest first: rows, result -> rows
+]
+"""Where a fault acts: what its effect is given before the hit, and what it returns."""
+
+
+class FaultKind(NamedTuple):
+    """A row of ``FAULTS``.
 
     ``meaning`` says what it does, with the parameters that it takes beside ``kind`` in
     parentheses. ``aim`` is the beginning of the topics or paths that it hits where its fault names
     none. ``dealt`` gives the schedule's parameters of a drawn number.
     """
 
-    name: str
+    stage: Stage
     meaning: str
     effect: Callable[..., Any]
     aim: str | tuple[str, ...] = ""
     default_ms: int = 0
     dealt: Callable[[int], dict[str, Any]] = lambda _number: {}
     is_signed: bool = False
-    is_provoked: ClassVar[bool] = False
-    """Whether the schedule cuts the stream with it: a client that is well does not ask REST."""
 
-    @classmethod
-    def declare(
-        cls,
-        name: str,
-        meaning: str,
-        **fields: Any,  # noqa: ANN401 - those of a kind
-    ) -> Callable[[Effect], Effect]:
-        """Add a kind of this stage to ``FAULTS`` with the decorated function as its effect."""
+    @property
+    def is_provoked(self) -> bool:
+        """Whether the schedule cuts the stream with it.
 
-        def add(effect: Effect) -> Effect:
-            FAULTS[name] = cls(name, meaning, effect, **fields)
-            return effect
-
-        return add
+        A client that is well asks REST for settlements alone.
+        """
+        return self.stage in {"answer", "body", "time", "rows"} and self.aim != FUNDING_PATH
 
 
-FAULTS: Final[dict[str, FaultKind]] = {}
-"""Every kind by its name."""
+class Outcome(NamedTuple):
+    """What is sent in place of a frame, or of a closing frame's elements.
 
+    Now, so many ms of market time later, and after the next frame.
+    """
 
-class FrameOutcome(NamedTuple):
-    """What is sent in place of a frame: now, ms of market time later, and after the next frame."""
-
-    now: tuple[bytes, ...] = ()
-    later: tuple[tuple[int, bytes], ...] = ()
-    after_next: tuple[bytes, ...] = ()
+    now: tuple[Any, ...] = ()
+    later: tuple[tuple[int, Any], ...] = ()
+    after_next: tuple[Any, ...] = ()
 
 
 class ClosingCandle(NamedTuple):
@@ -123,12 +129,9 @@ class ClosingCandle(NamedTuple):
     step: int
     write: Callable[[Candle], Message]
 
-
-class CloseOutcome(NamedTuple):
-    """The elements of the closing frame, and those sent ms of market time later."""
-
-    now: tuple[Message, ...] = ()
-    later: tuple[tuple[int, Message], ...] = ()
+    def changed(self, **fields: str | int) -> Outcome:
+        """Return it sent once, with other *fields* of what is written."""
+        return Outcome((self.element | fields,))
 
 
 class HttpReply(NamedTuple):
@@ -141,61 +144,20 @@ class HttpReply(NamedTuple):
     wait_s: float = 0.0
 
 
-class Clients(Protocol):
-    """The stream connections that a connection fault acts on."""
-
-    def stall(self, seconds: float) -> None:
-        """Withhold data from every connection of the moment."""
-        ...
-
-    def cut_all(self) -> None:
-        """Cut every connection without a closing handshake."""
-        ...
-
-
-class FrameFault(FaultKind):
-    """Acts on one data frame: (body, hit) -> ``FrameOutcome``."""
-
-
-class ConnectionFault(FaultKind):
-    """Acts as soon as somebody listens: (clients, hit) -> None."""
-
-
-class HandshakeFault(FaultKind):
-    """Acts on a new connection, and cuts the others when it is armed: (hit) -> ``HttpReply``."""
-
-
-class PushFault(FaultKind):
-    """Acts on an open candle that is not near its close: (element, hit) -> element."""
-
-
-class CloseFault(FaultKind):
-    """Acts on a candle at its close; REST has it unharmed: (closing, hit) -> ``CloseOutcome``."""
-
-
-class RestFault(FaultKind):
-    """Acts on a REST call."""
-
-    is_provoked: ClassVar[bool] = True
-
-
-class AnswerFault(RestFault):
-    """Stands in place of an answer: (hit) -> ``HttpReply`` or ``ExchangeError``."""
-
-
-class BodyFault(RestFault):
-    """Acts on the bytes of an answer: (body, hit) -> body."""
-
-
-class TimeFault(RestFault):
-    """Acts on the server's time of an answer: (server time, path, result, hit) -> both."""
-
-
-class PageFault(RestFault):
-    """Acts on a page of candles that is not empty: (rows, result, hit) -> rows, newest first."""
-
-
 # ------------------------------------------------------------ frames
+
+STRANGER: Final = "OTHERUSDT"
+PRICES: Final = ("open", "close", "high", "low", "p", "turnover", "markPrice", "lastPrice")
+DEEP_LEVELS: Final = 1_500
+AHEAD_MS: Final = HOUR_MS
+AHEAD_S: Final = 3.0
+"""A frame is dated ahead by an hour, and by no less than this at the speed of the exchange."""
+ANNOUNCED_RATE: Final = "-0.4"
+ABSURD_RATE: Final = "0.25"
+"""Two rates: two lies that agree by chance would be believed, as they should be."""
+FALSE_MARK: Final = Decimal("1.26")
+FALSE_BOOK: Final = Decimal("0.67")
+TICKER_PRICES: Final = ("markPrice", "indexPrice", "lastPrice", "ask1Price", "bid1Price")
 
 
 def _half_at_candles(number: int) -> dict[str, Any]:
@@ -203,39 +165,7 @@ def _half_at_candles(number: int) -> dict[str, Any]:
     return {"topic": CANDLES} if number % 2 else {}
 
 
-@FrameFault.declare("drop", "one data frame is never sent (topic)", dealt=_half_at_candles)
-def _drop(_body: bytes, _hit: Hit) -> FrameOutcome:
-    return FrameOutcome()
-
-
-@FrameFault.declare(
-    "delay",
-    "one data frame is sent ms of market time late, behind later ones (topic, ms)",
-    default_ms=3_000,
-    dealt=_half_at_candles,
-)
-def _delay(body: bytes, hit: Hit) -> FrameOutcome:
-    return FrameOutcome(later=((hit.fault.delay_ms, body),))
-
-
-@FrameFault.declare("duplicate", "one data frame is sent twice (topic)", dealt=_half_at_candles)
-def _duplicate(body: bytes, _hit: Hit) -> FrameOutcome:
-    return FrameOutcome((body, body))
-
-
-@FrameFault.declare(
-    "reorder", "one data frame is sent after the next one (topic)", dealt=_half_at_candles
-)
-def _reorder(body: bytes, _hit: Hit) -> FrameOutcome:
-    return FrameOutcome(after_next=(body,))
-
-
-@FrameFault.declare(
-    "malformed",
-    "one data frame is replaced by text that is no such frame (topic)",
-    dealt=_half_at_candles,
-)
-def _malformed(body: bytes, hit: Hit) -> FrameOutcome:
+def _malformed(body: bytes, hit: Hit) -> Outcome:
     """Break the frame in one of four ways, each in its turn."""
     topic = encode({"topic": msgspec.json.decode(body).get("topic")})
     broken = (
@@ -244,160 +174,22 @@ def _malformed(body: bytes, hit: Hit) -> FrameOutcome:
         body.replace(b'":"', b'":"x'),  # words where numbers belong
         b"[]",  # JSON, but no object
     )
-    return FrameOutcome((broken[hit.turn % len(broken)],))
-
-
-# ------------------------------------------------------------ connections
-
-
-@ConnectionFault.declare(
-    "stall", "the connections of the moment get no data for seconds; pongs go on (seconds)"
-)
-def _stall(clients: Clients, hit: Hit) -> None:
-    clients.stall(hit.fault.seconds)
-
-
-@ConnectionFault.declare("disconnect", "every stream connection is cut without a closing handshake")
-def _disconnect(clients: Clients, _hit: Hit) -> None:
-    clients.cut_all()
-
-
-@HandshakeFault.declare(
-    "refuse", "as disconnect, and the next count connections are refused (count)"
-)
-def _refuse(_hit: Hit) -> HttpReply:
-    return HttpReply(503, "refused")
-
-
-# ------------------------------------------------------------ REST answers: limits
-
-TOO_MANY_VISITS: Final = ExchangeError(10006, "Too many visits. Exceeded the API Rate Limit.")
-FORBIDDEN: Final = HttpReply(
-    403,
-    """<!DOCTYPE html>
-<html><head><title>403 Forbidden</title></head>
-<body><h1>403 Forbidden</h1><p>access too frequent</p></body></html>
-""",
-    "text/html",
-)
-"""The ban, which comes from the network in front of the exchange, as HTML."""
-
-
-@AnswerFault.declare(
-    "retcode_10006", "the next count REST calls are answered with retCode 10006 (count)"
-)
-def _too_many_visits(_hit: Hit) -> ExchangeError:
-    return TOO_MANY_VISITS
-
-
-@AnswerFault.declare(
-    "http_403", "the next count REST calls are answered with HTTP 403 and HTML (count)"
-)
-def _forbidden(_hit: Hit) -> HttpReply:
-    return FORBIDDEN
-
-
-# ------------------------------------------------------------ candles
-
-REVISION_DELAY_MS: Final = 700
-FACTOR: Final = 1_000
-"""How many times the true one an implausible close of the stream is."""
-PAGE_FACTOR: Final = 1_001
-"""The same of REST: two ways that say the same by chance would be believed, as they should be."""
-
-
-@CloseFault.declare("missing_close", "one closed candle is never sent; REST has it (topic)")
-def _missing_close(_closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
-    return CloseOutcome()
-
-
-@CloseFault.declare(
-    "revised_close", "one closed candle is sent again with other values, not as in REST"
-)
-def _revised_close(closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
-    """Send it again with another close and more volume, inside its own range."""
-    candle, tick = closing.candle, closing.tick
-    close = candle.close + tick if candle.close + tick <= candle.high else candle.close - tick
-    revised = candle._replace(
-        close=close, low=min(candle.low, close), volume=candle.volume + closing.step
-    )
-    return CloseOutcome((closing.element,), ((REVISION_DELAY_MS, closing.write(revised)),))
-
-
-@CloseFault.declare(
-    "late_close",
-    "one closed candle is sent ms of market time late (topic, ms)",
-    default_ms=8_000,
-)
-def _late_close(closing: ClosingCandle, hit: Hit) -> CloseOutcome:
-    return CloseOutcome(later=((hit.fault.delay_ms, closing.element),))
-
-
-@PushFault.declare(
-    "early_confirm", "one open candle says that it is closed, two seconds or more too soon"
-)
-def _early_confirm(element: Message, _hit: Hit) -> Message:
-    return element | {"confirm": True}
-
-
-@CloseFault.declare(
-    "off_grid",
-    "one closed candle is sent with its start off the grid by ms (ms)",
-    default_ms=7_000,
-)
-def _off_grid(closing: ClosingCandle, hit: Hit) -> CloseOutcome:
-    closed, by_ms = closing.element, hit.fault.delay_ms
-    return CloseOutcome((closed | {name: closed[name] + by_ms for name in ("start", "end")},))
-
-
-@CloseFault.declare("double_close", "one closed candle is sent twice in one frame, with two closes")
-def _double_close(closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
-    closed = closing.element
-    return CloseOutcome((closed | {"close": closed["low"], "open": closed["high"]}, closed))
-
-
-@CloseFault.declare("implausible_close", "one closed candle is sent with 1,000 times its close")
-def _implausible_close(closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
-    price = times(closing.element["close"], FACTOR)
-    return CloseOutcome((closing.element | {"close": price, "high": price},))
+    return Outcome((broken[hit.turn % len(broken)],))
 
 
 def times(text: str, factor: int) -> str:
     """Return the decimal *text* times *factor*, exactly, with as many decimals."""
-    whole, dot, decimals = text.partition(".")
-    if not dot:
-        return str(int(whole) * factor)
-    places = len(decimals)
-    digits = str(int(whole + decimals) * factor).rjust(places + 1, "0")
-    return f"{digits[:-places]}.{digits[-places:]}"
+    return f"{Decimal(text) * factor:f}"
 
 
-# ------------------------------------------------------------ frames that cannot be true
-
-STRANGER: Final = "OTHERUSDT"
-PRICES: Final = ("open", "close", "high", "low", "p", "turnover", "markPrice", "lastPrice")
-DEEP_LEVELS: Final = 1_500
-AHEAD_MS: Final = HOUR_MS
-AHEAD_S: Final = 3.0
-"""A frame is dated ahead by an hour, and by no less than this at the speed of the exchange."""
+def _moved(text: str, factor: Decimal) -> str:
+    """Return the price *text* times *factor*, with one decimal less: texts are finer than ticks."""
+    price = Decimal(text)
+    coarser = price.scaleb(1) if price.as_tuple().exponent else price
+    return f"{(price * factor).quantize(coarser):f}"
 
 
-# Decorators are applied from below: the first to be dealt stands last.
-@FrameFault.declare(
-    "ahead_trade", "trades dated ms ahead are sent before trades (ms)", aim="publicTrade."
-)
-@FrameFault.declare(
-    "ahead_ticker", "a ticker dated ms ahead is sent before a ticker (ms)", aim="tickers."
-)
-@FrameFault.declare(
-    "ahead_book",
-    "a book of twice the price dated ms ahead is sent before a book (ms)",
-    aim="orderbook.",
-)
-@FrameFault.declare(
-    "ahead_candle", "a closed candle dated ms ahead is sent before a candle frame (ms)", aim=CANDLES
-)
-def _date_ahead(body: bytes, hit: Hit) -> FrameOutcome:
+def _date_ahead(body: bytes, hit: Hit) -> Outcome:
     """Send before the frame one of twice its prices and all its dates ahead, candles closed."""
     ahead_ms = hit.fault.ms or max(AHEAD_MS, int(AHEAD_S * 1_000 * hit.speed))
     frame: Message = msgspec.json.decode(body)
@@ -419,7 +211,7 @@ def _date_ahead(body: bytes, hit: Hit) -> FrameOutcome:
         for side in ("b", "a"):
             if side in item:
                 item[side] = [[times(price, 2), size] for price, size in item[side]]
-    return FrameOutcome((encode(frame), body))
+    return Outcome((encode(frame), body))
 
 
 def _items(frame: Message) -> list[Message]:
@@ -427,42 +219,114 @@ def _items(frame: Message) -> list[Message]:
     return data if isinstance(data, list) else [data]
 
 
-@FrameFault.declare(
-    "foreign_frame",
-    "the data of one book, ticker or trade frame name another symbol",
-    aim=("orderbook.", "tickers.", "publicTrade."),
-)
-def _foreign_frame(body: bytes, _hit: Hit) -> FrameOutcome:
+def _foreign_frame(body: bytes, _hit: Hit) -> Outcome:
     frame: Message = msgspec.json.decode(body)
     for item in _items(frame):
-        for name in ("s", "symbol"):
-            if name in item:
-                item[name] = STRANGER
-    return FrameOutcome((encode(frame),))
+        item |= {name: STRANGER for name in ("s", "symbol") if name in item}
+    return Outcome((encode(frame),))
 
 
-@FrameFault.declare(
-    "crossed_book", "a book whose bid lies above its ask is sent before a book", aim="orderbook."
-)
-def _crossed_book(body: bytes, _hit: Hit) -> FrameOutcome:
-    """Send before the frame a whole book with its sides swapped."""
+def _with_data(body: bytes, changed: Callable[[Message], Message], **head: str) -> bytes:
+    """Return the frame *body* with what *changed* makes of its data, and another *head*."""
     frame: Message = msgspec.json.decode(body)
-    data = frame["data"]
-    data["b"], data["a"] = (data["a"] or [["2", "1"]]), (data["b"] or [["1", "1"]])
-    return FrameOutcome((encode(frame | {"type": "snapshot"}), body))
+    return encode(frame | {"data": frame["data"] | changed(frame["data"])} | head)
 
 
-@FrameFault.declare("deep_book", "a delta of 1,500 bids is sent before a book", aim="orderbook.")
-def _deep_book(body: bytes, _hit: Hit) -> FrameOutcome:
-    """Send before the frame a delta of more bids than any book has."""
-    frame: Message = msgspec.json.decode(body)
-    bids = [[str(price), "1"] for price in range(1, DEEP_LEVELS + 1)]
-    data = frame["data"] | {"b": bids, "a": []}
-    return FrameOutcome((encode(frame | {"data": data, "type": "delta"}), body))
+def _swapped(data: Message) -> Message:
+    """Return the sides of a book swapped."""
+    return {"b": data["a"] or [["2", "1"]], "a": data["b"] or [["1", "1"]]}
+
+
+def _deep(_data: Message) -> Message:
+    """Return more bids than any book has."""
+    return {"b": [[str(price), "1"] for price in range(1, DEEP_LEVELS + 1)], "a": []}
+
+
+def _lower(data: Message) -> Message:
+    return {
+        side: [[_moved(price, FALSE_BOOK), size] for price, size in data[side]]
+        for side in ("b", "a")
+    }
+
+
+def _mark_of(data: Message) -> str:
+    """Return the mark price of a ticker, or one of its other prices where a delta lacks it."""
+    return next((data[name] for name in TICKER_PRICES if data.get(name)), "1000000")
+
+
+def _dearer(data: Message) -> Message:
+    prices = {"markPrice": _mark_of(data)}
+    prices |= {name: data[name] for name in TICKER_PRICES if data.get(name)}
+    return {name: _moved(price, FALSE_MARK) for name, price in prices.items()}
+
+
+def _in_data(changed: Callable[[Message], Message]) -> Callable[[bytes, Hit], Outcome]:
+    """Return what sends a frame with its data *changed* in its place."""
+    return lambda body, _hit: Outcome((_with_data(body, changed),))
+
+
+def _before(changed: Callable[[Message], Message], kind: str) -> Callable[[bytes, Hit], Outcome]:
+    """Return what sends a frame of *kind*, with its data *changed*, before the frame."""
+    return lambda body, _hit: Outcome((_with_data(body, changed, type=kind), body))
+
+
+# ------------------------------------------------------------ candles at their close
+
+REVISION_DELAY_MS: Final = 700
+FACTOR: Final = 1_000
+"""How many times the true one an implausible close of the stream is."""
+PAGE_FACTOR: Final = 1_001
+"""The same of REST: two ways that say the same by chance would be believed, as they should be."""
+
+
+def _revised_close(closing: ClosingCandle, _hit: Hit) -> Outcome:
+    """Send it again with another close and more volume, inside its own range."""
+    candle, tick = closing.candle, closing.tick
+    close = candle.close + tick if candle.close + tick <= candle.high else candle.close - tick
+    revised = candle._replace(
+        close=close, low=min(candle.low, close), volume=candle.volume + closing.step
+    )
+    return Outcome((closing.element,), ((REVISION_DELAY_MS, closing.write(revised)),))
+
+
+def _off_grid(closing: ClosingCandle, hit: Hit) -> Outcome:
+    by_ms = hit.fault.delay_ms
+    return closing.changed(**{name: closing.element[name] + by_ms for name in ("start", "end")})
+
+
+def _double_close(closing: ClosingCandle, _hit: Hit) -> Outcome:
+    closed = closing.element
+    return Outcome((closed | {"close": closed["low"], "open": closed["high"]}, closed))
+
+
+def _implausible_close(closing: ClosingCandle, _hit: Hit) -> Outcome:
+    price = times(closing.element["close"], FACTOR)
+    return closing.changed(close=price, high=price)
+
+
+def _hollow_close(closing: ClosingCandle, _hit: Hit) -> Outcome:
+    candle = closing.candle
+    hollow = candle._replace(high=candle.high + closing.tick, volume=0, turnover=0)
+    return Outcome((closing.write(hollow),))
+
+
+def _absurd_turnover(closing: ClosingCandle, _hit: Hit) -> Outcome:
+    whole = int(Decimal(closing.element["turnover"])) + 1
+    return closing.changed(turnover=str(FACTOR * whole))
 
 
 # ------------------------------------------------------------ REST answers
 
+FORBIDDEN: Final = HttpReply(
+    403,
+    """<!DOCTYPE html>
+<html><head><title>403 Forbidden</title></head>
+<body><h1>403 Forbidden</h1><p>access too frequent</p></body></html>
+""",
+    "text/html",
+)
+"""The ban, which comes from the network in front of the exchange, as HTML."""
+TOO_MANY_VISITS: Final = ExchangeError(10006, "Too many visits. Exceeded the API Rate Limit.")
 DEFAULT_STATUS: Final = 500
 DEFAULT_CODE: Final = 10016
 STATUSES: Final = (
@@ -481,41 +345,12 @@ LIES_MS: Final = (HOUR_MS, -HOUR_MS, 10 * DAY_MS, -10 * DAY_MS, 2**62, -(2**62))
 """How far off the schedule lets the server's time be."""
 
 
-@AnswerFault.declare(
-    "http_status",
-    "the next count REST calls are answered by HTTP status (status, count)",
-    dealt=lambda number: {"status": STATUSES[number % len(STATUSES)]},
-)
-def _http_status(hit: Hit) -> HttpReply:
-    return HttpReply(hit.fault.status or DEFAULT_STATUS, "refused")
+FOREIGN_PRICE: Final = "0.5"
+YEAR_MS: Final = 52 * WEEK_MS
+CLOSE_COLUMN: Final = 4
+HIGH_COLUMN: Final = 2
 
 
-@AnswerFault.declare(
-    "retcode",
-    "the next count REST calls are answered with retCode code (code, count)",
-    dealt=lambda number: {"code": RETCODES[number % len(RETCODES)]},
-)
-def _retcode(hit: Hit) -> ExchangeError:
-    return ExchangeError(hit.fault.code or DEFAULT_CODE, "as the fault asks")
-
-
-@AnswerFault.declare(
-    "redirect", "one REST call is sent on, HTTP 302, to a path that there is not (topic)"
-)
-def _redirect(_hit: Hit) -> HttpReply:
-    return HttpReply(302, "", location="/v5/elsewhere")
-
-
-@AnswerFault.declare(
-    "hang", "one REST call is not answered for seconds, then never (topic, seconds)"
-)
-def _hang(hit: Hit) -> HttpReply:
-    return HttpReply(504, "too late", wait_s=hit.fault.seconds)
-
-
-@BodyFault.declare(
-    "malformed_body", "one REST body is broken: cut, null, words for numbers, no object"
-)
 def _malformed_body(body: bytes, hit: Hit) -> bytes:
     """Break the body in one of five ways, each in its turn."""
     whole = msgspec.json.decode(body)
@@ -535,14 +370,6 @@ def _dealt_lie(number: int) -> dict[str, Any]:
     return {"ms": LIES_MS[number // 2 % len(LIES_MS)], "topic": path}
 
 
-@TimeFault.declare(
-    "lying_time",
-    "the server's time is ms off in one answer, before or ahead (topic, ms)",
-    aim=TIME_PATH,
-    default_ms=HOUR_MS,
-    dealt=_dealt_lie,
-    is_signed=True,
-)
 def _lying_time(server_ms: int, path: str, result: Message, hit: Hit) -> tuple[int, Message]:
     lie_ms = server_ms + hit.fault.delay_ms
     if path == TIME_PATH:
@@ -550,44 +377,252 @@ def _lying_time(server_ms: int, path: str, result: Message, hit: Hit) -> tuple[i
     return lie_ms, result
 
 
-# ------------------------------------------------------------ pages of candles
-
-FOREIGN_PRICE: Final = "0.5"
-YEAR_MS: Final = 52 * WEEK_MS
-CLOSE_COLUMN: Final = 4
-HIGH_COLUMN: Final = 2
-
-
-@PageFault.declare("empty_page", "one page of candles is empty")
-def _empty_page(_rows: list[Row], _result: Message, _hit: Hit) -> list[Row]:
-    return []
-
-
-@PageFault.declare("short_page", "one page of candles lacks its newer half")
-def _short_page(rows: list[Row], _result: Message, _hit: Hit) -> list[Row]:
-    return rows[(len(rows) + 1) // 2 :]
-
-
-@PageFault.declare("foreign_page", "one page of candles is of another symbol, at another price")
 def _foreign_page(rows: list[Row], result: Message, _hit: Hit) -> list[Row]:
     result["symbol"] = STRANGER
     return [[row[0], *(FOREIGN_PRICE for _ in row[1:5]), *row[5:]] for row in rows]
 
 
-@PageFault.declare("foreign_window", "one page of candles is of a window that was not asked for")
-def _foreign_window(rows: list[Row], _result: Message, _hit: Hit) -> list[Row]:
-    return [[str(int(row[0]) - YEAR_MS), *row[1:]] for row in rows]
+def _later(rows: list[Row], by_ms: int) -> list[Row]:
+    return [[str(int(row[0]) + by_ms), *row[1:]] for row in rows]
 
 
-@PageFault.declare(
-    "off_grid_page", "one page of candles starts ms off the grid (ms)", default_ms=7_000
-)
-def _off_grid_page(rows: list[Row], _result: Message, hit: Hit) -> list[Row]:
-    return [[str(int(row[0]) + hit.fault.delay_ms), *row[1:]] for row in rows]
-
-
-@PageFault.declare("implausible_page", "one page has its newest close times 1,001")
 def _implausible_page(rows: list[Row], _result: Message, _hit: Hit) -> list[Row]:
     newest = list(rows[0])
     newest[CLOSE_COLUMN] = newest[HIGH_COLUMN] = times(newest[CLOSE_COLUMN], PAGE_FACTOR)
     return [newest, *rows[1:]]
+
+
+# ------------------------------------------------------------ the table
+
+FAULTS: Final[Mapping[str, FaultKind]] = {
+    "drop": FaultKind(
+        "frame",
+        "one data frame is never sent (topic)",
+        lambda _body, _hit: Outcome(),
+        dealt=_half_at_candles,
+    ),
+    "delay": FaultKind(
+        "frame",
+        "one data frame is sent ms of market time late, behind later ones (topic, ms)",
+        lambda body, hit: Outcome(later=((hit.fault.delay_ms, body),)),
+        default_ms=3_000,
+        dealt=_half_at_candles,
+    ),
+    "duplicate": FaultKind(
+        "frame",
+        "one data frame is sent twice (topic)",
+        lambda body, _hit: Outcome((body, body)),
+        dealt=_half_at_candles,
+    ),
+    "reorder": FaultKind(
+        "frame",
+        "one data frame is sent after the next one (topic)",
+        lambda body, _hit: Outcome(after_next=(body,)),
+        dealt=_half_at_candles,
+    ),
+    "malformed": FaultKind(
+        "frame",
+        "one data frame is replaced by text that is no such frame (topic)",
+        _malformed,
+        dealt=_half_at_candles,
+    ),
+    "stall": FaultKind(
+        "connection",
+        "the connections of the moment get no data for seconds; pongs go on (seconds)",
+        lambda hub, hit: hub.stall(hit.fault.seconds),
+    ),
+    "disconnect": FaultKind(
+        "connection",
+        "every stream connection is cut without a closing handshake",
+        lambda hub, _hit: hub.cut_all(),
+    ),
+    "refuse": FaultKind(
+        "handshake",
+        "as disconnect, and the next count connections are refused (count)",
+        lambda _hit: HttpReply(503, "refused"),
+    ),
+    "retcode_10006": FaultKind(
+        "answer",
+        "the next count REST calls are answered with retCode 10006 (count)",
+        lambda _hit: TOO_MANY_VISITS,
+    ),
+    "http_403": FaultKind(
+        "answer",
+        "the next count REST calls are answered with HTTP 403 and HTML (count)",
+        lambda _hit: FORBIDDEN,
+    ),
+    "missing_close": FaultKind(
+        "close",
+        "one closed candle is never sent; REST has it (topic)",
+        lambda _closing, _hit: Outcome(),
+    ),
+    "revised_close": FaultKind(
+        "close", "one closed candle is sent again with other values, not as in REST", _revised_close
+    ),
+    "late_close": FaultKind(
+        "close",
+        "one closed candle is sent ms of market time late (topic, ms)",
+        lambda closing, hit: Outcome(later=((hit.fault.delay_ms, closing.element),)),
+        default_ms=8_000,
+    ),
+    "early_confirm": FaultKind(
+        "push",
+        "one open candle says that it is closed, two seconds or more too soon",
+        lambda element, _hit: element | {"confirm": True},
+    ),
+    "off_grid": FaultKind(
+        "close",
+        "one closed candle is sent with its start off the grid by ms (ms)",
+        _off_grid,
+        default_ms=7_000,
+    ),
+    "double_close": FaultKind(
+        "close", "one closed candle is sent twice in one frame, with two closes", _double_close
+    ),
+    "implausible_close": FaultKind(
+        "close", "one closed candle is sent with 1,000 times its close", _implausible_close
+    ),
+    "ahead_candle": FaultKind(
+        "frame",
+        "a closed candle dated ms ahead is sent before a candle frame (ms)",
+        _date_ahead,
+        aim=CANDLES,
+    ),
+    "ahead_book": FaultKind(
+        "frame",
+        "a book of twice the price dated ms ahead is sent before a book (ms)",
+        _date_ahead,
+        aim=BOOKS,
+    ),
+    "ahead_ticker": FaultKind(
+        "frame", "a ticker dated ms ahead is sent before a ticker (ms)", _date_ahead, aim=TICKERS
+    ),
+    "ahead_trade": FaultKind(
+        "frame", "trades dated ms ahead are sent before trades (ms)", _date_ahead, aim=TRADES
+    ),
+    "foreign_frame": FaultKind(
+        "frame",
+        "the data of one book, ticker or trade frame name another symbol",
+        _foreign_frame,
+        aim=(BOOKS, TICKERS, TRADES),
+    ),
+    "crossed_book": FaultKind(
+        "frame",
+        "a book whose bid lies above its ask is sent before a book",
+        _before(_swapped, "snapshot"),
+        aim=BOOKS,
+    ),
+    "deep_book": FaultKind(
+        "frame", "a delta of 1,500 bids is sent before a book", _before(_deep, "delta"), aim=BOOKS
+    ),
+    "http_status": FaultKind(
+        "answer",
+        "the next count REST calls are answered by HTTP status (status, count)",
+        lambda hit: HttpReply(hit.fault.status or DEFAULT_STATUS, "refused"),
+        dealt=lambda number: {"status": STATUSES[number % len(STATUSES)]},
+    ),
+    "retcode": FaultKind(
+        "answer",
+        "the next count REST calls are answered with retCode code (code, count)",
+        lambda hit: ExchangeError(hit.fault.code or DEFAULT_CODE, "as the fault asks"),
+        dealt=lambda number: {"code": RETCODES[number % len(RETCODES)]},
+    ),
+    "redirect": FaultKind(
+        "answer",
+        "one REST call is sent on, HTTP 302, to a path that there is not (topic)",
+        lambda _hit: HttpReply(302, "", location="/v5/elsewhere"),
+    ),
+    "hang": FaultKind(
+        "answer",
+        "one REST call is not answered for seconds, then never (topic, seconds)",
+        lambda hit: HttpReply(504, "too late", wait_s=hit.fault.seconds),
+    ),
+    "malformed_body": FaultKind(
+        "body", "one REST body is broken: cut, null, words for numbers, no object", _malformed_body
+    ),
+    "lying_time": FaultKind(
+        "time",
+        "the server's time is ms off in one answer, before or ahead (topic, ms)",
+        _lying_time,
+        aim=TIME_PATH,
+        default_ms=HOUR_MS,
+        dealt=_dealt_lie,
+        is_signed=True,
+    ),
+    "empty_page": FaultKind(
+        "rows", "one page of candles is empty", lambda _rows, _result, _hit: [], aim=KLINE_PATH
+    ),
+    "short_page": FaultKind(
+        "rows",
+        "one page of candles lacks its newer half",
+        lambda rows, _result, _hit: rows[(len(rows) + 1) // 2 :],
+        aim=KLINE_PATH,
+    ),
+    "foreign_page": FaultKind(
+        "rows",
+        "one page of candles is of another symbol, at another price",
+        _foreign_page,
+        aim=KLINE_PATH,
+    ),
+    "foreign_window": FaultKind(
+        "rows",
+        "one page of candles is of a window that was not asked for",
+        lambda rows, _result, _hit: _later(rows, -YEAR_MS),
+        aim=KLINE_PATH,
+    ),
+    "off_grid_page": FaultKind(
+        "rows",
+        "one page of candles starts ms off the grid (ms)",
+        lambda rows, _result, hit: _later(rows, hit.fault.delay_ms),
+        aim=KLINE_PATH,
+        default_ms=7_000,
+    ),
+    "implausible_page": FaultKind(
+        "rows", "one page has its newest close times 1,001", _implausible_page, aim=KLINE_PATH
+    ),
+    "false_mark": FaultKind(
+        "frame",
+        "the mark price of one ticker is 26 % too high",
+        _in_data(lambda data: {"markPrice": _moved(_mark_of(data), FALSE_MARK)}),
+        aim=TICKERS,
+    ),
+    "mark_of_one": FaultKind(
+        "frame",
+        "the mark price of one ticker is 1",
+        _in_data(lambda _data: {"markPrice": "1"}),
+        aim=TICKERS,
+    ),
+    "false_ticker": FaultKind(
+        "frame",
+        "all prices of one ticker are 26 % too high, its mark too",
+        _in_data(_dearer),
+        aim=TICKERS,
+    ),
+    "absurd_rate": FaultKind(
+        "frame",
+        "the funding rate that one ticker announces is -40 %",
+        _in_data(lambda _data: {"fundingRate": ANNOUNCED_RATE}),
+        aim=TICKERS,
+    ),
+    "false_book": FaultKind(
+        "frame",
+        "one book of the best level stands a third too low",
+        _in_data(_lower),
+        aim="orderbook.1.",
+    ),
+    "absurd_settlement": FaultKind(
+        "rows",
+        "the newest settlement of one answer has a rate of 25 %",
+        lambda rows, _result, _hit: [rows[0] | {"fundingRate": ABSURD_RATE}, *rows[1:]],
+        aim=FUNDING_PATH,
+    ),
+    "hollow_close": FaultKind(
+        "close", "one closed candle is sent with a range and a volume of 0", _hollow_close
+    ),
+    "absurd_turnover": FaultKind(
+        "close",
+        "one closed candle is sent with 1,000 times its turnover and more",
+        _absurd_turnover,
+    ),
+}
+"""Every kind by its name."""

@@ -1,9 +1,9 @@
 """Faults on request or by a seeded schedule, counted when they hit.
 
 A fault is *scheduled* when it is armed and *fired* when it hit something: a frame, a connection
-or a request. An armed fault waits until then. ``fault_kinds`` and ``false_prices`` declare every
-kind; ``tracepaper exchange --list-faults`` prints them. ``topic`` is the beginning of the topic or
-of the REST path to hit.
+or a request. An armed fault waits until then. ``fault_kinds`` declares every kind; ``tracepaper
+exchange --list-faults`` prints them. ``topic`` is the beginning of the topic or of the REST path to
+hit.
 
 With ``provoke`` (the schedule sets it), the REST faults also cut the stream, since a client that
 is well has no reason to ask.
@@ -12,7 +12,7 @@ is well has no reason to ask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,8 +20,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tracepaper.replay.exchange.candles import draws, key
-from tracepaper.replay.exchange.false_prices import FAULTS
-from tracepaper.replay.exchange.fault_kinds import PENDING_LIMIT, Fault, FaultKind, Hit
+from tracepaper.replay.exchange.fault_kinds import FAULTS, PENDING_LIMIT, Fault, Hit, Stage
 from tracepaper.strategies.errors import ConfigInvalid
 
 
@@ -70,16 +69,14 @@ class Faults:
         """Return how many faults of *kind* still wait."""
         return sum(fault.kind == kind for fault in self._armed)
 
-    def hit(
-        self, stage: type[FaultKind], now_ms: int, topic: str = ""
-    ) -> Callable[..., Any] | None:
+    def hit(self, stage: Stage, now_ms: int, topic: str = "") -> Callable[..., Any] | None:
         """Return the effect of the first waiting fault of *stage* that fits *topic*, as fired.
 
         It takes what the stage gives its effects, but for their last argument, the hit.
         """
         for place, fault in enumerate(self._armed):
             kind = FAULTS[fault.kind]
-            if isinstance(kind, stage) and topic.startswith(fault.topic or kind.aim):
+            if kind.stage == stage and topic.startswith(fault.topic or kind.aim):
                 del self._armed[place]
                 tally = self.tally(fault.kind)
                 tally.fired += 1
@@ -91,13 +88,8 @@ class Faults:
     def report(self) -> dict[str, dict[str, Any]]:
         """Return the tallies as the control call answers them."""
         return {
-            kind.name: {
-                "meaning": kind.meaning,
-                "scheduled": self.tally(kind.name).scheduled,
-                "fired": self.tally(kind.name).fired,
-                "times": list(self.tally(kind.name).times),
-            }
-            for kind in FAULTS.values()
+            name: {"meaning": kind.meaning} | asdict(self.tally(name))
+            for name, kind in FAULTS.items()
         }
 
 

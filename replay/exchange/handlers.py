@@ -19,17 +19,7 @@ from tracepaper.replay.exchange.answers import (
 )
 from tracepaper.replay.exchange.candles import key
 from tracepaper.replay.exchange.channels import encode
-from tracepaper.replay.exchange.false_prices import FUNDING_PATH, SettlementFault
-from tracepaper.replay.exchange.fault_kinds import (
-    FORBIDDEN,
-    KLINE_PATH,
-    AnswerFault,
-    BodyFault,
-    HandshakeFault,
-    HttpReply,
-    PageFault,
-    TimeFault,
-)
+from tracepaper.replay.exchange.fault_kinds import FORBIDDEN, HttpReply
 from tracepaper.replay.exchange.faults import fault_from
 from tracepaper.replay.exchange.hub import Connection, Hub, Limiter
 from tracepaper.replay.exchange.market import Venue
@@ -56,7 +46,7 @@ class RestHandler:
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one request."""
         now_ms, faults = self._hub.clock.now_ms(), self._hub.faults
-        if replace := faults.hit(AnswerFault, now_ms, request.path):
+        if replace := faults.hit("answer", now_ms, request.path):
             given: HttpReply | ExchangeError = replace()
             if isinstance(given, HttpReply):
                 return await reply(given)
@@ -67,7 +57,7 @@ class RestHandler:
         if isinstance(answer, dict):
             now_ms, answer = self._disturbed(request.path, answer, now_ms)
         body = _envelope(answer, now_ms)
-        if damage := faults.hit(BodyFault, now_ms, request.path):
+        if damage := faults.hit("body", now_ms, request.path):
             body = damage(body)
         return _json_response(body)
 
@@ -76,14 +66,10 @@ class RestHandler:
     ) -> tuple[int, dict[str, Any]]:
         """Return the server's time and *result* as armed faults change them."""
         faults = self._hub.faults
-        is_page = path == KLINE_PATH and result["list"]
-        if is_page and (change := faults.hit(PageFault, now_ms, path)):
+        if result.get("list") and (change := faults.hit("rows", now_ms, path)):
             result = dict(result)
             result["list"] = change(result["list"], result)
-        is_settled = path == FUNDING_PATH and result["list"]
-        if is_settled and (change := faults.hit(SettlementFault, now_ms, path)):
-            result |= {"list": change(result["list"])}
-        if lie := faults.hit(TimeFault, now_ms, path):
+        if lie := faults.hit("time", now_ms, path):
             now_ms, result = lie(now_ms, path, result)
         return now_ms, result
 
@@ -245,7 +231,7 @@ class StreamHandler:
         hub = self._hub
         if category not in CATEGORIES:
             raise web.HTTPNotFound
-        if refuse := hub.faults.hit(HandshakeFault, hub.clock.now_ms()):
+        if refuse := hub.faults.hit("handshake", hub.clock.now_ms()):
             return await reply(refuse())
         if not self._limiter.admits(asyncio.get_running_loop().time()):
             return web.Response(status=403, text="too many connections")

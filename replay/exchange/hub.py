@@ -13,14 +13,7 @@ from typing import Final
 from aiohttp import WSMsgType, web
 
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
-from tracepaper.replay.exchange.fault_kinds import (
-    FAULTS,
-    ConnectionFault,
-    Fault,
-    FrameFault,
-    FrameOutcome,
-    HandshakeFault,
-)
+from tracepaper.replay.exchange.fault_kinds import FAULTS, Fault, Outcome
 from tracepaper.replay.exchange.faults import Faults
 
 # ------------------------------------------------------------ limits
@@ -344,8 +337,8 @@ class Hub:
             return
         held_back, self._held_back = self._held_back, []
         now_ms = self.clock.now_ms()
-        sent = FrameOutcome((frame.body,))
-        if change := self.faults.hit(FrameFault, now_ms, frame.topic):
+        sent = Outcome((frame.body,))
+        if change := self.faults.hit("frame", now_ms, frame.topic):
             sent = change(frame.body)
         for body in sent.now:
             self._deliver(key, body)
@@ -371,14 +364,14 @@ class Hub:
     def arm(self, fault: Fault) -> None:
         """Arm *fault*, and cut the stream at once where its kind asks for that."""
         self.faults.arm(fault)
-        if fault.provoke or isinstance(FAULTS[fault.kind], HandshakeFault):
+        if fault.provoke or FAULTS[fault.kind].stage == "handshake":
             self.cut_all()
         self.apply_connection_faults()
 
     def apply_connection_faults(self) -> None:
         """Let an armed fault act on the connections of the moment, once one of them listens."""
         if any(each.topics and not each.is_cut for each in self.connections) and (
-            disturb := self.faults.hit(ConnectionFault, self.clock.now_ms())
+            disturb := self.faults.hit("connection", self.clock.now_ms())
         ):
             disturb(self)
 

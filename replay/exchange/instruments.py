@@ -45,6 +45,7 @@ SPOT_MIN_ORDER_AMOUNT: Final = "5"
 RECORDED_LIKE: Final = "BTCUSDT"
 """What an unknown perpetual takes from another: all but its names and filters."""
 STEPS_PER_MEAN_BAR: Final = 1_000
+RISK_PARAMETERS: Final = {"priceLimitRatioX": "0.05", "priceLimitRatioY": "0.1"}
 
 Item = dict[str, Any]
 """One element of instruments-info, in the exchange's key order."""
@@ -72,20 +73,23 @@ def list_instrument(candles: Candles) -> ServedInstrument:
     """Return the listing of *candles*: recorded, else derived; finer data wins over its tick."""
     linear = candles.category is Category.LINEAR
     recorded = recorded_instruments().get(candles.symbol) if linear else None
-    if recorded is None:
-        item = _derived_linear(candles) if linear else _derived_spot(candles)
-    else:
-        item = _with_tick_of(recorded, candles)
-    step_text = item["lotSizeFilter"]["qtyStep" if linear else "basePrecision"]
-    tick, tick_decimals = parsed(item["priceFilter"]["tickSize"])
-    step, step_decimals = parsed(step_text)
-    price_decimals = max(tick_decimals, candles.price_decimals)
+    item = recorded or _derived(candles)
+    tick, decimals = parsed(item["priceFilter"]["tickSize"])
+    price_decimals = max(decimals, candles.price_decimals)
+    tick *= 10 ** (price_decimals - decimals)
+    lift = 10 ** (price_decimals - candles.price_decimals)
+    columns = (candles.open, candles.high, candles.low, candles.close)
+    if any(np.any(column * lift % tick) for column in columns):  # between two ticks
+        tick, price_decimals = 1, candles.price_decimals
+        filters = item["priceFilter"] | {"tickSize": unscaled(1, price_decimals)}
+        item = item | {"priceScale": str(price_decimals), "priceFilter": filters}
+    step, step_decimals = parsed(item["lotSizeFilter"]["qtyStep" if linear else "basePrecision"])
     size_decimals = max(step_decimals, candles.volume_decimals)
     return ServedInstrument(
         item=item,
         base_coin=item["baseCoin"],
         price_decimals=price_decimals,
-        tick=tick * 10 ** (price_decimals - tick_decimals),
+        tick=tick,
         size_decimals=size_decimals,
         step=step * 10 ** (size_decimals - step_decimals),
         step_decimals=step_decimals,
@@ -93,45 +97,51 @@ def list_instrument(candles: Candles) -> ServedInstrument:
     )
 
 
-def _with_tick_of(item: Item, candles: Candles) -> Item:
-    """Return *item*, with the data's own tick where a price of the data lies between two ticks."""
-    tick, decimals = parsed(item["priceFilter"]["tickSize"])
-    finest = max(decimals, candles.price_decimals)
-    tick *= 10 ** (finest - decimals)
-    lift = 10 ** (finest - candles.price_decimals)
-    columns = (candles.open, candles.high, candles.low, candles.close)
-    if not any(np.any(column * lift % tick) for column in columns):
-        return item
-    filters = item["priceFilter"] | {"tickSize": unscaled(1, candles.price_decimals)}
-    return item | {"priceScale": str(candles.price_decimals), "priceFilter": filters}
-
-
-def _derived_step(candles: Candles) -> tuple[int, int]:
-    """Return a power of ten near a thousandth of a mean bar's volume, as (units, decimals)."""
-    mean = max(1, int(candles.volume.mean()))
-    exponent = len(str(max(1, mean // STEPS_PER_MEAN_BAR))) - 1
-    decimals = max(0, candles.volume_decimals - exponent)
-    return 10 ** max(0, exponent - candles.volume_decimals), decimals
-
-
-def _derived_linear(candles: Candles) -> Item:
-    """Return an invented but plausible perpetual: a recorded one with its own filters."""
+def _derived(candles: Candles) -> Item:
+    """Return an invented but plausible perpetual, which is like a recorded one, or a spot pair."""
     base, quote = coins_of(candles.symbol)
-    scale = candles.price_decimals
-    unit, decimals = _derived_step(candles)
-    step = unscaled(unit, decimals)
-    most = unscaled(unit * 10**7, decimals)
+    tick = unscaled(1, candles.price_decimals)
+    if candles.category is not Category.LINEAR:
+        return {
+            "symbolId": key("spotId", candles.symbol) % 10_000,
+            "symbol": candles.symbol,
+            "baseCoin": base,
+            "quoteCoin": quote,
+            "innovation": "0",
+            "status": "Trading",
+            "marginTrading": "none",
+            "stTag": "0",
+            "lotSizeFilter": {
+                "basePrecision": SPOT_BASE_PRECISION,
+                "quotePrecision": "0.0000001",
+                "minOrderQty": SPOT_BASE_PRECISION,
+                "maxOrderQty": "1000000",
+                "minOrderAmt": SPOT_MIN_ORDER_AMOUNT,
+                "maxOrderAmt": "8000000",
+                "maxLimitOrderQty": "1000000",
+                "maxMarketOrderQty": "500000",
+                "postOnlyMaxLimitOrderSize": "1000000",
+            },
+            "priceFilter": {"tickSize": tick},
+            "riskParameters": RISK_PARAMETERS,
+            "symbolType": "",
+        }
+    # A power of ten near a thousandth of a mean bar's volume.
+    exponent = len(str(max(1, int(candles.volume.mean()) // STEPS_PER_MEAN_BAR))) - 1
+    decimals = max(0, candles.volume_decimals - exponent)
+    unit = 10 ** max(0, exponent - candles.volume_decimals)
+    step, most = unscaled(unit, decimals), unscaled(unit * 10**7, decimals)
     return recorded_instruments()[RECORDED_LIKE] | {
         "symbol": candles.symbol,
         "baseCoin": base,
         "quoteCoin": quote,
         "launchTime": str(int(candles.open_time_ms[0])),
-        "priceScale": str(scale),
+        "priceScale": str(candles.price_decimals),
         "leverageFilter": {"minLeverage": "1", "maxLeverage": "50.00", "leverageStep": "0.01"},
         "priceFilter": {
-            "minPrice": unscaled(1, scale),
-            "maxPrice": unscaled(int(candles.high.max()) * 100, scale),
-            "tickSize": unscaled(1, scale),
+            "minPrice": tick,
+            "maxPrice": unscaled(int(candles.high.max()) * 100, candles.price_decimals),
+            "tickSize": tick,
         },
         "lotSizeFilter": {
             "maxOrderQty": most,
@@ -143,35 +153,6 @@ def _derived_linear(candles: Candles) -> Item:
         },
         "settleCoin": quote,
         "copyTrading": "none",
-        "riskParameters": {"priceLimitRatioX": "0.05", "priceLimitRatioY": "0.1"},
+        "riskParameters": RISK_PARAMETERS,
         "symbolId": key("symbolId", candles.symbol) % 10_000,
-    }
-
-
-def _derived_spot(candles: Candles) -> Item:
-    """Return a plausible spot pair; its tick is the data's."""
-    base, quote = coins_of(candles.symbol)
-    return {
-        "symbolId": key("spotId", candles.symbol) % 10_000,
-        "symbol": candles.symbol,
-        "baseCoin": base,
-        "quoteCoin": quote,
-        "innovation": "0",
-        "status": "Trading",
-        "marginTrading": "none",
-        "stTag": "0",
-        "lotSizeFilter": {
-            "basePrecision": SPOT_BASE_PRECISION,
-            "quotePrecision": "0.0000001",
-            "minOrderQty": SPOT_BASE_PRECISION,
-            "maxOrderQty": "1000000",
-            "minOrderAmt": SPOT_MIN_ORDER_AMOUNT,
-            "maxOrderAmt": "8000000",
-            "maxLimitOrderQty": "1000000",
-            "maxMarketOrderQty": "500000",
-            "postOnlyMaxLimitOrderSize": "1000000",
-        },
-        "priceFilter": {"tickSize": unscaled(1, candles.price_decimals)},
-        "riskParameters": {"priceLimitRatioX": "0.05", "priceLimitRatioY": "0.1"},
-        "symbolType": "",
     }

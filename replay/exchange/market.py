@@ -96,11 +96,19 @@ class SimulatedMarket:
         self.interval: Final = INTERVAL_NAMES[candles.interval_ms]
         self.listing: Final[ServedInstrument] = list_instrument(candles)
         self.seed: Final = key(seed, candles.category.value, candles.symbol)
-        self.base: Final = _base_table(candles, self.listing)
-        self.turnover_decimals: Final = (
-            TURNOVER_DECIMALS if candles.turnover is None else candles.turnover_decimals
+        scaled = candles.rescaled(
+            price_decimals=self.listing.price_decimals, volume_decimals=self.listing.size_decimals
         )
-        self.series: Final = CandleSeries(self.base, self.interval, self.interval_ms, self.running)
+        turnover, decimals = scaled.turnover, scaled.turnover_decimals
+        if turnover is None:
+            turnover, decimals = typical_turnover(scaled), TURNOVER_DECIMALS
+        # As many decimals as leave room for the sum of all.
+        total = int(turnover.sum(dtype=np.float64))
+        surplus = min(decimals, len(str(total >> 62).lstrip("0")))
+        turnover, self.turnover_decimals = turnover // 10**surplus, decimals - surplus
+        scaled = replace(scaled, turnover=turnover, turnover_decimals=self.turnover_decimals)
+        self.base: Final = CandleTable(**vars(scaled))
+        self.series: Final = CandleSeries(self.base, self.running)
         self._day: tuple[int, Day] | None = None
         self.path = lru_cache(maxsize=PATHS_KEPT)(self._path)
         self.progress = lru_cache(maxsize=PATHS_KEPT)(self._progress)
@@ -111,16 +119,16 @@ class SimulatedMarket:
     @property
     def start_ms(self) -> int:
         """The open of the first bar."""
-        return int(self.base.start_ms[0])
+        return int(self.base.open_time_ms[0])
 
     @property
     def end_ms(self) -> int:
         """The first millisecond after the last bar."""
-        return int(self.base.start_ms[-1]) + self.interval_ms
+        return int(self.base.open_time_ms[-1]) + self.interval_ms
 
     def open_ms(self, row: int) -> int:
         """Return the open time of bar *row*."""
-        return int(self.base.start_ms[row])
+        return int(self.base.open_time_ms[row])
 
     def close_ms(self, row: int) -> int:
         """Return the first millisecond after bar *row*."""
@@ -227,7 +235,7 @@ class SimulatedMarket:
     def is_open_in(self, interval: str, row: int, time_ms: int) -> bool:
         """Return whether the candle at *row* of the table of *interval* is open at *time_ms*."""
         table = self.series.table(interval)
-        return table is not None and time_ms < table.end_of(row, interval)
+        return table is not None and time_ms < table.end_of(row)
 
     @cached_property
     def marks(self) -> Marks:
@@ -241,7 +249,7 @@ class SimulatedMarket:
         def running(row: int, time_ms: int) -> Candle:
             return self.marks.running(row, self.running(row, time_ms))
 
-        return CandleSeries(self.marks.table(), self.interval, self.interval_ms, running)
+        return CandleSeries(self.marks.table(), running)
 
     # ------------------------------------------------------------ the ticker's figures
 
@@ -300,16 +308,6 @@ class SimulatedMarket:
         if self.category is Category.LINEAR and size % surplus == 0:
             return padded(size // surplus, listing.step_decimals)
         return unscaled(size, decimals)
-
-
-def _base_table(candles: Candles, listing: ServedInstrument) -> CandleTable:
-    """Return the candles in the scales of *listing*; a missing turnover is estimated."""
-    scaled = candles.rescaled(
-        price_decimals=listing.price_decimals, volume_decimals=listing.size_decimals
-    )
-    turnover = typical_turnover(scaled) if scaled.turnover is None else scaled.turnover
-    columns = (scaled.open_time_ms, scaled.open, scaled.high, scaled.low, scaled.close)
-    return CandleTable(*columns, scaled.volume, turnover)
 
 
 # ------------------------------------------------------------ funding
@@ -385,8 +383,8 @@ class Venue:
     def holes(self) -> list[tuple[int, int]]:
         """Return the spans in which no market has a bar, as (from, until)."""
         markets = list(self.markets.values())
-        starts = np.concatenate([market.base.start_ms for market in markets])
-        ends = np.concatenate([market.base.start_ms + market.interval_ms for market in markets])
+        starts = np.concatenate([market.base.open_time_ms for market in markets])
+        ends = np.concatenate([market.base.open_time_ms + market.interval_ms for market in markets])
         order = np.argsort(starts, kind="stable")
         starts, ends = starts[order], np.maximum.accumulate(ends[order])
         after = np.flatnonzero(starts[1:] > ends[:-1])

@@ -1,12 +1,10 @@
 """Recorded sessions played back; the registry of routes and topics.
 
 A file is JSON lines, also gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``, or the
-frames as they came, whose own ``ts`` counts; or the text that cryptofeed writes:
-``ADDRESS <-> seconds`` for a connection, ``ADDRESS <- seconds: frame`` for what was sent,
-``seconds: frame`` for what came. Lines of other kinds and frames without a topic (acknowledgements,
-pongs) are the session's own and are left out. Time starts with the recording when the first client
-subscribes. A client that comes later is sent the last snapshot of a topic and all deltas since, as
-the exchange does.
+frames as they came, whose own ``ts`` counts. Lines of other kinds and frames without a topic
+(acknowledgements, pongs) are the session's own and are left out. Time starts with the recording
+when the first client subscribes. A client that comes later is sent the last snapshot of a topic and
+all deltas since, as the exchange does.
 
 A new one is a function declared by ``route`` or ``topic`` in one of ``MODULES``; the server, the
 listing of the command and its page find it here.
@@ -32,7 +30,7 @@ from tracepaper.replay.archive.recordings import recording_header
 from tracepaper.replay.exchange import answers, channels, quotes, reference
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
-from tracepaper.replay.exchange.false_prices import FAULTS
+from tracepaper.replay.exchange.fault_kinds import FAULTS
 from tracepaper.replay.exchange.instruments import list_instrument, parsed
 from tracepaper.replay.exchange.market import Venue
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -74,14 +72,12 @@ def listing() -> dict[str, dict[str, str]]:
     return {
         "routes": calls,
         "topics": {entry.form: entry.meaning for entry in TOPICS.values()},
-        "faults": {entry.name: entry.meaning for entry in FAULTS.values()},
+        "faults": {name: kind.meaning for name, kind in FAULTS.items()},
     }
 
 
 RECEIVED: Final = "recv"
 NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
-SENT: Final = re.compile(rb"(\w+://\S+) (?:<->|<-|->) [0-9.]+")
-CAME: Final = re.compile(rb"([0-9]+(?:\.[0-9]+)?): (\{.*)")
 FRAMES_READ: Final = 200
 """So many frames of a topic tell the decimals of its prices."""
 PRICE_FIELDS: Final = ("p", "open", "high", "low", "close", "lastPrice", "bid1Price", "ask1Price")
@@ -235,7 +231,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
         except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
             raise DataInvalid(
                 f"{path}, line {number}: not a recorded frame ({error}); give JSON lines of t, "
-                "ts and data, or cryptofeed's text."
+                "ts and data."
             ) from None
     if category is not None and category in addresses.values():
         frames = [each for each in frames if addresses.get(each.connection, category) == category]
@@ -262,13 +258,9 @@ def _text_of(path: Path) -> bytes:
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    """Return one line as an entry of t, ts, addr and data, from either form."""
+    """Return one line as an entry of t, ts, addr and data."""
     if not line.strip():
         return {}
-    if sent := SENT.match(line):
-        return {"t": "send", "addr": sent[1].decode()}
-    if received := CAME.fullmatch(line):
-        return {"t": RECEIVED, "ts": float(received[1]), "data": received[2].decode()}
     entry = msgspec.json.decode(line, type=dict[str, Any])
     if "topic" in entry and isinstance(entry.get("ts"), int):  # nothing is said of when it came
         return {"t": RECEIVED, "ts": entry["ts"] / 1000, "data": line.decode()}

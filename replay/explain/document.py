@@ -147,7 +147,7 @@ def explain_decision(
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     try:
         if full or method or other or write_page is not None:
-            recomputed = _recompute(
+            recomputed = ask_again(
                 path,
                 run_id,
                 sequence,
@@ -238,16 +238,21 @@ def _compared(path: Path, run_id: str, sequence: int, against: ComparedWith) -> 
     return compare(sided(past, label), sided(other, name))
 
 
-def _recompute(
+def ask_again(
     path: Path,
     run_id: str,
     sequence: int,
     stored: StoredDecision,
     *,
-    full: bool,
-    method: TypedMethod | None,
-    other: ComparedWith,
+    full: bool = True,
+    method: TypedMethod | None = None,
+    other: ComparedWith = ALONE,
+    begins: Callable[[str], None] = lambda _doing: None,
 ) -> Answers:
+    """Return what the run's model says again of one decision; *begins* hears what is done next.
+
+    Raises as :func:`explain_decision` does.
+    """
     asks = None if other else ASKS.get(stored.run["strategy"])
     if asks is DataSource.CLOSES:
         return {"influence": influence(path, run_id, sequence, method)}
@@ -267,7 +272,7 @@ def _recompute(
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
         if rows is not None and rows.forecaster is past.forecaster:
             return {"by_feature": added}
-        attended = explain_fully(open_past(path, run_id, sequence))
+        attended = explain_fully(open_past(path, run_id, sequence), begins=begins)
         return answers | {"full": attended, "by_feature": added}
 
 
@@ -300,6 +305,11 @@ def _parts(stored: StoredDecision, titled: TitledParts, recomputed: Answers) -> 
     if (full := recomputed.get("full")) is not None:
         yield Paragraph(full.deletion.sentence, "strong")
     yield from stored_parts(stored, titled)
+    yield from answer_parts(recomputed)
+
+
+def answer_parts(recomputed: Answers) -> Iterator[Part]:
+    """Yield what the model said again."""
     for name, kind in KINDS.items():
         if (answer := recomputed.get(name)) is not None:
             yield from kind.parts(answer)

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.daemon.session.user_code import file_sha256
-from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
-from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive import Candles, merge_candles, read_candles
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.sessions import on_common_sessions, sessions_named
 from tracepaper.replay.learning import card as cards
@@ -528,7 +527,7 @@ def _cut(segments: Sequence[Segment], times: NDArray[np.int64]) -> Segment:
     rows = slice(first - segment.first, first + len(times))
     return replace(
         segment,
-        candles=slice_candles(segment.candles, rows),
+        candles=segment.candles[rows],
         close=segment.close[rows],
         values=segment.values[rows],
         sigma=segment.sigma[rows],
@@ -592,7 +591,7 @@ def read_files(
     for interval_ms, held in by_interval.items():
         for part in parts:
             if _makes(part, (interval_ms,)):
-                _add(held, resample(part, interval_ms))
+                _add(held, part.resampled(interval_ms))
     return CandleFiles(tuple(_source(part, columns) for part in parts), by_interval)
 
 
@@ -631,7 +630,7 @@ def _add(held: list[Candles], part: Candles) -> None:
     for times in used:
         fresh &= ~np.isin(part.open_time_ms, times, assume_unique=True)
     if fresh.any():
-        new = slice_candles(part, np.flatnonzero(fresh))
+        new = part[fresh]
         for at, candles in enumerate(held):
             if candles.instrument == new.instrument:
                 held[at] = replace(merge_candles([candles, new])[0], path=candles.path)

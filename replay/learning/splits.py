@@ -28,7 +28,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import CandleArrays, FeatureSchema, compute
@@ -148,21 +148,6 @@ class Panel:
         return chosen
 
 
-def columns_of(candles: Candles) -> CandleArrays:
-    """Return the candles as feature columns; units fall out of every feature."""
-    return CandleArrays(
-        open_time_ms=candles.open_time_ms,
-        open=candles.open.astype(np.float64),
-        high=candles.high.astype(np.float64),
-        low=candles.low.astype(np.float64),
-        close=candles.close.astype(np.float64),
-        volume=candles.volume.astype(np.float64),
-        interval_ms=candles.interval_ms,
-        symbol=candles.symbol,
-        closed_ms=candles.closes_ms,
-    )
-
-
 def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
     """Cut *candles* at every hole; parts too short for a single feature row are left out.
 
@@ -173,8 +158,18 @@ def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
     for start, stop in pairwise([0, *cuts.tolist(), len(candles)]):
         if stop - start < schema.lookback:
             continue
-        part = slice_candles(candles, slice(start, stop))
-        columns = columns_of(part)
+        part = candles[start:stop]
+        columns = CandleArrays(  # units fall out of every feature
+            open_time_ms=part.open_time_ms,
+            open=part.open.astype(np.float64),
+            high=part.high.astype(np.float64),
+            low=part.low.astype(np.float64),
+            close=part.close.astype(np.float64),
+            volume=part.volume.astype(np.float64),
+            interval_ms=part.interval_ms,
+            symbol=part.symbol,
+            closed_ms=part.closes_ms,
+        )
         block = compute(schema, columns)
         segments.append(Segment(part, columns.close, block.values, block.sigma, block.first))
     return segments

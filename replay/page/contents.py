@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.document.values import TitledParts, as_parts
-from tracepaper.replay.page.databases import Databases
-from tracepaper.replay.page.packing import packed
+from tracepaper.replay.page import records
+from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.replay.page.export import packed
 from tracepaper.replay.page.rollups import numbers_of
-from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, match
+from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, RowParameters, match
 from tracepaper.strategies.gates.declared import warm
 
 CELLS_MAX: Final = 200_000
@@ -110,6 +111,11 @@ class _RouteClient:
         self.run_id = run_id
         self._shelf = Databases([database])
 
+    @property
+    def shown(self) -> ShownRun:
+        """The run."""
+        return self._shelf.find(self.run_id)
+
     def __call__(self, path: str) -> Any:  # noqa: ANN401 - plain values
         """Hold the answer of *path*."""
         answer = self.answer(path)
@@ -123,7 +129,7 @@ class _RouteClient:
     def answer(self, path: str, **query: str | float) -> Any:  # noqa: ANN401
         """Return the answer of *path*, as plain values."""
         call = match(path, {name: str(value) for name, value in query.items()})
-        return _finite(msgspec.to_builtins(call.respond(self._shelf, lambda _share, _doing: None)))
+        return msgspec.to_builtins(call.respond(self._shelf, lambda _share, _doing: None))
 
     def hold(self, path: str, answer: Answer | list[Answer], instrument: str = "") -> None:
         """Hold *answer*; of the query its name says the *instrument* alone."""
@@ -132,7 +138,7 @@ class _RouteClient:
 
     def bounds_ms(self, instrument: str = "") -> tuple[int, int]:
         """Return where the bars of *instrument*, by default of all, begin and end."""
-        columns = self._shelf.find(self.run_id).columns
+        columns = self.shown.columns
         names = [instrument] if instrument else list(columns.instruments)
         bounds = [each for each in map(columns.bounds_ms, names) if each is not None]
         return min((first for first, _ in bounds), default=0), max(
@@ -141,23 +147,8 @@ class _RouteClient:
 
     def decided(self) -> list[int]:
         """Return the sequence of every decision."""
-        decided: list[int] = self._shelf.find(self.run_id).columns.decisions()["sequence"].tolist()
+        decided: list[int] = self.shown.columns.decisions()["sequence"].tolist()
         return decided
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
-    """Return *value* with null for each number that is not finite, as the interface writes it.
-
-    Long columns stay as they are: they are packed, which does the same.
-    """
-    match value:
-        case dict():
-            return {name: _finite(each) for name, each in value.items()}
-        case list() if len(value) < ROWS_MAX:
-            return [_finite(each) for each in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value
 
 
 # ---------------------------------------------------------------- columns and rows
@@ -219,16 +210,8 @@ def _to_digits(column: list[float | None], digits: int) -> list[float | None]:
 
 def _hold_view(client: _RouteClient, view: str) -> None:
     """Hold the newest rows of *view*, without what no place shows."""
-    path = f"/runs/{client.run_id}/views/{view}"
-    answer: Answer | None = None
-    after: dict[str, str] = {}
-    while answer is None or (after and len(answer["rows"]) < VIEW_ROWS_MAX):
-        page = client.answer(path, sort="sequence", descending="true", limit=ROWS_MAX, **after)
-        after = {"after": page["next"]} if page["next"] else {}
-        if answer is None:
-            answer = page
-        else:
-            answer["rows"] += page["rows"]
+    page = RowParameters(sort="sequence", descending=True, limit=VIEW_ROWS_MAX)
+    answer: Answer = msgspec.to_builtins(records.rows(client.shown, view, {}, page))
     columns = answer["columns"]
     kept = [
         place for place, column in enumerate(columns)
@@ -236,7 +219,7 @@ def _hold_view(client: _RouteClient, view: str) -> None:
     ]  # fmt: skip
     answer["columns"] = [columns[place] for place in kept]
     answer["rows"] = [[row[place] for place in kept] for row in answer["rows"]]
-    client.hold(path, answer | {"next": None})
+    client.hold(f"/runs/{client.run_id}/views/{view}", answer | {"next": None})
 
 
 # ---------------------------------------------------------------- decisions
@@ -262,12 +245,11 @@ def _chosen(client: _RouteClient, run: Answer, candles: list[Answer]) -> list[in
     share = max(1, len(candles))
     for columns in candles:
         picked |= _of_instrument(columns, share)
-    fills = _rows(client, "fills")
-    picked |= {fill["decision_sequence"] for fill in fills[:FILLED]}
-    by_step = {fill["sequence"]: fill["decision_sequence"] for fill in fills}
-    trades = sorted(_rows(client, "trades"), key=lambda trade: trade["net"] or 0.0)
-    for trade in trades[:TRADED] + trades[-TRADED:]:
-        picked |= {by_step.get(trade[name]) for name in ("entry_sequence", "exit_sequence")}
+    picked |= {fill["decision_sequence"] for fill in _rows(client, "fills")[:FILLED]}
+    first = run["first_sequence"] or 0  # a trade outlives a prune, its decision does not
+    trades = [of for of in _rows(client, "trades") if of["entry_sequence"] >= first]
+    trades.sort(key=lambda trade: trade["net"] or 0.0)
+    picked |= {trade["entry_sequence"] for trade in trades[:TRADED] + trades[-TRADED:]}
     return sorted(sequence for sequence in picked if sequence is not None)
 
 

@@ -14,7 +14,7 @@ from tracepaper.strategies.errors import DataInvalid
 
 def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     """Return one decision as it is stored; raise ``HttpRefusal`` where the run has none there."""
-    stored = _stored(shown, sequence)
+    stored = decision_at(shown, sequence)
     row, columns = stored.decision, shown.columns
     instrument = row["instrument"]
     item, place = columns.instruments[instrument], columns.place(instrument)
@@ -59,7 +59,8 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     )
 
 
-def _stored(shown: ShownRun, sequence: int) -> StoredDecision:
+def decision_at(shown: ShownRun, sequence: int) -> StoredDecision:
+    """Return what is stored of one decision; raise ``HttpRefusal`` where the run has none there."""
     first, last = shown.columns.span
     if 0 <= sequence < first:
         raise HttpRefusal(410, f"Decision {sequence} was pruned; the oldest step left is {first}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -15,12 +15,11 @@ from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.document.values import FoldedParts, Form, Part, TitledParts, table_of
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
+from tracepaper.replay.page.decisions import decision_at
 from tracepaper.replay.page.runs import parity_state
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import TracepaperError
 
 if TYPE_CHECKING:
-    from tracepaper.replay.explain.recompute import Past
     from tracepaper.replay.page.routes import ChangeParameters
 
 Report = Callable[[float, str], None]
@@ -28,9 +27,7 @@ FEATURES_SHOWN: Final = 5
 
 
 def load_libraries(shelf: Databases) -> None:
-    """Load what documents, and decisions of *shelf*, need: torch alone takes a second or two."""
-    import tracepaper.replay.page.documents
-
+    """Load what decisions of *shelf* need: torch alone takes a second or two."""
     has_model = False
     for path in shelf.paths:
         with contextlib.suppress(TracepaperError, sqlite3.Error):  # the first request says so
@@ -42,9 +39,9 @@ def load_libraries(shelf: Databases) -> None:
 
 def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.DerivedDecision:
     """Derive one decision again from the record, and compare every stored value of its step."""
-    row = _decision_row(shown, sequence)
+    open_ms = decision_at(shown, sequence).decision["open_time_ms"]
     began = time.perf_counter()
-    opened = datetime.fromtimestamp(row["open_time_ms"] / 1_000, tz=UTC)
+    opened = datetime.fromtimestamp(open_ms / 1_000, tz=UTC)
     report(0.1, f"reading the state and the bars before {opened:%H:%M} UTC from the record")
 
     def progressed(done: int, total: int) -> None:
@@ -56,8 +53,8 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
         shown.reader,
         shown.database,
         shown.run_id,
-        from_ms=row["open_time_ms"],
-        until_ms=row["open_time_ms"] + 1,
+        from_ms=open_ms,
+        until_ms=open_ms + 1,
         probes=False,  # twice the time, and no later bar is at hand to be seen
         progressed=progressed,
     )
@@ -79,15 +76,6 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
 def _tolerance(verification: Verification) -> str:
     """Say why not every bit was promised; empty where every bit is equal."""
     return verification.elsewhere if verification.tolerated or not verification.exact else ""
-
-
-def _decision_row(shown: ShownRun, sequence: int) -> dict[str, Any]:
-    if not 0 <= sequence < SEQUENCE_LIMIT:
-        raise HttpRefusal(404, f"The run has no decision {sequence}.")
-    rows = shown.views.rows("v_decisions", sequence=sequence)
-    if not rows:
-        raise HttpRefusal(404, f"The run has no decision {sequence}.")
-    return rows[0]
 
 
 def verify(shown: ShownRun, report: Report) -> answers.ParityState:
@@ -131,45 +119,39 @@ def what_if_of(shown: ShownRun, wanted: ChangeParameters) -> TitledParts:
 
 
 def ask(shown: ShownRun, sequence: int, report: Report) -> TitledParts:
-    """Ask the run's model again about one decision, as ``explain --full`` does."""
-    from tracepaper.replay.explain.attribution import (
-        by_feature,
-        contributed,
-        of_rows,
-        share_of_rows,
-    )
-    from tracepaper.replay.explain.recompute import explain_fully, open_any, open_past
-    from tracepaper.strategies.forecasters.attribution import attending
-    from tracepaper.strategies.forecasters.cross_asset import over_symbols
+    """Ask the run's model again about one decision; the document has all of ``explain --full``."""
+    from tracepaper.replay.explain.document import answer_parts, ask_again
 
-    _decision_row(shown, sequence)
+    stored = decision_at(shown, sequence)
     if not shown.views.run()["model_id"]:
         raise HttpRefusal(409, "This run asks no model, so there is nothing to ask.")
     report(0.05, "loading the model and the bars before the decision")
-    past = open_any(shown.database, shown.run_id, sequence)
-    features: list[tuple[str, float]] = []
-    if (rows := of_rows(past)) is not None:
-        report(0.3, "what each feature added")
-        moves = by_feature(rows, share=share_of_rows(past))
-        features = [(feature.feature, feature.mean_return) for feature in moves.features]
-    if (contributions := contributed(past)) is not None:
-        features = list(contributions.features)
-    heads: list[Part] = []
-    attends = attending(past.forecaster) is not None and over_symbols(past.forecaster) is None
-    if attends and (rows is None or rows.forecaster is not past.forecaster):
-        shares = iter((0.35, 0.45, 0.65))
-        attended = open_past(shown.database, shown.run_id, sequence)
-        full = explain_fully(attended, begins=lambda doing: report(next(shares), doing))
-        features = features or [
-            (feature.feature, feature.all_bars) for feature in full.moves.features
-        ]
-        report(0.85, "where each head looked")
-        heads = list(_heads(shown, attended, sequence))
-    return TitledParts("What the model said again", (*_added(features), *heads))
+    shares = iter((0.35, 0.5, 0.65))
+    recomputed = ask_again(
+        shown.database,
+        shown.run_id,
+        sequence,
+        stored,
+        begins=lambda doing: report(next(shares), doing),
+    )
+    return TitledParts(
+        "What the model said again",
+        (
+            *_added(recomputed),
+            FoldedParts("All that explain --full says", tuple(answer_parts(recomputed))),
+        ),
+    )
 
 
-def _added(features: list[tuple[str, float]]) -> Iterator[Part]:
+def _added(recomputed: Mapping[str, Any]) -> Iterator[Part]:
     """Yield what each feature added to the mean, the largest first."""
+    features: list[tuple[str, float]] = []
+    if (full := recomputed.get("full")) is not None:  # of an ensemble this one has the mean
+        features = [(of.feature, of.all_bars) for of in full.moves.features]
+    elif (by_feature := recomputed.get("by_feature")) is not None:
+        features = [(of.feature, of.mean_return) for of in by_feature.features]
+    elif (contributions := recomputed.get("contributions")) is not None:
+        features = list(contributions.features)
     if features:
         features.sort(key=lambda feature: -abs(feature[1]))
         forms: dict[str, Form] = {"feature": "text", "added": "points"}
@@ -177,53 +159,3 @@ def _added(features: list[tuple[str, float]]) -> Iterator[Part]:
         shown = min(FEATURES_SHOWN, len(features))
         aside = f"bp, {shown} of {len(features)}"
         yield replace(added, look="balance", shown=shown, aside=aside)
-
-
-def _heads(shown: ShownRun, past: Past, sequence: int) -> Iterator[Part]:
-    """Yield where each head looked from the decided bar, in the blocks that are stored.
-
-    Layers that see no single bars, such as distilled ones, are left out.
-    """
-    import numpy as np
-
-    from tracepaper.replay.document.charts import Chart, ChartAxis, ChartPanel, HeatLayer, named
-    from tracepaper.replay.explain.decision import stored_decision
-
-    instrument = past.decided.instrument
-    attribution = past.forecaster.explain(instrument)
-    if attribution.parts:
-        return
-    layers = past.forecaster.attribution_by_layer(instrument)
-    opened = attribution.open_time_ms
-    width = layers[0].rows.shape[-1]
-    times = np.array(opened[-width:])
-    stored = stored_decision(shown.reader, shown.columns, sequence).buckets[::-1]
-    starts = [bucket["from_open_time_ms"] for bucket in stored]
-    oldest = min((start for start in starts if start is not None), default=0)
-    inside = [
-        times < oldest
-        if bucket["from_open_time_ms"] is None
-        else (times >= bucket["from_open_time_ms"]) & (times < bucket["until_open_time_ms"])
-        for bucket in stored
-    ]
-    heads = {
-        f"{depth}.{head}": [100 * float(weights[block].sum()) for block in inside]
-        for depth, layer in enumerate(layers, start=1)
-        if layer.rows.shape[-1] == width
-        for head, weights in enumerate(layer.rows.detach().cpu().numpy()[:, -len(times) :], start=1)
-    }
-    rows = list(heads.values())
-    cells = HeatLayer(
-        "of its attention", range(len(stored)), range(len(rows)), 0.0, max(map(max, rows)), rows,
-        unit=" %", digits=2,
-    )  # fmt: skip
-    panel = ChartPanel(
-        [cells],
-        ChartAxis(ticks=[(0.0, "oldest"), (len(stored) - 1.0, "newest")]),
-        named(list(heads), is_reversed=True),
-        60 + 9 * len(rows),
-    )
-    caption = (
-        "Where each head looked from the decided bar: layer and head, the lowest layer on top."
-    )
-    yield FoldedParts(f"Head by head, {len(rows)}", (Chart("", caption, [panel]),))

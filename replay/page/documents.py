@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
-from operator import itemgetter
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import RESERVE, reserve_of
-from tracepaper.replay.checks.identity import counts
+from tracepaper.replay.checks.what_if import compare_recorded, what_if_document
 from tracepaper.replay.document.charts import OWN_LINE, WHOLE_LINE, LineLayer, rounded
 from tracepaper.replay.document.values import (
     Figure,
-    Form,
     Paragraph,
     Part,
     TitledParts,
     of_field,
     table,
-    table_of,
-    written,
 )
 from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import ShownRun
@@ -132,107 +127,17 @@ def _lost(equity: Floats, least: Floats) -> Floats:
 
 # ---------------------------------------------------------------- two runs
 
-_NUMBERS: Final = ("confidence", "mean_return", "stdev_return", "p_up", "p_down", "shift")
-_FIELDS: Final = (
-    *("action", "target_quantity", "allowed", "refused_by", "reason", "unfilled_reason", "regime"),
-    *_NUMBERS,
-)
-"""What two decisions are compared by, the weightiest first."""
-_DONE: Final = 2
-"""So many of them say what was done; what follows says why."""
-_GATES: Final = "gates"
-"""Stands for a difference in nothing but the gates' measures and thresholds."""
-DIFFERENCES_MAX: Final = 1_000
-FIELDS_NAMED: Final = 4
-_TIME_BITS: Final = 44  # of an open time within the key of a decision
-_Differing = tuple[int, int, str, npt.NDArray[np.bool_], int, int]
-"""Its weight, its bar's open, instrument, in which fields, and both sequences."""
-
 
 def compare(left: ShownRun, right: ShownRun) -> TitledParts:
-    """Return where two runs decided the same bars differently."""
-    both = [run.columns.decisions(("target_quantity", *_NUMBERS)) for run in (left, right)]
-    names = np.unique(np.concatenate([columns["instrument"] for columns in both]))
-    left_keys, right_keys = (
-        (np.searchsorted(names, columns["instrument"]) << _TIME_BITS)
-        + columns["open_time_ms"].astype(np.int64)
-        for columns in both
-    )
-    _, *places = np.intersect1d(left_keys, right_keys, return_indices=True)
-    first, second = (
-        {name: column[at] for name, column in columns.items()}
-        for columns, at in zip(both, places, strict=True)
-    )
-    sequences = first["sequence"].tolist(), second["sequence"].tolist()
-    gates = _judged(left), _judged(right)
-    judged = [gates[0].get(old) != gates[1].get(new) for old, new in zip(*sequences, strict=True)]
-    differs = np.stack([_differs(first[field], second[field]) for field in _FIELDS], 1)
-    others = np.array(judged, dtype=bool) & ~differs.any(axis=1)
-    differs = np.column_stack([differs, others])
-    counts = dict(zip((*_FIELDS, _GATES), differs.sum(axis=0).tolist(), strict=True))
-    differing: list[_Differing] = [
-        (min(int(differs[place].argmax()), _DONE), int(first["open_time_ms"][place]),
-         str(first["instrument"][place]), differs[place],
-         sequences[0][place], sequences[1][place])
-        for place in np.flatnonzero(differs.any(axis=1)).tolist()
-    ]  # fmt: skip
-    differing.sort(key=itemgetter(0, 1, 2))
-    common = len(judged)
-    return TitledParts("Compare", tuple(_compared(left, right, common, differing, counts)))
+    """Return where two runs decided the same bars differently, and the equity of both."""
+    both = (left.reader, left.columns), (right.reader, right.columns)
+    compared = what_if_document(compare_recorded(*both, (_name(left), _name(right))))
+    lead, sentence, *tables = compared.parts
+    return TitledParts("Compare", (lead, sentence, _both(left, right), *tables))
 
 
-def _compared(
-    left: ShownRun,
-    right: ShownRun,
-    common: int,
-    differing: list[_Differing],
-    counts: dict[str, int],
-) -> Iterator[Part]:
-    """Yield how many of the *common* decisions differ, the equity of both, and which they are."""
-    earned = [written(runs.run_row(run).total_return, "gain percent") for run in (left, right)]
-    yield Paragraph(
-        f"{common - len(differing):,} of {common:,} common decisions are the same; "
-        f"{' beside '.join(earned)}.",
-        "strong",
-    )
-    if not common:
-        yield Paragraph(
-            "The two runs decided no bar in common: they lie in other times, or one goes on where "
-            "the other ended.",
-            "note",
-        )
-        return
-    named = [f"{_named(field)} {count:,}" for field, count in counts.items() if count]
-    yield Paragraph(
-        f"Differing, in so many decisions: {', '.join(named)}."
-        if named
-        else "Every common decision is the same to the bit.",
-        "note",
-    )
-    yield Paragraph("Equity", "heading")
-    yield _both(left, right)
-    if differing:
-        rows = [
-            (first, second, at_ms, instrument.partition(":")[2], _fields(list(counts), differs))
-            for _, at_ms, instrument, differs, first, second in differing
-        ]
-        forms: dict[str, Form] = {
-            "decision": "step", "beside": "text", "bar": "minute", "symbol": "text",
-            "what differs": "text",
-        }  # fmt: skip
-        title = f"Decisions that differ: {len(differing):,}"
-        yield table_of("differing", title, forms, rows[:DIFFERENCES_MAX])
-
-
-def _named(field: str) -> str:
-    return field.replace("_", " ")
-
-
-def _fields(names: list[str], differs: npt.NDArray[np.bool_]) -> str:
-    """Name the first fields in which a decision differs."""
-    several = [_named(name) for name, is_other in zip(names, differs, strict=True) if is_other]
-    rest = len(several) - FIELDS_NAMED
-    return ", ".join(several[:FIELDS_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def _name(run: ShownRun) -> str:
+    return f"{run.views.run()['strategy'].rpartition(':')[2]} {run.run_id[:8]}"
 
 
 def _both(left: ShownRun, right: ShownRun) -> Part:
@@ -244,26 +149,9 @@ def _both(left: ShownRun, right: ShownRun) -> Part:
         at = np.searchsorted(times, np.array(of.time_ms, dtype=np.int64))
         equity, share = np.full((2, times.size), np.nan)
         equity[at], share[at] = of.equity[OWN], of.exposure
-        name = f"{run.views.run()['strategy'].rpartition(':')[2]} {run.run_id[:8]}"
         start = runs.accounts(run)[0].start
         peak = np.fmax.accumulate(equity)
-        drawn = replace(line, name=name)
+        drawn = replace(line, name=_name(run))
         curves.append(charts.AccountCurve(drawn, equity / start - 1, 1 - equity / peak))
         held.append(replace(drawn, x=times.tolist(), y=rounded(100 * share), width=1.0))
-    return replace(charts.accounts_chart(times, curves, held), title="")
-
-
-def _judged(shown: ShownRun) -> dict[int, list[tuple[Any, ...]]]:
-    """Read gate, measure and threshold of every gate that counts, by the decision's sequence."""
-    judged: dict[int, list[tuple[Any, ...]]] = {}
-    for batch in shown.views.batches("v_gates", ("sequence", "gate", "measure", "threshold")):
-        for sequence, gate, *measured in zip(*batch, strict=True):
-            if counts(gate):
-                judged.setdefault(sequence, []).append((gate, *measured))
-    return judged
-
-
-def _differs(left: Any, right: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - any column
-    """Return where two columns differ; two unknown numbers do not."""
-    differs: npt.NDArray[np.bool_] = left != right
-    return differs & ~(np.isnan(left) & np.isnan(right)) if left.dtype.kind == "f" else differs
+    return charts.accounts_chart(times, curves, held)

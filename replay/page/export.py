@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import posixpath
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+import msgspec
+
 from tracepaper.replay.document.values import TitledParts, as_parts
-from tracepaper.replay.page.packing import packed
 from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -127,6 +129,14 @@ def modules_of(start: str) -> dict[str, str]:
 
         modules[name] = _RELATIVE.sub(absolute, _text(name))
     return dict(sorted(modules.items()))
+
+
+def packed(record: Mapping[str, Any]) -> str:
+    """Return *record*, plain values by the paths of their requests, as base64 of compressed JSON.
+
+    A number that is not finite is null.
+    """
+    return base64.b64encode(gzip.compress(msgspec.json.encode(record), mtime=0)).decode()
 
 
 def _text(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -12,19 +12,33 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing
-from tracepaper.replay.report.benchmarks import BOUGHT, HeldUnit, bought
-from tracepaper.replay.report.record import Bars
-from tracepaper.replay.run_columns import dividend_rate, funding_in_bars
-from tracepaper.storage.database.run_views import action_of
+from tracepaper.replay.report.benchmarks import BOUGHT, HeldUnit
 from tracepaper.strategies.sessions import SuspectedSplit, named_splits
-from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import RATE_SCALE
 
 if TYPE_CHECKING:
+    from tracepaper.daemon.broker.execution import ExecutionCosts
     from tracepaper.replay.page.databases import ShownRun
     from tracepaper.replay.run_columns import Floats, Ints
+    from tracepaper.storage.database.run_rows import Span
 
 HELD_ALIKE: Final = "held"
+
+
+class HeldUnits(NamedTuple):
+    """A unit of each instrument, bought as soon as the run could have bought it."""
+
+    start: float  # the money that the run began with
+    bought: dict[str, HeldUnit]
+    newest: dict[str, tuple[float, float]]  # open time and close of the last bar
+    splits: dict[str, list[SuspectedSplit]]
+
+    def adjusted(self, name: str, opens_ms: Ints | Floats, prices: Floats) -> Floats:
+        """Return *prices* of bars, those before a split by its ratio."""
+        for split in self.splits[name]:
+            ratio = split.new / split.old
+            prices = np.where(opens_ms < split.open_time_ms, prices / ratio, prices)
+        return prices
 
 
 @dataclass(frozen=True)
@@ -34,17 +48,20 @@ class HoldingAccount:
     name: str
     title: str
     source: str
-    start: float
     share: float
-    parts: int
-    units: _Units
+    units: HeldUnits
+
+    @property
+    def start(self) -> float:
+        """The money that it began with."""
+        return self.units.start
 
     def equity(self, opens_ms: Floats, closes: dict[str, Floats]) -> Floats:
         """Return the equity after the bars that open last by *opens_ms*, at their *closes*."""
         gains = np.zeros(opens_ms.size)
         for name, unit in self.units.bought.items():
             gains += unit.gain(opens_ms, self.units.adjusted(name, opens_ms, closes[name]))
-        return self.start * (1.0 + self.share * gains / self.parts)
+        return self.start * (1.0 + self.share * gains / len(self.units.newest))
 
     @property
     def newest(self) -> float:
@@ -54,117 +71,85 @@ class HoldingAccount:
         return float(self.equity(at, closes)[0])
 
 
-class _Units:
-    """A unit of each instrument, bought as soon as the run could have bought it.
-
-    Only what is new is read: a run of a year settles its funding a thousand times.
-    """
-
-    def __init__(self, shown: ShownRun) -> None:
-        columns, run = shown.columns, shown.views.run()
-        first = columns.rows.decided_at(columns.span, newest=False)
-        cash = float(json.loads(run["config"])["account"]["cash"])
-        self.start = cash if first is None else columns.equity_before(first)
-        self.bought: dict[str, HeldUnit] = {}
-        self.newest: dict[str, tuple[float, float]] = {}  # open time and close of the last bar
-        self._terms = costs_for(restore(run["config"]))
-        self._opens = np.empty(0)  # of the decided bars, where fees are by the share
-        self._splits = named_splits(json.loads(run["warnings"] or "[]"))
-        self._symbols = {
-            name: instrument.symbol for name, instrument in columns.instruments.items()
-        }
-        self._after = -1  # the run is read up to this sequence
-        self._rates: dict[str, dict[int, float]] = {name: {} for name in columns.instruments}
-        self._pending: dict[str, list[int]] = {name: [] for name in columns.instruments}
-        self._needed: dict[str, list[int]] = {}  # bars that say what a unit cost, by sequence
-
-    def follow(self, shown: ShownRun) -> None:
-        """Take note of the bars and settlements since the last time."""
-        columns, rows = shown.columns, shown.columns.rows
-        names, end = tuple(columns.instruments), columns.span[1]
-        for event in rows.events("funding", (self._after + 1, end)):
-            name = names[event.instrument or 0]
-            if event.market_ms not in self._rates[name]:  # one that comes twice is booked once
-                self._rates[name][event.market_ms] = json.loads(event.content)["rate"]
-                self._pending[name].append(event.market_ms)
-        self._act(shown, end)
-        is_share = any(item.category is Category.STOCK for item in columns.instruments.values())
-        for place, name in enumerate(names):
-            if self._terms.per_share:
-                bars = columns.bars(name, (self._after + 1, end))
-                self._opens = np.append(self._opens, bars["open"][bars["outcome"] >= 0])
-            last = rows.bar_at(place, columns.span, newest=True)
-            if last is not None:
-                bar = columns.bars(name, (last.sequence, last.sequence))
-                self.newest[name] = (last.open_time_ms, float(bar["close"][0]))
-            if name not in self._needed and (first := _first_bar(shown, place)) is not None:
-                self._needed[name] = [first]
-        self._after = end
-        for place, name in enumerate(names):
-            if name in self._needed and (
-                self._settle(shown, name, place) or is_share or name not in self.bought
-            ):
-                self.bought[name] = self._bought(shown, name)
-
-    @property
-    def _cost_rate(self) -> float:
-        """The cost of one fill by its notional, as ``RunRecord.cost_rate`` has it."""
-        rate = self._terms.round_trip / 2
-        if self._terms.per_share and self._opens.size:
-            rate += self._terms.per_share / RATE_SCALE / float(np.median(self._opens))
-        return rate
-
-    def _act(self, shown: ShownRun, end: int) -> None:
-        """Take note of the splits and dividends of shares since the last time."""
-        instruments = shown.columns.instruments
-        if not any(item.category is Category.STOCK for item in instruments.values()):
-            return
-        for row in shown.views.rows("v_events", kind="corporate_action"):
-            if not self._after < row["sequence"] <= end:
-                continue
-            action = action_of(row)
-            item = instruments[action.instrument]
-            if action.is_split:
-                split = SuspectedSplit(action.market_ms, action.new, action.old)
-                self._splits.setdefault(item.symbol, []).append(split)
-            else:
-                self._rates[item.id][action.market_ms] = dividend_rate(action, item)
-                self._pending[item.id].append(action.market_ms)
-
-    def _settle(self, shown: ShownRun, name: str, place: int) -> bool:
-        """Find the bars around each settlement; return whether there are new ones."""
-        rows, end, needed = shown.columns.rows, shown.columns.span[1], self._needed[name]
-        count, later = len(needed), []
-        for market_ms in self._pending[name]:
-            opened_ms = shown.columns.times.open_closing_after(market_ms)
-            edge = rows.opened_at(place, (needed[0], end), opened_ms)
-            before = rows.bar_at(place, (needed[0], edge - 1), newest=True)
-            within = rows.bar_at(place, (edge, end), newest=False)
-            if within is None:
-                later.append(market_ms)
-            elif before is not None:
-                needed += [before.sequence, within.sequence]
-        self._pending[name] = later
-        needed[:] = sorted(set(needed))
-        return len(needed) > count
-
-    def _bought(self, shown: ShownRun, name: str) -> HeldUnit:
-        columns = shown.columns
-        parts = [columns.bars(name, (at, at)) for at in self._needed[name]]
-        opens_ms, opened, close = (
-            np.concatenate([part[key] for part in parts]) for key in (TIME, "open", "close")
+def _units(shown: ShownRun) -> HeldUnits:
+    columns, run = shown.columns, shown.views.run()
+    config, (_, end) = restore(run["config"]), columns.span
+    decided = columns.rows.decided_at(columns.span, newest=False)
+    cash = float(config.account.cash)
+    units = HeldUnits(
+        cash if decided is None else columns.equity_before(decided), {}, {}, _splits(shown)
+    )
+    (rates, _), cost_rate = columns.settled(), _cost_rate(shown, costs_for(config))
+    for place, (name, of) in enumerate(rates.items()):
+        last = columns.rows.bar_at(place, columns.span, newest=True)
+        if last is not None:
+            bar = columns.bars(name, (last.sequence, last.sequence))
+            units.newest[name] = (last.open_time_ms, float(bar["close"][0]))
+        if (first := _first_bar(shown, place)) is None:
+            continue
+        bar = columns.bars(name, (first, first))
+        # Looked up once: a run of a year settles its funding a thousand times.
+        places = shown.rollups.followed.setdefault(f"settled {name}", {})
+        settled: list[tuple[int, int, float, float]] = []
+        for market_ms, rate in of.items():
+            if market_ms not in places:
+                places |= _around(shown, name, (first, end), market_ms)
+            if (around := places.get(market_ms)) is not None:
+                settled.append((*around, rate / RATE_SCALE))
+        within_ms, before_ms, closes, paid = np.array(sorted(settled)).reshape(-1, 4).T
+        price = units.adjusted(name, bar[TIME], bar["open"])[0] * (1.0 + cost_rate)
+        paid = (units.adjusted(name, before_ms, closes) * paid).cumsum()
+        units.bought[name] = HeldUnit(
+            float(price), int(bar[TIME][0]), within_ms, np.concatenate(([0.0], paid))
         )
-        opened, close = (self.adjusted(name, opens_ms, each) for each in (opened, close))
-        funding = funding_in_bars(columns.times.closes_of(opens_ms), self._rates[name].items())
-        bars = Bars(np.array(self._needed[name]), opens_ms, opened, opened, opened, close, funding)
-        return bought(bars, 0, self._cost_rate)
+    return units
 
-    def adjusted(self, name: str, opens_ms: Ints | Floats, prices: Floats) -> Floats:
-        """Return *prices* of bars, those before a split that the run names by its ratio."""
-        for split in self._splits.get(self._symbols[name], ()):
-            ratio = split.new / split.old
-            prices = np.where(opens_ms < split.open_time_ms, prices / ratio, prices)
-        return prices
+
+def _around(
+    shown: ShownRun, name: str, span: Span, market_ms: int
+) -> dict[int, tuple[int, int, float] | None]:
+    """Return by *market_ms* the opens of the bar within which it lies and of that before.
+
+    With the close of that before; None where it came before *span*, nothing where the bar is still
+    to come.
+    """
+    columns, rows = shown.columns, shown.columns.rows
+    place = columns.place(name)
+    edge = rows.opened_at(place, span, columns.times.open_closing_after(market_ms))
+    within = rows.bar_at(place, (edge, span[1]), newest=False)
+    if within is None:
+        return {}
+    before = rows.bar_at(place, (span[0], edge - 1), newest=True)
+    if before is None:
+        return {market_ms: None}
+    close = columns.bars(name, (before.sequence, before.sequence))["close"]
+    return {market_ms: (within.open_time_ms, before.open_time_ms, float(close[0]))}
+
+
+def _splits(shown: ShownRun) -> dict[str, list[SuspectedSplit]]:
+    """Return the splits that the run's warnings name or that were applied, by instrument."""
+    columns = shown.columns
+    named = named_splits(json.loads(shown.views.run()["warnings"] or "[]"))
+    splits = {name: named.get(of.symbol, []).copy() for name, of in columns.instruments.items()}
+    for _, action in columns.actions():
+        if action.is_split:
+            split = SuspectedSplit(action.market_ms, action.new, action.old)
+            splits[action.instrument].append(split)
+    return splits
+
+
+def _cost_rate(shown: ShownRun, terms: ExecutionCosts) -> float:
+    """Return the cost of one fill by its notional, as ``RunRecord.cost_rate`` has it."""
+    rate = terms.round_trip / 2
+    if terms.per_share:
+        until, opens = shown.rollups.followed.get("opens", (-1, np.empty(0)))
+        for name in shown.columns.instruments:
+            bars = shown.columns.bars(name, (until + 1, shown.columns.span[1]))
+            opens = np.append(opens, bars["open"][bars["outcome"] >= 0])
+        shown.rollups.followed["opens"] = shown.columns.span[1], opens
+        if opens.size:
+            rate += terms.per_share / RATE_SCALE / float(np.median(opens))
+    return rate
 
 
 def _first_bar(shown: ShownRun, place: int) -> int | None:
@@ -216,10 +201,7 @@ def held(shown: ShownRun) -> list[HoldingAccount]:
 
 
 def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
-    kept = shown.rollups.followed
-    if (units := kept.get("units")) is None:
-        units = kept["units"] = _Units(shown)
-    units.follow(shown)
+    units = _units(shown)
     if not units.bought:
         return []
     left = ", of what is left of a pruned run" if shown.columns.span[0] else ""
@@ -229,8 +211,4 @@ def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
         accounts.append((HELD_ALIKE, "buy and hold at its own exposure", source, share))
     name = f"{BUY_AND_HOLD} in full" if has_twin else BUY_AND_HOLD
     accounts.append((name, "buy and hold", f"computed: all the money, {BOUGHT}{left}", 1.0))
-    parts = len(units.newest)
-    return [
-        HoldingAccount(name, title, source, units.start, part, parts, units)
-        for name, title, source, part in accounts
-    ]
+    return [HoldingAccount(*account, units) for account in accounts]

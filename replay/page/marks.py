@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from operator import itemgetter
-from typing import Any, Final
+from typing import Final
 
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import ShownRun, from_row
@@ -16,7 +15,7 @@ from tracepaper.strategies.units import without_zeros
 MARKS_MAX: Final = 5_000
 AT_ONCE: Final = 500
 _RESTING: Final = ("NEW", "ACCEPTED", "PARTIALLY_FILLED")
-_NAMES: Final = {view.name: [column.name for column in view.columns] for view in VIEWS}
+(_FILL,) = ([column.name for column in view.columns] for view in VIEWS if view.name == "v_fills")
 
 
 def marks(
@@ -37,9 +36,10 @@ def marks(
         last = max(rows_of.opened_at(place, (low, high), until_ms) for place in places)
     cut = rows_of.first_of_newest_fills((first, last), places, MARKS_MAX)
     since = first if cut is None else cut
-    fills = _named(
-        views.batches("v_fills", first=since, last=last, equal={"instrument": names}), "v_fills"
-    )
+    batches = views.batches("v_fills", first=since, last=last, equal={"instrument": names})
+    fills = [
+        dict(zip(_FILL, row, strict=True)) for batch in batches for row in zip(*batch, strict=True)
+    ]
     # An order that was sent in the range may have ended long after it.
     before_ms = 2**62 if until_ms is None else until_ms
     sequences = rows_of.rested_orders((first, high), places, before_ms, MARKS_MAX + 1)
@@ -81,14 +81,6 @@ def marks(
         ][-MARKS_MAX:],
         is_cut=is_cut,
     )
-
-
-def _named(batches: Iterator[list[tuple[Any, ...]]], view: str) -> list[Row]:
-    return [
-        dict(zip(_NAMES[view], row, strict=True))
-        for batch in batches
-        for row in zip(*batch, strict=True)
-    ]
 
 
 def fill_mark(row: Row, role: str) -> answers.FillMark:

@@ -9,7 +9,6 @@ multiples of their length.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -27,7 +26,6 @@ from tracepaper.storage.database.run_rows import OutcomeCount
 from tracepaper.storage.record.columns import measure_name
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.decisions import Action, Regime
 from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ Block = dict[str, Floats]
 """Columns of one length by name; NaN is a value that is not known, times are exact as floats."""
 
 TIME: Final = "open_time_ms"
-VERSION: Final = 5
+VERSION: Final = 6
 GRAIN: Final = 15
 """Bars in a cell of a roll-up; longer cells are made of it where they are a multiple."""
 SHORT_BARS: Final = 40_000
@@ -57,9 +55,6 @@ OWN: Final = "this run"
 ACCOUNTS: Final = ""
 """Stands for the accounts where an instrument's id could stand."""
 FORECAST: Final = ("confidence", "mean_return", "stdev_return")
-WORDS: Final = tuple(dict.fromkeys([*map(str, Action), *GATES, *map(str, Regime)]))
-"""What columns of words hold a place of; another version of the list makes other cells."""
-_PLACES: Final = {word: float(place) for place, word in enumerate(WORDS)}
 MULTIPLES: Final = (1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080)
 """Lengths of a cell, in intervals of the run."""
 _RULES: Final = {
@@ -316,12 +311,7 @@ class Rollups:
         }
         block["sequence"] = np.where(decided, bars["sequence"], np.nan)
         block |= {name: values[name] for name in FORECAST}
-        for name in ("action", "refused_by", "regime"):
-            words, at = np.unique(columns.of_outcomes(outcome, name), return_inverse=True)
-            block[name] = np.array([_PLACES.get(word, np.nan) for word in words.tolist()])[at]
-        # A decision that was allowed ends what refused the one before it in its cell.
-        allowed = decided & np.isnan(block["refused_by"])
-        block["refused_by"] = np.where(allowed, -1, block["refused_by"])
+        block["outcome"] = np.where(decided, outcome, np.nan)
         self._judge(outcome, {gate: values[name] for gate, name in measures.items()}, block)
         for name, noted in columns.notes(instrument, span).items():
             has_number = ~np.isnan(noted.number)
@@ -426,11 +416,9 @@ class Rollups:
 
     def _mark(self, after: int) -> dict[str, Any]:
         """Return what a roll-up up to step *after* must say of itself."""
-        words = hashlib.sha256("\n".join(WORDS).encode()).hexdigest()
         return {
             "version": VERSION,
             "run_id": self.columns.run.run_id,
-            "words": words,
             "after": after,
             "first": self.span[0],
             "digest": self._rows.digest(after),
@@ -501,11 +489,6 @@ class Rollups:
     def _is_of(self, mark: dict[str, Any]) -> bool:
         """Whether what *mark* says of itself is true of the steps that are stored."""
         return mark["digest"] is not None and mark == self._mark(mark["after"])
-
-
-def words_of(places: Floats) -> list[str | None]:
-    """Return the words that *places* name, None where one names none."""
-    return [WORDS[int(place)] if place >= 0 else None for place in places.tolist()]
 
 
 def numbers_of(values: Floats) -> list[float | None]:

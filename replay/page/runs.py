@@ -18,7 +18,7 @@ from tracepaper.replay.document.charts import OTHER_LINE, OWN_LINE, WHOLE_LINE, 
 from tracepaper.replay.explain.decision import missed_text
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number, from_row
-from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of, words_of
+from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, filled, numbers_of
 from tracepaper.replay.report.states import HOLE, LastingState, lasting_states
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage.checks import newest_check
@@ -198,26 +198,21 @@ def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
 
 def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
     """Return the newest position of every instrument; in hedge mode both sides of it."""
-    nothing: Row = {"sequence": 0, "side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
-    positions = []
-    for name in shown.columns.instruments:
-        rows = shown.views.rows("v_positions", newest=2, instrument=name) or [nothing]
-        last = max(row["sequence"] for row in rows)
-        positions += [
-            answers.InstrumentPosition(
-                instrument=name,
-                side=row["side"] if row["quantity"] else "FLAT",
-                quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
-                average_price_text=row.get("average_price_text")
-                or _text_of(row.get("average_price"), shown, name),
-                unrealized=as_number(row.get("unrealized_pnl")),
-                margin=as_number(row.get("margin")),
-                liquidation_price=as_number(row.get("liquidation_price")),
-            )
-            for row in sorted(rows, key=itemgetter("side"))
-            if row["sequence"] == last
-        ]
-    return positions
+    nothing: Row = {"side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
+    return [
+        answers.InstrumentPosition(
+            instrument=name,
+            side=row["side"] if row["quantity"] else "FLAT",
+            quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
+            average_price_text=row.get("average_price_text")
+            or _text_of(row.get("average_price"), shown, name),
+            unrealized=as_number(row.get("unrealized_pnl")),
+            margin=as_number(row.get("margin")),
+            liquidation_price=as_number(row.get("liquidation_price")),
+        )
+        for name in shown.columns.instruments
+        for row in shown.views.last_positions(name) or [nothing]
+    ]
 
 
 def _text_of(price: float | None, shown: ShownRun, instrument: str) -> str | None:
@@ -404,8 +399,10 @@ def candles(
             if name.startswith(prefix)
         }
 
-    action, regime = (
-        [word or "" for word in words_of(column(name))] for name in ("action", "regime")
+    outcome = np.nan_to_num(column("outcome"), nan=-1).astype(np.int64)
+    action, refused_by, regime = (
+        shown.columns.of_outcomes(outcome, name).tolist()
+        for name in ("action", "refused_by", "regime")
     )
     return answers.Candles(
         instrument=instrument,
@@ -418,7 +415,7 @@ def candles(
         volume=_plain(column("volume")),
         sequence=_whole_or_none(column("sequence")),
         action=action,
-        refused_by=words_of(column("refused_by")),
+        refused_by=[gate or None for gate in refused_by],
         regime=regime,
         confidence=numbers_of(column("confidence")),
         held=_plain(column("quantity")),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 ASSETS: Final = Path(__file__).parent / "assets"
 PREFIX: Final = "/api/v1"
 FLEET: Final = "/fleet"
-DECISION: Final = re.compile(r"/runs/[^/]+/decisions/[^/]+")
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; font-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -86,7 +84,7 @@ class Page:
         self._served, self._status = served, status
         self._woken: asyncio.Event | None = None  # for the next step, once ``wake`` tells of one
         self._at_work = 0
-        self._preparing: dict[ReaderProcess, asyncio.Task[None]] = {}
+        self._preparing: asyncio.Task[None] | None = None
         self.readers = 0
         """Readers of the stream."""
 
@@ -114,13 +112,15 @@ class Page:
         return await self._api(request, path.removeprefix(PREFIX))
 
     def prepare(self) -> None:
-        """Start the process that reads, where it is not started yet."""
-        self._prepare(self._quick)
+        """Start the processes that read, where they are not started yet."""
+        if self._preparing is None or self._preparing.done():
+            self._preparing = asyncio.create_task(self._prepare())
 
-    def _prepare(self, reader: ReaderProcess) -> None:
-        task = self._preparing.get(reader)
-        if task is None or task.done():
-            self._preparing[reader] = asyncio.create_task(reader.prepare())
+    async def _prepare(self) -> None:
+        await self._quick.prepare()
+        # Who looks at a decision may have it derived next; beside a daemon memory is spared.
+        if not self._served:
+            await self._of_decisions.prepare()
 
     def wake(self) -> None:
         """Say that a step of the served run was stored."""
@@ -135,7 +135,8 @@ class Page:
             *(self._of_fleet, self._pulling),
         )
         await asyncio.gather(*(reader.close() for reader in readers))
-        await asyncio.gather(*self._preparing.values())
+        if self._preparing is not None:
+            await self._preparing
 
     # ------------------------------------------------------------ answers
 
@@ -153,9 +154,8 @@ class Page:
         frame = await reader.answer(message)
         if frame.kind == process.LATER:
             frame = await self._heavy.answer(message)
-        if DECISION.fullmatch(path) and frame.status == 200 and not self._served:
-            # Who looks at a decision may have it derived next; beside a daemon memory is spared.
-            self._prepare(self._of_decisions)
+        if "/decisions/" in path:
+            self.prepare()
         return _json(frame.status, frame.body)
 
     async def _lines(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
@@ -251,8 +251,7 @@ def _file(name: str) -> web.StreamResponse:
         body = path.read_bytes()
     except (OSError, ValueError):  # of a name with NUL, or of one that no file can have
         return _refusal(404, "There is no such file.")
-    response = web.Response(body=body, content_type=_TYPES[path.suffix])
-    response.charset = "utf-8"
+    response = web.Response(body=body, content_type=_TYPES[path.suffix], charset="utf-8")
     return _secure(response)
 
 

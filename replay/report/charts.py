@@ -27,8 +27,6 @@ from tracepaper.replay.document.charts import (
     MarkLayer,
     MarkShape,
     RuleLayer,
-    SpanLayer,
-    held_steps,
     named,
     percent_axis,
     rounded,
@@ -36,7 +34,6 @@ from tracepaper.replay.document.charts import (
     time_axis,
 )
 from tracepaper.replay.document.pictures import KINDS
-from tracepaper.replay.document.values import FoldedParts, Form, Paragraph, Part, Table, table_of
 from tracepaper.replay.report import record as records
 from tracepaper.replay.report.benchmarks import (
     BETTER,
@@ -47,8 +44,7 @@ from tracepaper.replay.report.benchmarks import (
     exposures,
     sides,
 )
-from tracepaper.replay.report.listed_orders import listed
-from tracepaper.replay.report.report import BUY_AND_HOLD, ExplainedTrade, Report
+from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
 from tracepaper.storage.database.reader import Reader
@@ -56,7 +52,7 @@ from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.errors import shown as shortened
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.gates.gate import gate_order, measured
+from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import OrderRole
 from tracepaper.strategies.units import count_of, iso
@@ -421,98 +417,7 @@ def caption(report: Report, instrument: str) -> str:
     return f"{text}; below, fuller colour is more signals refused by that gate."
 
 
-# --- closed trades with their pictures; a run's price as a picture
-
-
-def trades(report: Report) -> list[Part]:
-    """Return the closed trades, each folded over its explanation."""
-    closed = report.trades[report.shown]
-    if not closed:
-        return [Paragraph("No trade was closed.", "note")]
-    explained = len(report.explained)
-    text = f"{count_of(len(closed), 'closed trade')} of {report.shown}"
-    if report.shown != report.record.account.name:
-        text += ", for this run closed none"
-    if explained < len(closed):
-        text += f"; the {explained // 2} best and the {explained // 2} worst are explained here"
-    text += ". Open one to see why it was opened and where the model looked."
-    return [Paragraph(text), *map(_trade, report.explained)]
-
-
-def _trade(explained: ExplainedTrade) -> FoldedParts:
-    trade = explained.trade
-    entered = iso(trade.opened_ms).replace("T", " ").removesuffix(":00Z")
-    parts: list[Part] = [Paragraph(_described(explained), "note")]
-    if explained.orders:
-        parts.append(listed(explained.orders, title=""))
-    if len(explained.times_ms) > 1:  # a line takes two points
-        parts.append(trade_chart(explained))
-    if explained.gates:
-        parts.append(_gates(explained))
-    return FoldedParts(
-        f"{entered} {trade.side} {trade.entry_reason} → {trade.exit_reason}",
-        tuple(parts),
-        ((trade.profit, "gain", ""), (trade.return_bp / 1e4, "gain bp", " bp")),
-    )
-
-
-def _described(explained: ExplainedTrade) -> str:
-    """Describe the position, and the decision that opened it."""
-    trade, decision = explained.trade, explained.decision
-    text = (
-        f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
-        f"{iso(trade.closed_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
-        f"decision {trade.entry_sequence}."
-    )
-    if (mean := decision["mean_return"]) is not None:
-        stdev = decision["stdev_return"]
-        spread = "" if stdev is None else f" ± {1e4 * stdev:.1f}"
-        text += f" Expected {1e4 * mean:+.2f}{spread} bp over {decision['horizon']} bars."
-    if decision["p_up"] is not None:
-        text += (
-            f" Up {decision['p_up']:.0%}, flat {decision['p_flat']:.0%}, "
-            f"down {decision['p_down']:.0%} over {decision['horizon']} bars."
-        )
-    if decision["recent_mass"] is not None:
-        text += f" Regime {decision['regime']}. Under the price: where attention flowed."
-    return text
-
-
-def _gates(explained: ExplainedTrade) -> Table:
-    rows = []
-    for gate in explained.gates:
-        name = gate["gate"]
-        texts = (measured(name, gate[column]) for column in ("measure", "threshold"))
-        rows.append((name, *texts, bool(gate["passed"])))
-    forms: dict[str, Form] = {"gate": "text", "measure": "exact", "threshold": "exact"}
-    return table_of("gates", "", {**forms, "passed": "mark"}, rows)
-
-
-def trade_chart(explained: ExplainedTrade) -> Chart:
-    """Draw the price around a trade, and under it where attention flowed as it was decided."""
-    trade, times = explained.trade, explained.times_ms.tolist()
-    ends = (float(trade.opened_ms), float(trade.closed_ms))
-    prices = rounded([trade.entry_price, trade.exit_price], 8)
-    held = SpanLayer("held", *ends)
-    price: list[Layer] = [
-        held,
-        LineLayer("close", times, rounded(explained.closes, 8), "ink", 1.2),
-        LineLayer("trade", ends, prices, "accent", 1.2, "dash"),
-        MarkLayer("entry", ends[:1], prices[:1], "dot"),
-        MarkLayer("exit", ends[1:], prices[1:], "ring"),
-    ]
-    panels = [ChartPanel(price, time_axis(), ChartAxis("close"), 120)]
-    caption = f"{trade.instrument} around the trade."
-    if blocks := [each for each in explained.rollout if each[1] > times[0]]:
-        # The oldest begins before the picture.
-        starts = [float(max(start, times[0])) for start, *_ in blocks]
-        shares = rounded([100 * weight for *_, weight in blocks])
-        line = held_steps("attention", starts, float(blocks[-1][1]), shares)
-        up = percent_axis("attention, %")
-        panels.append(ChartPanel([held, line], time_axis(), up, 80))
-        caption += " Under the price: where attention flowed."
-    return Chart("", caption, panels, is_aligned=True)
-
+# --- a run's price as a picture
 
 LEVELS: Final[dict[str, ChartRole]] = {
     OrderRole.STOP.value: "loss",

@@ -17,7 +17,9 @@ from tracepaper.replay.document.values import (
     TitledParts,
     Value,
     estimate,
+    of_field,
     of_row,
+    table,
     table_of,
     written,
 )
@@ -33,13 +35,13 @@ from tracepaper.replay.report.attention_charts import (
     rollout_chart,
 )
 from tracepaper.replay.report.charts import (
+    TRADES_MAX,
     equity_chart,
     price_chart,
     refusal_chart,
     rolling_chart,
-    trades,
 )
-from tracepaper.replay.report.figures import tables
+from tracepaper.replay.report.figures import LAST, LAST_TRADES, tables
 from tracepaper.replay.report.report import BUY_AND_HOLD, BUY_AND_HOLD_AT, Report
 from tracepaper.replay.report.terminal import counted, span
 from tracepaper.strategies.units import MINUTE_MS
@@ -68,11 +70,11 @@ def report_document(
         kinds, looks, flow, *subjects = analysis.tables()
         parts += [_section(kinds.title), replace(kinds, title=""), looks, *subjects]
         parts += head_charts(analysis, flow.title)
-    parts += [_section("Trades"), *trades(report)]
+    parts += [_section("Trades"), _trades(report)]
     parts += _taken(remaining, "shortfall", "shortfall_decisions")
     parts += [_section("Gaps in the data")]
     parts += _taken(remaining, "gaps", otherwise="The data have no gap.")
-    for drawn in ("months", "last_trades"):  # a calendar, and every trade with its explanation
+    for drawn in ("months", "last_trades"):  # a calendar, and more trades
         remaining.pop(drawn, None)
     if remaining:
         parts += [_section("Others"), *remaining.values()]
@@ -152,6 +154,18 @@ def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
             *(heads_over_time_chart(heatmap, report.heads) for heatmap in shown),
         ]
     )
+
+
+def _trades(report: Report) -> Part:
+    """List the newest closed trades; each opens the decision that opened it."""
+    if not (closed := report.trades[report.shown]):
+        return Paragraph("No trade was closed.", "note")
+    newest = closed[-TRADES_MAX:]
+    title = f"Closed trades of {report.shown}"
+    if len(newest) < len(closed):
+        title += f" (the last {len(newest):,} of {len(closed):,})"
+    figures = (of_field("entry_sequence", "decision", "step"), *LAST)
+    return table("trades", title, figures, newest, shown=LAST_TRADES, newest=True)
 
 
 # ---------------------------------------------------------------- the run and its money

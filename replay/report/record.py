@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,14 +27,13 @@ from tracepaper.replay.run_columns import (
     NoteColumns,
     RunColumns,
     Texts,
-    dividend_rate,
     funding_in_bars,
     without_dust,
 )
 from tracepaper.storage.checkpoints import FittedSpan, fitted_spans
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import Columns
-from tracepaper.storage.database.run_views import Row, RunViews, actions_of
+from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.sessions import named_splits
@@ -276,9 +274,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         decisions = _decisions(columns, every)
         config = restore(run["config"])
         account, *twins = _accounts(columns, decisions)
-        settled, gaps = views.rows("v_events", kind="funding"), views.rows("v_gaps")
-        booked = {(row["instrument"], row["market_ms"]) for row in settled}
-        actions = tuple(actions_of(reader.connection, columns.run))
+        gaps, (rates, settled_twice) = views.rows("v_gaps"), columns.settled()
         return RunRecord(
             database=database,
             run=run,
@@ -288,16 +284,16 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             config=config,
             terms=costs_for(config),
             times_ms=columns.times.closes_of(np.unique(decisions.open_time_ms)),
-            bars=_bars(columns, every, decisions, settled, actions),
+            bars=_bars(columns, every, decisions, rates),
             decisions=decisions,
             account=account,
             twins=tuple(twins),
             gaps=tuple(row for row in gaps if row["cause"] != GapCause.FUNDING),
             missing=tuple(row for row in gaps if row["cause"] == GapCause.FUNDING),
-            settled_twice=len(settled) - len(booked),
+            settled_twice=settled_twice,
             notes={name: of for name in columns.instruments if (of := columns.notes(name))},
             margins=tuple(_margins(views, columns.instruments)),
-            actions=actions,
+            actions=tuple(columns.actions()),
             states=lasting_states(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
@@ -306,11 +302,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
 def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
     """Yield the last position of each instrument that is held on margin, in hedge mode both."""
     for instrument in instruments:
-        rows = views.rows("v_positions", newest=2, instrument=instrument)
-        for row in sorted(rows, key=itemgetter("side")):
-            is_newest = row["sequence"] == max(position["sequence"] for position in rows)
-            if is_newest and row["margin"] is not None:
-                yield row
+        yield from (of for of in views.last_positions(instrument) if of["margin"] is not None)
 
 
 def _decisions(columns: RunColumns, every: Mapping[str, Columns]) -> Decisions:
@@ -339,17 +331,8 @@ def _bars(
     columns: RunColumns,
     every: Mapping[str, Columns],
     decisions: Decisions,
-    settlements: Sequence[Row],
-    actions: Sequence[tuple[int, CorporateAction]],
+    rates: Mapping[str, Mapping[int, float]],
 ) -> dict[str, Bars]:
-    rates: dict[str, dict[int, float]] = {name: {} for name in columns.instruments}
-    for row in settlements:  # one that comes twice is booked once
-        rate = json.loads(row["content"])["rate"]
-        rates[row["instrument"]].setdefault(row["market_ms"], rate)
-    for _, action in actions:
-        if not action.is_split:
-            rate = dividend_rate(action, columns.instruments[action.instrument])
-            rates[action.instrument][action.market_ms] = rate
     bars = {}
     for name in decisions.places:
         decided = every[name]["outcome"] >= 0

@@ -1,4 +1,4 @@
-"""The report of a run as values, and explanations of its trades."""
+"""The report of a run as values."""
 
 from __future__ import annotations
 
@@ -33,101 +33,16 @@ from tracepaper.replay.report.benchmarks import (
 )
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
-from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
-from tracepaper.replay.run_columns import BarTimes, Floats, Ints
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.strategies.types.decisions import BLOCK_BARS, Action
 from tracepaper.strategies.types.market import RetrainingEnd, RetrainOutcome
 from tracepaper.strategies.units import duration
-
-EXPLAINED_MAX: Final = 60
-POINTS_MAX: Final = 160
-_BEFORE_BARS: Final = 200
-_AFTER_BARS: Final = 30
-
-
-@dataclass(frozen=True)
-class ExplainedTrade:
-    """A trade, the decision that opened it, its gates, the price around, and the rollout."""
-
-    trade: ClosedTrade
-    decision: Row
-    gates: tuple[Row, ...]
-    times_ms: Ints  # of the closes shown
-    closes: Floats
-    rollout: tuple[tuple[int, int, float], ...]  # (from_ms, until_ms, weight), oldest first
-    orders: tuple[Row, ...]  # of ``v_orders``: what a list of that decision sent or canceled
-
-
-def chosen(trades: Sequence[ClosedTrade], most: int = EXPLAINED_MAX) -> list[ClosedTrade]:
-    """Return the trades to explain, by time: all, or half the best and half the worst."""
-    if len(trades) <= most:
-        return list(trades)
-    by_profit = sorted(trades, key=lambda trade: trade.profit)
-    picked = [*by_profit[: most // 2], *by_profit[-(most - most // 2) :]]
-    return sorted(picked, key=lambda trade: trade.opened_ms)
-
-
-def explain_trades(
-    reader: Reader, record: RunRecord, trades: Sequence[ClosedTrade], attention: RunAttention | None
-) -> list[ExplainedTrade]:
-    """Read the decision that opened each of *trades*."""
-    views = RunViews(reader.connection, str(record.run["run_id"]))
-    ages = {} if attention is None else attention.rollout_by_age
-    explained = []
-    for trade in trades:
-        # By equality: a range of sequences would go over the whole run.
-        if decided := views.rows("v_decisions", sequence=trade.entry_sequence):
-            opened = np.array([int(decided[0]["open_time_ms"])])
-            by_age = ages.get(trade.entry_sequence)
-            rollout = () if by_age is None else _rollout(by_age, opened, record.bar_times)
-            back_ms = rollout[0][0] if rollout else None
-            times, closes = _price(record, trade, opened, back_ms)
-            gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
-            by_list = decided[0]["action"] == Action.ORDERS
-            orders = of_decision(reader, views, trade.entry_sequence) if by_list else ()
-            explained.append(
-                ExplainedTrade(trade, decided[0], gates, times, closes, rollout, orders)
-            )
-    return explained
-
-
-def _rollout(
-    by_age: Floats, opened: Ints, bar_times: BarTimes
-) -> tuple[tuple[int, int, float], ...]:
-    """Return the cells of age as stretches of time, oldest first; "older" has no length."""
-    edges = [int(bar_times.closes_of(opened)[0])]
-    edges += [
-        int(bar_times.opens_later(opened, 1 - cell * BLOCK_BARS)[0])
-        for cell in range(1, by_age.size)
-    ]
-    return tuple(
-        (edges[cell + 1], edges[cell], float(by_age[cell]))
-        for cell in reversed(range(by_age.size - 1))
-    )
-
-
-def _price(
-    record: RunRecord, trade: ClosedTrade, opened: Ints, back_ms: int | None
-) -> tuple[Ints, Floats]:
-    """Return the closes from where the decision looked, or a little before it, to the exit."""
-    bars = record.bars[trade.instrument]
-    closes_ms = record.bar_times.closes_of(bars.open_time_ms)
-    if back_ms is None:
-        back_ms = int(record.bar_times.opens_later(opened, -_BEFORE_BARS)[0])
-    first = int(np.searchsorted(closes_ms, back_ms))
-    last = int(np.searchsorted(closes_ms, trade.closed_ms)) + _AFTER_BARS
-    places = np.arange(first, min(last, closes_ms.size))
-    if places.size > POINTS_MAX:
-        places = places[np.linspace(0, places.size - 1, POINTS_MAX).round().astype(np.int64)]
-    return closes_ms[places], bars.close[places]
-
 
 Card = dict[str, Any]
 MARKS_MAX: Final = 800
@@ -224,9 +139,8 @@ class Report:
     refusals: tuple[Refusal, ...]
     regimes: dict[str, int]  # decisions
     attention: RunAttention | None
-    shown: str  # the account whose trades are grouped and explained: the first that has any
+    shown: str  # the account whose trades are grouped and listed: the first that has any
     groups: tuple[Group, ...]
-    explained: tuple[ExplainedTrade, ...]
     listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
     heads: int  # of a layer of the run's model; 0 where its card is not at hand
     head_outcomes: HeadOutcomes | None  # what auxiliary heads said; None of a run without them
@@ -256,7 +170,6 @@ def build_report(
         progress("reading where attention lay")
         attention = read_attention(reader, record, wanted)
         grouped = next((name for name, of in closed.items() if of), record.account.name)
-        explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
         views = RunViews(reader.connection, run_id)
         listed, shortfalls = newest_listed(views), tuple(views.rows("v_shortfall"))
         retrained = reader.of_type(run_id, RetrainingEnd)
@@ -298,7 +211,6 @@ def build_report(
         attention=attention,
         shown=grouped,
         groups=winners_and_losers(record, closed[grouped], attention) if attention else (),
-        explained=tuple(explained),
         listed=listed,
         heads=int(card.get("architecture", {}).get("heads", 0)),
         head_outcomes=outcomes,

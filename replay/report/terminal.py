@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
@@ -35,10 +34,7 @@ from tracepaper.replay.report.trades import largest_causes
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.strategies.builtin import SIZE, TREND
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import count_of, iso
 
 if TYPE_CHECKING:
@@ -193,7 +189,7 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
     for warning in json.loads(views.run()["warnings"] or "[]"):
         yield Paragraph(f"Warning: {warning}.", "warning")
     yield table("accounts", "Accounts", ACCOUNTS, _accounts(views))
-    if fills := list(_with_causes(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))):
+    if fills := list(_with_held(views, views.rows("v_fills", newest=FILLS_SHOWN))):
         several = len({fill["instrument"] for fill in fills}) > 1
         every = FILLS if fills[0]["position_side"] is None else OF_SIDES
         figures = [figure for figure in every if several or figure.key != "instrument"]
@@ -220,66 +216,18 @@ def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
             yield Paragraph(f"M{str(cause)[1:]}.")
 
 
-def _with_causes(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
-    """Yield the newest of *fills*; one that only changed a size gets the cause of that as reason.
-
-    ``trend up`` is why a position is held, not why a part of it is sold. The cause of such a fill
-    follows from its decision and the decision of the fill before.
-    """
-    decided_at = {fill["order_id"]: int(fill["order_id"].partition("-")[0]) for fill in fills}
-    sequences = tuple(decided_at.values())
-    decisions = {row["sequence"]: row for row in views.rows("v_decisions", sequence=sequences)}
-    notes: dict[int, dict[str, float]] = {}
-    for row in views.rows("v_notes", sequence=sequences, name=(TREND, SIZE)):
-        notes.setdefault(row["sequence"], {})[row["name"]] = row["number"]
-    last: dict[str, int] = {}
-    for place, fill in enumerate(fills):
-        sequence = decided_at[fill["order_id"]]
-        before = last.get(fill["instrument"], -1)
-        decision, earlier = decisions.get(sequence), decisions.get(before)
-        reason = fill["reason"]
-        is_signal = decision is not None and decision["reason"] == reason
-        # After a stop, or another order of its own, the position is not the signal's.
-        last[fill["instrument"]] = sequence if is_signal else -1
-        if decision is not None and is_signal:
-            change = _change(fill, decision, earlier)
-            cause = _size_cause(change, notes.get(sequence), notes.get(before)) if change else ""
-            reason = f"{change}: {cause or reason}" if change else reason
-        if place >= len(fills) - FILLS_SHOWN:
-            yield {**fill, "reason": reason}
-
-
-def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
-    """Return ``less`` or ``more`` where a fill only changed the size of a side; else nothing."""
-    opening = {Action.LONG: Side.BUY, Action.SHORT: Side.SELL}.get(decision["action"])
-    if opening is None:
-        return ""
-    is_same = earlier is not None and earlier["action"] == decision["action"]
-    if fill["side"] != opening:
-        return "less" if earlier is None or is_same else ""
-    return "more" if is_same else ""
-
-
-def _size_cause(
-    change: str, now: Mapping[str, float] | None, before: Mapping[str, float] | None
-) -> str:
-    """Name the factor that moved a size most, trend or volatility; empty where none is noted.
-
-    The size of the trend is one, and the share that volatility leaves of it the other.
-    """
-    factors = []
-    for noted in (now or {}, before or {}):
-        trend, size = (abs(noted.get(name) or 0.0) for name in (TREND, SIZE))
-        if not trend or not size:
-            return ""
-        factors.append((trend, size / trend))
-    sign = -1.0 if change == "less" else 1.0
-    by_trend, by_share = (sign * math.log(new / old) for new, old in zip(*factors, strict=True))
-    if max(by_trend, by_share) <= 0:
-        return ""
-    if by_share > by_trend:
-        return "volatility rose" if change == "less" else "volatility fell"
-    return "trend weaker" if change == "less" else "trend stronger"
+def _with_held(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
+    """Yield *fills*, each with what the position held after its step."""
+    sequences = tuple({fill["sequence"] for fill in fills})
+    positions = views.rows("v_positions", sequence=sequences) if fills else ()
+    for fill in fills:
+        held = (
+            row["quantity_text"]
+            for row in positions
+            if (row["sequence"], row["instrument"]) == (fill["sequence"], fill["instrument"])
+            and fill["position_side"] in (None, row["side"])
+        )
+        yield {**fill, "held": next(held, None)}
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
@@ -316,6 +264,7 @@ FILLS: Final = (
     of_view("quantity", "quantity", "exact", "quantity_text"),
     of_view("price", "price", "exact", "price_text"),
     of_view("fee", "fee", "money"),
+    of_view("held", "then held", "exact"),
     of_view("reason", "why", "text"),
 )
 OF_SIDES: Final = (

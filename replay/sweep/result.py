@@ -302,9 +302,11 @@ class Sweep:
     # ------------------------------------------------------------ as text, a page and JSON
 
     def __repr__(self) -> str:
-        from tracepaper.replay.sweep.views import show_sweep
+        from tracepaper.replay.document.terminal import show
+        from tracepaper.replay.sweep.views import sweep_document
 
-        return text_of(lambda console: show_sweep(console, self))
+        parts = sweep_document(self).parts
+        return text_of(lambda console: show(console, parts, blank_lines=False))
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(repr(self))}</pre>"

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 
 from tracepaper.replay.api import Backtest
-from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.document.values import Form, written
 from tracepaper.replay.report.figures import ACCOUNTS
 from tracepaper.strategies.errors import ConfigInvalid, shown
@@ -321,10 +321,9 @@ class Span(NamedTuple):
     test_ms: int | None = None
 
 
-def bounds(candles: Sequence[Candles], start: int | None, end: int | None) -> tuple[int, int]:
-    """Return the first open and the end of what *candles* hold between *start* and *end*."""
-    first = min(int(part.open_time_ms[0]) for part in candles)
-    last = max(part.until_ms for part in candles)
+def bounds(data: MarketData, start: int | None, end: int | None) -> tuple[int, int]:
+    """Return the first open and the end of what *data* hold between *start* and *end*."""
+    first, last = data.bounds
     first, last = max(first, first if start is None else start), min(last, end or last)
     if first >= last:
         raise ConfigInvalid("Between start and end the data have no bar; give another period.")

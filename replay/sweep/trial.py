@@ -19,7 +19,7 @@ from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.daemon.session.user_code import class_sha256
-from tracepaper.replay.backtest.build import configuration, fit_windows, fitted_on, span_of
+from tracepaper.replay.backtest.build import configuration, fit_windows, fitted_on
 from tracepaper.replay.backtest.make import make_run, run_in_memory
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
@@ -337,7 +337,7 @@ def read_request(
     else:
         strategy = strategy or configured.strategy.name
     data = MarketData.read(spec)
-    first, last = bounds(data.candles, spec.from_ms, spec.until_ms)
+    first, last = bounds(data, spec.from_ms, spec.until_ms)
     spans = [Span(None if spec.from_ms is None else first, None if spec.until_ms is None else last)]
     days = (last - first) / DAY_MS
     if search.windows is not None:
@@ -395,13 +395,13 @@ def _warnings(
     """
     named = {} if strategy is None else {"strategy": {"name": strategy}}
     try:
-        config = configuration(spec.given, data.candles, named)
-        shortened = () if has_windows else fit_windows(config, span_of(data.candles))[1]
+        config = configuration(spec.given, data, named)
+        shortened = () if has_windows else fit_windows(config, data.span_ms)[1]
         if config.model.own_class or not config.model.is_given or not needs_forecaster(config):
             return shortened
     except ConfigInvalid:  # as it stands without a cell's values: each cell says it of its own
         return ()
-    return (*shortened, *fitted_on(card_of(config, None), data.candles, first_ms))
+    return (*shortened, *fitted_on(card_of(config, None), data, first_ms))
 
 
 def _vectors(given: Given) -> bytes:

@@ -1,4 +1,4 @@
-"""A sweep for a terminal and as a document."""
+"""A sweep as a document: its points, its heat map, how much is luck, and its command."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
-from rich.console import Console
-from rich.text import Text
 
-from tracepaper.replay.document.charts import Chart, ChartPanel, HeatLayer, named, rounded
-from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import (
+    FoldedParts,
     Form,
     Paragraph,
     Part,
@@ -23,12 +20,11 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual, mean_error
 from tracepaper.replay.sweep.result import Heat, Sweep
-from tracepaper.replay.sweep.space import in_words
+from tracepaper.replay.sweep.space import FIGURES, in_words
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
 from tracepaper.strategies.units import count_of, number
 
 CELLS_SHOWN: Final = 5
-HEAT_ROWS: Final = 16
 HEAT_COLUMNS: Final = 10
 ERRORS_SHOWN: Final = 3
 COMPARED: Final[dict[str, Form]] = {
@@ -41,66 +37,74 @@ COMPARED: Final[dict[str, Form]] = {
 TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats twins"}
 
 
-def show_sweep(console: Console, sweep: Sweep) -> None:
-    """Print *sweep*, and the command that runs its best point again."""
-    show(console, _parts(sweep), blank_lines=False)
-    if sweep.command is not None:
-        console.print(Text(sweep.command), soft_wrap=True)  # to be copied, so no line is broken
+def sweep_document(sweep: Sweep) -> TitledParts:
+    """Return the sweep as a document."""
+    return TitledParts(f"Sweep of {_strategy(sweep)}", tuple(_parts(sweep)))
+
+
+def _strategy(sweep: Sweep) -> str:
+    return sweep.request.work.strategy or "several strategies"
 
 
 def _parts(sweep: Sweep) -> Iterator[Part]:
     request = sweep.request
-    strategy = request.work.strategy or "several strategies"
-    symbols = ", ".join(request.symbols)
     count, failed = len(sweep.cells), sum(bool(cell.error) for cell in sweep.cells)
     runs = count_of(count, "run") + (f", {failed:,} of them failed" if failed else "")
     new_runs = "" if sweep.new_runs == count else f" ({sweep.new_runs:,} new)"
     is_walk = request.spans[0].test_ms is not None or len(request.spans) > 1
-    best = f", the best {CELLS_SHOWN} of them" * (count - failed > CELLS_SHOWN and not is_walk)
+    symbols = ", ".join(request.symbols)
     yield Paragraph(
-        f"sweep of {strategy} on {symbols}: {runs}{new_runs}, by {sweep.objective}{best}"
+        f"sweep of {_strategy(sweep)} on {symbols}: {runs}{new_runs}, by {sweep.objective}"
     )
     for sentence in request.warnings:
         yield Paragraph(f"Warning: {sentence}.", "warning")
     if sweep.best is None:
         yield Paragraph(f"No run succeeded; the first says: {sweep.first_error}")
-        return
-    yield _windows(sweep) if is_walk else _best_cells(sweep)
-    if (heat := sweep.heat()) is not None and len(heat.columns) > 1:
-        yield _heat(sweep, heat)
-    yield Paragraph("How much of it is luck", "strong")
-    for sentence in luck(sweep):
-        yield Paragraph(sentence, "item")
+    else:
+        yield _windows(sweep) if is_walk else _every_run(sweep, is_walk=False)
+        if (heat := sweep.heat()) is not None and len(heat.columns) > 1:
+            yield _heat(sweep, heat)
+        yield Paragraph("How much of it is luck", "heading")
+        for sentence in luck(sweep):
+            yield Paragraph(sentence, "item")
     for sentence in _errors(sweep):
         yield Paragraph(sentence)
+    if is_walk or sweep.best is None:
+        yield FoldedParts("Every run", (_every_run(sweep, is_walk=is_walk),))
     if sweep.command is not None:
         yield Paragraph("The best point again, over all the data, with its whole record:")
+        yield Paragraph(sweep.command, "code")
 
 
-def _best_cells(sweep: Sweep) -> Table:
-    names = [axis.name for axis in sweep.request.axes]
-    compared: dict[str, Form] = {
-        key: form for key, form in COMPARED.items() if key != sweep.objective
-    }
+def _every_run(sweep: Sweep, *, is_walk: bool) -> Table:
+    """Make a row a run: window after window, the best of each first, those that failed last."""
+    compared = {key: form for key, form in COMPARED.items() if key != sweep.objective}
     sign = -1.0 if sweep.maximize else 1.0
     ranked = sorted(
-        (cell for cell in sweep.tried if cell.value is not None),
-        key=lambda cell: (sign * (cell.value or 0.0), cell.number),
+        sweep.cells,
+        key=lambda of: (of.span, of.part == TEST, of.value is None, sign * (of.value or 0.0)),
     )
     rows = [
         [
+            *([str(cell.span + 1), cell.part] if is_walk else []),
             *_point(sweep, cell),
             in_words(cell.value, sweep.objective),
-            *(written(cell.figures[key], form) for key, form in compared.items()),
+            *(written(cell.figures.get(key), form) for key, form in compared.items()),
+            cell.error,
         ]
-        for cell in ranked[:CELLS_SHOWN]
+        for cell in ranked
     ]
-    columns = [*names, sweep.objective, *(TITLES.get(key, key) for key in compared)]
-    return _table("best", "", columns, rows)
+    columns = [*(["window", "part"] if is_walk else []), *_names(sweep), sweep.objective]
+    columns += [*(TITLES.get(key, key) for key in compared), "error"]
+    return _table("runs", "Every run, the best first", columns, rows, shown=CELLS_SHOWN)
+
+
+def _names(sweep: Sweep) -> list[str]:
+    return [axis.name for axis in sweep.request.axes]
 
 
 def _point(sweep: Sweep, cell: CellResult) -> list[str]:
-    return [_value(cell.point[axis.name]) for axis in sweep.request.axes]
+    return [_value(cell.point[name]) for name in _names(sweep)]
 
 
 def _value(value: object) -> str:
@@ -109,7 +113,7 @@ def _value(value: object) -> str:
 
 def _windows(sweep: Sweep) -> Table:
     """Make a row a window: what it chose, and what that came to in the time after it."""
-    names = [axis.name for axis in sweep.request.axes]
+    names = _names(sweep)
     rows: list[list[Value]] = []
     for span in range(len(sweep.request.spans)):
         tested = next((of for of in sweep.cells if of.key == (span, TEST, 0)), None)
@@ -140,37 +144,34 @@ def _table(
     title: str,
     columns: Sequence[str],
     rows: Sequence[Sequence[Value]],
-    texts: Sequence[int] = (),
+    *,
+    shown: int | None = None,
 ) -> Table:
     # An option may be called as a figure is, so columns are told apart by their place.
     figures = [
-        of_row(str(place), name, "text" if place in texts else "exact")
+        of_row(str(place), name, "text" if name in ("part", "error") else "exact",
+               wide=name == "error")
         for place, name in enumerate(columns)
-    ]
-    return Table(key, title, tuple(figures), tuple(map(tuple, rows)), whole=True)
+    ]  # fmt: skip
+    cells = tuple(map(tuple, rows))
+    return Table(key, title, tuple(figures), cells, shown=shown, whole=shown is None)
 
 
 def _heat(sweep: Sweep, heat: Heat) -> Table:
-    """Make the heat map a table; of a large one the part around the best."""
-    rows = _around(heat.best[0], len(heat.rows), HEAT_ROWS)
-    columns = _around(heat.best[1], len(heat.columns), HEAT_COLUMNS)
-    cells: list[list[Value]] = []
-    for row in rows:
-        cells.append([heat.rows[row]])
-        for column in columns:
-            value = float(heat.values[row, column])
-            text = "·"
-            if not np.isnan(value):
-                text = in_words(value, sweep.objective).removesuffix(" %").removesuffix(" bp")
-            cells[-1].append(f"[{text}]" if (row, column) == heat.best else text)
+    """Make the heat map a table; a terminal shows the columns around the best."""
+    first = max(0, min(heat.best[1] - HEAT_COLUMNS // 2, len(heat.columns) - HEAT_COLUMNS))
+    form = FIGURES.get(sweep.objective, "measure")
+    figures = [of_row("y", heat.y, "exact")]
+    figures += [
+        of_row(f"x{place}", name, form, wide=not first <= place < first + HEAT_COLUMNS)
+        for place, name in enumerate(heat.columns)
+    ]
+    rows = tuple(
+        (name or "median", *row.tolist()) for name, row in zip(heat.rows, heat.values, strict=True)
+    )
     by = f"{heat.y} (down) and {heat.x} (across)" if heat.y else heat.x
-    title = f"{sweep.objective} by {by}: medians over all else, the best in brackets"
-    return _table("heat", title, [heat.y, *(heat.columns[column] for column in columns)], cells)
-
-
-def _around(place: int, size: int, most: int) -> range:
-    first = max(0, min(place - most // 2, size - most))
-    return range(first, min(size, first + most))
+    title = f"{sweep.objective}{', bp,' * ('bp' in form)} by {by}: medians over all else"
+    return Table("heat", title, tuple(figures), rows, best="most" if sweep.maximize else "least")
 
 
 def luck(sweep: Sweep) -> Iterator[str]:
@@ -269,75 +270,3 @@ def _errors(sweep: Sweep) -> Iterator[str]:
         yield f"Failed: {point}: {cell.error}"
     if len(failed) > ERRORS_SHOWN:
         yield f"and {len(failed) - ERRORS_SHOWN:,} more failed."
-
-
-CELL_PX: Final = 34
-
-
-def sweep_document(sweep: Sweep) -> TitledParts:
-    """Return the sweep as a document: its heat map, how much is luck, and every run."""
-    parts: list[Part] = [
-        Paragraph(f"Warning: {sentence}.", "warning") for sentence in sweep.request.warnings
-    ]
-    if (heat := sweep.heat()) is not None:
-        parts.append(_heat_chart(sweep, heat))
-    if sweep.best is not None:
-        parts.append(Paragraph("How much of it is luck", "heading"))
-        parts += [Paragraph(sentence, "item") for sentence in luck(sweep)]
-    parts += [Paragraph("Every run", "heading"), _cells(sweep)]
-    if sweep.command is not None:
-        parts.append(Paragraph("The best point again, with its whole record:"))
-        parts.append(Paragraph(sweep.command, "code"))
-    name = sweep.request.work.strategy or "several strategies"
-    return TitledParts(f"Sweep of {name}", tuple(parts))
-
-
-def _cells(sweep: Sweep) -> Table:
-    names = [axis.name for axis in sweep.request.axes]
-    heads = ["window", "part", *names, sweep.objective, "return", "trades", "beats twins", "error"]
-    rows = [
-        (
-            str(cell.span + 1),
-            cell.part,
-            *(str(cell.point[name]) for name in names),
-            in_words(cell.value, sweep.objective),
-            in_words(cell.figures.get("return"), "return"),
-            in_words(cell.figures.get("trades"), "trades"),
-            in_words(cell.figures.get("random_beaten"), "hit_rate"),
-            cell.error,
-        )
-        for cell in sweep.cells
-    ]
-    return _table("runs", "", heads, rows, texts=(1, len(heads) - 1))
-
-
-def _heat_chart(sweep: Sweep, heat: Heat) -> Chart:
-    texts = [
-        ["" if np.isnan(value) else in_words(float(value), sweep.objective) for value in row]
-        for row in heat.values
-    ]
-    sizes = np.abs(heat.values[~np.isnan(heat.values)])
-    far = float(sizes.max(initial=0.0)) or 1.0
-    if not sweep.maximize:
-        far = -far
-    cells = HeatLayer(
-        sweep.objective,
-        range(len(heat.columns)),
-        range(len(heat.rows)),
-        -far,
-        far,
-        [rounded(row) for row in heat.values],
-        palette="diverging",
-        ends=[in_words(end, sweep.objective) for end in (-far, far)],
-        texts=texts,
-        is_written=True,
-        chosen=heat.best,
-    )
-    panel = ChartPanel(
-        [cells],
-        named(heat.columns, heat.x),
-        named(heat.rows, heat.y),
-        60 + CELL_PX * len(heat.rows),
-    )
-    caption = f"Medians of {sweep.objective} over all other options; the ring is the best point."
-    return Chart("", caption, [panel])

@@ -8,9 +8,11 @@ The rules are docs/storage.md, S10 to S13.
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left, bisect_right
 from contextlib import closing
 from functools import cache
-from itertools import pairwise
+from itertools import chain, compress, pairwise
+from operator import itemgetter, ne
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import MsgspecError, Struct
@@ -21,12 +23,14 @@ from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import select
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import in_memory
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, place
 from tracepaper.storage.record.rows import OF_A_STEP
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from tracepaper.storage.record.hashing import Commit
 
 _OBJECTS: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY rowid"
 _RUNS: Final = (
@@ -39,6 +43,7 @@ _DIGEST: Final = (
     "SELECT digest FROM prunes WHERE run_key = ?1 AND until_sequence = ?2"
 )
 _PRUNED_BEYOND: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequence > ?"
+_HOLDING: Final = itemgetter(place("steps", "holding"))
 
 _MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_key"
 _STARTED: Final = (
@@ -48,11 +53,7 @@ _STARTED: Final = (
 _MOVED: Final = (
     "SELECT sequence, amount, balance FROM ledger WHERE run_key = ? ORDER BY sequence, ordinal"
 )
-_OTHER_CASH: Final = (
-    "SELECT s.sequence, h.cash FROM steps s JOIN holdings h "
-    "ON h.run_key = s.run_key AND h.sequence = s.holding AND h.book = 0 "
-    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND h.cash <> ? ORDER BY s.sequence LIMIT 1"
-)
+_CASH: Final = "SELECT sequence, cash FROM holdings WHERE run_key = ? AND book = 0"
 
 _ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.run_key = a.run_key AND s.sequence = a.sequence)"
 
@@ -106,22 +107,24 @@ def audit_runs(
         problem, warnings = _damaged(str(error)), ()
     audits = []
     for run_id in run_ids:
-        chain = ChainReport(run_id, 0, b"", None, None, None)
+        report = ChainReport(run_id, 0, b"", None, None, None)
         first_problem = problem
         if problem is None:
             try:
-                chain = verify_chain(connection, run_id, head=head)
+                run_key = Reader(connection).stored_run(run_id).run_key
+                cash = _Cash(connection, run_key)
+                report = verify_chain(connection, run_id, head=head, take=cash.take)
                 first_problem = (
-                    chain.problem
-                    or check_cash(connection, run_id)
+                    report.problem
+                    or check_cash(connection, run_key, cash.changes)
                     or check_terms(connection, run_id)
                     or check_closed(connection, run_id)
                 )
-                if first_problem is None and chain.pruned_until is not None:
+                if first_problem is None and report.pruned_until is not None:
                     first_problem = check_trades(connection, run_id)
             except _UNREADABLE as error:
                 first_problem = _damaged(str(error))
-        audits.append(AuditResult(chain, first_problem, warnings))
+        audits.append(AuditResult(report, first_problem, warnings))
     return audits
 
 
@@ -139,10 +142,27 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
     return first, tuple(warnings)
 
 
-def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
-    """Return the first step of *run_id* whose cash differs from the sum of its ledger."""
-    run_key = Reader(connection).stored_run(run_id).run_key
+class _Cash:
+    """The account's cash at the steps of a run, from its commits: (step, cash) where it changes."""
+
+    def __init__(self, connection: sqlite3.Connection, run_key: int) -> None:
+        self._of_holding = dict(connection.execute(_CASH, (run_key,)).fetchall())
+        self.changes: list[tuple[int, int | None]] = [(-1, None)]  # None: nothing says it
+
+    def take(self, commit: Commit) -> None:
+        """Take in the steps of *commit*."""
+        cash = [*map(self._of_holding.get, map(_HOLDING, commit.rows["steps"]))]
+        changed = map(ne, cash, chain([self.changes[-1][1]], cash))
+        places = compress(range(len(cash)), changed)
+        self.changes += [(commit.first + at, cash[at]) for at in places]
+
+
+def check_cash(
+    connection: sqlite3.Connection, run_key: int, changes: Sequence[tuple[int, int | None]]
+) -> ChainProblem | None:
+    """Return the first step of a run whose cash, by its *changes*, is not the sum of its ledger."""
     moved = connection.execute(_MOVED, (run_key,)).fetchall()
+    steps = [step for step, _ in changes]
     added = 0
     entries: list[tuple[Any, ...]] = [*moved, (SEQUENCE_LIMIT,)]
     for (step, amount, balance), (following, *_) in pairwise(entries):
@@ -151,12 +171,10 @@ def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | No
             return _unbalanced(step, added, f"the entry there says {_money(balance)}", "ledger")
         if step == following:
             continue
-        differing = connection.execute(
-            _OTHER_CASH, (run_key, step, following - 1, added)
-        ).fetchone()
-        if differing is not None:
-            statement = f"the account's cash there is {_money(differing[1])}"
-            return _unbalanced(differing[0], added, statement, "ledger", "holdings")
+        for since, cash in changes[bisect_right(steps, step) - 1 : bisect_left(steps, following)]:
+            if cash is not None and cash != added:
+                statement = f"the account's cash there is {_money(cash)}"
+                return _unbalanced(max(since, step), added, statement, "ledger", "holdings")
     return None
 
 

@@ -9,34 +9,26 @@ The rule is docs/storage.md, S17.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.database.chunks import WITHIN, confirmed_since, run_span
+from tracepaper.storage.database.chunks import (
+    WITHIN,
+    close_of,
+    confirmed_since,
+    find_step,
+    run_span,
+)
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
 _BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
-_BACK: Final = (
-    f"SELECT sequence FROM steps WHERE {WITHIN} AND instrument = ? AND {_BAR} "
-    "ORDER BY sequence DESC LIMIT 1 OFFSET ?"
-)
-_ON: Final = (
-    f"SELECT sequence FROM steps WHERE {WITHIN} AND instrument = ? AND {_BAR} "
-    "ORDER BY sequence LIMIT 1 OFFSET ?"
-)
-_OPENED: Final = (
-    f"SELECT sequence, open_time_ms FROM steps WHERE {WITHIN} AND instrument = ? AND {_BAR} "
-    "AND open_time_ms >= ? ORDER BY sequence LIMIT 1"
-)
-_CLOSED: Final = (
-    "SELECT sequence, json_extract(content, '$.bars') FROM events "
-    f"WHERE {WITHIN} AND kind = 'closed' ORDER BY sequence DESC LIMIT 1"
-)
+_CHANGE: Final = "kind = 'model_change'"
 _STARTED: Final = (
     f"SELECT sequence, content FROM events WHERE {WITHIN} AND kind = 'model_change' "
     "ORDER BY sequence DESC"
@@ -46,20 +38,9 @@ _PROMOTED: Final = (
     f"WHERE {WITHIN} AND kind = 'retrained' "
     "AND json_extract(content, '$.outcome') = 'promoted' ORDER BY sequence DESC LIMIT 1"
 )
-_CHANGED: Final = (
-    f"SELECT 1 FROM events WHERE {WITHIN} AND kind = 'model_change' "
-    "AND json_extract(content, '$.model_sha256') = ? LIMIT 1"
-)
 _BOOKS: Final = (
     "SELECT sequence, json_extract(content, '$.count') FROM events "
     f"WHERE {WITHIN} AND kind = 'depth' AND instrument = ? ORDER BY sequence DESC"
-)
-_STORED: Final = f"SELECT {{}} FROM states WHERE {WITHIN}"
-_STATE: Final = _STORED.format("min(sequence)")
-_CHANGE: Final = f"SELECT min(sequence) FROM events WHERE {WITHIN} AND kind = 'model_change'"
-_NEXT_BAR: Final = f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND {_BAR}"
-_QUOTED: Final = (
-    f"SELECT max(sequence) FROM events WHERE {WITHIN} AND kind = 'quote' AND instrument = ?"
 )
 _INSTRUMENTS: Final = (
     "SELECT instrument, instrument_id FROM instruments WHERE run_key = ? ORDER BY instrument"
@@ -105,6 +86,7 @@ class Beginnings:
         self._connection = connection
         self._reach = reach
         self._run_key = run_key
+        self._find = partial(find_step, connection, run_key)
         _, self._first, self._last = run_span(run_key)
         instruments = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
         self._places = {str(name): int(place) for place, name in instruments}
@@ -138,35 +120,22 @@ class Beginnings:
         while candidate is not None:
             step = self._unit(candidate)[1]
             if self._pending(step) is not None:
-                candidate = self._next(_CHANGE, step)
+                candidate = self._find(step + 1, self._last, "events", _CHANGE)
                 continue
             beginning = self._fed(step, since=since)
             if beginning is not None:
                 # A prune drops bars that a shadow account counted since the state was stored.
-                if not self._reach.counts or self._last_stored(since, step) is not None:
+                if not self._reach.counts or self._find(since, step, "states") is not None:
                     return beginning
-                candidate = self._next(_STATE, step)
+                candidate = self._find(step + 1, self._last, "states")
                 continue
-            candidate = self._next(_NEXT_BAR, step)
+            candidate = self._find(step + 1, self._last, "steps", _BAR)
             started = self._start_before(step) if context else None
             if candidate is not None and started is not None and started.step >= since:
                 # Its bars are gone: a context later the model is known again.
                 later = self._reached(started.step + 1, dict.fromkeys(self._bars, context))
                 candidate = None if later is None else max(candidate, later)
         return None
-
-    def _next(self, query: str, step: int) -> int | None:
-        """Return the first result of *query* behind *step*."""
-        (following,) = self._connection.execute(
-            query, (self._run_key, step + 1, self._last)
-        ).fetchone()
-        return None if following is None else int(following)
-
-    def _last_stored(self, first: int, last: int) -> int | None:
-        """Return the last step from *first* to *last* that stored the engine's state."""
-        query = _STORED.format("max(sequence)")
-        (stored,) = self._connection.execute(query, (self._run_key, first, last)).fetchone()
-        return None if stored is None else int(stored)
 
     # ------------------------------------------------------------ what a prune may drop
 
@@ -177,7 +146,7 @@ class Beginnings:
             return -1
         until = beginning.fed_from - 1
         after = beginning.after
-        stored = self._last_stored(self._first, after)
+        stored = self._find(self._first, after, "states", newest=True)
         if stored is not None and stored <= until:
             confirmed = confirmed_since(self._connection, (self._run_key, stored + 1, after))
             if self._reach.counts or next(iter(confirmed), None) is not None:
@@ -189,13 +158,9 @@ class Beginnings:
 
     def step_at(self, open_time_ms: int) -> int | None:
         """Return the sequence of the first bar that opened then or later; None where none did."""
-        span = (self._run_key, self._first, self._last)
-        steps = [
-            row[0]
-            for place in self._places.values()
-            if (row := self._connection.execute(_OPENED, (*span, place, open_time_ms)).fetchone())
-        ]
-        return min(steps, default=None)
+        return self._find(
+            self._first, self._last, "steps", f"{_BAR} AND open_time_ms >= ?", open_time_ms
+        )
 
     @property
     def _modelled(self) -> int:
@@ -204,11 +169,7 @@ class Beginnings:
 
     def _unit(self, step: int) -> tuple[int, int]:
         """Return the first and the last step of the close that *step* belongs to, else *step*."""
-        span = (self._run_key, max(self._first, step - len(self._places)), step)
-        row = self._connection.execute(_CLOSED, span).fetchone()
-        if row is None or row[0] + row[1] < step:
-            return step, step
-        return int(row[0]), int(row[0] + row[1])
+        return close_of(self._connection, self._run_key, step, len(self._places))
 
     def _pending(self, step: int) -> int | None:
         """Return the promotion whose change of model is still due at *step*."""
@@ -217,8 +178,9 @@ class Beginnings:
         row = self._connection.execute(_PROMOTED, (self._run_key, self._first, step)).fetchone()
         if row is None:
             return None
-        done = self._connection.execute(_CHANGED, (self._run_key, row[0], step, row[1])).fetchone()
-        return None if done else int(row[0])
+        changed = f"{_CHANGE} AND json_extract(content, '$.model_sha256') = ?"
+        done = self._find(row[0], step, "events", changed, row[1])
+        return int(row[0]) if done is None else None
 
     def _reached(self, first: int, wanted: dict[str, int]) -> int | None:
         """Return the step at which each instrument has had as many bars as are *wanted*."""
@@ -226,31 +188,30 @@ class Beginnings:
         for key, count in wanted.items():
             if self._is_young(key, first) and len(wanted) > 1:
                 continue
-            span = (self._run_key, first, self._last, self._places[key], max(count, 1) - 1)
-            row = self._connection.execute(_ON, span).fetchone()
-            if row is None:
+            if (step := self._bar(first, self._last, key, skip=max(count, 1) - 1)) is None:
                 return None
-            steps.append(row[0])
+            steps.append(step)
         return max(steps, default=None)
+
+    def _bar(
+        self, first: int, last: int, key: str, *, newest: bool = False, skip: int = 0
+    ) -> int | None:
+        """Return the first or the *newest* bar of an instrument, behind *skip* others."""
+        query = "steps", f"instrument = ? AND {_BAR}", self._places[key]
+        return self._find(first, last, *query, newest=newest, skip=skip)
 
     def _back(self, first: int, step: int, key: str, count: int) -> int | None:
         """Return the oldest of the last *count* bars of an instrument at *step*."""
-        row = self._connection.execute(
-            _BACK, (self._run_key, first, step, self._places[key], count - 1)
-        ).fetchone()
-        return None if row is None else int(row[0])
+        return self._bar(first, step, key, newest=True, skip=count - 1)
 
     def _oldest(self, first: int, step: int, key: str) -> int:
         """Return the first bar of an instrument, or *step* where it has none."""
-        span = (self._run_key, first, step, self._places[key], 0)
-        row = self._connection.execute(_ON, span).fetchone()
-        return step if row is None else int(row[0])
+        bar = self._bar(first, step, key)
+        return step if bar is None else bar
 
     def _is_young(self, key: str, first: int) -> bool:
         """Return whether no bar of an instrument was pruned: no step was, or none has a bar."""
-        span = (self._run_key, first, self._last, self._places[key], 0)
-        row = self._connection.execute(_ON, span).fetchone()
-        return first == self._first or row is None
+        return first == self._first or self._bar(first, self._last, key) is None
 
     def _start_before(self, step: int) -> _Start | None:
         """Return the start of the model that answers at *step*.
@@ -330,9 +291,8 @@ class Beginnings:
 
     def _bar_at(self, first: int, last: int, key: str, open_time_ms: int) -> int | None:
         """Return the step of the bar of an instrument that opened at *open_time_ms*."""
-        span = (self._run_key, first, last, self._places[key], open_time_ms)
-        row = self._connection.execute(_OPENED, span).fetchone()
-        return int(row[0]) if row is not None and row[1] == open_time_ms else None
+        where = f"instrument = ? AND {_BAR} AND open_time_ms = ?"
+        return self._find(first, last, "steps", where, self._places[key], open_time_ms)
 
     def _since_start(self, first: int, step: int) -> int:
         """Return the step from which quotes and books count at *step*: a start forgets others."""
@@ -352,9 +312,8 @@ class Beginnings:
         return None if may_be_cut else step
 
     def _last_quoted(self, first: int, last: int, key: str) -> int | None:
-        span = (self._run_key, first, last, self._places[key])
-        (quoted,) = self._connection.execute(_QUOTED, span).fetchone()
-        return None if quoted is None else int(quoted)
+        quoted = "kind = 'quote' AND instrument = ?"
+        return self._find(first, last, "events", quoted, self._places[key], newest=True)
 
     def _books(self, first: int, step: int, key: str, count: int) -> int | None:
         """Return the oldest event with one of the last *count* order books of an instrument."""

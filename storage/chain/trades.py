@@ -10,7 +10,6 @@ The rules are docs/storage.md, S10, and docs/money.md, M24.
 
 from __future__ import annotations
 
-from collections import deque
 from decimal import Decimal
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -24,11 +23,11 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import actions_of
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.strategies.corporate_actions import (
-    Entitlement,
     ShareTerms,
     entitlement,
     entitlement_parts,
 )
+from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import (
     FillModel,
     LedgerKind,
@@ -226,6 +225,7 @@ class _StoredFill(NamedTuple):
     model: str
     order_id: str
     is_own: bool  # of the run's own account
+    is_cash: bool  # paid in full
 
 
 class _StoredAction(NamedTuple):
@@ -237,80 +237,39 @@ class _StoredAction(NamedTuple):
     terms: ShareTerms
 
 
+class _StoredHolding(NamedTuple):
+    """What follows from fills of a row of ``holdings``."""
+
+    step: int
+    twin: str | None
+    instrument: int
+    held: tuple[int, ...]  # as ``_held`` has it
+
+
 Entry = tuple[str, int, int, str | None, str | None]
 """Kind, instrument, amount, order and side of a movement of cash."""
 
 
-class _Position(Struct):
-    """The position of one account in one instrument, by its fills alone."""
+def _held(holding: Holding) -> tuple[int, int, int, int]:
+    """Return the columns of ``holdings`` that follow from fills."""
+    return holding.quantity, holding.entry_notional, holding.realized_pnl, holding.fees_paid
 
-    is_cash: bool
-    quantity: int = 0
-    entry_notional: int = 0
-    realized_pnl: int = 0
-    fees_paid: int = 0
 
-    @property
-    def held(self) -> tuple[int, int, int, int]:
-        """The columns of ``holdings`` that follow from fills."""
-        return self.quantity, self.entry_notional, self.realized_pnl, self.fees_paid
-
-    def book(self, fill: _StoredFill) -> list[Entry]:
-        """Take in *fill*; return its movements of cash (docs/money.md, M5 to M8)."""
-        buys = fill.side == Side.BUY.value
-        moved: list[tuple[LedgerKind, int]]
-        if self.is_cash:
-            moved = self._paid(fill) if buys else self._sold(fill)
-        else:
-            moved = self._linear(fill, 1 if buys else -1)
-        self.fees_paid += fill.fee
-        fee = LedgerKind.FEE
-        if fill.model == _LIQUIDATION:
-            fee = LedgerKind.LIQUIDATION_FEE
-        return [
-            (kind.value, fill.instrument, amount, fill.order_id, fill.twin)
-            for kind, amount in (*moved, (fee, -fill.fee))
-            if amount
-        ]
-
-    def act(self, acted: _StoredAction, effect: Entitlement) -> list[Entry]:
-        """Take in what a split or a dividend left of it; return its movement of cash."""
-        action = acted.action
-        self.quantity = effect.quantity
-        self.entry_notional -= effect.entry
-        self.realized_pnl += effect.paid - effect.entry
-        kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
-        return [(kind.value, acted.instrument, effect.paid, None, None)] if effect.paid else []
-
-    def _linear(self, fill: _StoredFill, sign: int) -> list[tuple[LedgerKind, int]]:
-        opened, notional, realized = fill.quantity, fill.notional, 0
-        if self.quantity * sign < 0:
-            closed = min(fill.quantity, abs(self.quantity))
-            share = divide_half_even(fill.notional * closed, fill.quantity)
-            realized = self._close(closed, -sign * share)
-            opened, notional = fill.quantity - closed, fill.notional - share
-        self.quantity += sign * opened
-        self.entry_notional += sign * notional
-        self.realized_pnl += realized
-        return [(LedgerKind.REALIZED, realized)]
-
-    def _paid(self, fill: _StoredFill) -> list[tuple[LedgerKind, int]]:
-        fee = divide_half_even(fill.notional * fill.fee_base, fill.quantity)
-        self.quantity += fill.quantity - fill.fee_base
-        self.entry_notional += fill.notional - fee
-        self.fees_paid += fee
-        return [(LedgerKind.BOUGHT, -fill.notional)]
-
-    def _sold(self, fill: _StoredFill) -> list[tuple[LedgerKind, int]]:
-        if self.quantity > 0:
-            self.realized_pnl += self._close(fill.quantity, fill.notional)
-        return [(LedgerKind.SOLD, fill.notional)]
-
-    def _close(self, closed: int, proceeds: int) -> int:
-        entry = divide_half_even(self.entry_notional * closed, abs(self.quantity))
-        self.quantity -= closed if self.quantity > 0 else -closed
-        self.entry_notional -= entry
-        return proceeds - entry
+def _booked(holding: Holding, fill: _StoredFill) -> list[Entry]:
+    """Take *fill* into *holding*; return its movements of cash."""
+    movements = holding.fill(
+        fill.quantity if fill.side == Side.BUY.value else -fill.quantity,
+        fill.notional,
+        fill.fee,
+        fill.fee_base,
+        is_cash=fill.is_cash,
+        is_liquidation=fill.model == _LIQUIDATION,
+    )
+    return [
+        (kind.value, fill.instrument, amount, fill.order_id, fill.twin)
+        for kind, amount in movements
+        if amount
+    ]
 
 
 def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
@@ -417,7 +376,7 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     stored = Reader(connection).stored_run(run_id)
     run_key, run, is_taken = stored.run_key, stored.run, stored.run.parent_run_id is not None
     terms = msgspec.json.decode(run.config, type=_RunTerms)
-    is_cash = {place: item.category.is_cash for place, item in enumerate(run.instruments)}
+    is_cash = [item.category.is_cash for item in run.instruments]
     due: list[tuple[int, Entry]] = []
     places = {item.id: (place, item) for place, item in enumerate(run.instruments)}
     acted = [
@@ -450,7 +409,7 @@ def check_closed(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
 def _check_positions(
     connection: sqlite3.Connection,
     run_key: int,
-    is_cash: dict[int, bool],
+    is_cash: Sequence[bool],
     acted: list[_StoredAction],
     due: list[tuple[int, Entry]],
     *,
@@ -458,82 +417,61 @@ def _check_positions(
     is_taken: bool,
 ) -> Iterator[ChainProblem]:
     """Check every position against the fills before it; *due* takes their movements of cash."""
-    fills = [_StoredFill(*row) for row in connection.execute(_FILLS, (run_key,))]
-    waiting = {place: deque[_StoredFill | _StoredAction]() for place in is_cash}
-    changes: list[_StoredFill | _StoredAction] = [*acted, *fills]
-    for change in sorted(changes, key=lambda change: change.step):
-        waiting[change.instrument].append(change)
-    # Of a run that took over an account they were opened in the run before.
-    names = () if is_taken else {*terms.shares, None, *(fill.twin for fill in fills)}
-    positions = {
-        place: {name: _Position(is_paid) for name in names} for place, is_paid in is_cash.items()
-    }
-    booked: dict[int, list[Entry]] = {}
+    fills = [
+        _StoredFill._make((*row, is_cash[row[2]])) for row in connection.execute(_FILLS, (run_key,))
+    ]
+    rows = connection.execute(_HOLDINGS, (run_key,))
+    stored = [_StoredHolding(step, twin, at, tuple(held)) for step, twin, at, *held in rows]
+    names = {*terms.shares, None, *(fill.twin for fill in fills)}
+    positions = [{name: Holding() for name in names} for _ in is_cash]
+    if is_taken:  # they were opened in the run before
+        for holding in stored:
+            positions[holding.instrument].clear()
     shown: dict[tuple[str | None, int], int] = {}
-    for step, twin, place, *held in connection.execute(_HOLDINGS, (run_key,)):
-        books, at_place = _posted_alone(twin, is_hedged=terms.is_hedged), positions[place]
-        while (behind := waiting[place]) and behind[0].step <= step:
-            booked |= _taken_in(behind.popleft(), at_place, tuple(terms.shares))
-        if is_taken and len(books) == 1:  # else nothing says what of it each side has
-            at_place.setdefault(books[0], _Position(is_cash[place], *held))
-        shown |= {(book, place): step for book in books}
-        of_books = [at_place[book].held for book in books if book in at_place]
-        if of_books and [*map(sum, zip(*of_books, strict=True))] != held:
-            yield _disagree(step, "positions", "fills", "holdings", "fills")
-            return
+    changes: list[_StoredFill | _StoredAction | _StoredHolding]
+    changes = [*acted, *fills, *stored]  # of one step in this order
+    for change in sorted(changes, key=lambda change: change.step):
+        at_place = positions[change.instrument]
+        if isinstance(change, _StoredFill):
+            position = at_place.get(change.twin)
+            entries = [_UNKNOWN] if position is None else _booked(position, change)
+            due += [(change.step, entry) for entry in entries if change.is_own]
+        elif isinstance(change, _StoredAction):
+            due += [(change.step, entry) for entry in _entitled(change, at_place, terms)]
+        else:  # what is shown of an account
+            books = _posted_alone(change.twin, is_hedged=terms.is_hedged)
+            if is_taken and len(books) == 1:  # else nothing says what of it each side has
+                at_place.setdefault(books[0], Holding(*change.held))
+            shown |= {(book, change.instrument): change.step for book in books}
+            of_books = [_held(at_place[book]) for book in books if book in at_place]
+            if of_books and tuple(map(sum, zip(*of_books, strict=True))) != change.held:
+                yield _disagree(change.step, "positions", "fills", "holdings", "fills")
+                return
     for fill in fills:
         if fill.model != _LIQUIDATION and fill.step > shown.get((fill.twin, fill.instrument), -1):
             yield _disagree(fill.step, "positions", "fills", "holdings", "fills")
             return
-    for place, left in waiting.items():  # no step showed these positions since
-        for change in left:
-            positions[place].setdefault(None, _Position(is_cash[place]))
-            booked |= _taken_in(change, positions[place], tuple(terms.shares))
-    due += _movements(fills, acted, booked)
-
-
-def _movements(
-    fills: Sequence[_StoredFill],
-    acted: Sequence[_StoredAction],
-    booked: dict[int, list[Entry]],
-) -> list[tuple[int, Entry]]:
-    """Return the movements of the account's cash by its *fills* and by splits and dividends."""
-    movements = [
-        (fill.step, entry)
-        for fill in fills
-        if fill.is_own
-        for entry in booked.get(id(fill), [_UNKNOWN])
-    ]
-    movements += [(action.step, entry) for action in acted for entry in booked.get(id(action), [])]
-    return sorted(movements, key=lambda movement: movement[0])
 
 
 _SIDE_NAMES: Final = tuple(side.value for side in PositionSide)
 
 
-def _taken_in(
-    change: _StoredFill | _StoredAction,
-    positions: Mapping[str | None, _Position],
-    owners: Sequence[str],
-) -> dict[int, list[Entry]]:
-    """Take *change* into the *positions* of its instrument, by account, of which it is.
-
-    Return the movements of the account's cash, where that is known.
-    """
-    if isinstance(change, _StoredFill):
-        position = positions.get(change.twin)
-        return {} if position is None else {id(change): position.book(change)}
-    action, terms = change.action, change.terms
+def _entitled(
+    change: _StoredAction, positions: Mapping[str | None, Holding], terms: _RunTerms
+) -> list[Entry]:
+    """Let *change* act on the *positions* of its instrument; return the account's movement."""
+    action, owners = change.action, tuple(terms.shares)
     effects = {
-        name: entitlement(action, of.quantity, of.entry_notional, terms)
+        name: entitlement(action, of.quantity, of.entry_notional, change.terms)
         for name, of in positions.items()
     }
     if owners and positions.keys() >= {None, *owners}:
         held = [(positions[name].quantity, positions[name].entry_notional) for name in owners]
-        parts = entitlement_parts(action, effects[None], held, terms)
+        parts = entitlement_parts(action, effects[None], held, change.terms)
         effects |= dict(zip(owners, parts, strict=True))
-    entries = {name: of.act(change, effects[name]) for name, of in positions.items()}
-    return {id(change): entries.get(None, [])}
+    moved = {name: of.act(action, effects[name]) for name, of in positions.items()}
+    kind, paid = moved.get(None, (LedgerKind.DIVIDEND, 0))
+    return [(kind.value, change.instrument, paid, None, None)] if paid else []
 
 
 def _posted_alone(twin: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:

@@ -20,6 +20,7 @@ from tracepaper.storage.database.chunks import (
     RUN_ROW,
     WITHIN,
     PrunePoint,
+    Span,
     StoredRow,
     chain_head,
     gate_set_rows,
@@ -27,7 +28,7 @@ from tracepaper.storage.database.chunks import (
     run_span,
     select,
 )
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT, place
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, place
 from tracepaper.storage.record.hashing import (
     NOTHING,
     SEQUENCE_AT,
@@ -51,7 +52,7 @@ from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tracepaper.storage.record.interning import Rows
 
@@ -83,6 +84,18 @@ class ChainReport(Struct, frozen=True):
 
 _SEQUENCE: Final = {table: itemgetter(at) for table, at in SEQUENCE_AT.items()}
 _OPENS_AT: Final = place("steps", "open_time_ms")
+
+
+def _width_query(table: str) -> str:
+    """Return the query for how many columns of *table*, less nulls at the end, some steps have."""
+    cases = [
+        f"WHEN {column.name} IS NOT NULL THEN {width}"
+        for width, column in enumerate(TABLES[table], start=1)
+    ]
+    return f"SELECT max(CASE {' '.join(reversed(cases))} END) FROM {table} WHERE {WITHIN}"
+
+
+_WIDTHS: Final = {table: _width_query(table) for table in CHAINED_TABLES}
 _COMMITS: Final = select("commits", "run_key = ? AND first_sequence >= ? AND first_sequence < ?")
 _PRUNED: Final = (
     f"SELECT content FROM events WHERE {WITHIN} AND kind = 'prune' ORDER BY sequence DESC LIMIT 1"
@@ -99,12 +112,16 @@ _HOLED_SET: Final = (
 
 
 def verify_chain(
-    connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None
+    connection: sqlite3.Connection,
+    run_id: str,
+    *,
+    head: bytes | None = None,
+    take: Callable[[Commit], object] = lambda _commit: None,
 ) -> ChainReport:
     """Check the chain of *run_id*, and that a *head* kept elsewhere is one of its links.
 
-    The run may grow meanwhile: all of it is read from one snapshot. Raises ``DataInvalid`` only
-    where there is no such run; any damage is in the report.
+    *take* gets each commit that holds. The run may grow meanwhile: all of it is read from one
+    snapshot. Raises ``DataInvalid`` only where there is no such run; any damage is in the report.
     """
     connection.execute("BEGIN")
     try:
@@ -121,6 +138,7 @@ def verify_chain(
             for commit in walk.commits():
                 if commit.head.digest == head:
                     head_at = commit.last
+                take(commit)
             problem = walk.problem or _check_end(walk, step_count, head_digest)
             problem = problem or _check_gate_sets(connection, row[0])
         if problem is None and head is not None and head_at is None:
@@ -140,6 +158,12 @@ class StoredCommit(NamedTuple):
     digest: bytes
     kept: bytes
     contents: str
+
+    @classmethod
+    def of(cls, run_key: int, commit: Commit) -> StoredCommit:
+        """Return the row of *commit*."""
+        digest, kept, _ = commit.head
+        return cls(run_key, commit.first, commit.last, digest, kept, commit.contents)
 
 
 class Walk:
@@ -173,7 +197,7 @@ class Walk:
     def commits(self, before: int = SEQUENCE_LIMIT) -> Iterator[Commit]:
         """Yield the commits that begin before step *before*, until one does not hold.
 
-        Then ``problem`` says why.
+        Then ``problem`` says why. Rows lack nulls at their ends.
         """
         stored = self._connection.execute(_COMMITS, (self.run_key, self.due, before)).fetchall()
         waiting = [StoredCommit(*row) for row in stored]
@@ -185,13 +209,6 @@ class Walk:
             yield from self._recomputed(waiting[at:end])
             at = end
 
-    def walk_to(self, before: int) -> ChainProblem | None:
-        """Recompute the commits that begin before step *before*, one at least."""
-        begun = self.due
-        for _ in self.commits(before):
-            pass
-        return self.problem or (_missing(begun) if self.due == begun else None)
-
     def has_rows_behind(self, table: str) -> bool:
         """Return whether *table* has a row of a step from ``due`` on."""
         query = f"SELECT 1 FROM {table} WHERE run_key = ? AND sequence >= ? LIMIT 1"
@@ -200,14 +217,13 @@ class Walk:
     def _recomputed(self, stored: Sequence[StoredCommit]) -> Iterator[Commit]:
         """Yield the commits of *stored* that hold, all of whose rows are read at once."""
         span = (self.run_key, stored[0].first, stored[-1].last)
-        ranges: dict[str, list[StoredRow]] = {}
-        for table, query in RANGES.items():
-            if of_table := self._connection.execute(query, span).fetchall():
-                ranges[table] = of_table
+        ranges = {
+            table: of_table for table in CHAINED_TABLES if (of_table := self._read(table, span))
+        }
         begins = dict.fromkeys(ranges, 0)
         for stored_commit in stored:
             if stored_commit.first != self.due:
-                self.problem = _missing(self.due)
+                self.problem = missing_commit(self.due)
                 return
             rows: Rows = {}
             for table, of_table in ranges.items():
@@ -224,8 +240,18 @@ class Walk:
             self.head, self.due = commit.head, stored_commit.last + 1
             yield commit
 
+    def _read(self, table: str, span: Span) -> list[StoredRow]:
+        """Return the rows of some steps without the columns at the end that are null in all.
 
-def _missing(due: int) -> ChainProblem:
+        To read a null costs as much as to read a number.
+        """
+        (width,) = self._connection.execute(_WIDTHS[table], span).fetchone()
+        query = select(table, WITHIN, width)
+        return [] if width is None else self._connection.execute(query, span).fetchall()
+
+
+def missing_commit(due: int) -> ChainProblem:
+    """Return the problem that no commit begins at step *due*."""
     sentence = f"The commit that begins at step {due} is missing: its row was removed or changed."
     return ChainProblem(due, ("commits",), "missing", sentence)
 
@@ -233,9 +259,7 @@ def _missing(due: int) -> ChainProblem:
 def _difference(stored: StoredCommit, commit: Commit) -> ChainProblem | None:
     """Return how a commit differs from its rows, or these from what a run writes."""
     first, last = stored.first, stored.last
-    if (stored.digest, stored.kept, stored.contents) == (
-        commit.head.digest, commit.head.kept, commit.contents,
-    ):  # fmt: skip
+    if stored == StoredCommit.of(stored.run_key, commit):
         return _misfit(commit)
     try:
         written = msgspec.json.decode(stored.contents, type=dict[str, tuple[int, str]])
@@ -267,7 +291,11 @@ def _misfit(commit: Commit) -> ChainProblem | None:
     if present != [*due]:
         missing = next((at for at, step in zip(due, present, strict=False) if at != step), None)
         return _hole(commit.first + len(present) if missing is None else missing)
-    without_bar = [_SEQUENCE["steps"](row) for row in rows if row[_OPENS_AT] is None]
+    without_bar = [
+        step
+        for step, row in zip(due, rows, strict=True)
+        if len(row) <= _OPENS_AT or row[_OPENS_AT] is None
+    ]
     events = [*map(_SEQUENCE["events"], commit.rows.get("events", ()))]
     if without_bar == events:
         return None

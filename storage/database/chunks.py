@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -52,9 +52,10 @@ _TWINS_CONFIRMED: Final = (
 )
 
 
-def select(table: str, where: str) -> str:
-    """Return the query for all columns of *table* where *where*, in the order of its key."""
-    columns = ", ".join(stored_columns(table))
+@cache
+def select(table: str, where: str, width: int | None = None) -> str:
+    """Return the query for the first *width* columns of *table*, or all, in its key's order."""
+    columns = ", ".join(stored_columns(table)[:width])
     keys = ", ".join(column.name for column in TABLES[table] if column.is_key)
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {keys}"
 
@@ -71,6 +72,10 @@ _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 
+_CLOSED: Final = (
+    f"SELECT sequence, sequence + (content ->> 'bars') FROM events WHERE {WITHIN} "
+    "AND kind = 'closed' ORDER BY sequence DESC LIMIT 1"
+)
 RUN_ROW: Final = select("runs", "run_id = ?")
 INSTRUMENT_ROWS: Final = select("instruments", "run_key = ?")
 _PRUNE: Final = select("prunes", "run_key = ?")
@@ -95,6 +100,29 @@ def run_span(run_key: int, until: int | None = None) -> Span:
     return run_key, 0, SEQUENCE_LIMIT - 1 if until is None else until
 
 
+def find_step(
+    connection: sqlite3.Connection,
+    run_key: int,
+    first: int,
+    last: int,
+    table: str,
+    where: str = "TRUE",
+    *values: object,
+    newest: bool = False,
+    skip: int = 0,
+) -> int | None:
+    """Return the first or the *newest* step of a span that has a row of *table* *where* that holds.
+
+    Of several the one behind *skip* others. None where there is none.
+    """
+    query = (
+        f"SELECT sequence FROM {table} WHERE {WITHIN} AND ({where}) "
+        f"ORDER BY sequence {'DESC' if newest else ''} LIMIT 1 OFFSET ?"
+    )
+    row = connection.execute(query, (run_key, first, last, *values, skip)).fetchone()
+    return None if row is None else int(row[0])
+
+
 def confirmed_since(
     connection: sqlite3.Connection, span: Span
 ) -> Iterator[tuple[str | None, int, int]]:
@@ -106,18 +134,15 @@ def confirmed_since(
         yield from connection.execute(query, span)
 
 
-def end_of_close(connection: sqlite3.Connection, run_key: int, sequence: int, most: int) -> int:
-    """Return the sequence of the last step of the close that step *sequence* belongs to.
+def close_of(
+    connection: sqlite3.Connection, run_key: int, sequence: int, most: int
+) -> tuple[int, int]:
+    """Return the first and the last step of the close that step *sequence* belongs to.
 
-    A close has at most *most* bars; a step of none is its own end. Fills of the same close, of one
-    instrument by a price of another, were known when any of them was decided.
+    A close has at most *most* bars; a step of none is its own beginning and end.
     """
-    row = connection.execute(
-        f"SELECT sequence + (content ->> 'bars') FROM events WHERE {WITHIN} "
-        "AND kind = 'closed' ORDER BY sequence DESC LIMIT 1",
-        (run_key, sequence - most, sequence),
-    ).fetchone()
-    return max(sequence, row[0] if row else sequence)
+    row = connection.execute(_CLOSED, (run_key, sequence - most, sequence)).fetchone()
+    return row if row is not None and row[1] >= sequence else (sequence, sequence)
 
 
 def latest_state(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
@@ -24,36 +24,14 @@ from tracepaper.strategies.errors import DataInvalid
 
 BUSY_TIMEOUT_S: Final = 5.0
 SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
-_WAL_FAULT_FIRST: Final = (3, 7, 0)
-_WAL_FAULT_FIXED: Final = (3, 51, 3)
-_WAL_FAULT_BACKPORTS: Final = ((3, 44, 6), (3, 50, 7))
 
 
-class SqliteStatus(NamedTuple):
-    """Whether the SQLite library can be used, and why not, for ``doctor``."""
-
-    version: str
-    is_usable: bool
-    verdict: str
-
-
-def sqlite_status(version: tuple[int, int, int] | None = None) -> SqliteStatus:
-    """Judge the SQLite library in use, or *version*."""
-    number = version or sqlite3.sqlite_version_info[:3]
-    name = ".".join(str(part) for part in number)
-    if number < SQLITE_OLDEST:
-        return SqliteStatus(
-            name, is_usable=False, verdict="too old: STRICT tables need SQLite 3.37 or newer"
-        )
-    backported = any(number[:2] == fix[:2] and number >= fix for fix in _WAL_FAULT_BACKPORTS)
-    if _WAL_FAULT_FIRST <= number < _WAL_FAULT_FIXED and not backported:
-        return SqliteStatus(
-            name,
-            is_usable=True,
-            verdict="has the WAL-reset fault (fixed in 3.51.3), which needs two connections that "
-            "write or checkpoint one file; here one connection writes and readers are read-only",
-        )
-    return SqliteStatus(name, is_usable=True, verdict="no known fault in the way it is used")
+def sqlite_problem(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
+    """Return why the SQLite library of *version* cannot be used; empty where it can."""
+    if version >= SQLITE_OLDEST:
+        return ""
+    number = ".".join(map(str, version))
+    return f"SQLite {number} is too old: STRICT tables need SQLite 3.37 or newer; upgrade it."
 
 
 # ---------------------------------------------------------------- reading

@@ -17,8 +17,10 @@ from tracepaper.storage.database.chunks import (
     RunLocation,
     Span,
     StoredRun,
+    chain_head,
+    close_of,
     confirmed_since,
-    end_of_close,
+    find_step,
     gate_set_of,
     gate_set_rows,
     interned,
@@ -61,11 +63,14 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterator
 
+    from tracepaper.storage.database.run_rows import RunRows
     from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
     from tracepaper.strategies.types.market import Bar, Event, RunKind
 
 
 _Kind = TypeVar("_Kind", bound="Event")
+Fed = tuple[int, bool, "Event", "Prediction"]
+"""Of a step its sequence, whether it was accepted, the event, and what was predicted at it."""
 
 
 class RunModels(NamedTuple):
@@ -87,11 +92,10 @@ class _NamesModel(Struct):
 
 
 _FED: Final = f"SELECT {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
-_NEWEST_FED: Final = (
-    f"SELECT sequence FROM steps s WHERE {WITHIN} AND (open_time_ms IS NOT NULL OR EXISTS "
-    "(SELECT 1 FROM events e WHERE e.run_key = s.run_key AND e.sequence = s.sequence AND e.kind "
-    "IN ('closed', 'frame_bar', 'corporate_action', 'funding', 'gap', 'universe'))) "
-    "ORDER BY sequence DESC LIMIT 1"
+_IS_FED: Final = (
+    "open_time_ms IS NOT NULL OR EXISTS (SELECT 1 FROM events e WHERE e.run_key = s.run_key "
+    "AND e.sequence = s.sequence AND e.kind "
+    "IN ('closed', 'frame_bar', 'corporate_action', 'funding', 'gap', 'universe'))"
 )
 _BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
@@ -104,13 +108,7 @@ _DECIDED: Final = (
 _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
-_FOUND: Final = (
-    "SELECT count(*), max(sequence), (SELECT digest FROM commits WHERE run_key = :run_key "
-    "ORDER BY first_sequence DESC LIMIT 1), "
-    "(SELECT until_sequence FROM prunes WHERE run_key = :run_key), "
-    "(SELECT digest FROM prunes WHERE run_key = :run_key) "
-    "FROM steps WHERE run_key = :run_key"
-)
+_STORED: Final = "SELECT count(*) FROM steps WHERE run_key = ?"
 _COMMIT_OF: Final = (
     "SELECT first_sequence, last_sequence FROM commits "
     "WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
@@ -156,6 +154,12 @@ class Reader:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+    def run_rows(self, run_key: int) -> RunRows:
+        """Return the rows of one run as columns."""
+        from tracepaper.storage.database.run_rows import RunRows  # NumPy, which few readers need
+
+        return RunRows(self.connection, run_key)
 
     # ------------------------------------------------------------ runs
 
@@ -206,21 +210,15 @@ class Reader:
         self.connection.execute("BEGIN")  # one snapshot: a daemon may be writing
         try:
             run_key, count, head, opened = self.connection.execute(_COUNTED, (run_id,)).fetchone()
-            stored, newest, digest, until, cut = self.connection.execute(
-                _FOUND, {"run_key": run_key}
-            ).fetchone()
+            (stored,) = self.connection.execute(_STORED, (run_key,)).fetchone()
+            pruned, last = self.pruned(run_key), self._last_sequence(run_key)
+            chain_end = chain_head(self.connection, run_key)
         finally:
             self.connection.rollback()
-        if not isinstance(count, int) or not isinstance(until, int | None):
-            return (
-                f"The row of run {run_id}, or of its prune, holds what no run writes: run "
-                "`tracepaper audit verify` and restore a backup."
-            )
-        wanted = count - (-1 if until is None else until) - 1
-        reached = -1 if newest is None else newest
-        if until is not None and reached < until:
-            reached, digest = until, cut
-        if (stored, reached, digest or opened) == (wanted, count - 1, head):
+        until = -1 if pruned is None else pruned.until_sequence
+        wanted = count - until - 1
+        reached, digest = (-1, opened) if chain_end is None else (chain_end[0], chain_end[1].digest)
+        if (stored, max(last, until), reached, digest) == (wanted, count - 1, count - 1, head):
             return ""
         return (
             f"The row of run {run_id} counts {wanted} steps and {stored} are stored, or its head "
@@ -281,7 +279,7 @@ class Reader:
         end = last if until is None else min(until, last)
         return step_rows(self.connection, run_key, after + 1, end)
 
-    def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
+    def events(self, run_id: str, after: int = -1) -> Iterator[Fed]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.
@@ -387,9 +385,8 @@ class Reader:
 
     def _last_sequence(self, run_key: int) -> int:
         """Return the sequence of the run's last stored step, or -1."""
-        query = f"SELECT max(sequence) FROM steps WHERE {WITHIN}"
-        (step,) = self.connection.execute(query, run_span(run_key)).fetchone()
-        return -1 if step is None else int(step)
+        step = find_step(self.connection, *run_span(run_key), "steps", newest=True)
+        return -1 if step is None else step
 
     def counted(self, run_id: str) -> tuple[int, int]:
         """Return how many steps the run's row counts and how many there are, at one moment.
@@ -409,20 +406,13 @@ class Reader:
 
     def step_opened(self, run_key: int, open_time_ms: int) -> int | None:
         """Return the sequence of the first step whose bar opened then or later, if there is one."""
-        query = (
-            f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND open_time_ms >= ? "
-            "AND ignored IS NULL"
-        )
-        (step,) = self.connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
-        return None if step is None else int(step)
+        opened = "open_time_ms >= ? AND ignored IS NULL"
+        return find_step(self.connection, *run_span(run_key), "steps", opened, open_time_ms)
 
     def steps_before(self, run_key: int, open_time_ms: int) -> int:
         """Count the steps up to the last bar that opened before *open_time_ms*."""
-        query = (
-            f"SELECT max(sequence) FROM steps WHERE {WITHIN} AND open_time_ms < ? "
-            "AND ignored IS NULL"
-        )
-        (step,) = self.connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
+        opened, span = "open_time_ms < ? AND ignored IS NULL", run_span(run_key)
+        step = find_step(self.connection, *span, "steps", opened, open_time_ms, newest=True)
         return 0 if step is None else step + 1
 
     def decided_within(
@@ -529,8 +519,8 @@ class Reader:
     def newest_fed(self, run_id: str) -> Event | None:
         """Return the last event that candles and what lies between them gave the run."""
         span = run_span(self.stored_run(run_id).run_key)
-        row = self.connection.execute(_NEWEST_FED, span).fetchone()
-        return None if row is None else self.step(run_id, row[0]).event
+        step = find_step(self.connection, *span, "steps s", _IS_FED, newest=True)
+        return None if step is None else self.step(run_id, step).event
 
     def of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         """Return the events of *kind* of the run, up to step *until*, oldest first."""
@@ -599,7 +589,9 @@ class Reader:
             outcome = None if step is None or step.decision is None else step.decision.outcome
             parts = {} if step is None else self._parts_since(decoder, step, item.id, span)
             if decided >= 0:
-                decided = end_of_close(self.connection, stored.run_key, decided, len(steps))
+                # Fills of the same close, of one instrument by a price of another, were known when
+                # any of them was decided.
+                decided = close_of(self.connection, stored.run_key, decided, len(steps))[1]
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = SinceDecided(outcome, item_fills, parts)

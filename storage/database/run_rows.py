@@ -6,12 +6,13 @@ minutes a minute to read; here a bar is one row of the integers that are stored.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.storage.database.chunks import WITHIN
+from tracepaper.storage.database.chunks import WITHIN, find_step
 from tracepaper.storage.database.run_views import BATCH_ROWS
 from tracepaper.storage.database.view_columns import UNREALIZED, shared_row
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES
@@ -137,6 +138,7 @@ class RunRows:
 
     def __init__(self, connection: sqlite3.Connection, run_key: int) -> None:
         self._connection, self._run_key = connection, run_key
+        self._find = partial(find_step, connection, run_key)
         self.outcomes: list[Outcome] = []
         self._outcome_keys = np.empty(0, dtype=np.int64)
         self._held_keys = self._quantity = self._cash = np.empty(0, dtype=np.int64)
@@ -284,13 +286,9 @@ class RunRows:
         if chosen is not None and not chosen:
             return None
         among = "IS NOT NULL" if chosen is None else f"IN ({', '.join('?' * len(chosen))})"
-        query = (
-            f"SELECT sequence FROM steps WHERE {WITHIN} AND outcome {among} "
-            f"AND coalesce(instrument = ?, 1) ORDER BY sequence {'DESC' if newest else ''} LIMIT 1"
-        )
-        keys = (self._run_key, *span, *(chosen or ()), instrument)
-        row = self._connection.execute(query, keys).fetchone()
-        return None if row is None else int(row[0])
+        where = f"outcome {among} AND coalesce(instrument = ?, 1)"
+        values = *(chosen or ()), instrument
+        return self._find(*span, "steps", where, *values, newest=newest)
 
     def bar_at(self, place: int, span: Span, *, newest: bool) -> OpenedBar | None:
         """Return the oldest or the *newest* accepted bar of an instrument within *span*."""
@@ -431,14 +429,8 @@ class RunRows:
 
         None where there are no more than those within *span*.
         """
-        query = (
-            f"SELECT sequence FROM fills WHERE {WITHIN} AND book = 0 "
-            f"AND instrument IN ({', '.join('?' * len(instruments))}) "
-            "ORDER BY sequence DESC LIMIT 1 OFFSET ?"
-        )
-        values = (self._run_key, *span, *instruments, most)
-        row = self._connection.execute(query, values).fetchone()
-        return None if row is None else int(row[0])
+        where = f"book = 0 AND instrument IN ({', '.join('?' * len(instruments))})"
+        return self._find(*span, "fills", where, *instruments, newest=True, skip=most)
 
     def rested_orders(
         self, span: Span, instruments: Sequence[int], until_ms: int, most: int

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
+from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,6 +78,13 @@ class RunViews:
             query = f"SELECT * FROM {view} {where} {_order(view, downwards=True)} LIMIT ?"
             rows = self._connection.execute(query, (*values, newest)).fetchall()[::-1]
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def last_positions(self, instrument: str) -> list[Row]:
+        """Return the newest position of *instrument* by side; in hedge mode both sides."""
+        rows = self.rows("v_positions", newest=2, instrument=instrument)
+        last = max((row["sequence"] for row in rows), default=0)
+        held = [row for row in rows if row["sequence"] == last]
+        return sorted(held, key=itemgetter("side"))
 
     def twin_trades(self, twin: str) -> list[Row]:
         """Return the closed trades of a shadow account or a strategy, as rows of ``v_trades``."""

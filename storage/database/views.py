@@ -255,8 +255,6 @@ V_EVENTS: Final = View(
     f" UNION ALL SELECT {_OF_HALTS} FROM runs r JOIN halts l ON l.run_key = r.run_key",
 )
 
-RUN_VIEWS: Final = (V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS)
-
 # ---------------------------------------------------------------- decisions, gates, explanations
 
 # Only a step that decided names a row of ``outcomes``, so the join leaves out all others.
@@ -444,8 +442,6 @@ V_STRATEGY_DECISIONS: Final = View(
     f"LEFT JOIN answers a ON {at_step('a')}",
 )
 """Its sub-account is the row of that name in ``v_twin_equity``."""
-
-DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATEGY_DECISIONS)
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
 
@@ -843,44 +839,10 @@ V_SHORTFALL: Final = View(
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = c.instrument",
 )
 
-ACCOUNT_VIEWS: Final = (
-    V_ORDERS,
-    V_FILLS,
-    V_TRADES,
-    V_LEDGER,
-    V_POSITIONS,
-    V_EQUITY,
-    V_TWIN_FILLS,
-    V_TWIN_EQUITY,
-)
-
 VIEWS: Final[tuple[View, ...]] = (
-    *RUN_VIEWS,
-    *DECISION_VIEWS,
-    *ACCOUNT_VIEWS,
-    V_CHECKS,
-    V_SHORTFALL,
+    *(V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS),
+    *(V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATEGY_DECISIONS),
+    *(V_ORDERS, V_FILLS, V_TRADES, V_LEDGER, V_POSITIONS, V_EQUITY, V_TWIN_FILLS, V_TWIN_EQUITY),
+    *(V_CHECKS, V_SHORTFALL),
 )
 """Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
-
-
-_TYPES: Final = """\
-Every column declares the type of its values, so SQLAlchemy reflects it, and pandas and connectorx
-(`polars.read_database_uri`) read it right. A Python cursor knows no declared types: with one,
-`polars.read_database(query, connection, infer_schema_length=None)` looks at every row.
-"""
-
-
-def documentation() -> str:
-    """Return the views as a Markdown document, a table each."""
-    parts = [_TYPES]
-    for view in VIEWS:
-        parts.append(
-            f"### `{view.name}`\n\nOne row is {view.row}.\n\n"
-            "| column | type | meaning |\n|---|---|---|"
-        )
-        parts.extend(
-            f"| `{column.name}` | {column.kind} | {column.doc} |" for column in view.columns
-        )
-        parts.append("")
-    return "\n".join(parts)

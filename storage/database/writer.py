@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from contextlib import ExitStack, closing
 from functools import cache, lru_cache
-from itertools import chain, groupby, repeat
-from operator import call, is_not, itemgetter, ne
+from itertools import chain, groupby
+from operator import call, itemgetter, ne
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,7 +15,7 @@ from tracepaper.storage.database.connection import (
     connect_read_only,
     is_busy_error,
     schema_of,
-    sqlite_status,
+    sqlite_problem,
     unusable,
 )
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
@@ -86,8 +86,8 @@ def open_writer(path: Path) -> Writer:
     Raises ``ConfigInvalid`` where another process writes it, ``DataInvalid`` for another schema,
     ``AuditUnwritable`` where the file cannot be written.
     """
-    if not (status := sqlite_status()).is_usable:
-        raise AuditUnwritable(f"SQLite {status.version} is {status.verdict}; upgrade it.")
+    if problem := sqlite_problem():
+        raise AuditUnwritable(problem)
     if path.is_dir():
         raise AuditUnwritable(f"{path} is a folder; name a file, or choose another --db.")
     is_there = path.is_file() and path.stat().st_size > 0
@@ -147,7 +147,9 @@ def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]
             alike[shape].append(row)
         present = {shape: _present(of_shape) for shape, of_shape in alike.items()}
         whole = 0
-        if _ALIKE_ROWS * sum(map(ne, shapes, shapes[1:])) > len(shapes):  # as of bars and closes
+        changes = sum(map(ne, shapes, shapes[1:]))
+        # What an index tests of a row's kind costs as much as the row, and once a statement.
+        if not changes or _ALIKE_ROWS * changes > len(shapes):  # as of bars and closes
             whole = len(of_table) // BLOCK_ROWS * BLOCK_ROWS
         for start in range(0, whole, BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
@@ -171,7 +173,7 @@ def _present(rows: Sequence[Row]) -> int:
     return sum(
         1 << place
         for place, value in enumerate(rows[0])
-        if value is not None or any(map(is_not, map(itemgetter(place), rows), repeat(None)))
+        if value is not None or [row[place] for row in rows].count(None) < len(rows)
     )
 
 

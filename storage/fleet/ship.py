@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from tracepaper.storage.chain.verify import Walk, check_prune
-from tracepaper.storage.database.chunks import RANGES, PrunePoint, StoredRow, prune_point, select
+from tracepaper.storage.chain.verify import StoredCommit, Walk, check_prune, missing_commit
+from tracepaper.storage.database.chunks import (
+    RANGES,
+    PrunePoint,
+    Span,
+    StoredRow,
+    prune_point,
+    select,
+)
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import (
@@ -43,7 +50,6 @@ GROUP_STEPS: Final = 2000
 """Steps of one transaction: some tens of milliseconds of reading."""
 _RUN: Final = select("runs", "run_key = ?")
 _RUNS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
-_COMMITS: Final = select("commits", "run_key = ? AND first_sequence BETWEEN ? AND ?")
 _OPENING_SETS: Final = select("gate_sets", "run_key = ? AND sequence IS NULL")
 _HEAD: Final = "SELECT digest FROM commits WHERE run_key = ? AND last_sequence = ?"
 _RUN_AT: Final = At("runs")
@@ -354,16 +360,12 @@ class Shipper:
                     raise self._broken(row, problem.sentence)
                 self._note_hole(server, row, first, until)
                 state.walk = None
-            walk = state.walk
-            if walk is None or walk.due != first:
-                walk = state.walk = Walk.begin(file, key, row[OPENED_AT], first)
-            begun = walk.due
-            if (problem := walk.walk_to(begun + self._group_steps)) is not None:
-                raise self._broken(row, problem.sentence)
+            if state.walk is None or state.walk.due != first:
+                state.walk = Walk.begin(file, key, row[OPENED_AT], first)
+            walk, begun = state.walk, state.walk.due
+            rows = self._walked(file, walk, row, (key, first, begun - 1))
             last = walk.due - 1
             span = key, first, last
-            rows = {table: file.execute(query, span).fetchall() for table, query in RANGES.items()}
-            rows["commits"] = file.execute(_COMMITS, (key, begun, last)).fetchall()
             opening = []
             if not state.is_there:
                 opening = [
@@ -385,6 +387,21 @@ class Shipper:
         server.execute(_SET_HEAD, (state.next, state.digest, self.database_id, key))
         server.execute(_SET_MARK, (self.database_id, key, last, state.digest))
         return last - begun + 1, pruned
+
+    def _walked(
+        self, file: sqlite3.Connection, walk: Walk, row: StoredRow, pruned: Span
+    ) -> dict[str, list[StoredRow]]:
+        """Return the rows of the next commits, behind those that a prune kept of steps before."""
+        begun = walk.due
+        rows = {table: file.execute(query, pruned).fetchall() for table, query in RANGES.items()}
+        rows["commits"] = []
+        for commit in walk.commits(begun + self._group_steps):
+            for table, of_table in commit.rows.items():
+                rows[table] += of_table
+            rows["commits"].append(StoredCommit.of(walk.run_key, commit))
+        if problem := walk.problem or (missing_commit(begun) if walk.due == begun else None):
+            raise self._broken(row, problem.sentence)
+        return rows
 
     def _broken(self, row: StoredRow, sentence: str) -> DataInvalid:
         return DataInvalid(
@@ -414,12 +431,13 @@ class Shipper:
     def _copy(self, server: Connection[Any], table: str, rows: Sequence[StoredRow]) -> None:
         if not rows:
             return
-        names = ", ".join(columns_of(table))
-        key = (self.database_id,)
-        with server.cursor().copy(f"COPY {table} ({names}) FROM STDIN".encode()) as copy:
+        names = columns_of(table)
+        key, nulls = (self.database_id,), (None,) * len(names)
+        listed = ", ".join(names)
+        with server.cursor().copy(f"COPY {table} ({listed}) FROM STDIN".encode()) as copy:
             write = copy.write_row
-            for row in rows:
-                write(key + row)
+            for row in rows:  # which may lack nulls at its end
+                write(key + row + nulls[1 + len(row) :])
 
     # ------------------------------------------------------------ prunes
 

@@ -270,7 +270,7 @@ class StepEncoder:
         Those in ``answers`` are *answers*.
         """
         count, units, closes = len(stretch.repeats), stretch.units - 1, stretch.closes[1:]
-        rows, width = self._rows["steps"], count + bool(closes)
+        rows, width = self._rows["steps"], stretch.width
         of_close = rows[-width][2:_ACCOUNT]  # what each close repeats, but for key and marks
         like = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
         columns: list[Sequence[Value]] = [values * units for values in zip(*like, strict=True)]

@@ -33,6 +33,7 @@ SEQUENCE_AT: Final = {table: place(table, "sequence") for table in CHAINED_TABLE
 """Where the sequence of its step stands in a row of each table."""
 _KIND_AT: Final = place("events", "kind")
 _STATE_AT: Final = place("states", "state")
+_IS_KEPT: Final = frozenset(KEPT_EVENTS).__contains__
 _NAMED_DIGITS: Final = 12
 """Hexadecimal digits by which a commit names the hash of each of its tables."""
 
@@ -104,7 +105,7 @@ def kept_after(kept: bytes, rows: Mapping[str, Sequence[Row]]) -> bytes:
             continue
         at = SEQUENCE_AT[table]
         for row in rows[table]:
-            if table != "events" or row[_KIND_AT] in KEPT_EVENTS:
+            if table != "events" or _IS_KEPT(row[_KIND_AT]):
                 steps.setdefault(row[at], []).append((table, trimmed(row)))
     for step in sorted(steps):
         kept = sha256(kept + pack(steps[step])).digest()

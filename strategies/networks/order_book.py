@@ -4,7 +4,7 @@ Each token is a level of a side in one book. A layer attends over the levels wit
 over time causally at each level, then mixes columns, so 100,000 tokens fit. Every book answers
 which way the mid moves.
 
-The rules are docs/orderbook.md, D6 to D9.
+The rules are docs/orderbook.md, D6 to D8.
 """
 
 from __future__ import annotations

@@ -594,6 +594,11 @@ class QuietStretch(Struct, frozen=True, gc=False):
         return len(self.bars) // len(self.repeats)
 
     @property
+    def width(self) -> int:
+        """How many steps a unit has."""
+        return len(self.repeats) + bool(self.closes)
+
+    @property
     def next_sequence(self) -> int:
         """The sequence of the step after the last."""
         return self.first + len(self.bars) + len(self.closes)
@@ -606,7 +611,7 @@ class QuietStretch(Struct, frozen=True, gc=False):
     def steps(self, unit: int) -> Iterator[Step]:
         """Yield the steps of a *unit*, which are counted from 0 on."""
         count = len(self.repeats)
-        sequence = self.first + unit * (count + bool(self.closes))
+        sequence = self.first + unit * self.width
         if self.closes:  # none of its bars has valued the account yet
             yield quiet_step(sequence, self.closes[unit], self.marks.account_at(unit - 1))
             sequence += 1

@@ -213,8 +213,8 @@ async def running(start: FeedStart) -> AsyncIterator[MemoryFeedRun]:
             await clock.run(lambda: feed.counters["resyncs"])
             yield run
         finally:
-            feed.stop()
-            await task
+            task.cancel()
+            await asyncio.wait([task])
 
 
 START = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=5)

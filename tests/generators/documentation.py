@@ -25,6 +25,7 @@ INDEX: Final = ROOT / "docs" / "index.md"
 BESIDE: Final = (
     "deploy/*.svg",
     "deploy/*.png",
+    "docs/drawings/*.svg",
     "deploy/config.example.toml",
     "replay/samples/SOURCES.md",
     "LICENSE",
@@ -89,7 +90,7 @@ def staged(place: Path) -> None:
     for pattern in BESIDE:
         for path in ROOT.glob(pattern):
             _copy(path.relative_to(ROOT).as_posix(), sources)
-    navigation.append({"Reference": _reference(sources)})
+    navigation.append({"Modules": _reference(sources)})
     package = place / "package" / "tracepaper"
     package.mkdir(parents=True)
     for part in (

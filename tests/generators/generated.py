@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import figures
 import typer
 from exchange_callers import CALLERS
 from interface_examples import documentation as interface_documentation
@@ -18,7 +19,7 @@ from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import example
 from tracepaper.daemon.session.combinations import COMBINATIONS, Trait
 from tracepaper.replay.exchange.recorded import listing
-from tracepaper.storage.database.views import documentation
+from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.gates.gate import (
     GATES,
     Gate,
@@ -28,10 +29,20 @@ from tracepaper.strategies.gates.gate import (
     gate_order,
 )
 
+_TYPES: Final = """\
+Every column declares the type of its values, so SQLAlchemy reflects it, and pandas and connectorx
+(`polars.read_database_uri`) read it right. A Python cursor knows no declared types: with one,
+`polars.read_database(query, connection, infer_schema_length=None)` looks at every row."""
+
 
 def views_page() -> str:
     """Return the page of the views, column by column."""
-    return f"# The views\n\n{documentation().rstrip()}\n".replace("\n### ", "\n## ")
+    parts = ["# The views", _TYPES]
+    for view in VIEWS:
+        rows = [f"| `{column.name}` | {column.kind} | {column.doc} |" for column in view.columns]
+        table = "\n".join(["| column | type | meaning |\n|---|---|---|", *rows])
+        parts.append(f"## `{view.name}`\n\nOne row is {view.row}.\n\n{table}")
+    return "\n\n".join(parts) + "\n"
 
 
 def commands_page() -> str:
@@ -210,6 +221,7 @@ def decisions_log_index() -> str:
 
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
+    figures.PAGE: figures.page,
     ROOT / "docs" / "commands.md": commands_page,
     ROOT / "docs" / "configuration.md": combinations_page,
     ROOT / "docs" / "decisions.md": decisions_page,

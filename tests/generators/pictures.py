@@ -1,9 +1,8 @@
 """Draws the README's pictures from what the program really shows: `make readme`.
 
 A demo runs on a pseudo-terminal: `deploy/live.svg` is what its live view shows before its end, as
-Textual exports it. `deploy/chart.svg` is what `tracepaper report --chart` draws of an example.
-`deploy/page.png` and `deploy/page-phone.png` are the page over the README's backtest, in a real
-browser.
+Textual exports it. `deploy/chart.svg` is what `tracepaper report --chart` draws of an example. The
+other pictures are the page over the README's backtest, in a real browser.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import drawings
 from browser import browsing
 from PIL import Image
 from programs import BIN, ROOT, Program, environment, run
+from readme import SAMPLES, Walk
 
 LIVE: Final = ROOT / "deploy" / "live.svg"
 CHART: Final = ROOT / "deploy" / "chart.svg"
@@ -40,6 +41,14 @@ VIEW_S: Final = 70
 """After so many seconds the picture of the live view is taken, which ends the view."""
 PAGES: Final = {"page": (1320, 800), "page-phone": (390, 844)}
 """Pictures of the page, and the size of the window in CSS pixels."""
+PARTS: Final = {
+    "card": ("/decision/11968", "Derives this decision", ".card", ""),
+    "attention": ("/decision/11968", "Derives this decision", ".chart", "a"),
+    "gates": ("/gates", "Refusals by day", "body", ""),
+    "account": ("/account", "Positions", "body", ""),
+}
+"""Pictures of the page: an address in a run, a text to wait for, the part, a key to press."""
+MODEL: Final = ROOT / "docs" / "first_model.md"
 SCALE: Final = 2
 COLOURS: Final = 128
 COLUMNS, LINES = 100, 32  # of the terminal
@@ -80,6 +89,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         chart(Path(folder))
         page(Path(folder))
+        model(Path(folder) / "model")
+    drawings.main()
 
 
 def page(folder: Path) -> None:
@@ -87,6 +98,7 @@ def page(folder: Path) -> None:
     ended = run(["replay", "--data", str(CANDLES), "--db", "run.db", "--verify"], folder)
     if ended.code != 0:
         sys.exit(ended.err)
+    (run_id,) = re.findall(r"run ([0-9a-f]{16}) ", ended.out)
     command = [str(BIN / "tracepaper"), "ui", "--db", "run.db", "--port", "0"]
     program = Program(command, folder, name="ui")
     try:
@@ -100,12 +112,38 @@ def page(folder: Path) -> None:
                 window.goto(url)
                 window.wait_for_selector("text=Gates")
                 window.wait_for_load_state("networkidle")
-                picture = Image.open(io.BytesIO(window.screenshot()))
-                picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
-                    ROOT / "deploy" / f"{name}.png", optimize=True
-                )
+                save(window.screenshot(), name)
+            width, height = PAGES["page"]
+            window = browser.new_page(
+                viewport={"width": width, "height": height}, device_scale_factor=SCALE
+            )
+            window.goto(url)
+            window.wait_for_selector("text=Gates")
+            for name, (path, text, part, key) in PARTS.items():
+                window.evaluate("hash => (location.hash = hash)", f"#/run/{run_id}{path}")
+                window.wait_for_load_state("networkidle")
+                window.wait_for_selector(f"text={text}")
+                if key:
+                    window.keyboard.press(key)
+                clip = window.locator(part).first.bounding_box()
+                save(window.screenshot(clip=clip if part != "body" else None), name)
     finally:
         program.kill()
+
+
+def save(picture: bytes, name: str) -> None:
+    """Write a photograph with few colours, so that a clone stays small."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    small = image.quantize(COLOURS, dither=Image.Dither.NONE)
+    small.save(ROOT / "deploy" / f"{name}.png", optimize=True)
+
+
+def model(folder: Path) -> None:
+    """Keep the chart of a decision that the commands of the page of a first model write."""
+    walk = Walk(folder)
+    for _ in walk.outcomes(SAMPLES + MODEL.read_text(encoding="utf-8").split("## Other")[0]):
+        pass
+    save((folder / "decision.png").read_bytes(), "decision")
 
 
 def view(folder: Path) -> None:

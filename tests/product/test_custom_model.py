@@ -336,7 +336,7 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
 
 def test_the_forest_of_the_page_is_fitted_replayed_and_verified(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    page = (ROOT / "docs" / "own_models.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "tree_model.md").read_text(encoding="utf-8")
     for name in ("fit_forest.py", "forest.py", "forest.toml"):
         [block] = [block for block in blocks(page) if block.lines[:1] == (f"# {name}",)]
         (tmp_path / name).write_text(block.text, encoding="utf-8")

@@ -130,7 +130,7 @@ def sized(words: Sequence[str]) -> list[str]:
 
 def printed(command: str, patch: pytest.MonkeyPatch) -> list[str]:
     """Return the words of a command of the page as a shell gives them, settings put aside."""
-    words = [os.path.expandvars(word) for word in shlex.split(command)]
+    words = shlex.split(os.path.expandvars(command))
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         patch.setenv(name, value)
@@ -143,7 +143,7 @@ def run(command: str, patch: pytest.MonkeyPatch) -> int:
     if command.startswith("export "):
         for setting in shlex.split(command)[1:]:
             name, _, value = setting.partition("=")
-            patch.setenv(name, value)
+            patch.setenv(name, os.path.expandvars(value))
         return 0
     words = printed(command, patch)
     return invoke(sized(words) if words[0] == "train" else words)

@@ -133,7 +133,6 @@ async def stored_steps(path: Path) -> list[Step]:
         Opening(
             config=configuration(),
             kind=RunKind.LIVE,
-            execution=FillModel.QUOTE,
             database=path,
             instruments=(instrument(),),
             forecaster=forecaster,

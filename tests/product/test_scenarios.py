@@ -22,7 +22,7 @@ from scenarios import SCENARIOS, Scenario
 from tracepaper.daemon.engine.history import InstrumentState
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.resume import recorded_reach
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import maintenance
@@ -264,7 +264,7 @@ def moved(
     hand(candles)
     times, path = candles[0].open_time_ms, scenario.recorded()
     from_ms = int(times[scenario.early + (len(times) - scenario.early) * 2 // 3])
-    short = [slice_candles(cut, np.flatnonzero(cut.open_time_ms < from_ms)) for cut in candles]
+    short = [cut[cut.open_time_ms < from_ms] for cut in candles]
     expected = rows_of(path, until_ms=from_ms, views=views)
     assert expected["v_decisions"]
     differences = []

@@ -13,7 +13,6 @@ import torch
 from command_line import Cli
 
 import tracepaper
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.read import read_candles
 from tracepaper.storage.checkpoints import CARD_NAME, save
 from tracepaper.strategies.errors import DataInvalid
@@ -96,7 +95,7 @@ def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path)
     maps = stored.attention(path)
     assert maps.open_time_ms.tolist() == candles.open_time_ms[-148:].tolist()
     forecaster = models.forecaster()
-    forecaster.warm("linear:AAAUSDT", bars := bars_of(read_candles(path)))
+    forecaster.warm("linear:AAAUSDT", bars := read_candles(path).bars())
     for rows, look in zip(
         maps.layers, forecaster.attribution_by_layer("linear:AAAUSDT"), strict=True
     ):

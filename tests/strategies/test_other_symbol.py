@@ -9,7 +9,6 @@ import pytest
 from msgspec import structs
 from other_symbol_cases import LEADER, LED, candles, closes
 
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.strategies.covariates import FixedCovariates, Ids
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import columns, compute, schema, with_covariates
@@ -36,7 +35,7 @@ def source_of(events: Iterable[Event]) -> RunOtherBars:
 
 
 def close_of(place: int) -> Ids:
-    return np.array([bars_of(candles(LED, place + 1))[-1].closed_ms])
+    return np.array([candles(LED, place + 1).bars()[-1].closed_ms])
 
 
 def knows(source: RunOtherBars, place: int, symbol: str = LED) -> bool:
@@ -45,7 +44,7 @@ def knows(source: RunOtherBars, place: int, symbol: str = LED) -> bool:
 
 def test_the_row_of_a_bar_is_the_feature_row_of_the_others_bar_of_its_close() -> None:
     source = source_of(closes(COUNT))
-    leader = compute(SCHEMA, columns(bars_of(candles(LEADER, COUNT))))
+    leader = compute(SCHEMA, columns(candles(LEADER, COUNT).bars()))
     times = np.concatenate([close_of(place) for place in (LAST - 20, LAST)])
     rows = OtherColumns.of(SCHEMA.names, source).at(LED, times, 60_000)
     assert np.array_equal(rows, leader.values[[LAST - 20, LAST]])

@@ -13,11 +13,34 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchang
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.engine.price_checks import PriceBelief
-from tracepaper.daemon.feed.client import FeedStart
+from tracepaper.daemon.feed.client import EventQueue, FeedStart
 from tracepaper.daemon.feed.feed import LiveFeed
+from tracepaper.daemon.feed.maintenance import FeedMaintenance
+from tracepaper.daemon.feed.sequencer import BarSequencer
+from tracepaper.daemon.feed.state import FeedState
 from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Instrument, Mark, Quote
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)
+
+
+def sequencer_of(clock: SteppedClock, client: BybitClient, *states: FeedState) -> BarSequencer:
+    """Return the part of a feed that orders the bars of *states*, without its background."""
+    by_id, section = {state.instrument.id: state for state in states}, exchange_section()
+    return BarSequencer(
+        client=client,
+        clock=clock,
+        states=by_id,
+        maintenance=FeedMaintenance(
+            client=client,
+            clock=clock,
+            exchange=section,
+            states=by_id,
+            queue=EventQueue(10),
+            spawn=lambda work: work.close(),
+        ),
+        is_up=lambda _: True,
+        certain_s=30.0,
+    )
 
 
 class Live:
@@ -42,9 +65,6 @@ class Live:
 
     async def consume(self) -> None:
         async for event in self.feed:
-            if event is None:
-                self.behind.append(False)  # it was promised, and there is none
-                continue
             self.events.append(event)
             self.take(event)
             await self.gate.wait()  # an engine that is busy while the gate is shut
@@ -57,7 +77,7 @@ class Live:
 
     def is_idle(self) -> bool:
         """Return whether all that came was handed on."""
-        return not self.feed.is_behind()
+        return not self.feed._queue.qsize()  # noqa: SLF001 - it says so nowhere else
 
     def has_bars(self, count: int) -> bool:
         return len(self.bars()) == count

@@ -171,7 +171,6 @@ class Lives:
         opening = Opening(
             config=self.config,
             kind=RunKind.LIVE,
-            execution=self.world.model,
             database=self.path,
             instruments=tuple(self.items.values()),
             forecaster=None,

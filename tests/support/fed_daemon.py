@@ -11,6 +11,7 @@ from account_laws import check_account
 from builders import START_MS, instrument
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.loop import InlinePredictor
 from tracepaper.daemon.session.resume import OpenedRun, Opening, open_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -38,9 +39,8 @@ class Process:
         self._period_start_ms = START_MS + warm * MINUTE
         self.audit = SqlAuditLog.open(path)
         opening = Opening(
-            config=config,
+            config=resolved(config, execution),
             kind=RunKind.LIVE,
-            execution=execution,
             database=path,
             instruments=(item or instrument(),),
             forecaster=forecaster,

@@ -584,7 +584,6 @@ class RecordedHistory(History):
         opening = Opening(
             config=resolved(load(None, self.case.given), self.case.model),
             kind=RunKind.LIVE,
-            execution=self.case.model,
             database=self._path,
             instruments=tuple(self._items.values()),
             forecaster=None,

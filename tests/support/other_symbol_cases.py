@@ -8,7 +8,6 @@ import numpy as np
 from learning import MINUTE_MS, START_MS
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.strategies.types.market import Bar, Category, CloseStart, Event
 from tracepaper.strategies.units import iso
 
@@ -69,7 +68,7 @@ def closes(count: int, *, lacks: Iterable[int] = (), late: int = 0) -> Iterator[
 
     At those in *lacks* the leader's bar does not come, or, where *late*, so many closes later.
     """
-    both = [bars_of(candles(symbol, count)) for symbol in (LED, LEADER)]
+    both = [candles(symbol, count).bars() for symbol in (LED, LEADER)]
     held: list[tuple[int, Bar]] = []
     for place, (led, leader) in enumerate(zip(*both, strict=True)):
         at_ms = led.close_time_ms

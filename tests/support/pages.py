@@ -7,7 +7,6 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,8 @@ def record_in(page: str) -> dict[str, Any]:
 
 
 def unpacked(packed: str) -> dict[str, Any]:
-    """Read what ``tracepaper.replay.page.packing`` wrote, by its description alone."""
-
-    def restore(read: dict[str, Any]) -> Any:
-        if "\u0001" not in read:
-            return read
-        decimals, *steps = read["\u0001"]
-        wholes = accumulate(step for step in steps if step is not None)
-        values = iter([whole / 10**decimals for whole in wholes] if decimals else wholes)
-        return [None if step is None else next(values) for step in steps]
-
-    record: dict[str, Any] = json.loads(
-        gzip.decompress(base64.b64decode(packed)), object_hook=restore
-    )
+    """Read base64 of gzip of JSON."""
+    record: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(packed)))
     return record
 
 

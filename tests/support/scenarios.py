@@ -26,9 +26,8 @@ from records import rows
 from seeded_events import seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.replay.archive import Candles, FundingRates, read_candles, slice_candles
+from tracepaper.replay.archive import Candles, FundingRates, read_candles
 from tracepaper.replay.archive.books import read_depth
-from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.book_feed import EventsSource
@@ -160,7 +159,7 @@ def _wild() -> list[Candles]:
 
 def _holed() -> list[Candles]:
     first, second = _walk(SHORT, *THREE[:2])()
-    return [first, slice_candles(second, np.delete(np.arange(SHORT), [70, 71]))]
+    return [first, second[np.delete(np.arange(SHORT), [70, 71])]]
 
 
 def _choosing() -> list[Candles]:
@@ -181,15 +180,15 @@ FRAMED, WHOLE_FRAMES = 187, 195
 
 def _framed() -> list[Candles]:
     whole = _walk(FRAMED + 160, interval_ms=MINUTE_MS)()[0]
-    return [slice_candles(whole, slice(FRAMED, None))]
+    return [whole[FRAMED:]]
 
 
 def _frames() -> dict[str, Any]:
     whole = _walk(FRAMED + 160, interval_ms=MINUTE_MS)()[0]
-    before = slice_candles(whole, slice(0, WHOLE_FRAMES))
+    before = whole[:WHOLE_FRAMES]
     return {
         "frames": tuple(
-            replace(resample(before, length * MINUTE_MS), path="higher") for length in (15, 5)
+            replace(before.resampled(length * MINUTE_MS), path="higher") for length in (15, 5)
         )
     }
 

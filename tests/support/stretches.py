@@ -2,19 +2,22 @@
 
 The digest of the last step covers every row, so equal heads are equal records. What the engine
 carries after it is compared as well, and each call of the strategy. What was written by steps is
-read back.
+read back, and a run in memory has the figures of its record.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 from exchange_client import FIRST_MS, MINUTE, candles
 
 from tracepaper.daemon.config.loading import load
@@ -23,13 +26,17 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
+from tracepaper.replay.report.figures import headline
+from tracepaper.replay.report.record import read_record
+from tracepaper.replay.report.trades import closed_trades
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.memory_log import IN_MEMORY, MemoryLog
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.indicators import ema
-from tracepaper.strategies.types.decisions import Action, Step
+from tracepaper.strategies.types.decisions import Action, QuietStretch, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
@@ -232,6 +239,21 @@ def _between(rng: random.Random, replay: Replay, bar: Bar) -> Iterator[Event]:
             yield InstrumentChange(msgspec.structs.replace(item, quantity_step=step), at_ms, at_ms)
 
 
+def figures(reader: Reader) -> str:
+    """Return what a sweep reads of the run: its figures, and the arrays that they are made of."""
+    try:
+        record = read_record(reader, IN_MEMORY, "0")
+    except DataInvalid as error:
+        return str(error)
+    account, trades = record.account, closed_trades(record.account)
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+        return repr(
+            (headline(record, trades), trades, account.equity, account.held, account.fills,
+             [replace(twin, trades=()) for twin in record.twins], record.bars,
+             record.decisions.refused_by, record.decisions.sequence, record.states, record.margins)
+        )  # fmt: skip
+
+
 class HistoryBothWays:
     """One history, written both ways."""
 
@@ -276,16 +298,21 @@ class HistoryBothWays:
         vars(engine)["stretch"] = counted
         vars(engine_module)["STATE_EVERY_STEPS"] = STATE_EVERY_STEPS
         log, taken = SqlAuditLog.open(path, group_steps=self._group), list[Step]()
-        if is_stepped:
-            append = log.append_now
+        memory, append, append_stretch = MemoryLog(), log.append_now, log.append_stretch
 
-            def take(*steps: Step) -> None:
-                taken.extend(steps)
-                append(*steps)
+        def take(*steps: Step) -> None:
+            taken.extend(steps)
+            memory.append_now(*steps)
+            append(*steps)
 
-            vars(log)["append_now"] = take
+        def take_stretch(stretch: QuietStretch) -> None:
+            memory.append_stretch(stretch)
+            append_stretch(stretch)
+
+        vars(log).update(append_now=take, append_stretch=take_stretch)
         try:
-            log.begin(msgspec.structs.replace(replay.run, run_id="0"), engine.gate_sets)
+            for each in (log, memory):
+                each.begin(msgspec.structs.replace(replay.run, run_id="0"), engine.gate_sets)
             events: Iterable[Event] = drawn_events(random.Random(self._seed), replay)
             way = predictor_over(replay)
             events = events if is_stepped else way.ahead(events)
@@ -296,19 +323,20 @@ class HistoryBothWays:
             vars(engine_module)["STATE_EVERY_STEPS"] = usual
             head, steps = log.head.hex(), log.next_sequence
             log.close()
-            if is_stepped:
-                self._check_read(path, taken)
+            with memory, Reader.open(path) as reader:
+                if is_stepped:
+                    self._check_read(reader, taken)
+                assert figures(memory.reader) == figures(reader), self._given
             path.unlink()
         state = b"" if error else msgspec.msgpack.encode((engine.state(), engine.since_decided))
         counts = (0, 0) if error else (tally.bars, tally.decisions)
         return RunEnding(head, steps, tally.equity, counts, state, error, [*CALLS])
 
-    def _check_read(self, path: Path, steps: list[Step]) -> None:
+    def _check_read(self, reader: Reader, steps: list[Step]) -> None:
         """Compare what is read of the record with the *steps* that were written."""
         query = "SELECT sequence, twin, equity_text FROM v_twin_equity"
-        with Reader.open(path) as reader:
-            assert [*reader.steps("0")] == steps, self._given
-            shown = sorted(reader.connection.execute(query))
+        assert [*reader.steps("0")] == steps, self._given
+        shown = sorted(reader.connection.execute(query))
         due = [
             (step.sequence, twin.twin, f"{Decimal(twin.account.equity).scaleb(-8):.8f}")
             for step in steps

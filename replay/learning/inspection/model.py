@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.replay.archive.candles import Candles, resample
+from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
@@ -392,7 +392,7 @@ class StoredNetwork:
             if self.interval_ms and self.interval_ms != interval_ms:
                 if self.interval_ms % interval_ms:
                     continue
-                candles = resample(candles, self.interval_ms)
+                candles = candles.resampled(self.interval_ms)
             series.append(candles)
         return series
 

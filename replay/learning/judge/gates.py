@@ -26,8 +26,6 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
-from tracepaper.replay.archive import slice_candles
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import (
     PERCENTS,
@@ -241,7 +239,7 @@ def _as_run(
     """Return what a run says at *rows* of each asset, all bars up to them taken in."""
     before, first, stop = forecaster.context - 1, int(rows[0]), int(rows[-1]) + 1
     taken = slice(first - before, stop)
-    series = [bars_of(slice_candles(of.segment.candles, taken)) for of in assets]
+    series = [of.segment.candles[taken].bars() for of in assets]
     for bars in series:
         forecaster.warm(bars[0].instrument, bars[:before])
     if len(series) > 1:

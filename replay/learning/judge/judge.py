@@ -19,8 +19,6 @@ import numpy as np
 from tracepaper.daemon.config.loading import Given, load
 from tracepaper.daemon.config.values import MODULE_CLASS
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
-from tracepaper.replay.archive import slice_candles
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.card import NO_ATTENTION
@@ -140,7 +138,7 @@ def answers_of(
         begin, end = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
         for start in range(begin, end, SCANNED_BARS):
             stop = min(start + SCANNED_BARS, end)
-            bars = bars_of(slice_candles(segment.candles, slice(start, stop)))
+            bars = segment.candles[start:stop].bars()
             forecasts = forecaster.scan(bars) if forecaster.causal else map(forecaster.step, bars)
             answers = dict(enumerate(forecasts, start))
             rows = labelled[(labelled >= start) & (labelled < stop)]

@@ -185,10 +185,6 @@ class Embedded {
     }
     throw new ApiError(`This file holds no decision ${sequence}; "tracepaper explain ${run}:${sequence}" beside the record looks for it.`, 404);
   }
-
-  async ask() {
-    throw new ApiError('A file cannot ask the model; "tracepaper explain --full" beside the record can.', 404);
-  }
 }
 
 const plainKey = (key) => decodeURIComponent(key.replaceAll("+", " "));

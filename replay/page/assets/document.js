@@ -2,7 +2,7 @@
 import { html, useRef } from "./vendor/htm-preact.js";
 import { ChartView } from "./document/chart.js";
 import { Drawn, isDrawn } from "./document/looks.js";
-import { Figure, TableView, pressed } from "./document/table.js";
+import { TableView, pressed } from "./document/table.js";
 import { Folded } from "./hooks.js";
 
 /**
@@ -66,7 +66,6 @@ function Paragraph({ part: { style, text } }) {
   return html`<p class=${style === "plain" ? "" : style}>${text}</p>`;
 }
 
-function Fold({ part: { summary, cells, parts } }) {
-  const line = html`<span>${summary}</span>${cells.map((cell) => html`<${Figure} cell=${cell} />`)}`;
-  return html`<${Folded} class="fold" summary=${line} make=${() => html`<div><${Parts} parts=${parts} /></div>`} />`;
+function Fold({ part: { summary, parts } }) {
+  return html`<${Folded} class="fold" summary=${html`<span>${summary}</span>`} make=${() => html`<div><${Parts} parts=${parts} /></div>`} />`;
 }

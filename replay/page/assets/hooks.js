@@ -14,7 +14,7 @@ const isPassing = (error) => !error.status || error.status === 503;
 export function useAnswer(ask, keys, again = null) {
   const [state, setState] = useState({ value: null, error: null, isLoading: true });
   const [turn, setTurn] = useState(0);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const abort = new AbortController();
     setState((before) => ({ ...before, isLoading: true }));
     Promise.resolve()

@@ -11,11 +11,12 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState, Book
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
-from tracepaper.daemon.broker.line import BookState, Holding
+from tracepaper.daemon.broker.line import BookState
 from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
 

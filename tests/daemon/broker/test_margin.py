@@ -18,7 +18,7 @@ from reference_ledger import ReferenceLedger
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.line import BookState, Holding
+from tracepaper.daemon.broker.line import BookState
 from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import load
@@ -28,6 +28,7 @@ from tracepaper.daemon.session.build import margin_rules, margin_warnings
 from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.holding import Holding
 from tracepaper.strategies.types.decisions import (
     Action,
     Fill,

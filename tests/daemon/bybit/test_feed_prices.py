@@ -231,7 +231,7 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
         await stream.server.send(announcing("0.15"))
         await until(lambda: run.events)
         await stream.server.send(announcing("0.4"))
-        await until(run.feed.is_behind)
+        await until(lambda: not run.is_idle())
         stream.server.funding.append((EIGHT_MS, "0.15"))
         run.move_to(EIGHT_MS + 1_000)
         await run.expect(lambda: len(stream.server.queries("funding/history")) >= 1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 import pytest
 from builders import START_MS, bars, forecast, instrument, present
 from engines import engine_of
-from fakes import FixedForecaster, MemoryAudit
+from fakes import FixedForecaster, MemoryAudit, ScriptedFeed
 from msgspec.structs import replace
 from waiting import deadline_s
 
@@ -166,15 +166,6 @@ def test_what_is_not_of_a_close_stays_as_it_is() -> None:
     assert list(gathered(events)) == [*together, Close(closed(together), together)]
 
 
-class ScriptedPredictions:
-    def __init__(self, events: Sequence[Event | None]) -> None:
-        self._events = events
-
-    async def __aiter__(self) -> AsyncIterator[Event | None]:
-        for event in self._events:
-            yield event
-
-
 class Transactions(MemoryAudit):
     """Remembers which steps were appended together."""
 
@@ -196,7 +187,7 @@ async def test_a_close_is_stored_in_one_transaction_and_watched_whole() -> None:
 
     first, second, third = closes(3)
     events: list[Event] = [closed(first), *first, closed(second), *second, closed(third), *third]
-    await drive(ScriptedPredictions(events), no_forecast, engine(), audit.append, watch=watch)
+    await drive(ScriptedFeed(events), no_forecast, engine(), audit.append, watch=watch)
     assert audit.together == [4, 4]
     assert [step.sequence for step in watched] == list(range(8))
 
@@ -215,8 +206,15 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
         watched.append(step.sequence)
         return True
 
-    feed = ScriptedPredictions([*late[:110], None, *late[110:]])
-    await drive(feed, no_forecast, engine(), audit.append, watch=watch, is_behind=lambda: is_behind)
+    machine = engine()
+    await drive(
+        ScriptedFeed(late),
+        no_forecast,
+        machine,
+        audit.append,
+        watch=watch,
+        is_behind=lambda: is_behind and machine.sequence not in {110, 120},
+    )
     assert watched == list(range(120))
     assert audit.together == ([100, 10, 10] if is_behind else [1] * 120)
 
@@ -224,15 +222,18 @@ async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
 async def test_what_a_late_bar_trades_is_stored_at_once() -> None:
     events = [item for together in closes(60) for item in together[:1]]
     alone = Transactions()
-    await drive(ScriptedPredictions(events), no_forecast, engine(), alone.append)
+    await drive(ScriptedFeed(events), no_forecast, engine(), alone.append)
     first = next(step.sequence for step in alone.steps if step.orders)
     assert alone.together == [1] * 60
     # From the bar behind the first order on all are late: that order is filled by one of them.
     late = [replace(event, seen_ms=event.seen_ms + 10**9) for event in events[first + 1 :]]
-    audit = Transactions()
-    given = [*events[: first + 1], *late]
+    audit, machine = Transactions(), engine()
     await drive(
-        ScriptedPredictions(given), no_forecast, engine(), audit.append, is_behind=lambda: True
+        ScriptedFeed([*events[: first + 1], *late]),
+        no_forecast,
+        machine,
+        audit.append,
+        is_behind=lambda: machine.sequence < 60,
     )
     traded = [bool(step.orders or step.fills) for step in audit.steps]
     assert any(traded[first + 1 :])

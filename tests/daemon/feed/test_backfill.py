@@ -9,22 +9,25 @@ from contextlib import asynccontextmanager
 
 import pytest
 from builders import instrument
+from bybit_feed import sequencer_of
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.funding import FundingSchedule
-from tracepaper.daemon.feed.sequencer import Backfill, Hole
 from tracepaper.daemon.feed.state import BarSequence, FeedState
-from tracepaper.strategies.types.market import Bar, Gap, GapCause
+from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause
 
 
 def at(index: int) -> int:
     return START_MS + index * MINUTE
 
 
-def market(symbol: str = "BTCUSDT", *, first: int = 0) -> FeedState:
+def market(
+    symbol: str = "BTCUSDT", *, first: int = 0, cause: GapCause | None = GapCause.DOWN
+) -> FeedState:
     return FeedState(
         instrument(symbol, price_decimals=1, tick_size=1),
+        cause=cause,
         sequence=BarSequence(interval_ms=MINUTE, next_open_ms=at(first)),
         funding=FundingSchedule(interval_minutes=0, settled_ms=0),
     )
@@ -39,12 +42,14 @@ async def asking(server: ScriptedServer) -> AsyncIterator[tuple[BybitClient, Ste
 
 
 async def filled(
-    server: ScriptedServer, *holes: Hole, waits_s: list[float] | None = None
-) -> list[Gap | Bar]:
-    """Fill *holes* in stepped time; *waits_s* gets how long that took."""
+    server: ScriptedServer, until: int, *states: FeedState, waits_s: list[float] | None = None
+) -> list[Event]:
+    """Fill *states* up to a minute, in stepped time; *waits_s* gets how long that took."""
 
-    async def collect() -> list[Gap | Bar]:
-        return [event async for _, event in Backfill(client, clock, 30.0).fill(holes)]
+    async def collect() -> list[Event]:
+        sequencer = sequencer_of(clock, client, *states)
+        events = sequencer.fill(states, at(until), patience_s=None, unanswered=set())
+        return [event async for event in events]
 
     async with asking(server) as (client, clock):
         begun_s = clock.network_s()
@@ -55,7 +60,7 @@ async def filled(
         return await task
 
 
-def texts(events: list[Gap | Bar]) -> list[str]:
+def texts(events: list[Event]) -> list[str]:
     """Write events as ``+from-until`` and ``-from-until`` for gaps, and a number for a bar."""
     return [
         str((event.open_time_ms - START_MS) // MINUTE)
@@ -63,6 +68,7 @@ def texts(events: list[Gap | Bar]) -> list[str]:
         else f"{'+' if event.repaired_by else '-'}{(event.from_ms - START_MS) // MINUTE}"
         f"-{(event.until_ms - START_MS) // MINUTE}"
         for event in events
+        if isinstance(event, Bar | Gap)
     ]
 
 
@@ -78,7 +84,7 @@ async def test_holes_are_closed_for_good_and_the_end_stays_the_next_bar() -> Non
     async with await serving(1, 2, 4) as server:
         state = market()
         waits_s: list[float] = []
-        events = await filled(server, Hole(state, at(6), cause=GapCause.MISSED), waits_s=waits_s)
+        events = await filled(server, 6, state, waits_s=waits_s)
         assert texts(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4"]
         assert state.sequence.next_open_ms == at(5)
         assert 30 <= waits_s[0] < 32  # both holes at once
@@ -92,8 +98,9 @@ async def test_a_hole_of_one_answer_is_none() -> None:
             rows = [list(map(str, whole[at(4 - i)])) for i in range(5) if 4 - i not in missing]
             page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
             server.answer_next("kline", server.reply(page))
-            events = await filled(server, Hole(market(), at(5), cause=GapCause.DOWN))
-            assert texts(events) == ["+0-5", "0", "1", "2", "3", "4"], missing
+            parts = texts(await filled(server, 5, market()))
+            assert [text for text in parts if text.isdigit()] == ["0", "1", "2", "3", "4"], missing
+            assert not any(text.startswith("-") for text in parts), missing
 
 
 @pytest.mark.parametrize("cause", [None, GapCause.DOWN])
@@ -103,8 +110,8 @@ async def test_a_row_that_cannot_be_read_once_is_asked_for_again(cause: GapCause
         rows[3][2] = "NaN"
         page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
         server.answer_next("kline", server.reply(page))
-        events = await filled(server, Hole(market(), at(5), cause=cause))
-        assert texts(events)[-5:] == ["0", "1", "2", "3", "4"]
+        parts = texts(await filled(server, 5, market(cause=cause)))
+        assert [text for text in parts if text.isdigit()] == ["0", "1", "2", "3", "4"]
 
 
 async def test_an_empty_answer_is_no_late_listing() -> None:
@@ -113,13 +120,13 @@ async def test_an_empty_answer_is_no_late_listing() -> None:
             rows = [list(map(str, server.rows["BTCUSDT"][at(i)])) for i in reversed(wrong)]
             page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
             server.answer_next("kline", server.reply(page))
-            events = await filled(server, Hole(market(), at(5), cause=None))
+            events = await filled(server, 5, market(cause=None))
             assert texts(events) == ["0", "1", "2", "3", "4"], wrong
 
 
 async def test_a_hole_across_windows_is_said_once_when_its_end_is_known() -> None:
     async with await serving(0, 2_500) as server:
-        events = await filled(server, Hole(market(), at(2_501), cause=GapCause.DOWN))
+        events = await filled(server, 2_501, market())
         assert texts(events) == ["+0-1", "0", "-1-2500", "+2500-2501", "2500"]
         assert len(server.queries("kline")) > 3
 
@@ -129,11 +136,7 @@ async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
         for index in (1, 2):
             server.add_candle(at(index), symbol="ETHUSDT")
         bitcoin, ether = market(), market("ETHUSDT", first=1)
-        events = await filled(
-            server,
-            Hole(bitcoin, at(3), cause=GapCause.DOWN),
-            Hole(ether, at(3), cause=GapCause.DOWN),
-        )
+        events = await filled(server, 3, bitcoin, ether)
         assert texts(events) == ["+0-3", "0", "1", "+1-3", "1", "2", "2"]
         bars = [event for event in events if isinstance(event, Bar)]
         assert [bar.instrument for bar in bars[1:3]] == ["linear:BTCUSDT", "linear:ETHUSDT"]
@@ -141,15 +144,15 @@ async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
 
 async def test_a_warm_up_says_holes_but_not_its_own_bars() -> None:
     async with await serving(3, 4, 6) as server:
-        events = await filled(server, Hole(market(), at(8), cause=None))
+        events = await filled(server, 8, market(cause=None))
         assert texts(events) == ["3", "4", "-5-6", "6"]
         assert {event.cause for event in events if isinstance(event, Gap)} == {GapCause.ARCHIVE}
 
 
 async def test_an_instrument_without_any_bar_has_no_hole() -> None:
     async with await serving() as server:
-        state = market()
-        assert await filled(server, Hole(state, at(8), cause=None)) == []
+        state = market(cause=None)
+        assert await filled(server, 8, state) == []
         assert state.sequence.next_open_ms == at(0)
         assert len(server.queries("kline")) == 2
 
@@ -157,11 +160,12 @@ async def test_an_instrument_without_any_bar_has_no_hole() -> None:
 async def test_nothing_missing_asks_nothing() -> None:
     async with await serving(0) as server:
         state = market(first=5)
-        assert await filled(server, Hole(state, at(5), cause=GapCause.DOWN)) == []
+        assert await filled(server, 5, state) == []
         assert not server.requests
 
 
 async def test_bars_carry_the_market_time_at_which_they_are_handed_on() -> None:
     async with await serving(0) as server:
-        (_, bar) = await filled(server, Hole(market(), at(1), cause=GapCause.DOWN))
+        (_, bar) = await filled(server, 1, market())
+        assert isinstance(bar, Bar)
         assert (bar.market_ms, bar.seen_ms) == (at(1), server.server_ms)

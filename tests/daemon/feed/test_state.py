@@ -6,8 +6,6 @@ import itertools
 
 import pytest
 from builders import MINUTE, START_MS, bar, bars, instrument
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec import structs
 
 from tracepaper.daemon.feed.funding import FundingSchedule
@@ -21,7 +19,6 @@ from tracepaper.daemon.feed.state import (
     MissingBars,
     PendingBars,
     Place,
-    stretches,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -95,17 +92,6 @@ def test_giving_up_never_goes_back() -> None:
     order.skip(START_MS + 3 * MINUTE)
     order.skip(START_MS)
     assert order.next_open_ms == START_MS + 3 * MINUTE
-
-
-@given(present=st.sets(st.integers(0, 30)))
-def test_stretches_are_parted_by_holes_alone(present: set[int]) -> None:
-    window = [bar(index=index) for index in sorted(present)]
-    parts = stretches(window)
-    assert [candle for part in parts for candle in part] == window
-    for part, other in itertools.pairwise(parts):
-        assert part[-1].close_time_ms < other[0].open_time_ms
-    for part in parts:
-        assert part[-1].close_time_ms - part[0].open_time_ms == len(part) * MINUTE
 
 
 def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge
-from waiting import deadline
+from waiting import deadline, until
 
 from tracepaper.daemon.config.sections import HttpSection
 from tracepaper.daemon.http.server import (
@@ -125,12 +125,18 @@ async def test_one_byte_at_a_time_does_not_buy_time() -> None:
         assert await answers(server)
 
 
-async def test_an_answer_that_nobody_reads_is_not_kept() -> None:
-    async with served() as server:
-        request = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-        connection = await connect(server, request * 5_000)
+@pytest.mark.parametrize("after", [b"keep-alive", b"close"])
+async def test_an_answer_that_nobody_reads_is_not_kept(
+    after: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry, size = CollectorRegistry(), 16 << 20  # more than sockets hold
+    Gauge("tracepaper_large", "x" * size, registry=registry)
+    async with served(registry=registry) as server:
+        request = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: %b\r\n\r\n"
+        connection = await connect(server, request % after)
+        await until(lambda: "too_slow" in capsys.readouterr().err, poll_s=0.01)
+        assert len(await ended(connection)) < size
         assert await answers(server)
-        await ended(connection)
 
 
 async def test_a_handler_at_work_is_not_hurried() -> None:

@@ -9,12 +9,14 @@ import storage_cases as cases
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.config.market import MarketSection
-from tracepaper.daemon.config.sections import ModelSection
+from tracepaper.daemon.config.sections import ModelSection, StrategySection
 from tracepaper.daemon.session import models
+from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.models import free_bytes, load_checkpoint
-from tracepaper.daemon.session.run_row import describe_run, start_event
+from tracepaper.daemon.session.run_row import new_run, start_event
 from tracepaper.strategies.attention import compiled
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import RunKind
 
 # Free memory: what the machine says, what a container leaves of it, and silence elsewhere.
@@ -45,9 +47,9 @@ def test_what_the_machine_has_is_less_in_a_container(
 
 
 def test_what_attends_is_on_the_run_and_in_its_start_event() -> None:
-    config = Config()
+    config = resolved(Config(), FillModel.QUOTE)
     forecaster = models.load_forecaster(config)
-    run = describe_run(
+    run, _ = new_run(
         config, [cases.BTC], forecaster, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
     )
     change = start_event(forecaster, warm_from=(), market_ms=1)
@@ -56,8 +58,9 @@ def test_what_attends_is_on_the_run_and_in_its_start_event() -> None:
 
 
 def test_a_run_without_a_model_attends_by_nothing() -> None:
-    run = describe_run(
-        Config(), [cases.BTC], None, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
+    config = resolved(Config(strategy=StrategySection(name="sma_cross")), FillModel.QUOTE)
+    run, _ = new_run(
+        config, [cases.BTC], None, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
     )
     assert run.backend == start_event(None, warm_from=(), market_ms=1).backend == ""
 

@@ -51,7 +51,7 @@ async def test_a_run_whose_account_is_gone_does_not_go_on(tmp_path: Path) -> Non
         with closing(sqlite3.connect(database, isolation_level=None)) as db:
             db.execute("DELETE FROM states")
         service = Daemon(load(None, settings(server)), database, kind=RunKind.LIVE)
-        with pytest.raises(InvariantBroken, match="steps and no stored account; run `tracepaper"):
+        with pytest.raises(InvariantBroken, match="steps store no account; run `tracepaper"):
             await service.run()
 
 

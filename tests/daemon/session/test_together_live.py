@@ -16,7 +16,7 @@ from records import rows
 from several_live import SPEED, check_parity, trading
 
 from tracepaper.daemon.config.loading import load as load_config
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 
 OTHERS = {"AAAUSDT", "CCCUSDT"}
@@ -26,7 +26,7 @@ BARS, START = 620, 560
 def data(*, shorter: int = 0) -> list[Candles]:
     """Return the candles of all symbols; of the second without the *shorter* first ones."""
     candles = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(TOGETHER)]
-    candles[1] = slice_candles(candles[1], slice(shorter, None))
+    candles[1] = candles[1][shorter:]
     return candles
 
 

@@ -65,7 +65,7 @@ def test_rows_without_names_are_read_in_the_only_order_that_can_be(
 
 
 @pytest.mark.parametrize("close", ["Price", "Last", "PRICE"])
-def test_a_close_of_another_name_makes_no_trades(close: str, tmp_path: Path) -> None:
+def test_a_close_may_have_another_name(close: str, tmp_path: Path) -> None:
     path = written(tmp_path, CANDLES, header=f"Date,Open,High,Low,{close},Vol.")
     assert opens(path) == EXPECTED
 
@@ -337,12 +337,6 @@ def test_times_of_a_zone_that_the_file_names_are_not_read_as_utc(tmp_path: Path)
                 continue
             with pytest.raises(DataInvalid, match=r"America/New_York.*export it in UTC"):
                 read_candles(each)
-
-
-def test_prices_at_regular_times_are_no_trades(tmp_path: Path) -> None:
-    rows = [[row[3], row[4]] for row in CANDLES]
-    with pytest.raises(DataInvalid, match="no trades"):
-        read_candles(written(tmp_path, rows, header="date,price,volume", step=24 * HOUR))
 
 
 def test_thousands_of_a_sheet_are_read_where_a_point_shows_what_commas_are(tmp_path: Path) -> None:

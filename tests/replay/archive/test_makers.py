@@ -359,31 +359,3 @@ def test_what_stands_before_a_path_goes_before_what_its_name_says(tmp_path: Path
     assert renamed.instrument == "linear:SOLUSDT"
     assert "what is ETHUSDT's is named SOLUSDT, as SYMBOL=PATH says" in renamed.notes
     assert read_candles(path, symbol="ethusdt").instrument == "spot:ETHUSDT"
-
-
-def test_bybit_trades_become_the_candles_of_a_plain_loop(tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
-    at = 1_700_000_040.0
-    rows: list[tuple[str, str, str]] = []
-    for _ in range(400):
-        at += float(rng.exponential(4.0)) + (130.0 if rng.random() < 0.01 else 0.0)
-        rows.append((f"{at:.4f}", f"{rng.integers(1, 900) / 1000}", f"{rng.integers(9, 99)}.5"))
-    path = tmp_path / "BTCUSDT2023-11-14.csv.gz"
-    lines = ["timestamp,symbol,side,size,price,tickDirection,trdMatchID"]
-    lines += [f"{t},BTCUSDT,Buy,{size},{price},PlusTick,x" for t, size, price in rows]
-    path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    wanted: dict[int, list[Decimal]] = {}
-    for t, size, price in rows:
-        start = int(Decimal(t) * 1000) // 60_000 * 60_000
-        exact, number = Decimal(price), Decimal(size)
-        o, h, low, _, v = wanted.get(start, [exact, exact, exact, exact, Decimal(0)])
-        wanted[start] = [o, max(h, exact), min(low, exact), exact, v + number]
-    candles = read_candles(path)
-    by_start = {int(str(row[0])): row[1:] for row in texts(candles)}
-    assert {start: by_start[start] for start in wanted} == wanted
-    quiet = set(by_start) - set(wanted)
-    assert quiet
-    for start in quiet:
-        close = by_start[start - 60_000][3]
-        assert by_start[start] == [close, close, close, close, Decimal(0)]
-    assert candles.gaps == []

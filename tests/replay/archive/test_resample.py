@@ -9,8 +9,7 @@ from builders import present
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.archive import Candles, read_candles, slice_candles
-from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.units import iso
 
@@ -26,7 +25,7 @@ def hours() -> Candles:
 @pytest.mark.parametrize(("interval_ms", "name"), [(4 * HOUR, "4h"), (DAY, "1d")])
 def test_hours_aggregate_to_the_venue_s_own_coarser_candles(interval_ms: int, name: str) -> None:
     """All but two are equal: on those days the venue's own hours and days disagree."""
-    coarse = resample(hours(), interval_ms)
+    coarse = hours().resampled(interval_ms)
     venue = read_candles(SAMPLES / f"binance_um_BTCUSDT_{name}_2019.csv.gz")
     assert (coarse.price_decimals, coarse.volume_decimals) == (2, 3)
     assert (venue.price_decimals, venue.volume_decimals) == (2, 3)
@@ -43,15 +42,15 @@ def test_hours_aggregate_to_the_venue_s_own_coarser_candles(interval_ms: int, na
 
 
 def test_days_start_at_midnight_and_weeks_on_monday() -> None:
-    assert all(t % DAY == 0 for t in resample(hours(), DAY).open_time_ms.tolist())
-    weeks = resample(hours(), 7 * DAY)
+    assert all(t % DAY == 0 for t in hours().resampled(DAY).open_time_ms.tolist())
+    weeks = hours().resampled(7 * DAY)
     starts = [iso(t) for t in weeks.open_time_ms.tolist()]
     assert starts[0] == "2019-09-09T00:00:00Z"  # a Monday
     assert len(starts) == 8
 
 
 def test_incomplete_ends_are_dropped_and_said() -> None:
-    days = resample(hours(), DAY)
+    days = hours().resampled(DAY)
     assert iso(int(days.open_time_ms[0])) == "2019-09-09T00:00:00Z"
     assert days.notes[-1].startswith("2 coarse candles not whole, dropped: 2019-09-08T00:00:00Z … ")
 
@@ -61,16 +60,16 @@ def test_only_whole_candles_are_made_and_each_is_the_plain_loop_s(
     missing: set[int], factor: int
 ) -> None:
     kept = np.array([i for i in range(200) if i not in missing], dtype=np.int64)
-    part = slice_candles(hours(), kept)
+    part = hours()[kept]
     buckets: dict[int, list[int]] = {}
     for row, time in enumerate(part.open_time_ms.tolist()):
         buckets.setdefault(time // (factor * HOUR) * factor * HOUR, []).append(row)
     whole = {start: rows for start, rows in buckets.items() if len(rows) == factor}
     if not whole:
         with pytest.raises(DataInvalid, match="covers no whole candle"):
-            resample(part, factor * HOUR)
+            part.resampled(factor * HOUR)
         return
-    coarse = resample(part, factor * HOUR)
+    coarse = part.resampled(factor * HOUR)
     assert coarse.open_time_ms.tolist() == list(whole)
     for place, rows in enumerate(whole.values()):
         assert coarse.open[place] == part.open[rows[0]]
@@ -84,21 +83,21 @@ def test_only_whole_candles_are_made_and_each_is_the_plain_loop_s(
 def test_an_interval_that_does_not_divide_is_refused() -> None:
     for interval in (HOUR // 2, HOUR + 60_000):
         with pytest.raises(ConfigInvalid, match="choose a multiple"):
-            resample(hours(), interval)
+            hours().resampled(interval)
 
 
 def test_a_sum_beyond_64_bits_is_refused() -> None:
     part = hours()
-    huge = slice_candles(part, slice(None))
+    huge = part[:]
     huge.volume[:] = 2**62
     with pytest.raises(DataInvalid, match="more than 64 bits"):
-        resample(huge, DAY)
+        huge.resampled(DAY)
 
 
 def test_a_turnover_beyond_64_bits_is_left_out_and_noted() -> None:
     part = hours()
     huge = replace(part, turnover=np.full(len(part), 2**62))
-    days = resample(huge, DAY)
+    days = huge.resampled(DAY)
     assert days.turnover is None
     assert "turnover left out" in days.notes[-1]
-    assert days.volume.tolist() == resample(part, DAY).volume.tolist()
+    assert days.volume.tolist() == part.resampled(DAY).volume.tolist()

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracepaper.replay.archive import Candles, read_candles, slice_candles
+from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.candle_file import CandleFile, file_name, lines_of
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.download import FetchRequest, runs, wanted_times
 from tracepaper.replay.archive.series import archive_instrument, quality
 from tracepaper.strategies.errors import ConfigInvalid
@@ -19,13 +18,13 @@ MINUTE = 60_000
 
 def minutes(rows: Sequence[int] | slice = slice(None), symbol: str = "BTC") -> Candles:
     part = read_candles(SAMPLES / f"binance_um_{symbol}USDT_1m_2025-05.csv.gz")
-    return slice_candles(part, rows if isinstance(rows, slice) else np.array(rows))
+    return part[rows if isinstance(rows, slice) else np.array(rows)]
 
 
 def filled(path: Path, part: Candles, *pages: Sequence[int] | slice) -> None:
     with CandleFile(path) as file:
         for page in pages:
-            file.add(archive_instrument(part), bars_of(slice_candles(part, np.r_[page])))
+            file.add(archive_instrument(part), part[np.r_[page]].bars())
 
 
 @pytest.mark.parametrize("name", ["um_BTCUSDT_1m_2025-05", "um_BTCUSDT_1h_2019"])
@@ -36,7 +35,7 @@ def test_candles_that_are_added_in_any_order_read_back_equal(tmp_path: Path, nam
     filled(path, scaled, slice(20, 50))
     filled(path, scaled, slice(50, len(part)), slice(0, 10), slice(10, 20))
     assert read_candles(path).instrument == part.instrument
-    assert bars_of(read_candles(path).aligned(instrument)) == bars_of(scaled)
+    assert read_candles(path).aligned(instrument).bars() == scaled.bars()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -46,7 +45,7 @@ def test_what_a_killed_fetch_added_is_taken_up_but_a_torn_line(tmp_path: Path) -
         minutes().aligned(archive_instrument(minutes())),
     )
     filled(path, part, slice(0, 10))
-    lines = lines_of(archive_instrument(part), bars_of(slice_candles(part, slice(10, 13))))
+    lines = lines_of(archive_instrument(part), part[10:13].bars())
     path.with_name(path.name + ".part").write_text("".join(lines.values())[:-3])
     with CandleFile(path) as file:
         assert file.times.tolist() == part.open_time_ms[:12].tolist()
@@ -105,5 +104,5 @@ def test_opens_are_compared_with_the_close_before_only_without_a_hole() -> None:
     equal = sum(o == c for o, c in zip(part.open[1:].tolist(), part.close.tolist(), strict=False))
     assert share == equal / (len(part) - 1)
     assert 0.2 < share < 0.6  # another venue than Bybit
-    alternate = slice_candles(part, np.arange(0, len(part), 2))
+    alternate = part[np.arange(0, len(part), 2)]
     assert quality(alternate).open_is_previous_close is None

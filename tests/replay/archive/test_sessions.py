@@ -20,7 +20,6 @@ from stock_files import (
 )
 
 from tracepaper.replay.archive import Candles, merge_candles, read_candles
-from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.series import quality
 from tracepaper.replay.archive.sessions import on_common_sessions, sessions_named
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -164,7 +163,7 @@ def test_a_break_at_noon_divides_a_session(tmp_path: Path) -> None:
     assert candles.open_time_ms.tolist() == times
     assert candles.gaps == []
     assert quality(candles).sessions == 10
-    whole = resample(candles, DAY_MS)
+    whole = candles.resampled(DAY_MS)
     assert (len(whole), whole.gaps) == (10, [])
     assert int(whole.closes_ms[0] - whole.open_time_ms[0]) == round(6.5 * HOUR_MS)
 
@@ -173,12 +172,12 @@ def test_coarser_bars_are_made_of_whole_sessions(tmp_path: Path) -> None:
     times = opens("2014-11-03", "2014-12-05", HOUR_MS)
     candles = read(write(tmp_path / "a.csv", times))
     for interval_ms in (4 * HOUR_MS, DAY_MS, WEEK_MS):
-        coarse = resample(candles, interval_ms)
+        coarse = candles.resampled(interval_ms)
         assert coarse.open_time_ms.tolist() == opens("2014-11-03", "2014-12-05", interval_ms)
         assert coarse.gaps == []
         assert int(coarse.volume.sum()) == int(candles.volume.sum())
         assert int(coarse.close[-1]) == int(candles.close[-1])
-    fours = resample(candles, 4 * HOUR_MS)
+    fours = candles.resampled(4 * HOUR_MS)
     assert fours.open_time_ms[:2].tolist() == [
         moment("2014-11-03T09:30"), moment("2014-11-03T12:00"),
     ]  # fmt: skip
@@ -187,7 +186,7 @@ def test_coarser_bars_are_made_of_whole_sessions(tmp_path: Path) -> None:
 def test_a_coarse_bar_with_a_hole_is_not_handed_on(tmp_path: Path) -> None:
     times = opens("2014-11-03", "2014-11-14", HOUR_MS)
     times.remove(moment("2014-11-05T12:00"))
-    days = resample(read(write(tmp_path / "a.csv", times)), DAY_MS)
+    days = read(write(tmp_path / "a.csv", times)).resampled(DAY_MS)
     assert days.gaps == [(moment("2014-11-05T09:30"), moment("2014-11-06T09:30"))]
     assert "1 coarse candle not whole, dropped" in days.notes[-1]
 

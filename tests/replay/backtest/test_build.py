@@ -13,6 +13,7 @@ from programs import ROOT
 
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import configuration
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.strategies.errors import ConfigInvalid
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
@@ -37,7 +38,7 @@ def file(text: str) -> Path:
 
 def test_the_data_say_what_nothing_else_names() -> None:
     for given in (None, file(PLAIN)):
-        market = configuration(given, [sol()]).market
+        market = configuration(given, MarketData([sol()])).market
         assert (market.symbols, market.interval, market.category) == (("SOLUSDT",), "1", "linear")
 
 
@@ -45,15 +46,18 @@ def test_the_file_wins_over_the_data_and_the_environment_over_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = file(PLAIN + '[market]\ninterval = "5"\n')
-    assert configuration(given, [sol()]).market.interval == "5"
+    assert configuration(given, MarketData([sol()])).market.interval == "5"
     monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "15m")
-    assert configuration(given, [sol()]).market.interval == "15"
-    assert configuration(None, [sol()]).market.interval == "15"
+    assert configuration(given, MarketData([sol()])).market.interval == "15"
+    assert configuration(None, MarketData([sol()])).market.interval == "15"
 
 
 def test_the_command_line_wins_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACEPAPER_MARKET__CATEGORY", "linear")
-    assert configuration(None, [sol()], {"market": {"category": "spot"}}).market.category == "spot"
+    assert (
+        configuration(None, MarketData([sol()]), {"market": {"category": "spot"}}).market.category
+        == "spot"
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ def test_every_key_of_the_environment_reaches_a_replay_without_a_file(
 ) -> None:
     monkeypatch.setenv(f"TRACEPAPER_{key}", value)
     section, name = key.lower().split("__")
-    assert configuration(None, [sol()]).settings()[section][name] == value
+    assert configuration(None, MarketData([sol()])).settings()[section][name] == value
 
 
 def test_a_symbol_that_the_data_lack_is_refused_with_who_named_it(
@@ -73,13 +77,13 @@ def test_a_symbol_that_the_data_lack_is_refused_with_who_named_it(
 ) -> None:
     given = file(PLAIN + '[market]\nsymbols = ["ETHUSDT"]\n')
     with pytest.raises(ConfigInvalid, match=r"holds SOLUSDT, and given\.toml trades ETHUSDT"):
-        configuration(given, [sol()])
+        configuration(given, MarketData([sol()]))
     both = file(PLAIN + '[market]\nsymbols = ["SOLUSDT", "ETHUSDT"]\n')
     with pytest.raises(ConfigInvalid, match=r"given\.toml trades ETHUSDT, and the data hold SOL"):
-        configuration(both, [sol()])
+        configuration(both, MarketData([sol()]))
     monkeypatch.setenv("TRACEPAPER_MARKET__SYMBOLS", "BTCUSDT")
     with pytest.raises(ConfigInvalid, match="TRACEPAPER_MARKET__SYMBOLS trades BTCUSDT"):
-        configuration(None, [sol()])
+        configuration(None, MarketData([sol()]))
 
 
 def test_an_interval_finer_than_the_data_is_refused_with_who_named_it(
@@ -88,15 +92,15 @@ def test_an_interval_finer_than_the_data_is_refused_with_who_named_it(
     hours = replace(sol(), interval_ms=3_600_000)
     monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "1")
     with pytest.raises(ConfigInvalid, match=r"TRACEPAPER_MARKET__INTERVAL sets .* finer than"):
-        configuration(None, [hours])
+        configuration(None, MarketData([hours]))
     monkeypatch.delenv("TRACEPAPER_MARKET__INTERVAL")
     strange = replace(sol(), interval_ms=420_000)
     with pytest.raises(ConfigInvalid, match=r"bars of 7 minutes.*set market\.interval"):
-        configuration(None, [strange])
+        configuration(None, MarketData([strange]))
 
 
 def test_two_symbols_come_from_two_files() -> None:
-    config = configuration(None, [sol(), read_candles(BTC)])
+    config = configuration(None, MarketData([sol(), read_candles(BTC)]))
     assert config.market.symbols == ("SOLUSDT", "BTCUSDT")
 
 

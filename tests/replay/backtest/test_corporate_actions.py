@@ -19,7 +19,6 @@ from stock_files import HOUR_MS, date_alone, moment, opens, write
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.api import backtest
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
@@ -429,8 +428,8 @@ def test_a_split_that_is_suspected_soon_after_one_is_judged_by_what_a_start_woul
     shares = [7.0 if row < 2 else 1.0 if row < 3 else 0.5 for row in range(len(times))]
     write(Path("acme.csv"), times, prices=shares.__getitem__, volumes=lambda row: 7 / shares[row])
     data = MarketData.read(RunSpec(candles=("ACME=acme.csv",), config=Path("shares.toml")))
-    given = configuration(Path("shares.toml"), data.candles)
-    bars = bars_of(data.candles[0])
+    given = configuration(Path("shares.toml"), data)
+    bars = data.candles[0].bars()
     split = CorporateAction(
         "stock:ACME", CorporateActionKind.SPLIT, 7, 1, 0, bars[1].close, times[2], times[2]
     )

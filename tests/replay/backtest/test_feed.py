@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.replay.archive import Candles, FundingRates, read_funding
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
@@ -130,7 +129,7 @@ def test_batches_join_without_a_seam() -> None:
     part = candles(rows)
     events = list(feed(part).events())
     decimals = archive_instrument(part).price_decimals
-    assert bars(events) == bars_of(part.rescaled(price_decimals=decimals))
+    assert bars(events) == part.rescaled(price_decimals=decimals).bars()
     assert [e.from_ms for e in events if isinstance(e, Gap)] == [T0 + BATCH_BARS * MINUTE]
 
 

@@ -17,8 +17,7 @@ from recordings import record
 from records import check_record, decision_hashes, rows, run_again
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
@@ -82,7 +81,7 @@ def test_closed_bars_of_each_frame_are_handed_on_and_verify_derives_them(tmp_pat
 def test_a_hole_takes_the_bar_of_the_frame_that_it_is_in(tmp_path: Path) -> None:
     data = walk()
     kept = np.delete(np.arange(400), 200)
-    replayed(tmp_path / "a.db", configured(), [slice_candles(data, kept)])
+    replayed(tmp_path / "a.db", configured(), [data[kept]])
     hole_ms = FIRST_MS + 200 * MINUTE
     after = [entry for entry in SEEN if entry[0] > hole_ms + 15 * MINUTE]
     lost = hole_ms // (15 * MINUTE) * 15 * MINUTE + 15 * MINUTE
@@ -108,8 +107,8 @@ def test_a_period_is_warmed_by_as_many_bars_as_the_frames_want(tmp_path: Path) -
 def hours_before(data: Candles, count: int, length: int = 15) -> tuple[Candles, Candles]:
     """Return candles of *length* minutes over *data*, and *data* from *count* minutes on."""
     return (
-        replace(resample(data, length * MINUTE), path="higher"),
-        slice_candles(data, slice(count, len(data))),
+        replace(data.resampled(length * MINUTE), path="higher"),
+        data[count : len(data)],
     )
 
 

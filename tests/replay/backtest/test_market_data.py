@@ -15,7 +15,6 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
 from tracepaper.replay.archive import FundingRates
-from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.strategies.order_book import books_of
@@ -44,7 +43,7 @@ def data() -> MarketData:
         (candles,),
         funding=(FundingRates("rates", "BTCUSDT", times, np.arange(times.size)),),
         actions=tuple(splits),
-        frames=(resample(candles, 5 * MINUTE_MS),),
+        frames=(candles.resampled(5 * MINUTE_MS),),
         depth=(in_memory(of, books),),
     )
 

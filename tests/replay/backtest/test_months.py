@@ -15,7 +15,6 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.series import quality
 from tracepaper.replay.archive.sessions import sessions_named
 from tracepaper.replay.exchange.market import SimulatedMarket
@@ -88,7 +87,7 @@ def test_a_file_of_months_is_read_and_checked_by_the_calendar(months: Path, days
     read = read_candles(months)
     assert (read.interval_ms, read.missing, read.gaps) == (MONTH_MS, 0, [])
     assert read.closes_ms.tolist() == [*read.open_time_ms[1:].tolist(), read.until_ms]
-    candles = resample(read_candles(days), MONTH_MS)
+    candles = read_candles(days).resampled(MONTH_MS)
     for name in ("open_time_ms", "open", "high", "low", "close", "volume", "closes_ms"):
         assert np.array_equal(getattr(read, name), getattr(candles, name)), name
     assert "2 coarse candles not whole" in candles.notes[-1]
@@ -101,19 +100,19 @@ def test_months_that_open_elsewhere_are_refused(tmp_path: Path) -> None:
         read_candles(lines(tmp_path / "BTCUSDT.csv", rows))
     weeks = made_candles(walk_rows(30), interval_ms=WEEK_MS, first_ms=4 * DAY_MS)
     with pytest.raises(ConfigInvalid, match="cannot make candles of 1M"):
-        resample(weeks, MONTH_MS)
+        weeks.resampled(MONTH_MS)
     with pytest.raises(DataInvalid, match="no whole candle of 1M"):
-        resample(made_candles(walk_rows(40), interval_ms=DAY_MS, first_ms=5 * DAY_MS), MONTH_MS)
+        made_candles(walk_rows(40), interval_ms=DAY_MS, first_ms=5 * DAY_MS).resampled(MONTH_MS)
 
 
 def test_minutes_make_a_month_and_one_that_lacks_one_is_dropped() -> None:
     start = month_start(541)  # a February of 28 days
     rows = walk_rows(59 * 1_440)
-    candles = resample(made_candles(rows, first_ms=start), MONTH_MS)
+    candles = made_candles(rows, first_ms=start).resampled(MONTH_MS)
     assert candles.open_time_ms.tolist() == [start, month_start(542)]
     times = [start + place * 60_000 for place in range(len(rows))]
     del rows[5], times[5]
-    candles = resample(made_candles(rows, times_ms=times), MONTH_MS)
+    candles = made_candles(rows, times_ms=times).resampled(MONTH_MS)
     assert candles.open_time_ms.tolist() == [month_start(542)]
 
 
@@ -231,7 +230,7 @@ def test_months_of_shares_open_and_close_with_their_sessions(label: str, tmp_pat
         category=Category.STOCK, symbol="ABC", sessions_for=sessions_named("XNAS"),
     )  # fmt: skip
     assert quality(read).sessions == quality(daily).sessions == len(day)
-    candles = resample(daily, MONTH_MS)
+    candles = daily.resampled(MONTH_MS)
     assert candles.open_time_ms.tolist() == opens
     assert candles.closes_ms.tolist() == read.closes_ms.tolist()
 

@@ -236,7 +236,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, *, every: int = 16) -> str:
     """Stop a replay of ``acme.csv`` after *every* events, in ``part.db``; return its run."""
     monkeypatch.setattr(running, "PROGRESS_EVENTS", every)
     data = MarketData.read(RunSpec(candles=("ACME=acme.csv",), config=Path("shares.toml")))
-    replay = build(configuration(Path("shares.toml"), data.candles), data, started_at_ms=0)
+    replay = build(configuration(Path("shares.toml"), data), data, started_at_ms=0)
     audit = SqlAuditLog.open(Path("part.db"))
     run_replay(replay, audit, Tally(stopped=lambda: True))
     audit.close()

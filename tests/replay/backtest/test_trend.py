@@ -18,8 +18,7 @@ from report_cases import build_report_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
@@ -52,7 +51,7 @@ def test_quarters_and_hours_of_one_market_are_one_trend(tmp_path: Path) -> None:
     quarters = walk()
     first_ms = int(quarters.open_time_ms[0])
     record(tmp_path / "quarters.db", configured(), [quarters])
-    record(tmp_path / "hours.db", configured("60"), [resample(quarters, HOUR)])
+    record(tmp_path / "hours.db", configured("60"), [quarters.resampled(HOUR)])
     warm_ms = first_ms + 25 * HOUR
     finer = rows(tmp_path / "quarters.db", NOTED, interval=QUARTER, warm_ms=warm_ms)
     two = rows(tmp_path / "hours.db", NOTED, interval=HOUR, warm_ms=warm_ms)
@@ -64,8 +63,8 @@ def test_quarters_and_hours_of_one_market_are_one_trend(tmp_path: Path) -> None:
 
 def test_hours_from_a_file_warm_it_and_change_no_later_decision(tmp_path: Path) -> None:
     data = walk()
-    hours = replace(resample(data, HOUR), path="hours")
-    late = slice_candles(data, slice(203, len(data)))
+    hours = replace(data.resampled(HOUR), path="hours")
+    late = data[203 : len(data)]
     cold, warm, whole = (tmp_path / f"{name}.db" for name in ("cold", "warm", "whole"))
     record(cold, configured(), [late])
     record(warm, configured(), [late], frames=[hours])
@@ -119,8 +118,8 @@ def test_windows_follow_from_all_candles_and_not_from_the_period(tmp_path: Path)
     middle = int(data.open_time_ms[450])
     record(tmp_path / "late.db", unsaid(), [data], from_ms=middle)
     record(tmp_path / "early.db", unsaid(), [data], until_ms=middle)
-    record(tmp_path / "two.db", unsaid(), [slice_candles(data, slice(0, 300)),
-                                             slice_candles(data, slice(300, 600))])  # fmt: skip
+    record(tmp_path / "two.db", unsaid(), [data[:300],
+                                             data[300:600]])  # fmt: skip
     for name in ("late", "early", "two"):
         assert windows(tmp_path / f"{name}.db") == ["6h", "12h", "1d", "2d"]
 
@@ -137,7 +136,7 @@ def test_candles_of_a_higher_frame_and_another_strategy_leave_the_usual_windows(
     tmp_path: Path,
 ) -> None:
     data = walk()
-    record(tmp_path / "a.db", unsaid(), [data], frames=[replace(resample(data, HOUR), path="h")])
+    record(tmp_path / "a.db", unsaid(), [data], frames=[replace(data.resampled(HOUR), path="h")])
     record(tmp_path / "b.db", unsaid(name="sma_cross", fast=3, slow=7), [data])
     for name in ("a", "b"):
         assert windows(tmp_path / f"{name}.db") == list(USUAL)
@@ -197,6 +196,6 @@ def test_explain_says_what_the_trend_was_made_of(
 
 
 def test_windows_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> None:
-    data = resample(walk(), 4 * HOUR)
+    data = walk().resampled(4 * HOUR)
     with pytest.raises(ConfigInvalid, match="has 4h, and closes of 4h make windows of 8h to"):
         build(configured("240"), MarketData([data]), started_at_ms=0, database=tmp_path / "a.db")

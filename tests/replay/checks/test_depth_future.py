@@ -148,7 +148,7 @@ def test_the_later_books_are_gone_or_others(depth: list[RecordedDepth]) -> None:
     until = SOURCES["depth"].until
 
     def books_at(close_ms: int, *, cut: bool) -> RecordedDepth:
-        [recorded] = until([whole], Cutoff(0, close_ms, (), cut))
+        [recorded] = until([whole], Cutoff(0, close_ms, {}, cut))
         assert isinstance(recorded, RecordedDepth)
         return recorded
 

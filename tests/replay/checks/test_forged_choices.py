@@ -177,7 +177,7 @@ def test_a_turnover_beyond_64_bits_a_day_is_added_up_exactly() -> None:
     part = data()[0]
     vast = with_fields(part, turnover=np.full(BARS, 2**61, dtype=np.int64))
     rule, at_ms = UniverseRule(top=1), int(part.open_time_ms[30])
-    changes = choices(rule, [vast], [instrument(part.symbol)], start_ms=at_ms)
+    changes = choices(rule, MarketData([vast]), [instrument(part.symbol)], start_ms=at_ms)
     ((_, turnover, _, _),) = changes[0].candidates
     assert int(turnover) == round(Fraction(24 * 2**61, 10**part.turnover_decimals))
 

@@ -12,7 +12,6 @@ from recordings import record
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.checks.parity import Parity
 
 
@@ -30,7 +29,7 @@ def test_runs_of_no_common_bar_are_said_to_be_not_compared(
 ) -> None:
     paths = [tmp_path / "one.db", tmp_path / "two.db"]
     for path, start in zip(paths, (0, 500), strict=True):
-        candles = slice_candles(made_candles(walk_rows(600)), slice(start, start + 50))
+        candles = made_candles(walk_rows(600))[start : start + 50]
         config = load(None, {"strategy": {"name": "sma_cross", "fast": 3, "slow": 7}})
         record(path, config, [candles])
     assert invoke(["parity", *(f"{path}#last" for path in paths)]) == 1

@@ -21,7 +21,7 @@ from records import parity_of, tamper
 from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.replay.archive import Candles, read_candles, slice_candles
+from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.make import resume_replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally
@@ -158,7 +158,7 @@ def test_parity_within_tolerances_still_compares_targets(
 
 def test_parity_says_which_bars_only_one_run_has(tmp_path: Path, walk: Candles, run: Path) -> None:
     shorter = tmp_path / "shorter.db"
-    replayed(shorter, slice_candles(walk, slice(0, 300)))
+    replayed(shorter, walk[:300])
     parity = parity_of(run, shorter)
     assert (parity.compared, parity.only_in_first, parity.only_in_second) == (300, 100, 0)
     assert parity.holds
@@ -170,7 +170,7 @@ def test_parity_does_not_hold_over_a_bar_that_one_run_lacks_in_the_middle(
 ) -> None:
     holed = tmp_path / "holed.db"
     parts = [np.arange(200), np.arange(201, BARS)]
-    replayed(holed, slice_candles(walk, np.concatenate(parts)))
+    replayed(holed, walk[np.concatenate(parts)])
     parity = parity_of(*((holed, run) if turned else (run, holed)))
     assert not parity.holds
     assert parity.missing == 1
@@ -204,7 +204,7 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a run of the default model over real candles: 240 decisions after its warm-up."""
     path = tmp_path_factory.mktemp("model") / "model.db"
     replayed(
-        path, slice_candles(read_candles(DEMO_CANDLES), slice(0, 5_100)),
+        path, read_candles(DEMO_CANDLES)[:5_100],
         strategy={"name": "attention"},
     )  # fmt: skip
     return path

@@ -17,7 +17,8 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.changed_run import changed_run
-from tracepaper.replay.checks.what_if import WhatIf, as_json, what_if
+from tracepaper.replay.checks.what_if import Comparison, as_json, what_if
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.storage.record.columns import stored_columns
@@ -40,13 +41,19 @@ CASES = SCENARIOS | {MODEL: replace(SCENARIOS["a model with gates"], sections=st
 FEE = {"execution": {"taker_fee": "0.0011"}}
 
 
+class WholeLog(MemoryLog):
+    """A run in memory of which every step has its rows."""
+
+    append_stretch = SqlAuditLog.append_stretch
+
+
 def from_of(scenario: Scenario, part: float) -> int | None:
     """Return when the bar opens at *part* of the candles; None at their beginning."""
     opens = scenario.candles()[0].open_time_ms
     return int(opens[int(len(opens) * part)]) if part else None
 
 
-def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
+def rows_of(log: WholeLog, until: int | None = None) -> Rows:
     """Return the rows of each table, up to the step *until*, and the gate sets."""
     connection = log.reader.connection
     rows = {
@@ -91,7 +98,7 @@ def test_it_equals_a_replay_of_the_change(
     replay = build(
         load(None, sections), scenario.data(), started_at_ms=0, from_ms=from_ms, mode=scenario.mode
     )
-    with Reader.open(path) as reader, MemoryLog() as log, MemoryLog() as expected:
+    with Reader.open(path) as reader, WholeLog() as log, WholeLog() as expected:
         changed_run(
             reader,
             path,
@@ -109,7 +116,7 @@ def test_it_equals_a_replay_of_the_change(
         assert derived[table] == rows, table
 
 
-def of(path: Path, **change: Any) -> WhatIf:
+def of(path: Path, **change: Any) -> Comparison:
     with Reader.open(path) as reader:
         return what_if(changed_run(reader, path, reader.find("last"), **change))
 
@@ -119,7 +126,7 @@ def of(path: Path, **change: Any) -> WhatIf:
     [
         (MODEL, {"drop_gates": ["direction"]}),
         ("several symbols", {"changes": {"sizing": {"mode": "equity", "fraction": "0.2"}, **FEE}}),
-        ("a hole", {"changes": {"strategy": {"slow": 9}}}),
+        ("a hole", {"changes": {"strategy": {"fast": 9, "slow": 30}}}),
     ],
 )
 def test_each_decision_is_compared_and_what_it_made_is_added_up(
@@ -127,12 +134,15 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
 ) -> None:
     path = CASES[name].recorded()
     result = of(path, **change)
-    with Reader.open(path) as reader, MemoryLog() as log:
+    with Reader.open(path) as reader, WholeLog() as log:
         changed_run(reader, path, reader.find("last"), shadows=True, **change).derive(log)
         before, after = (
             [step for step in of_run.steps(run_id) if step.decision is not None]
             for of_run, run_id in ((reader, result.run_id), (log.reader, result.run_id))
         )
+        decimals = {
+            item.id: 10**item.quantity_decimals for item in reader.run(result.run_id).instruments
+        }
     others = [
         (first.sequence, _judged(first) != _judged(second))
         for first, second in zip(before, after, strict=True)
@@ -154,9 +164,16 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
         assert isinstance(first.event, Bar)
         both = _judged(first), _judged(second)
         if both[0] != both[1] and last.get(first.event.instrument) != both:
-            begins.append(first.sequence)
+            begins.append((first.sequence, both[1][2]))
         last[first.event.instrument] = both
-    assert [each["sequence"] for each in result.changes] == begins[:100]
+    listed = [
+        (
+            each["sequence"],
+            round(float(str(each["target_after"])) * decimals[str(each["instrument"])]),
+        )
+        for each in result.changes
+    ]
+    assert listed == begins[:100]
     recorded, changed, difference = result.accounts
     cash = 100_000.0
     for account, steps in ((recorded, before), (changed, after)):

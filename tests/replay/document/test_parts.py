@@ -113,12 +113,8 @@ def test_a_cell_is_its_text_with_what_applies_of_tone_order_length_and_tint() ->
 
 
 def test_what_is_folded_is_parts_as_well() -> None:
-    figures: tuple[tuple[Value, Form, str], ...] = (
-        (-8.9, "gain", ""), (-0.0045, "gain bp", " bp"),
-    )  # fmt: skip
-    fold = FoldedParts("a trade", (Paragraph("why"), CHART), figures)
+    fold = FoldedParts("a trade", (Paragraph("why"), CHART))
     [part] = as_parts([fold])
-    assert [cell["text"] for cell in part["cells"]] == ["−8.90", "−45.0 bp"]
     assert [each["kind"] for each in part["parts"]] == ["paragraph", "chart"]
     assert printed([fold]) == []
 

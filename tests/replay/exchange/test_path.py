@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,10 +11,8 @@ from tracepaper.replay.exchange.candles import (
     FIRST_TRADE_MS,
     Candle,
     mix,
-    starts_of,
     walk,
 )
-from tracepaper.strategies.units import INTERVALS, interval_start
 
 
 def test_mix_is_the_published_splitmix64() -> None:
@@ -81,12 +78,3 @@ def test_a_volume_of_one_unit_is_split_into_tenths_to_touch_four_prices() -> Non
     path = walk(candle, interval_ms=MINUTE, tick=1, step=1, seed=5, typical=1_000)
     assert path.size_scale == 10
     assert sum(trade.size for trade in path.trades) == 10
-
-
-# ---------------------------------------------------------------- series
-
-
-@given(st.integers(0, 2_208_988_800_000), st.sampled_from([*INTERVALS.values()]))
-def test_the_starts_of_many_candles_are_those_of_each(time_ms: int, interval_ms: int) -> None:
-    start = interval_start(time_ms, interval_ms)
-    assert starts_of(np.array([time_ms]), interval_ms).tolist() == [start]

@@ -19,9 +19,8 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
 
-DATA = Path(__file__).parents[2] / "data" / "exchange"
 SESSION = Path(__file__).parents[3] / "replay/samples/linear_session_2026-08-09_short.jsonl.gz"
-SPOT_LOG = DATA / "spot_orderbook1_2025-06-13_short.txt.gz"
+SPOT = Path(__file__).parents[2] / "data/bybit/spot_orderbook1_2025-06-13.jsonl.gz"
 
 
 def received() -> list[str]:
@@ -112,8 +111,8 @@ def test_a_file_that_is_no_session_is_named(tmp_path: Path, content: bytes, why:
         read_recording(path)
 
 
-async def test_a_text_log_of_spot_announces_spot_and_lists_the_instruments_of_its_topics() -> None:
-    settings = ExchangeSettings(frames=SPOT_LOG, manual=True)
+async def test_frames_of_spot_announce_spot_and_list_the_instruments_of_their_topics() -> None:
+    settings = ExchangeSettings(frames=SPOT, category=Category.SPOT, manual=True)
     async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
         client = Client(exchange, session)
         document = exchange.announcement()
@@ -132,19 +131,19 @@ async def test_a_text_log_of_spot_announces_spot_and_lists_the_instruments_of_it
             assert (await stream.subscribe("orderbook.1.ARBUSDC"))["success"]
             await exchange.advance(MINUTE)
             frames = [text for text in (await stream.drain()) if text["topic"].endswith("ARBUSDC")]
-    with gzip.open(SPOT_LOG, "rt") as lines:
-        wanted = [line.split(": ", 1)[1] for line in lines if '"orderbook.1.ARBUSDC","ts"' in line]
+    with gzip.open(SPOT, "rt") as lines:
+        wanted = [line for line in lines if '"orderbook.1.ARBUSDC","ts"' in line]
     assert frames == [json.loads(text) for text in wanted]
 
 
 def frames_of(tmp_path: Path, *lines: str) -> Path:
-    path = tmp_path / "session.txt"
+    path = tmp_path / "session.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 BOOK = (
-    '{"topic":"orderbook.1.ZZAUSDT","type":"snapshot",'
+    '{"topic":"orderbook.1.ZZAUSDT","type":"snapshot","ts":1500,'
     '"data":{"s":"ZZAUSDT","b":[["0.5","7"]],"a":[]}}'
 )
 
@@ -152,7 +151,7 @@ BOOK = (
 def test_a_session_is_read_out_of_a_zip_of_it_alone(tmp_path: Path) -> None:
     path = tmp_path / "zzausdt-ob1.data.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("zzausdt-ob1.data", f"1.5: {BOOK}\n")
+        archive.writestr("zzausdt-ob1.data", f"{BOOK}\n")
     assert read_recording(path).symbols == ["ZZAUSDT"]
 
 
@@ -172,7 +171,7 @@ def test_two_categories_in_one_file_are_told_apart_by_connection_or_refused(tmp_
 
 
 def test_a_linear_symbol_that_no_recording_knows_is_listed_from_its_prices(tmp_path: Path) -> None:
-    recording = read_recording(frames_of(tmp_path, f"1.5: {BOOK}"))
+    recording = read_recording(frames_of(tmp_path, BOOK))
     (item,) = recording.instruments()
     assert (recording.category, item["symbol"]) == ("linear", "ZZAUSDT")
     assert item["priceFilter"]["tickSize"] == "0.1"
@@ -185,7 +184,7 @@ def test_a_level_that_is_none_does_not_keep_a_symbol_from_its_listing(
     tmp_path: Path, level: str
 ) -> None:
     frame = BOOK.replace('["0.5","7"]', level)
-    (item,) = read_recording(frames_of(tmp_path, f"1.5: {frame}")).instruments()
+    (item,) = read_recording(frames_of(tmp_path, frame)).instruments()
     assert item["priceFilter"]["tickSize"] == "1"
 
 

@@ -13,7 +13,6 @@ import torch
 from learning import DAY_BARS, by_forecaster, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
@@ -62,7 +61,7 @@ def bars() -> list[Bar]:
     """Return the candles of 15 minutes."""
     minutes = learnable(22 * DAY_BARS)
     [segment] = segments_of(minutes, schema("v2-1m"))
-    whole = bars_of(segment.candles)
+    whole = segment.candles.bars()
     step = 15
     return [
         Bar(

@@ -11,7 +11,7 @@ import pytest
 from learning import DAY_BARS, MINUTE_MS, START_MS, learnable, write_csv
 
 from tracepaper.daemon.session.user_code import file_sha256
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.dataset import read_files
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -45,7 +45,7 @@ def test_a_chosen_column_is_read_and_listed_with_its_file(tmp_path: Path) -> Non
 
 def test_a_coarser_bar_that_lacks_a_part_is_a_hole(tmp_path: Path) -> None:
     rows = np.delete(np.arange(200), [52])  # a part of the bar that opens at minute 50
-    path = written(slice_candles(learnable(200), rows), tmp_path, "a")
+    path = written(learnable(200)[rows], tmp_path, "a")
     files = read_files([path], (MINUTE_MS, FIVE))
     [fine], [coarse] = files.candles[MINUTE_MS], files.candles[FIVE]
     assert (len(fine), len(coarse)) == (199, 39)
@@ -68,7 +68,7 @@ def test_a_bar_that_two_files_hold_is_used_once_from_the_first(tmp_path: Path) -
 
 def test_a_file_that_fills_a_hole_joins_what_lies_around_it(tmp_path: Path) -> None:
     whole = learnable(400)
-    around = slice_candles(whole, np.r_[0:150, 250:400])
+    around = whole[np.r_[0:150, 250:400]]
     parts = [written(around, tmp_path, "a"), written(whole, tmp_path, "b")]
     [joined] = read_files(parts).candles[MINUTE_MS]
     np.testing.assert_array_equal(joined.close, whole.close)

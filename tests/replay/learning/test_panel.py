@@ -10,7 +10,7 @@ import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.dataset import Dataset, close_by_close
 from tracepaper.replay.learning.estimators.cross_sectional import (
     COVARIANCE_BARS,
@@ -95,7 +95,7 @@ def test_every_symbol_has_the_same_times(material: Dataset) -> None:
 def test_a_close_that_one_symbol_lacks_is_used_by_none(tmp_path: Path) -> None:
     whole, lacking = candles("AAAUSDT"), candles("BBBUSDT")
     rows = np.delete(np.arange(len(lacking)), 2_000)
-    dataset = aligned([whole, slice_candles(lacking, rows)], tmp_path)
+    dataset = aligned([whole, lacking[rows]], tmp_path)
     assert len(dataset.panels) == 2
     times = np.concatenate([s.segments[0].open_time_ms[s.first :] for s in dataset.panels])
     assert lacking.open_time_ms[2_000] not in times

@@ -15,7 +15,6 @@ import typer
 from learning import DAY_BARS, HORIZONS, choose, learnable, quiet, split, tiny, write_csv
 from typer.testing import CliRunner
 
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.commands.evaluate import evaluate
 from tracepaper.replay.commands.models import check, list_models
 from tracepaper.replay.commands.train import train as train_command
@@ -136,7 +135,7 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     forecaster = build(checkpoint.card, checkpoint.tensors, RunOptions(threads=1))
     material = Dataset.read(paths[:1], lambda _: SPLIT, HORIZONS)
     segment = material.segments[0]
-    bars = bars_of(segment.candles)[: forecaster.context + 200]
+    bars = segment.candles.bars()[: forecaster.context + 200]
     forecasts = [forecast for forecast in forecaster.scan(bars) if forecast is not None]
     assert len(forecasts) == 201
     assert forecasts[0].model_id == checkpoint.id

@@ -11,7 +11,6 @@ import pytest
 from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.tabular import RowsModel, table_of
@@ -81,7 +80,7 @@ def without_none(forecasts: list[Forecast | None]) -> list[Forecast]:
 def test_one_bar_and_many_are_answered_alike_in_every_bit(
     checkpoint: Checkpoint, material: Dataset
 ) -> None:
-    bars = bars_of(material.segments[0].candles)[:700]
+    bars = material.segments[0].candles.bars()[:700]
     stepped, scanned = forecaster_of(checkpoint), forecaster_of(checkpoint, mode="scan")
     forecasts = [stepped.step(bar) for bar in bars]
     assert forecasts == scanned.scan(bars)
@@ -114,7 +113,7 @@ def test_the_figures_follow_from_the_weights(checkpoint: Checkpoint, material: D
 
 
 def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Dataset) -> None:
-    bars = bars_of(material.segments[0].candles)[:600]
+    bars = material.segments[0].candles.bars()[:600]
     forecaster = forecaster_of(checkpoint)
     instrument = bars[0].instrument
     with pytest.raises(InvariantBroken, match="no decision to explain yet"):

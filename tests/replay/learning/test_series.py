@@ -8,8 +8,7 @@ import numpy as np
 import stock_files
 from learning import learnable
 
-from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.dataset import read_files
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.strategies.features.rows import schema
@@ -22,16 +21,16 @@ HALF_HOUR = 30 * 60_000
 def test_a_hole_ends_a_segment_and_no_feature_looks_over_it() -> None:
     whole = learnable(2_000)
     rows = np.delete(np.arange(2_000), [900])
-    first, second = segments_of(slice_candles(whole, rows), SCHEMA)
+    first, second = segments_of(whole[rows], SCHEMA)
     assert (len(first), len(second)) == (900, 1_099)
-    alone = segments_of(slice_candles(whole, slice(901, 2_000)), SCHEMA)[0]
+    alone = segments_of(whole[901:2_000], SCHEMA)[0]
     assert second.values.tobytes() == alone.values.tobytes()
     assert np.isnan(second.values[: SCHEMA.lookback - 1]).all()
 
 
 def test_a_part_too_short_for_a_row_is_left_out() -> None:
     rows = np.delete(np.arange(1_200), [479])
-    segments = segments_of(slice_candles(learnable(1_200), rows), SCHEMA)
+    segments = segments_of(learnable(1_200)[rows], SCHEMA)
     assert [len(segment) for segment in segments] == [720]
 
 
@@ -57,7 +56,7 @@ def test_hours_of_sessions_are_made_of_their_bars(tmp_path: Path) -> None:
     assert hours.missing == 0
     assert len(hours) == 7 * len(times) // 13
     # The first hour of a session is half a one; what a model is calibrated on closes as in a run.
-    bars = bars_of(hours)[:8]
+    bars = hours.bars()[:8]
     lengths = [bar.closed_ms - bar.open_time_ms for bar in bars]
     assert lengths == [HALF_HOUR, *[2 * HALF_HOUR] * 6, HALF_HOUR]
     assert [bar.seen_ms for bar in bars] == hours.closes_ms[:8].tolist()

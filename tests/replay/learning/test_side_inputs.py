@@ -44,9 +44,8 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import continues, start_event
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.books import read_depth
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import ScanPredictor
@@ -150,7 +149,7 @@ class Scene:
 
     def fed(self, *, books: Path | None = None, other_from: int | None = None) -> MarketData:
         """Return what a run is fed; from the leader's bar *other_from* on closes are others."""
-        series = [slice_candles(candles, slice(0, self.bars)) for candles in self.candles.values()]
+        series = [candles[: self.bars] for candles in self.candles.values()]
         if self.name != "another symbol":
             file = books or self.folder / "books.depth"
             return MarketData(series, depth=[read_depth(file)] if self.name == "books" else [])
@@ -159,7 +158,7 @@ class Scene:
         if other_from is not None:
             close[other_from] = (leader.high[other_from] + leader.low[other_from]) // 2 + 3
         leader = replace(leader, close=close)
-        return MarketData([led, slice_candles(leader, np.delete(np.arange(self.bars), self.lacks))])
+        return MarketData([led, leader[np.delete(np.arange(self.bars), self.lacks)]])
 
     def run(self, path: Path, mode: str = "scan", **changed: Any) -> Path:
         """Record a run into *path*, of which something is *changed*; return it."""
@@ -215,7 +214,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path
         assert invoke(scene.training(scene.folder / "out")) == 0
         (scene.folder / "few").mkdir()
         for candles in scene.candles.values():
-            write_csv(slice_candles(candles, slice(0, scene.bars)), scene.folder / "few")
+            write_csv(candles[: scene.bars], scene.folder / "few")
         return scene
 
     return of
@@ -548,7 +547,7 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
     counts = np.searchsorted(at, hours.closes_ms[first:], side="right")
     assert values[:, 78] == pytest.approx(counts / 100)
     assert set(np.flatnonzero(np.diff(counts)) + first) <= set(evening)
-    wide, bars = with_covariates(schema("v2-1h"), joined), bars_of(hours)
+    wide, bars = with_covariates(schema("v2-1h"), joined), hours.bars()
     assert np.array_equal(compute(wide, columns(bars)).values[first:], values)
     streams = FeatureStreams(wide)
     stepped = np.concatenate([streams.step([bar]).values for bar in bars])
@@ -764,14 +763,14 @@ def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(books: Scene) -
     """Planted in the last or the last but one book of a bar: its mid is 2 % off, or 0.5 %."""
     supplied = BookInputs.read([books.folder / "books.depth"])
     (file,) = supplied.files[LED]
-    bar, close_ms = bars_of(book_cases.candles(COUNT))[20], START_MS + 21 * MINUTE_MS
+    bar, close_ms = book_cases.candles(COUNT).bars()[20], START_MS + 21 * MINUTE_MS
     at = int(np.searchsorted(file.times, close_ms)) - 1  # before the one of the close
     for false, factor, has_row, has_before in (
         (1, 1.02, False, False), (1, 1.005, True, True),
         (0, 0.98, True, False), (None, 1.0, True, True),
     ):  # fmt: skip
         live = RunBooks(supplied.reading)
-        live.see(bars_of(book_cases.candles(COUNT))[19])
+        live.see(book_cases.candles(COUNT).bars()[19])
         for place in (0, 1):
             book = file.part(at + place, at + place + 1)
             price = book.price if place != false else np.round(book.price * factor).astype(np.int64)
@@ -912,7 +911,7 @@ async def test_the_live_loop_decides_as_the_replay(other: Scene, tmp_path: Path)
     )  # fmt: skip
     start = start_event(model, warm_from=(), market_ms=replay.feed.period_start_ms)
 
-    async def feed() -> AsyncIterator[Event | None]:
+    async def feed() -> AsyncIterator[Event]:
         for event in chain((start,), replay.feed.events()):
             yield event
 

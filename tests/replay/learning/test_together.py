@@ -19,7 +19,7 @@ from records import rows
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import NOTHING, Config
 from tracepaper.daemon.config.loading import load as load_config
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
@@ -377,7 +377,7 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
     record(
         path,
         configured(trained("portfolio"), "portfolio"),
-        [first, slice_candles(second, places), third],
+        [first, second[places], third],
     )
     times = first.open_time_ms
     assert held_at(path, int(times[594])) == {"BBBUSDT has no bar at this close"}

@@ -279,6 +279,7 @@ async def test_work_ends_with_the_reader_who_asked_for_it(
     run = shown_of(cross_database).run_id
     status, _ = await answer(client, f"{url}{PREFIX}/runs/{run}")
     assert status == 200
+    await until(lambda: len(working()) >= 2, poll_s=0.01)  # who derives decisions is started too
     quick = working()
     async with client.get(f"{url}{PREFIX}/runs/{run}/verify") as response:
         assert json.loads(await response.content.readline())["type"] == "progress"

@@ -97,6 +97,13 @@ def test_the_decisions_that_matter_are_whole(held: dict[str, Any], cross_databas
     column = [each["name"] for each in fills["columns"]].index("decision_sequence")
     wanted = {run["last_sequence"], run["first_sequence"], run["last_fill"]["decision_sequence"]}
     wanted |= {row[column] for row in fills["rows"][: contents.FILLED]}
+    trades = held[f"{path}/views/trades"]
+    net, opened = (
+        [each["name"] for each in trades["columns"]].index(name)
+        for name in ("net", "entry_sequence")
+    )
+    by_result = sorted(trades["rows"], key=lambda row: row[net])
+    wanted |= {by_result[0][opened], by_result[-1][opened]}
     candles = held[f"{path}/candles?instrument=linear%3ABTCUSDT"][0]
     judged = dict(zip(candles["refused_by"], candles["sequence"], strict=True))
     wanted |= {sequence for gate, sequence in judged.items() if gate}
@@ -134,7 +141,8 @@ def test_a_run_longer_than_a_file_takes_has_cells_and_its_newest_bars(
     for level in record[path]:
         assert len(level["open"]) <= 300
         assert level["open_time_ms"][-1] == last_ms // level["interval_ms"] * level["interval_ms"]
-        assert level["from_ms"] <= level["open_time_ms"][0] or not level["from_ms"]
+        early_ms = level["from_ms"] - level["open_time_ms"][0]  # its first cell is whole
+        assert 0 <= early_ms < level["interval_ms"] or not level["from_ms"]
     assert record[path][0]["from_ms"] > 0 == record[path][-1]["from_ms"]
 
 

@@ -118,7 +118,7 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
                 check(run)
     held = [row["quantity"] for row in followed.views.rows("v_positions")]
     assert min(held) < 0 < max(held)
-    units = followed.rollups.followed["units"].bought.values()
+    units = holding.held(followed)[0].units.bought.values()
     assert all(unit.settled_ms.size > 5 and unit.paid.any() for unit in units)
     if bars > DAY_MS // MINUTE_MS:
         assert prune(database, keep_days=1, pruned_at_ms=5)

@@ -15,7 +15,6 @@ import pytest
 from page_cases import record, shown_of
 from records import rows
 
-from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.live import live_config, live_parts
 from tracepaper.replay.bench.replay import tiled
@@ -90,7 +89,7 @@ def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
     monkeypatch.setattr(rollups, "AT_ONCE", 300)
     draw, database = random.Random(seed), tmp_path / "run.db"
     candles = tiled(4_000)
-    bars = [msgspec.structs.replace(bar, source=Source.STREAM) for bar in bars_of(candles)]
+    bars = [msgspec.structs.replace(bar, source=Source.STREAM) for bar in candles.bars()]
     config = live_config(f"{__name__}:{Dice.__name__}", ["BTCUSDT"])
     edges = [0, *sorted(draw.sample(range(1, len(bars)), PARTS - 1)), len(bars)]
     with live_parts(

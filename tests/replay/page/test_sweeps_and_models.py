@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from page_cases import shown_of
-from records import decision_hashes, tamper
+from records import tamper
 from report_cases import BTC, cross, replayed
 
 import tracepaper
@@ -47,8 +47,9 @@ def test_a_sweep_is_listed_and_is_the_document_of_its_command(swept: Path) -> No
     assert document["title"] == "Sweep of sma_cross"
     texts = [part.get("text") for part in document["parts"]]
     assert "How much of it is luck" in texts
-    (table,) = [part for part in document["parts"] if part["kind"] == "table"]
-    assert len(table["rows"]) == 2
+    runs_table, heat = [part for part in document["parts"] if part["kind"] == "table"]
+    assert len(runs_table["rows"]) == 2
+    assert sorted(cell["tint"] for cell in heat["rows"][0][1:]) == [-1.0, 1.0]
     with pytest.raises(HttpRefusal, match="no such sweep"):
         shelf.sweep("0" * 16)
 
@@ -106,34 +107,37 @@ def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- two runs
 
 
-def test_two_runs_differ_where_their_views_do(run: ShownRun, tmp_path: Path) -> None:
-    other = shown_of(replayed(tmp_path, cross(long_only=True), "--data", BTC))
-    first, fields, *_, table = as_parts(documents.compare(run, other).parts)
-    identical, count = map(int, re.findall(r"\d+", first["text"].replace(",", ""))[:2])
-    differing = dict(re.findall(r"([a-z ]+) (\d+)[,.]", fields["text"].partition(": ")[2]))
-    named = {name.strip(): int(times) for name, times in differing.items()}
-    before, two = (
-        {(row["instrument"], row["open_time_ms"]): row for row in run.views.rows("v_decisions")}
-        for run in (run, other)
-    )
-    common = before.keys() & two.keys()
-    assert count == len(common) > identical > 0
-    assert first["text"].endswith(f"{_return(run)} beside {_return(other)}.")
-    for field in ("action", "allowed", "target_quantity", "reason"):
-        expected = sum(before[key][field] != two[key][field] for key in common)
-        assert named.get(field.replace("_", " "), 0) == expected, field
-    both = [dict(decision_hashes(run.database)) for run in (run, other)]
-    assert identical == sum(both[0][at] == both[1][at] for _, at in common)
-    left, right, bar, _, what = table["rows"][0]
-    assert "action" in what  # what was done otherwise comes before why
-    key = ("linear:BTCUSDT", bar["sort"])
-    assert (before[key]["sequence"], two[key]["sequence"]) == (left["step"], int(right["sort"]))
-    acted = ["action" in fields for *_, fields in table["rows"]]
-    assert acted == sorted(acted, reverse=True)
+_DECIDED = ("action", "refused_by", "target_quantity")
 
 
-def _return(run: ShownRun) -> str:
-    return f"{100 * (runs.run_row(run).total_return or 0.0):+,.2f} %"
+def test_two_runs_differ_where_their_views_do(
+    run: ShownRun, pair_database: Path, tmp_path: Path
+) -> None:
+    pair = shown_of(pair_database)
+    longs = shown_of(replayed(tmp_path, cross(long_only=True), "--data", BTC))
+    for first, second in ((run, longs), (pair, longs), (longs, pair)):
+        parts = as_parts(documents.compare(first, second).parts)
+        before, two = (
+            {(row["instrument"], row["open_time_ms"]): row for row in of.views.rows("v_decisions")}
+            for of in (first, second)
+        )
+        common = sorted(before.keys() & two.keys(), key=lambda key: before[key]["sequence"])
+
+        changes_of = [
+            {name for name in _DECIDED if before[key][name] != two[key][name]} for key in common
+        ]
+        sentence = parts[1]["text"].replace(",", "").partition(";")[0]
+        changed = sum(map(bool, changes_of))
+        assert changed > 0
+        moved = sum("target_quantity" in of for of in changes_of)
+        assert list(map(int, re.findall(r"\d+", sentence))) == [changed, len(common), moved]
+        (changes,) = [part for part in parts if part.get("key") == "changes"]
+        for bar, instrument, left, right, *_ in changes["rows"]:
+            key = (instrument, bar["sort"])
+            assert (before[key]["sequence"], two[key]["sequence"]) == (left["step"], right["sort"])
+        (accounts,) = [part for part in parts if part.get("key") == "accounts"]
+        fills = [row[-1]["sort"] for row in accounts["rows"]]
+        assert fills[:2] == [of.views.count("v_fills") for of in (first, second)]
 
 
 # ---------------------------------------------------------------- the model

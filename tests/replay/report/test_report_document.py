@@ -9,11 +9,9 @@ import pytest
 import storage_cases as cases
 from builders import altered
 from msgspec import structs
-from pages import layers_of
 from report_cases import build_report_of
 
 from tracepaper.replay.document.values import as_parts
-from tracepaper.replay.report.charts import trade_chart
 from tracepaper.replay.report.document import months, report_document
 from tracepaper.replay.report.report import Report
 
@@ -57,23 +55,3 @@ def test_a_calendar_has_a_year_a_row_and_the_year_s_return_behind_its_months(
     assert (december["text"], december["tint"]) == ("+10.00 %", 1.0)
     assert (january["text"], january["tint"]) == ("−5.00 %", -0.5)
     assert part["rows"][1][2] == "–"
-
-
-def test_a_trade_s_picture_has_its_fills_and_where_attention_flowed(
-    attention_report: Report,
-) -> None:
-    explained = attention_report.explained[0]
-    chart = trade_chart(explained)
-    layers, trade = layers_of(chart), explained.trade
-    assert (layers["entry"].x, layers["entry"].y) == ((trade.opened_ms,), [trade.entry_price])
-    assert (layers["exit"].x, layers["exit"].y) == ((trade.closed_ms,), [trade.exit_price])
-    assert (layers["held"].low, layers["held"].high) == (trade.opened_ms, trade.closed_ms)
-    shares = [share for share in layers["attention"].y if share is not None]
-    assert sum(shares) == pytest.approx(
-        100
-        * sum(weight for _, until, weight in explained.rollout if until > explained.times_ms[0]),
-        rel=1e-4,
-    )
-    bare = trade_chart(replace(explained, rollout=()))
-    assert len(bare.panels) == 1
-    assert "attention" not in bare.caption

@@ -442,7 +442,8 @@ export class Chart {
   /** A mouse's click, heard here: the library keeps a second one within half a second to itself. */
   #released(event) {
     const { left, top } = this.#element.getBoundingClientRect();
-    const [x, y] = [event.clientX - left, event.clientY - top];
+    // In whole pixels, as the library hears of the mouse: or the bar beside the one under the pointer is taken.
+    const [x, y] = [Math.floor(event.clientX) - left, Math.floor(event.clientY) - top];
     const isClick = this.#hasMouse && this.#press && Math.abs(event.clientX - this.#press.clientX) + Math.abs(event.clientY - this.#press.clientY) < SLIP;
     this.#press = null;
     const time = this.#chart.timeScale();

@@ -5,7 +5,7 @@ import { onTheme } from "../theme.js";
 import { LETTER, scale, ticks } from "./axis.js";
 import { EdgesView } from "./edges.js";
 import { FlowView } from "./flow.js";
-import { Cells, ColourBar, cellText, edgesOf } from "./heat.js";
+import { Cells, ColourBar, cellText } from "./heat.js";
 import { drawn, extentOf, legendOf, numbersOf, readingOf } from "./layers.js";
 import { TableView } from "./table.js";
 
@@ -210,14 +210,9 @@ function stepsOf(panel) {
   return [...new Set(places)].sort((left, right) => left - right);
 }
 
-/** Numbers on cells, and the ring around the chosen one. */
+/** Numbers on cells. */
 function OnCells({ heat, x, y }) {
-  const numbers = heat.is_written && heat.y.flatMap((down, row) => heat.x.map((across, column) => ({ across, down, text: cellText(heat, row, column) })));
-  const [wide, tall] = heat.chosen ? [edgesOf(heat.x), edgesOf(heat.y)] : [];
-  const between = (edges, place, { at }) => [at(edges[place]), at(edges[place + 1])].sort((a, b) => a - b);
-  const ring = heat.chosen && [between(wide, heat.chosen[1], x), between(tall, heat.chosen[0], y)];
-  return [
-    numbers && numbers.map((cell) => html`<text class="plot-cell" x=${x.at(cell.across)} y=${y.at(cell.down) + 4} text-anchor="middle">${cell.text}</text>`),
-    ring && html`<rect class="ring" x=${ring[0][0] + 1} y=${ring[1][0] + 1} width=${ring[0][1] - ring[0][0] - 3} height=${ring[1][1] - ring[1][0] - 3} rx="4" />`,
-  ];
+  if (!heat.is_written) return null;
+  const numbers = heat.y.flatMap((down, row) => heat.x.map((across, column) => ({ across, down, text: cellText(heat, row, column) })));
+  return numbers.map((cell) => html`<text class="plot-cell" x=${x.at(cell.across)} y=${y.at(cell.down) + 4} text-anchor="middle">${cell.text}</text>`);
 }

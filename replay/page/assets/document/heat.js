@@ -6,8 +6,6 @@ const LEVELS = 254;
 const NONE = 255;
 const PALETTES = {
   sequential: ["var(--heat-low)", "var(--heat-mid)", "var(--heat-high)"],
-  // Half of the pure colour at most, so that numbers on it stay legible.
-  diverging: ["color-mix(in srgb, var(--loss), var(--paper))", "var(--paper)", "color-mix(in srgb, var(--gain), var(--paper))"],
   steps: ["var(--rule)", "var(--heat-mid)", "var(--accent)"],
 };
 const paletteOf = (heat) => PALETTES[heat.palette ?? "sequential"];
@@ -109,7 +107,7 @@ export function ColourBar({ heat }) {
   const isSteps = heat.palette === "steps";
   const ends = isSteps
     ? [heat.names[0], heat.names.slice(1).join(", ")]
-    : (heat.ends ?? [written(heat, heat.low), written(heat, heat.high)]);
+    : [written(heat, heat.low), written(heat, heat.high)];
   const stops = paletteOf(heat).map((colour, at) => (isSteps ? `${colour} ${at * 33.3}% ${(at + 1) * 33.3}%` : colour));
   return html`<span class="scale">
     ${ends[0]}<i style=${{ background: `linear-gradient(to right, ${stops.join()})` }}></i>${ends[1]}

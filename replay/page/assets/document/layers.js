@@ -69,7 +69,6 @@ const KINDS = {
     sign: () => html`<line x1="0" x2="18" y1="5" y2="5" stroke="currentColor" stroke-dasharray="2 3" />`,
     say: () => "",
   },
-  span: { x: () => [], y: () => [], draw: drawSpan, sign: () => html`<rect width="18" height="10" fill="currentColor" />`, say: () => "" },
   heat: {
     x: (layer, _, panel) => (panel.x?.kind === "category" ? [] : edgesOf([...layer.x])),
     y: (layer, _, panel) => (panel.y?.kind === "category" ? [] : edgesOf([...layer.y])),
@@ -238,17 +237,12 @@ function drawRule(layer, x, y, { top, bottom, left, right }) {
   </g>`;
 }
 
-function drawSpan(layer, x, y, { top, bottom }) {
-  const [low, high] = [x.at(layer.low), x.at(layer.high)].sort((a, b) => a - b);
-  return html`<rect class=${`area ${layer.role ?? "soft"}`} x=${low} y=${top} width=${Math.max(high - low, 1)} height=${bottom - top} />`;
-}
-
 /** The named layers of a chart, each once: name, role and sign. */
 export function legendOf(chart) {
   const named = chart.panels.flatMap((panel) => panel.layers.filter((layer) => layer.name && KINDS[layer.type].sign));
   const keys = new Map();
   for (const layer of named) {
-    const role = layer.role ?? (new Set(layer.roles).size > 1 ? "muted" : layer.roles?.[0]) ?? (layer.type === "rule" ? "muted" : layer.type === "span" || layer.type === "band" ? "soft" : "accent");
+    const role = layer.role ?? (new Set(layer.roles).size > 1 ? "muted" : layer.roles?.[0]) ?? (layer.type === "rule" ? "muted" : layer.type === "band" ? "soft" : "accent");
     if (!keys.has(layer.name)) keys.set(layer.name, { name: layer.name, role, sign: KINDS[layer.type].sign(layer) });
   }
   return keys.size > 1 ? [...keys.values()] : [];
@@ -276,7 +270,6 @@ export function numbersOf(chart) {
     const axis = { x: panel.x ?? {}, y: panel.y ?? {} };
     for (const layer of panel.layers) {
       if (layer.type === "rule") numbers.push([panel.title, layer.name || "line", "", textAt(axis[layer.axis ?? "y"], layer.at)]);
-      else if (layer.type === "span") numbers.push([panel.title, layer.name, textAt(axis.x, layer.low), textAt(axis.x, layer.high)]);
       else if (layer.type === "heat") heatNumbers(numbers, panel, layer, axis);
       else if (layer.type === "edges") edgeNumbers(numbers, layer);
       else if (layer.type === "flow") flowNumbers(numbers, layer);

@@ -20,7 +20,7 @@ export function CompareView({ run, address, go, runs }) {
   const [chosen, setChosen] = useState(null); // the row of a decision that differs
   const error = answer.error ?? right.error;
   const compared = other && right.value && answer.value;
-  const choose = (sequence) => setChosen(compared.parts.flatMap(({ rows = [] }) => rows).find(([cell]) => cell.step === sequence));
+  const choose = (sequence) => setChosen(compared.parts.flatMap(({ rows = [] }) => rows).find(([, , cell]) => cell?.step === sequence));
   return html`<div class="place">
       ${!compared && html`<h1>Compare</h1>`}
       <label class="filter">Beside
@@ -33,5 +33,5 @@ export function CompareView({ run, address, go, runs }) {
     </div>
     ${compared &&
     html`<${DocumentView} document=${compared} onStep=${choose} />
-      ${chosen && html`<div class="halves"><${Beside} run=${run} sequence=${chosen[0].step} /><${Beside} run=${right.value} sequence=${chosen[1].sort} /></div>`}`}`;
+      ${chosen && html`<div class="halves"><${Beside} run=${run} sequence=${chosen[2].step} /><${Beside} run=${right.value} sequence=${chosen[3].sort} /></div>`}`}`;
 }

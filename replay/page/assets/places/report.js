@@ -20,8 +20,8 @@ export function OfRun({ name, run, version = 0, ...rest }) {
 }
 
 /** Performance, costs, refusals and attention of the whole run, as `tracepaper report` writes it. */
-export const ReportView = ({ run }) =>
-  html`<${OfRun} name="report" run=${run} doing=${`working out the report of ${count(run.row.decisions)} decisions`} />`;
+export const ReportView = ({ run, go }) =>
+  html`<${OfRun} name="report" run=${run} onStep=${(sequence) => go({ run: run.row.run_id, sequence })} doing=${`working out the report of ${count(run.row.decisions)} decisions`} />`;
 
 /** Refusals over time, and what each gate saved or cost; what other thresholds would have made. */
 export const GatesView = ({ run }) =>

@@ -1,0 +1,103 @@
+"""``Holding``: what an account holds of one instrument, and what fills and actions make of it.
+
+In exact integers. The rules are docs/money.md, M5 to M8, and docs/stocks.md, K16 to K25.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from tracepaper.strategies.types.decisions import LedgerKind
+from tracepaper.strategies.units import divide_half_even
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tracepaper.strategies.corporate_actions import Entitlement
+    from tracepaper.strategies.types.market import CorporateAction
+
+Movement = tuple[LedgerKind, int]
+"""A movement of cash: its kind, and its amount."""
+
+
+class Holding(Struct, gc=False, array_like=True):
+    """What a book holds of one instrument; mutable, owned by its line."""
+
+    quantity: int = 0
+    entry_notional: int = 0
+    realized_pnl: int = 0
+    fees_paid: int = 0
+    funding_paid: int = 0
+    opened_ms: int = 0  # market time of the fill that opened the position; 0 where there is none
+    margin: int = 0  # what it binds of the cash, where it is isolated
+
+    def fill(
+        self,
+        signed: int,
+        notional: int,
+        fee: int,
+        fee_base: int,
+        *,
+        is_cash: bool,
+        is_liquidation: bool = False,
+        required: Callable[[int], int] | None = None,
+    ) -> tuple[Movement, Movement]:
+        """Take in a fill of *signed*; return its movement of cash, and that of its fee.
+
+        *required* gives the margin that a notional binds, where a position does.
+        """
+        if not is_cash:
+            realized = self.trade(signed, notional, required)
+            self.realized_pnl += realized
+            moved = LedgerKind.REALIZED, realized
+        elif signed > 0:
+            # The fee of a buy on spot is paid in base: that share of what was bought is a cost at
+            # once. Of shares it is paid in their currency.
+            of_base = divide_half_even(notional * fee_base, signed)
+            self.quantity += signed - fee_base
+            self.entry_notional += notional - of_base
+            self.fees_paid += of_base
+            moved = LedgerKind.BOUGHT, -notional
+        else:
+            if self.quantity > 0:  # else the record was changed
+                self.realized_pnl += self.close(-signed, notional)
+            moved = LedgerKind.SOLD, notional
+        self.fees_paid += fee
+        return moved, (LedgerKind.LIQUIDATION_FEE if is_liquidation else LedgerKind.FEE, -fee)
+
+    def trade(self, signed: int, notional: int, required: Callable[[int], int] | None) -> int:
+        """Buy or sell *signed* of a derivative for *notional*; return the profit of what closes."""
+        sign = 1 if signed > 0 else -1
+        realized = 0
+        opened, opened_notional = signed, sign * notional
+        if self.quantity * signed < 0:
+            closed = min(abs(signed), abs(self.quantity))
+            share = divide_half_even(notional * closed, abs(signed))
+            self.margin = self.margin * (abs(self.quantity) - closed) // abs(self.quantity)
+            realized = self.close(closed, -sign * share)
+            opened = sign * (abs(signed) - closed)
+            opened_notional = sign * (notional - share)
+        self.quantity += opened
+        self.entry_notional += opened_notional
+        if required is not None and opened_notional:
+            self.margin += required(opened_notional)
+        return realized
+
+    def close(self, closed: int, proceeds: int) -> int:
+        """Take *closed* (unsigned) out; return the profit on *proceeds* (signed)."""
+        entry = divide_half_even(self.entry_notional * closed, abs(self.quantity))
+        self.quantity -= closed if self.quantity > 0 else -closed
+        self.entry_notional -= entry
+        return proceeds - entry
+
+    def act(self, action: CorporateAction, entitled: Entitlement) -> Movement:
+        """Take in what *action* leaves and pays: cash in lieu and dividends are realized profit."""
+        self.quantity = entitled.quantity
+        self.entry_notional -= entitled.entry
+        self.realized_pnl += entitled.paid - entitled.entry
+        if not entitled.quantity:
+            self.opened_ms = 0
+        kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
+        return kind, entitled.paid
