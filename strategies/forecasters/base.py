@@ -195,34 +195,52 @@ class FeatureMemory:
         return taken
 
 
+def neutral(rows: Rows) -> Rows:
+    """Return *rows* for a network: a value that is not finite is neutral for later bars."""
+    return np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def usable(rows: Rows, sigmas: Floats) -> Floats:
+    """Return *sigmas*, NaN where the row is not finite: the gate then refuses the forecast."""
+    return np.where(np.isfinite(rows).all(axis=1), sigmas, np.nan)
+
+
 class FeatureWindow:
     """One instrument's newest feature rows, each with when its bar opened and its position."""
 
     def __init__(self, window: int, schema: FeatureSchema) -> None:
-        self._window = window
-        self._rows: deque[Rows] = deque(maxlen=window)
-        self._positions: deque[int] = deque(maxlen=window)
-        self.opened: deque[int] = deque(maxlen=window)  # when the rows' bars opened
-        self._schema = schema
+        self._window, self._schema = window, schema
         joined = schema.covariates
         self._other = joined if isinstance(joined, OtherColumns) else None
-        self._pushed = 0
-        self._lacking: dict[int, int] = {}  # rows without another symbol's bar: number, and close
+        # Twice as many as are looked at, so that they are moved to the front but rarely.
+        self._rows = np.empty((2 * window, len(schema.names)), dtype=np.float32)
+        self._times = np.empty((2 * window, 3), dtype=np.int64)  # opening, position, close
+        self._lacks = np.zeros(2 * window, dtype=np.bool_)  # another symbol's bar
+        self._end = 0
 
     @property
     def is_full(self) -> bool:
         """Whether as many rows are known as the network takes."""
-        return len(self._rows) == self._window
+        return self._end >= self._window
+
+    @property
+    def _newest(self) -> slice:
+        return slice(max(self._end - self._window, 0), self._end)
 
     @property
     def rows(self) -> Rows:
-        """The rows known, oldest first: [row, feature]."""
-        return np.array(self._rows)
+        """The rows known, oldest first: [row, feature], until the next is taken."""
+        return self._rows[self._newest]
+
+    @property
+    def opened(self) -> Ids:
+        """When their bars opened: [row]."""
+        return self._times[self._newest, 0]
 
     @property
     def positions(self) -> Ids:
         """The absolute numbers of their bars: [row]."""
-        return np.array(self._positions, dtype=np.int64)
+        return self._times[self._newest, 1].copy()
 
     def take(self, bars: Sequence[Bar], taken: FeatureRows) -> Iterator[float]:
         """Append the rows *taken* of *bars* one by one; yield σ of each, NaN where it is unusable.
@@ -230,23 +248,23 @@ class FeatureWindow:
         *taken* has a row for the last of *bars*, and may be of a wider schema. One that is not
         whole is left out. A value that is not finite is neutral for later bars.
         """
-        width = len(self._schema.names)
-        whole = taken.complete(self._schema)
-        for bar, row, sigma, is_whole in zip(
-            bars[len(bars) - len(taken.values) :],
-            taken.values[:, :width],
-            taken.sigma.tolist(),
-            whole.tolist(),
-            strict=True,
-        ):
-            if not is_whole:
-                continue
-            self._rows.append(np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0))
-            self._positions.append(bar.open_time_ms // bar.interval_ms)
-            self.opened.append(bar.open_time_ms)
+        rows, first = taken.values[:, : len(self._schema.names)], len(bars) - len(taken.values)
+        values, sigmas = neutral(rows), usable(rows, taken.sigma).tolist()
+        for at in np.flatnonzero(taken.complete(self._schema)).tolist():
+            bar = bars[first + at]
+            if self._end == len(self._rows):
+                for kept in (self._rows, self._times, self._lacks):
+                    kept[: self._window] = kept[self._window :]
+                self._end = self._window
+            self._rows[self._end] = values[at]
+            self._times[self._end] = (
+                bar.open_time_ms, bar.open_time_ms // bar.interval_ms, bar.closed_ms
+            )  # fmt: skip
+            self._lacks[self._end] = True
+            self._end += 1
             if self._other is not None:
                 self._amend(bar, self._other)
-            yield sigma if np.isfinite(row).all() else float("nan")
+            yield sigmas[at]
 
     def fill(self, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Append the rows *taken* of *bars*, as ``take``."""
@@ -255,25 +273,37 @@ class FeatureWindow:
 
     def _amend(self, bar: Bar, other: OtherColumns) -> None:
         """Give earlier rows another symbol's bars that came late, by *bar*, the newest row's."""
-        symbol, close_ms = bar.instrument.rpartition(":")[2], bar.closed_ms
-        self._pushed += 1
-        self._lacking[self._pushed] = close_ms
-        width = len(self._schema.recipe.names)
-        numbers = [pushed for pushed in self._lacking if self._pushed - pushed < self._window]
-        closes = np.array([self._lacking[pushed] for pushed in numbers])
-        rows = other.rows_by(symbol, closes, close_ms)
+        at = np.flatnonzero(self._lacks[: self._end])
+        at = at[at >= self._newest.start]
+        symbol = bar.instrument.rpartition(":")[2]
+        rows = other.rows_by(symbol, self._times[at, 2], bar.closed_ms)
         is_known = np.isfinite(rows).all(axis=1)
-        for number, values in zip(
-            np.array(numbers)[is_known].tolist(), rows[is_known], strict=True
-        ):
-            self._rows[number - self._pushed - 1][width:] = values
-        still = np.array(numbers)[~is_known].tolist()
-        self._lacking = {number: self._lacking[number] for number in still}
+        self._rows[at[is_known], len(self._schema.recipe.names) :] = rows[is_known]
+        self._lacks[at[is_known]] = False
 
 
-def feature_windows(window: int, schema: FeatureSchema) -> defaultdict[str, FeatureWindow]:
-    """Return the windows of any instruments, each made when it is first asked for."""
+FeatureWindows = defaultdict[str, FeatureWindow]
+"""The windows of instruments, each made when it is first asked for."""
+
+
+def feature_windows(window: int, schema: FeatureSchema) -> FeatureWindows:
+    """Return windows of so many rows of *schema*, of no instrument yet."""
     return defaultdict(lambda: FeatureWindow(window, schema))
+
+
+def full_windows(
+    windows: FeatureWindows, bars: Sequence[Bar], taken: FeatureRows
+) -> Iterator[tuple[int, FeatureWindow, float]]:
+    """Take in *bars*, whose last ones have the rows *taken*; yield each that fills its window.
+
+    That is its place, the window until the next is asked for, and σ.
+    """
+    first = len(bars) - len(taken.values)
+    for at, bar in enumerate(bars[first:]):
+        window = windows[bar.instrument]
+        for sigma in window.take([bar], row_at(taken, at)):
+            if window.is_full:
+                yield first + at, window, sigma
 
 
 class CheckpointForecaster(ABC):

@@ -28,7 +28,7 @@ from tracepaper.strategies.forecasters.base import (
     Rows,
     buckets_of,
     feature_windows,
-    row_at,
+    full_windows,
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.networks.architecture import Network
@@ -57,12 +57,9 @@ class RowPasses(ABC):
     ) -> list[Forecast | None]:
         """Take in *bars*; return their *answers*, each with what its passes add."""
         completed = list(answers)
-        first = len(bars) - len(taken.values)
-        for at, (bar, answer) in enumerate(zip(bars[first:], answers[first:], strict=True)):
-            window = self._windows[bar.instrument]
-            for sigma in window.take([bar], row_at(taken, at)):
-                if answer is not None and window.is_full:
-                    completed[first + at] = self._added(answer, window, sigma)
+        for place, window, sigma in full_windows(self._windows, bars, taken):
+            if (answer := answers[place]) is not None:
+                completed[place] = self._added(answer, window, sigma)
         return completed
 
     @abstractmethod
@@ -87,7 +84,7 @@ class DropoutPasses(RowPasses):
 
     def _added(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
         # A standard deviation in log returns: outputs are in units of σ √horizon.
-        spread = self._spread(window, window.opened[-1]) * sigma * np.sqrt(answer.horizons)
+        spread = self._spread(window, int(window.opened[-1])) * sigma * np.sqrt(answer.horizons)
         heads = replace(
             answer.heads or HeadForecasts(), dropout_spread=spread.astype("<f4").tobytes()
         )

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.methods import PLAIN, Rollout, rollout
@@ -21,7 +20,9 @@ from tracepaper.strategies.forecasters.base import (
     InstrumentMemory,
     Rows,
     bars_needed,
+    neutral,
     positions_of,
+    usable,
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel, explanations, forecasts
 from tracepaper.strategies.gates.gate import MEASURES
@@ -111,10 +112,10 @@ class StreamingForecaster(CheckpointForecaster):
         if not is_group:
             memory, first = self.memory.of(bars[0].instrument), len(bars) - len(taken.values)
             rows, positions = self._inputs(taken.values), positions_of(bars[first:])
-            usable = _usable(rows, taken.sigma)
+            sigmas = usable(rows, taken.sigma)
             for part, advanced in self._chunks(memory, rows, positions):
                 [answers[first + part.start : first + part.stop]] = self._forecasts(
-                    [memory], advanced, usable[None, part], positions[None, part]
+                    [memory], advanced, sigmas[None, part], positions[None, part]
                 )
             return answers
         ready = np.flatnonzero(taken.complete(self.model.schema)).tolist()
@@ -122,11 +123,11 @@ class StreamingForecaster(CheckpointForecaster):
             return answers
         chosen = [self.memory.of(bars[at].instrument) for at in ready]
         rows = self._inputs(taken.values[ready])
-        sigmas = _usable(rows, taken.sigma[ready])[:, None]
+        sigmas = usable(rows, taken.sigma[ready])[:, None]
         positions = positions_of([bars[at] for at in ready])[:, None]
         advanced = self.network.advance(
             self._state,
-            _tensor(rows)[:, None],
+            torch.from_numpy(neutral(rows))[:, None],
             positions,
             streams=[self._stream(memory) for memory in chosen],
         )
@@ -188,7 +189,7 @@ class StreamingForecaster(CheckpointForecaster):
             part = slice(done, done + CHUNK_BARS)
             advanced = self.network.advance(
                 self._state,
-                _tensor(rows[part])[None],
+                torch.from_numpy(neutral(rows[part]))[None],
                 positions[None, part],
                 streams=[self._stream(memory)],
                 padded=True,
@@ -239,13 +240,3 @@ class StreamingForecaster(CheckpointForecaster):
                 [None if index < short else forecast for index, forecast in enumerate(of_stream)]
             )
         return answers
-
-
-def _tensor(rows: Rows) -> Tensor:
-    """Return *rows* for the network; a value that is not finite is neutral for later bars."""
-    return torch.from_numpy(np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0))
-
-
-def _usable(rows: Rows, sigmas: Floats) -> Floats:
-    """Return *sigmas*, NaN where the row is not finite: the gate then refuses the forecast."""
-    return np.where(np.isfinite(rows).all(axis=1), sigmas, np.nan)

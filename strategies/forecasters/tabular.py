@@ -17,9 +17,8 @@ The rules are docs/models.md, L36 to L37 and L49.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -259,21 +258,12 @@ class RowForecaster(CheckpointForecaster):
     def forecasts(self, rows: NDArray[np.float32], sigmas: Floats) -> list[Forecast]:
         """Return the forecast of each of *rows*; NaN where a feature is not finite."""
         mean, volatility = self.figures(rows, sigmas)
-        every = (mean, volatility * self._spread, volatility)
-        columns = [map(tuple, figure.tolist()) for figure in every]
-        nothing = repeat(())
-        return list(
-            map(
-                Forecast,
-                repeat(self.horizons),
-                *columns[:2],
-                nothing,
-                nothing,
-                nothing,
-                columns[2],
-                repeat(self.model_id),
-            )
-        )
+        figures = (mean, volatility * self._spread, volatility)
+        columns = (map(tuple, each.tolist()) for each in figures)
+        return [
+            Forecast(self.horizons, means, stdevs, (), (), (), volatilities, self.model_id)
+            for means, stdevs, volatilities in zip(*columns, strict=True)
+        ]
 
 
 class EnsembleForecaster(CheckpointForecaster):
@@ -361,27 +351,16 @@ class EnsembleForecaster(CheckpointForecaster):
             return mixed
         ready = list(network)
         rows = taken.values[ready, : len(schema.names)]
-        figures = self.rows.figures(rows, taken.sigma[ready])
-        for at, forecast in zip(ready, self._of_halves([*network.values()], *figures), strict=True):
-            mixed[first + at] = forecast
-        return mixed
-
-    def _of_halves(
-        self, network: Sequence[Forecast], mean: Floats, volatility: Floats
-    ) -> Iterator[Forecast]:
-        """Yield the forecasts of *network* with the row model's *mean* and *volatility* mixed in.
-
-        These are [row, horizon].
-        """
-        of_network = np.array([forecast.volatility for forecast in network])
+        mean, volatility = self.rows.figures(rows, taken.sigma[ready])  # [row, horizon]
+        of_network = np.array([forecast.volatility for forecast in network.values()])
         logs = self._shares * np.log(of_network) + (1.0 - self._shares) * np.log(volatility)
-        mixed = np.exp(logs)
-        packed_rows = packed(np.concatenate((mean, volatility), axis=1))
-        columns = ((mixed * self._spread).tolist(), mixed.tolist(), packed_rows)
-        for forecast, stdev, both, of_rows in zip(network, *columns, strict=True):
-            yield structs.replace(
-                forecast, stdev_return=tuple(stdev), volatility=tuple(both), auxiliary=of_rows
+        both, figures = np.exp(logs), packed(np.concatenate((mean, volatility), axis=1))
+        columns = (both * self._spread).tolist(), both.tolist(), figures
+        for (at, forecast), stdev, wide, of_rows in zip(network.items(), *columns, strict=True):
+            mixed[first + at] = structs.replace(
+                forecast, stdev_return=tuple(stdev), volatility=tuple(wide), auxiliary=of_rows
             )
+        return mixed
 
 
 def network_half(forecaster: Forecaster) -> Forecaster:

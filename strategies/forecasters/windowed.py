@@ -9,6 +9,7 @@ collapse, shift and regime are not declared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from tracepaper.strategies.forecasters.base import (
     bars_needed,
     buckets_of,
     feature_windows,
-    row_at,
+    full_windows,
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel, explanations, forecasts
 from tracepaper.strategies.gates.gate import MEASURES
@@ -128,7 +129,7 @@ class WindowedForecaster(CheckpointForecaster):
         weights = look.rollout.weights[0, 0].tolist()
         return Attribution(
             instrument,
-            tuple(window.opened)[-len(weights) :],
+            tuple(window.opened[-len(weights) :].tolist()),
             tuple(weights),
             float(look.rollout.l1_error[0, 0]),
             look.parts,
@@ -164,10 +165,18 @@ class WindowedForecaster(CheckpointForecaster):
     ) -> list[Forecast | None]:
         """Return the answer to each window that is full."""
         answers: list[Forecast | None] = [None] * len(bars)
-        for start in range(0, len(bars), WINDOWS_AT_ONCE):
-            ready = self._taken(bars, taken, range(len(bars))[start : start + WINDOWS_AT_ONCE])
-            if not ready:
-                continue
+        windows = full_windows(self._windows, bars, taken)
+        for _, group in groupby(windows, lambda full: full[0] // WINDOWS_AT_ONCE):
+            ready = [
+                _FullWindow(
+                    place,
+                    bars[place].instrument,
+                    sigma,
+                    NO_ROWS.values if self.attends else window.rows.copy(),
+                    self._see(window) if self.attends else None,
+                )
+                for place, window, sigma in group
+            ]
             explained: list[Explanation | None] = [None] * len(ready)
             answered = [window.answer for window in ready if window.answer is not None]
             if answered:
@@ -197,21 +206,6 @@ class WindowedForecaster(CheckpointForecaster):
             for window, forecast in zip(ready, predictions, strict=True):
                 answers[window.place] = forecast
         return answers
-
-    def _taken(self, bars: Sequence[Bar], taken: FeatureRows, places: range) -> list[_FullWindow]:
-        """Take in the bars at *places*, in order; return those whose window is full."""
-        ready = []
-        first = len(bars) - len(taken.values)
-        for place in places:
-            if place < first:
-                continue
-            bar, window = bars[place], self._windows[bars[place].instrument]
-            for sigma in window.take([bar], row_at(taken, place - first)):
-                if window.is_full:
-                    answer = self._see(window) if self.attends else None
-                    rows = NO_ROWS.values if self.attends else window.rows
-                    ready.append(_FullWindow(place, bar.instrument, sigma, rows, answer))
-        return ready
 
     def _decided(self, instrument: str) -> FeatureWindow:
         """Return the window of *instrument*; raise ``InvariantBroken`` before it is full."""
