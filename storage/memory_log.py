@@ -127,12 +127,12 @@ class _MemoryRows(RunRows):
         stored = super().bars(place, WHOLE)
         for quiet in islice(self._quiet.values(), 1):  # the run's account
             is_there = quiet["instrument"] == place
-            stored = _merged(stored, {name: column[is_there] for name, column in quiet.items()})
+            stored = _with_quiet(stored, {name: column[is_there] for name, column in quiet.items()})
         return _within(stored, span)
 
     def accounts(self, span: Span) -> dict[str, Columns]:
         stored = super().accounts(WHOLE)
-        merged = {name: _merged(stored[name], quiet) for name, quiet in self._quiet.items()}
+        merged = {name: _with_quiet(stored[name], quiet) for name, quiet in self._quiet.items()}
         return {name: _within(columns, span) for name, columns in (stored | merged).items()}
 
     def outcome_counts(self, span: Span) -> dict[int, OutcomeCount]:
@@ -147,7 +147,7 @@ class _MemoryRows(RunRows):
         return counts
 
 
-def _merged(stored: Columns, quiet: Columns) -> Columns:
+def _with_quiet(stored: Columns, quiet: Columns) -> Columns:
     """Return *stored* and the *quiet* bars in order, in all else like the steps that they name."""
     like = np.searchsorted(stored["sequence"], quiet["like"])
     order = np.argsort(np.concatenate((stored["sequence"], quiet["sequence"])))
