@@ -137,22 +137,12 @@ def _parse_floats(values: npt.NDArray[np.float64]) -> Decimals:
 
 
 def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
-    """Read plain digits as they stand, and odd cells through Decimal."""
-    values: list[int] = []
-    decimals: list[int] = []
-    for row, cell in enumerate(cells.tolist()):
-        whole, _, fraction = cell.partition(b".")
-        fraction = fraction.rstrip(b"0")
-        digits = whole + fraction
-        number, count = (
-            (int(digits), len(fraction))
-            if len(digits) <= SAFE_DIGITS and digits.isdigit()
-            else _parse_cell(row, cell)
-        )
-        values.append(number)
-        decimals.append(count)
-    value, places = np.array(values, dtype=np.int64), np.array(decimals, dtype=np.int64)
-    finest = max(decimals, default=0)
+    """Read digits column by column of characters; odd cells one by one through Decimal."""
+    value, places, odd = _scan_characters(cells)
+    for row in np.flatnonzero(odd).tolist():
+        value[row], places[row] = _parse_cell(row, bytes(cells[row]))
+    _drop_trailing_zeros(value, places)
+    finest = int(places.max(initial=0))
     lift = finest - places
     if int(lift.max(initial=0)) > SAFE_DIGITS:
         raise CellTooLongError(int(np.argmax(places)), "has too many decimals beside the others")
@@ -160,6 +150,34 @@ def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
     if too_big.size:
         raise CellTooLongError(int(too_big[0]), f"has more than 64 bits at {finest} decimals")
     return Decimals(value * POWERS[lift], finest)
+
+
+def _scan_characters(
+    cells: npt.NDArray[np.bytes_],
+) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
+    """Return value and decimals of every plain cell, and which cells are not plain."""
+    rows, width = cells.size, cells.dtype.itemsize
+    # A file has many rows and few characters a cell, so it is read across all rows at once.
+    characters = np.ascontiguousarray(cells.view(np.uint8).reshape(rows, width).T)
+    value = np.zeros(rows, dtype=np.int64)
+    places = np.zeros(rows, dtype=np.int64)
+    digits = np.zeros(rows, dtype=np.int64)
+    dotted = np.zeros(rows, dtype=np.bool_)
+    minus = characters[0] == ord("-") if width else dotted.copy()
+    odd = np.zeros(rows, dtype=np.bool_)
+    for position, character in enumerate(characters):
+        digit = character - np.uint8(ord("0"))  # wraps above 9 for everything else
+        is_digit = digit < 10
+        is_dot = character == ord(".")
+        plain = is_digit | (character == 0) | (is_dot & ~dotted)
+        odd |= ~(plain | minus) if position == 0 else ~plain
+        np.multiply(value, 10, out=value, where=is_digit)
+        np.add(value, digit, out=value, where=is_digit)
+        digits += is_digit
+        places += is_digit & dotted
+        dotted |= is_dot
+    np.negative(value, out=value, where=minus)
+    return value, places, odd | (digits == 0) | (digits > SAFE_DIGITS)
 
 
 def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
@@ -185,6 +203,18 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
     if mantissa > INT64_MAX:
         raise CellTooLongError(row, f"has more digits than 64 bits hold in {text[:40]!r}")
     return -mantissa if sign else mantissa, max(-exponent, 0)
+
+
+def _drop_trailing_zeros(value: IntArray, places: IntArray) -> None:
+    """Lower decimals in place as far as the value stays whole."""
+    places[value == 0] = 0
+    active = np.flatnonzero(places)
+    while active.size:
+        quotient, rest = np.divmod(value[active], 10)
+        active, quotient = active[rest == 0], quotient[rest == 0]
+        value[active] = quotient
+        places[active] -= 1
+        active = active[places[active] > 0]
 
 
 def round_to_fit(column: Column, digits_after: int) -> Decimals:
