@@ -176,10 +176,10 @@ def _read_in_bulk(
     """Split unquoted text into columns at its delimiters."""
     lines = body.split(b"\n")
     width = len(names)
-    for row, line in enumerate(lines):
-        if line.count(delimiter) + 1 != width:
-            place = f"line {start + row}"
-            raise _wrong_width(path, place, line.count(delimiter) + 1, width)
+    if {line.count(delimiter) for line in lines} != {width - 1}:
+        widths = enumerate(line.count(delimiter) + 1 for line in lines)
+        row, wrong = next(each for each in widths if each[1] != width)
+        raise _wrong_width(path, f"line {start + row}", wrong, width)
     cells = delimiter.join(lines).split(delimiter)
     columns = {name: cells[place::width] for place, name in enumerate(names)}
     return RawTable(path, _text_columns(columns), start + np.arange(len(lines)))
