@@ -1,7 +1,7 @@
-"""Bars to one row of features a bar, causal by construction: ``compute`` and ``schema``."""
+"""Bars to a row of features a bar, causal by construction: ``columns``, ``compute``, ``schema``."""
 
 from __future__ import annotations
 
-from tracepaper.strategies.features.rows import compute, schema
+from tracepaper.strategies.features.rows import columns, compute, schema
 
-__all__ = ["compute", "schema"]
+__all__ = ["columns", "compute", "schema"]
