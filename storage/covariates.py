@@ -3,7 +3,8 @@
 A file is CSV or Parquet. ``time`` is when a row became known: a time with a zone, or milliseconds
 of the epoch; ``symbol`` is whose it is, where it is not everyone's; all others are numbers.
 
-Of one that grows a line without an end is left for the next reading.
+A line without an end is left for the next reading. A file that is written anew, as Parquet always
+is, is read whole.
 
 The rules are docs/models.md, L63 and L65.
 """
@@ -16,11 +17,12 @@ import io
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,32 +79,46 @@ class CovariateFile:
         return FixedCovariates(self.sha256, self.chosen(columns))
 
 
-def read_covariates(path: Path, *, grows: bool = False) -> CovariateFile:
-    """Read a file of covariates, or of one that *grows* its lines that are ended.
+def read_covariates(path: Path) -> CovariateFile:
+    """Read a file of covariates.
 
     Raises ``DataInvalid`` for a file that is not there or no table, a time without a zone, times
     that do not ascend, a number that is not finite and a file without rows.
     """
     raw = file_bytes(path)
-    if path.suffix in _DELIMITED:
-        raw = raw[: raw.rfind(b"\n") + 1] if grows else raw
-        table = _text_table(path, raw)
+    if is_text(path):
+        table = text_table(path, raw)
     elif path.suffix in _ARROW:
         table = _arrow(path, raw)
     else:
         raise DataInvalid(
             f"{path} is no file of covariates; give one that ends in .csv or .parquet."
         )
+    columns, rows = rows_in(path, table)
+    if not rows:
+        raise DataInvalid(f"{path} has no rows; give covariates.")
+    return CovariateFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
+
+
+def rows_in(
+    path: Path, table: Table, *, before: int = 0, newest: Mapping[str, int] = MappingProxyType({})
+) -> tuple[tuple[str, ...], dict[str, CovariateRows]]:
+    """Return the columns of *table* and its rows by symbol; raise as ``read_covariates`` does.
+
+    *before* rows of the file stand before it, of which *newest* are the times by symbol.
+    """
     if TIME not in table:
         raise DataInvalid(f"{path} has no column {TIME}; name so when each row became known.")
     columns = tuple(name for name in table if name not in {TIME, SYMBOL})
     _require_names(path, columns)
-    times = _times(path, table[TIME])
-    values = np.stack([_numbers(path, name, table[name]) for name in columns], axis=1)
-    rows = _by_symbol(path, times, values, table.get(SYMBOL))
-    if not rows:
-        raise DataInvalid(f"{path} has no rows; give covariates.")
-    return CovariateFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
+    times = _times(path, table[TIME], before)
+    values = np.stack([_numbers(path, name, table[name], before) for name in columns], axis=1)
+    return columns, _by_symbol(path, times, values, table.get(SYMBOL), before, newest)
+
+
+def is_text(path: Path) -> bool:
+    """Return whether *path* is a file of lines, to which more can be added."""
+    return path.suffix in _DELIMITED
 
 
 def file_bytes(path: Path) -> bytes:
@@ -115,8 +131,8 @@ def file_bytes(path: Path) -> bytes:
         ) from None
 
 
-def _text_table(path: Path, raw: bytes) -> Table:
-    """Return the columns of lines of CSV."""
+def text_table(path: Path, raw: bytes, *, before: int = 0) -> Table:
+    """Return the columns of lines of CSV; *before* rows of the file are not among them."""
     try:
         lines = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -124,7 +140,7 @@ def _text_table(path: Path, raw: bytes) -> Table:
     if not lines:
         raise DataInvalid(f"{path} has no rows; give covariates.")
     header, *rows = lines
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(rows, before + 2):
         if len(row) != len(header):
             raise DataInvalid(
                 f"{path}, line {number}: {len(row)} fields where the first line has {len(header)}; "
@@ -186,15 +202,17 @@ def _require_names(path: Path, columns: Sequence[str]) -> None:
         )
 
 
-def _times(path: Path, column: Sequence[Any]) -> NDArray[np.int64]:
+def _times(path: Path, column: Sequence[Any], before: int) -> NDArray[np.int64]:
     if isinstance(column, np.ndarray) and column.dtype.kind in "iu":
         times = column.astype(np.int64)
     else:
-        times = np.array([_time_ms(path, at, value) for at, value in enumerate(column)], np.int64)
+        times = np.array(
+            [_time_ms(path, at, value) for at, value in enumerate(column, before)], np.int64
+        )
     wrong = np.flatnonzero((times < _OLDEST_MS) | (times >= _NEWEST_MS))
     if len(wrong):
         raise DataInvalid(
-            f"{path}, row {wrong[0] + 1}: the time {times[wrong[0]]} is no milliseconds "
+            f"{path}, row {before + wrong[0] + 1}: the time {times[wrong[0]]} is no milliseconds "
             "of the epoch; give these, or a time with a zone."
         )
     return times
@@ -220,17 +238,19 @@ def _time_ms(path: Path, at: int, value: object) -> int:
     return -((_EPOCH - moment) // _MILLISECOND)
 
 
-def _numbers(path: Path, name: str, column: Sequence[Any]) -> NDArray[np.float64]:
+def _numbers(path: Path, name: str, column: Sequence[Any], before: int) -> NDArray[np.float64]:
     if isinstance(column, np.ndarray):
         numbers = column.astype(np.float64)
     else:
-        numbers = np.array([_number(path, name, at, value) for at, value in enumerate(column)])
+        numbers = np.array(
+            [_number(path, name, at, value) for at, value in enumerate(column, before)]
+        )
     wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
         at = int(wrong[0])
         value = numbers[at].item() if isinstance(column, np.ndarray) else column[at]
         raise DataInvalid(
-            f"{path}, row {at + 1}: {name} is {shown(value)}; every covariate must be "
+            f"{path}, row {before + at + 1}: {name} is {shown(value)}; every covariate must be "
             "finite, so leave such a row out."
         )
     return numbers.reshape(-1)
@@ -250,26 +270,28 @@ def _by_symbol(
     times: NDArray[np.int64],
     values: NDArray[np.float64],
     symbols: Sequence[Any] | None,
+    before: int,
+    newest: Mapping[str, int],
 ) -> dict[str, CovariateRows]:
     if symbols is None:
         names = [ALL_SYMBOLS] * len(times)
     else:
         names = [str(symbol or "") for symbol in symbols]
         if "" in names:
-            row = names.index("") + 1
-            raise DataInvalid(f"{path}, row {row}: the symbol is empty; name one.")
+            at = before + names.index("") + 1
+            raise DataInvalid(f"{path}, row {at}: the symbol is empty; name one.")
     places: dict[str, list[int]] = {}
     for at, symbol in enumerate(names):
         places.setdefault(symbol, []).append(at)
     by_symbol = {symbol: rows_of(times[at], values[at]) for symbol, at in places.items()}
     for symbol, rows in by_symbol.items():
-        steps = np.diff(rows.time_ms, prepend=0)
+        steps = np.diff(rows.time_ms, prepend=newest.get(symbol, 0))
         wrong = np.flatnonzero(steps <= 0)
         if len(wrong):
             whose = f" of {symbol}" if symbol else ""
             what = "the one before has too" if steps[wrong[0]] == 0 else "is before it"
             raise DataInvalid(
-                f"{path}, row {places[symbol][wrong[0]] + 1}: the time "
+                f"{path}, row {before + places[symbol][wrong[0]] + 1}: the time "
                 f"{iso(int(rows.time_ms[wrong[0]]))}{whose} {what}; times must ascend, each once."
             )
     return by_symbol
@@ -340,6 +362,16 @@ def find_covariates(database: Path, sha256: str) -> CovariateFile:
     return file
 
 
+class Growth(NamedTuple):
+    """A file as it was read: all of it, or the lines that were added."""
+
+    file: CovariateFile
+    is_whole: bool
+    lines: bytes = b""  # all up to these; none where the file is not text
+    rows: int = 0
+    newest_ms: Mapping[str, int] = MappingProxyType({})  # by symbol
+
+
 class GrowingFile:
     """A file of covariates that is read again and again."""
 
@@ -347,6 +379,7 @@ class GrowingFile:
         """Begin with nothing read."""
         self.path = path
         self._stamp: tuple[int, int, int] | None = None
+        self._taken: Growth | None = None
 
     def has_changed(self) -> bool:
         """Return whether the file is missing, or differs in size or times from the last call."""
@@ -359,6 +392,27 @@ class GrowingFile:
         self._stamp = status.st_size, status.st_mtime_ns, status.st_ino
         return self._stamp != before
 
-    def read(self) -> CovariateFile:
-        """Read the file, but for a line that has no end yet; raise as ``read_covariates`` does."""
-        return read_covariates(self.path, grows=True)
+    def read(self) -> Growth:
+        """Read the lines behind those taken in; raise as ``read_covariates`` does."""
+        if not is_text(self.path):
+            return Growth(read_covariates(self.path), is_whole=True)
+        content = file_bytes(self.path)
+        lines = content[: content.rfind(b"\n") + 1]  # the last line may be half written
+        header = content[: content.find(b"\n") + 1]
+        if not header:
+            raise DataInvalid(f"{self.path} has no rows; give covariates.")
+        taken = self._taken
+        is_whole = taken is None or not lines.startswith(taken.lines)
+        before, count, newest = (header, 0, {}) if taken is None or is_whole else taken[2:]
+        table = text_table(self.path, header + lines[len(before) :], before=count)
+        columns, rows = rows_in(self.path, table, before=count, newest=newest)
+        added = sum(map(len, rows.values()))
+        if not count + added:
+            raise DataInvalid(f"{self.path} has no rows; give covariates.")
+        file = CovariateFile(self.path, hashlib.sha256(lines).hexdigest(), columns, rows)
+        last = {symbol: int(series.time_ms[-1]) for symbol, series in rows.items()}
+        return Growth(file, is_whole, lines, count + added, {**newest, **last})
+
+    def take(self, growth: Growth) -> None:
+        """Take in the lines of *growth*, so that they are not read again."""
+        self._taken = growth

@@ -212,12 +212,13 @@ class CovariateReader:
 
         Raises ``DataInvalid`` where a known row changed.
         """
-        file = self._file.read()
-        self._require_same_symbols(file)
+        growth = self._file.read()
+        self._require_same_symbols(growth.file)
         new: list[CovariateRow] = []
-        for symbol, rows in file.chosen(self._covariates.columns).items():
+        for symbol, rows in growth.file.chosen(self._covariates.columns).items():
             earlier = self._covariates.rows_for(symbol)
-            self._require_unchanged(earlier, rows)
+            if growth.is_whole:
+                self._require_unchanged(earlier, rows)
             newest = int(earlier.time_ms[-1]) if len(earlier) else -1
             start = int(np.searchsorted(rows.time_ms, max(newest, since_ms), "right"))
             start = max(start - 1, 0) if newest < since_ms else start
@@ -226,6 +227,7 @@ class CovariateReader:
                 CovariateRow(symbol, time_ms, tuple(row))
                 for time_ms, row in zip(times, values, strict=True)
             ]
+        self._file.take(growth)
         return new
 
     def _require_same_symbols(self, file: CovariateFile) -> None:

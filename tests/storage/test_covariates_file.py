@@ -9,6 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from tracepaper.storage.covariates import (
+    GrowingFile,
     find_covariates,
     keep_covariates,
     read_covariates,
@@ -109,6 +110,12 @@ def test_no_file_and_one_of_another_kind_are_refused(tmp_path: Path) -> None:
 def test_a_column_that_the_model_knows_and_the_file_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="lacks the column 'heat', which the model was trained"):
         read_covariates(written(tmp_path, GOOD)).chosen(["mood", "heat"])
+
+
+def test_of_a_growing_file_a_line_that_is_not_ended_waits(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD + "2024-06-01T12:02:00Z,0.")
+    assert len(GrowingFile(path).read().file.rows[""]) == 2
+    assert len(read_covariates(path).rows[""]) == 3
 
 
 def test_what_is_kept_is_found_by_its_hash_and_a_changed_one_is_refused(tmp_path: Path) -> None:

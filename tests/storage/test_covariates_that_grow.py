@@ -1,4 +1,4 @@
-"""Files of covariates that grow: what is ended is read, and faults are named by their place."""
+"""Files of vectors that grow: what was added is read alone, what was rewritten is read whole."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ def line(minute: int, symbol: str = "BTCUSDT", mood: object = 0.5) -> str:
 
 @pytest.fixture
 def grown(tmp_path: Path) -> GrowingFile:
-    """Return a file of two rows that was looked at."""
+    """Return a file of two rows that were taken in."""
     path = tmp_path / "news.csv"
     path.write_text(HEAD + line(1) + line(2), encoding="utf-8")
     growing_file = GrowingFile(path)
     assert growing_file.has_changed()
+    first = growing_file.read()
+    assert first.is_whole
+    growing_file.take(first)
     assert not growing_file.has_changed()
     return growing_file
 
@@ -38,16 +41,30 @@ def add(file: GrowingFile, text: str) -> None:
 
 def times(file: GrowingFile) -> dict[str, list[int]]:
     """Return the minutes of what is read by symbol."""
-    rows = file.read().rows
+    rows = file.read().file.rows
     return {key: ((row.time_ms - NOON_MS) // 60_000).tolist() for key, row in rows.items()}
 
 
-def test_lines_are_read_once_they_are_ended(grown: GrowingFile) -> None:
+def test_of_lines_those_are_read_that_were_added(grown: GrowingFile) -> None:
+    assert times(grown) == {}
     add(grown, line(3) + line(2, "ETHUSDT") + line(4)[:-3])
     assert grown.has_changed()
-    assert times(grown) == {"BTCUSDT": [1, 2, 3], "ETHUSDT": [2]}
+    growth = grown.read()
+    assert not growth.is_whole
+    assert times(grown) == {"BTCUSDT": [3], "ETHUSDT": [2]}  # still, for it was not taken
+    grown.take(growth)
     add(grown, line(4)[-3:])
-    assert times(grown) == {"BTCUSDT": [1, 2, 3, 4], "ETHUSDT": [2]}
+    assert times(grown) == {"BTCUSDT": [4]}
+    assert growth.file.rows["BTCUSDT"].values.tolist() == [[0.5, 1.0]]
+
+
+def test_all_is_read_where_a_line_before_is_another(grown: GrowingFile) -> None:
+    text = grown.path.read_text(encoding="utf-8").replace("0.5", "0.6", 1)
+    grown.path.write_text(text + line(3), encoding="utf-8")
+    assert grown.read().is_whole
+    assert times(grown) == {"BTCUSDT": [1, 2, 3]}
+    grown.path.write_text(HEAD + line(2) + line(5), encoding="utf-8")  # an older row is taken out
+    assert times(grown) == {"BTCUSDT": [2, 5]}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +90,7 @@ def test_what_was_added_is_refused_by_its_place_in_the_file(
         with pytest.raises(DataInvalid, match=sentence):
             grown.read()
     grown.path.write_text(good + line(3), encoding="utf-8")
-    assert times(grown) == {"BTCUSDT": [1, 2, 3]}
+    assert times(grown) == {"BTCUSDT": [3]}
 
 
 @pytest.mark.parametrize("left", ["", "time,symbol", HEAD])
@@ -100,7 +117,10 @@ def test_parquet_is_read_whole_and_wherever_it_is_torn_it_is_refused(tmp_path: P
         at = [NOON_MS + 60_000 * minute for minute in range(count)]
         parquet.write_table(pa.table({"time": at, "mood": [0.5] * count}), path)
         file = GrowingFile(path)
-        assert len(file.read().rows[""]) == count
+        growth = file.read()
+        file.take(growth)
+        assert growth.is_whole
+        assert len(growth.file.rows[""]) == count
     whole = path.read_bytes()
     for size in range(0, len(whole), 7):
         for rest in (b"", b"\0" * (len(whole) - size)):  # cut off, or made long enough first
