@@ -283,7 +283,8 @@ class BarSequencer:
             events += (event if isinstance(event, Gap) else event[0] for event in ready)
             if not is_held and not len(state.pending):
                 return
-            await self._wait(min(wait_s, max(0.0, state.missing.due_s() - now_s)))
+            due_s = state.missing.due_s() - now_s  # passed where answers do not reach the hole
+            await self._wait(min(wait_s, due_s) if due_s > 0 else wait_s)
             wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
             bars = await self._request(state, sequence.next_open_ms, end_ms)
 
@@ -332,16 +333,18 @@ class BarSequencer:
         The newest quote and mark come before the last one alone.
         """
         ready, _ = self._drained(state, lambda: self._cause(state))
+        bars_left = sum(not isinstance(event, Gap) for event in ready)
         for left, event in zip(reversed(range(len(ready))), ready, strict=True):
             self.left = left
             if isinstance(event, Gap):
                 yield self._seen_now(event)
                 continue
             bar, *revisions = event
+            bars_left -= 1
             wait_s = self._wait_of(bar)
             async for before in self._settlements_before(state, bar.close_time_ms, wait_s):
                 yield before
-            for newest in () if left else state.undelivered():
+            for newest in () if bars_left else state.undelivered():
                 yield self._seen_now(newest)
             yield self._seen_now(bar)
             for repeated in revisions:

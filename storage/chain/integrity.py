@@ -20,8 +20,7 @@ from msgspec import MsgspecError, Struct
 from tracepaper.storage.chain.trades import check_closed, check_terms, check_trades
 from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
-from tracepaper.storage.database.chunks import select
-from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.chunks import select, snapshot
 from tracepaper.storage.database.writer import in_memory
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, place
 from tracepaper.storage.record.rows import OF_A_STEP
@@ -50,10 +49,11 @@ _STARTED: Final = (
     "SELECT json_extract(content, '$.model_sha256') FROM events WHERE kind = 'model_change'"
 )
 
+_OF_RUN: Final = "run_key = (SELECT run_key FROM runs WHERE run_id = ?)"
 _MOVED: Final = (
-    "SELECT sequence, amount, balance FROM ledger WHERE run_key = ? ORDER BY sequence, ordinal"
+    f"SELECT sequence, amount, balance FROM ledger WHERE {_OF_RUN} ORDER BY sequence, ordinal"
 )
-_CASH: Final = "SELECT sequence, cash FROM holdings WHERE run_key = ? AND book = 0"
+_CASH: Final = f"SELECT sequence, cash FROM holdings WHERE {_OF_RUN} AND book = 0"
 
 _ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.run_key = a.run_key AND s.sequence = a.sequence)"
 
@@ -111,17 +111,17 @@ def audit_runs(
         first_problem = problem
         if problem is None:
             try:
-                run_key = Reader(connection).stored_run(run_id).run_key
-                cash = _Cash(connection, run_key)
-                report = verify_chain(connection, run_id, head=head, take=cash.take)
-                first_problem = (
-                    report.problem
-                    or check_cash(connection, run_key, cash.changes)
-                    or check_terms(connection, run_id)
-                    or check_closed(connection, run_id)
-                )
-                if first_problem is None and report.pruned_until is not None:
-                    first_problem = check_trades(connection, run_id)
+                with snapshot(connection):
+                    cash = _Cash(connection, run_id)
+                    report = verify_chain(connection, run_id, head=head, take=cash.take)
+                    first_problem = (
+                        report.problem
+                        or check_cash(connection, run_id, cash.changes)
+                        or check_terms(connection, run_id)
+                        or check_closed(connection, run_id)
+                    )
+                    if first_problem is None and report.pruned_until is not None:
+                        first_problem = check_trades(connection, run_id)
             except _UNREADABLE as error:
                 first_problem = _damaged(str(error))
         audits.append(AuditResult(report, first_problem, warnings))
@@ -145,8 +145,8 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
 class _Cash:
     """The account's cash at the steps of a run, from its commits: (step, cash) where it changes."""
 
-    def __init__(self, connection: sqlite3.Connection, run_key: int) -> None:
-        self._of_holding = dict(connection.execute(_CASH, (run_key,)).fetchall())
+    def __init__(self, connection: sqlite3.Connection, run_id: str) -> None:
+        self._of_holding = dict(connection.execute(_CASH, (run_id,)).fetchall())
         self.changes: list[tuple[int, int | None]] = [(-1, None)]  # None: nothing says it
 
     def take(self, commit: Commit) -> None:
@@ -158,10 +158,10 @@ class _Cash:
 
 
 def check_cash(
-    connection: sqlite3.Connection, run_key: int, changes: Sequence[tuple[int, int | None]]
+    connection: sqlite3.Connection, run_id: str, changes: Sequence[tuple[int, int | None]]
 ) -> ChainProblem | None:
     """Return the first step of a run whose cash, by its *changes*, is not the sum of its ledger."""
-    moved = connection.execute(_MOVED, (run_key,)).fetchall()
+    moved = connection.execute(_MOVED, (run_id,)).fetchall()
     steps = [step for step, _ in changes]
     added = 0
     entries: list[tuple[Any, ...]] = [*moved, (SEQUENCE_LIMIT,)]

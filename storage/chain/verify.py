@@ -27,6 +27,7 @@ from tracepaper.storage.database.chunks import (
     prune_point,
     run_span,
     select,
+    snapshot,
 )
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, place
 from tracepaper.storage.record.hashing import (
@@ -123,8 +124,7 @@ def verify_chain(
     *take* gets each commit that holds. The run may grow meanwhile: all of it is read from one
     snapshot. Raises ``DataInvalid`` only where there is no such run; any damage is in the report.
     """
-    connection.execute("BEGIN")
-    try:
+    with snapshot(connection):
         row = connection.execute(RUN_ROW, (run_id,)).fetchone()
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
@@ -145,8 +145,6 @@ def verify_chain(
             problem = _rewritten(head, until)
         held = walk.due - begun
         return ChainReport(run_id, held, walk.head.digest, until, head_at, problem)
-    finally:
-        connection.rollback()
 
 
 class StoredCommit(NamedTuple):

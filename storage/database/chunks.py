@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +35,22 @@ CACHED_ROWS: Final = 4096
 
 StoredRow = tuple[Any, ...]
 _Rows = TypeVar("_Rows", StoredRow, list[StoredRow])
+
+
+@contextmanager
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Read from one snapshot, though a daemon may be writing: the open one, or one of this block.
+
+    A long one keeps the file's WAL from being written back.
+    """
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.rollback()
 
 
 # The interned row of a step lies in its run, under the sequence that the step names.

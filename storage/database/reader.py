@@ -28,6 +28,7 @@ from tracepaper.storage.database.chunks import (
     prune_point,
     run_span,
     select,
+    snapshot,
     step_rows,
 )
 from tracepaper.storage.database.connection import open_reader
@@ -207,14 +208,11 @@ class Reader:
 
         Counting costs a few milliseconds; only ``audit verify`` looks at every row.
         """
-        self.connection.execute("BEGIN")  # one snapshot: a daemon may be writing
-        try:
+        with snapshot(self.connection):
             run_key, count, head, opened = self.connection.execute(_COUNTED, (run_id,)).fetchone()
             (stored,) = self.connection.execute(_STORED, (run_key,)).fetchone()
             pruned, last = self.pruned(run_key), self._last_sequence(run_key)
             chain_end = chain_head(self.connection, run_key)
-        finally:
-            self.connection.rollback()
         until = -1 if pruned is None else pruned.until_sequence
         wanted = count - until - 1
         reached, digest = (-1, opened) if chain_end is None else (chain_end[0], chain_end[1].digest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tracepaper.storage.database.chunks import snapshot
 from tracepaper.storage.database.views import TWIN_TRADES, VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.sessions import named_splits
@@ -20,6 +20,7 @@ from tracepaper.strategies.types.market import Category, CorporateAction
 
 if TYPE_CHECKING:
     import sqlite3
+    from contextlib import AbstractContextManager
 
     from tracepaper.strategies.types.decisions import Run
 
@@ -41,14 +42,9 @@ class RunViews:
         self._connection = connection
         self.run_id = run_id
 
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
+    def snapshot(self) -> AbstractContextManager[None]:
         """Read from one snapshot, though a daemon may be writing."""
-        self._connection.execute("BEGIN")
-        try:
-            yield
-        finally:
-            self._connection.execute("COMMIT")
+        return snapshot(self._connection)
 
     def run(self) -> Row:
         """Return the run's own row; raise ``DataInvalid`` where the database has no such run."""

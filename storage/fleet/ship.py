@@ -8,7 +8,7 @@ either side it goes on behind the mark. The rules are docs/fleet.md, F4 to F9.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +22,7 @@ from tracepaper.storage.database.chunks import (
     StoredRow,
     prune_point,
     select,
+    snapshot,
 )
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
@@ -42,7 +43,7 @@ from tracepaper.storage.record.rows import (
 from tracepaper.strategies.errors import DataInvalid, ServerLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from psycopg import Connection
 
@@ -346,7 +347,7 @@ class Shipper:
     ) -> tuple[int, PrunePoint | None]:
         """Copy the next steps of a run; return their number, and the prune that is to follow."""
         key = state.run_key
-        with _snapshot(file):
+        with snapshot(file):
             row = file.execute(_RUN, (key,)).fetchone()
             pruned = prune_point(file, key)
             if pruned is not None and pruned.until_sequence == state.pruned_until:
@@ -475,16 +476,6 @@ def _insert(table: str) -> bytes:
     names = columns_of(table)
     listed = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))})"
     return listed.encode()
-
-
-@contextmanager
-def _snapshot(file: sqlite3.Connection) -> Iterator[None]:
-    """Read from one snapshot; a long one would keep the file's WAL from being written back."""
-    file.execute("BEGIN")
-    try:
-        yield
-    finally:
-        file.rollback()
 
 
 def database_id(path: Path) -> str:

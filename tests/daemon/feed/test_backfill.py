@@ -131,6 +131,17 @@ async def test_a_close_at_the_end_that_is_not_plausible_is_asked_for_until_it_is
         assert len(bars) == 40
 
 
+async def test_answers_that_stay_empty_are_asked_for_ever_less_often() -> None:
+    async with await serving(0, 2) as server:
+        rows = [list(map(str, server.rows["BTCUSDT"][at(index)])) for index in (2, 0)]
+        server.answer_next("kline", server.reply({**PAGE, "list": rows}))
+        for _ in range(20):
+            server.answer_next("kline", server.reply({**PAGE, "list": []}))
+        waits_s: list[float] = []
+        assert texts(await filled(server, 3, market(), waits_s=waits_s))[-1] == "2"
+        assert waits_s[0] > 300
+
+
 async def test_an_empty_answer_is_no_late_listing() -> None:
     for wrong in ([], [4], [2, 3, 4]):
         async with await serving(*range(5)) as server:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 
-from builders import MINUTE, START_MS, bar, instrument
+from builders import MINUTE, START_MS, bar, bars, instrument, quote
 from bybit_feed import sequencer_of
 from bybit_server import SteppedClock, exchange_section
 
@@ -13,8 +13,17 @@ from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import BackfillPage
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.sequencer import BarSequencer
-from tracepaper.daemon.feed.state import PENDING_MAX, BarSequence, FeedState
-from tracepaper.strategies.types.market import Bar, Event, Funding, GapCause, Instrument, Source
+from tracepaper.daemon.feed.state import PENDING_MAX, BarSequence, CloseFilter, FeedState
+from tracepaper.strategies.types.market import (
+    Bar,
+    Event,
+    Funding,
+    Gap,
+    GapCause,
+    Instrument,
+    Quote,
+    Source,
+)
 
 
 class SilentClient(BybitClient):
@@ -96,6 +105,24 @@ async def test_a_stream_that_was_held_is_delivered_behind_the_past_in_order() ->
     assert await opens(sequencer.release(key)) == [3]
     assert (key in sequencer.held, state.claim_request()) == (False, True)
     assert await opens(sequencer.bar(bar(index=4))) == [4]
+
+
+async def test_the_newest_quote_comes_before_the_last_bar_also_where_a_hole_follows_it() -> None:
+    clock, state = SteppedClock(START_MS), state_of()
+    usual = CloseFilter(20.0, bars(50))
+    state._close_filter = usual  # noqa: SLF001 - as a run's settings make it
+    sequencer, close = without_rest(state, clock), bars(50)[-1].close
+    candles = [bar(close, index=index, source=Source.REST) for index in range(3)]
+    far = bar(2 * close, index=3, source=Source.REST)
+    delivered: list[Event] = []
+    for wait_s, answer in ((0, candles[:1]), (0, [far]), (31, [candles[1], far])):
+        clock.advance(network_s=wait_s)
+        if wait_s:
+            state.keep(quote(at_ms=START_MS), matters=False)
+        page = BackfillPage(state.instrument.id, tuple(answer), clock.network_s())
+        delivered += [event async for event in sequencer.page(page)]
+    kinds = [type(event) for event in delivered]
+    assert kinds == [Gap, Bar, Gap, Quote, Bar, Gap]
 
 
 async def test_a_new_run_begins_with_the_first_bar_that_is_known() -> None:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from records import rows, tamper
 
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.rows import CHAINED_TABLES, RUN_TABLES, SPARSE_TABLES
@@ -101,11 +102,22 @@ def test_a_run_that_grows_while_it_is_checked_holds(tmp_path: Path) -> None:
 
     connection = sqlite3.connect(tmp_path / "a.db", factory=Meanwhile, isolation_level=None)
     connection.happens = grow
-    report = verify_chain(connection, "r-1")
-    assert (report.holds, report.steps) == (True, 30)
-    assert verify_chain(connection, "r-1").steps == 60
+    audited = audit(connection, "r-1")  # the cash and the ledger are those of the same moment
+    assert (audited.problem, audited.chain.steps) == (None, 30)
+    assert audit(connection, "r-1").chain.steps == 60
     connection.close()
     log.close()
+
+
+def test_a_run_that_no_run_can_be_is_a_broken_chain_and_no_error(tmp_path: Path) -> None:
+    cases.write_run(tmp_path / "a.db", cases.plain_steps(20))
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute("UPDATE runs SET kind = 'zz'")
+        connection.execute("PRAGMA ignore_check_constraints = OFF")
+        problem = audit(connection, "r-1").problem
+    assert problem is not None
+    assert "runs" in problem.sentence
 
 
 def columns_of_steps() -> list[tuple[str, str]]:
