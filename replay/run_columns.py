@@ -23,7 +23,6 @@ from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.decisions import GateSet
     from tracepaper.strategies.types.market import CorporateAction, Instrument
 

@@ -89,7 +89,7 @@ def parse(column: Column) -> Decimals:
 def column_of(path: Path, name: str, values: Any) -> Column:  # noqa: ANN401 - of any library
     """Return *values* as floats, integers (instants as microseconds) or text.
 
-    Raises ``DataInvalid`` where they are no column, or an instant is missing.
+    An instant that is missing is NaN. Raises ``DataInvalid`` where they are no column.
     """
     if getattr(getattr(values, "dtype", None), "tz", None) is not None:  # pandas with a zone
         values = getattr(values, "dt", values).tz_convert("UTC")
@@ -98,10 +98,9 @@ def column_of(path: Path, name: str, values: Any) -> Column:  # noqa: ANN401 - o
     if array.ndim != 1:
         raise DataInvalid(f"{path}: {name} is no column of single values: give one value a row.")
     if array.dtype.kind == "M":
-        if np.isnat(array).any():
-            row = int(np.flatnonzero(np.isnat(array))[0]) + 1
-            raise DataInvalid(f"{path}: row {row}: {name} is no time; correct or remove the row.")
-        return array.astype("datetime64[us]").astype(np.int64)
+        micros: Column = array.astype("datetime64[us]").astype(np.int64)
+        empty = np.isnat(array)
+        return np.where(empty, np.nan, micros) if empty.any() else micros
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
     if array.dtype.kind == "f":

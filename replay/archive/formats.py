@@ -180,9 +180,16 @@ def _read_in_bulk(
         widths = enumerate(line.count(delimiter) + 1 for line in lines)
         row, wrong = next(each for each in widths if each[1] != width)
         raise _wrong_width(path, f"line {start + row}", wrong, width)
-    cells = delimiter.join(lines).split(delimiter)
-    columns = {name: cells[place::width] for place, name in enumerate(names)}
-    return RawTable(path, _text_columns(columns), start + np.arange(len(lines)))
+    parts = []
+    for first in range(0, len(lines), LINES_TOGETHER):
+        cells = delimiter.join(lines[first : first + LINES_TOGETHER]).split(delimiter)
+        parts.append(_text_columns({name: cells[at::width] for at, name in enumerate(names)}))
+    columns = {
+        name: np.concatenate([part[name] for part in parts])
+        for name in names
+        if all(name in part for part in parts)
+    }
+    return RawTable(path, columns, start + np.arange(len(lines)))
 
 
 def _text_columns(columns: Mapping[str, Sequence[bytes]]) -> dict[str, Column]:
@@ -231,6 +238,8 @@ UNPACKED_TIMES: Final = 200
 UNPACKED_FREE: Final = 128 * 2**20
 """Bytes to which any file may unpack: they fit into any machine's memory."""
 LINE_LIMIT: Final = 2**20
+LINES_TOGETHER: Final = 50_000
+"""Lines whose cells are objects at a time: of a million they take some 400 MB."""
 PART_BYTES: Final = 2**18
 
 

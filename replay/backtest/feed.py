@@ -81,14 +81,15 @@ class ArchiveFeed:
         traded = {instrument.id: instrument for instrument in instruments}
         self._together = tuple(traded) if closes_together else ()
         whole = {part.instrument: aligned(part, traded) for part in joined}
-        ends = (0 if from_ms is None else from_ms, 2**62 if until_ms is None else until_ms)
+        begin_ms = -(2**62) if from_ms is None else from_ms  # candles may lie before 1970
+        ends = (begin_ms, 2**62 if until_ms is None else until_ms)
         cut = []
         for part in whole.values():
             first, last = np.searchsorted(part.open_time_ms, ends).tolist()
             cut.append(part[max(first - warmup_bars, 0) : last])
         self.candles: tuple[Candles, ...] = tuple(part for part in cut if len(part))
         every = [part.open_time_ms for part in self.candles]
-        periods = [opens[np.searchsorted(opens, from_ms or 0) :] for opens in every]
+        periods = [opens[np.searchsorted(opens, begin_ms) :] for opens in every]
         if not (starts := [int(opens[0]) for opens in periods if opens.size]):
             raise DataInvalid(_empty_period(data, from_ms, until_ms))
         self.interval_ms: int = joined[0].interval_ms

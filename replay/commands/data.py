@@ -85,7 +85,7 @@ def check(
                 figures = quality(candles)
                 document, of_file = asdict(figures), _lines(figures)
             documents.append({"valid": True, **document})
-        except DataInvalid as error:
+        except (ConfigInvalid, DataInvalid) as error:
             refused += 1
             documents.append({"path": path, "valid": False, "error": str(error)})
             of_file = [f"✗ {error}"]

@@ -78,7 +78,8 @@ def list_models(
         given.append(kept_folder(db, ""))
     checkpoints = list(listed(given))
     if not checkpoints:
-        raise DataInvalid("No checkpoint lies there; `tracepaper train` makes one.")
+        sentence = "No checkpoint lies there; `tracepaper train` makes one."
+        return Answer({"models": [], "experimental_kinds": []}, sentence, 1)
     kinds = [] if folders else _unproven(checkpoints)
     documents = [
         {"folder": str(place), "card": read, "experimental": experimental(read)}

@@ -76,7 +76,8 @@ class Faults:
         """
         for place, fault in enumerate(self._armed):
             kind = FAULTS[fault.kind]
-            if kind.stage == stage and topic.startswith(fault.topic or kind.aim):
+            aims = (fault.topic, kind.aim) if stage == "rows" else (fault.topic or kind.aim,)
+            if kind.stage == stage and all(map(topic.startswith, aims)):
                 del self._armed[place]
                 tally = self.tally(fault.kind)
                 tally.fired += 1

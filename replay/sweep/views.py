@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from tracepaper.strategies.units import count_of, number
 
 CELLS_SHOWN: Final = 5
 HEAT_COLUMNS: Final = 10
+HEAT_ROWS: Final = 60
 ERRORS_SHOWN: Final = 3
 COMPARED: Final[dict[str, Form]] = {
     "return": "gain percent",
@@ -67,7 +68,7 @@ def _parts(sweep: Sweep) -> Iterator[Part]:
         yield Paragraph("How much of it is luck", "heading")
         for sentence in luck(sweep):
             yield Paragraph(sentence, "item")
-    for sentence in _errors(sweep):
+    for sentence in _errors(sweep) if sweep.best is not None else ():
         yield Paragraph(sentence)
     if is_walk or sweep.best is None:
         yield FoldedParts("Every run", (_every_run(sweep, is_walk=is_walk),))
@@ -171,7 +172,9 @@ def _heat(sweep: Sweep, heat: Heat) -> Table:
     )
     by = f"{heat.y} (down) and {heat.x} (across)" if heat.y else heat.x
     title = f"{sweep.objective}{', bp,' * ('bp' in form)} by {by}: medians over all else"
-    return Table("heat", title, tuple(figures), rows, best="most" if sweep.maximize else "least")
+    best: Literal["most", "least"] = "most" if sweep.maximize else "least"
+    whole = len(rows) <= HEAT_ROWS  # a terminal shows every row, the best too
+    return Table("heat", title, tuple(figures), rows, best=best, whole=whole)
 
 
 def luck(sweep: Sweep) -> Iterator[str]:

@@ -247,7 +247,8 @@ def test_single_precision_counts_as_its_shortest_text_wherever_it_comes_from(
             for name in ("open", "high", "low", "close", "volume")
         },
     }
-    polars.DataFrame(columns).write_parquet(tmp_path / "BTCUSDT.parquet")
+    unread = {"expiry": [None, datetime(2025, 6, 27, tzinfo=UTC), None]}
+    polars.DataFrame(columns | unread).write_parquet(tmp_path / "BTCUSDT.parquet")
     for candles in (
         read_candles(tmp_path / "BTCUSDT.parquet"),
         candles_of_frame(columns, symbol="BTCUSDT"),

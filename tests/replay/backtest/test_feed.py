@@ -151,6 +151,9 @@ def test_a_period_is_fed_with_its_warm_up_before_it() -> None:
 
 def test_without_a_start_the_period_starts_with_the_data() -> None:
     assert feed(candles([3, 4])).period_start_ms == T0 + 3 * MINUTE
+    opens = np.array([-2 * MINUTE, -MINUTE])  # before 1970
+    old = feed(replace(candles([3, 4]), open_time_ms=opens))
+    assert (old.period_start_ms, old.bar_count) == (-2 * MINUTE, 2)
 
 
 def test_an_empty_period_is_refused_with_the_span_of_the_data() -> None:

@@ -516,8 +516,10 @@ async def test_pages_of_candles_are_disturbed_in_six_ways_each_once() -> None:
         starts = [int(row[0]) for row in true["list"]]
 
         async def disturbed(kind: str) -> Message:
-            exchange.arm(kind)
-            await client.get("time")  # no page of candles, so it is not hit
+            exchange.arm(kind, topic="/v5/market")
+            await client.result(
+                "instruments-info", category="linear"
+            )  # no page of candles, so it is not hit
             message = await page(client)
             assert await page(client) == true
             return message
