@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
-    Answer,
+    CommandAnswer,
     ConfigOption,
     DatabaseOption,
     SetOption,
@@ -64,7 +64,7 @@ def status(
     ready: Annotated[
         bool, typer.Option("--ready", help="Print only whether it is ready, or why not.")
     ] = False,
-) -> Answer:
+) -> CommandAnswer:
     """Show the running daemon: health, account, and the last decision with its gates.
 
     Exit code 1 where it is not ready.
@@ -76,7 +76,7 @@ def status(
     document: Status = ask(database_path(db, config), "/status")
     shown = Text("\n").join(_lines(document))
     words = "\n".join(document["not_ready"]) or "ready"
-    return Answer(document, words if ready else shown, 0 if document["ready"] else 1)
+    return CommandAnswer(document, words if ready else shown, 0 if document["ready"] else 1)
 
 
 def _lines(status: Status) -> list[Text]:
@@ -147,14 +147,14 @@ def command(
     note: Annotated[str, typer.Option(help="Reason, stored with the event.")] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Halt, resume or flatten the running daemon."""
     from tracepaper.daemon.http.client import give
 
     if kind.upper() not in set(CommandKind):
         raise ConfigInvalid(f"{kind!r} is no command; write {', '.join(CommandKind)}.")
     answer = give(database_path(db, config), CommandKind(kind.upper()), note)
-    return Answer(answer, f"{kind.upper()} is event {answer['sequence']} of the run.")
+    return CommandAnswer(answer, f"{kind.upper()} is event {answer['sequence']} of the run.")
 
 
 notify_app = typer.Typer(help="Try the addresses of notices.")
@@ -167,7 +167,7 @@ def _group() -> None:
 
 @notify_app.command("test")
 @answers
-def notify_test(config: ConfigOption = None, settings: SetOption = None) -> Answer:
+def notify_test(config: ConfigOption = None, settings: SetOption = None) -> CommandAnswer:
     """Send one message to each of notify.addresses, and say which took it.
 
     Exit code 1 where an address has not taken it.
@@ -182,7 +182,7 @@ def notify_test(config: ConfigOption = None, settings: SetOption = None) -> Answ
         for of in deliveries
     ]
     is_missed = any(delivery.error for delivery in deliveries)
-    return Answer({"deliveries": deliveries}, "\n".join(lines), int(is_missed))
+    return CommandAnswer({"deliveries": deliveries}, "\n".join(lines), int(is_missed))
 
 
 config_app = typer.Typer(help="Write, check and print the configuration.")
@@ -196,7 +196,7 @@ def init(
     ] = None,
     *,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-) -> Answer:
+) -> CommandAnswer:
     """Write a configuration in which every key is documented."""
     from tracepaper.daemon.config.loading import DEFAULT_FILE, example
 
@@ -210,7 +210,7 @@ def init(
         raise ConfigInvalid(
             f"{path} cannot be written ({error.strerror}); name another place."
         ) from None
-    return Answer({"file": str(path)}, f"Wrote {path}; `tracepaper run -c {path}` uses it.")
+    return CommandAnswer({"file": str(path)}, f"Wrote {path}; `tracepaper run -c {path}` uses it.")
 
 
 ConfigArgument = Annotated[
@@ -232,7 +232,7 @@ def check(
     *,
     config: ConfigOption = None,
     settings: SetOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Build all that a run is built of, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
@@ -245,7 +245,7 @@ def check(
     check_notify(loaded.notify)
     preflight(loaded, loaded.storage.path)
     market = loaded.market
-    return Answer(
+    return CommandAnswer(
         {"valid": True, "config_sha256": loaded.sha256()},
         f"The configuration can be used: {strategy_name(loaded)} on {', '.join(market.symbols)} "
         f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}.",
@@ -259,13 +259,13 @@ def show(
     *,
     config: ConfigOption = None,
     settings: SetOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Print the configuration as it will be used, defaults and environment included."""
     from tracepaper.daemon.config.loading import load, render, with_settings
 
     loaded = load(with_settings(_one_of(file, config), settings))
     document = {**loaded.settings(), "config_sha256": loaded.sha256()}
-    return Answer(document, render(loaded).rstrip("\n"))
+    return CommandAnswer(document, render(loaded).rstrip("\n"))
 
 
 @answers
@@ -277,7 +277,7 @@ def doctor(
         bool,
         typer.Option("--online", help="Also ask the exchange, and the server of storage.ship_to."),
     ] = False,
-) -> Answer:
+) -> CommandAnswer:
     """Check Python, packages, SQLite, disk, checkpoint and, with --online, what it talks to."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, ask_fleet, diagnose
@@ -293,4 +293,4 @@ def doctor(
     width = max(len(finding.check) for finding in findings)
     lines = (f"{marks[of.verdict]} {of.check:<{width}}  {of.detail}" for of in findings)
     has_failed = any(finding.verdict is Verdict.FAIL for finding in findings)
-    return Answer({"findings": findings}, "\n".join(lines), int(has_failed))
+    return CommandAnswer({"findings": findings}, "\n".join(lines), int(has_failed))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracepaper.daemon.commands.options import (
-    Answer,
+    CommandAnswer,
     ConfigOption,
     DatabaseOption,
     answers,
@@ -62,7 +62,7 @@ def ship(
     db: DatabaseOption = None,
     config: ConfigOption = None,
     service: Annotated[bool, typer.Option("--service", hidden=True)] = False,
-) -> Answer | None:
+) -> CommandAnswer | None:
     """Copy committed steps into a fleet's PostgreSQL, each once and in order, beside a daemon.
 
     The password comes from PGPASSWORD, a service file or .pgpass. Ctrl-C ends it; it goes on behind
@@ -88,7 +88,7 @@ def ship(
         "steps": shipped.steps,
         "holes": shipped.holes,
     }
-    return Answer(document, f"Shipped {count_of(shipped.steps, 'step')} of {path}.")
+    return CommandAnswer(document, f"Shipped {count_of(shipped.steps, 'step')} of {path}.")
 
 
 def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
@@ -255,7 +255,7 @@ def pull(
             "--database", metavar="ID", help="Of several databases, the one with this id."
         ),
     ] = "",
-) -> Answer:
+) -> CommandAnswer:
     """Write a database of a fleet, or one run of it, into a new file, equal row by row.
 
     Weights of models are not in it: lay the folder FILE.checkpoints of the machine beside it.
@@ -275,13 +275,13 @@ def pull(
     shown = f"Pulled {count_of(pulled.rows['steps'], 'step')} of {runs} into {db}."
     if pulled.absent:
         shown += f"\nRun {pulled.absent}, opened before it in the same database, is absent."
-    return Answer(document, shown)
+    return CommandAnswer(document, shown)
 
 
 @answers
 def fleet(
     url: Annotated[str, typer.Argument(metavar="URL", help="The PostgreSQL, without a password.")],
-) -> Answer:
+) -> CommandAnswer:
     """Show every daemon and run of a fleet: health, lag, positions, equity, last decision, alarms.
 
     Exit code 1 where one of them has an alarm.
@@ -291,7 +291,7 @@ def fleet(
     runs = overview(url)
     nothing = "The fleet holds no run yet; `tracepaper db ship` brings the first."
     has_alarm = any(run.alarms for run in runs)
-    return Answer(runs, _table(runs) if runs else nothing, int(has_alarm))
+    return CommandAnswer(runs, _table(runs) if runs else nothing, int(has_alarm))
 
 
 def _table(runs: list[FleetRun]) -> object:

@@ -135,7 +135,7 @@ def reads_record(command: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-class Answer(NamedTuple):
+class CommandAnswer(NamedTuple):
     """The answer of a command: as one JSON document, and as people read it.
 
     ``shown`` is a text, what Rich draws, or a function that prints it.
@@ -146,7 +146,7 @@ class Answer(NamedTuple):
     code: int = 0  # with which the process exits
 
 
-def answers(command: Callable[..., Answer | None]) -> Callable[..., None]:
+def answers(command: Callable[..., CommandAnswer | None]) -> Callable[..., None]:
     """Give *command* the option --json, print its answer, and exit with its code."""
     signature = inspect.signature(command, eval_str=True)
     option = inspect.Parameter(

@@ -10,7 +10,7 @@ import typer
 
 from tracepaper.daemon.commands.fleet import ToOption, pull, server_of, ship
 from tracepaper.daemon.commands.options import (
-    Answer,
+    CommandAnswer,
     ConfigOption,
     DatabaseOption,
     answers,
@@ -61,7 +61,7 @@ def verify(
     ] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
     from tracepaper.storage.database.reader import resolve
 
@@ -87,7 +87,7 @@ def verify(
 
 def _verify(
     path: Path, run_id: str, digest: bytes | None, *, every: bool, named: str = ""
-) -> Answer:
+) -> CommandAnswer:
     """Check the database *path*, which is called *named*."""
     from tracepaper.storage.chain.integrity import audit_runs
     from tracepaper.storage.database.reader import Reader
@@ -104,7 +104,7 @@ def _verify(
     for warning in audits[0].warnings:
         say(f"warning: {warning}", err=True)
     is_broken = not all(audited.holds for audited in audits)
-    return Answer(documents if every else documents[0], "\n".join(lines), int(is_broken))
+    return CommandAnswer(documents if every else documents[0], "\n".join(lines), int(is_broken))
 
 
 def _document(database: str, audited: AuditResult) -> dict[str, object]:
@@ -157,7 +157,7 @@ def _digest(text: str) -> bytes:
 @answers
 def head(
     run: RunArgument = "last", *, db: DatabaseOption = None, config: ConfigOption = None
-) -> Answer:
+) -> CommandAnswer:
     """Print the digest of a run's last commit, to be kept where nobody can rewrite it."""
     from tracepaper.storage.database.reader import Reader
 
@@ -166,7 +166,7 @@ def head(
         stored = reader.stored_run(run_id)
     steps, digest = stored.step_count, stored.head_digest.hex()
     document = {"run_id": run_id, "steps": steps, "head": digest}
-    return Answer(document, f"{run_id} {steps} {digest}")
+    return CommandAnswer(document, f"{run_id} {steps} {digest}")
 
 
 def _listing(question: str, words: str) -> Callable[..., None]:
@@ -178,7 +178,7 @@ def _listing(question: str, words: str) -> Callable[..., None]:
         limit: LimitOption = 20,
         db: DatabaseOption = None,
         config: ConfigOption = None,
-    ) -> Answer:
+    ) -> CommandAnswer:
         from tracepaper.storage.database import queries
 
         return _newest(getattr(queries, question), limit, located(run, db, config))
@@ -208,7 +208,7 @@ def sql(
     ] = 60.0,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Ask the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) in SQL, read-only."""
     from tracepaper.storage.database.queries import ask_aside
 
@@ -230,7 +230,7 @@ def export(
     ] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Write every view of a run as Parquet by day, again as often as you like.
 
     A file that differs is replaced, whole.
@@ -252,10 +252,10 @@ def export(
             f"Kept: {kept} files hold rows that the run has no longer; delete them to end that."
         )
     document = {"run_id": run_id, "folder": str(parquet), **written._asdict()}
-    return Answer(document, "\n".join(lines))
+    return CommandAnswer(document, "\n".join(lines))
 
 
-def _newest(question: str, limit: int, located: RunLocation) -> Answer:
+def _newest(question: str, limit: int, located: RunLocation) -> CommandAnswer:
     """Ask a prepared question of one run, and return its rows, the newest last."""
     from tracepaper.storage.database.queries import ask
     from tracepaper.storage.database.reader import Reader
@@ -268,7 +268,7 @@ def _newest(question: str, limit: int, located: RunLocation) -> Answer:
     return _rows(answered.oldest_first())._replace(code=0 if answered.rows else 1)
 
 
-def _rows(answered: QueryAnswer) -> Answer:
+def _rows(answered: QueryAnswer) -> CommandAnswer:
     """Return rows: a table on a terminal, tab-separated lines elsewhere."""
     if answered.cut:
         say(f"Shown: {answered.cut}; there are more (--rows N).", err=True)
@@ -278,7 +278,7 @@ def _rows(answered: QueryAnswer) -> Answer:
             (text.replace("\t", " ").replace("\n", " ") for text in line)
             for line in (list(map(_text, answered.columns)), *lines)
         )
-        return Answer(answered.documents(), "\n".join(map("\t".join, cells)))
+        return CommandAnswer(answered.documents(), "\n".join(map("\t".join, cells)))
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -286,7 +286,7 @@ def _rows(answered: QueryAnswer) -> Answer:
     table = Table(*columns, box=None, header_style="bold")
     for line in lines:
         table.add_row(*map(Text, line))
-    return Answer(answered.documents(), table)
+    return CommandAnswer(answered.documents(), table)
 
 
 def _text(value: object) -> str:
@@ -304,7 +304,7 @@ db_app.command()(pull)
 
 @db_app.command()
 @answers
-def create(*, to: ToOption = None, config: ConfigOption = None) -> Answer:
+def create(*, to: ToOption = None, config: ConfigOption = None) -> CommandAnswer:
     """Make the tables and views of a fleet in PostgreSQL; make its views anew if it has tables."""
     from tracepaper.storage.fleet.server import shown
     from tracepaper.storage.fleet.tables import make_schema
@@ -316,7 +316,7 @@ def create(*, to: ToOption = None, config: ConfigOption = None) -> Answer:
         if is_new
         else "has its tables already; its views were made anew"
     )
-    return Answer({"database": shown(url), "is_new": is_new}, f"{shown(url)} {what}.")
+    return CommandAnswer({"database": shown(url), "is_new": is_new}, f"{shown(url)} {what}.")
 
 
 @db_app.command()
@@ -326,7 +326,7 @@ def backup(
     *,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Copy the database consistently, also while a daemon writes it, and the models of its runs.
 
     Checkpoints and covariates are copied beside FILE, as they lie beside the database.
@@ -343,7 +343,7 @@ def backup(
         for folder in sorted({copy.relative_to(file.parent).parts[0] for copy in folders})
     ]
     copies = [str(copy) for copy in folders]
-    return Answer({**document, "beside": copies}, "\n".join(lines))
+    return CommandAnswer({**document, "beside": copies}, "\n".join(lines))
 
 
 @db_app.command()
@@ -360,7 +360,7 @@ def prune(
     ] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
 
     The bars stay that the first decision of those days looks back on, so that `verify` derives all
@@ -405,4 +405,4 @@ def prune(
         for pruning in prunings
     ]
     lines.append(f"{path} now takes {path.stat().st_size:,} bytes.")
-    return Answer({"database": str(path), "runs": prunings}, "\n".join(lines))
+    return CommandAnswer({"database": str(path), "runs": prunings}, "\n".join(lines))

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tracepaper.daemon.commands.options import Answer, answers, tell
+from tracepaper.daemon.commands.options import CommandAnswer, answers, tell
 
 app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
 
 @app.command()
 @answers
-def ingest() -> Answer:
+def ingest() -> CommandAnswer:
     """Measure frames parsed to typed bars a CPU second."""
     from tracepaper.replay.bench.ingest import measure_ingest
 
@@ -37,7 +37,7 @@ def replay(
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="With this model, say informer-1m.")
     ] = None,
-) -> Answer:
+) -> CommandAnswer:
     """Measure bars a CPU second with every decision stored and chained."""
     from tracepaper.replay.bench.replay import measure_model, measure_replay
 
@@ -60,7 +60,7 @@ def live(
     checkpoint: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Also with this model of minutes.")
     ] = None,
-) -> Answer:
+) -> CommandAnswer:
     """Measure milliseconds from the last bar of a close to the commit of its last decision."""
     from tracepaper.replay.bench.live import measure_live
 
@@ -86,7 +86,7 @@ def attention(
             metavar="MODULE:FUNCTION", help="Also your function of (inputs, mask); repeat."
         ),
     ] = None,
-) -> Answer:
+) -> CommandAnswer:
     """Measure what an explanation costs beside the forward that it explains."""
     from tracepaper.replay.bench.attention import SIZES, measure
     from tracepaper.replay.bench.machine import machine_line
@@ -99,13 +99,13 @@ def attention(
             lines.append(f"\n{title}")
         tables.setdefault(title, []).append(row)
         lines.append("  ".join(f"{name} {_shown(value)}" for name, value in row.items()))
-    return Answer(tables, "\n".join(lines))
+    return CommandAnswer(tables, "\n".join(lines))
 
 
-def _answer(title: str, figures: Mapping[str, Any]) -> Answer:
+def _answer(title: str, figures: Mapping[str, Any]) -> CommandAnswer:
     """Return the figures, line by line."""
     lines = (f"  {name.replace('_', ' '):32} {_shown(value)}" for name, value in figures.items())
-    return Answer(figures, "\n".join([title, *lines]))
+    return CommandAnswer(figures, "\n".join([title, *lines]))
 
 
 def _shown(value: object) -> str:

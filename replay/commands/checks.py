@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
-    Answer,
     ColumnsOption,
+    CommandAnswer,
     ConfigOption,
     DatabaseOption,
     DepthOption,
@@ -59,7 +59,7 @@ def verify(
         typer.Option(help="Published funding rates to compare the settlements with; repeat."),
     ] = None,
     db: DatabaseOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Derive a run again from its stored events; exit 1 with the first difference if any."""
     from tracepaper.replay.archive import read_funding
     from tracepaper.replay.archive.columns import instant
@@ -85,7 +85,7 @@ def verify(
     lines = [*(_followed if verification.holds else _why_not)(verification)]
     lines += [line for funding_check in settled for line in _funding(funding_check)]
     document = {**asdict(verification), "funding": compared, "holds": holds}
-    return Answer(document, "\n".join(lines), int(not holds))
+    return CommandAnswer(document, "\n".join(lines), int(not holds))
 
 
 def _followed(verification: Verification) -> Iterator[str]:
@@ -187,7 +187,7 @@ def parity(
     ] = None,
     service: ServiceOption = False,
     db: DatabaseOption = None,
-) -> Answer | None:
+) -> CommandAnswer | None:
     """Compare two runs, or a day of one with its replay; exit 1 with the first difference if any.
 
     With one RUN its last full UTC day is replayed from its record, as the daemon does each day; a
@@ -221,10 +221,10 @@ def parity(
             ComparedRun(a, first_place.run_id), ComparedRun(b, second_place.run_id)
         )
     document = {**asdict(comparison), "holds": comparison.holds}
-    return Answer(document, "\n".join(_compared(comparison)), int(not comparison.holds))
+    return CommandAnswer(document, "\n".join(_compared(comparison)), int(not comparison.holds))
 
 
-def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> Answer | None:
+def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> CommandAnswer | None:
     """Replay one day of a run from its record, and say whether it is the same."""
     from tracepaper.daemon.session.child import frame_of, take_output
     from tracepaper.replay.archive.columns import instant
@@ -245,7 +245,9 @@ def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> Answer
         output.write(frame_of(check))
         return None
     keep_check(place.path, checked, "parity", check)
-    return Answer(check, f"{check.reason}.", int(check.outcome is not ParityOutcome.IDENTICAL))
+    return CommandAnswer(
+        check, f"{check.reason}.", int(check.outcome is not ParityOutcome.IDENTICAL)
+    )
 
 
 def _compared(comparison: Parity) -> Iterator[str]:
@@ -299,7 +301,7 @@ def lookahead(
         int | None,
         typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
     ] = None,
-) -> Answer:
+) -> CommandAnswer:
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
@@ -325,7 +327,7 @@ def lookahead(
     lines += [f"To know: {sentence}." for sentence in finding.depends]
     lines += [f"Cannot be proved: {sentence}." for sentence in finding.unproved]
     document = {**asdict(finding), "verdict": finding.verdict, "holds": finding.holds}
-    return Answer(document, "\n".join(lines), int(not finding.holds))
+    return CommandAnswer(document, "\n".join(lines), int(not finding.holds))
 
 
 @command(Consumer.RECURSIVE)
@@ -337,7 +339,7 @@ def recursive(
     bars: Annotated[
         int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
     ] = None,
-) -> Answer:
+) -> CommandAnswer:
     """Check the warm-up: start later; exit 1 if a decision after the warm-up differs."""
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
@@ -380,7 +382,7 @@ def recursive(
     )
     document = {"check": "recursive", **asdict(finding), "holds": finding.holds}
     document |= {"warmup": warmup, "bars": wanted}
-    return Answer(document, f"recursive: {sentence}", int(not finding.holds))
+    return CommandAnswer(document, f"recursive: {sentence}", int(not finding.holds))
 
 
 def _preloaded(config: Config) -> list[str]:
@@ -430,7 +432,7 @@ def calibrate(
     db: DatabaseOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Compare your real fills with what paper would have had; propose slippage and latency.
 
     With --run, say of each decision what paper had, what your account had, and why they differ.
@@ -457,7 +459,7 @@ def calibrate(
     )
 
 
-def _join(fills: Path, place: RunLocation) -> Answer:
+def _join(fills: Path, place: RunLocation) -> CommandAnswer:
     """Hold the fills of a file to the decisions of a run, store that, and show it."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.archive.executions import read_executions
@@ -493,14 +495,14 @@ def _join(fills: Path, place: RunLocation) -> Answer:
         f"run {place.run_id}."
     )
     parts = [*counted(what, findings.left_out, findings.notes), *tables]
-    return Answer(document, lambda: show(Terminal(), parts))
+    return CommandAnswer(document, lambda: show(Terminal(), parts))
 
 
-def _costs(findings: SlippageFindings, what: str) -> Answer:
+def _costs(findings: SlippageFindings, what: str) -> CommandAnswer:
     """Return *findings*, of which *what* says how much was compared."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.checks import slippage
     from tracepaper.replay.document.terminal import show
 
     parts = slippage.parts_of(findings, what)
-    return Answer(slippage.as_document(findings), lambda: show(Terminal(), parts))
+    return CommandAnswer(slippage.as_document(findings), lambda: show(Terminal(), parts))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
-    Answer,
     ColumnsOption,
+    CommandAnswer,
     ConfigOption,
     SymbolOption,
     answers,
@@ -59,7 +59,7 @@ def check(
     category: CategoryOption = None,
     columns: ColumnsOption = None,
     calendar: CalendarOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Check files of candles, order books or events: what each holds, or why it is refused."""
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.series import quality
@@ -90,7 +90,9 @@ def check(
             documents.append({"path": path, "valid": False, "error": str(error)})
             of_file = [f"✗ {error}"]
         lines += of_file
-    return Answer({"files": documents, "refused": refused}, "\n".join(lines), min(refused, 1))
+    return CommandAnswer(
+        {"files": documents, "refused": refused}, "\n".join(lines), min(refused, 1)
+    )
 
 
 def _lines(quality: Quality) -> list[str]:
@@ -175,7 +177,7 @@ def record(
     ] = None,
     config: ConfigOption = None,
     service: Annotated[str | None, typer.Option("--service", hidden=True)] = None,
-) -> Answer | None:
+) -> CommandAnswer | None:
     """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it.
 
     With --events every change of the book and every public trade is kept as it came, of several
@@ -205,7 +207,7 @@ def record(
     qualities = [quality for path in wanted if (quality := _recorded(path)) is not None]
     documents = [asdict(quality) for quality in qualities]
     lines = [line for quality in qualities for line in _recorded_lines(quality)]
-    return Answer(documents if len(documents) > 1 else documents[0], "\n".join(lines))
+    return CommandAnswer(documents if len(documents) > 1 else documents[0], "\n".join(lines))
 
 
 def _recorded(path: Path, columns: Sequence[str] | None = None) -> RecordingQuality | None:
@@ -292,12 +294,12 @@ def samples(
     folder: Annotated[
         Path, typer.Argument(metavar="[FOLDER]", help="Target folder, created if missing.")
     ] = Path("samples"),
-) -> Answer:
+) -> CommandAnswer:
     """Copy the bundled candles, frames and configurations, which the documentation names."""
     from tracepaper.replay.samples import copy_samples
 
     copies = copy_samples(folder)
-    return Answer(
+    return CommandAnswer(
         {"folder": str(folder), "files": [path.name for path in copies]},
         f"{folder} holds {len(copies)} files; {folder / 'SOURCES.md'} says whose they are.",
     )
@@ -320,7 +322,7 @@ def fetch(
         Path, typer.Option(metavar="FOLDER", help="Folder of the CSV files, created if missing.")
     ] = Path("candles"),
     config: ConfigOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Download candles from the exchange to a file a symbol; run it again to continue."""
     import sys
 
@@ -343,7 +345,7 @@ def fetch(
     )
     outcomes = run_loop(fetch_order(load(config), order, quiet=not sys.stderr.isatty()))
     lines = map(_outcome_line, outcomes)
-    return Answer({"series": [asdict(outcome) for outcome in outcomes]}, "\n".join(lines))
+    return CommandAnswer({"series": [asdict(outcome) for outcome in outcomes]}, "\n".join(lines))
 
 
 def _outcome_line(outcome: FetchResult) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracepaper.daemon.commands.options import (
-    Answer,
     ColumnsOption,
+    CommandAnswer,
     ConfigOption,
     DepthOption,
     HtmlOption,
@@ -80,7 +80,7 @@ def evaluate(
             help="Inspect N decisions: deletion, context, permutation, attribution; or intervals.",
         ),
     ] = None,
-) -> Answer:
+) -> CommandAnswer:
     """Evaluate a model on the bars after its calibration, against every baseline.
 
     Each recipe evaluated on a span counts as one opening of it; --folds trains
@@ -137,7 +137,7 @@ def evaluate(
     )
     each = each_on(on, jobs)
     if sentences := untrained(checkpoint):
-        return Answer({"says": list(sentences), "figures": {}}, "\n".join(sentences))
+        return CommandAnswer({"says": list(sentences), "figures": {}}, "\n".join(sentences))
     request, files = DataRequest(data, columns=columns or ()), SideFiles(covariates, depth or ())
     reader = ModelReader(request, files, given, options.threads)
     if folds is not None:
@@ -175,7 +175,7 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
             raise ConfigInvalid(f"--{option} {why}")
 
 
-def _answer(judged: ModelJudgement, html: Path | None) -> Answer:
+def _answer(judged: ModelJudgement, html: Path | None) -> CommandAnswer:
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.learning.judge.tables import (
         as_document,
@@ -194,7 +194,7 @@ def _answer(judged: ModelJudgement, html: Path | None) -> Answer:
         for of in judged.findings
     ]
     others = [{"name": name, "id": other} for name, other in judged.compared]
-    return Answer(
+    return CommandAnswer(
         {**as_document(model_id, judged.recipe, every), "findings": findings, "beside": others},
         lambda: show(for_tables(), every, judged.findings),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracepaper.daemon.commands.options import Answer, tell
+from tracepaper.daemon.commands.options import CommandAnswer, tell
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.fitted import Each
@@ -22,7 +22,7 @@ def each_on(on: str | None, jobs: int | None) -> Each:
     return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.judge.folds",))
 
 
-def answer_of_folds(folds: FoldTables, html: Path | None) -> Answer:
+def answer_of_folds(folds: FoldTables, html: Path | None) -> CommandAnswer:
     """Return what folds say, and write it as a page where *html* is given."""
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
@@ -34,6 +34,6 @@ def answer_of_folds(folds: FoldTables, html: Path | None) -> Answer:
         write_document_page(TitledParts(f"Folds of {folds.model_id}", tuple(folds.tables)), html)
         tell(f"The page is {html}.")
     document = {"id": folds.model_id, "recipe": folds.recipe, "folds": folds.text}
-    return Answer(
+    return CommandAnswer(
         {**document, "tables": documents(folds.tables)}, lambda: show(for_tables(), folds.tables)
     )

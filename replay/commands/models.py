@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from tracepaper.daemon.commands.options import (
-    Answer,
     ColumnsOption,
+    CommandAnswer,
     ConfigOption,
     DatabaseOption,
     DepthOption,
@@ -68,7 +68,7 @@ def list_models(
     *,
     db: DatabaseOption = None,
     card: Annotated[bool, typer.Option("--card", help="Print the whole cards.")] = False,
-) -> Answer:
+) -> CommandAnswer:
     """List the bundled checkpoints, those kept beside a database, and those in FOLDER."""
     from tracepaper.replay.learning.card import experimental
     from tracepaper.storage.checkpoints import BUNDLED, CARD_NAME, kept_folder, listed, locate
@@ -79,7 +79,7 @@ def list_models(
     checkpoints = list(listed(given))
     if not checkpoints:
         sentence = "No checkpoint lies there; `tracepaper train` makes one."
-        return Answer({"models": [], "experimental_kinds": []}, sentence, 1)
+        return CommandAnswer({"models": [], "experimental_kinds": []}, sentence, 1)
     kinds = [] if folders else _unproven(checkpoints)
     documents = [
         {"folder": str(place), "card": read, "experimental": experimental(read)}
@@ -94,7 +94,7 @@ def list_models(
             f"Experimental, for no bundled checkpoint of theirs has beaten persistence: "
             f"{', '.join(kinds)}; `tracepaper train --set model.kind=NAME` fits one."
         )
-    return Answer({"models": documents, "experimental_kinds": kinds}, "\n".join(lines))
+    return CommandAnswer({"models": documents, "experimental_kinds": kinds}, "\n".join(lines))
 
 
 @models.command()
@@ -155,7 +155,7 @@ def export(
             "--bars", metavar="N", help="Bars of the input window; by default the model's context."
         ),
     ] = None,
-) -> Answer:
+) -> CommandAnswer:
     """Write a network for another runtime, compared with the original before it is named so.
 
     Of an ensemble, the network is taken. Its inputs are the model's feature rows and
@@ -166,7 +166,7 @@ def export(
     for package in ("onnx", "onnxscript"):
         require(package, "--to onnx", to == "onnx")
     exported = StoredNetwork.open(model).exported(to, out, bars=bars)
-    return Answer(
+    return CommandAnswer(
         exported,
         f"{out} holds {exported['model_id']} for {to}: windows of {exported['bars']:,} bars of "
         f"{exported['columns']} columns ({exported['features']}) in, horizons "
@@ -290,7 +290,7 @@ def retrain(
         int | None, typer.Option(min=1, help="Number of the evaluation; by default the next one.")
     ] = None,
     service: ServiceOption = False,
-) -> Answer | None:
+) -> CommandAnswer | None:
     """Train on a database's bars as a daemon does; report whether it would promote the model.
 
     The keys of retrain say how. The newest time, retrain.judge, is kept from the training; both
@@ -316,8 +316,8 @@ def retrain(
         output.write(frame_of(judgement))
         return None
     if not judgement.is_judged:
-        return Answer(judgement, f"Nothing was judged: {judgement.reason}.")
-    return Answer(
+        return CommandAnswer(judgement, f"Nothing was judged: {judgement.reason}.")
+    return CommandAnswer(
         judgement,
         f"{judgement.outcome.value.capitalize()}: {judgement.reason}.\n"
         f"Candidate {judgement.candidate_sha256[:12]} lies in {judgement.candidate}.\n"

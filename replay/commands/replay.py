@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from tracepaper.daemon.commands.options import (
-    Answer,
     ColumnsOption,
+    CommandAnswer,
     ConfigOption,
     HtmlOption,
     JsonOption,
@@ -46,7 +46,7 @@ def replay(
         bool,
         typer.Option("--verify", help="Derive the run again at its end, and store the result."),
     ] = False,
-) -> Answer:
+) -> CommandAnswer:
     """Backtest on candles, or replay a recorded run's events; every decision is stored.
 
     --data FILE.db#RUN names a run instead of candles.
@@ -84,7 +84,7 @@ def replay(
     }
     differs = check is not None and check.outcome is not ParityOutcome.IDENTICAL
     code = int(differs) if tally.finished else INTERRUPTED
-    return Answer(document, lambda: _show_run(run, check), code)
+    return CommandAnswer(document, lambda: _show_run(run, check), code)
 
 
 @contextmanager
@@ -220,7 +220,7 @@ def sweep(
     ] = None,
     spec: RunSpec,
     html: HtmlOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Try many configurations on the same candles; estimate how much of the best is luck.
 
     The same command continues an interrupted sweep. Exit code 1 if every run failed.
@@ -271,7 +271,7 @@ def sweep(
             else f"Its cells are in {kept}; to look at them: tracepaper ui --db {kept}"
         )
 
-    return Answer(swept.document(), shown, int(swept.best is None))
+    return CommandAnswer(swept.document(), shown, int(swept.best is None))
 
 
 def _objective(text: str) -> Objective:

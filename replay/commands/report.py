@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
-    Answer,
+    CommandAnswer,
     ConfigOption,
     DatabaseOption,
     FromOption,
@@ -79,7 +79,7 @@ def report(
     notes: Annotated[bool, typer.Option("--notes", help="Show caveats.")] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Report a run: performance, costs, refusals by gate, and attribution."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.document.terminal import show
@@ -126,7 +126,7 @@ def report(
             show(Terminal(), series.series)
 
     document = as_document(run_report, analysis)
-    return Answer(document | ({} if series is None else series.document()), shown)
+    return CommandAnswer(document | ({} if series is None else series.document()), shown)
 
 
 def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | InfluenceReport:
@@ -340,7 +340,7 @@ def whatif(
     ] = None,
     from_: FromOption = None,
     db: DatabaseOption = None,
-) -> Answer:
+) -> CommandAnswer:
     """Run a recorded run again with other keys, without a gate or from later on; compare decisions.
 
     It takes the run's own bars and forecasts, in memory: no model is loaded, nothing is written.
@@ -366,4 +366,4 @@ def whatif(
             )
         )
     document = what_if_document(result)
-    return Answer(as_json(result), lambda: show_document(Terminal(), document))
+    return CommandAnswer(as_json(result), lambda: show_document(Terminal(), document))

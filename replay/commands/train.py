@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tracepaper.daemon.commands.options import Answer, ColumnsOption, DepthOption, answers
+from tracepaper.daemon.commands.options import ColumnsOption, CommandAnswer, DepthOption, answers
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
@@ -79,7 +79,7 @@ def train(
             help="Print the recipe of a kind or a file, each key explained; ? lists the kinds.",
         ),
     ] = None,
-) -> Answer | None:
+) -> CommandAnswer | None:
     """Train a model on candles, evaluate it on untouched time, and write it with its card.
 
     --set lies over RECIPE, and RECIPE over the defaults of the kind, flash; a key without a section
@@ -117,7 +117,7 @@ def train(
     request = DataRequest(data, files.read(), columns or ())
     if out is None:
         tables = described(read_dataset(chosen, request))
-        return Answer({each.key: each.documents() for each in tables}, lambda: _show(tables))
+        return CommandAnswer({each.key: each.documents() for each in tables}, lambda: _show(tables))
     first = int(document.get("training", {}).get("seed", 0))
     of_seeds = [over(document, {"training": {"seed": first + nth}}) for nth in range(seeds or 0)]
     recipes = [recipe_of(of_seed) for of_seed in of_seeds] or [chosen]
@@ -136,7 +136,7 @@ def train(
             _print(folder, checkpoint)
         _show(study)
 
-    return Answer(documents[0] if len(documents) == 1 else several, shown)
+    return CommandAnswer(documents[0] if len(documents) == 1 else several, shown)
 
 
 def _show(tables: Sequence[Table]) -> None:

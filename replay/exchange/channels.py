@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tracepaper.replay.exchange.candles import Candle, mix
-from tracepaper.replay.exchange.fault_kinds import ClosingCandle, Outcome
+from tracepaper.replay.exchange.fault_kinds import ClosingCandle, FaultEffect
 from tracepaper.replay.exchange.faults import Faults
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.strategies.months import interval_end
@@ -228,7 +228,7 @@ class CandleChannel(Channel):
         market = self._market
         candle = market.series.open_candle(self._interval, row, end_ms)
         element = self._element(candle, at_ms, confirm=True)
-        closed = Outcome((element,))
+        closed = FaultEffect((element,))
         if change := self._faults.hit("close", at_ms, self.topic):
             write = partial(self._element, at_ms=at_ms, confirm=True)
             listing = market.listing

@@ -71,11 +71,11 @@ class Hit(NamedTuple):
 
 
 Stage = Literal[
-    "frame",  # one data frame: body -> ``Outcome``
+    "frame",  # one data frame: body -> ``FaultEffect``
     "connection",  # as soon as somebody listens: the hub -> None
     "handshake",  # a new connection; it cuts the others when it is armed: -> ``HttpReply``
     "push",  # an open candle that is not near its close: element -> element
-    "close",  # a candle at its close, which REST has unharmed: ``ClosingCandle`` -> ``Outcome``
+    "close",  # a candle at its close, which REST has unharmed: ``ClosingCandle`` -> ``FaultEffect``
     "answer",  # in place of an answer of REST: -> ``HttpReply`` or ``ExchangeError``
     "body",  # the bytes of an answer: body -> body
     "time",  # the server's time of an answer: time, path, result -> time and result
@@ -109,7 +109,7 @@ class FaultKind(NamedTuple):
         return self.stage in {"answer", "body", "time", "rows"} and self.aim != FUNDING_PATH
 
 
-class Outcome(NamedTuple):
+class FaultEffect(NamedTuple):
     """What is sent in place of a frame, or of a closing frame's elements.
 
     Now, so many ms of market time later, and after the next frame.
@@ -129,9 +129,9 @@ class ClosingCandle(NamedTuple):
     step: int
     write: Callable[[Candle], Message]
 
-    def changed(self, **fields: str | int) -> Outcome:
+    def changed(self, **fields: str | int) -> FaultEffect:
         """Return it sent once, with other *fields* of what is written."""
-        return Outcome((self.element | fields,))
+        return FaultEffect((self.element | fields,))
 
 
 class HttpReply(NamedTuple):
@@ -165,7 +165,7 @@ def _half_at_candles(number: int) -> dict[str, Any]:
     return {"topic": CANDLES} if number % 2 else {}
 
 
-def _malformed(body: bytes, hit: Hit) -> Outcome:
+def _malformed(body: bytes, hit: Hit) -> FaultEffect:
     """Break the frame in one of four ways, each in its turn."""
     topic = encode({"topic": msgspec.json.decode(body).get("topic")})
     broken = (
@@ -174,7 +174,7 @@ def _malformed(body: bytes, hit: Hit) -> Outcome:
         body.replace(b'":"', b'":"x'),  # words where numbers belong
         b"[]",  # JSON, but no object
     )
-    return Outcome((broken[hit.turn % len(broken)],))
+    return FaultEffect((broken[hit.turn % len(broken)],))
 
 
 def times(text: str, factor: int) -> str:
@@ -189,7 +189,7 @@ def _moved(text: str, factor: Decimal) -> str:
     return f"{(price * factor).quantize(coarser):f}"
 
 
-def _date_ahead(body: bytes, hit: Hit) -> Outcome:
+def _date_ahead(body: bytes, hit: Hit) -> FaultEffect:
     """Send before the frame one of twice its prices and all its dates ahead, candles closed."""
     ahead_ms = hit.fault.ms or max(AHEAD_MS, int(AHEAD_S * 1_000 * hit.speed))
     frame: Message = msgspec.json.decode(body)
@@ -211,7 +211,7 @@ def _date_ahead(body: bytes, hit: Hit) -> Outcome:
         for side in ("b", "a"):
             if side in item:
                 item[side] = [[times(price, 2), size] for price, size in item[side]]
-    return Outcome((encode(frame), body))
+    return FaultEffect((encode(frame), body))
 
 
 def _items(frame: Message) -> list[Message]:
@@ -219,11 +219,11 @@ def _items(frame: Message) -> list[Message]:
     return data if isinstance(data, list) else [data]
 
 
-def _foreign_frame(body: bytes, _hit: Hit) -> Outcome:
+def _foreign_frame(body: bytes, _hit: Hit) -> FaultEffect:
     frame: Message = msgspec.json.decode(body)
     for item in _items(frame):
         item |= {name: STRANGER for name in ("s", "symbol") if name in item}
-    return Outcome((encode(frame),))
+    return FaultEffect((encode(frame),))
 
 
 def _with_data(body: bytes, changed: Callable[[Message], Message], **head: str) -> bytes:
@@ -260,14 +260,16 @@ def _dearer(data: Message) -> Message:
     return {name: _moved(price, FALSE_MARK) for name, price in prices.items()}
 
 
-def _in_data(changed: Callable[[Message], Message]) -> Callable[[bytes, Hit], Outcome]:
+def _in_data(changed: Callable[[Message], Message]) -> Callable[[bytes, Hit], FaultEffect]:
     """Return what sends a frame with its data *changed* in its place."""
-    return lambda body, _hit: Outcome((_with_data(body, changed),))
+    return lambda body, _hit: FaultEffect((_with_data(body, changed),))
 
 
-def _before(changed: Callable[[Message], Message], kind: str) -> Callable[[bytes, Hit], Outcome]:
+def _before(
+    changed: Callable[[Message], Message], kind: str
+) -> Callable[[bytes, Hit], FaultEffect]:
     """Return what sends a frame of *kind*, with its data *changed*, before the frame."""
-    return lambda body, _hit: Outcome((_with_data(body, changed, type=kind), body))
+    return lambda body, _hit: FaultEffect((_with_data(body, changed, type=kind), body))
 
 
 # ------------------------------------------------------------ candles at their close
@@ -279,38 +281,38 @@ PAGE_FACTOR: Final = 1_001
 """The same of REST: two ways that say the same by chance would be believed, as they should be."""
 
 
-def _revised_close(closing: ClosingCandle, _hit: Hit) -> Outcome:
+def _revised_close(closing: ClosingCandle, _hit: Hit) -> FaultEffect:
     """Send it again with another close and more volume, inside its own range."""
     candle, tick = closing.candle, closing.tick
     close = candle.close + tick if candle.close + tick <= candle.high else candle.close - tick
     revised = candle._replace(
         close=close, low=min(candle.low, close), volume=candle.volume + closing.step
     )
-    return Outcome((closing.element,), ((REVISION_DELAY_MS, closing.write(revised)),))
+    return FaultEffect((closing.element,), ((REVISION_DELAY_MS, closing.write(revised)),))
 
 
-def _off_grid(closing: ClosingCandle, hit: Hit) -> Outcome:
+def _off_grid(closing: ClosingCandle, hit: Hit) -> FaultEffect:
     by_ms = hit.fault.delay_ms
     return closing.changed(**{name: closing.element[name] + by_ms for name in ("start", "end")})
 
 
-def _double_close(closing: ClosingCandle, _hit: Hit) -> Outcome:
+def _double_close(closing: ClosingCandle, _hit: Hit) -> FaultEffect:
     closed = closing.element
-    return Outcome((closed | {"close": closed["low"], "open": closed["high"]}, closed))
+    return FaultEffect((closed | {"close": closed["low"], "open": closed["high"]}, closed))
 
 
-def _implausible_close(closing: ClosingCandle, _hit: Hit) -> Outcome:
+def _implausible_close(closing: ClosingCandle, _hit: Hit) -> FaultEffect:
     price = times(closing.element["close"], FACTOR)
     return closing.changed(close=price, high=price)
 
 
-def _hollow_close(closing: ClosingCandle, _hit: Hit) -> Outcome:
+def _hollow_close(closing: ClosingCandle, _hit: Hit) -> FaultEffect:
     candle = closing.candle
     hollow = candle._replace(high=candle.high + closing.tick, volume=0, turnover=0)
-    return Outcome((closing.write(hollow),))
+    return FaultEffect((closing.write(hollow),))
 
 
-def _absurd_turnover(closing: ClosingCandle, _hit: Hit) -> Outcome:
+def _absurd_turnover(closing: ClosingCandle, _hit: Hit) -> FaultEffect:
     whole = int(Decimal(closing.element["turnover"])) + 1
     return closing.changed(turnover=str(FACTOR * whole))
 
@@ -398,26 +400,26 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     "drop": FaultKind(
         "frame",
         "one data frame is never sent (topic)",
-        lambda _body, _hit: Outcome(),
+        lambda _body, _hit: FaultEffect(),
         dealt=_half_at_candles,
     ),
     "delay": FaultKind(
         "frame",
         "one data frame is sent ms of market time late, behind later ones (topic, ms)",
-        lambda body, hit: Outcome(later=((hit.fault.delay_ms, body),)),
+        lambda body, hit: FaultEffect(later=((hit.fault.delay_ms, body),)),
         default_ms=3_000,
         dealt=_half_at_candles,
     ),
     "duplicate": FaultKind(
         "frame",
         "one data frame is sent twice (topic)",
-        lambda body, _hit: Outcome((body, body)),
+        lambda body, _hit: FaultEffect((body, body)),
         dealt=_half_at_candles,
     ),
     "reorder": FaultKind(
         "frame",
         "one data frame is sent after the next one (topic)",
-        lambda body, _hit: Outcome(after_next=(body,)),
+        lambda body, _hit: FaultEffect(after_next=(body,)),
         dealt=_half_at_candles,
     ),
     "malformed": FaultKind(
@@ -454,7 +456,7 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     "missing_close": FaultKind(
         "close",
         "one closed candle is never sent; REST has it (topic)",
-        lambda _closing, _hit: Outcome(),
+        lambda _closing, _hit: FaultEffect(),
     ),
     "revised_close": FaultKind(
         "close", "one closed candle is sent again with other values, not as in REST", _revised_close
@@ -462,7 +464,7 @@ FAULTS: Final[Mapping[str, FaultKind]] = {
     "late_close": FaultKind(
         "close",
         "one closed candle is sent ms of market time late (topic, ms)",
-        lambda closing, hit: Outcome(later=((hit.fault.delay_ms, closing.element),)),
+        lambda closing, hit: FaultEffect(later=((hit.fault.delay_ms, closing.element),)),
         default_ms=8_000,
     ),
     "early_confirm": FaultKind(

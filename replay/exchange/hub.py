@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import WSMsgType, web
 
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
-from tracepaper.replay.exchange.fault_kinds import FAULTS, Fault, Outcome
+from tracepaper.replay.exchange.fault_kinds import FAULTS, Fault, FaultEffect
 from tracepaper.replay.exchange.faults import Faults
 
 # ------------------------------------------------------------ limits
@@ -337,7 +337,7 @@ class Hub:
             return
         held_back, self._held_back = self._held_back, []
         now_ms = self.clock.now_ms()
-        sent = Outcome((frame.body,))
+        sent = FaultEffect((frame.body,))
         if change := self.faults.hit("frame", now_ms, frame.topic):
             sent = change(frame.body)
         for body in sent.now:

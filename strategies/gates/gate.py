@@ -290,6 +290,15 @@ GATES: Final[dict[str, Gate]] = {}
 """Every gate by its name."""
 
 
+def _is_off_without_key(threshold: object) -> bool:
+    """Return whether nothing says the threshold where its key is not set: a time has one."""
+    return (
+        isinstance(threshold, ThresholdKey)
+        and threshold.default is None
+        and threshold.form is not ThresholdForm.MILLISECONDS
+    )
+
+
 def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
     kind: GateKind,
     unit: str,
@@ -317,8 +326,12 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
         name = measure.__name__
         if kind is GateKind.RISK:
             name = f"risk.{name.removeprefix('risk_')}"
-        if threshold is None or name in GATES:
-            raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
+        if threshold is None:
+            raise InvariantBroken(f"Gate {name} has no threshold: give at_least or at_most.")
+        if name in GATES:
+            raise InvariantBroken(f"Gate {name} is declared already: choose another name.")
+        if kind is not GateKind.RISK and _is_off_without_key(threshold):
+            raise InvariantBroken(f"Gate {name} of {kind} needs a default of its key.")
         if not (MEASURES | HEAD_MEASURES).issuperset(needs):
             raise InvariantBroken(f"Gate {name} needs {sorted(needs)}, not all of them measures.")
         GATES[name] = Gate(

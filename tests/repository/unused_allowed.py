@@ -39,9 +39,6 @@ twin_equity, twin_fills, strategy_decisions, while_down
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano
 
-# Printed into docs/ by `make golden`.
-documentation
-
 # Figures of a report, read by their paths.
 final_median, volatility_day, drawdown_bars, calmar, peak_ms, trough_ms, recovered_ms
 period_correlation
@@ -54,8 +51,8 @@ ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_tex
 last_refusal, last_fill, first_sequence, last_sequence
 is_live, is_ready, is_wrong, first_difference
 
-# What libraries read: the command's name, the charset of an answer.
-ui, charset
+# What libraries read: the command's name.
+ui
 
 # The library of attention: what is asked for by its name.
 gated_rise  # by its name in relevance_rules

@@ -33,8 +33,8 @@ from tracepaper.replay.exchange.fault_kinds import (
     RETCODES,
     STATUSES,
     Fault,
+    FaultEffect,
     FaultKind,
-    Outcome,
 )
 from tracepaper.replay.exchange.faults import FaultPlan, ListedFault, fault_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
@@ -542,7 +542,7 @@ async def test_a_fault_that_is_declared_once_is_found_everywhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     meaning = "one frame is sent in capitals"
-    shout = FaultKind("frame", meaning, lambda body, _: Outcome((body.upper(),)))
+    shout = FaultKind("frame", meaning, lambda body, _: FaultEffect((body.upper(),)))
     monkeypatch.setitem(FAULTS, "shout", shout)
     assert f"| `shout` | {meaning} |" in surface_page()
     plain = await plain_frames()
