@@ -69,7 +69,7 @@ _UNREADABLE: Final = (
 """What a damaged file makes SQLite, or the reading of its values, raise."""
 
 NEVER_FOUND: Final = (
-    "Deleting the newest run, or deriving all of a run anew from a changed input, is found by a "
+    "Deleting the newest run, cutting off a run's end, or deriving a run anew is found by a "
     "head that was kept elsewhere, and by nothing else."
 )
 ADDED_SINCE: Final = "Steps or runs added after the head that was kept are not found even so."
