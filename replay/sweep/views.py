@@ -196,8 +196,8 @@ def luck(sweep: Sweep) -> Iterator[str]:
             failed = f" ({near.failed} more failed)" if near.failed else ""
             yield (
                 f"The {count_of(len(near.values), 'point')} one step beside it{failed} came to a "
-                f"median of {in_words(near.median, sweep.objective)}: a peak that its neighbours "
-                "do not share is chance."
+                f"median of {in_words(near.median, sweep.objective)}; where they do not share a "
+                "peak, it is chance."
             )
     mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
     if mean is not None and error:
