@@ -86,6 +86,8 @@ def check(
                 document, of_file = asdict(figures), _lines(figures)
             documents.append({"valid": True, **document})
         except (ConfigInvalid, DataInvalid) as error:
+            if isinstance(error, ConfigInvalid) and not documents:
+                raise
             refused += 1
             documents.append({"path": path, "valid": False, "error": str(error)})
             of_file = [f"✗ {error}"]
