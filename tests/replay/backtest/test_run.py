@@ -33,7 +33,7 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
     )
     predicted: list[Event] = []
 
-    class Listening:
+    class ListeningStrategy:
         is_silent = False
 
         def predict(self, unit: Unit) -> Sequence[None]:
@@ -47,7 +47,7 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
 
     tally = Tally()
     audit.begin(replay.run, replay.engine.gate_sets)
-    run_events(source(), Listening(), replay.engine, audit, tally)
+    run_events(source(), ListeningStrategy(), replay.engine, audit, tally)
     audit.close()
     assert (tally.bars, tally.decisions, tally.finished) == (300, 300, True)
     assert predicted == list(replay.feed.events())

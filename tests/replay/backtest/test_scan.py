@@ -87,12 +87,12 @@ def test_many_instruments_are_read_ahead_by_whole_stretches(
     keys = [f"linear:{name}USDT" for name in "ABC"]
     counts: list[int] = []
 
-    class Counting(FixedForecaster):
+    class CountingBars(FixedForecaster):
         def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
             counts.append(len(bars))
             return super().scan(bars)
 
-    forecaster = Counting(says, context=CONTEXT)
+    forecaster = CountingBars(says, context=CONTEXT)
     machine = ScanPredictor(
         forecaster, FixedForecaster(says, context=CONTEXT), keys, period_start_ms=0
     )

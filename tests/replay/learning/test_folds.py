@@ -95,30 +95,32 @@ def test_planted_leaks_are_found() -> None:
     fold = combinatorial(SPAN, 5, 2, embargo_ms=EMBARGO_MS)[4]
     (start, _), *_ = fold.test
 
-    class Unpurged(Fold):
+    class FoldWithoutPurge(Fold):
         def labelled(self, segment: Segment, horizons: object, part: Part) -> np.ndarray:
             mask = super().labelled(segment, HORIZONS, part)
             if part is Part.TRAIN:  # the last bar before a test: its label ends inside
                 mask[np.searchsorted(segment.open_time_ms, start) - 1, 0] = True
             return mask
 
-    class Unembargoed(Fold):
+    class FoldWithoutEmbargo(Fold):
         def labelled(self, segment: Segment, horizons: object, part: Part) -> np.ndarray:
             return replace(fold, embargo_ms=0).labelled(segment, HORIZONS, part)
 
     walk = walk_forward(SPAN, 3, embargo_ms=EMBARGO_MS)[0]
 
-    class Shared(Fold):  # what calibrates stops the fit as well
+    class FoldWithSharedBars(Fold):  # what calibrates stops the fit as well
         def labelled(self, segment: Segment, horizons: object, part: Part) -> np.ndarray:
             return walk.labelled(segment, HORIZONS, part)
 
     sound = with_calibration(walk)
     assert leaks(sound, [BARS]) == 0
-    shared = Shared(sound.train, sound.validation, sound.test, EMBARGO_MS, sound.calibration)
+    shared = FoldWithSharedBars(
+        sound.train, sound.validation, sound.test, EMBARGO_MS, sound.calibration
+    )
     assert leaks(shared, [BARS]) > 0
     values = (fold.train, fold.validation, fold.test, fold.embargo_ms)
-    assert leaks(Unpurged(*values), [BARS]) == 1
-    assert leaks(Unembargoed(*values), [BARS]) > 0
+    assert leaks(FoldWithoutPurge(*values), [BARS]) == 1
+    assert leaks(FoldWithoutEmbargo(*values), [BARS]) > 0
 
 
 @settings(max_examples=40, deadline=None)
