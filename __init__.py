@@ -101,9 +101,9 @@ def __getattr__(name: str) -> object:
     if name == "attention":
         return import_module("tracepaper.strategies.attention")
     if name in _HOMES:
-        found: object = getattr(import_module(f"tracepaper.{_HOMES[name]}"), name)
-        globals()[name] = found
-        return found
+        exported: object = getattr(import_module(f"tracepaper.{_HOMES[name]}"), name)
+        globals()[name] = exported
+        return exported
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
