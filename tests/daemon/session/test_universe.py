@@ -161,6 +161,7 @@ def test_a_universe_decides_a_run() -> None:
             b"\n".join(b"M%dUSDT" % at for at in range(201)),
             "names 201 symbols, and a run trades 200",
         ),
+        (b"#" * 1_000_001, "more than 1,000,000 letters"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(

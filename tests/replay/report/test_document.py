@@ -40,9 +40,11 @@ def test_figures_of_a_day_are_those_of_its_ends_and_of_a_year_there_are_none(
         assert (figures.cagr, figures.sharpe, figures.volatility) == (None, None, None)
         assert figures.probabilistic_sharpe is None
         assert account.activity is None or account.activity.turnover is None
-    note, held = tables(cross_report)["accounts"].notes
+    accounts = tables(cross_report)["accounts"]
+    assert "a day, bp" in map(accounts.heading, range(len(accounts.figures)))
+    note, held = accounts.notes
     assert "buy and hold begins there too, with all the money" in held
-    assert "1,500 bars on 1.0 days. Under 30 days nothing is annualised" in note
+    assert "1,500 bars on 1.0 days, too few for one. Under 30 days nothing is annualised" in note
 
 
 def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
