@@ -196,7 +196,10 @@ def build_report(
         random=tuple(
             twins for of in ledgers if (twins := random_twins(record, of, marks)) is not None
         ),
-        monthly=() if divided else tuple(metrics.monthly_returns(_within(record), equity)),
+        # Midnight belongs to the day before: every close lies in the bar that it ends.
+        monthly=()
+        if divided
+        else tuple(metrics.monthly_returns(np.append(times[:1], times[1:] - 1), equity)),
         drawdowns=() if divided else tuple(metrics.worst_drawdowns(times, equity)),
         rolling=metrics.rolling_sharpe(
             record.times_ms[:0] if divided else record.times_ms,
@@ -281,11 +284,6 @@ def _performance(record: RunRecord, times_ms: Ints, equity: Floats) -> Performan
 def _times(record: RunRecord) -> Ints:
     """Return the times of the equity curve: the first open, then every close."""
     return np.concatenate((record.times_ms[:1] - record.bar_times.interval_ms, record.times_ms))
-
-
-def _within(record: RunRecord) -> Ints:
-    """Put every close into the bar that it ends: midnight belongs to the day before."""
-    return np.concatenate((record.times_ms[:1] - record.bar_times.interval_ms, record.times_ms - 1))
 
 
 def _marks(record: RunRecord) -> Ints:
