@@ -71,7 +71,8 @@ def decided_panel(times: Sequence[int], closes: Sequence[float], height: int) ->
     """Return a panel of the price with a mark at the decided bar, the last."""
     panel = close_panel(times, closes, height)
     mark = MarkLayer("decided bar", times[-1:], rounded(closes[-1:], 8))
-    return structs.replace(panel, layers=[*panel.layers, mark])
+    title = "The dot is the decided bar."
+    return structs.replace(panel, layers=[*panel.layers, mark], title=title)
 
 
 LEVELS_SHOWN: Final = 7
