@@ -195,7 +195,7 @@ def document(
     margins = flips.pop("gates")
     return {
         "run": {name: stored.run[name] for name in ("run_id", "kind", "strategy", "interval")},
-        "states": [state.document() for state in stored.states],
+        "states": [asdict(state) for state in stored.states],
         "title": title,
         "decision": stored.decision,
         "notes": {

@@ -78,7 +78,6 @@ class AccountReport:
 
     name: str
     source: str
-    start: float
     end: float
     performance: Performance
     activity: Activity | None  # None where no fills are known
@@ -309,7 +308,6 @@ def account_report(
         source="stored"
         if is_own
         else f"stored: {state.TWINS.get(ledger.name, 'a shadow account')}",
-        start=float(ledger.equity[0]),
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
@@ -381,7 +379,6 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
     return AccountReport(
         name=held.name,
         source=held.source,
-        start=float(held.equity[0]),
         end=float(held.equity[-1]),
         bought=held.share,
         performance=_performance(record, record.times_ms, held.equity),

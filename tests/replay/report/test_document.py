@@ -81,8 +81,8 @@ def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
     assert done.mean_exposure is not None
     equal, full = cross_report.accounts[-2:]
     assert (equal.name, full.name) == (f"buy and hold at {done.mean_exposure:.2%}", BUY_AND_HOLD)
-    gained = full.end - full.start
-    assert equal.end - equal.start == pytest.approx(done.mean_exposure * gained)
+    begun = cross_report.record.account.equity[0]
+    assert equal.end - begun == pytest.approx(done.mean_exposure * (full.end - begun))
 
 
 def test_shown_curves_start_and_end_with_the_account_and_keep_its_worst_drawdown(
