@@ -93,7 +93,8 @@ def _lines(status: Status) -> list[Text]:
         f"{status['strategy']} {status['model_id']}".rstrip(),
     )
     counts = ", ".join(count_of(status[f"{noun}s"], noun) for noun in ("bar", "decision", "fill"))
-    lines = [head, Text(f"{counts} up to event {status['sequence']}", "dim")]
+    counted = f"since this start: {counts}; the run is at event {status['sequence']}"
+    lines = [head, Text(counted, "dim")]
     lines += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
     if (more := len(reasons) - REASONS_SHOWN) > 0:
         lines.append(Text(f"and {more} more; --json has all", "yellow"))
@@ -128,10 +129,12 @@ def _retraining(facts: Status, now_ms: int) -> str:
 def _parity(facts: Status) -> Text:
     from rich.text import Text
 
+    now = "; a day is replayed now" if facts["checking"] else ""
     if (last := facts["last"]) is None:
-        return Text(f"parity: first replay at {minute_text(facts['due_ms'])}", "dim")
+        first = now.removeprefix("; ") or f"first replay at {minute_text(facts['due_ms'])}"
+        return Text(f"parity: {first}", "dim")
     style = {"identical": "dim", "different": "bold red"}.get(last["outcome"], "yellow")
-    return Text(f"parity: {visible(last['reason'])}", style)
+    return Text(f"parity: {visible(last['reason'])}{now}", style)
 
 
 @answers

@@ -92,6 +92,8 @@ def _retraining(status: Status) -> Iterable[Metric]:
 
 
 def _parity(status: Status) -> Iterable[Metric]:
+    until = "UTC end of the day replayed; before the first, the run's start."
+    yield _gauge("parity_until_seconds", until, status["since_ms"] / 1000)
     if (last := status["last"]) is None:
         return
     became = "1 for what became of the last daily replay: identical, different or failed."
@@ -101,7 +103,6 @@ def _parity(status: Status) -> Iterable[Metric]:
     yield outcomes
     yield _gauge("parity_compared", "Decisions that it compared.", last["compared"])
     yield _gauge("parity_identical", "Of them equal in every bit.", last["identical"])
-    yield _gauge("parity_until_seconds", "UTC end of the day replayed.", last["until_ms"] / 1000)
 
 
 def _notices(status: Status) -> Iterable[Metric]:

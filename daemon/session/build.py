@@ -68,7 +68,7 @@ from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
 from tracepaper.strategies.sessions import Calendar, Sessions
 from tracepaper.strategies.types.calibration import Calibration, share_of
 from tracepaper.strategies.types.decisions import FillModel, Regime, Run
-from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Category, Instrument
+from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Instrument
 from tracepaper.strategies.units import (
     BASE_FEES,
     HOUR_MS,
@@ -111,7 +111,6 @@ def asks_forecaster(config: Config) -> bool:
     return needed or (name == TREND and has_model)
 
 
-_OF_ONE = ("none", "isolated")  # where no position answers for another
 Strategies = Mapping[str, Strategy]
 """A strategy object for each symbol."""
 
@@ -263,7 +262,7 @@ def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None
 
     Raises ``ConfigInvalid`` where it is above what an instrument allows the smallest position.
     """
-    if config.account.margin == "none" or config.market.category != Category.LINEAR.value:
+    if config.account.margin == "none":
         return None
     leverage = scaled(config.account.leverage, LEVERAGE_DECIMALS, name="account.leverage")
     for item in instruments:
@@ -278,29 +277,23 @@ def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None
 
 def margin_rules(config: Config, instruments: Sequence[Instrument]) -> dict[str, MarginRules]:
     """Return the rules of each instrument's margin, by its id; none without margin."""
-    leverage, is_cross = leverage_of(config, instruments), config.account.margin not in _OF_ONE
-    usual, of_symbol = costs_for(config), fees_of_symbols(config)
-
-    def rules(item: Instrument, most: int) -> MarginRules:
+    if (leverage := leverage_of(config, instruments)) is None:
+        return {}
+    usual, of_symbol, rules = costs_for(config), fees_of_symbols(config), {}
+    for item in instruments:
         fee = of_symbol.get(item.symbol, usual).taker_fee
-        return MarginRules(item, most, fee, is_cross=is_cross)
-
-    return {} if leverage is None else {item.id: rules(item, leverage) for item in instruments}
+        rules[item.id] = MarginRules(item, leverage, fee, is_cross=config.account.margin == "cross")
+    return rules
 
 
 def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[str, ...]:
     """Return the warnings of a run on margin whose risk tiers are not known."""
-    if config.account.margin == "none" or config.market.category != Category.LINEAR.value:
-        return ()
-    warnings = []
-    for item in instruments:
-        if not item.risk_tiers:
-            rate = unscaled(tiers_of(item)[0].maintenance, RATE_DECIMALS - 2)
-            warnings.append(
-                f"one tier assumed: the risk tiers of {item.id} are not known, so its maintenance "
-                f"margin is {rate} % of any position"
-            )
-    return tuple(warnings)
+    return tuple(
+        f"one tier assumed: the risk tiers of {item.id} are not known, so its maintenance margin "
+        f"is {unscaled(tiers_of(item)[0].maintenance, RATE_DECIMALS - 2)} % of any position"
+        for item in instruments
+        if config.account.margin != "none" and not item.risk_tiers
+    )
 
 
 def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
@@ -502,7 +495,7 @@ def _terms(
         BrokerSettings(
             execution=execution,
             leverage=leverage_of(config, instruments),
-            is_cross=config.account.margin not in _OF_ONE,
+            is_cross=config.account.margin == "cross",
             is_hedged=config.account.position_mode == "hedge",
             costs=costs_for(config),
             costs_of={

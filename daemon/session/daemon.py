@@ -209,7 +209,7 @@ class Daemon:
                 filters_for(config, item)
                 for item in await self._listed(client, category, is_served=is_served)
             ]
-            if config.account.margin != "none" and category is Category.LINEAR:
+            if config.account.margin != "none":
                 instruments = [
                     replace(item, risk_tiers=await client.risk_tiers(item)) for item in instruments
                 ]
@@ -335,10 +335,7 @@ class Daemon:
             log.info("The page is %s/", server.url)
             self._listening(server.url)
 
-            self._progress = lambda: (
-                engine.sequence,
-                sum(feed.counters.values()),
-            )
+            self._progress = lambda: (engine.sequence, sum(feed.counters.values()))
 
             def watch(step: Step) -> bool:
                 monitor.observe(step)

@@ -12,10 +12,9 @@ import re
 import shutil
 import sqlite3
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -66,7 +65,6 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         ("configuration", lambda: _configuration(config)),
         ("database", lambda: _database(database)),
         ("disk", lambda: _disk(database)),
-        ("campaign", _campaign),
     ]
     if config.model.own_class:
         checks.append(("model", lambda: _user_model(config)))
@@ -107,18 +105,6 @@ def _packages() -> Finding:
     except metadata.PackageNotFoundError as error:
         return Verdict.FAIL, f"{error.name} is missing; install tracepaper again with pip"
     return Verdict.OK, f"tracepaper {metadata.version('tracepaper')} with {installed}"
-
-
-def _campaign() -> Finding:
-    """Name the commit that the long tests of this version passed on last."""
-    text = resources.files("tracepaper.daemon").joinpath("campaign.toml").read_text("utf-8")
-    commits: dict[str, list[str]] = {}
-    for part, passed in tomllib.loads(text).items():
-        commits.setdefault(f"{passed['commit']} of {passed['date']}", []).append(part)
-    if not commits:
-        return Verdict.OK, "no part of make campaign has been passed and written down yet"
-    parts = "; ".join(f"{', '.join(parts)} on {commit}" for commit, parts in commits.items())
-    return Verdict.OK, f"make campaign passed last: {parts}"
 
 
 def _sqlite() -> Finding:

@@ -66,12 +66,12 @@ def check_notify(section: NotifySection, environment: Mapping[str, str] = os.env
             raise ConfigInvalid(f"[notify] addresses: {error}") from None
 
 
-class Sender:
-    """The process that sends to *addresses*; begun with the first message, and after each end."""
+class Sender(ChildProcess):
+    """The process that sends to *addresses*."""
 
     def __init__(self, addresses: Sequence[str], *, limit_s: float) -> None:
         self._addresses = tuple(addresses)
-        self._child = ChildProcess(
+        super().__init__(
             "sending",
             PROGRAM,
             TimeLimits(limit_s, f"notify.timeout_s, {limit_s:g} s"),
@@ -87,18 +87,14 @@ class Sender:
         deliveries: dict[str, Delivery] = {}
         error = ""
         try:
-            async with self._child.exchange():
-                self._child.write(message)
+            async with self.exchange():
+                self.write(message)
                 while len(deliveries) < len(self._addresses):
-                    delivery = await self._child.read(Delivery)
+                    delivery = await self.read(Delivery)
                     deliveries[delivery.address] = delivery
         except ChildFailed as fault:
             error = str(fault)
         return [deliveries.get(name, Delivery(name, error)) for name in self._addresses]
-
-    async def close(self) -> None:
-        """End the process, whatever it waits for."""
-        await self._child.stop()
 
 
 class Messenger(Companion):
@@ -167,7 +163,7 @@ class Messenger(Companion):
             finally:
                 sending.cancel()
                 await asyncio.wait([sending])
-                await self._sender.close()
+                await self._sender.stop()
                 self.counts["dropped"] += len(self._queue)
                 if lost := self.counts["dropped"] - before:
                     log.warning("notices given up at the end", count=lost)
@@ -250,11 +246,8 @@ async def send_test(section: NotifySection) -> list[Delivery]:
             f'{NEEDED_BY} is empty; name one, such as "env:NAME" or "json://127.0.0.1:8080/hook".'
         )
     check_notify(section)
-    sender = Sender(section.addresses, limit_s=section.timeout_s)
-    try:
+    async with Sender(section.addresses, limit_s=section.timeout_s) as sender:
         return await sender.send(Message("tracepaper: test", "This is a test of [notify]."))
-    finally:
-        await sender.close()
 
 
 def _log_fault(error: Exception, pause_s: float) -> None:

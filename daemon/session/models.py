@@ -7,7 +7,7 @@ strategy is wanted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,6 @@ from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
-from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     VECTORS,
@@ -25,7 +24,7 @@ from tracepaper.daemon.session.covariates import (
     kept_covariates_of,
     recorded_covariates,
 )
-from tracepaper.daemon.session.user_model import load_model, user_model
+from tracepaper.daemon.session.user_model import load_model, say_once, user_model
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
     from tracepaper.strategies.attention.methods import Rollout
     from tracepaper.strategies.covariates import CovariateSource
     from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
-
-
-log = Logger("model")
 
 
 def make_orderbook(config: Config) -> OrderBookStrategy:
@@ -312,22 +308,9 @@ def _built(
             symbols=config.market.symbols,
             horizon=config.gate.horizon,
             dropout_passes=config.model.dropout_passes,
-            say=_say_once(),
+            say=say_once(),
         ),
     )
-
-
-def _say_once() -> Callable[[str], None]:
-    """Return a function that logs why a bar has no answer, unless it was the last reason too."""
-    last = ""
-
-    def say(sentence: str) -> None:
-        nonlocal last
-        if sentence != last:
-            last = sentence
-            log.warning("no usable answer", error=sentence)
-
-    return say
 
 
 def _require_books(config: Config, reading: BookReading) -> None:

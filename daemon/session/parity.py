@@ -59,10 +59,14 @@ class DailyParity(ScheduledJob):
         self._newest: Bar | None = None  # of the stored bars
 
     @property
+    def _since_ms(self) -> int:
+        """The end of the last day that was checked; before the first, the run's start."""
+        return self._run.period_start_ms if self.last is None else self.last.until_ms
+
+    @property
     def _until_ms(self) -> int:
         """The end of the next day to check."""
-        since_ms = self._run.period_start_ms if self.last is None else self.last.until_ms
-        return (since_ms // DAY_MS + 1) * DAY_MS
+        return (self._since_ms // DAY_MS + 1) * DAY_MS
 
     @property
     def due_ms(self) -> int:  # type: ignore[override] # computed, and never set
@@ -70,9 +74,13 @@ class DailyParity(ScheduledJob):
         return self._until_ms + self._at_ms
 
     def status(self) -> dict[str, object]:
-        """Return whether a day is checked, when the next is, and the last result."""
-        last = msgspec.to_builtins(self.last)
-        return {"checking": self.is_checking, "due_ms": self.due_ms, "last": last}
+        """Return whether a day is checked, from when on none was, the next, the last result."""
+        return {
+            "checking": self.is_checking,
+            "since_ms": self._since_ms,
+            "due_ms": self.due_ms,
+            "last": msgspec.to_builtins(self.last),
+        }
 
     def observe(self, step: Step) -> None:
         """Begin a check once a bar of the next day is stored that reaches its due time."""

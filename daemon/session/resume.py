@@ -339,23 +339,21 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
             engine.count(step)
 
 
-def recall_bars(
-    engine: Engine, reader: Reader, run: Run, history: BarHistory | None, until: int | None = None
-) -> None:
-    """Feed the newest bars of *run*, up to step *until*, into *engine* and *history* again.
+def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
+    """Feed the newest bars of *run* into *engine* and *history* again.
 
     They come in the order of their times: a portfolio strategy sees those of all instruments.
     """
     restart = Restart(engine)
-    for frame_bar in reader.frame_bars(run.run_id, until=until):
+    for frame_bar in reader.frame_bars(run.run_id):
         restart.recall_frame(frame_bar)
     recalled = []
-    actions = actions_of(reader.connection, run, until=until)
+    actions = actions_of(reader.connection, run)
     splits = [action for _, action in actions if action.is_split]
     for item in run.instruments:
         past = engine.markets[item.id]
         wanted = max(past.reach, 1 if history is None else history.context)
-        bars = reader.bars(run.run_id, item.id, max(wanted, past.lookback), until=until)
+        bars = reader.bars(run.run_id, item.id, max(wanted, past.lookback))
         bars = [bar_after(splits, bar) for bar in bars]
         for bar in bars[:-wanted]:
             restart.recall_range(bar)

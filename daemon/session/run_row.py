@@ -40,6 +40,7 @@ from tracepaper.daemon.session.models import (
     other_libraries,
     warnings_for,
 )
+from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.storage.database.connection import open_reader, sqlite_problem
@@ -250,13 +251,15 @@ def code_version() -> str:
 def preflight(config: Config, database: Path) -> None:
     """Build everything that ``run`` builds, without the exchange's data.
 
-    The checkpoint is loaded, the strategy made with its options, thresholds and sizes computed;
-    *database* is read, and nothing is written. Raises the errors that the run would.
+    The checkpoint is loaded, the strategy made with its options, thresholds and sizes computed, a
+    universe's list read; *database* is read, and nothing is written. Raises the errors that the run
+    would, and that of the list, with which a run chooses nothing.
     """
     refuse_database(database)
     with usage_errors():
         forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
         preflight_engine(config, forecaster)
+        list_of(config)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ from tracepaper.strategies.units import DAY_MS, time_of_day_ms
 
 SYMBOL_LIKE: Final = re.compile(r"[A-Z0-9][A-Z0-9.-]*")
 UNKNOWN_AGE: Final = -1
+LIST_MOST: Final = 1_000_000
+"""Letters of a list of symbols that are read, remarks included."""
 _SHARE: Final = Decimal("0.000001")
 """To so much a volatility is rounded; a turnover to whole units."""
 
@@ -54,12 +56,18 @@ def names_of(file: Path) -> tuple[str, ...]:
     """
     key = "market.universe.file"
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        with file.open(encoding="utf-8-sig") as source:
+            text = source.read(LIST_MOST + 1)
     except OSError as error:
         raise ConfigInvalid(f"{file} cannot be read ({error.strerror}); correct {key}.") from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{file} is not UTF-8 text; correct {key}.") from None
-    named = (line.partition("#")[0].strip() for line in lines)
+    if len(text) > LIST_MOST:
+        raise ConfigInvalid(
+            f"{file} has more than {LIST_MOST:,} letters, and a run trades {SYMBOLS_MAX} symbols "
+            "at most; shorten it."
+        )
+    named = (line.partition("#")[0].strip() for line in text.splitlines())
     names = tuple(dict.fromkeys(symbol_name(name) for name in named if name))
     if not names:
         raise ConfigInvalid(f"{file} names no symbol; write one a line, or correct {key}.")

@@ -422,15 +422,11 @@ class _Checks(Generic[Own]):
         if not isinstance(note, (dict, Mapping)) or len(note) > NOTES_MOST:
             advice = f"give a dictionary of at most {NOTES_MOST} entries"
             raise self._fault(f"gave the note {short(note)}", advice)
-        return {
-            self._note_name(name): self._note_value(name, value) for name, value in note.items()
-        }
-
-    def _note_name(self, name: object) -> str:
-        if type(name) is str and name.isidentifier() and len(name) <= NOTE_NAME_LONGEST:
-            return name
-        advice = f"give an identifier of at most {NOTE_NAME_LONGEST} characters"
-        raise self._fault(f"named a note {short(name)}", advice)
+        for name in note:
+            if type(name) is not str or not name.isidentifier() or len(name) > NOTE_NAME_LONGEST:
+                advice = f"give an identifier of at most {NOTE_NAME_LONGEST} characters"
+                raise self._fault(f"named a note {short(name)}", advice)
+        return {name: self._note_value(name, value) for name, value in note.items()}
 
     def _note_value(self, name: object, value: object) -> float | str | None:
         number = value if type(value) is float else plain_number(value, flags=True)

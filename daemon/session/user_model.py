@@ -66,6 +66,20 @@ QUANTILES: Final = 99
 
 log = Logger("model")
 
+
+def say_once() -> Callable[[str], None]:
+    """Return a function that logs why a bar has no answer, unless it was the last reason too."""
+    last = ""
+
+    def say(sentence: str) -> None:
+        nonlocal last
+        if sentence != last:
+            last = sentence
+            log.warning("no usable answer", error=sentence)
+
+    return say
+
+
 Schema = FeatureSchema | FeatureFunction | None
 Rows = NDArray[np.float32]
 
@@ -383,7 +397,7 @@ class UserForecaster:
         self._asking = ForeignCode(self._name, "in predict")
         self._instruments: dict[str, Instrument] = {}
         self._past: dict[str, _Past] = {}
-        self._logged = ""
+        self._say = say_once()
 
     def scale(self, instruments: Sequence[Instrument]) -> None:
         """Set the decimals of prices and volumes in the bars of *instruments*."""
@@ -507,9 +521,7 @@ class UserForecaster:
             if not self.is_outside:
                 raise
             sentence = str(error).removesuffix(MEND) + "."
-        if sentence != self._logged:  # a service that stays away is logged once
-            self._logged = sentence
-            log.warning("no usable answer", error=sentence)
+        self._say(sentence)
         return self._unusable()
 
     def _unusable(self) -> Forecast:

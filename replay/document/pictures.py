@@ -135,7 +135,8 @@ def _layer(
         case MarkLayer():
             colours = [_ROLES[role] for role in layer.roles]
             x, y = _places(layer.x, panel.x), _numbers(layer.y)
-            marks = axes.scatter(x, y, 26, c=colours, marker=_SHAPES[layer.shape], zorder=3)
+            shape = _SHAPES[layer.shape]
+            marks = axes.scatter(x, y, 26, c=colours, marker=shape, zorder=3, clip_on=False)
             if layer.shape == "ring":
                 marks.set(facecolor="none", edgecolor=colours)
         case _:

@@ -132,9 +132,13 @@ def _upright(table: Table) -> rich_table.Table:
     shown = [(place, figure) for place, figure in enumerate(table.figures) if not figure.wide]
     has_head = table.look not in ("stack", "timeline")
     grid = rich_table.Table(box=None, pad_edge=False, show_header=has_head)
-    for _, figure in shown:
+    for place, figure in shown:
         is_text = figure.form in TEXTS
-        grid.add_column(figure.title, justify="left" if is_text else "right", no_wrap=not is_text)
+        grid.add_column(
+            table.heading(place),
+            justify="left" if is_text else "right",
+            no_wrap=not is_text or figure.form in ("minute", "second"),
+        )
     most = _most(table)
     for row in table.rows[-most:] if table.newest else table.rows[:most]:
         grid.add_row(*(_cell(row[place], figure.form) for place, figure in shown))
@@ -149,7 +153,7 @@ def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Tab
         grid.add_column(Text(str(row[0])), justify="right")
     for place, figure in enumerate(table.figures[1:], start=1):
         if not figure.wide and any(row[place] is not None for row in table.rows):
-            grid.add_row(figure.title, *(_cell(row[place], figure.form) for row in rows))
+            grid.add_row(table.heading(place), *(_cell(row[place], figure.form) for row in rows))
     return grid
 
 

@@ -129,6 +129,13 @@ class Table:
     aside: str = ""  # words beside the title
     best: Literal["", "most", "least"] = ""  # of a heat map: which of its numbers is
 
+    def heading(self, place: int) -> str:
+        """Return the title of the figure at *place*; without errors it promises none."""
+        title = self.figures[place].title
+        cells = (row[place] for row in self.rows)
+        has_error = any(isinstance(cell, tuple) and cell[1] is not None for cell in cells)
+        return title if has_error else title.replace(" ± error", "")
+
     def records(self) -> list[dict[str, Value]]:
         """Return the rows by the figures' keys."""
         keys = [figure.key for figure in self.figures]
@@ -207,11 +214,11 @@ def _table_part(part: Table) -> dict[str, Any]:
         "title": part.title,
         "columns": [
             {
-                "title": figure.title,
+                "title": part.heading(place),
                 **({"text": True} if figure.form in TEXTS else {}),
                 **({} if part.look in ("table", "tiles") else {"key": figure.key}),
             }
-            for _, figure in kept
+            for place, figure in kept
         ],
         "rows": [[_cell(row[place], figure.form, tint) for place, figure in kept]
                  for row in part.rows],

@@ -54,7 +54,6 @@ from tracepaper.strategies.units import iso
 
 _LAST: Final = "last"
 _TIMED: Final = re.compile(r"(?P<run>.+?):(?P<time>\d{4}-\d\d-\d\d.*)")
-_SUFFIXES: Final = ("_margin", "_calibrated")
 
 
 @dataclass(frozen=True)
@@ -450,13 +449,6 @@ def _side(decision: Mapping[str, Any]) -> ForecastSide | None:
     return ForecastSide(decision["horizon"], side, mean, mean / stdev if stdev > 0 else 0.0, lean)
 
 
-def short(gate: str) -> str:
-    """Return a gate's name without what says how it is measured."""
-    for suffix in _SUFFIXES:
-        gate = gate.removesuffix(suffix)
-    return gate
-
-
 def margin_text(gate: str, margin: float) -> str:
     """Return by how much a gate failed or passed: no leading zero, two digits of a small one."""
     size = abs(margin)
@@ -477,14 +469,11 @@ def missed_text(gate: str, margin: float | None) -> str:
 
 def _allowed_sentence(near: GateMargin | None, failed: Sequence[GateMargin]) -> str:
     # A lasting gate that failed would have refused new exposure, and none was asked for.
-    if failed:
-        passed = f"No new exposure, which {short(failed[0].gate)} refuses"
-    else:
-        passed = "Every gate passed"
+    passed = f"No new exposure, which {failed[0].gate} refuses" if failed else "Every gate passed"
     if near is None or near.margin is None:
         return f"{passed}." if failed else f"{passed}, and none of them moves by degrees."
     spare = margin_text(near.gate, near.margin)
-    return f"{passed}; nearest {short(near.gate)}, with {spare} to spare."
+    return f"{passed}; nearest {near.gate}, with {spare} to spare."
 
 
 def _refused_sentence(failed: Sequence[GateMargin]) -> str:
@@ -497,16 +486,16 @@ def _refused_sentence(failed: Sequence[GateMargin]) -> str:
             lacking = "one more bar, or candles of a higher timeframe"
         return f"It needs {lacking}."
     if len(failed) > 1:
-        names = ", ".join(short(failure.gate) for failure in failed)
+        names = ", ".join(failure.gate for failure in failed)
         return f"All of {names} would have had to pass."
     (gate,) = failed
     name, declared = gate.gate, GATES[gate.gate]
     if gate.margin is None:
-        return f"The measure of {short(name)} could not be computed."
+        return f"The measure of {name} could not be computed."
     if declared.is_switch:  # of the operator's command another sentence says who gave it
-        return "" if name == operator.name else f"{short(name)} answers yes or no, and it said no."
+        return "" if name == operator.name else f"{name} answers yes or no, and it said no."
     size = margin_text(name, gate.margin)
     way = "more" if declared.at_least else "less"
     if name == shifted.name:
         return f"It would have passed, had attention moved {size} {way} since the last bar."
-    return f"It would have passed, had {short(name)} been {size} {way}."
+    return f"It would have passed, had {name} been {size} {way}."

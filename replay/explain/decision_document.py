@@ -33,7 +33,6 @@ from tracepaper.replay.explain.decision import (
     StoredDecision,
     flips_of,
     missed_text,
-    short,
     stand_of,
     stored_decision,
 )
@@ -211,7 +210,7 @@ def _refused(name: str, flips: Flips) -> str:
     gate = next(flip for flip in flips.gates if flip.gate == name)
     if name == warm.name and gate.measure is not None:
         return f"Warming up: {gate.measure:,.0f} of {gate.threshold:,.0f} bars"
-    return ", ".join(filter(None, (f"Refused by {short(name)}", missed_text(name, gate.margin))))
+    return ", ".join(filter(None, (f"Refused by {name}", missed_text(name, gate.margin))))
 
 
 def _share(fraction: float) -> str:

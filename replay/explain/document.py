@@ -26,7 +26,6 @@ from tracepaper.replay.document.charts import (
     Layer,
     LineLayer,
     RuleLayer,
-    close_panel,
     named,
     percent_axis,
     rounded,
@@ -59,7 +58,12 @@ from tracepaper.replay.explain.decision_document import (
     BASIS_POINTS,
     read_decision,
 )
-from tracepaper.replay.explain.picture import blocks_chart, map_document, map_parts
+from tracepaper.replay.explain.picture import (
+    blocks_chart,
+    decided_panel,
+    map_document,
+    map_parts,
+)
 from tracepaper.replay.explain.recompute import (
     Floats,
     Full,
@@ -191,7 +195,7 @@ def document(
     margins = flips.pop("gates")
     return {
         "run": {name: stored.run[name] for name in ("run_id", "kind", "strategy", "interval")},
-        "states": [state.document() for state in stored.states],
+        "states": [asdict(state) for state in stored.states],
         "title": title,
         "decision": stored.decision,
         "notes": {
@@ -302,9 +306,9 @@ def stored_parts(stored: StoredDecision, titled: TitledParts) -> Iterator[Part]:
 
 
 def _parts(stored: StoredDecision, titled: TitledParts, recomputed: Answers) -> Iterator[Part]:
+    yield from stored_parts(stored, titled)
     if (full := recomputed.get("full")) is not None:
         yield Paragraph(full.deletion.sentence, "strong")
-    yield from stored_parts(stored, titled)
     yield from answer_parts(recomputed)
 
 
@@ -330,7 +334,7 @@ def looked_chart(full: Full) -> Chart:
     line = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
     roles: list[ChartRole] = ["gain" if each > 0 else "loss" for each in moved]
     panels = [
-        close_panel(times, attribution.close[:-1], 170),
+        decided_panel(attribution.open_time_ms, attribution.close, 170),
         ChartPanel([line], time_axis(), percent_axis("attention, %", 3), 150),
         *(
             ChartPanel(

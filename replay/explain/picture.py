@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from tracepaper.replay.document.charts import (
     Chart,
     ChartPanel,
+    MarkLayer,
     close_panel,
     held_steps,
     percent_axis,
@@ -29,7 +31,7 @@ from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.units import duration, iso, unscaled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
@@ -56,13 +58,21 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     what, words = ("relevance", ADDED) if stored.is_relevance else ("attention", LOOKED)
     line = held_steps(what, starts, rows[-1]["until_open_time_ms"], shares)
     up = percent_axis(f"{what} in 64 bars, %")
-    panels = [close_panel(times, closes, 190), ChartPanel([line], time_axis(), up, 150)]
+    panels = [decided_panel(times, closes.tolist(), 190), ChartPanel([line], time_axis(), up, 150)]
     return Chart(
         "",
         f"Price and {what if stored.is_relevance else 'rollout'}: {words}.",
         panels,
         is_aligned=True,
     )
+
+
+def decided_panel(times: Sequence[int], closes: Sequence[float], height: int) -> ChartPanel:
+    """Return a panel of the price with a mark at the decided bar, the last."""
+    panel = close_panel(times, closes, height)
+    mark = MarkLayer("decided bar", times[-1:], rounded(closes[-1:], 8))
+    title = "The dot is the decided bar."
+    return structs.replace(panel, layers=[*panel.layers, mark], title=title)
 
 
 LEVELS_SHOWN: Final = 7

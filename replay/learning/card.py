@@ -24,7 +24,7 @@ from tracepaper.storage.checkpoints import Card, CardPair
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
-from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text, iso
+from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text, iso, number
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.side_inputs import SideInputs
@@ -174,10 +174,11 @@ def sentences(
 def _edge(passed: Mapping[str, Any]) -> str:
     """Say what a calibrated edge above the costs let through."""
     cost = 1e4 * ROUND_TRIP_COST
-    passing = (
-        f"A calibrated edge above a round trip of {cost:.0f} basis points passed"
-        f" {passed['bars_per_1000']:.1f} of 1,000 untouched bars"
-    )
+    edge = f"calibrated edge above a round trip of {cost:.0f} basis points"
+    if not passed["bars_per_1000"]:
+        return f"No untouched bar had a {edge}, so none was traded."
+    share = number(passed["bars_per_1000"])
+    passing = f"A {edge} passed {share} of 1,000 untouched bars"
     if not passed["trades"]:
         return f"{passing}, and none was traded."
     return (

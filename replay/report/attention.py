@@ -105,8 +105,11 @@ def read_attention(
     for name, span in spans.items():
         columns = span[counts[span] > 0]
         if columns.size:
-            means = (sums[columns] / counts[columns, None]).T
-            maps.append(_heatmap(record, name, last[columns], means, widths[0]))
+            means, bars = (sums[columns] / counts[columns, None]).T, record.bars[name]
+            at = np.searchsorted(bars.sequence, decisions.sequence[last[columns]])
+            weights, heads, confidence = np.split(means, (widths[0], -1))
+            opens, closes = bars.open_time_ms[at], bars.close[at]
+            maps.append(Heatmap(name, opens, weights, confidence[0], closes, heads))
     explained = int(counts.sum())
     by_head = sums[:, widths[0] : -1].sum(axis=0) / explained
     return RunAttention(explained, tuple(maps), by_head, ages)
@@ -130,14 +133,6 @@ def _columns(record: RunRecord) -> tuple[Ints, dict[str, Ints]]:
             spans[name] = np.arange(first, column_of[rows[-1]] + 1)
             first += spans[name].size
     return column_of, spans
-
-
-def _heatmap(record: RunRecord, name: str, last: Ints, means: Floats, cells: int) -> Heatmap:
-    """Return *means* [measure, column], whose first *cells* are the rollout's by age."""
-    bars = record.bars[name]
-    at = np.searchsorted(bars.sequence, record.decisions.sequence[last])
-    weights, heads, confidence = means[:cells], means[cells:-1], means[-1]
-    return Heatmap(name, bars.open_time_ms[at], weights, confidence, bars.close[at], heads)
 
 
 def stacked(

@@ -413,9 +413,10 @@ def _annual(report: Report) -> tuple[str, ...]:
     """Say what the figures by day and by year are made of, and why some are missing."""
     record, performance = report.record, report.accounts[0].performance
     bars = count_of(performance.bars, "bar")
+    too_few = ", too few for one" if performance.error_day is None else ""
     sentence = (
         "Standard errors (±) take blocks of at least five days as independent; the run has "
-        f"{bars} on {performance.days:,.1f} days. "
+        f"{bars} on {performance.days:,.1f} days{too_few}. "
     )
     if not is_annual(performance.days):
         sentence += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."

@@ -205,17 +205,10 @@ def heads_of(
         open_time_ms=tuple(bar.open_time_ms for bar in bars[-kept:]),
         features={name: float(np.mean([of[name] for of in shares])) for name in shares[0]},
         horizon=horizon,
-        note=_note(forecaster),
-    )
-
-
-def _note(forecaster: Attending) -> str:
-    """Say where a run stores another attribution than the flow here."""
-    if forecaster.streams or forecaster.method == PLAIN:
-        return ""
-    return (
-        f"The run stores where it looked by {forecaster.method.name} with options of its own; the "
-        "flow and the map here are the usual rollout's."
+        note=""
+        if forecaster.streams or forecaster.method == PLAIN
+        else f"The run stores where it looked by {forecaster.method.name} with options of its own; "
+        "the flow and the map here are the usual rollout's.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -71,7 +71,6 @@ class Decisions:
     p_up: Floats
     p_down: Floats
     confidence: Floats
-    content_free: Floats
     recent_mass: Floats
     older_mass: Floats
     shift: Floats
@@ -103,8 +102,6 @@ class AccountRecord:
     trades: tuple[Row, ...]  # of ``v_trades``
     fees_paid: float
     funding_paid: float
-    realized_pnl: float
-    unrealized_pnl: float
 
     def holds(self, instrument: str, at_ms: int) -> bool:
         """Return whether fills before *at_ms* left a position in *instrument*."""
@@ -260,7 +257,7 @@ class RunRecord:
 # ---------------------------------------------------------------- reading
 
 _PREDICTED: Final = (
-    *("mean_return", "p_up", "p_down", "confidence", "content_free"),
+    *("mean_return", "p_up", "p_down", "confidence"),
     *("recent_mass", "older_mass", "shift"),
 )
 
@@ -292,17 +289,16 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             missing=tuple(row for row in gaps if row["cause"] == GapCause.FUNDING),
             settled_twice=settled_twice,
             notes={name: of for name in columns.instruments if (of := columns.notes(name))},
-            margins=tuple(_margins(views, columns.instruments)),
+            margins=tuple(
+                of
+                for name in columns.instruments
+                for of in views.last_positions(name)  # in hedge mode both
+                if of["margin"] is not None
+            ),
             actions=tuple(columns.actions()),
             states=lasting_states(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
-
-
-def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
-    """Yield the last position of each instrument that is held on margin, in hedge mode both."""
-    for instrument in instruments:
-        yield from (of for of in views.last_positions(instrument) if of["margin"] is not None)
 
 
 def _decisions(columns: RunColumns, every: Mapping[str, Columns]) -> Decisions:
@@ -370,6 +366,4 @@ def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountReco
             ),
             fees_paid=float(last["fees_paid"]),
             funding_paid=float(last["funding_paid"]),
-            realized_pnl=float(last["realized_pnl"]),
-            unrealized_pnl=float(last["unrealized_pnl"]),
         )

@@ -78,7 +78,6 @@ class AccountReport:
 
     name: str
     source: str
-    start: float
     end: float
     performance: Performance
     activity: Activity | None  # None where no fills are known
@@ -196,7 +195,10 @@ def build_report(
         random=tuple(
             twins for of in ledgers if (twins := random_twins(record, of, marks)) is not None
         ),
-        monthly=() if divided else tuple(metrics.monthly_returns(_within(record), equity)),
+        # Midnight belongs to the day before: every close lies in the bar that it ends.
+        monthly=()
+        if divided
+        else tuple(metrics.monthly_returns(np.append(times[:1], times[1:] - 1), equity)),
         drawdowns=() if divided else tuple(metrics.worst_drawdowns(times, equity)),
         rolling=metrics.rolling_sharpe(
             record.times_ms[:0] if divided else record.times_ms,
@@ -283,11 +285,6 @@ def _times(record: RunRecord) -> Ints:
     return np.concatenate((record.times_ms[:1] - record.bar_times.interval_ms, record.times_ms))
 
 
-def _within(record: RunRecord) -> Ints:
-    """Put every close into the bar that it ends: midnight belongs to the day before."""
-    return np.concatenate((record.times_ms[:1] - record.bar_times.interval_ms, record.times_ms - 1))
-
-
 def _marks(record: RunRecord) -> Ints:
     """Return the places in an equity curve that are shown: evenly, ends included."""
     size = record.times_ms.size + 1
@@ -311,7 +308,6 @@ def account_report(
         source="stored"
         if is_own
         else f"stored: {state.TWINS.get(ledger.name, 'a shadow account')}",
-        start=float(ledger.equity[0]),
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
@@ -383,7 +379,6 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
     return AccountReport(
         name=held.name,
         source=held.source,
-        start=float(held.equity[0]),
         end=float(held.equity[-1]),
         bought=held.share,
         performance=_performance(record, record.times_ms, held.equity),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -59,10 +59,6 @@ class LastingState:
     def is_halt(self) -> bool:
         """Whether it goes on until RESUME."""
         return bool(self.ends_by)
-
-    def document(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
 
 def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[LastingState, ...]:

@@ -97,7 +97,7 @@ def as_document(
         "until_ms": int(record.times_ms[-1]),
         "decisions": int(record.decisions.sequence.size),
         "allowed": int(record.decisions.allowed.sum()),
-        "states": [state.document() for state in record.states],
+        "states": [asdict(state) for state in record.states],
         "warnings": report.warnings,
         "sentences": report.sentences,
         **{table.key: table.documents() for table in shown},

@@ -3,8 +3,8 @@
     python tests/campaigns/campaign_all.py [--only rounds]
 
 A part that has passed on this very commit is not run again, so that an interrupted campaign goes
-on. What passed is written to ``daemon/campaign.toml``, from where ``tracepaper doctor`` tells it.
-With changes that are not committed nothing is written.
+on. What passed is written to ``tests/campaigns/passed.toml``; with changes that are not committed
+nothing is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PASSED: Final = ROOT / "daemon" / "campaign.toml"
+PASSED: Final = ROOT / "tests" / "campaigns" / "passed.toml"
 ROUNDS: Final = 100
 TEN: Final = 10
 _PYTHON: Final = (sys.executable,)

@@ -28,13 +28,12 @@ def test_each_part_is_a_program_that_exists() -> None:
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a repository of its own with one part that passes and one that fails."""
-    (tmp_path / "daemon").mkdir()
-    (tmp_path / "daemon" / "campaign.toml").write_text(HEAD)
+    (tmp_path / "passed.toml").write_text(HEAD)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *words], cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.setattr(campaign_all, "ROOT", tmp_path)
-    monkeypatch.setattr(campaign_all, "PASSED", tmp_path / "daemon" / "campaign.toml")
+    monkeypatch.setattr(campaign_all, "PASSED", tmp_path / "passed.toml")
     good = (sys.executable, "-c", "open('ran', 'a').write('x'); print('7 passed')")
     monkeypatch.setattr(campaign_all, "PARTS", {"good": good, "bad": (sys.executable, "-c", "1/0")})
     (tmp_path / ".gitignore").write_text("ran\n.gitignore\n")
@@ -42,7 +41,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_part_is_kept_beside_the_others(checkout: Path) -> None:
-    path = checkout / "daemon" / "campaign.toml"
+    path = checkout / "passed.toml"
     campaign_all.keep("live", "aaaaaaaaa", '2 passed, "0" failed \\')
     campaign_all.keep("flood", "bbbbbbbbb", "100 passed")
     campaign_all.keep("flood", "ccccccccc", "101 passed")

@@ -194,7 +194,7 @@ def exported() -> dict[str, set[str]]:
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=FeedTimes())
     decided = decision(measures=(("operator", 0.0, 1.0, False),))
     monitor.companions = {
-        "parity": lambda: {"last": to_builtins(IDENTICAL)},
+        "parity": lambda: {"since_ms": START_MS, "last": to_builtins(IDENTICAL)},
         "notices": lambda: {"sent": 1},
         "shipping": lambda: to_builtins(ShipProgress()),
         "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},

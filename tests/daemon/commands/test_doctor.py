@@ -34,7 +34,6 @@ OFFLINE = [
     "configuration",
     "database",
     "disk",
-    "campaign",
     "attention",
     "checkpoint",
 ]

@@ -264,17 +264,22 @@ def test_status_and_metrics_have_the_last_result(tmp_path: Path, outcome: Parity
     monitor = Monitor(run=builders.run(), clock=ManualClock(START_MS))
     assert monitor.status()["parity"] is None
     monitor.companions[parity.key] = parity.status
-    assert b"tracepaper_parity" not in generate_latest(registry_of(monitor))
+    registry = registry_of(monitor)
+    assert registry.get_sample_value("tracepaper_parity_until_seconds") == START_MS / 1000
+    assert b"tracepaper_parity_outcome" not in generate_latest(registry)
     assert line_of(monitor) == "parity: first replay at 2023-11-15T00:10Z\n"
+    parity.is_checking = True
+    assert line_of(monitor) == "parity: a day is replayed now\n"
+    parity.is_checking = False
     parity.last = msgspec.structs.replace(WELL, outcome=outcome, until_ms=MIDNIGHT_MS)
     assert line_of(monitor) == "parity: identical 106 of 106 decisions\n"
-    text = generate_latest(registry_of(monitor)).decode()
+    text = generate_latest(registry).decode()
     for each in ParityOutcome:
         value = float(each is outcome)
         assert f'tracepaper_parity_outcome{{outcome="{each}"}} {value}\n' in text
     assert "tracepaper_parity_compared 106.0\n" in text
     assert "tracepaper_parity_identical 106.0\n" in text
-    assert f"tracepaper_parity_until_seconds {MIDNIGHT_MS / 1000:.9g}".split(".")[0] in text
+    assert registry.get_sample_value("tracepaper_parity_until_seconds") == MIDNIGHT_MS / 1000
 
 
 def line_of(monitor: Monitor) -> str:

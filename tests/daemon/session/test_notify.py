@@ -224,14 +224,11 @@ async def test_an_address_that_hangs_takes_nothing_from_others_or_the_next_messa
     planted: SendingProgram,
 ) -> None:
     planted.answers("if name.endswith('b'): time.sleep(60)")
-    sender = Sender(["json://a", "json://b"], limit_s=0.5)
-    try:
+    async with Sender(["json://a", "json://b"], limit_s=0.5) as sender:
         lost = await sender.send(HELLO)
         assert [each.error for each in lost] == ["", "it took longer than notify.timeout_s, 0.5 s"]
         planted.answers("pass")
         assert [each.error for each in await sender.send(HELLO)] == ["", ""]
-    finally:
-        await sender.close()
 
 
 async def test_a_notice_that_cannot_be_made_ends_nothing(planted: SendingProgram) -> None:
@@ -262,11 +259,8 @@ apprise_worker.main()
 
 async def test_what_a_plugin_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messenger_module, "PROGRAM", (sys.executable, "-c", PRINTING))
-    sender = Sender(["json://127.0.0.1:9/x"], limit_s=deadline_s(30))
-    try:
+    async with Sender(["json://127.0.0.1:9/x"], limit_s=deadline_s(30)) as sender:
         assert [each.error for each in await sender.send(HELLO)] == [""]
-    finally:
-        await sender.close()
 
 
 async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
@@ -274,16 +268,13 @@ async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
     clock = SystemClock()
     async with receivers(*TEMPERS) as servers:
         addresses = list(servers.address.values())
-        sender = Sender(addresses, limit_s=6.0)
-        try:
-            async with sender._child.exchange():  # noqa: SLF001 - its start is no part of the limit
+        async with Sender(addresses, limit_s=6.0) as sender:
+            async with sender.exchange():  # its start is no part of the limit
                 pass
             begun_s = clock.network_s()
             delivered = {each.address: each.error for each in await sender.send(HELLO)}
             took_s = clock.network_s() - begun_s
             again = {each.address: each.error for each in await sender.send(HELLO)}
-        finally:
-            await sender.close()
     of = {key: delivered[address] for key, address in servers.address.items()}
     assert took_s < 6.0 + 5.0
     for kind in ("hook", "mail"):

@@ -24,6 +24,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.config.values import SYMBOLS_MAX
 from tracepaper.daemon.feed.client import TradedSymbol
+from tracepaper.daemon.session.run_row import preflight
 from tracepaper.daemon.session.universe import (
     Universe,
     age_days,
@@ -161,6 +162,7 @@ def test_a_universe_decides_a_run() -> None:
             b"\n".join(b"M%dUSDT" % at for at in range(201)),
             "names 201 symbols, and a run trades 200",
         ),
+        (b"#" * 1_000_001, "more than 1,000,000 letters"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(
@@ -188,9 +190,16 @@ def test_a_list_may_name_as_many_as_a_run_trades(tmp_path: Path) -> None:
 
 
 def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / "paper.toml").write_text('[market.universe]\ntop = 1\nfile = "list.txt"\n')
+    model = '[strategy]\nname = "sma_cross"\n[model]\ncheckpoint = "none"\n'
+    rule = '[market.universe]\ntop = 1\nfile = "list.txt"\n'
+    (tmp_path / "paper.toml").write_text(model + rule)
     (tmp_path / "list.txt").write_text("ETHUSDT\n")
-    assert list_of(load(tmp_path / "paper.toml")) == ("ETHUSDT",)
+    config = load(tmp_path / "paper.toml")
+    assert list_of(config) == ("ETHUSDT",)
+    preflight(config, tmp_path / "run.db")
+    (tmp_path / "list.txt").write_text("")
+    with pytest.raises(ConfigInvalid, match="names no symbol"):
+        preflight(config, tmp_path / "run.db")
 
 
 # ---------------------------------------------------------------- a replay

@@ -83,6 +83,9 @@ def test_a_terminal_shows_the_first_rows_and_says_so_but_a_whole_table_entirely(
     assert lines[-1] == str(ROWS_SHOWN - 1)
     whole = table_of("whole", "Whole", {"n": "count"}, [[place] for place in range(30)])
     assert len(printed([whole])) == 32
+    forms: dict[str, Form] = {"at": "second", **dict.fromkeys("abcd", "exact"), "why": "text"}
+    timed = table_of("timed", "", forms, [[0, *["1234567.89"] * 4, "many words of a reason"]])
+    assert printed([timed])[1].startswith("1970-01-01 00:00:00  1234567.89")
 
 
 def test_a_cell_is_its_text_with_what_applies_of_tone_order_length_and_tint() -> None:

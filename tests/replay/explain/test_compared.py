@@ -134,6 +134,9 @@ def test_a_decisions_page_holds_its_charts_and_asks_nobody(
 def test_the_charts_show_what_was_recomputed(database: Path) -> None:
     full = explain_fully(past(database))
     layers = layers_of(looked_chart(full))
+    decided_ms = full.attribution.open_time_ms[-1]
+    assert decided_ms not in layers["attention"].x
+    assert [*layers["decided bar"].x] == [layers["close"].x[-1]] == [decided_ms]
     whole = sum(layers["attention"].y)
     assert whole == pytest.approx(100 * (1 - full.attribution.weights[-1]), abs=1e-3)
     assert sum(layers["added"].y) == pytest.approx(1e4 * sum(full.moves.by_bar[:-1]), rel=1e-3)

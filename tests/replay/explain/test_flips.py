@@ -106,7 +106,10 @@ def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> No
     ("row", "words"),
     [
         (gate("regime", 0.0, 1.0), "regime answers yes or no, and it said no."),
-        (gate("edge", None, 1.0), "The measure of edge could not be computed."),
+        (
+            gate("confidence_margin", None, 0.2),
+            "The measure of confidence_margin could not be computed.",
+        ),
         (gate("gap", 3.0, 0.0), "It would have passed, had gap been 3 less."),
     ],
 )

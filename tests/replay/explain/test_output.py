@@ -48,6 +48,7 @@ def test_the_stored_part_names_the_verdict_and_what_would_flip_it(database: Path
 
 def test_full_adds_attribution_features_and_the_deletion_test(database: Path, cli: Cli) -> None:
     text, _ = texts(cli, database, LAST, "--full")
+    assert text.startswith("linear:AAAUSDT at ")
     for words in (
         "Recomputed from the stored bars, 30 bars ahead",
         "the stored buckets differ by at most",

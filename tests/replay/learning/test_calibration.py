@@ -131,6 +131,10 @@ def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
     bare = sentences(figures, {**gates, "selective": {}}, horizon=30)
     assert not any("entropy gate" in sentence for sentence in bare)
     assert NO_ATTENTION in bare
+    assert any(sentence.startswith("No untouched bar had a calibrated") for sentence in bare)
+    few = {"traded": {"edge": {"bars_per_1000": 0.004, "trades": 3, "days": 2}}}
+    lines = sentences(figures, gates | few, horizon=30)
+    assert any("passed 0.004 of 1,000 untouched bars: 3 separate" in line for line in lines)
 
 
 def test_the_share_is_the_minimum_of_qlike_and_its_gain_is_told_by_day() -> None:

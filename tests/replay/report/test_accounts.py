@@ -175,7 +175,7 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(cross_repo
     traded = np.abs(np.diff(held, prepend=0.0))
     equity = 1e6 + gains(bars, held, traded, record.cost_rate).sum()
     ledger = type(record.account)(
-        "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), (), 0.0, 0.0, 0.0, 0.0
+        "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), (), 0.0, 0.0
     )
     random_twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=3))
     assert random_twins.final_median == pytest.approx(equity)
@@ -203,7 +203,7 @@ def test_an_account_without_information_beats_half_of_its_random_twins(
         )  # fmt: skip
         equity = 1e6 + gains(bars, held, np.abs(delta), rate).sum()
         ledger = type(record.account)(
-            "all", np.array([1e6, equity]), {name: held}, fills, (), 0.0, 0.0, 0.0, 0.0
+            "all", np.array([1e6, equity]), {name: held}, fills, (), 0.0, 0.0
         )
         twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=30))
         beaten.append(twins.beaten)

@@ -40,9 +40,11 @@ def test_figures_of_a_day_are_those_of_its_ends_and_of_a_year_there_are_none(
         assert (figures.cagr, figures.sharpe, figures.volatility) == (None, None, None)
         assert figures.probabilistic_sharpe is None
         assert account.activity is None or account.activity.turnover is None
-    note, held = tables(cross_report)["accounts"].notes
+    accounts = tables(cross_report)["accounts"]
+    assert "a day, bp" in map(accounts.heading, range(len(accounts.figures)))
+    note, held = accounts.notes
     assert "buy and hold begins there too, with all the money" in held
-    assert "1,500 bars on 1.0 days. Under 30 days nothing is annualised" in note
+    assert "1,500 bars on 1.0 days, too few for one. Under 30 days nothing is annualised" in note
 
 
 def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
@@ -79,8 +81,8 @@ def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
     assert done.mean_exposure is not None
     equal, full = cross_report.accounts[-2:]
     assert (equal.name, full.name) == (f"buy and hold at {done.mean_exposure:.2%}", BUY_AND_HOLD)
-    gained = full.end - full.start
-    assert equal.end - equal.start == pytest.approx(done.mean_exposure * gained)
+    begun = cross_report.record.account.equity[0]
+    assert equal.end - begun == pytest.approx(done.mean_exposure * (full.end - begun))
 
 
 def test_shown_curves_start_and_end_with_the_account_and_keep_its_worst_drawdown(

@@ -208,7 +208,7 @@ def test_a_planted_gate_is_named_for_what_it_did(
     texts = np.full(size, "linear:BTCUSDT"), np.full(size, "HOLD")
     decisions = Decisions(
         places, texts[0], times, texts[1], gate == "", gate, np.full(size, ""), texts[1],
-        side * 1e-3, 0.5 + 0.1 * side, 0.5 - 0.1 * side, *[nothing] * 5,
+        side * 1e-3, 0.5 + 0.1 * side, 0.5 - 0.1 * side, *[nothing] * 4,
     )  # fmt: skip
     planted = replace(
         record,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     assert repr(run).splitlines()[0] == state.sentence
     assert run.summary["halted_ms"] == state.since_ms
     report = cli.json("report", "last", "--db", path)
-    assert report["states"] == [state.document()]
+    assert report["states"] == [asdict(state)]
     (part,) = report["stretches"]
     assert (part["part"], part["until_ms"]) == ("until the halt", state.since_ms)
     assert part["exposure"] > report["accounts"][0]["exposure"]
