@@ -26,6 +26,7 @@ BESIDE: Final = (
     "deploy/*.svg",
     "deploy/*.png",
     "docs/drawings/*.svg",
+    "docs/*.ipynb",
     "deploy/config.example.toml",
     "replay/samples/SOURCES.md",
     "LICENSE",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
 import figures
 import typer
+import yaml
 from exchange_callers import CALLERS
 from interface_examples import documentation as interface_documentation
 from programs import ROOT
@@ -20,6 +22,7 @@ from tracepaper.daemon.config.loading import example
 from tracepaper.daemon.session.combinations import COMBINATIONS, Trait
 from tracepaper.replay.exchange.recorded import listing
 from tracepaper.storage.database.views import VIEWS
+from tracepaper.strategies import indicators
 from tracepaper.strategies.gates.gate import (
     GATES,
     Gate,
@@ -94,24 +97,60 @@ def http_page() -> str:
 
 def decisions_page() -> str:
     """Return the page of the gates, with the table that its text surrounds."""
-    page = ROOT / "docs" / "decisions.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition("| gate |")
-    _, blank, after = rest.partition("\n\n")
-    rows = "\n".join(_gate_row(GATES[name]) for name in gate_order())
-    head = "| gate | kind | measure | unit | passes | key, default |\n|---|---|---|---|---|---|"
-    return f"{before}{head}\n{rows}{blank}{after}"
+    head = "| gate | kind | measure | unit | passes | key, default |"
+    return _with_table("decisions", head, (_gate_row(GATES[name]) for name in gate_order()))
 
 
 def combinations_page() -> str:
     """Return the page of the configuration, with the table of what does not go together."""
-    page = ROOT / "docs" / "configuration.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition("| together |")
-    _, blank, after = rest.partition("\n\n")
-    rows = "\n".join(
+    rows = (
         f"| {', '.join(trait.value for trait in Trait if trait in row.traits)} | {row.sentence} |"
         for row in COMBINATIONS
     )
-    return f"{before}| together | why not, and what to do |\n|---|---|\n{rows}{blank}{after}"
+    return _with_table("configuration", "| together | why not, and what to do |", rows)
+
+
+def indicators_page() -> str:
+    """Return the page of strategies, with the table of the indicators in their code's order."""
+    listed = (getattr(indicators, name) for name in indicators.__all__)
+    functions = sorted(listed, key=lambda function: function.__code__.co_firstlineno)
+    return _with_table("strategies", "| indicator | returns |", map(_indicator_row, functions))
+
+
+def alarms_page() -> str:
+    """Return the page of the alarms, with the table of the rules for Prometheus."""
+    rules = yaml.safe_load((ROOT / "deploy" / "tracepaper.rules.yml").read_text(encoding="utf-8"))
+    rows = (_alarm_row(rule) for group in rules["groups"] for rule in group["rules"])
+    return _with_table("alarms", "| alarm | level | after | what it says |", rows)
+
+
+def _with_table(name: str, head: str, rows: Iterable[str]) -> str:
+    """Return the page *name* with *rows* in place of those below *head*, up to an empty line."""
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    before, mark, rest = page.partition(head)
+    assert mark, f"docs/{name}.md has lost its table"
+    _, blank, after = rest.partition("\n\n")
+    table = "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows])
+    return f"{before}{table}{blank}{after}"
+
+
+def _indicator_row(function: Callable[..., Any]) -> str:
+    """Return the row of an indicator in docs/strategies.md: its call and its first line."""
+    given = ", ".join(
+        name if each.default is each.empty else f"{name}={each.default}"
+        for name, each in signature(function).parameters.items()
+    )
+    first = (function.__doc__ or "").partition("\n")[0].removeprefix("Return ")
+    return f"| `{function.__name__}({given})` | {first.removesuffix('.').replace('``', '`')} |"
+
+
+def _alarm_row(rule: Mapping[str, Any]) -> str:
+    """Return the row of an alarm in docs/alarms.md; what Prometheus puts in is in italics."""
+    said = re.sub(r"{{ \$labels\.(\w+) }}", r"*\1*", rule["annotations"]["summary"])
+    said = re.sub(r"{{ \$value \| humanizeDuration }}", "*time*", said)
+    said = re.sub(r"{{ \$value[^}]*}}", "*number*", said)
+    after = rule.get("for", "at once")
+    return f"| `{rule['alert']}` | {rule['labels']['severity']} | {after} | {said} |"
 
 
 def _gate_row(gate: Gate) -> str:
@@ -222,12 +261,14 @@ def decisions_log_index() -> str:
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
     figures.PAGE: figures.page,
+    ROOT / "docs" / "alarms.md": alarms_page,
     ROOT / "docs" / "commands.md": commands_page,
     ROOT / "docs" / "configuration.md": combinations_page,
     ROOT / "docs" / "decisions.md": decisions_page,
     LOG / "index.md": decisions_log_index,
     ROOT / "docs" / "http.md": http_page,
     ROOT / "docs" / "surface.md": surface_page,
+    ROOT / "docs" / "strategies.md": indicators_page,
     ROOT / "docs" / "views.md": views_page,
 }
 

@@ -28,11 +28,13 @@ BUDGETS: Final = {
 WORDS: Final = 64_000
 """Words of Markdown that a person wrote."""
 GENERATED: Final = {
+    "alarms.md": "| alarm |",
     "commands.md": "# ",
     "configuration.md": "| together |",
     "decisions.md": "| gate |",
     "http.md": "\n## Addresses\n",
     "FIGURES.md": "| figure |",
+    "strategies.md": "| indicator |",
     "surface.md": "# ",
     "views.md": "# ",
 }

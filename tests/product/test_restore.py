@@ -1,4 +1,4 @@
-"""The runbook's backup and restore, as they stand there: a machine is lost, and nothing else."""
+"""Backup and restore as docs/upgrade.md has them: a machine is lost, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.errors import CheckpointMismatch
 
-RUNBOOK = Path(__file__).parents[2] / "deploy" / "RUNBOOK.md"
+PAGE = Path(__file__).parents[2] / "docs" / "upgrade.md"
 PROGRAM = Path(sys.executable).with_name("tracepaper")
 MACHINE = """set -e
 sudo() { if test "$1" = chown; then return; elif test "$1" = systemctl; then echo "$3 $2"; else "$@"; fi; }
@@ -27,10 +27,10 @@ tp() { env TRACEPAPER_STORAGE__URL=sqlite:////var/lib/tracepaper/tracepaper.db /
 
 
 def section(title: str) -> str:
-    """Return the commands of a section of the runbook."""
-    text = RUNBOOK.read_text(encoding="utf-8")
+    """Return the commands of a section of the page that are the operator's."""
+    text = PAGE.read_text(encoding="utf-8")
     begun = text.index(f"## {title}\n")
-    match = re.search(r"```sh\n(.*?)```", text[begun : text.index("\n## ", begun + 1)], re.DOTALL)
+    match = re.search(r"```bash\n(.*?)```", text[begun : text.index("\n## ", begun + 1)], re.DOTALL)
     assert match is not None
     return match[1]
 
@@ -50,7 +50,6 @@ def shell(script: str, folder: Path) -> str:
         ("/opt/tracepaper/bin/tracepaper", PROGRAM),
     ):
         script = script.replace(place, str(there))
-    script = script.replace("2026-01-31", "$(date +%F)")
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, check=False, env={**os.environ}
     )
@@ -66,19 +65,26 @@ def test_what_the_night_copied_is_restored_and_verified(tmp_path: Path) -> None:
     shutil.move(path, lib / "tracepaper.db")
     shutil.move(checkpoints.kept_checkpoints(path), lib / "tracepaper.db.checkpoints")
     shutil.rmtree(tmp_path / "made")
+    for name in ("old", "new"):
+        (backups / f"1-{name}.db.checkpoints").mkdir()
+        (backups / f"1-{name}.db").write_text("an earlier copy")
+    os.utime(backups / "1-old.db", (0, 0))
     (copied, note) = shell(night(), tmp_path).splitlines()
     assert copied.startswith("Copied ")
     assert note.endswith(".db.checkpoints holds what its runs were decided by: it belongs to it.")
+    assert {path.name for path in backups.glob("1-*")} == {"1-new.db", "1-new.db.checkpoints"}
     shutil.rmtree(lib)  # the machine is lost
     lib.mkdir()
     for name in ("tracepaper.db", "tracepaper.db-wal", "tracepaper.db.checkpoints"):
         (lib / name).write_text("what is left of it")
-    text = shell(MACHINE + section("Restore"), tmp_path)
-    assert text.startswith("tracepaper stop")
-    assert "The chain of run" in text
-    assert re.search(r"(\d+) of \1 decisions follow from the record", text)
-    assert text.endswith("tracepaper start\n")
-    assert len(list((lib / "broken").iterdir())) == 3
+    for turn in (1, 2):  # and once more, over what was restored
+        text = shell(MACHINE + section("Restore"), tmp_path)
+        assert text.startswith("tracepaper stop")
+        assert "The chain of run" in text
+        assert re.search(r"(\d+) of \1 decisions follow from the record", text)
+        assert text.endswith("tracepaper start\n")
+        assert len(list(lib.glob("broken-*"))) == turn
+    assert {len(list(folder.iterdir())) for folder in lib.glob("broken-*")} >= {3}
 
 
 def test_a_copy_has_the_models_of_its_runs_and_nothing_half_written(tmp_path: Path) -> None:

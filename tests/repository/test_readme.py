@@ -109,6 +109,29 @@ def test_every_block_of_commands_is_run(page: Path) -> None:
     assert unrun("```\ntracepaper demo\n```\n", "sh") == ["tracepaper demo"]
 
 
+MAKES = re.compile(r"tracepaper (replay|sweep)\b|\bdb (backup|pull)\b|backtest\(")
+"""What a line does that makes a database."""
+
+
+def made_elsewhere(text: str) -> set[str]:
+    """Return the databases that blocks of *text* name before a line of it makes them."""
+    made, lacking = {"tracepaper.db"}, set[str]()
+    for block in blocks(text):
+        lines = commands(block) if block.language == "sh" else [block.text]
+        for line in lines if block.language in ("sh", "python") else ():
+            named = set(re.findall(r"[\w-]+\.db\b", line))
+            lacking |= set() if MAKES.search(line) else named - made
+            made |= named
+    return lacking
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=named)
+def test_a_page_makes_the_databases_that_it_asks(page: Path) -> None:
+    assert made_elsewhere(TEXTS[page]) == set()
+    planted = "```sh\ntracepaper verify last --db run.db\n```\n"
+    assert made_elsewhere(planted) == {"run.db"}
+
+
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_the_makefile_has_what_the_readme_names(target: str) -> None:
     assert f"make {target}" in TEXTS[README]
