@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tracepaper.replay.document.values import TitledParts, as_document
-from tracepaper.replay.page import answers, decisions, fleet, marks, records, runs
+from tracepaper.replay.page import answers, decisions, fleet, lists, marks, records, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.process import STREAMS
 
@@ -223,8 +223,10 @@ def _health(of: RouteRequest) -> Struct:
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
 ROUTES: Final = (
     ReadRoute("/runs", "Every run of every database, the newest first.",
-          CountParameters, answers.Runs,
-          lambda of: runs.runs(of.shelf, counted=of.parameters.counted)),
+          NoParameters, answers.Runs, lambda of: runs.runs(of.shelf)),
+    ReadRoute("/overview", "Every run and sweep, as the place Runs lists them.",
+          CountParameters, answers.Document,
+          lambda of: lists.runs_document(runs.runs(of.shelf, counted=of.parameters.counted))),
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
           CountParameters, answers.Run, _run),
     ReadRoute(f"{_R}/candles", "Candles of one instrument with their decisions and notes, in "
@@ -262,6 +264,9 @@ ROUTES: Final = (
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
           NoParameters, answers.Document, lambda of: records.refusals(of.shown)),
     ReadRoute(f"{_R}/health", "Whether the run is sound.", NoParameters, answers.Health, _health),
+    ReadRoute(f"{_R}/compare", "The runs that may stand beside one.",
+          NoParameters, answers.Document,
+          lambda of: lists.beside_document(of.shown, runs.runs(of.shelf))),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
           NoParameters, answers.Document,
           lambda of: _late("documents").compare(*map(of.shelf.find, of.names.values()))),
@@ -269,7 +274,7 @@ ROUTES: Final = (
           NoParameters, answers.Document, _sweep),
     ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
               "alarms; of `tracepaper ui --fleet` alone.",
-              NoParameters, fleet.Fleet, lambda of: fleet.list_fleet(of.shelf)),
+              NoParameters, answers.Document, lambda of: fleet.list_fleet(of.shelf)),
     ReadRoute("/fleet/pull", "Pulls one run of the fleet, which the other addresses then know; "
               "lines of JSON.",
               PullParameters, fleet.PulledRun,

@@ -50,7 +50,7 @@ def test_every_place_of_the_page_has_its_answer(held: dict[str, Any], cross_data
     named |= {f"{text}/{kind}?instrument=linear%3ABTCUSDT" for kind in ("candles", "candles")}
     named |= {f"{text}/views/{view}" for view in ("trades", "orders", "fills", "ledger")}
     whole = {name for name in held if re.fullmatch(rf"{text}/decisions/\d+", name)}
-    assert held.keys() == named | whole | {"/api/v1/runs", "/api/v1/file"}
+    assert held.keys() == named | whole | {f"/api/v1/{of}" for of in ("runs", "overview", "file")}
     assert held["/api/v1/file"]["whole"] == len(whole) > 50
     assert [row["run_id"] for row in held["/api/v1/runs"]["runs"]] == [run]
 

@@ -1,7 +1,7 @@
 /** Account: the document of all accounts; then rows of trades, orders, fills and the ledger. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { isHedged } from "../accounts.js";
-import { OfRun } from "./report.js";
+import { OfRun } from "./documents.js";
 import { ViewTable } from "./table.js";
 
 const TABLES = {
