@@ -175,14 +175,7 @@ class Halt(Struct, frozen=True):
     """What allows no new exposure until the operator's RESUME."""
 
     by: str  # operator, or the gate of a limit on risk
-    since_ms: int  # market time
-    sequence: int  # of the step
-    refused: int | None  # since then; None of holes
-    idle_ms: int  # since nothing was entered
     sentence: str  # as the report says it
-    word: str = ""  # HALT or FLATTEN
-    note: str = ""  # of the operator
-    giver: str = ""  # the operator and the means: "by root, on the page, with the token anna"
 
 
 class Run(Struct, frozen=True):
