@@ -46,6 +46,7 @@ class RunRow(Struct, frozen=True):
     model_id: str
     database: str  # the file's name, without its folder
     is_served: bool = False  # the run of the daemon that answers
+    state: str = ""  # damaged, halted by a limit or a person, no bar yet, or pruned
 
 
 class UnreadableDatabase(Struct, frozen=True):

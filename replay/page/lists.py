@@ -87,7 +87,7 @@ def _runs_table(runs: Iterable[answers.RunRow], *path: str, are_compared: bool =
         symbols = [name.rpartition(":")[2] for name in of.instruments]
         more = len(symbols) - SYMBOLS_SHOWN
         row = (
-            f"{of.kind}{', running' * of.is_served}",
+            ", ".join([of.kind, *["running"] * of.is_served, *filter(None, [of.state])]),
             ", ".join(symbols[:SYMBOLS_SHOWN]) + f" +{more}" * (more > 0),
             *(interval_text(of.interval_ms), of.first_ms, of.last_ms, of.decisions, of.fills),
             *(of.equity, of.total_return, of.database),

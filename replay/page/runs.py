@@ -109,7 +109,22 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
         model_id=row["model_id"] or "",
         database=shown.database.name,
         is_served=shown.run_id == served,
+        state=_state(shown, first),
     )
+
+
+def _state(shown: ShownRun, first: int | None) -> str:
+    if _damage(shown):
+        return "damaged"
+    if (held := halt(shown)) is not None:
+        return f"halted by {held.by}"
+    if first is None:
+        return "no bar yet"
+    return "pruned" if shown.columns.span[0] else ""
+
+
+def _damage(shown: ShownRun) -> str:
+    return shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
 
 
 def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
@@ -131,8 +146,7 @@ def run(
     row, columns = shown.views.run(), shown.columns
     first, last = _decided(shown)
     refused = shown.rollups.refusals()
-    damage = shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
-    thresholds = columns.thresholds
+    damage, thresholds = _damage(shown), columns.thresholds
     return answers.Run(
         row=run_row(shown, served),
         config=json.loads(row["config"]),

@@ -17,7 +17,9 @@ export function Answered({ answer: { value, error, lost }, doing, onStep, childr
 /** A document of a run, asked for again with another `version`; `children` stand at its end. */
 export function OfRun({ name, run, version = 0, ...rest }) {
   const answer = useAnswer((signal) => getOf(run.row.run_id, name, { signal }), [name, run.row.run_id, version]);
-  return html`<${Answered} answer=${answer} ...${rest} />`;
+  const state = run.damage ?? run.halt;
+  return html`${state && html`<p class="banner" role="alert">${state.sentence}</p>`}
+    <${Answered} answer=${answer} ...${rest} />`;
 }
 
 /** Performance, costs, refusals and attention of the whole run, as `tracepaper report` writes it. */
