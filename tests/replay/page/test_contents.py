@@ -22,7 +22,9 @@ from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.export import run_page
 from tracepaper.storage.maintenance import prune
 
-PLACES: Final = ("", "/marks", "/account", "/health", "/refusals", "/report", "/equity")
+PLACES: Final = (
+    *("", "/marks", "/account", "/health", "/refusals", "/report", "/equity", "/compare"),
+)
 
 
 @pytest.fixture(scope="module")
