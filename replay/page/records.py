@@ -194,13 +194,13 @@ def health(
     damage = shown.reader.damage(shown.run_id)
     not_ready = [] if status is None else status["not_ready"]
     starts = len(shown.reader.of_type(shown.run_id, ModelChange))
-    by = f" by {halted_by}" if state == "halted" and halted_by else ""
+    stands = [state] if state != "halted" or not halted_by else []
+    stands += [f"halted by {halted_by}"] if halted_by else []
     gaps_text = f"{count_of(gaps, 'gap')}, repaired" if gaps else "no gap"
     if lost:
         gaps_text = f"{count_of(lost, 'bar')} of {count_of(gaps, 'gap')} never came"
-    title = (
-        f"{row['kind'].capitalize()} run, {state}{by}; {gaps_text}; {count_of(starts, 'start')}."
-    )
+    what = f"{row['kind'].capitalize()} run, {', '.join(stands)}"
+    title = f"{what}; {gaps_text}; {count_of(starts, 'start')}."
     events = happenings(shown)
     parts = [
         *([Paragraph(damage, "warning")] if damage else []),
@@ -225,7 +225,6 @@ def health(
     return answers.Health(
         is_live=status is not None,
         state=state,
-        halted_by=halted_by,
         is_wrong=bool(damage) or lost > 0,
         is_ready=not not_ready,
         steps=row["step_count"],

@@ -153,7 +153,7 @@ def run(
         instruments=[
             answers.Instrument(
                 instrument.id, instrument.symbol, instrument.base_coin, instrument.quote_coin,
-                instrument.price_decimals, instrument.quantity_decimals,
+                instrument.price_decimals,
             )
             for instrument in columns.instruments.values()
         ],
@@ -176,22 +176,17 @@ def run(
         halt=halt(shown),
         holes="".join(state.sentence for state in _states(shown) if state.kind == HOLE),
         notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),
-        warnings=json.loads(row["warnings"] or "[]"),
         first_sequence=first,
         last_sequence=last,
         warm_sequence=shown.rollups.warm_sequence(),
         bars_needed=int(thresholds.get(warm.name, 0)),
         has_model=bool(row["model_id"]),
         gate_horizon=row["gate_horizon"],
-        hashes={
-            name: row[name] or ""
-            for name in ("code_version", "config_sha256", "model_sha256", "head_digest")
-        },
         pulled_ms=pulled_ms,
     )  # fmt: skip
 
 
-_OF_GATE: Final = ("words", "unit", "at_least", "is_switch", "is_capped", "starts_at")
+_OF_GATE: Final = ("words", "unit", "is_switch", "is_capped")
 
 
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
