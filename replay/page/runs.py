@@ -109,12 +109,12 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
         model_id=row["model_id"] or "",
         database=shown.database.name,
         is_served=shown.run_id == served,
-        state=_state(shown, first),
+        state=_state(shown, first, is_counted=totals is not None),
     )
 
 
-def _state(shown: ShownRun, first: int | None) -> str:
-    if _damage(shown):
+def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
+    if is_counted and _damage(shown):  # it counts the steps as well
         return "damaged"
     if (held := halt(shown)) is not None:
         return f"halted by {held.by}"
