@@ -261,8 +261,7 @@ class Lines:
         """Do nothing: log lines need no preparation."""
 
     def end(self) -> None:
-        """Log the number of bars."""
-        log.info("view closed", bars=self._pace.bars)
+        """Do nothing: the last line is that of the run."""
 
     def opened(self, view: RunView) -> None:
         """Log the run that began."""

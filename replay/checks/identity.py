@@ -9,7 +9,6 @@ The rules are docs/identity.md, I2 and I3.
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
@@ -80,11 +79,6 @@ def decision_identity(step: Step, instrument: Instrument) -> DecisionIdentity:
             ]
         ),
     )
-
-
-def decision_sha256(step: Step, instrument: Instrument) -> bytes:
-    """Return the SHA-256 of the decision's identity: 32 bytes."""
-    return sha256(msgspec.msgpack.encode(decision_identity(step, instrument))).digest()
 
 
 def _verdict(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from msgspec import to_builtins
 
@@ -18,6 +18,21 @@ from tracepaper.replay.document.charts import Chart
 from tracepaper.strategies.units import NOTHING, duration, iso
 
 T = TypeVar("T")
+
+
+class Link(str):
+    """Words that lead *to* an address of the page, such as ``#/run/ID``; elsewhere words alone."""
+
+    __slots__ = ("to",)
+    to: str
+
+    def __new__(cls, text: str, to: str) -> Self:
+        """Make *text* lead *to* an address."""
+        self = super().__new__(cls, text)
+        self.to = to
+        return self
+
+
 Estimate = tuple[float, float | None]
 Value = str | int | float | Estimate | None
 Cells = Mapping[str, Value]
@@ -25,7 +40,7 @@ Cells = Mapping[str, Value]
 Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
     "gain bp", "share", "days", "measure", "points", "minute", "second", "span", "exact", "bar",
-    "signed", "gain bar", "mark", "gain tint", "step",
+    "signed", "gain bar", "mark", "gain tint", "step", "alarm",
 ]  # fmt: skip
 _PATTERNS: Final = {
     "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
@@ -53,7 +68,8 @@ PAIR: Final[Mapping[str, Form]] = {"name": "text", "value": "exact"}
 BAR_CELLS: Final = 28
 SIGNED_BAR_CELLS: Final = 16
 BARS: Final = ("bar", "gain bar")
-TEXTS: Final = ("text", "minute", "second", "mark", *BARS)
+TIMES: Final = ("minute", "second")
+TEXTS: Final = ("text", "alarm", "mark", *TIMES, *BARS)
 """Forms that are written from the left."""
 
 
@@ -128,6 +144,7 @@ class Table:
     look: Look = "table"
     aside: str = ""  # words beside the title
     best: Literal["", "most", "least"] = ""  # of a heat map: which of its numbers is
+    terms: tuple[str, ...] = ()  # by which a page's filter finds each row, besides its cells
 
     def heading(self, place: int) -> str:
         """Return the title of the figure at *place*; without errors it promises none."""
@@ -181,7 +198,8 @@ def as_parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
     """Return *parts* as plain values for the page, numbers of tables as they are written.
 
     A cell is its text, or an object of ``text`` with what applies of ``tone``, ``sort`` (the number
-    to sort by), ``bar`` (a length of 0 to 1), ``tint`` (-1 to 1) and ``step`` (of a decision).
+    to sort by), ``time`` (whether that is UTC ms), ``bar`` (a length of 0 to 1), ``tint`` (-1 to
+    1), ``step`` (of a decision) and ``to`` (an address of the page).
     """
     return [_as_part(part) for part in parts]
 
@@ -236,6 +254,8 @@ def _table_part(part: Table) -> dict[str, Any]:
         content["look"] = part.look
     if part.aside:
         content["aside"] = part.aside
+    if part.terms:
+        content["terms"] = list(part.terms)
     return content
 
 
@@ -260,7 +280,11 @@ def _tinting(part: Table) -> Callable[[float, Form], float | None]:
 def _cell(
     value: Value, form: Form, tint_of: Callable[[float, Form], float | None]
 ) -> str | dict[str, Any]:
-    if isinstance(value, str) and form in ("text", "exact"):
+    if isinstance(value, Link):
+        return {"text": str(value), "to": value.to}
+    if isinstance(value, str) and form == "alarm" and value:
+        return {"text": value, "tone": "loss"}
+    if isinstance(value, str) and form in ("text", "exact", "alarm"):
         return value or NOTHING
     number = value[0] if isinstance(value, tuple) else value
     if number is None or isinstance(number, str) or math.isnan(number):
@@ -268,6 +292,8 @@ def _cell(
     cell: dict[str, Any] = {"text": _text(value, form), "sort": number}
     if tone_name := tone(value, form):
         cell["tone"] = tone_name
+    if form in TIMES:
+        cell["time"] = True
     if form in BARS:
         cell["bar"] = max(0.0, min(abs(float(number)), 1.0))
     if form == "step":  # opens the decision

@@ -24,7 +24,6 @@ class Instrument(Struct, frozen=True):
     base: str
     quote: str
     price_decimals: int
-    quantity_decimals: int
 
 
 class RunRow(Struct, frozen=True):
@@ -46,6 +45,7 @@ class RunRow(Struct, frozen=True):
     model_id: str
     database: str  # the file's name, without its folder
     is_served: bool = False  # the run of the daemon that answers
+    state: str = ""  # damaged, halted by a limit or a person, no bar yet, or pruned
 
 
 class UnreadableDatabase(Struct, frozen=True):
@@ -82,10 +82,8 @@ class GateInfo(Struct, frozen=True):
     words: str  # what it measures
     unit: str
     threshold: float
-    at_least: bool  # passes from the threshold upwards; else downwards
     is_switch: bool  # answers yes or no
     is_capped: bool  # once passed, its measure says no more
-    starts_at: float  # where the measure begins
     refused: int | None  # decisions that it refused first; null until they are counted
     key: str = ""  # of the configuration, by which a what-if may move the threshold
 
@@ -141,7 +139,6 @@ class LastFill(Struct, frozen=True):
     instrument: str
     side: str
     quantity_text: str
-    price_text: str
     filled_ms: int
     reason: str
 
@@ -175,14 +172,7 @@ class Halt(Struct, frozen=True):
     """What allows no new exposure until the operator's RESUME."""
 
     by: str  # operator, or the gate of a limit on risk
-    since_ms: int  # market time
-    sequence: int  # of the step
-    refused: int | None  # since then; None of holes
-    idle_ms: int  # since nothing was entered
     sentence: str  # as the report says it
-    word: str = ""  # HALT or FLATTEN
-    note: str = ""  # of the operator
-    giver: str = ""  # the operator and the means: "by root, on the page, with the token anna"
 
 
 class Run(Struct, frozen=True):
@@ -201,14 +191,12 @@ class Run(Struct, frozen=True):
     halt: Halt | None
     holes: str  # how long nothing could trade for want of bars, and why; empty where not for long
     notes: list[NoteSeries]
-    warnings: list[str]
     first_sequence: int | None  # of a decision
     last_sequence: int | None
     warm_sequence: int | None  # of the first decision after the warm-up
     bars_needed: int  # to be warm
     has_model: bool
     gate_horizon: int  # bars
-    hashes: dict[str, str]  # code_version, config_sha256, model_sha256, head_digest
     pulled_ms: int | None = None  # wall time of its pull from a fleet
 
 
@@ -334,7 +322,7 @@ class Decision(Struct, frozen=True):
     parts: list[dict[str, Any]]
     forecast: Forecast | None
     attended: list[Bucket]  # the newest first; none without an attribution
-    hashes: dict[str, str]  # decision_sha256, digest
+    digest: str  # of its commit; empty where a prune took that
     previous: int | None  # sequences of the decisions beside it, of the same instrument
     following: int | None
 
@@ -404,7 +392,6 @@ class Health(Struct, frozen=True):
 
     is_live: bool  # of a running daemon, which knows more than the record
     state: str  # running, halted, ended or killed
-    halted_by: str | None
     is_wrong: bool  # the record is damaged, or lacks bars
     is_ready: bool
     steps: int

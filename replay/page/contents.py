@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.document.charts import rounded
-from tracepaper.replay.document.values import TitledParts, as_parts
-from tracepaper.replay.page import records
+from tracepaper.replay.document.values import TitledParts, as_document
+from tracepaper.replay.page import lists, records, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
 from tracepaper.replay.page.export import packed
 from tracepaper.replay.page.rollups import numbers_of
@@ -79,9 +79,7 @@ def contents_of(
     progress("reading the run")
     client = _RouteClient(database, run_id)
     run = client.of_run()
-    listed = client("/runs")
-    listed["runs"] = [row for row in listed["runs"] if row["run_id"] == run_id]
-    listed["sweeps"] = []
+    client.hold_list()
     candles = _columns(client, run)
     for view in VIEWS:
         _hold_view(client, view)
@@ -91,8 +89,7 @@ def contents_of(
         progress("working out the report")
         client.of_run("/report")
     else:
-        parts = {"title": document.title, "parts": as_parts(document.parts)}
-        client.hold(f"/runs/{run_id}/report", parts)
+        client.hold(f"/runs/{run_id}/report", as_document(document))
     blocks: list[DecisionBlock] = []
     chosen = client.decided() if full else _chosen(client, run, candles)
     if full:
@@ -126,6 +123,16 @@ class _RouteClient:
     def of_run(self, rest: str = "") -> Any:  # noqa: ANN401 - plain values
         """Hold the answer of *rest* of the run's own path."""
         return self(f"/runs/{self.run_id}{rest}")
+
+    def hold_list(self) -> None:
+        """Hold the list of this run alone, and its document."""
+        listed = runs.runs(self._shelf)
+        rows = [row for row in listed.runs if row.run_id == self.run_id]
+        listed = msgspec.structs.replace(listed, runs=rows, sweeps=[])
+        self.hold("/runs", msgspec.to_builtins(listed))
+        self.hold("/overview", as_document(lists.runs_document(listed)))
+        beside = lists.beside_document(self.shown, listed)
+        self.hold(f"/runs/{self.run_id}/compare", as_document(beside))
 
     def answer(self, path: str, **query: str | float) -> Any:  # noqa: ANN401
         """Return the answer of *path*, as plain values."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tracepaper.replay.checks.identity import decision_sha256
 from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.explain.decision import StoredDecision, stored_decision
 from tracepaper.replay.explain.decision_document import decision_document, realised
@@ -17,7 +16,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     stored = decision_at(shown, sequence)
     row, columns = stored.decision, shown.columns
     instrument = row["instrument"]
-    item, place = columns.instruments[instrument], columns.place(instrument)
+    place = columns.place(instrument)
     (bar,) = shown.views.rows("v_bars", sequence=sequence)
     neighbours = {
         newest: columns.rows.decided_at(span, instrument=place, newest=newest)
@@ -48,12 +47,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
             answers.Bucket(block["from_open_time_ms"], block["until_open_time_ms"], block["weight"])
             for block in stored.buckets
         ],
-        hashes={
-            "decision_sha256": decision_sha256(
-                shown.reader.step(shown.run_id, sequence), item
-            ).hex(),
-            "digest": columns.rows.digest(sequence) or "",
-        },
+        digest=columns.rows.digest(sequence) or "",
         previous=neighbours[True],
         following=neighbours[False],
     )

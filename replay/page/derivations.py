@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.replay.checks.parity import check_of_run
-from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.document.values import FoldedParts, Form, Part, TitledParts, table_of
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
@@ -58,24 +58,18 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
         probes=False,  # twice the time, and no later bar is at hand to be seen
         progressed=progressed,
     )
-    seconds = time.perf_counter() - began
-    same = verification.holds
-    first = verification.differences[0] if verification.differences else None
+    first = next(iter(verification.differences), None)
+    is_loose = verification.tolerated or not verification.exact
     return answers.DerivedDecision(
         sequence=sequence,
-        same=same,
-        seconds=seconds,
+        same=verification.holds,
+        seconds=time.perf_counter() - began,
         field="" if first is None else first.field,
         stored="" if first is None else first.first,
         derived="" if first is None else first.second,
         culprit=verification.to_blame,
-        tolerance=_tolerance(verification),
+        tolerance=verification.elsewhere if is_loose else "",
     )
-
-
-def _tolerance(verification: Verification) -> str:
-    """Say why not every bit was promised; empty where every bit is equal."""
-    return verification.elsewhere if verification.tolerated or not verification.exact else ""
 
 
 def verify(shown: ShownRun, report: Report) -> answers.ParityState:

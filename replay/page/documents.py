@@ -22,6 +22,7 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import ShownRun
+from tracepaper.replay.page.lists import run_name
 from tracepaper.replay.page.rollups import OWN
 from tracepaper.replay.report import charts
 from tracepaper.replay.report.figures import shortfall_tables
@@ -137,7 +138,7 @@ def compare(left: ShownRun, right: ShownRun) -> TitledParts:
 
 
 def _name(run: ShownRun) -> str:
-    return f"{run.views.run()['strategy'].rpartition(':')[2]} {run.run_id[:8]}"
+    return run_name(run.views.run()["strategy"], run.run_id)
 
 
 def _both(left: ShownRun, right: ShownRun) -> Part:

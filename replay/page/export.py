@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from tracepaper.replay.document.values import TitledParts, as_parts
+from tracepaper.replay.document.values import TitledParts, as_document
 from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _RELATIVE: Final = re.compile(r"""(\bfrom\s*|\bimport\s*\(?\s*)(["'])(\.{1,2}/[^
 
 def write_document_page(document: TitledParts, path: Path) -> None:
     """Write *document* as one file; raise ``ConfigInvalid`` where *path* cannot be written."""
-    record = {"/api/v1/document": {"title": document.title, "parts": as_parts(document.parts)}}
+    record = {"/api/v1/document": as_document(document)}
     styles = ("page.css", "document.css", "document/alone.css")
     write_page(one_file(document.title, DOCUMENT_START, styles, record), path)
 

@@ -16,26 +16,16 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.clock import SystemClock
+from tracepaper.replay.document.values import TitledParts
 from tracepaper.replay.page.databases import Databases, FleetSource, HttpRefusal
-from tracepaper.storage.fleet.overview import FleetRun, overview
+from tracepaper.replay.page.lists import fleet_document
+from tracepaper.storage.fleet.overview import overview
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.strategies.errors import TracepaperError
 
 KEPT: Final = 8
 """Runs of a fleet whose files are kept; those that were opened before are removed."""
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
-class Fleet(Struct, frozen=True):
-    """Every run of a fleet, as ``tracepaper fleet --json`` lists it.
-
-    Where the server cannot be asked, ``error`` says why, and the runs are as of ``as_of_ms``.
-    """
-
-    server: str  # host and database
-    as_of_ms: int | None  # wall time; null until the server has answered once
-    runs: list[FleetRun]
-    error: str | None = None
 
 
 class PulledRun(Struct, frozen=True):
@@ -46,7 +36,7 @@ class PulledRun(Struct, frozen=True):
     steps: int
 
 
-def list_fleet(shelf: Databases) -> Fleet:
+def list_fleet(shelf: Databases) -> TitledParts:
     """Ask the server of *shelf* now; what it said last stays where it cannot be asked."""
     fleet, error = _source(shelf), None
     try:
@@ -54,7 +44,7 @@ def list_fleet(shelf: Databases) -> Fleet:
         fleet.as_of_ms = SystemClock().wall_ms()
     except TracepaperError as found:
         error = str(found)
-    return Fleet(fleet.server, fleet.as_of_ms, fleet.runs, error)
+    return fleet_document(fleet, error)
 
 
 def pull_run(

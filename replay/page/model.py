@@ -31,7 +31,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import card_facts, experimental
 from tracepaper.replay.learning.statistics import RISK_COVERAGES, RankedBars, RiskCurve
-from tracepaper.replay.page.databases import HttpRefusal, ShownRun
+from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
 from tracepaper.storage.checkpoints import kept_folder, read_card
@@ -66,13 +66,10 @@ class RunForecasts:
 
 
 def model_document(shown: ShownRun) -> TitledParts:
-    """Return the card of the run's model and how its forecasts came true.
-
-    Raises ``HttpRefusal`` for a run without a model.
-    """
+    """Return the card of the run's model and how its forecasts came true."""
     model_id = shown.views.run()["model_id"]
     if not model_id:
-        raise HttpRefusal(409, "This run asks no model.")
+        return TitledParts("Model", (Paragraph("This run asks no model.", "note"),))
     folder = kept_folder(shown.database, str(model_id))
     card = read_card(folder) if folder.is_dir() else {}
     name = card.get("model", {}).get("name", "")

@@ -93,7 +93,10 @@ def rows(
         columns=[
             answers.Column(field.name, field.kind.lower(), field.doc) for field in columns.values()
         ],
-        rows=[[_plain(cell) for cell in row] for row in listed],
+        rows=[
+            [None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row]
+            for row in listed
+        ],
         total=total,
         next=str(end) if has_more else None,
     )
@@ -117,10 +120,6 @@ def _offset(after: str | None) -> int:
     if not after.isdecimal() or len(after) > 12:
         raise HttpRefusal(400, "Give as after what stood in next of the rows before.")
     return int(after)
-
-
-def _plain(cell: object) -> object:
-    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 # ---------------------------------------------------------------- refusals
@@ -195,18 +194,30 @@ def health(
     damage = shown.reader.damage(shown.run_id)
     not_ready = [] if status is None else status["not_ready"]
     starts = len(shown.reader.of_type(shown.run_id, ModelChange))
-    by = f" by {halted_by}" if state == "halted" and halted_by else ""
-    title = (
-        f"{row['kind'].capitalize()} run, {state}{by}; {_gaps_text(gaps, lost)}; "
-        f"{count_of(starts, 'start')}."
-    )
+    stands = [state] if state != "halted" or not halted_by else []
+    stands += [f"halted by {halted_by}"] if halted_by else []
+    gaps_text = f"{count_of(gaps, 'gap')}, repaired" if gaps else "no gap"
+    if lost:
+        gaps_text = f"{count_of(lost, 'bar')} of {count_of(gaps, 'gap')} never came"
+    what = f"{row['kind'].capitalize()} run, {', '.join(stands)}"
+    title = f"{what}; {gaps_text}; {count_of(starts, 'start')}."
+    events = happenings(shown)
     parts = [
         *([Paragraph(damage, "warning")] if damage else []),
         *(Paragraph(f"Not ready: {why}", "warning") for why in not_ready),
         Paragraph("Feed and speed", "heading"),
         *_feed(status),
         Paragraph("What happened", "heading"),
-        _happened(shown),
+        table_of(
+            "happenings",
+            "",
+            {"time": "second", "kind": "text", "symbol": "text", "what": "text"},
+            [
+                (event.market_ms, event.kind.replace("_", " "), event.instrument or "", event.text)
+                for event in events
+            ],
+            [] if events else ["Nothing but bars."],
+        ),
         Paragraph(
             f"{row['step_count']:,} steps; head digest {(row['head_digest'] or '')[:16]}…", "note"
         ),
@@ -214,22 +225,11 @@ def health(
     return answers.Health(
         is_live=status is not None,
         state=state,
-        halted_by=halted_by,
         is_wrong=bool(damage) or lost > 0,
         is_ready=not not_ready,
         steps=row["step_count"],
         title=title,
         parts=as_parts(parts),
-    )
-
-
-def _gaps_text(gaps: int, lost: int) -> str:
-    if not gaps:
-        return "no gap"
-    return (
-        f"{count_of(lost, 'bar')} of {count_of(gaps, 'gap')} never came"
-        if lost
-        else (f"{count_of(gaps, 'gap')}, repaired")
     )
 
 
@@ -276,15 +276,6 @@ def _seconds(value: float | None) -> str:
     if value < 1:
         return f"{number(1e3 * value, digits=2)} ms"
     return f"{number(value, digits=3)} s" if value < 10 else duration(1e3 * value)
-
-
-def _happened(shown: ShownRun) -> Part:
-    forms: dict[str, Form] = {"time": "second", "kind": "text", "symbol": "text", "what": "text"}
-    events = [
-        (event.market_ms, event.kind.replace("_", " "), event.instrument or "", event.text)
-        for event in happenings(shown)
-    ]
-    return table_of("happenings", "", forms, events, [] if events else ["Nothing but bars."])
 
 
 _TOLD: Final = (

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tracepaper.replay.document.values import TitledParts, as_document
-from tracepaper.replay.page import answers, decisions, fleet, marks, records, runs
+from tracepaper.replay.page import answers, decisions, fleet, lists, marks, records, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.process import STREAMS
 
@@ -168,9 +168,9 @@ class ReadRoute:
 
     path: str
     sentence: str
-    parameters: type[Struct]
-    answer: type[Struct]
     respond: Callable[[RouteRequest], Struct | TitledParts]
+    answer: type[Struct] = answers.Document
+    parameters: type[Struct] = NoParameters
     is_open: bool = False
 
     @property
@@ -223,58 +223,57 @@ def _health(of: RouteRequest) -> Struct:
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
 ROUTES: Final = (
     ReadRoute("/runs", "Every run of every database, the newest first.",
-          CountParameters, answers.Runs,
-          lambda of: runs.runs(of.shelf, counted=of.parameters.counted)),
+          lambda of: runs.runs(of.shelf), answers.Runs),
+    ReadRoute("/overview", "Every run and sweep, as the place Runs lists them.",
+          lambda of: lists.runs_document(runs.runs(of.shelf, counted=of.parameters.counted)),
+          parameters=CountParameters),
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
-          CountParameters, answers.Run, _run),
+          _run, answers.Run, CountParameters),
     ReadRoute(f"{_R}/candles", "Candles of one instrument with their decisions and notes, in "
           "cells that fit.",
-          InstrumentParameters, answers.Candles, lambda of: runs.candles(*of.cells)),
+          lambda of: runs.candles(*of.cells), answers.Candles, InstrumentParameters),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
           "each cell.",
-          RangeParameters, answers.Equity,
-          lambda of: runs.equity(of.shown, *of.span, of.parameters.points)),
+          lambda of: runs.equity(of.shown, *of.span, of.parameters.points),
+          answers.Equity, RangeParameters),
     ReadRoute(f"{_R}/marks", "Fills, orders that rested at a price, and gaps of a range.",
-          MarkParameters, answers.Marks, _marks),
-    ReadRoute(_D, "One decision, whole.", NoParameters, answers.Decision,
-          lambda of: decisions.decision(*of.decision)),
+          _marks, answers.Marks, MarkParameters),
+    ReadRoute(_D, "One decision, whole.",
+          lambda of: decisions.decision(*of.decision), answers.Decision),
     ReadRoute(f"{_D}/verify", "Derives one decision again from the record, now; lines of JSON.",
-          NoParameters, answers.DerivedDecision,
-          lambda of: _late().verify_decision(*of.decision, of.report)),
+          lambda of: _late().verify_decision(*of.decision, of.report), answers.DerivedDecision),
     ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
-          NoParameters, answers.Document, lambda of: _late().ask(*of.decision, of.report)),
+          lambda of: _late().ask(*of.decision, of.report)),
     ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",
-          NoParameters, answers.ParityState, lambda of: _late().verify(of.shown, of.report)),
+          lambda of: _late().verify(of.shown, of.report), answers.ParityState),
     ReadRoute(f"{_R}/report", "The report of the run: tables, charts and texts.",
-          NoParameters, answers.Document, lambda of: _late().report_of(of.shown)),
+          lambda of: _late().report_of(of.shown)),
     ReadRoute(f"{_R}/model", "The run's model: its card, and how its forecasts came true.",
-          NoParameters, answers.Document, lambda of: _late("model").model_document(of.shown)),
+          lambda of: _late("model").model_document(of.shown)),
     ReadRoute(f"{_R}/what-if", "What other keys, fewer gates or a later start would have made "
           "of the run.",
-          ChangeParameters, answers.Document,
-          lambda of: _late().what_if_of(of.shown, of.parameters)),
+          lambda of: _late().what_if_of(of.shown, of.parameters), parameters=ChangeParameters),
     ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
-          RowParameters, answers.Rows,
           lambda of: records.rows(of.shown, of.names["view"], of.filters, of.parameters),
-          is_open=True),
+          answers.Rows, RowParameters, is_open=True),
     ReadRoute(f"{_R}/account", "Every account with its curve, and what is held.",
-          NoParameters, answers.Document, lambda of: _late("documents").account(of.shown)),
+          lambda of: _late("documents").account(of.shown)),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
-          NoParameters, answers.Document, lambda of: records.refusals(of.shown)),
-    ReadRoute(f"{_R}/health", "Whether the run is sound.", NoParameters, answers.Health, _health),
+          lambda of: records.refusals(of.shown)),
+    ReadRoute(f"{_R}/health", "Whether the run is sound.", _health, answers.Health),
+    ReadRoute(f"{_R}/compare", "The runs that may stand beside one.",
+          lambda of: lists.beside_document(of.shown, runs.runs(of.shelf))),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
-          NoParameters, answers.Document,
           lambda of: _late("documents").compare(*map(of.shelf.find, of.names.values()))),
-    ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.",
-          NoParameters, answers.Document, _sweep),
+    ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.", _sweep),
     ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
-              "alarms; of `tracepaper ui --fleet` alone.",
-              NoParameters, fleet.Fleet, lambda of: fleet.list_fleet(of.shelf)),
+          "alarms; of `tracepaper ui --fleet` alone.",
+          lambda of: fleet.list_fleet(of.shelf)),
     ReadRoute("/fleet/pull", "Pulls one run of the fleet, which the other addresses then know; "
-              "lines of JSON.",
-              PullParameters, fleet.PulledRun,
-              lambda of: fleet.pull_run(
-                  of.shelf, of.parameters.database_id, of.parameters.run_id, of.report)),
+          "lines of JSON.",
+          lambda of: fleet.pull_run(
+              of.shelf, of.parameters.database_id, of.parameters.run_id, of.report),
+          fleet.PulledRun, PullParameters),
 )  # fmt: skip
 """Every address that reads; ``/stream`` and ``/openapi.json`` are the server's own."""
 

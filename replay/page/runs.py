@@ -38,18 +38,23 @@ from tracepaper.strategies.units import DAY_MS, without_zeros
 def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
     """List every run of every database, the newest first; *counted* waits for every count."""
     rows: list[answers.RunRow] = []
+    sweeps: list[answers.SweepRow] = []
     refused: list[answers.UnreadableDatabase] = []
     shown_in: dict[str, str] = {}
+
+    def refuse(path: Path, sentence: str) -> None:
+        refused.append(answers.UnreadableDatabase(path.name, " ".join(sentence.split())))
+
     for path in shelf.paths:
         try:
             ids = shelf.reader(path).run_ids()
         except (TracepaperError, sqlite3.Error) as error:
-            refused.append(answers.UnreadableDatabase(path.name, _sentence(error)))
+            refuse(path, str(error))
             continue
         for run_id in ids:
             if run_id in shown_in:
                 twice = f"Run {run_id} is shown from {shown_in[run_id]}; name this file alone."
-                refused.append(answers.UnreadableDatabase(path.name, twice))
+                refuse(path, twice)
                 continue
             try:
                 shown = shelf.listed(path, run_id)
@@ -58,30 +63,25 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
                 rows.append(run_row(shown, shelf.served))
                 shown_in[run_id] = path.name
             except (TracepaperError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
-                refused.append(
-                    answers.UnreadableDatabase(path.name, f"Run {run_id}: {_sentence(error)}")
-                )
+                refuse(path, f"Run {run_id}: {error}")
     rows.sort(key=lambda row: row.started_ms, reverse=True)
-    sweeps: list[answers.SweepRow] = []
     for path in shelf.sweeps:
         try:
-            sweeps.append(_sweep_row(path))
+            sweep = read_sweep(path)
         except DataInvalid as error:
-            refused.append(answers.UnreadableDatabase(path.name, str(error)))
+            refuse(path, str(error))
+            continue
+        row = answers.SweepRow(
+            sweep_id=sweep.sweep_id,
+            strategy=str(sweep.header["strategy"] or "as configured"),
+            objective=str(sweep.header["objective"]),
+            cells=sweep.cells,
+            is_whole=sweep.document is not None,
+            database=path.name,
+        )
+        sweeps.append(row)
     fleet = None if shelf.fleet is None else shelf.fleet.server
     return answers.Runs(rows, refused, sweeps, fleet)
-
-
-def _sweep_row(path: Path) -> answers.SweepRow:
-    sweep = read_sweep(path)
-    return answers.SweepRow(
-        sweep_id=sweep.sweep_id,
-        strategy=str(sweep.header["strategy"] or "as configured"),
-        objective=str(sweep.header["objective"]),
-        cells=sweep.cells,
-        is_whole=sweep.document is not None,
-        database=path.name,
-    )
 
 
 def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
@@ -109,7 +109,22 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
         model_id=row["model_id"] or "",
         database=shown.database.name,
         is_served=shown.run_id == served,
+        state=_state(shown, first, is_counted=totals is not None),
     )
+
+
+def _state(shown: ShownRun, first: int | None, *, is_counted: bool) -> str:
+    if is_counted and _damage(shown):  # it counts the steps as well
+        return "damaged"
+    if (held := halt(shown)) is not None:
+        return f"halted by {held.by}"
+    if first is None:
+        return "no bar yet"
+    return "pruned" if shown.columns.span[0] else ""
+
+
+def _damage(shown: ShownRun) -> str:
+    return shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
 
 
 def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
@@ -117,10 +132,6 @@ def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
     columns = shown.columns
     first, last = (columns.rows.decided_at(columns.span, newest=newest) for newest in (False, True))
     return first, last
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 # ---------------------------------------------------------------- one run
@@ -135,15 +146,14 @@ def run(
     row, columns = shown.views.run(), shown.columns
     first, last = _decided(shown)
     refused = shown.rollups.refusals()
-    damage = shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
-    thresholds = columns.thresholds
+    damage, thresholds = _damage(shown), columns.thresholds
     return answers.Run(
         row=run_row(shown, served),
         config=json.loads(row["config"]),
         instruments=[
             answers.Instrument(
                 instrument.id, instrument.symbol, instrument.base_coin, instrument.quote_coin,
-                instrument.price_decimals, instrument.quantity_decimals,
+                instrument.price_decimals,
             )
             for instrument in columns.instruments.values()
         ],
@@ -166,22 +176,17 @@ def run(
         halt=halt(shown),
         holes="".join(state.sentence for state in _states(shown) if state.kind == HOLE),
         notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),
-        warnings=json.loads(row["warnings"] or "[]"),
         first_sequence=first,
         last_sequence=last,
         warm_sequence=shown.rollups.warm_sequence(),
         bars_needed=int(thresholds.get(warm.name, 0)),
         has_model=bool(row["model_id"]),
         gate_horizon=row["gate_horizon"],
-        hashes={
-            name: row[name] or ""
-            for name in ("code_version", "config_sha256", "model_sha256", "head_digest")
-        },
         pulled_ms=pulled_ms,
     )  # fmt: skip
 
 
-_OF_GATE: Final = ("words", "unit", "at_least", "is_switch", "is_capped", "starts_at")
+_OF_GATE: Final = ("words", "unit", "is_switch", "is_capped")
 
 
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
@@ -204,21 +209,15 @@ def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
             instrument=name,
             side=row["side"] if row["quantity"] else "FLAT",
             quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
-            average_price_text=row.get("average_price_text")
-            or _text_of(row.get("average_price"), shown, name),
+            average_price_text=row.get("average_price_text")  # else it is no decimal of a price
+            or (row.get("average_price") and f"{row['average_price']:.{of.price_decimals}f}"),
             unrealized=as_number(row.get("unrealized_pnl")),
             margin=as_number(row.get("margin")),
             liquidation_price=as_number(row.get("liquidation_price")),
         )
-        for name in shown.columns.instruments
+        for name, of in shown.columns.instruments.items()
         for row in shown.views.last_positions(name) or [nothing]
     ]
-
-
-def _text_of(price: float | None, shown: ShownRun, instrument: str) -> str | None:
-    if price is None:
-        return None
-    return f"{price:.{shown.columns.instruments[instrument].price_decimals}f}"
 
 
 def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
@@ -413,7 +412,7 @@ def candles(
         low=_plain(column("low")),
         close=_plain(column("close")),
         volume=_plain(column("volume")),
-        sequence=_whole_or_none(column("sequence")),
+        sequence=[None if of is None else int(of) for of in numbers_of(column("sequence"))],
         action=action,
         refused_by=[gate or None for gate in refused_by],
         regime=regime,
@@ -461,10 +460,6 @@ def equity(
 
 def _whole(values: Floats) -> list[int]:
     return list(np.nan_to_num(values).astype(np.int64).tolist())
-
-
-def _whole_or_none(values: Floats) -> list[int | None]:
-    return [int(value) if value == value else None for value in values.tolist()]  # noqa: PLR0124
 
 
 def _plain(values: Floats) -> list[float]:

@@ -106,6 +106,8 @@ _NAMING_MODELS: Final = (
 _DECIDED: Final = (
     f"SELECT instrument, max(sequence) FROM steps WHERE {WITHIN} AND outcome IS NOT NULL GROUP BY 1"
 )
+_RECENT: Final = 8
+"""Steps of each instrument among which its last decision mostly is."""
 _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
@@ -579,7 +581,11 @@ class Reader:
         """Return each instrument's last outcome, up to step *until*, and the fills since."""
         stored, decoder = self._decoding(run_id)
         span = run_span(stored.run_key, until)
-        steps = dict(self.connection.execute(_DECIDED, span).fetchall())
+        last, places = min(span[-1], self._last_sequence(span[0])), len(stored.run.instruments)
+        for first in (last - _RECENT * places, 0):  # mostly all decided just now
+            steps = dict(self.connection.execute(_DECIDED, (span[0], first, last)).fetchall())
+            if len(steps) == places:
+                break
         since: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = steps.get(place, -1)

@@ -18,16 +18,17 @@ from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.interface import STREAMED
 from tracepaper.replay.page.routes import MEANINGS, PREFIX, ROUTES, ReadRoute, match
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.fleet import overview
 
-_MODULES: Final = tuple(f"{module.__name__}." for module in (answers, overview))
+_MODULE: Final = f"{answers.__name__}."
 
 QUERIES: Final[Mapping[str, dict[str, str]]] = {
     "/runs/{run}/candles": {"points": "2"},
     "/runs/{run}/equity": {"points": "2"},
     "/runs/{run}/views/{view}": {"limit": "1"},
 }
-UNSHOWN: Final = ("/verify", "/ask", "/report", "/what-if", "/sweeps/{sweep}", "/fleet", "/pull")
+UNSHOWN: Final = (
+    *("/verify", "/ask", "/report", "/what-if", "/compare", "/sweeps/{sweep}", "/fleet", "/pull"),
+)
 """What derives anew, answers with a whole document, or asks a fleet's server."""
 RUN_ID: Final = "3f8a0767015d8368"
 VOLATILE: Final = {
@@ -121,14 +122,7 @@ def documentation() -> str:
 def _types() -> list[type[Struct]]:
     every = (value for value in vars(answers).values() if isinstance(value, type))
     structs = (value for value in every if issubclass(value, Struct) and value is not Struct)
-    return [
-        *structs,
-        fleet.Fleet,
-        overview.FleetRun,
-        overview.FleetPosition,
-        fleet.PulledRun,
-        *STREAMED,
-    ]
+    return [*structs, fleet.PulledRun, *STREAMED]
 
 
 def _type(type_: type[Struct]) -> str:
@@ -140,6 +134,6 @@ def _type(type_: type[Struct]) -> str:
 
 def _named(hint: object) -> str:
     text = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
-    for noise in (*_MODULES, "typing."):
+    for noise in (_MODULE, "typing."):
         text = text.replace(noise, "")
     return f"`{text}`".replace(" | ", "` or `")

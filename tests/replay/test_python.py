@@ -18,7 +18,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from programs import ROOT, environment, run
-from records import decision_hashes
+from records import identities
 from stock_files import HOUR_MS, opens, write
 from user_strategies import importable
 from waiting import deadline_s
@@ -29,6 +29,7 @@ from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.replay import dataframes
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.archive import read_candles
+from tracepaper.replay.checks.identity import DecisionIdentity
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.database.reader import Reader
 
@@ -75,7 +76,7 @@ def test_the_command_and_the_function_decide_alike(sma_run: Backtest, candles: P
     other = sma_run.database.parent / "command.db"
     given = ("replay", "--data", str(candles), "-c", str(config), "--db", str(other), "--json")
     document = json.loads(run(given, sma_run.database.parent).out)
-    assert decision_hashes(other) == decision_hashes(sma_run.database)
+    assert identities(other) == identities(sma_run.database)
     assert document["decisions"] == BARS
     with Reader.open(other) as reader, Reader.open(sma_run.database) as two:
         rows = [reader.run(reader.find("last")).config_sha256 for reader in (reader, two)]
@@ -165,7 +166,7 @@ def test_a_decision_is_explained_by_its_sequence_or_from_the_end(sma_run: Backte
 )  # fmt: skip
 def test_a_frame_is_read_as_its_file_is(frame: Any, sma_run: Backtest) -> None:
     with backtest("sma_cross", {"BTCUSDT": frame}, params=PARAMS, config=SIZED) as run:
-        assert decision_hashes(run.database) == decision_hashes(sma_run.database)
+        assert identities(run.database) == identities(sma_run.database)
 
 
 def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path
     given: dict[str, Any] = {"params": {"fast": 3, "slow": 7}, "config": config}
     with backtest("sma_cross", f"ACME={shares}", **given) as of_file:
         with backtest("sma_cross", {"ACME": pl.read_csv(shares)}, **given) as of_frame:
-            assert decision_hashes(of_frame.database) == decision_hashes(of_file.database)
+            assert identities(of_frame.database) == identities(of_file.database)
             assert of_frame.summary == of_file.summary
         assert of_file.decisions["refused_by"].drop_nulls().unique().to_list() == ["warm"]
 
@@ -190,7 +191,7 @@ def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
     given: Any = {"params": PARAMS, "config": SIZED, "columns": columns}
     for data in (path, {"BTCUSDT": other}):
         with backtest("sma_cross", data, **given) as run:
-            assert decision_hashes(run.database) == decision_hashes(sma_run.database)
+            assert identities(run.database) == identities(sma_run.database)
             with Reader.open(run.database) as reader:
                 assert "by --columns" in " ".join(reader.run(run.run_id).warnings)
     with pytest.raises(ConfigInvalid, match="read already"):
@@ -208,7 +209,7 @@ def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
 def test_a_frame_takes_the_configured_symbol(sma_run: Backtest) -> None:
     config = {**SIZED, "market": {"symbols": "BTCUSDT"}}
     with backtest("sma_cross", CSV, params=PARAMS, config=config) as run:
-        assert decision_hashes(run.database) == decision_hashes(sma_run.database)
+        assert identities(run.database) == identities(sma_run.database)
 
 
 def test_candles_and_several_symbols(candles: Path) -> None:
@@ -381,7 +382,7 @@ def test_several_strategies_are_those_of_the_configuration(candles: Path) -> Non
         assert run.verify().holds
         stored = several_of(f"{__name__}:Follows", **options)
         with backtest(None, candles, config={**SIZED, "strategies": stored}) as named:
-            assert decision_hashes(named.database) == decision_hashes(run.database)
+            assert identities(named.database) == identities(run.database)
             assert named.frames.run["config_sha256"] == run.frames.run["config_sha256"]
         accounts = [row["account"] for row in run.report().document["accounts"]]
         assert accounts[1:3] == ["crossing", "own"]
@@ -434,12 +435,12 @@ def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
 
 
 def test_it_runs_inside_a_running_event_loop(candles: Path, sma_run: Backtest) -> None:
-    async def cell() -> list[tuple[int, str]]:
+    async def cell() -> list[tuple[int, DecisionIdentity]]:
         with backtest("sma_cross", candles, params=PARAMS, config=SIZED) as run:
             assert run.verify(sample=10).holds
-            return decision_hashes(run.database)
+            return identities(run.database)
 
-    assert asyncio.run(cell()) == decision_hashes(sma_run.database)
+    assert asyncio.run(cell()) == identities(sma_run.database)
 
 
 def test_its_file_lives_with_the_result(candles: Path) -> None:

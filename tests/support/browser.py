@@ -58,6 +58,7 @@ def opened(
     scheme: Any = "light",
     *,
     first: str = "",
+    zone: str = "UTC",
     allowed: str = "$^",
     offline: bool = False,
 ) -> Iterator[Page]:
@@ -67,7 +68,7 @@ def opened(
     """
     viewport: Any = size or WIDE
     context = browser.new_context(
-        viewport=viewport, color_scheme=scheme, timezone_id="UTC", offline=offline
+        viewport=viewport, color_scheme=scheme, timezone_id=zone, offline=offline
     )
     context.add_init_script(first)
     page = context.new_page()

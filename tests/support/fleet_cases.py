@@ -67,3 +67,27 @@ def followed(path: Path, host: str, daemon: Mapping[str, object]) -> str:
         f"('{database_id(path)}', '{host}', '{path.name}', clock_timestamp() + interval '1 day', "
         f"3, 1.5, '{json.dumps(daemon)}')"
     )
+
+
+def cells(run: dict[str, Any]) -> dict[str, str]:
+    """Write a row of ``fleet --json`` as the page must show it, by the titles of its columns."""
+    held = (
+        f"{row['instrument']} {row['quantity']}, unrealized {_money(row['unrealized_pnl'])}"
+        for row in run["positions"]
+    )
+    lag = f"{run['lag_steps']:,} in {run['lag_s']:.1f} s" if run["lag_steps"] else "0"
+    return {
+        **{name: run[name] or "–" for name in ("host", "file", "health")},
+        "run": run["run_id"],
+        "strategy": f"{run['strategy'].rpartition(':')[2]}, {run['kind']}",
+        "steps": f"{run['steps']:,}",
+        "lag": lag,
+        "equity": _money(run["equity"]),
+        "positions": "; ".join(held) or "flat",
+        "last decision": run["last_decision"] or "–",
+        "alarms": " ".join(f"alarm: {alarm}" for alarm in run["alarms"]) or "–",
+    }
+
+
+def _money(text: str | None) -> str:
+    return "–" if text is None else f"{float(text):,.2f}".replace("-", "\u2212")

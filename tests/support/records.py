@@ -9,7 +9,7 @@ from typing import Any
 
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally
-from tracepaper.replay.checks.identity import decision_sha256
+from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -34,13 +34,13 @@ def tamper(path: Path | str, *statements: str) -> None:
         database.commit()
 
 
-def decision_hashes(path: Path | str, wanted: str = "last") -> list[tuple[int, str]]:
-    """Return the open time and the hash of the identity of every decision, in order."""
+def identities(path: Path | str, wanted: str = "last") -> list[tuple[int, DecisionIdentity]]:
+    """Return the open time and the identity of every decision, in order."""
     with Reader.open(Path(path)) as reader:
         run_id = reader.find(wanted)
         instruments = {item.id: item for item in reader.run(run_id).instruments}
         return [
-            (bar.open_time_ms, decision_sha256(step, instruments[bar.instrument]).hex())
+            (bar.open_time_ms, decision_identity(step, instruments[bar.instrument]))
             for step in reader.steps(run_id)
             if step.decision is not None and isinstance(bar := step.event, Bar)
         ]

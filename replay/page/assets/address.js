@@ -11,6 +11,7 @@ import { useEvent } from "./hooks.js";
  * @property {string|null} other the run beside it, in a comparison
  * @property {string|null} instrument
  * @property {string|null} sweep
+ * @property {{database_id: string, run_id: string}|null} pulled the run of the fleet that is to be opened
  */
 
 export const VIEWS = ["now", "account", "gates", "health", "model", "report", "compare"];
@@ -29,7 +30,8 @@ export function parseAddress(hash) {
   const parts = partsOf(path);
   const instrument = new URLSearchParams(query).get("instrument");
   const address = { place: "run", run: null, view: "now", sequence: null, other: null, instrument };
-  if (parts[0] === "runs" || parts[0] === "fleet") return { ...address, place: parts[0] };
+  if (parts[0] === "runs") return { ...address, place: "runs" };
+  if (parts[0] === "fleet") return { ...address, place: "fleet", pulled: parts[2] ? { database_id: parts[1], run_id: parts[2] } : null };
   if (parts[0] === "sweep") return { ...address, place: "sweep", sweep: parts[1] || null };
   if (parts[0] !== "run") return address;
   address.run = parts[1] || null;

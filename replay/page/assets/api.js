@@ -178,7 +178,7 @@ class Embedded {
         ],
         forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, realised },
         attended: [],
-        hashes: {},
+        digest: "",
         previous: candles.sequence.slice(0, at).findLast(isDecided) ?? every.at(-1).sequence.findLast((each) => isDecided(each) && each < sequence) ?? null,
         following: candles.sequence.slice(at + 1).find(isDecided) ?? null,
       };

@@ -11,10 +11,9 @@ import { Operator } from "./operator.js";
 import { Palette } from "./palette.js";
 import { AccountView } from "./places/account.js";
 import { CompareView } from "./places/compare.js";
+import { GatesView, ModelView, ReportView, RunsView, SweepView } from "./places/documents.js";
 import { FleetView } from "./places/fleet.js";
 import { HealthView } from "./places/health.js";
-import { GatesView, ModelView, ReportView, SweepView } from "./places/report.js";
-import { RunsView } from "./places/runs.js";
 import { toggleTheme } from "./theme.js";
 
 const NARROW = "(max-width: 759px)";
@@ -85,16 +84,14 @@ export function App() {
   const [refreshed, setRefreshed] = useState(0);
   const [connected, setConnected] = useState(0);
   const steps = useRef(() => {});
-  const listed = useAnswer((signal) => source.get("/runs", {}, { signal }), [connected, Math.floor(refreshed / 4)]);
-  // Counts of a long run are asked for behind what is shown at once.
-  const fleet = listed.value?.fleet;
+  const version = `${connected} ${Math.floor(refreshed / 4)}`;
+  const runs = useAnswer((signal) => source.get("/runs", {}, { signal }), [version]);
+  const fleet = runs.value?.fleet;
   const address = fleet && typed.place === "run" && !typed.run ? { ...typed, place: "fleet" } : typed;
-  const lacksCounts = address.place === "runs" && (listed.value?.runs ?? []).some((row) => row.decisions == null);
-  const whole = useAnswer((signal) => (lacksCounts ? source.get("/runs", { counted: true }, { signal }) : null), [lacksCounts]);
-  const runs = lacksCounts && whole.value ? { ...listed, value: whole.value } : listed;
   const id = address.run ?? newestOf(runs.value?.runs ?? [])?.run_id ?? null;
   const answer = useAnswer(() => (id ? getRun(id) : null), [id, connected, refreshed]);
   const first = answer.value?.row.run_id === id ? answer.value : null;
+  // Counts of a long run are asked for behind what is shown at once.
   const isUncounted = first != null && first.row.decisions == null;
   const counted = useAnswer(() => (isUncounted ? getRun(id, { counted: true }) : null), [id, isUncounted]);
   const run = isUncounted && counted.value?.row.run_id === id ? counted.value : first;
@@ -157,14 +154,14 @@ export function App() {
   const toSequence = (sequence) => go({ run: id, sequence, instrument: address.instrument });
   const key = `${id} ${run?.pulled_ms}`; // a run that is pulled again is another
   const place = () => {
-    if (address.place === "fleet") return html`<${FleetView} go=${go} />`;
+    if (address.place === "fleet") return html`<${FleetView} address=${address} go=${go} />`;
     if (address.place === "sweep") return html`<${SweepView} key=${address.sweep} sweep=${address.sweep} />`;
-    if (address.place === "runs" || (runs.value?.sweeps?.length && !id)) return html`<${RunsView} runs=${runs} go=${go} />`;
+    if (address.place === "runs" || (runs.value?.sweeps?.length && !id)) return html`<${RunsView} version=${version} lacksCounts=${runs.value?.runs.some((row) => row.decisions == null)} />`;
     if (runs.value && !id) return html`<${Nothing} refused=${runs.value.refused} />`;
     const error = runs.error ?? answer.error;
     if (!run) return error ? html`<div class="empty"><p class="loss" role="alert">${error.message}</p></div>` : html`<${Reading} />`;
     const View = VIEWS[address.view];
-    return html`<${View} key=${key} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} runs=${runs.value?.runs ?? []} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
+    return html`<${View} key=${key} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
   };
   return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
     <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${() => setOpen("palette")} openOperator=${() => setOpen("operator")} />

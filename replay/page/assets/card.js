@@ -88,7 +88,7 @@ export function Card({ decision, run, gate, toGate, toSequence, viewFrom, isOld,
     </div>
     <footer>
       <${Verify} decision=${decision} verify=${verify} />
-      ${decision.hashes.digest && html`<p class="spread"><span>digest <code title=${decision.hashes.digest}>${decision.hashes.digest.slice(0, 16)}…</code></span></p>`}
+      ${decision.digest && html`<p class="spread"><span>digest <code title=${decision.digest}>${decision.digest.slice(0, 16)}…</code></span></p>`}
     </footer>
   </aside>`;
 }

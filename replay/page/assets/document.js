@@ -63,7 +63,7 @@ function gathered(parts) {
 function Paragraph({ part: { style, text } }) {
   if (style === "heading") return html`<h2 tabindex="-1">${text}</h2>`;
   if (style === "code") return html`<pre tabindex="0">${text}</pre>`;
-  return html`<p class=${style === "plain" ? "" : style}>${text}</p>`;
+  return html`<p class=${style === "plain" ? "" : style} role=${style === "warning" ? "alert" : null}>${text}</p>`;
 }
 
 function Fold({ part: { summary, parts } }) {

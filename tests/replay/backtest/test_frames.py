@@ -14,7 +14,7 @@ from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from recorded_strategies import FramedMean
 from recordings import record
-from records import check_record, decision_hashes, rows, run_again
+from records import check_record, identities, rows, run_again
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
@@ -99,9 +99,9 @@ def test_a_period_is_warmed_by_as_many_bars_as_the_frames_want(tmp_path: Path) -
     assert rows(path, "SELECT count(*) FROM v_decisions WHERE refused_by = 'warm'") == [(0,)]
     whole = tmp_path / "b.db"
     replayed(whole, configured(), [walk()])
-    later = decision_hashes(path)
+    later = identities(path)
     assert len(later) == 400 - 187
-    assert later == decision_hashes(whole)[187:]
+    assert later == identities(whole)[187:]
 
 
 def hours_before(data: Candles, count: int, length: int = 15) -> tuple[Candles, Candles]:

@@ -14,7 +14,7 @@ import pytest
 from command_line import Cli
 from forging import rechain
 from msgspec.structs import replace
-from records import decision_hashes, rows
+from records import identities, rows
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
@@ -254,7 +254,7 @@ def test_a_replay_goes_on_by_its_own_sessions_whatever_the_package_says_later(
     assert invoke([*again, "--resume", run_id, "--db", "part.db"]) == 0
     assert rows("part.db", "SELECT count(*) FROM v_decisions") == [(len(times),)]
     assert refused("part.db") == refused("whole.db") == []
-    assert decision_hashes("part.db") == decision_hashes("whole.db")
+    assert identities("part.db") == identities("whole.db")
     assert invoke(["verify", "last", "--db", "part.db"]) == 0
     # A new run asks the package, and finds that the session of 27 November is missing.
     assert invoke([*again, "--db", "new.db"]) == 0

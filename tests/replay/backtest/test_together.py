@@ -10,7 +10,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record
-from records import check_record, decision_hashes, rows, tamper
+from records import check_record, identities, rows, tamper
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
@@ -112,4 +112,4 @@ def test_the_model_answers_a_close_in_one_batch_and_verify_repeats_its_bits(tmp_
     rerun_recorded(f"{batched}#{first}", audit, again, Tally(), started_at_ms=2)
     audit.end(3)
     audit.close()
-    assert decision_hashes(again) == decision_hashes(batched)
+    assert identities(again) == identities(batched)

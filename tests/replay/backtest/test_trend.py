@@ -13,7 +13,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record
-from records import check_record, decision_hashes, rows
+from records import check_record, identities, rows
 from report_cases import build_report_of
 
 from tracepaper.daemon.cli import invoke
@@ -110,7 +110,7 @@ def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
     )
     assert invoke(["replay", "--data", f"{path}#{run_id}", "--db", str(again), "--json"]) == 0
     assert windows(again) == windows(path)
-    assert decision_hashes(again) == decision_hashes(path)
+    assert identities(again) == identities(path)
 
 
 def test_windows_follow_from_all_candles_and_not_from_the_period(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import explained_runs
 import pytest
 from models import AnyConfig
-from records import decision_hashes, rows
+from records import identities, rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import restore
@@ -36,7 +36,7 @@ def test_a_scan_of_whole_windows_decides_what_its_steps_decide_to_the_bit(
     stepped = explained_runs.replayed(tmp_path, network=WINDOWED, mode="step")
     assert rows(scanned, "SELECT mode FROM v_runs") == [("scan",)]
     assert rows(stepped, "SELECT mode FROM v_runs") == [("step",)]
-    assert decision_hashes(scanned) == decision_hashes(stepped)
+    assert identities(scanned) == identities(stepped)
     assert invoke(["parity", f"{scanned}#last", f"{stepped}#last"]) == 0
     for database in (scanned, stepped):
         assert invoke(["verify", "last", "--db", str(database)]) == 0
@@ -49,7 +49,7 @@ def test_interrupted_it_goes_on_to_the_end_that_is_named(
     monkeypatch.setattr(running, "PROGRESS_EVENTS", 611)
     monkeypatch.setattr(predictors, "CHUNK_EVENTS", 8)
     whole = explained_runs.replayed(tmp_path, network=network)
-    wanted = decision_hashes(whole)[:-20]
+    wanted = identities(whole)[:-20]
     end_ms = wanted[-1][0] + 60_000
     [data] = tmp_path.glob("*AAAUSDT*")
     with Reader.open(whole) as reader:
@@ -66,12 +66,12 @@ def test_interrupted_it_goes_on_to_the_end_that_is_named(
     )
     run_replay(replay, audit, Tally(stopped=lambda: True))
     audit.close()
-    assert 600 < len(decision_hashes(cut)) < len(wanted)
+    assert 600 < len(identities(cut)) < len(wanted)
     again = ["replay", "-c", str(tmp_path / "config.toml"), "--data", str(data)]
     assert invoke([*again, "--db", str(cut), "--to", str(end_ms), "--resume", "last"]) == 0
-    assert [at for at, _ in decision_hashes(cut)] == [at for at, _ in wanted]
+    assert [at for at, _ in identities(cut)] == [at for at, _ in wanted]
     if network is WINDOWED:
-        assert decision_hashes(cut) == wanted
+        assert identities(cut) == wanted
     assert invoke(["verify", "last", "--db", str(cut)]) == 0
     with Reader.open(whole) as base, Reader.open(cut) as other:
         first, second = (ComparedRun(reader, reader.find("last")) for reader in (base, other))

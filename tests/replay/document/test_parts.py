@@ -23,6 +23,7 @@ from tracepaper.replay.document.values import (
     Figure,
     FoldedParts,
     Form,
+    Link,
     Paragraph,
     Part,
     Table,
@@ -91,13 +92,15 @@ def test_a_terminal_shows_the_first_rows_and_says_so_but_a_whole_table_entirely(
 def test_a_cell_is_its_text_with_what_applies_of_tone_order_length_and_tint() -> None:
     forms: dict[str, Form] = {
         "name": "text", "profit": "gain", "share": "bar", "month": "gain tint", "at": "minute",
-        "none": "money", "ok": "mark",
+        "none": "money", "ok": "mark", "run": "text", "bad": "alarm",
     }  # fmt: skip
     rows: list[list[Value]] = [
-        ["a-b", -3.5, 0.25, -0.01, 0, None, True],
-        ["", (2.0, 0.5), 1.5, 0.02, 60_000, None, False],
+        ["a-b", -3.5, 0.25, -0.01, 0, None, True, Link("r-1", "#/run/r-1"), "late"],
+        ["", (2.0, 0.5), 1.5, 0.02, 60_000, None, False, "r-2", ""],
     ]
-    [part] = as_parts([table_of("t", "T", forms, rows, notes=["why"])])
+    parts = table_of("t", "T", forms, rows, notes=["why"])
+    [part] = as_parts([parts])
+    assert parts.documents()[0]["run"] == "r-1"
     assert part["columns"][0] == {"title": "name", "text": True}
     assert part["columns"][1] == {"title": "profit"}
     first, second = part["rows"]
@@ -106,10 +109,13 @@ def test_a_cell_is_its_text_with_what_applies_of_tone_order_length_and_tint() ->
         {"text": "−3.50", "sort": -3.5, "tone": "loss"},
         {"text": "", "sort": 0.25, "bar": 0.25},
         {"text": "−1.00 %", "sort": -0.01, "tone": "loss", "tint": -0.5},
-        {"text": "1970-01-01 00:00", "sort": 0},
+        {"text": "1970-01-01 00:00", "sort": 0, "time": True},
         "–",
         {"text": "✓", "sort": True},
+        {"text": "r-1", "to": "#/run/r-1"},
+        {"text": "late", "tone": "loss"},
     ]
+    assert second[7:] == ["r-2", "–"]
     assert second[0] == "–"
     assert second[1] == {"text": "+2.00 ± 0.50", "sort": 2.0, "tone": "gain"}
     assert (second[2]["bar"], second[3]["tint"], second[6]["text"]) == (1.0, 1.0, "✗")

@@ -14,16 +14,19 @@ import msgspec
 import numpy as np
 import pytest
 from page_cases import shown_of
+from records import tamper
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
+from storage_cases import other_events, plain_steps, undecided, write_run
 from user_strategies import importable
 
-from tracepaper.replay.document.values import as_parts
+from tracepaper.replay.document.values import Table, as_parts
 from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
     answers,
     decisions,
     derivations,
     documents,
+    lists,
     marks,
     records,
     rollups,
@@ -272,7 +275,8 @@ def test_a_limit_that_halts_the_run_is_named(
     limit = f'[risk]\nmax_drawdown = "0.0005"\non_breach = "{on_breach}"\n'
     run = shown_of(replayed(tmp_path, cross() + limit, "--data", BTC))
     held = runs.run(run).halt
-    assert (None if held is None else held.by) == records.health(run).halted_by == by
+    assert (None if held is None else held.by) == by
+    assert f"run, ended{f', halted by {by}' * bool(by)};" in records.health(run).title
 
 
 def test_the_model_says_again_what_explain_full_says(tmp_path: Path) -> None:
@@ -344,6 +348,24 @@ def test_a_copy_of_a_database_is_named_and_its_run_listed_once(
     (refused,) = listed.refused
     assert refused.database == cross_database.name
     assert refused.error == f"Run {row.run_id} is shown from copy.db; name this file alone."
+
+
+def test_a_list_says_what_is_unusual_of_a_run(tmp_path: Path) -> None:
+    halted = replayed(tmp_path, f'{cross()}[risk]\nmax_drawdown = "0.0005"\n', "--data", BTC)
+    cut, new = tmp_path / "cut.db", tmp_path / "new.db"
+    write_run(cut, plain_steps(40))
+    tamper(cut, "DELETE FROM steps WHERE sequence = 30")
+    write_run(new, [undecided(0, other_events()[0])])
+    states = []
+    for path in (halted, cut, new):
+        table = lists.runs_document(runs.runs(Databases([path]))).parts[0]
+        assert isinstance(table, Table)
+        states.append(table.rows[0][1])
+    assert states == [
+        "replay, halted by risk.drawdown",
+        "replay, damaged",
+        "replay, no bar yet",
+    ]
 
 
 def test_of_the_runs_of_a_file_that_is_held_the_newest_is_running(

@@ -22,7 +22,9 @@ from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.export import run_page
 from tracepaper.storage.maintenance import prune
 
-PLACES: Final = ("", "/marks", "/account", "/health", "/refusals", "/report", "/equity")
+PLACES: Final = (
+    *("", "/marks", "/account", "/health", "/refusals", "/report", "/equity", "/compare"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_every_place_of_the_page_has_its_answer(held: dict[str, Any], cross_data
     named |= {f"{text}/{kind}?instrument=linear%3ABTCUSDT" for kind in ("candles", "candles")}
     named |= {f"{text}/views/{view}" for view in ("trades", "orders", "fills", "ledger")}
     whole = {name for name in held if re.fullmatch(rf"{text}/decisions/\d+", name)}
-    assert held.keys() == named | whole | {"/api/v1/runs", "/api/v1/file"}
+    assert held.keys() == named | whole | {f"/api/v1/{of}" for of in ("runs", "overview", "file")}
     assert held["/api/v1/file"]["whole"] == len(whole) > 50
     assert [row["run_id"] for row in held["/api/v1/runs"]["runs"]] == [run]
 
@@ -182,3 +184,4 @@ def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
     candles = record[f"{text}/candles?instrument=linear%3ABTCUSDT"][0]
     assert candles["sequence"][0] >= run.columns.span[0]
     assert f"{text}/decisions/{candles['sequence'][-1]}" in record
+    assert record["/api/v1/overview"]["parts"][0]["rows"][0][1] == "replay, pruned"

@@ -76,7 +76,7 @@ def test_a_whole_card_has_measures_and_a_partial_one_says_what_shows_the_rest(
     with opened(browser, f"{file.as_uri()}#/run/{run}/decision/{refused}", offline=True) as page:
         ready(page)
         expect(page.locator(".card footer code").last).to_have_attribute(
-            "title", record[f"/api/v1/runs/{run}/decisions/{refused}"]["hashes"]["digest"]
+            "title", record[f"/api/v1/runs/{run}/decisions/{refused}"]["digest"]
         )
         expect(page.locator(".card .action")).to_be_disabled()
         expect(page.locator(".card footer")).to_contain_text(f"tracepaper verify {run}")

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 from command_line import Cli
-from fleet_cases import contents, followed, grown, of_command, shipped
+from fleet_cases import cells, contents, followed, grown, of_command, shipped
 from postgres_server import Cluster
 from programs import BIN, Program
 from waiting import until
@@ -74,6 +74,14 @@ async def page_over(source: FleetSource) -> AsyncIterator[FleetPage]:
         yield FleetPage(client, url)
 
 
+def rows(document: dict[str, Any]) -> list[dict[str, str]]:
+    """Return what the cells of a fleet's document say, by the titles of their columns."""
+    (table,) = (part for part in document["parts"] if part["kind"] == "table")
+    titles = [column["title"] for column in table["columns"]]
+    texts = ([of if isinstance(of, str) else of["text"] for of in row] for row in table["rows"])
+    return [dict(zip(titles, row, strict=True)) for row in texts]
+
+
 async def test_rows_are_those_of_the_command(
     source: FleetSource, postgres: Cluster, tmp_path: Path, cli: Cli
 ) -> None:
@@ -83,19 +91,19 @@ async def test_rows_are_those_of_the_command(
     async with page_over(source) as page:
         document = await page.get("/fleet")
         wanted = of_command(source.url, cli)
-        assert document["runs"] == wanted
+        assert rows(document) == [cells(run) for run in wanted]
         assert [(row["host"], row["health"]) for row in wanted] == [
             (PLANT, "halted"),
             ("a", "running"),
         ]
         assert wanted[0]["alarms"] == ["halted by operator", "warming up"]
-        assert document["error"] is None
-        assert document["as_of_ms"] > 0
+        lead = document["parts"][0]["text"]
+        assert lead.startswith(f"2 runs, 1 with an alarm; {source.server}, as of 20")
         grown(first, 60, seed=1, since=40)
         ship_once(first, source.url, needed_by="--to")
         document = await page.get("/fleet")
-        assert document["runs"] == of_command(source.url, cli)
-        assert {run["steps"] for run in document["runs"]} == {60, 40}
+        assert rows(document) == [cells(run) for run in of_command(source.url, cli)]
+        assert {row["steps"] for row in rows(document)} == {"60", "40"}
 
 
 async def test_a_server_that_is_away_is_said_and_the_rows_stay_until_it_is_back(
@@ -107,10 +115,11 @@ async def test_a_server_that_is_away_is_said_and_the_rows_stay_until_it_is_back(
         postgres.stop()
         try:
             away = await page.get("/fleet")
-            assert "does not take the connection" in away["error"]
-            assert away["error"].endswith("start it, or correct the address.")
-            assert "\n" not in away["error"]
-            assert (away["runs"], away["as_of_ms"]) == (before["runs"], before["as_of_ms"])
+            warning, *parts = away["parts"]
+            assert "does not take the connection" in warning["text"]
+            assert "start it, or correct the address. The rows are as of 20" in warning["text"]
+            assert "\n" not in warning["text"]
+            assert parts == before["parts"]
             failed = await page.pull("r-1", database_id(path))
             assert failed["type"] == "failed"
             assert "does not take the connection" in failed["error"]
@@ -118,8 +127,8 @@ async def test_a_server_that_is_away_is_said_and_the_rows_stay_until_it_is_back(
         finally:
             postgres.start()
         back = await page.get("/fleet")
-        assert (back["error"], back["runs"]) == (None, before["runs"])
-        assert back["as_of_ms"] > before["as_of_ms"]
+        assert [part["kind"] for part in back["parts"]] == ["paragraph", "table"]
+        assert rows(back) == rows(before)
 
 
 async def test_a_server_that_does_not_answer_keeps_no_other_request_waiting(
@@ -139,7 +148,7 @@ async def test_a_server_that_does_not_answer_keeps_no_other_request_waiting(
             (run,) = (await page.get("/runs"))["runs"]
             assert (await page.get(f"/runs/{run['run_id']}"))["row"] == run
             assert not task.done()
-        assert (await task)["error"] is None
+        assert rows(await task)
 
 
 async def test_a_run_that_is_opened_is_pulled_and_shown(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -91,7 +92,7 @@ def test_no_word_is_cut_in_any_place(
             page.wait_for_load_state("networkidle")
             assert page.evaluate(CUT) == [], place
         page.goto(f"{url}/#/runs")
-        expect(page.get_by_role("button", name=re.compile("attention"))).to_be_visible()
+        expect(page.get_by_role("link", name=re.compile("attention"))).to_be_visible()
         assert page.evaluate(CUT) == []
 
 
@@ -136,7 +137,7 @@ def test_a_pointer_that_rests_chooses_no_decision_until_it_moves(
     browser: Browser, url: str
 ) -> None:
     with opened(browser, f"{url}/#/runs") as page:
-        row = page.get_by_role("button", name=re.compile("attention"))
+        row = page.get_by_role("link", name=re.compile("attention"))
         row.evaluate("""(row) => {
             row.style.position = "fixed";
             row.style.left = row.style.top = "400px";
@@ -154,15 +155,26 @@ def test_a_pointer_that_rests_chooses_no_decision_until_it_moves(
 
 def test_two_runs_are_chosen_and_compared(browser: Browser, url: str) -> None:
     with opened(browser, f"{url}/#/runs", allowed="409") as page:
-        button = page.get_by_role("button", name="Choose two to compare")
-        expect(button).to_be_disabled()
-        first = page.get_by_role("checkbox", name=re.compile("Compare attention"))
-        others = page.get_by_role("checkbox", name=re.compile("Compare sma_cross"))
-        others.nth(0).check()
-        first.check()
-        others.nth(1).check()
-        expect(others.nth(0)).not_to_be_checked()
-        page.get_by_role("button", name="Compare the two").click()
+        rows, search = page.locator("tbody tr"), page.get_by_role("searchbox")
+        search.fill(ids(page)["attention 1"])  # its whole id, which no cell shows
+        expect(page.locator(".filter")).to_contain_text("1 of 3")
+        rows.get_by_role("link", name="compare").click()
+        expect(page.locator("main")).to_contain_text("Choose what stands beside attention ")
+        expect(rows).to_have_count(2)
+        search.fill("nobody's")
+        expect(page.locator(".filter")).to_contain_text("No row fits the filter")
+        search.fill("solusdt")
+        rows.get_by_role("link").click()
         expect(page.get_by_role("alert")).to_contain_text("No bar was decided both times")
-        page.go_back()
-        expect(page.locator("h1")).to_have_text("Runs")
+        page.get_by_role("link", name="Another run").click()
+        expect(rows).to_have_count(2)
+
+
+def test_times_of_a_list_are_in_the_zone_that_was_chosen(browser: Browser, url: str) -> None:
+    with opened(browser, f"{url}/#/runs", zone="Asia/Kolkata") as page:
+        begins = page.locator("[data-title=from]").last
+        utc = begins.inner_text()
+        page.keyboard.press("u")
+        expect(begins).not_to_have_text(utc)
+        local = datetime.fromisoformat(utc) + timedelta(hours=5, minutes=30)
+        expect(begins).to_have_text(f"{local:%Y-%m-%d %H:%M}")

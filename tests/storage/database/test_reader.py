@@ -197,3 +197,15 @@ def test_a_pruned_run_is_not_damaged(tmp_path: Path) -> None:
     prune(path, keep_days=1, pruned_at_ms=5)
     with Reader.open(path) as reader:
         assert reader.damage("r-1") == ""
+
+
+def test_the_last_decision_is_found_behind_what_decided_nothing(tmp_path: Path) -> None:
+    steps = cases.plain_steps(30)
+    mark = cases.other_events()[6]
+    cases.write_run(tmp_path / "a.db", steps + [cases.undecided(30 + at, mark) for at in range(40)])
+    with Reader.open(tmp_path / "a.db") as reader:
+        since = reader.since_decided(reader.run_ids()[0])
+        decision = steps[-1].decision
+        assert decision is not None
+        assert since[cases.BTC.id].verdict == decision.outcome
+        assert since[cases.ETH.id].verdict is None

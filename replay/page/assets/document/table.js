@@ -1,19 +1,27 @@
-/** Tables: of a document, of a list, and pages that a server sorts. */
+/** Tables: of a document, and pages that a server sorts. */
 import { html, useMemo, useState } from "../vendor/htm-preact.js";
+import { stamp } from "../format.js";
 import { useSize } from "../hooks.js";
 
 const ROWS_AT_ONCE = 200;
 const LONG = 32; // letters beyond which a column of text breaks its lines
 
-const textOf = (cell) => (typeof cell === "string" ? cell : cell.text);
+/** What a cell shows; a time in the zone that was chosen. */
+const textOf = (cell) => (typeof cell === "string" ? cell : cell.time ? stamp(cell.sort).slice(0, cell.text.length) : cell.text);
 const toneOf = (cell) => cell.tone ?? "";
 
 export function Figure({ cell }) {
   return html`<span class=${`number ${toneOf(cell)}`}>${textOf(cell)}</span>`;
 }
 
-/** Hears the button of a cell with a `step`: of the decision, or row, that it opens. */
-export const pressed = (onStep) => ({ target }) => target.dataset.step && onStep?.(Number(target.dataset.step));
+/** Hears the button of a cell with a `step`, of the decision that it opens, and a link within the page. */
+export const pressed = (onStep) => (event) => {
+  const { target } = event;
+  if (target.dataset.step) onStep?.(Number(target.dataset.step));
+  if (!target.hash || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault(); // within a notebook a relative address would be the notebook's
+  location.hash = target.hash;
+};
 
 /** A table that stands in no document. */
 export const TableAlone = ({ name, onStep, ...rest }) =>
@@ -52,7 +60,9 @@ function Upright({ table, served, name }) {
   const order = served?.order ?? chosen;
   const [isWhole, setWhole] = useState(false);
   const most = isWhole ? Infinity : (table.shown ?? ROWS_AT_ONCE);
-  let rows = sorted(table.rows, chosen);
+  const [search, setSearch] = useState("");
+  const fitting = useMemo(() => fits(table, search.trim().toLowerCase()), [table, search]);
+  let rows = sorted(fitting, chosen);
   const left = Math.max(0, rows.length - most);
   if (left) rows = table.newest && !order ? rows.slice(-most) : rows.slice(0, most);
   const turn =
@@ -68,6 +78,11 @@ function Upright({ table, served, name }) {
     [table],
   );
   return [
+    table.terms &&
+      html`<p class="filter">
+        <label>Filter <input type="search" value=${search} onInput=${(event) => setSearch(event.target.value)} /></label>
+        <span>${fitting.length ? `${fitting.length.toLocaleString("en")} of ${table.rows.length.toLocaleString("en")}` : "No row fits the filter; clear it to see all."}</span>
+      </p>`,
     html`<${Scrolled} name=${name}>
       <table class=${table.turned ? "stacks turned" : "stacks"}>
         <thead>
@@ -104,6 +119,9 @@ function Upright({ table, served, name }) {
   ];
 }
 
+/** The rows whose cells or terms hold a text. */
+const fits = ({ rows, terms }, text) => (text ? rows.filter((row, at) => [terms[at], ...row.map(textOf)].join(" ").toLowerCase().includes(text)) : rows);
+
 /** The number that a text begins with, else the text. */
 function numberIn(text) {
   const digits = /^[+−-]?[\d,]*\.?\d+(?=$|\s)/.exec(text);
@@ -131,6 +149,7 @@ function Cell({ cell, title, kind = "" }) {
     const style = { width: `${(100 * cell.bar).toFixed(1)}%` };
     return html`<td data-title=${title} class="meter"><span class=${toneOf(cell)} style=${style}></span></td>`;
   }
+  if (cell.to) return html`<td data-title=${title} class=${kind}><a href=${cell.to}>${cell.text}</a></td>`;
   if (cell.step !== undefined) return html`<td data-title=${title} class=${kind}><button type="button" data-step=${cell.step}>${cell.text}</button></td>`;
   const tint = cell.tint && {
     background: `color-mix(in srgb, var(--${cell.tint > 0 ? "gain" : "loss"}) ${Math.round(

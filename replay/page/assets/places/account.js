@@ -1,7 +1,7 @@
 /** Account: the document of all accounts; then rows of trades, orders, fills and the ledger. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { isHedged } from "../accounts.js";
-import { OfRun } from "./report.js";
+import { OfRun } from "./documents.js";
 import { ViewTable } from "./table.js";
 
 const TABLES = {
@@ -21,10 +21,11 @@ export function AccountView({ run, go, refreshed }) {
   const [table, setTable] = useState("trades");
   const id = run.row.run_id;
   const onStep = (sequence) => go({ run: id, sequence });
-  return html`<${OfRun} name="account" run=${run} version=${run.last_sequence} doing="reading the accounts" onStep=${onStep}>
-    <div class="choice" role="group" aria-label="Table">
-      ${Object.entries(TABLES).map(([name, { words }]) => html`<button key=${name} aria-pressed=${name === table} onClick=${() => setTable(name)}>${words}</button>`)}
-    </div>
-    <${ViewTable} key=${table} run=${id} view=${table} name=${TABLES[table].words} columns=${columnsOf(table, run)} instruments=${run.instruments} refreshed=${refreshed} onSequence=${onStep} />
-  <//>`;
+  return html`<${OfRun} name="account" run=${run} version=${run.last_sequence} doing="reading the accounts" onStep=${onStep} />
+    <div class="place">
+      <div class="choice" role="group" aria-label="Table">
+        ${Object.entries(TABLES).map(([name, { words }]) => html`<button key=${name} aria-pressed=${name === table} onClick=${() => setTable(name)}>${words}</button>`)}
+      </div>
+      <${ViewTable} key=${table} run=${id} view=${table} name=${TABLES[table].words} columns=${columnsOf(table, run)} instruments=${run.instruments} refreshed=${refreshed} onSequence=${onStep} />
+    </div>`;
 }

@@ -1,26 +1,9 @@
-/** Tables beside documents: a list that is here, and pages of a documented view. */
+/** Pages of a documented view, as a table beside a document. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { getOf } from "../api.js";
 import { TableAlone } from "../document/table.js";
 import { number, plain, quantity, stamp, word } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
-
-/**
- * A list as a table, whose first cell opens its row. `columns` are [title, of, by, isNumber]: `of(row)`
- * is a cell, or what it shows, `by(row)` what it is sorted by, where that is another.
- */
-export function Listed({ name, columns, rows, open, empty }) {
-  const cell = (row, at, [, of, by], place) => {
-    const shown = of(row);
-    return { ...(shown.text == null ? { text: shown } : shown), sort: by?.(row), step: place ? undefined : at };
-  };
-  const table = {
-    columns: columns.map(([title, , , isNumber]) => ({ title, text: !isNumber })),
-    rows: rows.map((row, at) => columns.map((column, place) => cell(row, at, column, place))),
-    notes: rows.length ? [] : [empty],
-  };
-  return html`<${TableAlone} name=${name} table=${table} onStep=${(at) => open(rows[at])} />`;
-}
 
 const PAGE = 50;
 
