@@ -17,7 +17,6 @@ from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     APPLICATION_ID,
     SCHEMA,
-    STEP_GATES,
     measure_name,
 )
 from tracepaper.strategies.errors import DataInvalid
@@ -188,10 +187,9 @@ def check_schema(path: Path, connection: sqlite3.Connection) -> None:
             f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
             "made it, or start a new file with --db."
         )
-    for table, gates in (("steps", STEP_GATES), ("answers", ANSWER_GATES)):
-        columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-        if columns and (late := [gate for gate in gates if measure_name(gate) not in columns]):
-            raise DataInvalid(
-                f"{path} was made before gate {late[0]} was declared and has no column for it: "
-                "start a new file with --db, or leave the declaration out."
-            )
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
+    if columns and (late := [gate for gate in ANSWER_GATES if measure_name(gate) not in columns]):
+        raise DataInvalid(
+            f"{path} was made before gate {late[0]} was declared and has no column for it: "
+            "start a new file with --db, or leave the declaration out."
+        )

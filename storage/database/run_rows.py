@@ -14,8 +14,15 @@ import numpy.typing as npt
 
 from tracepaper.storage.database.chunks import WITHIN, find_step
 from tracepaper.storage.database.run_views import BATCH_ROWS
-from tracepaper.storage.database.view_columns import UNREALIZED, shared_row
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES
+from tracepaper.storage.database.view_columns import LATE_MS, UNREALIZED, shared_row
+from tracepaper.storage.record.columns import (
+    LATE,
+    SEQUENCE_LIMIT,
+    STEADY_GATES,
+    STEP_GATES,
+    measure_name,
+    stored_columns,
+)
 from tracepaper.storage.record.rows import INDEXED_KINDS
 from tracepaper.strategies.units import DAY_MS
 
@@ -71,7 +78,14 @@ _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
     f"passed FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
 )
-_STEP_COLUMNS: Final = frozenset(column.name for column in TABLES["steps"])
+_THRESHOLDS: Final = "SELECT gate_set, threshold FROM gate_sets WHERE run_key = ? AND gate = ?"
+_OF_STEP: Final = {name: f"s.{name}" for name in stored_columns("steps")} | {
+    measure_name(gate): f"json_extract(s.measures, '$.{gate}')" for gate in STEP_GATES
+}
+_OF_STEP[measure_name(LATE)] = (
+    f"CASE WHEN s.outcome IS NOT NULL THEN coalesce({_OF_STEP[measure_name(LATE)]}, {LATE_MS}) END"
+)
+"""How numbers of steps are read, by their names."""
 _NOTES: Final = (
     "SELECT s.open_time_ms, n.key, CASE WHEN n.type IN ('real', 'integer') THEN n.value END, "
     "CASE n.type WHEN 'text' THEN n.value END "
@@ -227,10 +241,10 @@ class RunRows:
                 "a",
             ),
         ):
-            chosen = [name for name in names if (name in _STEP_COLUMNS) == (alias == "s")]
+            chosen = [name for name in names if (name in _OF_STEP) == (alias == "s")]
             if not chosen or not at.size:
                 continue
-            listed = ", ".join(f"{alias}.{name}" for name in chosen)
+            listed = ", ".join(_OF_STEP.get(name, f"a.{name}") for name in chosen)
             cursor = self._connection.execute(
                 f"SELECT {alias}.sequence, {listed} FROM {source} "
                 f"WHERE {alias}.run_key = ? AND {alias}.sequence BETWEEN ? AND ? "
@@ -242,6 +256,15 @@ class RunRows:
                 steps = block[:, 0].astype(np.int64)
                 for place_in_row, name in enumerate(chosen, start=1):
                     _spread(columns[name], at, steps, block[:, place_in_row])
+        if steady := {name: gate for gate in STEADY_GATES if (name := measure_name(gate)) in names}:
+            outcome = self.values(("outcome",), place, at)["outcome"]
+            for name, gate in steady.items():
+                query = self._connection.execute(_THRESHOLDS, (self._run_key, gate))
+                of_set = dict(query.fetchall())
+                of_outcome = np.array([of_set.get(of.gate_set, np.nan) for of in self.outcomes])
+                missing = np.isnan(columns[name]) & ~np.isnan(outcome)
+                keys = outcome[missing].astype(np.int64)
+                columns[name][missing] = of_outcome[np.searchsorted(self._outcome_keys, keys)]
         return columns
 
     def notes(self, place: int, span: Span) -> list[tuple[int, str, float | None, str | None]]:
@@ -323,7 +346,8 @@ class RunRows:
     def market_times(self, interval_ms: int, sequences: Iterable[int]) -> dict[int, int]:
         """Return the market time of each of the steps *sequences*."""
         query = (
-            "SELECT coalesce(s.open_time_ms + ? + s.market_delay_ms, e.market_ms) FROM steps s "
+            "SELECT coalesce(s.open_time_ms + ? + coalesce(s.market_delay_ms, 0), e.market_ms) "
+            "FROM steps s "
             "LEFT JOIN events e ON e.run_key = s.run_key AND e.sequence = s.sequence "
             "WHERE s.run_key = ? AND s.sequence = ?"
         )

@@ -9,11 +9,13 @@ from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     FLAG,
     HASH,
+    LATE,
     MONEY,
+    PLAUSIBLE,
     PRICE,
     QUANTITY,
     SOURCE_CODES,
-    STEP_GATES,
+    STEADY_GATES,
     TABLES,
     TIME,
     measure_name,
@@ -24,12 +26,24 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.record.columns import Column
 
+BAR_MARKET_MS: Final = "s.open_time_ms + r.interval_ms + coalesce(s.market_delay_ms, 0)"
+BAR_SEEN_MS: Final = f"{BAR_MARKET_MS} + coalesce(s.seen_delay_ms, 0)"
+LATE_MS: Final = (
+    "CAST(max(coalesce(s.market_delay_ms, 0) + coalesce(s.seen_delay_ms, 0), 0) AS REAL)"
+)
+
+
 _MEASURES: Final = " ".join(
     f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
-    for table, gates in (("s", STEP_GATES), ("a", ANSWER_GATES))
+    for table, gates in (("s", (PLAUSIBLE,)), ("a", ANSWER_GATES))
     for gate in gates
 )
-MEASURE: Final = f"CASE g.gate {_MEASURES} END"
+_STEADY: Final = ", ".join(f"'{gate}'" for gate in sorted(STEADY_GATES))
+MEASURE: Final = (
+    f"CASE g.gate {_MEASURES} ELSE coalesce(json_extract(s.measures, '$.\"' || g.gate || '\"'), "
+    f"CASE WHEN g.gate IN ({_STEADY}) THEN g.threshold WHEN g.gate = '{LATE}' THEN {LATE_MS} END) "
+    "END"
+)
 """The measure of a gate ``g`` in the decision of step ``s`` with answer ``a``."""
 
 # ---------------------------------------------------------------- numbers and times in SQL
@@ -140,8 +154,11 @@ def digest(name: str, sql: str, doc: str) -> ViewColumn:
 
 def source_name(code: str) -> str:
     """Return the name of a bar's source."""
-    cases = " ".join(f"WHEN {number} THEN '{name}'" for name, number in SOURCE_CODES.items())
-    return f"CASE {code} {cases} END"
+    cases = " ".join(
+        f"WHEN {code} IS {'NULL' if number is None else number} THEN '{name}'"
+        for name, number in SOURCE_CODES.items()
+    )
+    return f"CASE {cases} END"
 
 
 def at_step(alias: str, step: str = "s") -> str:
@@ -197,7 +214,7 @@ def caused(alias: str, table: str) -> ViewColumn:
 
 
 INSTRUMENT: Final = ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`")
-MARKET_MS: Final = "coalesce(s.open_time_ms + r.interval_ms + s.market_delay_ms, e.market_ms)"
+MARKET_MS: Final = f"coalesce({BAR_MARKET_MS}, e.market_ms)"
 
 
 def shown(alias: str, table: str, *names: str) -> tuple[ViewColumn, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from tracepaper.storage.database.view_columns import (
+    BAR_MARKET_MS,
+    BAR_SEEN_MS,
     INSTRUMENT,
     MARKET_MS,
     MEASURE,
@@ -92,7 +94,6 @@ V_RUNS: Final = View(
     "FROM runs r",
 )
 
-_MARKET_AT: Final = "s.open_time_ms + r.interval_ms + s.market_delay_ms"
 V_BARS: Final = View(
     "v_bars",
     "a bar as the engine saw it",
@@ -103,12 +104,8 @@ V_BARS: Final = View(
             *moment("open_time_ms", "s.open_time_ms", "first millisecond of the bar"),
             *shown("s", "steps", "open", "high", "low", "close", "volume", "turnover"),
             ViewColumn("source", source_name("s.source"), any_of(Source)),
-            *moment("market_ms", _MARKET_AT, "market time at which it was final"),
-            *moment(
-                "seen_ms",
-                f"{_MARKET_AT} + s.seen_delay_ms",
-                "market time at which the engine saw it",
-            ),
+            *moment("market_ms", BAR_MARKET_MS, "market time at which it was final"),
+            *moment("seen_ms", BAR_SEEN_MS, "market time at which the engine saw it"),
             ViewColumn(
                 "accepted",
                 "s.ignored IS NULL",
@@ -133,7 +130,7 @@ V_COMMITS: Final = View(
         ViewColumn("last_sequence", "c.last_sequence", "its last step", "INTEGER"),
         *moment(
             "market_ms",
-            f"coalesce((SELECT {_MARKET_AT} FROM steps s WHERE {_LAST_OF_COMMIT.format('s')}), "
+            f"coalesce((SELECT {BAR_MARKET_MS} FROM steps s WHERE {_LAST_OF_COMMIT.format('s')}), "
             f"(SELECT e.market_ms FROM events e WHERE {_LAST_OF_COMMIT.format('e')}))",
             "market time of its last step",
         ),
@@ -190,8 +187,8 @@ _BAR_CONTENT: Final = (
     f"'source', {source_name('s.source')})"
 )
 
-_MARKET_MS: Final = f"CAST(coalesce(e.market_ms, {_MARKET_AT}) AS INTEGER)"
-_SEEN_MS: Final = f"CAST(coalesce(e.seen_ms, {_MARKET_AT} + s.seen_delay_ms) AS INTEGER)"
+_MARKET_MS: Final = f"CAST(coalesce(e.market_ms, {BAR_MARKET_MS}) AS INTEGER)"
+_SEEN_MS: Final = f"CAST(coalesce(e.seen_ms, {BAR_SEEN_MS}) AS INTEGER)"
 # The casts give both halves the same affinity, without which SQLite sorts the union.
 _OF_STEPS: Final = ", ".join(
     (

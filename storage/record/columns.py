@@ -60,8 +60,8 @@ HASH: Final = "hash"
 FLAG: Final = "flag"
 """1 or 0, which say yes or no."""
 
-SOURCE_CODES: Final = {Source.ARCHIVE: 0, Source.STREAM: 1, Source.REST: 2}
-"""A bar's source as it is stored: the first two cost SQLite no byte."""
+SOURCE_CODES: Final = {Source.ARCHIVE: None, Source.STREAM: 1, Source.REST: 2}
+"""A bar's source as it is stored."""
 
 
 class Column(Struct, frozen=True, kw_only=True):
@@ -144,8 +144,16 @@ def _is_usual(gate: Gate) -> bool:
     return not gate.of_prediction and gate.kind is not GateKind.RISK
 
 
-STEP_GATES: Final = tuple(name for name in gate_order() if _is_usual(GATES[name]))
-"""Gates whose measures lie in ``steps``."""
+PLAUSIBLE: Final = "plausible"
+"""The gate whose measure differs from bar to bar: it has a column of ``steps``."""
+LATE: Final = "late"
+STEADY_GATES: Final = frozenset({"operator", "warm", "gap", "tradable"})
+"""Gates that always have a measure: it is their threshold, or of ``LATE`` the delay of the bar,
+where ``steps.measures`` has none."""
+STEP_GATES: Final = tuple(
+    name for name in gate_order() if _is_usual(GATES[name]) and name != PLAUSIBLE
+)
+"""Gates whose measures lie in ``steps.measures``."""
 ANSWER_GATES: Final = tuple(name for name in gate_order() if not _is_usual(GATES[name]))
 """Gates whose measures lie in ``answers``: a decision without them needs no row there."""
 
@@ -277,11 +285,10 @@ _BAR_FIELDS = (
 _TURNOVER: Final = Column(
     name="turnover", doc="volume in quote; null where not known", scale=TURNOVER, null=True
 )
-_BAR = (
-    _whole("instrument", null=True),  # place in the run
-    *_BAR_FIELDS,
-    _whole("market_delay_ms", null=True),  # market_ms less the bar's close
-    _whole("seen_delay_ms", null=True),  # seen_ms less market_ms
+_BAR = (_whole("instrument", null=True), *_BAR_FIELDS)  # its place in the run
+_SEEN = (
+    _whole("market_delay_ms", null=True),  # market_ms less the bar's close; null: 0
+    _whole("seen_delay_ms", null=True),  # seen_ms less market_ms; null: 0
     _whole("source", null=True),  # of ``SOURCE_CODES``
 )
 # The usual columns come first: a row is written as far as its last value, and no further.
@@ -292,14 +299,17 @@ _STEPS = (
     _whole("unrealized_pnl", null=True),  # the position's
     _whole("outcome", null=True),  # sequence of its row in ``outcomes``; null: no decision
     _whole("target_quantity", "position wanted, signed", QUANTITY, null=True),
-    *_measures(STEP_GATES),
+    *_measures((PLAUSIBLE,)),
     _TURNOVER,
+    _whole("twins", null=True),  # sequence of its rows in ``twin_steps``; null: it has none
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
+    *_SEEN,
+    # JSON by gate of the measures of ``STEP_GATES`` that do not follow from the rest.
+    Column(name="measures", kind=TEXT, null=True),
     _whole("ignored", null=True),  # 1: a revision of a bar, or a repeated settlement
-    _whole("twins", null=True),  # sequence of its rows in ``twin_steps``; null: it has none
 )
-BAR_COLUMNS: Final = (*(column.name for column in _BAR), _TURNOVER.name)
+BAR_COLUMNS: Final = tuple(column.name for column in (*_BAR, _TURNOVER, *_SEEN))
 BAR_FIELDS: Final = (*(column.name for column in _BAR_FIELDS), _TURNOVER.name)
 """Those that hold a field of the bar as it is."""
 

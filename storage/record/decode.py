@@ -19,8 +19,10 @@ from tracepaper.storage.record.columns import (
     FLAG,
     FORECAST_COLUMNS,
     GIVEN_BITS,
+    LATE,
+    PLAUSIBLE,
     SOURCE_CODES,
-    STEP_GATES,
+    STEADY_GATES,
     TABLES,
     measure_name,
 )
@@ -66,7 +68,6 @@ SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
 _FORECAST: Final = gather("answers", *FORECAST_COLUMNS)
 _EXPLANATION: Final = gather("answers", *EXPLANATION_COLUMNS)
-_STEP_MEASURES: Final = gather("steps", *map(measure_name, STEP_GATES))
 _ANSWER_MEASURES: Final = gather("answers", *map(measure_name, ANSWER_GATES))
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
 BAR_READ: Final = (
@@ -242,13 +243,13 @@ class StepDecoder:
                 _, _, opened_ms, first, high, low, close, volume, turnover,
                 place, market_delay_ms, seen_delay_ms, code,
             ) = values  # fmt: skip
-            market_ms = opened_ms + self._interval_ms + market_delay_ms
+            market_ms = opened_ms + self._interval_ms + (market_delay_ms or 0)
             if None in (first, high, low, close, volume):
                 raise ValueError("a bar without a number")
             # By places, and not by names, which take twice as long.
             return Bar(
                 self._instruments[place], opened_ms, self._interval_ms, first, high, low, close,
-                volume, turnover, market_ms, market_ms + seen_delay_ms, SOURCES[code],
+                volume, turnover, market_ms, market_ms + (seen_delay_ms or 0), SOURCES[code],
             )  # fmt: skip
         except _IMPOSSIBLE as error:
             raise _damaged(values[0], error) from error
@@ -325,15 +326,22 @@ class StepDecoder:
         if core[STEP.outcome] is None:
             return None
         outcome = self._outcome(core[STEP.outcome], 0)
-        measures = dict(zip(STEP_GATES, _STEP_MEASURES(core), strict=True))
-        note = None
+        gate_set, note = outcome.gate_set, None
+        pairs = zip(gate_set.gates, gate_set.thresholds, strict=True)
+        measures: dict[str, float | None]
+        measures = {gate: threshold for gate, threshold in pairs if gate in STEADY_GATES}
+        late_ms = (core[STEP.market_delay_ms] or 0) + (core[STEP.seen_delay_ms] or 0)
+        measures[LATE] = float(max(late_ms, 0))
+        measures[PLAUSIBLE] = core[STEP.measure_plausible]
+        if (stored := core[STEP.measures]) is not None:
+            measures |= _measures(stored)
         if answer_row is not None:
             note = _noted(answer_row[ANSWER.note])
             measures.update(zip(ANSWER_GATES, _ANSWER_MEASURES(answer_row), strict=True))
         return Decision(
             outcome,
             core[STEP.target_quantity],
-            tuple(measures.get(gate) for gate in outcome.gate_set.gates),
+            tuple(measures.get(gate) for gate in gate_set.gates),
             note,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain, compress, takewhile
 from math import nan
-from operator import attrgetter, itemgetter, sub
+from operator import attrgetter, itemgetter
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
@@ -13,19 +13,19 @@ from msgspec.structs import astuple
 
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
-    BAR_COLUMNS,
     BAR_FIELDS,
     EXPLANATION_COLUMNS,
     FORECAST_COLUMNS,
     GIVEN_BITS,
     HEAD_COLUMNS,
+    PLAUSIBLE,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
-    STEP_GATES,
     TABLES,
     Column,
     Row,
     Value,
+    measure_name,
     stored_columns,
 )
 from tracepaper.storage.record.hashing import (
@@ -38,7 +38,7 @@ from tracepaper.storage.record.hashing import (
     sealed,
     trimmed,
 )
-from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
+from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows, json_text
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     EVENT_KINDS,
@@ -49,7 +49,6 @@ from tracepaper.storage.record.rows import (
 )
 from tracepaper.storage.record.trades import TradeBooks
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
@@ -69,7 +68,7 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
@@ -89,8 +88,8 @@ OPEN: Final = ChainHead(NOTHING)
 
 # ---------------------------------------------------------------- steps
 
-_NO_BAR: Final[Row] = (None,) * (len(BAR_COLUMNS) - 1)  # all but the turnover
-_NO_MEASURES: Final[Row] = (None,) * len(STEP_GATES)
+_NO_BAR: Final[Row] = (None,) * len(BAR_FIELDS)  # the instrument, and all but the turnover
+_SEEN_AT_CLOSE: Final[Row] = (None,) * 3  # as most bars of an archive are
 _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
@@ -101,7 +100,7 @@ _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUI
     _STEP_COLUMNS.index,
     (
         *("sequence", "open_time_ms", "market_delay_ms", "unrealized_pnl"),
-        *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl", "equity", "twins"),
+        *(measure_name(PLAUSIBLE), "turnover", "account_unrealized_pnl", "equity", "twins"),
     ),
 )
 _FOLLOWS: Final[Row] = (None,) * 3
@@ -208,21 +207,23 @@ class StepEncoder:
         key, rows = (self._run_key, sequence), self._rows
         event, decision, account = step.event, step.decision, step.account
         place: int | None
-        bar, turnover = _NO_BAR, None
+        bar, turnover, seen, late_ms = _NO_BAR, None, _SEEN_AT_CLOSE, 0
         if type(event) is Bar:
-            bar, turnover = self._bar_columns(event), event.turnover
-            place = self._place(event.instrument)
+            place, turnover = self._place(event.instrument), event.turnover
+            bar = place, *_OF_BAR(event)
+            seen, late_ms = self._seen(event)
         else:
             place = self._add_event(event, key, step.belief)
-        outcome = target = note = twins = None
-        measures, answered = _NO_MEASURES, _NO_ANSWER_MEASURES
+        outcome = target = note = twins = plausible = measures = None
+        answered = _NO_ANSWER_MEASURES
         if decision is not None:
-            note = _json(decision.note)
+            note = json_text(decision.note)
             plan, outcome = self.outcomes.store(decision.outcome, sequence, rows)
             if len(decision.measures) != plan.length:
                 raise InvariantBroken("A decision needs one measure for each of its gates.")
             judged = (*all_finite(decision.measures), None)
-            measures, target = plan.pick_step(judged), decision.target_quantity
+            plausible, measures = judged[plan.plausible_at], plan.measures(judged, late_ms)
+            target = decision.target_quantity
             if plan.judges_answer:
                 answered = plan.pick_answer(judged)
         holding = self._holdings.hold(key, (0, place), None, step.position, account, rows)
@@ -244,8 +245,8 @@ class StepEncoder:
         rows["steps"].append(
             trimmed(
                 (
-                    *key, holding, *bar, unrealized, outcome, target, *measures, turnover,
-                    of_account, equity, None if step.accepted else 1, twins,
+                    *key, holding, *bar, unrealized, outcome, target, plausible, turnover,
+                    twins, of_account, equity, *seen, measures, None if step.accepted else 1,
                 )
             )
         )  # fmt: skip
@@ -285,8 +286,8 @@ class StepEncoder:
         columns[_OPENED : _OPENED + 1 + len(prices)] = opened, *prices
         # Every bar is seen at its close.
         columns[_DELAYS : _DELAYS + 3] = (
-            [*map(sub, market_ms, seen_ms)],
-            [*map(sub, seen_ms, market_ms)],
+            [market - seen or None for market, seen in zip(market_ms, seen_ms, strict=True)],
+            [seen - market or None for market, seen in zip(market_ms, seen_ms, strict=True)],
             [_CODE_OF[id(source)] for source in sources],
         )
         is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
@@ -329,7 +330,7 @@ class StepEncoder:
         for at, (bar, sequence) in enumerate(zip(stretch.bars[count:], sequences, strict=True)):
             note = stretch.repeats[bar.instrument].notes.get(bar.open_time_ms)
             if note is not None or judged[at % count] != _NO_ANSWER:
-                rows.append((self._run_key, sequence, *judged[at % count], _json(note)))
+                rows.append((self._run_key, sequence, *judged[at % count], json_text(note)))
 
     def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int]:
         """Return what bars with *sequences* name of ``twin_steps``; add the rows they lack."""
@@ -353,18 +354,19 @@ class StepEncoder:
 
     # ------------------------------------------------------------ events
 
-    def _bar_columns(self, bar: Bar) -> Row:
-        """Return the columns of ``steps`` that hold *bar*, but for the turnover."""
+    def _seen(self, bar: Bar) -> tuple[Row, int]:
+        """Return the columns of when and where *bar* was seen, and how long after its close."""
         if bar.interval_ms != self._interval_ms:
             raise InvariantBroken(
                 f"A bar of {bar.interval_ms} ms came to a run of {self._interval_ms} ms."
             )
-        market_ms = bar.market_ms
-        return (
-            self._place(bar.instrument), *_OF_BAR(bar),
-            market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
-            SOURCE_CODES[bar.source],
-        )  # fmt: skip
+        closed_ms, market_ms, seen_ms = (
+            bar.open_time_ms + bar.interval_ms,
+            bar.market_ms,
+            bar.seen_ms,
+        )
+        seen = market_ms - closed_ms or None, seen_ms - market_ms or None, SOURCE_CODES[bar.source]
+        return seen, max(seen_ms - closed_ms, 0)
 
     def _place(self, instrument: str) -> int:
         place = self._places.get(instrument)
@@ -466,7 +468,7 @@ class StepEncoder:
             decision: Row = (None,) * 4
             if (decided := twin.decided) is not None:
                 _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
-                texts = _json(dict(decided.measures) or None), _json(decided.note)
+                texts = json_text(dict(decided.measures) or None), json_text(decided.note)
                 decision = outcome, decided.target_quantity, *texts
             content.append((book, holding, int(twin.confirmed), *decision))
             unrealized = position.unrealized_pnl
@@ -535,10 +537,6 @@ class StepEncoder:
                 for column in columns
             ]
         )
-
-
-def _json(values: Mapping[str, float | str | None] | None) -> str | None:
-    return None if values is None else msgspec.json.encode(values).decode()
 
 
 def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | None]:

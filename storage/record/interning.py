@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.storage.record.columns import ANSWER_GATES, STEP_GATES, Row
+import msgspec
+
+from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
+    LATE,
+    PLAUSIBLE,
+    STEADY_GATES,
+    STEP_GATES,
+    Row,
+)
 from tracepaper.strategies.errors import InvariantBroken
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ class GateSetPlan:
         gates = gate_set.gates
         if len(set(gates)) != len(gates) or len(gates) != len(gate_set.thresholds):
             raise InvariantBroken("A gate set needs one threshold a gate, and no gate twice.")
-        if strange := set(gates) - {*STEP_GATES, *ANSWER_GATES}:
+        if strange := set(gates) - {PLAUSIBLE, *STEP_GATES, *ANSWER_GATES}:
             raise InvariantBroken(
                 f"Gate {min(strange)} has no column: declare it before storage is imported."
             )
@@ -50,9 +60,31 @@ class GateSetPlan:
         self.length = len(gates)
         places = {gate: place for place, gate in enumerate(gates)}
         # The last place is a null that stands behind the measures, for gates not declared.
-        self.pick_step = itemgetter(*(places.get(gate, -1) for gate in STEP_GATES))
+        self.plausible_at = places.get(PLAUSIBLE, -1)
+        self._pick_step = itemgetter(*(places.get(gate, -1) for gate in STEP_GATES))
+        self._follow = {
+            gate: 0.0 if gate == LATE else threshold
+            for gate, threshold in zip(gates, gate_set.thresholds, strict=True)
+            if gate in STEADY_GATES or gate == LATE
+        }
+        self._usual = tuple(map(self._follow.get, STEP_GATES))
         self.pick_answer = itemgetter(*(places.get(gate, -1) for gate in ANSWER_GATES))
         self.judges_answer = any(gate in places for gate in ANSWER_GATES)
+
+    def measures(self, judged: Row, late_ms: int) -> str | None:
+        """Return ``steps.measures`` of *judged*, at a bar that was seen *late_ms* after its close.
+
+        A measure that follows from its gate or from the bar is left out.
+        """
+        picked = self._pick_step(judged)
+        if picked == self._usual and not late_ms:
+            return None
+        measures = dict(zip(STEP_GATES, picked, strict=True))
+        if any(measures[gate] is None for gate in self._follow):
+            raise InvariantBroken(f"Each of the gates {', '.join(self._follow)} needs a measure.")
+        follow = self._follow | ({LATE: late_ms} if LATE in self._follow else {})
+        stored = {gate: number for gate, number in measures.items() if number != follow.get(gate)}
+        return json_text(stored or None)
 
     def rows(self, run_key: int, sequence: int | None) -> list[Row]:
         """Return its rows, first used by step *sequence*, or known when the run was opened."""
@@ -61,6 +93,11 @@ class GateSetPlan:
             (run_key, self.key, place, gate, threshold + 0.0, sequence)
             for place, (gate, threshold) in enumerate(pairs)
         ]
+
+
+def json_text(values: Mapping[str, float | str | None] | None) -> str | None:
+    """Return *values* as JSON, where there are some."""
+    return None if values is None else msgspec.json.encode(values).decode()
 
 
 StoredOutcome = tuple["DecisionOutcome", GateSetPlan, int]
