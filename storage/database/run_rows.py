@@ -80,7 +80,7 @@ _OUTCOMES: Final = (
 )
 _THRESHOLDS: Final = "SELECT gate_set, threshold FROM gate_sets WHERE run_key = ? AND gate = ?"
 _OF_STEP: Final = {name: f"s.{name}" for name in stored_columns("steps")} | {
-    measure_name(gate): f"json_extract(s.measures, '$.{gate}')" for gate in STEP_GATES
+    measure_name(gate): f"json_extract(s.measures, '$.\"{gate}\"')" for gate in STEP_GATES
 }
 _OF_STEP[measure_name(LATE)] = (
     f"CASE WHEN s.outcome IS NOT NULL THEN coalesce({_OF_STEP[measure_name(LATE)]}, {LATE_MS}) END"

@@ -16,6 +16,7 @@ from tracepaper.storage.record.columns import (
     QUANTITY,
     SOURCE_CODES,
     STEADY_GATES,
+    STEP_GATES,
     TABLES,
     TIME,
     measure_name,
@@ -33,17 +34,24 @@ LATE_MS: Final = (
 )
 
 
-_MEASURES: Final = " ".join(
-    f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
-    for table, gates in (("s", (PLAUSIBLE,)), ("a", ANSWER_GATES))
-    for gate in gates
-)
-_STEADY: Final = ", ".join(f"'{gate}'" for gate in sorted(STEADY_GATES))
-MEASURE: Final = (
-    f"CASE g.gate {_MEASURES} ELSE coalesce(json_extract(s.measures, '$.\"' || g.gate || '\"'), "
-    f"CASE WHEN g.gate IN ({_STEADY}) THEN g.threshold WHEN g.gate = '{LATE}' THEN {LATE_MS} END) "
-    "END"
-)
+_OF_NULL: Final = dict.fromkeys(STEADY_GATES, "g.threshold") | {LATE: LATE_MS}
+
+
+def _of_step(gate: str) -> str:
+    """Return the measure of a gate of ``steps.measures``, or what it is where it is not there."""
+    at = f"s.measures, '$.\"{gate}\"'"
+    if gate not in _OF_NULL:
+        return f"json_extract({at})"
+    return f"CASE WHEN json_type({at}) IS NULL THEN {_OF_NULL[gate]} ELSE json_extract({at}) END"
+
+
+_MEASURES: Final = {
+    **{gate: _of_step(gate) for gate in STEP_GATES},
+    PLAUSIBLE: f"s.{measure_name(PLAUSIBLE)}",
+    **{gate: f"a.{measure_name(gate)}" for gate in ANSWER_GATES},
+}
+_WHEN: Final = " ".join(f"WHEN '{gate}' THEN {sql}" for gate, sql in _MEASURES.items())
+MEASURE: Final = f"CASE g.gate {_WHEN} END"
 """The measure of a gate ``g`` in the decision of step ``s`` with answer ``a``."""
 
 # ---------------------------------------------------------------- numbers and times in SQL

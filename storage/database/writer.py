@@ -20,7 +20,8 @@ from tracepaper.storage.database.connection import (
 )
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA, stored_columns
+from tracepaper.storage.record.columns import APPLICATION_ID, stored_columns
+from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies.errors import AuditUnwritable
 
 if TYPE_CHECKING:

@@ -148,8 +148,8 @@ PLAUSIBLE: Final = "plausible"
 """The gate whose measure differs from bar to bar: it has a column of ``steps``."""
 LATE: Final = "late"
 STEADY_GATES: Final = frozenset({"operator", "warm", "gap", "tradable"})
-"""Gates that always have a measure: it is their threshold, or of ``LATE`` the delay of the bar,
-where ``steps.measures`` has none."""
+"""Gates whose measure is their threshold where ``steps.measures`` lacks it; that of ``LATE`` is
+then the delay of the bar."""
 STEP_GATES: Final = tuple(
     name for name in gate_order() if _is_usual(GATES[name]) and name != PLAUSIBLE
 )
@@ -347,9 +347,7 @@ _ANSWERS = (
     _real("p_flat", "probability of neither"),
     _real("p_up", "probability of a rise"),
     _real("volatility", "expected volatility of the return"),
-    # A byte of ``GIVEN_BITS``, all horizons as uint32, and then, of each column that is given, the
-    # numbers at the other horizons as float64; little-endian, and NaN is what was not finite.
-    _blob("horizons", null=True),
+    _blob("horizons", null=True),  # as ``HORIZONS``
     _blob("halves", null=True),  # as ``Forecast.auxiliary``
     _real("confidence", "1 less the mean normalised entropy of attention"),
     _real("content_free", "what mask and encoding alone would give"),
@@ -390,6 +388,9 @@ FORECAST_COLUMNS: Final = (
     "volatility",
 )
 """Columns that a forecast has once a horizon, in the order of ``answers.horizons``."""
+HORIZONS: Final = "<B{horizons}I{numbers}d"
+"""A byte of ``GIVEN_BITS``, all horizons, and then, of each column that is given, the numbers at
+the other horizons; NaN is what was not finite."""
 GIVEN_BITS: Final = tuple(1 << place for place in range(len(FORECAST_COLUMNS)))
 """The bit of each of them in ``answers.horizons`` that says that the model gives it."""
 EXPLANATION_COLUMNS: Final = (
@@ -645,8 +646,6 @@ SHORTFALL_PARTS: Final = ("price", "fee", "size", "delay", "missed")
 
 # The id is made once a file; the run is the only one of a file that ``db pull`` made of it alone.
 _DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
-SCHEMA: Final = 1
-"""The number of the tables' layout: ``PRAGMA user_version`` of a file. Any other is rejected."""
 APPLICATION_ID: Final = 0x74706170
 """``PRAGMA application_id`` of a file: "tpap"."""
 

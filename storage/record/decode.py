@@ -19,6 +19,7 @@ from tracepaper.storage.record.columns import (
     FLAG,
     FORECAST_COLUMNS,
     GIVEN_BITS,
+    HORIZONS,
     LATE,
     PLAUSIBLE,
     SOURCE_CODES,
@@ -144,7 +145,8 @@ def _layout_of(given: int, size: int) -> tuple[int, Callable[[bytes], tuple[Any,
     """
     columns = given.bit_count()
     count = (size - 1 + 8 * columns) // (4 + 8 * columns)
-    return count, struct.Struct(f"<x{count}I{columns * (count - 1)}d").unpack
+    layout = HORIZONS.format(horizons=count, numbers=columns * (count - 1))
+    return count, struct.Struct(layout.replace("B", "x")).unpack
 
 
 _NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")

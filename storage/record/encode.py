@@ -18,6 +18,7 @@ from tracepaper.storage.record.columns import (
     FORECAST_COLUMNS,
     GIVEN_BITS,
     HEAD_COLUMNS,
+    HORIZONS,
     PLAUSIBLE,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
@@ -582,7 +583,7 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     del numbers[at::count]
     if None in numbers:
         numbers = [nan if number is None else number for number in numbers]
-    layout = f"<B{count}I{len(numbers)}d"
+    layout = HORIZONS.format(horizons=count, numbers=len(numbers))
     others = pack(layout, sum(compress(GIVEN_BITS, columns)), *horizons, *numbers)
     return (horizons[at], *at_horizon, others, forecast.auxiliary or None)
 

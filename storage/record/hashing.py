@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from tracepaper.storage.record.columns import SCHEMA, place
-from tracepaper.storage.record.rows import CHAINED_TABLES, KEPT_EVENTS, KEPT_TABLES
+from tracepaper.storage.record.columns import place
+from tracepaper.storage.record.rows import CHAINED_TABLES, KEPT_EVENTS, KEPT_TABLES, SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -16,9 +16,10 @@ from msgspec.structs import replace
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
-from tracepaper.storage.record.columns import SCHEMA, SEQUENCE_LIMIT, Row
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, Row
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, pack, sealed
+from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Step, TwinStep
 from tracepaper.strategies.types.market import InstrumentChange
@@ -120,3 +121,24 @@ def test_a_commit_is_the_hash_of_the_one_before_and_of_its_rows() -> None:
     state = sha256(b"state").digest()
     whole = before.digest + kept + before.state + pack((SCHEMA, 7, 8, parts))
     assert commit.head == (sha256(whole).digest(), kept, state)
+
+
+def test_a_layout_with_another_column_field_or_packing_has_another_number() -> None:
+    numbers = [SCHEMA, layout_number(packings="<d")]
+    for table, columns in TABLES.items():
+        for place, column in enumerate(columns):
+            others = (*columns[:place], *columns[place + 1 :])
+            wider = (*columns[:place], replace(column, null=not column.null), *columns[place + 1 :])
+            numbers += [layout_number({**TABLES, table: kept}) for kept in (others, wider)]
+    numbers += [layout_number(events={**EVENT_TYPES, kind: Step}) for kind in EVENT_TYPES]
+    assert len({*numbers}) == len(numbers)
+
+
+def test_rows_that_are_written_otherwise_have_another_number() -> None:
+    # Where the digest alone has changed, count RULES up; then write both here.
+    encoder = StepEncoder(cases.run(), 1)
+    for step in (*cases.rich_steps(), *SHADOWED):
+        encoder.add(step)
+    assert {SCHEMA: encoder.seal().head.digest.hex()} == {
+        1046127641: "856d15e099cec30389b28ef08b768dcc1a0d2c8f96a2504a624e0009d8290bb1"
+    }
