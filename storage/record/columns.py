@@ -330,16 +330,12 @@ _EVENTS = (
     ),
 )
 
+# The usual columns come first here too.
 _ANSWERS = (
     *_STEP,
-    _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
-    Column(
-        name="model_id",
-        kind=TEXT,
-        doc="the model that decided",
-        null=True,  # where it is the run's
-        sql="coalesce({t}.model_id, r.model_id)",
-    ),
+    # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
+    # costs a decision without a note nothing.
+    Column(name="note", kind=TEXT, null=True),
     _whole("horizon", "bars; the horizon of the next six columns", null=True),
     _real("mean_return", "expected log return, as the model gave it"),
     _real("stdev_return", "its standard deviation"),
@@ -365,9 +361,14 @@ _ANSWERS = (
     _whole("learned_regime", "the network's most probable regime; 1: calmest", null=True),
     _real("learned_allocation", "position in [-1, 1] that the network itself would hold"),
     _real("dropout_spread", "deviation of mean_return over passes with dropout"),
-    # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
-    # costs a decision without a note nothing.
-    Column(name="note", kind=TEXT, null=True),
+    _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
+    Column(
+        name="model_id",
+        kind=TEXT,
+        doc="the model that decided",
+        null=True,  # where it is the run's
+        sql="coalesce({t}.model_id, r.model_id)",
+    ),
 )
 HEAD_COLUMNS: Final = (
     "heads",

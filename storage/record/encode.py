@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from itertools import chain, compress, takewhile
 from math import nan
 from operator import attrgetter, itemgetter
-from struct import pack
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import astuple
 
 from tracepaper.storage.record.columns import (
-    ANSWER_GATES,
     BAR_FIELDS,
     EXPLANATION_COLUMNS,
     FORECAST_COLUMNS,
@@ -55,7 +55,6 @@ from tracepaper.strategies.types.decisions import (
     Forecast,
     LedgerEntry,
     Order,
-    PredictionTimeout,
     QuietStretch,
 )
 from tracepaper.strategies.types.market import (
@@ -69,7 +68,7 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
@@ -91,11 +90,9 @@ OPEN: Final = ChainHead(NOTHING)
 
 _NO_BAR: Final[Row] = (None,) * len(BAR_FIELDS)  # the instrument, and all but the turnover
 _SEEN_AT_CLOSE: Final[Row] = (None,) * 3  # as most bars of an archive are
-_NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
-_NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
-_NO_ANSWER: Final[Row] = (None,) * (len(TABLES["answers"]) - 3)  # all but the key and the note
+_NOTE, _HEADS = map(stored_columns("answers").index, ("note", HEAD_COLUMNS[0]))
 _STEP_COLUMNS: Final = stored_columns("steps")
 _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY, _TWINS = map(
     _STEP_COLUMNS.index,
@@ -104,6 +101,7 @@ _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUI
         *(measure_name(PLAUSIBLE), "turnover", "account_unrealized_pnl", "equity", "twins"),
     ),
 )
+_NO_DECISION: Final[Row] = (None,) * 4
 _FOLLOWS: Final[Row] = (None,) * 3
 """The marks of a book whose worth follows from the close."""
 _BEYOND: Final = 2**63
@@ -216,7 +214,7 @@ class StepEncoder:
         else:
             place = self._add_event(event, key, step.belief)
         outcome = target = note = twins = plausible = measures = None
-        answered = _NO_ANSWER_MEASURES
+        answered: Row = ()
         if decision is not None:
             note = json_text(decision.note)
             plan, outcome = self.outcomes.store(decision.outcome, sequence, rows)
@@ -232,12 +230,9 @@ class StepEncoder:
         of_account, equity = _marks(account, unrealized)
         if step.state is not None:
             rows["states"].append((*key, step.state))
-        if (
-            step.prediction is not None
-            or note is not None
-            or answered.count(None) < len(ANSWER_GATES)
-        ):
-            rows["answers"].append(self._answer_row(key, step.prediction, answered, note))
+        prediction = step.prediction
+        if prediction is not None or note is not None or answered.count(None) < len(answered):
+            rows["answers"].append(self._answer_row(key, prediction, answered, note))
         is_settled = type(event) is Funding
         if step.orders or step.fills or step.ledger or step.halted is not None or is_settled:
             self._add_trades(step, key)
@@ -326,12 +321,12 @@ class StepEncoder:
         """Add the notes of bars with *sequences*, and the measures in *answers* of the first."""
         count, rows = len(stretch.repeats), self._rows["answers"]
         first = stretch.first + bool(stretch.closes)
-        of_first = {row[_SEQUENCE]: row[2:-1] for row in answers}
-        judged = [of_first.get(first + place, _NO_ANSWER) for place in range(count)]
+        of_first = {row[_SEQUENCE]: row[_NOTE + 1 :] for row in answers}
+        judged = [of_first.get(first + place, ()) for place in range(count)]
         for at, (bar, sequence) in enumerate(zip(stretch.bars[count:], sequences, strict=True)):
             note = stretch.repeats[bar.instrument].notes.get(bar.open_time_ms)
-            if note is not None or judged[at % count] != _NO_ANSWER:
-                rows.append((self._run_key, sequence, *judged[at % count], json_text(note)))
+            if note is not None or judged[at % count]:
+                rows.append((self._run_key, sequence, json_text(note), *judged[at % count]))
 
     def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int]:
         """Return what bars with *sequences* name of ``twin_steps``; add the rows they lack."""
@@ -342,7 +337,10 @@ class StepEncoder:
             at = slice(place, None, count)
             closes = [bar.close for bar in stretch.bars[count + place :: count]]
             of_books = [
-                self._follow(place, twin.position, closes, [column[at] for column in columns])
+                [
+                    self._follow(place, twin.position, *marks)
+                    for marks in zip(closes, *(column[at] for column in columns), strict=True)
+                ]
                 for twin, columns in zip(repeated.twins, marked, strict=True)
             ]
             content = self._twins[place][0]
@@ -409,26 +407,25 @@ class StepEncoder:
         self, key: tuple[int, int], prediction: Prediction, measures: Row, note: str | None
     ) -> Row:
         """Return the ``answers`` row: the forecast at the gates' horizon, all others in a blob."""
-        deadline = model_id = None
         forecast, explained = _NO_FORECAST, _NO_EXPLANATION
-        match prediction:
-            case PredictionTimeout():
-                deadline = prediction.deadline_ms
-            case Forecast():
-                model_id = None if prediction.model_id == self._model_id else prediction.model_id
-                forecast = _forecast_columns(prediction, self._horizon)
-                if (explanation := prediction.explanation) is not None:
-                    figures = all_finite(_OF_EXPLANATION(explanation))
-                    explained = (*figures, explanation.entropy, explanation.buckets)
-            case None:
-                pass
-        heads = self._head_columns(prediction)
-        return (*key, deadline, model_id, *forecast, *explained, *measures, *heads, note)
+        rare: Row = ()  # what stands behind the measures
+        if isinstance(prediction, Forecast):
+            forecast = _forecast_columns(prediction, self._horizon)
+            if (explanation := prediction.explanation) is not None:
+                figures = all_finite(_OF_EXPLANATION(explanation))
+                explained = (*figures, explanation.entropy, explanation.buckets)
+            model_id = None if prediction.model_id == self._model_id else prediction.model_id
+            if prediction.heads is not None or model_id is not None:
+                rare = (*self._head_columns(prediction), None, model_id)
+        elif prediction is not None:
+            rare = (*(None,) * len(HEAD_COLUMNS), prediction.deadline_ms)
+        row = (*key, note, *forecast, *explained, *measures)
+        return trimmed((*row, *(None,) * (_HEADS - len(row)), *rare) if rare else row)
 
-    def _head_columns(self, prediction: Prediction) -> Row:
+    def _head_columns(self, prediction: Forecast) -> Row:
         """Pack the auxiliary heads, with their figures at the gates' horizon."""
-        if not isinstance(prediction, Forecast) or prediction.heads is None:
-            return _NO_HEADS
+        if prediction.heads is None:
+            return (None,) * len(HEAD_COLUMNS)
         at = _place(prediction.horizons, self._horizon)
         return (
             msgspec.msgpack.encode(prediction.heads.stored()),
@@ -461,21 +458,23 @@ class StepEncoder:
     def _add_twins(self, step: Step, key: tuple[int, int], place: int | None) -> int | None:
         """Add the rows of the books beside the run's account; return what the step names."""
         rows, content, marks = self._rows, [], []
-        closes = [step.event.close if type(step.event) is Bar else None]
+        close = step.event.close if type(step.event) is Bar else None
         for book, twin in enumerate(step.twins, start=1):
             position, account = twin.position, twin.account
             whose = (book, place)
             holding = self._holdings.hold(key, whose, twin.twin, position, account, rows)
-            decision: Row = (None,) * 4
+            decision = _NO_DECISION
             if (decided := twin.decided) is not None:
                 _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
                 texts = json_text(dict(decided.measures) or None), json_text(decided.note)
                 decision = outcome, decided.target_quantity, *texts
             content.append((book, holding, int(twin.confirmed), *decision))
             unrealized = position.unrealized_pnl
-            columns = [[mark] for mark in (unrealized, *_marks(account, unrealized))]
-            marks += self._follow(place, position, closes, columns)
-            self._add_fills(twin.fills, (*key, book), twin.twin)
+            marks.append(
+                self._follow(place, position, close, unrealized, *_marks(account, unrealized))
+            )
+            if twin.fills:
+                self._add_fills(twin.fills, (*key, book), twin.twin)
         if self._trades.is_taken:
             for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
                 self._trades.hold(row)
@@ -485,23 +484,20 @@ class StepEncoder:
         self,
         place: int | None,
         position: Position,
-        closes: Sequence[int | None],
-        columns: Sequence[Sequence[int | None]],
-    ) -> list[Row]:
-        """Return the marks in *columns*, with nulls where they follow from *closes*.
+        close: int | None,
+        unrealized: int | None,
+        of_account: int | None,
+        equity: int | None,
+    ) -> Row:
+        """Return the last three, the marks of a book, as nulls where they follow from the *close*.
 
-        They are those of a book's *position*, and of an account that holds no other.
+        The book holds *position*, and its account no other then.
         """
-        factor = position.quantity * self._factors.get(place, 0)
-        entry = position.entry_notional
-        return [
-            _FOLLOWS
-            if close
-            and mark == [(worth := close * factor) - entry, None, None]
-            and abs(worth) < _BEYOND
-            else tuple(mark)
-            for close, *mark in zip(closes, *columns, strict=True)
-        ]
+        if close and of_account is None and equity is None:
+            worth = close * position.quantity * self._factors.get(place, 0)
+            if unrealized == worth - position.entry_notional and abs(worth) < _BEYOND:
+                return _FOLLOWS
+        return unrealized, of_account, equity
 
     def _name_twins(
         self, place: int | None, content: list[Row], marks: Sequence[Row], key: tuple[int, int]
@@ -572,20 +568,30 @@ def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     """Return horizon, the six columns at it, those at the others packed, the further outputs."""
     horizons, columns = forecast.horizons, _OF_FORECAST(forecast)
-    count = len(horizons)
-    if not horizons or not {0, count}.issuperset(map(len, columns)):
-        raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
-    at = _place(horizons, preferred)
+    at, pack = _packing(horizons, tuple(map(len, columns)), preferred)
     numbers = [*all_finite(tuple(chain.from_iterable(columns)))]
-    given = iter(numbers[at::count])
-    # A column that the model does not give is null, and none of the others.
-    at_horizon = [next(given) if column else None for column in columns]
-    del numbers[at::count]
+    at_horizon = numbers[at :: len(horizons)]
+    if len(at_horizon) < len(columns):
+        # A column that the model does not give is null, and none of the others.
+        given = iter(at_horizon)
+        at_horizon = [next(given) if column else None for column in columns]
+    del numbers[at :: len(horizons)]
     if None in numbers:
         numbers = [nan if number is None else number for number in numbers]
-    layout = HORIZONS.format(horizons=count, numbers=len(numbers))
-    others = pack(layout, sum(compress(GIVEN_BITS, columns)), *horizons, *numbers)
-    return (horizons[at], *at_horizon, others, forecast.auxiliary or None)
+    return (horizons[at], *at_horizon, pack(*numbers), forecast.auxiliary or None)
+
+
+@lru_cache(64)
+def _packing(
+    horizons: tuple[int, ...], lengths: tuple[int, ...], preferred: int | None
+) -> tuple[int, Callable[..., bytes]]:
+    """Return the place of the gates' horizon, and what packs the numbers at the others."""
+    count = len(horizons)
+    if not horizons or not {0, count}.issuperset(lengths):
+        raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
+    given = [*compress(GIVEN_BITS, lengths)]
+    layout = HORIZONS.format(horizons=count, numbers=len(given) * (count - 1))
+    return _place(horizons, preferred), partial(Struct(layout).pack, sum(given), *horizons)
 
 
 def _place(horizons: Sequence[int], preferred: int | None) -> int:

@@ -54,7 +54,10 @@ def all_finite(numbers: Sequence[float | None]) -> tuple[float | None, ...]:
             return added
     except TypeError:  # one of them is null
         pass
-    return tuple([finite(number) for number in numbers])
+    # What is not finite, less itself, is NaN, which is true.
+    return tuple(
+        [None if number is None or number - number else number + 0.0 for number in numbers]
+    )
 
 
 def trimmed(row: Row) -> Row:

@@ -68,8 +68,12 @@ class GateSetPlan:
             if gate in STEADY_GATES or gate == LATE
         }
         self._usual = tuple(map(self._follow.get, STEP_GATES))
-        self.pick_answer = itemgetter(*(places.get(gate, -1) for gate in ANSWER_GATES))
-        self.judges_answer = any(gate in places for gate in ANSWER_GATES)
+        width = max((at for at, gate in enumerate(ANSWER_GATES, 1) if gate in places), default=0)
+        self.judges_answer = width > 0
+        # Up to the last one declared, and of two at least, for one alone is picked without a tuple.
+        self.pick_answer = itemgetter(
+            *(places.get(gate, -1) for gate in ANSWER_GATES[: max(width, 2)])
+        )
 
     def measures(self, judged: Row, late_ms: int) -> str | None:
         """Return ``steps.measures`` of *judged*, at a bar that was seen *late_ms* after its close.
