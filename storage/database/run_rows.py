@@ -14,11 +14,9 @@ import numpy.typing as npt
 
 from tracepaper.storage.database.chunks import WITHIN, find_step
 from tracepaper.storage.database.run_views import BATCH_ROWS
-from tracepaper.storage.database.view_columns import LATE_MS, UNREALIZED, shared_row
+from tracepaper.storage.database.view_columns import UNREALIZED, shared_row
 from tracepaper.storage.record.columns import (
-    LATE,
     SEQUENCE_LIMIT,
-    STEADY_GATES,
     STEP_GATES,
     measure_name,
     stored_columns,
@@ -37,7 +35,7 @@ Span = tuple[int, int]
 """The first and the last sequence."""
 WHOLE: Final[Span] = (0, SEQUENCE_LIMIT - 1)
 
-_IS_BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
+_IS_BAR: Final = "instrument IS NOT NULL AND ignored IS NULL"
 _BAR: Final = ("sequence", "open_time_ms", "open", "high", "low", "close", "volume", "outcome")
 _BARS: Final = (
     "SELECT sequence, open_time_ms, open, high, low, close, volume, coalesce(outcome, -1), "
@@ -52,7 +50,7 @@ _AFTER: Final = (
     "coalesce({of}.account_unrealized_pnl, {profit}, 0), "
     f"coalesce({{of}}.equity, {NOT_STORED}) "
     "FROM steps s {joined} WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? "
-    "AND s.open_time_ms IS NOT NULL AND s.outcome IS NOT NULL ORDER BY s.sequence"
+    "AND s.instrument IS NOT NULL AND s.outcome IS NOT NULL ORDER BY s.sequence"
 )
 _OWN: Final = _AFTER.format(of="s", book=0, profit="s.unrealized_pnl", joined="")
 _SHADOWS: Final = _AFTER.format(
@@ -67,7 +65,7 @@ _DECIDED: Final = (
     f"SELECT sequence, open_time_ms, instrument, coalesce(target_quantity, {NOT_STORED}), "
     "outcome, holding, coalesce(account_unrealized_pnl, unrealized_pnl, 0), "
     f"coalesce(equity, {NOT_STORED}) FROM steps "
-    f"WHERE {WITHIN} AND open_time_ms IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
+    f"WHERE {WITHIN} AND instrument IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
 )
 _BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
@@ -78,13 +76,9 @@ _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
     f"passed FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
 )
-_THRESHOLDS: Final = "SELECT gate_set, threshold FROM gate_sets WHERE run_key = ? AND gate = ?"
 _OF_STEP: Final = {name: f"s.{name}" for name in stored_columns("steps")} | {
     measure_name(gate): f"json_extract(s.measures, '$.\"{gate}\"')" for gate in STEP_GATES
 }
-_OF_STEP[measure_name(LATE)] = (
-    f"CASE WHEN s.outcome IS NOT NULL THEN coalesce({_OF_STEP[measure_name(LATE)]}, {LATE_MS}) END"
-)
 """How numbers of steps are read, by their names."""
 _NOTES: Final = (
     "SELECT s.open_time_ms, n.key, CASE WHEN n.type IN ('real', 'integer') THEN n.value END, "
@@ -92,7 +86,7 @@ _NOTES: Final = (
     "FROM answers a CROSS JOIN steps s ON s.run_key = a.run_key AND s.sequence = a.sequence "
     "JOIN json_each(a.note) n "
     "WHERE a.run_key = ? AND a.sequence BETWEEN ? AND ? AND s.instrument = ? "
-    "AND s.open_time_ms IS NOT NULL ORDER BY a.sequence"
+    "AND s.instrument IS NOT NULL ORDER BY a.sequence"
 )
 
 
@@ -231,7 +225,8 @@ class RunRows:
     def values(self, names: Sequence[str], place: int, at: Ints) -> Columns:
         """Return columns of the forecasts, or of the steps, at an instrument's steps *at*.
 
-        *at* ascends. NaN where a value is null, or its step has no forecast.
+        *at* ascends. NaN where a value is null, or its step has no forecast, and of a measure that
+        is the usual one.
         """
         columns: Columns = {name: np.full(at.size, np.nan) for name in names}
         for source, alias in (
@@ -256,15 +251,6 @@ class RunRows:
                 steps = block[:, 0].astype(np.int64)
                 for place_in_row, name in enumerate(chosen, start=1):
                     _spread(columns[name], at, steps, block[:, place_in_row])
-        if steady := {name: gate for gate in STEADY_GATES if (name := measure_name(gate)) in names}:
-            outcome = self.values(("outcome",), place, at)["outcome"]
-            for name, gate in steady.items():
-                query = self._connection.execute(_THRESHOLDS, (self._run_key, gate))
-                of_set = dict(query.fetchall())
-                of_outcome = np.array([of_set.get(of.gate_set, np.nan) for of in self.outcomes])
-                missing = np.isnan(columns[name]) & ~np.isnan(outcome)
-                keys = outcome[missing].astype(np.int64)
-                columns[name][missing] = of_outcome[np.searchsorted(self._outcome_keys, keys)]
         return columns
 
     def notes(self, place: int, span: Span) -> list[tuple[int, str, float | None, str | None]]:
@@ -374,7 +360,7 @@ class RunRows:
         """Return (UTC day, the outcome's key, how often it was decided on bars of that day)."""
         query = (
             f"SELECT open_time_ms / {DAY_MS}, outcome, count(*) FROM steps "
-            f"WHERE {WITHIN} AND outcome IS NOT NULL AND open_time_ms IS NOT NULL "
+            f"WHERE {WITHIN} AND outcome IS NOT NULL AND instrument IS NOT NULL "
             "GROUP BY 1, 2"
         )
         return self._connection.execute(query, (self._run_key, *span)).fetchall()

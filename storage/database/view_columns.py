@@ -9,7 +9,6 @@ from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     FLAG,
     HASH,
-    LATE,
     MONEY,
     PLAUSIBLE,
     PRICE,
@@ -20,6 +19,7 @@ from tracepaper.storage.record.columns import (
     TABLES,
     TIME,
     measure_name,
+    usual_measure,
 )
 
 if TYPE_CHECKING:
@@ -29,20 +29,15 @@ if TYPE_CHECKING:
 
 BAR_MARKET_MS: Final = "s.open_time_ms + r.interval_ms + coalesce(s.market_delay_ms, 0)"
 BAR_SEEN_MS: Final = f"{BAR_MARKET_MS} + coalesce(s.seen_delay_ms, 0)"
-LATE_MS: Final = (
-    "CAST(max(coalesce(s.market_delay_ms, 0) + coalesce(s.seen_delay_ms, 0), 0) AS REAL)"
-)
-
-
-_OF_NULL: Final = dict.fromkeys(STEADY_GATES, "g.threshold") | {LATE: LATE_MS}
 
 
 def _of_step(gate: str) -> str:
     """Return the measure of a gate of ``steps.measures``, or what it is where it is not there."""
     at = f"s.measures, '$.\"{gate}\"'"
-    if gate not in _OF_NULL:
+    if gate not in STEADY_GATES:
         return f"json_extract({at})"
-    return f"CASE WHEN json_type({at}) IS NULL THEN {_OF_NULL[gate]} ELSE json_extract({at}) END"
+    usual = "g.threshold" if usual_measure(gate, 1.0) else "0.0"
+    return f"CASE WHEN json_type({at}) IS NULL THEN {usual} ELSE json_extract({at}) END"
 
 
 _MEASURES: Final = {

@@ -134,7 +134,7 @@ BLOCK_ROWS: Final = 30
 """Rows of different shapes that one statement inserts."""
 _ALIKE_ROWS: Final = 4
 """Where so many rows in a row are alike, a statement of one row is the faster one."""
-_OPENED_AT: Final = stored_columns("steps").index("open_time_ms")
+_INSTRUMENT_AT: Final = stored_columns("steps").index("instrument")
 
 
 def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> None:
@@ -166,7 +166,7 @@ def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]
 
 def _step_shape(row: Row) -> int:
     """Return what tells rows of ``steps`` apart: their length, below 0 of a step without a bar."""
-    return len(row) if row[_OPENED_AT] is not None else -len(row)
+    return len(row) if row[_INSTRUMENT_AT] is not None else -len(row)
 
 
 def _present(rows: Sequence[Row]) -> int:

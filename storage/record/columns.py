@@ -146,16 +146,19 @@ def _is_usual(gate: Gate) -> bool:
 
 PLAUSIBLE: Final = "plausible"
 """The gate whose measure differs from bar to bar: it has a column of ``steps``."""
-LATE: Final = "late"
-STEADY_GATES: Final = frozenset({"operator", "warm", "gap", "tradable"})
-"""Gates whose measure is their threshold where ``steps.measures`` lacks it; that of ``LATE`` is
-then the delay of the bar."""
+STEADY_GATES: Final = ("operator", "warm", "late", "gap", "tradable")
+"""Gates whose measure nearly always is their ``usual_measure``."""
 STEP_GATES: Final = tuple(
     name for name in gate_order() if _is_usual(GATES[name]) and name != PLAUSIBLE
 )
 """Gates whose measures lie in ``steps.measures``."""
 ANSWER_GATES: Final = tuple(name for name in gate_order() if not _is_usual(GATES[name]))
 """Gates whose measures lie in ``answers``: a decision without them needs no row there."""
+
+
+def usual_measure(gate: str, threshold: float) -> float:
+    """Return the measure of one of ``STEADY_GATES`` that ``steps.measures`` does not hold."""
+    return 0.0 if gate == "late" else threshold
 
 
 def measure_name(gate: str) -> str:
@@ -275,7 +278,7 @@ _COMMITS = (
 
 # A step and, where its event is a bar, the bar: one row, since nearly every step is a bar's.
 _BAR_FIELDS = (
-    _whole("open_time_ms", null=True),
+    _whole("open_time_ms", null=True),  # without an instrument: of a close with a bar of each
     Column(name="open", doc="first price", scale=PRICE, null=True),
     Column(name="high", doc="highest price", scale=PRICE, null=True),
     Column(name="low", doc="lowest price", scale=PRICE, null=True),
@@ -305,7 +308,7 @@ _STEPS = (
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     *_SEEN,
-    # JSON by gate of the measures of ``STEP_GATES`` that do not follow from the rest.
+    # JSON by gate of the measures of ``STEP_GATES`` that are not the usual ones.
     Column(name="measures", kind=TEXT, null=True),
     _whole("ignored", null=True),  # 1: a revision of a bar, or a repeated settlement
 )

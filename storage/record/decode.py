@@ -20,12 +20,12 @@ from tracepaper.storage.record.columns import (
     FORECAST_COLUMNS,
     GIVEN_BITS,
     HORIZONS,
-    LATE,
     PLAUSIBLE,
     SOURCE_CODES,
     STEADY_GATES,
     TABLES,
     measure_name,
+    usual_measure,
 )
 from tracepaper.storage.record.interning import OUTCOMES_KEPT
 from tracepaper.storage.record.rows import EVENT_TYPES, At, gather, money_factor
@@ -49,7 +49,7 @@ from tracepaper.strategies.types.decisions import (
     StrategyDecision,
     TwinStep,
 )
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.market import Bar, CloseStart
 
 if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import Prediction
@@ -187,7 +187,7 @@ class StepDecoder:
         answer_row, event_row = rows.row("answers"), rows.row("events")
         event: Event
         if core[STEP.open_time_ms] is not None:
-            event = self.bar(core)
+            event = self.unit_of(_BAR(core))
         elif event_row is None:
             raise LookupError("its event is missing")
         else:
@@ -234,18 +234,17 @@ class StepDecoder:
         except _IMPOSSIBLE as error:
             raise _damaged(row[EVENT.sequence], error) from error
 
-    def bar(self, row: Sequence[Any]) -> Bar:
-        """Return the bar of a ``steps`` row; raise ``DataInvalid`` where it holds none."""
-        return self.bar_of(_BAR(row))
-
-    def bar_of(self, values: Sequence[Any]) -> Bar:
-        """Return the bar of a step, of whose row *values* are the columns ``BAR_READ``."""
+    def unit_of(self, values: Sequence[Any]) -> Bar | CloseStart:
+        """Return the bar, or the close, of a step whose columns ``BAR_READ`` are *values*."""
         try:
             (
                 _, _, opened_ms, first, high, low, close, volume, turnover,
                 place, market_delay_ms, seen_delay_ms, code,
             ) = values  # fmt: skip
             market_ms = opened_ms + self._interval_ms + (market_delay_ms or 0)
+            if place is None:
+                seen_ms = market_ms + (seen_delay_ms or 0)
+                return CloseStart(opened_ms, len(self._instruments), (), market_ms, seen_ms)
             if None in (first, high, low, close, volume):
                 raise ValueError("a bar without a number")
             # By places, and not by names, which take twice as long.
@@ -331,9 +330,11 @@ class StepDecoder:
         gate_set, note = outcome.gate_set, None
         pairs = zip(gate_set.gates, gate_set.thresholds, strict=True)
         measures: dict[str, float | None]
-        measures = {gate: threshold for gate, threshold in pairs if gate in STEADY_GATES}
-        late_ms = (core[STEP.market_delay_ms] or 0) + (core[STEP.seen_delay_ms] or 0)
-        measures[LATE] = float(max(late_ms, 0))
+        measures = {
+            gate: usual_measure(gate, threshold)
+            for gate, threshold in pairs
+            if gate in STEADY_GATES
+        }
         measures[PLAUSIBLE] = core[STEP.measure_plausible]
         if (stored := core[STEP.measures]) is not None:
             measures |= _measures(stored)

@@ -60,6 +60,7 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
+    CloseStart,
     CorporateAction,
     Depths,
     Funding,
@@ -205,14 +206,7 @@ class StepEncoder:
         self.due = sequence + 1
         key, rows = (self._run_key, sequence), self._rows
         event, decision, account = step.event, step.decision, step.account
-        place: int | None
-        bar, turnover, seen, late_ms = _NO_BAR, None, _SEEN_AT_CLOSE, 0
-        if type(event) is Bar:
-            place, turnover = self._place(event.instrument), event.turnover
-            bar = place, *_OF_BAR(event)
-            seen, late_ms = self._seen(event)
-        else:
-            place = self._add_event(event, key, step.belief)
+        place, bar, turnover, seen = self._event_columns(event, key, step.belief)
         outcome = target = note = twins = plausible = measures = None
         answered: Row = ()
         if decision is not None:
@@ -221,7 +215,7 @@ class StepEncoder:
             if len(decision.measures) != plan.length:
                 raise InvariantBroken("A decision needs one measure for each of its gates.")
             judged = (*all_finite(decision.measures), None)
-            plausible, measures = judged[plan.plausible_at], plan.measures(judged, late_ms)
+            plausible, measures = judged[plan.plausible_at], plan.measures(judged)
             target = decision.target_quantity
             if plan.judges_answer:
                 answered = plan.pick_answer(judged)
@@ -268,7 +262,7 @@ class StepEncoder:
         """
         count, units, closes = len(stretch.repeats), stretch.units - 1, stretch.closes[1:]
         rows, width = self._rows["steps"], stretch.width
-        of_close = rows[-width][2:_ACCOUNT]  # what each close repeats, but for key and marks
+        like_close = rows[-width]  # which each close is like, but for key, time and marks
         like = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
         columns: list[Sequence[Value]] = [values * units for values in zip(*like, strict=True)]
         sequences: Sequence[int] = range(self.due, stretch.next_sequence)
@@ -306,13 +300,14 @@ class StepEncoder:
         if not closes:
             rows += added
             return
-        worth = stretch.marks.worth
+        worth, is_stored = stretch.marks.worth, stretch.marks.worth != stretch.marks.account.cash
+        before, behind = like_close[_SEQUENCE + 1 : _OPENED], like_close[_OPENED + 1 : _ACCOUNT]
         for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
             key = (self._run_key, at)
-            self._add_event(closed, key, None)
+            _, (_, opened_ms, *_), _, seen = self._event_columns(closed, key, None)
             profit = stretch.marks.account_unrealized[unit]
-            equity = (worth + profit,) if worth != stretch.marks.account.cash else ()
-            rows.append((*key, *of_close, profit, *equity))
+            of_account = profit, worth + profit if is_stored else None
+            rows.append(trimmed((*key, *before, opened_ms, *behind, *of_account, *seen)))
             rows += added[unit * count : (unit + 1) * count]
 
     def _repeat_answers(
@@ -353,19 +348,35 @@ class StepEncoder:
 
     # ------------------------------------------------------------ events
 
-    def _seen(self, bar: Bar) -> tuple[Row, int]:
-        """Return the columns of when and where *bar* was seen, and how long after its close."""
-        if bar.interval_ms != self._interval_ms:
-            raise InvariantBroken(
-                f"A bar of {bar.interval_ms} ms came to a run of {self._interval_ms} ms."
-            )
-        closed_ms, market_ms, seen_ms = (
-            bar.open_time_ms + bar.interval_ms,
-            bar.market_ms,
-            bar.seen_ms,
-        )
-        seen = market_ms - closed_ms or None, seen_ms - market_ms or None, SOURCE_CODES[bar.source]
-        return seen, max(seen_ms - closed_ms, 0)
+    def _event_columns(
+        self, event: Event, key: tuple[int, int], belief: str | None
+    ) -> tuple[int | None, Row, int | None, Row]:
+        """Return the place of its instrument, and its columns of ``steps``.
+
+        The row of an event that needs more than these, or a *belief*, is added.
+        """
+        if type(event) is Bar:
+            place = self._place(event.instrument)
+            return place, (place, *_OF_BAR(event)), event.turnover, self._seen(event)
+        if type(event) is CloseStart and belief is None and self._is_whole(event):
+            return None, (None, event.open_time_ms, *_NO_BAR[2:]), None, self._seen(event)
+        return self._add_event(event, key, belief), _NO_BAR, None, _SEEN_AT_CLOSE
+
+    def _is_whole(self, closed: CloseStart) -> bool:
+        """Return whether a bar of every instrument follows: such a close has no row of events."""
+        return closed.bars == len(self._places) and not closed.absent
+
+    def _seen(self, unit: Bar | CloseStart) -> Row:
+        """Return the columns of when and where *unit* was seen."""
+        source = None
+        if type(unit) is Bar:
+            if unit.interval_ms != self._interval_ms:
+                raise InvariantBroken(
+                    f"A bar of {unit.interval_ms} ms came to a run of {self._interval_ms} ms."
+                )
+            source = SOURCE_CODES[unit.source]
+        closed_ms, market_ms = unit.open_time_ms + self._interval_ms, unit.market_ms
+        return market_ms - closed_ms or None, unit.seen_ms - market_ms or None, source
 
     def _place(self, instrument: str) -> int:
         place = self._places.get(instrument)

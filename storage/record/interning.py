@@ -11,11 +11,11 @@ import msgspec
 
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
-    LATE,
     PLAUSIBLE,
     STEADY_GATES,
     STEP_GATES,
     Row,
+    usual_measure,
 )
 from tracepaper.strategies.errors import InvariantBroken
 
@@ -62,12 +62,13 @@ class GateSetPlan:
         # The last place is a null that stands behind the measures, for gates not declared.
         self.plausible_at = places.get(PLAUSIBLE, -1)
         self._pick_step = itemgetter(*(places.get(gate, -1) for gate in STEP_GATES))
-        self._follow = {
-            gate: 0.0 if gate == LATE else threshold
-            for gate, threshold in zip(gates, gate_set.thresholds, strict=True)
-            if gate in STEADY_GATES or gate == LATE
-        }
-        self._usual = tuple(map(self._follow.get, STEP_GATES))
+        thresholds = dict(zip(gates, gate_set.thresholds, strict=True))
+        self._usual = tuple(
+            usual_measure(gate, thresholds[gate])
+            if gate in places and gate in STEADY_GATES
+            else None
+            for gate in STEP_GATES
+        )
         width = max((at for at, gate in enumerate(ANSWER_GATES, 1) if gate in places), default=0)
         self.judges_answer = width > 0
         # Up to the last one declared, and of two at least, for one alone is picked without a tuple.
@@ -75,18 +76,13 @@ class GateSetPlan:
             *(places.get(gate, -1) for gate in ANSWER_GATES[: max(width, 2)])
         )
 
-    def measures(self, judged: Row, late_ms: int) -> str | None:
-        """Return ``steps.measures`` of *judged*, at a bar that was seen *late_ms* after its close.
-
-        A measure that follows from its gate or from the bar is left out.
-        """
+    def measures(self, judged: Row) -> str | None:
+        """Return ``steps.measures`` of *judged*."""
         picked = self._pick_step(judged)
-        if picked == self._usual and not late_ms:
+        if picked == self._usual:
             return None
-        measures = dict(zip(STEP_GATES, picked, strict=True))
-        follow = self._follow | ({LATE: late_ms} if LATE in self._follow else {})
-        stored = {gate: number for gate, number in measures.items() if number != follow.get(gate)}
-        return json_text(stored or None)
+        every = zip(STEP_GATES, picked, self._usual, strict=True)
+        return json_text({gate: number for gate, number, usual in every if number != usual})
 
     def rows(self, run_key: int, sequence: int | None) -> list[Row]:
         """Return its rows, first used by step *sequence*, or known when the run was opened."""

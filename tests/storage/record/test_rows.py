@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
-from builders import present
+from builders import MINUTE, START_MS, present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -22,7 +22,7 @@ from tracepaper.storage.record.hashing import ChainHead, pack, sealed
 from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Step, TwinStep
-from tracepaper.strategies.types.market import InstrumentChange
+from tracepaper.strategies.types.market import CloseStart, InstrumentChange
 
 
 def through_rows(steps: list[Step]) -> list[Step]:
@@ -43,9 +43,24 @@ SHADOWED = [
     replace(step, twins=(TwinStep("ungated", present(step.position), step.account, step.fills),))
     for step in cases.plain_steps(60)
 ]
+CLOSES = cases.renumbered(
+    [
+        replace(
+            step,
+            event=CloseStart(START_MS, 2 - len(absent), absent, seen_ms - delay_ms, seen_ms),
+            decision=None,
+            twins=(),
+        )
+        for step in cases.plain_steps(2)
+        for absent in ((), (cases.BTC.id,))
+        for seen_ms in (START_MS + MINUTE, START_MS + MINUTE + 7)
+        for delay_ms in (0, 2)
+    ]
+)
+"""A close with a bar of every instrument is the row of its step alone."""
 
 
-@pytest.mark.parametrize("steps", [cases.rich_steps(), cases.plain_steps(300), SHADOWED])
+@pytest.mark.parametrize("steps", [cases.rich_steps(), cases.plain_steps(300), SHADOWED, CLOSES])
 def test_whole_runs_come_back_from_a_file(steps: list[Step], tmp_path: Path) -> None:
     cases.write_run(tmp_path / "run.db", steps)
     with Reader.open(tmp_path / "run.db") as reader:
@@ -137,8 +152,8 @@ def test_a_layout_with_another_column_field_or_packing_has_another_number() -> N
 def test_rows_that_are_written_otherwise_have_another_number() -> None:
     # Where the digest alone has changed, count RULES up; then write both here.
     encoder = StepEncoder(cases.run(), 1)
-    for step in (*cases.rich_steps(), *SHADOWED):
+    for step in (*cases.rich_steps(), *SHADOWED, *CLOSES):
         encoder.add(step)
     assert {SCHEMA: encoder.seal().head.digest.hex()} == {
-        1377400548: "d003e7bd1f4fd742a92eb1b0d7747b4724cead0d3c8424bf879c54af71189b9b"
+        1377400548: "7645941803f5ae7878889e1f324631b4ef404306676670e754102f9afcc03649"
     }
