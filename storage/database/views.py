@@ -187,8 +187,8 @@ _BAR_CONTENT: Final = (
     f"'source', {source_name('s.source')})"
 )
 _CLOSE_CONTENT: Final = (
-    "json_object('open_time_ms', s.open_time_ms, 'bars', (SELECT count(*) FROM instruments c "
-    "WHERE c.run_key = r.run_key), 'absent', json_array())"
+    "json_object('open_time_ms', s.open_time_ms, 'bars', (SELECT count(*) FROM instruments "
+    "WHERE instruments.run_key = r.run_key), 'absent', json_array())"
 )
 _KIND, _CONTENT = (
     f"CASE WHEN s.instrument IS NULL THEN {of_close} ELSE {of_bar} END"

@@ -84,8 +84,8 @@ def test_a_record_that_lost_a_bar_of_a_close_is_refused(tmp_path: Path) -> None:
     run_id = replayed(path, candles(40))
     tamper(
         path,
-        "UPDATE events SET content = replace(content, '\"bars\":3', '\"bars\":4') "
-        "WHERE sequence = (SELECT max(sequence) FROM events WHERE kind = 'closed')",
+        "DELETE FROM steps "
+        "WHERE sequence = (SELECT max(sequence) FROM steps WHERE instrument IS NOT NULL)",
     )
     with Reader.open(path) as reader:
         assert not verify_chain(reader.connection, run_id).holds
