@@ -135,7 +135,7 @@ class RunColumns:
     def forecasts(self, instrument: str, names: Sequence[str], at: Ints) -> Columns:
         """Return columns *names* of the forecasts and measures at the steps *at*, which ascend.
 
-        Names are those of the tables, such as ``mean_return``, ``measure_gap`` and
+        Names are those of the tables, such as ``mean_return``, ``measure_edge`` and
         ``target_quantity``. NaN is a value that is not known.
         """
         columns = self.rows.values(names, self.place(instrument), at)

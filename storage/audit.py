@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 _OPENED: Final = (
     "SELECT instrument, max(open_time_ms) FROM steps "
-    f"WHERE {WITHIN} AND open_time_ms IS NOT NULL GROUP BY 1"
+    f"WHERE {WITHIN} AND instrument IS NOT NULL GROUP BY 1"
 )
 
 

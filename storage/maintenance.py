@@ -234,7 +234,7 @@ def _prunable_until(
     assert first_kept is not None, "the newest bar is younger than any day"
     until = beginnings.droppable(first_kept)
     # Where no bar would go, nothing goes.
-    first_bar = find_step(raw, *span, "steps", "open_time_ms IS NOT NULL")
+    first_bar = find_step(raw, *span, "steps", "instrument IS NOT NULL")
     return until if first_bar is not None and until >= first_bar else -1
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Final, cast
 
 import numpy as np
@@ -286,8 +287,7 @@ class RowCheck:
         core = rows.core
         sequence = core[STEP.sequence]
         (row,) = sparse["steps"]
-        whole = (*row, *(None,) * (len(core) - len(row)))
-        yield from _row("steps", core, whole, {STEP.outcome, STEP.holding, STEP.twins})
+        yield from _row("steps", core, row, {STEP.outcome, STEP.holding, STEP.twins})
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
         self._check_place("twin_steps", core[STEP.twins], sequence)
@@ -342,8 +342,11 @@ def _row(
     derived: Sequence[Any],
     skipped: Collection[int] = (),
 ) -> Iterator[Unequal]:
-    """Yield every column in which two rows of *table* differ, but for the *skipped* ones."""
-    for at, (stored_value, derived_value) in enumerate(zip(stored, derived, strict=True)):
+    """Yield every column in which two rows of *table* differ, but for the *skipped* ones.
+
+    The derived one lacks nulls at its end.
+    """
+    for at, (stored_value, derived_value) in enumerate(zip_longest(stored, derived)):
         if stored_value != derived_value and at not in skipped:
             yield _NAMES[table][at], stored_value, derived_value
 

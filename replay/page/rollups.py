@@ -23,7 +23,7 @@ import numpy as np
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.replay.run_columns import Floats, without_dust
 from tracepaper.storage.database.run_rows import OutcomeCount
-from tracepaper.storage.record.columns import measure_name
+from tracepaper.storage.record.columns import STEADY_GATES, measure_name, usual_measure
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.units import DAY_MS
@@ -337,7 +337,9 @@ class Rollups:
                 place = gates.gates.index(gate)
                 threshold = gates.thresholds[place]
                 judged = decided & (sets == key)
-                margin = measure - threshold if declared.at_least else threshold - measure
+                usual = usual_measure(gate, threshold) if gate in STEADY_GATES else np.nan
+                measured = np.where(np.isnan(measure), usual, measure)
+                margin = measured - threshold if declared.at_least else threshold - measured
                 if length := abs(threshold - declared.starts_at):
                     spare[judged] = (margin / length)[judged]
                 failed[judged] = 1 - (passed[judged] >> place & 1)

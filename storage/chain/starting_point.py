@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-_BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
+_BAR: Final = "instrument IS NOT NULL AND ignored IS NULL"
 _CHANGE: Final = "kind = 'model_change'"
 _STARTED: Final = (
     f"SELECT sequence, content FROM events WHERE {WITHIN} AND kind = 'model_change' "

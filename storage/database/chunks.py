@@ -57,14 +57,14 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 _OWN_CONFIRMED: Final = (
     "SELECT NULL, s.instrument, max(s.open_time_ms) FROM steps s "
     "JOIN outcomes o ON o.run_key = s.run_key AND o.sequence = s.outcome AND o.book = 0 "
-    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
+    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.instrument IS NOT NULL "
     "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
 )
 _TWINS_CONFIRMED: Final = (
     "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM steps s "
     "JOIN twin_steps t ON t.run_key = s.run_key AND t.sequence = s.twins "
     "JOIN holdings h ON h.run_key = t.run_key AND h.sequence = t.holding AND h.book = t.book "
-    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
+    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.instrument IS NOT NULL "
     "AND t.confirmed GROUP BY 1, 2"
 )
 
@@ -90,8 +90,11 @@ _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 
 _CLOSED: Final = (
-    f"SELECT sequence, sequence + (content ->> 'bars') FROM events WHERE {WITHIN} "
-    "AND kind = 'closed' ORDER BY sequence DESC LIMIT 1"
+    "SELECT s.sequence, s.sequence + coalesce(e.content ->> 'bars', "
+    "(SELECT count(*) FROM instruments i WHERE i.run_key = s.run_key)) FROM steps s "
+    "LEFT JOIN events e ON e.run_key = s.run_key AND e.sequence = s.sequence "
+    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.instrument IS NULL "
+    "AND coalesce(e.kind, 'closed') = 'closed' ORDER BY s.sequence DESC LIMIT 1"
 )
 RUN_ROW: Final = select("runs", "run_id = ?")
 INSTRUMENT_ROWS: Final = select("instruments", "run_key = ?")

@@ -16,10 +16,9 @@ from typing import Final, TypeVar
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     APPLICATION_ID,
-    SCHEMA,
-    STEP_GATES,
     measure_name,
 )
+from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies.errors import DataInvalid
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -183,15 +182,16 @@ def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     schema = schema_of(connection)
     if not schema:
         raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
-    if schema != SCHEMA:
+    if schema == SCHEMA:
+        return
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
+    late = [name for name in ANSWER_GATES if measure_name(name) not in columns]
+    if columns and late:
         raise DataInvalid(
-            f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
-            "made it, or start a new file with --db."
+            f"{path} was made before gate {late[0]} was declared and has no column for it: "
+            "start a new file with --db, or leave the declaration out."
         )
-    for table, gates in (("steps", STEP_GATES), ("answers", ANSWER_GATES)):
-        columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-        if columns and (late := [gate for gate in gates if measure_name(gate) not in columns]):
-            raise DataInvalid(
-                f"{path} was made before gate {late[0]} was declared and has no column for it: "
-                "start a new file with --db, or leave the declaration out."
-            )
+    raise DataInvalid(
+        f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
+        "made it, or start a new file with --db."
+    )

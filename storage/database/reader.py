@@ -52,6 +52,7 @@ from tracepaper.strategies.types.decisions import (
     Step,
 )
 from tracepaper.strategies.types.market import (
+    Bar,
     Depths,
     FrameBar,
     Gap,
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.database.run_rows import RunRows
     from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
-    from tracepaper.strategies.types.market import Bar, Event, RunKind
+    from tracepaper.strategies.types.market import Event, RunKind
 
 
 _Kind = TypeVar("_Kind", bound="Event")
@@ -294,7 +295,7 @@ class Reader:
                 event_row = events.get(sequence) if events else None
                 prediction = decoder.given(answers[sequence]) if sequence in answers else None
                 event: Event
-                event = decoder.bar_of(row) if event_row is None else decoder.event(event_row)
+                event = decoder.unit_of(row) if event_row is None else decoder.event(event_row)
                 yield sequence, row[1] is None, event, prediction
 
     def forecasts(self, run_id: str, most: int) -> list[Forecast]:
@@ -346,16 +347,16 @@ class Reader:
             raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
         decoder = StepDecoder(stored.run, interned(self.connection, stored.run_key))
         rows = self.connection.execute(
-            f"SELECT {', '.join(stored_columns('steps'))} FROM steps "
-            f"WHERE {WITHIN} AND instrument = ? AND open_time_ms IS NOT NULL "
-            "AND ignored IS NULL ORDER BY sequence DESC LIMIT ?",
+            f"SELECT {', '.join(BAR_READ)} FROM steps "
+            f"WHERE {WITHIN} AND instrument = ? AND ignored IS NULL ORDER BY sequence DESC LIMIT ?",
             (
                 *run_span(stored.run_key, until),
                 ids.index(instrument),
                 -1 if last_n is None else last_n,
             ),
         ).fetchall()
-        return [decoder.bar(row) for row in reversed(rows)]
+        units = map(decoder.unit_of, reversed(rows))
+        return [unit for unit in units if isinstance(unit, Bar)]
 
     def frame_bars(self, run_id: str, *, until: int | None = None) -> list[FrameBar]:
         """Return the accepted candles of higher frames that did not come of the run's bars.
@@ -406,12 +407,13 @@ class Reader:
 
     def step_opened(self, run_key: int, open_time_ms: int) -> int | None:
         """Return the sequence of the first step whose bar opened then or later, if there is one."""
-        opened = "open_time_ms >= ? AND ignored IS NULL"
+        opened = "open_time_ms >= ? AND instrument IS NOT NULL AND ignored IS NULL"
         return find_step(self.connection, *run_span(run_key), "steps", opened, open_time_ms)
 
     def steps_before(self, run_key: int, open_time_ms: int) -> int:
         """Count the steps up to the last bar that opened before *open_time_ms*."""
-        opened, span = "open_time_ms < ? AND ignored IS NULL", run_span(run_key)
+        opened = "open_time_ms < ? AND instrument IS NOT NULL AND ignored IS NULL"
+        span = run_span(run_key)
         step = find_step(self.connection, *span, "steps", opened, open_time_ms, newest=True)
         return 0 if step is None else step + 1
 
@@ -432,7 +434,7 @@ class Reader:
         """Return when the first bar from step *sequence* on opened, and the decisions before it."""
         (opened,) = self.connection.execute(
             "SELECT open_time_ms FROM steps WHERE run_key = ? AND sequence >= ? "
-            "AND open_time_ms IS NOT NULL ORDER BY sequence LIMIT 1",
+            "AND instrument IS NOT NULL ORDER BY sequence LIMIT 1",
             (run_key, sequence),
         ).fetchone() or (None,)
         (decisions,) = self.connection.execute(

@@ -15,7 +15,12 @@ import numpy.typing as npt
 from tracepaper.storage.database.chunks import WITHIN, find_step
 from tracepaper.storage.database.run_views import BATCH_ROWS
 from tracepaper.storage.database.view_columns import UNREALIZED, shared_row
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES
+from tracepaper.storage.record.columns import (
+    SEQUENCE_LIMIT,
+    STEP_GATES,
+    measure_name,
+    stored_columns,
+)
 from tracepaper.storage.record.rows import INDEXED_KINDS
 from tracepaper.strategies.units import DAY_MS
 
@@ -30,7 +35,7 @@ Span = tuple[int, int]
 """The first and the last sequence."""
 WHOLE: Final[Span] = (0, SEQUENCE_LIMIT - 1)
 
-_IS_BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
+_IS_BAR: Final = "instrument IS NOT NULL AND ignored IS NULL"
 _BAR: Final = ("sequence", "open_time_ms", "open", "high", "low", "close", "volume", "outcome")
 _BARS: Final = (
     "SELECT sequence, open_time_ms, open, high, low, close, volume, coalesce(outcome, -1), "
@@ -45,7 +50,7 @@ _AFTER: Final = (
     "coalesce({of}.account_unrealized_pnl, {profit}, 0), "
     f"coalesce({{of}}.equity, {NOT_STORED}) "
     "FROM steps s {joined} WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? "
-    "AND s.open_time_ms IS NOT NULL AND s.outcome IS NOT NULL ORDER BY s.sequence"
+    "AND s.instrument IS NOT NULL AND s.outcome IS NOT NULL ORDER BY s.sequence"
 )
 _OWN: Final = _AFTER.format(of="s", book=0, profit="s.unrealized_pnl", joined="")
 _SHADOWS: Final = _AFTER.format(
@@ -60,7 +65,7 @@ _DECIDED: Final = (
     f"SELECT sequence, open_time_ms, instrument, coalesce(target_quantity, {NOT_STORED}), "
     "outcome, holding, coalesce(account_unrealized_pnl, unrealized_pnl, 0), "
     f"coalesce(equity, {NOT_STORED}) FROM steps "
-    f"WHERE {WITHIN} AND open_time_ms IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
+    f"WHERE {WITHIN} AND instrument IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
 )
 _BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
@@ -71,14 +76,17 @@ _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
     f"passed FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
 )
-_STEP_COLUMNS: Final = frozenset(column.name for column in TABLES["steps"])
+_OF_STEP: Final = {name: f"s.{name}" for name in stored_columns("steps")} | {
+    measure_name(gate): f"json_extract(s.measures, '$.\"{gate}\"')" for gate in STEP_GATES
+}
+"""How numbers of steps are read, by their names."""
 _NOTES: Final = (
     "SELECT s.open_time_ms, n.key, CASE WHEN n.type IN ('real', 'integer') THEN n.value END, "
     "CASE n.type WHEN 'text' THEN n.value END "
     "FROM answers a CROSS JOIN steps s ON s.run_key = a.run_key AND s.sequence = a.sequence "
     "JOIN json_each(a.note) n "
     "WHERE a.run_key = ? AND a.sequence BETWEEN ? AND ? AND s.instrument = ? "
-    "AND s.open_time_ms IS NOT NULL ORDER BY a.sequence"
+    "AND s.instrument IS NOT NULL ORDER BY a.sequence"
 )
 
 
@@ -217,7 +225,8 @@ class RunRows:
     def values(self, names: Sequence[str], place: int, at: Ints) -> Columns:
         """Return columns of the forecasts, or of the steps, at an instrument's steps *at*.
 
-        *at* ascends. NaN where a value is null, or its step has no forecast.
+        *at* ascends. NaN where a value is null, or its step has no forecast, and of a measure that
+        is the usual one.
         """
         columns: Columns = {name: np.full(at.size, np.nan) for name in names}
         for source, alias in (
@@ -227,10 +236,10 @@ class RunRows:
                 "a",
             ),
         ):
-            chosen = [name for name in names if (name in _STEP_COLUMNS) == (alias == "s")]
+            chosen = [name for name in names if (name in _OF_STEP) == (alias == "s")]
             if not chosen or not at.size:
                 continue
-            listed = ", ".join(f"{alias}.{name}" for name in chosen)
+            listed = ", ".join(_OF_STEP.get(name, f"a.{name}") for name in chosen)
             cursor = self._connection.execute(
                 f"SELECT {alias}.sequence, {listed} FROM {source} "
                 f"WHERE {alias}.run_key = ? AND {alias}.sequence BETWEEN ? AND ? "
@@ -323,7 +332,8 @@ class RunRows:
     def market_times(self, interval_ms: int, sequences: Iterable[int]) -> dict[int, int]:
         """Return the market time of each of the steps *sequences*."""
         query = (
-            "SELECT coalesce(s.open_time_ms + ? + s.market_delay_ms, e.market_ms) FROM steps s "
+            "SELECT coalesce(s.open_time_ms + ? + coalesce(s.market_delay_ms, 0), e.market_ms) "
+            "FROM steps s "
             "LEFT JOIN events e ON e.run_key = s.run_key AND e.sequence = s.sequence "
             "WHERE s.run_key = ? AND s.sequence = ?"
         )
@@ -350,7 +360,7 @@ class RunRows:
         """Return (UTC day, the outcome's key, how often it was decided on bars of that day)."""
         query = (
             f"SELECT open_time_ms / {DAY_MS}, outcome, count(*) FROM steps "
-            f"WHERE {WITHIN} AND outcome IS NOT NULL AND open_time_ms IS NOT NULL "
+            f"WHERE {WITHIN} AND outcome IS NOT NULL AND instrument IS NOT NULL "
             "GROUP BY 1, 2"
         )
         return self._connection.execute(query, (self._run_key, *span)).fetchall()

@@ -10,13 +10,16 @@ from tracepaper.storage.record.columns import (
     FLAG,
     HASH,
     MONEY,
+    PLAUSIBLE,
     PRICE,
     QUANTITY,
     SOURCE_CODES,
+    STEADY_GATES,
     STEP_GATES,
     TABLES,
     TIME,
     measure_name,
+    usual_measure,
 )
 
 if TYPE_CHECKING:
@@ -24,12 +27,26 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.record.columns import Column
 
-_MEASURES: Final = " ".join(
-    f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
-    for table, gates in (("s", STEP_GATES), ("a", ANSWER_GATES))
-    for gate in gates
-)
-MEASURE: Final = f"CASE g.gate {_MEASURES} END"
+BAR_MARKET_MS: Final = "s.open_time_ms + r.interval_ms + coalesce(s.market_delay_ms, 0)"
+BAR_SEEN_MS: Final = f"{BAR_MARKET_MS} + coalesce(s.seen_delay_ms, 0)"
+
+
+def _of_step(gate: str) -> str:
+    """Return the measure of a gate of ``steps.measures``, or what it is where it is not there."""
+    at = f"s.measures, '$.\"{gate}\"'"
+    if gate not in STEADY_GATES:
+        return f"json_extract({at})"
+    usual = "g.threshold" if usual_measure(gate, 1.0) else "0.0"
+    return f"CASE WHEN json_type({at}) IS NULL THEN {usual} ELSE json_extract({at}) END"
+
+
+_MEASURES: Final = {
+    **{gate: _of_step(gate) for gate in STEP_GATES},
+    PLAUSIBLE: f"s.{measure_name(PLAUSIBLE)}",
+    **{gate: f"a.{measure_name(gate)}" for gate in ANSWER_GATES},
+}
+_WHEN: Final = " ".join(f"WHEN '{gate}' THEN {sql}" for gate, sql in _MEASURES.items())
+MEASURE: Final = f"CASE g.gate {_WHEN} END"
 """The measure of a gate ``g`` in the decision of step ``s`` with answer ``a``."""
 
 # ---------------------------------------------------------------- numbers and times in SQL
@@ -140,8 +157,11 @@ def digest(name: str, sql: str, doc: str) -> ViewColumn:
 
 def source_name(code: str) -> str:
     """Return the name of a bar's source."""
-    cases = " ".join(f"WHEN {number} THEN '{name}'" for name, number in SOURCE_CODES.items())
-    return f"CASE {code} {cases} END"
+    cases = " ".join(
+        f"WHEN {code} IS {'NULL' if number is None else number} THEN '{name}'"
+        for name, number in SOURCE_CODES.items()
+    )
+    return f"CASE {cases} END"
 
 
 def at_step(alias: str, step: str = "s") -> str:
@@ -197,7 +217,7 @@ def caused(alias: str, table: str) -> ViewColumn:
 
 
 INSTRUMENT: Final = ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`")
-MARKET_MS: Final = "coalesce(s.open_time_ms + r.interval_ms + s.market_delay_ms, e.market_ms)"
+MARKET_MS: Final = f"coalesce({BAR_MARKET_MS}, e.market_ms)"
 
 
 def shown(alias: str, table: str, *names: str) -> tuple[ViewColumn, ...]:

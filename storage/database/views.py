@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from tracepaper.storage.database.view_columns import (
+    BAR_MARKET_MS,
+    BAR_SEEN_MS,
     INSTRUMENT,
     MARKET_MS,
     MEASURE,
@@ -92,7 +94,6 @@ V_RUNS: Final = View(
     "FROM runs r",
 )
 
-_MARKET_AT: Final = "s.open_time_ms + r.interval_ms + s.market_delay_ms"
 V_BARS: Final = View(
     "v_bars",
     "a bar as the engine saw it",
@@ -103,12 +104,8 @@ V_BARS: Final = View(
             *moment("open_time_ms", "s.open_time_ms", "first millisecond of the bar"),
             *shown("s", "steps", "open", "high", "low", "close", "volume", "turnover"),
             ViewColumn("source", source_name("s.source"), any_of(Source)),
-            *moment("market_ms", _MARKET_AT, "market time at which it was final"),
-            *moment(
-                "seen_ms",
-                f"{_MARKET_AT} + s.seen_delay_ms",
-                "market time at which the engine saw it",
-            ),
+            *moment("market_ms", BAR_MARKET_MS, "market time at which it was final"),
+            *moment("seen_ms", BAR_SEEN_MS, "market time at which the engine saw it"),
             ViewColumn(
                 "accepted",
                 "s.ignored IS NULL",
@@ -119,7 +116,7 @@ V_BARS: Final = View(
         ),
         ("s", (column for column in TABLES["steps"] if column.name in BAR_COLUMNS)),
     ),
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.instrument IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument",
 )
 
@@ -133,7 +130,7 @@ V_COMMITS: Final = View(
         ViewColumn("last_sequence", "c.last_sequence", "its last step", "INTEGER"),
         *moment(
             "market_ms",
-            f"coalesce((SELECT {_MARKET_AT} FROM steps s WHERE {_LAST_OF_COMMIT.format('s')}), "
+            f"coalesce((SELECT {BAR_MARKET_MS} FROM steps s WHERE {_LAST_OF_COMMIT.format('s')}), "
             f"(SELECT e.market_ms FROM events e WHERE {_LAST_OF_COMMIT.format('e')}))",
             "market time of its last step",
         ),
@@ -189,21 +186,29 @@ _BAR_CONTENT: Final = (
     "'close', s.close, 'volume', s.volume, 'turnover', s.turnover, "
     f"'source', {source_name('s.source')})"
 )
+_CLOSE_CONTENT: Final = (
+    "json_object('open_time_ms', s.open_time_ms, 'bars', (SELECT count(*) FROM instruments "
+    "WHERE instruments.run_key = r.run_key), 'absent', json_array())"
+)
+_KIND, _CONTENT = (
+    f"CASE WHEN s.instrument IS NULL THEN {of_close} ELSE {of_bar} END"
+    for of_close, of_bar in (("'closed'", "'bar'"), (_CLOSE_CONTENT, _BAR_CONTENT))
+)
 
-_MARKET_MS: Final = f"CAST(coalesce(e.market_ms, {_MARKET_AT}) AS INTEGER)"
-_SEEN_MS: Final = f"CAST(coalesce(e.seen_ms, {_MARKET_AT} + s.seen_delay_ms) AS INTEGER)"
+_MARKET_MS: Final = f"CAST(coalesce(e.market_ms, {BAR_MARKET_MS}) AS INTEGER)"
+_SEEN_MS: Final = f"CAST(coalesce(e.seen_ms, {BAR_SEEN_MS}) AS INTEGER)"
 # The casts give both halves the same affinity, without which SQLite sorts the union.
 _OF_STEPS: Final = ", ".join(
     (
         "r.run_id",
         "s.sequence",
-        "CAST(coalesce(e.kind, 'bar') AS TEXT)",
+        f"CAST(coalesce(e.kind, {_KIND}) AS TEXT)",
         "i.instrument_id",
         _MARKET_MS,
         f"CAST({iso(_MARKET_MS)} AS TEXT)",
         _SEEN_MS,
         f"CAST({iso(_SEEN_MS)} AS TEXT)",
-        f"CAST(coalesce(e.content, {_BAR_CONTENT}) AS TEXT)",
+        f"CAST(coalesce(e.content, {_CONTENT}) AS TEXT)",
         "CAST(e.belief AS TEXT)",
     )
 )
@@ -254,7 +259,7 @@ V_EVENTS: Final = View(
 
 # Only a step that decided names a row of ``outcomes``, so the join leaves out all others.
 _DECIDED: Final = (
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.instrument IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
 )
@@ -353,7 +358,7 @@ V_EXPLANATIONS: Final = View(
         ),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
-    "AND s.open_time_ms IS NOT NULL "
+    "AND s.instrument IS NOT NULL "
     f"JOIN answers a ON {at_step('a')} AND a.buckets IS NOT NULL JOIN {_PLACES} n",
 )
 
@@ -374,7 +379,7 @@ V_NOTES: Final = View(
         ViewColumn("text", "CASE n.type WHEN 'text' THEN n.value END", "null where it is a number"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
-    f"AND s.open_time_ms IS NOT NULL JOIN answers a ON {at_step('a')} AND a.note IS NOT NULL "
+    f"AND s.instrument IS NOT NULL JOIN answers a ON {at_step('a')} AND a.note IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     "JOIN json_each(a.note) n",
 )
@@ -429,7 +434,7 @@ V_STRATEGY_DECISIONS: Final = View(
             "of its sub-account",
         ),
     ),
-    f"FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL {_TWIN}"
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.instrument IS NOT NULL {_TWIN}"
     f"JOIN outcomes o ON {shared_row('o', 'm.outcome')} AND o.book = m.book "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     f"LEFT JOIN answers a ON {at_step('a')}",
@@ -618,8 +623,7 @@ _BARS_HELD: Final = (
     "WHERE p.run_key = r.run_key AND p.until_sequence >= t.opened_sequence) "
     "THEN (SELECT count(*) FROM steps s "
     "WHERE s.run_key = t.run_key AND s.sequence >= t.opened_sequence AND s.sequence < t.sequence "
-    "AND s.instrument = f.instrument "
-    "AND s.open_time_ms IS NOT NULL AND s.ignored IS NULL) END"
+    "AND s.instrument = f.instrument AND s.ignored IS NULL) END"
 )
 
 

@@ -20,7 +20,8 @@ from tracepaper.storage.database.connection import (
 )
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA, stored_columns
+from tracepaper.storage.record.columns import APPLICATION_ID, stored_columns
+from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies.errors import AuditUnwritable
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ BLOCK_ROWS: Final = 30
 """Rows of different shapes that one statement inserts."""
 _ALIKE_ROWS: Final = 4
 """Where so many rows in a row are alike, a statement of one row is the faster one."""
-_OPENED_AT: Final = stored_columns("steps").index("open_time_ms")
+_INSTRUMENT_AT: Final = stored_columns("steps").index("instrument")
 
 
 def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> None:
@@ -165,7 +166,7 @@ def insert_rows(connection: sqlite3.Connection, rows: Mapping[str, Sequence[Row]
 
 def _step_shape(row: Row) -> int:
     """Return what tells rows of ``steps`` apart: their length, below 0 of a step without a bar."""
-    return len(row) if row[_OPENED_AT] is not None else -len(row)
+    return len(row) if row[_INSTRUMENT_AT] is not None else -len(row)
 
 
 def _present(rows: Sequence[Row]) -> int:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
 
-from tracepaper.storage.record.columns import SCHEMA
+from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
 from tracepaper.strategies.extras import missing_sentence, require
 

@@ -31,7 +31,8 @@ from tracepaper.storage.fleet.server import (
     speaking,
 )
 from tracepaper.storage.fleet.views import FUNCTIONS, statements
-from tracepaper.storage.record.columns import SCHEMA, TABLES, stored_columns
+from tracepaper.storage.record.columns import TABLES, stored_columns
+from tracepaper.storage.record.rows import SCHEMA
 
 if TYPE_CHECKING:
     from psycopg import Connection

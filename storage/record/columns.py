@@ -60,8 +60,8 @@ HASH: Final = "hash"
 FLAG: Final = "flag"
 """1 or 0, which say yes or no."""
 
-SOURCE_CODES: Final = {Source.ARCHIVE: 0, Source.STREAM: 1, Source.REST: 2}
-"""A bar's source as it is stored: the first two cost SQLite no byte."""
+SOURCE_CODES: Final = {Source.ARCHIVE: None, Source.STREAM: 1, Source.REST: 2}
+"""A bar's source as it is stored."""
 
 
 class Column(Struct, frozen=True, kw_only=True):
@@ -144,10 +144,21 @@ def _is_usual(gate: Gate) -> bool:
     return not gate.of_prediction and gate.kind is not GateKind.RISK
 
 
-STEP_GATES: Final = tuple(name for name in gate_order() if _is_usual(GATES[name]))
-"""Gates whose measures lie in ``steps``."""
+PLAUSIBLE: Final = "plausible"
+"""The gate whose measure differs from bar to bar: it has a column of ``steps``."""
+STEADY_GATES: Final = ("operator", "warm", "late", "gap", "tradable")
+"""Gates whose measure nearly always is their ``usual_measure``."""
+STEP_GATES: Final = tuple(
+    name for name in gate_order() if _is_usual(GATES[name]) and name != PLAUSIBLE
+)
+"""Gates whose measures lie in ``steps.measures``."""
 ANSWER_GATES: Final = tuple(name for name in gate_order() if not _is_usual(GATES[name]))
 """Gates whose measures lie in ``answers``: a decision without them needs no row there."""
+
+
+def usual_measure(gate: str, threshold: float) -> float:
+    """Return the measure of one of ``STEADY_GATES`` that ``steps.measures`` does not hold."""
+    return 0.0 if gate == "late" else threshold
 
 
 def measure_name(gate: str) -> str:
@@ -267,7 +278,7 @@ _COMMITS = (
 
 # A step and, where its event is a bar, the bar: one row, since nearly every step is a bar's.
 _BAR_FIELDS = (
-    _whole("open_time_ms", null=True),
+    _whole("open_time_ms", null=True),  # without an instrument: of a close with a bar of each
     Column(name="open", doc="first price", scale=PRICE, null=True),
     Column(name="high", doc="highest price", scale=PRICE, null=True),
     Column(name="low", doc="lowest price", scale=PRICE, null=True),
@@ -277,11 +288,10 @@ _BAR_FIELDS = (
 _TURNOVER: Final = Column(
     name="turnover", doc="volume in quote; null where not known", scale=TURNOVER, null=True
 )
-_BAR = (
-    _whole("instrument", null=True),  # place in the run
-    *_BAR_FIELDS,
-    _whole("market_delay_ms", null=True),  # market_ms less the bar's close
-    _whole("seen_delay_ms", null=True),  # seen_ms less market_ms
+_BAR = (_whole("instrument", null=True), *_BAR_FIELDS)  # its place in the run
+_SEEN = (
+    _whole("market_delay_ms", null=True),  # market_ms less the bar's close; null: 0
+    _whole("seen_delay_ms", null=True),  # seen_ms less market_ms; null: 0
     _whole("source", null=True),  # of ``SOURCE_CODES``
 )
 # The usual columns come first: a row is written as far as its last value, and no further.
@@ -292,14 +302,17 @@ _STEPS = (
     _whole("unrealized_pnl", null=True),  # the position's
     _whole("outcome", null=True),  # sequence of its row in ``outcomes``; null: no decision
     _whole("target_quantity", "position wanted, signed", QUANTITY, null=True),
-    *_measures(STEP_GATES),
+    *_measures((PLAUSIBLE,)),
     _TURNOVER,
+    _whole("twins", null=True),  # sequence of its rows in ``twin_steps``; null: it has none
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
+    *_SEEN,
+    # JSON by gate of the measures of ``STEP_GATES`` that are not the usual ones.
+    Column(name="measures", kind=TEXT, null=True),
     _whole("ignored", null=True),  # 1: a revision of a bar, or a repeated settlement
-    _whole("twins", null=True),  # sequence of its rows in ``twin_steps``; null: it has none
 )
-BAR_COLUMNS: Final = (*(column.name for column in _BAR), _TURNOVER.name)
+BAR_COLUMNS: Final = tuple(column.name for column in (*_BAR, _TURNOVER, *_SEEN))
 BAR_FIELDS: Final = (*(column.name for column in _BAR_FIELDS), _TURNOVER.name)
 """Those that hold a field of the bar as it is."""
 
@@ -320,16 +333,12 @@ _EVENTS = (
     ),
 )
 
+# The usual columns come first here too.
 _ANSWERS = (
     *_STEP,
-    _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
-    Column(
-        name="model_id",
-        kind=TEXT,
-        doc="the model that decided",
-        null=True,  # where it is the run's
-        sql="coalesce({t}.model_id, r.model_id)",
-    ),
+    # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
+    # costs a decision without a note nothing.
+    Column(name="note", kind=TEXT, null=True),
     _whole("horizon", "bars; the horizon of the next six columns", null=True),
     _real("mean_return", "expected log return, as the model gave it"),
     _real("stdev_return", "its standard deviation"),
@@ -337,9 +346,7 @@ _ANSWERS = (
     _real("p_flat", "probability of neither"),
     _real("p_up", "probability of a rise"),
     _real("volatility", "expected volatility of the return"),
-    # A byte of ``GIVEN_BITS``, all horizons as uint32, and then, of each column that is given, the
-    # numbers at the other horizons as float64; little-endian, and NaN is what was not finite.
-    _blob("horizons", null=True),
+    _blob("horizons", null=True),  # as ``HORIZONS``
     _blob("halves", null=True),  # as ``Forecast.auxiliary``
     _real("confidence", "1 less the mean normalised entropy of attention"),
     _real("content_free", "what mask and encoding alone would give"),
@@ -357,9 +364,14 @@ _ANSWERS = (
     _whole("learned_regime", "the network's most probable regime; 1: calmest", null=True),
     _real("learned_allocation", "position in [-1, 1] that the network itself would hold"),
     _real("dropout_spread", "deviation of mean_return over passes with dropout"),
-    # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
-    # costs a decision without a note nothing.
-    Column(name="note", kind=TEXT, null=True),
+    _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
+    Column(
+        name="model_id",
+        kind=TEXT,
+        doc="the model that decided",
+        null=True,  # where it is the run's
+        sql="coalesce({t}.model_id, r.model_id)",
+    ),
 )
 HEAD_COLUMNS: Final = (
     "heads",
@@ -380,6 +392,9 @@ FORECAST_COLUMNS: Final = (
     "volatility",
 )
 """Columns that a forecast has once a horizon, in the order of ``answers.horizons``."""
+HORIZONS: Final = "<B{horizons}I{numbers}d"
+"""A byte of ``GIVEN_BITS``, all horizons, and then, of each column that is given, the numbers at
+the other horizons; NaN is what was not finite."""
 GIVEN_BITS: Final = tuple(1 << place for place in range(len(FORECAST_COLUMNS)))
 """The bit of each of them in ``answers.horizons`` that says that the model gives it."""
 EXPLANATION_COLUMNS: Final = (
@@ -635,8 +650,6 @@ SHORTFALL_PARTS: Final = ("price", "fee", "size", "delay", "missed")
 
 # The id is made once a file; the run is the only one of a file that ``db pull`` made of it alone.
 _DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
-SCHEMA: Final = 1
-"""The number of the tables' layout: ``PRAGMA user_version`` of a file. Any other is rejected."""
 APPLICATION_ID: Final = 0x74706170
 """``PRAGMA application_id`` of a file: "tpap"."""
 

@@ -19,10 +19,13 @@ from tracepaper.storage.record.columns import (
     FLAG,
     FORECAST_COLUMNS,
     GIVEN_BITS,
+    HORIZONS,
+    PLAUSIBLE,
     SOURCE_CODES,
-    STEP_GATES,
+    STEADY_GATES,
     TABLES,
     measure_name,
+    usual_measure,
 )
 from tracepaper.storage.record.interning import OUTCOMES_KEPT
 from tracepaper.storage.record.rows import EVENT_TYPES, At, gather, money_factor
@@ -46,7 +49,7 @@ from tracepaper.strategies.types.decisions import (
     StrategyDecision,
     TwinStep,
 )
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.market import Bar, CloseStart
 
 if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import Prediction
@@ -66,7 +69,6 @@ SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
 _FORECAST: Final = gather("answers", *FORECAST_COLUMNS)
 _EXPLANATION: Final = gather("answers", *EXPLANATION_COLUMNS)
-_STEP_MEASURES: Final = gather("steps", *map(measure_name, STEP_GATES))
 _ANSWER_MEASURES: Final = gather("answers", *map(measure_name, ANSWER_GATES))
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
 BAR_READ: Final = (
@@ -143,7 +145,8 @@ def _layout_of(given: int, size: int) -> tuple[int, Callable[[bytes], tuple[Any,
     """
     columns = given.bit_count()
     count = (size - 1 + 8 * columns) // (4 + 8 * columns)
-    return count, struct.Struct(f"<x{count}I{columns * (count - 1)}d").unpack
+    layout = HORIZONS.format(horizons=count, numbers=columns * (count - 1))
+    return count, struct.Struct(layout.replace("B", "x")).unpack
 
 
 _NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
@@ -184,7 +187,7 @@ class StepDecoder:
         answer_row, event_row = rows.row("answers"), rows.row("events")
         event: Event
         if core[STEP.open_time_ms] is not None:
-            event = self.bar(core)
+            event = self.unit_of(_BAR(core))
         elif event_row is None:
             raise LookupError("its event is missing")
         else:
@@ -231,24 +234,23 @@ class StepDecoder:
         except _IMPOSSIBLE as error:
             raise _damaged(row[EVENT.sequence], error) from error
 
-    def bar(self, row: Sequence[Any]) -> Bar:
-        """Return the bar of a ``steps`` row; raise ``DataInvalid`` where it holds none."""
-        return self.bar_of(_BAR(row))
-
-    def bar_of(self, values: Sequence[Any]) -> Bar:
-        """Return the bar of a step, of whose row *values* are the columns ``BAR_READ``."""
+    def unit_of(self, values: Sequence[Any]) -> Bar | CloseStart:
+        """Return the bar, or the close, of a step whose columns ``BAR_READ`` are *values*."""
         try:
             (
                 _, _, opened_ms, first, high, low, close, volume, turnover,
                 place, market_delay_ms, seen_delay_ms, code,
             ) = values  # fmt: skip
-            market_ms = opened_ms + self._interval_ms + market_delay_ms
+            market_ms = opened_ms + self._interval_ms + (market_delay_ms or 0)
+            if place is None:
+                seen_ms = market_ms + (seen_delay_ms or 0)
+                return CloseStart(opened_ms, len(self._instruments), (), market_ms, seen_ms)
             if None in (first, high, low, close, volume):
                 raise ValueError("a bar without a number")
             # By places, and not by names, which take twice as long.
             return Bar(
                 self._instruments[place], opened_ms, self._interval_ms, first, high, low, close,
-                volume, turnover, market_ms, market_ms + seen_delay_ms, SOURCES[code],
+                volume, turnover, market_ms, market_ms + (seen_delay_ms or 0), SOURCES[code],
             )  # fmt: skip
         except _IMPOSSIBLE as error:
             raise _damaged(values[0], error) from error
@@ -325,15 +327,24 @@ class StepDecoder:
         if core[STEP.outcome] is None:
             return None
         outcome = self._outcome(core[STEP.outcome], 0)
-        measures = dict(zip(STEP_GATES, _STEP_MEASURES(core), strict=True))
-        note = None
+        gate_set, note = outcome.gate_set, None
+        pairs = zip(gate_set.gates, gate_set.thresholds, strict=True)
+        measures: dict[str, float | None]
+        measures = {
+            gate: usual_measure(gate, threshold)
+            for gate, threshold in pairs
+            if gate in STEADY_GATES
+        }
+        measures[PLAUSIBLE] = core[STEP.measure_plausible]
+        if (stored := core[STEP.measures]) is not None:
+            measures |= _measures(stored)
         if answer_row is not None:
             note = _noted(answer_row[ANSWER.note])
             measures.update(zip(ANSWER_GATES, _ANSWER_MEASURES(answer_row), strict=True))
         return Decision(
             outcome,
             core[STEP.target_quantity],
-            tuple(measures.get(gate) for gate in outcome.gate_set.gates),
+            tuple(measures.get(gate) for gate in gate_set.gates),
             note,
         )
 

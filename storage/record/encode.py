@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from itertools import chain, compress, takewhile
 from math import nan
-from operator import attrgetter, itemgetter, sub
-from struct import pack
+from operator import attrgetter, itemgetter
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import astuple
 
 from tracepaper.storage.record.columns import (
-    ANSWER_GATES,
-    BAR_COLUMNS,
     BAR_FIELDS,
     EXPLANATION_COLUMNS,
     FORECAST_COLUMNS,
     GIVEN_BITS,
     HEAD_COLUMNS,
+    HORIZONS,
+    PLAUSIBLE,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
-    STEP_GATES,
     TABLES,
     Column,
     Row,
     Value,
+    measure_name,
     stored_columns,
 )
 from tracepaper.storage.record.hashing import (
@@ -38,7 +39,7 @@ from tracepaper.storage.record.hashing import (
     sealed,
     trimmed,
 )
-from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
+from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows, json_text
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     EVENT_KINDS,
@@ -49,18 +50,17 @@ from tracepaper.storage.record.rows import (
 )
 from tracepaper.storage.record.trades import TradeBooks
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
     LedgerEntry,
     Order,
-    PredictionTimeout,
     QuietStretch,
 )
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
+    CloseStart,
     CorporateAction,
     Depths,
     Funding,
@@ -69,7 +69,7 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
@@ -89,21 +89,20 @@ OPEN: Final = ChainHead(NOTHING)
 
 # ---------------------------------------------------------------- steps
 
-_NO_BAR: Final[Row] = (None,) * (len(BAR_COLUMNS) - 1)  # all but the turnover
-_NO_MEASURES: Final[Row] = (None,) * len(STEP_GATES)
-_NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
+_NO_BAR: Final[Row] = (None,) * len(BAR_FIELDS)  # the instrument, and all but the turnover
+_SEEN_AT_CLOSE: Final[Row] = (None,) * 3  # as most bars of an archive are
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
-_NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
-_NO_ANSWER: Final[Row] = (None,) * (len(TABLES["answers"]) - 3)  # all but the key and the note
+_NOTE, _HEADS = map(stored_columns("answers").index, ("note", HEAD_COLUMNS[0]))
 _STEP_COLUMNS: Final = stored_columns("steps")
 _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY, _TWINS = map(
     _STEP_COLUMNS.index,
     (
         *("sequence", "open_time_ms", "market_delay_ms", "unrealized_pnl"),
-        *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl", "equity", "twins"),
+        *(measure_name(PLAUSIBLE), "turnover", "account_unrealized_pnl", "equity", "twins"),
     ),
 )
+_NO_DECISION: Final[Row] = (None,) * 4
 _FOLLOWS: Final[Row] = (None,) * 3
 """The marks of a book whose worth follows from the close."""
 _BEYOND: Final = 2**63
@@ -207,22 +206,17 @@ class StepEncoder:
         self.due = sequence + 1
         key, rows = (self._run_key, sequence), self._rows
         event, decision, account = step.event, step.decision, step.account
-        place: int | None
-        bar, turnover = _NO_BAR, None
-        if type(event) is Bar:
-            bar, turnover = self._bar_columns(event), event.turnover
-            place = self._place(event.instrument)
-        else:
-            place = self._add_event(event, key, step.belief)
-        outcome = target = note = twins = None
-        measures, answered = _NO_MEASURES, _NO_ANSWER_MEASURES
+        place, bar, turnover, seen = self._event_columns(event, key, step.belief)
+        outcome = target = note = twins = plausible = measures = None
+        answered: Row = ()
         if decision is not None:
-            note = _json(decision.note)
+            note = json_text(decision.note)
             plan, outcome = self.outcomes.store(decision.outcome, sequence, rows)
             if len(decision.measures) != plan.length:
                 raise InvariantBroken("A decision needs one measure for each of its gates.")
             judged = (*all_finite(decision.measures), None)
-            measures, target = plan.pick_step(judged), decision.target_quantity
+            plausible, measures = judged[plan.plausible_at], plan.measures(judged)
+            target = decision.target_quantity
             if plan.judges_answer:
                 answered = plan.pick_answer(judged)
         holding = self._holdings.hold(key, (0, place), None, step.position, account, rows)
@@ -230,12 +224,9 @@ class StepEncoder:
         of_account, equity = _marks(account, unrealized)
         if step.state is not None:
             rows["states"].append((*key, step.state))
-        if (
-            step.prediction is not None
-            or note is not None
-            or answered.count(None) < len(ANSWER_GATES)
-        ):
-            rows["answers"].append(self._answer_row(key, step.prediction, answered, note))
+        prediction = step.prediction
+        if prediction is not None or note is not None or answered.count(None) < len(answered):
+            rows["answers"].append(self._answer_row(key, prediction, answered, note))
         is_settled = type(event) is Funding
         if step.orders or step.fills or step.ledger or step.halted is not None or is_settled:
             self._add_trades(step, key)
@@ -244,8 +235,8 @@ class StepEncoder:
         rows["steps"].append(
             trimmed(
                 (
-                    *key, holding, *bar, unrealized, outcome, target, *measures, turnover,
-                    of_account, equity, None if step.accepted else 1, twins,
+                    *key, holding, *bar, unrealized, outcome, target, plausible, turnover,
+                    twins, of_account, equity, *seen, measures, None if step.accepted else 1,
                 )
             )
         )  # fmt: skip
@@ -271,7 +262,7 @@ class StepEncoder:
         """
         count, units, closes = len(stretch.repeats), stretch.units - 1, stretch.closes[1:]
         rows, width = self._rows["steps"], stretch.width
-        of_close = rows[-width][2:_ACCOUNT]  # what each close repeats, but for key and marks
+        like_close = rows[-width]  # which each close is like, but for key, time and marks
         like = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
         columns: list[Sequence[Value]] = [values * units for values in zip(*like, strict=True)]
         sequences: Sequence[int] = range(self.due, stretch.next_sequence)
@@ -285,8 +276,8 @@ class StepEncoder:
         columns[_OPENED : _OPENED + 1 + len(prices)] = opened, *prices
         # Every bar is seen at its close.
         columns[_DELAYS : _DELAYS + 3] = (
-            [*map(sub, market_ms, seen_ms)],
-            [*map(sub, seen_ms, market_ms)],
+            [market - seen or None for market, seen in zip(market_ms, seen_ms, strict=True)],
+            [seen - market or None for market, seen in zip(market_ms, seen_ms, strict=True)],
             [_CODE_OF[id(source)] for source in sources],
         )
         is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
@@ -309,13 +300,14 @@ class StepEncoder:
         if not closes:
             rows += added
             return
-        worth = stretch.marks.worth
+        worth, is_stored = stretch.marks.worth, stretch.marks.worth != stretch.marks.account.cash
+        before, behind = like_close[_SEQUENCE + 1 : _OPENED], like_close[_OPENED + 1 : _ACCOUNT]
         for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
             key = (self._run_key, at)
-            self._add_event(closed, key, None)
+            _, (_, opened_ms, *_), _, seen = self._event_columns(closed, key, None)
             profit = stretch.marks.account_unrealized[unit]
-            equity = (worth + profit,) if worth != stretch.marks.account.cash else ()
-            rows.append((*key, *of_close, profit, *equity))
+            of_account = profit, worth + profit if is_stored else None
+            rows.append(trimmed((*key, *before, opened_ms, *behind, *of_account, *seen)))
             rows += added[unit * count : (unit + 1) * count]
 
     def _repeat_answers(
@@ -324,12 +316,12 @@ class StepEncoder:
         """Add the notes of bars with *sequences*, and the measures in *answers* of the first."""
         count, rows = len(stretch.repeats), self._rows["answers"]
         first = stretch.first + bool(stretch.closes)
-        of_first = {row[_SEQUENCE]: row[2:-1] for row in answers}
-        judged = [of_first.get(first + place, _NO_ANSWER) for place in range(count)]
+        of_first = {row[_SEQUENCE]: row[_NOTE + 1 :] for row in answers}
+        judged = [of_first.get(first + place, ()) for place in range(count)]
         for at, (bar, sequence) in enumerate(zip(stretch.bars[count:], sequences, strict=True)):
             note = stretch.repeats[bar.instrument].notes.get(bar.open_time_ms)
-            if note is not None or judged[at % count] != _NO_ANSWER:
-                rows.append((self._run_key, sequence, *judged[at % count], _json(note)))
+            if note is not None or judged[at % count]:
+                rows.append((self._run_key, sequence, json_text(note), *judged[at % count]))
 
     def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> list[int]:
         """Return what bars with *sequences* name of ``twin_steps``; add the rows they lack."""
@@ -340,7 +332,10 @@ class StepEncoder:
             at = slice(place, None, count)
             closes = [bar.close for bar in stretch.bars[count + place :: count]]
             of_books = [
-                self._follow(place, twin.position, closes, [column[at] for column in columns])
+                [
+                    self._follow(place, twin.position, *marks)
+                    for marks in zip(closes, *(column[at] for column in columns), strict=True)
+                ]
                 for twin, columns in zip(repeated.twins, marked, strict=True)
             ]
             content = self._twins[place][0]
@@ -353,18 +348,35 @@ class StepEncoder:
 
     # ------------------------------------------------------------ events
 
-    def _bar_columns(self, bar: Bar) -> Row:
-        """Return the columns of ``steps`` that hold *bar*, but for the turnover."""
-        if bar.interval_ms != self._interval_ms:
-            raise InvariantBroken(
-                f"A bar of {bar.interval_ms} ms came to a run of {self._interval_ms} ms."
-            )
-        market_ms = bar.market_ms
-        return (
-            self._place(bar.instrument), *_OF_BAR(bar),
-            market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
-            SOURCE_CODES[bar.source],
-        )  # fmt: skip
+    def _event_columns(
+        self, event: Event, key: tuple[int, int], belief: str | None
+    ) -> tuple[int | None, Row, int | None, Row]:
+        """Return the place of its instrument, and its columns of ``steps``.
+
+        The row of an event that needs more than these, or a *belief*, is added.
+        """
+        if type(event) is Bar:
+            place = self._place(event.instrument)
+            return place, (place, *_OF_BAR(event)), event.turnover, self._seen(event)
+        if type(event) is CloseStart and belief is None and self._is_whole(event):
+            return None, (None, event.open_time_ms, *_NO_BAR[2:]), None, self._seen(event)
+        return self._add_event(event, key, belief), _NO_BAR, None, _SEEN_AT_CLOSE
+
+    def _is_whole(self, closed: CloseStart) -> bool:
+        """Return whether a bar of every instrument follows: such a close has no row of events."""
+        return closed.bars == len(self._places) and not closed.absent
+
+    def _seen(self, unit: Bar | CloseStart) -> Row:
+        """Return the columns of when and where *unit* was seen."""
+        source = None
+        if type(unit) is Bar:
+            if unit.interval_ms != self._interval_ms:
+                raise InvariantBroken(
+                    f"A bar of {unit.interval_ms} ms came to a run of {self._interval_ms} ms."
+                )
+            source = SOURCE_CODES[unit.source]
+        closed_ms, market_ms = unit.open_time_ms + self._interval_ms, unit.market_ms
+        return market_ms - closed_ms or None, unit.seen_ms - market_ms or None, source
 
     def _place(self, instrument: str) -> int:
         place = self._places.get(instrument)
@@ -406,26 +418,25 @@ class StepEncoder:
         self, key: tuple[int, int], prediction: Prediction, measures: Row, note: str | None
     ) -> Row:
         """Return the ``answers`` row: the forecast at the gates' horizon, all others in a blob."""
-        deadline = model_id = None
         forecast, explained = _NO_FORECAST, _NO_EXPLANATION
-        match prediction:
-            case PredictionTimeout():
-                deadline = prediction.deadline_ms
-            case Forecast():
-                model_id = None if prediction.model_id == self._model_id else prediction.model_id
-                forecast = _forecast_columns(prediction, self._horizon)
-                if (explanation := prediction.explanation) is not None:
-                    figures = all_finite(_OF_EXPLANATION(explanation))
-                    explained = (*figures, explanation.entropy, explanation.buckets)
-            case None:
-                pass
-        heads = self._head_columns(prediction)
-        return (*key, deadline, model_id, *forecast, *explained, *measures, *heads, note)
+        rare: Row = ()  # what stands behind the measures
+        if isinstance(prediction, Forecast):
+            forecast = _forecast_columns(prediction, self._horizon)
+            if (explanation := prediction.explanation) is not None:
+                figures = all_finite(_OF_EXPLANATION(explanation))
+                explained = (*figures, explanation.entropy, explanation.buckets)
+            model_id = None if prediction.model_id == self._model_id else prediction.model_id
+            if prediction.heads is not None or model_id is not None:
+                rare = (*self._head_columns(prediction), None, model_id)
+        elif prediction is not None:
+            rare = (*(None,) * len(HEAD_COLUMNS), prediction.deadline_ms)
+        row = (*key, note, *forecast, *explained, *measures)
+        return trimmed((*row, *(None,) * (_HEADS - len(row)), *rare) if rare else row)
 
-    def _head_columns(self, prediction: Prediction) -> Row:
+    def _head_columns(self, prediction: Forecast) -> Row:
         """Pack the auxiliary heads, with their figures at the gates' horizon."""
-        if not isinstance(prediction, Forecast) or prediction.heads is None:
-            return _NO_HEADS
+        if prediction.heads is None:
+            return (None,) * len(HEAD_COLUMNS)
         at = _place(prediction.horizons, self._horizon)
         return (
             msgspec.msgpack.encode(prediction.heads.stored()),
@@ -458,21 +469,23 @@ class StepEncoder:
     def _add_twins(self, step: Step, key: tuple[int, int], place: int | None) -> int | None:
         """Add the rows of the books beside the run's account; return what the step names."""
         rows, content, marks = self._rows, [], []
-        closes = [step.event.close if type(step.event) is Bar else None]
+        close = step.event.close if type(step.event) is Bar else None
         for book, twin in enumerate(step.twins, start=1):
             position, account = twin.position, twin.account
             whose = (book, place)
             holding = self._holdings.hold(key, whose, twin.twin, position, account, rows)
-            decision: Row = (None,) * 4
+            decision = _NO_DECISION
             if (decided := twin.decided) is not None:
                 _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
-                texts = _json(dict(decided.measures) or None), _json(decided.note)
+                texts = json_text(dict(decided.measures) or None), json_text(decided.note)
                 decision = outcome, decided.target_quantity, *texts
             content.append((book, holding, int(twin.confirmed), *decision))
             unrealized = position.unrealized_pnl
-            columns = [[mark] for mark in (unrealized, *_marks(account, unrealized))]
-            marks += self._follow(place, position, closes, columns)
-            self._add_fills(twin.fills, (*key, book), twin.twin)
+            marks.append(
+                self._follow(place, position, close, unrealized, *_marks(account, unrealized))
+            )
+            if twin.fills:
+                self._add_fills(twin.fills, (*key, book), twin.twin)
         if self._trades.is_taken:
             for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
                 self._trades.hold(row)
@@ -482,23 +495,20 @@ class StepEncoder:
         self,
         place: int | None,
         position: Position,
-        closes: Sequence[int | None],
-        columns: Sequence[Sequence[int | None]],
-    ) -> list[Row]:
-        """Return the marks in *columns*, with nulls where they follow from *closes*.
+        close: int | None,
+        unrealized: int | None,
+        of_account: int | None,
+        equity: int | None,
+    ) -> Row:
+        """Return the last three, the marks of a book, as nulls where they follow from the *close*.
 
-        They are those of a book's *position*, and of an account that holds no other.
+        The book holds *position*, and its account no other then.
         """
-        factor = position.quantity * self._factors.get(place, 0)
-        entry = position.entry_notional
-        return [
-            _FOLLOWS
-            if close
-            and mark == [(worth := close * factor) - entry, None, None]
-            and abs(worth) < _BEYOND
-            else tuple(mark)
-            for close, *mark in zip(closes, *columns, strict=True)
-        ]
+        if close and of_account is None and equity is None:
+            worth = close * position.quantity * self._factors.get(place, 0)
+            if unrealized == worth - position.entry_notional and abs(worth) < _BEYOND:
+                return _FOLLOWS
+        return unrealized, of_account, equity
 
     def _name_twins(
         self, place: int | None, content: list[Row], marks: Sequence[Row], key: tuple[int, int]
@@ -537,10 +547,6 @@ class StepEncoder:
         )
 
 
-def _json(values: Mapping[str, float | str | None] | None) -> str | None:
-    return None if values is None else msgspec.json.encode(values).decode()
-
-
 def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | None]:
     """Return profit and equity of *account* as far as they do not follow from the rest.
 
@@ -573,20 +579,30 @@ def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     """Return horizon, the six columns at it, those at the others packed, the further outputs."""
     horizons, columns = forecast.horizons, _OF_FORECAST(forecast)
-    count = len(horizons)
-    if not horizons or not {0, count}.issuperset(map(len, columns)):
-        raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
-    at = _place(horizons, preferred)
+    at, pack = _packing(horizons, tuple(map(len, columns)), preferred)
     numbers = [*all_finite(tuple(chain.from_iterable(columns)))]
-    given = iter(numbers[at::count])
-    # A column that the model does not give is null, and none of the others.
-    at_horizon = [next(given) if column else None for column in columns]
-    del numbers[at::count]
+    at_horizon = numbers[at :: len(horizons)]
+    if len(at_horizon) < len(columns):
+        # A column that the model does not give is null, and none of the others.
+        given = iter(at_horizon)
+        at_horizon = [next(given) if column else None for column in columns]
+    del numbers[at :: len(horizons)]
     if None in numbers:
         numbers = [nan if number is None else number for number in numbers]
-    layout = f"<B{count}I{len(numbers)}d"
-    others = pack(layout, sum(compress(GIVEN_BITS, columns)), *horizons, *numbers)
-    return (horizons[at], *at_horizon, others, forecast.auxiliary or None)
+    return (horizons[at], *at_horizon, pack(*numbers), forecast.auxiliary or None)
+
+
+@lru_cache(64)
+def _packing(
+    horizons: tuple[int, ...], lengths: tuple[int, ...], preferred: int | None
+) -> tuple[int, Callable[..., bytes]]:
+    """Return the place of the gates' horizon, and what packs the numbers at the others."""
+    count = len(horizons)
+    if not horizons or not {0, count}.issuperset(lengths):
+        raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
+    given = [*compress(GIVEN_BITS, lengths)]
+    layout = HORIZONS.format(horizons=count, numbers=len(given) * (count - 1))
+    return _place(horizons, preferred), partial(Struct(layout).pack, sum(given), *horizons)
 
 
 def _place(horizons: Sequence[int], preferred: int | None) -> int:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from tracepaper.storage.record.columns import SCHEMA, place
-from tracepaper.storage.record.rows import CHAINED_TABLES, KEPT_EVENTS, KEPT_TABLES
+from tracepaper.storage.record.columns import place
+from tracepaper.storage.record.rows import CHAINED_TABLES, KEPT_EVENTS, KEPT_TABLES, SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +54,10 @@ def all_finite(numbers: Sequence[float | None]) -> tuple[float | None, ...]:
             return added
     except TypeError:  # one of them is null
         pass
-    return tuple([finite(number) for number in numbers])
+    # What is not finite, less itself, is NaN, which is true.
+    return tuple(
+        [None if number is None or number - number else number + 0.0 for number in numbers]
+    )
 
 
 def trimmed(row: Row) -> Row:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.storage.record.columns import ANSWER_GATES, STEP_GATES, Row
+import msgspec
+
+from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
+    PLAUSIBLE,
+    STEADY_GATES,
+    STEP_GATES,
+    Row,
+    usual_measure,
+)
 from tracepaper.strategies.errors import InvariantBroken
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ class GateSetPlan:
         gates = gate_set.gates
         if len(set(gates)) != len(gates) or len(gates) != len(gate_set.thresholds):
             raise InvariantBroken("A gate set needs one threshold a gate, and no gate twice.")
-        if strange := set(gates) - {*STEP_GATES, *ANSWER_GATES}:
+        if strange := set(gates) - {PLAUSIBLE, *STEP_GATES, *ANSWER_GATES}:
             raise InvariantBroken(
                 f"Gate {min(strange)} has no column: declare it before storage is imported."
             )
@@ -50,9 +60,29 @@ class GateSetPlan:
         self.length = len(gates)
         places = {gate: place for place, gate in enumerate(gates)}
         # The last place is a null that stands behind the measures, for gates not declared.
-        self.pick_step = itemgetter(*(places.get(gate, -1) for gate in STEP_GATES))
-        self.pick_answer = itemgetter(*(places.get(gate, -1) for gate in ANSWER_GATES))
-        self.judges_answer = any(gate in places for gate in ANSWER_GATES)
+        self.plausible_at = places.get(PLAUSIBLE, -1)
+        self._pick_step = itemgetter(*(places.get(gate, -1) for gate in STEP_GATES))
+        thresholds = dict(zip(gates, gate_set.thresholds, strict=True))
+        self._usual = tuple(
+            usual_measure(gate, thresholds[gate])
+            if gate in places and gate in STEADY_GATES
+            else None
+            for gate in STEP_GATES
+        )
+        width = max((at for at, gate in enumerate(ANSWER_GATES, 1) if gate in places), default=0)
+        self.judges_answer = width > 0
+        # Up to the last one declared, and of two at least, for one alone is picked without a tuple.
+        self.pick_answer = itemgetter(
+            *(places.get(gate, -1) for gate in ANSWER_GATES[: max(width, 2)])
+        )
+
+    def measures(self, judged: Row) -> str | None:
+        """Return ``steps.measures`` of *judged*."""
+        picked = self._pick_step(judged)
+        if picked == self._usual:
+            return None
+        every = zip(STEP_GATES, picked, self._usual, strict=True)
+        return json_text({gate: number for gate, number, usual in every if number != usual})
 
     def rows(self, run_key: int, sequence: int | None) -> list[Row]:
         """Return its rows, first used by step *sequence*, or known when the run was opened."""
@@ -61,6 +91,11 @@ class GateSetPlan:
             (run_key, self.key, place, gate, threshold + 0.0, sequence)
             for place, (gate, threshold) in enumerate(pairs)
         ]
+
+
+def json_text(values: Mapping[str, float | str | None] | None) -> str | None:
+    """Return *values* as JSON, where there are some."""
+    return None if values is None else msgspec.json.encode(values).decode()
 
 
 StoredOutcome = tuple["DecisionOutcome", GateSetPlan, int]

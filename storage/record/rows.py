@@ -7,6 +7,7 @@ hashed and compared as it stands.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -14,15 +15,19 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.record.columns import (
+    GIVEN_BITS,
+    HORIZONS,
     OPENED_UNTIL,
+    SOURCE_CODES,
     TABLES,
+    Column,
     Row,
     Value,
     place,
     stored_columns,
 )
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.decisions import HeadForecasts, Run
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
@@ -129,6 +134,29 @@ HALTED: Final = "halted"
 EVENT_KINDS: Final[Mapping[type[Struct], str]] = {
     type_: kind for kind, type_ in EVENT_TYPES.items()
 }
+
+
+RULES: Final = 1
+"""Count it up where a null comes to stand for something else, or a row is hashed otherwise."""
+
+
+def layout_number(
+    tables: Mapping[str, Sequence[Column]] = TABLES,
+    events: Mapping[str, type[Event]] = EVENT_TYPES,
+    packings: object = (RULES, HORIZONS, GIVEN_BITS, SOURCE_CODES),
+) -> int:
+    """Return a number of 31 bits that follows from all columns, and from what is packed in some."""
+    columns = {
+        table: [(column.name, column.kind, column.null, column.is_key) for column in of_table]
+        for table, of_table in tables.items()
+    }
+    fields = [(kind, event.__struct_fields__) for kind, event in events.items()]
+    layout = repr((columns, fields, HeadForecasts.__struct_fields__, packings))
+    return int.from_bytes(sha256(layout.encode()).digest()[:4], "big") >> 1
+
+
+SCHEMA: Final = layout_number()
+"""``PRAGMA user_version`` of a file, which no other layout has: any other number is rejected."""
 
 
 class At:

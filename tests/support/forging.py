@@ -260,8 +260,8 @@ def plantings(path: Path, column: str) -> Iterator[str]:
         changed = another(value, str(meta.c[name].type))
         if column in KEYS and isinstance(value, int):
             changed = value + 2**21  # which no other row has
-        elif column == "bars.source":
-            changed = value - 1
+        elif column == "steps.source":
+            changed = 1
         where = " AND ".join(f"{k} = {v!r}" for k, v in zip(keys, key, strict=True))
         yield f"UPDATE {table} SET {name} = {literal(changed)} WHERE {where}"
 

@@ -267,7 +267,7 @@ def as_live(path: Path) -> Path:
     """Make the bars of a run those of a stream, whose figures nothing else in the record gives."""
     with closing(sqlite3.connect(path)) as database:
         stream = SOURCE_CODES[Source.STREAM]
-        database.execute("UPDATE steps SET source = ? WHERE source IS NOT NULL", (stream,))
+        database.execute("UPDATE steps SET source = ? WHERE instrument IS NOT NULL", (stream,))
         database.commit()
         sources = database.execute("SELECT DISTINCT source FROM v_bars").fetchall()
     assert sources == [("stream",)]

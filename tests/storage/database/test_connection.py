@@ -21,6 +21,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.connection import open_reader, sqlite_problem
 from tracepaper.storage.database.lock import Holder, InstanceLock, holder_of, lock_file
 from tracepaper.storage.database.writer import open_writer
+from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 
 
@@ -168,9 +169,9 @@ def test_another_schema_is_rejected_with_what_to_do(
     path = tmp_path / "a.db"
     open_writer(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 1")
     connection.close()
-    with pytest.raises(DataInvalid, match="has schema 2, and this version reads 1: use the"):
+    with pytest.raises(DataInvalid, match=f"has schema 1, and this version reads {SCHEMA}:"):
         opening(path)
     assert holder_of(path) is None
 
@@ -186,6 +187,7 @@ def test_a_gate_that_was_declared_since_is_named(
         for (view,) in views:
             raw.execute(f"DROP VIEW {view}")
         raw.execute("ALTER TABLE answers DROP COLUMN measure_risk_tail")
+        raw.execute("PRAGMA user_version = 1")
     with pytest.raises(DataInvalid, match=r"made before gate risk\.tail was declared .* new file"):
         opening(path)
 

@@ -13,7 +13,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.chunks import RunLocation
 from tracepaper.storage.database.queries import ask
 from tracepaper.storage.database.reader import Reader, resolve
-from tracepaper.storage.record.columns import SCHEMA
+from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar

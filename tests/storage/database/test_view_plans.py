@@ -17,9 +17,10 @@ SEQUENCED = [view.name for view in VIEWS if view.name != "v_runs"]
 
 FEW = re.compile(
     r"SCAN (n VIRTUAL TABLE.*|answers( .*)?|twin_steps|z( .*)?|CONSTANT ROW)$"
-    r"|.* RIGHT PART OF ORDER BY$"
+    r"|.* RIGHT PART OF ORDER BY$|SEARCH instruments USING PRIMARY KEY \(run_key=\?\)$"
 )
-"""The buckets of a decision, a look for any row at all, no row, and the fills of a step."""
+"""The buckets of a decision, a look for any row at all, no row, the fills of a step, and the
+instruments of a run."""
 WHOLE_RUN = re.compile(
     r"SEARCH (\w+) USING (?:(?:COVERING )?INDEX \w+|PRIMARY KEY) "
     r"\(run_key=\?(?: AND sequence>\?)?\)"

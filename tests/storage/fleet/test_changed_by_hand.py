@@ -31,7 +31,7 @@ CLOSE = f"UPDATE steps SET close = close + 1 {AT_33}"
         ("UPDATE runs SET run_key = 1099511627776", r"is no record \(FOREIGN KEY constraint"),
         ("UPDATE gate_sets SET threshold = 'NaN'", r"is no record \(a NaN in gate_sets\)"),
         # SQLite would store it as a null, which was there before.
-        ("UPDATE steps SET measure_gap = 'NaN'", r"is no record \(a NaN in steps\)"),
+        ("UPDATE steps SET measure_plausible = 'NaN'", r"is no record \(a NaN in steps\)"),
     ],
 )
 def test_a_change_on_the_server_is_found(

@@ -26,6 +26,7 @@ from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.fleet.server import ShipProgress, checked, connect
 from tracepaper.storage.fleet.ship import Shipper
 from tracepaper.storage.fleet.tables import make_schema
+from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies import extras
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
 
@@ -461,13 +462,15 @@ def test_what_is_missing_is_named(
     write_run(path, plain_steps(20))
     with pytest.raises(DataInvalid, match="holds no record of a fleet: make its tables"):
         ship_once(path, postgres.empty())
-    postgres.sql(fleet_url, "UPDATE schema_version SET version = 2")
+    postgres.sql(fleet_url, "UPDATE schema_version SET version = 1")
     for doing in (
         lambda: ship_once(path, fleet_url),
         lambda: pull(fleet_url, tmp_path / "b.db"),
         lambda: make_schema(fleet_url),
     ):
-        with pytest.raises(DataInvalid, match="has schema 2, and this version reads 1: use the"):
+        with pytest.raises(
+            DataInvalid, match=f"has schema 1, and this version reads {SCHEMA}: use the"
+        ):
             doing()
     monkeypatch.setattr(extras, "find_spec", lambda _name: None)
     with pytest.raises(ConfigInvalid, match=r"--to needs psycopg: .*'tracepaper\[fleet\]'"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
-from builders import present
+from builders import MINUTE, START_MS, present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -16,12 +16,13 @@ from msgspec.structs import replace
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
-from tracepaper.storage.record.columns import SCHEMA, SEQUENCE_LIMIT, Row
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, Row
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, pack, sealed
+from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Step, TwinStep
-from tracepaper.strategies.types.market import InstrumentChange
+from tracepaper.strategies.types.market import CloseStart, InstrumentChange
 
 
 def through_rows(steps: list[Step]) -> list[Step]:
@@ -42,9 +43,24 @@ SHADOWED = [
     replace(step, twins=(TwinStep("ungated", present(step.position), step.account, step.fills),))
     for step in cases.plain_steps(60)
 ]
+CLOSES = cases.renumbered(
+    [
+        replace(
+            step,
+            event=CloseStart(START_MS, 2 - len(absent), absent, seen_ms - delay_ms, seen_ms),
+            decision=None,
+            twins=(),
+        )
+        for step in cases.plain_steps(2)
+        for absent in ((), (cases.BTC.id,))
+        for seen_ms in (START_MS + MINUTE, START_MS + MINUTE + 7)
+        for delay_ms in (0, 2)
+    ]
+)
+"""A close with a bar of every instrument is the row of its step alone."""
 
 
-@pytest.mark.parametrize("steps", [cases.rich_steps(), cases.plain_steps(300), SHADOWED])
+@pytest.mark.parametrize("steps", [cases.rich_steps(), cases.plain_steps(300), SHADOWED, CLOSES])
 def test_whole_runs_come_back_from_a_file(steps: list[Step], tmp_path: Path) -> None:
     cases.write_run(tmp_path / "run.db", steps)
     with Reader.open(tmp_path / "run.db") as reader:
@@ -120,3 +136,24 @@ def test_a_commit_is_the_hash_of_the_one_before_and_of_its_rows() -> None:
     state = sha256(b"state").digest()
     whole = before.digest + kept + before.state + pack((SCHEMA, 7, 8, parts))
     assert commit.head == (sha256(whole).digest(), kept, state)
+
+
+def test_a_layout_with_another_column_field_or_packing_has_another_number() -> None:
+    numbers = [SCHEMA, layout_number(packings="<d")]
+    for table, columns in TABLES.items():
+        for place, column in enumerate(columns):
+            others = (*columns[:place], *columns[place + 1 :])
+            wider = (*columns[:place], replace(column, null=not column.null), *columns[place + 1 :])
+            numbers += [layout_number({**TABLES, table: kept}) for kept in (others, wider)]
+    numbers += [layout_number(events={**EVENT_TYPES, kind: Step}) for kind in EVENT_TYPES]
+    assert len({*numbers}) == len(numbers)
+
+
+def test_rows_that_are_written_otherwise_have_another_number() -> None:
+    # Where the digest alone has changed, count RULES up; then write both here.
+    encoder = StepEncoder(cases.run(), 1)
+    for step in (*cases.rich_steps(), *SHADOWED, *CLOSES):
+        encoder.add(step)
+    assert {SCHEMA: encoder.seal().head.digest.hex()} == {
+        1377400548: "7645941803f5ae7878889e1f324631b4ef404306676670e754102f9afcc03649"
+    }
