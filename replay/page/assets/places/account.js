@@ -11,9 +11,12 @@ const TABLES = {
   ledger: { words: "Ledger", sided: "kind", columns: ["sequence", "market_ms", "instrument", "kind", "amount", "balance", "order_id"] },
 };
 
+const TIGHT = "(min-width: 760px) and (max-width: 1180px)"; // no room for reasons, which the card has
+
 /** The columns of a table: the symbol where there are several, and the side in hedge mode. */
 const columnsOf = (table, run) =>
   TABLES[table].columns
+    .filter((name) => !name.endsWith("reason") || !matchMedia(TIGHT).matches)
     .filter((name) => name !== "instrument" || run.instruments.length > 1)
     .flatMap((name) => (isHedged(run) && name === TABLES[table].sided ? [name, "position_side"] : [name]));
 

@@ -29,6 +29,7 @@ export function ViewTable({ run, view, name, columns, instruments, refreshed, on
     const held = row[at.get(column)];
     if ((exact ?? held) == null) return "–";
     if (/_ms$/.test(column)) return stamp(held);
+    if (column === "instrument") return held.split(":").pop();
     if (exact != null) return (exact.startsWith("-") ? "−" : "") + quantity(exact);
     if (column === "sequence") return { text: held, step: held };
     return typeof held === "number" && !Number.isInteger(held) ? plain(held, 7) : String(held);
