@@ -142,7 +142,7 @@ RULES: Final = 1
 
 def layout_number(
     tables: Mapping[str, Sequence[Column]] = TABLES,
-    events: Mapping[str, type[Event]] = EVENT_TYPES,
+    events: Mapping[str, type[Struct]] = EVENT_TYPES,
     packings: object = (RULES, HORIZONS, GIVEN_BITS, SOURCE_CODES),
 ) -> int:
     """Return a number of 31 bits that follows from all columns, and from what is packed in some."""

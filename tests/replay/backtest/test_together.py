@@ -20,6 +20,7 @@ from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
+from tracepaper.storage.database.chunks import close_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 
@@ -63,6 +64,10 @@ def test_a_symbol_that_lacks_the_bar_is_named_absent(tmp_path: Path) -> None:
         "GROUP BY 1, 2 ORDER BY 1",
     )
     assert closes == [(2, '["linear:SOLUSDT"]', 1, 60_000), (3, "[]", 49, 49 * 60_000)]
+    listed = "SELECT sequence, sequence + (content ->> 'bars') FROM v_events WHERE kind = 'closed'"
+    with Reader.open(path) as reader:
+        for first, last in rows(path, listed):
+            assert close_of(reader.connection, 1, last, 3) == (first, last)
     check_record(path)
 
 
