@@ -66,7 +66,7 @@ SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
 _FORECAST: Final = gather("answers", *FORECAST_COLUMNS)
 _EXPLANATION: Final = gather("answers", *EXPLANATION_COLUMNS)
-_STEP_MEASURES: Final = gather("steps", *map(measure_name, STEP_GATES))
+STEP_MEASURES: Final = gather("steps", *map(measure_name, STEP_GATES))
 _ANSWER_MEASURES: Final = gather("answers", *map(measure_name, ANSWER_GATES))
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
 BAR_READ: Final = (
@@ -170,7 +170,7 @@ class StepDecoder:
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
         self._interned = interned
-        self._outcome = lru_cache(OUTCOMES_KEPT)(self._read_outcome)  # many steps share one
+        self.outcome = lru_cache(OUTCOMES_KEPT)(self._read_outcome)  # many steps share one
 
     def step(self, rows: StoredRows) -> Step:
         """Return the step that *rows* hold; raise ``DataInvalid`` where they hold none."""
@@ -324,8 +324,8 @@ class StepDecoder:
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
         if core[STEP.outcome] is None:
             return None
-        outcome = self._outcome(core[STEP.outcome], 0)
-        measures = dict(zip(STEP_GATES, _STEP_MEASURES(core), strict=True))
+        outcome = self.outcome(core[STEP.outcome], 0)
+        measures = dict(zip(STEP_GATES, STEP_MEASURES(core), strict=True))
         note = None
         if answer_row is not None:
             note = _noted(answer_row[ANSWER.note])
@@ -388,7 +388,7 @@ class StepDecoder:
         if (outcome := row[TWIN_STEP.outcome]) is not None:
             decided = StrategyDecision(
                 name,
-                self._outcome(outcome, book),
+                self.outcome(outcome, book),
                 row[TWIN_STEP.target_quantity],
                 tuple(_measures(row[TWIN_STEP.measures] or "{}").items()),
                 _noted(row[TWIN_STEP.note]),

@@ -20,9 +20,10 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks import lookahead as lookahead_module
-from tracepaper.replay.checks.compare import LookaheadFinding
+from tracepaper.replay.checks.compare import CheckFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.lookahead import lookahead
+from tracepaper.replay.checks.probes import Limits
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 
 _NUMBERS = count()
@@ -71,7 +72,7 @@ class Checks:
         self._fresh, self._walk = fresh, walk
         self.limits = FEW
 
-    def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> LookaheadFinding:
+    def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> CheckFinding:
         name = f"own_{next(_NUMBERS)}"
         (self.folder / f"{name}.py").write_text(users.source(**bodies))
         given = candles or (self._walk,)
