@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,11 +25,7 @@ from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.loop import (
-    BarHistory,
-    InlinePredictor,
     KnownPredictor,
-    events_of,
-    gathered,
 )
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import sessions_of
@@ -42,9 +37,10 @@ from tracepaper.daemon.session.user_model import (
     model_files,
     user_model,
 )
-from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.make import resumed_replay
 from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.recorded import RecordedPredictor, RecordedRun
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks import external_inputs, perturbations
 from tracepaper.replay.checks.compare import Difference
@@ -52,21 +48,19 @@ from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.judgement import DerivedStep, Sameness, Signals, difference_of
 from tracepaper.replay.checks.memory import Memory, memory_of
 from tracepaper.storage.database.chunks import interned
-from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.memory_log import MemoryLog
+from tracepaper.storage.database.reader import Fed
+from tracepaper.storage.memory_log import IN_MEMORY, MemoryLog
 from tracepaper.storage.record.decode import STEP, STEP_MEASURES, StepDecoder, StoredRows
 from tracepaper.strategies.api.strategy import remembered
 from tracepaper.strategies.api.timeframes import Row
-from tracepaper.strategies.types.decisions import FillModel, Prediction, Run, Step
-from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrument, Unit
+from tracepaper.strategies.types.decisions import FillModel, Run, Step
+from tracepaper.strategies.types.market import Bar, CloseStart, Event, Instrument
 
 if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import QuietStretch
 
 NewestFrames = tuple[tuple[int, int, Row | None], ...]
 """Of each higher timeframe its length, how many bars are wanted, and the newest handed on."""
-EngineInput = tuple[Unit, Sequence[Prediction]]
-"""The inputs that an engine takes in at once, with the prediction for each event."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +81,12 @@ class Setup:
 
     config: Config
     run: Run
-    mode: str
     jumping: bool = False  # whether this process's clocks jump
     compiled: tuple[str, ...] = ()  # what is then imported before
     around: perturbations.Surroundings | None = None
 
-    @classmethod
-    def of(cls, replay: Replay, mode: str) -> Setup:
-        """Return that of *replay*, which names its run alike in every process."""
-        return cls(replay.config, msgspec.structs.replace(replay.run, run_id="0"), mode)
-
-    def alone(self, item: Instrument) -> Setup:
-        """Return it with one instrument."""
-        return replace(self, run=msgspec.structs.replace(self.run, instruments=(item,)))
-
-    def carry_out(self, inputs: Iterable[EngineInput]) -> DerivedLog:
-        """Take *inputs* through an engine as it stood before the replay's first event.
+    def carry_out(self, rows: Iterable[Fed]) -> DerivedLog:
+        """Take the events of *rows* through an engine as it stood before the replay's first one.
 
         It is given the predictions, but for those of a user's own model: that is asked again.
         """
@@ -116,7 +100,7 @@ class Setup:
             self.around.enter()
         forecaster = None
         if needs_forecaster(self.config):
-            forecaster = load_forecaster(self.config, mode=self.mode)
+            forecaster = load_forecaster(self.config, mode=self.run.mode or "scan")
         run = self.run
         engine = build_engine(
             self.config,
@@ -126,47 +110,16 @@ class Setup:
             forecaster=forecaster,
             sessions=sessions_of(run),
         )
-        model = None
-        if (user := user_model(forecaster)) is not None and not user.is_outside:
-            history = BarHistory(engine.instruments, context=user.context)
-            model = InlinePredictor(user, history, period_start_ms=run.period_start_ms)
-        given = _GivenInputs(inputs, model, is_silent=forecaster is None)
+        recorded = RecordedRun(run, self.config, engine, forecaster)
+        asks = user_model(forecaster) is not None
+        predictor = RecordedPredictor(recorded, None, IN_MEMORY, asks=asks)
         log = DerivedLog(engine)
         log.begin(run, engine.gate_sets)
-        run_events(given.events(), given, engine, log, Tally())
+        run_events(predictor.handed_on(rows), predictor, engine, log, Tally())
         return log
 
 
-class _GivenInputs:
-    """Inputs of an engine with their predictions."""
-
-    def __init__(
-        self, inputs: Iterable[EngineInput], model: InlinePredictor | None, *, is_silent: bool
-    ) -> None:
-        self.is_silent = is_silent
-        self._inputs, self._model = inputs, model
-        self._due: deque[Sequence[Prediction]] = deque()
-
-    def events(self) -> Iterator[Event]:
-        """Yield the events, each when the one before was dealt with."""
-        for unit, predictions in self._inputs:
-            if not self.is_silent:
-                self._due.append(predictions)
-            yield from events_of(unit)
-
-    def predict(self, unit: Unit) -> Sequence[Prediction]:
-        """Return what came with *unit*, or what a user's own model says."""
-        if self.is_silent:
-            return (None,) * len(events_of(unit))
-        given = self._due.popleft()
-        return given if self._model is None else self._model.predict(unit)
-
-
 # ---------------------------------------------------------------- the record, and what it lacks
-
-
-class _StepReached(Exception):
-    """The step is derived at which a job was to end."""
 
 
 class DerivedLog(MemoryLog):
@@ -175,24 +128,18 @@ class DerivedLog(MemoryLog):
     Columns are read at each bar, so where a strategy declares some no bars are taken together.
     """
 
-    def __init__(
-        self, engine: Engine, *, content: bytes | None = None, until: int | None = None
-    ) -> None:
-        """Take what decides, and the record that it goes on with; end behind step *until*."""
+    def __init__(self, engine: Engine, content: bytes | None = None) -> None:
+        """Take what decides, and the record that it goes on with."""
         super().__init__(content=content, keeps_all=True)
-        self._engine, self._until = engine, until
-        self.signals: dict[bytes, Signals] = {}
-        self.signal_keys: dict[int, bytes] = {}  # by sequence, as the next two
+        self._engine = engine
+        self.signals: dict[int, Signals] = {}  # by sequence, as the next two
         self.frames: dict[int, NewestFrames] = {}
         self.columns: dict[int, Any] = {}
 
     @property
     def room(self) -> int:
         """Steps until a group is full, or none where each is looked at."""
-        if self._engine.has_columns:
-            return 0
-        most = super().room
-        return most if self._until is None else min(most, self._until + 1 - self.next_sequence)
+        return 0 if self._engine.has_columns else super().room
 
     def append_now(self, *steps: Step) -> None:
         """Take *steps*: all of them or none are kept."""
@@ -207,7 +154,6 @@ class DerivedLog(MemoryLog):
                 self.frames[sequence] = frames
             if columns := engine.columns_of(key):
                 self.columns[sequence] = columns
-        self._end_at_step()
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Take the steps of *stretch*."""
@@ -215,51 +161,37 @@ class DerivedLog(MemoryLog):
         for place, key in enumerate(stretch.repeats, start=bool(stretch.closes)):
             steps = range(stretch.first + place, stretch.next_sequence, stretch.width)
             self._note_signals(steps, key)
-        self._end_at_step()
-
-    def _end_at_step(self) -> None:
-        if self._until is not None and self.next_sequence > self._until:
-            raise _StepReached
 
     def _note_signals(self, sequences: range, key: str) -> None:
-        """Keep what was signalled on *key* at each of *sequences*; the record has the notes."""
+        """Keep what was signalled on *key* at each of *sequences*."""
         engine = self._engine
-        signal = engine.states[key].signal
-        if getattr(signal, "note", None) is not None:
-            signal = msgspec.structs.replace(signal, note=None)  # type: ignore[type-var]
         parts = tuple(
             None if member.is_empty and not member.failed else member.states[key].signal
             for member in engine.members
         )
-        packed = msgspec.msgpack.encode((signal, parts), enc_hook=repr)
-        self.signals.setdefault(packed, (signal, parts))
-        self.signal_keys.update(dict.fromkeys(sequences, packed))
+        self.signals.update(dict.fromkeys(sequences, (engine.states[key].signal, parts)))
 
-    def sent(self, setup: Setup, **known: Any) -> SentRun:  # noqa: ANN401 - fields of a SentRun
-        """Return all of it as another process takes it."""
-        beside = self.signals, self.signal_keys, self.frames, self.columns
-        memories: dict[str, Memory] = {}
-        if self._until is not None:
-            states = self._engine.states
-            memories = {key: memory_of(state.strategy) for key, state in states.items()}
-        heard = accesses(setup.config)
-        return SentRun(self.content, *beside, setup, heard, memories=memories, **known)
+    def sent(self, setup: Setup, *, names: bool = False, **known: Any) -> SentRun:  # noqa: ANN401 - fields of a SentRun
+        """Return all of it for another process; with *names* also what is remembered."""
+        states = self._engine.states if names else {}
+        memories = {key: memory_of(state.strategy) for key, state in states.items()}
+        beside = self.signals, self.frames, self.columns, memories
+        return SentRun(self.content, *beside, setup, accesses(setup.config), **known)
 
 
 class SentRun(NamedTuple):
     """A run as the process sends it that derived it."""
 
     content: bytes
-    signals: Mapping[bytes, Signals]
-    signal_keys: Mapping[int, bytes]
+    signals: Mapping[int, Signals]
     frames: Mapping[int, NewestFrames]
     columns: Mapping[int, Any]
+    memories: Mapping[str, Memory]  # what is remembered of each instrument
     setup: Setup
     accesses: Accesses
     warmup: int = 0
     is_portfolio: bool = False  # one object decides for all instruments
     is_cut: bool = False  # the time did not suffice for all bars
-    memories: Mapping[str, Memory] = {}  # what is remembered of each instrument
 
 
 class MovedStep(NamedTuple):
@@ -287,7 +219,7 @@ class DerivedRun:
         self.run_id = self.reader.find("last")
         stored = self.reader.stored_run(self.run_id)
         self._decoder = StepDecoder(stored.run, interned(self.reader.connection, stored.run_key))
-        self._ids = [item.id for item in stored.run.instruments]
+        self.ids = [item.id for item in stored.run.instruments]
         self.head, self.steps = stored.head_digest, stored.step_count
 
     def rows(self, until: int | None = None) -> Iterator[StoredRows]:
@@ -306,20 +238,19 @@ class DerivedRun:
     def step(self, rows: StoredRows) -> DerivedStep:
         """Return the step that *rows* hold, with what the record lacks."""
         sequence, sent = rows.core[STEP.sequence], self.sent
-        signal, parts = sent.signals.get(sent.signal_keys.get(sequence, b""), (None, ()))
-        columns = sent.columns.get(sequence, ())
-        return DerivedStep(self._decoder.step(rows), signal, parts, columns)
+        signals, columns = sent.signals.get(sequence, (None, ())), sent.columns.get(sequence, ())
+        return DerivedStep(self._decoder.step(rows), *signals, columns)
 
-    def step_at(self, sequence: int) -> DerivedStep:
-        """Return one step."""
-        (rows,) = self.reader.rows(self.run_id, after=sequence - 1, until=sequence)
-        return self.step(rows)
-
-    def bar_from(self, sequence: int) -> int:
+    def bar_from(self, sequence: int) -> DerivedStep:
         """Return the step of the first bar from *sequence* on."""
-        query = "SELECT min(sequence) FROM steps WHERE sequence >= ? AND open_time_ms IS NOT NULL"
-        (at,) = self.reader.connection.execute(query, (sequence,)).fetchone()
-        return int(at)
+        rows = self.reader.rows(self.run_id, after=sequence - 1)
+        return next(self.step(of) for of in rows if of.core[STEP.open_time_ms] is not None)
+
+    def fed(self) -> Iterator[list[Fed]]:
+        """Yield what its engine was given, the bars of one close with that."""
+        rows = self.reader.events(self.run_id)
+        for row in rows:
+            yield [row, *islice(rows, row[2].bars if type(row[2]) is CloseStart else 0)]
 
     def framed(self) -> Iterator[tuple[Bar, NewestFrames]]:
         """Yield each bar at which bars of higher timeframes were handed on, and the newest."""
@@ -328,24 +259,23 @@ class DerivedRun:
             if (sequence := rows.core[STEP.sequence]) in frames:
                 yield self._decoder.bar(rows.core), frames[sequence]
 
-    def by_time(self, only: str | None, from_ms: int | None) -> list[StoredRows]:
-        """Return the rows of the bars, by their times and instruments.
+    def by_time(self, from_ms: int | None) -> list[tuple[int, str, StoredRows]]:
+        """Return when each bar opened, its instrument and its rows, in that order.
 
-        *only* is the one instrument that is compared; from *from_ms* on only what was decided is.
+        From *from_ms* on only those that were decided.
         """
         bars = [
-            (opened_ms, self._ids[rows.core[STEP.instrument]], rows)
+            (opened_ms, self.ids[rows.core[STEP.instrument]], rows)
             for rows in self.rows()
             if (opened_ms := rows.core[STEP.open_time_ms]) is not None
             and (from_ms is None or (opened_ms >= from_ms and rows.core[STEP.outcome] is not None))
         ]
-        bars.sort(key=itemgetter(0, 1))
-        return [rows for _, key, rows in bars if only is None or key == only]
+        return sorted(bars, key=itemgetter(0, 1))
 
     def signalled(self, rows: StoredRows) -> tuple[object, ...]:
         """Return what equal signals of equal predictions have in common."""
-        key = self.sent.signal_keys.get(rows.core[STEP.sequence])
-        return (key, *[row[2:] for row in rows.sparse.get("answers", ())])
+        signals = self.sent.signals.get(rows.core[STEP.sequence])
+        return (signals, *[row[2:] for row in rows.sparse.get("answers", ())])
 
     def judged(self, rows: StoredRows) -> tuple[object, ...]:
         """Return what equal judgements have in common beside :meth:`signalled`."""
@@ -361,7 +291,6 @@ def first_moved(
     *,
     until_ms: int | None = None,
     from_ms: int | None = None,
-    only: str | None = None,
 ) -> tuple[MovedStep | None, int]:
     """Return the first step that is not the *same* in two runs, and how many were compared.
 
@@ -371,9 +300,9 @@ def first_moved(
     """
     if same is None:
         return _first_unequal(mine, other, until_ms)
-    every = zip(*(run.by_time(only, from_ms) for run in (mine, other)), strict=False)
+    due = (bar for bar in mine.by_time(from_ms) if bar[1] in other.ids)
     compared = 0
-    for compared, (first, second) in enumerate(every, 1):
+    for compared, ((*_, first), (*_, second)) in enumerate(zip(due, other.by_time(from_ms)), 1):  # noqa: B905 - as far as both reach
         is_shared = first.core[STEP.twins] is None and second.core[STEP.twins] is None
         if (
             is_shared
@@ -423,18 +352,19 @@ def derive_candles(
     within_s: float,
     *,
     until_ms: int | None = None,
-    until: int | None = None,
 ) -> SentRun:
     """Derive a replay of *data*, or what is done of it *within_s*, a few steps in any case.
 
-    It ends with the bars that open at *until_ms*, or behind the step *until*.
+    It ends before *until_ms*, and names what is remembered then.
     """
     external_inputs.listen(own_classes(config))
     now_s = SystemClock().network_s
     until_s = now_s() + within_s
     replay = build(config, _known(data), started_at_ms=0, mode=mode, until_ms=until_ms)
-    engine, setup = replay.engine, Setup.of(replay, mode)
-    log, way = DerivedLog(engine, until=until), predictor_over(replay)
+    engine = replay.engine
+    # Its run is named alike in every process.
+    setup = Setup(replay.config, msgspec.structs.replace(replay.run, run_id="0"))
+    log, way = DerivedLog(engine), predictor_over(replay)
     log.begin(setup.run, engine.gate_sets)
     tally = Tally(stopped=lambda: log.next_sequence >= LEAST_STEPS and now_s() > until_s)
     _run(way.events(replay), way.predictor, engine, log, tally)
@@ -444,7 +374,11 @@ def derive_candles(
         for key, market in engine.markets.items()
     ]
     return log.sent(
-        setup, warmup=max(warmups), is_portfolio=engine.is_portfolio, is_cut=not tally.finished
+        setup,
+        names=until_ms is not None,
+        warmup=max(warmups),
+        is_portfolio=engine.is_portfolio,
+        is_cut=not tally.finished,
     )
 
 
@@ -453,23 +387,23 @@ def send_resumed(
     config: Config,
     data: MarketData,
     content: bytes,
-    until: int | None = None,
+    until_ms: int | None = None,
 ) -> None:
     """Send the run that goes on with the record *content*, as ``replay --resume`` makes it."""
     external_inputs.listen(own_classes(config))
     with MemoryLog(content=content) as audit:
-        resumed = resumed_replay("last", _known(data), audit, audit.reader)
-    log = DerivedLog(resumed.engine, content=content, until=until)
+        resumed = resumed_replay("last", _known(data), audit, audit.reader, until_ms=until_ms)
+    log = DerivedLog(resumed.engine, content)
     point = log.resume(resumed.run_id)
     _run(resumed.events, resumed.predictor, resumed.engine, log, Tally())
-    connection.send(log.sent(Setup(config, point.run, point.run.mode)))
+    connection.send(log.sent(Setup(config, point.run), names=until_ms is not None))
 
 
 def send_again(
     connection: Connection,
     setup: Setup,
     content: bytes | None,
-    only: str | None = None,
+    only: Instrument | None = None,
     most: int | None = None,
     *,
     has_past: bool = False,
@@ -480,37 +414,31 @@ def send_again(
     *has_past* does the same before in this process.
     """
     external_inputs.listen(own_classes(setup.config))
+    run = setup.run if only is None else msgspec.structs.replace(setup.run, instruments=(only,))
+    setup = replace(setup, run=run)
     for _ in range(1 + has_past):
-        log = setup.carry_out(
-            _asked(connection)
-            if content is None
-            else islice(inputs_of(MemoryLog(content=content).reader, only), most)
-        )
+        rows = _asked(connection) if content is None else _fed(content, only)
+        log = setup.carry_out(islice(rows, most))
     connection.send(log.sent(setup))
 
 
-def _asked(connection: Connection) -> Iterator[EngineInput]:
+def _asked(connection: Connection) -> Iterator[Fed]:
     """Yield each input when it has come; none is in this process before its turn."""
     connection.send(None)
     while (given := connection.recv()) is not None:
-        yield given
+        yield from given
         connection.send(None)
 
 
-def inputs_of(reader: Reader, only: str | None = None) -> Iterator[EngineInput]:
-    """Yield what an engine was given, or of it what an engine of *only* one instrument is."""
-    predictions: deque[Prediction] = deque()
-
-    def events() -> Iterator[Event]:
-        for _, _, event, prediction in reader.events(reader.find("last")):
-            if only is None or (
-                getattr(event, "instrument", only) == only and type(event) is not CloseStart
-            ):
-                predictions.append(prediction)
-                yield event
-
-    for unit in gathered(events()):
-        yield unit, [predictions.popleft() for _ in events_of(unit)]
+def _fed(content: bytes, only: Instrument | None) -> Iterator[Fed]:
+    """Yield what the engine of a record was given, or of it what one of *only* this one is."""
+    reader = MemoryLog(content=content).reader
+    for row in reader.events(reader.find("last")):
+        event = row[2]
+        if only is None or (
+            getattr(event, "instrument", only.id) == only.id and type(event) is not CloseStart
+        ):
+            yield row
 
 
 def _run(
@@ -526,8 +454,7 @@ def _run(
         gc.unfreeze()
         yield from events
 
-    with contextlib.suppress(_StepReached):
-        run_events(unhidden(), predictor, engine, log, tally)
+    run_events(unhidden(), predictor, engine, log, tally)
 
 
 def _known(data: MarketData) -> MarketData:

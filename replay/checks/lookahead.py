@@ -21,7 +21,6 @@ import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
-from tracepaper.daemon.session.loop import events_of
 from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, CheckFinding, Difference
@@ -32,7 +31,6 @@ from tracepaper.replay.checks.derived import (
     SentRun,
     Setup,
     first_moved,
-    inputs_of,
     send_again,
     send_candles,
     send_resumed,
@@ -259,7 +257,7 @@ class Check:
             other = self.derived(trial.subject, trial.config)
         elif trial.subject is None:
             assert trial.from_ms is not None
-            self._record = self._recorded(trial.from_ms)
+            self._record = self.derived(self.data, until_ms=trial.from_ms).sent.content
             other = self._resumed(self._record)
         else:
             given = self._again(trial, trial.subject)
@@ -268,9 +266,8 @@ class Check:
             other, is_whole = given
         self.finding.probes += trial.until_ms is not None or trial.from_ms is not None
         moved, compared = first_moved(
-            trial.mine, other, trial.same,
-            until_ms=trial.until_ms, from_ms=trial.from_ms, only=trial.only,
-        )  # fmt: skip
+            trial.mine, other, trial.same, until_ms=trial.until_ms, from_ms=trial.from_ms
+        )
         self.finding.compared += compared
         if moved is None and not is_whole:
             raise _TimeOver
@@ -286,17 +283,16 @@ class Check:
             try:
                 if trial.is_blind:
                     child.receive()
-                    for turn, (unit, predictions) in enumerate(inputs_of(mine.reader)):
+                    for turn, rows in enumerate(mine.fed()):
                         if is_over := turn % 200 == 0 and self._is_over():
                             break
-                        child.ask((unit, predictions))  # until it asks for the next
-                        events = events_of(unit)
-                        at += len(events)
-                        self.finding.without_later += sum(type(event) is Bar for event in events)
+                        child.ask(rows)  # until it asks for the next
+                        at += len(rows)
+                        self.finding.without_later += sum(type(row[2]) is Bar for row in rows)
                     child.send(None)
                 return self._received(child), not is_over
             except StrategyFailed as error:
-                return MovedStep(mine.step_at(mine.bar_from(at)), str(error))
+                return MovedStep(mine.bar_from(at), str(error))
 
     def _received(self, child: Child) -> DerivedRun:
         """Return the run that *child* sends, and note what its class opened."""
@@ -305,39 +301,36 @@ class Check:
         return DerivedRun(sent)
 
     def derived(
-        self, data: MarketData, config: Config | None = None, *, within_s: float | None = None
+        self,
+        data: MarketData,
+        config: Config | None = None,
+        *,
+        within_s: float | None = None,
+        until_ms: int | None = None,
     ) -> DerivedRun:
         """Return the replay of *data* by a fresh process, or what is done of it *within_s*."""
         left_s = self._until_s - self._clock.network_s() if within_s is None else within_s
         given = config or self.config, data, self._mode, left_s
-        with self._fresh.child(send_candles, *given) as child:
+        with self._fresh.child(send_candles, *given, until_ms=until_ms) as child:
             whole = self._received(child)
         if whole.sent.is_cut and within_s is None:
             raise _TimeOver
         return whole
 
-    def _recorded(self, until_ms: int) -> bytes:
-        """Return the record of the run up to the bars that open at *until_ms*."""
-        given = self.config, self.data, self._mode, math.inf
-        with self._fresh.child(send_candles, *given, until_ms=until_ms) as child:
-            return self._received(child).sent.content
-
-    def _resumed(self, content: bytes, until: int | None = None) -> DerivedRun:
-        """Return the run that goes on with the record *content*, up to the step *until*."""
-        with self._fresh.child(send_resumed, self.config, self.data, content, until) as child:
+    def _resumed(self, content: bytes, until_ms: int | None = None) -> DerivedRun:
+        """Return the run that goes on with the record *content* until *until_ms*."""
+        with self._fresh.child(send_resumed, self.config, self.data, content, until_ms) as child:
             return self._received(child)
 
     def remembered(self, moved: MovedStep) -> str:
         """Name what a later start remembers otherwise at the step that moved."""
-        assert not isinstance(moved.other, str)
         event = moved.mine.step.event
         assert isinstance(event, Bar)
-        given = self.config, self.data, self._mode, math.inf
-        until = moved.mine.step.sequence
-        with self._fresh.child(send_candles, *given, until=until) as child:
-            first = self._received(child).sent.memories[event.instrument]
-        again = self._resumed(self._record, moved.other.step.sequence)
-        self.finding.undeclared = unlike(first, again.sent.memories[event.instrument])
+        until_ms = event.open_time_ms + 1
+        first = self.derived(self.data, until_ms=until_ms)
+        again = self._resumed(self._record, until_ms)
+        memories = (run.sent.memories[event.instrument] for run in (first, again))
+        self.finding.undeclared = unlike(*memories)
         return self.finding.memory_sentence()
 
     def setup(self, **changed: Any) -> Setup:  # noqa: ANN401 - fields of a Setup
@@ -389,14 +382,12 @@ class Check:
         for item in self.opened:
             (finding.allowed if self.is_allowed(item) else finding.opened).append(item)
         if self.is_custom:
-            sent = self.whole.sent
-            signals = [signal for signal, _ in sent.signals.values()]
+            signals = [signal for signal, _ in self.whole.sent.signals.values()]
             if signals and all(
                 isinstance(signal, Signal) and signal.action is Action.HOLD for signal in signals
             ):
                 finding.unproved.append(
-                    "anything of what it would do: it signalled HOLD at all "
-                    f"{len(sent.signal_keys):,} bars"
+                    f"anything of what it would do: it signalled HOLD at all {len(signals):,} bars"
                 )
             if finding.without_later < finding.bars and not finding.differences:
                 left = finding.bars - finding.without_later

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.checks.derived import DerivedRun, MovedStep, Setup
     from tracepaper.replay.checks.lookahead import Check
+    from tracepaper.strategies.types.market import Instrument
 
 TO_COME: Final = "it depends on bars that are still to come"
 ROWS_TO_COME: Final = "it depends on bars, or rows of covariates, that are still to come"
@@ -80,7 +81,7 @@ class ProbeTrial(NamedTuple):
     config: Config | None = None  # of other candles, where it is another
     until_ms: int | None = None  # of other candles: the last open time that is compared
     from_ms: int | None = None  # of a later start: where it begins
-    only: str | None = None  # the one instrument that is handed on
+    only: Instrument | None = None  # the one instrument that is handed on
     hash_seed: int | None = None
     is_blind: bool = False  # handed its inputs one at a time
     has_past: bool = False  # after the same was derived in that process before
@@ -142,8 +143,7 @@ def _alone(check: Check) -> Iterator[ProbeTrial]:
             f"{item.id} is decided otherwise without the other instruments: its objects share "
             "something; let one PortfolioStrategy decide for all"
         )
-        alone = check.setup().alone(item)
-        yield ProbeTrial(check.whole, alone, because, JUDGEMENT, only=item.id)
+        yield ProbeTrial(check.whole, check.setup(), because, JUDGEMENT, only=item)
 
 
 def _futures(check: Check) -> Iterator[ProbeTrial]:

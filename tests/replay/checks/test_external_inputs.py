@@ -32,13 +32,13 @@ class OpenedInputs:
         (folder / f"{name}.py").write_text(users.source(**bodies))
         of_bars = {"execution": {"model": "next_open"}}
         config = load(None, {"strategy": {"name": f"{name}:Mine"}, **of_bars})
-        setup = Setup(config, run(instruments=[instrument()]), "step")
+        setup = Setup(config, run(instruments=[instrument()]))
         with (
             users.importable(folder),
             self._fresh.child(send_again, setup, None) as child,
         ):
             child.receive()
-            child.ask((bar(), [None]))
+            child.ask([(0, True, bar(), None)])
             accesses = child.ask(None).accesses
         return [(item.what, item.name) for item in accesses.opened]
 

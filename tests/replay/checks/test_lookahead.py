@@ -592,8 +592,10 @@ def test_the_command_that_did_not_probe_all_exits_1(
 ) -> None:
     """Two more interpreters alone take longer than the second."""
     (folder / "peeking.py").write_text(users.source(decide="return by(bar.close > bar.open)"))
-    short = ["lookahead", "-c", "peeking.toml", *BOTH, "--seconds", "1"]
+    short = ["lookahead", "-c", "peeking.toml", *BOTH, "--seconds", "1", "--bars", "100"]
     assert invoke(short) == 1
-    assert capsys.readouterr().out.startswith("lookahead: not probed to the end: ")
+    printed = capsys.readouterr().out
+    assert printed.startswith("lookahead: not probed to the end: ")
+    assert "the 120 bars after the first 100; give more --bars." in printed
     assert invoke([*short, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["holds"] is False
