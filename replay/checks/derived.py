@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import Connection
 from operator import itemgetter
 from pathlib import Path
@@ -45,7 +45,7 @@ from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks import external_inputs, perturbations
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.external_inputs import ExternalInput
-from tracepaper.replay.checks.judgement import DerivedStep, Sameness, Signals, difference_of
+from tracepaper.replay.checks.judgement import DerivedStep, Signals, difference_of, same_signal
 from tracepaper.replay.checks.memory import Memory, memory_of
 from tracepaper.storage.database.chunks import interned
 from tracepaper.storage.database.reader import Fed
@@ -246,12 +246,6 @@ class DerivedRun:
         rows = self.reader.rows(self.run_id, after=sequence - 1)
         return next(self.step(of) for of in rows if of.core[STEP.open_time_ms] is not None)
 
-    def fed(self) -> Iterator[list[Fed]]:
-        """Yield what its engine was given, the bars of one close with that."""
-        rows = self.reader.events(self.run_id)
-        for row in rows:
-            yield [row, *islice(rows, row[2].bars if type(row[2]) is CloseStart else 0)]
-
     def framed(self) -> Iterator[tuple[Bar, NewestFrames]]:
         """Yield each bar at which bars of higher timeframes were handed on, and the newest."""
         frames = self.sent.frames
@@ -287,7 +281,7 @@ class DerivedRun:
 def first_moved(
     mine: DerivedRun,
     other: DerivedRun,
-    same: Sameness | None = None,
+    same: Callable[[DerivedStep, DerivedStep], bool] | None = None,
     *,
     until_ms: int | None = None,
     from_ms: int | None = None,
@@ -307,11 +301,11 @@ def first_moved(
         if (
             is_shared
             and mine.signalled(first) == other.signalled(second)
-            and (not same.judges or mine.judged(first) == other.judged(second))
+            and (same is same_signal or mine.judged(first) == other.judged(second))
         ):
             continue
         steps = mine.step(first), other.step(second)
-        if not same.of_steps(*steps):
+        if not same(*steps):
             return MovedStep(*steps), compared
     return None, compared
 
@@ -417,28 +411,32 @@ def send_again(
     run = setup.run if only is None else msgspec.structs.replace(setup.run, instruments=(only,))
     setup = replace(setup, run=run)
     for _ in range(1 + has_past):
-        rows = _asked(connection) if content is None else _fed(content, only)
-        log = setup.carry_out(islice(rows, most))
+        fed = _asked(connection) if content is None else fed_together(content, only)
+        log = setup.carry_out(chain.from_iterable(islice(fed, most)))
     connection.send(log.sent(setup))
 
 
-def _asked(connection: Connection) -> Iterator[Fed]:
+def _asked(connection: Connection) -> Iterator[list[Fed]]:
     """Yield each input when it has come; none is in this process before its turn."""
     connection.send(None)
     while (given := connection.recv()) is not None:
-        yield from given
+        yield given
         connection.send(None)
 
 
-def _fed(content: bytes, only: Instrument | None) -> Iterator[Fed]:
-    """Yield what the engine of a record was given, or of it what one of *only* this one is."""
+def fed_together(content: bytes, only: Instrument | None = None) -> Iterator[list[Fed]]:
+    """Yield what the engine of a record was given, a close with its bars.
+
+    That is what an engine of *only* one instrument is given of it, bars by themselves.
+    """
     reader = MemoryLog(content=content).reader
-    for row in reader.events(reader.find("last")):
+    rows = reader.events(reader.find("last"))
+    for row in rows:
         event = row[2]
-        if only is None or (
-            getattr(event, "instrument", only.id) == only.id and type(event) is not CloseStart
-        ):
-            yield row
+        if only is None:
+            yield [row, *islice(rows, event.bars if type(event) is CloseStart else 0)]
+        elif getattr(event, "instrument", only.id) == only.id and type(event) is not CloseStart:
+            yield [row]
 
 
 def _run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from msgspec import structs
 
@@ -166,14 +166,3 @@ def difference_of(mine: DerivedStep, other: DerivedStep) -> Difference:
                 return Difference.of(step, name, first, second)
     fields = next(differences_of(step, other.step), ("step", "", ""))
     return Difference.of(step, *fields)
-
-
-class Sameness(NamedTuple):
-    """What has to be the same of two steps: the signal, or all that is judged."""
-
-    of_steps: Callable[[DerivedStep, DerivedStep], bool]
-    judges: bool
-
-
-SIGNAL: Final = Sameness(same_signal, judges=False)
-JUDGEMENT: Final = Sameness(same_judgement, judges=True)

@@ -30,6 +30,7 @@ from tracepaper.replay.checks.derived import (
     MovedStep,
     SentRun,
     Setup,
+    fed_together,
     first_moved,
     send_again,
     send_candles,
@@ -283,7 +284,7 @@ class Check:
             try:
                 if trial.is_blind:
                     child.receive()
-                    for turn, rows in enumerate(mine.fed()):
+                    for turn, rows in enumerate(fed_together(mine.sent.content)):
                         if is_over := turn % 200 == 0 and self._is_over():
                             break
                         child.ask(rows)  # until it asks for the next

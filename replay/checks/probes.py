@@ -16,7 +16,7 @@ import numpy as np
 
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LOOKAHEAD, RECURSIVE, Difference
-from tracepaper.replay.checks.judgement import JUDGEMENT, SIGNAL, Sameness
+from tracepaper.replay.checks.judgement import DerivedStep, same_judgement, same_signal
 from tracepaper.replay.checks.perturbations import (
     HASH_SEEDS,
     PRICE_FACTOR,
@@ -77,7 +77,7 @@ class ProbeTrial(NamedTuple):
     mine: DerivedRun
     subject: Setup | MarketData | None  # its inputs again, other candles, or a later start of it
     because: str | Callable[[MovedStep], str]  # what moves depends on; {} stands for variables
-    same: Sameness | None = None  # None: every bit
+    same: Callable[[DerivedStep, DerivedStep], bool] | None = None  # None: every bit
     config: Config | None = None  # of other candles, where it is another
     until_ms: int | None = None  # of other candles: the last open time that is compared
     from_ms: int | None = None  # of a later start: where it begins
@@ -105,7 +105,7 @@ def _reordered(check: Check) -> Iterator[ProbeTrial]:
     """Hand on the bars of each close in the opposite order of their symbols."""
     if len(check.instruments) > 1:  # two have an order
         reverse = replace(check.replayed, candles=check.replayed.candles[::-1])
-        yield ProbeTrial(check.whole, reverse, ON_ORDER, JUDGEMENT)
+        yield ProbeTrial(check.whole, reverse, ON_ORDER, same_judgement)
 
 
 def _again(check: Check) -> Iterator[ProbeTrial]:
@@ -143,7 +143,7 @@ def _alone(check: Check) -> Iterator[ProbeTrial]:
             f"{item.id} is decided otherwise without the other instruments: its objects share "
             "something; let one PortfolioStrategy decide for all"
         )
-        yield ProbeTrial(check.whole, check.setup(), because, JUDGEMENT, only=item)
+        yield ProbeTrial(check.whole, check.setup(), because, same_judgement, only=item)
 
 
 def _futures(check: Check) -> Iterator[ProbeTrial]:
@@ -166,13 +166,13 @@ def _later(check: Check) -> Iterator[ProbeTrial]:
     """Move the whole series in time; what then differs depends on the date."""
     with replaced_covariates(check.config, moved_by(check.weeks * WEEK_MS)) as config:
         moved = check.replayed.shifted(check.weeks)
-        yield ProbeTrial(check.whole, moved, "on the date", JUDGEMENT, config)
+        yield ProbeTrial(check.whole, moved, "on the date", same_judgement, config)
 
 
 def _dearer(check: Check) -> Iterator[ProbeTrial]:
     """Multiply all prices; whose signal then differs depends on the absolute price."""
     moved = check.replayed.scaled(PRICE_FACTOR)
-    yield ProbeTrial(check.whole, moved, "on the absolute price", SIGNAL)
+    yield ProbeTrial(check.whole, moved, "on the absolute price", same_signal)
 
 
 def _frames(check: Check) -> Iterator[Difference]:
@@ -190,7 +190,7 @@ def _later_starts(check: Check) -> Iterator[ProbeTrial]:
     """Record the run until a later bar, and go on with it as ``replay --resume`` does."""
     for number, from_ms in enumerate(check.starts):
         check.report(f"recursive: start {number + 1} of {len(check.starts)}")
-        yield ProbeTrial(check.whole, None, check.remembered, JUDGEMENT, from_ms=from_ms)
+        yield ProbeTrial(check.whole, None, check.remembered, same_judgement, from_ms=from_ms)
 
 
 PROBES: Final = (

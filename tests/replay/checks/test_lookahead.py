@@ -416,6 +416,13 @@ def test_objects_that_share_one_state_are_told_apart_from_memory(
     assert "order of the symbols" in checks.because
 
 
+def test_a_draw_for_each_of_two_symbols_is_told_apart_from_all_else(
+    check: Checks, walk: Candles, other: Candles
+) -> None:
+    draws = check(walk, other, top="import random", decide="return by(random.random() < 0.5)")
+    assert draws.because == lookahead_module.UNEQUAL
+
+
 PAIR_BY_GLOBAL = {
     "top": "LAST = {}",
     "decide": "LAST[bar.instrument] = bar\n"
