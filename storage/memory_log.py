@@ -33,15 +33,22 @@ _STEPS: Final = ("sequence", "instrument", "like")
 class MemoryLog(SqlAuditLog):
     """The log of one run in a database in memory, which is gone with the object.
 
-    Of a quiet stretch it stores the last unit alone. The bars before that one repeat its decisions:
-    they are kept as arrays, which its :attr:`reader` adds to bars and accounts as columns. Views
-    and notes lack them.
+    Unless it *keeps_all*, it stores of a quiet stretch the last unit alone. The bars before that
+    one repeat its decisions: they are kept as arrays, which its :attr:`reader` adds to bars and
+    accounts as columns. Views and notes lack them.
     """
 
-    def __init__(self, model: Identity | None = None) -> None:
-        """Take what the run's *model* is known by."""
-        super().__init__(Writer(in_memory()))
+    def __init__(
+        self,
+        model: Identity | None = None,
+        *,
+        content: bytes | None = None,
+        keeps_all: bool = False,
+    ) -> None:
+        """Take what the run's *model* is known by, or the :attr:`content` of another log."""
+        super().__init__(Writer(in_memory(content)))
         insert_rows(self._connection, {"models": [] if model is None else [tuple(model)]})
+        self._keeps_all, self._quiet = keeps_all, QuietBars(())
 
     def __enter__(self) -> Self:
         return self
@@ -57,10 +64,19 @@ class MemoryLog(SqlAuditLog):
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Take the steps of *stretch*."""
+        if self._keeps_all:
+            super().append_stretch(stretch)
+            return
         last = stretch.units - 1
         self._quiet.add(stretch)
         self._due += last * stretch.width
         self.append_now(*stretch.steps(last))
+
+    @property
+    def content(self) -> bytes:
+        """The pages of the database, for another process; without the bars that have no rows."""
+        self.flush()
+        return self._connection.serialize()
 
     @property
     def reader(self) -> Reader:

@@ -190,7 +190,8 @@ def resume_replay(
 
     Raises what :func:`resumed_replay` raises.
     """
-    resumed = resumed_replay(wanted, data, audit, database, until_ms=until_ms)
+    with Reader.open(database) as reader:
+        resumed = resumed_replay(wanted, data, audit, reader, database=database, until_ms=until_ms)
     run_events(resumed.events, resumed.predictor, resumed.engine, audit, tally)
     return resumed.run_id
 
@@ -208,18 +209,19 @@ def resumed_replay(
     wanted: str,
     data: MarketData,
     audit: SqlAuditLog,
-    database: Path,
+    reader: Reader,
     *,
+    database: Path | None = None,
     until_ms: int | None = None,
 ) -> ResumedReplay:
     """Return the replay *wanted* over the same *data*, ready to go on until *until_ms*.
 
-    Raises ``ConfigInvalid`` where it is no replay, is finished, or was made by other code.
+    *reader* reads what *audit* holds. Raises ``ConfigInvalid`` where it is no replay, is finished,
+    or was made by other code.
     """
-    with Reader.open(database) as reader:
-        run_id = reader.find(wanted)
-        stored = reader.stored_run(run_id)
-        has_ended = reader.ended_at_ms(run_id) is not None
+    run_id = reader.find(wanted)
+    stored = reader.stored_run(run_id)
+    has_ended = reader.ended_at_ms(run_id) is not None
     run = stored.run
     if run.kind is not RunKind.REPLAY:
         raise ConfigInvalid(f"Run {run_id} is a {run.kind.value} run; only a replay is resumed.")
@@ -246,7 +248,7 @@ def resumed_replay(
             f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
             "code, checkpoint or covariates; start a new replay."
         )
-    _refuse_short(replay, database, run_id)
+    _refuse_short(replay, reader, run_id)
     resumed = audit.resume(run_id)
     engine, market = replay.engine, replay.config.market
     # A start forgets the books, so those are handed on again that are looked at next.
@@ -259,12 +261,11 @@ def resumed_replay(
     }
     way = predictor_over(replay)
     history = way.history
-    with Reader.open(database) as reader:
-        rest = _after(reader.newest_fed(run_id), replay.feed.events(), seen_ms)
-        restore_engine(replay.engine, reader, resumed, history)
-        bars = [] if history is None else [*chain(*history.by_instrument().values())]
-        for model in (replay.forecaster, way.prober):
-            recall_events(model, reader, run_id, bars)
+    rest = _after(reader.newest_fed(run_id), replay.feed.events(), seen_ms)
+    restore_engine(replay.engine, reader, resumed, history)
+    bars = [] if history is None else [*chain(*history.by_instrument().values())]
+    for model in (replay.forecaster, way.prober):
+        recall_events(model, reader, run_id, bars)
     warm_from = () if history is None else history.warm_from()
     start = start_event(
         replay.forecaster,
@@ -282,20 +283,19 @@ def resumed_replay(
     return ResumedReplay(run_id, engine, way.predictor, handed_on)
 
 
-def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:
+def _refuse_short(replay: Replay, reader: Reader, run_id: str) -> None:
     """Refuse to go on where a prune left fewer bars than decide: it would decide otherwise."""
     context = 0 if replay.forecaster is None else replay.forecaster.context
-    with Reader.open(database) as reader:
-        if reader.pruned(reader.stored_run(run_id).run_key) is None:
-            return
-        for item in replay.instruments:
-            wanted = max(replay.engine.markets[item.id].reach, context)
-            held = len(reader.bars(run_id, item.id, wanted))
-            if held < wanted:
-                raise DataInvalid(
-                    f"Run {run_id} was pruned to {held:,} bars of {item.id}, and its decisions "
-                    f"depend on {wanted:,}; start a new replay."
-                )
+    if reader.pruned(reader.stored_run(run_id).run_key) is None:
+        return
+    for item in replay.instruments:
+        wanted = max(replay.engine.markets[item.id].reach, context)
+        held = len(reader.bars(run_id, item.id, wanted))
+        if held < wanted:
+            raise DataInvalid(
+                f"Run {run_id} was pruned to {held:,} bars of {item.id}, and its decisions "
+                f"depend on {wanted:,}; start a new replay."
+            )
 
 
 def _after(

@@ -189,7 +189,8 @@ def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
 class RecordedPredictor:
     """Hands out recorded events in order, and answers each as the model did then.
 
-    A model that was promoted in service is read from its copy beside *database*.
+    A model that was promoted in service is read from its copy beside *database*. Unless it *asks*,
+    every answer is taken from the record.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class RecordedPredictor:
         database: Path,
         *,
         probes: bool = True,
+        asks: bool = True,
     ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
         self._run, self._database, self._prober = recorded, database, prober
@@ -209,7 +211,7 @@ class RecordedPredictor:
         self._inline: InlinePredictor | None = None
         self._scan: ScanPredictor | None = None
         self.taken = 0  # answers of an external service, which are taken from the record
-        self._is_outside = forecaster is not None and forecaster.is_outside
+        self._is_outside = forecaster is not None and (forecaster.is_outside or not asks)
         self.is_silent = forecaster is None
         if forecaster is None or self._is_outside:
             return

@@ -124,12 +124,18 @@ def shown(value: object) -> str:
     return "none" if value is None else str(value)
 
 
+LOOKAHEAD: Final = "lookahead"
+RECURSIVE: Final = "recursive"
+NAMED_MOST: Final = 3
+"""Of what differs in memory, the shortest are named."""
+
+
 @dataclass
-class LookaheadFinding:
+class CheckFinding:
     """The result of a check: how much of how much was probed, and the first difference."""
 
     check: str
-    planned: int = 0  # futures to corrupt or cut off
+    planned: int = 0  # futures to corrupt or cut off, or later starts
     probes: int = 0  # of them done
     compared: int = 0  # steps
     differences: list[Difference] = field(default_factory=list)
@@ -141,6 +147,7 @@ class LookaheadFinding:
     opened: list[ExternalInput] = field(default_factory=list)  # neither declared nor allowed
     allowed: list[ExternalInput] = field(default_factory=list)
     depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
+    undeclared: list[str] = field(default_factory=list)  # what two objects remember otherwise
     unproved: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)  # parts for which the time did not suffice
 
@@ -156,13 +163,21 @@ class LookaheadFinding:
             return "moved"
         if self.opened:
             return "read"
-        probed = self.without_later and self.probes and self.compared
+        is_blind = self.check == RECURSIVE or self.without_later
+        probed = is_blind and self.probes and self.compared
         return "nothing moved" if probed and not self.unfinished else "nothing moved so far"
 
     def sentence(self) -> str:
         """Say the verdict in one sentence, with how much was probed of how much."""
         if self.differences:
             return f"moved: {self.differences[0].sentence()}: {self.because}."
+        if self.check == RECURSIVE and self.holds:
+            return (
+                f"{self.probes} probes over {self.bars:,} bars, {self.compared:,} steps compared, "
+                "nothing moved."
+            )
+        if self.check == RECURSIVE:
+            return f"{self.probes} probes compared no step: nothing was checked; give more bars."
         if self.opened:
             return f"read: the strategy {self._reading()}."
         futures = f"{self.probes}" if self.holds else f"{self.probes} of {self.planned}"
@@ -174,6 +189,15 @@ class LookaheadFinding:
         if self.holds:
             return f"{counted}."
         return f"not probed to the end: {counted}; give more --seconds, or fewer --bars."
+
+    def memory_sentence(self) -> str:
+        """Say what moved a later start, by :attr:`undeclared`."""
+        if not self.undeclared:
+            return "its warm-up bars do not suffice"
+        named = ", ".join(self.undeclared[:NAMED_MOST])
+        return (
+            f"it keeps what its warm-up bars do not rebuild and its State does not declare, {named}"
+        )
 
     def _reading(self) -> str:
         """Say what was opened, and what to do about it."""

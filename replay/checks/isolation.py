@@ -7,63 +7,23 @@ so that it holds nothing of ours, and forks a child for each job.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
 from multiprocessing.connection import Connection
-from pathlib import Path
-from types import FunctionType
 from typing import Any, Concatenate, Final, ParamSpec, Self
 
-import msgspec
 import numpy as np
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.daemon.clock import SystemClock, jump_clocks
-from tracepaper.daemon.config.loading import Config, own_classes
-from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, needs_forecaster
-from tracepaper.daemon.session.loop import (
-    BarHistory,
-    InlinePredictor,
-    events_of,
-    gathered,
-    steps_of,
-)
-from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import code_version, libraries
-from tracepaper.daemon.session.user_class import user_class
-from tracepaper.daemon.session.user_code import Code, declared_files, own_folder
-from tracepaper.daemon.session.user_model import (
-    feature_function,
-    model_class,
-    model_files,
-    user_model,
-)
-from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import predictor_over
-from tracepaper.replay.checks import external_inputs, perturbations
-from tracepaper.replay.checks.external_inputs import ExternalInput
-from tracepaper.replay.checks.perturbations import (
-    DerivedStep,
-)
-from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.api.strategy import remembered
-from tracepaper.strategies.api.timeframes import Row
+from tracepaper.storage.database.writer import in_memory
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
-from tracepaper.strategies.sessions import Sessions
-from tracepaper.strategies.types.decisions import FillModel, Prediction
-from tracepaper.strategies.types.market import Bar, Instrument, Unit
 
 P = ParamSpec("P")
 Job = Callable[Concatenate[Connection, P], None]
@@ -182,12 +142,13 @@ class Child:
 
 def serve(descriptor: int, preload: tuple[str, ...]) -> None:
     """Fork a child for every socket that arrives, until ours is closed: the server's body."""
-    __import__("tracepaper.replay.checks.isolation")
+    __import__("tracepaper.replay.checks.derived")
     for name in preload:
         with contextlib.suppress(ImportError):  # a class may do without it
             __import__(name)
     for kept in (code_version, libraries, recorded_instruments):
         kept()  # so that no child reads it again
+    in_memory().close()  # nor makes the views of a record
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with our socket
     with socket.socket(fileno=descriptor) as requests:
@@ -215,223 +176,3 @@ def _work(connection: Connection) -> None:
             job(connection, *given, **named)
         except TracepaperError as error:
             connection.send(error)
-
-
-@dataclass(frozen=True)
-class Accesses:
-    """What a child knows of the class beside its decisions."""
-
-    opened: tuple[ExternalInput, ...]  # and not declared
-    declared: tuple[str, ...]  # paths, but for those of [model] files
-    modules: tuple[str, ...]  # files of its own that Python imported
-    unset: tuple[str, ...]  # variables that were asked for in an empty environment
-    native: tuple[str, ...]
-    compiled: tuple[str, ...]  # installed modules that must be loaded before clocks jump
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A replay of all bars, as any process would make it."""
-
-    setup: Setup
-    warmup: int
-    steps: list[DerivedStep]
-    accesses: Accesses
-    is_portfolio: bool  # one object decides for all instruments
-    is_cut: bool  # whether the time did not suffice for all bars
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What an engine without candles is made of."""
-
-    config: Config
-    instruments: tuple[Instrument, ...]
-    period_start_ms: int
-    mode: str
-    sessions: Sessions | None
-    jumping: bool = False  # whether this process's clocks jump
-    compiled: tuple[str, ...] = ()  # what is then imported before
-    around: perturbations.Surroundings | None = None
-
-    def machine(self) -> Callable[[Unit, Sequence[Prediction]], list[DerivedStep]]:
-        """Return what steps a unit through the engine as it stood before the replay's first event.
-
-        It is given the predictions, but for those of a user's own model: that is asked again.
-        """
-        if self.jumping:
-            # Compiled code measures the types of dates while it is loaded, and dies of ours.
-            for name in self.compiled:
-                with contextlib.suppress(ImportError):
-                    importlib.import_module(name)
-            jump_clocks()
-        if self.around is not None:
-            self.around.enter()
-        forecaster = None
-        if needs_forecaster(self.config):
-            forecaster = load_forecaster(self.config, mode=self.mode)
-        engine = build_engine(
-            self.config,
-            self.instruments,
-            execution=FillModel(self.config.execution.model),
-            period_start_ms=self.period_start_ms,
-            forecaster=forecaster,
-            sessions=self.sessions,
-        )
-        user = user_model(forecaster)
-        if user is None or user.is_outside:
-            return partial(derive_steps, engine)
-        history = BarHistory([item.id for item in self.instruments], context=user.context)
-        start_ms = self.period_start_ms
-        model = InlinePredictor(user, history, period_start_ms=start_ms)
-        return lambda unit, _stored: derive_steps(engine, unit, model.predict(unit))
-
-
-EngineInput = tuple[Unit, Sequence[Prediction]]
-"""The inputs that an engine takes in at once, with the prediction for each event."""
-
-
-# ---------------------------------------------------------------- jobs
-
-LEAST_STEPS: Final = 500
-"""So many are derived however short the time is."""
-ANEW: Final = "anew"
-"""Asks ``step_through`` for another engine, in the same process."""
-
-
-def derive_whole(connection: Connection, *given: Any) -> None:  # noqa: ANN401 - of whole_of
-    """Send the replay that ``whole_of`` makes of *given*."""
-    connection.send(whole_of(*given))
-
-
-def whole_of(config: Config, data: MarketData, mode: str, within_s: float) -> Whole:
-    """Derive all steps of *data*, or those that are done *within_s*, a few in any case."""
-    external_inputs.listen(own_classes(config))
-    now_s = SystemClock().network_s
-    until_s = now_s() + within_s
-    replay = _replay(config, data, mode)
-    steps: list[DerivedStep] = []
-    is_cut = False
-    for together in derived(replay):
-        if is_cut := len(steps) >= LEAST_STEPS and now_s() > until_s:
-            break
-        steps += together
-    engine = replay.engine
-    # Bars of higher timeframes that come from files need none of the instrument's own.
-    warmups = [
-        remembered(engine.states[key].strategy) if data.frames else market.reach
-        for key, market in engine.markets.items()
-    ]
-    start_ms = replay.run.period_start_ms
-    setup = Setup(replay.config, replay.instruments, start_ms, mode, replay.feed.sessions)
-    opened = accesses(config)
-    return Whole(setup, max(warmups), steps, opened, engine.is_portfolio, is_cut)
-
-
-def step_through(connection: Connection, setup: Setup) -> None:
-    """Step through the inputs that come: none is in this process before its turn.
-
-    A number asks for that step of the last answer, None for what the class did.
-    """
-    external_inputs.listen(own_classes(setup.config))
-    machine = setup.machine()
-    last: list[DerivedStep] = []
-    while (request := connection.recv()) is not None:
-        if request == ANEW:
-            machine = setup.machine()
-        elif isinstance(request, int):
-            connection.send(last[request])
-        else:
-            last = [step for inputs in request for step in machine(*inputs)]
-            connection.send([packed(step) for step in last])
-    connection.send(accesses(setup.config))
-
-
-# ---------------------------------------------------------------- parts
-
-
-def derived(replay: Replay) -> Iterator[list[DerivedStep]]:
-    """Yield the steps of *replay*, those of one close together; nothing is stored."""
-    way = predictor_over(replay)
-    for unit in gathered(way.events(replay)):
-        yield derive_steps(replay.engine, unit, way.predictor.predict(unit))
-
-
-def given_of(taken: Sequence[DerivedStep]) -> Iterator[EngineInput]:
-    """Yield the engine's inputs at the steps *taken*."""
-    predictions = iter([derived_step.prediction for derived_step in taken])
-    for unit in gathered(derived_step.step.event for derived_step in taken):
-        yield unit, list(islice(predictions, len(events_of(unit))))
-
-
-def derive_steps(
-    engine: Engine, unit: Unit, predictions: Sequence[Prediction]
-) -> list[DerivedStep]:
-    """Return the steps of *unit*, with what was predicted and signalled at each."""
-    derived_steps = []
-    for step, prediction in zip(steps_of(engine, unit, predictions), predictions, strict=True):
-        signal: Signal | Orders | None = None
-        frames: tuple[tuple[int, int, Row | None], ...] = ()
-        parts: tuple[Signal | Orders | None, ...] = ()
-        columns: tuple[tuple[str, Any], ...] = ()
-        if isinstance(step.event, Bar) and step.decision is not None:
-            signal = engine.states[step.event.instrument].signal
-            key = step.event.instrument
-            frames, columns = engine.markets[key].newest_frames, engine.columns_of(key)
-            parts = tuple(
-                None if member.is_empty and not member.failed else member.states[key].signal
-                for member in engine.members
-            )
-        derived_steps.append(DerivedStep(step, prediction, signal, frames, parts, columns))
-    return derived_steps
-
-
-def packed(derived_step: DerivedStep) -> bytes:
-    """Return a step with its columns as bytes, equal where two are."""
-    return msgspec.msgpack.encode((derived_step.step, derived_step.columns))
-
-
-def accesses(config: Config) -> Accesses:
-    """Return what the user's classes of *config* did in this process since it listens."""
-    declared: list[Path] = []
-    codes: list[Code] = []
-    named = [strategy.name for strategy in config.strategies.named.values()] or [
-        config.strategy.name
-    ]
-    for name in named:
-        if ":" in name:
-            codes.append(made_of := user_class(name))
-            declared += declared_files(made_of).values()
-    exempt = list(declared)
-    if config.model.own_class:
-        codes.append(model := model_class(config.model.own_class))
-        exempt += model_files(config, model).values()
-        if (function := feature_function(config, model)) is not None:
-            assert isinstance(function.function, FunctionType)
-            codes.append(function.function)
-            declared += function.files.values()
-            exempt += function.files.values()
-    folders = [folder for code in codes if (folder := own_folder(code)) is not None]
-    return Accesses(
-        tuple(external_inputs.opened(folders, exempt)),
-        tuple(map(str, declared)),
-        tuple(external_inputs.own_modules(folders)),
-        perturbations.unset(),
-        tuple(external_inputs.native_readers()),
-        tuple(external_inputs.compiled_modules()),
-    )
-
-
-def _replay(config: Config, data: MarketData, mode: str) -> Replay:
-    """Return the replay of *data*, warmed by the candles of frames that begin before its bars.
-
-    Later ones say what the bars add up to, and would tell a bar of the future.
-    """
-    first_ms = {part.symbol: int(part.open_time_ms[0]) for part in data.candles}
-    before = [
-        part[part.open_time_ms < first_ms[part.symbol]]
-        for part in data.frames
-        if part.symbol in first_ms
-    ]
-    kept = replace(data, frames=[part for part in before if len(part)])
-    return build(config, kept, started_at_ms=0, mode=mode)

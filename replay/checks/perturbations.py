@@ -11,17 +11,15 @@ import os
 import sys
 import tempfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import wraps
 from importlib.util import source_from_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from msgspec import structs
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.covariates import covariates_path
@@ -30,13 +28,11 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
-from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.timeframes import Row, grid_of
 from tracepaper.strategies.covariates import ALL_SYMBOLS, CovariateRows, rows_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Calendar
-from tracepaper.strategies.types.decisions import Decision, Prediction, Step, StrategyDecision
 from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import INTERVAL_NAMES, iso, unscaled
 
@@ -195,72 +191,6 @@ def _constants(node: ast.AST) -> Iterator[ast.Constant]:
     return (part for part in ast.walk(node) if isinstance(part, ast.Constant))
 
 
-@dataclass(frozen=True)
-class DerivedStep:
-    """A step, the prediction that it was given, and what the strategy signalled at it."""
-
-    step: Step
-    prediction: Prediction
-    signal: Signal | Orders | None
-    frames: tuple[tuple[int, int, Row | None], ...] = ()
-    """Of each higher timeframe its length, how many bars are wanted, and the newest handed on."""
-    parts: tuple[Signal | Orders | None, ...] = ()
-    """What each of several strategies on one account signalled; None without equity."""
-    columns: tuple[tuple[str, Any], ...] = ()
-    """The newest value of each declared column."""
-
-    @property
-    def bar(self) -> Bar | None:
-        """The bar of the step; None of another event."""
-        return self.step.event if isinstance(self.step.event, Bar) else None
-
-    @property
-    def by_strategy(self) -> tuple[DerivedStep, ...]:
-        """The step as each of several strategies that are asked decided it, or itself.
-
-        What they want together changes with what they hold, and is no strategy's signal.
-        """
-        decisions = self.step.strategies
-        if not decisions:
-            return (self,)
-        return tuple(
-            DerivedStep(
-                structs.replace(self.step, decision=_decision_of(decision, self.step), twins=()),
-                self.prediction,
-                signal,
-                self.frames,
-            )
-            for decision, signal in zip(decisions, self.parts, strict=True)
-        )
-
-
-def _decision_of(decision: StrategyDecision, step: Step) -> Decision:
-    """Return the decision of a strategy, with the measures that it shares with the account's."""
-    account_decision, gates = step.decision, decision.outcome.gate_set.gates
-    assert account_decision is not None
-    measures = dict(
-        zip(account_decision.gate_set.gates, account_decision.measures, strict=True)
-    ) | dict(decision.measures)
-    return Decision(
-        decision.outcome, decision.target_quantity, tuple(map(measures.get, gates)), decision.note
-    )
-
-
-def of_each_strategy(
-    same: Callable[[DerivedStep, DerivedStep], bool],
-) -> Callable[[DerivedStep, DerivedStep], bool]:
-    """Return *same* as it holds for each of several strategies that both steps asked."""
-
-    @wraps(same)
-    def every(mine: DerivedStep, theirs: DerivedStep) -> bool:
-        if not mine.step.strategies or not theirs.step.strategies:
-            return same(mine, theirs)
-        pairs = zip(mine.by_strategy, theirs.by_strategy, strict=True)
-        return all(a.signal is None or b.signal is None or same(a, b) for a, b in pairs)
-
-    return every
-
-
 BEYOND_BARS: Final = 512
 """Corrupted bars that follow a probe: a batched pass sees them together with the bars before."""
 
@@ -300,12 +230,15 @@ def weeks_later(interval_ms: int) -> int:
 
 
 def first_false_frame(
-    data: MarketData, instruments: Sequence[Instrument], steps: Sequence[DerivedStep]
+    data: MarketData,
+    instruments: Sequence[Instrument],
+    framed: Iterable[tuple[Bar, tuple[tuple[int, int, Row | None], ...]]],
 ) -> tuple[int, Difference | None]:
     """Compare the bars of higher timeframes with the closed ones of the whole file.
 
-    Return how many steps were compared, and the first bar that was handed on before it had closed,
-    or is not what its bars add up to.
+    *framed* has of each timeframe its length, how many bars are wanted, and the newest one that was
+    handed on at a bar. Return how many bars were compared, and the first of them at which that had
+    not closed, or is not what its bars add up to.
     """
     scales = {item.id: item for item in instruments}
     closed = {
@@ -317,11 +250,8 @@ def first_false_frame(
         for part in data.candles
     }
     compared = 0
-    for derived_step in steps:
-        if (event := derived_step.bar) is None or not derived_step.frames:
-            continue
-        compared += 1
-        for length_ms, wanted, newest in derived_step.frames:
+    for compared, (event, frames) in enumerate(framed, 1):
+        for length_ms, wanted, newest in frames:
             due = closed[event.instrument].newest(length_ms, wanted, event)
             if newest != due:
                 name = f"the newest bar of the frame {INTERVAL_NAMES[length_ms]}"

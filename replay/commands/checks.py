@@ -32,6 +32,7 @@ from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, un
 if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.backtest.market_data import MarketData
+    from tracepaper.replay.checks.compare import CheckFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
@@ -304,8 +305,8 @@ def lookahead(
 ) -> CommandAnswer:
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
     from tracepaper.replay.checks.isolation import FreshProcesses
-    from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
+    from tracepaper.replay.checks.probes import Limits
 
     config, data = _read(spec)
     most = bars or MOST_BARS
@@ -322,12 +323,9 @@ def lookahead(
             report=tell,
         )
     if left:
-        finding.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
-    lines = [f"lookahead: {finding.sentence()}"]
-    lines += [f"To know: {sentence}." for sentence in finding.depends]
-    lines += [f"Cannot be proved: {sentence}." for sentence in finding.unproved]
-    document = {**asdict(finding), "verdict": finding.verdict, "holds": finding.holds}
-    return CommandAnswer(document, "\n".join(lines), int(not finding.holds))
+        more = "--bars" if bars is None else "more --bars"
+        finding.unproved.append(f"the {left:,} bars after the first {most:,}; give {more}")
+    return _verdict(finding)
 
 
 @command(Consumer.RECURSIVE)
@@ -346,7 +344,7 @@ def recursive(
     from tracepaper.replay.backtest.build import fit_windows
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import MODEL
-    from tracepaper.replay.checks.recursive import recursive as check
+    from tracepaper.replay.checks.lookahead import recursive as check
 
     config, data = _read(spec)
     if not data.frames:
@@ -374,15 +372,16 @@ def recursive(
             mode=spec.mode,
             report=tell,
         )
-    sentence = (
-        f"{finding.probes} probes over {wanted:,} bars, {finding.compared:,} steps compared, "
-        "nothing moved."
-        if finding.holds
-        else finding.sentence()
-    )
-    document = {"check": "recursive", **asdict(finding), "holds": finding.holds}
-    document |= {"warmup": warmup, "bars": wanted}
-    return CommandAnswer(document, f"recursive: {sentence}", int(not finding.holds))
+    return _verdict(finding)
+
+
+def _verdict(finding: CheckFinding) -> CommandAnswer:
+    """Return what a check found."""
+    lines = [f"{finding.check}: {finding.sentence()}"]
+    lines += [f"To know: {sentence}." for sentence in finding.depends]
+    lines += [f"Cannot be proved: {sentence}." for sentence in finding.unproved]
+    document = {**asdict(finding), "verdict": finding.verdict, "holds": finding.holds}
+    return CommandAnswer(document, "\n".join(lines), int(not finding.holds))
 
 
 def _preloaded(config: Config) -> list[str]:

@@ -192,10 +192,10 @@ def _insert_of(
     return sql, tuple(itemgetter(*of_row) for of_row in places)
 
 
-def in_memory() -> sqlite3.Connection:
-    """Return a new database in memory, with tables and views; it has no journal."""
+def in_memory(content: bytes | None = None) -> sqlite3.Connection:
+    """Return a database in memory of the pages *content*, or a new one; it has no journal."""
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    connection.deserialize(_empty())
+    connection.deserialize(content or _empty())
     connection.execute("PRAGMA journal_mode = OFF")
     return connection
 

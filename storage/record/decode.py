@@ -173,7 +173,7 @@ class StepDecoder:
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
         self._interned = interned
-        self._outcome = lru_cache(OUTCOMES_KEPT)(self._read_outcome)  # many steps share one
+        self.outcome = lru_cache(OUTCOMES_KEPT)(self._read_outcome)  # many steps share one
 
     def step(self, rows: StoredRows) -> Step:
         """Return the step that *rows* hold; raise ``DataInvalid`` where they hold none."""
@@ -326,7 +326,7 @@ class StepDecoder:
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
         if core[STEP.outcome] is None:
             return None
-        outcome = self._outcome(core[STEP.outcome], 0)
+        outcome = self.outcome(core[STEP.outcome], 0)
         gate_set, note = outcome.gate_set, None
         pairs = zip(gate_set.gates, gate_set.thresholds, strict=True)
         measures: dict[str, float | None]
@@ -399,7 +399,7 @@ class StepDecoder:
         if (outcome := row[TWIN_STEP.outcome]) is not None:
             decided = StrategyDecision(
                 name,
-                self._outcome(outcome, book),
+                self.outcome(outcome, book),
                 row[TWIN_STEP.target_quantity],
                 tuple(_measures(row[TWIN_STEP.measures] or "{}").items()),
                 _noted(row[TWIN_STEP.note]),

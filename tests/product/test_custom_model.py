@@ -26,9 +26,10 @@ from waiting import deadline_s
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.checks.compare import LookaheadFinding
+from tracepaper.replay.checks.compare import CheckFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.lookahead import lookahead
+from tracepaper.replay.checks.probes import Limits
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -164,7 +165,7 @@ def fresh() -> Iterator[FreshProcesses]:
 
 def checked(
     folder: Path, fresh: FreshProcesses, module: str, bodies: Mapping[str, str]
-) -> LookaheadFinding:
+) -> CheckFinding:
     """Write a model with these bodies, and return what lookahead finds of it."""
     parts = dict.fromkeys(("features", "init", "predict"), "pass") | {"top": "", "files": ""}
     parts |= bodies

@@ -19,9 +19,10 @@ from records import check_record, identities, rows, run_again
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.checks.compare import LookaheadFinding
+from tracepaper.replay.checks.compare import CheckFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.lookahead import lookahead
+from tracepaper.replay.checks.probes import Limits
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -159,7 +160,7 @@ def test_frames_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> Non
         replayed(tmp_path / "a.db", config, [walk()])
 
 
-def checked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
+def checked(config: Config, data: Sequence[Candles]) -> CheckFinding:
     with FreshProcesses() as fresh:
         return lookahead(config, MarketData(data), fresh, Limits(probes=2))
 

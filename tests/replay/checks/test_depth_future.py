@@ -18,10 +18,12 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.backtest.market_data import SOURCES, Cutoff, MarketData
 from tracepaper.replay.backtest.tracks import depth_track
-from tracepaper.replay.checks.compare import LookaheadFinding
-from tracepaper.replay.checks.isolation import FreshProcesses, whole_of
-from tracepaper.replay.checks.lookahead import Limits, MovedStep, ProbeTrial, first_moved, lookahead
+from tracepaper.replay.checks.compare import CheckFinding
+from tracepaper.replay.checks.derived import DerivedRun, MovedStep, derive_candles, first_moved
+from tracepaper.replay.checks.isolation import FreshProcesses
+from tracepaper.replay.checks.lookahead import lookahead
 from tracepaper.replay.checks.perturbations import FutureProbe
+from tracepaper.replay.checks.probes import Limits
 from tracepaper.strategies.order_book import check_books
 
 MINUTE_MS = 60_000
@@ -76,7 +78,7 @@ def written(folder: Path, name: str, decide: str) -> Config:
 
 def checked(
     config: Config, folder: Path, fresh: FreshProcesses, *given: Any, **limits: Any
-) -> LookaheadFinding:
+) -> CheckFinding:
     candles, depth = given
     with users.importable(folder):
         return lookahead(
@@ -109,12 +111,12 @@ def test_who_looks_for_later_books_is_found(
 
 def probed(config: Config, data: MarketData, *probes: FutureProbe) -> list[MovedStep | None]:
     """Return what moves under *probes*, derived in this process."""
-    base = whole_of(config, data, "step", 60.0).steps
+    base = DerivedRun(derive_candles(config, data, "step", 60.0))
     moved = []
     for probe in probes:
         with probe.changed(config, data) as (other, future):
-            steps = whole_of(other, future, "step", 60.0).steps
-        moved.append(first_moved(ProbeTrial(base, future, "", until_ms=probe.at_ms), steps)[0])
+            run = DerivedRun(derive_candles(other, future, "step", 60.0))
+        moved.append(first_moved(base, run, until_ms=probe.at_ms)[0])
     return moved
 
 

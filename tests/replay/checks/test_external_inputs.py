@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import user_strategies as users
-from builders import bar, instrument
+from builders import bar, instrument, run
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.replay.checks.derived import Setup, send_again
 from tracepaper.replay.checks.external_inputs import NAMES_KEPT
-from tracepaper.replay.checks.isolation import FreshProcesses, Setup, step_through
+from tracepaper.replay.checks.isolation import FreshProcesses
 
 _NUMBERS = count()
 
@@ -31,13 +32,14 @@ class OpenedInputs:
         (folder / f"{name}.py").write_text(users.source(**bodies))
         of_bars = {"execution": {"model": "next_open"}}
         config = load(None, {"strategy": {"name": f"{name}:Mine"}, **of_bars})
-        setup = Setup(config, (instrument(),), 0, "step", None)
+        setup = Setup(config, run(instruments=[instrument()]))
         with (
             users.importable(folder),
-            self._fresh.child(step_through, setup) as child,
+            self._fresh.child(send_again, setup, None) as child,
         ):
-            child.ask([(bar(), [None])])
-            accesses = child.ask(None)
+            child.receive()
+            child.ask([(0, True, bar(), None)])
+            accesses = child.ask(None).accesses
         return [(item.what, item.name) for item in accesses.opened]
 
 

@@ -20,9 +20,10 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks import lookahead as lookahead_module
-from tracepaper.replay.checks.compare import LookaheadFinding
+from tracepaper.replay.checks.compare import CheckFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.lookahead import lookahead
+from tracepaper.replay.checks.probes import Limits
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 
 _NUMBERS = count()
@@ -71,7 +72,7 @@ class Checks:
         self._fresh, self._walk = fresh, walk
         self.limits = FEW
 
-    def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> LookaheadFinding:
+    def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> CheckFinding:
         name = f"own_{next(_NUMBERS)}"
         (self.folder / f"{name}.py").write_text(users.source(**bodies))
         given = candles or (self._walk,)
@@ -415,6 +416,13 @@ def test_objects_that_share_one_state_are_told_apart_from_memory(
     assert "order of the symbols" in checks.because
 
 
+def test_a_draw_for_each_of_two_symbols_is_told_apart_from_all_else(
+    check: Checks, walk: Candles, other: Candles
+) -> None:
+    draws = check(walk, other, top="import random", decide="return by(random.random() < 0.5)")
+    assert "two equal runs differ" in draws.because
+
+
 PAIR_BY_GLOBAL = {
     "top": "LAST = {}",
     "decide": "LAST[bar.instrument] = bar\n"
@@ -591,8 +599,10 @@ def test_the_command_that_did_not_probe_all_exits_1(
 ) -> None:
     """Two more interpreters alone take longer than the second."""
     (folder / "peeking.py").write_text(users.source(decide="return by(bar.close > bar.open)"))
-    short = ["lookahead", "-c", "peeking.toml", *BOTH, "--seconds", "1"]
+    short = ["lookahead", "-c", "peeking.toml", *BOTH, "--seconds", "1", "--bars", "100"]
     assert invoke(short) == 1
-    assert capsys.readouterr().out.startswith("lookahead: not probed to the end: ")
+    printed = capsys.readouterr().out
+    assert printed.startswith("lookahead: not probed to the end: ")
+    assert "the 120 bars after the first 100; give more --bars." in printed
     assert invoke([*short, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["holds"] is False

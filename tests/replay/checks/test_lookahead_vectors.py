@@ -18,14 +18,16 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference
-from tracepaper.replay.checks.isolation import FreshProcesses, whole_of
-from tracepaper.replay.checks.lookahead import Limits, ProbeTrial, first_moved, lookahead
+from tracepaper.replay.checks.derived import DerivedRun, derive_candles, first_moved
+from tracepaper.replay.checks.isolation import FreshProcesses
+from tracepaper.replay.checks.lookahead import lookahead
 from tracepaper.replay.checks.perturbations import (
     FutureProbe,
     moved_by,
     replaced_covariates,
     without_later,
 )
+from tracepaper.replay.checks.probes import Limits
 from tracepaper.storage.covariates import read_covariates
 from tracepaper.strategies.covariates import CovariateColumns, Ids, rows_of
 
@@ -63,12 +65,12 @@ def config(folder: Path, walk: Candles, **more: Mapping[str, Any]) -> Config:
 def probed(config: Config, walk: Candles) -> list[Difference]:
     """Return what moved at two bars whose future is corrupted, and cut off."""
     data = MarketData([walk])
-    base, differences = whole_of(config, data, "scan", 60.0).steps, []
+    base, differences = DerivedRun(derive_candles(config, data, "scan", 60.0)), []
     for place, cut in zip(PROBES, (False, True), strict=True):
         probe = FutureProbe(0, int(walk.open_time_ms[place]), cut)
         with probe.changed(config, data) as (other, future):
-            steps = whole_of(other, future, "scan", 60.0).steps
-        moved, compared = first_moved(ProbeTrial(base, future, "", until_ms=probe.at_ms), steps)
+            run = DerivedRun(derive_candles(other, future, "scan", 60.0))
+        moved, compared = first_moved(base, run, until_ms=probe.at_ms)
         assert compared > 0
         differences += [] if moved is None else [moved.difference]
     return differences

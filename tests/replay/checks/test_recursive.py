@@ -15,8 +15,9 @@ from exchange_client import walk_rows
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.checks.compare import CheckFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.recursive import RecursiveFinding, recursive
+from tracepaper.replay.checks.lookahead import recursive
 from tracepaper.strategies.errors import DataInvalid
 
 _NUMBERS = count()
@@ -40,7 +41,7 @@ class Starts:
     def __init__(self, folder: Path, fresh: FreshProcesses, walk: Candles) -> None:
         self._folder, self._fresh, self._walk = folder, fresh, walk
 
-    def __call__(self, sections: dict[str, Any], **bodies: str) -> RecursiveFinding:
+    def __call__(self, sections: dict[str, Any], **bodies: str) -> CheckFinding:
         name = f"starts_{next(_NUMBERS)}"
         (self._folder / f"{name}.py").write_text(users.source(**bodies))
         config = configured(f"{name}:Mine", **sections)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.changed_run import changed_run
 from tracepaper.replay.checks.what_if import Comparison, as_json, what_if
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.storage.record.columns import stored_columns
@@ -41,19 +41,16 @@ CASES = SCENARIOS | {MODEL: replace(SCENARIOS["a model with gates"], sections=st
 FEE = {"execution": {"taker_fee": "0.0011"}}
 
 
-class WholeLog(MemoryLog):
-    """A run in memory of which every step has its rows."""
-
-    append_stretch = SqlAuditLog.append_stretch
-
-
 def from_of(scenario: Scenario, part: float) -> int | None:
     """Return when the bar opens at *part* of the candles; None at their beginning."""
     opens = scenario.candles()[0].open_time_ms
     return int(opens[int(len(opens) * part)]) if part else None
 
 
-def rows_of(log: WholeLog, until: int | None = None) -> Rows:
+whole_log = partial(MemoryLog, keeps_all=True)
+
+
+def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
     """Return the rows of each table, up to the step *until*, and the gate sets."""
     connection = log.reader.connection
     rows = {
@@ -98,7 +95,7 @@ def test_it_equals_a_replay_of_the_change(
     replay = build(
         load(None, sections), scenario.data(), started_at_ms=0, from_ms=from_ms, mode=scenario.mode
     )
-    with Reader.open(path) as reader, WholeLog() as log, WholeLog() as expected:
+    with Reader.open(path) as reader, whole_log() as log, whole_log() as expected:
         changed_run(
             reader,
             path,
@@ -134,7 +131,7 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
 ) -> None:
     path = CASES[name].recorded()
     result = of(path, **change)
-    with Reader.open(path) as reader, WholeLog() as log:
+    with Reader.open(path) as reader, whole_log() as log:
         changed_run(reader, path, reader.find("last"), shadows=True, **change).derive(log)
         before, after = (
             [step for step in of_run.steps(run_id) if step.decision is not None]
