@@ -26,7 +26,6 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import Model
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.attention.probsparse import Multiplications
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.attribution import (
     Attending,
@@ -466,7 +465,6 @@ class Full:
     moves: Moves
     deletion: Deletion
     auxiliary: tuple[Table, ...] = ()  # of the auxiliary heads
-    multiplications: Multiplications | None = None  # of a network that attends sparsely
 
 
 def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing: None) -> Full:
@@ -493,7 +491,6 @@ def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing
         moves_of(contributions, probe.rows[-1].tolist(), probe.names, attribution),
         delete(probe, again, attribution, contributions.relevance),
         _auxiliary(past, probe.scale / horizon**0.5),
-        past.forecaster.model.network.multiplications(),
     )
 
 

@@ -76,13 +76,6 @@ def full_parts(full: Full) -> Iterator[Part]:
         f"Rank correlation of these contributions with the rollout, over the past bars: {rank}."
     )
     yield from _deletion_parts(full.deletion)
-    if (products := full.multiplications) is not None:
-        yield Paragraph(
-            f"ProbSparse makes {products.sparse / products.dense:.1%} of the multiplications of "
-            f"dense attention in the same layers (sampled keys and attending queries), and "
-            f"{products.computed / products.dense:.1%} where it takes the sampled ones from all "
-            "products."
-        )
     yield from full.auxiliary
 
 

@@ -1,8 +1,7 @@
 """Boosted trees fitted by LightGBM, an ensemble a horizon, and handed over as plain arrays.
 
-The variance is fitted by gamma loss with a log link, which equals QLIKE up to constants; the mean
-by squares, with fewer and smaller trees: there is little to find. LightGBM is imported here and
-nowhere else of the product, and only when trees are fitted.
+The variance is fitted by gamma loss with a log link, which equals QLIKE up to constants. LightGBM
+is imported here and nowhere else of the product, and only when trees are fitted.
 """
 
 from __future__ import annotations

@@ -1,12 +1,5 @@
 """``Dataset``: what is learnt from and judged on, of several symbols and intervals, split in time.
 
-Horizons are times. At the interval that a model is made for they are bars of that; bars of other
-intervals are learnt from as well where a horizon is a whole number of them, in training alone: a
-model is stopped, calibrated and judged at its own interval.
-
-A file of a finer interval is resampled: closed bars alone, and a coarser bar that lacks one of its
-parts is a hole. A bar of a symbol that an earlier file holds is used once, from that file.
-
 The rules are docs/models.md, L32 to L34.
 """
 

@@ -1,8 +1,6 @@
 """One fit loop for every network: objective, policy, and a state that survives a kill.
 
-The loop is AdamW with clipping: an ``Objective`` is what is learnt and by what it is judged, a
-``Policy`` how fast, how long and by which average of the weights. A head is one (task, horizon)
-pair. A network that answers every row learns from long chunks, any other from single windows.
+The loop is AdamW with clipping. A head is one (task, horizon) pair.
 
 The rules are docs/models.md, L28.
 """
@@ -12,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from itertools import count, islice
@@ -28,7 +26,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tracepaper.replay.learning.losses import (
     CONSTANTS,
     LOSSES,
-    TaskWeights,
     averaged,
     confidence_loss,
     constants,
@@ -39,7 +36,7 @@ from tracepaper.replay.learning.losses import (
     trained_confidence,
 )
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.windows import Batch, Epochs
+from tracepaper.replay.learning.windows import Batch, Chunks, Cuts, Epochs
 from tracepaper.storage.covariates import write_whole
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rolling import Array
@@ -84,7 +81,6 @@ class FitOptions:
     average: Annotated[
         float, Meta(ge=0, lt=1, description="Decay of the averaged weights; 0 keeps the last.")
     ] = 0.985
-    learned_weights: Annotated[bool, Meta(description="Learn the weights of the losses.")] = False
     price_weight: Annotated[
         float, Meta(description="Weight of return and direction; that of the volatility is 1.")
     ] = 0.5
@@ -205,34 +201,35 @@ class Objective(ABC):
         del state
 
 
+@dataclass
 class MeanLoss(Objective):
     """One loss of whole batches that are drawn by a seed; its score is the mean one, below 0."""
 
-    def __init__(self, network: nn.Module, *, seed: int, accumulate: int) -> None:
-        self.network = network
-        self._seed, self._accumulate = seed, accumulate
-
-    @abstractmethod
-    def drawn(self, generator: np.random.Generator) -> Batch:
-        """Return the next batch that *generator* draws."""
-
-    @abstractmethod
-    def judged(self) -> Iterator[Batch]:
-        """Yield the batches of the validation part."""
-
-    @abstractmethod
-    def loss(self, network: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - of the kind
-        """Return the loss of *network* on *batch*."""
+    network: Any
+    titles: str
+    chunks: Chunks
+    """What is drawn of the training part, *batch* windows at a time."""
+    taken: Callable[[Cuts], Batch]
+    """The windows of the training part at some cuts."""
+    judged: Callable[[], Iterable[Batch]]
+    """The batches of the validation part."""
+    loss: Callable[[Any, Batch], Tensor]
+    """That of a network on a batch."""
+    seed: int
+    batch: int = 1
+    accumulate: int = 1
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     def batches(self, done: int) -> Iterator[Batch]:
         """Yield the batches after *done* others."""
-        generator = np.random.default_rng(self._seed)
-        return islice((self.drawn(generator) for _ in count()), done, None)
+        generator = np.random.default_rng(self.seed)
+        drawn = (self.chunks.drawn(generator, self.batch) for _ in count())
+        return map(self.taken, islice(drawn, done, None))
 
     def gradient(self, batch: Batch) -> float:
         """Add the gradient of *batch*; return its loss."""
         loss = self.loss(self.network, batch)
-        torch.autograd.backward(loss / self._accumulate)
+        torch.autograd.backward(loss / self.accumulate)
         return float(loss.detach())
 
     def validate(self, network: nn.Module) -> float:
@@ -426,7 +423,7 @@ def heads_fit(
 ) -> Fit:
     """Return the fit of a network's heads to one symbol's bars."""
     heads = HeadLosses(network, training, validation, options)
-    policy = policy_of(network, options, heads.weights)
+    policy = policy_of(network, options)
     return Fit(heads, policy, folder=folder, about={"options": asdict(options), **(about or {})})
 
 
@@ -457,7 +454,6 @@ class HeadLosses(Objective):
         horizons = training[0].weights.shape[1]
         self._shares = loss_shares(training[0].horizons, options)
         self._device = network.device
-        self.weights = TaskWeights(horizons, learned=options.learned_weights).to(self._device)
         self.best = np.full((len(LOSSES), horizons), -np.inf)
         self.waited = np.zeros((len(LOSSES), horizons), dtype=np.int64)
 
@@ -478,9 +474,7 @@ class HeadLosses(Objective):
         total = 0.0
         for piece in pieces:
             each, wrong_where_sure = self._losses(piece, whole)
-            # A learnt weight adds a term of its own to each piece: a share of it is one piece's.
-            loss = self.weights(each * len(pieces), active) / len(pieces)
-            loss = loss + options.entropy_weight * wrong_where_sure / len(pieces)
+            loss = (each * active).sum() + options.entropy_weight * wrong_where_sure / len(pieces)
             (loss / options.accumulate).backward()
             total += float((each.detach() * active).sum() / active.sum())
         return total
@@ -490,13 +484,11 @@ class HeadLosses(Objective):
         return not self.active().any()
 
     def state(self) -> dict[str, Any]:
-        """Return the learnt weights of the heads, their best scores, and how long each waits."""
-        waits = {"best": self.best.tolist(), "waited": self.waited.tolist()}
-        return {"weights": self.weights.state_dict(), **waits}
+        """Return the best score of each head, and how long it waits for a better one."""
+        return {"best": self.best.tolist(), "waited": self.waited.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
-        self.weights.load_state_dict(state["weights"])
         self.best, self.waited = np.array(state["best"]), np.array(state["waited"])
 
     def validate(self, network: nn.Module) -> float:
@@ -565,11 +557,10 @@ def batches_for(network: Network, training: Sequence[Samples], options: FitOptio
     return Epochs(training, length=length, batch=options.windows, seed=options.seed, last_row=True)
 
 
-def policy_of(network: nn.Module, options: FitOptions, *others: nn.Module) -> Policy:
-    """Return how *options* say to fit: matrices decay; biases, norms and *others* do not."""
+def policy_of(network: nn.Module, options: FitOptions) -> Policy:
+    """Return how *options* say to fit: matrices decay; biases and norms do not."""
     matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    rest += [p for other in others for p in other.parameters() if p.requires_grad]
     return Policy(
         options.steps,
         [

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tracepaper.replay.learning.registry import registering
@@ -245,22 +245,6 @@ def averaged(each: Tensor, weights: Tensor, total: Tensor | None = None) -> Tens
     if total is None:
         total = weights.sum((0, 1))
     return (each * weights).sum((1, 2)) / torch.clamp(total, min=1e-9)
-
-
-class TaskWeights(nn.Module):
-    """Weights of [task, horizon] losses: all one, or learnt as log variances.
-
-    Source of the learnt form: Kendall, Gal and Cipolla, 2018.
-    """
-
-    def __init__(self, horizons: int, *, learned: bool) -> None:
-        super().__init__()
-        self.log_variance = nn.Parameter(torch.zeros(len(LOSSES), horizons), requires_grad=learned)
-
-    def forward(self, each: Tensor, active: Tensor) -> Tensor:
-        """Return the weighted sum of [task, horizon] losses over the *active* ones."""
-        weighted = torch.exp(-self.log_variance) * each + self.log_variance
-        return (weighted * active).sum()
 
 
 # --- scores

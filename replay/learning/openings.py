@@ -1,9 +1,4 @@
-"""Named spans of untouched time, and how often each was opened.
-
-A span is untouched until a choice is made by it. So each recipe whose frozen weights were judged on
-it counts as one opening, however often it was judged again: what many recipes were tried on is
-evidence of less. The file is the folder's that holds the checkpoints; what comes with the package,
-and classes, are counted in the user's state.
+"""Named spans of untouched time, and how often each was opened: once by each recipe.
 
 The rule is docs/models.md, L47.
 """

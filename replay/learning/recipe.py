@@ -1,11 +1,7 @@
 """Everything that is chosen before training starts, as TOML and back; and the kinds that choose it.
 
-A kind of model is a record, ``Kind``: what its recipe may choose, and how it is fitted and loaded.
-It is registered by a module of ``estimators``; no other module asks for a kind.
-
-A recipe has the form of a card: ``[model]``, ``[architecture]``, ``[training]``, ``[calibration]``
-and ``[split]``, with what is chosen and nothing that follows. A card is a recipe with its results,
-so it can be handed in as one: what follows from training is then left aside.
+A kind of model is a record, ``Kind``, registered by a module of ``estimators``; no other module
+asks for a kind. A card is a recipe with its results: handed in as one, these are left aside.
 
 The rules are docs/models.md, L25 to L27.
 """

@@ -1,8 +1,6 @@
 """Train a model on a database's bars, and judge it beside the running one on untouched time.
 
-``tracepaper retrain`` does this by hand, and the daemon calls the same command in a process of its
-own. Any checkpoint is judged by what the daemon would have stored of it: its volatility at the
-gates' horizon, bar by bar.
+Any checkpoint is judged by what the daemon would have stored of it.
 
 The rules are docs/operations.md, O11 to O19.
 """

@@ -1,17 +1,11 @@
 """Segments of candles without holes, and the split of their calendar into parts and folds.
 
-Cut file by file, the untouched span of one file lies inside the training span of another, and
-markets move together; so the four parts are spans of the calendar that hold for every file. They
-are purged by the label's horizon, with an embargo.
+A label that reaches into a held-out span would carry its outcome into the training, and features of
+the bars after it look back into it. So a training label ends before each held-out span begins, or
+its bar opens an embargo after that span's end. Source: López de Prado, Advances in Financial
+Machine Learning, chapters 7 and 12.
 
-A fold says which spans of time are learnt from, which stop the fit, and which are tested. Labels
-look forward: one that reaches into a held-out span would carry its outcome into the training, and
-features of the bars after it look back into it. So a training label ends before each held-out span
-begins, or its bar opens an embargo after that span's end.
-
-Source: López de Prado, Advances in Financial Machine Learning, chapters 7 and 12.
-
-The rules are docs/models.md, L44.
+The rules are docs/models.md, L5 and L44.
 """
 
 from __future__ import annotations

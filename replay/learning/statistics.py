@@ -1,12 +1,8 @@
 """Figures of forecasts against what happened, each with its standard error over calendar days.
 
-Bars of near days are not independent: labels overlap, symbols move together, and a calm week stays
-calm. So a figure's error comes from resampling blocks of days (``metrics.blocks_of``); of a single
-block it is not known, and None. Every figure is a function of sums, and sums over blocks add up, so
-that a resampled figure costs a few additions. Selective prediction asks what risk remains when only
-the surest bars are answered, at equal coverage with gates that cost nothing.
-
-Differences of losses are of the same bars, with errors by day and Holm's correction.
+A figure's error comes from resampling blocks of days (``metrics.blocks_of``); of a single block it
+is None. Every figure is a function of sums, and sums over blocks add up, so that a resampled figure
+costs a few additions.
 
 The rules are docs/models.md, L14 and L45.
 """
@@ -45,7 +41,7 @@ class DailyEstimate(NamedTuple):
 
 
 def figure(
-    terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array], *, seed: int = 0
+    terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array]
 ) -> DailyEstimate:
     """Return ``combine`` of the summed [term, row] *terms*, with its error over *days* [row].
 
@@ -56,13 +52,11 @@ def figure(
         return DailyEstimate(float("nan"), None)
     block = blocks_of(days)
     blocks = [np.bincount(block, row).astype(np.float64) for row in terms]
-    value, error = resampled(np.stack(blocks, axis=1), combine, seed)
+    value, error = resampled(np.stack(blocks, axis=1), combine)
     return DailyEstimate(float(value), None if error is None else float(error))
 
 
-def resampled(
-    blocks: Array, combine: Callable[[Array], Array], seed: int = 0
-) -> tuple[Array, Array | None]:
+def resampled(blocks: Array, combine: Callable[[Array], Array]) -> tuple[Array, Array | None]:
     """Return ``combine`` of [block, term] *blocks* summed, with its error over them, as ``figure``.
 
     Values may have axes of their own. The bootstrap's error is that of the blocks at hand, so it is
@@ -72,7 +66,7 @@ def resampled(
     if count < 2:
         return value, None
     # A resample is how often each block was drawn, so all resamples together are one product.
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
     spread = np.nanstd(combine(drawn.astype(np.float64) @ blocks), axis=0)
     return value, spread * (count / (count - 1)) ** 0.5
 

@@ -1,9 +1,6 @@
 """From a recipe and files to checkpoints; what a training would learn from, in figures.
 
-Labels of neighbouring bars share most of their future, so their number says little: beside it
-stand how many of them share no bar, by uniqueness, and on how many days of the calendar they lie.
-
-The rules are docs/models.md, L7 to L29.
+The rules are docs/models.md, L7 to L29 and L34.
 """
 
 from __future__ import annotations

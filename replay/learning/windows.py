@@ -9,7 +9,7 @@ The rules are docs/models.md, L25, and docs/several.md, P26.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,30 +61,25 @@ class Batch:
 
 
 def windows(
-    part: Sequence[Samples], order: Iterable[Cuts], length: int, *, learnt: int | None = None
-) -> Iterator[Batch]:
-    """Yield the windows of each *order* of *part* as a batch: the one maker of batches.
+    part: Sequence[Samples], cuts: Cuts, length: int, *, learnt: int | None = None
+) -> Batch:
+    """Return the windows of *part* at *cuts* as a batch: the one maker of batches.
 
     A window that is shorter than *length* is padded at its end without weight. Of each the last
     *learnt* rows are learnt from, by default all.
     """
     rows, has_assets = learnt or length, len(part[0].panel.symbols) > 1
-    for cuts in order:
-        of = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
-        taken = [(samples, slice(max(start, stop - rows), stop)) for samples, start, stop in of]
-        by_label = {
-            name: [
-                np.nan_to_num(s.labels[name][:, at], nan=LABELS[name].missing) for s, at in taken
-            ]
-            for name in of[0][0].labels
-        }
-        cuts_of = [(samples.panel, start, stop) for samples, start, stop in of]
-        values, positions = inputs(cuts_of, length, by_last=learnt == 1)
-        labels = {
-            name: _stacked(each, rows, has_assets=has_assets) for name, each in by_label.items()
-        }
-        weights = _stacked([s.weights[None, at] for s, at in taken], rows)
-        yield Batch(values, labels, weights, positions)
+    of = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
+    taken = [(samples, slice(max(start, stop - rows), stop)) for samples, start, stop in of]
+    labels = {}
+    for name in of[0][0].labels:
+        each = [np.nan_to_num(s.labels[name][:, at], nan=LABELS[name].missing) for s, at in taken]
+        labels[name] = _stacked(each, rows, has_assets=has_assets)
+    values, positions = inputs(
+        [(samples.panel, start, stop) for samples, start, stop in of], length, by_last=learnt == 1
+    )
+    weights = _stacked([samples.weights[None, at] for samples, at in taken], rows)
+    return Batch(values, labels, weights, positions)
 
 
 def inputs(
@@ -158,12 +153,15 @@ class Epochs:
         """Yield batches epoch after epoch without end, from the *skipped*-th on."""
         for number in itertools.count():
             order = self._order(number)
-            yield from windows(self._part, order[skipped:], self._length, learnt=self._learnt)
+            yield from map(self._taken, order[skipped:])
             skipped = max(skipped - len(order), 0)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of epoch *number*; the same number gives the same batches."""
-        return windows(self._part, self._order(number), self._length, learnt=self._learnt)
+        return map(self._taken, self._order(number))
+
+    def _taken(self, cuts: Cuts) -> Batch:
+        return windows(self._part, cuts, self._length, learnt=self._learnt)
 
     def _order(self, number: int) -> list[Cuts]:
         """Return the windows of each batch of an epoch."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
@@ -88,6 +88,41 @@ def check_tensors(**tensors: object) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise AttentionInvalid(f"{name} is a {type(tensor).__name__}; give a torch tensor.")
+
+
+def check_axes(
+    given: Mapping[str, tuple[object, str]], sizes: Mapping[str, int] | None = None
+) -> None:
+    """Raise ``AttentionInvalid`` unless tensors have their axes, and those of one name one size.
+
+    *given* are by name a tensor, None where there is none, and its axes such as ``batch head key``;
+    *sizes* are axes whose size is known.
+    """
+    known = dict(sizes or {})
+    for name, (tensor, text) in given.items():
+        if tensor is None:
+            continue
+        check_tensors(**{name: tensor})
+        assert isinstance(tensor, torch.Tensor)
+        axes, shape = text.split(), list(tensor.shape)
+        fits = len(axes) == len(shape) and 0 not in shape
+        if not fits or any(known.get(*of) != of[1] for of in zip(axes, shape, strict=True)):
+            wanted = ", ".join(f"{axis} {known[axis]}" if axis in known else axis for axis in axes)
+            raise AttentionInvalid(f"{name} is {shape}; give [{wanted}].")
+        known |= dict(zip(axes, shape, strict=True))
+
+
+def check_types(*, is_one: bool = True, **tensors: Tensor) -> None:
+    """Raise ``AttentionInvalid`` unless *tensors* are of float types, one type, on one device."""
+    first, like = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES or (is_one and tensor.dtype != like.dtype):
+            wanted = like.dtype if is_one and like.dtype in DTYPES else "a float type"
+            raise AttentionInvalid(f"{name} is {tensor.dtype}; give {wanted}.")
+        if tensor.device != like.device:
+            raise AttentionInvalid(
+                f"{name} is on {tensor.device} and {first} on {like.device}; bring them together."
+            )
 
 
 def working_type(tensor: Tensor) -> torch.dtype:

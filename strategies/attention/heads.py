@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import explanation
+from tracepaper.strategies.attention.checks import check_axes, explanation
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -118,15 +118,8 @@ def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Te
     *inputs* and *gradient* (of the forecast with respect to the inputs) are [time, feature],
     *rollout* [time]. Shares sum to 1; all zero where no input moves the forecast.
     """
-    if (
-        inputs.ndim != _MATRIX
-        or inputs.shape != gradient.shape
-        or rollout.shape != inputs.shape[:1]
-    ):
-        raise AttentionInvalid(
-            f"Give inputs and gradient as [time, feature] and a rollout of [time], not "
-            f"{list(inputs.shape)}, {list(gradient.shape)} and {list(rollout.shape)}."
-        )
+    both = {"inputs": (inputs, "time feature"), "gradient": (gradient, "time feature")}
+    check_axes({**both, "rollout": (rollout, "time")})
     moved = rollout @ (inputs * gradient).abs()
     return moved / moved.sum().clamp_min(torch.finfo(moved.dtype).tiny)
 

@@ -31,10 +31,11 @@ from tracepaper.strategies.attention.backends import (
     kernel_for,
 )
 from tracepaper.strategies.attention.checks import (
-    DTYPES,
+    check_axes,
     check_mask,
     check_products,
     check_tensors,
+    check_types,
     exact,
     is_finite,
     ruled,
@@ -251,8 +252,6 @@ class _KernelAttention(torch.autograd.Function):
 kernel_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _KernelAttention.apply
 """Differentiable ``(query, key, value, kernel, mask, scale) -> output, logsumexp``."""
 
-_RANK: Final = 4
-
 
 class Attention(NamedTuple):
     """The result of attention; the logsumexp is natural and carries no gradient."""
@@ -462,32 +461,14 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
         raise AttentionInvalid(
             "attend takes Mask(), Mask.full() and Mask.window(bars); give another one to a Layer."
         )
-    check_tensors(query=query, key=key, value=value)
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.ndim != _RANK:
-            raise AttentionInvalid(
-                f"{name} has shape {list(x.shape)}; attention takes [batch, head, time, dim]."
-            )
-        if x.dtype not in DTYPES:
-            raise AttentionInvalid(f"{name} is {x.dtype}; attention takes floating point tensors.")
-        if x.dtype != query.dtype or x.device != query.device:
-            raise AttentionInvalid(
-                f"{name} is {x.dtype} on {x.device} but query is {query.dtype} on "
-                f"{query.device}; bring them together."
-            )
-        if x.numel() == 0:
-            raise AttentionInvalid(
-                f"{name} is empty with shape {list(x.shape)}; give it at least one bar."
-            )
-    if key.shape[1] != query.shape[1]:
-        raise AttentionInvalid(
-            f"key has {key.shape[1]} heads but query has {query.shape[1]}; they must agree."
-        )
-    if key.shape[:3] != value.shape[:3] or key.shape[::3] != query.shape[::3]:
-        raise AttentionInvalid(
-            f"query {list(query.shape)}, key {list(key.shape)} and value {list(value.shape)} "
-            "must agree in batch and head, query and key in dim, and key and value in time."
-        )
+    check_axes(
+        {
+            "query": (query, "batch head query dim"),
+            "key": (key, "batch head time dim"),
+            "value": (value, "batch head time width"),
+        }
+    )
+    check_types(query=query, key=key, value=value)
     if mask.kind is not MaskKind.FULL and key.shape[2] != query.shape[2]:
         raise AttentionInvalid(
             f"A {mask.kind.value} mask needs as many keys as queries, not {key.shape[2]} and "

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from tracepaper.strategies.attention import compiled, triton_rollout
 from tracepaper.strategies.attention.checks import (
-    AXES,
+    check_axes,
     check_mask,
     check_rows,
-    check_tensors,
+    check_types,
     explanation,
     is_finite,
     working_type,
@@ -54,7 +54,6 @@ from tracepaper.strategies.errors import AttentionInvalid
 
 BACKENDS: Final = ("tiles", "triton", *compiled.NAMES)
 """What carries the heads' mean: torch, Triton on CUDA, or compiled loops on the CPU."""
-_MATRIX: Final = 2
 T = TypeVar("T")
 
 
@@ -107,7 +106,7 @@ class Layer(Read):
 
         Raises ``AttentionInvalid`` for tensors that do not fit together.
         """
-        check_tensors(query=query)
+        check_axes({"query": (query, "batch head query dim")})
         sums = query.new_zeros(query.shape[:-1], dtype=working_type(query))
         layer = cls(query, key, value, sums, mask, scale, softcap, sinks)
         return replace(layer, logsumexp=layer.natural_logsumexp(working_type(query)))
@@ -204,7 +203,10 @@ class Layer(Read):
         A query that sees nothing keeps its weight, and what a sink takes is lost. Raises
         ``AttentionInvalid`` for a backend that cannot run, and when a head does not keep its mass.
         """
-        self._check_weights(weights)
+        check_axes(
+            {"weights": (weights, "batch row query")},
+            {"batch": self.shape[0], "query": self.shape[2]},
+        )
         weights = weights.to(self.query.device, self.operand.kind)
         if fuse.fusion == "mean" and not fuse.discard_ratio:
             carried = self._advance_mean(weights, fuse)
@@ -463,7 +465,11 @@ class Layer(Read):
         Raises ``AttentionInvalid`` without a value or an output projection that fits it.
         """
         if self.norms is not None:
-            return _checked_norms(self.norms, self.shape)
+            if not is_finite(self.norms):
+                raise AttentionInvalid("A layer has a NaN or infinite norm; find its source.")
+            if bool((self.norms < 0).any()):
+                raise AttentionInvalid("A value norm is a length; give none below 0.")
+            return self.norms
         value, weight = self._value("norm"), self.output_weight
         if weight is None:
             raise AttentionInvalid(
@@ -471,17 +477,6 @@ class Layer(Read):
                 "Layer.output_weight."
             )
         return value_norms(value, weight, self.query.shape[1])
-
-    def _check_weights(self, weights: Tensor) -> None:
-        check_tensors(weights=weights)
-        if weights.ndim != AXES - 1 or (weights.shape[0], weights.shape[2]) != (
-            self.shape[0],
-            self.shape[2],
-        ):
-            raise AttentionInvalid(
-                f"The weights are {list(weights.shape)} for queries {list(self.query.shape)}; give "
-                "[batch, row, query]."
-            )
 
 
 @explanation
@@ -491,15 +486,9 @@ def value_norms(value: Tensor, output_weight: Tensor, heads: int | None = None) 
     *output_weight* is the output projection's [model, head * dim], as ``torch.nn.Linear`` stores
     it; *heads* are the query's, where several share a key head.
     """
-    check_tensors(value=value, output_weight=output_weight)
-    if value.ndim != AXES:
-        raise AttentionInvalid(f"value is {list(value.shape)}; give [batch, head, time, dim].")
+    check_axes({"value": (value, "batch head time dim")})
     count, dim = value.shape[1] if heads is None else heads, value.shape[3]
-    if output_weight.ndim != _MATRIX or output_weight.shape[1] != count * dim:
-        raise AttentionInvalid(
-            f"The output projection must take {count * dim} inputs, not "
-            f"{list(output_weight.shape)}; give the layer's own."
-        )
+    check_axes({"output_weight": (output_weight, "model inputs")}, {"inputs": count * dim})
     if not (is_finite(value) and is_finite(output_weight)):
         raise AttentionInvalid("value or output_weight has a NaN or infinite number; find it.")
     kind = working_type(value)
@@ -510,21 +499,6 @@ def value_norms(value: Tensor, output_weight: Tensor, heads: int | None = None) 
     wide = value.to(kind)
     squares = torch.einsum("bktd,kgde,bkte->bkgt", wide, gram, wide).flatten(1, 2)
     return squares.clamp_min(0.0).sqrt()
-
-
-def _checked_norms(norms: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """Return *norms*; raise ``AttentionInvalid`` for what are no lengths of these keys."""
-    batch, heads, _, keys = shape
-    if norms.shape != (batch, heads, keys):
-        raise AttentionInvalid(
-            f"The norms are {list(norms.shape)}; give one length a head and key, "
-            f"{[batch, heads, keys]}."
-        )
-    if not is_finite(norms):
-        raise AttentionInvalid("A layer has a NaN or infinite norm; find its source.")
-    if bool((norms < 0).any()):
-        raise AttentionInvalid("A value norm is a length and cannot be negative; give norms.")
-    return norms
 
 
 def check_backend(backend: str, device: torch.device) -> str:
@@ -550,71 +524,35 @@ def check_backend(backend: str, device: torch.device) -> str:
 
 
 def _check(layer: Layer) -> None:
-    """Raise ``AttentionInvalid`` for tensors that do not fit together."""
-    query, key, sums = layer.query, layer.key, layer.logsumexp
-    check_tensors(query=query, key=key, logsumexp=sums)
+    """Raise ``AttentionInvalid`` for tensors, numbers and a mask that do not fit together."""
     check_mask(layer.mask)
-    if query.ndim != AXES or key.ndim != AXES or not query.numel() or not key.numel():
+    check_axes(
+        {
+            "query": (layer.query, "batch head query dim"),
+            "key": (layer.key, "batch key_head key dim"),
+            "logsumexp": (layer.logsumexp, "batch head query"),
+            "value": (layer.value, "batch key_head key width"),
+            "gradient": (layer.gradient, "batch head query slope"),
+            "norms": (layer.norms, "batch head key"),
+            "sinks": (layer.sinks, "head"),
+        }
+    )
+    check_types(query=layer.query, key=layer.key)
+    check_types(is_one=False, query=layer.query, logsumexp=layer.logsumexp)
+    heads, shared = layer.query.shape[1], layer.key.shape[1]
+    if heads % shared:
         raise AttentionInvalid(
-            f"query {list(query.shape)} and key {list(key.shape)} must be [batch, head, time, dim] "
-            "and hold at least one number."
-        )
-    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        raise AttentionInvalid(
-            f"query {list(query.shape)} and key {list(key.shape)} must agree in batch and dim."
-        )
-    if query.shape[1] % key.shape[1]:
-        raise AttentionInvalid(
-            f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads alike; give a "
-            "multiple."
-        )
-    if sums.shape != query.shape[:3]:
-        raise AttentionInvalid(
-            f"The logsumexp is {list(sums.shape)} for queries {list(query.shape)}; give one "
-            "number a head and query, and cut the padding that some kernels add."
-        )
-    tensors = {"query": query, "key": key, "logsumexp": sums}
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise AttentionInvalid(f"The {name} is {tensor.dtype}; give a float type.")
-        if tensor.device != query.device:
-            raise AttentionInvalid(
-                f"The query is on {query.device} and the {name} on {tensor.device}; move them to "
-                "one device."
-            )
-    if query.dtype != key.dtype:
-        raise AttentionInvalid(
-            f"query is {query.dtype} and key {key.dtype}; give one floating point type."
-        )
-    _check_companions(layer)
-    _check_numbers(layer)
-
-
-def _check_companions(layer: Layer) -> None:
-    """Raise ``AttentionInvalid`` for values, gradients and sinks that do not fit."""
-    value, gradient = layer.value, layer.gradient
-    if value is not None and (value.ndim != AXES or value.shape[:3] != layer.key.shape[:3]):
-        raise AttentionInvalid(
-            f"The value is {list(value.shape)} for keys {list(layer.key.shape)}; give one a key."
-        )
-    if gradient is not None and gradient.shape[:3] != layer.query.shape[:3]:
-        raise AttentionInvalid(
-            f"The gradient is {list(gradient.shape)} for queries {list(layer.query.shape)}; give "
-            "that of A·V."
+            f"{heads} query heads cannot share {shared} key heads alike; give a multiple."
         )
     for name in ("scale", "softcap"):
         number = getattr(layer, name)
         if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
             raise AttentionInvalid(f"{name} is {number!r}; it must be a finite number above 0.")
-    if layer.sinks is not None:
-        check_tensors(sinks=layer.sinks)
-        if layer.sinks.shape != layer.query.shape[1:2]:
-            raise AttentionInvalid(
-                f"The sinks are {list(layer.sinks.shape)} for {layer.query.shape[1]} heads; give "
-                "one a head."
-            )
-        if not bool((torch.isfinite(layer.sinks) | torch.isneginf(layer.sinks)).all()):
-            raise AttentionInvalid("A sink is NaN or infinite; give -inf where a head has none.")
+    if layer.sinks is not None and not bool(
+        (torch.isfinite(layer.sinks) | torch.isneginf(layer.sinks)).all()
+    ):
+        raise AttentionInvalid("A sink is NaN or infinite; give -inf where a head has none.")
+    _check_numbers(layer)
 
 
 def _check_numbers(layer: Layer) -> None:

@@ -19,10 +19,9 @@ import torch
 from torch.nn import functional
 
 from tracepaper.strategies.attention.checks import (
-    AXES,
+    check_axes,
     check_mask,
     check_rows,
-    check_tensors,
     exact,
     explanation,
     ruled,
@@ -94,11 +93,7 @@ def attend_linearly(
     The features [batch, head, time, feature] must be positive. Raises ``AttentionInvalid`` for a
     window, over which sums would have to forget, and for tensors that do not fit.
     """
-    _check(query, key, mask)
-    if value.shape[:-1] != key.shape[:-1]:
-        raise AttentionInvalid(
-            f"Values {list(value.shape)} do not fit keys {list(key.shape)}; give one a key."
-        )
+    _check(query, key, mask, value)
     query, key, value = ruled(query, key, value)
     kind, wide_type = value.dtype, working_type(value)
     query, key, value = (x.to(wide_type) for x in (query, key, value))
@@ -193,14 +188,15 @@ def _chunks(time: int) -> Iterator[slice]:
         yield slice(start, min(start + CHUNK, time))
 
 
-def _check(query: Tensor, key: Tensor, mask: Mask) -> None:
+def _check(query: Tensor, key: Tensor, mask: Mask, value: Tensor | None = None) -> None:
     check_mask(mask)
-    check_tensors(query=query, key=key)
-    if query.ndim != AXES or query.shape != key.shape or not query.numel():
-        raise AttentionInvalid(
-            f"Features of queries {list(query.shape)} and keys {list(key.shape)} must both be "
-            "[batch, head, time, feature] and hold at least one number."
-        )
+    check_axes(
+        {
+            "query": (query, "batch head time feature"),
+            "key": (key, "batch head time feature"),
+            "value": (value, "batch head time dim"),
+        }
+    )
     if mask.kind not in (MaskKind.FULL, MaskKind.CAUSAL):
         raise AttentionInvalid(
             "Linear attention sums over all that a row sees and cannot forget a window's oldest "

@@ -1,21 +1,8 @@
 """ProbSparse attention: selected queries attend, the others take the mean value.
 
-Zhou et al. (2021), Informer, arXiv:2012.07436. Each query samples some keys; the spread
-``max_j - mean_j`` of its products measures how much it would choose, and the top
-``u = factor · ceil(ln N)`` queries attend to every key. The attention matrix is then u real rows
-and uniform rows, so its rollout and its entropies are exact in O(u·N).
-
-Three points differ from the code that the paper came with: the sampled keys follow from a seed, so
-that a decision can be recomputed, the score subtracts the mean of the sample, and a lazy causal row
-is a true average of what it sees, in its output and in its attention alike. Ranking the whole
-sequence looks ahead: under a causal mask one future bar changes earlier rows, so nothing here may
-serve a batched pass.
-
-Distilling (convolution, activation, max-pooling of time) leaves rollout undefined without a
-convention. Ours makes each stage a row-stochastic map: a pooled position rests on the bars in
-proportion to the channels whose maximum they gave, and a convolved position on its taps in
-proportion to the length ``‖W_τ x_{n+τ}‖`` of each tap's term. Norm and activation work position by
-position and move nothing. A display of this rollout names the convention.
+Zhou et al. (2021), Informer, arXiv:2012.07436. The attention matrix is u real rows and uniform
+rows, so its rollout and its entropies are exact in O(u·N). Ranking the whole sequence looks ahead:
+nothing here may serve a batched pass.
 
 The rules are docs/attention.md, A18 to A20.
 """
@@ -30,9 +17,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tracepaper.strategies.attention.checks import (
+    check_axes,
     check_mask,
     check_rows,
-    check_tensors,
     exact,
     explanation,
     ruled,
@@ -55,35 +42,12 @@ if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
 
 FACTOR: Final = 5
-_AXES: Final = 4
 _SAMPLED_ROWS: Final = 512
 """Rows whose sampled keys are gathered at once: the gather is the largest array here."""
 _SAMPLED_ROWS_LEAST: Final = 16
 _DENSE_RATIO: Final = 32
 """With at most so many keys for each sampled one, the product with all keys is faster."""
 _TOLERANCE: Final = 1e-4
-
-
-@dataclass(frozen=True)
-class Multiplications:
-    """Products of a query with a key, and of a weight with a value, for each head."""
-
-    sparse: int  # sampled products of all queries, and those of the ones that attend
-    computed: int  # with the sampled products taken from all, where that is faster
-    dense: int  # of every query with every key and value
-
-    def __add__(self, other: Multiplications) -> Multiplications:
-        """Add those of another layer."""
-        counts, others = vars(self), vars(other)
-        return Multiplications(**{name: counts[name] + others[name] for name in counts})
-
-
-def multiplications(time: int, *, factor: int = FACTOR) -> Multiplications:
-    """Count those of ``attend_sparsely`` over *time* bars under the full mask."""
-    count = _top(time, factor)
-    ranked = time if time <= _DENSE_RATIO * count else count
-    attending = 2 * count * time
-    return Multiplications(time * count + attending, time * ranked + attending, 2 * time**2)
 
 
 def sample_keys(time: int, mask: Mask, *, factor: int = FACTOR, seed: int) -> Tensor:
@@ -117,18 +81,10 @@ def attend_sparsely(
     the earlier row. Raises ``AttentionInvalid`` on shapes that do not fit.
     """
     _check_mask(mask)
-    check_tensors(query=query, key=key, value=value, samples=samples)
-    if query.ndim != _AXES or not query.shape == key.shape == value.shape or not query.numel():
-        raise AttentionInvalid(
-            f"ProbSparse needs query, key and value of one shape [batch, head, time, dim] and at "
-            f"least one bar, not {list(query.shape)}, {list(key.shape)} and {list(value.shape)}."
-        )
+    names = {"query": query, "key": key, "value": value}
+    check_axes({name: (tensor, "batch head time dim") for name, tensor in names.items()})
     time = query.shape[2]
-    if samples.shape[:1] != (time,):
-        raise AttentionInvalid(
-            f"The key samples are for {samples.shape[0]} bars, the sequence holds {time}; draw "
-            "them with sample_keys for this length."
-        )
+    check_axes({"samples": (samples, "time sample")}, {"time": time})
     query, key, value = ruled(query, key, value)
     spread = _spread(query, key, samples)
     for row in check_rows(always, time) if len(always) else ():

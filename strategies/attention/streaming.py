@@ -12,7 +12,13 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.checks import DTYPES, explanation
+from tracepaper.strategies.attention.checks import (
+    DTYPES,
+    check_axes,
+    check_types,
+    explanation,
+    require_finite,
+)
 from tracepaper.strategies.attention.kernels import Attention, attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
@@ -218,19 +224,12 @@ class Stream:
             raise AttentionInvalid(
                 f"Layer {self._next} is next and {layer} was asked; go in order."
             )
-        for name, tensor in (("query", query), ("key", key), ("value", value)):
-            if tuple(tensor.shape) != self._shape:
-                raise AttentionInvalid(
-                    f"The {name} must be [batch, head, dim] {list(self._shape)}, not "
-                    f"{list(tensor.shape)}."
-                )
-            if tensor.dtype != self._dtype or tensor.device != self._keys[0].rows.device:
-                raise AttentionInvalid(
-                    f"The {name} is {tensor.dtype} on {tensor.device}, the stream {self._dtype} on "
-                    f"{self._keys[0].rows.device}; bring them together."
-                )
-            if not bool(torch.isfinite(tensor).all()):
-                raise AttentionInvalid(f"The {name} has a NaN or infinite number; find its source.")
+        given = {"query": query, "key": key, "value": value}
+        sizes = dict(zip(("batch", "head", "dim"), self._shape, strict=True))
+        check_axes({name: (tensor, "batch head dim") for name, tensor in given.items()}, sizes)
+        check_types(stream=self._keys[0].rows, query=query, key=key, value=value)
+        for name, tensor in given.items():
+            require_finite(tensor, f"What gave the {name}")
         if layer == 0:
             self._end = self._rings.settle(slice(0, 1), 1)
         end = self._end

@@ -63,14 +63,6 @@ def bars_needed(rows: int, schema: FeatureSchema, wider: FeatureSchema) -> int:
     return max(rows + schema.lookback - 1, wider.lookback)
 
 
-def require_one_of_each(bars: Sequence[Bar]) -> None:
-    """Raise ``InvariantBroken`` where two of *bars*, a group, are of one instrument."""
-    if len({bar.instrument for bar in bars}) < len(bars):
-        raise InvariantBroken(
-            "Two bars of one instrument cannot be stepped at once; hand over one of each."
-        )
-
-
 def positions_of(bars: Sequence[Bar]) -> Ids:
     """Return the absolute number of each of *bars*."""
     return np.array([bar.open_time_ms // bar.interval_ms for bar in bars], dtype=np.int64)
@@ -83,12 +75,6 @@ def buckets_of(weights: Floats, positions: Ids) -> Rows:
     # Holes in time push bars beyond the last block that an explanation names.
     at = np.minimum(block[-1] - block, count)
     return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)
-
-
-def row_at(taken: FeatureRows, at: int) -> FeatureRows:
-    """Return one of the rows *taken*."""
-    part = slice(at, at + 1)
-    return FeatureRows(taken.values[part], taken.sigma[part], taken.bars[part])
 
 
 class InstrumentMemory:
@@ -181,7 +167,10 @@ class FeatureMemory:
         Raises ``InvariantBroken`` for two bars of one instrument and for one that does not follow;
         nothing is taken in then.
         """
-        require_one_of_each(bars)
+        if len({bar.instrument for bar in bars}) < len(bars):
+            raise InvariantBroken(
+                "Two bars of one instrument cannot be stepped at once; hand over one of each."
+            )
         memories = [self.of(bar.instrument) for bar in bars]
         for memory, bar in zip(memories, bars, strict=True):
             memory.admit([bar])
@@ -242,34 +231,32 @@ class FeatureWindow:
         """The absolute numbers of their bars: [row]."""
         return self._times[self._newest, 1].copy()
 
-    def take(self, bars: Sequence[Bar], taken: FeatureRows) -> Iterator[float]:
-        """Append the rows *taken* of *bars* one by one; yield σ of each, NaN where it is unusable.
+    def take(self, bar: Bar, taken: FeatureRows, at: int) -> float | None:
+        """Append the row *at* of those *taken*, that of *bar*; return its σ, NaN if unusable.
 
-        *taken* has a row for the last of *bars*, and may be of a wider schema. One that is not
-        whole is left out. A value that is not finite is neutral for later bars.
+        *taken* may be of a wider schema. None of a row that is not whole, which is left out. A
+        value that is not finite is neutral for later bars.
         """
-        rows, first = taken.values[:, : len(self._schema.names)], len(bars) - len(taken.values)
-        values, sigmas = neutral(rows), usable(rows, taken.sigma).tolist()
-        for at in np.flatnonzero(taken.complete(self._schema)).tolist():
-            bar = bars[first + at]
-            if self._end == len(self._rows):
-                for kept in (self._rows, self._times, self._lacks):
-                    kept[: self._window] = kept[self._window :]
-                self._end = self._window
-            self._rows[self._end] = values[at]
-            self._times[self._end] = (
-                bar.open_time_ms, bar.open_time_ms // bar.interval_ms, bar.closed_ms
-            )  # fmt: skip
-            self._lacks[self._end] = True
-            self._end += 1
-            if self._other is not None:
-                self._amend(bar, self._other)
-            yield sigmas[at]
+        if taken.bars[at] < self._schema.lookback:
+            return None
+        if self._end == len(self._rows):
+            for kept in (self._rows, self._times, self._lacks):
+                kept[: self._window] = kept[self._window :]
+            self._end = self._window
+        row = taken.values[at, : len(self._schema.names)]
+        self._rows[self._end] = neutral(row)
+        place = bar.open_time_ms // bar.interval_ms
+        self._times[self._end] = bar.open_time_ms, place, bar.closed_ms
+        self._lacks[self._end] = True
+        self._end += 1
+        if self._other is not None:
+            self._amend(bar, self._other)
+        return float(taken.sigma[at]) if np.isfinite(row).all() else float("nan")
 
     def fill(self, bars: Sequence[Bar], taken: FeatureRows) -> None:
-        """Append the rows *taken* of *bars*, as ``take``."""
-        for _ in self.take(bars, taken):
-            pass
+        """Append the rows *taken*, those of the last of *bars*, as ``take``."""
+        for at, bar in enumerate(bars[len(bars) - len(taken.values) :]):
+            self.take(bar, taken, at)
 
     def _amend(self, bar: Bar, other: OtherColumns) -> None:
         """Give earlier rows another symbol's bars that came late, by *bar*, the newest row's."""
@@ -301,9 +288,9 @@ def full_windows(
     first = len(bars) - len(taken.values)
     for at, bar in enumerate(bars[first:]):
         window = windows[bar.instrument]
-        for sigma in window.take([bar], row_at(taken, at)):
-            if window.is_full:
-                yield first + at, window, sigma
+        sigma = window.take(bar, taken, at)
+        if sigma is not None and window.is_full:
+            yield first + at, window, sigma
 
 
 class CheckpointForecaster(ABC):

@@ -1,9 +1,4 @@
-"""The forecaster of a network over several symbols.
-
-It is asked once a close, of the bars of all of its symbols, and answers each with the usual figures
-and an explanation by the usual measures: of where the last bar of a symbol looked, the weights of
-all symbols' bars summed by age. Beside them stand the symbol's weight, its expected relative return
-and how much of where it looked is of each symbol (``SymbolAnswer``).
+"""The forecaster of a network over several symbols, asked once a close of the bars of all of them.
 
 The rules are docs/several.md, P26 to P28.
 """
@@ -40,7 +35,6 @@ from tracepaper.strategies.forecasters.base import (
     InstrumentMemory,
     buckets_of,
     feature_windows,
-    row_at,
 )
 from tracepaper.strategies.forecasters.build import (
     RunOptions,
@@ -217,15 +211,15 @@ class TogetherForecaster(CheckpointForecaster):
         sigmas = {}  # by symbol; NaN where its features cannot be used
         for at, bar in enumerate(bars):
             self._bars.take(bar)
-            sigma_of = self._windows[symbol_of(bar)].take([bar], row_at(taken, at))
-            sigmas[symbol_of(bar)] = next(sigma_of, float("nan"))
+            sigma = self._windows[symbol_of(bar)].take(bar, taken, at)
+            sigmas[symbol_of(bar)] = float("nan") if sigma is None else sigma
         if len(bars) < len(self.symbols) or self._bars.lacking():
             return [None] * len(bars)
         close = self.last_close()
-        sigma = np.array([sigmas[symbol] for symbol in self.symbols])
-        if not np.isfinite(sigma).all():
-            sigma = np.full(len(sigma), np.nan)
-        predictions = self._answers(close.look, sigma, self._explained(close, before))
+        unit = np.array([sigmas[symbol] for symbol in self.symbols])
+        if not np.isfinite(unit).all():
+            unit = np.full(len(unit), np.nan)
+        predictions = self._answers(close.look, unit, self._explained(close, before))
         self._before = self._newest_ms, close.by_time
         answers = dict(zip(self.symbols, predictions, strict=True))
         return [answers[symbol_of(bar)] for bar in bars]

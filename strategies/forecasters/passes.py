@@ -1,12 +1,10 @@
 """Passes over the newest rows of each instrument, which add to every answer.
 
-Monte-Carlo dropout says how far a network's means spread when it drops as in training. Each bar is
-asked by itself, so that a live step, a scan and a run that was resumed agree: the masks come from a
-generator that is seeded by the bar's open time, and no other draw is moved. Source: Gal and
-Ghahramani, 2016. The rules are docs/decisions.md, G40.
+With dropout each bar is asked by itself, so that a live step, a scan and a run that was resumed
+agree: the masks come from a generator that is seeded by the bar's open time, and no other draw is
+moved. Source: Gal and Ghahramani, 2016.
 
-Relevance says what each block of bars adds to the mean, with its sign, in place of where attention
-flowed; what gates measure of attention stays. The rule is docs/attention.md, A38.
+The rules are docs/decisions.md, G40, and docs/attention.md, A38.
 """
 
 from __future__ import annotations

@@ -1,18 +1,9 @@
 """Forecasters of one feature row: ``tree`` and ``glm``, alone or mixed with a network.
 
-It gives mean return, its spread and volatility, and nothing of attention: gates of other measures
-are not declared (docs/own_models.md, N3).
+Both speak in the units of the labels: the return to a horizon h of bars in σ √h, and its variance
+in σ² h. A row is answered alike, bit for bit, in any company.
 
-Both speak in the units of the labels: the return to a
-horizon h of bars in σ √h, and its variance in σ² h. A row is answered alike, bit for bit, in any
-company.
-
-Mean, odds and explanation are the network's; the spread of the return is the mixed volatility times
-the factor of the calibration slice. A bar's features are computed once, by the wider of both
-halves' schemas; each half takes its own columns, which are the first. What the row model said
-stands in every forecast (``Forecast.auxiliary``).
-
-The rules are docs/models.md, L36 to L37 and L49.
+The rules are docs/models.md, L22 to L24, L36, L37 and L49, and docs/own_models.md, N3.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The forecaster of whole windows: a forward pass over the rows that end at each bar.
 
-ProbSparse ranks every query of the window and full attention lets a bar see later ones, so a
-network answers for the window that ends at the decided bar and for nothing else. One without
-attention answers many windows at once, and gives no measure of attention: the gates of confidence,
-collapse, shift and regime are not declared.
+A network without attention answers many windows at once, and gives no measure of attention.
+
+The rules are docs/attention.md, A19, and docs/models.md, L26.
 """
 
 from __future__ import annotations
@@ -164,6 +163,7 @@ class WindowedForecaster(CheckpointForecaster):
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
     ) -> list[Forecast | None]:
         """Return the answer to each window that is full."""
+        del is_group
         answers: list[Forecast | None] = [None] * len(bars)
         windows = full_windows(self._windows, bars, taken)
         for _, group in groupby(windows, lambda full: full[0] // WINDOWS_AT_ONCE):
@@ -181,15 +181,11 @@ class WindowedForecaster(CheckpointForecaster):
             answered = [window.answer for window in ready if window.answer is not None]
             if answered:
                 outputs = together([answer.outputs for answer in answered])
-                # Of a group each bar follows its own instrument's last one.
-                each = (
-                    [slice(at, at + 1) for at in range(len(answered))]
-                    if is_group
-                    else [slice(None)]
-                )
-                for cut in each:
-                    memory = self.memory.of(ready[cut][0].instrument)
-                    explained[cut] = self._explained(memory, answered[cut])
+                explained.clear()
+                # Each bar follows its own instrument's last one.
+                for instrument, of in groupby(ready, lambda window: window.instrument):
+                    looks = [window.answer for window in of if window.answer is not None]
+                    explained += self._explained(self.memory.of(instrument), looks)
             else:
                 x = torch.from_numpy(np.stack([window.rows for window in ready])).to(self._place)
                 with torch.inference_mode():

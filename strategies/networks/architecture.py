@@ -34,7 +34,6 @@ from tracepaper.strategies.attention.methods import (
 )
 from tracepaper.strategies.attention.probsparse import (
     MapRead,
-    Multiplications,
     SparseRead,
 )
 from tracepaper.strategies.attention.reads import Read
@@ -624,10 +623,6 @@ class Network(nn.Module):
         """
         with self._halved(x, half):
             return self.trace(x, positions).by_layer()
-
-    def multiplications(self) -> Multiplications | None:
-        """Count the multiplications of its attention; None where it attends densely, or not."""
-        return None
 
     def content_free(self) -> float:
         """Return the confidence over a full window that mask and encoding alone give.

@@ -1,13 +1,10 @@
 """A factorised network over several assets: attention over time, then over assets.
 
-Each layer is two blocks. The first lets a bar of an asset see itself and the bars before it of that
-asset; the second lets it see all assets at that bar, so that two layers reach any bar of any asset
-within the window. Neither is ever [asset x bar] squared. ``joint`` attention is one block a layer
-over all tokens of a window that ends now, of which only the last bar is answered.
+Each layer is two blocks, so that neither is ever [asset x bar] squared. ``joint`` attention is one
+block a layer over all tokens of a window that ends now, of which only the last bar is answered.
+Assets are told apart by an embedding of the symbol alone, so their order means nothing.
 
-Assets are told apart by an embedding of the symbol alone, so their order means nothing. A rollout
-carries a row over (asset, bar) tokens down through both kinds of blocks, exactly; its sums over
-bars are the influence of each asset on each other.
+The rules are docs/several.md, P24 and P25.
 """
 
 from __future__ import annotations
@@ -144,11 +141,6 @@ class CrossLook(NamedTuple):
     outputs: CrossOutputs  # [1, asset, 1, ...]
     weights: Tensor  # [decided asset, asset, time], each decided asset's sum to 1
     heads: Tensor  # [decided asset, block, head]: one less the entropy by its largest
-
-    @property
-    def confidence(self) -> Tensor:
-        """The mean of each decided asset's heads: [decided asset]."""
-        return self.heads.mean(dim=(1, 2))
 
     @property
     def influence(self) -> Tensor:

@@ -1,10 +1,6 @@
 """Informer: ProbSparse attention and distilling over the window that ends at the decided bar.
 
-Read top to bottom: configuration, distilling, a block, the network. Each block attends with the
-queries that choose most; between blocks time is halved by convolution and max-pooling. It is a
-window network: ranking the queries looks at the whole window, so it never takes a batched pass.
-With ``decoder_layers`` it has the published decoder as well, and answers each horizon at a
-placeholder of its own. Source: Zhou et al., 2021, arXiv:2012.07436.
+Source: Zhou et al., 2021, arXiv:2012.07436. The rules are docs/attention.md, A18 to A20 and A35.
 """
 
 from __future__ import annotations
@@ -22,12 +18,10 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     STRIDE,
     TAPS,
-    Multiplications,
     attend_rows,
     attend_sparsely,
     convolution_taps,
     convolve,
-    multiplications,
     pooling_taps,
     sample_keys,
 )
@@ -191,17 +185,6 @@ class InformerNetwork(Network):
             start=config.start_token,
             seed=config.seed + config.layers,
         )
-
-    def multiplications(self) -> Multiplications | None:
-        """Sum those of its layers; of the last one, the decided bar's alone, densely too.
-
-        None with a decoder, which also attends densely.
-        """
-        if self.decoder is not None:
-            return None
-        *below, last = self.config.lengths
-        counts = (multiplications(time, factor=self.config.factor) for time in below)
-        return sum(counts, Multiplications(2 * last, 2 * last, 2 * last))
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
         """Return the states above the last layer, or of the decoder's placeholders.

@@ -1,10 +1,6 @@
 """The decoder of the Informer: masked ProbSparse attention, then cross-attention to the encoder.
 
-It is given the last bars of the window, the start token, and one placeholder a horizon, which holds
-nothing but its place in time, and answers every horizon in one pass, each at its placeholder.
-Source: Zhou et al., 2021, arXiv:2012.07436.
-
-The rules are docs/attention.md, A18 and A35.
+Source: Zhou et al., 2021, arXiv:2012.07436. The rules are docs/attention.md, A18 and A35.
 """
 
 from __future__ import annotations
@@ -56,32 +52,23 @@ class Projections(nn.Module):
 
 
 class SparseSelfAttention(nn.Module):
-    """ProbSparse self-attention; masked, no row sees a later one. Rows in *always* attend."""
+    """ProbSparse self-attention in which no row sees a later one; rows in *always* attend."""
 
     samples: Tensor
 
-    def __init__(
-        self,
-        sizes: LayerSizes,
-        time: int,
-        seed: int,
-        *,
-        masked: bool = False,
-        always: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, sizes: LayerSizes, time: int, seed: int, always: Sequence[int]) -> None:
         super().__init__()
         self.projections = Projections(sizes)
         self.factor = sizes.factor
-        self.mask = Mask() if masked else Mask.full()
         self.always = tuple(always)
-        samples = sample_keys(time, self.mask, factor=sizes.factor, seed=seed)
+        samples = sample_keys(time, Mask(), factor=sizes.factor, seed=seed)
         self.register_buffer("samples", samples, persistent=False)
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
         """Map [batch, time, dim] to the same; add the rows that attended to *trace*."""
         query, key, value = self.projections.split(x, x)
         attended, read = attend_sparsely(
-            query, key, value, self.mask, self.samples, factor=self.factor, always=self.always
+            query, key, value, Mask(), self.samples, factor=self.factor, always=self.always
         )
         if trace is not None:
             weight = self.projections.out.weight
@@ -135,11 +122,9 @@ class NormedFeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """Masked self-attention, cross attention and a feed-forward part, each before its norm."""
 
-    def __init__(
-        self, sizes: LayerSizes, time: int, seed: int, *, always: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, sizes: LayerSizes, time: int, seed: int, always: Sequence[int]) -> None:
         super().__init__()
-        self.attention = SparseSelfAttention(sizes, time, seed, masked=True, always=always)
+        self.attention = SparseSelfAttention(sizes, time, seed, always)
         self.attention_norm = nn.LayerNorm(sizes.dim)
         self.cross = CrossAttention(sizes)
         self.cross_norm = nn.LayerNorm(sizes.dim)
@@ -169,8 +154,7 @@ class Decoder(nn.Module):
         self.register_buffer("code", code, persistent=False)
         time = len(code)
         self.layers = nn.ModuleList(
-            DecoderLayer(sizes, time, seed + depth, always=range(start, time))
-            for depth in range(layers)
+            DecoderLayer(sizes, time, seed + depth, range(start, time)) for depth in range(layers)
         )
         self.norm = nn.LayerNorm(sizes.dim)
 

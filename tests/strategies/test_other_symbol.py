@@ -112,7 +112,7 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
     source = RunOtherBars(LEADER, "v2-1m")
     wide = with_covariates(SCHEMA, OtherColumns.of(SCHEMA.names, source))
     step, memory = FeatureWindow(20, wide), FeatureMemory(wide)
-    sigmas: list[float] = []
+    sigmas: list[float | None] = []
     asking: Bar | None = None
     due = 0
     for event in events:  # live: each bar is asked before what follows is seen
@@ -125,19 +125,22 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
                 asking = event
             if due == 0 and asking is not None:
                 rows_of_step = memory.take_group([asking])
-                sigmas.append(next(step.take([asking], rows_of_step), float("nan")))
+                sigmas.append(step.take(asking, rows_of_step, 0))
                 asking = None
     scan, warmed = FeatureWindow(20, wide), FeatureWindow(20, wide)
     rows = FeatureMemory(wide).of("scanned").take_all(led_bars)
-    scanned = list(scan.take(led_bars, rows))
-    assert np.array_equal(scanned, sigmas[-len(led_bars) + SCHEMA.lookback - 1 :], equal_nan=True)
+    asked = led_bars[SCHEMA.lookback - 1 :]
+    unit = np.array([scan.take(bar, rows, at) for at, bar in enumerate(asked)], dtype=float)
+    assert set(sigmas[: -len(asked)]) == {None}
+    assert np.array_equal(unit, np.array(sigmas[-len(asked) :], dtype=float), equal_nan=True)
     last = led_bars[-(19 + SCHEMA.lookback) :]
-    assert len(list(warmed.take(last, FeatureMemory(wide).of("warmed").take_all(last)))) == 20
+    warmed.fill(last, FeatureMemory(wide).of("warmed").take_all(last))
+    assert warmed.is_full
     assert np.array_equal(scan.rows, step.rows)
     assert np.array_equal(warmed.rows, step.rows)
     row = scan.rows[530 - COUNT]
     assert bool((row[len(SCHEMA.names) : -1] == 0).all()) == (530 in lacks and not late)
-    assert np.isnan(sigmas[-20:]).sum() == refused
+    assert np.isnan(unit[-20:]).sum() == refused
 
 
 def test_a_card_that_names_no_text_and_a_source_of_something_else_are_refused() -> None:

@@ -1,19 +1,15 @@
 """Networks over several assets, which answer for all symbols of a close, and their weights.
 
-Figures of each horizon are over all assets, beside the baselines of each; to them come the rank
-correlation across the assets, close by close, and what the weights made. The network and each rule
-hold their weights for the same bars and pay the same fee for what they trade, drift included:
-between two decisions weights move with the prices, and rebalancing costs. Figures are by day.
-
-Losses are those of the other networks, over all assets alike, and Huber's of the relative return.
-A portfolio's weights are held for ``every`` bars and lose a fee of what is traded in between.
+The network and each rule hold their weights for the same bars and pay the same fee for what they
+trade, drift included. Losses are those of the other networks, over all assets alike, and Huber's of
+the relative return.
 
 The rules are docs/several.md, P23 to P31.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import combinations
@@ -568,12 +564,9 @@ class ClosesPart:
     window for each decision, as many as *length* bars hold.
     """
 
-    def __init__(
-        self, part: Sequence[Samples], network: CrossAssetNetwork, *, length: int, batch: int
-    ) -> None:
+    def __init__(self, part: Sequence[Samples], network: CrossAssetNetwork, *, length: int) -> None:
         config = self._config = network.config
         self._joint = config.attention == JOINT
-        self._batch = batch
         firsts = [  # *field* bars up to the first label
             max(samples.panel.first, int(samples.rows[0]) - config.receptive_field + 1)
             for samples in part
@@ -583,7 +576,7 @@ class ClosesPart:
         usable = [at for at, count in enumerate(lengths) if count >= length]
         self._part = [part[at] for at in usable]
         begins = np.array([[firsts[at], firsts[at] + lengths[at] - length + 1] for at in usable])
-        self._chunks = Chunks(begins, begins[:, 1] - begins[:, 0], length)
+        self.chunks = Chunks(begins, begins[:, 1] - begins[:, 0], length)
         least = config.every + (config.window if self._joint else 0)
         if length < least + config.every:
             raise DataInvalid(
@@ -592,18 +585,10 @@ class ClosesPart:
                 f"{least + config.every:,}; give longer candles, or lower every."
             )
 
-    def drawn(self, generator: np.random.Generator) -> Batch:
-        """Return the next batch that *generator* draws."""
-        return self._joined(self._chunks.drawn(generator, self._batch))
-
-    def spread(self, count: int) -> Iterator[Batch]:
-        """Yield *count* batches, their chunks evenly spread over the part."""
-        return map(self._joined, self._chunks.spread(count, self._batch))
-
-    def _joined(self, cuts: Cuts) -> Batch:
+    def taken(self, cuts: Cuts) -> Batch:
         """Return the chunks at *cuts* of a panel as a batch."""
         if not self._joint:
-            return next(windows(self._part, [cuts], self._chunks.length))
+            return windows(self._part, cuts, self.chunks.length)
         window, place = self._config.window, int(cuts[0, 0])
         samples = self._part[place]
         every = [
@@ -612,7 +597,7 @@ class ClosesPart:
         ]
         ends = np.concatenate([of[: min(map(len, every))] for of in every])
         each = np.stack([np.full_like(ends, place), ends - window + 1, ends + 1], axis=1)
-        batch = next(windows(self._part, [each], window, learnt=1))
+        batch = windows(self._part, each, window, learnt=1)
         return Batch(  # [batch * decision, asset, 1, ..] as [batch, asset, decision, ..]
             batch.values,
             {name: folded(of, len(cuts)) for name, of in batch.labels.items()},
@@ -651,83 +636,73 @@ def decided(batch: Batch, config: CrossAssetConfig) -> tuple[Tensor, Tensor]:
     return rows, held.gather(2, rows[:, None].expand(-1, held.shape[1], -1))
 
 
-class CrossSection(MeanLoss):
-    """What a network over several assets learns."""
+def cross_section(
+    network: CrossAssetNetwork,
+    training: Sequence[Samples],
+    validation: Sequence[Samples],
+    options: FitOptions,
+) -> MeanLoss:
+    """Return what a network over several assets learns: the sum of all losses, by their shares."""
+    config, device = network.config, device_of(network)
+    learnt = {
+        titles(()): True,
+        "Huber of the relative return": True,
+        "squared error of correlations": config.factors,
+        "negative utility net of fees": config.allocation,
+    }
+    ours, judged = (
+        ClosesPart(part, network, length=options.length) for part in (training, validation)
+    )
+    count = len(config.symbols)
+    assets = torch.arange(count, device=device)
+    shares = torch.from_numpy(loss_shares(config.horizons, options)).float().to(device)
+    unit = usual_return(training, config.every)
+    costs = PortfolioCosts(fee=cards.ROUND_TRIP_COST / 2.0, unit=unit, aversion=AVERSION)
+    usual = (usual_error(training) if config.factors else torch.ones(1)).to(device)
 
-    def __init__(
-        self,
-        network: CrossAssetNetwork,
-        training: Sequence[Samples],
-        validation: Sequence[Samples],
-        options: FitOptions,
-    ) -> None:
-        super().__init__(network, seed=options.seed, accumulate=options.accumulate)
-        config = network.config
-        learnt = {
-            titles(()): True,
-            "Huber of the relative return": True,
-            "squared error of correlations": config.factors,
-            "negative utility net of fees": config.allocation,
-        }
-        self.titles = ", ".join(title for title, is_learnt in learnt.items() if is_learnt)
-        self.constants = CONSTANTS
-        self._device = device_of(network)
-        self._assets = torch.arange(len(config.symbols), device=self._device)
-        self._chunks, self._validation = (
-            ClosesPart(part, network, length=options.length, batch=options.batch)
-            for part in (training, validation)
-        )
-        shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
-        self._shares = shares.to(self._device)
-        self._costs = PortfolioCosts(
-            fee=cards.ROUND_TRIP_COST / 2.0,
-            unit=usual_return(training, config.every),
-            aversion=AVERSION,
-        )
-        usual = usual_error(training) if config.factors else torch.ones(1)
-        self._usual = usual.to(self._device)
-
-    def drawn(self, generator: np.random.Generator) -> Batch:
-        """Return the next batch that *generator* draws."""
-        return self._chunks.drawn(generator)
-
-    def judged(self) -> Iterator[Batch]:
-        """Yield chunks spread evenly over the validation part."""
-        return self._validation.spread(_VALIDATED)
-
-    def loss(self, network: CrossAssetNetwork, batch: Batch) -> Tensor:
-        """Return the sum of all losses of *batch*, each by its share."""
-        batch = batch.to(self._device)
-        outputs = answered(network, self._assets, batch)
-        assets = len(self._assets)
-        weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]
+    def loss(network: CrossAssetNetwork, batch: Batch) -> Tensor:
+        batch = batch.to(device)
+        outputs = answered(network, assets, batch)
+        weights = batch.weights.repeat_interleave(count, dim=0)  # [batch * asset, row, horizon]
         labels = {name: of for name, of in batch.labels.items() if name != "correlation"}
         each = elementwise(
             outputs.each.map(lambda part: part.flatten(0, 1).float()),
             {name: label.flatten(0, 1) for name, label in labels.items()},
             weights > 0,
         )
-        total = (averaged(each, weights) * self._shares).sum()
+        total = (averaged(each, weights) * shares).sum()
         relative = relative_loss(outputs, batch.labels["relative"]).flatten(0, 1)[None]
-        total = total + (averaged(relative, weights)[0] * self._shares[0]).sum()
+        total = total + (averaged(relative, weights)[0] * shares[0]).sum()
         if outputs.loadings is not None:
             realised = batch.labels["correlation"]
-            total = total + self._correlated(outputs.loadings, realised, batch.weights).sum()
+            error = correlated_error(outputs.loadings, realised, batch.weights)
+            total = total + (error / usual * shares[0]).sum()
         if outputs.allocation is None:
             return total
-        rows, gained = decided(batch, network.config)
-        held = outputs.allocation.gather(2, rows[:, None].expand(-1, assets, -1))
-        return total + portfolio_loss(held, gained, self._costs)
+        rows, gained = decided(batch, config)
+        held = outputs.allocation.gather(2, rows[:, None].expand(-1, count, -1))
+        return total + portfolio_loss(held, gained, costs)
 
-    def _correlated(self, loadings: Tensor, realised: Tensor, weights: Tensor) -> Tensor:
-        """Return the correlations' squared error, in units of a usual one, by its share: [horizon].
+    return MeanLoss(
+        network,
+        ", ".join(title for title, is_learnt in learnt.items() if is_learnt),
+        ours.chunks,
+        ours.taken,
+        lambda: map(judged.taken, judged.chunks.spread(_VALIDATED, options.batch)),
+        loss,
+        seed=options.seed,
+        batch=options.batch,
+        accumulate=options.accumulate,
+        constants=CONSTANTS,
+    )
 
-        A horizon without a known correlation has 0.
-        """
-        usable = realised.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
-        errors = correlation_loss(loadings, realised).mean(dim=-1) * usable
-        mean = errors.sum(dim=(0, 1)) / usable.sum(dim=(0, 1)).clamp_min(1)
-        return mean / self._usual * self._shares[0]
+
+def correlated_error(loadings: Tensor, realised: Tensor, weights: Tensor) -> Tensor:
+    """Return the correlations' mean squared error: [horizon], 0 where none is known."""
+    usable = realised.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
+    errors = correlation_loss(loadings, realised).mean(dim=-1) * usable
+    mean: Tensor = errors.sum(dim=(0, 1)) / usable.sum(dim=(0, 1)).clamp_min(1)
+    return mean
 
 
 def learn_closes(
@@ -747,7 +722,7 @@ def learn_closes(
     }
     data = replace(data, heads=EVERY_HEAD | heads)
     training, validation = (data.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
-    learnt = CrossSection(network, training, validation, options)
+    learnt = cross_section(network, training, validation, options)
     policy = policy_of(network, options)._replace(patience=options.patience)
     return Fit(learnt, policy, folder=folder, about={"options": asdict(options), **about})
 

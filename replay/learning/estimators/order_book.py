@@ -8,9 +8,9 @@ The rules are docs/orderbook.md, D10 to D12.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -121,8 +121,36 @@ def learn_books(
     about: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Return the fit to windows of *data*, every book of which is a sample."""
-    learnt = _Moves(network, data.samples(Part.TRAIN), data.native(Part.VALIDATION), options)
+    training, validation = (
+        shallow(part, network) for part in (data.samples(Part.TRAIN), data.native(Part.VALIDATION))
+    )
+    window, horizons = network.config.window, network.config.horizons
+    lengths = np.array([len(samples.panel) for samples in training])
+    # A window that can is drawn so that each of its books knows every move.
+    begins = np.maximum(lengths - window - horizons[-1], 0) + 1
+    order = [
+        np.array([[place, start, start + window]])
+        for place, samples in enumerate(validation)
+        for start in range(0, len(samples.panel) - horizons[0], window)
+    ]
+    chosen = order[:: max(1, len(order) // VALIDATED_WINDOWS)]  # spread evenly over the stretches
+    learnt = MeanLoss(
+        network,
+        "cross-entropy of the moves",
+        Chunks(np.stack([np.zeros_like(begins), begins], axis=1), lengths, window),
+        partial(_window, training),
+        lambda: (_window(validation, cuts) for cuts in chosen),
+        moves_loss,
+        seed=options.seed,
+        accumulate=options.windows,
+    )
     return Fit(learnt, _policy(network, options), folder=folder, about=about)
+
+
+def moves_loss(network: OrderBookNetwork, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy over the books of *batch* and the horizons that they know."""
+    logits, moves = network(batch.values)[0], batch.labels["move"].flatten()
+    return cross_entropy(logits.flatten(0, 1), moves, ignore_index=NO_LABEL)
 
 
 def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
@@ -155,52 +183,11 @@ def shallow(part: Sequence[Samples], network: OrderBookNetwork) -> list[Samples]
     ]
 
 
-class _Moves(MeanLoss):
-    """What a network of order books learns: the next moves of the mid, at every book."""
-
-    titles = "cross-entropy of the moves"
-
-    def __init__(
-        self,
-        network: OrderBookNetwork,
-        training: Sequence[Samples],
-        validation: Sequence[Samples],
-        options: BookFitOptions,
-    ) -> None:
-        super().__init__(network, seed=options.seed, accumulate=options.windows)
-        window, horizons = network.config.window, network.config.horizons
-        self._training, self._validation = (
-            shallow(part, network) for part in (training, validation)
-        )
-        lengths = np.array([len(samples.panel) for samples in training])
-        # A window that can is drawn so that each of its books knows every move.
-        begins = np.maximum(lengths - window - horizons[-1], 0) + 1
-        self._chunks = Chunks(np.stack([np.zeros_like(begins), begins], axis=1), lengths, window)
-
-    def _windows(self, part: Sequence[Samples], order: Iterable[Cuts]) -> Iterator[Batch]:
-        for cuts in order:
-            place, start, stop = cuts[0].tolist()
-            stop = min(stop, len(part[place].panel))
-            yield from windows(part, [np.array([[place, start, stop]])], stop - start)
-
-    def drawn(self, generator: np.random.Generator) -> Batch:
-        """Return a window of some stretch that is drawn by its length."""
-        return next(self._windows(self._training, [self._chunks.drawn(generator, 1)]))
-
-    def judged(self) -> Iterator[Batch]:
-        """Yield windows spread evenly over the stretches."""
-        window, least = self._chunks.length, self.network.config.horizons[0]
-        order = [
-            np.array([[place, start, start + window]])
-            for place, samples in enumerate(self._validation)
-            for start in range(0, len(samples.panel) - least, window)
-        ]
-        return self._windows(self._validation, order[:: max(1, len(order) // VALIDATED_WINDOWS)])
-
-    def loss(self, network: OrderBookNetwork, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy over its books and the horizons that they know."""
-        logits, moves = network(batch.values)[0], batch.labels["move"].flatten()
-        return cross_entropy(logits.flatten(0, 1), moves, ignore_index=NO_LABEL)
+def _window(part: Sequence[Samples], cuts: Cuts) -> Batch:
+    """Return the one window at *cuts*, no longer than its stretch."""
+    [[place, start, stop]] = cuts.tolist()
+    stop = min(stop, len(part[place].panel))
+    return windows(part, np.array([[place, start, stop]]), stop - start)
 
 
 # --- what it is worth

@@ -1,28 +1,10 @@
 """Inspections of a checkpoint beyond its figures: context, deletion, permutation, attribution.
 
-A network that takes any number of rows is given the last of them and no other: exactly what it
-says after its stream was restarted so many bars before. One that takes whole windows alone has
-neutral rows before them. Every share is judged on the same decisions, so differences are paired.
+Every share is judged on the same decisions, so that differences are paired. Sources: deletion and
+insertion, Petsiuk, Das and Saenko, 2018; permutation, Breiman, 2001; adaptive conformal inference,
+Gibbs and Candès, 2021.
 
-Bars are ranked, those that are said to matter most first. Deletion makes the first share of them
-neutral and measures how far the forecast has moved; insertion starts from neutral rows, gives the
-first share back, and measures how far it still is from the whole (Petsiuk, Das and Saenko, 2018).
-The order that knows what matters moves it more by deletion and leaves less after insertion.
-
-A column is cut into blocks of a 24th of a day and the blocks of one day change places, so that
-most of its autocorrelation and all of the day's level stay (Breiman, 2001, for single rows). A
-network sees the same permuted history at every bar. A day is 24 bars at least.
-
-What captum attributes is whether each group of bars, or of features for one row, is there: 1 is the
-window as it is, 0 its neutral rows. A network's rollout, summed over the bars of a group, is
-compared with the sizes of what integrated gradients, KernelSHAP and LIME give; a tree or a glm by
-its own exact contributions.
-
-The score of a bar is |return - mean| ÷ scale. A fixed conformal interval is as many scales wide as
-covered 90 % of the calibration part. Adaptive conformal inference (Gibbs and Candès, 2021) takes
-that quantile over the last scores instead, at a level that falls by each bar that was covered and
-rises by each that was missed, so that it follows a shift that the calibration part never saw. A
-score is known when its horizon has passed, and not before.
+The rules are docs/models.md, L38 to L42.
 """
 
 from __future__ import annotations

@@ -1,12 +1,6 @@
 """Recipes fitted anew on folds, of candles and of order books, and what changes are worth.
 
-What is chosen (recipe, score, window, ensemble) is chosen by these, so that no span is opened. Each
-fold fits the model and every baseline on its own training spans alone.
-
-Each change names one key, such as ``encoding=alibi``, ``clock=week,funding`` or
-``training.entropy_weight=0.5``. Model and change are compared on the bars that both answer, by day.
-
-The rules are docs/models.md, L44; docs/models.md, L55.
+The rules are docs/models.md, L44 and L55.
 """
 
 from __future__ import annotations

@@ -143,9 +143,9 @@ class Forecasts:
         values = {**self.values, name: {**self.values.get(name, {}), **fields}}
         return replace(self, values=values)
 
-    def by_row(self, values: Mapping[str, float], default: float = 1.0) -> Array:
-        """Return the number of each row's horizon, of *values* by horizon as a card names it."""
-        each = np.array([values.get(str(horizon), default) for horizon in self.horizons])
+    def by_row(self, values: Mapping[str, float]) -> Array:
+        """Return the number of each row's horizon, of *values* as a card has them; else 1."""
+        each = np.array([values.get(str(horizon), 1.0) for horizon in self.horizons])
         return each[np.searchsorted(self.horizons, self.horizon)]
 
     def cooled(self, temperature: Mapping[str, float]) -> Forecasts:

@@ -1,10 +1,7 @@
 """The judgement gates: their measures at explained bars, confidence, regimes, and a card's section.
 
-Every gate's measure stands beside what happened next. Two probabilities are calibrated: that the
-sign of the mean is right, and that the error of the volatility is under its median. Both are
-logistic in few inputs, shrunk by a penalty that counts labels which share no bar, with weights that
-cannot fall where more of an input must not mean less. What is said of them here is said of folds
-that their fit did not see, purged by the label.
+What is said of a calibrated probability is said of folds that its fit did not see, purged by the
+label; its penalty counts labels which share no bar.
 
 The rules are docs/decisions.md, G18 and G32 to G36.
 """

@@ -1,16 +1,9 @@
 """Heads that only some networks have, and correlations of symbols, beside simpler forecasts.
 
-Tails, drawdown, regimes and path of every labelled bar. Tails, drawdown and path are taken times
-factors by which they cover what they should of the calibration slice. Beside each stands the
-simplest forecast of its kind: EWMA volatility times constants of the same slice (filtered
-historical simulation; Hull and White, 1998).
-
-Correlations to a horizon are EWMA's, pulled towards those of the training part. A network that sees
-one instrument at a time has no head that says them: what it knew of the others would depend on
-which bars had come by then. What is learnt is how far to believe EWMA, a horizon and all pairs at a
-time: ``a·mean + b·EWMA`` with a and b at least 0 and at most 1 together. With one minus both times
-the identity that is a correlation matrix, as all three are. A network over several symbols may say
-them by a head of its own, which is held against all of these.
+Beside each head stands EWMA volatility times constants of the calibration slice (filtered
+historical simulation; Hull and White, 1998). What is learnt of correlations is ``a·mean + b·EWMA``
+with a and b at least 0 and at most 1 together: with one minus both times the identity that is a
+correlation matrix, as all three are.
 
 The rules are docs/models.md, L59 to L62.
 """

@@ -1,8 +1,6 @@
 """Models judged on spans, alone and compared with others on the same bars.
 
-Every other model forecasts the bars that the judged one answered, and is scored by the judged one's
-labels: features of another schema have another unit of return, which is divided out. A user's own
-model is judged on bars after it was trained, beside every baseline.
+Features of another schema have another unit of return, which is divided out.
 
 The rules are docs/models.md, L54, and docs/own_models.md, N11.
 """

@@ -4,19 +4,12 @@ A metric needs fields of a forecaster; every forecaster that gives them stands i
 references, which are constants known in hindsight. Most are means of their terms; others combine
 sums of them, which are resampled by blocks of days.
 
-Value at risk and expected shortfall are figures of the forecast's Student t: the loss that a share
-of all exceed, and the mean of those that do. A Student t that covers 90 % of returns may understate
-the worst hundredth. So the calibration slice scales each tail's distance from the mean until the
-right share of losses exceeds it, and the shortfall's until it is the mean of those. Kupiec's test
-(1995) asks whether breaches are as frequent as forecast, Christoffersen's (1998) whether one
-follows another more often than chance; both on bars that share no future.
-
 The rules are docs/models.md, L14, L45, L54 and L56.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -33,7 +26,6 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
 from tracepaper.replay.learning.losses import ADDED
-from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
@@ -236,40 +228,22 @@ class Metric(NamedTuple):
 
     name: str
     title: str
-    needs: frozenset[str]  # fields
+    needs: Collection[str]  # fields
     terms: Terms
     combine: Combine | None = None
     references: Mapping[str, Reference] = MappingProxyType({})
     less_is_better: bool | None = True  # None: neither is better
     least_days: int = 0
     """Days below which none is better than another."""
-    of_model: frozenset[str] = frozenset()
+    of_model: Collection[str] = ()
     """Fields that the judged model must give, or the figure is not shown."""
     is_alone: bool = False
     """Whether it is of the judged model alone, beside its references."""
 
 
-METRICS: Final[dict[str, Metric]] = {}
-"""Every figure by its name, in the order of a card; ``direction.brier`` stands in a section."""
-LOSSES: Final[dict[str, Metric]] = {}
-"""Losses by which forecasters are compared row by row."""
-MEASURES: Final[dict[str, Metric]] = {}
-"""How sure a model was of each row: higher is surer, NaN where it is not known."""
-RISKS: Final[dict[str, Metric]] = {}
-"""Losses of a bar that is answered, by which a measure of sureness is judged."""
-
-
-def metric(
-    name: str,
-    title: str,
-    *needs: str,
-    of: dict[str, Metric] = METRICS,
-    **how: Any,  # noqa: ANN401 - fields of ``Metric``
-) -> Callable[[Terms], Terms]:
-    """Register the terms of a metric; raise ``ConfigInvalid`` for a name that is taken."""
-    return registering(
-        of, "metric", name, lambda terms: Metric(name, title, frozenset(needs), terms, **how)
-    )
+def by_name(*metrics: Metric) -> dict[str, Metric]:
+    """Return *metrics* by their names."""
+    return {metric.name: metric for metric in metrics}
 
 
 def views(
@@ -285,12 +259,12 @@ def views(
     if metric.is_alone:
         chosen = [name for name in chosen if name == MODEL]
     able = [name for name in chosen if all(rows.gives(field, name) for field in metric.needs)]
-    by_name = {name: MetricView(rows, name) for name in able}
-    if names is None and (by_name or not metric.is_alone):
+    every = {name: MetricView(rows, name) for name in able}
+    if names is None and (every or not metric.is_alone):
         for name, reference in metric.references.items():
             if fields := reference(MetricView(rows)):
-                by_name[name] = MetricView(rows.holding(name, **fields), name)
-    return by_name
+                every[name] = MetricView(rows.holding(name, **fields), name)
+    return every
 
 
 def estimate(metric: Metric, view: MetricView) -> DailyEstimate:
@@ -334,8 +308,7 @@ def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
 # --- of the return
 
 
-@metric("sign_accuracy", "Sign of the return named right, beside always the commoner sign", "sign")
-def _sign_accuracy(view: MetricView) -> Array:
+def _hits(view: MetricView) -> Array:
     """Half a hit where no sign is given; a bar that did not move does not count."""
     return statistics.hits_of(view["sign"], view.labels["returns"])
 
@@ -351,60 +324,31 @@ def _moments(first: Array, second: Array) -> Array:
     return np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
 
 
-@metric("ic", "Information coefficient", "score", combine=_pearson)
-def _ic(view: MetricView) -> Array:
-    return _moments(view["score"], view.labels["returns"])
-
-
-@metric("rank_ic", "Rank information coefficient", "score", combine=_pearson)
-def _rank_ic(view: MetricView) -> Array:
-    return _moments(rankdata(view["score"]), rankdata(view.labels["returns"]))
-
-
 def _explained(sums: Array) -> Array:
     return 1.0 - sums[:, 0] / sums[:, 1]
 
 
-@metric("r_squared", "R² of the return, against a forecast of no move", "size", combine=_explained)
 def _r_squared(view: MetricView) -> Array:
     value = view.labels["returns"]
     return np.stack([(value - view["size"]) ** 2, value * value])
 
 
-def _still(view: MetricView) -> Mapping[str, Array]:
-    return {"mean": np.zeros(len(view.rows))}
+def _missed(view: MetricView) -> Array:
+    """Return by how many basis points the mean missed the return."""
+    return view.points * view.labels["returns"] - view.points * view["mean"]
 
 
-@metric(
-    "mae",
-    "Mean absolute error of the return, in basis points (less is better)",
-    "mean",
-    references={"no_move": _still},
-)
-def _mae(view: MetricView) -> Array:
-    return np.abs(view.points * view.labels["returns"] - view.points * view["mean"])
-
-
-@metric(
-    "mse",
-    "Mean squared error of the return, in squared basis points (less is better)",
-    "mean",
-    references={"no_move": _still},
-)
-def _mse(view: MetricView) -> Array:
-    return (view.points * view.labels["returns"] - view.points * view["mean"]) ** 2
-
+_STILL: Final[Mapping[str, Reference]] = {
+    "no_move": lambda view: {"mean": np.zeros(len(view.rows))}
+}
 
 # --- of the variance
 
 
-@metric("qlike", "QLIKE", "variance", of=LOSSES)
-@metric("qlike", "QLIKE of the volatility (less is better)", "variance")
 def _qlike(view: MetricView) -> Array:
     return statistics.qlike_of(view["variance"], view.labels["variance"])
 
 
-@metric("log_variance_r_squared", "R² of log variance", "variance", combine=_explained)
 def _log_variance(view: MetricView) -> Array:
     """Each about its own mean: the logarithm of a mean is biased."""
     value, forecast = (
@@ -417,12 +361,7 @@ def _log_variance(view: MetricView) -> Array:
     return np.stack([(value - forecast) ** 2, value * value])
 
 
-@metric(
-    "volatility_mae",
-    "Mean absolute error of the volatility, in basis points (less is better)",
-    "variance",
-)
-def _volatility_mae(view: MetricView) -> Array:
+def _volatility_error(view: MetricView) -> Array:
     moves = view.points * np.sqrt(np.maximum(view["variance"], 0.0))
     return np.abs(view.points * np.sqrt(view.labels["variance"]) - moves)
 
@@ -441,29 +380,23 @@ def interval(share: float) -> Metric:
         return inside(view["mean"], view["scale"], view["dof"], view.labels["returns"], share)
 
     name = f"coverage_{100 * share:g}"
-    return Metric(name, "", frozenset(LAW), terms, is_alone=True, less_is_better=False)
+    return Metric(name, "", LAW, terms, is_alone=True, less_is_better=False)
 
 
-METRICS["coverage_90"] = interval(COVERAGE)
+# --- of the direction
+
+
+_ODDS: Final = ("probability",)
 
 
 def _top(view: MetricView) -> NDArray[np.int64]:
     return view["probability"].argmax(axis=1)
 
 
-@metric("direction.accuracy", "", "probability", is_alone=True, less_is_better=False)
 def _accuracy(view: MetricView) -> Array:
     return (_top(view) == view.labels["direction"]).astype(np.float64)
 
 
-@metric(
-    "direction.f1",
-    "",
-    "probability",
-    combine=lambda sums: (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1),
-    is_alone=True,
-    less_is_better=False,
-)
 def _f1(view: MetricView) -> Array:
     """Take the mean over classes of the harmonic mean of precision and recall."""
     top, classes, rows = _top(view), view.labels["direction"], []
@@ -480,25 +413,15 @@ def climatology(view: MetricView) -> Mapping[str, Array]:
     return {"probability": np.broadcast_to(shares, (len(classes), kinds))}
 
 
-@metric("brier", "Brier score", "probability", of=LOSSES, references={"climatology": climatology},
-        is_alone=True)  # fmt: skip
-@metric("direction.brier", "", "probability", references={"climatology": climatology},
-        is_alone=True)  # fmt: skip
 def _brier(view: MetricView) -> Array:
     return statistics.brier_of(view["probability"], view.labels["direction"])
 
 
-@metric("log_loss", "Log loss", "probability", of=LOSSES, references={"climatology": climatology},
-        is_alone=True)  # fmt: skip
-@metric("direction.log_loss", "", "probability", references={"climatology": climatology},
-        is_alone=True)  # fmt: skip
 def _log_loss(view: MetricView) -> Array:
     probability, classes = view["probability"], view.labels["direction"]
     return -np.log(np.maximum(probability[np.arange(len(classes)), classes], LEAST_PROBABILITY))
 
 
-@metric("direction.ece", "", "probability", is_alone=True,
-        combine=lambda sums: np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1])  # fmt: skip
 def _calibration_error(view: MetricView) -> Array:
     """Take the calibration error of the top class over 15 equal bins (Guo, 2017)."""
     top, count = _top(view), statistics.ECE_BINS
@@ -507,6 +430,13 @@ def _calibration_error(view: MetricView) -> Array:
     bins = np.minimum((sure * count).astype(np.int64), count - 1)
     rows = [np.where(bins == at, hit - sure, 0.0) for at in range(count)]
     return np.stack([*rows, np.ones_like(hit)])
+
+
+_CONSTANT: Final[Mapping[str, Reference]] = {"climatology": climatology}
+_SCORES: Final = (
+    Metric("brier", "Brier score", _ODDS, _brier, references=_CONSTANT, is_alone=True),
+    Metric("log_loss", "Log loss", _ODDS, _log_loss, references=_CONSTANT, is_alone=True),
+)
 
 
 # --- across assets
@@ -545,41 +475,77 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
     )
 
 
-@metric(
-    "relative_rank_ic",
-    "Rank correlation across the assets, by close",
-    "score",
-    references={RELATIVE: lambda view: {"score": view["relative"]}},
-    less_is_better=False,
-    of_model=frozenset({"relative"}),
-)
-def _relative_ranks(view: MetricView) -> Array:
-    return ranks(view, view["score"])
+# --- every figure
 
 
+METRICS: Final = by_name(
+    Metric(
+        "sign_accuracy", "Sign of the return named right, beside always the commoner sign",
+        ("sign",), _hits,
+    ),
+    Metric(
+        "ic", "Information coefficient", ("score",),
+        lambda view: _moments(view["score"], view.labels["returns"]), _pearson,
+    ),
+    Metric(
+        "rank_ic", "Rank information coefficient", ("score",),
+        lambda view: _moments(rankdata(view["score"]), rankdata(view.labels["returns"])), _pearson,
+    ),
+    Metric(
+        "r_squared", "R² of the return, against a forecast of no move", ("size",), _r_squared,
+        _explained,
+    ),
+    Metric(
+        "mae", "Mean absolute error of the return, in basis points (less is better)", ("mean",),
+        lambda view: np.abs(_missed(view)), references=_STILL,
+    ),
+    Metric(
+        "mse", "Mean squared error of the return, in squared basis points (less is better)",
+        ("mean",), lambda view: _missed(view) ** 2, references=_STILL,
+    ),
+    Metric("qlike", "QLIKE of the volatility (less is better)", ("variance",), _qlike),
+    Metric(
+        "log_variance_r_squared", "R² of log variance", ("variance",), _log_variance, _explained
+    ),
+    Metric(
+        "volatility_mae", "Mean absolute error of the volatility, in basis points (less is better)",
+        ("variance",), _volatility_error,
+    ),
+    interval(COVERAGE),
+    Metric("direction.accuracy", "", _ODDS, _accuracy, is_alone=True, less_is_better=False),
+    Metric(
+        "direction.f1", "", _ODDS, _f1,
+        lambda sums: (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1),
+        is_alone=True, less_is_better=False,
+    ),
+    *(metric._replace(name=f"direction.{metric.name}", title="") for metric in _SCORES),
+    Metric(
+        "direction.ece", "", _ODDS, _calibration_error,
+        lambda sums: np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1], is_alone=True,
+    ),
+    Metric(
+        "relative_rank_ic", "Rank correlation across the assets, by close", ("score",),
+        lambda view: ranks(view, view["score"]), less_is_better=False, of_model=(RELATIVE,),
+        references={RELATIVE: lambda view: {"score": view[RELATIVE]}},
+    ),
+)  # fmt: skip
+"""Every figure by its name, in the order of a card; ``direction.brier`` stands in a section."""
 RANKS: Final = METRICS["relative_rank_ic"]._replace(
     # By relative returns where the model has them, else by its mean.
     terms=lambda view: ranks(
-        view, view["relative" if view.rows.gives("relative", view.name) else "score"]
+        view, view[RELATIVE if view.rows.gives(RELATIVE, view.name) else "score"]
     ),
-    needs=frozenset({"score"}),
     references={},
-    of_model=frozenset(),
+    of_model=(),
 )
 """How other models are held to the judged one where either ranks several assets."""
+_WRONG: Final = Metric(
+    "sign", "Signs named wrong", ("sign",), lambda view: 1.0 - METRICS["sign_accuracy"].terms(view)
+)
+LOSSES: Final = by_name(METRICS["qlike"]._replace(title="QLIKE"), *_SCORES, _WRONG)
+"""Losses by which forecasters are compared row by row."""
 
 
-# --- losses that are no figures
-
-
-@metric("sign", "Signs named wrong", "sign", of=LOSSES)
-@metric("sign", "sign wrong", "sign", of=RISKS)
-def sign_loss(view: MetricView) -> Array:
-    """Return one less each hit of the sign's accuracy."""
-    return 1.0 - _sign_accuracy(view)
-
-
-@metric("qlike_rank", "volatility error (rank)", "variance", of=RISKS)
 def qlike_rank(view: MetricView) -> Array:
     """Return the rank of each bar's QLIKE among all, from 0 to 1: a crash counts once."""
     loss = _qlike(view)
@@ -587,30 +553,29 @@ def qlike_rank(view: MetricView) -> Array:
     return order / max(len(loss) - 1, 1)
 
 
-@metric("entropy", "", "confidence", of=MEASURES, less_is_better=False)
-def _confidence(view: MetricView) -> Array:
-    return view["confidence"]
-
-
-@metric("margin", "", "probability", of=MEASURES, less_is_better=False)
 def _margin(view: MetricView) -> Array:
     down, _, up = view["probability"].T
     return np.abs(up - down) / (up + down)
 
 
-@metric("mean_over_scale", "", "mean", "scale", of=MEASURES, less_is_better=False)
-def _mean_over_scale(view: MetricView) -> Array:
-    return np.abs(view["mean"]) / view["scale"]
-
-
-@metric("predicted_calm", "", "variance", of=MEASURES, less_is_better=False)
-def _predicted_calm(view: MetricView) -> Array:
-    return -view["variance"]
-
-
-@metric("interval_miss", "90 % interval missed", *LAW, of=RISKS)
-def _interval_miss(view: MetricView) -> Array:
-    return 1.0 - METRICS["coverage_90"].terms(view)
+RISKS: Final = by_name(
+    _WRONG._replace(title="sign wrong"),
+    Metric("qlike_rank", "volatility error (rank)", ("variance",), qlike_rank),
+    Metric(
+        "interval_miss", "90 % interval missed", LAW,
+        lambda view: 1.0 - METRICS["coverage_90"].terms(view),
+    ),
+)  # fmt: skip
+"""Losses of a bar that is answered, by which a measure of sureness is judged."""
+MEASURES: Final = by_name(
+    Metric("entropy", "", ("confidence",), lambda view: view["confidence"]),
+    Metric("margin", "", _ODDS, _margin),
+    Metric(
+        "mean_over_scale", "", ("mean", "scale"), lambda view: np.abs(view["mean"]) / view["scale"]
+    ),
+    Metric("predicted_calm", "", ("variance",), lambda view: -view["variance"]),
+)
+"""How sure a model was of each row: higher is surer, NaN where it is not known."""
 
 
 def curve_of(forecasts: Forecasts, risk: str, measure: str) -> statistics.RiskCurve | None:
@@ -627,49 +592,50 @@ def curve_of(forecasts: Forecasts, risk: str, measure: str) -> statistics.RiskCu
 # --- of pairs, portfolios and order books
 
 CORRELATION: Final = "correlation"
-PAIRS: Final[dict[str, Metric]] = {}
-"""The metrics of pairs of symbols."""
-PORTFOLIOS: Final[dict[str, Metric]] = {}
-"""The metrics of portfolios, whose rows are days."""
-BOOKS: Final[dict[str, Metric]] = {}
-"""The metrics of networks of order books."""
 BOOK_DAYS: Final = 2 * BLOCK_DAYS
 """Days of order books below which an error is not known."""
 
 
-@metric(CORRELATION, "Mean squared error of correlations to the horizon", CORRELATION, of=PAIRS)
-def _correlation_error(view: MetricView) -> Array:
-    return (view[CORRELATION] - view.labels[CORRELATION]) ** 2
-
-
-@metric("net", "Net of fees, bp a day", "net", of=PORTFOLIOS, less_is_better=False,
-        least_days=FEW_DAYS)  # fmt: skip
-def _net(view: MetricView) -> Array:
-    return _POINTS * view["net"]
-
-
-@metric("turnover", "Turnover a day", "turnover", of=PORTFOLIOS, less_is_better=None)
-def _turnover(view: MetricView) -> Array:
-    return view["turnover"]
-
-
-@metric("gross", "Gross of a decision", "gross", of=PORTFOLIOS, less_is_better=None,
-        combine=lambda sums: sums[:, 0] / sums[:, 1])  # fmt: skip
-def _gross(view: MetricView) -> Array:
-    return np.stack([view["gross"], view.labels["decisions"]])
-
-
-@metric("log_loss", "Log loss of the mid's move (less is better)", "log_probability", of=BOOKS,
-        least_days=BOOK_DAYS)  # fmt: skip
 def _move_log_loss(view: MetricView) -> Array:
     moves = view.labels["move"]
     return -view["log_probability"][np.arange(len(moves)), moves]
 
 
-@metric("accuracy", "Accuracy: moves of the mid named right", "move", of=BOOKS,
-        less_is_better=False, least_days=BOOK_DAYS)  # fmt: skip
-def _move_accuracy(view: MetricView) -> Array:
-    return (view["move"] == view.labels["move"]).astype(np.float64)
+PAIRS: Final = by_name(
+    Metric(
+        CORRELATION, "Mean squared error of correlations to the horizon", (CORRELATION,),
+        lambda view: (view[CORRELATION] - view.labels[CORRELATION]) ** 2,
+    ),
+)  # fmt: skip
+"""The metrics of pairs of symbols."""
+PORTFOLIOS: Final = by_name(
+    Metric(
+        "net", "Net of fees, bp a day", ("net",), lambda view: _POINTS * view["net"],
+        less_is_better=False, least_days=FEW_DAYS,
+    ),
+    Metric(
+        "turnover", "Turnover a day", ("turnover",), lambda view: view["turnover"],
+        less_is_better=None,
+    ),
+    Metric(
+        "gross", "Gross of a decision", ("gross",),
+        lambda view: np.stack([view["gross"], view.labels["decisions"]]),
+        lambda sums: sums[:, 0] / sums[:, 1], less_is_better=None,
+    ),
+)  # fmt: skip
+"""The metrics of portfolios, whose rows are days."""
+BOOKS: Final = by_name(
+    Metric(
+        "log_loss", "Log loss of the mid's move (less is better)", ("log_probability",),
+        _move_log_loss, least_days=BOOK_DAYS,
+    ),
+    Metric(
+        "accuracy", "Accuracy: moves of the mid named right", ("move",),
+        lambda view: (view["move"] == view.labels["move"]).astype(np.float64),
+        less_is_better=False, least_days=BOOK_DAYS,
+    ),
+)  # fmt: skip
+"""The metrics of networks of order books."""
 
 
 COMPARED: Final = ("qlike", "sign")
@@ -721,10 +687,10 @@ HEAD_LOSSES: Final[Mapping[str, Metric]] = {
     head: Metric(
         head,
         added.title,
-        frozenset({head}),
+        (head,),
         head_loss(head),
         references=_SIMPLER.get(head, {}),
-        of_model=frozenset({head}),
+        of_model=(head,),
     )
     for head, added in ADDED.items()
 }
@@ -742,18 +708,21 @@ def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
     return {"mean": np.zeros(len(scale)), "scale": scale, "dof": np.full(len(scale), 1e8)}
 
 
-DENSITIES: Final[dict[str, Metric]] = {}
-"""Scores of the whole law."""
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of a Student t that are judged where no head names others."""
 
 
-@metric("crps", "CRPS of the return, in basis points (less is better)", *LAW,
-        of=DENSITIES, references={"EWMA": _law_of_ewma})  # fmt: skip
 def _crps(view: MetricView) -> Array:
     points = view.points
     value = points * view.labels["returns"]
     return statistics.crps_of(points * view["mean"], points * view["scale"], view["dof"], value)
+
+
+CRPS: Final = Metric(
+    "crps", "CRPS of the return, in basis points (less is better)", LAW, _crps,
+    references={"EWMA": _law_of_ewma},
+)  # fmt: skip
+"""The score of the whole law."""
 
 
 def pinball(level: float) -> Metric:
@@ -775,7 +744,7 @@ def pinball(level: float) -> Metric:
         STUDENT_T: lambda view: {name: view[name] for name in LAW} if view.rows.levels else {},
         "EWMA": _law_of_ewma,
     }
-    return Metric(f"pinball_{level:g}", f"{level:g}", frozenset(LAW), terms, references=references)
+    return Metric(f"pinball_{level:g}", f"{level:g}", LAW, terms, references=references)
 
 
 def crps_at(levels: Sequence[float]) -> Metric:

@@ -46,7 +46,7 @@ from tracepaper.replay.learning.judge.metrics import (
     BOOKS,
     BREACHES,
     CORRELATION,
-    DENSITIES,
+    CRPS,
     LOSSES,
     MEASURES,
     METRICS,
@@ -333,13 +333,12 @@ def density_tables(judgement: Judgement) -> Iterable[Table]:
     rows = judgement.forecasts
     if not has_law(rows) or not rows.gives("variance", "ewma"):
         return
-    crps = {"exact": DENSITIES["crps"]}
+    crps = {"exact": CRPS}
     if rows.levels:
         at_levels = crps_at(rows.levels)
         crps[at_levels.title] = at_levels
     notes = [NOTE, _DENSITY_NOTE]
-    title = DENSITIES["crps"].title
-    yield forecaster_table("crps", title, rows, crps, of="CRPS", notes=notes)
+    yield forecaster_table("crps", CRPS.title, rows, crps, of="CRPS", notes=notes)
     quantiles = {f"{level:g}": pinball(level) for level in rows.levels or QUANTILES}
     title = "Pinball loss of quantiles of the return, in basis points"
     yield forecaster_table("pinball", title, rows, quantiles, of="quantile", notes=notes)

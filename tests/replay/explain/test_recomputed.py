@@ -8,12 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import explained_runs
-import models
 import numpy as np
 import pytest
-from command_line import Cli
 from explained_runs import CONTEXT, LAST, SMALL
-from report_cases import SAMPLE, replayed
 
 from tracepaper.replay.document.values import Paragraph, Table
 from tracepaper.replay.explain.decision_document import read_decision
@@ -28,12 +25,10 @@ from tracepaper.replay.explain.recompute import (
     moves_of,
     open_past,
 )
-from tracepaper.storage.checkpoints import save
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
 from tracepaper.strategies.networks.flash import FlashConfig
-from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.time_buckets import uniform_rollout
 
 
@@ -255,20 +250,3 @@ collapse = "-9"
 momentum = "0.6"
 mean_reversion = "0.4"
 """
-
-
-def test_explain_says_how_many_multiplications_probsparse_makes(tmp_path: Path, cli: Cli) -> None:
-    config = InformerConfig(dim=16, layers=3, heads=2, window=256)
-    folder = tmp_path / "informer"
-    save(folder, models.weights(config), models.card(config, temperature=1.0))
-    sections = f'[strategy]\nname = "attention"\n[model]\ncheckpoint = "{folder}"\n{GATE}'
-    database = replayed(tmp_path, sections, "--data", SAMPLE, "--to", "2025-05-26T20:30:00Z")
-    code, out, _ = cli("explain", "last", "--full", "--db", database)
-    assert code == 0
-    # Layers of 256 and 128 bars rank by 30 and 25 keys; of the last one 64 bars are seen by one.
-    dense = 2 * 256**2 + 2 * 128**2 + 2 * 64
-    sparse = 3 * 256 * 30 + 3 * 128 * 25 + 2 * 64
-    computed = sparse + 256 * (256 - 30) + 128 * (128 - 25)
-    text = " ".join(out.split())
-    assert f"ProbSparse makes {sparse / dense:.1%} of the multiplications" in text
-    assert f"and {computed / dense:.1%} where" in text

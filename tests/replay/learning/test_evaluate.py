@@ -32,7 +32,7 @@ from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.gates import RULES, Judgement
-from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
+from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, Metric
 from tracepaper.replay.learning.judge.tables import (
     ACROSS,
     SHOWN,
@@ -286,10 +286,11 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
     rng = np.random.default_rng(3)
     risk = RISKS["sign"].terms
     try:
-        metric("oracle", "", of=MEASURES)(lambda view: rng.random(len(view.rows)) - risk(view))
-        metric("noise", "", of=MEASURES)(lambda view: np.sin(1e6 * view.labels["returns"]))
-        with pytest.raises(ConfigInvalid, match="already"):
-            metric("noise", "", of=MEASURES)(lambda view: view.labels["returns"])
+        for name, terms in (
+            ("oracle", lambda view: rng.random(len(view.rows)) - risk(view)),
+            ("noise", lambda view: np.sin(1e6 * view.labels["returns"])),
+        ):
+            MEASURES[name] = Metric(name, "", (), terms)
         areas = confidence_areas(judgements[0])["sign"]
         assert areas["oracle"].value < -0.1
         assert abs(areas["noise"].value) < 0.05

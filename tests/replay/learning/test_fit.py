@@ -278,13 +278,13 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
 def test_a_batch_learnt_from_in_pieces_has_the_gradient_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = options(steps=1, windows=16, learned_weights=True, clip=1e9)
+    chosen = options(steps=1, windows=16, clip=1e9)
     results = []
     for rows in (None, 5 * 24):  # windows of 24 rows: pieces of 5, 5, 5 and 1
         monkeypatch.setattr(InformerNetwork, "rows_a_pass", rows)
         fitted = fit(tmp_path / str(rows), chosen, kind="informer", dropout=0.0)
         fitted.run(ignore)
-        # After one step a first moment is a tenth of the gradient, those of the losses' own too.
+        # After one step a first moment is a tenth of the gradient.
         state = states.read_state(tmp_path / str(rows) / states.STATE_NAME)
         moments = [of["exp_avg"] for of in state["optimiser"]["state"].values()]
         results.append((fitted.progress.training_loss, moments))

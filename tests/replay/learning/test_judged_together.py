@@ -35,7 +35,7 @@ from tracepaper.replay.learning.dataset import Dataset, close_by_close
 from tracepaper.replay.learning.estimators import cross_sectional
 from tracepaper.replay.learning.estimators.cross_sectional import (
     CrossAssetModel,
-    CrossSection,
+    cross_section,
     predicted,
     usual_return,
 )
@@ -425,7 +425,7 @@ def test_batches_that_are_accumulated_make_one_step_of_their_mean(aligned: Datas
         config = recipe("crossasset", dropout=0.0).architecture
         features = closes[0].segment.values.shape[1]
         network = CrossAssetNetwork(replace(config, symbols=SYMBOLS, features=features))
-        learnt = CrossSection(network, closes, closes, replace(options, accumulate=accumulate))
+        learnt = cross_section(network, closes, closes, replace(options, accumulate=accumulate))
         batches = list(islice(learnt.batches(0), 2))
         for index in at:
             learnt.gradient(batches[index])

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tracepaper.replay.learning.losses import (
     LOSSES,
-    TaskWeights,
     _noise,
     averaged,
     elementwise,
@@ -123,25 +122,6 @@ def test_nothing_used_costs_nothing() -> None:
     heads, empty = outputs(1, 4, 2), torch.zeros(1, 4, 2)
     losses = elementwise(heads, labelled(empty, empty.long() - 1, empty + 1), empty > 0)
     assert averaged(losses, empty).abs().sum() == 0.0
-
-
-def test_learned_weights_lower_what_is_noisy() -> None:
-    weights = TaskWeights(1, learned=True)
-    optimiser = torch.optim.SGD(weights.parameters(), lr=0.1)
-    losses = torch.tensor([[4.0], [1.0], [0.25]])
-    for _ in range(300):
-        optimiser.zero_grad()
-        weights(losses, torch.ones(len(LOSSES), 1)).backward()
-        optimiser.step()
-    # Kendall's optimum: exp(-s) = 1 / loss.
-    torch.testing.assert_close(torch.exp(weights.log_variance), losses, rtol=1e-3, atol=1e-3)
-
-
-def test_fixed_weights_are_one() -> None:
-    weights = TaskWeights(2, learned=False)
-    losses = torch.arange(6.0).view(3, 2)
-    assert float(weights(losses, torch.ones(3, 2))) == 15.0
-    assert not any(p.requires_grad for p in weights.parameters())
 
 
 def test_a_score_of_one_day_of_validation_is_of_the_size_of_its_losses() -> None:

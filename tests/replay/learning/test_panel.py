@@ -144,7 +144,8 @@ def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset)
     """No gain of a chunk reaches past the part's end, even of the last decisions."""
     part = replace(material, heads=EVERY_HEAD | {"gain"}).samples(Part.TRAIN)
     model = network(allocation=True)
-    last = list(ClosesPart(part, model, length=600, batch=2).spread(4))[-1]
+    taking = ClosesPart(part, model, length=600)
+    last = taking.taken(list(taking.chunks.spread(4, 2))[-1])
     panel, stop = part[0].panel, part[0].stop
     of_batch, gained = decided(last, model.config)
     rows = of_batch[-1].numpy() + stop - 600

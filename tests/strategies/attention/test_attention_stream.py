@@ -100,11 +100,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
     step = [each[:, :, 0] for each in layers[0]]
     with pytest.raises(AttentionInvalid, match="Layer 0 is next and 1 was asked; go in order"):
         attention_stream.attend(1, step[0], step[1], step[2])
-    with pytest.raises(
-        AttentionInvalid, match=r"key must be \[batch, head, dim\] \[2, 2, 4\], not"
-    ):
+    with pytest.raises(AttentionInvalid, match=r"key is .* give \[batch 2, head 2, dim 4\]"):
         attention_stream.attend(0, step[0], step[1][:1], step[2])
-    with pytest.raises(AttentionInvalid, match="value has a NaN or infinite number"):
+    with pytest.raises(AttentionInvalid, match="What gave the value produced infinity"):
         attention_stream.attend(0, step[0], step[1], step[2] * torch.inf)
     with pytest.raises(AttentionInvalid, match="asked 0 of 3 layers; ask all"):
         attention_stream.rollout()

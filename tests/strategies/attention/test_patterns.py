@@ -107,7 +107,7 @@ def test_feature_attribution_counts_only_bars_that_the_rollout_reached() -> None
         (lambda: stability(torch.ones(1, 3)), "at least two"),
         (
             lambda: feature_attribution(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3)),
-            r"\[time, feature\]",
+            r"rollout is \[3\]; give \[time 2\]",
         ),
     ],
 )

@@ -114,10 +114,10 @@ def test_layers_of_other_numbers_are_refused(numbers: dict[str, Any], words: str
 
 
 def test_layers_of_other_tensors_are_refused() -> None:
-    refused(lambda: Layer.of(QUERY, KEY.double(), None), "give one floating point type")
+    refused(lambda: Layer.of(QUERY, KEY.double(), None), "key is torch.float64; give torch.float32")
     refused(lambda: Layer.of(QUERY.int(), KEY.int(), None), "give a float type")
-    refused(lambda: layer().carry(WEIGHTS[0]), r"The weights are \[1, 20\]")
-    refused(lambda: layer().carry(WEIGHTS[..., 1:]), r"The weights are \[2, 1, 19\]")
+    refused(lambda: layer().carry(WEIGHTS[0]), r"weights is \[1, 20\]")
+    refused(lambda: layer().carry(WEIGHTS[..., 1:]), r"weights is \[2, 1, 19\]")
 
 
 def test_what_is_not_asked_for_may_have_any_logsumexp() -> None:
@@ -181,7 +181,9 @@ def test_a_stream_of_other_types_is_refused() -> None:
     refused(lambda: Stream(3, heads=1, dim=2, dtype=torch.int32), "A stream of torch.int32 cannot")
     stream = Stream(3, heads=1, dim=2, dtype=torch.bfloat16)
     step = torch.ones(1, 1, 2)
-    refused(lambda: stream.attend(0, step, step, step), "query is torch.float32 on cpu, the stream")
+    refused(
+        lambda: stream.attend(0, step, step, step), "query is torch.float32; give torch.bfloat16"
+    )
 
 
 @settings(max_examples=30)

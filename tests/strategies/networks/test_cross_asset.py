@@ -170,7 +170,7 @@ def test_one_decided_asset_is_explained_as_all_are() -> None:
         )
     every = rollout_of(network, x)
     assert torch.allclose(decided.weights[0], every.weights[2], atol=1e-7)
-    assert torch.allclose(decided.confidence[0], every.confidence[2])
+    assert torch.allclose(decided.heads[0], every.heads[2])
 
 
 def leaks(network: CrossAssetNetwork, *, changed: int, asset: int) -> bool:
