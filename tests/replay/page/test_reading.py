@@ -74,12 +74,22 @@ CUT: Final = """() => {
     }
     return found;
 }"""
+SMALL_TARGETS: Final = """() => {
+    const targets = document.querySelectorAll("a[href], button, input, select, summary");
+    const isWord = (element) => (element.closest("p")?.textContent ?? element.textContent)
+        !== element.textContent;
+    return [...targets].filter((element) => {
+        const { width, height } = element.getBoundingClientRect();
+        return width && height && !isWord(element) && Math.min(width, height) < 44;
+    }).map((element) => element.outerHTML);
+}"""
+"""What a finger misses, but for words of a sentence."""
 PLACES: Final = ("", "/account", "/gates", "/health", "/model", "/report", "/compare")
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: str(size["width"]))
 @pytest.mark.parametrize("strategy", ["attention 1", "sma_cross 2"])
-def test_no_word_is_cut_in_any_place(
+def test_in_no_place_a_word_is_cut_or_a_finger_misses(
     browser: Browser, url: str, size: dict[str, int], strategy: str
 ) -> None:
     with opened(browser, url, size) as page:
@@ -91,9 +101,11 @@ def test_no_word_is_cut_in_any_place(
             drawn(page) if not place else expect(page.locator("h1").first).to_be_visible()
             page.wait_for_load_state("networkidle")
             assert page.evaluate(CUT) == [], place
+            assert size is not PHONE or page.evaluate(SMALL_TARGETS) == [], place
         page.goto(f"{url}/#/runs")
         expect(page.get_by_role("link", name=re.compile("attention"))).to_be_visible()
         assert page.evaluate(CUT) == []
+        assert size is not PHONE or page.evaluate(SMALL_TARGETS) == []
 
 
 def test_a_planted_word_that_is_cut_is_found(browser: Browser, url: str) -> None:
