@@ -76,7 +76,6 @@ if TYPE_CHECKING:
         Account,
         BookMarks,
         GateSet,
-        Position,
         Prediction,
         Run,
         Step,
@@ -331,11 +330,13 @@ class StepEncoder:
         for place, repeated in enumerate(stretch.repeats.values()):
             at = slice(place, None, count)
             closes = [bar.close for bar in stretch.bars[count + place :: count]]
+            factor = self._factors[place]
             of_books = [
-                [
-                    self._follow(place, twin.position, *marks)
-                    for marks in zip(closes, *(column[at] for column in columns), strict=True)
-                ]
+                map(
+                    partial(_follow, twin.position.quantity * factor, twin.position.entry_notional),
+                    closes,
+                    *(column[at] for column in columns),
+                )
                 for twin, columns in zip(repeated.twins, marked, strict=True)
             ]
             content = self._twins[place][0]
@@ -481,34 +482,15 @@ class StepEncoder:
                 decision = outcome, decided.target_quantity, *texts
             content.append((book, holding, int(twin.confirmed), *decision))
             unrealized = position.unrealized_pnl
-            marks.append(
-                self._follow(place, position, close, unrealized, *_marks(account, unrealized))
-            )
+            factor = position.quantity * self._factors.get(place, 0)
+            of_account = _marks(account, unrealized)
+            marks.append(_follow(factor, position.entry_notional, close, unrealized, *of_account))
             if twin.fills:
                 self._add_fills(twin.fills, (*key, book), twin.twin)
         if self._trades.is_taken:
             for row in takewhile(lambda row: row[:2] == key, reversed(rows["holdings"])):
                 self._trades.hold(row)
         return self._name_twins(place, content, marks, key) if content else None
-
-    def _follow(
-        self,
-        place: int | None,
-        position: Position,
-        close: int | None,
-        unrealized: int | None,
-        of_account: int | None,
-        equity: int | None,
-    ) -> Row:
-        """Return the last three, the marks of a book, as nulls where they follow from the *close*.
-
-        The book holds *position*, and its account no other then.
-        """
-        if close and of_account is None and equity is None:
-            worth = close * position.quantity * self._factors.get(place, 0)
-            if unrealized == worth - position.entry_notional and abs(worth) < _BEYOND:
-                return _FOLLOWS
-        return unrealized, of_account, equity
 
     def _name_twins(
         self, place: int | None, content: list[Row], marks: Sequence[Row], key: tuple[int, int]
@@ -557,6 +539,25 @@ def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | 
         None if of_account == unrealized else of_account,
         None if account.equity == account.cash + of_account else account.equity,
     )
+
+
+def _follow(
+    worth: int,
+    entry: int,
+    close: int | None,
+    unrealized: int | None,
+    of_account: int | None,
+    equity: int | None,
+) -> Row:
+    """Return the last three, the marks of a book, as nulls where they follow from the *close*.
+
+    What is held is *worth* that at a price of 1, and cost *entry*; the account holds no more then.
+    """
+    if close and of_account is None and equity is None:
+        worth *= close
+        if unrealized == worth - entry and abs(worth) < _BEYOND:
+            return _FOLLOWS
+    return unrealized, of_account, equity
 
 
 def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
