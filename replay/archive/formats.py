@@ -121,8 +121,11 @@ def _text_table(
             raise _wrong_width(path, f"{unit} {line}", len(row), len(head.names))
     if not rows:
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
-    cells = [[cell.encode() for cell in column] for column in zip(*rows, strict=True)]
-    columns = _text_columns(dict(zip(head.names, cells, strict=True)))
+    columns: dict[str, Column] = {}
+    for name, column in zip(head.names, zip(*rows, strict=True), strict=True):
+        cells = [cell.encode() for cell in column]
+        if max(map(len, cells)) <= CELL_WIDTH_MAX:  # a number has no longer ones
+            columns[name] = np.array(cells, dtype=np.bytes_)
     return _with_head(RawTable(path, columns, np.array(lines), unit), head, separator)
 
 
@@ -202,15 +205,6 @@ def _cut(
     cells = np.lib.stride_tricks.sliding_window_view(text, longest)[starts]
     cells[np.arange(longest) >= lengths[:, None]] = 0
     return cells.view(f"S{longest}").ravel()
-
-
-def _text_columns(columns: Mapping[str, Sequence[bytes]]) -> dict[str, Column]:
-    """Return *columns* as arrays, without those of longer cells than a number has."""
-    return {
-        name: np.array(cells, dtype=np.bytes_)
-        for name, cells in columns.items()
-        if max(map(len, cells)) <= CELL_WIDTH_MAX
-    }
 
 
 def _read_by_rows(
