@@ -443,9 +443,12 @@ class Engine:
         way the engine comes to the same state, and a strategy is shown each bar and asked about it
         once: what it answered to the unit that ends the stretch is used by that unit's step.
         """
-        if not self._may_repeat or self.halted or not self.broker.is_still():
+        if not self._may_repeat or self.halted or type(units.peek()) not in _QUIET:
             return None
-        if type(units.peek()) not in _QUIET:
+        for state in self.states.values():
+            if state.ahead is not None:
+                return None
+        if not self.broker.is_still():
             return None
         first = self.sequence
         repeats: dict[str, Repeat] = {}

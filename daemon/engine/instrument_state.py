@@ -408,13 +408,12 @@ class MemberState:
     def begin_stretch(self, line: Line) -> Repeat | None:
         """Return what bars would repeat that follow at once.
 
-        None where the newest decision cannot repeat: not all bars are known, one is looked at
-        already, it was refused or left open, or its entry is protected.
+        None where the newest decision cannot repeat: not all bars are known, it was refused or left
+        open, or its entry is protected.
         """
         last, signal, orders = self.outcomes.newest, self.signal, line.orders
         if (
-            self.ahead is not None
-            or last is None
+            last is None
             or last.target_quantity is None
             or last.target_quantity != orders.target
             or not orders.is_reached(orders.target, line.held)

@@ -229,12 +229,12 @@ class Candles:
                 f"{self.path} has candles of {interval_text(self.interval_ms)}, which cannot "
                 f"make candles of {interval_text(interval_ms)}: choose a multiple."
             )
-        coarse, is_whole = self.aggregated(interval_ms)
-        if not is_whole.any():
+        if not self._coarse_grid(interval_ms)[2].any():
             raise DataInvalid(
                 f"{self.path} covers no whole candle of {interval_text(interval_ms)}: give more "
                 "data."
             )
+        coarse, is_whole = self.aggregated(interval_ms)
         dropped = [iso(start) for start in coarse.open_time_ms[~is_whole].tolist()]
         if not dropped:
             return coarse

@@ -249,6 +249,8 @@ HALF_DAY: Final = re.compile(
 """``05-AM``, ``5:00 PM`` and ``05:00:00 pm`` behind a date."""
 OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)\s*$")
 """Behind a date, which itself may end so."""
+OFFSET_OF_DATE: Final = re.compile(rb"[+-](0\d|1[0-4])(:?\d\d)?")
+OFFSETS_MOST: Final = 2
 MINUTE_DIGITS: Final = 4
 SECOND_DIGITS: Final = 6
 DATE_WIDTH: Final = len("2025-01-31")
@@ -370,6 +372,7 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
         cells = _year_first(cells, SLASHED, day=_place_of_day(cells))
     if HALF_DAY.search(first):
         cells = np.array([HALF_DAY.sub(_whole_day, cell.strip()) for cell in cells.tolist()])
+    _refuse_joined_clocks(cells.tolist())
     microseconds = np.array(
         [_microseconds(row, cell) for row, cell in enumerate(cells.tolist())], dtype=np.int64
     )
@@ -378,6 +381,23 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
         raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
     notes = () if OFFSET.search(bytes(cells[0])[DATE_WIDTH:]) else (ZONELESS,)
     return microseconds // 1000, notes
+
+
+def _refuse_joined_clocks(cells: list[bytes]) -> None:
+    """Raise ``CellInvalidError`` where what follows dates can be no offsets of one zone.
+
+    A zone has two of them, of up to 14 hours and without seconds.
+    """
+    offsets = set[bytes]()
+    for row, cell in enumerate(cells):
+        tail = cell.strip()[DATE_WIDTH:]
+        if tail.startswith((b"+", b"-")):
+            offsets.add(tail)
+            if len(offsets) > OFFSETS_MOST or not OFFSET_OF_DATE.fullmatch(tail):
+                shown = cell.decode("utf-8", "replace")[:40]
+                raise CellInvalidError(
+                    row, f"is {shown!r}, a date and a clock: write a blank between them"
+                )
 
 
 def _place_of_day(cells: npt.NDArray[np.bytes_]) -> int:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import Column, column_of
 from tracepaper.replay.archive.layouts import (
@@ -120,8 +121,11 @@ def _text_table(
             raise _wrong_width(path, f"{unit} {line}", len(row), len(head.names))
     if not rows:
         raise DataInvalid(f"{path} has a header and no rows: give one with rows.")
-    cells = [[cell.encode() for cell in column] for column in zip(*rows, strict=True)]
-    columns = _text_columns(dict(zip(head.names, cells, strict=True)))
+    columns: dict[str, Column] = {}
+    for name, column in zip(head.names, zip(*rows, strict=True), strict=True):
+        cells = [cell.encode() for cell in column]
+        if max(map(len, cells)) <= CELL_WIDTH_MAX:  # a number has no longer ones
+            columns[name] = np.array(cells, dtype=np.bytes_)
     return _with_head(RawTable(path, columns, np.array(lines), unit), head, separator)
 
 
@@ -174,31 +178,33 @@ def _read_in_bulk(
     path: Path, body: bytes, delimiter: bytes, names: Sequence[str], start: int
 ) -> RawTable:
     """Split unquoted text into columns at its delimiters."""
-    lines = body.split(b"\n")
     width = len(names)
-    if {line.count(delimiter) for line in lines} != {width - 1}:
-        widths = enumerate(line.count(delimiter) + 1 for line in lines)
-        row, wrong = next(each for each in widths if each[1] != width)
-        raise _wrong_width(path, f"line {start + row}", wrong, width)
-    parts = []
-    for first in range(0, len(lines), LINES_TOGETHER):
-        cells = delimiter.join(lines[first : first + LINES_TOGETHER]).split(delimiter)
-        parts.append(_text_columns({name: cells[at::width] for at, name in enumerate(names)}))
+    text = np.frombuffer(body + b"\n" + bytes(CELL_WIDTH_MAX), dtype=np.uint8)
+    ends = np.flatnonzero((text == ord(delimiter)) | (text == ord("\n")))
+    widths = np.diff(np.flatnonzero(text[ends] == ord("\n")), prepend=-1)
+    if (wrong := np.flatnonzero(widths != width)).size:
+        row = int(wrong[0])
+        raise _wrong_width(path, f"line {start + row}", int(widths[row]), width)
+    starts = np.concatenate(([0], ends[:-1] + 1))
     columns = {
-        name: np.concatenate([part[name] for part in parts])
-        for name in names
-        if all(name in part for part in parts)
+        name: column
+        for at, name in enumerate(names)
+        if (column := _cut(text, starts[at::width], ends[at::width])) is not None
     }
-    return RawTable(path, columns, start + np.arange(len(lines)))
+    return RawTable(path, columns, start + np.arange(widths.size))
 
 
-def _text_columns(columns: Mapping[str, Sequence[bytes]]) -> dict[str, Column]:
-    """Return *columns* as arrays, without those of longer cells than a number has."""
-    return {
-        name: np.array(cells, dtype=np.bytes_)
-        for name, cells in columns.items()
-        if max(map(len, cells)) <= CELL_WIDTH_MAX
-    }
+def _cut(
+    text: npt.NDArray[np.uint8], starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]
+) -> npt.NDArray[np.bytes_] | None:
+    """Return the cells of *text* from *starts* to *ends*; None where one is no number's."""
+    lengths = ends - starts
+    longest = max(int(lengths.max()), 1)
+    if longest > CELL_WIDTH_MAX:
+        return None
+    cells = np.lib.stride_tricks.sliding_window_view(text, longest)[starts]
+    cells[np.arange(longest) >= lengths[:, None]] = 0
+    return cells.view(f"S{longest}").ravel()
 
 
 def _read_by_rows(
@@ -238,8 +244,6 @@ UNPACKED_TIMES: Final = 200
 UNPACKED_FREE: Final = 128 * 2**20
 """Bytes to which any file may unpack: they fit into any machine's memory."""
 LINE_LIMIT: Final = 2**20
-LINES_TOGETHER: Final = 50_000
-"""Lines whose cells are objects at a time: of a million they take some 400 MB."""
 PART_BYTES: Final = 2**18
 
 

@@ -244,7 +244,11 @@ def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
         return np.isnan(column)
     if column.dtype.kind != "S":
         return np.zeros(column.size, dtype=np.bool_)
-    return np.isin(np.char.lower(np.char.strip(column.astype(np.bytes_))), BLANK_CELLS)
+    first = column.view(np.uint8).reshape(column.size, -1)[:, 0]
+    blank = (first < ord("0")) | (first > ord("9"))
+    cells = np.char.lower(np.char.strip(column[blank].astype(np.bytes_)))
+    blank[blank] = np.isin(cells, BLANK_CELLS)
+    return blank
 
 
 BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-"])

@@ -195,6 +195,9 @@ def test_minutes_without_a_trade_are_holes(blank: str, tmp_path: Path) -> None:
     candles = read_candles(written(tmp_path, rows))
     assert (len(candles), candles.missing) == (28, 2)
     assert "2 rows without a price left out, as holes" in candles.notes
+    rows[3] = (*["missing"] * 4, "0.0")
+    with pytest.raises(DataInvalid, match="is not a number but 'missing'"):
+        read_candles(written(tmp_path, rows))
 
 
 TIMES = {

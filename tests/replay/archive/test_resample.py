@@ -92,6 +92,8 @@ def test_a_sum_beyond_64_bits_is_refused() -> None:
     huge.volume[:] = 2**62
     with pytest.raises(DataInvalid, match="more than 64 bits"):
         huge.resampled(DAY)
+    with pytest.raises(DataInvalid, match="no whole candle"):
+        huge[:23].resampled(DAY)
 
 
 def test_a_turnover_beyond_64_bits_is_left_out_and_noted() -> None:
