@@ -69,7 +69,7 @@ _HOLDINGS: Final = (
 )
 _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
-    f"passed FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
+    f"passed, regime_cell FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
 )
 _STEP_COLUMNS: Final = frozenset(column.name for column in TABLES["steps"])
 _NOTES: Final = (
@@ -94,6 +94,7 @@ class Outcome(NamedTuple):
     regime: str
     gate_set: int
     passed: int  # bit i: gate i of the set
+    regime_cell: int | None
 
 
 class OutcomeCount(NamedTuple):
