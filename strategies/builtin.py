@@ -197,6 +197,10 @@ class TrendStrategy(Strategy):
         self._band = band
         self._of_closes = ClosesVolatility()
 
+    def waits(self, closes_ms: Integers) -> tuple[Signal, npt.NDArray[np.bool_]] | None:
+        """Return what is answered where no hour closes, and where that is."""
+        return (_NO_HOUR_CLOSED, closes_ms % HOUR_MS != 0) if self.frames else None
+
     def decide(self, context: BarContext) -> Signal:
         """Return the trend of the closed hours, sized; HOLD where none has closed just now."""
         table: Closes = context.timeframe(self.frames[0]) if self.frames else context.history

@@ -565,7 +565,7 @@ class Broker:
         Of one account without sides, in which nothing can be liquidated. What rests or protects
         has to be passed by each bar: see :meth:`resting`.
         """
-        if self.save is Save.NOW or self._marked or self._confirms or self.account.entries:
+        if self.save is Save.NOW or self._marked or self.account.entries:
             return False
         if self._by_quotes or self._by_book or self.shadows or self.account.sides:
             return False

@@ -28,6 +28,7 @@ from tracepaper.daemon.broker.broker import (
     Save,
     Wishes,
 )
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.engine.history import InstrumentState, Lookback
 from tracepaper.daemon.engine.instrument_state import MemberState, checked
 from tracepaper.daemon.engine.member import (
@@ -256,6 +257,8 @@ class Engine:
         ) and all(of.may_repeat for market in self.markets.values() for of in market.deciders)
         # By the model's hash: of the account, "", and of each member that asks it.
         self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
+        self.stores_state = True
+        """Whether steps hold the state, which only what goes on from them reads."""
         self.halted = False
         """Whether the operator halted trading."""
         self._observed: dict[str, Mapping[str | None, Position]] = {}
@@ -568,6 +571,51 @@ class Engine:
         if period_of(self._reset, close_ms) > self.shared_out:
             return 0
         return -(-(DAY_MS - close_ms % DAY_MS) // self._interval_ms)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether bars may be waited through: one account follows one strategy on one instrument.
+
+        No limit watches it, and no stretch looks ahead.
+        """
+        return (
+            len(self.states) == 1
+            and not (self.members or self._portfolios or self.declared or self.has_columns)
+            and not (self.risk.active or self.broker.shadows or self._may_repeat)
+            and all(state.may_wait for state in self.states.values())
+        )
+
+    def waiting(self) -> Line | None:
+        """Return what is held where bars whose decision holds it only value it; None elsewhere.
+
+        Up to a quarter away, of an engine that :attr:`may_wait`.
+        """
+        if self.halted or not self.broker.is_still() or self.broker.resting():
+            return None
+        (line,) = self.broker.account.books[0].lines.values()
+        (state,) = self.states.values()
+        if line.held and state.strategy.horizon is not None:
+            return None  # it may outlive that
+        return line if line.orders.target == line.held else None
+
+    def wait(
+        self, bars: Sequence[Bar], signal: Signal, passed: int, regime: Regime, cell: int | None
+    ) -> list[int]:
+        """Take *bars* at which *signal* left what is held; return the equity after each.
+
+        Gates let *passed* at the last of them, in that *regime* and *cell*.
+        """
+        (state,) = self.states.values()
+        (book,) = self.broker.account.books
+        (line,) = book.lines.values()
+        account = book.subtotal()
+        worth = account.equity - account.unrealized_pnl
+        equity = [worth + profit for profit in line.profits_at([bar.close for bar in bars])]
+        state.regimes.regime, state.regimes.cell = regime, cell
+        state.wait(bars, signal, passed, line.held)
+        self.broker.follow(bars)
+        self.begin(self.sequence + len(bars))
+        return equity
 
     def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:
         """Return the stretch of the units *taken*; accounts and strategies go on after it."""
@@ -1070,7 +1118,7 @@ class Engine:
             if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _NOTED:
                 broker.save = _NOW
             if broker.save is _NOW and saves:
-                state = self._encoded_state()
+                state = self._encoded_state() if self.stores_state else None
                 broker.save = _NO
         self.begin(sequence + 1)
         halted, self.risk.halted = self.risk.halted, None

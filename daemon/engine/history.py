@@ -368,6 +368,11 @@ class RegimeTracker:
         self._cells = every[0].cells
         self.regime, self.cell = Regime.UNKNOWN, None
 
+    @property
+    def followed_by(self) -> tuple[object, ...]:
+        """All by which it follows what a model says."""
+        return self._bounds, self._cells, self._hysteresis
+
     def follow(self, explanation: Explanation | None) -> None:
         """Go on with what the model looked at."""
         mass = None if explanation is None else explanation.recent_mass

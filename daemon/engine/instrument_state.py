@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import nan
 from typing import TYPE_CHECKING, Final
@@ -40,6 +40,7 @@ from tracepaper.strategies.api.context import (
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, SizingAccount
 from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, Strategy
 from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.gates.declared import edge
 from tracepaper.strategies.gates.evaluator import is_finite_forecast
 from tracepaper.strategies.gates.gate import refusal
 from tracepaper.strategies.types.decisions import (
@@ -509,6 +510,45 @@ class MemberState:
         if allowed.note is not None:
             notes[bar.open_time_ms] = dict(allowed.note)
         return True
+
+    # ------------------------------------------------------------ bars that are waited through
+
+    @property
+    def measured_by(self) -> tuple[object, ...]:
+        """All by which gates measure bars and forecasts, beside these: equal states measure alike.
+
+        It is nothing of the account, which limits alone measure.
+        """
+        lookback, tracker, inputs = self.lookback, self.regimes, self.gates.inputs
+        costs = inputs.round_trip_cost if edge.name in self.gates.evaluator.gate_set.gates else None
+        return (
+            *(lookback.warmup, lookback.needed, lookback.frames, tracker.followed_by, costs),
+            *(inputs.horizon_index, inputs.slope, inputs.fitted),
+            *(inputs.regimes, inputs.learned_regimes),
+        )
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it may be known without a step of the engine that a bar holds what is held."""
+        strategy = self.strategy
+        return (
+            not (strategy.books or strategy.sees_account or strategy.columns)
+            and not self._flat_on_refusal
+            and self.market.instrument.category is not Category.STOCK
+        )
+
+    def wait(self, bars: Sequence[Bar], signal: Signal, passed: int, held: int) -> None:
+        """Take in *bars* at which *signal* left what is *held*; gates let *passed* at the last."""
+        for bar in bars:
+            self.market.observe(bar)
+            self.observe(bar)
+        evaluator = self.gates.evaluator
+        refused = evaluator.first_failed(passed)
+        reason = signal.reason if refused is None else refusal(refused)
+        outcome = self.outcomes.of(
+            Action.HOLD, reason, refused, passed, None, self.regimes, evaluator
+        )
+        self.outcomes.newest = Decision(outcome, held, ())
 
     # ------------------------------------------------------------ the steps of that line
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
-import structlog
 from rich.console import Console
 from rich.segment import Segment
 
@@ -18,6 +17,7 @@ from tracepaper.strategies.units import visible
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import structlog
     from rich.console import ConsoleOptions, RenderableType
 
 
@@ -73,6 +73,8 @@ def configure(
 
     *output* ``auto`` is a console on a terminal and JSON lines elsewhere. ``NO_COLOR`` is honoured.
     """
+    import structlog  # which a command that writes no line does without
+
     target = stream if stream is not None else sys.stderr
     is_console = output == "console" or (output == "auto" and target.isatty())
     has_colors = is_console and target.isatty() and not environment.get("NO_COLOR")
@@ -115,6 +117,8 @@ def _our_logger(level: int, name: str = "tracepaper") -> logging.Logger:
 
 
 def _renderers(*, is_console: bool, has_colors: bool) -> list[structlog.typing.Processor]:
+    import structlog
+
     if is_console:
         plain = structlog.dev.plain_traceback
         return [

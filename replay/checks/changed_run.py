@@ -34,7 +34,7 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.backtest.run import StepLog, Tally, run_events
 from tracepaper.storage.database.chunks import StoredRun
-from tracepaper.storage.database.reader import Fed, Reader
+from tracepaper.storage.database.reader import Fed, Reader, Wait
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -86,15 +86,16 @@ class ChangedRun:
     run: Run
     before: Config
     config: Config
+    recorded: Engine  # of the run as it was, which nothing is fed
     engine: Engine
     forecaster: RecordedForecaster | None
     first_ms: Mapping[str, int]  # when the first bar of each instrument opens; empty: all are fed
 
-    def derive(self, log: StepLog) -> None:
-        """Take the recorded events through the engine into *log*."""
+    def derive(self, log: StepLog, wait: Wait | None = None) -> None:
+        """Take the recorded events through the engine into *log*, but for what *wait* takes."""
         recorded = RecordedRun(self.run, self.config, self.engine, self.forecaster)
         predictor = RecordedPredictor(recorded, None, self.database)
-        rows = self.reader.events(self.run.run_id)
+        rows = self.reader.events(self.run.run_id, wait=wait)
         if self.first_ms:
             rows = _later(self.reader, self.run, self.first_ms, rows)
         log.begin(self.run, self.engine.gate_sets)
@@ -128,7 +129,8 @@ def changed_run(
 ) -> ChangedRun:
     """Return *run_id* with the keys of *changes*, without *drop_gates*, from *from_ms* on.
 
-    Nothing that the run's own account does follows from its *shadows*, which take half the time.
+    Nothing that the run's own account does follows from its *shadows*, which take half the time,
+    nor from the states that are stored with them.
     Raises ``ConfigInvalid`` for keys that cannot be changed so, ``DataInvalid`` for a run whose
     record does not hold what the change needs.
     """
@@ -146,7 +148,7 @@ def changed_run(
     if absent := [gate for gate in drop_gates if gate not in judging]:
         names = ", ".join(name for name in gate_order(*DROPPABLE) if name in judging)
         raise ConfigInvalid(f"Run {run_id} has no gate {absent[0]}; it has {names or 'none'}.")
-    forecaster, bars_before = _stand_in(reader, stored, before, config)
+    forecaster, bars_before, recorded = _stand_in(reader, stored, before, config)
     run = replace(
         run if from_ms is None else _starting(reader, stored, from_ms),
         config=config.canonical_json(),
@@ -163,7 +165,7 @@ def changed_run(
         engine.prepare(sha256, terms_for(config, engine, promoted, run))
     return ChangedRun(
         reader, database, stored, replace(run, sees_account=engine.sees_account), before, config,
-        engine, forecaster, _first_bars(reader, stored, run, bars_before, bars),
+        recorded, engine, forecaster, _first_bars(reader, stored, run, bars_before, bars),
     )  # fmt: skip
 
 
@@ -230,6 +232,7 @@ def _engine(
         strategies=strategies,
         sessions=sessions_of(run),
     )
+    engine.stores_state = shadows
     return engine, warmup_bars(strategies, config)
 
 
@@ -245,8 +248,8 @@ def _forecaster(reader: Reader, run: Run, sha256: str, context: int) -> Recorded
 
 def _stand_in(
     reader: Reader, stored: StoredRun, before: Config, config: Config
-) -> tuple[RecordedForecaster | None, int]:
-    """Return what stands for the model, and how many bars the run wanted before its period.
+) -> tuple[RecordedForecaster | None, int, Engine]:
+    """Return what stands for the model, how many bars the run wanted before its period, its engine.
 
     How many bars the model looks back on is what the gate ``warm`` says. The run's own gates must
     follow from what is stored, so that another version or card is seen.
@@ -269,13 +272,13 @@ def _stand_in(
             stand_in = _forecaster(reader, run, run.model_sha256, context)
         engine, bars = _engine(run, before, stand_in)
         if engine.gate_sets == opened:
-            fitting.append((stand_in, bars))
+            fitting.append((stand_in, bars, engine))
     if not fitting:
         raise DataInvalid(
             f"The gates of run {run.run_id} do not follow here from its configuration and its "
             f"model's card; {REPLAY}."
         )
-    if len({_engine(run, config, each)[0].gate_sets for each, _ in fitting}) > 1:
+    if len({_engine(run, config, each)[0].gate_sets for each, *_ in fitting}) > 1:
         raise DataInvalid(
             f"The change looks back on fewer bars than run {run.run_id}, whose record does not say "
             f"how many its model needs; {REPLAY}."

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.checks.changed_run import ChangedRun
+from tracepaper.replay.checks.waiting import waiting_of
 from tracepaper.replay.document.values import (
     Cells,
     Estimate,
@@ -96,12 +97,9 @@ class DecisionLog:
         """Take the first *cash*; each verdict that is none of *codes* is added to them."""
         self._cash, self._fees, self._fills = cash, 0, 0  # of the account, until the last step
         self._codes = codes
-        self._blocks = [
-            np.empty((len(_KEPT), 0), np.int64)
-        ]  # [column, row] of each stretch, and of steps between two
-        self._steps: list[tuple[int, ...]] = []  # rows since the last stretch
-        self._count, self._firsts = 0, array("q")  # rows; of each of ``_decisions`` the first
-        self._decisions: list[Sequence[Decision]] = []  # in turn, which a stretch repeats
+        self._columns = [array("q") for _ in _KEPT]
+        self._firsts = array("q")  # of each of ``_decisions`` the first row
+        self._decisions: list[Callable[[int], Decision]] = []  # by the place behind that
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
         """Take the instruments of *run*."""
@@ -114,51 +112,62 @@ class DecisionLog:
             self._fees = step.account.fees_paid
             self._fills += len(step.fills)
             if (decision := step.decision) is not None and isinstance(bar := step.event, Bar):
-                judged = self._row(bar.instrument, decision)
-                self._steps.append((bar.open_time_ms, *judged, step.account.equity))
-                self._keep((decision,), 1)
+                row = bar.open_time_ms, *self._row(bar.instrument, decision), step.account.equity
+                self._keep((decision,).__getitem__, *((value,) for value in row))
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Keep what each bar of *stretch* repeats."""
-        self.flush()
-        repeats, first, count = stretch.repeats, stretch.bars[0], len(stretch.bars)
-        block = np.empty((len(_KEPT), count), np.int64)
+        repeats, units, first = stretch.repeats, stretch.units, stretch.bars[0]
         rows = [self._row(key, of.decision) for key, of in repeats.items()]
-        block[1:-1] = np.tile(np.array(rows).T, stretch.units)
-        # They follow at once.
-        opens = first.open_time_ms + np.arange(stretch.units) * first.interval_ms
-        equity = stretch.marks.worth + np.array(stretch.marks.account_unrealized, np.int64)
-        block[0], block[-1] = opens.repeat(len(rows)), equity.repeat(len(rows))
-        self._blocks.append(block)
-        self._keep([of.decision for of in repeats.values()], count)
+        worth, step_ms = stretch.marks.worth, first.interval_ms  # bars follow at once
+        opens = [*range(first.open_time_ms, first.open_time_ms + units * step_ms, step_ms)]
+        equity = [worth + profit for profit in stretch.marks.account_unrealized]
+        if len(rows) > 1:
+            opens, equity = ([value for value in of for _ in rows] for of in (opens, equity))
+        decisions = [of.decision for of in repeats.values()]
+        self._keep(
+            lambda place: decisions[place % len(decisions)],
+            opens,
+            *(array("q", of) * units for of in zip(*rows, strict=True)),
+            equity,
+        )
+
+    def append_waited(
+        self, opens_ms: Ints, equity: Sequence[int], target: int, verdicts: Ints,
+        decisions: Callable[[int], Decision],
+    ) -> None:  # fmt: skip
+        """Keep what each bar decided that opened at *opens_ms*, of a run of one instrument."""
+        same = (array("q", (value,)) * opens_ms.size for value in (0, target))
+        self._keep(decisions, opens_ms.tolist(), *same, verdicts.tolist(), equity)
+
+    def code(self, verdict: Verdict) -> int:
+        """Return the code of a *verdict*."""
+        return self._codes.setdefault(verdict, len(self._codes))
 
     def _row(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
         """Return what of a *decision* is compared, and on which instrument it is."""
-        verdict, target = (decision.action, decision.refused_by), decision.target_quantity
-        code = self._codes.setdefault(verdict, len(self._codes))
+        code, target = self.code((decision.action, decision.refused_by)), decision.target_quantity
         return self._place_of[instrument], NOT_STORED if target is None else target, code
 
-    def _keep(self, decisions: Sequence[Decision], rows: int) -> None:
-        """Keep the *decisions* of the next *rows*, which repeat them in turn."""
-        self._firsts.append(self._count)
+    def _keep(self, decisions: Callable[[int], Decision], *columns: Iterable[int]) -> None:
+        """Keep the *columns* of the next rows, and what makes their decisions."""
+        self._firsts.append(len(self._columns[0]))
         self._decisions.append(decisions)
-        self._count += rows
+        for kept, column in zip(self._columns, columns, strict=True):
+            kept.extend(column)
 
     def _decision(self, row: int) -> Decision:
         at = bisect_right(self._firsts, row) - 1
-        decisions = self._decisions[at]
-        return decisions[(row - self._firsts[at]) % len(decisions)]
+        return self._decisions[at](row - self._firsts[at])
 
     def flush(self) -> None:
-        """Make a block of the steps that wait for it."""
-        if self._steps:
-            self._blocks.append(np.array(self._steps, np.int64).T)
-            self._steps = []
+        """Keep what was taken: all is."""
 
     def decided(self) -> DecidedRun:
         """Return the decisions."""
-        rows: Columns = dict(zip(_KEPT, np.hstack(self._blocks), strict=True))
-        rows["place"] = np.arange(self._count)
+        columns = (np.array(column, np.int64) for column in self._columns)
+        rows: Columns = dict(zip(_KEPT, columns, strict=True))
+        rows["place"] = np.arange(len(self._columns[0]))
         rows["target_quantity"] = _targets(rows, self._items)
         account = self._cash, self._fees, self._fills  # its first decision is compared
         return DecidedRun(rows, self._decision, lambda _first, _last: account)
@@ -171,9 +180,14 @@ def _targets(rows: Columns, items: Iterable[Instrument]) -> Floats:
     return np.where(stored == NOT_STORED, np.inf, stored / scales[rows["instrument"]])
 
 
-def _recorded(reader: Reader, columns: RunColumns, codes: dict[Verdict, int]) -> DecidedRun:
-    """Return the decisions of a record; each verdict that is none of *codes* is added to them."""
-    run_id, rows = columns.run.run_id, columns.rows.decided()
+def _recorded(
+    reader: Reader, columns: RunColumns, codes: dict[Verdict, int], decided: Columns | None = None
+) -> DecidedRun:
+    """Return the decisions of a record; each verdict that is none of *codes* is added to them.
+
+    Its rows are *decided* where they were read.
+    """
+    run_id, rows = columns.run.run_id, dict(decided or columns.rows.decided())
     verdicts = [
         codes.setdefault((outcome.action, outcome.refused_by), len(codes))
         for outcome in columns.rows.outcomes
@@ -202,9 +216,10 @@ def what_if(changed: ChangedRun) -> Comparison:
     """Derive *changed*, and compare each of its decisions with the record's."""
     codes: dict[Verdict, int] = {}
     log = DecisionLog(float(changed.config.account.cash), codes)
-    changed.derive(log)
     columns = RunColumns(changed.reader, changed.stored.run.run_id)
-    stored = _recorded(changed.reader, columns, codes)
+    rows = columns.rows.decided()
+    changed.derive(log, waiting_of(changed, columns, rows, log))
+    stored = _recorded(changed.reader, columns, codes, rows)
     notes = tuple(_notes(changed))
     return _compared(columns, (stored, log.decided()), list(codes), changed.words, DERIVED, notes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
@@ -67,12 +68,14 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.database.run_rows import RunRows
     from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
-    from tracepaper.strategies.types.market import Event, RunKind
+    from tracepaper.strategies.types.market import CloseStart, Event, RunKind
 
 
 _Kind = TypeVar("_Kind", bound="Event")
 Fed = tuple[int, bool, "Event", "Prediction"]
 """Of a step its sequence, whether it was accepted, the event, and what was predicted at it."""
+Wait = Callable[[int, "Iterator[Bar | CloseStart]"], int]
+"""Given a step and the bars from it on, of which it takes some: returns how many it took."""
 
 
 class RunModels(NamedTuple):
@@ -280,18 +283,31 @@ class Reader:
         end = last if until is None else min(until, last)
         return step_rows(self.connection, run_key, after + 1, end)
 
-    def events(self, run_id: str, after: int = -1) -> Iterator[Fed]:
+    def events(self, run_id: str, after: int = -1, wait: Wait | None = None) -> Iterator[Fed]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.
+        *wait* takes bars by itself before they are yielded, and says how many.
         """
         stored, decoder = self._decoding(run_id)
         last, execute = self._last_sequence(stored.run_key), self.connection.execute
+        of_events, of_answers = _BESIDE
         for start in range(after + 1, last + 1, CHUNK_STEPS):
             span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
-            events, answers = ({row[1]: row for row in execute(query, span)} for query in _BESIDE)
-            for row in execute(_FED, span).fetchall():
+            events = {row[1]: row for row in execute(of_events, span)}
+            answers = {row[1]: row for row in execute(of_answers, span)} if wait is None else {}
+            rows, waited = execute(_FED, span).fetchall(), 0
+            for place, row in enumerate(rows):
+                if place < waited:
+                    continue
                 sequence = row[0]
+                if wait is not None:
+                    ahead = map(rows.__getitem__, range(place, len(rows)))
+                    if taken := wait(sequence, map(decoder.unit_of, ahead)):
+                        waited = place + taken
+                        continue
+                    at = execute(of_answers, (stored.run_key, sequence, sequence))
+                    answers = {row[1]: row for row in at}
                 event_row = events.get(sequence) if events else None
                 prediction = decoder.given(answers[sequence]) if sequence in answers else None
                 event: Event

@@ -74,7 +74,7 @@ _HOLDINGS: Final = (
 )
 _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
-    f"passed FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
+    f"passed, regime_cell FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
 )
 _OF_STEP: Final = {name: f"s.{name}" for name in stored_columns("steps")} | {
     measure_name(gate): f"json_extract(s.measures, '$.\"{gate}\"')" for gate in STEP_GATES
@@ -102,6 +102,7 @@ class Outcome(NamedTuple):
     regime: str
     gate_set: int
     passed: int  # bit i: gate i of the set
+    regime_cell: int | None
 
 
 class OutcomeCount(NamedTuple):

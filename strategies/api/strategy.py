@@ -30,7 +30,13 @@ from tracepaper.strategies.types.decisions import Action, Forecast
 from tracepaper.strategies.types.market import Bar, CorporateAction
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from tracepaper.strategies.covariates import CovariateSource
+
+    Integers = npt.NDArray[np.int64]
+    Places = npt.NDArray[np.bool_]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ADVICE: Final = "declare a msgspec Struct of numbers, texts, lists and dictionaries with defaults"
@@ -265,6 +271,13 @@ class Strategy(ABC):
         bars of ``context.history`` are adjusted already.
         """
 
+    def waits(self, closes_ms: Integers) -> tuple[Signal, Places] | None:  # noqa: ARG002 - it says of none
+        """Return a HOLD, and at which of *closes_ms* it is the answer whatever is shown.
+
+        Then what it is asked, or not, changes no later answer. None where that is not known.
+        """
+        return None
+
     @abstractmethod
     def decide(self, context: BarContext, /) -> Signal | Orders:
         """Return a signal or a list of orders; called after ``observe`` of the same bar."""
@@ -348,6 +361,9 @@ class Persistence(Strategy):
         return Signal(Action.HOLD, "the last bar did not move")
 
 
+_NO_SIGN: Final = Signal(Action.HOLD, "mean return and direction disagree")
+
+
 class AttentionStrategy(Strategy):
     """Trade the model's forecast at the gate's horizon; the gates decide whether to believe it."""
 
@@ -391,7 +407,11 @@ class AttentionStrategy(Strategy):
             return Signal(Action.LONG, "forecast up")
         if mean < 0 and lean < 0:
             return Signal(Action.SHORT, "forecast down")
-        return Signal(Action.HOLD, "mean return and direction disagree")
+        return _NO_SIGN
+
+    def waits(self, closes_ms: Integers) -> tuple[Signal, Places] | None:
+        """Return that no close is known at which it holds: all follows from the forecast."""
+        return _NO_SIGN, closes_ms < 0
 
 
 def declared_gates(

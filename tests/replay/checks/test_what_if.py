@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import learning
 import numpy as np
 import pytest
 from recordings import copied
@@ -15,20 +16,24 @@ from scenarios import SCENARIOS, Scenario
 from storage_cases import prune
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.changed_run import changed_run
-from tracepaper.replay.checks.what_if import Comparison, as_json, what_if
+from tracepaper.replay.checks.waiting import waiting_of
+from tracepaper.replay.checks.what_if import Comparison, DecisionLog, as_json, what_if
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.rows import RUN_TABLES
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.decisions import GateSet, Run, Step
+from tracepaper.strategies.types.market import Bar, CloseStart
 
 Rows = dict[str, list[tuple[Any, ...]]]
 MODEL = "a strict model in one pass"
+HOURS = "a trend of hours with a model"
 
 
 def strict() -> dict[str, Any]:
@@ -37,8 +42,54 @@ def strict() -> dict[str, Any]:
     return sections | {"gate": {**sections["gate"], "direction": "0.6"}}
 
 
-CASES = SCENARIOS | {MODEL: replace(SCENARIOS["a model with gates"], sections=strict, mode="scan")}
+def hourly() -> dict[str, Any]:
+    """Return the sections of a trend that decides each hour, gated by a model near its bounds."""
+    return strict() | {
+        "strategy": {"name": "trend", "trend_windows": ("2h", "3h"), "long_only": True},
+        "sizing": {"mode": "fixed", "quantity": "0.5"},
+        "regime": {"momentum": "0.95", "mean_reversion": "0.87", "hysteresis": "0.9"},
+    }
+
+
+def minutes() -> list[Candles]:
+    return [learning.learnable(1_200, symbol="AAAUSDT")]
+
+
+def settled() -> dict[str, Any]:
+    """Return settlements amid an hour, which pay by the close before them."""
+    times = minutes()[0].open_time_ms[310::150]
+    rates = np.full(times.size, 1_000_000)
+    return {"funding": (FundingRates("builder", "AAAUSDT", times, rates),)}
+
+
+CASES = SCENARIOS | {
+    MODEL: replace(SCENARIOS["a model with gates"], sections=strict, mode="scan"),
+    HOURS: replace(
+        SCENARIOS["a model with gates"],
+        sections=hourly,
+        candles=minutes,
+        files=settled,
+        mode="scan",
+    ),
+}
 FEE = {"execution": {"taker_fee": "0.0011"}}
+
+
+class StepsLog(DecisionLog):
+    """Keeps the steps that the engine made as well."""
+
+    def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:
+        super().begin(run, gate_sets)
+        self.steps: list[Step] = []
+
+    def append_now(self, *steps: Step) -> None:
+        super().append_now(*steps)
+        self.steps += steps
+
+
+def caused(step: Step) -> tuple[object, ...]:
+    """Return what *step* did to the account, shadows apart."""
+    return step.event, step.orders, step.fills, step.position, step.account, step.ledger
 
 
 def from_of(scenario: Scenario, part: float) -> int | None:
@@ -111,6 +162,64 @@ def test_it_equals_a_replay_of_the_change(
     assert derived["fills"]
     for table, rows in replayed.items():
         assert derived[table] == rows, table
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "drop", "least"),
+    [
+        (HOURS, {"gate": {"shift": "0.008"}}, (), 900),
+        (HOURS, {"gate": {"plausible": "6"}}, (), 900),
+        (HOURS, {"gate": {"late_ms": 1_000}}, (), 900),
+        (HOURS, {}, ("shifted", "collapsed"), 900),
+        (HOURS, FEE, (), 900),
+        (HOURS, {"sizing": {"quantity": "0.2"}}, (), 900),
+        (HOURS, {"exits": {"stop_loss": "0.3%"}}, (), 100),
+        (HOURS, {"account": {"cash": "50000"}}, (), 900),
+        (HOURS, {"account": {"margin": "isolated", "leverage": "20"}}, (), 100),
+        (HOURS, {"strategy": {"trend_windows": ("2h",)}}, (), 0),
+        (HOURS, {"strategy": {"long_only": False}}, (), 900),
+        (HOURS, {"gate": {"on_refusal": "flat"}}, (), 0),
+        (HOURS, {"gate": {"regimes": ["MIXED", "MOMENTUM"]}}, (), 0),
+        (HOURS, {"regime": {"momentum": "0.96"}}, (), 0),
+        (HOURS, {"risk": {"max_daily_trades": 3}}, (), 0),
+        (MODEL, {"gate": {"direction": "0.58"}}, (), 20),
+        (MODEL, {}, ("shifted",), 20),
+        (MODEL, FEE, (), 0),
+    ],
+)
+def test_bars_that_are_waited_through_are_decided_as_in_a_replay(
+    name: str, changes: dict[str, dict[str, Any]], drop: tuple[str, ...], least: int
+) -> None:
+    scenario = CASES[name]
+    path, sections = scenario.recorded(), dict(scenario.sections())
+    for section, keys in {**changes, **({"gate": {"drop": drop}} if drop else {})}.items():
+        sections[section] = {**sections.get(section, {}), **keys}
+    replay = build(load(None, sections), scenario.data(), started_at_ms=0, mode="scan")
+    with Reader.open(path) as reader, MemoryLog() as expected:
+        run_id, waited = reader.find("last"), 0
+        changed = changed_run(reader, path, run_id, changes=changes, drop_gates=drop)
+        log = StepsLog(float(changed.config.account.cash), {})
+        columns = RunColumns(reader, run_id)
+        wait = waiting_of(changed, columns, columns.rows.decided(), log)
+
+        def counted(sequence: int, ahead: Iterator[Bar | CloseStart]) -> int:
+            nonlocal waited
+            taken = 0 if wait is None else wait(sequence, ahead)
+            waited += taken
+            return taken
+
+        changed.derive(log, counted)
+        run_replay(replay, expected, Tally())
+        decided = log.decided()
+        every = list(expected.reader.steps(replay.run.run_id))
+        steps = [step for step in every if step.decision]
+        assert [*map(decided.decision, range(len(steps)))] == [step.decision for step in steps]
+    assert decided.rows["equity"].tolist() == [step.account.equity for step in steps]
+    assert any(step.fills for step in steps)
+    for step in log.steps[1:]:  # the start names its model's place
+        assert caused(step) == caused(every[step.sequence])
+    assert waited >= least
+    assert bool(waited) is bool(least)
 
 
 def of(path: Path, **change: Any) -> Comparison:
