@@ -31,23 +31,28 @@ BAR_MARKET_MS: Final = "s.open_time_ms + r.interval_ms + coalesce(s.market_delay
 BAR_SEEN_MS: Final = f"{BAR_MARKET_MS} + coalesce(s.seen_delay_ms, 0)"
 
 
-def _of_step(gate: str) -> str:
+def _of_step(gate: str, threshold: str) -> str:
     """Return the measure of a gate of ``steps.measures``, or what it is where it is not there."""
     at = f"s.measures, '$.\"{gate}\"'"
     if gate not in STEADY_GATES:
         return f"json_extract({at})"
-    usual = "g.threshold" if usual_measure(gate, 1.0) else "0.0"
+    usual = threshold if usual_measure(gate, 1.0) else "0.0"
     return f"CASE WHEN json_type({at}) IS NULL THEN {usual} ELSE json_extract({at}) END"
 
 
-_MEASURES: Final = {
-    **{gate: _of_step(gate) for gate in STEP_GATES},
-    PLAUSIBLE: f"s.{measure_name(PLAUSIBLE)}",
-    **{gate: f"a.{measure_name(gate)}" for gate in ANSWER_GATES},
-}
-_WHEN: Final = " ".join(f"WHEN '{gate}' THEN {sql}" for gate, sql in _MEASURES.items())
-MEASURE: Final = f"CASE g.gate {_WHEN} END"
-"""The measure of a gate ``g`` in the decision of step ``s`` with answer ``a``."""
+def measured(threshold: str = "g.threshold") -> str:
+    """Return the measure of a gate ``g`` in the account's decision of step ``s``, answer ``a``.
+
+    *threshold* is what that decision held it to.
+    """
+    measures = {
+        **{gate: _of_step(gate, threshold) for gate in STEP_GATES},
+        PLAUSIBLE: f"s.{measure_name(PLAUSIBLE)}",
+        **{gate: f"a.{measure_name(gate)}" for gate in ANSWER_GATES},
+    }
+    cases = (f"WHEN '{gate}' THEN {measure}" for gate, measure in measures.items())
+    return f"CASE g.gate {' '.join(cases)} END"
+
 
 # ---------------------------------------------------------------- numbers and times in SQL
 

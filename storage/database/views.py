@@ -9,7 +9,6 @@ from tracepaper.storage.database.view_columns import (
     BAR_SEEN_MS,
     INSTRUMENT,
     MARKET_MS,
-    MEASURE,
     UNIT,
     UNREALIZED,
     View,
@@ -20,6 +19,7 @@ from tracepaper.storage.database.view_columns import (
     digest,
     exact,
     iso,
+    measured,
     moment,
     of_content,
     of_step,
@@ -295,7 +295,7 @@ V_GATES: Final = View(
         *of_step("s"),
         ordinal("g", "place of the gate; the first that fails refuses"),
         *shown("g", "gate_sets", "gate"),
-        ViewColumn("measure", MEASURE, "null where it could not be computed", "REAL"),
+        ViewColumn("measure", measured(), "null where it could not be computed", "REAL"),
         *shown("g", "gate_sets", "threshold"),
         ViewColumn("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),
@@ -384,11 +384,16 @@ V_NOTES: Final = View(
     "JOIN json_each(a.note) n",
 )
 
+_OF_ACCOUNT: Final = (
+    "(SELECT w.threshold FROM outcomes p JOIN gate_sets w ON w.run_key = r.run_key "
+    f"AND w.gate_set = p.gate_set AND w.gate = g.gate WHERE {shared_row('p', 's.outcome')} "
+    "AND p.book = 0)"
+)
 # A measure that is not the account's.
 _OF_STRATEGY: Final = "m.measures, '$.\"' || g.gate || '\"'"
 _GATES: Final = (
     f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type({_OF_STRATEGY}) IS NULL "
-    f"THEN {MEASURE} ELSE json_extract({_OF_STRATEGY}) END, g.threshold, "
+    f"THEN {measured(_OF_ACCOUNT)} ELSE json_extract({_OF_STRATEGY}) END, g.threshold, "
     "o.passed >> g.ordinal & 1)) FROM gate_sets g "
     "WHERE g.run_key = r.run_key AND g.gate_set = o.gate_set)"
 )

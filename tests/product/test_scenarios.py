@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
@@ -150,6 +151,39 @@ def test_what_it_shows_is_derived_from_its_record(scenario: Scenario) -> None:
         assert rows(path, query)[0][0], query
     [(decisions,)] = rows(path, "SELECT count(*) FROM v_decisions")
     assert check_record(path) == decisions
+    shown, judged = shown_measures(path), judged_measures(path)
+    assert shown.keys() == judged.keys()
+    for of, measures in judged.items():  # JSON of SQLite has fifteen digits
+        assert shown[of] == pytest.approx(measures, rel=1e-13, abs=0), of
+
+
+def shown_measures(path: Path) -> dict[tuple[int, str], dict[str, float | None]]:
+    """Return the measures of each gate by step and strategy, "" the account's, by the views."""
+    shown: dict[tuple[int, str], dict[str, float | None]] = {}
+    for sequence, gate, measure in rows(path, "SELECT sequence, gate, measure FROM v_gates"):
+        shown.setdefault((sequence, ""), {})[gate] = measure
+    query = "SELECT sequence, strategy, gates FROM v_strategy_decisions"
+    for sequence, strategy, gates in rows(path, query):
+        of = {gate: measure for gate, (measure, *_) in json.loads(gates).items()}
+        shown[sequence, strategy] = of
+    return shown
+
+
+def judged_measures(path: Path) -> dict[tuple[int, str], dict[str, float | None]]:
+    """Return the same by the stored steps."""
+    judged: dict[tuple[int, str], dict[str, float | None]] = {}
+    with Reader.open(path) as reader:
+        for step in reader.steps(reader.find("last")):
+            if (decision := step.decision) is None:
+                continue
+            every = dict(zip(decision.gate_set.gates, decision.measures, strict=True))
+            judged[step.sequence, ""] = every
+            for member in step.twins:
+                if (decided := member.decided) is not None:
+                    merged = every | dict(decided.measures)
+                    gates = decided.outcome.gate_set.gates
+                    judged[step.sequence, member.twin] = {gate: merged.get(gate) for gate in gates}
+    return judged
 
 
 @CHEAP
