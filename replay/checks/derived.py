@@ -171,12 +171,12 @@ class DerivedLog(MemoryLog):
         )
         self.signals.update(dict.fromkeys(sequences, (engine.states[key].signal, parts)))
 
-    def sent(self, setup: Setup, *, names: bool = False, **known: Any) -> SentRun:  # noqa: ANN401 - fields of a SentRun
+    def sent(self, setup: Setup, *, names: bool = False, **about: Any) -> SentRun:  # noqa: ANN401 - fields of a SentRun
         """Return all of it for another process; with *names* also what is remembered."""
         states = self._engine.states if names else {}
         memories = {key: memory_of(state.strategy) for key, state in states.items()}
         beside = self.signals, self.frames, self.columns, memories
-        return SentRun(self.content, *beside, setup, accesses(setup.config), **known)
+        return SentRun(self.content, *beside, setup, accesses(setup.config), **about)
 
 
 class SentRun(NamedTuple):
@@ -357,7 +357,9 @@ def derive_candles(
     external_inputs.listen(own_classes(config))
     now_s = SystemClock().network_s
     until_s = now_s() + within_s
-    replay = build(config, _known(data), started_at_ms=0, mode=mode, until_ms=until_ms)
+    replay = build(
+        config, _without_later_frames(data), started_at_ms=0, mode=mode, until_ms=until_ms
+    )
     engine = replay.engine
     # Its run is named alike in every process.
     setup = Setup(replay.config, msgspec.structs.replace(replay.run, run_id="0"))
@@ -389,7 +391,9 @@ def send_resumed(
     """Send the run that goes on with the record *content*, as ``replay --resume`` makes it."""
     external_inputs.listen(own_classes(config))
     with MemoryLog(content=content) as audit:
-        resumed = resumed_replay("last", _known(data), audit, audit.reader, until_ms=until_ms)
+        resumed = resumed_replay(
+            "last", _without_later_frames(data), audit, audit.reader, until_ms=until_ms
+        )
     log = DerivedLog(resumed.engine, content)
     point = log.resume(resumed.run_id)
     _run(resumed.events, resumed.predictor, resumed.engine, log, Tally())
@@ -458,7 +462,7 @@ def _run(
     run_events(unhidden(), predictor, engine, log, tally)
 
 
-def _known(data: MarketData) -> MarketData:
+def _without_later_frames(data: MarketData) -> MarketData:
     """Return *data* with the candles of frames alone that begin before its bars, to warm it.
 
     Later ones say what the bars add up to, and would tell a bar of the future.

@@ -205,7 +205,7 @@ class StepEncoder:
         self.due = sequence + 1
         key, rows = (self._run_key, sequence), self._rows
         event, decision, account = step.event, step.decision, step.account
-        place, bar, turnover, seen = self._event_columns(event, key, step.belief)
+        place, bar, turnover, delays = self._event_columns(event, key, step.belief)
         outcome = target = note = twins = plausible = measures = None
         answered: Row = ()
         if decision is not None:
@@ -235,7 +235,7 @@ class StepEncoder:
             trimmed(
                 (
                     *key, holding, *bar, unrealized, outcome, target, plausible, turnover,
-                    twins, of_account, equity, *seen, measures, None if step.accepted else 1,
+                    twins, of_account, equity, *delays, measures, None if step.accepted else 1,
                 )
             )
         )  # fmt: skip
@@ -275,8 +275,8 @@ class StepEncoder:
         columns[_OPENED : _OPENED + 1 + len(prices)] = opened, *prices
         # Every bar is seen at its close.
         columns[_DELAYS : _DELAYS + 3] = (
-            [market - seen or None for market, seen in zip(market_ms, seen_ms, strict=True)],
-            [seen - market or None for market, seen in zip(market_ms, seen_ms, strict=True)],
+            [market - at or None for market, at in zip(market_ms, seen_ms, strict=True)],
+            [at - market or None for market, at in zip(market_ms, seen_ms, strict=True)],
             [_CODE_OF[id(source)] for source in sources],
         )
         is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
@@ -303,10 +303,10 @@ class StepEncoder:
         before, behind = like_close[_SEQUENCE + 1 : _OPENED], like_close[_OPENED + 1 : _ACCOUNT]
         for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
             key = (self._run_key, at)
-            _, (_, opened_ms, *_), _, seen = self._event_columns(closed, key, None)
+            _, (_, opened_ms, *_), _, delays = self._event_columns(closed, key, None)
             profit = stretch.marks.account_unrealized[unit]
             of_account = profit, worth + profit if is_stored else None
-            rows.append(trimmed((*key, *before, opened_ms, *behind, *of_account, *seen)))
+            rows.append(trimmed((*key, *before, opened_ms, *behind, *of_account, *delays)))
             rows += added[unit * count : (unit + 1) * count]
 
     def _repeat_answers(

@@ -98,7 +98,7 @@ def check_axes(
     *given* are by name a tensor, None where there is none, and its axes such as ``batch head key``;
     *sizes* are axes whose size is known.
     """
-    known = dict(sizes or {})
+    size_of = dict(sizes or {})
     for name, (tensor, text) in given.items():
         if tensor is None:
             continue
@@ -106,10 +106,12 @@ def check_axes(
         assert isinstance(tensor, torch.Tensor)
         axes, shape = text.split(), list(tensor.shape)
         fits = len(axes) == len(shape) and 0 not in shape
-        if not fits or any(known.get(*of) != of[1] for of in zip(axes, shape, strict=True)):
-            wanted = ", ".join(f"{axis} {known[axis]}" if axis in known else axis for axis in axes)
+        if not fits or any(size_of.get(*of) != of[1] for of in zip(axes, shape, strict=True)):
+            wanted = ", ".join(
+                f"{axis} {size_of[axis]}" if axis in size_of else axis for axis in axes
+            )
             raise AttentionInvalid(f"{name} is {shape}; give [{wanted}].")
-        known |= dict(zip(axes, shape, strict=True))
+        size_of |= dict(zip(axes, shape, strict=True))
 
 
 def check_types(*, is_one: bool = True, **tensors: Tensor) -> None:

@@ -146,11 +146,11 @@ def _indicator_row(function: Callable[..., Any]) -> str:
 
 def _alarm_row(rule: Mapping[str, Any]) -> str:
     """Return the row of an alarm in docs/alarms.md; what Prometheus puts in is in italics."""
-    said = re.sub(r"{{ \$labels\.(\w+) }}", r"*\1*", rule["annotations"]["summary"])
-    said = re.sub(r"{{ \$value \| humanizeDuration }}", "*time*", said)
-    said = re.sub(r"{{ \$value[^}]*}}", "*number*", said)
+    summary = re.sub(r"{{ \$labels\.(\w+) }}", r"*\1*", rule["annotations"]["summary"])
+    summary = re.sub(r"{{ \$value \| humanizeDuration }}", "*time*", summary)
+    summary = re.sub(r"{{ \$value[^}]*}}", "*number*", summary)
     after = rule.get("for", "at once")
-    return f"| `{rule['alert']}` | {rule['labels']['severity']} | {after} | {said} |"
+    return f"| `{rule['alert']}` | {rule['labels']['severity']} | {after} | {summary} |"
 
 
 def _gate_row(gate: Gate) -> str:

@@ -115,13 +115,13 @@ MAKES = re.compile(r"tracepaper (replay|sweep)\b|\bdb (backup|pull)\b|backtest\(
 
 def made_elsewhere(text: str) -> set[str]:
     """Return the databases that blocks of *text* name before a line of it makes them."""
-    made, lacking = {"tracepaper.db"}, set[str]()
+    here, lacking = {"tracepaper.db"}, set[str]()
     for block in blocks(text):
         lines = commands(block) if block.language == "sh" else [block.text]
         for line in lines if block.language in ("sh", "python") else ():
             named = set(re.findall(r"[\w-]+\.db\b", line))
-            lacking |= set() if MAKES.search(line) else named - made
-            made |= named
+            lacking |= set() if MAKES.search(line) else named - here
+            here |= named
     return lacking
 
 
