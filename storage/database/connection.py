@@ -182,16 +182,14 @@ def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     schema = schema_of(connection)
     if not schema:
         raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
-    if schema == SCHEMA:
-        return
+    if schema != SCHEMA:
+        raise DataInvalid(
+            f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
+            "made it, or start a new file with --db."
+        )
     columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
-    late = [name for name in ANSWER_GATES if measure_name(name) not in columns]
-    if columns and late:
+    if columns and (late := [gate for gate in ANSWER_GATES if measure_name(gate) not in columns]):
         raise DataInvalid(
             f"{path} was made before gate {late[0]} was declared and has no column for it: "
             "start a new file with --db, or leave the declaration out."
         )
-    raise DataInvalid(
-        f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
-        "made it, or start a new file with --db."
-    )

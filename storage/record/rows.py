@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
     GIVEN_BITS,
     HORIZONS,
     OPENED_UNTIL,
@@ -23,6 +24,7 @@ from tracepaper.storage.record.columns import (
     Column,
     Row,
     Value,
+    measure_name,
     place,
     stored_columns,
 )
@@ -140,14 +142,24 @@ RULES: Final = 1
 """Count it up where a null comes to stand for something else, or a row is hashed otherwise."""
 
 
+_OF_GATES: Final = frozenset(map(measure_name, ANSWER_GATES))
+
+
 def layout_number(
     tables: Mapping[str, Sequence[Column]] = TABLES,
     events: Mapping[str, type[Struct]] = EVENT_TYPES,
     packings: object = (RULES, HORIZONS, GIVEN_BITS, SOURCE_CODES),
 ) -> int:
-    """Return a number of 31 bits that follows from all columns, and from what is packed in some."""
+    """Return a number of 31 bits that follows from all columns, and from what is packed in some.
+
+    Columns of gates are no part: a gate that is declared beside ours adds some.
+    """
     columns = {
-        table: [(column.name, column.kind, column.null, column.is_key) for column in of_table]
+        table: [
+            (column.name, column.kind, column.null, column.is_key)
+            for column in of_table
+            if column.name not in _OF_GATES
+        ]
         for table, of_table in tables.items()
     }
     fields = [(kind, event.__struct_fields__) for kind, event in events.items()]

@@ -41,6 +41,7 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
 
 Sections = Mapping[str, Any]
 BARS = 100
+WHOLE_CLOSE = "instrument IS NULL AND open_time_ms IS NOT NULL"
 SHORT = 76
 """Bars that gates look back on, and some more."""
 THREE = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
@@ -497,9 +498,9 @@ SCENARIOS: dict[str, Scenario] = {
         candles=lambda: cointegrated(BARS, interval_ms=HOUR_MS),
         shows=_counts("v_fills", "v_events WHERE kind = 'closed'"),
         forged=(
-            "UPDATE events SET content = json_set(content, '$.bars', 1) WHERE kind = 'closed'",
-            ("UPDATE events SET content = json_set(content, '$.absent', "
-            "json('[\"linear:AAAUSDT\"]')) WHERE kind = 'closed'"),
+            f"UPDATE steps SET open_time_ms = open_time_ms + {HOUR_MS} WHERE {WHOLE_CLOSE}",
+            f"UPDATE steps SET open_time_ms = NULL WHERE {WHOLE_CLOSE}",
+            f"DELETE FROM steps WHERE {WHOLE_CLOSE}",
             ("UPDATE steps SET instrument = 1 - instrument "
             "WHERE sequence > (SELECT max(sequence) - 2 FROM steps WHERE open > 0)"),
             f"UPDATE fills SET instrument = 1 - instrument {LATEST}",
@@ -541,7 +542,12 @@ SCENARIOS: dict[str, Scenario] = {
         candles=_holed,
         around="gap",
         shows=_counts("v_gaps", "v_decisions WHERE refused_by = 'gap'"),
-        forged=("UPDATE events SET market_ms = market_ms + 1 WHERE kind = 'gap'",),
+        forged=(
+            "UPDATE events SET market_ms = market_ms + 1 WHERE kind = 'gap'",
+            "UPDATE events SET content = json_set(content, '$.bars', 2) WHERE kind = 'closed'",
+            ("UPDATE events SET content = json_set(content, '$.absent', json('[]')) "
+            "WHERE kind = 'closed'"),
+        ),
         day_ms=4 * HOUR_MS,
     ),
     "bars by themselves": Scenario(

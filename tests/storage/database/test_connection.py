@@ -187,7 +187,6 @@ def test_a_gate_that_was_declared_since_is_named(
         for (view,) in views:
             raw.execute(f"DROP VIEW {view}")
         raw.execute("ALTER TABLE answers DROP COLUMN measure_risk_tail")
-        raw.execute("PRAGMA user_version = 1")
     with pytest.raises(DataInvalid, match=r"made before gate risk\.tail was declared .* new file"):
         opening(path)
 

