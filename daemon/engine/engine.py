@@ -594,6 +594,8 @@ class Engine:
             return None
         (line,) = self.broker.account.books[0].lines.values()
         (state,) = self.states.values()
+        if line.orders.is_guarded:
+            return None  # a signal that a gate refuses may end the wait after an exit
         if line.held and state.strategy.horizon is not None:
             return None  # it may outlive that
         return line if line.orders.target == line.held else None

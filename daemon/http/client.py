@@ -57,7 +57,8 @@ def _serving(database: Path) -> Holder:
         )
     if not holder.http:
         raise TracepaperError(
-            f"Process {holder.pid} writes {database}, but serves no status; try again in a moment."
+            f"Process {holder.pid} writes {database}, but serves no status yet: it starts, or "
+            "waits for the exchange; look at its log."
         )
     return holder
 

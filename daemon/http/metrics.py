@@ -69,10 +69,12 @@ class MonitorCollector(Collector):
         yield _gauge("database_blocked", blocked, float(monitor.is_obstructed))
         yield from _ages(monitor)
         yield from _latencies(monitor)
+        # An alarm on their increase does not see a series that begins with its first count.
+        refusals, feed = {"deadline": 0, **monitor.refusals}, {"disconnects": 0, **monitor.counters}
         yield _counted("events", "kind", "Events that the engine consumed.", monitor.events)
         yield _counted("decisions", "action", "Decisions.", monitor.actions)
-        yield _counted("refusals", "gate", "Refusals by first failed gate.", monitor.refusals)
-        yield _counted("feed", "what", "What happened to the feed.", monitor.counters)
+        yield _counted("refusals", "gate", "Refusals by first failed gate.", refusals)
+        yield _counted("feed", "what", "What happened to the feed.", feed)
         yield _counted("fills", "", "Fills of the account.", {"": monitor.fills})
         yield _counted("revisions", "", "Bars revised after the fact.", {"": monitor.revisions})
         for name, metrics_of in _BESIDE.items():

@@ -370,7 +370,9 @@ class HttpServer:
         except TracepaperError as error:
             return refusal(503, str(error))
         except TimeoutError:
-            return refusal(504, "The command waits in line; look at /status before you repeat it.")
+            return refusal(
+                504, "The command waits in line; look at `tracepaper status` before you repeat it."
+            )
         return _json({"kind": command.kind.value, "sequence": sequence})
 
 

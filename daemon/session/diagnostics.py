@@ -174,11 +174,14 @@ def ask_fleet(config: Config, database: Path) -> list[Diagnosis]:
 def _database(database: Path) -> Finding:
     from tracepaper.storage.database.connection import open_reader
     from tracepaper.storage.database.lock import holder_of
+    from tracepaper.storage.database.writer import left_log
 
     folder = database.absolute().parent
     if not os.access(folder, os.W_OK):
         return Verdict.FAIL, f"{folder} cannot be written; mend it or use --db"
     if not database.exists():
+        if problem := left_log(database):
+            return Verdict.FAIL, problem
         return Verdict.OK, f"{database} does not exist yet and can be made"
     open_reader(database).close()
     holder = holder_of(database)

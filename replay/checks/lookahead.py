@@ -368,7 +368,7 @@ class Check:
                     run = self._received(child)
                 except (TracepaperError, Overdue):
                     return None
-            return run.head, run.sent.columns
+            return run.head, repr(run.sent.columns)
 
         first = look()
         if all(look() == first for _ in range(LOOKS - 1)):

@@ -43,8 +43,8 @@ def waiting_of(
     measure by, and the account has no limit.
     """
     engine, before = changed.engine, changed.recorded
-    if changed.first_ms or not engine.may_wait:
-        return None
+    if changed.first_ms or not engine.may_wait or changed.reader.promoted(changed.run.run_id):
+        return None  # a promoted model's card has thresholds of its own
     (state,), (recorded,) = (of.states.values() for of in (engine, before))
     gates, were = (of.gates.evaluator.gate_set for of in (state, recorded))
     if (

@@ -69,7 +69,7 @@ class FitOptions:
     ] = 64
     accumulate: Annotated[int, Meta(ge=1, description="Batches per step.")] = 1
     learning_rate: Annotated[float, Meta(gt=0, description="Peak learning rate.")] = 8e-4
-    weight_decay: Annotated[float, Meta(description="Weight decay of matrices.")] = 0.1
+    weight_decay: Annotated[float, Meta(ge=0, description="Weight decay of matrices.")] = 0.1
     warm_up: Annotated[
         float, Meta(ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     ] = 0.05
@@ -82,7 +82,8 @@ class FitOptions:
         float, Meta(ge=0, lt=1, description="Decay of the averaged weights; 0 keeps the last.")
     ] = 0.985
     price_weight: Annotated[
-        float, Meta(description="Weight of return and direction; that of the volatility is 1.")
+        float,
+        Meta(ge=0, description="Weight of return and direction; that of the volatility is 1."),
     ] = 0.5
     uniqueness_power: Annotated[
         float, Meta(description="Their weight by horizon: (first horizon / it) to this power.")
@@ -93,7 +94,7 @@ class FitOptions:
     precision: Annotated[
         str, Meta(description="Precision of products: auto, float32 or bfloat16.")
     ] = "auto"
-    seed: Annotated[int, Meta(description="Random seed.")] = 0
+    seed: Annotated[int, Meta(ge=0, description="Random seed.")] = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be fitted with, with one sentence each."""
@@ -552,7 +553,8 @@ class HeadLosses(Objective):
 def batches_for(network: Network, training: Sequence[Samples], options: FitOptions) -> Epochs:
     """Return what *network* learns from: chunks if it answers every row, else windows of a bar."""
     if network.answers_every_row:
-        return Epochs(training, length=options.length, batch=options.batch, seed=options.seed)
+        length = min(options.length, max(each.stop - each.start for each in training))
+        return Epochs(training, length=length, batch=options.batch, seed=options.seed)
     length = network.config.receptive_field
     return Epochs(training, length=length, batch=options.windows, seed=options.seed, last_row=True)
 

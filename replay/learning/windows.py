@@ -200,7 +200,7 @@ class Chunks:
         """Yield *count* batches, their windows evenly spread over the panels."""
         last = max(count * batch - 1, 1)
         for number in range(count):
-            place = number % len(self.begins)
+            place = number * max(len(self.begins), count) // count % len(self.begins)
             first, stop = self.begins[place].tolist()
             yield self._cuts(
                 place, first + (stop - 1 - first) * (number * batch + np.arange(batch)) // last

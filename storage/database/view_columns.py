@@ -15,7 +15,6 @@ from tracepaper.storage.record.columns import (
     QUANTITY,
     SOURCE_CODES,
     STEADY_GATES,
-    STEP_GATES,
     TABLES,
     TIME,
     measure_name,
@@ -31,13 +30,13 @@ BAR_MARKET_MS: Final = "s.open_time_ms + r.interval_ms + coalesce(s.market_delay
 BAR_SEEN_MS: Final = f"{BAR_MARKET_MS} + coalesce(s.seen_delay_ms, 0)"
 
 
-def _of_step(gate: str, threshold: str) -> str:
-    """Return the measure of a gate of ``steps.measures``, or what it is where it is not there."""
-    at = f"s.measures, '$.\"{gate}\"'"
-    if gate not in STEADY_GATES:
-        return f"json_extract({at})"
+_OF_STEP: Final = "s.measures, '$.\"' || g.gate || '\"'"
+
+
+def _steady(gate: str, threshold: str) -> str:
+    """Return the measure of a gate of ``STEADY_GATES``, or what it is where it is not stored."""
     usual = threshold if usual_measure(gate, 1.0) else "0.0"
-    return f"CASE WHEN json_type({at}) IS NULL THEN {usual} ELSE json_extract({at}) END"
+    return f"CASE WHEN json_type({_OF_STEP}) IS NULL THEN {usual} ELSE json_extract({_OF_STEP}) END"
 
 
 def measured(threshold: str = "g.threshold") -> str:
@@ -46,12 +45,12 @@ def measured(threshold: str = "g.threshold") -> str:
     *threshold* is what that decision held it to.
     """
     measures = {
-        **{gate: _of_step(gate, threshold) for gate in STEP_GATES},
+        **{gate: _steady(gate, threshold) for gate in STEADY_GATES},
         PLAUSIBLE: f"s.{measure_name(PLAUSIBLE)}",
         **{gate: f"a.{measure_name(gate)}" for gate in ANSWER_GATES},
     }
     cases = (f"WHEN '{gate}' THEN {measure}" for gate, measure in measures.items())
-    return f"CASE g.gate {' '.join(cases)} END"
+    return f"CASE g.gate {' '.join(cases)} ELSE json_extract({_OF_STEP}) END"
 
 
 # ---------------------------------------------------------------- numbers and times in SQL

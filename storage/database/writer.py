@@ -22,7 +22,7 @@ from tracepaper.storage.database.lock import FileWatch, InstanceLock
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, stored_columns
 from tracepaper.storage.record.rows import SCHEMA
-from tracepaper.strategies.errors import AuditUnwritable
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,17 +81,33 @@ def identify(connection: sqlite3.Connection) -> None:
         )
 
 
+def left_log(path: Path) -> str:
+    """Return what to do where the log of a database is left without it; empty where it is not.
+
+    SQLite would drop that log, and an account would begin anew over the steps in it.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if not log.is_file() or not log.stat().st_size:
+        return ""
+    return (
+        f"{path} is gone, and {log.name} is left of it: put a backup in their place, or move what "
+        "is left away to begin anew."
+    )
+
+
 def open_writer(path: Path) -> Writer:
     """Open *path* for writing, making database and folder where they are missing.
 
-    Raises ``ConfigInvalid`` where another process writes it, ``DataInvalid`` for another schema,
-    ``AuditUnwritable`` where the file cannot be written.
+    Raises ``ConfigInvalid`` where another process writes it or its log is left without it,
+    ``DataInvalid`` for another schema, ``AuditUnwritable`` where the file cannot be written.
     """
     if problem := sqlite_problem():
         raise AuditUnwritable(problem)
     if path.is_dir():
         raise AuditUnwritable(f"{path} is a folder; name a file, or choose another --db.")
     is_there = path.is_file() and path.stat().st_size > 0
+    if not is_there and (problem := left_log(path)):
+        raise ConfigInvalid(problem)
     file: FileWatch | None = None
     with ExitStack() as undo:
         if is_there:

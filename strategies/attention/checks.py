@@ -95,13 +95,11 @@ def check_axes(
 ) -> None:
     """Raise ``AttentionInvalid`` unless tensors have their axes, and those of one name one size.
 
-    *given* are by name a tensor, None where there is none, and its axes such as ``batch head key``;
-    *sizes* are axes whose size is known.
+    *given* are by name a tensor and its axes such as ``batch head key``; *sizes* are axes whose
+    size is known. No axis is empty.
     """
     size_of = dict(sizes or {})
     for name, (tensor, text) in given.items():
-        if tensor is None:
-            continue
         check_tensors(**{name: tensor})
         assert isinstance(tensor, torch.Tensor)
         axes, shape = text.split(), list(tensor.shape)
@@ -110,7 +108,8 @@ def check_axes(
             wanted = ", ".join(
                 f"{axis} {size_of[axis]}" if axis in size_of else axis for axis in axes
             )
-            raise AttentionInvalid(f"{name} is {shape}; give [{wanted}].")
+            least = ", none of them 0" if 0 in shape else ""
+            raise AttentionInvalid(f"{name} is {shape}; give [{wanted}]{least}.")
         size_of |= dict(zip(axes, shape, strict=True))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_axes, explanation
+from tracepaper.strategies.attention.checks import check_axes, check_types, explanation
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Te
     """
     both = {"inputs": (inputs, "time feature"), "gradient": (gradient, "time feature")}
     check_axes({**both, "rollout": (rollout, "time")})
+    check_types(inputs=inputs, gradient=gradient, rollout=rollout)
     moved = rollout @ (inputs * gradient).abs()
     return moved / moved.sum().clamp_min(torch.finfo(moved.dtype).tiny)
 

@@ -441,6 +441,11 @@ class Layer(Read):
                     "A layer that is weighed by its gradient needs it; capture with backward=True "
                     "and call gradient(output), or give Layer.gradient."
                 )
+            check_types(is_one=False, query=self.query, value=value, gradient=gradient)
+            if not (is_finite(value) and is_finite(gradient)):
+                raise AttentionInvalid(
+                    "A layer has a NaN or infinite value or gradient; find its source."
+                )
             kind, group = self.operand.kind, self.operand.group
             value = value.detach().to(kind)
             slopes = gradient.detach().to(kind).unflatten(1, (-1, group))
@@ -526,17 +531,18 @@ def check_backend(backend: str, device: torch.device) -> str:
 def _check(layer: Layer) -> None:
     """Raise ``AttentionInvalid`` for tensors, numbers and a mask that do not fit together."""
     check_mask(layer.mask)
-    check_axes(
-        {
-            "query": (layer.query, "batch head query dim"),
-            "key": (layer.key, "batch key_head key dim"),
-            "logsumexp": (layer.logsumexp, "batch head query"),
-            "value": (layer.value, "batch key_head key width"),
-            "gradient": (layer.gradient, "batch head query slope"),
-            "norms": (layer.norms, "batch head key"),
-            "sinks": (layer.sinks, "head"),
-        }
-    )
+    axes = {
+        "query": "batch head query dim",
+        "key": "batch key_head key dim",
+        "logsumexp": "batch head query",
+        "value": "batch key_head key width",
+        "gradient": "batch head query width",
+        "norms": "batch head key",
+        "sinks": "head",
+    }
+    given = {name: (getattr(layer, name), of) for name, of in axes.items()}
+    needed = ("query", "key", "logsumexp")
+    check_axes({name: of for name, of in given.items() if name in needed or of[0] is not None})
     check_types(query=layer.query, key=layer.key)
     check_types(is_one=False, query=layer.query, logsumexp=layer.logsumexp)
     heads, shared = layer.query.shape[1], layer.key.shape[1]

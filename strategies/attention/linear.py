@@ -22,6 +22,7 @@ from tracepaper.strategies.attention.checks import (
     check_axes,
     check_mask,
     check_rows,
+    check_types,
     exact,
     explanation,
     ruled,
@@ -129,7 +130,7 @@ class LinearRead(Read):
 
     def __post_init__(self) -> None:
         """Raise ``AttentionInvalid`` for features and a mask that do not fit."""
-        _check(self.query, self.key, self.mask)
+        _check(self.query, self.key, self.mask, self.key)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -188,7 +189,7 @@ def _chunks(time: int) -> Iterator[slice]:
         yield slice(start, min(start + CHUNK, time))
 
 
-def _check(query: Tensor, key: Tensor, mask: Mask, value: Tensor | None = None) -> None:
+def _check(query: Tensor, key: Tensor, mask: Mask, value: Tensor) -> None:
     check_mask(mask)
     check_axes(
         {
@@ -197,6 +198,7 @@ def _check(query: Tensor, key: Tensor, mask: Mask, value: Tensor | None = None) 
             "value": (value, "batch head time dim"),
         }
     )
+    check_types(query=query, key=key, value=value)
     if mask.kind not in (MaskKind.FULL, MaskKind.CAUSAL):
         raise AttentionInvalid(
             "Linear attention sums over all that a row sees and cannot forget a window's oldest "

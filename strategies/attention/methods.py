@@ -414,10 +414,11 @@ def _rolled(
         )
     mask, (batch, heads, time, _) = layers[0].mask, layers[0].shape
     for layer in layers:
-        if layer.mask != mask or mask.kind is MaskKind.OTHER or layer.shape[2:] != (time, time):
+        whole = (batch, heads, time, time)
+        if layer.mask != mask or mask.kind is MaskKind.OTHER or layer.shape != whole:
             raise AttentionInvalid(
-                "Buckets of every row need layers with one mask (full, causal or a window) and as "
-                "many queries as keys; use rollout."
+                "Buckets of every row need layers with one mask (full, causal or a window), of one "
+                "batch and as many heads, and as many queries as keys; use rollout."
             )
     shares = check_shares(method.head_weights, (len(layers), heads), like=layers[0].logsumexp)
     if bucket_bars < 1 or not 1 <= first <= bucket_bars:
@@ -425,6 +426,8 @@ def _rolled(
             f"Buckets of {bucket_bars} bars, the first of {first}, cannot be; give at least 1 bar "
             "and a first bucket that is no longer than the others."
         )
+    if backend not in {"auto", "tiles"}:
+        raise AttentionInvalid(f"The backend is {backend!r}; choose auto or tiles.")
     device = layers[0].query.device
     lead = bucket_bars - first
     bucket = (torch.arange(time, device=device) + lead) // bucket_bars

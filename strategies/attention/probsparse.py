@@ -20,6 +20,7 @@ from tracepaper.strategies.attention.checks import (
     check_axes,
     check_mask,
     check_rows,
+    check_types,
     exact,
     explanation,
     ruled,
@@ -85,6 +86,7 @@ def attend_sparsely(
     check_axes({name: (tensor, "batch head time dim") for name, tensor in names.items()})
     time = query.shape[2]
     check_axes({"samples": (samples, "time sample")}, {"time": time})
+    check_types(query=query, key=key, value=value)
     query, key, value = ruled(query, key, value)
     spread = _spread(query, key, samples)
     for row in check_rows(always, time) if len(always) else ():

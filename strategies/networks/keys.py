@@ -211,7 +211,10 @@ class NetworkConfig(ReadKeys):
     quantiles: Quantiles = ()
 
     RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(lambda of: of.horizons, "horizons must list at least one number of bars"),
+        Rule(
+            lambda of: of.horizons and list(of.horizons) == sorted(set(of.horizons)),
+            "horizons must list at least one number of bars, each once, the shortest first",
+        ),
         Rule(
             lambda of: all(a < b for a, b in pairwise((0.0, *of.quantiles, 1.0))),
             "quantiles must ascend between 0 and 1",

@@ -34,10 +34,11 @@ from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.loop import GROUP_STEPS
 from tracepaper.daemon.terminal import console as log_lines
 from tracepaper.storage.database.lock import holder_of
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import AuditUnwritable, Fatal, StrategyFailed
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, Fatal, StrategyFailed
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
 from tracepaper.strategies.types.decisions import Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar, ModelChange, RunKind
@@ -165,6 +166,11 @@ async def test_a_database_that_is_taken_away_ends_the_daemon_with_a_sentence(
         database.unlink()
         with pytest.raises(AuditUnwritable, match="was deleted, moved or replaced"):
             await running.close_bars(2)
+    # A restart must neither begin a new account nor drop the log that is left.
+    log = database.with_name("run.db-wal").read_bytes()
+    with pytest.raises(ConfigInvalid, match=r"run\.db-wal is left of it"):
+        open_writer(database)
+    assert database.with_name("run.db-wal").read_bytes() == log
 
 
 @pytest.mark.parametrize("ending", ["-wal", "-shm"])

@@ -33,6 +33,7 @@ from tracepaper.strategies.types.market import Bar, CloseStart
 
 Rows = dict[str, list[tuple[Any, ...]]]
 MODEL = "a strict model in one pass"
+LONGER = "the same over more bars"
 HOURS = "a trend of hours with a model"
 
 
@@ -64,6 +65,7 @@ def settled() -> dict[str, Any]:
 
 CASES = SCENARIOS | {
     MODEL: replace(SCENARIOS["a model with gates"], sections=strict, mode="scan"),
+    LONGER: replace(SCENARIOS["a model with gates"], sections=strict, candles=minutes, mode="scan"),
     HOURS: replace(
         SCENARIOS["a model with gates"],
         sections=hourly,
@@ -185,6 +187,7 @@ def test_it_equals_a_replay_of_the_change(
         (MODEL, {"gate": {"direction": "0.58"}}, (), 20),
         (MODEL, {}, ("shifted",), 20),
         (MODEL, FEE, (), 0),
+        (LONGER, {"exits": {"stop_loss": "0.1%"}, "gate": {"direction": "0.58"}}, (), 20),
     ],
 )
 def test_bars_that_are_waited_through_are_decided_as_in_a_replay(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -19,15 +20,19 @@ from torch import Tensor
 
 from tracepaper.strategies.attention import (
     Mask,
+    Rollout,
     Stream,
     attend,
     confidence,
     cross_attend,
     probsparse,
+    rollout,
     value_norms,
 )
+from tracepaper.strategies.attention.heads import feature_attribution
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.methods import flow
+from tracepaper.strategies.attention.linear import attend_linearly
+from tracepaper.strategies.attention.methods import flow, rollout_buckets
 from tracepaper.strategies.errors import AttentionInvalid
 
 TIME, DIM = 20, 8
@@ -118,6 +123,39 @@ def test_layers_of_other_tensors_are_refused() -> None:
     refused(lambda: Layer.of(QUERY.int(), KEY.int(), None), "give a float type")
     refused(lambda: layer().carry(WEIGHTS[0]), r"weights is \[1, 20\]")
     refused(lambda: layer().carry(WEIGHTS[..., 1:]), r"weights is \[2, 1, 19\]")
+
+
+def buckets_of(*layers: Layer, **options: Any) -> object:
+    return rollout_buckets(layers, bucket_bars=2, **options)
+
+
+OTHER = Layer.of(QUERY[:1], KEY[:1], VALUE[:1])
+SLOPED = replace(layer(), value=VALUE, gradient=torch.full_like(VALUE, math.nan))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: attend(QUERY, KEY, None, Mask()), "value is a NoneType"),  # type: ignore[arg-type]
+        (lambda: attend(QUERY[:, :, :0], KEY, VALUE, Mask()), "none of them 0"),
+        (lambda: attend_linearly(QUERY, KEY, VALUE.int(), Mask()), "value is torch.int32"),
+        (
+            lambda: probsparse.attend_sparsely(QUERY, KEY, VALUE.double(), Mask.full(), SAMPLES),
+            "value is torch.float64",
+        ),
+        (
+            lambda: feature_attribution(WEIGHTS[0].mT.double(), WEIGHTS[0].mT, WEIGHTS[0, 0]),
+            "gradient is torch.float32",
+        ),
+        (lambda: rollout([SLOPED], [7], Rollout(fusion="gradient")), "NaN or infinite value"),
+        (lambda: buckets_of(layer(), OTHER), "of one batch and as many heads"),
+        (lambda: buckets_of(layer(), backend="x"), "choose auto or tiles"),
+    ],
+)
+def test_tensors_that_no_loop_may_read_are_refused(
+    call: Callable[[], object], sentence: str
+) -> None:
+    refused(call, sentence)
 
 
 def test_what_is_not_asked_for_may_have_any_logsumexp() -> None:

@@ -154,6 +154,7 @@ ASSETS: Final = CrossAssetConfig(symbols=("AUSDT", "BUSDT"))
         ("flash", {"dim": 12, "heads": 4}, "equal, even share"),
         ("flash", {"horizons": ()}, "at least one number of bars"),
         ("flash", {"horizons": (5, 0)}, "horizons must be a whole number"),
+        ("flash", {"horizons": (16, 4)}, "horizons must list .* the shortest first"),
         ("flash", {"encoding": "alibi", "mask": "full"}, "alibi looks back only"),
         ("flash", {"dropout": 1.0}, "dropout must be a number from 0 to below 1"),
         ("flash", {"volatility_column": 1}, "name the feature: volatility_gate"),
