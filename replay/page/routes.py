@@ -262,7 +262,9 @@ ROUTES: Final = (
           lambda of: records.refusals(of.shown)),
     ReadRoute(f"{_R}/health", "Whether the run is sound.", _health, answers.Health),
     ReadRoute(f"{_R}/compare", "The runs that may stand beside one.",
-          lambda of: lists.beside_document(of.shown, runs.runs(of.shelf))),
+          lambda of: lists.beside_document(
+              of.shown, runs.runs(of.shelf, counted=of.parameters.counted)),
+          parameters=CountParameters),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
           lambda of: _late("documents").compare(*map(of.shelf.find, of.names.values()))),
     ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.", _sweep),

@@ -11,7 +11,7 @@ import { Operator } from "./operator.js";
 import { Palette } from "./palette.js";
 import { AccountView } from "./places/account.js";
 import { CompareView } from "./places/compare.js";
-import { GatesView, ModelView, ReportView, RunsView, SweepView } from "./places/documents.js";
+import { GatesView, ListView, ModelView, ReportView, SweepView } from "./places/documents.js";
 import { FleetView } from "./places/fleet.js";
 import { HealthView } from "./places/health.js";
 import { toggleTheme } from "./theme.js";
@@ -153,15 +153,16 @@ export function App() {
   const instrument = address.instrument ?? run?.instruments[0]?.id;
   const toSequence = (sequence) => go({ run: id, sequence, instrument: address.instrument });
   const key = `${id} ${run?.pulled_ms}`; // a run that is pulled again is another
+  const counts = { version, lacksCounts: runs.value?.runs.some((row) => row.decisions == null) };
   const place = () => {
     if (address.place === "fleet") return html`<${FleetView} address=${address} go=${go} />`;
     if (address.place === "sweep") return html`<${SweepView} key=${address.sweep} sweep=${address.sweep} />`;
-    if (address.place === "runs" || (runs.value?.sweeps?.length && !id)) return html`<${RunsView} version=${version} lacksCounts=${runs.value?.runs.some((row) => row.decisions == null)} />`;
+    if (address.place === "runs" || (runs.value?.sweeps?.length && !id)) return html`<${ListView} path="/overview" ...${counts} />`;
     if (runs.value && !id) return html`<${Nothing} refused=${runs.value.refused} />`;
     const error = runs.error ?? answer.error;
     if (!run) return error ? html`<div class="empty"><p class="loss" role="alert">${error.message}</p></div>` : html`<${Reading} />`;
     const View = VIEWS[address.view];
-    return html`<${View} key=${key} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
+    return html`<${View} key=${key} run=${run} address=${address} go=${go} ...${counts} refreshed=${connected + refreshed} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} />`;
   };
   return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
     <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${() => setOpen("palette")} openOperator=${() => setOpen("operator")} />

@@ -254,7 +254,7 @@ def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
         ({"mask": Mask(dense=torch.ones(4, 6, dtype=torch.bool))}, "broadcasts"),
         ({"mask": None}, "give Mask"),
         ({"logsumexp": torch.zeros(2, 4, 7)}, r"logsumexp is .* query 6\]"),
-        ({"gradient": torch.zeros(2, 4, 5, DIM)}, r"gradient is .* query 6, slope\]"),
+        ({"gradient": torch.zeros(2, 4, 5, DIM)}, r"gradient is .* query 6, width 4\]"),
         ({"key": torch.zeros(2, 3, 6, DIM).double(), "value": None}, "cannot share"),
         ({"query": torch.zeros(4, 6, DIM)}, r"give \[batch, head, query, dim\]"),
         (

@@ -4,7 +4,7 @@ import { formatAddress } from "../address.js";
 import { getDecision, getOf, getRun } from "../api.js";
 import { Card } from "../card.js";
 import { useAnswer } from "../hooks.js";
-import { Answered, OfRun } from "./documents.js";
+import { Answered, ListView } from "./documents.js";
 
 function Beside({ run, sequence }) {
   const [verify] = useState(() => ({ current: null }));
@@ -22,5 +22,5 @@ function Compared({ run, other }) {
     ${chosen && right.value && html`<div class="halves"><${Beside} run=${run} sequence=${chosen[2].step} /><${Beside} run=${right.value} sequence=${chosen[3].sort} /></div>`}`;
 }
 
-export const CompareView = ({ run, address: { other } }) =>
-  other ? html`<${Compared} run=${run} other=${other} />` : html`<div class="place"><${OfRun} name="compare" run=${run} /></div>`;
+export const CompareView = ({ run, address: { other }, version, lacksCounts }) =>
+  other ? html`<${Compared} run=${run} other=${other} />` : html`<${ListView} path=${`/runs/${encodeURIComponent(run.row.run_id)}/compare`} run=${run} version=${version} lacksCounts=${lacksCounts} />`;

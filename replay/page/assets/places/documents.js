@@ -14,12 +14,12 @@ export function Answered({ answer: { value, error, lost }, doing, onStep, childr
     <${DocumentView} document=${value} onStep=${onStep}>${children}<//>`;
 }
 
+const Banner = ({ of: { damage, halt } }) => (damage ?? halt) && html`<p class="banner" role="alert">${(damage ?? halt).sentence}</p>`;
+
 /** A document of a run, asked for again with another `version`; `children` stand at its end. */
 export function OfRun({ name, run, version = 0, ...rest }) {
   const answer = useAnswer((signal) => getOf(run.row.run_id, name, { signal }), [name, run.row.run_id, version]);
-  const state = run.damage ?? run.halt;
-  return html`${state && html`<p class="banner" role="alert">${state.sentence}</p>`}
-    <${Answered} answer=${answer} ...${rest} />`;
+  return html`<${Banner} of=${run} /><${Answered} answer=${answer} ...${rest} />`;
 }
 
 /** Performance, costs, refusals and attention of the whole run, as `tracepaper report` writes it. */
@@ -40,9 +40,9 @@ export function SweepView({ sweep }) {
   return html`<${Answered} answer=${answer} doing="reading the sweep" />`;
 }
 
-/** All that the databases hold; where the list `lacksCounts`, they are asked for behind it. */
-export function RunsView({ version, lacksCounts }) {
-  const listed = useAnswer((signal) => source.get("/overview", {}, { signal }), [version]);
-  const counted = useAnswer((signal) => (lacksCounts ? source.get("/overview", { counted: true }, { signal }) : null), [version, lacksCounts]);
-  return html`<div class="place"><${Answered} answer=${counted.value ? counted : listed} /></div>`;
+/** A list of runs at `path`, beside a `run` or of all; where it `lacksCounts`, they are asked for behind it. */
+export function ListView({ path, run = {}, version, lacksCounts }) {
+  const listed = useAnswer((signal) => source.get(path, {}, { signal }), [path, version]);
+  const counted = useAnswer((signal) => (lacksCounts ? source.get(path, { counted: true }, { signal }) : null), [path, version, lacksCounts]);
+  return html`<div class="place"><${Banner} of=${run} /><${Answered} answer=${counted.value ? counted : listed} /></div>`;
 }
