@@ -40,7 +40,14 @@ from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.isolation import Child, FreshProcesses, Overdue
 from tracepaper.replay.checks.memory import unlike
 from tracepaper.replay.checks.perturbations import largest_table, source_of, weeks_later
-from tracepaper.replay.checks.probes import ON_CLOCK, PROBES, UNEQUAL, Limits, Probe, ProbeTrial
+from tracepaper.replay.checks.probes import (
+    ON_CLOCK,
+    PROBES,
+    UNEQUAL,
+    CheckProbe,
+    Limits,
+    ProbeTrial,
+)
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.types.decisions import Action
@@ -219,7 +226,7 @@ class Check:
             )
         return whole
 
-    def _probe(self, probe: Probe) -> None:
+    def _probe(self, probe: CheckProbe) -> None:
         """Make the trials of *probe* until one of them moves a step."""
         for trial in probe.trials(self):
             if isinstance(trial, Difference):

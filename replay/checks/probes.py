@@ -87,7 +87,7 @@ class ProbeTrial(NamedTuple):
     has_past: bool = False  # after the same was derived in that process before
 
 
-class Probe(NamedTuple):
+class CheckProbe(NamedTuple):
     """One way in which a decision can depend on what it should not, and how it shows."""
 
     name: str
@@ -194,17 +194,17 @@ def _later_starts(check: Check) -> Iterator[ProbeTrial]:
 
 
 PROBES: Final = (
-    Probe("bars without a later bar in the process", _without_later),
-    Probe("bars of higher frames", _frames),
-    Probe("the symbols in another order", _reordered),
-    Probe("a second run in one process", _again),
-    Probe(SURROUNDED, _surrounded),
-    Probe("jumping clocks", _jumping),
-    Probe("each instrument alone", _alone),
-    Probe("corrupted and cut futures", _futures),
-    Probe("the series {weeks} weeks later", _later, is_refused=False),
-    Probe(f"prices times {PRICE_FACTOR}", _dearer, is_refused=False),
-    Probe("later starts", _later_starts, RECURSIVE),
+    CheckProbe("bars without a later bar in the process", _without_later),
+    CheckProbe("bars of higher frames", _frames),
+    CheckProbe("the symbols in another order", _reordered),
+    CheckProbe("a second run in one process", _again),
+    CheckProbe(SURROUNDED, _surrounded),
+    CheckProbe("jumping clocks", _jumping),
+    CheckProbe("each instrument alone", _alone),
+    CheckProbe("corrupted and cut futures", _futures),
+    CheckProbe("the series {weeks} weeks later", _later, is_refused=False),
+    CheckProbe(f"prices times {PRICE_FACTOR}", _dearer, is_refused=False),
+    CheckProbe("later starts", _later_starts, RECURSIVE),
 )
 """In the order in which they are made; the first that finds something to refuse is the last."""
 
