@@ -532,7 +532,7 @@ class MemberState:
         """Whether it may be known without a step of the engine that a bar holds what is held."""
         strategy = self.strategy
         return (
-            not (strategy.books or strategy.sees_account or strategy.columns)
+            not (strategy.books or strategy.sees_account)
             and not self._flat_on_refusal
             and self.market.instrument.category is not Category.STOCK
         )

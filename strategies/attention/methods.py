@@ -38,7 +38,7 @@ from tracepaper.strategies.attention.checks import (
 )
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.masks import Mask, MaskKind, whole
 from tracepaper.strategies.attention.reads import Fuse, Fusion, Read
 from tracepaper.strategies.attention.tiles import check_mass, fuse_mean, mass_tolerance
 from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
@@ -414,13 +414,14 @@ def _rolled(
         )
     mask, (batch, heads, time, _) = layers[0].mask, layers[0].shape
     for layer in layers:
-        whole = (batch, heads, time, time)
-        if layer.mask != mask or mask.kind is MaskKind.OTHER or layer.shape != whole:
+        shape = (batch, heads, time, time)
+        if layer.mask != mask or mask.kind is MaskKind.OTHER or layer.shape != shape:
             raise AttentionInvalid(
                 "Buckets of every row need layers with one mask (full, causal or a window), of one "
                 "batch and as many heads, and as many queries as keys; use rollout."
             )
     shares = check_shares(method.head_weights, (len(layers), heads), like=layers[0].logsumexp)
+    bucket_bars, first = whole(bucket_bars, "Bars of a bucket"), whole(first, "Bars of a bucket")
     if bucket_bars < 1 or not 1 <= first <= bucket_bars:
         raise AttentionInvalid(
             f"Buckets of {bucket_bars} bars, the first of {first}, cannot be; give at least 1 bar "

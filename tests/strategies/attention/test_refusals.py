@@ -150,6 +150,7 @@ SLOPED = replace(layer(), value=VALUE, gradient=torch.full_like(VALUE, math.nan)
         (lambda: rollout([SLOPED], [7], Rollout(fusion="gradient")), "NaN or infinite value"),
         (lambda: buckets_of(layer(), OTHER), "of one batch and as many heads"),
         (lambda: buckets_of(layer(), backend="x"), "choose auto or tiles"),
+        (lambda: rollout_buckets([layer()], bucket_bars=1.5), "must be whole numbers"),  # type: ignore[arg-type]
     ],
 )
 def test_tensors_that_no_loop_may_read_are_refused(
