@@ -105,22 +105,22 @@ def test_what_could_not_start_is_refused_in_one_sentence(
     assert sorted(path.name for path in place.rglob("*")) == before
 
 
-def locked(path: Path) -> None:
-    """Let another connection, which nobody closes before the end, keep the file to itself."""
+def of_another_version(path: Path) -> None:
+    open_writer(path).close()
+    tamper(path, "PRAGMA user_version = 1")
+
+
+def locked(path: Path) -> sqlite3.Connection:
+    """Return a connection that keeps the file to itself."""
     open_writer(path).close()
     other = sqlite3.connect(path)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
-    LOCKS.append(other)
+    return other
 
 
-LOCKS: list[sqlite3.Connection] = []
 UNUSABLE: dict[str, tuple[Callable[[Path], object], type[Fatal], str]] = {
-    "of another version": (
-        lambda at: (open_writer(at).close(), tamper(at, "PRAGMA user_version = 1")),
-        ConfigInvalid,
-        "has schema 1",
-    ),
+    "of another version": (of_another_version, ConfigInvalid, "has schema 1"),
     "words": (lambda at: at.write_text("no database\n" * 99), ConfigInvalid, "is no database"),
     "a folder": (Path.mkdir, ConfigInvalid, "is a folder"),
     "locked": (locked, DataInvalid, "try again when that has ended"),
@@ -134,11 +134,11 @@ async def test_a_database_that_no_start_can_use_is_wrong_usage(
 ) -> None:
     monkeypatch.setattr("tracepaper.storage.database.connection.BUSY_TIMEOUT_S", 0.0)
     prepare, kind, words = UNUSABLE[what]
-    prepare(tmp_path / "run.db")
+    held = prepare(tmp_path / "run.db")
     with pytest.raises(kind, match=words):
         await Daemon(load(), tmp_path / "run.db", kind=RunKind.LIVE).run()
-    while LOCKS:
-        LOCKS.pop().close()
+    if isinstance(held, sqlite3.Connection):
+        held.close()
 
 
 def cut(path: Path) -> None:
