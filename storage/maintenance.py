@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -107,7 +107,23 @@ def backup(path: Path, target: Path) -> list[Path]:
             raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
         # A file beside the database is there before a run names it, and can only grow: so all
         # files that the snapshot names are there now.
-        return [copy for folder in KEPT_BESIDE for copy in _copy_beside(path, target, folder)]
+        beside = [copy for folder in KEPT_BESIDE for copy in _copy_beside(path, target, folder)]
+    with suppress(OSError):  # of a user who may only read here; the copy is whole
+        copied_file(path).touch()
+    return beside
+
+
+def copied_file(database: Path) -> Path:
+    """Return the file whose time is that of the newest copy, ``tracepaper.db.copied``."""
+    return database.with_name(database.name + ".copied")
+
+
+def copied_at_s(database: Path) -> float | None:
+    """Return when the newest copy was whole, in Unix seconds; None where there was none."""
+    try:
+        return copied_file(database).stat().st_mtime
+    except OSError:
+        return None
 
 
 def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> list[Path]:

@@ -85,7 +85,7 @@ def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
     if code == 0:
         raise MessageMalformed(
             f"The answer of {path} says that its server's time is {answer.time}, which is none "
-            "between 2010 and 2100; trying again."
+            "between 2010 and 2100; check exchange.rest_url."
         )
     refusal = f"Bybit answered {path} with retCode {code} ({answer.ret_msg[:120]})"
     if code in REGION_CODES:
@@ -98,7 +98,7 @@ def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
             f"{refusal}; correct market.symbols, market.category or market.interval."
         )
     # Temporary and unknown codes: a daemon that runs for months waits and asks again.
-    raise FeedLost(f"{refusal}; trying again.")
+    raise FeedLost(f"{refusal}; look at the exchange's status page if this lasts.")
 
 
 def read_klines(
@@ -189,12 +189,14 @@ def _check_subject(noun: str, instrument: Instrument, category: str, symbol: str
 
 
 def _unrelated(content: str) -> MessageMalformed:
-    return MessageMalformed(f"Bybit answered with {content}; the answer was dropped, trying again.")
+    return MessageMalformed(
+        f"Bybit answered with {content}; check exchange.rest_url if this lasts."
+    )
 
 
 def _undocumented(path: str, error: Exception) -> MessageMalformed:
     return MessageMalformed(
-        f"The answer of {path} is not what Bybit documents ({error}); trying again, check "
+        f"The answer of {path} is not what Bybit documents ({error}); check "
         "exchange.rest_url if this lasts."
     )
 
@@ -497,8 +499,8 @@ class BybitClient:
                 body = await _bounded(response) if status == OK_STATUS else b""
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise FeedLost(
-                f"GET {path} failed ({type(error).__name__}: {error}); trying again, check the "
-                "network and exchange.rest_url if this lasts."
+                f"GET {path} failed ({type(error).__name__}: {error}); check the network "
+                "and exchange.rest_url if this lasts."
             ) from error
         except ValueError as error:
             raise ConfigInvalid(
@@ -508,10 +510,13 @@ class BybitClient:
             self.cooldown.start(self._exchange.ban_cooldown_s, f"HTTP 403 on {path}")
             raise FeedLost(
                 f"Bybit refused GET {path} with HTTP 403 (too many requests, or an address it "
-                f"does not serve); a cooldown of {self._exchange.ban_cooldown_s:g} s, then again."
+                "does not serve); wait some minutes, and look for other programs on this address."
             )
         if status == BUSY_STATUS or status >= 500:  # HTTP's own boundary
-            raise FeedLost(f"Bybit answered GET {path} with HTTP {status}; trying again.")
+            raise FeedLost(
+                f"Bybit answered GET {path} with HTTP {status}; look at the exchange's status page "
+                "if this lasts."
+            )
         if status != OK_STATUS:
             raise ConfigInvalid(
                 f"Bybit answered GET {path} with HTTP {status}; correct exchange.rest_url."
@@ -528,7 +533,7 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
         size += len(part)
         if size > BODY_BYTES_MAX:
             raise FeedLost(
-                f"{response.url.path} answered more than {BODY_BYTES_MAX} bytes; trying again, "
-                "check exchange.rest_url if this lasts."
+                f"{response.url.path} answered more than {BODY_BYTES_MAX} bytes; check "
+                "exchange.rest_url if this lasts."
             )
     return b"".join(parts)

@@ -208,15 +208,15 @@ class PublicStream:
             if status == FORBIDDEN_STATUS:
                 self._cooldown.start(exchange.ban_cooldown_s, "HTTP 403 on the stream")
             raise FeedLost(
-                f"Bybit refused the {self._category.value} stream with HTTP {status}; trying "
-                "again, check exchange.stream_url if this lasts."
+                f"Bybit refused the {self._category.value} stream with HTTP {status}; check "
+                "exchange.stream_url if this lasts."
             ) from error
         except (OSError, TimeoutError, ValueError, WebSocketException) as error:
             # ValueError and InvalidURI: the server redirected to something that is no address.
             raise FeedLost(
                 f"The {self._category.value} stream could not be opened "
-                f"({type(error).__name__}: {error}); trying again, check the network and "
-                "exchange.stream_url if this lasts."
+                f"({type(error).__name__}: {error}); check the network and exchange.stream_url if "
+                "this lasts."
             ) from error
 
     async def _read(self, connection: ClientConnection) -> None:

@@ -165,9 +165,9 @@ def answers(command: Callable[..., CommandAnswer | None]) -> Callable[..., None]
         elif callable(answer.shown):
             answer.shown()
         else:
-            from tracepaper.daemon.terminal.console import Terminal
+            from tracepaper.daemon.terminal.console import unwrapped
 
-            Terminal(highlight=False).print(answer.shown)
+            unwrapped().print(answer.shown)
         if answer.code:
             raise typer.Exit(answer.code)
 

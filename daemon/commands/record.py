@@ -371,6 +371,7 @@ def prune(
     from tracepaper.daemon.commands.fleet import refuse_unshipped, ship_before_prune
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.resume import recorded_reach
+    from tracepaper.storage.database.connection import size_on_disk
     from tracepaper.storage.maintenance import prune as prune_database
 
     storage = load(config).storage
@@ -399,10 +400,12 @@ def prune(
             f"its strategy or model cannot be loaded here: {why}",
             err=True,
         )
+    held = count_of(days, "day")
+    kept = f" (every bar is of the {held} kept, or looked back on by their first decision)"
     lines = [
-        f"Run {pruning.run_id}: {count_of(pruning.steps, 'step')} dropped; the chain holds from "
-        f"step {pruning.until_sequence + 1}."
+        f"Run {pruning.run_id}: {count_of(pruning.steps, 'step')} dropped"
+        f"{'' if pruning.steps else kept}; the chain holds from step {pruning.until_sequence + 1}."
         for pruning in prunings
     ]
-    lines.append(f"{path} now takes {path.stat().st_size:,} bytes.")
+    lines.append(f"{path} now takes {size_on_disk(path):,} bytes.")
     return CommandAnswer({"database": str(path), "runs": prunings}, "\n".join(lines))

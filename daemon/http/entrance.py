@@ -162,8 +162,8 @@ def unauthorized() -> web.Response:
     """Return the answer to a request without a token."""
     answer = refusal(
         401,
-        "Send the token that lies beside the database, or one of [http] tokens, as "
-        "Authorization: Bearer TOKEN; `tracepaper command` does so.",
+        "No token that this daemon knows came: send one of its [http] tokens, or the text of the "
+        "file DATABASE.token, which each start writes anew, as Authorization: Bearer TOKEN.",
     )
     answer.headers["WWW-Authenticate"] = "Bearer"
     return answer

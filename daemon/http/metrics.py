@@ -67,6 +67,10 @@ class MonitorCollector(Collector):
         yield _gauge("halted", halted, float(bool(monitor.halted_by)))
         blocked = "1 while another process holds the database's write lock."
         yield _gauge("database_blocked", blocked, float(monitor.is_obstructed))
+        if (copied_s := monitor.copied_s()) is not None:
+            yield _gauge(
+                "backup_seconds", "UTC time of the newest `tracepaper db backup`.", copied_s
+            )
         yield from _ages(monitor)
         yield from _latencies(monitor)
         # An alarm on their increase does not see a series that begins with its first count.

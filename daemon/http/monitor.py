@@ -98,7 +98,7 @@ class Monitor:
     allows no new exposure until RESUME, if any; *obstacles* returns other reasons why the daemon
     cannot decide; *margin* has the rules of each instrument that trades on margin. ``companions``
     has what works beside the run, by its key in the status, and returns how it stands; ``warm_at``
-    returns when an instrument will have enough bars.
+    returns when an instrument will have enough bars, ``copied_s`` when it was backed up last.
     """
 
     def __init__(
@@ -132,6 +132,7 @@ class Monitor:
         self._newest = newest  # None before anything was received
         self._obstacles = obstacles
         self.warm_at: Callable[[str], int | None] = lambda _instrument: None
+        self.copied_s: Callable[[], float | None] = lambda: None
         self._margin = margin or {}
         self.model_id = run.model_id
         self.companions: dict[str, Callable[[], Mapping[str, Any]]] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -409,8 +410,10 @@ async def listening(
         server = await loop.create_server(limits.protocol(runner.server), host, port)
     except OSError as error:
         await runner.cleanup()
+        code = error.errno or 0  # asyncio's own text names the address again
+        reason = os.strerror(code) if code > 0 else error.strerror
         raise ConfigInvalid(
-            f"{host}:{port} cannot be listened on ({error.strerror}); set another {key}."
+            f"{host}:{port} cannot be listened on ({reason}); set another {key}."
         ) from None
     limits.count_exhaustion(loop)
     named, picked = server.sockets[0].getsockname()[:2]

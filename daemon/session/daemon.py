@@ -77,6 +77,7 @@ from tracepaper.daemon.session.universe import (
 )
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.maintenance import copied_at_s
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
@@ -145,7 +146,8 @@ class Daemon:
 
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
-        audit = SqlAuditLog.open(self._database)
+        with usage_errors():
+            audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._declare_blocked)
         try:
             await self._supervisor.run(lambda: self._serve(audit))
@@ -232,10 +234,7 @@ class Daemon:
                 ),
                 audit,
             )
-            try:
-                await self._drive(opened, client, audit)
-            finally:
-                audit.end(clock.wall_ms())
+            await self._drive(opened, client, audit)
 
     def _newest_model(self, configured: Forecaster) -> Forecaster:
         """Return the model that was promoted in place of *configured*, else *configured*."""
@@ -278,8 +277,6 @@ class Daemon:
     async def _drive(self, opened: OpenedRun, client: MarketDataClient, audit: SqlAuditLog) -> None:
         config, engine, run = self._config, opened.engine, opened.run
         forecaster = opened.forecaster
-        self._opened(run)
-        _log_opened(opened)
         universe = None
         if (rule := config.market.universe) is not None:
             universe = Universe(
@@ -319,6 +316,7 @@ class Daemon:
             monitor.companions = {each.key: each.status for each in companions if each.key}
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
+            monitor.copied_s = partial(copied_at_s, self._database)
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
             server = await stack.enter_async_context(
@@ -332,6 +330,10 @@ class Daemon:
                 )
             )
             audit.lock.publish(server.url)
+            # From here on something may begin: a start that fails before leaves no word of a run.
+            stack.callback(lambda: audit.end(self._clock.wall_ms()))
+            self._opened(run)
+            _log_opened(opened)
             log.info("The page is %s/", server.url)
             self._listening(server.url)
 
@@ -497,8 +499,15 @@ def _log_opened(opened: OpenedRun) -> None:
     way = {}
     if forecaster is not None:
         way = {"model_id": forecaster.model_id, "backend": forecaster.backend}
-    event = "run goes on" if opened.resumed else "run opened"
-    log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
+    log.info(
+        "run resumed" if opened.resumed else "run opened",
+        run_id=run.run_id,
+        kind=run.kind.value,
+        strategy=run.strategy,
+        instruments=[item.id for item in run.instruments],
+        sequence=engine.sequence,
+        **way,
+    )
 
 
 def _log_warming(warm_at: Callable[[str], int | None], run: Run) -> None:

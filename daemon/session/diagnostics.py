@@ -172,7 +172,7 @@ def ask_fleet(config: Config, database: Path) -> list[Diagnosis]:
 
 
 def _database(database: Path) -> Finding:
-    from tracepaper.storage.database.connection import open_reader
+    from tracepaper.storage.database.connection import open_reader, size_on_disk
     from tracepaper.storage.database.lock import holder_of
     from tracepaper.storage.database.writer import left_log
 
@@ -186,7 +186,7 @@ def _database(database: Path) -> Finding:
     open_reader(database).close()
     holder = holder_of(database)
     used = f"in use by process {holder.pid}" if holder is not None else "not in use"
-    size = database.stat().st_size / MEGABYTE
+    size = size_on_disk(database) / MEGABYTE
     return Verdict.OK, f"{database}, {size:,.1f} MiB, {used}"
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import secrets
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -43,7 +44,8 @@ from tracepaper.daemon.session.models import (
 from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
-from tracepaper.storage.database.connection import open_reader, sqlite_problem
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.writer import refuse_place
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
@@ -255,8 +257,8 @@ def preflight(config: Config, database: Path) -> None:
     universe's list read; *database* is read, and nothing is written. Raises the errors that the run
     would, and that of the list, with which a run chooses nothing.
     """
-    refuse_database(database)
     with usage_errors():
+        refuse_database(database)
         forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
         preflight_engine(config, forecaster)
         list_of(config)
@@ -264,14 +266,15 @@ def preflight(config: Config, database: Path) -> None:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Raise ``ConfigInvalid`` for a file of the configuration, or a class, that cannot be used.
+    """Raise ``ConfigInvalid`` for a file, a database among them, or a class that cannot be used.
 
-    No later start mends it. An error of the disk or the network may pass: that is raised as it is.
+    No later start mends it. An error of the disk or the network, and another process's lock, may
+    pass: that is raised as it is.
     """
     try:
         yield
     except (CheckpointMismatch, DataInvalid, StrategyFailed) as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, OSError | sqlite3.OperationalError):
             raise
         raise ConfigInvalid(str(error)) from error
 
@@ -330,10 +333,7 @@ def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
 
 def refuse_database(path: Path) -> None:
     """Refuse a *path* at which no run could write its database; nothing is made or changed."""
-    if problem := sqlite_problem():
-        raise ConfigInvalid(problem)
-    if path.is_dir():
-        raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
+    refuse_place(path)
     if path.exists():
         open_reader(path).close()
     place = path.absolute()

@@ -48,6 +48,15 @@ def for_tables() -> Terminal:
     return Terminal(width=WIDE_COLUMNS)
 
 
+UNWRAPPED_COLUMNS = 100_000
+
+
+def unwrapped() -> Terminal:
+    """Return a console on stdout that wraps for a terminal alone: a program reads whole lines."""
+    width = None if sys.stdout.isatty() else UNWRAPPED_COLUMNS
+    return Terminal(highlight=False, width=width)
+
+
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 LIBRARIES: Final = logging.WARNING
 """Lines of libraries pass from warnings on, whatever the configured level."""

@@ -264,17 +264,8 @@ class Lines:
         """Do nothing: the last line is that of the run."""
 
     def opened(self, view: RunView) -> None:
-        """Log the run that began."""
-        self._view, run = view, view.monitor.run
-        log.info(
-            "run opened",
-            run_id=run.run_id,
-            kind=run.kind.value,
-            strategy=run.strategy,
-            model_id=run.model_id,
-            instruments=[instrument.id for instrument in run.instruments],
-            warnings=list(run.warnings),
-        )
+        """Begin with the run; its daemon has the line of it."""
+        self._view = view
 
     def show(self, step: Step) -> None:
         """Log fills, gaps and commands, and now and then a bar."""

@@ -25,6 +25,12 @@ BUSY_TIMEOUT_S: Final = 5.0
 SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
 
 
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of the database *path* with those of its -wal and -shm."""
+    files = (path.with_name(path.name + ending) for ending in ("", "-wal", "-shm"))
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
 def sqlite_problem(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
     """Return why the SQLite library of *version* cannot be used; empty where it can."""
     if version >= SQLITE_OLDEST:
@@ -177,6 +183,11 @@ def schema_of(connection: sqlite3.Connection) -> int | None:
     return int(number)
 
 
+def to_begin_anew(path: Path) -> str:
+    """Return in words how the database *path* is put aside, with all that lies beside it."""
+    return f"move it away to begin anew (`mv {path}* FOLDER`)"
+
+
 def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     """Raise ``DataInvalid`` where *path* has not the schema that this version reads, and writes."""
     schema = schema_of(connection)
@@ -185,11 +196,11 @@ def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     if schema != SCHEMA:
         raise DataInvalid(
             f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
-            "made it, or start a new file with --db."
+            f"made it, name another file with --db, or {to_begin_anew(path)}."
         )
     columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
     if columns and (late := [gate for gate in ANSWER_GATES if measure_name(gate) not in columns]):
         raise DataInvalid(
-            f"{path} was made before gate {late[0]} was declared and has no column for it: "
-            "start a new file with --db, or leave the declaration out."
+            f"{path} was made before gate {late[0]} was declared and has no column for it: leave "
+            f"the declaration out, name another file with --db, or {to_begin_anew(path)}."
         )

@@ -16,6 +16,7 @@ from tracepaper.storage.database.connection import (
     is_busy_error,
     schema_of,
     sqlite_problem,
+    to_begin_anew,
     unusable,
 )
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
@@ -90,21 +91,26 @@ def left_log(path: Path) -> str:
     if not log.is_file() or not log.stat().st_size:
         return ""
     return (
-        f"{path} is gone, and {log.name} is left of it: put a backup in their place, or move what "
-        "is left away to begin anew."
+        f"{path} is gone, and {log.name} is left of it: put a backup in their place, or "
+        f"{to_begin_anew(path)}."
     )
+
+
+def refuse_place(path: Path) -> None:
+    """Raise ``ConfigInvalid`` where *path* is a folder, or SQLite too old for any database."""
+    if problem := sqlite_problem():
+        raise ConfigInvalid(problem)
+    if path.is_dir():
+        raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
 
 
 def open_writer(path: Path) -> Writer:
     """Open *path* for writing, making database and folder where they are missing.
 
-    Raises ``ConfigInvalid`` where another process writes it or its log is left without it,
-    ``DataInvalid`` for another schema, ``AuditUnwritable`` where the file cannot be written.
+    Raises ``ConfigInvalid`` where it is a folder, another process writes it or its log is left
+    without it, ``DataInvalid`` for another schema, ``AuditUnwritable`` where it cannot be written.
     """
-    if problem := sqlite_problem():
-        raise AuditUnwritable(problem)
-    if path.is_dir():
-        raise AuditUnwritable(f"{path} is a folder; name a file, or choose another --db.")
+    refuse_place(path)
     is_there = path.is_file() and path.stat().st_size > 0
     if not is_there and (problem := left_log(path)):
         raise ConfigInvalid(problem)

@@ -199,8 +199,8 @@ def speaking(
         ) from None
     except psycopg.Error as error:
         raise ServerLost(
-            f"The server at {shown(url)} broke off when asked to {doing} ({said_by(error)}); it is "
-            "tried again, or try later."
+            f"The server at {shown(url)} broke off when asked to {doing} ({said_by(error)}); look "
+            "at the server's log if this lasts."
         ) from None
 
 

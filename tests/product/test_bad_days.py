@@ -7,6 +7,7 @@ test names them.
 from __future__ import annotations
 
 import asyncio
+import socket
 import sqlite3
 import sys
 from contextlib import closing
@@ -40,7 +41,7 @@ from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, Fatal, StrategyFailed
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
-from tracepaper.strategies.types.decisions import Action, Forecast, Step
+from tracepaper.strategies.types.decisions import Action, Forecast, Run, Step
 from tracepaper.strategies.types.market import Bar, ModelChange, RunKind
 
 
@@ -242,6 +243,8 @@ async def test_the_token_of_a_command_lives_as_long_as_the_daemon_and_is_in_no_b
                 tokens.add(token_file(database).read_text())
                 answer = await asyncio.to_thread(ask, database, "/command", {"kind": kind})
                 assert answer["kind"] == kind
+                was_copied = "tracepaper_backup_seconds" in await scraped(database)
+                assert was_copied is (kind == "RESUME")
                 backup(database, tmp_path / f"{kind}.db")
             assert not token_file(database).exists()
     assert len(tokens) == 2
@@ -301,6 +304,25 @@ async def test_a_start_that_fails_leaves_no_run(
         with pytest.raises(Fatal, match=words):
             await Daemon(load(None, given), database, kind=RunKind.LIVE).run()
     assert rows(database, "SELECT count(*) FROM runs")[0] == (0,)
+
+
+async def test_a_port_in_use_adds_nothing_to_the_run_that_would_go_on(tmp_path: Path) -> None:
+    database, opened = tmp_path / "run.db", list[Run]()
+    async with ScriptedServer() as server:
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            given = settings(server, http={"port": listener.getsockname()[1]})
+        async with daemon(server, database, http=given["http"]) as running:
+            await running.close_bars(1)
+        counted = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM events)"
+        before = rows(database, counted)
+        with closing(socket.create_server(("127.0.0.1", given["http"]["port"]))):
+            second = Daemon(load(None, given), database, kind=RunKind.LIVE, opened=opened.append)
+            with pytest.raises(ConfigInvalid, match="cannot be listened on"):
+                await second.run()
+        assert (rows(database, counted), opened) == (before, [])
+        async with daemon(server, database, http=given["http"]) as running:
+            await running.until(lambda: running.steps)
+        assert rows(database, counted)[0][0] == before[0][0]  # it went on
 
 
 async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(

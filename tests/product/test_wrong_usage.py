@@ -108,7 +108,11 @@ CASES = [
     ("run sma.toml", 2, "give a configuration by --config; see"),
     ("config check sma.toml -c text.db", 2, "name one file"),
     ("replay --data BTCUSDT.csv --resume last --db run.db", 2, "is finished; start a new replay"),
-    ("replay -c sma.toml --data BTCUSDT.csv --db folder.db", 1, "choose another --db"),
+    (
+        "replay -c sma.toml --data BTCUSDT.csv --db folder.db",
+        2,
+        "name a file with storage.url or --db",
+    ),
     ("lookahead -c far.toml --data BTCUSDT.csv", 2, "warm after 500 bars, and 60 .* give more"),
     ("exchange --data BTCUSDT.csv --speed nan", 2, "give a number above 0"),
     ("exchange --data BTCUSDT.csv --start -1", 2, "give 0 to 59"),

@@ -200,6 +200,7 @@ def exported() -> dict[str, set[str]]:
         "shipping": lambda: to_builtins(ShipProgress()),
         "retraining": lambda: {"training": False, "due_ms": 0, "outcomes": {"promoted": 1}},
     }
+    monitor.copied_s = lambda: START_MS / 1000
     monitor.observe(step(bar(), decided=decided, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}

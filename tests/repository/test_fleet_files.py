@@ -25,8 +25,6 @@ SAME_BUT: Final = {
     "StateDirectory",
     "Environment",
     "ExecStart",
-    "#LoadCredential",
-    "#Environment",
 }
 """Keys in which the template unit and the single one may differ."""
 

@@ -19,7 +19,7 @@ from storage_cases import prune
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.maintenance import Pruning, backup
+from tracepaper.storage.maintenance import Pruning, backup, copied_at_s
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.rows import DROPPED_TABLES
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
@@ -68,7 +68,10 @@ def test_a_backup_is_the_database_while_it_is_being_written(tmp_path: Path) -> N
     log.begin(cases.run())
     for step in STEPS[:100]:
         log.append_now(step)
+    assert copied_at_s(path) is None
     backup(path, copy)
+    assert copied_at_s(path) is not None
+    assert copied_at_s(copy) is None
     for step in STEPS[100:120]:
         log.append_now(step)
     log.close()
@@ -103,6 +106,7 @@ def test_a_backup_that_the_disk_does_not_take_leaves_nothing(
     with pytest.raises(AuditUnwritable, match="No space left"):
         backup(path, tmp_path / "copy.db")
     assert list(tmp_path.glob("copy*")) == []
+    assert copied_at_s(path) is None
 
 
 def test_a_backup_into_a_place_that_takes_no_file_says_so(path: Path, tmp_path: Path) -> None:

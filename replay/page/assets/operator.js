@@ -14,7 +14,7 @@ const WORDS = {
 };
 
 /** A sentence for what the daemon answered; 401 is also that of a token of an earlier start. */
-const refusal = (error, file) => (error.status === 401 ? `The daemon does not know this token; each start writes a new one to ${file}.` : error.message);
+const refusal = (error, file) => (error.status === 401 ? `The daemon does not know this token: type that of ${file}, which each start writes anew, or one of [http] tokens.` : error.message);
 
 /** Send one of the operator's words to the daemon. */
 export function Operator({ run, close }) {

@@ -61,6 +61,9 @@ def test_prune_says_from_where_the_chain_holds(tmp_path: Path, cli: Cli) -> None
     assert f"is pruned until step {until} and holds from there: {3_180 - until:,} steps" in out
     code, out, _ = cli("db", "prune", "--keep", 1, "--db", path, "--json")
     assert json.loads(out)["runs"] == [{"run_id": "r-1", "until_sequence": until, "steps": 0}]
+    (first, last) = cli.out("db", "prune", "--keep", 1, "--db", path).splitlines()
+    assert "0 steps dropped (every bar is of the 1 day kept, or looked back on" in first
+    assert last == f"{path} now takes {path.stat().st_size:,} bytes."
 
 
 def test_prune_waits_for_the_daemon_to_stop(path: Path, cli: Cli) -> None:

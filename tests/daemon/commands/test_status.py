@@ -52,6 +52,17 @@ async def test_status_shows_health_account_and_gates(
         assert words in output
 
 
+async def test_a_program_reads_whole_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
+    sentence = "the server of the fleet is away, " * 20
+    monitor.companions = {"shipping": lambda: {"lag_steps": 1, "error": sentence}}
+    async with serving(tmp_path / "run.db", monitor) as operated:
+        await called("status", "--db", operated.database)
+    assert f"shipping: {sentence}\n" in capsys.readouterr().out
+
+
 async def test_status_as_json_is_one_document(
     daemon: OperatedDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +132,7 @@ async def test_a_command_without_the_token_is_refused_in_one_sentence(
         words = "start the daemon again"
     elif way == "earlier":
         write_token(daemon.database)
-        words = "Send the token that lies beside the database"
+        words = r"has not the token that .* one of its \[http\] tokens by `curl .*/command`"
     elif way == "a link":
         file.rename(file.with_name("kept"))
         file.symlink_to("kept")

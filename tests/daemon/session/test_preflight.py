@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from builders import instrument
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon, settings
-from records import rows
+from records import rows, tamper
 from user_strategies import importable
 
 from tracepaper.daemon.cli import invoke
@@ -23,7 +24,7 @@ from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, WEIGHT
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, Fatal, StrategyFailed
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import ModelChange, RunKind
 
@@ -97,11 +98,47 @@ def test_what_could_not_start_is_refused_in_one_sentence(
     text, words = REFUSED[case]
     (place / "paper.toml").write_text(text)
     before = sorted(path.name for path in place.rglob("*"))
-    assert invoke(["config", "check", "-c", "paper.toml"]) in (1, 2)
+    assert invoke(["config", "check", "-c", "paper.toml"]) == 2
     (sentence,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(words, sentence), sentence
     assert sentence.endswith(".")
     assert sorted(path.name for path in place.rglob("*")) == before
+
+
+def of_another_version(path: Path) -> None:
+    open_writer(path).close()
+    tamper(path, "PRAGMA user_version = 1")
+
+
+def locked(path: Path) -> sqlite3.Connection:
+    """Return a connection that keeps the file to itself."""
+    open_writer(path).close()
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    return other
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], object], type[Fatal], str]] = {
+    "of another version": (of_another_version, ConfigInvalid, "has schema 1"),
+    "words": (lambda at: at.write_text("no database\n" * 99), ConfigInvalid, "is no database"),
+    "a folder": (Path.mkdir, ConfigInvalid, "is a folder"),
+    "locked": (locked, DataInvalid, "try again when that has ended"),
+}
+"""What lies in the database's place, and whether a later start may do better."""
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+async def test_a_database_that_no_start_can_use_is_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("tracepaper.storage.database.connection.BUSY_TIMEOUT_S", 0.0)
+    prepare, kind, words = UNUSABLE[what]
+    held = prepare(tmp_path / "run.db")
+    with pytest.raises(kind, match=words):
+        await Daemon(load(), tmp_path / "run.db", kind=RunKind.LIVE).run()
+    if isinstance(held, sqlite3.Connection):
+        held.close()
 
 
 def cut(path: Path) -> None:

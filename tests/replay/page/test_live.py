@@ -154,7 +154,8 @@ def test_a_word_without_the_token_is_refused_in_words(page: Page, running: LiveD
     dialog = page.get_by_role("dialog", name="Operator")
     assert dialog.locator("button.danger").is_disabled()  # no token, no word
     assert say(page, "HALT", "", "wrong") == (
-        "The daemon does not know this token; each start writes a new one to run.db.token."
+        "The daemon does not know this token: type that of run.db.token, which each start writes "
+        "anew, or one of [http] tokens."
     )
     assert running.commands() == []
 
@@ -246,5 +247,5 @@ def test_a_killed_daemon_is_said_and_the_page_goes_on_when_it_is_back(
     banner.filter(has_text="has not answered since").wait_for(state="detached")
     expect(time).not_to_have_text(before)
     page.wait_for_function(CHART_AT_CARD)  # the bars that came meanwhile are asked for
-    assert "each start writes a new one" in say(page, "HALT", "", former)
+    assert "which each start writes anew" in say(page, "HALT", "", former)
     assert "of the record" in say(page, "HALT", "", running.token)
