@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -19,6 +19,7 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, parts_of, sides_of
+from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import (
@@ -94,10 +95,7 @@ class OpenedRun:
     forecaster: Forecaster | None
     history: BarHistory
     resumed: bool
-    last_open_ms: Mapping[str, int | None] = field(default_factory=dict)
-    known_funding: Mapping[str, int] = field(default_factory=dict)
-    recent: Mapping[str, Sequence[Bar]] = field(default_factory=dict)
-    is_served: bool = False
+    known: FeedStart  # what its feed begins with
 
     def started(self, market_ms: int, waiting: Collection[str] = ()) -> ModelChange:
         """Return the event of this start, naming the bars that the model is warmed with.
@@ -182,12 +180,17 @@ def _go_on(
         forecaster=opening.forecaster,
         history=history,
         resumed=True,
-        last_open_ms=dict(resumed.last_open_ms),
-        known_funding=engine.state().settled,  # one that was not believed is asked for again
-        recent={
-            item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments
-        },
-        is_served=opening.is_served,
+        known=FeedStart(
+            run.interval_ms,
+            run.period_start_ms,
+            engine.bars_before(run.period_start_ms),
+            last_open_ms=dict(resumed.last_open_ms),
+            known_funding=engine.state().settled,  # one that was not believed is asked for again
+            recent={
+                item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments
+            },
+            is_served=opening.is_served,
+        ),
     )
 
 
@@ -224,6 +227,9 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
         forecaster=opening.forecaster,
         history=_bar_history(opening),
         resumed=False,
+        known=FeedStart(
+            run.interval_ms, run.period_start_ms, engine.bars_before(run.period_start_ms)
+        ),
     )
 
 
