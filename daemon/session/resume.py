@@ -40,7 +40,6 @@ from tracepaper.daemon.session.run_row import (
 )
 from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.storage.database.reader import Reader, RunModels
-from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.covariates import run_source
@@ -354,7 +353,7 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
     for frame_bar in reader.frame_bars(run.run_id):
         restart.recall_frame(frame_bar)
     recalled = []
-    actions = actions_of(reader.connection, run)
+    actions = reader.actions(run.run_id)
     splits = [action for _, action in actions if action.is_split]
     for item in run.instruments:
         past = engine.markets[item.id]
@@ -462,7 +461,7 @@ def check_fills(
     books = sides_of(state) or {None: state.account}
     before = sides_of(opened) or {None: opened.account}
     posted = {side: posting_account(run.instruments, before.get(side)) for side in books}
-    for sequence, action in actions_of(reader.connection, run, until=until):
+    for sequence, action in reader.actions(run.run_id, until=until):
         if sequence > after:
             for fill in reader.fills(run.run_id, after=after, until=sequence):
                 posted[fill.position_side].line(fill.instrument).post(fill)

@@ -31,7 +31,7 @@ from tracepaper.storage.database.chunks import (
 )
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import BAR_READ, FILL, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import BAR_READ, EVENT, FILL, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     OF_A_RUN,
@@ -51,6 +51,8 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    Category,
+    CorporateAction,
     Depths,
     FrameBar,
     Gap,
@@ -511,6 +513,18 @@ class Reader:
         span = run_span(self.stored_run(run_id).run_key)
         step = find_step(self.connection, *span, "steps s", _IS_FED, newest=True)
         return None if step is None else self.step(run_id, step).event
+
+    def actions(
+        self, run_id: str, *, until: int | None = None
+    ) -> list[tuple[int, CorporateAction]]:
+        """Return the splits and dividends of the run up to step *until*, each after its step."""
+        stored, decoder = self._decoding(run_id)
+        if not any(item.category is Category.STOCK for item in stored.run.instruments):
+            return []
+        query = select("events", f"{WITHIN} AND kind = 'corporate_action'")
+        rows = self.connection.execute(query, run_span(stored.run_key, until))
+        events = ((row[EVENT.sequence], decoder.event(row)) for row in rows)
+        return [(at, event) for at, event in events if isinstance(event, CorporateAction)]
 
     def of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         """Return the events of *kind* of the run, up to step *until*, oldest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from math import inf, nan
 from pathlib import Path
+from types import GenericAlias
 
 import pytest
 import storage_cases as cases
@@ -163,7 +164,7 @@ def test_a_layout_with_another_column_field_or_packing_has_another_number() -> N
                 numbers.append(layout_number({**TABLES, table: kept}))
     numbers += [layout_number(events={**EVENT_TYPES, kind: Step}) for kind in EVENT_TYPES]
     for nested in (CovariateRow, Step, RiskTier | None, dict[str, RiskTier]):
-        event = defstruct("CovariatesRead", [("rows", tuple[nested, ...])])
+        event = defstruct("CovariatesRead", [("rows", GenericAlias(tuple, (nested, ...)))])
         numbers.append(layout_number(events={**EVENT_TYPES, "covariates": event}))
     numbers += [file_number(VIEWS[:place]) for place in range(len(VIEWS) + 1)]
     assert len({*numbers}) == len(numbers)
