@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, Columns, Span
-from tracepaper.storage.database.run_views import RunViews, actions_of
+from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
@@ -230,7 +230,7 @@ class RunColumns:
 
     def actions(self) -> list[tuple[int, CorporateAction]]:
         """List the splits and dividends of shares, each after its sequence."""
-        return actions_of(self._reader.connection, self.run)
+        return self._reader.actions(self.run.run_id)
 
     def settled(self) -> tuple[dict[str, dict[int, float]], int]:
         """Return the rates settled by instrument and market time, and how many came again.

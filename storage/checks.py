@@ -20,22 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from tracepaper.storage.database.reader import Reader
-
-
-class CheckedRun(NamedTuple):
-    """The run and the last step on which a check begins; a later step makes its result stale."""
-
-    run_key: int
-    run_id: str
-    sequence: int
-    head: bytes
-
-    @classmethod
-    def of(cls, reader: Reader, run_id: str) -> CheckedRun:
-        """Return how far *run_id* has come."""
-        stored = reader.stored_run(run_id)
-        return cls(stored.run_key, run_id, stored.step_count - 1, stored.head_digest)
+    from tracepaper.storage.database.chunks import StoredRun
 
 
 class StoredCheck(NamedTuple):
@@ -52,18 +37,19 @@ _NEWEST: Final = (
 )
 
 
-def store_check(database: Path, checked: CheckedRun, check: StoredCheck) -> str:
-    """Store *check* of the run; return why it could not be stored, and an empty text where it was.
+def store_check(database: Path, checked: StoredRun, check: StoredCheck) -> str:
+    """Store *check* of the run as it stood when that began; a later step makes it stale.
 
-    A file that cannot be written, or that a daemon writes, keeps no row of it.
+    Returns why it could not be stored, and an empty text where it was: a file that cannot be
+    written, or that a daemon writes, keeps no row of it.
     """
     result = check.result
     row: dict[str, Value] = {
         "run_key": checked.run_key,
         "checked_ms": check.checked_ms,
         "kind": check.kind,
-        "sequence": checked.sequence,
-        "head": checked.head,
+        "sequence": checked.step_count - 1,
+        "head": checked.head_digest,
         "result": result.outcome.value,
         "compared": result.compared,
         "identical": result.identical + result.within_tolerance,

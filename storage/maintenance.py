@@ -28,6 +28,7 @@ from tracepaper.storage.database.chunks import (
     run_span,
 )
 from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.writer import advice, open_writer
 from tracepaper.storage.record.rows import DROPPED_ROWS
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
@@ -81,6 +82,7 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
         # A rename can reach the disk before the content that it names.
         with partial.open("rb") as written:
             os.fsync(written.fileno())
+        lock_file(target).unlink(missing_ok=True)  # of a database that is not there any more
         partial.rename(target)
     except (sqlite3.Error, OSError) as error:
         raise AuditUnwritable(

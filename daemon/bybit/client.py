@@ -40,7 +40,6 @@ from tracepaper.daemon.feed.client import (
     StreamRequest,
     TradedSymbol,
     is_loopback,
-    retry,
 )
 from tracepaper.strategies.errors import (
     ConfigInvalid,
@@ -472,15 +471,12 @@ class BybitClient:
                     raise
                 raise FeedLost(f"{error} (It was right before, so it is asked again.)") from error
 
-        return await retry(
+        return await self.cooldown.retry(
             attempt,
-            clock=self._clock,
             rng=self._rng,
             name=path,
             ceiling_s=self._exchange.backoff_max_s,
-            observer=self.cooldown.observer,
             budget=self._budget,
-            retry_log=self.cooldown.retry_log,
         )
 
     async def _body(

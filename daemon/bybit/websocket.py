@@ -50,7 +50,6 @@ from tracepaper.daemon.feed.client import (
     StreamRequest,
     first_cause,
     is_loopback,
-    retry,
 )
 from tracepaper.daemon.log import Logger
 from tracepaper.strategies.errors import (
@@ -139,14 +138,11 @@ class PublicStream:
 
     async def run(self) -> None:
         """Listen until cancelled; raises ``ConfigInvalid`` where no retry can help."""
-        await retry(
+        await self._cooldown.retry(
             self._session,
-            clock=self._clock,
             rng=self._rng,
             name=f"stream {self._category.value}",
             ceiling_s=self._exchange.backoff_max_s,
-            observer=self._cooldown.observer,
-            retry_log=self._cooldown.retry_log,
         )
 
     def resubscribe(self, topics: Iterable[str]) -> None:

@@ -210,10 +210,10 @@ def sql(
     config: ConfigOption = None,
 ) -> CommandAnswer:
     """Ask the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) in SQL, read-only."""
-    from tracepaper.storage.database.queries import ask_aside
+    from tracepaper.storage.database.queries import ask_within
 
     path = database_path(db, config)
-    return _rows(ask_aside(path, question, rows_most=rows, seconds=seconds))
+    return _rows(ask_within(path, question, rows_most=rows, seconds=seconds))
 
 
 @audit_app.command()

@@ -63,70 +63,6 @@ class RestartBudget:
         return recent <= self._limit
 
 
-class RetryLog:
-    """Logs what is tried again: the first failure at once, later ones together once a minute.
-
-    There is one for everything that goes to one exchange: without a network all of it fails.
-    """
-
-    def __init__(self, *, clock: Clock, every_s: float = LOG_EVERY_S) -> None:
-        self._clock = clock
-        self._every_s = every_s
-        self._logged_s = float("-inf")
-        self._unlogged: Counter[str] = Counter()
-
-    def failed(self, what: str, error: Exception, wait_s: float) -> None:
-        """Log that *what* failed and is tried again after *wait_s*, or count it for the next."""
-        self._unlogged[what] += 1
-        now_s = self._clock.network_s()
-        if now_s - self._logged_s < self._every_s:
-            log.debug("retrying", what=what, error=str(error), wait_s=round(wait_s, 3))
-            return
-        failures = dict(self._unlogged)
-        self._logged_s = now_s
-        self._unlogged.clear()
-        log.warning(
-            "retrying", what=what, error=str(error), wait_s=round(wait_s, 3), failures=failures
-        )
-
-
-async def retry(
-    attempt: Callable[[], Awaitable[T]],
-    *,
-    clock: Clock,
-    rng: random.Random,
-    name: str,
-    ceiling_s: float,
-    observer: WaitObserver = lambda _name, _seconds: None,
-    budget: RestartBudget | None = None,
-    retry_log: RetryLog | None = None,
-) -> T:
-    """Return the result of *attempt*; while it fails recoverably, wait and try again.
-
-    Waits are full jitter: uniform between 0 and a ceiling that doubles up to *ceiling_s*, and
-    begins anew after an attempt that lasted longer than *ceiling_s*. Without a *budget* there is
-    no end to it; with one, the last error is raised once the budget is spent. *observer* is
-    called with every wait, so that it counts as progress; *retry_log* may be shared, so that many
-    that fail together are logged in one line a minute.
-    """
-    retry_log = retry_log or RetryLog(clock=clock)
-    failures = 0
-    while True:
-        started_s = clock.network_s()
-        try:
-            return await attempt()
-        except Recoverable as error:
-            now_s = clock.network_s()
-            if budget is not None and not budget.allows(now_s):
-                raise
-            failures = 1 if now_s - started_s > ceiling_s else failures + 1
-            most_s = min(ceiling_s, FIRST_WAIT_S * 2 ** min(failures - 1, 32))
-            wait_s = rng.uniform(0, most_s)
-            retry_log.failed(name, error, wait_s)
-            observer(name, wait_s)
-            await clock.sleep(wait_s)
-
-
 def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the gravest of *failures*: a bug before a fatal error before a recoverable one."""
     flat: list[BaseException] = []
@@ -146,19 +82,21 @@ def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class Cooldown:
-    """The time after a ban in which nothing is sent: one for all requests of this address.
+    """The waits of everything that goes to one exchange: after a ban nothing is sent.
 
-    ``observer`` is called with every wait of the connection, backoffs too, so that the watchdog
-    counts it as progress; ``retry_log`` logs the failures.
+    ``observer`` is called with every wait, backoffs too, so that the watchdog counts it as
+    progress. Of what is tried again the first failure is logged at once, later ones together once a
+    minute: without a network all of it fails.
     """
 
     def __init__(
         self, *, clock: Clock, observer: WaitObserver = lambda _name, _seconds: None
     ) -> None:
         self._clock = clock
-        self.observer = observer
-        self.retry_log = RetryLog(clock=clock)
+        self._observer = observer
         self.ends_s = 0.0  # network time
+        self._logged_s = float("-inf")
+        self._unlogged: Counter[str] = Counter()
 
     def start(self, seconds: float, reason: str) -> None:
         """Send nothing for *seconds* from now; a longer cooldown under way stays."""
@@ -167,13 +105,54 @@ class Cooldown:
 
     async def pause(self, name: str, seconds: float) -> None:
         """Wait for *seconds* on purpose."""
-        self.observer(name, seconds)
+        self._observer(name, seconds)
         await self._clock.sleep(seconds)
 
     async def wait(self) -> None:
         """Return when the cooldown is over."""
         while (left_s := self.ends_s - self._clock.network_s()) > 0:
             await self.pause("ban cooldown", left_s)
+
+    async def back_off(self, name: str, error: Exception, wait_s: float) -> None:
+        """Log that *name* failed, or count it for the next line, and wait to try it again."""
+        self._unlogged[name] += 1
+        now_s = self._clock.network_s()
+        told = {"what": name, "error": str(error), "wait_s": round(wait_s, 3)}
+        if now_s - self._logged_s < LOG_EVERY_S:
+            log.debug("retrying", **told)
+        else:
+            self._logged_s = now_s
+            log.warning("retrying", **told, failures=dict(self._unlogged))
+            self._unlogged.clear()
+        await self.pause(name, wait_s)
+
+    async def retry(
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        *,
+        rng: random.Random,
+        name: str,
+        ceiling_s: float,
+        budget: RestartBudget | None = None,
+    ) -> T:
+        """Return the result of *attempt*; while it fails recoverably, wait and try again.
+
+        Waits are full jitter: uniform between 0 and a ceiling that doubles up to *ceiling_s*, and
+        begins anew after an attempt that lasted longer than *ceiling_s*. Without a *budget* there
+        is no end to it; with one, the last error is raised once the budget is spent.
+        """
+        failures = 0
+        while True:
+            started_s = self._clock.network_s()
+            try:
+                return await attempt()
+            except Recoverable as error:
+                now_s = self._clock.network_s()
+                if budget is not None and not budget.allows(now_s):
+                    raise
+                failures = 1 if now_s - started_s > ceiling_s else failures + 1
+                most_s = min(ceiling_s, FIRST_WAIT_S * 2 ** min(failures - 1, 32))
+                await self.back_off(name, error, rng.uniform(0, most_s))
 
 
 def is_loopback(url: str) -> bool:

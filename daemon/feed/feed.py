@@ -454,8 +454,7 @@ class LiveFeed:
         while (behind := self._behind()) is not None:
             if not self._start.is_served:
                 raise behind
-            self._cooldown.retry_log.failed("time", behind, BEHIND_WAIT_S)
-            await self._cooldown.pause("time", BEHIND_WAIT_S)
+            await self._cooldown.back_off("time", behind, BEHIND_WAIT_S)
             await self._maintenance.synchronise()
         # What closes from here on comes by the streams; what REST lacks still is asked for later.
         until_ms = interval_start(self._clock.market_ms(), self._start.interval_ms)

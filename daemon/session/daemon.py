@@ -24,7 +24,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.book_follower import live_book
-from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
+from tracepaper.daemon.feed.client import Cooldown, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
@@ -432,29 +432,23 @@ class Daemon:
     def _feed(
         self, opened: OpenedRun, client: MarketDataClient, first: Sequence[Event]
     ) -> LiveFeed:
-        config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
+        config, clock, engine = self._config, self._clock, opened.engine
         now_ms = clock.market_ms()
         return LiveFeed(
             client=client,
             clock=clock,
             instruments=opened.instruments,
             exchange=config.exchange,
-            start=FeedStart(
-                interval_ms=run.interval_ms,
-                period_start_ms=run.period_start_ms,
-                warmup_bars=engine.bars_before(run.period_start_ms),
+            start=replace(
+                opened.known,
                 lacking_frames=engine.lacking_frames,
                 in_stages=in_stages(engine, opened.forecaster),
                 urgent=frozenset(filter(engine.broker.is_engaged, engine.instruments)),
-                last_open_ms=opened.last_open_ms,
-                known_funding=opened.known_funding,
-                recent=opened.recent,
                 first=(
                     *(InstrumentChange(item, now_ms, now_ms) for item in opened.instruments),
                     *first,
                 ),
                 started=lambda waiting: opened.started(clock.market_ms(), waiting),
-                is_served=opened.is_served,
                 gather_ms=config.market.gather_ms,
                 depth=config.market.depth,
                 depth_every_ms=config.market.depth_every_ms,

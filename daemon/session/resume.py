@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -19,6 +19,7 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, parts_of, sides_of
+from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.log import Logger
 from tracepaper.daemon.session.build import (
@@ -39,7 +40,6 @@ from tracepaper.daemon.session.run_row import (
 )
 from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.storage.database.reader import Reader, RunModels
-from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.covariates import run_source
@@ -94,10 +94,7 @@ class OpenedRun:
     forecaster: Forecaster | None
     history: BarHistory
     resumed: bool
-    last_open_ms: Mapping[str, int | None] = field(default_factory=dict)
-    known_funding: Mapping[str, int] = field(default_factory=dict)
-    recent: Mapping[str, Sequence[Bar]] = field(default_factory=dict)
-    is_served: bool = False
+    known: FeedStart  # what its feed begins with
 
     def started(self, market_ms: int, waiting: Collection[str] = ()) -> ModelChange:
         """Return the event of this start, naming the bars that the model is warmed with.
@@ -182,12 +179,17 @@ def _go_on(
         forecaster=opening.forecaster,
         history=history,
         resumed=True,
-        last_open_ms=dict(resumed.last_open_ms),
-        known_funding=engine.state().settled,  # one that was not believed is asked for again
-        recent={
-            item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments
-        },
-        is_served=opening.is_served,
+        known=FeedStart(
+            run.interval_ms,
+            run.period_start_ms,
+            engine.bars_before(run.period_start_ms),
+            last_open_ms=dict(resumed.last_open_ms),
+            known_funding=engine.state().settled,  # one that was not believed is asked for again
+            recent={
+                item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments
+            },
+            is_served=opening.is_served,
+        ),
     )
 
 
@@ -224,6 +226,9 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
         forecaster=opening.forecaster,
         history=_bar_history(opening),
         resumed=False,
+        known=FeedStart(
+            run.interval_ms, run.period_start_ms, engine.bars_before(run.period_start_ms)
+        ),
     )
 
 
@@ -348,7 +353,7 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
     for frame_bar in reader.frame_bars(run.run_id):
         restart.recall_frame(frame_bar)
     recalled = []
-    actions = actions_of(reader.connection, run)
+    actions = reader.actions(run.run_id)
     splits = [action for _, action in actions if action.is_split]
     for item in run.instruments:
         past = engine.markets[item.id]
@@ -456,7 +461,7 @@ def check_fills(
     books = sides_of(state) or {None: state.account}
     before = sides_of(opened) or {None: opened.account}
     posted = {side: posting_account(run.instruments, before.get(side)) for side in books}
-    for sequence, action in actions_of(reader.connection, run, until=until):
+    for sequence, action in reader.actions(run.run_id, until=until):
         if sequence > after:
             for fill in reader.fills(run.run_id, after=after, until=sequence):
                 posted[fill.position_side].line(fill.instrument).post(fill)

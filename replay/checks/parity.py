@@ -42,7 +42,8 @@ from tracepaper.replay.checks.compare import (
 )
 from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity
 from tracepaper.replay.checks.verify import Verification, verify_run
-from tracepaper.storage.checks import CheckedRun, StoredCheck, store_check
+from tracepaper.storage.checks import StoredCheck, store_check
+from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
@@ -465,13 +466,13 @@ def check_whole(database: Path, run_id: str, kind: str) -> ParityCheck:
     This may take half a minute.
     """
     with Reader.open(database) as reader:
-        checked = CheckedRun.of(reader, run_id)
+        checked = reader.stored_run(run_id)
         check = check_span(reader, database, run_id)
     keep_check(database, checked, kind, check)
     return check
 
 
-def keep_check(database: Path, checked: CheckedRun, kind: str, result: ParityCheck) -> None:
+def keep_check(database: Path, checked: StoredRun, kind: str, result: ParityCheck) -> None:
     """Store what a check found beside the record; say on stderr where it cannot be stored."""
     reason = store_check(database, checked, StoredCheck(kind, SystemClock().wall_ms(), result))
     if reason:

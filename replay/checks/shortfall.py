@@ -27,7 +27,7 @@ from tracepaper.replay.checks.paper_fills import by_order
 from tracepaper.replay.run_columns import Ints, RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE
-from tracepaper.storage.database.run_views import Row, actions_of
+from tracepaper.storage.database.run_views import Row
 from tracepaper.storage.record.columns import SHORTFALL_PARTS, Value
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import PositionSide
@@ -146,7 +146,7 @@ def join_fills(reader: Reader, run_id: str, executions: Executions) -> Shortfall
     """
     columns = RunColumns(reader, run_id)
     markets = {name: _Market(columns, item) for name, item in columns.instruments.items()}
-    if actions := actions_of(reader.connection, columns.run):
+    if actions := reader.actions(columns.run.run_id):
         raise DataInvalid(
             f"Run {run_id} has splits or dividends of {actions[0][1].instrument}, over which fills "
             "are not joined; choose a run without."

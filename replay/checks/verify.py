@@ -44,7 +44,7 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.checks.compare import Difference, RowCheck, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Cause, diagnose
 from tracepaper.replay.checks.universe import ChoiceCheck
-from tracepaper.storage.database.chunks import StoredRun
+from tracepaper.storage.database.chunks import StoredRun, commit_at
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.api.strategy import Forecaster
@@ -199,7 +199,7 @@ def _bounds(
 ) -> tuple[int | None, int | None]:
     """Return the first step that is asked for, and the one behind the last; None where all are."""
     if commit is not None:
-        if (bounds := reader.commit_of(stored.run_key, commit)) is None:
+        if (bounds := commit_at(reader.connection, stored.run_key, commit)) is None:
             raise DataInvalid(f"Run {stored.run.run_id} holds no commit with step {commit}.")
         return bounds[0], bounds[1] + 1
     from_ms, until_ms = times_ms

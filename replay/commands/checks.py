@@ -66,12 +66,11 @@ def verify(
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.checks.parity import check_funding, check_of_run, keep_check
     from tracepaper.replay.checks.verify import verify_run
-    from tracepaper.storage.checks import CheckedRun
     from tracepaper.storage.database.reader import Reader, resolve
 
     place = resolve(None if "#" in run else database_path(db), run)
     with Reader.open(place.path) as reader:
-        checked = CheckedRun.of(reader, place.run_id)
+        checked = reader.stored_run(place.run_id)
         histories = [read_funding(path) for path in funding or ()]
         settled = [check_funding(reader, place.run_id, rates) for rates in histories]
         from_ms = None if from_ is None else instant(from_)
@@ -230,7 +229,6 @@ def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> Comman
     from tracepaper.daemon.session.child import frame_of, take_output
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.checks.parity import check_span, keep_check, last_day
-    from tracepaper.storage.checks import CheckedRun
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.market import ParityOutcome
 
@@ -240,7 +238,7 @@ def _replay_day(place: RunLocation, day: str | None, *, service: bool) -> Comman
         if from_ms is not None and from_ms % DAY_MS:
             raise ConfigInvalid(f"--day {day} is no day; write it as 2025-05-26 (UTC).")
         until_ms = None if from_ms is None else from_ms + DAY_MS
-        checked = CheckedRun.of(reader, place.run_id)
+        checked = reader.stored_run(place.run_id)
         check = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
     if output is not None:  # the daemon stores the result as an event
         output.write(frame_of(check))

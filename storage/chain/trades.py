@@ -20,7 +20,6 @@ from msgspec import Struct
 from tracepaper.storage.chain.verify import ChainProblem
 from tracepaper.storage.database.chunks import select
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import actions_of
 from tracepaper.storage.database.trade_rows import trades_until
 from tracepaper.strategies.corporate_actions import (
     ShareTerms,
@@ -373,7 +372,8 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
 
     The positions of a run that took over an account begin with the first one stored.
     """
-    stored = Reader(connection).stored_run(run_id)
+    reader = Reader(connection)
+    stored = reader.stored_run(run_id)
     run_key, run, is_taken = stored.run_key, stored.run, stored.run.parent_run_id is not None
     terms = msgspec.json.decode(run.config, type=_RunTerms)
     is_cash = [item.category.is_cash for item in run.instruments]
@@ -381,7 +381,7 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     places = {item.id: (place, item) for place, item in enumerate(run.instruments)}
     acted = [
         _StoredAction(step, place, action, ShareTerms.of(item))
-        for step, action in actions_of(connection, run)
+        for step, action in reader.actions(run_id)
         for place, item in (places[action.instrument],)
     ]
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (

@@ -103,6 +103,11 @@ _NEWEST_COMMIT: Final = (
     "SELECT last_sequence, digest, kept FROM commits WHERE run_key = ? AND last_sequence <= ? "
     "ORDER BY first_sequence DESC LIMIT 1"
 )
+_COMMIT_AT: Final = (
+    "SELECT first_sequence, last_sequence, digest FROM commits "
+    "WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
+    "ORDER BY first_sequence DESC LIMIT 1"
+)
 _NEWEST_STATE: Final = (
     f"SELECT state, sequence FROM states WHERE {WITHIN} ORDER BY sequence DESC LIMIT 1"
 )
@@ -118,6 +123,15 @@ _NEWEST_PRUNE: Final = (
 def run_span(run_key: int, until: int | None = None) -> Span:
     """Return the steps of the run, up to *until* where that is given."""
     return run_key, 0, SEQUENCE_LIMIT - 1 if until is None else until
+
+
+def commit_at(
+    connection: sqlite3.Connection, run_key: int, sequence: int
+) -> tuple[int, int, bytes] | None:
+    """Return first step, last step and digest of the commit that holds step *sequence*."""
+    row: tuple[int, int, bytes] | None
+    row = connection.execute(_COMMIT_AT, (run_key, sequence, sequence)).fetchone()
+    return row
 
 
 def find_step(

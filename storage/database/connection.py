@@ -13,12 +13,9 @@ import sqlite3
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tracepaper.storage.record.columns import (
-    ANSWER_GATES,
-    APPLICATION_ID,
-    measure_name,
-)
-from tracepaper.storage.record.rows import SCHEMA
+from tracepaper.storage.database.lock import Holder, last_holder, lock_file
+from tracepaper.storage.database.views import FILE_SCHEMA
+from tracepaper.storage.record.columns import ANSWER_GATES, APPLICATION_ID, measure_name
 from tracepaper.strategies.errors import DataInvalid
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -47,8 +44,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
     Raises ``DataInvalid`` where there is no database, or one of another schema.
     """
+    last = last_holder(path)
     connection = connect_read_only(path)
     try:
+        check_acknowledged(path, connection, last)
         check_schema(path, connection)
     except DataInvalid:
         connection.close()
@@ -188,15 +187,34 @@ def to_begin_anew(path: Path) -> str:
     return f"move it away to begin anew (`mv {path}* FOLDER`)"
 
 
+def check_acknowledged(path: Path, connection: sqlite3.Connection, last: Holder | None) -> None:
+    """Raise ``DataInvalid`` where *path* lacks steps that its *last* writer acknowledged.
+
+    SQLite reads a -wal as far as it is whole, and takes the rest for what was never committed.
+    """
+    schema = schema_of(connection)
+    if last is None or not last.run_id or schema not in {0, FILE_SCHEMA}:
+        return
+    query = "SELECT step_count FROM runs WHERE run_id = ?"
+    row = connection.execute(query, (last.run_id,)).fetchone() if schema else None
+    count = 0 if row is None else row[0]
+    if count < last.steps:
+        raise DataInvalid(
+            f"{path} has {count} steps of run {last.run_id}, and {last.steps} were committed: "
+            f"its -wal was deleted, cut or replaced; put it back, or delete {lock_file(path).name} "
+            "to go on without them."
+        )
+
+
 def check_schema(path: Path, connection: sqlite3.Connection) -> None:
     """Raise ``DataInvalid`` where *path* has not the schema that this version reads, and writes."""
     schema = schema_of(connection)
     if not schema:
         raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
-    if schema != SCHEMA:
+    if schema != FILE_SCHEMA:
         raise DataInvalid(
-            f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
-            f"made it, name another file with --db, or {to_begin_anew(path)}."
+            f"{path} has schema {schema}, and this version reads {FILE_SCHEMA}: use the tracepaper "
+            f"that made it, name another file with --db, or {to_begin_anew(path)}."
         )
     columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
     if columns and (late := [gate for gate in ANSWER_GATES if measure_name(gate) not in columns]):

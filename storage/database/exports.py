@@ -12,8 +12,6 @@ import os
 import re
 import shutil
 import sqlite3
-import sys
-from array import array
 from contextlib import closing, contextmanager, suppress
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -43,8 +41,6 @@ UNFINISHED: Final = ".unfinished"
 
 Rows = list[tuple[Any, ...]]
 
-_WEIGHT: Final = "weight"
-_EXPLAINED: Final = "SELECT buckets, older_mass FROM answers WHERE run_key = ? AND sequence = ?"
 _STEP_OPENED: Final = (
     "(SELECT s.open_time_ms FROM steps s WHERE s.run_key = {} AND s.sequence = {}.sequence)"
 )
@@ -126,45 +122,14 @@ def export(
 def _rows(
     connection: sqlite3.Connection, view: View, stored: StoredRun, day: str
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of *view* of the run by *day*, as last column, and by their steps."""
+    """Return the rows of *view* of the run by *day*, as last column, and by their steps."""
     names = [column.name for column in view.columns]
-    explains = view.name == "v_explanations"
-    selected = ["NULL" if explains and name == _WEIGHT else name for name in names]
-    selected.append(f"{day} / {DAY_MS} AS export_day")
     order = ", ".join(["export_day", *(["sequence"] if "sequence" in names else [])])
-    query = f"SELECT {', '.join(selected)} FROM {view.name} WHERE run_id = ? ORDER BY {order}"
-    rows = connection.execute(query, (stored.run.run_id,))
-    return map(_weights(connection, stored, names), rows) if explains else rows
-
-
-def _weights(
-    connection: sqlite3.Connection, stored: StoredRun, names: list[str]
-) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Return a function that sets the weight of a row of ``v_explanations``.
-
-    The view gives all else: SQL takes ten times as long to decode a float32.
-    """
-    sequence_at, bucket_at, weight_at = (
-        names.index(name) for name in ("sequence", "bucket", _WEIGHT)
+    query = (
+        f"SELECT {', '.join(names)}, {day} / {DAY_MS} AS export_day FROM {view.name} "
+        f"WHERE run_id = ? ORDER BY {order}"
     )
-    current: int | None = None
-    weights: dict[str, float | None] = {}
-
-    def weigh(row: tuple[Any, ...]) -> tuple[Any, ...]:
-        nonlocal current, weights
-        if row[sequence_at] != current:
-            current = row[sequence_at]
-            blob, older = connection.execute(
-                _EXPLAINED, (stored.run_key, row[sequence_at])
-            ).fetchone()
-            buckets = array("f", blob)
-            if sys.byteorder == "big":
-                buckets.byteswap()
-            weights = {str(place): weight for place, weight in enumerate(buckets)}
-            weights["older"] = older
-        return (*row[:weight_at], weights[row[bucket_at]], *row[weight_at + 1 :])
-
-    return weigh
+    return connection.execute(query, (stored.run.run_id,))
 
 
 def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[Rows]:

@@ -16,9 +16,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
@@ -239,11 +240,16 @@ LOCK_ATTEMPTS: Final = 4
 LOCK_PAUSE_S: Final = 0.02
 
 
-class Holder(NamedTuple):
-    """Who writes a database: its process id, and the address of its HTTP server, if it has one."""
+class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who writes a database: its process id, and the address of its HTTP server, if it has one.
+
+    It acknowledged so many *steps* of the run *run_id*.
+    """
 
     pid: int
     http: str
+    run_id: str = ""
+    steps: int = 0
 
 
 def lock_file(path: Path) -> Path:
@@ -253,21 +259,24 @@ def lock_file(path: Path) -> Path:
 
 
 class InstanceLock:
-    """An flock on ``FILE.lock``, whose JSON ``{"pid", "http"}`` names the holder.
+    """An flock on ``FILE.lock``, whose JSON is the ``Holder``.
 
     The kernel drops the lock when its holder dies, so a stale file is simply taken over. The
     file stays when the lock is released. The lock on the database itself (``FileWatch``) keeps a
     second writer out, even where this file is deleted.
     """
 
-    def __init__(self, file: Path, descriptor: int) -> None:
+    def __init__(self, file: Path, descriptor: int, last: Holder | None) -> None:
         self._file = file
         self._descriptor = descriptor
-        self._http = ""
+        self._holder = last or Holder(0, "")
 
     @classmethod
-    def acquire(cls, path: Path) -> InstanceLock:
-        """Lock the database *path*; raise ``ConfigInvalid`` with the holder's pid if it is held."""
+    def acquire(cls, path: Path, last: Holder | None = None) -> InstanceLock:
+        """Lock the database *path*; raise ``ConfigInvalid`` with the holder's pid if it is held.
+
+        Of its *last* writer, which was killed, what that acknowledged is kept.
+        """
         file = lock_file(path)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -280,14 +289,20 @@ class InstanceLock:
             holder = _read_holder(descriptor)
             os.close(descriptor)
             raise ConfigInvalid(_in_use(path, holder.pid if holder else 0))
-        lock = cls(file, descriptor)
+        lock = cls(file, descriptor, last)
         lock.publish("")
         return lock
 
     def publish(self, http: str) -> None:
         """Write this process and the address *http* (``http://127.0.0.1:8787``) into the file."""
-        self._http = http
-        content = msgspec.json.encode({"pid": os.getpid(), "http": http})
+        self._write(replace(self._holder, pid=os.getpid(), http=http))
+
+    def acknowledge(self, run_id: str, steps: int) -> None:
+        """Write that so many *steps* of a run are committed."""
+        self._write(replace(self._holder, run_id=run_id, steps=steps))
+
+    def _write(self, holder: Holder) -> None:
+        self._holder, content = holder, msgspec.json.encode(holder)
         os.pwrite(self._descriptor, content, 0)
         os.truncate(self._descriptor, len(content))
 
@@ -302,7 +317,7 @@ class InstanceLock:
         if _lock(descriptor):
             os.close(self._descriptor)
             self._descriptor = descriptor
-            self.publish(self._http)
+            self._write(self._holder)
         else:
             os.close(descriptor)
 
@@ -334,6 +349,14 @@ def holder_of(path: Path) -> Holder | None:
         os.close(descriptor)
 
 
+def last_holder(path: Path) -> Holder | None:
+    """Return who writes the database *path*, or was killed; None where that ended in good order."""
+    try:
+        return _decoded(lock_file(path).read_bytes())
+    except OSError:
+        return None
+
+
 def _lock(descriptor: int) -> bool:
     """Lock the open file; a reader that just looks (``holder_of``) is gone in a moment."""
     for _ in range(LOCK_ATTEMPTS):
@@ -348,8 +371,11 @@ def _lock(descriptor: int) -> bool:
 
 def _read_holder(descriptor: int) -> Holder | None:
     """Return the holder that the open file names; None where it is being written."""
+    return _decoded(os.pread(descriptor, 4096, 0))
+
+
+def _decoded(content: bytes) -> Holder | None:
     try:
-        content = msgspec.json.decode(os.pread(descriptor, 4096, 0), type=dict[str, int | str])
-        return Holder(int(content["pid"]), str(content["http"]))
-    except (msgspec.DecodeError, KeyError, ValueError):
+        return msgspec.json.decode(content, type=Holder)
+    except msgspec.DecodeError:
         return None

@@ -1,23 +1,22 @@
-"""``audit sql`` in a process with limits.
+"""``audit sql``, with limits.
 
-One operation of SQLite can take minutes and gigabytes, and looks at no clock meanwhile: only from
-outside can it be ended.
+One operation of SQLite can take minutes and gigabytes, and looks at no clock meanwhile: only with
+its process can it be ended.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import select
+import signal
+import socket
 import sqlite3
-import subprocess
-import sys
-from contextlib import suppress
+import threading
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-import msgspec
-from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES: Final = 2 * 2**30
 """The memory that a question may take beyond that of its process."""
-OPEN_S: Final = 120.0
-"""How long the process may take to open the database, on a machine under load."""
+HEARD_S: Final = 1.0
+"""Seconds after which an operation is held not to hear of the end."""
 TOO_LONG: Final = "The question took too long and was given up; ask for less, or longer."
 
 
@@ -53,97 +52,44 @@ class QueryAnswer(NamedTuple):
         return QueryAnswer(self.columns, self.rows[::-1])
 
 
-class _Question(Struct):
-    path: str
-    sql: str
-    rows_most: int
-    seconds: float
-    memory_bytes: int
+def ask_within(path: Path, sql: str, *, rows_most: int, seconds: float) -> QueryAnswer:
+    """Run *sql* over the database *path* within *seconds* and ``MEMORY_BYTES``.
 
-
-class _Reply(Struct):
-    columns: tuple[str, ...] = ()
-    rows: list[tuple[Any, ...]] = []
-    cut: str = ""
-    error: str = ""  # the name of the exception, by which it is raised again
-    sentence: str = ""
-
-
-_ERRORS: Final[dict[str, type[Exception]]] = {
-    "ConfigInvalid": ConfigInvalid,
-    "DataInvalid": DataInvalid,
-}
-_READY: Final = b"+"
-
-
-def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> QueryAnswer:
-    """Run *sql* over the database *path* in a process of its own, and return its answer.
-
-    Raises what ``ask`` does; ``DataInvalid`` too where the process was ended at its limit
-    of *seconds*, or took more than ``MEMORY_BYTES``. Ctrl-C ends it at once.
+    Raises what ``ask`` does, and ``DataInvalid`` after that time. SQLite hears of its end, and of
+    Ctrl-C, between two operations: amid one the process is ended.
     """
-    question = msgspec.msgpack.encode(_Question(str(path), sql, rows_most, seconds, MEMORY_BYTES))
-    words = [sys.executable, "-m", __name__]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(  # noqa: S603 - this very module
-        words, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe
-    ) as process:
-        try:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError), process.stdin as stdin:
-                stdin.write(question)
-            process.stdin = None
-            assert process.stdout is not None
-            first = process.stdout.read(1)
-            is_open = first == _READY
-            rest, trouble = process.communicate(timeout=seconds if is_open else OPEN_S)
-            # A process that cannot open the database replies without the mark.
-            content = rest if is_open else first + rest
-        except subprocess.TimeoutExpired:
-            raise DataInvalid(TOO_LONG) from None
-        finally:
-            process.kill()
-            process.wait()
-    try:
-        reply = msgspec.msgpack.decode(content, type=_Reply)
-    except msgspec.DecodeError:
-        why = trouble.decode(errors="replace").strip().splitlines()[-1:] or [
-            f"signal {-process.returncode}"
-        ]
-        raise DataInvalid(
-            f"The question ended its process ({why[0]}), most likely for want of memory; ask for "
-            "less at once."
-        ) from None
-    if reply.error:
-        raise _ERRORS.get(reply.error, sqlite3.DatabaseError)(reply.sentence)
-    return QueryAnswer(reply.columns, reply.rows, reply.cut)
-
-
-def main() -> None:
-    """Answer the question on the standard input; write ``_READY`` once the database is open."""
     from tracepaper.storage.database.reader import Reader
 
-    question = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=_Question)
+    done, (told, teller) = threading.Event(), socket.socketpair()
+
+    def watch(connection: sqlite3.Connection) -> None:
+        is_stopped = bool(select.select([told], [], [], seconds)[0])
+        if done.is_set():
+            return
+        connection.interrupt()
+        if not done.wait(HEARD_S):
+            os.write(2, b"" if is_stopped else f"{TOO_LONG}\n".encode())
+            os._exit(130 if is_stopped else 1)
+
+    teller.setblocking(False)  # noqa: FBT003 - the library has no word for it
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + question.memory_bytes)
-    # The parent ends this process in time; this limit is for the case that the parent is gone.
-    _limit(resource.RLIMIT_CPU, int(question.seconds) + 10)
-    try:
-        with Reader.open(Path(question.path)) as reader:
-            sys.stdout.buffer.write(_READY)
-            sys.stdout.buffer.flush()
-            answer = ask(reader.connection, question.sql, rows_most=question.rows_most)
-        reply = _Reply(answer.columns, answer.rows, answer.cut)
-    except KeyboardInterrupt:
-        return  # the parent receives the signal too
-    except (ConfigInvalid, DataInvalid, sqlite3.Error) as error:
-        reply = _Reply(error=type(error).__name__, sentence=str(error))
-    sys.stdout.buffer.write(msgspec.msgpack.encode(reply))
-
-
-def _limit(kind: int, most: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    most = pages * resource.getpagesize() + MEMORY_BYTES
+    with told, teller, Reader.open(path) as reader:
+        watcher = threading.Thread(target=watch, args=(reader.connection,), daemon=True)
+        before = signal.set_wakeup_fd(teller.fileno())
+        resource.setrlimit(
+            resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
+        )
+        watcher.start()
+        try:
+            return ask(reader.connection, sql, rows_most=rows_most)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+            done.set()
+            signal.set_wakeup_fd(before)
+            teller.send(b"+")
+            watcher.join()
 
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR})
@@ -240,6 +186,8 @@ def _refusal(
     code = getattr(error, "sqlite_errorcode", 0)
     if code in _DAMAGED:
         return error  # the file is to blame, not the question
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return DataInvalid(TOO_LONG)
     if code == sqlite3.SQLITE_TOOBIG:
         return DataInvalid(
             f"A value of the answer is larger than {VALUE_BYTES_MOST >> 20} MiB; ask for less."
@@ -283,7 +231,3 @@ def _nearest(name: str, names: list[str]) -> str:
 
 def _authorize(action: int, *_: str | None) -> int:
     return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
-
-
-if __name__ == "__main__":
-    main()

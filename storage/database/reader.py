@@ -6,9 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
-import msgspec
-from msgspec import Struct
-
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
     INSTRUMENT_ROWS,
@@ -34,7 +31,7 @@ from tracepaper.storage.database.chunks import (
 )
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import BAR_READ, FILL, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import BAR_READ, EVENT, FILL, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     OF_A_RUN,
@@ -54,12 +51,13 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    Category,
+    CorporateAction,
     Depths,
     FrameBar,
     Gap,
     ModelChange,
     RetrainingEnd,
-    RetrainOutcome,
 )
 
 if TYPE_CHECKING:
@@ -88,14 +86,6 @@ class RunModels(NamedTuple):
     next: str
 
 
-class _NamesModel(Struct):
-    """The models that an event of ``_NAMING_MODELS`` names."""
-
-    model_sha256: str = ""
-    candidate_sha256: str = ""
-    outcome: str = ""
-
-
 _FED: Final = f"SELECT {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
 _IS_FED: Final = (
     "open_time_ms IS NOT NULL OR EXISTS (SELECT 1 FROM events e WHERE e.run_key = s.run_key "
@@ -104,9 +94,6 @@ _IS_FED: Final = (
 )
 _BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
-_NAMING_MODELS: Final = (
-    "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
-)
 _DECIDED: Final = (
     f"SELECT instrument, max(sequence) FROM steps WHERE {WITHIN} AND outcome IS NOT NULL GROUP BY 1"
 )
@@ -116,11 +103,6 @@ _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
 _STORED: Final = "SELECT count(*) FROM steps WHERE run_key = ?"
-_COMMIT_OF: Final = (
-    "SELECT first_sequence, last_sequence FROM commits "
-    "WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
-    "ORDER BY first_sequence DESC LIMIT 1"
-)
 _BALANCE: Final = (
     f"SELECT balance FROM ledger WHERE {WITHIN} ORDER BY sequence DESC, ordinal DESC LIMIT 1"
 )
@@ -248,12 +230,6 @@ class Reader:
     def pruned(self, run_key: int) -> PrunePoint | None:
         """Return up to where the run was pruned, if it was."""
         return prune_point(self.connection, run_key)
-
-    def commit_of(self, run_key: int, sequence: int) -> tuple[int, int] | None:
-        """Return the first and the last step of the commit that holds step *sequence*."""
-        row: tuple[int, int] | None
-        row = self.connection.execute(_COMMIT_OF, (run_key, sequence, sequence)).fetchone()
-        return row
 
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
         """Return the gate sets of the run, in the order of their keys."""
@@ -472,17 +448,15 @@ class Reader:
 
         As they were after step *until*, if that is given.
         """
-        stored = self.stored_run(run_id)
-        query = f"{_NAMING_MODELS} AND {WITHIN} ORDER BY sequence DESC"
-        promoted = ""
-        for kind, content in self.connection.execute(query, run_span(stored.run_key, until)):
-            named = msgspec.json.decode(content, type=_NamesModel)
-            if kind == "model_change":
-                return RunModels(named.model_sha256, promoted or named.model_sha256)
-            if named.outcome == RetrainOutcome.PROMOTED:
-                promoted = promoted or named.candidate_sha256
-        run_model = stored.run.model_sha256
-        return RunModels(run_model, promoted or run_model)
+        deciding, promoted = self.run(run_id).model_sha256, ""
+        chosen = "kind IN ('model_change', 'retrained') ORDER BY sequence DESC"
+        for event in self._events(run_id, chosen, until=until):
+            if isinstance(event, ModelChange):
+                deciding = event.model_sha256
+                break
+            if isinstance(event, RetrainingEnd) and event.takes_over:
+                promoted = promoted or event.candidate_sha256
+        return RunModels(deciding, promoted or deciding)
 
     def promoted(self, run_id: str) -> list[str]:
         """Return the hashes of the models that were promoted in *run_id*, oldest first."""
@@ -539,6 +513,18 @@ class Reader:
         span = run_span(self.stored_run(run_id).run_key)
         step = find_step(self.connection, *span, "steps s", _IS_FED, newest=True)
         return None if step is None else self.step(run_id, step).event
+
+    def actions(
+        self, run_id: str, *, until: int | None = None
+    ) -> list[tuple[int, CorporateAction]]:
+        """Return the splits and dividends of the run up to step *until*, each after its step."""
+        stored, decoder = self._decoding(run_id)
+        if not any(item.category is Category.STOCK for item in stored.run.instruments):
+            return []
+        query = select("events", f"{WITHIN} AND kind = 'corporate_action'")
+        rows = self.connection.execute(query, run_span(stored.run_key, until))
+        events = ((row[EVENT.sequence], decoder.event(row)) for row in rows)
+        return [(at, event) for at, event in events if isinstance(event, CorporateAction)]
 
     def of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         """Return the events of *kind* of the run, up to step *until*, oldest first."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.storage.database.chunks import WITHIN, find_step
+from tracepaper.storage.database.chunks import WITHIN, commit_at, find_step
 from tracepaper.storage.database.run_views import BATCH_ROWS
 from tracepaper.storage.database.view_columns import UNREALIZED, shared_row
 from tracepaper.storage.record.columns import (
@@ -273,12 +273,8 @@ class RunRows:
 
     def digest(self, sequence: int) -> str | None:
         """Return the digest of the commit that holds a step, None where it is not stored."""
-        query = (
-            "SELECT lower(hex(digest)) FROM commits WHERE run_key = ? AND first_sequence <= ? "
-            "AND last_sequence >= ? ORDER BY first_sequence DESC LIMIT 1"
-        )
-        row = self._connection.execute(query, (self._run_key, sequence, sequence)).fetchone()
-        return None if row is None else str(row[0])
+        commit = commit_at(self._connection, self._run_key, sequence)
+        return None if commit is None else commit[-1].hex()
 
     def decided_at(
         self,

@@ -16,13 +16,11 @@ from tracepaper.storage.database.chunks import snapshot
 from tracepaper.storage.database.views import TWIN_TRADES, VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.sessions import named_splits
-from tracepaper.strategies.types.market import Category, CorporateAction
+from tracepaper.strategies.types.market import Category
 
 if TYPE_CHECKING:
     import sqlite3
     from contextlib import AbstractContextManager
-
-    from tracepaper.strategies.types.decisions import Run
 
 Row = dict[str, Any]
 Condition = str | int | Sequence[str] | Sequence[int]
@@ -193,27 +191,6 @@ class RunViews:
     def _check(view: str, names: Sequence[str]) -> None:
         if view not in _COLUMNS or not set(names) <= set(_COLUMNS[view]):
             raise InvariantBroken(f"No view {view} has the columns {', '.join(names)}.")
-
-
-def action_of(row: Row) -> CorporateAction:
-    """Return the split or dividend of its row in ``v_events``."""
-    fields = msgspec.json.decode(row["content"])
-    columns = {name: row[name] for name in ("instrument", "market_ms", "seen_ms")}
-    return msgspec.convert({**fields, **columns}, CorporateAction)
-
-
-def actions_of(
-    connection: sqlite3.Connection, run: Run, *, until: int | None = None
-) -> list[tuple[int, CorporateAction]]:
-    """List the splits and dividends of *run* up to step *until*, each after its sequence."""
-    if not any(item.category is Category.STOCK for item in run.instruments):
-        return []
-    rows = RunViews(connection, run.run_id).rows("v_events", kind="corporate_action")
-    return [
-        (row["sequence"], action_of(row))
-        for row in rows
-        if until is None or row["sequence"] <= until
-    ]
 
 
 def _order(view: str, *, downwards: bool = False) -> str:

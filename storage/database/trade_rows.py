@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.storage.database.chunks import WITHIN, run_span, select
-from tracepaper.storage.database.run_views import actions_of
+from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.rows import At
 from tracepaper.storage.record.trades import TradeBooks
 
@@ -32,7 +32,8 @@ def trades_until(
         if take != books.hold or books.is_taken:
             rows = connection.execute(query, span).fetchall()
             changes += zip(map(_SEQUENCE, rows), repeat(take), rows)
-    acted = ((at, books.act, action) for at, action in actions_of(connection, run, until=until))
+    actions = Reader(connection).actions(run.run_id, until=until)
+    acted = ((at, books.act, action) for at, action in actions)
     # Of one step in this order, as the encoder takes them.
     changes = sorted(chain(acted, changes), key=itemgetter(0))
     return books, [row for _, take, of in changes if (row := take(of)) is not None]

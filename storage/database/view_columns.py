@@ -39,6 +39,10 @@ def _steady(gate: str, threshold: str) -> str:
     return f"CASE WHEN json_type({_OF_STEP}) IS NULL THEN {usual} ELSE json_extract({_OF_STEP}) END"
 
 
+ANSWERED: Final = " ".join(f"WHEN '{gate}' THEN a.{measure_name(gate)}" for gate in ANSWER_GATES)
+"""Cases of the gates with a column of ``answers``: one declared beside ours adds its own."""
+
+
 def measured(threshold: str = "g.threshold") -> str:
     """Return the measure of a gate ``g`` in the account's decision of step ``s``, answer ``a``.
 
@@ -47,10 +51,9 @@ def measured(threshold: str = "g.threshold") -> str:
     measures = {
         **{gate: _steady(gate, threshold) for gate in STEADY_GATES},
         PLAUSIBLE: f"s.{measure_name(PLAUSIBLE)}",
-        **{gate: f"a.{measure_name(gate)}" for gate in ANSWER_GATES},
     }
     cases = (f"WHEN '{gate}' THEN {measure}" for gate, measure in measures.items())
-    return f"CASE g.gate {' '.join(cases)} ELSE json_extract({_OF_STEP}) END"
+    return f"CASE g.gate {' '.join(cases)} {ANSWERED} ELSE json_extract({_OF_STEP}) END"
 
 
 # ---------------------------------------------------------------- numbers and times in SQL

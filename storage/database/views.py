@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from tracepaper.storage.database.view_columns import (
+    ANSWERED,
     BAR_MARKET_MS,
     BAR_SEEN_MS,
     INSTRUMENT,
@@ -39,7 +41,7 @@ from tracepaper.storage.record.columns import (
     SHORTFALL_PARTS,
     TABLES,
 )
-from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS
+from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS, SCHEMA, number_of
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin, GapCause, Source
@@ -834,3 +836,13 @@ VIEWS: Final[tuple[View, ...]] = (
     *(V_CHECKS, V_SHORTFALL),
 )
 """Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
+
+
+def file_number(views: Sequence[View] = VIEWS) -> int:
+    """Return a number that follows from the record's and from *views*, but for declared gates."""
+    return number_of((SCHEMA, [view.sql.replace(ANSWERED, "") for view in views]))
+
+
+FILE_SCHEMA: Final = file_number()
+"""``PRAGMA user_version`` of a file, which has its views from when it was made: a file with another
+number is rejected."""

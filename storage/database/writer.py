@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.storage.database.connection import (
+    check_acknowledged,
     check_schema,
     connect_read_only,
     is_busy_error,
@@ -19,10 +20,9 @@ from tracepaper.storage.database.connection import (
     to_begin_anew,
     unusable,
 )
-from tracepaper.storage.database.lock import FileWatch, InstanceLock
-from tracepaper.storage.database.views import VIEWS
+from tracepaper.storage.database.lock import FileWatch, Holder, InstanceLock, last_holder
+from tracepaper.storage.database.views import FILE_SCHEMA, VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, stored_columns
-from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
 if TYPE_CHECKING:
@@ -57,10 +57,12 @@ class Writer(NamedTuple):
             self.lock.keep()
         return "" if self.file is None else self.file.problem(self.connection)
 
-    def settle(self) -> None:
-        """Remember the file as a commit left it."""
+    def settle(self, run_id: str, steps: int) -> None:
+        """Remember the file as a commit left it, with so many *steps* of a run."""
         if self.file is not None:
             self.file.settle()
+        if self.lock is not None:
+            self.lock.acknowledge(run_id, steps)
 
     def close(self) -> None:
         """Close the connection, which checkpoints the WAL file, and give the locks back."""
@@ -115,15 +117,18 @@ def open_writer(path: Path) -> Writer:
     if not is_there and (problem := left_log(path)):
         raise ConfigInvalid(problem)
     file: FileWatch | None = None
+    last: Holder | None = None
     with ExitStack() as undo:
         if is_there:
             # Look before anything is written: another program's file must stay as it is.
             file = FileWatch.open(path)
             undo.callback(file.close)
+            last = last_holder(path)
             with closing(connect_read_only(path)) as reader:
+                check_acknowledged(path, reader, last)
                 if schema_of(reader) != 0:  # nothing was made of an empty database yet
                     check_schema(path, reader)
-        lock = InstanceLock.acquire(path)
+        lock = InstanceLock.acquire(path, last)
         undo.callback(lock.release)
         if file is None:
             file = FileWatch.open(path)
@@ -241,5 +246,5 @@ def create(connection: sqlite3.Connection) -> None:
     for statement in (*tables, *(view.sql for view in VIEWS)):
         connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    connection.execute(f"PRAGMA user_version = {FILE_SCHEMA}")
     connection.execute("COMMIT")

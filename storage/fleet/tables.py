@@ -88,7 +88,7 @@ Table(
     SqlColumn("daemon", _TYPES["TEXT"], nullable=False),  # JSON of its status; empty without one
 )
 
-Table(  # one row: what ``PRAGMA user_version`` is in a file
+Table(  # one row: the number of the record
     "schema_version",
     metadata,
     SqlColumn("version", BigInteger, primary_key=True, autoincrement=False),

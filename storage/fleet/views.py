@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from tracepaper.storage.database.view_columns import View
 
 FLEET_VIEWS: Final = (V_RUNS, V_DECISIONS, V_ORDERS, V_FILLS, V_EQUITY, V_POSITIONS)
-TYPES: Final = {"INTEGER": "bigint", "REAL": "double precision", "TEXT": 'text COLLATE "C"'}
+_CASTS: Final = {
+    "INTEGER": "CAST({} AS bigint)",
+    "REAL": "CAST({} AS double precision)",
+    "TEXT": 'CAST({} AS text) COLLATE "C"',
+}
 
 
 def _function(signature: str, returns: str, body: str) -> str:
@@ -142,19 +146,10 @@ def select_step(view: View) -> str:
 
 def _query(view: View, source: str) -> str:
     listed = ",\n  ".join(
-        f"CAST({translate(column.sql)} AS {_bare(column.kind)}) "
-        f'{_collated(column.kind)}AS "{column.name}"'
+        f'{_CASTS[column.kind].format(translate(column.sql))} AS "{column.name}"'
         for column in view.columns
     )
     return f"SELECT\n  {listed},\n  r.database_id\n{translate(source)}"
-
-
-def _bare(kind: str) -> str:
-    return TYPES[kind].partition(" COLLATE")[0]
-
-
-def _collated(kind: str) -> str:
-    return 'COLLATE "C" ' if kind == "TEXT" else ""
 
 
 def statements() -> tuple[str, ...]:

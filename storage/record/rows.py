@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from types import UnionType
+from typing import Any, Final, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Struct
@@ -150,25 +151,42 @@ def layout_number(
     events: Mapping[str, type[Struct]] = EVENT_TYPES,
     packings: object = (RULES, HORIZONS, GIVEN_BITS, SOURCE_CODES),
 ) -> int:
-    """Return a number of 31 bits that follows from all columns, and from what is packed in some.
+    """Return a number that follows from all columns, and from what is packed in some.
 
     Columns of gates are no part: a gate that is declared beside ours adds some.
     """
     columns = {
         table: [
-            (column.name, column.kind, column.null, column.is_key)
+            (column.name, column.kind, column.null, column.is_key, column.scale)
             for column in of_table
             if column.name not in _OF_GATES
         ]
         for table, of_table in tables.items()
     }
-    fields = [(kind, event.__struct_fields__) for kind, event in events.items()]
-    layout = repr((columns, fields, HeadForecasts.__struct_fields__, packings))
-    return int.from_bytes(sha256(layout.encode()).digest()[:4], "big") >> 1
+    fields = [(kind, _shape(event)) for kind, event in events.items()]
+    return number_of((columns, fields, _shape(HeadForecasts), packings))
+
+
+def number_of(layout: object) -> int:
+    """Return a number of 31 bits that follows from the text of *layout*."""
+    return int.from_bytes(sha256(repr(layout).encode()).digest()[:4], "big") >> 1
+
+
+def _shape(of: Any) -> object:  # noqa: ANN401 - any annotation
+    """Return the fields of a type with their types, to the last one."""
+    if isinstance(of, type) and issubclass(of, Struct):
+        hints = get_type_hints(of)
+        return of.__struct_config__.array_like, [
+            (name, _shape(hints[name])) for name in of.__struct_fields__
+        ]
+    kind = get_origin(of) or of
+    # A union has another name in each version of Python.
+    name = "" if kind in (Union, UnionType) else getattr(kind, "__name__", repr(kind))
+    return name, *map(_shape, get_args(of))
 
 
 SCHEMA: Final = layout_number()
-"""``PRAGMA user_version`` of a file, which no other layout has: any other number is rejected."""
+"""The number of the record, which no other layout has: every digest covers it."""
 
 
 class At:

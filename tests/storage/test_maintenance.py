@@ -18,6 +18,7 @@ from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import ChainReport, verify_chain
+from tracepaper.storage.database.lock import lock_file
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import Pruning, backup, copied_at_s
 from tracepaper.storage.record.columns import stored_columns
@@ -93,7 +94,9 @@ def test_a_backup_does_not_take_up_what_another_database_left(path: Path, tmp_pa
         backup(path, tmp_path / "copy.db")
     assert rest.read_bytes() == left
     rest.unlink()
+    lock_file(tmp_path / "copy.db").write_text('{"pid":1,"http":"","run_id":"gone","steps":9}')
     backup(path, tmp_path / "copy.db")
+    assert verify(tmp_path / "copy.db").holds
 
 
 def test_a_backup_that_the_disk_does_not_take_leaves_nothing(

@@ -30,6 +30,7 @@ from tracepaper.strategies.types.market import Category, RunKind, Side
 
 _EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
 _BAR: Final = "of a bar whose range, close and decision stay as they are; high and close too"
+_LATENESS: Final = "of a whole close; of a bar without orders, which stays as late as it was"
 _SESSIONS: Final = "all three together: sessions of days on which no bar lies"
 _CHANGED_BY: Final = "with the first start's alike: by which code and where is said there alone"
 _MADE_BY: Final = f"{_CHANGED_BY}; a model's floats are then held within tolerances, which is said"
@@ -58,6 +59,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     **dict.fromkeys(("steps.open", "steps.low", "steps.volume"), _BAR),
     **dict.fromkeys(("steps.turnover", "steps.source"), _EXCHANGE),
     **dict.fromkeys(("events.market_ms", "events.seen_ms"), _EXCHANGE),
+    **dict.fromkeys(("steps.market_delay_ms", "steps.seen_delay_ms"), _LATENESS),
     "events.content": "given from outside; only what a fill or a mark rests on is held to it",
     "events.books": "other books that an exchange can show, where no decision follows from them",
     "prunes.state": "its steps are gone; cash, positions and resting orders are held",
@@ -82,6 +84,7 @@ ENUMERATIONS = [
 ] + [list(EVENT_TYPES)]  # fmt: skip
 """What may stand in a column of names."""
 
+_A_BAR: Final = "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
 CUNNING = {
     "runs.config": """replace(config, '"level":"info"', '"level":"debug"')""",
     "runs.period_start_ms": "period_start_ms - 1",
@@ -90,6 +93,8 @@ CUNNING = {
     "instruments.risk_tiers": (
         """'[{"limit":1,"maintenance":1,"max_leverage":1,"deduction":0}]'"""
     ),
+    "steps.market_delay_ms": f"-7 {_A_BAR}",
+    "steps.seen_delay_ms": f"-7 {_A_BAR}",
     "prunes.state": "CAST(substr(state, 1, 1) || x'c3' || substr(state, 3) AS BLOB)",  # halted
     "events.content": "replace(content, 'archive', 'missed') WHERE content LIKE '%archive%'",
 }

@@ -12,7 +12,7 @@ from command_line import Cli
 from records import tamper
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.record.rows import SCHEMA
+from tracepaper.storage.database.views import FILE_SCHEMA
 
 
 @pytest.fixture
@@ -30,7 +30,9 @@ def test_another_schema_is_rejected_alike_by_every_command(path: Path, cli: Cli)
         assert (code, out) == (1, "")
         errors.add(err)
     (sentence,) = errors
-    assert f"has schema 1, and this version reads {SCHEMA}: use the tracepaper that" in sentence
+    assert (
+        f"has schema 1, and this version reads {FILE_SCHEMA}: use the tracepaper that" in sentence
+    )
     assert sentence.count("\n") == 1
     assert path.read_bytes() == before
 

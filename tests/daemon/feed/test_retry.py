@@ -17,9 +17,7 @@ from tracepaper.daemon.feed.client import (
     FIRST_WAIT_S,
     Cooldown,
     RestartBudget,
-    RetryLog,
     is_loopback,
-    retry,
 )
 from tracepaper.strategies.errors import AuditUnwritable, FeedLost
 
@@ -43,9 +41,8 @@ def failing(
 @given(seed=st.integers(0, 2**32), times=st.integers(0, 40))
 async def test_waits_are_full_jitter_below_a_doubling_ceiling(seed: int, times: int) -> None:
     clock = JumpClock()
-    result = await retry(
+    result = await Cooldown(clock=clock).retry(
         failing(clock, times=times),
-        clock=clock,
         rng=random.Random(seed),
         name="stream",
         ceiling_s=30.0,
@@ -58,8 +55,8 @@ async def test_waits_are_full_jitter_below_a_doubling_ceiling(seed: int, times: 
 
 async def test_waits_use_the_whole_range() -> None:
     clock = JumpClock()
-    await retry(
-        failing(clock, times=400), clock=clock, rng=random.Random(1), name="stream", ceiling_s=10.0
+    await Cooldown(clock=clock).retry(
+        failing(clock, times=400), rng=random.Random(1), name="stream", ceiling_s=10.0
     )
     late = clock.slept[10:]
     assert min(late) < 0.5
@@ -69,9 +66,8 @@ async def test_waits_use_the_whole_range() -> None:
 
 async def test_a_long_healthy_attempt_begins_the_backoff_anew() -> None:
     clock = JumpClock()
-    await retry(
+    await Cooldown(clock=clock).retry(
         failing(clock, times=30, lasting_s=31.0),
-        clock=clock,
         rng=random.Random(1),
         name="stream",
         ceiling_s=30.0,
@@ -82,29 +78,18 @@ async def test_a_long_healthy_attempt_begins_the_backoff_anew() -> None:
 async def test_every_wait_is_told() -> None:
     clock = JumpClock()
     waits: list[tuple[str, float]] = []
-    await retry(
-        failing(clock, times=3),
-        clock=clock,
-        rng=random.Random(1),
-        name="rest",
-        ceiling_s=30.0,
-        observer=lambda name, seconds: waits.append((name, seconds)),
-    )
+    cooldown = Cooldown(clock=clock, observer=lambda name, seconds: waits.append((name, seconds)))
+    await cooldown.retry(failing(clock, times=3), rng=random.Random(1), name="rest", ceiling_s=30.0)
     assert waits == [("rest", waited) for waited in clock.slept]
 
 
 async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
     clock = JumpClock()
-    retry_log = RetryLog(clock=clock)
+    cooldown = Cooldown(clock=clock)
     with capture_logs() as lines:
         for name in ("time", "kline"):
-            await retry(
-                failing(clock, times=100),
-                clock=clock,
-                rng=random.Random(1),
-                name=name,
-                ceiling_s=2.0,
-                retry_log=retry_log,
+            await cooldown.retry(
+                failing(clock, times=100), rng=random.Random(1), name=name, ceiling_s=2.0
             )
     warnings = [line for line in lines if line["log_level"] == "warning"]
     waited_s = sum(clock.slept)
@@ -116,9 +101,8 @@ async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
 async def test_a_spent_budget_raises_the_last_error() -> None:
     clock = JumpClock()
     with pytest.raises(FeedLost):
-        await retry(
+        await Cooldown(clock=clock).retry(
             failing(clock, times=99),
-            clock=clock,
             rng=random.Random(1),
             name="http",
             ceiling_s=1.0,
@@ -145,7 +129,7 @@ async def test_what_is_not_recoverable_is_not_retried() -> None:
         raise AuditUnwritable("The disk is full; free some space.")
 
     with pytest.raises(AuditUnwritable):
-        await retry(attempt, clock=clock, rng=random.Random(1), name="x", ceiling_s=1.0)
+        await Cooldown(clock=clock).retry(attempt, rng=random.Random(1), name="x", ceiling_s=1.0)
     assert clock.slept == []
 
 

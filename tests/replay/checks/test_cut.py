@@ -32,6 +32,7 @@ from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.starting_point import RunLookback
 from tracepaper.storage.chain.trades import check_trades
 from tracepaper.storage.chain.verify import verify_chain
+from tracepaper.storage.database.chunks import commit_at
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.maintenance import Pruning
@@ -124,7 +125,7 @@ def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) ->
     copied(recorded(config, data_of("crossing"), started_at_ms=1, group_steps=50), path)
     with Reader.open(path) as reader:
         run_id = reader.find("last")
-        bounds = present(reader.commit_of(1, 160))
+        bounds = present(commit_at(reader.connection, 1, 160))
         proof = verify_run(reader, path, run_id, commit=160)
         assert (proof.holds, proof.steps, proof.from_step) == (True, 50, bounds[0])
         assert bounds[0] <= 160 <= bounds[1]

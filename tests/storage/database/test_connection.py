@@ -20,8 +20,8 @@ from waiting import deadline_s
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.connection import open_reader, sqlite_problem
 from tracepaper.storage.database.lock import Holder, InstanceLock, holder_of, lock_file
+from tracepaper.storage.database.views import FILE_SCHEMA
 from tracepaper.storage.database.writer import open_writer
-from tracepaper.storage.record.rows import SCHEMA
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 
 
@@ -171,7 +171,7 @@ def test_another_schema_is_rejected_with_what_to_do(
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 1")
     connection.close()
-    words = rf"has schema 1, and this version reads {SCHEMA}: .* \(`mv {path}\* FOLDER`\)\.$"
+    words = rf"has schema 1, and this version reads {FILE_SCHEMA}: .* \(`mv {path}\* FOLDER`\)\.$"
     with pytest.raises(DataInvalid, match=words):
         opening(path)
     assert holder_of(path) is None

@@ -17,10 +17,11 @@ from waiting import deadline_s
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
-from tracepaper.storage.database.lock import FileWatch, Holder, holder_of, lock_file
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.lock import FileWatch, Holder, holder_of, last_holder, lock_file
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
-from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Step
 
 STEPS = cases.plain_steps(120)
@@ -222,6 +223,39 @@ def test_a_restart_goes_on_beside_a_reader_of_the_log_that_was_deleted(
     assert stored(path) == STEPS[:80]
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, halve, empty, flip])
+def test_what_a_killed_writer_committed_is_missed(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    path, killed = tmp_path / "a.db", tmp_path / "killed.db"
+    log = log_of(path)
+    for step in STEPS[:40]:
+        log.append_now(step)
+    for ending in ("", "-wal", ".lock"):
+        shutil.copy(sibling(path, ending), sibling(killed, ending))
+    log.close()
+    assert last_holder(path) is None
+    damage(sibling(killed, "-wal"))
+    for opening in (open_reader, open_writer, open_reader):
+        with pytest.raises(
+            DataInvalid, match=r"r-1, and 40 were committed: .* killed\.db\.lock to"
+        ):
+            opening(killed)
+    shutil.copy(path, killed)  # closed, and so whole without a log
+    sibling(killed, "-wal").unlink(missing_ok=True)
+    assert stored(killed) == STEPS[:40]
+    writer = open_writer(killed)
+    assert last_holder(killed) == Holder(os.getpid(), "", "r-1", 40)  # it may be killed again
+    writer.close()
+    assert last_holder(killed) is None
+
+
 # ---------------------------------------------------------------- what does not
 
 
@@ -333,11 +367,11 @@ def test_a_lock_file_that_was_deleted_comes_back_with_the_next_step(tmp_path: Pa
     lock_file(path).unlink()
     assert holder_of(path) is None
     log.append_now(STEPS[0])
-    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787")
+    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787", "r-1", 1)
     lock_file(path).unlink()
     lock_file(path).write_text("another's")
     log.append_now(STEPS[1])
-    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787")
+    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787", "r-1", 2)
     log.close()
     assert holder_of(path) is None
 

@@ -13,7 +13,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.chunks import RunLocation
 from tracepaper.storage.database.queries import ask
 from tracepaper.storage.database.reader import Reader, resolve
-from tracepaper.storage.record.rows import SCHEMA
+from tracepaper.storage.database.views import FILE_SCHEMA
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
@@ -157,7 +157,7 @@ def test_the_connection_is_free_again_after_a_question(path: Path) -> None:
     with Reader.open(path) as reader:
         with pytest.raises(ConfigInvalid):
             ask(reader.connection, "PRAGMA user_version")
-        assert reader.connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+        assert reader.connection.execute("PRAGMA user_version").fetchone() == (FILE_SCHEMA,)
 
 
 def test_blobs_are_documents_in_hexadecimal(path: Path) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from hashlib import sha256
 from math import inf, nan
 from pathlib import Path
+from types import GenericAlias
 
 import pytest
 import storage_cases as cases
 from builders import MINUTE, START_MS, present
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import defstruct
 from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.views import VIEWS, file_number
 from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
@@ -28,7 +31,12 @@ from tracepaper.storage.record.hashing import ChainHead, pack, sealed
 from tracepaper.storage.record.rows import EVENT_TYPES, SCHEMA, layout_number
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Step, TwinStep
-from tracepaper.strategies.types.market import CloseStart, InstrumentChange
+from tracepaper.strategies.types.market import (
+    CloseStart,
+    CovariateRow,
+    InstrumentChange,
+    RiskTier,
+)
 
 
 def through_rows(steps: list[Step]) -> list[Step]:
@@ -150,10 +158,15 @@ def test_a_layout_with_another_column_field_or_packing_has_another_number() -> N
         for place, column in enumerate(columns):
             if column.name in map(measure_name, ANSWER_GATES):
                 continue  # more come with gates that are declared beside ours
-            others = (*columns[:place], *columns[place + 1 :])
-            wider = (*columns[:place], replace(column, null=not column.null), *columns[place + 1 :])
-            numbers += [layout_number({**TABLES, table: kept}) for kept in (others, wider)]
+            for changed in ((), (replace(column, null=not column.null),),
+                            (replace(column, scale=column.scale + "?"),)):  # fmt: skip
+                kept = (*columns[:place], *changed, *columns[place + 1 :])
+                numbers.append(layout_number({**TABLES, table: kept}))
     numbers += [layout_number(events={**EVENT_TYPES, kind: Step}) for kind in EVENT_TYPES]
+    for nested in (CovariateRow, Step, RiskTier | None, dict[str, RiskTier]):
+        event = defstruct("CovariatesRead", [("rows", GenericAlias(tuple, (nested, ...)))])
+        numbers.append(layout_number(events={**EVENT_TYPES, "covariates": event}))
+    numbers += [file_number(VIEWS[:place]) for place in range(len(VIEWS) + 1)]
     assert len({*numbers}) == len(numbers)
 
 
@@ -163,5 +176,5 @@ def test_rows_that_are_written_otherwise_have_another_number() -> None:
     for step in (*cases.rich_steps(), *SHADOWED, *CLOSES):
         encoder.add(step)
     assert {SCHEMA: encoder.seal().head.digest.hex()} == {
-        313291299: "a872283e12bdd93419252473c3b0828a118bb5312733a86dc33087bc1f286f06"
+        1654469405: "5aac4570e0300bf151f169cad4c55a6f6e621bf22fef3afa5baaaf1d0c273cd7"
     }
