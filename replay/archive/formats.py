@@ -43,6 +43,7 @@ CELL_WIDTH_MAX: Final = 256
 ReadHead = Callable[[Path, Sequence[Sequence[str]]], TableHead]
 """Reads a table's head from its first rows."""
 ZONE_LINE: Final = re.compile(rb"time[ _-]?zone\W+([\w/+:-]+)", re.IGNORECASE)
+JSON_START: Final = re.compile(rb"\s*(\{|\[\s*[\[{])")
 SEPARATOR_LINE: Final = re.compile(rb'"?sep=(.|\t)"?[ ,;\t]*\n', re.IGNORECASE)
 
 
@@ -52,6 +53,8 @@ def read_delimited(path: Path, raw: bytes, head_of: ReadHead = head_of) -> RawTa
     Raises ``DataInvalid`` for an empty file, an unknown layout, or a row of another width.
     """
     text = _utf8(path, raw)
+    if JSON_START.match(text):
+        raise DataInvalid(f"{path} is JSON by its first bytes: rename it to end in .json.")
     whole = text
     skipped, text = _skip_preamble(whole)
     if not text.strip():
@@ -325,6 +328,9 @@ def unpacked(path: Path) -> tuple[str, bytes]:
     """
     name = path.name.lower()
     raw = _read_file(path, has_lines=_is_text(name))
+    for mark, what in FOREIGN.items():
+        if mark.match(raw):
+            raise DataInvalid(f"{path} is {what}.")
     if raw.startswith(MARK) or (opened := _opener_of(path, raw)) is None:
         return name, raw
     try:
@@ -475,10 +481,10 @@ def _text_named(document: object, ending: str, depth: int = 0) -> str:
 def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 - of any shape
     symbol = ""
     wrapped = [*_lists_of_rows(document)]
-    if isinstance(document, Mapping) and len(wrapped) == 1:
-        name, document = wrapped[0]
-        symbol = symbol_text(name) if "/" in name else ""
     names: list[str] | None = None
+    if isinstance(document, Mapping) and len(wrapped) == 1:
+        name, document, names = wrapped[0]
+        symbol = symbol_text(name) if "/" in name else ""
     if isinstance(document, Mapping):
         columns = list(document.values())
         lengths = {len(values) for values in columns if isinstance(values, list)}
@@ -496,8 +502,13 @@ def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 -
     return replace(table, symbol=symbol or table.symbol)
 
 
-def _lists_of_rows(document: object, depth: int = 0) -> Iterator[tuple[str, list[Any]]]:
-    """Yield name and content of every list of rows within objects, as REST answers have them."""
+def _lists_of_rows(
+    document: object, depth: int = 0
+) -> Iterator[tuple[str, list[Any], list[str] | None]]:
+    """Yield name, rows, and the names beside them, of every list of rows within objects.
+
+    REST answers have rows within objects; pandas and databases write names beside rows.
+    """
     if not isinstance(document, Mapping) or depth == WRAPPED_MOST:
         return
     for name, value in document.items():
@@ -506,7 +517,14 @@ def _lists_of_rows(document: object, depth: int = 0) -> Iterator[tuple[str, list
             and value
             and all(isinstance(row, Mapping | list) for row in value)
         ):
-            yield str(name), value
+            named = [
+                other
+                for other in document.values()
+                if isinstance(other, list)
+                and len(other) == len(value[0])
+                and all(isinstance(cell, str) for cell in other)
+            ]
+            yield str(name), value, named[0] if named else None
         else:
             yield from _lists_of_rows(value, depth + 1)
 
@@ -556,6 +574,19 @@ FORMATS: Final[dict[str, Format]] = {
     ),
 }
 """Every kind of candle file, by its name."""
+
+FOREIGN: Final = {
+    re.compile(rb"version https://git-lfs"): (
+        "a pointer of Git LFS in the place of a file: fetch that by `git lfs pull`"
+    ),
+    re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)", re.IGNORECASE): (
+        "a web page or XML and holds no rows: look at what it says, and fetch the file again"
+    ),
+    re.compile(
+        rb"\xd0\xcf\x11\xe0|PK\x03\x04.{26}(\[Content_Types\]|_rels/|docProps/|xl/)", re.DOTALL
+    ): ("a workbook of a spreadsheet: save its sheet as CSV"),
+}
+"""First bytes of what is often stored in place of data, and what to do."""
 
 PACKINGS: Final = (
     Compression("gzip", ".gz", b"\x1f\x8b", _gunzipped),

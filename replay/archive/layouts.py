@@ -26,7 +26,7 @@ from tracepaper.replay.archive.columns import (
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import UNITS_MS
+from tracepaper.strategies.units import UNITS_MS, count_of
 
 QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
 """Quote coins by which a symbol is known, longest of equal endings first."""
@@ -144,6 +144,10 @@ ZONED: Final = tuple(
     for zone in ("eet", "eest", "cet", "cest", "est", "edt", "cst", "pst", "bst", "jst", "msk")
 )
 """Columns that name a time of another zone."""
+INDEXES: Final = ("index", "__index_level_0__", "column_0")
+"""Where pandas writes an index without a name."""
+TICKS: Final = ("tickvol", "tick_volume")
+"""Columns of MetaTrader: how many prices a candle is made of."""
 MEANINGS: Final = {
     TIME: (
         "open_time",
@@ -170,12 +174,25 @@ MEANINGS: Final = {
         "timestamp_ms",
         "local_time",
         *ZONED,
+        "window_start",
+        "mts",
+        *INDEXES,
     ),
     "open": ("open", "open_price", "openprice", "o"),
     "high": ("high", "high_price", "highprice", "h"),
     "low": ("low", "low_price", "lowprice", "l"),
     "close": ("close", "close_price", "closeprice", "c", "price", "last"),
-    "volume": ("volume", "vol", "base_volume", "basevolume", "v", "volume_base", "tickvol", "vol_"),
+    "volume": (
+        "volume",
+        "vol",
+        "base_volume",
+        "basevolume",
+        "v",
+        "volume_base",
+        "vol_",
+        "real_volume",
+        *TICKS,
+    ),
     "turnover": (
         "turnover",
         "quote_volume",
@@ -247,6 +264,7 @@ HEADER_LINES: Final = 3
 """The most rows that name columns."""
 GROUPED: Final = re.compile(rb"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
 THOUSANDS: Final = re.compile(rb"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+THOUSAND: Final = re.compile(rb"[+-]?[1-9]\d{0,2},\d{3}")
 SHORTENED: Final = re.compile(rb"([+-]?\d+(?:\.\d+)?)([KMBkmb])")
 SHORT_POWERS: Final = {b"K": 3, b"M": 6, b"B": 9}
 CLOSED: Final = ("confirm", "is_closed", "isclosed", "is_final", "isfinal", "complete", "x")
@@ -326,7 +344,7 @@ def head_of(path: Path, rows: Rows) -> TableHead:
         return TableHead(distinct(path, rows[0]), 1)
     raise DataInvalid(
         f"{path} has no header and {len(rows[0])} columns, which is no layout of a known maker: "
-        "add a first line such as open_time,open,high,low,close,volume."
+        "add a first row such as open_time,open,high,low,close,volume."
     )
 
 
@@ -614,8 +632,14 @@ def _decimal_commas(table: RawTable) -> RawTable | None:
         if cells.dtype.kind == "S" and (name in FIGURES or name.startswith("volume"))
     }
     commas = {name: np.char.count(cells, b",") for name, cells in figures.items()}
-    if not any(count.any() for count in commas.values()):
+    shown = [cell for each in figures.values() for cell in each.tolist() if b"," in cell]
+    if not shown:
         return None
+    if all(THOUSAND.fullmatch(cell.strip()) for cell in shown):
+        raise DataInvalid(
+            f"{table.path} has figures such as {shown[0].decode().strip()}, whose comma may be a "
+            "decimal one or one of thousands: write them without the comma."
+        )
     columns: dict[str, Column] = dict(table.columns)
     for name, cells in figures.items():
         points = np.char.count(cells, b".")
@@ -690,7 +714,7 @@ def _closed(table: RawTable) -> RawTable | None:
         is_closed = np.isin(texts, [b"1", b"true"])
         is_flag = bool((is_closed | np.isin(texts, [b"0", b"false"])).all())
         if is_flag and is_closed.any() and not is_closed.all():
-            note = f"{int((~is_closed).sum()):,} candles that were not closed left out"
+            note = f"{count_of(int((~is_closed).sum()), 'candle')} not closed left out"
             return replace(table, notes=(*table.notes, note)).select(is_closed)
     return None
 
@@ -717,8 +741,8 @@ def _date_and_time(table: RawTable) -> RawTable | None:
 
 def _tick_volume(table: RawTable) -> RawTable | None:
     """Return *table* without its own volume, where that is zero and the ticks were counted."""
-    volume = meanings(list(table.columns), symbol=None).get("volume", "tickvol")
-    if "tickvol" not in table.columns or volume == "tickvol":
+    volume = meanings(list(table.columns), symbol=None).get("volume", TICKS[0])
+    if volume in TICKS or not any(name in table.columns for name in TICKS):
         return None
     if table.checked("volume", parse, table.columns[volume]).mantissa.any():
         return None
@@ -735,6 +759,10 @@ HEADS: Final[tuple[Callable[[Rows], TableHead | None], ...]] = (
     _without_header(  # Binance Vision
         (*REQUIRED, "close_time", "quote_volume", *(f"other_{place}" for place in range(4))),
         lambda cells: len(cells) in {11, 12},
+    ),
+    _without_header(  # OKX
+        (*REQUIRED[:5], "vol", "volccy", "volccyquote", "confirm"),
+        lambda cells: len(cells) == 9 and cells[8] in {"0", "1"},
     ),
     _without_header(  # ccxt, Bybit and freqtrade
         (*REQUIRED, "turnover"), lambda cells: len(cells) in {6, 7}
