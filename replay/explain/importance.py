@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tracepaper.replay.document.values import Cells, Estimate, Table, Value, of_row, table
 from tracepaper.replay.explain.attribution import by_feature, of_rows
-from tracepaper.replay.explain.recompute import open_any, open_past
+from tracepaper.replay.explain.past import open_any, open_past
 from tracepaper.replay.report.attention import stacked
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader

@@ -15,6 +15,7 @@ from explained_runs import CONTEXT, LAST, SMALL
 from tracepaper.replay.document.values import Paragraph, Table
 from tracepaper.replay.explain.decision_document import read_decision
 from tracepaper.replay.explain.document import full_document
+from tracepaper.replay.explain.past import open_past
 from tracepaper.replay.explain.recompute import (
     SEEDS,
     Full,
@@ -23,7 +24,6 @@ from tracepaper.replay.explain.recompute import (
     delete,
     explain_fully,
     moves_of,
-    open_past,
 )
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch

@@ -19,7 +19,8 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.attribution import TypedMethod, explain_by
 from tracepaper.replay.explain.decision_document import read_decision
-from tracepaper.replay.explain.recompute import Past, attribute, open_past
+from tracepaper.replay.explain.past import Past, open_past
+from tracepaper.replay.explain.recompute import attribute
 from tracepaper.replay.page import decisions
 from tracepaper.replay.report.attention_charts import rollout_chart
 from tracepaper.storage.database.reader import Reader

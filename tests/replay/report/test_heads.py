@@ -14,7 +14,8 @@ from report_cases import build_report_of
 
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.document.charts import EdgeLayer, FlowLayer, HeatLayer
-from tracepaper.replay.explain.recompute import attribute, open_past
+from tracepaper.replay.explain.past import open_past
+from tracepaper.replay.explain.recompute import attribute
 from tracepaper.replay.report.attention_charts import (
     SCALE,
     edges_chart,
