@@ -19,7 +19,7 @@ import numpy as np
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
-from tracepaper.replay.document.values import Cells, Figure, Table, of_field, of_row, table
+from tracepaper.replay.document.values import Cells, Figure, Table, of_field, of_row, plain, table
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage import checkpoints
@@ -115,23 +115,17 @@ class HeadReport:
 
     def document(self) -> dict[str, Any]:
         """Return plain values: shares are fractions, layers from the lowest."""
-        kinds, looks, _, _, events = self.tables()
-        return {
+        figures = {
             "instrument": self.instrument,
             "sequence": self.sequence,
             "half_of_ensemble": self.half,
             "decisions": self.decisions,
             "window": self.window,
-            "kinds": kinds.documents(),
-            "figures": looks.documents(),
-            "features": self.features,
-            "event_bars": events.documents(),
-            "cell_ages": list(self.cell_ages),
-            "maps": self.maps.tolist(),
-            "groups": list(self.groups),
-            "flow": self.look.flow.tolist(),
-            "rollout": self.look.rollout.tolist(),
+            "cell_ages": self.cell_ages,
+            "maps": self.maps,
+            "rollout": self.look.rollout,
         }
+        return plain(figures) | {table.key: table.documents() for table in self.tables()}
 
 
 def read_heads(record: RunRecord) -> HeadReport:
