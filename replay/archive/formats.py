@@ -486,11 +486,10 @@ def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 -
         name, document, names = wrapped[0]
         symbol = symbol_text(name) if "/" in name else ""
     if isinstance(document, Mapping):
-        columns = list(document.values())
-        lengths = {len(values) for values in columns if isinstance(values, list)}
-        if len(lengths) != 1 or not all(isinstance(values, list) for values in columns):
+        columns = _columns_within(document)
+        if len({len(values) for values in columns.values()}) != 1:
             raise _unknown_json(path)
-        names, document = list(map(str, document)), list(zip(*columns, strict=True))
+        names, document = list(columns), list(zip(*columns.values(), strict=True))
     elif not isinstance(document, list):
         raise _unknown_json(path)
     elif document and all(isinstance(row, Mapping) for row in document):
@@ -527,6 +526,15 @@ def _lists_of_rows(
             yield str(name), value, named[0] if named else None
         else:
             yield from _lists_of_rows(value, depth + 1)
+
+
+def _columns_within(document: Mapping[Any, Any], depth: int = 0) -> dict[str, list[Any]]:
+    """Return the columns of an object, or of the only one within it, beside what is no column."""
+    columns = {str(name): of for name, of in document.items() if isinstance(of, list)}
+    inside = [of for of in document.values() if isinstance(of, Mapping)]
+    if not columns and len(inside) == 1 and depth < WRAPPED_MOST:
+        return _columns_within(inside[0], depth + 1)
+    return columns
 
 
 def _unknown_json(path: Path) -> DataInvalid:

@@ -190,6 +190,7 @@ MEANINGS: Final = {
         "v",
         "volume_base",
         "vol_",
+        "volumefrom",
         "real_volume",
         *TICKS,
     ),
@@ -206,6 +207,7 @@ MEANINGS: Final = {
         "vol_quote",
         "volccyquote",
         "vol_ccy_quote",
+        "volumeto",
         "sum",
         "amount",
     ),
@@ -765,7 +767,9 @@ HEADS: Final[tuple[Callable[[Rows], TableHead | None], ...]] = (
         lambda cells: len(cells) == 9 and cells[8] in {"0", "1"},
     ),
     _without_header(  # ccxt, Bybit and freqtrade
-        (*REQUIRED, "turnover"), lambda cells: len(cells) in {6, 7}
+        (*REQUIRED, "turnover"),
+        # Trades of Binance have flags.
+        lambda cells: len(cells) in {6, 7} and not {"true", "false"} & {*map(str.lower, cells)},
     ),
     _without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),
     _yfinance_head,

@@ -72,6 +72,11 @@ def test_lines_are_counted_past_comments_and_blank_lines(tmp_path: Path) -> None
     assert "line 6: close is not a number" in refusal(path)
 
 
+def test_trades_without_a_header_are_no_candles(tmp_path: Path) -> None:
+    trades = file(tmp_path, [f"335829145{at},10,0.5,500,501,{T0},True" for at in range(6)])
+    assert "has no header and 7 columns, which is no layout" in refusal(trades)
+
+
 def test_an_unknown_layout_without_a_header_is_refused(tmp_path: Path) -> None:
     path = file(tmp_path, [f"{T0},1,2,3"])
     assert "has no header and 4 columns" in refusal(path)

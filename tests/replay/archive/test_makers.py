@@ -231,6 +231,19 @@ def names_beside_rows(rows: list[list[str]]) -> bytes:
     return json.dumps({"columns": names, "data": body}).encode()
 
 
+def columns_beside_a_state(rows: list[list[str]]) -> bytes:
+    """Finnhub, Deribit and the feeds of TradingView, within the answer of a call."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    body = {"s": "ok", **dict(zip("tohlcv", columns, strict=True))}
+    return json.dumps({"jsonrpc": "2.0", "result": body}).encode()
+
+
+def cryptocompare(rows: list[list[str]]) -> bytes:
+    names = ["time", "open", "high", "low", "close", "volumefrom", "volumeto"]
+    body = [dict(zip(names, [*row, paid(row)], strict=True)) for row in rows]
+    return json.dumps({"Response": "Success", "Data": {"TimeTo": 1, "Data": body}}).encode()
+
+
 def local_dates_beside_seconds(rows: list[list[str]]) -> bytes:
     body = [[day_first(r, "2")[0][:19], r[0][:-3], *r[1:]] for r in rows]
     return written(body, "date,unix,open,high,low,close,volume")
@@ -307,6 +320,8 @@ MAKERS: list[tuple[str, Callable[[list[list[str]]], bytes]]] = [
     ("BTCUSDT_objects.json", coinbase_objects),
     ("BTC-USDT-SWAP.json", okx_json),
     ("BTCUSDT_split.json", names_beside_rows),
+    ("BTCUSDT_feed.json", columns_beside_a_state),
+    ("BTCUSDT_histominute.json", cryptocompare),
     ("BTCUSDT_local_dates.csv", local_dates_beside_seconds),
     ("BTCUSDT_index.csv", pandas_index),
     ("BTCUSDT_index.parquet", pandas_parquet),
