@@ -327,17 +327,23 @@ def unpacked(path: Path) -> tuple[str, bytes]:
     text, a line may not be without end either.
     """
     name = path.name.lower()
-    raw = _read_file(path, has_lines=_is_text(name))
-    for mark, what in FOREIGN.items():
-        if mark.match(raw):
-            raise DataInvalid(f"{path} is {what}.")
+    raw = _known(path, _read_file(path, has_lines=_is_text(name)))
     if raw.startswith(MARK) or (opened := _opener_of(path, raw)) is None:
         return name, raw
     try:
         name, read = opened(path, raw)
-        return name, _read_bounded(path, read, packed=len(raw), has_lines=_is_text(name))
+        inside = _read_bounded(path, read, packed=len(raw), has_lines=_is_text(name))
     except PACKING_FAULTS:
         raise DataInvalid(f"{path} is damaged, cut short or locked: fetch it again.") from None
+    return name, _known(path, inside)
+
+
+def _known(path: Path, raw: bytes) -> bytes:
+    """Return *raw*; raise ``DataInvalid`` where it is what often stands in the place of data."""
+    for mark, what in FOREIGN.items():
+        if mark.match(raw):
+            raise DataInvalid(f"{path} is {what}.")
+    return raw
 
 
 def known_suffixes() -> str:
@@ -504,28 +510,25 @@ def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 -
 def _lists_of_rows(
     document: object, depth: int = 0
 ) -> Iterator[tuple[str, list[Any], list[str] | None]]:
-    """Yield name, rows, and the names beside them, of every list of rows within objects.
+    """Yield name, rows, and the names beside them, of the outermost lists of rows within objects.
 
     REST answers have rows within objects; pandas and databases write names beside rows.
     """
     if not isinstance(document, Mapping) or depth == WRAPPED_MOST:
         return
-    for name, value in document.items():
-        if (
-            isinstance(value, list)
-            and value
-            and all(isinstance(row, Mapping | list) for row in value)
-        ):
-            named = [
-                other
-                for other in document.values()
-                if isinstance(other, list)
-                and len(other) == len(value[0])
-                and all(isinstance(cell, str) for cell in other)
-            ]
-            yield str(name), value, named[0] if named else None
-        else:
-            yield from _lists_of_rows(value, depth + 1)
+    lists = {name: of for name, of in document.items() if isinstance(of, list) and of}
+    rows = [
+        name for name, of in lists.items() if all(isinstance(row, Mapping | list) for row in of)
+    ]
+    for name in rows:
+        named = [
+            of
+            for of in lists.values()
+            if len(of) == len(lists[name][0]) and all(isinstance(cell, str) for cell in of)
+        ]
+        yield str(name), lists[name], named[0] if named else None
+    for inside in () if rows else document.values():
+        yield from _lists_of_rows(inside, depth + 1)
 
 
 def _columns_within(document: Mapping[Any, Any], depth: int = 0) -> dict[str, list[Any]]:

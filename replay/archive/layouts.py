@@ -621,73 +621,61 @@ def _yfinance_head(rows: Rows) -> TableHead | None:
     return TableHead([time, *names], height)
 
 
-def _decimal_commas(table: RawTable) -> RawTable | None:
-    """Return *table* with the decimal commas of its figures written as points.
+def _plain_figures(table: RawTable) -> RawTable | None:
+    """Return *table* with its figures written plainly: decimal points, no thousands, no K, M, B.
 
-    Raises ``DataInvalid`` where a cell has both in no known order, or the columns mix them.
+    Where commas part the cells, one within a figure is of thousands, and stays where no cell shows
+    that by a point or a second comma; elsewhere it is a decimal one. Raises ``DataInvalid`` where
+    that is unclear.
     """
-    if table.separator == ",":
-        return None
-    figures = {
-        name: cells.astype(np.bytes_)
-        for name, cells in table.columns.items()
-        if cells.dtype.kind == "S" and (name in FIGURES or name.startswith("volume"))
-    }
-    commas = {name: np.char.count(cells, b",") for name, cells in figures.items()}
-    shown = [cell for each in figures.values() for cell in each.tolist() if b"," in cell]
-    if not shown:
-        return None
-    if all(THOUSAND.fullmatch(cell.strip()) for cell in shown):
-        raise DataInvalid(
-            f"{table.path} has figures such as {shown[0].decode().strip()}, whose comma may be a "
-            "decimal one or one of thousands: write them without the comma."
-        )
-    columns: dict[str, Column] = dict(table.columns)
-    for name, cells in figures.items():
-        points = np.char.count(cells, b".")
-        for row in np.flatnonzero((points > 0) | (commas[name] > 1)).tolist():
-            cell = bytes(cells[row])
-            if not GROUPED.fullmatch(cell):
-                what = f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
-                raise table.refuse(CellInvalidError(row, what), name)
-        columns[name] = np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
-    note = "figures have decimal commas, read as points"
-    return replace(table, columns=columns, notes=(*table.notes, note))
-
-
-def _thousands(table: RawTable) -> RawTable | None:
-    """Return *table* without the commas of thousands, and K, M and B behind volumes written out.
-
-    Commas stay where no cell shows, by a point or a second comma, that they are no decimal ones.
-    """
-    if table.separator != ",":
-        return None
-    columns: dict[str, Column] = dict(table.columns)
-    notes = []
     texts = {
         name: cells.astype(np.bytes_)
         for name, cells in table.columns.items()
         if cells.dtype.kind == "S" and (name in FIGURES or name.startswith("volume"))
     }
-    grouped = {name: cells for name, cells in texts.items() if np.char.count(cells, b",").any()}
-    shown = [cell for cells in grouped.values() for cell in cells.tolist() if b"," in cell]
-    is_clear = any(b"." in cell or cell.count(b",") > 1 for cell in shown)
-    if is_clear and all(THOUSANDS.fullmatch(cell.strip()) for cell in shown):
-        notes.append("figures have commas between thousands, left out")
-        texts |= {name: np.char.replace(cells, b",", b"") for name, cells in grouped.items()}
-        columns |= {name: texts[name] for name in grouped}
+    commas = [name for name, cells in texts.items() if np.char.count(cells, b",").any()]
+    shown = [cell.strip() for name in commas for cell in texts[name].tolist() if b"," in cell]
+    columns: dict[str, Column] = {}
+    notes = []
+    if shown and table.separator == ",":
+        is_clear = any(b"." in cell or cell.count(b",") > 1 for cell in shown)
+        if is_clear and all(map(THOUSANDS.fullmatch, shown)):
+            columns = {name: np.char.replace(texts[name], b",", b"") for name in commas}
+            notes.append("figures have commas between thousands, left out")
+    elif shown:
+        if all(map(THOUSAND.fullmatch, shown)):
+            raise DataInvalid(
+                f"{table.path} has figures such as {shown[0].decode()}, whose comma may be a "
+                "decimal one or one of thousands: write them without the comma."
+            )
+        columns = {name: _decimal_points(table, name, cells) for name, cells in texts.items()}
+        notes.append("figures have decimal commas, read as points")
     for name in sorted(texts.keys() & {*MEANINGS["volume"], *MEANINGS["turnover"]}):
-        if not re.search(rb"[KMBkmb]", texts[name].tobytes()):
+        cells = columns.get(name, texts[name])
+        if not re.search(rb"[KMBkmb]", cells.tobytes()):
             continue  # as most files, without a look at each cell
-        matches = [SHORTENED.fullmatch(cell.strip()) for cell in texts[name].tolist()]
+        matches = [SHORTENED.fullmatch(cell.strip()) for cell in cells.tolist()]
         if any(matches):
-            cells = [
+            written = [
                 cell if part is None else part[1] + b"e%d" % SHORT_POWERS[part[2].upper()]
-                for part, cell in zip(matches, texts[name].tolist(), strict=True)
+                for part, cell in zip(matches, cells.tolist(), strict=True)
             ]
-            columns[name] = np.array(cells, dtype=np.bytes_)
+            columns[name] = np.array(written, dtype=np.bytes_)
             notes.append(f"{name} is shortened by K, M or B, and so rounded")
-    return replace(table, columns=columns, notes=(*table.notes, *notes)) if notes else None
+    if not notes:
+        return None
+    return replace(table, columns={**table.columns, **columns}, notes=(*table.notes, *notes))
+
+
+def _decimal_points(table: RawTable, name: str, cells: npt.NDArray[np.bytes_]) -> Column:
+    """Return *cells* with points for their decimal commas; refuse one that has both otherwise."""
+    odd = (np.char.count(cells, b".") > 0) | (np.char.count(cells, b",") > 1)
+    for row in np.flatnonzero(odd).tolist():
+        cell = bytes(cells[row])
+        if not GROUPED.fullmatch(cell):
+            what = f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
+            raise table.refuse(CellInvalidError(row, what), name)
+    return np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
 
 
 def _volume_of_coins(table: RawTable) -> RawTable | None:
@@ -777,8 +765,7 @@ HEADS: Final[tuple[Callable[[Rows], TableHead | None], ...]] = (
 """What first rows mean that are no header of columns with known names; None of other layouts."""
 
 LAYOUTS: Final[tuple[Callable[[RawTable], RawTable | None], ...]] = (
-    _decimal_commas,
-    _thousands,
+    _plain_figures,
     _volume_of_coins,
     _closed,
     _date_and_time,

@@ -160,6 +160,7 @@ def test_a_name_that_lies_about_compression_is_refused(tmp_path: Path) -> None:
         "BTCUSDT_k.csv": (b"open_time,\0\0", "is not text although its name says so"),
         "BTCUSDT_l.csv": (b"open_time,\xe9\xff,b\n1,2,3\n", "is not UTF-8 text"),
         "BTCUSDT_m.csv": (b"\n<!DOCTYPE html><title>404</title>", "is a web page or XML"),
+        "BTCUSDT_r.csv.gz": (gzip.compress(b"<html>"), "is a web page or XML"),
         "BTCUSDT_n.csv.gz": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         "BTCUSDT_o.xlsx": (b"PK\x03\x04" + b"\0" * 26 + b"xl/", "save its sheet as CSV"),
         "BTCUSDT_p.csv": (b'{"code": -1121}', "rename it to end in .json"),
