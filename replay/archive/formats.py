@@ -594,8 +594,10 @@ FOREIGN: Final = {
         "a web page or XML and holds no rows: look at what it says, and fetch the file again"
     ),
     re.compile(
-        rb"\xd0\xcf\x11\xe0|PK\x03\x04.{26}(\[Content_Types\]|_rels/|docProps/|xl/)", re.DOTALL
-    ): ("a workbook of a spreadsheet: save its sheet as CSV"),
+        rb"\xd0\xcf\x11\xe0|PK\x03\x04.{26}"
+        rb"(\[Content_Types\]|_rels/|docProps/|xl/|mimetypeapplication/vnd\.oasis)",
+        re.DOTALL,
+    ): "a workbook of a spreadsheet: save its sheet as CSV",
 }
 """First bytes of what is often stored in place of data, and what to do."""
 
