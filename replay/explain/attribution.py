@@ -29,14 +29,6 @@ from tracepaper.replay.document.values import (
     table_of,
 )
 from tracepaper.replay.explain.decision_document import BASIS_POINTS, LOOKED
-from tracepaper.replay.explain.past import (
-    ModelAnswer,
-    Past,
-    PastOf,
-    bars_before,
-    kept_forecaster,
-    stored_forecast,
-)
 from tracepaper.replay.explain.recompute import (
     FEATURES_SHOWN,
     Floats,
@@ -44,6 +36,14 @@ from tracepaper.replay.explain.recompute import (
     attribute,
     rank_correlation,
     relevance_by_bar,
+)
+from tracepaper.replay.report.past import (
+    ModelAnswer,
+    Past,
+    PastOf,
+    bars_before,
+    kept_forecaster,
+    stored_forecast,
 )
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader

@@ -62,12 +62,12 @@ from tracepaper.replay.explain.decision_document import (
     read_decision,
 )
 from tracepaper.replay.explain.order_book import BookMap
-from tracepaper.replay.explain.past import ModelAnswer, Past, open_any, open_past
 from tracepaper.replay.explain.picture import blocks_chart, decided_panel
 from tracepaper.replay.explain.recompute import Floats, Full, explain_fully
 from tracepaper.replay.report.attention_charts import head_charts
 from tracepaper.replay.report.heads import HeadReport, heads_of
 from tracepaper.replay.report.listed_orders import listed
+from tracepaper.replay.report.past import ModelAnswer, Past, open_any, open_past
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import (

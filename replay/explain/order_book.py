@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.archive.books import RecordedDepth, read_depth
 from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, table_of
 from tracepaper.replay.explain.decision_document import LOOKED
-from tracepaper.replay.explain.past import ModelAnswer
+from tracepaper.replay.report.past import ModelAnswer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.order_book import MOVES
 from tracepaper.strategies.order_book import SIDES, Books, tokens_of

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.document.values import Paragraph, Part, Table, table_of
 from tracepaper.replay.explain.auxiliary_heads import auxiliary_tables
 from tracepaper.replay.explain.decision_document import BASIS_POINTS, LOOKED
-from tracepaper.replay.explain.past import ModelAnswer, Past
+from tracepaper.replay.report.past import ModelAnswer, Past
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
 from tracepaper.strategies.forecasters.base import Attribution

@@ -20,8 +20,8 @@ from tracepaper.replay.page.runs import parity_state
 from tracepaper.strategies.errors import TracepaperError
 
 if TYPE_CHECKING:
-    from tracepaper.replay.explain.past import ModelAnswer
     from tracepaper.replay.page.routes import ChangeParameters
+    from tracepaper.replay.report.past import ModelAnswer
 
 Report = Callable[[float, str], None]
 FEATURES_SHOWN: Final = 5

@@ -85,12 +85,12 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     if over_symbols(past.forecaster) is not None:
         raise DataInvalid(
             f"The model {model_id} looks at several symbols, of which `explain --full` "
-            "and `--method rollout` say what it looked at; leave comparisons and pages out."
+            "and `--method rollout` say what it looked at; leave comparisons, pages and heads out."
         )
     if forecaster is None:
         raise DataInvalid(
-            f"The model {model_id} has no attention to look back through; leave --full "
-            "and --method out, and see its gates and its forecast."
+            f"The model {model_id} has no attention to look back through; leave --full, --method "
+            "and --heads out, and see its gates and its forecast."
         )
     half = forecaster is not past.forecaster
     return PastOf(**{**vars(past), "forecaster": forecaster, "is_half": half})
