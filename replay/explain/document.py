@@ -68,7 +68,6 @@ from tracepaper.replay.report.attention_charts import head_charts
 from tracepaper.replay.report.heads import HeadReport, heads_of
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.past import ModelAnswer, Past, open_any, open_past
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import (
     AttentionInvalid,
@@ -152,7 +151,7 @@ def explain_decision(
                 "A page shows where a network looked, and this model has no attention; leave "
                 "--page out."
             )
-        heads = read_heads_at(path, open_past(path, run_id, sequence))
+        heads = read_heads_at(open_past(path, run_id, sequence, earlier=DECISIONS - 1))
         write_page(full_document(stored, titled, attended, heads, compared))
 
 
@@ -422,14 +421,11 @@ FEWEST: Final = 2
 """Decisions that heads are read from at least."""
 
 
-def read_heads_at(database: Path, past: Past) -> HeadReport | None:
+def read_heads_at(past: Past) -> HeadReport | None:
     """Analyse the heads at the decision; None where the run has too few bars before it."""
-    wanted = past.forecaster.context + DECISIONS - 1
-    with Reader.open(database) as reader:
-        bars = reader.bars(past.run.run_id, past.decided.instrument, wanted, until=past.sequence)
-    if len(bars) < past.forecaster.context + FEWEST - 1:
+    if len(past.read) < past.forecaster.context + FEWEST - 1:
         return None
-    return heads_of(past.forecaster, bars, past.sequence, half=past.is_half)
+    return heads_of(past.forecaster, past.read, past.sequence, half=past.is_half)
 
 
 def full_document(

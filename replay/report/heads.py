@@ -16,12 +16,10 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.session.resume import recall_events
 from tracepaper.replay.document.values import Cells, Figure, Table, of_field, of_row, plain, table
 from tracepaper.replay.report.past import open_past
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Ties
 from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.errors import DataInvalid
@@ -138,14 +136,11 @@ def read_heads(record: RunRecord) -> HeadReport:
         raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
     last, run_id = int(explained[-1]), str(record.run["run_id"])
     instrument, sequence = str(decisions.instrument[last]), int(decisions.sequence[last])
-    past = open_past(record.database, run_id, sequence)
-    with Reader.open(record.database) as reader:
-        bars = reader.bars(run_id, instrument, until=sequence)
-        recall_events(past.forecaster, reader, run_id, bars)
+    past = open_past(record.database, run_id, sequence, earlier=None)
     rows = explained[decisions.instrument[explained] == instrument]
     answered = {*decisions.open_time_ms[rows].tolist()}
     return heads_of(
-        past.forecaster, bars, sequence, half=past.is_half, places=PLACES, answered=answered
+        past.forecaster, past.read, sequence, half=past.is_half, places=PLACES, answered=answered
     )
 
 

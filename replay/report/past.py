@@ -58,6 +58,7 @@ class PastOf(Generic[Kind]):
     bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
     price_decimals: int
     is_half: bool = False  # whether the forecaster is the network of the ensemble that decided
+    read: tuple[Bar, ...] = ()  # the bars, and the earlier ones that were asked for
 
     @property
     def decided(self) -> Bar:
@@ -75,12 +76,13 @@ Past = PastOf[Attending]
 """A decision of a network that attends."""
 
 
-def open_past(database: Path, run_id: str, sequence: int) -> Past:
+def open_past(database: Path, run_id: str, sequence: int, earlier: int | None = 0) -> Past:
     """Open the decision's bars and forecast, with its network warmed up to it.
 
-    Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
+    So many *earlier* bars are read as well, all of them where it is None. Raises ``DataInvalid`` as
+    ``open_any``, and for a model without attention.
     """
-    past = open_any(database, run_id, sequence)
+    past = open_any(database, run_id, sequence, earlier)
     forecaster, model_id = attending(past.forecaster), past.forecaster.model_id
     if over_symbols(past.forecaster) is not None:
         raise DataInvalid(
@@ -96,8 +98,10 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     return PastOf(**{**vars(past), "forecaster": forecaster, "is_half": half})
 
 
-def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
-    """Open the decision's bars and forecast, with its model warmed up to it.
+def open_any(
+    database: Path, run_id: str, sequence: int, earlier: int | None = 0
+) -> PastOf[Forecaster]:
+    """Open the decision's bars and forecast, with its model warmed up to it; as ``open_past``.
 
     Raises ``DataInvalid`` where the decision has no forecast, the run no longer has the bars,
     or the model's checkpoint is gone.
@@ -109,20 +113,31 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
         assert isinstance(step.event, Bar)
         instrument = step.event.instrument
         forecaster = kept_forecaster(database, run, forecast.model_id)
-        bars = bars_before(reader, run_id, sequence, instrument, forecaster, "its model")
+        read = bars_before(
+            reader, run_id, sequence, instrument, forecaster, "its model", earlier=earlier
+        )
+    bars = read[-forecaster.context :]
     forecaster.warm(instrument, bars)
     decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
-    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals)
+    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals, read=tuple(read))
 
 
 def bars_before(
-    reader: Reader, run_id: str, sequence: int, instrument: str, model: Forecaster, name: str
+    reader: Reader,
+    run_id: str,
+    sequence: int,
+    instrument: str,
+    model: Forecaster,
+    name: str,
+    *,
+    earlier: int | None = 0,
 ) -> list[Bar]:
-    """Return the bars that *model* looks back on at a decision, the decided one last.
+    """Return the bars that *model* looks back on at a decision, after *earlier* ones.
 
     It is shown what else it read. Raises ``DataInvalid``, with its *name*, where bars are lacking.
     """
-    bars = reader.bars(run_id, instrument, model.context, until=sequence)
+    wanted = None if earlier is None else model.context + earlier
+    bars = reader.bars(run_id, instrument, wanted, until=sequence)
     if len(bars) < model.context:
         raise DataInvalid(
             f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and {name} looks "
